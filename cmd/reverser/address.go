@@ -1,0 +1,89 @@
+package main
+
+import (
+	"net"
+	"net/netip"
+	"strconv"
+)
+
+// guessAddress is the address that bridges can dial, as far as the proxy can
+// know it: the host of --listen if it names one, else a public address of an
+// interface; "" if there is none, as behind a cloud provider's NAT.
+func guessAddress(bound net.Addr, listen string, interfaces []netip.Addr) string {
+	port := strconv.Itoa(int(portOf(bound.String())))
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		return ""
+	}
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case host == "":
+	case err != nil, !ip.IsUnspecified():
+		return net.JoinHostPort(host, port)
+	}
+	only4 := err == nil && ip.Is4() // 0.0.0.0 does not answer on IPv6
+	var found netip.Addr
+	for _, a := range interfaces {
+		a = a.Unmap()
+		if !isPublic(a) || only4 && !a.Is4() {
+			continue
+		}
+		// IPv4 first: it is what most bridges can dial.
+		if a.Is4() {
+			found = a
+			break
+		}
+		if !found.IsValid() {
+			found = a
+		}
+	}
+	if !found.IsValid() {
+		return ""
+	}
+	return net.JoinHostPort(found.String(), port)
+}
+
+// notPublic are ranges that netip does not know as private.
+var notPublic = []netip.Prefix{
+	netip.MustParsePrefix("100.64.0.0/10"), // carrier-grade NAT, overlay networks
+	netip.MustParsePrefix("198.18.0.0/15"), // benchmarks, and the made-up addresses of VPN clients
+	netip.MustParsePrefix("240.0.0.0/4"),   // reserved
+}
+
+func isPublic(a netip.Addr) bool {
+	if !a.IsGlobalUnicast() || a.IsPrivate() {
+		return false
+	}
+	for _, p := range notPublic {
+		if p.Contains(a) {
+			return false
+		}
+	}
+	return true
+}
+
+// interfaceAddrs are the addresses of this machine's interfaces that are up.
+func interfaceAddrs() []netip.Addr {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, i := range interfaces {
+		if i.Flags&net.FlagUp == 0 {
+			continue
+		}
+		list, err := i.Addrs()
+		if err != nil {
+			continue
+		}
+		for _, a := range list {
+			if n, ok := a.(*net.IPNet); ok {
+				if ip, ok := netip.AddrFromSlice(n.IP); ok {
+					addrs = append(addrs, ip.Unmap())
+				}
+			}
+		}
+	}
+	return addrs
+}

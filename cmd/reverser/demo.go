@@ -1,0 +1,443 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"html"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"reverser/internal/admin"
+	"reverser/internal/bridge"
+	"reverser/internal/proxy"
+	"reverser/internal/service"
+	"reverser/internal/state"
+	"reverser/internal/status"
+	"reverser/internal/token"
+)
+
+const (
+	demoTimeout  = 30 * time.Second // for the whole check: it takes well under one
+	demoRequests = 20
+	demoBody     = 1 << 20
+)
+
+func (c *cli) demoCommand() *cobra.Command {
+	var once bool
+	var logFormat string
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Run proxy, bridge and a small service here, to look at",
+		Long: `Run a proxy, a bridge and a small HTTP service in one process, on loopback
+ports that it chooses; send real requests through the tunnel, and say what
+happened and where to look. It stays until Ctrl-C, and leaves nothing behind.`,
+		Example: `  reverser demo
+  reverser demo --once && echo it works here`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.demo(cmd.Context(), once, logFormat)
+		},
+	}
+	cmd.Flags().BoolVar(&once, "once", false, "exit after the check: 0 if all went well")
+	cmd.Flags().StringVar(&logFormat, "log-format", "", "`FORMAT` of the log on stderr: text or json (default text)")
+	return cmd
+}
+
+func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error) {
+	log, err := newLogger(c.stderr, logFormat)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// A person who watches the demo wants what it prints; a log line of every
+	// connection would bury it. Once it stands, the log is the thing to watch.
+	quiet := gate{log.Handler(), new(atomic.Bool)}
+	d := &demo{log: slog.New(quiet)}
+	defer d.close()
+	if err := d.start(ctx); err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	// Signals end the demo at once: there is nobody whose connection is to be
+	// drained.
+	stopSignals := withSignals(slog.New(slog.DiscardHandler), cancel, cancel)
+	defer stopSignals()
+
+	fmt.Fprintf(c.stdout, `A proxy, a bridge and two small services run in this process, each a TCP connection away from the next:
+
+  user -> proxy %s -> link %s -> bridge -> HTTP service %s
+  user -> proxy %s -> link %s -> bridge -> echo service %s
+
+`, d.httpPublic, d.proxy.Addr(), d.httpTarget, d.echoPublic, d.proxy.Addr(), d.echoTarget)
+
+	check, cancelCheck := context.WithTimeout(ctx, demoTimeout)
+	defer cancelCheck()
+	if err := d.check(check, c.stdout); err != nil {
+		if ctx.Err() != nil {
+			return nil // Ctrl-C
+		}
+		return fmt.Errorf("demo: %w", err)
+	}
+	if once {
+		return nil
+	}
+	fmt.Fprintf(c.stdout, `
+Look at it yourself:
+  http://%s/
+  curl --data-binary @FILE http://%s/echo
+  reverser status --state %s
+
+The log of the connections follows. Ctrl-C ends the demo.
+
+`, d.httpPublic, d.httpPublic, d.dir.Path())
+	quiet.opened.Store(true)
+	select {
+	case <-ctx.Done():
+	case err := <-d.failed:
+		return fmt.Errorf("demo: %w", err)
+	}
+	return nil
+}
+
+// demo is everything that runs.
+type demo struct {
+	log   *slog.Logger
+	temp  string
+	dir   *state.Dir
+	proxy *proxy.Proxy
+
+	httpPublic, echoPublic string // addresses of the public ports
+	httpTarget, echoTarget string // addresses of the services behind them
+	ready                  chan status.Service
+	failed                 chan error
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+func (d *demo) start(ctx context.Context) (err error) {
+	ctx, d.cancel = context.WithCancel(ctx)
+	d.failed = make(chan error, 8)
+	d.ready = make(chan status.Service, 64)
+
+	if d.temp, err = os.MkdirTemp("", "reverser-demo-"); err != nil {
+		return err
+	}
+	if d.dir, err = state.Open(filepath.Join(d.temp, "proxy")); err != nil {
+		return err
+	}
+	identity, _, err := d.dir.Identity()
+	if err != nil {
+		return err
+	}
+	httpService, err := d.listen()
+	if err != nil {
+		return err
+	}
+	d.httpTarget = httpService.Addr().String()
+	d.serveHTTP(ctx, httpService)
+	echoService, err := d.listen()
+	if err != nil {
+		return err
+	}
+	d.echoTarget = echoService.Addr().String()
+	d.serveEcho(ctx, echoService)
+
+	var services []bridge.Service
+	var allow service.Policy
+	for _, s := range []struct {
+		public *string
+		target string
+	}{{&d.httpPublic, d.httpTarget}, {&d.echoPublic, d.echoTarget}} {
+		if *s.public, err = freePort(); err != nil {
+			return err
+		}
+		e, err := service.ParseExpose("tcp/" + *s.public + "=" + s.target)
+		if err != nil {
+			return err
+		}
+		a, err := service.ParseAllow(e.Public.String())
+		if err != nil {
+			return err
+		}
+		services = append(services, bridge.Service{Public: e.Public, Target: e.Target})
+		allow = append(allow, a)
+	}
+
+	ring := &keyring{dir: d.dir, pin: state.Pin(identity), log: d.log}
+	tok, err := ring.add("demo", allow)
+	if err != nil {
+		return err
+	}
+	keys, err := ring.active()
+	if err != nil {
+		return err
+	}
+	d.proxy = proxy.New(proxy.Config{
+		Listen: "127.0.0.1:0", Identity: identity, Keys: keys, Version: version(),
+		Log: d.log.With("side", "proxy"),
+	})
+	if err := d.proxy.Listen(); err != nil {
+		return err
+	}
+	d.run(ctx, "proxy", d.proxy.Run)
+	ring.apply = d.proxy.SetKeys
+	tok.Addr = d.proxy.Addr().String()
+	ring.addr = tok.Addr
+
+	// The bridge reads the token as if it had been pasted.
+	if tok, err = token.Parse(tok.Encode()); err != nil {
+		return err
+	}
+	b, err := bridge.New(bridge.Config{
+		Token: tok, Services: services, Version: version(),
+		Log: d.log.With("side", "bridge"),
+		OnService: func(_ service.Public, s status.Service) {
+			select {
+			case d.ready <- s:
+			default: // nobody waits any more
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	d.run(ctx, "bridge", b.Run)
+
+	l, err := d.dir.ListenAdmin()
+	if err != nil {
+		return err
+	}
+	a := &admin.Server{Status: d.proxy.Status, Keys: ring, Log: d.log}
+	d.run(ctx, "admin socket", func(ctx context.Context) error { return a.Serve(ctx, l) })
+	return nil
+}
+
+// run starts one part; one that ends by itself ends the demo.
+func (d *demo) run(ctx context.Context, name string, part func(context.Context) error) {
+	d.wg.Go(func() {
+		if err := part(ctx); ctx.Err() == nil {
+			d.failed <- fmt.Errorf("the %s ended: %w", name, cmp.Or(err, errors.New("nobody asked it to")))
+		}
+	})
+}
+
+func (d *demo) close() {
+	if d.cancel != nil {
+		d.cancel()
+	}
+	d.wg.Wait()
+	if d.dir != nil {
+		d.dir.Close()
+	}
+	if d.temp != "" {
+		os.RemoveAll(d.temp)
+	}
+}
+
+func (d *demo) listen() (*net.TCPListener, error) {
+	return net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+}
+
+// freePort finds a port for the proxy to open. Another process may take it
+// first: the proxy then says so, and the check fails with that word.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+// check sends real traffic through the tunnel.
+func (d *demo) check(ctx context.Context, out io.Writer) error {
+	start := time.Now()
+	if err := d.waitUp(ctx, 2); err != nil {
+		return err
+	}
+	ok(out, start, "the bridge has proved itself with its token, and the proxy opened both public ports")
+
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	start = time.Now()
+	body := make([]byte, demoBody)
+	rand.Read(body)
+	if err := post(ctx, client, "http://"+d.httpPublic+"/echo", body); err != nil {
+		return err
+	}
+	ok(out, start, "an HTTP upload of 1 MiB came back byte for byte")
+
+	start = time.Now()
+	var wg sync.WaitGroup
+	errs := make([]error, demoRequests)
+	for i := range errs {
+		wg.Go(func() { errs[i] = post(ctx, client, "http://"+d.httpPublic+"/echo", body[:1000+i]) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	ok(out, start, fmt.Sprintf("%d HTTP requests at once were all answered", demoRequests))
+
+	start = time.Now()
+	if err := halfClose(ctx, d.echoPublic, body); err != nil {
+		return err
+	}
+	ok(out, start, "a raw TCP client closed its side and still got every byte back (half-close)")
+	return nil
+}
+
+// waitUp waits until n services are up.
+func (d *demo) waitUp(ctx context.Context, n int) error {
+	up := map[string]bool{}
+	var last string
+	for len(up) < n {
+		select {
+		case s := <-d.ready:
+			if s.State == status.ServiceUp {
+				up[s.Public] = true
+			} else {
+				last = fmt.Sprintf(": %s is %s (%s)", s.Public, s.State, s.Reason)
+			}
+		case err := <-d.failed:
+			return err
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the public ports%s: %w", last, ctx.Err())
+		}
+	}
+	return nil
+}
+
+func ok(out io.Writer, start time.Time, what string) {
+	fmt.Fprintf(out, "  ok  %s (%.1f ms)\n", what, float64(time.Since(start).Microseconds())/1000)
+}
+
+func post(ctx context.Context, client *http.Client, url string, body []byte) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("read the answer of %s: %w", url, err)
+	}
+	if resp.StatusCode != http.StatusOK || !bytes.Equal(got, body) {
+		return fmt.Errorf("%s answered %s with %d bytes, not the %d that were sent", url, resp.Status, len(got), len(body))
+	}
+	return nil
+}
+
+// halfClose sends everything, closes the sending side, and only then reads.
+func halfClose(ctx context.Context, addr string, body []byte) error {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+
+	sent := make(chan error, 1)
+	go func() {
+		_, err := conn.Write(body)
+		if err == nil {
+			err = conn.(*net.TCPConn).CloseWrite()
+		}
+		sent <- err
+	}()
+	got, err := io.ReadAll(conn)
+	if err != nil {
+		conn.Close() // ends the writer
+	}
+	if err := errors.Join(err, <-sent); err != nil {
+		return fmt.Errorf("half-close through %s: %w", addr, err)
+	}
+	if !bytes.Equal(got, body) {
+		return fmt.Errorf("half-close through %s: %d bytes came back, not the %d that were sent", addr, len(got), len(body))
+	}
+	return nil
+}
+
+func (d *demo) serveHTTP(ctx context.Context, l net.Listener) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) {
+		// Reading while writing: HTTP/1 needs to be told.
+		http.NewResponseController(w).EnableFullDuplex()
+		io.Copy(w, r.Body)
+	})
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		fmt.Fprintf(w, demoPage, html.EscapeString(r.Host), html.EscapeString(d.httpTarget), html.EscapeString(r.RemoteAddr), time.Now().Format(time.TimeOnly))
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: demoTimeout}
+	d.run(ctx, "HTTP service", func(ctx context.Context) error {
+		stop := context.AfterFunc(ctx, func() { srv.Close() })
+		defer stop()
+		return srv.Serve(l)
+	})
+}
+
+const demoPage = `<!doctype html>
+<meta charset="utf-8">
+<title>reverser demo</title>
+<style>body{font:16px/1.5 system-ui,sans-serif;max-width:40em;margin:4em auto;padding:0 1em}</style>
+<h1>This page came through the tunnel</h1>
+<p>You asked the proxy at <b>%s</b>. It passed your connection over the link to the bridge,
+and the bridge to this little HTTP service at <b>%s</b>, which sees the bridge at %s.</p>
+<p>It is %s here.</p>
+`
+
+// serveEcho sends back what it gets, until the other side closes.
+func (d *demo) serveEcho(ctx context.Context, l *net.TCPListener) {
+	d.run(ctx, "echo service", func(ctx context.Context) error {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer context.AfterFunc(ctx, func() { l.Close() })()
+		for {
+			conn, err := l.AcceptTCP()
+			if err != nil {
+				return err
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				defer context.AfterFunc(ctx, func() { conn.Close() })()
+				io.Copy(conn, conn)
+			})
+		}
+	})
+}
+
+// gate lets only warnings pass until it is opened.
+type gate struct {
+	slog.Handler
+	opened *atomic.Bool // shared by what With makes of it
+}
+
+func (g gate) Enabled(ctx context.Context, level slog.Level) bool {
+	return (level >= slog.LevelWarn || g.opened.Load()) && g.Handler.Enabled(ctx, level)
+}
+
+func (g gate) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return gate{g.Handler.WithAttrs(attrs), g.opened}
+}
+func (g gate) WithGroup(name string) slog.Handler { return gate{g.Handler.WithGroup(name), g.opened} }

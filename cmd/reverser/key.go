@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"reverser/internal/admin"
+	"reverser/internal/state"
+	"reverser/internal/token"
+)
+
+func (c *cli) keyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "key",
+		Short: "Add, list and remove the keys that bridges use",
+		Long: `Add, list and remove the keys that bridges use. A key is for one bridge.
+
+The command talks to the proxy that is running on the state directory, which
+honours a change at once; when none is running, it edits the directory.`,
+		Example: `  reverser key add nas --allow tcp/9000
+  reverser key list
+  reverser key remove nas`,
+		Args: cobra.NoArgs,
+		RunE: needsSubcommand,
+	}
+	cmd.AddCommand(c.keyAddCommand(), c.keyListCommand(), c.keyRemoveCommand())
+	return cmd
+}
+
+func (c *cli) keyAddCommand() *cobra.Command {
+	var dir string
+	var allow []string
+	cmd := &cobra.Command{
+		Use:   "add NAME --allow PUBLIC...",
+		Short: "Make a key and print its token",
+		Long: `Make a key and print its token, alone, on stdout. It is printed only this once:
+a lost token is replaced by removing its key and adding a new one.
+
+PUBLIC is what the bridge may open: tcp/9000, tcp/9000-9010, or
+tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
+		Example: `  # a bridge that may open one port
+  reverser key add nas --allow tcp/9000
+
+  # several ports, the token straight into a file
+  (umask 077; reverser key add office --allow tcp/9000-9010 --allow tcp/2222 > office.token)`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(allow) == 0 {
+				return usageHint(fmt.Sprintf("reverser key add %s --allow tcp/9000", args[0]),
+					"key %q needs at least one --allow: nothing is allowed that is not listed", args[0])
+			}
+			// "--allow tcp/9000 tcp/9001" leaves the second one as an argument.
+			return c.keyAdd(cmd.Context(), dir, args[0], append(allow, args[1:]...))
+		},
+	}
+	addStateFlag(cmd.Flags(), &dir)
+	cmd.Flags().StringSliceVar(&allow, "allow", nil, "`PUBLIC` that the key's bridge may open, such as tcp/9000 or tcp/9000-9010 (repeatable)")
+	return cmd
+}
+
+func (c *cli) keyListCommand() *cobra.Command {
+	var dir string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the keys",
+		Long:  `List the keys and what each one allows. Secrets are never shown again.`,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.keyList(cmd.Context(), dir, asJSON)
+		},
+	}
+	addStateFlag(cmd.Flags(), &dir)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
+	return cmd
+}
+
+func (c *cli) keyRemoveCommand() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "remove NAME",
+		Short: "Remove a key and end what its bridge has open",
+		Long: `Remove a key. A running proxy ends the key's link, its public ports and its
+connections within a second. The token is worthless from then on.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.keyRemove(cmd.Context(), dir, args[0])
+		},
+	}
+	addStateFlag(cmd.Flags(), &dir)
+	return cmd
+}
+
+// keyStore is the keys of a state directory, asked of the live proxy or read
+// from the disk.
+type keyStore interface {
+	ListKeys(context.Context) ([]admin.KeyInfo, error)
+	AddKey(ctx context.Context, name string, allow []string) (string, error)
+	RemoveKey(ctx context.Context, name string) error
+	Close()
+}
+
+func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) error {
+	// Bad input is refused before anything is made.
+	if err := state.CheckKeyName(name); err != nil {
+		return usage(err)
+	}
+	if _, err := parsePolicy(allow); err != nil {
+		return usage(err)
+	}
+	store, err := openKeys(ctx, path, true)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	encoded, err := store.AddKey(ctx, name, allow)
+	if err != nil {
+		return keyError(err)
+	}
+	fmt.Fprintf(c.stderr, "key %q made, allowed %s. Its token is printed only this once; use it on the other machine:\n", name, strings.Join(allow, ", "))
+	tok, err := token.Parse(encoded)
+	if err != nil {
+		return err
+	}
+	example := "reverser bridge --token-file FILE EXPOSE"
+	if tok.Addr == "" {
+		example += fmt.Sprintf(" --proxy %s:%d", placeholderHost, defaultPort)
+	}
+	fmt.Fprintf(c.stderr, "  %s\n", example)
+	if tok.Addr == "" {
+		fmt.Fprintf(c.stderr, "It carries no address, as the proxy's is not known here: name it with --proxy there.\n")
+	}
+	_, err = fmt.Fprintln(c.stdout, encoded)
+	return err
+}
+
+func (c *cli) keyList(ctx context.Context, path string, asJSON bool) error {
+	store, err := openKeys(ctx, path, false)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	keys, err := store.ListKeys(ctx)
+	if err != nil {
+		return keyError(err)
+	}
+	if asJSON {
+		if keys == nil {
+			keys = []admin.KeyInfo{}
+		}
+		enc := json.NewEncoder(c.stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(keys)
+	}
+	if len(keys) == 0 {
+		fmt.Fprintln(c.stderr, "no keys: `reverser key add NAME --allow tcp/9000` makes one")
+		return nil
+	}
+	t := newTable(c.stdout)
+	t.row("NAME", "ALLOW", "CREATED", "FROM")
+	for _, k := range keys {
+		created := "-"
+		if k.Created != nil {
+			created = when(*k.Created)
+		}
+		t.row(k.Name, strings.Join(k.Allow, ", "), created, k.Source)
+	}
+	return t.flush()
+}
+
+func (c *cli) keyRemove(ctx context.Context, path, name string) error {
+	store, err := openKeys(ctx, path, false)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	if err := store.RemoveKey(ctx, name); err != nil {
+		return keyError(err)
+	}
+	fmt.Fprintf(c.stderr, "key %q removed\n", name)
+	return nil
+}
+
+// keyError gives a refusal its exit code.
+func keyError(err error) error {
+	if _, ok := errors.AsType[*admin.UsageError](err); ok {
+		return usage(err)
+	}
+	return err
+}
+
+// openKeys reaches the live proxy of a state directory or, when there is none,
+// takes the directory itself for as long as the store is open.
+func openKeys(ctx context.Context, path string, create bool) (keyStore, error) {
+	path, err := statePath(path, state.RoleProxy)
+	if err != nil {
+		return nil, err
+	}
+	// Two tries can both miss: a process that is starting holds the lock before
+	// it listens, and one that is stopping still holds it after.
+	for deadline := time.Now().Add(lockWait); ; {
+		conn, err := state.DialAdmin(ctx, path)
+		if err == nil {
+			conn.Close()
+			return admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) }), nil
+		}
+		if !errors.Is(err, state.ErrNotRunning) {
+			return nil, err
+		}
+		if !create {
+			if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+				return nil, usageHint("--state DIR names the directory that the proxy uses", "there is no state directory %s", path)
+			}
+		}
+		dir, err := state.Open(path)
+		if err == nil {
+			return openKeyring(dir)
+		}
+		if !errors.Is(err, state.ErrInUse) || time.Now().After(deadline) {
+			return nil, usage(err)
+		}
+		if !pause(ctx, lockPoll) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// offline is a keyring as `reverser key` uses it.
+type offline struct{ ring *keyring }
+
+func openKeyring(dir *state.Dir) (keyStore, error) {
+	identity, _, err := dir.Identity()
+	if err != nil {
+		dir.Close()
+		return nil, usage(err)
+	}
+	return offline{&keyring{dir: dir, pin: state.Pin(identity), addr: dir.Address(), log: slog.New(slog.DiscardHandler)}}, nil
+}
+
+func (o offline) ListKeys(context.Context) ([]admin.KeyInfo, error) { return o.ring.List() }
+
+func (o offline) AddKey(_ context.Context, name string, allow []string) (string, error) {
+	return o.ring.Add(name, allow)
+}
+
+func (o offline) RemoveKey(_ context.Context, name string) error { return o.ring.Remove(name) }
+
+func (o offline) Close() { o.ring.dir.Close() }

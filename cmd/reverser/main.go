@@ -1,0 +1,136 @@
+// Reverser gives a service behind NAT a public address: `reverser proxy` runs
+// on a public server, `reverser bridge` next to the service.
+//
+// This package is flags, files, terminal and signals; what the program does
+// is in internal/proxy and internal/bridge. One file holds one command.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes. Scripts and service managers rely on them.
+const (
+	exitOK     = 0 // did what was asked, or was asked to stop
+	exitFailed = 1 // anything else
+	exitUsage  = 2 // wrong usage or configuration, found before serving
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// cli is what a command has in its hands besides its flags.
+type cli struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	// parsed is set when cobra has accepted the command line: every error
+	// before that is the caller's.
+	parsed bool
+}
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := c.rootCommand()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteC()
+	if err == nil {
+		return exitOK
+	}
+	code := exitFailed
+	if ee, ok := errors.AsType[*exitError](err); ok {
+		code = ee.code
+	}
+	hint := ""
+	if !c.parsed {
+		code = exitUsage
+		hint = fmt.Sprintf("see `%s --help`", cmd.CommandPath())
+	}
+	if ee, ok := errors.AsType[*exitError](err); ok && ee.hint != "" {
+		hint = ee.hint
+	}
+	fmt.Fprintf(stderr, "reverser: %s\n", redact(err.Error()))
+	if hint != "" {
+		fmt.Fprintf(stderr, "hint: %s\n", hint)
+	}
+	return code
+}
+
+func (c *cli) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "reverser",
+		Short: "Give a service behind NAT a public address",
+		Long: `Reverser gives a TCP service behind NAT a public address.
+
+The proxy runs on a server with a public address, the bridge next to the
+service. Users connect to the proxy; their connections travel, encrypted, over
+a link that the bridge keeps to the proxy, and survive a break of it.`,
+		Example: `  # on the server: prints the line to paste on the other machine
+  reverser proxy
+
+  # next to the service: its port 9000 becomes port 9000 of the server
+  reverser bridge TOKEN 9000
+
+  # everything on this machine, to look at
+  reverser demo`,
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          needsSubcommand,
+		PersistentPreRun: func(*cobra.Command, []string) {
+			c.parsed = true
+		},
+	}
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.SetIn(c.stdin)
+	root.SetOut(c.stdout)
+	root.SetErr(c.stderr)
+	root.AddCommand(
+		c.proxyCommand(),
+		c.bridgeCommand(),
+		c.keyCommand(),
+		c.statusCommand(),
+		c.checkCommand(),
+		c.demoCommand(),
+		c.versionCommand(),
+	)
+	return root
+}
+
+// needsSubcommand is the Run of a command that only groups others.
+func needsSubcommand(cmd *cobra.Command, _ []string) error {
+	cmd.SetOut(cmd.ErrOrStderr())
+	cmd.Help()
+	return usage(fmt.Errorf("%s needs a command", cmd.CommandPath()))
+}
+
+// exitError is an error with the exit code it leads to.
+type exitError struct {
+	code int
+	err  error
+	hint string
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+// usage marks an error as wrong usage or configuration.
+func usage(err error) error { return &exitError{code: exitUsage, err: err} }
+
+// usageHint is usage with a remedy on a line of its own.
+func usageHint(hint string, format string, args ...any) error {
+	return &exitError{code: exitUsage, err: fmt.Errorf(format, args...), hint: hint}
+}
+
+var tokenPattern = regexp.MustCompile(`rv[0-9]{1,2}_[A-Za-z0-9_-]+`)
+
+// redact is the last guard: whoever quotes an argument in an error must not
+// thereby print a token.
+func redact(s string) string { return tokenPattern.ReplaceAllString(s, "rv1_…") }

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"reverser/internal/admin"
+	"reverser/internal/state"
+	"reverser/internal/status"
+)
+
+func (c *cli) statusCommand() *cobra.Command {
+	var path string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the links, services and connections of the running process",
+		Long: `Show the links, services and connections of the process that is running on a
+state directory. Without --state it is the proxy's default directory, then the
+bridge's. When no process is running, the exit code is 1.`,
+		Example: `  reverser status
+  reverser status --json | jq '.services[] | select(.state != "up")'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.status(cmd.Context(), path, asJSON)
+		},
+	}
+	addStateFlag(cmd.Flags(), &path)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func (c *cli) status(ctx context.Context, path string, asJSON bool) error {
+	paths := []string{path}
+	if path == "" {
+		paths = nil
+		for _, role := range []string{state.RoleProxy, state.RoleBridge} {
+			p, err := statePath("", role)
+			if err != nil {
+				return err
+			}
+			paths = append(paths, p)
+		}
+	}
+	for _, path := range paths {
+		s, err := askStatus(ctx, path)
+		if errors.Is(err, state.ErrNotRunning) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("status of %s: %w", path, err)
+		}
+		if asJSON {
+			enc := json.NewEncoder(c.stdout)
+			enc.SetIndent("", "  ")
+			return enc.Encode(s)
+		}
+		return printStatus(c.stdout, s, time.Now())
+	}
+	return &exitError{
+		code: exitFailed,
+		err:  fmt.Errorf("%w in %s", state.ErrNotRunning, strings.Join(paths, " or ")),
+		hint: "if one runs with another --state DIR, give the same one here",
+	}
+}
+
+func askStatus(ctx context.Context, path string) (status.Snapshot, error) {
+	client := admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) })
+	defer client.Close()
+	return client.Status(ctx)
+}
+
+func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
+	up := time.Duration(s.UptimeSeconds * float64(time.Second))
+	if _, err := fmt.Fprintf(w, "%s %s, up %s\n", s.Role, s.Version, span(up)); err != nil {
+		return err
+	}
+
+	fmt.Fprintln(w)
+	if len(s.Links) == 0 {
+		fmt.Fprintln(w, "no links")
+	} else {
+		t := newTable(w)
+		t.row("LINK", "STATE", "REMOTE", "BRIDGE", "RTT", "RESUMES", "SINCE")
+		for _, l := range s.Links {
+			rtt := "-"
+			if l.RTTMillis > 0 {
+				rtt = strconv.FormatFloat(l.RTTMillis, 'f', 1, 64) + " ms"
+			}
+			t.row(l.Key, l.State, l.Remote, l.Bridge, rtt, strconv.FormatUint(l.Resumes, 10), ago(now, l.Since))
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
+
+	fmt.Fprintln(w)
+	if len(s.Services) == 0 {
+		fmt.Fprintln(w, "no services")
+	} else {
+		t := newTable(w)
+		t.row("SERVICE", "STATE", "TARGET", "CONNECTIONS", "REASON")
+		for _, v := range s.Services {
+			t.row(v.Public, v.State, v.Target, strconv.Itoa(v.Connections), v.Reason)
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
+
+	fmt.Fprintln(w)
+	if len(s.Pairs) == 0 {
+		_, err := fmt.Fprintln(w, "no connections")
+		return err
+	}
+	t := newTable(w)
+	t.row("PAIR", "SERVICE", "CLIENT", "TARGET", "STATE", "SENT", "RECEIVED", "SINCE")
+	for _, p := range s.Pairs {
+		t.row(p.ID, p.Service, p.Client, p.Target, p.State, size(p.Sent), size(p.Received), ago(now, p.Since))
+	}
+	return t.flush()
+}
+
+func ago(now, t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return span(now.Sub(t)) + " ago"
+}
+
+// span is a duration in its two largest units.
+func span(d time.Duration) string {
+	d = max(d, 0).Truncate(time.Second)
+	const day = 24 * time.Hour
+	switch {
+	case d >= day:
+		return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
+	case d >= time.Hour:
+		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
+	case d >= time.Minute:
+		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
+	default:
+		return fmt.Sprintf("%ds", d/time.Second)
+	}
+}
+
+// size is a byte count in the largest unit that leaves a whole number before
+// the point.
+func size(n uint64) string {
+	if n < 1000 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, unit := float64(n), ""
+	for _, unit = range []string{"kB", "MB", "GB", "TB", "PB", "EB"} {
+		if v /= 1000; v < 999.95 {
+			break
+		}
+	}
+	return fmt.Sprintf("%.1f %s", v, unit)
+}

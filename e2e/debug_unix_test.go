@@ -1,0 +1,124 @@
+//go:build unix
+
+package e2e
+
+import (
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The whole service process stands still, as under a debugger. Its kernel still takes
+// connections in.
+func TestStoppedServiceProcess(t *testing.T) {
+	t.Parallel()
+	port := freePort(t)
+	service := startService(t, port)
+	tun := startTunnel(t, strconv.Itoa(port))
+	c := tun.dial(t)
+	io.WriteString(c, "echo\n")
+	exchange(t, c, "before")
+
+	signal(t, service, syscall.SIGSTOP)
+	io.WriteString(c, "meanwhile")
+	late := tun.dial(t)
+	io.WriteString(late, "echo\nlate")
+	for _, side := range []string{tun.proxy.state, tun.bridge.state} {
+		eventually(t, "both pairs are open, with all bytes sent", func() bool {
+			sent := int64(0)
+			pairs := mustStatus(t, side).Pairs
+			for _, p := range pairs {
+				sent += p.Sent
+			}
+			return len(pairs) == 2 && sent == int64(len("echo\nbeforemeanwhile")+len("echo\nlate"))
+		})
+	}
+	signal(t, service, syscall.SIGCONT)
+	for c, want := range map[io.Reader]string{c: "meanwhile", late: "late"} {
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+			t.Errorf("after the stop: read %q, %v; want %q", got, err, want)
+		}
+	}
+}
+
+// A process that is asked to stop takes no new connections and ends with its last pair.
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	for _, role := range []string{"proxy", "bridge"} {
+		t.Run(role, func(t *testing.T) {
+			t.Parallel()
+			tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+			c := tun.dial(t)
+			exchange(t, c, "hello")
+			p := tun.proxy.process
+			if role == "bridge" {
+				p = tun.bridge.process
+			}
+			signal(t, p, syscall.SIGTERM)
+			eventually(t, "no new connection is served", func() bool { return !served(tun.addr()) })
+			exchange(t, c, "the old one goes on")
+			if !p.running() {
+				t.Fatalf("the %s ended before its last pair", role)
+			}
+			c.CloseWrite()
+			if _, err := io.Copy(io.Discard, c); err != nil {
+				t.Errorf("the old connection: %v; want a clean end", err)
+			}
+			if code := p.awaitEnd(); code != 0 {
+				t.Errorf("exit code %d; want 0", code)
+			}
+		})
+	}
+}
+
+func TestSecondSignalStopsNow(t *testing.T) {
+	t.Parallel()
+	for _, role := range []string{"proxy", "bridge"} {
+		t.Run(role, func(t *testing.T) {
+			t.Parallel()
+			tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+			c := tun.dial(t)
+			exchange(t, c, "hello")
+			p, state := tun.proxy.process, tun.proxy.state
+			if role == "bridge" {
+				p, state = tun.bridge.process, tun.bridge.state
+			}
+			signal(t, p, syscall.SIGINT)
+			eventually(t, "it drains", func() bool {
+				st, err := statusOf(t, state)
+				return err != nil || len(st.Links) > 0 && st.Links[0].State == "draining"
+			})
+			signal(t, p, os.Interrupt)
+			if code := p.awaitEnd(); code != 0 {
+				t.Errorf("exit code %d; want 0", code)
+			}
+			wantReset(t, c, 0)
+		})
+	}
+}
+
+// served says whether an echo service behind addr answers.
+func served(addr string) bool {
+	c, err := net.DialTimeout("tcp", addr, patience)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	io.WriteString(c, "x")
+	c.(*net.TCPConn).CloseWrite()
+	got, err := io.ReadAll(c)
+	return err == nil && string(got) == "x"
+}
+
+func signal(t *testing.T, p *process, s os.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		t.Fatalf("signal %v to %s: %v", s, p.name, err)
+	}
+}

@@ -1,0 +1,164 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"reverser/internal/token"
+)
+
+// The line that the proxy prints works as it is printed.
+func TestPrintedLine(t *testing.T) {
+	t.Parallel()
+	port := freePort(t)
+	startService(t, port)
+	p := startProxy(t)
+	p.defaultToken()
+	var line []string
+	for l := range strings.Lines(p.stdout.String()) {
+		if fields := strings.Fields(l); len(fields) > 2 && fields[0] == "reverser" && fields[1] == "bridge" {
+			line = fields[1:]
+		}
+	}
+	if len(line) != 3 || line[2] != "9000" {
+		t.Fatalf("the proxy printed %d words after `reverser`; want `bridge TOKEN 9000`", len(line))
+	}
+	public := freePort(t)
+	line[2] = fmt.Sprintf("%d=%d", public, port)
+	b := &bridgeProcess{state: t.TempDir()}
+	b.process = start(t, "bridge", reverser(t), nil, append(line, "--state", b.state, "--log-format", "json")...)
+	b.awaitUp(fmt.Sprintf("tcp/%d", public))
+	c := dial(t, loopback(public))
+	io.WriteString(c, "echo\n")
+	exchange(t, c, "hello")
+
+	for _, p := range []*process{p.process, b.process} {
+		if tokenPattern.MatchString(p.stderr.String()) {
+			t.Errorf("%s logged the token", p.name)
+		}
+	}
+}
+
+func TestTwoKeysAndPolicy(t *testing.T) {
+	t.Parallel()
+	p := startProxy(t)
+	mine, others, unlisted := freePort(t), freePort(t), freePort(t)
+	token1 := addKey(t, p.state, "office", fmt.Sprintf("tcp/%d", mine))
+	token2 := addKey(t, p.state, "lab", fmt.Sprintf("tcp/%d", others))
+
+	service := serve(t, echo)
+	b1 := startBridge(t, token1,
+		fmt.Sprintf("%d=%d", mine, service),
+		fmt.Sprintf("%d=%d", others, service),
+		fmt.Sprintf("%d=%d", unlisted, service))
+	b1.awaitUp(fmt.Sprintf("tcp/%d", mine))
+	for _, denied := range []int{others, unlisted} {
+		public := fmt.Sprintf("tcp/%d", denied)
+		b1.awaitService(public, "denied")
+		// The refusal names the service and the policy.
+		b1.awaitLogged(public, "denied", fmt.Sprintf("tcp/%d", mine))
+	}
+	if _, err := readPattern(tryDial(loopback(unlisted))); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("dial of a denied port: %s; want refused", describe(err))
+	}
+	// What one key was denied does not stand in the way of the other.
+	b2 := startBridge(t, token2, fmt.Sprintf("%d=%d", others, service))
+	b2.awaitUp(fmt.Sprintf("tcp/%d", others))
+	exchange(t, dial(t, loopback(mine)), "office")
+	exchange(t, dial(t, loopback(others)), "lab")
+
+	links := mustStatus(t, p.state).Links
+	up := make(map[string]bool)
+	for _, l := range links {
+		up[l.Key] = l.State == "up"
+	}
+	if !up["office"] || !up["lab"] {
+		t.Errorf("links %+v; want office and lab up", links)
+	}
+}
+
+func TestRemovedKeyEndsEverything(t *testing.T) {
+	t.Parallel()
+	p := startProxy(t)
+	public := freePort(t)
+	tok := addKey(t, p.state, "guest", fmt.Sprintf("tcp/%d", public))
+	b := startBridge(t, tok, fmt.Sprintf("%d=%d", public, serve(t, echo)))
+	b.awaitUp(fmt.Sprintf("tcp/%d", public))
+	c := dial(t, loopback(public))
+	exchange(t, c, "hello")
+	run(t, reverser(t), "key", "remove", "guest", "--state", p.state)
+	wantReset(t, c, 0)
+	eventually(t, "the public port is closed", func() bool {
+		_, err := readPattern(tryDial(loopback(public)))
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
+	if !b.running() {
+		t.Errorf("the bridge has ended: %v; want it to try on", b.cmd.ProcessState)
+	}
+}
+
+func TestSecondBridgeWithTheSameKey(t *testing.T) {
+	t.Parallel()
+	service := serve(t, echo)
+	tun := startTunnel(t, strconv.Itoa(service))
+	old := tun.dial(t)
+	exchange(t, old, "hello")
+
+	second := startBridge(t, tun.token, fmt.Sprintf("%d=%d", tun.public, service))
+	second.awaitLogged("key add")
+	exchange(t, old, "the first goes on")
+	exchange(t, tun.dial(t), "and takes new connections")
+	if !second.running() {
+		t.Fatalf("the second bridge has ended: %v; want it to try on", second.cmd.ProcessState)
+	}
+	tun.bridge.kill()
+	second.awaitUp(tun.service)
+	exchange(t, tun.dial(t), "the second takes over")
+}
+
+func TestBridgeRestartTakesOverAtOnce(t *testing.T) {
+	t.Parallel()
+	service := serve(t, echo)
+	tun := startTunnel(t, strconv.Itoa(service))
+	for range 3 {
+		tun.bridge.kill()
+		tun.bridge = startBridge(t, tun.token, fmt.Sprintf("%d=%d", tun.public, service))
+		tun.bridge.awaitUp(tun.service)
+		exchange(t, tun.dial(t), "hello")
+	}
+}
+
+// A key that the proxy does not accept is tried again, loudly.
+func TestWrongKey(t *testing.T) {
+	t.Parallel()
+	p := startProxy(t)
+	good, err := token.Parse(p.defaultToken())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrongSecret, wrongID := good, good
+	wrongSecret.Secret[0] ^= 1
+	wrongID.KeyID[0] ^= 1
+	for name, tok := range map[string]token.Token{"wrong secret": wrongSecret, "unknown key": wrongID} {
+		t.Run(name, func(t *testing.T) {
+			public := freePort(t)
+			b := startBridge(t, tok.Encode(), strconv.Itoa(public))
+			b.awaitLogged(`"level":"WARN"`, "key")
+			eventually(t, "the link is shown as down", func() bool {
+				st, err := statusOf(t, b.state)
+				return err == nil && len(st.Links) == 1 && st.Links[0].State == "down"
+			})
+			if !b.running() {
+				t.Errorf("the bridge has ended: %v; want it to try on", b.cmd.ProcessState)
+			}
+			if _, err := readPattern(tryDial(loopback(public))); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("dial of the public port: %s; want refused", describe(err))
+			}
+		})
+	}
+}

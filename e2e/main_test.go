@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/pprof"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(helperEnv); role != "" {
+		helperMain(role)
+		return
+	}
+	dir, err := os.MkdirTemp("", "reverser-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	buildDir = dir
+	before := runtime.NumGoroutine()
+	code := m.Run()
+	os.RemoveAll(dir)
+	for start := time.Now(); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			fmt.Fprintln(os.Stderr, "goroutines are left:")
+			pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
+			code = 1
+			break
+		}
+	}
+	os.Exit(code)
+}
+
+var buildDir string
+
+// built holds one func() (string, error) per package, so that each is built once.
+var built sync.Map
+
+// build returns the path of the program in pkg, built with the race detector if the
+// test has it.
+func build(t *testing.T, pkg string) string {
+	t.Helper()
+	once, _ := built.LoadOrStore(pkg, sync.OnceValues(func() (string, error) {
+		bin := filepath.Join(buildDir, strings.ReplaceAll(strings.Trim(pkg, "./"), "/", "-"))
+		if runtime.GOOS == "windows" {
+			bin += ".exe"
+		}
+		args := []string{"build", "-o", bin}
+		if raceEnabled {
+			args = append(args, "-race")
+		}
+		cmd := exec.Command("go", append(args, pkg)...)
+		cmd.Dir = ".."
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+		}
+		return bin, nil
+	}))
+	bin, err := once.(func() (string, error))()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bin
+}
+
+// A program is one that a Debian package brings.
+type program struct{ name, deb string }
+
+// need skips the test unless all programs are there; in CI it fails.
+func need(t *testing.T, programs ...program) {
+	t.Helper()
+	var missing, debs []string
+	for _, p := range programs {
+		if _, err := lookPath(p.name); err != nil {
+			missing = append(missing, p.name)
+			debs = append(debs, p.deb)
+		}
+	}
+	if len(missing) == 0 {
+		return
+	}
+	text := fmt.Sprintf("missing: %s; on Debian: apt install %s", strings.Join(missing, ", "), strings.Join(debs, " "))
+	if os.Getenv("CI") == "true" {
+		t.Fatal(text)
+	}
+	t.Skip(text)
+}
+
+// lookPath also looks where Debian puts servers; a name with a slash is a file.
+func lookPath(name string) (string, error) {
+	if strings.Contains(name, "/") {
+		_, err := os.Stat(name)
+		return name, err
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path, err = exec.LookPath("/usr/sbin/" + name)
+	}
+	return path, err
+}

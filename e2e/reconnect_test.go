@@ -1,0 +1,159 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// tryDial dials and gives an error to whoever reads.
+func tryDial(addr string) interface{ Read([]byte) (int, error) } {
+	c, err := net.DialTimeout("tcp", addr, patience)
+	if err != nil {
+		return failed{err}
+	}
+	c.SetDeadline(time.Now().Add(patience))
+	return closing{c}
+}
+
+type failed struct{ err error }
+
+func (f failed) Read([]byte) (int, error) { return 0, f.err }
+
+// A closing connection is closed when reading has come to its end.
+type closing struct{ net.Conn }
+
+func (c closing) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.Close()
+	}
+	return n, err
+}
+
+func TestBridgeStartsBeforeTheProxy(t *testing.T) {
+	t.Parallel()
+	state, link, public := t.TempDir(), freePort(t), freePort(t)
+	tok := addKey(t, state, "early", fmt.Sprintf("tcp/%d", public))
+	b := startBridge(t, tok, fmt.Sprintf("%d=%d", public, serve(t, echo)), "--proxy", loopback(link))
+	b.awaitLogged(loopback(link), "refused")
+
+	startProxyAt(t, state, link)
+	b.awaitUp(fmt.Sprintf("tcp/%d", public))
+	exchange(t, dial(t, loopback(public)), "hello")
+}
+
+func TestProxyRestart(t *testing.T) {
+	t.Parallel()
+	tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+	exchange(t, tun.dial(t), "before")
+	for range 2 {
+		tun.proxy.kill()
+		tun.proxy = startProxyAt(t, tun.proxy.state, tun.proxy.link)
+		eventually(t, "the proxy has its bridge back", func() bool {
+			st := mustStatus(t, tun.proxy.state)
+			return len(st.Services) == 1 && st.Services[0].State == "up"
+		})
+		tun.bridge.awaitUp(tun.service)
+		exchange(t, tun.dial(t), "after")
+	}
+	if strings.Contains(tun.proxy.stdout.String(), "rv1_") {
+		t.Error("a restarted proxy printed a token again")
+	}
+}
+
+// A service whose public port is taken is reported and tried again, and takes no other
+// down with it.
+func TestServiceThatCannotBeOpened(t *testing.T) {
+	t.Parallel()
+	taken, free, service := freePort(t), freePort(t), serve(t, echo)
+	squatter, err := net.Listen("tcp", fmt.Sprintf(":%d", taken))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer squatter.Close()
+
+	p := startProxy(t)
+	b := startBridge(t, p.defaultToken(), fmt.Sprintf("%d=%d", taken, service), fmt.Sprintf("%d=%d", free, service))
+	b.awaitUp(fmt.Sprintf("tcp/%d", free))
+	public := fmt.Sprintf("tcp/%d", taken)
+	b.awaitService(public, "retrying")
+	b.awaitLogged(public, "in use")
+	exchange(t, dial(t, loopback(free)), "the other works")
+
+	squatter.Close()
+	b.awaitUp(public)
+	exchange(t, dial(t, loopback(taken)), "now this one too")
+}
+
+// A developer at a breakpoint: the service answers nothing for a long time, then goes
+// on; and it is restarted between two connections.
+func TestRemoteDebugging(t *testing.T) {
+	t.Parallel()
+	port := freePort(t)
+	resume := make(chan struct{})
+	stopping := func(c *net.TCPConn) {
+		b := make([]byte, 100)
+		n, err := c.Read(b)
+		if err != nil {
+			return
+		}
+		<-resume // the breakpoint
+		c.Write(b[:n])
+		echo(c)
+	}
+	l1, err := net.Listen("tcp", loopback(port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveOn(t, l1, stopping)
+	tun := startTunnel(t, strconv.Itoa(port))
+	atBreakpoint := tun.dial(t)
+	atBreakpoint.Write([]byte("request"))
+	idle := tun.dial(t)
+	for _, side := range []string{tun.proxy.state, tun.bridge.state} {
+		eventually(t, "both pairs are open", func() bool { return len(mustStatus(t, side).Pairs) == 2 })
+	}
+
+	// Longer than any timer of the link that looks for signs of life.
+	standstill := 12 * time.Second
+	if testing.Short() {
+		standstill = 2 * time.Second
+	}
+	atBreakpoint.SetReadDeadline(time.Now().Add(standstill))
+	if n, err := atBreakpoint.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("at the breakpoint: read %d bytes, %s; want nothing for %v", n, describe(err), standstill)
+	}
+	atBreakpoint.SetReadDeadline(time.Now().Add(patience))
+	for _, side := range []string{tun.proxy.state, tun.bridge.state} {
+		if pairs := mustStatus(t, side).Pairs; len(pairs) != 2 || pairs[0].State != "open" || pairs[1].State != "open" {
+			t.Errorf("after %v at the breakpoint: pairs %+v; want two open ones", standstill, pairs)
+		}
+	}
+
+	// The IDE restarts the server: the old listener is gone for a while, the old
+	// connections are not.
+	l1.Close()
+	wantResetOf(t, tun.addr(), func(*net.TCPConn) {})
+	second := startService(t, port)
+	fresh := tun.dial(t)
+	fresh.Write([]byte("pid\n"))
+	want := fmt.Sprintf("%d\n", second.cmd.Process.Pid)
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(fresh, got); err != nil || string(got) != want {
+		t.Errorf("the new connection reached %q, %v; want process %q", got, err, want)
+	}
+
+	close(resume)
+	got = make([]byte, len("request"))
+	if _, err := io.ReadFull(atBreakpoint, got); err != nil || string(got) != "request" {
+		t.Errorf("after the breakpoint: read %q, %v; want the answer", got, err)
+	}
+	exchange(t, idle, "an idle connection is alive too")
+}

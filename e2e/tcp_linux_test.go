@@ -1,0 +1,57 @@
+package e2e
+
+import (
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The service resets after the kernel of the bridge has all its bytes, and the client
+// reads late: the tunnel, not the service, holds the bytes that come before the reset.
+func TestResetWaitsForASlowReader(t *testing.T) {
+	t.Parallel()
+	const n = 256 << 10
+	sent := make(chan error, 1)
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		c.SetLinger(0)
+		io.ReadFull(c, make([]byte, 1)) // the client is connected
+		_, err := io.Copy(c, newPattern(n))
+		if err == nil {
+			eventually(t, "the peer's kernel has everything", func() bool { return unacknowledged(t, c) == 0 })
+		}
+		sent <- err
+	})))
+	c := tun.dial(t)
+	c.SetReadBuffer(64 << 10)
+	c.Write([]byte("x"))
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the proxy has all bytes", func() bool {
+		pairs := mustStatus(t, tun.proxy.state).Pairs
+		return len(pairs) == 0 || pairs[0].Received == n
+	})
+	wantReset(t, c, n)
+}
+
+func unacknowledged(t *testing.T, c *net.TCPConn) int {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	var n int
+	raw.Control(func(fd uintptr) {
+		var ioctlErr error
+		n, ioctlErr = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+		err = os.NewSyscallError("ioctl", ioctlErr)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return n
+}

@@ -1,0 +1,368 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// wantReset reads to the end and checks that it is a reset after exactly n bytes of
+// the pattern.
+func wantReset(t *testing.T, c net.Conn, n int64) {
+	t.Helper()
+	if got, err := readPattern(c); got != n || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read %d bytes, then %v; want %d, then a reset", got, describe(err), n)
+	}
+}
+
+func describe(err error) string {
+	if err == nil {
+		return "a clean end"
+	}
+	return err.Error()
+}
+
+func TestHalfCloseByClient(t *testing.T) {
+	t.Parallel()
+	const n = 100_000
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		got, err := readPattern(c) // the whole request, then the answer
+		if got != n || err != nil {
+			t.Errorf("the service read %d bytes, then %s; want %d, then a clean end", got, describe(err), n)
+		}
+		io.Copy(c, newPattern(n))
+	})))
+	c := tun.dial(t)
+	if _, err := io.Copy(c, newPattern(n)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readPattern(c); got != n || err != nil {
+		t.Errorf("the client read %d bytes, then %s; want %d, then a clean end", got, describe(err), n)
+	}
+}
+
+func TestHalfCloseByService(t *testing.T) {
+	t.Parallel()
+	const n = 100_000
+	type result struct {
+		n   int64
+		err error
+	}
+	results := make(chan result, 1)
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		io.Copy(c, newPattern(n))
+		c.CloseWrite()
+		got, err := readPattern(c)
+		results <- result{got, err}
+	})))
+	c := tun.dial(t)
+	if got, err := readPattern(c); got != n || err != nil {
+		t.Fatalf("the client read %d bytes, then %s; want %d, then a clean end", got, describe(err), n)
+	}
+	// The other direction goes on, however long after.
+	if _, err := io.Copy(c, newPattern(n)); err != nil {
+		t.Fatal(err)
+	}
+	c.CloseWrite()
+	if r := <-results; r.n != n || r.err != nil {
+		t.Errorf("the service read %d bytes, then %s; want %d, then a clean end", r.n, describe(r.err), n)
+	}
+}
+
+func TestEmptyConnection(t *testing.T) {
+	t.Parallel()
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(*net.TCPConn) {})))
+	if got, err := readPattern(tun.dial(t)); got != 0 || err != nil {
+		t.Errorf("read %d bytes, then %s; want a clean end at once", got, describe(err))
+	}
+}
+
+func TestResetByService(t *testing.T) {
+	t.Parallel()
+	const n = 5000
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		c.SetLinger(0)
+		// Not before the client is heard of: it may not have seen yet that it is connected.
+		io.ReadFull(c, make([]byte, 1))
+		io.Copy(c, newPattern(n))
+	})))
+	for range 20 {
+		c := tun.dial(t)
+		c.Write([]byte("x"))
+		wantReset(t, c, n)
+	}
+}
+
+func TestResetByClient(t *testing.T) {
+	t.Parallel()
+	const n = 5000
+	errs := make(chan error, 1)
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		got, err := readPattern(c)
+		if got != n || !errors.Is(err, syscall.ECONNRESET) {
+			errs <- fmt.Errorf("the service read %d bytes, then %s; want %d, then a reset", got, describe(err), n)
+			return
+		}
+		errs <- nil
+	})))
+	for range 20 {
+		c := tun.dial(t)
+		if _, err := io.Copy(c, newPattern(n)); err != nil {
+			t.Fatal(err)
+		}
+		c.SetLinger(0)
+		c.Close()
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestRefusedTarget(t *testing.T) {
+	t.Parallel()
+	tun := startTunnel(t, strconv.Itoa(freePort(t)))
+	for _, client := range []struct {
+		name  string
+		speak func(*net.TCPConn)
+	}{
+		{"silent", func(*net.TCPConn) {}},
+		{"has spoken", func(c *net.TCPConn) { c.Write([]byte("hello")) }},
+		{"has half-closed", func(c *net.TCPConn) { c.Write([]byte("hello")); c.CloseWrite() }},
+	} {
+		t.Run(client.name, func(t *testing.T) { wantResetOf(t, tun.addr(), client.speak) })
+	}
+}
+
+// wantResetOf checks that a connection is reset without a byte. That may come before
+// the client has seen that it is connected.
+func wantResetOf(t *testing.T, addr string, speak func(*net.TCPConn)) {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", addr, patience)
+	if errors.Is(err, syscall.ECONNRESET) {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	speak(c.(*net.TCPConn))
+	wantReset(t, c, 0)
+}
+
+// fill writes the pattern until nothing is taken any more, and returns how much was.
+func fill(t *testing.T, c net.Conn) int64 {
+	t.Helper()
+	const limit = 256 << 20
+	p := newPattern(limit)
+	b := make([]byte, 64<<10)
+	for {
+		n, _ := p.Read(b)
+		c.SetWriteDeadline(time.Now().Add(3 * time.Second))
+		m, err := c.Write(b[:n])
+		p.at += int64(m - n)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return p.at
+		}
+		if err != nil {
+			t.Fatalf("write after %d bytes: %v", p.at, err)
+		}
+		if p.at == limit {
+			t.Fatalf("%d bytes were taken although nobody reads them; want back-pressure", int64(limit))
+		}
+	}
+}
+
+func TestBackPressureReachesTheClient(t *testing.T) {
+	t.Parallel()
+	read := make(chan struct{})
+	counts := make(chan int64, 1)
+	var second atomic.Bool
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		if second.Load() {
+			echo(c)
+			return
+		}
+		<-read
+		n, err := readPattern(c)
+		if err != nil {
+			t.Errorf("the service read %d bytes, then %v", n, err)
+		}
+		counts <- n
+	})))
+	c := tun.dial(t)
+	sent := fill(t, c)
+	t.Logf("%d bytes were taken", sent)
+	second.Store(true)
+	exchange(t, tun.dial(t), "the others are not held up")
+	close(read)
+	c.CloseWrite()
+	if got := <-counts; got != sent {
+		t.Errorf("the service read %d bytes; want %d", got, sent)
+	}
+}
+
+func TestBackPressureReachesTheService(t *testing.T) {
+	t.Parallel()
+	sent := make(chan int64, 1)
+	var second atomic.Bool
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		if second.Load() {
+			echo(c)
+			return
+		}
+		sent <- fill(t, c)
+	})))
+	c := tun.dial(t)
+	want := <-sent
+	second.Store(true)
+	exchange(t, tun.dial(t), "the others are not held up")
+	if got, err := readPattern(c); got != want || err != nil {
+		t.Errorf("the client read %d bytes, then %s; want %d, then a clean end", got, describe(err), want)
+	}
+}
+
+func TestBothWaysAtOnce(t *testing.T) {
+	t.Parallel()
+	const n = 20 << 20
+	tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+	c := tun.dial(t)
+	done := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(c, newPattern(n))
+		c.CloseWrite()
+		done <- err
+	}()
+	if got, err := readPattern(c); got != n || err != nil {
+		t.Errorf("read %d bytes, then %s; want %d, then a clean end", got, describe(err), n)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestManyConnections(t *testing.T) {
+	t.Parallel()
+	tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+	conns := make([]net.Conn, 200)
+	for i := range conns {
+		conns[i] = tun.dial(t)
+	}
+	for round := range 3 {
+		for i, c := range conns {
+			exchange(t, c, fmt.Sprintf("connection %d, round %d %s", i, round, strings.Repeat(".", i)))
+		}
+	}
+}
+
+func TestKilledProxyIsNoCleanEnd(t *testing.T) {
+	t.Parallel()
+	service := freePort(t)
+	startService(t, service)
+	tun := startTunnel(t, strconv.Itoa(service))
+
+	idle := tun.dial(t)
+	io.WriteString(idle, "echo\n")
+	exchange(t, idle, "idle")
+	streaming := tun.dial(t)
+	io.WriteString(streaming, "stream\n")
+	if _, err := io.ReadFull(streaming, make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	tun.proxy.kill()
+	for name, c := range map[string]net.Conn{"idle": idle, "streaming": streaming} {
+		if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s connection: %s; want a reset", name, describe(err))
+		}
+	}
+}
+
+func TestKilledProxyIsNoCleanEndForTheService(t *testing.T) {
+	t.Parallel()
+	ends := make(chan error, 1)
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		if _, err := io.CopyN(c, c, 5); err != nil {
+			return
+		}
+		_, err := io.Copy(io.Discard, c)
+		ends <- err
+	})))
+	c := tun.dial(t)
+	exchange(t, c, "hello")
+	tun.proxy.kill()
+	// The new process does not know the old streams, and tells the bridge so.
+	startProxyAt(t, tun.proxy.state, tun.proxy.link)
+	if err := <-ends; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the service saw %s; want a reset", describe(err))
+	}
+}
+
+func TestKilledBridgeIsNoCleanEnd(t *testing.T) {
+	t.Parallel()
+	ends := make(chan error, 1)
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		_, err := io.Copy(c, c)
+		ends <- err
+	})))
+	c := tun.dial(t)
+	exchange(t, c, "hello")
+	tun.bridge.kill()
+	if err := <-ends; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the service saw %s; want a reset", describe(err))
+	}
+	b := startBridge(t, tun.token, fmt.Sprintf("%d=%d", tun.public, serve(t, echo)))
+	b.awaitUp(tun.service)
+	if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client saw %s; want a reset", describe(err))
+	}
+	exchange(t, tun.dial(t), "a new connection")
+}
+
+// What a killed service does to its connections is up to its kernel: a clean end, or a
+// reset if bytes were unread. Through the tunnel it looks as it does directly.
+func TestKilledServiceLooksAsDirectly(t *testing.T) {
+	t.Parallel()
+	for _, wish := range []string{"echo", "deaf"} {
+		t.Run(wish, func(t *testing.T) {
+			t.Parallel()
+			port := freePort(t)
+			service := startService(t, port)
+			tun := startTunnel(t, strconv.Itoa(port))
+			conns := []*net.TCPConn{dial(t, loopback(port)), tun.dial(t)}
+			for _, c := range conns {
+				io.WriteString(c, wish+"\n")
+				if wish == "echo" {
+					exchange(t, c, "hello")
+					continue
+				}
+				if _, err := io.ReadFull(c, make([]byte, len("deaf\n"))); err != nil {
+					t.Fatal(err)
+				}
+				io.WriteString(c, strings.Repeat("never read ", 100))
+			}
+			eventually(t, "all bytes are with the service", func() bool {
+				for _, p := range mustStatus(t, tun.bridge.state).Pairs {
+					return p.Sent >= int64(len(wish)+1+5) && (wish == "echo" || p.Sent == int64(len(wish)+1+1100))
+				}
+				return false
+			})
+			service.kill()
+			_, direct := io.Copy(io.Discard, conns[0])
+			_, tunnelled := io.Copy(io.Discard, conns[1])
+			if errors.Is(direct, syscall.ECONNRESET) != errors.Is(tunnelled, syscall.ECONNRESET) || (direct == nil) != (tunnelled == nil) {
+				t.Errorf("through the tunnel: %s; directly: %s", describe(tunnelled), describe(direct))
+			}
+		})
+	}
+}

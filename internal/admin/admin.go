@@ -1,0 +1,208 @@
+// Package admin is how the command line talks to a live process: HTTP over the
+// unix socket in the state directory.
+//
+//	GET    /api/v1/status       the status.Snapshot
+//	GET    /api/v1/keys         the keys, without their secrets
+//	POST   /api/v1/keys         {"name","allow"} makes a key; the answer has its token
+//	DELETE /api/v1/keys/NAME    ends a key
+//
+// Whoever can open the socket may do everything: its mode lets only the
+// process's own user in. The package reads snapshots and passes changes on; it
+// knows neither proxy nor bridge. The socket is answered also when the process
+// is out of file descriptors, because the proxy stops taking public
+// connections 128 descriptors before the limit.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"reverser/internal/status"
+)
+
+// KeyInfo is a key as it may be shown: no secret in it.
+type KeyInfo struct {
+	Name    string     `json:"name"`
+	ID      string     `json:"id"`
+	Allow   []string   `json:"allow"`
+	Created *time.Time `json:"created,omitempty"` // nil for a key of the configuration file
+	Source  string     `json:"source"`            // "state" or "config"
+}
+
+// Sources of a key.
+const (
+	SourceState  = "state"  // keys.json of the state directory
+	SourceConfig = "config" // the configuration file, which alone can remove it
+)
+
+// Keys is what the server needs of the proxy's keys. Errors that are the
+// caller's doing are a [*UsageError].
+type Keys interface {
+	List() ([]KeyInfo, error)
+	Add(name string, allow []string) (token string, err error)
+	Remove(name string) error
+}
+
+// UsageError is a refusal of what was asked, as against a failure to do it.
+// It crosses the socket, so that the command line can exit with 2.
+type UsageError struct{ Err error }
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
+
+// Server answers on the admin socket. Status must be set; a bridge has no Keys.
+type Server struct {
+	Status func() status.Snapshot
+	Keys   Keys
+	Log    *slog.Logger // nil discards
+}
+
+const (
+	maxRequest = 1 << 20
+	// A stuck client must not hold a descriptor for ever.
+	requestTimeout = 10 * time.Second
+	stopGrace      = time.Second
+)
+
+// Serve answers on l until ctx ends, and closes l.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	log := s.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	srv := &http.Server{
+		Handler:      s.handler(),
+		ReadTimeout:  requestTimeout,
+		WriteTimeout: requestTimeout,
+		IdleTimeout:  requestTimeout,
+		ErrorLog:     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	// A request that is being answered may be writing the keys: let it end, but
+	// do not let a client that never asks anything hold up the stop.
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	err := srv.Serve(l)
+	if stop() {
+		srv.Close()
+		return fmt.Errorf("serve the admin socket: %w", err)
+	}
+	<-done
+	return nil
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusOK, s.Status())
+	})
+	if s.Keys != nil {
+		mux.HandleFunc("GET /api/v1/keys", s.listKeys)
+		mux.HandleFunc("POST /api/v1/keys", s.addKey)
+		mux.HandleFunc("DELETE /api/v1/keys/{name}", s.removeKey)
+	} else {
+		mux.HandleFunc("/api/v1/keys", noKeys)
+		mux.HandleFunc("/api/v1/keys/{name}", noKeys)
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		refuse(w, http.StatusNotFound, fmt.Errorf("there is no %s", r.URL.Path))
+	})
+	return mux
+}
+
+type keyRequest struct {
+	Name  string   `json:"name"`
+	Allow []string `json:"allow"`
+}
+
+type keyReply struct {
+	Name  string `json:"name"`
+	Token string `json:"token"`
+}
+
+type keysReply struct {
+	Keys []KeyInfo `json:"keys"`
+}
+
+type errorReply struct {
+	Error string `json:"error"`
+}
+
+func (s *Server) listKeys(w http.ResponseWriter, _ *http.Request) {
+	keys, err := s.Keys.List()
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	if keys == nil {
+		keys = []KeyInfo{}
+	}
+	reply(w, http.StatusOK, keysReply{keys})
+}
+
+func (s *Server) addKey(w http.ResponseWriter, r *http.Request) {
+	var req keyRequest
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&req); err != nil {
+		refuse(w, http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
+		return
+	}
+	token, err := s.Keys.Add(req.Name, req.Allow)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	reply(w, http.StatusCreated, keyReply{req.Name, token})
+}
+
+func (s *Server) removeKey(w http.ResponseWriter, r *http.Request) {
+	if err := s.Keys.Remove(r.PathValue("name")); err != nil {
+		fail(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func noKeys(w http.ResponseWriter, _ *http.Request) {
+	refuse(w, http.StatusConflict, errors.New("this state directory belongs to a bridge: keys are managed on the proxy"))
+}
+
+func fail(w http.ResponseWriter, err error) {
+	if _, ok := errors.AsType[*UsageError](err); ok {
+		refuse(w, http.StatusConflict, err)
+		return
+	}
+	refuse(w, http.StatusInternalServerError, err)
+}
+
+func refuse(w http.ResponseWriter, code int, err error) {
+	reply(w, code, errorReply{err.Error()})
+}
+
+func reply(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store") // an answer may hold a token
+	w.WriteHeader(code)
+	// The reader is gone if this fails; there is nobody to tell.
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// drain reads what is left, so that the connection ends without a reset.
+func drain(r io.ReadCloser) {
+	io.Copy(io.Discard, io.LimitReader(r, maxRequest))
+	r.Close()
+}

@@ -1,0 +1,191 @@
+package admin_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"reverser/internal/admin"
+	"reverser/internal/status"
+)
+
+type fakeKeys struct{ names []string }
+
+func (f *fakeKeys) List() ([]admin.KeyInfo, error) {
+	var infos []admin.KeyInfo
+	for _, n := range f.names {
+		infos = append(infos, admin.KeyInfo{Name: n, ID: "00", Allow: []string{"tcp/9000"}, Source: admin.SourceState})
+	}
+	return infos, nil
+}
+
+func (f *fakeKeys) Add(name string, allow []string) (string, error) {
+	if slices.Contains(f.names, name) {
+		return "", &admin.UsageError{Err: errors.New(name + " exists already")}
+	}
+	if name == "broken" {
+		return "", errors.New("disk full")
+	}
+	f.names = append(f.names, name)
+	return "token-of-" + name + "-" + strings.Join(allow, ","), nil
+}
+
+func (f *fakeKeys) Remove(name string) error {
+	i := slices.Index(f.names, name)
+	if i < 0 {
+		return &admin.UsageError{Err: errors.New("no such key")}
+	}
+	f.names = slices.Delete(f.names, i, i+1)
+	return nil
+}
+
+// serve starts a server and returns how to dial it; it must end with the test.
+func serve(t *testing.T, s *admin.Server) func(context.Context) (net.Conn, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Skip(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve = %v, want nil after cancel", err)
+		}
+	})
+	return func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+}
+
+func client(t *testing.T, s *admin.Server) *admin.Client {
+	c := admin.NewClient(serve(t, s))
+	t.Cleanup(c.Close)
+	return c
+}
+
+func snapshot() status.Snapshot {
+	return status.Snapshot{
+		Role: "proxy", Version: "v1", UptimeSeconds: 2,
+		Links: []status.Link{{Key: "nas", State: status.LinkUp, Since: time.Unix(100, 0).UTC()}},
+	}
+}
+
+func TestStatus(t *testing.T) {
+	c := client(t, &admin.Server{Status: snapshot})
+	got, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, _ := json.Marshal(got)
+	b, _ := json.Marshal(snapshot())
+	if string(a) != string(b) {
+		t.Errorf("Status = %s, want %s", a, b)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	c := client(t, &admin.Server{Status: snapshot, Keys: &fakeKeys{}})
+	ctx := t.Context()
+	if keys, err := c.ListKeys(ctx); err != nil || keys == nil || len(keys) != 0 {
+		t.Errorf("ListKeys = %v, %v; want an empty list", keys, err)
+	}
+	token, err := c.AddKey(ctx, "nas", []string{"tcp/9000", "tcp/9001"})
+	if err != nil || token != "token-of-nas-tcp/9000,tcp/9001" {
+		t.Errorf("AddKey = %q, %v", token, err)
+	}
+	if _, err := c.AddKey(ctx, "nas", nil); !isUsage(err) || err.Error() != "nas exists already" {
+		t.Errorf("AddKey twice = %v, want the server's refusal", err)
+	}
+	if _, err := c.AddKey(ctx, "broken", nil); err == nil || isUsage(err) || err.Error() != "disk full" {
+		t.Errorf("AddKey = %v, want the server's failure", err)
+	}
+	keys, err := c.ListKeys(ctx)
+	if err != nil || len(keys) != 1 || keys[0].Name != "nas" || keys[0].Source != admin.SourceState {
+		t.Errorf("ListKeys = %v, %v; want nas", keys, err)
+	}
+	if err := c.RemoveKey(ctx, "nas"); err != nil {
+		t.Errorf("RemoveKey = %v", err)
+	}
+	for _, name := range []string{"nas", "a/b", ".."} {
+		if err := c.RemoveKey(ctx, name); err == nil {
+			t.Errorf("RemoveKey(%q) = nil, want a refusal", name)
+		}
+	}
+}
+
+func TestBridgeHasNoKeys(t *testing.T) {
+	c := client(t, &admin.Server{Status: snapshot})
+	_, err := c.AddKey(t.Context(), "nas", []string{"tcp/9000"})
+	if !isUsage(err) || !strings.Contains(err.Error(), "bridge") {
+		t.Errorf("AddKey at a bridge = %v, want a refusal that says so", err)
+	}
+	if err := c.RemoveKey(t.Context(), "nas"); !isUsage(err) {
+		t.Errorf("RemoveKey at a bridge = %v, want a refusal", err)
+	}
+}
+
+func TestStrangeRequests(t *testing.T) {
+	keys := &fakeKeys{}
+	dial := serve(t, &admin.Server{Status: snapshot, Keys: keys})
+	hc := &http.Client{Transport: &http.Transport{
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		DisableKeepAlives: true,
+	}}
+	tests := []struct {
+		method, path, body string
+		want               int
+	}{
+		{"GET", "/", "", 404},
+		{"GET", "/api/v1/nothing", "", 404},
+		{"POST", "/api/v1/keys", "", 400},
+		{"POST", "/api/v1/keys", `{"name":"x","nonsense":1}`, 400},
+		{"POST", "/api/v1/keys", `{"name":"` + strings.Repeat("x", 2<<20) + `"}`, 400},
+	}
+	for _, tt := range tests {
+		req, err := http.NewRequest(tt.method, "http://x"+tt.path, strings.NewReader(tt.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := hc.Do(req)
+		if err != nil {
+			t.Fatalf("%s %s: %v", tt.method, tt.path, err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != tt.want || !strings.Contains(string(body), `"error"`) {
+			t.Errorf("%s %s = %d %s, want %d and an error", tt.method, tt.path, resp.StatusCode, body, tt.want)
+		}
+	}
+	if len(keys.names) != 0 {
+		t.Errorf("keys were made: %v", keys.names)
+	}
+}
+
+func TestServeFailsWithItsListener(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Skip(err)
+	}
+	l.Close()
+	if err := (&admin.Server{Status: snapshot}).Serve(t.Context(), l); err == nil {
+		t.Error("Serve on a closed listener = nil")
+	}
+}
+
+func isUsage(err error) bool {
+	_, ok := errors.AsType[*admin.UsageError](err)
+	return ok
+}

@@ -1,0 +1,99 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+
+	"reverser/internal/status"
+)
+
+// Client asks a live process. Close it after use.
+type Client struct {
+	http *http.Client
+}
+
+// NewClient makes a client that dials with the given function.
+func NewClient(dial func(context.Context) (net.Conn, error)) *Client {
+	return &Client{http: &http.Client{
+		Transport: &http.Transport{
+			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+			DisableKeepAlives: true,
+		},
+		Timeout: requestTimeout,
+	}}
+}
+
+// Close gives the connections back.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Status is the process's state as it is now.
+func (c *Client) Status(ctx context.Context) (status.Snapshot, error) {
+	var s status.Snapshot
+	err := c.do(ctx, http.MethodGet, "/api/v1/status", nil, &s)
+	return s, err
+}
+
+// ListKeys is the keys the proxy honours.
+func (c *Client) ListKeys(ctx context.Context) ([]KeyInfo, error) {
+	var r keysReply
+	err := c.do(ctx, http.MethodGet, "/api/v1/keys", nil, &r)
+	return r.Keys, err
+}
+
+// AddKey makes a key that is honoured at once, and returns its token.
+func (c *Client) AddKey(ctx context.Context, name string, allow []string) (string, error) {
+	var r keyReply
+	err := c.do(ctx, http.MethodPost, "/api/v1/keys", keyRequest{name, allow}, &r)
+	return r.Token, err
+}
+
+// RemoveKey ends a key, its links and its connections.
+func (c *Client) RemoveKey(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodDelete, "/api/v1/keys/"+url.PathEscape(name), nil, nil)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	var body bytes.Buffer
+	if in != nil {
+		if err := json.NewEncoder(&body).Encode(in); err != nil {
+			return err
+		}
+	}
+	// The host is a name for the Host header only; the socket is the address.
+	req, err := http.NewRequestWithContext(ctx, method, "http://reverser"+path, &body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		// The URL that net/http puts in front says nothing to a person.
+		if ue, ok := errors.AsType[*url.Error](err); ok {
+			err = ue.Err
+		}
+		return err
+	}
+	defer drain(resp.Body)
+	if resp.StatusCode >= 400 {
+		var r errorReply
+		if err := json.NewDecoder(resp.Body).Decode(&r); err != nil || r.Error == "" {
+			return fmt.Errorf("the process answered %s", resp.Status)
+		}
+		if resp.StatusCode < 500 {
+			return &UsageError{errors.New(r.Error)}
+		}
+		return errors.New(r.Error)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("read the process's answer: %w", err)
+	}
+	return nil
+}

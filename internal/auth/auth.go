@@ -1,0 +1,281 @@
+// Package auth makes a TCP connection between a bridge and a proxy into a link connection: TLS 1.3, the proxy's pin, and
+// a mutual proof of the shared 256-bit key that is bound to this TLS connection (spec/PROTOCOL.md, section "Handshake").
+//
+// Its secret is the order and the input of the two MACs. It starts no goroutine. Both functions set one deadline on the
+// connection, which covers everything before authentication, and clear it on success only.
+package auth
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"reverser/internal/wire"
+)
+
+// Timeout covers a connection from its first byte to the end of authentication.
+const Timeout = 10 * time.Second
+
+// alpn keeps other TLS programs away from the link, and the link away from them.
+const alpn = "reverser/1"
+
+// The exporter label. RFC 5705 section 4 reserves the prefix EXPERIMENTAL for labels without registration; a private
+// label keeps this binding apart from every other protocol's (RFC 9266 would share one).
+const exporterLabel = "EXPERIMENTAL-reverser-auth-v1"
+
+// Errors of the bridge's side.
+var (
+	ErrPin      = errors.New("the TLS server there is not the proxy that this token was made for")
+	ErrNotProxy = errors.New("what answers there is no reverser proxy")
+	ErrFake     = errors.New("the proxy does not know the key: it failed to prove it")
+	ErrRefused  = errors.New("the proxy refused the key: it was removed, or the token is of another proxy")
+)
+
+// VersionError says that the proxy speaks other versions of the protocol.
+type VersionError struct{ Proxy uint8 }
+
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("the proxy speaks protocol version %d, this bridge %d: update the older of the two", e.Proxy, wire.Version)
+}
+
+// Conn is an authenticated link connection.
+type Conn struct {
+	*tls.Conn
+	Exporter []byte   // 32 bytes, the same at both ends of this TLS connection and nowhere else
+	Peer     [16]byte // instance of the peer's process
+	KeyID    [16]byte
+	Secret   [32]byte // of the key that was proven
+}
+
+// Pin is the SHA-256 of a certificate's SubjectPublicKeyInfo, as in RFC 7469 section 2.4.
+func Pin(spki []byte) [32]byte { return sha256.Sum256(spki) }
+
+// ClientConfig is what a bridge needs to authenticate.
+type ClientConfig struct {
+	KeyID    [16]byte
+	Secret   [32]byte
+	Pin      [32]byte
+	Instance [16]byte
+}
+
+// Client authenticates the dialling side. It closes conn on error.
+func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err error) {
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	tc := tls.Client(conn, &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		NextProtos:         []string{alpn},
+		ServerName:         "reverser.invalid", // constant: an observer learns no name
+		InsecureSkipVerify: true,               // the pin takes the place of a CA
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			if len(cs.PeerCertificates) == 0 {
+				return ErrPin
+			}
+			pin := Pin(cs.PeerCertificates[0].RawSubjectPublicKeyInfo)
+			if subtle.ConstantTimeCompare(pin[:], cfg.Pin[:]) != 1 {
+				return ErrPin
+			}
+			return nil
+		},
+		SessionTicketsDisabled:      true,
+		DynamicRecordSizingDisabled: true,
+	})
+	if err := tc.Handshake(); err != nil {
+		var record tls.RecordHeaderError
+		var alert tls.AlertError
+		switch {
+		case errors.Is(err, ErrPin):
+			return nil, ErrPin
+		case errors.As(err, &record), errors.As(err, &alert), errors.Is(err, io.EOF):
+			return nil, fmt.Errorf("%w (%w)", ErrNotProxy, err)
+		}
+		return nil, fmt.Errorf("TLS handshake: %w", err)
+	}
+	cs := tc.ConnectionState()
+	if cs.NegotiatedProtocol != alpn {
+		return nil, ErrNotProxy
+	}
+	exporter, err := cs.ExportKeyingMaterial(exporterLabel, nil, 32)
+	if err != nil {
+		return nil, fmt.Errorf("TLS exporter: %w", err)
+	}
+	key := authKey(cfg.Secret)
+	hello := wire.Hello{
+		VersionMin: wire.Version, VersionMax: wire.Version, Role: wire.RoleBridge, Auth: wire.AuthPSK,
+		KeyID: cfg.KeyID, Instance: cfg.Instance,
+	}
+	msg := hello.Append(make([]byte, 0, wire.HelloLen))
+	copy(msg[wire.HelloMACed:], macOf(key, "bridge", exporter, msg[:wire.HelloMACed]))
+	if _, err := tc.Write(msg); err != nil {
+		return nil, fmt.Errorf("send hello: %w", err)
+	}
+	answer := make([]byte, wire.WelcomeLen)
+	if _, err := io.ReadFull(tc, answer); err != nil {
+		return nil, fmt.Errorf("wait for the proxy's answer: %w", err)
+	}
+	w, err := wire.ParseWelcome(answer)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotProxy, err)
+	}
+	switch w.Verdict {
+	case wire.VerdictVersion:
+		return nil, &VersionError{w.Version}
+	case wire.VerdictRefused:
+		return nil, ErrRefused
+	}
+	want := macOf(key, "proxy", exporter, msg, answer[:wire.WelcomeMACed])
+	if !hmac.Equal(want, w.MAC[:]) {
+		return nil, ErrFake
+	}
+	if w.Version != wire.Version {
+		return nil, &VersionError{w.Version}
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	return &Conn{Conn: tc, Exporter: exporter, Peer: w.Instance, KeyID: cfg.KeyID, Secret: cfg.Secret}, nil
+}
+
+// ServerConfig is what a proxy needs to authenticate.
+type ServerConfig struct {
+	Identity tls.Certificate
+	Instance [16]byte
+	// Lookup returns the secret of a key.
+	Lookup func(id [16]byte) (secret [32]byte, ok bool)
+}
+
+// TLS returns the TLS configuration of the accepting side; make it once and pass it to Server.
+func (c *ServerConfig) TLS() *tls.Config {
+	return &tls.Config{
+		MinVersion:                  tls.VersionTLS13,
+		NextProtos:                  []string{alpn},
+		Certificates:                []tls.Certificate{c.Identity},
+		SessionTicketsDisabled:      true,
+		DynamicRecordSizingDisabled: true,
+	}
+}
+
+// ErrNoHello says that a connection ended, or was silent, before it authenticated.
+var ErrNoHello = errors.New("no valid hello")
+
+// ErrBadKey says that a hello's key is unknown or its MAC wrong; the caller of the peer learns only that it was refused.
+var ErrBadKey = errors.New("wrong or unknown key")
+
+// Server authenticates the accepting side. It closes conn on error.
+func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, err error) {
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
+		return nil, err
+	}
+	tc := tls.Server(conn, tlsConfig)
+	if err := tc.Handshake(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoHello, err)
+	}
+	cs := tc.ConnectionState()
+	if cs.NegotiatedProtocol != alpn {
+		return nil, fmt.Errorf("%w: ALPN %q", ErrNoHello, cs.NegotiatedProtocol)
+	}
+	exporter, err := cs.ExportKeyingMaterial(exporterLabel, nil, 32)
+	if err != nil {
+		return nil, fmt.Errorf("TLS exporter: %w", err)
+	}
+	var msg [wire.HelloLen]byte
+	if _, err := io.ReadFull(tc, msg[:]); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoHello, err)
+	}
+	hello, err := wire.ParseHello(msg[:])
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoHello, err)
+	}
+	w := wire.Welcome{Verdict: wire.VerdictRefused, Version: wire.Version}
+	if hello.VersionMin > wire.Version || hello.VersionMax < wire.Version {
+		w.Verdict = wire.VerdictVersion
+		if err := refuse(tc, w); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("hello of protocol version %d to %d", hello.VersionMin, hello.VersionMax)
+	}
+	// An unknown key costs the same work as a wrong MAC, so that time does not tell which ids exist.
+	secret, known := cfg.Lookup(hello.KeyID)
+	key := authKey(secret)
+	proven := hmac.Equal(macOf(key, "bridge", exporter, msg[:wire.HelloMACed]), hello.MAC[:])
+	if !known || !proven || hello.Role != wire.RoleBridge || hello.Auth != wire.AuthPSK {
+		if err := refuse(tc, w); err != nil {
+			return nil, err
+		}
+		return nil, ErrBadKey
+	}
+	w.Verdict, w.Instance = wire.VerdictOK, cfg.Instance
+	answer := w.Append(make([]byte, 0, wire.WelcomeLen))
+	copy(answer[wire.WelcomeMACed:], macOf(key, "proxy", exporter, msg[:], answer[:wire.WelcomeMACed]))
+	if _, err := tc.Write(answer); err != nil {
+		return nil, fmt.Errorf("send welcome: %w", err)
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	return &Conn{Conn: tc, Exporter: exporter, Peer: hello.Instance, KeyID: hello.KeyID, Secret: secret}, nil
+}
+
+// refuse answers with random bytes where a MAC would stand: every refusal looks the same.
+func refuse(tc *tls.Conn, w wire.Welcome) error {
+	rand.Read(w.Instance[:])
+	rand.Read(w.MAC[:])
+	if _, err := tc.Write(w.Append(make([]byte, 0, wire.WelcomeLen))); err != nil {
+		return fmt.Errorf("send refusal: %w", err)
+	}
+	return nil
+}
+
+// SessionSecret derives what proves, at a resume, that the bridge was there when the session began.
+func SessionSecret(c *Conn, sid [16]byte) [32]byte {
+	return [32]byte(derive(c.Secret[:], c.Exporter, "reverser session v1 "+string(sid[:])))
+}
+
+// ResumeMAC binds an ATTACH to its TLS connection, slot, generation and table.
+func ResumeMAC(session [32]byte, exporter []byte, sid [16]byte, slot uint8, gen uint64, table []byte) [32]byte {
+	sum := sha256.Sum256(table)
+	g := [9]byte{slot, byte(gen >> 56), byte(gen >> 48), byte(gen >> 40), byte(gen >> 32), byte(gen >> 24), byte(gen >> 16), byte(gen >> 8), byte(gen)}
+	return [32]byte(macOf(session[:], "resume", exporter, sid[:], g[:], sum[:]))
+}
+
+func authKey(secret [32]byte) []byte { return derive(secret[:], nil, "reverser auth v1") }
+
+func derive(secret, salt []byte, info string) []byte {
+	k, err := hkdf.Key(sha256.New, secret, salt, info, 32)
+	if err != nil {
+		panic(err) // only for lengths that SHA-256 cannot give; 32 it can
+	}
+	return k
+}
+
+// macOf starts with the role: a MAC of one side is never valid as the other's (the Selfie attack, RFC 9257 section 5.3).
+func macOf(key []byte, role string, parts ...[]byte) []byte {
+	m := hmac.New(sha256.New, key)
+	io.WriteString(m, role)
+	for _, p := range parts {
+		m.Write(p)
+	}
+	return m.Sum(nil)
+}

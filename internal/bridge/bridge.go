@@ -1,0 +1,359 @@
+// Package bridge is the LAN role: it dials a proxy, offers services there, and connects the streams that come back to
+// real servers.
+//
+// Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The
+// route of a byte through it: internal/link receives, serve.go finds the service of a new stream, target.go connects to
+// the real server, internal/relay moves the bytes. Every goroutine is counted in Bridge.wg, and Run returns when all have
+// ended.
+package bridge
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/link"
+	"reverser/internal/service"
+	"reverser/internal/status"
+	"reverser/internal/token"
+	"reverser/internal/wire"
+)
+
+// DefaultPort is the link port where an address names none.
+const DefaultPort = "3010"
+
+// DefaultDrain is how long a stopping bridge lets its pairs finish.
+const DefaultDrain = 30 * time.Second
+
+// Service is one thing that the bridge offers.
+type Service struct {
+	Public service.Public
+	Target service.Target
+	// Handle, when set, takes the connections in place of Target. It is called in a goroutine of its own and closes the
+	// connection.
+	Handle func(net.Conn)
+}
+
+// Config says what a Bridge does.
+type Config struct {
+	Token         token.Token
+	Proxy         string // host:port; "": the token's
+	ProxyTransfer string // host:port that carriers dial; "": what the proxy announces
+	Services      []Service
+	Version       string
+	Log           *slog.Logger  // nil: discard
+	Drain         time.Duration // 0: DefaultDrain
+	// OnService is told what became of each service; nil: nobody.
+	OnService func(service.Public, status.Service)
+}
+
+// Bridge is the LAN role. New makes one, Run serves.
+type Bridge struct {
+	cfg       Config
+	log       *slog.Logger
+	start     time.Time
+	proxy     string
+	instance  [16]byte
+	name      string
+	dials     chan struct{} // one element a dial to a target that is under way
+	wg        sync.WaitGroup
+	ctx       context.Context // ends with Run
+	stop      context.CancelFunc
+	draining  atomic.Bool
+	drain     chan struct{} // closed by Drain
+	drainOnce sync.Once
+	pairSeq   atomic.Uint64
+
+	mu       sync.Mutex
+	link     *link.Link // of the present session; guarded by mu, as all below
+	remote   net.Addr   // that the control connection reached
+	services []serviceState
+	pairs    map[*pair]struct{}
+	idle     chan struct{} // closed when draining and no pair is left; nil before
+	lastErr  string        // of dialling, as last logged
+}
+
+// serviceState is what the proxy said about a service.
+type serviceState struct {
+	public string // that the proxy serves
+	state  string
+	reason string
+}
+
+// maxDials bounds connections to targets that are being made.
+const maxDials = 1024
+
+// New returns a bridge that has dialled nothing yet.
+func New(cfg Config) (*Bridge, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Drain == 0 {
+		cfg.Drain = DefaultDrain
+	}
+	addr := cfg.Proxy
+	if addr == "" {
+		addr = cfg.Token.Addr
+	}
+	if addr == "" {
+		return nil, errors.New("the token carries no address of the proxy: name it with --proxy HOST:3010")
+	}
+	if len(cfg.Services) == 0 {
+		return nil, errors.New("no service to expose: name at least one, such as 9000 or 9000=192.168.1.5:80")
+	}
+	b := &Bridge{
+		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
+		drain: make(chan struct{}), pairs: make(map[*pair]struct{}),
+	}
+	for _, s := range cfg.Services {
+		b.services = append(b.services, serviceState{public: s.Public.String(), state: status.ServiceAway})
+	}
+	rand.Read(b.instance[:])
+	b.name, _ = os.Hostname()
+	if b.name == "" {
+		b.name = hex.EncodeToString(b.instance[:4])
+	}
+	b.ctx, b.stop = context.WithCancel(context.Background())
+	return b, nil
+}
+
+func withPort(addr string) string {
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return net.JoinHostPort(addr, DefaultPort)
+	}
+	return addr
+}
+
+// Run keeps the link to the proxy and serves until ctx ends, which resets every connection, or until a drain is complete.
+// A proxy that is not there, or is not the right one, is tried again for ever.
+func (b *Bridge) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, b.stop)
+	defer stop()
+	d := link.NewDialer(link.DialerConfig{
+		Owner: b, Log: b.log, Name: b.name, Dial: b.dial, Failed: b.failed,
+		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
+	})
+	b.wg.Go(b.awaitDrain)
+	b.log.Info("bridge starting", "proxy", b.proxy, "version", b.cfg.Version)
+	err := d.Run(b.ctx)
+	b.stop()
+	b.wg.Wait()
+	b.log.Info("bridge stopped")
+	return err
+}
+
+// Drain tells the proxy to send no new connections; Run returns when the last pair has ended, or resets what is left after
+// Config.Drain.
+func (b *Bridge) Drain() {
+	b.drainOnce.Do(func() {
+		b.draining.Store(true)
+		close(b.drain)
+	})
+}
+
+func (b *Bridge) awaitDrain() {
+	select {
+	case <-b.ctx.Done():
+		return
+	case <-b.drain:
+	}
+	b.mu.Lock()
+	l, left := b.link, len(b.pairs)
+	idle := make(chan struct{})
+	b.idle = idle
+	if left == 0 {
+		close(idle)
+		b.idle = nil
+	}
+	b.mu.Unlock()
+	b.log.Info("draining", "pairs", left, "limit", b.cfg.Drain.Seconds())
+	if l != nil {
+		l.GoAway(b.cfg.Drain)
+	}
+	late := time.NewTimer(b.cfg.Drain)
+	defer late.Stop()
+	select {
+	case <-idle:
+	case <-late.C:
+		b.log.Warn("drain time is over, resetting what is left")
+	case <-b.ctx.Done():
+	}
+	if l != nil {
+		l.Flush(flushLimit) // what the pairs said last is still to be delivered
+	}
+	b.stop()
+}
+
+// flushLimit bounds the wait for the proxy to have everything before a bridge stops.
+const flushLimit = 5 * time.Second
+
+// dial opens a socket of the link.
+func (b *Bridge) dial(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error) {
+	addr := b.proxy
+	if carrier {
+		switch {
+		case b.cfg.ProxyTransfer != "":
+			addr = withPort(b.cfg.ProxyTransfer)
+		case transfer != 0:
+			host, _, _ := net.SplitHostPort(addr)
+			addr = net.JoinHostPort(host, strconv.Itoa(int(transfer)))
+		}
+	}
+	d := net.Dialer{Timeout: 10 * time.Second, KeepAlive: -1}
+	c, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("dial the proxy at %s: %w%s", addr, err, dialHint(err))
+	}
+	if !carrier {
+		b.mu.Lock()
+		b.remote = c.RemoteAddr()
+		b.mu.Unlock()
+	}
+	return c, nil
+}
+
+func dialHint(err error) string {
+	var dns *net.DNSError
+	var timeout net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return " (is `reverser proxy` running there, on this port?)"
+	case errors.As(err, &dns):
+		return " (is the name right, and does this machine have DNS?)"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return " (does a firewall or the cloud's security group block this port?)"
+	}
+	return ""
+}
+
+// failed implements link.DialerConfig: loud when something changes, quiet while it stays the same.
+func (b *Bridge) failed(slot int, err error, next time.Duration) {
+	if err == nil {
+		return
+	}
+	text := err.Error()
+	b.mu.Lock()
+	again := b.lastErr == text
+	b.lastErr = text
+	b.mu.Unlock()
+	log := b.log.Warn
+	if again || slot > 0 {
+		log = b.log.Debug
+	}
+	log("no connection to the proxy, trying again", "proxy", b.proxy, "err", text, "retry_in", next.Round(time.Millisecond).Seconds())
+}
+
+// Attached implements link.Owner.
+func (b *Bridge) Attached(l *link.Link, slot int) {
+	if slot != 0 {
+		return
+	}
+	b.mu.Lock()
+	b.link = l
+	b.lastErr = ""
+	b.mu.Unlock()
+	if b.draining.Load() {
+		l.GoAway(b.cfg.Drain)
+		return
+	}
+	b.log.Info("connected to the proxy", "proxy", b.proxy, "remote", l.Status()[0].Remote)
+	claims := make([]wire.Claim, len(b.cfg.Services))
+	for i, s := range b.cfg.Services {
+		claims[i] = wire.Claim{Public: s.Public.String(), Target: s.Target.String()}
+	}
+	l.Claims(claims)
+}
+
+// Detached implements link.Owner.
+func (b *Bridge) Detached(l *link.Link, slot int, err error) {
+	if slot == 0 && b.ctx.Err() == nil {
+		b.log.Warn("control connection lost, connecting again", "proxy", b.proxy, "err", err)
+	}
+}
+
+// GoingAway implements link.Owner.
+func (b *Bridge) GoingAway(_ *link.Link, drain time.Duration) {
+	b.log.Warn("the proxy is stopping", "proxy", b.proxy, "drain", drain.Seconds())
+}
+
+// Ended implements link.Owner.
+func (b *Bridge) Ended(l *link.Link, err error) {
+	b.mu.Lock()
+	if b.link == l {
+		b.link = nil
+		for i := range b.services {
+			b.services[i].state = status.ServiceAway
+		}
+	}
+	b.mu.Unlock()
+	if b.ctx.Err() == nil {
+		b.log.Warn("session with the proxy ended, its connections were reset", "proxy", b.proxy, "err", err)
+	}
+}
+
+// Claim implements link.Owner. Only proxies get claims.
+func (b *Bridge) Claim(*link.Link, uint16, wire.Claim, bool) {}
+
+// Unclaim implements link.Owner.
+func (b *Bridge) Unclaim(*link.Link, uint16) {}
+
+// Status returns a snapshot.
+func (b *Bridge) Status() status.Snapshot {
+	snap := status.Snapshot{Role: "bridge", Version: b.cfg.Version, UptimeSeconds: time.Since(b.start).Seconds()}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	key := hex.EncodeToString(b.cfg.Token.KeyID[:4])
+	conns := make(map[string]int)
+	for pr := range b.pairs {
+		snap.Pairs = append(snap.Pairs, pr.status())
+		conns[pr.service]++
+	}
+	up := false
+	if b.link != nil {
+		st := b.link.Snapshot(key, b.name, b.draining.Load())
+		if st.Remote == "" {
+			st.Remote = b.proxy
+		}
+		up = b.link.Up()
+		snap.Links = append(snap.Links, st)
+	} else {
+		snap.Links = append(snap.Links, status.Link{Key: key, Bridge: b.name, Remote: b.proxy, State: status.LinkDown, Since: b.start})
+	}
+	for i, s := range b.services {
+		st := status.Service{Public: s.public, Target: b.cfg.Services[i].Target.String(), State: s.state, Reason: s.reason, Connections: conns[s.public]}
+		if st.State == status.ServiceUp && !up {
+			st.State = status.ServiceAway
+		}
+		snap.Services = append(snap.Services, st)
+	}
+	return snap
+}
+
+func (b *Bridge) pairDone(pr *pair) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.pairs, pr)
+	if b.idle != nil && len(b.pairs) == 0 {
+		close(b.idle)
+		b.idle = nil
+	}
+}
+
+// target names what a service leads to, for logs and status.
+func (s Service) target() string {
+	if s.Handle != nil {
+		return "this program"
+	}
+	return s.Target.String()
+}

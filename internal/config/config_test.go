@@ -1,0 +1,702 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf16"
+
+	"reverser/internal/service"
+	"reverser/internal/token"
+)
+
+const examples = "../../examples/config/"
+
+func testToken(id byte) token.Token {
+	return token.Token{Addr: "proxy.example.com:3010", KeyID: [16]byte{id}, Secret: [32]byte{7}, Pin: [32]byte{9}}
+}
+
+// write makes a file of mode 600 in a folder of its own, or next to another.
+func write(t *testing.T, path, text string) string {
+	t.Helper()
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(t.TempDir(), path)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// want checks an error for every one of some words, and for the token's absence.
+func want(t *testing.T, what string, err error, words ...string) {
+	t.Helper()
+	if err == nil {
+		t.Errorf("%s is taken; want an error with %q", what, words)
+		return
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%s: %v; want %q in it", what, err, w)
+		}
+	}
+	for id := range byte(3) {
+		if s := testToken(id).Encode(); strings.Contains(err.Error(), s[30:60]) {
+			t.Errorf("%s: %v; the token is in it", what, err)
+		}
+	}
+}
+
+func TestProxyTOML(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "office.token"), testToken(1).Encode()+"\n")
+	path := write(t, filepath.Join(dir, "proxy.toml"), `
+listen = 3010
+transfer = "127.0.0.1:3020"
+advertise = "proxy.example.com"
+state = "state"
+log_format = "json"
+
+[[key]]
+name = "office"
+secret_file = "office.token"
+allow = ["tcp/9000", 9001, "tcp/9100-9110", "http/*.example.com"]
+`)
+	p, warnings, err := LoadProxy(path)
+	if err != nil || len(warnings) != 0 {
+		t.Fatalf("LoadProxy = %v, %v", warnings, err)
+	}
+	if p.Listen != ":3010" || p.Transfer != "127.0.0.1:3020" || p.Advertise != "proxy.example.com" || p.LogFormat != "json" {
+		t.Errorf("LoadProxy = %+v", p)
+	}
+	if p.State != filepath.Join(dir, "state") {
+		t.Errorf("State = %q; want it next to the file", p.State)
+	}
+	if len(p.Keys) != 1 || p.Keys[0].Name != "office" || p.Keys[0].Token != testToken(1) ||
+		p.Keys[0].SecretFile != filepath.Join(dir, "office.token") ||
+		p.Keys[0].Allow.String() != "tcp/9000, tcp/9001, tcp/9100-9110, http/*.example.com" {
+		t.Errorf("Keys = %+v", p.Keys)
+	}
+	if got := p.Source["transfer"]; got != path+":3" {
+		t.Errorf("Source[transfer] = %q; want %s:3", got, path)
+	}
+	if role, _, err := Check(path); role != RoleProxy || err != nil {
+		t.Errorf("Check = %q, %v", role, err)
+	}
+	_, _, err = LoadBridge(path)
+	want(t, "a proxy's file for a bridge", err, path, "configuration of a proxy", "reverser proxy --config")
+}
+
+func TestBridgeTOML(t *testing.T) {
+	dir := t.TempDir()
+	path := write(t, filepath.Join(dir, "bridge.toml"), `
+token_file = "sub/bridge.token"
+proxy = "Proxy.Example.com:3010"
+proxy_transfer = "[2001:DB8::1]:3020"
+[[expose]]
+public = 9000
+target = 9904
+[[expose]]
+public = "tcp/9001"
+[[expose]]
+public = "tcp/[::1]:9002"
+target = "nas:80"
+`)
+	b, warnings, err := LoadBridge(path)
+	if err != nil || len(warnings) != 0 {
+		t.Fatalf("LoadBridge = %v, %v", warnings, err)
+	}
+	if b.TokenFile != filepath.Join(dir, "sub", "bridge.token") || b.Proxy != "proxy.example.com:3010" || b.ProxyTransfer != "[2001:db8::1]:3020" {
+		t.Errorf("LoadBridge = %+v", b)
+	}
+	if got := fmt.Sprint(b.Expose); got != "[tcp/9000=127.0.0.1:9904 tcp/9001=127.0.0.1:9001 tcp/[::1]:9002=nas:80]" {
+		t.Errorf("Expose = %s", got)
+	}
+	_, _, err = LoadProxy(path)
+	want(t, "a bridge's file for a proxy", err, path, "configuration of a bridge", "reverser bridge --config")
+
+	_, _, err = Check(path)
+	want(t, "a missing token file", err, path+":2: token_file", filepath.Join(dir, "sub", "bridge.token"))
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Check = %v; want fs.ErrNotExist", err)
+	}
+
+	path = write(t, "bridge.toml", "token = ' "+testToken(1).Encode()+"'")
+	b, _, err = LoadBridge(path)
+	if err != nil || b.Token != testToken(1).Encode() {
+		t.Errorf("LoadBridge with a token = %v", err)
+	}
+	role, warnings, err := Check(path)
+	if role != RoleBridge || err != nil || len(warnings) != 1 || !strings.Contains(warnings[0].String(), "no [[expose]]") {
+		t.Errorf("Check = %q, %v, %v", role, warnings, err)
+	}
+}
+
+// An empty file is one in which every option has its default.
+func TestEmptyTOML(t *testing.T) {
+	path := write(t, "empty.toml", "# nothing\n")
+	if _, _, err := LoadProxy(path); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := LoadBridge(path); err != nil {
+		t.Error(err)
+	}
+	role, _, err := Check(path)
+	want(t, "an empty file", err, "nothing in it tells a proxy from a bridge")
+	if role != "" {
+		t.Errorf("Check = %q", role)
+	}
+}
+
+func TestTOMLErrors(t *testing.T) {
+	tok := testToken(1).Encode()
+	const key = "[[key]]\nname = \"a\"\nsecret_file = \"good.token\"\nallow = [\"tcp/9000\"]\n"
+	for _, c := range []struct {
+		name, text string
+		words      []string
+	}{
+		{"an unknown key", "listen = 3010\nlissten = 1\n", []string{":2: lissten", "no such key", "did you mean listen?"}},
+		{"hyphens", "proxy-transfer = \"a:1\"", []string{":1: proxy-transfer", "did you mean proxy_transfer?"}},
+		{"a far key", "bandwidth = 1", []string{":1: bandwidth", "the keys here are listen, transfer"}},
+		{"a plural", "[[exposes]]\npublic = 1", []string{":1: exposes", "did you mean expose?"}},
+		{"a later key", "listen = 1\nhttp = \":80\"", []string{":2: http", "not in this version"}},
+		{"a later key of a key", key + "allow_connect = [\"db\"]", []string{":5: allow_connect", "not in this version"}},
+		{"an unknown key of a key", key + "secretfile = 1", []string{":5: secretfile", "did you mean secret_file?"}},
+		{"an unknown key of an expose", "[[expose]]\npublic = 1\ntarge = 2", []string{":3: targe", "did you mean target?"}},
+		{"both roles", "listen = 3010\n\n[[expose]]\npublic = 1", []string{":3: expose", "a bridge's", "listen on line 1", "two files"}},
+		{"both roles reversed", "proxy = \"a:1\"\n[[key]]\n", []string{":2: key", "a proxy's", "proxy on line 1"}},
+		{"no list of tables", "[expose]\npublic = 1", []string{":1: expose", "write [[expose]]"}},
+		{"no table", "key = [1]", []string{":1: key", "write [[key]]"}},
+		{"an inline table", "expose = [\n{public = 9000},\n{publik = 9001}]", []string{"publik", "did you mean public?"}},
+		{"a port without quotes", "listen = 127.0.0.1:3010", []string{":1: ", "not TOML", "double quotes"}},
+		{"not text", "listen = true", []string{":1: listen", "write it in quotes"}},
+		{"a list", "listen = [1]", []string{":1: listen", "one text in quotes"}},
+		{"an empty value", "listen = \"\"", []string{":1: listen", "empty"}},
+		{"twice", "listen = 1\nlisten = 2", []string{":2"}},
+		{"the same port twice", "transfer = 3010", []string{":1: transfer", "address of listen"}},
+		{"a bad advertise", "listen = 1\nadvertise = \"a b\"", []string{":2: advertise", "HOST or HOST:PORT"}},
+		{"a bad format", "log_format = \"xml\"\nlisten = 1", []string{":1: log_format", `"text" or "json"`}},
+		{"an HTTP address", "listen = 1\nadmin = \"127.0.0.1:3011\"", []string{":2: admin", "not in this version"}},
+		{"the placeholder", "proxy = \"47.109.*.*:3010\"", []string{":1: proxy", "put the server's address there"}},
+		{"the printed placeholder", "proxy = \"YOUR.SERVER:3010\"", []string{":1: proxy", "put the server's address there"}},
+		{"no port", "proxy = \"example.com\"", []string{":1: proxy", "port is missing"}},
+
+		{"a key without anything", "[[key]]\n", []string{":1: name: this key is missing", ":1: secret_file: this key is missing", ":1: allow: this key is missing"}},
+		{"a bad name", strings.Replace(key, `"a"`, `"a b"`, 1), []string{":2: name", `"a b"`}},
+		{"two names", key + strings.Replace(key, "good", "other", 1), []string{":6: name", `two keys with the name "a"`}},
+		{"two keys of a token", key + strings.Replace(key, `"a"`, `"b"`, 1), []string{":7: secret_file", "the same token", "key add"}},
+		{"no secret file", strings.Replace(key, "good", "none", 1), []string{":3: secret_file", "none.token", "check the path"}},
+		{"an empty secret file", strings.Replace(key, "good", "empty", 1), []string{":3: secret_file", "empty.token is empty"}},
+		{"a mistyped secret file", strings.Replace(key, "good", "bad", 1), []string{":3: secret_file", "bad.token", "mistyped"}},
+		{"a directory", strings.Replace(key, "good.token", ".", 1), []string{":3: secret_file", "directory"}},
+		{"a token for a secret file", strings.Replace(key, "good.token", tok, 1), []string{":3: secret_file", "the value is a token"}},
+		{"allow is no list", strings.Replace(key, `["tcp/9000"]`, `"tcp/9000"`, 1), []string{":4: allow", `write allow = ["tcp/9000"]`}},
+		{"allow is empty", strings.Replace(key, `["tcp/9000"]`, `[]`, 1), []string{":4: allow", "empty"}},
+		{"a bad rule", strings.Replace(key, `tcp/9000`, `tcp/90x0`, 1), []string{":4: allow", `port "90x0"`}},
+		{"a rule of the wrong type", strings.Replace(key, `"tcp/9000"`, `true`, 1), []string{":4: allow", "quotes"}},
+
+		{"a mistyped token", "token = \"" + tok[:50] + "x" + tok[51:] + "\"", []string{":1: token", "mistyped"}},
+		{"a token without quotes", "token = " + tok, []string{":1: ", "not TOML"}},
+		{"half a string", "token = \"" + tok, []string{":1: ", "not TOML"}},
+		{"a token as a key", tok + " = 1", []string{":1: ", "token_file"}},
+		{"a token as a proxy", "proxy = \"" + tok + "\"", []string{":1: proxy", "the value is a token"}},
+		{"a token as a public", "[[expose]]\npublic = \"" + tok + "\"", []string{":2: public", "the value is a token"}},
+		{"two tokens", "token = \"" + tok + "\"\ntoken_file = \"x\"", []string{":2: token_file", "token on line 1"}},
+
+		{"no public", "[[expose]]\ntarget = 9904", []string{":1: public: this key is missing"}},
+		{"an empty public", "[[expose]]\npublic = \"\"", []string{":2: public is empty"}},
+		{"no target", "[[expose]]\npublic = \"tcp/127.0.0.1:9000\"", []string{":2: public", "target is missing"}},
+		{"an empty target", "[[expose]]\npublic = 9000\ntarget = \"\"", []string{":3: target", "empty"}},
+		{"a bad target", "[[expose]]\npublic = 9000\ntarget = \"localhost\"", []string{":3: target", "no port"}},
+		{"a kind of another version", "[[expose]]\npublic = \"udp/53\"\ntarget = 53", []string{":2: public", "udp/ services are not in this version"}},
+		{"two for one", "[[expose]]\npublic = 9000\n[[expose]]\npublic = \"tcp/9000\"\ntarget = 1", []string{":4: public tcp/9000 is given twice"}},
+		{"overlapping", "[[expose]]\npublic = 9000\n[[expose]]\npublic = \"tcp/127.0.0.1:9000\"\ntarget = 1", []string{":4: ", "overlap"}},
+		{"several faults", "listen = \"x\"\nadvertise = \"\"\nfoo_bar = 1", []string{":1: listen", ":2: advertise", ":3: foo_bar"}},
+	} {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "good.token"), tok)
+		write(t, filepath.Join(dir, "other.token"), testToken(2).Encode())
+		write(t, filepath.Join(dir, "bad.token"), tok[:50]+"x"+tok[51:])
+		write(t, filepath.Join(dir, "empty.token"), "\n")
+		path := write(t, filepath.Join(dir, "c.toml"), c.text)
+		_, _, err := Check(path)
+		want(t, c.name, err, append(c.words, path)...)
+	}
+}
+
+func TestBadPortsNameTheKey(t *testing.T) {
+	for _, port := range []string{"90x0", "0", "65536", "-1"} {
+		quoted := `"` + port + `"`
+		values := []string{quoted}
+		if port != "90x0" {
+			values = append(values, port) // as a number
+		}
+		for _, v := range values {
+			for _, c := range []struct{ key, text string }{
+				{"listen", "listen = " + v},
+				{"transfer", "transfer = " + v},
+				{"public", "[[expose]]\npublic = " + v},
+				{"target", "[[expose]]\npublic = 9000\ntarget = " + v},
+				{"allow", "[[key]]\nallow = [" + v + "]"},
+			} {
+				_, _, err := Check(write(t, "c.toml", c.text))
+				want(t, c.text, err, c.key, quoted)
+			}
+		}
+		for _, c := range []struct{ key, text string }{
+			{"advertise", "advertise = \"a:" + port + "\""},
+			{"proxy", "proxy = \"a:" + port + "\""},
+			{"proxy_transfer", "proxy_transfer = \"a:" + port + "\""},
+		} {
+			_, _, err := Check(write(t, "c.toml", c.text))
+			want(t, c.text, err, c.key, quoted)
+		}
+		for _, keys := range [][]string{{xmlWorkPort, xmlIcPort, xmlTransferPort}, {xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerPort}} {
+			for _, key := range keys {
+				text := proxyXML
+				if keys[0] != xmlWorkPort {
+					text = bridgeXML
+				}
+				text = regexp.MustCompile(`(key="`+key+`" value=)"\d+"`).ReplaceAllString(text, `$1"`+port+`"`)
+				_, _, err := Check(write(t, "c.config", text))
+				want(t, text, err, key, quoted)
+			}
+		}
+	}
+}
+
+func TestLooseFiles(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a file's mode says nothing there")
+	}
+	tok := testToken(1).Encode()
+	for _, mode := range []fs.FileMode{0o640, 0o604, 0o644, 0o620, 0o666} {
+		dir := t.TempDir()
+		loose := write(t, filepath.Join(dir, "loose.token"), tok)
+		if err := os.Chmod(loose, mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := ReadTokenFile(loose, nil)
+		want(t, "a loose token file", err, loose, "others", "chmod 600 "+loose)
+
+		_, _, err = LoadProxy(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = \"a\"\nsecret_file = \"loose.token\"\nallow = [9000]"))
+		want(t, "a loose secret file", err, "p.toml:3: secret_file", "chmod 600 "+loose)
+
+		_, _, err = Check(write(t, filepath.Join(dir, "f.toml"), "token_file = \"loose.token\"\n"))
+		want(t, "a loose token file", err, "f.toml:1: token_file", "chmod 600 "+loose)
+
+		path := write(t, filepath.Join(dir, "b.toml"), "\ntoken = \""+tok+"\"")
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = LoadBridge(path)
+		want(t, "a loose file with a token", err, path+":2: token", "chmod 600 "+path, "token_file")
+
+		// Without a secret in it, a file may be read by everybody.
+		path = write(t, filepath.Join(dir, "c.toml"), "proxy = \"a:1\"")
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err = LoadBridge(path); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, mode := range []fs.FileMode{0o600, 0o400, 0o700} {
+		path := write(t, "t", tok)
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ReadTokenFile(path, nil); got != tok || err != nil {
+			t.Errorf("ReadTokenFile with mode %04o = %v", mode, err)
+		}
+	}
+}
+
+func TestReadTokenFile(t *testing.T) {
+	tok := testToken(1).Encode()
+	if got, err := ReadTokenFile("-", strings.NewReader(" "+tok+"\r\n")); got != tok || err != nil {
+		t.Errorf("ReadTokenFile(-) = %v", err)
+	}
+	_, err := ReadTokenFile("-", strings.NewReader("\n"))
+	want(t, "nothing on stdin", err, "standard input", "none")
+	_, err = ReadTokenFile(write(t, "big", strings.Repeat("x", maxFile+1)), nil)
+	want(t, "a big file", err, "larger")
+	for name, text := range encodings(tok + "\r\n") {
+		if got, err := ReadTokenFile(write(t, "t", text), nil); got != tok || err != nil {
+			t.Errorf("ReadTokenFile as %s = %v", name, err)
+		}
+	}
+}
+
+func TestUnreadable(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "none.toml")
+	for _, load := range []func(string) error{
+		func(p string) error { _, _, err := LoadProxy(p); return err },
+		func(p string) error { _, _, err := LoadBridge(p); return err },
+		func(p string) error { _, _, err := Check(p); return err },
+	} {
+		err := load(missing)
+		want(t, "a missing file", err, missing, "check the path")
+		if !errors.Is(err, fs.ErrNotExist) || strings.Count(err.Error(), missing) != 1 {
+			t.Errorf("%v; want fs.ErrNotExist, and the path once", err)
+		}
+		want(t, "a directory", load(t.TempDir()), "directory")
+	}
+}
+
+// encodings is a text as Windows editors and shells write it.
+func encodings(text string) map[string]string {
+	m := map[string]string{
+		"UTF-8":                     text,
+		"UTF-8 with a mark":         "\xef\xbb\xbf" + text,
+		"UTF-8 with CRLF":           strings.ReplaceAll(strings.ReplaceAll(text, "\r", ""), "\n", "\r\n"),
+		"UTF-16 little-endian":      "\xff\xfe",
+		"UTF-16 big-endian":         "\xfe\xff",
+		"UTF-16 with half a letter": "\xff\xfe",
+	}
+	for _, u := range utf16.Encode([]rune(text)) {
+		m["UTF-16 little-endian"] += string([]byte{byte(u), byte(u >> 8)})
+		m["UTF-16 big-endian"] += string([]byte{byte(u >> 8), byte(u)})
+	}
+	m["UTF-16 with half a letter"] = m["UTF-16 little-endian"] + "\n"
+	return m
+}
+
+func TestTOMLEncodings(t *testing.T) {
+	for name, text := range encodings("# öffentlich\nproxy = \"a:1\"\n") {
+		b, _, err := LoadBridge(write(t, "b.toml", text))
+		if err != nil || b.Proxy != "a:1" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// uncommented is an example with every option at rest put to work.
+func uncommented(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(examples + file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return regexp.MustCompile(`(?m)^#([a-z_]+ = |\[\[)`).ReplaceAllString(string(b), "$1")
+}
+
+func TestExampleTOML(t *testing.T) {
+	p, warnings, err := LoadProxy(examples + "proxy.toml")
+	if err != nil || len(warnings) != 0 || p.Listen != ":3010" {
+		t.Errorf("proxy.toml = %+v, %v, %v", p, warnings, err)
+	}
+	b, warnings, err := LoadBridge(examples + "bridge.toml")
+	if err != nil || len(warnings) != 0 || fmt.Sprint(b.Expose) != "[tcp/9000=127.0.0.1:9904]" {
+		t.Errorf("bridge.toml = %+v, %v, %v", b, warnings, err)
+	}
+	for file, wantRole := range map[string]string{"proxy.toml": RoleProxy, "bridge.toml": RoleBridge} {
+		if role, _, err := Check(examples + file); role != wantRole || err != nil {
+			t.Errorf("Check(%s) = %q, %v", file, role, err)
+		}
+	}
+
+	dir := t.TempDir()
+	for i, name := range []string{"office.token", "workshop.token", "bridge.token"} {
+		write(t, filepath.Join(dir, name), testToken(byte(i)).Encode())
+	}
+	proxyText, bridgeText := uncommented(t, "proxy.toml"), uncommented(t, "bridge.toml")
+	path := write(t, filepath.Join(dir, "proxy.toml"), proxyText)
+	if role, warnings, err := Check(path); role != RoleProxy || len(warnings) != 0 || err != nil {
+		t.Errorf("proxy.toml with everything = %q, %v, %v", role, warnings, err)
+	}
+	p, _, err = LoadProxy(path)
+	if err != nil || len(p.Keys) != 2 || p.Advertise == "" || p.Transfer == "" {
+		t.Errorf("proxy.toml with everything = %+v, %v", p, err)
+	}
+	path = write(t, filepath.Join(dir, "bridge.toml"), bridgeText)
+	if role, warnings, err := Check(path); role != RoleBridge || len(warnings) != 0 || err != nil {
+		t.Errorf("bridge.toml with everything = %q, %v, %v", role, warnings, err)
+	}
+	b, _, err = LoadBridge(path)
+	if err != nil || len(b.Expose) != 4 || b.Proxy == "" || b.ProxyTransfer == "" {
+		t.Errorf("bridge.toml with everything = %+v, %v", b, err)
+	}
+
+	// Complete: every key that there is stands in the example of its role.
+	for _, key := range tomlKeys {
+		mentioned := regexp.MustCompile(`(?m)^(\[\[` + key + `\]\]|(# )?` + key + ` = )`)
+		role := roleOf(key)
+		if role != RoleBridge && !mentioned.MatchString(proxyText) {
+			t.Errorf("proxy.toml does not show %s", key)
+		}
+		if role != RoleProxy && !mentioned.MatchString(bridgeText) {
+			t.Errorf("bridge.toml does not show %s", key)
+		}
+	}
+}
+
+const proxyXML = `<add key="WorkPort" value="9000"/>
+<add key="IcPort" value="3010"/>
+<add key="TransferPort" value="3020"/>
+`
+
+const bridgeXML = `<add key="ProxyServerIP" value="127.0.0.1"/>
+<add key="ProxyIcPort" value="3010"/>
+<add key="ProxyTransferPort" value="3020"/>
+<add key="RealServerIP" value="127.0.0.1"/>
+<add key="RealServerPort" value="9904"/>
+`
+
+func checkSourceProxy(t *testing.T, path string) {
+	t.Helper()
+	p, warnings, err := LoadProxy(path)
+	if err != nil || len(warnings) != 0 {
+		t.Errorf("LoadProxy(%s) = %v, %v", path, warnings, err)
+		return
+	}
+	if p.Listen != ":3010" || p.Transfer != ":3020" || len(p.Keys) != 0 || !slices.Equal(p.Offer, []service.Public{{Kind: service.KindTCP, Port: 9000}}) {
+		t.Errorf("LoadProxy(%s) = %+v", path, p)
+	}
+	if role, _, err := Check(path); role != RoleProxy || err != nil {
+		t.Errorf("Check(%s) = %q, %v", path, role, err)
+	}
+	if p.Source["WorkPort"] == "" {
+		t.Errorf("Source = %v", p.Source)
+	}
+}
+
+func checkSourceBridge(t *testing.T, path string) {
+	t.Helper()
+	b, warnings, err := LoadBridge(path)
+	if err != nil || len(warnings) != 0 {
+		t.Errorf("LoadBridge(%s) = %v, %v", path, warnings, err)
+		return
+	}
+	wantExpose := service.Expose{Public: service.Public{Kind: service.KindOffered}, Target: service.Target{Network: "tcp", Address: "127.0.0.1:9904"}}
+	if b.Proxy != "127.0.0.1:3010" || b.ProxyTransfer != "127.0.0.1:3020" || !slices.Equal(b.Expose, []service.Expose{wantExpose}) || b.Token != "" || b.TokenFile != "" {
+		t.Errorf("LoadBridge(%s) = %+v", path, b)
+	}
+	if role, warnings, err := Check(path); role != RoleBridge || len(warnings) != 0 || err != nil {
+		t.Errorf("Check(%s) = %q, %v, %v", path, role, warnings, err)
+	}
+}
+
+// The source system's files run as they are.
+func TestSourceXML(t *testing.T) {
+	checkSourceProxy(t, examples+"TcpReverser.ProxyServer.dll.config")
+	checkSourceProxy(t, "testdata/proxy-bare.config")
+	checkSourceBridge(t, examples+"TcpReverser.BridgeServer.dll.config")
+	checkSourceBridge(t, "testdata/bridge-bare.config")
+
+	_, _, err := LoadBridge("testdata/bridge-placeholder.config")
+	want(t, "the placeholder", err, "bridge-placeholder.config:1: ProxyServerIP", `"47.109.*.*"`, "put the server's address there")
+
+	full, err := os.ReadFile(examples + "TcpReverser.ProxyServer.dll.config")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, ok := strings.CutPrefix(string(full), "\xef\xbb\xbf")
+	if !ok {
+		t.Error("the full file has no byte-order mark")
+	}
+	for name, encoded := range encodings(text) {
+		t.Run(name, func(t *testing.T) { checkSourceProxy(t, write(t, "p.config", encoded)) })
+	}
+	for name, encoded := range encodings(strings.Replace(text, "utf-8", "utf-16", 1)) {
+		t.Run(name+" declared as UTF-16", func(t *testing.T) { checkSourceProxy(t, write(t, "p.config", encoded)) })
+	}
+}
+
+func TestXMLForms(t *testing.T) {
+	for name, text := range map[string]string{
+		"bare":              proxyXML,
+		"bare with header":  "<?xml version=\"1.0\"?>\n<!-- words -->\n" + proxyXML,
+		"appSettings alone": "<appSettings>" + proxyXML + "</appSettings>",
+		"old namespace":     `<configuration xmlns="http://schemas.microsoft.com/.NetConfiguration/v2.0"><appSettings>` + proxyXML + "</appSettings></configuration>",
+		"another section":   `<configuration><configSections><section name="a" type="b"/></configSections><a><add key="WorkPort" value="1"/>words</a><connectionStrings><add name="x" connectionString="y"/></connectionStrings><appSettings>` + proxyXML + `</appSettings></configuration>`,
+		"another case":      strings.Replace(proxyXML, "WorkPort", "workport", 1),
+		"spaces":            strings.Replace(proxyXML, `"9000"`, `" 9000 "`, 1),
+		"single quotes":     strings.ReplaceAll(proxyXML, `"`, `'`),
+		"an end tag":        strings.ReplaceAll(proxyXML, "/>", "></add>"),
+		"value first":       strings.Replace(proxyXML, `key="WorkPort" value="9000"`, `value="9000" key="WorkPort"`, 1),
+		"GBK comments":      "<?xml version=\"1.0\" encoding=\"gb2312\"?>\n<!-- \xb9\xa4\xd7\xf7\xb6\xcb\xbf\xda -->\n" + proxyXML,
+	} {
+		t.Run(name, func(t *testing.T) { checkSourceProxy(t, write(t, "p.config", text)) })
+		t.Run(name+" by its content", func(t *testing.T) { checkSourceProxy(t, write(t, "p", text)) })
+	}
+	for name, c := range map[string]struct{ ip, proxy string }{
+		"a name":             {"Server.Example.COM", "server.example.com:3010"},
+		"IPv6":               {"2001:db8::1", "[2001:db8::1]:3010"},
+		"IPv6 with brackets": {"[2001:db8::1]", "[2001:db8::1]:3010"},
+	} {
+		b, _, err := LoadBridge(write(t, "b.config", strings.Replace(bridgeXML, "127.0.0.1", c.ip, 1)))
+		if err != nil || b.Proxy != c.proxy {
+			t.Errorf("%s: %+v, %v", name, b, err)
+		}
+	}
+	// Without a transfer port everything uses the port of the control connection.
+	p, _, err := LoadProxy(write(t, "p.config", strings.Replace(proxyXML, `<add key="TransferPort" value="3020"/>`, "", 1)))
+	if err != nil || p.Transfer != "" {
+		t.Errorf("without TransferPort: %+v, %v", p, err)
+	}
+	b, _, err := LoadBridge(write(t, "b.config", strings.Replace(bridgeXML, `<add key="ProxyTransferPort" value="3020"/>`, "", 1)))
+	if err != nil || b.ProxyTransfer != "" {
+		t.Errorf("without ProxyTransferPort: %+v, %v", b, err)
+	}
+}
+
+func TestXMLWarnings(t *testing.T) {
+	path := write(t, "p.config", `<configuration>
+<add key="IcPort" value="1"/>
+<appSettings file="more.config">
+<add key="LogLevel" value="secret words"/>
+<add key="TransfrPort" value="3020"/>
+<add key="Token" value="`+testToken(1).Encode()+`"/>
+<other/>
+`+proxyXML+`</appSettings>
+</configuration>`)
+	_, warnings, err := LoadProxy(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wanted := []string{
+		":2: an <add> outside of <appSettings>",
+		":3: the settings in the other file",
+		`:4: the key "LogLevel" is ignored`,
+		"did you mean TransferPort?",
+		"--token-file or REVERSER_TOKEN",
+		":7: <other> in <appSettings>",
+	}
+	if len(warnings) != len(wanted) {
+		t.Fatalf("%d warnings: %v; want %d", len(warnings), warnings, len(wanted))
+	}
+	for i, w := range warnings {
+		if !strings.HasPrefix(w.String(), path+":") || !strings.Contains(w.String(), wanted[i]) || strings.Contains(w.String(), "secret words") || strings.Contains(w.String(), "AAAAAA") {
+			t.Errorf("warning %d = %s; want %q", i, w, wanted[i])
+		}
+	}
+}
+
+func TestXMLErrors(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		words      []string
+	}{
+		{"twice", proxyXML + "<!-- x -->\n" + `<add key="icport" value="3011"/>`, []string{":5: IcPort", "line 2 already"}},
+		{"nothing", "", []string{"no settings", "<appSettings>"}},
+		{"nothing of ours", "<configuration><startup/></configuration>", []string{"no settings"}},
+		{"both roles", proxyXML + bridgeXML, []string{":4: ProxyServerIP", "a bridge's", "WorkPort on line 1", "two files"}},
+		{"no WorkPort", `<add key="IcPort" value="3010"/>`, []string{"WorkPort: this key is missing", `<add key="WorkPort" value="9000"/>`}},
+		{"no IcPort", `<add key="WorkPort" value="9000"/>`, []string{"IcPort: this key is missing"}},
+		{"no target", `<add key="ProxyServerIP" value="a"/><add key="ProxyIcPort" value="1"/>`, []string{"RealServerIP: this key is missing", "RealServerPort: this key is missing"}},
+		{"no proxy", `<add key="RealServerIP" value="a"/><add key="RealServerPort" value="1"/>`, []string{"ProxyServerIP: this key is missing", "ProxyIcPort: this key is missing"}},
+		{"no value", strings.Replace(proxyXML, ` value="9000"`, "", 1), []string{":1: WorkPort", `port ""`}},
+		{"no address", strings.Replace(bridgeXML, "127.0.0.1", "", 1), []string{":1: ProxyServerIP", "empty"}},
+		{"no key", `<add value="9000"/>`, []string{":1: an <add> has no key"}},
+		{"the same port", strings.Replace(proxyXML, "3020", "3010", 1), []string{":3: TransferPort", "3010 is the port of IcPort too"}},
+		{"the work port", strings.Replace(proxyXML, "3010", "9000", 1), []string{":2: IcPort", "WorkPort too"}},
+		{"a port in the address", strings.Replace(bridgeXML, "127.0.0.1", "a:1", 1), []string{":1: ProxyServerIP", `"a:1"`}},
+		{"a bad address", strings.Replace(bridgeXML, "127.0.0.1", "10.0.0.256", 1), []string{":1: ProxyServerIP", `"10.0.0.256"`}},
+		{"a token", strings.Replace(bridgeXML, "127.0.0.1", testToken(1).Encode(), 1), []string{":1: ProxyServerIP", "the value is a token"}},
+		{"curly quotes", `<add key=“WorkPort” value=“9000”/>`, []string{":1: not XML", "straight ones"}},
+		{"not closed", "<configuration>\n<appSettings>\n" + proxyXML, []string{"not XML"}},
+		{"half a tag", proxyXML + "<add key=", []string{":4: ", "not XML"}},
+		{"words", "WorkPort config:\n" + proxyXML, []string{"text outside"}},
+		{"clear", "<appSettings><clear/>" + proxyXML + "</appSettings>", []string{"<clear> is not understood"}},
+		{"not UTF-8", strings.Replace(proxyXML, "9000", "\xb9\xa4", 1), []string{"UTF-8"}},
+		{"an entity", strings.Replace(proxyXML, "9000", "&x;", 1), []string{"not XML"}},
+	} {
+		path := write(t, "c.config", c.text)
+		_, _, err := Check(path)
+		words := slices.Clone(c.words)
+		for i, w := range words {
+			words[i] = strings.Replace(w, ": not XML", ": this is not XML", 1)
+		}
+		want(t, c.name, err, append(words, path)...)
+	}
+}
+
+// judge runs a text through everything but the file system.
+func judge(t *testing.T, path, text string) {
+	d := parse(path, text, errOpen)
+	d.readToken = func(string) (token.Token, error) { return testToken(1), nil }
+	role := d.role()
+	if role == RoleProxy && !d.broken {
+		p := d.proxy()
+		if d.err() == nil {
+			for _, a := range []string{p.Listen, p.Transfer} {
+				if again, err := service.ParseListen(a); a != "" && (err != nil || again != a) {
+					t.Errorf("%q is no canonical address", a)
+				}
+			}
+		}
+	} else if !d.broken {
+		b := d.bridge()
+		if d.err() == nil {
+			if b.Token != "" {
+				t.Error("a token in a loose file is taken")
+			}
+			if err := service.CheckExposes(b.Expose); err != nil {
+				t.Error(err)
+			}
+			for _, a := range []string{b.Proxy, b.ProxyTransfer} {
+				if again, err := service.ParseHostPort(a); a != "" && (err != nil || again != a) {
+					t.Errorf("%q is no canonical address", a)
+				}
+			}
+		}
+	}
+	said := fmt.Sprint(d.err(), d.warnings)
+	if secret := testToken(1).Encode(); strings.Contains(text, secret) && strings.Contains(said, secret[20:80]) {
+		t.Errorf("the token is in %s", said)
+	}
+}
+
+func FuzzTOML(f *testing.F) {
+	tok := testToken(1).Encode()
+	for _, file := range []string{"proxy.toml", "bridge.toml"} {
+		b, err := os.ReadFile(examples + file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(b))
+		f.Add(regexp.MustCompile(`(?m)^#([a-z_]+ = |\[\[)`).ReplaceAllString(string(b), "$1"))
+	}
+	for _, s := range []string{
+		"", "token = \"" + tok + "\"", "token = " + tok, "proxy = '" + tok + "'", tok + " = 1", "[" + tok + "]", "[[" + tok + "]]\na = 1",
+		"key = [{name = 'a', allow = [1, 'tcp/2-3']}]", "expose = [{public = 1}, 2]", "expose.public = 1", "[expose.a]", "[[expose]]\npublic.a = 1",
+		"listen = 0x50", "listen = 1e3", "listen = 1979-05-27", "\"\" = 1", "[[key]]\n[key.a]\n[[key]]", "state = '''\n" + tok + "'''", "token = \"\\u0000\"",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) { judge(t, "f.toml", text) })
+}
+
+func FuzzXML(f *testing.F) {
+	for _, file := range []string{examples + "TcpReverser.ProxyServer.dll.config", examples + "TcpReverser.BridgeServer.dll.config", "testdata/bridge-placeholder.config"} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(decode(b))
+	}
+	for _, s := range []string{
+		proxyXML, bridgeXML, proxyXML + bridgeXML, "", "<", "<a>", "</a>", "<add/>", "<appSettings><clear/></appSettings>", "<?xml version='1.0' encoding='utf-16'?><add key='IcPort'/>",
+		"<add key=“WorkPort”/>", "<add key='" + testToken(1).Encode() + "' value='1'/>", "<!DOCTYPE x [<!ENTITY a 'b'>]><add key='&a;'/>", "<configuration><add/><appSettings file='x'/></configuration>",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) { judge(t, "f.config", text) })
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, s := range encodings(proxyXML) {
+		f.Add([]byte(s))
+	}
+	f.Add([]byte("<?xml version=\"1.0\" encoding=\"gbk\"?>\xb9"))
+	f.Add([]byte("\xff\xfe\x00\xd8"))
+	f.Fuzz(func(t *testing.T, b []byte) { decode(b) })
+}

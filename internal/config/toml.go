@@ -1,0 +1,187 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// tomlKeys are the options of both roles in this version, in the order of the
+// help.
+var tomlKeys = []string{
+	"listen", "transfer", "advertise", "key",
+	"token", "token_file", "proxy", "proxy_transfer", "expose",
+	"state", "log_format",
+}
+
+// later are keys of versions to come. They are refused by name, so that a file
+// from there is not taken for a file with a slip in it.
+var later = []string{"admin", "http", "https", "allow_connect", "connect", "email", "group"}
+
+func (d *doc) readTOML(text string) {
+	var options map[string]any
+	if err := toml.Unmarshal([]byte(text), &options); err != nil {
+		e := &Error{Text: "this is not TOML", Hint: "text values stand in double quotes, and a \\ in them is written twice or the value stands in single quotes", Err: errNotTOML}
+		var de *toml.DecodeError
+		if errors.As(err, &de) {
+			e.Line, _ = de.Position()
+			// The decoder quotes some of what it stumbles over. That may be a token.
+			if msg := strings.TrimPrefix(de.Error(), "toml: "); !strings.Contains(lineOf(text, e.Line), "rv1") {
+				e.Text += ": " + msg
+			}
+		}
+		d.fail(e)
+		d.broken = true
+		return
+	}
+	d.options = options
+	d.lines = tomlLines(text)
+	for key := range options {
+		d.known(key, key, tomlKeys)
+	}
+}
+
+// The decoder's error is not passed on: it holds the text around the fault.
+var errNotTOML = errors.New("not TOML")
+
+func lineOf(text string, n int) string {
+	for line := range strings.Lines(text) {
+		if n--; n == 0 {
+			return line
+		}
+	}
+	return ""
+}
+
+// known faults a key that is not in the list.
+func (d *doc) known(path, key string, keys []string) {
+	if slices.Contains(keys, key) {
+		return
+	}
+	text := "there is no such key"
+	hint := "the keys here are " + strings.Join(keys, ", ")
+	if slices.Contains(later, key) {
+		text = "this is not in this version"
+		hint = "leave it out"
+	} else if near := nearest(key, keys); near != "" {
+		hint = "did you mean " + near + "?"
+	}
+	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		key = strconv.Quote(key)
+	}
+	if strings.Contains(key, "rv1_") {
+		key, hint = "", "a token goes into a file that token_file names"
+	}
+	d.fail(&Error{Line: d.line(path), Key: key, Text: text, Hint: hint})
+}
+
+// tables is a list of tables, [[name]], with no keys but these.
+func (d *doc) tables(name string, keys ...string) []map[string]any {
+	v, ok := d.options[name]
+	if !ok {
+		return nil
+	}
+	list, ok := v.([]any)
+	var tables []map[string]any
+	for i, v := range list {
+		t, isTable := v.(map[string]any)
+		if !isTable {
+			ok = false
+			break
+		}
+		for key := range t {
+			d.known(fmt.Sprintf("%s[%d].%s", name, i, key), key, keys)
+		}
+		tables = append(tables, t)
+	}
+	if !ok {
+		d.fail(&Error{Line: d.line(name), Key: name, Text: "this is no list of tables", Hint: fmt.Sprintf("write [[%s]] above the keys %s", name, strings.Join(keys, ", "))})
+		return nil
+	}
+	return tables
+}
+
+// tomlLines finds the line of every key of a document that has been decoded
+// already. A key in a list of tables is called "expose[0].public". The parser
+// underneath the decoder is the only one that tells.
+func tomlLines(text string) map[string]int {
+	lines := map[string]int{}
+	count := map[string]int{} // of the tables of a list
+	var p unstable.Parser
+	p.Reset([]byte(text))
+	prefix := ""
+	note := func(prefix string, parts unstable.Iterator) string {
+		path := prefix
+		for parts.Next() {
+			n := parts.Node()
+			if path != "" {
+				path += "."
+			}
+			path += string(n.Data)
+			if _, ok := lines[path]; !ok {
+				lines[path] = p.Shape(n.Raw).Start.Line
+			}
+		}
+		return path
+	}
+	for p.NextExpression() {
+		switch e := p.Expression(); e.Kind {
+		case unstable.Table:
+			prefix = note("", e.Key())
+		case unstable.ArrayTable:
+			name := note("", e.Key())
+			prefix = fmt.Sprintf("%s[%d]", name, count[name])
+			count[name]++
+			for it := e.Key(); it.Next(); {
+				lines[prefix] = p.Shape(it.Node().Raw).Start.Line
+			}
+		case unstable.KeyValue:
+			note(prefix, e.Key())
+		}
+	}
+	return lines
+}
+
+// nearest is the key that was probably meant: the same but for case, hyphens
+// and a plural, or two slips away.
+func nearest(key string, keys []string) string {
+	plain := func(s string) string {
+		return strings.TrimSuffix(strings.ReplaceAll(strings.ToLower(s), "-", "_"), "s")
+	}
+	best, least := "", 3
+	for _, k := range keys {
+		if n := distance(plain(key), plain(k)); n < least && n < len(k)/2 {
+			best, least = k, n
+		}
+	}
+	return best
+}
+
+// distance counts the single-byte changes between two words (Levenshtein).
+func distance(a, b string) int {
+	if len(a) > 64 {
+		return len(a)
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

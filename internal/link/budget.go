@@ -1,0 +1,44 @@
+package link
+
+import "sync/atomic"
+
+// Flow control figures in bytes (spec/PROTOCOL.md, section "Credit"). The floor is reserved for every stream; what a
+// stream may hold beyond it is charged to the pool of the process.
+const (
+	floorWindow   = 16 << 10  // also the credit before the first ACK: about TCP's initial window (RFC 6928)
+	openWindow    = 64 << 10  // credit for the answer that OPEN grants while the pool has room
+	maxWindow     = 8 << 20   // of one stream
+	defaultPool   = 128 << 20 // of one process
+	ackEvery      = 64 << 10  // bytes consumed that are worth an ACK whatever the window
+	MaxStreams    = 16_384    // of one link
+	maxClaims     = 1_024     // of one link
+	glitchLimit   = 10_000    // frames that do nothing, less the useful ones since
+	maxTableBytes = MaxStreams * 29
+)
+
+// Budget bounds the memory that peers may make one process hold beyond the floor of each stream.
+type Budget struct {
+	size int64
+	used atomic.Int64
+}
+
+// NewBudget returns a pool of size bytes; 0 means the default of 128 MiB.
+func NewBudget(size int64) *Budget {
+	if size == 0 {
+		size = defaultPool
+	}
+	return &Budget{size: size}
+}
+
+func (b *Budget) take(n int64) bool {
+	if b.used.Add(n) > b.size {
+		b.used.Add(-n)
+		return false
+	}
+	return true
+}
+
+func (b *Budget) give(n int64) { b.used.Add(-n) }
+
+// Used returns the bytes charged at present.
+func (b *Budget) Used() int64 { return b.used.Load() }

@@ -1,0 +1,414 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"reverser/internal/wire"
+)
+
+// Timers of a connection of the link.
+const (
+	pingAfter = 5 * time.Second  // of silence
+	deadAfter = 15 * time.Second // of silence, or of a write that makes no progress
+)
+
+// batch is about how many bytes of frames are encrypted and written at once.
+const batch = 64 << 10
+
+// slot is one numbered place of a link: its streams, and the connection that carries them at present.
+type slot struct {
+	link  *Link
+	index uint8
+
+	mu       sync.Mutex
+	core     *core         // guarded by mu, as all below
+	cur      *carrier      // nil while no connection carries the slot
+	gen      uint64        // of the last attach that was tried (bridge) or accepted (proxy)
+	attached bool          // was ever attached
+	since    time.Duration // of the last change of cur
+	resumes  uint64
+}
+
+// wake lets the writer look for something to send. mu is held.
+func (sl *slot) wake() {
+	if sl.cur != nil {
+		sl.cur.work.Signal()
+	}
+}
+
+// carrier is one connection that serves a slot. Its owner calls run, which returns when the connection is over.
+type carrier struct {
+	slot     *slot
+	conn     net.Conn // the TLS connection
+	raw      *batchConn
+	work     sync.Cond // on slot.mu
+	ackTimer *time.Timer
+	watch    *time.Timer  // guarded by slot.mu
+	ackArmed bool         // ackTimer runs; guarded by slot.mu
+	lastRead atomic.Int64 // time.Duration of the link's clock
+	writing  atomic.Int64 // when the write under way began; 0: none
+	greeting []byte       // what the writer sends first
+	err      error        // why it ended; guarded by slot.mu
+}
+
+// errFenced says that a newer connection took the slot.
+var errFenced = errors.New("replaced by a newer connection")
+
+func newCarrier(sl *slot, conn net.Conn, raw *batchConn) *carrier {
+	c := &carrier{slot: sl, conn: conn, raw: raw}
+	c.work.L = &sl.mu
+	return c
+}
+
+// install makes c the slot's connection. slot.mu is held and the slot is fenced.
+func (sl *slot) install(c *carrier) {
+	if sl.attached {
+		sl.resumes++
+	}
+	sl.attached = true
+	sl.cur = c
+	sl.since = sl.link.now()
+	c.lastRead.Store(int64(sl.link.now()))
+}
+
+// fence makes sure that the slot's old connection changes nothing any more. slot.mu is held.
+func (sl *slot) fence(err error) {
+	c := sl.cur
+	if c == nil {
+		return
+	}
+	c.err = err
+	sl.cur = nil
+	sl.since = sl.link.now()
+	sl.core.fence()
+	c.work.Broadcast()
+	c.raw.Conn.Close() // not the TLS connection's: that would wait for a writer that is stuck
+}
+
+// run serves the connection until it ends, by itself or by fence, and returns why. pending are bytes that were read
+// behind the handshake.
+func (c *carrier) run(pending []byte) error {
+	sl := c.slot
+	sl.mu.Lock()
+	c.watch = time.AfterFunc(pingAfter, c.look)
+	sl.mu.Unlock()
+	defer c.watch.Stop()
+	var wg sync.WaitGroup
+	wg.Go(c.writeLoop)
+	err := c.readLoop(pending)
+	sl.mu.Lock()
+	if sl.cur == c {
+		sl.fence(err)
+	}
+	err = c.err
+	if c.ackTimer != nil {
+		c.ackTimer.Stop()
+	}
+	sl.mu.Unlock()
+	c.raw.Conn.Close()
+	wg.Wait()
+	return err
+}
+
+// look sends a PING when nothing was read for a while, and ends the connection when that goes on. Anything read counts as
+// life: a PONG behind bulk data may be late.
+func (c *carrier) look() {
+	sl := c.slot
+	now := sl.link.now()
+	silent := now - time.Duration(c.lastRead.Load())
+	w := c.writing.Load()
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	switch {
+	case sl.cur != c:
+	case silent >= deadAfter:
+		sl.fence(fmt.Errorf("nothing was heard for %s", silent.Round(time.Second)))
+	case w != 0 && now-time.Duration(w) >= deadAfter && silent >= pingAfter:
+		sl.fence(fmt.Errorf("a write made no progress for %s", (now - time.Duration(w)).Round(time.Second)))
+	case silent >= pingAfter:
+		sl.core.ping = true
+		sl.wake()
+		c.watch.Reset(pingAfter / 2)
+	default:
+		c.watch.Reset(pingAfter - silent)
+	}
+}
+
+// writeLoop sends what the core has to send, a batch at a time.
+func (c *carrier) writeLoop() {
+	sl := c.slot
+	buf := make([]byte, 0, batch+wire.HeaderLen+wire.MaxPayload)
+	if c.greeting != nil {
+		if err := c.raw.corked(c.conn, c.greeting); err != nil {
+			sl.mu.Lock()
+			if sl.cur == c {
+				sl.fence(err)
+			}
+			sl.mu.Unlock()
+			return
+		}
+		c.greeting = nil
+		c.raw.Conn.SetDeadline(time.Time{})
+	}
+	for {
+		sl.mu.Lock()
+		for sl.cur == c {
+			now := sl.link.now()
+			if buf = sl.core.fill(buf[:0], batch, now); len(buf) > 0 {
+				break
+			}
+			c.armAck(now)
+			c.work.Wait()
+		}
+		fenced := sl.cur != c
+		sl.mu.Unlock()
+		if fenced {
+			return
+		}
+		c.writing.Store(int64(sl.link.now()) | 1)
+		err := c.raw.corked(c.conn, buf)
+		c.writing.Store(0)
+		if err != nil {
+			sl.mu.Lock()
+			if sl.cur == c {
+				sl.fence(err)
+			}
+			sl.mu.Unlock()
+			return
+		}
+	}
+}
+
+// armAck wakes the writer when the oldest delayed ACK is due. slot.mu is held.
+func (c *carrier) armAck(now time.Duration) {
+	s := c.slot.core.delayed.head
+	if s == nil || c.ackArmed {
+		return
+	}
+	c.ackArmed = true
+	d := max(s.ackDue-now, 0)
+	if c.ackTimer == nil {
+		c.ackTimer = time.AfterFunc(d, func() {
+			c.slot.mu.Lock()
+			c.ackArmed = false
+			c.work.Signal()
+			c.slot.mu.Unlock()
+		})
+		return
+	}
+	c.ackTimer.Reset(d)
+}
+
+// readLoop applies frames until the connection ends.
+func (c *carrier) readLoop(pending []byte) error {
+	sl := c.slot
+	buf := make([]byte, batch)
+	have := copy(buf, pending)
+	for {
+		used, err := c.apply(buf[:have])
+		if err != nil {
+			c.giveUp(err)
+			return err
+		}
+		have = copy(buf, buf[used:have])
+		n, err := c.conn.Read(buf[have:])
+		have += n
+		if n > 0 {
+			c.lastRead.Store(int64(sl.link.now()))
+		}
+		if err != nil && n == 0 {
+			return err
+		}
+	}
+}
+
+// apply applies the whole frames in b and returns how many bytes they took.
+func (c *carrier) apply(b []byte) (used int, err error) {
+	sl := c.slot
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	for {
+		f, n, err := wire.Parse(b[used:])
+		if err == wire.ErrTruncated {
+			return used, nil
+		}
+		if sl.cur != c {
+			return used, errFenced
+		}
+		if err != nil {
+			return used, &protocolError{wire.ErrFormat, err.Error(), false}
+		}
+		used += n
+		if f.Stream == 0 {
+			if err := c.applyLink(f); err != nil {
+				return used, err
+			}
+			continue
+		}
+		ev, err := sl.core.receive(f, sl.link.now())
+		if err != nil {
+			return used, err
+		}
+		sl.handle(ev)
+		switch {
+		case sl.core.acks.head != nil || len(sl.core.forgets) > 0:
+			sl.wake()
+		case sl.core.delayed.head != nil && !c.ackArmed:
+			c.armAck(sl.link.now())
+		}
+	}
+}
+
+// handle does what a frame asks of the shell. mu is held; it is released while receivers are called.
+func (sl *slot) handle(ev event) {
+	switch ev.kind {
+	case evData:
+		ev.stream.deliver(ev.data)
+	case evEnd:
+		ev.stream.ended()
+	case evAcked:
+		ev.stream.change.Broadcast()
+	case evOpened:
+		ev.stream.bind(sl)
+		sl.mu.Unlock()
+		sl.link.owner.Opened(ev.stream)
+		sl.mu.Lock()
+	case evReset:
+		s := ev.stream
+		if r := s.kill(); r != nil {
+			sl.mu.Unlock()
+			r.Abort(wire.CodeReset)
+			sl.mu.Lock()
+		}
+	}
+}
+
+// applyLink applies a frame of the link itself. slot.mu is held.
+func (c *carrier) applyLink(f wire.Frame) error {
+	sl, l := c.slot, c.slot.link
+	switch f.Type {
+	case wire.TypePing:
+		sl.core.pong, sl.core.pongVal = true, f.Offset
+		sl.wake()
+		return nil
+	case wire.TypePong:
+		if rtt := l.now() - time.Duration(f.Offset); rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
+			sl.core.rtt = smooth(sl.core.rtt, rtt)
+			return nil
+		}
+		return sl.core.glitch()
+	case wire.TypeErr:
+		e := wire.ParseErr(f)
+		return fmt.Errorf("the peer gave the connection up: %s (code %d)", e.Text, e.Code)
+	case wire.TypeGoAway:
+		g := wire.ParseGoAway(f)
+		return c.unlocked(func() error { l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond); return nil })
+	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeClaimed:
+		if sl.index != 0 || l.proxy == (f.Type == wire.TypeClaimed) {
+			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)
+		}
+		return c.unlocked(func() error { return l.claimFrame(f) })
+	}
+	return &protocolError{wire.ErrUnexpected, fmt.Sprintf("%s on a connection that is attached", f.Type), false}
+}
+
+func (c *carrier) unlocked(f func() error) error {
+	c.slot.mu.Unlock()
+	defer c.slot.mu.Lock()
+	return f()
+}
+
+// giveUp tells the peer what it did wrong, and ends the session where the state cannot be trusted any more.
+func (c *carrier) giveUp(err error) {
+	var p *protocolError
+	if !errors.As(err, &p) {
+		return
+	}
+	sl := c.slot
+	sl.mu.Lock()
+	current := sl.cur == c
+	if current {
+		sl.cur = nil // the writer stops; what it has in hand goes first
+		c.err = err
+		sl.since = sl.link.now()
+		sl.core.fence()
+		c.work.Broadcast()
+	}
+	sl.mu.Unlock()
+	if !current {
+		return
+	}
+	c.raw.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+	c.raw.corked(c.conn, wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
+	if p.fatal {
+		sl.link.Kill(err)
+	}
+}
+
+func smooth(old, sample time.Duration) time.Duration {
+	if old == 0 {
+		return sample
+	}
+	return (7*old + sample) / 8 // RFC 6298
+}
+
+// batchConn stands between crypto/tls and the socket. crypto/tls makes one system call per record of 16 KB, and one or two
+// per record to read; this makes one for a batch.
+type batchConn struct {
+	net.Conn
+	mu   sync.Mutex
+	cork bool
+	out  []byte
+	in   []byte // read and not yet asked for; only the reader uses it
+	room []byte
+}
+
+func newBatchConn(c net.Conn) *batchConn { return &batchConn{Conn: c} }
+
+// Write is called by crypto/tls, from whichever side holds its write lock.
+func (b *batchConn) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cork {
+		b.out = append(b.out, p...)
+		return len(p), nil
+	}
+	return b.Conn.Write(p)
+}
+
+// corked writes p to the TLS connection on top and then all its records at once.
+func (b *batchConn) corked(tls net.Conn, p []byte) error {
+	b.mu.Lock()
+	b.cork = true
+	b.mu.Unlock()
+	_, err := tls.Write(p)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.cork = false
+	if err == nil {
+		_, err = b.Conn.Write(b.out)
+	}
+	b.out = b.out[:0]
+	return err
+}
+
+func (b *batchConn) Read(p []byte) (int, error) {
+	if len(b.in) == 0 {
+		if b.room == nil {
+			b.room = make([]byte, batch)
+		}
+		n, err := b.Conn.Read(b.room)
+		if n == 0 {
+			return 0, err
+		}
+		b.in = b.room[:n]
+	}
+	n := copy(p, b.in)
+	b.in = b.in[n:]
+	return n, nil
+}

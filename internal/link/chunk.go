@@ -1,0 +1,148 @@
+package link
+
+import (
+	"hash/crc32"
+	"sync"
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// ChunkSize is the room in a Chunk, in bytes. A full chunk and its frame header fit one TLS record of 16,384 bytes, and a
+// Chunk is exactly as large as an allocation class of the Go runtime.
+const ChunkSize = 16_384 - 8 - 8 - 8
+
+// A Chunk is a pooled piece of memory that stream bytes live in, from the read of a socket until the peer acknowledged
+// them. An idle stream holds none.
+type Chunk struct {
+	next *Chunk
+	n    int    // bytes in buf
+	crc  uint32 // of the whole direction up to buf[n]
+	_    uint32
+	buf  [ChunkSize]byte
+}
+
+var chunks = sync.Pool{New: func() any { return new(Chunk) }}
+
+// NewChunk returns an empty chunk. Its owner passes it to Stream.Send or frees it.
+func NewChunk() *Chunk {
+	c := chunks.Get().(*Chunk)
+	c.next, c.n, c.crc = nil, 0, 0
+	return c
+}
+
+// Room is the unused part of the chunk. Tell Grow how much of it was filled.
+func (c *Chunk) Room() []byte { return c.buf[c.n:] }
+
+// Grow says that n more bytes of the chunk are in use.
+func (c *Chunk) Grow(n int) { c.n += n }
+
+// Free returns the chunk to the pool.
+func (c *Chunk) Free() { chunks.Put(c) }
+
+// queue is a FIFO of chunks with the running checksum at the end of each.
+type queue struct {
+	head, tail *Chunk
+	base       uint64 // stream offset of head.buf[0]; of the next byte when empty
+	end        uint64 // stream offset behind the last byte
+	crc        uint32 // of the direction up to base
+}
+
+func (q *queue) endCRC() uint32 {
+	if q.tail != nil {
+		return q.tail.crc
+	}
+	return q.crc
+}
+
+// write copies p to the end.
+func (q *queue) write(p []byte) {
+	for len(p) > 0 {
+		t := q.tail
+		if t == nil || t.n == ChunkSize {
+			t = NewChunk()
+			q.link(t)
+		}
+		n := copy(t.buf[t.n:], p)
+		t.n += n
+		t.crc = crc32.Update(t.crc, castagnoli, p[:n])
+		q.end += uint64(n)
+		p = p[n:]
+	}
+}
+
+// push appends c, which the queue owns from here; a small one is copied behind the last chunk instead.
+func (q *queue) push(c *Chunk) {
+	if t := q.tail; t != nil && c.n <= ChunkSize-t.n {
+		q.write(c.buf[:c.n])
+		c.Free()
+		return
+	}
+	n := c.n
+	q.link(c)
+	c.crc = crc32.Update(c.crc, castagnoli, c.buf[:n])
+	q.end += uint64(n)
+}
+
+// unread puts p in front of everything. It is for the receive side, which does not use the queue's offsets and checksums.
+func (q *queue) unread(p []byte) {
+	rest := *q
+	*q = queue{}
+	q.write(p)
+	if rest.head == nil {
+		return
+	}
+	if q.tail == nil {
+		q.head = rest.head
+	} else {
+		q.tail.next = rest.head
+	}
+	q.tail = rest.tail
+	q.end += rest.end - rest.base
+}
+
+// link appends an empty or freshly filled chunk; its checksum starts where the last one's ends.
+func (q *queue) link(c *Chunk) {
+	c.crc = q.endCRC()
+	if q.tail == nil {
+		q.head = c
+	} else {
+		q.tail.next = c
+	}
+	q.tail = c
+}
+
+// freeBelow gives back the chunks that lie wholly below off, the last one too when it is not full.
+func (q *queue) freeBelow(off uint64) {
+	for q.head != nil && q.base+uint64(q.head.n) <= off {
+		c := q.head
+		q.head = c.next
+		q.base += uint64(c.n)
+		q.crc = c.crc
+		c.Free()
+	}
+	if q.head == nil {
+		q.tail = nil
+	}
+}
+
+// crcAt returns the checksum of the direction up to off, which must lie in [base, end].
+func (q *queue) crcAt(off uint64) uint32 {
+	crc, at := q.crc, q.base
+	for c := q.head; c != nil && at < off; c = c.next {
+		if at+uint64(c.n) <= off {
+			crc = c.crc
+		} else {
+			crc = crc32.Update(crc, castagnoli, c.buf[:off-at])
+		}
+		at += uint64(c.n)
+	}
+	return crc
+}
+
+// drop frees everything.
+func (q *queue) drop() {
+	q.freeBelow(q.end)
+}
+
+// Bytes is the used part of the chunk.
+func (c *Chunk) Bytes() []byte { return c.buf[:c.n] }

@@ -1,0 +1,221 @@
+package link
+
+import (
+	"fmt"
+	"time"
+
+	"reverser/internal/wire"
+)
+
+// core is the protocol state of one slot at one end: its streams, what there is to send, and what a frame does. It has no
+// lock, no clock, no goroutine and does no I/O: callers hold the slot's lock and pass the time, counted from any fixed
+// instant. The same code runs in production and in simulations.
+type core struct {
+	proxy   bool // this end opens streams and owns the life of their ids
+	index   uint8
+	budget  *Budget
+	streams map[uint64]*Stream
+
+	nextID     uint64 // proxy: id of the next stream. Ids of one slot increase and are never used again
+	seen       uint64 // bridge: highest id that an OPEN carried
+	peerWindow uint64 // credit that the peer grants to a new stream of ours before its first ACK
+	maxStreams int    // that this end accepts (bridge), or that the peer accepts (proxy)
+
+	// What there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
+	// that nothing grows with what the peer does.
+	pong, ping    bool
+	pongVal       uint64
+	goAway        *wire.GoAway
+	control       map[uint16][]byte // encoded CLAIM, CLAIMED and UNCLAIM frames by claim id
+	controlOrder  []uint16
+	opens         fifo[openList]
+	acks          fifo[ackList]
+	delayed       fifo[delayedList] // ACKs that may wait until Stream.ackDue
+	fresh, bulk   fifo[flowList]    // streams with something to send: see fillFlows
+	forgets       []uint64
+	glitches      int
+	Duplicates    uint64 // DATA frames that were trimmed because they had been received before
+	ChecksumFails uint64
+	rtt           time.Duration // smoothed
+}
+
+// Delays of the protocol.
+const (
+	ackDelay = 25 * time.Millisecond
+	idleGap  = time.Second // of silence after which a window starts small again
+)
+
+func newCore(proxy bool, index uint8, budget *Budget) *core {
+	return &core{
+		proxy: proxy, index: index, budget: budget,
+		streams: make(map[uint64]*Stream), control: make(map[uint16][]byte),
+		nextID: 1<<8 | uint64(index), peerWindow: floorWindow, maxStreams: MaxStreams,
+	}
+}
+
+// protocolError is what a peer did that the protocol does not allow.
+type protocolError struct {
+	code  wire.ErrCode
+	text  string
+	fatal bool // ends the session; otherwise only the connection
+}
+
+func (e *protocolError) Error() string { return "protocol violation by the peer: " + e.text }
+
+func violation(code wire.ErrCode, format string, args ...any) error {
+	return &protocolError{code, fmt.Sprintf(format, args...), true}
+}
+
+// event is what a received frame asks of the shell.
+type event struct {
+	kind   eventKind
+	stream *Stream
+	data   []byte // with evData: new bytes in order; aliases the frame
+}
+
+type eventKind uint8
+
+const (
+	evNone   eventKind = iota
+	evData             // stream received data
+	evEnd              // stream received its end: FIN or RST
+	evOpened           // a stream to connect (bridge)
+	evReset            // stream is over without an END from the peer: tell its socket RST
+	evAcked            // stream may have room for more to send
+)
+
+// open makes a new stream at the proxy.
+func (c *core) open(o wire.Open) *Stream {
+	s := newStream(c.nextID, o)
+	c.nextID += 1 << 8
+	s.send.credit = c.peerWindow
+	s.recv.win = floorWindow
+	if c.budget.take(openWindow - floorWindow) {
+		s.recv.win = openWindow
+		s.recv.charged = openWindow - floorWindow
+	}
+	s.recv.granted = s.recv.win
+	c.streams[s.id] = s
+	c.opens.push(s)
+	return s
+}
+
+// receive applies one frame of a stream. Frames of the link are the shell's.
+func (c *core) receive(f wire.Frame, now time.Duration) (event, error) {
+	s := c.streams[f.Stream]
+	if s == nil {
+		return c.receiveUnknown(f)
+	}
+	if c.glitches > 0 {
+		c.glitches--
+	}
+	switch f.Type {
+	case wire.TypeData:
+		return c.receiveData(s, f, now)
+	case wire.TypeAck:
+		return c.receiveAck(s, f)
+	case wire.TypeEnd:
+		return c.receiveEnd(s, f)
+	case wire.TypeOpen:
+		if c.proxy {
+			return event{}, violation(wire.ErrUnexpected, "OPEN from a bridge")
+		}
+		return event{}, c.glitch() // sent again after a resume that crossed it
+	case wire.TypeForget:
+		if c.proxy {
+			return event{}, violation(wire.ErrUnexpected, "FORGET from a bridge")
+		}
+		return c.forget(s), nil
+	}
+	return event{}, violation(wire.ErrUnexpected, "%s on a stream", f.Type)
+}
+
+func (c *core) receiveUnknown(f wire.Frame) (event, error) {
+	if uint8(f.Stream) != c.index {
+		return event{}, violation(wire.ErrUnexpected, "%s of stream %d on slot %d", f.Type, f.Stream, c.index)
+	}
+	if c.proxy {
+		if f.Stream >= c.nextID {
+			return event{}, violation(wire.ErrUnexpected, "%s of stream %d that was never opened", f.Type, f.Stream)
+		}
+		if f.Type == wire.TypeOpen || f.Type == wire.TypeForget {
+			return event{}, violation(wire.ErrUnexpected, "%s from a bridge", f.Type)
+		}
+		return event{}, c.glitch() // late frame of a stream that was forgotten
+	}
+	if f.Type != wire.TypeOpen {
+		if f.Stream > c.seen && f.Type != wire.TypeForget {
+			return event{}, violation(wire.ErrUnexpected, "%s of stream %d before its OPEN", f.Type, f.Stream)
+		}
+		return event{}, c.glitch()
+	}
+	if f.Stream <= c.seen {
+		return event{}, c.glitch() // seen and forgotten: an id lives once
+	}
+	o, err := wire.ParseOpen(f)
+	if err != nil {
+		return event{}, &protocolError{wire.ErrFormat, err.Error(), false}
+	}
+	if f.Offset > 1<<62 {
+		return event{}, violation(wire.ErrOverflow, "OPEN with credit %d", f.Offset)
+	}
+	c.seen = f.Stream
+	s := newStream(f.Stream, o)
+	s.send.credit = f.Offset
+	s.openSent = true
+	s.recv.win, s.recv.granted = floorWindow, floorWindow
+	c.streams[s.id] = s
+	if len(c.streams) > 2*c.maxStreams {
+		return event{}, violation(wire.ErrFlood, "%d streams, %d agreed", len(c.streams), c.maxStreams)
+	}
+	if len(c.streams) > c.maxStreams {
+		c.end(s, wire.RST, wire.CodeLimit)
+		s.recv.discard = true
+		return event{}, nil
+	}
+	return event{kind: evOpened, stream: s}, nil
+}
+
+// glitch counts a frame that does nothing.
+func (c *core) glitch() error {
+	if c.glitches += 2; c.glitches > glitchLimit {
+		return violation(wire.ErrFlood, "%d frames that do nothing", c.glitches/2)
+	}
+	return nil
+}
+
+// forget drops a stream that the proxy has forgotten. One that was not finished here lost its peer: RST (RELIABILITY:
+// a proxy that forgets early would otherwise leak the bridge's socket).
+func (c *core) forget(s *Stream) event {
+	finished := (s.send.end != 0 && s.recv.end != 0) || s.send.reset() || s.recv.reset()
+	c.remove(s)
+	if !finished {
+		return event{kind: evReset, stream: s}
+	}
+	return event{}
+}
+
+// settle lets the proxy forget a stream that both ends are done with.
+func (c *core) settle(s *Stream) {
+	if !c.proxy || s.forgotten {
+		return
+	}
+	acked := s.send.end != 0 && s.send.una == s.send.total()
+	if (acked && s.recv.end != 0) || (acked && s.send.reset()) || s.recv.reset() {
+		c.remove(s)
+		if s.openSent {
+			c.forgets = append(c.forgets, s.id)
+		}
+	}
+}
+
+// remove takes a stream out of the protocol. What it received and did not deliver yet stays with it.
+func (c *core) remove(s *Stream) {
+	if s.forgotten {
+		return
+	}
+	s.forgotten = true
+	delete(c.streams, s.id)
+	s.send.drop()
+	s.recv.settleCharge(c.budget, 0)
+}

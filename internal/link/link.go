@@ -1,0 +1,318 @@
+// Package link carries streams between a bridge and a proxy over a few TLS connections, any of which may break without a
+// stream noticing (spec/PROTOCOL.md).
+//
+// Its secret is how streams share connections and outlive them. It does not know what a stream is connected to, which
+// services exist or who may have them: its Owner does. A link has a control connection (slot 0) and carriers (slots 1…K);
+// the protocol state of each slot is a core, which is deterministic, and the goroutines around it only move bytes.
+//
+// Goroutines: a connection's reader and writer belong to carrier.run; carrier.run belongs to Host.Serve (proxy) or to
+// Dialer.Run (bridge). A stream has none of its own.
+package link
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/wire"
+)
+
+// Carriers is the default number of connections that carry streams, besides the control connection.
+const Carriers = 4
+
+// DetachLimit is how long a link's streams wait for a connection to come back before they are reset.
+const DetachLimit = 5 * time.Minute
+
+// Owner is the part of a proxy or bridge that a Link reports to. The methods are called without any lock held, from the
+// goroutine that reads the connection: they must not wait.
+type Owner interface {
+	Opened(*Stream)                                    // bridge: connect this stream
+	Claim(l *Link, id uint16, c wire.Claim, more bool) // proxy
+	Unclaim(l *Link, id uint16)                        // proxy
+	Claimed(l *Link, id uint16, c wire.Claimed)        // bridge
+	Attached(l *Link, slot int)                        // a connection serves the slot from now on
+	Detached(l *Link, slot int, err error)             // none does any more
+	GoingAway(l *Link, drain time.Duration)            // the peer is stopping
+	Ended(l *Link, err error)                          // the session is over; its streams were reset
+}
+
+// Link is one session between a bridge and a proxy.
+type Link struct {
+	proxy    bool
+	owner    Owner
+	log      *slog.Logger
+	start    time.Time
+	budget   *Budget
+	sid      [16]byte
+	secret   [32]byte // of the session; proves a resume
+	keyID    [16]byte
+	peer     [16]byte // instance of the peer's process
+	peerName string
+	slots    []*slot
+	ended    chan struct{}
+
+	mu  sync.Mutex
+	err error // why the session ended; guarded by mu
+}
+
+func newLink(proxy bool, owner Owner, log *slog.Logger, budget *Budget, carriers int) *Link {
+	l := &Link{proxy: proxy, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{})}
+	for i := range carriers + 1 {
+		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(proxy, uint8(i), budget)})
+	}
+	return l
+}
+
+// now is the link's clock. It starts above zero, so that a value of it is never mistaken for none.
+func (l *Link) now() time.Duration { return time.Since(l.start) + time.Millisecond }
+
+// KeyID is the key that the bridge proved.
+func (l *Link) KeyID() [16]byte { return l.keyID }
+
+// Peer is the instance of the peer's process.
+func (l *Link) Peer() [16]byte { return l.peer }
+
+// PeerName is what the bridge calls its host.
+func (l *Link) PeerName() string { return l.peerName }
+
+// Done is closed when the session is over.
+func (l *Link) Done() <-chan struct{} { return l.ended }
+
+// Err says why the session is over; nil while it is not.
+func (l *Link) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// ErrEnded says that the session is over.
+var ErrEnded = errors.New("the link's session is over")
+
+// Open makes a stream on the carrier with the fewest. It returns at once; the bridge learns of the stream with the next
+// batch, or when a connection is back.
+func (l *Link) Open(o wire.Open) (*Stream, error) {
+	best, bestLoad := (*slot)(nil), 0
+	for _, sl := range l.slots[1:] {
+		sl.mu.Lock()
+		load := len(sl.core.streams)
+		if sl.cur == nil {
+			load += 1 << 30 // better one that works
+		}
+		if !sl.attached && sl.cur == nil {
+			load += 1 << 30
+		}
+		sl.mu.Unlock()
+		if best == nil || load < bestLoad {
+			best, bestLoad = sl, load
+		}
+	}
+	best.mu.Lock()
+	defer best.mu.Unlock()
+	if l.Err() != nil {
+		return nil, ErrEnded
+	}
+	if len(best.core.streams) >= best.core.maxStreams {
+		return nil, fmt.Errorf("the bridge has no room for more than %d connections on a carrier", best.core.maxStreams)
+	}
+	s := best.core.open(o)
+	s.bind(best)
+	best.wake()
+	return s, nil
+}
+
+// Kill ends the session: every stream is reset at once, every connection closed.
+func (l *Link) Kill(err error) {
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return
+	}
+	l.err = err
+	close(l.ended)
+	l.mu.Unlock()
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		sl.fence(err)
+		var abort []Receiver
+		for _, s := range sl.core.streams {
+			if r := s.kill(); r != nil {
+				abort = append(abort, r)
+			}
+			sl.core.remove(s)
+		}
+		sl.mu.Unlock()
+		for _, r := range abort {
+			r.Abort(wire.CodeAborted)
+		}
+	}
+	l.owner.Ended(l, err)
+}
+
+// SlotStatus is a snapshot of one slot.
+type SlotStatus struct {
+	Up      bool
+	Remote  string
+	RTT     time.Duration
+	Resumes uint64
+	Since   time.Time
+	Streams int
+}
+
+// Status returns a snapshot of every slot; the first is the control connection's.
+func (l *Link) Status() []SlotStatus {
+	out := make([]SlotStatus, len(l.slots))
+	for i, sl := range l.slots {
+		sl.mu.Lock()
+		st := SlotStatus{Up: sl.cur != nil, RTT: sl.core.rtt, Resumes: sl.resumes, Since: l.start.Add(sl.since), Streams: len(sl.core.streams)}
+		if sl.cur != nil {
+			st.Remote = sl.cur.raw.Conn.RemoteAddr().String()
+		}
+		sl.mu.Unlock()
+		out[i] = st
+	}
+	return out
+}
+
+// Up says whether the link can carry new streams at once.
+func (l *Link) Up() bool {
+	if l.Err() != nil {
+		return false
+	}
+	for _, sl := range l.slots[1:] {
+		sl.mu.Lock()
+		up := sl.cur != nil
+		sl.mu.Unlock()
+		if up {
+			return true
+		}
+	}
+	return false
+}
+
+// Counters returns how many bytes of streams came twice and were dropped, and how many checksums did not match.
+func (l *Link) Counters() (duplicates, checksumFails uint64) {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		duplicates += sl.core.Duplicates
+		checksumFails += sl.core.ChecksumFails
+		sl.mu.Unlock()
+	}
+	return
+}
+
+// control queues a frame about a claim on the control connection. A later one about the same claim replaces it: only the
+// last counts. While the control connection is down nothing is queued; the claims are repeated when it is back.
+func (l *Link) control(id uint16, frame []byte) {
+	sl := l.slots[0]
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if sl.cur == nil {
+		return
+	}
+	if sl.core.control[id] == nil {
+		sl.core.controlOrder = append(sl.core.controlOrder, id)
+	}
+	sl.core.control[id] = frame
+	sl.wake()
+}
+
+// Claims sends the bridge's claims, the index being the id. What was claimed before and is not among them is released.
+func (l *Link) Claims(cs []wire.Claim) {
+	for i, c := range cs {
+		l.control(uint16(i), wire.AppendClaim(nil, uint16(i), c, i < len(cs)-1))
+	}
+}
+
+// Claimed answers a claim.
+func (l *Link) Claimed(id uint16, c wire.Claimed) { l.control(id, wire.AppendClaimed(nil, id, c)) }
+
+// GoAway tells the peer that this process is stopping.
+func (l *Link) GoAway(drain time.Duration) {
+	sl := l.slots[0]
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	sl.core.goAway = &wire.GoAway{DrainMillis: uint32(drain / time.Millisecond)}
+	sl.wake()
+}
+
+func (l *Link) claimFrame(f wire.Frame) error {
+	if f.Offset >= maxClaims {
+		return violation(wire.ErrClaimInvalid, "claim id %d, at most %d are possible", f.Offset, maxClaims-1)
+	}
+	id := uint16(f.Offset)
+	switch f.Type {
+	case wire.TypeClaim:
+		c, err := wire.ParseClaim(f)
+		if err != nil {
+			return violation(wire.ErrClaimInvalid, "%s", err)
+		}
+		l.owner.Claim(l, id, c, f.Flags&wire.FlagMore != 0)
+	case wire.TypeUnclaim:
+		l.owner.Unclaim(l, id)
+	case wire.TypeClaimed:
+		c, err := wire.ParseClaimed(f)
+		if err != nil {
+			return violation(wire.ErrClaimInvalid, "%s", err)
+		}
+		l.owner.Claimed(l, id, c)
+	}
+	return nil
+}
+
+// Ping asks for a sign of life on the control connection and reports whether one came within d.
+func (l *Link) Ping(d time.Duration) bool {
+	sl := l.slots[0]
+	sl.mu.Lock()
+	c := sl.cur
+	if c == nil {
+		sl.mu.Unlock()
+		return false
+	}
+	before := c.lastRead.Load()
+	sl.core.ping = true
+	sl.wake()
+	sl.mu.Unlock()
+	const step = 20 * time.Millisecond
+	for waited := time.Duration(0); waited < d; waited += step {
+		select {
+		case <-l.ended:
+			return false
+		case <-time.After(step):
+		}
+		if c.lastRead.Load() != before {
+			return true
+		}
+	}
+	return false
+}
+
+// expire ends the session when a slot that was attached had no connection for limit. It returns when the session is over.
+func (l *Link) expire(limit time.Duration) {
+	tick := time.NewTicker(max(min(limit/10, time.Second), time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.ended:
+			return
+		case <-tick.C:
+		}
+		for _, sl := range l.slots {
+			sl.mu.Lock()
+			late := sl.cur == nil && sl.attached && l.now()-sl.since > limit
+			sl.mu.Unlock()
+			if late {
+				l.Kill(fmt.Errorf("no connection came back within %s", limit))
+				return
+			}
+		}
+	}
+}
+
+// sessionSecret is set once, from the first connection.
+func (l *Link) begin(c *auth.Conn, sid [16]byte) {
+	l.sid, l.keyID, l.peer = sid, c.KeyID, c.Peer
+	l.secret = auth.SessionSecret(c, sid)
+}

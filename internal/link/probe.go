@@ -1,0 +1,59 @@
+package link
+
+import (
+	"crypto/sha256"
+	"time"
+
+	"reverser/internal/status"
+)
+
+// ProbeAnswer is what a proxy answers to a bridge that shows the nonce of a CLAIMED at a public port.
+func ProbeAnswer(nonce [16]byte) [16]byte {
+	sum := sha256.Sum256(append([]byte("reverser probe answer v1"), nonce[:]...))
+	return [16]byte(sum[:16])
+}
+
+// Snapshot describes the link for status; both roles show it alike.
+func (l *Link) Snapshot(key, bridge string, leaving bool) status.Link {
+	slots := l.Status()
+	st := status.Link{Key: key, Bridge: bridge, Remote: slots[0].Remote, State: status.LinkUp, Since: slots[0].Since}
+	if !slots[0].Up {
+		st.State = status.LinkDown
+	}
+	if leaving {
+		st.State = status.LinkDraining
+	}
+	st.RTTMillis = float64(slots[0].RTT.Microseconds()) / 1000
+	for _, s := range slots {
+		st.Resumes += s.Resumes
+	}
+	return st
+}
+
+// Flush waits until the peer has everything that streams sent, at most d.
+func (l *Link) Flush(d time.Duration) {
+	const step = 5 * time.Millisecond
+	t := time.NewTicker(step)
+	defer t.Stop()
+	for waited := time.Duration(0); waited < d && l.unacked(); waited += step {
+		select {
+		case <-l.ended:
+			return
+		case <-t.C:
+		}
+	}
+}
+
+func (l *Link) unacked() bool {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		for _, s := range sl.core.streams {
+			if h := &s.send; !h.moot && h.una < h.total() {
+				sl.mu.Unlock()
+				return true
+			}
+		}
+		sl.mu.Unlock()
+	}
+	return false
+}

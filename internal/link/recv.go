@@ -1,0 +1,183 @@
+package link
+
+import (
+	"hash/crc32"
+	"time"
+
+	"reverser/internal/wire"
+)
+
+// Inbound flow, in the order the bytes meet it:
+//  1. carrier.readLoop (carrier.go) decrypts and parses frames.
+//  2. core.receive checks each against the stream's state and trims what came before.
+//  3. Stream.deliver (stream.go) hands the bytes to the stream's Receiver, which writes them to its socket at once; what
+//     the socket does not take waits in the receive queue, at most a window.
+//  4. What left the process is consumed: recvHalf.consume grants new credit.
+
+// recvHalf is the incoming direction of a stream: consumed ≤ nxt ≤ granted.
+type recvHalf struct {
+	nxt      uint64 // next offset expected; everything below is in this process's custody
+	crc      uint32 // of the direction up to nxt
+	q        queue  // received, not consumed. Its offsets count from where it last was empty
+	pos      int    // consumed bytes of q.head
+	consumed uint64 // left the process
+	granted  uint64 // credit that the peer has
+	win      uint64 // credit to grant ahead of consumed
+	charged  int64  // part of granted-consumed that is charged to the budget
+	epoch    time.Duration
+	mark     uint64        // consumed at epoch
+	last     time.Duration // of data
+	end      wire.EndKind
+	code     wire.Code
+	abort    bool // RST after FIN
+	discard  bool // the socket is gone: consume unseen
+}
+
+// acked is what an ACK says: everything below is in this process's custody, END included.
+func (r *recvHalf) acked() uint64 {
+	n := r.nxt
+	if r.end != 0 {
+		n++
+	}
+	if r.abort {
+		n++
+	}
+	return n
+}
+
+func (r *recvHalf) reset() bool { return r.end == wire.RST || r.abort }
+
+func (c *core) receiveData(s *Stream, f wire.Frame, now time.Duration) (event, error) {
+	r := &s.recv
+	n := uint64(len(f.Payload))
+	switch {
+	case f.Offset+n < f.Offset || f.Offset+n > 1<<62:
+		return event{}, violation(wire.ErrOverflow, "DATA of %d bytes at %d", n, f.Offset)
+	case f.Offset+n <= r.nxt:
+		c.Duplicates++
+		return event{}, c.glitch()
+	case r.end != 0:
+		return event{}, violation(wire.ErrAfterEnd, "DATA on stream %d after its END", s.id)
+	case f.Offset > r.nxt:
+		return event{}, violation(wire.ErrGap, "DATA at %d on stream %d, want %d", f.Offset, s.id, r.nxt)
+	case f.Offset+n > r.granted:
+		return event{}, violation(wire.ErrCredit, "DATA up to %d on stream %d, granted %d", f.Offset+n, s.id, r.granted)
+	}
+	data := f.Payload
+	if f.Offset < r.nxt {
+		c.Duplicates++
+		data = data[r.nxt-f.Offset:]
+	}
+	if now-r.last > idleGap {
+		r.win = min(r.win, openWindow)
+		r.epoch, r.mark = now, r.consumed
+	}
+	r.last = now
+	r.nxt += uint64(len(data))
+	r.crc = crc32.Update(r.crc, castagnoli, data)
+	c.ackLater(s, now)
+	if r.discard || s.send.reset() {
+		c.consume(s, len(data), now)
+		return event{}, nil
+	}
+	return event{kind: evData, stream: s, data: data}, nil
+}
+
+func (c *core) ackLater(s *Stream, now time.Duration) {
+	if s.ackWaits || s.forgotten {
+		return
+	}
+	s.ackWaits = true
+	if !s.hooks[2].queued {
+		s.ackDue = now + ackDelay
+		c.delayed.push(s)
+	}
+}
+
+func (c *core) ackNow(s *Stream) {
+	if !s.forgotten {
+		s.ackWaits = true
+		c.acks.push(s)
+	}
+}
+
+// consume says that n bytes left the process, and renews the credit when that is worth a frame. It reports whether there
+// is something to send now.
+func (c *core) consume(s *Stream, n int, now time.Duration) bool {
+	r := &s.recv
+	r.consumed += uint64(n)
+	if s.forgotten || r.end != 0 {
+		r.settleCharge(c.budget, 0)
+		return false
+	}
+	if got := r.consumed - r.mark; got >= r.win {
+		// A whole window within two round trips: the window is what limits the stream. 5 ms stands for the scheduling of
+		// busy hosts, where the path's round trip is shorter than that.
+		if now-r.epoch <= 2*max(c.rtt, 5*time.Millisecond) {
+			r.win = min(2*r.win, maxWindow, uint64(c.budget.size)/8)
+		}
+		r.epoch, r.mark = now, r.consumed
+	}
+	want := r.consumed + r.win
+	if want < r.granted+min(r.win/4, ackEvery) {
+		r.settleCharge(c.budget, int64(r.granted-r.consumed)-floorWindow)
+		return false
+	}
+	if need := int64(r.win) - floorWindow; need > r.charged && !c.budget.take(need-r.charged) {
+		r.win = floorWindow
+		want = r.consumed + r.win
+		if want < r.granted+floorWindow/4 {
+			r.settleCharge(c.budget, int64(r.granted-r.consumed)-floorWindow)
+			return false
+		}
+	} else if need > r.charged {
+		r.charged = need
+	}
+	r.granted = want
+	r.settleCharge(c.budget, int64(r.win)-floorWindow)
+	c.ackNow(s)
+	return true
+}
+
+// settleCharge gives back what is charged beyond need.
+func (r *recvHalf) settleCharge(b *Budget, need int64) {
+	need = max(need, 0)
+	if r.charged > need {
+		b.give(r.charged - need)
+		r.charged = need
+	}
+}
+
+func (c *core) receiveEnd(s *Stream, f wire.Frame) (event, error) {
+	e, err := wire.ParseEnd(f)
+	if err != nil {
+		return event{}, &protocolError{wire.ErrFormat, err.Error(), false}
+	}
+	r := &s.recv
+	want := r.acked()
+	switch {
+	case f.Offset > want || f.Offset == want && r.end != 0 && (r.reset() || e.Kind != wire.RST):
+		return event{}, violation(wire.ErrGap, "END(%s) of stream %d at %d, want %d", e.Kind, s.id, f.Offset, want)
+	case f.Offset < r.nxt, f.Offset < want && f.Offset == r.nxt && e.Kind != r.end && r.code != wire.CodeChecksum:
+		return event{}, violation(wire.ErrAfterEnd, "END(%s) of stream %d at %d contradicts what came before", e.Kind, s.id, f.Offset)
+	case f.Offset < want:
+		c.ackNow(s)
+		return event{}, c.glitch()
+	}
+	if r.end == 0 {
+		r.end, r.code = e.Kind, e.Code
+		if e.CRC != r.crc {
+			c.ChecksumFails++
+			r.end, r.code = wire.RST, wire.CodeChecksum
+		}
+	} else {
+		r.abort, r.code = true, e.Code
+	}
+	r.settleCharge(c.budget, 0)
+	c.ackNow(s)
+	if r.reset() {
+		s.send.drop()
+	}
+	c.settle(s)
+	return event{kind: evEnd, stream: s}, nil
+}

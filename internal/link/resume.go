@@ -1,0 +1,106 @@
+package link
+
+import (
+	"cmp"
+	"hash/crc32"
+	"slices"
+
+	"reverser/internal/wire"
+)
+
+// When the connection of a slot dies, its streams stand still. The bridge dials again, and both ends exchange what they
+// have in custody; each then goes back to what the other one has. spec/PROTOCOL.md, section "Resume", gives the order:
+//
+//	bridge: fence the old connection, then table(), then ATTACH with a higher generation
+//	proxy:  check the proof and the generation, fence, apply the bridge's table, then table(), then ATTACHED
+//	bridge: apply the proxy's table
+//
+// Three rules carry it (each is indispensable): offsets are absolute, an end fences the old connection before it counts,
+// and generations only increase.
+
+// fence forgets what was queued for the connection that is no more. What matters of it is state and comes back with the
+// tables; the claims' owner repeats them.
+func (c *core) fence() {
+	c.pong, c.ping, c.goAway = false, false, nil
+	clear(c.control)
+	c.controlOrder = nil
+	c.acks.clear()
+	c.delayed.clear()
+	c.opens.clear()
+	c.fresh.clear()
+	c.bulk.clear()
+	for _, s := range c.streams {
+		s.ackWaits = false
+	}
+	c.forgets = nil // absence from the proxy's table says the same
+	c.glitches = 0
+}
+
+// table encodes what this end has in custody, for every stream of the slot.
+func (c *core) table() (b []byte, crc uint32) {
+	ids := make([]uint64, 0, len(c.streams))
+	for id := range c.streams {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	b = make([]byte, 0, len(ids)*wire.StreamStateLen)
+	for _, id := range ids {
+		r := &c.streams[id].recv
+		b = wire.AppendStreamState(b, wire.StreamState{Stream: id, RcvNxt: r.acked(), Credit: r.granted, CRC: r.crc})
+	}
+	return b, crc32.Checksum(b, castagnoli)
+}
+
+// apply rewinds every stream to what the peer has and queues what is to be sent again. It returns the streams that ended
+// by it. An error ends the session.
+func (c *core) apply(table []wire.StreamState) (events []event, err error) {
+	theirs := make(map[uint64]wire.StreamState, len(table))
+	for _, st := range table {
+		if c.proxy && (st.Stream >= c.nextID || uint8(st.Stream) != c.index) {
+			return nil, violation(wire.ErrResume, "the bridge resumes stream %d, which was never opened on slot %d", st.Stream, c.index)
+		}
+		theirs[st.Stream] = st
+	}
+	streams := make([]*Stream, 0, len(c.streams))
+	for _, s := range c.streams {
+		streams = append(streams, s)
+	}
+	slices.SortFunc(streams, func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
+	for _, s := range streams {
+		st, known := theirs[s.id]
+		h := &s.send
+		switch {
+		case !known && !c.proxy:
+			if ev := c.forget(s); ev.kind != evNone {
+				events = append(events, ev)
+			}
+			continue
+		case !known:
+			if h.una != 0 && !h.moot {
+				return nil, violation(wire.ErrResume, "the bridge lost stream %d", s.id)
+			}
+			h.nxt, h.cur, s.openSent = 0, nil, false
+			c.opens.push(s)
+			continue
+		}
+		s.openSent = true
+		if !h.moot {
+			if st.RcvNxt < h.una || st.RcvNxt > h.max {
+				return nil, violation(wire.ErrResume, "stream %d: the peer has %d bytes, acknowledged %d of %d sent", s.id, st.RcvNxt, h.una, h.max)
+			}
+			if st.CRC != h.q.crcAt(min(st.RcvNxt, h.q.end)) {
+				c.ChecksumFails++
+				c.end(s, wire.RST, wire.CodeChecksum)
+				s.recv.discard = true
+				events = append(events, event{kind: evReset, stream: s})
+			}
+			h.credit = max(h.credit, st.Credit)
+			h.ack(st.RcvNxt)
+			h.nxt, h.cur = st.RcvNxt, nil
+		}
+		c.settle(s)
+		c.touch(s)
+		events = append(events, event{kind: evAcked, stream: s})
+	}
+	return events, nil
+}

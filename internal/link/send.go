@@ -1,0 +1,240 @@
+package link
+
+import (
+	"time"
+
+	"reverser/internal/wire"
+)
+
+// Outbound flow, in the order the bytes meet it:
+//  1. Stream.Send (stream.go) puts a chunk of socket bytes into the stream's send queue and the stream into a flow list.
+//  2. core.fill makes frames from what the lists hold, up to one batch.
+//  3. carrier.writeLoop (carrier.go) encrypts the batch and writes it with one system call.
+//  4. The bytes stay in the send queue until receiveAck frees them: the queue is flow-control window and
+//     retransmission buffer at once.
+
+// sendHalf is the outgoing direction of a stream: una ≤ nxt ≤ max ≤ total, q.end ≤ credit. An END is one unit of offset
+// space behind the last byte; a RST after a FIN is a second one.
+type sendHalf struct {
+	q       queue
+	una     uint64 // everything below is in the peer's custody
+	nxt     uint64 // next to send; goes back to una's peer at a resume
+	max     uint64 // highest nxt ever; what an ACK may name
+	credit  uint64 // the peer's permission
+	cur     *Chunk // that holds nxt, when known
+	curOff  uint64 // stream offset of cur.buf[0]
+	end     wire.EndKind
+	code    wire.Code
+	abort   bool // RST after FIN
+	moot    bool // the peer reset the stream: nothing is sent any more
+	deficit int  // bytes that the stream may send before others have their turn
+}
+
+// room returns how many bytes may be added to the send queue now. It obeys a cap of its own whatever the peer grants.
+func (h *sendHalf) room() int {
+	limit := min(h.credit, min(h.una, h.q.end)+maxWindow)
+	if h.end != 0 || h.moot || limit <= h.q.end {
+		return 0
+	}
+	return int(limit - h.q.end)
+}
+
+// total is the offset behind everything that was put in so far, ends included.
+func (h *sendHalf) total() uint64 {
+	n := h.q.end
+	if h.end != 0 {
+		n++
+	}
+	if h.abort {
+		n++
+	}
+	return n
+}
+
+func (h *sendHalf) reset() bool { return h.end == wire.RST || h.abort }
+
+// drop gives up what was not acknowledged, because nobody reads it any more.
+func (h *sendHalf) drop() {
+	h.moot, h.cur = true, nil
+	h.q.drop()
+}
+
+// pending says whether there is anything to send.
+func (h *sendHalf) pending() bool {
+	return !h.moot && h.nxt < h.total()
+}
+
+// touch queues s for sending if it has something to send.
+func (c *core) touch(s *Stream) {
+	if !s.forgotten && s.send.pending() && !s.hooks[3].queued {
+		s.send.deficit = quantum
+		c.fresh.push(s)
+	}
+}
+
+// end closes the outgoing direction behind the bytes it holds. A RST may follow a FIN.
+func (c *core) end(s *Stream, kind wire.EndKind, code wire.Code) {
+	h := &s.send
+	switch {
+	case s.forgotten || h.moot || h.end == wire.RST || h.abort:
+		return
+	case h.end == 0:
+		h.end, h.code = kind, code
+	case kind == wire.FIN:
+		return
+	default:
+		h.abort, h.code = true, code
+	}
+	if c.proxy && !s.openSent && kind == wire.RST {
+		c.remove(s) // the bridge never heard of it
+		return
+	}
+	c.touch(s)
+}
+
+const quantum = ChunkSize
+
+// fill appends frames to b until it is about limit bytes long or there is nothing to send at now.
+func (c *core) fill(b []byte, limit int, now time.Duration) []byte {
+	if c.pong {
+		c.pong = false
+		b = wire.AppendEmpty(b, wire.TypePong, 0, c.pongVal)
+	}
+	if c.ping {
+		c.ping = false
+		b = wire.AppendEmpty(b, wire.TypePing, 0, uint64(now))
+	}
+	if c.goAway != nil {
+		b = wire.AppendGoAway(b, *c.goAway)
+		c.goAway = nil
+	}
+	for len(c.controlOrder) > 0 && len(b) < limit {
+		id := c.controlOrder[0]
+		c.controlOrder = c.controlOrder[1:]
+		b = append(b, c.control[id]...)
+		delete(c.control, id)
+	}
+	if n := min(len(c.forgets), (limit-len(b))/wire.HeaderLen); n > 0 {
+		for _, id := range c.forgets[:n] {
+			b = wire.AppendEmpty(b, wire.TypeForget, id, 0)
+		}
+		c.forgets = c.forgets[:copy(c.forgets, c.forgets[n:])]
+	}
+	for c.delayed.head != nil && c.delayed.head.ackDue <= now {
+		s := c.delayed.pop()
+		if s.ackWaits {
+			c.acks.push(s)
+		}
+	}
+	for c.acks.head != nil && len(b) < limit {
+		s := c.acks.pop()
+		s.ackWaits = false
+		if !s.forgotten {
+			b = wire.AppendAck(b, s.id, s.recv.acked(), s.recv.granted)
+		}
+	}
+	// An id opens before anything of a later id, so that the bridge can tell a late OPEN from a new one.
+	for c.opens.head != nil && len(b) < limit {
+		s := c.opens.pop()
+		if s.forgotten || s.openSent {
+			continue
+		}
+		s.openSent = true
+		b = wire.AppendOpen(b, s.id, s.recv.granted, s.open)
+		c.touch(s)
+	}
+	return c.fillFlows(b, limit)
+}
+
+// fillFlows shares the batch between the streams with something to send: deficit round robin over two lists as in
+// FQ-CoDel (RFC 8290 section 4). A stream that was idle goes ahead with one quantum; whoever uses its quantum up queues
+// with the bulk. So a keystroke passes a download, and downloads share evenly.
+func (c *core) fillFlows(b []byte, limit int) []byte {
+	for len(b) < limit {
+		from := &c.fresh
+		if from.head == nil {
+			from = &c.bulk
+		}
+		s := from.pop()
+		if s == nil {
+			break
+		}
+		h := &s.send
+		if s.forgotten || !s.openSent {
+			continue
+		}
+		if !h.pending() {
+			continue
+		}
+		if h.deficit <= 0 {
+			h.deficit += quantum
+			c.bulk.push(s)
+			continue
+		}
+		for h.deficit > 0 && h.nxt < h.q.end && len(b) < limit {
+			n := len(b)
+			b = h.appendData(b, s.id)
+			h.deficit -= len(b) - n
+		}
+		for h.nxt >= h.q.end && h.pending() {
+			e := wire.End{Kind: h.end, Code: h.code, CRC: h.q.endCRC()}
+			if h.nxt > h.q.end {
+				e.Kind = wire.RST
+			}
+			b = wire.AppendEnd(b, s.id, h.nxt, e)
+			h.nxt++
+			h.max = max(h.max, h.nxt)
+		}
+		switch {
+		case h.pending() && h.deficit > 0: // the batch is full, not the stream's turn over
+			c.fresh.push(s)
+			return b
+		case h.pending() || from == &c.fresh:
+			// One that became empty takes its place in the queue too, or it would be new again at once and starve the bulk.
+			c.bulk.push(s)
+		}
+	}
+	return b
+}
+
+// appendData appends the DATA frame at nxt.
+func (h *sendHalf) appendData(b []byte, id uint64) []byte {
+	if h.cur == nil || h.nxt < h.curOff {
+		h.cur, h.curOff = h.q.head, h.q.base
+	}
+	for h.nxt >= h.curOff+uint64(h.cur.n) {
+		h.curOff += uint64(h.cur.n)
+		h.cur = h.cur.next
+	}
+	p := h.cur.buf[h.nxt-h.curOff : h.cur.n]
+	b = wire.AppendHeader(b, wire.TypeData, id, h.nxt, len(p))
+	b = append(b, p...)
+	h.nxt += uint64(len(p))
+	h.max = max(h.max, h.nxt)
+	return b
+}
+
+func (c *core) receiveAck(s *Stream, f wire.Frame) (event, error) {
+	h := &s.send
+	// Against the highest offset ever sent: after a resume nxt stands lower, and a late ACK is still honest.
+	if f.Offset > h.max {
+		return event{}, violation(wire.ErrAckBeyond, "ACK of %d on stream %d, sent %d", f.Offset, s.id, h.max)
+	}
+	h.credit = max(h.credit, wire.AckCredit(f))
+	h.ack(f.Offset)
+	c.settle(s)
+	return event{kind: evAcked, stream: s}, nil
+}
+
+// ack frees what the peer has in custody.
+func (h *sendHalf) ack(off uint64) {
+	if off <= h.una {
+		return
+	}
+	h.una = off
+	h.nxt = max(h.nxt, off)
+	if h.cur != nil && h.curOff+uint64(h.cur.n) <= off {
+		h.cur = nil
+	}
+	h.q.freeBelow(min(off, h.q.end))
+}

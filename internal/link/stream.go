@@ -1,0 +1,432 @@
+package link
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"reverser/internal/wire"
+)
+
+// A Stream is one user connection on the link. It outlives the connection that carries it.
+//
+// It is a net.Conn. A relay uses Room, Send, SetReceiver, Backlog and Consumed instead of Write and Read: they move
+// pooled chunks, and an idle stream then holds no buffer and no goroutine of the link.
+type Stream struct {
+	id   uint64
+	open wire.Open
+
+	// Guarded by slot.mu, as is everything below.
+	slot      *slot
+	send      sendHalf
+	recv      recvHalf
+	hooks     [4]hook
+	ackDue    time.Duration
+	ackWaits  bool
+	openSent  bool // proxy: the bridge was told of the stream on this connection or an earlier one
+	forgotten bool // not in the core any more
+
+	change    sync.Cond // on slot.mu: room, data, end or deadline
+	receiver  Receiver
+	busy      bool // somebody hands data to the receiver or drains the backlog
+	told      wire.EndKind
+	dead      bool // the session is gone
+	closed    bool // by the local user of the net.Conn
+	rdl, wdl  *deadline
+	resumes0  uint64 // the slot's count when the stream was made
+	flushLate *time.Timer
+}
+
+// Receiver takes what arrives on a stream. Receive, Backlogged and Ended come one at a time and in order, without any lock
+// held; Abort may come at any time, also beside them.
+type Receiver interface {
+	// Receive takes as much of b as it can without waiting and returns how much that was.
+	Receive(b []byte) int
+	// Backlogged says that bytes wait in the stream. The receiver calls Backlog and Consumed, from a goroutine of its own,
+	// until Backlog returns nil.
+	Backlogged()
+	// Ended says that the peer sent FIN or RST and that all bytes before it were received. A RST may follow a FIN.
+	Ended(kind wire.EndKind, code wire.Code)
+	// Abort says that the stream is over at once and what it still held is lost: the session ended, or the bytes before a
+	// RST could not be delivered in time.
+	Abort(code wire.Code)
+}
+
+func newStream(id uint64, o wire.Open) *Stream { return &Stream{id: id, open: o} }
+
+// bind ties a stream to the slot whose core made it.
+func (s *Stream) bind(sl *slot) {
+	s.slot = sl
+	s.change.L = &sl.mu
+	s.resumes0 = sl.resumes
+}
+
+// ID is unique in the session.
+func (s *Stream) ID() uint64 { return s.id }
+
+// Open returns what the stream was opened with.
+func (s *Stream) Open() wire.Open { return s.open }
+
+// Resumes counts how often the stream's connection was replaced under it.
+func (s *Stream) Resumes() uint64 {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	return s.slot.resumes - s.resumes0
+}
+
+// Paused says that no connection carries the stream at present.
+func (s *Stream) Paused() bool {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	return s.slot.cur == nil
+}
+
+// ErrReset is what a Stream's methods return after a RST or the end of the session. It satisfies
+// errors.Is(err, syscall.ECONNRESET).
+var ErrReset error = fmt.Errorf("stream: %w", syscall.ECONNRESET)
+
+// Room waits until bytes may be sent and returns how many. It returns an error when none may be sent any more.
+func (s *Stream) Room() (int, error) {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	return s.roomLocked()
+}
+
+func (s *Stream) roomLocked() (int, error) {
+	for {
+		switch n := s.send.room(); {
+		case s.dead || s.send.moot || s.send.reset():
+			return 0, ErrReset
+		case s.send.end != 0 || s.closed:
+			return 0, net.ErrClosed
+		case s.wdl.passed():
+			return 0, os.ErrDeadlineExceeded
+		case n > 0:
+			return n, nil
+		}
+		s.change.Wait()
+	}
+}
+
+// Send queues the bytes of c, of which Room allowed so many, and owns c from here. Bytes of a stream that ended are
+// dropped.
+func (s *Stream) Send(c *Chunk) {
+	sl := s.slot
+	sl.mu.Lock()
+	if s.send.end != 0 || s.send.moot || s.forgotten {
+		c.Free()
+	} else {
+		s.send.q.push(c)
+		sl.core.touch(s)
+		sl.wake()
+	}
+	sl.mu.Unlock()
+}
+
+// CloseWrite ends the outgoing direction: the peer reads EOF behind the bytes sent.
+func (s *Stream) CloseWrite() error {
+	s.end(wire.FIN, wire.CodeNone)
+	return nil
+}
+
+// Reset ends both directions. The peer gets a RST behind the bytes sent; what arrives here is thrown away.
+func (s *Stream) Reset(code wire.Code) { s.end(wire.RST, code) }
+
+func (s *Stream) end(kind wire.EndKind, code wire.Code) {
+	sl := s.slot
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	sl.core.end(s, kind, code)
+	if kind == wire.RST {
+		s.discardLocked()
+	}
+	sl.wake()
+	s.change.Broadcast()
+}
+
+// Discard throws away what has arrived and what will: there is nobody to give it to.
+func (s *Stream) Discard() {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	s.discardLocked()
+}
+
+func (s *Stream) discardLocked() {
+	r := &s.recv
+	if !r.discard {
+		r.discard = true
+		n := int(r.q.end-r.q.base) - r.pos
+		// Not freed: a drain may be writing from the first chunk, and a chunk in the pool is somebody else's.
+		r.q = queue{}
+		r.pos = 0
+		if n > 0 && s.slot.core.consume(s, n, s.slot.link.now()) {
+			s.slot.wake()
+		}
+	}
+}
+
+// SetReceiver says who takes what arrives. It is called once; what arrived before is a backlog.
+func (s *Stream) SetReceiver(r Receiver) {
+	s.slot.mu.Lock()
+	if s.dead {
+		s.slot.mu.Unlock()
+		r.Abort(wire.CodeAborted)
+		return
+	}
+	s.receiver = r
+	s.busy = true
+	s.handOver()
+	s.slot.mu.Unlock()
+}
+
+// deliver takes new bytes in order. slot.mu is held; it is released while the receiver is called.
+func (s *Stream) deliver(data []byte) {
+	if s.receiver == nil || s.busy || s.recv.q.head != nil {
+		s.recv.q.write(data)
+		s.change.Broadcast()
+		return
+	}
+	s.busy = true
+	s.slot.mu.Unlock()
+	n := s.receiver.Receive(data)
+	s.slot.mu.Lock()
+	if n < len(data) && !s.recv.discard {
+		s.recv.q.unread(data[n:])
+	} else {
+		n = len(data)
+	}
+	if s.slot.core.consume(s, n, s.slot.link.now()) {
+		s.slot.wake()
+	}
+	s.handOver()
+}
+
+// handOver goes on with what became due while the receiver was busy. slot.mu is held, and so is busy, which it gives up
+// or leaves to the receiver that drains the backlog.
+func (s *Stream) handOver() {
+	for {
+		if s.recv.q.head != nil {
+			if s.recv.reset() {
+				s.limitFlush()
+			}
+			s.slot.mu.Unlock()
+			s.receiver.Backlogged()
+			s.slot.mu.Lock()
+			return
+		}
+		kind := s.recv.end
+		if s.recv.abort {
+			kind = wire.RST
+		}
+		if kind == s.told {
+			s.busy = false
+			return
+		}
+		s.told = kind
+		if s.flushLate != nil {
+			s.flushLate.Stop()
+		}
+		s.slot.mu.Unlock()
+		s.receiver.Ended(kind, s.recv.code)
+		s.slot.mu.Lock()
+	}
+}
+
+// limitFlush gives the bytes before a RST flushTimeout to be delivered.
+func (s *Stream) limitFlush() {
+	if s.flushLate == nil {
+		r, code := s.receiver, s.recv.code
+		s.flushLate = time.AfterFunc(flushTimeout, func() { r.Abort(code) })
+	}
+}
+
+const flushTimeout = 10 * time.Second
+
+// ended takes note of the peer's end. slot.mu is held as in deliver.
+func (s *Stream) ended() {
+	s.change.Broadcast()
+	if s.receiver == nil {
+		return
+	}
+	if s.busy {
+		if s.recv.reset() {
+			s.limitFlush()
+		}
+		return
+	}
+	s.busy = true
+	s.handOver()
+}
+
+// Backlog returns bytes that wait for the receiver, nil when there are none any more. They stay valid until Consumed.
+func (s *Stream) Backlog() []byte {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	if c := s.recv.q.head; c != nil {
+		return c.buf[s.recv.pos:c.n]
+	}
+	s.handOver()
+	return nil
+}
+
+// Consumed says that the receiver has taken n bytes of what Backlog returned.
+func (s *Stream) Consumed(n int) {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	s.consumedLocked(n)
+}
+
+func (s *Stream) consumedLocked(n int) {
+	r := &s.recv
+	if r.discard {
+		return // accounted for already
+	}
+	r.pos += n
+	if c := r.q.head; r.pos == c.n {
+		r.q.freeBelow(r.q.base + uint64(c.n))
+		r.pos = 0
+	}
+	if s.slot.core.consume(s, n, s.slot.link.now()) {
+		s.slot.wake()
+	}
+}
+
+// kill ends the stream because its session is gone. slot.mu is held; the result is called without it.
+func (s *Stream) kill() Receiver {
+	if s.dead {
+		return nil
+	}
+	s.dead = true
+	s.change.Broadcast()
+	return s.receiver
+}
+
+// Read implements net.Conn for a stream without a Receiver.
+func (s *Stream) Read(p []byte) (int, error) {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	for {
+		switch {
+		case s.closed:
+			return 0, s.opError("read", net.ErrClosed)
+		case s.rdl.passed():
+			return 0, s.opError("read", os.ErrDeadlineExceeded)
+		case len(p) == 0:
+			return 0, nil
+		}
+		if c := s.recv.q.head; c != nil {
+			n := copy(p, c.buf[s.recv.pos:c.n])
+			s.consumedLocked(n)
+			return n, nil
+		}
+		switch {
+		case s.dead, s.recv.reset(), s.send.reset():
+			return 0, s.opError("read", ErrReset)
+		case s.recv.end == wire.FIN:
+			return 0, io.EOF
+		}
+		s.change.Wait()
+	}
+}
+
+// Write implements net.Conn.
+func (s *Stream) Write(p []byte) (n int, err error) {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	for {
+		room, err := s.roomLocked()
+		if err != nil {
+			return n, s.opError("write", err)
+		}
+		k := min(room, len(p)-n)
+		if k > 0 && !s.send.moot && !s.forgotten {
+			s.send.q.write(p[n : n+k])
+			s.slot.core.touch(s)
+			s.slot.wake()
+		}
+		if n += k; n == len(p) {
+			return n, nil
+		}
+	}
+}
+
+// Close ends the stream as a socket's close does: FIN when everything that arrived was read, RST otherwise; what arrives
+// later is answered with RST.
+func (s *Stream) Close() error {
+	s.slot.mu.Lock()
+	if s.closed {
+		s.slot.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	kind := wire.FIN
+	if s.recv.q.head != nil && !s.recv.discard {
+		kind = wire.RST
+	}
+	s.slot.mu.Unlock()
+	s.end(kind, wire.CodeAborted)
+	if kind == wire.FIN {
+		s.Discard()
+	}
+	return nil
+}
+
+func (s *Stream) opError(op string, err error) error {
+	return &net.OpError{Op: op, Net: "stream", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: err}
+}
+
+// LocalAddr is the public address that the user reached.
+func (s *Stream) LocalAddr() net.Addr { return addr(s.open.Local) }
+
+// RemoteAddr is the user's address.
+func (s *Stream) RemoteAddr() net.Addr { return addr(s.open.Client) }
+
+func addr(a netip.AddrPort) net.Addr {
+	if !a.IsValid() {
+		return &net.TCPAddr{}
+	}
+	return net.TCPAddrFromAddrPort(a)
+}
+
+// deadline is one direction's deadline. A nil one never passes.
+type deadline struct {
+	at    time.Time
+	timer *time.Timer
+}
+
+func (d *deadline) passed() bool { return d != nil && !d.at.IsZero() && !time.Now().Before(d.at) }
+
+// SetDeadline implements net.Conn.
+func (s *Stream) SetDeadline(t time.Time) error {
+	s.SetReadDeadline(t)
+	return s.SetWriteDeadline(t)
+}
+
+// SetReadDeadline implements net.Conn.
+func (s *Stream) SetReadDeadline(t time.Time) error { return s.setDeadline(&s.rdl, t) }
+
+// SetWriteDeadline implements net.Conn.
+func (s *Stream) SetWriteDeadline(t time.Time) error { return s.setDeadline(&s.wdl, t) }
+
+func (s *Stream) setDeadline(d **deadline, t time.Time) error {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	if *d != nil {
+		(*d).timer.Stop()
+	}
+	*d = nil
+	if !t.IsZero() {
+		*d = &deadline{t, time.AfterFunc(time.Until(t), func() {
+			s.slot.mu.Lock()
+			s.change.Broadcast()
+			s.slot.mu.Unlock()
+		})}
+	}
+	s.change.Broadcast()
+	return nil
+}

@@ -1,0 +1,127 @@
+package proxy
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"reverser/internal/route"
+)
+
+// listener is a public port that is open.
+type listener struct {
+	net.Listener
+	dest *route.Destination
+
+	mu     sync.Mutex
+	probes map[[16]byte]time.Time // nonces that a bridge may show, and until when; guarded by mu
+}
+
+// acceptLoop hands each connection to handle until the listener is closed. Being out of descriptors and the like passes.
+func acceptLoop(ln net.Listener, log *slog.Logger, handle func(net.Conn)) {
+	pause := time.Duration(0)
+	for {
+		conn, err := ln.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			handle(conn)
+			continue
+		case errors.Is(err, net.ErrClosed):
+			return
+		}
+		if pause == 0 {
+			log.Error("accept failed, trying again", "listen", ln.Addr().String(), "err", err)
+		}
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		time.Sleep(pause)
+	}
+}
+
+// acceptUsers takes users' connections at a public port. When as many are open as descriptors allow, it stops accepting:
+// the rest waits in the kernel, and bridges and operators still get in.
+func (p *Proxy) acceptUsers(ln *listener) {
+	acceptLoop(ln, p.log, func(conn net.Conn) {
+		if p.draining.Load() {
+			refuse(conn)
+			return
+		}
+		select {
+		case p.conns <- struct{}{}:
+		default:
+			p.log.Warn("as many connections as the descriptor limit allows, new ones wait", "limit", cap(p.conns))
+			select {
+			case p.conns <- struct{}{}:
+			case <-p.ctx.Done():
+				refuse(conn)
+				return
+			}
+		}
+		p.wg.Go(func() {
+			defer func() { <-p.conns }()
+			p.forward(ln, conn)
+		})
+	})
+}
+
+// refuse resets a connection: a user must not take it for an answer.
+func refuse(conn net.Conn) {
+	if c, ok := conn.(*net.TCPConn); ok {
+		c.SetLinger(0)
+	}
+	conn.Close()
+}
+
+// probeTime is how long after its claim a bridge may prove that the public port answers.
+const probeTime = 5 * time.Second
+
+// expectProbe returns a nonce that a connection to the listener may show instead of being a user's.
+func (l *listener) expectProbe() [16]byte {
+	n := newNonce()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	for k, until := range l.probes {
+		if now.After(until) {
+			delete(l.probes, k)
+		}
+	}
+	if l.probes == nil {
+		l.probes = make(map[[16]byte]time.Time)
+	}
+	l.probes[n] = now.Add(probeTime)
+	return n
+}
+
+// probing says whether a probe is expected.
+func (l *listener) probing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, until := range l.probes {
+		if time.Now().Before(until) {
+			return true
+		}
+	}
+	return false
+}
+
+// match reports whether b begins as an expected nonce does, and takes a whole one off the list.
+func (l *listener) match(b []byte) (prefix, whole bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for n, until := range l.probes {
+		if time.Now().After(until) || !bytes.HasPrefix(n[:], b[:min(len(b), len(n))]) {
+			continue
+		}
+		if len(b) < len(n) {
+			prefix = true
+			continue
+		}
+		delete(l.probes, n)
+		return true, true
+	}
+	return prefix, false
+}

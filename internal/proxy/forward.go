@@ -1,0 +1,168 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"reverser/internal/link"
+	"reverser/internal/relay"
+	"reverser/internal/route"
+	"reverser/internal/status"
+	"reverser/internal/wire"
+)
+
+// pair is one user's connection on its way to a bridge.
+type pair struct {
+	*relay.Pair
+	id              string
+	key             [16]byte
+	service, target string
+	client          string
+	stream          *link.Stream
+	since           time.Time
+}
+
+func (pr *pair) status() status.Pair {
+	sent, received := pr.Counts()
+	st := status.Pair{
+		ID: pr.id, Service: pr.service, Client: pr.client, Target: pr.target,
+		Sent: sent, Received: received, Since: pr.since, State: status.PairOpen,
+	}
+	switch {
+	case pr.stream.Paused():
+		st.State = status.PairPaused
+	case pr.HalfClosed():
+		st.State = status.PairHalfClosed
+	}
+	return st
+}
+
+// forward carries one user's connection: find the bridge, open a stream, bind both, and say so at the beginning and the
+// end.
+func (p *Proxy) forward(ln *listener, conn net.Conn) {
+	if ln.probing() {
+		var probe bool
+		if conn, probe = p.answerProbe(ln, conn); probe {
+			return
+		}
+	}
+	l, id, target, err := ln.dest.Wait(p.ctx)
+	var s *link.Stream
+	if err == nil {
+		s, err = l.Open(wire.Open{Service: id, Client: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())})
+	}
+	if err != nil {
+		refuse(conn)
+		if !errors.Is(err, context.Canceled) && !errors.Is(err, route.ErrRemoved) {
+			p.log.Warn("client refused", "service", ln.dest.Public.String(), "client", conn.RemoteAddr().String(), "err", err)
+		}
+		return
+	}
+	pr := &pair{
+		Pair: relay.New(relay.Client, conn, s), id: pairID(p.pairSeq.Add(1)), key: ln.dest.Key, stream: s,
+		service: ln.dest.Public.String(), target: target, client: conn.RemoteAddr().String(), since: time.Now(),
+	}
+	p.mu.Lock()
+	p.pairs[pr] = struct{}{}
+	p.mu.Unlock()
+	log := p.log.With("service", pr.service, "client", pr.client, "target", pr.target)
+	log.Info("pair created")
+	reason := pr.Run()
+	sent, received := pr.Counts()
+	log.Info("pair released", "sent", sent, "received", received, "duration", time.Since(pr.since).Seconds(),
+		"reason", string(reason), "resumes", s.Resumes())
+	p.mu.Lock()
+	delete(p.pairs, pr)
+	if p.idle != nil && len(p.pairs) == 0 {
+		close(p.idle)
+		p.idle = nil
+	}
+	p.mu.Unlock()
+}
+
+// endPairs ends the chosen pairs with RST.
+func (p *Proxy) endPairs(reason relay.Reason, code wire.Code, which func(*pair) bool) {
+	p.mu.Lock()
+	var end []*pair
+	for pr := range p.pairs {
+		if which(pr) {
+			end = append(end, pr)
+		}
+	}
+	p.mu.Unlock()
+	for _, pr := range end {
+		pr.End(reason, code)
+	}
+}
+
+// answerProbe answers a bridge that proves its public port, and tells it from a user by the first bytes. It waits for
+// them only while a probe is expected, a few milliseconds after a claim, and gives back what it read of a user's.
+func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (net.Conn, bool) {
+	var got []byte
+	buf := make([]byte, 16)
+	deadline := time.Now().Add(probeTime)
+	for ln.probing() && time.Now().Before(deadline) && p.ctx.Err() == nil {
+		conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+		n, err := conn.Read(buf[:16-len(got)])
+		got = append(got, buf[:n]...)
+		var timeout net.Error
+		if err != nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
+			break // a user who is gone or finished: the pair finds out by itself
+		}
+		if len(got) == 0 {
+			continue
+		}
+		prefix, whole := ln.match(got)
+		if whole {
+			answer := link.ProbeAnswer([16]byte(got))
+			conn.SetDeadline(time.Now().Add(time.Second))
+			conn.Write(answer[:])
+			if c, ok := conn.(*net.TCPConn); ok {
+				c.SetLinger(-1)
+				c.CloseWrite()
+				io.Copy(io.Discard, c)
+			}
+			conn.Close()
+			return nil, true
+		}
+		if !prefix {
+			break
+		}
+	}
+	conn.SetReadDeadline(time.Time{})
+	if len(got) == 0 {
+		return conn, false
+	}
+	return &prefixed{Conn: conn, head: got}, false
+}
+
+// prefixed gives back bytes that were read already. It has no descriptor of its own to wait on, so its pair reads with a
+// buffer in hand; only users who connect during a probe have one.
+type prefixed struct {
+	net.Conn
+	head []byte
+}
+
+func (c *prefixed) Read(b []byte) (int, error) {
+	if len(c.head) > 0 {
+		n := copy(b, c.head)
+		c.head = c.head[n:]
+		return n, nil
+	}
+	return c.Conn.Read(b)
+}
+
+func (c *prefixed) CloseWrite() error     { return c.Conn.(*net.TCPConn).CloseWrite() }
+func (c *prefixed) SetLinger(s int) error { return c.Conn.(*net.TCPConn).SetLinger(s) }
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		ap := t.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}

@@ -1,0 +1,127 @@
+package proxy
+
+import (
+	"container/list"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Limits on connections that have not authenticated yet. An address from which a bridge came lately is exempt from the
+// limit per address: a bridge opens several connections at once, and two may share a NAT.
+const (
+	maxStrangers       = 128
+	maxPerAddress      = 8
+	rememberAddress    = 24 * time.Hour
+	rememberedMost     = 4096
+	reportStrangersPer = time.Minute
+)
+
+// gate bounds what strangers can hold of the link port. When it is full, the oldest unfinished connection goes, so that
+// silent ones never lock a bridge out.
+type gate struct {
+	mu       sync.Mutex
+	waiting  *list.List           // *pass, oldest first; guarded by mu, as all below
+	per      map[netip.Prefix]int // how many of waiting
+	known    map[netip.Prefix]time.Time
+	refused  int
+	reported time.Time
+	closed   bool
+}
+
+type pass struct {
+	gate *gate
+	conn net.Conn
+	from netip.Prefix
+	at   *list.Element // nil: left
+}
+
+func newGate() *gate {
+	return &gate{waiting: list.New(), per: make(map[netip.Prefix]int), known: make(map[netip.Prefix]time.Time)}
+}
+
+// network is the address block that counts as one: a host in IPv4, a customer's network in IPv6.
+func network(a net.Addr) netip.Prefix {
+	ip := addrPort(a).Addr()
+	bits := 64
+	if ip.Is4() {
+		bits = 32
+	}
+	p, _ := ip.Prefix(bits)
+	return p
+}
+
+// enter admits a connection to authentication; nil: it is one too many.
+func (g *gate) enter(conn net.Conn) *pass {
+	p := &pass{gate: g, conn: conn, from: network(conn.RemoteAddr())}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, known := g.known[p.from]
+	if g.closed || !known && g.per[p.from] >= maxPerAddress {
+		g.refused++
+		return nil
+	}
+	if g.waiting.Len() >= maxStrangers {
+		oldest := g.waiting.Front().Value.(*pass)
+		oldest.removeLocked()
+		oldest.conn.Close()
+		g.refused++
+	}
+	p.at = g.waiting.PushBack(p)
+	g.per[p.from]++
+	return p
+}
+
+func (p *pass) removeLocked() {
+	if p.at == nil {
+		return
+	}
+	p.gate.waiting.Remove(p.at)
+	p.at = nil
+	if p.gate.per[p.from]--; p.gate.per[p.from] == 0 {
+		delete(p.gate.per, p.from)
+	}
+}
+
+// leave ends the time before authentication; known says that it succeeded.
+func (p *pass) leave(known bool) {
+	g := p.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p.removeLocked()
+	if !known {
+		return
+	}
+	now := time.Now()
+	if len(g.known) >= rememberedMost {
+		for from, at := range g.known {
+			if now.Sub(at) > rememberAddress || len(g.known) >= rememberedMost {
+				delete(g.known, from)
+			}
+		}
+	}
+	g.known[p.from] = now
+}
+
+// report logs failed authentications, at most once in reportStrangersPer: the internet scans every port.
+func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refused++
+	if now := time.Now(); now.Sub(g.reported) >= reportStrangersPer {
+		log.Warn("connections to the link port that were no bridge with a valid key", "count", g.refused, "last_remote", from.String(), "last_err", err)
+		g.reported, g.refused = now, 0
+	}
+}
+
+// closeAll ends what is unfinished.
+func (g *gate) closeAll() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+	for e := g.waiting.Front(); e != nil; e = e.Next() {
+		e.Value.(*pass).conn.Close()
+	}
+}

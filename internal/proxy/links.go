@@ -1,0 +1,377 @@
+package proxy
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/link"
+	"reverser/internal/relay"
+	"reverser/internal/service"
+	"reverser/internal/status"
+	"reverser/internal/wire"
+)
+
+// acceptLinks takes connections of bridges. Nothing that a stranger does may hold it up: everything else happens in the
+// connection's own goroutine, under the gate's limits.
+func (p *Proxy) acceptLinks(ln net.Listener) {
+	acceptLoop(ln, p.log, func(conn net.Conn) {
+		pass := p.gate.enter(conn)
+		if pass == nil {
+			conn.Close()
+			return
+		}
+		p.wg.Go(func() { p.serveLink(conn, pass) })
+	})
+}
+
+func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
+	raw := link.Socket(conn)
+	ac, err := auth.Server(raw, p.tlsCfg, p.authCfg)
+	pass.leave(err == nil)
+	if err != nil {
+		p.gate.report(p.log, conn.RemoteAddr(), err)
+		return
+	}
+	if p.ctx.Err() != nil {
+		conn.Close()
+		return
+	}
+	err = p.host.Serve(ac, raw)
+	p.log.Debug("link connection ended", "key", p.keyName(ac.KeyID), "remote", conn.RemoteAddr().String(), "err", err)
+}
+
+func (p *Proxy) keyName(id [16]byte) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.keys[id].Name
+}
+
+// session is what the proxy knows of a link. Its fields are guarded by Proxy.mu.
+type session struct {
+	link    *link.Link
+	key     string
+	claims  map[uint16]*claim
+	settled bool // the first round of claims is complete
+	leaving bool // the bridge said that it is stopping
+}
+
+// claim is one service that a bridge asks for.
+type claim struct {
+	id     uint16
+	asked  string
+	target string
+	public service.Public
+	state  wire.ClaimStatus
+	reason string
+}
+
+func (c *claim) status(s *session) status.Service {
+	st := status.Service{Public: c.public.String(), Target: c.target, Reason: c.reason}
+	if c.public == (service.Public{}) {
+		st.Public = c.asked
+	}
+	switch {
+	case c.state == wire.ClaimDenied:
+		st.State = status.ServiceDenied
+	case c.state == wire.ClaimRetrying:
+		st.State = status.ServiceRetrying
+	case s.link.Up():
+		st.State = status.ServiceUp
+	default:
+		st.State = status.ServiceAway
+	}
+	return st
+}
+
+// session returns the session of a live link, making it known when it is new. mu is held.
+func (p *Proxy) session(l *link.Link) *session {
+	s := p.sessions[l.KeyID()]
+	if s == nil || s.link != l {
+		if l.Err() != nil {
+			return nil
+		}
+		s = &session{link: l, key: p.keys[l.KeyID()].Name, claims: make(map[uint16]*claim)}
+		p.sessions[l.KeyID()] = s
+	}
+	return s
+}
+
+// Attached implements link.Owner.
+func (p *Proxy) Attached(l *link.Link, slot int) {
+	p.mu.Lock()
+	s := p.session(l)
+	p.notify(l)
+	p.mu.Unlock()
+	if slot == 0 && s != nil {
+		p.log.Info("bridge connected", "key", s.key, "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
+	}
+}
+
+// Detached implements link.Owner.
+func (p *Proxy) Detached(l *link.Link, slot int, err error) {
+	if slot != 0 {
+		return
+	}
+	p.mu.Lock()
+	s := p.session(l)
+	leaving := s != nil && s.leaving
+	p.notify(l)
+	p.mu.Unlock()
+	if s == nil {
+		return
+	}
+	if leaving {
+		l.Kill(errLeft)
+		return
+	}
+	p.log.Warn("bridge lost, its connections stand still until it is back", "key", s.key, "bridge", l.PeerName(), "err", err)
+}
+
+var errLeft = errors.New("the bridge stopped")
+
+// notify wakes new clients that wait for the link. mu is held.
+func (p *Proxy) notify(l *link.Link) {
+	for _, ln := range p.public {
+		if at, _, _ := ln.dest.Link(); at == l {
+			ln.dest.Changed()
+		}
+	}
+}
+
+// GoingAway implements link.Owner; which link it was follows from the Claim calls that stop. See leaving.
+func (p *Proxy) GoingAway(l *link.Link, _ time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.session(l); s != nil {
+		s.leaving = true
+	}
+}
+
+// Opened implements link.Owner. Only bridges are asked to connect streams.
+func (p *Proxy) Opened(*link.Stream) {}
+
+// Claimed implements link.Owner. Only bridges get answers.
+func (p *Proxy) Claimed(*link.Link, uint16, wire.Claimed) {}
+
+// Ended implements link.Owner.
+func (p *Proxy) Ended(l *link.Link, err error) {
+	p.mu.Lock()
+	s := p.sessions[l.KeyID()]
+	if s == nil || s.link != l {
+		p.mu.Unlock()
+		return
+	}
+	delete(p.sessions, l.KeyID())
+	var gone []*listener
+	if !errors.Is(err, link.ErrReplaced) { // else the new session takes them over
+		gone = p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == l.KeyID() })
+	}
+	p.mu.Unlock()
+	closeAll(gone)
+	p.log.Info("bridge session ended", "key", s.key, "bridge", l.PeerName(), "err", err)
+}
+
+// Claim implements link.Owner: the bridge proposes, the policy of its key decides.
+func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
+	p.mu.Lock()
+	s := p.session(l)
+	if s == nil {
+		p.mu.Unlock()
+		return
+	}
+	cl := s.claims[id]
+	if cl == nil || cl.asked != c.Public || cl.target != c.Target {
+		cl = &claim{id: id, asked: c.Public, target: c.Target}
+		s.claims[id] = cl
+	}
+	p.decide(s, cl)
+	var gone []*listener
+	if !more && !s.settled {
+		s.settled = true
+		gone = p.releaseLocked(func(ln *listener) bool {
+			at, _, _ := ln.dest.Link()
+			return ln.dest.Key == l.KeyID() && at != l
+		})
+	}
+	p.mu.Unlock()
+	closeAll(gone)
+}
+
+// Unclaim implements link.Owner.
+func (p *Proxy) Unclaim(l *link.Link, id uint16) {
+	p.mu.Lock()
+	s := p.session(l)
+	var gone []*listener
+	if s != nil && s.claims[id] != nil {
+		pub := s.claims[id].public
+		delete(s.claims, id)
+		gone = p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == l.KeyID() && ln.dest.Public == pub })
+	}
+	p.mu.Unlock()
+	closeAll(gone)
+}
+
+// decide opens what a claim asks for, or says why not, and tells the bridge. mu is held.
+func (p *Proxy) decide(s *session, c *claim) {
+	before, reason := c.state, c.reason
+	c.state, c.reason = p.tryClaim(s, c)
+	answer := wire.Claimed{Status: c.state, Public: c.public.String(), Text: c.reason}
+	if c.state == wire.ClaimUp {
+		answer.Nonce = p.public[c.public].expectProbe()
+	}
+	if before == c.state && reason == c.reason && c.state == wire.ClaimRetrying {
+		return // nothing new after another try
+	}
+	s.link.Claimed(c.id, answer)
+	log := p.log.Info
+	if c.state != wire.ClaimUp {
+		log = p.log.Warn
+	}
+	if before != c.state || reason != c.reason {
+		switch c.state {
+		case wire.ClaimUp:
+			log("service up", "service", c.public.String(), "key", s.key, "target", c.target)
+		case wire.ClaimDenied:
+			log("service denied", "service", c.asked, "key", s.key, "reason", c.reason)
+		case wire.ClaimRetrying:
+			log("service cannot be opened, trying again", "service", c.public.String(), "key", s.key, "reason", c.reason)
+		}
+	}
+}
+
+// tryClaim is decide without telling anybody. mu is held.
+func (p *Proxy) tryClaim(s *session, c *claim) (wire.ClaimStatus, string) {
+	key, ok := p.keys[s.link.KeyID()]
+	if !ok {
+		return wire.ClaimDenied, "denied: the key was removed"
+	}
+	pub, err := service.ParsePublic(c.asked)
+	if err != nil {
+		return wire.ClaimDenied, fmt.Sprintf("denied: %s", err)
+	}
+	if pub.Kind == service.KindOffered {
+		i := slices.IndexFunc(p.cfg.Offer, key.Allow.Permits)
+		if i < 0 {
+			return wire.ClaimDenied, fmt.Sprintf("denied: the proxy offers no public port that key %q is allowed (%s)", key.Name, key.Allow)
+		}
+		pub = p.cfg.Offer[i]
+	}
+	c.public = pub
+	switch {
+	case !key.Allow.Permits(pub):
+		p.drop(pub, s)
+		return wire.ClaimDenied, fmt.Sprintf("%s denied: the policy of key %q allows %s", pub, key.Name, key.Allow)
+	case pub.Kind != service.KindTCP:
+		return wire.ClaimDenied, fmt.Sprintf("%s denied: this proxy serves tcp/ only", pub)
+	case pub.Port == portOf(p.Addr()) || p.transfer != nil && pub.Port == portOf(p.TransferAddr()):
+		return wire.ClaimDenied, fmt.Sprintf("%s denied: the link itself uses this port", pub)
+	case p.draining.Load():
+		return wire.ClaimRetrying, "the proxy is stopping"
+	}
+	d, isNew, err := p.routes.Claim(pub, key.ID, key.Name, s.link, c.id, c.target)
+	if err != nil {
+		return wire.ClaimRetrying, err.Error()
+	}
+	if !isNew {
+		return wire.ClaimUp, ""
+	}
+	ln, err := relay.Listen(pub.ListenNetwork(), pub.ListenAddr())
+	if err != nil {
+		p.routes.Remove(d)
+		return wire.ClaimRetrying, fmt.Sprintf("open %s on the proxy: %s", pub, err)
+	}
+	l := &listener{Listener: ln, dest: d}
+	p.public[pub] = l
+	p.wg.Go(func() { p.acceptUsers(l) })
+	return wire.ClaimUp, ""
+}
+
+// drop closes a public port that a session has no right to any more. mu is held.
+func (p *Proxy) drop(pub service.Public, s *session) {
+	closeAll(p.releaseLocked(func(ln *listener) bool { return ln.dest.Public == pub && ln.dest.Key == s.link.KeyID() }))
+}
+
+// releaseLocked takes listeners out of service; the caller closes them. mu is held.
+func (p *Proxy) releaseLocked(which func(*listener) bool) (gone []*listener) {
+	for pub, ln := range p.public {
+		if which(ln) {
+			delete(p.public, pub)
+			p.routes.Remove(ln.dest)
+			gone = append(gone, ln)
+		}
+	}
+	return gone
+}
+
+func closeAll(ls []*listener) {
+	for _, l := range ls {
+		l.Close()
+	}
+}
+
+func (p *Proxy) closeListeners() {
+	p.mu.Lock()
+	gone := p.releaseLocked(func(*listener) bool { return true })
+	p.mu.Unlock()
+	closeAll(gone)
+}
+
+// retryEvery is how often what could not be opened is tried again.
+const retryEvery = 2 * time.Second
+
+// retryClaims tries again what could not be opened.
+func (p *Proxy) retryClaims() {
+	t := time.NewTicker(retryEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-p.ctx.Done():
+			return
+		case <-t.C:
+		}
+		p.mu.Lock()
+		for _, s := range p.sessions {
+			for _, c := range s.claims {
+				if c.state == wire.ClaimRetrying {
+					p.decide(s, c)
+				}
+			}
+		}
+		p.mu.Unlock()
+	}
+}
+
+// reconsider decides every claim again, after a change of the keys.
+func (p *Proxy) reconsider() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.sessions {
+		s.key = p.keys[s.link.KeyID()].Name
+		for _, c := range s.claims {
+			p.decide(s, c)
+		}
+	}
+}
+
+// dropKey ends everything that a removed key holds.
+func (p *Proxy) dropKey(id [16]byte) {
+	p.mu.Lock()
+	s := p.sessions[id]
+	gone := p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == id })
+	p.mu.Unlock()
+	closeAll(gone)
+	p.endPairs(relay.ReasonRemoved, wire.CodeService, func(pr *pair) bool { return pr.key == id })
+	if s != nil {
+		s.link.Kill(errors.New("the key was removed"))
+	}
+}
+
+func newNonce() (n [16]byte) {
+	rand.Read(n[:])
+	return n
+}

@@ -1,0 +1,280 @@
+// Package proxy is the public role: it listens where users connect and carries their connections to bridges.
+//
+// Its secret is who may have which public port and when. The route of a user's byte through it:
+//  1. accept.go takes the connection at the public listener.
+//  2. internal/route says where it goes, and holds it while the bridge is away.
+//  3. forward.go opens a stream on the bridge's link and binds both into a pair.
+//  4. internal/relay moves the bytes into internal/link.
+//
+// links.go is the other door: bridges connect, authenticate and claim there. Every goroutine is counted in Proxy.wg, and
+// Run returns when all have ended.
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/link"
+	"reverser/internal/relay"
+	"reverser/internal/route"
+	"reverser/internal/service"
+	"reverser/internal/status"
+	"reverser/internal/wire"
+)
+
+// DefaultDrain is how long a stopping proxy or bridge lets its pairs finish.
+const DefaultDrain = 30 * time.Second
+
+// Key is what a bridge proves to be let in.
+type Key struct {
+	Name   string
+	ID     [16]byte
+	Secret [32]byte
+	Allow  service.Policy
+}
+
+// Config says what a Proxy does. Identity and at least one key are needed for it to be of use.
+type Config struct {
+	Listen   string           // link address, such as ":3010"
+	Transfer string           // address for carriers; "": the link address
+	Identity tls.Certificate  // that tokens pin
+	Keys     []Key            // see SetKeys
+	Offer    []service.Public // public ports that the proxy owns and offers to whom its key allows them
+	Version  string
+	Log      *slog.Logger  // nil: discard
+	Drain    time.Duration // 0: DefaultDrain
+	MaxConns int           // user connections at once; 0: what the descriptor limit leaves
+}
+
+// Proxy is the public role. New makes one, Listen opens its link ports, Run serves.
+type Proxy struct {
+	cfg       Config
+	log       *slog.Logger
+	start     time.Time
+	host      *link.Host
+	routes    *route.Table
+	authCfg   *auth.ServerConfig
+	tlsCfg    *tls.Config
+	gate      *gate
+	linkLn    net.Listener
+	transfer  net.Listener
+	conns     chan struct{} // one element a user connection; see Config.MaxConns
+	wg        sync.WaitGroup
+	ctx       context.Context // ends with Run
+	stop      context.CancelFunc
+	draining  atomic.Bool
+	drain     chan struct{} // closed by Drain
+	drainOnce sync.Once
+	pairSeq   atomic.Uint64
+
+	mu       sync.Mutex
+	keys     map[[16]byte]Key             // guarded by mu, as all below
+	sessions map[[16]byte]*session        // by key
+	public   map[service.Public]*listener // that are open
+	pairs    map[*pair]struct{}
+	idle     chan struct{} // closed when draining and no pair is left; nil before
+}
+
+// New returns a proxy that has opened nothing yet.
+func New(cfg Config) *Proxy {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Drain == 0 {
+		cfg.Drain = DefaultDrain
+	}
+	if cfg.MaxConns == 0 {
+		cfg.MaxConns = descriptorLimit() - descriptorReserve
+	}
+	p := &Proxy{
+		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(),
+		conns: make(chan struct{}, max(cfg.MaxConns, 16)), drain: make(chan struct{}),
+		sessions: make(map[[16]byte]*session), public: make(map[service.Public]*listener), pairs: make(map[*pair]struct{}),
+	}
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	var instance [16]byte
+	rand.Read(instance[:])
+	p.authCfg = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Lookup: p.secret}
+	p.tlsCfg = p.authCfg.TLS()
+	p.setKeys(cfg.Keys)
+	return p
+}
+
+// descriptorReserve is kept for links, the admin socket and files when users take all the others.
+const descriptorReserve = 128
+
+// Listen opens the link ports.
+func (p *Proxy) Listen() (err error) {
+	lc := net.ListenConfig{KeepAlive: -1} // the link watches over itself
+	if p.linkLn, err = lc.Listen(p.ctx, "tcp", p.cfg.Listen); err != nil {
+		return fmt.Errorf("open the link port (listen %s): %w", p.cfg.Listen, err)
+	}
+	var port uint16
+	if p.cfg.Transfer != "" {
+		if p.transfer, err = lc.Listen(p.ctx, "tcp", p.cfg.Transfer); err != nil {
+			p.linkLn.Close()
+			return fmt.Errorf("open the transfer port (transfer %s): %w", p.cfg.Transfer, err)
+		}
+		port = uint16(p.transfer.Addr().(*net.TCPAddr).Port)
+	}
+	p.host = link.NewHost(link.HostConfig{
+		Owner: p, Log: p.log, Instance: p.authCfg.Instance, Transfer: port,
+		Admit:    func(id [16]byte) bool { _, ok := p.secret(id); return ok },
+		Draining: p.draining.Load,
+	})
+	return nil
+}
+
+// Addr is the address of the link port.
+func (p *Proxy) Addr() net.Addr { return p.linkLn.Addr() }
+
+// TransferAddr is the address of the transfer port, nil when it is off.
+func (p *Proxy) TransferAddr() net.Addr {
+	if p.transfer == nil {
+		return nil
+	}
+	return p.transfer.Addr()
+}
+
+// Run serves until ctx ends, which resets every connection, or until a drain is complete.
+func (p *Proxy) Run(ctx context.Context) error {
+	p.log.Info("proxy listening", "listen", p.Addr().String(), "version", p.cfg.Version)
+	if p.transfer != nil {
+		p.log.Info("carriers listening", "transfer", p.TransferAddr().String())
+	}
+	p.wg.Go(func() { p.acceptLinks(p.linkLn) })
+	if p.transfer != nil {
+		p.wg.Go(func() { p.acceptLinks(p.transfer) })
+	}
+	p.wg.Go(p.retryClaims)
+	select {
+	case <-ctx.Done():
+	case <-p.drain:
+		p.finishPairs(ctx)
+	}
+	p.draining.Store(true)
+	p.closeListeners()
+	p.endPairs(relay.ReasonDrain, wire.CodeDrain, func(*pair) bool { return true })
+	p.stop()
+	p.linkLn.Close()
+	if p.transfer != nil {
+		p.transfer.Close()
+	}
+	p.gate.closeAll()
+	p.host.Close(errors.New("the proxy stopped"))
+	p.wg.Wait()
+	p.log.Info("proxy stopped")
+	return nil
+}
+
+// Drain stops taking new connections and bridges; Run returns when the last pair has ended, or resets what is left after
+// Config.Drain.
+func (p *Proxy) Drain() {
+	p.drainOnce.Do(func() {
+		p.draining.Store(true)
+		close(p.drain)
+	})
+}
+
+// finishPairs waits for the pairs to end.
+func (p *Proxy) finishPairs(ctx context.Context) {
+	p.closeListeners()
+	for _, l := range p.host.Links() {
+		l.GoAway(p.cfg.Drain)
+	}
+	p.mu.Lock()
+	left := len(p.pairs)
+	idle := make(chan struct{})
+	p.idle = idle
+	if left == 0 {
+		close(idle)
+	}
+	p.mu.Unlock()
+	p.log.Info("draining", "pairs", left, "limit", p.cfg.Drain.Seconds())
+	late := time.NewTimer(p.cfg.Drain)
+	defer late.Stop()
+	select {
+	case <-idle:
+	case <-late.C:
+		p.log.Warn("drain time is over, resetting what is left")
+	case <-ctx.Done():
+	}
+}
+
+func (p *Proxy) secret(id [16]byte) (secret [32]byte, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k, ok := p.keys[id]
+	return k.Secret, ok
+}
+
+// SetKeys replaces the keys. What a key that is gone held ends at once: link, listeners and connections. Claims are
+// decided again under the new policies.
+func (p *Proxy) SetKeys(keys []Key) {
+	removed := p.setKeys(keys)
+	for _, id := range removed {
+		p.dropKey(id)
+	}
+	p.reconsider()
+}
+
+func (p *Proxy) setKeys(keys []Key) (removed [][16]byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.keys
+	p.keys = make(map[[16]byte]Key, len(keys))
+	for _, k := range keys {
+		p.keys[k.ID] = k
+	}
+	for id, k := range old {
+		if now, ok := p.keys[id]; !ok || now.Secret != k.Secret {
+			removed = append(removed, id)
+		}
+	}
+	return removed
+}
+
+// Status returns a snapshot.
+func (p *Proxy) Status() status.Snapshot {
+	snap := status.Snapshot{Role: "proxy", Version: p.cfg.Version, UptimeSeconds: time.Since(p.start).Seconds()}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	conns := make(map[string]int)
+	for pr := range p.pairs {
+		snap.Pairs = append(snap.Pairs, pr.status())
+		conns[pr.service]++
+	}
+	for _, s := range p.sessions {
+		snap.Links = append(snap.Links, s.link.Snapshot(s.key, s.link.PeerName(), s.leaving))
+		for _, c := range s.claims {
+			st := c.status(s)
+			st.Connections = conns[st.Public]
+			snap.Services = append(snap.Services, st)
+		}
+	}
+	slices.SortFunc(snap.Links, func(a, b status.Link) int { return cmp.Compare(a.Key, b.Key) })
+	slices.SortFunc(snap.Services, func(a, b status.Service) int { return cmp.Compare(a.Public, b.Public) })
+	slices.SortFunc(snap.Pairs, func(a, b status.Pair) int { return a.Since.Compare(b.Since) })
+	return snap
+}
+
+func portOf(a net.Addr) uint16 {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return uint16(t.Port)
+	}
+	return 0
+}
+
+func pairID(n uint64) string { return strconv.FormatUint(n, 10) }

@@ -1,0 +1,5 @@
+//go:build unix && !linux && !darwin
+
+package relay
+
+func unackedBytes(int) int { return 0 }

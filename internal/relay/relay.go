@@ -1,0 +1,260 @@
+// Package relay binds a socket and a stream of the link into a pair and moves bytes between them until both directions
+// have ended, keeping what TCP says: half-close, reset, back-pressure.
+//
+// Its secret is how an end of one side becomes the same end of the other. It does not know who connected to what. A pair
+// has one goroutine, its caller's, which waits for the socket to become readable without holding a buffer; a second one
+// exists only while the socket does not take what arrives.
+package relay
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"reverser/internal/link"
+	"reverser/internal/wire"
+)
+
+// Reason says why a pair was released. The set is closed; docs/ARCHITECTURE.md explains each.
+type Reason string
+
+// The reasons.
+const (
+	ReasonEOF         Reason = "eof"                // both sides finished
+	ReasonClientReset Reason = "client-reset"       // the client reset its connection
+	ReasonTargetReset Reason = "target-reset"       // the target reset its connection
+	ReasonRefused     Reason = "target-refused"     // the target refused the connection
+	ReasonUnreachable Reason = "target-unreachable" // the target did not answer in time, or there is no way to it
+	ReasonLinkLost    Reason = "link-lost"          // the session between bridge and proxy ended
+	ReasonAway        Reason = "bridge-away"        // no bridge came back in time for a new client
+	ReasonRemoved     Reason = "service-removed"    // the service or its key was removed
+	ReasonDrain       Reason = "drain"              // the process stopped
+	ReasonLimit       Reason = "limit"              // no room for another connection
+	ReasonChecksum    Reason = "checksum"           // the bytes of a direction did not arrive as they were sent
+)
+
+// Side names which end of the whole connection the socket is.
+type Side int
+
+// The sides.
+const (
+	Client Side = iota // at the proxy: the socket is the user's
+	Target             // at the bridge: the socket is the real server's
+)
+
+// Pair is a socket and a stream that are bound together.
+type Pair struct {
+	side   Side
+	sock   socket
+	stream *link.Stream
+
+	out, in  atomic.Uint64 // bytes from the socket, to the socket
+	poisoned atomic.Bool   // a write failed: a later EOF of the socket is the reset that the write swallowed
+	wg       sync.WaitGroup
+	over     chan struct{}
+
+	mu              sync.Mutex
+	outDone, inDone bool   // guarded by mu, as all below
+	reason          Reason // set once the pair is over
+}
+
+// New returns a pair that does not move anything yet.
+func New(side Side, conn net.Conn, s *link.Stream) *Pair {
+	p := &Pair{side: side, stream: s, over: make(chan struct{})}
+	p.sock.init(conn)
+	return p
+}
+
+// Counts returns the bytes from client to target and back, as this end has seen them.
+func (p *Pair) Counts() (sent, received uint64) {
+	if p.side == Client {
+		return p.out.Load(), p.in.Load()
+	}
+	return p.in.Load(), p.out.Load()
+}
+
+// HalfClosed says whether one direction has ended.
+func (p *Pair) HalfClosed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.outDone != p.inDone
+}
+
+// Run moves bytes until the pair is over, closes the socket and says why it ended.
+func (p *Pair) Run() Reason {
+	p.stream.SetReceiver(p)
+	p.outbound()
+	<-p.over
+	p.wg.Wait()
+	return p.reason
+}
+
+// End ends the pair at once with RST on both sides.
+func (p *Pair) End(reason Reason, code wire.Code) {
+	p.stream.Reset(code)
+	p.finish(reason, true)
+}
+
+// outbound moves bytes from the socket into the stream: first permission to send, then readiness, and only then a buffer.
+func (p *Pair) outbound() {
+	for {
+		room, err := p.stream.Room()
+		if err != nil {
+			return // the stream is over: its end reaches us as a Receiver
+		}
+		c, err := p.sock.read(room)
+		if c != nil {
+			p.out.Add(uint64(len(c.Bytes())))
+			p.stream.Send(c)
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF) && !p.poisoned.Load():
+			p.stream.CloseWrite()
+			p.done(&p.outDone)
+			return
+		default:
+			p.localReset()
+			return
+		}
+	}
+}
+
+// localReset passes on that the socket was reset, behind what was read from it.
+func (p *Pair) localReset() {
+	p.stream.Reset(wire.CodeReset)
+	reason := ReasonClientReset
+	if p.side == Target {
+		reason = ReasonTargetReset
+	}
+	p.finish(reason, true)
+}
+
+// done marks a direction as ended, and the pair as over with the second one.
+func (p *Pair) done(direction *bool) {
+	p.mu.Lock()
+	*direction = true
+	both := p.outDone && p.inDone
+	p.mu.Unlock()
+	if both {
+		p.finish(ReasonEOF, false)
+	}
+}
+
+// finish closes the socket, with RST or not, and lets Run return. The first call decides.
+func (p *Pair) finish(reason Reason, reset bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reason != "" {
+		return
+	}
+	p.reason = reason
+	p.sock.close(reset)
+	close(p.over)
+}
+
+// Receive implements link.Receiver: straight into the socket, as far as it takes it.
+func (p *Pair) Receive(b []byte) int {
+	n, err := p.sock.tryWrite(b)
+	p.in.Add(uint64(n))
+	if err != nil {
+		p.writeFailed(err)
+		return len(b)
+	}
+	return n
+}
+
+// writeFailed: the socket does not take any more. What its peer sent before may still be read, and then comes the reset;
+// the reader notices by itself, since a dead socket is readable.
+func (p *Pair) writeFailed(error) {
+	p.poisoned.Store(true)
+	p.stream.Discard()
+	p.mu.Lock()
+	readerGone := p.outDone
+	p.mu.Unlock()
+	if readerGone {
+		p.localReset()
+	}
+}
+
+// Backlogged implements link.Receiver.
+func (p *Pair) Backlogged() { p.wg.Go(p.drain) }
+
+// drain writes what the socket did not take at once. It may wait as long as the socket's peer does.
+func (p *Pair) drain() {
+	for b := p.stream.Backlog(); b != nil; b = p.stream.Backlog() {
+		n, err := p.sock.conn.Write(b)
+		p.in.Add(uint64(n))
+		if err != nil {
+			p.writeFailed(err)
+		}
+		p.stream.Consumed(len(b))
+	}
+}
+
+// Ended implements link.Receiver.
+func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
+	if kind == wire.FIN {
+		if err := p.sock.closeWrite(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ENOTCONN) {
+			p.localReset()
+			return
+		}
+		p.done(&p.inDone)
+		return
+	}
+	reason := p.remote(code)
+	if p.sock.queued() == 0 {
+		p.finish(reason, true)
+		return
+	}
+	p.wg.Go(func() {
+		p.flush()
+		p.finish(reason, true)
+	})
+}
+
+// flush waits until the socket's peer has what was written: a reset throws away what still waits in the kernel. No event
+// tells that the queue is empty, so it is asked for.
+func (p *Pair) flush() {
+	const most, step = 10 * time.Second, 5 * time.Millisecond
+	t := time.NewTicker(step)
+	defer t.Stop()
+	for waited := time.Duration(0); waited < most && p.sock.queued() > 0; waited += step {
+		select {
+		case <-p.over:
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// Abort implements link.Receiver.
+func (p *Pair) Abort(code wire.Code) { p.finish(p.remote(code), true) }
+
+// remote is the reason behind a RST that came over the link.
+func (p *Pair) remote(code wire.Code) Reason {
+	switch code {
+	case wire.CodeReset, wire.CodeNone:
+		if p.side == Client {
+			return ReasonTargetReset
+		}
+		return ReasonClientReset
+	case wire.CodeRefused:
+		return ReasonRefused
+	case wire.CodeUnreachable:
+		return ReasonUnreachable
+	case wire.CodeLimit:
+		return ReasonLimit
+	case wire.CodeService:
+		return ReasonRemoved
+	case wire.CodeDrain:
+		return ReasonDrain
+	case wire.CodeChecksum:
+		return ReasonChecksum
+	}
+	return ReasonLinkLost
+}

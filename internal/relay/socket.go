@@ -1,0 +1,61 @@
+package relay
+
+import (
+	"net"
+	"syscall"
+
+	"reverser/internal/link"
+)
+
+// socket is the local connection of a pair. How it waits and writes without waiting differs by platform: socket_unix.go,
+// socket_other.go.
+type socket struct {
+	conn net.Conn
+	raw  syscall.RawConn // nil: conn has no descriptor to wait on
+
+	// What the callbacks of raw work on; they are made once, so that reading and writing allocate nothing.
+	readFunc, writeFunc func(fd uintptr) bool
+	limit               int
+	chunk               *link.Chunk
+	readErr             error
+	src                 []byte
+	wrote               int
+	writeErr            error
+}
+
+// blockingRead reads with a buffer in hand, where there is no waiting without one.
+func (s *socket) blockingRead(limit int) (*link.Chunk, error) {
+	c := link.NewChunk()
+	room := c.Room()
+	n, err := s.conn.Read(room[:min(limit, len(room))])
+	c.Grow(n)
+	if n == 0 {
+		c.Free()
+		return nil, err
+	}
+	return c, err
+}
+
+// closeWrite sends FIN behind what was written. Sockets are born with linger 0, so that the death of this process is
+// never mistaken for an end; from here on the end is real.
+func (s *socket) closeWrite() error {
+	lingerDefault(s.conn)
+	if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return nil
+}
+
+// close closes the socket, with RST or as gracefully as its peer allows.
+func (s *socket) close(reset bool) {
+	if c, ok := s.conn.(interface{ SetLinger(int) error }); ok && reset {
+		c.SetLinger(0)
+	}
+	s.conn.Close()
+}
+
+func lingerDefault(conn net.Conn) {
+	if c, ok := conn.(interface{ SetLinger(int) error }); ok {
+		c.SetLinger(-1)
+	}
+}

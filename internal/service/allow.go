@@ -1,0 +1,177 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Allow is one rule about what a key may publish. It is comparable.
+type Allow struct {
+	Kind Kind
+	// Host is, for tcp and udp, the one bind address that the rule covers, or ""
+	// for every one; for http, https and tls a host name, "*.example.com" for one
+	// label in front of example.com, or "*" for any; for private the name.
+	Host string
+	// Low and High are the first and the last port of tcp and udp.
+	Low, High uint16
+}
+
+// ParseAllow parses a rule: the PUBLIC form with port ranges (tcp/9000-9010)
+// and wildcards (http/*.example.com, http/*). It takes every kind: a key may
+// be allowed more than this version serves.
+func ParseAllow(s string) (Allow, error) {
+	if s == "" {
+		return Allow{}, errors.New("allow is empty: give what the key may publish, such as tcp/9000 or tcp/9000-9010")
+	}
+	if s == string(KindOffered) {
+		return Allow{}, fmt.Errorf("allow %q: name the port that the proxy offers, such as tcp/9000", s)
+	}
+	kind, rest, err := cutKind(s)
+	if err != nil {
+		// The grammar is that of PUBLIC, but the word must be the option's.
+		return Allow{}, errors.New("allow" + strings.TrimPrefix(err.Error(), "public"))
+	}
+	a := Allow{Kind: kind}
+	switch kind {
+	case KindTCP, KindUDP:
+		err = a.parsePorts(rest)
+	case KindPrivate:
+		a.Host, err = parsePrivate(rest)
+	default:
+		a.Host, err = parsePattern(kind, rest)
+	}
+	if err != nil {
+		return Allow{}, fmt.Errorf("allow %q: %w", s, err)
+	}
+	return a, nil
+}
+
+func (a *Allow) parsePorts(s string) error {
+	if s == "*" {
+		return fmt.Errorf("write %s/1-65535 for every port", a.Kind)
+	}
+	host, ports, err := cutBind(a.Kind, s)
+	if err != nil {
+		return err
+	}
+	a.Host = host
+	low, high, isRange := strings.Cut(ports, "-")
+	if !isRange || low == "" { // "-1" is a bad port, not a range
+		a.Low, err = ParsePort(ports)
+		a.High = a.Low
+		return err
+	}
+	if a.Low, err = ParsePort(low); err != nil {
+		return err
+	}
+	if a.High, err = ParsePort(high); err != nil {
+		return err
+	}
+	if a.Low > a.High {
+		return fmt.Errorf("the range %s runs backwards: write %s-%s", ports, high, low)
+	}
+	return nil
+}
+
+func parsePattern(kind Kind, s string) (string, error) {
+	if s == "*" {
+		return s, nil
+	}
+	base, wild := strings.CutPrefix(s, "*.")
+	if strings.Contains(base, "*") {
+		return "", fmt.Errorf("a wildcard stands for the first label: write %s/*.example.com, or %s/* for any host", kind, kind)
+	}
+	name, err := parseHostname(base)
+	if wild && err == nil {
+		name = "*." + name
+	}
+	return name, err
+}
+
+// String is the canonical form, which parses to the same rule.
+func (a Allow) String() string {
+	switch a.Kind {
+	case KindTCP, KindUDP:
+		ports := fmt.Sprint(a.Low)
+		if a.High != a.Low {
+			ports += fmt.Sprintf("-%d", a.High)
+		}
+		return string(a.Kind) + "/" + bindString(a.Host, ports)
+	case "":
+		return ""
+	default:
+		return string(a.Kind) + "/" + a.Host
+	}
+}
+
+// MarshalText writes the canonical form, so that a Policy is a list of strings
+// in JSON and TOML.
+func (a Allow) MarshalText() ([]byte, error) {
+	if a.Kind == "" {
+		return nil, errors.New("an empty rule has no text form")
+	}
+	return []byte(a.String()), nil
+}
+
+// UnmarshalText parses like ParseAllow.
+func (a *Allow) UnmarshalText(b []byte) (err error) {
+	*a, err = ParseAllow(string(b))
+	return err
+}
+
+// Permits reports whether the rule covers p. The proxy asks for the port that
+// it offers, never for KindOffered itself, which no rule covers.
+func (a Allow) Permits(p Public) bool {
+	if a.Kind == "" || a.Kind != p.Kind {
+		return false
+	}
+	switch a.Kind {
+	case KindTCP, KindUDP:
+		return (a.Host == "" || a.Host == p.Host) && a.Low <= p.Port && p.Port <= a.High
+	case KindHTTP, KindHTTPS, KindTLS:
+		if a.Host == "*" {
+			return p.Host != ""
+		}
+		if base, wild := strings.CutPrefix(a.Host, "*."); wild {
+			label, rest, ok := strings.Cut(p.Host, ".")
+			return ok && label != "" && rest == base
+		}
+	}
+	return a.Host == p.Host
+}
+
+// Policy is everything that a key may publish. Nothing is allowed that it does
+// not list.
+type Policy []Allow
+
+// DefaultPolicy is that of the key which a new proxy makes: every public TCP
+// port that needs no privilege.
+func DefaultPolicy() Policy {
+	return Policy{{Kind: KindTCP, Low: 1024, High: 65535}}
+}
+
+// Permits reports whether one of the rules covers p.
+func (ps Policy) Permits(p Public) bool {
+	for _, a := range ps {
+		if a.Permits(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// String lists the rules, as in "tcp/9000, tcp/9100-9110".
+func (ps Policy) String() string {
+	if len(ps) == 0 {
+		return "nothing"
+	}
+	var b strings.Builder
+	for i, a := range ps {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(a.String())
+	}
+	return b.String()
+}

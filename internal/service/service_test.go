@@ -1,0 +1,456 @@
+package service
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestParsePublic(t *testing.T) {
+	for in, want := range map[string]struct {
+		public          Public
+		text            string
+		network, listen string
+	}{
+		"9000":                   {Public{KindTCP, "", 9000}, "tcp/9000", "tcp", ":9000"},
+		"tcp/1":                  {Public{KindTCP, "", 1}, "tcp/1", "tcp", ":1"},
+		"tcp/65535":              {Public{KindTCP, "", 65535}, "tcp/65535", "tcp", ":65535"},
+		"127.0.0.1:9000":         {Public{KindTCP, "127.0.0.1", 9000}, "tcp/127.0.0.1:9000", "tcp4", "127.0.0.1:9000"},
+		"tcp/0.0.0.0:9000":       {Public{KindTCP, "0.0.0.0", 9000}, "tcp/0.0.0.0:9000", "tcp4", "0.0.0.0:9000"},
+		"tcp/[::1]:9000":         {Public{KindTCP, "::1", 9000}, "tcp/[::1]:9000", "tcp6", "[::1]:9000"},
+		"tcp/[0:0::0:1]:9000":    {Public{KindTCP, "::1", 9000}, "tcp/[::1]:9000", "tcp6", "[::1]:9000"},
+		"tcp/[::ffff:1.2.3.4]:9": {Public{KindTCP, "1.2.3.4", 9}, "tcp/1.2.3.4:9", "tcp4", "1.2.3.4:9"},
+		"tcp/[fe80::1%eth0]:9":   {Public{KindTCP, "fe80::1%eth0", 9}, "tcp/[fe80::1%eth0]:9", "tcp6", "[fe80::1%eth0]:9"},
+		"udp/53":                 {Public{KindUDP, "", 53}, "udp/53", "udp", ":53"},
+		"http/App.Example.COM.":  {Public{KindHTTP, "app.example.com", 0}, "http/app.example.com", "", ""},
+		"https/a":                {Public{KindHTTPS, "a", 0}, "https/a", "", ""},
+		"tls/my_host.lan":        {Public{KindTLS, "my_host.lan", 0}, "tls/my_host.lan", "", ""},
+		"private/DB":             {Public{KindPrivate, "db", 0}, "private/db", "", ""},
+		"offered":                {Public{KindOffered, "", 0}, "offered", "", ""},
+	} {
+		got, err := ParsePublic(in)
+		if err != nil || got != want.public || got.String() != want.text {
+			t.Errorf("ParsePublic(%q) = %#v (%s), %v; want %#v (%s)", in, got, got, err, want.public, want.text)
+		}
+		if n, l := got.ListenNetwork(), got.ListenAddr(); n != want.network || l != want.listen {
+			t.Errorf("ParsePublic(%q) listens on %q %q; want %q %q", in, n, l, want.network, want.listen)
+		}
+		if again, err := ParsePublic(got.String()); err != nil || again != got {
+			t.Errorf("ParsePublic(%q) = %v, %v; want the same again", got, again, err)
+		}
+	}
+}
+
+// badPorts must be refused in every place that takes a port, and named there.
+var badPorts = []string{"90x0", "0", "65536", "-1", "0x50", "80abc", "+80", "080", "99999999999999999999", "9 0", "９０"}
+
+func TestBadPorts(t *testing.T) {
+	for _, p := range badPorts {
+		for form, parse := range map[string]func() error{
+			"port":               func() error { _, err := ParsePort(p); return err },
+			"public tcp/":        func() error { _, err := ParsePublic("tcp/" + p); return err },
+			"public with a host": func() error { _, err := ParsePublic("tcp/127.0.0.1:" + p); return err },
+			"allow tcp/":         func() error { _, err := ParseAllow("tcp/" + p); return err },
+			"allow range":        func() error { _, err := ParseAllow("tcp/5-" + p); return err },
+			"target host":        func() error { _, err := ParseTarget("localhost:" + p); return err },
+			"expose target":      func() error { _, err := ParseExpose("9000=[::1]:" + p); return err },
+			"host:port":          func() error { _, err := ParseHostPort("a.example:" + p); return err },
+			"listen":             func() error { _, err := ParseListen(":" + p); return err },
+			"listen bare":        func() error { _, err := ParseListen(p); return err },
+		} {
+			if err := parse(); err == nil || !strings.Contains(err.Error(), `"`+p+`"`) {
+				t.Errorf("%s with port %q: %v; want an error that names it", form, p, err)
+			}
+		}
+	}
+	for _, p := range []string{"90x0", "0", "65536", "-1", "0x50", "80abc"} {
+		for _, in := range []string{p, p + "=9904", "9000=" + p} {
+			if _, err := ParseExpose(in); err == nil || !strings.Contains(err.Error(), p) {
+				t.Errorf("ParseExpose(%q) = %v; want an error that names %q", in, err, p)
+			}
+		}
+	}
+}
+
+func TestParsePublicErrors(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                  "public is empty",
+		"web":                               "neither a port nor",
+		"ftp/x":                             `no kind "ftp/"`,
+		"http://example.com":                `is a URL`,
+		"tcp/":                              `port ""`,
+		"tcp/:9000":                         "write tcp/9000",
+		"tcp/*:9000":                        "write tcp/9000",
+		"tcp/localhost:9000":                `bind address "localhost" is not an IP address`,
+		"tcp/::1:9000":                      "goes in brackets",
+		"tcp/[::1]":                         "port is missing",
+		"tcp/[::1:9000":                     "not closed",
+		"tcp/[127.0.0.1]:9000":              "brackets are for IPv6",
+		"tcp/[fe80::1%a b]:9":               "zone",
+		"tcp/9000-9010":                     `port "9000-9010"`,
+		"http/":                             "host name is empty",
+		"http/*.example.com":                "wildcards are for --allow",
+		"http/a..b":                         "empty part",
+		"http/-a.b":                         "starts or ends with -",
+		"http/a b":                          `" " in it`,
+		"http/bücher.example":               "xn--",
+		"http/app.example.com:80":           `":" in it`,
+		"http/" + strings.Repeat("a", 64):   "longer than 63",
+		"http/" + strings.Repeat("a.", 127): "", // 253 without the final dot
+		"http/" + strings.Repeat("a.", 127) + "a": "longer than 253",
+		"private/":      "1 to 63",
+		"private/a/b":   "letters, digits",
+		"tls/exa\nmple": "in it",
+		"rv1_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA": "public is a token",
+	} {
+		_, err := ParsePublic(in)
+		if want == "" {
+			if err != nil {
+				t.Errorf("ParsePublic(%q): %v", in, err)
+			}
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "public") {
+			t.Errorf("ParsePublic(%q): %v; want an error about the public with %q", in, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "AAAA") {
+			t.Errorf("ParsePublic(%q) quotes a token: %v", in, err)
+		}
+	}
+}
+
+func TestParseTarget(t *testing.T) {
+	for in, want := range map[string]Target{
+		"9904":              {"tcp", "127.0.0.1:9904"},
+		"localhost:9904":    {"tcp", "localhost:9904"},
+		"DB.Lan:5432":       {"tcp", "db.lan:5432"},
+		"db.lan.:5432":      {"tcp", "db.lan.:5432"},
+		"192.168.1.9:80":    {"tcp", "192.168.1.9:80"},
+		"[::1]:80":          {"tcp", "[::1]:80"},
+		"[FE80::1%eth0]:80": {"tcp", "[fe80::1%eth0]:80"},
+		"unix:/run/a=b.sock": {
+			"unix", "/run/a=b.sock"},
+	} {
+		got, err := ParseTarget(in)
+		if err != nil || got != want {
+			t.Errorf("ParseTarget(%q) = %v, %v; want %v", in, got, err, want)
+		}
+		if again, err := ParseTarget(got.String()); err != nil || again != got {
+			t.Errorf("ParseTarget(%q) = %v, %v; want the same again", got, again, err)
+		}
+	}
+	for in, want := range map[string]string{
+		"":                       "target is empty",
+		"localhost":              "has no port",
+		"10.0.0.1":               "has no port",
+		":9904":                  "host before the port is missing",
+		"::1:80":                 "goes in brackets",
+		"10.0.0.256:80":          "neither an IP address nor",
+		"http://localhost:80/x":  `write "localhost:80"`,
+		"https://localhost":      "write host:port",
+		"/run/a.sock":            `"unix:/run/a.sock"`,
+		"unix:":                  "path of the socket is missing",
+		"unix:run/a.sock":        "not absolute",
+		"unix:/a\x00b":           "control character",
+		"47.109.*.*:80":          "put the server's address there",
+		"YOUR.SERVER:3010":       "put the server's address there",
+		"rv1_AAAAAAAAAAAAA:80":   "token",
+		"unix:/rv1_AAAAAAAAAAAA": "token",
+	} {
+		_, err := ParseTarget(in)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "target") {
+			t.Errorf("ParseTarget(%q): %v; want an error about the target with %q", in, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "AAAA") {
+			t.Errorf("ParseTarget(%q) quotes a token: %v", in, err)
+		}
+	}
+}
+
+func TestSocketPaths(t *testing.T) {
+	long := "/" + strings.Repeat("a", 106)
+	for _, c := range []struct {
+		goos, path string
+		ok         bool
+	}{
+		{"linux", "/run/a.sock", true},
+		{"windows", "/run/a.sock", true},
+		{"windows", `C:\run\a.sock`, true},
+		{"windows", `c:/run/a.sock`, true},
+		{"windows", `C:a.sock`, false},
+		{"linux", `C:\run\a.sock`, false},
+		{"linux", long, true},
+		{"linux", long + "a", false},
+		{"darwin", long, false},
+		{"darwin", long[:103], true},
+		{"freebsd", long, false},
+	} {
+		if err := checkSocketPathFor(c.goos, c.path); (err == nil) != c.ok {
+			t.Errorf("%s: %q: %v; want ok = %v", c.goos, c.path, err, c.ok)
+		}
+	}
+}
+
+func TestParseExpose(t *testing.T) {
+	for in, want := range map[string]string{
+		"9000":                        "tcp/9000=127.0.0.1:9000",
+		"tcp/9000":                    "tcp/9000=127.0.0.1:9000",
+		"9000=9904":                   "tcp/9000=127.0.0.1:9904",
+		"tcp/127.0.0.1:9000=nas:80":   "tcp/127.0.0.1:9000=nas:80",
+		"9000=unix:/run/x=y.sock":     "tcp/9000=unix:/run/x=y.sock",
+		"offered=9904":                "offered=127.0.0.1:9904",
+		"tcp/[::]:9000=[::1]:9904":    "tcp/[::]:9000=[::1]:9904",
+		"tcp/9000=Real.Example.:9904": "tcp/9000=real.example.:9904",
+	} {
+		got, err := ParseExpose(in)
+		if err != nil || got.String() != want {
+			t.Errorf("ParseExpose(%q) = %s, %v; want %s", in, got, err, want)
+		}
+	}
+	for in, want := range map[string]string{
+		"":                   "public is empty",
+		"=9904":              "public is empty",
+		"9000=":              "target is missing",
+		"tcp/127.0.0.1:9000": "target is missing",
+		"offered":            "target is missing",
+		"9000=x":             "target",
+		"9000:9904":          `bind address "9000"`,
+	} {
+		if _, err := ParseExpose(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("ParseExpose(%q): %v; want %q in it", in, err, want)
+		}
+	}
+	for in, kind := range map[string]Kind{
+		"udp/53": KindUDP, "udp/53=53": KindUDP, "http/a.example=80": KindHTTP,
+		"https/a.example=80": KindHTTPS, "tls/a.example=443": KindTLS, "private/db=5432": KindPrivate,
+	} {
+		_, err := ParseExpose(in)
+		var unsupported *UnsupportedKindError
+		if !errors.As(err, &unsupported) || unsupported.Kind != kind || !strings.Contains(err.Error(), string(kind)+"/ services are not in this version") {
+			t.Errorf("ParseExpose(%q): %v; want an UnsupportedKindError for %s", in, err, kind)
+		}
+	}
+}
+
+func TestCheckExposes(t *testing.T) {
+	for _, c := range []struct {
+		in   string
+		want string // in the error; "" is none
+	}{
+		{"9000 9001 tcp/127.0.0.1:9002 tcp/127.0.0.2:9002 tcp/[::1]:9002", ""},
+		{"tcp/0.0.0.0:9000 tcp/[::]:9000", ""},
+		{"9000 tcp/9000=1", "public tcp/9000 is given twice"},
+		{"9000 tcp/127.0.0.1:9000=1", "public tcp/9000 and public tcp/127.0.0.1:9000 overlap"},
+		{"tcp/[::1]:9000=1 9000", "overlap"},
+		{"tcp/0.0.0.0:9000=1 tcp/127.0.0.1:9000=1", "overlap"},
+		{"tcp/[::]:9000=1 tcp/[::1]:9000=1", "overlap"},
+		{"offered=1 offered=2", "public offered is given twice"},
+	} {
+		var exposes []Expose
+		for f := range strings.FieldsSeq(c.in) {
+			public, _, _ := strings.Cut(f, "=")
+			e, err := NewExpose(public, "9904")
+			if err != nil {
+				t.Fatal(err)
+			}
+			exposes = append(exposes, e)
+		}
+		err := CheckExposes(exposes)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("CheckExposes(%s): %v; want %q", c.in, err, c.want)
+		}
+	}
+}
+
+func TestAllow(t *testing.T) {
+	for _, c := range []struct{ rule, text, yes, no string }{
+		{"9000", "tcp/9000", "tcp/9000 tcp/127.0.0.1:9000 tcp/[::1]:9000", "tcp/9001 udp/9000 offered private/9000"},
+		{"tcp/9000-9010", "tcp/9000-9010", "9000 9005 9010", "8999 9011"},
+		{"tcp/7-7", "tcp/7", "7", "8"},
+		{"tcp/127.0.0.1:1-65535", "tcp/127.0.0.1:1-65535", "tcp/127.0.0.1:9000", "9000 tcp/[::1]:9000 tcp/0.0.0.0:9000"},
+		{"tcp/[0::1]:9000", "tcp/[::1]:9000", "tcp/[::1]:9000", "9000"},
+		{"udp/53", "udp/53", "udp/53", "tcp/53"},
+		{"http/*.Example.com.", "http/*.example.com", "http/a.example.com", "http/example.com http/a.b.example.com https/a.example.com http/aexample.com"},
+		{"http/*", "http/*", "http/a http/a.example.com", "https/a tcp/80"},
+		{"tls/a.example", "tls/a.example", "tls/A.example.", "tls/b.a.example"},
+		{"private/db", "private/db", "private/DB", "private/db2"},
+	} {
+		a, err := ParseAllow(c.rule)
+		if err != nil || a.String() != c.text {
+			t.Errorf("ParseAllow(%q) = %s, %v; want %s", c.rule, a, err, c.text)
+			continue
+		}
+		if again, err := ParseAllow(a.String()); err != nil || again != a {
+			t.Errorf("ParseAllow(%q) = %v, %v; want the same again", a, again, err)
+		}
+		for want, list := range map[bool]string{true: c.yes, false: c.no} {
+			for f := range strings.FieldsSeq(list) {
+				p, err := ParsePublic(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := (Policy{a}).Permits(p); got != want {
+					t.Errorf("%s permits %s = %v; want %v", a, p, got, want)
+				}
+			}
+		}
+	}
+	for in, want := range map[string]string{
+		"":               "allow is empty",
+		"web":            `allow "web" is neither`,
+		"offered":        "name the port",
+		"tcp/*":          "tcp/1-65535",
+		"tcp/-1":         `port "-1"`,
+		"tcp/9010-9000":  "write tcp",
+		"tcp/9000-":      `port ""`,
+		"tcp/1-2-3":      `port "2-3"`,
+		"tcp/a:1-2":      "not an IP address",
+		"http/a.*":       "first label",
+		"http/*.*.b":     "first label",
+		"http/*.":        "empty",
+		"private/*":      "letters, digits",
+		"gopher/x":       "no kind",
+		"rv1_AAAAAAAAAA": "allow is a token",
+	} {
+		if want == "write tcp" {
+			want = "write 9000-9010"
+		}
+		if _, err := ParseAllow(in); err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "allow") {
+			t.Errorf("ParseAllow(%q): %v; want %q in it", in, err, want)
+		}
+	}
+}
+
+func TestPolicy(t *testing.T) {
+	p := DefaultPolicy()
+	for port, want := range map[uint16]bool{1: false, 1023: false, 1024: true, 65535: true} {
+		if got := p.Permits(Public{KindTCP, "", port}); got != want {
+			t.Errorf("the default policy permits tcp/%d = %v; want %v", port, got, want)
+		}
+	}
+	if p.Permits(Public{}) || (Policy{{}}).Permits(Public{}) || Policy(nil).Permits(Public{KindTCP, "", 9000}) {
+		t.Error("an empty rule or policy permits something")
+	}
+	if got := append(p, Allow{KindPrivate, "db", 0, 0}).String(); got != "tcp/1024-65535, private/db" {
+		t.Errorf("String = %q", got)
+	}
+	if got := Policy(nil).String(); got != "nothing" {
+		t.Errorf("String of an empty policy = %q", got)
+	}
+
+	b, err := json.Marshal(p)
+	if err != nil || string(b) != `["tcp/1024-65535"]` {
+		t.Errorf("Marshal = %s, %v", b, err)
+	}
+	var back Policy
+	if err := json.Unmarshal(b, &back); err != nil || len(back) != 1 || back[0] != p[0] {
+		t.Errorf("Unmarshal = %v, %v; want %v", back, err, p)
+	}
+}
+
+func TestParseHost(t *testing.T) {
+	for in, want := range map[string]string{
+		"Example.com":      "example.com:3010",
+		"example.com:4000": "example.com:4000",
+		"203.0.113.1":      "203.0.113.1:3010",
+		"::1":              "[::1]:3010",
+		"[::1]":            "[::1]:3010",
+		"[::1]:4000":       "[::1]:4000",
+		"":                 "",
+		"a b":              "",
+		"example.com:0":    "",
+		"YOUR.SERVER":      "",
+		"[a]":              "",
+	} {
+		got, err := ParseHost(in, 3010)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("ParseHost(%q) = %q, %v; want %q", in, got, err, want)
+		}
+	}
+}
+
+func TestParseListen(t *testing.T) {
+	for in, want := range map[string]string{
+		"3010": ":3010", ":3010": ":3010", "127.0.0.1:3010": "127.0.0.1:3010", "[::1]:3010": "[::1]:3010", "localhost:3010": "localhost:3010",
+		"": "", ":": "", "127.0.0.1": "", "a:": "",
+	} {
+		got, err := ParseListen(in)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("ParseListen(%q) = %q, %v; want %q", in, got, err, want)
+		}
+	}
+}
+
+var fuzzSeeds = []string{
+	"9000", "tcp/9000", "tcp/127.0.0.1:9000=9904", "tcp/[::1]:9000=[::1]:80", "tcp/[::ffff:1.2.3.4]:9", "tcp/[fe80::1%eth0]:9=a:1",
+	"udp/53", "http/*.example.com", "http/*", "HTTP/x", "tls/A.b.", "private/db", "offered=1", "tcp/9000-9010", "tcp/1.2.3.4:1-2",
+	"9000=unix:/a=b", "localhost:80", "47.109.*.*:3010", "90x0", "-1", "rv1_AAAA", "=", "tcp/", "[", "tcp/[::]:", "::1", "a.:1",
+}
+
+// What a parser takes, it must write so that it takes it again as the same.
+func FuzzParseExpose(f *testing.F) {
+	for _, s := range fuzzSeeds {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if p, err := ParsePublic(s); err == nil {
+			if again, err := ParsePublic(p.String()); err != nil || again != p {
+				t.Errorf("ParsePublic(%q) = %v, then %v, %v", s, p, again, err)
+			}
+			if !p.Overlaps(p) {
+				t.Errorf("%v does not overlap itself", p)
+			}
+		}
+		e, err := ParseExpose(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseExpose(e.String()); err != nil || again != e {
+			t.Errorf("ParseExpose(%q) = %v, then %v, %v", s, e, again, err)
+		}
+		if err := CheckExposes([]Expose{e, e}); err == nil {
+			t.Errorf("CheckExposes takes %v twice", e)
+		}
+	})
+}
+
+func FuzzParseAllow(f *testing.F) {
+	for _, s := range fuzzSeeds {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := ParseAllow(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseAllow(a.String()); err != nil || again != a {
+			t.Errorf("ParseAllow(%q) = %v, then %v, %v", s, a, again, err)
+		}
+		if p, err := ParsePublic(s); err == nil && !a.Permits(p) {
+			t.Errorf("%v does not permit %v", a, p)
+		}
+	})
+}
+
+func FuzzParseAddresses(f *testing.F) {
+	for _, s := range fuzzSeeds {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for name, parse := range map[string]func(string) (string, error){
+			"ParseHostPort": ParseHostPort,
+			"ParseListen":   ParseListen,
+			"ParseHost":     func(s string) (string, error) { return ParseHost(s, 3010) },
+			"CanonicalHost": CanonicalHost,
+		} {
+			got, err := parse(s)
+			if err != nil {
+				continue
+			}
+			if again, err := parse(got); err != nil || again != got {
+				t.Errorf("%s(%q) = %q, then %q, %v", name, s, got, again, err)
+			}
+		}
+	})
+}

@@ -1,0 +1,205 @@
+package state
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"reverser/internal/service"
+)
+
+var (
+	// ErrKeyExists is what errors.Is finds when a name is taken.
+	ErrKeyExists = errors.New("exists already")
+	// ErrNoKey is what errors.Is finds when a name is not there.
+	ErrNoKey = errors.New("there is no such key")
+)
+
+// Key is what one bridge proves itself with, and what it may then have.
+type Key struct {
+	Name    string
+	ID      [16]byte
+	Secret  [32]byte
+	Allow   service.Policy
+	Created time.Time
+}
+
+// LogValue and String keep the secret out of logs.
+func (k Key) LogValue() slog.Value { return slog.StringValue(k.Name) }
+func (k Key) String() string       { return k.Name }
+
+// GoString is String, for %#v.
+func (k Key) GoString() string { return k.Name }
+
+// keyJSON is a Key as the file has it.
+type keyJSON struct {
+	Name    string    `json:"name"`
+	ID      string    `json:"id"`
+	Secret  string    `json:"secret"`
+	Allow   []string  `json:"allow"`
+	Created time.Time `json:"created"`
+}
+
+type keysJSON struct {
+	Keys []keyJSON `json:"keys"`
+}
+
+// HasKeysFile tells whether keys were ever stored, none included. Without it a
+// proxy is at its first start; with it, a removed default key stays removed.
+func (d *Dir) HasKeysFile() bool {
+	_, err := d.root.Lstat(keysFile)
+	return err == nil
+}
+
+// Keys are the stored keys in the order they were added.
+func (d *Dir) Keys() ([]Key, error) {
+	full := filepath.Join(d.path, keysFile)
+	b, err := d.readSecret(keysFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var file keysJSON
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&file); err != nil {
+		return nil, fmt.Errorf("read %s: %w", full, err)
+	}
+	keys := make([]Key, 0, len(file.Keys))
+	for i, kj := range file.Keys {
+		k, err := kj.key()
+		if err != nil {
+			return nil, fmt.Errorf("read %s: key %d (%q): %w", full, i+1, kj.Name, err)
+		}
+		keys = append(keys, k)
+	}
+	return keys, nil
+}
+
+// SetKeys replaces the stored keys.
+func (d *Dir) SetKeys(keys []Key) error {
+	file := keysJSON{Keys: make([]keyJSON, 0, len(keys))}
+	for _, k := range keys {
+		file.Keys = append(file.Keys, toJSON(k))
+	}
+	b, err := json.MarshalIndent(file, "", "  ")
+	if err != nil {
+		return err
+	}
+	return d.write(keysFile, append(b, '\n'))
+}
+
+// NewKey makes a key that is not stored anywhere yet.
+func NewKey(name string, allow service.Policy) (Key, error) {
+	if err := CheckKeyName(name); err != nil {
+		return Key{}, err
+	}
+	k := Key{Name: name, Allow: allow, Created: time.Now().UTC().Truncate(time.Second)}
+	rand.Read(k.ID[:])
+	rand.Read(k.Secret[:])
+	return k, nil
+}
+
+// AddKey makes a key with a fresh secret and stores it. A name that is taken
+// is ErrKeyExists.
+func (d *Dir) AddKey(name string, allow service.Policy) (Key, error) {
+	k, err := NewKey(name, allow)
+	if err != nil {
+		return Key{}, err
+	}
+	keys, err := d.Keys()
+	if err != nil {
+		return Key{}, err
+	}
+	if slices.ContainsFunc(keys, func(k Key) bool { return k.Name == name }) {
+		return Key{}, fmt.Errorf("key %q %w: choose another name, or remove it first with `reverser key remove %s`", name, ErrKeyExists, name)
+	}
+	return k, d.SetKeys(append(keys, k))
+}
+
+// RemoveKey deletes a key for good. An unknown name is ErrNoKey.
+func (d *Dir) RemoveKey(name string) error {
+	keys, err := d.Keys()
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(keys, func(k Key) bool { return k.Name == name })
+	if i < 0 {
+		return fmt.Errorf("remove key %q: %w in %s (`reverser key list` shows them)", name, ErrNoKey, d.path)
+	}
+	return d.SetKeys(slices.Delete(keys, i, i+1))
+}
+
+// CheckKeyName refuses names that would be trouble in a URL, a log line or a
+// table.
+func CheckKeyName(name string) error {
+	if name == "" {
+		return errors.New("a key needs a name, such as nas")
+	}
+	if len(name) > 64 {
+		return fmt.Errorf("key name of %d characters: 64 are allowed", len(name))
+	}
+	for i, r := range name {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9':
+		case i > 0 && (r == '.' || r == '_' || r == '-' || r == '@'):
+		default:
+			return fmt.Errorf("key name %q: letters, digits and, after the first, . _ - @ are allowed", name)
+		}
+	}
+	return nil
+}
+
+func toJSON(k Key) keyJSON {
+	kj := keyJSON{
+		Name:    k.Name,
+		ID:      hex.EncodeToString(k.ID[:]),
+		Secret:  hex.EncodeToString(k.Secret[:]),
+		Allow:   make([]string, 0, len(k.Allow)),
+		Created: k.Created,
+	}
+	for _, a := range k.Allow {
+		kj.Allow = append(kj.Allow, a.String())
+	}
+	return kj
+}
+
+func (kj keyJSON) key() (Key, error) {
+	if err := CheckKeyName(kj.Name); err != nil {
+		return Key{}, err
+	}
+	k := Key{Name: kj.Name, Created: kj.Created}
+	// hex's own error would quote the secret's character: say only which.
+	if n, err := hex.Decode(k.ID[:], fit(kj.ID, len(k.ID))); err != nil || n != len(k.ID) {
+		return Key{}, errors.New("id is not 32 hexadecimal digits")
+	}
+	if n, err := hex.Decode(k.Secret[:], fit(kj.Secret, len(k.Secret))); err != nil || n != len(k.Secret) {
+		return Key{}, errors.New("secret is not 64 hexadecimal digits")
+	}
+	for _, s := range kj.Allow {
+		a, err := service.ParseAllow(s)
+		if err != nil {
+			return Key{}, fmt.Errorf("allow: %w", err)
+		}
+		k.Allow = append(k.Allow, a)
+	}
+	return k, nil
+}
+
+// fit returns the digits if they decode to n bytes, else nothing.
+func fit(digits string, n int) []byte {
+	if len(digits) != 2*n {
+		return nil
+	}
+	return []byte(digits)
+}

@@ -1,0 +1,27 @@
+package state_test
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"reverser/internal/state"
+)
+
+// TestMain doubles as a process that holds a directory until it is killed.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("STATE_TEST_HOLD"); dir != "" {
+		d, err := state.Open(dir)
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		if _, err := d.ListenAdmin(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		fmt.Println("held")
+		select {}
+	}
+	os.Exit(m.Run())
+}

@@ -1,0 +1,309 @@
+// Package state keeps everything of a process that must survive a restart, in
+// one directory:
+//
+//	lock          held by the live process; says its process id
+//	identity.pem  the proxy's private key and certificate
+//	keys.json     the keys that `reverser key` manages
+//	address       the address the proxy last gave out in tokens
+//	admin.sock    the admin socket of the live process
+//	admin.path    where the admin socket is, if not at admin.sock
+//
+// Its secret is how the files get there whole, private, and owned by whoever
+// owns the directory. Files change only under the lock, which the operating
+// system drops when the process dies, so there is never a stale one to remove.
+// The package starts no goroutines.
+package state
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+)
+
+// Roles that have a default directory.
+const (
+	RoleProxy  = "proxy"
+	RoleBridge = "bridge"
+)
+
+const (
+	lockFile     = "lock"
+	identityFile = "identity.pem"
+	keysFile     = "keys.json"
+	addressFile  = "address"
+)
+
+// ErrInUse is what errors.Is finds when another live process holds the
+// directory. The error itself is an [*InUseError].
+var ErrInUse = errors.New("state directory in use")
+
+// InUseError says which directory is held, and by whom if that is known.
+type InUseError struct {
+	Path string
+	PID  int // 0 when unknown
+}
+
+func (e *InUseError) Error() string {
+	who := "another reverser process"
+	if e.PID != 0 {
+		who = fmt.Sprintf("another reverser process (pid %d)", e.PID)
+	}
+	return fmt.Sprintf("state directory %s is in use by %s: stop that one, or give this one its own --state DIR", e.Path, who)
+}
+
+// Is makes errors.Is(err, ErrInUse) true.
+func (e *InUseError) Is(target error) bool { return target == ErrInUse }
+
+// DefaultDir is where a role keeps its state when no --state is given: the
+// platform's directory for such things, and reverser/ROLE in it.
+func DefaultDir(role string) (string, error) {
+	base, err := defaultBase()
+	if err != nil {
+		return "", fmt.Errorf("find the default state directory: %w (give one with --state DIR)", err)
+	}
+	return filepath.Join(base, "reverser", role), nil
+}
+
+func defaultBase() (string, error) {
+	switch runtime.GOOS {
+	case "windows":
+		// Not the roaming profile: an identity belongs to one machine.
+		if dir := os.Getenv("LocalAppData"); dir != "" {
+			return dir, nil
+		}
+		return "", errors.New("%LocalAppData% is not set")
+	case "darwin", "ios":
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", err
+		}
+		return filepath.Join(home, "Library", "Application Support"), nil
+	default:
+		// The XDG rule: a relative value is to be ignored.
+		if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+			return dir, nil
+		}
+		if home, err := os.UserHomeDir(); err == nil && filepath.IsAbs(home) {
+			return filepath.Join(home, ".local", "state"), nil
+		}
+		// A system service may have no home at all.
+		if os.Geteuid() == 0 {
+			return "/var/lib", nil
+		}
+		return "", errors.New("neither $XDG_STATE_HOME nor $HOME is set")
+	}
+}
+
+// Dir is a state directory that this process holds.
+type Dir struct {
+	path string
+	// root confines every file operation to the directory: when root edits the
+	// directory of a service user, a symbolic link that user left there must
+	// not lead root's writes and chowns elsewhere.
+	root  *os.Root
+	lock  *os.File
+	owner owner
+	sock  socket
+}
+
+// Open makes the directory if it is missing, proves that it is writable and
+// takes its lock. A directory held by a live process is an [*InUseError].
+func Open(path string) (*Dir, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("state directory %s: %w", path, err)
+	}
+	if err := os.MkdirAll(abs, 0o700); err != nil {
+		return nil, unusable(abs, err)
+	}
+	root, err := os.OpenRoot(abs)
+	if err != nil {
+		return nil, unusable(abs, err)
+	}
+	d := &Dir{path: abs, root: root}
+	if err := d.open(); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Dir) open() error {
+	info, err := d.root.Stat(".")
+	if err != nil {
+		return unusable(d.path, err)
+	}
+	d.owner = ownerOf(info)
+
+	f, err := d.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return unusable(d.path, err)
+	}
+	if err := lockExclusive(f); err != nil {
+		pid := readPID(f)
+		f.Close()
+		if errors.Is(err, errLocked) {
+			return &InUseError{Path: d.path, PID: pid}
+		}
+		return fmt.Errorf("lock state directory %s: %w", d.path, err)
+	}
+	d.lock = f
+	if err := d.owner.give(f); err != nil {
+		return unusable(d.path, err)
+	}
+	// The id is for people who read an InUseError; nothing decides by it.
+	if err := f.Truncate(0); err != nil {
+		return unusable(d.path, err)
+	}
+	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+		return unusable(d.path, err)
+	}
+	// The lock file may be writable in a directory that takes no new files:
+	// find out now, not when the first key is added.
+	probe := tempName("probe")
+	p, err := d.root.OpenFile(probe, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return unusable(d.path, err)
+	}
+	p.Close()
+	if err := d.root.Remove(probe); err != nil {
+		return unusable(d.path, err)
+	}
+	return nil
+}
+
+// Path is the absolute path of the directory.
+func (d *Dir) Path() string { return d.path }
+
+// Close removes the admin socket and gives the lock back.
+func (d *Dir) Close() error {
+	d.closeSocket()
+	var errs []error
+	if d.lock != nil {
+		// Closing drops the lock. The file stays: removing it would let two
+		// processes lock two different files of the same name.
+		errs = append(errs, d.lock.Close())
+		d.lock = nil
+	}
+	errs = append(errs, d.root.Close())
+	return errors.Join(errs...)
+}
+
+// Address is the address that SetAddress stored last, "" if none.
+func (d *Dir) Address() string {
+	b, err := d.root.ReadFile(addressFile)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// SetAddress remembers the address by which bridges reach this proxy, so that
+// `reverser key add` can put it into a token while the proxy is stopped.
+func (d *Dir) SetAddress(addr string) error {
+	if d.Address() == addr {
+		return nil
+	}
+	return d.write(addressFile, []byte(addr+"\n"))
+}
+
+// unusable wraps the reason why a directory cannot serve.
+func unusable(path string, err error) error {
+	// The path is said already, in full; the inner one would repeat it.
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		err = fmt.Errorf("%s %s: %w", pe.Op, pe.Path, pe.Err)
+	}
+	return fmt.Errorf("state directory %s cannot be used: %w (it must be a directory that this user can write to; choose another with --state DIR)", path, err)
+}
+
+// write replaces a file so that a reader, or a crash at any moment, sees the
+// old one or the new one whole.
+func (d *Dir) write(name string, data []byte) (err error) {
+	tmp := tempName(name)
+	f, err := d.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Join(d.path, name), err)
+	}
+	defer func() {
+		if err != nil {
+			f.Close() // a second Close does no harm
+			d.root.Remove(tmp)
+			err = fmt.Errorf("write %s: %w", filepath.Join(d.path, name), err)
+		}
+	}()
+	if err := d.owner.give(f); err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := d.root.Rename(tmp, name); err != nil {
+		return err
+	}
+	return d.syncDir()
+}
+
+// readSecret reads a file that only its owner may be able to read.
+func (d *Dir) readSecret(name string) ([]byte, error) {
+	full := filepath.Join(d.path, name)
+	f, err := d.root.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", full, plain(err))
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", full, plain(err))
+	}
+	if mode := info.Mode().Perm(); checksModes && mode&0o077 != 0 {
+		return nil, fmt.Errorf("%s holds secrets but others may access it (mode %04o): chmod 600 it, and replace its keys if others could have read them", full, mode)
+	}
+	return readAll(f, info.Size())
+}
+
+// plain drops the path from an error whose caller says it in full.
+func plain(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}
+
+func tempName(name string) string {
+	var b [6]byte
+	rand.Read(b[:])
+	return "." + name + "." + hex.EncodeToString(b[:])
+}
+
+func readPID(f *os.File) int {
+	b := make([]byte, 16)
+	n, _ := f.ReadAt(b, 0)
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(b[:n])))
+	return pid
+}
+
+func readAll(f *os.File, size int64) ([]byte, error) {
+	const most = 16 << 20 // nothing we write comes near; a wrong file should not eat the memory
+	if size > most {
+		return nil, fmt.Errorf("read %s: %d bytes is more than any state file has", f.Name(), size)
+	}
+	b := make([]byte, size)
+	n, err := f.ReadAt(b, 0)
+	if int64(n) == size {
+		err = nil
+	}
+	return b[:n], err
+}

@@ -1,0 +1,423 @@
+package state_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"reverser/internal/service"
+	"reverser/internal/state"
+)
+
+func open(t *testing.T, path string) *state.Dir {
+	t.Helper()
+	d, err := state.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func TestOpenMakesAPrivateDirectory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a", "b")
+	d := open(t, path)
+	if d.Path() != path {
+		t.Errorf("Path = %s, want %s", d.Path(), path)
+	}
+	if runtime.GOOS == "windows" {
+		return
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Mode().Perm(); got != 0o700 {
+		t.Errorf("mode = %04o, want 0700", got)
+	}
+}
+
+func TestSecondOpenIsRefused(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	_, err := state.Open(path)
+	if !errors.Is(err, state.ErrInUse) {
+		t.Fatalf("second Open = %v, want ErrInUse", err)
+	}
+	if in, ok := errors.AsType[*state.InUseError](err); !ok || in.Path != path || in.PID != os.Getpid() {
+		t.Errorf("second Open = %#v, want path %s and pid %d", in, path, os.Getpid())
+	}
+	if !strings.Contains(err.Error(), path) {
+		t.Errorf("%q does not name the directory", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, path)
+}
+
+// A killed process leaves its lock file, socket and socket record behind;
+// none of them stands in the way.
+func TestKilledHolder(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a process")
+	}
+	for _, deep := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "s")
+		if deep {
+			path = filepath.Join(t.TempDir(), strings.Repeat("d", 100))
+		}
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "STATE_TEST_HOLD="+path)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		line, _ := bufio.NewReader(out).ReadString('\n')
+		_, inUse := state.Open(path)
+		c, dialErr := state.DialAdmin(context.Background(), path)
+		sock, _ := state.AdminSocket(path)
+		cmd.Process.Kill()
+		cmd.Wait()
+		if line != "held\n" {
+			t.Fatalf("holder said %q, want held", line)
+		}
+		if !errors.Is(inUse, state.ErrInUse) {
+			t.Errorf("Open while held = %v, want ErrInUse", inUse)
+		}
+		if dialErr != nil {
+			t.Errorf("DialAdmin while held = %v", dialErr)
+		} else {
+			c.Close()
+		}
+		if _, err := state.DialAdmin(context.Background(), path); !errors.Is(err, state.ErrNotRunning) {
+			t.Errorf("DialAdmin after the kill = %v, want ErrNotRunning", err)
+		}
+		d := open(t, path)
+		if _, err := d.ListenAdmin(); err != nil {
+			t.Errorf("ListenAdmin over what the dead one left = %v", err)
+		}
+		if now, _ := state.AdminSocket(path); deep && now != sock {
+			if _, err := os.Stat(filepath.Dir(sock)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the dead one's %s is still there", filepath.Dir(sock))
+			}
+		}
+	}
+}
+
+func TestUnusableDirectory(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, filepath.Join(file, "below")} {
+		_, err := state.Open(path)
+		if err == nil {
+			t.Fatalf("Open(%s) took a file for a directory", path)
+		}
+		if !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "--state") {
+			t.Errorf("Open(%s) = %q, want the path and the remedy", path, err)
+		}
+	}
+}
+
+func TestReadOnlyDirectory(t *testing.T) {
+	if runtime.GOOS == "windows" || os.Geteuid() == 0 {
+		t.Skip("modes do not stop this user")
+	}
+	path := t.TempDir()
+	if err := os.Chmod(path, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Chmod(path, 0o700)
+	if _, err := state.Open(path); err == nil || !strings.Contains(err.Error(), "--state") {
+		t.Errorf("Open = %v, want an error with the remedy", err)
+	}
+}
+
+func TestIdentityIsKept(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	first, created, err := d.Identity()
+	if err != nil || !created {
+		t.Fatalf("Identity = created %t, %v; want a new one", created, err)
+	}
+	d.Close()
+	second, created, err := open(t, path).Identity()
+	if err != nil || created {
+		t.Fatalf("Identity again = created %t, %v; want the old one", created, err)
+	}
+	if state.Pin(first) != state.Pin(second) {
+		t.Error("the pin changed")
+	}
+	first.Leaf = nil // Pin parses what it was not given parsed
+	if state.Pin(first) != state.Pin(second) || state.Pin(first) == [32]byte{} {
+		t.Error("the pin depends on Leaf")
+	}
+}
+
+func TestDamagedIdentityIsNotReplaced(t *testing.T) {
+	path := t.TempDir()
+	if err := os.WriteFile(filepath.Join(path, "identity.pem"), []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := open(t, path).Identity()
+	if err == nil || !strings.Contains(err.Error(), "identity.pem") {
+		t.Fatalf("Identity = %v, want an error that names the file", err)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	if d.HasKeysFile() {
+		t.Error("HasKeysFile in an empty directory")
+	}
+	if keys, err := d.Keys(); err != nil || len(keys) != 0 {
+		t.Fatalf("Keys = %v, %v; want none", keys, err)
+	}
+	a, err := service.ParseAllow("tcp/9000-9010")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nas, err := d.AddKey("nas", service.Policy{a})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.AddKey("nas", service.Policy{a}); !errors.Is(err, state.ErrKeyExists) {
+		t.Errorf("AddKey twice = %v, want ErrKeyExists", err)
+	}
+	if _, err := d.AddKey("b", nil); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+
+	d = open(t, path)
+	keys, err := d.Keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(keys) != 2 || keys[0].Name != "nas" || keys[0].ID != nas.ID || keys[0].Secret != nas.Secret ||
+		keys[0].Allow.String() != nas.Allow.String() || !keys[0].Created.Equal(nas.Created) {
+		t.Errorf("Keys = %v, want nas as it was added, and b", keys)
+	}
+	for _, name := range []string{"nas", "b"} {
+		if err := d.RemoveKey(name); err != nil {
+			t.Errorf("RemoveKey(%s) = %v", name, err)
+		}
+	}
+	if err := d.RemoveKey("nas"); !errors.Is(err, state.ErrNoKey) {
+		t.Errorf("RemoveKey again = %v, want ErrNoKey", err)
+	}
+	if !d.HasKeysFile() {
+		t.Error("HasKeysFile forgot that there were keys")
+	}
+}
+
+func TestLooseModeIsRefused(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no modes here")
+	}
+	path := t.TempDir()
+	d := open(t, path)
+	if _, err := d.AddKey("nas", nil); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(path, "keys.json")
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Keys(); err == nil || !strings.Contains(err.Error(), "chmod 600") || !strings.Contains(err.Error(), file) {
+		t.Errorf("Keys = %v, want the file and the remedy", err)
+	}
+}
+
+func TestDamagedKeysShowNoSecret(t *testing.T) {
+	secret := strings.Repeat("ab", 31) + "zz"
+	tests := []string{
+		`{"keys":[{"name":"nas","id":"` + strings.Repeat("0", 32) + `","secret":"` + secret + `","allow":[],"created":"2026-01-01T00:00:00Z"}]}`,
+		`{"keys":[{"name":"nas","id":"0","secret":"` + secret + `"}]}`,
+		`{"keys":[{"name":"nas","secrets":"` + secret + `"}]}`,
+		`{"keys":[{"name":"n s"}]}`,
+		`{"keys":`,
+		``,
+	}
+	for _, content := range tests {
+		path := t.TempDir()
+		if err := os.WriteFile(filepath.Join(path, "keys.json"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := open(t, path).Keys()
+		if err == nil || !strings.Contains(err.Error(), "keys.json") || strings.Contains(err.Error(), secret) {
+			t.Errorf("Keys of %s = %v, want an error with the file and without the secret", content, err)
+		}
+	}
+}
+
+func TestKeyDoesNotPrintItsSecret(t *testing.T) {
+	k, err := state.NewKey("nas", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.String() != "nas" || k.GoString() != "nas" || k.LogValue().String() != "nas" {
+		t.Errorf("a key shows more than its name: %s %#v", k, k)
+	}
+}
+
+func TestKeyNames(t *testing.T) {
+	good := []string{"a", "nas", "Office-2", "a.b_c@d", "9"}
+	bad := []string{"", " ", "a b", "-a", ".", "..", "a/b", "ä", "a\n", strings.Repeat("a", 65)}
+	for _, name := range good {
+		if err := state.CheckKeyName(name); err != nil {
+			t.Errorf("CheckKeyName(%q) = %v", name, err)
+		}
+	}
+	for _, name := range bad {
+		if state.CheckKeyName(name) == nil {
+			t.Errorf("CheckKeyName(%q) = nil", name)
+		}
+	}
+}
+
+func TestAddress(t *testing.T) {
+	d := open(t, t.TempDir())
+	if got := d.Address(); got != "" {
+		t.Errorf("Address = %q, want none", got)
+	}
+	if err := d.SetAddress("example.com:3010"); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.Address(); got != "example.com:3010" {
+		t.Errorf("Address = %q", got)
+	}
+}
+
+func TestNoTemporaryFilesAreLeft(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	if _, _, err := d.Identity(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.AddKey("nas", nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ListenAdmin(); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if want := []string{"identity.pem", "keys.json", "lock"}; !slices.Equal(names, want) {
+		t.Errorf("files = %v, want %v", names, want)
+	}
+}
+
+func TestRootKeepsTheOwner(t *testing.T) {
+	if runtime.GOOS == "windows" || os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	path := t.TempDir()
+	if err := os.Chown(path, 12345, 12345); err != nil {
+		t.Skip(err)
+	}
+	d := open(t, path)
+	if _, err := d.AddKey("nas", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"keys.json", "lock"} {
+		if uid := uidOf(t, filepath.Join(path, name)); uid != 12345 {
+			t.Errorf("%s belongs to %d, want 12345", name, uid)
+		}
+	}
+	// A link that the owner left must not lead root out of the directory.
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.WriteFile(outside, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	os.Remove(filepath.Join(path, "lock"))
+	if err := os.Symlink(outside, filepath.Join(path, "lock")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := state.Open(path); err == nil {
+		t.Error("Open followed a link out of the directory")
+	}
+	if uid := uidOf(t, outside); uid != 0 {
+		t.Errorf("the file outside belongs to %d now", uid)
+	}
+}
+
+func TestDefaultDir(t *testing.T) {
+	if runtime.GOOS == "windows" || runtime.GOOS == "darwin" {
+		t.Skip("XDG is for the others")
+	}
+	t.Setenv("XDG_STATE_HOME", "/x")
+	if got, err := state.DefaultDir(state.RoleProxy); got != "/x/reverser/proxy" || err != nil {
+		t.Errorf("DefaultDir = %s, %v", got, err)
+	}
+	t.Setenv("XDG_STATE_HOME", "")
+	t.Setenv("HOME", "/h")
+	if got, err := state.DefaultDir(state.RoleBridge); got != "/h/.local/state/reverser/bridge" || err != nil {
+		t.Errorf("DefaultDir = %s, %v", got, err)
+	}
+}
+
+func TestAdminSocketIsPrivate(t *testing.T) {
+	for _, deep := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "s")
+		if deep {
+			path = filepath.Join(path, strings.Repeat("d", 100))
+		}
+		d := open(t, path)
+		if _, err := d.ListenAdmin(); err != nil {
+			t.Fatal(err)
+		}
+		sock, err := state.AdminSocket(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if inside := filepath.Dir(sock) == path; inside == deep {
+			t.Errorf("deep %t: socket at %s", deep, sock)
+		}
+		info, err := os.Stat(sock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mode := info.Mode().Perm(); runtime.GOOS != "windows" && mode != 0o600 {
+			t.Errorf("mode of %s = %04o, want 0600", sock, mode)
+		}
+		c, err := state.DialAdmin(context.Background(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		d.Close()
+		if _, err := os.Stat(sock); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left behind", sock)
+		}
+	}
+}
+
+func TestDialAdminWithNobodyThere(t *testing.T) {
+	for _, path := range []string{t.TempDir(), filepath.Join(t.TempDir(), "missing"), filepath.Join(t.TempDir(), strings.Repeat("d", 100))} {
+		if _, err := state.DialAdmin(context.Background(), path); !errors.Is(err, state.ErrNotRunning) {
+			t.Errorf("DialAdmin(%s) = %v, want ErrNotRunning", path, err)
+		}
+	}
+}

@@ -1,0 +1,69 @@
+//go:build unix
+
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const checksModes = true
+
+var errLocked = errors.New("locked by another process")
+
+// lockExclusive takes a flock: it belongs to the open file, so the kernel
+// drops it when the process ends, however it ends.
+func lockExclusive(f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return errLocked
+		default:
+			return err
+		}
+	}
+}
+
+// owner is who owns the directory. When root edits the state of a service
+// user, the files must stay readable for that user.
+type owner struct{ uid, gid int }
+
+func ownerOf(info fs.FileInfo) owner {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return owner{-1, -1}
+	}
+	return owner{int(st.Uid), int(st.Gid)}
+}
+
+func (o owner) give(f *os.File) error {
+	if os.Geteuid() != 0 || o.uid <= 0 {
+		return nil
+	}
+	if err := f.Chown(o.uid, o.gid); err != nil {
+		return fmt.Errorf("give it to the directory's owner (uid %d): %w", o.uid, plain(err))
+	}
+	return nil
+}
+
+// syncDir makes a rename durable.
+func (d *Dir) syncDir() error {
+	f, err := d.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// Some file systems cannot sync a directory; the rename is then as durable
+	// as they make it.
+	if err := f.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOTSUP) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,37 @@
+package state
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/windows"
+)
+
+// checksModes is false: Windows keeps access rights in ACLs, which a directory
+// under the user's profile inherits, and Go's mode bits do not show them.
+const checksModes = false
+
+var errLocked = errors.New("locked by another process")
+
+// lockExclusive locks one byte far behind the content, because a locked range
+// cannot be read by others and the process id should be. The system drops the
+// lock when the process ends, however it ends.
+func lockExclusive(f *os.File) error {
+	at := &windows.Overlapped{OffsetHigh: 1 << 30}
+	err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, at)
+	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) || errors.Is(err, windows.ERROR_IO_PENDING) {
+		return errLocked
+	}
+	return err
+}
+
+// owner has no meaning here: a new file inherits the rights of its directory.
+type owner struct{}
+
+func ownerOf(fs.FileInfo) owner { return owner{} }
+
+func (owner) give(*os.File) error { return nil }
+
+// syncDir does nothing: a directory cannot be flushed on Windows.
+func (d *Dir) syncDir() error { return nil }

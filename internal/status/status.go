@@ -1,0 +1,94 @@
+// Package status holds what a running proxy or bridge tells about itself:
+// the data behind `reverser status --json` and GET /api/v1/status.
+//
+// The names here are read by people's scripts, so they may grow but are never
+// renamed. The package knows no sockets, no clock and no lock: proxy and bridge
+// fill a Snapshot under their own lock and hand it away.
+package status
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// States of a [Link].
+const (
+	LinkUp       = "up"       // authenticated, carries streams
+	LinkDown     = "down"     // being dialled again, or waited for
+	LinkDraining = "draining" // takes no new streams, ends with its last pair
+)
+
+// States of a [Service].
+const (
+	ServiceUp       = "up"       // its public port answers
+	ServiceDenied   = "denied"   // the key's policy does not allow it; Reason says which
+	ServiceRetrying = "retrying" // could not be opened, is tried again; Reason says why
+	ServiceAway     = "away"     // open, but its bridge is not connected at the moment
+)
+
+// States of a [Pair].
+const (
+	PairOpen       = "open"        // bytes may flow both ways
+	PairHalfClosed = "half-closed" // one direction has ended, the other goes on
+	PairPaused     = "paused"      // its carrier is broken; it waits to be resumed
+)
+
+// Snapshot is the state of one process at one moment.
+type Snapshot struct {
+	Role          string    `json:"role"` // "proxy" or "bridge"
+	Version       string    `json:"version"`
+	UptimeSeconds float64   `json:"uptime_seconds"`
+	Links         []Link    `json:"links"`
+	Services      []Service `json:"services"`
+	Pairs         []Pair    `json:"pairs"`
+}
+
+// Link is the connection between one bridge and one proxy, however many TCP
+// connections it takes and has taken.
+type Link struct {
+	Key       string    `json:"key"`    // name of the key; the bridge knows only its id
+	Bridge    string    `json:"bridge"` // instance id of the bridge process
+	Remote    string    `json:"remote"` // address of the other side
+	State     string    `json:"state"`
+	RTTMillis float64   `json:"rtt_ms"`
+	Resumes   uint64    `json:"resumes"` // how often a broken slot went on where it stood
+	Since     time.Time `json:"since"`
+}
+
+// Service is one public port and what stands behind it.
+type Service struct {
+	Public      string `json:"public"` // canonical, such as "tcp/9000"
+	Target      string `json:"target"`
+	State       string `json:"state"`
+	Connections int    `json:"connections"`
+	Reason      string `json:"reason,omitempty"` // why State is not ServiceUp
+}
+
+// Pair is one user's connection, bound to its connection to the target.
+type Pair struct {
+	ID       string    `json:"id"`
+	Service  string    `json:"service"` // canonical PUBLIC
+	Client   string    `json:"client"`
+	Target   string    `json:"target"`
+	Sent     uint64    `json:"sent"`     // bytes client → target
+	Received uint64    `json:"received"` // bytes target → client
+	Since    time.Time `json:"since"`
+	State    string    `json:"state"`
+}
+
+// MarshalJSON writes empty lists as [], never as null: a script that loops
+// over .links[] must not have to ask first.
+func (s Snapshot) MarshalJSON() ([]byte, error) {
+	type plain Snapshot // without this method
+	p := plain(s)
+	if p.Links == nil {
+		p.Links = []Link{}
+	}
+	if p.Services == nil {
+		p.Services = []Service{}
+	}
+	if p.Pairs == nil {
+		p.Pairs = []Pair{}
+	}
+	return json.Marshal(p)
+}

@@ -1,0 +1,182 @@
+// Package token reads and writes the one line that a user copies from the
+// proxy to the bridge. Its secret is that line's layout:
+//
+//	rv1_ base64url( key id 16 | secret 32 | pin 32 | address 0… | checksum 4 )
+//
+// without padding. The checksum is the start of SHA-256 over "reverser token
+// v1" and everything before it. It keeps slips of the mouse away from the
+// network and proves nothing: the secret does that.
+//
+// No error and no printed form of a Token holds any of its text.
+package token
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"reverser/internal/service"
+)
+
+const (
+	prefix   = "rv1_"
+	checksum = 4
+	fixed    = 16 + 32 + 32
+	// maxAddr is a DNS name of full length with its trailing dot, and a port.
+	maxAddr = 254 + 1 + 5
+)
+
+// What can be wrong with a token, for errors.Is. The text of an error says
+// what to do.
+var (
+	ErrNotToken = errors.New("not a token")
+	ErrVersion  = errors.New("unknown token version")
+	ErrLength   = errors.New("token of the wrong length")
+	ErrMistyped = errors.New("mistyped token")
+)
+
+// refused is one of the sentinels, said to a person.
+type refused struct {
+	kind error
+	text string
+}
+
+func (e *refused) Error() string { return e.text }
+func (e *refused) Unwrap() error { return e.kind }
+
+// Token is what a bridge needs to know about its proxy.
+type Token struct {
+	Addr   string // of the proxy's link port, host:port; "" where the proxy could not know it
+	KeyID  [16]byte
+	Secret [32]byte
+	Pin    [32]byte // SHA-256 of the proxy's SubjectPublicKeyInfo
+}
+
+// base is strict: with the unused bits of the last character free, several
+// spellings would mean the same token.
+var base = base64.RawURLEncoding.Strict()
+
+// Parse reads a token. White space around it is no part of it.
+func Parse(s string) (Token, error) {
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return Token{}, &refused{ErrNotToken, "the token is empty: copy the whole line that the proxy or `reverser key add` printed, from rv1_ on"}
+	}
+	version, rest, ok := cutVersion(s)
+	if !ok {
+		return Token{}, &refused{ErrNotToken, "this is not a token: a token starts with rv1_; copy the whole line that the proxy or `reverser key add` printed"}
+	}
+	if version != prefix {
+		return Token{}, &refused{ErrVersion, fmt.Sprintf("the token is of version %s, which this program does not know: use the same version of reverser as on the proxy, or make a token there with this one", strings.TrimSuffix(version, "_"))}
+	}
+	for i := range len(rest) {
+		if !isBase64(rest[i]) {
+			return Token{}, &refused{ErrMistyped, fmt.Sprintf("the token is mistyped: character %d is no part of any token; copy it again in one piece, without spaces, quotes or line breaks", len(prefix)+i+1)}
+		}
+	}
+	if n := base.EncodedLen(fixed + checksum); len(rest) < n {
+		return Token{}, &refused{ErrLength, fmt.Sprintf("the token is cut short: it has %d characters of at least %d; copy the whole line", len(s), len(prefix)+n)}
+	}
+	if n := base.EncodedLen(fixed + maxAddr + checksum); len(rest) > n {
+		return Token{}, &refused{ErrLength, fmt.Sprintf("the token is too long: it has %d characters of at most %d; copy one token alone", len(s), len(prefix)+n)}
+	}
+	if len(rest)%4 == 1 {
+		return Token{}, &refused{ErrLength, "the token is cut short or has a character too many: copy the whole line again"}
+	}
+	raw, err := base.DecodeString(rest)
+	// The decoder's own error would quote a character, so it goes no further.
+	if err != nil || [checksum]byte(raw[len(raw)-checksum:]) != sum(raw[:len(raw)-checksum]) {
+		return Token{}, &refused{ErrMistyped, "the token is mistyped or cut short, its checksum does not fit: copy the whole line again"}
+	}
+	var t Token
+	copy(t.KeyID[:], raw)
+	copy(t.Secret[:], raw[16:])
+	copy(t.Pin[:], raw[48:])
+	if t.Addr = string(raw[fixed : len(raw)-checksum]); t.Addr != "" {
+		// The checksum fits, so no hand slipped: somebody made it so.
+		if addr, err := service.ParseHostPort(t.Addr); err != nil || addr != t.Addr {
+			return Token{}, &refused{ErrMistyped, "the address inside the token is not host:port: make a new token with `reverser key add` on the proxy"}
+		}
+	}
+	return t, nil
+}
+
+// Encode writes the token: the one form that holds the secret. Addr must be
+// empty or what service.ParseHostPort takes.
+func (t Token) Encode() string {
+	addr := t.Addr
+	if canonical, err := service.ParseHostPort(addr); err == nil {
+		addr = canonical
+	}
+	raw := make([]byte, 0, fixed+len(addr)+checksum)
+	raw = append(raw, t.KeyID[:]...)
+	raw = append(raw, t.Secret[:]...)
+	raw = append(raw, t.Pin[:]...)
+	raw = append(raw, addr...)
+	check := sum(raw)
+	return prefix + base.EncodeToString(append(raw, check[:]...))
+}
+
+// Looks reports whether s wants to be a token, of this or of a later version.
+func Looks(s string) bool {
+	_, _, ok := cutVersion(strings.TrimSpace(s))
+	return ok
+}
+
+// cutVersion splits "rv1_…" after the underscore.
+func cutVersion(s string) (version, rest string, ok bool) {
+	digits, ok := strings.CutPrefix(s, "rv")
+	if !ok {
+		return "", "", false
+	}
+	n := 0
+	for n < len(digits) && '0' <= digits[n] && digits[n] <= '9' {
+		n++
+	}
+	// Beyond two digits it is no version, and may be part of a secret.
+	if n == 0 || n > 2 || n == len(digits) || digits[n] != '_' {
+		return "", "", false
+	}
+	cut := len("rv") + n + len("_")
+	return s[:cut], s[cut:], true
+}
+
+func isBase64(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_'
+}
+
+func sum(b []byte) [checksum]byte {
+	h := sha256.New()
+	io.WriteString(h, "reverser token v1")
+	h.Write(b)
+	return [checksum]byte(h.Sum(nil))
+}
+
+// String names the key and the address, which are no secrets, and nothing else.
+func (t Token) String() string {
+	addr := t.Addr
+	if addr == "" {
+		addr = "no address"
+	}
+	return fmt.Sprintf("rv1_(key %s, %s, secret withheld)", hex.EncodeToString(t.KeyID[:4]), addr)
+}
+
+// GoString is String.
+func (t Token) GoString() string { return t.String() }
+
+// Format is String for every verb: %x of a struct would print the secret.
+func (t Token) Format(f fmt.State, _ rune) { io.WriteString(f, t.String()) }
+
+// LogValue is String.
+func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
+
+// MarshalText refuses, so that no encoder writes the secret as a list of
+// numbers. Encode is the one way out.
+func (t Token) MarshalText() ([]byte, error) {
+	return nil, errors.New("a token is not written by an encoder, as it is a secret")
+}

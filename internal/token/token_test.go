@@ -1,0 +1,202 @@
+package token
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+)
+
+func example(addr string) Token {
+	t := Token{Addr: addr}
+	for i := range t.KeyID {
+		t.KeyID[i] = byte(i)
+	}
+	for i := range t.Secret {
+		t.Secret[i] = byte(100 + i)
+	}
+	t.Pin = sha256.Sum256([]byte("pin"))
+	return t
+}
+
+var addrs = []string{"", "a:1", "server.example.com:3010", "203.0.113.7:3010", "[2001:db8::1]:65535", strings.Repeat("a.", 127) + ":65535"}
+
+func TestRoundTrip(t *testing.T) {
+	for _, addr := range addrs {
+		want := example(addr)
+		s := want.Encode()
+		for _, in := range []string{s, " \t" + s + "\r\n"} {
+			if got, err := Parse(in); err != nil || got != want {
+				t.Errorf("Parse of a token with address %q = %v, %v", addr, got, err)
+			}
+		}
+		if !Looks(s) {
+			t.Errorf("a token with address %q does not look like one", addr)
+		}
+	}
+}
+
+// The layout stands in a user's files: it must not change under this version.
+func TestLayout(t *testing.T) {
+	tok := example("a:1")
+	raw := append([]byte{}, tok.KeyID[:]...)
+	raw = append(raw, tok.Secret[:]...)
+	raw = append(raw, tok.Pin[:]...)
+	raw = append(raw, "a:1"...)
+	check := sha256.Sum256(append([]byte("reverser token v1"), raw...))
+	want := "rv1_" + base64.RawURLEncoding.EncodeToString(append(raw, check[:4]...))
+	if got := tok.Encode(); got != want {
+		t.Errorf("Encode = %s; want %s", got, want)
+	}
+}
+
+func TestEverySlipIsRefused(t *testing.T) {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	for _, addr := range []string{"", "a:1", "bc:12"} { // every remainder of the length
+		s := example(addr).Encode()
+		refuse := func(what, changed string) {
+			t.Helper()
+			_, err := Parse(changed)
+			if err == nil {
+				t.Errorf("address %q: %s is taken", addr, what)
+				return
+			}
+			if !errors.Is(err, ErrNotToken) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrLength) && !errors.Is(err, ErrMistyped) {
+				t.Errorf("address %q: %s: %v is of no kind", addr, what, err)
+			}
+			checkSilent(t, err.Error(), changed)
+		}
+		for i := range len(s) {
+			for _, c := range []byte(alphabet + "+/=. \n*") {
+				if c != s[i] {
+					refuse(fmt.Sprintf("%q at %d", c, i), s[:i]+string(c)+s[i+1:]+"")
+				}
+			}
+			refuse(fmt.Sprintf("cut to %d", i), s[:i])
+			refuse(fmt.Sprintf("without %d", i), s[:i]+s[i+1:])
+			if i > 0 {
+				refuse(fmt.Sprintf("a line break at %d", i), s[:i]+"\n"+s[i:])
+			}
+		}
+		refuse("twice", s+s)
+		refuse("with a tail", s+"A")
+	}
+}
+
+// checkSilent fails when text holds eight characters in a row of the token.
+func checkSilent(t *testing.T, text, tok string) {
+	t.Helper()
+	_, body, _ := strings.Cut(tok, "_")
+	for i := 0; i+8 <= len(body); i++ {
+		if strings.Contains(text, body[i:i+8]) {
+			t.Errorf("%q holds a part of the token", text)
+			return
+		}
+	}
+}
+
+func TestKindsOfError(t *testing.T) {
+	s := example("server.example.com:3010").Encode()
+	for _, c := range []struct {
+		name, in string
+		kind     error
+		word     string
+	}{
+		{"empty", "", ErrNotToken, "empty"},
+		{"a word", "hello", ErrNotToken, "starts with rv1_"},
+		{"a service", "9000=9904", ErrNotToken, "starts with rv1_"},
+		{"in quotes", `"` + s + `"`, ErrNotToken, "starts with rv1_"},
+		{"another case", "RV1_" + s[4:], ErrNotToken, "starts with rv1_"},
+		{"a later version", "rv2_" + s[4:], ErrVersion, "version rv2"},
+		{"the prefix alone", "rv1_", ErrLength, "cut short"},
+		{"half", s[:60], ErrLength, "cut short"},
+		{"a character short", s[:len(s)-1], ErrMistyped, "cut short"},
+		{"a character changed", s[:20] + string(s[20]^1) + s[21:], ErrMistyped, "mistyped"},
+		{"a space inside", s[:20] + " " + s[20:], ErrMistyped, "character 21"},
+		{"very long", "rv1_" + strings.Repeat("A", 1000), ErrLength, "too long"},
+	} {
+		_, err := Parse(c.in)
+		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.word) {
+			t.Errorf("%s: %v; want %v with %q", c.name, err, c.kind, c.word)
+		}
+	}
+}
+
+func TestAddressInside(t *testing.T) {
+	for _, addr := range []string{"noport", "a:0", "a:65536", "A.example:1", "a b:1", ":1", "::1:1", "a:1\n", strings.Repeat("a", 300)} {
+		tok := example("")
+		raw := append([]byte{}, tok.KeyID[:]...)
+		raw = append(raw, tok.Secret[:]...)
+		raw = append(raw, tok.Pin[:]...)
+		raw = append(raw, addr...)
+		check := sum(raw)
+		if got, err := Parse(prefix + base.EncodeToString(append(raw, check[:]...))); err == nil {
+			t.Errorf("Parse takes the address %q: %v", addr, got)
+		}
+	}
+	tok := example("Server.Example:3010")
+	if got, err := Parse(tok.Encode()); err != nil || got.Addr != "server.example:3010" {
+		t.Errorf("Parse = %v, %v; want the canonical address", got, err)
+	}
+}
+
+func TestLooks(t *testing.T) {
+	for in, want := range map[string]bool{
+		"rv1_": true, " rv1_x": true, "rv2_x": true, "rv10_x": true,
+		"": false, "rv1": false, "rv_": false, "rvx_": false, "9000": false, "RV1_x": false, "tcp/9000": false, "rv1234_": false,
+	} {
+		if got := Looks(in); got != want {
+			t.Errorf("Looks(%q) = %v; want %v", in, got, want)
+		}
+	}
+}
+
+func TestNothingPrintsTheSecret(t *testing.T) {
+	tok := example("server.example.com:3010")
+	const want = "rv1_(key 00010203, server.example.com:3010, secret withheld)"
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%t"} {
+		for _, v := range []any{tok, &tok} {
+			if got := fmt.Sprintf(verb, v); got != want {
+				t.Errorf("Sprintf(%s, %T) = %s; want %s", verb, v, got, want)
+			}
+		}
+		if got := fmt.Sprintf(verb, struct{ T Token }{tok}); !strings.Contains(got, want) {
+			t.Errorf("Sprintf(%s) inside of a struct = %s", verb, got)
+		}
+	}
+	for name, handler := range map[string]func(*strings.Builder) slog.Handler{
+		"text": func(b *strings.Builder) slog.Handler { return slog.NewTextHandler(b, nil) },
+		"json": func(b *strings.Builder) slog.Handler { return slog.NewJSONHandler(b, nil) },
+	} {
+		var b strings.Builder
+		slog.New(handler(&b)).Info("x", "token", tok)
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%s handler: %s", name, b.String())
+		}
+	}
+	if b, err := json.Marshal(tok); err == nil {
+		t.Errorf("json.Marshal = %s; want an error", b)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, addr := range addrs {
+		f.Add(example(addr).Encode())
+	}
+	for _, s := range []string{"", "rv1_", "rv2_AAAA", "rv1_" + strings.Repeat("A", 112), "hello", "rv1_\n", " rv1_é"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		tok, err := Parse(s)
+		if err != nil {
+			return
+		}
+		if got := tok.Encode(); got != strings.TrimSpace(s) {
+			t.Errorf("Parse then Encode = %q; want %q", got, s)
+		}
+	})
+}
