@@ -124,7 +124,7 @@ func TestResetByClient(t *testing.T) {
 		c.SetLinger(0)
 		c.Close()
 		if err := <-errs; err != nil {
-			t.Error(err)
+			t.Fatal(err)
 		}
 	}
 }

@@ -48,6 +48,7 @@ Several may be given; they add to the configuration's [[expose]].`,
 
   # the configuration file of the source system, as it is
   ` + tokenEnv + `=TOKEN reverser bridge --config ` + sourceBridgeFile,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.runBridge(cmd.Context(), f, args)
 		},

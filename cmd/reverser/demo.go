@@ -15,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -65,18 +64,26 @@ func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error)
 	defer cancel()
 	// A person who watches the demo wants what it prints; a log line of every
 	// connection would bury it. Once it stands, the log is the thing to watch.
-	quiet := gate{log.Handler(), new(atomic.Bool)}
-	d := &demo{log: slog.New(quiet)}
+	var level slog.LevelVar
+	level.Set(slog.LevelWarn)
+	d := &demo{log: slog.New(gate{log.Handler(), &level})}
+	// At the end everything goes at once, and each part would warn that it
+	// lost the others.
+	end := func() {
+		level.Set(slog.LevelError)
+		cancel()
+	}
 	defer d.close()
+	defer end()
 	if err := d.start(ctx); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
 	// Signals end the demo at once: there is nobody whose connection is to be
 	// drained.
-	stopSignals := withSignals(slog.New(slog.DiscardHandler), cancel, cancel)
+	stopSignals := withSignals(slog.New(slog.DiscardHandler), end, end)
 	defer stopSignals()
 
-	fmt.Fprintf(c.stdout, `A proxy, a bridge and two small services run in this process, each a TCP connection away from the next:
+	fmt.Fprintf(c.stdout, `A proxy, a bridge and two small services run in this process and reach each other over loopback:
 
   user -> proxy %s -> link %s -> bridge -> HTTP service %s
   user -> proxy %s -> link %s -> bridge -> echo service %s
@@ -103,7 +110,7 @@ Look at it yourself:
 The log of the connections follows. Ctrl-C ends the demo.
 
 `, d.httpPublic, d.httpPublic, d.dir.Path())
-	quiet.opened.Store(true)
+	level.Set(slog.LevelInfo)
 	select {
 	case <-ctx.Done():
 	case err := <-d.failed:
@@ -427,17 +434,17 @@ func (d *demo) serveEcho(ctx context.Context, l *net.TCPListener) {
 	})
 }
 
-// gate lets only warnings pass until it is opened.
+// gate lets pass what reaches a level that can change.
 type gate struct {
 	slog.Handler
-	opened *atomic.Bool // shared by what With makes of it
+	level *slog.LevelVar // shared with what With makes of it
 }
 
 func (g gate) Enabled(ctx context.Context, level slog.Level) bool {
-	return (level >= slog.LevelWarn || g.opened.Load()) && g.Handler.Enabled(ctx, level)
+	return level >= g.level.Level() && g.Handler.Enabled(ctx, level)
 }
 
 func (g gate) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return gate{g.Handler.WithAttrs(attrs), g.opened}
+	return gate{g.Handler.WithAttrs(attrs), g.level}
 }
-func (g gate) WithGroup(name string) slog.Handler { return gate{g.Handler.WithGroup(name), g.opened} }
+func (g gate) WithGroup(name string) slog.Handler { return gate{g.Handler.WithGroup(name), g.level} }

@@ -133,7 +133,7 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 		Log:      log,
 	})
 	if err := p.Listen(); err != nil {
-		return usage(whereSet(err, file.Source))
+		return listenError(err, f, file.Source)
 	}
 	keys.apply = p.SetKeys
 	keys.addr = advertise
@@ -211,14 +211,30 @@ const tokenWords = `A token on a command line can be seen by other users of that
 file that only you can read and give --token-file FILE, or set REVERSER_TOKEN.
 `
 
-// whereSet names the option of the configuration file behind a start error.
-func whereSet(err error, source map[string]string) error {
+// listenError says what to do about a link port that cannot be opened, and
+// which options of the configuration file are behind it.
+func listenError(err error, f proxyFlags, source map[string]string) error {
+	var set []string
 	for _, option := range []string{"listen", "IcPort", "transfer", "TransferPort"} {
-		if at := source[option]; at != "" {
-			return fmt.Errorf("%w (ports set by %s)", err, at)
+		overridden := f.listen
+		if strings.HasPrefix(strings.ToLower(option), "transfer") {
+			overridden = f.transfer
+		}
+		if at := source[option]; at != "" && overridden == "" {
+			set = append(set, fmt.Sprintf("%s in %s", option, at))
 		}
 	}
-	return err
+	if len(set) > 0 {
+		err = fmt.Errorf("%w (from %s)", err, strings.Join(set, ", "))
+	}
+	hint := ""
+	switch {
+	case isPortTaken(err):
+		hint = "another process has that port: stop it, or choose another port with --listen or --transfer"
+	case isPortRefused(err):
+		hint = "this user may not open that port: choose one from 1024 on with --listen or --transfer"
+	}
+	return &exitError{code: exitUsage, err: err, hint: hint}
 }
 
 func logWarnings(log *slog.Logger, warnings []config.Warning) {

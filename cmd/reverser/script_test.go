@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,6 +29,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("HOME", env.WorkDir+"/home")
 			env.Setenv("USERPROFILE", env.WorkDir+"/home")
 			env.Setenv("LocalAppData", env.WorkDir+"/home")
+			// The race detector holds every exit up for a second by default.
+			env.Setenv("GORACE", "atexit_sleep_ms=0")
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -36,6 +41,10 @@ func TestScripts(t *testing.T) {
 			"exitcode": exitCodeCmd,
 			"mode":     modeCmd,
 			"envsubst": envSubstCmd,
+			"service":  serviceCmd,
+			"answer":   answerCmd,
+			"empty":    emptyCmd,
+			"within":   withinCmd,
 		},
 	})
 }
@@ -63,15 +72,32 @@ func occupyCmd(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], port)
 }
 
-// running DIR waits until a process answers for the state directory.
+// empty DIR checks that nothing is in a directory.
+func emptyCmd(ts *testscript.TestScript, neg bool, args []string) {
+	entries, err := os.ReadDir(ts.MkAbs(args[0]))
+	ts.Check(err)
+	if len(entries) != 0 {
+		ts.Fatalf("%s is not empty: %v", args[0], entries)
+	}
+}
+
+// running DIR [VAR] waits until a process answers for the state directory. DIR
+// may be a pattern; VAR is set to what it stands for.
 func runningCmd(ts *testscript.TestScript, neg bool, args []string) {
-	dir := ts.MkAbs(args[0])
+	pattern := ts.MkAbs(args[0])
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	for {
+		dir := pattern
+		if found, _ := filepath.Glob(pattern); len(found) == 1 {
+			dir = found[0]
+		}
 		conn, err := state.DialAdmin(ctx, dir)
 		if err == nil {
 			conn.Close()
+			if len(args) > 1 {
+				ts.Setenv(args[1], dir)
+			}
 			return
 		}
 		if !pause(ctx, 10*time.Millisecond) {
@@ -125,5 +151,87 @@ func envSubstCmd(ts *testscript.TestScript, neg bool, args []string) {
 	for _, file := range args {
 		text := os.Expand(ts.ReadFile(file), ts.Getenv)
 		ts.Check(os.WriteFile(ts.MkAbs(file), []byte(text), 0o600))
+	}
+}
+
+// service VAR sets VAR to the port of a service that answers each connection
+// with "hello" and what it got, until the story ends.
+func serviceCmd(ts *testscript.TestScript, neg bool, args []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				conn.SetDeadline(time.Now().Add(20 * time.Second))
+				got, _ := io.ReadAll(conn)
+				io.WriteString(conn, "hello "+string(got))
+			})
+		}
+	})
+	ts.Defer(func() {
+		l.Close()
+		wg.Wait()
+	})
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	ts.Check(err)
+	ts.Setenv(args[0], port)
+}
+
+// answer PORT TEXT WANT sends TEXT to a port, half-closes, and wants WANT.
+// With !, the connection must be refused or reset.
+func answerCmd(ts *testscript.TestScript, neg bool, args []string) {
+	got, err := ask(args[0], args[1])
+	if neg {
+		if err == nil {
+			ts.Fatalf("port %s answered %q", args[0], got)
+		}
+		return
+	}
+	ts.Check(err)
+	if got != args[2] {
+		ts.Fatalf("port %s answered %q, want %q", args[0], got, args[2])
+	}
+}
+
+func ask(port, text string) (string, error) {
+	conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(conn, text); err != nil {
+		return "", err
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		return "", err
+	}
+	got, err := io.ReadAll(conn)
+	return string(got), err
+}
+
+// within DURATION PATTERN COMMAND... repeats a command until its stdout
+// matches.
+func withinCmd(ts *testscript.TestScript, neg bool, args []string) {
+	limit, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	pattern, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	for {
+		err := ts.Exec(args[2], args[3:]...)
+		if err == nil && pattern.MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+		if !pause(ctx, 10*time.Millisecond) {
+			ts.Fatalf("no match for %q within %s; the last output was:\n%s%s", args[1], limit, ts.ReadFile("stdout"), ts.ReadFile("stderr"))
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"testing"
 
+	"reverser/internal/leaktest"
 	"reverser/internal/state"
 )
 
@@ -23,5 +24,5 @@ func TestMain(m *testing.M) {
 		fmt.Println("held")
 		select {}
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }

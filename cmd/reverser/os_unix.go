@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -24,3 +25,6 @@ func watchedSignals() []os.Signal {
 func ignoreSignal(sig os.Signal) bool {
 	return sig == syscall.SIGHUP && !isTerminal(os.Stdin) && !isTerminal(os.Stderr)
 }
+
+func isPortTaken(err error) bool   { return errors.Is(err, syscall.EADDRINUSE) }
+func isPortRefused(err error) bool { return errors.Is(err, syscall.EACCES) }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"syscall"
+
+	"golang.org/x/sys/windows"
 )
 
 // watchedSignals are Ctrl-C and Ctrl-Break, and what Go makes of a closed
@@ -10,3 +13,8 @@ import (
 func watchedSignals() []os.Signal { return []os.Signal{os.Interrupt, syscall.SIGTERM} }
 
 func ignoreSignal(os.Signal) bool { return false }
+
+func isPortTaken(err error) bool { return errors.Is(err, windows.WSAEADDRINUSE) }
+
+// isPortRefused is also what a port that Hyper-V or another has reserved gives.
+func isPortRefused(err error) bool { return errors.Is(err, windows.WSAEACCES) }

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"reverser/internal/status"
+)
+
+func TestGuessAddress(t *testing.T) {
+	addrs := func(list ...string) (out []netip.Addr) {
+		for _, s := range list {
+			out = append(out, netip.MustParseAddr(s))
+		}
+		return out
+	}
+	local := addrs("127.0.0.1", "::1", "10.1.2.3", "192.168.1.4", "172.16.0.1", "169.254.1.1", "fe80::1", "fd00::1", "100.64.0.1", "198.18.0.1")
+	public := append(local, addrs("2001:db8::5", "203.0.113.7")...)
+	tests := []struct {
+		listen     string
+		interfaces []netip.Addr
+		want       string
+	}{
+		{":3010", local, ""},
+		{":3010", nil, ""},
+		{":3010", public, "203.0.113.7:3010"},
+		{"0.0.0.0:3010", public, "203.0.113.7:3010"},
+		{"[::]:3010", public, "203.0.113.7:3010"},
+		{":3010", addrs("10.0.0.1", "2001:db8::5"), "[2001:db8::5]:3010"},
+		{"0.0.0.0:3010", addrs("2001:db8::5"), ""},
+		{":3010", addrs("::ffff:203.0.113.7"), "203.0.113.7:3010"},
+		{"127.0.0.1:3010", public, "127.0.0.1:3010"},
+		{"192.168.1.4:3010", public, "192.168.1.4:3010"},
+		{"tunnel.example.com:3010", public, "tunnel.example.com:3010"},
+		{"[::1]:3010", public, "[::1]:3010"},
+	}
+	for _, tt := range tests {
+		got := guessAddress(&net.TCPAddr{Port: 3010}, tt.listen, tt.interfaces)
+		if got != tt.want {
+			t.Errorf("guessAddress(%s, %v) = %q, want %q", tt.listen, tt.interfaces, got, tt.want)
+		}
+	}
+}
+
+func TestRedact(t *testing.T) {
+	got := redact(`bad value "rv1_abcDEF-_09" and rv12_x`)
+	if want := `bad value "rv1_…" and rv1_…`; got != want {
+		t.Errorf("redact = %s, want %s", got, want)
+	}
+}
+
+func TestPrintStatus(t *testing.T) {
+	now := time.Date(2026, 7, 1, 8, 0, 0, 0, time.UTC)
+	s := status.Snapshot{
+		Role: "proxy", Version: "v1", UptimeSeconds: 3700,
+		Links:    []status.Link{{Key: "nas", Bridge: "b1", Remote: "192.0.2.1:5", State: status.LinkUp, RTTMillis: 12.34, Resumes: 3, Since: now.Add(-time.Minute)}},
+		Services: []status.Service{{Public: "tcp/9000", Target: "evil\x1b[2J\tx", State: status.ServiceRetrying, Reason: "port in use"}},
+		Pairs:    []status.Pair{{ID: "7", Service: "tcp/9000", Client: "c:1", Target: "t:2", Sent: 999, Received: 1234567, Since: now.Add(-26 * time.Hour), State: status.PairOpen}},
+	}
+	var b bytes.Buffer
+	if err := printStatus(&b, s, now); err != nil {
+		t.Fatal(err)
+	}
+	want := strings.TrimLeft(`
+proxy v1, up 1h1m
+
+LINK  STATE  REMOTE       BRIDGE  RTT      RESUMES  SINCE
+nas   up     192.0.2.1:5  b1      12.3 ms  3        1m0s ago
+
+SERVICE   STATE     TARGET      CONNECTIONS  REASON
+tcp/9000  retrying  evil?[2J?x  0            port in use
+
+PAIR  SERVICE   CLIENT  TARGET  STATE  SENT   RECEIVED  SINCE
+7     tcp/9000  c:1     t:2     open   999 B  1.2 MB    1d2h ago
+`, "\n")
+	if b.String() != want {
+		t.Errorf("printStatus =\n%s\nwant\n%s", b.String(), want)
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[uint64]string{
+		0: "0 B", 999: "999 B", 1000: "1.0 kB", 999_949: "999.9 kB", 999_950: "1.0 MB", 1<<64 - 1: "18.4 EB",
+	} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %s, want %s", n, got, want)
+		}
+	}
+}
+
+func TestSpan(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 59 * time.Second: "59s", 61 * time.Second: "1m1s", 25 * time.Hour: "1d1h",
+	} {
+		if got := span(d); got != want {
+			t.Errorf("span(%s) = %s, want %s", d, got, want)
+		}
+	}
+}
+
+// Nothing may print a token that landed in the wrong place.
+func TestTokenInTheWrongPlace(t *testing.T) {
+	secret := "rv1_" + strings.Repeat("x", 120)
+	for _, args := range [][]string{
+		{secret},
+		{"key", "add", secret, "--allow", "tcp/9000", "--state", t.TempDir()},
+		{"key", "add", "nas", "--allow", secret, "--state", t.TempDir()},
+		{"bridge", "9000=" + secret},
+		{"bridge", "--proxy", secret, secret, "9000"},
+		{"bridge", "--token-file", secret, "9000"},
+		{"bridge", "--log-format", secret},
+		{"bridge", "--admin", secret},
+		{"check", secret},
+		{"proxy", secret},
+	} {
+		var out, errOut bytes.Buffer
+		code := run(args, strings.NewReader(""), &out, &errOut)
+		if code != exitUsage {
+			t.Errorf("%v exits with %d, want %d", args[:1], code, exitUsage)
+		}
+		if strings.Contains(out.String()+errOut.String(), strings.Repeat("x", 20)) {
+			t.Errorf("%v prints the token: %s", args[:1], errOut.String())
+		}
+	}
+}

@@ -1,0 +1,319 @@
+package archtest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"reverser/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+const module = "reverser"
+
+// rule says what the files of one package, tests apart, may import besides the standard library and golang.org/x.
+type rule struct {
+	pkg   string // below the module; "" is the root package
+	own   string // packages of this module, below internal/ unless they begin with a slash
+	third string // modules of others
+	not   string // of the standard library
+	why   string
+}
+
+// rules has a line for every package, from the bottom up. A package may only import what stands above it.
+var rules = []rule{
+	// The ground: data and grammar that everybody may share.
+	{pkg: "internal/wire", not: "net os io time sync context log/slog",
+		why: "bytes to frames and back: no I/O, no goroutine, no clock, so that every truncation can be tried"},
+	{pkg: "internal/status", why: "plain data that proxy, bridge and admin share: it knows none of them"},
+	{pkg: "internal/service", why: "the grammar of PUBLIC, TARGET and --allow: text in, values out"},
+	{pkg: "internal/token", own: "service", why: "a token is text; the address in it follows the grammar"},
+	{pkg: "internal/state", own: "service", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
+	{pkg: "internal/config", own: "service state token", third: "github.com/pelletier/go-toml/v2",
+		why: "the one place that knows TOML and XML, so that nothing on the path of a byte does"},
+
+	// The path of a byte.
+	{pkg: "internal/auth", own: "wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
+	{pkg: "internal/link", own: "auth status wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
+	{pkg: "internal/relay", own: "link wire", why: "binds a socket and a stream; it does not know who connected to what"},
+	{pkg: "internal/route", own: "link service", why: "says where a connection goes and moves no bytes: it sees links, never pairs"},
+	{pkg: "internal/proxy", own: "auth link relay route service status wire",
+		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
+	{pkg: "internal/bridge", own: "auth link relay service status token wire",
+		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
+
+	// What people and programs hold in their hands.
+	{pkg: "internal/admin", own: "status", why: "reads snapshots and passes changes on through interfaces: it cannot reach into a role"},
+	{pkg: "", own: "bridge service status token",
+		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
+	{pkg: "cmd/reverser", own: "admin bridge config proxy service state status token",
+		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
+		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
+
+	// Beside the program.
+	{pkg: "internal/memnet", why: "a network in memory, for tests only: see testOnly"},
+	{pkg: "internal/leaktest", why: "for tests only: see testOnly"},
+	{pkg: "internal/archtest", why: "this test"},
+	{pkg: "e2e", why: "runs the built programs from outside"},
+	{pkg: "bench", why: "measures the built programs from outside"},
+	{pkg: "examples/...", own: "/ /examples/asr", why: "what a user of the library could write, so the library is all they see"},
+}
+
+// testOnly are packages that only test files import.
+var testOnly = []string{"internal/memnet", "internal/leaktest"}
+
+// banned are packages that the library must not pull in, not even through others; a prefix counts.
+var banned = []struct{ prefix, why string }{
+	{"github.com/spf13/", "a library parses no command line"},
+	{"flag", "a flag that a library registers lands in its user's program"},
+	{"github.com/pelletier/go-toml", "configuration files are the program's"},
+	{"encoding/xml", "configuration files are the program's"},
+	{"github.com/caddyserver/certmagic", "certificates for public names are the proxy's"},
+	{"github.com/mholt/acmez", "certificates for public names are the proxy's"},
+	{"golang.org/x/crypto/acme", "certificates for public names are the proxy's"},
+	{"github.com/prometheus/", "metrics are the program's; a library's user has their own"},
+	{"github.com/lmittmann/tint", "how log lines look is the program's choice: the library takes a *slog.Logger"},
+	{"net/http", "the library hands out a net.Listener; serving on it is its user's choice"},
+	{"testing", "testing registers flags and belongs into tests"},
+	{module + "/internal/memnet", "for tests only"},
+	{module + "/internal/proxy", "the library is the LAN role"},
+	{module + "/internal/config", "configuration files are the program's"},
+	{module + "/internal/state", "the library keeps nothing on disk unless its user does"},
+}
+
+// dataPath are the packages on the path of a byte: everything they pull in is read by whoever audits it.
+var dataPath = []string{"wire", "auth", "link", "relay", "route", "proxy", "bridge"}
+
+// TestImports holds the rules for all platforms at once, by reading the files rather than building them.
+func TestImports(t *testing.T) {
+	rank := make(map[string]int)
+	for i, r := range rules {
+		rank[r.pkg] = i
+	}
+	unused := make(map[string]bool)
+	for _, r := range rules {
+		unused[r.pkg] = true
+	}
+	for file, imports := range sources(t) {
+		dir := path.Dir(file)
+		if dir == "." {
+			dir = ""
+		}
+		test := strings.HasSuffix(file, "_test.go")
+		i := slices.IndexFunc(rules, func(r rule) bool {
+			all, wild := strings.CutSuffix(r.pkg, "...")
+			return r.pkg == dir || wild && strings.HasPrefix(dir+"/", all)
+		})
+		if i < 0 {
+			t.Errorf("%s: package %q has no line in the table: say what it may import, and why", file, dir)
+			continue
+		}
+		r := rules[i]
+		delete(unused, r.pkg)
+		if test {
+			continue // tests go through whatever door they need
+		}
+		for _, imp := range imports {
+			own, isOwn := ownPackage(imp)
+			switch {
+			case isOwn && slices.Contains(testOnly, own):
+				t.Errorf("%s imports %s, which is for tests only", file, imp)
+			case isOwn && !slices.Contains(r.owns(), own):
+				t.Errorf("%s imports %s. %s: %s", file, imp, name(r.pkg), r.why)
+			case isOwn && !strings.HasSuffix(r.pkg, "...") && rank[own] >= i:
+				t.Errorf("%s imports %s, which stands below it in the table: imports point down only", file, imp)
+			case !isOwn && isStd(imp) && slices.Contains(strings.Fields(r.not), imp):
+				t.Errorf("%s imports %s. %s: %s", file, imp, name(r.pkg), r.why)
+			case !isOwn && !isStd(imp) && !strings.HasPrefix(imp, "golang.org/x/") && !r.allowsThird(imp):
+				t.Errorf("%s imports %s. %s: %s", file, imp, name(r.pkg), r.why)
+			}
+		}
+	}
+	for pkg := range unused {
+		if pkg != "" && pkg != "bench" {
+			t.Errorf("the table has a line for %s, which does not exist", pkg)
+		}
+	}
+}
+
+// TestDataPath: the packages that bytes go through pull in the standard library, golang.org/x and each other.
+func TestDataPath(t *testing.T) {
+	var pkgs []string
+	for _, p := range dataPath {
+		pkgs = append(pkgs, "./internal/"+p)
+	}
+	for _, os := range []string{"linux", "darwin", "windows"} {
+		for _, p := range list(t, os, pkgs...) {
+			own := p.ImportPath == module || strings.HasPrefix(p.ImportPath, module+"/")
+			if !p.Standard && !own && !strings.HasPrefix(p.ImportPath, "golang.org/x/") {
+				t.Errorf("on %s the data path pulls in %s: only the standard library and golang.org/x may be under it", os, p.ImportPath)
+			}
+		}
+	}
+}
+
+// TestLibrary: the root package stays light for whoever imports it.
+func TestLibrary(t *testing.T) {
+	root, err := filepath.Glob("../../*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root = slices.DeleteFunc(root, func(f string) bool { return strings.HasSuffix(f, "_test.go") })
+	if len(root) == 0 {
+		t.Skip("the root package does not exist yet: there is no library to hold to anything")
+	}
+	for _, os := range []string{"linux", "darwin", "windows"} {
+		for _, p := range list(t, os, ".") {
+			for _, b := range banned {
+				if p.ImportPath == b.prefix || strings.HasPrefix(p.ImportPath, strings.TrimSuffix(b.prefix, "/")+"/") {
+					t.Errorf("on %s the library pulls in %s: %s", os, p.ImportPath, b.why)
+				}
+			}
+		}
+	}
+}
+
+// TestTable catches a table that contradicts itself.
+func TestTable(t *testing.T) {
+	for i, r := range rules {
+		if r.why == "" {
+			t.Errorf("the line of %s gives no reason", name(r.pkg))
+		}
+		for _, own := range r.owns() {
+			at := slices.IndexFunc(rules, func(o rule) bool { return o.pkg == own })
+			if at < 0 && own != "examples/asr" {
+				t.Errorf("%s may import %s, which has no line", name(r.pkg), name(own))
+			}
+			if at > i {
+				t.Errorf("%s may import %s, which stands below it", name(r.pkg), name(own))
+			}
+		}
+	}
+}
+
+func (r rule) owns() []string {
+	own := strings.Fields(r.own)
+	for i, p := range own {
+		if rest, fromRoot := strings.CutPrefix(p, "/"); fromRoot {
+			own[i] = rest
+		} else {
+			own[i] = "internal/" + p
+		}
+	}
+	return own
+}
+
+func (r rule) allowsThird(imp string) bool {
+	return slices.ContainsFunc(strings.Fields(r.third), func(m string) bool {
+		return imp == m || strings.HasPrefix(imp, m+"/")
+	})
+}
+
+func name(pkg string) string {
+	if pkg == "" {
+		return "the root package"
+	}
+	return pkg
+}
+
+func ownPackage(imp string) (string, bool) {
+	if imp == module {
+		return "", true
+	}
+	return strings.CutPrefix(imp, module+"/")
+}
+
+// isStd: import paths of others begin with a domain.
+func isStd(imp string) bool {
+	first, _, _ := strings.Cut(imp, "/")
+	return !strings.Contains(first, ".")
+}
+
+// sources returns the imports of every Go file of the module, by its path from the root.
+func sources(t *testing.T) map[string][]string {
+	t.Helper()
+	files := make(map[string][]string)
+	root := filepath.Join("..", "..")
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, p)
+		if err != nil {
+			return err
+		}
+		rel = filepath.ToSlash(rel)
+		if base := d.Name(); d.IsDir() {
+			if rel != "." && (base[0] == '.' || base[0] == '_' || base == "testdata" || base == "bin" || base == "dist") {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if path.Ext(rel) != ".go" {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), p, nil, parser.ImportsOnly)
+		if err != nil {
+			return fmt.Errorf("read the imports of %s: %w", rel, err)
+		}
+		files[rel] = []string{}
+		for _, spec := range f.Imports {
+			imp, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				return err
+			}
+			files[rel] = append(files[rel], imp)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) < 10 {
+		t.Fatalf("found %d Go files: is the module's root still two folders up?", len(files))
+	}
+	return files
+}
+
+type listed struct {
+	ImportPath string
+	Standard   bool
+}
+
+// list returns the packages and everything that they pull in on the platform.
+func list(t *testing.T, goos string, pkgs ...string) []listed {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"list", "-deps", "-json=ImportPath,Standard"}, pkgs...)...)
+	cmd.Dir = filepath.Join("..", "..")
+	cmd.Env = append(cmd.Environ(), "GOOS="+goos, "GOARCH=amd64", "CGO_ENABLED=0")
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("%s on %s: %s\n%s", cmd, goos, err, exit.Stderr)
+		}
+		t.Fatalf("%s: %s", cmd, err)
+	}
+	var all []listed
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatalf("%s: %s", cmd, err)
+		}
+		all = append(all, p)
+	}
+}

@@ -1,0 +1,398 @@
+package link
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/nettest"
+
+	"reverser/internal/auth"
+	"reverser/internal/memnet"
+	"reverser/internal/wire"
+)
+
+// world is a proxy's Host and a bridge's Dialer on a network in memory.
+type world struct {
+	t      testing.TB
+	net    *memnet.Net
+	host   *Host
+	dialer *Dialer
+	px, br *recorder
+	stop   context.CancelFunc
+	wg     sync.WaitGroup
+	ln     net.Listener
+}
+
+// recorder is an Owner that remembers what it was told.
+type recorder struct {
+	mu      sync.Mutex
+	change  *sync.Cond
+	link    *Link
+	up      map[int]bool
+	claims  map[uint16]wire.Claim
+	claimed map[uint16]wire.Claimed
+	ended   []error
+	streams chan *Stream
+}
+
+func newRecorder() *recorder {
+	r := &recorder{up: map[int]bool{}, claims: map[uint16]wire.Claim{}, claimed: map[uint16]wire.Claimed{}, streams: make(chan *Stream, 1<<15)}
+	r.change = sync.NewCond(&r.mu)
+	return r
+}
+
+func (r *recorder) note(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f()
+	r.change.Broadcast()
+}
+
+// wait returns when cond holds.
+func (r *recorder) wait(cond func() bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for !cond() {
+		r.change.Wait()
+	}
+}
+
+func (r *recorder) Opened(s *Stream) { r.streams <- s }
+func (r *recorder) Claim(_ *Link, id uint16, c wire.Claim, _ bool) {
+	r.note(func() { r.claims[id] = c })
+}
+func (r *recorder) Unclaim(_ *Link, id uint16)                 { r.note(func() { delete(r.claims, id) }) }
+func (r *recorder) Claimed(_ *Link, id uint16, c wire.Claimed) { r.note(func() { r.claimed[id] = c }) }
+func (r *recorder) Attached(l *Link, slot int)                 { r.note(func() { r.link, r.up[slot] = l, true }) }
+func (r *recorder) Detached(_ *Link, slot int, _ error)        { r.note(func() { r.up[slot] = false }) }
+func (r *recorder) GoingAway(*Link, time.Duration)             {}
+func (r *recorder) Ended(_ *Link, err error) {
+	r.note(func() { r.ended = append(r.ended, err); r.up = map[int]bool{} })
+}
+func (r *recorder) allUp(carriers int) func() bool {
+	return func() bool {
+		for i := range carriers + 1 {
+			if !r.up[i] {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+const testCarriers = 2
+
+var testIdentity = sync.OnceValue(func() tls.Certificate {
+	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}
+	der, _ := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	leaf, _ := x509.ParseCertificate(der)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+})
+
+func newWorld(t testing.TB, detach time.Duration) *world {
+	w := &world{t: t, net: &memnet.Net{}, px: newRecorder(), br: newRecorder()}
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stop = cancel
+	key := [16]byte{1}
+	secret := [32]byte{2}
+	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{9}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
+	w.host = NewHost(HostConfig{
+		Owner: w.px, Log: slog.New(slog.DiscardHandler), Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
+		Admit: func([16]byte) bool { return true }, Draining: func() bool { return false },
+	})
+	var err error
+	if w.ln, err = w.net.Listen("proxy:3010"); err != nil {
+		t.Fatal(err)
+	}
+	tc := cfg.TLS()
+	w.wg.Go(func() {
+		for {
+			c, err := w.ln.Accept()
+			if err != nil {
+				return
+			}
+			w.wg.Go(func() {
+				raw := Socket(c)
+				ac, err := auth.Server(raw, tc, cfg)
+				if err != nil {
+					return
+				}
+				w.host.Serve(ac, raw)
+			})
+		}
+	})
+	w.dialer = NewDialer(DialerConfig{
+		Owner: w.br, Log: slog.New(slog.DiscardHandler), Carriers: testCarriers, Detach: detach,
+		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
+		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") },
+		Failed: func(int, error, time.Duration) {},
+	})
+	w.wg.Go(func() { w.dialer.Run(ctx) })
+	w.px.wait(w.px.allUp(testCarriers))
+	w.br.wait(w.br.allUp(testCarriers))
+	return w
+}
+
+func (w *world) close() {
+	w.stop()
+	w.ln.Close()
+	w.host.Close(errors.New("test over"))
+	w.wg.Wait()
+}
+
+// open opens a stream and returns both ends.
+func (w *world) open() (px, br *Stream) {
+	w.px.mu.Lock()
+	l := w.px.link
+	w.px.mu.Unlock()
+	s, err := l.Open(wire.Open{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return s, <-w.br.streams
+}
+
+func TestStreamIsANetConn(t *testing.T) {
+	nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
+		w := newWorld(t, 0)
+		a, b := w.open()
+		return a, b, func() { a.Close(); b.Close(); w.close() }, nil
+	})
+}
+
+// noise is n bytes that do not repeat, the same for the same seed.
+func noise(seed byte, n int) []byte {
+	b := make([]byte, n)
+	x := uint32(seed) + 1
+	for i := range b {
+		x ^= x << 13
+		x ^= x >> 17
+		x ^= x << 5
+		b[i] = byte(x)
+	}
+	return b
+}
+
+func TestTransferBothWays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		var wg sync.WaitGroup
+		for i := range 8 {
+			a, b := w.open()
+			up, down := noise(byte(i), 3<<20+i), noise(byte(i+100), 1<<20+i)
+			send := func(s *Stream, p []byte) {
+				if _, err := s.Write(p); err != nil {
+					t.Errorf("Write: %v", err)
+				}
+				s.CloseWrite()
+			}
+			check := func(s *Stream, want []byte) {
+				got, err := io.ReadAll(s)
+				if err != nil || !bytes.Equal(got, want) {
+					t.Errorf("read %d bytes, %v; want %d equal ones", len(got), err, len(want))
+				}
+			}
+			wg.Go(func() { send(a, up) })
+			wg.Go(func() { send(b, down) })
+			wg.Go(func() { check(b, up) })
+			wg.Go(func() { check(a, down) })
+		}
+		wg.Wait()
+		time.Sleep(time.Second)
+		for _, l := range []*Link{w.px.link, w.br.link} {
+			for _, st := range l.Status() {
+				if st.Streams != 0 {
+					t.Errorf("%d streams are left after all ended", st.Streams)
+				}
+			}
+			if n := l.budget.Used(); n != 0 {
+				t.Errorf("budget: %d bytes are still charged", n)
+			}
+			if d, c := l.Counters(); d != 0 || c != 0 {
+				t.Errorf("duplicates %d, checksum failures %d; want none", d, c)
+			}
+		}
+	})
+}
+
+func TestHalfCloseThenAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		a, b := w.open()
+		go func() { a.Write(noise(1, 100_000)); a.CloseWrite() }()
+		if got, err := io.ReadAll(b); err != nil || len(got) != 100_000 {
+			t.Fatalf("read %d bytes, %v", len(got), err)
+		}
+		time.Sleep(10 * time.Minute) // no limit on a half-closed stream
+		b.Write([]byte("answer"))
+		b.CloseWrite()
+		if got, err := io.ReadAll(a); err != nil || string(got) != "answer" {
+			t.Fatalf("read %q, %v", got, err)
+		}
+	})
+}
+
+func TestResetComesBehindTheBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, afterFIN := range []bool{false, true} {
+			w := newWorld(t, 0)
+			a, b := w.open()
+			want := noise(1, 10_000)
+			b.Write(want)
+			if afterFIN {
+				b.CloseWrite()
+			}
+			b.Reset(wire.CodeReset)
+			got, err := io.ReadAll(a)
+			if !bytes.Equal(got, want) {
+				t.Errorf("read %d bytes, want %d", len(got), len(want))
+			}
+			if !afterFIN && !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("then %v, want ECONNRESET", err)
+			}
+			synctest.Wait()
+			if _, err := a.Write([]byte("x")); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("Write = %v, want ECONNRESET", err)
+			}
+			w.close()
+		}
+	})
+}
+
+func TestBackPressure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		a, b := w.open()
+		a.SetWriteDeadline(time.Now().Add(time.Minute))
+		n, err := a.Write(make([]byte, 4*maxWindow))
+		var timeout net.Error
+		if !errors.As(err, &timeout) || !timeout.Timeout() || n != floorWindow {
+			t.Fatalf("Write = %d, %v; want the credit of %d and a timeout", n, err, floorWindow)
+		}
+		// Another stream is not stopped by it.
+		c, d := w.open()
+		c.Write([]byte("x"))
+		if _, err := io.ReadFull(d, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		b.Close()
+	})
+}
+
+// TestSurvivesCuts cuts connections again and again while streams run, and checks every byte.
+func TestSurvivesCuts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		w.net.SetLatency(memnet.Both, 2*time.Millisecond)
+		done := make(chan struct{})
+		var cutter sync.WaitGroup
+		cutter.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				case <-time.After(time.Duration(20+7*(i%5)) * time.Millisecond):
+				}
+				for j, c := range w.net.Conns() {
+					if (i+j)%3 == 0 {
+						c.CutAfter(memnet.Both, int64(i*37%5000), memnet.CutReset)
+					}
+				}
+			}
+		})
+		var wg sync.WaitGroup
+		for i := range 6 {
+			a, b := w.open()
+			up, down := noise(byte(i), 2<<20), noise(byte(i+50), 2<<20)
+			wg.Go(func() { a.Write(up); a.CloseWrite() })
+			wg.Go(func() { b.Write(down); b.CloseWrite() })
+			wg.Go(func() {
+				if got, err := io.ReadAll(b); err != nil || !bytes.Equal(got, up) {
+					t.Errorf("stream %d up: %d bytes, %v", i, len(got), err)
+				}
+			})
+			wg.Go(func() {
+				if got, err := io.ReadAll(a); err != nil || !bytes.Equal(got, down) {
+					t.Errorf("stream %d down: %d bytes, %v", i, len(got), err)
+				}
+			})
+		}
+		wg.Wait()
+		close(done)
+		cutter.Wait()
+		if len(w.px.ended) != 0 {
+			t.Errorf("the session ended: %v", w.px.ended)
+		}
+		resumes := uint64(0)
+		for _, st := range w.br.link.Status() {
+			resumes += st.Resumes
+		}
+		if resumes == 0 {
+			t.Error("nothing was ever cut")
+		}
+		t.Logf("%d resumes", resumes)
+	})
+}
+
+func TestBlackHoleHeals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		a, b := w.open()
+		want := noise(3, 5<<20)
+		go func() { a.Write(want); a.CloseWrite() }()
+		io.ReadFull(b, make([]byte, 1000))
+		w.net.BlackHole(memnet.Both)
+		w.net.SetDials("proxy:3010", memnet.DialHang)
+		time.Sleep(time.Minute)
+		w.net.SetDials("proxy:3010", memnet.DialConnect)
+		w.net.Heal()
+		got, err := io.ReadAll(b)
+		if err != nil || !bytes.Equal(got, want[1000:]) {
+			t.Fatalf("read %d bytes, %v", len(got), err)
+		}
+	})
+}
+
+func TestLimitOfAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 20*time.Second)
+		defer w.close()
+		a, b := w.open()
+		w.net.SetDials("proxy:3010", memnet.DialRefuse)
+		w.net.Reset()
+		for _, s := range []*Stream{a, b} {
+			if _, err := s.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("Read = %v, want ECONNRESET", err)
+			}
+		}
+		w.net.SetDials("proxy:3010", memnet.DialConnect)
+		w.px.wait(func() bool { return len(w.px.ended) == 1 && w.px.allUp(testCarriers)() })
+		w.br.wait(func() bool { return len(w.br.ended) == 1 && w.br.allUp(testCarriers)() })
+		c, d := w.open()
+		c.Write([]byte("x"))
+		if _, err := io.ReadFull(d, make([]byte, 1)); err != nil {
+			t.Fatalf("the next session: %v", err)
+		}
+	})
+}
