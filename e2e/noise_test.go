@@ -137,7 +137,7 @@ func TestTLSServerThatIsNotTheProxy(t *testing.T) {
 	defer l.Close()
 
 	b := startBridge(t, tok, fmt.Sprintf("%d=%d", public, serve(t, echo)), "--proxy", loopback(link))
-	b.awaitLogged(`"level":"WARN"`, loopback(link), "identity")
+	b.awaitLogged(`"level":"WARN"`, loopback(link), "not the proxy")
 	if !b.running() {
 		t.Fatalf("the bridge has ended: %v; want it to try on", b.cmd.ProcessState)
 	}

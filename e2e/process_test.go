@@ -18,7 +18,7 @@ import (
 
 // patience is how long anything may take. It only bounds a hanging test: every wait
 // ends as soon as its condition holds.
-const patience = 20 * time.Second
+const patience = 90 * time.Second
 
 // eventually waits until cond holds.
 func eventually(t *testing.T, what string, cond func() bool) {

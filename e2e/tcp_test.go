@@ -123,8 +123,13 @@ func TestResetByClient(t *testing.T) {
 		}
 		c.SetLinger(0)
 		c.Close()
-		if err := <-errs; err != nil {
-			t.Fatal(err)
+		select {
+		case err := <-errs:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(patience):
+			t.Fatal("the service has not seen the connection")
 		}
 	}
 }

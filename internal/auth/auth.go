@@ -98,12 +98,12 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 		DynamicRecordSizingDisabled: true,
 	})
 	if err := tc.Handshake(); err != nil {
-		var record tls.RecordHeaderError
-		var alert tls.AlertError
+		// Only an error of the network itself leaves open who is there. crypto/tls reports alerts as net.OpErrors too.
+		var op *net.OpError
 		switch {
 		case errors.Is(err, ErrPin):
 			return nil, ErrPin
-		case errors.As(err, &record), errors.As(err, &alert), errors.Is(err, io.EOF):
+		case !errors.As(err, &op), op.Op == "remote error", op.Op == "local error":
 			return nil, fmt.Errorf("%w (%w)", ErrNotProxy, err)
 		}
 		return nil, fmt.Errorf("TLS handshake: %w", err)

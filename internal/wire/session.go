@@ -61,8 +61,8 @@ func ParseAttach(f Frame) (a Attach, err error) {
 	if f.Offset == 0 {
 		return a, malformed(TypeAttach, "generation 0")
 	}
-	if a.Mode == ModeNew && (a.Slot != 0 || a.Streams != 0) {
-		return a, malformed(TypeAttach, "a new session starts at slot 0 without streams")
+	if a.Mode == ModeNew && (a.Slot != 0 || a.Streams != 0 || a.WantInstance != [16]byte{} || a.MAC != [32]byte{}) {
+		return a, malformed(TypeAttach, "a new session starts at slot 0 without streams, instance and proof")
 	}
 	return a, nil
 }
@@ -132,8 +132,11 @@ func ParseAttached(f Frame) (a Attached, err error) {
 		Transfer:   binary.BigEndian.Uint16(p[20:]),
 		Text:       string(p[attachedLen:]),
 	}
-	if a.Status == 0 || a.Status >= statusEnd || p[3] != 0 || p[22] != 0 || p[23] != 0 {
+	if a.Status == 0 || a.Status >= statusEnd {
 		return a, malformed(TypeAttached, "status %d", p[0])
+	}
+	if p[3] != 0 || p[22] != 0 || p[23] != 0 {
+		return a, malformed(TypeAttached, "reserved bytes")
 	}
 	return a, nil
 }
@@ -217,10 +220,10 @@ type ErrCode uint16
 const (
 	ErrFormat       ErrCode = 1 + iota // malformed frame
 	ErrUnexpected                      // a frame that has no place here: wrong direction, state or slot
-	ErrEmptyData                       // DATA that carries nothing
+	ErrEmptyData                       // reserved: DATA that carries nothing is malformed already
 	ErrGap                             // DATA or END beyond what was received
 	ErrCredit                          // DATA beyond the credit
-	ErrOverflow                        // offset + length beyond 2^63
+	ErrOverflow                        // offset + length, or the credit of an OPEN, beyond 2^62
 	ErrAfterEnd                        // DATA after END, or a second END that differs
 	ErrAckBeyond                       // ACK of bytes that were never sent
 	ErrResume                          // the resume tables contradict each other
@@ -317,7 +320,7 @@ func ParseClaimed(f Frame) (c Claimed, err error) {
 	if c.Public, rest, ok = takeString(rest); ok {
 		c.Text, rest, ok = takeString(rest)
 	}
-	if !ok || len(rest) != 0 || c.Status == 0 || c.Status >= claimEnd || f.Offset > 0xffff {
+	if !ok || len(rest) != 0 || len(c.Text) > MaxText || c.Status == 0 || c.Status >= claimEnd || f.Offset > 0xffff {
 		return c, malformed(TypeClaimed, "bad status or text")
 	}
 	return c, nil

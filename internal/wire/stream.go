@@ -129,8 +129,11 @@ func ParseEnd(f Frame) (e End, err error) {
 	if e.Kind != FIN && e.Kind != RST {
 		return e, malformed(TypeEnd, "kind %d", p[0])
 	}
-	if e.Code >= codeEnd || p[2] != 0 || p[3] != 0 {
+	if e.Code >= codeEnd {
 		return e, malformed(TypeEnd, "code %d", p[1])
+	}
+	if p[2] != 0 || p[3] != 0 {
+		return e, malformed(TypeEnd, "reserved bytes")
 	}
 	return e, nil
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"unicode/utf8"
 )
 
 // Sizes in bytes.
@@ -29,11 +30,11 @@ const (
 	TypeData                     // stream, offset: of the first byte; 1…MaxPayload bytes
 	TypeAck                      // stream, offset: everything below is in custody; credit u64
 	TypeEnd                      // stream, offset: final length of the direction; End
-	TypeForget                   // stream; empty. Proxy to bridge
+	TypeForget                   // stream, offset 0; empty. Proxy to bridge
 	TypePing                     // offset: value to return; empty
 	TypePong                     // offset: value of the PING; empty
-	TypeGoAway                   // GoAway
-	TypeErr                      // Err; the sender closes the connection behind it
+	TypeGoAway                   // offset 0; GoAway
+	TypeErr                      // offset 0; Err; the sender closes the connection behind it
 	TypeClaim                    // offset: claim id; Claim. Bridge to proxy, slot 0
 	TypeClaimed                  // offset: claim id; Claimed. Proxy to bridge, slot 0
 	TypeUnclaim                  // offset: claim id; empty. Bridge to proxy, slot 0
@@ -118,6 +119,12 @@ func Parse(b []byte) (f Frame, n int, err error) {
 	if lim := bounds[f.Type]; size < lim.min || size > lim.max {
 		return f, 0, malformed(f.Type, "payload of %d bytes, want %d to %d", size, lim.min, lim.max)
 	}
+	if f.Type == TypeST && size%StreamStateLen != 0 {
+		return f, 0, malformed(f.Type, "payload of %d bytes, want whole entries of %d", size, StreamStateLen)
+	}
+	if f.Offset != 0 && (f.Type == TypeForget || f.Type == TypeGoAway || f.Type == TypeErr) {
+		return f, 0, malformed(f.Type, "reserved offset %#x", f.Offset)
+	}
 	switch f.Type {
 	case TypeOpen, TypeData, TypeAck, TypeEnd, TypeForget:
 		if f.Stream == 0 {
@@ -164,17 +171,23 @@ func AppendEmpty(b []byte, t Type, stream, offset uint64) []byte {
 	return AppendHeader(b, t, stream, offset, 0)
 }
 
-func cutText(s string) string {
-	if len(s) > MaxText {
-		return s[:MaxText]
+func cutText(s string) string { return cut(s, MaxText) }
+
+// cut returns at most n bytes of s and no part of a character.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
 	}
-	return s
+	for i := n; i > n-utf8.UTFMax; i-- {
+		if utf8.RuneStart(s[i]) {
+			return s[:i]
+		}
+	}
+	return s[:n] // no UTF-8
 }
 
 func appendString(b []byte, s string) []byte {
-	if len(s) > 255 {
-		s = s[:255]
-	}
+	s = cut(s, 255)
 	return append(append(b, byte(len(s))), s...)
 }
 
@@ -182,5 +195,6 @@ func takeString(b []byte) (s string, rest []byte, ok bool) {
 	if len(b) == 0 || len(b) < 1+int(b[0]) {
 		return "", nil, false
 	}
-	return string(b[1 : 1+b[0]]), b[1+b[0]:], true
+	end := 1 + int(b[0]) // as an int: in a byte, 1+255 is 0
+	return string(b[1:end]), b[end:], true
 }

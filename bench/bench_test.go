@@ -1,0 +1,173 @@
+// Package bench measures the whole path in one process: a user's socket, proxy, TLS over loopback, bridge, a real
+// server's socket. `go test -bench . ./bench` runs it; bench/compare measures the same from outside, beside HAProxy.
+package bench
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"math/big"
+	"net"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/bridge"
+	"reverser/internal/proxy"
+	"reverser/internal/service"
+	"reverser/internal/status"
+	"reverser/internal/token"
+)
+
+// tunnel starts a proxy and a bridge for target and returns the public address.
+func tunnel(b testing.TB, target string) string {
+	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, _ := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	leaf, _ := x509.ParseCertificate(der)
+	k := proxy.Key{Name: "bench", ID: [16]byte{1}, Secret: [32]byte{2}, Allow: service.DefaultPolicy()}
+	p := proxy.New(proxy.Config{
+		Listen: "127.0.0.1:0", Identity: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, Keys: []proxy.Key{k},
+	})
+	if err := p.Listen(); err != nil {
+		b.Fatal(err)
+	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	public := free.Addr().String()
+	free.Close()
+	pub, err := service.ParsePublic("tcp/" + public)
+	if err != nil {
+		b.Fatal(err)
+	}
+	tgt, err := service.ParseTarget(target)
+	if err != nil {
+		b.Fatal(err)
+	}
+	up := make(chan struct{})
+	var once sync.Once
+	br, err := bridge.New(bridge.Config{
+		Token: token.Token{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)},
+		Proxy: p.Addr().String(), Services: []bridge.Service{{Public: pub, Target: tgt}},
+		OnService: func(_ service.Public, s status.Service) {
+			if s.State == status.ServiceUp {
+				once.Do(func() { close(up) })
+			}
+		},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { p.Run(ctx) })
+	wg.Go(func() { br.Run(ctx) })
+	b.Cleanup(func() { cancel(); wg.Wait() })
+	<-up
+	return public
+}
+
+// server runs handle for each connection to a loopback port.
+func server(b testing.TB, handle func(net.Conn)) string {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); handle(c) }()
+		}
+	}()
+	return ln.Addr().String()
+}
+
+func dial(b testing.TB, addr string) net.Conn {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+// BenchmarkBulk moves 1 MiB per iteration over one connection.
+func BenchmarkBulk(b *testing.B) {
+	got := make(chan int, 1<<20)
+	addr := tunnel(b, server(b, func(c net.Conn) {
+		buf := make([]byte, 1<<20)
+		for {
+			if _, err := io.ReadFull(c, buf); err != nil {
+				return
+			}
+			got <- 1
+		}
+	}))
+	c := dial(b, addr)
+	defer c.Close()
+	buf := make([]byte, 1<<20)
+	b.SetBytes(1 << 20)
+	b.ReportAllocs()
+	sent := 0
+	for b.Loop() {
+		if _, err := c.Write(buf); err != nil {
+			b.Fatal(err)
+		}
+		sent++
+	}
+	for range sent {
+		<-got
+	}
+}
+
+func echo(c net.Conn) { io.Copy(c, c) }
+
+// BenchmarkEcho is one small request and answer on a connection that stays.
+func BenchmarkEcho(b *testing.B) {
+	for _, conns := range []int{1, 50} {
+		b.Run("conns="+strconv.Itoa(conns), func(b *testing.B) {
+			addr := tunnel(b, server(b, echo))
+			b.ReportAllocs()
+			b.SetParallelism(max(conns/2, 1))
+			b.RunParallel(func(pb *testing.PB) {
+				c := dial(b, addr)
+				defer c.Close()
+				buf := make([]byte, 128)
+				for pb.Next() {
+					c.Write(buf)
+					if _, err := io.ReadFull(c, buf); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
+	}
+}
+
+// BenchmarkConnection is one small request and answer per connection.
+func BenchmarkConnection(b *testing.B) {
+	addr := tunnel(b, server(b, echo))
+	b.ReportAllocs()
+	buf := make([]byte, 128)
+	for b.Loop() {
+		c := dial(b, addr)
+		c.Write(buf)
+		c.(*net.TCPConn).CloseWrite()
+		if n, err := io.ReadAll(c); len(n) != len(buf) {
+			b.Fatal(len(n), err)
+		}
+		c.Close()
+	}
+}

@@ -1,0 +1,280 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"flag"
+	"hash/crc32"
+	"net/netip"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// The vectors are for programs in any language. Integers above 32 bits are decimal strings, since JSON readers round
+// large numbers; byte strings are hex. A run with -update writes them anew; look at the difference before it lands.
+var update = flag.Bool("update", false, "write spec/vectors from the code")
+
+const vectorDir = "../../spec/vectors/"
+
+type frameVector struct {
+	Name   string         `json:"name"`
+	Hex    string         `json:"hex"`
+	Type   string         `json:"type"`
+	Flags  uint8          `json:"flags"`
+	Stream uint64         `json:"stream,string"`
+	Offset uint64         `json:"offset,string"`
+	Fields map[string]any `json:"fields"`
+}
+
+type badVector struct {
+	Name   string `json:"name"`
+	Hex    string `json:"hex"`
+	Reason string `json:"reason"`
+}
+
+type messageVector struct {
+	Name   string         `json:"name"`
+	Hex    string         `json:"hex"`
+	Fields map[string]any `json:"fields"`
+}
+
+type vectors struct {
+	Frames    []frameVector   `json:"frames"`
+	Hellos    []messageVector `json:"hellos"`
+	Welcomes  []messageVector `json:"welcomes"`
+	Malformed struct {
+		Frames   []badVector `json:"frames"`
+		Hellos   []badVector `json:"hellos"`
+		Welcomes []badVector `json:"welcomes"`
+	} `json:"malformed"`
+	Table struct {
+		Hex     string           `json:"hex"`
+		CRC     uint32           `json:"crc32c"`
+		Entries []map[string]any `json:"entries"`
+	} `json:"table"`
+}
+
+// number is how a 64-bit field stands in a vector.
+func number(n uint64) string { b, _ := json.Marshal(n); return string(b) }
+
+func fields(f Frame) map[string]any {
+	switch f.Type {
+	case TypeAttach:
+		a, _ := ParseAttach(f)
+		return map[string]any{
+			"mode": a.Mode, "slot": a.Slot, "session": hex.EncodeToString(a.Session[:]), "want_instance": hex.EncodeToString(a.WantInstance[:]),
+			"streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window, "max_streams": a.MaxStreams, "mac": hex.EncodeToString(a.MAC[:]), "name": a.Name,
+		}
+	case TypeAttached:
+		a, _ := ParseAttached(f)
+		return map[string]any{
+			"status": a.Status, "slot": a.Slot, "carriers": a.Carriers, "streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window,
+			"max_streams": a.MaxStreams, "transfer": a.Transfer, "text": a.Text,
+		}
+	case TypeST:
+		return map[string]any{"entries": entries(f.Payload)}
+	case TypeOpen:
+		o, _ := ParseOpen(f)
+		return map[string]any{"service": o.Service, "client": address(o.Client), "local": address(o.Local)}
+	case TypeData:
+		return map[string]any{"data": hex.EncodeToString(f.Payload)}
+	case TypeAck:
+		return map[string]any{"credit": number(AckCredit(f))}
+	case TypeEnd:
+		e, _ := ParseEnd(f)
+		return map[string]any{"kind": e.Kind, "code": e.Code, "crc32c": e.CRC}
+	case TypeGoAway:
+		return map[string]any{"drain_ms": ParseGoAway(f).DrainMillis}
+	case TypeErr:
+		e := ParseErr(f)
+		return map[string]any{"code": e.Code, "text": e.Text}
+	case TypeClaim:
+		c, _ := ParseClaim(f)
+		return map[string]any{"public": c.Public, "target": c.Target}
+	case TypeClaimed:
+		c, _ := ParseClaimed(f)
+		return map[string]any{"status": c.Status, "nonce": hex.EncodeToString(c.Nonce[:]), "public": c.Public, "text": c.Text}
+	}
+	return map[string]any{}
+}
+
+func address(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+func entries(table []byte) []map[string]any {
+	t, _ := ParseTable(table)
+	list := make([]map[string]any, 0, len(t))
+	for _, s := range t {
+		list = append(list, map[string]any{"stream": number(s.Stream), "rcv_nxt": number(s.RcvNxt), "credit": number(s.Credit), "crc32c": s.CRC})
+	}
+	return list
+}
+
+func helloFields(h Hello) map[string]any {
+	return map[string]any{
+		"version_min": h.VersionMin, "version_max": h.VersionMax, "role": h.Role, "auth": h.Auth,
+		"key_id": hex.EncodeToString(h.KeyID[:]), "instance": hex.EncodeToString(h.Instance[:]), "mac": hex.EncodeToString(h.MAC[:]),
+	}
+}
+
+func welcomeFields(w Welcome) map[string]any {
+	return map[string]any{"verdict": w.Verdict, "version": w.Version, "instance": hex.EncodeToString(w.Instance[:]), "mac": hex.EncodeToString(w.MAC[:])}
+}
+
+func makeVectors(t *testing.T) *vectors {
+	v := new(vectors)
+	for _, c := range frames() {
+		f, _, err := Parse(c.bytes)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		v.Frames = append(v.Frames, frameVector{c.name, hex.EncodeToString(c.bytes), f.Type.String(), f.Flags, f.Stream, f.Offset, fields(f)})
+	}
+	for _, h := range hellos() {
+		v.Hellos = append(v.Hellos, messageVector{h.name, hex.EncodeToString(h.Append(nil)), helloFields(h.Hello)})
+	}
+	for _, w := range welcomes() {
+		v.Welcomes = append(v.Welcomes, messageVector{w.name, hex.EncodeToString(w.Append(nil)), welcomeFields(w.Welcome)})
+	}
+	bads := func(list []bad) (out []badVector) {
+		for _, c := range list {
+			out = append(out, badVector{c.name, hex.EncodeToString(c.bytes), c.reason})
+		}
+		return out
+	}
+	h, w := malformedMessages()
+	v.Malformed.Frames, v.Malformed.Hellos, v.Malformed.Welcomes = bads(malformedFrames()), bads(h), bads(w)
+	table := exampleTable()
+	v.Table.Hex, v.Table.CRC, v.Table.Entries = hex.EncodeToString(table), crc32.Checksum(table, crc32.MakeTable(crc32.Castagnoli)), entries(table)
+	return v
+}
+
+func marshal(t *testing.T, v any) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "\t")
+	if err := e.Encode(v); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func readVectors(t *testing.T, name string, v any) {
+	t.Helper()
+	b, err := os.ReadFile(vectorDir + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+}
+
+// TestVectorsAreUpToDate fails when code and vectors part. A change on the wire is meant: write them anew with
+// go test ./internal/wire -run Vectors -update.
+func TestVectorsAreUpToDate(t *testing.T) {
+	want := marshal(t, makeVectors(t))
+	if *update {
+		if err := os.WriteFile(vectorDir+"wire.json", want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(vectorDir + "wire.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(bytes.ReplaceAll(got, []byte("\r\n"), []byte("\n")), want) {
+		t.Error("spec/vectors/wire.json is not what the code makes")
+	}
+}
+
+// TestVectors reads the vectors as another program would, without what this package knows of their origin.
+func TestVectors(t *testing.T) {
+	var v vectors
+	readVectors(t, "wire.json", &v)
+	unhex := func(s string) []byte {
+		b, err := hex.DecodeString(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	same := func(name string, got, want map[string]any) {
+		t.Helper()
+		var g map[string]any
+		if err := json.Unmarshal(marshal(t, got), &g); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(g, want) {
+			t.Errorf("%s: fields = %v; want %v", name, g, want)
+		}
+	}
+	for _, c := range v.Frames {
+		b := unhex(c.Hex)
+		f, n, err := Parse(b)
+		if err != nil || n != len(b) || f.Type.String() != c.Type || f.Flags != c.Flags || f.Stream != c.Stream || f.Offset != c.Offset {
+			t.Errorf("%s: Parse = %+v, %d, %v", c.Name, f, n, err)
+			continue
+		}
+		same(c.Name, fields(f), c.Fields)
+		if again, err := reencode(f); err != nil || !bytes.Equal(again, b) {
+			t.Errorf("%s: encoded again = %x, %v", c.Name, again, err)
+		}
+	}
+	for _, c := range v.Malformed.Frames {
+		f, _, err := Parse(unhex(c.Hex))
+		if err == nil {
+			_, err = reencode(f)
+		}
+		var fe *FormatError
+		if !errors.As(err, &fe) {
+			t.Errorf("%s (%s): error = %v", c.Name, c.Reason, err)
+		}
+	}
+	for _, c := range v.Hellos {
+		h, err := ParseHello(unhex(c.Hex))
+		if err != nil {
+			t.Errorf("%s: %v", c.Name, err)
+		}
+		same(c.Name, helloFields(h), c.Fields)
+	}
+	for _, c := range v.Welcomes {
+		w, err := ParseWelcome(unhex(c.Hex))
+		if err != nil {
+			t.Errorf("%s: %v", c.Name, err)
+		}
+		same(c.Name, welcomeFields(w), c.Fields)
+	}
+	for _, c := range v.Malformed.Hellos {
+		if _, err := ParseHello(unhex(c.Hex)); err == nil {
+			t.Errorf("%s is taken", c.Name)
+		}
+	}
+	for _, c := range v.Malformed.Welcomes {
+		if _, err := ParseWelcome(unhex(c.Hex)); err == nil {
+			t.Errorf("%s is taken", c.Name)
+		}
+	}
+	if crc := crc32.Checksum(unhex(v.Table.Hex), crc32.MakeTable(crc32.Castagnoli)); crc != v.Table.CRC {
+		t.Errorf("CRC of the table = %d; want %d", crc, v.Table.CRC)
+	}
+	names := map[string]bool{}
+	for _, c := range v.Malformed.Frames {
+		if names[c.Name] || strings.ToLower(c.Name) != c.Name {
+			t.Errorf("name %q is used twice or not in lower case", c.Name)
+		}
+		names[c.Name] = true
+	}
+}
