@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -143,9 +144,12 @@ func (c *contender) stop() {
 	}
 }
 
-// explain adds to err what the contender's processes wrote last.
+// explain adds to err which of the contender's processes have ended, and what they wrote last.
 func (c *contender) explain(err error) error {
 	for _, p := range c.processes {
+		if p.hasEnded() {
+			err = fmt.Errorf("%w\n%s has ended: %v", err, p.name, p.cmd.ProcessState)
+		}
 		if text := p.tail(); text != "" {
 			err = fmt.Errorf("%w\n%s wrote:\n%s", err, p.name, text)
 		}
@@ -268,10 +272,8 @@ func (b *bed) await(ctx context.Context, c *contender, what string, try func() e
 		if err == nil {
 			return nil
 		}
-		for _, p := range c.processes {
-			if p.hasEnded() {
-				return c.explain(fmt.Errorf("%s: %s ended at once (%v)", c.name, p.name, p.cmd.ProcessState))
-			}
+		if slices.ContainsFunc(c.processes, (*process).hasEnded) {
+			return c.explain(fmt.Errorf("start %s", c.name))
 		}
 		if time.Since(start) > patience {
 			return c.explain(fmt.Errorf("%s: no answer from %s within %v: %w", c.name, what, patience, err))

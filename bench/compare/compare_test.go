@@ -115,7 +115,7 @@ func TestUsageErrors(t *testing.T) {
 // two rounds of made-up figures.
 func sample() *report {
 	r := &report{
-		Machine: machine{CPU: "Abacus", Cores: 2, Kernel: "6.1", Go: "go1.26", Revision: "abc123", LoadBefore: "0.10", LoadAfter: "2.50",
+		Machine: machine{CPU: "Abacus", Cores: 2, Kernel: "6.1", Congestion: "cubic", Go: "go1.26", Revision: "abc123", LoadBefore: "0.10", LoadAfter: "2.50",
 			Programs: map[string]string{"haproxy": "2.6.12", "iperf3": "3.12", "nginx": "1.22.1", "wrk": "4.1.0"}},
 		Settings: settings{Rounds: 2, Seconds: 5, Conns: 4000},
 	}
@@ -143,7 +143,7 @@ func TestTable(t *testing.T) {
 	if err := r.print(&out); err != nil {
 		t.Fatal(err)
 	}
-	const want = `Abacus, 2 cores, Linux 6.1, go1.26, load 0.10 before and 2.50 after
+	const want = `Abacus, 2 cores, Linux 6.1, TCP cubic, go1.26, load 0.10 before and 2.50 after
 haproxy 2.6.12, iperf3 3.12, nginx 1.22.1, wrk 4.1.0, reverser abc123
 2 rounds of 5 s, 4000 idle connections; median (min-max)
 

@@ -98,7 +98,8 @@ func (x *row) verdict() string {
 func (r *report) print(w io.Writer) error {
 	var s strings.Builder
 	m := r.Machine
-	fmt.Fprintf(&s, "%s, %d cores, Linux %s, %s, load %s before and %s after\n", m.CPU, m.Cores, m.Kernel, m.Go, m.LoadBefore, m.LoadAfter)
+	fmt.Fprintf(&s, "%s, %d cores, Linux %s, TCP %s, %s, load %s before and %s after\n",
+		m.CPU, m.Cores, m.Kernel, m.Congestion, m.Go, m.LoadBefore, m.LoadAfter)
 	for _, n := range needed {
 		fmt.Fprintf(&s, "%s %s, ", n.program, m.Programs[n.program])
 	}

@@ -60,6 +60,7 @@ type machine struct {
 	CPU        string            `json:"cpu"`
 	Cores      int               `json:"cores"`
 	Kernel     string            `json:"kernel"`
+	Congestion string            `json:"tcp_congestion_control"`
 	Go         string            `json:"go"`
 	Revision   string            `json:"revision"` // of reverser; empty outside a repository
 	Programs   map[string]string `json:"programs"`
@@ -70,7 +71,8 @@ type machine struct {
 func describe(ctx context.Context, b *bed) machine {
 	m := machine{
 		Time: time.Now(), CPU: cpuModel(readFile("/proc/cpuinfo")), Cores: runtime.NumCPU(),
-		Kernel: readFile("/proc/sys/kernel/osrelease"), Go: runtime.Version(),
+		Kernel: readFile("/proc/sys/kernel/osrelease"), Congestion: readFile("/proc/sys/net/ipv4/tcp_congestion_control"),
+		Go:       runtime.Version(),
 		Programs: make(map[string]string), LoadBefore: loadAverage(),
 	}
 	// Not from the program's build info: people switch that off, in a container for instance.

@@ -112,6 +112,9 @@ func New(cfg Config) (*Bridge, error) {
 	if len(cfg.Services) == 0 {
 		return nil, errors.New("no service to expose: name at least one, such as 9000 or 9000=192.168.1.5:80")
 	}
+	if len(cfg.Services) > link.MaxClaims {
+		return nil, fmt.Errorf("%d services, one bridge exposes at most %d", len(cfg.Services), link.MaxClaims)
+	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
 		drain: make(chan struct{}), pairs: make(map[*pair]struct{}),

@@ -84,7 +84,7 @@ func (b *Bridge) serve(s *link.Stream, id int) {
 		return
 	}
 	pr := &pair{
-		Pair: relay.New(relay.Target, conn, s), id: strconv.FormatUint(b.pairSeq.Add(1), 10),
+		Pair: relay.New(relay.Target, conn, s, nil), id: strconv.FormatUint(b.pairSeq.Add(1), 10),
 		service: public, target: svc.target(), client: client, stream: s, since: time.Now(),
 	}
 	b.mu.Lock()

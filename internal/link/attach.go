@@ -137,7 +137,12 @@ func (h *Host) Serve(conn *auth.Conn, raw net.Conn) error {
 		conn.Write(wire.AppendErr(nil, wire.Err{Code: wire.ErrFormat, Text: err.Error()}))
 		return fmt.Errorf("read ATTACH: %w", err)
 	}
-	l, err := h.find(conn, a)
+	var l *Link
+	if a.Mode == wire.ModeNew && gen != 1 {
+		err = &refusal{wire.StatusStale, fmt.Sprintf("generation %d, a new session starts with 1", gen)}
+	} else {
+		l, err = h.find(conn, a)
+	}
 	if err == nil {
 		var c *carrier
 		if c, err = l.accept(h, conn, bc, gen, a, rawTable, table); err == nil {

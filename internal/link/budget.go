@@ -11,7 +11,7 @@ const (
 	defaultPool   = 128 << 20 // of one process
 	ackEvery      = 64 << 10  // bytes consumed that are worth an ACK whatever the window
 	MaxStreams    = 16_384    // of one link
-	maxClaims     = 1_024     // of one link
+	MaxClaims     = 1_024     // of one link
 	glitchLimit   = 10_000    // frames that do nothing, less the useful ones since
 	maxTableBytes = MaxStreams * 29
 )

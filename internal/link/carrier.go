@@ -52,6 +52,8 @@ type carrier struct {
 	ackArmed bool         // ackTimer runs; guarded by slot.mu
 	lastRead atomic.Int64 // time.Duration of the link's clock
 	writing  atomic.Int64 // when the write under way began; 0: none
+	pending  *Stream      // that parts belong to; only the reader uses both
+	parts    [][]byte     // of DATA frames in order
 	greeting []byte       // what the writer sends first
 	err      error        // why it ended; guarded by slot.mu
 }
@@ -60,7 +62,7 @@ type carrier struct {
 var errFenced = errors.New("replaced by a newer connection")
 
 func newCarrier(sl *slot, conn net.Conn, raw *batchConn) *carrier {
-	c := &carrier{slot: sl, conn: conn, raw: raw}
+	c := &carrier{slot: sl, conn: conn, raw: raw, parts: make([][]byte, 0, 8)}
 	c.work.L = &sl.mu
 	return c
 }
@@ -204,10 +206,13 @@ func (c *carrier) armAck(now time.Duration) {
 	c.ackTimer.Reset(d)
 }
 
+// recordRoom is the plaintext of a TLS record (RFC 8446 section 5.1).
+const recordRoom = 1 << 14
+
 // readLoop applies frames until the connection ends.
 func (c *carrier) readLoop(pending []byte) error {
 	sl := c.slot
-	buf := make([]byte, batch)
+	buf := make([]byte, batch+recordRoom)
 	have := copy(buf, pending)
 	for {
 		used, err := c.apply(buf[:have])
@@ -216,14 +221,15 @@ func (c *carrier) readLoop(pending []byte) error {
 			return err
 		}
 		have = copy(buf, buf[used:have])
-		n, err := c.conn.Read(buf[have:])
-		have += n
-		if n > 0 {
-			c.lastRead.Store(int64(sl.link.now()))
+		// A TLS read gives one record; take along those that came with it.
+		for first := true; first || len(buf)-have >= recordRoom && c.raw.wholeRecord(); first = false {
+			n, err := c.conn.Read(buf[have:])
+			have += n
+			if err != nil && n == 0 {
+				return err
+			}
 		}
-		if err != nil && n == 0 {
-			return err
-		}
+		c.lastRead.Store(int64(sl.link.now()))
 	}
 }
 
@@ -232,10 +238,14 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 	sl := c.slot
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
+	defer c.deliver() // what was received before an error is the stream's all the same
 	for {
 		f, n, err := wire.Parse(b[used:])
 		if err == wire.ErrTruncated {
 			return used, nil
+		}
+		if c.pending != nil && (f.Type != wire.TypeData || f.Stream != c.pending.id || len(c.parts) == cap(c.parts)) {
+			c.deliver()
 		}
 		if sl.cur != c {
 			return used, errFenced
@@ -254,7 +264,12 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 		if err != nil {
 			return used, err
 		}
-		sl.handle(ev)
+		if ev.kind == evData {
+			c.pending = ev.stream
+			c.parts = append(c.parts, ev.data)
+		} else {
+			sl.handle(ev)
+		}
 		switch {
 		case sl.core.acks.head != nil || len(sl.core.forgets) > 0:
 			sl.wake()
@@ -264,11 +279,20 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 	}
 }
 
+// deliver hands over the frames of one stream that came one behind the other: one system call writes them all. slot.mu is
+// held; it is released while the receiver is called.
+func (c *carrier) deliver() {
+	if s := c.pending; s != nil {
+		c.pending = nil
+		s.deliver(c.parts)
+		clear(c.parts)
+		c.parts = c.parts[:0]
+	}
+}
+
 // handle does what a frame asks of the shell. mu is held; it is released while receivers are called.
 func (sl *slot) handle(ev event) {
 	switch ev.kind {
-	case evData:
-		ev.stream.deliver(ev.data)
 	case evEnd:
 		ev.stream.ended()
 	case evAcked:
@@ -364,8 +388,11 @@ type batchConn struct {
 	mu   sync.Mutex
 	cork bool
 	out  []byte
-	in   []byte // read and not yet asked for; only the reader uses it
+	in   []byte // read and not yet asked for; only the reader uses it, as all below
 	room []byte
+	left int // bytes of the present TLS record that were not asked for yet
+	head int // bytes of the next record's header that were given out
+	size int // of the next record, as far as its header was given out
 }
 
 func newBatchConn(c net.Conn) *batchConn { return &batchConn{Conn: c} }
@@ -408,7 +435,32 @@ func (b *batchConn) Read(p []byte) (int, error) {
 		}
 		b.in = b.room[:n]
 	}
-	n := copy(p, b.in)
-	b.in = b.in[n:]
+	// Never more than the present record, so that crypto/tls holds none back and wholeRecord knows.
+	n := 0
+	for n < len(p) && len(b.in) > 0 {
+		if b.left == 0 {
+			if b.head == 0 && n > 0 {
+				break
+			}
+			b.size = b.size<<8 | int(b.in[0])
+			p[n] = b.in[0]
+			b.in, n = b.in[1:], n+1
+			if b.head++; b.head == recordHeader {
+				b.left, b.head, b.size = b.size&0xffff, 0, 0
+			}
+			continue
+		}
+		k := copy(p[n:], b.in[:min(b.left, len(b.in))])
+		b.in, b.left, n = b.in[k:], b.left-k, n+k
+	}
 	return n, nil
+}
+
+// recordHeader is type, version and length of a TLS record (RFC 8446 section 5.1).
+const recordHeader = 5
+
+// wholeRecord says whether a TLS read would get a record without waiting.
+func (b *batchConn) wholeRecord() bool {
+	return b.left == 0 && b.head == 0 && len(b.in) >= recordHeader &&
+		len(b.in) >= recordHeader+int(b.in[3])<<8+int(b.in[4])
 }

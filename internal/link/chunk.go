@@ -83,11 +83,16 @@ func (q *queue) push(c *Chunk) {
 	q.end += uint64(n)
 }
 
-// unread puts p in front of everything. It is for the receive side, which does not use the queue's offsets and checksums.
-func (q *queue) unread(p []byte) {
+// unread puts bufs, without their first n bytes, in front of everything. It is for the receive side, which does not use
+// the queue's offsets and checksums.
+func (q *queue) unread(n int, bufs [][]byte) {
 	rest := *q
 	*q = queue{}
-	q.write(p)
+	for _, b := range bufs {
+		skip := min(n, len(b))
+		n -= skip
+		q.write(b[skip:])
+	}
 	if rest.head == nil {
 		return
 	}

@@ -239,8 +239,8 @@ func (l *Link) GoAway(drain time.Duration) {
 }
 
 func (l *Link) claimFrame(f wire.Frame) error {
-	if f.Offset >= maxClaims {
-		return violation(wire.ErrClaimInvalid, "claim id %d, at most %d are possible", f.Offset, maxClaims-1)
+	if f.Offset >= MaxClaims {
+		return violation(wire.ErrClaimInvalid, "claim id %d, at most %d are possible", f.Offset, MaxClaims-1)
 	}
 	id := uint16(f.Offset)
 	switch f.Type {

@@ -175,7 +175,10 @@ func (c *core) receiveEnd(s *Stream, f wire.Frame) (event, error) {
 	}
 	r.settleCharge(c.budget, 0)
 	c.ackNow(s)
-	if r.reset() {
+	switch {
+	case r.code == wire.CodeChecksum && e.Kind != wire.RST:
+		c.end(s, wire.RST, wire.CodeChecksum) // the peer does not know yet
+	case r.reset():
 		s.send.drop()
 	}
 	c.settle(s)

@@ -54,6 +54,9 @@ func (c *core) table() (b []byte, crc uint32) {
 // apply rewinds every stream to what the peer has and queues what is to be sent again. It returns the streams that ended
 // by it. An error ends the session.
 func (c *core) apply(table []wire.StreamState) (events []event, err error) {
+	// Streams that wait for their OPEN are absent from the bridge's table: they queue again below, in order of their ids,
+	// with those whose OPEN was lost. An id that came late would be taken for one that was seen and forgotten.
+	c.opens.clear()
 	theirs := make(map[uint64]wire.StreamState, len(table))
 	for _, st := range table {
 		if c.proxy && (st.Stream >= c.nextID || uint8(st.Stream) != c.index) {

@@ -85,7 +85,7 @@ func (c *core) end(s *Stream, kind wire.EndKind, code wire.Code) {
 	default:
 		h.abort, h.code = true, code
 	}
-	if c.proxy && !s.openSent && kind == wire.RST {
+	if c.proxy && !s.openSent && kind == wire.RST && h.q.end == 0 {
 		c.remove(s) // the bridge never heard of it
 		return
 	}

@@ -45,8 +45,8 @@ type Stream struct {
 // Receiver takes what arrives on a stream. Receive, Backlogged and Ended come one at a time and in order, without any lock
 // held; Abort may come at any time, also beside them.
 type Receiver interface {
-	// Receive takes as much of b as it can without waiting and returns how much that was.
-	Receive(b []byte) int
+	// Receive takes as much of the bytes, which follow each other, as it can without waiting and returns how much that was.
+	Receive(bufs [][]byte) int
 	// Backlogged says that bytes wait in the stream. The receiver calls Backlog and Consumed, from a goroutine of its own,
 	// until Backlog returns nil.
 	Backlogged()
@@ -113,15 +113,19 @@ func (s *Stream) roomLocked() (int, error) {
 	}
 }
 
-// Send queues the bytes of c, of which Room allowed so many, and owns c from here. Bytes of a stream that ended are
-// dropped.
-func (s *Stream) Send(c *Chunk) {
+// Send queues the bytes of the chunks, of which Room allowed so many, and owns the chunks from here. Bytes of a stream that
+// ended are dropped.
+func (s *Stream) Send(cs ...*Chunk) {
 	sl := s.slot
 	sl.mu.Lock()
 	if s.send.end != 0 || s.send.moot || s.forgotten {
-		c.Free()
+		for _, c := range cs {
+			c.Free()
+		}
 	} else {
-		s.send.q.push(c)
+		for _, c := range cs {
+			s.send.q.push(c)
+		}
 		sl.core.touch(s)
 		sl.wake()
 	}
@@ -185,20 +189,26 @@ func (s *Stream) SetReceiver(r Receiver) {
 }
 
 // deliver takes new bytes in order. slot.mu is held; it is released while the receiver is called.
-func (s *Stream) deliver(data []byte) {
+func (s *Stream) deliver(bufs [][]byte) {
 	if s.receiver == nil || s.busy || s.recv.q.head != nil {
-		s.recv.q.write(data)
+		for _, b := range bufs {
+			s.recv.q.write(b)
+		}
 		s.change.Broadcast()
 		return
 	}
 	s.busy = true
 	s.slot.mu.Unlock()
-	n := s.receiver.Receive(data)
+	n := s.receiver.Receive(bufs)
 	s.slot.mu.Lock()
-	if n < len(data) && !s.recv.discard {
-		s.recv.q.unread(data[n:])
+	total := 0
+	for _, b := range bufs {
+		total += len(b)
+	}
+	if n == total || s.recv.discard {
+		n = total
 	} else {
-		n = len(data)
+		s.recv.q.unread(n, bufs)
 	}
 	if s.slot.core.consume(s, n, s.slot.link.now()) {
 		s.slot.wake()

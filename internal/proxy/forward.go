@@ -44,9 +44,10 @@ func (pr *pair) status() status.Pair {
 // forward carries one user's connection: find the bridge, open a stream, bind both, and say so at the beginning and the
 // end.
 func (p *Proxy) forward(ln *listener, conn net.Conn) {
+	var head []byte
 	if ln.probing() {
 		var probe bool
-		if conn, probe = p.answerProbe(ln, conn); probe {
+		if head, probe = p.answerProbe(ln, conn); probe {
 			return
 		}
 	}
@@ -63,7 +64,7 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) {
 		return
 	}
 	pr := &pair{
-		Pair: relay.New(relay.Client, conn, s), id: pairID(p.pairSeq.Add(1)), key: ln.dest.Key, stream: s,
+		Pair: relay.New(relay.Client, conn, s, head), id: pairID(p.pairSeq.Add(1)), key: ln.dest.Key, stream: s,
 		service: ln.dest.Public.String(), target: target, client: conn.RemoteAddr().String(), since: time.Now(),
 	}
 	p.mu.Lock()
@@ -100,9 +101,8 @@ func (p *Proxy) endPairs(reason relay.Reason, code wire.Code, which func(*pair) 
 }
 
 // answerProbe answers a bridge that proves its public port, and tells it from a user by the first bytes. It waits for
-// them only while a probe is expected, a few milliseconds after a claim, and gives back what it read of a user's.
-func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (net.Conn, bool) {
-	var got []byte
+// them only while a probe is expected, a few milliseconds after a claim, and returns what it read of a user's.
+func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (got []byte, probe bool) {
 	buf := make([]byte, 16)
 	deadline := time.Now().Add(probeTime)
 	for ln.probing() && time.Now().Before(deadline) && p.ctx.Err() == nil {
@@ -134,30 +134,8 @@ func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (net.Conn, bool) {
 		}
 	}
 	conn.SetReadDeadline(time.Time{})
-	if len(got) == 0 {
-		return conn, false
-	}
-	return &prefixed{Conn: conn, head: got}, false
+	return got, false
 }
-
-// prefixed gives back bytes that were read already. It has no descriptor of its own to wait on, so its pair reads with a
-// buffer in hand; only users who connect during a probe have one.
-type prefixed struct {
-	net.Conn
-	head []byte
-}
-
-func (c *prefixed) Read(b []byte) (int, error) {
-	if len(c.head) > 0 {
-		n := copy(b, c.head)
-		c.head = c.head[n:]
-		return n, nil
-	}
-	return c.Conn.Read(b)
-}
-
-func (c *prefixed) CloseWrite() error     { return c.Conn.(*net.TCPConn).CloseWrite() }
-func (c *prefixed) SetLinger(s int) error { return c.Conn.(*net.TCPConn).SetLinger(s) }
 
 func addrPort(a net.Addr) netip.AddrPort {
 	if t, ok := a.(*net.TCPAddr); ok {

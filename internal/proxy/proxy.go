@@ -257,7 +257,7 @@ func (p *Proxy) Status() status.Snapshot {
 		conns[pr.service]++
 	}
 	for _, s := range p.sessions {
-		snap.Links = append(snap.Links, s.link.Snapshot(s.key, s.link.PeerName(), s.leaving))
+		snap.Links = append(snap.Links, s.link.Snapshot(s.key, s.link.PeerName(), s.leaving || p.draining.Load()))
 		for _, c := range s.claims {
 			st := c.status(s)
 			st.Connections = conns[st.Public]

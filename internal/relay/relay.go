@@ -51,6 +51,7 @@ type Pair struct {
 	side   Side
 	sock   socket
 	stream *link.Stream
+	head   []byte
 
 	out, in  atomic.Uint64 // bytes from the socket, to the socket
 	poisoned atomic.Bool   // a write failed: a later EOF of the socket is the reset that the write swallowed
@@ -62,9 +63,9 @@ type Pair struct {
 	reason          Reason // set once the pair is over
 }
 
-// New returns a pair that does not move anything yet.
-func New(side Side, conn net.Conn, s *link.Stream) *Pair {
-	p := &Pair{side: side, stream: s, over: make(chan struct{})}
+// New returns a pair that does not move anything yet. head is what was read from conn before, at most a few bytes.
+func New(side Side, conn net.Conn, s *link.Stream, head []byte) *Pair {
+	p := &Pair{side: side, stream: s, head: head, over: make(chan struct{})}
 	p.sock.init(conn)
 	return p
 }
@@ -101,15 +102,21 @@ func (p *Pair) End(reason Reason, code wire.Code) {
 
 // outbound moves bytes from the socket into the stream: first permission to send, then readiness, and only then a buffer.
 func (p *Pair) outbound() {
+	if len(p.head) > 0 { // less than any stream's first credit
+		c := link.NewChunk()
+		c.Grow(copy(c.Room(), p.head))
+		p.out.Add(uint64(len(p.head)))
+		p.stream.Send(c)
+	}
 	for {
 		room, err := p.stream.Room()
 		if err != nil {
 			return // the stream is over: its end reaches us as a Receiver
 		}
-		c, err := p.sock.read(room)
-		if c != nil {
-			p.out.Add(uint64(len(c.Bytes())))
-			p.stream.Send(c)
+		n, err := p.sock.read(room)
+		if n > 0 {
+			p.out.Add(uint64(n))
+			p.stream.Send(p.sock.taken()...)
 		}
 		switch {
 		case err == nil:
@@ -158,19 +165,18 @@ func (p *Pair) finish(reason Reason, reset bool) {
 }
 
 // Receive implements link.Receiver: straight into the socket, as far as it takes it.
-func (p *Pair) Receive(b []byte) int {
-	n, err := p.sock.tryWrite(b)
+func (p *Pair) Receive(bufs [][]byte) int {
+	n, err := p.sock.tryWrite(bufs)
 	p.in.Add(uint64(n))
 	if err != nil {
-		p.writeFailed(err)
-		return len(b)
+		p.writeFailed()
 	}
 	return n
 }
 
 // writeFailed: the socket does not take any more. What its peer sent before may still be read, and then comes the reset;
 // the reader notices by itself, since a dead socket is readable.
-func (p *Pair) writeFailed(error) {
+func (p *Pair) writeFailed() {
 	p.poisoned.Store(true)
 	p.stream.Discard()
 	p.mu.Lock()
@@ -190,7 +196,7 @@ func (p *Pair) drain() {
 		n, err := p.sock.conn.Write(b)
 		p.in.Add(uint64(n))
 		if err != nil {
-			p.writeFailed(err)
+			p.writeFailed()
 		}
 		p.stream.Consumed(len(b))
 	}

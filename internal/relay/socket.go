@@ -15,25 +15,40 @@ type socket struct {
 
 	// What the callbacks of raw work on; they are made once, so that reading and writing allocate nothing.
 	readFunc, writeFunc func(fd uintptr) bool
-	limit               int
-	chunk               *link.Chunk
+	limit, n            int
+	eager               bool // the last read filled its chunk: have several ready for the next
+	chunks              [readAhead]*link.Chunk
+	vec                 [readAhead][]byte
 	readErr             error
-	src                 []byte
+	src                 [][]byte
 	wrote               int
 	writeErr            error
 }
 
+// readAhead is how many chunks one read fills at most.
+const readAhead = 4
+
+// taken returns the chunks that read filled. The caller owns them.
+func (s *socket) taken() []*link.Chunk {
+	k := 0
+	for k < readAhead && s.chunks[k] != nil {
+		k++
+	}
+	return s.chunks[:k]
+}
+
 // blockingRead reads with a buffer in hand, where there is no waiting without one.
-func (s *socket) blockingRead(limit int) (*link.Chunk, error) {
+func (s *socket) blockingRead(limit int) (int, error) {
 	c := link.NewChunk()
 	room := c.Room()
 	n, err := s.conn.Read(room[:min(limit, len(room))])
-	c.Grow(n)
 	if n == 0 {
 		c.Free()
-		return nil, err
+		return 0, err
 	}
-	return c, err
+	c.Grow(n)
+	s.chunks[0] = c
+	return n, err
 }
 
 // closeWrite sends FIN behind what was written. Sockets are born with linger 0, so that the death of this process is

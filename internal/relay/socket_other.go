@@ -2,19 +2,15 @@
 
 package relay
 
-import (
-	"net"
-
-	"reverser/internal/link"
-)
+import "net"
 
 // On Windows a RawConn cannot wait for readiness and then read without blocking (its sockets are overlapped, not
 // non-blocking), so reading holds a buffer and all writing is the drain goroutine's.
 func (s *socket) init(conn net.Conn) { s.conn = conn }
 
-func (s *socket) read(limit int) (*link.Chunk, error) { return s.blockingRead(limit) }
+func (s *socket) read(limit int) (int, error) { return s.blockingRead(limit) }
 
-func (s *socket) tryWrite([]byte) (int, error) { return 0, nil }
+func (s *socket) tryWrite([][]byte) (int, error) { return 0, nil }
 
 // queued cannot be asked for; a reset may overtake the last bytes here.
 func (s *socket) queued() int { return 0 }
