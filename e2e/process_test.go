@@ -79,7 +79,10 @@ func environ() []string {
 			env = append(env, kv)
 		}
 	}
-	return append(env, "XDG_STATE_HOME="+filepath.Join(buildDir, "no-such-state"))
+	return append(env,
+		"XDG_STATE_HOME="+filepath.Join(buildDir, "no-such-state"),
+		"GORACE=atexit_sleep_ms=0", // a program with the race detector takes a second to exit otherwise
+	)
 }
 
 func (p *process) wait() {

@@ -1,0 +1,408 @@
+package link
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"reverser/internal/wire"
+)
+
+// ends is a proxy's and a bridge's core of one slot, with a connection between them that a test moves frames over.
+type ends struct {
+	t      testing.TB
+	p, b   *core
+	now    time.Duration
+	pb, bp []byte // on their way to the bridge, to the proxy
+}
+
+func newEnds(t testing.TB) *ends {
+	return &ends{t: t, p: newCore(true, 1, NewBudget(0)), b: newCore(false, 1, NewBudget(0)), now: time.Second}
+}
+
+// take applies the first frame in *b at c; received data is consumed at once and appended to the stream's got.
+func take(c *core, b *[]byte, now time.Duration, got map[uint64][]byte) error {
+	f, n, err := wire.Parse(*b)
+	if err != nil {
+		return err
+	}
+	if f.Stream != 0 {
+		ev, err := c.receive(f, now)
+		if err != nil {
+			return err
+		}
+		if ev.kind == evData {
+			if got != nil {
+				got[f.Stream] = append(got[f.Stream], ev.data...)
+			}
+			c.consume(ev.stream, len(ev.data), now)
+		}
+	}
+	*b = (*b)[n:]
+	return nil
+}
+
+// settle moves everything that both have to say.
+func (e *ends) settle() {
+	e.t.Helper()
+	for quiet := 0; quiet < 3; quiet++ {
+		e.now += ackDelay
+		e.pb = e.p.fill(e.pb, 1<<20, e.now)
+		e.bp = e.b.fill(e.bp, 1<<20, e.now)
+		for len(e.pb) > 0 {
+			quiet = 0
+			if err := take(e.b, &e.pb, e.now, nil); err != nil {
+				e.t.Fatalf("bridge: %v", err)
+			}
+		}
+		for len(e.bp) > 0 {
+			quiet = 0
+			if err := take(e.p, &e.bp, e.now, nil); err != nil {
+				e.t.Fatalf("proxy: %v", err)
+			}
+		}
+	}
+}
+
+// cut loses what is on its way, and both ends notice.
+func (e *ends) cut() {
+	e.pb, e.bp = nil, nil
+	e.p.fence()
+	e.b.fence()
+}
+
+// resume exchanges the tables.
+func (e *ends) resume() (pe, be error) {
+	tb, _ := e.b.table()
+	table, err := wire.ParseTable(tb)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	if _, pe = e.p.apply(table); pe != nil {
+		return pe, nil
+	}
+	tp, _ := e.p.table()
+	table, err = wire.ParseTable(tp)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	_, be = e.b.apply(table)
+	return nil, be
+}
+
+func (e *ends) mustResume() {
+	e.t.Helper()
+	if pe, be := e.resume(); pe != nil || be != nil {
+		e.t.Fatalf("resume: proxy %v, bridge %v", pe, be)
+	}
+}
+
+func write(c *core, s *Stream, p []byte) {
+	s.send.q.write(p)
+	c.touch(s)
+}
+
+func TestOpenedInTheOrderOfIDsAfterAResume(t *testing.T) {
+	e := newEnds(t)
+	lost := e.p.open(wire.Open{})
+	e.p.fill(nil, 1<<20, e.now)
+	e.cut()
+	during := e.p.open(wire.Open{})
+	e.mustResume()
+	e.settle()
+	for _, s := range []*Stream{lost, during} {
+		if e.b.streams[s.id] == nil {
+			t.Errorf("stream %d never opened at the bridge", s.id)
+		}
+	}
+}
+
+func TestResetBeforeTheOpenWentOut(t *testing.T) {
+	e := newEnds(t)
+	quiet := e.p.open(wire.Open{})
+	e.p.end(quiet, wire.RST, wire.CodeReset)
+	spoke := e.p.open(wire.Open{})
+	write(e.p, spoke, []byte("hello"))
+	e.p.end(spoke, wire.RST, wire.CodeReset)
+	got := map[uint64][]byte{}
+	for b := e.p.fill(nil, 1<<20, e.now); len(b) > 0; {
+		if err := take(e.b, &b, e.now, got); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e.b.streams[quiet.id] != nil || string(got[spoke.id]) != "hello" {
+		t.Errorf("bridge got %v, and %d streams", got, len(e.b.streams))
+	}
+}
+
+func TestChecksumMismatch(t *testing.T) {
+	for _, at := range []string{"bridge", "proxy", "resume"} {
+		t.Run(at, func(t *testing.T) {
+			e := newEnds(t)
+			s := e.p.open(wire.Open{})
+			e.settle()
+			from, half := e.p, s
+			if at == "proxy" {
+				from, half = e.b, e.b.streams[s.id]
+			}
+			write(from, half, []byte("hello"))
+			half.send.q.tail.crc ^= 1
+			if at == "resume" {
+				from.fill(nil, 1<<20, e.now)
+				e.cut()
+				e.b.streams[s.id].recv.nxt = 5 // as if it had arrived, with another sum
+				e.mustResume()
+			} else {
+				from.end(half, wire.FIN, 0)
+			}
+			e.settle()
+			if fails := e.p.ChecksumFails + e.b.ChecksumFails; fails == 0 {
+				t.Error("nobody noticed")
+			}
+			if len(e.p.streams) != 0 || len(e.b.streams) != 0 {
+				t.Errorf("left: proxy %d, bridge %d streams", len(e.p.streams), len(e.b.streams))
+			}
+		})
+	}
+}
+
+func TestViolations(t *testing.T) {
+	const id = 1<<8 | 1
+	data := func(off uint64, n int) wire.Frame {
+		return wire.Frame{Type: wire.TypeData, Stream: id, Offset: off, Payload: make([]byte, n)}
+	}
+	end := func(off uint64, kind wire.EndKind) wire.Frame {
+		f, _, _ := wire.Parse(wire.AppendEnd(nil, id, off, wire.End{Kind: kind}))
+		return f
+	}
+	ack := func(stream, off uint64) wire.Frame {
+		f, _, _ := wire.Parse(wire.AppendAck(nil, stream, off, 0))
+		return f
+	}
+	tests := []struct {
+		name   string
+		bridge bool // the end that receives
+		frames []wire.Frame
+		want   wire.ErrCode // of the last frame; 0: none
+	}{
+		{"data with a gap", true, []wire.Frame{data(1, 1)}, wire.ErrGap},
+		{"data beyond the credit", true, []wire.Frame{data(0, 10), data(10, floorWindow)}, wire.ErrCredit},
+		{"data that overflows", true, []wire.Frame{data(^uint64(0)-1, 10)}, wire.ErrOverflow},
+		{"data below is trimmed", true, []wire.Frame{data(0, 10), data(5, 10), data(0, 3)}, 0},
+		{"data after end", true, []wire.Frame{end(0, wire.FIN), data(0, 1)}, wire.ErrAfterEnd},
+		{"end below what came", true, []wire.Frame{data(0, 10), end(5, wire.FIN)}, wire.ErrAfterEnd},
+		{"end beyond what came", true, []wire.Frame{end(5, wire.FIN)}, wire.ErrGap},
+		{"end again", true, []wire.Frame{end(0, wire.FIN), end(0, wire.FIN)}, 0},
+		{"two ends that differ", true, []wire.Frame{end(0, wire.FIN), end(0, wire.RST)}, wire.ErrAfterEnd},
+		{"reset after end", true, []wire.Frame{end(0, wire.FIN), end(1, wire.RST)}, 0},
+		{"fin after fin", true, []wire.Frame{end(0, wire.FIN), end(1, wire.FIN)}, wire.ErrGap},
+		{"ack beyond what was sent", true, []wire.Frame{ack(id, 1)}, wire.ErrAckBeyond},
+		{"ack that goes back", false, []wire.Frame{ack(id, 0), ack(id, 0)}, 0},
+		{"ack of a stream never opened", false, []wire.Frame{ack(5<<8|1, 0)}, wire.ErrUnexpected},
+		{"frame of another slot", false, []wire.Frame{ack(1<<8|2, 0)}, wire.ErrUnexpected},
+		{"open of a live id", true, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, 0},
+		{"open from a bridge", false, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, wire.ErrUnexpected},
+		{"forget from a bridge", false, []wire.Frame{{Type: wire.TypeForget, Stream: id}}, wire.ErrUnexpected},
+		{"open of a forgotten id", true, []wire.Frame{{Type: wire.TypeForget, Stream: id}, {Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			e := newEnds(t)
+			e.p.open(wire.Open{})
+			b := e.p.fill(nil, 1<<20, e.now)
+			if err := take(e.b, &b, e.now, nil); err != nil {
+				t.Fatal(err)
+			}
+			c := e.p
+			if tt.bridge {
+				c = e.b
+			}
+			var err error
+			for i, f := range tt.frames {
+				var ev event
+				if ev, err = c.receive(f, e.now); err != nil && i < len(tt.frames)-1 {
+					t.Fatalf("frame %d: %v", i, err)
+				}
+				if ev.kind == evOpened {
+					t.Error("the target would be dialled a second time")
+				}
+			}
+			var p *protocolError
+			if got := errors.As(err, &p); got != (tt.want != 0) || got && p.code != tt.want {
+				t.Errorf("last frame: %v, want code %d", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestFloodOfFramesThatDoNothing(t *testing.T) {
+	e := newEnds(t)
+	f, _, _ := wire.Parse(wire.AppendAck(nil, 1<<8|1, 0, 0))
+	s := e.p.open(wire.Open{})
+	e.settle()
+	e.p.end(s, wire.RST, 0)
+	e.settle()
+	for i := 0; ; i++ {
+		if _, err := e.p.receive(f, e.now); err != nil {
+			return
+		}
+		if i > glitchLimit {
+			t.Fatal("the flood goes on for ever")
+		}
+	}
+}
+
+func TestBadTables(t *testing.T) {
+	const id = 1<<8 | 1
+	for name, st := range map[string]wire.StreamState{
+		"less than acknowledged": {Stream: id, RcvNxt: 2},
+		"more than sent":         {Stream: id, RcvNxt: 11},
+		"never opened":           {Stream: 9<<8 | 1},
+		"another slot":           {Stream: 1<<8 | 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnds(t)
+			s := e.p.open(wire.Open{})
+			write(e.p, s, []byte("hello"))
+			e.settle()
+			write(e.p, s, []byte("world"))
+			e.p.fill(nil, 1<<20, e.now)
+			e.cut()
+			var p *protocolError
+			if _, err := e.p.apply([]wire.StreamState{st}); !errors.As(err, &p) || p.code != wire.ErrResume || !p.fatal {
+				t.Errorf("apply = %v, want a session that ends with code %d", err, wire.ErrResume)
+			}
+		})
+	}
+}
+
+// TestRandomBreaks drives two cores through random schedules of writes, reads, ends, half-delivered batches, and breaks at
+// any frame, and checks that every stream delivers what was sent, once and in order, and that nothing is left.
+func TestRandomBreaks(t *testing.T) {
+	for seed := range uint64(150) {
+		if err := randomRun(t, seed); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+}
+
+func randomRun(t testing.TB, seed uint64) error {
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	e := newEnds(t)
+	type half struct{ want []byte }
+	want := [2]map[uint64]*half{{}, {}} // sent by the proxy, by the bridge
+	got := [2]map[uint64][]byte{{}, {}} // received by the bridge, by the proxy
+	cores := [2]*core{e.p, e.b}
+	var all []*Stream
+	up := true
+	steps := 300
+	for i := 0; i < steps || len(e.p.streams)+len(e.b.streams) > 0; i++ {
+		if i > steps+4000 {
+			return fmt.Errorf("does not come to rest: proxy %d, bridge %d streams", len(e.p.streams), len(e.b.streams))
+		}
+		e.now += time.Duration(rnd.IntN(20)) * time.Millisecond
+		winding := i >= steps
+		switch k := rnd.IntN(10); {
+		case k == 0 && !winding && len(all) < 12:
+			s := e.p.open(wire.Open{})
+			all = append(all, s)
+		case k <= 2 && !winding || winding && k <= 3:
+			side := rnd.IntN(2)
+			for _, s := range cores[side].streams {
+				if n := min(s.send.room(), rnd.IntN(40_000)); n > 0 && !winding {
+					p := make([]byte, n)
+					for j := range p {
+						p[j] = byte(rnd.Uint32())
+					}
+					if want[side][s.id] == nil {
+						want[side][s.id] = &half{}
+					}
+					want[side][s.id].want = append(want[side][s.id].want, p...)
+					write(cores[side], s, p)
+				}
+				if winding || rnd.IntN(12) == 0 {
+					cores[side].end(s, wire.FIN, 0)
+				}
+			}
+		case k == 4 && rnd.IntN(3) == 0:
+			e.cut()
+			up = false
+		case !up:
+			if pe, be := e.resume(); pe != nil || be != nil {
+				return fmt.Errorf("resume: %v, %v", pe, be)
+			}
+			up = true
+		default:
+			e.pb = e.p.fill(e.pb, rnd.IntN(60_000), e.now)
+			e.bp = e.b.fill(e.bp, rnd.IntN(60_000), e.now)
+			for n := rnd.IntN(12); n > 0 && len(e.pb) > 0; n-- {
+				if err := take(e.b, &e.pb, e.now, got[0]); err != nil {
+					return fmt.Errorf("bridge: %w", err)
+				}
+			}
+			for n := rnd.IntN(12); n > 0 && len(e.bp) > 0; n-- {
+				if err := take(e.p, &e.bp, e.now, got[1]); err != nil {
+					return fmt.Errorf("proxy: %w", err)
+				}
+			}
+		}
+	}
+	for side := range want {
+		for id, h := range want[side] {
+			if !bytes.Equal(got[side][id], h.want) {
+				return fmt.Errorf("side %d stream %d: %d bytes arrived, %d equal ones were sent", side, id, len(got[side][id]), len(h.want))
+			}
+		}
+	}
+	for _, c := range cores {
+		if n := c.budget.Used(); n != 0 {
+			return fmt.Errorf("%d bytes are still charged", n)
+		}
+		if c.ChecksumFails != 0 {
+			return fmt.Errorf("%d checksums failed", c.ChecksumFails)
+		}
+	}
+	return nil
+}
+
+func TestSteadyStateAllocatesNothing(t *testing.T) {
+	e := newEnds(t)
+	s := e.p.open(wire.Open{})
+	e.settle()
+	peer := e.b.streams[s.id]
+	buf := make([]byte, 0, 1<<20)
+	p := make([]byte, 4096)
+	round := func() {
+		write(e.p, s, p)
+		b := e.p.fill(buf[:0], batch, e.now)
+		for len(b) > 0 {
+			f, n, _ := wire.Parse(b)
+			ev, err := e.b.receive(f, e.now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ev.kind == evData {
+				e.b.consume(peer, len(ev.data), e.now)
+			}
+			b = b[n:]
+		}
+		e.now += ackDelay
+		b = e.b.fill(buf[:0], batch, e.now)
+		for len(b) > 0 {
+			f, n, _ := wire.Parse(b)
+			if _, err := e.p.receive(f, e.now); err != nil {
+				t.Fatal(err)
+			}
+			b = b[n:]
+		}
+	}
+	for range 100 {
+		round()
+	}
+	if n := testing.AllocsPerRun(1000, round); n > 0.5 {
+		t.Errorf("%.2f allocations a round, want none", n)
+	}
+}

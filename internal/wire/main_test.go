@@ -1,0 +1,9 @@
+package wire
+
+import (
+	"testing"
+
+	"reverser/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
