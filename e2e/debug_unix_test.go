@@ -98,6 +98,7 @@ func TestSecondSignalStopsNow(t *testing.T) {
 				t.Errorf("exit code %d; want 0", code)
 			}
 			wantReset(t, c, 0)
+			p.awaitRecord("pair released", "service", tun.service, "reason", "drain")
 		})
 	}
 }

@@ -97,6 +97,7 @@ func TestRemovedKeyEndsEverything(t *testing.T) {
 		_, err := readPattern(tryDial(loopback(public)))
 		return errors.Is(err, syscall.ECONNREFUSED)
 	})
+	b.awaitLogged(`"level":"WARN"`, "refused", "key")
 	if !b.running() {
 		t.Errorf("the bridge has ended: %v; want it to try on", b.cmd.ProcessState)
 	}

@@ -55,6 +55,7 @@ func TestProxyRestart(t *testing.T) {
 	exchange(t, tun.dial(t), "before")
 	for range 2 {
 		tun.proxy.kill()
+		tun.bridge.awaitLogged(`"level":"WARN"`, loopback(tun.proxy.link), "connection refused")
 		tun.proxy = startProxyAt(t, tun.proxy.state, tun.proxy.link)
 		eventually(t, "the proxy has its bridge back", func() bool {
 			st := mustStatus(t, tun.proxy.state)
@@ -66,6 +67,15 @@ func TestProxyRestart(t *testing.T) {
 	if strings.Contains(tun.proxy.stdout.String(), "rv1_") {
 		t.Error("a restarted proxy printed a token again")
 	}
+}
+
+// A firewall that lets the control connection through and not the carriers is named.
+func TestBlockedTransferPort(t *testing.T) {
+	t.Parallel()
+	p := startProxy(t, "--transfer", loopback(freePort(t)))
+	blocked, public := freePort(t), freePort(t)
+	b := startBridge(t, p.defaultToken(), fmt.Sprintf("%d=%d", public, serve(t, echo)), "--proxy-transfer", loopback(blocked))
+	b.awaitLogged(`"level":"WARN"`, loopback(blocked))
 }
 
 // A service whose public port is taken is reported and tried again, and takes no other

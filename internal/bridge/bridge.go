@@ -2,8 +2,8 @@
 // real servers.
 //
 // Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The
-// route of a byte through it: internal/link receives, serve.go finds the service of a new stream, target.go connects to
-// the real server, internal/relay moves the bytes. Every goroutine is counted in Bridge.wg, and Run returns when all have
+// route of a byte through it: internal/link receives, serve.go finds the service of a new stream and connects to the
+// real server, internal/relay moves the bytes. Every goroutine is counted in Bridge.wg, and Run returns when all have
 // ended.
 package bridge
 
@@ -24,6 +24,7 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/link"
+	"reverser/internal/relay"
 	"reverser/internal/service"
 	"reverser/internal/status"
 	"reverser/internal/token"
@@ -81,7 +82,7 @@ type Bridge struct {
 	services []serviceState
 	pairs    map[*pair]struct{}
 	idle     chan struct{} // closed when draining and no pair is left; nil before
-	lastErr  string        // of dialling, as last logged
+	lastErr  [2]string     // of dialling the control connection and carriers, as last logged
 }
 
 // serviceState is what the proxy said about a service.
@@ -141,7 +142,10 @@ func withPort(addr string) string {
 // Run keeps the link to the proxy and serves until ctx ends, which resets every connection, or until a drain is complete.
 // A proxy that is not there, or is not the right one, is tried again for ever.
 func (b *Bridge) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, b.stop)
+	stop := context.AfterFunc(ctx, func() {
+		b.endPairs(lastWords)
+		b.stop()
+	})
 	defer stop()
 	d := link.NewDialer(link.DialerConfig{
 		Owner: b, Log: b.log, Name: b.name, Dial: b.dial, Failed: b.failed,
@@ -174,10 +178,10 @@ func (b *Bridge) awaitDrain() {
 	b.mu.Lock()
 	l, left := b.link, len(b.pairs)
 	idle := make(chan struct{})
-	b.idle = idle
 	if left == 0 {
 		close(idle)
-		b.idle = nil
+	} else {
+		b.idle = idle
 	}
 	b.mu.Unlock()
 	b.log.Info("draining", "pairs", left, "limit", b.cfg.Drain.Seconds())
@@ -192,14 +196,33 @@ func (b *Bridge) awaitDrain() {
 		b.log.Warn("drain time is over, resetting what is left")
 	case <-b.ctx.Done():
 	}
-	if l != nil {
-		l.Flush(flushLimit) // what the pairs said last is still to be delivered
-	}
+	b.endPairs(flushLimit)
 	b.stop()
 }
 
-// flushLimit bounds the wait for the proxy to have everything before a bridge stops.
-const flushLimit = 5 * time.Second
+// How long a stopping bridge waits for the proxy to have what its pairs said last: after a drain, and when it was told to
+// stop now.
+const (
+	flushLimit = 5 * time.Second
+	lastWords  = 200 * time.Millisecond
+)
+
+// endPairs resets the pairs that are left and waits up to d for the proxy to know.
+func (b *Bridge) endPairs(d time.Duration) {
+	b.mu.Lock()
+	l := b.link
+	var left []*pair
+	for pr := range b.pairs {
+		left = append(left, pr)
+	}
+	b.mu.Unlock()
+	for _, pr := range left {
+		pr.End(relay.ReasonDrain, wire.CodeDrain)
+	}
+	if l != nil {
+		l.Flush(d)
+	}
+}
 
 // dial opens a socket of the link.
 func (b *Bridge) dial(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error) {
@@ -246,26 +269,32 @@ func (b *Bridge) failed(slot int, err error, next time.Duration) {
 		return
 	}
 	text := err.Error()
+	what, i := "no connection to the proxy, trying again", 0
+	if slot > 0 {
+		what, i = "no connection for carriers, trying again; without one no user is served", 1
+	}
 	b.mu.Lock()
-	again := b.lastErr == text
-	b.lastErr = text
+	again := b.lastErr[i] == text
+	b.lastErr[i] = text
 	b.mu.Unlock()
 	log := b.log.Warn
-	if again || slot > 0 {
+	if again {
 		log = b.log.Debug
 	}
-	log("no connection to the proxy, trying again", "proxy", b.proxy, "err", text, "retry_in", next.Round(time.Millisecond).Seconds())
+	log(what, "proxy", b.proxy, "err", text, "retry_in", next.Round(time.Millisecond).Seconds())
 }
 
 // Attached implements link.Owner.
 func (b *Bridge) Attached(l *link.Link, slot int) {
+	b.mu.Lock()
+	b.lastErr[min(slot, 1)] = ""
+	if slot == 0 {
+		b.link = l
+	}
+	b.mu.Unlock()
 	if slot != 0 {
 		return
 	}
-	b.mu.Lock()
-	b.link = l
-	b.lastErr = ""
-	b.mu.Unlock()
 	if b.draining.Load() {
 		l.GoAway(b.cfg.Drain)
 		return

@@ -74,6 +74,7 @@ func (sl *slot) install(c *carrier) {
 	}
 	sl.attached = true
 	sl.cur = c
+	sl.core.ping = true // measures the round trip
 	sl.since = sl.link.now()
 	c.lastRead.Store(int64(sl.link.now()))
 }

@@ -2,6 +2,7 @@ package link
 
 import (
 	"crypto/sha256"
+	"net"
 	"time"
 
 	"reverser/internal/status"
@@ -28,6 +29,17 @@ func (l *Link) Snapshot(key, bridge string, leaving bool) status.Link {
 		st.Resumes += s.Resumes
 	}
 	return st
+}
+
+// RemoteAddr is the peer's address on the control connection, nil while there is none.
+func (l *Link) RemoteAddr() net.Addr {
+	sl := l.slots[0]
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if sl.cur == nil {
+		return nil
+	}
+	return sl.cur.raw.Conn.RemoteAddr()
 }
 
 // Flush waits until the peer has everything that streams sent, at most d.

@@ -52,7 +52,10 @@ func (p *Proxy) acceptUsers(ln *listener) {
 		select {
 		case p.conns <- struct{}{}:
 		default:
-			p.log.Warn("as many connections as the descriptor limit allows, new ones wait", "limit", cap(p.conns))
+			if now := time.Now().UnixNano(); now-p.fullSaid.Load() > int64(time.Minute) {
+				p.fullSaid.Store(now)
+				p.log.Warn("as many connections as the descriptor limit allows, new ones wait (raise it with ulimit -n or LimitNOFILE=)", "limit", cap(p.conns))
+			}
 			select {
 			case p.conns <- struct{}{}:
 			case <-p.ctx.Done():

@@ -100,11 +100,19 @@ func (p *Proxy) endPairs(reason relay.Reason, code wire.Code, which func(*pair) 
 	}
 }
 
+// probeOthers is how long a client that says nothing is taken for a probe when it comes from elsewhere than the bridge's
+// link: a bridge may leave by two ways, but it shows its nonce at once.
+const probeOthers = 300 * time.Millisecond
+
 // answerProbe answers a bridge that proves its public port, and tells it from a user by the first bytes. It waits for
 // them only while a probe is expected, a few milliseconds after a claim, and returns what it read of a user's.
 func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (got []byte, probe bool) {
 	buf := make([]byte, 16)
-	deadline := time.Now().Add(probeTime)
+	patience := probeOthers
+	if l, _, _ := ln.dest.Link(); network(conn.RemoteAddr()) == network(l.RemoteAddr()) {
+		patience = probeTime
+	}
+	deadline := time.Now().Add(patience)
 	for ln.probing() && time.Now().Before(deadline) && p.ctx.Err() == nil {
 		conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 		n, err := conn.Read(buf[:16-len(got)])

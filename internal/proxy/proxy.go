@@ -70,6 +70,7 @@ type Proxy struct {
 	gate      *gate
 	linkLn    net.Listener
 	transfer  net.Listener
+	fullSaid  atomic.Int64  // when it was last logged that conns is full; UnixNano
 	conns     chan struct{} // one element a user connection; see Config.MaxConns
 	wg        sync.WaitGroup
 	ctx       context.Context // ends with Run
@@ -167,6 +168,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.draining.Store(true)
 	p.closeListeners()
 	p.endPairs(relay.ReasonDrain, wire.CodeDrain, func(*pair) bool { return true })
+	for _, l := range p.host.Links() {
+		l.Flush(lastWords)
+	}
 	p.stop()
 	p.linkLn.Close()
 	if p.transfer != nil {
@@ -197,9 +201,10 @@ func (p *Proxy) finishPairs(ctx context.Context) {
 	p.mu.Lock()
 	left := len(p.pairs)
 	idle := make(chan struct{})
-	p.idle = idle
 	if left == 0 {
 		close(idle)
+	} else {
+		p.idle = idle
 	}
 	p.mu.Unlock()
 	p.log.Info("draining", "pairs", left, "limit", p.cfg.Drain.Seconds())
@@ -212,6 +217,9 @@ func (p *Proxy) finishPairs(ctx context.Context) {
 	case <-ctx.Done():
 	}
 }
+
+// lastWords is how long a stopping proxy waits for bridges to know that their pairs were reset.
+const lastWords = 200 * time.Millisecond
 
 func (p *Proxy) secret(id [16]byte) (secret [32]byte, ok bool) {
 	p.mu.Lock()

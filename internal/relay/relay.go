@@ -30,7 +30,6 @@ const (
 	ReasonRefused     Reason = "target-refused"     // the target refused the connection
 	ReasonUnreachable Reason = "target-unreachable" // the target did not answer in time, or there is no way to it
 	ReasonLinkLost    Reason = "link-lost"          // the session between bridge and proxy ended
-	ReasonAway        Reason = "bridge-away"        // no bridge came back in time for a new client
 	ReasonRemoved     Reason = "service-removed"    // the service or its key was removed
 	ReasonDrain       Reason = "drain"              // the process stopped
 	ReasonLimit       Reason = "limit"              // no room for another connection
@@ -239,16 +238,17 @@ func (p *Pair) flush() {
 }
 
 // Abort implements link.Receiver.
-func (p *Pair) Abort(code wire.Code) { p.finish(p.remote(code), true) }
+func (p *Pair) Abort(code wire.Code) {
+	reason := p.remote(code)
+	if code == wire.CodeAborted {
+		reason = ReasonLinkLost
+	}
+	p.finish(reason, true)
+}
 
 // remote is the reason behind a RST that came over the link.
 func (p *Pair) remote(code wire.Code) Reason {
 	switch code {
-	case wire.CodeReset, wire.CodeNone:
-		if p.side == Client {
-			return ReasonTargetReset
-		}
-		return ReasonClientReset
 	case wire.CodeRefused:
 		return ReasonRefused
 	case wire.CodeUnreachable:
@@ -262,5 +262,8 @@ func (p *Pair) remote(code wire.Code) Reason {
 	case wire.CodeChecksum:
 		return ReasonChecksum
 	}
-	return ReasonLinkLost
+	if p.side == Client {
+		return ReasonTargetReset
+	}
+	return ReasonClientReset
 }
