@@ -55,7 +55,7 @@ func TestProxyRestart(t *testing.T) {
 	exchange(t, tun.dial(t), "before")
 	for range 2 {
 		tun.proxy.kill()
-		tun.bridge.awaitLogged(`"level":"WARN"`, loopback(tun.proxy.link), "connection refused")
+		tun.bridge.awaitLogged(`"level":"WARN"`, loopback(tun.proxy.link), "refused")
 		tun.proxy = startProxyAt(t, tun.proxy.state, tun.proxy.link)
 		eventually(t, "the proxy has its bridge back", func() bool {
 			st := mustStatus(t, tun.proxy.state)
