@@ -12,6 +12,9 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"os"
+	"runtime"
+	"runtime/pprof"
 	"strconv"
 	"sync"
 	"testing"
@@ -170,4 +173,44 @@ func BenchmarkConnection(b *testing.B) {
 		}
 		c.Close()
 	}
+}
+
+// BenchmarkIdle reports what an idle connection holds in the heap and in stacks: proxy, bridge, and the 2 sockets and one
+// goroutine that the test itself has for it.
+func BenchmarkIdle(b *testing.B) {
+	const conns = 1000
+	hold := make(chan struct{})
+	defer close(hold)
+	addr := tunnel(b, server(b, func(c net.Conn) {
+		var buf [1]byte
+		io.ReadFull(c, buf[:])
+		c.Write(buf[:])
+		<-hold
+	}))
+	for b.Loop() {
+		before := memory()
+		for range conns {
+			c := dial(b, addr)
+			b.Cleanup(func() { c.Close() })
+			var buf [1]byte
+			c.Write(buf[:])
+			io.ReadFull(c, buf[:])
+		}
+		time.Sleep(200 * time.Millisecond) // the last ACKs
+		after := memory()
+		b.ReportMetric(float64(after.HeapInuse-before.HeapInuse)/conns, "heap-B/conn")
+		b.ReportMetric(float64(after.StackInuse-before.StackInuse)/conns, "stack-B/conn")
+		if os.Getenv("HEAP") != "" {
+			f, _ := os.Create(os.Getenv("HEAP"))
+			pprof.Lookup("heap").WriteTo(f, 0)
+			f.Close()
+		}
+	}
+}
+
+func memory() (m runtime.MemStats) {
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m
 }

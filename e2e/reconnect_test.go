@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -67,6 +68,58 @@ func TestProxyRestart(t *testing.T) {
 	if strings.Contains(tun.proxy.stdout.String(), "rv1_") {
 		t.Error("a restarted proxy printed a token again")
 	}
+}
+
+// Who connects while the bridge is away is held for ten seconds.
+func TestClientWaitsForTheBridge(t *testing.T) {
+	t.Parallel()
+	service := serve(t, echo)
+	tun := startTunnel(t, strconv.Itoa(service))
+	tun.bridge.kill()
+	eventually(t, "the service is away", func() bool {
+		st := mustStatus(t, tun.proxy.state)
+		return len(st.Services) == 1 && st.Services[0].State == "away"
+	})
+	early := tun.dial(t)
+	begin := time.Now()
+	wantReset(t, early, 0)
+	if held := time.Since(begin); held < 8*time.Second || held > 30*time.Second {
+		t.Errorf("the client was held for %v; want 10s", held)
+	}
+	lucky := tun.dial(t)
+	lucky.Write([]byte("hello"))
+	startBridge(t, tun.token, fmt.Sprintf("%d=%d", tun.public, service))
+	got := make([]byte, 5)
+	if _, err := io.ReadFull(lucky, got); err != nil || string(got) != "hello" {
+		t.Errorf("the client who waited read %q, %v; want its echo", got, err)
+	}
+}
+
+// The bridge proves that the public port answers. The service sees nothing of it, and
+// it is no pair.
+func TestProbeIsNoConnection(t *testing.T) {
+	t.Parallel()
+	var conns atomic.Int64
+	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		conns.Add(1)
+		echo(c)
+	})))
+	exchange(t, tun.dial(t), "hello")
+	if got := conns.Load(); got != 1 {
+		t.Errorf("the service saw %d connections; want the client's alone", got)
+	}
+	for _, side := range []*process{tun.proxy.process, tun.bridge.process} {
+		side.awaitRecord("pair created")
+		if got := len(side.records("pair created")); got != 1 {
+			t.Errorf("%s made %d pairs; want 1", side.name, got)
+		}
+	}
+}
+
+// Everything in one process, on ports of its own.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	run(t, reverser(t), "demo", "--once")
 }
 
 // A firewall that lets the control connection through and not the carriers is named.

@@ -58,7 +58,7 @@ func (b *Bridge) Opened(s *link.Stream) {
 	}
 }
 
-// serve connects a stream to its service and moves bytes until both are done.
+// serve connects a stream to its service.
 func (b *Bridge) serve(s *link.Stream, id int) {
 	svc := b.cfg.Services[id]
 	b.mu.Lock()
@@ -68,7 +68,6 @@ func (b *Bridge) serve(s *link.Stream, id int) {
 	if s.Open().Client.IsValid() {
 		client = s.Open().Client.String()
 	}
-	log := b.log.With("service", public, "client", client, "target", svc.target())
 	if svc.Handle != nil {
 		<-b.dials
 		svc.Handle(s)
@@ -79,7 +78,7 @@ func (b *Bridge) serve(s *link.Stream, id int) {
 	if err != nil {
 		s.Reset(targetCode(err))
 		if b.ctx.Err() == nil {
-			log.Warn("target cannot be reached, the client gets a reset", "err", err)
+			b.log.Warn("target cannot be reached, the client gets a reset", "service", public, "client", client, "target", svc.target(), "err", err)
 		}
 		return
 	}
@@ -90,11 +89,18 @@ func (b *Bridge) serve(s *link.Stream, id int) {
 	b.mu.Lock()
 	b.pairs[pr] = struct{}{}
 	b.mu.Unlock()
-	log.Info("pair created")
+	b.log.Info("pair created", "service", pr.service, "client", pr.client, "target", pr.target)
+	b.wg.Go(func() { b.carry(pr) })
+}
+
+// carry moves a pair's bytes until it is over. Its goroutine is a fresh one: dialling and logging grow a stack to 8 KB,
+// which an idle connection would keep.
+func (b *Bridge) carry(pr *pair) {
 	reason := pr.Run()
 	sent, received := pr.Counts()
-	log.Info("pair released", "sent", sent, "received", received, "duration", time.Since(pr.since).Seconds(),
-		"reason", string(reason), "resumes", s.Resumes())
+	b.log.Info("pair released", "service", pr.service, "client", pr.client, "target", pr.target,
+		"sent", sent, "received", received, "duration", time.Since(pr.since).Seconds(),
+		"reason", string(reason), "resumes", pr.stream.Resumes())
 	b.pairDone(pr)
 }
 

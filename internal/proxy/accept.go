@@ -64,8 +64,11 @@ func (p *Proxy) acceptUsers(ln *listener) {
 			}
 		}
 		p.wg.Go(func() {
-			defer func() { <-p.conns }()
-			p.forward(ln, conn)
+			if pr := p.forward(ln, conn); pr != nil {
+				p.wg.Go(func() { p.carry(pr) })
+				return
+			}
+			<-p.conns
 		})
 	})
 }

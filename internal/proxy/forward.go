@@ -41,14 +41,14 @@ func (pr *pair) status() status.Pair {
 	return st
 }
 
-// forward carries one user's connection: find the bridge, open a stream, bind both, and say so at the beginning and the
-// end.
-func (p *Proxy) forward(ln *listener, conn net.Conn) {
+// forward makes a pair of one user's connection: find the bridge, open a stream, bind both, and say so. nil: the
+// connection is not, or not to be, served.
+func (p *Proxy) forward(ln *listener, conn net.Conn) *pair {
 	var head []byte
 	if ln.probing() {
 		var probe bool
 		if head, probe = p.answerProbe(ln, conn); probe {
-			return
+			return nil
 		}
 	}
 	l, id, target, err := ln.dest.Wait(p.ctx)
@@ -61,7 +61,7 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) {
 		if !errors.Is(err, context.Canceled) && !errors.Is(err, route.ErrRemoved) {
 			p.log.Warn("client refused", "service", ln.dest.Public.String(), "client", conn.RemoteAddr().String(), "err", err)
 		}
-		return
+		return nil
 	}
 	pr := &pair{
 		Pair: relay.New(relay.Client, conn, s, head), id: pairID(p.pairSeq.Add(1)), key: ln.dest.Key, stream: s,
@@ -70,12 +70,18 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) {
 	p.mu.Lock()
 	p.pairs[pr] = struct{}{}
 	p.mu.Unlock()
-	log := p.log.With("service", pr.service, "client", pr.client, "target", pr.target)
-	log.Info("pair created")
+	p.log.Info("pair created", "service", pr.service, "client", pr.client, "target", pr.target)
+	return pr
+}
+
+// carry moves a pair's bytes until it is over. Its goroutine is a fresh one: what an idle connection costs is mostly the
+// stack of the goroutine that waits for it, and writing a log line grows a stack to 8 KB.
+func (p *Proxy) carry(pr *pair) {
 	reason := pr.Run()
 	sent, received := pr.Counts()
-	log.Info("pair released", "sent", sent, "received", received, "duration", time.Since(pr.since).Seconds(),
-		"reason", string(reason), "resumes", s.Resumes())
+	p.log.Info("pair released", "service", pr.service, "client", pr.client, "target", pr.target,
+		"sent", sent, "received", received, "duration", time.Since(pr.since).Seconds(),
+		"reason", string(reason), "resumes", pr.stream.Resumes())
 	p.mu.Lock()
 	delete(p.pairs, pr)
 	if p.idle != nil && len(p.pairs) == 0 {
@@ -83,6 +89,7 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) {
 		p.idle = nil
 	}
 	p.mu.Unlock()
+	<-p.conns
 }
 
 // endPairs ends the chosen pairs with RST.
