@@ -218,4 +218,3 @@ func mustStatus(t *testing.T, state string) statusJSON {
 	return st
 }
 
-func tempFile(t *testing.T, name string) string { return filepath.Join(t.TempDir(), name) }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -167,6 +168,10 @@ func (c *carrier) writeLoop() {
 			}
 			c.armAck(now)
 			c.work.Wait()
+			// The sockets' readers that are ready go first: what they bring shares this batch's system call.
+			sl.mu.Unlock()
+			runtime.Gosched()
+			sl.mu.Lock()
 		}
 		fenced := sl.cur != c
 		sl.mu.Unlock()

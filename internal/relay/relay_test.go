@@ -1,0 +1,680 @@
+package relay
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/link"
+	"reverser/internal/wire"
+)
+
+func TestHalfClose(t *testing.T) {
+	for _, k := range []sockets{loopback, inMemory} {
+		for _, serverFirst := range []bool{false, true} {
+			t.Run(k.name+map[bool]string{false: "/client first", true: "/server first"}[serverFirst], func(t *testing.T) {
+				w, l := newWorld(t)
+				defer w.close()
+				tu := w.tunnel(l, k)
+				defer tu.close()
+				first, second := tu.user, tu.server
+				request, answer := noise(1, 300_000), noise(2, 700_001)
+				if serverFirst {
+					first, second = second, first
+				}
+				var wg sync.WaitGroup
+				wg.Go(func() { first.Write(request); first.CloseWrite() })
+				if got, err := readAll(second); err != nil || !bytes.Equal(got, request) {
+					t.Fatalf("read %d bytes, %v; want %d equal ones and EOF", len(got), err, len(request))
+				}
+				wg.Wait()
+				eventually(t, "both pairs are half-closed", func() bool { return tu.client.HalfClosed() && tu.target.HalfClosed() })
+				wg.Go(func() { second.Write(answer); second.CloseWrite() })
+				if got, err := readAll(first); err != nil || !bytes.Equal(got, answer) {
+					t.Fatalf("read %d bytes, %v; want %d equal ones and EOF", len(got), err, len(answer))
+				}
+				wg.Wait()
+				tu.wantReasons(t, ReasonEOF, ReasonEOF)
+				if serverFirst {
+					request, answer = answer, request
+				}
+				tu.wantCounts(t, len(request), len(answer))
+			})
+		}
+	}
+}
+
+func TestBothFinishAtOnce(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	for range 100 {
+		tu := w.tunnel(l, loopback)
+		var wg sync.WaitGroup
+		for _, c := range []conn{tu.user, tu.server} {
+			wg.Go(func() {
+				c.Write([]byte("bye"))
+				c.CloseWrite()
+				if got, err := readAll(c); string(got) != "bye" || err != nil {
+					t.Errorf("read %q, %v; want %q, EOF", got, err, "bye")
+				}
+			})
+		}
+		wg.Wait()
+		tu.wantReasons(t, ReasonEOF, ReasonEOF)
+		tu.wantCounts(t, 3, 3)
+		tu.close()
+	}
+}
+
+// TestHead: what was read of a connection before there was a pair goes first.
+func TestHead(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	px, br := w.open(l)
+	user, accepted := loopback.user(t)
+	server, dialled := loopback.server(t)
+	tu := &tunnel{user: user, server: server}
+	tu.target = run(&tu.wg, New(Target, dialled, br, nil))
+	tu.client = run(&tu.wg, New(Client, accepted, px, []byte("GET ")))
+	defer tu.close()
+	user.Write([]byte("/"))
+	user.CloseWrite()
+	if got, err := readAll(server); string(got) != "GET /" || err != nil {
+		t.Errorf("the server read %q, %v", got, err)
+	}
+	server.CloseWrite()
+	tu.wantReasons(t, ReasonEOF, ReasonEOF)
+	tu.wantCounts(t, 5, 0)
+}
+
+// TestResetBehindTheBytes: 100,000 bytes and a RST behind them arrive as exactly that, also at a reader who is slow.
+func TestResetBehindTheBytes(t *testing.T) {
+	for _, fromServer := range []bool{true, false} {
+		for _, slow := range []bool{false, true} {
+			name := map[bool]string{true: "server", false: "client"}[fromServer] + map[bool]string{true: " to slow reader", false: ""}[slow]
+			t.Run(name, func(t *testing.T) {
+				w, l := newWorld(t)
+				defer w.close()
+				tu := w.tunnel(l, loopback)
+				defer tu.close()
+				from, to, near := tu.user, tu.server, tu.client
+				if fromServer {
+					from, to, near = tu.server, tu.user, tu.target
+				}
+				want := noise(7, 100_000)
+				var got []byte
+				var err error
+				read := make(chan struct{})
+				begin := make(chan struct{})
+				go func() {
+					defer close(read)
+					<-begin
+					got, err = readAll(to)
+				}()
+				if !slow {
+					close(begin)
+				}
+				if _, err := from.Write(want); err != nil {
+					t.Fatal(err)
+				}
+				// A reset throws away what the kernel has not delivered yet, so let the relay have all of it.
+				eventually(t, "the pair has read everything", func() bool {
+					sent, received := near.Counts()
+					return sent+received == uint64(len(want))
+				})
+				from.SetLinger(0)
+				from.Close()
+				if slow {
+					<-near.over
+					close(begin)
+				}
+				<-read
+				if !bytes.Equal(got, want) || !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("read %d bytes, %v; want %d equal ones, then ECONNRESET", len(got), err, len(want))
+				}
+				if fromServer {
+					tu.wantReasons(t, ReasonTargetReset, ReasonTargetReset)
+					tu.wantCounts(t, 0, len(want))
+				} else {
+					tu.wantReasons(t, ReasonClientReset, ReasonClientReset)
+					tu.wantCounts(t, len(want), 0)
+				}
+			})
+		}
+	}
+}
+
+// TestResetLargerThanBuffers: the bytes before a RST wait in the stream while the reader's socket is full.
+func TestResetLargerThanBuffers(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	px, br := w.open(l)
+	user, accepted := loopback.user(t)
+	defer user.Close()
+	user.(*net.TCPConn).SetReadBuffer(16 << 10)
+	accepted.(*net.TCPConn).SetWriteBuffer(16 << 10)
+	var wg sync.WaitGroup
+	p := run(&wg, New(Client, accepted, px, nil))
+	// Fill until nothing is taken any more for a while: only how much this is depends on the time, not the result.
+	br.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	want := noise(3, 16<<20)
+	n, err := br.Write(want)
+	if err == nil {
+		t.Fatal("16 MB were taken from a server whose user reads nothing")
+	}
+	br.Reset(wire.CodeReset)
+	got, err := readAll(user)
+	if !bytes.Equal(got, want[:n]) || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read %d bytes, %v; want %d equal ones, then ECONNRESET", len(got), err, n)
+	}
+	wg.Wait()
+	if _, received := p.Counts(); p.reason != ReasonTargetReset || received != uint64(n) {
+		t.Errorf("%s after %d bytes; want %s after %d", p.reason, received, ReasonTargetReset, n)
+	}
+}
+
+// TestResetAfterFIN: a side that finished and then resets passes both on.
+func TestResetAfterFIN(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	t.Run("from the link", func(t *testing.T) {
+		px, br := w.open(l)
+		user, accepted := loopback.user(t)
+		defer user.Close()
+		var wg sync.WaitGroup
+		p := run(&wg, New(Client, accepted, px, nil))
+		br.Write([]byte("answer"))
+		br.CloseWrite()
+		if got, err := readAll(user); string(got) != "answer" || err != nil {
+			t.Fatalf("read %q, %v; want %q, EOF", got, err, "answer")
+		}
+		br.Reset(wire.CodeReset)
+		wg.Wait()
+		if p.reason != ReasonTargetReset {
+			t.Errorf("reason %q, want %q", p.reason, ReasonTargetReset)
+		}
+		wantBroken(t, user)
+	})
+	t.Run("from the socket", func(t *testing.T) {
+		tu := w.tunnel(l, loopback)
+		defer tu.close()
+		tu.user.Write([]byte("request"))
+		tu.user.CloseWrite()
+		if got, err := readAll(tu.server); string(got) != "request" || err != nil {
+			t.Fatalf("read %q, %v; want %q, EOF", got, err, "request")
+		}
+		tu.user.SetLinger(0)
+		tu.user.Close()
+		wantBroken(t, tu.server) // the answer finds nobody
+		tu.wantReasons(t, ReasonClientReset, ReasonClientReset)
+	})
+}
+
+// wantBroken writes until that fails as it does on a connection that was reset.
+func wantBroken(t *testing.T, c conn) {
+	t.Helper()
+	var err error
+	eventually(t, "writing fails", func() bool {
+		_, err = c.Write([]byte("x"))
+		return err != nil
+	})
+	if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("Write = %v, want ECONNRESET or EPIPE", err)
+	}
+}
+
+// TestCloseWithUnreadAnswer: who closes its socket while an answer is on its way refuses it; the sender is told by RST.
+func TestCloseWithUnreadAnswer(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	tu := w.tunnel(l, loopback)
+	defer tu.close()
+	tu.user.Write([]byte("request"))
+	io.ReadFull(tu.server, make([]byte, 7))
+	tu.user.Close() // FIN: from outside like a half-close
+	wantBroken(t, tu.server)
+	tu.wantReasons(t, ReasonClientReset, ReasonClientReset)
+}
+
+// TestCodes: the RST of the other end is the user's RST, and its code the reason.
+func TestCodes(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	for code, want := range map[wire.Code]Reason{
+		wire.CodeRefused: ReasonRefused, wire.CodeUnreachable: ReasonUnreachable, wire.CodeLimit: ReasonLimit,
+		wire.CodeService: ReasonRemoved, wire.CodeDrain: ReasonDrain, wire.CodeChecksum: ReasonChecksum,
+		wire.CodeReset: ReasonTargetReset, wire.CodeAborted: ReasonTargetReset,
+	} {
+		px, br := w.open(l)
+		user, accepted := loopback.user(t)
+		var wg sync.WaitGroup
+		p := run(&wg, New(Client, accepted, px, nil))
+		br.Reset(code)
+		if got, err := readAll(user); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("code %d: read %q, %v; want ECONNRESET", code, got, err)
+		}
+		wg.Wait()
+		if p.reason != want {
+			t.Errorf("code %d: reason %q, want %q", code, p.reason, want)
+		}
+		user.Close()
+	}
+}
+
+// TestEnd: a role that ends a pair resets both sides and has its reason.
+func TestEnd(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	tu := w.tunnel(l, loopback)
+	defer tu.close()
+	tu.client.End(ReasonRemoved, wire.CodeService)
+	for _, c := range []conn{tu.user, tu.server} {
+		if got, err := readAll(c); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read %q, %v; want ECONNRESET", got, err)
+		}
+	}
+	tu.wantReasons(t, ReasonRemoved, ReasonRemoved)
+}
+
+// TestLinkLost: with the session goes every pair, by RST and never by an end that looks clean.
+func TestLinkLost(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	var tunnels []*tunnel
+	for range 3 {
+		tu := w.tunnel(l, loopback)
+		defer tu.close()
+		tu.user.Write([]byte("x"))
+		io.ReadFull(tu.server, make([]byte, 1))
+		tunnels = append(tunnels, tu)
+	}
+	l.Kill(errors.New("over"))
+	for _, tu := range tunnels {
+		for _, c := range []conn{tu.user, tu.server} {
+			if got, err := readAll(c); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("read %q, %v; want ECONNRESET", got, err)
+			}
+		}
+		tu.wantReasons(t, ReasonLinkLost, ReasonLinkLost)
+	}
+	user, accepted := loopback.user(t)
+	defer user.Close()
+	s, err := l.Open(wire.Open{})
+	if err == nil {
+		New(Client, accepted, s, nil).Run()
+		t.Error("a stream was opened on a session that is over")
+	}
+	accepted.Close()
+}
+
+// TestBackPressure: nobody reads at one end, so the other end can write what the buffers between hold, and no more.
+// When reading begins, every byte comes.
+func TestBackPressure(t *testing.T) {
+	for _, fromServer := range []bool{false, true} {
+		t.Run(map[bool]string{false: "client", true: "server"}[fromServer], func(t *testing.T) {
+			w, l := newWorld(t)
+			defer w.close()
+			tu := w.tunnel(l, loopback)
+			defer tu.close()
+			for _, c := range []any{tu.user, tu.server, tu.client.sock.conn, tu.target.sock.conn} {
+				c.(*net.TCPConn).SetReadBuffer(64 << 10)
+				c.(*net.TCPConn).SetWriteBuffer(64 << 10)
+			}
+			from, to := tu.user, tu.server
+			if fromServer {
+				from, to = to, from
+			}
+			want := noise(1, 8<<20)
+			from.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+			n, err := from.Write(want)
+			var timeout net.Error
+			if !errors.As(err, &timeout) || !timeout.Timeout() || n > 2<<20 {
+				t.Fatalf("Write = %d, %v; want at most 2 MB and a timeout", n, err)
+			}
+			from.CloseWrite()
+			if got, err := readAll(to); err != nil || !bytes.Equal(got, want[:n]) {
+				t.Errorf("read %d bytes, %v; want %d equal ones, EOF", len(got), err, n)
+			}
+			to.CloseWrite()
+			tu.wantReasons(t, ReasonEOF, ReasonEOF)
+			if fromServer {
+				tu.wantCounts(t, 0, n)
+			} else {
+				tu.wantCounts(t, n, 0)
+			}
+		})
+	}
+}
+
+// TestBackPressureExact is the same where every buffer has a known size.
+func TestBackPressureExact(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := newWorld(t)
+		defer w.close()
+		tu := w.tunnel(l, inMemory)
+		defer tu.close()
+		want := noise(1, 4<<20)
+		tu.user.SetWriteDeadline(time.Now().Add(time.Hour))
+		n, err := tu.user.Write(want)
+		const sockets, streamWindow = 2 * 64 << 10, 64 << 10
+		if err == nil || n > sockets+2*streamWindow {
+			t.Fatalf("Write = %d, %v; want at most the two sockets' buffers and a small window", n, err)
+		}
+		if sent, _ := tu.target.Counts(); sent > 64<<10 {
+			t.Errorf("the target's socket took %d bytes, its buffer holds %d", sent, 64<<10)
+		}
+		tu.user.CloseWrite()
+		if got, err := io.ReadAll(tu.server); err != nil || !bytes.Equal(got, want[:n]) {
+			t.Errorf("read %d bytes, %v; want %d equal ones, EOF", len(got), err, n)
+		}
+	})
+}
+
+// TestSlowReader: a reader who takes a little now and then gets every byte, and the end behind it.
+func TestSlowReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := newWorld(t)
+		defer w.close()
+		tu := w.tunnel(l, inMemory)
+		defer tu.close()
+		want := noise(9, 1<<20)
+		go func() { tu.server.Write(want); tu.server.CloseWrite() }()
+		var got []byte
+		b := make([]byte, 7_001)
+		for {
+			time.Sleep(3 * time.Second)
+			n, err := tu.user.Read(b)
+			got = append(got, b[:n]...)
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("read %d bytes, want %d equal ones", len(got), len(want))
+		}
+	})
+}
+
+// TestResetToAReaderWhoNeverReads: the bytes before a RST get 10 s, and then the pair is over without them.
+func TestResetToAReaderWhoNeverReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := newWorld(t)
+		defer w.close()
+		px, br := w.open(l)
+		user, accepted := inMemory.user(t)
+		defer user.Close()
+		var wg sync.WaitGroup
+		p := run(&wg, New(Client, accepted, px, nil))
+		br.SetWriteDeadline(time.Now().Add(time.Second))
+		br.Write(make([]byte, 1<<20))
+		begin := time.Now()
+		br.Reset(wire.CodeReset)
+		wg.Wait()
+		if d := time.Since(begin); d < 9*time.Second || d > 11*time.Second || p.reason != ReasonTargetReset {
+			t.Errorf("over after %s with reason %q; want 10 s, %q", d, p.reason, ReasonTargetReset)
+		}
+	})
+}
+
+// TestResetWithAFullSocket: the kernel holds the last bytes, the user takes none: a reset waits for 10 s and no longer.
+// What the user still can read are bytes of the stream.
+func TestEndDoesNotWaitForAReader(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	tu := w.tunnel(l, loopback)
+	defer tu.close()
+	tu.server.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+	tu.server.Write(make([]byte, 16<<20)) // until every buffer is full
+	tu.client.End(ReasonDrain, wire.CodeDrain)
+	select {
+	case <-tu.client.over:
+	case <-time.After(limit):
+		t.Fatal("the pair waits for its user")
+	}
+	tu.wantReasons(t, ReasonDrain, ReasonDrain)
+}
+
+// stuck is a socket whose writes wait until they are let go, and then keep what they were given.
+type stuck struct {
+	net.Conn
+	entered chan struct{}
+	release chan struct{}
+	wrote   chan []byte
+}
+
+func (s *stuck) Write(b []byte) (int, error) {
+	s.entered <- struct{}{}
+	<-s.release
+	s.wrote <- bytes.Clone(b)
+	return len(b), nil
+}
+
+// TestDiscardWhileWriting: a stream is discarded while its last bytes are being written. The chunk they live in must not
+// become another stream's meanwhile.
+func TestDiscardWhileWriting(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	px, br := w.open(l)
+	user, accepted := loopback.user(t)
+	defer user.Close()
+	s := &stuck{accepted, make(chan struct{}, 1), make(chan struct{}), make(chan []byte, 1)}
+	var wg sync.WaitGroup
+	p := run(&wg, New(Client, s, px, nil))
+	mine := bytes.Repeat([]byte{'A'}, 10_000)
+	br.Write(mine)
+	<-s.entered
+	px.Discard()
+	// Other streams fill every chunk that is free.
+	for range 8 {
+		a, b := w.open(l)
+		wg.Go(func() { a.Write(bytes.Repeat([]byte{'B'}, 1<<20)); a.CloseWrite() })
+		if n, err := io.Copy(io.Discard, b); n != 1<<20 || err != nil {
+			t.Fatalf("the other stream: %d bytes, %v", n, err)
+		}
+		b.Close()
+		a.Close()
+	}
+	close(s.release)
+	got := <-s.wrote
+	if !bytes.Equal(got, mine[:len(got)]) {
+		t.Errorf("the socket was given another stream's bytes")
+	}
+	p.End(ReasonDrain, wire.CodeDrain)
+	wg.Wait()
+}
+
+// TestLingerFromBirth: a socket that ends without a pair's doing, as when the process dies, ends with RST.
+func TestLingerFromBirth(t *testing.T) {
+	user, accepted := loopback.user(t)
+	server, dialled := loopback.server(t)
+	for _, c := range []struct {
+		far  conn
+		near net.Conn
+	}{{user, accepted}, {server, dialled}} {
+		c.near.Write([]byte("cut sho"))
+		b := make([]byte, 7)
+		io.ReadFull(c.far, b)
+		c.near.Close()
+		if got, err := readAll(c.far); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read %q, %v; want ECONNRESET, not a clean end", got, err)
+		}
+		c.far.Close()
+	}
+}
+
+func TestDialRefused(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	if c, err := Dial(t.Context(), "tcp", ln.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("Dial = %v, %v; want ECONNREFUSED", c, err)
+	}
+}
+
+// TestUnixTarget: a server behind a unix socket is served like any other.
+func TestUnixTarget(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	ln, err := net.Listen("unix", t.TempDir()+"/s")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer ln.Close()
+	dialled, err := Dial(t.Context(), "unix", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	px, br := w.open(l)
+	var wg sync.WaitGroup
+	p := run(&wg, New(Target, dialled, br, nil))
+	wg.Go(func() { io.Copy(server, server); server.(*net.UnixConn).CloseWrite() })
+	want := noise(4, 300_000)
+	wg.Go(func() { px.Write(want); px.CloseWrite() })
+	px.SetReadDeadline(time.Now().Add(limit))
+	if got, err := io.ReadAll(px); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("read %d bytes, %v; want %d equal ones", len(got), err, len(want))
+	}
+	wg.Wait()
+	if p.reason != ReasonEOF {
+		t.Errorf("reason %q, want eof", p.reason)
+	}
+}
+
+// TestSurvivesBreaks: the link's connections break again and again; the sockets at both ends notice nothing.
+func TestSurvivesBreaks(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	tu := w.tunnel(l, loopback)
+	defer tu.close()
+	up, down := noise(1, 4<<20), noise(2, 4<<20)
+	var wg sync.WaitGroup
+	var moved atomic.Int64
+	for _, x := range []struct {
+		c          conn
+		send, want []byte
+	}{{tu.user, up, down}, {tu.server, down, up}} {
+		wg.Go(func() { x.c.Write(x.send); x.c.CloseWrite() })
+		wg.Go(func() {
+			got := make([]byte, 0, len(x.want))
+			b := make([]byte, 32<<10)
+			x.c.SetReadDeadline(time.Now().Add(limit))
+			for {
+				n, err := x.c.Read(b)
+				got = append(got, b[:n]...)
+				moved.Add(int64(n))
+				if err != nil {
+					if err != io.EOF || !bytes.Equal(got, x.want) {
+						t.Errorf("read %d bytes, %v; want %d equal ones, EOF", len(got), err, len(x.want))
+					}
+					return
+				}
+			}
+		})
+	}
+	for at := int64(1 << 20); at <= 6<<20; at += 1 << 20 {
+		eventually(t, "bytes move", func() bool { return moved.Load() >= at })
+		w.net.Reset()
+	}
+	wg.Wait()
+	tu.wantReasons(t, ReasonEOF, ReasonEOF)
+	tu.wantCounts(t, len(up), len(down))
+}
+
+// TestIdlePairHoldsNoChunk: pairs that have moved bytes and now wait cost less than one chunk, be there two ends.
+func TestIdlePairHoldsNoChunk(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("reading holds a buffer there: see socket_other.go")
+	}
+	w, l := newWorld(t)
+	defer w.close()
+	const pairs = 100
+	live := func() uint64 {
+		runtime.GC()
+		runtime.GC() // the first only moves what a sync.Pool holds aside
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := live()
+	var tunnels []*tunnel
+	for range pairs {
+		tu := w.tunnel(l, loopback)
+		defer tu.close()
+		tunnels = append(tunnels, tu)
+	}
+	b := make([]byte, 30_000)
+	for _, tu := range tunnels {
+		for _, c := range [][2]conn{{tu.user, tu.server}, {tu.server, tu.user}} {
+			go c[0].Write(b[:20_000])
+			if _, err := io.ReadFull(c[1], make([]byte, 20_000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var each uint64
+	eventually(t, "an idle pair with both its ends holds less than a chunk", func() bool {
+		each = (max(live(), before) - before) / pairs
+		return each < link.ChunkSize*3/4
+	})
+	t.Logf("%d bytes of heap for user, two pairs, stream and server", each)
+}
+
+// twins is a socket whose read ends and whose write fails at the same moment.
+type twins struct {
+	net.Conn
+	both sync.WaitGroup
+}
+
+func (c *twins) Read([]byte) (int, error)  { c.both.Done(); c.both.Wait(); return 0, io.EOF }
+func (c *twins) Write([]byte) (int, error) { c.both.Done(); c.both.Wait(); return 0, syscall.ECONNRESET }
+
+// TestWriteStealsTheReset: a write that gets the socket's error leaves a clean EOF for the read beside it. Whichever of
+// the two comes first, the other end sees the reset.
+func TestWriteStealsTheReset(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	for range 300 {
+		px, br := w.open(l)
+		user, accepted := inMemory.user(t)
+		c := &twins{Conn: accepted}
+		c.both.Add(2)
+		br.Write([]byte("x"))
+		var wg sync.WaitGroup
+		p := run(&wg, New(Client, c, px, nil))
+		br.SetReadDeadline(time.Now().Add(limit))
+		_, err := io.ReadAll(br)
+		if err == nil { // EOF, behind which the reset comes
+			eventually(t, "the end is followed by the reset", func() bool {
+				_, err = br.Write([]byte("y"))
+				return err != nil
+			})
+		}
+		if !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatalf("the other end got %v, want ECONNRESET", err)
+		}
+		wg.Wait()
+		if p.reason != ReasonClientReset {
+			t.Fatalf("reason %q, want %q", p.reason, ReasonClientReset)
+		}
+		user.Close()
+		br.Close()
+	}
+}
