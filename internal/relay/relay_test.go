@@ -427,8 +427,37 @@ func TestResetToAReaderWhoNeverReads(t *testing.T) {
 	})
 }
 
-// TestResetWithAFullSocket: the kernel holds the last bytes, the user takes none: a reset waits for 10 s and no longer.
-// What the user still can read are bytes of the stream.
+// TestResetWaitsForTheKernel: the bytes before a RST have left the process but not reached the user's kernel. Aborting the
+// socket now would throw them away.
+func TestResetWaitsForTheKernel(t *testing.T) {
+	if runtime.GOOS != "linux" && runtime.GOOS != "darwin" {
+		t.Skip("no way to ask for the socket's send queue here")
+	}
+	w, l := newWorld(t)
+	defer w.close()
+	px, br := w.open(l)
+	user, accepted := loopback.user(t)
+	defer user.Close()
+	user.(*net.TCPConn).SetReadBuffer(4 << 10)
+	var wg sync.WaitGroup
+	p := run(&wg, New(Client, accepted, px, nil))
+	want := noise(5, 100_000)
+	br.Write(want)
+	eventually(t, "the kernel has everything", func() bool { _, n := p.Counts(); return n == uint64(len(want)) })
+	br.Reset(wire.CodeReset)
+	select {
+	case <-p.over:
+		t.Error("the pair was over before its user had the bytes")
+	case <-time.After(30 * time.Millisecond): // on a slow machine this sees less, never something wrong
+	}
+	got, err := readAll(user)
+	if !bytes.Equal(got, want) || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read %d bytes, %v; want %d equal ones, then ECONNRESET", len(got), err, len(want))
+	}
+	wg.Wait()
+}
+
+// TestEndDoesNotWaitForAReader: a role that ends a pair does not wait for a user who reads nothing.
 func TestEndDoesNotWaitForAReader(t *testing.T) {
 	w, l := newWorld(t)
 	defer w.close()
