@@ -19,7 +19,7 @@ const (
 )
 
 // batch is about how many bytes of frames are encrypted and written at once.
-const batch = 64 << 10
+const batch = 128 << 10
 
 // slot is one numbered place of a link: its streams, and the connection that carries them at present.
 type slot struct {
@@ -63,7 +63,7 @@ type carrier struct {
 var errFenced = errors.New("replaced by a newer connection")
 
 func newCarrier(sl *slot, conn net.Conn, raw *batchConn) *carrier {
-	c := &carrier{slot: sl, conn: conn, raw: raw, parts: make([][]byte, 0, 8)}
+	c := &carrier{slot: sl, conn: conn, raw: raw, parts: make([][]byte, 0, 16)}
 	c.work.L = &sl.mu
 	return c
 }

@@ -438,10 +438,10 @@ func TestResetWaitsForTheKernel(t *testing.T) {
 	px, br := w.open(l)
 	user, accepted := loopback.user(t)
 	defer user.Close()
-	user.(*net.TCPConn).SetReadBuffer(4 << 10)
+	user.(*net.TCPConn).SetReadBuffer(16 << 10)
 	var wg sync.WaitGroup
 	p := run(&wg, New(Client, accepted, px, nil))
-	want := noise(5, 100_000)
+	want := noise(5, 40_000)
 	br.Write(want)
 	eventually(t, "the kernel has everything", func() bool { _, n := p.Counts(); return n == uint64(len(want)) })
 	br.Reset(wire.CodeReset)
@@ -450,6 +450,7 @@ func TestResetWaitsForTheKernel(t *testing.T) {
 		t.Error("the pair was over before its user had the bytes")
 	case <-time.After(30 * time.Millisecond): // on a slow machine this sees less, never something wrong
 	}
+	user.(*net.TCPConn).SetReadBuffer(1 << 20)
 	got, err := readAll(user)
 	if !bytes.Equal(got, want) || !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read %d bytes, %v; want %d equal ones, then ECONNRESET", len(got), err, len(want))
@@ -669,11 +670,20 @@ func TestIdlePairHoldsNoChunk(t *testing.T) {
 // twins is a socket whose read ends and whose write fails at the same moment.
 type twins struct {
 	net.Conn
-	both sync.WaitGroup
+	writing, ended chan struct{}
 }
 
-func (c *twins) Read([]byte) (int, error)  { c.both.Done(); c.both.Wait(); return 0, io.EOF }
-func (c *twins) Write([]byte) (int, error) { c.both.Done(); c.both.Wait(); return 0, syscall.ECONNRESET }
+func (c *twins) Read([]byte) (int, error) {
+	<-c.writing
+	defer close(c.ended)
+	return 0, io.EOF
+}
+
+func (c *twins) Write([]byte) (int, error) {
+	close(c.writing)
+	<-c.ended
+	return 0, syscall.ECONNRESET
+}
 
 // TestWriteStealsTheReset: a write that gets the socket's error leaves a clean EOF for the read beside it. Whichever of
 // the two comes first, the other end sees the reset.
@@ -683,8 +693,7 @@ func TestWriteStealsTheReset(t *testing.T) {
 	for range 300 {
 		px, br := w.open(l)
 		user, accepted := inMemory.user(t)
-		c := &twins{Conn: accepted}
-		c.both.Add(2)
+		c := &twins{accepted, make(chan struct{}), make(chan struct{})}
 		br.Write([]byte("x"))
 		var wg sync.WaitGroup
 		p := run(&wg, New(Client, c, px, nil))

@@ -26,7 +26,7 @@ type socket struct {
 }
 
 // readAhead is how many chunks one read fills at most.
-const readAhead = 4
+const readAhead = 8
 
 // taken returns the chunks that read filled. The caller owns them.
 func (s *socket) taken() []*link.Chunk {
