@@ -216,4 +216,3 @@ func mustStatus(t *testing.T, state string) statusJSON {
 	}
 	return st
 }
-
