@@ -400,6 +400,10 @@ func (d *Dialer) keep(ctx context.Context, l *Link, i int, transfer uint16, c *c
 			l.Kill(fmt.Errorf("the proxy ended the session: %w", err))
 			return
 		}
+		if errors.Is(err, auth.ErrRefused) { // the pin was right: it is the proxy that says so
+			l.Kill(err)
+			return
+		}
 		if ctx.Err() != nil || l.Err() != nil {
 			return
 		}

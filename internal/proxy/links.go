@@ -122,7 +122,7 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 	leaving := s != nil && s.leaving
 	p.notify(l)
 	p.mu.Unlock()
-	if s == nil {
+	if s == nil || l.RemoteAddr() != nil { // or a newer connection took the slot already
 		return
 	}
 	if leaving {
