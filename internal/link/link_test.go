@@ -106,7 +106,19 @@ var testIdentity = sync.OnceValue(func() tls.Certificate {
 })
 
 func newWorld(t testing.TB, detach time.Duration) *world {
-	w := &world{t: t, net: &memnet.Net{}, px: newRecorder(), br: newRecorder()}
+	n := &memnet.Net{}
+	ln, err := n.Listen("proxy:3010")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorldOn(t, detach, ln, func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, "proxy:3010") })
+	w.net = n
+	return w
+}
+
+// newWorldOn is newWorld on any network.
+func newWorldOn(t testing.TB, detach time.Duration, ln net.Listener, dial func(context.Context) (net.Conn, error)) *world {
+	w := &world{t: t, ln: ln, px: newRecorder(), br: newRecorder()}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	key := [16]byte{1}
@@ -116,10 +128,6 @@ func newWorld(t testing.TB, detach time.Duration) *world {
 		Owner: w.px, Log: slog.New(slog.DiscardHandler), Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
 		Admit: func([16]byte) bool { return true }, Draining: func() bool { return false },
 	})
-	var err error
-	if w.ln, err = w.net.Listen("proxy:3010"); err != nil {
-		t.Fatal(err)
-	}
 	tc := cfg.TLS()
 	w.wg.Go(func() {
 		for {
@@ -140,7 +148,7 @@ func newWorld(t testing.TB, detach time.Duration) *world {
 	w.dialer = NewDialer(DialerConfig{
 		Owner: w.br, Log: slog.New(slog.DiscardHandler), Carriers: testCarriers, Detach: detach,
 		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
-		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") },
+		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) },
 		Failed: func(int, error, time.Duration) {},
 	})
 	w.wg.Go(func() { w.dialer.Run(ctx) })
