@@ -542,7 +542,7 @@ func Backoff(n int, err error, streams int) time.Duration {
 	if n <= 1 && !refused {
 		return jitter(50 * time.Millisecond)
 	}
-	return jitter(min(first<<min(n-1, 16), most))
+	return jitter(min(first<<min(max(n, 1)-1, 16), most))
 }
 
 func jitter(d time.Duration) time.Duration {
