@@ -70,6 +70,7 @@ func Listen(ctx context.Context, cfg Config) (net.Listener, error) {
 	}
 	ctx, l.cancel = context.WithCancel(ctx)
 	l.running.Go(func() {
+		defer context.AfterFunc(ctx, l.finish)()
 		b.Run(ctx)
 		l.finish()
 	})

@@ -19,7 +19,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"reverser/internal/auth"
@@ -253,7 +252,7 @@ func dialHint(err error) string {
 	var dns *net.DNSError
 	var timeout net.Error
 	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case relay.Refused(err):
 		return " (is `reverser proxy` running there, on this port?)"
 	case errors.As(err, &dns):
 		return " (is the name right, and does this machine have DNS?)"

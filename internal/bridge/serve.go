@@ -2,10 +2,8 @@ package bridge
 
 import (
 	"context"
-	"errors"
 	"net"
 	"strconv"
-	"syscall"
 	"time"
 
 	"reverser/internal/link"
@@ -114,7 +112,7 @@ func (b *Bridge) dialTarget(svc Service) (net.Conn, error) {
 }
 
 func targetCode(err error) wire.Code {
-	if errors.Is(err, syscall.ECONNREFUSED) {
+	if relay.Refused(err) {
 		return wire.CodeRefused
 	}
 	return wire.CodeUnreachable

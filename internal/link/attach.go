@@ -87,6 +87,8 @@ type Host struct {
 	mu     sync.Mutex
 	bySID  map[[16]byte]*Link // guarded by mu, as byKey
 	byKey  map[[16]byte]*Link
+	fresh  map[net.Conn]struct{} // authenticated, without a session yet
+	closed bool
 	expiry sync.WaitGroup
 }
 
@@ -101,7 +103,7 @@ func NewHost(cfg HostConfig) *Host {
 	if cfg.Budget == nil {
 		cfg.Budget = NewBudget(0)
 	}
-	return &Host{cfg: cfg, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}}
+	return &Host{cfg: cfg, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}, fresh: map[net.Conn]struct{}{}}
 }
 
 // refusal is an attach that was answered with a status other than OK.
@@ -116,6 +118,19 @@ func (r *refusal) Error() string { return fmt.Sprintf("attach refused (%s): %s",
 func (h *Host) Serve(conn *auth.Conn, raw net.Conn) error {
 	bc := raw.(*batchConn)
 	defer bc.Conn.Close()
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return ErrEnded
+	}
+	h.fresh[bc.Conn] = struct{}{}
+	h.mu.Unlock()
+	arrived := sync.OnceFunc(func() {
+		h.mu.Lock()
+		delete(h.fresh, bc.Conn)
+		h.mu.Unlock()
+	})
+	defer arrived()
 	bc.SetDeadline(time.Now().Add(attachTimeout))
 	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
 	f, err := readFrame(conn, buf)
@@ -137,6 +152,7 @@ func (h *Host) Serve(conn *auth.Conn, raw net.Conn) error {
 		conn.Write(wire.AppendErr(nil, wire.Err{Code: wire.ErrFormat, Text: err.Error()}))
 		return fmt.Errorf("read ATTACH: %w", err)
 	}
+	arrived()
 	var l *Link
 	if a.Mode == wire.ModeNew && gen != 1 {
 		err = &refusal{wire.StatusStale, fmt.Sprintf("generation %d, a new session starts with 1", gen)}
@@ -203,6 +219,12 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	switch {
+	case h.closed || h.cfg.Draining():
+		return nil, &refusal{wire.StatusDraining, "the proxy is stopping"}
+	case !h.cfg.Admit(conn.KeyID): // it may have gone while the old link was asked for a sign of life
+		return nil, &refusal{wire.StatusDenied, "the key was removed"}
+	}
 	if h.bySID[a.Session] != nil || h.byKey[conn.KeyID] != nil {
 		return nil, &refusal{wire.StatusDuplicate, "another bridge attached with this key at the same time"}
 	}
@@ -244,6 +266,12 @@ func (h *Host) Links() []*Link {
 
 // Close ends all sessions and waits for what they started, but not for Serve calls, which end by it.
 func (h *Host) Close(err error) {
+	h.mu.Lock()
+	h.closed = true
+	for c := range h.fresh {
+		c.Close()
+	}
+	h.mu.Unlock()
 	for _, l := range h.Links() {
 		l.Kill(err)
 	}
@@ -337,7 +365,11 @@ func NewDialer(cfg DialerConfig) *Dialer {
 // old one is over.
 func (d *Dialer) Run(ctx context.Context) error {
 	for n := 1; ; n++ {
-		err := d.session(ctx, func() { n = 0 })
+		begin := time.Now()
+		err := d.session(ctx)
+		if time.Since(begin) > shortLived {
+			n = 1
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -349,8 +381,11 @@ func (d *Dialer) Run(ctx context.Context) error {
 	}
 }
 
+// shortLived is how long a connection or session must have lived for the next dial to come at once again.
+const shortLived = time.Second
+
 // session serves one session from its first connection to its end.
-func (d *Dialer) session(ctx context.Context, began func()) error {
+func (d *Dialer) session(ctx context.Context) error {
 	var sid [16]byte
 	rand.Read(sid[:])
 	l := newLink(false, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
@@ -358,7 +393,6 @@ func (d *Dialer) session(ctx context.Context, began func()) error {
 	if err != nil {
 		return err
 	}
-	began()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.Kill(errStopped) })
@@ -389,11 +423,15 @@ func (d *Dialer) keep(ctx context.Context, l *Link, i int, transfer uint16, c *c
 			c, _, err = d.attach(ctx, l, i, mode, l.sid, transfer)
 		}
 		if c != nil {
-			n, mode = 0, wire.ModeResume
+			mode = wire.ModeResume
+			begin := time.Now()
 			d.cfg.Owner.Attached(l, i)
 			err = c.run(nil)
 			d.cfg.Owner.Detached(l, i, err)
 			c = nil
+			if time.Since(begin) > shortLived {
+				n = 1
+			}
 		}
 		var r *refusal
 		if errors.As(err, &r) && r.status != wire.StatusStale && r.status != wire.StatusDraining {

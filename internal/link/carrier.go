@@ -327,7 +327,8 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		sl.wake()
 		return nil
 	case wire.TypePong:
-		if rtt := l.now() - time.Duration(f.Offset); rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
+		if rtt := l.now() - time.Duration(f.Offset); sl.core.pinged && rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
+			sl.core.pinged = false
 			sl.core.rtt = smooth(sl.core.rtt, rtt)
 			return nil
 		}

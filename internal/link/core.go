@@ -24,6 +24,7 @@ type core struct {
 	// What there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
 	// that nothing grows with what the peer does.
 	pong, ping    bool
+	pinged        bool // a PING is out
 	pongVal       uint64
 	goAway        *wire.GoAway
 	control       map[uint16][]byte // encoded CLAIM, CLAIMED and UNCLAIM frames by claim id
@@ -216,6 +217,6 @@ func (c *core) remove(s *Stream) {
 	}
 	s.forgotten = true
 	delete(c.streams, s.id)
-	s.send.drop()
+	s.send.drop(c.budget)
 	s.recv.settleCharge(c.budget, 0)
 }

@@ -312,7 +312,7 @@ func randomRun(t testing.TB, seed uint64) error {
 		case k <= 2 && !winding || winding && k <= 3:
 			side := rnd.IntN(2)
 			for _, s := range cores[side].streams {
-				if n := min(s.send.room(), rnd.IntN(40_000)); n > 0 && !winding {
+				if n := min(s.send.room(cores[side].budget), rnd.IntN(40_000)); n > 0 && !winding {
 					p := make([]byte, n)
 					x := rnd.Uint32()
 					for j := range p {

@@ -31,6 +31,14 @@ func (l *Link) Snapshot(key, bridge string, leaving bool) status.Link {
 	return st
 }
 
+// Streams counts the streams of all slots.
+func (l *Link) Streams() (n int) {
+	for _, st := range l.Status() {
+		n += st.Streams
+	}
+	return n
+}
+
 // RemoteAddr is the peer's address on the control connection, nil while there is none.
 func (l *Link) RemoteAddr() net.Addr {
 	sl := l.slots[0]

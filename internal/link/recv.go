@@ -76,6 +76,9 @@ func (c *core) receiveData(s *Stream, f wire.Frame, now time.Duration) (event, e
 	r.nxt += uint64(len(data))
 	r.crc = crc32.Update(r.crc, castagnoli, data)
 	c.ackLater(s, now)
+	if s.closed {
+		c.end(s, wire.RST, wire.CodeAborted) // as a socket that was closed answers
+	}
 	if r.discard || s.send.reset() {
 		c.consume(s, len(data), now)
 		return event{}, nil
@@ -114,7 +117,9 @@ func (c *core) consume(s *Stream, n int, now time.Duration) bool {
 		// A whole window within two round trips: the window is what limits the stream. 5 ms stands for the scheduling of
 		// busy hosts, where the path's round trip is shorter than that.
 		if now-r.epoch <= 2*max(c.rtt, 5*time.Millisecond) {
-			r.win = min(2*r.win, maxWindow, uint64(c.budget.size)/8)
+			// No more than an eighth of what is free: credit cannot be taken back, and whoever comes later finds room too
+			// (the dynamic threshold of Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998).
+			r.win = max(r.win, min(2*r.win, maxWindow, uint64(max(c.budget.size-c.budget.Used(), 0))/8))
 		}
 		r.epoch, r.mark = now, r.consumed
 	}
@@ -179,7 +184,7 @@ func (c *core) receiveEnd(s *Stream, f wire.Frame) (event, error) {
 	case r.code == wire.CodeChecksum && e.Kind != wire.RST:
 		c.end(s, wire.RST, wire.CodeChecksum) // the peer does not know yet
 	case r.reset():
-		s.send.drop()
+		s.send.drop(c.budget)
 	}
 	c.settle(s)
 	return event{kind: evEnd, stream: s}, nil

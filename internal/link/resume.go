@@ -99,6 +99,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 			}
 			h.credit = max(h.credit, st.Credit)
 			h.ack(st.RcvNxt)
+			h.charge(c.budget)
 			h.nxt, h.cur = st.RcvNxt, nil
 		}
 		c.settle(s)

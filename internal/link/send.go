@@ -25,14 +25,20 @@ type sendHalf struct {
 	curOff  uint64 // stream offset of cur.buf[0]
 	end     wire.EndKind
 	code    wire.Code
-	abort   bool // RST after FIN
-	moot    bool // the peer reset the stream: nothing is sent any more
-	deficit int  // bytes that the stream may send before others have their turn
+	abort   bool  // RST after FIN
+	charged int64 // part of what is held that is charged to the budget
+	moot    bool  // the peer reset the stream: nothing is sent any more
+	deficit int   // bytes that the stream may send before others have their turn
 }
 
-// room returns how many bytes may be added to the send queue now. It obeys a cap of its own whatever the peer grants.
-func (h *sendHalf) room() int {
-	limit := min(h.credit, min(h.una, h.q.end)+maxWindow)
+// room returns how many bytes may be added to the send queue now. It obeys a cap of its own whatever the peer grants: no
+// more than the floor while the memory of the process for windows is used up.
+func (h *sendHalf) room(b *Budget) int {
+	most := uint64(maxWindow)
+	if b.used.Load() >= b.size {
+		most = floorWindow
+	}
+	limit := min(h.credit, min(h.una, h.q.end)+most)
 	if h.end != 0 || h.moot || limit <= h.q.end {
 		return 0
 	}
@@ -54,9 +60,23 @@ func (h *sendHalf) total() uint64 {
 func (h *sendHalf) reset() bool { return h.end == wire.RST || h.abort }
 
 // drop gives up what was not acknowledged, because nobody reads it any more.
-func (h *sendHalf) drop() {
+func (h *sendHalf) drop(b *Budget) {
 	h.moot, h.cur = true, nil
 	h.q.drop()
+	h.charge(b)
+}
+
+// charge brings what is charged in line with what is held beyond the floor. It follows the fact, a read of a socket at the
+// most, and never fails: room says when there is none.
+func (h *sendHalf) charge(b *Budget) {
+	held := int64(0)
+	if h.q.head != nil {
+		held = max(int64(h.q.end-h.q.base)-floorWindow, 0)
+	}
+	if held != h.charged {
+		b.used.Add(held - h.charged)
+		h.charged = held
+	}
 }
 
 // pending says whether there is anything to send.
@@ -66,6 +86,7 @@ func (h *sendHalf) pending() bool {
 
 // touch queues s for sending if it has something to send.
 func (c *core) touch(s *Stream) {
+	s.send.charge(c.budget)
 	if !s.forgotten && s.send.pending() && !s.hooks[3].queued {
 		s.send.deficit = quantum
 		c.fresh.push(s)
@@ -101,7 +122,7 @@ func (c *core) fill(b []byte, limit int, now time.Duration) []byte {
 		b = wire.AppendEmpty(b, wire.TypePong, 0, c.pongVal)
 	}
 	if c.ping {
-		c.ping = false
+		c.ping, c.pinged = false, true
 		b = wire.AppendEmpty(b, wire.TypePing, 0, uint64(now))
 	}
 	if c.goAway != nil {
@@ -222,6 +243,7 @@ func (c *core) receiveAck(s *Stream, f wire.Frame) (event, error) {
 	}
 	h.credit = max(h.credit, wire.AckCredit(f))
 	h.ack(f.Offset)
+	h.charge(c.budget)
 	c.settle(s)
 	return event{kind: evAcked, stream: s}, nil
 }

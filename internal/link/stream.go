@@ -1,6 +1,7 @@
 package link
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -37,9 +38,12 @@ type Stream struct {
 	told      wire.EndKind
 	dead      bool // the session is gone
 	closed    bool // by the local user of the net.Conn
+	noWait    bool // the socket is dead: Room waits no more
 	rdl, wdl  *deadline
 	resumes0  uint64 // the slot's count when the stream was made
 	flushLate *time.Timer
+	look      *time.Timer // see Room
+	looking   bool
 }
 
 // Receiver takes what arrives on a stream. Receive, Backlogged and Ended come one at a time and in order, without any lock
@@ -90,16 +94,56 @@ func (s *Stream) Paused() bool {
 // errors.Is(err, syscall.ECONNRESET).
 var ErrReset error = fmt.Errorf("stream: %w", syscall.ECONNRESET)
 
-// Room waits until bytes may be sent and returns how many. It returns an error when none may be sent any more.
-func (s *Stream) Room() (int, error) {
+// Room waits until bytes may be sent and returns how many. It returns an error when none may be sent any more. While it
+// waits nobody reads the socket: gone, unless nil, is asked now and then whether the socket is dead.
+func (s *Stream) Room(gone func() bool) (int, error) {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
+	if s.send.room(s.slot.core.budget) == 0 && gone != nil {
+		s.watchLocked(gone)
+		defer s.look.Stop()
+		defer func() { s.looking = false }()
+	}
 	return s.roomLocked()
+}
+
+// watchLocked asks gone now and then while looking is set.
+func (s *Stream) watchLocked(gone func() bool) {
+	s.looking = true
+	if s.look != nil {
+		s.look.Reset(lookEvery)
+		return
+	}
+	s.look = time.AfterFunc(lookEvery, func() {
+		if gone() {
+			s.NoWait()
+			return
+		}
+		s.slot.mu.Lock()
+		defer s.slot.mu.Unlock()
+		if s.looking {
+			s.look.Reset(lookEvery)
+		}
+	})
+}
+
+// lookEvery is how often a socket that is not read is asked for its state.
+const lookEvery = 2 * time.Second
+
+// ErrNoWait is what Room returns where it would wait for the sake of a socket that is dead.
+var ErrNoWait = errors.New("stream: the socket is dead")
+
+// NoWait makes Room fail where it would wait: nothing that comes later will be read.
+func (s *Stream) NoWait() {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	s.noWait = true
+	s.change.Broadcast()
 }
 
 func (s *Stream) roomLocked() (int, error) {
 	for {
-		switch n := s.send.room(); {
+		switch n := s.send.room(s.slot.core.budget); {
 		case s.dead || s.send.moot || s.send.reset():
 			return 0, ErrReset
 		case s.send.end != 0 || s.closed:
@@ -108,6 +152,8 @@ func (s *Stream) roomLocked() (int, error) {
 			return 0, os.ErrDeadlineExceeded
 		case n > 0:
 			return n, nil
+		case s.noWait:
+			return 0, ErrNoWait
 		}
 		s.change.Wait()
 	}
@@ -241,8 +287,9 @@ func (s *Stream) handOver() {
 		if s.flushLate != nil {
 			s.flushLate.Stop()
 		}
+		code := s.recv.code
 		s.slot.mu.Unlock()
-		s.receiver.Ended(kind, s.recv.code)
+		s.receiver.Ended(kind, code)
 		s.slot.mu.Lock()
 	}
 }

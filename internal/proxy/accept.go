@@ -95,6 +95,9 @@ func (l *listener) expectProbe() [16]byte {
 			delete(l.probes, k)
 		}
 	}
+	if len(l.probes) >= 4 { // a bridge that claims again and again proves the latest
+		clear(l.probes)
+	}
 	if l.probes == nil {
 		l.probes = make(map[[16]byte]time.Time)
 	}

@@ -112,8 +112,9 @@ func (p *Proxy) endPairs(reason relay.Reason, code wire.Code, which func(*pair) 
 const probeOthers = 300 * time.Millisecond
 
 // answerProbe answers a bridge that proves its public port, and tells it from a user by the first bytes. It waits for
-// them only while a probe is expected, a few milliseconds after a claim, and returns what it read of a user's.
-func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (got []byte, probe bool) {
+// them only while a probe is expected, a few milliseconds after a claim, and returns what it read of a user's, or that the
+// connection is over.
+func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (got []byte, over bool) {
 	buf := make([]byte, 16)
 	patience := probeOthers
 	if l, _, _ := ln.dest.Link(); network(conn.RemoteAddr()) == network(l.RemoteAddr()) {
@@ -125,8 +126,13 @@ func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (got []byte, probe bool
 		n, err := conn.Read(buf[:16-len(got)])
 		got = append(got, buf[:n]...)
 		var timeout net.Error
+		if errors.Is(err, io.EOF) {
+			break // a user who is finished: the pair finds out by itself
+		}
 		if err != nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
-			break // a user who is gone or finished: the pair finds out by itself
+			// This read took the reset off the socket: a pair would see a clean end.
+			refuse(conn)
+			return nil, true
 		}
 		if len(got) == 0 {
 			continue

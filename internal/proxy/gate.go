@@ -58,7 +58,8 @@ func (g *gate) enter(conn net.Conn) *pass {
 	p := &pass{gate: g, conn: conn, from: network(conn.RemoteAddr())}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	_, known := g.known[p.from]
+	at, known := g.known[p.from]
+	known = known && time.Since(at) <= rememberAddress
 	if g.closed || !known && g.per[p.from] >= maxPerAddress {
 		g.refused++
 		return nil

@@ -125,7 +125,7 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 	if s == nil || l.RemoteAddr() != nil { // or a newer connection took the slot already
 		return
 	}
-	if leaving {
+	if leaving && l.Streams() == 0 { // else it comes back to finish them
 		l.Kill(errLeft)
 		return
 	}
@@ -186,10 +186,17 @@ func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
 	}
 	cl := s.claims[id]
 	if cl == nil || cl.asked != c.Public || cl.target != c.Target {
+		if cl != nil && cl.asked != c.Public {
+			// Closed first: the new port may cover the old one.
+			closeAll(p.releaseLocked(func(ln *listener) bool {
+				at, of, _ := ln.dest.Link()
+				return ln.dest.Public == cl.public && at == l && of == id
+			}))
+		}
 		cl = &claim{id: id, asked: c.Public, target: c.Target}
 		s.claims[id] = cl
 	}
-	p.decide(s, cl)
+	p.decide(s, cl, false)
 	var gone []*listener
 	if !more && !s.settled {
 		s.settled = true
@@ -216,16 +223,17 @@ func (p *Proxy) Unclaim(l *link.Link, id uint16) {
 	closeAll(gone)
 }
 
-// decide opens what a claim asks for, or says why not, and tells the bridge. mu is held.
-func (p *Proxy) decide(s *session, c *claim) {
+// decide opens what a claim asks for, or says why not, and tells the bridge; again says that the bridge has heard an answer
+// and wants to know of changes only. mu is held.
+func (p *Proxy) decide(s *session, c *claim, again bool) {
 	before, reason := c.state, c.reason
 	c.state, c.reason = p.tryClaim(s, c)
+	if again && before == c.state && reason == c.reason {
+		return
+	}
 	answer := wire.Claimed{Status: c.state, Public: c.public.String(), Text: c.reason}
 	if c.state == wire.ClaimUp {
 		answer.Nonce = p.public[c.public].expectProbe()
-	}
-	if before == c.state && reason == c.reason && c.state == wire.ClaimRetrying {
-		return // nothing new after another try
 	}
 	s.link.Claimed(c.id, answer)
 	log := p.log.Info
@@ -338,7 +346,7 @@ func (p *Proxy) retryClaims() {
 		for _, s := range p.sessions {
 			for _, c := range s.claims {
 				if c.state == wire.ClaimRetrying {
-					p.decide(s, c)
+					p.decide(s, c, true)
 				}
 			}
 		}
@@ -353,7 +361,7 @@ func (p *Proxy) reconsider() {
 	for _, s := range p.sessions {
 		s.key = p.keys[s.link.KeyID()].Name
 		for _, c := range s.claims {
-			p.decide(s, c)
+			p.decide(s, c, true)
 		}
 	}
 }

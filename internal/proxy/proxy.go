@@ -97,7 +97,8 @@ func New(cfg Config) *Proxy {
 		cfg.Drain = DefaultDrain
 	}
 	if cfg.MaxConns == 0 {
-		cfg.MaxConns = descriptorLimit() - descriptorReserve
+		limit := descriptorLimit()
+		cfg.MaxConns = limit - min(descriptorReserve, limit/2)
 	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(),
@@ -114,7 +115,7 @@ func New(cfg Config) *Proxy {
 }
 
 // descriptorReserve is kept for links, the admin socket and files when users take all the others.
-const descriptorReserve = 128
+const descriptorReserve = 256
 
 // Listen opens the link ports.
 func (p *Proxy) Listen() (err error) {

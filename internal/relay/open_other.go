@@ -2,7 +2,10 @@
 
 package relay
 
-import "syscall"
+import (
+	"errors"
+	"syscall"
+)
 
 func lingerFromBirth(_, _ string, c syscall.RawConn) error {
 	var err error
@@ -13,3 +16,7 @@ func lingerFromBirth(_, _ string, c syscall.RawConn) error {
 	}
 	return err
 }
+
+// Refused says whether nothing listens where a dial went to. Go's syscall.ECONNREFUSED is an invented number on Windows;
+// the system says WSAECONNREFUSED.
+func Refused(err error) bool { return errors.Is(err, syscall.Errno(10061)) }

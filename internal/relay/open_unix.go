@@ -3,6 +3,7 @@
 package relay
 
 import (
+	"errors"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -17,3 +18,6 @@ func lingerFromBirth(_, _ string, c syscall.RawConn) error {
 	}
 	return err
 }
+
+// Refused says whether nothing listens where a dial went to.
+func Refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }

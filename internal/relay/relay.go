@@ -52,13 +52,13 @@ type Pair struct {
 	stream *link.Stream
 	head   []byte
 
-	out, in  atomic.Uint64 // bytes from the socket, to the socket
-	poisoned atomic.Bool   // a write failed: a later EOF of the socket is the reset that the write swallowed
-	wg       sync.WaitGroup
-	over     chan struct{}
+	out, in atomic.Uint64 // bytes from the socket, to the socket
+	wg      sync.WaitGroup
+	over    chan struct{}
 
 	mu              sync.Mutex
 	outDone, inDone bool   // guarded by mu, as all below
+	poisoned        bool   // a write failed: a later EOF of the socket is the reset that the write swallowed
 	reason          Reason // set once the pair is over
 }
 
@@ -107,10 +107,15 @@ func (p *Pair) outbound() {
 		p.out.Add(uint64(len(p.head)))
 		p.stream.Send(c)
 	}
+	gone := p.sock.gone
 	for {
-		room, err := p.stream.Room()
+		room, err := p.stream.Room(gone)
 		if err != nil {
-			return // the stream is over: its end reaches us as a Receiver
+			if errors.Is(err, link.ErrNoWait) {
+				p.localReset()
+				return
+			}
+			return // otherwise the stream is over: its end reaches us as a Receiver
 		}
 		n, err := p.sock.read(room)
 		if n > 0 {
@@ -119,9 +124,8 @@ func (p *Pair) outbound() {
 		}
 		switch {
 		case err == nil:
-		case errors.Is(err, io.EOF) && !p.poisoned.Load():
+		case errors.Is(err, io.EOF) && p.done(&p.outDone):
 			p.stream.CloseWrite()
-			p.done(&p.outDone)
 			return
 		default:
 			p.localReset()
@@ -140,15 +144,21 @@ func (p *Pair) localReset() {
 	p.finish(reason, true)
 }
 
-// done marks a direction as ended, and the pair as over with the second one.
-func (p *Pair) done(direction *bool) {
+// done marks a direction as ended, and the pair as over with the second one. It refuses to do so when an EOF of the socket
+// is none.
+func (p *Pair) done(direction *bool) bool {
 	p.mu.Lock()
+	if direction == &p.outDone && p.poisoned {
+		p.mu.Unlock()
+		return false
+	}
 	*direction = true
 	both := p.outDone && p.inDone
 	p.mu.Unlock()
 	if both {
 		p.finish(ReasonEOF, false)
 	}
+	return true
 }
 
 // finish closes the socket, with RST or not, and lets Run return. The first call decides.
@@ -173,14 +183,15 @@ func (p *Pair) Receive(bufs [][]byte) int {
 	return n
 }
 
-// writeFailed: the socket does not take any more. What its peer sent before may still be read, and then comes the reset;
-// the reader notices by itself, since a dead socket is readable.
+// writeFailed: the socket does not take any more. What its peer sent before may still be read as far as there is credit, and
+// then comes the reset; the reader notices by itself, since a dead socket is readable.
 func (p *Pair) writeFailed() {
-	p.poisoned.Store(true)
 	p.stream.Discard()
 	p.mu.Lock()
+	p.poisoned = true
 	readerGone := p.outDone
 	p.mu.Unlock()
+	p.stream.NoWait()
 	if readerGone {
 		p.localReset()
 	}

@@ -139,3 +139,16 @@ func (s *socket) queued() int {
 	s.raw.Control(func(fd uintptr) { n = unackedBytes(int(fd)) })
 	return n
 }
+
+// gone says whether the socket is dead though nobody reads it: reset by its peer.
+func (s *socket) gone() bool {
+	dead := false
+	if s.raw != nil {
+		s.raw.Control(func(fd uintptr) {
+			p := []unix.PollFd{{Fd: int32(fd)}}
+			n, err := unix.Poll(p, 0)
+			dead = err == nil && n > 0 && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0
+		})
+	}
+	return dead
+}

@@ -1,0 +1,87 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/memnet"
+)
+
+func second(w *world, instance byte) (*recorder, func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	br2 := newRecorder()
+	d2 := NewDialer(DialerConfig{
+		Owner: br2, Log: slog.New(slog.DiscardHandler), Carriers: testCarriers,
+		Auth:   auth.ClientConfig{KeyID: [16]byte{1}, Secret: [32]byte{2}, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{instance}},
+		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") },
+		Failed: func(int, error, time.Duration) {},
+	})
+	w.wg.Go(func() { d2.Run(ctx) })
+	return br2, cancel
+}
+
+// The key is removed while a new bridge waits for the old one's silence.
+func TestRemovedKeyGetsASession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		var admit atomic.Bool
+		admit.Store(true)
+		w.host.cfg.Admit = func([16]byte) bool { return admit.Load() }
+		old := w.px.link
+		for _, c := range w.net.Conns() {
+			c.BlackHole(memnet.Both)
+		}
+		w.stop()
+		br2, cancel := second(w, 8)
+		time.Sleep(time.Second) // in Ping
+		admit.Store(false)
+		old.Kill(errors.New("the key was removed")) // what Proxy.dropKey does
+		time.Sleep(100 * time.Millisecond)
+		if n := len(w.host.Links()); n != 0 {
+			t.Errorf("%d sessions of a removed key", n)
+		}
+		br2.mu.Lock()
+		t.Log("attached slots of the removed key:", br2.up)
+		br2.mu.Unlock()
+		cancel()
+		w.ln.Close()
+		time.Sleep(time.Minute)
+		w.host.Close(errors.New("over"))
+		w.wg.Wait()
+	})
+}
+
+type killer struct {
+	*recorder
+	n atomic.Int64
+}
+
+func (k *killer) Attached(l *Link, slot int) {
+	if slot == 0 {
+		k.n.Add(1)
+		time.AfterFunc(10*time.Millisecond, func() { l.Kill(errors.New("protocol violation, say")) })
+	}
+}
+
+// Sessions that end as soon as they began.
+func TestNoBackoffAfterAShortSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		k := &killer{recorder: newRecorder()}
+		w.host.cfg.Owner = k
+		w.net.Reset()
+		w.px.link.Kill(errors.New("x"))
+		time.Sleep(time.Minute)
+		if n := k.n.Load(); n > 100 {
+			t.Errorf("%d sessions in a minute", n)
+		}
+		w.close()
+	})
+}

@@ -1,0 +1,411 @@
+package proxy
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"reverser/internal/link"
+	"reverser/internal/status"
+	"reverser/internal/wire"
+)
+
+// TestPair follows one user from the connection to the log lines.
+func TestPair(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u := w.user(addr)
+	u.Write([]byte("hello"))
+	u.CloseWrite()
+	s := b.stream()
+	if got, err := io.ReadAll(s); string(got) != "hello" || err != nil {
+		t.Errorf("the bridge read %q, %v", got, err)
+	}
+	if o := s.Open(); o.Service != 0 || o.Client.String() != u.LocalAddr().String() || o.Local.String() != addr {
+		t.Errorf("OPEN %+v; want service 0, client %s, local %s", o, u.LocalAddr(), addr)
+	}
+	s.Write([]byte("answers"))
+	eventually(t, "the pair is half-closed", func() bool {
+		ps := w.p.Status().Pairs
+		return len(ps) == 1 && ps[0].State == status.PairHalfClosed && ps[0].Received == 7
+	})
+	s.CloseWrite()
+	if got, err := io.ReadAll(u); string(got) != "answers" || err != nil {
+		t.Errorf("the user read %q, %v", got, err)
+	}
+	who := fmt.Sprintf("service=%s client=%s target=10.0.0.1:80", pub, u.LocalAddr())
+	eventually(t, "the pair is released", func() bool {
+		return w.log.count("pair created "+who) == 1 && w.log.count("pair released "+who, "sent=5 received=7", "reason=eof", "resumes=0") == 1
+	})
+	eventually(t, "no pair is left", func() bool { return len(w.p.Status().Pairs) == 0 })
+}
+
+// TestReset: a RST passes through in both directions.
+func TestReset(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u, s := w.pair(b, addr)
+	s.Reset(wire.CodeReset)
+	wantReset(t, u)
+	u, s = w.pair(b, addr)
+	u.SetLinger(0)
+	u.Close()
+	wantReset(t, s)
+	u = w.user(addr)
+	u.Write([]byte("x"))
+	b.stream().Reset(wire.CodeRefused)
+	wantReset(t, u)
+	eventually(t, "each has its reason", func() bool {
+		return w.log.count("pair released", "reason=target-reset") == 1 && w.log.count("pair released", "reason=client-reset") == 1 &&
+			w.log.count("pair released", "reason=target-refused") == 1
+	})
+}
+
+func TestStatus(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	st := w.p.Status()
+	if st.Role != "proxy" || st.Version != "test" || st.UptimeSeconds <= 0 || len(st.Links)+len(st.Services)+len(st.Pairs) != 0 {
+		t.Errorf("status of an idle proxy: %+v", st)
+	}
+	b := w.bridge(k, how{instance: 5}, pub, "tcp/80")
+	u1, _ := w.pair(b, addr)
+	u2, _ := w.pair(b, addr)
+	st = w.p.Status()
+	if len(st.Links) != 1 || len(st.Services) != 2 || len(st.Pairs) != 2 {
+		t.Fatalf("status %+v, want one link, two services, two pairs", st)
+	}
+	if l := st.Links[0]; l.Key != "nas" || l.Bridge != "host5" || l.State != status.LinkUp || l.Remote == "" || l.Since.IsZero() {
+		t.Errorf("link %+v", l)
+	}
+	if s := st.Services[0]; s.Public != pub || s.Target != "10.0.0.1:80" || s.State != status.ServiceUp || s.Connections != 2 || s.Reason != "" {
+		t.Errorf("service %+v", s)
+	}
+	if s := st.Services[1]; s.Public != "tcp/80" || s.State != status.ServiceDenied || s.Connections != 0 || s.Reason == "" {
+		t.Errorf("service %+v", s)
+	}
+	ids := map[string]bool{}
+	for i, u := range []net.Conn{u1, u2} {
+		p := st.Pairs[i]
+		ids[p.ID] = true
+		if p.Service != pub || p.Client != u.LocalAddr().String() || p.Target != "10.0.0.1:80" || p.Sent != 1 || p.Received != 1 || p.State != status.PairOpen || p.Since.IsZero() {
+			t.Errorf("pair %d: %+v", i, p)
+		}
+	}
+	if len(ids) != 2 {
+		t.Errorf("ids %v, want different ones", ids)
+	}
+	b.stop()
+	<-b.done
+	eventually(t, "the link is down", func() bool {
+		st = w.p.Status()
+		return len(st.Links) == 1 && st.Links[0].State == status.LinkDown && st.Services[0].State == status.ServiceAway && st.Pairs[0].State == status.PairPaused
+	})
+}
+
+// TestProbe: a bridge's probe is answered here, and never reaches the target.
+func TestProbe(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1, silent: true}, pub)
+	nonce := b.claim(0).Nonce
+	got, err := show(addr, nonce)
+	if err != nil || got != link.ProbeAnswer(nonce) {
+		t.Errorf("answer %x, %v; want %x, EOF", got, err, link.ProbeAnswer(nonce))
+	}
+	// A nonce is good once: now it is what a user says.
+	u := w.user(addr)
+	u.Write(nonce[:])
+	s := b.stream()
+	if s.Open().Client.String() != u.LocalAddr().String() {
+		t.Errorf("the first stream is %s's, want %s's: a probe reached the target", s.Open().Client, u.LocalAddr())
+	}
+	first := make([]byte, 16)
+	if _, err := io.ReadFull(s, first); err != nil || [16]byte(first) != nonce {
+		t.Errorf("read %x, %v; want the user's bytes", first, err)
+	}
+	if n := w.log.count("pair created"); n != 1 {
+		t.Errorf("%d pairs were created, want the user's", n)
+	}
+}
+
+// TestUsersWhileAProbeIsExpected: what users say meanwhile, and what they do not say, arrives.
+func TestUsersWhileAProbeIsExpected(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1, silent: true}, pub)
+	nonce := b.claim(0).Nonce
+	ln := w.p.listenerOf(pub)
+	expect := func(d time.Duration) {
+		ln.mu.Lock()
+		defer ln.mu.Unlock()
+		ln.probes[nonce] = time.Now().Add(d)
+	}
+	other := string([]byte{nonce[0] + 1})
+	for _, say := range []string{
+		other,
+		other + "GET / HTTP/1.1\r\nHost: example\r\n\r\n and a body that is longer than any nonce",
+		string(nonce[:3]) + "no nonce",
+		string(nonce[:15]) + string([]byte{nonce[15] + 1}),
+		"", // FIN at once
+	} {
+		expect(time.Hour)
+		u := w.user(addr)
+		u.Write([]byte(say))
+		u.CloseWrite()
+		s := b.stream()
+		if got, err := io.ReadAll(s); string(got) != say || err != nil {
+			t.Errorf("the target read %q, %v; want %q", got, err, say)
+		}
+		s.Close()
+	}
+	t.Run("in pieces", func(t *testing.T) {
+		expect(time.Hour)
+		u := w.user(addr)
+		u.SetNoDelay(true)
+		for _, c := range nonce[:3] {
+			u.Write([]byte{c})
+		}
+		u.Write([]byte("rest"))
+		s := b.stream()
+		got := make([]byte, 7)
+		if _, err := io.ReadFull(s, got); string(got) != string(nonce[:3])+"rest" || err != nil {
+			t.Errorf("the target read %q, %v", got, err)
+		}
+	})
+	t.Run("server first", func(t *testing.T) {
+		expect(50 * time.Millisecond)
+		u := w.user(addr)
+		s := b.stream() // once nobody waits for a probe any more
+		talk(t, s, u, "220 ready")
+		talk(t, u, s, "EHLO")
+	})
+	t.Run("half a nonce and silence", func(t *testing.T) {
+		expect(50 * time.Millisecond)
+		u := w.user(addr)
+		u.Write(nonce[:7])
+		s := b.stream()
+		got := make([]byte, 7)
+		if _, err := io.ReadFull(s, got); string(got) != string(nonce[:7]) || err != nil {
+			t.Errorf("the target read %q, %v", got, err)
+		}
+	})
+	t.Run("reset", func(t *testing.T) {
+		expect(time.Hour)
+		u := w.user(addr)
+		u.Write(nonce[:3]) // held back, and then
+		u.SetLinger(0)
+		u.Close()
+		u = w.user(addr)
+		u.Write([]byte(other))
+		u.CloseWrite()
+		for {
+			s := b.stream()
+			got, err := io.ReadAll(s)
+			if s.Open().Client.String() == u.LocalAddr().String() {
+				break
+			}
+			if err == nil {
+				t.Errorf("the target read %q and a clean end of a user who reset", got)
+			}
+		}
+	})
+}
+
+// TestAway: the bridge is gone with its session; its port is closed. A bridge that only lost its connections is waited for.
+func TestAway(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	b.stop() // without a word, as if its machine had lost power
+	<-b.done
+	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
+	u := w.user(addr)
+	u.Write([]byte("anybody?"))
+	ln := w.p.listenerOf(pub)
+	eventually(t, "the user is held", func() bool { return len(w.p.conns) == 1 })
+	next := w.bridge(k, how{instance: 2}, pub) // restarted: a new process
+	s := next.stream()
+	got := make([]byte, 8)
+	if _, err := io.ReadFull(s, got); string(got) != "anybody?" || err != nil {
+		t.Errorf("the target read %q, %v", got, err)
+	}
+	if w.p.listenerOf(pub) != ln {
+		t.Error("the port was closed in between")
+	}
+}
+
+// TestDescriptorLimit: as many users as descriptors allow; the next waits in the kernel and is served when one leaves.
+// Bridges still get in.
+func TestDescriptorLimit(t *testing.T) {
+	addr, pub := free(t)
+	otherAddr, otherPub := free(t)
+	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k, other}, MaxConns: 16})
+	b := w.bridge(k, how{instance: 1}, pub)
+	eventually(t, "the probe is over", func() bool { return len(w.p.conns) == 0 })
+	var users []*net.TCPConn
+	for range 16 {
+		u, _ := w.pair(b, addr)
+		users = append(users, u)
+	}
+	late := w.user(addr)
+	late.Write([]byte("late"))
+	eventually(t, "the limit is reached", func() bool { return w.log.count("as many connections as the descriptor limit allows", "limit=16") == 1 })
+	select {
+	case <-b.streams:
+		t.Fatal("a stream was opened for one more than the limit")
+	default:
+	}
+	o := w.bridge(other, how{instance: 2, silent: true}, otherPub) // the door for bridges is another one
+	for range 3 {
+		w.user(addr) // more than one wait
+	}
+	users[0].SetLinger(0)
+	users[0].Close()
+	s := b.stream()
+	got := make([]byte, 4)
+	if _, err := io.ReadFull(s, got); string(got) != "late" || err != nil {
+		t.Errorf("read %q, %v", got, err)
+	}
+	for _, u := range users[1:] {
+		u.SetLinger(0)
+		u.Close()
+	}
+	w.pair(o, otherAddr)
+	if n := w.log.count("as many connections as the descriptor limit allows"); n != 1 {
+		t.Errorf("%d lines about the limit within a minute, want 1", n)
+	}
+}
+
+// TestDrain: no new users, no new bridges; those who are there finish, and then Run returns.
+func TestDrain(t *testing.T) {
+	addr, pub := free(t)
+	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k, other}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u1, s1 := w.pair(b, addr)
+	u2, s2 := w.pair(b, addr)
+	w.p.Drain()
+	w.p.Drain()
+	eventually(t, "the public port is closed", func() bool { return refused(addr) })
+	eventually(t, "the bridge is told", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.leaving })
+	if st := w.p.Status(); len(st.Links) != 1 || st.Links[0].State != status.LinkDraining {
+		t.Errorf("links %+v, want one that is draining", st.Links)
+	}
+	nb := w.dial(other, how{instance: 2}, pub)
+	eventually(t, "a new bridge is refused", func() bool { nb.mu.Lock(); defer nb.mu.Unlock(); return len(nb.failed) > 0 })
+	talk(t, u1, s1, "still")
+	finish := func(u interface {
+		io.ReadWriter
+		CloseWrite() error
+	}, s *link.Stream) {
+		u.Write([]byte("last"))
+		u.CloseWrite()
+		if got, err := io.ReadAll(s); string(got) != "last" || err != nil {
+			t.Errorf("the target read %q, %v", got, err)
+		}
+		s.Write([]byte("words"))
+		s.CloseWrite()
+		if got, err := io.ReadAll(u); string(got) != "words" || err != nil {
+			t.Errorf("the user read %q, %v", got, err)
+		}
+	}
+	finish(u1, s1)
+	select {
+	case <-w.done:
+		t.Fatal("Run returned while a pair was there")
+	default:
+	}
+	finish(u2, s2)
+	<-w.done
+	if w.err != nil {
+		t.Errorf("Run = %v, want nil", w.err)
+	}
+	if n := w.log.count("pair released", "reason=eof"); n != 2 {
+		t.Errorf("%d pairs ended with eof, want 2", n)
+	}
+	if !refused(w.p.Addr().String()) {
+		t.Error("the link port is open after Run")
+	}
+}
+
+func TestDrainWithoutPairs(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u, _ := w.pair(b, addr)
+	u.SetLinger(0)
+	u.Close()
+	eventually(t, "the pair is gone", func() bool { return len(w.p.Status().Pairs) == 0 })
+	w.p.Drain()
+	<-w.done
+	if w.err != nil {
+		t.Errorf("Run = %v, want nil", w.err)
+	}
+}
+
+// TestDrainIsOver: who does not finish in time is reset, and the bridge learns why.
+func TestDrainIsOver(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}, Drain: 20 * time.Millisecond})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u, s := w.pair(b, addr)
+	w.p.Drain()
+	wantReset(t, u)
+	wantReset(t, s)
+	<-w.done
+	if n := w.log.count("pair released", "reason=drain"); n != 1 || w.err != nil {
+		t.Errorf("%d pairs released with reason drain, Run = %v; want 1, nil", n, w.err)
+	}
+}
+
+// TestHeldUserAtDrain: a user who waits for a bridge that is away is not a reason to wait.
+func TestHeldUserAtDrain(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	b.stop()
+	<-b.done
+	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
+	u := w.user(addr)
+	eventually(t, "the user is held", func() bool { return len(w.p.conns) == 1 })
+	w.p.Drain()
+	wantReset(t, u)
+	<-w.done
+}
+
+// TestStop: the end of the context resets everybody at once.
+func TestStop(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u, s := w.pair(b, addr)
+	silent := w.user(w.p.Addr().String()) // a stranger who is waited for must not delay it
+	begin := time.Now()
+	w.stop()
+	<-w.done
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("Run returned %s after its context ended", d)
+	}
+	wantReset(t, u)
+	wantReset(t, s)
+	silent.Close()
+	if w.err != nil {
+		t.Errorf("Run = %v, want nil", w.err)
+	}
+}

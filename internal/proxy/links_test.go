@@ -1,0 +1,436 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/service"
+	"reverser/internal/status"
+	"reverser/internal/wire"
+)
+
+// TestClaimsDenied: each is denied for its own reason, in words for the bridge's operator, and the service beside them is
+// up.
+func TestClaimsDenied(t *testing.T) {
+	k := key(t, "nas", "tcp/1024-65535", "udp/53", "http/*")
+	w := start(t, Config{Keys: []Key{k}, Transfer: "127.0.0.1:0"})
+	addr, good := free(t)
+	_, linkPort, _ := net.SplitHostPort(w.p.Addr().String())
+	_, transferPort, _ := net.SplitHostPort(w.p.TransferAddr().String())
+	claims := []struct {
+		public string
+		words  []string
+	}{
+		{good, nil},
+		{"tcp/127.0.0.1:80", []string{`tcp/127.0.0.1:80 denied: the policy of key "nas" allows tcp/1024-65535`}},
+		{"tcp/" + linkPort, []string{"denied", "the link itself uses this port"}},
+		{"tcp/127.0.0.1:" + transferPort, []string{"denied", "the link itself uses this port"}},
+		{"udp/53", []string{"udp/53 denied", "tcp/ only"}},
+		{"http/a.example", []string{"denied", "tcp/ only"}},
+		{"private/db", []string{"denied", "policy of key"}},
+		{"tcp/0", []string{"denied", "not a number from 1 to 65535"}},
+		{"tcp/65536", []string{"denied", "not a number from 1 to 65535"}},
+		{"tcp/*", []string{"denied"}},
+		{"9000\x1b[2J", []string{"denied"}},
+		{"", []string{"denied"}},
+		{"offered", []string{"denied", "offers no public port"}},
+	}
+	var publics []string
+	for _, c := range claims {
+		publics = append(publics, c.public)
+	}
+	b := w.bridge(k, how{instance: 1}, publics...)
+	b.wantClaim(0, wire.ClaimUp)
+	for i, c := range claims[1:] {
+		b.wantClaim(uint16(i+1), wire.ClaimDenied, c.words...)
+	}
+	w.pair(b, addr)
+	for _, s := range w.p.Status().Services {
+		want := status.ServiceDenied
+		if s.Public == good {
+			want = status.ServiceUp
+		}
+		if s.State != want || (s.Reason == "") != (want == status.ServiceUp) {
+			t.Errorf("status of %q: %s, reason %q; want %s", s.Public, s.State, s.Reason, want)
+		}
+	}
+	if n := w.log.count("service denied"); n != len(claims)-1 {
+		t.Errorf("%d lines say that a service was denied, want %d", n, len(claims)-1)
+	}
+}
+
+func TestOffered(t *testing.T) {
+	_, one := free(t)
+	addr, two := free(t)
+	pub := func(s string) service.Public {
+		p, err := service.ParsePublic(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	k := key(t, "nas", two)
+	w := start(t, Config{Keys: []Key{k}, Offer: []service.Public{pub(one), pub(two)}})
+	b := w.bridge(k, how{instance: 1}, "offered")
+	b.wantClaim(0, wire.ClaimUp)
+	if got := b.claim(0).Public; got != two {
+		t.Errorf("the bridge was given %s, want %s, which its key allows", got, two)
+	}
+	w.pair(b, addr)
+}
+
+// TestPortTaken: the claim is retried until the port is free, and the service beside it is up from the start.
+func TestPortTaken(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	addr, good := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, "tcp/"+ln.Addr().String(), good)
+	b.wantClaim(0, wire.ClaimRetrying, "open tcp/"+ln.Addr().String()+" on the proxy", "address already in use")
+	b.wantClaim(1, wire.ClaimUp)
+	w.pair(b, addr)
+	ln.Close()
+	b.wantClaim(0, wire.ClaimUp) // by the proxy's own clock
+	w.pair(b, ln.Addr().String())
+	if n := w.log.count("service cannot be opened, trying again"); n != 1 {
+		t.Errorf("%d lines about a port that is taken, want one however often it is tried", n)
+	}
+}
+
+// TestHeldByAnotherKey: who comes second waits until the first is gone.
+func TestHeldByAnotherKey(t *testing.T) {
+	t.Parallel()
+	addr, pub := free(t)
+	a, z := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{a, z}})
+	first := w.bridge(a, how{instance: 1}, pub)
+	second := w.bridge(z, how{instance: 2}, pub)
+	first.wantClaim(0, wire.ClaimUp)
+	second.wantClaim(0, wire.ClaimRetrying, pub+` is held by key "nas"`)
+	w.pair(first, addr)
+	w.p.SetKeys([]Key{z})
+	second.wantClaim(0, wire.ClaimUp)
+	w.pair(second, addr)
+}
+
+// TestKeyRemoved: everything that the key held ends at once, at both ends, and nothing of the other key.
+func TestKeyRemoved(t *testing.T) {
+	addr, pub := free(t)
+	addr2, pub2 := free(t)
+	otherAddr, otherPub := free(t)
+	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k, other}})
+	b := w.bridge(k, how{instance: 1}, pub, pub2)
+	o := w.bridge(other, how{instance: 2}, otherPub)
+	u1, s1 := w.pair(b, addr)
+	u2, s2 := w.pair(b, addr2)
+	ou, os := w.pair(o, otherAddr)
+
+	begin := time.Now()
+	w.p.SetKeys([]Key{other})
+	if d := time.Since(begin); d > time.Second {
+		t.Errorf("SetKeys took %s", d)
+	}
+	wantReset(t, u1)
+	wantReset(t, u2)
+	if !refused(addr) || !refused(addr2) {
+		t.Error("the public ports are still open")
+	}
+	// The bridge is told before the link goes: its connections to real servers must not wait for a session to expire.
+	wantReset(t, s1)
+	wantReset(t, s2)
+	if n := w.log.count("pair released", "reason=service-removed"); n != 2 {
+		t.Errorf("%d pairs were released as removed, want 2", n)
+	}
+	eventually(t, "the key is refused", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(b.failed) > 0 && errors.Is(b.failed[len(b.failed)-1], auth.ErrRefused)
+	})
+	talk(t, ou, os, "still here")
+	st := w.p.Status()
+	if len(st.Links) != 1 || st.Links[0].Key != "desk" || len(st.Services) != 1 || len(st.Pairs) != 1 {
+		t.Errorf("status %+v, want the other key's link, service and pair", st)
+	}
+}
+
+// TestKeyReplaced: another secret under the same id is another key.
+func TestKeyReplaced(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u, _ := w.pair(b, addr)
+	b.stop()
+	<-b.done
+	b = w.bridge(k, how{instance: 1}, pub)
+	wantReset(t, u)
+	u, _ = w.pair(b, addr)
+	k2 := k
+	k2.Secret[0]++
+	w.p.SetKeys([]Key{k2})
+	wantReset(t, u)
+	eventually(t, "the old secret is refused", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(b.failed) > 0 && errors.Is(b.failed[len(b.failed)-1], auth.ErrRefused)
+	})
+	nb := w.bridge(k2, how{instance: 3}, pub)
+	w.pair(nb, addr)
+}
+
+// TestPolicyChange: a policy that shrinks closes what it allowed, one that grows opens what was denied.
+func TestPolicyChange(t *testing.T) {
+	addr, pub := free(t)
+	addr2, pub2 := free(t)
+	k := key(t, "nas", pub)
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub, pub2)
+	b.wantClaim(0, wire.ClaimUp)
+	b.wantClaim(1, wire.ClaimDenied, "policy of key")
+	w.pair(b, addr)
+	w.p.SetKeys([]Key{key(t, "nas", pub2)})
+	b.wantClaim(0, wire.ClaimDenied, fmt.Sprintf(`%s denied: the policy of key "nas" allows %s`, pub, pub2))
+	b.wantClaim(1, wire.ClaimUp)
+	if !refused(addr) {
+		t.Error("a port that the policy does not allow any more is open")
+	}
+	w.pair(b, addr2)
+}
+
+// TestClaimAgainWithAnotherPort: a bridge that gives a claim another public port gives the old one back.
+func TestClaimAgainWithAnotherPort(t *testing.T) {
+	addr, pub := free(t)
+	addr2, pub2 := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	w.pair(b, addr)
+	b.link.Claims([]wire.Claim{{Public: pub2, Target: "10.0.0.1:80"}})
+	eventually(t, "the new port is open", func() bool { return b.claim(0).Public == pub2 })
+	w.pair(b, addr2)
+	if !refused(addr) {
+		t.Error("the port that nobody claims any more is open")
+	}
+}
+
+// TestTakeover: the same process with a new session has its ports at once; they were never closed.
+func TestTakeover(t *testing.T) {
+	addr, pub := free(t)
+	gone, gonePub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	old := w.bridge(k, how{instance: 1}, pub, gonePub)
+	u, _ := w.pair(old, addr)
+	old.mu.Lock()
+	oldLink := old.link
+	old.mute = true // its process goes on as the new one
+	old.mu.Unlock()
+
+	ln := w.p.listenerOf(pub)
+	next := w.dial(k, how{instance: 1}, pub)
+	eventually(t, "the new session is up", func() bool {
+		next.mu.Lock()
+		defer next.mu.Unlock()
+		return next.link != nil && next.up[1] && next.claimed[0].Status == wire.ClaimUp
+	})
+	wantReset(t, u)
+	old.stop()
+	<-old.done
+	next.settled()
+	if w.p.listenerOf(pub) != ln {
+		t.Error("the public port was opened anew")
+	}
+	eventually(t, "the old link is over", func() bool { return oldLink.Err() != nil })
+	if !refused(gone) {
+		t.Error("a service that the new session does not claim is still open")
+	}
+	w.pair(next, addr)
+}
+
+func (p *Proxy) listenerOf(public string) *listener {
+	pub, _ := service.ParsePublic(public)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.public[pub]
+}
+
+// TestSecondBridge: another process with the same key is refused while the first one lives, which notices nothing.
+func TestSecondBridge(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	first := w.bridge(k, how{instance: 1}, pub)
+	u, s := w.pair(first, addr)
+	second := w.dial(k, how{instance: 2}, pub)
+	eventually(t, "the second bridge is refused again and again", func() bool {
+		second.mu.Lock()
+		defer second.mu.Unlock()
+		for _, err := range second.failed {
+			if !strings.Contains(err.Error(), "another live bridge holds this key") || !strings.Contains(err.Error(), "key add") {
+				t.Fatalf("refused with %q, want a word that names the remedy", err)
+			}
+		}
+		return len(second.failed) >= 5
+	})
+	talk(t, u, s, "undisturbed")
+	first.mu.Lock()
+	defer first.mu.Unlock()
+	if len(first.ended) != 0 || len(first.failed) != 0 {
+		t.Errorf("the first bridge: ended %v, failed %v", first.ended, first.failed)
+	}
+}
+
+// TestBridgeLost: the bridge's connections break; users who come meanwhile wait, and those who were there stay.
+func TestBridgeLost(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u, s := w.pair(b, addr)
+	for range 3 {
+		b.mu.Lock()
+		for _, c := range b.conns { // as a middlebox would
+			c.SetLinger(0)
+			c.Close()
+		}
+		b.conns = nil
+		b.mu.Unlock()
+		talk(t, u, s, "through")
+		w.pair(b, addr)
+	}
+	b.settled()
+	if st := w.p.Status(); len(st.Links) != 1 || st.Links[0].Resumes == 0 || len(st.Pairs) != 4 {
+		t.Errorf("status %+v, want one link that resumed, with 4 pairs", st)
+	}
+}
+
+// TestStrangersHoldNothingUp: silent clients fill the gate; a bridge comes through, at once and every time.
+func TestStrangersHoldNothingUp(t *testing.T) {
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	for i := range 2*maxStrangers/maxPerAddress + 4 {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(i+1))}}
+		for range maxPerAddress + 1 {
+			c, err := d.Dial("tcp", w.p.Addr().String())
+			if err != nil {
+				t.Skipf("this system has no 127.0.1.%d: %v", i+1, err)
+			}
+			conns = append(conns, c)
+		}
+	}
+	begin := time.Now()
+	addr, pub := free(t)
+	b := w.bridge(k, how{instance: 1}, pub)
+	w.pair(b, addr)
+	if d := time.Since(begin); d > auth.Timeout/2 {
+		t.Errorf("the bridge was up after %s: it waited for silent clients", d)
+	}
+	w.p.gate.mu.Lock()
+	defer w.p.gate.mu.Unlock()
+	if n := w.p.gate.waiting.Len(); n > maxStrangers {
+		t.Errorf("%d strangers are held, at most %d", n, maxStrangers)
+	}
+	for from, n := range w.p.gate.per {
+		if n > maxPerAddress {
+			t.Errorf("%d connections of %s are held, at most %d", n, from, maxPerAddress)
+		}
+	}
+}
+
+// TestNoiseOnTheLinkPort: what is no bridge is closed without an answer, and logged once.
+func TestNoiseOnTheLinkPort(t *testing.T) {
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	for _, noise := range []string{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "SSH-2.0-OpenSSH_9.9\r\n", strings.Repeat("\xff\x00\x5a", 5000)} {
+		c := w.user(w.p.Addr().String())
+		c.Write([]byte(noise))
+		got, _ := io.ReadAll(c)
+		if len(got) > 7 || len(got) > 0 && got[0] != 21 { // a TLS alert
+			t.Errorf("%.10q was answered with %q", noise, got)
+		}
+		c.Close()
+	}
+	wrong := k
+	wrong.Secret[5]++
+	b := w.dial(wrong, how{instance: 1})
+	eventually(t, "the wrong key is refused", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(b.failed) > 0 && errors.Is(b.failed[0], auth.ErrRefused)
+	})
+	if n := w.log.count("connections to the link port that were no bridge"); n != 1 {
+		t.Errorf("%d lines about noise within a minute, want 1", n)
+	}
+	// Authenticated, and then nonsense or silence instead of ATTACH.
+	c := w.user(w.p.Addr().String())
+	ac, err := auth.Client(context.Background(), c, auth.ClientConfig{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ac.Write(wire.AppendEmpty(nil, wire.TypePing, 0, 7))
+	if _, err := ac.Read(make([]byte, 1000)); err != nil {
+		t.Errorf("the violation got %v, want an ERR frame", err)
+	}
+	if _, err := ac.Read(make([]byte, 1)); err == nil {
+		t.Error("the connection was not closed")
+	}
+	var rec tls.RecordHeaderError
+	if _, err := tls.Dial("tcp", w.p.Addr().String(), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}); err == nil || errors.As(err, &rec) {
+		t.Errorf("TLS 1.2: %v, want an alert", err)
+	}
+}
+
+// TestTransferPort: carriers dial the announced port.
+func TestTransferPort(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}, Transfer: "127.0.0.1:0"})
+	b := w.bridge(k, how{instance: 1}, pub)
+	w.pair(b, addr)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.dialled) != 2 || b.dialled[0] != w.p.Addr().String() || b.dialled[1] != w.p.TransferAddr().String() {
+		t.Errorf("dialled %v; want %s, then %s", b.dialled, w.p.Addr(), w.p.TransferAddr())
+	}
+}
+
+func TestListenErrors(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	taken := ln.Addr().String()
+	err = New(Config{Identity: identity(), Listen: taken}).Listen()
+	if err == nil || !strings.Contains(err.Error(), "open the link port (listen "+taken+")") {
+		t.Errorf("Listen = %v, want an error that names the link port", err)
+	}
+	addr, _ := free(t)
+	err = New(Config{Identity: identity(), Listen: addr, Transfer: taken}).Listen()
+	if err == nil || !strings.Contains(err.Error(), "open the transfer port (transfer "+taken+")") {
+		t.Errorf("Listen = %v, want an error that names the transfer port", err)
+	}
+	if !refused(addr) {
+		t.Error("the link port stayed open after an error")
+	}
+}

@@ -1,0 +1,428 @@
+package proxy
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/link"
+	"reverser/internal/service"
+	"reverser/internal/wire"
+)
+
+// limit is long after everything that a test waits for.
+const limit = 20 * time.Second
+
+// eventually polls.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for late := time.Now().Add(limit); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			t.Fatalf("not within %s: %s", limit, what)
+		}
+	}
+}
+
+var identity = sync.OnceValue(func() tls.Certificate {
+	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}
+	der, _ := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	leaf, _ := x509.ParseCertificate(der)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+})
+
+// journal is a slog.Handler that remembers every line as "message key=value ...".
+type journal struct {
+	mu    *sync.Mutex
+	lines *[]string
+	with  string
+}
+
+func newJournal() *journal { return &journal{mu: new(sync.Mutex), lines: new([]string)} }
+
+func (j *journal) Enabled(context.Context, slog.Level) bool { return true }
+func (j *journal) WithGroup(string) slog.Handler            { return j }
+func (j *journal) WithAttrs(as []slog.Attr) slog.Handler {
+	k := *j
+	for _, a := range as {
+		k.with += fmt.Sprintf(" %s=%v", a.Key, a.Value)
+	}
+	return &k
+}
+func (j *journal) Handle(_ context.Context, r slog.Record) error {
+	line := r.Message + j.with
+	r.Attrs(func(a slog.Attr) bool { line += fmt.Sprintf(" %s=%v", a.Key, a.Value); return true })
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	*j.lines = append(*j.lines, line)
+	return nil
+}
+
+// count returns how many lines hold all of the words.
+func (j *journal) count(words ...string) int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	n := 0
+	for _, line := range *j.lines {
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+			n++
+		}
+	}
+	return n
+}
+
+// world is a proxy that runs on loopback.
+type world struct {
+	t    *testing.T
+	p    *Proxy
+	log  *journal
+	stop context.CancelFunc
+	done chan struct{} // closed when Run returned
+	err  error         // what it returned
+}
+
+func key(t testing.TB, name string, allow ...string) Key {
+	t.Helper()
+	k := Key{Name: name, ID: [16]byte([]byte(name + strings.Repeat("\x00", 16-len(name)))), Secret: [32]byte{2}}
+	for _, s := range allow {
+		a, err := service.ParseAllow(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.Allow = append(k.Allow, a)
+	}
+	return k
+}
+
+// start runs a proxy until the end of the test.
+func start(t *testing.T, cfg Config) *world {
+	t.Helper()
+	w := &world{t: t, log: newJournal(), done: make(chan struct{})}
+	cfg.Identity, cfg.Log, cfg.Version = identity(), slog.New(w.log), "test"
+	if cfg.Listen == "" {
+		cfg.Listen = "127.0.0.1:0"
+	}
+	w.p = New(cfg)
+	if err := w.p.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stop = cancel
+	go func() {
+		w.err = w.p.Run(ctx)
+		close(w.done)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-w.done
+		if t.Failed() {
+			w.log.mu.Lock()
+			defer w.log.mu.Unlock()
+			t.Logf("the proxy said:\n%s", strings.Join(*w.log.lines, "\n"))
+		}
+	})
+	return w
+}
+
+// bridge is a Dialer without the rest of a bridge: the test plays that.
+type bridge struct {
+	w       *world
+	claims  []wire.Claim
+	prove   bool // show the nonces of CLAIMED, as bridges do
+	streams chan *link.Stream
+	stop    context.CancelFunc
+	done    chan struct{}
+	wg      sync.WaitGroup
+
+	mu      sync.Mutex
+	link    *link.Link
+	up      map[int]bool
+	claimed map[uint16]wire.Claimed
+	answers int // how many CLAIMED came
+	failed  []error
+	leaving bool
+	ended   []error
+	dialled []string
+	conns   []*net.TCPConn
+	mute    bool // dials no more
+}
+
+func (b *bridge) Opened(s *link.Stream)                      { b.streams <- s }
+func (b *bridge) Claim(*link.Link, uint16, wire.Claim, bool) {}
+func (b *bridge) Unclaim(*link.Link, uint16)                 {}
+func (b *bridge) GoingAway(*link.Link, time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.leaving = true
+}
+func (b *bridge) Attached(l *link.Link, slot int) {
+	b.mu.Lock()
+	b.link, b.up[slot] = l, true
+	b.mu.Unlock()
+	if slot == 0 {
+		l.Claims(b.claims)
+	}
+}
+func (b *bridge) Detached(_ *link.Link, slot int, _ error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.up[slot] = false
+}
+func (b *bridge) Ended(_ *link.Link, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended = append(b.ended, err)
+	b.up = map[int]bool{}
+}
+func (b *bridge) Claimed(_ *link.Link, id uint16, c wire.Claimed) {
+	b.mu.Lock()
+	b.claimed[id] = c
+	prove := b.prove && c.Status == wire.ClaimUp
+	b.mu.Unlock()
+	pub, err := service.ParsePublic(c.Public)
+	if !prove || err != nil {
+		b.count()
+		return
+	}
+	b.wg.Go(func() {
+		defer b.count()
+		if got, err := show(pub.ListenAddr(), c.Nonce); err != nil || got != link.ProbeAnswer(c.Nonce) {
+			select {
+			case <-b.w.done:
+			default:
+				b.w.t.Logf("probe of %s: %v", pub, err)
+			}
+		}
+	})
+}
+func (b *bridge) count() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.answers++
+}
+
+// show shows a nonce at addr and reads the answer up to EOF.
+func show(addr string, nonce [16]byte) (answer [16]byte, err error) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return answer, err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(limit))
+	if _, err := c.Write(nonce[:]); err != nil {
+		return answer, err
+	}
+	b, err := io.ReadAll(c)
+	copy(answer[:], b)
+	return answer, err
+}
+
+// how says how a bridge differs from the usual.
+type how struct {
+	instance byte
+	silent   bool   // does not prove its ports
+	from     string // source address
+}
+
+// dial runs a bridge until the end of the test.
+func (w *world) dial(k Key, h how, publics ...string) *bridge {
+	b := &bridge{
+		w: w, prove: !h.silent, streams: make(chan *link.Stream, 1024), done: make(chan struct{}),
+		up: map[int]bool{}, claimed: map[uint16]wire.Claimed{},
+	}
+	for i, p := range publics {
+		b.claims = append(b.claims, wire.Claim{Public: p, Target: fmt.Sprintf("10.0.0.%d:80", i+1)})
+	}
+	d := net.Dialer{KeepAlive: -1}
+	if h.from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(h.from)}
+	}
+	ld := link.NewDialer(link.DialerConfig{
+		Owner: b, Log: slog.New(slog.DiscardHandler), Name: fmt.Sprintf("host%d", h.instance), Carriers: 1,
+		Auth: auth.ClientConfig{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{h.instance}},
+		Dial: func(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error) {
+			addr := w.p.Addr().String()
+			if carrier && transfer != 0 {
+				addr = fmt.Sprintf("127.0.0.1:%d", transfer)
+			}
+			b.mu.Lock()
+			b.dialled = append(b.dialled, addr)
+			mute := b.mute
+			b.mu.Unlock()
+			if mute {
+				return nil, errors.New("mute")
+			}
+			c, err := d.DialContext(ctx, "tcp", addr)
+			if err == nil {
+				b.mu.Lock()
+				b.conns = append(b.conns, c.(*net.TCPConn))
+				b.mu.Unlock()
+			}
+			return c, err
+		},
+		Failed: func(_ int, err error, _ time.Duration) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.failed = append(b.failed, err)
+		},
+		Backoff: func(int, error, int) time.Duration { return 10 * time.Millisecond },
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	b.stop = cancel
+	go func() {
+		defer close(b.done)
+		ld.Run(ctx)
+		b.wg.Wait()
+	}()
+	w.t.Cleanup(func() {
+		w.stop() // first, while somebody is there to hear its last words
+		<-w.done
+		cancel()
+		<-b.done
+	})
+	return b
+}
+
+// bridge runs a bridge and waits until its claims are answered, proven and its carrier is up.
+func (w *world) bridge(k Key, h how, publics ...string) *bridge {
+	w.t.Helper()
+	b := w.dial(k, h, publics...)
+	b.settled()
+	return b
+}
+
+func (b *bridge) settled() {
+	b.w.t.Helper()
+	eventually(b.w.t, "the bridge is up and its claims are answered", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.up[0] && b.up[1] && b.answers >= len(b.claims) && len(b.claimed) == len(b.claims)
+	})
+}
+
+func (b *bridge) claim(id uint16) wire.Claimed {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.claimed[id]
+}
+
+// wantClaim waits for the answer to a claim, whose text holds all words.
+func (b *bridge) wantClaim(id uint16, status wire.ClaimStatus, words ...string) {
+	b.w.t.Helper()
+	var c wire.Claimed
+	ok := func() bool {
+		c = b.claim(id)
+		return c.Status == status && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(c.Text, w) })
+	}
+	for late := time.Now().Add(limit); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(late) {
+			b.w.t.Fatalf("claim %d: %v %q; want %v with %q", id, c.Status, c.Text, status, words)
+		}
+	}
+}
+
+// stream returns the next stream that the proxy opened.
+func (b *bridge) stream() *link.Stream {
+	b.w.t.Helper()
+	select {
+	case s := <-b.streams:
+		s.SetDeadline(time.Now().Add(limit))
+		return s
+	case <-time.After(limit):
+		b.w.t.Fatal("the proxy opened no stream")
+		return nil
+	}
+}
+
+// user connects to a public port.
+func (w *world) user(addr string) *net.TCPConn {
+	w.t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(limit))
+	w.t.Cleanup(func() { c.Close() })
+	return c.(*net.TCPConn)
+}
+
+// pair connects a user and returns both ends, over which one byte went each way.
+func (w *world) pair(b *bridge, addr string) (*net.TCPConn, *link.Stream) {
+	w.t.Helper()
+	u := w.user(addr)
+	if _, err := u.Write([]byte("?")); err != nil {
+		w.t.Fatal(err)
+	}
+	s := b.stream()
+	talk(w.t, s, u, "!")
+	if _, err := io.ReadFull(s, make([]byte, 1)); err != nil {
+		w.t.Fatal(err)
+	}
+	return u, s
+}
+
+// talk sends text from one connection to the other.
+func talk(t testing.TB, from, to net.Conn, text string) {
+	t.Helper()
+	if _, err := from.Write([]byte(text)); err != nil {
+		t.Fatalf("Write: %v", err)
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(to, got); err != nil || string(got) != text {
+		t.Fatalf("read %q, %v; want %q", got, err, text)
+	}
+}
+
+// wantReset reads until the connection's end, which is to be a RST.
+func wantReset(t testing.TB, c net.Conn) {
+	t.Helper()
+	if got, err := io.ReadAll(c); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read %q, %v; want ECONNRESET", got, err)
+	}
+}
+
+// refused says whether nobody listens at addr.
+func refused(addr string) bool {
+	c, err := net.Dial("tcp", addr)
+	if err == nil {
+		c.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// nextPort is below the ports that systems give out for port 0: what is free here stays so until the proxy opens it.
+var nextPort atomic.Int32
+
+func init() { nextPort.Store(20_000 + int32(os.Getpid()%10_000)) }
+
+// free returns a loopback address where nothing listens, and what a claim of it looks like.
+func free(t testing.TB) (addr, public string) {
+	t.Helper()
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", nextPort.Add(1))
+		if ln, err := net.Listen("tcp", addr); err == nil {
+			ln.Close()
+			return addr, "tcp/" + addr
+		}
+	}
+	t.Fatal("no free port")
+	return "", ""
+}
