@@ -67,6 +67,8 @@ type Bridge struct {
 	instance  [16]byte
 	name      string
 	dials     chan struct{} // one element a dial to a target that is under way
+	conns     chan struct{} // one element a target's connection, as many as the descriptor limit leaves
+	fullSaid  atomic.Int64  // when it was last logged that conns is full; UnixNano
 	wg        sync.WaitGroup
 	ctx       context.Context // ends with Run
 	stop      context.CancelFunc
@@ -81,7 +83,8 @@ type Bridge struct {
 	services []serviceState
 	pairs    map[*pair]struct{}
 	idle     chan struct{} // closed when draining and no pair is left; nil before
-	lastErr  [2]string     // of dialling the control connection and carriers, as last logged
+	lastSaid [2]time.Time
+	lastErr  [2]string // of dialling the control connection and carriers, as last logged
 }
 
 // serviceState is what the proxy said about a service.
@@ -117,6 +120,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
+		conns: make(chan struct{}, relay.MaxPairs()),
 		drain: make(chan struct{}), pairs: make(map[*pair]struct{}),
 	}
 	for _, s := range cfg.Services {
@@ -262,6 +266,9 @@ func dialHint(err error) string {
 	return ""
 }
 
+// sayAgain is how often the same failure is worth a line.
+const sayAgain = time.Minute
+
 // failed implements link.DialerConfig: loud when something changes, quiet while it stays the same.
 func (b *Bridge) failed(slot int, err error, next time.Duration) {
 	if err == nil {
@@ -273,14 +280,16 @@ func (b *Bridge) failed(slot int, err error, next time.Duration) {
 		what, i = "no connection for carriers, trying again; without one no user is served", 1
 	}
 	b.mu.Lock()
-	again := b.lastErr[i] == text
-	b.lastErr[i] = text
+	again := b.lastErr[i] == text && time.Since(b.lastSaid[i]) < sayAgain
+	if !again {
+		b.lastErr[i], b.lastSaid[i] = text, time.Now()
+	}
 	b.mu.Unlock()
 	log := b.log.Warn
 	if again {
 		log = b.log.Debug
 	}
-	log(what, "proxy", b.proxy, "err", text, "retry_in", next.Round(time.Millisecond).Seconds())
+	log(what, "proxy", b.proxy, "err", text, "retry_in", relay.Seconds(next))
 }
 
 // Attached implements link.Owner.
@@ -352,7 +361,7 @@ func (b *Bridge) Status() status.Snapshot {
 	}
 	up := false
 	if b.link != nil {
-		st := b.link.Snapshot(key, b.name, b.draining.Load())
+		st := b.link.Snapshot(key, b.name, b.draining.Load() || b.link.Leaving())
 		if st.Remote == "" {
 			st.Remote = b.proxy
 		}

@@ -49,15 +49,32 @@ func (b *Bridge) Opened(s *link.Stream) {
 		return
 	}
 	select {
-	case b.dials <- struct{}{}:
-		b.wg.Go(func() { b.serve(s, id) })
+	case b.conns <- struct{}{}:
 	default:
+		if now := time.Now().UnixNano(); now-b.fullSaid.Load() > int64(time.Minute) {
+			b.fullSaid.Store(now)
+			b.log.Warn("as many connections as the descriptor limit allows, new ones are reset (raise it with ulimit -n or LimitNOFILE=)", "limit", cap(b.conns))
+		}
+		s.Reset(wire.CodeLimit)
+		return
+	}
+	select {
+	case b.dials <- struct{}{}:
+		b.wg.Go(func() {
+			if pr := b.serve(s, id); pr != nil {
+				b.wg.Go(func() { b.carry(pr) })
+				return
+			}
+			<-b.conns
+		})
+	default:
+		<-b.conns
 		s.Reset(wire.CodeLimit)
 	}
 }
 
-// serve connects a stream to its service.
-func (b *Bridge) serve(s *link.Stream, id int) {
+// serve connects a stream to its service; nil: there is no pair to carry.
+func (b *Bridge) serve(s *link.Stream, id int) *pair {
 	svc := b.cfg.Services[id]
 	b.mu.Lock()
 	public := b.services[id].public
@@ -69,7 +86,7 @@ func (b *Bridge) serve(s *link.Stream, id int) {
 	if svc.Handle != nil {
 		<-b.dials
 		svc.Handle(s)
-		return
+		return nil
 	}
 	conn, err := b.dialTarget(svc)
 	<-b.dials
@@ -78,7 +95,7 @@ func (b *Bridge) serve(s *link.Stream, id int) {
 		if b.ctx.Err() == nil {
 			b.log.Warn("target cannot be reached, the client gets a reset", "service", public, "client", client, "target", svc.target(), "err", err)
 		}
-		return
+		return nil
 	}
 	pr := &pair{
 		Pair: relay.New(relay.Target, conn, s, nil), id: strconv.FormatUint(b.pairSeq.Add(1), 10),
@@ -88,7 +105,7 @@ func (b *Bridge) serve(s *link.Stream, id int) {
 	b.pairs[pr] = struct{}{}
 	b.mu.Unlock()
 	b.log.Info("pair created", "service", pr.service, "client", pr.client, "target", pr.target)
-	b.wg.Go(func() { b.carry(pr) })
+	return pr
 }
 
 // carry moves a pair's bytes until it is over. Its goroutine is a fresh one: dialling and logging grow a stack to 8 KB,
@@ -97,9 +114,10 @@ func (b *Bridge) carry(pr *pair) {
 	reason := pr.Run()
 	sent, received := pr.Counts()
 	b.log.Info("pair released", "service", pr.service, "client", pr.client, "target", pr.target,
-		"sent", sent, "received", received, "duration", time.Since(pr.since).Seconds(),
+		"sent", sent, "received", received, "duration", relay.Seconds(time.Since(pr.since)),
 		"reason", string(reason), "resumes", pr.stream.Resumes())
 	b.pairDone(pr)
+	<-b.conns
 }
 
 // dialTime bounds the connect to a target.

@@ -174,11 +174,11 @@ func (c *carrier) writeLoop() {
 			sl.mu.Lock()
 		}
 		fenced := sl.cur != c
+		c.writing.Store(int64(sl.link.now()) | 1)
 		sl.mu.Unlock()
 		if fenced {
 			return
 		}
-		c.writing.Store(int64(sl.link.now()) | 1)
 		err := c.raw.corked(c.conn, buf)
 		c.writing.Store(0)
 		if err != nil {
@@ -338,6 +338,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		return fmt.Errorf("the peer gave the connection up: %s (code %d)", e.Text, e.Code)
 	case wire.TypeGoAway:
 		g := wire.ParseGoAway(f)
+		l.peerLeaves.Store(true)
 		return c.unlocked(func() error { l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond); return nil })
 	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeClaimed:
 		if sl.index != 0 || l.proxy == (f.Type == wire.TypeClaimed) {

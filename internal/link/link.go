@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
@@ -53,6 +54,8 @@ type Link struct {
 	peerName string
 	slots    []*slot
 	ended    chan struct{}
+
+	peerLeaves atomic.Bool // the peer said that it is stopping
 
 	mu  sync.Mutex
 	err error // why the session ended; guarded by mu
@@ -176,9 +179,12 @@ func (l *Link) Status() []SlotStatus {
 	return out
 }
 
+// Leaving says whether the peer announced that it is stopping.
+func (l *Link) Leaving() bool { return l.peerLeaves.Load() }
+
 // Up says whether the link can carry new streams at once.
 func (l *Link) Up() bool {
-	if l.Err() != nil {
+	if l.Err() != nil || l.Leaving() {
 		return false
 	}
 	for _, sl := range l.slots[1:] {

@@ -50,7 +50,8 @@ func (l *Link) RemoteAddr() net.Addr {
 	return sl.cur.raw.Conn.RemoteAddr()
 }
 
-// Flush waits until the peer has everything that streams sent, at most d.
+// Flush waits until the peer has everything that streams sent, and a GOAWAY is out, at most d. A slot without a connection
+// is not waited for.
 func (l *Link) Flush(d time.Duration) {
 	const step = 5 * time.Millisecond
 	t := time.NewTicker(step)
@@ -67,6 +68,14 @@ func (l *Link) Flush(d time.Duration) {
 func (l *Link) unacked() bool {
 	for _, sl := range l.slots {
 		sl.mu.Lock()
+		if sl.cur == nil { // nobody to wait for
+			sl.mu.Unlock()
+			continue
+		}
+		if sl.core.goAway != nil || sl.cur.writing.Load() != 0 {
+			sl.mu.Unlock()
+			return true
+		}
 		for _, s := range sl.core.streams {
 			if h := &s.send; !h.moot && h.una < h.total() {
 				sl.mu.Unlock()

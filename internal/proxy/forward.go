@@ -80,7 +80,7 @@ func (p *Proxy) carry(pr *pair) {
 	reason := pr.Run()
 	sent, received := pr.Counts()
 	p.log.Info("pair released", "service", pr.service, "client", pr.client, "target", pr.target,
-		"sent", sent, "received", received, "duration", time.Since(pr.since).Seconds(),
+		"sent", sent, "received", received, "duration", relay.Seconds(time.Since(pr.since)),
 		"reason", string(reason), "resumes", pr.stream.Resumes())
 	p.mu.Lock()
 	delete(p.pairs, pr)

@@ -78,7 +78,10 @@ func TestStatus(t *testing.T) {
 	b := w.bridge(k, how{instance: 5}, pub, "tcp/80")
 	u1, _ := w.pair(b, addr)
 	u2, _ := w.pair(b, addr)
-	st = w.p.Status()
+	eventually(t, "both answers are counted", func() bool {
+		st = w.p.Status()
+		return len(st.Pairs) == 2 && st.Pairs[0].Received == 1 && st.Pairs[1].Received == 1
+	})
 	if len(st.Links) != 1 || len(st.Services) != 2 || len(st.Pairs) != 2 {
 		t.Fatalf("status %+v, want one link, two services, two pairs", st)
 	}

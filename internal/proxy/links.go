@@ -288,6 +288,11 @@ func (p *Proxy) tryClaim(s *session, c *claim) (wire.ClaimStatus, string) {
 	if !isNew {
 		return wire.ClaimUp, ""
 	}
+	// What an earlier session of the same bridge left open must not stand in the way.
+	closeAll(p.releaseLocked(func(ln *listener) bool {
+		at, _, _ := ln.dest.Link()
+		return ln.dest.Key == key.ID && at != s.link && ln.dest.Public.Overlaps(pub)
+	}))
 	ln, err := relay.Listen(pub.ListenNetwork(), pub.ListenAddr())
 	if err != nil {
 		p.routes.Remove(d)

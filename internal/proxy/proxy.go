@@ -97,12 +97,11 @@ func New(cfg Config) *Proxy {
 		cfg.Drain = DefaultDrain
 	}
 	if cfg.MaxConns == 0 {
-		limit := descriptorLimit()
-		cfg.MaxConns = limit - min(descriptorReserve, limit/2)
+		cfg.MaxConns = relay.MaxPairs()
 	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(),
-		conns: make(chan struct{}, max(cfg.MaxConns, 16)), drain: make(chan struct{}),
+		conns: make(chan struct{}, cfg.MaxConns), drain: make(chan struct{}),
 		sessions: make(map[[16]byte]*session), public: make(map[service.Public]*listener), pairs: make(map[*pair]struct{}),
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
@@ -113,9 +112,6 @@ func New(cfg Config) *Proxy {
 	p.setKeys(cfg.Keys)
 	return p
 }
-
-// descriptorReserve is kept for links, the admin socket and files when users take all the others.
-const descriptorReserve = 256
 
 // Listen opens the link ports.
 func (p *Proxy) Listen() (err error) {

@@ -1,0 +1,491 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"reverser/internal/link"
+	"reverser/internal/service"
+	"reverser/internal/status"
+	"reverser/internal/wire"
+)
+
+// TestPair follows one user to the real server and back.
+func TestPair(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	p.ready()
+	if c := p.claims[0]; c.Public != "tcp/9000" || c.Target != srv.target().String() {
+		t.Errorf("claim %+v", c)
+	}
+	p.mu.Lock()
+	l := p.link
+	p.mu.Unlock()
+	s, err := l.Open(wire.Open{Client: netip.MustParseAddrPort("192.0.2.7:1234")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.SetDeadline(time.Now().Add(limit))
+	c := srv.accept()
+	s.Write([]byte("hello"))
+	s.CloseWrite()
+	if got, err := io.ReadAll(c); string(got) != "hello" || err != nil {
+		t.Errorf("the server read %q, %v", got, err)
+	}
+	c.Write([]byte("answers"))
+	eventually(t, "status shows the pair", func() bool {
+		st := b.Status()
+		return len(st.Pairs) == 1 && st.Pairs[0].State == status.PairHalfClosed && st.Pairs[0].Sent == 5 && st.Pairs[0].Received == 7 &&
+			st.Pairs[0].Client == "192.0.2.7:1234" && st.Services[0].Connections == 1
+	})
+	c.Close()
+	if got, err := io.ReadAll(s); string(got) != "answers" || err != nil {
+		t.Errorf("the user read %q, %v", got, err)
+	}
+	who := "service=tcp/9000 client=192.0.2.7:1234 target=" + srv.target().String()
+	eventually(t, "the pair is released", func() bool {
+		return b.log.count("pair created "+who) == 1 && b.log.count("pair released "+who, "sent=5 received=7", "reason=eof", "resumes=0") == 1 &&
+			len(b.Status().Pairs) == 0
+	})
+}
+
+func TestUnixTarget(t *testing.T) {
+	dir, err := os.MkdirTemp("", "rv") // short: a socket's path has a limit
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	srv := serve(t, "unix", dir+"/s")
+	p := listen(t, "127.0.0.1:0", false)
+	start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	p.ready()
+	s := p.open(0)
+	c := srv.accept()
+	want := bytes.Repeat([]byte("0123456789"), 50_000)
+	var wg sync.WaitGroup
+	wg.Go(func() { io.Copy(c, c); c.(*net.UnixConn).CloseWrite() })
+	wg.Go(func() { s.Write(want); s.CloseWrite() })
+	if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("read %d bytes, %v; want %d equal ones", len(got), err, len(want))
+	}
+	wg.Wait()
+}
+
+// TestNoTarget: a user whose connection cannot be made gets RST, and the reason is the code's.
+func TestNoTarget(t *testing.T) {
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{
+		{Public: public(t, "9000"), Target: service.Target{Network: "tcp", Address: nobody(t)}},
+		{Public: public(t, "9001"), Target: service.Target{Network: "unix", Address: t.TempDir() + "/none"}},
+		{Public: public(t, "9002"), Target: service.Target{Network: "tcp", Address: "name.invalid:80"}},
+	}})
+	p.ready()
+	wantCode(t, p.open(0), wire.CodeRefused)
+	wantCode(t, p.open(1), wire.CodeUnreachable)
+	wantCode(t, p.open(2), wire.CodeUnreachable)
+	wantCode(t, p.open(3), wire.CodeService)      // one more than there are
+	wantCode(t, p.open(65_535), wire.CodeService) // nobody's
+	if n := b.log.count("target cannot be reached", "service=tcp/9000"); n != 1 {
+		t.Errorf("%d lines about the target that refused, want 1", n)
+	}
+	if n := b.log.count("pair created"); n != 0 {
+		t.Errorf("%d pairs were created without a target", n)
+	}
+}
+
+func TestTargetCode(t *testing.T) {
+	for err, want := range map[error]wire.Code{
+		&net.OpError{Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}: wire.CodeRefused,
+		&net.OpError{Err: os.NewSyscallError("connect", syscall.EHOSTUNREACH)}: wire.CodeUnreachable,
+		&net.OpError{Err: os.NewSyscallError("socket", syscall.EMFILE)}:        wire.CodeUnreachable,
+		context.DeadlineExceeded: wire.CodeUnreachable,
+	} {
+		if got := targetCode(err); got != want {
+			t.Errorf("targetCode(%v) = %v, want %v", err, got, want)
+		}
+	}
+}
+
+// TestTargetComesAndGoes: a server that accepts and resets, is down, and is back, each within the same session.
+func TestTargetComesAndGoes(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	p.ready()
+	s := p.open(0)
+	c := srv.accept()
+	talk(t, s, c, "?")
+	c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+	wantCode(t, s, wire.CodeReset)
+	eventually(t, "the pair is released", func() bool { return b.log.count("pair released", "reason=target-reset") == 1 })
+	addr := srv.ln.Addr().String()
+	srv.ln.Close()
+	wantCode(t, p.open(0), wire.CodeRefused)
+	srv = serve(t, "tcp", addr)
+	s = p.open(0)
+	c = srv.accept()
+	talk(t, s, c, "?")
+	talk(t, c, s, "!")
+}
+
+func TestDialsAtOnce(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	p.ready()
+	for range maxDials {
+		b.dials <- struct{}{} // as many are under way
+	}
+	wantCode(t, p.open(0), wire.CodeLimit)
+	<-b.dials
+	s := p.open(0)
+	talk(t, s, srv.accept(), "?")
+	for range maxDials - 1 {
+		<-b.dials
+	}
+}
+
+func TestHandle(t *testing.T) {
+	conns := make(chan net.Conn, 1)
+	p := listen(t, "127.0.0.1:0", false)
+	start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) { conns <- c }}}})
+	p.ready()
+	s := p.open(0)
+	c := <-conns
+	talk(t, s, c, "?")
+	talk(t, c, s, "!")
+	c.Close()
+	if got, err := io.ReadAll(s); len(got) != 0 || err != nil {
+		t.Errorf("read %q, %v; want EOF", got, err)
+	}
+}
+
+func TestNew(t *testing.T) {
+	one := []Service{{Public: public(t, "9000")}}
+	many := make([]Service, link.MaxClaims+1)
+	for _, c := range []struct {
+		cfg  Config
+		want string
+	}{
+		{Config{Services: one}, "name it with --proxy"},
+		{Config{Token: tokenFor("h:1")}, "no service to expose"},
+		{Config{Token: tokenFor("h:1"), Services: many}, "1025 services, one bridge exposes at most 1024"},
+	} {
+		if b, err := New(c.cfg); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("New = %v, %v; want an error with %q", b, err, c.want)
+		}
+	}
+	for addr, want := range map[string]string{"h": "h:3010", "h:1": "h:1", "2001:db8::1": "[2001:db8::1]:3010", "[2001:db8::1]:7": "[2001:db8::1]:7"} {
+		b, err := New(Config{Token: tokenFor("other:1"), Proxy: addr, Services: many[:link.MaxClaims]})
+		if err != nil || b.proxy != want {
+			t.Errorf("with proxy %q: %v, %v; want %s", addr, b, err, want)
+		}
+	}
+}
+
+// TestProxyComesLate: at boot the proxy may not be there yet, and may come back as another process.
+func TestProxyComesLate(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	addr := nobody(t)
+	b := start(t, Config{Token: tokenFor(addr), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	eventually(t, "the bridge says what it misses", func() bool {
+		return b.log.count("WARN no connection to the proxy, trying again", "proxy="+addr, "is `reverser proxy` running there") >= 1
+	})
+	st := b.Status()
+	if len(st.Links) != 1 || st.Links[0].State != status.LinkDown || st.Links[0].Remote != addr || st.Services[0].State != status.ServiceAway {
+		t.Errorf("status %+v, want a link that is down and a service that is away", st)
+	}
+	p := listen(t, addr, false)
+	p.ready()
+	s := p.open(0)
+	c := srv.accept()
+	talk(t, s, c, "?")
+	eventually(t, "status shows the link", func() bool {
+		st := b.Status()
+		return st.Role == "bridge" && st.Links[0].State == status.LinkUp && st.Services[0].State == status.ServiceUp
+	})
+
+	p.close() // and with it its sessions
+	next := listen(t, addr, false)
+	next.ready()
+	wantReset(t, c) // never EOF
+	s = next.open(0)
+	talk(t, s, srv.accept(), "?")
+	if n := b.log.count("session with the proxy ended, its connections were reset"); n != 1 {
+		t.Errorf("%d lines about the session's end, want 1", n)
+	}
+}
+
+// TestKeyRefused: loud once, and tried again: the key may be added yet.
+func TestKeyRefused(t *testing.T) {
+	p := listen(t, "127.0.0.1:0", false)
+	p.mu.Lock()
+	p.known = false
+	p.mu.Unlock()
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000")}}})
+	eventually(t, "the refusal is logged", func() bool { return b.log.count("WARN", "the proxy refused the key") == 1 })
+	p.mu.Lock()
+	p.known = true
+	p.mu.Unlock()
+	p.ready()
+}
+
+// TestTransfer: carriers go where the proxy says, or where the operator says.
+func TestTransfer(t *testing.T) {
+	t.Run("announced", func(t *testing.T) {
+		p := listen(t, "127.0.0.1:0", true)
+		start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000")}}})
+		p.ready()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if want := map[int]string{0: p.addr(), 1: p.ln[1].Addr().String(), 2: p.ln[1].Addr().String()}; fmt.Sprint(p.via) != fmt.Sprint(want) {
+			t.Errorf("connections came in at %v, want %v", p.via, want)
+		}
+	})
+	t.Run("configured", func(t *testing.T) {
+		p := listen(t, "127.0.0.1:0", true)
+		front, err := net.Listen("tcp", "127.0.0.1:0") // a forwarder in front of the transfer port
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer front.Close()
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() {
+			for range 2 {
+				c, err := front.Accept()
+				if err != nil {
+					return
+				}
+				to, err := net.Dial("tcp", p.ln[1].Addr().String())
+				if err != nil {
+					c.Close()
+					return
+				}
+				wg.Go(func() { io.Copy(to, c); to.Close() })
+				wg.Go(func() { io.Copy(c, to); c.Close() })
+			}
+		})
+		srv := serve(t, "tcp", "127.0.0.1:0")
+		b := start(t, Config{
+			Token: tokenFor(p.addr()), ProxyTransfer: front.Addr().String(), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}},
+		})
+		p.ready()
+		talk(t, p.open(0), srv.accept(), "?")
+		b.stop()
+		<-b.done
+	})
+	t.Run("blocked", func(t *testing.T) {
+		p := listen(t, "127.0.0.1:0", true)
+		blocked := nobody(t)
+		b := start(t, Config{Token: tokenFor(p.addr()), ProxyTransfer: blocked, Services: []Service{{Public: public(t, "9000")}}})
+		eventually(t, "the bridge says what is wrong, though it is connected", func() bool {
+			return b.log.count("WARN no connection for carriers", blocked) == 1
+		})
+		if b.Status().Services[0].State == status.ServiceUp {
+			t.Error("a service is shown as up that nobody can reach")
+		}
+	})
+}
+
+// TestDrain: new users are sent away, those who are there finish, and then Run returns.
+func TestDrain(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	p.ready()
+	s := p.open(0)
+	c := srv.accept()
+	talk(t, s, c, "?")
+	b.Drain()
+	b.Drain()
+	eventually(t, "the proxy is told", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.leaving == DefaultDrain })
+	wantCode(t, p.open(0), wire.CodeDrain)
+	if st := b.Status(); st.Links[0].State != status.LinkDraining {
+		t.Errorf("link %+v, want one that is draining", st.Links[0])
+	}
+	talk(t, s, c, "still")
+	s.CloseWrite()
+	io.ReadAll(c)
+	select {
+	case <-b.done:
+		t.Fatal("Run returned while a pair was there")
+	default:
+	}
+	c.Write([]byte("last words"))
+	c.Close()
+	if got, err := io.ReadAll(s); string(got) != "last words" || err != nil {
+		t.Errorf("the user read %q, %v", got, err)
+	}
+	<-b.done
+	if b.err != nil {
+		t.Errorf("Run = %v, want nil", b.err)
+	}
+}
+
+// TestDrainIsOver: who does not finish in time is reset at both ends, with the reason.
+func TestDrainIsOver(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Drain: 20 * time.Millisecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	p.ready()
+	s := p.open(0)
+	c := srv.accept()
+	talk(t, s, c, "?")
+	b.Drain()
+	wantReset(t, c)
+	wantCode(t, s, wire.CodeDrain)
+	<-b.done
+	if n := b.log.count("pair released", "reason=drain"); n != 1 || b.err != nil {
+		t.Errorf("%d pairs released with reason drain, Run = %v; want 1, nil", n, b.err)
+	}
+}
+
+func TestDrainWithoutPairs(t *testing.T) {
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000")}}})
+	p.ready()
+	b.Drain()
+	<-b.done
+	late := start(t, Config{Token: tokenFor(nobody(t)), Services: []Service{{Public: public(t, "9000")}}})
+	late.Drain() // never connected
+	<-late.done
+}
+
+// TestStop: the end of the context resets everybody, with the reason.
+func TestStop(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	p.ready()
+	s := p.open(0)
+	c := srv.accept()
+	talk(t, s, c, "?")
+	b.stop()
+	wantReset(t, c)
+	wantCode(t, s, wire.CodeDrain)
+	<-b.done
+	if b.err != nil {
+		t.Errorf("Run = %v, want nil", b.err)
+	}
+}
+
+// TestAnswersToClaims: what the proxy says of each service reaches status, log and OnService.
+func TestAnswersToClaims(t *testing.T) {
+	var mu sync.Mutex
+	told := map[string]status.Service{}
+	p := listen(t, "127.0.0.1:0", false)
+	p.mu.Lock()
+	p.answer = func(l *link.Link, id uint16, c wire.Claim) {
+		switch id {
+		case 0:
+			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9000"})
+		case 1:
+			l.Claimed(id, wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: "tcp/80 denied: the policy says so"})
+		case 2:
+			l.Claimed(id, wire.Claimed{Status: wire.ClaimRetrying, Public: c.Public, Text: "open tcp/9002: in use"})
+		case 3:
+			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9003"}) // it owns the port and offers it
+			l.Claimed(900, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9900"})
+		}
+	}
+	p.mu.Unlock()
+	var services []Service
+	for _, s := range []string{"9000", "80", "9002", "offered"} {
+		services = append(services, Service{Public: public(t, s), Target: service.Target{Network: "tcp", Address: "127.0.0.1:1"}})
+	}
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: services, OnService: func(pub service.Public, s status.Service) {
+		mu.Lock()
+		defer mu.Unlock()
+		told[pub.String()] = s
+	}})
+	p.ready()
+	want := []status.Service{
+		{Public: "tcp/9000", Target: "127.0.0.1:1", State: status.ServiceUp},
+		{Public: "tcp/80", Target: "127.0.0.1:1", State: status.ServiceDenied, Reason: "tcp/80 denied: the policy says so"},
+		{Public: "tcp/9002", Target: "127.0.0.1:1", State: status.ServiceRetrying, Reason: "open tcp/9002: in use"},
+		{Public: "tcp/9003", Target: "127.0.0.1:1", State: status.ServiceUp},
+	}
+	eventually(t, "status shows the answers", func() bool { return fmt.Sprint(b.Status().Services) == fmt.Sprint(want) })
+	mu.Lock()
+	defer mu.Unlock()
+	for i, s := range services {
+		if got := told[s.Public.String()]; got != want[i] {
+			t.Errorf("OnService was told %+v of %s, want %+v", got, s.Public, want[i])
+		}
+	}
+	if b.log.count("ERROR service denied by the proxy", "service=tcp/80", "reason=tcp/80 denied") != 1 ||
+		b.log.count("WARN service cannot be opened at the proxy", "service=tcp/9002", "in use") != 1 {
+		t.Error("the answers are not in the log")
+	}
+}
+
+// TestProve: the bridge tries its public port as a user would, and says so when something else answers.
+func TestProve(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		answer func(c net.Conn, nonce [16]byte)
+		want   []string
+	}{
+		{"proxy", func(c net.Conn, nonce [16]byte) { a := link.ProbeAnswer(nonce); c.Write(a[:]) }, []string{"INFO service up", "answered_ms="}},
+		{"stranger", func(c net.Conn, _ [16]byte) { c.Write([]byte("HTTP/1.1 400 Bad Request")) }, []string{"WARN service up, but its public port did not answer", "something else"}},
+		{"echo", func(c net.Conn, nonce [16]byte) { c.Write(nonce[:]) }, []string{"WARN", "something else"}},
+		{"closed", func(net.Conn, [16]byte) {}, []string{"WARN", "wait for the proxy's answer"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			port := serve(t, "tcp", "127.0.0.1:0")
+			pub := "tcp/" + port.ln.Addr().String()
+			nonce := [16]byte([]byte("nonce of 16 byte"))
+			p := listen(t, "127.0.0.1:0", false)
+			p.mu.Lock()
+			p.answer = func(l *link.Link, id uint16, _ wire.Claim) {
+				l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: pub, Nonce: nonce})
+			}
+			p.mu.Unlock()
+			b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, pub)}}})
+			conn := port.accept()
+			var got [16]byte
+			if _, err := io.ReadFull(conn, got[:]); err != nil || got != nonce {
+				t.Errorf("the bridge showed %q, %v; want %q", got, err, nonce)
+			}
+			c.answer(conn, nonce)
+			conn.Close()
+			eventually(t, "the log has the outcome", func() bool { return b.log.count(append(c.want, "service="+pub)...) == 1 })
+		})
+	}
+}
+
+func TestProbeAddr(t *testing.T) {
+	loop, far := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1)}
+	for _, c := range []struct {
+		pub    string
+		proxy  string
+		remote net.Addr
+		want   string // "": cannot be reached
+	}{
+		{"9000", "example.com:3010", far, "example.com:9000"},
+		{"tcp/0.0.0.0:9000", "example.com:3010", far, "example.com:9000"},
+		{"9000", "[2001:db8::1]:3010", far, "[2001:db8::1]:9000"},
+		{"tcp/127.0.0.1:9000", "example.com:3010", far, ""},
+		{"tcp/[::1]:9000", "example.com:3010", nil, ""},
+		{"tcp/127.0.0.1:9000", "localhost:3010", loop, "127.0.0.1:9000"},
+		{"tcp/192.0.2.9:9000", "example.com:3010", far, "192.0.2.9:9000"},
+	} {
+		got, ok := probeAddr(public(t, c.pub), c.proxy, c.remote)
+		if got != c.want || ok != (c.want != "") {
+			t.Errorf("probeAddr(%s, %s, %v) = %q, %t; want %q", c.pub, c.proxy, c.remote, got, ok, c.want)
+		}
+	}
+}
