@@ -85,3 +85,15 @@ func TestNoBackoffAfterAShortSession(t *testing.T) {
 		w.close()
 	})
 }
+
+func TestBackoff(t *testing.T) {
+	for _, err := range []error{nil, errors.New("x"), auth.ErrRefused, &refusal{status: 5}} {
+		for n := range 200 {
+			for _, streams := range []int{0, 1} {
+				if d := Backoff(n, err, streams); d <= 0 || d > 90*time.Second {
+					t.Fatalf("Backoff(%d, %v, %d) = %s", n, err, streams, d)
+				}
+			}
+		}
+	}
+}

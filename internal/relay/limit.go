@@ -11,7 +11,7 @@ func MaxPairs() int {
 	return max(limit-min(reserve, limit/2), 16)
 }
 
-// Seconds is d for a log line: in seconds, to the millisecond.
+// Seconds is d for a log line: in seconds, to the microsecond.
 func Seconds(d time.Duration) float64 {
-	return float64(d.Round(time.Millisecond).Milliseconds()) / 1000
+	return float64(max(d.Round(time.Microsecond), time.Microsecond).Microseconds()) / 1e6
 }

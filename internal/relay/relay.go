@@ -197,8 +197,24 @@ func (p *Pair) writeFailed() {
 	}
 }
 
+// start runs f in a goroutine that Run waits for; false: the pair is over, and Run may have returned.
+func (p *Pair) start(f func()) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reason != "" {
+		return false
+	}
+	p.wg.Go(f)
+	return true
+}
+
 // Backlogged implements link.Receiver.
-func (p *Pair) Backlogged() { p.wg.Go(p.drain) }
+func (p *Pair) Backlogged() {
+	if !p.start(p.drain) {
+		p.stream.Discard()
+		p.stream.Backlog() // there is none any more
+	}
+}
 
 // drain writes what the socket did not take at once. It may wait as long as the socket's peer does.
 func (p *Pair) drain() {
@@ -227,7 +243,7 @@ func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 		p.finish(reason, true)
 		return
 	}
-	p.wg.Go(func() {
+	p.start(func() {
 		p.flush()
 		p.finish(reason, true)
 	})
