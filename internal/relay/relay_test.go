@@ -18,6 +18,7 @@ import (
 )
 
 func TestHalfClose(t *testing.T) {
+	t.Parallel()
 	for _, k := range []sockets{loopback, inMemory} {
 		for _, serverFirst := range []bool{false, true} {
 			t.Run(k.name+map[bool]string{false: "/client first", true: "/server first"}[serverFirst], func(t *testing.T) {
@@ -53,6 +54,7 @@ func TestHalfClose(t *testing.T) {
 }
 
 func TestBothFinishAtOnce(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	for range 100 {
@@ -154,6 +156,7 @@ func TestResetBehindTheBytes(t *testing.T) {
 
 // TestResetLargerThanBuffers: the bytes before a RST wait in the stream while the reader's socket is full.
 func TestResetLargerThanBuffers(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	px, br := w.open(l)
@@ -318,6 +321,7 @@ func TestLinkLost(t *testing.T) {
 // TestBackPressure: nobody reads at one end, so the other end can write what the buffers between hold, and no more.
 // When reading begins, every byte comes.
 func TestBackPressure(t *testing.T) {
+	t.Parallel()
 	for _, fromServer := range []bool{false, true} {
 		t.Run(map[bool]string{false: "client", true: "server"}[fromServer], func(t *testing.T) {
 			w, l := newWorld(t)
@@ -590,6 +594,7 @@ func TestUnixTarget(t *testing.T) {
 
 // TestSurvivesBreaks: the link's connections break again and again; the sockets at both ends notice nothing.
 func TestSurvivesBreaks(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	tu := w.tunnel(l, loopback)
