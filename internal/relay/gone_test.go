@@ -27,16 +27,14 @@ func TestUserDiesWithAFullWindow(t *testing.T) {
 			tu.user.SetLinger(0)
 			tu.user.Close()
 			if answering {
-				tu.server.SetWriteDeadline(time.Now().Add(limit))
-				eventually(t, "the target's writes fail or the pair is over", func() bool {
-					_, err := tu.server.Write(make([]byte, 1<<10))
-					select {
-					case <-tu.client.over:
-						return true
-					default:
-						return err != nil
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					for _, err := tu.server.Write(make([]byte, 64<<10)); err == nil; {
+						_, err = tu.server.Write(make([]byte, 64<<10))
 					}
-				})
+				}()
+				defer func() { tu.server.Close(); <-done }()
 			}
 			select {
 			case <-tu.client.over:
