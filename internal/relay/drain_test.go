@@ -22,6 +22,7 @@ func (c *counted) Write(b []byte) (int, error) {
 
 // TestBytesAfterTheEnd: bytes that the link still has in hand when the pair ends start nothing that Run does not wait for.
 func TestBytesAfterTheEnd(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	px, br := w.open(l)

@@ -2,8 +2,11 @@ package relay
 
 import (
 	"net"
+	"sync"
 	"testing"
 	"time"
+
+	"reverser/internal/wire"
 )
 
 // TestUserDiesWithAFullWindow: the target reads nothing, so nobody reads the user's socket either. A user who dies is
@@ -44,6 +47,36 @@ func TestUserDiesWithAFullWindow(t *testing.T) {
 			if tu.client.reason != ReasonClientReset {
 				t.Errorf("reason %q, want %q", tu.client.reason, ReasonClientReset)
 			}
+			// The target never reads what the user said before; when it closes, there is nobody left to wait for.
+			begin := time.Now()
+			tu.server.Close()
+			<-tu.target.over
+			if d := time.Since(begin); d > 5*time.Second {
+				t.Errorf("the target's pair was over %s after the target closed", d)
+			}
 		})
+	}
+}
+
+// TestResetDoesNotWaitForTheDead: bytes wait in the kernel for a user who is dead, and nobody reads the socket any more.
+func TestResetDoesNotWaitForTheDead(t *testing.T) {
+	t.Parallel()
+	w, l := newWorld(t)
+	defer w.close()
+	px, br := w.open(l)
+	user, accepted := loopback.user(t)
+	user.(*net.TCPConn).SetReadBuffer(16 << 10)
+	var wg sync.WaitGroup
+	p := run(&wg, New(Client, accepted, px, nil))
+	user.CloseWrite()
+	eventually(t, "the pair is half-closed", p.HalfClosed)
+	br.Write(make([]byte, 60_000))
+	eventually(t, "the kernel has everything", func() bool { _, n := p.Counts(); return n == 60_000 })
+	br.Reset(wire.CodeReset)
+	begin := time.Now()
+	user.Close() // with bytes that it did not read: RST
+	wg.Wait()
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("the pair was over %s after its user", d)
 	}
 }

@@ -250,18 +250,26 @@ func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 }
 
 // flush waits until the socket's peer has what was written: a reset throws away what still waits in the kernel. No event
-// tells that the queue is empty, so it is asked for.
+// tells that the queue is empty, so it is asked for; that of a dead socket stays as it is.
 func (p *Pair) flush() {
 	const most, step = 10 * time.Second, 5 * time.Millisecond
 	t := time.NewTicker(step)
 	defer t.Stop()
-	for waited := time.Duration(0); waited < most && p.sock.queued() > 0; waited += step {
+	for waited := time.Duration(0); waited < most && p.sock.queued() > 0 && !p.dead(); waited += step {
 		select {
 		case <-p.over:
 			return
 		case <-t.C:
 		}
 	}
+}
+
+// dead says whether the socket takes nothing any more: a write failed, or its peer reset it.
+func (p *Pair) dead() bool {
+	p.mu.Lock()
+	poisoned := p.poisoned
+	p.mu.Unlock()
+	return poisoned || p.sock.gone()
 }
 
 // Abort implements link.Receiver.

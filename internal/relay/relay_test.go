@@ -78,6 +78,7 @@ func TestBothFinishAtOnce(t *testing.T) {
 
 // TestHead: what was read of a connection before there was a pair goes first.
 func TestHead(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	px, br := w.open(l)
@@ -99,6 +100,7 @@ func TestHead(t *testing.T) {
 
 // TestResetBehindTheBytes: 100,000 bytes and a RST behind them arrive as exactly that, also at a reader who is slow.
 func TestResetBehindTheBytes(t *testing.T) {
+	t.Parallel()
 	for _, fromServer := range []bool{true, false} {
 		for _, slow := range []bool{false, true} {
 			name := map[bool]string{true: "server", false: "client"}[fromServer] + map[bool]string{true: " to slow reader", false: ""}[slow]
@@ -186,6 +188,7 @@ func TestResetLargerThanBuffers(t *testing.T) {
 
 // TestResetAfterFIN: a side that finished and then resets passes both on.
 func TestResetAfterFIN(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	t.Run("from the link", func(t *testing.T) {
@@ -236,6 +239,7 @@ func wantBroken(t *testing.T, c conn) {
 
 // TestCloseWithUnreadAnswer: who closes its socket while an answer is on its way refuses it; the sender is told by RST.
 func TestCloseWithUnreadAnswer(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	tu := w.tunnel(l, loopback)
@@ -249,6 +253,7 @@ func TestCloseWithUnreadAnswer(t *testing.T) {
 
 // TestCodes: the RST of the other end is the user's RST, and its code the reason.
 func TestCodes(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	for code, want := range map[wire.Code]Reason{
@@ -274,6 +279,7 @@ func TestCodes(t *testing.T) {
 
 // TestEnd: a role that ends a pair resets both sides and has its reason.
 func TestEnd(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	tu := w.tunnel(l, loopback)
@@ -289,6 +295,7 @@ func TestEnd(t *testing.T) {
 
 // TestLinkLost: with the session goes every pair, by RST and never by an end that looks clean.
 func TestLinkLost(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	var tunnels []*tunnel
@@ -360,6 +367,7 @@ func TestBackPressure(t *testing.T) {
 
 // TestBackPressureExact is the same where every buffer has a known size.
 func TestBackPressureExact(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w, l := newWorld(t)
 		defer w.close()
@@ -384,6 +392,7 @@ func TestBackPressureExact(t *testing.T) {
 
 // TestSlowReader: a reader who takes a little now and then gets every byte, and the end behind it.
 func TestSlowReader(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w, l := newWorld(t)
 		defer w.close()
@@ -412,6 +421,7 @@ func TestSlowReader(t *testing.T) {
 
 // TestResetToAReaderWhoNeverReads: the bytes before a RST get 10 s, and then the pair is over without them.
 func TestResetToAReaderWhoNeverReads(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w, l := newWorld(t)
 		defer w.close()
@@ -434,6 +444,7 @@ func TestResetToAReaderWhoNeverReads(t *testing.T) {
 // TestResetWaitsForTheKernel: the bytes before a RST have left the process but not reached the user's kernel. Aborting the
 // socket now would throw them away.
 func TestResetWaitsForTheKernel(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS != "linux" && runtime.GOOS != "darwin" {
 		t.Skip("no way to ask for the socket's send queue here")
 	}
@@ -464,6 +475,7 @@ func TestResetWaitsForTheKernel(t *testing.T) {
 
 // TestEndDoesNotWaitForAReader: a role that ends a pair does not wait for a user who reads nothing.
 func TestEndDoesNotWaitForAReader(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	tu := w.tunnel(l, loopback)
@@ -497,6 +509,7 @@ func (s *stuck) Write(b []byte) (int, error) {
 // TestDiscardWhileWriting: a stream is discarded while its last bytes are being written. The chunk they live in must not
 // become another stream's meanwhile.
 func TestDiscardWhileWriting(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	px, br := w.open(l)
@@ -530,6 +543,7 @@ func TestDiscardWhileWriting(t *testing.T) {
 
 // TestLingerFromBirth: a socket that ends without a pair's doing, as when the process dies, ends with RST.
 func TestLingerFromBirth(t *testing.T) {
+	t.Parallel()
 	user, accepted := loopback.user(t)
 	server, dialled := loopback.server(t)
 	for _, c := range []struct {
@@ -548,6 +562,7 @@ func TestLingerFromBirth(t *testing.T) {
 }
 
 func TestDialRefused(t *testing.T) {
+	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -560,6 +575,7 @@ func TestDialRefused(t *testing.T) {
 
 // TestUnixTarget: a server behind a unix socket is served like any other.
 func TestUnixTarget(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	ln, err := net.Listen("unix", t.TempDir()+"/s")
@@ -693,6 +709,7 @@ func (c *twins) Write([]byte) (int, error) {
 // TestWriteStealsTheReset: a write that gets the socket's error leaves a clean EOF for the read beside it. Whichever of
 // the two comes first, the other end sees the reset.
 func TestWriteStealsTheReset(t *testing.T) {
+	t.Parallel()
 	w, l := newWorld(t)
 	defer w.close()
 	for range 300 {
