@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"reverser/internal/auth"
 	"reverser/internal/link"
 	"reverser/internal/status"
 	"reverser/internal/wire"
@@ -204,11 +205,13 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 	})
 	t.Run("reset", func(t *testing.T) {
 		expect(time.Hour)
+		for _, n := range []int{0, 3} { // nothing said, or what is held back
+			u := w.user(addr)
+			u.Write(nonce[:n])
+			u.SetLinger(0)
+			u.Close()
+		}
 		u := w.user(addr)
-		u.Write(nonce[:3]) // held back, and then
-		u.SetLinger(0)
-		u.Close()
-		u = w.user(addr)
 		u.Write([]byte(other))
 		u.CloseWrite()
 		for {
@@ -222,6 +225,24 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestProbesAreBounded: a bridge that claims again and again makes the proxy remember a few nonces, of which the last counts.
+func TestProbesAreBounded(t *testing.T) {
+	var ln listener
+	var last [16]byte
+	for range 10_000 {
+		last = ln.expectProbe()
+	}
+	if len(ln.probes) > 4 {
+		t.Errorf("%d nonces are remembered", len(ln.probes))
+	}
+	if _, whole := ln.match(last[:]); !whole {
+		t.Error("the last nonce is not among them")
+	}
+	if !ln.probing() == (len(ln.probes) > 0) {
+		t.Errorf("probing is %t with %d nonces left", ln.probing(), len(ln.probes))
+	}
 }
 
 // TestAway: the bridge is gone with its session; its port is closed. A bridge that only lost its connections is waited for.
@@ -398,7 +419,14 @@ func TestStop(t *testing.T) {
 	w := start(t, Config{Keys: []Key{k}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, s := w.pair(b, addr)
-	silent := w.user(w.p.Addr().String()) // a stranger who is waited for must not delay it
+	silent := w.user(w.p.Addr().String()) // a stranger who is waited for must not delay it, nor one with a key and no ATTACH
+	proven, err := auth.Client(t.Context(), w.user(w.p.Addr().String()), auth.ClientConfig{
+		KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{8},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proven.Close()
 	begin := time.Now()
 	w.stop()
 	<-w.done
