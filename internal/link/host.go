@@ -1,0 +1,218 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/wire"
+)
+
+// HostConfig says how a proxy keeps its links.
+type HostConfig struct {
+	Owner    Owner
+	Log      *slog.Logger
+	Budget   *Budget
+	Instance [16]byte
+	Carriers int           // 0: the default
+	Transfer uint16        // port for carriers that ATTACHED announces; 0: none
+	Detach   time.Duration // 0: DetachLimit
+	// Admit says whether the key may (still) have a session; it is asked at every attach.
+	Admit func(keyID [16]byte) bool
+	// Draining says whether new sessions are refused.
+	Draining func() bool
+}
+
+// Host is the proxy's end of all links: it decides which session a connection belongs to.
+type Host struct {
+	cfg HostConfig
+
+	mu     sync.Mutex
+	bySID  map[[16]byte]*Link // guarded by mu, as byKey
+	byKey  map[[16]byte]*Link
+	fresh  map[net.Conn]struct{} // authenticated, without a session yet
+	closed bool
+	expiry sync.WaitGroup
+}
+
+// NewHost returns a Host without links.
+func NewHost(cfg HostConfig) *Host {
+	if cfg.Carriers == 0 {
+		cfg.Carriers = Carriers
+	}
+	if cfg.Detach == 0 {
+		cfg.Detach = DetachLimit
+	}
+	if cfg.Budget == nil {
+		cfg.Budget = NewBudget(0)
+	}
+	return &Host{cfg: cfg, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}, fresh: map[net.Conn]struct{}{}}
+}
+
+// Serve attaches an authenticated connection and serves it until it ends. raw is what Socket returned for it.
+func (h *Host) Serve(conn *auth.Conn, raw net.Conn) error {
+	bc := raw.(*batchConn)
+	defer bc.Conn.Close()
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return ErrEnded
+	}
+	h.fresh[bc.Conn] = struct{}{}
+	h.mu.Unlock()
+	arrived := sync.OnceFunc(func() {
+		h.mu.Lock()
+		delete(h.fresh, bc.Conn)
+		h.mu.Unlock()
+	})
+	defer arrived()
+	bc.SetDeadline(time.Now().Add(attachTimeout))
+	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
+	f, err := readFrame(conn, buf)
+	if err != nil {
+		return fmt.Errorf("wait for ATTACH: %w", err)
+	}
+	if f.Type != wire.TypeAttach {
+		conn.Write(wire.AppendErr(nil, wire.Err{Code: wire.ErrUnexpected, Text: f.Type.String() + " before ATTACH"}))
+		return fmt.Errorf("%s before ATTACH", f.Type)
+	}
+	a, err := wire.ParseAttach(f)
+	gen := f.Offset
+	var rawTable []byte
+	var table []wire.StreamState
+	if err == nil {
+		rawTable, table, err = readTable(conn, a.Streams, a.TableCRC, buf)
+	}
+	if err != nil {
+		conn.Write(wire.AppendErr(nil, wire.Err{Code: wire.ErrFormat, Text: err.Error()}))
+		return fmt.Errorf("read ATTACH: %w", err)
+	}
+	arrived()
+	var l *Link
+	if a.Mode == wire.ModeNew && gen != 1 {
+		err = &refusal{wire.StatusStale, fmt.Sprintf("generation %d, a new session starts with 1", gen)}
+	} else {
+		l, err = h.find(conn, a)
+	}
+	if err == nil {
+		var c *carrier
+		if c, err = l.accept(h, conn, bc, gen, a, rawTable, table); err == nil {
+			h.cfg.Owner.Attached(l, int(a.Slot))
+			err = c.run(nil)
+			h.cfg.Owner.Detached(l, int(a.Slot), err)
+			return err
+		}
+	}
+	var r *refusal
+	var p *protocolError
+	switch {
+	case errors.As(err, &r):
+		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: a.Slot, Text: r.text}))
+	case errors.As(err, &p):
+		conn.Write(wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
+		if p.fatal && l != nil {
+			l.Kill(err)
+		}
+	}
+	return err
+}
+
+// find returns the session that the connection belongs to, and makes a new one where that is asked for and possible.
+func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
+	if !h.cfg.Admit(conn.KeyID) {
+		return nil, &refusal{wire.StatusDenied, "the key was removed"}
+	}
+	if a.Mode != wire.ModeNew {
+		h.mu.Lock()
+		l := h.bySID[a.Session]
+		h.mu.Unlock()
+		if l == nil || l.keyID != conn.KeyID || a.WantInstance != h.cfg.Instance {
+			return nil, &refusal{wire.StatusGone, "the proxy does not hold this session (any more)"}
+		}
+		return l, nil
+	}
+	if h.cfg.Draining() {
+		return nil, &refusal{wire.StatusDraining, "the proxy is stopping"}
+	}
+	h.mu.Lock()
+	old := h.byKey[conn.KeyID]
+	h.mu.Unlock()
+	if old != nil {
+		// The same process knows best what became of its own link. Another one has to wait until the old one is silent.
+		if old.peer != conn.Peer && old.Ping(probeOld) {
+			return nil, &refusal{wire.StatusDuplicate, "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
+		}
+		old.Kill(ErrReplaced)
+		h.forget(old)
+	}
+	l := newLink(true, h.cfg.Owner, h.cfg.Log, h.cfg.Budget, h.cfg.Carriers)
+	l.begin(conn, a.Session)
+	l.peerName = a.Name
+	for _, sl := range l.slots {
+		sl.core.peerWindow = min(uint64(a.Window), 1<<30)
+		sl.core.maxStreams = min(int(a.MaxStreams), MaxStreams)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.closed || h.cfg.Draining():
+		return nil, &refusal{wire.StatusDraining, "the proxy is stopping"}
+	case !h.cfg.Admit(conn.KeyID): // it may have gone while the old link was asked for a sign of life
+		return nil, &refusal{wire.StatusDenied, "the key was removed"}
+	}
+	if h.bySID[a.Session] != nil || h.byKey[conn.KeyID] != nil {
+		return nil, &refusal{wire.StatusDuplicate, "another bridge attached with this key at the same time"}
+	}
+	h.bySID[a.Session], h.byKey[conn.KeyID] = l, l
+	h.expiry.Go(func() {
+		l.expire(h.cfg.Detach)
+		h.forget(l)
+	})
+	return l, nil
+}
+
+// probeOld is how long an old link may be silent before a new bridge takes over.
+const probeOld = 3 * time.Second
+
+// ErrReplaced ends a session whose bridge began a newer one.
+var ErrReplaced = errors.New("a newer session of the same bridge took over")
+
+func (h *Host) forget(l *Link) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.bySID[l.sid] == l {
+		delete(h.bySID, l.sid)
+	}
+	if h.byKey[l.keyID] == l {
+		delete(h.byKey, l.keyID)
+	}
+}
+
+// Links returns the live links.
+func (h *Host) Links() []*Link {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var ls []*Link
+	for _, l := range h.byKey {
+		ls = append(ls, l)
+	}
+	return ls
+}
+
+// Close ends all sessions and waits for what they started, but not for Serve calls, which end by it.
+func (h *Host) Close(err error) {
+	h.mu.Lock()
+	h.closed = true
+	for c := range h.fresh {
+		c.Close()
+	}
+	h.mu.Unlock()
+	for _, l := range h.Links() {
+		l.Kill(err)
+	}
+	h.expiry.Wait()
+}
