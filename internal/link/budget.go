@@ -9,7 +9,7 @@ const (
 	openWindow    = 64 << 10  // credit for the answer that OPEN grants while the pool has room
 	maxWindow     = 8 << 20   // of one stream
 	defaultPool   = 128 << 20 // of one process
-	ackEvery      = 64 << 10  // bytes consumed that are worth an ACK whatever the window
+	ackEvery      = 256 << 10 // bytes consumed that are worth an ACK whatever the window
 	MaxStreams    = 16_384    // of one link
 	MaxClaims     = 1_024     // of one link
 	glitchLimit   = 10_000    // frames that do nothing, less the useful ones since

@@ -51,8 +51,11 @@ type carrier struct {
 	ackTimer *time.Timer
 	watch    *time.Timer  // guarded by slot.mu
 	ackArmed bool         // ackTimer runs; guarded by slot.mu
+	sending  bool         // somebody has a batch in hand; guarded by slot.mu, as left
+	left     bool         // the socket did not take a batch whole, and the writer has to wait for it
+	frames   []byte       // the batch of whoever is sending
 	lastRead atomic.Int64 // time.Duration of the link's clock
-	writing  atomic.Int64 // when the write under way began; 0: none
+	writing  atomic.Int64 // when the writer began to wait for the socket; 0: it does not
 	pending  *Stream      // that parts belong to; only the reader uses both
 	parts    [][]byte     // of DATA frames in order
 	greeting []byte       // what the writer sends first
@@ -102,6 +105,7 @@ func (c *carrier) run(pending []byte) error {
 	c.watch = time.AfterFunc(pingAfter, c.look)
 	sl.mu.Unlock()
 	defer c.watch.Stop()
+	c.raw.Conn.SetDeadline(time.Time{}) // the one for attaching; from here on look decides
 	var wg sync.WaitGroup
 	wg.Go(c.writeLoop)
 	err := c.readLoop(pending)
@@ -143,50 +147,54 @@ func (c *carrier) look() {
 	}
 }
 
-// writeLoop sends what the core has to send, a batch at a time.
+// writeLoop sends what the core has to send, and waits for the socket where others did not.
 func (c *carrier) writeLoop() {
 	sl := c.slot
-	buf := make([]byte, 0, batch+wire.HeaderLen+wire.MaxPayload)
-	if c.greeting != nil {
-		if err := c.raw.corked(c.conn, c.greeting); err != nil {
-			sl.mu.Lock()
-			if sl.cur == c {
-				sl.fence(err)
-			}
-			sl.mu.Unlock()
-			return
-		}
-		c.greeting = nil
-		c.raw.Conn.SetDeadline(time.Time{})
-	}
-	for {
-		sl.mu.Lock()
-		for sl.cur == c {
-			now := sl.link.now()
-			if buf = sl.core.fill(buf[:0], batch, now); len(buf) > 0 {
-				break
-			}
-			c.armAck(now)
-			c.work.Wait()
-			// The sockets' readers that are ready go first: what they bring shares this batch's system call.
-			sl.mu.Unlock()
-			runtime.Gosched()
-			sl.mu.Lock()
-		}
-		fenced := sl.cur != c
-		c.writing.Store(int64(sl.link.now()) | 1)
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	c.send(true)
+	for sl.cur == c {
+		c.armAck(sl.link.now())
+		c.work.Wait()
+		// The sockets' readers that are ready go first: what they bring shares this batch's system call.
 		sl.mu.Unlock()
-		if fenced {
-			return
-		}
-		err := c.raw.corked(c.conn, buf)
-		c.writing.Store(0)
-		if err != nil {
-			sl.mu.Lock()
-			if sl.cur == c {
-				sl.fence(err)
+		runtime.Gosched()
+		sl.mu.Lock()
+		c.send(true)
+	}
+}
+
+// send writes what there is to send, a batch at a time, until there is nothing more or somebody else is at it, who looks
+// again. Without wait it stops where the socket would have to be waited for, and leaves that to the writer: the reader of
+// a connection must not wait for its writer, nor one user for another. slot.mu is held, and released meanwhile.
+func (c *carrier) send(wait bool) {
+	sl := c.slot
+	for sl.cur == c && !c.sending {
+		var frames []byte
+		switch {
+		case c.left:
+		case c.greeting != nil:
+			frames, c.greeting = c.greeting, nil
+		default:
+			c.frames = sl.core.fill(c.frames[:0], batch, sl.link.now())
+			if frames = c.frames; len(frames) == 0 {
+				return
 			}
-			sl.mu.Unlock()
+		}
+		c.sending = true
+		if wait {
+			c.writing.Store(int64(sl.link.now()) | 1)
+		}
+		sl.mu.Unlock()
+		done, err := c.raw.send(c.conn, frames, wait)
+		c.writing.Store(0)
+		sl.mu.Lock()
+		c.sending, c.left = false, !done
+		switch {
+		case err != nil && sl.cur == c:
+			sl.fence(err)
+		case !done:
+			c.work.Signal()
 			return
 		}
 	}
@@ -239,12 +247,25 @@ func (c *carrier) readLoop(pending []byte) error {
 	}
 }
 
-// apply applies the whole frames in b and returns how many bytes they took.
+// apply applies the whole frames in b, answers them as far as that needs no waiting, and returns how many bytes they took.
 func (c *carrier) apply(b []byte) (used int, err error) {
 	sl := c.slot
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	defer c.deliver() // what was received before an error is the stream's all the same
+	used, err = c.applyFrames(b)
+	c.deliver() // what was received before an error is the stream's all the same
+	switch {
+	case sl.cur != c:
+	case sl.core.acks.head != nil || len(sl.core.forgets) > 0:
+		c.send(false)
+	case sl.core.delayed.head != nil && !c.ackArmed:
+		c.armAck(sl.link.now())
+	}
+	return used, err
+}
+
+func (c *carrier) applyFrames(b []byte) (used int, err error) {
+	sl := c.slot
 	for {
 		f, n, err := wire.Parse(b[used:])
 		if err == wire.ErrTruncated {
@@ -275,12 +296,6 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 			c.parts = append(c.parts, ev.data)
 		} else {
 			sl.handle(ev)
-		}
-		switch {
-		case sl.core.acks.head != nil || len(sl.core.forgets) > 0:
-			sl.wake()
-		case sl.core.delayed.head != nil && !c.ackArmed:
-			c.armAck(sl.link.now())
 		}
 	}
 }
@@ -376,7 +391,7 @@ func (c *carrier) giveUp(err error) {
 		return
 	}
 	c.raw.Conn.SetWriteDeadline(time.Now().Add(time.Second))
-	c.raw.corked(c.conn, wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
+	c.raw.send(c.conn, wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}), true)
 	if p.fatal {
 		sl.link.Kill(err)
 	}
@@ -387,88 +402,4 @@ func smooth(old, sample time.Duration) time.Duration {
 		return sample
 	}
 	return (7*old + sample) / 8 // RFC 6298
-}
-
-// batchConn stands between crypto/tls and the socket. crypto/tls makes one system call per record of 16 KB, and one or two
-// per record to read; this makes one for a batch.
-type batchConn struct {
-	net.Conn
-	mu   sync.Mutex
-	cork bool
-	out  []byte
-	in   []byte // read and not yet asked for; only the reader uses it, as all below
-	room []byte
-	left int // bytes of the present TLS record that were not asked for yet
-	head int // bytes of the next record's header that were given out
-	size int // of the next record, as far as its header was given out
-}
-
-func newBatchConn(c net.Conn) *batchConn { return &batchConn{Conn: c} }
-
-// Write is called by crypto/tls, from whichever side holds its write lock.
-func (b *batchConn) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.cork {
-		b.out = append(b.out, p...)
-		return len(p), nil
-	}
-	return b.Conn.Write(p)
-}
-
-// corked writes p to the TLS connection on top and then all its records at once.
-func (b *batchConn) corked(tls net.Conn, p []byte) error {
-	b.mu.Lock()
-	b.cork = true
-	b.mu.Unlock()
-	_, err := tls.Write(p)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.cork = false
-	if err == nil {
-		_, err = b.Conn.Write(b.out)
-	}
-	b.out = b.out[:0]
-	return err
-}
-
-func (b *batchConn) Read(p []byte) (int, error) {
-	if len(b.in) == 0 {
-		if b.room == nil {
-			b.room = make([]byte, batch)
-		}
-		n, err := b.Conn.Read(b.room)
-		if n == 0 {
-			return 0, err
-		}
-		b.in = b.room[:n]
-	}
-	// Never more than the present record, so that crypto/tls holds none back and wholeRecord knows.
-	n := 0
-	for n < len(p) && len(b.in) > 0 {
-		if b.left == 0 {
-			if b.head == 0 && n > 0 {
-				break
-			}
-			b.size = b.size<<8 | int(b.in[0])
-			p[n] = b.in[0]
-			b.in, n = b.in[1:], n+1
-			if b.head++; b.head == recordHeader {
-				b.left, b.head, b.size = b.size&0xffff, 0, 0
-			}
-			continue
-		}
-		k := copy(p[n:], b.in[:min(b.left, len(b.in))])
-		b.in, b.left, n = b.in[k:], b.left-k, n+k
-	}
-	return n, nil
-}
-
-// recordHeader is type, version and length of a TLS record (RFC 8446 section 5.1).
-const recordHeader = 5
-
-// wholeRecord says whether a TLS read would get a record without waiting.
-func (b *batchConn) wholeRecord() bool {
-	return b.left == 0 && b.head == 0 && len(b.in) >= recordHeader &&
-		len(b.in) >= recordHeader+int(b.in[3])<<8+int(b.in[4])
 }

@@ -72,7 +72,7 @@ func (l *Link) unacked() bool {
 			sl.mu.Unlock()
 			continue
 		}
-		if sl.core.goAway != nil || sl.cur.writing.Load() != 0 {
+		if sl.core.goAway != nil || sl.cur.sending || sl.cur.left {
 			sl.mu.Unlock()
 			return true
 		}

@@ -169,11 +169,17 @@ func (s *Stream) Send(cs ...*Chunk) {
 			c.Free()
 		}
 	} else {
+		n := 0
 		for _, c := range cs {
+			n += c.n
 			s.send.q.push(c)
 		}
 		sl.core.touch(s)
-		sl.wake()
+		if n >= ChunkSize && sl.cur != nil {
+			sl.cur.send(false)
+		} else {
+			sl.wake()
+		}
 	}
 	sl.mu.Unlock()
 }
@@ -256,9 +262,7 @@ func (s *Stream) deliver(bufs [][]byte) {
 	} else {
 		s.recv.q.unread(n, bufs)
 	}
-	if s.slot.core.consume(s, n, s.slot.link.now()) {
-		s.slot.wake()
-	}
+	s.slot.core.consume(s, n, s.slot.link.now()) // the caller sends what that brings
 	s.handOver()
 }
 

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"reverser/internal/link"
+	"reverser/internal/rawio"
 )
 
 func (s *socket) init(conn net.Conn) {
@@ -51,12 +52,9 @@ func (s *socket) readReady(fd uintptr) bool {
 		left -= len(room)
 		k++
 	}
-	n, err := readv(int(fd), s.vec[:k])
-	for err == unix.EINTR {
-		n, err = readv(int(fd), s.vec[:k])
-	}
+	n, err := rawio.Read(int(fd), s.vec[:k])
 	s.eager = n >= len(s.vec[0]) && n > 0
-	left = max(n, 0)
+	left = n
 	for i := range k {
 		part := min(left, len(s.vec[i]))
 		left -= part
@@ -81,13 +79,6 @@ func (s *socket) readReady(fd uintptr) bool {
 	return true
 }
 
-func readv(fd int, bufs [][]byte) (int, error) {
-	if len(bufs) == 1 {
-		return unix.Read(fd, bufs[0])
-	}
-	return unix.Readv(fd, bufs)
-}
-
 // tryWrite writes what the socket takes without waiting.
 func (s *socket) tryWrite(bufs [][]byte) (int, error) {
 	if s.raw == nil {
@@ -104,30 +95,12 @@ func (s *socket) tryWrite(bufs [][]byte) (int, error) {
 
 // writeNow is called at once; it never asks to wait.
 func (s *socket) writeNow(fd uintptr) bool {
-	if len(s.src) > 1 {
-		n, err := unix.Writev(int(fd), s.src)
-		if err == nil {
-			s.wrote = n
-		} else if err != unix.EAGAIN && err != unix.EINTR {
-			s.writeErr = err
-		}
-		return true // what it did not take waits in the stream
+	n, err := rawio.Write(int(fd), s.src)
+	s.wrote = n
+	if err != unix.EAGAIN {
+		s.writeErr = err
 	}
-	for b := s.src[0]; len(b) > 0; {
-		n, err := unix.Write(int(fd), b)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err == unix.EAGAIN:
-			return true
-		case err != nil:
-			s.writeErr = err
-			return true
-		}
-		s.wrote += n
-		b = b[n:]
-	}
-	return true
+	return true // what it did not take waits in the stream
 }
 
 // queued returns how many bytes the peer's kernel has not acknowledged yet.

@@ -1,0 +1,53 @@
+package rawio
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Read reads into the buffers in turn. Its error is an unix.Errno, EAGAIN when nothing is there yet; 0 bytes without an
+// error are the end.
+func Read(fd int, bufs [][]byte) (int, error) {
+	if len(bufs) == 1 {
+		return call(unix.SYS_READ, fd, unsafe.Pointer(unsafe.SliceData(bufs[0])), len(bufs[0]))
+	}
+	return vector(unix.SYS_READV, fd, bufs)
+}
+
+// Write writes the buffers in turn, as far as the socket takes them. Its error is an unix.Errno, EAGAIN when it took nothing.
+func Write(fd int, bufs [][]byte) (int, error) {
+	if len(bufs) == 1 {
+		return call(unix.SYS_WRITE, fd, unsafe.Pointer(unsafe.SliceData(bufs[0])), len(bufs[0]))
+	}
+	return vector(unix.SYS_WRITEV, fd, bufs)
+}
+
+// most is how many buffers one call takes; the rest is for the next one.
+const most = 16
+
+func vector(trap uintptr, fd int, bufs [][]byte) (int, error) {
+	var vec [most]unix.Iovec
+	n := 0
+	for _, b := range bufs[:min(len(bufs), most)] {
+		if len(b) > 0 {
+			vec[n].Base = unsafe.SliceData(b)
+			vec[n].SetLen(len(b))
+			n++
+		}
+	}
+	return call(trap, fd, unsafe.Pointer(&vec[0]), n)
+}
+
+func call(trap uintptr, fd int, p unsafe.Pointer, n int) (int, error) {
+	for {
+		got, _, errno := unix.RawSyscall(trap, uintptr(fd), uintptr(p), uintptr(n))
+		switch errno {
+		case 0:
+			return int(got), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
