@@ -19,6 +19,7 @@ import (
 	"net"
 	"time"
 
+	"reverser/internal/record"
 	"reverser/internal/wire"
 )
 
@@ -49,7 +50,7 @@ func (e *VersionError) Error() string {
 
 // Conn is an authenticated link connection.
 type Conn struct {
-	*tls.Conn
+	*record.Conn
 	Exporter []byte   // 32 bytes, the same at both ends of this TLS connection and nowhere else
 	Peer     [16]byte // instance of the peer's process
 	KeyID    [16]byte
@@ -79,7 +80,7 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	tc := tls.Client(conn, &tls.Config{
+	tc, err := record.Client(ctx, conn, &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		NextProtos:         []string{alpn},
 		ServerName:         "reverser.invalid", // constant: an observer learns no name
@@ -97,7 +98,7 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 		SessionTicketsDisabled:      true,
 		DynamicRecordSizingDisabled: true,
 	})
-	if err := tc.Handshake(); err != nil {
+	if err != nil {
 		// Only an error of the network itself leaves open who is there. crypto/tls reports alerts as net.OpErrors too.
 		var op *net.OpError
 		switch {
@@ -188,8 +189,8 @@ func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, e
 	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
 		return nil, err
 	}
-	tc := tls.Server(conn, tlsConfig)
-	if err := tc.Handshake(); err != nil {
+	tc, err := record.Server(context.Background(), conn, tlsConfig)
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoHello, err)
 	}
 	cs := tc.ConnectionState()
@@ -239,7 +240,7 @@ func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, e
 }
 
 // refuse answers with random bytes where a MAC would stand: every refusal looks the same.
-func refuse(tc *tls.Conn, w wire.Welcome) error {
+func refuse(tc *record.Conn, w wire.Welcome) error {
 	rand.Read(w.Instance[:])
 	rand.Read(w.MAC[:])
 	if _, err := tc.Write(w.Append(make([]byte, 0, wire.WelcomeLen))); err != nil {

@@ -194,12 +194,11 @@ func listen(t *testing.T, addr string, transfer bool) *proxy {
 					return
 				}
 				p.wg.Go(func() {
-					raw := link.Socket(c)
-					if ac, err := auth.Server(raw, tc, sc); err == nil {
+					if ac, err := auth.Server(c, tc, sc); err == nil {
 						p.mu.Lock()
 						p.via[len(p.via)] = ln.Addr().String()
 						p.mu.Unlock()
-						p.host.Serve(ac, raw)
+						p.host.Serve(ac)
 					}
 				})
 			}

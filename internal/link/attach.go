@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"net"
 	"time"
 
 	"reverser/internal/auth"
@@ -16,12 +15,6 @@ import (
 
 // attachTimeout covers the exchange of ATTACH, ATTACHED and their tables.
 const attachTimeout = 10 * time.Second
-
-// Socket prepares an accepted or dialled socket of the link for authentication.
-func Socket(c net.Conn) net.Conn {
-	tune(c)
-	return newBatchConn(c)
-}
 
 // readFrame reads exactly one frame; buf is scratch.
 func readFrame(r io.Reader, buf []byte) (wire.Frame, error) {
@@ -71,7 +64,7 @@ type refusal struct {
 func (r *refusal) Error() string { return fmt.Sprintf("attach refused (%s): %s", r.status, r.text) }
 
 // accept binds a connection to its slot at the proxy: prove, fence, rewind, answer.
-func (l *Link) accept(h *Host, conn *auth.Conn, bc *batchConn, gen uint64, a wire.Attach, raw []byte, table []wire.StreamState) (*carrier, error) {
+func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, raw []byte, table []wire.StreamState) (*carrier, error) {
 	if int(a.Slot) >= len(l.slots) {
 		return nil, &refusal{wire.StatusLimit, fmt.Sprintf("slot %d, the proxy has %d", a.Slot, len(l.slots))}
 	}
@@ -100,7 +93,7 @@ func (l *Link) accept(h *Host, conn *auth.Conn, bc *batchConn, gen uint64, a wir
 		Window: floorWindow, MaxStreams: MaxStreams, Transfer: h.cfg.Transfer,
 	})
 	msg = wire.AppendTable(msg, mine)
-	c := newCarrier(sl, conn.Conn, bc)
+	c := newCarrier(sl, conn.Conn)
 	if l.Err() != nil {
 		return nil, &refusal{wire.StatusGone, "the session is over"}
 	}
@@ -120,8 +113,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		return nil, at, err
 	}
 	tune(sock)
-	bc := newBatchConn(sock)
-	conn, err := auth.Client(ctx, bc, d.cfg.Auth)
+	conn, err := auth.Client(ctx, sock, d.cfg.Auth)
 	if err != nil {
 		return nil, at, err
 	}
@@ -180,7 +172,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	if err != nil {
 		return nil, at, fmt.Errorf("read ATTACHED: %w", err)
 	}
-	c := newCarrier(sl, conn.Conn, bc)
+	c := newCarrier(sl, conn.Conn)
 	if err := sl.resume(c, table, rtt); err != nil {
 		l.Kill(err)
 		return nil, at, err

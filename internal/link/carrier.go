@@ -3,12 +3,12 @@ package link
 import (
 	"errors"
 	"fmt"
-	"net"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"reverser/internal/record"
 	"reverser/internal/wire"
 )
 
@@ -19,7 +19,7 @@ const (
 )
 
 // batch is about how many bytes of frames are encrypted and written at once.
-const batch = 128 << 10
+const batch = record.Batch
 
 // slot is one numbered place of a link: its streams, and the connection that carries them at present.
 type slot struct {
@@ -37,7 +37,7 @@ type slot struct {
 
 // wake lets the writer look for something to send. mu is held.
 func (sl *slot) wake() {
-	if sl.cur != nil {
+	if sl.cur != nil && !sl.cur.sending { // else the sender looks again
 		sl.cur.work.Signal()
 	}
 }
@@ -45,15 +45,13 @@ func (sl *slot) wake() {
 // carrier is one connection that serves a slot. Its owner calls run, which returns when the connection is over.
 type carrier struct {
 	slot     *slot
-	conn     net.Conn // the TLS connection
-	raw      *batchConn
+	conn     *record.Conn
 	work     sync.Cond // on slot.mu
 	ackTimer *time.Timer
 	watch    *time.Timer  // guarded by slot.mu
 	ackArmed bool         // ackTimer runs; guarded by slot.mu
 	sending  bool         // somebody has a batch in hand; guarded by slot.mu, as left
 	left     bool         // the socket did not take a batch whole, and the writer has to wait for it
-	frames   []byte       // the batch of whoever is sending
 	lastRead atomic.Int64 // time.Duration of the link's clock
 	writing  atomic.Int64 // when the writer began to wait for the socket; 0: it does not
 	pending  *Stream      // that parts belong to; only the reader uses both
@@ -65,8 +63,8 @@ type carrier struct {
 // errFenced says that a newer connection took the slot.
 var errFenced = errors.New("replaced by a newer connection")
 
-func newCarrier(sl *slot, conn net.Conn, raw *batchConn) *carrier {
-	c := &carrier{slot: sl, conn: conn, raw: raw, parts: make([][]byte, 0, 16)}
+func newCarrier(sl *slot, conn *record.Conn) *carrier {
+	c := &carrier{slot: sl, conn: conn, parts: make([][]byte, 0, 16)}
 	c.work.L = &sl.mu
 	return c
 }
@@ -94,21 +92,20 @@ func (sl *slot) fence(err error) {
 	sl.since = sl.link.now()
 	sl.core.fence()
 	c.work.Broadcast()
-	c.raw.Conn.Close() // not the TLS connection's: that would wait for a writer that is stuck
+	c.conn.Close()
 }
 
-// run serves the connection until it ends, by itself or by fence, and returns why. pending are bytes that were read
-// behind the handshake.
-func (c *carrier) run(pending []byte) error {
+// run serves the connection until it ends, by itself or by fence, and returns why.
+func (c *carrier) run() error {
 	sl := c.slot
 	sl.mu.Lock()
 	c.watch = time.AfterFunc(pingAfter, c.look)
 	sl.mu.Unlock()
 	defer c.watch.Stop()
-	c.raw.Conn.SetDeadline(time.Time{}) // the one for attaching; from here on look decides
+	c.conn.SetDeadline(time.Time{}) // the one for attaching; from here on look decides
 	var wg sync.WaitGroup
 	wg.Go(c.writeLoop)
-	err := c.readLoop(pending)
+	err := c.readLoop()
 	sl.mu.Lock()
 	if sl.cur == c {
 		sl.fence(err)
@@ -118,7 +115,7 @@ func (c *carrier) run(pending []byte) error {
 		c.ackTimer.Stop()
 	}
 	sl.mu.Unlock()
-	c.raw.Conn.Close()
+	c.conn.Close()
 	wg.Wait()
 	return err
 }
@@ -165,19 +162,22 @@ func (c *carrier) writeLoop() {
 }
 
 // send writes what there is to send, a batch at a time, until there is nothing more or somebody else is at it, who looks
-// again. Without wait it stops where the socket would have to be waited for, and leaves that to the writer: the reader of
-// a connection must not wait for its writer, nor one user for another. slot.mu is held, and released meanwhile.
+// again. Without wait it writes one batch, as far as the socket takes it, and leaves the rest to the writer: the reader of a
+// connection must not wait for its writer, nor one user work for all others. slot.mu is held, and released meanwhile.
 func (c *carrier) send(wait bool) {
 	sl := c.slot
 	for sl.cur == c && !c.sending {
 		var frames []byte
+		var scratch *frameBuffer
 		switch {
 		case c.left:
 		case c.greeting != nil:
-			frames, c.greeting = c.greeting, nil
+			frames, c.greeting = append(c.greeting, 0), nil
+			frames = frames[:len(frames)-1]
 		default:
-			c.frames = sl.core.fill(c.frames[:0], batch, sl.link.now())
-			if frames = c.frames; len(frames) == 0 {
+			scratch = frameBuffers.Get().(*frameBuffer)
+			if frames = sl.core.fill(scratch[:0], batch, sl.link.now()); len(frames) == 0 {
+				frameBuffers.Put(scratch)
 				return
 			}
 		}
@@ -186,15 +186,20 @@ func (c *carrier) send(wait bool) {
 			c.writing.Store(int64(sl.link.now()) | 1)
 		}
 		sl.mu.Unlock()
-		done, err := c.raw.send(c.conn, frames, wait)
+		done, err := c.conn.Send(frames, wait)
 		c.writing.Store(0)
 		sl.mu.Lock()
 		c.sending, c.left = false, !done
+		if scratch != nil {
+			frameBuffers.Put(scratch)
+		}
 		switch {
 		case err != nil && sl.cur == c:
 			sl.fence(err)
-		case !done:
-			c.work.Signal()
+		case !wait:
+			if !done || sl.core.ready() {
+				c.work.Signal()
+			}
 			return
 		}
 	}
@@ -220,32 +225,44 @@ func (c *carrier) armAck(now time.Duration) {
 	c.ackTimer.Reset(d)
 }
 
-// recordRoom is the plaintext of a TLS record (RFC 8446 section 5.1).
-const recordRoom = 1 << 14
-
-// readLoop applies frames until the connection ends.
-func (c *carrier) readLoop(pending []byte) error {
+// readLoop applies frames until the connection ends. While it waits for the next one it holds no buffer.
+func (c *carrier) readLoop() error {
 	sl := c.slot
-	buf := make([]byte, batch+recordRoom)
-	have := copy(buf, pending)
+	var buf *frameBuffer
+	have := 0
 	for {
-		used, err := c.apply(buf[:have])
-		if err != nil {
-			c.giveUp(err)
+		err := c.conn.Wait()
+		if err == nil {
+			if buf == nil {
+				buf = frameBuffers.Get().(*frameBuffer)
+			}
+			var n int
+			n, err = c.conn.Records(buf[have:])
+			have += n
+		}
+		if err != nil && have == 0 {
 			return err
 		}
-		have = copy(buf, buf[used:have])
-		// A TLS read gives one record; take along those that came with it.
-		for first := true; first || len(buf)-have >= recordRoom && c.raw.wholeRecord(); first = false {
-			n, err := c.conn.Read(buf[have:])
-			have += n
-			if err != nil && n == 0 {
-				return err
-			}
-		}
 		c.lastRead.Store(int64(sl.link.now()))
+		used, wrong := c.apply(buf[:have])
+		switch {
+		case wrong != nil:
+			c.giveUp(wrong)
+			return wrong
+		case err != nil:
+			return err
+		}
+		if have = copy(buf[:], buf[used:have]); have == 0 {
+			frameBuffers.Put(buf)
+			buf = nil
+		}
 	}
 }
+
+// frameBuffer holds the frames of one system call and the beginning of one more.
+type frameBuffer [batch + 2*(wire.HeaderLen+wire.MaxPayload)]byte
+
+var frameBuffers = sync.Pool{New: func() any { return new(frameBuffer) }}
 
 // apply applies the whole frames in b, answers them as far as that needs no waiting, and returns how many bytes they took.
 func (c *carrier) apply(b []byte) (used int, err error) {
@@ -390,8 +407,8 @@ func (c *carrier) giveUp(err error) {
 	if !current {
 		return
 	}
-	c.raw.Conn.SetWriteDeadline(time.Now().Add(time.Second))
-	c.raw.send(c.conn, wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}), true)
+	c.conn.SetWriteDeadline(time.Now().Add(time.Second))
+	c.conn.Write(wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
 	if p.fatal {
 		sl.link.Kill(err)
 	}

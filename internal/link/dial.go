@@ -119,7 +119,7 @@ func (d *Dialer) keep(ctx context.Context, l *Link, i int, transfer uint16, c *c
 			mode = wire.ModeResume
 			begin := time.Now()
 			d.cfg.Owner.Attached(l, i)
-			err = c.run(nil)
+			err = c.run()
 			d.cfg.Owner.Detached(l, i, err)
 			c = nil
 			if time.Since(begin) > shortLived {

@@ -53,24 +53,24 @@ func NewHost(cfg HostConfig) *Host {
 	return &Host{cfg: cfg, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}, fresh: map[net.Conn]struct{}{}}
 }
 
-// Serve attaches an authenticated connection and serves it until it ends. raw is what Socket returned for it.
-func (h *Host) Serve(conn *auth.Conn, raw net.Conn) error {
-	bc := raw.(*batchConn)
-	defer bc.Conn.Close()
+// Serve attaches an authenticated connection and serves it until it ends.
+func (h *Host) Serve(conn *auth.Conn) error {
+	defer conn.Close()
+	tune(conn.Conn.Conn)
 	h.mu.Lock()
 	if h.closed {
 		h.mu.Unlock()
 		return ErrEnded
 	}
-	h.fresh[bc.Conn] = struct{}{}
+	h.fresh[conn] = struct{}{}
 	h.mu.Unlock()
 	arrived := sync.OnceFunc(func() {
 		h.mu.Lock()
-		delete(h.fresh, bc.Conn)
+		delete(h.fresh, conn)
 		h.mu.Unlock()
 	})
 	defer arrived()
-	bc.SetDeadline(time.Now().Add(attachTimeout))
+	conn.SetDeadline(time.Now().Add(attachTimeout))
 	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
 	f, err := readFrame(conn, buf)
 	if err != nil {
@@ -100,9 +100,9 @@ func (h *Host) Serve(conn *auth.Conn, raw net.Conn) error {
 	}
 	if err == nil {
 		var c *carrier
-		if c, err = l.accept(h, conn, bc, gen, a, rawTable, table); err == nil {
+		if c, err = l.accept(h, conn, gen, a, rawTable, table); err == nil {
 			h.cfg.Owner.Attached(l, int(a.Slot))
-			err = c.run(nil)
+			err = c.run()
 			h.cfg.Owner.Detached(l, int(a.Slot), err)
 			return err
 		}

@@ -171,7 +171,7 @@ func (l *Link) Status() []SlotStatus {
 		sl.mu.Lock()
 		st := SlotStatus{Up: sl.cur != nil, RTT: sl.core.rtt, Resumes: sl.resumes, Since: l.start.Add(sl.since), Streams: len(sl.core.streams)}
 		if sl.cur != nil {
-			st.Remote = sl.cur.raw.Conn.RemoteAddr().String()
+			st.Remote = sl.cur.conn.RemoteAddr().String()
 		}
 		sl.mu.Unlock()
 		out[i] = st

@@ -136,12 +136,11 @@ func newWorldOn(t testing.TB, detach time.Duration, ln net.Listener, dial func(c
 				return
 			}
 			w.wg.Go(func() {
-				raw := Socket(c)
-				ac, err := auth.Server(raw, tc, cfg)
+				ac, err := auth.Server(c, tc, cfg)
 				if err != nil {
 					return
 				}
-				w.host.Serve(ac, raw)
+				w.host.Serve(ac)
 			})
 		}
 	})

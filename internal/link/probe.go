@@ -47,7 +47,7 @@ func (l *Link) RemoteAddr() net.Addr {
 	if sl.cur == nil {
 		return nil
 	}
-	return sl.cur.raw.Conn.RemoteAddr()
+	return sl.cur.conn.RemoteAddr()
 }
 
 // Flush waits until the peer has everything that streams sent, and a GOAWAY is out, at most d. A slot without a connection

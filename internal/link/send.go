@@ -167,6 +167,12 @@ func (c *core) fill(b []byte, limit int, now time.Duration) []byte {
 	return c.fillFlows(b, limit)
 }
 
+// ready says whether fill has something to send now, delayed ACKs apart.
+func (c *core) ready() bool {
+	return c.fresh.head != nil || c.bulk.head != nil || c.acks.head != nil || c.opens.head != nil || len(c.forgets) > 0 ||
+		c.pong || c.ping || c.goAway != nil || len(c.controlOrder) > 0
+}
+
 // fillFlows shares the batch between the streams with something to send: deficit round robin over two lists as in
 // FQ-CoDel (RFC 8290 section 4). A stream that was idle goes ahead with one quantum; whoever uses its quantum up queues
 // with the bulk. So a keystroke passes a download, and downloads share evenly.

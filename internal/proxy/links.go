@@ -30,8 +30,7 @@ func (p *Proxy) acceptLinks(ln net.Listener) {
 }
 
 func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
-	raw := link.Socket(conn)
-	ac, err := auth.Server(raw, p.tlsCfg, p.authCfg)
+	ac, err := auth.Server(conn, p.tlsCfg, p.authCfg)
 	pass.leave(err == nil)
 	if err != nil {
 		p.gate.report(p.log, conn.RemoteAddr(), err)
@@ -41,7 +40,7 @@ func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
 		conn.Close()
 		return
 	}
-	err = p.host.Serve(ac, raw)
+	err = p.host.Serve(ac)
 	p.log.Debug("link connection ended", "key", p.keyName(ac.KeyID), "remote", conn.RemoteAddr().String(), "err", err)
 }
 

@@ -84,9 +84,8 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 				return
 			}
 			w.wg.Go(func() {
-				raw := link.Socket(c)
-				if ac, err := auth.Server(raw, tc, sc); err == nil {
-					host.Serve(ac, raw)
+				if ac, err := auth.Server(c, tc, sc); err == nil {
+					host.Serve(ac)
 				}
 			})
 		}

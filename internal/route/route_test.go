@@ -84,9 +84,8 @@ func listen(t *testing.T) *bridges {
 				return
 			}
 			b.wg.Go(func() {
-				raw := link.Socket(c)
-				if ac, err := auth.Server(raw, tc, sc); err == nil {
-					b.host.Serve(ac, raw)
+				if ac, err := auth.Server(c, tc, sc); err == nil {
+					b.host.Serve(ac)
 				}
 			})
 		}

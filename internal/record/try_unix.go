@@ -1,6 +1,6 @@
 //go:build unix
 
-package link
+package record
 
 import (
 	"io"
@@ -12,25 +12,26 @@ import (
 
 const canTry = true
 
-// tryWrite is called at once by batchConn.write, and never asks to wait.
-func (b *batchConn) tryWrite(fd uintptr) bool {
-	n, err := rawio.Write(int(fd), [][]byte{b.out[b.done:]})
-	b.done += n
+// tryWrite is called at once by Send, and never asks to wait.
+func (c *Conn) tryWrite(fd uintptr) bool {
+	n, err := rawio.Write(int(fd), [][]byte{c.out[c.done:]})
+	c.done += n
 	if err != unix.EAGAIN {
-		b.tryErr = err
+		c.tryErr = err
 	}
 	return true
 }
 
 // tryRead is called when the socket may be readable; false: it was not, wait.
-func (b *batchConn) tryRead(fd uintptr) bool {
-	n, err := rawio.Read(int(fd), [][]byte{b.room})
+func (c *Conn) tryRead(fd uintptr) bool {
+	n, err := rawio.Read(int(fd), [][]byte{c.space()})
 	switch {
 	case err == unix.EAGAIN:
+		c.release()
 		return false
 	case err == nil && n == 0:
 		err = io.EOF
 	}
-	b.got, b.readErr = n, err
+	c.got, c.readErr = n, err
 	return true
 }

@@ -1,0 +1,330 @@
+package record
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+)
+
+// Conn is a TLS 1.3 connection. As a net.Conn it reads and writes bytes; Wait, Records and Send do the same for whole batches.
+type Conn struct {
+	net.Conn // the socket
+	state    tls.ConnectionState
+	raw      syscall.RawConn // nil: the socket is always waited for
+
+	wmu     sync.Mutex // held while writing to the socket, too
+	write   half       // guarded by wmu, as all below
+	out     []byte     // records that wait for the socket
+	done    int        // bytes of out that it took
+	tryErr  error
+	tryFunc func(fd uintptr) bool // made once, so that writing allocates nothing
+
+	rekey      atomic.Bool // the peer wants new keys in this direction
+	rekeyAfter uint64      // records under one key
+
+	// Only the reader uses what follows.
+	read     half
+	in       []byte  // read from the socket, not decrypted yet; a part of room
+	room     *buffer // nil while in is empty
+	plain    []byte  // decrypted, not asked for yet; a part of room
+	empty    int     // records without content in a row
+	readFunc func(fd uintptr) bool
+	got      int
+	readErr  error
+}
+
+// Batch is about how many bytes one system call reads or writes.
+const Batch = 128 << 10
+
+// buffer has room for a batch of records, and for the part of one that the last read left over. A connection that carries
+// nothing holds none.
+type buffer [Batch + 2*MaxPlaintext]byte
+
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+// Client makes the handshake of the dialling side. The caller bounds it by a deadline on the socket and by ctx, and closes
+// the socket on error. cfg must ask for TLS 1.3 and no session tickets.
+func Client(ctx context.Context, sock net.Conn, cfg *tls.Config) (*Conn, error) {
+	return handshake(ctx, sock, cfg, true)
+}
+
+// Server is Client for the accepting side.
+func Server(ctx context.Context, sock net.Conn, cfg *tls.Config) (*Conn, error) {
+	return handshake(ctx, sock, cfg, false)
+}
+
+func handshake(ctx context.Context, sock net.Conn, cfg *tls.Config, client bool) (*Conn, error) {
+	c := &Conn{Conn: sock, rekeyAfter: rekeyAfter}
+	if sc, ok := sock.(syscall.Conn); ok && canTry {
+		c.raw, _ = sc.SyscallConn()
+	}
+	c.tryFunc, c.readFunc = c.tryWrite, c.tryRead
+	var keys keyLog
+	cfg = cfg.Clone()
+	cfg.KeyLogWriter = &keys
+	side := tls.Server
+	if client {
+		side = tls.Client
+	}
+	tc := side(&oneRecord{Conn: sock, c: c}, cfg)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	c.state = tc.ConnectionState()
+	s := suites[c.state.CipherSuite]
+	if s == nil || keys.client == nil || keys.server == nil {
+		return nil, fmt.Errorf("TLS handshake without usable keys: version %#x, cipher suite %s",
+			c.state.Version, tls.CipherSuiteName(c.state.CipherSuite))
+	}
+	mine, theirs := keys.client, keys.server
+	if !client {
+		mine, theirs = theirs, mine
+	}
+	if err := c.write.use(s, mine); err != nil {
+		return nil, err
+	}
+	return c, c.read.use(s, theirs)
+}
+
+// ConnectionState describes the handshake.
+func (c *Conn) ConnectionState() tls.ConnectionState { return c.state }
+
+// oneRecord is the socket as crypto/tls sees it: a read never reaches beyond the present record, so that nothing of the
+// peer's is left behind in crypto/tls when its handshake is done.
+type oneRecord struct {
+	net.Conn
+	c    *Conn
+	left int // bytes of the present record that were not read yet
+}
+
+func (o *oneRecord) Read(p []byte) (int, error) {
+	if o.left == 0 {
+		if err := o.c.need(headerLen); err != nil {
+			return 0, err
+		}
+		o.left = headerLen + int(o.c.in[3])<<8 + int(o.c.in[4])
+	}
+	if err := o.c.need(1); err != nil {
+		return 0, err
+	}
+	n := copy(p, o.c.in[:min(o.left, len(o.c.in))])
+	o.c.in = o.c.in[n:]
+	o.left -= n
+	return n, nil
+}
+
+// need waits until n bytes, at most those of a record, are there.
+func (c *Conn) need(n int) error {
+	for len(c.in) < n {
+		if err := c.fill(); err != nil {
+			if err == io.EOF && len(c.in) > 0 {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// fill waits for bytes of the socket and takes what is there. It holds no buffer while it waits for a record to begin.
+func (c *Conn) fill() error {
+	c.release()
+	if c.room != nil && cap(c.in)-len(c.in) < headerLen+maxCiphertext {
+		c.in = c.room[:copy(c.room[:], c.in)]
+	}
+	if c.raw == nil {
+		c.got, c.readErr = c.Conn.Read(c.space())
+	} else if err := c.raw.Read(c.readFunc); err != nil {
+		return err
+	}
+	if c.got == 0 {
+		return c.readErr
+	}
+	c.in = c.in[:len(c.in)+c.got]
+	return nil
+}
+
+// release gives the buffer back when nothing is in it.
+func (c *Conn) release() {
+	if len(c.in) == 0 && c.room != nil {
+		buffers.Put(c.room)
+		c.room, c.in = nil, nil
+	}
+}
+
+// space is where fill puts what it reads.
+func (c *Conn) space() []byte {
+	if c.room == nil {
+		c.room = buffers.Get().(*buffer)
+		c.in = c.room[:0]
+	}
+	return c.in[len(c.in):cap(c.in)]
+}
+
+// Wait waits until a whole record is there.
+func (c *Conn) Wait() error {
+	if len(c.plain) > 0 {
+		return nil
+	}
+	if err := c.need(headerLen); err != nil {
+		return err
+	}
+	n := int(c.in[3])<<8 | int(c.in[4])
+	if c.in[0] != typeData || n > maxCiphertext || n <= c.read.aead.Overhead() {
+		return fmt.Errorf("no TLS record of data: type %d, %d bytes", c.in[0], n)
+	}
+	return c.need(headerLen + n)
+}
+
+// Records waits for a record and decrypts it, and those that came with it as far as p has room, into p.
+func (c *Conn) Records(p []byte) (n int, err error) {
+	if len(c.plain) > 0 {
+		n = copy(p, c.plain)
+		c.plain = c.plain[n:]
+		return n, nil
+	}
+	for {
+		if n > 0 && !c.whole(len(p)-n) {
+			return n, nil
+		}
+		if err := c.Wait(); err != nil {
+			return n, err
+		}
+		size := int(c.in[3])<<8 | int(c.in[4])
+		fragment := c.in[headerLen : headerLen+size]
+		c.in = c.in[headerLen+size:]
+		dst := p[n:]
+		small := len(dst) < size
+		if small {
+			dst = fragment // in place
+		}
+		content, t, err := c.read.open(dst, fragment)
+		if err != nil {
+			return n, err
+		}
+		if t != typeData {
+			if err := c.control(t, content); err != nil {
+				return n, err
+			}
+			continue
+		}
+		if c.empty++; len(content) > 0 {
+			c.empty = 0
+		}
+		if c.empty > 16 {
+			return n, errors.New("TLS records without content")
+		}
+		if small {
+			k := copy(p[n:], content)
+			c.plain = content[k:]
+			return n + k, nil
+		}
+		n += len(content)
+	}
+}
+
+// whole says whether the next record is there and fits into room bytes.
+func (c *Conn) whole(room int) bool {
+	if len(c.in) < headerLen {
+		return false
+	}
+	size := int(c.in[3])<<8 | int(c.in[4])
+	return size <= room && len(c.in) >= headerLen+size
+}
+
+// control takes a record that carries no data.
+func (c *Conn) control(t contentType, b []byte) error {
+	switch {
+	case t == typeAlert && len(b) == 2 && b[1] == 0:
+		return io.EOF // close_notify
+	case t == typeAlert && len(b) == 2:
+		return fmt.Errorf("the peer ended the TLS connection: %w", tls.AlertError(b[1]))
+	case t == typeHandshake && len(b) == 5 && [4]byte(b) == [4]byte{keyUpdate, 0, 0, 1} && b[4] <= 1:
+		if b[4] == 1 {
+			c.rekey.Store(true)
+		}
+		if c.empty++; c.empty > 16 {
+			return errors.New("TLS key updates without data")
+		}
+		return c.read.next()
+	}
+	return fmt.Errorf("unexpected TLS record: type %d, %d bytes", t, len(b))
+}
+
+// keyUpdate is the one handshake message that may come behind the handshake (RFC 8446 section 4.6.3): without session
+// tickets and client certificates there are no others.
+const keyUpdate = 24
+
+// Read implements net.Conn.
+func (c *Conn) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := c.Records(p)
+	if n > 0 {
+		return n, nil
+	}
+	return 0, err
+}
+
+// Write implements net.Conn.
+func (c *Conn) Write(p []byte) (int, error) {
+	b := append(make([]byte, 0, len(p)+1), p...)
+	if _, err := c.Send(b, true); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Send encrypts p, behind whose end its array has room for one byte more, and writes it behind what earlier calls left over:
+// all of it with wait, otherwise what the socket takes now. done says that nothing is left over.
+func (c *Conn) Send(p []byte, wait bool) (done bool, err error) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if err := c.seal(p); err != nil {
+		return false, err
+	}
+	switch {
+	case wait:
+		_, err = c.Conn.Write(c.out[c.done:])
+		c.done = len(c.out)
+	case c.raw != nil:
+		if err = c.raw.Write(c.tryFunc); err == nil {
+			err, c.tryErr = c.tryErr, nil
+		}
+	}
+	if c.done < len(c.out) {
+		return false, err
+	}
+	if cap(c.out) == len(buffer{}) {
+		buffers.Put((*buffer)(c.out[:len(buffer{})]))
+	}
+	c.out, c.done = nil, 0
+	return true, err
+}
+
+// seal appends p's records to out. wmu is held.
+func (c *Conn) seal(p []byte) (err error) {
+	if c.out == nil {
+		c.out = buffers.Get().(*buffer)[:0]
+	}
+	for len(p) > 0 {
+		if c.write.seq >= c.rekeyAfter || c.rekey.Swap(false) {
+			msg := append(make([]byte, 0, 6), keyUpdate, 0, 0, 1, 0)
+			c.out = c.write.seal(c.out, msg, typeHandshake)
+			if err := c.write.next(); err != nil {
+				return err
+			}
+		}
+		n := min(len(p), MaxPlaintext)
+		c.out = c.write.seal(c.out, p[:n], typeData)
+		p = p[n:]
+	}
+	return nil
+}

@@ -1,0 +1,425 @@
+package record
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"io"
+	"math/big"
+	mathrand "math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+var identity = sync.OnceValue(func() tls.Certificate {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+})
+
+func clientConfig() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, ServerName: "x", SessionTicketsDisabled: true}
+}
+
+func serverConfig() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{identity()}, SessionTicketsDisabled: true}
+}
+
+// sockets returns the two ends of a TCP connection, which are closed with the test.
+func sockets(t testing.TB) (a, b net.Conn) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if a, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+// both runs the two sides of something, of which neither may fail.
+func both(t testing.TB, a, b func() error) {
+	t.Helper()
+	var wg sync.WaitGroup
+	var err error
+	wg.Go(func() { err = a() })
+	if err := b(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	if err != nil {
+		t.Error(err)
+	}
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// pair returns two ends of this package.
+func pair(t testing.TB) (client, server *Conn) {
+	a, b := sockets(t)
+	both(t, func() (err error) { client, err = Client(context.Background(), a, clientConfig()); return },
+		func() (err error) { server, err = Server(context.Background(), b, serverConfig()); return })
+	return client, server
+}
+
+// standardPeer returns one end of this package and one of crypto/tls.
+func standardPeer(t testing.TB, server bool) (ours *Conn, theirs *tls.Conn) {
+	a, b := sockets(t)
+	if server {
+		theirs = tls.Client(a, clientConfig())
+		both(t, theirs.Handshake, func() (err error) { ours, err = Server(context.Background(), b, serverConfig()); return })
+	} else {
+		theirs = tls.Server(b, serverConfig())
+		both(t, theirs.Handshake, func() (err error) { ours, err = Client(context.Background(), a, clientConfig()); return })
+	}
+	return ours, theirs
+}
+
+// TestPeerIsCryptoTLS: what either side writes, in pieces of any size, arrives at the standard library's, and the other way.
+func TestPeerIsCryptoTLS(t *testing.T) {
+	for _, server := range []bool{false, true} {
+		ours, theirs := standardPeer(t, server)
+		for _, w := range []struct{ from, to net.Conn }{{ours, theirs}, {theirs, ours}} {
+			want := make([]byte, 1<<20)
+			rand.Read(want)
+			got := make([]byte, len(want))
+			both(t, func() error {
+				for rest := want; len(rest) > 0; {
+					n := min(mathrand.IntN(3*MaxPlaintext)+1, len(rest))
+					if _, err := w.from.Write(rest[:n]); err != nil {
+						return err
+					}
+					rest = rest[n:]
+				}
+				return nil
+			}, func() error {
+				for n := 0; n < len(got); {
+					k, err := w.to.Read(got[n:min(n+mathrand.IntN(3*MaxPlaintext)+1, len(got))])
+					if err != nil {
+						return err
+					}
+					n += k
+				}
+				return nil
+			})
+			if !bytes.Equal(got, want) {
+				t.Fatal("other bytes arrived")
+			}
+		}
+		theirs.CloseWrite()
+		if n, err := ours.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("Read after close_notify = %d, %v; want 0, EOF", n, err)
+		}
+	}
+}
+
+// TestKeyUpdate: new keys in time, understood by crypto/tls, and on request.
+func TestKeyUpdate(t *testing.T) {
+	ours, theirs := standardPeer(t, true)
+	ours.rekeyAfter = 1
+	ours.Write([]byte("before"))
+	if _, err := io.ReadFull(theirs, make([]byte, 6)); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		old := ours.write.secret
+		both(t, func() error { _, err := ours.Write([]byte("after")); return err }, func() error {
+			got := make([]byte, 5)
+			if _, err := io.ReadFull(theirs, got); err != nil || string(got) != "after" {
+				t.Errorf("Read = %q, %v", got, err)
+			}
+			return nil
+		})
+		if bytes.Equal(ours.write.secret, old) || ours.write.seq != 1 {
+			t.Error("the keys are the old ones")
+		}
+	}
+	a, b := pair(t)
+	for _, conns := range [][2]*Conn{{a, b}, {b, a}} {
+		from, to := conns[0], conns[1]
+		out := from.write.seal(nil, []byte{keyUpdate, 0, 0, 1, 1, 0}[:5], typeHandshake)
+		if err := from.write.next(); err != nil {
+			t.Fatal(err)
+		}
+		from.Conn.Write(out)
+		from.Write([]byte("x"))
+		var one [1]byte
+		if _, err := io.ReadFull(to, one[:]); err != nil {
+			t.Fatal(err)
+		}
+		old := to.write.secret
+		to.Write([]byte("y"))
+		if _, err := io.ReadFull(from, one[:]); err != nil || one[0] != 'y' {
+			t.Errorf("Read = %q, %v; want y", one, err)
+		}
+		if bytes.Equal(to.write.secret, old) {
+			t.Error("a request for new keys was not answered")
+		}
+	}
+}
+
+// TestBatches: Records takes many records at once, Send keeps what the socket does not take, and nothing is lost or moved.
+func TestBatches(t *testing.T) {
+	a, b := pair(t)
+	want := make([]byte, 8<<20)
+	rand.Read(want)
+	var left bool
+	full := make(chan struct{}) // the socket is, or everything was written
+	both(t, func() error {
+		defer func() {
+			if !left {
+				close(full)
+			}
+		}()
+		for rest := want; len(rest) > 0; {
+			n := min(Batch, len(rest))
+			p := append(make([]byte, 0, n+1), rest[:n]...)
+			done, err := a.Send(p, false)
+			for !done && err == nil {
+				if !left {
+					left = true
+					close(full)
+				}
+				done, err = a.Send(nil, true)
+			}
+			if err != nil {
+				return err
+			}
+			rest = rest[n:]
+		}
+		return nil
+	}, func() error {
+		<-full
+		got := make([]byte, 0, len(want)+Batch)
+		for len(got) < len(want) {
+			if err := b.Wait(); err != nil {
+				return err
+			}
+			n, err := b.Records(got[len(got):min(len(got)+Batch, cap(got))])
+			if err != nil {
+				return err
+			}
+			got = got[:len(got)+n]
+		}
+		if !bytes.Equal(got, want) {
+			t.Error("other bytes arrived")
+		}
+		return nil
+	})
+	if canTry && !left {
+		t.Error("the socket took everything at once: this tests nothing")
+	}
+	if a.out != nil {
+		t.Error("an idle connection holds a buffer")
+	}
+}
+
+// TestBadRecords: whatever is not a record of data ends the connection, and says why.
+func TestBadRecords(t *testing.T) {
+	p := make([]byte, Batch)
+	for name, tc := range map[string]struct {
+		send func(c *Conn, send func(contentType, []byte))
+		want string
+	}{
+		"unknown type":      {func(_ *Conn, send func(contentType, []byte)) { send(99, []byte("x")) }, "unexpected"},
+		"handshake message": {func(_ *Conn, send func(contentType, []byte)) { send(typeHandshake, []byte{4, 0, 0, 1, 0}) }, "unexpected"},
+		"long key update":   {func(_ *Conn, send func(contentType, []byte)) { send(typeHandshake, []byte{keyUpdate, 0, 0, 2, 0, 0}) }, "unexpected"},
+		"key update of 2":   {func(_ *Conn, send func(contentType, []byte)) { send(typeHandshake, []byte{keyUpdate, 0, 0, 1, 2}) }, "unexpected"},
+		"alert":             {func(_ *Conn, send func(contentType, []byte)) { send(typeAlert, []byte{2, 20}) }, "bad record MAC"},
+		"half an alert":     {func(_ *Conn, send func(contentType, []byte)) { send(typeAlert, []byte{2}) }, "unexpected"},
+		"only padding":      {func(_ *Conn, send func(contentType, []byte)) { send(0, make([]byte, 9)) }, "content type"},
+		"empty records for ever": {func(_ *Conn, send func(contentType, []byte)) {
+			for range 20 {
+				send(typeData, nil)
+			}
+		}, "without content"},
+		"not TLS":     {func(c *Conn, _ func(contentType, []byte)) { c.Conn.Write([]byte("GET / HTTP/1.1\r\n\r\n")) }, "no TLS record"},
+		"plain alert": {func(c *Conn, _ func(contentType, []byte)) { c.Conn.Write([]byte{21, 3, 3, 0, 2, 2, 20}) }, "no TLS record"},
+		"too long":    {func(c *Conn, _ func(contentType, []byte)) { c.Conn.Write([]byte{23, 3, 3, 0xff, 0xff}) }, "no TLS record"},
+		"too short":   {func(c *Conn, _ func(contentType, []byte)) { c.Conn.Write([]byte{23, 3, 3, 0, 16}) }, "no TLS record"},
+		"foreign": {func(c *Conn, _ func(contentType, []byte)) {
+			c.Conn.Write(append([]byte{23, 3, 3, 0, 40}, make([]byte, 40)...))
+		}, "authenticate"},
+		"cut in a header": {func(c *Conn, _ func(contentType, []byte)) { c.Conn.Write([]byte{23, 3}); c.Conn.Close() }, "unexpected EOF"},
+		"cut in a record": {func(c *Conn, _ func(contentType, []byte)) { c.Conn.Write([]byte{23, 3, 3, 0, 40, 1}); c.Conn.Close() }, "unexpected EOF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := pair(t)
+			tc.send(a, func(typ contentType, content []byte) {
+				a.Conn.Write(a.write.seal(nil, append(bytes.Clone(content), 0)[:len(content)], typ))
+			})
+			n, err := 0, error(nil)
+			for err == nil {
+				n, err = b.Records(p)
+			}
+			if n != 0 || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("Records = %d, %v; want 0 and an error with %q", n, err, tc.want)
+			}
+		})
+	}
+}
+
+// TestDamage: a bit that flips anywhere in a record, header included, is noticed.
+func TestDamage(t *testing.T) {
+	for i := range headerLen + 1 + 16 + 4 {
+		a, b := pair(t)
+		rec := a.write.seal(nil, []byte("data\x00")[:4], typeData)
+		rec[i] ^= 0x10
+		a.Conn.Write(rec)
+		a.Conn.Close()
+		n, err := b.Read(make([]byte, 100))
+		if i == 1 || i == 2 { // legacy_record_version: ignored, RFC 8446 section 5.1; it is authenticated as the constant it must be
+			if n != 4 {
+				t.Errorf("byte %d changed: Read = %d, %v; want 4 bytes", i, n, err)
+			}
+			continue
+		}
+		if n != 0 || err == nil {
+			t.Errorf("byte %d changed: Read = %d, %v; want an error", i, n, err)
+		}
+	}
+}
+
+// TestVectors: the record protection of RFC 8448 section 3, where the client's application data is 50 bytes that count up.
+func TestVectors(t *testing.T) {
+	secret, _ := hex.DecodeString("9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5")
+	want, _ := hex.DecodeString("1703030043a23f7054b62c94d0affafe8228ba55cbefacea42f914aa66bcab3f2b9819a8a5b46b395bd54a9a20441e2b62974e1f5a6292a2977014bd1e3deae63aeebb21694915e4")
+	var h half
+	if err := h.use(suites[tls.TLS_AES_128_GCM_SHA256], secret); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 51)
+	for i := range p {
+		p[i] = byte(i)
+	}
+	if got := h.seal(nil, p[:50], typeData); !bytes.Equal(got, want) {
+		t.Errorf("record = %x\n  want %x", got, want)
+	}
+	if p[50] != 50 {
+		t.Error("the byte behind the plaintext changed")
+	}
+}
+
+// TestSuites: each cipher suite of TLS 1.3 that crypto/tls may choose, also after new keys.
+func TestSuites(t *testing.T) {
+	for id, s := range suites {
+		secret := make([]byte, s.hash().Size())
+		rand.Read(secret)
+		var a, b half
+		if err := errors.Join(a.use(s, secret), b.use(s, secret)); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 600 {
+			if i == 300 {
+				if err := errors.Join(a.next(), b.next()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p := make([]byte, i+1)
+			rec := a.seal(nil, p[:i], typeData)
+			got, typ, err := b.open(make([]byte, 0, len(rec)), rec[headerLen:])
+			if err != nil || typ != typeData || len(got) != i {
+				t.Fatalf("%s, record %d: %d bytes of type %d, %v", tls.CipherSuiteName(id), i, len(got), typ, err)
+			}
+		}
+	}
+}
+
+// FuzzRecords: no content of a record, under valid keys, does more than end the connection.
+func FuzzRecords(f *testing.F) {
+	f.Add(byte(typeData), []byte("data"))
+	f.Add(byte(typeHandshake), []byte{keyUpdate, 0, 0, 1, 1})
+	f.Add(byte(typeHandshake), []byte{keyUpdate, 0, 0, 1, 0})
+	f.Add(byte(typeAlert), []byte{1, 0})
+	f.Add(byte(0), []byte{})
+	f.Fuzz(func(t *testing.T, typ byte, content []byte) {
+		if len(content) > MaxPlaintext {
+			return
+		}
+		s := suites[tls.TLS_AES_128_GCM_SHA256]
+		var w half
+		var c Conn
+		if err := errors.Join(w.use(s, make([]byte, 32)), c.read.use(s, make([]byte, 32)), c.write.use(s, make([]byte, 32))); err != nil {
+			t.Fatal(err)
+		}
+		rec := w.seal(nil, append(bytes.Clone(content), 0)[:len(content)], typ)
+		c.Conn = &oneShot{in: rec}
+		n, err := c.Records(make([]byte, 1<<15))
+		if n > len(content) {
+			t.Fatalf("Records = %d, %v from %d bytes", n, err, len(content))
+		}
+	})
+}
+
+type oneShot struct {
+	net.Conn
+	in []byte
+}
+
+func (o *oneShot) Read(p []byte) (int, error) {
+	n := copy(p, o.in)
+	if o.in = o.in[n:]; n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// TestSteadyStateAllocatesNothing: a record costs no memory at either end.
+func TestSteadyStateAllocatesNothing(t *testing.T) {
+	a, b := pair(t)
+	p := make([]byte, 1000, 1001)
+	q := make([]byte, Batch)
+	n := testing.AllocsPerRun(200, func() {
+		if _, err := a.Send(p, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Records(q); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if n > 0.5 {
+		t.Errorf("%.1f allocations for a record", n)
+	}
+}
+
+func BenchmarkBatch(b *testing.B) {
+	s := suites[tls.TLS_AES_128_GCM_SHA256]
+	var w, r half
+	if err := errors.Join(w.use(s, make([]byte, 32)), r.use(s, make([]byte, 32))); err != nil {
+		b.Fatal(err)
+	}
+	p, out, dst := make([]byte, MaxPlaintext+1), make([]byte, 0, 2*MaxPlaintext), make([]byte, 0, 2*MaxPlaintext)
+	b.SetBytes(MaxPlaintext)
+	b.ReportAllocs()
+	for b.Loop() {
+		rec := w.seal(out, p[:MaxPlaintext], typeData)
+		if _, _, err := r.open(dst, rec[headerLen:]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
