@@ -82,7 +82,8 @@ type Bridge struct {
 	remote   net.Addr   // that the control connection reached
 	services []serviceState
 	pairs    map[*pair]struct{}
-	idle     chan struct{} // closed when draining and no pair is left; nil before
+	busy     int           // streams that are connected to a target, or on the way to it
+	idle     chan struct{} // closed when draining and busy is 0; nil before
 	lastSaid [2]time.Time
 	lastErr  [2]string // of dialling the control connection and carriers, as last logged
 }
@@ -179,15 +180,15 @@ func (b *Bridge) awaitDrain() {
 	case <-b.drain:
 	}
 	b.mu.Lock()
-	l, left := b.link, len(b.pairs)
+	l, pairs, busy := b.link, len(b.pairs), b.busy
 	idle := make(chan struct{})
-	if left == 0 {
+	if busy == 0 {
 		close(idle)
 	} else {
 		b.idle = idle
 	}
 	b.mu.Unlock()
-	b.log.Info("draining", "pairs", left, "limit", b.cfg.Drain.Seconds())
+	b.log.Info("draining", "pairs", pairs, "dials", busy-pairs, "limit", b.cfg.Drain.Seconds())
 	if l != nil {
 		l.GoAway(b.cfg.Drain)
 	}
@@ -372,7 +373,10 @@ func (b *Bridge) Status() status.Snapshot {
 	}
 	for i, s := range b.services {
 		st := status.Service{Public: s.public, Target: b.cfg.Services[i].Target.String(), State: s.state, Reason: s.reason, Connections: conns[s.public]}
-		if st.State == status.ServiceUp && !up {
+		switch {
+		case st.State == status.ServiceUp && b.draining.Load():
+			st.State, st.Reason = status.ServiceAway, "the bridge is stopping"
+		case st.State == status.ServiceUp && !up:
 			st.State = status.ServiceAway
 		}
 		snap.Services = append(snap.Services, st)
@@ -380,11 +384,23 @@ func (b *Bridge) Status() status.Snapshot {
 	return snap
 }
 
-func (b *Bridge) pairDone(pr *pair) {
+// enter counts a stream that is to be served; false: the bridge is draining.
+func (b *Bridge) enter() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.draining.Load() {
+		return false
+	}
+	b.busy++
+	return true
+}
+
+// leave is the end of what enter let in; pr is nil where no pair came of it.
+func (b *Bridge) leave(pr *pair) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.pairs, pr)
-	if b.idle != nil && len(b.pairs) == 0 {
+	if b.busy--; b.busy == 0 && b.idle != nil {
 		close(b.idle)
 		b.idle = nil
 	}

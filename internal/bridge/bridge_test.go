@@ -335,6 +335,37 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestDrainWhileDialling: a user whose connection to the target is being made counts.
+func TestDrainWhileDialling(t *testing.T) {
+	asked, proceed := make(chan struct{}), make(chan struct{})
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) {
+		close(asked)
+		<-proceed
+		c.Write([]byte("served"))
+		c.Close()
+	}}}})
+	p.ready()
+	s := p.open(0)
+	<-asked
+	b.Drain()
+	wantCode(t, p.open(0), wire.CodeDrain)
+	eventually(t, "the bridge says that it waits", func() bool { return b.log.count("draining pairs=0 dials=1") == 1 })
+	if st := b.Status().Services[0]; st.State != status.ServiceAway || st.Reason == "" {
+		t.Errorf("service %+v, want one that is away, with a reason", st)
+	}
+	select {
+	case <-b.done:
+		t.Fatal("Run returned while a user's connection was being made")
+	default:
+	}
+	close(proceed)
+	if got, err := io.ReadAll(s); string(got) != "served" || err != nil {
+		t.Errorf("the user read %q, %v", got, err)
+	}
+	<-b.done
+}
+
 // TestDrainIsOver: who does not finish in time is reset at both ends, with the reason.
 func TestDrainIsOver(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")

@@ -44,7 +44,7 @@ func (b *Bridge) Opened(s *link.Stream) {
 		s.Reset(wire.CodeService)
 		return
 	}
-	if b.draining.Load() {
+	if !b.enter() {
 		s.Reset(wire.CodeDrain)
 		return
 	}
@@ -56,6 +56,7 @@ func (b *Bridge) Opened(s *link.Stream) {
 			b.log.Warn("as many connections as the descriptor limit allows, new ones are reset (raise it with ulimit -n or LimitNOFILE=)", "limit", cap(b.conns))
 		}
 		s.Reset(wire.CodeLimit)
+		b.leave(nil)
 		return
 	}
 	select {
@@ -66,10 +67,12 @@ func (b *Bridge) Opened(s *link.Stream) {
 				return
 			}
 			<-b.conns
+			b.leave(nil)
 		})
 	default:
 		<-b.conns
 		s.Reset(wire.CodeLimit)
+		b.leave(nil)
 	}
 }
 
@@ -116,8 +119,8 @@ func (b *Bridge) carry(pr *pair) {
 	b.log.Info("pair released", "service", pr.service, "client", pr.client, "target", pr.target,
 		"sent", sent, "received", received, "duration", relay.Seconds(time.Since(pr.since)),
 		"reason", string(reason), "resumes", pr.stream.Resumes())
-	b.pairDone(pr)
 	<-b.conns
+	b.leave(pr)
 }
 
 // dialTime bounds the connect to a target.

@@ -45,7 +45,7 @@ func acceptLoop(ln net.Listener, log *slog.Logger, handle func(net.Conn)) {
 // the rest waits in the kernel, and bridges and operators still get in.
 func (p *Proxy) acceptUsers(ln *listener) {
 	acceptLoop(ln, p.log, func(conn net.Conn) {
-		if p.draining.Load() {
+		if !p.enter() {
 			refuse(conn)
 			return
 		}
@@ -60,6 +60,7 @@ func (p *Proxy) acceptUsers(ln *listener) {
 			case p.conns <- struct{}{}:
 			case <-p.ctx.Done():
 				refuse(conn)
+				p.leave(nil)
 				return
 			}
 		}
@@ -69,6 +70,7 @@ func (p *Proxy) acceptUsers(ln *listener) {
 				return
 			}
 			<-p.conns
+			p.leave(nil)
 		})
 	})
 }

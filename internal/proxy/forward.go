@@ -51,7 +51,7 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) *pair {
 			return nil
 		}
 	}
-	l, id, target, err := ln.dest.Wait(p.ctx)
+	l, id, target, err := ln.dest.Wait(p.holding)
 	var s *link.Stream
 	if err == nil {
 		s, err = l.Open(wire.Open{Service: id, Client: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())})
@@ -82,14 +82,8 @@ func (p *Proxy) carry(pr *pair) {
 	p.log.Info("pair released", "service", pr.service, "client", pr.client, "target", pr.target,
 		"sent", sent, "received", received, "duration", relay.Seconds(time.Since(pr.since)),
 		"reason", string(reason), "resumes", pr.stream.Resumes())
-	p.mu.Lock()
-	delete(p.pairs, pr)
-	if p.idle != nil && len(p.pairs) == 0 {
-		close(p.idle)
-		p.idle = nil
-	}
-	p.mu.Unlock()
 	<-p.conns
+	p.leave(pr)
 }
 
 // endPairs ends the chosen pairs with RST.

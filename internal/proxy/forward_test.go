@@ -380,6 +380,33 @@ func TestDrainWithoutPairs(t *testing.T) {
 	}
 }
 
+// TestDrainWhileOpening: a user who is not a pair yet counts, and is served.
+func TestDrainWhileOpening(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1, silent: true}, pub)
+	u := w.user(addr) // says nothing, so it may yet be the probe that is expected
+	eventually(t, "the user is accepted", func() bool { return len(w.p.conns) == 1 })
+	w.p.Drain()
+	eventually(t, "the public port is closed", func() bool { return refused(addr) })
+	if st := w.p.Status(); len(st.Services) != 1 || st.Services[0].State != status.ServiceAway || st.Services[0].Reason == "" {
+		t.Errorf("services %+v, want one that is away, with a reason: its port is closed", st.Services)
+	}
+	u.Write([]byte("?"))
+	s := b.stream()
+	talk(t, s, u, "!")
+	u.CloseWrite()
+	if got, err := io.ReadAll(s); string(got) != "?" || err != nil {
+		t.Errorf("the target read %q, %v; want the user's byte", got, err)
+	}
+	s.CloseWrite()
+	<-w.done
+	if n := w.log.count("pair released", "reason=eof"); n != 1 {
+		t.Errorf("%d pairs released with reason eof, want 1", n)
+	}
+}
+
 // TestDrainIsOver: who does not finish in time is reset, and the bridge learns why.
 func TestDrainIsOver(t *testing.T) {
 	addr, pub := free(t)

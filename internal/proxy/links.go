@@ -69,6 +69,9 @@ type claim struct {
 	reason string
 }
 
+// stoppingText is why a service is not served while the proxy drains.
+const stoppingText = "the proxy is stopping"
+
 func (c *claim) status(s *session) status.Service {
 	st := status.Service{Public: c.public.String(), Target: c.target, Reason: c.reason}
 	if c.public == (service.Public{}) {
@@ -278,7 +281,7 @@ func (p *Proxy) tryClaim(s *session, c *claim) (wire.ClaimStatus, string) {
 	case pub.Port == portOf(p.Addr()) || p.transfer != nil && pub.Port == portOf(p.TransferAddr()):
 		return wire.ClaimDenied, fmt.Sprintf("%s denied: the link itself uses this port", pub)
 	case p.draining.Load():
-		return wire.ClaimRetrying, "the proxy is stopping"
+		return wire.ClaimRetrying, stoppingText
 	}
 	d, isNew, err := p.routes.Claim(pub, key.ID, key.Name, s.link, c.id, c.target)
 	if err != nil {

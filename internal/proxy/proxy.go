@@ -60,32 +60,35 @@ type Config struct {
 
 // Proxy is the public role. New makes one, Listen opens its link ports, Run serves.
 type Proxy struct {
-	cfg       Config
-	log       *slog.Logger
-	start     time.Time
-	host      *link.Host
-	routes    *route.Table
-	authCfg   *auth.ServerConfig
-	tlsCfg    *tls.Config
-	gate      *gate
-	linkLn    net.Listener
-	transfer  net.Listener
-	fullSaid  atomic.Int64  // when it was last logged that conns is full; UnixNano
-	conns     chan struct{} // one element a user connection; see Config.MaxConns
-	wg        sync.WaitGroup
-	ctx       context.Context // ends with Run
-	stop      context.CancelFunc
-	draining  atomic.Bool
-	drain     chan struct{} // closed by Drain
-	drainOnce sync.Once
-	pairSeq   atomic.Uint64
+	cfg         Config
+	log         *slog.Logger
+	start       time.Time
+	host        *link.Host
+	routes      *route.Table
+	authCfg     *auth.ServerConfig
+	tlsCfg      *tls.Config
+	gate        *gate
+	linkLn      net.Listener
+	transfer    net.Listener
+	fullSaid    atomic.Int64  // when it was last logged that conns is full; UnixNano
+	conns       chan struct{} // one element a user connection; see Config.MaxConns
+	wg          sync.WaitGroup
+	ctx         context.Context // ends with Run
+	stop        context.CancelFunc
+	holding     context.Context // ends when users wait no longer for a bridge that is away
+	stopHolding context.CancelFunc
+	draining    atomic.Bool
+	drain       chan struct{} // closed by Drain
+	drainOnce   sync.Once
+	pairSeq     atomic.Uint64
 
 	mu       sync.Mutex
 	keys     map[[16]byte]Key             // guarded by mu, as all below
 	sessions map[[16]byte]*session        // by key
 	public   map[service.Public]*listener // that are open
 	pairs    map[*pair]struct{}
-	idle     chan struct{} // closed when draining and no pair is left; nil before
+	busy     int           // users that were accepted and are not over: pairs, and those on the way to one
+	idle     chan struct{} // closed when draining and busy is 0; nil before
 }
 
 // New returns a proxy that has opened nothing yet.
@@ -105,6 +108,7 @@ func New(cfg Config) *Proxy {
 		sessions: make(map[[16]byte]*session), public: make(map[service.Public]*listener), pairs: make(map[*pair]struct{}),
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
+	p.holding, p.stopHolding = context.WithCancel(p.ctx)
 	var instance [16]byte
 	rand.Read(instance[:])
 	p.authCfg = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Lookup: p.secret}
@@ -189,22 +193,27 @@ func (p *Proxy) Drain() {
 	})
 }
 
-// finishPairs waits for the pairs to end.
+// finishPairs waits for the users that were accepted, except for those whose bridge is away.
 func (p *Proxy) finishPairs(ctx context.Context) {
-	p.closeListeners()
+	p.mu.Lock()
+	for _, ln := range p.public { // their routes stay: a user who was just accepted still needs one
+		ln.Close()
+	}
+	p.mu.Unlock()
+	p.stopHolding()
 	for _, l := range p.host.Links() {
 		l.GoAway(p.cfg.Drain)
 	}
 	p.mu.Lock()
-	left := len(p.pairs)
+	pairs, busy := len(p.pairs), p.busy
 	idle := make(chan struct{})
-	if left == 0 {
+	if busy == 0 {
 		close(idle)
 	} else {
 		p.idle = idle
 	}
 	p.mu.Unlock()
-	p.log.Info("draining", "pairs", left, "limit", p.cfg.Drain.Seconds())
+	p.log.Info("draining", "pairs", pairs, "opening", busy-pairs, "limit", p.cfg.Drain.Seconds())
 	late := time.NewTimer(p.cfg.Drain)
 	defer late.Stop()
 	select {
@@ -212,6 +221,28 @@ func (p *Proxy) finishPairs(ctx context.Context) {
 	case <-late.C:
 		p.log.Warn("drain time is over, resetting what is left")
 	case <-ctx.Done():
+	}
+}
+
+// enter counts a user that was accepted; false: the proxy is draining.
+func (p *Proxy) enter() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.draining.Load() {
+		return false
+	}
+	p.busy++
+	return true
+}
+
+// leave is the end of what enter let in; pr is nil where no pair came of it.
+func (p *Proxy) leave(pr *pair) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.pairs, pr)
+	if p.busy--; p.busy == 0 && p.idle != nil {
+		close(p.idle)
+		p.idle = nil
 	}
 }
 
@@ -265,6 +296,9 @@ func (p *Proxy) Status() status.Snapshot {
 		snap.Links = append(snap.Links, s.link.Snapshot(s.key, s.link.PeerName(), s.leaving || p.draining.Load()))
 		for _, c := range s.claims {
 			st := c.status(s)
+			if p.draining.Load() && st.State != status.ServiceDenied {
+				st.State, st.Reason = status.ServiceAway, stoppingText
+			}
 			st.Connections = conns[st.Public]
 			snap.Services = append(snap.Services, st)
 		}

@@ -23,7 +23,7 @@ const (
 	ServiceUp       = "up"       // its public port answers
 	ServiceDenied   = "denied"   // the key's policy does not allow it; Reason says which
 	ServiceRetrying = "retrying" // could not be opened, is tried again; Reason says why
-	ServiceAway     = "away"     // open, but its bridge is not connected at the moment
+	ServiceAway     = "away"     // its bridge is not connected, or one of both ends is stopping: then Reason says so
 )
 
 // States of a [Pair].
@@ -61,7 +61,7 @@ type Service struct {
 	Target      string `json:"target"`
 	State       string `json:"state"`
 	Connections int    `json:"connections"`
-	Reason      string `json:"reason,omitempty"` // why State is not ServiceUp
+	Reason      string `json:"reason,omitempty"` // why State is not ServiceUp, where there is more to say
 }
 
 // Pair is one user's connection, bound to its connection to the target.
