@@ -21,6 +21,7 @@ const tokenEnv = "REVERSER_TOKEN"
 
 type bridgeFlags struct {
 	tokenFile, proxy, proxyTransfer, state, config, admin, logFormat string
+	limits
 }
 
 func (c *cli) bridgeCommand() *cobra.Command {
@@ -57,6 +58,7 @@ Several may be given; they add to the configuration's [[expose]].`,
 	fl.StringVar(&f.tokenFile, "token-file", "", "`FILE` that holds the token, readable only by you; - is stdin")
 	fl.StringVar(&f.proxy, "proxy", "", "`HOST[:PORT]` of the proxy, in place of the token's address (default port 3010)")
 	fl.StringVar(&f.proxyTransfer, "proxy-transfer", "", "`HOST:PORT` of the proxy's --transfer port, where a NAT changes it")
+	f.limits.add(fl)
 	addCommonFlags(fl, &f.state, &f.config, &f.admin, &f.logFormat)
 	return cmd
 }
@@ -106,6 +108,10 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 		}
 	}
 
+	drain, resumeWithin, err := f.limits.parse(file.Drain, file.ResumeWithin)
+	if err != nil {
+		return err
+	}
 	services := make([]bridge.Service, 0, len(exposes))
 	for _, e := range exposes {
 		services = append(services, bridge.Service{Public: e.Public, Target: e.Target})
@@ -115,6 +121,8 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 		Proxy:         address,
 		ProxyTransfer: transfer,
 		Services:      services,
+		Drain:         drain,
+		ResumeWithin:  resumeWithin,
 		Version:       version(),
 		Log:           log,
 	})

@@ -30,6 +30,7 @@ const (
 
 type proxyFlags struct {
 	listen, transfer, state, config, admin, advertise, logFormat string
+	limits
 }
 
 func (c *cli) proxyCommand() *cobra.Command {
@@ -64,6 +65,7 @@ Public ports are opened as bridges ask for them and their keys allow it.`,
 	fl.StringVar(&f.listen, "listen", "", "`ADDR` where bridges connect (default "+defaultListen+")")
 	fl.StringVar(&f.transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
 	fl.StringVar(&f.advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
+	f.limits.add(fl)
 	addCommonFlags(fl, &f.state, &f.config, &f.admin, &f.logFormat)
 	return cmd
 }
@@ -100,6 +102,10 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 			return usage(fmt.Errorf("--advertise: %w", err))
 		}
 	}
+	drain, resumeWithin, err := f.limits.parse(file.Drain, file.ResumeWithin)
+	if err != nil {
+		return err
+	}
 
 	dir, err := openState(ctx, first(f.state, file.State), state.RoleProxy)
 	if err != nil {
@@ -124,13 +130,15 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 	}
 
 	p := proxy.New(proxy.Config{
-		Listen:   listen,
-		Transfer: transfer,
-		Identity: identity,
-		Keys:     active,
-		Offer:    file.Offer,
-		Version:  version(),
-		Log:      log,
+		Listen:       listen,
+		Transfer:     transfer,
+		Identity:     identity,
+		Keys:         active,
+		Offer:        file.Offer,
+		Drain:        drain,
+		ResumeWithin: resumeWithin,
+		Version:      version(),
+		Log:          log,
 	})
 	if err := p.Listen(); err != nil {
 		return listenError(err, f, file.Source)

@@ -53,7 +53,9 @@ type Config struct {
 	Services      []Service
 	Version       string
 	Log           *slog.Logger  // nil: discard
-	Drain         time.Duration // 0: DefaultDrain
+	Drain         time.Duration // 0: DefaultDrain; negative: reset at once
+	// ResumeWithin is how long connections outlive a break of the link; 0: link.DetachLimit.
+	ResumeWithin time.Duration
 	// OnService is told what became of each service; nil: nobody.
 	OnService func(service.Public, status.Service)
 }
@@ -106,6 +108,7 @@ func New(cfg Config) (*Bridge, error) {
 	if cfg.Drain == 0 {
 		cfg.Drain = DefaultDrain
 	}
+	cfg.Drain = max(cfg.Drain, 0)
 	addr := cfg.Proxy
 	if addr == "" {
 		addr = cfg.Token.Addr
@@ -152,7 +155,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	})
 	defer stop()
 	d := link.NewDialer(link.DialerConfig{
-		Owner: b, Log: b.log, Name: b.name, Dial: b.dial, Failed: b.failed,
+		Owner: b, Log: b.log, Name: b.name, Dial: b.dial, Failed: b.failed, Detach: b.cfg.ResumeWithin,
 		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
 	})
 	b.wg.Go(b.awaitDrain)

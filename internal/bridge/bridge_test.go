@@ -338,6 +338,7 @@ func TestDrain(t *testing.T) {
 // TestDrainWhileDialling: a user whose connection to the target is being made counts.
 func TestDrainWhileDialling(t *testing.T) {
 	asked, proceed := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(proceed) })
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) {
 		close(asked)
@@ -345,6 +346,7 @@ func TestDrainWhileDialling(t *testing.T) {
 		c.Write([]byte("served"))
 		c.Close()
 	}}}})
+	t.Cleanup(release)
 	p.ready()
 	s := p.open(0)
 	<-asked
@@ -359,7 +361,7 @@ func TestDrainWhileDialling(t *testing.T) {
 		t.Fatal("Run returned while a user's connection was being made")
 	default:
 	}
-	close(proceed)
+	release()
 	if got, err := io.ReadAll(s); string(got) != "served" || err != nil {
 		t.Errorf("the user read %q, %v", got, err)
 	}
@@ -382,6 +384,18 @@ func TestDrainIsOver(t *testing.T) {
 	if n := b.log.count("pair released", "reason=drain"); n != 1 || b.err != nil {
 		t.Errorf("%d pairs released with reason drain, Run = %v; want 1, nil", n, b.err)
 	}
+}
+
+// TestResumeWithin: connections do not outlive their link for longer than was asked for.
+func TestResumeWithin(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), ResumeWithin: 50 * time.Millisecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	p.ready()
+	c := func() net.Conn { s := p.open(0); c := srv.accept(); talk(t, s, c, "?"); return c }()
+	p.close() // and nobody is there to resume with
+	wantReset(t, c)
+	eventually(t, "the log says why", func() bool { return b.log.count("session with the proxy ended", "no connection came back within 50ms") == 1 })
 }
 
 func TestDrainWithoutPairs(t *testing.T) {

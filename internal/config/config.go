@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"reverser/internal/service"
 	"reverser/internal/state"
@@ -35,6 +37,8 @@ type Proxy struct {
 	Admin            string // empty so far: this version refuses the option by name
 	Advertise        string // host or host:port, for service.ParseHost
 	LogFormat        string
+	Drain            string // for ParseDrain
+	ResumeWithin     string // for ParseResumeWithin
 	Keys             []Key
 	Offer            []service.Public  // WorkPort of the source system's XML
 	Source           map[string]string // option as in TOML, or its XML name → file:line
@@ -56,6 +60,8 @@ type Bridge struct {
 	State                string
 	Admin                string // empty so far: this version refuses the option by name
 	LogFormat            string
+	Drain                string // for ParseDrain
+	ResumeWithin         string // for ParseResumeWithin
 	Expose               []service.Expose
 	Source               map[string]string // option as in TOML, or its XML name → file:line
 }
@@ -338,6 +344,7 @@ func (d *doc) proxy() *Proxy {
 		}
 	}
 	p.State, p.LogFormat = d.common()
+	p.Drain, p.ResumeWithin = d.durations()
 	d.keys(p)
 	return p
 }
@@ -431,6 +438,7 @@ func (d *doc) bridge() *Bridge {
 	b.Proxy = d.hostPort("proxy")
 	b.ProxyTransfer = d.hostPort("proxy_transfer")
 	b.State, b.LogFormat = d.common()
+	b.Drain, b.ResumeWithin = d.durations()
 
 	for i, t := range d.tables("expose", "public", "target") {
 		at := func(k string) string { return fmt.Sprintf("expose[%d].%s", i, k) }
@@ -482,6 +490,50 @@ func (d *doc) common() (state, logFormat string) {
 		d.fault("log_format", fmt.Errorf("%q is no format", logFormat), `write "text" or "json"`)
 	}
 	return state, logFormat
+}
+
+// durations reads what both roles have of them.
+func (d *doc) durations() (drain, resumeWithin string) {
+	if drain = d.text("drain"); drain != "" {
+		if _, err := ParseDrain(drain); err != nil {
+			d.fault("drain", err, "")
+		}
+	}
+	if resumeWithin = d.text("resume_within"); resumeWithin != "" {
+		if _, err := ParseResumeWithin(resumeWithin); err != nil {
+			d.fault("resume_within", err, "")
+		}
+	}
+	return drain, resumeWithin
+}
+
+// mostDuration is what the wire's 32 bits of milliseconds hold, in round figures.
+const mostDuration = 1000 * time.Hour
+
+// ParseDrain parses how long a stopping process lets connections finish: "30s". Nothing is 0: they are reset at once.
+func ParseDrain(s string) (time.Duration, error) { return parseDuration(s, 0, `"30s" or "2m"`) }
+
+// ParseResumeWithin parses how long connections outlive a break of the link: "5m".
+func ParseResumeWithin(s string) (time.Duration, error) {
+	return parseDuration(s, time.Second, `"5m" or "90s"`)
+}
+
+func parseDuration(s string, least time.Duration, example string) (time.Duration, error) {
+	v, err := time.ParseDuration(s)
+	switch {
+	case err != nil:
+		if _, bare := strconv.ParseFloat(s, 64); bare == nil {
+			return 0, fmt.Errorf("%q has no unit: write a number with ms, s, m or h, such as %s", s, example)
+		}
+		return 0, fmt.Errorf("%q is no length of time: write a number with ms, s, m or h, such as %s", s, example)
+	case v < 0:
+		return 0, fmt.Errorf("%q is negative: write a number with ms, s, m or h, such as %s", s, example)
+	case v < least:
+		return 0, fmt.Errorf("%q is less than %s: give the link time to come back, such as %s", s, least, example)
+	case v > mostDuration:
+		return 0, fmt.Errorf("%q is more than 1000h: give less, such as %s", s, example)
+	}
+	return v, nil
 }
 
 // text is the value of a key, and notes where it came from.

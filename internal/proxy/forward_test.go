@@ -364,6 +364,19 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestResumeWithin: connections do not outlive their link for longer than was asked for.
+func TestResumeWithin(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}, ResumeWithin: 50 * time.Millisecond})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u, _ := w.pair(b, addr)
+	b.stop()
+	<-b.done
+	wantReset(t, u)
+	eventually(t, "the log says why", func() bool { return w.log.count("bridge session ended", "no connection came back within 50ms") == 1 })
+}
+
 func TestDrainWithoutPairs(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")

@@ -54,8 +54,10 @@ type Config struct {
 	Offer    []service.Public // public ports that the proxy owns and offers to whom its key allows them
 	Version  string
 	Log      *slog.Logger  // nil: discard
-	Drain    time.Duration // 0: DefaultDrain
-	MaxConns int           // user connections at once; 0: what the descriptor limit leaves
+	Drain    time.Duration // 0: DefaultDrain; negative: reset at once
+	// ResumeWithin is how long connections outlive a break of their link; 0: link.DetachLimit.
+	ResumeWithin time.Duration
+	MaxConns     int // user connections at once; 0: what the descriptor limit leaves
 }
 
 // Proxy is the public role. New makes one, Listen opens its link ports, Run serves.
@@ -99,6 +101,7 @@ func New(cfg Config) *Proxy {
 	if cfg.Drain == 0 {
 		cfg.Drain = DefaultDrain
 	}
+	cfg.Drain = max(cfg.Drain, 0)
 	if cfg.MaxConns == 0 {
 		cfg.MaxConns = relay.MaxPairs()
 	}
@@ -132,7 +135,7 @@ func (p *Proxy) Listen() (err error) {
 		port = uint16(p.transfer.Addr().(*net.TCPAddr).Port)
 	}
 	p.host = link.NewHost(link.HostConfig{
-		Owner: p, Log: p.log, Instance: p.authCfg.Instance, Transfer: port,
+		Owner: p, Log: p.log, Instance: p.authCfg.Instance, Transfer: port, Detach: p.cfg.ResumeWithin,
 		Admit:    func(id [16]byte) bool { _, ok := p.secret(id); return ok },
 		Draining: p.draining.Load,
 	})
