@@ -64,6 +64,7 @@ type Config struct {
 type Bridge struct {
 	cfg       Config
 	log       *slog.Logger
+	report    *reporter
 	start     time.Time
 	proxy     string
 	instance  [16]byte
@@ -86,8 +87,6 @@ type Bridge struct {
 	pairs    map[*pair]struct{}
 	busy     int           // streams that are connected to a target, or on the way to it
 	idle     chan struct{} // closed when draining and busy is 0; nil before
-	lastSaid [2]time.Time
-	lastErr  [2]string // of dialling the control connection and carriers, as last logged
 }
 
 // serviceState is what the proxy said about a service.
@@ -130,6 +129,7 @@ func New(cfg Config) (*Bridge, error) {
 	for _, s := range cfg.Services {
 		b.services = append(b.services, serviceState{public: s.Public.String(), state: status.ServiceAway})
 	}
+	b.report = newReporter(b.log, b.proxy)
 	rand.Read(b.instance[:])
 	b.name, _ = os.Hostname()
 	if b.name == "" {
@@ -270,48 +270,26 @@ func dialHint(err error) string {
 	return ""
 }
 
-// sayAgain is how often the same failure is worth a line.
-const sayAgain = time.Minute
-
-// failed implements link.DialerConfig: loud when something changes, quiet while it stays the same.
+// failed implements link.DialerConfig.
 func (b *Bridge) failed(slot int, err error, next time.Duration) {
-	if err == nil {
-		return
+	if err != nil && b.ctx.Err() == nil {
+		b.report.failed(slot, err, next)
 	}
-	text := err.Error()
-	what, i := "no connection to the proxy, trying again", 0
-	if slot > 0 {
-		what, i = "no connection for carriers, trying again; without one no user is served", 1
-	}
-	b.mu.Lock()
-	again := b.lastErr[i] == text && time.Since(b.lastSaid[i]) < sayAgain
-	if !again {
-		b.lastErr[i], b.lastSaid[i] = text, time.Now()
-	}
-	b.mu.Unlock()
-	log := b.log.Warn
-	if again {
-		log = b.log.Debug
-	}
-	log(what, "proxy", b.proxy, "err", text, "retry_in", relay.Seconds(next))
 }
 
 // Attached implements link.Owner.
 func (b *Bridge) Attached(l *link.Link, slot int) {
-	b.mu.Lock()
-	b.lastErr[min(slot, 1)] = ""
-	if slot == 0 {
-		b.link = l
-	}
-	b.mu.Unlock()
+	b.report.attached(slot, l.Status()[0].Remote)
 	if slot != 0 {
 		return
 	}
+	b.mu.Lock()
+	b.link = l
+	b.mu.Unlock()
 	if b.draining.Load() {
 		l.GoAway(b.cfg.Drain)
 		return
 	}
-	b.log.Info("connected to the proxy", "proxy", b.proxy, "remote", l.Status()[0].Remote)
 	claims := make([]wire.Claim, len(b.cfg.Services))
 	for i, s := range b.cfg.Services {
 		claims[i] = wire.Claim{Public: s.Public.String(), Target: s.Target.String()}
@@ -321,14 +299,14 @@ func (b *Bridge) Attached(l *link.Link, slot int) {
 
 // Detached implements link.Owner.
 func (b *Bridge) Detached(l *link.Link, slot int, err error) {
-	if slot == 0 && b.ctx.Err() == nil {
-		b.log.Warn("control connection lost, connecting again", "proxy", b.proxy, "err", err)
+	if b.ctx.Err() == nil && l.Err() == nil { // else Ended says it
+		b.report.detached(slot, err)
 	}
 }
 
 // GoingAway implements link.Owner.
 func (b *Bridge) GoingAway(_ *link.Link, drain time.Duration) {
-	b.log.Warn("the proxy is stopping", "proxy", b.proxy, "drain", drain.Seconds())
+	b.report.leaving(drain)
 }
 
 // Ended implements link.Owner.
@@ -342,7 +320,7 @@ func (b *Bridge) Ended(l *link.Link, err error) {
 	}
 	b.mu.Unlock()
 	if b.ctx.Err() == nil {
-		b.log.Warn("session with the proxy ended, its connections were reset", "proxy", b.proxy, "err", err)
+		b.report.ended(err)
 	}
 }
 

@@ -395,7 +395,9 @@ func TestResumeWithin(t *testing.T) {
 	c := func() net.Conn { s := p.open(0); c := srv.accept(); talk(t, s, c, "?"); return c }()
 	p.close() // and nobody is there to resume with
 	wantReset(t, c)
-	eventually(t, "the log says why", func() bool { return b.log.count("session with the proxy ended", "no connection came back within 50ms") == 1 })
+	eventually(t, "the log says why", func() bool {
+		return b.log.count("session with the proxy ended", "no connection came back within 50ms") == 1
+	})
 }
 
 func TestDrainWithoutPairs(t *testing.T) {

@@ -114,6 +114,7 @@ type proxy struct {
 	round   int // how often all claims had come
 	leaving time.Duration
 	ended   []error
+	conns   []net.Conn // of the link, as accepted
 	answer  func(l *link.Link, id uint16, c wire.Claim)
 }
 
@@ -193,6 +194,9 @@ func listen(t *testing.T, addr string, transfer bool) *proxy {
 				if err != nil {
 					return
 				}
+				p.mu.Lock()
+				p.conns = append(p.conns, c)
+				p.mu.Unlock()
 				p.wg.Go(func() {
 					if ac, err := auth.Server(c, tc, sc); err == nil {
 						p.mu.Lock()
@@ -219,6 +223,16 @@ func (p *proxy) close() {
 		p.host.Close(errors.New("the proxy's process ended"))
 		p.wg.Wait()
 	})
+}
+
+// cut breaks every connection of the link, as a network does.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		c.Close()
+	}
+	p.conns = nil
 }
 
 // ready waits for a bridge with its claims and carriers.

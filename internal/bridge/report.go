@@ -1,0 +1,150 @@
+package bridge
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/relay"
+)
+
+// reporter turns what happens to the connections of a link into few log lines. A break of the network takes all of them
+// within a moment, and each is dialled again on its own: what a person wants to read is that the link broke, what stands
+// in the way for as long as it stays so, and that it is back.
+//
+// From the first connection that is missing to the moment when none is, there is an outage. It begins with one warning.
+// Then the control connection and the carriers have a clock each, so that a port for carriers that is blocked is said
+// although the control connection is up; while that is away as well, it speaks for both.
+type reporter struct {
+	log   *slog.Logger
+	proxy string
+
+	mu       sync.Mutex
+	up       map[int]bool // the slots that are known, and which of them have a connection; guarded by mu, as all below
+	ever     bool         // connected since the start
+	expected bool         // the proxy said that it is stopping, which was worth a line
+	since    time.Time    // begin of the outage; zero: there is none
+	next     [2]time.Time // when control connection and carriers are worth a line again
+	mend     error        // what a person has to mend, as last said in this outage
+}
+
+const (
+	// settle is how long after a break the first reason is worth a line why it cannot be mended. New users are reset from
+	// then on; see route.Hold.
+	settle = 10 * time.Second
+	// sayAgain is how often the same failure is worth a line.
+	sayAgain = time.Minute
+)
+
+func newReporter(log *slog.Logger, proxy string) *reporter {
+	return &reporter{log: log, proxy: proxy, up: map[int]bool{0: false}}
+}
+
+// attached says that a slot has a connection.
+func (r *reporter) attached(slot int, remote string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.up[slot] = true
+	for _, up := range r.up {
+		if !up {
+			return
+		}
+	}
+	switch {
+	case !r.ever:
+		r.log.Info("connected to the proxy", "proxy", r.proxy, "remote", remote)
+	case !r.since.IsZero():
+		r.log.Info("connected to the proxy again", "proxy", r.proxy, "remote", remote, "away", relay.Seconds(time.Since(r.since)))
+	}
+	r.ever, r.since, r.mend = true, time.Time{}, nil
+}
+
+// detached says that a slot lost its connection.
+func (r *reporter) detached(slot int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.up[slot] = false
+	if !r.begin() {
+		return
+	}
+	if !r.expected {
+		r.log.Warn("a connection to the proxy broke, dialling again; users' connections stand still meanwhile", "proxy", r.proxy, "err", err)
+	}
+}
+
+// begin starts an outage; false: there is one. mu is held.
+func (r *reporter) begin() bool {
+	if !r.since.IsZero() {
+		return false
+	}
+	r.since = time.Now()
+	r.next = [2]time.Time{r.since.Add(settle), r.since.Add(settle)}
+	return true
+}
+
+// failed says that a slot could not be connected and is tried again after pause.
+func (r *reporter) failed(slot int, err error, pause time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.up[slot] = false
+	part := min(slot, 1)
+	mend := toMend(err)
+	now := time.Now()
+	switch first := r.begin(); {
+	case first:
+	case part == 1 && !r.up[0]:
+		return
+	case now.Before(r.next[part]) && (mend == nil || mend == r.mend):
+		r.log.Debug("no connection", "slot", slot, "err", err, "retry_in", relay.Seconds(pause))
+		return
+	}
+	r.mend = mend
+	r.next[part] = now.Add(sayAgain)
+	if part == 0 {
+		r.next[1] = r.next[0]
+	}
+	what := "no connection to the proxy, trying again"
+	if part == 1 {
+		what = "no connection for carriers, trying again; without one no user is served"
+		for slot, up := range r.up {
+			if slot > 0 && up {
+				what = "no connection for some of the carriers, trying again; users go over the others"
+			}
+		}
+	}
+	log := r.log.With("proxy", r.proxy, "err", err, "retry_in", relay.Seconds(pause))
+	if away := now.Sub(r.since); away > 0 {
+		log = log.With("away", relay.Seconds(away))
+	}
+	log.Warn(what)
+}
+
+// leaving says that the proxy announced its stop: what breaks then is no news.
+func (r *reporter) leaving(drain time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.expected = true
+	r.log.Warn("the proxy is stopping", "proxy", r.proxy, "drain", drain.Seconds())
+}
+
+// ended says that the session is over. The next one may have other carriers.
+func (r *reporter) ended(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.begin()
+	r.up = map[int]bool{0: false}
+	r.expected, r.mend = false, toMend(err)
+	r.log.Warn("session with the proxy ended, its connections were reset", "proxy", r.proxy, "err", err)
+}
+
+// toMend returns what of err does not pass by waiting, nil if nothing does: that is said at once.
+func toMend(err error) error {
+	for _, e := range []error{auth.ErrPin, auth.ErrFake, auth.ErrNotProxy, auth.ErrRefused} {
+		if errors.Is(err, e) {
+			return e
+		}
+	}
+	return nil
+}

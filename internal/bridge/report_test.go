@@ -1,0 +1,184 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/auth"
+)
+
+// TestOneBreakOneWarning: three connections break at once and come back each on its own.
+func TestOneBreakOneWarning(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	p.ready()
+	s := p.open(0)
+	c := srv.accept()
+	talk(t, s, c, "?")
+	for n := 1; n <= 2; n++ {
+		p.cut()
+		eventually(t, "the bridge says that it is back", func() bool { return b.log.count("INFO connected to the proxy again", "away=") == n })
+		if got := b.log.count("WARN"); got != n {
+			t.Errorf("%d warnings after %d breaks", got, n)
+		}
+		talk(t, s, c, "still")
+	}
+}
+
+// said runs a reporter's day and returns what it said, without the keys that are always there.
+func said(t *testing.T, day func(r *reporter)) string {
+	log := newJournal()
+	synctest.Test(t, func(*testing.T) { day(newReporter(slog.New(log), "p:1")) })
+	out := strings.Join(*log.lines, "\n")
+	for _, s := range []string{" proxy=p:1", " remote=r"} {
+		out = strings.ReplaceAll(out, s, "")
+	}
+	return out
+}
+
+func connect(r *reporter) {
+	for slot := range 3 {
+		r.attached(slot, "r")
+	}
+}
+
+func TestReports(t *testing.T) {
+	refused := errors.New("refused")
+	for name, c := range map[string]struct {
+		day  func(r *reporter)
+		want []string
+	}{
+		"one carrier breaks": {func(r *reporter) {
+			connect(r)
+			r.detached(2, io.EOF)
+			r.failed(2, io.EOF, time.Second)
+			time.Sleep(time.Second)
+			r.attached(2, "r")
+		}, []string{
+			"INFO connected to the proxy",
+			"WARN a connection to the proxy broke, dialling again; users' connections stand still meanwhile err=EOF",
+			"INFO connected to the proxy again away=1",
+		}},
+		"all break, and the proxy is away for some minutes": {func(r *reporter) {
+			connect(r)
+			for slot := range 3 {
+				r.detached(2-slot, io.EOF)
+			}
+			for range 130 {
+				for slot := range 3 {
+					r.failed(slot, fmt.Errorf("from port %d: %w", time.Now().Second(), refused), time.Second)
+				}
+				time.Sleep(time.Second)
+			}
+			connect(r)
+		}, []string{
+			"INFO connected to the proxy",
+			"WARN a connection to the proxy broke, dialling again; users' connections stand still meanwhile err=EOF",
+			"WARN no connection to the proxy, trying again err=from port 10: refused retry_in=1 away=10",
+			"WARN no connection to the proxy, trying again err=from port 10: refused retry_in=1 away=70",
+			"INFO connected to the proxy again away=130",
+		}},
+		"the proxy is not there yet": {func(r *reporter) {
+			for range 61 {
+				r.failed(0, refused, time.Second)
+				time.Sleep(time.Second)
+			}
+			connect(r)
+		}, []string{
+			"WARN no connection to the proxy, trying again err=refused retry_in=1",
+			"WARN no connection to the proxy, trying again err=refused retry_in=1 away=60",
+			"INFO connected to the proxy",
+		}},
+		"the port for carriers is blocked from the start": {func(r *reporter) {
+			r.attached(0, "r")
+			for range 61 {
+				r.failed(1, refused, time.Second)
+				r.failed(2, refused, time.Second)
+				time.Sleep(time.Second)
+			}
+			r.attached(1, "r")
+			r.attached(2, "r")
+		}, []string{
+			"INFO connected to the proxy",
+			"WARN no connection for carriers, trying again; without one no user is served err=refused retry_in=1",
+			"WARN no connection for carriers, trying again; without one no user is served err=refused retry_in=1 away=60",
+			"INFO connected to the proxy again away=61",
+		}},
+		"the port for carriers is blocked after a break": {func(r *reporter) {
+			connect(r)
+			for slot := range 3 {
+				r.detached(slot, io.EOF)
+			}
+			time.Sleep(time.Second)
+			r.attached(0, "r")
+			for range 15 {
+				r.failed(1, refused, time.Second)
+				time.Sleep(time.Second)
+			}
+			r.attached(1, "r")
+			time.Sleep(time.Minute)
+			r.failed(2, refused, time.Second)
+		}, []string{
+			"INFO connected to the proxy",
+			"WARN a connection to the proxy broke, dialling again; users' connections stand still meanwhile err=EOF",
+			"WARN no connection for carriers, trying again; without one no user is served err=refused retry_in=1 away=10",
+			"WARN no connection for some of the carriers, trying again; users go over the others err=refused retry_in=1 away=76",
+		}},
+		"the control connection alone is away": {func(r *reporter) {
+			connect(r)
+			r.detached(0, io.EOF)
+			time.Sleep(settle)
+			r.failed(0, refused, time.Second)
+			r.failed(0, auth.ErrPin, time.Second) // news: somebody has to do something
+			r.failed(0, auth.ErrPin, time.Second)
+		}, []string{
+			"INFO connected to the proxy",
+			"WARN a connection to the proxy broke, dialling again; users' connections stand still meanwhile err=EOF",
+			"WARN no connection to the proxy, trying again err=refused retry_in=1 away=10",
+			"WARN no connection to the proxy, trying again err=" + auth.ErrPin.Error() + " retry_in=1 away=10",
+		}},
+		"the proxy is restarted": {func(r *reporter) {
+			connect(r)
+			r.leaving(30 * time.Second)
+			for slot := range 3 {
+				r.detached(slot, io.EOF)
+				r.failed(slot, refused, time.Second)
+			}
+			time.Sleep(2 * time.Second)
+			r.ended(errors.New("gone"))
+			r.failed(0, errors.New("gone"), time.Second)
+			time.Sleep(time.Second)
+			connect(r)
+			r.detached(1, io.EOF)
+		}, []string{
+			"INFO connected to the proxy",
+			"WARN the proxy is stopping drain=30",
+			"WARN session with the proxy ended, its connections were reset err=gone",
+			"INFO connected to the proxy again away=3",
+			"WARN a connection to the proxy broke, dialling again; users' connections stand still meanwhile err=EOF",
+		}},
+		"the key is removed": {func(r *reporter) {
+			connect(r)
+			r.ended(auth.ErrRefused)
+			for range 5 {
+				r.failed(0, auth.ErrRefused, time.Second)
+			}
+		}, []string{
+			"INFO connected to the proxy",
+			"WARN session with the proxy ended, its connections were reset err=" + auth.ErrRefused.Error(),
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, want := said(t, c.day), strings.Join(c.want, "\n"); got != want {
+				t.Errorf("said\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
