@@ -33,12 +33,18 @@ const alpn = "reverser/1"
 // label keeps this binding apart from every other protocol's (RFC 9266 would share one).
 const exporterLabel = "EXPERIMENTAL-reverser-auth-v1"
 
-// Errors of the bridge's side.
+// Errors of the bridge's side, with the remedy: they are shown to whoever runs the bridge.
 var (
-	ErrPin      = errors.New("the TLS server there is not the proxy that this token was made for")
-	ErrNotProxy = errors.New("what answers there is no reverser proxy")
-	ErrFake     = errors.New("the proxy does not know the key: it failed to prove it")
-	ErrRefused  = errors.New("the proxy refused the key: it was removed, or the token is of another proxy")
+	ErrPin = errors.New("the TLS server there is not the proxy that this token was made for: check the address (--proxy); " +
+		"if the token is of another proxy, or the proxy has a new identity, make a new token there with `reverser key add`; " +
+		"if neither, something in between intercepts TLS")
+	ErrNotProxy = errors.New("what answers there is no reverser proxy: check host and port (--proxy, --proxy-transfer); " +
+		"another program may listen there, or something in between, such as a firewall or a proxy for HTTPS, intercepts TLS")
+	ErrFake = errors.New("what answers there has the proxy's identity but failed to prove the key, so the bridge goes no further: " +
+		"check who runs there; if the identity may have been copied, move the proxy's state directory away " +
+		"and make new tokens with `reverser key add`")
+	ErrRefused = errors.New("the proxy refused the key: it was removed, or the token is of another proxy; " +
+		"make a new one there with `reverser key add`")
 )
 
 // VersionError says that the proxy speaks other versions of the protocol.

@@ -834,3 +834,19 @@ func BenchmarkHandshake(b *testing.B) {
 		s.Close()
 	}
 }
+
+// TestRemedies: the errors are shown as they are, so each says what to look at and what to do.
+func TestRemedies(t *testing.T) {
+	for err, words := range map[error][]string{
+		ErrPin:      {"check the address", "--proxy", "another proxy", "new identity", "`reverser key add`", "intercepts TLS"},
+		ErrNotProxy: {"check host and port", "--proxy", "another program", "intercepts TLS"},
+		ErrFake:     {"check who runs there", "state directory", "`reverser key add`"},
+		ErrRefused:  {"removed", "another proxy", "`reverser key add`"},
+	} {
+		for _, w := range words {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%q does not say %q", err, w)
+			}
+		}
+	}
+}
