@@ -73,8 +73,9 @@ func (c *cli) keyListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the keys",
-		Long:  `List the keys and what each one allows. Secrets are never shown again.`,
-		Args:  cobra.NoArgs,
+		Long: `List the keys and what each one allows. A bridge knows its key by the ID alone,
+which its status shows. Secrets are never shown again.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.keyList(cmd.Context(), dir, asJSON)
 		},
@@ -166,16 +167,19 @@ func (c *cli) keyList(ctx context.Context, path string, asJSON bool) error {
 		return nil
 	}
 	t := newTable(c.stdout)
-	t.row("NAME", "ALLOW", "CREATED", "FROM")
+	t.row("NAME", "ID", "ALLOW", "CREATED", "FROM")
 	for _, k := range keys {
 		created := "-"
 		if k.Created != nil {
 			created = when(*k.Created)
 		}
-		t.row(k.Name, strings.Join(k.Allow, ", "), created, k.Source)
+		t.row(k.Name, shortID(k.ID), strings.Join(k.Allow, ", "), created, k.Source)
 	}
 	return t.flush()
 }
+
+// shortID is as much of a key's id as a bridge shows in its status.
+func shortID(id string) string { return id[:min(len(id), 8)] }
 
 func (c *cli) keyRemove(ctx context.Context, path, name string) error {
 	store, err := openKeys(ctx, path, false)

@@ -139,6 +139,9 @@ func New(cfg Config) (*Bridge, error) {
 	return b, nil
 }
 
+// key names the key in log and status: the bridge knows its id only, and `reverser key list` shows as much of it.
+func (b *Bridge) key() string { return hex.EncodeToString(b.cfg.Token.KeyID[:4]) }
+
 func withPort(addr string) string {
 	if _, _, err := net.SplitHostPort(addr); err != nil {
 		return net.JoinHostPort(addr, DefaultPort)
@@ -159,7 +162,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
 	})
 	b.wg.Go(b.awaitDrain)
-	b.log.Info("bridge starting", "proxy", b.proxy, "version", b.cfg.Version)
+	b.log.Info("bridge starting", "proxy", b.proxy, "key", b.key(), "version", b.cfg.Version)
 	err := d.Run(b.ctx)
 	b.stop()
 	b.wg.Wait()
@@ -335,7 +338,7 @@ func (b *Bridge) Status() status.Snapshot {
 	snap := status.Snapshot{Role: "bridge", Version: b.cfg.Version, UptimeSeconds: time.Since(b.start).Seconds()}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	key := hex.EncodeToString(b.cfg.Token.KeyID[:4])
+	key := b.key()
 	conns := make(map[string]int)
 	for pr := range b.pairs {
 		snap.Pairs = append(snap.Pairs, pr.status())

@@ -41,7 +41,31 @@ func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
 		return
 	}
 	err = p.host.Serve(ac)
+	if errors.Is(err, link.ErrDuplicate) {
+		p.reportDuplicate(ac.KeyID, conn.RemoteAddr())
+	}
 	p.log.Debug("link connection ended", "key", p.keyName(ac.KeyID), "remote", conn.RemoteAddr().String(), "err", err)
+}
+
+// reportDuplicate says, at most once in reportStrangersPer for a key, that a second bridge uses it: that one's operator may
+// be somebody else.
+func (p *Proxy) reportDuplicate(id [16]byte, remote net.Addr) {
+	p.mu.Lock()
+	s := p.sessions[id]
+	now := time.Now()
+	if s == nil || now.Sub(s.duplicate) < reportStrangersPer {
+		p.mu.Unlock()
+		return
+	}
+	s.duplicate = now
+	key, held := s.key, s.link.RemoteAddr()
+	p.mu.Unlock()
+	by := "a bridge that is away"
+	if held != nil {
+		by = held.String()
+	}
+	p.log.Warn("second bridge with a key that is in use, refused: give each bridge a key of its own (reverser key add NAME --allow ...)",
+		"key", key, "remote", remote.String(), "used_by", by)
 }
 
 func (p *Proxy) keyName(id [16]byte) string {
@@ -57,6 +81,8 @@ type session struct {
 	claims  map[uint16]*claim
 	settled bool // the first round of claims is complete
 	leaving bool // the bridge said that it is stopping
+
+	duplicate time.Time // when a second bridge with the key was last logged
 }
 
 // claim is one service that a bridge asks for.

@@ -285,6 +285,9 @@ func TestSecondBridge(t *testing.T) {
 		return len(second.failed) >= 5
 	})
 	talk(t, u, s, "undisturbed")
+	if n := w.log.count("second bridge with a key that is in use", "key add", "key=nas", "remote=127.0.0.1:", "used_by=127.0.0.1:"); n != 1 {
+		t.Errorf("%d lines about the second bridge, want 1 within a minute", n)
+	}
 	first.mu.Lock()
 	defer first.mu.Unlock()
 	if len(first.ended) != 0 || len(first.failed) != 0 {
