@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -97,11 +99,19 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 			return usage(fmt.Errorf("--proxy: %w", err))
 		}
 	}
+	if f.proxy == "" && file.NoProxy != nil {
+		return usage(file.NoProxy)
+	}
 	if address == "" && tok.Addr == "" {
 		return usageHint(fmt.Sprintf("--proxy %s:%d", placeholderHost, defaultPort),
 			"the token carries no address of the proxy, and --proxy gives none")
 	}
 	transfer := first(f.proxyTransfer, file.ProxyTransfer)
+	if f.proxy != "" && f.proxyTransfer == "" && file.TransferPort != 0 {
+		// The XML has one host for both ports, and the flag names another.
+		host, _, _ := net.SplitHostPort(address)
+		transfer = net.JoinHostPort(host, strconv.Itoa(int(file.TransferPort)))
+	}
 	if transfer != "" {
 		if transfer, err = service.ParseHostPort(transfer); err != nil {
 			return usage(fmt.Errorf("--proxy-transfer: %w", err))

@@ -57,13 +57,18 @@ type Key struct {
 type Bridge struct {
 	Token, TokenFile     string
 	Proxy, ProxyTransfer string // host:port
-	State                string
-	Admin                string // empty so far: this version refuses the option by name
-	LogFormat            string
-	Drain                string // for ParseDrain
-	ResumeWithin         string // for ParseResumeWithin
-	Expose               []service.Expose
-	Source               map[string]string // option as in TOML, or its XML name → file:line
+	// NoProxy is set where the file has a placeholder for the proxy's address: wrong, unless a flag gives one. Proxy and
+	// ProxyTransfer are empty then.
+	NoProxy error
+	// TransferPort is the port alone of the XML's ProxyTransfer, for when a flag names another host; 0: none.
+	TransferPort uint16
+	State        string
+	Admin        string // empty so far: this version refuses the option by name
+	LogFormat    string
+	Drain        string // for ParseDrain
+	ResumeWithin string // for ParseResumeWithin
+	Expose       []service.Expose
+	Source       map[string]string // option as in TOML, or its XML name → file:line
 }
 
 // Warning is something in a file that has no effect, and that its writer may
@@ -160,6 +165,9 @@ func Check(path string) (role string, warnings []Warning, err error) {
 		d.proxy()
 	case RoleBridge:
 		b := d.bridge()
+		if b.NoProxy != nil {
+			d.errs = append(d.errs, b.NoProxy.(*Error))
+		}
 		if b.TokenFile != "" && b.TokenFile != "-" {
 			if _, err := d.readToken(b.TokenFile); err != nil {
 				d.fault("token_file", err, "")
@@ -435,8 +443,9 @@ func (d *doc) bridge() *Bridge {
 			d.fault("token_file", fmt.Errorf("token on line %d gives a token already", d.line("token")), "keep one of the two")
 		}
 	}
-	b.Proxy = d.hostPort("proxy")
-	b.ProxyTransfer = d.hostPort("proxy_transfer")
+	b.Proxy = d.address("proxy", func(s string) (string, error) { return service.ParseHost(s, 3010) },
+		`give the proxy's address, "server.example.com" or "server.example.com:3010"`)
+	b.ProxyTransfer = d.address("proxy_transfer", service.ParseHostPort, `give host and port, such as "server.example.com:3020"`)
 	b.State, b.LogFormat = d.common()
 	b.Drain, b.ResumeWithin = d.durations()
 
@@ -560,10 +569,6 @@ func (d *doc) text(key string) string {
 
 func (d *doc) listen(key string) string {
 	return d.address(key, service.ParseListen, `give a port, ":3010", or an address of this machine, "127.0.0.1:3010"`)
-}
-
-func (d *doc) hostPort(key string) string {
-	return d.address(key, service.ParseHostPort, `give the proxy's address, such as "server.example.com:3010"`)
 }
 
 func (d *doc) address(key string, parse func(string) (string, error), hint string) string {

@@ -119,6 +119,10 @@ target = "nas:80"
 	if got := fmt.Sprint(b.Expose); got != "[tcp/9000=127.0.0.1:9904 tcp/9001=127.0.0.1:9001 tcp/[::1]:9002=nas:80]" {
 		t.Errorf("Expose = %s", got)
 	}
+	bare := write(t, "bare.toml", `proxy = "Proxy.Example.com"`)
+	if b, _, err := LoadBridge(bare); err != nil || b.Proxy != "proxy.example.com:3010" {
+		t.Errorf("LoadBridge without a port = %+v, %v; want port 3010", b, err)
+	}
 	_, _, err = LoadProxy(path)
 	want(t, "a bridge's file for a proxy", err, path, "configuration of a bridge", "reverser bridge --config")
 
@@ -186,7 +190,8 @@ func TestTOMLErrors(t *testing.T) {
 		{"an HTTP address", "listen = 1\nadmin = \"127.0.0.1:3011\"", []string{":2: admin", "not in this version"}},
 		{"the placeholder", "proxy = \"47.109.*.*:3010\"", []string{":1: proxy", "put the server's address there"}},
 		{"the printed placeholder", "proxy = \"YOUR.SERVER:3010\"", []string{":1: proxy", "put the server's address there"}},
-		{"no port", "proxy = \"example.com\"", []string{":1: proxy", "port is missing"}},
+		{"no port", "proxy_transfer = \"example.com\"", []string{":1: proxy_transfer", "port is missing"}},
+		{"no host", "proxy = \":3010\"", []string{":1: proxy", "host before the port is missing"}},
 
 		{"a key without anything", "[[key]]\n", []string{":1: name: this key is missing", ":1: secret_file: this key is missing", ":1: allow: this key is missing"}},
 		{"a bad name", strings.Replace(key, `"a"`, `"a b"`, 1), []string{":2: name", `"a b"`}},
@@ -491,7 +496,12 @@ func TestSourceXML(t *testing.T) {
 	checkSourceBridge(t, examples+"TcpReverser.BridgeServer.dll.config")
 	checkSourceBridge(t, "testdata/bridge-bare.config")
 
-	_, _, err := LoadBridge("testdata/bridge-placeholder.config")
+	b, _, err := LoadBridge("testdata/bridge-placeholder.config")
+	if err != nil || b.Proxy != "" || b.ProxyTransfer != "" || b.TransferPort != 3020 || len(b.Expose) != 1 {
+		t.Fatalf("LoadBridge = %+v, %v; want everything but the proxy's address, which a flag may give", b, err)
+	}
+	want(t, "the placeholder", b.NoProxy, "bridge-placeholder.config:1: ProxyServerIP", `"47.109.*.*"`, "put the server's address there")
+	_, _, err = Check("testdata/bridge-placeholder.config")
 	want(t, "the placeholder", err, "bridge-placeholder.config:1: ProxyServerIP", `"47.109.*.*"`, "put the server's address there")
 
 	full, err := os.ReadFile(examples + "TcpReverser.ProxyServer.dll.config")

@@ -155,7 +155,13 @@ func (d *doc) xmlProxy(p *Proxy) {
 }
 
 func (d *doc) xmlBridge(b *Bridge) {
-	host := d.xmlHost(xmlProxyServerIP, "the address of your server")
+	host := ""
+	if s, ok := d.options[xmlProxyServerIP].(string); ok && strings.Contains(s, "*") && !strings.Contains(s, "rv1_") {
+		_, err := service.CanonicalHost(s)
+		b.NoProxy = &Error{File: d.file, Line: d.line(xmlProxyServerIP), Key: xmlProxyServerIP, Text: err.Error(), Hint: "here, or with --proxy", Err: err}
+	} else {
+		host = d.xmlHost(xmlProxyServerIP, "the address of your server")
+	}
 	ic := d.xmlPort(xmlProxyIcPort, "3010")
 	transfer := uint16(0)
 	if _, ok := d.options[xmlProxyTransferPort]; ok {
@@ -169,6 +175,7 @@ func (d *doc) xmlBridge(b *Bridge) {
 	realPort := d.xmlPort(xmlRealServerPort, "9904")
 	b.Proxy = xmlAddr(host, ic)
 	b.ProxyTransfer = xmlAddr(host, transfer)
+	b.TransferPort = transfer
 	if addr := xmlAddr(realHost, realPort); addr != "" {
 		b.Expose = []service.Expose{{
 			Public: service.Public{Kind: service.KindOffered},
