@@ -132,6 +132,7 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 		ProxyTransfer: transfer,
 		Services:      services,
 		Drain:         drain,
+		Budget:        boundMemory(),
 		ResumeWithin:  resumeWithin,
 		Version:       version(),
 		Log:           log,

@@ -136,6 +136,7 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 		Keys:         active,
 		Offer:        file.Offer,
 		Drain:        drain,
+		Budget:       boundMemory(),
 		ResumeWithin: resumeWithin,
 		Version:      version(),
 		Log:          log,

@@ -41,6 +41,7 @@ var rules = []rule{
 	{pkg: "internal/service", why: "the grammar of PUBLIC, TARGET and --allow: text in, values out"},
 	{pkg: "internal/token", own: "service", why: "a token is text; the address in it follows the grammar"},
 	{pkg: "internal/state", own: "service", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
+	{pkg: "internal/memlimit", why: "what this system lets a process use: files and system calls, read once by the program, so that no role asks for it"},
 	{pkg: "internal/config", own: "service state token", third: "github.com/pelletier/go-toml/v2",
 		why: "the one place that knows TOML and XML, so that nothing on the path of a byte does"},
 
@@ -60,7 +61,7 @@ var rules = []rule{
 	{pkg: "internal/admin", own: "status", why: "reads snapshots and passes changes on through interfaces: it cannot reach into a role"},
 	{pkg: "", own: "bridge service status token",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
-	{pkg: "cmd/reverser", own: "admin bridge config proxy service state status token",
+	{pkg: "cmd/reverser", own: "admin bridge config memlimit proxy service state status token",
 		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
 		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
 

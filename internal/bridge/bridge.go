@@ -54,6 +54,7 @@ type Config struct {
 	Version       string
 	Log           *slog.Logger  // nil: discard
 	Drain         time.Duration // 0: DefaultDrain; negative: reset at once
+	Budget        int64         // bytes that the link may hold in flight beyond each stream's floor; 0: 128 MiB
 	// ResumeWithin is how long connections outlive a break of the link; 0: link.DetachLimit.
 	ResumeWithin time.Duration
 	// OnService is told what became of each service; nil: nobody.
@@ -65,6 +66,7 @@ type Bridge struct {
 	cfg       Config
 	log       *slog.Logger
 	report    *reporter
+	budget    *link.Budget
 	start     time.Time
 	proxy     string
 	instance  [16]byte
@@ -129,6 +131,7 @@ func New(cfg Config) (*Bridge, error) {
 	for _, s := range cfg.Services {
 		b.services = append(b.services, serviceState{public: s.Public.String(), state: status.ServiceAway})
 	}
+	b.budget = link.NewBudget(cfg.Budget)
 	b.report = newReporter(b.log, b.proxy)
 	rand.Read(b.instance[:])
 	b.name, _ = os.Hostname()
@@ -158,11 +161,11 @@ func (b *Bridge) Run(ctx context.Context) error {
 	})
 	defer stop()
 	d := link.NewDialer(link.DialerConfig{
-		Owner: b, Log: b.log, Name: b.name, Dial: b.dial, Failed: b.failed, Detach: b.cfg.ResumeWithin,
+		Owner: b, Log: b.log, Name: b.name, Dial: b.dial, Failed: b.failed, Detach: b.cfg.ResumeWithin, Budget: b.budget,
 		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
 	})
 	b.wg.Go(b.awaitDrain)
-	b.log.Info("bridge starting", "proxy", b.proxy, "key", b.key(), "version", b.cfg.Version)
+	b.log.Info("bridge starting", "proxy", b.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
 	err := d.Run(b.ctx)
 	b.stop()
 	b.wg.Wait()

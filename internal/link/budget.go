@@ -40,5 +40,8 @@ func (b *Budget) take(n int64) bool {
 
 func (b *Budget) give(n int64) { b.used.Add(-n) }
 
+// Size returns the bytes that may be charged.
+func (b *Budget) Size() int64 { return b.size }
+
 // Used returns the bytes charged at present.
 func (b *Budget) Used() int64 { return b.used.Load() }

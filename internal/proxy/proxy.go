@@ -55,6 +55,7 @@ type Config struct {
 	Version  string
 	Log      *slog.Logger  // nil: discard
 	Drain    time.Duration // 0: DefaultDrain; negative: reset at once
+	Budget   int64         // bytes that all links together may hold in flight beyond each stream's floor; 0: 128 MiB
 	// ResumeWithin is how long connections outlive a break of their link; 0: link.DetachLimit.
 	ResumeWithin time.Duration
 	MaxConns     int // user connections at once; 0: what the descriptor limit leaves
@@ -66,6 +67,7 @@ type Proxy struct {
 	log         *slog.Logger
 	start       time.Time
 	host        *link.Host
+	budget      *link.Budget
 	routes      *route.Table
 	authCfg     *auth.ServerConfig
 	tlsCfg      *tls.Config
@@ -106,7 +108,7 @@ func New(cfg Config) *Proxy {
 		cfg.MaxConns = relay.MaxPairs()
 	}
 	p := &Proxy{
-		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(),
+		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(), budget: link.NewBudget(cfg.Budget),
 		conns: make(chan struct{}, cfg.MaxConns), drain: make(chan struct{}),
 		sessions: make(map[[16]byte]*session), public: make(map[service.Public]*listener), pairs: make(map[*pair]struct{}),
 	}
@@ -135,7 +137,7 @@ func (p *Proxy) Listen() (err error) {
 		port = uint16(p.transfer.Addr().(*net.TCPAddr).Port)
 	}
 	p.host = link.NewHost(link.HostConfig{
-		Owner: p, Log: p.log, Instance: p.authCfg.Instance, Transfer: port, Detach: p.cfg.ResumeWithin,
+		Owner: p, Log: p.log, Instance: p.authCfg.Instance, Transfer: port, Detach: p.cfg.ResumeWithin, Budget: p.budget,
 		Admit:    func(id [16]byte) bool { _, ok := p.secret(id); return ok },
 		Draining: p.draining.Load,
 	})
@@ -155,7 +157,7 @@ func (p *Proxy) TransferAddr() net.Addr {
 
 // Run serves until ctx ends, which resets every connection, or until a drain is complete.
 func (p *Proxy) Run(ctx context.Context) error {
-	p.log.Info("proxy listening", "listen", p.Addr().String(), "version", p.cfg.Version)
+	p.log.Info("proxy listening", "listen", p.Addr().String(), "version", p.cfg.Version, "budget_mib", p.budget.Size()>>20)
 	if p.transfer != nil {
 		p.log.Info("carriers listening", "transfer", p.TransferAddr().String())
 	}
