@@ -24,12 +24,15 @@ type server interface {
 // serve runs s, with its admin socket, until it ends or is asked to: the first
 // signal drains it, the second one stops it.
 func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, log *slog.Logger) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Before the admin socket is there: whoever sees it may send a signal.
+	stopSignals := withSignals(log, s.Drain, cancel)
+	defer stopSignals()
 	l, err := dir.ListenAdmin()
 	if err != nil {
 		return usage(err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	// The admin socket outlives ctx: a process that is stopping still says how
 	// far it is.
 	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
@@ -40,9 +43,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, log *
 			log.Error("the admin socket is closed: status and key cannot ask this process", "err", err)
 		}
 	})
-	stopSignals := withSignals(log, s.Drain, cancel)
 	err = s.Run(ctx)
-	stopSignals()
 	stopAdmin()
 	wg.Wait()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
