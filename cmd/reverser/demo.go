@@ -32,6 +32,9 @@ const (
 	demoTimeout  = 30 * time.Second // for the whole check: it takes well under one
 	demoRequests = 20
 	demoBody     = 1 << 20
+
+	demoWidth  = 80              // a terminal's usual width, for everything that is printed
+	demoIndent = "             " // where the message of a log line begins on a terminal
 )
 
 func (c *cli) demoCommand() *cobra.Command {
@@ -56,7 +59,8 @@ happened and where to look. It stays until Ctrl-C, and leaves nothing behind.`,
 }
 
 func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error) {
-	log, err := newLogger(c.stderr, logFormat)
+	// Beside a page of words, a log that runs over the edge is hard to read.
+	log, err := newLoggerFor(c.stderr, folder{c.stderr, demoWidth, demoIndent}, logFormat)
 	if err != nil {
 		return err
 	}
@@ -83,12 +87,15 @@ func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error)
 	stopSignals := withSignals(slog.New(slog.DiscardHandler), end, end)
 	defer stopSignals()
 
-	fmt.Fprintf(c.stdout, `A proxy, a bridge and two small services run in this process and reach each other over loopback:
+	fmt.Fprintf(c.stdout, `A proxy, a bridge and two small services run in this process, on loopback:
 
-  user -> proxy %s -> link %s -> bridge -> HTTP service %s
-  user -> proxy %s -> link %s -> bridge -> echo service %s
+  user -> proxy %[1]s -> bridge -> HTTP service %[2]s
+  user -> proxy %[3]s -> bridge -> echo service %[4]s
 
-`, d.httpPublic, d.proxy.Addr(), d.httpTarget, d.echoPublic, d.proxy.Addr(), d.echoTarget)
+Between proxy and bridge is one encrypted link, which the bridge dialled at
+%[5]s.
+
+`, d.httpPublic, d.httpTarget, d.echoPublic, d.echoTarget, d.proxy.Addr())
 
 	check, cancelCheck := context.WithTimeout(ctx, demoTimeout)
 	defer cancelCheck()
@@ -100,6 +107,9 @@ func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error)
 	}
 	if once {
 		return nil
+	}
+	// The log that follows is to show what the reader does, not the check's end.
+	for len(d.proxy.Status().Pairs)+len(d.bridge.Status().Pairs) > 0 && pause(check, 10*time.Millisecond) {
 	}
 	fmt.Fprintf(c.stdout, `
 Look at it yourself:
@@ -121,10 +131,11 @@ The log of the connections follows. Ctrl-C ends the demo.
 
 // demo is everything that runs.
 type demo struct {
-	log   *slog.Logger
-	temp  string
-	dir   *state.Dir
-	proxy *proxy.Proxy
+	log    *slog.Logger
+	temp   string
+	dir    *state.Dir
+	proxy  *proxy.Proxy
+	bridge *bridge.Bridge
 
 	httpPublic, echoPublic string // addresses of the public ports
 	httpTarget, echoTarget string // addresses of the services behind them
@@ -222,6 +233,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	d.bridge = b
 	d.run(ctx, "bridge", b.Run)
 
 	l, err := d.dir.ListenAdmin()
@@ -276,7 +288,7 @@ func (d *demo) check(ctx context.Context, out io.Writer) error {
 	if err := d.waitUp(ctx, 2); err != nil {
 		return err
 	}
-	ok(out, start, "the bridge has proved itself with its token, and the proxy opened both public ports")
+	ok(out, start, "the bridge proved itself, and the proxy opened both ports")
 
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
@@ -304,7 +316,7 @@ func (d *demo) check(ctx context.Context, out io.Writer) error {
 	if err := halfClose(ctx, d.echoPublic, body); err != nil {
 		return err
 	}
-	ok(out, start, "a raw TCP client closed its side and still got every byte back (half-close)")
+	ok(out, start, "a client closed its side and got every byte back (half-close)")
 	return nil
 }
 

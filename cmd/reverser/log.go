@@ -19,6 +19,12 @@ const (
 // newLogger logs to w: one readable line per event, coloured on a terminal,
 // or one JSON object per event.
 func newLogger(w io.Writer, format string) (*slog.Logger, error) {
+	return newLoggerFor(w, w, format)
+}
+
+// newLoggerFor is newLogger where text reaches the screen through a writer of
+// its own.
+func newLoggerFor(w, text io.Writer, format string) (*slog.Logger, error) {
 	switch format {
 	case "", logText:
 		onTerminal := isTerminal(w)
@@ -26,7 +32,7 @@ func newLogger(w io.Writer, format string) (*slog.Logger, error) {
 		if onTerminal {
 			layout = time.TimeOnly // whoever watches knows the day
 		}
-		return slog.New(tint.NewTextHandler(w, &tint.Options{
+		return slog.New(tint.NewTextHandler(text, &tint.Options{
 			TimeFormat: layout,
 			NoColor:    !onTerminal || os.Getenv("NO_COLOR") != "" || !canColor(w),
 		})), nil
