@@ -45,7 +45,10 @@ EXPOSE is PUBLIC=TARGET:
   9000=192.168.1.5:9904     ... to another machine
   9000=unix:/run/app.sock   ... to a unix socket
   tcp/127.0.0.1:9000=9904   a port that only the proxy's own machine reaches
-Several may be given; they add to the configuration's [[expose]].`,
+Several may be given; they add to the configuration's [[expose]].
+
+The first SIGINT or SIGTERM takes no new connections and lets the open ones
+finish (--drain), a second one stops now.`,
 		Example: `  reverser bridge TOKEN 9000
   reverser bridge --token-file ~/reverser.token 9000=9904 2222=22
 
@@ -204,7 +207,7 @@ func (c *cli) findToken(argument, file string, cfg *config.Bridge) (token.Token,
 	case cfg.TokenFile != "":
 		return c.readToken(cfg.TokenFile)
 	default:
-		return token.Token{}, usageHint("the proxy's first start prints one, and `reverser key add` there makes one; give it as the first argument, with --token-file FILE, or in "+tokenEnv,
+		return token.Token{}, usageHint("the proxy's first start prints one, which begins with rv1_, and `reverser key add` there makes one; give it as the first argument, with --token-file FILE, or in "+tokenEnv,
 			"the bridge has no token")
 	}
 	tok, err := token.Parse(text)

@@ -75,6 +75,8 @@ func (c *cli) keyListCommand() *cobra.Command {
 		Short: "List the keys",
 		Long: `List the keys and what each one allows. A bridge knows its key by the ID alone,
 which its status shows. Secrets are never shown again.`,
+		Example: `  reverser key list
+  reverser key list --json | jq -r '.[].name'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.keyList(cmd.Context(), dir, asJSON)
@@ -92,7 +94,8 @@ func (c *cli) keyRemoveCommand() *cobra.Command {
 		Short: "Remove a key and end what its bridge has open",
 		Long: `Remove a key. A running proxy ends the key's link, its public ports and its
 connections within a second. The token is worthless from then on.`,
-		Args: cobra.ExactArgs(1),
+		Example: `  reverser key remove nas`,
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.keyRemove(cmd.Context(), dir, args[0])
 		},

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -88,6 +89,15 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 			c.parsed = true
 		},
 	}
+	// Help fits on a terminal of 80 columns: the texts by hand, the flags so.
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages ", "Flags.FlagUsagesWrapped 80 "))
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		// -1 is a port with a slip in it, and a hint at flags leads astray.
+		if m := negative.FindStringSubmatch(err.Error()); m != nil {
+			return fmt.Errorf("%q is no port: a port is a number from 1 to 65535", m[1])
+		}
+		return err
+	})
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetIn(c.stdin)
 	root.SetOut(c.stdout)
@@ -130,6 +140,8 @@ func usageHint(hint string, format string, args ...any) error {
 }
 
 var tokenPattern = regexp.MustCompile(`rv[0-9]{1,2}_[A-Za-z0-9_-]+`)
+
+var negative = regexp.MustCompile(`^unknown shorthand flag: '[0-9]' in (-[0-9]+)$`)
 
 // redact is the last guard: whoever quotes an argument in an error must not
 // thereby print a token.

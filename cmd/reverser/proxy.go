@@ -44,7 +44,10 @@ The first start makes an identity and a key named "default", and prints the
 line to paste on the machine next to the service. Later starts use what the
 state directory holds; ` + "`reverser key add`" + ` makes further keys, one per bridge.
 
-Public ports are opened as bridges ask for them and their keys allow it.`,
+Public ports are opened as bridges ask for them and their keys allow it.
+
+The first SIGINT or SIGTERM takes no new connections and lets the open ones
+finish (--drain), a second one stops now.`,
 		Example: `  # listen for bridges on port 3010
   reverser proxy
 
