@@ -150,7 +150,7 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 	leaving := s != nil && s.leaving
 	p.notify(l)
 	p.mu.Unlock()
-	if s == nil || l.RemoteAddr() != nil { // or a newer connection took the slot already
+	if s == nil || l.RemoteAddr() != nil || p.ctx.Err() != nil { // or a newer connection took the slot already
 		return
 	}
 	if leaving && l.Streams() == 0 { // else it comes back to finish them
