@@ -30,17 +30,17 @@ func Budget(available int64) int64 {
 //
 // A limit below what is live would make the collector run all the time and free nothing: it would take half of the
 // processors. So the limit is never below what 10,000 idle connections and a budget that is used up need, and a quarter
-// on top, which is what the program allocates between two cycles. An idle connection takes 12.5 KB of the two processes
-// together, as measured, most of it two stacks; 8 KiB for one of them has some air. The rest is code, the keys and the
-// buffers of a few links. With 128 MiB of budget (512 MiB available) that makes 278 MiB, and three quarters are more from
-// 270 MiB available on. Below that the limit comes near to all that there is, and such a load does not fit anyway.
+// on top, which is what the program allocates between two cycles. With 8,500 connections, idle since they were opened, the
+// proxy had 61 MB resident and the bridge 79 MB, garbage and code included (Linux, amd64); base and idle below are 94 MiB.
+// With 128 MiB of budget (512 MiB available) that makes 278 MiB, and three quarters are more from 270 MiB available on. Below
+// that the limit comes near to all that there is, and such a load does not fit anyway.
 func Runtime(available int64) int64 {
 	if available <= 0 {
 		return 0
 	}
 	const (
-		base = 16 * mib
-		idle = 10_000 * (8 << 10)
+		base = 16 * mib           // code, keys, the buffers of a few links
+		idle = 10_000 * (8 << 10) // mostly a stack each
 	)
 	live := base + idle + Budget(available)
 	return max(available/4*3, live+live/4)
