@@ -16,6 +16,9 @@ type core struct {
 	budget  *Budget
 	streams map[uint64]*Stream
 
+	gen   uint64 // of the last attach that was tried (bridge) or accepted (proxy)
+	bound uint64 // generation of the connection that carries the slot; 0: none does
+
 	nextID     uint64 // proxy: id of the next stream. Ids of one slot increase and are never used again
 	seen       uint64 // bridge: highest id that an OPEN carried
 	peerWindow uint64 // credit that the peer grants to a new stream of ours before its first ACK

@@ -20,7 +20,9 @@ type ends struct {
 }
 
 func newEnds(t testing.TB) *ends {
-	return &ends{t: t, p: newCore(true, 1, NewBudget(0)), b: newCore(false, 1, NewBudget(0)), now: time.Second}
+	e := &ends{t: t, p: newCore(true, 1, NewBudget(0)), b: newCore(false, 1, NewBudget(0)), now: time.Second}
+	e.mustResume()
+	return e
 }
 
 // take applies the first frame in *b at c; received data is consumed at once and appended to the stream's got.
@@ -70,27 +72,28 @@ func (e *ends) settle() {
 // cut loses what is on its way, and both ends notice.
 func (e *ends) cut() {
 	e.pb, e.bp = nil, nil
-	e.p.fence()
-	e.b.fence()
+	e.p.lost(e.p.bound)
+	e.b.lost(e.b.bound)
 }
 
-// resume exchanges the tables.
+// resume attaches a new connection.
 func (e *ends) resume() (pe, be error) {
-	tb, _ := e.b.table()
-	table, err := wire.ParseTable(tb)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	if _, pe = e.p.apply(table); pe != nil {
+	gen, tb, _ := e.b.dial()
+	tp, _, _, pe := e.p.accept(gen, parseTable(e.t, tb))
+	if pe != nil {
 		return pe, nil
 	}
-	tp, _ := e.p.table()
-	table, err = wire.ParseTable(tp)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	_, be = e.b.apply(table)
+	_, be = e.b.resumed(gen, parseTable(e.t, tp))
 	return nil, be
+}
+
+func parseTable(t testing.TB, b []byte) []wire.StreamState {
+	t.Helper()
+	table, err := wire.ParseTable(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table
 }
 
 func (e *ends) mustResume() {
@@ -103,6 +106,44 @@ func (e *ends) mustResume() {
 func write(c *core, s *Stream, p []byte) {
 	s.send.q.write(p)
 	c.touch(s)
+}
+
+func TestGenerations(t *testing.T) {
+	stale := func(err error) bool {
+		r, ok := errors.AsType[*refusal](err)
+		return ok && r.status == wire.StatusStale
+	}
+	e := newEnds(t)
+	older, tb, _ := e.b.dial()
+	newer, _, _ := e.b.dial()
+	if e.b.current(older) || e.b.current(newer) || e.b.current(0) {
+		t.Error("the bridge goes on with an old connection, or with one that was not answered")
+	}
+	tp, _, _, err := e.p.accept(newer, parseTable(t, tb))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, gen := range []uint64{0, older, newer, newer + maxGenJump + 1, 1<<64 - 1} {
+		if _, _, _, err := e.p.accept(gen, nil); !stale(err) || !e.p.current(newer) {
+			t.Errorf("accept(%d) after %d: %v, want a refusal that changes nothing", gen, newer, err)
+		}
+	}
+	e.p.lost(older)
+	if !e.p.current(newer) {
+		t.Error("the end of an old connection ended the new one")
+	}
+	if _, err := e.b.resumed(older, parseTable(t, tp)); err != errFenced || e.b.current(older) {
+		t.Errorf("the answer to an attempt that was overtaken: %v", err)
+	}
+	if _, err := e.b.resumed(newer, parseTable(t, tp)); err != nil || !e.b.current(newer) {
+		t.Errorf("the answer to the last attempt: %v", err)
+	}
+	if _, err := e.b.resumed(newer, parseTable(t, tp)); err != errFenced {
+		t.Errorf("a second answer: %v", err)
+	}
+	if _, _, _, err := e.p.accept(newer+maxGenJump, nil); err != nil {
+		t.Errorf("a jump that is just allowed: %v", err)
+	}
 }
 
 func TestOpenedInTheOrderOfIDsAfterAResume(t *testing.T) {

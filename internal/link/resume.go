@@ -2,6 +2,7 @@ package link
 
 import (
 	"cmp"
+	"fmt"
 	"hash/crc32"
 	"slices"
 
@@ -17,10 +18,67 @@ import (
 //
 // Three rules carry it (each is indispensable): offsets are absolute, an end fences the old connection before it counts,
 // and generations only increase.
+//
+// The bridge numbers its attempts, and a connection is named by its number. So dial, accept and resumed decide everything
+// about which connection carries the slot; the shell opens, closes and moves bytes.
 
-// fence forgets what was queued for the connection that is no more. What matters of it is state and comes back with the
-// tables; the claims' owner repeats them.
+// maxGenJump is how far a generation may lie above the last one. A bridge counts by one; without a limit a single wrong
+// number would refuse all later ones.
+const maxGenJump = 1 << 32
+
+// dial begins an attempt at the bridge: the old connection is fenced, and then what this end has is counted. It returns
+// what ATTACH says.
+func (c *core) dial() (gen uint64, table []byte, crc uint32) {
+	c.lost(c.bound)
+	c.gen++
+	table, crc = c.table()
+	return c.gen, table, crc
+}
+
+// accept decides about an ATTACH at the proxy and returns the table that ATTACHED carries. From here on the connection of
+// that generation carries the slot, and no other one does. A refusal leaves everything as it was; any other error ends
+// the session.
+func (c *core) accept(gen uint64, theirs []wire.StreamState) (table []byte, crc uint32, events []event, err error) {
+	if gen <= c.gen || gen-c.gen > maxGenJump {
+		return nil, 0, nil, &refusal{wire.StatusStale, fmt.Sprintf("generation %d after %d", gen, c.gen)}
+	}
+	c.gen = gen
+	c.lost(c.bound)
+	if events, err = c.apply(theirs); err != nil {
+		return nil, 0, nil, err
+	}
+	table, crc = c.table()
+	c.bound = gen
+	return table, crc, events, nil
+}
+
+// resumed goes on at the bridge where the table of the ATTACHED of generation gen says. The answer to an attempt that a
+// later one overtook counts no more.
+func (c *core) resumed(gen uint64, theirs []wire.StreamState) (events []event, err error) {
+	if gen != c.gen || c.bound != 0 {
+		return nil, errFenced
+	}
+	if events, err = c.apply(theirs); err != nil {
+		return nil, err
+	}
+	c.bound = gen
+	return events, nil
+}
+
+// current says whether the connection of generation gen carries the slot. What comes from any other one is ignored.
+func (c *core) current(gen uint64) bool { return gen != 0 && gen == c.bound }
+
+// lost says that the connection of generation gen is over. One that was replaced is over already.
+func (c *core) lost(gen uint64) {
+	if c.current(gen) {
+		c.fence()
+	}
+}
+
+// fence lets no connection carry the slot and forgets what was queued for the one that did. What matters of it is state
+// and comes back with the tables; the claims' owner repeats them.
 func (c *core) fence() {
+	c.bound = 0
 	c.pong, c.ping, c.goAway = false, false, nil
 	clear(c.control)
 	c.controlOrder = nil
