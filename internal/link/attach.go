@@ -77,16 +77,17 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, raw [
 	sl := l.slots[a.Slot]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	if gen <= sl.gen || gen > sl.gen+1<<32 {
-		return nil, &refusal{wire.StatusStale, fmt.Sprintf("generation %d after %d", gen, sl.gen)}
+	if l.Err() != nil {
+		return nil, &refusal{wire.StatusGone, "the session is over"}
 	}
-	sl.gen = gen
+	mine, crc, events, err := sl.core.accept(gen, table)
+	if _, refused := errors.AsType[*refusal](err); refused {
+		return nil, err
+	}
 	sl.fence(errFenced)
-	events, err := sl.core.apply(table)
 	if err != nil {
 		return nil, err
 	}
-	mine, crc := sl.core.table()
 	msg := wire.AppendAttached(nil, gen, wire.Attached{
 		Status: wire.StatusOK, Slot: a.Slot, Carriers: uint8(len(l.slots) - 1),
 		Streams: uint32(len(mine) / wire.StreamStateLen), TableCRC: crc,
@@ -94,9 +95,7 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, raw [
 	})
 	msg = wire.AppendTable(msg, mine)
 	c := newCarrier(sl, conn.Conn)
-	if l.Err() != nil {
-		return nil, &refusal{wire.StatusGone, "the session is over"}
-	}
+	c.gen = gen
 	sl.install(c)
 	for _, ev := range events {
 		sl.handle(ev)
@@ -132,10 +131,8 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		return nil, at, &refusal{wire.StatusGone, "the proxy was restarted"}
 	}
 	sl.mu.Lock()
+	gen, raw, crc := sl.core.dial()
 	sl.fence(errFenced)
-	sl.gen++
-	gen := sl.gen
-	raw, crc := sl.core.table()
 	sl.mu.Unlock()
 	a := wire.Attach{
 		Mode: mode, Slot: uint8(i), Session: sid,
@@ -173,8 +170,11 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		return nil, at, fmt.Errorf("read ATTACHED: %w", err)
 	}
 	c := newCarrier(sl, conn.Conn)
+	c.gen = gen
 	if err := sl.resume(c, table, rtt); err != nil {
-		l.Kill(err)
+		if _, bad := errors.AsType[*protocolError](err); bad {
+			l.Kill(err)
+		}
 		return nil, at, err
 	}
 	sock.SetDeadline(time.Time{})
@@ -189,7 +189,7 @@ func (sl *slot) resume(c *carrier, table []wire.StreamState, rtt time.Duration) 
 		return err
 	}
 	sl.core.rtt = smooth(sl.core.rtt, rtt)
-	events, err := sl.core.apply(table)
+	events, err := sl.core.resumed(c.gen, table)
 	if err != nil {
 		return err
 	}

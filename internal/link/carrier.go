@@ -29,7 +29,6 @@ type slot struct {
 	mu       sync.Mutex
 	core     *core         // guarded by mu, as all below
 	cur      *carrier      // nil while no connection carries the slot
-	gen      uint64        // of the last attach that was tried (bridge) or accepted (proxy)
 	attached bool          // was ever attached
 	since    time.Duration // of the last change of cur
 	resumes  uint64
@@ -45,6 +44,7 @@ func (sl *slot) wake() {
 // carrier is one connection that serves a slot. Its owner calls run, which returns when the connection is over.
 type carrier struct {
 	slot     *slot
+	gen      uint64 // names the connection to the core
 	conn     *record.Conn
 	work     sync.Cond // on slot.mu
 	ackTimer *time.Timer
@@ -90,7 +90,7 @@ func (sl *slot) fence(err error) {
 	c.err = err
 	sl.cur = nil
 	sl.since = sl.link.now()
-	sl.core.fence()
+	sl.core.lost(c.gen)
 	c.work.Broadcast()
 	c.conn.Close()
 }
@@ -291,7 +291,7 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 		if c.pending != nil && (f.Type != wire.TypeData || f.Stream != c.pending.id || len(c.parts) == cap(c.parts)) {
 			c.deliver()
 		}
-		if sl.cur != c {
+		if !sl.core.current(c.gen) {
 			return used, errFenced
 		}
 		if err != nil {
@@ -400,7 +400,7 @@ func (c *carrier) giveUp(err error) {
 		sl.cur = nil // the writer stops; what it has in hand goes first
 		c.err = err
 		sl.since = sl.link.now()
-		sl.core.fence()
+		sl.core.lost(c.gen)
 		c.work.Broadcast()
 	}
 	sl.mu.Unlock()
