@@ -191,12 +191,12 @@ func (c *core) glitch() error {
 // forget drops a stream that the proxy has forgotten. One that was not finished here lost its peer: RST (RELIABILITY:
 // a proxy that forgets early would otherwise leak the bridge's socket).
 func (c *core) forget(s *Stream) event {
-	finished := (s.send.end != 0 && s.recv.end != 0) || s.send.reset() || s.recv.reset()
-	c.remove(s)
-	if !finished {
-		return event{kind: evReset, stream: s}
+	if (s.send.end != 0 && s.recv.end != 0) || s.send.reset() || s.recv.reset() {
+		c.release(s)
+		return event{}
 	}
-	return event{}
+	c.remove(s)
+	return event{kind: evReset, stream: s}
 }
 
 // settle lets the proxy forget a stream that both ends are done with.
@@ -206,20 +206,27 @@ func (c *core) settle(s *Stream) {
 	}
 	acked := s.send.end != 0 && s.send.una == s.send.total()
 	if (acked && s.recv.end != 0) || (acked && s.send.reset()) || s.recv.reset() {
-		c.remove(s)
+		c.release(s)
 		if s.openSent {
 			c.forgets = append(c.forgets, s.id)
 		}
 	}
 }
 
-// remove takes a stream out of the protocol. What it received and did not deliver yet stays with it.
-func (c *core) remove(s *Stream) {
+// release takes a stream out of the protocol. What it received and did not deliver yet stays with it, and stays charged
+// until it is consumed.
+func (c *core) release(s *Stream) {
 	if s.forgotten {
 		return
 	}
 	s.forgotten = true
 	delete(c.streams, s.id)
 	s.send.drop(c.budget)
+	s.recv.settleCharge(c.budget, s.recv.held()-floorWindow)
+}
+
+// remove takes a stream out of the protocol with all that it holds: its socket is reset at once.
+func (c *core) remove(s *Stream) {
+	c.release(s)
 	s.recv.settleCharge(c.budget, 0)
 }

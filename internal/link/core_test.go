@@ -210,6 +210,41 @@ func TestChecksumMismatch(t *testing.T) {
 	}
 }
 
+// TestWhatAnEndedStreamStillDeliversStaysCharged: a user who reads slowly holds the bytes in front of an end too, also when
+// the protocol is done with the stream.
+func TestWhatAnEndedStreamStillDeliversStaysCharged(t *testing.T) {
+	for _, kind := range []wire.EndKind{wire.FIN, wire.RST} {
+		t.Run(kind.String(), func(t *testing.T) {
+			e := newEnds(t)
+			s := e.p.open(wire.Open{})
+			e.settle()
+			write(e.b, e.b.streams[s.id], make([]byte, openWindow))
+			e.b.end(e.b.streams[s.id], kind, 0)
+			for b := e.b.fill(nil, 1<<20, e.now); len(b) > 0; {
+				f, n, err := wire.Parse(b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := e.p.receive(f, e.now); err != nil {
+					t.Fatal(err)
+				}
+				b = b[n:]
+			}
+			e.p.end(s, wire.FIN, 0)
+			e.settle()
+			if !s.forgotten {
+				t.Fatal("the proxy is not done with the stream")
+			}
+			for left := openWindow; left > 0; left -= 1 << 10 {
+				if got, want := e.p.budget.Used(), int64(max(left-floorWindow, 0)); got != want {
+					t.Fatalf("%d bytes wait for the user and %d are charged, want %d", left, got, want)
+				}
+				e.p.consume(s, 1<<10, e.now)
+			}
+		})
+	}
+}
+
 func TestViolations(t *testing.T) {
 	const id = 1<<8 | 1
 	data := func(off uint64, n int) wire.Frame {

@@ -45,6 +45,9 @@ func (r *recvHalf) acked() uint64 {
 	return n
 }
 
+// held is how many bytes are in custody and have not left the process.
+func (r *recvHalf) held() int64 { return int64(r.nxt - r.consumed) }
+
 func (r *recvHalf) reset() bool { return r.end == wire.RST || r.abort }
 
 func (c *core) receiveData(s *Stream, f wire.Frame, now time.Duration) (event, error) {
@@ -110,7 +113,7 @@ func (c *core) consume(s *Stream, n int, now time.Duration) bool {
 	r := &s.recv
 	r.consumed += uint64(n)
 	if s.forgotten || r.end != 0 {
-		r.settleCharge(c.budget, 0)
+		r.settleCharge(c.budget, r.held()-floorWindow)
 		return false
 	}
 	if got := r.consumed - r.mark; got >= r.win {
@@ -178,7 +181,7 @@ func (c *core) receiveEnd(s *Stream, f wire.Frame) (event, error) {
 	} else {
 		r.abort, r.code = true, e.Code
 	}
-	r.settleCharge(c.budget, 0)
+	r.settleCharge(c.budget, r.held()-floorWindow)
 	c.ackNow(s)
 	switch {
 	case r.code == wire.CodeChecksum && e.Kind != wire.RST:

@@ -153,6 +153,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 				c.ChecksumFails++
 				c.end(s, wire.RST, wire.CodeChecksum)
 				s.recv.discard = true
+				s.recv.settleCharge(c.budget, 0)
 				events = append(events, event{kind: evReset, stream: s})
 			}
 			h.credit = max(h.credit, st.Credit)
