@@ -210,6 +210,27 @@ func TestChecksumMismatch(t *testing.T) {
 	}
 }
 
+// TestChecksumMismatchFoundTwice: the bridge finds it at the FIN, the proxy at the resume behind it. The stream is reset;
+// the session goes on.
+func TestChecksumMismatchFoundTwice(t *testing.T) {
+	e := newEnds(t)
+	s := e.p.open(wire.Open{})
+	write(e.p, s, []byte("hello"))
+	s.send.q.tail.crc ^= 1
+	e.p.end(s, wire.FIN, 0)
+	for b := e.p.fill(nil, 1<<20, e.now); len(b) > 0; {
+		if err := take(e.b, &b, e.now, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.cut()
+	e.mustResume()
+	e.settle()
+	if len(e.p.streams) != 0 || len(e.b.streams) != 0 {
+		t.Errorf("left: proxy %d, bridge %d streams", len(e.p.streams), len(e.b.streams))
+	}
+}
+
 // TestWhatAnEndedStreamStillDeliversStaysCharged: a user who reads slowly holds the bytes in front of an end too, also when
 // the protocol is done with the stream.
 func TestWhatAnEndedStreamStillDeliversStaysCharged(t *testing.T) {

@@ -163,8 +163,10 @@ func (c *core) receiveEnd(s *Stream, f wire.Frame) (event, error) {
 	}
 	r := &s.recv
 	want := r.acked()
+	// Behind an end comes a RST or nothing. An end that was taken for a RST because of its checksum was a FIN to the peer.
+	closed := r.abort || r.end == wire.RST && r.code != wire.CodeChecksum || r.end != 0 && e.Kind != wire.RST
 	switch {
-	case f.Offset > want || f.Offset == want && r.end != 0 && (r.reset() || e.Kind != wire.RST):
+	case f.Offset > want || f.Offset == want && closed:
 		return event{}, violation(wire.ErrGap, "END(%s) of stream %d at %d, want %d", e.Kind, s.id, f.Offset, want)
 	case f.Offset < r.nxt, f.Offset < want && f.Offset == r.nxt && e.Kind != r.end && r.code != wire.CodeChecksum:
 		return event{}, violation(wire.ErrAfterEnd, "END(%s) of stream %d at %d contradicts what came before", e.Kind, s.id, f.Offset)
@@ -179,7 +181,10 @@ func (c *core) receiveEnd(s *Stream, f wire.Frame) (event, error) {
 			r.end, r.code = wire.RST, wire.CodeChecksum
 		}
 	} else {
-		r.abort, r.code = true, e.Code
+		r.abort = true
+		if r.end == wire.FIN {
+			r.code = e.Code
+		}
 	}
 	r.settleCharge(c.budget, r.held()-floorWindow)
 	c.ackNow(s)
