@@ -1,0 +1,222 @@
+package link
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"reverser/internal/wire"
+)
+
+// check looks at what must hold after every step. The names are those of docs/ARCHITECTURE.md.
+func (w *sim) check() {
+	for e, p := range w.procs {
+		if p.core == nil {
+			w.checkBudget(p)
+			continue
+		}
+		var peer *core
+		if o := w.procs[1-e]; o.sid == p.sid {
+			peer = o.core
+		}
+		for _, s := range sortedStreams(p.core) {
+			w.checkSend(p, s, peer)
+			w.checkRecv(p, s)
+			if w.err != nil {
+				return
+			}
+		}
+		w.checkBudget(p)
+	}
+	w.live = slices.DeleteFunc(w.live, func(pr *pair) bool {
+		return pr.socks[0].over() && (pr.socks[1] == nil || pr.socks[1].over())
+	})
+}
+
+func (w *sim) checkSend(p *process, s *Stream, peer *core) {
+	h, name := &s.send, endNames[p.end]
+	held := uint64(0)
+	for c := h.q.head; c != nil; c = c.next {
+		held += uint64(c.n)
+	}
+	switch {
+	case h.moot:
+		if held != 0 {
+			w.fail("the %s holds %d bytes of stream %d that nobody wants", name, held, s.id)
+		}
+		return
+	case h.una > h.nxt || h.nxt > h.max || h.max > h.total():
+		w.fail("I2: stream %d at the %s: una %d, nxt %d, max %d, total %d", s.id, name, h.una, h.nxt, h.max, h.total())
+	case h.q.base > min(h.una, h.q.end) || h.q.base+held != h.q.end:
+		w.fail("I3: stream %d at the %s holds [%d,%d), acknowledged is %d", s.id, name, h.q.base, h.q.base+held, h.una)
+	case h.q.end > h.credit:
+		w.fail("stream %d at the %s holds %d bytes, granted are %d", s.id, name, h.q.end, h.credit)
+	case p.core.bound != 0 && s.openSent && h.pending() && !s.hooks[3].queued:
+		w.fail("I11: stream %d at the %s has something to say and is not asked", s.id, name)
+	case p.core.bound != 0 && p.core.proxy && !s.openSent && !s.hooks[0].queued:
+		w.fail("I11: stream %d will never be opened", s.id)
+	}
+	if peer == nil || peer.streams[s.id] == nil {
+		return
+	}
+	r := &peer.streams[s.id].recv
+	switch {
+	case h.una > r.acked() || r.acked() > h.max:
+		w.fail("I2: stream %d at the %s: acknowledged %d of %d sent, and the peer has %d", s.id, name, h.una, h.max, r.acked())
+	case h.credit > r.granted:
+		w.fail("stream %d at the %s believes in %d bytes of credit, granted are %d", s.id, name, h.credit, r.granted)
+	}
+}
+
+func (w *sim) checkRecv(p *process, s *Stream) {
+	r, name := &s.recv, endNames[p.end]
+	switch k := p.socks[s]; {
+	case r.consumed > r.nxt || r.nxt > r.granted:
+		w.fail("stream %d at the %s: consumed %d, received %d, granted %d", s.id, name, r.consumed, r.nxt, r.granted)
+	case r.end == 0 && !r.discard && r.granted-r.consumed > floorWindow+uint64(r.charged):
+		w.fail("I4: stream %d at the %s has %d bytes of credit out and %d charged", s.id, name, r.granted-r.consumed, r.charged)
+	case k != nil && !r.discard && k.got != r.nxt:
+		w.fail("I1: stream %d at the %s: %d bytes in custody, %d handed over", s.id, name, r.nxt, k.got)
+	}
+}
+
+// checkBudget compares what is charged with what is held, by streams that are forgotten and still deliver too.
+func (w *sim) checkBudget(p *process) {
+	charged := p.squeezed
+	count := func(s *Stream) { charged += s.recv.charged + s.send.charged }
+	for s, k := range p.socks {
+		count(s)
+		if int64(k.wait) > floorWindow+s.recv.charged {
+			w.fail("I4: %v: %d bytes wait and %d are charged", k, k.wait, s.recv.charged)
+		}
+	}
+	if p.core != nil {
+		for _, s := range p.core.streams {
+			if p.socks[s] == nil {
+				count(s)
+			}
+		}
+	}
+	if used := p.budget.Used(); used != charged {
+		w.fail("I4: the %s is charged %d bytes, its streams %d", endNames[p.end], used, charged)
+	}
+}
+
+// checksAgreed (I14) says that an end which has just resumed found out about wrong bytes that its peer took.
+func (w *sim) checksAgreed(e int) {
+	if !w.corrupt {
+		return
+	}
+	p := w.procs[e]
+	for s, k := range p.socks {
+		if x := k.peer(); x != nil && x.wrong && !x.dead && p.core.streams[s.id] == s && !s.send.moot && !s.send.reset() {
+			w.fail("I14: %v resumed, and did not notice that the other side has wrong bytes", k)
+		}
+	}
+}
+
+// drain lets the network stay up and everybody finish (I11), and then looks at what is left (I10).
+func (w *sim) drain() {
+	w.trace("the faults end")
+	for _, p := range w.procs {
+		p.budget.give(p.squeezed)
+		p.squeezed = 0
+	}
+	for round := 0; w.err == nil; round++ {
+		w.now += 2 * ackDelay
+		for _, k := range slices.Clone(w.conns) {
+			for e := range k.ends {
+				f := &k.dir[e]
+				if f.mute && k.ends[e].open {
+					w.lose(k, e, "nothing was heard")
+				}
+				for k.ends[e].open && len(f.buf) > 0 && w.err == nil {
+					w.take(k, e, len(f.buf))
+				}
+				if k.ends[e].open && f.cut {
+					w.lose(k, e, "end of file")
+				}
+			}
+		}
+		if b := w.procs[atBridge]; b.newest == nil || !b.newest.ends[atBridge].open {
+			w.dial()
+		}
+		for e := range w.procs {
+			for _, k := range slices.Clone(w.conns) {
+				if k.ends[e].open && k.ends[e].attached && w.carries(k, e) {
+					w.fill(k, e, 1<<20)
+				}
+			}
+		}
+		for _, pr := range w.pairs {
+			for _, k := range pr.socks {
+				if k == nil || k.over() {
+					continue
+				}
+				k.lazy = false
+				if k.wait > 0 {
+					w.readSock(k, k.wait)
+				}
+				if k.mayWrite() {
+					w.finSock(k)
+				}
+			}
+		}
+		w.check()
+		if w.quiet() {
+			w.atRest()
+			return
+		}
+		if round > 200 {
+			w.fail("I11: after %d rounds: %d streams at the proxy, %d at the bridge, %d pairs", round,
+				w.streams(atProxy), w.streams(atBridge), len(w.live))
+		}
+	}
+}
+
+func (w *sim) streams(e int) int {
+	if c := w.procs[e].core; c != nil {
+		return len(c.streams)
+	}
+	return 0
+}
+
+func (w *sim) quiet() bool {
+	b := w.procs[atBridge]
+	return b.begun && w.procs[atProxy].sid == b.sid && b.core.bound != 0 && w.procs[atProxy].core.bound == b.core.bound &&
+		w.streams(0)+w.streams(1)+len(w.live) == 0
+}
+
+// atRest looks at a world in which nothing is under way any more.
+func (w *sim) atRest() {
+	for e, p := range w.procs {
+		if n := p.budget.Used(); n != 0 {
+			w.fail("I10: %d bytes stay charged at the %s", n, endNames[e])
+		}
+		if c := p.core; c.opens.head != nil || c.bulk.head != nil && c.bulk.head.send.pending() {
+			w.fail("I10: the %s still has something to say", endNames[e])
+		}
+		if c := p.core; c.ChecksumFails != 0 && !w.corrupt {
+			w.fail("I14: %d checksums failed at the %s", c.ChecksumFails, endNames[e])
+		}
+	}
+	for _, pr := range w.pairs {
+		for _, k := range pr.socks {
+			if k == nil {
+				continue
+			}
+			w.stats.bytes += int(k.got)
+			if !k.over() {
+				w.fail("I11: %v has not ended", k)
+			}
+			y := k.peer()
+			if k.rst && !pr.died && y != nil && y.told != wire.RST && !y.rst && !y.closed && !(y.told == wire.FIN && y.fin) && !w.corrupt {
+				w.fail("I6: %v was reset, and the other side was told nothing", k)
+			}
+		}
+	}
+}
+
+func sortedStreams(c *core) []*Stream {
+	return slices.SortedFunc(maps.Values(c.streams), func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
+}

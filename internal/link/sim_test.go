@@ -1,0 +1,139 @@
+package link
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	simSeeds = flag.Uint64("sim.seeds", 3000, "how many seeds TestSimulation tries")
+	simSeed  = flag.Uint64("sim.seed", 0, "the only seed that TestSimulation tries, with its whole schedule; 0: many")
+	simSteps = flag.Int("sim.steps", 400, "about how many steps a seed has")
+)
+
+// action is one thing that may happen.
+type action struct {
+	name   string
+	weight int
+	do     func(*sim)
+}
+
+var actions = []action{
+	{"deliver", 30, (*sim).deliver},
+	{"proxy writes", 12, func(w *sim) { w.flush(atProxy) }},
+	{"bridge writes", 12, func(w *sim) { w.flush(atBridge) }},
+	{"socket writes", 16, (*sim).write},
+	{"socket reads", 6, (*sim).read},
+	{"time passes", 8, (*sim).pass},
+	{"user comes", 5, (*sim).openStream},
+	{"FIN", 3, (*sim).finish},
+	{"RST", 1, (*sim).reset},
+	{"close", 1, (*sim).closeSock},
+	{"mood", 2, (*sim).mood},
+	{"cut", 2, (*sim).cut},
+	{"silence", 1, (*sim).mute},
+	{"time-out", 1, (*sim).giveUp},
+	{"dial", 5, (*sim).redial},
+	{"repeat an ATTACH", 1, (*sim).replay},
+	{"memory", 1, (*sim).squeeze},
+	{"leak", 3, (*sim).leak},
+	{"crash", 1, (*sim).crash},
+}
+
+func (w *sim) pass() {
+	w.now += []time.Duration{time.Millisecond, 5 * time.Millisecond, ackDelay, 300 * time.Millisecond, 1500 * time.Millisecond}[w.pick("how long", 5)]
+}
+
+// squeeze lets others take memory for windows, or give it back.
+func (w *sim) squeeze() {
+	p := w.procs[w.pick("process", 2)]
+	if p.squeezed != 0 {
+		p.budget.give(p.squeezed)
+		p.squeezed = 0
+		return
+	}
+	if n := p.budget.size - p.budget.Used() - int64(w.pick("what is left", 60_000)); n > 0 && p.budget.take(n) {
+		p.squeezed = n
+	}
+}
+
+// step does one action and looks at the invariants.
+func (w *sim) step(a action) {
+	a.do(w)
+	w.stats.steps++
+	w.check()
+}
+
+func (w *sim) pickAction() action {
+	total := 0
+	for _, a := range actions {
+		total += a.weight
+	}
+	n := w.pick("action", total)
+	for _, a := range actions {
+		if n -= a.weight; n < 0 {
+			return a
+		}
+	}
+	panic("unreachable")
+}
+
+// runSeed plays the schedule of a seed to its end.
+func runSeed(seed uint64, steps int, trace func(string, ...any)) *sim {
+	rnd := rand.New(rand.NewPCG(seed, 3))
+	w := newSim(func(_ string, n int) int { return rnd.IntN(n) })
+	if trace != nil {
+		w.trace = trace
+	}
+	for n := steps/2 + rnd.IntN(steps); w.stats.steps < n && w.err == nil; {
+		w.step(w.pickAction())
+	}
+	w.drain()
+	return w
+}
+
+// explain plays a seed again and returns the end of its schedule.
+func explain(seed uint64, steps, lines int) string {
+	var log []string
+	runSeed(seed, steps, func(format string, args ...any) { log = append(log, fmt.Sprintf(format, args...)) })
+	skipped := ""
+	if n := len(log) - lines; n > 0 {
+		skipped = fmt.Sprintf("(%d lines before)\n", n)
+		log = log[n:]
+	}
+	return skipped + strings.Join(log, "\n")
+}
+
+// TestSimulation plays random schedules of everything that may happen to the two ends of a slot: see actions.
+func TestSimulation(t *testing.T) {
+	if *simSeed != 0 {
+		t.Log(explain(*simSeed, *simSteps, 1<<30))
+		if w := runSeed(*simSeed, *simSteps, nil); w.err != nil {
+			t.Fatalf("seed %d: %v", *simSeed, w.err)
+		}
+		return
+	}
+	n := *simSeeds
+	if testing.Short() || raceEnabled {
+		n = min(n, 300)
+	}
+	var all simStats
+	for seed := uint64(1); seed <= n; seed++ {
+		w := runSeed(seed, *simSteps, nil)
+		if w.err != nil {
+			t.Fatalf("seed %d: %v\nthe schedule (go test -run TestSimulation -sim.seed %d shows all of it):\n%s",
+				seed, w.err, seed, explain(seed, *simSteps, 60))
+		}
+		s := w.stats
+		all = simStats{all.steps + s.steps, all.bytes + s.bytes, all.streams + w.opened, all.resumes + s.resumes,
+			all.stale + s.stale, all.sessions + s.sessions, all.leaks + s.leaks, all.lies + s.lies, all.wrong + s.wrong}
+	}
+	t.Logf("%d seeds: %+v", n, all)
+	if all.resumes == 0 || all.stale == 0 || all.leaks == 0 || all.lies == 0 || all.wrong == 0 || all.bytes == 0 {
+		t.Errorf("some faults never happened: %+v", all)
+	}
+}
