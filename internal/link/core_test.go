@@ -231,6 +231,39 @@ func TestChecksumMismatchFoundTwice(t *testing.T) {
 	}
 }
 
+// TestChecksumMismatchBeforeALazyReader: what the reset stream had not delivered is given up, and so is its charge.
+func TestChecksumMismatchBeforeALazyReader(t *testing.T) {
+	e := newEnds(t)
+	s := e.p.open(wire.Open{})
+	e.settle()
+	peer := e.b.streams[s.id]
+	arrive := func(n int) {
+		write(e.b, peer, make([]byte, n))
+		for b := e.b.fill(nil, 1<<20, e.now); len(b) > 0; {
+			f, n, err := wire.Parse(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := e.p.receive(f, e.now); err != nil {
+				t.Fatal(err)
+			}
+			b = b[n:]
+		}
+	}
+	arrive(30_000)
+	write(e.p, s, []byte("hello"))
+	e.p.fill(nil, 1<<20, e.now)
+	e.cut()
+	e.b.streams[s.id].recv.nxt = 5 // as if it had arrived, with another sum
+	e.mustResume()
+	arrive(30_000)
+	e.b.end(peer, wire.FIN, 0)
+	e.settle()
+	if n := e.p.budget.Used(); n != 0 || len(e.p.streams) != 0 {
+		t.Errorf("%d bytes stay charged, %d streams are left", n, len(e.p.streams))
+	}
+}
+
 // TestWhatAnEndedStreamStillDeliversStaysCharged: a user who reads slowly holds the bytes in front of an end too, also when
 // the protocol is done with the stream.
 func TestWhatAnEndedStreamStillDeliversStaysCharged(t *testing.T) {

@@ -45,8 +45,13 @@ func (r *recvHalf) acked() uint64 {
 	return n
 }
 
-// held is how many bytes are in custody and have not left the process.
-func (r *recvHalf) held() int64 { return int64(r.nxt - r.consumed) }
+// held is how many bytes are in custody and have not left the process. What is thrown away does not count.
+func (r *recvHalf) held() int64 {
+	if r.discard {
+		return 0
+	}
+	return int64(r.nxt - r.consumed)
+}
 
 func (r *recvHalf) reset() bool { return r.end == wire.RST || r.abort }
 
