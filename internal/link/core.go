@@ -153,7 +153,7 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 		}
 		return event{}, c.glitch()
 	}
-	if f.Stream <= c.seen {
+	if f.Stream <= c.seen && broken != bridgeForgets {
 		return event{}, c.glitch() // seen and forgotten: an id lives once
 	}
 	o, err := wire.ParseOpen(f)
@@ -201,13 +201,13 @@ func (c *core) forget(s *Stream) event {
 
 // settle lets the proxy forget a stream that both ends are done with.
 func (c *core) settle(s *Stream) {
-	if !c.proxy || s.forgotten {
+	if !c.proxy && broken != bridgeForgets || s.forgotten {
 		return
 	}
-	acked := s.send.end != 0 && s.send.una == s.send.total()
+	acked := s.send.end != 0 && (s.send.una == s.send.total() || broken == resetNotRetained && s.send.reset())
 	if (acked && s.recv.end != 0) || (acked && s.send.reset()) || s.recv.reset() {
 		c.release(s)
-		if s.openSent {
+		if s.openSent && c.proxy {
 			c.forgets = append(c.forgets, s.id)
 		}
 	}
