@@ -81,6 +81,9 @@ func (h *sendHalf) charge(b *Budget) {
 
 // pending says whether there is anything to send.
 func (h *sendHalf) pending() bool {
+	if broken == endSentOnce && h.max == h.total() && h.nxt >= h.q.end {
+		return false
+	}
 	return !h.moot && h.nxt < h.total()
 }
 
@@ -111,6 +114,9 @@ func (c *core) end(s *Stream, kind wire.EndKind, code wire.Code) {
 		return
 	}
 	c.touch(s)
+	if broken == resetNotRetained {
+		c.settle(s)
+	}
 }
 
 const quantum = ChunkSize
@@ -238,16 +244,22 @@ func (h *sendHalf) appendData(b []byte, id uint64) []byte {
 	b = append(b, p...)
 	h.nxt += uint64(len(p))
 	h.max = max(h.max, h.nxt)
+	if broken == freeOnWrite {
+		h.ack(h.nxt)
+	}
 	return b
 }
 
 func (c *core) receiveAck(s *Stream, f wire.Frame) (event, error) {
 	h := &s.send
 	// Against the highest offset ever sent: after a resume nxt stands lower, and a late ACK is still honest.
-	if f.Offset > h.max {
+	if f.Offset > h.max || broken == ackAgainstNext && f.Offset > h.nxt {
 		return event{}, violation(wire.ErrAckBeyond, "ACK of %d on stream %d, sent %d", f.Offset, s.id, h.max)
 	}
 	h.credit = max(h.credit, wire.AckCredit(f))
+	if broken == creditGoesBack {
+		h.credit = wire.AckCredit(f)
+	}
 	h.ack(f.Offset)
 	h.charge(c.budget)
 	c.settle(s)
