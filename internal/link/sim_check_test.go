@@ -56,6 +56,12 @@ func (w *sim) checkSend(p *process, s *Stream, peer *core) {
 	case p.core.bound != 0 && p.core.proxy && !s.openSent && !s.hooks[0].queued:
 		w.fail("I11: stream %d will never be opened", s.id)
 	}
+	if k := p.socks[s]; k != nil {
+		if h.una < k.una || h.credit < k.credit {
+			w.fail("%v: acknowledged goes from %d to %d, credit from %d to %d", k, k.una, h.una, k.credit, h.credit)
+		}
+		k.una, k.credit = h.una, h.credit
+	}
 	if peer == nil || peer.streams[s.id] == nil {
 		return
 	}
@@ -191,6 +197,11 @@ func (w *sim) quiet() bool {
 func (w *sim) atRest() {
 	for e, p := range w.procs {
 		if n := p.budget.Used(); n != 0 {
+			for s, k := range p.socks {
+				if c := s.recv.charged + s.send.charged; c != 0 {
+					w.trace("%v: %d and %d bytes charged; %+v", k, s.send.charged, s.recv.charged, *k)
+				}
+			}
 			w.fail("I10: %d bytes stay charged at the %s", n, endNames[e])
 		}
 		if c := p.core; c.opens.head != nil || c.bulk.head != nil && c.bulk.head.send.pending() {

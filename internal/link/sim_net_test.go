@@ -178,6 +178,20 @@ func (w *sim) giveUp() {
 	w.lose(k, e, "a time-out")
 }
 
+// lateEnd brings the end of an old connection after a new one took its place.
+func (w *sim) lateEnd() {
+	e := w.pick("end", 2)
+	p := w.procs[e]
+	k := w.pickConn("old connection", func(k *conn) bool { return !k.ends[e].open && k.ends[e].attached && k.sid == p.sid && k != p.newest })
+	if k == nil || p.core == nil {
+		return
+	}
+	was := p.core.bound
+	if p.core.lost(k.gen); p.core.bound != was {
+		w.fail("I9: the end of the old connection %d ended that of generation %d at the %s", k.id, was, endNames[e])
+	}
+}
+
 func (w *sim) redial() {
 	b := w.procs[atBridge]
 	busy := b.newest != nil && b.newest.ends[atBridge].open
@@ -482,7 +496,7 @@ func (w *sim) flush(e int) {
 		return k.ends[e].open && k.ends[e].attached && len(k.dir[1-e].buf) < 256<<10 && w.carries(k, e)
 	})
 	if k != nil {
-		w.fill(k, e, []int{1, 2000, 60_000}[w.pick("batch", 3)])
+		w.fill(k, e, []int{100, 2000, 60_000}[w.pick("batch", 3)])
 	}
 }
 
@@ -543,7 +557,14 @@ func (w *sim) leak() {
 		return
 	}
 	end.leak = end.leak[n:]
-	if f.Type != wire.TypeData && f.Type != wire.TypeAck && f.Type != wire.TypeEnd || p.core.streams[f.Stream] == nil {
+	if f.Type == wire.TypeForget || p.core.streams[f.Stream] == nil || end.missed[f.Stream] {
+		if end.missed == nil {
+			end.missed = map[uint64]bool{}
+		}
+		end.missed[f.Stream] = true
+		return
+	}
+	if f.Type != wire.TypeData && f.Type != wire.TypeAck && f.Type != wire.TypeEnd {
 		return
 	}
 	w.trace("%s of stream %d at %d leaks from connection %d into the %s", f.Type, f.Stream, f.Offset, k.id, endNames[e])

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,8 @@ var actions = []action{
 	{"dial", 5, (*sim).redial},
 	{"repeat an ATTACH", 1, (*sim).replay},
 	{"memory", 1, (*sim).squeeze},
-	{"leak", 3, (*sim).leak},
+	{"late end", 1, (*sim).lateEnd},
+	{"leak", 6, (*sim).leak},
 	{"crash", 1, (*sim).crash},
 }
 
@@ -83,9 +85,14 @@ func (w *sim) pickAction() action {
 }
 
 // runSeed plays the schedule of a seed to its end.
-func runSeed(seed uint64, steps int, trace func(string, ...any)) *sim {
+func runSeed(seed uint64, steps int, trace func(string, ...any)) (w *sim) {
+	defer func() {
+		if p := recover(); p != nil {
+			w.fail("I13: panic: %v\n%s", p, debug.Stack())
+		}
+	}()
 	rnd := rand.New(rand.NewPCG(seed, 3))
-	w := newSim(func(_ string, n int) int { return rnd.IntN(n) })
+	w = newSim(func(_ string, n int) int { return rnd.IntN(n) })
 	if trace != nil {
 		w.trace = trace
 	}

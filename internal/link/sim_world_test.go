@@ -75,9 +75,10 @@ type conn struct {
 type connEnd struct {
 	open     bool
 	attached bool
-	in       []byte // arrived, not yet a whole frame
-	leak     []byte // what a leaky fence lets through
-	lie      uint64 // the stream about which the table that this end sent lies
+	in       []byte          // arrived, not yet a whole frame
+	leak     []byte          // what a leaky fence lets through
+	missed   map[uint64]bool // streams of which the leak lost a frame: nothing later of them may come
+	lie      uint64          // the stream about which the table that this end sent lies
 }
 
 type flow struct {
@@ -113,6 +114,8 @@ type sock struct {
 	coming wire.EndKind // to be told behind wait
 	code   wire.Code
 	told   wire.EndKind
+	una    uint64 // what was acknowledged and granted to it when last looked at
+	credit uint64
 	wrong  bool // wrong bytes arrived
 	dead   bool // reset because its session or process ended
 }
@@ -127,15 +130,15 @@ func (k *sock) over() bool {
 func newSim(pick func(string, int) int) *sim {
 	w := &sim{pick: pick, trace: func(string, ...any) {}, now: time.Second}
 	switch pick("kind of world", 16) {
-	case 1, 2:
+	case 1, 2, 3:
 		w.leaky = true
-	case 3:
-		w.corrupt = true
 	case 4:
-		w.lying = true
+		w.corrupt = true
 	case 5:
+		w.lying = true
+	case 6:
 		w.limited = true
-	case 6, 7, 8:
+	case 7, 8, 9:
 		w.small = true
 	}
 	for e := range w.procs {
