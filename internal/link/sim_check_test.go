@@ -129,30 +129,16 @@ func (w *sim) drain() {
 		p.squeezed = 0
 	}
 	for round := 0; w.err == nil; round++ {
-		w.now += 2 * ackDelay
-		for _, k := range slices.Clone(w.conns) {
+		for _, k := range w.conns {
 			for e := range k.ends {
-				f := &k.dir[e]
-				if f.mute && k.ends[e].open {
+				if k.dir[e].mute && k.ends[e].open {
 					w.lose(k, e, "nothing was heard")
 				}
-				for k.ends[e].open && len(f.buf) > 0 && w.err == nil {
-					w.take(k, e, len(f.buf))
-				}
-				if k.ends[e].open && f.cut {
-					w.lose(k, e, "end of file")
-				}
 			}
 		}
+		w.exchange()
 		if b := w.procs[atBridge]; b.newest == nil || !b.newest.ends[atBridge].open {
 			w.dial()
-		}
-		for e := range w.procs {
-			for _, k := range slices.Clone(w.conns) {
-				if k.ends[e].open && k.ends[e].attached && w.carries(k, e) {
-					w.fill(k, e, 1<<20)
-				}
-			}
 		}
 		for _, pr := range w.pairs {
 			for _, k := range pr.socks {

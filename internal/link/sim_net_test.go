@@ -2,9 +2,11 @@ package link
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"hash/crc32"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -500,6 +502,29 @@ func (w *sim) flush(e int) {
 	}
 }
 
+// exchange lets everything arrive that is under way, and both ends say what they have to say.
+func (w *sim) exchange() {
+	w.now += 2 * ackDelay
+	for _, k := range slices.Clone(w.conns) {
+		for e := range k.ends {
+			f, end := &k.dir[e], &k.ends[e]
+			for end.open && len(f.buf) > 0 && !f.mute && w.err == nil {
+				w.take(k, e, len(f.buf))
+			}
+			if end.open && f.cut && !f.mute {
+				w.lose(k, e, "end of file")
+			}
+		}
+	}
+	for e := range w.procs {
+		for _, k := range slices.Clone(w.conns) {
+			if k.ends[e].open && k.ends[e].attached && w.carries(k, e) {
+				w.fill(k, e, 1<<20)
+			}
+		}
+	}
+}
+
 func (w *sim) carries(k *conn, e int) bool {
 	p := w.procs[e]
 	return p.core != nil && k.sid == p.sid && p.core.current(k.gen)
@@ -574,14 +599,19 @@ func (w *sim) leak() {
 
 // ---- The ends of sessions and processes.
 
+// sorted returns the sockets in the order of their pairs: a schedule has no room for chance.
+func (p *process) sorted() []*sock {
+	return slices.SortedFunc(maps.Values(p.socks), func(a, b *sock) int { return cmp.Compare(a.pair.n, b.pair.n) })
+}
+
 // endSession does what Link.Kill does.
 func (w *sim) endSession(e int, why string) {
 	p := w.procs[e]
 	w.trace("the %s ends the session: %s", endNames[e], why)
 	p.core.fence()
-	for s, k := range p.socks {
+	for _, k := range p.sorted() {
 		k.pair.died = true
-		if !s.forgotten {
+		if !k.s.forgotten {
 			w.abort(k, why)
 		}
 	}
@@ -607,7 +637,7 @@ func (w *sim) crash() {
 	e := w.pick("process", 2)
 	w.trace("the process of the %s dies", endNames[e])
 	p := w.procs[e]
-	for _, k := range p.socks {
+	for _, k := range p.sorted() {
 		k.pair.died = true
 		w.abort(k, "its process died")
 	}

@@ -25,6 +25,7 @@ type action struct {
 
 var actions = []action{
 	{"deliver", 30, (*sim).deliver},
+	{"exchange", 2, (*sim).exchange},
 	{"proxy writes", 12, func(w *sim) { w.flush(atProxy) }},
 	{"bridge writes", 12, func(w *sim) { w.flush(atBridge) }},
 	{"socket writes", 16, (*sim).write},
@@ -84,35 +85,43 @@ func (w *sim) pickAction() action {
 	panic("unreachable")
 }
 
-// runSeed plays the schedule of a seed to its end.
-func runSeed(seed uint64, steps int, trace func(string, ...any)) (w *sim) {
+// run plays the schedule that pick makes as long as more says, and then until everything has come to rest.
+func run(pick func(string, int) int, trace func(string, ...any), more func(*sim) bool) (w *sim) {
+	w = newSim(pick)
+	if trace != nil {
+		w.trace = trace
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			w.fail("I13: panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	rnd := rand.New(rand.NewPCG(seed, 3))
-	w = newSim(func(_ string, n int) int { return rnd.IntN(n) })
-	if trace != nil {
-		w.trace = trace
-	}
-	for n := steps/2 + rnd.IntN(steps); w.stats.steps < n && w.err == nil; {
+	for w.err == nil && more(w) {
 		w.step(w.pickAction())
 	}
 	w.drain()
 	return w
 }
 
+// runSeed plays the schedule of a seed.
+func runSeed(seed uint64, steps int, trace func(string, ...any)) *sim {
+	rnd := rand.New(rand.NewPCG(seed, 3))
+	n := steps/2 + rnd.IntN(steps)
+	return run(func(_ string, n int) int { return rnd.IntN(n) }, trace, func(w *sim) bool { return w.stats.steps < n })
+}
+
 // explain plays a seed again and returns the end of its schedule.
 func explain(seed uint64, steps, lines int) string {
 	var log []string
 	runSeed(seed, steps, func(format string, args ...any) { log = append(log, fmt.Sprintf(format, args...)) })
-	skipped := ""
-	if n := len(log) - lines; n > 0 {
-		skipped = fmt.Sprintf("(%d lines before)\n", n)
-		log = log[n:]
+	return tail(log, lines)
+}
+
+func tail(log []string, n int) string {
+	if skip := len(log) - n; skip > 0 {
+		return fmt.Sprintf("(%d lines before)\n", skip) + strings.Join(log[skip:], "\n")
 	}
-	return skipped + strings.Join(log, "\n")
+	return strings.Join(log, "\n")
 }
 
 // TestSimulation plays random schedules of everything that may happen to the two ends of a slot: see actions.
