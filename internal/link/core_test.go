@@ -50,8 +50,19 @@ func take(c *core, b *[]byte, now time.Duration, got map[uint64][]byte) error {
 // settle moves everything that both have to say.
 func (e *ends) settle() {
 	e.t.Helper()
+	e.move(ackDelay)
+}
+
+// settleFast does the same within a round trip.
+func (e *ends) settleFast() {
+	e.t.Helper()
+	e.move(time.Microsecond)
+}
+
+func (e *ends) move(step time.Duration) {
+	e.t.Helper()
 	for quiet := 0; quiet < 3; quiet++ {
-		e.now += ackDelay
+		e.now += step
 		e.pb = e.p.fill(e.pb, 1<<20, e.now)
 		e.bp = e.b.fill(e.bp, 1<<20, e.now)
 		for len(e.pb) > 0 {

@@ -129,8 +129,10 @@ func (c *core) consume(s *Stream, n int, now time.Duration) bool {
 		// busy hosts, where the path's round trip is shorter than that.
 		if now-r.epoch <= 2*max(c.rtt, 5*time.Millisecond) {
 			// No more than an eighth of what is free: credit cannot be taken back, and whoever comes later finds room too
-			// (the dynamic threshold of Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998).
-			r.win = max(r.win, min(2*r.win, maxWindow, uint64(max(c.budget.size-c.budget.Used(), 0))/8))
+			// (the dynamic threshold of Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998). The last quarter is for windows up
+			// to openWindow, or a few dozen streams that were fast once and are idle now would leave all others the floor.
+			free := max(c.budget.size-c.budget.size/4-c.budget.Used(), 0)
+			r.win = max(r.win, min(2*r.win, maxWindow, max(uint64(free)/8, openWindow)))
 		}
 		r.epoch, r.mark = now, r.consumed
 	}

@@ -1,0 +1,166 @@
+package link
+
+import (
+	"flag"
+	"testing"
+	"time"
+	"unsafe"
+
+	"reverser/internal/wire"
+)
+
+// faucet is a bridge's core whose streams receive as fast as their windows allow, with a reader that takes everything.
+type faucet struct {
+	t    testing.TB
+	c    *core
+	now  time.Duration
+	next uint64
+	buf  [wire.MaxPayload]byte
+}
+
+func newFaucet(t testing.TB, b *Budget) *faucet {
+	return &faucet{t: t, c: newCore(false, 1, b), now: time.Second, next: 1}
+}
+
+func (f *faucet) open() *Stream {
+	id := f.next<<8 | 1
+	f.next++
+	if _, err := f.c.receive(wire.Frame{Type: wire.TypeOpen, Stream: id, Offset: openWindow, Payload: make([]byte, 4)}, f.now); err != nil {
+		f.t.Fatal(err)
+	}
+	return f.c.streams[id]
+}
+
+// pour uses the whole credit up and reads everything, n times, each within a round trip.
+func (f *faucet) pour(s *Stream, n int) {
+	for range n {
+		for left := s.recv.granted - s.recv.nxt; left > 0; {
+			k := min(left, wire.MaxPayload)
+			ev, err := f.c.receive(wire.Frame{Type: wire.TypeData, Stream: s.id, Offset: s.recv.nxt, Payload: f.buf[:k]}, f.now)
+			if err != nil {
+				f.t.Fatal(err)
+			}
+			f.c.consume(s, len(ev.data), f.now)
+			left -= k
+		}
+		f.now += time.Millisecond
+	}
+}
+
+// TestIdleWindows: credit cannot be taken back, so streams that were fast and fell idle keep their part of the memory for
+// windows. Whoever comes later still gets a window that is worth something.
+func TestIdleWindows(t *testing.T) {
+	f := newFaucet(t, NewBudget(0))
+	idle := 0
+	for _, tt := range []struct {
+		idle int
+		want uint64
+	}{{0, maxWindow}, {4, maxWindow / 2}, {16, 1 << 20}, {64, openWindow}, {256, openWindow}, {500, openWindow}} {
+		for ; idle < tt.idle; idle++ {
+			f.pour(f.open(), 14)
+		}
+		f.now += 2 * idleGap
+		late := f.open()
+		f.pour(late, 14)
+		got := late.recv.granted - late.recv.consumed
+		t.Logf("%3d idle streams hold %3d MiB, the next one gets a window of %4d KiB", idle, f.c.budget.Used()>>20, got>>10)
+		if got < tt.want {
+			t.Errorf("with %d idle streams the next one gets %d bytes, want %d or more", idle, got, tt.want)
+		}
+		if used := f.c.budget.Used(); used > f.c.budget.size {
+			t.Errorf("%d bytes are charged, there are %d", used, f.c.budget.size)
+		}
+		f.c.remove(late)
+	}
+}
+
+var outageStreams = flag.Int("sim.outage", 1000, "streams of TestMemoryOfAnOutage; the memory for windows goes with them")
+
+// TestMemoryOfAnOutage: some streams have grown and are idle, all users stop reading while the services send, and then the
+// link breaks and everybody goes on sending. What a process holds stays within the floors and the memory for windows.
+func TestMemoryOfAnOutage(t *testing.T) {
+	n := *outageStreams
+	size := int64(n) * defaultPool / 10_000
+	e := newEnds(t)
+	e.p.budget.size, e.b.budget.size = size, size
+	var users []*Stream
+	for range n {
+		users = append(users, e.p.open(wire.Open{}))
+	}
+	e.settle()
+	for range 12 { // within a round trip, so that windows grow
+		for _, s := range users[:n/100] {
+			peer := e.b.streams[s.id]
+			write(e.p, s, make([]byte, s.send.room(e.p.budget)))
+			write(e.b, peer, make([]byte, peer.send.room(e.b.budget)))
+		}
+		e.settleFast()
+	}
+	grown := e.p.budget.Used()
+	e.now += 2 * idleGap
+
+	lazy := map[*Stream]uint64{} // what the user has not read
+	for _, s := range users {
+		peer := e.b.streams[s.id]
+		fill(e.b, peer)
+		for b := e.b.fill(nil, 1<<30, e.now); len(b) > 0; {
+			f, k, err := wire.Parse(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ev, err := e.p.receive(f, e.now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ev.kind == evData {
+				lazy[ev.stream] += uint64(len(ev.data))
+			}
+			b = b[k:]
+		}
+	}
+	e.cut()
+	for _, s := range users {
+		fill(e.p, s)
+		fill(e.b, e.b.streams[s.id])
+	}
+	for _, c := range []*core{e.p, e.b} {
+		held, memory := int64(0), 0
+		for _, s := range c.streams {
+			for k := s.send.q.head; k != nil; k = k.next {
+				memory += int(unsafe.Sizeof(*k))
+			}
+			held += int64(s.send.q.end-s.send.q.base) + s.recv.held()
+		}
+		// A stream that finds memory left may take one read more.
+		most := 2*floorWindow*int64(n) + size + ChunkSize
+		t.Logf("proxy %v: %d streams hold %d KiB, %d KiB are possible; charged were %d KiB before, and are %d of %d KiB; chunks to send take %d KiB",
+			c.proxy, n, held>>10, most>>10, grown>>10, c.budget.Used()>>10, size>>10, memory>>10)
+		if held > most || c.budget.Used() > size+ChunkSize {
+			t.Errorf("%d bytes are held, %d are possible", held, most)
+		}
+		if c.proxy && held < most/2 {
+			t.Errorf("%d bytes are held: this was no outage worth its name", held)
+		}
+	}
+
+	e.mustResume()
+	e.settle()
+	for s, n := range lazy {
+		e.p.consume(s, int(n), e.now)
+	}
+	for _, s := range users {
+		e.p.end(s, wire.FIN, 0)
+		e.b.end(e.b.streams[s.id], wire.FIN, 0)
+	}
+	e.settle()
+	if p, b := e.p.budget.Used(), e.b.budget.Used(); p != 0 || b != 0 || len(e.p.streams)+len(e.b.streams) != 0 {
+		t.Errorf("left: %d and %d bytes, %d and %d streams", p, b, len(e.p.streams), len(e.b.streams))
+	}
+}
+
+// fill writes as long as there is room, a read of a socket at a time.
+func fill(c *core, s *Stream) {
+	for n := s.send.room(c.budget); n > 0; n = s.send.room(c.budget) {
+		write(c, s, make([]byte, min(n, ChunkSize)))
+	}
+}
