@@ -46,6 +46,7 @@ func (w *sim) dial() {
 	w.fenceOthers(atBridge, k)
 	w.conns = append(w.conns, k)
 	b.newest = k
+	w.leakAtOnce(atBridge)
 }
 
 // fenceOthers closes what the core does not take for current, as the shell does.
@@ -59,15 +60,19 @@ func (w *sim) fenceOthers(e int, keep *conn) {
 		if k.sid == p.sid && p.core.current(k.gen) {
 			continue
 		}
-		leak := slices.Concat(end.in, k.dir[e].buf)
+		w.keepLeak(k, e)
 		w.shut(k, e)
-		if w.leaky && end.attached && k.sid == p.sid {
-			end.leak = leak
-		}
 	}
 	w.conns = slices.DeleteFunc(w.conns, func(k *conn) bool {
 		return !k.ends[0].open && !k.ends[1].open && len(k.ends[0].leak)+len(k.ends[1].leak) == 0 && w.serial-k.id > 3
 	})
+}
+
+// keepLeak remembers what a leaky fence of the connection lets through.
+func (w *sim) keepLeak(k *conn, e int) {
+	if end := &k.ends[e]; w.leaky && end.attached && k.sid == w.procs[e].sid {
+		end.leak = slices.Concat(end.in, k.dir[e].buf)
+	}
 }
 
 func (w *sim) loseUnanswered() {
@@ -177,6 +182,7 @@ func (w *sim) giveUp() {
 	if e == atBridge && !w.procs[e].begun {
 		w.cutAt(k, 0, 0) // see dial
 	}
+	w.keepLeak(k, e)
 	w.lose(k, e, "a time-out")
 }
 
@@ -218,6 +224,9 @@ func (w *sim) replay() {
 }
 
 func (w *sim) deliver() {
+	if w.leaky && w.pick("leak first", 4) == 0 {
+		w.leak()
+	}
 	e := w.pick("direction", 2)
 	k := w.pickConn("connection", func(k *conn) bool {
 		f := &k.dir[e]
@@ -445,6 +454,7 @@ func (w *sim) attach(k *conn, gen uint64, a wire.Attach, table []wire.StreamStat
 		w.handle(p, ev)
 	}
 	w.checksAgreed(atProxy)
+	w.leakAtOnce(atProxy)
 }
 
 // lieFor says whether a lie about the stream must be noticed: nothing is checked of one that is over.
@@ -568,13 +578,31 @@ func (w *sim) flip(b []byte) {
 	}
 }
 
-// leak lets a frame through a fence.
+// leak lets a few frames through a fence.
 func (w *sim) leak() {
 	e := w.pick("end", 2)
 	k := w.pickConn("old connection", func(k *conn) bool { return len(k.ends[e].leak) > 0 })
 	if k == nil {
 		return
 	}
+	for n := 1 + w.pick("frames", 6); n > 0 && len(k.ends[e].leak) > 0 && w.err == nil; n-- {
+		w.leakFrame(k, e)
+	}
+}
+
+// leakAtOnce lets frames through behind the table that an end has just made: this is where they could do harm.
+func (w *sim) leakAtOnce(e int) {
+	if !w.leaky || w.pick("leak at once", 2) == 0 {
+		return
+	}
+	for _, k := range w.conns {
+		for len(k.ends[e].leak) > 0 && w.err == nil {
+			w.leakFrame(k, e)
+		}
+	}
+}
+
+func (w *sim) leakFrame(k *conn, e int) {
 	p, end := w.procs[e], &k.ends[e]
 	f, n, err := wire.Parse(end.leak)
 	if err != nil || p.core == nil || p.sid != k.sid {
