@@ -95,13 +95,11 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, raw [
 	})
 	msg = wire.AppendTable(msg, mine)
 	c := newCarrier(sl, conn.Conn)
-	c.gen = gen
+	c.gen, c.greeting = gen, msg // the answer goes out before any frame
 	sl.install(c)
 	for _, ev := range events {
 		sl.handle(ev)
 	}
-	// The answer goes out before any frame, by the connection's own writer.
-	c.greeting = msg
 	return c, nil
 }
 
