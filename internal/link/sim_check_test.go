@@ -8,7 +8,7 @@ import (
 	"reverser/internal/wire"
 )
 
-// check looks at what must hold after every step. The names are those of docs/ARCHITECTURE.md.
+// check looks at what must hold after every step. docs/ARCHITECTURE.md, "The proof of the core", explains the names.
 func (w *sim) check() {
 	for e, p := range w.procs {
 		if p.core == nil {
