@@ -5,7 +5,7 @@ import "sync/atomic"
 // Flow control figures in bytes (spec/PROTOCOL.md, section "Credit"). The floor is reserved for every stream; what a
 // stream may hold beyond it is charged to the pool of the process.
 const (
-	floorWindow   = ChunkSize // one chunk, not a byte more; also the credit before the first ACK: about TCP's initial window (RFC 6928)
+	floorWindow   = ChunkSize // not a byte more; also the credit before the first ACK: about TCP's initial window (RFC 6928)
 	openWindow    = 64 << 10  // credit for the answer that OPEN grants while the pool has room
 	maxWindow     = 8 << 20   // of one stream
 	defaultPool   = 128 << 20 // of one process

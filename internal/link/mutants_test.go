@@ -22,7 +22,8 @@ func TestMutants(t *testing.T) {
 	found := regexp.MustCompile(`seed (\d+): (.*)`)
 	for _, name := range ruleNames {
 		t.Run(name, func(t *testing.T) {
-			out, err := exec.Command(bin, "-test.run", "^TestSimulation$", "-test.timeout", "1m", "-sim.seeds", "1000", "-sim.broken", name).CombinedOutput()
+			run := exec.Command(bin, "-test.run", "^TestSimulation$", "-test.timeout", "1m", "-sim.seeds", "1000", "-sim.broken", name)
+			out, err := run.CombinedOutput()
 			what := found.FindSubmatch(out)
 			switch {
 			case name == ruleNames[none] && err != nil:

@@ -207,7 +207,8 @@ func (w *sim) atRest() {
 				w.fail("I11: %v has not ended", k)
 			}
 			y := k.peer()
-			if k.rst && !pr.died && y != nil && y.told != wire.RST && !y.rst && !y.closed && !(y.told == wire.FIN && y.fin) && !w.corrupt {
+			heard := y == nil || y.told == wire.RST || y.rst || y.closed || y.told == wire.FIN && y.fin
+			if k.rst && !heard && !pr.died && !w.corrupt {
 				w.fail("I6: %v was reset, and the other side was told nothing", k)
 			}
 		}

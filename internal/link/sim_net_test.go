@@ -190,7 +190,9 @@ func (w *sim) giveUp() {
 func (w *sim) lateEnd() {
 	e := w.pick("end", 2)
 	p := w.procs[e]
-	k := w.pickConn("old connection", func(k *conn) bool { return !k.ends[e].open && k.ends[e].attached && k.sid == p.sid && k != p.newest })
+	k := w.pickConn("old connection", func(k *conn) bool {
+		return !k.ends[e].open && k.ends[e].attached && k.sid == p.sid && k != p.newest
+	})
 	if k == nil || p.core == nil {
 		return
 	}
@@ -561,7 +563,8 @@ func (w *sim) traceFrames(k *conn, e int, b []byte) {
 			w.fail("the %s writes what nobody can read: %v", endNames[e], err)
 			return
 		}
-		w.trace("the %s writes %s of stream %d, offset %d, %d bytes, to connection %d", endNames[e], f.Type, f.Stream, f.Offset, len(f.Payload), k.id)
+		w.trace("the %s writes %s of stream %d, offset %d, %d bytes, to connection %d",
+			endNames[e], f.Type, f.Stream, f.Offset, len(f.Payload), k.id)
 		b = b[n:]
 	}
 }

@@ -48,7 +48,8 @@ var actions = []action{
 }
 
 func (w *sim) pass() {
-	w.now += []time.Duration{time.Millisecond, 5 * time.Millisecond, ackDelay, 300 * time.Millisecond, 1500 * time.Millisecond}[w.pick("how long", 5)]
+	steps := []time.Duration{time.Millisecond, 5 * time.Millisecond, ackDelay, 300 * time.Millisecond, 1500 * time.Millisecond}
+	w.now += steps[w.pick("how long", len(steps))]
 }
 
 // squeeze lets others take memory for windows, or give it back.

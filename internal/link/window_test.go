@@ -25,7 +25,8 @@ func newFaucet(t testing.TB, b *Budget) *faucet {
 func (f *faucet) open() *Stream {
 	id := f.next<<8 | 1
 	f.next++
-	if _, err := f.c.receive(wire.Frame{Type: wire.TypeOpen, Stream: id, Offset: openWindow, Payload: make([]byte, 4)}, f.now); err != nil {
+	o := wire.Frame{Type: wire.TypeOpen, Stream: id, Offset: openWindow, Payload: make([]byte, 4)}
+	if _, err := f.c.receive(o, f.now); err != nil {
 		f.t.Fatal(err)
 	}
 	return f.c.streams[id]
@@ -133,8 +134,9 @@ func TestMemoryOfAnOutage(t *testing.T) {
 		}
 		// A stream that finds memory left may take one read more.
 		most := 2*floorWindow*int64(n) + size + ChunkSize
-		t.Logf("proxy %v: %d streams hold %d KiB, %d KiB are possible; charged were %d KiB before, and are %d of %d KiB; chunks to send take %d KiB",
-			c.proxy, n, held>>10, most>>10, grown>>10, c.budget.Used()>>10, size>>10, memory>>10)
+		t.Logf("proxy %v: %d streams hold %d KiB, %d KiB are possible", c.proxy, n, held>>10, most>>10)
+		t.Logf("charged were %d KiB before, and are %d of %d KiB; chunks to send take %d KiB",
+			grown>>10, c.budget.Used()>>10, size>>10, memory>>10)
 		if held > most || c.budget.Used() > size+ChunkSize {
 			t.Errorf("%d bytes are held, %d are possible", held, most)
 		}

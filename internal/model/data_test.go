@@ -20,8 +20,10 @@ type dataState struct {
 	fault               uint8 // index of faults
 }
 
-var dataFaults = []string{"", "a unit is delivered twice", "a unit is skipped", "a unit that is needed again is gone", "an honest ACK is refused",
-	"the credit is exceeded", "acknowledged what is not there"}
+var dataFaults = []string{
+	"", "a unit is delivered twice", "a unit is skipped", "a unit that is needed again is gone", "an honest ACK is refused",
+	"the credit is exceeded", "acknowledged what is not there",
+}
 
 const (
 	doubled = 1 + iota
