@@ -38,6 +38,9 @@ func (b *Budget) take(n int64) bool {
 	return true
 }
 
+// roomy says that there is enough left to give idle streams more than the floor.
+func (b *Budget) roomy() bool { return b.used.Load() < b.size/2 }
+
 func (b *Budget) give(n int64) { b.used.Add(-n) }
 
 // Size returns the bytes that may be charged.

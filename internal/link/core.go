@@ -94,7 +94,7 @@ func (c *core) open(o wire.Open) *Stream {
 	c.nextID += 1 << 8
 	s.send.credit = c.peerWindow
 	s.recv.win = floorWindow
-	if c.budget.take(openWindow - floorWindow) {
+	if c.budget.roomy() && c.budget.take(openWindow-floorWindow) {
 		s.recv.win = openWindow
 		s.recv.charged = openWindow - floorWindow
 	}

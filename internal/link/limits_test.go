@@ -163,12 +163,12 @@ func TestIdleChargeCore(t *testing.T) {
 	c := newCore(true, 1, NewBudget(0))
 	c.rtt = 50 * time.Millisecond
 	now := time.Second
-	p := make([]byte, 16384)
+	p := make([]byte, ChunkSize)
 	for range 20 {
 		s := c.open(wire.Open{})
 		s.openSent = true
 		for s.recv.nxt < 64<<20 { // 640 MB/s, then idle
-			if s.recv.nxt+16384 > s.recv.granted {
+			if s.recv.nxt+ChunkSize > s.recv.granted {
 				t.Fatal("no credit")
 			}
 			ev, err := c.receive(wire.Frame{Type: wire.TypeData, Stream: s.id, Offset: s.recv.nxt, Payload: p}, now)
@@ -183,7 +183,7 @@ func TestIdleChargeCore(t *testing.T) {
 	t.Logf("idle for an hour: %d of %d MiB charged", c.budget.Used()>>20, c.budget.size>>20)
 	s := c.open(wire.Open{})
 	s.openSent = true
-	for s.recv.nxt < 64<<20 && s.recv.nxt+16384 <= s.recv.granted {
+	for s.recv.nxt < 64<<20 && s.recv.nxt+ChunkSize <= s.recv.granted {
 		ev, _ := c.receive(wire.Frame{Type: wire.TypeData, Stream: s.id, Offset: s.recv.nxt, Payload: p}, now)
 		c.consume(ev.stream, len(p), now)
 		now += 25 * time.Microsecond

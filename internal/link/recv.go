@@ -80,7 +80,11 @@ func (c *core) receiveData(s *Stream, f wire.Frame, now time.Duration) (event, e
 		data = data[r.nxt-f.Offset:]
 	}
 	if now-r.last > idleGap {
+		// The credit that is out stays; it is renewed at this size once it is used.
 		r.win = min(r.win, openWindow)
+		if !c.budget.roomy() {
+			r.win = floorWindow
+		}
 		r.epoch, r.mark = now, r.consumed
 	}
 	r.last = now

@@ -9,7 +9,7 @@ import (
 	"reverser/internal/wire"
 )
 
-// faucet is a bridge's core whose streams receive as fast as their windows allow, with a reader that takes everything.
+// faucet is a core, a bridge's unless said otherwise, whose streams receive as fast as their windows allow, with a reader that takes everything.
 type faucet struct {
 	t    testing.TB
 	c    *core
@@ -23,6 +23,11 @@ func newFaucet(t testing.TB, b *Budget) *faucet {
 }
 
 func (f *faucet) open() *Stream {
+	if f.c.proxy {
+		s := f.c.open(wire.Open{})
+		s.openSent = true
+		return s
+	}
 	id := f.next<<8 | 1
 	f.next++
 	o := wire.Frame{Type: wire.TypeOpen, Stream: id, Offset: openWindow, Payload: make([]byte, 4)}
@@ -37,15 +42,20 @@ func (f *faucet) pour(s *Stream, n int) {
 	for range n {
 		for left := s.recv.granted - s.recv.nxt; left > 0; {
 			k := min(left, wire.MaxPayload)
-			ev, err := f.c.receive(wire.Frame{Type: wire.TypeData, Stream: s.id, Offset: s.recv.nxt, Payload: f.buf[:k]}, f.now)
-			if err != nil {
-				f.t.Fatal(err)
-			}
-			f.c.consume(s, len(ev.data), f.now)
+			f.take(s, k)
 			left -= k
 		}
 		f.now += time.Millisecond
 	}
+}
+
+// take receives n bytes and reads them.
+func (f *faucet) take(s *Stream, n uint64) {
+	ev, err := f.c.receive(wire.Frame{Type: wire.TypeData, Stream: s.id, Offset: s.recv.nxt, Payload: f.buf[:n]}, f.now)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.c.consume(s, len(ev.data), f.now)
 }
 
 // TestIdleWindows: credit cannot be taken back, so streams that were fast and fell idle keep their part of the memory for
@@ -73,6 +83,43 @@ func TestIdleWindows(t *testing.T) {
 		}
 		f.c.remove(late)
 	}
+}
+
+// TestManyIdleStreams: connections that do nothing, or little at a time, leave room for one that is busy.
+func TestManyIdleStreams(t *testing.T) {
+	busy := func(t *testing.T, f *faucet) {
+		t.Helper()
+		s := f.open()
+		f.pour(s, 14)
+		if got := s.recv.granted - s.recv.consumed; got < 1<<20 {
+			t.Errorf("the only busy stream has a window of %d KiB; %d of %d MiB are charged", got>>10, f.c.budget.Used()>>20, f.c.budget.size>>20)
+		}
+	}
+	t.Run("that never said anything", func(t *testing.T) {
+		f := newFaucet(t, NewBudget(0))
+		f.c = newCore(true, 1, f.c.budget)
+		for range 10_000 {
+			f.open()
+		}
+		busy(t, f)
+	})
+	t.Run("that said much once and little now and then", func(t *testing.T) {
+		f := newFaucet(t, NewBudget(0))
+		var all []*Stream
+		for range 3000 {
+			all = append(all, f.open())
+		}
+		for _, s := range all {
+			f.pour(s, 4)
+		}
+		for range 10 {
+			f.now += 2 * idleGap
+			for _, s := range all {
+				f.take(s, 6<<10)
+			}
+		}
+		busy(t, f)
+	})
 }
 
 var outageStreams = flag.Int("sim.outage", 1000, "streams of TestMemoryOfAnOutage; the memory for windows goes with them")
