@@ -297,23 +297,28 @@ func (l *Link) Ping(d time.Duration) bool {
 
 // expire ends the session when a slot that was attached had no connection for limit. It returns when the session is over.
 func (l *Link) expire(limit time.Duration) {
-	tick := time.NewTicker(max(min(limit/10, time.Second), time.Millisecond))
-	defer tick.Stop()
+	next := time.NewTimer(limit)
+	defer next.Stop()
 	for {
 		select {
 		case <-l.ended:
 			return
-		case <-tick.C:
+		case <-next.C:
 		}
+		// A slot that loses its connection later is not due before the whole limit has passed again.
+		left := limit
 		for _, sl := range l.slots {
 			sl.mu.Lock()
-			late := sl.cur == nil && sl.attached && l.now()-sl.since > limit
-			sl.mu.Unlock()
-			if late {
-				l.Kill(fmt.Errorf("no connection came back within %s", limit))
-				return
+			if sl.cur == nil && sl.attached {
+				left = min(left, limit-(l.now()-sl.since))
 			}
+			sl.mu.Unlock()
 		}
+		if left <= 0 {
+			l.Kill(fmt.Errorf("no connection came back within %s", limit))
+			return
+		}
+		next.Reset(left)
 	}
 }
 
