@@ -1,6 +1,7 @@
 package memnet
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -150,10 +151,31 @@ func (n *Net) BlackHole(dir Dir) {
 func (n *Net) Heal() {
 	n.mu.Lock()
 	n.hole = 0
+	source := n.sourceLocked()
 	n.changedLocked()
 	n.mu.Unlock()
 	for _, c := range n.Conns() {
-		c.Heal()
+		if at := c.local.Addr(); at == source || at.IsLoopback() {
+			c.Heal()
+		}
+	}
+}
+
+// Move gives the host that dials another address. What was dialled from the old
+// one is in a black hole until the host moves back. Loopback stays.
+func (n *Net) Move(source netip.Addr) {
+	n.mu.Lock()
+	n.source = source
+	hole := n.hole
+	n.mu.Unlock()
+	for _, c := range n.Conns() {
+		switch {
+		case c.local.Addr().IsLoopback():
+		case c.local.Addr() != source:
+			c.BlackHole(Both)
+		case hole == 0:
+			c.Heal()
+		}
 	}
 }
 

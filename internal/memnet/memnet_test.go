@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -450,5 +451,41 @@ func TestFaultAtBirth(t *testing.T) {
 		a.Write([]byte("abcdef"))
 		wantRead(t, b, []byte("abc"))
 		wantReadError(t, b, syscall.ECONNRESET)
+	})
+}
+
+func TestMove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n Net
+		l, err := n.Listen("192.0.2.7:9000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := n.Dial(t.Context(), "192.0.2.7:9000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := accepted.(*Conn)
+		home := a.LocalAddr().(*net.TCPAddr).AddrPort().Addr()
+		away := netip.MustParseAddr("10.7.0.1")
+		n.Move(away)
+		a.Write([]byte("x"))
+		n.Heal()
+		b.SetReadDeadline(time.Now().Add(time.Hour))
+		wantReadError(t, b, os.ErrDeadlineExceeded)
+		b.SetReadDeadline(time.Time{})
+		c, err := n.Dial(t.Context(), a.RemoteAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.LocalAddr().(*net.TCPAddr).AddrPort().Addr(); got != away {
+			t.Errorf("dialled from %s; want %s", got, away)
+		}
+		n.Move(home)
+		wantRead(t, b, []byte("x"))
 	})
 }

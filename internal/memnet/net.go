@@ -57,6 +57,7 @@ type Net struct {
 	modes     map[string]DialMode
 	hole      Dir
 	latency   [2]time.Duration
+	source    netip.Addr // of the host that dials
 	onConn    func(*Conn)
 	changed   chan struct{} // closed and replaced when a waiting dial should look again
 }
@@ -133,7 +134,7 @@ func (n *Net) dial(ctx context.Context, addr string) (*Conn, netip.AddrPort, err
 }
 
 func (n *Net) connectLocked(l *listener, remote netip.AddrPort) *Conn {
-	source := netip.AddrFrom4([4]byte{10, 0, 0, 1})
+	source := n.sourceLocked()
 	if remote.Addr().IsLoopback() || remote.Addr().IsUnspecified() {
 		source = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
@@ -154,6 +155,13 @@ func (n *Net) connectLocked(l *listener, remote netip.AddrPort) *Conn {
 	l.queue = append(l.queue, accepted)
 	l.cond.Signal()
 	return dialled
+}
+
+func (n *Net) sourceLocked() netip.Addr {
+	if n.source.IsValid() {
+		return n.source
+	}
+	return netip.AddrFrom4([4]byte{10, 0, 0, 1})
 }
 
 // forget drops a connection that is over from the list.
