@@ -489,3 +489,18 @@ func TestMove(t *testing.T) {
 		wantRead(t, b, []byte("x"))
 	})
 }
+
+func TestResend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := Net{Resend: true}
+		if _, err := n.Listen("192.0.2.7:9000"); err != nil {
+			t.Fatal(err)
+		}
+		n.BlackHole(Both)
+		time.AfterFunc(4*time.Second, n.Heal)
+		begin := time.Now()
+		if _, err := n.Dial(t.Context(), "192.0.2.7:9000"); err != nil || time.Since(begin) != 7*time.Second {
+			t.Errorf("Dial = %v after %s; want success with the third repetition, after 7s", err, time.Since(begin))
+		}
+	})
+}

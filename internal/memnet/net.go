@@ -49,6 +49,11 @@ type Net struct {
 	// zero means DefaultBuffer. Set it before the first Dial.
 	Buffer int
 
+	// Resend makes a dial that hangs look again only after 1, 3, 7, 15, … seconds,
+	// as TCP repeats a SYN, and not as soon as the path is back. Set it before
+	// the first Dial.
+	Resend bool
+
 	mu        sync.Mutex // guards what follows; never held together with a conn's lock
 	listeners map[netip.AddrPort]*listener
 	names     map[string]netip.Addr
@@ -109,7 +114,7 @@ func (n *Net) dial(ctx context.Context, addr string) (*Conn, netip.AddrPort, err
 	if err := n.sleepLocked(ctx, n.latency[0]+n.latency[1]); err != nil {
 		return nil, ap, err
 	}
-	for {
+	for wait := time.Second; ; wait *= 2 {
 		if err := ctx.Err(); err != nil {
 			return nil, ap, dialError(err)
 		}
@@ -127,7 +132,12 @@ func (n *Net) dial(ctx context.Context, addr string) (*Conn, netip.AddrPort, err
 		case mode == DialConnect && len(l.queue) < backlog:
 			return n.connectLocked(l, ap), ap, nil
 		}
-		if err := n.waitLocked(ctx); err != nil {
+		if n.Resend {
+			err = n.sleepLocked(ctx, wait)
+		} else {
+			err = n.waitLocked(ctx)
+		}
+		if err != nil {
 			return nil, ap, err
 		}
 	}
