@@ -103,25 +103,16 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, raw [
 	return c, nil
 }
 
-// attach dials one connection and binds it to slot i at the bridge: fence, count, ask, rewind.
-func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid [16]byte, transfer uint16) (_ *carrier, at wire.Attached, err error) {
-	sock, err := d.cfg.Dial(ctx, i > 0, transfer)
-	if err != nil {
-		return nil, at, err
-	}
-	tune(sock)
-	conn, err := auth.Client(ctx, sock, d.cfg.Auth)
-	if err != nil {
-		return nil, at, err
-	}
-	stop := context.AfterFunc(ctx, func() { sock.Close() })
+// attach binds an authenticated connection to slot i at the bridge: fence, count, ask, rewind.
+func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid [16]byte, conn *auth.Conn) (_ *carrier, at wire.Attached, err error) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer func() {
 		stop()
 		if err != nil {
-			sock.Close()
+			conn.Close()
 		}
 	}()
-	sock.SetDeadline(time.Now().Add(attachTimeout))
+	conn.SetDeadline(time.Now().Add(attachTimeout))
 	sl := l.slots[i]
 	if mode == wire.ModeNew {
 		l.begin(conn, sid)
@@ -175,7 +166,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		}
 		return nil, at, err
 	}
-	sock.SetDeadline(time.Time{})
+	conn.SetDeadline(time.Time{})
 	return c, at, nil
 }
 

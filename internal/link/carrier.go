@@ -12,12 +12,6 @@ import (
 	"reverser/internal/wire"
 )
 
-// Timers of a connection of the link.
-const (
-	pingAfter = 5 * time.Second  // of silence
-	deadAfter = 15 * time.Second // of silence, or of a write that makes no progress
-)
-
 // batch is about how many bytes of frames are encrypted and written at once.
 const batch = record.Batch
 
@@ -32,6 +26,9 @@ type slot struct {
 	attached bool          // was ever attached
 	since    time.Duration // of the last change of cur
 	resumes  uint64
+
+	news  bell // what standing says may have changed
+	heard bell // a frame of the link itself came, or the connection is over
 }
 
 // wake lets the writer look for something to send. mu is held.
@@ -48,16 +45,19 @@ type carrier struct {
 	conn     *record.Conn
 	work     sync.Cond // on slot.mu
 	ackTimer *time.Timer
-	watch    *time.Timer  // guarded by slot.mu
-	ackArmed bool         // ackTimer runs; guarded by slot.mu
-	sending  bool         // somebody has a batch in hand; guarded by slot.mu, as left
-	left     bool         // the socket did not take a batch whole, and the writer has to wait for it
-	lastRead atomic.Int64 // time.Duration of the link's clock
-	writing  atomic.Int64 // when the writer began to wait for the socket; 0: it does not
-	pending  *Stream      // that parts belong to; only the reader uses both
-	parts    [][]byte     // of DATA frames in order
-	greeting []byte       // what the writer sends first
-	err      error        // why it ended; guarded by slot.mu
+	watch    *time.Timer   // calls look; guarded by slot.mu
+	asked    time.Duration // since when a sign of life is waited for; 0: not in doubt; guarded by slot.mu, as the next two
+	pinged   time.Duration // when the last PING was asked for
+	moved    bool          // the local address is gone
+	ackArmed bool          // ackTimer runs; guarded by slot.mu
+	sending  bool          // somebody has a batch in hand; guarded by slot.mu, as left
+	left     bool          // the socket did not take a batch whole, and the writer has to wait for it
+	lastRead atomic.Int64  // time.Duration of the link's clock
+	writing  atomic.Int64  // when the writer began to wait for the socket; 0: it does not
+	pending  *Stream       // that parts belong to; only the reader uses both
+	parts    [][]byte      // of DATA frames in order
+	greeting []byte        // what the writer sends first
+	err      error         // why it ended; guarded by slot.mu
 }
 
 // errFenced says that a newer connection took the slot.
@@ -115,33 +115,11 @@ func (c *carrier) run() error {
 		c.ackTimer.Stop()
 	}
 	sl.mu.Unlock()
+	sl.news.ring()
+	sl.heard.ring()
 	c.conn.Close()
 	wg.Wait()
 	return err
-}
-
-// look sends a PING when nothing was read for a while, and ends the connection when that goes on. Anything read counts as
-// life: a PONG behind bulk data may be late.
-func (c *carrier) look() {
-	sl := c.slot
-	now := sl.link.now()
-	silent := now - time.Duration(c.lastRead.Load())
-	w := c.writing.Load()
-	sl.mu.Lock()
-	defer sl.mu.Unlock()
-	switch {
-	case sl.cur != c:
-	case silent >= deadAfter:
-		sl.fence(fmt.Errorf("nothing was heard for %s", silent.Round(time.Second)))
-	case w != 0 && now-time.Duration(w) >= deadAfter && silent >= pingAfter:
-		sl.fence(fmt.Errorf("a write made no progress for %s", (now - time.Duration(w)).Round(time.Second)))
-	case silent >= pingAfter:
-		sl.core.ping = true
-		sl.wake()
-		c.watch.Reset(pingAfter / 2)
-	default:
-		c.watch.Reset(pingAfter - silent)
-	}
 }
 
 // writeLoop sends what the core has to send, and waits for the socket where others did not.
@@ -353,6 +331,7 @@ func (sl *slot) handle(ev event) {
 // applyLink applies a frame of the link itself. slot.mu is held.
 func (c *carrier) applyLink(f wire.Frame) error {
 	sl, l := c.slot, c.slot.link
+	sl.heard.ring()
 	switch f.Type {
 	case wire.TypePing:
 		sl.core.pong, sl.core.pongVal = true, f.Offset
@@ -362,6 +341,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		if rtt := l.now() - time.Duration(f.Offset); sl.core.pinged && rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
 			sl.core.pinged = false
 			sl.core.rtt = smooth(sl.core.rtt, rtt)
+			c.answered(time.Duration(f.Offset))
 			return nil
 		}
 		return sl.core.glitch()

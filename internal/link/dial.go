@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
@@ -26,15 +27,17 @@ type DialerConfig struct {
 	// Dial opens a socket to the proxy, for the control connection or, with the port that the proxy announced (0: none),
 	// for a carrier.
 	Dial func(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error)
-	// Failed is told of every attempt that failed and when the next one comes.
+	// Failed is told of every attempt that failed, while the slot has no connection, and when the next one comes.
 	Failed func(slot int, err error, next time.Duration)
-	// Backoff returns the pause before attempt n (1, 2, …) after err.
+	// Backoff returns the pause after n attempts in a row that failed (0: none did), the last one with err.
 	Backoff func(n int, err error, streams int) time.Duration
 }
 
 // Dialer is the bridge's end of one link.
 type Dialer struct {
-	cfg DialerConfig
+	cfg     DialerConfig
+	network bell // rung by Changed
+	present atomic.Pointer[Link]
 }
 
 // NewDialer returns a Dialer that has not dialled yet.
@@ -57,126 +60,223 @@ func NewDialer(cfg DialerConfig) *Dialer {
 // Run keeps a session with the proxy until ctx ends: it dials, dials again what breaks, and begins a new session when the
 // old one is over.
 func (d *Dialer) Run(ctx context.Context) error {
-	for n := 1; ; n++ {
-		begin := time.Now()
-		err := d.session(ctx)
-		if time.Since(begin) > shortLived {
-			n = 1
-		}
+	for n := 0; ; {
+		lived, err := d.session(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
+		if n++; lived > shortLived {
+			n = 0
+		}
 		pause := d.cfg.Backoff(n, err, 0)
 		d.cfg.Failed(0, err, pause)
-		if !sleep(ctx, pause) {
+		select {
+		case <-ctx.Done():
 			return nil
+		case <-d.network.wait():
+		case <-time.After(pause):
 		}
 	}
+}
+
+// Changed says that the network of this machine may have changed: every connection is asked for a sign of life at once, those
+// whose local address is gone are replaced, and nobody waits any longer for the next attempt.
+func (d *Dialer) Changed(gone func(net.Addr) bool) {
+	if l := d.present.Load(); l != nil {
+		for _, sl := range l.slots {
+			sl.probe(gone)
+		}
+	}
+	d.network.ring()
 }
 
 // shortLived is how long a connection or session must have lived for the next dial to come at once again.
 const shortLived = time.Second
 
-// session serves one session from its first connection to its end.
-func (d *Dialer) session(ctx context.Context) error {
-	var sid [16]byte
-	rand.Read(sid[:])
-	l := newLink(false, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
-	c, at, err := d.attach(ctx, l, 0, wire.ModeNew, sid, 0)
-	if err != nil {
-		return err
-	}
+// session serves one session from its first connection to its end. lived is how long it did.
+func (d *Dialer) session(ctx context.Context) (lived time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	l := newLink(false, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
+	k := &keeper{d: d, sl: l.slots[0]}
+	conn, err := k.next(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var sid [16]byte
+	rand.Read(sid[:])
+	c, at, err := k.attach(ctx, wire.ModeNew, sid, conn)
+	if err != nil {
+		return 0, err
+	}
+	begin := time.Now()
+	d.present.Store(l)
+	defer d.present.Store(nil)
 	stop := context.AfterFunc(ctx, func() { l.Kill(errStopped) })
 	defer stop()
 	var wg sync.WaitGroup
 	wg.Go(func() { l.expire(d.cfg.Detach) })
-	wg.Go(func() { d.keep(ctx, l, 0, at.Transfer, c) })
-	for i := 1; i <= min(d.cfg.Carriers, int(at.Carriers)); i++ {
-		wg.Go(func() { d.keep(ctx, l, i, at.Transfer, nil) })
+	wg.Go(func() { k.keep(ctx, c) })
+	for _, sl := range l.slots[1 : 1+min(d.cfg.Carriers, int(at.Carriers))] {
+		k := &keeper{d: d, sl: sl, transfer: at.Transfer}
+		wg.Go(func() { k.keep(ctx, nil) })
 	}
 	<-l.Done()
 	cancel()
 	wg.Wait()
-	return l.Err()
+	return time.Since(begin), l.Err()
 }
 
 var errStopped = errors.New("stopped")
 
-// keep serves slot i, dialling again whenever its connection breaks, until the session is over.
-func (d *Dialer) keep(ctx context.Context, l *Link, i int, transfer uint16, c *carrier) {
+// keeper keeps one slot connected.
+type keeper struct {
+	d        *Dialer
+	sl       *slot
+	transfer uint16
+	last     *carrier  // that served the slot; nil after its end was seen
+	since    time.Time // when it was attached
+	vain     int       // attempts in a row that led to no connection that lived
+	pause    time.Duration
+	flaps    bool // the pause is for a connection that was made and broke at once: the success of others is no news
+}
+
+// keep serves the slot until the session is over. c is its first connection, if there is one already; when it breaks or
+// stays silent, another one takes its place.
+func (k *keeper) keep(ctx context.Context, c *carrier) {
+	l, i := k.sl.link, int(k.sl.index)
 	mode := wire.ModeJoin
-	if c != nil {
-		mode = wire.ModeResume
-	}
-	for n := 1; l.Err() == nil; n++ {
-		var err error
-		if c == nil {
-			c, _, err = d.attach(ctx, l, i, mode, l.sid, transfer)
-		}
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	for {
 		if c != nil {
 			mode = wire.ModeResume
-			begin := time.Now()
-			d.cfg.Owner.Attached(l, i)
-			err = c.run()
-			d.cfg.Owner.Detached(l, i, err)
-			c = nil
-			if time.Since(begin) > shortLived {
-				n = 1
-			}
+			served := c
+			k.last, k.since, c = served, time.Now(), nil
+			l.back.ring()
+			k.d.cfg.Owner.Attached(l, i)
+			serving.Go(func() { k.d.cfg.Owner.Detached(l, i, served.run()) })
 		}
-		var r *refusal
-		if errors.As(err, &r) && r.status != wire.StatusStale && r.status != wire.StatusDraining {
+		conn, err := k.next(ctx)
+		if err == nil {
+			c, _, err = k.attach(ctx, mode, l.sid, conn)
+			serving.Wait() // the old one's end is told before the new one's beginning
+			mode, k.last = wire.ModeResume, nil
+		}
+		r, refused := errors.AsType[*refusal](err)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil || l.Err() != nil:
+			return
+		case refused && r.status != wire.StatusStale && r.status != wire.StatusDraining:
 			l.Kill(fmt.Errorf("the proxy ended the session: %w", err))
 			return
-		}
-		if errors.Is(err, auth.ErrRefused) { // the pin was right: it is the proxy that says so
+		case errors.Is(err, auth.ErrRefused): // the pin was right: it is the proxy that says so
 			l.Kill(err)
 			return
+		case !errors.Is(err, errHurried):
+			k.failed(err, true)
 		}
-		if ctx.Err() != nil || l.Err() != nil {
-			return
-		}
-		sl := l.slots[i]
-		sl.mu.Lock()
-		streams := len(sl.core.streams)
-		sl.mu.Unlock()
-		pause := d.cfg.Backoff(n, err, streams)
-		d.cfg.Failed(i, err, pause)
-		if !sleep(ctx, pause) {
-			return
-		}
-		mode = wire.ModeResume
 	}
 }
 
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
+// next waits until the slot needs a connection and returns one that is authenticated. While the present connection is only
+// in doubt it has until then to speak.
+func (k *keeper) next(ctx context.Context) (*auth.Conn, error) {
+	for {
+		st, changed := k.sl.standing()
+		if st == good {
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		if err := k.sl.link.Err(); err != nil {
+			return nil, err
+		}
+		if broken, err := k.sl.broken(k.last); broken {
+			flaps := time.Since(k.since) <= shortLived
+			if !flaps {
+				k.vain = -1
+			}
+			k.last = nil
+			k.failed(err, flaps)
+		}
+		if conn, err := k.call(ctx); conn != nil || err != nil {
+			return conn, err
+		}
 	}
 }
 
-// Backoff is the default pause before attempt n. Streams that wait make it short; a refusal, which time alone seldom
-// mends, long. Half of it is random, so that bridges that lost the same proxy do not come back in step.
+// broken says whether c was the slot's connection and is no more, and why.
+func (sl *slot) broken(c *carrier) (bool, error) {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if c == nil || sl.cur == c {
+		return false, nil
+	}
+	return true, c.err
+}
+
+// attach binds conn to the slot, in place of a connection that stayed silent.
+func (k *keeper) attach(ctx context.Context, mode wire.Mode, sid [16]byte, conn *auth.Conn) (*carrier, wire.Attached, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	changed := k.d.network.wait()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	wg.Go(func() { // the answer may never come
+		select {
+		case <-changed:
+			cancel(errHurried)
+		case <-ctx.Done():
+		}
+	})
+	k.sl.mu.Lock()
+	if c := k.sl.cur; c != nil {
+		k.sl.fence(c.silence())
+	}
+	k.sl.mu.Unlock()
+	c, at, err := k.d.attach(ctx, k.sl.link, int(k.sl.index), mode, sid, conn)
+	if err != nil && context.Cause(ctx) == errHurried {
+		err = errHurried
+	}
+	return c, at, err
+}
+
+// errHurried says that an attempt was given up because the network changed.
+var errHurried = errors.New("the network changed")
+
+// failed plans the next attempt after one that failed, or after a connection that broke.
+func (k *keeper) failed(err error, flaps bool) {
+	k.vain++
+	k.flaps = flaps
+	k.sl.mu.Lock()
+	streams, up := len(k.sl.core.streams), k.sl.cur != nil
+	k.sl.mu.Unlock()
+	k.pause = k.d.cfg.Backoff(k.vain, err, streams)
+	if !up { // a spare is nobody's business before the connection is lost
+		k.d.cfg.Failed(int(k.sl.index), err, k.pause)
+	}
+}
+
+// Backoff is the default pause after n attempts in a row that failed. It is short for about a minute, and for as long as
+// streams wait: who mends the path does not wait for the bridge then. A refusal, which time alone seldom mends, makes it long.
+// Half of it is random, so that bridges that lost the same proxy do not come back in step.
 func Backoff(n int, err error, streams int) time.Duration {
-	var r *refusal
+	r, _ := errors.AsType[*refusal](err)
 	refused := errors.Is(err, auth.ErrRefused) || errors.Is(err, auth.ErrFake) || errors.Is(err, auth.ErrPin) ||
-		errors.As(err, &r) && (r.status == wire.StatusDenied || r.status == wire.StatusDuplicate)
-	first, most := 250*time.Millisecond, 10*time.Second
+		r != nil && (r.status == wire.StatusDenied || r.status == wire.StatusDuplicate)
+	first, most := 250*time.Millisecond, time.Second
 	switch {
 	case refused:
 		first, most = 2*time.Second, time.Minute
-	case streams > 0:
-		most = 2 * time.Second
-	}
-	if n <= 1 && !refused {
-		return jitter(50 * time.Millisecond)
+	case n < 1:
+		first = 50 * time.Millisecond
+	case n > 60 && streams == 0:
+		most = 10 * time.Second
 	}
 	return jitter(min(first<<min(max(n, 1)-1, 16), most))
 }

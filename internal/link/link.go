@@ -54,6 +54,7 @@ type Link struct {
 	peerName string
 	slots    []*slot
 	ended    chan struct{}
+	back     bell // bridge: a connection was attached
 
 	peerLeaves atomic.Bool // the peer said that it is stopping
 
@@ -278,21 +279,30 @@ func (l *Link) Ping(d time.Duration) bool {
 		return false
 	}
 	before := c.lastRead.Load()
-	sl.core.ping = true
-	sl.wake()
-	sl.mu.Unlock()
-	const step = 20 * time.Millisecond
-	for waited := time.Duration(0); waited < d; waited += step {
+	c.ping(l.now())
+	late := time.NewTimer(d)
+	defer late.Stop()
+	for timeout := false; !timeout; {
+		answer := sl.heard.wait()
+		sl.mu.Unlock()
 		select {
 		case <-l.ended:
 			return false
-		case <-time.After(step):
+		case <-answer:
+		case <-late.C:
+			timeout = true
+		}
+		sl.mu.Lock()
+		if sl.cur != c {
+			break
 		}
 		if c.lastRead.Load() != before {
+			sl.mu.Unlock()
 			return true
 		}
 	}
-	return false
+	defer sl.mu.Unlock()
+	return sl.cur != nil && sl.cur != c // one that came in its place is a sign of life too
 }
 
 // expire ends the session when a slot that was attached had no connection for limit. It returns when the session is over.

@@ -90,8 +90,18 @@ func TestBackoff(t *testing.T) {
 	for _, err := range []error{nil, errors.New("x"), auth.ErrRefused, &refusal{status: 5}} {
 		for n := range 200 {
 			for _, streams := range []int{0, 1} {
-				if d := Backoff(n, err, streams); d <= 0 || d > 90*time.Second {
-					t.Fatalf("Backoff(%d, %v, %d) = %s", n, err, streams, d)
+				d, most := Backoff(n, err, streams), 90*time.Second
+				switch {
+				case errors.Is(err, auth.ErrRefused):
+				case n == 0:
+					most = 75 * time.Millisecond
+				case n <= 60 || streams > 0:
+					most = 1500 * time.Millisecond
+				default:
+					most = 15 * time.Second
+				}
+				if d <= 0 || d > most {
+					t.Fatalf("Backoff(%d, %v, %d) = %s, want at most %s", n, err, streams, d, most)
 				}
 			}
 		}

@@ -1,0 +1,170 @@
+package link
+
+import (
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// Is a connection alive? Anything read counts as life: a PONG behind bulk data may be late. An end that hears nothing asks,
+// and gives the connection up when that goes on. The bridge, which can, does not wait for that: when its question stays
+// unanswered it dials another connection, and the present one has until then to speak.
+const (
+	pingAfter  = 5 * time.Second  // of silence
+	spareAfter = 6 * time.Second  // of silence the bridge dials another connection, or 4 round trips after the PING
+	deadAfter  = 15 * time.Second // of silence, or of a write that makes no progress, or 8 round trips
+
+	// After a change of the network the question is asked at once.
+	patience = 250 * time.Millisecond // until the bridge dials another connection, or 2 round trips
+	grace    = time.Second            // until that may take the slot, or 8 round trips
+
+	graceMost = 5 * time.Second        // however long the round trips seem: they are measured under load too
+	glance    = 100 * time.Millisecond // how often a connection in doubt is looked at
+)
+
+// standing is what a slot's connection is worth.
+type standing int
+
+const (
+	good     standing = iota
+	doubtful          // it was asked for a sign of life: have another one ready
+	over              // none, or one that stayed silent: attach another one
+)
+
+// standing says what the slot's connection is worth now, and returns a channel that is closed when that may have changed.
+func (sl *slot) standing() (standing, <-chan struct{}) {
+	changed := sl.news.wait()
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	c := sl.cur
+	if c == nil || c.moved {
+		return over, changed
+	}
+	waited, rtt := sl.link.now()-c.asked, sl.core.rtt
+	switch {
+	case c.asked == 0 || waited < min(max(patience, 2*rtt), graceMost):
+		return good, changed
+	case waited < min(max(grace, 8*rtt), graceMost):
+		return doubtful, changed
+	}
+	return over, changed
+}
+
+// probe asks the slot's connection for a sign of life, because the network changed. gone says whether a local address
+// exists no more; nothing can arrive there.
+func (sl *slot) probe(gone func(net.Addr) bool) {
+	sl.mu.Lock()
+	c := sl.cur
+	sl.mu.Unlock()
+	if c == nil {
+		return
+	}
+	moved := gone != nil && gone(c.conn.LocalAddr())
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if sl.cur != c {
+		return
+	}
+	now := sl.link.now()
+	c.moved = c.moved || moved
+	if c.asked == 0 {
+		c.asked = now
+	}
+	c.ping(now)
+	sl.news.ring()
+	if c.watch != nil {
+		c.watch.Reset(glance)
+	}
+}
+
+// ping has the writer send a PING. slot.mu is held.
+func (c *carrier) ping(now time.Duration) {
+	c.pinged = now
+	c.slot.core.ping = true
+	c.slot.wake()
+}
+
+// answered ends the doubt about a connection whose peer answered a PING of that time: one from before the question may have
+// been on its way when the network changed. slot.mu is held.
+func (c *carrier) answered(sent time.Duration) {
+	if c.asked != 0 && sent >= c.asked {
+		c.asked = 0
+		c.slot.news.ring()
+	}
+}
+
+// look is called by a timer: it asks for a sign of life, raises doubt, and ends the connection when it stayed silent.
+func (c *carrier) look() {
+	sl := c.slot
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if sl.cur != c {
+		return
+	}
+	now, heard, write := sl.link.now(), time.Duration(c.lastRead.Load()), time.Duration(c.writing.Load())
+	silent, limit := now-heard, max(deadAfter, 8*sl.core.rtt)
+	spare := pingAfter + min(max(spareAfter-pingAfter, 4*sl.core.rtt), graceMost)
+	switch {
+	case silent >= limit:
+		sl.fence(fmt.Errorf("nothing was heard for %s", silent.Round(time.Second)))
+		return
+	case write != 0 && now-write >= limit && silent >= pingAfter:
+		sl.fence(fmt.Errorf("a write made no progress for %s", (now - write).Round(time.Second)))
+		return
+	}
+	if c.asked != 0 && heard > c.asked+patience { // not what had arrived before the network changed
+		c.answered(c.asked)
+	}
+	if silent >= pingAfter && now-c.pinged >= pingAfter/2 {
+		c.ping(now)
+	}
+	if silent >= spare && c.asked == 0 && !sl.link.proxy {
+		c.asked = heard + pingAfter // when the first PING of this silence went out
+	}
+	switch {
+	case c.asked != 0:
+		sl.news.ring() // time passes
+		c.watch.Reset(glance)
+	case silent < pingAfter:
+		c.watch.Reset(pingAfter - silent)
+	case silent < spare && !sl.link.proxy:
+		c.watch.Reset(spare - silent)
+	default:
+		c.watch.Reset(min(pingAfter/2, limit-silent))
+	}
+}
+
+// silence is why a connection that is over in the sense of standing is given up.
+func (c *carrier) silence() error {
+	if c.moved {
+		return fmt.Errorf("the local address %s is gone", c.conn.LocalAddr())
+	}
+	heard := time.Duration(c.lastRead.Load())
+	return fmt.Errorf("nothing was heard for %s", (c.slot.link.now() - heard).Round(100*time.Millisecond))
+}
+
+// bell wakes everybody who waits for it.
+type bell struct {
+	mu sync.Mutex
+	ch chan struct{} // guarded by mu; nil while nobody waits
+}
+
+// wait returns a channel that the next ring closes.
+func (b *bell) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
+	}
+	return b.ch
+}
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch != nil {
+		close(b.ch)
+		b.ch = nil
+	}
+}

@@ -1,0 +1,374 @@
+package link
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/memnet"
+)
+
+// echo sends a byte through the stream and returns how long it took to arrive.
+func echo(t *testing.T, from, to *Stream) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	if _, err := from.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(to, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	return time.Since(begin)
+}
+
+// session is the present one.
+func (r *recorder) session() *Link {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.link
+}
+
+// resumes counts the slots that were attached again, as the bridge sees it.
+func (w *world) resumes() (n uint64) {
+	for _, st := range w.br.session().Status() {
+		n += st.Resumes
+	}
+	return n
+}
+
+// hole makes a black hole of every connection that exists now; new ones work.
+func (w *world) hole(dir memnet.Dir) {
+	for _, c := range w.net.Conns() {
+		c.BlackHole(dir)
+	}
+}
+
+// dials counts the connections that are dialled from now on.
+func (w *world) dials() *int {
+	n := new(int)
+	w.net.OnConn(func(*memnet.Conn) { *n++ })
+	return n
+}
+
+func TestASpareReplacesASilentConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, dir := range []memnet.Dir{memnet.Both, memnet.ToDialer} {
+			w := newWorld(t, 0)
+			a, b := w.open()
+			echo(t, a, b)
+			w.hole(dir)
+			if took := echo(t, a, b); took > spareAfter+grace {
+				t.Errorf("direction %d: silence was mended after %s, want at most %s", dir, took, spareAfter+grace)
+			}
+			time.Sleep(time.Second)
+			if got := w.resumes(); got != testCarriers+1 {
+				t.Errorf("direction %d: %d slots resumed, want each once", dir, got)
+			}
+			w.close()
+		}
+	})
+}
+
+func TestASilentBridgeIsDeadForTheProxy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		a, b := w.open()
+		w.net.BlackHole(memnet.ToListener)
+		begin := time.Now()
+		w.px.wait(func() bool { return !w.px.up[0] && !w.px.up[1] && !w.px.up[2] })
+		if took := time.Since(begin); took > deadAfter+time.Second {
+			t.Errorf("noticed after %s, want %s", took, deadAfter)
+		}
+		w.net.Heal()
+		echo(t, b, a)
+	})
+}
+
+func TestTheSpareGoesWhenTheOldOneSpeaks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		a, b := w.open()
+		n := w.dials()
+		w.hole(memnet.ToDialer)
+		w.net.SetLatency(memnet.ToListener, 200*time.Millisecond) // keeps the spares in their handshakes
+		time.Sleep(spareAfter + 300*time.Millisecond)
+		w.net.Heal()
+		time.Sleep(time.Minute)
+		if got := w.resumes(); got != 0 {
+			t.Errorf("%d slots were attached again, want none", got)
+		}
+		if *n == 0 {
+			t.Error("no spare was ever dialled")
+		}
+		if got := len(w.net.Conns()); got != testCarriers+1 {
+			t.Errorf("%d connections, want the first %d alone", got, testCarriers+1)
+		}
+		echo(t, a, b)
+	})
+}
+
+func TestAMovedHostIsBackAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		w.net.SetLatency(memnet.Both, 10*time.Millisecond)
+		a, b := w.open()
+		echo(t, a, b)
+		away := netip.MustParseAddr("10.7.0.1")
+		w.net.Move(away)
+		w.dialer.Changed(func(at net.Addr) bool { return at.(*net.TCPAddr).AddrPort().Addr() != away })
+		if took := echo(t, a, b); took > 250*time.Millisecond {
+			t.Errorf("back after %s, want a few round trips of 20ms", took)
+		}
+		time.Sleep(time.Second)
+		if got := w.resumes(); got != testCarriers+1 {
+			t.Errorf("%d slots resumed, want each once", got)
+		}
+	})
+}
+
+// A path of a second there and back is slow and not silent.
+func TestSpareOfASlowPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		w.net.SetLatency(memnet.Both, 500*time.Millisecond)
+		time.Sleep(time.Minute) // measures the round trip
+		n := w.dials()
+		for range 10 {
+			time.Sleep(time.Minute)
+			w.dialer.Changed(nil)
+		}
+		if *n != 0 || w.resumes() != 0 {
+			t.Errorf("%d dialled, %d slots attached again; want none", *n, w.resumes())
+		}
+	})
+}
+
+// After a change of the network that spares the local address the connections are asked.
+func TestChangeOfTheNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		w.net.SetLatency(memnet.Both, 10*time.Millisecond)
+		a, b := w.open()
+		echo(t, a, b)
+		n := w.dials()
+		for range 3 {
+			w.dialer.Changed(nil)
+			time.Sleep(10 * time.Second)
+		}
+		if got := w.resumes(); got != 0 || *n != 0 {
+			t.Errorf("%d slots were attached again, %d dialled: connections that answer stay", got, *n)
+		}
+		w.hole(memnet.Both)
+		w.dialer.Changed(nil)
+		if took := echo(t, a, b); took > grace+250*time.Millisecond {
+			t.Errorf("back after %s, want %s", took, grace)
+		}
+	})
+}
+
+// Bulk data that had arrived when the network changed is read behind the change, and says nothing about the path.
+func TestOldBytesAreNoLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		w.net.SetLatency(memnet.Both, 50*time.Millisecond)
+		a, b := w.open()
+		want := noise(1, 1<<20+100<<10)
+		go func() { a.Write(want); a.CloseWrite() }()
+		io.ReadFull(b, make([]byte, 1<<20))
+		w.hole(memnet.Both)
+		w.dialer.Changed(nil)
+		begin := time.Now()
+		got, err := io.ReadAll(b)
+		if err != nil || !bytes.Equal(got, want[1<<20:]) {
+			t.Fatalf("read %d bytes, %v", len(got), err)
+		}
+		if took := time.Since(begin); took > 2*time.Second {
+			t.Errorf("it took %s: the connection was not replaced", took)
+		}
+	})
+}
+
+// back is what the return from outages of many lengths took, sorted.
+func back(t *testing.T, w *world, lengths []time.Duration, begin, end func(), returned func()) []time.Duration {
+	var took []time.Duration
+	for _, d := range lengths {
+		begin()
+		time.Sleep(d)
+		end()
+		healed := time.Now()
+		returned()
+		took = append(took, time.Since(healed))
+		time.Sleep(5 * time.Second)
+	}
+	slices.Sort(took)
+	t.Logf("back after %s (median), %s (95 of 100), %s (longest)", took[len(took)/2], took[len(took)*95/100], took[len(took)-1])
+	return took
+}
+
+func outages(n int, from, to time.Duration) (ds []time.Duration) {
+	for i := range n {
+		ds = append(ds, from+(to-from)*time.Duration(i)/time.Duration(n))
+	}
+	return ds
+}
+
+func TestBackWithinTwoSeconds(t *testing.T) {
+	const limit = 2 * time.Second
+	for _, c := range []struct {
+		name    string
+		mode    memnet.DialMode
+		lengths []time.Duration
+	}{
+		{"dials hang", memnet.DialHang, outages(100, 16*time.Second, 100*time.Second)},
+		{"dials hang for long", memnet.DialHang, outages(20, 200*time.Second, 280*time.Second)},
+		{"dials are refused", memnet.DialRefuse, outages(100, time.Second, 59*time.Second)},
+		{"dials are refused for long", memnet.DialRefuse, outages(20, 200*time.Second, 280*time.Second)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 0)
+				defer w.close()
+				w.net.Resend = true
+				w.net.SetLatency(memnet.Both, 10*time.Millisecond)
+				a, b := w.open()
+				took := back(t, w, c.lengths, func() {
+					w.net.SetDials("", c.mode)
+					if c.mode == memnet.DialHang {
+						w.hole(memnet.Both)
+					} else {
+						w.net.Reset()
+					}
+				}, func() {
+					w.net.SetDials("", memnet.DialConnect)
+				}, func() {
+					echo(t, a, b)
+					w.br.wait(w.br.allUp(testCarriers))
+				})
+				if p95 := took[len(took)*95/100]; p95 > limit {
+					t.Errorf("95 of 100 were back within %s, want %s", p95, limit)
+				}
+				if len(w.br.ended) != 0 {
+					t.Errorf("the session ended: %v", w.br.ended)
+				}
+			})
+		})
+	}
+}
+
+// Without a session the bridge asks again every second for the first minute.
+func TestANewSessionWithinThreeSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		took := back(t, w, outages(50, time.Second, 45*time.Second), func() {
+			w.net.SetDials("", memnet.DialRefuse)
+			w.px.session().Kill(errStopped) // as if the proxy had died
+			w.br.wait(func() bool { return !w.br.up[0] })
+		}, func() {
+			w.net.SetDials("", memnet.DialConnect)
+		}, func() {
+			w.br.wait(w.br.allUp(testCarriers))
+		})
+		if last := took[len(took)-1]; last > 3*time.Second {
+			t.Errorf("the longest way back took %s, want 3s", last)
+		}
+	})
+}
+
+// live counts the connections that were not closed.
+type live struct {
+	net.Conn
+	once sync.Once
+	n    *atomic.Int32
+}
+
+func (l *live) Close() error {
+	l.once.Do(func() { l.n.Add(-1) })
+	return l.Conn.Close()
+}
+
+// What answers takes connections and is silent: attempts stay few, and end.
+func TestAttemptsAreFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		ln, err := n.Listen("proxy:3010")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		var open, failed atomic.Int32
+		d := NewDialer(DialerConfig{
+			Owner: newRecorder(), Carriers: testCarriers,
+			Dial: func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) {
+				c, err := n.Dial(ctx, "proxy:3010")
+				if err != nil {
+					return nil, err
+				}
+				open.Add(1)
+				return &live{Conn: c, n: &open}, nil
+			},
+			Failed: func(int, error, time.Duration) { failed.Add(1) },
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { d.Run(ctx); close(done) }()
+		for i := range 100 {
+			time.Sleep(time.Second)
+			if i%7 == 0 {
+				d.Changed(nil)
+			}
+			if got := open.Load(); got < 1 || got > abreast {
+				t.Errorf("%d attempts at once, want 1 to %d", got, abreast)
+			}
+		}
+		if failed.Load() == 0 {
+			t.Error("no attempt was ever given up")
+		}
+		cancel()
+		<-done
+		if got := open.Load(); got != 0 {
+			t.Errorf("%d connections were left open", got)
+		}
+	})
+}
+
+func TestPing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		w.net.SetLatency(memnet.Both, 10*time.Millisecond)
+		ping := func() (bool, time.Duration) {
+			begin := time.Now()
+			alive := w.px.session().Ping(3 * time.Second)
+			return alive, time.Since(begin)
+		}
+		if alive, took := ping(); !alive || took != 20*time.Millisecond {
+			t.Errorf("Ping = %t after %s; want true after one round trip of 20ms", alive, took)
+		}
+		w.net.BlackHole(memnet.ToListener)
+		if alive, took := ping(); alive || took != 3*time.Second {
+			t.Errorf("Ping of a silent bridge = %t after %s; want false after 3s", alive, took)
+		}
+		w.net.Heal()
+		time.Sleep(10 * time.Second)
+		w.net.SetDials("", memnet.DialHang)
+		time.AfterFunc(time.Millisecond, w.net.Reset)
+		if alive, took := ping(); alive || took > 10*time.Millisecond {
+			t.Errorf("Ping of a connection that breaks = %t after %s; want false at once", alive, took)
+		}
+	})
+}
