@@ -44,6 +44,7 @@ var rules = []rule{
 	{pkg: "internal/memlimit", why: "what this system lets a process use: files and system calls, read once by the program, so that no role asks for it"},
 	{pkg: "internal/config", own: "service state token", third: "github.com/pelletier/go-toml/v2",
 		why: "the one place that knows TOML and XML, so that nothing on the path of a byte does"},
+	{pkg: "internal/netwatch", why: "asks the operating system what changed; what that means for a connection is not its to know"},
 
 	// The path of a byte.
 	{pkg: "internal/rawio", why: "system calls on sockets that do not block; it knows nothing of what they carry"},
@@ -54,7 +55,7 @@ var rules = []rule{
 	{pkg: "internal/route", own: "link service", why: "says where a connection goes and moves no bytes: it sees links, never pairs"},
 	{pkg: "internal/proxy", own: "auth link relay route service status wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
-	{pkg: "internal/bridge", own: "auth link relay service status token wire",
+	{pkg: "internal/bridge", own: "auth link netwatch relay service status token wire",
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
