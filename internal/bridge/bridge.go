@@ -16,13 +16,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
 	"reverser/internal/link"
+	"reverser/internal/netwatch"
 	"reverser/internal/relay"
 	"reverser/internal/service"
 	"reverser/internal/status"
@@ -81,6 +81,9 @@ type Bridge struct {
 	drain     chan struct{} // closed by Drain
 	drainOnce sync.Once
 	pairSeq   atomic.Uint64
+	names     *names
+	socket    func(ctx context.Context, network, addr string) (net.Conn, error)
+	watch     func(ctx context.Context, changed func(netwatch.Event))
 
 	mu       sync.Mutex
 	link     *link.Link // of the present session; guarded by mu, as all below
@@ -139,6 +142,9 @@ func New(cfg Config) (*Bridge, error) {
 		b.name = hex.EncodeToString(b.instance[:4])
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
+	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
+	b.socket = (&net.Dialer{KeepAlive: -1}).DialContext
+	b.watch = netwatch.Watch
 	return b, nil
 }
 
@@ -165,6 +171,13 @@ func (b *Bridge) Run(ctx context.Context) error {
 		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
 	})
 	b.wg.Go(b.awaitDrain)
+	b.wg.Go(func() { b.watchName(func() { d.Changed(nil) }) })
+	b.wg.Go(func() {
+		b.watch(b.ctx, func(e netwatch.Event) {
+			b.log.Debug("the network changed", "what", e.Why)
+			d.Changed(e.Gone)
+		})
+	})
 	b.log.Info("bridge starting", "proxy", b.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
 	err := d.Run(b.ctx)
 	b.stop()
@@ -235,45 +248,6 @@ func (b *Bridge) endPairs(d time.Duration) {
 	if l != nil {
 		l.Flush(d)
 	}
-}
-
-// dial opens a socket of the link.
-func (b *Bridge) dial(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error) {
-	addr := b.proxy
-	if carrier {
-		switch {
-		case b.cfg.ProxyTransfer != "":
-			addr = withPort(b.cfg.ProxyTransfer)
-		case transfer != 0:
-			host, _, _ := net.SplitHostPort(addr)
-			addr = net.JoinHostPort(host, strconv.Itoa(int(transfer)))
-		}
-	}
-	d := net.Dialer{Timeout: 10 * time.Second, KeepAlive: -1}
-	c, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("dial the proxy at %s: %w%s", addr, err, dialHint(err))
-	}
-	if !carrier {
-		b.mu.Lock()
-		b.remote = c.RemoteAddr()
-		b.mu.Unlock()
-	}
-	return c, nil
-}
-
-func dialHint(err error) string {
-	var dns *net.DNSError
-	var timeout net.Error
-	switch {
-	case relay.Refused(err):
-		return " (is `reverser proxy` running there, on this port?)"
-	case errors.As(err, &dns):
-		return " (is the name right, and does this machine have DNS?)"
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return " (does a firewall or the cloud's security group block this port?)"
-	}
-	return ""
 }
 
 // failed implements link.DialerConfig.
