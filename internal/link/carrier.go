@@ -338,8 +338,8 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		sl.wake()
 		return nil
 	case wire.TypePong:
-		if rtt := l.now() - time.Duration(f.Offset); sl.core.pinged && rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
-			sl.core.pinged = false
+		if rtt := l.now() - time.Duration(f.Offset); sl.core.pinged > 0 && rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
+			sl.core.pinged--
 			sl.core.rtt = smooth(sl.core.rtt, rtt)
 			c.answered(time.Duration(f.Offset))
 			return nil

@@ -27,7 +27,7 @@ type core struct {
 	// What there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
 	// that nothing grows with what the peer does.
 	pong, ping    bool
-	pinged        bool // a PING is out
+	pinged        int // PINGs that are out, at the most: a peer may answer only the last of several
 	pongVal       uint64
 	goAway        *wire.GoAway
 	control       map[uint16][]byte // encoded CLAIM, CLAIMED and UNCLAIM frames by claim id

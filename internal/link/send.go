@@ -128,7 +128,8 @@ func (c *core) fill(b []byte, limit int, now time.Duration) []byte {
 		b = wire.AppendEmpty(b, wire.TypePong, 0, c.pongVal)
 	}
 	if c.ping {
-		c.ping, c.pinged = false, true
+		c.ping = false
+		c.pinged++
 		b = wire.AppendEmpty(b, wire.TypePing, 0, uint64(now))
 	}
 	if c.goAway != nil {

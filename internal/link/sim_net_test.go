@@ -335,8 +335,9 @@ func (w *sim) applyLink(k *conn, e int, f wire.Frame) {
 	case wire.TypePing:
 		c.pong, c.pongVal = true, f.Offset
 	case wire.TypePong:
-		if rtt := w.now - time.Duration(f.Offset); c.pinged && rtt >= 0 {
-			c.pinged, c.rtt = false, smooth(c.rtt, rtt)
+		if rtt := w.now - time.Duration(f.Offset); c.pinged > 0 && rtt >= 0 {
+			c.pinged--
+			c.rtt = smooth(c.rtt, rtt)
 		}
 	case wire.TypeErr:
 		w.lose(k, e, "the peer gave it up")
