@@ -50,7 +50,8 @@ type carrier struct {
 	pinged   time.Duration // when the last PING was asked for
 	moved    bool          // the local address is gone
 	ackArmed bool          // ackTimer runs; guarded by slot.mu
-	sending  bool          // somebody has a batch in hand; guarded by slot.mu, as left
+	batch    int           // bytes sent at once at most; guarded by slot.mu, as the next two
+	sending  bool          // somebody has a batch in hand
 	left     bool          // the socket did not take a batch whole, and the writer has to wait for it
 	lastRead atomic.Int64  // time.Duration of the link's clock
 	writing  atomic.Int64  // when the writer began to wait for the socket; 0: it does not
@@ -64,7 +65,7 @@ type carrier struct {
 var errFenced = errors.New("replaced by a newer connection")
 
 func newCarrier(sl *slot, conn *record.Conn) *carrier {
-	c := &carrier{slot: sl, conn: conn, parts: make([][]byte, 0, 16)}
+	c := &carrier{slot: sl, conn: conn, batch: batch, parts: make([][]byte, 0, 16)}
 	c.work.L = &sl.mu
 	return c
 }
@@ -154,19 +155,23 @@ func (c *carrier) send(wait bool) {
 			frames = frames[:len(frames)-1]
 		default:
 			scratch = frameBuffers.Get().(*frameBuffer)
-			if frames = sl.core.fill(scratch[:0], batch, sl.link.now()); len(frames) == 0 {
+			if frames = sl.core.fill(scratch[:0], c.batch, sl.link.now()); len(frames) == 0 {
 				frameBuffers.Put(scratch)
 				return
 			}
 		}
 		c.sending = true
+		begin := sl.link.now()
 		if wait {
-			c.writing.Store(int64(sl.link.now()) | 1)
+			c.writing.Store(int64(begin) | 1)
 		}
 		sl.mu.Unlock()
 		done, err := c.conn.Send(frames, wait)
 		c.writing.Store(0)
 		sl.mu.Lock()
+		if wait {
+			c.pace(sl.link.now() - begin)
+		}
 		c.sending, c.left = false, !done
 		if scratch != nil {
 			frameBuffers.Put(scratch)
@@ -182,6 +187,26 @@ func (c *carrier) send(wait bool) {
 		}
 	}
 }
+
+// paceTo is how long a batch may take: what comes meanwhile waits behind it.
+const paceTo = 20 * time.Millisecond
+
+// pace fits the size of a batch to the path, after one that took d. A whole one is right for all but slow uplinks.
+func (c *carrier) pace(d time.Duration) {
+	n := c.batch
+	switch {
+	case d > paceTo:
+		n = max(int(int64(n)*int64(paceTo)/int64(d)), leastBatch)
+	case d < paceTo/4:
+		n = min(2*n, batch)
+	}
+	if n != c.batch {
+		c.batch = n
+		limitUnsent(c.conn.Conn, n)
+	}
+}
+
+const leastBatch = 4 << 10
 
 // armAck wakes the writer when the oldest delayed ACK is due. slot.mu is held.
 func (c *carrier) armAck(now time.Duration) {
@@ -205,24 +230,22 @@ func (c *carrier) armAck(now time.Duration) {
 
 // readLoop applies frames until the connection ends. While it waits for the next one it holds no buffer.
 func (c *carrier) readLoop() error {
-	sl := c.slot
 	var buf *frameBuffer
-	have := 0
+	have, size := 0, 0 // bytes in buf; the size of the last batch, which is a good guess at the next one's
 	for {
-		err := c.conn.Wait()
-		if err == nil {
-			if buf == nil {
-				buf = frameBuffers.Get().(*frameBuffer)
-			}
-			var n int
-			n, err = c.conn.Records(buf[have:])
-			have += n
-		}
-		if err != nil && have == 0 {
+		if err := c.conn.Wait(); err != nil {
 			return err
 		}
-		c.lastRead.Store(int64(sl.link.now()))
+		if buf == nil {
+			buf = frameBuffers.Get().(*frameBuffer)
+		}
+		turn := size
+		TakeTurn(turn)
+		n, err := c.conn.Records(buf[have:])
+		have, size = have+n, n
+		c.lastRead.Store(int64(c.slot.link.now()))
 		used, wrong := c.apply(buf[:have])
+		EndTurn(turn)
 		switch {
 		case wrong != nil:
 			c.giveUp(wrong)

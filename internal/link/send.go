@@ -207,7 +207,7 @@ func (c *core) fillFlows(b []byte, limit int) []byte {
 		}
 		for h.deficit > 0 && h.nxt < h.q.end && len(b) < limit {
 			n := len(b)
-			b = h.appendData(b, s.id)
+			b = h.appendData(b, s.id, limit)
 			h.deficit -= len(b) - n
 		}
 		for h.nxt >= h.q.end && h.pending() {
@@ -231,8 +231,8 @@ func (c *core) fillFlows(b []byte, limit int) []byte {
 	return b
 }
 
-// appendData appends the DATA frame at nxt.
-func (h *sendHalf) appendData(b []byte, id uint64) []byte {
+// appendData appends the DATA frame at nxt, with at most so many bytes.
+func (h *sendHalf) appendData(b []byte, id uint64, limit int) []byte {
 	if h.cur == nil || h.nxt < h.curOff {
 		h.cur, h.curOff = h.q.head, h.q.base
 	}
@@ -241,6 +241,7 @@ func (h *sendHalf) appendData(b []byte, id uint64) []byte {
 		h.cur = h.cur.next
 	}
 	p := h.cur.buf[h.nxt-h.curOff : h.cur.n]
+	p = p[:min(len(p), limit)]
 	b = wire.AppendHeader(b, wire.TypeData, id, h.nxt, len(p))
 	b = append(b, p...)
 	h.nxt += uint64(len(p))

@@ -120,7 +120,9 @@ func (p *Pair) outbound() {
 		n, err := p.sock.read(room)
 		if n > 0 {
 			p.out.Add(uint64(n))
+			link.TakeTurn(n)
 			p.stream.Send(p.sock.taken()...)
+			link.EndTurn(n)
 		}
 		switch {
 		case err == nil:

@@ -1,0 +1,25 @@
+package link
+
+import "runtime"
+
+// Bulk work, a batch at a time, waits for its turn here. The Go scheduler looks for sockets that became ready when one of its
+// processors has nothing else to do, and otherwise only every 10 ms: were all of them busy with downloads, each keystroke
+// would wait so long at every step. So one of them stays free of bulk, and a download gives way after each batch instead of
+// after 10 ms. An echo beside 20 downloads at full speed on two cores took 36 ms (median; p99 80 to 105) without turns, and
+// 1.2 ms (12) with them; the downloads lost nothing.
+var turns = make(chan struct{}, max(runtime.GOMAXPROCS(0)-1, 1))
+
+// TakeTurn waits until a batch of n bytes may be processed. A small one is not bulk and does not wait. EndTurn, with the same
+// n, says that it is done; nothing in between may wait for a socket or a peer.
+func TakeTurn(n int) {
+	if n >= ChunkSize {
+		turns <- struct{}{}
+	}
+}
+
+// EndTurn ends what TakeTurn began.
+func EndTurn(n int) {
+	if n >= ChunkSize {
+		<-turns
+	}
+}
