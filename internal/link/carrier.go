@@ -333,6 +333,9 @@ func (c *carrier) deliver() {
 func (sl *slot) handle(ev event) {
 	switch ev.kind {
 	case evEnd:
+		if ev.stream.recv.code == wire.CodeChecksum {
+			sl.sayChecksum(ev.stream)
+		}
 		ev.stream.ended()
 	case evAcked:
 		ev.stream.change.Broadcast()
@@ -342,13 +345,25 @@ func (sl *slot) handle(ev event) {
 		sl.link.owner.Opened(ev.stream)
 		sl.mu.Lock()
 	case evReset:
-		s := ev.stream
+		s, code := ev.stream, wire.CodeReset
+		if s.send.code == wire.CodeChecksum {
+			code = wire.CodeChecksum
+			sl.sayChecksum(s)
+		}
 		if r := s.kill(); r != nil {
 			sl.mu.Unlock()
-			r.Abort(wire.CodeReset)
+			r.Abort(code)
 			sl.mu.Lock()
 		}
 	}
+}
+
+// sayChecksum reports what must never happen. mu is held, and released meanwhile.
+func (sl *slot) sayChecksum(s *Stream) {
+	sl.mu.Unlock()
+	sl.link.log.Error("bytes of a connection did not arrive as they were sent: it was reset; suspect the memory of either machine, or this program",
+		"client", s.open.Client.String(), "slot", sl.index, "stream", s.id)
+	sl.mu.Lock()
 }
 
 // applyLink applies a frame of the link itself. slot.mu is held.

@@ -163,6 +163,9 @@ type SlotStatus struct {
 	Resumes uint64
 	Since   time.Time
 	Streams int
+
+	Duplicates    uint64 // DATA frames that had come before, as some do after a resume
+	ChecksumFails uint64 // directions of streams that did not arrive as they were sent
 }
 
 // Status returns a snapshot of every slot; the first is the control connection's.
@@ -170,7 +173,8 @@ func (l *Link) Status() []SlotStatus {
 	out := make([]SlotStatus, len(l.slots))
 	for i, sl := range l.slots {
 		sl.mu.Lock()
-		st := SlotStatus{Up: sl.cur != nil, RTT: sl.core.rtt, Resumes: sl.resumes, Since: l.start.Add(sl.since), Streams: len(sl.core.streams)}
+		st := SlotStatus{Up: sl.cur != nil, RTT: sl.core.rtt, Resumes: sl.resumes, Since: l.start.Add(sl.since), Streams: len(sl.core.streams),
+			Duplicates: sl.core.Duplicates, ChecksumFails: sl.core.ChecksumFails}
 		if sl.cur != nil {
 			st.Remote = sl.cur.conn.RemoteAddr().String()
 		}
@@ -197,17 +201,6 @@ func (l *Link) Up() bool {
 		}
 	}
 	return false
-}
-
-// Counters returns how many bytes of streams came twice and were dropped, and how many checksums did not match.
-func (l *Link) Counters() (duplicates, checksumFails uint64) {
-	for _, sl := range l.slots {
-		sl.mu.Lock()
-		duplicates += sl.core.Duplicates
-		checksumFails += sl.core.ChecksumFails
-		sl.mu.Unlock()
-	}
-	return
 }
 
 // control queues a frame about a claim on the control connection. A later one about the same claim replaces it: only the

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -36,6 +37,25 @@ type world struct {
 	stop   context.CancelFunc
 	wg     sync.WaitGroup
 	ln     net.Listener
+	log    logBook
+}
+
+// logBook is what both ends logged.
+type logBook struct {
+	mu   sync.Mutex
+	text bytes.Buffer // guarded by mu
+}
+
+func (l *logBook) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logBook) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // recorder is an Owner that remembers what it was told.
@@ -125,7 +145,7 @@ func newWorldOn(t testing.TB, detach time.Duration, ln net.Listener, dial func(c
 	secret := [32]byte{2}
 	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{9}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
 	w.host = NewHost(HostConfig{
-		Owner: w.px, Log: slog.New(slog.DiscardHandler), Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
+		Owner: w.px, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
 		Admit: func([16]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	tc := cfg.TLS()
@@ -145,7 +165,7 @@ func newWorldOn(t testing.TB, detach time.Duration, ln net.Listener, dial func(c
 		}
 	})
 	w.dialer = NewDialer(DialerConfig{
-		Owner: w.br, Log: slog.New(slog.DiscardHandler), Carriers: testCarriers, Detach: detach,
+		Owner: w.br, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Carriers: testCarriers, Detach: detach,
 		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
 		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) },
 		Failed: func(int, error, time.Duration) {},
@@ -228,15 +248,56 @@ func TestTransferBothWays(t *testing.T) {
 				if st.Streams != 0 {
 					t.Errorf("%d streams are left after all ended", st.Streams)
 				}
+				if st.Duplicates != 0 || st.ChecksumFails != 0 {
+					t.Errorf("duplicates %d, checksum failures %d; want none", st.Duplicates, st.ChecksumFails)
+				}
 			}
 			if n := l.budget.Used(); n != 0 {
 				t.Errorf("budget: %d bytes are still charged", n)
 			}
-			if d, c := l.Counters(); d != 0 || c != 0 {
-				t.Errorf("duplicates %d, checksum failures %d; want none", d, c)
-			}
 		}
 	})
+}
+
+// TestChecksumErrorIsSaid: a byte that changes in a sender's memory is never delivered as if nothing had happened: both ends
+// get a reset, and both say so. A resume finds it as the end of the direction does.
+func TestChecksumErrorIsSaid(t *testing.T) {
+	for _, resume := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 0)
+			defer w.close()
+			a, b := w.open()
+			a.Write([]byte("abc"))
+			io.ReadFull(b, make([]byte, 3))
+			time.Sleep(time.Second) // acknowledged
+			if resume {
+				a.slot.mu.Lock()
+				a.send.q.crc ^= 1 // of what the peer has: it says another checksum when it resumes
+				a.slot.mu.Unlock()
+				w.net.Reset()
+			} else {
+				a.slot.mu.Lock()
+				a.send.q.write([]byte("defg"))
+				a.send.q.tail.buf[a.send.q.tail.n-1] ^= 1
+				a.slot.core.touch(a)
+				a.slot.wake()
+				a.slot.mu.Unlock()
+				a.CloseWrite()
+			}
+			for _, s := range []*Stream{a, b} {
+				if _, err := io.ReadAll(s); !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("ReadAll: %v; want a reset", err)
+				}
+			}
+			synctest.Wait()
+			if n := strings.Count(w.log.String(), "did not arrive as they were sent"); n != 2 {
+				t.Errorf("%d lines in the logs of both ends; want 2:\n%s", n, w.log.String())
+			}
+			if n := w.px.link.Snapshot("", "", false).ChecksumErrors + w.br.link.Snapshot("", "", false).ChecksumErrors; n == 0 {
+				t.Error("no checksum error was counted")
+			}
+		})
+	}
 }
 
 func TestHalfCloseThenAnswer(t *testing.T) {

@@ -27,6 +27,7 @@ func (l *Link) Snapshot(key, bridge string, leaving bool) status.Link {
 	st.RTTMillis = float64(slots[0].RTT.Microseconds()) / 1000
 	for _, s := range slots {
 		st.Resumes += s.Resumes
+		st.ChecksumErrors += s.ChecksumFails
 	}
 	return st
 }

@@ -53,6 +53,9 @@ type Link struct {
 	RTTMillis float64   `json:"rtt_ms"`
 	Resumes   uint64    `json:"resumes"` // how often a broken slot went on where it stood
 	Since     time.Time `json:"since"`
+
+	// ChecksumErrors counts directions of connections that did not arrive as they were sent, and were reset for it.
+	ChecksumErrors uint64 `json:"checksum_errors,omitempty"`
 }
 
 // Service is one public port and what stands behind it.
