@@ -11,9 +11,10 @@ import (
 // and gives the connection up when that goes on. The bridge, which can, does not wait for that: when its question stays
 // unanswered it dials another connection, and the present one has until then to speak.
 const (
-	pingAfter  = 5 * time.Second  // of silence
-	spareAfter = 6 * time.Second  // of silence the bridge dials another connection, or 4 round trips after the PING
-	deadAfter  = 15 * time.Second // of silence, or of a write that makes no progress, or 8 round trips
+	pingAfter = 5 * time.Second  // of silence
+	pingUsed  = 2 * time.Second  // of silence, where streams moved within pingAfter: users are waiting
+	spareWait = time.Second      // after the PING the bridge dials another connection, or 4 round trips
+	deadAfter = 15 * time.Second // of silence, or of a write that makes no progress, or 8 round trips
 
 	// After a change of the network the question is asked at once.
 	patience = 250 * time.Millisecond // until the bridge dials another connection, or 2 round trips
@@ -94,6 +95,14 @@ func (c *carrier) answered(sent time.Duration) {
 	}
 }
 
+// use notes that streams move on the connection. slot.mu is held.
+func (c *carrier) use(now time.Duration) {
+	if (c.used == 0 || now-c.used >= pingAfter) && c.asked == 0 {
+		c.watch.Reset(pingUsed)
+	}
+	c.used = now
+}
+
 // look is called by a timer: it asks for a sign of life, raises doubt, and ends the connection when it stayed silent.
 func (c *carrier) look() {
 	sl := c.slot
@@ -104,7 +113,11 @@ func (c *carrier) look() {
 	}
 	now, heard, write := sl.link.now(), time.Duration(c.lastRead.Load()), time.Duration(c.writing.Load())
 	silent, limit := now-heard, max(deadAfter, 8*sl.core.rtt)
-	spare := pingAfter + min(max(spareAfter-pingAfter, 4*sl.core.rtt), graceMost)
+	ask := pingAfter
+	if c.used != 0 && heard-c.used < pingAfter {
+		ask = pingUsed
+	}
+	spare := ask + min(max(spareWait, 4*sl.core.rtt), graceMost)
 	switch {
 	case silent >= limit:
 		sl.fence(fmt.Errorf("nothing was heard for %s", silent.Round(time.Second)))
@@ -116,18 +129,18 @@ func (c *carrier) look() {
 	if c.asked != 0 && heard > c.asked+patience { // not what had arrived before the network changed
 		c.answered(c.asked)
 	}
-	if silent >= pingAfter && now-c.pinged >= pingAfter/2 {
+	if silent >= ask && now-c.pinged >= ask/2 {
 		c.ping(now)
 	}
 	if silent >= spare && c.asked == 0 && !sl.link.proxy {
-		c.asked = heard + pingAfter // when the first PING of this silence went out
+		c.asked = heard + ask // when the first PING of this silence went out
 	}
 	switch {
 	case c.asked != 0:
 		sl.news.ring() // time passes
 		c.watch.Reset(glance)
-	case silent < pingAfter:
-		c.watch.Reset(pingAfter - silent)
+	case silent < ask:
+		c.watch.Reset(ask - silent)
 	case silent < spare && !sl.link.proxy:
 		c.watch.Reset(spare - silent)
 	default:

@@ -65,9 +65,10 @@ func TestASpareReplacesASilentConnection(t *testing.T) {
 			a, b := w.open()
 			echo(t, a, b)
 			w.hole(dir)
-			if took := echo(t, a, b); took > spareAfter+grace {
-				t.Errorf("direction %d: silence was mended after %s, want at most %s", dir, took, spareAfter+grace)
+			if took := echo(t, a, b); took > pingAfter+spareWait+grace {
+				t.Errorf("direction %d: silence was mended after %s, want at most %s", dir, took, pingAfter+spareWait+grace)
 			}
+			time.Sleep(pingAfter) // the slots that nobody uses take longer
 			time.Sleep(time.Second)
 			if got := w.resumes(); got != testCarriers+1 {
 				t.Errorf("direction %d: %d slots resumed, want each once", dir, got)
@@ -93,6 +94,28 @@ func TestASilentBridgeIsDeadForTheProxy(t *testing.T) {
 	})
 }
 
+// TestAUsedConnectionIsAskedSooner: users wait behind it. An outage of 5 seconds is over for them within one more.
+func TestAUsedConnectionIsAskedSooner(t *testing.T) {
+	for i := range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 0)
+			defer w.close()
+			a, b := w.open()
+			echo(t, a, b)
+			time.Sleep(time.Duration(i) * 200 * time.Millisecond)
+			echo(t, a, b)
+			w.net.Resend = true
+			w.net.SetDials("", memnet.DialHang)
+			w.hole(memnet.Both)
+			healed := time.AfterFunc(5*time.Second, func() { w.net.SetDials("", memnet.DialConnect) })
+			defer healed.Stop()
+			if took := echo(t, a, b); took > 6*time.Second {
+				t.Errorf("used %s before: silence was mended after %s, want at most 6s", time.Duration(i)*200*time.Millisecond, took)
+			}
+		})
+	}
+}
+
 func TestTheSpareGoesWhenTheOldOneSpeaks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 0)
@@ -101,7 +124,9 @@ func TestTheSpareGoesWhenTheOldOneSpeaks(t *testing.T) {
 		n := w.dials()
 		w.hole(memnet.ToDialer)
 		w.net.SetLatency(memnet.ToListener, 200*time.Millisecond) // keeps the spares in their handshakes
-		time.Sleep(spareAfter + 300*time.Millisecond)
+		for *n == 0 {
+			time.Sleep(100 * time.Millisecond)
+		}
 		w.net.Heal()
 		time.Sleep(time.Minute)
 		if got := w.resumes(); got != 0 {

@@ -48,6 +48,7 @@ type carrier struct {
 	watch    *time.Timer   // calls look; guarded by slot.mu
 	asked    time.Duration // since when a sign of life is waited for; 0: not in doubt; guarded by slot.mu, as the next two
 	pinged   time.Duration // when the last PING was asked for
+	used     time.Duration // when the last frame of a stream came; guarded by slot.mu
 	moved    bool          // the local address is gone
 	ackArmed bool          // ackTimer runs; guarded by slot.mu
 	batch    int           // bytes sent at once at most; guarded by slot.mu, as the next two
@@ -305,7 +306,9 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 			}
 			continue
 		}
-		ev, err := sl.core.receive(f, sl.link.now())
+		now := sl.link.now()
+		c.use(now)
+		ev, err := sl.core.receive(f, now)
 		if err != nil {
 			return used, err
 		}
