@@ -76,10 +76,11 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 			return usage(err)
 		}
 	}
-	log, err := newLogger(c.stderr, first(f.logFormat, file.LogFormat))
+	log, flush, err := newLogger(c.stderr, first(f.logFormat, file.LogFormat))
 	if err != nil {
 		return err
 	}
+	defer flush()
 	logWarnings(log, warnings)
 	if err := refuseAdmin(first(f.admin, file.Admin)); err != nil {
 		return err

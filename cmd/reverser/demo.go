@@ -60,7 +60,7 @@ happened and where to look. It stays until Ctrl-C, and leaves nothing behind.`,
 
 func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error) {
 	// Beside a page of words, a log that runs over the edge is hard to read.
-	log, err := newLoggerFor(c.stderr, folder{c.stderr, demoWidth, demoIndent}, logFormat)
+	handler, err := newHandler(c.stderr, folder{c.stderr, demoWidth, demoIndent}, logFormat)
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error)
 	// connection would bury it. Once it stands, the log is the thing to watch.
 	var level slog.LevelVar
 	level.Set(slog.LevelWarn)
-	d := &demo{log: slog.New(gate{log.Handler(), &level})}
+	d := &demo{log: slog.New(gate{handler, &level})}
 	// At the end everything goes at once, and each part would warn that it
 	// lost the others.
 	end := func() {

@@ -17,14 +17,19 @@ const (
 )
 
 // newLogger logs to w: one readable line per event, coloured on a terminal,
-// or one JSON object per event.
-func newLogger(w io.Writer, format string) (*slog.Logger, error) {
-	return newLoggerFor(w, w, format)
+// or one JSON object per event. The returned function writes what waits.
+func newLogger(w io.Writer, format string) (log *slog.Logger, flush func(), err error) {
+	q := newLogQueue(w)
+	h, err := newHandler(w, q.out, format)
+	if err != nil {
+		q.close()
+		return nil, nil, err
+	}
+	return slog.New(queuedHandler{h, q}), q.close, nil
 }
 
-// newLoggerFor is newLogger where text reaches the screen through a writer of
-// its own.
-func newLoggerFor(w, text io.Writer, format string) (*slog.Logger, error) {
+// newHandler writes to out what is meant for w, which may be a terminal.
+func newHandler(w, out io.Writer, format string) (slog.Handler, error) {
 	switch format {
 	case "", logText:
 		onTerminal := isTerminal(w)
@@ -32,15 +37,22 @@ func newLoggerFor(w, text io.Writer, format string) (*slog.Logger, error) {
 		if onTerminal {
 			layout = time.TimeOnly // whoever watches knows the day
 		}
-		return slog.New(tint.NewTextHandler(text, &tint.Options{
+		return tint.NewTextHandler(out, &tint.Options{
 			TimeFormat: layout,
 			NoColor:    !onTerminal || os.Getenv("NO_COLOR") != "" || !canColor(w),
-		})), nil
+		}), nil
 	case logJSON:
-		return slog.New(slog.NewJSONHandler(w, nil)), nil
+		return slog.NewJSONHandler(out, nil), nil
 	default:
 		return nil, usage(fmt.Errorf("log format %q: it is %s or %s (--log-format, or log_format in the configuration)", format, logText, logJSON))
 	}
+}
+
+// logsJSON says whether a logger of newLogger writes JSON.
+func logsJSON(log *slog.Logger) bool {
+	q, _ := log.Handler().(queuedHandler)
+	_, ok := q.Handler.(*slog.JSONHandler)
+	return ok
 }
 
 func isTerminal(v any) bool {

@@ -81,10 +81,11 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 			return usage(err)
 		}
 	}
-	log, err := newLogger(c.stderr, first(f.logFormat, file.LogFormat))
+	log, flush, err := newLogger(c.stderr, first(f.logFormat, file.LogFormat))
 	if err != nil {
 		return err
 	}
+	defer flush()
 	logWarnings(log, warnings)
 	if err := refuseAdmin(first(f.admin, file.Admin)); err != nil {
 		return err
@@ -198,7 +199,7 @@ func (c *cli) makeDefaultKey(keys *keyring, offer []service.Public, port uint16,
 	if _, err := fmt.Fprintln(c.stdout, line); err != nil {
 		return fmt.Errorf("print the token of key %q: %w (nobody saw it: remove the key and add one with `reverser key`)", defaultKeyName, err)
 	}
-	if _, ok := log.Handler().(*slog.JSONHandler); ok {
+	if logsJSON(log) {
 		return nil // whoever reads that is no person at a terminal
 	}
 	fmt.Fprint(c.stderr, firstStartWords(len(offer) > 0, tok.Addr == ""))

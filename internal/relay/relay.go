@@ -233,7 +233,7 @@ func (p *Pair) drain() {
 // Ended implements link.Receiver.
 func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 	if kind == wire.FIN {
-		if err := p.sock.closeWrite(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ENOTCONN) {
+		if err := p.sock.closeWrite(p.outEnded()); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ENOTCONN) {
 			p.localReset()
 			return
 		}
@@ -249,6 +249,13 @@ func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 		p.flush()
 		p.finish(reason, true)
 	})
+}
+
+// outEnded says whether the socket's peer has finished already: then closing the socket is all that remains.
+func (p *Pair) outEnded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.outDone
 }
 
 // flush waits until the socket's peer has what was written: a reset throws away what still waits in the kernel. No event

@@ -52,9 +52,12 @@ func (s *socket) blockingRead(limit int) (int, error) {
 }
 
 // closeWrite sends FIN behind what was written. Sockets are born with linger 0, so that the death of this process is
-// never mistaken for an end; from here on the end is real.
-func (s *socket) closeWrite() error {
+// never mistaken for an end; from here on the end is real. last says that close follows, which sends FIN as well.
+func (s *socket) closeWrite(last bool) error {
 	lingerDefault(s.conn)
+	if last {
+		return nil
+	}
 	if c, ok := s.conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()
 	}
