@@ -35,7 +35,7 @@ func TestSpeechToText(t *testing.T) {
 		}
 	}
 	// Twice each, all at once, one of the two as fast as it is spoken.
-	clients := make([]*process, 2*len(sentences))
+	clients := make([]*testProcess, 2*len(sentences))
 	for i := range clients {
 		args := []string{"--addr", tun.addr(), filepath.Join(dir, strconv.Itoa(i%len(sentences))+".raw")}
 		if i < len(sentences) {
@@ -48,7 +48,7 @@ func TestSpeechToText(t *testing.T) {
 		wg.Go(func() {
 			code := c.awaitEnd()
 			want := direct[i%len(sentences)]
-			if got := c.stdout.String(); code != 0 || got != want {
+			if got := c.Stdout.String(); code != 0 || got != want {
 				t.Errorf("%q through the tunnel: %q, exit code %d; want %q", sentences[i%len(sentences)], got, code, want)
 			}
 		})

@@ -78,9 +78,9 @@ func TestStreamSurvivesABreak(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	for _, side := range []*process{p.process, b.process} {
-		if r := side.awaitRecord("pair released", "client", client); r.number("resumes") < 1 {
-			t.Errorf("%s: resumes %v; want at least 1", side.name, r["resumes"])
+	for _, side := range []*testProcess{p.testProcess, b.testProcess} {
+		if r := side.awaitRecord("pair released", "client", client); r.Number("resumes") < 1 {
+			t.Errorf("%s: resumes %v; want at least 1", side.Name, r["resumes"])
 		}
 	}
 }

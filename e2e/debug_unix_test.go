@@ -55,14 +55,14 @@ func TestDrain(t *testing.T) {
 			tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
 			c := tun.dial(t)
 			exchange(t, c, "hello")
-			p := tun.proxy.process
+			p := tun.proxy.testProcess
 			if role == "bridge" {
-				p = tun.bridge.process
+				p = tun.bridge.testProcess
 			}
 			signal(t, p, syscall.SIGTERM)
 			eventually(t, "no new connection is served", func() bool { return !served(tun.addr()) })
 			exchange(t, c, "the old one goes on")
-			if !p.running() {
+			if !p.Running() {
 				t.Fatalf("the %s ended before its last pair", role)
 			}
 			c.CloseWrite()
@@ -84,9 +84,9 @@ func TestSecondSignalStopsNow(t *testing.T) {
 			tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
 			c := tun.dial(t)
 			exchange(t, c, "hello")
-			p, state := tun.proxy.process, tun.proxy.state
+			p, state := tun.proxy.testProcess, tun.proxy.state
 			if role == "bridge" {
-				p, state = tun.bridge.process, tun.bridge.state
+				p, state = tun.bridge.testProcess, tun.bridge.state
 			}
 			signal(t, p, syscall.SIGINT)
 			eventually(t, "it drains", func() bool {
@@ -117,9 +117,9 @@ func served(addr string) bool {
 	return err == nil && string(got) == "x"
 }
 
-func signal(t *testing.T, p *process, s os.Signal) {
+func signal(t *testing.T, p *testProcess, s os.Signal) {
 	t.Helper()
-	if err := p.cmd.Process.Signal(s); err != nil {
-		t.Fatalf("signal %v to %s: %v", s, p.name, err)
+	if err := p.Cmd.Process.Signal(s); err != nil {
+		t.Fatalf("signal %v to %s: %v", s, p.Name, err)
 	}
 }

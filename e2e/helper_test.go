@@ -57,7 +57,7 @@ func helperServe(c *net.TCPConn) {
 }
 
 // startService starts a helper process on port.
-func startService(t *testing.T, port int) *process {
+func startService(t *testing.T, port int) *testProcess {
 	t.Helper()
 	p := start(t, "service", os.Args[0], []string{helperEnv + "=" + loopback(port)})
 	p.awaitOutput("listening")

@@ -20,7 +20,7 @@ func TestPrintedLine(t *testing.T) {
 	p := startProxy(t)
 	p.defaultToken()
 	var line []string
-	for l := range strings.Lines(p.stdout.String()) {
+	for l := range strings.Lines(p.Stdout.String()) {
 		if fields := strings.Fields(l); len(fields) > 2 && fields[0] == "reverser" && fields[1] == "bridge" {
 			line = fields[1:]
 		}
@@ -31,15 +31,15 @@ func TestPrintedLine(t *testing.T) {
 	public := freePort(t)
 	line[2] = fmt.Sprintf("%d=%d", public, port)
 	b := &bridgeProcess{state: t.TempDir()}
-	b.process = start(t, "bridge", reverser(t), nil, append(line, "--state", b.state, "--log-format", "json")...)
+	b.testProcess = start(t, "bridge", reverser(t), nil, append(line, "--state", b.state, "--log-format", "json")...)
 	b.awaitUp(fmt.Sprintf("tcp/%d", public))
 	c := dial(t, loopback(public))
 	io.WriteString(c, "echo\n")
 	exchange(t, c, "hello")
 
-	for _, p := range []*process{p.process, b.process} {
-		if tokenPattern.MatchString(p.stderr.String()) {
-			t.Errorf("%s logged the token", p.name)
+	for _, p := range []*testProcess{p.testProcess, b.testProcess} {
+		if tokenPattern.MatchString(p.Stderr.String()) {
+			t.Errorf("%s logged the token", p.Name)
 		}
 	}
 }
@@ -98,8 +98,8 @@ func TestRemovedKeyEndsEverything(t *testing.T) {
 		return errors.Is(err, syscall.ECONNREFUSED)
 	})
 	b.awaitLogged(`"level":"WARN"`, "refused", "key")
-	if !b.running() {
-		t.Errorf("the bridge has ended: %v; want it to try on", b.cmd.ProcessState)
+	if !b.Running() {
+		t.Errorf("the bridge has ended: %v; want it to try on", b.Cmd.ProcessState)
 	}
 }
 
@@ -114,10 +114,10 @@ func TestSecondBridgeWithTheSameKey(t *testing.T) {
 	second.awaitLogged("key add")
 	exchange(t, old, "the first goes on")
 	exchange(t, tun.dial(t), "and takes new connections")
-	if !second.running() {
-		t.Fatalf("the second bridge has ended: %v; want it to try on", second.cmd.ProcessState)
+	if !second.Running() {
+		t.Fatalf("the second bridge has ended: %v; want it to try on", second.Cmd.ProcessState)
 	}
-	tun.bridge.kill()
+	tun.bridge.Kill()
 	second.awaitUp(tun.service)
 	exchange(t, tun.dial(t), "the second takes over")
 }
@@ -127,7 +127,7 @@ func TestBridgeRestartTakesOverAtOnce(t *testing.T) {
 	service := serve(t, echo)
 	tun := startTunnel(t, strconv.Itoa(service))
 	for range 3 {
-		tun.bridge.kill()
+		tun.bridge.Kill()
 		tun.bridge = startBridge(t, tun.token, fmt.Sprintf("%d=%d", tun.public, service))
 		tun.bridge.awaitUp(tun.service)
 		exchange(t, tun.dial(t), "hello")
@@ -154,8 +154,8 @@ func TestWrongKey(t *testing.T) {
 				st, err := statusOf(t, b.state)
 				return err == nil && len(st.Links) == 1 && st.Links[0].State == "down"
 			})
-			if !b.running() {
-				t.Errorf("the bridge has ended: %v; want it to try on", b.cmd.ProcessState)
+			if !b.Running() {
+				t.Errorf("the bridge has ended: %v; want it to try on", b.Cmd.ProcessState)
 			}
 			if _, err := readPattern(tryDial(loopback(public))); !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("dial of the public port: %s; want refused", describe(err))

@@ -86,7 +86,7 @@ func TestNoiseOnTheLinkPort(t *testing.T) {
 
 	exchange(t, c, "after")
 	exchange(t, tun.dial(t), "a new one")
-	if !tun.proxy.running() || !tun.bridge.running() {
+	if !tun.proxy.Running() || !tun.bridge.Running() {
 		t.Error("a process has ended")
 	}
 }
@@ -138,8 +138,8 @@ func TestTLSServerThatIsNotTheProxy(t *testing.T) {
 
 	b := startBridge(t, tok, fmt.Sprintf("%d=%d", public, serve(t, echo)), "--proxy", loopback(link))
 	b.awaitLogged(`"level":"WARN"`, loopback(link), "not the proxy")
-	if !b.running() {
-		t.Fatalf("the bridge has ended: %v; want it to try on", b.cmd.ProcessState)
+	if !b.Running() {
+		t.Fatalf("the bridge has ended: %v; want it to try on", b.Cmd.ProcessState)
 	}
 	l.Close()
 	startProxyAt(t, state, link)

@@ -202,8 +202,8 @@ func TestRedis(t *testing.T) {
 			return strings.Contains(run(t, cli, "-p", strconv.Itoa(port), "INFO", "clients"), "blocked_clients:1")
 		})
 		run(t, cli, "-p", through, "RPUSH", "queue", "job")
-		if code := pop.awaitEnd(); code != 0 || pop.stdout.String() != "queue\njob\n" {
-			t.Errorf("BLPOP = %q, exit code %d; want the job", pop.stdout.String(), code)
+		if code := pop.awaitEnd(); code != 0 || pop.Stdout.String() != "queue\njob\n" {
+			t.Errorf("BLPOP = %q, exit code %d; want the job", pop.Stdout.String(), code)
 		}
 	})
 	t.Run("publish and subscribe", func(t *testing.T) {
@@ -227,12 +227,12 @@ func runInput(t *testing.T, file, path string, args ...string) string {
 	}
 	defer f.Close()
 	p := prepare(t, filepath.Base(path), path, nil, args...)
-	p.cmd.Stdin = f
+	p.Cmd.Stdin = f
 	p.start()
 	if code := p.awaitEnd(); code != 0 {
-		t.Fatalf("%s: exit code %d; want 0\n%s", p.cmd, code, p.stderr.String())
+		t.Fatalf("%s: exit code %d; want 0\n%s", p.Cmd, code, p.Stderr.String())
 	}
-	return p.stdout.String()
+	return p.Stdout.String()
 }
 
 func TestSSH(t *testing.T) {

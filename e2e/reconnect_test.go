@@ -55,7 +55,7 @@ func TestProxyRestart(t *testing.T) {
 	tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
 	exchange(t, tun.dial(t), "before")
 	for range 2 {
-		tun.proxy.kill()
+		tun.proxy.Kill()
 		tun.bridge.awaitLogged(`"level":"WARN"`, loopback(tun.proxy.link), "refused")
 		tun.proxy = startProxyAt(t, tun.proxy.state, tun.proxy.link)
 		eventually(t, "the proxy has its bridge back", func() bool {
@@ -65,7 +65,7 @@ func TestProxyRestart(t *testing.T) {
 		tun.bridge.awaitUp(tun.service)
 		exchange(t, tun.dial(t), "after")
 	}
-	if strings.Contains(tun.proxy.stdout.String(), "rv1_") {
+	if strings.Contains(tun.proxy.Stdout.String(), "rv1_") {
 		t.Error("a restarted proxy printed a token again")
 	}
 }
@@ -75,7 +75,7 @@ func TestClientWaitsForTheBridge(t *testing.T) {
 	t.Parallel()
 	service := serve(t, echo)
 	tun := startTunnel(t, strconv.Itoa(service))
-	tun.bridge.kill()
+	tun.bridge.Kill()
 	eventually(t, "the service is away", func() bool {
 		st := mustStatus(t, tun.proxy.state)
 		return len(st.Services) == 1 && st.Services[0].State == "away"
@@ -108,10 +108,10 @@ func TestProbeIsNoConnection(t *testing.T) {
 	if got := conns.Load(); got != 1 {
 		t.Errorf("the service saw %d connections; want the client's alone", got)
 	}
-	for _, side := range []*process{tun.proxy.process, tun.bridge.process} {
+	for _, side := range []*testProcess{tun.proxy.testProcess, tun.bridge.testProcess} {
 		side.awaitRecord("pair created")
-		if got := len(side.records("pair created")); got != 1 {
-			t.Errorf("%s made %d pairs; want 1", side.name, got)
+		if got := len(side.Records("pair created")); got != 1 {
+			t.Errorf("%s made %d pairs; want 1", side.Name, got)
 		}
 	}
 }
@@ -207,7 +207,7 @@ func TestRemoteDebugging(t *testing.T) {
 	second := startService(t, port)
 	fresh := tun.dial(t)
 	fresh.Write([]byte("pid\n"))
-	want := fmt.Sprintf("%d\n", second.cmd.Process.Pid)
+	want := fmt.Sprintf("%d\n", second.Cmd.Process.Pid)
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(fresh, got); err != nil || string(got) != want {
 		t.Errorf("the new connection reached %q, %v; want process %q", got, err, want)

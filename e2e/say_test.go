@@ -33,33 +33,33 @@ func TestPairLines(t *testing.T) {
 		}
 		c.Close()
 	}
-	for _, side := range []*process{tun.proxy.process, tun.bridge.process} {
+	for _, side := range []*testProcess{tun.proxy.testProcess, tun.bridge.testProcess} {
 		for client, sent := range sizes {
 			created := side.awaitRecord("pair created", "client", client)
 			released := side.awaitRecord("pair released", "client", client)
 			for _, r := range []record{created, released} {
-				if r.text("service") != tun.service || r.text("target") != loopback(port) {
-					t.Errorf("%s: service %v, target %v; want %s, %s", side.name, r["service"], r["target"], tun.service, loopback(port))
+				if r.Text("service") != tun.service || r.Text("target") != loopback(port) {
+					t.Errorf("%s: service %v, target %v; want %s, %s", side.Name, r["service"], r["target"], tun.service, loopback(port))
 				}
 			}
-			if s, r := released.number("sent"), released.number("received"); s != float64(sent) || r != float64(2*sent) {
-				t.Errorf("%s: sent %v, received %v; want %d, %d", side.name, released["sent"], released["received"], sent, 2*sent)
+			if s, r := released.Number("sent"), released.Number("received"); s != float64(sent) || r != float64(2*sent) {
+				t.Errorf("%s: sent %v, received %v; want %d, %d", side.Name, released["sent"], released["received"], sent, 2*sent)
 			}
-			if d := released.number("duration"); d <= 0 || d > patience.Seconds() {
-				t.Errorf("%s: duration %v; want seconds", side.name, released["duration"])
+			if d := released.Number("duration"); d <= 0 || d > patience.Seconds() {
+				t.Errorf("%s: duration %v; want seconds", side.Name, released["duration"])
 			}
-			if released.text("reason") == "" || released.number("resumes") != 0 {
-				t.Errorf("%s: reason %v, resumes %v; want a reason and 0", side.name, released["reason"], released["resumes"])
+			if released.Text("reason") == "" || released.Number("resumes") != 0 {
+				t.Errorf("%s: reason %v, resumes %v; want a reason and 0", side.Name, released["reason"], released["resumes"])
 			}
 		}
 		for _, msg := range []string{"pair created", "pair released"} {
-			if got := len(side.records(msg)); got != conns {
-				t.Errorf("%s said %q %d times; want %d", side.name, msg, got, conns)
+			if got := len(side.Records(msg)); got != conns {
+				t.Errorf("%s said %q %d times; want %d", side.Name, msg, got, conns)
 			}
 		}
-		for line := range bytes.Lines(side.stderr.Bytes()) {
+		for line := range bytes.Lines(side.Stderr.Bytes()) {
 			if !json.Valid(line) {
-				t.Errorf("%s wrote a line that is not JSON: %s", side.name, line)
+				t.Errorf("%s wrote a line that is not JSON: %s", side.Name, line)
 			}
 		}
 	}
@@ -76,14 +76,14 @@ func TestPairLinesOfFailures(t *testing.T) {
 	c.Write([]byte("x"))
 	wantReset(t, c, 0)
 	client := c.LocalAddr().String()
-	for _, side := range []*process{tun.proxy.process, tun.bridge.process} {
+	for _, side := range []*testProcess{tun.proxy.testProcess, tun.bridge.testProcess} {
 		reset := side.awaitRecord("pair released", "client", client)
-		if side.awaitRecord("pair created", "client", client); len(side.records("pair created")) != 1 || len(side.records("pair released")) != 1 {
-			t.Errorf("%s said it more than once", side.name)
+		if side.awaitRecord("pair created", "client", client); len(side.Records("pair created")) != 1 || len(side.Records("pair released")) != 1 {
+			t.Errorf("%s said it more than once", side.Name)
 		}
-		t.Logf("%s: reason %v", side.name, reset["reason"])
-		if reset.text("reason") == "" {
-			t.Errorf("%s gave no reason", side.name)
+		t.Logf("%s: reason %v", side.Name, reset["reason"])
+		if reset.Text("reason") == "" {
+			t.Errorf("%s gave no reason", side.Name)
 		}
 	}
 }
@@ -164,7 +164,7 @@ func TestStatusWithoutProcess(t *testing.T) {
 	if code := p.awaitEnd(); code != 1 {
 		t.Errorf("exit code %d; want 1", code)
 	}
-	if p.stderr.String() == "" {
+	if p.Stderr.String() == "" {
 		t.Error("status said nothing on stderr")
 	}
 }

@@ -285,7 +285,7 @@ func TestKilledProxyIsNoCleanEnd(t *testing.T) {
 	if _, err := io.ReadFull(streaming, make([]byte, 100_000)); err != nil {
 		t.Fatal(err)
 	}
-	tun.proxy.kill()
+	tun.proxy.Kill()
 	for name, c := range map[string]net.Conn{"idle": idle, "streaming": streaming} {
 		if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("%s connection: %s; want a reset", name, describe(err))
@@ -305,7 +305,7 @@ func TestKilledProxyIsNoCleanEndForTheService(t *testing.T) {
 	})))
 	c := tun.dial(t)
 	exchange(t, c, "hello")
-	tun.proxy.kill()
+	tun.proxy.Kill()
 	// The new process does not know the old streams, and tells the bridge so.
 	startProxyAt(t, tun.proxy.state, tun.proxy.link)
 	if err := <-ends; !errors.Is(err, syscall.ECONNRESET) {
@@ -322,7 +322,7 @@ func TestKilledBridgeIsNoCleanEnd(t *testing.T) {
 	})))
 	c := tun.dial(t)
 	exchange(t, c, "hello")
-	tun.bridge.kill()
+	tun.bridge.Kill()
 	if err := <-ends; !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the service saw %s; want a reset", describe(err))
 	}
@@ -362,7 +362,7 @@ func TestKilledServiceLooksAsDirectly(t *testing.T) {
 				}
 				return false
 			})
-			service.kill()
+			service.Kill()
 			_, direct := io.Copy(io.Discard, conns[0])
 			_, tunnelled := io.Copy(io.Discard, conns[1])
 			if errors.Is(direct, syscall.ECONNRESET) != errors.Is(tunnelled, syscall.ECONNRESET) || (direct == nil) != (tunnelled == nil) {

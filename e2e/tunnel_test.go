@@ -12,7 +12,7 @@ import (
 
 // A proxyProcess is a running `reverser proxy`.
 type proxyProcess struct {
-	*process
+	*testProcess
 	state string // its --state
 	link  int    // port of --listen
 }
@@ -28,7 +28,7 @@ func startProxyAt(t *testing.T, state string, link int, args ...string) *proxyPr
 	t.Helper()
 	p := &proxyProcess{state: state, link: link}
 	args = append([]string{"proxy", "--listen", loopback(link), "--state", state, "--log-format", "json"}, args...)
-	p.process = start(t, "proxy", reverser(t), nil, args...)
+	p.testProcess = start(t, "proxy", reverser(t), nil, args...)
 	p.awaitReady()
 	return p
 }
@@ -36,8 +36,8 @@ func startProxyAt(t *testing.T, state string, link int, args ...string) *proxyPr
 func (p *proxyProcess) awaitReady() {
 	p.t.Helper()
 	eventually(p.t, "the proxy tells its status", func() bool {
-		if !p.running() {
-			p.t.Fatalf("the proxy has ended: %v", p.cmd.ProcessState)
+		if !p.Running() {
+			p.t.Fatalf("the proxy has ended: %v", p.Cmd.ProcessState)
 		}
 		_, err := statusOf(p.t, p.state)
 		return err == nil
@@ -50,7 +50,7 @@ var tokenPattern = regexp.MustCompile(`rv1_[A-Za-z0-9_-]+`)
 func (p *proxyProcess) defaultToken() string {
 	p.t.Helper()
 	p.awaitOutput("reverser bridge rv1_")
-	return tokenPattern.FindString(p.stdout.String())
+	return tokenPattern.FindString(p.Stdout.String())
 }
 
 // addKey makes a key and returns its token.
@@ -70,7 +70,7 @@ func addKey(t *testing.T, state, name string, allow ...string) string {
 
 // A bridgeProcess is a running `reverser bridge`.
 type bridgeProcess struct {
-	*process
+	*testProcess
 	state string
 }
 
@@ -79,7 +79,7 @@ func startBridge(t *testing.T, token string, args ...string) *bridgeProcess {
 	t.Helper()
 	b := &bridgeProcess{state: t.TempDir()}
 	args = append([]string{"bridge", token, "--state", b.state, "--log-format", "json"}, args...)
-	b.process = start(t, "bridge", reverser(t), nil, args...)
+	b.testProcess = start(t, "bridge", reverser(t), nil, args...)
 	return b
 }
 
@@ -95,8 +95,8 @@ func (b *bridgeProcess) awaitService(public, state string) serviceStatus {
 	b.t.Helper()
 	var got serviceStatus
 	eventually(b.t, fmt.Sprintf("the bridge says that %s is %s", public, state), func() bool {
-		if !b.running() {
-			b.t.Fatalf("the bridge has ended: %v", b.cmd.ProcessState)
+		if !b.Running() {
+			b.t.Fatalf("the bridge has ended: %v", b.Cmd.ProcessState)
 		}
 		st, err := statusOf(b.t, b.state)
 		if err != nil {
@@ -198,11 +198,11 @@ func statusOf(t *testing.T, state string) (statusJSON, error) {
 	p := start(t, "status", reverser(t), nil, "status", "--json", "--state", state)
 	p.quiet = true
 	if code := p.awaitEnd(); code != 0 {
-		return statusJSON{}, fmt.Errorf("reverser status: exit code %d: %s", code, p.stderr.String())
+		return statusJSON{}, fmt.Errorf("reverser status: exit code %d: %s", code, p.Stderr.String())
 	}
 	var st statusJSON
-	if err := json.Unmarshal(p.stdout.Bytes(), &st); err != nil {
-		t.Fatalf("status --json wrote %q: %v", p.stdout.String(), err)
+	if err := json.Unmarshal(p.Stdout.Bytes(), &st); err != nil {
+		t.Fatalf("status --json wrote %q: %v", p.Stdout.String(), err)
 	}
 	return st, nil
 }

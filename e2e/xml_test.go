@@ -29,10 +29,10 @@ func TestXMLFiles(t *testing.T) {
 			bridgeConfig := sourceFile(t, form, "TcpReverser.BridgeServer.dll.config", map[int]int{3010: icNAT, 3020: transferNAT, 9904: serve(t, echo)})
 
 			p := &proxyProcess{state: t.TempDir(), link: ic}
-			p.process = start(t, "proxy", reverser(t), nil, "proxy", "--config", proxyConfig, "--state", p.state, "--log-format", "json")
+			p.testProcess = start(t, "proxy", reverser(t), nil, "proxy", "--config", proxyConfig, "--state", p.state, "--log-format", "json")
 			p.awaitReady()
 			b := &bridgeProcess{state: t.TempDir()}
-			b.process = start(t, "bridge", reverser(t), []string{"REVERSER_TOKEN=" + p.defaultToken()},
+			b.testProcess = start(t, "bridge", reverser(t), []string{"REVERSER_TOKEN=" + p.defaultToken()},
 				"bridge", "--config", bridgeConfig, "--state", b.state, "--log-format", "json")
 			eventually(t, "the one service is up", func() bool {
 				st, err := statusOf(t, b.state)
@@ -49,7 +49,7 @@ func TestXMLFiles(t *testing.T) {
 			if got, err := readPattern(c); got != n || err != nil {
 				t.Errorf("read %d bytes, then %s; want %d, then a clean end", got, describe(err), n)
 			}
-			for _, side := range []*process{p.process, b.process} {
+			for _, side := range []*testProcess{p.testProcess, b.testProcess} {
 				side.awaitRecord("pair created", "client", client)
 				side.awaitRecord("pair released", "client", client, "sent", float64(n), "received", float64(n))
 			}
@@ -69,7 +69,7 @@ func TestXMLKeyIsBoundToTheWorkPort(t *testing.T) {
 	work, ic, transfer, other := freePort(t), freePort(t), freePort(t), freePort(t)
 	config := sourceFile(t, "bare", "TcpReverser.ProxyServer.dll.config", map[int]int{9000: work, 3010: ic, 3020: transfer})
 	p := &proxyProcess{state: t.TempDir(), link: ic}
-	p.process = start(t, "proxy", reverser(t), nil, "proxy", "--config", config, "--state", p.state, "--log-format", "json")
+	p.testProcess = start(t, "proxy", reverser(t), nil, "proxy", "--config", config, "--state", p.state, "--log-format", "json")
 	p.awaitReady()
 	b := startBridge(t, p.defaultToken(), "--proxy", loopback(ic), fmt.Sprintf("%d=%d", other, serve(t, echo)))
 	b.awaitService(fmt.Sprintf("tcp/%d", other), "denied")

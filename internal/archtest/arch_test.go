@@ -72,6 +72,7 @@ var rules = []rule{
 	{pkg: "internal/archtest", why: "this test"},
 	{pkg: "internal/model", why: "the protocol's rules a second time, without the program, so that a mistake in the code is not copied"},
 	{pkg: "e2e", why: "runs the built programs from outside"},
+	{pkg: "e2e/process", why: "starts, reads and ends programs; it knows none of them"},
 	{pkg: "bench/...", why: "measures the built programs from outside"},
 	{pkg: "examples/...", own: "/ /examples/asr", why: "what a user of the library could write, so the library is all they see"},
 }
