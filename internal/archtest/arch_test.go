@@ -73,6 +73,8 @@ var rules = []rule{
 	{pkg: "internal/model", why: "the protocol's rules a second time, without the program, so that a mistake in the code is not copied"},
 	{pkg: "e2e", why: "runs the built programs from outside"},
 	{pkg: "e2e/process", why: "starts, reads and ends programs; it knows none of them"},
+	{pkg: "e2e/netlab", why: "three hosts and the faults between them; it does not know what runs there"},
+	{pkg: "e2e/faultnet", why: "a relay that breaks what passes; it does not know what that means"},
 	{pkg: "bench/...", why: "measures the built programs from outside"},
 	{pkg: "examples/...", own: "/ /examples/asr", why: "what a user of the library could write, so the library is all they see"},
 }

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package faultnet
+
+import "net"
+
+func unsent(*net.TCPConn) int { return 0 }

@@ -1,0 +1,72 @@
+package netlab
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// xdp is a program at a device that drops some of the packets that come in there. It is attached by a descriptor, so it
+// goes when that is closed.
+type xdp struct{ link int }
+
+func (x *xdp) close() {
+	if x != nil {
+		unix.Close(x.link)
+	}
+}
+
+// dropAt loads and attaches a program that asks for a random number for every packet. It must run before the network
+// stack joins small packets to big ones, or a loss would hit 64 KB at once: at the driver of the veth.
+func dropAt(device string, fraction float64) (*xdp, error) {
+	dev, err := net.InterfaceByName(device)
+	if err != nil {
+		return nil, err
+	}
+	threshold := int64(min(fraction, 1) * 0xffffffff)
+	var code []byte
+	insn := func(op byte, off int16, imm uint32) {
+		code = append(code, op, 0)
+		code = binary.NativeEndian.AppendUint16(code, uint16(off))
+		code = binary.NativeEndian.AppendUint32(code, imm)
+	}
+	insn(0x85, 0, 7)                 // r0 = bpf_get_prandom_u32()
+	insn(0x26, 2, uint32(threshold)) // if w0 > threshold goto +2
+	insn(0xb7, 0, 1)                 // r0 = XDP_DROP
+	insn(0x95, 0, 0)                 // return
+	insn(0xb7, 0, 2)                 // r0 = XDP_PASS
+	insn(0x95, 0, 0)                 // return
+
+	license := []byte("GPL\x00")
+	load := struct { // the beginning of union bpf_attr
+		kind, count   uint32
+		code, license uint64
+		rest          [3]uint64
+	}{kind: unix.BPF_PROG_TYPE_XDP, count: uint32(len(code) / 8),
+		code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0])))}
+	prog, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	runtime.KeepAlive(code)
+	runtime.KeepAlive(license)
+	if err != nil {
+		return nil, fmt.Errorf("load an XDP program: %w", err)
+	}
+	defer unix.Close(prog)
+	attach := struct{ prog, ifindex, kind, flags uint32 }{uint32(prog), uint32(dev.Index), unix.BPF_XDP, unix.XDP_FLAGS_DRV_MODE}
+	link, err := bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&attach), unsafe.Sizeof(attach))
+	if err != nil {
+		return nil, fmt.Errorf("attach an XDP program to %s: %w", device, err)
+	}
+	return &xdp{link}, nil
+}
+
+func bpf(cmd uintptr, attr unsafe.Pointer, size uintptr) (int, error) {
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, cmd, uintptr(attr), size)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(fd), nil
+}
