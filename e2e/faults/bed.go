@@ -45,7 +45,7 @@ func by[T any](b *bed, ofCI, ofNormal, ofFull T) T { return [...]T{ofCI, ofNorma
 type bed struct {
 	result
 	size   size
-	race   bool   // the programs have the race detector in them: slow, and big
+	race   bool   // this process has the race detector in it, and is slow
 	bin    string // the built program
 	dir    string
 	soak   time.Duration // how long L9 takes; 0: as the size says

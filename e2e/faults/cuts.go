@@ -308,8 +308,9 @@ func damaged(ctx context.Context, b *bed) error {
 	flips := by(b, 16, 100, 1000)
 	every := by(b, int64(256<<10), 1<<20, 10<<20)
 	var n atomic.Int64
+	var enough atomic.Bool
 	plan := func(int) faultnet.Fault {
-		if n.Load() >= int64(flips) {
+		if enough.Load() {
 			return faultnet.Fault{} // what the senders still hold goes through undisturbed
 		}
 		// Somewhere in the connection, but not at a place that every connection reaches at once.
@@ -331,7 +332,8 @@ func damaged(ctx context.Context, b *bed) error {
 		flows = append(flows, up, down)
 		wg.Go(func() { b.failIf(l.duplex(up, down), "transfer over a line that damages bytes") })
 	}
-	err = await(ctx, "enough damaged bytes", func() bool { return n.Load() >= int64(flips) && t.relay.Flips() >= flips })
+	err = await(ctx, "enough damaged bytes", func() bool { return t.relay.Flips() >= flips })
+	enough.Store(true)
 	for _, f := range flows {
 		close(f.stop)
 	}

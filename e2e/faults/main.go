@@ -89,7 +89,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	defer os.RemoveAll(dir)
 	set.bin = filepath.Join(dir, "reverser")
-	if err := buildReverser(ctx, set.bin, false); err != nil {
+	if err := buildReverser(ctx, set.bin); err != nil {
 		return fail(2, err)
 	}
 	noise() // not while something is measured
@@ -147,12 +147,8 @@ func runAll(ctx context.Context, list []scenario, set settings, progress io.Writ
 }
 
 // buildReverser builds the program that is looked at.
-func buildReverser(ctx context.Context, bin string, race bool) error {
-	args := []string{"build", "-o", bin}
-	if race {
-		args = append(args, "-race")
-	}
-	cmd := exec.CommandContext(ctx, "go", append(args, "reverser/cmd/reverser")...)
+func buildReverser(ctx context.Context, bin string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin, "reverser/cmd/reverser")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build (run this inside the repository): %w\n%s", err, out)
 	}
