@@ -74,16 +74,20 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) *pair {
 	return pr
 }
 
-// carry moves a pair's bytes until it is over. Its goroutine is a fresh one: what an idle connection costs is mostly the
-// stack of the goroutine that waits for it, and writing a log line grows a stack to 8 KB.
+// carry moves a pair's bytes until it is over. Its goroutine is a fresh one, and its frame small: what an idle connection
+// costs is mostly the stack of the goroutine that waits for it, 2 KB where nothing made it grow.
 func (p *Proxy) carry(pr *pair) {
-	reason := pr.Run()
+	p.released(pr, pr.Run())
+	<-p.conns
+	p.leave(pr)
+}
+
+//go:noinline
+func (p *Proxy) released(pr *pair, reason relay.Reason) {
 	sent, received := pr.Counts()
 	p.log.Info("pair released", "service", pr.service, "client", pr.client, "target", pr.target,
 		"sent", sent, "received", received, "duration", relay.Seconds(time.Since(pr.since)),
 		"reason", string(reason), "resumes", pr.stream.Resumes())
-	<-p.conns
-	p.leave(pr)
 }
 
 // endPairs ends the chosen pairs with RST.

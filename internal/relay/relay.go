@@ -123,6 +123,7 @@ func (p *Pair) outbound() {
 			link.TakeTurn(n)
 			p.stream.Send(p.sock.taken()...)
 			link.EndTurn(n)
+			p.sock.release()
 		}
 		switch {
 		case err == nil:

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net"
+	"sync"
 	"syscall"
 
 	"reverser/internal/link"
@@ -16,9 +17,8 @@ type socket struct {
 	// What the callbacks of raw work on; they are made once, so that reading and writing allocate nothing.
 	readFunc, writeFunc func(fd uintptr) bool
 	limit, n            int
-	eager               bool // the last read filled its chunk: have several ready for the next
-	chunks              [readAhead]*link.Chunk
-	vec                 [readAhead][]byte
+	eager               bool   // the last read filled its chunk: have several ready for the next
+	batch               *batch // what was read last; nil while nothing is read
 	readErr             error
 	src                 [][]byte
 	wrote               int
@@ -28,13 +28,25 @@ type socket struct {
 // readAhead is how many chunks one read fills at most.
 const readAhead = 8
 
-// taken returns the chunks that read filled. The caller owns them.
-func (s *socket) taken() []*link.Chunk {
-	k := 0
-	for k < readAhead && s.chunks[k] != nil {
-		k++
+// batch is what one read fills. An idle connection has none.
+type batch struct {
+	chunks [readAhead]*link.Chunk
+	vec    [readAhead][]byte
+	n      int // chunks that hold something
+}
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
+// taken returns the chunks that read filled. The caller owns them, and calls release after it is done with the slice.
+func (s *socket) taken() []*link.Chunk { return s.batch.chunks[:s.batch.n] }
+
+// release gives back what a read needed.
+func (s *socket) release() {
+	if b := s.batch; b != nil {
+		clear(b.chunks[:b.n])
+		b.n, s.batch = 0, nil
+		batches.Put(b)
 	}
-	return s.chunks[:k]
 }
 
 // blockingRead reads with a buffer in hand, where there is no waiting without one.
@@ -47,7 +59,8 @@ func (s *socket) blockingRead(limit int) (int, error) {
 		return 0, err
 	}
 	c.Grow(n)
-	s.chunks[0] = c
+	s.batch = batches.Get().(*batch)
+	s.batch.chunks[0], s.batch.n = c, 1
 	return n, err
 }
 

@@ -30,7 +30,6 @@ func (s *socket) init(conn net.Conn) {
 
 // read waits until the socket is readable, takes chunks only then, and reads at most limit bytes into them.
 func (s *socket) read(limit int) (int, error) {
-	clear(s.chunks[:])
 	if s.raw == nil {
 		return s.blockingRead(limit)
 	}
@@ -43,28 +42,34 @@ func (s *socket) read(limit int) (int, error) {
 
 // readReady is called when the socket may be readable; false: it was not, wait.
 func (s *socket) readReady(fd uintptr) bool {
+	b := batches.Get().(*batch)
+	s.batch = b
 	k, left := 0, s.limit
 	for left > 0 && (k == 0 || s.eager && k < readAhead) {
 		c := link.NewChunk()
 		room := c.Room()
 		room = room[:min(left, len(room))]
-		s.chunks[k], s.vec[k] = c, room
+		b.chunks[k], b.vec[k] = c, room
 		left -= len(room)
 		k++
 	}
-	n, err := rawio.Read(int(fd), s.vec[:k])
-	s.eager = n >= len(s.vec[0]) && n > 0
+	n, err := rawio.Read(int(fd), b.vec[:k])
+	s.eager = n >= len(b.vec[0]) && n > 0
 	left = n
 	for i := range k {
-		part := min(left, len(s.vec[i]))
+		part := min(left, len(b.vec[i]))
 		left -= part
-		s.vec[i] = nil
+		b.vec[i] = nil
 		if part == 0 {
-			s.chunks[i].Free()
-			s.chunks[i] = nil
+			b.chunks[i].Free()
+			b.chunks[i] = nil
 			continue
 		}
-		s.chunks[i].Grow(part)
+		b.chunks[i].Grow(part)
+		b.n = i + 1
+	}
+	if n == 0 {
+		s.release()
 	}
 	switch {
 	case err == unix.EAGAIN:
