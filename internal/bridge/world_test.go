@@ -272,7 +272,8 @@ func (k *sink) Receive(bufs [][]byte) (n int) {
 	}
 	return n
 }
-func (k *sink) Backlogged() {}
+func (k *sink) Behind() bool { return false }
+func (k *sink) Backlogged()  {}
 func (k *sink) Ended(kind wire.EndKind, code wire.Code) {
 	if kind == wire.RST {
 		k.over <- code

@@ -18,6 +18,7 @@ func (aborted) Receive(bufs [][]byte) (n int) {
 	}
 	return n
 }
+func (aborted) Behind() bool                  { return false }
 func (aborted) Backlogged()                   {}
 func (aborted) Ended(wire.EndKind, wire.Code) {}
 func (a aborted) Abort(wire.Code)             { a.do() }

@@ -7,23 +7,26 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
 )
 
-// An attempt that hangs is not waited for. A SYN that got lost is repeated after 1, 3 and 7 seconds by the operating system;
-// with another attempt beside it every second there is one under way at least every other second, however long the path is gone.
+// An attempt that hangs is not waited for. A SYN that got lost is repeated by the operating system at ever longer intervals;
+// with a new attempt every second one is under way within a second of the path's return, however long it was gone.
 const (
 	callLimit = 10 * time.Second // for the socket, TLS and the handshake of one attempt
 	stagger   = time.Second      // until another attempt is made beside one that hangs
-	abreast   = 3                // attempts of a slot at once, at the most
+	abreast   = 3                // attempts of a slot at once, at the most; later ones take the place of earlier ones
 )
 
 // call makes an authenticated connection for the slot: it makes attempts, some beside each other, until one succeeds and the
 // slot may have it. It returns nil without an error when the slot's present connection spoke again.
 func (k *keeper) call(ctx context.Context) (*auth.Conn, error) {
-	as := newAttempts(ctx, func(ctx context.Context) (*auth.Conn, error) { return k.d.prove(ctx, k.sl.index > 0, k.transfer) })
+	as := newAttempts(ctx, func(ctx context.Context, connected func()) (*auth.Conn, error) {
+		return k.d.prove(ctx, k.sl.index > 0, k.transfer, connected)
+	})
 	defer as.end()
 	network, back := k.d.network.wait(), k.sl.link.back.wait()
 	next := newAlarm(k.pause)
@@ -56,7 +59,7 @@ func (k *keeper) call(ctx context.Context) (*auth.Conn, error) {
 				start()
 			}
 		case <-next.rings:
-			if as.spare == nil && len(as.under) < abreast {
+			if as.spare == nil {
 				start()
 			}
 		case a := <-as.answers:
@@ -76,7 +79,7 @@ func (k *keeper) call(ctx context.Context) (*auth.Conn, error) {
 
 // attempts are those of one call.
 type attempts struct {
-	prove   func(context.Context) (*auth.Conn, error)
+	prove   func(ctx context.Context, connected func()) (*auth.Conn, error)
 	ctx     context.Context
 	cancel  context.CancelFunc
 	calling sync.WaitGroup
@@ -86,22 +89,28 @@ type attempts struct {
 }
 
 type attempt struct {
-	begin  time.Time
-	cancel context.CancelFunc
-	conn   *auth.Conn // the answer: this or err
-	err    error
+	begin     time.Time
+	cancel    context.CancelFunc
+	connected atomic.Bool // the socket is; the handshakes go on
+	conn      *auth.Conn  // the answer: this or err
+	err       error
 }
 
-func newAttempts(ctx context.Context, prove func(context.Context) (*auth.Conn, error)) *attempts {
+func newAttempts(ctx context.Context, prove func(ctx context.Context, connected func()) (*auth.Conn, error)) *attempts {
 	ctx, cancel := context.WithCancel(ctx)
 	return &attempts{prove: prove, ctx: ctx, cancel: cancel, answers: make(chan *attempt)}
 }
 
-// start makes another attempt. It takes the place of the oldest when there are enough.
+// start makes another attempt. When there are enough it takes the place of one that has no connection yet, but not of the
+// first: where a round trip takes seconds that one has the time that it needs. It does nothing if all the others are connected.
 func (as *attempts) start() {
 	if len(as.under) == abreast {
-		as.under[0].cancel()
-		as.under = as.under[1:]
+		i := 1 + slices.IndexFunc(as.under[1:], func(a *attempt) bool { return !a.connected.Load() })
+		if i == 0 {
+			return
+		}
+		as.under[i].cancel()
+		as.under = slices.Delete(as.under, i, i+1)
 	}
 	ctx, cancel := context.WithTimeout(as.ctx, callLimit)
 	a := &attempt{begin: time.Now(), cancel: cancel}
@@ -112,7 +121,7 @@ func (as *attempts) start() {
 // try makes one attempt and answers, unless the call is over.
 func (as *attempts) try(ctx context.Context, a *attempt) {
 	defer a.cancel()
-	a.conn, a.err = as.prove(ctx)
+	a.conn, a.err = as.prove(ctx, func() { a.connected.Store(true) })
 	select {
 	case as.answers <- a:
 	case <-as.ctx.Done():
@@ -198,11 +207,12 @@ func (al *alarm) set(d time.Duration) {
 }
 
 // prove dials the proxy and authenticates both ends.
-func (d *Dialer) prove(ctx context.Context, carrier bool, transfer uint16) (*auth.Conn, error) {
+func (d *Dialer) prove(ctx context.Context, carrier bool, transfer uint16, connected func()) (*auth.Conn, error) {
 	sock, err := d.cfg.Dial(ctx, carrier, transfer)
 	if err != nil {
 		return nil, err
 	}
+	connected()
 	tune(sock)
 	conn, err := auth.Client(ctx, sock, d.cfg.Auth)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {

@@ -24,6 +24,7 @@ type sink struct {
 }
 
 func (k *sink) Receive(b [][]byte) int { return 0 }
+func (k *sink) Behind() bool           { return false }
 func (k *sink) Backlogged() {
 	k.wg.Go(func() {
 		for b := k.s.Backlog(); b != nil; b = k.s.Backlog() {

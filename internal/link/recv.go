@@ -31,6 +31,7 @@ type recvHalf struct {
 	code     wire.Code
 	abort    bool // RST after FIN
 	discard  bool // the socket is gone: consume unseen
+	behind   bool // the socket holds bytes that it could not send: it is what limits the stream, not the window
 }
 
 // acked is what an ACK says: everything below is in this process's custody, END included.
@@ -131,7 +132,7 @@ func (c *core) consume(s *Stream, n int, now time.Duration) bool {
 	if got := r.consumed - r.mark; got >= r.win {
 		// A whole window within two round trips: the window is what limits the stream. 5 ms stands for the scheduling of
 		// busy hosts, where the path's round trip is shorter than that.
-		if now-r.epoch <= 2*max(c.rtt, 5*time.Millisecond) {
+		if now-r.epoch <= 2*max(c.rtt, 5*time.Millisecond) && !r.behind {
 			// No more than an eighth of what is free: credit cannot be taken back, and whoever comes later finds room too
 			// (the dynamic threshold of Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998). The last quarter is for windows up
 			// to openWindow, or a few dozen streams that were fast once and are idle now would leave all others the floor.
@@ -160,6 +161,9 @@ func (c *core) consume(s *Stream, n int, now time.Duration) bool {
 	c.ackNow(s)
 	return true
 }
+
+// due says whether a whole window is consumed with n bytes more: then it may grow.
+func (r *recvHalf) due(n int) bool { return r.consumed+uint64(n)-r.mark >= r.win }
 
 // settleCharge gives back what is charged beyond need.
 func (r *recvHalf) settleCharge(b *Budget, need int64) {

@@ -51,6 +51,8 @@ type Stream struct {
 type Receiver interface {
 	// Receive takes as much of the bytes, which follow each other, as it can without waiting and returns how much that was.
 	Receive(bufs [][]byte) int
+	// Behind says whether bytes that Receive took wait for the receiver's own peer: then a larger window would only fill memory.
+	Behind() bool
 	// Backlogged says that bytes wait in the stream. The receiver calls Backlog and Consumed, from a goroutine of its own,
 	// until Backlog returns nil.
 	Backlogged()
@@ -262,6 +264,12 @@ func (s *Stream) deliver(bufs [][]byte) {
 	} else {
 		s.recv.q.unread(n, bufs)
 	}
+	if s.recv.due(n) {
+		s.slot.mu.Unlock()
+		behind := s.receiver.Behind()
+		s.slot.mu.Lock()
+		s.recv.behind = behind
+	}
 	s.slot.core.consume(s, n, s.slot.link.now()) // the caller sends what that brings
 	s.handOver()
 }
@@ -347,6 +355,7 @@ func (s *Stream) consumedLocked(n int) {
 	if r.discard {
 		return // accounted for already
 	}
+	r.behind = s.receiver != nil // else there would be no backlog
 	r.pos += n
 	if c := r.q.head; r.pos == c.n {
 		r.q.freeBelow(r.q.base + uint64(c.n))

@@ -2,11 +2,15 @@ package proxy
 
 import (
 	"container/list"
+	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
+
+	"reverser/internal/auth"
 )
 
 // Limits on connections that have not authenticated yet. An address from which a bridge came lately is exempt from the
@@ -106,14 +110,24 @@ func (p *pass) leave(known bool) {
 	g.known[p.from] = now
 }
 
-// report logs failed authentications, at most once in reportStrangersPer: the internet scans every port.
+// report logs failed authentications, at most once in reportStrangersPer: the internet scans every port. A bridge that gives
+// up an attempt, because another one was faster, is none.
 func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	_, known := g.known[network(from)]
+	if known && errors.Is(err, auth.ErrNoHello) && errors.Is(err, io.EOF) {
+		g.mu.Unlock()
+		return
+	}
 	g.refused++
-	if now := time.Now(); now.Sub(g.reported) >= reportStrangersPer {
-		log.Warn("connections to the link port that were no bridge with a valid key", "count", g.refused, "last_remote", from.String(), "last_err", err)
+	count, now := g.refused, time.Now()
+	say := now.Sub(g.reported) >= reportStrangersPer
+	if say {
 		g.reported, g.refused = now, 0
+	}
+	g.mu.Unlock()
+	if say {
+		log.Warn("connections to the link port that were no bridge with a valid key", "count", count, "last_remote", from.String(), "last_err", err)
 	}
 }
 

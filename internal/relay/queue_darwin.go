@@ -12,3 +12,6 @@ func unackedBytes(fd int) int {
 	}
 	return n
 }
+
+// unsentBytes: this system does not tell.
+func unsentBytes(int) int { return 0 }

@@ -9,3 +9,11 @@ func unackedBytes(fd int) int {
 	}
 	return n
 }
+
+func unsentBytes(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQNSD)
+	if err != nil {
+		return 0
+	}
+	return n
+}

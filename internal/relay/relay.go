@@ -186,6 +186,10 @@ func (p *Pair) Receive(bufs [][]byte) int {
 	return n
 }
 
+// Behind implements link.Receiver. A user who is slower than the link would otherwise get a large window, for as long as the
+// kernel's buffer takes everything, and keep it when it is full.
+func (p *Pair) Behind() bool { return p.sock.unsent() > 0 }
+
 // writeFailed: the socket does not take any more. What its peer sent before may still be read as far as there is credit, and
 // then comes the reset; the reader notices by itself, since a dead socket is readable.
 func (p *Pair) writeFailed() {

@@ -15,5 +15,8 @@ func (s *socket) tryWrite([][]byte) (int, error) { return 0, nil }
 // queued cannot be asked for; a reset may overtake the last bytes here.
 func (s *socket) queued() int { return 0 }
 
+// unsent cannot be asked for either.
+func (s *socket) unsent() int { return 0 }
+
 // gone cannot be asked for; a dead socket is noticed when it is read or written.
 func (s *socket) gone() bool { return false }

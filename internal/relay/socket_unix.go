@@ -118,6 +118,16 @@ func (s *socket) queued() int {
 	return n
 }
 
+// unsent returns how many bytes the kernel has not sent yet, because the peer takes no more.
+func (s *socket) unsent() int {
+	if _, tcp := s.conn.(*net.TCPConn); s.raw == nil || !tcp {
+		return 0
+	}
+	n := 0
+	s.raw.Control(func(fd uintptr) { n = unsentBytes(int(fd)) })
+	return n
+}
+
 // gone says whether the socket is dead though nobody reads it: reset by its peer.
 func (s *socket) gone() bool {
 	dead := false

@@ -24,6 +24,7 @@ import (
 
 // world is a link over a network in memory: streams for pairs to be bound to.
 type world struct {
+	budget  *link.Budget // of the proxy
 	t       testing.TB
 	net     *memnet.Net
 	px, br  owner
@@ -68,8 +69,9 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 	w.br = owner{w.streams, make(chan *link.Link, 64)}
 	key, secret := [16]byte{1}, [32]byte{2}
 	sc := &auth.ServerConfig{Identity: identity(), Instance: [16]byte{9}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
+	w.budget = link.NewBudget(0)
 	host := link.NewHost(link.HostConfig{
-		Owner: &w.px, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance, Carriers: carriers,
+		Owner: &w.px, Budget: w.budget, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance, Carriers: carriers,
 		Admit: func([16]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	ln, err := w.net.Listen("proxy:3010")
