@@ -21,22 +21,43 @@ func readFrame(r io.Reader, buf []byte) (wire.Frame, error) {
 	if _, err := io.ReadFull(r, buf[:wire.HeaderLen]); err != nil {
 		return wire.Frame{}, err
 	}
-	size := int(buf[2])<<8 | int(buf[3])
-	if size > wire.MaxPayload {
-		return wire.Frame{}, fmt.Errorf("frame of %d bytes", size)
+	f, _, err := wire.Parse(buf[:wire.HeaderLen])
+	if !errors.Is(err, wire.ErrTruncated) { // the header says it all, or that nothing can be made of it
+		return f, asViolation(err)
 	}
+	size := int(buf[2])<<8 | int(buf[3])
 	if _, err := io.ReadFull(r, buf[wire.HeaderLen:wire.HeaderLen+size]); err != nil {
 		return wire.Frame{}, err
 	}
-	f, _, err := wire.Parse(buf[:wire.HeaderLen+size])
-	return f, err
+	f, _, err = wire.Parse(buf[:wire.HeaderLen+size])
+	return f, asViolation(err)
+}
+
+// asViolation makes what the peer did wrong of the error of a parser.
+func asViolation(err error) error {
+	if _, ok := errors.AsType[*wire.FormatError](err); ok {
+		return misfit(wire.ErrFormat, "%s", err)
+	}
+	return err
+}
+
+// misfit is a violation before the connection carries a slot: the session is not touched by it.
+func misfit(code wire.ErrCode, format string, args ...any) error {
+	return &protocolError{code, fmt.Sprintf(format, args...), false}
+}
+
+// complain tells the peer what it did wrong, if err says that it did.
+func complain(conn *auth.Conn, err error) {
+	if p, ok := errors.AsType[*protocolError](err); ok {
+		conn.Write(wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
+	}
 }
 
 // readTable reads the n entries that an ATTACH or ATTACHED announced.
 func readTable(r io.Reader, n, crc uint32, buf []byte) (raw []byte, table []wire.StreamState, err error) {
 	want := int(n) * wire.StreamStateLen
 	if n > 2*MaxStreams {
-		return nil, nil, fmt.Errorf("table of %d streams, at most %d are possible", n, 2*MaxStreams)
+		return nil, nil, misfit(wire.ErrFormat, "table of %d streams, at most %d are possible", n, 2*MaxStreams)
 	}
 	for len(raw) < want {
 		f, err := readFrame(r, buf)
@@ -44,15 +65,15 @@ func readTable(r io.Reader, n, crc uint32, buf []byte) (raw []byte, table []wire
 			return nil, nil, err
 		}
 		if f.Type != wire.TypeST || f.Offset != uint64(len(raw)/wire.StreamStateLen) || len(raw)+len(f.Payload) > want {
-			return nil, nil, fmt.Errorf("%s where entry %d of a table of %d was due", f.Type, len(raw)/wire.StreamStateLen, n)
+			return nil, nil, misfit(wire.ErrFormat, "%s where entry %d of a table of %d was due", f.Type, len(raw)/wire.StreamStateLen, n)
 		}
 		raw = append(raw, f.Payload...)
 	}
 	if crc32.Checksum(raw, castagnoli) != crc {
-		return nil, nil, errors.New("table with a wrong checksum")
+		return nil, nil, misfit(wire.ErrFormat, "table with a wrong checksum")
 	}
 	table, err = wire.ParseTable(raw)
-	return raw, table, err
+	return raw, table, asViolation(err)
 }
 
 // refusal is an attach that was answered with a status other than OK.
@@ -109,7 +130,11 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	defer func() {
 		stop()
 		if err != nil {
+			complain(conn, err)
 			conn.Close()
+			if p, bad := errors.AsType[*protocolError](err); bad && p.fatal {
+				l.Kill(err)
+			}
 		}
 	}()
 	conn.SetDeadline(time.Now().Add(attachTimeout))
@@ -145,10 +170,10 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		return nil, at, fmt.Errorf("the proxy gave the connection up: %s", wire.ParseErr(f).Text)
 	}
 	if f.Type != wire.TypeAttached || f.Offset != gen {
-		return nil, at, fmt.Errorf("%s where ATTACHED was due", f.Type)
+		return nil, at, misfit(wire.ErrUnexpected, "%s where ATTACHED was due", f.Type)
 	}
 	if at, err = wire.ParseAttached(f); err != nil {
-		return nil, at, err
+		return nil, at, asViolation(err)
 	}
 	if at.Status != wire.StatusOK {
 		return nil, at, &refusal{at.Status, at.Text}
@@ -161,9 +186,6 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	c := newCarrier(sl, conn.Conn)
 	c.gen = gen
 	if err := sl.resume(c, table, rtt); err != nil {
-		if _, bad := errors.AsType[*protocolError](err); bad {
-			l.Kill(err)
-		}
 		return nil, at, err
 	}
 	conn.SetDeadline(time.Time{})

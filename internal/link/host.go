@@ -72,24 +72,10 @@ func (h *Host) Serve(conn *auth.Conn) error {
 	defer arrived()
 	conn.SetDeadline(time.Now().Add(attachTimeout))
 	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
-	f, err := readFrame(conn, buf)
+	a, gen, rawTable, table, err := readAttach(conn, buf)
 	if err != nil {
+		complain(conn, err)
 		return fmt.Errorf("wait for ATTACH: %w", err)
-	}
-	if f.Type != wire.TypeAttach {
-		conn.Write(wire.AppendErr(nil, wire.Err{Code: wire.ErrUnexpected, Text: f.Type.String() + " before ATTACH"}))
-		return fmt.Errorf("%s before ATTACH", f.Type)
-	}
-	a, err := wire.ParseAttach(f)
-	gen := f.Offset
-	var rawTable []byte
-	var table []wire.StreamState
-	if err == nil {
-		rawTable, table, err = readTable(conn, a.Streams, a.TableCRC, buf)
-	}
-	if err != nil {
-		conn.Write(wire.AppendErr(nil, wire.Err{Code: wire.ErrFormat, Text: err.Error()}))
-		return fmt.Errorf("read ATTACH: %w", err)
 	}
 	arrived()
 	var l *Link
@@ -107,18 +93,31 @@ func (h *Host) Serve(conn *auth.Conn) error {
 			return err
 		}
 	}
-	var r *refusal
-	var p *protocolError
-	switch {
-	case errors.As(err, &r):
+	if r, ok := errors.AsType[*refusal](err); ok {
 		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: a.Slot, Text: r.text}))
-	case errors.As(err, &p):
-		conn.Write(wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
-		if p.fatal && l != nil {
-			l.Kill(err)
-		}
+	}
+	complain(conn, err)
+	if p, ok := errors.AsType[*protocolError](err); ok && p.fatal {
+		l.Kill(err)
 	}
 	return err
+}
+
+// readAttach reads the first frame of a connection, and the table behind it.
+func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, raw []byte, table []wire.StreamState, err error) {
+	f, err := readFrame(conn, buf)
+	if err != nil {
+		return a, 0, nil, nil, err
+	}
+	if f.Type != wire.TypeAttach {
+		return a, 0, nil, nil, misfit(wire.ErrUnexpected, "%s before ATTACH", f.Type)
+	}
+	if a, err = wire.ParseAttach(f); err != nil {
+		return a, 0, nil, nil, asViolation(err)
+	}
+	gen = f.Offset
+	raw, table, err = readTable(conn, a.Streams, a.TableCRC, buf)
+	return a, gen, raw, table, err
 }
 
 // find returns the session that the connection belongs to, and makes a new one where that is asked for and possible.
