@@ -6,11 +6,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"runtime/pprof"
 	"strings"
 	"sync"
 	"testing"
-	"time"
+
+	"reverser/internal/leaktest"
 )
 
 func TestMain(m *testing.M) {
@@ -24,17 +24,8 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	buildDir = dir
-	before := runtime.NumGoroutine()
-	code := m.Run()
+	code := leaktest.Run(m)
 	os.RemoveAll(dir)
-	for start := time.Now(); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
-		if time.Since(start) > 10*time.Second {
-			fmt.Fprintln(os.Stderr, "goroutines are left:")
-			pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-			code = 1
-			break
-		}
-	}
 	os.Exit(code)
 }
 

@@ -151,8 +151,26 @@ func TestImports(t *testing.T) {
 		}
 	}
 	for pkg := range unused {
-		if pkg != "" { // the root package has its own test
-			t.Errorf("the table has a line for %s, which does not exist", pkg)
+		t.Errorf("the table has a line for %s, which does not exist", name(pkg))
+	}
+}
+
+// TestLeakChecks: no package's tests leave goroutines behind.
+func TestLeakChecks(t *testing.T) {
+	checked := map[string]bool{"internal/leaktest": true}
+	tested := make(map[string]bool)
+	for file, imports := range sources(t) {
+		if !strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		tested[path.Dir(file)] = true
+		if slices.Contains(imports, module+"/internal/leaktest") {
+			checked[path.Dir(file)] = true
+		}
+	}
+	for dir := range tested {
+		if !checked[dir] {
+			t.Errorf("the tests of %s have no leak check: give them a main_test.go with leaktest.Main", dir)
 		}
 	}
 }
@@ -175,14 +193,6 @@ func TestDataPath(t *testing.T) {
 
 // TestLibrary: the root package stays light for whoever imports it.
 func TestLibrary(t *testing.T) {
-	root, err := filepath.Glob("../../*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	root = slices.DeleteFunc(root, func(f string) bool { return strings.HasSuffix(f, "_test.go") })
-	if len(root) == 0 {
-		t.Skip("the root package does not exist yet: there is no library to hold to anything")
-	}
 	for _, os := range []string{"linux", "darwin", "windows"} {
 		for _, p := range list(t, os, ".") {
 			for _, b := range banned {

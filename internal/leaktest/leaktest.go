@@ -4,6 +4,8 @@
 //
 //	func TestMain(m *testing.M) { leaktest.Main(m) }
 //
+// One whose TestMain does more calls Run there. internal/archtest wants one of the two in every package with tests.
+//
 // Its secret is which goroutines count: those that were not there before the first test and that the runtime does not
 // keep for itself. It starts none.
 package leaktest
@@ -21,16 +23,20 @@ import (
 const settle = 5 * time.Second
 
 // Main runs the tests and exits, with 1 if they passed but left goroutines behind.
-func Main(m *testing.M) {
+func Main(m *testing.M) { os.Exit(Run(m)) }
+
+// Run runs the tests and returns the code to exit with. It takes whatever runs like a *testing.M.
+func Run(m interface{ Run() int }) int {
 	before := goroutines()
 	code := m.Run()
-	if code == 0 {
-		if left := wait(before, settle); len(left) > 0 {
-			fmt.Fprintf(os.Stderr, "leaktest: %d goroutines were left behind:\n\n%s\n", len(left), strings.Join(left, "\n\n"))
-			code = 1
-		}
+	if code != 0 {
+		return code
 	}
-	os.Exit(code)
+	if left := wait(before, settle); len(left) > 0 {
+		fmt.Fprintf(os.Stderr, "leaktest: %d goroutines were left behind:\n\n%s\n", len(left), strings.Join(left, "\n\n"))
+		return 1
+	}
+	return 0
 }
 
 // wait returns the stacks of the goroutines that are not in before, nil as soon as there are none.
