@@ -97,6 +97,9 @@ func TestRemovedKeyEndsEverything(t *testing.T) {
 		_, err := readPattern(tryDial(loopback(public)))
 		return errors.Is(err, syscall.ECONNREFUSED)
 	})
+	for _, side := range []*process{p.process, b.process} {
+		side.awaitLogged(`"pair released"`, `"service-removed"`)
+	}
 	b.awaitLogged(`"level":"WARN"`, "refused", "key")
 	if !b.Running() {
 		t.Errorf("the bridge has ended: %v; want it to try on", b.Cmd.ProcessState)

@@ -108,9 +108,16 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		fmt.Fprintln(w, "no services")
 	} else {
 		t := newTable(w)
-		t.row("SERVICE", "STATE", "TARGET", "CONNECTIONS", "REASON")
+		row := func(v status.Service, connections, key, reason string) {
+			if s.Role == "bridge" { // all are of its one key, which is above
+				t.row(v.Public, v.State, v.Target, connections, reason)
+				return
+			}
+			t.row(v.Public, v.State, v.Target, connections, key, reason)
+		}
+		row(status.Service{Public: "SERVICE", State: "STATE", Target: "TARGET"}, "CONNECTIONS", "KEY", "REASON")
 		for _, v := range s.Services {
-			t.row(v.Public, v.State, v.Target, strconv.Itoa(v.Connections), v.Reason)
+			row(v, strconv.Itoa(v.Connections), v.Key, v.Reason)
 		}
 		if err := t.flush(); err != nil {
 			return err

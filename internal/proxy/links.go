@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/link"
 	"reverser/internal/relay"
+	"reverser/internal/route"
 	"reverser/internal/service"
 	"reverser/internal/status"
 	"reverser/internal/wire"
@@ -99,7 +101,7 @@ type claim struct {
 const stoppingText = "the proxy is stopping"
 
 func (c *claim) status(s *session) status.Service {
-	st := status.Service{Public: c.public.String(), Target: c.target, Reason: c.reason}
+	st := status.Service{Public: c.public.String(), Target: c.target, Key: s.key, Reason: c.reason}
 	if c.public == (service.Public{}) {
 		st.Public = c.asked
 	}
@@ -112,6 +114,9 @@ func (c *claim) status(s *session) status.Service {
 		st.State = status.ServiceUp
 	default:
 		st.State = status.ServiceAway
+		if s.link.RemoteAddr() != nil && !s.leaving {
+			st.Reason = "the bridge is connected, but none of its connections for data is"
+		}
 	}
 	return st
 }
@@ -150,7 +155,8 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 	leaving := s != nil && s.leaving
 	p.notify(l)
 	p.mu.Unlock()
-	if s == nil || l.RemoteAddr() != nil || p.ctx.Err() != nil { // or a newer connection took the slot already
+	// Ended says it, or a newer connection took the slot already.
+	if s == nil || l.Err() != nil || l.RemoteAddr() != nil || p.ctx.Err() != nil {
 		return
 	}
 	if leaving && l.Streams() == 0 { // else it comes back to finish them
@@ -171,7 +177,7 @@ func (p *Proxy) notify(l *link.Link) {
 	}
 }
 
-// GoingAway implements link.Owner; which link it was follows from the Claim calls that stop. See leaving.
+// GoingAway implements link.Owner.
 func (p *Proxy) GoingAway(l *link.Link, _ time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -188,10 +194,12 @@ func (p *Proxy) Claimed(*link.Link, uint16, wire.Claimed) {}
 
 // Ended implements link.Owner.
 func (p *Proxy) Ended(l *link.Link, err error) {
+	p.claiming.Lock()
 	p.mu.Lock()
 	s := p.sessions[l.KeyID()]
 	if s == nil || s.link != l {
 		p.mu.Unlock()
+		p.claiming.Unlock()
 		return
 	}
 	delete(p.sessions, l.KeyID())
@@ -201,99 +209,139 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 	}
 	p.mu.Unlock()
 	closeAll(gone)
+	p.claiming.Unlock()
 	p.log.Info("bridge session ended", "key", s.key, "bridge", l.PeerName(), "err", err)
 }
 
 // Claim implements link.Owner: the bridge proposes, the policy of its key decides.
 func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
-	p.mu.Lock()
-	s := p.session(l)
-	if s == nil {
-		p.mu.Unlock()
-		return
-	}
-	cl := s.claims[id]
-	if cl == nil || cl.asked != c.Public || cl.target != c.Target {
-		if cl != nil && cl.asked != c.Public {
-			// Closed first: the new port may cover the old one.
-			closeAll(p.releaseLocked(func(ln *listener) bool {
-				at, of, _ := ln.dest.Link()
-				return ln.dest.Public == cl.public && at == l && of == id
-			}))
+	p.decided(func() (said lines) {
+		p.mu.Lock()
+		s := p.session(l)
+		if s == nil {
+			p.mu.Unlock()
+			return nil
 		}
-		cl = &claim{id: id, asked: c.Public, target: c.Target}
-		s.claims[id] = cl
-	}
-	p.decide(s, cl, false)
-	var gone []*listener
-	if !more && !s.settled {
-		s.settled = true
-		gone = p.releaseLocked(func(ln *listener) bool {
-			at, _, _ := ln.dest.Link()
-			return ln.dest.Key == l.KeyID() && at != l
-		})
-	}
-	p.mu.Unlock()
-	closeAll(gone)
+		var gone []*listener
+		cl := s.claims[id]
+		if cl == nil || cl.asked != c.Public || cl.target != c.Target {
+			if cl != nil && cl.asked != c.Public {
+				gone = p.releaseLocked(func(ln *listener) bool {
+					at, of, _ := ln.dest.Link()
+					return ln.dest.Public == cl.public && at == l && of == id
+				})
+			}
+			cl = &claim{id: id, asked: c.Public, target: c.Target}
+			s.claims[id] = cl
+		}
+		p.mu.Unlock()
+		closeAll(gone) // first: the new port may cover the old one
+		said = p.decide(s, cl, false)
+		p.mu.Lock()
+		if gone = nil; !more && !s.settled {
+			s.settled = true
+			gone = p.releaseLocked(func(ln *listener) bool {
+				at, _, _ := ln.dest.Link()
+				return ln.dest.Key == l.KeyID() && at != l
+			})
+		}
+		p.mu.Unlock()
+		closeAll(gone)
+		return said
+	})
 }
 
 // Unclaim implements link.Owner.
 func (p *Proxy) Unclaim(l *link.Link, id uint16) {
-	p.mu.Lock()
-	s := p.session(l)
-	var gone []*listener
-	if s != nil && s.claims[id] != nil {
-		pub := s.claims[id].public
-		delete(s.claims, id)
-		gone = p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == l.KeyID() && ln.dest.Public == pub })
+	p.decided(func() lines {
+		p.mu.Lock()
+		s := p.session(l)
+		var gone []*listener
+		if s != nil && s.claims[id] != nil {
+			pub := s.claims[id].public
+			delete(s.claims, id)
+			gone = p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == l.KeyID() && ln.dest.Public == pub })
+		}
+		p.mu.Unlock()
+		closeAll(gone)
+		return nil
+	})
+}
+
+// lines are what there is to log once no lock is held: whoever reads the log may be slow.
+type lines []func()
+
+// decided makes one decision about claims after the other, and logs what came of it.
+func (p *Proxy) decided(decide func() lines) {
+	p.claiming.Lock()
+	said := decide()
+	p.claiming.Unlock()
+	for _, say := range said {
+		say()
 	}
-	p.mu.Unlock()
-	closeAll(gone)
+}
+
+// verdict is what became of a claim.
+type verdict struct {
+	state  wire.ClaimStatus
+	reason string // for this proxy's operator
+	told   string // for the bridge, where it is not to know as much; "": the reason
 }
 
 // decide opens what a claim asks for, or says why not, and tells the bridge; again says that the bridge has heard an answer
-// and wants to know of changes only. mu is held.
-func (p *Proxy) decide(s *session, c *claim, again bool) {
+// and wants to know of changes only. claiming is held and mu is not.
+func (p *Proxy) decide(s *session, c *claim, again bool) (said lines) {
+	v := p.tryClaim(s, c)
+	p.mu.Lock()
 	before, reason := c.state, c.reason
-	c.state, c.reason = p.tryClaim(s, c)
-	if again && before == c.state && reason == c.reason {
-		return
+	c.state, c.reason = v.state, v.reason
+	ln, key := p.public[c.public], s.key
+	p.mu.Unlock()
+	same := before == v.state && reason == v.reason
+	if again && same {
+		return nil
 	}
-	answer := wire.Claimed{Status: c.state, Public: c.public.String(), Text: c.reason}
-	if c.state == wire.ClaimUp {
-		answer.Nonce = p.public[c.public].expectProbe()
+	answer := wire.Claimed{Status: v.state, Public: c.public.String(), Text: cmp.Or(v.told, v.reason)}
+	if v.state == wire.ClaimUp && ln != nil {
+		answer.Nonce = ln.expectProbe()
 	}
 	s.link.Claimed(c.id, answer)
-	log := p.log.Info
-	if c.state != wire.ClaimUp {
-		log = p.log.Warn
+	if same {
+		return nil
 	}
-	if before != c.state || reason != c.reason {
-		switch c.state {
+	public, asked, target := c.public.String(), c.asked, c.target
+	return lines{func() {
+		switch v.state {
 		case wire.ClaimUp:
-			log("service up", "service", c.public.String(), "key", s.key, "target", c.target)
+			p.log.Info("service up", "service", public, "key", key, "target", target)
 		case wire.ClaimDenied:
-			log("service denied", "service", c.asked, "key", s.key, "reason", c.reason)
+			p.log.Warn("service denied", "service", asked, "key", key, "reason", v.reason)
 		case wire.ClaimRetrying:
-			log("service cannot be opened, trying again", "service", c.public.String(), "key", s.key, "reason", c.reason)
+			p.log.Warn("service cannot be opened, trying again", "service", public, "key", key, "reason", v.reason)
 		}
-	}
+	}}
 }
 
-// tryClaim is decide without telling anybody. mu is held.
-func (p *Proxy) tryClaim(s *session, c *claim) (wire.ClaimStatus, string) {
+func deny(format string, args ...any) verdict {
+	return verdict{state: wire.ClaimDenied, reason: fmt.Sprintf(format, args...)}
+}
+
+// tryClaim is decide without telling anybody. claiming is held and mu is not: to open a port takes a system call.
+func (p *Proxy) tryClaim(s *session, c *claim) verdict {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	key, ok := p.keys[s.link.KeyID()]
 	if !ok {
-		return wire.ClaimDenied, "denied: the key was removed"
+		return deny("denied: the key was removed")
 	}
 	pub, err := service.ParsePublic(c.asked)
 	if err != nil {
-		return wire.ClaimDenied, fmt.Sprintf("denied: %s", err)
+		return deny("denied: %s", err)
 	}
 	if pub.Kind == service.KindOffered {
 		i := slices.IndexFunc(p.cfg.Offer, key.Allow.Permits)
 		if i < 0 {
-			return wire.ClaimDenied, fmt.Sprintf("denied: the proxy offers no public port that key %q is allowed (%s)", key.Name, key.Allow)
+			return deny("denied: the proxy offers no public port that key %q is allowed (%s)", key.Name, key.Allow)
 		}
 		pub = p.cfg.Offer[i]
 	}
@@ -301,35 +349,42 @@ func (p *Proxy) tryClaim(s *session, c *claim) (wire.ClaimStatus, string) {
 	switch {
 	case !key.Allow.Permits(pub):
 		p.drop(pub, s)
-		return wire.ClaimDenied, fmt.Sprintf("%s denied: the policy of key %q allows %s", pub, key.Name, key.Allow)
+		return deny("%s denied: the policy of key %q allows %s", pub, key.Name, key.Allow)
 	case pub.Kind != service.KindTCP:
-		return wire.ClaimDenied, fmt.Sprintf("%s denied: this proxy serves tcp/ only", pub)
+		return deny("%s denied: this proxy serves tcp/ only", pub)
 	case pub.Port == portOf(p.Addr()) || p.transfer != nil && pub.Port == portOf(p.TransferAddr()):
-		return wire.ClaimDenied, fmt.Sprintf("%s denied: the link itself uses this port", pub)
+		return deny("%s denied: the link itself uses this port", pub)
 	case p.draining.Load():
-		return wire.ClaimRetrying, stoppingText
+		return verdict{state: wire.ClaimRetrying, reason: stoppingText}
 	}
 	d, isNew, err := p.routes.Claim(pub, key.ID, key.Name, s.link, c.id, c.target)
 	if err != nil {
-		return wire.ClaimRetrying, err.Error()
+		v := verdict{state: wire.ClaimRetrying, reason: err.Error()}
+		if _, taken := errors.AsType[*route.TakenError](err); taken {
+			v.told = fmt.Sprintf("%s is held by another key", pub)
+		}
+		return v
 	}
 	if !isNew {
-		return wire.ClaimUp, ""
+		return verdict{state: wire.ClaimUp}
 	}
 	// What an earlier session of the same bridge left open must not stand in the way.
-	closeAll(p.releaseLocked(func(ln *listener) bool {
+	gone := p.releaseLocked(func(ln *listener) bool {
 		at, _, _ := ln.dest.Link()
 		return ln.dest.Key == key.ID && at != s.link && ln.dest.Public.Overlaps(pub)
-	}))
+	})
+	p.mu.Unlock()
+	closeAll(gone)
 	ln, err := relay.Listen(pub.ListenNetwork(), pub.ListenAddr())
+	p.mu.Lock()
 	if err != nil {
 		p.routes.Remove(d)
-		return wire.ClaimRetrying, fmt.Sprintf("open %s on the proxy: %s", pub, err)
+		return verdict{state: wire.ClaimRetrying, reason: fmt.Sprintf("open %s on the proxy: %s", pub, err)}
 	}
 	l := &listener{Listener: ln, dest: d}
 	p.public[pub] = l
 	p.wg.Go(func() { p.acceptUsers(l) })
-	return wire.ClaimUp, ""
+	return verdict{state: wire.ClaimUp}
 }
 
 // drop closes a public port that a session has no right to any more. mu is held.
@@ -356,6 +411,8 @@ func closeAll(ls []*listener) {
 }
 
 func (p *Proxy) closeListeners() {
+	p.claiming.Lock()
+	defer p.claiming.Unlock()
 	p.mu.Lock()
 	gone := p.releaseLocked(func(*listener) bool { return true })
 	p.mu.Unlock()
@@ -375,39 +432,50 @@ func (p *Proxy) retryClaims() {
 			return
 		case <-t.C:
 		}
+		p.decideAll(func(c *claim) bool { return c.state == wire.ClaimRetrying })
+	}
+}
+
+// decideAll decides the chosen claims again.
+func (p *Proxy) decideAll(which func(*claim) bool) {
+	p.decided(func() (said lines) {
+		type asked struct {
+			s *session
+			c *claim
+		}
+		var again []asked
 		p.mu.Lock()
 		for _, s := range p.sessions {
+			s.key = p.keys[s.link.KeyID()].Name
 			for _, c := range s.claims {
-				if c.state == wire.ClaimRetrying {
-					p.decide(s, c, true)
+				if which(c) {
+					again = append(again, asked{s, c})
 				}
 			}
 		}
 		p.mu.Unlock()
-	}
+		for _, a := range again {
+			said = append(said, p.decide(a.s, a.c, true)...)
+		}
+		return said
+	})
 }
 
 // reconsider decides every claim again, after a change of the keys.
-func (p *Proxy) reconsider() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, s := range p.sessions {
-		s.key = p.keys[s.link.KeyID()].Name
-		for _, c := range s.claims {
-			p.decide(s, c, true)
-		}
-	}
-}
+func (p *Proxy) reconsider() { p.decideAll(func(*claim) bool { return true }) }
 
 // dropKey ends everything that a removed key holds.
 func (p *Proxy) dropKey(id [16]byte) {
+	p.claiming.Lock()
 	p.mu.Lock()
 	s := p.sessions[id]
 	gone := p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == id })
 	p.mu.Unlock()
 	closeAll(gone)
+	p.claiming.Unlock()
 	p.endPairs(relay.ReasonRemoved, wire.CodeService, func(pr *pair) bool { return pr.key == id })
 	if s != nil {
+		s.link.Flush(lastWords) // or the bridge's pairs would learn no more than that the link is lost
 		s.link.Kill(errors.New("the key was removed"))
 	}
 }

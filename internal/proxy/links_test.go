@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -119,7 +121,17 @@ func TestHeldByAnotherKey(t *testing.T) {
 	first := w.bridge(a, how{instance: 1}, pub)
 	second := w.bridge(z, how{instance: 2}, pub)
 	first.wantClaim(0, wire.ClaimUp)
-	second.wantClaim(0, wire.ClaimRetrying, pub+` is held by key "nas"`)
+	second.wantClaim(0, wire.ClaimRetrying, pub+" is held by another key")
+	if text := second.claim(0).Text; strings.Contains(text, "nas") {
+		t.Errorf("the bridge is told %q: whose key it is, is the proxy's to know", text)
+	}
+	keys := map[string]string{}
+	for _, s := range w.p.Status().Services {
+		keys[s.Key] = s.Reason
+	}
+	if want := map[string]string{"nas": "", "desk": pub + ` is held by key "nas"`}; !maps.Equal(keys, want) {
+		t.Errorf("status has %q, want %q", keys, want)
+	}
 	w.pair(first, addr)
 	w.p.SetKeys([]Key{z})
 	second.wantClaim(0, wire.ClaimUp)
@@ -257,6 +269,9 @@ func TestTakeover(t *testing.T) {
 		t.Error("a service that the new session does not claim is still open")
 	}
 	w.pair(next, addr)
+	if n, lost := w.log.count("bridge session ended", "took over"), w.log.count("bridge lost"); n != 1 || lost != 0 {
+		t.Errorf("%d lines say that the session ended, %d that its connections wait; want 1, 0", n, lost)
+	}
 }
 
 func (p *Proxy) listenerOf(public string) *listener {
@@ -317,6 +332,48 @@ func TestBridgeLost(t *testing.T) {
 	if st := w.p.Status(); len(st.Links) != 1 || st.Links[0].Resumes == 0 || len(st.Pairs) != 4 {
 		t.Errorf("status %+v, want one link that resumed, with 4 pairs", st)
 	}
+}
+
+// TestSlowLog: whoever reads the log may be slow, or have stopped. Nobody else waits for that.
+func TestSlowLog(t *testing.T) {
+	addr, pub := free(t)
+	otherAddr, otherPub := free(t)
+	k, other, third := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535"), key(t, "lab", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k, other}})
+	stuck, free := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(free) })
+	once := sync.OnceFunc(func() { close(stuck) })
+	hold := func(line string) {
+		if strings.Contains(line, "service ") {
+			once()
+			<-free
+		}
+	}
+	w.log.hold.Store(&hold)
+	t.Cleanup(release) // before the proxy is stopped
+	b := w.bridge(k, how{instance: 1}, pub)
+	t.Cleanup(release) // before the bridge is
+	<-stuck
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.p.Status()
+		w.p.SetKeys([]Key{k, other, third})
+	}()
+	select {
+	case <-done:
+	case <-time.After(limit):
+		t.Fatal("status and keys wait for the log")
+	}
+	w.pair(b, addr)
+	o := w.bridge(other, how{instance: 2}, otherPub)
+	t.Cleanup(release)
+	w.pair(o, otherAddr)
+	if n := len(w.p.Status().Pairs); n != 2 {
+		t.Errorf("%d pairs, want 2", n)
+	}
+	release()
+	eventually(t, "the lines come", func() bool { return w.log.count("service up") == 2 })
 }
 
 // TestStrangersHoldNothingUp: silent clients fill the gate; a bridge comes through, at once and every time.

@@ -86,6 +86,10 @@ type Proxy struct {
 	drainOnce   sync.Once
 	pairSeq     atomic.Uint64
 
+	// claiming is held by one decision about claims at a time, and by whoever else opens or closes public ports or ends a
+	// session; taken before mu. Listening is a system call, which mu is not held for.
+	claiming sync.Mutex
+
 	mu       sync.Mutex
 	keys     map[[16]byte]Key             // guarded by mu, as all below
 	sessions map[[16]byte]*session        // by key
@@ -200,11 +204,13 @@ func (p *Proxy) Drain() {
 
 // finishPairs waits for the users that were accepted, except for those whose bridge is away.
 func (p *Proxy) finishPairs(ctx context.Context) {
+	p.claiming.Lock()
 	p.mu.Lock()
 	for _, ln := range p.public { // their routes stay: a user who was just accepted still needs one
 		ln.Close()
 	}
 	p.mu.Unlock()
+	p.claiming.Unlock()
 	p.stopHolding()
 	for _, l := range p.host.Links() {
 		l.GoAway(p.cfg.Drain)
@@ -251,7 +257,7 @@ func (p *Proxy) leave(pr *pair) {
 	}
 }
 
-// lastWords is how long a stopping proxy waits for bridges to know that their pairs were reset.
+// lastWords is how long a proxy that stops, or removes a key, waits for bridges to know that their pairs were reset, and why.
 const lastWords = 200 * time.Millisecond
 
 func (p *Proxy) secret(id [16]byte) (secret [32]byte, ok bool) {

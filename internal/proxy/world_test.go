@@ -54,9 +54,12 @@ type journal struct {
 	mu    *sync.Mutex
 	lines *[]string
 	with  string
+	hold  *atomic.Pointer[func(line string)] // called before a line is taken: whoever reads the log may be slow
 }
 
-func newJournal() *journal { return &journal{mu: new(sync.Mutex), lines: new([]string)} }
+func newJournal() *journal {
+	return &journal{mu: new(sync.Mutex), lines: new([]string), hold: new(atomic.Pointer[func(string)])}
+}
 
 func (j *journal) Enabled(context.Context, slog.Level) bool { return true }
 func (j *journal) WithGroup(string) slog.Handler            { return j }
@@ -70,6 +73,9 @@ func (j *journal) WithAttrs(as []slog.Attr) slog.Handler {
 func (j *journal) Handle(_ context.Context, r slog.Record) error {
 	line := r.Message + j.with
 	r.Attrs(func(a slog.Attr) bool { line += fmt.Sprintf(" %s=%v", a.Key, a.Value); return true })
+	if hold := j.hold.Load(); hold != nil {
+		(*hold)(line)
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	*j.lines = append(*j.lines, line)

@@ -23,7 +23,7 @@ const (
 	ServiceUp       = "up"       // its public port answers
 	ServiceDenied   = "denied"   // the key's policy does not allow it; Reason says which
 	ServiceRetrying = "retrying" // could not be opened, is tried again; Reason says why
-	ServiceAway     = "away"     // its bridge is not connected, or one of both ends is stopping: then Reason says so
+	ServiceAway     = "away"     // its bridge is not connected, or not for data, or one of both ends is stopping: Reason says which
 )
 
 // States of a [Pair].
@@ -62,6 +62,7 @@ type Link struct {
 type Service struct {
 	Public      string `json:"public"` // canonical, such as "tcp/9000"
 	Target      string `json:"target"`
+	Key         string `json:"key,omitempty"` // whose bridge offers it, at the proxy
 	State       string `json:"state"`
 	Connections int    `json:"connections"`
 	Reason      string `json:"reason,omitempty"` // why State is not ServiceUp, where there is more to say
