@@ -89,6 +89,7 @@ type Bridge struct {
 	link     *link.Link // of the present session; guarded by mu, as all below
 	remote   net.Addr   // that the control connection reached
 	services []serviceState
+	attached chan struct{} // closed and replaced whenever a connection of the link was made
 	pairs    map[*pair]struct{}
 	busy     int           // streams that are connected to a target, or on the way to it
 	idle     chan struct{} // closed when draining and busy is 0; nil before
@@ -96,9 +97,10 @@ type Bridge struct {
 
 // serviceState is what the proxy said about a service.
 type serviceState struct {
-	public string // that the proxy serves
-	state  string
-	reason string
+	public  string // that the proxy serves
+	state   string
+	reason  string
+	answers int // of the proxy, so far
 }
 
 // maxDials bounds connections to targets that are being made.
@@ -129,7 +131,7 @@ func New(cfg Config) (*Bridge, error) {
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
 		conns: make(chan struct{}, relay.MaxPairs()),
-		drain: make(chan struct{}), pairs: make(map[*pair]struct{}),
+		drain: make(chan struct{}), attached: make(chan struct{}), pairs: make(map[*pair]struct{}),
 	}
 	for _, s := range cfg.Services {
 		b.services = append(b.services, serviceState{public: s.Public.String(), state: status.ServiceAway})
@@ -260,6 +262,10 @@ func (b *Bridge) failed(slot int, err error, next time.Duration) {
 // Attached implements link.Owner.
 func (b *Bridge) Attached(l *link.Link, slot int) {
 	b.report.attached(slot, l.Status()[0].Remote)
+	b.mu.Lock()
+	close(b.attached)
+	b.attached = make(chan struct{})
+	b.mu.Unlock()
 	if slot != 0 {
 		return
 	}
@@ -339,6 +345,9 @@ func (b *Bridge) Status() status.Snapshot {
 			st.State, st.Reason = status.ServiceAway, "the bridge is stopping"
 		case st.State == status.ServiceUp && !up:
 			st.State = status.ServiceAway
+			if b.link != nil && b.link.RemoteAddr() != nil && !b.link.Leaving() {
+				st.Reason = "no connection for carriers: the proxy is there, but no user can be served"
+			}
 		}
 		snap.Services = append(snap.Services, st)
 	}

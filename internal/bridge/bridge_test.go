@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -157,6 +158,38 @@ func TestDialsAtOnce(t *testing.T) {
 	}
 }
 
+// TestStreamsWhileDialsHang: a proxy that opens more and more streams costs no more than the dials that are under way.
+func TestStreamsWhileDialsHang(t *testing.T) {
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: service.Target{Network: "tcp", Address: nobody(t)}}}})
+	p.ready()
+	for range maxDials {
+		b.dials <- struct{}{} // as many are under way
+	}
+	before := runtime.NumGoroutine()
+	for range 10 {
+		var streams []*link.Stream
+		for range 1000 {
+			streams = append(streams, p.open(0))
+		}
+		for _, s := range streams { // each is answered before the next thousand: the proxy obeys the limits
+			wantCode(t, s, wire.CodeLimit)
+		}
+		if n := runtime.NumGoroutine() - before; n > 50 {
+			t.Fatalf("%d more goroutines", n)
+		}
+	}
+	b.mu.Lock()
+	busy := b.busy
+	b.mu.Unlock()
+	if busy != 0 {
+		t.Errorf("%d streams are counted as on their way", busy)
+	}
+	for range maxDials {
+		<-b.dials
+	}
+}
+
 func TestHandle(t *testing.T) {
 	conns := make(chan net.Conn, 1)
 	p := listen(t, "127.0.0.1:0", false)
@@ -242,6 +275,30 @@ func TestKeyRefused(t *testing.T) {
 	p.ready()
 }
 
+// passOn forwards connections from ln to an address until the returned function is called.
+func passOn(ln net.Listener, to string) (stop func()) {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", to)
+			if err != nil {
+				c.Close()
+				continue
+			}
+			wg.Go(func() { io.Copy(out, c); out.Close() })
+			wg.Go(func() { io.Copy(c, out); c.Close() })
+		}
+	})
+	return func() {
+		ln.Close()
+		wg.Wait()
+	}
+}
+
 // TestTransfer: carriers go where the proxy says, or where the operator says.
 func TestTransfer(t *testing.T) {
 	t.Run("announced", func(t *testing.T) {
@@ -256,28 +313,11 @@ func TestTransfer(t *testing.T) {
 	})
 	t.Run("configured", func(t *testing.T) {
 		p := listen(t, "127.0.0.1:0", true)
-		front, err := net.Listen("tcp", "127.0.0.1:0") // a forwarder in front of the transfer port
+		front, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer front.Close()
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		wg.Go(func() {
-			for range 2 {
-				c, err := front.Accept()
-				if err != nil {
-					return
-				}
-				to, err := net.Dial("tcp", p.ln[1].Addr().String())
-				if err != nil {
-					c.Close()
-					return
-				}
-				wg.Go(func() { io.Copy(to, c); to.Close() })
-				wg.Go(func() { io.Copy(c, to); c.Close() })
-			}
-		})
+		defer passOn(front, p.ln[1].Addr().String())()
 		srv := serve(t, "tcp", "127.0.0.1:0")
 		b := start(t, Config{
 			Token: tokenFor(p.addr()), ProxyTransfer: front.Addr().String(), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}},
@@ -290,13 +330,31 @@ func TestTransfer(t *testing.T) {
 	t.Run("blocked", func(t *testing.T) {
 		p := listen(t, "127.0.0.1:0", true)
 		blocked := nobody(t)
-		b := start(t, Config{Token: tokenFor(p.addr()), ProxyTransfer: blocked, Services: []Service{{Public: public(t, "9000")}}})
+		srv := serve(t, "tcp", "127.0.0.1:0")
+		p.mu.Lock()
+		p.answer = func(l *link.Link, id uint16, c wire.Claim) {
+			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{1}})
+		}
+		p.mu.Unlock()
+		b := start(t, Config{Token: tokenFor(p.addr()), ProxyTransfer: blocked, Services: []Service{{Public: public(t, "tcp/"+nobody(t)), Target: srv.target()}}})
 		eventually(t, "the bridge says what is wrong, though it is connected", func() bool {
 			return b.log.count("WARN no connection for carriers", blocked) == 1
 		})
-		if b.Status().Services[0].State == status.ServiceUp {
-			t.Error("a service is shown as up that nobody can reach")
+		eventually(t, "the service is away, and why", func() bool {
+			st := b.Status()
+			return st.Links[0].State == status.LinkUp && st.Services[0].State == status.ServiceAway && strings.Contains(st.Services[0].Reason, "carriers")
+		})
+		if n := b.log.count("service up"); n != 0 {
+			t.Errorf("%d lines say that a service is up that nobody can reach", n)
 		}
+		front, err := net.Listen("tcp", blocked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer passOn(front, p.ln[1].Addr().String())()
+		eventually(t, "the bridge says so when it is", func() bool { return b.log.count("service up") == 1 })
+		b.stop()
+		<-b.done
 	})
 }
 
@@ -487,9 +545,9 @@ func TestProve(t *testing.T) {
 		want   []string
 	}{
 		{"proxy", func(c net.Conn, nonce [16]byte) { a := link.ProbeAnswer(nonce); c.Write(a[:]) }, []string{"INFO service up", "answered_ms="}},
-		{"stranger", func(c net.Conn, _ [16]byte) { c.Write([]byte("HTTP/1.1 400 Bad Request")) }, []string{"WARN service up, but its public port did not answer", "something else"}},
+		{"stranger", func(c net.Conn, _ [16]byte) { c.Write([]byte("HTTP/1.1 400 Bad Request")) }, []string{"WARN service up, but its public port did not answer", "something else", "another machine or program"}},
 		{"echo", func(c net.Conn, nonce [16]byte) { c.Write(nonce[:]) }, []string{"WARN", "something else"}},
-		{"closed", func(net.Conn, [16]byte) {}, []string{"WARN", "wait for the proxy's answer"}},
+		{"closed", func(net.Conn, [16]byte) {}, []string{"WARN", "wait for the proxy's answer", "descriptor limit"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			port := serve(t, "tcp", "127.0.0.1:0")
@@ -511,6 +569,13 @@ func TestProve(t *testing.T) {
 			conn.Close()
 			eventually(t, "the log has the outcome", func() bool { return b.log.count(append(c.want, "service="+pub)...) == 1 })
 		})
+	}
+}
+
+func TestProbeHint(t *testing.T) {
+	err := probe(t.Context(), nobody(t), [16]byte{1})
+	if hint := probeHint(err); !strings.Contains(hint, "firewall") {
+		t.Errorf("after %v the hint is %q, want one at the firewall: nothing was reached", err, hint)
 	}
 }
 

@@ -28,6 +28,8 @@ func (b *Bridge) Claimed(l *link.Link, id uint16, c wire.Claimed) {
 	s := &b.services[id]
 	before := *s
 	s.state, s.reason = states[c.Status], c.Text
+	s.answers++
+	nth := s.answers
 	if c.Public != "" && c.Status == wire.ClaimUp {
 		s.public = c.Public
 	}
@@ -52,26 +54,70 @@ func (b *Bridge) Claimed(l *link.Link, id uint16, c wire.Claimed) {
 	if err != nil {
 		return
 	}
-	b.wg.Go(func() { b.prove(pub, remote, c.Nonce, svc) })
+	b.wg.Go(func() {
+		say := b.prove(pub, remote, c.Nonce, svc)
+		if b.awaitCarrier(l, id, nth) {
+			say()
+		}
+	})
 }
 
-// prove dials the public port as a user would and checks that this proxy answers there.
-func (b *Bridge) prove(pub service.Public, remote net.Addr, nonce [16]byte, svc Service) {
+// awaitCarrier waits until users of the service can be served: the port may be open, and the carriers' own port blocked, which
+// the reporter says. false: there is nothing to say of this answer any more, the nth to the claim.
+func (b *Bridge) awaitCarrier(l *link.Link, id uint16, nth int) bool {
+	for {
+		b.mu.Lock()
+		latest, attached := b.services[id].answers == nth, b.attached
+		b.mu.Unlock()
+		if !latest || l.Up() {
+			return latest
+		}
+		select {
+		case <-attached:
+		case <-l.Done():
+			return false
+		case <-b.ctx.Done():
+			return false
+		}
+	}
+}
+
+// prove dials the public port as a user would and checks that this proxy answers there. It returns what there is to say.
+func (b *Bridge) prove(pub service.Public, remote net.Addr, nonce [16]byte, svc Service) (say func()) {
 	log := b.log.With("service", pub.String(), "target", svc.target())
 	addr, ok := probeAddr(pub, b.proxy, remote)
 	if !ok {
-		log.Info("service up", "public", "not proven: it is bound to an address that only the proxy's host reaches")
-		return
+		return func() {
+			log.Info("service up", "public", "not proven: it is bound to an address that only the proxy's host reaches")
+		}
 	}
 	begin := time.Now()
 	err := probe(b.ctx, addr, nonce)
-	switch {
-	case err == nil:
-		log.Info("service up", "public", addr, "answered_ms", float64(time.Since(begin).Microseconds())/1000)
-	case b.ctx.Err() == nil:
-		log.Warn("service up, but its public port did not answer from here: does a firewall or the cloud's security group block it?",
-			"public", addr, "err", err)
+	took := time.Since(begin)
+	return func() {
+		switch {
+		case err == nil:
+			log.Info("service up", "public", addr, "answered_ms", float64(took.Microseconds())/1000)
+		case b.ctx.Err() == nil:
+			log.Warn("service up, but its public port did not answer from here"+probeHint(err), "public", addr, "err", err)
+		}
 	}
+}
+
+// errNoAnswer says that the port was reached, and that whoever took the connection did not answer.
+var errNoAnswer = errors.New("wait for the proxy's answer")
+
+var errOther = errors.New("something else than the proxy answers there")
+
+// probeHint says what may stand between the bridge and a public port.
+func probeHint(err error) string {
+	switch {
+	case errors.Is(err, errOther):
+		return ": does another machine or program have this address?"
+	case errors.Is(err, errNoAnswer):
+		return ": has the proxy as many users as its descriptor limit allows (its log says so), or does something in between take connections?"
+	}
+	return ": does a firewall or the cloud's security group block it?"
 }
 
 // probeAddr is where the bridge reaches a public port; false: it cannot.
@@ -109,10 +155,10 @@ func probe(ctx context.Context, addr string, nonce [16]byte) error {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			err = ctx.Err()
 		}
-		return fmt.Errorf("wait for the proxy's answer: %w", err)
+		return fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	if answer != link.ProbeAnswer(nonce) {
-		return errors.New("something else than the proxy answers there")
+		return errOther
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/link"
 	"reverser/internal/relay"
 )
 
@@ -17,6 +18,8 @@ import (
 // From the first connection that is missing to the moment when none is, there is an outage. It begins with one warning.
 // Then the control connection and the carriers have a clock each, so that a port for carriers that is blocked is said
 // although the control connection is up; while that is away as well, it speaks for both.
+//
+// Whoever reads the log may be slow, or have stopped: one caller writes, and the others leave it what they have to say.
 type reporter struct {
 	log   *slog.Logger
 	proxy string
@@ -28,6 +31,8 @@ type reporter struct {
 	since    time.Time    // begin of the outage; zero: there is none
 	next     [2]time.Time // when control connection and carriers are worth a line again
 	mend     error        // what a person has to mend, as last said in this outage
+	lines    []func()     // to be written, in order
+	writing  bool         // somebody is at it
 }
 
 const (
@@ -42,10 +47,36 @@ func newReporter(log *slog.Logger, proxy string) *reporter {
 	return &reporter{log: log, proxy: proxy, up: map[int]bool{0: false}}
 }
 
+// mostLines bounds what waits for a log that nobody reads.
+const mostLines = 100
+
+// say has a line written when mu is released. mu is held.
+func (r *reporter) say(log func(string, ...any), msg string, args ...any) {
+	if len(r.lines) < mostLines {
+		r.lines = append(r.lines, func() { log(msg, args...) })
+	}
+}
+
+// unlock releases mu, and then writes what there is to say, unless somebody else does.
+func (r *reporter) unlock() {
+	for !r.writing && len(r.lines) > 0 {
+		r.writing = true
+		lines := r.lines
+		r.lines = nil
+		r.mu.Unlock()
+		for _, write := range lines {
+			write()
+		}
+		r.mu.Lock()
+		r.writing = false
+	}
+	r.mu.Unlock()
+}
+
 // attached says that a slot has a connection.
 func (r *reporter) attached(slot int, remote string) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	defer r.unlock()
 	r.up[slot] = true
 	for _, up := range r.up {
 		if !up {
@@ -54,9 +85,9 @@ func (r *reporter) attached(slot int, remote string) {
 	}
 	switch {
 	case !r.ever:
-		r.log.Info("connected to the proxy", "proxy", r.proxy, "remote", remote)
+		r.say(r.log.Info, "connected to the proxy", "proxy", r.proxy, "remote", remote)
 	case !r.since.IsZero():
-		r.log.Info("connected to the proxy again", "proxy", r.proxy, "remote", remote, "away", relay.Seconds(time.Since(r.since)))
+		r.say(r.log.Info, "connected to the proxy again", "proxy", r.proxy, "remote", remote, "away", relay.Seconds(time.Since(r.since)))
 	}
 	r.ever, r.since, r.mend = true, time.Time{}, nil
 }
@@ -64,13 +95,13 @@ func (r *reporter) attached(slot int, remote string) {
 // detached says that a slot lost its connection.
 func (r *reporter) detached(slot int, err error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	defer r.unlock()
 	r.up[slot] = false
 	if !r.begin() {
 		return
 	}
 	if !r.expected {
-		r.log.Warn("a connection to the proxy broke, dialling again; users' connections stand still meanwhile", "proxy", r.proxy, "err", err)
+		r.say(r.log.Warn, "a connection to the proxy broke, dialling again; users' connections stand still meanwhile", "proxy", r.proxy, "err", err)
 	}
 }
 
@@ -87,7 +118,7 @@ func (r *reporter) begin() bool {
 // failed says that a slot could not be connected and is tried again after pause.
 func (r *reporter) failed(slot int, err error, pause time.Duration) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	defer r.unlock()
 	r.up[slot] = false
 	part := min(slot, 1)
 	mend := toMend(err)
@@ -97,7 +128,7 @@ func (r *reporter) failed(slot int, err error, pause time.Duration) {
 	case part == 1 && !r.up[0]:
 		return
 	case now.Before(r.next[part]) && (mend == nil || mend == r.mend):
-		r.log.Debug("no connection", "slot", slot, "err", err, "retry_in", relay.Seconds(pause))
+		r.say(r.log.Debug, "no connection", "slot", slot, "err", err, "retry_in", relay.Seconds(pause))
 		return
 	}
 	r.mend = mend
@@ -118,30 +149,30 @@ func (r *reporter) failed(slot int, err error, pause time.Duration) {
 	if away := now.Sub(r.since); away > 0 {
 		log = log.With("away", relay.Seconds(away))
 	}
-	log.Warn(what)
+	r.say(log.Warn, what)
 }
 
 // leaving says that the proxy announced its stop: what breaks then is no news.
 func (r *reporter) leaving(drain time.Duration) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	defer r.unlock()
 	r.expected = true
-	r.log.Warn("the proxy is stopping", "proxy", r.proxy, "drain", drain.Seconds())
+	r.say(r.log.Warn, "the proxy is stopping", "proxy", r.proxy, "drain", drain.Seconds())
 }
 
 // ended says that the session is over. The next one may have other carriers.
 func (r *reporter) ended(err error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	defer r.unlock()
 	r.begin()
 	r.up = map[int]bool{0: false}
 	r.expected, r.mend = false, toMend(err)
-	r.log.Warn("session with the proxy ended, its connections were reset", "proxy", r.proxy, "err", err)
+	r.say(r.log.Warn, "session with the proxy ended, its connections were reset", "proxy", r.proxy, "err", err)
 }
 
 // toMend returns what of err does not pass by waiting, nil if nothing does: that is said at once.
 func toMend(err error) error {
-	for _, e := range []error{auth.ErrPin, auth.ErrFake, auth.ErrNotProxy, auth.ErrRefused} {
+	for _, e := range []error{auth.ErrPin, auth.ErrFake, auth.ErrNotProxy, auth.ErrRefused, link.ErrDuplicate} {
 		if errors.Is(err, e) {
 			return e
 		}

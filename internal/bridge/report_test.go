@@ -1,16 +1,19 @@
 package bridge
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/link"
 )
 
 // TestOneBreakOneWarning: three connections break at once and come back each on its own.
@@ -164,6 +167,18 @@ func TestReports(t *testing.T) {
 			"INFO connected to the proxy again away=3",
 			"WARN a connection to the proxy broke, dialling again; users' connections stand still meanwhile err=EOF",
 		}},
+		"another bridge took the key": {func(r *reporter) {
+			connect(r)
+			r.ended(errors.New("gone"))
+			r.failed(0, errors.New("gone"), time.Second)
+			for range 5 { // news, and not for later
+				r.failed(0, link.ErrDuplicate, time.Second)
+			}
+		}, []string{
+			"INFO connected to the proxy",
+			"WARN session with the proxy ended, its connections were reset err=gone",
+			"WARN no connection to the proxy, trying again err=" + link.ErrDuplicate.Error() + " retry_in=1",
+		}},
 		"the key is removed": {func(r *reporter) {
 			connect(r)
 			r.ended(auth.ErrRefused)
@@ -181,4 +196,41 @@ func TestReports(t *testing.T) {
 			}
 		})
 	}
+}
+
+// slow is a log whose reader has stopped for a while.
+type slow struct {
+	*journal
+	at   chan struct{} // a line waits
+	read chan struct{} // closed when it is read again
+}
+
+func (s slow) Handle(ctx context.Context, r slog.Record) error {
+	select {
+	case s.at <- struct{}{}:
+	default:
+	}
+	<-s.read
+	return s.journal.Handle(ctx, r)
+}
+
+// TestReportsToASlowLog: one caller waits for the log, and nobody else.
+func TestReportsToASlowLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := slow{newJournal(), make(chan struct{}, 1), make(chan struct{})}
+		r := newReporter(slog.New(log), "p:1")
+		var stuck sync.WaitGroup
+		stuck.Go(func() { connect(r) })
+		<-log.at
+		for range 10_000 {
+			r.detached(1, io.EOF)
+			r.attached(1, "r")
+		}
+		close(log.read)
+		stuck.Wait()
+		r.leaving(time.Second)
+		if n := len(*log.lines); n != 1+mostLines+1 || !strings.Contains((*log.lines)[1], "broke") || !strings.Contains((*log.lines)[n-1], "stopping") {
+			t.Errorf("%d lines came, want %d in order:\n%s", n, mostLines+2, strings.Join(*log.lines, "\n"))
+		}
+	})
 }

@@ -29,7 +29,7 @@ import (
 )
 
 // limit is long after everything that a test waits for.
-const limit = 20 * time.Second
+const limit = time.Minute
 
 // eventually polls.
 func eventually(t testing.TB, what string, cond func() bool) {
