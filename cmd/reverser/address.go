@@ -43,11 +43,33 @@ func guessAddress(bound net.Addr, listen string, interfaces []netip.Addr) string
 	return net.JoinHostPort(found.String(), port)
 }
 
-// notPublic are ranges that netip does not know as private.
-var notPublic = []netip.Prefix{
-	netip.MustParsePrefix("100.64.0.0/10"), // carrier-grade NAT, overlay networks
-	netip.MustParsePrefix("198.18.0.0/15"), // benchmarks, and the made-up addresses of VPN clients
-	netip.MustParsePrefix("240.0.0.0/4"),   // reserved
+// notPublic are the ranges of the IANA's registries of special addresses that
+// are not reachable from everywhere, as far as netip does not know them.
+var notPublic = prefixes(
+	"0.0.0.0/8",
+	"100.64.0.0/10",   // carrier-grade NAT, overlay networks
+	"192.0.0.0/24",    // protocol assignments
+	"192.0.2.0/24",    // documentation
+	"192.88.99.0/24",  // former relays of 6to4
+	"198.18.0.0/15",   // benchmarks, and the made-up addresses of VPN clients
+	"198.51.100.0/24", // documentation
+	"203.0.113.0/24",  // documentation
+	"240.0.0.0/4",     // reserved
+	"64:ff9b::/96",    // translated IPv4
+	"64:ff9b:1::/48",
+	"100::/64",      // discarded
+	"2001::/23",     // protocol assignments, Teredo among them
+	"2001:db8::/32", // documentation
+	"2002::/16",     // 6to4
+	"3fff::/20",     // documentation
+	"5f00::/16",     // segment routing
+)
+
+func prefixes(texts ...string) (ps []netip.Prefix) {
+	for _, s := range texts {
+		ps = append(ps, netip.MustParsePrefix(s))
+	}
+	return ps
 }
 
 func isPublic(a netip.Addr) bool {

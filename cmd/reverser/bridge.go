@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -53,7 +54,8 @@ finish (--drain), a second one stops now.`,
   reverser bridge --token-file ~/reverser.token 9000=9904 2222=22
 
   # the configuration file of the source system, as it is
-  ` + tokenEnv + `=TOKEN reverser bridge --config ` + sourceBridgeFile,
+  ` + tokenEnv + `=TOKEN reverser bridge \
+    --config ` + sourceBridgeFile,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.runBridge(cmd.Context(), f, args)
@@ -88,6 +90,12 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 	argument, args, err := cutToken(args)
 	if err != nil {
 		return err
+	}
+	if argument == "" && len(args) > 0 && !c.tokenElsewhere(f.tokenFile, file) {
+		if _, err := service.ParseExpose(args[0]); err != nil && !isUnsupported(err) {
+			return usageHint("reverser bridge TOKEN 9000: the proxy's first start prints the token, and `reverser key add` there makes one",
+				"argument 1, %q, is neither a token (rv1_…) nor PUBLIC[=TARGET] (9000, 9000=192.168.1.5:80)", args[0])
+		}
 	}
 	tok, err := c.findToken(argument, f.tokenFile, file)
 	if err != nil {
@@ -216,6 +224,16 @@ func (c *cli) findToken(argument, file string, cfg *config.Bridge) (token.Token,
 		return token.Token{}, usage(fmt.Errorf("token of %s: %w", from, err))
 	}
 	return tok, nil
+}
+
+// tokenElsewhere is whether there is a token besides the arguments.
+func (c *cli) tokenElsewhere(file string, cfg *config.Bridge) bool {
+	return first(file, os.Getenv(tokenEnv), cfg.Token, cfg.TokenFile) != ""
+}
+
+func isUnsupported(err error) bool {
+	_, ok := errors.AsType[*service.UnsupportedKindError](err)
+	return ok
 }
 
 func (c *cli) readToken(file string) (token.Token, error) {

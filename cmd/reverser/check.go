@@ -16,7 +16,7 @@ func (c *cli) checkCommand() *cobra.Command {
 keys, without starting anything. The exit code is 0 or, for a file that would
 be refused, 2.`,
 		Example: `  reverser check bridge.toml`,
-		Args:    cobra.ExactArgs(1),
+		Args:    takes("reverser check proxy.toml", "FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			role, warnings, err := config.Check(args[0])
 			for _, w := range warnings {

@@ -2,11 +2,15 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"reverser/internal/status"
 )
@@ -18,8 +22,10 @@ func TestGuessAddress(t *testing.T) {
 		}
 		return out
 	}
-	local := addrs("127.0.0.1", "::1", "10.1.2.3", "192.168.1.4", "172.16.0.1", "169.254.1.1", "fe80::1", "fd00::1", "100.64.0.1", "198.18.0.1")
-	public := append(local, addrs("2001:db8::5", "203.0.113.7")...)
+	local := addrs("127.0.0.1", "::1", "10.1.2.3", "192.168.1.4", "172.16.0.1", "169.254.1.1", "fe80::1", "fd00::1", "100.64.0.1", "198.18.0.1",
+		"192.0.2.2", "198.51.100.9", "203.0.113.7", "192.0.0.8", "192.88.99.1", "240.0.0.1", "0.1.2.3",
+		"2001:db8::5", "2002:c000:204::1", "2001::1", "64:ff9b::1", "3fff::1", "100::1", "5f00::1")
+	public := append(local, addrs("2001:500:8::5", "203.0.114.7")...)
 	tests := []struct {
 		listen     string
 		interfaces []netip.Addr
@@ -27,12 +33,12 @@ func TestGuessAddress(t *testing.T) {
 	}{
 		{":3010", local, ""},
 		{":3010", nil, ""},
-		{":3010", public, "203.0.113.7:3010"},
-		{"0.0.0.0:3010", public, "203.0.113.7:3010"},
-		{"[::]:3010", public, "203.0.113.7:3010"},
-		{":3010", addrs("10.0.0.1", "2001:db8::5"), "[2001:db8::5]:3010"},
-		{"0.0.0.0:3010", addrs("2001:db8::5"), ""},
-		{":3010", addrs("::ffff:203.0.113.7"), "203.0.113.7:3010"},
+		{":3010", public, "203.0.114.7:3010"},
+		{"0.0.0.0:3010", public, "203.0.114.7:3010"},
+		{"[::]:3010", public, "203.0.114.7:3010"},
+		{":3010", addrs("10.0.0.1", "2001:500:8::5"), "[2001:500:8::5]:3010"},
+		{"0.0.0.0:3010", addrs("2001:500:8::5"), ""},
+		{":3010", addrs("::ffff:203.0.114.7"), "203.0.114.7:3010"},
 		{"127.0.0.1:3010", public, "127.0.0.1:3010"},
 		{"192.168.1.4:3010", public, "192.168.1.4:3010"},
 		{"tunnel.example.com:3010", public, "tunnel.example.com:3010"},
@@ -125,5 +131,45 @@ func TestTokenInTheWrongPlace(t *testing.T) {
 		if strings.Contains(out.String()+errOut.String(), strings.Repeat("x", 20)) {
 			t.Errorf("%v prints the token: %s", args[:1], errOut.String())
 		}
+	}
+}
+
+// What a person reads at a terminal of 80 columns does not wrap.
+func TestWidth(t *testing.T) {
+	texts := map[string]string{}
+	for _, offered := range []bool{false, true} {
+		for _, noAddress := range []bool{false, true} {
+			texts[fmt.Sprintf("first start, %v %v", offered, noAddress)] = firstStartWords(offered, noAddress)
+		}
+	}
+	for _, command := range []string{"", "proxy", "bridge", "key", "key add", "key list", "key remove", "status", "check", "demo", "version"} {
+		var out bytes.Buffer
+		if code := run(append(strings.Fields(command), "--help"), strings.NewReader(""), &out, &out); code != exitOK {
+			t.Errorf("%s --help exits with %d", command, code)
+		}
+		texts[command+" --help"] = out.String()
+	}
+	for name, text := range texts {
+		for line := range strings.Lines(text) {
+			if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > 80 {
+				t.Errorf("%s: a line of %d columns: %s", name, n, line)
+			}
+		}
+	}
+}
+
+// Another user's process does not answer: whose it is helps.
+func TestNotMine(t *testing.T) {
+	dir := t.TempDir()
+	err := notMine(usage(fmt.Errorf("open %s: %w", dir, fs.ErrPermission)), dir, "status")
+	ee, ok := errors.AsType[*exitError](err)
+	if !ok || ee.code != exitUsage || !errors.Is(err, fs.ErrPermission) {
+		t.Fatalf("notMine = %v, want the error with its exit code", err)
+	}
+	if owner := ownerOf(dir); owner != "" && !strings.Contains(ee.hint, "sudo -u "+owner+" reverser status --state "+dir) {
+		t.Errorf("hint %q, want one that names %s", ee.hint, owner)
+	}
+	if other := errors.New("other"); notMine(other, dir, "status") != other {
+		t.Error("another error is changed")
 	}
 }

@@ -48,7 +48,7 @@ ports that it chooses; send real requests through the tunnel, and say what
 happened and where to look. It stays until Ctrl-C, and leaves nothing behind.`,
 		Example: `  reverser demo
   reverser demo --once && echo it works here`,
-		Args: cobra.NoArgs,
+		Args: takes("reverser demo"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.demo(cmd.Context(), once, logFormat)
 		},
@@ -115,11 +115,11 @@ Between proxy and bridge is one encrypted link, which the bridge dialled at
 Look at it yourself:
   http://%s/
   curl --data-binary @FILE http://%s/echo
-  reverser status --state %s
+  %s status --state %s
 
 The log of the connections follows. Ctrl-C ends the demo.
 
-`, d.httpPublic, d.httpPublic, d.dir.Path())
+`, d.httpPublic, d.httpPublic, os.Args[0], d.dir.Path())
 	level.Set(slog.LevelInfo)
 	select {
 	case <-ctx.Done():

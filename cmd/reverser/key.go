@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"reverser/internal/admin"
+	"reverser/internal/service"
 	"reverser/internal/state"
 	"reverser/internal/token"
 )
@@ -38,7 +40,7 @@ honours a change at once; when none is running, it edits the directory.`,
 
 func (c *cli) keyAddCommand() *cobra.Command {
 	var dir string
-	var allow []string
+	var allow, connect []string
 	cmd := &cobra.Command{
 		Use:   "add NAME --allow PUBLIC...",
 		Short: "Make a key and print its token",
@@ -51,9 +53,19 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
   reverser key add nas --allow tcp/9000
 
   # several ports, the token straight into a file
-  (umask 077; reverser key add office --allow tcp/9000-9010 --allow tcp/2222 > office.token)`,
-		Args: cobra.MinimumNArgs(1),
+  (umask 077; reverser key add office --allow tcp/9000-9010 \
+    --allow tcp/2222 > office.token)`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return takes(keyAddExample, "NAME")(cmd, args)
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(connect) > 0 {
+				return usageHint("leave it out: a key's bridge offers services, and nobody visits them through it",
+					"--allow-connect %s: visiting private services is not in this version", connect[0])
+			}
 			if len(allow) == 0 {
 				return usageHint(fmt.Sprintf("reverser key add %s --allow tcp/9000", args[0]),
 					"key %q needs at least one --allow: nothing is allowed that is not listed", args[0])
@@ -64,8 +76,12 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 	}
 	addStateFlag(cmd.Flags(), &dir)
 	cmd.Flags().StringSliceVar(&allow, "allow", nil, "`PUBLIC` that the key's bridge may open, such as tcp/9000 or tcp/9000-9010 (repeatable)")
+	cmd.Flags().StringSliceVar(&connect, "allow-connect", nil, "not in this version: `NAME` of a private service that the key may visit")
+	cmd.Flags().MarkHidden("allow-connect")
 	return cmd
 }
+
+const keyAddExample = "reverser key add nas --allow tcp/9000"
 
 func (c *cli) keyListCommand() *cobra.Command {
 	var dir string
@@ -77,7 +93,7 @@ func (c *cli) keyListCommand() *cobra.Command {
 which its status shows. Secrets are never shown again.`,
 		Example: `  reverser key list
   reverser key list --json | jq -r '.[].name'`,
-		Args: cobra.NoArgs,
+		Args: takes("reverser key list"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.keyList(cmd.Context(), dir, asJSON)
 		},
@@ -95,7 +111,7 @@ func (c *cli) keyRemoveCommand() *cobra.Command {
 		Long: `Remove a key. A running proxy ends the key's link, its public ports and its
 connections within a second. The token is worthless from then on.`,
 		Example: `  reverser key remove nas`,
-		Args:    cobra.ExactArgs(1),
+		Args:    takes("reverser key remove nas", "NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.keyRemove(cmd.Context(), dir, args[0])
 		},
@@ -118,7 +134,8 @@ func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) err
 	if err := state.CheckKeyName(name); err != nil {
 		return usage(err)
 	}
-	if _, err := parsePolicy(allow); err != nil {
+	policy, err := parsePolicy(allow)
+	if err != nil {
 		return usage(err)
 	}
 	store, err := openKeys(ctx, path, true)
@@ -131,6 +148,11 @@ func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) err
 		return keyError(err)
 	}
 	fmt.Fprintf(c.stderr, "key %q made, allowed %s. Its token is printed only this once; use it on the other machine:\n", name, strings.Join(allow, ", "))
+	for _, a := range policy {
+		if (service.Public{Kind: a.Kind}).Supported() != nil {
+			fmt.Fprintf(c.stderr, "note: this version does not serve %s/ yet, so %s is of no use before an update\n", a.Kind, a)
+		}
+	}
 	tok, err := token.Parse(encoded)
 	if err != nil {
 		return err
@@ -221,7 +243,7 @@ func openKeys(ctx context.Context, path string, create bool) (keyStore, error) {
 			return admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) }), nil
 		}
 		if !errors.Is(err, state.ErrNotRunning) {
-			return nil, err
+			return nil, notMine(err, path, "key ...")
 		}
 		if !create {
 			if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
@@ -231,6 +253,9 @@ func openKeys(ctx context.Context, path string, create bool) (keyStore, error) {
 		dir, err := state.Open(path)
 		if err == nil {
 			return openKeyring(dir)
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, notMine(usage(err), path, "key ...")
 		}
 		if !errors.Is(err, state.ErrInUse) || time.Now().After(deadline) {
 			return nil, usage(err)

@@ -83,7 +83,7 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          cobra.NoArgs, // says which command there is not
 		RunE:          needsSubcommand,
 		PersistentPreRun: func(*cobra.Command, []string) {
 			c.parsed = true
@@ -119,6 +119,24 @@ func needsSubcommand(cmd *cobra.Command, _ []string) error {
 	cmd.SetOut(cmd.ErrOrStderr())
 	cmd.Help()
 	return usage(fmt.Errorf("%s needs a command", cmd.CommandPath()))
+}
+
+// takes is how many arguments a command takes, and what each one is. An example
+// of a right call says more than a count.
+func takes(example string, names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return usageHint(example, "%s needs a %s", cmd.CommandPath(), names[len(args)])
+		}
+		if len(args) == len(names) {
+			return nil
+		}
+		all := "no argument"
+		if len(names) > 0 {
+			all = strings.Join(names, " and ") + " alone"
+		}
+		return usageHint(example, "%s takes %s, and %q is one more", cmd.CommandPath(), all, args[len(names)])
+	}
 }
 
 // exitError is an error with the exit code it leads to.

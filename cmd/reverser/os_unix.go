@@ -6,6 +6,8 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"os/user"
+	"strconv"
 	"syscall"
 )
 
@@ -28,3 +30,20 @@ func ignoreSignal(sig os.Signal) bool {
 
 func isPortTaken(err error) bool   { return errors.Is(err, syscall.EADDRINUSE) }
 func isPortRefused(err error) bool { return errors.Is(err, syscall.EACCES) }
+
+// ownerOf is the name of the user who owns a file, "" if that cannot be told.
+func ownerOf(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ""
+	}
+	id := strconv.FormatUint(uint64(st.Uid), 10)
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return "#" + id // as sudo takes it
+}

@@ -59,7 +59,7 @@ finish (--drain), a second one stops now.`,
 
   # the configuration file of the source system, as it is
   reverser proxy --config TcpReverser.ProxyServer.dll.config`,
-		Args: cobra.NoArgs,
+		Args: takes("reverser proxy --listen :3010"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.runProxy(cmd.Context(), f)
 		},
@@ -99,6 +99,11 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 		if transfer, err = service.ParseListen(transfer); err != nil {
 			return usage(fmt.Errorf("--transfer: %w", err))
 		}
+	}
+	if transfer != "" && sameListen(listen, transfer) {
+		// A file that says so is refused by its own lines.
+		return usageHint("give --transfer another port, or leave it out: the data then uses the --listen port",
+			"--listen %s and --transfer %s (in a file: listen or IcPort, transfer or TransferPort) are the same port", listen, transfer)
 	}
 	advertise := first(f.advertise, file.Advertise)
 	if advertise != "" {
@@ -208,21 +213,30 @@ func (c *cli) makeDefaultKey(keys *keyring, offer []service.Public, port uint16,
 
 func firstStartWords(offered, noAddress bool) string {
 	var b strings.Builder
-	b.WriteString("\nThe line above goes on the machine next to the service. It is printed only this once.\n")
+	b.WriteString("\nThe line above goes on the machine next to the service. It is printed only this\nonce.\n")
 	if noAddress && !offered {
-		b.WriteString("Put this server's address in place of " + placeholderHost + "; with --advertise HOST tokens carry it.\n")
+		b.WriteString("Put this server's address in place of " + placeholderHost + "; with --advertise HOST tokens\ncarry it.\n")
 	}
 	if !offered {
-		b.WriteString("9000 is the public port here and the local port there; 9000=192.168.1.5:9904 leads elsewhere.\n")
+		b.WriteString("9000 is the public port here and the local port there; 9000=192.168.1.5:9904\nleads elsewhere.\n")
 	}
 	b.WriteString(tokenWords)
 	b.WriteByte('\n')
 	return b.String()
 }
 
-const tokenWords = `A token on a command line can be seen by other users of that machine. To keep it off: write it to a
-file that only you can read and give --token-file FILE, or set REVERSER_TOKEN.
+const tokenWords = `A token on a command line can be seen by other users of that machine. To keep it
+off: write it to a file that only you can read and give --token-file FILE, or
+set REVERSER_TOKEN.
 `
+
+// sameListen is whether one of two addresses stands in the way of the other.
+func sameListen(a, b string) bool {
+	hostA, portA, _ := net.SplitHostPort(a)
+	hostB, portB, _ := net.SplitHostPort(b)
+	every := func(host string) bool { ip := net.ParseIP(host); return host == "" || ip != nil && ip.IsUnspecified() }
+	return portA == portB && (hostA == hostB || every(hostA) || every(hostB))
+}
 
 // listenError says what to do about a link port that cannot be opened, and
 // which options of the configuration file are behind it.

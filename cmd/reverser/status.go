@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"strconv"
 	"strings"
@@ -29,7 +30,7 @@ state directory. Without --state it is the proxy's default directory, then the
 bridge's. When no process is running, the exit code is 1.`,
 		Example: `  reverser status
   reverser status --json | jq '.services[] | select(.state != "up")'`,
-		Args: cobra.NoArgs,
+		Args: takes("reverser status --state DIR"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.status(cmd.Context(), path, asJSON)
 		},
@@ -57,7 +58,7 @@ func (c *cli) status(ctx context.Context, path string, asJSON bool) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("status of %s: %w", path, err)
+			return notMine(fmt.Errorf("status of %s: %w", path, err), path, "status")
 		}
 		if asJSON {
 			enc := json.NewEncoder(c.stdout)
@@ -77,6 +78,22 @@ func askStatus(ctx context.Context, path string) (status.Snapshot, error) {
 	client := admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) })
 	defer client.Close()
 	return client.Status(ctx)
+}
+
+// notMine adds to a refusal by the operating system whose directory it is.
+func notMine(err error, path, command string) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	code := exitFailed
+	if ee, ok := errors.AsType[*exitError](err); ok {
+		code = ee.code
+	}
+	hint := "only the user that runs the process can ask it"
+	if owner := ownerOf(path); owner != "" {
+		hint += fmt.Sprintf(": sudo -u %s reverser %s --state %s", owner, command, path)
+	}
+	return &exitError{code: code, err: err, hint: hint}
 }
 
 func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
