@@ -206,7 +206,12 @@ func open(path string) (*doc, error) {
 	if err != nil {
 		return nil, &Error{File: path, Text: trimPath(err).Error(), Hint: hintFor(err), Err: err}
 	}
-	return parse(path, text, loose), nil
+	d := parse(path, text, loose)
+	// Whoever can write it decides what is opened to the world, also when no secret is in it.
+	if text, hint := writtenByOthers(path); text != "" {
+		d.fail(&Error{Text: text, Hint: hint, Err: errWritable})
+	}
+	return d, nil
 }
 
 // parse reads the text of a file, and is the whole of this package that needs
@@ -552,6 +557,9 @@ func (d *doc) text(key string) string {
 		return ""
 	}
 	s, err := scalar(v)
+	if _, number := v.(int64); number && !slices.Contains(ports, key) {
+		err = errNumber
+	}
 	switch {
 	case err != nil:
 		d.fault(key, err, "")
@@ -590,6 +598,9 @@ func (d *doc) inner(t map[string]any, path, key string) string {
 		return ""
 	}
 	s, err := scalar(v)
+	if _, number := v.(int64); number && !slices.Contains(ports, key) {
+		err = errNumber
+	}
 	if err == nil && strings.Contains(s, "rv1_") {
 		err = errors.New("the value is a token, which goes into a file of its own")
 		s = ""
@@ -612,6 +623,11 @@ func (d *doc) relative(path string) string {
 	}
 	return filepath.Join(filepath.Dir(d.file), path)
 }
+
+// ports are the keys whose value may be a port alone, and so a number, and those for which a number is refused in better words.
+var ports = []string{"listen", "transfer", "public", "target", "drain", "resume_within"}
+
+var errNumber = errors.New("the value is a number: write a text, in quotes")
 
 // scalar is a value as the command line would have it: a port may be a number.
 func scalar(v any) (string, error) {

@@ -306,7 +306,7 @@ func TestLooseFiles(t *testing.T) {
 
 		// Without a secret in it, a file may be read by everybody.
 		path = write(t, filepath.Join(dir, "c.toml"), "proxy = \"a:1\"")
-		if err := os.Chmod(path, mode); err != nil {
+		if err := os.Chmod(path, mode&^0o022); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err = LoadBridge(path); err != nil {
@@ -709,4 +709,88 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte("<?xml version=\"1.0\" encoding=\"gbk\"?>\xb9"))
 	f.Add([]byte("\xff\xfe\x00\xd8"))
 	f.Fuzz(func(t *testing.T, b []byte) { decode(b) })
+}
+
+// A number is taken where a port may stand alone, and nowhere else.
+func TestNumbers(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "t"), testToken(1).Encode())
+	for key, line := range map[string]string{
+		"state": "state = 5", "advertise": "advertise = 5", "log_format": "log_format = 1",
+	} {
+		_, _, err := LoadProxy(write(t, filepath.Join(dir, "p.toml"), "listen = 3010\n"+line+"\n"))
+		want(t, line, err, "p.toml:2: "+key, "a number")
+	}
+	_, _, err := LoadProxy(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = 5\nsecret_file = \"t\"\nallow = [9000]\n"))
+	want(t, "name = 5", err, "p.toml:2: name", "a number")
+	_, _, err = LoadBridge(write(t, filepath.Join(dir, "b.toml"), "token_file = 7\nproxy = 3010\n"))
+	want(t, "token_file = 7", err, "b.toml:1: token_file", "b.toml:2: proxy", "a number")
+	b, _, err := LoadBridge(write(t, filepath.Join(dir, "b.toml"), "token_file = \"t\"\n[[expose]]\npublic = 9000\ntarget = 9904\n"))
+	if err != nil || len(b.Expose) != 1 {
+		t.Errorf("ports as numbers: %v, %v", b, err)
+	}
+}
+
+// Who can write a configuration decides what is opened, though no secret is in it.
+func TestWritableByOthers(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a file has an access list there, and no mode")
+	}
+	dir := t.TempDir()
+	path := write(t, filepath.Join(dir, "p.toml"), "listen = \":3010\"\n")
+	chmod := func(path string, mode fs.FileMode) {
+		t.Helper()
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load := func() error { _, _, err := LoadProxy(path); return err }
+	for _, mode := range []fs.FileMode{0o600, 0o644, 0o444} {
+		chmod(path, mode)
+		if err := load(); err != nil {
+			t.Errorf("mode %04o: %v", mode, err)
+		}
+	}
+	for _, mode := range []fs.FileMode{0o646, 0o666, 0o602} {
+		chmod(path, mode)
+		want(t, "a file that others can write", load(), "p.toml: others", fmt.Sprintf("%04o", mode), "chmod go-w "+path)
+	}
+	chmod(path, 0o644)
+	chmod(dir, 0o777)
+	want(t, "a directory that others can write", load(), "p.toml: others", "directory "+dir, "chmod go-w "+dir)
+	chmod(dir, 0o777|fs.ModeSticky)
+	if err := load(); err != nil {
+		t.Errorf("a file of one's own in a directory like /tmp: %v", err)
+	}
+	chmod(dir, 0o755)
+	file := path
+	path = filepath.Join(dir, "link.toml")
+	if err := os.Symlink(file, path); err != nil {
+		t.Fatal(err)
+	}
+	if err := load(); err != nil {
+		t.Errorf("a link to a file of one's own: %v", err)
+	}
+	if os.Geteuid() != 0 {
+		return // nobody else can make the rest
+	}
+	for _, f := range []string{file, dir} { // a group of others
+		mode := fs.FileMode(0o664)
+		if f == dir {
+			mode = 0o775
+		}
+		chmod(f, mode)
+		if err := load(); err != nil {
+			t.Errorf("the group of one's own can write %s: %v", f, err)
+		}
+		if err := os.Chown(f, -1, 12_345); err != nil {
+			t.Fatal(err)
+		}
+		want(t, "a group of others", load(), "others", "chmod go-w "+f)
+		chmod(f, mode&^0o020)
+	}
+	if err := os.Chown(file, 12_345, -1); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "a link to another's file", load(), "link.toml: ", "symbolic link to a file of another user")
 }

@@ -21,6 +21,9 @@ const maxFile = 1 << 20
 // errOpen is the cause when others may read a secret.
 var errOpen = errors.New("others on this machine can read it")
 
+// errWritable is the cause when others may write a configuration.
+var errWritable = errors.New("others can write it")
+
 // ReadTokenFile reads the token out of a file, or out of stdin for "-". A file
 // that others can read is refused: the secret in it is no longer one.
 func ReadTokenFile(path string, stdin io.Reader) (string, error) {
