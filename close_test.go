@@ -2,12 +2,31 @@ package reverser_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
+	"os"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
 	"reverser"
 )
+
+// limit is long after everything that a test waits for.
+const limit = time.Minute
+
+// standsIn waits until a goroutine is in the function.
+func standsIn(t *testing.T, function string) {
+	t.Helper()
+	buf := make([]byte, 1<<20)
+	for late := time.Now().Add(limit); !strings.Contains(string(buf[:runtime.Stack(buf, true)]), function); runtime.Gosched() {
+		if time.Now().After(late) {
+			t.Fatalf("no goroutine came to %s within %s", function, limit)
+		}
+	}
+}
 
 // The context ends while a connection waits for Accept, and nobody accepts any more.
 func TestContextEndsWithAWaitingConnection(t *testing.T) {
@@ -18,28 +37,22 @@ func TestContextEndsWithAWaitingConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer ln.Close()
 	user, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer user.Close()
 	user.Write([]byte("x"))
-	time.Sleep(500 * time.Millisecond)
+	standsIn(t, "reverser.(*listener).hand(")
 	cancel()
-	time.Sleep(3 * time.Second)
-	n := 0
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			break
-		}
-		n++
-		c.Close()
+	user.SetReadDeadline(time.Now().Add(limit))
+	if got, err := io.ReadAll(user); len(got) != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the user read %q, %v; want the end", got, err)
 	}
-	if n > 0 {
-		t.Errorf("3 s after its context ended the listener still ran: Accept returned %d connection(s)", n)
+	if c, err := ln.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept = %v, %v after the context's end; want net.ErrClosed", c, err)
 	}
-	ln.Close()
 }
 
 // A server that closes while its user goes on sending: TCP answers with RST.
@@ -61,14 +74,14 @@ func TestCloseIsNoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
-	total := 0
-	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); {
-		n, err := user.Write(make([]byte, 64<<10))
-		total += n
-		if err != nil {
-			return
-		}
-		time.Sleep(time.Millisecond)
+	user.SetWriteDeadline(time.Now().Add(limit))
+	sent, p := 0, make([]byte, 64<<10)
+	for err == nil && sent < 1<<30 {
+		var n int
+		n, err = user.Write(p)
+		sent += n
 	}
-	t.Errorf("the user sent %d MiB to a connection that the program closed 4 s ago", total>>20)
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the user sent %d MiB to a connection that the program had closed, then %v; want a reset", sent>>20, err)
+	}
 }

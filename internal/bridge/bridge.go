@@ -248,6 +248,7 @@ func (b *Bridge) endPairs(d time.Duration) {
 		pr.End(relay.ReasonDrain, wire.CodeDrain)
 	}
 	if l != nil {
+		l.Reset(wire.CodeDrain) // those that a Handle has are no pairs
 		l.Flush(d)
 	}
 }

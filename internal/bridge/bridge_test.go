@@ -487,6 +487,20 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// TestStopWithHandle: the end of the context resets the connections that a program has as well.
+func TestStopWithHandle(t *testing.T) {
+	conns := make(chan net.Conn, 1)
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) { conns <- c }}}})
+	p.ready()
+	s := p.open(0)
+	c := <-conns
+	talk(t, s, c, "?")
+	b.stop()
+	wantCode(t, s, wire.CodeDrain)
+	<-b.done
+}
+
 // TestAnswersToClaims: what the proxy says of each service reaches status, log and OnService.
 func TestAnswersToClaims(t *testing.T) {
 	var mu sync.Mutex

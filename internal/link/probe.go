@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"reverser/internal/status"
+	"reverser/internal/wire"
 )
 
 // ProbeAnswer is what a proxy answers to a bridge that shows the nonce of a CLAIMED at a public port.
@@ -38,6 +39,23 @@ func (l *Link) Streams() (n int) {
 		n += st.Streams
 	}
 	return n
+}
+
+// Reset resets every stream that its user has not closed.
+func (l *Link) Reset(code wire.Code) {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		left := make([]*Stream, 0, len(sl.core.streams))
+		for _, s := range sl.core.streams {
+			if !s.closed {
+				left = append(left, s)
+			}
+		}
+		sl.mu.Unlock()
+		for _, s := range left {
+			s.Reset(code)
+		}
+	}
 }
 
 // RemoteAddr is the peer's address on the control connection, nil while there is none.
