@@ -234,9 +234,55 @@ func TestTheNetworkChanges(t *testing.T) {
 	})
 }
 
+// A developer at a breakpoint: nothing is said for hours, while every timer of the link passes many times, and the connection
+// is the same afterwards.
+func TestNothingIsSaidForHours(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		var d dns
+		d.set(false, nil, "192.0.2.1")
+		p := &proxy{t: t, known: true, up: map[int]bool{}, via: map[int]string{}, claims: map[uint16]wire.Claim{}}
+		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
+		b := onMemnet(t, &n, &d)
+		ends := make(chan net.Conn, 2)
+		b.cfg.Services[0].Handle = func(c net.Conn) { ends <- c }
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { b.Run(ctx) })
+		defer func() { cancel(); running.Wait(); stop() }()
+		time.Sleep(time.Second)
+		atBreakpoint := p.open(0)
+		far := <-ends
+		idle := p.open(0) // which may go over another carrier
+		farIdle := <-ends
+		for _, s := range []net.Conn{atBreakpoint, idle} {
+			s.SetDeadline(time.Time{})
+		}
+		talk(t, atBreakpoint, far, "request")
+		for _, pause := range []time.Duration{time.Minute, 10 * time.Minute, 5 * time.Hour} {
+			time.Sleep(pause)
+			talk(t, far, atBreakpoint, "step")
+		}
+		talk(t, idle, farIdle, "alive too")
+		for _, s := range []*link.Stream{atBreakpoint, idle} {
+			if n := s.Resumes(); n != 0 {
+				t.Errorf("the link broke %d times", n)
+			}
+			s.Close()
+		}
+		far.Close()
+		farIdle.Close()
+	})
+}
+
 // hostOnMemnet serves a link.Host at the addresses and returns what stops it.
 func hostOnMemnet(t *testing.T, n *memnet.Net, addrs ...string) (stop func()) {
 	p := &proxy{t: t, known: true, up: map[int]bool{}, via: map[int]string{}, claims: map[uint16]wire.Claim{}}
+	return p.serveOnMemnet(n, addrs...)
+}
+
+func (p *proxy) serveOnMemnet(n *memnet.Net, addrs ...string) (stop func()) {
+	t := p.t
 	sc := &auth.ServerConfig{Identity: identity(), Instance: [16]byte{9}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == keyID }}
 	host := link.NewHost(link.HostConfig{
 		Owner: p, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance, Carriers: 2,

@@ -36,31 +36,33 @@ func (k *sink) Backlogged() {
 func (k *sink) Ended(kind wire.EndKind, c wire.Code) { k.ended(kind, c) }
 func (k *sink) Abort(wire.Code)                      {}
 
-// s.recv.code is read without the lock.
+// A receiver is told of an end while the next one comes: what it is told belongs together.
 func TestEndedCodeRace(t *testing.T) {
-	w := newWorld(t, 0)
-	defer w.close()
-	for i := range 200 {
-		a, b := w.open()
-		done := make(chan struct{})
-		k := &sink{s: a, ended: func(kind wire.EndKind, _ wire.Code) {
-			time.Sleep(time.Millisecond) // a receiver's system calls
-			if kind == wire.RST {
-				close(done)
-			}
-		}}
-		a.SetReceiver(k)
-		b.Write([]byte("x"))
-		b.CloseWrite()
-		time.Sleep(time.Duration(i%40) * 20 * time.Microsecond)
-		b.Reset(wire.CodeReset)
-		<-done
-		k.wg.Wait()
-	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		for i := range 200 {
+			a, b := w.open()
+			done := make(chan struct{})
+			k := &sink{s: a, ended: func(kind wire.EndKind, _ wire.Code) {
+				time.Sleep(time.Millisecond) // a receiver's system calls
+				if kind == wire.RST {
+					close(done)
+				}
+			}}
+			a.SetReceiver(k)
+			b.Write([]byte("x"))
+			b.CloseWrite()
+			time.Sleep(time.Duration(i%40) * 50 * time.Microsecond)
+			b.Reset(wire.CodeReset)
+			<-done
+			k.wg.Wait()
+		}
+	})
 }
 
-// what peers make a sender hold is in no budget.
-func TestSendSideOutsideTheBudget(t *testing.T) {
+// What peers make a sender hold is in the budget too.
+func TestSendSideIsInTheBudget(t *testing.T) {
 	c := newCore(true, 1, NewBudget(1<<20))
 	held := 0
 	for range 20 {
@@ -80,7 +82,7 @@ func TestSendSideOutsideTheBudget(t *testing.T) {
 	}
 }
 
-// unsolicited PONGs are no glitch.
+// PONGs that nobody asked for are counted.
 func TestPongFlood(t *testing.T) {
 	w := newWorld(t, 0)
 	defer w.close()
@@ -97,7 +99,7 @@ func TestPongFlood(t *testing.T) {
 	t.Error("a million unsolicited PONGs were taken")
 }
 
-// Close of the net.Conn, then the peer goes on writing.
+// A peer that goes on writing after Close gets a reset.
 func TestCloseThenPeerWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 0)
@@ -122,6 +124,7 @@ func TestCloseThenPeerWrites(t *testing.T) {
 	})
 }
 
+// The proxy stops while a new bridge waits for the old one's silence.
 func TestCloseDuringTakeover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 0)
@@ -160,6 +163,7 @@ func TestCloseDuringTakeover(t *testing.T) {
 	})
 }
 
+// What streams that fell idle keep leaves a busy one a window.
 func TestIdleChargeCore(t *testing.T) {
 	c := newCore(true, 1, NewBudget(0))
 	c.rtt = 50 * time.Millisecond

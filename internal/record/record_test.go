@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -421,5 +422,40 @@ func BenchmarkBatch(b *testing.B) {
 		if _, _, err := r.open(dst, rec[headerLen:]); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestReader holds Read to the rules of io.Reader, whatever the sizes of reads and records.
+func TestReader(t *testing.T) {
+	client, server := pair(t)
+	want := make([]byte, 3*MaxPlaintext+77)
+	rand.Read(want)
+	both(t, func() error {
+		for rest, n := want, 1; len(rest) > 0; n *= 3 {
+			n = min(n, len(rest))
+			if _, err := server.Write(rest[:n]); err != nil {
+				return err
+			}
+			rest = rest[n:]
+		}
+		return server.Close()
+	}, func() error { return iotest.TestReader(client, want) })
+}
+
+// TestDeadlines: a read that has nothing to read, and a write that nobody takes, end at their deadlines.
+func TestDeadlines(t *testing.T) {
+	client, _ := pair(t)
+	var timeout net.Error
+	client.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if n, err := client.Read(make([]byte, 1)); n != 0 || !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("Read = %d, %v; want a timeout", n, err)
+	}
+	client.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+	var err error
+	for sent := 0; err == nil && sent < 1<<30; sent += 1 << 20 {
+		_, err = client.Write(make([]byte, 1<<20))
+	}
+	if !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("Write = %v, want a timeout", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -460,10 +461,14 @@ func TestResetWaitsForTheKernel(t *testing.T) {
 	br.Write(want)
 	eventually(t, "the kernel has everything", func() bool { _, n := p.Counts(); return n == uint64(len(want)) })
 	br.Reset(wire.CodeReset)
+	eventually(t, "the pair waits for the kernel", func() bool {
+		buf := make([]byte, 1<<20)
+		return strings.Contains(string(buf[:runtime.Stack(buf, true)]), "relay.(*Pair).flush")
+	})
 	select {
 	case <-p.over:
 		t.Error("the pair was over before its user had the bytes")
-	case <-time.After(30 * time.Millisecond): // on a slow machine this sees less, never something wrong
+	default:
 	}
 	user.(*net.TCPConn).SetReadBuffer(1 << 20)
 	got, err := readAll(user)
