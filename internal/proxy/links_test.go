@@ -177,6 +177,49 @@ func TestKeyRemoved(t *testing.T) {
 	}
 }
 
+// codes is a Receiver that keeps the code of the stream's reset.
+type codes chan wire.Code
+
+func (c codes) Receive(bufs [][]byte) (n int) {
+	for _, b := range bufs {
+		n += len(b)
+	}
+	return n
+}
+func (c codes) Backlogged() {}
+func (c codes) Ended(kind wire.EndKind, code wire.Code) {
+	if kind == wire.RST {
+		c <- code
+	}
+}
+func (c codes) Abort(code wire.Code) { c <- code }
+
+// TestKeyRemovedIsTheReason: the bridge hears why its connections are reset before the link goes.
+func TestKeyRemovedIsTheReason(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	var heard []codes
+	for range 100 {
+		_, s := w.pair(b, addr)
+		c := make(codes, 2)
+		s.SetReceiver(c)
+		heard = append(heard, c)
+	}
+	w.p.SetKeys(nil)
+	for _, c := range heard {
+		select {
+		case code := <-c:
+			if code != wire.CodeService {
+				t.Fatalf("a connection was reset with code %v, want %v", code, wire.CodeService)
+			}
+		case <-time.After(limit):
+			t.Fatal("a connection was not reset")
+		}
+	}
+}
+
 // TestKeyReplaced: another secret under the same id is another key.
 func TestKeyReplaced(t *testing.T) {
 	addr, pub := free(t)
