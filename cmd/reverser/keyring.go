@@ -95,6 +95,14 @@ func (r *keyring) Add(name string, allow []string) (string, error) {
 }
 
 func (r *keyring) add(name string, policy service.Policy) (token.Token, error) {
+	tok, err := r.addKey(name, policy)
+	if err == nil { // without the lock: whoever reads the log may be slow
+		r.log.Info("key added", "key", name, "allow", policy.String())
+	}
+	return tok, err
+}
+
+func (r *keyring) addKey(name string, policy service.Policy) (token.Token, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := state.CheckKeyName(name); err != nil {
@@ -113,12 +121,19 @@ func (r *keyring) add(name string, policy service.Policy) (token.Token, error) {
 	if err := r.applied(); err != nil {
 		return token.Token{}, err
 	}
-	r.log.Info("key added", "key", name, "allow", policy.String())
 	return token.Token{Addr: r.addr, KeyID: k.ID, Secret: k.Secret, Pin: r.pin}, nil
 }
 
 // Remove implements admin.Keys.
 func (r *keyring) Remove(name string) error {
+	err := r.removeKey(name)
+	if err == nil {
+		r.log.Info("key removed", "key", name)
+	}
+	return err
+}
+
+func (r *keyring) removeKey(name string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.configured(name) {
@@ -131,11 +146,7 @@ func (r *keyring) Remove(name string) error {
 	if err != nil {
 		return err
 	}
-	if err := r.applied(); err != nil {
-		return err
-	}
-	r.log.Info("key removed", "key", name)
-	return nil
+	return r.applied()
 }
 
 // applied hands a change to the live proxy.
