@@ -97,7 +97,7 @@ func TestRemovedKeyEndsEverything(t *testing.T) {
 		_, err := readPattern(tryDial(loopback(public)))
 		return errors.Is(err, syscall.ECONNREFUSED)
 	})
-	for _, side := range []*process{p.process, b.process} {
+	for _, side := range []*testProcess{p.testProcess, b.testProcess} {
 		side.awaitLogged(`"pair released"`, `"service-removed"`)
 	}
 	b.awaitLogged(`"level":"WARN"`, "refused", "key")

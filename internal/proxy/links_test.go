@@ -186,7 +186,8 @@ func (c codes) Receive(bufs [][]byte) (n int) {
 	}
 	return n
 }
-func (c codes) Backlogged() {}
+func (c codes) Behind() bool { return false }
+func (c codes) Backlogged()  {}
 func (c codes) Ended(kind wire.EndKind, code wire.Code) {
 	if kind == wire.RST {
 		c <- code
