@@ -90,7 +90,7 @@ type Bridge struct {
 	remote   net.Addr   // that the control connection reached
 	services []serviceState
 	attached chan struct{} // closed and replaced whenever a connection of the link was made
-	pairs    map[*pair]struct{}
+	pairs    map[*relay.Entry]struct{}
 	busy     int           // streams that are connected to a target, or on the way to it
 	idle     chan struct{} // closed when draining and busy is 0; nil before
 }
@@ -131,7 +131,7 @@ func New(cfg Config) (*Bridge, error) {
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
 		conns: make(chan struct{}, relay.MaxPairs()),
-		drain: make(chan struct{}), attached: make(chan struct{}), pairs: make(map[*pair]struct{}),
+		drain: make(chan struct{}), attached: make(chan struct{}), pairs: make(map[*relay.Entry]struct{}),
 	}
 	for _, s := range cfg.Services {
 		b.services = append(b.services, serviceState{public: s.Public.String(), state: status.ServiceAway})
@@ -239,7 +239,7 @@ const (
 func (b *Bridge) endPairs(d time.Duration) {
 	b.mu.Lock()
 	l := b.link
-	var left []*pair
+	var left []*relay.Entry
 	for pr := range b.pairs {
 		left = append(left, pr)
 	}
@@ -325,8 +325,8 @@ func (b *Bridge) Status() status.Snapshot {
 	key := b.key()
 	conns := make(map[string]int)
 	for pr := range b.pairs {
-		snap.Pairs = append(snap.Pairs, pr.status())
-		conns[pr.service]++
+		snap.Pairs = append(snap.Pairs, pr.Status())
+		conns[pr.Service]++
 	}
 	up := false
 	if b.link != nil {
@@ -367,7 +367,7 @@ func (b *Bridge) enter() bool {
 }
 
 // leave is the end of what enter let in; pr is nil where no pair came of it.
-func (b *Bridge) leave(pr *pair) {
+func (b *Bridge) leave(pr *relay.Entry) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.pairs, pr)

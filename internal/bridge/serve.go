@@ -3,39 +3,12 @@ package bridge
 import (
 	"context"
 	"net"
-	"strconv"
 	"time"
 
 	"reverser/internal/link"
 	"reverser/internal/relay"
-	"reverser/internal/status"
 	"reverser/internal/wire"
 )
-
-// pair is a stream on its way to a real server.
-type pair struct {
-	*relay.Pair
-	id              string
-	service, target string
-	client          string
-	stream          *link.Stream
-	since           time.Time
-}
-
-func (pr *pair) status() status.Pair {
-	sent, received := pr.Counts()
-	st := status.Pair{
-		ID: pr.id, Service: pr.service, Client: pr.client, Target: pr.target,
-		Sent: sent, Received: received, Since: pr.since, State: status.PairOpen,
-	}
-	switch {
-	case pr.stream.Paused():
-		st.State = status.PairPaused
-	case pr.HalfClosed():
-		st.State = status.PairHalfClosed
-	}
-	return st
-}
 
 // Opened implements link.Owner: a user connected at the proxy. The number of the service is all that the proxy decides.
 func (b *Bridge) Opened(s *link.Stream) {
@@ -77,7 +50,7 @@ func (b *Bridge) Opened(s *link.Stream) {
 }
 
 // serve connects a stream to its service; nil: there is no pair to carry.
-func (b *Bridge) serve(s *link.Stream, id int) *pair {
+func (b *Bridge) serve(s *link.Stream, id int) *relay.Entry {
 	svc := b.cfg.Services[id]
 	b.mu.Lock()
 	public := b.services[id].public
@@ -100,31 +73,23 @@ func (b *Bridge) serve(s *link.Stream, id int) *pair {
 		}
 		return nil
 	}
-	pr := &pair{
-		Pair: relay.New(relay.Target, conn, s, nil), id: strconv.FormatUint(b.pairSeq.Add(1), 10),
-		service: public, target: svc.target(), client: client, stream: s, since: time.Now(),
+	pr := &relay.Entry{
+		Pair: relay.New(relay.Target, conn, s, nil), ID: b.pairSeq.Add(1), Since: time.Now(),
+		Service: public, Target: svc.target(), Client: client,
 	}
 	b.mu.Lock()
 	b.pairs[pr] = struct{}{}
 	b.mu.Unlock()
-	b.log.Info("pair created", "service", pr.service, "client", pr.client, "target", pr.target)
+	pr.Created(b.log)
 	return pr
 }
 
 // carry moves a pair's bytes until it is over. Its goroutine is a fresh one, and its frame small: what an idle connection
 // costs is mostly the stack of the goroutine that waits for it, 2 KB where nothing made it grow.
-func (b *Bridge) carry(pr *pair) {
-	b.released(pr, pr.Run())
+func (b *Bridge) carry(pr *relay.Entry) {
+	pr.Released(b.log, pr.Run())
 	<-b.conns
 	b.leave(pr)
-}
-
-//go:noinline
-func (b *Bridge) released(pr *pair, reason relay.Reason) {
-	sent, received := pr.Counts()
-	b.log.Info("pair released", "service", pr.service, "client", pr.client, "target", pr.target,
-		"sent", sent, "received", received, "duration", relay.Seconds(time.Since(pr.since)),
-		"reason", string(reason), "resumes", pr.stream.Resumes())
 }
 
 // dialTime bounds the connect to a target.

@@ -3,6 +3,7 @@ package link
 import (
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -428,10 +429,14 @@ func (c *carrier) giveUp(err error) {
 	if !current {
 		return
 	}
-	c.conn.SetWriteDeadline(time.Now().Add(time.Second))
+	c.conn.SetDeadline(time.Now().Add(time.Second))
 	c.conn.Write(wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
 	if p.fatal {
 		sl.link.Kill(err)
+	}
+	// A close with bytes unread is a reset, which would overtake the ERR.
+	if sock, ok := c.conn.Conn.(interface{ CloseWrite() error }); ok && sock.CloseWrite() == nil {
+		io.Copy(io.Discard, c.conn.Conn)
 	}
 }
 

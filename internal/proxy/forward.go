@@ -11,34 +11,13 @@ import (
 	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/route"
-	"reverser/internal/status"
 	"reverser/internal/wire"
 )
 
 // pair is one user's connection on its way to a bridge.
 type pair struct {
-	*relay.Pair
-	id              string
-	key             [16]byte
-	service, target string
-	client          string
-	stream          *link.Stream
-	since           time.Time
-}
-
-func (pr *pair) status() status.Pair {
-	sent, received := pr.Counts()
-	st := status.Pair{
-		ID: pr.id, Service: pr.service, Client: pr.client, Target: pr.target,
-		Sent: sent, Received: received, Since: pr.since, State: status.PairOpen,
-	}
-	switch {
-	case pr.stream.Paused():
-		st.State = status.PairPaused
-	case pr.HalfClosed():
-		st.State = status.PairHalfClosed
-	}
-	return st
+	relay.Entry
+	key [16]byte
 }
 
 // forward makes a pair of one user's connection: find the bridge, open a stream, bind both, and say so. nil: the
@@ -63,31 +42,23 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) *pair {
 		}
 		return nil
 	}
-	pr := &pair{
-		Pair: relay.New(relay.Client, conn, s, head), id: pairID(p.pairSeq.Add(1)), key: ln.dest.Key, stream: s,
-		service: ln.dest.Public.String(), target: target, client: conn.RemoteAddr().String(), since: time.Now(),
-	}
+	pr := &pair{key: ln.dest.Key, Entry: relay.Entry{
+		Pair: relay.New(relay.Client, conn, s, head), ID: p.pairSeq.Add(1), Since: time.Now(),
+		Service: ln.dest.Public.String(), Target: target, Client: conn.RemoteAddr().String(),
+	}}
 	p.mu.Lock()
 	p.pairs[pr] = struct{}{}
 	p.mu.Unlock()
-	p.log.Info("pair created", "service", pr.service, "client", pr.client, "target", pr.target)
+	pr.Created(p.log)
 	return pr
 }
 
 // carry moves a pair's bytes until it is over. Its goroutine is a fresh one, and its frame small: what an idle connection
 // costs is mostly the stack of the goroutine that waits for it, 2 KB where nothing made it grow.
 func (p *Proxy) carry(pr *pair) {
-	p.released(pr, pr.Run())
+	pr.Released(p.log, pr.Run())
 	<-p.conns
 	p.leave(pr)
-}
-
-//go:noinline
-func (p *Proxy) released(pr *pair, reason relay.Reason) {
-	sent, received := pr.Counts()
-	p.log.Info("pair released", "service", pr.service, "client", pr.client, "target", pr.target,
-		"sent", sent, "received", received, "duration", relay.Seconds(time.Since(pr.since)),
-		"reason", string(reason), "resumes", pr.stream.Resumes())
 }
 
 // endPairs ends the chosen pairs with RST.

@@ -20,7 +20,6 @@ import (
 	"log/slog"
 	"net"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -300,8 +299,8 @@ func (p *Proxy) Status() status.Snapshot {
 	defer p.mu.Unlock()
 	conns := make(map[string]int)
 	for pr := range p.pairs {
-		snap.Pairs = append(snap.Pairs, pr.status())
-		conns[pr.service]++
+		snap.Pairs = append(snap.Pairs, pr.Status())
+		conns[pr.Service]++
 	}
 	for _, s := range p.sessions {
 		snap.Links = append(snap.Links, s.link.Snapshot(s.key, s.link.PeerName(), s.leaving || p.draining.Load()))
@@ -326,5 +325,3 @@ func portOf(a net.Addr) uint16 {
 	}
 	return 0
 }
-
-func pairID(n uint64) string { return strconv.FormatUint(n, 10) }

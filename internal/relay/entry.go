@@ -1,0 +1,48 @@
+package relay
+
+import (
+	"log/slog"
+	"strconv"
+	"time"
+
+	"reverser/internal/status"
+)
+
+// Entry is a pair as logs and status name it, at either end alike.
+type Entry struct {
+	*Pair
+	ID                      uint64
+	Service, Target, Client string
+	Since                   time.Time
+}
+
+// Created says that the pair exists.
+func (e *Entry) Created(log *slog.Logger) {
+	log.Info("pair created", "service", e.Service, "client", e.Client, "target", e.Target)
+}
+
+// Released says that the pair is over, once, and why.
+//
+//go:noinline
+func (e *Entry) Released(log *slog.Logger, reason Reason) {
+	sent, received := e.Counts()
+	log.Info("pair released", "service", e.Service, "client", e.Client, "target", e.Target,
+		"sent", sent, "received", received, "duration", Seconds(time.Since(e.Since)),
+		"reason", string(reason), "resumes", e.stream.Resumes())
+}
+
+// Status returns a snapshot.
+func (e *Entry) Status() status.Pair {
+	sent, received := e.Counts()
+	st := status.Pair{
+		ID: strconv.FormatUint(e.ID, 10), Service: e.Service, Client: e.Client, Target: e.Target,
+		Sent: sent, Received: received, Since: e.Since, State: status.PairOpen,
+	}
+	switch {
+	case e.stream.Paused():
+		st.State = status.PairPaused
+	case e.HalfClosed():
+		st.State = status.PairHalfClosed
+	}
+	return st
+}
