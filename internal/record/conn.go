@@ -169,20 +169,39 @@ func (c *Conn) space() []byte {
 
 // Wait waits until a whole record is there.
 func (c *Conn) Wait() error {
-	if len(c.plain) > 0 {
-		return nil
+	for len(c.plain) == 0 {
+		fragment, err := c.next()
+		if fragment != nil || err != nil {
+			return err
+		}
+		n := headerLen
+		if len(c.in) >= headerLen {
+			n += int(c.in[3])<<8 | int(c.in[4])
+		}
+		if err := c.need(n); err != nil {
+			return err
+		}
 	}
-	if err := c.need(headerLen); err != nil {
-		return err
-	}
-	n := int(c.in[3])<<8 | int(c.in[4])
-	if c.in[0] != typeData || n > maxCiphertext || n <= c.read.aead.Overhead() {
-		return fmt.Errorf("no TLS record of data: type %d, %d bytes", c.in[0], n)
-	}
-	return c.need(headerLen + n)
+	return nil
 }
 
-// Records waits for a record and decrypts it, and those that came with it as far as p has room, into p.
+// next returns what the next record protects, nil when it is not there as a whole, and an error when it can be none.
+func (c *Conn) next() ([]byte, error) {
+	if len(c.in) < headerLen {
+		return nil, nil
+	}
+	n := int(c.in[3])<<8 | int(c.in[4])
+	switch {
+	case c.in[0] != typeData || n > maxCiphertext || n <= c.read.aead.Overhead():
+		return nil, fmt.Errorf("no TLS record of data: type %d, %d bytes", c.in[0], n)
+	case len(c.in) < headerLen+n:
+		return nil, nil
+	}
+	return c.in[headerLen : headerLen+n], nil
+}
+
+// Records decrypts the records that are there, as far as p has room, into p. It does not wait, and n is 0 where they carry no
+// data.
 func (c *Conn) Records(p []byte) (n int, err error) {
 	if len(c.plain) > 0 {
 		n = copy(p, c.plain)
@@ -190,17 +209,13 @@ func (c *Conn) Records(p []byte) (n int, err error) {
 		return n, nil
 	}
 	for {
-		if n > 0 && !c.whole(len(p)-n) {
-			return n, nil
-		}
-		if err := c.Wait(); err != nil {
+		fragment, err := c.next()
+		small := len(p)-n < len(fragment)
+		if fragment == nil || err != nil || small && n > 0 {
 			return n, err
 		}
-		size := int(c.in[3])<<8 | int(c.in[4])
-		fragment := c.in[headerLen : headerLen+size]
-		c.in = c.in[headerLen+size:]
+		c.in = c.in[headerLen+len(fragment):]
 		dst := p[n:]
-		small := len(dst) < size
 		if small {
 			dst = fragment // in place
 		}
@@ -229,15 +244,6 @@ func (c *Conn) Records(p []byte) (n int, err error) {
 	}
 }
 
-// whole says whether the next record is there and fits into room bytes.
-func (c *Conn) whole(room int) bool {
-	if len(c.in) < headerLen {
-		return false
-	}
-	size := int(c.in[3])<<8 | int(c.in[4])
-	return size <= room && len(c.in) >= headerLen+size
-}
-
 // control takes a record that carries no data.
 func (c *Conn) control(t contentType, b []byte) error {
 	switch {
@@ -262,15 +268,16 @@ func (c *Conn) control(t contentType, b []byte) error {
 const keyUpdate = 24
 
 // Read implements net.Conn.
-func (c *Conn) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
+func (c *Conn) Read(p []byte) (n int, err error) {
+	for n == 0 && len(p) > 0 {
+		if err := c.Wait(); err != nil {
+			return 0, err
+		}
+		if n, err = c.Records(p); n == 0 && err != nil {
+			return 0, err
+		}
 	}
-	n, err := c.Records(p)
-	if n > 0 {
-		return n, nil
-	}
-	return 0, err
+	return n, nil
 }
 
 // Write implements net.Conn.

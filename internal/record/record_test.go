@@ -271,14 +271,31 @@ func TestBadRecords(t *testing.T) {
 			tc.send(a, func(typ contentType, content []byte) {
 				a.Conn.Write(a.write.seal(nil, append(bytes.Clone(content), 0)[:len(content)], typ))
 			})
-			n, err := 0, error(nil)
-			for err == nil {
-				n, err = b.Records(p)
-			}
+			n, err := b.Read(p)
 			if n != 0 || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("Records = %d, %v; want 0 and an error with %q", n, err, tc.want)
+				t.Errorf("Read = %d, %v; want 0 and an error with %q", n, err, tc.want)
 			}
 		})
+	}
+}
+
+// TestRecordsDoesNotWait: its caller may hold something that others wait for.
+func TestRecordsDoesNotWait(t *testing.T) {
+	a, b := pair(t)
+	msg := append(make([]byte, 0, 6), keyUpdate, 0, 0, 1, 0)
+	a.Conn.Write(a.write.seal(nil, msg, typeHandshake))
+	if err := a.write.next(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := b.Records(make([]byte, Batch)); n != 0 || err != nil {
+		t.Errorf("Records of a key update = %d, %v; want nothing, at once", n, err)
+	}
+	a.Write([]byte("x"))
+	if n, err := b.Read(make([]byte, 9)); n != 1 || err != nil {
+		t.Errorf("Read = %d, %v; want 1", n, err)
 	}
 }
 
@@ -367,9 +384,9 @@ func FuzzRecords(f *testing.F) {
 		}
 		rec := w.seal(nil, append(bytes.Clone(content), 0)[:len(content)], typ)
 		c.Conn = &oneShot{in: rec}
-		n, err := c.Records(make([]byte, 1<<15))
+		n, err := c.Read(make([]byte, 1<<15))
 		if n > len(content) {
-			t.Fatalf("Records = %d, %v from %d bytes", n, err, len(content))
+			t.Fatalf("Read = %d, %v from %d bytes", n, err, len(content))
 		}
 	})
 }
