@@ -28,8 +28,7 @@ type slot struct {
 	since    time.Duration // of the last change of cur
 	resumes  uint64
 
-	news  bell // what standing says may have changed
-	heard bell // a frame of the link itself came, or the connection is over
+	news bell // what standing says may have changed
 }
 
 // wake lets the writer look for something to send. mu is held.
@@ -119,7 +118,7 @@ func (c *carrier) run() error {
 	}
 	sl.mu.Unlock()
 	sl.news.ring()
-	sl.heard.ring()
+	sl.link.heard.ring()
 	c.conn.Close()
 	wg.Wait()
 	return err
@@ -274,11 +273,10 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 	defer sl.mu.Unlock()
 	used, err = c.applyFrames(b)
 	c.deliver() // what was received before an error is the stream's all the same
-	switch {
-	case sl.cur != c:
-	case sl.core.acks.head != nil || len(sl.core.forgets) > 0:
+	if sl.cur == c && (sl.core.acks.head != nil || len(sl.core.forgets) > 0) {
 		c.send(false)
-	case sl.core.delayed.head != nil && !c.ackArmed:
+	}
+	if sl.cur == c {
 		c.armAck(sl.link.now())
 	}
 	return used, err
@@ -373,7 +371,7 @@ func (sl *slot) sayChecksum(s *Stream) {
 // applyLink applies a frame of the link itself. slot.mu is held.
 func (c *carrier) applyLink(f wire.Frame) error {
 	sl, l := c.slot, c.slot.link
-	sl.heard.ring()
+	l.heard.ring()
 	switch f.Type {
 	case wire.TypePing:
 		sl.core.pong, sl.core.pongVal = true, f.Offset

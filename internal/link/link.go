@@ -54,6 +54,7 @@ type Link struct {
 	peerName string
 	slots    []*slot
 	ended    chan struct{}
+	heard    bell // a frame of a link itself came, or a connection began or ended
 	back     bell // bridge: a connection was attached
 
 	peerLeaves atomic.Bool // the peer said that it is stopping
@@ -262,40 +263,47 @@ func (l *Link) claimFrame(f wire.Frame) error {
 	return nil
 }
 
-// Ping asks for a sign of life on the control connection and reports whether one came within d.
+// Ping asks for a sign of life on every connection and reports whether one came within d. A connection that takes a slot
+// meanwhile is one too. Where there is none left the answer is no, at once.
 func (l *Link) Ping(d time.Duration) bool {
-	sl := l.slots[0]
-	sl.mu.Lock()
-	c := sl.cur
-	if c == nil {
-		sl.mu.Unlock()
-		return false
+	type seen struct {
+		c    *carrier
+		read int64
 	}
-	before := c.lastRead.Load()
-	c.ping(l.now())
+	before := make([]seen, len(l.slots))
+	for i, sl := range l.slots {
+		sl.mu.Lock()
+		if c := sl.cur; c != nil {
+			before[i] = seen{c, c.lastRead.Load()}
+			c.ping(l.now())
+		}
+		sl.mu.Unlock()
+	}
 	late := time.NewTimer(d)
 	defer late.Stop()
-	for timeout := false; !timeout; {
-		answer := sl.heard.wait()
-		sl.mu.Unlock()
+	for timeout := false; ; {
+		heard, up := l.heard.wait(), false
+		for i, sl := range l.slots {
+			sl.mu.Lock()
+			c := sl.cur
+			up = up || c != nil
+			alive := c != nil && (c != before[i].c || c.lastRead.Load() != before[i].read)
+			sl.mu.Unlock()
+			if alive {
+				return true
+			}
+		}
+		if timeout || !up {
+			return false
+		}
 		select {
 		case <-l.ended:
 			return false
-		case <-answer:
+		case <-heard:
 		case <-late.C:
 			timeout = true
 		}
-		sl.mu.Lock()
-		if sl.cur != c {
-			break
-		}
-		if c.lastRead.Load() != before {
-			sl.mu.Unlock()
-			return true
-		}
 	}
-	defer sl.mu.Unlock()
-	return sl.cur != nil && sl.cur != c // one that came in its place is a sign of life too
 }
 
 // expire ends the session when a slot that was attached had no connection for limit. It returns when the session is over.

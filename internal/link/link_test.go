@@ -300,6 +300,38 @@ func TestChecksumErrorIsSaid(t *testing.T) {
 	}
 }
 
+// TestEveryAckHasItsTime: an ACK that may wait for 25 ms does not wait longer because another one, in the same batch, could not.
+func TestEveryAckHasItsTime(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorldOn(t, 0, ln, func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", ln.Addr().String())
+	})
+	defer w.close()
+	_, b1 := w.open()
+	_, b2 := w.open()
+	for b2.slot != b1.slot {
+		_, b2 = w.open()
+	}
+	sl := b1.slot
+	sl.mu.Lock()
+	c := sl.cur
+	sl.mu.Unlock()
+	frames := append(wire.AppendHeader(nil, wire.TypeData, b1.id, 0, 5), "hello"...)
+	frames = wire.AppendEnd(frames, b2.id, 0, wire.End{Kind: wire.FIN})
+	if _, err := c.apply(frames); err != nil {
+		t.Fatal(err)
+	}
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if b1.ackWaits && !c.ackArmed {
+		t.Error("nothing will wake the writer for the ACK of the data")
+	}
+}
+
 func TestHalfCloseThenAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 0)
