@@ -16,6 +16,12 @@ import (
 // attachTimeout covers the exchange of ATTACH, ATTACHED and their tables.
 const attachTimeout = 10 * time.Second
 
+// A bridge that resumes gives the answer less time, and a second more for so many bytes of its table.
+const (
+	resumeTimeout = 2 * time.Second
+	slowTable     = 32 << 10
+)
+
 // readFrame reads exactly one frame; buf is scratch.
 func readFrame(r io.Reader, buf []byte) (wire.Frame, error) {
 	if _, err := io.ReadFull(r, buf[:wire.HeaderLen]); err != nil {
@@ -137,7 +143,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 			}
 		}
 	}()
-	conn.SetDeadline(time.Now().Add(attachTimeout))
+	conn.SetDeadline(time.Now().Add(attachTimeout)) // a new session may have to wait for an old one's silence
 	sl := l.slots[i]
 	if mode == wire.ModeNew {
 		l.begin(conn, sid)
@@ -158,6 +164,10 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		a.MAC = auth.ResumeMAC(l.secret, conn.Exporter, sid, uint8(i), gen, raw)
 	}
 	begin := time.Now()
+	if mode != wire.ModeNew {
+		// The old connection is fenced: if the path goes silent now, another attempt is better than patience.
+		conn.SetDeadline(begin.Add(min(resumeTimeout+time.Second*time.Duration(len(raw)/slowTable), attachTimeout)))
+	}
 	if _, err := conn.Write(wire.AppendTable(wire.AppendAttach(nil, gen, a), raw)); err != nil {
 		return nil, at, fmt.Errorf("send ATTACH: %w", err)
 	}
@@ -199,7 +209,7 @@ func (sl *slot) resume(c *carrier, table []wire.StreamState, rtt time.Duration) 
 	if err := sl.link.Err(); err != nil {
 		return err
 	}
-	sl.core.rtt = smooth(sl.core.rtt, rtt)
+	sl.core.rtt = rtt // of this path; the old one's says nothing
 	events, err := sl.core.resumed(c.gen, table)
 	if err != nil {
 		return err

@@ -442,5 +442,8 @@ func smooth(old, sample time.Duration) time.Duration {
 	if old == 0 {
 		return sample
 	}
+	if sample > old {
+		return (old + sample) / 2 // windows that are too small for the path cost more than ones that are too large
+	}
 	return (7*old + sample) / 8 // RFC 6298
 }

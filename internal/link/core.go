@@ -27,6 +27,7 @@ type core struct {
 	// What there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
 	// that nothing grows with what the peer does.
 	pong, ping    bool
+	pingedAt      time.Duration
 	pinged        int // PINGs that are out, at the most: a peer may answer only the last of several
 	pongVal       uint64
 	goAway        *wire.GoAway
@@ -46,6 +47,7 @@ type core struct {
 // Delays of the protocol.
 const (
 	ackDelay = 25 * time.Millisecond
+	rttEvery = time.Second // how often a connection in use measures its round trip
 	idleGap  = time.Second // of silence after which a window starts small again
 )
 

@@ -300,6 +300,40 @@ func TestChecksumErrorIsSaid(t *testing.T) {
 	}
 }
 
+// TestWindowOfAPathThatGrewLonger: a link that came back by a longer way, or whose way became longer while it was busy and no
+// PING was due, gets the windows of the new way.
+func TestWindowOfAPathThatGrewLonger(t *testing.T) {
+	for _, roams := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 0)
+			defer w.close()
+			w.net.Buffer = 16 << 20
+			w.net.SetLatency(memnet.Both, time.Millisecond)
+			w.net.Reset()
+			time.Sleep(time.Minute)
+			a, b := w.open()
+			go io.Copy(io.Discard, b)
+			busy := time.Now()
+			for time.Since(busy) < 10*time.Second { // no PING is due for silence
+				a.Write([]byte("k"))
+				time.Sleep(20 * time.Millisecond)
+			}
+			w.net.SetLatency(memnet.Both, 50*time.Millisecond)
+			if roams {
+				w.net.Reset()
+			}
+			const size = 64 << 20
+			begin := time.Now()
+			a.Write(make([]byte, size))
+			// A window of 64 KiB a round trip would take 100 s, one that grows by itself a few.
+			if took := time.Since(begin); took > 15*time.Second {
+				t.Errorf("roams %t: %d MiB took %s over a round trip of 100 ms", roams, size>>20, took)
+			}
+			a.Close()
+		})
+	}
+}
+
 // TestEveryAckHasItsTime: an ACK that may wait for 25 ms does not wait longer because another one, in the same batch, could not.
 func TestEveryAckHasItsTime(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -127,11 +127,6 @@ func (c *core) fill(b []byte, limit int, now time.Duration) []byte {
 		c.pong = false
 		b = wire.AppendEmpty(b, wire.TypePong, 0, c.pongVal)
 	}
-	if c.ping {
-		c.ping = false
-		c.pinged++
-		b = wire.AppendEmpty(b, wire.TypePing, 0, uint64(now))
-	}
 	if c.goAway != nil {
 		b = wire.AppendGoAway(b, *c.goAway)
 		c.goAway = nil
@@ -153,6 +148,13 @@ func (c *core) fill(b []byte, limit int, now time.Duration) []byte {
 		if s.ackWaits {
 			c.acks.push(s)
 		}
+	}
+	// A receiver, too, needs to know the round trip: it decides about windows.
+	inUse := c.acks.head != nil || c.fresh.head != nil || c.bulk.head != nil
+	if c.ping || inUse && now-c.pingedAt >= rttEvery {
+		c.ping, c.pingedAt = false, now
+		c.pinged++
+		b = wire.AppendEmpty(b, wire.TypePing, 0, uint64(now))
 	}
 	for c.acks.head != nil && len(b) < limit {
 		s := c.acks.pop()

@@ -156,6 +156,10 @@ func TestMemoryOfAnOutage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if f.Stream == 0 {
+				b = b[k:]
+				continue
+			}
 			ev, err := e.p.receive(f, e.now)
 			if err != nil {
 				t.Fatal(err)
