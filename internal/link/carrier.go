@@ -79,6 +79,9 @@ func (sl *slot) install(c *carrier) {
 	sl.attached = true
 	sl.cur = c
 	sl.core.ping = true // measures the round trip
+	if len(sl.core.streams) > 0 {
+		c.used = sl.link.now() // users have waited for it
+	}
 	sl.since = sl.link.now()
 	c.lastRead.Store(int64(sl.link.now()))
 }
@@ -101,7 +104,7 @@ func (sl *slot) fence(err error) {
 func (c *carrier) run() error {
 	sl := c.slot
 	sl.mu.Lock()
-	c.watch = time.AfterFunc(pingAfter, c.look)
+	c.watch = time.AfterFunc(pingUsed, c.look)
 	sl.mu.Unlock()
 	defer c.watch.Stop()
 	c.conn.SetDeadline(time.Time{}) // the one for attaching; from here on look decides
