@@ -22,5 +22,9 @@ func Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if network != "unix" {
 		d.Control = lingerFromBirth
 	}
-	return d.DialContext(ctx, network, addr)
+	c, err := d.DialContext(ctx, network, addr)
+	if err == nil && network != "unix" {
+		limitUnread(c)
+	}
+	return c, err
 }
