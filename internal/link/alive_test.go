@@ -410,6 +410,7 @@ func TestPing(t *testing.T) {
 		if alive, took := ping(); !alive || took != 20*time.Millisecond {
 			t.Errorf("Ping = %t after %s; want true after one round trip of 20ms", alive, took)
 		}
+		time.Sleep(time.Second) // the other slots' answers too
 		w.net.BlackHole(memnet.ToListener)
 		if alive, took := ping(); alive || took != 3*time.Second {
 			t.Errorf("Ping of a silent bridge = %t after %s; want false after 3s", alive, took)
