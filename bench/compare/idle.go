@@ -1,15 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"io"
-	"net"
-	"os"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -17,214 +16,161 @@ import (
 // garbage collection that Go forces every two minutes.
 const settle = 5 * time.Second
 
-var idle = kind{Name: "memory per idle connection", Unit: "KB", Goal: 16, goal: valueAtMost}
-
-// idle returns by how many KB both processes of a fresh contender grow for one idle connection. Each connection has
-// carried a few bytes before: one that was never used may not have been connected to the server at all.
-func (b *bed) idle(ctx context.Context, name string, conns int) (float64, error) {
-	start := b.startReverser
-	if name == haproxy {
-		start = func(ctx context.Context) (*contender, error) { return b.startHAProxy(ctx, conns) }
+// fresh starts a contender of the same way that has carried nothing yet, and weighs it.
+func (b *bed) fresh(ctx context.Context, name string, conns int) (c *contender, kb int, err error) {
+	i := slices.IndexFunc(ways, func(w way) bool { return w.name == name })
+	if c, err = b.compete(ctx, ways[i], conns); err != nil {
+		return nil, 0, err
 	}
-	c, err := start(ctx)
+	if err = sleep(ctx, time.Second); err == nil { // the starting up is not to be counted
+		kb, err = c.resident()
+	}
 	if err != nil {
-		return 0, err
+		c.stop()
+	}
+	return c, kb, err
+}
+
+// weighIdle finds by how many KB both processes of a fresh contender grow for one idle connection, and how much of a core
+// all of them cost. Each connection has carried a few bytes before: one that was never used may not have been connected
+// to the server at all.
+func weighIdle(ctx context.Context, b *bed, old *contender, set settings) ([]float64, string, error) {
+	c, before, err := b.fresh(ctx, old.name, set.Conns)
+	if err != nil {
+		return nil, "", err
 	}
 	defer c.stop()
-	if err := sleep(ctx, time.Second); err != nil { // the starting up is not to be counted
-		return 0, err
-	}
-	before, err := c.resident()
-	if err != nil {
-		return 0, err
-	}
-	users, err := dialMany(ctx, c.echo, conns)
+	users, err := dialMany(ctx, b.front, c.echo, set.Conns)
 	defer closeMany(users)
 	if err != nil {
-		return 0, c.explain(err)
+		return nil, "", c.explain(err)
 	}
-	if err := sleep(ctx, settle); err != nil {
-		return 0, err
+	rest := settle
+	if set.Size == "quick" {
+		rest = 2 * time.Second
+	}
+	if err := sleep(ctx, rest); err != nil {
+		return nil, "", err
 	}
 	after, err := c.resident()
 	if err != nil {
-		return 0, err
+		return nil, "", err
 	}
+	then, start := c.cpu(), time.Now()
+	if err := sleep(ctx, time.Duration(3*set.Seconds)*time.Second); err != nil {
+		return nil, "", err
+	}
+	busy := c.cpuSince(then)[0] / time.Since(start).Seconds()
 	for i, conn := range users { // or they were not worth their memory
 		if err := ping(conn); err != nil {
-			return 0, c.explain(fmt.Errorf("connection %d of %d is dead after %v of idleness: %w", i+1, conns, settle, err))
+			return nil, "", c.explain(fmt.Errorf("connection %d of %d is dead after its idleness: %w", i+1, set.Conns, err))
 		}
 	}
-	return float64(after-before) / float64(conns), nil
+	return []float64{float64(after-before) / float64(set.Conns), busy * 100}, "", nil
 }
 
-// resident returns the resident KB of all processes of c.
-func (c *contender) resident() (kb int, err error) {
-	for _, p := range c.processes {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-		if err != nil {
-			return 0, c.explain(fmt.Errorf("weigh %s: %w", p.name, err))
-		}
-		n, err := parseResident(string(text))
-		if err != nil {
-			return 0, fmt.Errorf("weigh %s: %w", p.name, err)
-		}
-		kb += n
-	}
-	return kb, nil
-}
-
-// parseResident finds VmRSS in the text of /proc/PID/status.
-func parseResident(status string) (kb int, err error) {
-	for line := range strings.Lines(status) {
-		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			return strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")))
-		}
-	}
-	return 0, errors.New("no VmRSS: the process has ended")
-}
-
-// dialMany opens n connections to the echo server behind addr and sends something through each. It returns those it
-// opened, after an error too.
-func dialMany(ctx context.Context, addr string, n int) ([]net.Conn, error) {
-	const atOnce = 32 // no more, or a full listen queue costs a second
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	todo := make(chan struct{}, n)
-	for range n {
-		todo <- struct{}{}
-	}
-	close(todo)
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var conns []net.Conn // guarded by mu
-	dial := func() {
-		d := net.Dialer{Timeout: patience, KeepAlive: -1}
-		for range todo {
-			conn, err := d.DialContext(ctx, "tcp", addr)
-			if err == nil {
-				mu.Lock()
-				conns = append(conns, conn)
-				mu.Unlock()
-				err = ping(conn)
-			}
-			if err != nil {
-				cancel(err)
-				return
-			}
-		}
-	}
-	for range atOnce {
-		wg.Go(dial)
-	}
-	wg.Wait()
-	if err := context.Cause(ctx); err != nil {
-		return conns, fmt.Errorf("open %d connections: after %d: %w", n, len(conns), err)
-	}
-	return conns, nil
-}
-
-func closeMany(conns []net.Conn) {
-	for _, conn := range conns {
-		// Thousands of ports in TIME_WAIT would be in the way of the next measurement.
-		_ = conn.(*net.TCPConn).SetLinger(0)
-		conn.Close()
-	}
-}
-
-func echoOnce(ctx context.Context, addr string) error {
-	conns, err := dialMany(ctx, addr, 1)
-	closeMany(conns)
-	return err
-}
-
-const word = "are you there?"
-
-// ping sends a word and waits for its echo.
-func ping(conn net.Conn) error {
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	if _, err := io.WriteString(conn, word); err != nil {
-		return err
-	}
-	buf := make([]byte, len(word))
-	if _, err := io.ReadFull(conn, buf); err != nil {
-		return err
-	}
-	if string(buf) != word {
-		return fmt.Errorf("the echo of %q is %q", word, buf)
-	}
-	return conn.SetDeadline(time.Time{})
-}
-
-// An echo is a server that sends back what it gets.
-type echo struct {
-	ln net.Listener
-	wg sync.WaitGroup // accept and the handlers
-
-	mu    sync.Mutex
-	conns map[net.Conn]bool // guarded by mu; nil when closed
-}
-
-func listenEcho() (*echo, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+// weighFlight finds by how many KB both processes grow for a connection on which 64 KB are always under way, with a tenth
+// of the idle connections.
+func weighFlight(ctx context.Context, b *bed, old *contender, set settings) ([]float64, string, error) {
+	conns := max(set.Conns/10, 1)
+	c, before, err := b.fresh(ctx, old.name, conns)
 	if err != nil {
-		return nil, fmt.Errorf("listen for the echo server: %w", err)
+		return nil, "", err
 	}
-	e := &echo{ln: ln, conns: make(map[net.Conn]bool)}
-	e.wg.Go(e.accept)
-	return e, nil
+	defer c.stop()
+	var weights []float64
+	_, err = b.pump(ctx, c, conns, 64<<10, time.Duration(max(set.Seconds, 2))*time.Second, func() error {
+		kb, err := c.resident()
+		weights = append(weights, float64(kb-before)/float64(conns))
+		return err
+	})
+	if err != nil {
+		return nil, "", c.explain(err)
+	}
+	return []float64{median(weights[len(weights)/2:])}, "", nil // when buffers have their size
 }
 
-func (e *echo) addr() string { return e.ln.Addr().String() }
+// scaleSizes are the numbers of connections whose cost is compared.
+func scaleSizes(set settings) []int {
+	var sizes []int
+	for n := 10; n < set.Conns; n *= 10 {
+		sizes = append(sizes, n)
+	}
+	return append(sizes, set.Conns)
+}
 
-func (e *echo) accept() {
-	for {
-		conn, err := e.ln.Accept()
+// scale finds the CPU seconds of the processes between per 100,000 small echoes, at growing numbers of busy connections,
+// and how much more an echo costs at the largest number than at the smallest.
+func scale(ctx context.Context, b *bed, old *contender, set settings) (figures []float64, note string, err error) {
+	c, _, err := b.fresh(ctx, old.name, set.Conns)
+	if err != nil {
+		return nil, "", err
+	}
+	defer c.stop()
+	for _, n := range scaleSizes(set) {
+		lasts := time.Duration(max(set.Seconds, 2)) * time.Second
+		echoes, err := b.pump(ctx, c, n, 128, lasts, func() error { return nil })
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			time.Sleep(10 * time.Millisecond) // out of files: the user of this connection will say so
-			continue
+			return nil, "", c.explain(err)
 		}
-		e.mu.Lock()
-		if e.conns == nil {
-			conn.Close()
-		} else {
-			e.conns[conn] = true
-			e.wg.Go(func() { e.handle(conn) })
-		}
-		e.mu.Unlock()
+		figures = append(figures, echoes.cpu/(float64(echoes.Echoes)/1e5))
 	}
+	return append(figures, figures[len(figures)-1]/figures[0]), "", nil
 }
 
-// handle copies by hand: io.Copy would splice, and hold a pipe for each connection.
-func (e *echo) handle(conn net.Conn) {
+type pumpResult struct {
+	pumped
+	cpu float64 // seconds of the contender's processes, from when all connections were open
+}
+
+// pump runs the helper of that name against c and calls watch again and again meanwhile.
+func (b *bed) pump(ctx context.Context, c *contender, conns, size int, lasts time.Duration, watch func() error) (r pumpResult, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lasts+3*patience)
+	defer cancel()
+	cmd := command(ctx, b.self, "pump", c.echo, strconv.Itoa(conns), strconv.Itoa(size), lasts.String())
+	in, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	if err1 != nil || err2 != nil {
+		return r, fmt.Errorf("pipes: %w, %w", err1, err2)
+	}
+	var words strings.Builder
+	cmd.Stderr = &words
+	if err := b.front.Start(cmd); err != nil {
+		return r, err
+	}
 	defer func() {
-		e.mu.Lock()
-		delete(e.conns, conn)
-		e.mu.Unlock()
-		conn.Close()
+		in.Close()
+		cancel()
+		_ = cmd.Wait() // its last line is here, or it is missed
 	}()
-	buf := make([]byte, len(word))
-	for {
-		n, err := conn.Read(buf)
-		if err != nil {
-			return
+	lines := bufio.NewReader(out)
+	if _, err := lines.ReadString('\n'); err != nil {
+		cancel()
+		_ = cmd.Wait()
+		return r, fmt.Errorf("pump: %w: %s", err, strings.TrimSpace(words.String()))
+	}
+	then := c.cpu()
+	if _, err := io.WriteString(in, "go\n"); err != nil {
+		return r, err
+	}
+	for end := time.Now().Add(lasts - 100*time.Millisecond); time.Now().Before(end); {
+		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+			return r, err
 		}
-		if _, err := conn.Write(buf[:n]); err != nil {
-			return
+		if err := watch(); err != nil {
+			return r, err
 		}
 	}
-}
-
-func (e *echo) close() {
-	e.ln.Close()
-	e.mu.Lock()
-	for conn := range e.conns {
-		conn.Close()
+	last, err := lines.ReadBytes('\n')
+	if err != nil {
+		return r, fmt.Errorf("pump: %w", err)
 	}
-	e.conns = nil
-	e.mu.Unlock()
-	e.wg.Wait()
+	r.cpu = c.cpuSince(then)[0]
+	if err := json.Unmarshal(last, &r.pumped); err != nil {
+		return r, fmt.Errorf("pump: %w", err)
+	}
+	if r.Echoes == 0 {
+		return r, fmt.Errorf("pump: no echo within %v", lasts)
+	}
+	return r, nil
 }

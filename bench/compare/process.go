@@ -23,9 +23,9 @@ type process struct {
 	ended chan struct{}
 }
 
-// start starts a program that writes to a file, as it would under a service manager: nothing in this process has to
-// wake up and read.
-func (b *bed) start(name string, env []string, path string, args ...string) (*process, error) {
+// start starts a program on a host. It writes to a file, as it would under a service manager: nothing in this process has
+// to wake up and read.
+func (b *bed) start(at host, name string, env []string, path string, args ...string) (*process, error) {
 	b.starts++
 	p := &process{name: name, cmd: exec.Command(path, args...), ended: make(chan struct{})}
 	p.log = filepath.Join(b.dir, fmt.Sprintf("%s-%d.log", name, b.starts))
@@ -37,7 +37,7 @@ func (b *bed) start(name string, env []string, path string, args ...string) (*pr
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.Env = append(environ(), env...)
 	own(p.cmd)
-	if err := p.cmd.Start(); err != nil {
+	if err := at.Start(p.cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	go p.wait()
@@ -64,9 +64,21 @@ func (p *process) terminate() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended before
 }
 
-// stop ends the process and waits for it.
+// stop ends the process and waits for it. Children that it leaves behind, as sshd does, are told to end too.
 func (p *process) stop() {
+	if p.hasEnded() {
+		return
+	}
+	children := allTasks().family(p.cmd.Process.Pid)
+	delete(children, p.cmd.Process.Pid)
 	p.terminate()
+	defer func() {
+		for pid := range children {
+			if child, err := os.FindProcess(pid); err == nil {
+				_ = child.Signal(syscall.SIGTERM) // most have ended with their parent
+			}
+		}
+	}()
 	select {
 	case <-p.ended:
 	case <-time.After(grace):
