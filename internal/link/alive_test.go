@@ -381,6 +381,7 @@ func TestAttemptsAreFew(t *testing.T) {
 			if i%7 == 0 {
 				d.Changed(nil)
 			}
+			synctest.Wait() // one that gave way to a new one is closed by then
 			if got := open.Load(); got < 1 || got > abreast {
 				t.Errorf("%d attempts at once, want 1 to %d", got, abreast)
 			}
