@@ -10,7 +10,7 @@ import (
 )
 
 // loopback is a world whose link runs over TCP on loopback.
-func loopback(b *testing.B) *world {
+func loopback(b testing.TB) *world {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)

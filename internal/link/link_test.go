@@ -336,15 +336,7 @@ func TestWindowOfAPathThatGrewLonger(t *testing.T) {
 
 // TestEveryAckHasItsTime: an ACK that may wait for 25 ms does not wait longer because another one, in the same batch, could not.
 func TestEveryAckHasItsTime(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := newWorldOn(t, 0, ln, func(ctx context.Context) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "tcp", ln.Addr().String())
-	})
-	defer w.close()
+	w := loopback(t)
 	_, b1 := w.open()
 	_, b2 := w.open()
 	for b2.slot != b1.slot {

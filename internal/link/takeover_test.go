@@ -115,17 +115,8 @@ func TestASecondBridgeWhileTheControlConnectionIsAway(t *testing.T) {
 		defer w.close()
 		w.net.SetLatency(memnet.Both, time.Millisecond)
 		old := w.px.session()
-		ctx, cancel := context.WithCancel(t.Context())
+		_, cancel := second(w, 8)
 		defer cancel()
-		d := NewDialer(DialerConfig{
-			Owner: newRecorder(), Log: slog.New(slog.DiscardHandler), Carriers: testCarriers,
-			Auth: auth.ClientConfig{
-				KeyID: [16]byte{1}, Secret: [32]byte{2}, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{8},
-			},
-			Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") },
-			Failed: func(int, error, time.Duration) {},
-		})
-		w.wg.Go(func() { d.Run(ctx) })
 		for range 600 { // whenever the second one asks, now and then the control connection has just been cut
 			time.Sleep(time.Second)
 			sl := old.slots[0]

@@ -21,7 +21,8 @@ func (e *Entry) Created(log *slog.Logger) {
 	log.Info("pair created", "service", e.Service, "client", e.Client, "target", e.Target)
 }
 
-// Released says that the pair is over, once, and why.
+// Released says that the pair is over, once, and why. Inlined, its frame would be part of the one that waits for as long as
+// the pair lives.
 //
 //go:noinline
 func (e *Entry) Released(log *slog.Logger, reason Reason) {

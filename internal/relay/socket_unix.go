@@ -109,22 +109,16 @@ func (s *socket) writeNow(fd uintptr) bool {
 }
 
 // queued returns how many bytes the peer's kernel has not acknowledged yet.
-func (s *socket) queued() int {
-	if _, tcp := s.conn.(*net.TCPConn); s.raw == nil || !tcp {
-		return 0
-	}
-	n := 0
-	s.raw.Control(func(fd uintptr) { n = unackedBytes(int(fd)) })
-	return n
-}
+func (s *socket) queued() int { return s.count(unackedBytes) }
 
 // unsent returns how many bytes the kernel has not sent yet, because the peer takes no more.
-func (s *socket) unsent() int {
-	if _, tcp := s.conn.(*net.TCPConn); s.raw == nil || !tcp {
-		return 0
+func (s *socket) unsent() int { return s.count(unsentBytes) }
+
+// count asks the kernel about a TCP socket; of others it counts nothing.
+func (s *socket) count(ask func(fd int) int) (n int) {
+	if _, tcp := s.conn.(*net.TCPConn); s.raw != nil && tcp {
+		s.raw.Control(func(fd uintptr) { n = ask(int(fd)) })
 	}
-	n := 0
-	s.raw.Control(func(fd uintptr) { n = unsentBytes(int(fd)) })
 	return n
 }
 
