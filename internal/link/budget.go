@@ -5,15 +5,14 @@ import "sync/atomic"
 // Flow control figures in bytes (spec/PROTOCOL.md, section "Credit"). The floor is reserved for every stream; what a
 // stream may hold beyond it is charged to the pool of the process.
 const (
-	floorWindow   = ChunkSize // not a byte more; also the credit before the first ACK: about TCP's initial window (RFC 6928)
-	openWindow    = 64 << 10  // credit for the answer that OPEN grants while the pool has room
-	maxWindow     = 8 << 20   // of one stream
-	defaultPool   = 128 << 20 // of one process
-	ackEvery      = 256 << 10 // bytes consumed that are worth an ACK whatever the window
-	MaxStreams    = 16_384    // of one link
-	MaxClaims     = 1_024     // of one link
-	glitchLimit   = 10_000    // frames that do nothing, less the useful ones since
-	maxTableBytes = MaxStreams * 29
+	floorWindow = ChunkSize // not a byte more; also the credit before the first ACK: about TCP's initial window (RFC 6928)
+	openWindow  = 64 << 10  // credit for the answer that OPEN grants while the pool has room
+	maxWindow   = 8 << 20   // of one stream
+	defaultPool = 128 << 20 // of one process
+	ackEvery    = 256 << 10 // bytes consumed that are worth an ACK whatever the window
+	MaxStreams  = 16_384    // of one link
+	MaxClaims   = 1_024     // of one link
+	glitchLimit = 10_000    // frames that do nothing, less the useful ones since
 )
 
 // Budget bounds the memory that peers may make one process hold beyond the floor of each stream.
