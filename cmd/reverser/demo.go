@@ -59,8 +59,12 @@ happened and where to look. It stays until Ctrl-C, and leaves nothing behind.`,
 }
 
 func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error) {
-	// Beside a page of words, a log that runs over the edge is hard to read.
-	handler, err := newHandler(c.stderr, folder{c.stderr, demoWidth, demoIndent}, logFormat)
+	log := c.stderr
+	if logFormat != logJSON {
+		// Beside a page of words, a log that runs over the edge is hard to read.
+		log = folder{c.stderr, demoWidth, demoIndent}
+	}
+	handler, err := newHandler(c.stderr, log, logFormat)
 	if err != nil {
 		return err
 	}

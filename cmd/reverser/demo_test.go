@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"regexp"
@@ -13,8 +14,23 @@ import (
 	"time"
 )
 
-// The demo stays, at the address that it prints, until it is asked to end.
+// The demo stays, at the address that it prints, until it is asked to end. Its
+// log is narrow enough to read, or one JSON object per line.
 func TestDemoStays(t *testing.T) {
+	for format, wantLine := range map[string]func(t *testing.T, line string){
+		logText: wantNarrow,
+		logJSON: func(t *testing.T, line string) {
+			t.Helper()
+			if !json.Valid([]byte(line)) {
+				t.Errorf("a line that is no JSON object: %s", line)
+			}
+		},
+	} {
+		t.Run(format, func(t *testing.T) { testDemoStays(t, format, wantLine) })
+	}
+}
+
+func testDemoStays(t *testing.T, format string, wantLine func(t *testing.T, line string)) {
 	t.Setenv("TMPDIR", t.TempDir())
 	t.Setenv("TMP", t.TempDir())
 	ctx, cancel := context.WithCancel(t.Context())
@@ -24,7 +40,7 @@ func TestDemoStays(t *testing.T) {
 	c := &cli{stdout: w, stderr: &log}
 	done := make(chan error, 1)
 	go func() {
-		err := c.demo(ctx, false, "")
+		err := c.demo(ctx, false, format)
 		w.Close()
 		done <- err
 	}()
@@ -65,7 +81,7 @@ func TestDemoStays(t *testing.T) {
 		}
 	}
 	for line := range strings.Lines(log.String()) {
-		wantNarrow(t, strings.TrimSuffix(line, "\n"))
+		wantLine(t, strings.TrimSuffix(line, "\n"))
 	}
 	cancel()
 	if err := <-done; err != nil {

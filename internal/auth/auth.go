@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"reverser/internal/record"
@@ -182,6 +183,18 @@ func (c *ServerConfig) TLS() *tls.Config {
 // ErrNoHello says that a connection ended, or was silent, before it authenticated.
 var ErrNoHello = errors.New("no valid hello")
 
+// ErrHungUp says that the peer ended the connection before its hello, and not by an alert that names a reason.
+var ErrHungUp = fmt.Errorf("%w: the peer hung up", ErrNoHello)
+
+// noHello wraps what came instead of a hello.
+func noHello(err error) error {
+	var broken syscall.Errno
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &broken) {
+		return fmt.Errorf("%w: %w", ErrHungUp, err)
+	}
+	return fmt.Errorf("%w: %w", ErrNoHello, err)
+}
+
 // ErrBadKey says that a hello's key is unknown or its MAC wrong; the caller of the peer learns only that it was refused.
 var ErrBadKey = errors.New("wrong or unknown key")
 
@@ -197,7 +210,7 @@ func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, e
 	}
 	tc, err := record.Server(context.Background(), conn, tlsConfig)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoHello, err)
+		return nil, noHello(err)
 	}
 	cs := tc.ConnectionState()
 	if cs.NegotiatedProtocol != alpn {
@@ -209,7 +222,7 @@ func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, e
 	}
 	var msg [wire.HelloLen]byte
 	if _, err := io.ReadFull(tc, msg[:]); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoHello, err)
+		return nil, noHello(err)
 	}
 	hello, err := wire.ParseHello(msg[:])
 	if err != nil {

@@ -603,6 +603,46 @@ func TestNoHelloInsideTLS(t *testing.T) {
 	}
 }
 
+// Who leaves before a hello is told apart from who says something wrong: on a real socket, where a reset is another error.
+func TestHangUpAtTheProxy(t *testing.T) {
+	for name, want := range map[string]bool{"FIN": true, "RST": true, "FIN inside TLS": true, "RST inside TLS": true, "noise": false, "alert": false, "closed here inside TLS": false} {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		bridge, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer bridge.Close()
+		proxy, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := serve(proxy, serverConfig())
+		if strings.HasSuffix(name, "inside TLS") {
+			handshake(t, bridge, bridgeTLS())
+		}
+		switch {
+		case name == "noise":
+			bridge.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+		case name == "alert":
+			bridge.Write([]byte{21, 3, 1, 0, 2, 2, 42}) // fatal, bad_certificate
+		case strings.HasPrefix(name, "closed here"):
+			proxy.Close()
+		case strings.HasPrefix(name, "RST"):
+			bridge.(*net.TCPConn).SetLinger(0)
+			fallthrough
+		default:
+			bridge.Close()
+		}
+		if s := <-served; !errors.Is(s.err, ErrNoHello) || errors.Is(s.err, ErrHungUp) != want {
+			t.Errorf("%s: Server = %v; is ErrHungUp: %t, want %t", name, s.err, !want, want)
+		}
+	}
+}
+
 // One deadline covers all of it: progress by single bytes buys no time.
 func TestSilenceAtTheProxy(t *testing.T) {
 	for name, f := range map[string]func(t *testing.T, c net.Conn){

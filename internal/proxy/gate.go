@@ -3,7 +3,6 @@ package proxy
 import (
 	"container/list"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -110,12 +109,15 @@ func (p *pass) leave(known bool) {
 	g.known[p.from] = now
 }
 
-// report logs failed authentications, at most once in reportStrangersPer: the internet scans every port. A bridge that gives
-// up an attempt, because another one was faster, is none.
+// report logs failed authentications, at most once in reportStrangersPer: the internet scans every port. Who leaves before a
+// hello has said nothing wrong and is not worth a line: a scan, a load balancer's check, or an attempt that a bridge gives up
+// because another one was faster.
 func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
 	g.mu.Lock()
-	_, known := g.known[network(from)]
-	if known && errors.Is(err, auth.ErrNoHello) && errors.Is(err, io.EOF) {
+	if errors.Is(err, auth.ErrHungUp) {
+		if _, known := g.known[network(from)]; !known {
+			g.refused++
+		}
 		g.mu.Unlock()
 		return
 	}

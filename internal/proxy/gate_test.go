@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"reverser/internal/auth"
 )
 
 // stranger is a connection from an address.
@@ -148,6 +150,11 @@ func TestGateReport(t *testing.T) {
 		j := newJournal()
 		log := slog.New(j)
 		const line = "connections to the link port that were no bridge with a valid key"
+		g.report(log, from("192.0.2.50").from, fmt.Errorf("%w: connection reset by peer", auth.ErrHungUp))
+		if n := j.count(line); n != 0 {
+			t.Errorf("%d lines about a connection that just ended, want none", n)
+		}
+		g.refused = 0
 		for i := range 50 {
 			g.report(log, from(fmt.Sprintf("192.0.2.%d", i)).from, errors.New("noise"))
 		}
