@@ -150,17 +150,17 @@ func (c *carrier) writeLoop() {
 func (c *carrier) send(wait bool) {
 	sl := c.slot
 	for sl.cur == c && !c.sending {
-		var frames []byte
-		var scratch *frameBuffer
+		var pieces [][]byte
+		var b *bundle
 		switch {
 		case c.left:
 		case c.greeting != nil:
-			frames, c.greeting = append(c.greeting, 0), nil
-			frames = frames[:len(frames)-1]
+			pieces, c.greeting = [][]byte{append(c.greeting, 0)[:len(c.greeting)]}, nil
 		default:
-			scratch = frameBuffers.Get().(*frameBuffer)
-			if frames = sl.core.fill(scratch[:0], c.batch, sl.link.now()); len(frames) == 0 {
-				frameBuffers.Put(scratch)
+			b = newBundle()
+			sl.core.fill(b, c.batch, sl.link.now())
+			if pieces = b.close(); len(pieces) == 0 {
+				b.free()
 				return
 			}
 		}
@@ -170,15 +170,15 @@ func (c *carrier) send(wait bool) {
 			c.writing.Store(int64(begin) | 1)
 		}
 		sl.mu.Unlock()
-		done, err := c.conn.Send(frames, wait)
+		done, err := c.conn.Send(pieces, wait)
 		c.writing.Store(0)
 		sl.mu.Lock()
 		if wait {
 			c.pace(sl.link.now() - begin)
 		}
 		c.sending, c.left = false, !done
-		if scratch != nil {
-			frameBuffers.Put(scratch)
+		if b != nil {
+			b.free()
 		}
 		switch {
 		case err != nil && sl.cur == c:

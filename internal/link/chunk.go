@@ -3,22 +3,27 @@ package link
 import (
 	"hash/crc32"
 	"sync"
+
+	"reverser/internal/wire"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // ChunkSize is the room in a Chunk, in bytes. A full chunk and its frame header fit one TLS record of 16,384 bytes, and a
 // Chunk is exactly as large as an allocation class of the Go runtime.
-const ChunkSize = 16_384 - 8 - 8 - 8
+const ChunkSize = 16_384 - 64
 
 // A Chunk is a pooled piece of memory that stream bytes live in, from the read of a socket until the peer acknowledged
-// them. An idle stream holds none.
+// them. An idle stream holds none. A chunk of a stream is guarded by slot.mu, but for the bytes of a pinned one.
 type Chunk struct {
-	next *Chunk
-	n    int    // bytes in buf
-	crc  uint32 // of the whole direction up to buf[n]
-	_    uint32
-	buf  [ChunkSize]byte
+	next   *Chunk
+	n      int    // bytes in use
+	crc    uint32 // of the whole direction up to data[n]
+	pins   uint8  // batches that are encrypted straight from here: nothing is appended, and the pool has to wait
+	orphan bool   // given up while pinned
+	// Room for a frame header in front of the bytes, so that both are encrypted at once, and for the content type that
+	// TLS wants behind them.
+	mem [wire.HeaderLen + ChunkSize + 1]byte
 }
 
 var chunks = sync.Pool{New: func() any { return new(Chunk) }}
@@ -26,23 +31,38 @@ var chunks = sync.Pool{New: func() any { return new(Chunk) }}
 // NewChunk returns an empty chunk. Its owner passes it to Stream.Send or frees it.
 func NewChunk() *Chunk {
 	c := chunks.Get().(*Chunk)
-	c.next, c.n, c.crc = nil, 0, 0
+	c.next, c.n, c.crc, c.orphan = nil, 0, 0, false
 	return c
 }
 
+func (c *Chunk) data() *[ChunkSize]byte { return (*[ChunkSize]byte)(c.mem[wire.HeaderLen:]) }
+
 // Room is the unused part of the chunk. Tell Grow how much of it was filled.
-func (c *Chunk) Room() []byte { return c.buf[c.n:] }
+func (c *Chunk) Room() []byte { return c.data()[c.n:] }
 
 // Grow says that n more bytes of the chunk are in use.
 func (c *Chunk) Grow(n int) { c.n += n }
 
 // Free returns the chunk to the pool.
-func (c *Chunk) Free() { chunks.Put(c) }
+func (c *Chunk) Free() {
+	if c.pins > 0 {
+		c.orphan = true
+		return
+	}
+	chunks.Put(c)
+}
+
+// unpin says that a batch does not need the chunk any more.
+func (c *Chunk) unpin() {
+	if c.pins--; c.pins == 0 && c.orphan {
+		chunks.Put(c)
+	}
+}
 
 // queue is a FIFO of chunks with the running checksum at the end of each.
 type queue struct {
 	head, tail *Chunk
-	base       uint64 // stream offset of head.buf[0]; of the next byte when empty
+	base       uint64 // stream offset of head.data[0]; of the next byte when empty
 	end        uint64 // stream offset behind the last byte
 	crc        uint32 // of the direction up to base
 }
@@ -58,11 +78,11 @@ func (q *queue) endCRC() uint32 {
 func (q *queue) write(p []byte) {
 	for len(p) > 0 {
 		t := q.tail
-		if t == nil || t.n == ChunkSize {
+		if t == nil || t.n == ChunkSize || t.pins > 0 {
 			t = NewChunk()
 			q.link(t)
 		}
-		n := copy(t.buf[t.n:], p)
+		n := copy(t.data()[t.n:], p)
 		t.n += n
 		t.crc = crc32.Update(t.crc, castagnoli, p[:n])
 		q.end += uint64(n)
@@ -72,14 +92,14 @@ func (q *queue) write(p []byte) {
 
 // push appends c, which the queue owns from here; a small one is copied behind the last chunk instead.
 func (q *queue) push(c *Chunk) {
-	if t := q.tail; t != nil && c.n <= ChunkSize-t.n {
-		q.write(c.buf[:c.n])
+	if t := q.tail; t != nil && t.pins == 0 && c.n <= ChunkSize-t.n {
+		q.write(c.data()[:c.n])
 		c.Free()
 		return
 	}
 	n := c.n
 	q.link(c)
-	c.crc = crc32.Update(c.crc, castagnoli, c.buf[:n])
+	c.crc = crc32.Update(c.crc, castagnoli, c.data()[:n])
 	q.end += uint64(n)
 }
 
@@ -137,7 +157,7 @@ func (q *queue) crcAt(off uint64) uint32 {
 		if at+uint64(c.n) <= off {
 			crc = c.crc
 		} else {
-			crc = crc32.Update(crc, castagnoli, c.buf[:off-at])
+			crc = crc32.Update(crc, castagnoli, c.data()[:off-at])
 		}
 		at += uint64(c.n)
 	}
@@ -150,4 +170,4 @@ func (q *queue) drop() {
 }
 
 // Bytes is the used part of the chunk.
-func (c *Chunk) Bytes() []byte { return c.buf[:c.n] }
+func (c *Chunk) Bytes() []byte { return c.data()[:c.n] }

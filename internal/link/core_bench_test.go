@@ -25,7 +25,7 @@ func newCircuit(b *testing.B, streams int) (*circuit, *Stream) {
 
 // carry applies one batch of from at to; received data is consumed at once.
 func (c *circuit) carry(from, to *core) {
-	rest := from.fill(c.buf[:0], batch, c.now)
+	rest := from.bytes(c.buf[:0], batch, c.now)
 	for len(rest) > 0 {
 		f, n, err := wire.Parse(rest)
 		if err != nil {

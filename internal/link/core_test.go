@@ -63,8 +63,8 @@ func (e *ends) move(step time.Duration) {
 	e.t.Helper()
 	for quiet := 0; quiet < 3; quiet++ {
 		e.now += step
-		e.pb = e.p.fill(e.pb, 1<<20, e.now)
-		e.bp = e.b.fill(e.bp, 1<<20, e.now)
+		e.pb = e.p.bytes(e.pb, 1<<20, e.now)
+		e.bp = e.b.bytes(e.bp, 1<<20, e.now)
 		for len(e.pb) > 0 {
 			quiet = 0
 			if err := take(e.b, &e.pb, e.now, nil); err != nil {
@@ -160,7 +160,7 @@ func TestGenerations(t *testing.T) {
 func TestOpenedInTheOrderOfIDsAfterAResume(t *testing.T) {
 	e := newEnds(t)
 	lost := e.p.open(wire.Open{})
-	e.p.fill(nil, 1<<20, e.now)
+	e.p.bytes(nil, 1<<20, e.now)
 	e.cut()
 	during := e.p.open(wire.Open{})
 	e.mustResume()
@@ -180,7 +180,7 @@ func TestResetBeforeTheOpenWentOut(t *testing.T) {
 	write(e.p, spoke, []byte("hello"))
 	e.p.end(spoke, wire.RST, wire.CodeReset)
 	got := map[uint64][]byte{}
-	for b := e.p.fill(nil, 1<<20, e.now); len(b) > 0; {
+	for b := e.p.bytes(nil, 1<<20, e.now); len(b) > 0; {
 		if err := take(e.b, &b, e.now, got); err != nil {
 			t.Fatal(err)
 		}
@@ -203,7 +203,7 @@ func TestChecksumMismatch(t *testing.T) {
 			write(from, half, []byte("hello"))
 			half.send.q.tail.crc ^= 1
 			if at == "resume" {
-				from.fill(nil, 1<<20, e.now)
+				from.bytes(nil, 1<<20, e.now)
 				e.cut()
 				e.b.streams[s.id].recv.nxt = 5 // as if it had arrived, with another sum
 				e.mustResume()
@@ -229,7 +229,7 @@ func TestChecksumMismatchFoundTwice(t *testing.T) {
 	write(e.p, s, []byte("hello"))
 	s.send.q.tail.crc ^= 1
 	e.p.end(s, wire.FIN, 0)
-	for b := e.p.fill(nil, 1<<20, e.now); len(b) > 0; {
+	for b := e.p.bytes(nil, 1<<20, e.now); len(b) > 0; {
 		if err := take(e.b, &b, e.now, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -250,7 +250,7 @@ func TestChecksumMismatchBeforeALazyReader(t *testing.T) {
 	peer := e.b.streams[s.id]
 	arrive := func(n int) {
 		write(e.b, peer, make([]byte, n))
-		for b := e.b.fill(nil, 1<<20, e.now); len(b) > 0; {
+		for b := e.b.bytes(nil, 1<<20, e.now); len(b) > 0; {
 			f, n, err := wire.Parse(b)
 			if err != nil {
 				t.Fatal(err)
@@ -265,7 +265,7 @@ func TestChecksumMismatchBeforeALazyReader(t *testing.T) {
 	}
 	arrive(30_000)
 	write(e.p, s, []byte("hello"))
-	e.p.fill(nil, 1<<20, e.now)
+	e.p.bytes(nil, 1<<20, e.now)
 	e.cut()
 	e.b.streams[s.id].recv.nxt = 5 // as if it had arrived, with another sum
 	e.mustResume()
@@ -287,7 +287,7 @@ func TestWhatAnEndedStreamStillDeliversStaysCharged(t *testing.T) {
 			e.settle()
 			write(e.b, e.b.streams[s.id], make([]byte, openWindow))
 			e.b.end(e.b.streams[s.id], kind, 0)
-			for b := e.b.fill(nil, 1<<20, e.now); len(b) > 0; {
+			for b := e.b.bytes(nil, 1<<20, e.now); len(b) > 0; {
 				f, n, err := wire.Parse(b)
 				if err != nil {
 					t.Fatal(err)
@@ -357,7 +357,7 @@ func TestViolations(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			e := newEnds(t)
 			e.p.open(wire.Open{})
-			b := e.p.fill(nil, 1<<20, e.now)
+			b := e.p.bytes(nil, 1<<20, e.now)
 			if err := take(e.b, &b, e.now, nil); err != nil {
 				t.Fatal(err)
 			}
@@ -414,7 +414,7 @@ func TestBadTables(t *testing.T) {
 			write(e.p, s, []byte("hello"))
 			e.settle()
 			write(e.p, s, []byte("world"))
-			e.p.fill(nil, 1<<20, e.now)
+			e.p.bytes(nil, 1<<20, e.now)
 			e.cut()
 			var p *protocolError
 			if _, err := e.p.apply([]wire.StreamState{st}); !errors.As(err, &p) || p.code != wire.ErrResume || !p.fatal {
@@ -483,8 +483,8 @@ func randomRun(t testing.TB, seed uint64) error {
 			}
 			up = true
 		default:
-			e.pb = e.p.fill(e.pb, rnd.IntN(60_000), e.now)
-			e.bp = e.b.fill(e.bp, rnd.IntN(60_000), e.now)
+			e.pb = e.p.bytes(e.pb, rnd.IntN(60_000), e.now)
+			e.bp = e.b.bytes(e.bp, rnd.IntN(60_000), e.now)
 			for n := rnd.IntN(12); n > 0 && len(e.pb) > 0; n-- {
 				if err := take(e.b, &e.pb, e.now, got[0]); err != nil {
 					return fmt.Errorf("bridge: %w", err)
@@ -524,7 +524,7 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 	p := make([]byte, 4096)
 	round := func() {
 		write(e.p, s, p)
-		b := e.p.fill(buf[:0], batch, e.now)
+		b := e.p.bytes(buf[:0], batch, e.now)
 		for len(b) > 0 {
 			f, n, _ := wire.Parse(b)
 			b = b[n:]
@@ -540,7 +540,7 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 			}
 		}
 		e.now += ackDelay
-		b = e.b.fill(buf[:0], batch, e.now)
+		b = e.b.bytes(buf[:0], batch, e.now)
 		for len(b) > 0 {
 			f, n, _ := wire.Parse(b)
 			b = b[n:]

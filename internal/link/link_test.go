@@ -278,7 +278,7 @@ func TestChecksumErrorIsSaid(t *testing.T) {
 			} else {
 				a.slot.mu.Lock()
 				a.send.q.write([]byte("defg"))
-				a.send.q.tail.buf[a.send.q.tail.n-1] ^= 1
+				a.send.q.tail.data()[a.send.q.tail.n-1] ^= 1
 				a.slot.core.touch(a)
 				a.slot.wake()
 				a.slot.mu.Unlock()

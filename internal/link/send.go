@@ -8,8 +8,8 @@ import (
 
 // Outbound flow, in the order the bytes meet it:
 //  1. Stream.Send (stream.go) puts a chunk of socket bytes into the stream's send queue and the stream into a flow list.
-//  2. core.fill makes frames from what the lists hold, up to one batch.
-//  3. carrier.writeLoop (carrier.go) encrypts the batch and writes it with one system call.
+//  2. core.fill makes frames from what the lists hold, up to one batch (bundle.go). The bytes stay in their chunks.
+//  3. carrier.send (carrier.go) encrypts the batch and writes it with one system call.
 //  4. The bytes stay in the send queue until receiveAck frees them: the queue is flow-control window and
 //     retransmission buffer at once.
 
@@ -22,7 +22,7 @@ type sendHalf struct {
 	max     uint64 // highest nxt ever; what an ACK may name
 	credit  uint64 // the peer's permission
 	cur     *Chunk // that holds nxt, when known
-	curOff  uint64 // stream offset of cur.buf[0]
+	curOff  uint64 // stream offset of cur's first byte
 	end     wire.EndKind
 	code    wire.Code
 	abort   bool  // RST after FIN
@@ -121,25 +121,25 @@ func (c *core) end(s *Stream, kind wire.EndKind, code wire.Code) {
 
 const quantum = ChunkSize
 
-// fill appends frames to b until it is about limit bytes long or there is nothing to send at now.
-func (c *core) fill(b []byte, limit int, now time.Duration) []byte {
+// fill adds frames to b until it is about limit bytes long or there is nothing to send at now.
+func (c *core) fill(b *bundle, limit int, now time.Duration) {
 	if c.pong {
 		c.pong = false
-		b = wire.AppendEmpty(b, wire.TypePong, 0, c.pongVal)
+		b.own = wire.AppendEmpty(b.own, wire.TypePong, 0, c.pongVal)
 	}
 	if c.goAway != nil {
-		b = wire.AppendGoAway(b, *c.goAway)
+		b.own = wire.AppendGoAway(b.own, *c.goAway)
 		c.goAway = nil
 	}
-	for len(c.controlOrder) > 0 && len(b) < limit {
+	for len(c.controlOrder) > 0 && b.size() < limit {
 		id := c.controlOrder[0]
 		c.controlOrder = c.controlOrder[1:]
-		b = append(b, c.control[id]...)
+		b.own = append(b.own, c.control[id]...)
 		delete(c.control, id)
 	}
-	if n := min(len(c.forgets), (limit-len(b))/wire.HeaderLen); n > 0 {
+	if n := min(len(c.forgets), (limit-b.size())/wire.HeaderLen); n > 0 {
 		for _, id := range c.forgets[:n] {
-			b = wire.AppendEmpty(b, wire.TypeForget, id, 0)
+			b.own = wire.AppendEmpty(b.own, wire.TypeForget, id, 0)
 		}
 		c.forgets = c.forgets[:copy(c.forgets, c.forgets[n:])]
 	}
@@ -154,26 +154,26 @@ func (c *core) fill(b []byte, limit int, now time.Duration) []byte {
 	if c.ping || inUse && now-c.pingedAt >= rttEvery {
 		c.ping, c.pingedAt = false, now
 		c.pinged++
-		b = wire.AppendEmpty(b, wire.TypePing, 0, uint64(now))
+		b.own = wire.AppendEmpty(b.own, wire.TypePing, 0, uint64(now))
 	}
-	for c.acks.head != nil && len(b) < limit {
+	for c.acks.head != nil && b.size() < limit {
 		s := c.acks.pop()
 		s.ackWaits = false
 		if !s.forgotten {
-			b = wire.AppendAck(b, s.id, s.recv.acked(), s.recv.granted)
+			b.own = wire.AppendAck(b.own, s.id, s.recv.acked(), s.recv.granted)
 		}
 	}
 	// An id opens before anything of a later id, so that the bridge can tell a late OPEN from a new one.
-	for c.opens.head != nil && len(b) < limit {
+	for c.opens.head != nil && b.size() < limit {
 		s := c.opens.pop()
 		if s.forgotten || s.openSent {
 			continue
 		}
 		s.openSent = true
-		b = wire.AppendOpen(b, s.id, s.recv.granted, s.open)
+		b.own = wire.AppendOpen(b.own, s.id, s.recv.granted, s.open)
 		c.touch(s)
 	}
-	return c.fillFlows(b, limit)
+	c.fillFlows(b, limit)
 }
 
 // ready says whether fill has something to send now, delayed ACKs apart.
@@ -185,8 +185,8 @@ func (c *core) ready() bool {
 // fillFlows shares the batch between the streams with something to send: deficit round robin over two lists as in
 // FQ-CoDel (RFC 8290 section 4). A stream that was idle goes ahead with one quantum; whoever uses its quantum up queues
 // with the bulk. So a keystroke passes a download, and downloads share evenly.
-func (c *core) fillFlows(b []byte, limit int) []byte {
-	for len(b) < limit {
+func (c *core) fillFlows(b *bundle, limit int) {
+	for b.size() < limit {
 		from := &c.fresh
 		if from.head == nil {
 			from = &c.bulk
@@ -207,34 +207,33 @@ func (c *core) fillFlows(b []byte, limit int) []byte {
 			c.bulk.push(s)
 			continue
 		}
-		for h.deficit > 0 && h.nxt < h.q.end && len(b) < limit {
-			n := len(b)
-			b = h.appendData(b, s.id, limit)
-			h.deficit -= len(b) - n
+		for h.deficit > 0 && h.nxt < h.q.end && b.size() < limit {
+			n := b.size()
+			h.addData(b, s.id, limit)
+			h.deficit -= b.size() - n
 		}
 		for h.nxt >= h.q.end && h.pending() {
 			e := wire.End{Kind: h.end, Code: h.code, CRC: h.q.endCRC()}
 			if h.nxt > h.q.end {
 				e.Kind = wire.RST
 			}
-			b = wire.AppendEnd(b, s.id, h.nxt, e)
+			b.own = wire.AppendEnd(b.own, s.id, h.nxt, e)
 			h.nxt++
 			h.max = max(h.max, h.nxt)
 		}
 		switch {
 		case h.pending() && h.deficit > 0: // the batch is full, not the stream's turn over
 			c.fresh.push(s)
-			return b
+			return
 		case h.pending() || from == &c.fresh:
 			// One that became empty takes its place in the queue too, or it would be new again at once and starve the bulk.
 			c.bulk.push(s)
 		}
 	}
-	return b
 }
 
-// appendData appends the DATA frame at nxt, with at most so many bytes.
-func (h *sendHalf) appendData(b []byte, id uint64, limit int) []byte {
+// addData adds the DATA frame at nxt, with at most so many bytes.
+func (h *sendHalf) addData(b *bundle, id uint64, limit int) {
 	if h.cur == nil || h.nxt < h.curOff {
 		h.cur, h.curOff = h.q.head, h.q.base
 	}
@@ -242,16 +241,14 @@ func (h *sendHalf) appendData(b []byte, id uint64, limit int) []byte {
 		h.curOff += uint64(h.cur.n)
 		h.cur = h.cur.next
 	}
-	p := h.cur.buf[h.nxt-h.curOff : h.cur.n]
-	p = p[:min(len(p), limit)]
-	b = wire.AppendHeader(b, wire.TypeData, id, h.nxt, len(p))
-	b = append(b, p...)
-	h.nxt += uint64(len(p))
+	from := int(h.nxt - h.curOff)
+	to := min(h.cur.n, from+limit)
+	b.add(id, h.nxt, h.cur, from, to)
+	h.nxt += uint64(to - from)
 	h.max = max(h.max, h.nxt)
 	if broken == freeOnWrite {
 		h.ack(h.nxt)
 	}
-	return b
 }
 
 func (c *core) receiveAck(s *Stream, f wire.Frame) (event, error) {

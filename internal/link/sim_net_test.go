@@ -544,7 +544,7 @@ func (w *sim) carries(k *conn, e int) bool {
 }
 
 func (w *sim) fill(k *conn, e, limit int) {
-	b := w.procs[e].core.fill(nil, limit, w.now)
+	b := w.procs[e].core.bytes(nil, limit, w.now)
 	if len(b) == 0 {
 		return
 	}

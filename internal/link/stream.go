@@ -337,7 +337,7 @@ func (s *Stream) Backlog() []byte {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
 	if c := s.recv.q.head; c != nil {
-		return c.buf[s.recv.pos:c.n]
+		return c.data()[s.recv.pos:c.n]
 	}
 	s.handOver()
 	return nil
@@ -390,7 +390,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 			return 0, nil
 		}
 		if c := s.recv.q.head; c != nil {
-			n := copy(p, c.buf[s.recv.pos:c.n])
+			n := copy(p, c.data()[s.recv.pos:c.n])
 			s.consumedLocked(n)
 			return n, nil
 		}

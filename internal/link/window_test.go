@@ -151,7 +151,7 @@ func TestMemoryOfAnOutage(t *testing.T) {
 	for _, s := range users {
 		peer := e.b.streams[s.id]
 		fill(e.b, peer)
-		for b := e.b.fill(nil, 1<<30, e.now); len(b) > 0; {
+		for b := e.b.bytes(nil, 1<<30, e.now); len(b) > 0; {
 			f, k, err := wire.Parse(b)
 			if err != nil {
 				t.Fatal(err)

@@ -283,19 +283,25 @@ func (c *Conn) Read(p []byte) (n int, err error) {
 // Write implements net.Conn.
 func (c *Conn) Write(p []byte) (int, error) {
 	b := append(make([]byte, 0, len(p)+1), p...)
-	if _, err := c.Send(b, true); err != nil {
+	if _, err := c.Send([][]byte{b}, true); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// Send encrypts p, behind whose end its array has room for one byte more, and writes it behind what earlier calls left over:
-// all of it with wait, otherwise what the socket takes now. done says that nothing is left over.
-func (c *Conn) Send(p []byte, wait bool) (done bool, err error) {
+// Send encrypts the pieces, each of which begins a record, and writes them behind what earlier calls left over: all of it with
+// wait, otherwise what the socket takes now. done says that nothing is left over. Behind a piece its array has room for one
+// byte more; meanwhile nobody else may use that byte, and it is restored.
+func (c *Conn) Send(pieces [][]byte, wait bool) (done bool, err error) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if err := c.seal(p); err != nil {
-		return false, err
+	if c.out == nil {
+		c.out = buffers.Get().(*buffer)[:0]
+	}
+	for _, p := range pieces {
+		if err := c.seal(p); err != nil {
+			return false, err
+		}
 	}
 	switch {
 	case wait:
@@ -318,9 +324,6 @@ func (c *Conn) Send(p []byte, wait bool) (done bool, err error) {
 
 // seal appends p's records to out. wmu is held.
 func (c *Conn) seal(p []byte) (err error) {
-	if c.out == nil {
-		c.out = buffers.Get().(*buffer)[:0]
-	}
 	for len(p) > 0 {
 		if c.write.seq >= c.rekeyAfter || c.rekey.Swap(false) {
 			msg := append(make([]byte, 0, 6), keyUpdate, 0, 0, 1, 0)

@@ -197,7 +197,7 @@ func TestBatches(t *testing.T) {
 		for rest := want; len(rest) > 0; {
 			n := min(Batch, len(rest))
 			p := append(make([]byte, 0, n+1), rest[:n]...)
-			done, err := a.Send(p, false)
+			done, err := a.Send([][]byte{p}, false)
 			for !done && err == nil {
 				if !left {
 					left = true
@@ -409,8 +409,9 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 	a, b := pair(t)
 	p := make([]byte, 1000, 1001)
 	q := make([]byte, Batch)
+	pieces := [][]byte{p}
 	n := testing.AllocsPerRun(200, func() {
-		if _, err := a.Send(p, true); err != nil {
+		if _, err := a.Send(pieces, true); err != nil {
 			t.Fatal(err)
 		}
 		if err := b.Wait(); err != nil {
