@@ -75,6 +75,7 @@ type Bridge struct {
 	conns     chan struct{} // one element a target's connection, as many as the descriptor limit leaves
 	fullSaid  atomic.Int64  // when it was last logged that conns is full; UnixNano
 	wg        sync.WaitGroup
+	poller    relay.Poller
 	ctx       context.Context // ends with Run
 	stop      context.CancelFunc
 	draining  atomic.Bool
@@ -184,6 +185,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	err := d.Run(b.ctx)
 	b.stop()
 	b.wg.Wait()
+	b.poller.Close()
 	b.log.Info("bridge stopped")
 	return err
 }

@@ -35,12 +35,10 @@ func (b *Bridge) Opened(s *link.Stream) {
 	select {
 	case b.dials <- struct{}{}:
 		b.wg.Go(func() {
-			if pr := b.serve(s, id); pr != nil {
-				b.wg.Go(func() { b.carry(pr) })
-				return
+			if !b.serve(s, id) {
+				<-b.conns
+				b.leave(nil)
 			}
-			<-b.conns
-			b.leave(nil)
 		})
 	default:
 		<-b.conns
@@ -49,8 +47,8 @@ func (b *Bridge) Opened(s *link.Stream) {
 	}
 }
 
-// serve connects a stream to its service; nil: there is no pair to carry.
-func (b *Bridge) serve(s *link.Stream, id int) *relay.Entry {
+// serve connects a stream to its service. The pair goes on by itself. false: there is none.
+func (b *Bridge) serve(s *link.Stream, id int) bool {
 	svc := b.cfg.Services[id]
 	b.mu.Lock()
 	public := b.services[id].public
@@ -62,7 +60,7 @@ func (b *Bridge) serve(s *link.Stream, id int) *relay.Entry {
 	if svc.Handle != nil {
 		<-b.dials
 		svc.Handle(s)
-		return nil
+		return false
 	}
 	conn, err := b.dialTarget(svc)
 	<-b.dials
@@ -71,7 +69,7 @@ func (b *Bridge) serve(s *link.Stream, id int) *relay.Entry {
 		if b.ctx.Err() == nil {
 			b.log.Warn("target cannot be reached, the client gets a reset", "service", public, "client", client, "target", svc.target(), "err", err)
 		}
-		return nil
+		return false
 	}
 	pr := &relay.Entry{
 		Pair: relay.New(relay.Target, conn, s, nil), ID: b.pairSeq.Add(1), Since: time.Now(),
@@ -81,15 +79,14 @@ func (b *Bridge) serve(s *link.Stream, id int) *relay.Entry {
 	b.pairs[pr] = struct{}{}
 	b.mu.Unlock()
 	pr.Created(b.log)
-	return pr
-}
-
-// carry moves a pair's bytes until it is over. Its goroutine is a fresh one, and its frame small: what an idle connection
-// costs is mostly the stack of the goroutine that waits for it, 2 KB where nothing made it grow.
-func (b *Bridge) carry(pr *relay.Entry) {
-	pr.Released(b.log, pr.Run())
-	<-b.conns
-	b.leave(pr)
+	b.wg.Add(1)
+	pr.Start(&b.poller, func(reason relay.Reason) {
+		defer b.wg.Done()
+		pr.Released(b.log, reason)
+		<-b.conns
+		b.leave(pr)
+	})
+	return true
 }
 
 // dialTime bounds the connect to a target.

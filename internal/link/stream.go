@@ -161,29 +161,68 @@ func (s *Stream) roomLocked() (int, error) {
 	}
 }
 
+// TryRoom is Room without waiting: 0 where Room would wait or fail.
+func (s *Stream) TryRoom() int {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	if s.dead || s.closed || s.wdl.passed() {
+		return 0
+	}
+	return s.send.room(s.slot.core.budget)
+}
+
 // Send queues the bytes of the chunks, of which Room allowed so many, and owns the chunks from here. Bytes of a stream that
 // ended are dropped.
 func (s *Stream) Send(cs ...*Chunk) {
 	sl := s.slot
 	sl.mu.Lock()
+	switch n := s.putLocked(cs); {
+	case n >= ChunkSize && sl.cur != nil:
+		sl.cur.send(false)
+	case n > 0:
+		sl.wake()
+	}
+	sl.mu.Unlock()
+}
+
+// Put is Send for one of several streams that have something at the same time: Flush sends all that is on the same carrier.
+func (s *Stream) Put(cs ...*Chunk) {
+	s.slot.mu.Lock()
+	s.putLocked(cs)
+	s.slot.mu.Unlock()
+}
+
+// PutFIN is CloseWrite behind what was put.
+func (s *Stream) PutFIN() {
+	s.slot.mu.Lock()
+	s.slot.core.end(s, wire.FIN, wire.CodeNone)
+	s.slot.mu.Unlock()
+}
+
+// Flush sends what was put, as far as that needs no waiting.
+func (s *Stream) Flush() {
+	sl := s.slot
+	sl.mu.Lock()
+	if sl.cur != nil && sl.core.ready() {
+		sl.cur.send(false)
+	}
+	sl.mu.Unlock()
+}
+
+// putLocked queues the chunks and returns how many bytes they brought.
+func (s *Stream) putLocked(cs []*Chunk) (n int) {
 	if s.send.end != 0 || s.send.moot || s.forgotten {
 		for _, c := range cs {
 			c.Free()
 		}
-	} else {
-		n := 0
-		for _, c := range cs {
-			n += c.n
-			s.send.q.push(c)
-		}
-		sl.core.touch(s)
-		if n >= ChunkSize && sl.cur != nil {
-			sl.cur.send(false)
-		} else {
-			sl.wake()
-		}
+		return 0
 	}
-	sl.mu.Unlock()
+	for _, c := range cs {
+		n += c.n
+		s.send.q.push(c)
+	}
+	s.slot.core.touch(s)
+	return n
 }
 
 // CloseWrite ends the outgoing direction: the peer reads EOF behind the bytes sent.

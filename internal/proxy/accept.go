@@ -65,12 +65,10 @@ func (p *Proxy) acceptUsers(ln *listener) {
 			}
 		}
 		p.wg.Go(func() {
-			if pr := p.forward(ln, conn); pr != nil {
-				p.wg.Go(func() { p.carry(pr) })
-				return
+			if !p.forward(ln, conn) {
+				<-p.conns
+				p.leave(nil)
 			}
-			<-p.conns
-			p.leave(nil)
 		})
 	})
 }

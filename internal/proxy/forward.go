@@ -20,14 +20,14 @@ type pair struct {
 	key [16]byte
 }
 
-// forward makes a pair of one user's connection: find the bridge, open a stream, bind both, and say so. nil: the
-// connection is not, or not to be, served.
-func (p *Proxy) forward(ln *listener, conn net.Conn) *pair {
+// forward makes a pair of one user's connection: find the bridge, open a stream, bind both, and say so. The pair goes on by
+// itself. false: the connection is not, or not to be, served.
+func (p *Proxy) forward(ln *listener, conn net.Conn) bool {
 	var head []byte
 	if ln.probing() {
 		var probe bool
 		if head, probe = p.answerProbe(ln, conn); probe {
-			return nil
+			return false
 		}
 	}
 	l, id, target, err := ln.dest.Wait(p.holding)
@@ -40,7 +40,7 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) *pair {
 		if !errors.Is(err, context.Canceled) && !errors.Is(err, route.ErrRemoved) {
 			p.log.Warn("client refused", "service", ln.dest.Public.String(), "client", conn.RemoteAddr().String(), "err", err)
 		}
-		return nil
+		return false
 	}
 	pr := &pair{key: ln.dest.Key, Entry: relay.Entry{
 		Pair: relay.New(relay.Client, conn, s, head), ID: p.pairSeq.Add(1), Since: time.Now(),
@@ -50,15 +50,14 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) *pair {
 	p.pairs[pr] = struct{}{}
 	p.mu.Unlock()
 	pr.Created(p.log)
-	return pr
-}
-
-// carry moves a pair's bytes until it is over. Its goroutine is a fresh one, and its frame small: what an idle connection
-// costs is mostly the stack of the goroutine that waits for it, 2 KB where nothing made it grow.
-func (p *Proxy) carry(pr *pair) {
-	pr.Released(p.log, pr.Run())
-	<-p.conns
-	p.leave(pr)
+	p.wg.Add(1)
+	pr.Start(&p.poller, func(reason relay.Reason) {
+		defer p.wg.Done()
+		pr.Released(p.log, reason)
+		<-p.conns
+		p.leave(pr)
+	})
+	return true
 }
 
 // endPairs ends the chosen pairs with RST.

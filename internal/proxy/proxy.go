@@ -76,6 +76,7 @@ type Proxy struct {
 	fullSaid    atomic.Int64  // when it was last logged that conns is full; UnixNano
 	conns       chan struct{} // one element a user connection; see Config.MaxConns
 	wg          sync.WaitGroup
+	poller      relay.Poller
 	ctx         context.Context // ends with Run
 	stop        context.CancelFunc
 	holding     context.Context // ends when users wait no longer for a bridge that is away
@@ -188,6 +189,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.gate.closeAll()
 	p.host.Close(errors.New("the proxy stopped"))
 	p.wg.Wait()
+	p.poller.Close()
 	p.log.Info("proxy stopped")
 	return nil
 }

@@ -23,6 +23,15 @@ func Write(fd int, bufs [][]byte) (int, error) {
 	return vector(unix.SYS_WRITEV, fd, bufs)
 }
 
+// Events takes events of an epoll set, as many as there are and have room, without waiting.
+func Events(epfd int, events []unix.EpollEvent) int {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
+}
+
 // most is how many buffers one call takes; the rest is for the next one.
 const most = 16
 

@@ -21,10 +21,7 @@ func (e *Entry) Created(log *slog.Logger) {
 	log.Info("pair created", "service", e.Service, "client", e.Client, "target", e.Target)
 }
 
-// Released says that the pair is over, once, and why. Inlined, its frame would be part of the one that waits for as long as
-// the pair lives.
-//
-//go:noinline
+// Released says that the pair is over, once, and why.
 func (e *Entry) Released(log *slog.Logger, reason Reason) {
 	sent, received := e.Counts()
 	log.Info("pair released", "service", e.Service, "client", e.Client, "target", e.Target,

@@ -67,7 +67,7 @@ func TestResetDoesNotWaitForTheDead(t *testing.T) {
 	user, accepted := loopback.user(t)
 	user.(*net.TCPConn).SetReadBuffer(16 << 10)
 	var wg sync.WaitGroup
-	p := run(&wg, New(Client, accepted, px, nil))
+	p := run(&wg, &w.poller, New(Client, accepted, px, nil))
 	user.CloseWrite()
 	eventually(t, "the pair is half-closed", p.HalfClosed)
 	br.Write(make([]byte, 60_000))

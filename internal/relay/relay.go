@@ -2,14 +2,15 @@
 // have ended, keeping what TCP says: half-close, reset, back-pressure.
 //
 // Its secret is how an end of one side becomes the same end of the other. It does not know who connected to what. A pair
-// has one goroutine, its caller's, which waits for the socket to become readable without holding a buffer; a second one
-// exists only while the socket does not take what arrives.
+// that says nothing has no buffer, and no goroutine where a Poller can watch its socket (poller_linux.go). A goroutine reads
+// while a socket has more to say than a chunk; another exists only while the socket does not take what arrives.
 package relay
 
 import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -51,20 +52,22 @@ type Pair struct {
 	sock   socket
 	stream *link.Stream
 	head   []byte
+	watch  watch // guarded by mu
 
 	out, in atomic.Uint64 // bytes from the socket, to the socket
+	reading atomic.Bool   // somebody reads the socket: what the poller has to say is no news
 	wg      sync.WaitGroup
-	over    chan struct{}
 
 	mu              sync.Mutex
 	outDone, inDone bool   // guarded by mu, as all below
 	poisoned        bool   // a write failed: a later EOF of the socket is the reset that the write swallowed
 	reason          Reason // set once the pair is over
+	ended           func(Reason)
 }
 
 // New returns a pair that does not move anything yet. head is what was read from conn before, at most a few bytes.
 func New(side Side, conn net.Conn, s *link.Stream, head []byte) *Pair {
-	p := &Pair{side: side, stream: s, head: head, over: make(chan struct{})}
+	p := &Pair{side: side, stream: s, head: head}
 	p.sock.init(conn)
 	return p
 }
@@ -84,13 +87,30 @@ func (p *Pair) HalfClosed() bool {
 	return p.outDone != p.inDone
 }
 
-// Run moves bytes until the pair is over, closes the socket and says why it ended.
-func (p *Pair) Run() Reason {
+// Start moves bytes until the pair is over; then it closes the socket and says why, from a goroutine of its own. While
+// nothing arrives from the socket, the poller watches it; where that cannot be, a goroutine waits.
+func (p *Pair) Start(poller *Poller, ended func(Reason)) {
+	p.mu.Lock()
+	p.ended = ended
+	if p.reason != "" {
+		go p.say()
+	}
+	p.mu.Unlock()
 	p.stream.SetReceiver(p)
-	p.outbound()
-	<-p.over
-	p.wg.Wait()
-	return p.reason
+	if len(p.head) > 0 { // less than any stream's first credit
+		c := link.NewChunk()
+		c.Grow(copy(c.Room(), p.head))
+		p.out.Add(uint64(len(p.head)))
+		p.stream.Send(c)
+		p.head = nil
+	}
+	p.mu.Lock()
+	watched := p.reason == "" && poller.add(p)
+	p.mu.Unlock()
+	if !watched {
+		p.reading.Store(true)
+		p.start(p.outbound)
+	}
 }
 
 // End ends the pair at once with RST on both sides.
@@ -99,13 +119,46 @@ func (p *Pair) End(reason Reason, code wire.Code) {
 	p.finish(reason, true)
 }
 
-// outbound moves bytes from the socket into the stream: first permission to send, then readiness, and only then a buffer.
+// readable is called by the poller when the socket has something to say; ending means that its end is part of that. One chunk
+// is read at once. What is more, or has to wait, is a goroutine's. flush says that the stream has something to flush.
+func (p *Pair) readable(ending bool) (flush bool) {
+	if !p.reading.CompareAndSwap(false, true) || !p.enter() {
+		return false // whoever reads finds it all
+	}
+	defer p.wg.Done()
+	p.sock.eager = false
+	for room := p.stream.TryRoom(); room > 0 && !p.sock.eager; room = p.stream.TryRoom() {
+		n, err := p.sock.read(room)
+		if n > 0 {
+			flush = true
+			p.out.Add(uint64(n))
+			p.stream.Put(p.sock.taken()...)
+			p.sock.release()
+		}
+		switch {
+		case errors.Is(err, errNothing), err == nil && !p.sock.eager && !ending: // a short read took everything (epoll(7))
+			p.reading.Store(false)
+			return flush
+		case errors.Is(err, io.EOF) && p.done(&p.outDone):
+			p.stream.PutFIN()
+			return true
+		case err != nil:
+			p.localReset()
+			return flush
+		}
+	}
+	p.start(p.outbound)
+	return flush
+}
+
+// outbound moves bytes from the socket into the stream: first permission to send, then readiness, and only then a buffer. If a
+// poller watches the socket, it has the word again as soon as a read brings less than a chunk, or nothing for a while: as
+// long as there is much to read, waking one goroutine is the shorter way.
 func (p *Pair) outbound() {
-	if len(p.head) > 0 { // less than any stream's first credit
-		c := link.NewChunk()
-		c.Grow(copy(c.Room(), p.head))
-		p.out.Add(uint64(len(p.head)))
-		p.stream.Send(c)
+	watched := p.sock.polled
+	if watched {
+		p.sock.polled = false
+		p.watchFor(false)
 	}
 	gone := p.sock.gone
 	for {
@@ -113,9 +166,11 @@ func (p *Pair) outbound() {
 		if err != nil {
 			if errors.Is(err, link.ErrNoWait) {
 				p.localReset()
-				return
 			}
 			return // otherwise the stream is over: its end reaches us as a Receiver
+		}
+		if watched {
+			p.sock.conn.SetReadDeadline(time.Now().Add(bulkPause))
 		}
 		n, err := p.sock.read(room)
 		if n > 0 {
@@ -125,17 +180,35 @@ func (p *Pair) outbound() {
 			link.EndTurn(n)
 			p.sock.release()
 		}
+		silent := watched && errors.Is(err, os.ErrDeadlineExceeded)
 		switch {
-		case err == nil:
 		case errors.Is(err, io.EOF) && p.done(&p.outDone):
 			p.stream.CloseWrite()
 			return
-		default:
+		case err != nil && !silent:
 			p.localReset()
+			return
+		case silent || watched && !p.sock.eager:
+			p.sock.conn.SetReadDeadline(time.Time{})
+			p.sock.polled = true
+			p.reading.Store(false)
+			p.watchFor(true)
 			return
 		}
 	}
 }
+
+// watchFor says whether the poller is to call.
+func (p *Pair) watchFor(bytes bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reason == "" {
+		p.watch.arm(&p.sock, bytes)
+	}
+}
+
+// bulkPause is how long a goroutine waits for more of a socket that had much to say.
+const bulkPause = time.Second
 
 // localReset passes on that the socket was reset, behind what was read from it.
 func (p *Pair) localReset() {
@@ -172,8 +245,23 @@ func (p *Pair) finish(reason Reason, reset bool) {
 		return
 	}
 	p.reason = reason
+	p.watch.forget()
 	p.sock.close(reset)
-	close(p.over)
+	if p.ended != nil {
+		go p.say()
+	}
+}
+
+// say waits for what the pair still does, and says why it ended.
+func (p *Pair) say() {
+	p.wg.Wait()
+	p.ended(p.reason)
+}
+
+func (p *Pair) over() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reason != ""
 }
 
 // Receive implements link.Receiver: straight into the socket, as far as it takes it.
@@ -204,14 +292,26 @@ func (p *Pair) writeFailed() {
 	}
 }
 
-// start runs f in a goroutine that Run waits for; false: the pair is over, and Run may have returned.
-func (p *Pair) start(f func()) bool {
+// enter announces work that the end of the pair waits for; false: it is over.
+func (p *Pair) enter() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.reason != "" {
 		return false
 	}
-	p.wg.Go(f)
+	p.wg.Add(1)
+	return true
+}
+
+// start runs f in a goroutine that the end of the pair waits for; false: it is over.
+func (p *Pair) start(f func()) bool {
+	if !p.enter() {
+		return false
+	}
+	go func() {
+		defer p.wg.Done()
+		f()
+	}()
 	return true
 }
 
@@ -267,14 +367,8 @@ func (p *Pair) outEnded() bool {
 // tells that the queue is empty, so it is asked for; that of a dead socket stays as it is.
 func (p *Pair) flush() {
 	const most, step = 10 * time.Second, 5 * time.Millisecond
-	t := time.NewTicker(step)
-	defer t.Stop()
-	for waited := time.Duration(0); waited < most && p.sock.queued() > 0 && !p.dead(); waited += step {
-		select {
-		case <-p.over:
-			return
-		case <-t.C:
-		}
+	for waited := time.Duration(0); waited < most && p.sock.queued() > 0 && !p.dead() && !p.over(); waited += step {
+		time.Sleep(step)
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 
 func TestHalfClose(t *testing.T) {
 	t.Parallel()
-	for _, k := range []sockets{loopback, inMemory} {
+	for _, k := range []sockets{loopback, alone, inMemory} {
 		for _, serverFirst := range []bool{false, true} {
 			t.Run(k.name+map[bool]string{false: "/client first", true: "/server first"}[serverFirst], func(t *testing.T) {
 				w, l := newWorld(t)
@@ -86,8 +86,8 @@ func TestHead(t *testing.T) {
 	user, accepted := loopback.user(t)
 	server, dialled := loopback.server(t)
 	tu := &tunnel{user: user, server: server}
-	tu.target = run(&tu.wg, New(Target, dialled, br, nil))
-	tu.client = run(&tu.wg, New(Client, accepted, px, []byte("GET ")))
+	tu.target = run(&tu.wg, &w.poller, New(Target, dialled, br, nil))
+	tu.client = run(&tu.wg, &w.poller, New(Client, accepted, px, []byte("GET ")))
 	defer tu.close()
 	user.Write([]byte("/"))
 	user.CloseWrite()
@@ -168,7 +168,7 @@ func TestResetLargerThanBuffers(t *testing.T) {
 	user.(*net.TCPConn).SetReadBuffer(16 << 10)
 	accepted.(*net.TCPConn).SetWriteBuffer(16 << 10)
 	var wg sync.WaitGroup
-	p := run(&wg, New(Client, accepted, px, nil))
+	p := run(&wg, &w.poller, New(Client, accepted, px, nil))
 	// Fill until nothing is taken any more for a while: only how much this is depends on the time, not the result.
 	br.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	want := noise(3, 16<<20)
@@ -197,7 +197,7 @@ func TestResetAfterFIN(t *testing.T) {
 		user, accepted := loopback.user(t)
 		defer user.Close()
 		var wg sync.WaitGroup
-		p := run(&wg, New(Client, accepted, px, nil))
+		p := run(&wg, &w.poller, New(Client, accepted, px, nil))
 		br.Write([]byte("answer"))
 		br.CloseWrite()
 		if got, err := readAll(user); string(got) != "answer" || err != nil {
@@ -265,7 +265,7 @@ func TestCodes(t *testing.T) {
 		px, br := w.open(l)
 		user, accepted := loopback.user(t)
 		var wg sync.WaitGroup
-		p := run(&wg, New(Client, accepted, px, nil))
+		p := run(&wg, &w.poller, New(Client, accepted, px, nil))
 		br.Reset(code)
 		if got, err := readAll(user); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("code %d: read %q, %v; want ECONNRESET", code, got, err)
@@ -316,14 +316,9 @@ func TestLinkLost(t *testing.T) {
 		}
 		tu.wantReasons(t, ReasonLinkLost, ReasonLinkLost)
 	}
-	user, accepted := loopback.user(t)
-	defer user.Close()
-	s, err := l.Open(wire.Open{})
-	if err == nil {
-		New(Client, accepted, s, nil).Run()
+	if _, err := l.Open(wire.Open{}); err == nil {
 		t.Error("a stream was opened on a session that is over")
 	}
-	accepted.Close()
 }
 
 // TestBackPressure: nobody reads at one end, so the other end can write what the buffers between hold, and no more.
@@ -430,7 +425,7 @@ func TestResetToAReaderWhoNeverReads(t *testing.T) {
 		user, accepted := inMemory.user(t)
 		defer user.Close()
 		var wg sync.WaitGroup
-		p := run(&wg, New(Client, accepted, px, nil))
+		p := run(&wg, &w.poller, New(Client, accepted, px, nil))
 		br.SetWriteDeadline(time.Now().Add(time.Second))
 		br.Write(make([]byte, 1<<20))
 		begin := time.Now()
@@ -456,7 +451,7 @@ func TestResetWaitsForTheKernel(t *testing.T) {
 	defer user.Close()
 	user.(*net.TCPConn).SetReadBuffer(16 << 10)
 	var wg sync.WaitGroup
-	p := run(&wg, New(Client, accepted, px, nil))
+	p := run(&wg, &w.poller, New(Client, accepted, px, nil))
 	want := noise(5, 40_000)
 	br.Write(want)
 	eventually(t, "the kernel has everything", func() bool { _, n := p.Counts(); return n == uint64(len(want)) })
@@ -522,7 +517,7 @@ func TestDiscardWhileWriting(t *testing.T) {
 	defer user.Close()
 	s := &stuck{accepted, make(chan struct{}, 1), make(chan struct{}), make(chan []byte, 1)}
 	var wg sync.WaitGroup
-	p := run(&wg, New(Client, s, px, nil))
+	p := run(&wg, &w.poller, New(Client, s, px, nil))
 	mine := bytes.Repeat([]byte{'A'}, 10_000)
 	br.Write(mine)
 	<-s.entered
@@ -599,7 +594,7 @@ func TestUnixTarget(t *testing.T) {
 	defer server.Close()
 	px, br := w.open(l)
 	var wg sync.WaitGroup
-	p := run(&wg, New(Target, dialled, br, nil))
+	p := run(&wg, &w.poller, New(Target, dialled, br, nil))
 	wg.Go(func() { io.Copy(server, server); server.(*net.UnixConn).CloseWrite() })
 	want := noise(4, 300_000)
 	wg.Go(func() { px.Write(want); px.CloseWrite() })
@@ -723,7 +718,7 @@ func TestWriteStealsTheReset(t *testing.T) {
 		c := &twins{accepted, make(chan struct{}), make(chan struct{})}
 		br.Write([]byte("x"))
 		var wg sync.WaitGroup
-		p := run(&wg, New(Client, c, px, nil))
+		p := run(&wg, &w.poller, New(Client, c, px, nil))
 		br.SetReadDeadline(time.Now().Add(limit))
 		_, err := io.ReadAll(br)
 		if err == nil { // EOF, behind which the reset comes

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"net"
 	"sync"
 	"syscall"
@@ -17,6 +18,7 @@ type socket struct {
 	// What the callbacks of raw work on; they are made once, so that reading and writing allocate nothing.
 	readFunc, writeFunc func(fd uintptr) bool
 	limit, n            int
+	polled              bool   // a poller watches the socket: reading does not wait
 	eager               bool   // the last read filled its chunk: have several ready for the next
 	batch               *batch // what was read last; nil while nothing is read
 	readErr             error
@@ -24,6 +26,9 @@ type socket struct {
 	wrote               int
 	writeErr            error
 }
+
+// errNothing is what reading a socket that a poller watches gets while there is nothing to read.
+var errNothing = errors.New("nothing to read")
 
 // readAhead is how many chunks one read fills at most.
 const readAhead = 8

@@ -28,7 +28,7 @@ func (s *socket) init(conn net.Conn) {
 	s.writeFunc = s.writeNow
 }
 
-// read waits until the socket is readable, takes chunks only then, and reads at most limit bytes into them.
+// read waits until the socket is readable, if no poller does so, takes chunks only then, and reads at most limit bytes into them.
 func (s *socket) read(limit int) (int, error) {
 	if s.raw == nil {
 		return s.blockingRead(limit)
@@ -72,8 +72,10 @@ func (s *socket) readReady(fd uintptr) bool {
 		s.release()
 	}
 	switch {
-	case err == unix.EAGAIN:
+	case err == unix.EAGAIN && !s.polled:
 		return false
+	case err == unix.EAGAIN:
+		s.readErr = errNothing
 	case err != nil:
 		s.readErr = err
 	case n == 0:

@@ -30,6 +30,7 @@ type world struct {
 	px, br  owner
 	streams chan *link.Stream // that the bridge was asked to connect
 	wg      sync.WaitGroup
+	poller  Poller
 	close   func()
 }
 
@@ -106,6 +107,7 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 		ln.Close()
 		host.Close(errors.New("test over"))
 		w.wg.Wait()
+		w.poller.Close()
 	}
 	var l *link.Link
 	for range carriers + 1 {
@@ -135,6 +137,7 @@ type conn interface {
 // sockets makes connections, born as those of a pair are: from a user to the proxy, and from the bridge to a server.
 type sockets struct {
 	name   string
+	alone  bool // no poller watches them
 	user   func(t testing.TB) (user conn, accepted net.Conn)
 	server func(t testing.TB) (server conn, dialled net.Conn)
 }
@@ -174,6 +177,9 @@ var loopback = sockets{
 		return server.(*net.TCPConn), dialled
 	},
 }
+
+// alone has sockets for which pairs wait with a goroutine each, as on systems without a poller.
+var alone = sockets{name: "tcp, no poller", alone: true, user: loopback.user, server: loopback.server}
 
 // inMemory has sockets without a descriptor: no waiting for readiness, and all writing is drain's.
 var inMemory = sockets{
@@ -219,11 +225,14 @@ type end struct {
 	reason Reason // once over is closed
 }
 
-func run(wg *sync.WaitGroup, p *Pair) *end {
+// run starts a pair that a poller watches, unless that is nil.
+func run(wg *sync.WaitGroup, poller *Poller, p *Pair) *end {
 	e := &end{Pair: p, over: make(chan struct{})}
-	wg.Go(func() {
-		e.reason = p.Run()
+	wg.Add(1)
+	p.Start(poller, func(r Reason) {
+		e.reason = r
 		close(e.over)
+		wg.Done()
 	})
 	return e
 }
@@ -235,8 +244,12 @@ func (w *world) tunnel(l *link.Link, k sockets) *tunnel {
 	var accepted, dialled net.Conn
 	tu.user, accepted = k.user(w.t)
 	tu.server, dialled = k.server(w.t)
-	tu.client = run(&tu.wg, New(Client, accepted, px, nil))
-	tu.target = run(&tu.wg, New(Target, dialled, br, nil))
+	poller := &w.poller
+	if k.alone {
+		poller = nil
+	}
+	tu.client = run(&tu.wg, poller, New(Client, accepted, px, nil))
+	tu.target = run(&tu.wg, poller, New(Target, dialled, br, nil))
 	return tu
 }
 

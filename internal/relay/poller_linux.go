@@ -1,0 +1,173 @@
+package relay
+
+import (
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"reverser/internal/link"
+	"reverser/internal/rawio"
+)
+
+// Poller watches the sockets of pairs that say nothing, so that none of them needs a goroutine, and sends what several of
+// them say at the same time as one batch. It is for all pairs of a process; its zero value is ready to use.
+//
+// It is an epoll set that Go's own poller watches. Every socket is in that one as well, for what has to wait.
+type Poller struct {
+	loops [link.Carriers]loop // by the carrier, whose batches each of them fills
+	wg    sync.WaitGroup
+}
+
+// loop is one epoll set and its goroutine, which runs from the first pair until Close.
+type loop struct {
+	mu     sync.Mutex
+	set    *os.File        // guarded by mu, as all below; nil: not there yet
+	fd     int             // of set
+	raw    syscall.RawConn // of set
+	closed bool
+	pairs  []watched
+	free   []int32 // indexes into pairs
+
+	events [64]unix.EpollEvent // only the goroutine uses both
+	n      int
+}
+
+// watched is a place for a pair. What the kernel says of one that had it before is told by its number.
+type watched struct {
+	pair   *Pair
+	number int32
+}
+
+// watch is a pair's place at a poller.
+type watch struct {
+	loop  *loop
+	index int32
+}
+
+// add watches the pair's socket; false: it cannot be watched. The pair's mu is held.
+func (p *Poller) add(pair *Pair) bool {
+	if p == nil || pair.sock.raw == nil {
+		return false
+	}
+	l := &p.loops[pair.stream.ID()%uint64(len(p.loops))]
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.set == nil && !p.begin(l) {
+		return false
+	}
+	if len(l.free) == 0 {
+		l.free = append(l.free, int32(len(l.pairs)))
+		l.pairs = append(l.pairs, watched{})
+	}
+	i := l.free[len(l.free)-1]
+	w := &l.pairs[i]
+	pair.sock.polled, pair.watch = true, watch{l, i}
+	w.pair = pair
+	w.number++
+	if !l.control(&pair.sock, unix.EPOLL_CTL_ADD, wanted, i) {
+		w.pair, pair.sock.polled, pair.watch = nil, false, watch{}
+		return false
+	}
+	l.free = l.free[:len(l.free)-1]
+	return true
+}
+
+// wanted are the events of a socket that nobody reads, each of them told once.
+const wanted = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
+
+func (l *loop) control(s *socket, op int, events uint32, index int32) bool {
+	ok := false
+	s.raw.Control(func(fd uintptr) {
+		ok = unix.EpollCtl(l.fd, op, int(fd), &unix.EpollEvent{Events: events, Fd: index, Pad: l.pairs[index].number}) == nil
+	})
+	return ok
+}
+
+// arm says whether the pair wants to hear of its socket's bytes; those that are there already count. The pair's mu is held.
+func (w *watch) arm(s *socket, bytes bool) {
+	if w.loop == nil {
+		return
+	}
+	w.loop.mu.Lock()
+	defer w.loop.mu.Unlock()
+	events := uint32(unix.EPOLLET)
+	if bytes {
+		events = wanted
+	}
+	w.loop.control(s, unix.EPOLL_CTL_MOD, events, w.index)
+}
+
+// forget gives the place up. The pair's mu is held. The kernel forgets a socket when it is closed.
+func (w *watch) forget() {
+	l := w.loop
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pairs[w.index].pair = nil
+	l.free = append(l.free, w.index)
+	w.loop = nil
+}
+
+// begin makes the set. mu is held.
+func (p *Poller) begin(l *loop) bool {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	unix.SetNonblock(fd, true)
+	set := os.NewFile(uintptr(fd), "epoll")
+	raw, err := set.SyscallConn()
+	if err != nil {
+		set.Close()
+		return false
+	}
+	l.set, l.fd, l.raw = set, fd, raw
+	p.wg.Go(l.run)
+	return true
+}
+
+// Close ends the goroutines. There are no pairs any more.
+func (p *Poller) Close() {
+	for i := range p.loops {
+		l := &p.loops[i]
+		l.mu.Lock()
+		l.closed = true
+		if l.set != nil {
+			l.set.Close()
+		}
+		l.mu.Unlock()
+	}
+	p.wg.Wait()
+}
+
+func (l *loop) run() {
+	var flush []*link.Stream
+	for l.raw.Read(l.ready) == nil {
+		for _, e := range l.events[:l.n] {
+			l.mu.Lock()
+			w := l.pairs[e.Fd]
+			l.mu.Unlock()
+			ending := e.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
+			if w.pair != nil && w.number == e.Pad && w.pair.readable(ending) {
+				flush = append(flush, w.pair.stream)
+			}
+		}
+		for _, s := range flush {
+			s.Flush()
+		}
+		clear(flush)
+		flush = flush[:0]
+		runtime.Gosched() // what became ready meanwhile is not to wait for the next pause of the users
+	}
+}
+
+// ready takes the events that are there; false: none.
+func (l *loop) ready(fd uintptr) bool {
+	l.n = rawio.Events(int(fd), l.events[:])
+	return l.n > 0
+}
