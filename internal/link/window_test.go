@@ -73,7 +73,7 @@ func TestIdleWindows(t *testing.T) {
 		f.now += 2 * idleGap
 		late := f.open()
 		f.pour(late, 14)
-		got := late.recv.granted - late.recv.consumed
+		got := late.recv.win
 		t.Logf("%3d idle streams hold %3d MiB, the next one gets a window of %4d KiB", idle, f.c.budget.Used()>>20, got>>10)
 		if got < tt.want {
 			t.Errorf("with %d idle streams the next one gets %d bytes, want %d or more", idle, got, tt.want)
@@ -82,6 +82,33 @@ func TestIdleWindows(t *testing.T) {
 			t.Errorf("%d bytes are charged, there are %d", used, f.c.budget.size)
 		}
 		f.c.remove(late)
+	}
+}
+
+// TestWindowAheadOfSlowStart: while TCP finds out what the path can carry, the stream's window hardly limits it: by a tenth.
+func TestWindowAheadOfSlowStart(t *testing.T) {
+	const rtt, segment = 100 * time.Millisecond, 1448
+	for _, steps := range []uint64{1, 20} { // in which a round trip's bytes arrive
+		f := newFaucet(t, NewBudget(0))
+		f.c.rtt = rtt
+		f.now += 2 * idleGap
+		s := f.open()
+		for round := uint64(10 * segment); round <= maxWindow/2; round *= 2 { // RFC 6928, RFC 5681
+			if credit := s.recv.granted - s.recv.nxt; credit < round-round/10 {
+				t.Errorf("in %d steps: credit for %d bytes when TCP could send %d", steps, credit, round)
+			}
+			for range steps {
+				for left := round / steps; left > 0; {
+					n := min(left, wire.MaxPayload, s.recv.granted-s.recv.nxt)
+					if n == 0 {
+						break
+					}
+					f.take(s, n)
+					left -= n
+				}
+				f.now += rtt / time.Duration(steps)
+			}
+		}
 	}
 }
 
