@@ -21,8 +21,12 @@ var bundles = sync.Pool{New: func() any { return new(bundle) }}
 
 func newBundle() *bundle {
 	b := bundles.Get().(*bundle)
-	b.own = b.mem[:0]
+	b.reset()
 	return b
+}
+
+func (b *bundle) reset() {
+	b.own, b.cut, b.pieces, b.pinned, b.lent = b.mem[:0], 0, b.pieces[:0], b.pinned[:0], 0
 }
 
 // size is how many bytes of frames there are.
@@ -63,6 +67,5 @@ func (b *bundle) free() {
 	}
 	clear(b.pinned)
 	clear(b.pieces)
-	b.pinned, b.pieces, b.own, b.cut, b.lent = b.pinned[:0], b.pieces[:0], nil, 0, 0
 	bundles.Put(b)
 }

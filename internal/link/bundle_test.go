@@ -13,6 +13,11 @@ import (
 func (c *core) bytes(p []byte, limit int, now time.Duration) []byte {
 	b := newBundle()
 	defer b.free()
+	return c.bytesBy(b, p, limit, now)
+}
+
+// bytesBy is bytes with a bundle of the caller's.
+func (c *core) bytesBy(b *bundle, p []byte, limit int, now time.Duration) []byte {
 	c.fill(b, limit, now)
 	for _, piece := range b.close() {
 		p = append(p, piece...)

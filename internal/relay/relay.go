@@ -237,7 +237,7 @@ func (p *Pair) done(direction *bool) bool {
 	return true
 }
 
-// finish closes the socket, with RST or not, and lets Run return. The first call decides.
+// finish closes the socket, with RST or not, and has said why. The first call decides.
 func (p *Pair) finish(reason Reason, reset bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
