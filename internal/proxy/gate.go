@@ -110,17 +110,13 @@ func (p *pass) leave(known bool) {
 }
 
 // report logs failed authentications, at most once in reportStrangersPer: the internet scans every port. Who leaves before a
-// hello has said nothing wrong and is not worth a line: a scan, a load balancer's check, or an attempt that a bridge gives up
-// because another one was faster.
+// hello has said nothing wrong and is neither counted nor worth a line: a scan, a load balancer's check, or an attempt that a
+// bridge gives up because another one was faster.
 func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
-	g.mu.Lock()
 	if errors.Is(err, auth.ErrHungUp) {
-		if _, known := g.known[network(from)]; !known {
-			g.refused++
-		}
-		g.mu.Unlock()
 		return
 	}
+	g.mu.Lock()
 	g.refused++
 	count, now := g.refused, time.Now()
 	say := now.Sub(g.reported) >= reportStrangersPer

@@ -154,7 +154,6 @@ func TestGateReport(t *testing.T) {
 		if n := j.count(line); n != 0 {
 			t.Errorf("%d lines about a connection that just ended, want none", n)
 		}
-		g.refused = 0
 		for i := range 50 {
 			g.report(log, from(fmt.Sprintf("192.0.2.%d", i)).from, errors.New("noise"))
 		}

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,8 @@ import (
 type Poller struct {
 	loops [link.Carriers]loop // by the carrier, whose batches each of them fills
 	wg    sync.WaitGroup
+
+	makeSet func() (fd int, err error) // of tests; nil: epollSet
 }
 
 // loop is one epoll set and its goroutine, which runs from the first pair until Close.
@@ -75,8 +78,12 @@ func (p *Poller) add(pair *Pair) bool {
 	return true
 }
 
-// wanted are the events of a socket that nobody reads, each of them told once.
-const wanted = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
+// wanted are the events of a socket that nobody reads, each of them told once; unfinished are those behind whose bytes a short
+// read leaves something: the end, or what follows urgent data, at which Linux ends a read.
+const (
+	wanted     = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET
+	unfinished = unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+)
 
 func (l *loop) control(s *socket, op int, events uint32, index int32) bool {
 	ok := false
@@ -93,6 +100,9 @@ func (w *watch) arm(s *socket, bytes bool) {
 	}
 	w.loop.mu.Lock()
 	defer w.loop.mu.Unlock()
+	if w.loop.closed {
+		return
+	}
 	events := uint32(unix.EPOLLET)
 	if bytes {
 		events = wanted
@@ -115,14 +125,18 @@ func (w *watch) forget() {
 
 // begin makes the set. mu is held.
 func (p *Poller) begin(l *loop) bool {
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	makeSet := epollSet
+	if p.makeSet != nil {
+		makeSet = p.makeSet
+	}
+	fd, err := makeSet()
 	if err != nil {
 		return false
 	}
 	unix.SetNonblock(fd, true)
 	set := os.NewFile(uintptr(fd), "epoll")
 	raw, err := set.SyscallConn()
-	if err != nil {
+	if err != nil || set.SetReadDeadline(time.Time{}) != nil { // Go's poller did not take it
 		set.Close()
 		return false
 	}
@@ -130,6 +144,8 @@ func (p *Poller) begin(l *loop) bool {
 	p.wg.Go(l.run)
 	return true
 }
+
+func epollSet() (int, error) { return unix.EpollCreate1(unix.EPOLL_CLOEXEC) }
 
 // Close ends the goroutines. There are no pairs any more.
 func (p *Poller) Close() {
@@ -152,8 +168,7 @@ func (l *loop) run() {
 			l.mu.Lock()
 			w := l.pairs[e.Fd]
 			l.mu.Unlock()
-			ending := e.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
-			if w.pair != nil && w.number == e.Pad && w.pair.readable(ending) {
+			if w.pair != nil && w.number == e.Pad && w.pair.readable(e.Events&unfinished != 0) {
 				flush = append(flush, w.pair.stream)
 			}
 		}

@@ -3,9 +3,14 @@ package relay
 import (
 	"bytes"
 	"io"
+	"net"
 	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"reverser/internal/wire"
 )
 
 // waitFor waits until f holds.
@@ -82,6 +87,80 @@ func TestBurstsAfterSilence(t *testing.T) {
 	tu.user.CloseWrite()
 	if got, err := io.ReadAll(tu.server); string(got) != "the end" || err != nil {
 		t.Errorf("read %q, %v", got, err)
+	}
+}
+
+// TestUrgentData: at urgent data (telnet's Synch, FTP's ABOR) Linux ends a read before what follows. That does not wait for the
+// next event, which may never come.
+func TestUrgentData(t *testing.T) {
+	t.Parallel()
+	w, l := newWorld(t)
+	defer w.close()
+	for range 20 {
+		tu := w.tunnel(l, loopback)
+		tu.exchange(t)
+		raw, err := tu.user.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			unix.Sendto(int(fd), []byte("abc"), 0, nil)
+			unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil)
+			unix.Sendto(int(fd), []byte("efg"), 0, nil)
+		})
+		var b [6]byte
+		tu.server.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if n, err := io.ReadFull(tu.server, b[:]); err != nil || string(b[:]) != "abcefg" {
+			t.Fatalf("got %q, %v; want all but the urgent byte", b[:n], err)
+		}
+		tu.close()
+	}
+}
+
+// TestSetRefused: where Go's poller does not take the set, pairs wait for themselves.
+func TestSetRefused(t *testing.T) {
+	t.Parallel()
+	w, l := newWorld(t)
+	defer w.close()
+	fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0) // as a descriptor that no poller takes
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.poller.makeSet = func() (int, error) { return unix.Dup(fd) }
+	defer unix.Close(fd)
+	tu := w.tunnel(l, loopback)
+	defer tu.close()
+	tu.exchange(t)
+	if tu.client.watch.loop != nil {
+		t.Error("the pair is watched by a set that is none")
+	}
+}
+
+// TestResetThatAWriteSwallowed: the reader of a socket sees EOF where a write had the error of the reset. That is no FIN.
+func TestResetThatAWriteSwallowed(t *testing.T) {
+	t.Parallel()
+	w, l := newWorld(t)
+	defer w.close()
+	px, br := w.open(l)
+	defer br.Reset(wire.CodeAborted)
+	defer px.Reset(wire.CodeAborted)
+	for _, reset := range []bool{true, false} {
+		user, accepted := loopback.user(t)
+		p := New(Client, accepted, px, nil)
+		if reset {
+			user.SetLinger(0)
+		}
+		user.Close()
+		for err := error(nil); reset && err == nil; {
+			_, err = accepted.Write([]byte("x"))
+		}
+		if n, err := accepted.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("read %d, %v; want EOF", n, err)
+		}
+		if p.done(&p.outDone) == reset {
+			t.Errorf("reset: %t; an EOF was taken for a FIN: %t", reset, reset)
+		}
+		accepted.Close()
 	}
 }
 

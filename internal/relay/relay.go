@@ -60,6 +60,7 @@ type Pair struct {
 
 	mu              sync.Mutex
 	outDone, inDone bool   // guarded by mu, as all below
+	finSent         bool   // or about to be
 	poisoned        bool   // a write failed: a later EOF of the socket is the reset that the write swallowed
 	reason          Reason // set once the pair is over
 	ended           func(Reason)
@@ -119,9 +120,10 @@ func (p *Pair) End(reason Reason, code wire.Code) {
 	p.finish(reason, true)
 }
 
-// readable is called by the poller when the socket has something to say; ending means that its end is part of that. One chunk
-// is read at once. What is more, or has to wait, is a goroutine's. flush says that the stream has something to flush.
-func (p *Pair) readable(ending bool) (flush bool) {
+// readable is called by the poller when the socket has something to say. One chunk is read at once. What is more, or has to
+// wait, is a goroutine's. With more, a short read is not the end of what is there. flush says that the stream has something to
+// flush.
+func (p *Pair) readable(more bool) (flush bool) {
 	if !p.reading.CompareAndSwap(false, true) || !p.enter() {
 		return false // whoever reads finds it all
 	}
@@ -136,7 +138,7 @@ func (p *Pair) readable(ending bool) (flush bool) {
 			p.sock.release()
 		}
 		switch {
-		case errors.Is(err, errNothing), err == nil && !p.sock.eager && !ending: // a short read took everything (epoll(7))
+		case errors.Is(err, errNothing), err == nil && !p.sock.eager && !more: // a short read took everything (epoll(7))
 			p.reading.Store(false)
 			return flush
 		case errors.Is(err, io.EOF) && p.done(&p.outDone):
@@ -221,10 +223,10 @@ func (p *Pair) localReset() {
 }
 
 // done marks a direction as ended, and the pair as over with the second one. It refuses to do so when an EOF of the socket
-// is none.
+// is none: of a reset, a write may have had the error. Such a socket is closed both ways, though its own FIN was not sent.
 func (p *Pair) done(direction *bool) bool {
 	p.mu.Lock()
-	if direction == &p.outDone && p.poisoned {
+	if direction == &p.outDone && (p.poisoned || !p.finSent && p.sock.hungUp()) {
 		p.mu.Unlock()
 		return false
 	}
@@ -338,6 +340,9 @@ func (p *Pair) drain() {
 // Ended implements link.Receiver.
 func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 	if kind == wire.FIN {
+		p.mu.Lock()
+		p.finSent = true
+		p.mu.Unlock()
 		if err := p.sock.closeWrite(p.outEnded()); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ENOTCONN) {
 			p.localReset()
 			return

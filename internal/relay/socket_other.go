@@ -20,3 +20,6 @@ func (s *socket) unsent() int { return 0 }
 
 // gone cannot be asked for; a dead socket is noticed when it is read or written.
 func (s *socket) gone() bool { return false }
+
+// hungUp cannot be asked for.
+func (s *socket) hungUp() bool { return false }

@@ -125,14 +125,23 @@ func (s *socket) count(ask func(fd int) int) (n int) {
 }
 
 // gone says whether the socket is dead though nobody reads it: reset by its peer.
-func (s *socket) gone() bool {
-	dead := false
+func (s *socket) gone() bool { return s.state()&(unix.POLLERR|unix.POLLNVAL) != 0 }
+
+// hungUp says whether a TCP socket takes and brings nothing any more.
+func (s *socket) hungUp() bool {
+	_, tcp := s.conn.(*net.TCPConn)
+	return tcp && s.state()&unix.POLLHUP != 0
+}
+
+// state is what poll(2) tells of the socket without being asked.
+func (s *socket) state() (events int16) {
 	if s.raw != nil {
 		s.raw.Control(func(fd uintptr) {
 			p := []unix.PollFd{{Fd: int32(fd)}}
-			n, err := unix.Poll(p, 0)
-			dead = err == nil && n > 0 && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0
+			if n, err := unix.Poll(p, 0); err == nil && n > 0 {
+				events = p[0].Revents
+			}
 		})
 	}
-	return dead
+	return events
 }
