@@ -42,6 +42,32 @@ type core struct {
 	Duplicates    uint64 // DATA frames that were trimmed because they had been received before
 	ChecksumFails uint64
 	rtt           time.Duration // smoothed
+	traffic       traffic
+}
+
+// traffic counts the bytes of streams that came and went lately, both ways.
+type traffic struct {
+	since     time.Duration // when now began
+	now, last uint64        // in this period, in the one before
+}
+
+const trafficPeriod = 250 * time.Millisecond
+
+func (t *traffic) add(n int, now time.Duration) {
+	if now-t.since >= trafficPeriod {
+		t.last = 0
+		if now-t.since < 2*trafficPeriod {
+			t.last = t.now
+		}
+		t.since, t.now = now, 0
+	}
+	t.now += uint64(n)
+}
+
+// lately returns the bytes of one to two periods.
+func (t *traffic) lately(now time.Duration) uint64 {
+	t.add(0, now)
+	return t.now + t.last
 }
 
 // Delays of the protocol.

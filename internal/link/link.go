@@ -10,6 +10,7 @@
 package link
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -96,22 +97,14 @@ func (l *Link) Err() error {
 // ErrEnded says that the session is over.
 var ErrEnded = errors.New("the link's session is over")
 
-// Open makes a stream on the carrier with the fewest. It returns at once; the bridge learns of the stream with the next
+// Open makes a stream on the carrier that has the least to do. It returns at once; the bridge learns of the stream with the next
 // batch, or when a connection is back.
 func (l *Link) Open(o wire.Open) (*Stream, error) {
-	best, bestLoad := (*slot)(nil), 0
+	var best *slot
+	var least load
 	for _, sl := range l.slots[1:] {
-		sl.mu.Lock()
-		load := len(sl.core.streams)
-		if sl.cur == nil {
-			load += 1 << 30 // better one that works
-		}
-		if !sl.attached && sl.cur == nil {
-			load += 1 << 30
-		}
-		sl.mu.Unlock()
-		if best == nil || load < bestLoad {
-			best, bestLoad = sl, load
+		if at := sl.load(); best == nil || at.less(least) {
+			best, least = sl, at
 		}
 	}
 	best.mu.Lock()
@@ -126,6 +119,36 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 	s.bind(best)
 	best.wake()
 	return s, nil
+}
+
+// load says what keeps a new stream from a carrier, the worst first.
+type load struct {
+	away    int    // 0: it is connected, 1: it was, 2: it never was
+	bytes   uint64 // lately, in steps that only bulk reaches
+	streams int
+}
+
+// bulkStep is from how many bytes in half a second on a carrier counts as busy. What bulk has in the kernel's buffers at both
+// ends, megabytes on a fast path, passes before a keystroke on the same carrier.
+const bulkStep = 1 << 20
+
+func (sl *slot) load() (at load) {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	switch {
+	case sl.cur != nil:
+	case sl.attached:
+		at.away = 1
+	default:
+		at.away = 2
+	}
+	at.bytes = sl.core.traffic.lately(sl.link.now()) / bulkStep
+	at.streams = len(sl.core.streams)
+	return at
+}
+
+func (a load) less(b load) bool {
+	return cmp.Or(cmp.Compare(a.away, b.away), cmp.Compare(a.bytes, b.bytes), cmp.Compare(a.streams, b.streams)) < 0
 }
 
 // Kill ends the session: every stream is reset at once, every connection closed.

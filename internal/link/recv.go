@@ -90,6 +90,7 @@ func (c *core) receiveData(s *Stream, f wire.Frame, now time.Duration) (event, e
 	}
 	r.last = now
 	r.nxt += uint64(len(data))
+	c.traffic.add(len(data), now)
 	r.crc = crc32.Update(r.crc, castagnoli, data)
 	c.ackLater(s, now)
 	if s.closed {

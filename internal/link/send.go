@@ -173,7 +173,9 @@ func (c *core) fill(b *bundle, limit int, now time.Duration) {
 		b.own = wire.AppendOpen(b.own, s.id, s.recv.granted, s.open)
 		c.touch(s)
 	}
+	n := b.size()
 	c.fillFlows(b, limit)
+	c.traffic.add(b.size()-n, now)
 }
 
 // ready says whether fill has something to send now, delayed ACKs apart.

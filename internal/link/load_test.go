@@ -1,0 +1,71 @@
+package link
+
+import (
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/wire"
+)
+
+// TestNewStreamsAvoidBulk: a carrier that moves much gets no new stream while another moves little, and is one of all again
+// when that is over.
+func TestNewStreamsAvoidBulk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLink(true, nil, slog.New(slog.DiscardHandler), NewBudget(0), 4)
+		open := func() uint8 {
+			s, err := l.Open(wire.Open{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.slot.index
+		}
+		bulk := l.slots[2].core
+		for range 10 {
+			time.Sleep(trafficPeriod / 2)
+			bulk.traffic.add(bulkStep, l.now())
+		}
+		count := map[uint8]int{}
+		for range 9 {
+			count[open()]++
+		}
+		if count[2] > 0 || count[1] != 3 || count[3] != 3 || count[4] != 3 {
+			t.Errorf("new streams beside bulk on carrier 2: %v, want three on each other", count)
+		}
+		for i := range l.slots {
+			l.slots[i].core.traffic.add(2*bulkStep-i*100, l.now())
+		}
+		if got := open(); got == 2 {
+			t.Error("where all are busy, the busiest got the new stream")
+		}
+		time.Sleep(2 * trafficPeriod)
+		if got := open(); got != 2 {
+			t.Errorf("after the bulk, carrier %d got the new stream, want 2, which has none", got)
+		}
+	})
+}
+
+func TestTraffic(t *testing.T) {
+	var c traffic
+	now := time.Second
+	for _, tt := range []struct {
+		after time.Duration
+		add   int
+		want  uint64
+	}{
+		{0, 100, 100},
+		{trafficPeriod / 2, 10, 110},
+		{trafficPeriod / 2, 1, 111},
+		{trafficPeriod, 0, 1},
+		{trafficPeriod, 0, 0},
+		{time.Hour, 5, 5},
+		{2 * trafficPeriod, 0, 0},
+	} {
+		now += tt.after
+		c.add(tt.add, now)
+		if got := c.lately(now); got != tt.want {
+			t.Errorf("after %v more and %d bytes: %d lately, want %d", tt.after, tt.add, got, tt.want)
+		}
+	}
+}
