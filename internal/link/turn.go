@@ -10,7 +10,8 @@ import "runtime"
 var turns = make(chan struct{}, max(runtime.GOMAXPROCS(0)-1, 1))
 
 // TakeTurn waits until a batch of n bytes may be processed. A small one is not bulk and does not wait. EndTurn, with the same
-// n, says that it is done; nothing in between may wait for a socket or a peer.
+// n, says that it is done; nothing in between may wait for a socket or a peer. Nor may the callback of a RawConn wait for a turn:
+// closing the socket waits for the callback, and slot.mu may be held meanwhile, which somebody in his turn wants.
 func TakeTurn(n int) {
 	if n >= ChunkSize {
 		turns <- struct{}{}
