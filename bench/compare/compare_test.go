@@ -489,3 +489,19 @@ func wantError(t *testing.T, err error, part string) {
 		t.Errorf("error is %v; want one with %q", err, part)
 	}
 }
+
+func TestVersionIn(t *testing.T) {
+	for text, want := range map[string]string{
+		"1.11.3\n": "1.11.3",
+		"HAProxy version 2.6.12-1+deb12u2 2024/06/11 - https://haproxy.org/\n":                       "2.6.12",
+		"nginx version: nginx/1.22.1\n":                                                              "1.22.1",
+		"OpenSSH_9.2p1 Debian-2, OpenSSL 3.0.11\n":                                                   "9.2p1",
+		"rathole \nBuild Timestamp:     2026-11-25T17:28:43.25971244Z\nBuild Version:       0.5.0\n": "0.5.0",
+		"wrk debian/4.1.0-3 [epoll] Copyright (C) 2012 Will Glozer\n":                                "4.1.0",
+		"no number\n": "",
+	} {
+		if got := versionIn(text); got != want {
+			t.Errorf("the version in %q is %q, want %q", text, got, want)
+		}
+	}
+}

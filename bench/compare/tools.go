@@ -130,7 +130,7 @@ func describe(ctx context.Context, b *bed) machine {
 		}
 		// Some of them print it to stderr, or exit with 1 after it.
 		text, _ := command(ctx, b.tools[program], flag).CombinedOutput()
-		m.Programs[program] = versionNumber.FindString(string(text))
+		m.Programs[program] = versionIn(string(text))
 	}
 	for _, n := range needed {
 		ask(n.program, n.version)
@@ -152,7 +152,15 @@ func memTotal(meminfo string) float64 {
 	return 0
 }
 
-var versionNumber = regexp.MustCompile(`\d+\.\d+(\.\d+)*(p\d+)?`)
+// versionIn finds the version in what a program says of itself. A number behind a colon is the time of its build.
+func versionIn(text string) string {
+	if m := versionNumber.FindStringSubmatch(text); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
+var versionNumber = regexp.MustCompile(`(?m)(?:^|[\s/_(v])(\d+\.\d+(?:\.\d+)*(?:p\d+)?)`)
 
 func cpuModel(cpuinfo string) string {
 	for line := range strings.Lines(cpuinfo) {
