@@ -199,14 +199,18 @@ func (s *Stream) PutFIN() {
 	s.slot.mu.Unlock()
 }
 
-// Flush sends what was put, as far as that needs no waiting.
+// Flush sends what was put, as far as that needs no waiting. On a slow path the writer does: it measures how long a batch takes.
 func (s *Stream) Flush() {
 	sl := s.slot
 	sl.mu.Lock()
-	if sl.cur != nil && sl.core.ready() {
-		sl.cur.send(false)
+	defer sl.mu.Unlock()
+	switch c := sl.cur; {
+	case c == nil || !sl.core.ready():
+	case c.batch < batch:
+		sl.wake()
+	default:
+		c.send(false)
 	}
-	sl.mu.Unlock()
 }
 
 // putLocked queues the chunks and returns how many bytes they brought.
