@@ -130,11 +130,10 @@ func (c *core) consume(s *Stream, n int, now time.Duration) bool {
 		r.settleCharge(c.budget, r.held()-floorWindow)
 		return false
 	}
-	if r.due(0) {
-		// At a window in two round trips the window limits the stream, or is about to: TCP's slow start doubles what comes in a
-		// round trip. 5 ms stands for the scheduling of busy hosts, where the path's round trip is shorter than that.
-		windows := float64(r.consumed-r.mark) / float64(r.win)
-		if float64(now-r.epoch) <= windows*2*float64(max(c.rtt, 5*time.Millisecond)) && !r.behind {
+	if got := r.consumed - r.mark; got >= r.win {
+		// A whole window within two round trips: the window is what limits the stream. 5 ms stands for the scheduling of
+		// busy hosts, where the path's round trip is shorter than that.
+		if now-r.epoch <= 2*max(c.rtt, 5*time.Millisecond) && !r.behind {
 			// No more than an eighth of what is free: credit cannot be taken back, and whoever comes later finds room too
 			// (the dynamic threshold of Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998). The last quarter is for windows up
 			// to openWindow, or a few dozen streams that were fast once and are idle now would leave all others the floor.
@@ -164,8 +163,8 @@ func (c *core) consume(s *Stream, n int, now time.Duration) bool {
 	return true
 }
 
-// due says whether half of the window is consumed with n bytes more: then it may grow.
-func (r *recvHalf) due(n int) bool { return r.consumed+uint64(n)-r.mark >= r.win/2 }
+// due says whether a whole window is consumed with n bytes more: then it may grow.
+func (r *recvHalf) due(n int) bool { return r.consumed+uint64(n)-r.mark >= r.win }
 
 // settleCharge gives back what is charged beyond need.
 func (r *recvHalf) settleCharge(b *Budget, need int64) {

@@ -85,33 +85,6 @@ func TestIdleWindows(t *testing.T) {
 	}
 }
 
-// TestWindowAheadOfSlowStart: while TCP finds out what the path can carry, the stream's window hardly limits it: by a tenth.
-func TestWindowAheadOfSlowStart(t *testing.T) {
-	const rtt, segment = 100 * time.Millisecond, 1448
-	for _, steps := range []uint64{1, 20} { // in which a round trip's bytes arrive
-		f := newFaucet(t, NewBudget(0))
-		f.c.rtt = rtt
-		f.now += 2 * idleGap
-		s := f.open()
-		for round := uint64(10 * segment); round <= maxWindow/2; round *= 2 { // RFC 6928, RFC 5681
-			if credit := s.recv.granted - s.recv.nxt; credit < round-round/10 {
-				t.Errorf("in %d steps: credit for %d bytes when TCP could send %d", steps, credit, round)
-			}
-			for range steps {
-				for left := round / steps; left > 0; {
-					n := min(left, wire.MaxPayload, s.recv.granted-s.recv.nxt)
-					if n == 0 {
-						break
-					}
-					f.take(s, n)
-					left -= n
-				}
-				f.now += rtt / time.Duration(steps)
-			}
-		}
-	}
-}
-
 // TestManyIdleStreams: connections that do nothing, or little at a time, leave room for one that is busy.
 func TestManyIdleStreams(t *testing.T) {
 	busy := func(t *testing.T, f *faucet) {
