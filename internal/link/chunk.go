@@ -93,14 +93,13 @@ func (q *queue) write(p []byte) {
 // push appends c, which the queue owns from here; a small one is copied behind the last chunk instead.
 func (q *queue) push(c *Chunk) {
 	if t := q.tail; t != nil && t.pins == 0 && c.n <= ChunkSize-t.n {
-		q.write(c.data()[:c.n])
+		q.write(c.Bytes())
 		c.Free()
 		return
 	}
-	n := c.n
 	q.link(c)
-	c.crc = crc32.Update(c.crc, castagnoli, c.data()[:n])
-	q.end += uint64(n)
+	c.crc = crc32.Update(c.crc, castagnoli, c.Bytes())
+	q.end += uint64(c.n)
 }
 
 // unread puts bufs, without their first n bytes, in front of everything. It is for the receive side, which does not use

@@ -73,7 +73,7 @@ func TestIdleWindows(t *testing.T) {
 		f.now += 2 * idleGap
 		late := f.open()
 		f.pour(late, 14)
-		got := late.recv.win
+		got := late.recv.granted - late.recv.consumed
 		t.Logf("%3d idle streams hold %3d MiB, the next one gets a window of %4d KiB", idle, f.c.budget.Used()>>20, got>>10)
 		if got < tt.want {
 			t.Errorf("with %d idle streams the next one gets %d bytes, want %d or more", idle, got, tt.want)

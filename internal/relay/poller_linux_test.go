@@ -13,17 +13,6 @@ import (
 	"reverser/internal/wire"
 )
 
-// waitFor waits until f holds.
-func waitFor(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			stacks := make([]byte, 1<<20)
-			t.Fatalf("%s: still not so\n%s", what, stacks[:runtime.Stack(stacks, true)])
-		}
-	}
-}
-
 // exchange passes one byte through the tunnel and back.
 func (tu *tunnel) exchange(t *testing.T) {
 	t.Helper()
@@ -51,7 +40,7 @@ func TestIdlePairsHaveNoGoroutine(t *testing.T) {
 		tu.exchange(t)
 		tunnels = append(tunnels, tu)
 	}
-	waitFor(t, "idle pairs have no goroutine", func() bool { return runtime.NumGoroutine() <= most })
+	eventually(t, "idle pairs have no goroutine", func() bool { return runtime.NumGoroutine() <= most })
 
 	const size = 4 << 20
 	for _, tu := range tunnels[:4] {
@@ -60,7 +49,7 @@ func TestIdlePairsHaveNoGoroutine(t *testing.T) {
 			t.Fatalf("%d bytes arrived, %v; want %d", n, err, size)
 		}
 	}
-	waitFor(t, "pairs that had much to say and are silent have no goroutine", func() bool { return runtime.NumGoroutine() <= most })
+	eventually(t, "pairs that had much to say and are silent have no goroutine", func() bool { return runtime.NumGoroutine() <= most })
 	for _, tu := range tunnels {
 		tu.exchange(t) // they were not forgotten
 	}
