@@ -185,7 +185,7 @@ func wantKeys(t *testing.T, role, out string) {
 	}
 	want("the document", got, "role version uptime_seconds links services pairs")
 	for list, keys := range map[string]string{
-		"links":    "key bridge remote state rtt_ms resumes since",
+		"links":    "key bridge remote state rtt_ms carriers resumes since",
 		"services": "public target state connections",
 		"pairs":    "id service client target sent received since state",
 	} {

@@ -63,7 +63,7 @@ func TestPrintStatus(t *testing.T) {
 	now := time.Date(2026, 7, 1, 8, 0, 0, 0, time.UTC)
 	s := status.Snapshot{
 		Role: "proxy", Version: "v1", UptimeSeconds: 3700,
-		Links:    []status.Link{{Key: "nas", Bridge: "b1", Remote: "192.0.2.1:5", State: status.LinkUp, RTTMillis: 12.34, Resumes: 3, Since: now.Add(-time.Minute)}},
+		Links:    []status.Link{{Key: "nas", Bridge: "b1", Remote: "192.0.2.1:5", State: status.LinkUp, RTTMillis: 12.34, Carriers: 4, Resumes: 3, Since: now.Add(-time.Minute)}},
 		Services: []status.Service{{Public: "tcp/9000", Key: "nas", Target: "evil\x1b[2J\tx", State: status.ServiceRetrying, Reason: "port in use"}},
 		Pairs:    []status.Pair{{ID: "7", Service: "tcp/9000", Client: "c:1", Target: "t:2", Sent: 999, Received: 1234567, Since: now.Add(-26 * time.Hour), State: status.PairOpen}},
 	}
@@ -74,8 +74,8 @@ func TestPrintStatus(t *testing.T) {
 	want := strings.TrimLeft(`
 proxy v1, up 1h1m
 
-LINK  STATE  REMOTE       BRIDGE  RTT      RESUMES  SINCE
-nas   up     192.0.2.1:5  b1      12.3 ms  3        1m0s ago
+LINK  STATE  REMOTE       BRIDGE  RTT      CARRIERS  RESUMES  SINCE
+nas   up     192.0.2.1:5  b1      12.3 ms  4         3        1m0s ago
 
 SERVICE   STATE     TARGET      CONNECTIONS  KEY  REASON
 tcp/9000  retrying  evil?[2J?x  0            nas  port in use

@@ -107,13 +107,13 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		fmt.Fprintln(w, "no links")
 	} else {
 		t := newTable(w)
-		t.row("LINK", "STATE", "REMOTE", "BRIDGE", "RTT", "RESUMES", "SINCE")
+		t.row("LINK", "STATE", "REMOTE", "BRIDGE", "RTT", "CARRIERS", "RESUMES", "SINCE")
 		for _, l := range s.Links {
 			rtt := "-"
 			if l.RTTMillis > 0 {
 				rtt = strconv.FormatFloat(l.RTTMillis, 'f', 1, 64) + " ms"
 			}
-			t.row(l.Key, l.State, l.Remote, l.Bridge, rtt, strconv.FormatUint(l.Resumes, 10), ago(now, l.Since))
+			t.row(l.Key, l.State, l.Remote, l.Bridge, rtt, strconv.Itoa(l.Carriers), strconv.FormatUint(l.Resumes, 10), ago(now, l.Since))
 		}
 		if err := t.flush(); err != nil {
 			return err

@@ -391,8 +391,9 @@ func (t *tunnel) connectAll(ctx context.Context, n int) ([]line, error) {
 // status is the part of `reverser status --json` that is looked at here.
 type status struct {
 	Links []struct {
-		State   string `json:"state"`
-		Resumes int    `json:"resumes"`
+		State    string `json:"state"`
+		Carriers int    `json:"carriers"`
+		Resumes  int    `json:"resumes"`
 	} `json:"links"`
 	Pairs []struct {
 		State string `json:"state"`
@@ -407,6 +408,19 @@ func (b *bed) statusOf(ctx context.Context, state string) (s status, err error) 
 		return s, err
 	}
 	return s, json.Unmarshal(out, &s)
+}
+
+// whole waits until all connections of the link are there. Without it a baseline may lack some of what the programs keep.
+func (t *tunnel) whole(ctx context.Context) error {
+	return await(ctx, "all carriers are attached", func() bool {
+		for _, state := range []string{t.proxyState, t.bridgeState} {
+			s, err := t.statusOf(ctx, state)
+			if err != nil || len(s.Links) != 1 || s.Links[0].Carriers != 4 {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // standing says what state the processes are in, for whoever looks for the cause of something that does not come.

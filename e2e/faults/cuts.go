@@ -224,6 +224,9 @@ func manyThroughCuts(ctx context.Context, b *bed) error {
 	if err != nil {
 		return err
 	}
+	if err := t.whole(ctx); err != nil {
+		return err
+	}
 	// What stays after the first users is what the program keeps for later ones: the baseline.
 	warm, err := t.echoUsers(ctx, long, 100*time.Millisecond)
 	if err != nil {

@@ -38,6 +38,9 @@ func idle(ctx context.Context, b *bed) error {
 		return err
 	}
 	pids := [2]int{t.proxy.Cmd.Process.Pid, t.bridge.Cmd.Process.Pid}
+	if err := t.whole(ctx); err != nil {
+		return err
+	}
 	warm, err := t.connect(ctx)
 	if err != nil {
 		return err

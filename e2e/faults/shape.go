@@ -381,6 +381,9 @@ func serviceFails(ctx context.Context, b *bed) error {
 	if err != nil {
 		return err
 	}
+	if err := t.whole(ctx); err != nil {
+		return err
+	}
 	warm, err := t.echoUsers(ctx, 10, time.Second)
 	if err != nil {
 		return err

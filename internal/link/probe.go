@@ -30,6 +30,11 @@ func (l *Link) Snapshot(key, bridge string, leaving bool) status.Link {
 		st.Resumes += s.Resumes
 		st.ChecksumErrors += s.ChecksumFails
 	}
+	for _, s := range slots[1:] {
+		if s.Up {
+			st.Carriers++
+		}
+	}
 	return st
 }
 

@@ -51,7 +51,8 @@ type Link struct {
 	Remote    string    `json:"remote"` // address of the other side
 	State     string    `json:"state"`
 	RTTMillis float64   `json:"rtt_ms"`
-	Resumes   uint64    `json:"resumes"` // how often a broken slot went on where it stood
+	Carriers  int       `json:"carriers"` // of the connections for data, how many are there
+	Resumes   uint64    `json:"resumes"`  // how often a broken slot went on where it stood
 	Since     time.Time `json:"since"`
 
 	// ChecksumErrors counts directions of connections that did not arrive as they were sent, and were reset for it.
