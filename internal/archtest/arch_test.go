@@ -52,7 +52,7 @@ var rules = []rule{
 	{pkg: "internal/auth", own: "record wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
 	{pkg: "internal/link", own: "auth record status wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
 	{pkg: "internal/relay", own: "link rawio status wire", why: "binds a socket and a stream; it does not know who connected to what"},
-	{pkg: "internal/route", own: "link service", why: "says where a connection goes and moves no bytes: it sees links, never pairs"},
+	{pkg: "internal/route", own: "link service wire", why: "says where a connection goes and moves no bytes: it sees links, never pairs"},
 	{pkg: "internal/proxy", own: "auth link relay route service status wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
 	{pkg: "internal/bridge", own: "auth link netwatch relay service status token wire",

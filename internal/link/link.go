@@ -136,7 +136,7 @@ func (sl *slot) load() (at load) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	switch {
-	case sl.cur != nil:
+	case sl.connected():
 	case sl.attached:
 		at.away = 1
 	default:
@@ -218,7 +218,7 @@ func (l *Link) Up() bool {
 	}
 	for _, sl := range l.slots[1:] {
 		sl.mu.Lock()
-		up := sl.cur != nil
+		up := sl.connected()
 		sl.mu.Unlock()
 		if up {
 			return true
@@ -226,6 +226,11 @@ func (l *Link) Up() bool {
 	}
 	return false
 }
+
+// connected says whether what is sent now has somebody to arrive at, as far as this machine knows: that a bridge was killed is
+// known to the kernel before the connection's reader, which may have megabytes to read first, comes to the reset. A user who was
+// given to that bridge's streams in between would end with them. mu is held.
+func (sl *slot) connected() bool { return sl.cur != nil && !sl.cur.conn.HungUp() }
 
 // control queues a frame about a claim on the control connection. A later one about the same claim replaces it: only the
 // last counts. While the control connection is down nothing is queued; the claims are repeated when it is back.

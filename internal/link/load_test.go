@@ -1,11 +1,16 @@
 package link
 
 import (
+	"crypto/tls"
 	"log/slog"
+	"net"
+	"runtime"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"reverser/internal/record"
 	"reverser/internal/wire"
 )
 
@@ -68,4 +73,71 @@ func TestTraffic(t *testing.T) {
 			t.Errorf("after %v more and %d bytes: %d lately, want %d", tt.after, tt.add, got, tt.want)
 		}
 	}
+}
+
+// TestNewStreamsAvoidTheDead: the reset of a bridge's connection counts before anybody has read that far.
+func TestNewStreamsAvoidTheDead(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("the proxy cannot ask there")
+	}
+	l := newLink(true, nil, slog.New(slog.DiscardHandler), NewBudget(0), 2)
+	var bridge []*net.TCPConn
+	for _, sl := range l.slots[1:] {
+		near, far := recordOverTCP(t)
+		bridge = append(bridge, far)
+		sl.install(newCarrier(sl, near))
+	}
+	open := func() uint8 {
+		s, err := l.Open(wire.Open{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.slot.index
+	}
+	kill := func(i int) {
+		bridge[i].Write([]byte("unread"))
+		bridge[i].SetLinger(0)
+		bridge[i].Close()
+	}
+	if first, second := open(), open(); first == second {
+		t.Errorf("both new streams are on carrier %d", first)
+	}
+	kill(0)
+	if first, second := open(), open(); first != 2 || second != 2 {
+		t.Errorf("new streams are on carriers %d and %d, want the living one", first, second)
+	}
+	if !l.Up() {
+		t.Error("a link of which one carrier lives is not up")
+	}
+	kill(1)
+	if l.Up() {
+		t.Error("a link all of whose carriers were reset is up")
+	}
+}
+
+// recordOverTCP returns the near end of a connection after its handshake, and the far one's socket.
+func recordOverTCP(t *testing.T) (near *record.Conn, far *net.TCPConn) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	a, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{testIdentity()}, InsecureSkipVerify: true, SessionTicketsDisabled: true}
+	var other sync.WaitGroup
+	other.Go(func() { record.Client(t.Context(), b, cfg) })
+	near, err = record.Server(t.Context(), a, cfg)
+	other.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return near, b.(*net.TCPConn)
 }

@@ -30,11 +30,7 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) bool {
 			return false
 		}
 	}
-	l, id, target, err := ln.dest.Wait(p.holding)
-	var s *link.Stream
-	if err == nil {
-		s, err = l.Open(wire.Open{Service: id, Client: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())})
-	}
+	s, target, err := ln.dest.Open(p.holding, wire.Open{Client: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())})
 	if err != nil {
 		refuse(conn)
 		if !errors.Is(err, context.Canceled) && !errors.Is(err, route.ErrRemoved) {

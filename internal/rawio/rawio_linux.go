@@ -60,3 +60,11 @@ func call(trap uintptr, fd int, p unsafe.Pointer, n int) (int, error) {
 		}
 	}
 }
+
+// HungUp says whether the peer of a connected socket sent its end or a reset, also behind bytes that nobody has read yet.
+func HungUp(fd int) bool {
+	ask := unix.PollFd{Fd: int32(fd), Events: unix.POLLRDHUP}
+	now := unix.Timespec{}
+	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&ask)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	return errno == 0 && n > 0
+}

@@ -22,3 +22,10 @@ func Write(fd int, bufs [][]byte) (n int, err error) {
 		}
 	}
 }
+
+// HungUp says whether the peer of a connected socket sent a reset, also behind bytes that nobody has read yet.
+func HungUp(fd int) bool {
+	ask := []unix.PollFd{{Fd: int32(fd)}}
+	n, err := unix.Poll(ask, 0)
+	return err == nil && n > 0
+}

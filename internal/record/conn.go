@@ -322,6 +322,15 @@ func (c *Conn) Send(pieces [][]byte, wait bool) (done bool, err error) {
 	return true, err
 }
 
+// HungUp says whether the peer's kernel has ended the connection already, though nobody has read so far. Where that cannot be
+// known it says no.
+func (c *Conn) HungUp() (yes bool) {
+	if c.raw != nil {
+		c.raw.Control(func(fd uintptr) { yes = hungUp(fd) })
+	}
+	return yes
+}
+
 // seal appends p's records to out. wmu is held.
 func (c *Conn) seal(p []byte) (err error) {
 	for len(p) > 0 {

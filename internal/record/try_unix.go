@@ -22,6 +22,8 @@ func (c *Conn) tryWrite(fd uintptr) bool {
 	return true
 }
 
+func hungUp(fd uintptr) bool { return rawio.HungUp(int(fd)) }
+
 // tryRead is called when the socket may be readable; false: it was not, wait.
 func (c *Conn) tryRead(fd uintptr) bool {
 	n, err := rawio.Read(int(fd), [][]byte{c.space()})

@@ -13,6 +13,7 @@ import (
 
 	"reverser/internal/link"
 	"reverser/internal/service"
+	"reverser/internal/wire"
 )
 
 // Hold is how long a new client waits for a bridge that is away, and MaxHeld how many of one service do.
@@ -21,7 +22,7 @@ const (
 	MaxHeld = 256
 )
 
-// Errors of Destination.Wait.
+// Errors of Destination.Open.
 var (
 	ErrAway    = errors.New("the bridge is away")
 	ErrRemoved = errors.New("the service was removed")
@@ -107,8 +108,29 @@ func (d *Destination) Link() (l *link.Link, id uint16, target string) {
 	return d.link, d.id, d.target
 }
 
-// Wait returns the link that a new connection goes to. While the bridge is away it waits up to Hold for its return.
-func (d *Destination) Wait(ctx context.Context) (l *link.Link, id uint16, target string, err error) {
+// Open opens a stream for a new connection, whose addresses o says, and returns where it leads. While the bridge is away it waits
+// up to Hold for its return.
+func (d *Destination) Open(ctx context.Context, o wire.Open) (s *link.Stream, target string, err error) {
+	return d.open(ctx, o, (*link.Link).Open)
+}
+
+func (d *Destination) open(ctx context.Context, o wire.Open, open func(*link.Link, wire.Open) (*link.Stream, error)) (*link.Stream, string, error) {
+	for {
+		l, id, target, err := d.wait(ctx)
+		if err != nil {
+			return nil, target, err
+		}
+		o.Service = id
+		s, err := open(l, o)
+		if errors.Is(err, link.ErrEnded) { // in this moment: the bridge is as away as it was a moment later
+			continue
+		}
+		return s, target, err
+	}
+}
+
+// wait returns the link that a new connection goes to.
+func (d *Destination) wait(ctx context.Context) (l *link.Link, id uint16, target string, err error) {
 	var late <-chan time.Time
 	for {
 		d.mu.Lock()

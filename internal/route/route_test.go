@@ -193,7 +193,7 @@ func wait(ctx context.Context, d *Destination) <-chan answer {
 	c := make(chan answer, 1)
 	begin := time.Now()
 	go func() {
-		l, id, target, err := d.Wait(ctx)
+		l, id, target, err := d.wait(ctx)
 		c <- answer{l, id, target, err, time.Since(begin)}
 	}()
 	return c
@@ -282,6 +282,31 @@ func TestTakeover(t *testing.T) {
 		}
 		if a := <-held; a.l != next || a.id != 4 || a.target != "new" || a.err != nil {
 			t.Errorf("Wait = %+v, want the new link", a)
+		}
+	})
+}
+
+// TestEndBetween: a session that ends after it was found and before a stream is opened costs nobody a connection.
+func TestEndBetween(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := listen(t)
+		defer b.stop()
+		tab := NewTable()
+		d, _, _ := tab.Claim(public(t, "9000"), keyA, "nas", <-b.up, 3, "old")
+		tries := 0
+		s, target, err := d.open(t.Context(), wire.Open{}, func(l *link.Link, o wire.Open) (*link.Stream, error) {
+			if tries++; tries == 1 {
+				l.Kill(link.ErrReplaced)
+				go func() { tab.Claim(public(t, "9000"), keyA, "nas", <-b.up, 4, "new") }()
+			}
+			s, err := l.Open(o)
+			if err == nil && o.Service != 4 {
+				t.Errorf("opened as service %d, the new session's is 4", o.Service)
+			}
+			return s, err
+		})
+		if s == nil || target != "new" || err != nil || tries != 2 {
+			t.Errorf("%d tries, stream %v to %q, %v; want the second to succeed", tries, s, target, err)
 		}
 	})
 }
