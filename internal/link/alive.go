@@ -9,7 +9,9 @@ import (
 
 // Is a connection alive? Anything read counts as life: a PONG behind bulk data may be late. An end that hears nothing asks,
 // and gives the connection up when that goes on. The bridge, which can, does not wait for that: when its question stays
-// unanswered it dials another connection, and the present one has until then to speak.
+// unanswered it dials another connection, and the present one has until then to answer. Not just to speak: behind an outage each
+// end's TCP sends again what was lost when its own timer says so, at ever longer intervals. What the bridge hears does not show
+// that it is heard, and may come seconds before that.
 const (
 	pingAfter = 5 * time.Second  // of silence
 	pingUsed  = 2 * time.Second  // of silence, where streams moved within pingAfter: users are waiting
@@ -90,7 +92,7 @@ func (c *carrier) ping(now time.Duration) {
 // been on its way when the network changed. slot.mu is held.
 func (c *carrier) answered(sent time.Duration) {
 	if c.asked != 0 && sent >= c.asked {
-		c.asked = 0
+		c.asked, c.mute = 0, false
 		c.slot.news.ring()
 	}
 }
@@ -126,14 +128,17 @@ func (c *carrier) look() {
 		sl.fence(fmt.Errorf("a write made no progress for %s", (now - write).Round(time.Second)))
 		return
 	}
-	if c.asked != 0 && heard > c.asked+patience { // not what had arrived before the network changed
+	if c.asked != 0 && !c.mute && heard > c.asked+patience { // not what had arrived before the network changed
 		c.answered(c.asked)
 	}
 	if silent >= ask && now-c.pinged >= ask/2 {
 		c.ping(now)
 	}
-	if silent >= spare && c.asked == 0 && !sl.link.proxy {
-		c.asked = heard + ask // when the first PING of this silence went out
+	if silent >= spare && !sl.link.proxy {
+		c.mute = true
+		if c.asked == 0 {
+			c.asked = heard + ask // when the first PING of this silence went out
+		}
 	}
 	switch {
 	case c.asked != 0:

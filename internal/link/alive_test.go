@@ -116,6 +116,33 @@ func TestAUsedConnectionIsAskedSooner(t *testing.T) {
 	}
 }
 
+// TestHeardIsNotHealed: behind an outage each end's TCP sends again when its own timer says so. What the bridge hears by then
+// does not show that it is heard.
+func TestHeardIsNotHealed(t *testing.T) {
+	for i := range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 0)
+			defer w.close()
+			w.net.Resend = true
+			w.net.SetLatency(memnet.Both, 10*time.Millisecond)
+			a, b := w.open()
+			echo(t, a, b)
+			w.net.SetDials("", memnet.DialHang)
+			w.hole(memnet.Both)
+			a.Write([]byte("y"))
+			old := w.net.Conns()
+			time.Sleep(10*time.Second + time.Duration(i)*50*time.Millisecond)
+			w.net.SetDials("", memnet.DialConnect)
+			for _, c := range old {
+				c.Heal(memnet.ToDialer)
+			}
+			if took := echo(t, b, a); took > 1200*time.Millisecond {
+				t.Errorf("the bridge was heard %s after the path was back", took)
+			}
+		})
+	}
+}
+
 // TestSilenceWhileAttaching: the path may go silent again at any moment of the way back.
 func TestSilenceWhileAttaching(t *testing.T) {
 	for after := time.Duration(0); after <= 1200*time.Millisecond; after += 50 * time.Millisecond {

@@ -50,6 +50,7 @@ type carrier struct {
 	pinged   time.Duration // when the last PING was asked for
 	used     time.Duration // when the last frame of a stream came; guarded by slot.mu
 	moved    bool          // the local address is gone
+	mute     bool          // it is in doubt for its silence: only an answer ends that; guarded by slot.mu
 	ackArmed bool          // ackTimer runs; guarded by slot.mu
 	batch    int           // bytes sent at once at most; guarded by slot.mu, as the next two
 	sending  bool          // somebody has a batch in hand

@@ -55,11 +55,12 @@ func (c *Conn) BlackHole(dir Dir) {
 	}
 }
 
-// Heal ends a black hole: what was held arrives, as TCP would send it again.
-func (c *Conn) Heal() {
+// Heal ends the black hole of direction dir: what was held arrives, as TCP would
+// send it again, which each end does at a time of its own.
+func (c *Conn) Heal(dir Dir) {
 	c.pair.mu.Lock()
 	defer c.pair.mu.Unlock()
-	for _, f := range c.flows(Both) {
+	for _, f := range c.flows(dir) {
 		if !f.hole {
 			continue
 		}
@@ -156,7 +157,7 @@ func (n *Net) Heal() {
 	n.mu.Unlock()
 	for _, c := range n.Conns() {
 		if at := c.local.Addr(); at == source || at.IsLoopback() {
-			c.Heal()
+			c.Heal(Both)
 		}
 	}
 }
@@ -174,7 +175,7 @@ func (n *Net) Move(source netip.Addr) {
 		case c.local.Addr() != source:
 			c.BlackHole(Both)
 		case hole == 0:
-			c.Heal()
+			c.Heal(Both)
 		}
 	}
 }

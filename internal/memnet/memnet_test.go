@@ -302,7 +302,7 @@ func TestSilentCutAfterBytes(t *testing.T) {
 		write(t, b, []byte("reply"))
 		wantSilence(t, a)
 		wantSilence(t, b)
-		a.Heal()
+		a.Heal(Both)
 		wantRead(t, b, []byte("56789"))
 		wantRead(t, a, []byte("reply"))
 	})
@@ -324,7 +324,7 @@ func TestBlackHole(t *testing.T) {
 			t.Errorf("Write = %d, %v; want 76, %v", n, err, os.ErrDeadlineExceeded)
 		}
 		start := time.Now()
-		b.Heal()
+		b.Heal(Both)
 		wantRead(t, b, []byte("on the wire, in the hole"))
 		if got := time.Since(start); got != time.Second {
 			t.Errorf("healing took %v; want the latency, 1s", got)
