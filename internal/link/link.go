@@ -336,13 +336,13 @@ func (l *Link) Ping(d time.Duration) bool {
 
 // expire ends the session when a slot that was attached had no connection for limit. It returns when the session is over.
 func (l *Link) expire(limit time.Duration) {
-	next := time.NewTimer(limit)
-	defer next.Stop()
+	next := newAlarm(limit)
+	defer next.timer.Stop()
 	for {
 		select {
 		case <-l.ended:
 			return
-		case <-next.C:
+		case <-next.rings:
 		}
 		// A slot that loses its connection later is not due before the whole limit has passed again.
 		left := limit
@@ -357,7 +357,7 @@ func (l *Link) expire(limit time.Duration) {
 			l.Kill(fmt.Errorf("no connection came back within %s", limit))
 			return
 		}
-		next.Reset(left)
+		next.set(left)
 	}
 }
 
