@@ -108,7 +108,7 @@ func (p peer) find(dir string) map[string]string {
 	return paths
 }
 
-var versionNumber = regexp.MustCompile(`\d+(\.\d+)+(p\d+)?`)
+var versionNumber = regexp.MustCompile(`\d+\.\d+(\.\d+|p\d+)`) // not the fraction of a second in a time
 
 // peerTable is what the same harness found out about each program.
 type peerTable struct {
