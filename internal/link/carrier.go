@@ -238,14 +238,13 @@ func (c *carrier) readLoop() error {
 	var buf *frameBuffer
 	have, size := 0, 0 // bytes in buf; the size of the last batch, which is a good guess at the next one's
 	for {
-		if err := c.conn.Wait(); err != nil {
+		turn := size
+		if err := c.await(turn); err != nil {
 			return err
 		}
 		if buf == nil {
 			buf = frameBuffers.Get().(*frameBuffer)
 		}
-		turn := size
-		TakeTurn(turn)
 		n, err := c.conn.Records(buf[have:])
 		have, size = have+n, n
 		c.lastRead.Store(int64(c.slot.link.now()))
@@ -263,6 +262,27 @@ func (c *carrier) readLoop() error {
 			buf = nil
 		}
 	}
+}
+
+// await waits for something to read, and for the turn to process it. Bulk is read off the socket in its turn as well, as far as it
+// is there already: to wait for the socket is no part of a turn. On error there is no turn to end.
+func (c *carrier) await(turn int) error {
+	if turn >= ChunkSize {
+		TakeTurn(turn)
+		ready, err := c.conn.Ready()
+		if ready {
+			return nil
+		}
+		EndTurn(turn)
+		if err != nil {
+			return err
+		}
+	}
+	if err := c.conn.Wait(); err != nil {
+		return err
+	}
+	TakeTurn(turn)
+	return nil
 }
 
 // frameBuffer holds the frames of one system call and the beginning of one more.

@@ -34,9 +34,11 @@ type Conn struct {
 	room     *buffer // nil while in is empty
 	plain    []byte  // decrypted, not asked for yet; a part of room
 	empty    int     // records without content in a row
-	readFunc func(fd uintptr) bool
 	got      int
 	readErr  error
+
+	readFunc    func(fd uintptr) bool // made once, as tryFunc
+	readNowFunc func(fd uintptr)
 }
 
 // Batch is about how many bytes one system call reads or writes.
@@ -64,7 +66,7 @@ func handshake(ctx context.Context, sock net.Conn, cfg *tls.Config, client bool)
 	if sc, ok := sock.(syscall.Conn); ok && canTry {
 		c.raw, _ = sc.SyscallConn()
 	}
-	c.tryFunc, c.readFunc = c.tryWrite, c.tryRead
+	c.tryFunc, c.readFunc, c.readNowFunc = c.tryWrite, c.tryRead, c.readNow
 	var keys keyLog
 	cfg = cfg.Clone()
 	cfg.KeyLogWriter = &keys
@@ -122,32 +124,40 @@ func (o *oneRecord) Read(p []byte) (int, error) {
 // need waits until n bytes, at most those of a record, are there.
 func (c *Conn) need(n int) error {
 	for len(c.in) < n {
-		if err := c.fill(); err != nil {
-			if err == io.EOF && len(c.in) > 0 {
-				err = io.ErrUnexpectedEOF
-			}
+		if _, err := c.fill(true); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// fill waits for bytes of the socket and takes what is there. It holds no buffer while it waits for a record to begin.
-func (c *Conn) fill() error {
+// fill takes the bytes that the socket has; there are some, unless there is an error, or it is not to wait for them. It holds no
+// buffer while it waits for a record to begin.
+func (c *Conn) fill(wait bool) (some bool, err error) {
 	c.release()
 	if c.room != nil && cap(c.in)-len(c.in) < headerLen+maxCiphertext {
 		c.in = c.room[:copy(c.room[:], c.in)]
 	}
-	if c.raw == nil {
+	c.got, c.readErr = 0, nil
+	switch {
+	case c.raw == nil && !wait:
+	case c.raw == nil:
 		c.got, c.readErr = c.Conn.Read(c.space())
-	} else if err := c.raw.Read(c.readFunc); err != nil {
-		return err
+	case wait:
+		err = c.raw.Read(c.readFunc)
+	default:
+		err = c.raw.Control(c.readNowFunc)
 	}
-	if c.got == 0 {
-		return c.readErr
+	switch {
+	case err != nil:
+		return false, err
+	case c.got == 0 && c.readErr == io.EOF && len(c.in) > 0:
+		return false, io.ErrUnexpectedEOF
+	case c.got == 0:
+		return false, c.readErr
 	}
 	c.in = c.in[:len(c.in)+c.got]
-	return nil
+	return true, nil
 }
 
 // release gives the buffer back when nothing is in it.
@@ -183,6 +193,19 @@ func (c *Conn) Wait() error {
 		}
 	}
 	return nil
+}
+
+// Ready says whether a whole record is there. It takes what the socket has, but does not wait.
+func (c *Conn) Ready() (bool, error) {
+	for len(c.plain) == 0 {
+		if fragment, err := c.next(); fragment != nil || err != nil {
+			return err == nil, err
+		}
+		if some, err := c.fill(false); !some {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // next returns what the next record protects, nil when it is not there as a whole, and an error when it can be none.

@@ -477,3 +477,82 @@ func TestDeadlines(t *testing.T) {
 		t.Errorf("Write = %v, want a timeout", err)
 	}
 }
+
+// TestReady: it takes what the socket has, whole record or not, and never waits.
+func TestReady(t *testing.T) {
+	if !canTry {
+		t.Skip("nothing can be read without waiting here")
+	}
+	a, b := sockets(t)
+	slow := &byParts{Conn: a}
+	var from, to *Conn
+	both(t, func() (err error) { from, err = Client(context.Background(), slow, clientConfig()); return },
+		func() (err error) { to, err = Server(context.Background(), b, serverConfig()); return })
+	ready := func() bool {
+		t.Helper()
+		is, err := to.Ready()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return is
+	}
+	if ready() {
+		t.Error("a record is there before any was sent")
+	}
+	slow.hold = true
+	if _, err := from.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	for len(to.in) < len(slow.first) { // until the part arrived
+		if ready() {
+			t.Fatal("half a record is one")
+		}
+	}
+	slow.release()
+	if err := to.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 100)
+	if !ready() {
+		t.Error("the record that was waited for is not there")
+	} else if n, err := to.Records(p); string(p[:n]) != "hello" || err != nil {
+		t.Errorf("Records = %q, %v", p[:n], err)
+	}
+	if ready() {
+		t.Error("the record is there twice")
+	}
+	a.Close()
+	for {
+		is, err := to.Ready()
+		if is {
+			t.Fatal("a record behind the end")
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatalf("Ready at the end = %v, want EOF", err)
+		}
+	}
+}
+
+// byParts is a socket that holds the second half of each write back for a while.
+type byParts struct {
+	net.Conn
+	hold        bool
+	first, rest []byte
+}
+
+func (b *byParts) Write(p []byte) (int, error) {
+	if !b.hold {
+		return b.Conn.Write(p)
+	}
+	b.first, b.rest = bytes.Clone(p[:len(p)/2]), bytes.Clone(p[len(p)/2:])
+	_, err := b.Conn.Write(b.first)
+	return len(p), err
+}
+
+func (b *byParts) release() {
+	b.hold = false
+	b.Conn.Write(b.rest)
+}

@@ -130,7 +130,7 @@ func (p *Pair) readable(more bool) (flush bool) {
 	defer p.wg.Done()
 	p.sock.eager = false
 	for room := p.stream.TryRoom(); room > 0 && !p.sock.eager; room = p.stream.TryRoom() {
-		n, err := p.sock.read(room)
+		n, err := p.sock.tryRead(room)
 		if n > 0 {
 			flush = true
 			p.out.Add(uint64(n))
@@ -171,16 +171,16 @@ func (p *Pair) outbound() {
 			}
 			return // otherwise the stream is over: its end reaches us as a Receiver
 		}
-		if watched {
-			p.sock.conn.SetReadDeadline(time.Now().Add(bulkPause))
-		}
-		n, err := p.sock.read(room)
-		if n > 0 {
-			p.out.Add(uint64(n))
-			link.TakeTurn(n)
-			p.stream.Send(p.sock.taken()...)
-			link.EndTurn(n)
-			p.sock.release()
+		n, err := p.readBulk(room)
+		if errors.Is(err, errNothing) {
+			if watched {
+				p.sock.conn.SetReadDeadline(time.Now().Add(bulkPause))
+			}
+			if n, err = p.sock.read(room); n > 0 {
+				link.TakeTurn(n)
+				p.send(n)
+				link.EndTurn(n)
+			}
 		}
 		silent := watched && errors.Is(err, os.ErrDeadlineExceeded)
 		switch {
@@ -198,6 +198,27 @@ func (p *Pair) outbound() {
 			return
 		}
 	}
+}
+
+// readBulk reads of a socket that had much to say what is there already, and sends it, in one turn: to wait for the socket is no
+// part of a turn. It returns errNothing when the socket is to be waited for.
+func (p *Pair) readBulk(room int) (n int, err error) {
+	if !p.sock.eager || p.sock.raw == nil {
+		return 0, errNothing
+	}
+	link.TakeTurn(link.ChunkSize)
+	defer link.EndTurn(link.ChunkSize)
+	if n, err = p.sock.tryRead(room); n > 0 {
+		p.send(n)
+	}
+	return n, err
+}
+
+// send sends the n bytes that were just read.
+func (p *Pair) send(n int) {
+	p.out.Add(uint64(n))
+	p.stream.Send(p.sock.taken()...)
+	p.sock.release()
 }
 
 // watchFor says whether the poller is to call.

@@ -17,8 +17,9 @@ type socket struct {
 
 	// What the callbacks of raw work on; they are made once, so that reading and writing allocate nothing.
 	readFunc, writeFunc func(fd uintptr) bool
+	tryFunc             func(fd uintptr)
 	limit, n            int
-	polled              bool   // a poller watches the socket: reading does not wait
+	polled              bool   // a poller watches the socket
 	eager               bool   // the last read filled its chunk: have several ready for the next
 	batch               *batch // what was read last; nil while nothing is read
 	readErr             error
@@ -27,7 +28,7 @@ type socket struct {
 	writeErr            error
 }
 
-// errNothing is what reading a socket that a poller watches gets while there is nothing to read.
+// errNothing is what tryRead gets while there is nothing to read.
 var errNothing = errors.New("nothing to read")
 
 // readAhead is how many chunks one read fills at most.

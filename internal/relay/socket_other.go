@@ -10,6 +10,9 @@ func (s *socket) init(conn net.Conn) { s.conn = conn }
 
 func (s *socket) read(limit int) (int, error) { return s.blockingRead(limit) }
 
+// tryRead is not there: nobody can be told when to.
+func (s *socket) tryRead(int) (int, error) { return 0, errNothing }
+
 func (s *socket) tryWrite([][]byte) (int, error) { return 0, nil }
 
 // queued cannot be asked for; a reset may overtake the last bytes here.

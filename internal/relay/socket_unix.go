@@ -25,10 +25,11 @@ func (s *socket) init(conn net.Conn) {
 	}
 	s.raw = raw
 	s.readFunc = s.readReady
+	s.tryFunc = s.readNow
 	s.writeFunc = s.writeNow
 }
 
-// read waits until the socket is readable, if no poller does so, takes chunks only then, and reads at most limit bytes into them.
+// read waits until the socket is readable, takes chunks only then, and reads at most limit bytes into them.
 func (s *socket) read(limit int) (int, error) {
 	if s.raw == nil {
 		return s.blockingRead(limit)
@@ -40,7 +41,22 @@ func (s *socket) read(limit int) (int, error) {
 	return s.n, s.readErr
 }
 
-// readReady is called when the socket may be readable; false: it was not, wait.
+// tryRead is read without waiting. Its error is errNothing when there is nothing to read.
+func (s *socket) tryRead(limit int) (int, error) {
+	s.limit, s.n, s.readErr = limit, 0, nil
+	if err := s.raw.Control(s.tryFunc); err != nil {
+		return 0, err
+	}
+	return s.n, s.readErr
+}
+
+func (s *socket) readNow(fd uintptr) {
+	if !s.readReady(fd) {
+		s.readErr = errNothing
+	}
+}
+
+// readReady is called when the socket may be readable; false: it was not.
 func (s *socket) readReady(fd uintptr) bool {
 	b := batches.Get().(*batch)
 	s.batch = b
@@ -72,10 +88,8 @@ func (s *socket) readReady(fd uintptr) bool {
 		s.release()
 	}
 	switch {
-	case err == unix.EAGAIN && !s.polled:
-		return false
 	case err == unix.EAGAIN:
-		s.readErr = errNothing
+		return false
 	case err != nil:
 		s.readErr = err
 	case n == 0:
