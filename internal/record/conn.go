@@ -29,13 +29,13 @@ type Conn struct {
 	rekeyAfter uint64      // records under one key
 
 	// Only the reader uses what follows.
-	read     half
-	in       []byte  // read from the socket, not decrypted yet; a part of room
-	room     *buffer // nil while in is empty
-	plain    []byte  // decrypted, not asked for yet; a part of room
-	empty    int     // records without content in a row
-	got      int
-	readErr  error
+	read    half
+	in      []byte  // read from the socket, not decrypted yet; a part of room
+	room    *buffer // nil while in is empty
+	plain   []byte  // decrypted, not asked for yet; a part of room
+	empty   int     // records without content in a row
+	got     int
+	readErr error
 
 	readFunc    func(fd uintptr) bool // made once, as tryFunc
 	readNowFunc func(fd uintptr)
