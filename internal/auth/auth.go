@@ -62,6 +62,9 @@ type Conn struct {
 	Peer     [16]byte // instance of the peer's process
 	KeyID    [16]byte
 	Secret   [32]byte // of the key that was proven
+
+	// Took is how long TLS and the proofs took, at the bridge: two round trips, and the computing.
+	Took time.Duration
 }
 
 // Pin is the SHA-256 of a certificate's SubjectPublicKeyInfo, as in RFC 7469 section 2.4.
@@ -82,7 +85,8 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 			conn.Close()
 		}
 	}()
-	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
+	begin := time.Now()
+	if err := conn.SetDeadline(begin.Add(Timeout)); err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
@@ -158,7 +162,7 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
-	return &Conn{Conn: tc, Exporter: exporter, Peer: w.Instance, KeyID: cfg.KeyID, Secret: cfg.Secret}, nil
+	return &Conn{Conn: tc, Exporter: exporter, Peer: w.Instance, KeyID: cfg.KeyID, Secret: cfg.Secret, Took: time.Since(begin)}, nil
 }
 
 // ServerConfig is what a proxy needs to authenticate.

@@ -307,8 +307,14 @@ func TestTransfer(t *testing.T) {
 		p.ready()
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if want := map[int]string{0: p.addr(), 1: p.ln[1].Addr().String(), 2: p.ln[1].Addr().String()}; fmt.Sprint(p.via) != fmt.Sprint(want) {
-			t.Errorf("connections came in at %v, want %v", p.via, want)
+		for i, at := range p.via { // a busy machine may have made more attempts than there are slots
+			want := p.ln[1].Addr().String()
+			if i == 0 {
+				want = p.addr()
+			}
+			if at != want {
+				t.Errorf("connection %d came in at %s, want %s", i, at, want)
+			}
 		}
 	})
 	t.Run("configured", func(t *testing.T) {

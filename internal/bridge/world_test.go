@@ -109,7 +109,7 @@ type proxy struct {
 	known   bool // the key; guarded by mu, as all below
 	link    *link.Link
 	up      map[int]bool
-	via     map[int]string // local address that the slot's connection came in at
+	via     map[int]string // local address that each proven connection came in at, in order
 	claims  map[uint16]wire.Claim
 	round   int // how often all claims had come
 	leaving time.Duration

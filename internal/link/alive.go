@@ -32,7 +32,7 @@ type standing int
 const (
 	good     standing = iota
 	doubtful          // it was asked for a sign of life: have another one ready
-	over              // none, or one that stayed silent: attach another one
+	over              // none, or one that did not answer: attach another one
 )
 
 // standing says what the slot's connection is worth now, and returns a channel that is closed when that may have changed.
@@ -158,8 +158,11 @@ func (c *carrier) silence() error {
 	if c.moved {
 		return fmt.Errorf("the local address %s is gone", c.conn.LocalAddr())
 	}
-	heard := time.Duration(c.lastRead.Load())
-	return fmt.Errorf("nothing was heard for %s", (c.slot.link.now() - heard).Round(100*time.Millisecond))
+	now, heard := c.slot.link.now(), time.Duration(c.lastRead.Load())
+	if heard > c.asked && c.asked != 0 {
+		return fmt.Errorf("it did not answer for %s", (now - c.asked).Round(100*time.Millisecond))
+	}
+	return fmt.Errorf("nothing was heard for %s", (now - heard).Round(100*time.Millisecond))
 }
 
 // bell wakes everybody who waits for it.

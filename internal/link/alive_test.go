@@ -225,6 +225,46 @@ func TestSpareOfASlowPath(t *testing.T) {
 	})
 }
 
+// TestSlowPath: where a round trip takes longer than the patience with a fast path, slots come back all the same, and new sessions
+// get their carriers.
+func TestSlowPath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		a, b := w.open()
+		echo(t, a, b)
+		w.net.SetLatency(memnet.Both, 1100*time.Millisecond)
+		w.net.Reset()
+		if took := echo(t, a, b); took > 12*time.Second {
+			t.Errorf("a slot was back after %s, want TCP's, TLS's, the proofs' and ATTACH's round trips of 2.2s", took)
+		}
+		w.px.session().Kill(errStopped)
+		w.br.wait(func() bool { return !w.br.up[0] })
+		begin := time.Now()
+		w.br.wait(w.br.allUp(testCarriers))
+		if took := time.Since(begin); took > 30*time.Second {
+			t.Errorf("a new session was whole after %s", took)
+		}
+	})
+}
+
+func TestAnswerTime(t *testing.T) {
+	for _, tt := range []struct {
+		handshake time.Duration
+		table     int
+		want      time.Duration
+	}{
+		{time.Millisecond, 0, resumeTimeout},
+		{3 * time.Second, 100, 6 * time.Second},
+		{time.Millisecond, 3 * slowTable, resumeTimeout + 6*time.Second},
+		{9 * time.Second, 10 * slowTable, attachTimeout},
+	} {
+		if got := answerTime(tt.handshake, tt.table); got != tt.want {
+			t.Errorf("answerTime(%s, %d) = %s, want %s", tt.handshake, tt.table, got, tt.want)
+		}
+	}
+}
+
 // After a change of the network that spares the local address the connections are asked.
 func TestChangeOfTheNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -16,11 +16,18 @@ import (
 // attachTimeout covers the exchange of ATTACH, ATTACHED and their tables.
 const attachTimeout = 10 * time.Second
 
-// A bridge that resumes gives the answer less time, and a second more for so many bytes of its table.
+// A bridge that resumes gives the answer less time, and a second more for so many bytes of a table.
 const (
 	resumeTimeout = 2 * time.Second
 	slowTable     = 32 << 10
 )
+
+// answerTime is how long a bridge waits for ATTACHED on a connection whose handshake took so long, and with so many bytes of a
+// table, which the proxy's answer has about as many of.
+func answerTime(handshake time.Duration, table int) time.Duration {
+	tables := 2 * time.Second * time.Duration(table/slowTable)
+	return min(max(resumeTimeout, 2*handshake)+tables, attachTimeout)
+}
 
 // readFrame reads exactly one frame; buf is scratch.
 func readFrame(r io.Reader, buf []byte) (wire.Frame, error) {
@@ -166,7 +173,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	begin := time.Now()
 	if mode != wire.ModeNew {
 		// The old connection is fenced: if the path goes silent now, another attempt is better than patience.
-		conn.SetDeadline(begin.Add(min(resumeTimeout+time.Second*time.Duration(len(raw)/slowTable), attachTimeout)))
+		conn.SetDeadline(begin.Add(answerTime(conn.Took, len(raw))))
 	}
 	if _, err := conn.Write(wire.AppendTable(wire.AppendAttach(nil, gen, a), raw)); err != nil {
 		return nil, at, fmt.Errorf("send ATTACH: %w", err)

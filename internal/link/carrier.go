@@ -297,7 +297,11 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 	defer sl.mu.Unlock()
 	used, err = c.applyFrames(b)
 	c.deliver() // what was received before an error is the stream's all the same
-	if sl.cur == c && (sl.core.acks.head != nil || len(sl.core.forgets) > 0) {
+	switch {
+	case sl.cur != c:
+		sl.wake() // what this one had read may have brought credit, which another one has to tell of
+		return used, err
+	case sl.core.acks.head != nil || len(sl.core.forgets) > 0:
 		c.send(false)
 	}
 	if sl.cur == c {

@@ -113,7 +113,7 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 		return nil, ErrEnded
 	}
 	if len(best.core.streams) >= best.core.maxStreams {
-		return nil, fmt.Errorf("the bridge has no room for more than %d connections on a carrier", best.core.maxStreams)
+		return nil, fmt.Errorf("the bridge has no room for more than %d connections on each carrier", best.core.maxStreams)
 	}
 	s := best.core.open(o)
 	s.bind(best)
@@ -123,6 +123,7 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 
 // load says what keeps a new stream from a carrier, the worst first.
 type load struct {
+	full    int    // 1: it may not have more
 	away    int    // 0: it is connected, 1: it was, 2: it never was
 	bytes   uint64 // lately, in steps that only bulk reaches
 	streams int
@@ -144,11 +145,14 @@ func (sl *slot) load() (at load) {
 	}
 	at.bytes = sl.core.traffic.lately(sl.link.now()) / bulkStep
 	at.streams = len(sl.core.streams)
+	if at.streams >= sl.core.maxStreams {
+		at.full = 1
+	}
 	return at
 }
 
 func (a load) less(b load) bool {
-	return cmp.Or(cmp.Compare(a.away, b.away), cmp.Compare(a.bytes, b.bytes), cmp.Compare(a.streams, b.streams)) < 0
+	return cmp.Or(cmp.Compare(a.full, b.full), cmp.Compare(a.away, b.away), cmp.Compare(a.bytes, b.bytes), cmp.Compare(a.streams, b.streams)) < 0
 }
 
 // Kill ends the session: every stream is reset at once, every connection closed.

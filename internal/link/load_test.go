@@ -51,6 +51,25 @@ func TestNewStreamsAvoidBulk(t *testing.T) {
 	})
 }
 
+// TestNewStreamsAvoidTheFull: a carrier that may not have more streams is no choice while another has room, be it busy or away.
+func TestNewStreamsAvoidTheFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLink(true, nil, slog.New(slog.DiscardHandler), NewBudget(0), 2)
+		for _, sl := range l.slots {
+			sl.core.maxStreams = 10
+		}
+		for i := range 20 {
+			l.slots[1].core.traffic.add(4*bulkStep, l.now())
+			if _, err := l.Open(wire.Open{}); err != nil {
+				t.Fatalf("connection %d: %v; the carriers have %d and %d", i+1, err, len(l.slots[1].core.streams), len(l.slots[2].core.streams))
+			}
+		}
+		if _, err := l.Open(wire.Open{}); err == nil {
+			t.Error("one more than both may have was opened")
+		}
+	})
+}
+
 func TestTraffic(t *testing.T) {
 	var c traffic
 	now := time.Second

@@ -30,10 +30,11 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) bool {
 			return false
 		}
 	}
-	s, target, err := ln.dest.Open(p.holding, wire.Open{Client: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())})
+	s, target, err := ln.dest.Open(p.holding, wire.Open{Client: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())},
+		func() bool { return relay.Gone(conn) })
 	if err != nil {
 		refuse(conn)
-		if !errors.Is(err, context.Canceled) && !errors.Is(err, route.ErrRemoved) {
+		if !errors.Is(err, context.Canceled) && !errors.Is(err, route.ErrRemoved) && !errors.Is(err, route.ErrLeft) {
 			p.log.Warn("client refused", "service", ln.dest.Public.String(), "client", conn.RemoteAddr().String(), "err", err)
 		}
 		return false

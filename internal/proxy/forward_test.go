@@ -324,6 +324,14 @@ func TestDrain(t *testing.T) {
 	w.p.Drain()
 	eventually(t, "the public port is closed", func() bool { return refused(addr) })
 	eventually(t, "the bridge is told", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.leaving })
+	b.mu.Lock()
+	b.leaving = false
+	for _, c := range b.conns {
+		c.SetLinger(0)
+		c.Close()
+	}
+	b.mu.Unlock()
+	eventually(t, "the bridge is told again behind a break", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.leaving && b.up[1] })
 	if st := w.p.Status(); len(st.Links) != 1 || st.Links[0].State != status.LinkDraining {
 		t.Errorf("links %+v, want one that is draining", st.Links)
 	}

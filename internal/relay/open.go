@@ -16,6 +16,14 @@ func Listen(network, addr string) (net.Listener, error) {
 	return lc.Listen(context.Background(), network, addr)
 }
 
+// Gone says whether the peer of a connection reset it, which nobody who does not read would notice. Where that cannot be known it
+// says no.
+func Gone(conn net.Conn) bool {
+	var s socket
+	s.init(conn)
+	return s.gone()
+}
+
 // Dial connects to a target; the socket is born with linger 0 too.
 func Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: keepAlive}

@@ -22,10 +22,13 @@ const (
 	MaxHeld = 256
 )
 
+const lookEvery = time.Second
+
 // Errors of Destination.Open.
 var (
 	ErrAway    = errors.New("the bridge is away")
 	ErrRemoved = errors.New("the service was removed")
+	ErrLeft    = errors.New("the client has left")
 )
 
 // TakenError says that another key holds the service.
@@ -109,14 +112,14 @@ func (d *Destination) Link() (l *link.Link, id uint16, target string) {
 }
 
 // Open opens a stream for a new connection, whose addresses o says, and returns where it leads. While the bridge is away it waits
-// up to Hold for its return.
-func (d *Destination) Open(ctx context.Context, o wire.Open) (s *link.Stream, target string, err error) {
-	return d.open(ctx, o, (*link.Link).Open)
+// up to Hold for its return, and asks now and then whether the client has left meanwhile.
+func (d *Destination) Open(ctx context.Context, o wire.Open, left func() bool) (s *link.Stream, target string, err error) {
+	return d.open(ctx, o, left, (*link.Link).Open)
 }
 
-func (d *Destination) open(ctx context.Context, o wire.Open, open func(*link.Link, wire.Open) (*link.Stream, error)) (*link.Stream, string, error) {
+func (d *Destination) open(ctx context.Context, o wire.Open, left func() bool, open func(*link.Link, wire.Open) (*link.Stream, error)) (*link.Stream, string, error) {
 	for {
-		l, id, target, err := d.wait(ctx)
+		l, id, target, err := d.wait(ctx, left)
 		if err != nil {
 			return nil, target, err
 		}
@@ -130,8 +133,8 @@ func (d *Destination) open(ctx context.Context, o wire.Open, open func(*link.Lin
 }
 
 // wait returns the link that a new connection goes to.
-func (d *Destination) wait(ctx context.Context) (l *link.Link, id uint16, target string, err error) {
-	var late <-chan time.Time
+func (d *Destination) wait(ctx context.Context, left func() bool) (l *link.Link, id uint16, target string, err error) {
+	var late, look <-chan time.Time
 	for {
 		d.mu.Lock()
 		l, id, target = d.link, d.id, d.target
@@ -155,13 +158,18 @@ func (d *Destination) wait(ctx context.Context) (l *link.Link, id uint16, target
 				d.held--
 				d.mu.Unlock()
 			}()
-			t := time.NewTimer(Hold)
+			t, k := time.NewTimer(Hold), time.NewTicker(lookEvery)
 			defer t.Stop()
-			late = t.C
+			defer k.Stop()
+			late, look = t.C, k.C
 		}
 		d.mu.Unlock()
 		select {
 		case <-changed:
+		case <-look:
+			if left() {
+				return nil, 0, target, ErrLeft
+			}
 		case <-late:
 			return nil, 0, target, ErrAway
 		case <-ctx.Done():

@@ -193,7 +193,7 @@ func wait(ctx context.Context, d *Destination) <-chan answer {
 	c := make(chan answer, 1)
 	begin := time.Now()
 	go func() {
-		l, id, target, err := d.wait(ctx)
+		l, id, target, err := d.wait(ctx, func() bool { return false })
 		c <- answer{l, id, target, err, time.Since(begin)}
 	}()
 	return c
@@ -294,7 +294,7 @@ func TestEndBetween(t *testing.T) {
 		tab := NewTable()
 		d, _, _ := tab.Claim(public(t, "9000"), keyA, "nas", <-b.up, 3, "old")
 		tries := 0
-		s, target, err := d.open(t.Context(), wire.Open{}, func(l *link.Link, o wire.Open) (*link.Stream, error) {
+		s, target, err := d.open(t.Context(), wire.Open{}, nil, func(l *link.Link, o wire.Open) (*link.Stream, error) {
 			if tries++; tries == 1 {
 				l.Kill(link.ErrReplaced)
 				go func() { tab.Claim(public(t, "9000"), keyA, "nas", <-b.up, 4, "new") }()
@@ -307,6 +307,24 @@ func TestEndBetween(t *testing.T) {
 		})
 		if s == nil || target != "new" || err != nil || tries != 2 {
 			t.Errorf("%d tries, stream %v to %q, %v; want the second to succeed", tries, s, target, err)
+		}
+	})
+}
+
+// TestLeaving: who gives up while the bridge is away gives the place to somebody else.
+func TestLeaving(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := listen(t)
+		defer b.stop()
+		d, _, _ := NewTable().Claim(public(t, "9000"), keyA, "nas", <-b.up, 0, "x")
+		b.cut()
+		begin := time.Now()
+		left := func() bool { return time.Since(begin) > 3*time.Second/2 }
+		if _, _, err := d.Open(t.Context(), wire.Open{}, left); !errors.Is(err, ErrLeft) || time.Since(begin) != 2*lookEvery {
+			t.Errorf("Open = %v after %s; want ErrLeft at the second look", err, time.Since(begin))
+		}
+		if d.held != 0 {
+			t.Errorf("%d are held, want none", d.held)
 		}
 	})
 }
