@@ -408,7 +408,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 	case wire.TypePong:
 		if rtt := l.now() - time.Duration(f.Offset); sl.core.pinged > 0 && rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
 			sl.core.pinged--
-			sl.core.rtt = smooth(sl.core.rtt, rtt)
+			sl.core.measured(rtt)
 			c.answered(time.Duration(f.Offset))
 			return nil
 		}
@@ -464,14 +464,4 @@ func (c *carrier) giveUp(err error) {
 	if sock, ok := c.conn.Conn.(interface{ CloseWrite() error }); ok && sock.CloseWrite() == nil {
 		io.Copy(io.Discard, c.conn.Conn)
 	}
-}
-
-func smooth(old, sample time.Duration) time.Duration {
-	if old == 0 {
-		return sample
-	}
-	if sample > old {
-		return (old + sample) / 2 // windows that are too small for the path cost more than ones that are too large
-	}
-	return (7*old + sample) / 8 // RFC 6298
 }

@@ -131,9 +131,8 @@ func (c *core) consume(s *Stream, n int, now time.Duration) bool {
 		return false
 	}
 	if got := r.consumed - r.mark; got >= r.win {
-		// A whole window within two round trips: the window is what limits the stream. 5 ms stands for the scheduling of
-		// busy hosts, where the path's round trip is shorter than that.
-		if now-r.epoch <= 2*max(c.rtt, 5*time.Millisecond) && !r.behind {
+		// A whole window within two round trips: the window is what limits the stream.
+		if now-r.epoch <= 2*c.roundTrip() && !r.behind {
 			// No more than an eighth of what is free: credit cannot be taken back, and whoever comes later finds room too
 			// (the dynamic threshold of Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998). The last quarter is for windows up
 			// to openWindow, or a few dozen streams that were fast once and are idle now would leave all others the floor.
@@ -161,6 +160,35 @@ func (c *core) consume(s *Stream, n int, now time.Duration) bool {
 	r.settleCharge(c.budget, int64(r.win)-floorWindow)
 	c.ackNow(s)
 	return true
+}
+
+// measured notes a round trip of the connection.
+func (c *core) measured(rtt time.Duration) {
+	c.rtt = smooth(c.rtt, rtt)
+	if c.least == 0 || rtt < c.least {
+		c.least = rtt
+	}
+}
+
+// roundTrip is the one that windows are for. 5 ms stands for the scheduling of busy hosts, where the path's is shorter than that. One
+// that became many times as long waits in a queue, which larger windows would only make longer, for everybody: there a slow path
+// ended up with seconds of them.
+func (c *core) roundTrip() time.Duration {
+	rtt := max(c.rtt, 5*time.Millisecond)
+	if c.least > 0 {
+		rtt = min(rtt, 8*c.least+100*time.Millisecond)
+	}
+	return rtt
+}
+
+func smooth(old, sample time.Duration) time.Duration {
+	if old == 0 {
+		return sample
+	}
+	if sample > old {
+		return (old + sample) / 2 // windows that are too small for the path cost more than ones that are too large
+	}
+	return (7*old + sample) / 8 // RFC 6298
 }
 
 // due says whether a whole window is consumed with n bytes more: then it may grow.

@@ -217,3 +217,39 @@ func fill(c *core, s *Stream) {
 		write(c, s, make([]byte, min(n, ChunkSize)))
 	}
 }
+
+// TestAQueueIsNoDistance: a stream that fills a queue on the path measures long round trips, by its own doing. Its window grows on a
+// path that is long, and not for that.
+func TestAQueueIsNoDistance(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		path, each time.Duration // the round trip of the empty path, and what a window takes on it
+		grows      bool
+	}{
+		{"256 kbit/s and a short way", time.Millisecond, 2 * time.Second, false},
+		{"10 Mbit/s and a short way", time.Millisecond, 50 * time.Millisecond, true},
+		{"5 Mbit/s and a long way", 100 * time.Millisecond, 100 * time.Millisecond, true},
+		{"2 Mbit/s by satellite", 600 * time.Millisecond, 600 * time.Millisecond, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFaucet(t, NewBudget(0))
+			s := f.open()
+			f.c.measured(tt.path)
+			for range 10 {
+				for left := s.recv.win; left > 0; {
+					k := min(left, wire.MaxPayload)
+					f.now += tt.each * time.Duration(k) / openWindow
+					f.take(s, k)
+					left -= k
+				}
+				f.c.measured(tt.path + tt.each) // behind a whole window
+				if s.recv.win > openWindow {
+					break
+				}
+			}
+			if grew := s.recv.win > openWindow; grew != tt.grows {
+				t.Errorf("the window is %d KiB, want it to grow: %t", s.recv.win>>10, tt.grows)
+			}
+		})
+	}
+}
