@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -168,11 +167,9 @@ func freePort(t *testing.T) int {
 		if portsTaken[port] {
 			continue
 		}
-		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
-		if err != nil {
+		if !process.PortFree(fmt.Sprintf(":%d", port)) {
 			continue
 		}
-		l.Close()
 		portsTaken[port] = true
 		return port
 	}

@@ -6,18 +6,23 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 )
 
 // logQueue formats and writes log records in a goroutine of its own: a connection that begins or ends does not wait for the
 // terminal or disk, its stack does not grow for the sake of a log line, and lines that come together are written together.
-// When logQueueLen records wait, whoever logs waits too: no line is lost.
+// When lines come close behind each other it takes a rest, in which more of them come together. When logQueueLen records wait,
+// whoever logs waits too: no line is lost.
 type logQueue struct {
 	records chan queuedRecord
 	out     *bufio.Writer
 	wg      sync.WaitGroup
 }
 
-const logQueueLen = 1024
+const (
+	logQueueLen  = 1024
+	logQueueRest = 2 * time.Millisecond
+)
 
 type queuedRecord struct {
 	handler slog.Handler
@@ -32,10 +37,19 @@ func newLogQueue(w io.Writer) *logQueue {
 }
 
 func (q *logQueue) write() {
+	var flushed time.Time
 	for r := range q.records {
 		r.handler.Handle(context.Background(), r.record)
-		if len(q.records) == 0 {
+		if len(q.records) > 0 {
+			continue
+		}
+		rest := time.Until(flushed.Add(logQueueRest))
+		if rest > 0 {
+			time.Sleep(rest)
+		}
+		if rest <= 0 || len(q.records) == 0 {
 			q.out.Flush()
+			flushed = time.Now()
 		}
 	}
 }

@@ -469,11 +469,9 @@ func freePorts(n int) (addrs []string, err error) {
 		if _, taken := portsTaken.LoadOrStore(addr, true); taken {
 			continue
 		}
-		ln, err := net.Listen("tcp", addr)
-		if err != nil {
+		if !process.PortFree(addr) {
 			continue
 		}
-		ln.Close()
 		if addrs = append(addrs, addr); len(addrs) == n {
 			return addrs, nil
 		}

@@ -47,15 +47,16 @@ var rules = []rule{
 	{pkg: "internal/netwatch", why: "asks the operating system what changed; what that means for a connection is not its to know"},
 
 	// The path of a byte.
+	{pkg: "internal/crew", why: "goroutines that are used again; what they do is no business of its"},
 	{pkg: "internal/rawio", why: "system calls on sockets that do not block; it knows nothing of what they carry"},
 	{pkg: "internal/record", own: "rawio", why: "TLS records and back; who the peer is, and what it says, is not its business"},
 	{pkg: "internal/auth", own: "record wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
 	{pkg: "internal/link", own: "auth record status wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
 	{pkg: "internal/relay", own: "link rawio status wire", why: "binds a socket and a stream; it does not know who connected to what"},
 	{pkg: "internal/route", own: "link service wire", why: "says where a connection goes and moves no bytes: it sees links, never pairs"},
-	{pkg: "internal/proxy", own: "auth link relay route service status wire",
+	{pkg: "internal/proxy", own: "auth crew link relay route service status wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
-	{pkg: "internal/bridge", own: "auth link netwatch relay service status token wire",
+	{pkg: "internal/bridge", own: "auth crew link netwatch relay service status token wire",
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.

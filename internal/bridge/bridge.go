@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/crew"
 	"reverser/internal/link"
 	"reverser/internal/netwatch"
 	"reverser/internal/relay"
@@ -75,6 +76,7 @@ type Bridge struct {
 	conns     chan struct{} // one element a target's connection, as many as the descriptor limit leaves
 	fullSaid  atomic.Int64  // when it was last logged that conns is full; UnixNano
 	wg        sync.WaitGroup
+	crew      *crew.Crew // connects streams to their targets
 	poller    relay.Poller
 	ctx       context.Context // ends with Run
 	stop      context.CancelFunc
@@ -131,7 +133,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
-		conns: make(chan struct{}, relay.MaxPairs()),
+		conns: make(chan struct{}, relay.MaxPairs()), crew: crew.New(),
 		drain: make(chan struct{}), attached: make(chan struct{}), pairs: make(map[*relay.Entry]struct{}),
 	}
 	for _, s := range cfg.Services {
@@ -185,6 +187,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	err := d.Run(b.ctx)
 	b.stop()
 	b.wg.Wait()
+	b.crew.Close()
 	b.poller.Close()
 	b.log.Info("bridge stopped")
 	return err

@@ -34,7 +34,9 @@ func (b *Bridge) Opened(s *link.Stream) {
 	}
 	select {
 	case b.dials <- struct{}{}:
-		b.wg.Go(func() {
+		b.wg.Add(1)
+		b.crew.Go(func() {
+			defer b.wg.Done()
 			if !b.serve(s, id) {
 				<-b.conns
 				b.leave(nil)

@@ -64,7 +64,9 @@ func (p *Proxy) acceptUsers(ln *listener) {
 				return
 			}
 		}
-		p.wg.Go(func() {
+		p.wg.Add(1)
+		p.crew.Go(func() {
+			defer p.wg.Done()
 			if !p.forward(ln, conn) {
 				<-p.conns
 				p.leave(nil)

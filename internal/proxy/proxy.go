@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/crew"
 	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/route"
@@ -76,6 +77,7 @@ type Proxy struct {
 	fullSaid    atomic.Int64  // when it was last logged that conns is full; UnixNano
 	conns       chan struct{} // one element a user connection; see Config.MaxConns
 	wg          sync.WaitGroup
+	crew        *crew.Crew // makes pairs of users' connections
 	poller      relay.Poller
 	ctx         context.Context // ends with Run
 	stop        context.CancelFunc
@@ -113,7 +115,7 @@ func New(cfg Config) *Proxy {
 	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(), budget: link.NewBudget(cfg.Budget),
-		conns: make(chan struct{}, cfg.MaxConns), drain: make(chan struct{}),
+		conns: make(chan struct{}, cfg.MaxConns), drain: make(chan struct{}), crew: crew.New(),
 		sessions: make(map[[16]byte]*session), public: make(map[service.Public]*listener), pairs: make(map[*pair]struct{}),
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
@@ -189,6 +191,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.gate.closeAll()
 	p.host.Close(errors.New("the proxy stopped"))
 	p.wg.Wait()
+	p.crew.Close()
 	p.poller.Close()
 	p.log.Info("proxy stopped")
 	return nil

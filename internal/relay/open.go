@@ -13,6 +13,7 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 1
 // no user takes a truncated stream for a complete one.
 func Listen(network, addr string) (net.Listener, error) {
 	lc := net.ListenConfig{Control: lingerFromBirth, KeepAliveConfig: keepAlive}
+	inheritKeepAlive(&lc)
 	return lc.Listen(context.Background(), network, addr)
 }
 
@@ -26,6 +27,9 @@ func Gone(conn net.Conn) bool {
 
 // Dial connects to a target; the socket is born with linger 0 too.
 func Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if c, err := dialLocal(network, addr); c != nil || err != nil {
+		return c, err
+	}
 	d := net.Dialer{KeepAliveConfig: keepAlive}
 	if network != "unix" {
 		d.Control = lingerFromBirth

@@ -54,6 +54,7 @@ type Pair struct {
 	head   []byte
 	watch  watch // guarded by mu
 
+	fresh   bool          // nothing was written to the socket yet; guarded by the stream, which has one writer
 	out, in atomic.Uint64 // bytes from the socket, to the socket
 	reading atomic.Bool   // somebody reads the socket: what the poller has to say is no news
 	wg      sync.WaitGroup
@@ -68,7 +69,7 @@ type Pair struct {
 
 // New returns a pair that does not move anything yet. head is what was read from conn before, at most a few bytes.
 func New(side Side, conn net.Conn, s *link.Stream, head []byte) *Pair {
-	p := &Pair{side: side, stream: s, head: head}
+	p := &Pair{side: side, stream: s, head: head, fresh: true}
 	p.sock.init(conn)
 	return p
 }
@@ -338,8 +339,17 @@ func (p *Pair) start(f func()) bool {
 	return true
 }
 
-// Backlogged implements link.Receiver.
+// Backlogged implements link.Receiver. What arrived while the socket was connected has room in it, more often than not.
 func (p *Pair) Backlogged() {
+	if p.fresh {
+		p.fresh = false
+		b := p.stream.Backlog()
+		n := p.Receive([][]byte{b})
+		p.stream.Consumed(n)
+		if n == len(b) && p.stream.Backlog() == nil {
+			return
+		}
+	}
 	if !p.start(p.drain) {
 		p.stream.Discard()
 		p.stream.Backlog() // there is none any more

@@ -332,8 +332,8 @@ func TestBackPressure(t *testing.T) {
 			tu := w.tunnel(l, loopback)
 			defer tu.close()
 			for _, c := range []any{tu.user, tu.server, tu.client.sock.conn, tu.target.sock.conn} {
-				c.(*net.TCPConn).SetReadBuffer(64 << 10)
-				c.(*net.TCPConn).SetWriteBuffer(64 << 10)
+				c.(buffered).SetReadBuffer(64 << 10)
+				c.(buffered).SetWriteBuffer(64 << 10)
 			}
 			from, to := tu.user, tu.server
 			if fromServer {

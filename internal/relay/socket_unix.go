@@ -132,7 +132,7 @@ func (s *socket) unsent() int { return s.count(unsentBytes) }
 
 // count asks the kernel about a TCP socket; of others it counts nothing.
 func (s *socket) count(ask func(fd int) int) (n int) {
-	if _, tcp := s.conn.(*net.TCPConn); s.raw != nil && tcp {
+	if s.raw != nil && s.isTCP() {
 		s.raw.Control(func(fd uintptr) { n = ask(int(fd)) })
 	}
 	return n
@@ -143,8 +143,12 @@ func (s *socket) gone() bool { return s.state()&(unix.POLLERR|unix.POLLNVAL) != 
 
 // hungUp says whether a TCP socket takes and brings nothing any more.
 func (s *socket) hungUp() bool {
-	_, tcp := s.conn.(*net.TCPConn)
-	return tcp && s.state()&unix.POLLHUP != 0
+	return s.isTCP() && s.state()&unix.POLLHUP != 0
+}
+
+func (s *socket) isTCP() bool {
+	_, is := s.conn.(interface{ SetLinger(int) error })
+	return is
 }
 
 // state is what poll(2) tells of the socket without being asked.

@@ -312,3 +312,9 @@ func noise(seed byte, n int) []byte {
 	}
 	return b
 }
+
+// buffered is a socket, by whomever it was made.
+type buffered interface {
+	SetReadBuffer(int) error
+	SetWriteBuffer(int) error
+}

@@ -1,0 +1,124 @@
+package relay
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func (c *localConn) set(option, n int) (err error) {
+	c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, n) })
+	return err
+}
+
+func (c *localConn) SetReadBuffer(n int) error  { return c.set(unix.SO_RCVBUF, n) }
+func (c *localConn) SetWriteBuffer(n int) error { return c.set(unix.SO_SNDBUF, n) }
+
+// TestDialLocal: a connection that was made without net is like one of net's.
+func TestDialLocal(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
+		ln, err := net.Listen("tcp", addr)
+		if err != nil && strings.HasPrefix(addr, "[") {
+			t.Log("no IPv6 here")
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := dialLocal("tcp", ln.Addr().String())
+		if c == nil || err != nil {
+			t.Fatalf("dialLocal(%s) = %v, %v", ln.Addr(), c, err)
+		}
+		far, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.RemoteAddr().String() != ln.Addr().String() || c.LocalAddr().String() != far.RemoteAddr().String() {
+			t.Errorf("addresses %s, %s; want %s, %s", c.LocalAddr(), c.RemoteAddr(), far.RemoteAddr(), ln.Addr())
+		}
+		c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Read = %v, want the deadline", err)
+		}
+		c.SetReadDeadline(time.Time{})
+		far.Write([]byte("hello"))
+		p := make([]byte, 10)
+		if n, err := c.Read(p); string(p[:n]) != "hello" || err != nil {
+			t.Errorf("Read = %q, %v", p[:n], err)
+		}
+		c.Write([]byte("there"))
+		if err := closeWrite(c); err != nil {
+			t.Error(err)
+		}
+		if got, err := io.ReadAll(far); string(got) != "there" || err != nil {
+			t.Errorf("the target read %q, %v", got, err)
+		}
+		c.Close() // born with linger 0
+		if _, err := far.Write([]byte("x")); err == nil {
+			_, err = far.Read(p)
+			for err == nil {
+				_, err = far.Write([]byte("x"))
+			}
+		}
+		far.Close()
+		ln.Close()
+		if c, err := dialLocal("tcp", ln.Addr().String()); c != nil || !errors.Is(err, syscall.ECONNREFUSED) || !Refused(err) {
+			t.Errorf("dialLocal where nobody listens = %v, %v", c, err)
+		} else if want := "dial tcp " + ln.Addr().String() + ": connect: connection refused"; err.Error() != want {
+			t.Errorf("the error is %q, want %q", err, want)
+		}
+	}
+	for _, other := range []string{"192.0.2.1:80", "localhost:80", "/run/socket", "127.0.0.1"} {
+		if c, err := dialLocal("tcp", other); c != nil || err != nil {
+			t.Errorf("dialLocal(%q) = %v, %v; want it left to others", other, c, err)
+		}
+	}
+}
+
+// closeWrite is what a pair does at the end of a direction.
+func closeWrite(c net.Conn) error { return (&socket{conn: c}).closeWrite(false) }
+
+// TestKeepAliveIsInherited: the listener's options hold for what it accepts.
+func TestKeepAliveIsInherited(t *testing.T) {
+	ln, err := Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	dialled, err := Dial(t.Context(), "tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dialled.Close()
+	accepted, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	for who, c := range map[string]net.Conn{"accepted": accepted, "dialled": dialled} {
+		raw, err := c.(syscall.Conn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			for _, o := range []struct{ level, option, want int }{
+				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4}, {unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+			} {
+				if got, err := unix.GetsockoptInt(int(fd), o.level, o.option); got != o.want || err != nil {
+					t.Errorf("%s: option %d is %d, %v; want %d", who, o.option, got, err, o.want)
+				}
+			}
+			if l, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_LINGER); l != 1 || err != nil {
+				t.Errorf("%s: linger is %d, %v", who, l, err)
+			}
+		})
+	}
+}

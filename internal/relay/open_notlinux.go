@@ -1,0 +1,11 @@
+//go:build !linux
+
+package relay
+
+import "net"
+
+// inheritKeepAlive leaves it to net to set the options of each connection.
+func inheritKeepAlive(*net.ListenConfig) {}
+
+// dialLocal leaves it to net.
+func dialLocal(_, _ string) (net.Conn, error) { return nil, nil }
