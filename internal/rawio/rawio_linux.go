@@ -1,6 +1,8 @@
 package rawio
 
 import (
+	"encoding/binary"
+	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -67,4 +69,23 @@ func HungUp(fd int) bool {
 	now := unix.Timespec{}
 	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&ask)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
 	return errno == 0 && n > 0
+}
+
+// Connect begins to connect a socket that does not block. Its error is an unix.Errno, EINPROGRESS as a rule.
+func Connect(fd int, to netip.AddrPort) error {
+	var v4 unix.RawSockaddrInet4
+	var v6 unix.RawSockaddrInet6
+	p, size, port := unsafe.Pointer(&v6), unsafe.Sizeof(v6), &v6.Port
+	if ip := to.Addr().Unmap(); ip.Is4() {
+		p, size, port = unsafe.Pointer(&v4), unsafe.Sizeof(v4), &v4.Port
+		v4.Family, v4.Addr = unix.AF_INET, ip.As4()
+	} else {
+		v6.Family, v6.Addr = unix.AF_INET6, ip.As16()
+	}
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(port))[:], to.Port())
+	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(p), size)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

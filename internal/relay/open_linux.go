@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"reverser/internal/rawio"
 )
 
 // inheritKeepAlive has the listener's connections inherit keepAlive from it, instead of four system calls for each.
@@ -33,11 +35,9 @@ func dialLocal(network, addr string) (net.Conn, error) {
 	if network != "tcp" || err != nil || !to.Addr().IsLoopback() || to.Addr().Zone() != "" {
 		return nil, nil
 	}
-	family, at := unix.AF_INET6, unix.Sockaddr(nil)
-	if ip := to.Addr().Unmap(); ip.Is4() {
-		family, at = unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: ip.As4()}
-	} else {
-		at = &unix.SockaddrInet6{Port: int(to.Port()), Addr: ip.As16()}
+	family := unix.AF_INET6
+	if to.Addr().Unmap().Is4() {
+		family = unix.AF_INET
 	}
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -48,7 +48,7 @@ func dialLocal(network, addr string) (net.Conn, error) {
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, mostUnread) // see limitUnread
 	setKeepAlive(fd)
 	remote := net.TCPAddrFromAddrPort(to)
-	if err = unix.Connect(fd, at); err == unix.EINPROGRESS {
+	if err = rawio.Connect(fd, to); err == unix.EINPROGRESS {
 		err = connected(fd)
 	}
 	c := (*localConn)(nil)
