@@ -49,6 +49,7 @@ type carrier struct {
 	asked    time.Duration // since when a sign of life is waited for; 0: not in doubt; guarded by slot.mu, as the next two
 	pinged   time.Duration // when the last PING was asked for
 	used     time.Duration // when the last frame of a stream came; guarded by slot.mu
+	dead     bool          // the kernel says that the peer ended it; guarded by slot.mu
 	moved    bool          // the local address is gone
 	mute     bool          // it is in doubt for its silence: only an answer ends that; guarded by slot.mu
 	ackArmed bool          // ackTimer runs; guarded by slot.mu

@@ -100,14 +100,13 @@ var ErrEnded = errors.New("the link's session is over")
 // Open makes a stream on the carrier that has the least to do. It returns at once; the bridge learns of the stream with the next
 // batch, or when a connection is back.
 func (l *Link) Open(o wire.Open) (*Stream, error) {
-	var best *slot
-	var least load
-	for _, sl := range l.slots[1:] {
-		if at := sl.load(); best == nil || at.less(least) {
-			best, least = sl, at
-		}
-	}
+	best := l.idlest()
 	best.mu.Lock()
+	for best.cur != nil && !best.cur.dead && !best.connected() { // once known to be dead it is not the idlest any more
+		best.mu.Unlock()
+		best = l.idlest()
+		best.mu.Lock()
+	}
 	defer best.mu.Unlock()
 	if l.Err() != nil {
 		return nil, ErrEnded
@@ -119,6 +118,17 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 	s.bind(best)
 	best.wake()
 	return s, nil
+}
+
+// idlest returns the carrier that a new stream is best on.
+func (l *Link) idlest() (best *slot) {
+	var least load
+	for _, sl := range l.slots[1:] {
+		if at := sl.load(); best == nil || at.less(least) {
+			best, least = sl, at
+		}
+	}
+	return best
 }
 
 // load says what keeps a new stream from a carrier, the worst first.
@@ -137,7 +147,7 @@ func (sl *slot) load() (at load) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	switch {
-	case sl.connected():
+	case sl.cur != nil && !sl.cur.dead:
 	case sl.attached:
 		at.away = 1
 	default:
@@ -234,7 +244,13 @@ func (l *Link) Up() bool {
 // connected says whether what is sent now has somebody to arrive at, as far as this machine knows: that a bridge was killed is
 // known to the kernel before the connection's reader, which may have megabytes to read first, comes to the reset. A user who was
 // given to that bridge's streams in between would end with them. mu is held.
-func (sl *slot) connected() bool { return sl.cur != nil && !sl.cur.conn.HungUp() }
+func (sl *slot) connected() bool {
+	c := sl.cur
+	if c != nil && !c.dead {
+		c.dead = c.conn.HungUp()
+	}
+	return c != nil && !c.dead
+}
 
 // control queues a frame about a claim on the control connection. A later one about the same claim replaces it: only the
 // last counts. While the control connection is down nothing is queued; the claims are repeated when it is back.

@@ -132,6 +132,7 @@ func TestNewStreamsAvoidTheDead(t *testing.T) {
 	if l.Up() {
 		t.Error("a link all of whose carriers were reset is up")
 	}
+	open() // waits for one to come back
 }
 
 // recordOverTCP returns the near end of a connection after its handshake, and the far one's socket.
