@@ -6,7 +6,8 @@ import "runtime"
 // processors has nothing else to do, and otherwise only every 10 ms: were all of them busy with downloads, each keystroke
 // would wait so long at every step. So one of them stays free of bulk, and a download gives way after each batch instead of
 // after 10 ms. An echo beside 20 downloads at full speed on two cores took 36 ms (median; p99 80 to 105) without turns, and
-// 1.2 ms (12) with them; the downloads lost nothing.
+// 1.2 ms (12) with them; the downloads lost nothing. Beside one stream each way it went from 1.0 ms (17) to 0.38 (10) when bulk was
+// read off its socket in its turn, too.
 var turns = make(chan struct{}, max(runtime.GOMAXPROCS(0)-1, 1))
 
 // TakeTurn waits until a batch of n bytes may be processed. A small one is not bulk and does not wait. EndTurn, with the same
