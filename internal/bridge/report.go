@@ -156,6 +156,9 @@ func (r *reporter) failed(slot int, err error, pause time.Duration) {
 func (r *reporter) leaving(drain time.Duration) {
 	r.mu.Lock()
 	defer r.unlock()
+	if r.expected { // said again behind a break
+		return
+	}
 	r.expected = true
 	r.say(r.log.Warn, "the proxy is stopping", "proxy", r.proxy, "drain", drain.Seconds())
 }

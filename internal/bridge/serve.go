@@ -34,7 +34,7 @@ func (b *Bridge) Opened(s *link.Stream) {
 	}
 	select {
 	case b.dials <- struct{}{}:
-		b.wg.Add(1)
+		b.wg.Add(1) // the crew is closed when all are done
 		b.crew.Go(func() {
 			defer b.wg.Done()
 			if !b.serve(s, id) {

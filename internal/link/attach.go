@@ -216,7 +216,7 @@ func (sl *slot) resume(c *carrier, table []wire.StreamState, rtt time.Duration) 
 	if err := sl.link.Err(); err != nil {
 		return err
 	}
-	sl.core.measured(rtt) // of this path; the old one's says nothing
+	sl.core.measured(rtt, sl.link.now()) // of this path; the old one's says nothing
 	events, err := sl.core.resumed(c.gen, table)
 	if err != nil {
 		return err

@@ -409,7 +409,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 	case wire.TypePong:
 		if rtt := l.now() - time.Duration(f.Offset); sl.core.pinged > 0 && rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
 			sl.core.pinged--
-			sl.core.measured(rtt)
+			sl.core.measured(rtt, l.now())
 			c.answered(time.Duration(f.Offset))
 			return nil
 		}

@@ -42,7 +42,7 @@ type core struct {
 	Duplicates    uint64 // DATA frames that were trimmed because they had been received before
 	ChecksumFails uint64
 	rtt           time.Duration // smoothed, of the present connection
-	least         time.Duration // the shortest round trip on it; 0: none was measured
+	least         shortest      // round trip on it
 	traffic       traffic
 }
 

@@ -133,7 +133,7 @@ func (l *Link) idlest() (best *slot) {
 
 // load says what keeps a new stream from a carrier, the worst first.
 type load struct {
-	full    int    // 1: it may not have more
+	full    int    // 1: it may not have more, or was never there, and may never be
 	away    int    // 0: it is connected, 1: it was, 2: it never was
 	bytes   uint64 // lately, in steps that only bulk reaches
 	streams int
@@ -155,7 +155,7 @@ func (sl *slot) load() (at load) {
 	}
 	at.bytes = sl.core.traffic.lately(sl.link.now()) / bulkStep
 	at.streams = len(sl.core.streams)
-	if at.streams >= sl.core.maxStreams {
+	if at.streams >= sl.core.maxStreams || at.away == 2 {
 		at.full = 1
 	}
 	return at

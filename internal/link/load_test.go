@@ -54,9 +54,9 @@ func TestNewStreamsAvoidBulk(t *testing.T) {
 // TestNewStreamsAvoidTheFull: a carrier that may not have more streams is no choice while another has room, be it busy or away.
 func TestNewStreamsAvoidTheFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLink(true, nil, slog.New(slog.DiscardHandler), NewBudget(0), 2)
-		for _, sl := range l.slots {
-			sl.core.maxStreams = 10
+		l := newLink(true, nil, slog.New(slog.DiscardHandler), NewBudget(0), 3)
+		for _, sl := range l.slots[:3] { // the bridge has two carriers, and never a third
+			sl.core.maxStreams, sl.attached = 10, true
 		}
 		for i := range 20 {
 			l.slots[1].core.traffic.add(4*bulkStep, l.now())

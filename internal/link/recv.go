@@ -163,11 +163,9 @@ func (c *core) consume(s *Stream, n int, now time.Duration) bool {
 }
 
 // measured notes a round trip of the connection.
-func (c *core) measured(rtt time.Duration) {
+func (c *core) measured(rtt, now time.Duration) {
 	c.rtt = smooth(c.rtt, rtt)
-	if c.least == 0 || rtt < c.least {
-		c.least = rtt
-	}
+	c.least.add(rtt, now, c.traffic.lately(now) == 0)
 }
 
 // roundTrip is the one that windows are for. 5 ms stands for the scheduling of busy hosts, where the path's is shorter than that. One
@@ -175,10 +173,36 @@ func (c *core) measured(rtt time.Duration) {
 // ended up with seconds of them.
 func (c *core) roundTrip() time.Duration {
 	rtt := max(c.rtt, 5*time.Millisecond)
-	if c.least > 0 {
-		rtt = min(rtt, 8*c.least+100*time.Millisecond)
+	if least := c.least.get(); least > 0 {
+		rtt = min(rtt, 8*least+100*time.Millisecond)
 	}
 	return rtt
+}
+
+// shortest is the shortest round trip of the last minutes: the way may become longer without the connection's end. One that was
+// measured while nothing moved is what the way takes now, whatever it took before.
+type shortest struct {
+	since     time.Duration // when now began
+	now, last time.Duration // in this period, in the one before; 0: none
+}
+
+const shortestPeriod = 2 * time.Minute
+
+func (s *shortest) add(rtt, now time.Duration, quiet bool) {
+	switch {
+	case quiet || s.now == 0:
+		*s = shortest{since: now, now: rtt}
+	case now-s.since >= shortestPeriod:
+		*s = shortest{since: now, now: rtt, last: s.now}
+	}
+	s.now = min(s.now, rtt)
+}
+
+func (s *shortest) get() time.Duration {
+	if s.last == 0 {
+		return s.now
+	}
+	return min(s.now, s.last)
 }
 
 func smooth(old, sample time.Duration) time.Duration {

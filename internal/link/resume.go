@@ -88,7 +88,7 @@ func (c *core) lost(gen uint64) {
 // fence lets no connection carry the slot and forgets what was queued for the one that did. What matters of it is state
 // and comes back with the tables; the claims' owner repeats them.
 func (c *core) fence() {
-	c.bound, c.rtt, c.least = 0, 0, 0
+	c.bound, c.rtt, c.least = 0, 0, shortest{}
 	c.pong, c.ping, c.goAway = false, false, nil
 	clear(c.control)
 	c.controlOrder = nil

@@ -337,7 +337,7 @@ func (w *sim) applyLink(k *conn, e int, f wire.Frame) {
 	case wire.TypePong:
 		if rtt := w.now - time.Duration(f.Offset); c.pinged > 0 && rtt >= 0 {
 			c.pinged--
-			c.measured(rtt)
+			c.measured(rtt, w.now)
 		}
 	case wire.TypeErr:
 		w.lose(k, e, "the peer gave it up")

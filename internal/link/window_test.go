@@ -234,7 +234,7 @@ func TestAQueueIsNoDistance(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFaucet(t, NewBudget(0))
 			s := f.open()
-			f.c.measured(tt.path)
+			f.c.measured(tt.path, f.now)
 			for range 10 {
 				for left := s.recv.win; left > 0; {
 					k := min(left, wire.MaxPayload)
@@ -242,7 +242,7 @@ func TestAQueueIsNoDistance(t *testing.T) {
 					f.take(s, k)
 					left -= k
 				}
-				f.c.measured(tt.path + tt.each) // behind a whole window
+				f.c.measured(tt.path+tt.each, f.now) // behind a whole window
 				if s.recv.win > openWindow {
 					break
 				}
@@ -251,5 +251,31 @@ func TestAQueueIsNoDistance(t *testing.T) {
 				t.Errorf("the window is %d KiB, want it to grow: %t", s.recv.win>>10, tt.grows)
 			}
 		})
+	}
+}
+
+// TestShortest: it forgets what is minutes old, and at once what a measurement without traffic contradicts.
+func TestShortest(t *testing.T) {
+	var s shortest
+	now := time.Second
+	for _, tt := range []struct {
+		after, rtt time.Duration
+		quiet      bool
+		want       time.Duration
+	}{
+		{0, 10, false, 10},
+		{time.Second, 500, false, 10},
+		{time.Second, 8, false, 8},
+		{shortestPeriod, 500, false, 8},
+		{shortestPeriod, 500, false, 500},
+		{time.Second, 20, false, 20},
+		{time.Second, 300, true, 300},
+		{time.Second, 400, false, 300},
+	} {
+		now += tt.after
+		s.add(tt.rtt, now, tt.quiet)
+		if got := s.get(); got != tt.want {
+			t.Errorf("%s later, after %d: %d, want %d", tt.after, tt.rtt, got, tt.want)
+		}
 	}
 }

@@ -64,7 +64,7 @@ func (p *Proxy) acceptUsers(ln *listener) {
 				return
 			}
 		}
-		p.wg.Add(1)
+		p.wg.Add(1) // the crew is closed when all are done
 		p.crew.Go(func() {
 			defer p.wg.Done()
 			if !p.forward(ln, conn) {

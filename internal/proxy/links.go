@@ -140,8 +140,8 @@ func (p *Proxy) Attached(l *link.Link, slot int) {
 	s := p.session(l)
 	p.notify(l)
 	p.mu.Unlock()
-	if slot == 0 && p.draining.Load() { // the connection may have broken before the bridge was told
-		l.GoAway(p.cfg.Drain)
+	if left, draining := p.drainLeft(); slot == 0 && draining { // the connection may have broken before the bridge was told
+		l.GoAway(left)
 	}
 	if slot == 0 && s != nil {
 		p.log.Info("bridge connected", "key", s.key, "bridge", l.PeerName(), "remote", l.Status()[0].Remote)

@@ -84,6 +84,7 @@ type Proxy struct {
 	holding     context.Context // ends when users wait no longer for a bridge that is away
 	stopHolding context.CancelFunc
 	draining    atomic.Bool
+	drainEnds   atomic.Int64  // when what is left is reset; UnixNano, 0: no drain has begun
 	drain       chan struct{} // closed by Drain
 	drainOnce   sync.Once
 	pairSeq     atomic.Uint64
@@ -216,6 +217,7 @@ func (p *Proxy) finishPairs(ctx context.Context) {
 	p.mu.Unlock()
 	p.claiming.Unlock()
 	p.stopHolding()
+	p.drainEnds.Store(time.Now().Add(p.cfg.Drain).UnixNano())
 	for _, l := range p.host.Links() {
 		l.GoAway(p.cfg.Drain)
 	}
@@ -237,6 +239,12 @@ func (p *Proxy) finishPairs(ctx context.Context) {
 		p.log.Warn("drain time is over, resetting what is left")
 	case <-ctx.Done():
 	}
+}
+
+// drainLeft is how long what is there has to finish, if a drain has begun.
+func (p *Proxy) drainLeft() (left time.Duration, draining bool) {
+	ends := p.drainEnds.Load()
+	return max(time.Until(time.Unix(0, ends)), 0), ends != 0
 }
 
 // enter counts a user that was accepted; false: the proxy is draining.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,6 +16,7 @@ import (
 func inheritKeepAlive(lc *net.ListenConfig) {
 	before := lc.Control
 	lc.KeepAliveConfig, lc.KeepAlive = net.KeepAliveConfig{}, -1
+	lc.SetMultipathTCP(false) // older kernels refuse these options on such a socket
 	lc.Control = func(network, addr string, c syscall.RawConn) error {
 		c.Control(func(fd uintptr) { setKeepAlive(int(fd)) })
 		return before(network, addr, c)
@@ -51,24 +53,23 @@ func dialLocal(network, addr string) (net.Conn, error) {
 	if err = rawio.Connect(fd, to); err == unix.EINPROGRESS {
 		err = connected(fd)
 	}
-	c := (*localConn)(nil)
-	if err == nil {
-		c = newLocalConn(fd, remote)
-		// Where nobody listens, a socket may be given the very port that it goes to, and meet itself there.
-		if local := c.LocalAddr().(*net.TCPAddr); local.Port == remote.Port && local.IP.Equal(remote.IP) {
-			c.Close()
-			return nil, nil
-		}
-	}
 	switch err {
 	case nil:
-		return c, nil
-	case unix.ECONNREFUSED:
+	case unix.EINPROGRESS, unix.EADDRNOTAVAIL:
+		unix.Close(fd)
+		return nil, nil
+	default:
 		unix.Close(fd)
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: remote, Err: os.NewSyscallError("connect", err)}
 	}
-	unix.Close(fd)
-	return nil, nil
+	c := newLocalConn(fd, remote)
+	// Where nobody listens, a socket may be given the very port that it goes to, and meet itself there.
+	local := c.LocalAddr().(*net.TCPAddr)
+	if local.Port == remote.Port && local.IP.Equal(remote.IP) || c.SetReadDeadline(time.Time{}) != nil { // or Go's poller did not take it
+		c.Close()
+		return nil, nil
+	}
+	return c, nil
 }
 
 // connected says what became of a connect; EINPROGRESS: nothing yet.
@@ -81,7 +82,7 @@ func connected(fd int) error {
 		return nil
 	}
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
+	if err != nil || code == 0 {
 		return err
 	}
 	return unix.Errno(code)
@@ -124,8 +125,8 @@ func (c *localConn) LocalAddr() net.Addr {
 // CloseWrite sends FIN.
 func (c *localConn) CloseWrite() error {
 	var err error
-	if e := c.raw.Control(func(fd uintptr) { err = os.NewSyscallError("shutdown", unix.Shutdown(int(fd), unix.SHUT_WR)) }); e != nil {
-		return e
+	if c.raw.Control(func(fd uintptr) { err = os.NewSyscallError("shutdown", unix.Shutdown(int(fd), unix.SHUT_WR)) }) != nil {
+		return net.ErrClosed
 	}
 	return err
 }
@@ -137,8 +138,8 @@ func (c *localConn) SetLinger(sec int) error {
 		l = unix.Linger{}
 	}
 	var err error
-	if e := c.raw.Control(func(fd uintptr) { err = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &l) }); e != nil {
-		return e
+	if c.raw.Control(func(fd uintptr) { err = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &l) }) != nil {
+		return net.ErrClosed
 	}
 	return os.NewSyscallError("setsockopt", err)
 }

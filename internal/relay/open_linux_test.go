@@ -61,6 +61,9 @@ func TestDialLocal(t *testing.T) {
 			t.Errorf("the target read %q, %v", got, err)
 		}
 		c.Close() // born with linger 0
+		if err := closeWrite(c); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("CloseWrite behind Close = %v, want net.ErrClosed", err)
+		}
 		if _, err := far.Write([]byte("x")); err == nil {
 			_, err = far.Read(p)
 			for err == nil {

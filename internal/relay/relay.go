@@ -290,6 +290,7 @@ func (p *Pair) over() bool {
 
 // Receive implements link.Receiver: straight into the socket, as far as it takes it.
 func (p *Pair) Receive(bufs [][]byte) int {
+	p.fresh = false
 	n, err := p.sock.tryWrite(bufs)
 	p.in.Add(uint64(n))
 	if err != nil {
@@ -342,8 +343,10 @@ func (p *Pair) start(f func()) bool {
 // Backlogged implements link.Receiver. What arrived while the socket was connected has room in it, more often than not.
 func (p *Pair) Backlogged() {
 	if p.fresh {
-		p.fresh = false
 		b := p.stream.Backlog()
+		if b == nil { // the stream was reset meanwhile
+			return
+		}
 		n := p.Receive([][]byte{b})
 		p.stream.Consumed(n)
 		if n == len(b) && p.stream.Backlog() == nil {
@@ -372,9 +375,14 @@ func (p *Pair) drain() {
 func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 	if kind == wire.FIN {
 		p.mu.Lock()
+		if p.reason != "" { // or a RST that is under way would become a FIN
+			p.mu.Unlock()
+			return
+		}
 		p.finSent = true
+		err := p.sock.closeWrite(p.outDone) // if the peer has finished already, closing the socket is all that remains
 		p.mu.Unlock()
-		if err := p.sock.closeWrite(p.outEnded()); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ENOTCONN) {
+		if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ENOTCONN) {
 			p.localReset()
 			return
 		}
@@ -390,13 +398,6 @@ func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 		p.flush()
 		p.finish(reason, true)
 	})
-}
-
-// outEnded says whether the socket's peer has finished already: then closing the socket is all that remains.
-func (p *Pair) outEnded() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.outDone
 }
 
 // flush waits until the socket's peer has what was written: a reset throws away what still waits in the kernel. No event
