@@ -1,7 +1,6 @@
 package crew
 
 import (
-	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -15,7 +14,6 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 func TestCrew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := New()
-		before := runtime.NumGoroutine()
 		hold := make(chan struct{})
 		var all sync.WaitGroup
 		const n = 100
@@ -36,19 +34,18 @@ func TestCrew(t *testing.T) {
 			all.Wait()
 			synctest.Wait()
 			hold = make(chan struct{})
-			if stay := runtime.NumGoroutine() - before; stay != int(c.most) {
+			if stay := c.idle.Load(); stay != c.most {
 				t.Errorf("%d goroutines stay, want %d", stay, c.most)
 			}
 		}
-		ran := false
-		c.Go(func() { ran = true })
+		// One of them takes the next job: nobody is idle in its place meanwhile.
+		hold = make(chan struct{})
+		c.Go(func() { <-hold })
 		synctest.Wait()
-		if now := runtime.NumGoroutine() - before; !ran || now != int(c.most) {
-			t.Errorf("one more job: ran %t, %d goroutines; want one of %d to take it", ran, now, c.most)
+		if idle := c.idle.Load(); idle != c.most-1 {
+			t.Errorf("%d goroutines are idle beside a job, want %d", idle, c.most-1)
 		}
-		c.Close()
-		if left := runtime.NumGoroutine() - before; left != 0 {
-			t.Errorf("%d goroutines are left", left)
-		}
+		close(hold)
+		c.Close() // in a bubble, whose end waits for every goroutine
 	})
 }
