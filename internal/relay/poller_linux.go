@@ -163,7 +163,8 @@ func (p *Poller) Close() {
 
 func (l *loop) run() {
 	var flush []*link.Stream
-	for l.raw.Read(l.ready) == nil {
+	ready := l.ready // made once: a method value is an allocation
+	for l.raw.Read(ready) == nil {
 		for _, e := range l.events[:l.n] {
 			l.mu.Lock()
 			w := l.pairs[e.Fd]
