@@ -511,7 +511,12 @@ func TestTransferPort(t *testing.T) {
 	w.pair(b, addr)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.dialled) != 2 || b.dialled[0] != w.p.Addr().String() || b.dialled[1] != w.p.TransferAddr().String() {
+	for i, at := range b.dialled { // there may be more attempts than connections
+		if want := map[bool]net.Addr{true: w.p.Addr(), false: w.p.TransferAddr()}[i == 0].String(); at != want {
+			t.Errorf("attempt %d of %v went to %s, want %s", i, b.dialled, at, want)
+		}
+	}
+	if len(b.dialled) < 2 {
 		t.Errorf("dialled %v; want %s, then %s", b.dialled, w.p.Addr(), w.p.TransferAddr())
 	}
 }
