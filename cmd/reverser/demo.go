@@ -180,13 +180,18 @@ func (d *demo) start(ctx context.Context) (err error) {
 
 	var services []bridge.Service
 	var allow service.Policy
+	var free []net.Listener
 	for _, s := range []struct {
 		public *string
 		target string
 	}{{&d.httpPublic, d.httpTarget}, {&d.echoPublic, d.echoTarget}} {
-		if *s.public, err = freePort(); err != nil {
+		held, err := freePort()
+		if err != nil {
 			return err
 		}
+		defer held.Close()
+		free = append(free, held)
+		*s.public = held.Addr().String()
 		e, err := service.ParseExpose("tcp/" + *s.public + "=" + s.target)
 		if err != nil {
 			return err
@@ -214,6 +219,9 @@ func (d *demo) start(ctx context.Context) (err error) {
 	})
 	if err := d.proxy.Listen(); err != nil {
 		return err
+	}
+	for _, held := range free { // only now: the proxy's own port is another one
+		held.Close()
 	}
 	d.run(ctx, "proxy", d.proxy.Run)
 	ring.apply = d.proxy.SetKeys
@@ -275,16 +283,9 @@ func (d *demo) listen() (*net.TCPListener, error) {
 	return net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 }
 
-// freePort finds a port for the proxy to open. Another process may take it
-// first: the proxy then says so, and the check fails with that word.
-func freePort() (string, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
+// freePort holds a port for the proxy to open. Another process may take it in
+// between: the proxy then says so, and the check fails with that word.
+func freePort() (net.Listener, error) { return net.Listen("tcp4", "127.0.0.1:0") }
 
 // check sends real traffic through the tunnel.
 func (d *demo) check(ctx context.Context, out io.Writer) error {
