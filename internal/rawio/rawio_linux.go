@@ -64,11 +64,17 @@ func call(trap uintptr, fd int, p unsafe.Pointer, n int) (int, error) {
 }
 
 // HungUp says whether the peer of a connected socket sent its end or a reset, also behind bytes that nobody has read yet.
-func HungUp(fd int) bool {
-	ask := unix.PollFd{Fd: int32(fd), Events: unix.POLLRDHUP}
+func HungUp(fd int) bool { return Poll(fd, unix.POLLRDHUP) != 0 }
+
+// Poll returns what poll(2) says now of the events, and what it says unasked.
+func Poll(fd int, events int16) int16 {
+	ask := unix.PollFd{Fd: int32(fd), Events: events}
 	now := unix.Timespec{}
 	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&ask)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-	return errno == 0 && n > 0
+	if errno != 0 || n == 0 {
+		return 0
+	}
+	return ask.Revents
 }
 
 // Connect begins to connect a socket that does not block. Its error is an unix.Errno, EINPROGRESS as a rule.

@@ -24,8 +24,13 @@ func Write(fd int, bufs [][]byte) (n int, err error) {
 }
 
 // HungUp says whether the peer of a connected socket sent a reset, also behind bytes that nobody has read yet.
-func HungUp(fd int) bool {
-	ask := []unix.PollFd{{Fd: int32(fd)}}
-	n, err := unix.Poll(ask, 0)
-	return err == nil && n > 0
+func HungUp(fd int) bool { return Poll(fd, 0) != 0 }
+
+// Poll returns what poll(2) says now of the events, and what it says unasked.
+func Poll(fd int, events int16) int16 {
+	ask := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	if n, err := unix.Poll(ask, 0); err != nil || n == 0 {
+		return 0
+	}
+	return ask[0].Revents
 }

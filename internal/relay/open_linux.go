@@ -74,11 +74,10 @@ func dialLocal(network, addr string) (net.Conn, error) {
 
 // connected says what became of a connect; EINPROGRESS: nothing yet.
 func connected(fd int) error {
-	ask := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	if n, err := unix.Poll(ask, 0); err != nil || n == 0 {
+	switch events := rawio.Poll(fd, unix.POLLOUT); {
+	case events == 0:
 		return unix.EINPROGRESS
-	}
-	if ask[0].Revents&(unix.POLLERR|unix.POLLHUP) == 0 {
+	case events&(unix.POLLERR|unix.POLLHUP) == 0:
 		return nil
 	}
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)

@@ -90,21 +90,11 @@ func closeWrite(c net.Conn) error { return (&socket{conn: c}).closeWrite(false) 
 
 // TestKeepAliveIsInherited: the listener's options hold for what it accepts.
 func TestKeepAliveIsInherited(t *testing.T) {
-	ln, err := Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	user, accepted := loopback.user(t)
+	server, dialled := loopback.server(t)
+	for _, c := range []net.Conn{user, accepted, server, dialled} {
+		defer c.Close()
 	}
-	defer ln.Close()
-	dialled, err := Dial(t.Context(), "tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dialled.Close()
-	accepted, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer accepted.Close()
 	for who, c := range map[string]net.Conn{"accepted": accepted, "dialled": dialled} {
 		raw, err := c.(syscall.Conn).SyscallConn()
 		if err != nil {

@@ -154,12 +154,7 @@ func (s *socket) isTCP() bool {
 // state is what poll(2) tells of the socket without being asked.
 func (s *socket) state() (events int16) {
 	if s.raw != nil {
-		s.raw.Control(func(fd uintptr) {
-			p := []unix.PollFd{{Fd: int32(fd)}}
-			if n, err := unix.Poll(p, 0); err == nil && n > 0 {
-				events = p[0].Revents
-			}
-		})
+		s.raw.Control(func(fd uintptr) { events = rawio.Poll(int(fd), 0) })
 	}
 	return events
 }
