@@ -2,10 +2,8 @@ package e2e
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -151,30 +149,14 @@ func run(t *testing.T, path string, args ...string) string {
 	return p.Stdout.String()
 }
 
-var (
-	portsMu    sync.Mutex
-	portsTaken = make(map[int]bool)
-)
-
-// freePort returns a port on which nothing listens and that no other test has got. It
-// is below the range from which outgoing connections take theirs.
+// freePort returns a port on which nothing listens and that no other test has got.
 func freePort(t *testing.T) int {
 	t.Helper()
-	portsMu.Lock()
-	defer portsMu.Unlock()
-	for range 1000 {
-		port := 10000 + rand.IntN(20000)
-		if portsTaken[port] {
-			continue
-		}
-		if !process.PortFree(fmt.Sprintf(":%d", port)) {
-			continue
-		}
-		portsTaken[port] = true
-		return port
+	port, err := process.FreePort()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("found no free port")
-	return 0
+	return port
 }
 
 func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }

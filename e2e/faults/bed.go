@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -459,22 +458,14 @@ func (t *tunnel) endedAs(wanted string) (other map[string]int) {
 	return other
 }
 
-var portsTaken sync.Map
-
-// freePorts returns loopback addresses on which nothing listens, below the range from which outgoing connections take
-// their ports.
+// freePorts returns loopback addresses on which nothing listens.
 func freePorts(n int) (addrs []string, err error) {
-	for range 1000 {
-		addr := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
-		if _, taken := portsTaken.LoadOrStore(addr, true); taken {
-			continue
+	for range n {
+		port, err := process.FreePort()
+		if err != nil {
+			return nil, err
 		}
-		if !process.PortFree(addr) {
-			continue
-		}
-		if addrs = append(addrs, addr); len(addrs) == n {
-			return addrs, nil
-		}
+		addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", port))
 	}
-	return nil, errors.New("found no free ports on 127.0.0.1")
+	return addrs, nil
 }
