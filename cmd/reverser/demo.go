@@ -115,6 +115,7 @@ Between proxy and bridge is one encrypted link, which the bridge dialled at
 	// The log that follows is to show what the reader does, not the check's end.
 	for len(d.proxy.Status().Pairs)+len(d.bridge.Status().Pairs) > 0 && pause(check, 10*time.Millisecond) {
 	}
+	level.Set(slog.LevelInfo) // before it says so, or the first connection could go unlogged
 	fmt.Fprintf(c.stdout, `
 Look at it yourself:
   http://%s/
@@ -124,7 +125,6 @@ Look at it yourself:
 The log of the connections follows. Ctrl-C ends the demo.
 
 `, d.httpPublic, d.httpPublic, os.Args[0], d.dir.Path())
-	level.Set(slog.LevelInfo)
 	select {
 	case <-ctx.Done():
 	case err := <-d.failed:
