@@ -79,7 +79,7 @@ func (p *Proxy) keyName(id [16]byte) string {
 // session is what the proxy knows of a link. Its fields are guarded by Proxy.mu.
 type session struct {
 	link    *link.Link
-	key     string
+	key     string // its name, which may change
 	claims  map[uint16]*claim
 	settled bool // the first round of claims is complete
 	leaving bool // the bridge said that it is stopping
@@ -137,14 +137,17 @@ func (p *Proxy) session(l *link.Link) *session {
 // Attached implements link.Owner.
 func (p *Proxy) Attached(l *link.Link, slot int) {
 	p.mu.Lock()
-	s := p.session(l)
+	s, key := p.session(l), ""
+	if s != nil {
+		key = s.key
+	}
 	p.notify(l)
 	p.mu.Unlock()
 	if left, draining := p.drainLeft(); slot == 0 && draining { // the connection may have broken before the bridge was told
 		l.GoAway(left)
 	}
 	if slot == 0 && s != nil {
-		p.log.Info("bridge connected", "key", s.key, "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
+		p.log.Info("bridge connected", "key", key, "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
 	}
 }
 
@@ -154,8 +157,10 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 		return
 	}
 	p.mu.Lock()
-	s := p.session(l)
-	leaving := s != nil && s.leaving
+	s, key, leaving := p.session(l), "", false
+	if s != nil {
+		key, leaving = s.key, s.leaving
+	}
 	p.notify(l)
 	p.mu.Unlock()
 	// Ended says it, or a newer connection took the slot already.
@@ -166,7 +171,7 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 		l.Kill(errLeft)
 		return
 	}
-	p.log.Warn("bridge lost, its connections stand still until it is back", "key", s.key, "bridge", l.PeerName(), "err", err)
+	p.log.Warn("bridge lost, its connections stand still until it is back", "key", key, "bridge", l.PeerName(), "err", err)
 }
 
 var errLeft = errors.New("the bridge stopped")
@@ -205,6 +210,7 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 		p.claiming.Unlock()
 		return
 	}
+	key := s.key
 	delete(p.sessions, l.KeyID())
 	var gone []*listener
 	if !errors.Is(err, link.ErrReplaced) { // else the new session takes them over
@@ -213,7 +219,7 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 	p.mu.Unlock()
 	closeAll(gone)
 	p.claiming.Unlock()
-	p.log.Info("bridge session ended", "key", s.key, "bridge", l.PeerName(), "err", err)
+	p.log.Info("bridge session ended", "key", key, "bridge", l.PeerName(), "err", err)
 }
 
 // Claim implements link.Owner: the bridge proposes, the policy of its key decides.

@@ -362,13 +362,7 @@ func TestBridgeLost(t *testing.T) {
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, s := w.pair(b, addr)
 	for range 3 {
-		b.mu.Lock()
-		for _, c := range b.conns { // as a middlebox would
-			c.SetLinger(0)
-			c.Close()
-		}
-		b.conns = nil
-		b.mu.Unlock()
+		b.cut()
 		talk(t, u, s, "through")
 		w.pair(b, addr)
 	}
@@ -376,6 +370,41 @@ func TestBridgeLost(t *testing.T) {
 	if st := w.p.Status(); len(st.Links) != 1 || st.Links[0].Resumes == 0 || len(st.Pairs) != 4 {
 		t.Errorf("status %+v, want one link that resumed, with 4 pairs", st)
 	}
+}
+
+// TestKeyRenamed: a key gets other names while its bridge comes and goes; the log and the status follow.
+func TestKeyRenamed(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	stop, renamed := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(renamed)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			k := k
+			k.Name = fmt.Sprintf("nas%d", i%2)
+			w.p.SetKeys([]Key{k})
+		}
+	}()
+	for range 10 {
+		b.cut()
+		w.pair(b, addr)
+	}
+	close(stop)
+	<-renamed
+	k.Name = "desk"
+	w.p.SetKeys([]Key{k})
+	if st := w.p.Status(); len(st.Links) != 1 || st.Links[0].Key != "desk" || len(st.Services) != 1 || st.Services[0].Key != "desk" {
+		t.Errorf("status %+v, want the key's last name", st)
+	}
+	b.cut()
+	eventually(t, "the log has the last name", func() bool { return w.log.count("bridge connected", "desk") > 0 })
 }
 
 // TestSlowLog: whoever reads the log may be slow, or have stopped. Nobody else waits for that.

@@ -225,6 +225,17 @@ func (b *bridge) count() {
 	b.answers++
 }
 
+// cut breaks all connections of the link, as a middlebox would.
+func (b *bridge) cut() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range b.conns {
+		c.SetLinger(0)
+		c.Close()
+	}
+	b.conns = nil
+}
+
 // show shows a nonce at addr and reads the answer up to EOF.
 func show(addr string, nonce [16]byte) (answer [16]byte, err error) {
 	c, err := net.Dial("tcp", addr)
