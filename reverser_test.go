@@ -17,6 +17,7 @@ import (
 
 	"reverser"
 	"reverser/internal/auth"
+	"reverser/internal/freeport"
 	"reverser/internal/proxy"
 	"reverser/internal/service"
 	"reverser/internal/token"
@@ -48,12 +49,11 @@ func startProxy(t *testing.T, allow string) string {
 
 // freeAddr is a loopback address where nothing listens.
 func freeAddr(t *testing.T) string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := freeport.Addr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	return addr
 }
 
 func TestListen(t *testing.T) {

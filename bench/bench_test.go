@@ -22,6 +22,7 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/bridge"
+	"reverser/internal/freeport"
 	"reverser/internal/proxy"
 	"reverser/internal/service"
 	"reverser/internal/status"
@@ -41,12 +42,10 @@ func tunnel(b testing.TB, target string) string {
 	if err := p.Listen(); err != nil {
 		b.Fatal(err)
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	public, err := freeport.Addr()
 	if err != nil {
 		b.Fatal(err)
 	}
-	public := free.Addr().String()
-	free.Close()
 	pub, err := service.ParsePublic("tcp/" + public)
 	if err != nil {
 		b.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"reverser/e2e/process"
+	"reverser/internal/freeport"
 )
 
 // patience is how long anything may take. It only bounds a hanging test: every wait
@@ -152,7 +153,7 @@ func run(t *testing.T, path string, args ...string) string {
 // freePort returns a port on which nothing listens and that no other test has got.
 func freePort(t *testing.T) int {
 	t.Helper()
-	port, err := process.FreePort()
+	port, err := freeport.Get()
 	if err != nil {
 		t.Fatal(err)
 	}

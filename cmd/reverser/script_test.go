@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"reverser/internal/freeport"
 	"reverser/internal/state"
 )
 
@@ -49,16 +51,12 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// freeport VAR... sets each VAR to a port of the loopback that is free, all
-// different.
+// freeport VAR... sets each VAR to a port that is free, all different.
 func freePortCmd(ts *testscript.TestScript, neg bool, args []string) {
 	for _, name := range args {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		port, err := freeport.Get()
 		ts.Check(err)
-		defer l.Close() // after the last one: no port twice
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		ts.Check(err)
-		ts.Setenv(name, port)
+		ts.Setenv(name, strconv.Itoa(port))
 	}
 }
 

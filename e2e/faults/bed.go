@@ -23,6 +23,7 @@ import (
 	"reverser/e2e/faultnet"
 	"reverser/e2e/netlab"
 	"reverser/e2e/process"
+	"reverser/internal/freeport"
 )
 
 // A size says how much of a scenario is run.
@@ -461,7 +462,7 @@ func (t *tunnel) endedAs(wanted string) (other map[string]int) {
 // freePorts returns loopback addresses on which nothing listens.
 func freePorts(n int) (addrs []string, err error) {
 	for range n {
-		port, err := process.FreePort()
+		port, err := freeport.Get()
 		if err != nil {
 			return nil, err
 		}

@@ -70,13 +70,14 @@ var rules = []rule{
 	// Beside the program.
 	{pkg: "internal/memnet", why: "a network in memory, for tests only: see testOnly"},
 	{pkg: "internal/leaktest", why: "for tests only: see testOnly"},
+	{pkg: "internal/freeport", why: "ports for what tests start, one at a time for all of them; not what listens there"},
 	{pkg: "internal/archtest", why: "this test"},
 	{pkg: "internal/model", why: "the protocol's rules a second time, without the program, so that a mistake in the code is not copied"},
 	{pkg: "e2e", why: "runs the built programs from outside"},
 	{pkg: "e2e/process", why: "starts, reads and ends programs; it knows none of them"},
 	{pkg: "e2e/netlab", why: "three hosts and the faults between them; it does not know what runs there"},
 	{pkg: "e2e/faultnet", why: "a relay that breaks what passes; it does not know what that means"},
-	{pkg: "e2e/faults", own: "/e2e/faultnet /e2e/netlab /e2e/process", why: "breaks what the built program depends on and looks from outside"},
+	{pkg: "e2e/faults", own: "freeport /e2e/faultnet /e2e/netlab /e2e/process", why: "breaks what the built program depends on and looks from outside"},
 	{pkg: "bench/...", own: "/e2e/netlab", why: "measures the built programs from outside, also over a distance"},
 	{pkg: "examples/...", own: "/ /examples/asr", why: "what a user of the library could write, so the library is all they see"},
 }

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/freeport"
 	"reverser/internal/link"
 	"reverser/internal/service"
 	"reverser/internal/token"
@@ -400,10 +401,9 @@ func wantReset(t testing.TB, c net.Conn) {
 // nobody is an address where nothing listens.
 func nobody(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := freeport.Addr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	return addr
 }

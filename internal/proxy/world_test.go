@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +22,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/freeport"
 	"reverser/internal/link"
 	"reverser/internal/service"
 	"reverser/internal/wire"
@@ -425,21 +425,12 @@ func refused(addr string) bool {
 	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// nextPort is below the ports that systems give out for port 0: what is free here stays so until the proxy opens it.
-var nextPort atomic.Int32
-
-func init() { nextPort.Store(20_000 + int32(os.Getpid()%10_000)) }
-
 // free returns a loopback address where nothing listens, and what a claim of it looks like.
 func free(t testing.TB) (addr, public string) {
 	t.Helper()
-	for range 1000 {
-		addr := fmt.Sprintf("127.0.0.1:%d", nextPort.Add(1))
-		if ln, err := net.Listen("tcp", addr); err == nil {
-			ln.Close()
-			return addr, "tcp/" + addr
-		}
+	addr, err := freeport.Addr()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free port")
-	return "", ""
+	return addr, "tcp/" + addr
 }
