@@ -5,23 +5,32 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // logQueue formats and writes log records in a goroutine of its own: a connection that begins or ends does not wait for the
 // terminal or disk, its stack does not grow for the sake of a log line, and lines that come together are written together.
-// When lines come close behind each other it takes a rest, in which more of them come together. When logQueueLen records wait,
-// whoever logs waits too: no line is lost.
+// When lines come close behind each other it takes a rest, in which more of them come together.
+//
+// When logQueueLen records wait, whoever logs waits too, so that a slow reader loses no line. One that takes nothing for
+// logPatience, such as a terminal that was stopped with Ctrl-S, does not stop the tunnel: lines are dropped and counted until
+// it goes on.
 type logQueue struct {
 	records chan queuedRecord
 	out     *bufio.Writer
-	wg      sync.WaitGroup
+	closing chan struct{}
+	done    chan struct{} // the writer is
+
+	start time.Time
+	began atomic.Int64 // nanoseconds from start to the begin of the present write; 0: none is under way
+	lost  atomic.Int64 // lines that were dropped and not spoken of yet
 }
 
 const (
 	logQueueLen  = 1024
 	logQueueRest = 2 * time.Millisecond
+	logPatience  = 2 * time.Second
 )
 
 type queuedRecord struct {
@@ -31,15 +40,28 @@ type queuedRecord struct {
 
 // newLogQueue returns a queue in front of w; handlers behind it write to out.
 func newLogQueue(w io.Writer) *logQueue {
-	q := &logQueue{records: make(chan queuedRecord, logQueueLen), out: bufio.NewWriter(w)}
-	q.wg.Go(q.write)
+	q := &logQueue{
+		records: make(chan queuedRecord, logQueueLen), out: bufio.NewWriter(w),
+		closing: make(chan struct{}), done: make(chan struct{}), start: time.Now(),
+	}
+	go q.run()
 	return q
 }
 
-func (q *logQueue) write() {
+func (q *logQueue) run() {
+	defer close(q.done)
 	var flushed time.Time
-	for r := range q.records {
-		r.handler.Handle(context.Background(), r.record)
+	for {
+		select {
+		case r := <-q.records:
+			q.write(r)
+		case <-q.closing:
+			for len(q.records) > 0 {
+				q.write(<-q.records)
+			}
+			q.flush()
+			return
+		}
 		if len(q.records) > 0 {
 			continue
 		}
@@ -48,17 +70,77 @@ func (q *logQueue) write() {
 			time.Sleep(rest)
 		}
 		if rest <= 0 || len(q.records) == 0 {
-			q.out.Flush()
+			q.flush()
 			flushed = time.Now()
 		}
 	}
 }
 
-// close writes what waits. Nothing may be logged any more.
-func (q *logQueue) close() {
-	close(q.records)
-	q.wg.Wait()
+func (q *logQueue) write(r queuedRecord) {
+	q.begin()
+	defer q.end()
+	r.handler.Handle(context.Background(), r.record)
+	if n := q.lost.Swap(0); n > 0 {
+		lost := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines were dropped: nobody took them", 0)
+		lost.AddAttrs(slog.Int64("lines", n))
+		r.handler.Handle(context.Background(), lost)
+	}
+}
+
+func (q *logQueue) flush() {
+	q.begin()
+	defer q.end()
 	q.out.Flush()
+}
+
+func (q *logQueue) begin() { q.began.Store(int64(time.Since(q.start)) + 1) }
+func (q *logQueue) end()   { q.began.Store(0) }
+
+// stuck is how long the present write has been under way.
+func (q *logQueue) stuck() time.Duration {
+	if began := q.began.Load(); began != 0 {
+		return time.Since(q.start) - time.Duration(began)
+	}
+	return 0
+}
+
+func (q *logQueue) put(r queuedRecord) {
+	for {
+		select {
+		case q.records <- r:
+			return
+		default:
+		}
+		left := logPatience - q.stuck()
+		if left <= 0 {
+			q.lost.Add(1)
+			return
+		}
+		t := time.NewTimer(left)
+		select {
+		case q.records <- r:
+			t.Stop()
+			return
+		case <-t.C:
+		case <-q.done: // the process ends
+			t.Stop()
+			return
+		}
+	}
+}
+
+// close writes what waits, if somebody takes it. What is logged later may get lost.
+func (q *logQueue) close() {
+	close(q.closing)
+	for left := logPatience; left > 0; left = logPatience - q.stuck() {
+		t := time.NewTimer(left)
+		select {
+		case <-q.done:
+			t.Stop()
+			return
+		case <-t.C:
+		}
+	}
 }
 
 // queuedHandler puts records into a queue.
@@ -68,7 +150,7 @@ type queuedHandler struct {
 }
 
 func (h queuedHandler) Handle(_ context.Context, r slog.Record) error {
-	h.queue.records <- queuedRecord{h.Handler, r.Clone()}
+	h.queue.put(queuedRecord{h.Handler, r.Clone()})
 	return nil
 }
 

@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // TestLogQueue: lines of one goroutine stay in order, none is lost, whatever the writer's speed, and With is kept.
@@ -56,6 +59,81 @@ func TestLogQueueWritesAtOnce(t *testing.T) {
 		t.Errorf("Read = %q, %v", p[:n], err)
 	}
 	flush()
+}
+
+// stopped is a terminal that takes nothing until it is closed.
+type stopped struct {
+	goesOn chan struct{}
+	got    syncBuffer
+}
+
+func (s *stopped) Write(p []byte) (int, error) {
+	<-s.goesOn
+	return s.got.Write(p)
+}
+
+// TestLogQueueStopped: a terminal that takes nothing holds nobody up for long, and says how much it missed when it goes on.
+func TestLogQueueStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &stopped{goesOn: make(chan struct{})}
+		log, flush, err := newLogger(w, logJSON)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const lines = 5 * logQueueLen
+		begin := time.Now()
+		for i := range lines {
+			log.Info("line", "n", i)
+		}
+		if waited := time.Since(begin); waited > 2*logPatience {
+			t.Errorf("waited %s, want %s and then no more", waited, logPatience)
+		}
+		close(w.goesOn)
+		synctest.Wait()
+		log.Info("after")
+		flush()
+		kept, lost := 0, 0
+		for line := range strings.Lines(w.got.String()) {
+			var r struct {
+				Msg      string
+				N, Lines int
+			}
+			if err := json.Unmarshal([]byte(line), &r); err != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			switch {
+			case r.Msg == "line" && r.N == kept:
+				kept++
+			case r.Lines > 0:
+				lost += r.Lines
+			case r.Msg != "after":
+				t.Errorf("line %s, want number %d", line, kept)
+			}
+		}
+		if kept < logQueueLen || kept+lost != lines || !strings.Contains(w.got.String(), "after") {
+			t.Errorf("%d lines came, %d were said to be lost, of %d; want all, at least %d of them kept, and the line behind them", kept, lost, lines, logQueueLen)
+		}
+	})
+}
+
+// TestLogQueueEnds: a process whose log nobody takes can end.
+func TestLogQueueEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &stopped{goesOn: make(chan struct{})}
+		log, flush, err := newLogger(w, logText)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.Info("nobody takes this")
+		begin := time.Now()
+		flush()
+		if waited := time.Since(begin); waited > 2*logPatience {
+			t.Errorf("waited %s", waited)
+		}
+		log.Info("and this is too late")
+		close(w.goesOn)
+		time.Sleep(time.Second) // until the writer has ended
+	})
 }
 
 // BenchmarkLog is what whoever logs pays for a line.

@@ -74,8 +74,8 @@ func withSignals(log *slog.Logger, drain, cancel func()) (stop func()) {
 					log.Info("stopping when the last connection ends", "signal", sig.String(), "hint", "a second signal stops now")
 					drain()
 				default:
+					cancel() // first: whoever reads the log may have stopped
 					log.Info("stopping now", "signal", sig.String())
-					cancel()
 				}
 			}
 		}

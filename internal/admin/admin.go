@@ -10,7 +10,7 @@
 // process's own user in. The package reads snapshots and passes changes on; it
 // knows neither proxy nor bridge. The socket is answered also when the process
 // is out of file descriptors, because the proxy stops taking public
-// connections 128 descriptors before the limit.
+// connections some descriptors before the limit.
 package admin
 
 import (
@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"reverser/internal/status"
@@ -71,14 +72,17 @@ const (
 	stopGrace      = time.Second
 )
 
-// Serve answers on l until ctx ends, and closes l.
+// Serve answers on l until ctx ends, and closes l. Nothing is at work for a
+// request any more when it returns.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	log := s.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	handler := &counted{Handler: s.handler()}
+	defer handler.end()
 	srv := &http.Server{
-		Handler:      s.handler(),
+		Handler:      handler,
 		ReadTimeout:  requestTimeout,
 		WriteTimeout: requestTimeout,
 		IdleTimeout:  requestTimeout,
@@ -102,6 +106,36 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	<-done
 	return nil
+}
+
+// counted is a handler whose requests can be waited for: one outlives its
+// connection, and may be writing the keys, which are the next process's as soon
+// as Serve has returned.
+type counted struct {
+	http.Handler
+	mu      sync.Mutex
+	over    bool // guarded by mu
+	running sync.WaitGroup
+}
+
+func (c *counted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	if c.over {
+		c.mu.Unlock()
+		return
+	}
+	c.running.Add(1)
+	c.mu.Unlock()
+	defer c.running.Done()
+	c.Handler.ServeHTTP(w, r)
+}
+
+// end lets no request begin any more and waits for those that run.
+func (c *counted) end() {
+	c.mu.Lock()
+	c.over = true
+	c.mu.Unlock()
+	c.running.Wait()
 }
 
 func (s *Server) handler() http.Handler {

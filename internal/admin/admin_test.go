@@ -10,10 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"reverser/internal/admin"
+	"reverser/internal/memnet"
 	"reverser/internal/status"
 )
 
@@ -183,6 +186,54 @@ func TestServeFailsWithItsListener(t *testing.T) {
 	if err := (&admin.Server{Status: snapshot}).Serve(t.Context(), l); err == nil {
 		t.Error("Serve on a closed listener = nil")
 	}
+}
+
+// slowKeys removes a key when it is told to.
+type slowKeys struct {
+	fakeKeys
+	began, goesOn chan struct{}
+	removed       atomic.Bool
+}
+
+func (k *slowKeys) Remove(string) error {
+	close(k.began)
+	<-k.goesOn
+	k.removed.Store(true)
+	return nil
+}
+
+// TestServeWaitsForRequests: a slow disk may hold up a change of the keys for
+// longer than a stop waits for clients. The keys are the next process's only
+// when it is done.
+func TestServeWaitsForRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		l, err := n.Listen("127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys := &slowKeys{began: make(chan struct{}), goesOn: make(chan struct{})}
+		s := &admin.Server{Status: snapshot, Keys: keys}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			err := s.Serve(ctx, l)
+			if !keys.removed.Load() {
+				t.Error("Serve returned while a request was changing the keys")
+			}
+			done <- err
+		}()
+		c := admin.NewClient(func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, l.Addr().String()) })
+		defer c.Close()
+		go c.RemoveKey(ctx, "nas")
+		<-keys.began
+		cancel()
+		time.Sleep(time.Minute)
+		close(keys.goesOn)
+		if err := <-done; err != nil {
+			t.Errorf("Serve = %v, want nil", err)
+		}
+	})
 }
 
 func isUsage(err error) bool {
