@@ -96,6 +96,7 @@ type Bridge struct {
 	pairs    map[*relay.Entry]struct{}
 	busy     int           // streams that are connected to a target, or on the way to it
 	idle     chan struct{} // closed when draining and busy is 0; nil before
+	ending   bool          // pairs are reset: there is to be no new one
 }
 
 // serviceState is what the proxy said about a service.
@@ -243,6 +244,7 @@ const (
 // endPairs resets the pairs that are left and waits up to d for the proxy to know.
 func (b *Bridge) endPairs(d time.Duration) {
 	b.mu.Lock()
+	b.ending = true
 	l := b.link
 	var left []*relay.Entry
 	for pr := range b.pairs {
@@ -276,7 +278,9 @@ func (b *Bridge) Attached(l *link.Link, slot int) {
 		return
 	}
 	b.mu.Lock()
-	b.link = l
+	if l.Err() == nil { // else Ended has come already
+		b.link = l
+	}
 	b.mu.Unlock()
 	if b.draining.Load() {
 		l.GoAway(b.cfg.Drain)

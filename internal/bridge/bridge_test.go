@@ -493,6 +493,48 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// TestEndWhileUsersCome: whatever became of those who were on the way to the service when the bridge reset everybody, it ends.
+func TestEndWhileUsersCome(t *testing.T) {
+	for name, end := range map[string]func(b *running){
+		"stop":  func(b *running) { b.stop() },
+		"drain": func(b *running) { b.Drain() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 8 {
+				srv := serve(t, "tcp", "127.0.0.1:0")
+				p := listen(t, "127.0.0.1:0", false)
+				b := start(t, Config{Token: tokenFor(p.addr()), Drain: time.Nanosecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+				p.ready()
+				p.mu.Lock()
+				l := p.link
+				p.mu.Unlock()
+				const some = 20
+				came, gone := make(chan struct{}), make(chan struct{})
+				go func() {
+					defer close(gone)
+					for n := 0; n < 2000; n++ {
+						if _, err := l.Open(wire.Open{}); err != nil {
+							break
+						}
+						if n == some {
+							close(came)
+						}
+					}
+				}()
+				<-came
+				end(b)
+				select {
+				case <-b.done:
+				case <-time.After(limit):
+					t.Fatal("Run did not return")
+				}
+				p.close()
+				<-gone
+			}
+		})
+	}
+}
+
 // TestStopWithHandle: the end of the context resets the connections that a program has as well.
 func TestStopWithHandle(t *testing.T) {
 	conns := make(chan net.Conn, 1)

@@ -286,7 +286,7 @@ func (p *proxy) serveOnMemnet(n *memnet.Net, addrs ...string) (stop func()) {
 	sc := &auth.ServerConfig{Identity: identity(), Instance: [16]byte{9}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == keyID }}
 	host := link.NewHost(link.HostConfig{
 		Owner: p, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance, Carriers: 2,
-		Admit: func([16]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	tc := sc.TLS()
 	var wg sync.WaitGroup

@@ -79,6 +79,7 @@ func (b *Bridge) serve(s *link.Stream, id int) bool {
 	}
 	b.mu.Lock()
 	b.pairs[pr] = struct{}{}
+	ending := b.ending
 	b.mu.Unlock()
 	pr.Created(b.log)
 	b.wg.Add(1)
@@ -88,6 +89,9 @@ func (b *Bridge) serve(s *link.Stream, id int) bool {
 		<-b.conns
 		b.leave(pr)
 	})
+	if ending { // endPairs may not have seen it, and a stream that was reset here tells nobody
+		pr.End(relay.ReasonDrain, wire.CodeDrain)
+	}
 	return true
 }
 

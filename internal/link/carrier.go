@@ -106,7 +106,11 @@ func (sl *slot) fence(err error) {
 func (c *carrier) run() error {
 	sl := c.slot
 	sl.mu.Lock()
-	c.watch = time.AfterFunc(pingUsed, c.look)
+	first := pingUsed
+	if c.asked != 0 { // doubt came before the watch
+		first = glance
+	}
+	c.watch = time.AfterFunc(first, c.look)
 	sl.mu.Unlock()
 	defer c.watch.Stop()
 	c.conn.SetDeadline(time.Time{}) // the one for attaching; from here on look decides

@@ -204,6 +204,7 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 	if len(c.streams) > c.maxStreams {
 		c.end(s, wire.RST, wire.CodeLimit)
 		s.recv.discard = true
+		s.closed = true // nobody has it
 		return event{}, nil
 	}
 	return event{kind: evOpened, stream: s}, nil

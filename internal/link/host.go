@@ -22,7 +22,7 @@ type HostConfig struct {
 	Transfer uint16        // port for carriers that ATTACHED announces; 0: none
 	Detach   time.Duration // 0: DetachLimit
 	// Admit says whether the key may (still) have a session; it is asked at every attach.
-	Admit func(keyID [16]byte) bool
+	Admit func(keyID [16]byte, secret [32]byte) bool
 	// Draining says whether new sessions are refused.
 	Draining func() bool
 }
@@ -122,7 +122,7 @@ func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, raw []b
 
 // find returns the session that the connection belongs to, and makes a new one where that is asked for and possible.
 func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
-	if !h.cfg.Admit(conn.KeyID) {
+	if !h.cfg.Admit(conn.KeyID, conn.Secret) {
 		return nil, &refusal{wire.StatusDenied, "the key was removed"}
 	}
 	if a.Mode != wire.ModeNew {
@@ -160,7 +160,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	switch {
 	case h.closed || h.cfg.Draining():
 		return nil, &refusal{wire.StatusDraining, "the proxy is stopping"}
-	case !h.cfg.Admit(conn.KeyID): // it may have gone while the old link was asked for a sign of life
+	case !h.cfg.Admit(conn.KeyID, conn.Secret): // it may have gone while the old link was asked for a sign of life
 		return nil, &refusal{wire.StatusDenied, "the key was removed"}
 	}
 	if h.bySID[a.Session] != nil || h.byKey[conn.KeyID] != nil {

@@ -146,7 +146,7 @@ func newWorldOn(t testing.TB, detach time.Duration, ln net.Listener, dial func(c
 	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{9}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
 	w.host = NewHost(HostConfig{
 		Owner: w.px, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
-		Admit: func([16]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	tc := cfg.TLS()
 	w.wg.Go(func() {
@@ -355,6 +355,49 @@ func TestEveryAckHasItsTime(t *testing.T) {
 	defer sl.mu.Unlock()
 	if b1.ackWaits && !c.ackArmed {
 		t.Error("nothing will wake the writer for the ACK of the data")
+	}
+}
+
+// Reset passes over streams that were refused because there were too many: nobody has them.
+func TestResetBesideRefusedStreams(t *testing.T) {
+	l := newLink(false, nil, nil, NewBudget(0), 1)
+	sl := l.slots[1]
+	sl.core.maxStreams = 1
+	for i := range uint64(2) {
+		open := wire.AppendOpen(nil, (i+1)<<8|1, 0, wire.Open{})
+		ev, err := sl.core.receive(wire.Frame{Type: wire.TypeOpen, Stream: (i+1)<<8 | 1, Payload: open[wire.HeaderLen:]}, l.now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.kind == evOpened {
+			ev.stream.bind(sl)
+		}
+	}
+	l.Reset(wire.CodeDrain)
+	for _, s := range sl.core.streams {
+		if !s.send.reset() {
+			t.Errorf("stream %d goes on", s.id)
+		}
+	}
+}
+
+// What two goroutines Write at the same time is not mixed.
+func TestTwoWriters(t *testing.T) {
+	w := newWorld(t, 0)
+	defer w.close()
+	px, br := w.open()
+	const n = 4 * openWindow // more than there is room for
+	var wg sync.WaitGroup
+	for _, c := range []byte("ab") {
+		wg.Go(func() { br.Write(bytes.Repeat([]byte{c}, n)) })
+	}
+	got := make([]byte, 2*n)
+	if _, err := io.ReadFull(px, got); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if half := got[:n]; !bytes.Equal(half, bytes.Repeat(half[:1], n)) {
+		t.Error("two Writes are mixed")
 	}
 }
 

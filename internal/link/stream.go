@@ -19,8 +19,9 @@ import (
 // It is a net.Conn. A relay uses Room, Send, SetReceiver, Backlog and Consumed instead of Write and Read: they move
 // pooled chunks, and an idle stream then holds no buffer and no goroutine of the link.
 type Stream struct {
-	id   uint64
-	open wire.Open
+	id      uint64
+	open    wire.Open
+	writing sync.Mutex // held by Write, for each call's bytes to stay together; before slot.mu
 
 	// Guarded by slot.mu, as is everything below.
 	slot      *slot
@@ -449,6 +450,8 @@ func (s *Stream) Read(p []byte) (int, error) {
 
 // Write implements net.Conn.
 func (s *Stream) Write(p []byte) (n int, err error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
 	for {

@@ -33,7 +33,7 @@ func TestRemovedKeyGetsASession(t *testing.T) {
 		w := newWorld(t, 0)
 		var admit atomic.Bool
 		admit.Store(true)
-		w.host.cfg.Admit = func([16]byte) bool { return admit.Load() }
+		w.host.cfg.Admit = func([16]byte, [32]byte) bool { return admit.Load() }
 		old := w.px.link
 		for _, c := range w.net.Conns() {
 			c.BlackHole(memnet.Both)

@@ -477,15 +477,16 @@ func (p *Proxy) reconsider() { p.decideAll(func(*claim) bool { return true }) }
 func (p *Proxy) dropKey(id [16]byte) {
 	p.claiming.Lock()
 	p.mu.Lock()
-	s := p.sessions[id]
 	gone := p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == id })
 	p.mu.Unlock()
 	closeAll(gone)
 	p.claiming.Unlock()
 	p.endPairs(relay.ReasonRemoved, wire.CodeService, func(pr *pair) bool { return pr.key == id })
-	if s != nil {
-		s.link.Flush(lastWords) // or the bridge's pairs would learn no more than that the link is lost
-		s.link.Kill(errors.New("the key was removed"))
+	for _, l := range p.host.Links() { // and not the session, which a link that is being attached has not got yet
+		if l.KeyID() == id {
+			l.Flush(lastWords) // or the bridge's pairs would learn no more than that the link is lost
+			l.Kill(errors.New("the key was removed"))
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -369,6 +370,27 @@ func TestBridgeLost(t *testing.T) {
 	b.settled()
 	if st := w.p.Status(); len(st.Links) != 1 || st.Links[0].Resumes == 0 || len(st.Pairs) != 4 {
 		t.Errorf("status %+v, want one link that resumed, with 4 pairs", st)
+	}
+}
+
+// TestKeyRemovedWhileABridgeComes: in whatever moment of its coming the key goes, nothing of the bridge stays.
+func TestKeyRemovedWhileABridgeComes(t *testing.T) {
+	_, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{})
+	for range 40 {
+		w.p.SetKeys([]Key{k})
+		b := w.dial(k, how{instance: 1}, pub)
+		for len(w.p.host.Links()) == 0 { // without a rest: the moments are short
+			runtime.Gosched()
+		}
+		w.p.SetKeys(nil)
+		b.mu.Lock()
+		b.mute = true
+		b.mu.Unlock()
+		b.stop()
+		<-b.done
+		eventually(t, "nothing of it stays", func() bool { return len(w.p.host.Links()) == 0 && len(w.p.Status().Links) == 0 })
 	}
 }
 

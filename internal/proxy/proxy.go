@@ -145,7 +145,7 @@ func (p *Proxy) Listen() (err error) {
 	}
 	p.host = link.NewHost(link.HostConfig{
 		Owner: p, Log: p.log, Instance: p.authCfg.Instance, Transfer: port, Detach: p.cfg.ResumeWithin, Budget: p.budget,
-		Admit:    func(id [16]byte) bool { _, ok := p.secret(id); return ok },
+		Admit:    func(id [16]byte, secret [32]byte) bool { now, ok := p.secret(id); return ok && now == secret },
 		Draining: p.draining.Load,
 	})
 	return nil

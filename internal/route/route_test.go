@@ -70,7 +70,7 @@ func listen(t *testing.T) *bridges {
 	sc := &auth.ServerConfig{Identity: identity(), Instance: [16]byte{9}, Lookup: func([16]byte) ([32]byte, bool) { return [32]byte{2}, true }}
 	b.host = link.NewHost(link.HostConfig{
 		Owner: owner{b}, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance, Carriers: 1,
-		Admit: func([16]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	ln, err := b.net.Listen(proxyAddr)
 	if err != nil {
