@@ -83,13 +83,13 @@ func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error)
 	}
 	defer d.close()
 	defer end()
+	// Signals end the demo at once: there is nobody whose connection is to be
+	// drained. Before the admin socket is there: whoever sees it may send one.
+	stopSignals := withSignals(slog.New(slog.DiscardHandler), end, end)
+	defer stopSignals()
 	if err := d.start(ctx); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	// Signals end the demo at once: there is nobody whose connection is to be
-	// drained.
-	stopSignals := withSignals(slog.New(slog.DiscardHandler), end, end)
-	defer stopSignals()
 
 	fmt.Fprintf(c.stdout, `A proxy, a bridge and two small services run in this process, on loopback:
 
