@@ -71,7 +71,7 @@ func testDemoStays(t *testing.T, format string, wantLine func(t *testing.T, line
 		t.Errorf("GET %s = %q, %v", url, page, err)
 	}
 	go io.Copy(io.Discard, out)
-	for ctx, stop := context.WithTimeout(ctx, 20*time.Second); ; {
+	for ctx, stop := context.WithTimeout(ctx, time.Minute); ; {
 		defer stop()
 		if strings.Count(log.String(), "pair released") == 2 {
 			break

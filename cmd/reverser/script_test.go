@@ -23,7 +23,7 @@ import (
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
-		Deadline:            time.Now().Add(time.Minute), // a command that does not end fails soon
+		Deadline:            time.Now().Add(5 * time.Minute), // all stories share it; a command that does not end fails before the package does
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
@@ -83,7 +83,7 @@ func emptyCmd(ts *testscript.TestScript, neg bool, args []string) {
 // may be a pattern; VAR is set to what it stands for.
 func runningCmd(ts *testscript.TestScript, neg bool, args []string) {
 	pattern := ts.MkAbs(args[0])
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
 		dir := pattern
@@ -166,7 +166,7 @@ func serviceCmd(ts *testscript.TestScript, neg bool, args []string) {
 			}
 			wg.Go(func() {
 				defer conn.Close()
-				conn.SetDeadline(time.Now().Add(20 * time.Second))
+				conn.SetDeadline(time.Now().Add(time.Minute))
 				got, _ := io.ReadAll(conn)
 				io.WriteString(conn, "hello "+string(got))
 			})
@@ -203,7 +203,7 @@ func ask(port, text string) (string, error) {
 		return "", err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := io.WriteString(conn, text); err != nil {
 		return "", err
 	}
