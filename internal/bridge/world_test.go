@@ -110,7 +110,7 @@ type proxy struct {
 	known   bool // the key; guarded by mu, as all below
 	link    *link.Link
 	up      map[int]bool
-	via     map[int]string // local address that each proven connection came in at, in order
+	via     map[string]string // local address that each proven connection came in at, by its remote one
 	claims  map[uint16]wire.Claim
 	round   int // how often all claims had come
 	leaving time.Duration
@@ -160,7 +160,7 @@ func (p *proxy) Ended(_ *link.Link, err error) {
 // listen runs a proxy at addr until the end of the test; with transfer it has a second port, which it announces.
 func listen(t *testing.T, addr string, transfer bool) *proxy {
 	t.Helper()
-	p := &proxy{t: t, known: true, up: map[int]bool{}, via: map[int]string{}, claims: map[uint16]wire.Claim{}}
+	p := &proxy{t: t, known: true, up: map[int]bool{}, via: map[string]string{}, claims: map[uint16]wire.Claim{}}
 	var instance [16]byte
 	rand.Read(instance[:])
 	sc := &auth.ServerConfig{Identity: identity(), Instance: instance, Lookup: func(id [16]byte) ([32]byte, bool) {
@@ -201,7 +201,7 @@ func listen(t *testing.T, addr string, transfer bool) *proxy {
 				p.wg.Go(func() {
 					if ac, err := auth.Server(c, tc, sc); err == nil {
 						p.mu.Lock()
-						p.via[len(p.via)] = ln.Addr().String()
+						p.via[c.RemoteAddr().String()] = ln.Addr().String()
 						p.mu.Unlock()
 						p.host.Serve(ac)
 					}

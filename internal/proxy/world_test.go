@@ -148,6 +148,12 @@ func start(t *testing.T, cfg Config) *world {
 	return w
 }
 
+// dialled is one attempt of a bridge to connect.
+type dialled struct {
+	carrier bool
+	addr    string
+}
+
 // bridge is a Dialer without the rest of a bridge: the test plays that.
 type bridge struct {
 	w       *world
@@ -166,7 +172,7 @@ type bridge struct {
 	failed  []error
 	leaving bool
 	ended   []error
-	dialled []string
+	dialled []dialled
 	conns   []*net.TCPConn
 	mute    bool // dials no more
 }
@@ -281,7 +287,7 @@ func (w *world) dial(k Key, h how, publics ...string) *bridge {
 				addr = fmt.Sprintf("127.0.0.1:%d", transfer)
 			}
 			b.mu.Lock()
-			b.dialled = append(b.dialled, addr)
+			b.dialled = append(b.dialled, dialled{carrier, addr})
 			mute := b.mute
 			b.mu.Unlock()
 			if mute {
