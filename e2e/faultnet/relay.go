@@ -316,10 +316,14 @@ func (c *conn) pass(d Direction) {
 	}
 }
 
+// patience is how long a reader may take nothing before the rest is thrown away. Nobody who reads is as slow, on a busy machine either.
+const patience = 10 * time.Second
+
 // arrive waits until the other kernel has what was written, which a reset would otherwise throw away, but not for a reader
 // who takes nothing.
 func (c *conn) arrive(dst *net.TCPConn) {
-	for pause := 100 * time.Microsecond; pause < time.Second && unsent(dst) > 0; pause *= 2 {
+	begin := time.Now()
+	for pause := 100 * time.Microsecond; time.Since(begin) < patience && unsent(dst) > 0; pause = min(2*pause, 100*time.Millisecond) {
 		if !c.sleep(pause) {
 			return
 		}
