@@ -20,7 +20,7 @@ import (
 )
 
 // settle is how long goroutines that were told to end may take to do it.
-const settle = 5 * time.Second
+const settle = 30 * time.Second
 
 // Main runs the tests and exits, with 1 if they passed but left goroutines behind.
 func Main(m *testing.M) { os.Exit(Run(m)) }
