@@ -117,6 +117,11 @@ func TestNewStreamsAvoidTheDead(t *testing.T) {
 		bridge[i].Write([]byte("unread"))
 		bridge[i].SetLinger(0)
 		bridge[i].Close()
+		for near, late := l.slots[i+1].cur.conn, time.Now().Add(time.Minute); !near.HungUp(); time.Sleep(time.Millisecond) {
+			if time.Now().After(late) {
+				t.Fatal("the reset did not arrive")
+			}
+		}
 	}
 	if first, second := open(), open(); first == second {
 		t.Errorf("both new streams are on carrier %d", first)
