@@ -99,23 +99,26 @@ func sourceFile(t *testing.T, form, name string, ports map[int]int) string {
 
 // forward passes connections on to port, counts their bytes, and returns its own port.
 func forward(t *testing.T, port int, count *atomic.Int64) int {
-	return serve(t, func(c *net.TCPConn) {
-		up, err := net.Dial("tcp", loopback(port))
-		if err != nil {
-			return
-		}
-		defer up.Close()
-		done := make(chan struct{}, 2)
-		pass := func(dst, src *net.TCPConn) {
-			io.Copy(dst, counting{src, count})
-			dst.CloseWrite()
-			done <- struct{}{}
-		}
-		go pass(up.(*net.TCPConn), c)
-		go pass(c, up.(*net.TCPConn))
-		<-done
-		<-done
-	})
+	return serve(t, func(c *net.TCPConn) { passOn(c, port, count) })
+}
+
+// passOn passes a connection on to port and counts its bytes.
+func passOn(c *net.TCPConn, port int, count *atomic.Int64) {
+	up, err := net.Dial("tcp", loopback(port))
+	if err != nil {
+		return
+	}
+	defer up.Close()
+	done := make(chan struct{}, 2)
+	pass := func(dst, src *net.TCPConn) {
+		io.Copy(dst, counting{src, count})
+		dst.CloseWrite()
+		done <- struct{}{}
+	}
+	go pass(up.(*net.TCPConn), c)
+	go pass(c, up.(*net.TCPConn))
+	<-done
+	<-done
 }
 
 type counting struct {
