@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // The scenario itself: several clients stream speech at once, and get through the
@@ -46,7 +47,7 @@ func TestSpeechToText(t *testing.T) {
 	var wg sync.WaitGroup
 	for i, c := range clients {
 		wg.Go(func() {
-			code := c.awaitEnd()
+			code := c.awaitEndFor(5 * time.Minute) // ten recognitions, two at a time
 			want := direct[i%len(sentences)]
 			if got := c.Stdout.String(); code != 0 || got != want {
 				t.Errorf("%q through the tunnel: %q, exit code %d; want %q", sentences[i%len(sentences)], got, code, want)

@@ -80,11 +80,14 @@ func hideTokens(args []string) []string {
 }
 
 // awaitEnd waits for the end and returns the exit code.
-func (p *testProcess) awaitEnd() int {
+func (p *testProcess) awaitEnd() int { p.t.Helper(); return p.awaitEndFor(patience) }
+
+// awaitEndFor is awaitEnd for a program that has much to do.
+func (p *testProcess) awaitEndFor(limit time.Duration) int {
 	p.t.Helper()
 	select {
 	case <-p.Ended():
-	case <-time.After(patience):
+	case <-time.After(limit):
 		p.t.Errorf("%s did not end", p.Name)
 		p.Kill()
 	}
