@@ -238,7 +238,7 @@ func (b *Bridge) awaitDrain() {
 // stop now. A proxy that is there answers in milliseconds, but for a busy machine. Tests wait longer.
 const flushLimit = 5 * time.Second
 
-var lastWords = time.Second
+var lastWords = 500 * time.Millisecond
 
 // endPairs resets the pairs that are left and waits up to d for the proxy to know.
 func (b *Bridge) endPairs(d time.Duration) {

@@ -272,7 +272,7 @@ func (p *Proxy) leave(pr *pair) {
 
 // lastWords is how long a proxy that stops, or removes a key, waits for bridges to know that their pairs were reset, and why.
 // Who is there answers in milliseconds, but for a busy machine. Tests wait longer.
-var lastWords = time.Second
+var lastWords = 500 * time.Millisecond
 
 func (p *Proxy) secret(id [16]byte) (secret [32]byte, ok bool) {
 	p.mu.Lock()
