@@ -80,6 +80,17 @@ func (r *result) miss(format string, args ...any) {
 	r.missed = append(r.missed, fmt.Sprintf(format, args...))
 }
 
+// undisturbed says that none of the link's connections was to be given up, and n were. A machine so busy that a process stands still for
+// seconds may be the cause of some, all at the same time; not of many.
+func (r *result) undisturbed(n int) {
+	switch {
+	case n > 5: // a control connection and four carriers
+		r.fail("%d connections of the link were taken for dead", n)
+	case n > 0:
+		r.miss("%d connections of the link were taken for dead", n)
+	}
+}
+
 func seconds(d time.Duration) string {
 	switch {
 	case d < 100*time.Millisecond:
