@@ -125,8 +125,14 @@ func (p *Pair) End(reason Reason, code wire.Code) {
 // wait, is a goroutine's. With more, a short read is not the end of what is there. flush says that the stream has something to
 // flush.
 func (p *Pair) readable(more bool) (flush bool) {
-	if !p.reading.CompareAndSwap(false, true) || !p.enter() {
-		return false // whoever reads finds it all
+	if !p.reading.CompareAndSwap(false, true) { // whoever reads finds it all
+		if more && p.finished() { // but nobody does
+			p.noteReset(true)
+		}
+		return false
+	}
+	if !p.enter() {
+		return false
 	}
 	defer p.wg.Done()
 	p.sock.eager = false
@@ -144,6 +150,7 @@ func (p *Pair) readable(more bool) (flush bool) {
 			return flush
 		case errors.Is(err, io.EOF) && p.done(&p.outDone):
 			p.stream.PutFIN()
+			p.noteReset(true)
 			return true
 		case err != nil:
 			p.localReset()
@@ -187,6 +194,7 @@ func (p *Pair) outbound() {
 		switch {
 		case errors.Is(err, io.EOF) && p.done(&p.outDone):
 			p.stream.CloseWrite()
+			p.noteReset(watched)
 			return
 		case err != nil && !silent:
 			p.localReset()
@@ -243,6 +251,28 @@ func (p *Pair) localReset() {
 	}
 	p.finish(reason, true)
 }
+
+// finished says whether the socket's EOF was read.
+func (p *Pair) finished() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.outDone
+}
+
+// noteReset passes on the reset of a socket whose EOF was read: nobody reads it any more, and where there is nothing to write
+// nobody would notice. The poller says when to look again; where none watches, a timer does.
+func (p *Pair) noteReset(watched bool) {
+	switch {
+	case p.over():
+	case p.sock.gone():
+		p.localReset()
+	case !watched && p.sock.raw != nil:
+		time.AfterFunc(noteEvery, func() { p.noteReset(false) })
+	}
+}
+
+// noteEvery is how often a socket that is neither read nor watched is asked whether it was reset.
+const noteEvery = 2 * time.Second
 
 // done marks a direction as ended, and the pair as over with the second one. It refuses to do so when an EOF of the socket
 // is none: of a reset, a write may have had the error. Such a socket is closed both ways, though its own FIN was not sent.

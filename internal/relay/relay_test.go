@@ -225,6 +225,34 @@ func TestResetAfterFIN(t *testing.T) {
 	})
 }
 
+// TestIdleResetAfterFIN: a side that finished and then resets passes both on, though nobody has anything to write to it, and
+// whether a poller watches it or not.
+func TestIdleResetAfterFIN(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	for _, s := range []sockets{loopback, alone} {
+		for _, side := range []Side{Client, Target} {
+			t.Run(s.name+map[Side]string{Client: ", user", Target: ", server"}[side], func(t *testing.T) {
+				tu := w.tunnel(l, s)
+				defer tu.close()
+				near, far, reason := tu.user, tu.server, ReasonClientReset
+				if side == Target {
+					near, far, reason = tu.server, tu.user, ReasonTargetReset
+				}
+				near.Write([]byte("request"))
+				near.CloseWrite()
+				if got, err := readAll(far); string(got) != "request" || err != nil {
+					t.Fatalf("read %q, %v; want %q, EOF", got, err, "request")
+				}
+				near.SetLinger(0)
+				near.Close()
+				tu.wantReasons(t, reason, reason)
+				wantBroken(t, far)
+			})
+		}
+	}
+}
+
 // wantBroken writes until that fails as it does on a connection that was reset.
 func wantBroken(t *testing.T, c conn) {
 	t.Helper()
