@@ -78,6 +78,7 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 			return usage(err)
 		}
 	}
+	outliveReaders()
 	log, flush, err := newLogger(c.stderr, first(f.logFormat, file.LogFormat))
 	if err != nil {
 		return err

@@ -59,6 +59,7 @@ happened and where to look. It stays until Ctrl-C, and leaves nothing behind.`,
 }
 
 func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error) {
+	outliveReaders()
 	log := c.stderr
 	if logFormat != logJSON {
 		// Beside a page of words, a log that runs over the edge is hard to read.

@@ -28,6 +28,11 @@ func ignoreSignal(sig os.Signal) bool {
 	return sig == syscall.SIGHUP && !isTerminal(os.Stdin) && !isTerminal(os.Stderr)
 }
 
+// outliveReaders lets a write to an output that nobody reads any more fail, as
+// behind `| head` or a `| tee` that Ctrl-C ended first. By default it would
+// kill the process, and every connection with it.
+func outliveReaders() { signal.Ignore(syscall.SIGPIPE) }
+
 func isPortTaken(err error) bool   { return errors.Is(err, syscall.EADDRINUSE) }
 func isPortRefused(err error) bool { return errors.Is(err, syscall.EACCES) }
 

@@ -14,6 +14,9 @@ func watchedSignals() []os.Signal { return []os.Signal{os.Interrupt, syscall.SIG
 
 func ignoreSignal(os.Signal) bool { return false }
 
+// outliveReaders has nothing to do: a write to a closed pipe is an error here.
+func outliveReaders() {}
+
 func isPortTaken(err error) bool { return errors.Is(err, windows.WSAEADDRINUSE) }
 
 // isPortRefused is also what a port that Hyper-V or another has reserved gives.

@@ -81,6 +81,7 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 			return usage(err)
 		}
 	}
+	outliveReaders()
 	log, flush, err := newLogger(c.stderr, first(f.logFormat, file.LogFormat))
 	if err != nil {
 		return err

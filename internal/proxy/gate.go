@@ -22,8 +22,9 @@ const (
 	reportStrangersPer = time.Minute
 )
 
-// gate bounds what strangers can hold of the link port. When it is full, the oldest unfinished connection goes, so that
-// silent ones never lock a bridge out.
+// gate bounds what strangers can hold of the link port. When it is full, or an address has as many as it may, the oldest
+// unfinished connection there goes: silent ones never lock a bridge out, which needs only a few round trips, not even from its own
+// address.
 type gate struct {
 	mu       sync.Mutex
 	waiting  *list.List           // *pass, oldest first; guarded by mu, as all below
@@ -56,26 +57,38 @@ func network(a net.Addr) netip.Prefix {
 	return p
 }
 
-// enter admits a connection to authentication; nil: it is one too many.
+// enter admits a connection to authentication; nil: the proxy stops.
 func (g *gate) enter(conn net.Conn) *pass {
 	p := &pass{gate: g, conn: conn, from: network(conn.RemoteAddr())}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	at, known := g.known[p.from]
 	known = known && time.Since(at) <= rememberAddress
-	if g.closed || !known && g.per[p.from] >= maxPerAddress {
+	if g.closed {
 		g.refused++
 		return nil
 	}
+	if !known && g.per[p.from] >= maxPerAddress {
+		g.evictLocked(func(old *pass) bool { return old.from == p.from })
+	}
 	if g.waiting.Len() >= maxStrangers {
-		oldest := g.waiting.Front().Value.(*pass)
-		oldest.removeLocked()
-		oldest.conn.Close()
-		g.refused++
+		g.evictLocked(func(*pass) bool { return true })
 	}
 	p.at = g.waiting.PushBack(p)
 	g.per[p.from]++
 	return p
+}
+
+// evictLocked ends the oldest connection of those that which chooses.
+func (g *gate) evictLocked(which func(*pass) bool) {
+	for e := g.waiting.Front(); e != nil; e = e.Next() {
+		if old := e.Value.(*pass); which(old) {
+			old.removeLocked()
+			old.conn.Close()
+			g.refused++
+			return
+		}
+	}
 }
 
 func (p *pass) removeLocked() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,42 +29,56 @@ func from(addr string) *stranger {
 
 func TestGatePerAddress(t *testing.T) {
 	g := newGate()
+	var conns []*stranger
 	var in []*pass
-	for i := range maxPerAddress {
-		p := g.enter(from("192.0.2.1"))
-		if p == nil {
-			t.Fatalf("connection %d of an address was refused, %d may wait", i+1, maxPerAddress)
+	enter := func(addr string) {
+		conns = append(conns, from(addr))
+		in = append(in, g.enter(conns[len(conns)-1]))
+	}
+	wantClosed := func(what string, want ...int) {
+		t.Helper()
+		var got []int
+		for i, c := range conns {
+			if c.closed {
+				got = append(got, i)
+			}
 		}
-		in = append(in, p)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %v are closed, want %v", what, got, want)
+		}
 	}
-	if g.enter(from("192.0.2.1")) != nil || g.enter(from("::ffff:192.0.2.1")) != nil {
-		t.Error("one more connection of the address was admitted, as IPv4 or as IPv4 in IPv6")
+	enter("192.0.2.2")
+	for range maxPerAddress {
+		enter("192.0.2.1")
 	}
-	if g.enter(from("192.0.2.2")) == nil {
-		t.Error("another address was refused")
-	}
-	in[3].leave(false)
-	in[3].leave(false) // once is enough
-	if g.enter(from("192.0.2.1")) == nil {
-		t.Error("the place of one who left is not free")
-	}
-	if g.enter(from("192.0.2.1")) != nil {
-		t.Error("one place came free and two were admitted")
-	}
+	wantClosed("as many as may wait")
+	enter("192.0.2.1")
+	enter("::ffff:192.0.2.1")
+	wantClosed("two more of one address, as IPv4 and as IPv4 in IPv6", 1, 2)
+	enter("192.0.2.2")
+	wantClosed("another address", 1, 2)
+	in[5].leave(false)
+	in[5].leave(false) // once is enough
+	enter("192.0.2.1")
+	wantClosed("in the place of one who left", 1, 2)
+	enter("192.0.2.1")
+	wantClosed("one place came free, and two came", 1, 2, 3)
 }
 
 func TestGateIPv6CountsNetworks(t *testing.T) {
 	g := newGate()
-	for i := range maxPerAddress {
-		if g.enter(from(fmt.Sprintf("2001:db8:1:2::%x", i))) == nil {
-			t.Fatal("refused too early")
-		}
+	first := from("2001:db8:1:2::ffff")
+	g.enter(first)
+	for i := range maxPerAddress - 1 {
+		g.enter(from(fmt.Sprintf("2001:db8:1:2::%x", i)))
 	}
-	if g.enter(from("2001:db8:1:2:ffff::1")) != nil {
-		t.Error("a ninth address of one /64 was admitted")
+	g.enter(from("2001:db8:1:3::1"))
+	if first.closed {
+		t.Error("an address of the next /64 took a place of this one")
 	}
-	if g.enter(from("2001:db8:1:3::1")) == nil {
-		t.Error("an address of the next /64 was refused")
+	g.enter(from("2001:db8:1:2:ffff::1"))
+	if !first.closed {
+		t.Error("a ninth address of one /64 was admitted beside the others")
 	}
 }
 
@@ -71,16 +86,17 @@ func TestGateKnownAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()
 		g.enter(from("192.0.2.1")).leave(true)
+		first := from("192.0.2.1")
+		g.enter(first)
 		for range 3 * maxPerAddress {
-			if g.enter(from("192.0.2.1")) == nil {
-				t.Fatal("an address that authenticated was refused: a bridge opens several connections at once")
-			}
+			g.enter(from("192.0.2.1"))
 		}
-		if g.enter(from("192.0.2.2")) == nil {
-			t.Fatal("refused")
+		if first.closed {
+			t.Error("of an address that authenticated one was closed: a bridge opens several connections at once")
 		}
 		time.Sleep(rememberAddress + time.Second)
-		if g.enter(from("192.0.2.1")) != nil {
+		g.enter(from("192.0.2.1"))
+		if !first.closed {
 			t.Errorf("an address that authenticated more than %s ago is exempt", rememberAddress)
 		}
 	})

@@ -269,7 +269,10 @@ func (p *Proxy) Unclaim(l *link.Link, id uint16) {
 		if s != nil && s.claims[id] != nil {
 			pub := s.claims[id].public
 			delete(s.claims, id)
-			gone = p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == l.KeyID() && ln.dest.Public == pub })
+			gone = p.releaseLocked(func(ln *listener) bool {
+				at, of, _ := ln.dest.Link()
+				return ln.dest.Public == pub && at == l && of == id
+			})
 		}
 		p.mu.Unlock()
 		closeAll(gone)

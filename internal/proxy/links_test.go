@@ -88,6 +88,30 @@ func TestOffered(t *testing.T) {
 	w.pair(b, addr)
 }
 
+// TestOfferedAndAsked: a bridge that asks for the port that the proxy offers it has it once, and hears why not twice.
+func TestOfferedAndAsked(t *testing.T) {
+	addr, pub := free(t)
+	offer, err := service.ParsePublic(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := key(t, "nas", pub)
+	w := start(t, Config{Keys: []Key{k}, Offer: []service.Public{offer}})
+	b := w.bridge(k, how{instance: 1}, "offered", pub)
+	b.wantClaim(0, wire.ClaimUp)
+	b.wantClaim(1, wire.ClaimRetrying, "leads to 10.0.0.1:80 already")
+	if _, s := w.pair(b, addr); s.Open().Service != 0 {
+		t.Errorf("the user got to service %d, want the first", s.Open().Service)
+	}
+	l := w.p.host.Links()[0]
+	w.p.Unclaim(l, 1)
+	w.pair(b, addr) // the port is the other claim's
+	w.p.Unclaim(l, 0)
+	if !refused(addr) {
+		t.Error("the port is open though nobody claims it")
+	}
+}
+
 // TestPortTaken: the claim is retried until the port is free, and the service beside it is up from the start.
 func TestPortTaken(t *testing.T) {
 	t.Parallel()

@@ -63,7 +63,8 @@ type Destination struct {
 	removed bool
 }
 
-// Claim gives the service to a key, or points it to another link of the same key. It reports whether it is new.
+// Claim gives the service to a key, or points it to another link of the same key. It reports whether it is new. Two claims of one
+// link cannot have the same.
 func (t *Table) Claim(pub service.Public, key [16]byte, keyName string, l *link.Link, id uint16, target string) (d *Destination, isNew bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -75,6 +76,9 @@ func (t *Table) Claim(pub service.Public, key [16]byte, keyName string, l *link.
 		isNew = true
 	case d.Key != key:
 		return nil, false, &TakenError{pub, d.KeyName}
+	}
+	if at, of, to := d.Link(); at == l && of != id {
+		return nil, false, fmt.Errorf("%s leads to %s already, another service of the same bridge", pub, to)
 	}
 	d.mu.Lock()
 	d.link, d.id, d.target = l, id, target
