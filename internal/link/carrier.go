@@ -374,6 +374,9 @@ func (sl *slot) handle(ev event) {
 		ev.stream.ended()
 	case evAcked:
 		ev.stream.change.Broadcast()
+		if ev.stream.restLate != nil { // what waits for credit has nobody else to send it
+			sl.wake()
+		}
 	case evOpened:
 		ev.stream.bind(sl)
 		sl.mu.Unlock()

@@ -163,6 +163,28 @@ func (q *queue) crcAt(off uint64) uint32 {
 	return crc
 }
 
+// cut gives up what lies above off, which must lie in [base, end].
+func (q *queue) cut(off uint64) {
+	crc, at, last := q.crcAt(off), q.base, (*Chunk)(nil)
+	c := q.head
+	for ; c != nil && at < off; c = c.next {
+		c.n = min(c.n, int(off-at))
+		at += uint64(c.n)
+		last = c
+	}
+	for c != nil {
+		next := c.next
+		c.Free()
+		c = next
+	}
+	q.tail, q.end = last, off
+	if last == nil {
+		q.head, q.crc = nil, crc
+		return
+	}
+	last.next, last.crc = nil, crc
+}
+
 // drop frees everything.
 func (q *queue) drop() {
 	q.freeBelow(q.end)

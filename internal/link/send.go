@@ -13,8 +13,8 @@ import (
 //  4. The bytes stay in the send queue until receiveAck frees them: the queue is flow-control window and
 //     retransmission buffer at once.
 
-// sendHalf is the outgoing direction of a stream: una ≤ nxt ≤ max ≤ total, q.end ≤ credit. An END is one unit of offset
-// space behind the last byte; a RST after a FIN is a second one.
+// sendHalf is the outgoing direction of a stream: una ≤ nxt ≤ max ≤ total, and q.end ≤ credit but for what a socket that was
+// reset left behind (Stream.SendRest). An END is one unit of offset space behind the last byte; a RST after a FIN is a second one.
 type sendHalf struct {
 	q       queue
 	una     uint64 // everything below is in the peer's custody
@@ -84,7 +84,25 @@ func (h *sendHalf) pending() bool {
 	if broken == endSentOnce && h.max == h.total() && h.nxt >= h.q.end {
 		return false
 	}
-	return !h.moot && h.nxt < h.total()
+	return !h.moot && h.nxt < h.allowed()
+}
+
+// allowed is up to where may be sent now: an end needs no credit, but all bytes before it do.
+func (h *sendHalf) allowed() uint64 {
+	if h.q.end > h.credit {
+		return h.credit
+	}
+	return h.total()
+}
+
+// cutRest gives up what was not sent yet of a stream that is reset: the peer gives no credit for it.
+func (c *core) cutRest(s *Stream) {
+	h := &s.send
+	if h.end == wire.RST && h.q.end > h.max && !h.moot && !s.forgotten {
+		h.q.cut(h.max)
+		h.cur = nil
+		c.touch(s)
+	}
 }
 
 // touch queues s for sending if it has something to send.
@@ -209,9 +227,9 @@ func (c *core) fillFlows(b *bundle, limit int) {
 			c.bulk.push(s)
 			continue
 		}
-		for h.deficit > 0 && h.nxt < h.q.end && b.size() < limit {
+		for bytes := min(h.q.end, h.credit); h.deficit > 0 && h.nxt < bytes && b.size() < limit; {
 			n := b.size()
-			h.addData(b, s.id, limit)
+			h.addData(b, s.id, min(limit, int(bytes-h.nxt)))
 			h.deficit -= b.size() - n
 		}
 		for h.nxt >= h.q.end && h.pending() {
@@ -264,7 +282,7 @@ func (c *core) receiveAck(s *Stream, f wire.Frame) (event, error) {
 		h.credit = wire.AckCredit(f)
 	}
 	h.ack(f.Offset)
-	h.charge(c.budget)
+	c.touch(s)
 	c.settle(s)
 	return event{kind: evAcked, stream: s}, nil
 }

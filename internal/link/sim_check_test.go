@@ -49,7 +49,7 @@ func (w *sim) checkSend(p *process, s *Stream, peer *core) {
 		w.fail("I2: stream %d at the %s: una %d, nxt %d, max %d, total %d", s.id, name, h.una, h.nxt, h.max, h.total())
 	case h.q.base > min(h.una, h.q.end) || h.q.base+held != h.q.end:
 		w.fail("I3: stream %d at the %s holds [%d,%d), acknowledged is %d", s.id, name, h.q.base, h.q.base+held, h.una)
-	case h.q.end > h.credit:
+	case h.q.end > h.credit && h.end != wire.RST || h.max > h.credit+2:
 		w.fail("stream %d at the %s holds %d bytes, granted are %d", s.id, name, h.q.end, h.credit)
 	case p.core.bound != 0 && s.openSent && h.pending() && !s.hooks[3].queued:
 		w.fail("I11: stream %d at the %s has something to say and is not asked", s.id, name)

@@ -34,6 +34,7 @@ var actions = []action{
 	{"user comes", 5, (*sim).openStream},
 	{"FIN", 3, (*sim).finish},
 	{"RST", 1, (*sim).reset},
+	{"rest", 1, (*sim).cutRest},
 	{"close", 1, (*sim).closeSock},
 	{"mood", 2, (*sim).mood},
 	{"cut", 2, (*sim).cut},

@@ -43,6 +43,7 @@ type Stream struct {
 	rdl, wdl  *deadline
 	resumes0  uint64 // the slot's count when the stream was made
 	flushLate *time.Timer
+	restLate  *time.Timer // see SendRest
 	look      *time.Timer // see Room
 	looking   bool
 }
@@ -184,6 +185,41 @@ func (s *Stream) Send(cs ...*Chunk) {
 		sl.wake()
 	}
 	sl.mu.Unlock()
+}
+
+// SendRest is Send for what a socket that was reset still held, whatever Room says: its peer sent that before, and Reset follows.
+// It returns false, and drops the bytes, when the memory of the process for windows is used up.
+func (s *Stream) SendRest(cs ...*Chunk) bool {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	if b := s.slot.core.budget; b.used.Load() >= b.size {
+		for _, c := range cs {
+			c.Free()
+		}
+		return false
+	}
+	s.putLocked(cs)
+	if s.restLate == nil {
+		s.giveUpRest(s.send.una)
+	}
+	return true
+}
+
+// giveUpRest gives up what SendRest put, and nobody wants, after flushTimeout in which nothing of it moved: its peer learns of the
+// reset then. slot.mu is held.
+func (s *Stream) giveUpRest(una uint64) {
+	s.restLate = time.AfterFunc(flushTimeout, func() {
+		s.slot.mu.Lock()
+		defer s.slot.mu.Unlock()
+		switch h := &s.send; {
+		case s.forgotten || h.moot || h.q.end <= h.max:
+		case s.slot.cur == nil || h.una > una: // nobody can want it now, or somebody does
+			s.giveUpRest(h.una)
+		default:
+			s.slot.core.cutRest(s)
+			s.slot.wake()
+		}
+	})
 }
 
 // Put is Send for one of several streams that have something at the same time: Flush sends all that is on the same carrier.

@@ -175,6 +175,7 @@ func (p *Pair) outbound() {
 		room, err := p.stream.Room(gone)
 		if err != nil {
 			if errors.Is(err, link.ErrNoWait) {
+				p.sendRest()
 				p.localReset()
 			}
 			return // otherwise the stream is over: its end reaches us as a Receiver
@@ -228,6 +229,22 @@ func (p *Pair) send(n int) {
 	p.out.Add(uint64(n))
 	p.stream.Send(p.sock.taken()...)
 	p.sock.release()
+}
+
+// sendRest sends what the peer of a socket that was reset had sent before: the kernel keeps it readable, in front of the reset.
+func (p *Pair) sendRest() {
+	for {
+		n, err := p.sock.tryRead(readAhead * link.ChunkSize)
+		if n == 0 || err != nil {
+			return
+		}
+		p.out.Add(uint64(n))
+		taken := p.stream.SendRest(p.sock.taken()...)
+		p.sock.release()
+		if !taken {
+			return
+		}
+	}
 }
 
 // watchFor says whether the poller is to call.
