@@ -589,6 +589,33 @@ func TestLingerFromBirth(t *testing.T) {
 	}
 }
 
+// TestLingerBehindFIN: a process that dies when it has sent a FIN leaves no peer waiting for what never comes.
+func TestLingerBehindFIN(t *testing.T) {
+	t.Parallel()
+	user, accepted := loopback.user(t)
+	server, dialled := loopback.server(t)
+	for _, c := range []struct {
+		far  conn
+		near net.Conn
+	}{{user, accepted}, {server, dialled}} {
+		s := socket{conn: c.near}
+		c.near.Write([]byte("request"))
+		if err := s.closeWrite(false); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readAll(c.far); string(got) != "request" || err != nil {
+			t.Fatalf("read %q, %v; want %q, EOF", got, err, "request")
+		}
+		c.near.Close() // as the kernel does for a process that died
+		var far socket
+		far.init(c.far)
+		if far.raw != nil && runtime.GOOS == "linux" {
+			eventually(t, "the reset arrives", far.gone)
+		}
+		c.far.Close()
+	}
+}
+
 func TestDialRefused(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

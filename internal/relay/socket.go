@@ -70,10 +70,8 @@ func (s *socket) blockingRead(limit int) (int, error) {
 	return n, err
 }
 
-// closeWrite sends FIN behind what was written. Sockets are born with linger 0, so that the death of this process is
-// never mistaken for an end; from here on the end is real. last says that close follows, which sends FIN as well.
+// closeWrite sends FIN behind what was written. last says that close follows, which sends FIN as well.
 func (s *socket) closeWrite(last bool) error {
-	lingerDefault(s.conn)
 	if last {
 		return nil
 	}
@@ -83,16 +81,16 @@ func (s *socket) closeWrite(last bool) error {
 	return nil
 }
 
-// close closes the socket, with RST or as gracefully as its peer allows.
+// close closes the socket, with RST or as gracefully as its peer allows. Sockets are born with linger 0 and keep it until then, so
+// that the death of this process is never mistaken for an end, nor, behind a FIN of its own, passed over in silence: Linux resets
+// what is only half-closed as well.
 func (s *socket) close(reset bool) {
-	if c, ok := s.conn.(interface{ SetLinger(int) error }); ok && reset {
-		c.SetLinger(0)
+	if c, ok := s.conn.(interface{ SetLinger(int) error }); ok {
+		linger := -1
+		if reset {
+			linger = 0
+		}
+		c.SetLinger(linger)
 	}
 	s.conn.Close()
-}
-
-func lingerDefault(conn net.Conn) {
-	if c, ok := conn.(interface{ SetLinger(int) error }); ok {
-		c.SetLinger(-1)
-	}
 }
