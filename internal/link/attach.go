@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 	"time"
 
 	"reverser/internal/auth"
@@ -125,7 +126,7 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, raw [
 	msg := wire.AppendAttached(nil, gen, wire.Attached{
 		Status: wire.StatusOK, Slot: a.Slot, Carriers: uint8(len(l.slots) - 1),
 		Streams: uint32(len(mine) / wire.StreamStateLen), TableCRC: crc,
-		Window: floorWindow, MaxStreams: MaxStreams, Transfer: h.cfg.Transfer,
+		Window: floorWindow, MaxStreams: MaxStreams, Transfer: h.cfg.Transfer, Detach: millis(h.cfg.Detach),
 	})
 	msg = wire.AppendTable(msg, mine)
 	c := newCarrier(sl, conn.Conn)
@@ -135,6 +136,17 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, raw [
 		sl.handle(ev)
 	}
 	return c, nil
+}
+
+// millis is how a limit of an outage is told to the peer.
+func millis(d time.Duration) uint32 { return uint32(min(max(d.Milliseconds(), 1), math.MaxUint32)) }
+
+// shorter is the limit of an outage that counts at both ends: the own one, or what the peer says of its.
+func shorter(own time.Duration, peer uint32) time.Duration {
+	if peer == 0 {
+		return own
+	}
+	return min(own, time.Duration(peer)*time.Millisecond)
 }
 
 // attach binds an authenticated connection to slot i at the bridge: fence, count, ask, rewind.
@@ -164,7 +176,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	a := wire.Attach{
 		Mode: mode, Slot: uint8(i), Session: sid,
 		Streams: uint32(len(raw) / wire.StreamStateLen), TableCRC: crc,
-		Window: floorWindow, MaxStreams: MaxStreams, Name: d.cfg.Name,
+		Window: floorWindow, MaxStreams: MaxStreams, Name: d.cfg.Name, Detach: millis(d.cfg.Detach),
 	}
 	if mode != wire.ModeNew {
 		a.WantInstance = l.peer

@@ -15,7 +15,7 @@ func loopback(b testing.TB) *world {
 	if err != nil {
 		b.Fatal(err)
 	}
-	w := newWorldOn(b, 0, ln, func(ctx context.Context) (net.Conn, error) {
+	w := newWorldOn(b, 0, 0, ln, func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", ln.Addr().String())
 	})

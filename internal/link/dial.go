@@ -115,7 +115,7 @@ func (d *Dialer) session(ctx context.Context) (lived time.Duration, err error) {
 	stop := context.AfterFunc(ctx, func() { l.Kill(errStopped) })
 	defer stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { l.expire(d.cfg.Detach) })
+	wg.Go(func() { l.expire(shorter(d.cfg.Detach, at.Detach)) })
 	wg.Go(func() { k.keep(ctx, c) })
 	for _, sl := range l.slots[1 : 1+min(d.cfg.Carriers, int(at.Carriers))] {
 		k := &keeper{d: d, sl: sl, transfer: at.Transfer}

@@ -168,7 +168,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	}
 	h.bySID[a.Session], h.byKey[conn.KeyID] = l, l
 	h.expiry.Go(func() {
-		l.expire(h.cfg.Detach)
+		l.expire(shorter(h.cfg.Detach, a.Detach))
 		h.forget(l)
 	})
 	return l, nil

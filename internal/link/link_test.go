@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -125,19 +126,22 @@ var testIdentity = sync.OnceValue(func() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 })
 
-func newWorld(t testing.TB, detach time.Duration) *world {
+func newWorld(t testing.TB, detach time.Duration) *world { return newUnlikeWorld(t, detach, detach) }
+
+// newUnlikeWorld has ends with limits of their own.
+func newUnlikeWorld(t testing.TB, detach, bridgeDetach time.Duration) *world {
 	n := &memnet.Net{}
 	ln, err := n.Listen("proxy:3010")
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorldOn(t, detach, ln, func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, "proxy:3010") })
+	w := newWorldOn(t, detach, bridgeDetach, ln, func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, "proxy:3010") })
 	w.net = n
 	return w
 }
 
 // newWorldOn is newWorld on any network.
-func newWorldOn(t testing.TB, detach time.Duration, ln net.Listener, dial func(context.Context) (net.Conn, error)) *world {
+func newWorldOn(t testing.TB, detach, bridgeDetach time.Duration, ln net.Listener, dial func(context.Context) (net.Conn, error)) *world {
 	w := &world{t: t, ln: ln, px: newRecorder(), br: newRecorder()}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
@@ -165,7 +169,7 @@ func newWorldOn(t testing.TB, detach time.Duration, ln net.Listener, dial func(c
 		}
 	})
 	w.dialer = NewDialer(DialerConfig{
-		Owner: w.br, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Carriers: testCarriers, Detach: detach,
+		Owner: w.br, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Carriers: testCarriers, Detach: bridgeDetach,
 		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
 		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) },
 		Failed: func(int, error, time.Duration) {},
@@ -543,16 +547,27 @@ func TestBlackHoleHeals(t *testing.T) {
 	})
 }
 
+// The shorter of the two limits counts, at both ends.
 func TestLimitOfAnOutage(t *testing.T) {
+	for _, limits := range [][2]time.Duration{{20 * time.Second, 20 * time.Second}, {20 * time.Second, time.Hour}, {time.Hour, 20 * time.Second}} {
+		t.Run(fmt.Sprint(limits), func(t *testing.T) { testLimitOfAnOutage(t, limits[0], limits[1]) })
+	}
+}
+
+func testLimitOfAnOutage(t *testing.T, proxy, bridge time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 20*time.Second)
+		w := newUnlikeWorld(t, proxy, bridge)
 		defer w.close()
 		a, b := w.open()
 		w.net.SetDials("proxy:3010", memnet.DialRefuse)
 		w.net.Reset()
+		begin := time.Now()
 		for _, s := range []*Stream{a, b} {
 			if _, err := s.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("Read = %v, want ECONNRESET", err)
+			}
+			if after, limit := time.Since(begin), min(proxy, bridge); after < limit || after > limit+time.Second {
+				t.Errorf("reset after %s, want %s", after, limit)
 			}
 		}
 		w.net.SetDials("proxy:3010", memnet.DialConnect)

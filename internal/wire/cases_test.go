@@ -32,7 +32,7 @@ func frames() []named {
 	client6, local6 := netip.MustParseAddrPort("[2001:db8::7]:50123"), netip.MustParseAddrPort("[2001:db8::1]:9000")
 	const id = 1<<8 | 2
 	return []named{
-		{"attach-new", AppendAttach(nil, 1, Attach{Mode: ModeNew, Session: seq[[16]byte](0x10), Window: 16384, MaxStreams: 16384, Name: "nas"})},
+		{"attach-new", AppendAttach(nil, 1, Attach{Mode: ModeNew, Session: seq[[16]byte](0x10), Window: 16384, MaxStreams: 16384, Detach: 300_000, Name: "nas"})},
 		{"attach-resume", AppendAttach(nil, 7, Attach{
 			Mode: ModeResume, Slot: 2, Session: seq[[16]byte](0x10), WantInstance: seq[[16]byte](0x40), Streams: 2,
 			TableCRC: crc32.Checksum(exampleTable(), crc32.MakeTable(crc32.Castagnoli)), Window: 16384, MaxStreams: 16384, MAC: seq[[32]byte](0x80), Name: "nas",
@@ -40,8 +40,8 @@ func frames() []named {
 		{"attach-join-without-name", AppendAttach(nil, 1, Attach{
 			Mode: ModeJoin, Slot: 4, Session: seq[[16]byte](0x10), WantInstance: seq[[16]byte](0x40), Window: 16384, MaxStreams: 4096, MAC: seq[[32]byte](0x80),
 		})},
-		{"attach-longest-name", AppendAttach(nil, 1<<64-1, Attach{Mode: ModeJoin, Slot: 255, Streams: 1<<32 - 1, TableCRC: 1<<32 - 1, Window: 1<<32 - 1, MaxStreams: 1<<32 - 1, Name: strings.Repeat("n", MaxText)})},
-		{"attached-ok", AppendAttached(nil, 7, Attached{Status: StatusOK, Slot: 2, Carriers: 4, Streams: 2, TableCRC: 0x01020304, Window: 16384, MaxStreams: 16384, Transfer: 3009})},
+		{"attach-longest-name", AppendAttach(nil, 1<<64-1, Attach{Mode: ModeJoin, Slot: 255, Streams: 1<<32 - 1, TableCRC: 1<<32 - 1, Window: 1<<32 - 1, MaxStreams: 1<<32 - 1, Detach: 1<<32 - 1, Name: strings.Repeat("n", MaxText)})},
+		{"attached-ok", AppendAttached(nil, 7, Attached{Status: StatusOK, Slot: 2, Carriers: 4, Streams: 2, TableCRC: 0x01020304, Window: 16384, MaxStreams: 16384, Transfer: 3009, Detach: 300_000})},
 		{"attached-gone", AppendAttached(nil, 7, Attached{Status: StatusGone, Slot: 2, Text: "the proxy does not hold this session (any more)"})},
 		{"attached-stale", AppendAttached(nil, 7, Attached{Status: StatusStale, Text: strings.Repeat("t", MaxText)})},
 		{"st-one-entry", AppendTable(nil, exampleTable()[:StreamStateLen])},
@@ -150,7 +150,7 @@ func malformedFrames() []bad {
 		{"attach-new-on-slot-1", with("attach-new", HeaderLen+1, 1), "new-session", "a new session starts"},
 		{"attach-new-with-streams", with("attach-new", HeaderLen+37, 1), "new-session", "a new session starts"},
 		{"attach-new-with-an-instance", with("attach-new", HeaderLen+18, 1), "new-session", "a new session starts"},
-		{"attach-new-with-a-mac", with("attach-new", HeaderLen+50, 1), "new-session", "a new session starts"},
+		{"attach-new-with-a-mac", with("attach-new", HeaderLen+54, 1), "new-session", "a new session starts"},
 		{"attached-status-0", with("attached-ok", HeaderLen, 0), "status", "status 0"},
 		{"attached-status-above-the-last", with("attached-ok", HeaderLen, byte(statusEnd)), "status", "status 8"},
 		{"attached-reserved-byte-3", with("attached-ok", HeaderLen+3, 1), "reserved", "reserved"},

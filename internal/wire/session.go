@@ -22,11 +22,12 @@ type Attach struct {
 	TableCRC     uint32   // CRC-32C of the encoded entries
 	Window       uint32   // initial credit of every stream towards the bridge, in bytes
 	MaxStreams   uint32   // streams that the bridge accepts at once
+	Detach       uint32   // milliseconds without a connection after which the bridge ends the session; 0: not said
 	MAC          [32]byte // proof of the session secret; zero with ModeNew
 	Name         string   // of the bridge's host, for display
 }
 
-const attachLen = 1 + 1 + 16 + 16 + 4*4 + 32
+const attachLen = 1 + 1 + 16 + 16 + 5*4 + 32
 
 // AppendAttach appends an ATTACH of generation gen.
 func AppendAttach(b []byte, gen uint64, a Attach) []byte {
@@ -39,6 +40,7 @@ func AppendAttach(b []byte, gen uint64, a Attach) []byte {
 	b = binary.BigEndian.AppendUint32(b, a.TableCRC)
 	b = binary.BigEndian.AppendUint32(b, a.Window)
 	b = binary.BigEndian.AppendUint32(b, a.MaxStreams)
+	b = binary.BigEndian.AppendUint32(b, a.Detach)
 	b = append(b, a.MAC[:]...)
 	return append(b, name...)
 }
@@ -53,7 +55,8 @@ func ParseAttach(f Frame) (a Attach, err error) {
 	a.TableCRC = binary.BigEndian.Uint32(p[38:])
 	a.Window = binary.BigEndian.Uint32(p[42:])
 	a.MaxStreams = binary.BigEndian.Uint32(p[46:])
-	copy(a.MAC[:], p[50:])
+	a.Detach = binary.BigEndian.Uint32(p[50:])
+	copy(a.MAC[:], p[54:])
 	a.Name = string(p[attachLen:])
 	if a.Mode < ModeNew || a.Mode > ModeJoin {
 		return a, malformed(TypeAttach, "mode %d", p[0])
@@ -101,10 +104,11 @@ type Attached struct {
 	Window     uint32 // initial credit of every stream towards the proxy, in bytes; OPEN carries it again per stream
 	MaxStreams uint32 // streams that the proxy opens at once, at the most
 	Transfer   uint16 // port that carriers dial; 0: the one that the control connection dialled
+	Detach     uint32 // milliseconds without a connection after which the proxy ends the session; 0: not said
 	Text       string // for people; why not
 }
 
-const attachedLen = 4 + 4*4 + 4
+const attachedLen = 4 + 4*4 + 4 + 4
 
 // AppendAttached appends an ATTACHED of generation gen.
 func AppendAttached(b []byte, gen uint64, a Attached) []byte {
@@ -117,6 +121,7 @@ func AppendAttached(b []byte, gen uint64, a Attached) []byte {
 	b = binary.BigEndian.AppendUint32(b, a.MaxStreams)
 	b = binary.BigEndian.AppendUint16(b, a.Transfer)
 	b = append(b, 0, 0)
+	b = binary.BigEndian.AppendUint32(b, a.Detach)
 	return append(b, text...)
 }
 
@@ -130,6 +135,7 @@ func ParseAttached(f Frame) (a Attached, err error) {
 		Window:     binary.BigEndian.Uint32(p[12:]),
 		MaxStreams: binary.BigEndian.Uint32(p[16:]),
 		Transfer:   binary.BigEndian.Uint16(p[20:]),
+		Detach:     binary.BigEndian.Uint32(p[24:]),
 		Text:       string(p[attachedLen:]),
 	}
 	if a.Status == 0 || a.Status >= statusEnd {

@@ -67,13 +67,13 @@ func fields(f Frame) map[string]any {
 		a, _ := ParseAttach(f)
 		return map[string]any{
 			"mode": a.Mode, "slot": a.Slot, "session": hex.EncodeToString(a.Session[:]), "want_instance": hex.EncodeToString(a.WantInstance[:]),
-			"streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window, "max_streams": a.MaxStreams, "mac": hex.EncodeToString(a.MAC[:]), "name": a.Name,
+			"streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window, "max_streams": a.MaxStreams, "detach": a.Detach, "mac": hex.EncodeToString(a.MAC[:]), "name": a.Name,
 		}
 	case TypeAttached:
 		a, _ := ParseAttached(f)
 		return map[string]any{
 			"status": a.Status, "slot": a.Slot, "carriers": a.Carriers, "streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window,
-			"max_streams": a.MaxStreams, "transfer": a.Transfer, "text": a.Text,
+			"max_streams": a.MaxStreams, "transfer": a.Transfer, "detach": a.Detach, "text": a.Text,
 		}
 	case TypeST:
 		return map[string]any{"entries": entries(f.Payload)}

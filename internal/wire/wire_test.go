@@ -64,9 +64,9 @@ func TestParseSequence(t *testing.T) {
 
 // The layout byte for byte, written by hand: no change of an encoder and its decoder together may go unseen.
 func TestLayout(t *testing.T) {
-	attach := "01 00 0055 0000000000000000 0000000000000007" + // ATTACH, generation 7
+	attach := "01 00 0059 0000000000000000 0000000000000007" + // ATTACH, generation 7
 		"02 03 101112131415161718191a1b1c1d1e1f 404142434445464748494a4b4c4d4e4f" +
-		"00000002 01020304 00004000 00001000" +
+		"00000002 01020304 00004000 00001000 000493e0" +
 		"808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f 6e6173"
 	for _, c := range []struct {
 		want string
@@ -74,10 +74,10 @@ func TestLayout(t *testing.T) {
 	}{
 		{attach, AppendAttach(nil, 7, Attach{
 			Mode: ModeResume, Slot: 3, Session: seq[[16]byte](0x10), WantInstance: seq[[16]byte](0x40), Streams: 2, TableCRC: 0x01020304,
-			Window: 0x4000, MaxStreams: 0x1000, MAC: seq[[32]byte](0x80), Name: "nas",
+			Window: 0x4000, MaxStreams: 0x1000, Detach: 300_000, MAC: seq[[32]byte](0x80), Name: "nas",
 		})},
-		{"02 00 001a 0000000000000000 0000000000000007 02 03 04 00 00000002 01020304 00004000 00001000 0bc1 0000 6e6f", AppendAttached(nil, 7, Attached{
-			Status: StatusGone, Slot: 3, Carriers: 4, Streams: 2, TableCRC: 0x01020304, Window: 0x4000, MaxStreams: 0x1000, Transfer: 3009, Text: "no",
+		{"02 00 001e 0000000000000000 0000000000000007 02 03 04 00 00000002 01020304 00004000 00001000 0bc1 0000 000493e0 6e6f", AppendAttached(nil, 7, Attached{
+			Status: StatusGone, Slot: 3, Carriers: 4, Streams: 2, TableCRC: 0x01020304, Window: 0x4000, MaxStreams: 0x1000, Transfer: 3009, Detach: 300_000, Text: "no",
 		})},
 		{"03 00 001d 0000000000000000 0000000000000000 0000000000000102 0000000000000005 0000000000004005 9a71bb4c 00", AppendTable(nil, exampleTable()[:StreamStateLen])},
 		{"04 00 001c 0000000000000102 0000000000010000 0003 04 cb007107 c3cb 10 20010db8000000000000000000000001 2328", AppendOpen(nil, 0x102, 65536, Open{
