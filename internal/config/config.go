@@ -202,13 +202,13 @@ type doc struct {
 }
 
 func open(path string) (*doc, error) {
-	text, loose, err := readText(path)
+	text, info, err := readText(path)
 	if err != nil {
 		return nil, &Error{File: path, Text: trimPath(err).Error(), Hint: hintFor(err), Err: err}
 	}
-	d := parse(path, text, loose)
+	d := parse(path, text, looseMode(info))
 	// Whoever can write it decides what is opened to the world, also when no secret is in it.
-	if text, hint := writtenByOthers(path); text != "" {
+	if text, hint := writtenByOthers(path, info); text != "" {
 		d.fail(&Error{Text: text, Hint: hint, Err: errWritable})
 	}
 	return d, nil

@@ -789,8 +789,138 @@ func TestWritableByOthers(t *testing.T) {
 		want(t, "a group of others", load(), "others", "chmod go-w "+f)
 		chmod(f, mode&^0o020)
 	}
-	if err := os.Chown(file, 12_345, -1); err != nil {
+	// Whoever can write the directory of the link can lead it elsewhere.
+	other := t.TempDir()
+	path = filepath.Join(other, "link.toml")
+	if err := os.Symlink(file, path); err != nil {
 		t.Fatal(err)
 	}
-	want(t, "a link to another's file", load(), "link.toml: ", "symbolic link to a file of another user")
+	chmod(other, 0o777)
+	want(t, "a link in a directory that others can write", load(), "link.toml: others", "directory "+other, "chmod go-w "+other)
+}
+
+// A file's owner can change it whatever its mode says, and so can the owner of its directory or of a link that leads to it.
+func TestOwnedByOthers(t *testing.T) {
+	if runtime.GOOS == "windows" || os.Geteuid() != 0 {
+		t.Skip("needs root, to give files away")
+	}
+	const other = 12_345
+	tok := testToken(1).Encode()
+	chown := func(t *testing.T, path string, uid int) {
+		t.Helper()
+		if err := os.Lchown(path, uid, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := func(t *testing.T, to, path string) string {
+		t.Helper()
+		if err := os.Symlink(to, path); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	// load reads path as a configuration, as a token file and as what a configuration names.
+	load := func(t *testing.T, path string) map[string]error {
+		t.Helper()
+		dir := t.TempDir()
+		_, _, direct := LoadBridge(path)
+		_, asToken := ReadTokenFile(path, nil)
+		_, _, secret := LoadProxy(write(t, filepath.Join(dir, "p.toml"), fmt.Sprintf("[[key]]\nname = \"a\"\nsecret_file = %q\nallow = [9000]", path)))
+		_, _, named := Check(write(t, filepath.Join(dir, "b.toml"), fmt.Sprintf("token_file = %q\n", path)))
+		if err := os.Truncate(path, 0); err == nil { // what is read as a token is no configuration, nor the other way round
+			_, _, direct = LoadBridge(path)
+			os.WriteFile(path, []byte(tok), 0o600)
+		}
+		return map[string]error{"config": direct, "token file": asToken, "secret_file": secret, "token_file": named}
+	}
+	for _, c := range []struct {
+		name string
+		make func(t *testing.T, dir, file string) (path, foreign string)
+		want []string
+	}{
+		{"a file", func(t *testing.T, dir, file string) (string, string) { return file, file }, []string{"run chown root "}},
+		{"its directory", func(t *testing.T, dir, file string) (string, string) { return file, dir }, []string{"directory ", "run chown root "}},
+		{"the file of a link", func(t *testing.T, dir, file string) (string, string) {
+			return link(t, file, filepath.Join(t.TempDir(), "l")), file
+		}, []string{"run chown root "}},
+		{"the directory of a link's file", func(t *testing.T, dir, file string) (string, string) {
+			return link(t, file, filepath.Join(t.TempDir(), "l")), dir
+		}, []string{"directory ", "run chown root "}},
+		{"a link", func(t *testing.T, dir, file string) (string, string) {
+			l := link(t, file, filepath.Join(dir, "l"))
+			return l, l
+		}, []string{"symbolic link ", "run chown -h root "}},
+		{"the second link", func(t *testing.T, dir, file string) (string, string) {
+			l := link(t, filepath.Base(file), filepath.Join(dir, "l"))
+			return link(t, l, filepath.Join(t.TempDir(), "l")), l
+		}, []string{"symbolic link ", "run chown -h root "}},
+		{"the directory of a link", func(t *testing.T, dir, file string) (string, string) {
+			at := t.TempDir()
+			return link(t, file, filepath.Join(at, "l")), at
+		}, []string{"directory ", "run chown root "}},
+		{"a link to the directory", func(t *testing.T, dir, file string) (string, string) {
+			l := link(t, dir, filepath.Join(t.TempDir(), "l"))
+			return filepath.Join(l, filepath.Base(file)), l
+		}, []string{"symbolic link ", "run chown -h root "}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			file := write(t, filepath.Join(dir, "f"), tok)
+			path, foreign := c.make(t, dir, file)
+			for name, err := range load(t, path) {
+				if err != nil {
+					t.Errorf("%s of one's own: %v", name, err)
+				}
+			}
+			chown(t, foreign, other)
+			for name, err := range load(t, path) {
+				want(t, name+" of another user", err, append(c.want, path, foreign, "uid 12345", "another user")...)
+			}
+			// The user behind sudo is the one who runs the program.
+			t.Setenv("SUDO_UID", fmt.Sprint(other))
+			for name, err := range load(t, path) {
+				if err != nil {
+					t.Errorf("%s of the user behind sudo: %v", name, err)
+				}
+			}
+			t.Setenv("SUDO_UID", "")
+			chown(t, foreign, 0)
+		})
+	}
+
+	// Above the directory, somebody else may own what they like.
+	above := t.TempDir()
+	dir := filepath.Join(above, "d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	chown(t, above, other)
+	for name, err := range load(t, write(t, filepath.Join(dir, "f"), tok)) {
+		if err != nil {
+			t.Errorf("%s below another's directory: %v", name, err)
+		}
+	}
+
+	// What the shell opened is the user's, by whatever name it is reached.
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	w.WriteString(tok)
+	w.Close()
+	if _, err := ReadTokenFile(fmt.Sprintf("/dev/fd/%d", r.Fd()), nil); err != nil {
+		t.Errorf("a pipe: %v", err)
+	}
+	f, err := os.Open(write(t, "here-document", tok))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	os.Remove(f.Name())
+	if runtime.GOOS == "linux" {
+		if _, err := ReadTokenFile(fmt.Sprintf("/dev/fd/%d", f.Fd()), nil); err != nil {
+			t.Errorf("a removed file: %v", err)
+		}
+	}
 }

@@ -25,7 +25,8 @@ var errOpen = errors.New("others on this machine can read it")
 var errWritable = errors.New("others can write it")
 
 // ReadTokenFile reads the token out of a file, or out of stdin for "-". A file
-// that others can read is refused: the secret in it is no longer one.
+// that others can read is refused: the secret in it is no longer one. So is one
+// of another user, who can put another token in it.
 func ReadTokenFile(path string, stdin io.Reader) (string, error) {
 	if path == "-" {
 		text, err := readAll(stdin)
@@ -37,15 +38,18 @@ func ReadTokenFile(path string, stdin io.Reader) (string, error) {
 		}
 		return strings.TrimSpace(text), nil
 	}
-	text, loose, err := readText(path)
+	text, info, err := readText(path)
 	if err != nil {
 		if hint := hintFor(err); hint != "" {
 			return "", fmt.Errorf("read token file %s: %w: %s", path, trimPath(err), hint)
 		}
 		return "", fmt.Errorf("read token file %s: %w", path, trimPath(err))
 	}
-	if loose != nil {
+	if loose := looseMode(info); loose != nil {
 		return "", fmt.Errorf("token file %s: %w: run chmod 600 %s", path, loose, path)
+	}
+	if text, hint := ownedByOthers(path, info); text != "" {
+		return "", fmt.Errorf("token file %s: %s: %s", path, text, hint)
 	}
 	if text = strings.TrimSpace(text); text == "" {
 		return "", fmt.Errorf("token file %s is empty: put the token in it that the proxy or `reverser key add` printed", path)
@@ -66,28 +70,23 @@ func readToken(path string) (token.Token, error) {
 	return t, nil
 }
 
-// readText reads a file as UTF-8 text. loose says that others can read it,
-// which only matters when there is a secret in it. The mode is that of the open
-// file, so nobody exchanges the one for the other in between.
-func readText(path string) (text string, loose, err error) {
+// readText reads a file as UTF-8 text. Mode and owner in info are those of the
+// open file, so nobody exchanges the one for the other in between.
+func readText(path string) (text string, info fs.FileInfo, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
+	info, err = f.Stat()
 	if err != nil {
 		return "", nil, err
 	}
 	if info.IsDir() {
 		return "", nil, errors.New("this is a directory")
 	}
-	// A pipe, as the shell's <(…) makes, has no mode that means anything.
-	if info.Mode().IsRegular() {
-		loose = looseMode(info.Mode())
-	}
 	text, err = readAll(f)
-	return text, loose, err
+	return text, info, err
 }
 
 func readAll(r io.Reader) (string, error) {

@@ -3,53 +3,171 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
 // looseMode refuses a file that its group or the world can read or write.
-func looseMode(mode fs.FileMode) error {
-	if mode.Perm()&0o066 == 0 {
+func looseMode(file fs.FileInfo) error {
+	// A pipe, as the shell's <(…) makes, has no mode that means anything.
+	if !file.Mode().IsRegular() || file.Mode().Perm()&0o066 == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w (mode %04o)", errOpen, mode.Perm())
+	return fmt.Errorf("%w (mode %04o)", errOpen, file.Mode().Perm())
 }
 
-// writtenByOthers says who else can write a configuration file, or put another in its place, and what to do about that; ""
-// if nobody can.
-func writtenByOthers(path string) (text, hint string) {
-	link, err := os.Lstat(path)
+// ownedByOthers says who else owns a file that was opened by this path, a symbolic link on the way to it, or its directory,
+// and what to do about that; "" if nobody does. An owner can change what is theirs, whatever its mode says.
+func ownedByOthers(path string, file fs.FileInfo) (text, hint string) {
+	_, text, hint = owned(path, file)
+	return text, hint
+}
+
+// owned is ownedByOthers and the way that it took.
+func owned(path string, file fs.FileInfo) (w way, text, hint string) {
+	if !file.Mode().IsRegular() {
+		return w, "", ""
+	}
+	w, err := wayTo(path)
 	if err != nil {
-		return "", ""
+		return w, fmt.Sprintf("it changed while it was read (%v)", err), "look who else can write where it is, and start again"
 	}
-	if link.Mode()&fs.ModeSymlink != 0 {
-		file, err := os.Stat(path)
-		if err != nil {
-			return "", ""
+	if w.opened {
+		return w, "", ""
+	}
+	if uid := owner(file); !ours(uid) {
+		it := "it"
+		if w.file != filepath.Clean(path) {
+			it = "the file " + w.file + " behind it"
 		}
-		if at, to := owner(link), owner(file); to != at && to != 0 && to != os.Geteuid() {
-			return "this is a symbolic link to a file of another user, who can change it", "name a file of your own, or of root"
-		}
-		if path, err = filepath.EvalSymlinks(path); err != nil {
-			return "", ""
+		return w, fmt.Sprintf("%s belongs to another user, %s, who can change it", it, userName(uid)), "run " + chown("", w.file)
+	}
+	for _, l := range w.links {
+		if uid := owner(l.info); !ours(uid) {
+			return w, fmt.Sprintf("the symbolic link %s on the way to it belongs to another user, %s, who can lead it elsewhere", l.path, userName(uid)), "run " + chown("-h ", l.path)
 		}
 	}
-	file, err := os.Stat(path)
-	if err != nil || !file.Mode().IsRegular() { // a pipe, as the shell's <(...) makes
-		return "", ""
+	for _, dir := range w.dirs {
+		if uid := owner(dir.info); !ours(uid) {
+			return w, fmt.Sprintf("its directory %s belongs to another user, %s, who can put another file in its place", dir.path, userName(uid)), "run " + chown("", dir.path)
+		}
+	}
+	return w, "", ""
+}
+
+// writtenByOthers says who else can write a configuration file that was opened by this path, or put another in its place, and
+// what to do about that; "" if nobody can.
+func writtenByOthers(path string, file fs.FileInfo) (text, hint string) {
+	w, text, hint := owned(path, file)
+	if text != "" || !file.Mode().IsRegular() {
+		return text, hint
 	}
 	if openTo(file) {
-		return fmt.Sprintf("others on this machine can write it (mode %04o)", file.Mode().Perm()), "run chmod go-w " + path
+		return fmt.Sprintf("others on this machine can write it (mode %04o)", file.Mode().Perm()), "run chmod go-w " + w.file
 	}
-	dir := filepath.Dir(path)
-	// In a directory with the sticky bit, such as /tmp, a file is its owner's to replace.
-	if in, err := os.Stat(dir); err == nil && openTo(in) && in.Mode()&fs.ModeSticky == 0 {
-		return fmt.Sprintf("others on this machine can write its directory %s (mode %04o) and put another file in its place", dir, in.Mode().Perm()), "run chmod go-w " + dir
+	for _, dir := range w.dirs {
+		// In a directory with the sticky bit, such as /tmp, a file is its owner's to replace.
+		if openTo(dir.info) && dir.info.Mode()&fs.ModeSticky == 0 {
+			return fmt.Sprintf("others on this machine can write its directory %s (mode %04o) and put another file in its place", dir.path, dir.info.Mode().Perm()), "run chmod go-w " + dir.path
+		}
 	}
 	return "", ""
+}
+
+// way is what the system goes through to open a file.
+type way struct {
+	file   string  // its path without symbolic links
+	links  []place // every symbolic link
+	dirs   []place // of the file, and of each link that stands for the file; not those above, where a system has its own customs
+	opened bool    // by whoever started this process, as the shell's < does, and file is no more than a name for that
+}
+
+type place struct {
+	path string
+	info fs.FileInfo
+}
+
+// wayTo follows a path as the system does.
+func wayTo(path string) (way, error) {
+	w := way{file: "."}
+	for rest := path; rest != ""; {
+		if filepath.IsAbs(rest) {
+			w.file = "/"
+		}
+		name, below, _ := strings.Cut(strings.TrimLeft(rest, "/"), "/")
+		rest = strings.TrimLeft(below, "/")
+		next := filepath.Join(w.file, name)
+		// /dev/stdin and /dev/fd/N lead here, where a link is no name of a file but the open file itself.
+		if strings.HasPrefix(next, "/proc/") {
+			return way{file: path, opened: true}, nil
+		}
+		info, err := os.Lstat(next)
+		if err != nil {
+			return w, err
+		}
+		if link := info.Mode()&fs.ModeSymlink != 0; link || rest == "" {
+			if rest == "" {
+				dir, err := os.Stat(w.file)
+				if err != nil {
+					return w, err
+				}
+				w.dirs = append(w.dirs, place{w.file, dir})
+			}
+			if link {
+				if w.links = append(w.links, place{next, info}); len(w.links) > 255 {
+					return w, errors.New("too many symbolic links")
+				}
+				to, err := os.Readlink(next)
+				if err != nil {
+					return w, err
+				}
+				if rest != "" {
+					to += "/" + rest // not cleaned: after a link, .. is not what it looks like
+				}
+				rest = to
+				continue
+			}
+		}
+		w.file = next
+	}
+	return w, nil
+}
+
+// ours is whether files of this user are as good as those of the user who runs the program. Under sudo that is who ran sudo.
+func ours(uid int) bool {
+	if uid == 0 || uid == os.Geteuid() {
+		return true
+	}
+	sudo, err := strconv.Atoi(os.Getenv("SUDO_UID"))
+	return err == nil && os.Geteuid() == 0 && uid == sudo
+}
+
+// chown is the command that makes a file that of the user who runs the program.
+func chown(flag, path string) string {
+	me := os.Geteuid()
+	if me == 0 {
+		return fmt.Sprintf("chown %sroot %s", flag, path)
+	}
+	to := strconv.Itoa(me)
+	if u, err := user.LookupId(to); err == nil {
+		to = u.Username
+	}
+	return fmt.Sprintf("chown %s%s %s as root", flag, to, path)
+}
+
+// userName is how an error names a user.
+func userName(uid int) string {
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		return fmt.Sprintf("%s (uid %d)", u.Username, uid)
+	}
+	return fmt.Sprintf("uid %d", uid)
 }
 
 // openTo is whether others than the owner can write. A group of the owner alone, which many systems give to each user and
