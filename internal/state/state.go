@@ -140,6 +140,10 @@ func (d *Dir) open() error {
 	if err != nil {
 		return unusable(d.path, err)
 	}
+	// Before anything is made in it. Whose it is does not matter: root edits the directory of a service user.
+	if mode := info.Mode(); checksModes && mode.Perm()&0o002 != 0 && mode&fs.ModeSticky == 0 {
+		return fmt.Errorf("state directory %s: others on this machine can write it (mode %04o) and put files of their own into it: run chmod o-w %s, or choose another with --state DIR", d.path, mode.Perm(), d.path)
+	}
 	d.owner = ownerOf(info)
 
 	f, err := d.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)

@@ -145,6 +145,28 @@ func TestReadOnlyDirectory(t *testing.T) {
 	}
 }
 
+// Whoever can write the directory can put files of their own into it, such as keys.
+func TestDirectoryThatEverybodyCanWrite(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no modes here")
+	}
+	path := t.TempDir()
+	if err := os.Chmod(path, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	_, err := state.Open(path)
+	if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "mode 0777") || !strings.Contains(err.Error(), "chmod o-w "+path) {
+		t.Errorf("Open = %v, want the directory, its mode and the remedy", err)
+	}
+	if entries, _ := os.ReadDir(path); len(entries) > 0 {
+		t.Errorf("Open made %v there", entries)
+	}
+	if err := os.Chmod(path, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	open(t, path)
+}
+
 func TestIdentityIsKept(t *testing.T) {
 	path := t.TempDir()
 	d := open(t, path)
