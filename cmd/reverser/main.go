@@ -111,7 +111,42 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 		c.demoCommand(),
 		c.versionCommand(),
 	)
+	// Cobra's own two commands print their help for what they do not know, and say that all is well.
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Args = knownTopic
+		case "completion":
+			cmd.Args = knownShell
+			cmd.RunE = needsSubcommand // Args lets nothing come to that, but cobra looks at them only where there is something to run
+		}
+	}
 	return root
+}
+
+// knownTopic wants a path to a command.
+func knownTopic(cmd *cobra.Command, args []string) error {
+	found, rest, err := cmd.Root().Find(args)
+	if err == nil && len(rest) == 0 {
+		return nil
+	}
+	return usageHint(fmt.Sprintf("see `%s --help`", found.CommandPath()), "unknown help topic %q", strings.Join(args, " "))
+}
+
+// knownShell sees the arguments that are no subcommand.
+func knownShell(cmd *cobra.Command, args []string) error {
+	var shells []string
+	for _, shell := range cmd.Commands() {
+		shells = append(shells, shell.Name())
+	}
+	last := len(shells) - 1
+	all := strings.Join(shells[:last], ", ")
+	if len(args) == 0 {
+		return fmt.Errorf("%s needs a shell: %s or %s", cmd.CommandPath(), all, shells[last])
+	}
+	return fmt.Errorf("there is no completion for %q, only for %s and %s", args[0], all, shells[last])
 }
 
 // needsSubcommand is the Run of a command that only groups others.
