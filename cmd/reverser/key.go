@@ -31,7 +31,7 @@ honours a change at once; when none is running, it edits the directory.`,
 		Example: `  reverser key add nas --allow tcp/9000
   reverser key list
   reverser key remove nas`,
-		Args: cobra.NoArgs,
+		Args: noSuchCommand,
 		RunE: needsSubcommand,
 	}
 	cmd.AddCommand(c.keyAddCommand(), c.keyListCommand(), c.keyRemoveCommand())

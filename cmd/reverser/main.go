@@ -83,7 +83,7 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs, // says which command there is not
+		Args:          noSuchCommand,
 		RunE:          needsSubcommand,
 		PersistentPreRun: func(*cobra.Command, []string) {
 			c.parsed = true
@@ -132,7 +132,11 @@ func knownTopic(cmd *cobra.Command, args []string) error {
 	if err == nil && len(rest) == 0 {
 		return nil
 	}
-	return usageHint(fmt.Sprintf("see `%s --help`", found.CommandPath()), "unknown help topic %q", strings.Join(args, " "))
+	hint := fmt.Sprintf("see `%s --help`", found.CommandPath())
+	if len(rest) == 1 {
+		hint = first(didYouMean(found, strings.Join(append([]string{cmd.CommandPath()}, args[:len(args)-1]...), " "), rest[0]), hint)
+	}
+	return usageHint(hint, "unknown help topic %q", strings.Join(args, " "))
 }
 
 // knownShell sees the arguments that are no subcommand.
@@ -154,6 +158,33 @@ func needsSubcommand(cmd *cobra.Command, _ []string) error {
 	cmd.SetOut(cmd.ErrOrStderr())
 	cmd.Help()
 	return usage(fmt.Errorf("%s needs a command", cmd.CommandPath()))
+}
+
+// noSuchCommand is the Args of a command that only groups others: an argument
+// is a command with a slip in it.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	err := fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
+	if hint := didYouMean(cmd, cmd.CommandPath(), args[0]); hint != "" {
+		return usageHint(hint, "%w", err)
+	}
+	return err
+}
+
+// didYouMean is a hint at the subcommands of cmd that look like name, "" if none
+// does.
+func didYouMean(cmd *cobra.Command, before, name string) string {
+	cmd.SuggestionsMinimumDistance = min(2, len(name)/2) // two slips in two letters are another word
+	var near []string
+	for _, s := range cmd.SuggestionsFor(name) {
+		near = append(near, fmt.Sprintf("`%s %s`", before, s))
+	}
+	if len(near) == 0 {
+		return ""
+	}
+	return "did you mean " + strings.Join(near, " or ") + "?"
 }
 
 // takes is how many arguments a command takes, and what each one is. An example
