@@ -135,6 +135,9 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 	if err != nil {
 		return err
 	}
+	if err := enoughDescriptors(); err != nil {
+		return err
+	}
 	services := make([]bridge.Service, 0, len(exposes))
 	for _, e := range exposes {
 		services = append(services, bridge.Service{Public: e.Public, Target: e.Target})

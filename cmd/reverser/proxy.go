@@ -117,6 +117,9 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 		return err
 	}
 
+	if err := enoughDescriptors(); err != nil {
+		return err
+	}
 	dir, err := openState(ctx, first(f.state, file.State), state.RoleProxy)
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ var rules = []rule{
 	{pkg: "internal/admin", own: "status", why: "reads snapshots and passes changes on through interfaces: it cannot reach into a role"},
 	{pkg: "", own: "bridge service status token",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
-	{pkg: "cmd/reverser", own: "admin bridge config memlimit proxy service state status token",
+	{pkg: "cmd/reverser", own: "admin bridge config memlimit proxy relay service state status token",
 		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
 		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
 

@@ -1,0 +1,12 @@
+package main
+
+import "reverser/internal/relay"
+
+// enoughDescriptors refuses to serve with so few that proxy and bridge would
+// stand still under load.
+func enoughDescriptors() error {
+	if err := relay.CheckLimit(); err != nil {
+		return usageHint("raise the limit with `ulimit -n 1024` (above the hard limit, as root) or with LimitNOFILE=1024 in a systemd unit", "%w", err)
+	}
+	return nil
+}
