@@ -275,6 +275,11 @@ func openKeyring(dir *state.Dir) (keyStore, error) {
 		dir.Close()
 		return nil, usage(err)
 	}
+	// A file that no key can be read from is wrong as the identity's is, whatever is asked of it.
+	if _, err := dir.Keys(); err != nil {
+		dir.Close()
+		return nil, usage(err)
+	}
 	return offline{&keyring{dir: dir, pin: state.Pin(identity), addr: dir.Address(), log: slog.New(slog.DiscardHandler)}}, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
@@ -73,17 +74,26 @@ func (d *Dir) Keys() ([]Key, error) {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&file); err != nil {
-		return nil, fmt.Errorf("read %s: %w", full, err)
+		return nil, damaged(full, err)
 	}
 	keys := make([]Key, 0, len(file.Keys))
 	for i, kj := range file.Keys {
 		k, err := kj.key()
 		if err != nil {
-			return nil, fmt.Errorf("read %s: key %d (%q): %w", full, i+1, kj.Name, err)
+			return nil, damaged(full, fmt.Errorf("key %d (%q): %w", i+1, kj.Name, err))
 		}
 		keys = append(keys, k)
 	}
 	return keys, nil
+}
+
+// damaged says what to do about a file that no proxy wrote, or not to its end.
+// Nothing replaces it: it may be the only copy of what the bridges' tokens hold.
+func damaged(full string, err error) error {
+	if errors.Is(err, io.EOF) {
+		err = errors.New("it is empty")
+	}
+	return fmt.Errorf("read %s: %w: restore it from a copy, or remove it: then all its keys are gone, and bridges need new tokens", full, err)
 }
 
 // SetKeys replaces the stored keys.

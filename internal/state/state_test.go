@@ -283,6 +283,9 @@ func TestDamagedKeysShowNoSecret(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "keys.json") || strings.Contains(err.Error(), secret) {
 			t.Errorf("Keys of %s = %v, want an error with the file and without the secret", content, err)
 		}
+		if err != nil && !strings.Contains(err.Error(), "restore it from a copy, or remove it") {
+			t.Errorf("Keys of %s = %v, want what to do", content, err)
+		}
 	}
 }
 
