@@ -159,6 +159,22 @@ func TestEmptyTOML(t *testing.T) {
 	}
 }
 
+// What is there twice is no matter of quotes.
+func TestTOMLTwice(t *testing.T) {
+	for text, remedy := range map[string]string{
+		"listen = 1\nlisten = 2":                         "already defined: keep one of the two",
+		"[[key]]\nname = \"a\"\nname = \"b\"":            "already defined: keep one of the two",
+		"[[expose]]\npublic = 1\n[expose]\npublic = 2\n": "already exists as an array of tables",
+		"listen = 1\n[listen]\na = 1":                    "should be a table, not a value",
+	} {
+		_, _, err := Check(write(t, "c.toml", text))
+		want(t, text, err, "not TOML", remedy)
+		if err != nil && strings.Contains(err.Error(), "quotes") {
+			t.Errorf("%s: %v, with a hint at quotes", text, err)
+		}
+	}
+}
+
 func TestTOMLErrors(t *testing.T) {
 	tok := testToken(1).Encode()
 	const key = "[[key]]\nname = \"a\"\nsecret_file = \"good.token\"\nallow = [\"tcp/9000\"]\n"

@@ -34,6 +34,13 @@ func (d *doc) readTOML(text string) {
 			if msg := strings.TrimPrefix(de.Error(), "toml: "); !strings.Contains(lineOf(text, e.Line), "rv1") {
 				e.Text += ": " + msg
 			}
+			// What stands there twice, or as two things, is no matter of quotes.
+			switch msg := de.Error(); {
+			case strings.HasSuffix(msg, "is already defined"):
+				e.Hint = "keep one of the two"
+			case strings.Contains(msg, " already exists"), strings.Contains(msg, " should be a "):
+				e.Hint = ""
+			}
 		}
 		d.fail(e)
 		d.broken = true
