@@ -331,6 +331,9 @@ func ParseHostPort(s string) (string, error) {
 	if looksSecret(s) {
 		return "", errTokenAsAddress
 	}
+	if err := refuseURL(s); err != nil {
+		return "", err
+	}
 	host, port, err := cutHostPort(s)
 	if err != nil {
 		return "", fmt.Errorf("%q: %w", s, err)
@@ -354,6 +357,9 @@ func ParseHost(s string, port uint16) (string, error) {
 	if looksSecret(s) {
 		return "", errTokenAsAddress
 	}
+	if err := refuseURL(s); err != nil {
+		return "", err
+	}
 	bare := s
 	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
 		bare = s[1 : len(s)-1]
@@ -375,8 +381,11 @@ func ParseListen(s string) (string, error) {
 		return "", errTokenAsAddress
 	}
 	port, ok := strings.CutPrefix(s, ":")
-	if !ok && strings.Contains(s, ":") {
+	if !ok && strings.Contains(s, ":") || strings.HasPrefix(port, ":") { // the latter is an IPv6 address
 		return ParseHostPort(s)
+	}
+	if !ok && s != "" && (isLetter(s[0]) || strings.Contains(s, ".")) {
+		return "", fmt.Errorf("%q: the port is missing: write HOST:PORT or :PORT", s)
 	}
 	n, err := ParsePort(port)
 	if err != nil {
@@ -493,6 +502,19 @@ func cutHostPort(s string) (host, port string, err error) {
 		return "", "", errors.New("an IPv6 address goes in brackets: write [ADDRESS]:PORT")
 	}
 	return s[:i], s[i+1:], nil
+}
+
+// refuseURL is for an address that was copied with what stands around it.
+func refuseURL(s string) error {
+	_, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		return nil
+	}
+	hint := ""
+	if host, _, _ := strings.Cut(rest, "/"); host != "" {
+		hint = fmt.Sprintf(", %q", host)
+	}
+	return fmt.Errorf("%q is a URL: write the host without scheme and path%s", s, hint)
 }
 
 // canonicalIP writes an address the one way that net.Listen and net.Dial will

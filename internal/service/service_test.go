@@ -382,6 +382,31 @@ func TestParseListen(t *testing.T) {
 	}
 }
 
+// What is missing, or too much, is said by its name.
+func TestAddressErrors(t *testing.T) {
+	listen := ParseListen
+	host := func(s string) (string, error) { return ParseHost(s, 3010) }
+	for _, c := range []struct {
+		parse    func(string) (string, error)
+		in, want string
+	}{
+		{listen, "127.0.0.1", `"127.0.0.1": the port is missing: write HOST:PORT or :PORT`},
+		{listen, "localhost", `"localhost": the port is missing: write HOST:PORT or :PORT`},
+		{listen, "[::1]", `"[::1]": the port is missing: write [ADDRESS]:PORT`},
+		{listen, "::1", `"::1": an IPv6 address goes in brackets: write [ADDRESS]:PORT`},
+		{listen, "90x0", `port "90x0" is not a number from 1 to 65535`},
+		{host, "http://x", `"http://x" is a URL: write the host without scheme and path, "x"`},
+		{host, "https://x:4000/y", `"https://x:4000/y" is a URL: write the host without scheme and path, "x:4000"`},
+		{ParseHostPort, "tcp://x:4000", `"tcp://x:4000" is a URL: write the host without scheme and path, "x:4000"`},
+		{listen, "tcp://:4000", `"tcp://:4000" is a URL: write the host without scheme and path, ":4000"`},
+		{host, "http://", `"http://" is a URL: write the host without scheme and path`},
+	} {
+		if got, err := c.parse(c.in); err == nil || err.Error() != c.want {
+			t.Errorf("%q: %q, %v; want %s", c.in, got, err, c.want)
+		}
+	}
+}
+
 var fuzzSeeds = []string{
 	"9000", "tcp/9000", "tcp/127.0.0.1:9000=9904", "tcp/[::1]:9000=[::1]:80", "tcp/[::ffff:1.2.3.4]:9", "tcp/[fe80::1%eth0]:9=a:1",
 	"udp/53", "http/*.example.com", "http/*", "HTTP/x", "tls/A.b.", "private/db", "offered=1", "tcp/9000-9010", "tcp/1.2.3.4:1-2",
