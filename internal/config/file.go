@@ -18,14 +18,15 @@ import (
 // No file that we read is larger; a disk image given by mistake is.
 const maxFile = 1 << 20
 
-// errOpen is the cause when others may read a secret.
-var errOpen = errors.New("others on this machine can read it")
-
-// errWritable is the cause when others may write a configuration.
-var errWritable = errors.New("others can write it")
+// The causes when others may do with a secret or a configuration what is not theirs to do.
+var (
+	errOpen         = errors.New("others on this machine can read it")
+	errWritable     = errors.New("others on this machine can write it")
+	errOpenWritable = errors.New("others on this machine can read and write it")
+)
 
 // ReadTokenFile reads the token out of a file, or out of stdin for "-". A file
-// that others can read is refused: the secret in it is no longer one. So is one
+// that others can read or write is refused: the secret in it is no longer one. So is one
 // of another user, who can put another token in it.
 func ReadTokenFile(path string, stdin io.Reader) (string, error) {
 	if path == "-" {

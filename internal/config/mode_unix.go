@@ -20,7 +20,14 @@ func looseMode(file fs.FileInfo) error {
 	if !file.Mode().IsRegular() || file.Mode().Perm()&0o066 == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w (mode %04o)", errOpen, file.Mode().Perm())
+	err := errOpen
+	switch mode := file.Mode().Perm(); {
+	case mode&0o044 == 0:
+		err = errWritable
+	case mode&0o022 != 0:
+		err = errOpenWritable
+	}
+	return fmt.Errorf("%w (mode %04o)", err, file.Mode().Perm())
 }
 
 // ownedByOthers says who else owns a file that was opened by this path, a symbolic link on the way to it, or its directory,
