@@ -147,12 +147,12 @@ func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) err
 	if err != nil {
 		return keyError(err)
 	}
-	fmt.Fprintf(c.stderr, "key %q made, allowed %s. Its token is printed only this once; use it on the other machine:\n", name, strings.Join(allow, ", "))
 	for _, a := range policy {
 		if (service.Public{Kind: a.Kind}).Supported() != nil {
 			fmt.Fprintf(c.stderr, "note: this version does not serve %s/ yet, so %s is of no use before an update\n", a.Kind, a)
 		}
 	}
+	fmt.Fprintf(c.stderr, "key %q made, allowed %s. Its token is printed only this once; use it on the other machine:\n", name, strings.Join(allow, ", "))
 	tok, err := token.Parse(encoded)
 	if err != nil {
 		return err
