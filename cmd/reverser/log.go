@@ -25,6 +25,7 @@ func newLogger(w io.Writer, format string) (log *slog.Logger, flush func(), err 
 		q.close()
 		return nil, nil, err
 	}
+	q.own = h
 	return slog.New(queuedHandler{h, q}), q.close, nil
 }
 

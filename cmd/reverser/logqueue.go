@@ -13,12 +13,13 @@ import (
 // terminal or disk, its stack does not grow for the sake of a log line, and lines that come together are written together.
 // When lines come close behind each other it takes a rest, in which more of them come together.
 //
-// When logQueueLen records wait, whoever logs waits too, so that a slow reader loses no line. One that takes nothing for
-// logPatience, such as a terminal that was stopped with Ctrl-S, does not stop the tunnel: lines are dropped and counted until
-// it goes on.
+// When logQueueLen records wait, whoever logs waits too, so that a slow reader loses no line. One that lets a write wait for
+// logPatience, such as a terminal that was stopped with Ctrl-S, does not stop the tunnel: lines are dropped until it goes on,
+// which is said behind those that were kept.
 type logQueue struct {
 	records chan queuedRecord
 	out     *bufio.Writer
+	own     slog.Handler // for what the queue has to say itself
 	closing chan struct{}
 	done    chan struct{} // the writer is
 
@@ -59,12 +60,14 @@ func (q *logQueue) run() {
 			for len(q.records) > 0 {
 				q.write(<-q.records)
 			}
+			q.sayLost()
 			q.flush()
 			return
 		}
 		if len(q.records) > 0 {
 			continue
 		}
+		q.sayLost()
 		rest := time.Until(flushed.Add(logQueueRest))
 		if rest > 0 {
 			time.Sleep(rest)
@@ -80,10 +83,13 @@ func (q *logQueue) write(r queuedRecord) {
 	q.begin()
 	defer q.end()
 	r.handler.Handle(context.Background(), r.record)
+}
+
+func (q *logQueue) sayLost() {
 	if n := q.lost.Swap(0); n > 0 {
 		lost := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines were dropped: nobody took them", 0)
 		lost.AddAttrs(slog.Int64("lines", n))
-		r.handler.Handle(context.Background(), lost)
+		q.write(queuedRecord{q.own, lost})
 	}
 }
 

@@ -176,6 +176,9 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 // didYouMean is a hint at the subcommands of cmd that look like name, "" if none
 // does.
 func didYouMean(cmd *cobra.Command, before, name string) string {
+	if name == "" { // every command begins so
+		return ""
+	}
 	cmd.SuggestionsMinimumDistance = min(2, len(name)/2) // two slips in two letters are another word
 	var near []string
 	for _, s := range cmd.SuggestionsFor(name) {

@@ -122,7 +122,7 @@ func (c *counted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	if c.over {
 		c.mu.Unlock()
-		return
+		panic(http.ErrAbortHandler) // or the answer would be 200
 	}
 	c.running.Add(1)
 	c.mu.Unlock()

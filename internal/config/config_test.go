@@ -859,13 +859,13 @@ func TestOwnedByOthers(t *testing.T) {
 		want []string
 	}{
 		{"a file", func(t *testing.T, dir, file string) (string, string) { return file, file }, []string{"run chown root "}},
-		{"its directory", func(t *testing.T, dir, file string) (string, string) { return file, dir }, []string{"directory ", "run chown root "}},
+		{"its directory", func(t *testing.T, dir, file string) (string, string) { return file, dir }, []string{"directory ", "move the file "}},
 		{"the file of a link", func(t *testing.T, dir, file string) (string, string) {
 			return link(t, file, filepath.Join(t.TempDir(), "l")), file
 		}, []string{"run chown root "}},
 		{"the directory of a link's file", func(t *testing.T, dir, file string) (string, string) {
 			return link(t, file, filepath.Join(t.TempDir(), "l")), dir
-		}, []string{"directory ", "run chown root "}},
+		}, []string{"directory ", "move the file "}},
 		{"a link", func(t *testing.T, dir, file string) (string, string) {
 			l := link(t, file, filepath.Join(dir, "l"))
 			return l, l
@@ -877,7 +877,13 @@ func TestOwnedByOthers(t *testing.T) {
 		{"the directory of a link", func(t *testing.T, dir, file string) (string, string) {
 			at := t.TempDir()
 			return link(t, file, filepath.Join(at, "l")), at
-		}, []string{"directory ", "run chown root "}},
+		}, []string{"directory ", "move the file "}},
+		{"a way through /proc", func(t *testing.T, dir, file string) (string, string) {
+			if runtime.GOOS != "linux" {
+				return file, file
+			}
+			return link(t, "/proc/self/root"+file, filepath.Join(t.TempDir(), "l")), file
+		}, []string{"run chown root "}},
 		{"a link to the directory", func(t *testing.T, dir, file string) (string, string) {
 			l := link(t, dir, filepath.Join(t.TempDir(), "l"))
 			return filepath.Join(l, filepath.Base(file)), l

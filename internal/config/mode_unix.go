@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -46,10 +47,7 @@ func owned(path string, file fs.FileInfo) (w way, text, hint string) {
 	if err != nil {
 		return w, fmt.Sprintf("it changed while it was read (%v)", err), "look who else can write where it is, and start again"
 	}
-	if w.opened {
-		return w, "", ""
-	}
-	if uid := owner(file); !ours(uid) {
+	if uid := owner(file); !w.opened && !ours(uid) {
 		it := "it"
 		if w.file != filepath.Clean(path) {
 			it = "the file " + w.file + " behind it"
@@ -63,7 +61,7 @@ func owned(path string, file fs.FileInfo) (w way, text, hint string) {
 	}
 	for _, dir := range w.dirs {
 		if uid := owner(dir.info); !ours(uid) {
-			return w, fmt.Sprintf("its directory %s belongs to another user, %s, who can put another file in its place", dir.path, userName(uid)), "run " + chown("", dir.path)
+			return w, fmt.Sprintf("its directory %s belongs to another user, %s, who can put another file in its place", dir.path, userName(uid)), "move the file to a directory of yours, or of root"
 		}
 	}
 	return w, "", ""
@@ -101,6 +99,9 @@ type place struct {
 	info fs.FileInfo
 }
 
+// openFile is an open file of this process.
+var openFile = regexp.MustCompile(fmt.Sprintf(`^/proc/(self|thread-self|%d)/fd/[0-9]+$`, os.Getpid()))
+
 // wayTo follows a path as the system does.
 func wayTo(path string) (way, error) {
 	w := way{file: "."}
@@ -112,8 +113,8 @@ func wayTo(path string) (way, error) {
 		rest = strings.TrimLeft(below, "/")
 		next := filepath.Join(w.file, name)
 		// /dev/stdin and /dev/fd/N lead here, where a link is no name of a file but the open file itself.
-		if strings.HasPrefix(next, "/proc/") {
-			return way{file: path, opened: true}, nil
+		if openFile.MatchString(next) && rest == "" {
+			return way{file: path, links: w.links, opened: true}, nil
 		}
 		info, err := os.Lstat(next)
 		if err != nil {

@@ -141,12 +141,13 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, raw [
 // millis is how a limit of an outage is told to the peer.
 func millis(d time.Duration) uint32 { return uint32(min(max(d.Milliseconds(), 1), math.MaxUint32)) }
 
-// shorter is the limit of an outage that counts at both ends: the own one, or what the peer says of its.
+// shorter is the limit of an outage that counts at both ends: the own one, or what the peer says of its. Less than a second is
+// nothing that a peer can ask for.
 func shorter(own time.Duration, peer uint32) time.Duration {
 	if peer == 0 {
 		return own
 	}
-	return min(own, time.Duration(peer)*time.Millisecond)
+	return min(own, max(time.Duration(peer)*time.Millisecond, time.Second))
 }
 
 // attach binds an authenticated connection to slot i at the bridge: fence, count, ask, rewind.

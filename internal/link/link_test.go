@@ -385,6 +385,61 @@ func TestResetBesideRefusedStreams(t *testing.T) {
 	}
 }
 
+// What a socket left when it was reset is sent as credit comes, whatever the path does meanwhile; it is given up when nobody reads.
+func TestRestOfASocket(t *testing.T) {
+	for name, c := range map[string]struct {
+		silence time.Duration // of the path
+		pause   time.Duration // of the reader
+		whole   bool
+	}{
+		"a reader that pauses":      {0, 8 * time.Second, true},
+		"a path that is away":       {12 * time.Second, 0, true},
+		"a path that is away, long": {3 * time.Minute, 0, true},
+		"nobody reads":              {0, 30 * time.Second, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, time.Hour)
+				defer w.close()
+				px, br := w.open()
+				sent := 0
+				put := func(send func(*Chunk)) {
+					c := NewChunk()
+					c.Grow(copy(c.Room(), noise(byte(sent), 10_000)))
+					sent += 10_000
+					send(c)
+				}
+				for px.TryRoom() >= 10_000 {
+					put(func(c *Chunk) { px.Send(c) })
+				}
+				time.Sleep(time.Second)
+				if c.silence > 0 {
+					w.net.BlackHole(memnet.Both)
+				}
+				for range 20 {
+					put(func(c *Chunk) {
+						if !px.SendRest(c) {
+							t.Fatal("no memory")
+						}
+					})
+				}
+				px.Reset(wire.CodeReset)
+				time.Sleep(c.silence)
+				w.net.Heal()
+				time.Sleep(c.pause)
+				got, err := io.ReadAll(br)
+				if !errors.Is(err, syscall.ECONNRESET) || len(got) > sent || c.whole != (len(got) == sent) {
+					t.Errorf("read %d of %d bytes, then %v; want all: %t, then ECONNRESET", len(got), sent, err, c.whole)
+				}
+				time.Sleep(time.Minute)
+				if n := px.slot.link.Streams(); n != 0 {
+					t.Errorf("%d streams are left", n)
+				}
+			})
+		})
+	}
+}
+
 // What two goroutines Write at the same time is not mixed.
 func TestTwoWriters(t *testing.T) {
 	w := newWorld(t, 0)

@@ -67,7 +67,7 @@ func (h *sendHalf) drop(b *Budget) {
 }
 
 // charge brings what is charged in line with what is held beyond the floor. It follows the fact, a read of a socket at the
-// most, and never fails: room says when there is none.
+// most, or of what a socket that was reset had left, and never fails: room, or SendRest, says when there is none.
 func (h *sendHalf) charge(b *Budget) {
 	held := int64(0)
 	if h.q.head != nil {

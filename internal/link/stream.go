@@ -19,9 +19,8 @@ import (
 // It is a net.Conn. A relay uses Room, Send, SetReceiver, Backlog and Consumed instead of Write and Read: they move
 // pooled chunks, and an idle stream then holds no buffer and no goroutine of the link.
 type Stream struct {
-	id      uint64
-	open    wire.Open
-	writing sync.Mutex // held by Write, for each call's bytes to stay together; before slot.mu
+	id   uint64
+	open wire.Open
 
 	// Guarded by slot.mu, as is everything below.
 	slot      *slot
@@ -40,6 +39,7 @@ type Stream struct {
 	dead      bool // the session is gone
 	closed    bool // by the local user of the net.Conn
 	noWait    bool // the socket is dead: Room waits no more
+	writing   bool // a Write is under way: the bytes of each stay together
 	rdl, wdl  *deadline
 	resumes0  uint64 // the slot's count when the stream was made
 	flushLate *time.Timer
@@ -147,13 +147,9 @@ func (s *Stream) NoWait() {
 
 func (s *Stream) roomLocked() (int, error) {
 	for {
-		switch n := s.send.room(s.slot.core.budget); {
-		case s.dead || s.send.moot || s.send.reset():
-			return 0, ErrReset
-		case s.send.end != 0 || s.closed:
-			return 0, net.ErrClosed
-		case s.wdl.passed():
-			return 0, os.ErrDeadlineExceeded
+		switch n, err := s.send.room(s.slot.core.budget), s.mute(); {
+		case err != nil:
+			return 0, err
 		case n > 0:
 			return n, nil
 		case s.noWait:
@@ -161,6 +157,19 @@ func (s *Stream) roomLocked() (int, error) {
 		}
 		s.change.Wait()
 	}
+}
+
+// mute says why nothing may be sent any more; nil: it may. slot.mu is held.
+func (s *Stream) mute() error {
+	switch {
+	case s.dead || s.send.moot || s.send.reset():
+		return ErrReset
+	case s.send.end != 0 || s.closed:
+		return net.ErrClosed
+	case s.wdl.passed():
+		return os.ErrDeadlineExceeded
+	}
+	return nil
 }
 
 // TryRoom is Room without waiting: 0 where Room would wait or fail.
@@ -200,26 +209,33 @@ func (s *Stream) SendRest(cs ...*Chunk) bool {
 	}
 	s.putLocked(cs)
 	if s.restLate == nil {
-		s.giveUpRest(s.send.una)
+		s.giveUpRest(s.send.credit)
 	}
 	return true
 }
 
-// giveUpRest gives up what SendRest put, and nobody wants, after flushTimeout in which nothing of it moved: its peer learns of the
-// reset then. slot.mu is held.
-func (s *Stream) giveUpRest(una uint64) {
+// giveUpRest gives up what SendRest put when the peer, which has all that it gave credit for, gave no more for flushTimeout: its
+// reader takes nothing, and is to learn of the reset. slot.mu is held.
+func (s *Stream) giveUpRest(credit uint64) {
 	s.restLate = time.AfterFunc(flushTimeout, func() {
 		s.slot.mu.Lock()
 		defer s.slot.mu.Unlock()
-		switch h := &s.send; {
-		case s.forgotten || h.moot || h.q.end <= h.max:
-		case s.slot.cur == nil || h.una > una: // nobody can want it now, or somebody does
-			s.giveUpRest(h.una)
+		h := &s.send
+		switch {
+		case s.forgotten || h.moot || h.end != 0 && h.q.end <= h.max:
+		case h.end == 0 || h.credit > credit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
+			s.giveUpRest(h.credit) // it is not the reader that is waited for, or it reads
 		default:
 			s.slot.core.cutRest(s)
 			s.slot.wake()
 		}
 	})
+}
+
+// heardFor says whether the slot has had its connection for so long, and that is not silent. mu is held.
+func (sl *slot) heardFor(d time.Duration) bool {
+	now := sl.link.now()
+	return sl.cur != nil && now-sl.since >= d && now-time.Duration(sl.cur.lastRead.Load()) < pingAfter
 }
 
 // Put is Send for one of several streams that have something at the same time: Flush sends all that is on the same carrier.
@@ -486,10 +502,19 @@ func (s *Stream) Read(p []byte) (int, error) {
 
 // Write implements net.Conn.
 func (s *Stream) Write(p []byte) (n int, err error) {
-	s.writing.Lock()
-	defer s.writing.Unlock()
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
+	for s.writing {
+		if err := s.mute(); err != nil {
+			return 0, s.opError("write", err)
+		}
+		s.change.Wait()
+	}
+	s.writing = true
+	defer func() {
+		s.writing = false
+		s.change.Broadcast()
+	}()
 	for {
 		room, err := s.roomLocked()
 		if err != nil {

@@ -3,6 +3,7 @@ package proxy
 import (
 	"container/list"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -84,8 +85,7 @@ func (g *gate) evictLocked(which func(*pass) bool) {
 	for e := g.waiting.Front(); e != nil; e = e.Next() {
 		if old := e.Value.(*pass); which(old) {
 			old.removeLocked()
-			old.conn.Close()
-			g.refused++
+			old.conn.Close() // which its authentication reports
 			return
 		}
 	}
@@ -122,12 +122,18 @@ func (p *pass) leave(known bool) {
 	g.known[p.from] = now
 }
 
+// errCrowd is why evictLocked ended a connection.
+var errCrowd = fmt.Errorf("said nothing while others came: %d may wait, %d of one address", maxStrangers, maxPerAddress)
+
 // report logs failed authentications, at most once in reportStrangersPer: the internet scans every port. Who leaves before a
 // hello has said nothing wrong and is neither counted nor worth a line: a scan, a load balancer's check, or an attempt that a
 // bridge gives up because another one was faster.
 func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
 	if errors.Is(err, auth.ErrHungUp) {
 		return
+	}
+	if errors.Is(err, net.ErrClosed) {
+		err = errCrowd
 	}
 	g.mu.Lock()
 	g.refused++

@@ -176,11 +176,20 @@ func TestGateReport(t *testing.T) {
 		if n := j.count(line); n != 1 || j.count(line, "count=1 ", "last_remote=192.0.2.0:", "last_err=noise") != 1 {
 			t.Errorf("%d lines for 50 failures within a minute, want one for the first", n)
 		}
-		for range maxPerAddress + 3 { // three too many count too
+		for range maxPerAddress + 3 {
 			g.enter(from("192.0.2.77"))
+		}
+		for range 3 { // the three oldest were closed
+			g.report(log, from("192.0.2.77").from, fmt.Errorf("read: %w", net.ErrClosed))
 		}
 		time.Sleep(reportStrangersPer)
 		g.report(log, from("192.0.2.99").from, errors.New("more noise"))
+		g.report(log, from("192.0.2.77").from, fmt.Errorf("read: %w", net.ErrClosed))
+		time.Sleep(reportStrangersPer)
+		g.report(log, from("192.0.2.77").from, fmt.Errorf("read: %w", net.ErrClosed))
+		if j.count(line, "count=2 ", "last_err=said nothing while others came") != 1 {
+			t.Errorf("no line says that too many came: %q", *j.lines)
+		}
 		if j.count(line, "count=53 ", "last_remote=192.0.2.99:", "last_err=more noise") != 1 {
 			t.Errorf("the next minute's line does not count what came since: %q", *j.lines)
 		}

@@ -233,7 +233,7 @@ func (p *Pair) send(n int) {
 
 // sendRest sends what the peer of a socket that was reset had sent before: the kernel keeps it readable, in front of the reset.
 func (p *Pair) sendRest() {
-	for {
+	for p.sock.raw != nil {
 		n, err := p.sock.tryRead(readAhead * link.ChunkSize)
 		if n == 0 || err != nil {
 			return

@@ -141,7 +141,7 @@ func (d *Dir) open() error {
 		return unusable(d.path, err)
 	}
 	// Before anything is made in it. Whose it is does not matter: root edits the directory of a service user.
-	if mode := info.Mode(); checksModes && mode.Perm()&0o002 != 0 && mode&fs.ModeSticky == 0 {
+	if mode := info.Mode(); checksModes && mode.Perm()&0o002 != 0 {
 		return fmt.Errorf("state directory %s: others on this machine can write it (mode %04o) and put files of their own into it: run chmod o-w %s, or choose another with --state DIR", d.path, mode.Perm(), d.path)
 	}
 	d.owner = ownerOf(info)
