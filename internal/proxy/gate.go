@@ -136,6 +136,10 @@ func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
 		err = errCrowd
 	}
 	g.mu.Lock()
+	if g.closed { // everybody was sent away
+		g.mu.Unlock()
+		return
+	}
 	g.refused++
 	count, now := g.refused, time.Now()
 	say := now.Sub(g.reported) >= reportStrangersPer
