@@ -127,7 +127,7 @@ func (p *Pair) End(reason Reason, code wire.Code) {
 func (p *Pair) readable(more bool) (flush bool) {
 	if !p.reading.CompareAndSwap(false, true) { // whoever reads finds it all
 		if more && p.finished() { // but nobody does
-			p.noteReset(true)
+			p.noteReset()
 		}
 		return false
 	}
@@ -150,7 +150,6 @@ func (p *Pair) readable(more bool) (flush bool) {
 			return flush
 		case errors.Is(err, io.EOF) && p.done(&p.outDone):
 			p.stream.PutFIN()
-			p.noteReset(true)
 			return true
 		case err != nil:
 			p.localReset()
@@ -195,7 +194,9 @@ func (p *Pair) outbound() {
 		switch {
 		case errors.Is(err, io.EOF) && p.done(&p.outDone):
 			p.stream.CloseWrite()
-			p.noteReset(watched)
+			if !watched && p.sock.raw != nil {
+				p.noteResetLater()
+			}
 			return
 		case err != nil && !silent:
 			p.localReset()
@@ -277,15 +278,20 @@ func (p *Pair) finished() bool {
 }
 
 // noteReset passes on the reset of a socket whose EOF was read: nobody reads it any more, and where there is nothing to write
-// nobody would notice. The poller says when to look again; where none watches, a timer does.
-func (p *Pair) noteReset(watched bool) {
-	switch {
-	case p.over():
-	case p.sock.gone():
+// nobody would notice. A reset that came before the EOF was noted is done's to see. Behind it the poller says when to look; where
+// none watches, a timer does.
+func (p *Pair) noteReset() {
+	if !p.over() && p.sock.gone() {
 		p.localReset()
-	case !watched && p.sock.raw != nil:
-		time.AfterFunc(noteEvery, func() { p.noteReset(false) })
 	}
+}
+
+func (p *Pair) noteResetLater() {
+	time.AfterFunc(noteEvery, func() {
+		if p.noteReset(); !p.over() {
+			p.noteResetLater()
+		}
+	})
 }
 
 // noteEvery is how often a socket that is neither read nor watched is asked whether it was reset.
