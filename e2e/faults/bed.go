@@ -462,11 +462,11 @@ func (t *tunnel) endedAs(wanted string) (other map[string]int) {
 // freePorts returns loopback addresses on which nothing listens.
 func freePorts(n int) (addrs []string, err error) {
 	for range n {
-		port, err := freeport.Get()
+		addr, err := freeport.Addr()
 		if err != nil {
 			return nil, err
 		}
-		addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", port))
+		addrs = append(addrs, addr)
 	}
 	return addrs, nil
 }

@@ -18,7 +18,6 @@ import (
 	"reverser/internal/memnet"
 	"reverser/internal/netwatch"
 	"reverser/internal/service"
-	"reverser/internal/wire"
 )
 
 // dns answers what a test says.
@@ -241,7 +240,7 @@ func TestNothingIsSaidForHours(t *testing.T) {
 		var n memnet.Net
 		var d dns
 		d.set(false, nil, "192.0.2.1")
-		p := &proxy{t: t, known: true, up: map[int]bool{}, via: map[string]string{}, claims: map[uint16]wire.Claim{}}
+		p := newProxy(t)
 		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
 		b := onMemnet(t, &n, &d)
 		ends := make(chan net.Conn, 2)
@@ -277,7 +276,7 @@ func TestNothingIsSaidForHours(t *testing.T) {
 
 // hostOnMemnet serves a link.Host at the addresses and returns what stops it.
 func hostOnMemnet(t *testing.T, n *memnet.Net, addrs ...string) (stop func()) {
-	p := &proxy{t: t, known: true, up: map[int]bool{}, via: map[string]string{}, claims: map[uint16]wire.Claim{}}
+	p := newProxy(t)
 	return p.serveOnMemnet(n, addrs...)
 }
 

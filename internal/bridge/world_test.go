@@ -159,10 +159,14 @@ func (p *proxy) Ended(_ *link.Link, err error) {
 	p.ended = append(p.ended, err)
 }
 
+func newProxy(t *testing.T) *proxy {
+	return &proxy{t: t, known: true, up: map[int]bool{}, via: map[string]string{}, claims: map[uint16]wire.Claim{}}
+}
+
 // listen runs a proxy at addr until the end of the test; with transfer it has a second port, which it announces.
 func listen(t *testing.T, addr string, transfer bool) *proxy {
 	t.Helper()
-	p := &proxy{t: t, known: true, up: map[int]bool{}, via: map[string]string{}, claims: map[uint16]wire.Claim{}}
+	p := newProxy(t)
 	var instance [16]byte
 	rand.Read(instance[:])
 	sc := &auth.ServerConfig{Identity: identity(), Instance: instance, Lookup: func(id [16]byte) ([32]byte, bool) {

@@ -176,7 +176,7 @@ func (s *Stream) mute() error {
 func (s *Stream) TryRoom() int {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if s.dead || s.closed || s.wdl.passed() {
+	if s.mute() != nil {
 		return 0
 	}
 	return s.send.room(s.slot.core.budget)

@@ -66,7 +66,6 @@ func (g *gate) enter(conn net.Conn) *pass {
 	at, known := g.known[p.from]
 	known = known && time.Since(at) <= rememberAddress
 	if g.closed {
-		g.refused++
 		return nil
 	}
 	if !known && g.per[p.from] >= maxPerAddress {

@@ -235,10 +235,7 @@ func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
 		cl := s.claims[id]
 		if cl == nil || cl.asked != c.Public || cl.target != c.Target {
 			if cl != nil && cl.asked != c.Public {
-				gone = p.releaseLocked(func(ln *listener) bool {
-					at, of, _ := ln.dest.Link()
-					return ln.dest.Public == cl.public && at == l && of == id
-				})
+				gone = p.releaseClaim(l, cl)
 			}
 			cl = &claim{id: id, asked: c.Public, target: c.Target}
 			s.claims[id] = cl
@@ -267,12 +264,8 @@ func (p *Proxy) Unclaim(l *link.Link, id uint16) {
 		s := p.session(l)
 		var gone []*listener
 		if s != nil && s.claims[id] != nil {
-			pub := s.claims[id].public
+			gone = p.releaseClaim(l, s.claims[id])
 			delete(s.claims, id)
-			gone = p.releaseLocked(func(ln *listener) bool {
-				at, of, _ := ln.dest.Link()
-				return ln.dest.Public == pub && at == l && of == id
-			})
 		}
 		p.mu.Unlock()
 		closeAll(gone)
@@ -414,6 +407,14 @@ func (p *Proxy) releaseLocked(which func(*listener) bool) (gone []*listener) {
 		}
 	}
 	return gone
+}
+
+// releaseClaim is releaseLocked for what a claim on l holds. mu is held.
+func (p *Proxy) releaseClaim(l *link.Link, cl *claim) []*listener {
+	return p.releaseLocked(func(ln *listener) bool {
+		at, of, _ := ln.dest.Link()
+		return ln.dest.Public == cl.public && at == l && of == cl.id
+	})
 }
 
 func closeAll(ls []*listener) {

@@ -569,15 +569,23 @@ func TestDiscardWhileWriting(t *testing.T) {
 	wg.Wait()
 }
 
+// ends are those of one connection; near is what a pair gets.
+type ends struct {
+	far  conn
+	near net.Conn
+}
+
+// bothSides makes a connection as a user does, and one as to a server.
+func bothSides(t *testing.T) []ends {
+	user, accepted := loopback.user(t)
+	server, dialled := loopback.server(t)
+	return []ends{{user, accepted}, {server, dialled}}
+}
+
 // TestLingerFromBirth: a socket that ends without a pair's doing, as when the process dies, ends with RST.
 func TestLingerFromBirth(t *testing.T) {
 	t.Parallel()
-	user, accepted := loopback.user(t)
-	server, dialled := loopback.server(t)
-	for _, c := range []struct {
-		far  conn
-		near net.Conn
-	}{{user, accepted}, {server, dialled}} {
+	for _, c := range bothSides(t) {
 		c.near.Write([]byte("cut sho"))
 		b := make([]byte, 7)
 		io.ReadFull(c.far, b)
@@ -592,12 +600,7 @@ func TestLingerFromBirth(t *testing.T) {
 // TestLingerBehindFIN: a process that dies when it has sent a FIN leaves no peer waiting for what never comes.
 func TestLingerBehindFIN(t *testing.T) {
 	t.Parallel()
-	user, accepted := loopback.user(t)
-	server, dialled := loopback.server(t)
-	for _, c := range []struct {
-		far  conn
-		near net.Conn
-	}{{user, accepted}, {server, dialled}} {
+	for _, c := range bothSides(t) {
 		s := socket{conn: c.near}
 		c.near.Write([]byte("request"))
 		if err := s.closeWrite(false); err != nil {
