@@ -18,9 +18,8 @@ import (
 	"sync"
 
 	"reverser/internal/bridge"
-	"reverser/internal/service"
+	"reverser/internal/grammar"
 	"reverser/internal/status"
-	"reverser/internal/token"
 )
 
 // Config says what Listen asks for.
@@ -39,11 +38,11 @@ var ErrDenied = errors.New("denied by the proxy")
 // the address is taken. Closing the listener gives the address back and resets the connections that are left; so does the
 // end of ctx.
 func Listen(ctx context.Context, cfg Config) (net.Listener, error) {
-	tok, err := token.Parse(cfg.Token)
+	tok, err := grammar.ParseToken(cfg.Token)
 	if err != nil {
 		return nil, fmt.Errorf("token: %w", err)
 	}
-	pub, err := service.ParsePublic(cfg.Public)
+	pub, err := grammar.ParsePublic(cfg.Public)
 	if err == nil {
 		err = pub.Supported()
 	}
@@ -55,7 +54,7 @@ func Listen(ctx context.Context, cfg Config) (net.Listener, error) {
 	b, err := bridge.New(bridge.Config{
 		Token: tok, Proxy: cfg.Proxy, Log: cfg.Log, Version: "library",
 		Services: []bridge.Service{{Public: pub, Handle: l.hand}},
-		OnService: func(_ service.Public, s status.Service) {
+		OnService: func(_ grammar.Public, s status.Service) {
 			if s.State == status.ServiceRetrying {
 				return
 			}
@@ -88,7 +87,7 @@ func Listen(ctx context.Context, cfg Config) (net.Listener, error) {
 }
 
 type listener struct {
-	pub     service.Public
+	pub     grammar.Public
 	conns   chan net.Conn
 	done    chan struct{}
 	once    sync.Once

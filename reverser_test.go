@@ -18,9 +18,8 @@ import (
 	"reverser"
 	"reverser/internal/auth"
 	"reverser/internal/freeport"
+	"reverser/internal/grammar"
 	"reverser/internal/proxy"
-	"reverser/internal/service"
-	"reverser/internal/token"
 )
 
 // startProxy runs a proxy on loopback and returns a token for it.
@@ -29,11 +28,11 @@ func startProxy(t *testing.T, allow string) string {
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
 	der, _ := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
 	leaf, _ := x509.ParseCertificate(der)
-	policy, err := service.ParseAllow(allow)
+	policy, err := grammar.ParseAllow(allow)
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := proxy.Key{Name: "k", ID: [16]byte{1}, Secret: [32]byte{2}, Allow: service.Policy{policy}}
+	k := proxy.Key{Name: "k", ID: [16]byte{1}, Secret: [32]byte{2}, Allow: grammar.Policy{policy}}
 	p := proxy.New(proxy.Config{
 		Listen: "127.0.0.1:0", Identity: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, Keys: []proxy.Key{k},
 	})
@@ -44,7 +43,7 @@ func startProxy(t *testing.T, allow string) string {
 	var wg sync.WaitGroup
 	wg.Go(func() { p.Run(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	return token.Token{Addr: p.Addr().String(), KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)}.Encode()
+	return grammar.Token{Addr: p.Addr().String(), KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)}.Encode()
 }
 
 // freeAddr is a loopback address where nothing listens.
@@ -105,9 +104,9 @@ func TestListenDenied(t *testing.T) {
 func TestListenBadInput(t *testing.T) {
 	for _, cfg := range []reverser.Config{
 		{Token: "rv1_x", Public: "9000"},
-		{Token: token.Token{Addr: "127.0.0.1:1"}.Encode(), Public: "90x0"},
-		{Token: token.Token{Addr: "127.0.0.1:1"}.Encode(), Public: "udp/53"},
-		{Token: token.Token{}.Encode(), Public: "9000"},
+		{Token: grammar.Token{Addr: "127.0.0.1:1"}.Encode(), Public: "90x0"},
+		{Token: grammar.Token{Addr: "127.0.0.1:1"}.Encode(), Public: "udp/53"},
+		{Token: grammar.Token{}.Encode(), Public: "9000"},
 	} {
 		if ln, err := reverser.Listen(t.Context(), cfg); err == nil {
 			ln.Close()
@@ -119,7 +118,7 @@ func TestListenBadInput(t *testing.T) {
 func TestListenEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	tok := token.Token{Addr: freeAddr(t)}.Encode()
+	tok := grammar.Token{Addr: freeAddr(t)}.Encode()
 	if _, err := reverser.Listen(ctx, reverser.Config{Token: tok, Public: "9000"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("Listen = %v, want context.Canceled", err)
 	}

@@ -23,10 +23,9 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/bridge"
 	"reverser/internal/freeport"
+	"reverser/internal/grammar"
 	"reverser/internal/proxy"
-	"reverser/internal/service"
 	"reverser/internal/status"
-	"reverser/internal/token"
 )
 
 // tunnel starts a proxy and a bridge for target and returns the public address.
@@ -35,7 +34,7 @@ func tunnel(b testing.TB, target string) string {
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
 	der, _ := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
 	leaf, _ := x509.ParseCertificate(der)
-	k := proxy.Key{Name: "bench", ID: [16]byte{1}, Secret: [32]byte{2}, Allow: service.DefaultPolicy()}
+	k := proxy.Key{Name: "bench", ID: [16]byte{1}, Secret: [32]byte{2}, Allow: grammar.DefaultPolicy()}
 	p := proxy.New(proxy.Config{
 		Listen: "127.0.0.1:0", Identity: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, Keys: []proxy.Key{k},
 	})
@@ -46,20 +45,20 @@ func tunnel(b testing.TB, target string) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	pub, err := service.ParsePublic("tcp/" + public)
+	pub, err := grammar.ParsePublic("tcp/" + public)
 	if err != nil {
 		b.Fatal(err)
 	}
-	tgt, err := service.ParseTarget(target)
+	tgt, err := grammar.ParseTarget(target)
 	if err != nil {
 		b.Fatal(err)
 	}
 	up := make(chan struct{})
 	var once sync.Once
 	br, err := bridge.New(bridge.Config{
-		Token: token.Token{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)},
+		Token: grammar.Token{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)},
 		Proxy: p.Addr().String(), Services: []bridge.Service{{Public: pub, Target: tgt}},
-		OnService: func(_ service.Public, s status.Service) {
+		OnService: func(_ grammar.Public, s status.Service) {
 			if s.State == status.ServiceUp {
 				once.Do(func() { close(up) })
 			}

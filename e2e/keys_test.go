@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"testing"
 
-	"reverser/internal/token"
+	"reverser/internal/grammar"
 )
 
 // The line that the proxy prints works as it is printed.
@@ -141,14 +141,14 @@ func TestBridgeRestartTakesOverAtOnce(t *testing.T) {
 func TestWrongKey(t *testing.T) {
 	t.Parallel()
 	p := startProxy(t)
-	good, err := token.Parse(p.defaultToken())
+	good, err := grammar.ParseToken(p.defaultToken())
 	if err != nil {
 		t.Fatal(err)
 	}
 	wrongSecret, wrongID := good, good
 	wrongSecret.Secret[0] ^= 1
 	wrongID.KeyID[0] ^= 1
-	for name, tok := range map[string]token.Token{"wrong secret": wrongSecret, "unknown key": wrongID} {
+	for name, tok := range map[string]grammar.Token{"wrong secret": wrongSecret, "unknown key": wrongID} {
 		t.Run(name, func(t *testing.T) {
 			public := freePort(t)
 			b := startBridge(t, tok.Encode(), strconv.Itoa(public))

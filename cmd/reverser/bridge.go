@@ -14,9 +14,8 @@ import (
 
 	"reverser/internal/bridge"
 	"reverser/internal/config"
-	"reverser/internal/service"
+	"reverser/internal/grammar"
 	"reverser/internal/state"
-	"reverser/internal/token"
 )
 
 // tokenEnv is the environment variable that may hold the token.
@@ -93,7 +92,7 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 		return err
 	}
 	if argument == "" && len(args) > 0 && !c.tokenElsewhere(f.tokenFile, file) {
-		if _, err := service.ParseExpose(args[0]); err != nil && !isUnsupported(err) {
+		if _, err := grammar.ParseExpose(args[0]); err != nil && !isUnsupported(err) {
 			return usageHint("reverser bridge TOKEN 9000: the proxy's first start prints the token, and `reverser key add` there makes one",
 				"argument 1, %q, is neither a token (rv1_…) nor PUBLIC[=TARGET] (9000, 9000=192.168.1.5:80)", args[0])
 		}
@@ -108,7 +107,7 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 	}
 	address := first(f.proxy, file.Proxy)
 	if address != "" {
-		if address, err = service.ParseHost(address, defaultPort); err != nil {
+		if address, err = grammar.ParseHost(address, defaultPort); err != nil {
 			return usage(fmt.Errorf("--proxy: %w", err))
 		}
 	}
@@ -126,7 +125,7 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 		transfer = net.JoinHostPort(host, strconv.Itoa(int(file.TransferPort)))
 	}
 	if transfer != "" {
-		if transfer, err = service.ParseHostPort(transfer); err != nil {
+		if transfer, err = grammar.ParseHostPort(transfer); err != nil {
 			return usage(fmt.Errorf("--proxy-transfer: %w", err))
 		}
 	}
@@ -167,12 +166,12 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 // cutToken takes the token off the arguments, where it is the first one. What
 // is left must not be quoted in an error while it may be a secret.
 func cutToken(args []string) (tok string, rest []string, err error) {
-	if len(args) > 0 && token.Looks(args[0]) {
+	if len(args) > 0 && grammar.LooksToken(args[0]) {
 		tok, args = args[0], args[1:]
 	}
 	for i, arg := range args {
 		switch {
-		case token.Looks(arg):
+		case grammar.LooksToken(arg):
 			return "", nil, usageHint("reverser bridge TOKEN EXPOSE...", "argument %d is a token: there is one, and it comes first", i+1)
 		case looksDamaged(arg):
 			return "", nil, usageHint("copy the whole token again, from rv1_ on", "argument %d looks like a damaged token", i+1)
@@ -187,10 +186,10 @@ func looksDamaged(arg string) bool {
 	return len(arg) >= 40 && !strings.ContainsAny(arg, "=/.:")
 }
 
-func parseExposes(configured []service.Expose, args []string) ([]service.Expose, error) {
+func parseExposes(configured []grammar.Expose, args []string) ([]grammar.Expose, error) {
 	exposes := slices.Clone(configured)
 	for _, arg := range args {
-		e, err := service.ParseExpose(arg)
+		e, err := grammar.ParseExpose(arg)
 		if err != nil {
 			return nil, usage(err)
 		}
@@ -200,14 +199,14 @@ func parseExposes(configured []service.Expose, args []string) ([]service.Expose,
 		return nil, usageHint("add 9000 for port 9000 on both sides, or 9000=192.168.1.5:9904 for another target; in a configuration it is [[expose]]",
 			"nothing to expose: a bridge needs at least one EXPOSE")
 	}
-	if err := service.CheckExposes(exposes); err != nil {
+	if err := grammar.CheckExposes(exposes); err != nil {
 		return nil, usage(err)
 	}
 	return exposes, nil
 }
 
 // findToken looks where a token may be, and reads the first that is there.
-func (c *cli) findToken(argument, file string, cfg *config.Bridge) (token.Token, error) {
+func (c *cli) findToken(argument, file string, cfg *config.Bridge) (grammar.Token, error) {
 	text, from := argument, "the first argument"
 	switch {
 	case argument != "":
@@ -220,12 +219,12 @@ func (c *cli) findToken(argument, file string, cfg *config.Bridge) (token.Token,
 	case cfg.TokenFile != "":
 		return c.readToken(cfg.TokenFile)
 	default:
-		return token.Token{}, usageHint("the proxy's first start prints one, which begins with rv1_, and `reverser key add` there makes one; give it as the first argument, with --token-file FILE, or in "+tokenEnv,
+		return grammar.Token{}, usageHint("the proxy's first start prints one, which begins with rv1_, and `reverser key add` there makes one; give it as the first argument, with --token-file FILE, or in "+tokenEnv,
 			"the bridge has no token")
 	}
-	tok, err := token.Parse(text)
+	tok, err := grammar.ParseToken(text)
 	if err != nil {
-		return token.Token{}, usage(fmt.Errorf("token of %s: %w", from, err))
+		return grammar.Token{}, usage(fmt.Errorf("token of %s: %w", from, err))
 	}
 	return tok, nil
 }
@@ -236,21 +235,21 @@ func (c *cli) tokenElsewhere(file string, cfg *config.Bridge) bool {
 }
 
 func isUnsupported(err error) bool {
-	_, ok := errors.AsType[*service.UnsupportedKindError](err)
+	_, ok := errors.AsType[*grammar.UnsupportedKindError](err)
 	return ok
 }
 
-func (c *cli) readToken(file string) (token.Token, error) {
+func (c *cli) readToken(file string) (grammar.Token, error) {
 	text, err := config.ReadTokenFile(file, c.stdin)
 	if err != nil {
-		return token.Token{}, usage(err)
+		return grammar.Token{}, usage(err)
 	}
-	tok, err := token.Parse(text)
+	tok, err := grammar.ParseToken(text)
 	if err != nil {
 		if file == "-" {
 			file = "stdin"
 		}
-		return token.Token{}, usage(fmt.Errorf("token of %s: %w", file, err))
+		return grammar.Token{}, usage(fmt.Errorf("token of %s: %w", file, err))
 	}
 	return tok, nil
 }

@@ -21,11 +21,10 @@ import (
 
 	"reverser/internal/admin"
 	"reverser/internal/bridge"
+	"reverser/internal/grammar"
 	"reverser/internal/proxy"
-	"reverser/internal/service"
 	"reverser/internal/state"
 	"reverser/internal/status"
-	"reverser/internal/token"
 )
 
 const (
@@ -180,7 +179,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 	d.serveEcho(ctx, echoService)
 
 	var services []bridge.Service
-	var allow service.Policy
+	var allow grammar.Policy
 	var free []net.Listener
 	for _, s := range []struct {
 		public *string
@@ -193,11 +192,11 @@ func (d *demo) start(ctx context.Context) (err error) {
 		defer held.Close()
 		free = append(free, held)
 		*s.public = held.Addr().String()
-		e, err := service.ParseExpose("tcp/" + *s.public + "=" + s.target)
+		e, err := grammar.ParseExpose("tcp/" + *s.public + "=" + s.target)
 		if err != nil {
 			return err
 		}
-		a, err := service.ParseAllow(e.Public.String())
+		a, err := grammar.ParseAllow(e.Public.String())
 		if err != nil {
 			return err
 		}
@@ -230,13 +229,13 @@ func (d *demo) start(ctx context.Context) (err error) {
 	ring.addr = tok.Addr
 
 	// The bridge reads the token as if it had been pasted.
-	if tok, err = token.Parse(tok.Encode()); err != nil {
+	if tok, err = grammar.ParseToken(tok.Encode()); err != nil {
 		return err
 	}
 	b, err := bridge.New(bridge.Config{
 		Token: tok, Services: services, Version: version(),
 		Log: d.log.With("side", "bridge"),
-		OnService: func(_ service.Public, s status.Service) {
+		OnService: func(_ grammar.Public, s status.Service) {
 			select {
 			case d.ready <- s:
 			default: // nobody waits any more

@@ -15,9 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"reverser/internal/admin"
-	"reverser/internal/service"
+	"reverser/internal/grammar"
 	"reverser/internal/state"
-	"reverser/internal/token"
 )
 
 func (c *cli) keyCommand() *cobra.Command {
@@ -148,12 +147,12 @@ func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) err
 		return keyError(err)
 	}
 	for _, a := range policy {
-		if (service.Public{Kind: a.Kind}).Supported() != nil {
+		if (grammar.Public{Kind: a.Kind}).Supported() != nil {
 			fmt.Fprintf(c.stderr, "note: this version does not serve %s/ yet, so %s is of no use before an update\n", a.Kind, a)
 		}
 	}
 	fmt.Fprintf(c.stderr, "key %q made, allowed %s. Its token is printed only this once; use it on the other machine:\n", name, strings.Join(allow, ", "))
-	tok, err := token.Parse(encoded)
+	tok, err := grammar.ParseToken(encoded)
 	if err != nil {
 		return err
 	}

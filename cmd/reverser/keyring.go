@@ -11,10 +11,9 @@ import (
 
 	"reverser/internal/admin"
 	"reverser/internal/config"
+	"reverser/internal/grammar"
 	"reverser/internal/proxy"
-	"reverser/internal/service"
 	"reverser/internal/state"
-	"reverser/internal/token"
 )
 
 // keyring is every key of a proxy: the ones of the state directory, which
@@ -94,7 +93,7 @@ func (r *keyring) Add(name string, allow []string) (string, error) {
 	return tok.Encode(), nil
 }
 
-func (r *keyring) add(name string, policy service.Policy) (token.Token, error) {
+func (r *keyring) add(name string, policy grammar.Policy) (grammar.Token, error) {
 	tok, err := r.addKey(name, policy)
 	if err == nil { // without the lock: whoever reads the log may be slow
 		r.log.Info("key added", "key", name, "allow", policy.String())
@@ -102,26 +101,26 @@ func (r *keyring) add(name string, policy service.Policy) (token.Token, error) {
 	return tok, err
 }
 
-func (r *keyring) addKey(name string, policy service.Policy) (token.Token, error) {
+func (r *keyring) addKey(name string, policy grammar.Policy) (grammar.Token, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := state.CheckKeyName(name); err != nil {
-		return token.Token{}, &admin.UsageError{Err: err}
+		return grammar.Token{}, &admin.UsageError{Err: err}
 	}
 	if r.configured(name) {
-		return token.Token{}, &admin.UsageError{Err: fmt.Errorf("key %q %w in the proxy's configuration file: choose another name", name, state.ErrKeyExists)}
+		return grammar.Token{}, &admin.UsageError{Err: fmt.Errorf("key %q %w in the proxy's configuration file: choose another name", name, state.ErrKeyExists)}
 	}
 	k, err := r.dir.AddKey(name, policy)
 	if errors.Is(err, state.ErrKeyExists) {
-		return token.Token{}, &admin.UsageError{Err: err}
+		return grammar.Token{}, &admin.UsageError{Err: err}
 	}
 	if err != nil {
-		return token.Token{}, err
+		return grammar.Token{}, err
 	}
 	if err := r.applied(); err != nil {
-		return token.Token{}, err
+		return grammar.Token{}, err
 	}
-	return token.Token{Addr: r.addr, KeyID: k.ID, Secret: k.Secret, Pin: r.pin}, nil
+	return grammar.Token{Addr: r.addr, KeyID: k.ID, Secret: k.Secret, Pin: r.pin}, nil
 }
 
 // Remove implements admin.Keys.
@@ -166,7 +165,7 @@ func (r *keyring) configured(name string) bool {
 	return slices.ContainsFunc(r.config, func(k config.Key) bool { return k.Name == name })
 }
 
-func rules(policy service.Policy) []string {
+func rules(policy grammar.Policy) []string {
 	list := make([]string, 0, len(policy))
 	for _, a := range policy {
 		list = append(list, a.String())
@@ -174,13 +173,13 @@ func rules(policy service.Policy) []string {
 	return list
 }
 
-func parsePolicy(list []string) (service.Policy, error) {
+func parsePolicy(list []string) (grammar.Policy, error) {
 	if len(list) == 0 {
 		return nil, errors.New("a key needs at least one --allow: nothing is allowed that is not listed")
 	}
-	var policy service.Policy
+	var policy grammar.Policy
 	for _, s := range list {
-		a, err := service.ParseAllow(s)
+		a, err := grammar.ParseAllow(s)
 		if err != nil {
 			return nil, err
 		}

@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"reverser/internal/config"
+	"reverser/internal/grammar"
 	"reverser/internal/proxy"
-	"reverser/internal/service"
 	"reverser/internal/state"
 )
 
@@ -91,13 +91,13 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 	if err := refuseAdmin(first(f.admin, file.Admin)); err != nil {
 		return err
 	}
-	listen, err := service.ParseListen(first(f.listen, file.Listen, defaultListen))
+	listen, err := grammar.ParseListen(first(f.listen, file.Listen, defaultListen))
 	if err != nil {
 		return usage(fmt.Errorf("--listen: %w", err))
 	}
 	transfer := first(f.transfer, file.Transfer)
 	if transfer != "" {
-		if transfer, err = service.ParseListen(transfer); err != nil {
+		if transfer, err = grammar.ParseListen(transfer); err != nil {
 			return usage(fmt.Errorf("--transfer: %w", err))
 		}
 	}
@@ -108,7 +108,7 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 	}
 	advertise := first(f.advertise, file.Advertise)
 	if advertise != "" {
-		if advertise, err = service.ParseHost(advertise, portOf(listen)); err != nil {
+		if advertise, err = grammar.ParseHost(advertise, portOf(listen)); err != nil {
 			return usage(fmt.Errorf("--advertise: %w", err))
 		}
 	}
@@ -179,12 +179,12 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 }
 
 // makeDefaultKey makes the first key and prints, this once, how to use it.
-func (c *cli) makeDefaultKey(keys *keyring, offer []service.Public, port uint16, log *slog.Logger) error {
-	allow := service.DefaultPolicy()
+func (c *cli) makeDefaultKey(keys *keyring, offer []grammar.Public, port uint16, log *slog.Logger) error {
+	allow := grammar.DefaultPolicy()
 	if len(offer) > 0 {
 		allow = nil
 		for _, public := range offer {
-			a, err := service.ParseAllow(public.String())
+			a, err := grammar.ParseAllow(public.String())
 			if err != nil {
 				return err
 			}

@@ -22,12 +22,11 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/crew"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
-	"reverser/internal/netwatch"
 	"reverser/internal/relay"
-	"reverser/internal/service"
 	"reverser/internal/status"
-	"reverser/internal/token"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -39,8 +38,8 @@ const DefaultDrain = 30 * time.Second
 
 // Service is one thing that the bridge offers.
 type Service struct {
-	Public service.Public
-	Target service.Target
+	Public grammar.Public
+	Target grammar.Target
 	// Handle, when set, takes the connections in place of Target. It is called in a goroutine of its own and closes the
 	// connection.
 	Handle func(net.Conn)
@@ -48,7 +47,7 @@ type Service struct {
 
 // Config says what a Bridge does.
 type Config struct {
-	Token         token.Token
+	Token         grammar.Token
 	Proxy         string // host:port; "": the token's
 	ProxyTransfer string // host:port that carriers dial; "": what the proxy announces
 	Services      []Service
@@ -59,7 +58,7 @@ type Config struct {
 	// ResumeWithin is how long connections outlive a break of the link; 0: link.DetachLimit.
 	ResumeWithin time.Duration
 	// OnService is told what became of each service; nil: nobody.
-	OnService func(service.Public, status.Service)
+	OnService func(grammar.Public, status.Service)
 }
 
 // Bridge is the LAN role. New makes one, Run serves.
@@ -86,7 +85,7 @@ type Bridge struct {
 	pairSeq   atomic.Uint64
 	names     *names
 	socket    func(ctx context.Context, network, addr string) (net.Conn, error)
-	watch     func(ctx context.Context, changed func(netwatch.Event))
+	watch     func(ctx context.Context, changed func(sys.NetworkEvent))
 
 	mu       sync.Mutex
 	link     *link.Link // of the present session; guarded by mu, as all below
@@ -150,7 +149,7 @@ func New(cfg Config) (*Bridge, error) {
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
 	b.socket = (&net.Dialer{KeepAlive: -1}).DialContext
-	b.watch = netwatch.Watch
+	b.watch = sys.WatchNetwork
 	return b, nil
 }
 
@@ -179,7 +178,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	b.wg.Go(b.awaitDrain)
 	b.wg.Go(func() { b.watchName(func() { d.Changed(nil) }) })
 	b.wg.Go(func() {
-		b.watch(b.ctx, func(e netwatch.Event) {
+		b.watch(b.ctx, func(e sys.NetworkEvent) {
 			b.log.Debug("the network changed", "what", e.Why)
 			d.Changed(e.Gone)
 		})

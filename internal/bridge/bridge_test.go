@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"reverser/internal/grammar"
 	"reverser/internal/link"
-	"reverser/internal/service"
 	"reverser/internal/status"
 	"reverser/internal/wire"
 )
@@ -87,9 +87,9 @@ func TestUnixTarget(t *testing.T) {
 func TestNoTarget(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{
-		{Public: public(t, "9000"), Target: service.Target{Network: "tcp", Address: nobody(t)}},
-		{Public: public(t, "9001"), Target: service.Target{Network: "unix", Address: t.TempDir() + "/none"}},
-		{Public: public(t, "9002"), Target: service.Target{Network: "tcp", Address: "name.invalid:80"}},
+		{Public: public(t, "9000"), Target: grammar.Target{Network: "tcp", Address: nobody(t)}},
+		{Public: public(t, "9001"), Target: grammar.Target{Network: "unix", Address: t.TempDir() + "/none"}},
+		{Public: public(t, "9002"), Target: grammar.Target{Network: "tcp", Address: "name.invalid:80"}},
 	}})
 	p.ready()
 	wantCode(t, p.open(0), wire.CodeRefused)
@@ -159,7 +159,7 @@ func TestDialsAtOnce(t *testing.T) {
 // TestStreamsWhileDialsHang: a proxy that opens more and more streams costs no more than the dials that are under way.
 func TestStreamsWhileDialsHang(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: service.Target{Network: "tcp", Address: nobody(t)}}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: grammar.Target{Network: "tcp", Address: nobody(t)}}}})
 	p.ready()
 	for range maxDials {
 		b.dials <- struct{}{} // as many are under way
@@ -564,9 +564,9 @@ func TestAnswersToClaims(t *testing.T) {
 	p.mu.Unlock()
 	var services []Service
 	for _, s := range []string{"9000", "80", "9002", "offered"} {
-		services = append(services, Service{Public: public(t, s), Target: service.Target{Network: "tcp", Address: "127.0.0.1:1"}})
+		services = append(services, Service{Public: public(t, s), Target: grammar.Target{Network: "tcp", Address: "127.0.0.1:1"}})
 	}
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: services, OnService: func(pub service.Public, s status.Service) {
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: services, OnService: func(pub grammar.Public, s status.Service) {
 		mu.Lock()
 		defer mu.Unlock()
 		told[pub.String()] = s

@@ -9,8 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"reverser/internal/grammar"
 	"reverser/internal/link"
-	"reverser/internal/service"
 	"reverser/internal/status"
 	"reverser/internal/wire"
 )
@@ -50,7 +50,7 @@ func (b *Bridge) Claimed(l *link.Link, id uint16, c wire.Claimed) {
 	if c.Status != wire.ClaimUp || c.Nonce == ([16]byte{}) {
 		return
 	}
-	pub, err := service.ParsePublic(now.public)
+	pub, err := grammar.ParsePublic(now.public)
 	if err != nil {
 		return
 	}
@@ -83,7 +83,7 @@ func (b *Bridge) awaitCarrier(l *link.Link, id uint16, nth int) bool {
 }
 
 // prove dials the public port as a user would and checks that this proxy answers there. It returns what there is to say.
-func (b *Bridge) prove(pub service.Public, remote net.Addr, nonce [16]byte, svc Service) (say func()) {
+func (b *Bridge) prove(pub grammar.Public, remote net.Addr, nonce [16]byte, svc Service) (say func()) {
 	log := b.log.With("service", pub.String(), "target", svc.target())
 	addr, ok := probeAddr(pub, b.proxy, remote)
 	if !ok {
@@ -121,7 +121,7 @@ func probeHint(err error) string {
 }
 
 // probeAddr is where the bridge reaches a public port; false: it cannot.
-func probeAddr(pub service.Public, proxy string, remote net.Addr) (string, bool) {
+func probeAddr(pub grammar.Public, proxy string, remote net.Addr) (string, bool) {
 	host, _, _ := net.SplitHostPort(proxy)
 	port := strconv.Itoa(int(pub.Port))
 	bind := net.ParseIP(pub.Host)

@@ -14,10 +14,10 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/memnet"
-	"reverser/internal/netwatch"
-	"reverser/internal/service"
+	"reverser/internal/sys"
 )
 
 // dns answers what a test says.
@@ -55,14 +55,14 @@ func onMemnet(t *testing.T, n *memnet.Net, d *dns) *Bridge {
 	t.Helper()
 	b, err := New(Config{
 		Token:    tokenFor("proxy.test:3010"),
-		Services: []Service{{Public: service.Public{Kind: service.KindTCP, Port: 9000}, Handle: func(c net.Conn) { c.Close() }}},
+		Services: []Service{{Public: grammar.Public{Kind: grammar.KindTCP, Port: 9000}, Handle: func(c net.Conn) { c.Close() }}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.names.lookup = d.lookup
 	b.socket = func(ctx context.Context, _, addr string) (net.Conn, error) { return n.Dial(ctx, addr) }
-	b.watch = func(ctx context.Context, _ func(netwatch.Event)) { <-ctx.Done() }
+	b.watch = func(ctx context.Context, _ func(sys.NetworkEvent)) { <-ctx.Done() }
 	return b
 }
 
@@ -205,8 +205,8 @@ func TestTheNetworkChanges(t *testing.T) {
 		d.set(false, nil, "192.0.2.1")
 		stop := hostOnMemnet(t, &n, "192.0.2.1:3010")
 		b := onMemnet(t, &n, &d)
-		news := make(chan netwatch.Event)
-		b.watch = func(ctx context.Context, changed func(netwatch.Event)) {
+		news := make(chan sys.NetworkEvent)
+		b.watch = func(ctx context.Context, changed func(sys.NetworkEvent)) {
 			for {
 				select {
 				case e := <-news:
@@ -225,7 +225,7 @@ func TestTheNetworkChanges(t *testing.T) {
 		for _, c := range old {
 			c.BlackHole(memnet.Both)
 		}
-		news <- netwatch.Event{Why: netwatch.Routes}
+		news <- sys.NetworkEvent{Why: sys.Routes}
 		time.Sleep(2 * time.Second)
 		if up := b.Status().Links[0]; up.Resumes != uint64(len(old)) {
 			t.Errorf("%d of %d slots resumed within two seconds of the news", up.Resumes, len(old))

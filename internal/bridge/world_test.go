@@ -22,9 +22,8 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/freeport"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
-	"reverser/internal/service"
-	"reverser/internal/token"
 	"reverser/internal/wire"
 )
 
@@ -96,8 +95,8 @@ var (
 	secret = [32]byte{2}
 )
 
-func tokenFor(addr string) token.Token {
-	return token.Token{Addr: addr, KeyID: keyID, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)}
+func tokenFor(addr string) grammar.Token {
+	return grammar.Token{Addr: addr, KeyID: keyID, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)}
 }
 
 // proxy is a Host without the rest of a proxy: the test plays that.
@@ -355,8 +354,8 @@ func serve(t *testing.T, network, addr string) *server {
 	return &server{t, ln}
 }
 
-func (s *server) target() service.Target {
-	return service.Target{Network: s.ln.Addr().Network(), Address: s.ln.Addr().String()}
+func (s *server) target() grammar.Target {
+	return grammar.Target{Network: s.ln.Addr().Network(), Address: s.ln.Addr().String()}
 }
 
 // accept returns the bridge's next connection.
@@ -375,9 +374,9 @@ func (s *server) accept() net.Conn {
 }
 
 // public is a service's public side.
-func public(t testing.TB, s string) service.Public {
+func public(t testing.TB, s string) grammar.Public {
 	t.Helper()
-	p, err := service.ParsePublic(s)
+	p, err := grammar.ParsePublic(s)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,9 +18,8 @@ import (
 	"strings"
 	"time"
 
-	"reverser/internal/service"
+	"reverser/internal/grammar"
 	"reverser/internal/state"
-	"reverser/internal/token"
 )
 
 // The roles that Check tells.
@@ -35,12 +34,12 @@ type Proxy struct {
 	Listen, Transfer string
 	State            string
 	Admin            string // empty so far: this version refuses the option by name
-	Advertise        string // host or host:port, for service.ParseHost
+	Advertise        string // host or host:port, for grammar.ParseHost
 	LogFormat        string
 	Drain            string // for ParseDrain
 	ResumeWithin     string // for ParseResumeWithin
 	Keys             []Key
-	Offer            []service.Public  // WorkPort of the source system's XML
+	Offer            []grammar.Public  // WorkPort of the source system's XML
 	Source           map[string]string // option as in TOML, or its XML name → file:line
 }
 
@@ -48,8 +47,8 @@ type Proxy struct {
 type Key struct {
 	Name       string
 	SecretFile string
-	Token      token.Token // what SecretFile holds
-	Allow      service.Policy
+	Token      grammar.Token // what SecretFile holds
+	Allow      grammar.Policy
 }
 
 // Bridge is a bridge's configuration. Of Token and TokenFile at most one is
@@ -67,7 +66,7 @@ type Bridge struct {
 	LogFormat    string
 	Drain        string // for ParseDrain
 	ResumeWithin string // for ParseResumeWithin
-	Expose       []service.Expose
+	Expose       []grammar.Expose
 	Source       map[string]string // option as in TOML, or its XML name → file:line
 }
 
@@ -194,7 +193,7 @@ type doc struct {
 	options map[string]any // key → value
 	used    map[string]string
 
-	readToken func(path string) (token.Token, error) // a seam for fuzzing, which must not open what it likes
+	readToken func(path string) (grammar.Token, error) // a seam for fuzzing, which must not open what it likes
 
 	broken   bool // there is no use in looking at the options
 	errs     []*Error
@@ -352,7 +351,7 @@ func (d *doc) proxy() *Proxy {
 		d.fault("transfer", fmt.Errorf("%s is the address of listen", p.Transfer), "give it another port, or leave transfer out: everything uses listen then")
 	}
 	if p.Advertise = d.text("advertise"); p.Advertise != "" {
-		if _, err := service.ParseHost(p.Advertise, 3010); err != nil {
+		if _, err := grammar.ParseHost(p.Advertise, 3010); err != nil {
 			d.fault("advertise", err, "give the address under which bridges reach this proxy, HOST or HOST:PORT")
 		}
 	}
@@ -388,7 +387,7 @@ func (d *doc) keys(p *Proxy) {
 			switch {
 			case k.Name != "" && k.Name == earlier.Name:
 				d.fail(&Error{Line: d.line(at("name")), Key: "name", Text: fmt.Sprintf("there are two keys with the name %q", k.Name), Hint: "give each its own"})
-			case k.Token != (token.Token{}) && k.Token.KeyID == earlier.Token.KeyID:
+			case k.Token != (grammar.Token{}) && k.Token.KeyID == earlier.Token.KeyID:
 				d.fail(&Error{Line: d.line(at("secret_file")), Key: "secret_file", Text: fmt.Sprintf("keys %q and %q have the same token", earlier.Name, k.Name), Hint: "one key is for one bridge: make another with `reverser key add`"})
 			}
 		}
@@ -396,7 +395,7 @@ func (d *doc) keys(p *Proxy) {
 	}
 }
 
-func (d *doc) policy(t map[string]any, path string) service.Policy {
+func (d *doc) policy(t map[string]any, path string) grammar.Policy {
 	const example = `allow = ["tcp/9000"]`
 	v, ok := t["allow"]
 	if !ok {
@@ -411,12 +410,12 @@ func (d *doc) policy(t map[string]any, path string) service.Policy {
 	if len(list) == 0 {
 		d.fail(&Error{Line: d.line(path), Key: "allow", Text: "the list is empty, so the key allows nothing", Hint: "write " + example})
 	}
-	var ps service.Policy
+	var ps grammar.Policy
 	for _, v := range list {
 		s, err := scalar(v)
 		if err == nil {
-			var a service.Allow
-			if a, err = service.ParseAllow(s); err == nil {
+			var a grammar.Allow
+			if a, err = grammar.ParseAllow(s); err == nil {
 				ps = append(ps, a)
 				continue
 			}
@@ -433,7 +432,7 @@ func (d *doc) bridge() *Bridge {
 		return b
 	}
 	if b.Token = strings.TrimSpace(d.text("token")); b.Token != "" {
-		if _, err := token.Parse(b.Token); err != nil {
+		if _, err := grammar.ParseToken(b.Token); err != nil {
 			d.fault("token", err, "")
 		}
 		if d.loose != nil {
@@ -448,9 +447,9 @@ func (d *doc) bridge() *Bridge {
 			d.fault("token_file", fmt.Errorf("token on line %d gives a token already", d.line("token")), "keep one of the two")
 		}
 	}
-	b.Proxy = d.address("proxy", func(s string) (string, error) { return service.ParseHost(s, 3010) },
+	b.Proxy = d.address("proxy", func(s string) (string, error) { return grammar.ParseHost(s, 3010) },
 		`give the proxy's address, "server.example.com" or "server.example.com:3010"`)
-	b.ProxyTransfer = d.address("proxy_transfer", service.ParseHostPort, `give host and port, such as "server.example.com:3020"`)
+	b.ProxyTransfer = d.address("proxy_transfer", grammar.ParseHostPort, `give host and port, such as "server.example.com:3020"`)
 	b.State, b.LogFormat = d.common()
 	b.Drain, b.ResumeWithin = d.durations()
 
@@ -467,17 +466,17 @@ func (d *doc) bridge() *Bridge {
 		if d.failedAt(at("public")) || d.failedAt(at("target")) {
 			continue
 		}
-		e, err := service.NewExpose(public, target)
+		e, err := grammar.NewExpose(public, target)
 		if err != nil {
 			// The grammar's errors name the half themselves; the key is for the line.
 			key := "public"
-			if _, perr := service.ParsePublic(public); perr == nil && strings.HasPrefix(err.Error(), "target") {
+			if _, perr := grammar.ParsePublic(public); perr == nil && strings.HasPrefix(err.Error(), "target") {
 				key = "target"
 			}
 			d.fail(&Error{Line: d.line(at(key)), Text: err.Error(), Err: err})
 			continue
 		}
-		if err := service.CheckExposes(append(slices.Clone(b.Expose), e)); err != nil {
+		if err := grammar.CheckExposes(append(slices.Clone(b.Expose), e)); err != nil {
 			d.fail(&Error{Line: d.line(at("public")), Text: err.Error(), Err: err})
 			continue
 		}
@@ -576,7 +575,7 @@ func (d *doc) text(key string) string {
 }
 
 func (d *doc) listen(key string) string {
-	return d.address(key, service.ParseListen, `give a port, ":3010", or an address of this machine, "127.0.0.1:3010"`)
+	return d.address(key, grammar.ParseListen, `give a port, ":3010", or an address of this machine, "127.0.0.1:3010"`)
 }
 
 func (d *doc) address(key string, parse func(string) (string, error), hint string) string {

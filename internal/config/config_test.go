@@ -13,14 +13,13 @@ import (
 	"testing"
 	"unicode/utf16"
 
-	"reverser/internal/service"
-	"reverser/internal/token"
+	"reverser/internal/grammar"
 )
 
 const examples = "../../examples/config/"
 
-func testToken(id byte) token.Token {
-	return token.Token{Addr: "proxy.example.com:3010", KeyID: [16]byte{id}, Secret: [32]byte{7}, Pin: [32]byte{9}}
+func testToken(id byte) grammar.Token {
+	return grammar.Token{Addr: "proxy.example.com:3010", KeyID: [16]byte{id}, Secret: [32]byte{7}, Pin: [32]byte{9}}
 }
 
 // write makes a file of mode 600 in a folder of its own, or next to another.
@@ -482,7 +481,7 @@ func checkSourceProxy(t *testing.T, path string) {
 		t.Errorf("LoadProxy(%s) = %v, %v", path, warnings, err)
 		return
 	}
-	if p.Listen != ":3010" || p.Transfer != ":3020" || len(p.Keys) != 0 || !slices.Equal(p.Offer, []service.Public{{Kind: service.KindTCP, Port: 9000}}) {
+	if p.Listen != ":3010" || p.Transfer != ":3020" || len(p.Keys) != 0 || !slices.Equal(p.Offer, []grammar.Public{{Kind: grammar.KindTCP, Port: 9000}}) {
 		t.Errorf("LoadProxy(%s) = %+v", path, p)
 	}
 	if role, _, err := Check(path); role != RoleProxy || err != nil {
@@ -500,8 +499,8 @@ func checkSourceBridge(t *testing.T, path string) {
 		t.Errorf("LoadBridge(%s) = %v, %v", path, warnings, err)
 		return
 	}
-	wantExpose := service.Expose{Public: service.Public{Kind: service.KindOffered}, Target: service.Target{Network: "tcp", Address: "127.0.0.1:9904"}}
-	if b.Proxy != "127.0.0.1:3010" || b.ProxyTransfer != "127.0.0.1:3020" || !slices.Equal(b.Expose, []service.Expose{wantExpose}) || b.Token != "" || b.TokenFile != "" {
+	wantExpose := grammar.Expose{Public: grammar.Public{Kind: grammar.KindOffered}, Target: grammar.Target{Network: "tcp", Address: "127.0.0.1:9904"}}
+	if b.Proxy != "127.0.0.1:3010" || b.ProxyTransfer != "127.0.0.1:3020" || !slices.Equal(b.Expose, []grammar.Expose{wantExpose}) || b.Token != "" || b.TokenFile != "" {
 		t.Errorf("LoadBridge(%s) = %+v", path, b)
 	}
 	if role, warnings, err := Check(path); role != RoleBridge || len(warnings) != 0 || err != nil {
@@ -652,13 +651,13 @@ func TestXMLErrors(t *testing.T) {
 // judge runs a text through everything but the file system.
 func judge(t *testing.T, path, text string) {
 	d := parse(path, text, errOpen)
-	d.readToken = func(string) (token.Token, error) { return testToken(1), nil }
+	d.readToken = func(string) (grammar.Token, error) { return testToken(1), nil }
 	role := d.role()
 	if role == RoleProxy && !d.broken {
 		p := d.proxy()
 		if d.err() == nil {
 			for _, a := range []string{p.Listen, p.Transfer} {
-				if again, err := service.ParseListen(a); a != "" && (err != nil || again != a) {
+				if again, err := grammar.ParseListen(a); a != "" && (err != nil || again != a) {
 					t.Errorf("%q is no canonical address", a)
 				}
 			}
@@ -669,11 +668,11 @@ func judge(t *testing.T, path, text string) {
 			if b.Token != "" {
 				t.Error("a token in a loose file is taken")
 			}
-			if err := service.CheckExposes(b.Expose); err != nil {
+			if err := grammar.CheckExposes(b.Expose); err != nil {
 				t.Error(err)
 			}
 			for _, a := range []string{b.Proxy, b.ProxyTransfer} {
-				if again, err := service.ParseHostPort(a); a != "" && (err != nil || again != a) {
+				if again, err := grammar.ParseHostPort(a); a != "" && (err != nil || again != a) {
 					t.Errorf("%q is no canonical address", a)
 				}
 			}

@@ -12,7 +12,7 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
-	"reverser/internal/token"
+	"reverser/internal/grammar"
 )
 
 // No file that we read is larger; a disk image given by mistake is.
@@ -59,14 +59,14 @@ func ReadTokenFile(path string, stdin io.Reader) (string, error) {
 }
 
 // readToken is ReadTokenFile and a look at what it found.
-func readToken(path string) (token.Token, error) {
+func readToken(path string) (grammar.Token, error) {
 	s, err := ReadTokenFile(path, nil)
 	if err != nil {
-		return token.Token{}, err
+		return grammar.Token{}, err
 	}
-	t, err := token.Parse(s)
+	t, err := grammar.ParseToken(s)
 	if err != nil {
-		return token.Token{}, fmt.Errorf("token file %s: %w", path, err)
+		return grammar.Token{}, fmt.Errorf("token file %s: %w", path, err)
 	}
 	return t, nil
 }

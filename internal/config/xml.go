@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"reverser/internal/service"
+	"reverser/internal/grammar"
 )
 
 // The keys of the source system. .NET compares them without regard to case, so
@@ -148,7 +148,7 @@ func (d *doc) xmlProxy(p *Proxy) {
 	d.distinct(xmlTransferPort, transfer, xmlWorkPort, work)
 	d.distinct(xmlTransferPort, transfer, xmlIcPort, ic)
 	if work != 0 {
-		p.Offer = []service.Public{{Kind: service.KindTCP, Port: work}}
+		p.Offer = []grammar.Public{{Kind: grammar.KindTCP, Port: work}}
 	}
 	p.Listen = xmlListen(ic)
 	p.Transfer = xmlListen(transfer)
@@ -157,7 +157,7 @@ func (d *doc) xmlProxy(p *Proxy) {
 func (d *doc) xmlBridge(b *Bridge) {
 	host := ""
 	if s, ok := d.options[xmlProxyServerIP].(string); ok && strings.Contains(s, "*") && !strings.Contains(s, "rv1_") {
-		_, err := service.CanonicalHost(s)
+		_, err := grammar.CanonicalHost(s)
 		b.NoProxy = &Error{File: d.file, Line: d.line(xmlProxyServerIP), Key: xmlProxyServerIP, Text: err.Error(), Hint: "here, or with --proxy", Err: err}
 	} else {
 		host = d.xmlHost(xmlProxyServerIP, "the address of your server")
@@ -177,9 +177,9 @@ func (d *doc) xmlBridge(b *Bridge) {
 	b.ProxyTransfer = xmlAddr(host, transfer)
 	b.TransferPort = transfer
 	if addr := xmlAddr(realHost, realPort); addr != "" {
-		b.Expose = []service.Expose{{
-			Public: service.Public{Kind: service.KindOffered},
-			Target: service.Target{Network: "tcp", Address: addr},
+		b.Expose = []grammar.Expose{{
+			Public: grammar.Public{Kind: grammar.KindOffered},
+			Target: grammar.Target{Network: "tcp", Address: addr},
 		}}
 	}
 }
@@ -205,7 +205,7 @@ func (d *doc) xmlPort(key, example string) uint16 {
 	if !ok {
 		return 0
 	}
-	port, err := service.ParsePort(s)
+	port, err := grammar.ParsePort(s)
 	if err != nil {
 		d.fault(key, err, "")
 	}
@@ -224,7 +224,7 @@ func (d *doc) xmlHost(key, example string) string {
 	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
 		s = s[1 : len(s)-1]
 	}
-	host, err := service.CanonicalHost(s)
+	host, err := grammar.CanonicalHost(s)
 	if err != nil {
 		hint := "put an IP address or a host name there, the port has a key of its own"
 		if strings.Contains(s, "*") {

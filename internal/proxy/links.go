@@ -10,10 +10,10 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/route"
-	"reverser/internal/service"
 	"reverser/internal/status"
 	"reverser/internal/wire"
 )
@@ -92,7 +92,7 @@ type claim struct {
 	id     uint16
 	asked  string
 	target string
-	public service.Public
+	public grammar.Public
 	state  wire.ClaimStatus
 	reason string
 }
@@ -102,7 +102,7 @@ const stoppingText = "the proxy is stopping"
 
 func (c *claim) status(s *session) status.Service {
 	st := status.Service{Public: c.public.String(), Target: c.target, Key: s.key, Reason: c.reason}
-	if c.public == (service.Public{}) {
+	if c.public == (grammar.Public{}) {
 		st.Public = c.asked
 	}
 	switch {
@@ -339,11 +339,11 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	if !ok {
 		return deny("denied: the key was removed")
 	}
-	pub, err := service.ParsePublic(c.asked)
+	pub, err := grammar.ParsePublic(c.asked)
 	if err != nil {
 		return deny("denied: %s", err)
 	}
-	if pub.Kind == service.KindOffered {
+	if pub.Kind == grammar.KindOffered {
 		i := slices.IndexFunc(p.cfg.Offer, key.Allow.Permits)
 		if i < 0 {
 			return deny("denied: the proxy offers no public port that key %q is allowed (%s)", key.Name, key.Allow)
@@ -355,7 +355,7 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	case !key.Allow.Permits(pub):
 		p.drop(pub, s)
 		return deny("%s denied: the policy of key %q allows %s", pub, key.Name, key.Allow)
-	case pub.Kind != service.KindTCP:
+	case pub.Kind != grammar.KindTCP:
 		return deny("%s denied: this proxy serves tcp/ only", pub)
 	case pub.Port == portOf(p.Addr()) || p.transfer != nil && pub.Port == portOf(p.TransferAddr()):
 		return deny("%s denied: the link itself uses this port", pub)
@@ -393,7 +393,7 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 }
 
 // drop closes a public port that a session has no right to any more. mu is held.
-func (p *Proxy) drop(pub service.Public, s *session) {
+func (p *Proxy) drop(pub grammar.Public, s *session) {
 	closeAll(p.releaseLocked(func(ln *listener) bool { return ln.dest.Public == pub && ln.dest.Key == s.link.KeyID() }))
 }
 

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
-	"reverser/internal/service"
+	"reverser/internal/grammar"
 	"reverser/internal/status"
 	"reverser/internal/wire"
 )
@@ -71,15 +71,15 @@ func TestClaimsDenied(t *testing.T) {
 func TestOffered(t *testing.T) {
 	_, one := free(t)
 	addr, two := free(t)
-	pub := func(s string) service.Public {
-		p, err := service.ParsePublic(s)
+	pub := func(s string) grammar.Public {
+		p, err := grammar.ParsePublic(s)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return p
 	}
 	k := key(t, "nas", two)
-	w := start(t, Config{Keys: []Key{k}, Offer: []service.Public{pub(one), pub(two)}})
+	w := start(t, Config{Keys: []Key{k}, Offer: []grammar.Public{pub(one), pub(two)}})
 	b := w.bridge(k, how{instance: 1}, "offered")
 	b.wantClaim(0, wire.ClaimUp)
 	if got := b.claim(0).Public; got != two {
@@ -91,12 +91,12 @@ func TestOffered(t *testing.T) {
 // TestOfferedAndAsked: a bridge that asks for the port that the proxy offers it has it once, and hears why not twice.
 func TestOfferedAndAsked(t *testing.T) {
 	addr, pub := free(t)
-	offer, err := service.ParsePublic(pub)
+	offer, err := grammar.ParsePublic(pub)
 	if err != nil {
 		t.Fatal(err)
 	}
 	k := key(t, "nas", pub)
-	w := start(t, Config{Keys: []Key{k}, Offer: []service.Public{offer}})
+	w := start(t, Config{Keys: []Key{k}, Offer: []grammar.Public{offer}})
 	b := w.bridge(k, how{instance: 1}, "offered", pub)
 	b.wantClaim(0, wire.ClaimUp)
 	b.wantClaim(1, wire.ClaimRetrying, "leads to 10.0.0.1:80 already")
@@ -340,7 +340,7 @@ func TestTakeover(t *testing.T) {
 }
 
 func (p *Proxy) listenerOf(public string) *listener {
-	pub, _ := service.ParsePublic(public)
+	pub, _ := grammar.ParsePublic(public)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.public[pub]

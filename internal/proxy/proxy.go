@@ -26,10 +26,10 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/crew"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/route"
-	"reverser/internal/service"
 	"reverser/internal/status"
 	"reverser/internal/wire"
 )
@@ -42,7 +42,7 @@ type Key struct {
 	Name   string
 	ID     [16]byte
 	Secret [32]byte
-	Allow  service.Policy
+	Allow  grammar.Policy
 }
 
 // Config says what a Proxy does. Identity and at least one key are needed for it to be of use.
@@ -51,7 +51,7 @@ type Config struct {
 	Transfer string           // address for carriers; "": the link address
 	Identity tls.Certificate  // that tokens pin
 	Keys     []Key            // see SetKeys
-	Offer    []service.Public // public ports that the proxy owns and offers to whom its key allows them
+	Offer    []grammar.Public // public ports that the proxy owns and offers to whom its key allows them
 	Version  string
 	Log      *slog.Logger  // nil: discard
 	Drain    time.Duration // 0: DefaultDrain; negative: reset at once
@@ -96,7 +96,7 @@ type Proxy struct {
 	mu       sync.Mutex
 	keys     map[[16]byte]Key             // guarded by mu, as all below
 	sessions map[[16]byte]*session        // by key
-	public   map[service.Public]*listener // that are open
+	public   map[grammar.Public]*listener // that are open
 	pairs    map[*pair]struct{}
 	busy     int           // users that were accepted and are not over: pairs, and those on the way to one
 	idle     chan struct{} // closed when draining and busy is 0; nil before
@@ -117,7 +117,7 @@ func New(cfg Config) *Proxy {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(), budget: link.NewBudget(cfg.Budget),
 		conns: make(chan struct{}, cfg.MaxConns), drain: make(chan struct{}), crew: crew.New(),
-		sessions: make(map[[16]byte]*session), public: make(map[service.Public]*listener), pairs: make(map[*pair]struct{}),
+		sessions: make(map[[16]byte]*session), public: make(map[grammar.Public]*listener), pairs: make(map[*pair]struct{}),
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.holding, p.stopHolding = context.WithCancel(p.ctx)

@@ -23,8 +23,8 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/freeport"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
-	"reverser/internal/service"
 	"reverser/internal/wire"
 )
 
@@ -111,7 +111,7 @@ func key(t testing.TB, name string, allow ...string) Key {
 	t.Helper()
 	k := Key{Name: name, ID: [16]byte([]byte(name + strings.Repeat("\x00", 16-len(name)))), Secret: [32]byte{2}}
 	for _, s := range allow {
-		a, err := service.ParseAllow(s)
+		a, err := grammar.ParseAllow(s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,7 +211,7 @@ func (b *bridge) Claimed(_ *link.Link, id uint16, c wire.Claimed) {
 	b.claimed[id] = c
 	prove := b.prove && c.Status == wire.ClaimUp
 	b.mu.Unlock()
-	pub, err := service.ParsePublic(c.Public)
+	pub, err := grammar.ParsePublic(c.Public)
 	if !prove || err != nil {
 		b.count()
 		return

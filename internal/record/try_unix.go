@@ -7,14 +7,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"reverser/internal/rawio"
+	"reverser/internal/sys"
 )
 
 const canTry = true
 
 // tryWrite is called at once by Send, and never asks to wait.
 func (c *Conn) tryWrite(fd uintptr) bool {
-	n, err := rawio.Write(int(fd), [][]byte{c.out[c.done:]})
+	n, err := sys.Write(int(fd), [][]byte{c.out[c.done:]})
 	c.done += n
 	if err != unix.EAGAIN {
 		c.tryErr = err
@@ -22,11 +22,11 @@ func (c *Conn) tryWrite(fd uintptr) bool {
 	return true
 }
 
-func hungUp(fd uintptr) bool { return rawio.HungUp(int(fd)) }
+func hungUp(fd uintptr) bool { return sys.HungUp(int(fd)) }
 
 // tryRead is called when the socket may be readable; false: it was not, wait.
 func (c *Conn) tryRead(fd uintptr) bool {
-	n, err := rawio.Read(int(fd), [][]byte{c.space()})
+	n, err := sys.Read(int(fd), [][]byte{c.space()})
 	switch {
 	case err == unix.EAGAIN:
 		c.release()

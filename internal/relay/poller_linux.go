@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"reverser/internal/link"
-	"reverser/internal/rawio"
+	"reverser/internal/sys"
 )
 
 // Poller watches the sockets of pairs that say nothing, so that none of them needs a goroutine, and sends what several of
@@ -184,6 +184,6 @@ func (l *loop) run() {
 
 // ready takes the events that are there; false: none.
 func (l *loop) ready(fd uintptr) bool {
-	l.n = rawio.Events(int(fd), l.events[:])
+	l.n = sys.Events(int(fd), l.events[:])
 	return l.n > 0
 }

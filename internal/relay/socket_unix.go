@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"reverser/internal/link"
-	"reverser/internal/rawio"
+	"reverser/internal/sys"
 )
 
 func (s *socket) init(conn net.Conn) {
@@ -69,7 +69,7 @@ func (s *socket) readReady(fd uintptr) bool {
 		left -= len(room)
 		k++
 	}
-	n, err := rawio.Read(int(fd), b.vec[:k])
+	n, err := sys.Read(int(fd), b.vec[:k])
 	s.eager = n >= len(b.vec[0]) && n > 0
 	left = n
 	for i := range k {
@@ -116,7 +116,7 @@ func (s *socket) tryWrite(bufs [][]byte) (int, error) {
 
 // writeNow is called at once; it never asks to wait.
 func (s *socket) writeNow(fd uintptr) bool {
-	n, err := rawio.Write(int(fd), s.src)
+	n, err := sys.Write(int(fd), s.src)
 	s.wrote = n
 	if err != unix.EAGAIN {
 		s.writeErr = err
@@ -154,7 +154,7 @@ func (s *socket) isTCP() bool {
 // state is what poll(2) tells of the socket without being asked.
 func (s *socket) state() (events int16) {
 	if s.raw != nil {
-		s.raw.Control(func(fd uintptr) { events = rawio.Poll(int(fd), 0) })
+		s.raw.Control(func(fd uintptr) { events = sys.Poll(int(fd), 0) })
 	}
 	return events
 }

@@ -11,8 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"reverser/internal/grammar"
 	"reverser/internal/link"
-	"reverser/internal/service"
 	"reverser/internal/wire"
 )
 
@@ -33,7 +33,7 @@ var (
 
 // TakenError says that another key holds the service.
 type TakenError struct {
-	Public service.Public
+	Public grammar.Public
 	By     string // name of the key
 }
 
@@ -42,15 +42,15 @@ func (e *TakenError) Error() string { return fmt.Sprintf("%s is held by key %q",
 // Table holds the destinations of a proxy.
 type Table struct {
 	mu   sync.Mutex
-	dest map[service.Public]*Destination // guarded by mu
+	dest map[grammar.Public]*Destination // guarded by mu
 }
 
 // NewTable returns an empty table.
-func NewTable() *Table { return &Table{dest: make(map[service.Public]*Destination)} }
+func NewTable() *Table { return &Table{dest: make(map[grammar.Public]*Destination)} }
 
 // Destination is where the connections to one public service go.
 type Destination struct {
-	Public  service.Public
+	Public  grammar.Public
 	Key     [16]byte
 	KeyName string
 
@@ -65,7 +65,7 @@ type Destination struct {
 
 // Claim gives the service to a key, or points it to another link of the same key. It reports whether it is new. Two claims of one
 // link cannot have the same.
-func (t *Table) Claim(pub service.Public, key [16]byte, keyName string, l *link.Link, id uint16, target string) (d *Destination, isNew bool, err error) {
+func (t *Table) Claim(pub grammar.Public, key [16]byte, keyName string, l *link.Link, id uint16, target string) (d *Destination, isNew bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	d = t.dest[pub]

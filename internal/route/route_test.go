@@ -18,9 +18,9 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/memnet"
-	"reverser/internal/service"
 	"reverser/internal/wire"
 )
 
@@ -130,9 +130,9 @@ func (b *bridges) join() {
 	<-b.up
 }
 
-func public(t *testing.T, s string) service.Public {
+func public(t *testing.T, s string) grammar.Public {
 	t.Helper()
-	p, err := service.ParsePublic(s)
+	p, err := grammar.ParsePublic(s)
 	if err != nil {
 		t.Fatal(err)
 	}

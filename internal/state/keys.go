@@ -14,7 +14,7 @@ import (
 	"slices"
 	"time"
 
-	"reverser/internal/service"
+	"reverser/internal/grammar"
 )
 
 var (
@@ -29,7 +29,7 @@ type Key struct {
 	Name    string
 	ID      [16]byte
 	Secret  [32]byte
-	Allow   service.Policy
+	Allow   grammar.Policy
 	Created time.Time
 }
 
@@ -110,7 +110,7 @@ func (d *Dir) SetKeys(keys []Key) error {
 }
 
 // NewKey makes a key that is not stored anywhere yet.
-func NewKey(name string, allow service.Policy) (Key, error) {
+func NewKey(name string, allow grammar.Policy) (Key, error) {
 	if err := CheckKeyName(name); err != nil {
 		return Key{}, err
 	}
@@ -122,7 +122,7 @@ func NewKey(name string, allow service.Policy) (Key, error) {
 
 // AddKey makes a key with a fresh secret and stores it. A name that is taken
 // is ErrKeyExists.
-func (d *Dir) AddKey(name string, allow service.Policy) (Key, error) {
+func (d *Dir) AddKey(name string, allow grammar.Policy) (Key, error) {
 	k, err := NewKey(name, allow)
 	if err != nil {
 		return Key{}, err
@@ -197,7 +197,7 @@ func (kj keyJSON) key() (Key, error) {
 		return Key{}, errors.New("secret is not 64 hexadecimal digits")
 	}
 	for _, s := range kj.Allow {
-		a, err := service.ParseAllow(s)
+		a, err := grammar.ParseAllow(s)
 		if err != nil {
 			return Key{}, fmt.Errorf("allow: %w", err)
 		}

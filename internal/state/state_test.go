@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"reverser/internal/service"
+	"reverser/internal/grammar"
 	"reverser/internal/state"
 )
 
@@ -211,15 +211,15 @@ func TestKeys(t *testing.T) {
 	if keys, err := d.Keys(); err != nil || len(keys) != 0 {
 		t.Fatalf("Keys = %v, %v; want none", keys, err)
 	}
-	a, err := service.ParseAllow("tcp/9000-9010")
+	a, err := grammar.ParseAllow("tcp/9000-9010")
 	if err != nil {
 		t.Fatal(err)
 	}
-	nas, err := d.AddKey("nas", service.Policy{a})
+	nas, err := d.AddKey("nas", grammar.Policy{a})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.AddKey("nas", service.Policy{a}); !errors.Is(err, state.ErrKeyExists) {
+	if _, err := d.AddKey("nas", grammar.Policy{a}); !errors.Is(err, state.ErrKeyExists) {
 		t.Errorf("AddKey twice = %v, want ErrKeyExists", err)
 	}
 	if _, err := d.AddKey("b", nil); err != nil {

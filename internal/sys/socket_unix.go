@@ -1,6 +1,6 @@
 //go:build unix && !linux
 
-package rawio
+package sys
 
 import "golang.org/x/sys/unix"
 

@@ -1,4 +1,4 @@
-package netwatch
+package sys
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 
 // namespace runs a watcher in a network namespace of its own. It returns a socket of that namespace, through which
 // interfaces can be configured from any thread.
-func namespace(t *testing.T, events chan<- Event) (sock int) {
+func namespace(t *testing.T, events chan<- NetworkEvent) (sock int) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for a network namespace of its own")
@@ -41,7 +41,7 @@ func namespace(t *testing.T, events chan<- Event) (sock int) {
 			t.Error("no netlink here")
 		}
 		ready <- nil
-		w.run(ctx, func(e Event) { events <- e })
+		w.run(ctx, func(e NetworkEvent) { events <- e })
 	}()
 	t.Cleanup(func() { cancel(); <-done; unix.Close(sock) })
 	if err := <-ready; err != nil {
@@ -64,9 +64,9 @@ func configure(t *testing.T, sock int, name string, request uint, set func(*unix
 }
 
 func TestTheKernelTells(t *testing.T) {
-	events := make(chan Event, 10)
+	events := make(chan NetworkEvent, 10)
 	sock := namespace(t, events)
-	want := func(what string, ok func(Event) bool) {
+	want := func(what string, ok func(NetworkEvent) bool) {
 		t.Helper()
 		for late := time.After(20 * time.Second); ; {
 			select {
@@ -81,13 +81,13 @@ func TestTheKernelTells(t *testing.T) {
 	}
 	at := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}
 	configure(t, sock, "lo", unix.SIOCSIFFLAGS, func(r *unix.Ifreq) { r.SetUint16(unix.IFF_UP) })
-	want("a link that came up", func(e Event) bool { return e.Why == Links || e.Why == Addresses })
+	want("a link that came up", func(e NetworkEvent) bool { return e.Why == Links || e.Why == Addresses })
 	configure(t, sock, "lo:1", unix.SIOCSIFADDR, func(r *unix.Ifreq) { r.SetInet4Addr(at.IP.To4()) })
-	want("an address that came", func(e Event) bool { return e.Why == Addresses && !e.Gone(at) })
+	want("an address that came", func(e NetworkEvent) bool { return e.Why == Addresses && !e.Gone(at) })
 	configure(t, sock, "lo:1", unix.SIOCSIFFLAGS, func(r *unix.Ifreq) { r.SetUint16(0) }) // removes it
-	want("an address that went", func(e Event) bool { return e.Why == Addresses && e.Gone(at) })
+	want("an address that went", func(e NetworkEvent) bool { return e.Why == Addresses && e.Gone(at) })
 	configure(t, sock, "lo", unix.SIOCSIFFLAGS, func(r *unix.Ifreq) { r.SetUint16(0) })
-	want("a link that went down", func(e Event) bool { return e.Why == Links })
+	want("a link that went down", func(e NetworkEvent) bool { return e.Why == Links })
 }
 
 func TestJudge(t *testing.T) {
@@ -150,7 +150,7 @@ func TestClock(t *testing.T) {
 func TestWatchEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { Watch(ctx, func(Event) {}); close(done) }()
+	go func() { WatchNetwork(ctx, func(NetworkEvent) {}); close(done) }()
 	cancel()
 	<-done
 }

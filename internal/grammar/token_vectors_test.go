@@ -1,4 +1,4 @@
-package token
+package grammar
 
 import (
 	"bytes"
@@ -37,7 +37,7 @@ type badTokenVector struct {
 	Reason string `json:"reason"` // not-a-token, version, length or mistyped
 }
 
-var reasons = map[string]error{"not-a-token": ErrNotToken, "version": ErrVersion, "length": ErrLength, "mistyped": ErrMistyped}
+var reasons = map[string]error{"not-a-token": ErrNotToken, "version": ErrTokenVersion, "length": ErrTokenLength, "mistyped": ErrTokenMistyped}
 
 func makeVectors() (v tokenVectors) {
 	for _, c := range []struct{ name, addr string }{
@@ -82,7 +82,7 @@ func forge(addr string) string {
 }
 
 // TestVectorsAreUpToDate fails when code and vectors part. Write them anew with
-// go test ./internal/token -run Vectors -update, and look at the difference
+// go test ./internal/grammar -run Vectors -update, and look at the difference
 // before it lands.
 func TestVectorsAreUpToDate(t *testing.T) {
 	want, err := json.MarshalIndent(makeVectors(), "", "\t")
@@ -114,7 +114,7 @@ func TestVectors(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range v.Tokens {
-		got, err := Parse(c.Token)
+		got, err := ParseToken(c.Token)
 		if err != nil {
 			t.Errorf("%s: %v", c.Name, err)
 			continue
@@ -127,7 +127,7 @@ func TestVectors(t *testing.T) {
 		}
 	}
 	for _, c := range v.Malformed {
-		if _, err := Parse(c.Token); reasons[c.Reason] == nil || !errors.Is(err, reasons[c.Reason]) {
+		if _, err := ParseToken(c.Token); reasons[c.Reason] == nil || !errors.Is(err, reasons[c.Reason]) {
 			t.Errorf("%s: Parse = %v; want %s", c.Name, err, c.Reason)
 		}
 	}

@@ -1,4 +1,4 @@
-package rawio
+package sys
 
 import (
 	"encoding/binary"

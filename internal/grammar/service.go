@@ -1,10 +1,9 @@
-// Package service knows the names of services: what a bridge may publish
-// (PUBLIC), where it leads (TARGET), the two together (EXPOSE), and what a key
-// may publish (--allow). Its one secret is that grammar: everybody else holds
-// parsed values, which are canonical and comparable.
+// Package grammar knows what people write: the names of services (PUBLIC), where they lead (TARGET), the two together
+// (EXPOSE), what a key may publish (--allow), and the token that a user copies from the proxy to the bridge. Its secret is
+// that grammar: everybody else holds parsed values, which are canonical and comparable.
 //
 // It opens nothing, resolves nothing, and starts no goroutine.
-package service
+package grammar
 
 import (
 	"errors"

@@ -1,4 +1,4 @@
-package memlimit
+package sys
 
 import (
 	"testing"

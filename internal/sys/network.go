@@ -1,11 +1,4 @@
-// Package netwatch notices that the network of this machine may have changed: addresses, routes, links, and waking from sleep.
-//
-// Its secret is how each platform tells. Linux tells by itself, so that nothing ticks: routing messages over netlink, and a
-// timer that is cancelled when the clock is set, which it is after sleep. Elsewhere a tick compares. It says that something
-// changed and not what it means: whoever has connections asks them.
-//
-// Goroutines: those that read from the kernel belong to Watch, which blocks and ends with its context.
-package netwatch
+package sys
 
 import (
 	"context"
@@ -31,14 +24,14 @@ const (
 	Awake     = "awake" // the machine slept, or this process was stopped
 )
 
-// Event is one change, or several at about the same time.
-type Event struct {
+// NetworkEvent is one change, or several at about the same time.
+type NetworkEvent struct {
 	Why   string // the first of them
 	addrs map[netip.Addr]bool
 }
 
 // Gone says that the local address is not one of this machine (any more). It is false where that is not known.
-func (e Event) Gone(local net.Addr) bool {
+func (e NetworkEvent) Gone(local net.Addr) bool {
 	tcp, ok := local.(*net.TCPAddr)
 	if !ok || e.addrs == nil {
 		return false
@@ -47,8 +40,10 @@ func (e Event) Gone(local net.Addr) bool {
 	return !addr.IsLoopback() && !e.addrs[addr] // all of 127.0.0.0/8 is there, and only one address of it listed
 }
 
-// Watch calls changed after each change, one call at a time, until ctx ends.
-func Watch(ctx context.Context, changed func(Event)) {
+// WatchNetwork calls changed after each change of addresses, routes or links and after sleep, one call at a time, until ctx
+// ends. Linux tells by itself, so that nothing ticks: routing messages over netlink, and a timer that is cancelled when the
+// clock is set, which it is after sleep. Elsewhere a tick compares.
+func WatchNetwork(ctx context.Context, changed func(NetworkEvent)) {
 	w := &watcher{addresses: addresses, news: make(chan string)}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -74,7 +69,7 @@ func (w *watcher) tell(ctx context.Context, why string) {
 	}
 }
 
-func (w *watcher) run(ctx context.Context, changed func(Event)) {
+func (w *watcher) run(ctx context.Context, changed func(NetworkEvent)) {
 	before := w.addresses()
 	for {
 		var why []string
@@ -102,7 +97,7 @@ func (w *watcher) run(ctx context.Context, changed func(Event)) {
 		if same && !other(why) {
 			continue
 		}
-		changed(Event{Why: why[0], addrs: now})
+		changed(NetworkEvent{Why: why[0], addrs: now})
 		select {
 		case <-ctx.Done():
 			return

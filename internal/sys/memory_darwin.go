@@ -1,4 +1,4 @@
-package memlimit
+package sys
 
 import "golang.org/x/sys/unix"
 

@@ -1,4 +1,4 @@
-package netwatch
+package sys
 
 import (
 	"context"
@@ -14,12 +14,12 @@ import (
 // machine is one whose addresses a test changes.
 type machine struct {
 	addrs  atomic.Pointer[map[netip.Addr]bool]
-	events chan Event
+	events chan NetworkEvent
 	w      *watcher
 }
 
 func newMachine(addrs ...string) *machine {
-	m := &machine{events: make(chan Event, 100)}
+	m := &machine{events: make(chan NetworkEvent, 100)}
 	m.w = &watcher{news: make(chan string), addresses: func() map[netip.Addr]bool { return *m.addrs.Load() }}
 	m.have(addrs...)
 	return m
@@ -44,7 +44,7 @@ func start(t *testing.T, fs ...func(ctx context.Context)) (stop func()) {
 	return func() { cancel(); wg.Wait() }
 }
 
-func (m *machine) run(ctx context.Context) { m.w.run(ctx, func(e Event) { m.events <- e }) }
+func (m *machine) run(ctx context.Context) { m.w.run(ctx, func(e NetworkEvent) { m.events <- e }) }
 
 func TestABurstIsOneEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -94,7 +94,7 @@ func TestNewsWithoutAChange(t *testing.T) {
 				t.Errorf("Gone(%s) = %t, want %t", at, got, gone)
 			}
 		}
-		if (Event{}).Gone(&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}) {
+		if (NetworkEvent{}).Gone(&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}) {
 			t.Error("an address is gone although none is known")
 		}
 	})

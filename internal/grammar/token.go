@@ -1,14 +1,4 @@
-// Package token reads and writes the one line that a user copies from the
-// proxy to the bridge. Its secret is that line's layout:
-//
-//	rv1_ base64url( key id 16 | secret 32 | pin 32 | address 0… | checksum 4 )
-//
-// without padding. The checksum is the start of SHA-256 over "reverser token
-// v1" and everything before it. It keeps slips of the mouse away from the
-// network and proves nothing: the secret does that.
-//
-// No error and no printed form of a Token holds any of its text.
-package token
+package grammar
 
 import (
 	"crypto/sha256"
@@ -19,8 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"strings"
-
-	"reverser/internal/service"
 )
 
 const (
@@ -34,10 +22,10 @@ const (
 // What can be wrong with a token, for errors.Is. The text of an error says
 // what to do.
 var (
-	ErrNotToken = errors.New("not a token")
-	ErrVersion  = errors.New("unknown token version")
-	ErrLength   = errors.New("token of the wrong length")
-	ErrMistyped = errors.New("mistyped token")
+	ErrNotToken      = errors.New("not a token")
+	ErrTokenVersion  = errors.New("unknown token version")
+	ErrTokenLength   = errors.New("token of the wrong length")
+	ErrTokenMistyped = errors.New("mistyped token")
 )
 
 // refused is one of the sentinels, said to a person.
@@ -49,7 +37,13 @@ type refused struct {
 func (e *refused) Error() string { return e.text }
 func (e *refused) Unwrap() error { return e.kind }
 
-// Token is what a bridge needs to know about its proxy.
+// Token is what a bridge needs to know about its proxy, in the one line that a user copies:
+//
+//	rv1_ base64url( key id 16 | secret 32 | pin 32 | address 0… | checksum 4 )
+//
+// without padding. The checksum is the start of SHA-256 over "reverser token v1" and everything before it. It keeps slips of
+// the mouse away from the network and proves nothing: the secret does that. No error and no printed form of a Token holds
+// any of its text.
 type Token struct {
 	Addr   string // of the proxy's link port, host:port; "" where the proxy could not know it
 	KeyID  [16]byte
@@ -61,8 +55,8 @@ type Token struct {
 // spellings would mean the same token.
 var base = base64.RawURLEncoding.Strict()
 
-// Parse reads a token. White space around it is no part of it.
-func Parse(s string) (Token, error) {
+// ParseToken reads a token. White space around it is no part of it.
+func ParseToken(s string) (Token, error) {
 	s = strings.TrimSpace(s)
 	if s == "" {
 		return Token{}, &refused{ErrNotToken, "the token is empty: copy the whole line that the proxy or `reverser key add` printed, from rv1_ on"}
@@ -72,26 +66,26 @@ func Parse(s string) (Token, error) {
 		return Token{}, &refused{ErrNotToken, "this is not a token: a token starts with rv1_; copy the whole line that the proxy or `reverser key add` printed"}
 	}
 	if version != prefix {
-		return Token{}, &refused{ErrVersion, fmt.Sprintf("the token is of version %s, which this program does not know: use the same version of reverser as on the proxy, or make a token there with this one", strings.TrimSuffix(version, "_"))}
+		return Token{}, &refused{ErrTokenVersion, fmt.Sprintf("the token is of version %s, which this program does not know: use the same version of reverser as on the proxy, or make a token there with this one", strings.TrimSuffix(version, "_"))}
 	}
 	for i := range len(rest) {
 		if !isBase64(rest[i]) {
-			return Token{}, &refused{ErrMistyped, fmt.Sprintf("the token is mistyped: character %d is no part of any token; copy it again in one piece, without spaces, quotes or line breaks", len(prefix)+i+1)}
+			return Token{}, &refused{ErrTokenMistyped, fmt.Sprintf("the token is mistyped: character %d is no part of any token; copy it again in one piece, without spaces, quotes or line breaks", len(prefix)+i+1)}
 		}
 	}
 	if n := base.EncodedLen(fixed + checksum); len(rest) < n {
-		return Token{}, &refused{ErrLength, fmt.Sprintf("the token is cut short: it has %d characters of at least %d; copy the whole line", len(s), len(prefix)+n)}
+		return Token{}, &refused{ErrTokenLength, fmt.Sprintf("the token is cut short: it has %d characters of at least %d; copy the whole line", len(s), len(prefix)+n)}
 	}
 	if n := base.EncodedLen(fixed + maxAddr + checksum); len(rest) > n {
-		return Token{}, &refused{ErrLength, fmt.Sprintf("the token is too long: it has %d characters of at most %d; copy one token alone", len(s), len(prefix)+n)}
+		return Token{}, &refused{ErrTokenLength, fmt.Sprintf("the token is too long: it has %d characters of at most %d; copy one token alone", len(s), len(prefix)+n)}
 	}
 	if len(rest)%4 == 1 {
-		return Token{}, &refused{ErrLength, "the token is cut short or has a character too many: copy the whole line again"}
+		return Token{}, &refused{ErrTokenLength, "the token is cut short or has a character too many: copy the whole line again"}
 	}
 	raw, err := base.DecodeString(rest)
 	// The decoder's own error would quote a character, so it goes no further.
 	if err != nil || [checksum]byte(raw[len(raw)-checksum:]) != sum(raw[:len(raw)-checksum]) {
-		return Token{}, &refused{ErrMistyped, "the token is mistyped or cut short, its checksum does not fit: copy the whole line again"}
+		return Token{}, &refused{ErrTokenMistyped, "the token is mistyped or cut short, its checksum does not fit: copy the whole line again"}
 	}
 	var t Token
 	copy(t.KeyID[:], raw)
@@ -99,18 +93,18 @@ func Parse(s string) (Token, error) {
 	copy(t.Pin[:], raw[48:])
 	if t.Addr = string(raw[fixed : len(raw)-checksum]); t.Addr != "" {
 		// The checksum fits, so no hand slipped: somebody made it so.
-		if addr, err := service.ParseHostPort(t.Addr); err != nil || addr != t.Addr {
-			return Token{}, &refused{ErrMistyped, "the address inside the token is not host:port: make a new token with `reverser key add` on the proxy"}
+		if addr, err := ParseHostPort(t.Addr); err != nil || addr != t.Addr {
+			return Token{}, &refused{ErrTokenMistyped, "the address inside the token is not host:port: make a new token with `reverser key add` on the proxy"}
 		}
 	}
 	return t, nil
 }
 
 // Encode writes the token: the one form that holds the secret. Addr must be
-// empty or what service.ParseHostPort takes.
+// empty or what ParseHostPort takes.
 func (t Token) Encode() string {
 	addr := t.Addr
-	if canonical, err := service.ParseHostPort(addr); err == nil {
+	if canonical, err := ParseHostPort(addr); err == nil {
 		addr = canonical
 	}
 	raw := make([]byte, 0, fixed+len(addr)+checksum)
@@ -122,8 +116,8 @@ func (t Token) Encode() string {
 	return prefix + base.EncodeToString(append(raw, check[:]...))
 }
 
-// Looks reports whether s wants to be a token, of this or of a later version.
-func Looks(s string) bool {
+// LooksToken reports whether s wants to be a token, of this or of a later version.
+func LooksToken(s string) bool {
 	_, _, ok := cutVersion(strings.TrimSpace(s))
 	return ok
 }

@@ -1,6 +1,6 @@
 //go:build !linux && !darwin && !windows
 
-package memlimit
+package sys
 
 // available is not told by this system without more ado.
 func available() int64 { return 0 }

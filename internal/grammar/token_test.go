@@ -1,4 +1,4 @@
-package token
+package grammar
 
 import (
 	"crypto/sha256"
@@ -30,11 +30,11 @@ func TestRoundTrip(t *testing.T) {
 		want := example(addr)
 		s := want.Encode()
 		for _, in := range []string{s, " \t" + s + "\r\n"} {
-			if got, err := Parse(in); err != nil || got != want {
+			if got, err := ParseToken(in); err != nil || got != want {
 				t.Errorf("Parse of a token with address %q = %v, %v", addr, got, err)
 			}
 		}
-		if !Looks(s) {
+		if !LooksToken(s) {
 			t.Errorf("a token with address %q does not look like one", addr)
 		}
 	}
@@ -60,12 +60,12 @@ func TestEverySlipIsRefused(t *testing.T) {
 		s := example(addr).Encode()
 		refuse := func(what, changed string) {
 			t.Helper()
-			_, err := Parse(changed)
+			_, err := ParseToken(changed)
 			if err == nil {
 				t.Errorf("address %q: %s is taken", addr, what)
 				return
 			}
-			if !errors.Is(err, ErrNotToken) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrLength) && !errors.Is(err, ErrMistyped) {
+			if !errors.Is(err, ErrNotToken) && !errors.Is(err, ErrTokenVersion) && !errors.Is(err, ErrTokenLength) && !errors.Is(err, ErrTokenMistyped) {
 				t.Errorf("address %q: %s: %v is of no kind", addr, what, err)
 			}
 			checkSilent(t, err.Error(), changed)
@@ -111,15 +111,15 @@ func TestKindsOfError(t *testing.T) {
 		{"a service", "9000=9904", ErrNotToken, "starts with rv1_"},
 		{"in quotes", `"` + s + `"`, ErrNotToken, "starts with rv1_"},
 		{"another case", "RV1_" + s[4:], ErrNotToken, "starts with rv1_"},
-		{"a later version", "rv2_" + s[4:], ErrVersion, "version rv2"},
-		{"the prefix alone", "rv1_", ErrLength, "cut short"},
-		{"half", s[:60], ErrLength, "cut short"},
-		{"a character short", s[:len(s)-1], ErrMistyped, "cut short"},
-		{"a character changed", s[:20] + string(s[20]^1) + s[21:], ErrMistyped, "mistyped"},
-		{"a space inside", s[:20] + " " + s[20:], ErrMistyped, "character 21"},
-		{"very long", "rv1_" + strings.Repeat("A", 1000), ErrLength, "too long"},
+		{"a later version", "rv2_" + s[4:], ErrTokenVersion, "version rv2"},
+		{"the prefix alone", "rv1_", ErrTokenLength, "cut short"},
+		{"half", s[:60], ErrTokenLength, "cut short"},
+		{"a character short", s[:len(s)-1], ErrTokenMistyped, "cut short"},
+		{"a character changed", s[:20] + string(s[20]^1) + s[21:], ErrTokenMistyped, "mistyped"},
+		{"a space inside", s[:20] + " " + s[20:], ErrTokenMistyped, "character 21"},
+		{"very long", "rv1_" + strings.Repeat("A", 1000), ErrTokenLength, "too long"},
 	} {
-		_, err := Parse(c.in)
+		_, err := ParseToken(c.in)
 		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.word) {
 			t.Errorf("%s: %v; want %v with %q", c.name, err, c.kind, c.word)
 		}
@@ -134,12 +134,12 @@ func TestAddressInside(t *testing.T) {
 		raw = append(raw, tok.Pin[:]...)
 		raw = append(raw, addr...)
 		check := sum(raw)
-		if got, err := Parse(prefix + base.EncodeToString(append(raw, check[:]...))); err == nil {
+		if got, err := ParseToken(prefix + base.EncodeToString(append(raw, check[:]...))); err == nil {
 			t.Errorf("Parse takes the address %q: %v", addr, got)
 		}
 	}
 	tok := example("Server.Example:3010")
-	if got, err := Parse(tok.Encode()); err != nil || got.Addr != "server.example:3010" {
+	if got, err := ParseToken(tok.Encode()); err != nil || got.Addr != "server.example:3010" {
 		t.Errorf("Parse = %v, %v; want the canonical address", got, err)
 	}
 }
@@ -149,8 +149,8 @@ func TestLooks(t *testing.T) {
 		"rv1_": true, " rv1_x": true, "rv2_x": true, "rv10_x": true,
 		"": false, "rv1": false, "rv_": false, "rvx_": false, "9000": false, "RV1_x": false, "tcp/9000": false, "rv1234_": false,
 	} {
-		if got := Looks(in); got != want {
-			t.Errorf("Looks(%q) = %v; want %v", in, got, want)
+		if got := LooksToken(in); got != want {
+			t.Errorf("LooksToken(%q) = %v; want %v", in, got, want)
 		}
 	}
 }
@@ -183,7 +183,7 @@ func TestNothingPrintsTheSecret(t *testing.T) {
 	}
 }
 
-func FuzzParse(f *testing.F) {
+func FuzzParseToken(f *testing.F) {
 	for _, addr := range addrs {
 		f.Add(example(addr).Encode())
 	}
@@ -191,7 +191,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		tok, err := Parse(s)
+		tok, err := ParseToken(s)
 		if err != nil {
 			return
 		}

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package netwatch
+package sys
 
 import (
 	"context"

@@ -1,28 +1,24 @@
-// Package memlimit says how much memory this process may use, and what the program makes of that.
-//
-// Its secret is where each system keeps the figure. It reads files and asks the system once per call, and starts no
-// goroutine.
-package memlimit
+package sys
 
 const mib = 1 << 20
 
 // mostBudget is what fast paths of many streams need (spec/PROTOCOL.md, section "Credit").
 const mostBudget = 128 * mib
 
-// Available is the smaller of the machine's memory and the limits that a container or service manager set for this
+// AvailableMemory is the smaller of the machine's memory and the limits that a container or service manager set for this
 // process; 0 where the system does not tell.
-func Available() int64 { return available() }
+func AvailableMemory() int64 { return available() }
 
-// Budget is how many bytes streams may hold in flight where that much memory is available: a quarter of it, so that
+// MemoryBudget is how many bytes streams may hold in flight where that much memory is available: a quarter of it, so that
 // the kernel's own socket buffers, which are about as large, and everything else fit beside it.
-func Budget(available int64) int64 {
+func MemoryBudget(available int64) int64 {
 	if available <= 0 {
 		return mostBudget
 	}
 	return min(mostBudget, available/4)
 }
 
-// Runtime is the memory limit for Go's runtime: from there on it collects more often rather than grow. 0: none.
+// RuntimeLimit is the memory limit for Go's runtime: from there on it collects more often rather than grow. 0: none.
 //
 // Where memory is plenty, three quarters of it: the collector's usual rule (twice the live heap) then ends a cycle long
 // before, and the limit matters only where growth without it would end with the kernel killing the process, and all users'
@@ -34,7 +30,7 @@ func Budget(available int64) int64 {
 // proxy had 61 MB resident and the bridge 79 MB, garbage and code included (Linux, amd64); base and idle below are 94 MiB.
 // With 128 MiB of budget (512 MiB available) that makes 278 MiB, and three quarters are more from 270 MiB available on. Below
 // that the limit comes near to all that there is, and such a load does not fit anyway.
-func Runtime(available int64) int64 {
+func RuntimeLimit(available int64) int64 {
 	if available <= 0 {
 		return 0
 	}
@@ -42,6 +38,6 @@ func Runtime(available int64) int64 {
 		base = 16 * mib           // code, keys, the buffers of a few links
 		idle = 10_000 * (8 << 10) // mostly a stack each
 	)
-	live := base + idle + Budget(available)
+	live := base + idle + MemoryBudget(available)
 	return max(available/4*3, live+live/4)
 }

@@ -1,9 +1,0 @@
-package memlimit
-
-import (
-	"testing"
-
-	"reverser/internal/leaktest"
-)
-
-func TestMain(m *testing.M) { leaktest.Main(m) }

@@ -1,0 +1,38 @@
+package sys
+
+import (
+	"runtime"
+	"testing"
+)
+
+func TestAvailable(t *testing.T) {
+	n := AvailableMemory()
+	switch runtime.GOOS {
+	case "linux", "darwin", "windows":
+		if n < 16*mib {
+			t.Errorf("AvailableMemory() = %d; this test runs, so there is more", n)
+		}
+	}
+}
+
+func TestFigures(t *testing.T) {
+	for _, c := range []struct{ available, budget, runtime int64 }{
+		{0, 128, 0}, // unknown
+		{128, 32, 157},
+		{256, 64, 197},
+		{512, 128, 384},
+		{1024, 128, 768},
+		{24 << 10, 128, 18 << 10},
+	} {
+		if got := MemoryBudget(c.available*mib) / mib; got != c.budget {
+			t.Errorf("MemoryBudget(%d MiB) = %d MiB, want %d", c.available, got, c.budget)
+		}
+		got := RuntimeLimit(c.available * mib)
+		if got/mib != c.runtime {
+			t.Errorf("RuntimeLimit(%d MiB) = %d MiB, want %d", c.available, got/mib, c.runtime)
+		}
+		if live := MemoryBudget(c.available*mib) + 10_000*(8<<10) + 16*mib; got != 0 && got < live+live/4 {
+			t.Errorf("RuntimeLimit(%d MiB) = %d MiB: the collector would have no room above the %d MiB that are live", c.available, got/mib, live/mib)
+		}
+	}
+}

@@ -1,0 +1,6 @@
+// Package sys holds what differs between operating systems: reading and writing sockets that do not block (socket*.go), how
+// much memory this process may use (memory*.go), and news that the machine's network changed (network*.go).
+//
+// Its secret is how each system is asked. It knows nothing of what sockets carry, and nothing of what a change means for a
+// connection. Goroutines: those that read from the kernel belong to WatchNetwork, which blocks and ends with its context.
+package sys
