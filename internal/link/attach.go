@@ -30,8 +30,17 @@ func answerTime(handshake time.Duration, table int) time.Duration {
 	return min(max(resumeTimeout, 2*handshake)+tables, attachTimeout)
 }
 
-// readFrame reads exactly one frame; buf is scratch.
+// readFrame reads the next frame that is known here, and nothing behind it; buf is scratch.
 func readFrame(r io.Reader, buf []byte) (wire.Frame, error) {
+	for range mostSkipped {
+		if f, err := readAnyFrame(r, buf); err != nil || f.Type < wire.TypeSkip {
+			return f, err
+		}
+	}
+	return wire.Frame{}, misfit(wire.ErrFlood, "%d frames that are not known here, one after the other", mostSkipped)
+}
+
+func readAnyFrame(r io.Reader, buf []byte) (wire.Frame, error) {
 	if _, err := io.ReadFull(r, buf[:wire.HeaderLen]); err != nil {
 		return wire.Frame{}, err
 	}
@@ -47,9 +56,14 @@ func readFrame(r io.Reader, buf []byte) (wire.Frame, error) {
 	return f, asViolation(err)
 }
 
+// mostSkipped is how many frames that are not known here are skipped while a connection is attached.
+const mostSkipped = 64
+
 // asViolation makes what the peer did wrong of the error of a parser.
 func asViolation(err error) error {
-	if _, ok := errors.AsType[*wire.FormatError](err); ok {
+	_, malformed := errors.AsType[*wire.FormatError](err)
+	_, unsupported := errors.AsType[*wire.UnsupportedError](err)
+	if malformed || unsupported {
 		return misfit(wire.ErrFormat, "%s", err)
 	}
 	return err
@@ -67,26 +81,27 @@ func complain(conn *auth.Conn, err error) {
 	}
 }
 
-// readTable reads the n entries that an ATTACH or ATTACHED announced.
-func readTable(r io.Reader, n, crc uint32, buf []byte) (raw []byte, table []wire.StreamState, err error) {
-	want := int(n) * wire.StreamStateLen
-	if n > 2*MaxStreams {
-		return nil, nil, misfit(wire.ErrFormat, "table of %d streams, at most %d are possible", n, 2*MaxStreams)
+// readTable reads the n entries of so many bytes each that an ATTACH or ATTACHED announced.
+func readTable(r io.Reader, n, crc uint32, entry uint8, buf []byte) (raw []byte, table []wire.StreamState, err error) {
+	each := int(entry)
+	want := int(n) * each
+	if n > wire.MaxTable {
+		return nil, nil, misfit(wire.ErrFormat, "table of %d streams, at most %d are possible", n, wire.MaxTable)
 	}
 	for len(raw) < want {
 		f, err := readFrame(r, buf)
 		if err != nil {
 			return nil, nil, err
 		}
-		if f.Type != wire.TypeST || f.Offset != uint64(len(raw)/wire.StreamStateLen) || len(raw)+len(f.Payload) > want {
-			return nil, nil, misfit(wire.ErrFormat, "%s where entry %d of a table of %d was due", f.Type, len(raw)/wire.StreamStateLen, n)
+		if f.Type != wire.TypeST || f.Offset != uint64(len(raw)/each) || len(f.Payload)%each != 0 || len(raw)+len(f.Payload) > want {
+			return nil, nil, misfit(wire.ErrFormat, "%s where entry %d of a table of %d was due", f.Type, len(raw)/each, n)
 		}
 		raw = append(raw, f.Payload...)
 	}
 	if crc32.Checksum(raw, castagnoli) != crc {
 		return nil, nil, misfit(wire.ErrFormat, "table with a wrong checksum")
 	}
-	table, err = wire.ParseTable(raw)
+	table, err = wire.ParseTable(raw, each)
 	return raw, table, asViolation(err)
 }
 
@@ -209,7 +224,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		return nil, at, &refusal{at.Status, at.Text}
 	}
 	rtt := time.Since(begin)
-	_, table, err := readTable(conn, at.Streams, at.TableCRC, buf)
+	_, table, err := readTable(conn, at.Streams, at.TableCRC, at.Entry, buf)
 	if err != nil {
 		return nil, at, fmt.Errorf("read ATTACHED: %w", err)
 	}

@@ -100,7 +100,7 @@ func (e *ends) resume() (pe, be error) {
 
 func parseTable(t testing.TB, b []byte) []wire.StreamState {
 	t.Helper()
-	table, err := wire.ParseTable(b)
+	table, err := wire.ParseTable(b, wire.StreamStateLen)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,10 +348,10 @@ func TestViolations(t *testing.T) {
 		{"ack that goes back", false, []wire.Frame{ack(id, 0), ack(id, 0)}, 0},
 		{"ack of a stream never opened", false, []wire.Frame{ack(5<<8|1, 0)}, wire.ErrUnexpected},
 		{"frame of another slot", false, []wire.Frame{ack(1<<8|2, 0)}, wire.ErrUnexpected},
-		{"open of a live id", true, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, 0},
-		{"open from a bridge", false, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, wire.ErrUnexpected},
+		{"open of a live id", true, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: []byte{1, 0, 0, 0, 0, 1}}}, 0},
+		{"open from a bridge", false, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: []byte{1, 0, 0, 0, 0, 1}}}, wire.ErrUnexpected},
 		{"forget from a bridge", false, []wire.Frame{{Type: wire.TypeForget, Stream: id}}, wire.ErrUnexpected},
-		{"open of a forgotten id", true, []wire.Frame{{Type: wire.TypeForget, Stream: id}, {Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, 0},
+		{"open of a forgotten id", true, []wire.Frame{{Type: wire.TypeForget, Stream: id}, {Type: wire.TypeOpen, Stream: id, Payload: []byte{1, 0, 0, 0, 0, 1}}}, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

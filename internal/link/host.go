@@ -74,6 +74,7 @@ func (h *Host) Serve(conn *auth.Conn) error {
 	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
 	a, gen, rawTable, table, err := readAttach(conn, buf)
 	if err != nil {
+		refuse(conn, gen, a.Slot, err)
 		complain(conn, err)
 		return fmt.Errorf("wait for ATTACH: %w", err)
 	}
@@ -93,14 +94,19 @@ func (h *Host) Serve(conn *auth.Conn) error {
 			return err
 		}
 	}
-	if r, ok := errors.AsType[*refusal](err); ok {
-		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: a.Slot, Text: r.text}))
-	}
+	refuse(conn, gen, a.Slot, err)
 	complain(conn, err)
 	if p, ok := errors.AsType[*protocolError](err); ok && p.fatal {
 		l.Kill(err)
 	}
 	return err
+}
+
+// refuse answers an ATTACH with the status that err is of.
+func refuse(conn *auth.Conn, gen uint64, slot uint8, err error) {
+	if r, ok := errors.AsType[*refusal](err); ok {
+		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: slot, Text: r.text}))
+	}
 }
 
 // readAttach reads the first frame of a connection, and the table behind it.
@@ -112,11 +118,14 @@ func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, raw []b
 	if f.Type != wire.TypeAttach {
 		return a, 0, nil, nil, misfit(wire.ErrUnexpected, "%s before ATTACH", f.Type)
 	}
+	gen = f.Offset
 	if a, err = wire.ParseAttach(f); err != nil {
+		if u, ok := errors.AsType[*wire.UnsupportedError](err); ok {
+			return a, gen, nil, nil, &refusal{wire.StatusUnsupported, u.Error()}
+		}
 		return a, 0, nil, nil, asViolation(err)
 	}
-	gen = f.Offset
-	raw, table, err = readTable(conn, a.Streams, a.TableCRC, buf)
+	raw, table, err = readTable(conn, a.Streams, a.TableCRC, a.Entry, buf)
 	return a, gen, raw, table, err
 }
 

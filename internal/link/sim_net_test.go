@@ -86,7 +86,7 @@ func (w *sim) loseUnanswered() {
 
 // falsify changes one entry of a table that end victim will apply, to what its peer cannot have.
 func (w *sim) falsify(raw []byte, victim int) uint64 {
-	table, err := wire.ParseTable(raw)
+	table, err := wire.ParseTable(raw, wire.StreamStateLen)
 	c := w.procs[victim].core
 	if err != nil || c == nil || w.procs[0].sid != w.procs[1].sid {
 		return 0
@@ -370,7 +370,7 @@ func (w *sim) greet(k *conn, e int) bool {
 	var at wire.Attached
 	if err == nil && e == atProxy {
 		if a, err = wire.ParseAttach(f); err == nil {
-			_, table, err = readTable(r, a.Streams, a.TableCRC, make([]byte, len(buf)))
+			_, table, err = readTable(r, a.Streams, a.TableCRC, a.Entry, make([]byte, len(buf)))
 		}
 	} else if err == nil {
 		if f.Type == wire.TypeErr {
@@ -378,7 +378,7 @@ func (w *sim) greet(k *conn, e int) bool {
 			return false
 		}
 		if at, err = wire.ParseAttached(f); err == nil {
-			_, table, err = readTable(r, at.Streams, at.TableCRC, make([]byte, len(buf)))
+			_, table, err = readTable(r, at.Streams, at.TableCRC, at.Entry, make([]byte, len(buf)))
 		}
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
