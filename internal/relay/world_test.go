@@ -19,6 +19,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/link"
 	"reverser/internal/memnet"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -145,7 +146,7 @@ type sockets struct {
 var loopback = sockets{
 	name: "tcp",
 	user: func(t testing.TB) (conn, net.Conn) {
-		ln, err := Listen("tcp", "127.0.0.1:0")
+		ln, err := sys.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,7 +167,7 @@ var loopback = sockets{
 			t.Fatal(err)
 		}
 		defer ln.Close()
-		dialled, err := Dial(t.Context(), "tcp", ln.Addr().String())
+		dialled, err := sys.Dial(t.Context(), "tcp", ln.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -311,10 +312,4 @@ func noise(seed byte, n int) []byte {
 		b[i] = byte(x)
 	}
 	return b
-}
-
-// buffered is a socket, by whomever it was made.
-type buffered interface {
-	SetReadBuffer(int) error
-	SetWriteBuffer(int) error
 }

@@ -1,8 +1,9 @@
-package relay
+package sys
 
 import (
 	"context"
 	"net"
+	"syscall"
 	"time"
 )
 
@@ -12,31 +13,32 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 1
 // Listen opens a listener whose connections are born with linger 0: when this process dies, the kernel resets them, and
 // no user takes a truncated stream for a complete one.
 func Listen(network, addr string) (net.Listener, error) {
-	lc := net.ListenConfig{Control: lingerFromBirth, KeepAliveConfig: keepAlive}
+	lc := net.ListenConfig{Control: atBirth, KeepAliveConfig: keepAlive}
 	inheritKeepAlive(&lc)
 	return lc.Listen(context.Background(), network, addr)
 }
 
-// Gone says whether the peer of a connection reset it, which nobody who does not read would notice. Where that cannot be known it
-// says no.
-func Gone(conn net.Conn) bool {
-	var s socket
-	s.init(conn)
-	return s.gone()
-}
-
-// Dial connects to a target; the socket is born with linger 0 too.
+// Dial connects to a target. The socket is born with linger 0, as those of Listen.
 func Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if c, err := dialLocal(network, addr); c != nil || err != nil {
 		return c, err
 	}
 	d := net.Dialer{KeepAliveConfig: keepAlive}
 	if network != "unix" {
-		d.Control = lingerFromBirth
+		d.Control = atBirth
 	}
 	c, err := d.DialContext(ctx, network, addr)
 	if err == nil && network != "unix" {
 		limitUnread(c)
 	}
 	return c, err
+}
+
+// atBirth sets the options of a TCP socket before it listens or connects.
+func atBirth(_, _ string, c syscall.RawConn) error {
+	var err error
+	if e := c.Control(func(fd uintptr) { err = lingerZero(fd) }); e != nil {
+		return e
+	}
+	return err
 }

@@ -1,4 +1,4 @@
-package relay
+package sys
 
 import (
 	"net"
@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"reverser/internal/sys"
 )
 
 // inheritKeepAlive has the listener's connections inherit keepAlive from it, instead of four system calls for each.
@@ -50,7 +48,7 @@ func dialLocal(network, addr string) (net.Conn, error) {
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, mostUnread) // see limitUnread
 	setKeepAlive(fd)
 	remote := net.TCPAddrFromAddrPort(to)
-	if err = sys.Connect(fd, to); err == unix.EINPROGRESS {
+	if err = Connect(fd, to); err == unix.EINPROGRESS {
 		err = connected(fd)
 	}
 	switch err {
@@ -74,7 +72,7 @@ func dialLocal(network, addr string) (net.Conn, error) {
 
 // connected says what became of a connect; EINPROGRESS: nothing yet.
 func connected(fd int) error {
-	switch events := sys.Poll(fd, unix.POLLOUT); {
+	switch events := Poll(fd, unix.POLLOUT); {
 	case events == 0:
 		return unix.EINPROGRESS
 	case events&(unix.POLLERR|unix.POLLHUP) == 0:

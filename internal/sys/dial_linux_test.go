@@ -1,4 +1,4 @@
-package relay
+package sys
 
 import (
 	"errors"
@@ -13,14 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (c *localConn) set(option, n int) (err error) {
-	c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, n) })
-	return err
-}
-
-func (c *localConn) SetReadBuffer(n int) error  { return c.set(unix.SO_RCVBUF, n) }
-func (c *localConn) SetWriteBuffer(n int) error { return c.set(unix.SO_SNDBUF, n) }
-
 // TestDialLocal: a connection that was made without net is like one of net's.
 func TestDialLocal(t *testing.T) {
 	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
@@ -32,10 +24,11 @@ func TestDialLocal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := dialLocal("tcp", ln.Addr().String())
-		if c == nil || err != nil {
-			t.Fatalf("dialLocal(%s) = %v, %v", ln.Addr(), c, err)
+		conn, err := dialLocal("tcp", ln.Addr().String())
+		if conn == nil || err != nil {
+			t.Fatalf("dialLocal(%s) = %v, %v", ln.Addr(), conn, err)
 		}
+		c := conn.(*localConn)
 		far, err := ln.Accept()
 		if err != nil {
 			t.Fatal(err)
@@ -54,14 +47,14 @@ func TestDialLocal(t *testing.T) {
 			t.Errorf("Read = %q, %v", p[:n], err)
 		}
 		c.Write([]byte("there"))
-		if err := closeWrite(c); err != nil {
+		if err := c.CloseWrite(); err != nil {
 			t.Error(err)
 		}
 		if got, err := io.ReadAll(far); string(got) != "there" || err != nil {
 			t.Errorf("the target read %q, %v", got, err)
 		}
 		c.Close() // born with linger 0
-		if err := closeWrite(c); !errors.Is(err, net.ErrClosed) {
+		if err := c.CloseWrite(); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("CloseWrite behind Close = %v, want net.ErrClosed", err)
 		}
 		if _, err := far.Write([]byte("x")); err == nil {
@@ -85,13 +78,10 @@ func TestDialLocal(t *testing.T) {
 	}
 }
 
-// closeWrite is what a pair does at the end of a direction.
-func closeWrite(c net.Conn) error { return (&socket{conn: c}).closeWrite(false) }
-
 // TestKeepAliveIsInherited: the listener's options hold for what it accepts.
 func TestKeepAliveIsInherited(t *testing.T) {
-	user, accepted := loopback.user(t)
-	server, dialled := loopback.server(t)
+	user, accepted := accept(t)
+	server, dialled := dial(t)
 	for _, c := range []net.Conn{user, accepted, server, dialled} {
 		defer c.Close()
 	}
