@@ -51,8 +51,8 @@ type Pair struct {
 	side   Side
 	sock   socket
 	stream *link.Stream
-	head   []byte
-	watch  watch // guarded by mu
+	head   []byte // read before there was a pair, not sent yet; Start's, then outbound's
+	watch  watch  // guarded by mu
 
 	fresh   bool          // nothing was written to the socket yet; guarded by the stream, which has one writer
 	out, in atomic.Uint64 // bytes from the socket, to the socket
@@ -67,7 +67,7 @@ type Pair struct {
 	ended           func(Reason)
 }
 
-// New returns a pair that does not move anything yet. head is what was read from conn before, at most a few bytes.
+// New returns a pair that does not move anything yet. head is what was read from conn before, as much as that may be.
 func New(side Side, conn net.Conn, s *link.Stream, head []byte) *Pair {
 	p := &Pair{side: side, stream: s, head: head, fresh: true}
 	p.sock.init(conn)
@@ -99,20 +99,30 @@ func (p *Pair) Start(poller *Poller, ended func(Reason)) {
 	}
 	p.mu.Unlock()
 	p.stream.SetReceiver(p)
-	if len(p.head) > 0 { // less than any stream's first credit
-		c := link.NewChunk()
-		c.Grow(copy(c.Room(), p.head))
-		p.out.Add(uint64(len(p.head)))
-		p.stream.Send(c)
-		p.head = nil
+	for room := p.stream.TryRoom(); room > 0 && len(p.head) > 0; room = p.stream.TryRoom() {
+		p.stream.Send(p.takeHead(room))
 	}
+	headLeft := len(p.head) > 0 // it waits for credit, and what the socket says waits behind it
+	p.reading.Store(headLeft)
 	p.mu.Lock()
 	watched := p.reason == "" && poller.add(p)
 	p.mu.Unlock()
-	if !watched {
+	if !watched || headLeft {
 		p.reading.Store(true)
 		p.start(p.outbound)
 	}
+}
+
+// takeHead moves bytes of the head, n at the most, into a chunk.
+func (p *Pair) takeHead(n int) *link.Chunk {
+	c := link.NewChunk()
+	n = copy(c.Room(), p.head[:min(n, len(p.head))])
+	c.Grow(n)
+	p.out.Add(uint64(n))
+	if p.head = p.head[n:]; len(p.head) == 0 {
+		p.head = nil
+	}
+	return c
 }
 
 // End ends the pair at once with RST on both sides.
@@ -179,6 +189,10 @@ func (p *Pair) outbound() {
 			}
 			return // otherwise the stream is over: its end reaches us as a Receiver
 		}
+		if len(p.head) > 0 {
+			p.stream.Send(p.takeHead(room))
+			continue
+		}
 		n, err := p.readBulk(room)
 		if errors.Is(err, errNothing) {
 			if watched {
@@ -232,8 +246,14 @@ func (p *Pair) send(n int) {
 	p.sock.release()
 }
 
-// sendRest sends what the peer of a socket that was reset had sent before: the kernel keeps it readable, in front of the reset.
+// sendRest sends what the peer of a socket that was reset had sent before: what is left of the head, and what the kernel keeps
+// readable in front of the reset.
 func (p *Pair) sendRest() {
+	for len(p.head) > 0 {
+		if !p.stream.SendRest(p.takeHead(len(p.head))) {
+			return
+		}
+	}
 	for p.sock.raw != nil {
 		n, err := p.sock.tryRead(readAhead * link.ChunkSize)
 		if n == 0 || err != nil {
@@ -417,10 +437,10 @@ func (p *Pair) drain() {
 	for b := p.stream.Backlog(); b != nil; b = p.stream.Backlog() {
 		n, err := p.sock.conn.Write(b)
 		p.in.Add(uint64(n))
+		p.stream.Consumed(n)
 		if err != nil {
 			p.writeFailed()
 		}
-		p.stream.Consumed(len(b))
 	}
 }
 

@@ -245,13 +245,17 @@ func (w *world) tunnel(l *link.Link, k sockets) *tunnel {
 	var accepted, dialled net.Conn
 	tu.user, accepted = k.user(w.t)
 	tu.server, dialled = k.server(w.t)
-	poller := &w.poller
-	if k.alone {
-		poller = nil
-	}
-	tu.client = run(&tu.wg, poller, New(Client, accepted, px, nil))
-	tu.target = run(&tu.wg, poller, New(Target, dialled, br, nil))
+	tu.client = run(&tu.wg, w.pollerFor(k), New(Client, accepted, px, nil))
+	tu.target = run(&tu.wg, w.pollerFor(k), New(Target, dialled, br, nil))
 	return tu
+}
+
+// pollerFor returns the poller of pairs with such sockets.
+func (w *world) pollerFor(k sockets) *Poller {
+	if k.alone {
+		return nil
+	}
+	return &w.poller
 }
 
 // close ends what is left of the tunnel.
