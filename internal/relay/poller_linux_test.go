@@ -115,7 +115,7 @@ func TestSetRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.poller.makeSet = func() (int, error) { return unix.Dup(fd) }
+	w.poller.watcher.makeSet = func() (int, error) { return unix.Dup(fd) }
 	defer unix.Close(fd)
 	tu := w.tunnel(l, loopback)
 	defer tu.close()
@@ -164,8 +164,8 @@ func TestPlacesAreUsedAgain(t *testing.T) {
 		tu.close()
 	}
 	places := 0
-	for i := range w.poller.loops {
-		l := &w.poller.loops[i]
+	for i := range w.poller.watcher.loops {
+		l := &w.poller.watcher.loops[i]
 		l.mu.Lock()
 		places += len(l.pairs)
 		for _, p := range l.pairs {

@@ -63,8 +63,10 @@ type Pair struct {
 	outDone, inDone bool   // guarded by mu, as all below
 	finSent         bool   // or about to be
 	poisoned        bool   // a write failed: a later EOF of the socket is the reset that the write swallowed
+	reset           *reset // that waits until the socket's peer has what was written; nil: none
 	reason          Reason // set once the pair is over
 	ended           func(Reason)
+	poller          *Poller
 }
 
 // New returns a pair that does not move anything yet. head is what was read from conn before, as much as that may be.
@@ -93,7 +95,7 @@ func (p *Pair) HalfClosed() bool {
 // nothing arrives from the socket, the poller watches it; where that cannot be, a goroutine waits.
 func (p *Pair) Start(poller *Poller, ended func(Reason)) {
 	p.mu.Lock()
-	p.ended = ended
+	p.ended, p.poller = ended, poller
 	if p.reason != "" {
 		go p.say()
 	}
@@ -343,6 +345,9 @@ func (p *Pair) finish(reason Reason, reset bool) {
 	}
 	p.reason = reason
 	p.watch.forget()
+	if p.reset != nil && p.poller.resets.drop(p.reset) {
+		p.wg.Done()
+	}
 	p.sock.close(reset)
 	if p.ended != nil {
 		go p.say()
@@ -467,27 +472,31 @@ func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 		p.finish(reason, true)
 		return
 	}
-	p.start(func() {
-		p.flush()
-		p.finish(reason, true)
-	})
+	p.resetLater(reason, flushLimit)
 }
 
-// flush waits until the socket's peer has what was written: a reset throws away what still waits in the kernel. No event
-// tells that the queue is empty, so it is asked for; that of a dead socket stays as it is.
-func (p *Pair) flush() {
-	const most, step = 10 * time.Second, 5 * time.Millisecond
-	for waited := time.Duration(0); waited < most && p.sock.queued() > 0 && !p.dead() && !p.over(); waited += step {
-		time.Sleep(step)
+// resetLater resets the socket when its peer has what was written, or after a while.
+func (p *Pair) resetLater(reason Reason, limit time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reason != "" {
+		return
 	}
+	now := time.Now()
+	p.reset = &reset{reason: reason, until: now.Add(limit), flushed: p.flushed, carryOut: func() {
+		p.finish(reason, true)
+		p.wg.Done()
+	}}
+	p.wg.Add(1)
+	p.poller.resets.add(p.reset, now)
 }
 
-// dead says whether the socket takes nothing any more: a write failed, or its peer reset it.
-func (p *Pair) dead() bool {
+// flushed reports whether there is nothing to wait for before a reset: the peer has everything, or takes nothing any more.
+func (p *Pair) flushed() bool {
 	p.mu.Lock()
 	poisoned := p.poisoned
 	p.mu.Unlock()
-	return poisoned || p.sock.gone()
+	return poisoned || p.sock.queued() == 0 || p.sock.gone()
 }
 
 // Abort implements link.Receiver.

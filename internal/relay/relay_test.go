@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -484,10 +483,7 @@ func TestResetWaitsForTheKernel(t *testing.T) {
 	br.Write(want)
 	eventually(t, "the kernel has everything", func() bool { _, n := p.Counts(); return n == uint64(len(want)) })
 	br.Reset(wire.CodeReset)
-	eventually(t, "the pair waits for the kernel", func() bool {
-		buf := make([]byte, 1<<20)
-		return strings.Contains(string(buf[:runtime.Stack(buf, true)]), "relay.(*Pair).flush")
-	})
+	eventually(t, "the pair waits for the kernel", p.resetWaits)
 	select {
 	case <-p.over:
 		t.Error("the pair was over before its user had the bytes")

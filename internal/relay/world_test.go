@@ -32,6 +32,7 @@ type world struct {
 	streams chan *link.Stream // that the bridge was asked to connect
 	wg      sync.WaitGroup
 	poller  Poller
+	alone   Poller // watches no socket
 	close   func()
 }
 
@@ -67,6 +68,7 @@ var identity = sync.OnceValue(func() tls.Certificate {
 func newWorld(t testing.TB) (*world, *link.Link) {
 	const carriers = 1
 	w := &world{t: t, net: &memnet.Net{}, streams: make(chan *link.Stream, 1024)}
+	w.alone.unwatched = true
 	w.px = owner{w.streams, make(chan *link.Link, 64)}
 	w.br = owner{w.streams, make(chan *link.Link, 64)}
 	key, secret := [16]byte{1}, [32]byte{2}
@@ -109,6 +111,7 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 		host.Close(errors.New("test over"))
 		w.wg.Wait()
 		w.poller.Close()
+		w.alone.Close()
 	}
 	var l *link.Link
 	for range carriers + 1 {
@@ -226,7 +229,7 @@ type end struct {
 	reason Reason // once over is closed
 }
 
-// run starts a pair that a poller watches, unless that is nil.
+// run starts a pair.
 func run(wg *sync.WaitGroup, poller *Poller, p *Pair) *end {
 	e := &end{Pair: p, over: make(chan struct{})}
 	wg.Add(1)
@@ -253,7 +256,7 @@ func (w *world) tunnel(l *link.Link, k sockets) *tunnel {
 // pollerFor returns the poller of pairs with such sockets.
 func (w *world) pollerFor(k sockets) *Poller {
 	if k.alone {
-		return nil
+		return &w.alone
 	}
 	return &w.poller
 }
