@@ -5,11 +5,19 @@ package sys
 import (
 	"errors"
 	"net"
+	"os"
 	"syscall"
 )
 
-func lingerZero(fd uintptr) error {
-	return syscall.SetsockoptLinger(syscall.Handle(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
+// soOOBInline is SO_OOBINLINE of <winsock2.h>.
+const soOOBInline = 0x0100
+
+func setAtBirth(fd uintptr) error {
+	s := syscall.Handle(fd)
+	if err := syscall.SetsockoptLinger(s, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1}); err != nil {
+		return os.NewSyscallError("setsockopt SO_LINGER", err)
+	}
+	return os.NewSyscallError("setsockopt SO_OOBINLINE", syscall.SetsockoptInt(s, syscall.SOL_SOCKET, soOOBInline, 1))
 }
 
 // Refused reports whether a dial failed because nothing listens there. Go's syscall.ECONNREFUSED is an invented number on

@@ -5,13 +5,17 @@ package sys
 import (
 	"errors"
 	"net"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-func lingerZero(fd uintptr) error {
-	return unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+func setAtBirth(fd uintptr) error {
+	if err := unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		return os.NewSyscallError("setsockopt SO_LINGER", err)
+	}
+	return os.NewSyscallError("setsockopt SO_OOBINLINE", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1))
 }
 
 // Refused reports whether a dial failed because nothing listens there.

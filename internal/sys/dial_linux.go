@@ -43,7 +43,7 @@ func dialLocal(network, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, nil // net says it better
 	}
-	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	setAtBirth(uintptr(fd))
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, mostUnread) // see limitUnread
 	setKeepAlive(fd)

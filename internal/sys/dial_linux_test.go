@@ -94,6 +94,7 @@ func TestKeepAliveIsInherited(t *testing.T) {
 			for _, o := range []struct{ level, option, want int }{
 				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60},
 				{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4}, {unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+				{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1},
 			} {
 				if got, err := unix.GetsockoptInt(int(fd), o.level, o.option); got != o.want || err != nil {
 					t.Errorf("%s: option %d is %d, %v; want %d", who, o.option, got, err, o.want)
