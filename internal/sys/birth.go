@@ -3,6 +3,7 @@ package sys
 import (
 	"context"
 	"net"
+	"net/netip"
 	"syscall"
 	"time"
 )
@@ -21,18 +22,77 @@ func Listen(network, addr string) (net.Listener, error) {
 
 // Dial connects to a target. The socket is born as those of Listen are.
 func Dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	if c, err := dialLocal(network, addr); c != nil || err != nil {
-		return c, err
+	return DialFrom(ctx, netip.Addr{}, network, addr)
+}
+
+// DialFrom is Dial from an address of this machine. With the zero Addr the kernel chooses.
+func DialFrom(ctx context.Context, source netip.Addr, network, addr string) (net.Conn, error) {
+	return dialFrom(ctx, source, network, addr, nil)
+}
+
+// dialFrom is DialFrom for tests that set more options.
+func dialFrom(ctx context.Context, source netip.Addr, network, addr string, options func(fd uintptr)) (net.Conn, error) {
+	if !source.IsValid() && options == nil {
+		if c, err := dialLocal(network, addr); c != nil || err != nil {
+			return c, err
+		}
 	}
 	d := net.Dialer{KeepAliveConfig: keepAlive}
-	if network != "unix" {
-		d.Control = atBirth
+	if network == "unix" {
+		return d.DialContext(ctx, network, addr)
+	}
+	d.Control = atBirth
+	if source.IsValid() || options != nil {
+		d.Control = func(network, addr string, c syscall.RawConn) error {
+			c.Control(func(fd uintptr) {
+				if source.IsValid() {
+					bindNoPort(fd)
+				}
+				if options != nil {
+					options(fd)
+				}
+			})
+			return atBirth(network, addr, c)
+		}
+	}
+	if source.IsValid() {
+		d.LocalAddr = &net.TCPAddr{IP: source.AsSlice(), Zone: source.Zone()}
 	}
 	c, err := d.DialContext(ctx, network, addr)
-	if err == nil && network != "unix" {
-		limitUnread(c)
+	if err != nil {
+		if outOfPorts(err) && reachable(ctx, source, addr) {
+			err = &NoPortError{addr, err}
+		}
+		return nil, err
 	}
-	return c, err
+	limitUnread(c)
+	return c, nil
+}
+
+// NoPortError is why a dial failed for want of a local port: all of them are in use towards that address, or were until a minute ago.
+type NoPortError struct {
+	Addr string // that was dialled
+	Err  error
+}
+
+func (e *NoPortError) Error() string {
+	return "no local port is free for another connection to " + e.Addr + " (" + portsHint + "): " + e.Err.Error()
+}
+
+func (e *NoPortError) Unwrap() error { return e.Err }
+
+// reachable reports whether the kernel would send something to addr. If not, the cause was another one than ports: a host without
+// an IPv6 address has the same error. To connect a UDP socket sends nothing.
+func reachable(ctx context.Context, source netip.Addr, addr string) bool {
+	d := net.Dialer{}
+	if source.IsValid() {
+		d.LocalAddr = &net.UDPAddr{IP: source.AsSlice(), Zone: source.Zone()}
+	}
+	c, err := d.DialContext(ctx, "udp", addr)
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
 }
 
 // atBirth sets the options of a TCP socket before it listens or connects.

@@ -26,3 +26,8 @@ func Refused(err error) bool { return errors.Is(err, syscall.Errno(10061)) }
 
 // Gone reports false: it cannot be known here.
 func Gone(net.Conn) bool { return false }
+
+// outOfPorts reports whether a dial may have failed because no local port was free: WSAEADDRINUSE or WSAENOBUFS.
+func outOfPorts(err error) bool {
+	return errors.Is(err, syscall.Errno(10048)) || errors.Is(err, syscall.Errno(10055))
+}

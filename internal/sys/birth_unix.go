@@ -31,3 +31,9 @@ func Gone(conn net.Conn) (gone bool) {
 	}
 	return gone
 }
+
+// outOfPorts reports whether a dial may have failed because no local port was free.
+func outOfPorts(err error) bool {
+	call, ok := errors.AsType[*os.SyscallError](err)
+	return ok && call.Syscall == "connect" && call.Err == syscall.EADDRNOTAVAIL
+}

@@ -28,6 +28,14 @@ func setKeepAlive(fd int) {
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAlive.Count)
 }
 
+// bindNoPort leaves the choice of the local port to connect, which may use a port again that has a connection to somewhere else.
+func bindNoPort(fd uintptr) {
+	unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+// portsHint is what helps where no local port is free.
+const portsHint = "widen net.ipv4.ip_local_port_range, or set net.ipv4.tcp_tw_reuse=1"
+
 // dialLocal connects to a TCP target on this machine, which answers within the system call: there is nothing to wait for. It
 // returns nothing where that is not so; then somebody has to wait. A connection cost the bridge a sixth less than by net.Dialer.
 func dialLocal(network, addr string) (net.Conn, error) {

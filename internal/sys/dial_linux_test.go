@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -104,5 +105,62 @@ func TestKeepAliveIsInherited(t *testing.T) {
 				t.Errorf("%s: linger is %d, %v", who, l, err)
 			}
 		})
+	}
+}
+
+// fewPorts leaves a socket n local ports to choose from.
+func fewPorts(n int) func(fd uintptr) {
+	const first = 40_123
+	return func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, ipLocalPortRange, (first+n-1)<<16|first)
+	}
+}
+
+// ipLocalPortRange is IP_LOCAL_PORT_RANGE of <linux/in.h>, since Linux 6.3.
+const ipLocalPortRange = 51
+
+// TestNoPort: where no local port is free, the error says so and what to do. Elsewhere the same ports are free.
+func TestNoPort(t *testing.T) {
+	var targets []string
+	for range 2 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		targets = append(targets, ln.Addr().String())
+	}
+	for _, source := range []netip.Addr{{}, netip.MustParseAddr("127.0.0.7")} {
+		for _, target := range targets { // with a source, too: the port is chosen for the connection, not for the source
+			var noPort *NoPortError
+			for made := 0; noPort == nil; made++ {
+				c, err := dialFrom(t.Context(), source, "tcp", target, fewPorts(3))
+				if err == nil {
+					defer c.Close()
+					if port := c.LocalAddr().(*net.TCPAddr).Port; port < 40_123 || port > 40_125 {
+						t.Skip("this kernel lets no socket have a range of ports")
+					}
+				} else if !errors.As(err, &noPort) || made == 0 || made > 3 {
+					t.Fatalf("from %v to %s, %d connections made: %v; want NoPortError behind three or less", source, target, made, err)
+				}
+			}
+			if text := noPort.Error(); !strings.Contains(text, "ip_local_port_range") || !strings.Contains(text, target) || !errors.Is(noPort, unix.EADDRNOTAVAIL) {
+				t.Errorf("the error is %q", text)
+			}
+		}
+	}
+}
+
+// TestNoPortIsNot: errors with the same number that have another cause.
+func TestNoPortIsNot(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := DialFrom(t.Context(), netip.MustParseAddr("192.0.2.77"), "tcp", ln.Addr().String())
+	var noPort *NoPortError
+	if c != nil || err == nil || errors.As(err, &noPort) {
+		t.Errorf("from an address that is not this machine's: %v; want another error than NoPortError", err)
 	}
 }
