@@ -15,6 +15,7 @@ import (
 	"reverser/internal/relay"
 	"reverser/internal/route"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -380,7 +381,7 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	})
 	p.mu.Unlock()
 	closeAll(gone)
-	ln, err := relay.Listen(pub.ListenNetwork(), pub.ListenAddr())
+	ln, err := sys.Listen(pub.ListenNetwork(), pub.ListenAddr())
 	p.mu.Lock()
 	if err != nil {
 		p.routes.Remove(d)
