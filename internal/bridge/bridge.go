@@ -133,7 +133,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
-		conns: make(chan struct{}, relay.MaxPairs()), crew: crew.New(),
+		conns: make(chan struct{}, sys.MaxConnections()), crew: crew.New(),
 		drain: make(chan struct{}), attached: make(chan struct{}), pairs: make(map[*relay.Entry]struct{}),
 	}
 	for _, s := range cfg.Services {

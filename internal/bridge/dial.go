@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"reverser/internal/relay"
+	"reverser/internal/sys"
 )
 
 // How long an attempt to reach the proxy waits for what. The link bounds it as a whole and makes others beside it.
@@ -120,7 +120,7 @@ func dialHint(err error) string {
 	var dns *net.DNSError
 	var timeout net.Error
 	switch {
-	case relay.Refused(err):
+	case sys.Refused(err):
 		return " (is `reverser proxy` running there, on this port?)"
 	case errors.As(err, &dns):
 		return " (is the name right, and does this machine have DNS?)"

@@ -223,6 +223,9 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	if at.Status != wire.StatusOK {
 		return nil, at, &refusal{at.Status, at.Text}
 	}
+	if mode == wire.ModeNew {
+		l.agree(at.Window, at.MaxStreams)
+	}
 	rtt := time.Since(begin)
 	_, table, err := readTable(conn, at.Streams, at.TableCRC, at.Entry, buf)
 	if err != nil {

@@ -441,7 +441,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		l.peerLeaves.Store(true)
 		return c.unlocked(func() error { l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond); return nil })
 	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeRound, wire.TypeClaimed, wire.TypeUnclaimed:
-		if sl.index != 0 || l.proxy == (f.Type == wire.TypeClaimed || f.Type == wire.TypeUnclaimed) {
+		if sl.index != 0 || l.dials != (f.Type == wire.TypeClaimed || f.Type == wire.TypeUnclaimed) {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)
 		}
 		return c.unlocked(func() error { return l.claimFrame(f) })

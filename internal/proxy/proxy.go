@@ -31,6 +31,7 @@ import (
 	"reverser/internal/relay"
 	"reverser/internal/route"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -112,7 +113,7 @@ func New(cfg Config) *Proxy {
 	}
 	cfg.Drain = max(cfg.Drain, 0)
 	if cfg.MaxConns == 0 {
-		cfg.MaxConns = relay.MaxPairs()
+		cfg.MaxConns = sys.MaxConnections()
 	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(), budget: link.NewBudget(cfg.Budget),
