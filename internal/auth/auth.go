@@ -318,9 +318,8 @@ func SessionSecret(c *Conn, sid [16]byte) [32]byte {
 	return [32]byte(derive(c.Secret[:], c.Exporter, "reverser session v1 "+string(sid[:])))
 }
 
-// ResumeMAC binds an ATTACH to its TLS connection, slot, generation and table.
-func ResumeMAC(session [32]byte, exporter []byte, sid [16]byte, slot uint8, gen uint64, table []byte) [32]byte {
-	sum := sha256.Sum256(table)
+// ResumeMAC binds an ATTACH to its TLS connection, slot, generation and table, which has the SHA-256 sum.
+func ResumeMAC(session [32]byte, exporter []byte, sid [16]byte, slot uint8, gen uint64, sum [32]byte) [32]byte {
 	g := [9]byte{slot, byte(gen >> 56), byte(gen >> 48), byte(gen >> 40), byte(gen >> 32), byte(gen >> 24), byte(gen >> 16), byte(gen >> 8), byte(gen)}
 	return [32]byte(macOf(session[:], "resume", exporter, sid[:], g[:], sum[:]))
 }

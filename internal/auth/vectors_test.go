@@ -97,7 +97,7 @@ func makeVectors() handshakeVectors {
 		{"resume", wire.ModeResume, 2, 1<<40 + 7, table},
 	} {
 		second := from(0x60, 32)
-		mac := ResumeMAC(session, second, sid, r.slot, r.gen, r.table)
+		mac := ResumeMAC(session, second, sid, r.slot, r.gen, sha256.Sum256(r.table))
 		crc := crc32.Checksum(r.table, crc32.MakeTable(crc32.Castagnoli))
 		attach := wire.AppendAttach(nil, r.gen, wire.Attach{
 			Mode: r.mode, Slot: r.slot, Session: sid, WantInstance: w.Instance, Streams: uint32(len(r.table) / wire.StreamStateLen),
@@ -214,7 +214,7 @@ func TestResumeMACBindsEverything(t *testing.T) {
 		case 8:
 			table = table[:4]
 		}
-		return ResumeMAC(session, exporter, sid, slot, gen, table)
+		return ResumeMAC(session, exporter, sid, slot, gen, sha256.Sum256(table))
 	}
 	seen := map[[32]byte]int{}
 	for i := range 9 {

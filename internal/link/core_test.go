@@ -90,8 +90,9 @@ func (e *ends) cut() {
 
 // resume attaches a new connection.
 func (e *ends) resume() (pe, be error) {
+	e.b.negotiate(wire.FeatureDialOpens)
 	gen, tb, _ := e.b.dial()
-	tp, _, _, pe := e.p.accept(gen, parseTable(e.t, tb))
+	tp, _, _, pe := e.p.accept(gen, wire.FeatureDialOpens, parseTable(e.t, tb))
 	if pe != nil {
 		return pe, nil
 	}
@@ -126,17 +127,18 @@ func TestGenerations(t *testing.T) {
 		return ok && r.status == wire.StatusStale
 	}
 	e := newEnds(t)
+	e.b.negotiate(wire.FeatureDialOpens)
 	older, tb, _ := e.b.dial()
 	newer, _, _ := e.b.dial()
 	if e.b.current(older) || e.b.current(newer) || e.b.current(0) {
 		t.Error("the bridge goes on with an old connection, or with one that was not answered")
 	}
-	tp, _, _, err := e.p.accept(newer, parseTable(t, tb))
+	tp, _, _, err := e.p.accept(newer, wire.FeatureDialOpens, parseTable(t, tb))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, gen := range []uint64{0, older, newer, newer + maxGenJump + 1, 1<<64 - 1} {
-		if _, _, _, err := e.p.accept(gen, nil); !stale(err) || !e.p.current(newer) {
+		if _, _, _, err := e.p.accept(gen, 0, nil); !stale(err) || !e.p.current(newer) {
 			t.Errorf("accept(%d) after %d: %v, want a refusal that changes nothing", gen, newer, err)
 		}
 	}
@@ -153,7 +155,7 @@ func TestGenerations(t *testing.T) {
 	if _, err := e.b.resumed(newer, parseTable(t, tp)); err != errFenced {
 		t.Errorf("a second answer: %v", err)
 	}
-	if _, _, _, err := e.p.accept(newer+maxGenJump, nil); err != nil {
+	if _, _, _, err := e.p.accept(newer+maxGenJump, wire.FeatureDialOpens, nil); err != nil {
 		t.Errorf("a jump that is just allowed: %v", err)
 	}
 }

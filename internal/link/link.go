@@ -86,6 +86,14 @@ func (l *Link) Peer() [16]byte { return l.peer }
 // PeerName is what the bridge calls its host.
 func (l *Link) PeerName() string { return l.peerName }
 
+// Features are those of the control connection, or of the last one while there is none.
+func (l *Link) Features() wire.Features {
+	sl := l.slots[0]
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	return sl.core.features
+}
+
 // Done is closed when the session is over.
 func (l *Link) Done() <-chan struct{} { return l.ended }
 
@@ -112,6 +120,9 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 	defer best.mu.Unlock()
 	if l.Err() != nil {
 		return nil, ErrEnded
+	}
+	if !best.core.mayOpen() {
+		return nil, fmt.Errorf("the proxy takes no connections from this end (%s): update the proxy", wire.FeatureDialOpens)
 	}
 	if best.core.full() {
 		return nil, fmt.Errorf("the peer accepts no more than %d connections on each carrier", best.core.limits.open)

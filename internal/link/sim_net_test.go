@@ -26,6 +26,7 @@ func (w *sim) dial() {
 		w.loseUnanswered()
 		w.newSession()
 	}
+	b.core.negotiate(wire.FeatureDialOpens)
 	gen, raw, _ := b.core.dial()
 	w.serial++
 	k := &conn{id: w.serial, gen: gen, sid: b.sid}
@@ -419,7 +420,7 @@ func (w *sim) attach(k *conn, gen uint64, a wire.Attach, table []wire.StreamStat
 		return
 	}
 	lie := w.lieFor(atProxy, k.ends[atBridge].lie)
-	raw, crc, events, err := p.core.accept(gen, table)
+	raw, crc, events, err := p.core.accept(gen, wire.FeatureDialOpens, table)
 	if r, refused := errors.AsType[*refusal](err); refused {
 		w.trace("the proxy refuses connection %d: %v", k.id, err)
 		if gen > p.last && gen-p.last <= math.MaxUint32 {

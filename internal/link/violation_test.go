@@ -3,6 +3,7 @@ package link
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
@@ -64,16 +65,17 @@ type scene struct {
 	wg     sync.WaitGroup
 	ln     net.Listener
 	stop   context.CancelFunc
-	quiet  func() // ends the good stream and says whether it suffered
+	offer  wire.Features // of connections that are dialled by hand
+	quiet  func()        // ends the good stream and says whether it suffered
 }
 
 func testAuth(lookup func([16]byte) bool) (*auth.ServerConfig, auth.ClientConfig) {
-	return &auth.ServerConfig{Identity: testIdentity(), Instance: hostInstance, Lookup: func(id [16]byte) ([32]byte, bool) { return testSecret, lookup(id) }},
-		auth.ClientConfig{Secret: testSecret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}}
+	return &auth.ServerConfig{Identity: testIdentity(), Instance: hostInstance, Features: wire.FeatureDialOpens, Lookup: func(id [16]byte) ([32]byte, bool) { return testSecret, lookup(id) }},
+		auth.ClientConfig{Secret: testSecret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}, Features: wire.FeatureDialOpens}
 }
 
 func newScene(t *testing.T) *scene {
-	w := &scene{t: t, net: &memnet.Net{}, owners: &byKey{of: map[[16]byte]*recorder{}}}
+	w := &scene{t: t, net: &memnet.Net{}, owners: &byKey{of: map[[16]byte]*recorder{}}, offer: wire.FeatureDialOpens}
 	var err error
 	if w.ln, err = w.net.Listen("proxy:3010"); err != nil {
 		t.Fatal(err)
@@ -313,6 +315,7 @@ func aboutIDs(own, peer uint64) []wrong {
 		{"OPEN with a bad field", 1, frame(wire.TypeOpen, 0, peer, 1<<16, 7), wire.ErrFormat, false},
 		{"OPEN with a credit beyond 2^62", 1, wire.AppendOpen(nil, peer, 1<<62+1, wire.Open{}), wire.ErrOverflow, true},
 		{"DATA before its OPEN", 1, data(peer, 0, "x"), wire.ErrUnexpected, true},
+		{"P7 OPEN of a flow, which was not negotiated", 1, wire.AppendOpen(nil, peer, 1<<16, wire.Open{Kind: wire.OpenDatagrams}), wire.ErrUnexpected, true},
 		{"END before its OPEN", 1, fin(peer, 0, ""), wire.ErrUnexpected, true},
 		{"FORGET before its OPEN", 1, wire.AppendEmpty(nil, wire.TypeForget, peer, 0), 0, false},
 	}
@@ -335,7 +338,7 @@ func (w *scene) dial(key [16]byte) *voice {
 		w.t.Fatal(err)
 	}
 	_, cc := testAuth(nil)
-	cc.KeyID, cc.Instance = key, [16]byte{0xee}
+	cc.KeyID, cc.Instance, cc.Features = key, [16]byte{0xee}, w.offer
 	conn, err := auth.Client(w.t.Context(), sock, cc)
 	if err != nil {
 		w.t.Fatal(err)
@@ -348,7 +351,7 @@ func (e *evilBridge) ask(v *voice, a wire.Attach, gen uint64, secret [32]byte, r
 	e.w.t.Helper()
 	if a.Mode != wire.ModeNew {
 		a.WantInstance = hostInstance
-		a.MAC = auth.ResumeMAC(secret, v.conn.Exporter, a.Session, a.Slot, gen, raw)
+		a.MAC = auth.ResumeMAC(secret, v.conn.Exporter, a.Session, a.Slot, gen, sha256.Sum256(raw))
 	}
 	a.Window, a.MaxStreams = floorWindow, MaxStreams
 	v.say(wire.AppendTable(wire.AppendAttach(nil, gen, a), raw))
@@ -658,7 +661,7 @@ func TestTablesTowardsAHost(t *testing.T) {
 				a.Mode, a.Slot, a.Session, a.WantInstance = wire.ModeResume, 1, e.sid, hostInstance
 				v := w.dial(evilKey)
 				defer v.conn.Close()
-				a.MAC = auth.ResumeMAC(e.secret, v.conn.Exporter, e.sid, 1, 2, raw)
+				a.MAC = auth.ResumeMAC(e.secret, v.conn.Exporter, e.sid, 1, 2, sha256.Sum256(raw))
 				v.say(wire.AppendTable(wire.AppendAttach(nil, 2, a), raw))
 				if f, err := v.hear(wire.TypeErr); err != nil || wire.ParseErr(f).Code != c.want {
 					t.Errorf("%s, %v; want ERR %d", f.Type, err, c.want)
@@ -813,6 +816,7 @@ func (e *evilProxy) close() {
 func TestViolationsTowardsADialer(t *testing.T) {
 	cases := slices.Concat(aboutIDs(dialled, 0), []wrong{
 		{"P4 OPEN of a live stream", 1, wire.AppendOpen(nil, theID, 1<<16, wire.Open{}), 0, false},
+		{"OPEN that names a PUBLIC", 1, wire.AppendOpen(nil, nextID, 1<<16, wire.Open{Name: "tcp/22"}), wire.ErrUnexpected, true},
 		{"P4 OPEN of a stream that was forgotten", 1, append(wire.AppendEmpty(nil, wire.TypeForget, theID, 0), wire.AppendOpen(nil, theID, 1<<16, wire.Open{})...), 0, false},
 		{"R6 ACK of a stream that was forgotten", 1, append(wire.AppendEmpty(nil, wire.TypeForget, theID, 0), wire.AppendAck(nil, theID, 5, 1<<16)...), 0, false},
 		{"CLAIM", 0, wire.AppendClaim(nil, 1, wire.Claim{Public: "tcp/9000"}), wire.ErrUnexpected, true},
