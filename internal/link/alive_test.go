@@ -430,14 +430,14 @@ func TestAttemptsAreFew(t *testing.T) {
 		var open, failed atomic.Int32
 		d := NewDialer(DialerConfig{
 			Owner: newRecorder(), Carriers: testCarriers,
-			Dial: func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) {
+			Dial: Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) {
 				c, err := n.Dial(ctx, "proxy:3010")
 				if err != nil {
 					return nil, err
 				}
 				open.Add(1)
 				return &live{Conn: c, n: &open}, nil
-			},
+			}),
 			Failed: func(int, error, time.Duration) { failed.Add(1) },
 		})
 		ctx, cancel := context.WithCancel(t.Context())
