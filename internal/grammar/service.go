@@ -118,22 +118,12 @@ func (p Public) ListenAddr() string {
 	return ""
 }
 
-// ListenNetwork is the network to listen on for tcp and udp. It is "tcp4" for
-// 0.0.0.0 and every other IPv4 address, "tcp6" for IPv6, and "tcp" without an
-// address: with plain "tcp" the net package takes 0.0.0.0 to mean both.
+// ListenNetwork is the network to listen on for tcp and udp, as the function ListenNetwork says, and "" for the other kinds.
 func (p Public) ListenNetwork() string {
 	if p.Kind != KindTCP && p.Kind != KindUDP {
 		return ""
 	}
-	addr, err := netip.ParseAddr(p.Host)
-	switch {
-	case err != nil:
-		return string(p.Kind)
-	case addr.Is4():
-		return string(p.Kind) + "4"
-	default:
-		return string(p.Kind) + "6"
-	}
+	return ListenNetwork(string(p.Kind), p.ListenAddr())
 }
 
 // Overlaps reports whether p and q cannot both be open on one proxy: they are
@@ -145,12 +135,7 @@ func (p Public) Overlaps(q Public) bool {
 	if p.Kind != q.Kind || p.Port != q.Port || p.Kind != KindTCP && p.Kind != KindUDP {
 		return false
 	}
-	if p.Host == "" || q.Host == "" {
-		return true
-	}
-	a, errA := netip.ParseAddr(p.Host)
-	b, errB := netip.ParseAddr(q.Host)
-	return errA == nil && errB == nil && a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
+	return hostsOverlap(p.Host, q.Host)
 }
 
 // Supported returns an *UnsupportedKindError when this version cannot serve
