@@ -14,6 +14,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/proxy"
 	"reverser/internal/state"
+	"reverser/internal/sys"
 )
 
 const (
@@ -108,7 +109,7 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 	}
 	advertise := first(f.advertise, file.Advertise)
 	if advertise != "" {
-		if advertise, err = grammar.ParseHost(advertise, portOf(listen)); err != nil {
+		if advertise, err = grammar.ParseAdvertise(advertise, portOf(listen)); err != nil {
 			return usage(fmt.Errorf("--advertise: %w", err))
 		}
 	}
@@ -256,6 +257,9 @@ func listenError(err error, f proxyFlags, source map[string]string) error {
 		hint = "another process has that port: stop it, or choose another port with --listen or --transfer"
 	case isPortRefused(err):
 		hint = "this user may not open that port: choose one from 1024 on with --listen or --transfer"
+		if more := sys.PortHint(err); more != "" {
+			hint += "; " + more
+		}
 	}
 	return &exitError{code: exitUsage, err: err, hint: hint}
 }
