@@ -464,6 +464,42 @@ func TestAttemptsAreFew(t *testing.T) {
 	})
 }
 
+// A proxy that is busy answers late: the bridge waits for the connection that it has, and makes no other one beside it.
+func TestNoSecondAttemptBesideOneThatIsConnected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		ln, err := n.Listen("proxy:3010")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		var dials atomic.Int32
+		d := NewDialer(DialerConfig{
+			Owner: newRecorder(), Carriers: testCarriers,
+			Dial: Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) {
+				dials.Add(1)
+				return n.Dial(ctx, "proxy:3010")
+			}),
+			Failed: func(int, error, time.Duration) {},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		begin := time.Now()
+		go func() { d.Run(ctx); close(done) }()
+		for _, c := range []struct {
+			at   time.Duration
+			want int32
+		}{{time.Second, 1}, {stalled - time.Second, 1}, {stalled + 500*time.Millisecond, 2}} {
+			time.Sleep(c.at - time.Since(begin))
+			if got := dials.Load(); got != c.want {
+				t.Errorf("%d attempts after %s, want %d", got, c.at, c.want)
+			}
+		}
+		cancel()
+		<-done
+	})
+}
+
 func TestPing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 0)
