@@ -84,7 +84,8 @@ type Bridge struct {
 	drainOnce sync.Once
 	pairSeq   atomic.Uint64
 	names     *names
-	socket    func(ctx context.Context, network, addr string) (net.Conn, error)
+	paths     paths
+	socket    func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
 	watch     func(ctx context.Context, changed func(sys.NetworkEvent))
 
 	mu       sync.Mutex
@@ -148,7 +149,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
-	b.socket = (&net.Dialer{KeepAlive: -1}).DialContext
+	b.socket = sys.DialLink
 	b.watch = sys.WatchNetwork
 	return b, nil
 }

@@ -171,7 +171,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	if mode == wire.ModeNew {
 		l.begin(conn, sid)
 	} else if conn.Peer != l.peer {
-		return nil, at, &refusal{wire.StatusGone, "the proxy was restarted"}
+		return nil, at, &refusal{wire.StatusGone, "the proxy was restarted, or another one took its place"}
 	}
 	sl.mu.Lock()
 	gen, raw, crc := sl.core.dial()
@@ -241,6 +241,7 @@ func (sl *slot) resume(c *carrier, table []wire.StreamState, rtt time.Duration) 
 		return err
 	}
 	sl.install(c)
+	sl.reached = hostOf(c.conn.RemoteAddr())
 	for _, ev := range events {
 		sl.handle(ev)
 	}
