@@ -429,7 +429,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		l.peerLeaves.Store(true)
 		return c.unlocked(func() error { l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond); return nil })
 	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeClaimed:
-		if sl.index != 0 || l.proxy == (f.Type == wire.TypeClaimed) {
+		if sl.index != 0 || l.dials != (f.Type == wire.TypeClaimed) {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)
 		}
 		return c.unlocked(func() error { return l.claimFrame(f) })

@@ -97,7 +97,7 @@ const shortLived = time.Second
 func (d *Dialer) session(ctx context.Context) (lived time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l := newLink(false, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
+	l := newLink(true, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
 	k := &keeper{d: d, sl: l.slots[0]}
 	conn, err := k.next(ctx)
 	if err != nil {

@@ -63,7 +63,7 @@ func TestEndedCodeRace(t *testing.T) {
 
 // What peers make a sender hold is in the budget too.
 func TestSendSideIsInTheBudget(t *testing.T) {
-	c := newCore(true, 1, NewBudget(1<<20))
+	c := newCore(false, 1, NewBudget(1<<20))
 	held := 0
 	for range 20 {
 		s := c.open(wire.Open{})
@@ -165,7 +165,7 @@ func TestCloseDuringTakeover(t *testing.T) {
 
 // What streams that fell idle keep leaves a busy one a window.
 func TestIdleChargeCore(t *testing.T) {
-	c := newCore(true, 1, NewBudget(0))
+	c := newCore(false, 1, NewBudget(0))
 	c.rtt = 50 * time.Millisecond
 	now := time.Second
 	p := make([]byte, ChunkSize)

@@ -195,8 +195,8 @@ func (p *Proxy) GoingAway(l *link.Link, _ time.Duration) {
 	}
 }
 
-// Opened implements link.Owner. Only bridges are asked to connect streams.
-func (p *Proxy) Opened(*link.Stream) {}
+// Opened implements link.Owner. A proxy has no service that a bridge could ask for.
+func (p *Proxy) Opened(s *link.Stream) { s.Reset(wire.CodeService) }
 
 // Claimed implements link.Owner. Only bridges get answers.
 func (p *Proxy) Claimed(*link.Link, uint16, wire.Claimed) {}
