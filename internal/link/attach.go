@@ -192,7 +192,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	if mode == wire.ModeNew {
 		l.begin(conn, sid)
 	} else if conn.Peer != l.peer {
-		return nil, at, &refusal{status: wire.StatusGone, text: "the proxy was restarted"}
+		return nil, at, &refusal{status: wire.StatusGone, text: "the proxy was restarted, or another one took its place"}
 	}
 	sl.mu.Lock()
 	over := sl.core.negotiate(conn.Features)
@@ -266,6 +266,7 @@ func (sl *slot) resume(c *carrier, table []wire.StreamState, rtt time.Duration) 
 		return err
 	}
 	sl.install(c)
+	sl.reached = hostOf(c.conn.RemoteAddr())
 	for _, ev := range events {
 		sl.handle(ev)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,7 @@ type slot struct {
 	attached bool          // was ever attached
 	since    time.Duration // of the last change of cur
 	resumes  uint64
+	reached  netip.Addr // bridge: where the proxy was when the slot was attached last
 
 	news bell // what standing says may have changed
 }

@@ -104,7 +104,7 @@ func newCore(dials bool, index uint8, budget *Budget) *core {
 		ids:    numbering{next: 1<<8 | uint64(index)},
 		limits: limits{open: MaxStreams, accept: MaxStreams, credit: floorWindow},
 	}
-	if dials && broken != oneNumbering {
+	if dials {
 		c.ids.next |= dialled
 	}
 	return c
@@ -234,7 +234,7 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 		}
 		return event{}, c.glitch()
 	}
-	if f.Stream <= c.ids.seen && broken != otherEndForgets {
+	if f.Stream <= c.ids.seen {
 		return event{}, c.glitch() // seen and forgotten: an id lives once
 	}
 	o, err := wire.ParseOpen(f)
@@ -299,10 +299,10 @@ func (c *core) forget(s *Stream) event {
 
 // settle lets the opener forget a stream that both ends are done with.
 func (c *core) settle(s *Stream) {
-	if !c.mine(s.id) && broken != otherEndForgets || s.forgotten {
+	if !c.mine(s.id) || s.forgotten {
 		return
 	}
-	acked := s.send.end != 0 && (s.send.una == s.send.total() || broken == resetNotRetained && s.send.reset())
+	acked := s.send.end != 0 && s.send.una == s.send.total()
 	if (acked && s.recv.end != 0) || (acked && s.send.reset()) || s.recv.reset() {
 		c.release(s)
 		if s.openSent && c.mine(s.id) {

@@ -185,7 +185,7 @@ func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duratio
 	w.dialer = NewDialer(DialerConfig{
 		Owner: w.br, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Carriers: testCarriers, Detach: bridgeDetach,
 		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}, Features: wire.FeatureDialOpens},
-		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) },
+		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) }),
 		Failed: func(int, error, time.Duration) {},
 	})
 	w.wg.Go(func() { w.dialer.Run(ctx) })

@@ -105,7 +105,7 @@ func newScene(t *testing.T) *scene {
 	br := newRecorder()
 	d := NewDialer(DialerConfig{
 		Owner: br, Log: slog.New(slog.DiscardHandler), Carriers: 1, Auth: cc,
-		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") },
+		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),
 		Failed: func(int, error, time.Duration) {},
 	})
 	w.wg.Go(func() { d.Run(ctx) })
@@ -771,7 +771,7 @@ func newEvilProxy(w *scene, session bool) *evilProxy {
 	e.stop = cancel
 	d := NewDialer(DialerConfig{
 		Owner: e.br, Log: slog.New(slog.DiscardHandler), Carriers: 1, Auth: cc,
-		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "evil:3010") },
+		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "evil:3010") }),
 		Failed: func(int, error, time.Duration) {},
 	})
 	e.wg.Go(func() { d.Run(ctx) })

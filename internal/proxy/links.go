@@ -391,7 +391,12 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	p.mu.Lock()
 	if err != nil {
 		p.routes.Remove(d)
-		return verdict{state: wire.ClaimRetrying, reason: fmt.Sprintf("open %s on the proxy: %s", pub, err)}
+		v := verdict{state: wire.ClaimRetrying, reason: fmt.Sprintf("open %s on the proxy: %s", pub, err)}
+		if hint := sys.PortHint(err); hint != "" {
+			v.told = v.reason
+			v.reason += " (" + hint + ")"
+		}
+		return v
 	}
 	l := &listener{Listener: ln, dest: d}
 	p.public[pub] = l
