@@ -114,7 +114,7 @@ func (c *cli) runBridge(ctx context.Context, f bridgeFlags, args []string) (err 
 	if f.proxy == "" && file.NoProxy != nil {
 		return usage(file.NoProxy)
 	}
-	if address == "" && tok.Addr == "" {
+	if address == "" && tok.Addr() == "" {
 		return usageHint(fmt.Sprintf("--proxy %s:%d", placeholderHost, defaultPort),
 			"the token carries no address of the proxy, and --proxy gives none")
 	}

@@ -225,8 +225,8 @@ func (d *demo) start(ctx context.Context) (err error) {
 	}
 	d.run(ctx, "proxy", d.proxy.Run)
 	ring.apply = d.proxy.SetKeys
-	tok.Addr = d.proxy.Addr().String()
-	ring.addr = tok.Addr
+	ring.addr = d.proxy.Addr().String()
+	tok.Addrs = []string{ring.addr}
 
 	// The bridge reads the token as if it had been pasted.
 	if tok, err = grammar.ParseToken(tok.Encode()); err != nil {

@@ -120,7 +120,11 @@ func (r *keyring) addKey(name string, policy grammar.Policy) (grammar.Token, err
 	if err := r.applied(); err != nil {
 		return grammar.Token{}, err
 	}
-	return grammar.Token{Addr: r.addr, KeyID: k.ID, Secret: k.Secret, Pin: r.pin}, nil
+	tok := grammar.Token{KeyID: k.ID, Secret: k.Secret, Pin: r.pin}
+	if r.addr != "" {
+		tok.Addrs = []string{r.addr}
+	}
+	return tok, nil
 }
 
 // Remove implements admin.Keys.

@@ -202,7 +202,7 @@ func (c *cli) makeDefaultKey(keys *keyring, offer []grammar.Public, port uint16,
 		line += " --config " + sourceBridgeFile
 	} else {
 		line += " 9000"
-		if tok.Addr == "" {
+		if tok.Addr() == "" {
 			line += " --proxy " + net.JoinHostPort(placeholderHost, strconv.Itoa(int(port)))
 		}
 	}
@@ -212,7 +212,7 @@ func (c *cli) makeDefaultKey(keys *keyring, offer []grammar.Public, port uint16,
 	if logsJSON(log) {
 		return nil // whoever reads that is no person at a terminal
 	}
-	fmt.Fprint(c.stderr, firstStartWords(len(offer) > 0, tok.Addr == ""))
+	fmt.Fprint(c.stderr, firstStartWords(len(offer) > 0, tok.Addr() == ""))
 	return nil
 }
 

@@ -38,7 +38,7 @@ var rules = []rule{
 	{pkg: "internal/wire", not: "net os io time sync context log/slog",
 		why: "bytes to frames and back: no I/O, no goroutine, no clock, so that every truncation can be tried"},
 	{pkg: "internal/status", why: "plain data that proxy, bridge and admin share: it knows none of them"},
-	{pkg: "internal/grammar", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out"},
+	{pkg: "internal/grammar", own: "wire", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out; wire for the fields of a token"},
 	{pkg: "internal/state", own: "grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
 	{pkg: "internal/config", own: "grammar state", third: "github.com/pelletier/go-toml/v2",
 		why: "the one place that knows TOML and XML, so that nothing on the path of a byte does"},
