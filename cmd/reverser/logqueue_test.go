@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -15,7 +16,7 @@ import (
 // TestLogQueue: lines of one goroutine stay in order, none is lost, whatever the writer's speed, and With is kept.
 func TestLogQueue(t *testing.T) {
 	var out bytes.Buffer
-	log, flush, err := newLogger(&out, logJSON)
+	log, flush, err := newLogger(&out, logJSON, slog.LevelInfo)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +50,7 @@ func TestLogQueue(t *testing.T) {
 // TestLogQueueWritesAtOnce: a line that comes alone does not wait for the next one.
 func TestLogQueueWritesAtOnce(t *testing.T) {
 	r, w := io.Pipe()
-	log, flush, err := newLogger(w, logText)
+	log, flush, err := newLogger(w, logText, slog.LevelInfo)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +77,7 @@ func (s *stopped) Write(p []byte) (int, error) {
 func TestLogQueueStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &stopped{goesOn: make(chan struct{})}
-		log, flush, err := newLogger(w, logJSON)
+		log, flush, err := newLogger(w, logJSON, slog.LevelInfo)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -120,7 +121,7 @@ func TestLogQueueStopped(t *testing.T) {
 func TestLogQueueEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &stopped{goesOn: make(chan struct{})}
-		log, flush, err := newLogger(w, logText)
+		log, flush, err := newLogger(w, logText, slog.LevelInfo)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -138,7 +139,7 @@ func TestLogQueueEnds(t *testing.T) {
 
 // BenchmarkLog is what whoever logs pays for a line.
 func BenchmarkLog(b *testing.B) {
-	log, flush, err := newLogger(io.Discard, logText)
+	log, flush, err := newLogger(io.Discard, logText, slog.LevelInfo)
 	if err != nil {
 		b.Fatal(err)
 	}

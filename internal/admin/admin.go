@@ -7,8 +7,8 @@
 //	DELETE /api/v1/keys/NAME    ends a key
 //
 // Whoever can open the socket may do everything: its mode lets only the
-// process's own user in. The package reads snapshots and passes changes on; it
-// knows neither proxy nor bridge. The socket is answered also when the process
+// process's own user in. The package reads snapshots, edits the stored keys and
+// passes orders on; it knows neither proxy nor bridge. The socket is answered also when the process
 // is out of file descriptors, because the proxy stops taking public
 // connections some descriptors before the limit.
 package admin
@@ -27,29 +27,6 @@ import (
 
 	"reverser/internal/status"
 )
-
-// KeyInfo is a key as it may be shown: no secret in it.
-type KeyInfo struct {
-	Name    string     `json:"name"`
-	ID      string     `json:"id"`
-	Allow   []string   `json:"allow"`
-	Created *time.Time `json:"created,omitempty"` // nil for a key of the configuration file
-	Source  string     `json:"source"`            // "state" or "config"
-}
-
-// Sources of a key.
-const (
-	SourceState  = "state"  // keys.json of the state directory
-	SourceConfig = "config" // the configuration file, which alone can remove it
-)
-
-// Keys is what the server needs of the proxy's keys. Errors that are the
-// caller's doing are a [*UsageError].
-type Keys interface {
-	List() ([]KeyInfo, error)
-	Add(name string, allow []string) (token string, err error)
-	Remove(name string) error
-}
 
 // UsageError is a refusal of what was asked, as against a failure to do it.
 // It crosses the socket, so that the command line can exit with 2.
