@@ -15,6 +15,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/proxy"
 	"reverser/internal/state"
+	"reverser/internal/sys"
 )
 
 const (
@@ -65,7 +66,7 @@ finish (--drain), a second one stops now.`,
 		},
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&args.Listen, "listen", "", "`ADDR` where bridges connect (default "+defaultListen+")")
+	fl.StringVar(&args.Listen, "listen", "", "`ADDR` where bridges connect; 0.0.0.0 is IPv4 only, [::] IPv6 only (default "+defaultListen+")")
 	fl.StringVar(&args.Transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
 	fl.StringVar(&args.Advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
 	addCommonFlags(fl, &args.CommonArgs, &args.Config, &adminAddr)
@@ -250,6 +251,9 @@ func listenError(err error, origin map[string]config.Place) error {
 		hint = "another process has that port: stop it, or choose another port with --listen or --transfer"
 	case isPortRefused(err):
 		hint = "this user may not open that port: choose one from 1024 on with --listen or --transfer"
+		if more := sys.PortHint(err); more != "" {
+			hint += "; " + more
+		}
 	}
 	return &exitError{code: exitUsage, err: err, hint: hint}
 }

@@ -84,7 +84,8 @@ type Bridge struct {
 	drainOnce sync.Once
 	pairSeq   atomic.Uint64
 	names     *names
-	socket    func(ctx context.Context, network, addr string) (net.Conn, error)
+	paths     paths
+	socket    func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
 	watch     func(ctx context.Context, changed func(sys.NetworkEvent))
 
 	mu       sync.Mutex
@@ -133,7 +134,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
-		conns: make(chan struct{}, relay.MaxPairs()), crew: crew.New(),
+		conns: make(chan struct{}, sys.MaxConnections()), crew: crew.New(),
 		drain: make(chan struct{}), attached: make(chan struct{}), pairs: make(map[*relay.Entry]struct{}),
 	}
 	for _, s := range cfg.Services {
@@ -148,7 +149,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
-	b.socket = (&net.Dialer{KeepAlive: -1}).DialContext
+	b.socket = sys.DialLink
 	b.watch = sys.WatchNetwork
 	return b, nil
 }

@@ -98,14 +98,14 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 		if p.Transfer, err = grammar.ParseListen(p.Transfer); err != nil {
 			return Settings{}, argError("", "--transfer: %w", err)
 		}
-		if samePort(p.Listen, p.Transfer) {
+		if grammar.ListenOverlap(p.Listen, p.Transfer) {
 			// A file that says so by itself is refused by its own lines.
 			return Settings{}, argError("give --transfer another port, or leave it out: the data then uses the --listen port",
 				"--listen %s and --transfer %s (in a file: listen or IcPort, transfer or TransferPort) are the same port", p.Listen, p.Transfer)
 		}
 	}
 	if p.Advertise = cmp.Or(args.Advertise, file.Advertise); p.Advertise != "" {
-		if p.Advertise, err = grammar.ParseHost(p.Advertise, portOf(p.Listen)); err != nil {
+		if p.Advertise, err = grammar.ParseAdvertise(p.Advertise, portOf(p.Listen)); err != nil {
 			return Settings{}, argError("", "--advertise: %w", err)
 		}
 	}
@@ -115,14 +115,6 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 	override(set.Origin, "transfer", args.Transfer)
 	override(set.Origin, "advertise", args.Advertise)
 	return set, nil
-}
-
-// samePort reports whether one of two addresses to listen at stands in the way of the other.
-func samePort(a, b string) bool {
-	hostA, portA, _ := net.SplitHostPort(a)
-	hostB, portB, _ := net.SplitHostPort(b)
-	every := func(host string) bool { ip := net.ParseIP(host); return host == "" || ip != nil && ip.IsUnspecified() }
-	return portA == portB && (hostA == hostB || every(hostA) || every(hostB))
 }
 
 func portOf(addr string) uint16 {

@@ -72,7 +72,7 @@ func (c *core) resumed(gen uint64, theirs []wire.StreamState) (events []event, e
 
 // current says whether the connection of generation gen carries the slot. What comes from any other one is ignored.
 func (c *core) current(gen uint64) bool {
-	if broken == proxyKeepsOld && c.proxy || broken == bridgeKeepsOld && !c.proxy {
+	if broken == proxyKeepsOld && !c.dials || broken == bridgeKeepsOld && c.dials {
 		return gen != 0 && (gen < c.gen || gen == c.bound)
 	}
 	return gen != 0 && gen == c.bound
@@ -100,7 +100,7 @@ func (c *core) fence() {
 	for _, s := range c.streams {
 		s.ackWaits = false
 	}
-	c.forgets = nil // absence from the proxy's table says the same
+	c.forgets = nil // absence from this end's table says the same
 	c.glitches = 0
 }
 
@@ -122,15 +122,15 @@ func (c *core) table() (b []byte, crc uint32) {
 // apply rewinds every stream to what the peer has and queues what is to be sent again. It returns the streams that ended
 // by it. An error ends the session.
 func (c *core) apply(table []wire.StreamState) (events []event, err error) {
-	// Streams that wait for their OPEN are absent from the bridge's table: they queue again below, in order of their ids,
+	// Streams that wait for their OPEN are absent from the peer's table: they queue again below, in order of their ids,
 	// with those whose OPEN was lost. An id that came late would be taken for one that was seen and forgotten.
 	if broken != opensOutOfOrder {
 		c.opens.clear()
 	}
 	theirs := make(map[uint64]wire.StreamState, len(table))
 	for _, st := range table {
-		if c.proxy && (st.Stream >= c.nextID || uint8(st.Stream) != c.index) {
-			return nil, violation(wire.ErrResume, "the bridge resumes stream %d, which was never opened on slot %d", st.Stream, c.index)
+		if uint8(st.Stream) != c.index || c.mine(st.Stream) && st.Stream >= c.ids.next {
+			return nil, violation(wire.ErrResume, "the peer resumes stream %d, which was never opened on slot %d", st.Stream, c.index)
 		}
 		theirs[st.Stream] = st
 	}
@@ -143,7 +143,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 		st, known := theirs[s.id]
 		h := &s.send
 		switch {
-		case !known && !c.proxy:
+		case !known && !c.mine(s.id), !known && broken == missingIsForgotten && c.dials:
 			if ev := c.forget(s); ev.kind != evNone {
 				events = append(events, ev)
 			}
@@ -155,7 +155,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 			continue
 		case !known:
 			if h.una != 0 && !h.moot {
-				return nil, violation(wire.ErrResume, "the bridge lost stream %d", s.id)
+				return nil, violation(wire.ErrResume, "the peer lost stream %d", s.id)
 			}
 			h.nxt, h.cur, s.openSent = 0, nil, false
 			c.opens.push(s)

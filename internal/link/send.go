@@ -127,8 +127,8 @@ func (c *core) end(s *Stream, kind wire.EndKind, code wire.Code) {
 	default:
 		h.abort, h.code = true, code
 	}
-	if c.proxy && !s.openSent && kind == wire.RST && h.q.end == 0 {
-		c.remove(s) // the bridge never heard of it
+	if !s.openSent && kind == wire.RST && h.q.end == 0 {
+		c.remove(s) // the peer never heard of it
 		return
 	}
 	c.touch(s)
@@ -181,7 +181,7 @@ func (c *core) fill(b *bundle, limit int, now time.Duration) {
 			b.own = wire.AppendAck(b.own, s.id, s.recv.acked(), s.recv.granted)
 		}
 	}
-	// An id opens before anything of a later id, so that the bridge can tell a late OPEN from a new one.
+	// An id opens before anything of a later id, so that the peer can tell a late OPEN from a new one.
 	for c.opens.head != nil && b.size() < limit {
 		s := c.opens.pop()
 		if s.forgotten || s.openSent {
