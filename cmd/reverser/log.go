@@ -21,7 +21,7 @@ const (
 // What is below the level is left out; the level may change while the process runs.
 func newLogger(w io.Writer, format string, level slog.Leveler) (log *slog.Logger, flush func(), err error) {
 	q := newLogQueue(w)
-	h, err := newHandler(w, q.out, format, level)
+	h, err := newHandler(w, &q.out, format, level)
 	if err != nil {
 		q.close()
 		return nil, nil, err
