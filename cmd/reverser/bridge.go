@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"strings"
@@ -101,7 +102,15 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 		return err
 	}
 	defer dir.Close()
-	return serve(ctx, b, dir, nil, log)
+	return serve(ctx, b, dir, nil, newReloader(source, bridgeRole{b}, set, level, log), log)
+}
+
+// bridgeRole is a bridge that takes settings as config has them.
+type bridgeRole struct{ *bridge.Bridge }
+
+// Apply implements applier.
+func (b bridgeRole) Apply(_ context.Context, set config.Settings) (func(context.Context) []string, error) {
+	return nil, errors.New("services cannot change while the bridge runs: restart it")
 }
 
 func bridgeServices(exposes []grammar.Expose) []bridge.Service {

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -131,30 +133,17 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	if err := p.Listen(); err != nil {
 		return listenError(err, set.Origin)
 	}
-	address := set.Proxy.Advertise
-	if address == "" {
-		address = guessAddress(p.Addr(), set.Proxy.Listen, interfaceAddrs())
-	}
-	if err := dir.SetAddress(address); err != nil {
+	guessed := guessAddress(p.Addr(), set.Proxy.Listen, interfaceAddrs())
+	if err := dir.SetAddress(first(set.Proxy.Advertise, guessed)); err != nil {
 		return usage(err)
 	}
-	inForce := func() ([]config.Key, error) {
-		stored, err := dir.Keys()
-		if err != nil {
-			return nil, err
-		}
-		return config.InForce(set.Proxy.Tables, stored, pin)
-	}
+	source.UseState(dir.Keys, pin)
+	r := newReloader(source, &proxyRole{Proxy: p, dir: dir, guessed: guessed, start: set, log: log}, set, level, log)
 	keys := &admin.KeyEditor{
-		Dir: dir, Pin: pin, InForce: inForce, Address: func() string { return address }, Log: log,
-		Edited: func() error {
-			keys, err := inForce()
-			if err != nil {
-				return err
-			}
-			p.SetKeys(proxyKeys(keys))
-			return nil
-		},
+		Dir: dir, Pin: pin, Log: log,
+		InForce: func() ([]config.Key, error) { return r.settings().Proxy.Keys, nil },
+		Address: func() string { return first(r.settings().Proxy.Advertise, guessed) },
+		Edited:  func() error { return r.edited(dir.Keys, pin) },
 	}
 	if firstStart {
 		if len(set.Proxy.Keys) == 0 {
@@ -166,7 +155,29 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 			return err
 		}
 	}
-	return serve(ctx, p, dir, keys, log)
+	return serve(ctx, p, dir, keys, r, log)
+}
+
+// proxyRole is a proxy that takes settings as config has them.
+type proxyRole struct {
+	*proxy.Proxy
+	dir     *state.Dir
+	guessed string // address for tokens where none is advertised
+	start   config.Settings
+	log     *slog.Logger
+}
+
+// Apply implements applier.
+func (p *proxyRole) Apply(_ context.Context, set config.Settings) (func(context.Context) []string, error) {
+	if set.Drain != p.start.Drain || set.ResumeWithin != p.start.ResumeWithin || !slices.Equal(set.Proxy.Offer, p.start.Proxy.Offer) {
+		return nil, errors.New("drain, resume_within and WorkPort cannot change while the proxy runs: restart it")
+	}
+	p.SetKeys(proxyKeys(set.Proxy.Keys))
+	// For `reverser key add` while no proxy runs. The settings do not depend on it.
+	if err := p.dir.SetAddress(first(set.Proxy.Advertise, p.guessed)); err != nil {
+		p.log.Warn("the address for new tokens could not be stored", "err", err)
+	}
+	return nil, nil
 }
 
 func proxyKeys(keys []config.Key) []proxy.Key {
