@@ -226,7 +226,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 	}
 	d.run(ctx, "proxy", d.proxy.Run)
 	addr := d.proxy.Addr().String()
-	tok.Addr = addr
+	tok.Addrs = []string{addr}
 	editor.Address = func() string { return addr }
 	editor.Edited = func() error {
 		keys, err := editor.InForce()

@@ -157,11 +157,11 @@ func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) err
 		return err
 	}
 	example := "reverser bridge --token-file FILE EXPOSE"
-	if tok.Addr == "" {
+	if tok.Addr() == "" {
 		example += fmt.Sprintf(" --proxy %s:%d", placeholderHost, defaultPort)
 	}
 	fmt.Fprintf(c.stderr, "  %s\n", example)
-	if tok.Addr == "" {
+	if tok.Addr() == "" {
 		fmt.Fprintf(c.stderr, "It carries no address, as the proxy's is not known here: name it with --proxy there.\n")
 	}
 	_, err = fmt.Fprintln(c.stdout, encoded)

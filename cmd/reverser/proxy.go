@@ -211,7 +211,7 @@ func (c *cli) makeDefaultKey(keys *admin.KeyEditor, offer []grammar.Public, port
 		line += " --config " + sourceBridgeFile
 	} else {
 		line += " 9000"
-		if tok.Addr == "" {
+		if tok.Addr() == "" {
 			line += " --proxy " + net.JoinHostPort(placeholderHost, strconv.Itoa(int(port)))
 		}
 	}
@@ -221,7 +221,7 @@ func (c *cli) makeDefaultKey(keys *admin.KeyEditor, offer []grammar.Public, port
 	if logsJSON(log) {
 		return nil // whoever reads that is no person at a terminal
 	}
-	fmt.Fprint(c.stderr, firstStartWords(len(offer) > 0, tok.Addr == ""))
+	fmt.Fprint(c.stderr, firstStartWords(len(offer) > 0, tok.Addr() == ""))
 	return nil
 }
 

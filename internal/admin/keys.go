@@ -105,7 +105,11 @@ func (e *KeyEditor) Make(name string, policy grammar.Policy) (grammar.Token, err
 		return grammar.Token{}, err
 	}
 	e.log().Info("key added", "key", name, "allow", policy.String())
-	return grammar.Token{Addr: e.Address(), KeyID: k.ID, Secret: k.Secret, Pin: e.Pin}, nil
+	tok := grammar.Token{KeyID: k.ID, Secret: k.Secret, Pin: e.Pin}
+	if addr := e.Address(); addr != "" {
+		tok.Addrs = []string{addr}
+	}
+	return tok, nil
 }
 
 func (e *KeyEditor) store(name string, policy grammar.Policy) (state.Key, error) {

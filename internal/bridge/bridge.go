@@ -77,6 +77,7 @@ type Bridge struct {
 	wg        sync.WaitGroup
 	crew      *crew.Crew // connects streams to their targets
 	poller    relay.Poller
+	targets   relay.Dialer
 	ctx       context.Context // ends with Run
 	stop      context.CancelFunc
 	draining  atomic.Bool
@@ -121,7 +122,7 @@ func New(cfg Config) (*Bridge, error) {
 	cfg.Drain = max(cfg.Drain, 0)
 	addr := cfg.Proxy
 	if addr == "" {
-		addr = cfg.Token.Addr
+		addr = cfg.Token.Addr()
 	}
 	if addr == "" {
 		return nil, errors.New("the token carries no address of the proxy: name it with --proxy HOST:3010")
@@ -142,6 +143,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b.budget = link.NewBudget(cfg.Budget)
 	b.report = newReporter(b.log, b.proxy)
+	b.targets.Warn = func(err error) { b.log.Warn("users wait for a connection to their target", "err", err) }
 	rand.Read(b.instance[:])
 	b.name, _ = os.Hostname()
 	if b.name == "" {

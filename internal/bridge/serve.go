@@ -102,7 +102,7 @@ const dialTime = 10 * time.Second
 func (b *Bridge) dialTarget(svc Service) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, dialTime)
 	defer cancel()
-	return sys.Dial(ctx, svc.Target.Network, svc.Target.Address)
+	return b.targets.Dial(ctx, svc.Target.Network, svc.Target.Address)
 }
 
 func targetCode(err error) wire.Code {

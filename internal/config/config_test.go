@@ -19,7 +19,7 @@ import (
 const examples = "../../examples/config/"
 
 func testToken(id byte) grammar.Token {
-	return grammar.Token{Addr: "proxy.example.com:3010", KeyID: [16]byte{id}, Secret: [32]byte{7}, Pin: [32]byte{9}}
+	return grammar.Token{Addrs: []string{"proxy.example.com:3010"}, KeyID: [16]byte{id}, Secret: [32]byte{7}, Pin: [32]byte{9}}
 }
 
 // write makes a file of mode 600 in a folder of its own, or next to another.
@@ -78,7 +78,7 @@ allow = ["tcp/9000", 9001, "tcp/9100-9110", "http/*.example.com"]
 	if p.State != filepath.Join(dir, "state") {
 		t.Errorf("State = %q; want it next to the file", p.State)
 	}
-	if len(p.Tables) != 1 || p.Tables[0].Name != "office" || p.Tables[0].Token != testToken(1) ||
+	if len(p.Tables) != 1 || p.Tables[0].Name != "office" || p.Tables[0].Token.Encode() != testToken(1).Encode() ||
 		p.Tables[0].SecretFile != filepath.Join(dir, "office.token") ||
 		p.Tables[0].Allow.String() != "tcp/9000, tcp/9001, tcp/9100-9110, http/*.example.com" {
 		t.Errorf("Keys = %+v", p.Tables)

@@ -99,7 +99,7 @@ func (d *doc) keys(p *proxyFile) {
 			switch {
 			case k.Name != "" && k.Name == earlier.Name:
 				d.fail(&Error{Line: d.line(at("name")), Key: "name", Text: fmt.Sprintf("there are two keys with the name %q", k.Name), Hint: "give each its own"})
-			case k.Token != (grammar.Token{}) && k.Token.KeyID == earlier.Token.KeyID:
+			case k.Token.KeyID != ([16]byte{}) && k.Token.KeyID == earlier.Token.KeyID:
 				d.fail(&Error{Line: d.line(at("secret_file")), Key: "secret_file", Text: fmt.Sprintf("keys %q and %q have the same token", earlier.Name, k.Name), Hint: "one key is for one bridge: make another with `reverser key add`"})
 			}
 		}

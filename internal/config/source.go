@@ -186,7 +186,7 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	if args.Proxy == "" && file.NoProxy != nil {
 		return Settings{}, file.NoProxy
 	}
-	if b.Proxy == "" && b.Token.Addr == "" {
+	if b.Proxy == "" && b.Token.Addr() == "" {
 		return Settings{}, argError(fmt.Sprintf("--proxy YOUR.SERVER:%d", defaultPort), "the token carries no address of the proxy, and --proxy gives none")
 	}
 	b.ProxyTransfer = cmp.Or(args.ProxyTransfer, file.ProxyTransfer)

@@ -247,7 +247,7 @@ func TestBadArgs(t *testing.T) {
 	proxyFile := write(t, filepath.Join(dir, "p.toml"), "listen = 4000\n")
 	bridgeFile := write(t, filepath.Join(dir, "b.toml"), "proxy = \"a\"\n[[expose]]\npublic = 9000\n")
 	tok := testToken(1)
-	tok.Addr = ""
+	tok.Addrs = nil
 	common := func(c CommonArgs) ProxyArgs { return ProxyArgs{CommonArgs: c} }
 	for _, c := range []struct {
 		source Source
