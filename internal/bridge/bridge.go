@@ -287,11 +287,7 @@ func (b *Bridge) Attached(l *link.Link, slot int) {
 		l.GoAway(b.cfg.Drain)
 		return
 	}
-	claims := make([]wire.Claim, len(b.cfg.Services))
-	for i, s := range b.cfg.Services {
-		claims[i] = wire.Claim{Public: s.Public.String(), Target: s.Target.String()}
-	}
-	l.Claims(claims)
+	b.claim(l)
 }
 
 // Detached implements link.Owner.
@@ -320,12 +316,6 @@ func (b *Bridge) Ended(l *link.Link, err error) {
 		b.report.ended(err)
 	}
 }
-
-// Claim implements link.Owner. Only proxies get claims.
-func (b *Bridge) Claim(*link.Link, uint16, wire.Claim, bool) {}
-
-// Unclaim implements link.Owner.
-func (b *Bridge) Unclaim(*link.Link, uint16) {}
 
 // Status returns a snapshot.
 func (b *Bridge) Status() status.Snapshot {

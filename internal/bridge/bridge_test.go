@@ -27,13 +27,13 @@ func TestPair(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
 	p.ready()
-	if c := p.claims[0]; c.Public != "tcp/9000" || c.Target != srv.target().String() {
+	if c := p.claims[1]; c.Public != "tcp/9000" || c.Target != srv.target().String() {
 		t.Errorf("claim %+v", c)
 	}
 	p.mu.Lock()
 	l := p.link
 	p.mu.Unlock()
-	s, err := l.Open(wire.Open{Client: netip.MustParseAddrPort("192.0.2.7:1234")})
+	s, err := l.Open(wire.Open{Service: 1, Client: netip.MustParseAddrPort("192.0.2.7:1234")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestUnixTarget(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	want := bytes.Repeat([]byte("0123456789"), 50_000)
 	var wg sync.WaitGroup
@@ -92,11 +92,12 @@ func TestNoTarget(t *testing.T) {
 		{Public: public(t, "9002"), Target: grammar.Target{Network: "tcp", Address: "name.invalid:80"}},
 	}})
 	p.ready()
-	wantCode(t, p.open(0), wire.CodeRefused)
-	wantCode(t, p.open(1), wire.CodeUnreachable)
+	wantCode(t, p.open(1), wire.CodeRefused)
 	wantCode(t, p.open(2), wire.CodeUnreachable)
-	wantCode(t, p.open(3), wire.CodeService)      // one more than there are
-	wantCode(t, p.open(65_535), wire.CodeService) // nobody's
+	wantCode(t, p.open(3), wire.CodeUnreachable)
+	wantCode(t, p.open(4), wire.CodeService) // one more than there are
+	wantCode(t, p.open(1<<32-1), wire.CodeService)
+	wantCode(t, p.open(0), wire.CodeService) // nobody's
 	eventually(t, "the log names the target that refused", func() bool { return b.log.count("target cannot be reached", "service=tcp/9000") == 1 })
 	if n := b.log.count("pair created"); n != 0 {
 		t.Errorf("%d pairs were created without a target", n)
@@ -122,7 +123,7 @@ func TestTargetComesAndGoes(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	c.(*net.TCPConn).SetLinger(0)
@@ -131,9 +132,9 @@ func TestTargetComesAndGoes(t *testing.T) {
 	eventually(t, "the pair is released", func() bool { return b.log.count("pair released", "reason=target-reset") == 1 })
 	addr := srv.ln.Addr().String()
 	srv.ln.Close()
-	wantCode(t, p.open(0), wire.CodeRefused)
+	wantCode(t, p.open(1), wire.CodeRefused)
 	srv = serve(t, "tcp", addr)
-	s = p.open(0)
+	s = p.open(1)
 	c = srv.accept()
 	talk(t, s, c, "?")
 	talk(t, c, s, "!")
@@ -147,9 +148,9 @@ func TestDialsAtOnce(t *testing.T) {
 	for range maxDials {
 		b.dials <- struct{}{} // as many are under way
 	}
-	wantCode(t, p.open(0), wire.CodeLimit)
+	wantCode(t, p.open(1), wire.CodeLimit)
 	<-b.dials
-	s := p.open(0)
+	s := p.open(1)
 	talk(t, s, srv.accept(), "?")
 	for range maxDials - 1 {
 		<-b.dials
@@ -168,7 +169,7 @@ func TestStreamsWhileDialsHang(t *testing.T) {
 	for range 10 {
 		var streams []*link.Stream
 		for range 1000 {
-			streams = append(streams, p.open(0))
+			streams = append(streams, p.open(1))
 		}
 		for _, s := range streams { // each is answered before the next thousand: the proxy obeys the limits
 			wantCode(t, s, wire.CodeLimit)
@@ -188,7 +189,7 @@ func TestHandle(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) { conns <- c }}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := <-conns
 	talk(t, s, c, "?")
 	talk(t, c, s, "!")
@@ -207,7 +208,7 @@ func TestNew(t *testing.T) {
 	}{
 		{Config{Services: one}, "name it with --proxy"},
 		{Config{Token: tokenFor("h:1")}, "no service to expose"},
-		{Config{Token: tokenFor("h:1"), Services: many}, "1025 services, one bridge exposes at most 1024"},
+		{Config{Token: tokenFor("h:1"), Services: many}, "16385 services, one bridge exposes at most 16384"},
 	} {
 		if b, err := New(c.cfg); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("New = %v, %v; want an error with %q", b, err, c.want)
@@ -235,7 +236,7 @@ func TestProxyComesLate(t *testing.T) {
 	}
 	p := listen(t, addr, false)
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	eventually(t, "status shows the link", func() bool {
@@ -247,7 +248,7 @@ func TestProxyComesLate(t *testing.T) {
 	next := listen(t, addr, false)
 	next.ready()
 	wantReset(t, c) // never EOF
-	s = next.open(0)
+	s = next.open(1)
 	talk(t, s, srv.accept(), "?")
 	eventually(t, "the log has the session's end", func() bool { return b.log.count("session with the proxy ended, its connections were reset") == 1 })
 }
@@ -320,7 +321,7 @@ func TestTransfer(t *testing.T) {
 			Token: tokenFor(p.addr()), ProxyTransfer: front.Addr().String(), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}},
 		})
 		p.ready()
-		talk(t, p.open(0), srv.accept(), "?")
+		talk(t, p.open(1), srv.accept(), "?")
 		b.stop()
 		<-b.done
 	})
@@ -329,8 +330,8 @@ func TestTransfer(t *testing.T) {
 		blocked := nobody(t)
 		srv := serve(t, "tcp", "127.0.0.1:0")
 		p.mu.Lock()
-		p.answer = func(l *link.Link, id uint16, c wire.Claim) {
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{1}})
+		p.answer = func(l *link.Link, id uint32, c wire.Claim) {
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{1}})
 		}
 		p.mu.Unlock()
 		b := start(t, Config{Token: tokenFor(p.addr()), ProxyTransfer: blocked, Services: []Service{{Public: public(t, "tcp/"+nobody(t)), Target: srv.target()}}})
@@ -361,13 +362,13 @@ func TestDrain(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	b.Drain()
 	b.Drain()
 	eventually(t, "the proxy is told", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.leaving == DefaultDrain })
-	wantCode(t, p.open(0), wire.CodeDrain)
+	wantCode(t, p.open(1), wire.CodeDrain)
 	if st := b.Status(); st.Links[0].State != status.LinkDraining {
 		t.Errorf("link %+v, want one that is draining", st.Links[0])
 	}
@@ -403,10 +404,10 @@ func TestDrainWhileDialling(t *testing.T) {
 	}}}})
 	t.Cleanup(release)
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	<-asked
 	b.Drain()
-	wantCode(t, p.open(0), wire.CodeDrain)
+	wantCode(t, p.open(1), wire.CodeDrain)
 	eventually(t, "the bridge says that it waits", func() bool { return b.log.count("draining pairs=0 dials=1") == 1 })
 	// The proxy's answer to the claim goes another way than the streams.
 	eventually(t, "status says that the service is away, and why", func() bool {
@@ -431,7 +432,7 @@ func TestDrainIsOver(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Drain: 20 * time.Millisecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	b.Drain()
@@ -449,7 +450,7 @@ func TestResumeWithin(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), ResumeWithin: 50 * time.Millisecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
 	p.ready()
-	c := func() net.Conn { s := p.open(0); c := srv.accept(); talk(t, s, c, "?"); return c }()
+	c := func() net.Conn { s := p.open(1); c := srv.accept(); talk(t, s, c, "?"); return c }()
 	p.close() // and nobody is there to resume with
 	wantReset(t, c)
 	eventually(t, "the log says why", func() bool {
@@ -474,7 +475,7 @@ func TestStop(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	b.stop()
@@ -506,7 +507,7 @@ func TestEndWhileUsersCome(t *testing.T) {
 				go func() {
 					defer close(gone)
 					for n := 0; n < 2000; n++ {
-						if _, err := l.Open(wire.Open{}); err != nil {
+						if _, err := l.Open(wire.Open{Service: 1}); err != nil {
 							break
 						}
 						if n == some {
@@ -534,7 +535,7 @@ func TestStopWithHandle(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) { conns <- c }}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := <-conns
 	talk(t, s, c, "?")
 	b.stop()
@@ -548,17 +549,16 @@ func TestAnswersToClaims(t *testing.T) {
 	told := map[string]status.Service{}
 	p := listen(t, "127.0.0.1:0", false)
 	p.mu.Lock()
-	p.answer = func(l *link.Link, id uint16, c wire.Claim) {
+	p.answer = func(l *link.Link, id uint32, c wire.Claim) {
 		switch id {
-		case 0:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9000"})
 		case 1:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: "tcp/80 denied: the policy says so"})
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9000"})
 		case 2:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimRetrying, Public: c.Public, Text: "open tcp/9002: in use"})
+			claimed(l, id, wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: "tcp/80 denied: the policy says so"})
 		case 3:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9003"}) // it owns the port and offers it
-			l.Claimed(900, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9900"})
+			claimed(l, id, wire.Claimed{Status: wire.ClaimRetrying, Public: c.Public, Text: "open tcp/9002: in use"})
+		case 4:
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9003"}) // it owns the port and offers it
 		}
 	}
 	p.mu.Unlock()
@@ -592,6 +592,60 @@ func TestAnswersToClaims(t *testing.T) {
 	}
 }
 
+// TestAnswersThatAreWrong: a proxy that says of claims what it must not ends its own session, and the bridge begins another one.
+func TestAnswersThatAreWrong(t *testing.T) {
+	up := wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9000"}
+	unknown := wire.AppendField(wire.AppendClaimed(nil, 1, up), 200, nil)
+	unknown[3] = byte(len(unknown) - wire.HeaderLen)
+	for name, c := range map[string]struct {
+		say  []byte
+		ends bool
+	}{
+		"an answer to a claim that there never was": {wire.AppendClaimed(nil, 2, up), true},
+		"an answer to claim 2^32-1":                 {wire.AppendClaimed(nil, 1<<32-1, up), true},
+		"an answer to claim 0":                      {wire.AppendClaimed(nil, 0, up), true},
+		"UNCLAIMED of a claim that is kept":         {wire.AppendUnclaimed(nil, 1, nil), true},
+		"UNCLAIMED of one that there never was":     {wire.AppendUnclaimed(nil, 2, nil), true},
+		"marks of the bridge's own streams":         {wire.AppendUnclaimed(nil, 1, []wire.Mark{{Slot: 1, Stream: 1<<63 | 1<<8 | 1}}), true},
+		"marks of another slot":                     {wire.AppendUnclaimed(nil, 1, []wire.Mark{{Slot: 1, Stream: 1<<8 | 2}}), true},
+		"marks of a slot that there is not":         {wire.AppendUnclaimed(nil, 1, []wire.Mark{{Slot: 200, Stream: 1<<8 | 200}}), true},
+		"CLAIM":                                     {wire.AppendClaim(nil, 1, wire.Claim{Public: "tcp/9000"}), true},
+		"UNCLAIM":                                   {wire.AppendUnclaim(nil, 1), true},
+		"ROUND":                                     {wire.AppendRound(nil), true},
+		"a critical field that is not known":        {unknown, false},
+		"a status that is not known":                {wire.AppendClaimed(nil, 1, wire.Claimed{Status: 99, Public: "tcp/9000", Text: "later"}), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := listen(t, "127.0.0.1:0", false)
+			b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000")}}})
+			p.ready()
+			p.mu.Lock()
+			l, before := p.link, p.round
+			p.mu.Unlock()
+			l.Say(7, c.say)
+			switch {
+			case c.ends:
+				eventually(t, "the session ends at the bridge, which begins another one", func() bool {
+					p.mu.Lock()
+					defer p.mu.Unlock()
+					return len(p.ended) == 1 && p.link != l && p.round > before
+				})
+			case name == "a status that is not known":
+				eventually(t, "the service is not up", func() bool {
+					st := b.Status().Services[0]
+					return st.State == status.ServiceRetrying && st.Reason == "later"
+				})
+			default:
+				eventually(t, "the bridge comes back and claims again", func() bool {
+					p.mu.Lock()
+					defer p.mu.Unlock()
+					return p.round > before && p.link == l
+				})
+			}
+		})
+	}
+}
+
 // TestProve: the bridge tries its public port as a user would, and says so when something else answers.
 func TestProve(t *testing.T) {
 	for _, c := range []struct {
@@ -601,7 +655,7 @@ func TestProve(t *testing.T) {
 	}{
 		{"proxy", func(c net.Conn, nonce [16]byte) { a := link.ProbeAnswer(nonce); c.Write(a[:]) }, []string{"INFO service up", "answered_ms="}},
 		{"stranger", func(c net.Conn, _ [16]byte) { c.Write([]byte("HTTP/1.1 400 Bad Request")) }, []string{"WARN service up, but its public port did not answer", "something else", "another machine or program"}},
-		{"echo", func(c net.Conn, nonce [16]byte) { c.Write(nonce[:]) }, []string{"WARN", "something else"}},
+		{"echo", func(c net.Conn, nonce [16]byte) { q := link.ProbeQuestion(nonce); c.Write(q[:]) }, []string{"WARN", "something else"}},
 		{"closed", func(net.Conn, [16]byte) {}, []string{"WARN", "wait for the proxy's answer", "descriptor limit"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -610,15 +664,15 @@ func TestProve(t *testing.T) {
 			nonce := [16]byte([]byte("nonce of 16 byte"))
 			p := listen(t, "127.0.0.1:0", false)
 			p.mu.Lock()
-			p.answer = func(l *link.Link, id uint16, _ wire.Claim) {
-				l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: pub, Nonce: nonce})
+			p.answer = func(l *link.Link, id uint32, _ wire.Claim) {
+				claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: pub, Nonce: nonce})
 			}
 			p.mu.Unlock()
 			b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, pub)}}})
 			conn := port.accept()
 			var got [16]byte
-			if _, err := io.ReadFull(conn, got[:]); err != nil || got != nonce {
-				t.Errorf("the bridge showed %q, %v; want %q", got, err, nonce)
+			if _, err := io.ReadFull(conn, got[:]); err != nil || got != link.ProbeQuestion(nonce) {
+				t.Errorf("the bridge showed %x, %v; want %x", got, err, link.ProbeQuestion(nonce))
 			}
 			c.answer(conn, nonce)
 			conn.Close()

@@ -15,19 +15,69 @@ import (
 	"reverser/internal/wire"
 )
 
-// Claimed implements link.Owner: the proxy says what became of a service.
-func (b *Bridge) Claimed(l *link.Link, id uint16, c wire.Claimed) {
-	if int(id) >= len(b.cfg.Services) {
-		return
+// claim says all claims, and that these were all. The id of a service is its place in the configuration, from 1.
+func (b *Bridge) claim(l *link.Link) {
+	for i, s := range b.cfg.Services {
+		id := uint32(i + 1)
+		l.Say(uint64(id), wire.AppendClaim(nil, id, wire.Claim{Public: s.Public.String(), Target: s.Target.String()}))
 	}
+	l.Say(sayRound, wire.AppendRound(nil))
+}
+
+// sayRound names ROUND in the queue of the control connection, beside the ids of claims.
+const sayRound = 1 << 32
+
+// Message implements link.Owner: the proxy says what became of a service.
+func (b *Bridge) Message(l *link.Link, f wire.Frame) error {
+	switch f.Type {
+	case wire.TypeClaimed:
+		id, c, err := wire.ParseClaimed(f)
+		if err != nil {
+			return err
+		}
+		if err := b.known(id); err != nil {
+			return err
+		}
+		b.claimed(l, id, c)
+		return nil
+	case wire.TypeUnclaimed:
+		id, marks, err := wire.ParseUnclaimed(f)
+		if err != nil {
+			return err
+		}
+		if err := b.known(id); err != nil {
+			return err
+		}
+		if err := l.CheckMarks(marks); err != nil {
+			return err
+		}
+		return link.Violation(wire.ErrClaimInvalid, "UNCLAIMED of claim %d, which was not given back", id)
+	}
+	return link.Violation(wire.ErrUnexpected, "%s from a proxy", f.Type)
+}
+
+// known returns a violation when there was never a claim with that id.
+func (b *Bridge) known(id uint32) error {
+	if int64(id) > int64(len(b.cfg.Services)) {
+		return link.Violation(wire.ErrClaimInvalid, "an answer to claim %d, and there are %d claims", id, len(b.cfg.Services))
+	}
+	return nil
+}
+
+// claimed notes what became of a service, and proves a port that is up.
+func (b *Bridge) claimed(l *link.Link, id uint32, c wire.Claimed) {
 	states := map[wire.ClaimStatus]string{
 		wire.ClaimUp: status.ServiceUp, wire.ClaimDenied: status.ServiceDenied, wire.ClaimRetrying: status.ServiceRetrying,
 	}
-	svc := b.cfg.Services[id]
+	state, known := states[c.Status]
+	if !known { // of a later version: whatever it is, the service is not up
+		state = status.ServiceRetrying
+	}
+	svc := b.cfg.Services[id-1]
 	b.mu.Lock()
-	s := &b.services[id]
+	s := &b.services[id-1]
 	before := *s
-	s.state, s.reason = states[c.Status], c.Text
+	s.state, s.reason = state, c.Text
 	s.answers++
 	nth := s.answers
 	if c.Public != "" && c.Status == wire.ClaimUp {
@@ -41,7 +91,7 @@ func (b *Bridge) Claimed(l *link.Link, id uint16, c wire.Claimed) {
 	case now.state == before.state && now.reason == before.reason:
 	case c.Status == wire.ClaimDenied:
 		log.Error("service denied by the proxy", "reason", c.Text)
-	case c.Status == wire.ClaimRetrying:
+	case c.Status != wire.ClaimUp:
 		log.Warn("service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
 	}
 	if b.cfg.OnService != nil {
@@ -64,10 +114,10 @@ func (b *Bridge) Claimed(l *link.Link, id uint16, c wire.Claimed) {
 
 // awaitCarrier waits until users of the service can be served: the port may be open, and the carriers' own port blocked, which
 // the reporter says. false: there is nothing to say of this answer any more, the nth to the claim.
-func (b *Bridge) awaitCarrier(l *link.Link, id uint16, nth int) bool {
+func (b *Bridge) awaitCarrier(l *link.Link, id uint32, nth int) bool {
 	for {
 		b.mu.Lock()
-		latest, attached := b.services[id].answers == nth, b.attached
+		latest, attached := b.services[id-1].answers == nth, b.attached
 		b.mu.Unlock()
 		if !latest || l.Up() {
 			return latest
@@ -135,7 +185,7 @@ func probeAddr(pub grammar.Public, proxy string, remote net.Addr) (string, bool)
 	return net.JoinHostPort(pub.Host, port), true
 }
 
-// probe shows the nonce at addr and checks the answer.
+// probe asks at addr what only this proxy can answer, and checks the answer.
 func probe(ctx context.Context, addr string, nonce [16]byte) error {
 	ctx, cancel := context.WithTimeout(ctx, 4*time.Second)
 	defer cancel()
@@ -147,7 +197,8 @@ func probe(ctx context.Context, addr string, nonce [16]byte) error {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	if _, err := c.Write(nonce[:]); err != nil {
+	question := link.ProbeQuestion(nonce)
+	if _, err := c.Write(question[:]); err != nil {
 		return err
 	}
 	var answer [16]byte

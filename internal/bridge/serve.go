@@ -13,8 +13,8 @@ import (
 
 // Opened implements link.Owner: a user connected at the proxy. The number of the service is all that the proxy decides.
 func (b *Bridge) Opened(s *link.Stream) {
-	id := int(s.Open().Service)
-	if id >= len(b.cfg.Services) {
+	id := int64(s.Open().Service) - 1
+	if id < 0 || id >= int64(len(b.cfg.Services)) {
 		s.Reset(wire.CodeService)
 		return
 	}
@@ -38,7 +38,7 @@ func (b *Bridge) Opened(s *link.Stream) {
 		b.wg.Add(1) // the crew is closed when all are done
 		b.crew.Go(func() {
 			defer b.wg.Done()
-			if !b.serve(s, id) {
+			if !b.serve(s, int(id)) {
 				<-b.conns
 				b.leave(nil)
 			}
