@@ -14,6 +14,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/proxy"
 	"reverser/internal/state"
+	"reverser/internal/sys"
 )
 
 const (
@@ -65,7 +66,7 @@ finish (--drain), a second one stops now.`,
 		},
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.listen, "listen", "", "`ADDR` where bridges connect (default "+defaultListen+")")
+	fl.StringVar(&f.listen, "listen", "", "`ADDR` where bridges connect; 0.0.0.0 is IPv4 only, [::] IPv6 only (default "+defaultListen+")")
 	fl.StringVar(&f.transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
 	fl.StringVar(&f.advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
 	f.limits.add(fl)
@@ -101,14 +102,14 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 			return usage(fmt.Errorf("--transfer: %w", err))
 		}
 	}
-	if transfer != "" && sameListen(listen, transfer) {
+	if transfer != "" && grammar.ListenOverlap(listen, transfer) {
 		// A file that says so is refused by its own lines.
 		return usageHint("give --transfer another port, or leave it out: the data then uses the --listen port",
 			"--listen %s and --transfer %s (in a file: listen or IcPort, transfer or TransferPort) are the same port", listen, transfer)
 	}
 	advertise := first(f.advertise, file.Advertise)
 	if advertise != "" {
-		if advertise, err = grammar.ParseHost(advertise, portOf(listen)); err != nil {
+		if advertise, err = grammar.ParseAdvertise(advertise, portOf(listen)); err != nil {
 			return usage(fmt.Errorf("--advertise: %w", err))
 		}
 	}
@@ -234,14 +235,6 @@ off: write it to a file that only you can read and give --token-file FILE, or
 set REVERSER_TOKEN.
 `
 
-// sameListen is whether one of two addresses stands in the way of the other.
-func sameListen(a, b string) bool {
-	hostA, portA, _ := net.SplitHostPort(a)
-	hostB, portB, _ := net.SplitHostPort(b)
-	every := func(host string) bool { ip := net.ParseIP(host); return host == "" || ip != nil && ip.IsUnspecified() }
-	return portA == portB && (hostA == hostB || every(hostA) || every(hostB))
-}
-
 // listenError says what to do about a link port that cannot be opened, and
 // which options of the configuration file are behind it.
 func listenError(err error, f proxyFlags, source map[string]string) error {
@@ -264,6 +257,9 @@ func listenError(err error, f proxyFlags, source map[string]string) error {
 		hint = "another process has that port: stop it, or choose another port with --listen or --transfer"
 	case isPortRefused(err):
 		hint = "this user may not open that port: choose one from 1024 on with --listen or --transfer"
+		if more := sys.PortHint(err); more != "" {
+			hint += "; " + more
+		}
 	}
 	return &exitError{code: exitUsage, err: err, hint: hint}
 }

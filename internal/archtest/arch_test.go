@@ -53,7 +53,7 @@ var rules = []rule{
 	{pkg: "internal/route", own: "grammar link wire", why: "says where a connection goes and moves no bytes: it sees links, never pairs"},
 	{pkg: "internal/registry", own: "grammar link wire", not: "net os log/slog",
 		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},
-	{pkg: "internal/proxy", own: "auth crew grammar link relay route status wire",
+	{pkg: "internal/proxy", own: "auth crew grammar link relay route status sys wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
 	{pkg: "internal/bridge", own: "auth crew grammar link relay status sys wire",
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},

@@ -42,13 +42,21 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-var identity = sync.OnceValue(func() tls.Certificate {
+var identity = sync.OnceValue(newIdentity)
+
+func newIdentity() tls.Certificate {
 	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}
 	der, _ := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
 	leaf, _ := x509.ParseCertificate(der)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-})
+}
+
+// setLog has the bridge write its log to j.
+func setLog(b *Bridge, j *journal) {
+	b.log = slog.New(j)
+	b.report = newReporter(b.log, b.proxy)
+}
 
 // journal is a slog.Handler that remembers every line as "message key=value ...".
 type journal struct {

@@ -351,7 +351,7 @@ func (d *doc) proxy() *Proxy {
 		d.fault("transfer", fmt.Errorf("%s is the address of listen", p.Transfer), "give it another port, or leave transfer out: everything uses listen then")
 	}
 	if p.Advertise = d.text("advertise"); p.Advertise != "" {
-		if _, err := grammar.ParseHost(p.Advertise, 3010); err != nil {
+		if _, err := grammar.ParseAdvertise(p.Advertise, 3010); err != nil {
 			d.fault("advertise", err, "give the address under which bridges reach this proxy, HOST or HOST:PORT")
 		}
 	}

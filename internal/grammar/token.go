@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 )
 
@@ -59,11 +60,14 @@ var base = base64.RawURLEncoding.Strict()
 func ParseToken(s string) (Token, error) {
 	s = strings.TrimSpace(s)
 	if s == "" {
-		return Token{}, &refused{ErrNotToken, "the token is empty: copy the whole line that the proxy or `reverser key add` printed, from rv1_ on"}
+		return Token{}, &refused{ErrNotToken, "the token is empty: copy the word that begins with rv1_, which the proxy or `reverser key add` printed"}
+	}
+	if words := strings.Fields(s); len(words) > 1 && slices.ContainsFunc(words, isToken) {
+		return Token{}, &refused{ErrNotToken, "there is more than the token: keep the one word that begins with rv1_, without the command around it"}
 	}
 	version, rest, ok := cutVersion(s)
 	if !ok {
-		return Token{}, &refused{ErrNotToken, "this is not a token: a token starts with rv1_; copy the whole line that the proxy or `reverser key add` printed"}
+		return Token{}, &refused{ErrNotToken, "this is not a token: a token starts with rv1_; copy that word from what the proxy or `reverser key add` printed"}
 	}
 	if version != prefix {
 		return Token{}, &refused{ErrTokenVersion, fmt.Sprintf("the token is of version %s, which this program does not know: use the same version of reverser as on the proxy, or make a token there with this one", strings.TrimSuffix(version, "_"))}
@@ -74,18 +78,18 @@ func ParseToken(s string) (Token, error) {
 		}
 	}
 	if n := base.EncodedLen(fixed + checksum); len(rest) < n {
-		return Token{}, &refused{ErrTokenLength, fmt.Sprintf("the token is cut short: it has %d characters of at least %d; copy the whole line", len(s), len(prefix)+n)}
+		return Token{}, &refused{ErrTokenLength, fmt.Sprintf("the token is cut short: it has %d characters of at least %d; copy it again, up to its end", len(s), len(prefix)+n)}
 	}
 	if n := base.EncodedLen(fixed + maxAddr + checksum); len(rest) > n {
 		return Token{}, &refused{ErrTokenLength, fmt.Sprintf("the token is too long: it has %d characters of at most %d; copy one token alone", len(s), len(prefix)+n)}
 	}
 	if len(rest)%4 == 1 {
-		return Token{}, &refused{ErrTokenLength, "the token is cut short or has a character too many: copy the whole line again"}
+		return Token{}, &refused{ErrTokenLength, "the token is cut short or has a character too many: copy it again, from rv1_ to its end"}
 	}
 	raw, err := base.DecodeString(rest)
 	// The decoder's own error would quote a character, so it goes no further.
 	if err != nil || [checksum]byte(raw[len(raw)-checksum:]) != sum(raw[:len(raw)-checksum]) {
-		return Token{}, &refused{ErrTokenMistyped, "the token is mistyped or cut short, its checksum does not fit: copy the whole line again"}
+		return Token{}, &refused{ErrTokenMistyped, "the token is mistyped or cut short, its checksum does not fit: copy it again, from rv1_ to its end"}
 	}
 	var t Token
 	copy(t.KeyID[:], raw)
@@ -114,6 +118,11 @@ func (t Token) Encode() string {
 	raw = append(raw, addr...)
 	check := sum(raw)
 	return prefix + base.EncodeToString(append(raw, check[:]...))
+}
+
+func isToken(s string) bool {
+	_, err := ParseToken(s)
+	return err == nil
 }
 
 // LooksToken reports whether s wants to be a token, of this or of a later version.

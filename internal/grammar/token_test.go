@@ -40,6 +40,17 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// What stands around the token is named as what is wrong, not the token.
+func TestMoreThanTheToken(t *testing.T) {
+	tok := example("a:1").Encode()
+	for _, in := range []string{"reverser bridge " + tok + " 9000", tok + " 9000", "TOKEN: " + tok, tok + "\n" + tok, "reverser bridge \\\n  " + tok + " 9000\n"} {
+		_, err := ParseToken(in)
+		if !errors.Is(err, ErrNotToken) || !strings.Contains(err.Error(), "keep the one word that begins with rv1_") || strings.Contains(err.Error(), tok[5:20]) {
+			t.Errorf("Parse of %d words: %v; want to be told to keep one", len(strings.Fields(in)), err)
+		}
+	}
+}
+
 // The layout stands in a user's files: it must not change under this version.
 func TestLayout(t *testing.T) {
 	tok := example("a:1")

@@ -67,11 +67,14 @@ func complain(conn *auth.Conn, err error) {
 	}
 }
 
+// mostEntries is how many streams a table may have: of each end twice as many as are accepted, see core.receiveUnknown.
+const mostEntries = 4 * MaxStreams
+
 // readTable reads the n entries that an ATTACH or ATTACHED announced.
 func readTable(r io.Reader, n, crc uint32, buf []byte) (raw []byte, table []wire.StreamState, err error) {
 	want := int(n) * wire.StreamStateLen
-	if n > 2*MaxStreams {
-		return nil, nil, misfit(wire.ErrFormat, "table of %d streams, at most %d are possible", n, 2*MaxStreams)
+	if n > mostEntries {
+		return nil, nil, misfit(wire.ErrFormat, "table of %d streams, at most %d are possible", n, mostEntries)
 	}
 	for len(raw) < want {
 		f, err := readFrame(r, buf)
@@ -168,7 +171,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	if mode == wire.ModeNew {
 		l.begin(conn, sid)
 	} else if conn.Peer != l.peer {
-		return nil, at, &refusal{wire.StatusGone, "the proxy was restarted"}
+		return nil, at, &refusal{wire.StatusGone, "the proxy was restarted, or another one took its place"}
 	}
 	sl.mu.Lock()
 	gen, raw, crc := sl.core.dial()
@@ -208,6 +211,9 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	if at.Status != wire.StatusOK {
 		return nil, at, &refusal{at.Status, at.Text}
 	}
+	if mode == wire.ModeNew {
+		l.agree(at.Window, at.MaxStreams)
+	}
 	rtt := time.Since(begin)
 	_, table, err := readTable(conn, at.Streams, at.TableCRC, buf)
 	if err != nil {
@@ -235,6 +241,7 @@ func (sl *slot) resume(c *carrier, table []wire.StreamState, rtt time.Duration) 
 		return err
 	}
 	sl.install(c)
+	sl.reached = hostOf(c.conn.RemoteAddr())
 	for _, ev := range events {
 		sl.handle(ev)
 	}

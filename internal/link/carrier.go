@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,7 @@ type slot struct {
 	attached bool          // was ever attached
 	since    time.Duration // of the last change of cur
 	resumes  uint64
+	reached  netip.Addr // bridge: where the proxy was when the slot was attached last
 
 	news bell // what standing says may have changed
 }
@@ -429,7 +431,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		l.peerLeaves.Store(true)
 		return c.unlocked(func() error { l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond); return nil })
 	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeClaimed:
-		if sl.index != 0 || l.proxy == (f.Type == wire.TypeClaimed) {
+		if sl.index != 0 || l.dials != (f.Type == wire.TypeClaimed) {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)
 		}
 		return c.unlocked(func() error { return l.claimFrame(f) })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ type ends struct {
 }
 
 func newEnds(t testing.TB) *ends {
-	e := &ends{t: t, p: newCore(true, 1, NewBudget(0)), b: newCore(false, 1, NewBudget(0)), now: time.Second}
+	e := &ends{t: t, p: newCore(false, 1, NewBudget(0)), b: newCore(true, 1, NewBudget(0)), now: time.Second}
 	e.mustResume()
 	return e
 }
@@ -158,17 +159,48 @@ func TestGenerations(t *testing.T) {
 }
 
 func TestOpenedInTheOrderOfIDsAfterAResume(t *testing.T) {
-	e := newEnds(t)
-	lost := e.p.open(wire.Open{})
-	e.p.bytes(nil, 1<<20, e.now)
-	e.cut()
-	during := e.p.open(wire.Open{})
-	e.mustResume()
-	e.settle()
-	for _, s := range []*Stream{lost, during} {
-		if e.b.streams[s.id] == nil {
-			t.Errorf("stream %d never opened at the bridge", s.id)
+	for _, dials := range []bool{false, true} {
+		e := newEnds(t)
+		opener, other := e.p, e.b
+		if dials {
+			opener, other = e.b, e.p
 		}
+		lost := opener.open(wire.Open{})
+		opener.bytes(nil, 1<<20, e.now)
+		e.cut()
+		during := opener.open(wire.Open{})
+		e.mustResume()
+		e.settle()
+		for _, s := range []*Stream{lost, during} {
+			if other.streams[s.id] == nil {
+				t.Errorf("the opener dials, %v: stream %d never opened at the other end", dials, s.id)
+			}
+		}
+	}
+}
+
+// TestEachEndHasItsOwnNumbers: what one end opens takes nothing from the other one, neither ids nor room.
+func TestEachEndHasItsOwnNumbers(t *testing.T) {
+	e := newEnds(t)
+	for _, c := range []*core{e.p, e.b} {
+		c.limits.open, c.limits.accept = 2, 2
+	}
+	var ids [2][]uint64
+	for i, c := range []*core{e.p, e.b} {
+		for !c.full() {
+			ids[i] = append(ids[i], c.open(wire.Open{}).id)
+		}
+	}
+	e.settle()
+	want := [2][]uint64{{1<<8 | 1, 2<<8 | 1}, {dialled | 1<<8 | 1, dialled | 2<<8 | 1}}
+	if !slices.Equal(ids[0], want[0]) || !slices.Equal(ids[1], want[1]) {
+		t.Errorf("ids %#x of the one end and %#x of the other; want %#x", ids[0], ids[1], want)
+	}
+	if p, b := e.p.ids, e.b.ids; p.own != 2 || p.others != 2 || b.own != 2 || b.others != 2 || len(e.p.streams) != 4 {
+		t.Errorf("the ends count %+v and %+v; want two of each", p, b)
+	}
+	if e.p.ids.seen != want[1][1] || e.b.ids.seen != want[0][1] {
+		t.Errorf("the highest OPENs: %#x and %#x; want %#x and %#x", e.p.ids.seen, e.b.ids.seen, want[1][1], want[0][1])
 	}
 }
 
@@ -349,8 +381,8 @@ func TestViolations(t *testing.T) {
 		{"ack of a stream never opened", false, []wire.Frame{ack(5<<8|1, 0)}, wire.ErrUnexpected},
 		{"frame of another slot", false, []wire.Frame{ack(1<<8|2, 0)}, wire.ErrUnexpected},
 		{"open of a live id", true, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, 0},
-		{"open from a bridge", false, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, wire.ErrUnexpected},
-		{"forget from a bridge", false, []wire.Frame{{Type: wire.TypeForget, Stream: id}}, wire.ErrUnexpected},
+		{"open of an own id", false, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, wire.ErrUnexpected},
+		{"forget of an own id", false, []wire.Frame{{Type: wire.TypeForget, Stream: id}}, wire.ErrUnexpected},
 		{"open of a forgotten id", true, []wire.Frame{{Type: wire.TypeForget, Stream: id}, {Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, 0},
 	}
 	for _, tt := range tests {
@@ -407,6 +439,7 @@ func TestBadTables(t *testing.T) {
 		"more than sent":         {Stream: id, RcvNxt: 11},
 		"never opened":           {Stream: 9<<8 | 1},
 		"another slot":           {Stream: 1<<8 | 2},
+		"another slot, the peer": {Stream: dialled | 1<<8 | 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newEnds(t)
@@ -452,8 +485,7 @@ func randomRun(t testing.TB, seed uint64) error {
 		winding := i >= steps
 		switch k := rnd.IntN(10); {
 		case k == 0 && !winding && len(all) < 12:
-			s := e.p.open(wire.Open{})
-			all = append(all, s)
+			all = append(all, cores[rnd.IntN(2)].open(wire.Open{}))
 		case k <= 2 && !winding || winding && k <= 3:
 			side := rnd.IntN(2)
 			for _, s := range cores[side].streams {

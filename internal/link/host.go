@@ -148,13 +148,10 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 		old.Kill(ErrReplaced)
 		h.forget(old)
 	}
-	l := newLink(true, h.cfg.Owner, h.cfg.Log, h.cfg.Budget, h.cfg.Carriers)
+	l := newLink(false, h.cfg.Owner, h.cfg.Log, h.cfg.Budget, h.cfg.Carriers)
 	l.begin(conn, a.Session)
 	l.peerName = a.Name
-	for _, sl := range l.slots {
-		sl.core.peerWindow = min(uint64(a.Window), 1<<30)
-		sl.core.maxStreams = min(int(a.MaxStreams), MaxStreams)
-	}
+	l.agree(a.Window, a.MaxStreams)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {

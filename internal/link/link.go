@@ -31,7 +31,7 @@ const DetachLimit = 5 * time.Minute
 // Owner is the part of a proxy or bridge that a Link reports to. The methods are called without any lock held, from the
 // goroutine that reads the connection: they must not wait.
 type Owner interface {
-	Opened(*Stream)                                    // bridge: connect this stream
+	Opened(*Stream)                                    // the peer opened a stream
 	Claim(l *Link, id uint16, c wire.Claim, more bool) // proxy
 	Unclaim(l *Link, id uint16)                        // proxy
 	Claimed(l *Link, id uint16, c wire.Claimed)        // bridge
@@ -43,7 +43,7 @@ type Owner interface {
 
 // Link is one session between a bridge and a proxy.
 type Link struct {
-	proxy    bool
+	dials    bool // this end is the one that dials
 	owner    Owner
 	log      *slog.Logger
 	start    time.Time
@@ -64,10 +64,10 @@ type Link struct {
 	err error // why the session ended; guarded by mu
 }
 
-func newLink(proxy bool, owner Owner, log *slog.Logger, budget *Budget, carriers int) *Link {
-	l := &Link{proxy: proxy, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{})}
+func newLink(dials bool, owner Owner, log *slog.Logger, budget *Budget, carriers int) *Link {
+	l := &Link{dials: dials, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{})}
 	for i := range carriers + 1 {
-		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(proxy, uint8(i), budget)})
+		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(dials, uint8(i), budget)})
 	}
 	return l
 }
@@ -97,7 +97,7 @@ func (l *Link) Err() error {
 // ErrEnded says that the session is over.
 var ErrEnded = errors.New("the link's session is over")
 
-// Open makes a stream on the carrier that has the least to do. It returns at once; the bridge learns of the stream with the next
+// Open makes a stream, at either end, on the carrier that has the least to do. It returns at once; the peer learns of the stream with the next
 // batch, or when a connection is back.
 func (l *Link) Open(o wire.Open) (*Stream, error) {
 	best := l.idlest()
@@ -111,8 +111,8 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 	if l.Err() != nil {
 		return nil, ErrEnded
 	}
-	if len(best.core.streams) >= best.core.maxStreams {
-		return nil, fmt.Errorf("the bridge has no room for more than %d connections on each carrier", best.core.maxStreams)
+	if best.core.full() {
+		return nil, fmt.Errorf("the peer accepts no more than %d connections on each carrier", best.core.limits.open)
 	}
 	s := best.core.open(o)
 	s.bind(best)
@@ -155,7 +155,7 @@ func (sl *slot) load() (at load) {
 	}
 	at.bytes = sl.core.traffic.lately(sl.link.now()) / bulkStep
 	at.streams = len(sl.core.streams)
-	if at.streams >= sl.core.maxStreams || at.away == 2 {
+	if sl.core.full() || at.away == 2 {
 		at.full = 1
 	}
 	return at
@@ -381,7 +381,17 @@ func (l *Link) expire(limit time.Duration) {
 	}
 }
 
-// sessionSecret is set once, from the first connection.
+// agree takes over what the peer said about the streams that it accepts: how many in a slot, and their first credit.
+func (l *Link) agree(window, streams uint32) {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		sl.core.limits.credit = min(uint64(window), 1<<30)
+		sl.core.limits.open = int(min(streams, MaxStreams))
+		sl.mu.Unlock()
+	}
+}
+
+// begin notes what the first connection settles for the session.
 func (l *Link) begin(c *auth.Conn, sid [16]byte) {
 	l.sid, l.keyID, l.peer = sid, c.KeyID, c.Peer
 	l.secret = auth.SessionSecret(c, sid)

@@ -171,7 +171,7 @@ func newWorldOn(t testing.TB, detach, bridgeDetach time.Duration, ln net.Listene
 	w.dialer = NewDialer(DialerConfig{
 		Owner: w.br, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Carriers: testCarriers, Detach: bridgeDetach,
 		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
-		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) },
+		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) }),
 		Failed: func(int, error, time.Duration) {},
 	})
 	w.wg.Go(func() { w.dialer.Run(ctx) })
@@ -187,24 +187,35 @@ func (w *world) close() {
 	w.wg.Wait()
 }
 
-// open opens a stream and returns both ends.
-func (w *world) open() (px, br *Stream) {
-	w.px.mu.Lock()
-	l := w.px.link
-	w.px.mu.Unlock()
+// open opens a stream at the proxy and returns both ends.
+func (w *world) open() (px, br *Stream) { return w.openAt(w.px, w.br) }
+
+// openAt opens a stream at one end and returns both, its own first.
+func (w *world) openAt(opener, other *recorder) (own, peer *Stream) {
+	opener.mu.Lock()
+	l := opener.link
+	opener.mu.Unlock()
 	s, err := l.Open(wire.Open{})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return s, <-w.br.streams
+	return s, <-other.streams
 }
 
 func TestStreamIsANetConn(t *testing.T) {
-	nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
-		w := newWorld(t, 0)
-		a, b := w.open()
-		return a, b, func() { a.Close(); b.Close(); w.close() }, nil
-	})
+	for _, name := range []string{"proxy", "bridge"} {
+		t.Run("opened by the "+name, func(t *testing.T) {
+			nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
+				w := newWorld(t, 0)
+				opener, other := w.px, w.br
+				if name == "bridge" {
+					opener, other = w.br, w.px
+				}
+				a, b := w.openAt(opener, other)
+				return a, b, func() { a.Close(); b.Close(); w.close() }, nil
+			})
+		})
+	}
 }
 
 // noise is n bytes that do not repeat, the same for the same seed.
@@ -226,7 +237,11 @@ func TestTransferBothWays(t *testing.T) {
 		defer w.close()
 		var wg sync.WaitGroup
 		for i := range 8 {
-			a, b := w.open()
+			opener, other := w.px, w.br
+			if i%2 == 1 {
+				opener, other = w.br, w.px
+			}
+			a, b := w.openAt(opener, other)
 			up, down := noise(byte(i), 3<<20+i), noise(byte(i+100), 1<<20+i)
 			send := func(s *Stream, p []byte) {
 				if _, err := s.Write(p); err != nil {
@@ -364,9 +379,9 @@ func TestEveryAckHasItsTime(t *testing.T) {
 
 // Reset passes over streams that were refused because there were too many: nobody has them.
 func TestResetBesideRefusedStreams(t *testing.T) {
-	l := newLink(false, nil, nil, NewBudget(0), 1)
+	l := newLink(true, nil, nil, NewBudget(0), 1)
 	sl := l.slots[1]
-	sl.core.maxStreams = 1
+	sl.core.limits.accept = 1
 	for i := range uint64(2) {
 		open := wire.AppendOpen(nil, (i+1)<<8|1, 0, wire.Open{})
 		ev, err := sl.core.receive(wire.Frame{Type: wire.TypeOpen, Stream: (i+1)<<8 | 1, Payload: open[wire.HeaderLen:]}, l.now())

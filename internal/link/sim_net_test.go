@@ -307,12 +307,12 @@ func (w *sim) handle(p *process, ev event) {
 	k := p.socks[s]
 	switch ev.kind {
 	case evOpened:
-		w.connect(s)
+		w.connect(p, s)
 	case evData:
 		w.arrive(k, ev.data)
 	case evEnd:
 		if k == nil {
-			return // the bridge had no room for it
+			return // there was no room for it
 		}
 		k.coming, k.code = s.recv.end, s.recv.code
 		if s.recv.abort {
@@ -410,7 +410,7 @@ func (w *sim) attach(k *conn, gen uint64, a wire.Attach, table []wire.StreamStat
 			w.endSession(atProxy, "a new session replaces it")
 		}
 		p.sid, p.core, p.last = a.Session, w.newCore(atProxy), 0
-		p.core.peerWindow = min(uint64(a.Window), 1<<30)
+		p.core.limits.credit = min(uint64(a.Window), 1<<30)
 		w.stats.sessions++
 	}
 	if p.core == nil || a.Session != p.sid {
@@ -479,6 +479,9 @@ func (w *sim) attached(k *conn, gen uint64, at wire.Attached, table []wire.Strea
 	case at.Status != wire.StatusOK:
 		w.endSession(atBridge, "the proxy says "+at.Status.String())
 		return
+	}
+	if !b.begun {
+		b.core.limits.credit = min(uint64(at.Window), 1<<30)
 	}
 	lie := w.lieFor(atBridge, k.ends[atProxy].lie)
 	events, err := b.core.resumed(gen, table)

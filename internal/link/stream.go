@@ -29,7 +29,7 @@ type Stream struct {
 	hooks     [4]hook
 	ackDue    time.Duration
 	ackWaits  bool
-	openSent  bool // proxy: the bridge was told of the stream on this connection or an earlier one
+	openSent  bool // the peer was told of the stream on this connection or an earlier one, or opened it itself
 	forgotten bool // not in the core any more
 
 	change    sync.Cond // on slot.mu: room, data, end or deadline

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -45,7 +46,7 @@ func (b *byKey) key(id [16]byte) *recorder {
 	}
 	return b.of[id]
 }
-func (b *byKey) Opened(s *Stream)                               { panic("a proxy was asked to connect a stream") }
+func (b *byKey) Opened(s *Stream)                               { b.get(s.slot.link).Opened(s) }
 func (b *byKey) Claim(l *Link, id uint16, c wire.Claim, m bool) { b.get(l).Claim(l, id, c, m) }
 func (b *byKey) Unclaim(l *Link, id uint16)                     { b.get(l).Unclaim(l, id) }
 func (b *byKey) Claimed(l *Link, id uint16, c wire.Claimed)     { panic("a proxy was answered a claim") }
@@ -102,7 +103,7 @@ func newScene(t *testing.T) *scene {
 	br := newRecorder()
 	d := NewDialer(DialerConfig{
 		Owner: br, Log: slog.New(slog.DiscardHandler), Carriers: 1, Auth: cc,
-		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") },
+		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),
 		Failed: func(int, error, time.Duration) {},
 	})
 	w.wg.Go(func() { d.Run(ctx) })
@@ -291,6 +292,24 @@ var both = []wrong{
 	{"CLAIMED on a carrier", 1, wire.AppendClaimed(nil, 0, wire.Claimed{Status: wire.ClaimUp}), wire.ErrUnexpected, true},
 }
 
+// aboutIDs is what is wrong about ids, with the bits that mark those of the receiver and those of the peer.
+func aboutIDs(own, peer uint64) []wrong {
+	own, peer = own|nextID, peer|nextID
+	return []wrong{
+		{"P4 OPEN of an id of the receiver", 1, wire.AppendOpen(nil, own, 0, wire.Open{}), wire.ErrUnexpected, true},
+		{"FORGET of an id of the receiver", 1, wire.AppendEmpty(nil, wire.TypeForget, own, 0), wire.ErrUnexpected, true},
+		{"R6 ACK of a stream that was never opened", 1, wire.AppendAck(nil, own, 0, 1<<16), wire.ErrUnexpected, true},
+		{"OPEN of another slot", 1, wire.AppendOpen(nil, peer+1, 1<<16, wire.Open{}), wire.ErrUnexpected, true},
+		{"OPEN on the control connection", 0, wire.AppendOpen(nil, peer, 1<<16, wire.Open{}), wire.ErrUnexpected, true},
+		{"OPEN of an id of the control connection", 0, wire.AppendOpen(nil, peer-1, 1<<16, wire.Open{}), wire.ErrUnexpected, true},
+		{"OPEN with a bad address", 1, frame(wire.TypeOpen, 0, peer, 1<<16, 5), wire.ErrFormat, false},
+		{"OPEN with a credit beyond 2^62", 1, wire.AppendOpen(nil, peer, 1<<62+1, wire.Open{}), wire.ErrOverflow, true},
+		{"DATA before its OPEN", 1, data(peer, 0, "x"), wire.ErrUnexpected, true},
+		{"END before its OPEN", 1, fin(peer, 0, ""), wire.ErrUnexpected, true},
+		{"FORGET before its OPEN", 1, wire.AppendEmpty(nil, wire.TypeForget, peer, 0), 0, false},
+	}
+}
+
 // evilBridge is a bridge that is played by hand: a session with slots 0 and 1, and a stream over which "hello" went.
 type evilBridge struct {
 	w      *scene
@@ -420,11 +439,13 @@ func (e *evilBridge) close(ends bool) {
 }
 
 func TestViolationsTowardsAHost(t *testing.T) {
-	cases := append([]wrong{
-		{"P4 OPEN", 1, wire.AppendOpen(nil, nextID, 0, wire.Open{}), wire.ErrUnexpected, true},
+	cases := slices.Concat(aboutIDs(0, dialled), []wrong{
 		{"P4 OPEN of a live stream", 1, wire.AppendOpen(nil, theID, 0, wire.Open{}), wire.ErrUnexpected, true},
-		{"FORGET", 1, wire.AppendEmpty(nil, wire.TypeForget, theID, 0), wire.ErrUnexpected, true},
-		{"R6 ACK of a stream that was never opened", 1, wire.AppendAck(nil, nextID, 0, 1<<16), wire.ErrUnexpected, true},
+		{"FORGET of a live stream", 1, wire.AppendEmpty(nil, wire.TypeForget, theID, 0), wire.ErrUnexpected, true},
+		{"OPEN of a stream that was forgotten", 1, bytes.Join([][]byte{
+			wire.AppendOpen(nil, dialled|theID, 1<<16, wire.Open{}), wire.AppendEmpty(nil, wire.TypeForget, dialled|theID, 0),
+			wire.AppendOpen(nil, dialled|theID, 1<<16, wire.Open{}),
+		}, nil), 0, false},
 		{"CLAIMED", 0, wire.AppendClaimed(nil, 0, wire.Claimed{Status: wire.ClaimUp}), wire.ErrUnexpected, true},
 		{"CLAIM with a bad payload", 0, frame(wire.TypeClaim, 0, 0, 0, 5), wire.ErrClaimInvalid, true},
 		{"CLAIM with id 1,024", 0, frame(wire.TypeClaim, 0, 0, 1024, 2), wire.ErrClaimInvalid, true},
@@ -433,7 +454,7 @@ func TestViolationsTowardsAHost(t *testing.T) {
 		{"frames of a stream that is forgotten", 1, bytes.Join([][]byte{
 			rst(theID, 5, "hello"), data(theID, 5, "late"), wire.AppendAck(nil, theID, 5, 1<<16), fin(theID, 9, "hellolate"),
 		}, nil), 0, false},
-	}, both...)
+	}, both)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -493,7 +514,7 @@ func TestFirstFramesTowardsAHost(t *testing.T) {
 		"P7 OPEN before ATTACH":                {wire.AppendOpen(nil, theID, 0, wire.Open{}), wire.ErrUnexpected},
 		"P7 ERR before ATTACH":                 {wire.AppendErr(nil, wire.Err{Code: wire.ErrFormat}), wire.ErrUnexpected},
 		"A9 2^32-1 streams":                    {attach(wire.ModeResume, 1, 1<<32-1), wire.ErrFormat},
-		"A9 32,769 streams":                    {attach(wire.ModeResume, 1, 2*MaxStreams+1), wire.ErrFormat},
+		"A9 65,537 streams":                    {attach(wire.ModeResume, 1, 4*MaxStreams+1), wire.ErrFormat},
 		"A9 the same id twice":                 {tabled(twice, sum(twice), st(0, twice)), wire.ErrFormat},
 		"A9 ids out of order":                  {tabled(swapped, sum(swapped), st(0, swapped)), wire.ErrFormat},
 		"A9 a wrong checksum":                  {tabled(one, sum(one)+1, st(0, one)), wire.ErrFormat},
@@ -604,6 +625,8 @@ func TestTablesTowardsAHost(t *testing.T) {
 		"R3 less credit than before": {[]wire.StreamState{with(func(s *wire.StreamState) { s.Credit = 1 })}, 0},
 		"R5 never opened":            {[]wire.StreamState{honest, {Stream: nextID}}, wire.ErrResume},
 		"R5 of another slot":         {[]wire.StreamState{{Stream: 1<<8 | 0}, honest}, wire.ErrResume},
+		"of the bridge, no OPEN yet": {[]wire.StreamState{honest, {Stream: dialled | theID}}, 0},
+		"of the bridge, other slot":  {[]wire.StreamState{honest, {Stream: dialled | 1<<8}}, wire.ErrResume},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -675,7 +698,8 @@ type evilProxy struct {
 	stop   context.CancelFunc
 	wg     sync.WaitGroup
 	at     [2]*voice
-	stream *Stream // its other end
+	stream *Stream       // its other end
+	limits wire.Attached // what it says of the streams that it accepts
 }
 
 // expect accepts the bridge's next connection that says ATTACH, and reads it. Attempts may be given up before.
@@ -713,7 +737,7 @@ func (e *evilProxy) expect() (*voice, wire.Attach, uint64) {
 func (e *evilProxy) welcome(v *voice, a wire.Attach, gen uint64, sts ...wire.StreamState) {
 	raw, announced := table(sts...)
 	v.say(wire.AppendTable(wire.AppendAttached(nil, gen, wire.Attached{
-		Status: wire.StatusOK, Slot: a.Slot, Carriers: 1, Window: floorWindow, MaxStreams: MaxStreams,
+		Status: wire.StatusOK, Slot: a.Slot, Carriers: 1, Window: e.limits.Window, MaxStreams: e.limits.MaxStreams,
 		Streams: announced.Streams, TableCRC: announced.TableCRC,
 	}), raw))
 	if e.at[a.Slot] != nil {
@@ -725,7 +749,7 @@ func (e *evilProxy) welcome(v *voice, a wire.Attach, gen uint64, sts ...wire.Str
 // newEvilProxy is a proxy that the bridge dials; with session it has answered and opened a stream.
 func newEvilProxy(w *scene, session bool) *evilProxy {
 	w.t.Helper()
-	e := &evilProxy{w: w, br: newRecorder()}
+	e := &evilProxy{w: w, br: newRecorder(), limits: wire.Attached{Window: floorWindow, MaxStreams: MaxStreams}}
 	var err error
 	if e.ln, err = w.net.Listen("evil:3010"); err != nil {
 		w.t.Fatal(err)
@@ -736,7 +760,7 @@ func newEvilProxy(w *scene, session bool) *evilProxy {
 	e.stop = cancel
 	d := NewDialer(DialerConfig{
 		Owner: e.br, Log: slog.New(slog.DiscardHandler), Carriers: 1, Auth: cc,
-		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "evil:3010") },
+		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "evil:3010") }),
 		Failed: func(int, error, time.Duration) {},
 	})
 	e.wg.Go(func() { d.Run(ctx) })
@@ -779,21 +803,15 @@ func (e *evilProxy) close() {
 }
 
 func TestViolationsTowardsADialer(t *testing.T) {
-	cases := append([]wrong{
+	cases := slices.Concat(aboutIDs(dialled, 0), []wrong{
 		{"P4 OPEN of a live stream", 1, wire.AppendOpen(nil, theID, 1<<16, wire.Open{}), 0, false},
 		{"P4 OPEN of a stream that was forgotten", 1, append(wire.AppendEmpty(nil, wire.TypeForget, theID, 0), wire.AppendOpen(nil, theID, 1<<16, wire.Open{})...), 0, false},
-		{"OPEN of another slot", 1, wire.AppendOpen(nil, 2<<8|2, 1<<16, wire.Open{}), wire.ErrUnexpected, true},
-		{"OPEN on the control connection", 0, wire.AppendOpen(nil, nextID, 1<<16, wire.Open{}), wire.ErrUnexpected, true},
-		{"OPEN with a bad address", 1, frame(wire.TypeOpen, 0, nextID, 1<<16, 5), wire.ErrFormat, false},
-		{"OPEN with a credit beyond 2^62", 1, wire.AppendOpen(nil, nextID, 1<<62+1, wire.Open{}), wire.ErrOverflow, true},
-		{"DATA before its OPEN", 1, data(nextID, 0, "x"), wire.ErrUnexpected, true},
-		{"FORGET before its OPEN", 1, wire.AppendEmpty(nil, wire.TypeForget, nextID, 0), 0, false},
 		{"R6 ACK of a stream that was forgotten", 1, append(wire.AppendEmpty(nil, wire.TypeForget, theID, 0), wire.AppendAck(nil, theID, 5, 1<<16)...), 0, false},
 		{"CLAIM", 0, wire.AppendClaim(nil, 0, wire.Claim{Public: "tcp/9000"}, false), wire.ErrUnexpected, true},
 		{"UNCLAIM", 0, frame(wire.TypeUnclaim, 0, 0, 0, 0), wire.ErrUnexpected, true},
 		{"CLAIMED with an unknown status", 0, wire.AppendClaimed(nil, 0, wire.Claimed{Status: 9}), wire.ErrClaimInvalid, true},
 		{"CLAIMED with id 1,024", 0, wire.AppendClaimed(nil, 1024, wire.Claimed{Status: wire.ClaimUp}), wire.ErrClaimInvalid, true},
-	}, both...)
+	}, both)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -1019,45 +1037,154 @@ func (r *recorder) drop(done <-chan struct{}) {
 	}
 }
 
-// A proxy that opens more streams than were agreed.
+// openTooMany has v, which has opened so many streams, open more than were agreed.
+func openTooMany(t *testing.T, v *voice, owner *recorder, bit uint64, open int) {
+	id := func(n int) uint64 { return bit | uint64(n)<<8 | 1 }
+	var b []byte
+	for n := open + 1; n <= MaxStreams; n++ {
+		b = wire.AppendOpen(b, id(n), 1<<16, wire.Open{})
+	}
+	v.say(b)
+	for range MaxStreams - open {
+		<-owner.streams
+	}
+	v.say(wire.AppendOpen(nil, id(MaxStreams+1), 1<<16, wire.Open{}))
+	f, err := v.hear(wire.TypeEnd)
+	if end, _ := wire.ParseEnd(f); err != nil || f.Stream != id(MaxStreams+1) || end.Kind != wire.RST || end.Code != wire.CodeLimit {
+		t.Errorf("END %+v of stream %#x, %v; want RST with the code for limits", end, f.Stream, err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { // so that the other end's writer is not what stops it
+		b = b[:0]
+		for n := MaxStreams + 2; n <= 2*MaxStreams+1; n++ {
+			b = wire.AppendOpen(b, id(n), 1<<16, wire.Open{})
+		}
+		v.say(b)
+	})
+	f, err = v.hear(wire.TypeErr)
+	wg.Wait()
+	if err != nil || wire.ParseErr(f).Code != wire.ErrFlood {
+		t.Errorf("%s, %v; want ERR %d", f.Type, err, wire.ErrFlood)
+	}
+	if n := len(owner.streams); n != 0 {
+		t.Errorf("%d streams beyond the limit are to be connected", n)
+	}
+}
+
+// A peer that opens more streams than were agreed.
 func TestOPENsBeyondTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScene(t)
 		defer w.close()
 		e := newEvilProxy(w, true)
 		defer e.close()
-		id := func(n int) uint64 { return uint64(n)<<8 | 1 }
-		var b []byte
-		for n := 2; n <= MaxStreams; n++ { // one is open
-			b = wire.AppendOpen(b, id(n), 1<<16, wire.Open{})
+		openTooMany(t, e.at[1], e.br, 0, 1)
+		if got := e.next(); got != wire.ModeNew {
+			t.Errorf("the bridge's next ATTACH has mode %d, want NEW", got)
 		}
-		e.at[1].say(b)
-		for range MaxStreams - 1 {
-			<-e.br.streams
-		}
-		e.at[1].say(wire.AppendOpen(nil, id(MaxStreams+1), 1<<16, wire.Open{}))
-		f, err := e.at[1].hear(wire.TypeEnd)
-		if end, _ := wire.ParseEnd(f); err != nil || f.Stream != id(MaxStreams+1) || end.Kind != wire.RST || end.Code != wire.CodeLimit {
-			t.Errorf("END %+v of stream %#x, %v; want RST with the code for limits", end, f.Stream, err)
-		}
-		var wg sync.WaitGroup
-		wg.Go(func() { // so that the bridge's writer is not what stops it
-			b = b[:0]
-			for n := MaxStreams + 2; n <= 2*MaxStreams+1; n++ {
-				b = wire.AppendOpen(b, id(n), 1<<16, wire.Open{})
-			}
-			e.at[1].say(b)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		w := newScene(t)
+		defer w.close()
+		e := newEvilBridge(w)
+		defer e.close(true)
+		openTooMany(t, e.at[1], w.owners.key(evilKey), dialled, 0)
+	})
+}
+
+// What a bridge opens, a proxy may limit, and may not decide about.
+func TestStreamsThatADialerOpens(t *testing.T) {
+	const mine = dialled | theID
+	scene := func(name string, f func(t *testing.T, e *evilProxy, s *Stream)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newScene(t)
+				defer w.close()
+				e := newEvilProxy(w, false)
+				defer e.close()
+				e.limits = wire.Attached{Window: 7, MaxStreams: 1}
+				for range 2 {
+					v, a, gen := e.expect()
+					e.welcome(v, a, gen)
+				}
+				e.br.wait(e.br.allUp(1))
+				s, err := e.br.session().Open(wire.Open{Service: 5})
+				if err != nil {
+					t.Fatal(err)
+				}
+				f0, err := e.at[1].hear(wire.TypeOpen)
+				if o, _ := wire.ParseOpen(f0); err != nil || f0.Stream != mine || o.Service != 5 {
+					t.Fatalf("OPEN %+v of stream %#x, %v", o, f0.Stream, err)
+				}
+				f(t, e, s)
+			})
 		})
-		f, err = e.at[1].hear(wire.TypeErr)
-		wg.Wait()
-		if err != nil || wire.ParseErr(f).Code != wire.ErrFlood {
-			t.Errorf("%s, %v; want ERR %d", f.Type, err, wire.ErrFlood)
+	}
+	for name, say := range map[string][]byte{
+		"OPEN":   wire.AppendOpen(nil, mine, 1<<16, wire.Open{}),
+		"FORGET": wire.AppendEmpty(nil, wire.TypeForget, mine, 0),
+	} {
+		scene(name, func(t *testing.T, e *evilProxy, s *Stream) {
+			e.at[1].say(say)
+			if code, text := e.at[1].verdict(); code != wire.ErrUnexpected {
+				t.Errorf("ERR %d (%s), want %d", code, text, wire.ErrUnexpected)
+			}
+			if got := e.next(); got != wire.ModeNew {
+				t.Errorf("the bridge's next ATTACH has mode %d, want NEW", got)
+			}
+		})
+	}
+	scene("limits", func(t *testing.T, e *evilProxy, s *Stream) {
+		if n := s.TryRoom(); n != 7 {
+			t.Errorf("TryRoom = %d, want the 7 bytes of ATTACHED", n)
 		}
-		if n := len(e.br.streams); n != 0 {
-			t.Errorf("%d streams beyond the limit are to be connected", n)
+		if _, err := e.br.session().Open(wire.Open{}); err == nil {
+			t.Error("a second stream was opened, where the proxy accepts one")
+		}
+		s.Reset(wire.CodeReset)
+		e.at[1].hear(wire.TypeEnd)
+		e.at[1].say(wire.AppendAck(nil, mine, 1, 1<<16))
+		if f, err := e.at[1].hear(wire.TypeForget); err != nil || f.Stream != mine {
+			t.Errorf("%s of stream %#x, %v; want FORGET", f.Type, f.Stream, err)
+		}
+		if _, err := e.br.session().Open(wire.Open{}); err != nil {
+			t.Errorf("Open behind the end of the first stream: %v", err)
+		}
+	})
+	resume := func(e *evilProxy, sts ...wire.StreamState) *voice {
+		e.at[1].conn.Close()
+		v, a, gen := e.expect()
+		e.welcome(v, a, gen, sts...)
+		return v
+	}
+	scene("a resume that lacks one whose OPEN was lost", func(t *testing.T, e *evilProxy, s *Stream) {
+		s.Write([]byte("hello"))
+		e.at[1].hear(wire.TypeData)
+		v := resume(e)
+		if f, err := v.hear(wire.TypeOpen); err != nil || f.Stream != mine {
+			t.Errorf("%s of stream %#x, %v; want the OPEN again", f.Type, f.Stream, err)
+		}
+		if f, err := v.hear(wire.TypeData); err != nil || f.Offset != 0 || string(f.Payload) != "hello" {
+			t.Errorf("DATA %q at %d, %v; want all from the start", f.Payload, f.Offset, err)
+		}
+	})
+	scene("a resume that lacks one that was acknowledged", func(t *testing.T, e *evilProxy, s *Stream) {
+		s.Write([]byte("hello"))
+		e.at[1].hear(wire.TypeData)
+		e.at[1].say(wire.AppendAck(nil, mine, 5, 1<<16))
+		e.at[1].verdict()
+		v := resume(e)
+		if f, err := v.hear(wire.TypeErr); err != nil || wire.ParseErr(f).Code != wire.ErrResume {
+			t.Errorf("%s, %v; want ERR %d", f.Type, err, wire.ErrResume)
 		}
 		if got := e.next(); got != wire.ModeNew {
 			t.Errorf("the bridge's next ATTACH has mode %d, want NEW", got)
+		}
+	})
+	scene("a resume with one that was never opened", func(t *testing.T, e *evilProxy, s *Stream) {
+		v := resume(e, wire.StreamState{Stream: dialled | nextID})
+		if f, err := v.hear(wire.TypeErr); err != nil || wire.ParseErr(f).Code != wire.ErrResume {
+			t.Errorf("%s, %v; want ERR %d", f.Type, err, wire.ErrResume)
 		}
 	})
 }

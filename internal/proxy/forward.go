@@ -11,6 +11,7 @@ import (
 	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/route"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -31,7 +32,7 @@ func (p *Proxy) forward(ln *listener, conn net.Conn) bool {
 		}
 	}
 	s, target, err := ln.dest.Open(p.holding, wire.Open{Client: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())},
-		func() bool { return relay.Gone(conn) })
+		func() bool { return sys.Gone(conn) })
 	if err != nil {
 		refuse(conn)
 		if !errors.Is(err, context.Canceled) && !errors.Is(err, route.ErrRemoved) && !errors.Is(err, route.ErrLeft) {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -487,4 +488,24 @@ func TestStop(t *testing.T) {
 	if w.err != nil {
 		t.Errorf("Run = %v, want nil", w.err)
 	}
+}
+
+// TestAStreamOfABridge: a bridge may open streams, and a proxy, which has no service for them, resets them.
+func TestAStreamOfABridge(t *testing.T) {
+	_, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	b.mu.Lock()
+	l := b.link
+	b.mu.Unlock()
+	s, err := l.Open(wire.Open{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.SetDeadline(time.Now().Add(limit))
+	if n, err := s.Read(make([]byte, 1)); !errors.Is(err, link.ErrReset) {
+		t.Errorf("Read = %d, %v; want a reset", n, err)
+	}
+	eventually(t, "no stream is left", func() bool { return l.Streams() == 0 })
 }

@@ -15,6 +15,7 @@ import (
 	"reverser/internal/relay"
 	"reverser/internal/route"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -194,8 +195,8 @@ func (p *Proxy) GoingAway(l *link.Link, _ time.Duration) {
 	}
 }
 
-// Opened implements link.Owner. Only bridges are asked to connect streams.
-func (p *Proxy) Opened(*link.Stream) {}
+// Opened implements link.Owner. A proxy has no service that a bridge could ask for.
+func (p *Proxy) Opened(s *link.Stream) { s.Reset(wire.CodeService) }
 
 // Claimed implements link.Owner. Only bridges get answers.
 func (p *Proxy) Claimed(*link.Link, uint16, wire.Claimed) {}
@@ -380,11 +381,16 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	})
 	p.mu.Unlock()
 	closeAll(gone)
-	ln, err := relay.Listen(pub.ListenNetwork(), pub.ListenAddr())
+	ln, err := sys.Listen(pub.ListenNetwork(), pub.ListenAddr())
 	p.mu.Lock()
 	if err != nil {
 		p.routes.Remove(d)
-		return verdict{state: wire.ClaimRetrying, reason: fmt.Sprintf("open %s on the proxy: %s", pub, err)}
+		v := verdict{state: wire.ClaimRetrying, reason: fmt.Sprintf("open %s on the proxy: %s", pub, err)}
+		if hint := sys.PortHint(err); hint != "" {
+			v.told = v.reason
+			v.reason += " (" + hint + ")"
+		}
+		return v
 	}
 	l := &listener{Listener: ln, dest: d}
 	p.public[pub] = l

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package relay
+package sys
 
 import "net"
 
@@ -9,3 +9,9 @@ func inheritKeepAlive(*net.ListenConfig) {}
 
 // dialLocal leaves it to net.
 func dialLocal(_, _ string) (net.Conn, error) { return nil, nil }
+
+// bindNoPort is not needed here, or not there.
+func bindNoPort(uintptr) {}
+
+// portsHint is what helps where no local port is free.
+const portsHint = "widen the system's range of ephemeral ports"

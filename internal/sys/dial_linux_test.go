@@ -1,9 +1,10 @@
-package relay
+package sys
 
 import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -12,14 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-func (c *localConn) set(option, n int) (err error) {
-	c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, n) })
-	return err
-}
-
-func (c *localConn) SetReadBuffer(n int) error  { return c.set(unix.SO_RCVBUF, n) }
-func (c *localConn) SetWriteBuffer(n int) error { return c.set(unix.SO_SNDBUF, n) }
 
 // TestDialLocal: a connection that was made without net is like one of net's.
 func TestDialLocal(t *testing.T) {
@@ -32,10 +25,11 @@ func TestDialLocal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := dialLocal("tcp", ln.Addr().String())
-		if c == nil || err != nil {
-			t.Fatalf("dialLocal(%s) = %v, %v", ln.Addr(), c, err)
+		conn, err := dialLocal("tcp", ln.Addr().String())
+		if conn == nil || err != nil {
+			t.Fatalf("dialLocal(%s) = %v, %v", ln.Addr(), conn, err)
 		}
+		c := conn.(*localConn)
 		far, err := ln.Accept()
 		if err != nil {
 			t.Fatal(err)
@@ -54,14 +48,14 @@ func TestDialLocal(t *testing.T) {
 			t.Errorf("Read = %q, %v", p[:n], err)
 		}
 		c.Write([]byte("there"))
-		if err := closeWrite(c); err != nil {
+		if err := c.CloseWrite(); err != nil {
 			t.Error(err)
 		}
 		if got, err := io.ReadAll(far); string(got) != "there" || err != nil {
 			t.Errorf("the target read %q, %v", got, err)
 		}
 		c.Close() // born with linger 0
-		if err := closeWrite(c); !errors.Is(err, net.ErrClosed) {
+		if err := c.CloseWrite(); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("CloseWrite behind Close = %v, want net.ErrClosed", err)
 		}
 		if _, err := far.Write([]byte("x")); err == nil {
@@ -85,13 +79,10 @@ func TestDialLocal(t *testing.T) {
 	}
 }
 
-// closeWrite is what a pair does at the end of a direction.
-func closeWrite(c net.Conn) error { return (&socket{conn: c}).closeWrite(false) }
-
 // TestKeepAliveIsInherited: the listener's options hold for what it accepts.
 func TestKeepAliveIsInherited(t *testing.T) {
-	user, accepted := loopback.user(t)
-	server, dialled := loopback.server(t)
+	user, accepted := accept(t)
+	server, dialled := dial(t)
 	for _, c := range []net.Conn{user, accepted, server, dialled} {
 		defer c.Close()
 	}
@@ -104,6 +95,7 @@ func TestKeepAliveIsInherited(t *testing.T) {
 			for _, o := range []struct{ level, option, want int }{
 				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60},
 				{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4}, {unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+				{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1},
 			} {
 				if got, err := unix.GetsockoptInt(int(fd), o.level, o.option); got != o.want || err != nil {
 					t.Errorf("%s: option %d is %d, %v; want %d", who, o.option, got, err, o.want)
@@ -113,5 +105,62 @@ func TestKeepAliveIsInherited(t *testing.T) {
 				t.Errorf("%s: linger is %d, %v", who, l, err)
 			}
 		})
+	}
+}
+
+// fewPorts leaves a socket n local ports to choose from.
+func fewPorts(n int) func(fd uintptr) {
+	const first = 40_123
+	return func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, ipLocalPortRange, (first+n-1)<<16|first)
+	}
+}
+
+// ipLocalPortRange is IP_LOCAL_PORT_RANGE of <linux/in.h>, since Linux 6.3.
+const ipLocalPortRange = 51
+
+// TestNoPort: where no local port is free, the error says so and what to do. Elsewhere the same ports are free.
+func TestNoPort(t *testing.T) {
+	var targets []string
+	for range 2 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		targets = append(targets, ln.Addr().String())
+	}
+	for _, source := range []netip.Addr{{}, netip.MustParseAddr("127.0.0.7")} {
+		for _, target := range targets { // with a source, too: the port is chosen for the connection, not for the source
+			var noPort *NoPortError
+			for made := 0; noPort == nil; made++ {
+				c, err := dialFrom(t.Context(), source, "tcp", target, fewPorts(3))
+				if err == nil {
+					defer c.Close()
+					if port := c.LocalAddr().(*net.TCPAddr).Port; port < 40_123 || port > 40_125 {
+						t.Skip("this kernel lets no socket have a range of ports")
+					}
+				} else if !errors.As(err, &noPort) || made == 0 || made > 3 {
+					t.Fatalf("from %v to %s, %d connections made: %v; want NoPortError behind three or less", source, target, made, err)
+				}
+			}
+			if text := noPort.Error(); !strings.Contains(text, "ip_local_port_range") || !strings.Contains(text, target) || !errors.Is(noPort, unix.EADDRNOTAVAIL) || !NoSource(noPort) {
+				t.Errorf("the error is %q", text)
+			}
+		}
+	}
+}
+
+// TestNoPortIsNot: errors with the same number that have another cause.
+func TestNoPortIsNot(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := DialFrom(t.Context(), netip.MustParseAddr("192.0.2.77"), "tcp", ln.Addr().String())
+	var noPort *NoPortError
+	if c != nil || err == nil || errors.As(err, &noPort) || !NoSource(err) {
+		t.Errorf("from an address that is not this machine's: %v; want another error than NoPortError, for the sake of the source", err)
 	}
 }

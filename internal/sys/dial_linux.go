@@ -1,4 +1,4 @@
-package relay
+package sys
 
 import (
 	"net"
@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"reverser/internal/sys"
 )
 
 // inheritKeepAlive has the listener's connections inherit keepAlive from it, instead of four system calls for each.
@@ -30,6 +28,14 @@ func setKeepAlive(fd int) {
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAlive.Count)
 }
 
+// bindNoPort leaves the choice of the local port to connect, which may use a port again that has a connection to somewhere else.
+func bindNoPort(fd uintptr) {
+	unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+// portsHint is what helps where no local port is free.
+const portsHint = "widen net.ipv4.ip_local_port_range, or set net.ipv4.tcp_tw_reuse=1"
+
 // dialLocal connects to a TCP target on this machine, which answers within the system call: there is nothing to wait for. It
 // returns nothing where that is not so; then somebody has to wait. A connection cost the bridge a sixth less than by net.Dialer.
 func dialLocal(network, addr string) (net.Conn, error) {
@@ -45,12 +51,12 @@ func dialLocal(network, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, nil // net says it better
 	}
-	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	setAtBirth(uintptr(fd))
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, mostUnread) // see limitUnread
 	setKeepAlive(fd)
 	remote := net.TCPAddrFromAddrPort(to)
-	if err = sys.Connect(fd, to); err == unix.EINPROGRESS {
+	if err = Connect(fd, to); err == unix.EINPROGRESS {
 		err = connected(fd)
 	}
 	switch err {
@@ -74,7 +80,7 @@ func dialLocal(network, addr string) (net.Conn, error) {
 
 // connected says what became of a connect; EINPROGRESS: nothing yet.
 func connected(fd int) error {
-	switch events := sys.Poll(fd, unix.POLLOUT); {
+	switch events := Poll(fd, unix.POLLOUT); {
 	case events == 0:
 		return unix.EINPROGRESS
 	case events&(unix.POLLERR|unix.POLLHUP) == 0:

@@ -1,11 +1,11 @@
 //go:build unix
 
-package relay
+package sys
 
 import "syscall"
 
-// descriptorLimit returns how many descriptors this process may hold. Go has raised the soft limit to the hard one by now.
-func descriptorLimit() int {
+// Descriptors returns how many descriptors this process may hold. Go has raised the soft limit to the hard one by now.
+func Descriptors() int {
 	var r syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {
 		return 1024
