@@ -50,6 +50,7 @@ var rules = []rule{
 	{pkg: "internal/auth", own: "record wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
 	{pkg: "internal/link", own: "auth record status wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
 	{pkg: "internal/relay", own: "link status sys wire", why: "binds a socket and a stream; it does not know who connected to what"},
+	{pkg: "internal/traffic", own: "link relay status sys wire", why: "counts connections and ends them; where one leads is its role's business"},
 	{pkg: "internal/route", own: "grammar link wire", why: "says where a connection goes and moves no bytes: it sees links, never pairs"},
 	{pkg: "internal/registry", own: "grammar link wire", not: "net os log/slog",
 		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},
@@ -104,7 +105,7 @@ var banned = []struct{ prefix, why string }{
 }
 
 // dataPath are the packages on the path of a byte: everything they pull in is read by whoever audits it.
-var dataPath = []string{"wire", "auth", "link", "relay", "route", "registry", "proxy", "bridge"}
+var dataPath = []string{"wire", "auth", "link", "relay", "traffic", "route", "registry", "proxy", "bridge"}
 
 // TestImports holds the rules for all platforms at once, by reading the files rather than building them.
 func TestImports(t *testing.T) {

@@ -55,7 +55,7 @@ type Pair struct {
 	watch  watch  // guarded by mu
 
 	fresh   bool          // nothing was written to the socket yet; guarded by the stream, which has one writer
-	out, in atomic.Uint64 // bytes from the socket, to the socket
+	out, in sharedCounter // bytes from the socket, to the socket
 	reading atomic.Bool   // somebody reads the socket: what the poller has to say is no news
 	wg      sync.WaitGroup
 
