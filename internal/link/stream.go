@@ -34,15 +34,19 @@ type Stream struct {
 
 	change    sync.Cond // on slot.mu: room, data, end or deadline
 	receiver  Receiver
+	calls     int  // of the receiver that are under way, Abort apart
+	detached  bool // between Detach and SetReceiver
 	busy      bool // somebody hands data to the receiver or drains the backlog
 	told      wire.EndKind
 	dead      bool // the session is gone
+	deadCode  wire.Code
 	closed    bool // by the local user of the net.Conn
 	noWait    bool // the socket is dead: Room waits no more
 	writing   bool // a Write is under way: the bytes of each stay together
 	rdl, wdl  *deadline
 	resumes0  uint64 // the slot's count when the stream was made
 	flushLate *time.Timer
+	flushBy   time.Time   // when flushLate ends; kept while the stream is detached
 	restLate  *time.Timer // see SendRest
 	look      *time.Timer // see Room
 	looking   bool
@@ -137,6 +141,9 @@ const lookEvery = 2 * time.Second
 // ErrNoWait is what Room returns where it would wait for the sake of a socket that is dead.
 var ErrNoWait = errors.New("stream: the socket is dead")
 
+// ErrDetached is what Room returns behind Detach.
+var ErrDetached = errors.New("stream: no receiver any more")
+
 // NoWait makes Room fail where it would wait: nothing that comes later will be read.
 func (s *Stream) NoWait() {
 	s.slot.mu.Lock()
@@ -150,6 +157,8 @@ func (s *Stream) roomLocked() (int, error) {
 		switch n, err := s.send.room(s.slot.core.budget), s.mute(); {
 		case err != nil:
 			return 0, err
+		case s.detached:
+			return 0, ErrDetached
 		case n > 0:
 			return n, nil
 		case s.noWait:
@@ -176,7 +185,7 @@ func (s *Stream) mute() error {
 func (s *Stream) TryRoom() int {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if s.mute() != nil {
+	if s.mute() != nil || s.detached {
 		return 0
 	}
 	return s.send.room(s.slot.core.budget)
@@ -324,12 +333,13 @@ func (s *Stream) discardLocked() {
 	}
 }
 
-// SetReceiver says who takes what arrives. It is called once; what arrived before is a backlog.
+// SetReceiver says who takes what arrives. It is called once, and once more behind each Detach; what arrived before is a backlog.
 func (s *Stream) SetReceiver(r Receiver) {
 	s.slot.mu.Lock()
+	s.detached = false
 	if s.dead {
 		s.slot.mu.Unlock()
-		r.Abort(wire.CodeAborted)
+		r.Abort(s.deadCode)
 		return
 	}
 	s.receiver = r
@@ -338,9 +348,42 @@ func (s *Stream) SetReceiver(r Receiver) {
 	s.slot.mu.Unlock()
 }
 
+// Detach takes the stream away from its receiver. When it returns, no call of the receiver is under way and none will come, but for an
+// Abort that had begun, and Room returns ErrDetached. What arrives waits in the stream. Who is writing what Backlog returned may still
+// say what was Consumed; it gets no more. Bytes may still be sent, too. SetReceiver ends the state, and tells nothing twice.
+func (s *Stream) Detach() {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	s.detached = true
+	s.change.Broadcast()
+	for s.calls > 0 {
+		s.change.Wait()
+	}
+	s.receiver, s.busy = nil, false
+	if s.flushLate != nil {
+		s.flushLate.Stop()
+		s.flushLate = nil
+	}
+}
+
+// call begins a call of the receiver, for which slot.mu is released; returned ends it.
+func (s *Stream) call() Receiver {
+	s.calls++
+	r := s.receiver
+	s.slot.mu.Unlock()
+	return r
+}
+
+func (s *Stream) returned() {
+	s.slot.mu.Lock()
+	if s.calls--; s.detached {
+		s.change.Broadcast()
+	}
+}
+
 // deliver takes new bytes in order. slot.mu is held; it is released while the receiver is called.
 func (s *Stream) deliver(bufs [][]byte) {
-	if s.receiver == nil || s.busy || s.recv.q.head != nil {
+	if s.receiver == nil || s.detached || s.busy || s.recv.q.head != nil {
 		for _, b := range bufs {
 			s.recv.q.write(b)
 		}
@@ -348,9 +391,8 @@ func (s *Stream) deliver(bufs [][]byte) {
 		return
 	}
 	s.busy = true
-	s.slot.mu.Unlock()
-	n := s.receiver.Receive(bufs)
-	s.slot.mu.Lock()
+	n := s.call().Receive(bufs)
+	s.returned()
 	total := 0
 	for _, b := range bufs {
 		total += len(b)
@@ -361,9 +403,8 @@ func (s *Stream) deliver(bufs [][]byte) {
 		s.recv.q.unread(n, bufs)
 	}
 	if s.recv.due(n) {
-		s.slot.mu.Unlock()
-		behind := s.receiver.Behind()
-		s.slot.mu.Lock()
+		behind := s.call().Behind()
+		s.returned()
 		s.recv.behind = behind
 	}
 	s.slot.core.consume(s, n, s.slot.link.now()) // the caller sends what that brings
@@ -374,13 +415,16 @@ func (s *Stream) deliver(bufs [][]byte) {
 // or leaves to the receiver that drains the backlog.
 func (s *Stream) handOver() {
 	for {
+		if s.detached {
+			s.busy = false
+			return
+		}
 		if s.recv.q.head != nil {
 			if s.recv.reset() {
 				s.limitFlush()
 			}
-			s.slot.mu.Unlock()
-			s.receiver.Backlogged()
-			s.slot.mu.Lock()
+			s.call().Backlogged()
+			s.returned()
 			return
 		}
 		kind := s.recv.end
@@ -396,17 +440,19 @@ func (s *Stream) handOver() {
 			s.flushLate.Stop()
 		}
 		code := s.recv.code
-		s.slot.mu.Unlock()
-		s.receiver.Ended(kind, code)
-		s.slot.mu.Lock()
+		s.call().Ended(kind, code)
+		s.returned()
 	}
 }
 
 // limitFlush gives the bytes before a RST flushTimeout to be delivered.
 func (s *Stream) limitFlush() {
 	if s.flushLate == nil {
+		if s.flushBy.IsZero() {
+			s.flushBy = time.Now().Add(flushTimeout)
+		}
 		r, code := s.receiver, s.recv.code
-		s.flushLate = time.AfterFunc(flushTimeout, func() { r.Abort(code) })
+		s.flushLate = time.AfterFunc(time.Until(s.flushBy), func() { r.Abort(code) })
 	}
 }
 
@@ -415,7 +461,7 @@ const flushTimeout = 10 * time.Second
 // ended takes note of the peer's end. slot.mu is held as in deliver.
 func (s *Stream) ended() {
 	s.change.Broadcast()
-	if s.receiver == nil {
+	if s.receiver == nil || s.detached {
 		return
 	}
 	if s.busy {
@@ -428,11 +474,11 @@ func (s *Stream) ended() {
 	s.handOver()
 }
 
-// Backlog returns bytes that wait for the receiver, nil when there are none any more. They stay valid until Consumed.
+// Backlog returns bytes that wait for the receiver, nil when there are none any more, or not for this receiver. They stay valid until Consumed.
 func (s *Stream) Backlog() []byte {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if c := s.recv.q.head; c != nil {
+	if c := s.recv.q.head; c != nil && !s.detached {
 		return c.data()[s.recv.pos:c.n]
 	}
 	s.handOver()
@@ -451,7 +497,7 @@ func (s *Stream) consumedLocked(n int) {
 	if r.discard {
 		return // accounted for already
 	}
-	r.behind = s.receiver != nil // else there would be no backlog
+	r.behind = s.receiver != nil || s.detached // else there would be no backlog
 	r.pos += n
 	if c := r.q.head; r.pos == c.n {
 		r.q.freeBelow(r.q.base + uint64(c.n))
@@ -462,12 +508,13 @@ func (s *Stream) consumedLocked(n int) {
 	}
 }
 
-// kill ends the stream because its session is gone. slot.mu is held; the result is called without it.
-func (s *Stream) kill() Receiver {
+// kill ends the stream because its session is gone, or the peer does not know it any more. slot.mu is held; the result is told of it
+// without the lock, a receiver that comes later by SetReceiver.
+func (s *Stream) kill(code wire.Code) Receiver {
 	if s.dead {
 		return nil
 	}
-	s.dead = true
+	s.dead, s.deadCode = true, code
 	s.change.Broadcast()
 	return s.receiver
 }

@@ -122,7 +122,7 @@ func TestSetRefused(t *testing.T) {
 	tu := w.tunnel(l, loopback)
 	defer tu.close()
 	tu.exchange(t)
-	if tu.client.watch.loop != nil {
+	if tu.client.life.watch.loop != nil {
 		t.Error("the pair is watched by a set that is none")
 	}
 }
@@ -148,7 +148,7 @@ func TestResetThatAWriteSwallowed(t *testing.T) {
 		if n, err := accepted.Read(make([]byte, 1)); err != io.EOF {
 			t.Fatalf("read %d, %v; want EOF", n, err)
 		}
-		if p.done(&p.outDone) == reset {
+		if p.outDone() == reset {
 			t.Errorf("reset: %t; an EOF was taken for a FIN: %t", reset, reset)
 		}
 		accepted.Close()
@@ -180,4 +180,11 @@ func TestPlacesAreUsedAgain(t *testing.T) {
 	if places > 4 {
 		t.Errorf("%d places for 2 pairs at a time", places)
 	}
+}
+
+// watched reports whether a poller knows the pair.
+func (p *Pair) watched() bool {
+	p.life.mu.Lock()
+	defer p.life.mu.Unlock()
+	return p.life.watch.loop != nil
 }
