@@ -85,7 +85,8 @@ type Bridge struct {
 	drainOnce sync.Once
 	pairSeq   atomic.Uint64
 	names     *names
-	socket    func(ctx context.Context, network, addr string) (net.Conn, error)
+	paths     paths
+	socket    func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
 	watch     func(ctx context.Context, changed func(sys.NetworkEvent))
 
 	mu       sync.Mutex
@@ -121,7 +122,7 @@ func New(cfg Config) (*Bridge, error) {
 	cfg.Drain = max(cfg.Drain, 0)
 	addr := cfg.Proxy
 	if addr == "" {
-		addr = cfg.Token.Addr
+		addr = cfg.Token.Addr()
 	}
 	if addr == "" {
 		return nil, errors.New("the token carries no address of the proxy: name it with --proxy HOST:3010")
@@ -150,7 +151,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
-	b.socket = (&net.Dialer{KeepAlive: -1}).DialContext
+	b.socket = sys.DialLink
 	b.watch = sys.WatchNetwork
 	return b, nil
 }

@@ -137,7 +137,7 @@ func TestCloseDuringTakeover(t *testing.T) {
 		d2 := NewDialer(DialerConfig{
 			Owner: br2, Log: slog.New(slog.DiscardHandler), Carriers: testCarriers,
 			Auth:   auth.ClientConfig{KeyID: [16]byte{1}, Secret: [32]byte{2}, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{8}},
-			Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") },
+			Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),
 			Failed: func(int, error, time.Duration) {},
 		})
 		w.wg.Go(func() { d2.Run(ctx) })

@@ -129,8 +129,8 @@ func (p *Pair) Thaw() {
 // go on.
 func Restore(st State, conn net.Conn, s *link.Stream) *Pair {
 	p := New(st.Side, conn, s, st.Head)
-	p.outward.bytes.Store(st.Out)
-	p.inward.bytes.Store(st.In)
+	p.outward.bytes.set(st.Out)
+	p.inward.bytes.set(st.In)
 	p.inward.fresh = st.Fresh
 	life := &p.life
 	life.outDone, life.inDone, life.finSent, life.poisoned = st.OutDone, st.InDone, st.FinSent, st.Poisoned

@@ -62,13 +62,13 @@ type Pair struct {
 	// outward is the direction from the socket to the stream.
 	outward struct {
 		head    []byte        // read before there was a pair, not sent yet; Start's, then outbound's
-		bytes   atomic.Uint64 // sent so far
+		bytes   sharedCounter // sent so far
 		reading atomic.Bool   // somebody reads the socket, or nobody ever will: what the poller says of bytes is no news
 	}
 
 	// inward is the direction from the stream to the socket.
 	inward struct {
-		bytes atomic.Uint64 // written so far
+		bytes sharedCounter // written so far
 		fresh bool          // nothing was written yet; guarded by the stream, which has one writer
 	}
 

@@ -38,8 +38,8 @@ func TestEntryState(t *testing.T) {
 	defer far.Close()
 	defer near.Close()
 	want.Pair = New(Target, near, nil, nil)
-	want.outward.bytes.Store(3)
-	want.inward.bytes.Store(5)
+	want.outward.bytes.set(3)
+	want.inward.bytes.set(5)
 	got := RestoreEntry(want.State(), near, nil)
 	sent, received := got.Counts()
 	if sent != 5 || received != 3 || got.ID != want.ID || !got.Since.Equal(want.Since) || got.Service != want.Service ||

@@ -99,7 +99,7 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 	d := link.NewDialer(link.DialerConfig{
 		Owner: &w.br, Log: slog.New(slog.DiscardHandler), Carriers: carriers,
 		Auth:    auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
-		Dial:    func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") },
+		Dial:    link.Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),
 		Failed:  func(int, error, time.Duration) {},
 		Backoff: func(int, error, int) time.Duration { return 10 * time.Millisecond },
 	})
