@@ -532,3 +532,27 @@ func TestFrozenPairHasNothing(t *testing.T) {
 		user.Close()
 	}
 }
+
+// TestPoisonedStaysPoisoned: where a write had the reset, an EOF is none in the next pair either.
+func TestPoisonedStaysPoisoned(t *testing.T) {
+	t.Parallel()
+	w, l := newWorld(t)
+	defer w.close()
+	for _, poisoned := range []bool{false, true} {
+		px, br := w.open(l)
+		user, accepted := loopback.user(t)
+		st, err := ParseState(AppendState(nil, State{FinSent: true, InDone: true, Poisoned: poisoned}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newChain(t, &w.poller, Restore(st, accepted, px))
+		user.Close()
+		<-c.over
+		br.SetReadDeadline(time.Now().Add(limit))
+		_, err = io.ReadAll(br)
+		if want := map[bool]Reason{false: ReasonEOF, true: ReasonClientReset}[poisoned]; c.reason != want || (err != nil) != poisoned {
+			t.Errorf("poisoned: %t: reason %q, read %v; want %q", poisoned, c.reason, err, want)
+		}
+		br.Reset(wire.CodeAborted)
+	}
+}
