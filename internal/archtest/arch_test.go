@@ -52,7 +52,7 @@ var rules = []rule{
 	{pkg: "internal/relay", own: "link status sys wire", why: "binds a socket and a stream; it does not know who connected to what"},
 	{pkg: "internal/traffic", own: "link relay status wire", why: "counts connections and ends them; where one leads is its role's business"},
 	{pkg: "internal/route", own: "grammar link wire", why: "says where a connection goes and moves no bytes: it sees links, never pairs"},
-	{pkg: "internal/proxy", own: "auth crew grammar link relay route status wire",
+	{pkg: "internal/proxy", own: "auth grammar link relay route status traffic wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
 	{pkg: "internal/bridge", own: "auth crew grammar link relay status sys wire",
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
