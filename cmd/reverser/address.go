@@ -21,11 +21,12 @@ func guessAddress(bound net.Addr, listen string, interfaces []netip.Addr) string
 	case err != nil, !ip.IsUnspecified():
 		return net.JoinHostPort(host, port)
 	}
-	only4 := err == nil && ip.Is4() // 0.0.0.0 does not answer on IPv6
+	only4 := err == nil && ip.Unmap().Is4()  // 0.0.0.0 does not answer on IPv6,
+	only6 := err == nil && !ip.Unmap().Is4() // nor [::] on IPv4
 	var found netip.Addr
 	for _, a := range interfaces {
 		a = a.Unmap()
-		if !isPublic(a) || only4 && !a.Is4() {
+		if !isPublic(a) || only4 && !a.Is4() || only6 && a.Is4() {
 			continue
 		}
 		// IPv4 first: it is what most bridges can dial.

@@ -31,7 +31,7 @@ type Lab struct {
 	Public, Router, LAN *Host
 
 	moved bool
-	loss  [2]*xdp // by direction: stands where such packets enter the router
+	loss  [2]*xdp // by direction, as of SetLoss or SetLargest: stands where such packets enter the router
 	delay *delay
 }
 
@@ -135,6 +135,25 @@ func (lab *Lab) SetLoss(d Direction, fraction float64) error {
 	})
 	if err != nil {
 		return fmt.Errorf("lose %v of the packets %v: %w", fraction, d, err)
+	}
+	return nil
+}
+
+// SetLargest drops packets of more than size bytes in a direction, and nobody says so; 0 ends it. It takes the place of SetLoss.
+func (lab *Lab) SetLargest(d Direction, size int) error {
+	if err := lab.SetLoss(d, 0); err != nil || size == 0 {
+		return err
+	}
+	device := "r1"
+	if d == ToBridge {
+		device = "r0"
+	}
+	err := lab.Router.Do(func() (err error) {
+		lab.loss[d], err = dropLargeAt(device, size)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("drop packets of more than %d bytes %v: %w", size, d, err)
 	}
 	return nil
 }

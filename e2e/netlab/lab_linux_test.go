@@ -104,6 +104,28 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+func TestLargest(t *testing.T) {
+	lab := newLab(t)
+	c := connect(t, lab)
+	for _, d := range []Direction{ToProxy, ToBridge} {
+		if err := lab.SetLargest(d, 1280); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := echo(t, c, time.Minute); err != nil {
+			t.Errorf("%v: %v; want a small packet to pass", d, err)
+		}
+		large := connect(t, lab)
+		large.SetDeadline(time.Now().Add(300 * time.Millisecond))
+		large.Write(make([]byte, 1400))
+		if n, err := io.ReadFull(large, make([]byte, 1400)); err == nil {
+			t.Errorf("%v: %d bytes came back; want a large packet to be lost", d, n)
+		}
+		if err := lab.SetLargest(d, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestDelay(t *testing.T) {
 	lab := newLab(t)
 	c := connect(t, lab)

@@ -43,7 +43,7 @@ func New(name, path string, env []string, args ...string) *Process {
 func Environ() []string {
 	var env []string
 	for _, kv := range os.Environ() {
-		if !strings.HasPrefix(kv, "REVERSER_") && !strings.HasPrefix(kv, "XDG_STATE_HOME=") {
+		if !strings.HasPrefix(kv, "REVERSER_") && !strings.HasPrefix(kv, "XDG_STATE_HOME=") && !strings.HasPrefix(kv, "STATE_DIRECTORY=") {
 			env = append(env, kv)
 		}
 	}

@@ -77,6 +77,7 @@ type Bridge struct {
 	wg        sync.WaitGroup
 	crew      *crew.Crew // connects streams to their targets
 	poller    relay.Poller
+	targets   relay.Dialer
 	ctx       context.Context // ends with Run
 	stop      context.CancelFunc
 	draining  atomic.Bool
@@ -84,7 +85,8 @@ type Bridge struct {
 	drainOnce sync.Once
 	pairSeq   atomic.Uint64
 	names     *names
-	socket    func(ctx context.Context, network, addr string) (net.Conn, error)
+	paths     paths
+	socket    func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
 	watch     func(ctx context.Context, changed func(sys.NetworkEvent))
 
 	mu       sync.Mutex
@@ -120,7 +122,7 @@ func New(cfg Config) (*Bridge, error) {
 	cfg.Drain = max(cfg.Drain, 0)
 	addr := cfg.Proxy
 	if addr == "" {
-		addr = cfg.Token.Addr
+		addr = cfg.Token.Addr()
 	}
 	if addr == "" {
 		return nil, errors.New("the token carries no address of the proxy: name it with --proxy HOST:3010")
@@ -133,7 +135,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
-		conns: make(chan struct{}, relay.MaxPairs()), crew: crew.New(),
+		conns: make(chan struct{}, sys.MaxConnections()), crew: crew.New(),
 		drain: make(chan struct{}), attached: make(chan struct{}), pairs: make(map[*relay.Entry]struct{}),
 	}
 	for _, s := range cfg.Services {
@@ -141,6 +143,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b.budget = link.NewBudget(cfg.Budget)
 	b.report = newReporter(b.log, b.proxy)
+	b.targets.Warn = func(err error) { b.log.Warn("users wait for a connection to their target", "err", err) }
 	rand.Read(b.instance[:])
 	b.name, _ = os.Hostname()
 	if b.name == "" {
@@ -148,7 +151,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
-	b.socket = (&net.Dialer{KeepAlive: -1}).DialContext
+	b.socket = sys.DialLink
 	b.watch = sys.WatchNetwork
 	return b, nil
 }

@@ -6,26 +6,25 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
 
-	"reverser/internal/relay"
+	"reverser/internal/auth"
+	"reverser/internal/link"
+	"reverser/internal/sys"
 )
 
-// How long an attempt to reach the proxy waits for what. The link bounds it as a whole and makes others beside it.
+// The addresses of the proxy race through the handshake: a kernel accepts for a server that hangs as well, so that TCP is
+// connected says little. The link bounds an attempt as a whole and makes others beside it.
 const (
-	lookupLimit    = 10 * time.Second
-	lookupPatience = 300 * time.Millisecond // for DNS, when an earlier answer is known
-	lookupFresh    = time.Second            // an answer counts for all slots that dial at about the same time
-	lookupEvery    = time.Minute            // while nothing is dialled
-	nextAddress    = 250 * time.Millisecond // until the next address of a name is tried (RFC 8305 section 8)
-	mostAddresses  = 4
+	nextAddress   = 250 * time.Millisecond // until the next address is tried beside one that is not connected (RFC 8305 section 8)
+	nextHandshake = time.Second            // the same beside one that is connected, or 4 times what TCP took
+	preferPresent = 8 * time.Second        // until a server that does not hold the session is taken, while one that may does not answer
 )
 
-// dial opens a socket of the link.
-func (b *Bridge) dial(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error) {
+// dial makes an authenticated connection of the link.
+func (b *Bridge) dial(ctx context.Context, carrier bool, transfer uint16, prove link.Prove) (*auth.Conn, error) {
 	addr := b.proxy
 	if carrier {
 		switch {
@@ -36,7 +35,11 @@ func (b *Bridge) dial(ctx context.Context, carrier bool, transfer uint16) (net.C
 			addr = net.JoinHostPort(host, strconv.Itoa(int(transfer)))
 		}
 	}
-	host, port, err := net.SplitHostPort(addr)
+	host, portName, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("dial the proxy at %s: %w", addr, err)
+	}
+	port, err := net.DefaultResolver.LookupPort(ctx, "tcp", portName)
 	if err != nil {
 		return nil, fmt.Errorf("dial the proxy at %s: %w", addr, err)
 	}
@@ -44,83 +47,183 @@ func (b *Bridge) dial(ctx context.Context, carrier bool, transfer uint16) (net.C
 	if err != nil && addrs == nil {
 		return nil, fmt.Errorf("dial the proxy at %s: %w%s", addr, err, dialHint(err))
 	}
-	c, at, dialErr := b.connect(ctx, addrs, port)
+	conn, at, dialErr := b.race(ctx, b.paths.order(addrs, uint16(port)), prove)
 	switch {
+	case dialErr != nil && at.connected && err == nil:
+		if len(addrs) > 1 {
+			return nil, fmt.Errorf("the proxy at %s: %w", at.addr, dialErr)
+		}
+		return nil, dialErr
 	case dialErr != nil && err != nil:
 		return nil, fmt.Errorf("dial the proxy at %s, at its last known address: %w%s, and: %w", addr, dialErr, dialHint(dialErr), err)
 	case dialErr != nil:
 		return nil, fmt.Errorf("dial the proxy at %s: %w%s", addr, dialErr, dialHint(dialErr))
 	}
-	b.names.reached(host, at)
+	b.names.reached(host, at.addr.Addr())
+	if b.paths.proven(at.addr, at.small) {
+		b.log.Warn("the proxy answers only when packets are small: the path to it seems to swallow larger ones without a word (MTU). "+
+			"Connections to it are kept to small packets from now on. The remedy is to let ICMP \"fragmentation needed\" and \"packet too big\" through, "+
+			"or to lower the MTU of this machine's interface", "proxy", b.proxy, "remote", at.addr, "segment", smallSegment)
+	}
 	if !carrier {
 		b.mu.Lock()
-		b.remote = c.RemoteAddr()
+		b.remote = conn.RemoteAddr()
 		b.mu.Unlock()
 	}
-	return c, nil
+	return conn, nil
 }
 
-// connect tries the addresses, each a moment after the one before it or when that failed. The first that answers wins.
-func (b *Bridge) connect(ctx context.Context, addrs []netip.Addr, port string) (net.Conn, netip.Addr, error) {
-	type answer struct {
-		conn net.Conn
-		at   netip.Addr
-		err  error
-	}
+// way is a way to the proxy that a race tries.
+type way struct {
+	addr      netip.AddrPort
+	small     bool // with small segments
+	connected bool // TCP was connected
+}
+
+// news is what a race hears of one of its ways.
+type news struct {
+	i     int
+	took  time.Duration // TCP was connected after so long; the rest is to come
+	conn  *auth.Conn    // the answer: this or err
+	other bool
+	err   error
+}
+
+// race tries the ways, each a moment after the one before it or when that failed. The first whose server is proven wins; one
+// that does not hold the present session wins when no other way is left, or answers for a while. The way of the result is the
+// one that won or that the error is about.
+func (b *Bridge) race(ctx context.Context, ways []way, prove link.Prove) (*auth.Conn, way, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	answers := make(chan answer, len(addrs))
-	var dialling sync.WaitGroup
+	heard := make(chan news, 2*len(ways)) // what a way has to say at the most, so that none of them waits
+	var trying sync.WaitGroup
+	var spare news // of a server that does not hold the session
 	defer func() {
 		cancel()
-		dialling.Wait()
-		close(answers)
-		for late := range answers {
-			if late.err == nil {
+		trying.Wait()
+		close(heard)
+		for late := range heard {
+			if late.conn != nil {
 				late.conn.Close()
 			}
 		}
+		if spare.conn != nil {
+			spare.conn.Close()
+		}
 	}()
+	started, over, slow := 0, make([]bool, len(ways)), make([]bool, len(ways))
 	next := time.NewTimer(nextAddress)
 	defer next.Stop()
-	started := 0
+	settle := time.NewTimer(preferPresent)
+	settle.Stop()
+	defer settle.Stop()
 	start := func() {
-		if started == len(addrs) {
+		if started == len(ways) {
 			return
 		}
-		at := addrs[started]
+		i := started
 		started++
-		dialling.Go(func() {
-			c, err := b.socket(ctx, "tcp", net.JoinHostPort(at.String(), port))
-			answers <- answer{c, at, err}
-		})
+		trying.Go(func() { b.try(ctx, i, ways[i], prove, heard) })
 		next.Reset(nextAddress)
 	}
+	win := func(n news) (*auth.Conn, way, error) {
+		for i := range started { // the others had more time
+			if !over[i] && i < n.i {
+				b.paths.failed(ways[i], true)
+			}
+		}
+		return n.conn, ways[n.i], nil
+	}
+	take := func() (*auth.Conn, way, error) {
+		n := spare
+		spare.conn = nil
+		return win(n)
+	}
 	start()
-	var first error // it is about the address that matters most
-	for failed := 0; ; {
+	var first news // of the errors, the one to tell
+	for left := len(ways); ; {
 		select {
 		case <-next.C:
+			if i := started - 1; !over[i] {
+				slow[i] = true
+				b.paths.failed(ways[i], true)
+			}
 			start()
-		case a := <-answers:
-			if a.err == nil {
-				return a.conn, a.at, nil
+		case <-settle.C:
+			return take()
+		case n := <-heard:
+			if n.took > 0 {
+				ways[n.i].connected = true
+				if n.i == started-1 {
+					next.Reset(max(nextHandshake, 4*n.took))
+				}
+				continue
 			}
-			if first == nil {
-				first = a.err
+			left--
+			over[n.i] = true
+			switch {
+			case n.err == nil && !n.other:
+				return win(n)
+			case n.err == nil && spare.conn == nil:
+				spare = n
+				settle.Reset(preferPresent)
+			case n.err == nil:
+				n.conn.Close()
+			default:
+				if ctx.Err() == nil && !n.other {
+					b.paths.failed(ways[n.i], slow[n.i])
+				}
+				if first.err == nil || worse(ways, n, first) {
+					first = n
+				}
 			}
-			if failed++; failed == len(addrs) {
-				return nil, a.at, first
+			if left == 0 && spare.conn != nil {
+				return take()
+			}
+			if left == 0 {
+				return nil, ways[first.i], first.err
 			}
 			start()
 		}
 	}
+}
+
+// worse reports whether the error of a says more than that of b: a refusal is the word of the proven proxy, and who answered
+// wrongly is nearer to the mark than who did not answer.
+func worse(ways []way, a, b news) bool {
+	rank := func(n news) int {
+		switch {
+		case errors.Is(n.err, auth.ErrRefused):
+			return 2
+		case ways[n.i].connected:
+			return 1
+		}
+		return 0
+	}
+	return rank(a) > rank(b)
+}
+
+// try tries one way. It says twice what there is to say at the most.
+func (b *Bridge) try(ctx context.Context, i int, w way, prove link.Prove, heard chan<- news) {
+	begin := time.Now()
+	segment := 0
+	if w.small {
+		segment = smallSegment
+	}
+	sock, err := b.socket(ctx, "tcp", w.addr.String(), segment)
+	if err != nil {
+		heard <- news{i: i, err: err}
+		return
+	}
+	heard <- news{i: i, took: max(time.Since(begin), 1)}
+	conn, other, err := prove(ctx, sock)
+	heard <- news{i: i, conn: conn, other: other, err: err}
 }
 
 func dialHint(err error) string {
 	var dns *net.DNSError
 	var timeout net.Error
 	switch {
-	case relay.Refused(err):
+	case sys.Refused(err):
 		return " (is `reverser proxy` running there, on this port?)"
 	case errors.As(err, &dns):
 		return " (is the name right, and does this machine have DNS?)"
@@ -128,142 +231,4 @@ func dialHint(err error) string {
 		return " (does a firewall or the cloud's security group block this port?)"
 	}
 	return ""
-}
-
-// names knows what host names mean, also while DNS does not answer.
-type names struct {
-	ctx    context.Context // of lookups, which an attempt may leave behind
-	wg     *sync.WaitGroup
-	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
-
-	mu    sync.Mutex
-	known map[string]meaning // the last good answers; guarded by mu
-}
-
-// meaning is what a name meant at a time.
-type meaning struct {
-	addrs []netip.Addr
-	at    time.Time
-}
-
-// addresses returns what the host means now, or what it meant before when DNS does not say so soon; the error is then why.
-func (n *names) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
-	if host == "" {
-		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, nil
-	}
-	if ip, err := netip.ParseAddr(host); err == nil {
-		return []netip.Addr{ip}, nil
-	}
-	last := n.last(host)
-	if last.addrs != nil && time.Since(last.at) < lookupFresh {
-		return last.addrs, nil
-	}
-	var patience <-chan time.Time
-	if last.addrs != nil {
-		patience = time.After(lookupPatience)
-	}
-	select {
-	case err := <-n.ask(host):
-		return n.last(host).addrs, err
-	case <-patience:
-	case <-ctx.Done():
-	}
-	return last.addrs, &net.DNSError{Err: "no answer in time", Name: host, IsTimeout: true}
-}
-
-// ask looks the host up, and keeps what it means when DNS answers, however late.
-func (n *names) ask(host string) <-chan error {
-	done := make(chan error, 1)
-	n.wg.Go(func() {
-		ctx, cancel := context.WithTimeout(n.ctx, lookupLimit)
-		defer cancel()
-		addrs, err := n.lookup(ctx, "ip", host)
-		if err == nil && len(addrs) == 0 {
-			err = &net.DNSError{Err: "no addresses", Name: host, IsNotFound: true}
-		}
-		if err == nil {
-			n.learn(host, addrs)
-		}
-		done <- err
-	})
-	return done
-}
-
-func (n *names) last(host string) meaning {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.known[host]
-}
-
-// learn keeps the addresses. The one that was reached last stays in front.
-func (n *names) learn(host string, addrs []netip.Addr) {
-	for i := range addrs {
-		addrs[i] = addrs[i].Unmap()
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if old := n.known[host].addrs; old != nil {
-		toFront(addrs, old[0])
-	}
-	n.known[host] = meaning{addrs[:min(len(addrs), mostAddresses)], time.Now()}
-}
-
-// reached puts the address in front.
-func (n *names) reached(host string, at netip.Addr) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	m, ok := n.known[host]
-	if !ok {
-		return
-	}
-	m.addrs = slices.Clone(m.addrs) // others read it
-	toFront(m.addrs, at)
-	n.known[host] = m
-}
-
-func toFront(addrs []netip.Addr, first netip.Addr) {
-	if i := slices.Index(addrs, first); i > 0 {
-		copy(addrs[1:], addrs[:i])
-		addrs[0] = first
-	}
-}
-
-// watchName looks the proxy's name up now and then. changed is called when it does not mean the address any more that the
-// link is connected to, or means something else while it is not: once for each answer.
-func (b *Bridge) watchName(changed func()) {
-	host, _, err := net.SplitHostPort(b.proxy)
-	if _, noName := netip.ParseAddr(host); err != nil || host == "" || noName == nil {
-		return
-	}
-	tick := time.NewTicker(lookupEvery)
-	defer tick.Stop()
-	var said []netip.Addr
-	for {
-		select {
-		case <-b.ctx.Done():
-			return
-		case <-tick.C:
-		}
-		before := sorted(b.names.last(host).addrs)
-		if err := <-b.names.ask(host); err != nil {
-			continue
-		}
-		now := sorted(b.names.last(host).addrs)
-		b.mu.Lock()
-		up, remote := b.link != nil, b.remote
-		b.mu.Unlock()
-		moved := !slices.Equal(before, now)
-		if tcp, ok := remote.(*net.TCPAddr); up && ok {
-			moved = !slices.Contains(now, tcp.AddrPort().Addr().Unmap())
-		}
-		if moved && !slices.Equal(said, now) {
-			said = now
-			b.log.Info("the proxy's name has another address", "proxy", b.proxy, "addresses", now)
-			changed()
-		}
-	}
-}
-
-func sorted(addrs []netip.Addr) []netip.Addr {
-	return slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)
 }

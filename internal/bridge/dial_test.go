@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/memnet"
+	"reverser/internal/record"
 	"reverser/internal/sys"
 )
 
@@ -61,9 +63,14 @@ func onMemnet(t *testing.T, n *memnet.Net, d *dns) *Bridge {
 		t.Fatal(err)
 	}
 	b.names.lookup = d.lookup
-	b.socket = func(ctx context.Context, _, addr string) (net.Conn, error) { return n.Dial(ctx, addr) }
+	b.socket = func(ctx context.Context, _, addr string, _ int) (net.Conn, error) { return n.Dial(ctx, addr) }
 	b.watch = func(ctx context.Context, _ func(sys.NetworkEvent)) { <-ctx.Done() }
 	return b
+}
+
+// atOnce is a link.Prove that takes every socket for the right one.
+func atOnce(_ context.Context, sock net.Conn) (*auth.Conn, bool, error) {
+	return &auth.Conn{Conn: &record.Conn{Conn: sock}}, false, nil
 }
 
 func TestDialWhileDNSFails(t *testing.T) {
@@ -83,7 +90,7 @@ func TestDialWhileDNSFails(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
 			begin := time.Now()
-			c, err := b.dial(ctx, false, 0)
+			c, err := b.dial(ctx, false, 0, atOnce)
 			if err != nil {
 				return "", time.Since(begin), err
 			}
@@ -131,7 +138,7 @@ func TestDialTriesEveryAddress(t *testing.T) {
 		d.set(false, nil, "2001:db8::1", "192.0.2.8", "192.0.2.9") // hangs, refuses, answers
 		for _, want := range []time.Duration{nextAddress, 0} {
 			begin := time.Now()
-			c, err := b.dial(t.Context(), false, 0)
+			c, err := b.dial(t.Context(), false, 0, atOnce)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -143,7 +150,7 @@ func TestDialTriesEveryAddress(t *testing.T) {
 		}
 		d.set(false, nil, "192.0.2.7", "192.0.2.8")
 		time.Sleep(time.Minute)
-		if _, err := b.dial(t.Context(), false, 0); err == nil || !strings.Contains(err.Error(), "reverser proxy") {
+		if _, err := b.dial(t.Context(), false, 0, atOnce); err == nil || !strings.Contains(err.Error(), "reverser proxy") {
 			t.Errorf("dial = %v; want refused with a hint", err)
 		}
 	})
@@ -281,8 +288,12 @@ func hostOnMemnet(t *testing.T, n *memnet.Net, addrs ...string) (stop func()) {
 }
 
 func (p *proxy) serveOnMemnet(n *memnet.Net, addrs ...string) (stop func()) {
+	return p.serveAs(9, identity(), n, addrs...)
+}
+
+func (p *proxy) serveAs(instance byte, id tls.Certificate, n *memnet.Net, addrs ...string) (stop func()) {
 	t := p.t
-	sc := &auth.ServerConfig{Identity: identity(), Instance: [16]byte{9}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == keyID }}
+	sc := &auth.ServerConfig{Identity: id, Instance: [16]byte{instance}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == keyID }}
 	host := link.NewHost(link.HostConfig{
 		Owner: p, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance, Carriers: 2,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },

@@ -7,6 +7,7 @@ import (
 
 	"reverser/internal/link"
 	"reverser/internal/relay"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -101,11 +102,11 @@ const dialTime = 10 * time.Second
 func (b *Bridge) dialTarget(svc Service) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, dialTime)
 	defer cancel()
-	return relay.Dial(ctx, svc.Target.Network, svc.Target.Address)
+	return b.targets.Dial(ctx, svc.Target.Network, svc.Target.Address)
 }
 
 func targetCode(err error) wire.Code {
-	if relay.Refused(err) {
+	if sys.Refused(err) {
 		return wire.CodeRefused
 	}
 	return wire.CodeUnreachable

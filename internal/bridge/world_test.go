@@ -42,13 +42,21 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-var identity = sync.OnceValue(func() tls.Certificate {
+var identity = sync.OnceValue(newIdentity)
+
+func newIdentity() tls.Certificate {
 	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}
 	der, _ := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
 	leaf, _ := x509.ParseCertificate(der)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-})
+}
+
+// setLog has the bridge write its log to j.
+func setLog(b *Bridge, j *journal) {
+	b.log = slog.New(j)
+	b.report = newReporter(b.log, b.proxy)
+}
 
 // journal is a slog.Handler that remembers every line as "message key=value ...".
 type journal struct {
@@ -96,7 +104,7 @@ var (
 )
 
 func tokenFor(addr string) grammar.Token {
-	return grammar.Token{Addr: addr, KeyID: keyID, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)}
+	return grammar.Token{Addrs: []string{addr}, KeyID: keyID, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)}
 }
 
 // proxy is a Host without the rest of a proxy: the test plays that.
@@ -257,7 +265,7 @@ func (p *proxy) open(id uint16) *link.Stream {
 	p.mu.Lock()
 	l := p.link
 	p.mu.Unlock()
-	s, err := l.Open(wire.Open{Service: id})
+	s, err := l.Open(wire.Open{Service: uint32(id)})
 	if err != nil {
 		p.t.Fatal(err)
 	}

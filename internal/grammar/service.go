@@ -118,22 +118,12 @@ func (p Public) ListenAddr() string {
 	return ""
 }
 
-// ListenNetwork is the network to listen on for tcp and udp. It is "tcp4" for
-// 0.0.0.0 and every other IPv4 address, "tcp6" for IPv6, and "tcp" without an
-// address: with plain "tcp" the net package takes 0.0.0.0 to mean both.
+// ListenNetwork is the network to listen on for tcp and udp, as the function ListenNetwork says, and "" for the other kinds.
 func (p Public) ListenNetwork() string {
 	if p.Kind != KindTCP && p.Kind != KindUDP {
 		return ""
 	}
-	addr, err := netip.ParseAddr(p.Host)
-	switch {
-	case err != nil:
-		return string(p.Kind)
-	case addr.Is4():
-		return string(p.Kind) + "4"
-	default:
-		return string(p.Kind) + "6"
-	}
+	return ListenNetwork(string(p.Kind), p.ListenAddr())
 }
 
 // Overlaps reports whether p and q cannot both be open on one proxy: they are
@@ -145,12 +135,7 @@ func (p Public) Overlaps(q Public) bool {
 	if p.Kind != q.Kind || p.Port != q.Port || p.Kind != KindTCP && p.Kind != KindUDP {
 		return false
 	}
-	if p.Host == "" || q.Host == "" {
-		return true
-	}
-	a, errA := netip.ParseAddr(p.Host)
-	b, errB := netip.ParseAddr(q.Host)
-	return errA == nil && errB == nil && a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
+	return hostsOverlap(p.Host, q.Host)
 }
 
 // Supported returns an *UnsupportedKindError when this version cannot serve
@@ -254,6 +239,12 @@ type Expose struct {
 func ParseExpose(s string) (Expose, error) {
 	public, target, hasTarget := strings.Cut(s, "=")
 	if !hasTarget {
+		// As ssh -R and Docker write it.
+		port, rest, colon := strings.Cut(strings.TrimPrefix(s, "tcp/"), ":")
+		_, notPort := ParsePort(port)
+		if _, err := ParseTarget(rest); colon && notPort == nil && err == nil {
+			return Expose{}, fmt.Errorf("service %q: the target stands behind \"=\": write %s=%s", s, port, rest)
+		}
 		return NewExpose(public, "")
 	}
 	if target == "" {
@@ -293,13 +284,21 @@ func (e Expose) String() string { return e.Public.String() + "=" + e.Target.Stri
 // overlapping, such as tcp/9000 and tcp/127.0.0.1:9000.
 func CheckExposes(exposes []Expose) error {
 	for i, e := range exposes {
-		for _, earlier := range exposes[:i] {
-			switch {
-			case e.Public == earlier.Public:
-				return fmt.Errorf("public %s is given twice, for target %s and for target %s: keep one", e.Public, earlier.Target, e.Target)
-			case e.Public.Overlaps(earlier.Public):
-				return fmt.Errorf("public %s and public %s overlap, one covers the bind address of the other: keep one, or give one another port", earlier.Public, e.Public)
-			}
+		if err := CheckExpose(exposes[:i], e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckExpose refuses e when one of the earlier ones has its public name, or one that overlaps it.
+func CheckExpose(earlier []Expose, e Expose) error {
+	for _, other := range earlier {
+		switch {
+		case e.Public == other.Public:
+			return fmt.Errorf("public %s is given twice, for target %s and for target %s: keep one", e.Public, other.Target, e.Target)
+		case e.Public.Overlaps(other.Public):
+			return fmt.Errorf("public %s and public %s overlap, one covers the bind address of the other: keep one, or give one another port", other.Public, e.Public)
 		}
 	}
 	return nil
@@ -371,6 +370,19 @@ func ParseHost(s string, port uint16) (string, error) {
 		return "", err
 	}
 	return net.JoinHostPort(host, strconv.Itoa(int(port))), nil
+}
+
+// ParseAdvertise is ParseHost for an address that goes into tokens: one to listen on only is refused.
+func ParseAdvertise(s string, port uint16) (string, error) {
+	addr, err := ParseHost(s, port)
+	if err != nil {
+		return "", err
+	}
+	host, _, _ := net.SplitHostPort(addr)
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Unmap().IsUnspecified() {
+		return "", fmt.Errorf("%s means every address of a machine, and nobody can connect to it: give the name or the public address of this server", host)
+	}
+	return addr, nil
 }
 
 // ParseListen parses an address to listen on: a port alone, :port, or
@@ -463,6 +475,9 @@ func cutBind(kind Kind, s string) (host, port string, err error) {
 	}
 	addr, err := netip.ParseAddr(host)
 	if err != nil {
+		if _, notPort := ParsePort(host); notPort == nil {
+			return "", "", fmt.Errorf("%q: the target stands behind \"=\": write %s=%s", s, host, port)
+		}
 		return "", "", fmt.Errorf("bind address %q is not an IP address of the proxy's machine", host)
 	}
 	host, err = canonicalIP(addr)

@@ -215,7 +215,12 @@ func TestParseExpose(t *testing.T) {
 		"tcp/127.0.0.1:9000": "target is missing",
 		"offered":            "target is missing",
 		"9000=x":             "target",
-		"9000:9904":          `bind address "9000"`,
+		"9000:9904":          "write 9000=9904",
+		"tcp/9000:9904":      "write 9000=9904",
+		"9000:10.0.0.5:80":   "write 9000=10.0.0.5:80",
+		"9000:localhost:80":  "write 9000=localhost:80",
+		"9000:[::1]:80":      "write 9000=[::1]:80",
+		"9000:9904=80":       "write 9000=9904",
 	} {
 		if _, err := ParseExpose(in); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("ParseExpose(%q): %v; want %q in it", in, err, want)
@@ -346,6 +351,17 @@ func TestPolicy(t *testing.T) {
 	var back Policy
 	if err := json.Unmarshal(b, &back); err != nil || len(back) != 1 || back[0] != p[0] {
 		t.Errorf("Unmarshal = %v, %v; want %v", back, err, p)
+	}
+}
+
+func TestParseAdvertise(t *testing.T) {
+	if got, err := ParseAdvertise("example.com", 3010); got != "example.com:3010" || err != nil {
+		t.Errorf("ParseAdvertise = %q, %v", got, err)
+	}
+	for _, in := range []string{"0.0.0.0", "0.0.0.0:3010", "::", "[::]:3010", "::ffff:0.0.0.0"} {
+		if got, err := ParseAdvertise(in, 3010); err == nil || !strings.Contains(err.Error(), "nobody can connect to it") {
+			t.Errorf("ParseAdvertise(%q) = %q, %v; want it refused", in, got, err)
+		}
 	}
 }
 

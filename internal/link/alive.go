@@ -41,7 +41,10 @@ func (sl *slot) standing() (standing, <-chan struct{}) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	c := sl.cur
-	if c == nil || c.moved {
+	switch {
+	case sl.frozen:
+		return good, changed // nothing is to be done now
+	case c == nil || c.moved:
 		return over, changed
 	}
 	waited, rtt := sl.link.now()-c.asked, sl.core.rtt
@@ -134,7 +137,7 @@ func (c *carrier) look() {
 	if silent >= ask && now-c.pinged >= ask/2 {
 		c.ping(now)
 	}
-	if silent >= spare && !sl.link.proxy {
+	if silent >= spare && sl.link.dials {
 		c.mute = true
 		if c.asked == 0 {
 			c.asked = heard + ask // when the first PING of this silence went out
@@ -146,7 +149,7 @@ func (c *carrier) look() {
 		c.watch.Reset(glance)
 	case silent < ask:
 		c.watch.Reset(ask - silent)
-	case silent < spare && !sl.link.proxy:
+	case silent < spare && sl.link.dials:
 		c.watch.Reset(spare - silent)
 	default:
 		c.watch.Reset(min(pingAfter/2, limit-silent))

@@ -430,14 +430,14 @@ func TestAttemptsAreFew(t *testing.T) {
 		var open, failed atomic.Int32
 		d := NewDialer(DialerConfig{
 			Owner: newRecorder(), Carriers: testCarriers,
-			Dial: func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) {
+			Dial: Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) {
 				c, err := n.Dial(ctx, "proxy:3010")
 				if err != nil {
 					return nil, err
 				}
 				open.Add(1)
 				return &live{Conn: c, n: &open}, nil
-			},
+			}),
 			Failed: func(int, error, time.Duration) { failed.Add(1) },
 		})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -461,6 +461,42 @@ func TestAttemptsAreFew(t *testing.T) {
 		if got := open.Load(); got != 0 {
 			t.Errorf("%d connections were left open", got)
 		}
+	})
+}
+
+// A proxy that is busy answers late: the bridge waits for the connection that it has, and makes no other one beside it.
+func TestNoSecondAttemptBesideOneThatIsConnected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		ln, err := n.Listen("proxy:3010")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		var dials atomic.Int32
+		d := NewDialer(DialerConfig{
+			Owner: newRecorder(), Carriers: testCarriers,
+			Dial: Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) {
+				dials.Add(1)
+				return n.Dial(ctx, "proxy:3010")
+			}),
+			Failed: func(int, error, time.Duration) {},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		begin := time.Now()
+		go func() { d.Run(ctx); close(done) }()
+		for _, c := range []struct {
+			at   time.Duration
+			want int32
+		}{{time.Second, 1}, {stalled - time.Second, 1}, {stalled + 500*time.Millisecond, 2}} {
+			time.Sleep(c.at - time.Since(begin))
+			if got := dials.Load(); got != c.want {
+				t.Errorf("%d attempts after %s, want %d", got, c.at, c.want)
+			}
+		}
+		cancel()
+		<-done
 	})
 }
 

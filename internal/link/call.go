@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,20 +15,19 @@ import (
 	"reverser/internal/auth"
 )
 
-// An attempt that hangs is not waited for. A SYN that got lost is repeated by the operating system at ever longer intervals;
+// An attempt that hangs is not waited for; one that is connected, and whose handshake may be waiting for a busy proxy, is. A SYN that got lost is repeated by the operating system at ever longer intervals;
 // with a new attempt every second one is under way within a second of the path's return, however long it was gone.
 const (
 	callLimit = 10 * time.Second // for the socket, TLS and the handshake of one attempt
-	stagger   = time.Second      // until another attempt is made beside one that hangs
+	stagger   = time.Second      // until another attempt is made beside one that has no connection yet
+	stalled   = 3 * time.Second  // until another attempt is made beside one that is connected, or 4 times what TCP took
 	abreast   = 3                // attempts of a slot at once, at the most; later ones take the place of earlier ones
 )
 
 // call makes an authenticated connection for the slot: it makes attempts, some beside each other, until one succeeds and the
 // slot may have it. It returns nil without an error when the slot's present connection spoke again.
 func (k *keeper) call(ctx context.Context) (*auth.Conn, error) {
-	as := newAttempts(ctx, func(ctx context.Context, connected func()) (*auth.Conn, error) {
-		return k.d.prove(ctx, k.sl.index > 0, k.transfer, connected)
-	})
+	as := newAttempts(ctx, k.prove)
 	defer as.end()
 	network, back := k.d.network.wait(), k.sl.link.back.wait()
 	next := newAlarm(k.pause)
@@ -59,7 +60,11 @@ func (k *keeper) call(ctx context.Context) (*auth.Conn, error) {
 				start()
 			}
 		case <-next.rings:
-			if as.spare == nil {
+			switch left := as.progress(); {
+			case as.spare != nil:
+			case left > 0:
+				next.set(left)
+			default:
 				start()
 			}
 		case a := <-as.answers:
@@ -91,8 +96,8 @@ type attempts struct {
 type attempt struct {
 	begin     time.Time
 	cancel    context.CancelFunc
-	connected atomic.Bool // the socket is; the handshakes go on
-	conn      *auth.Conn  // the answer: this or err
+	connected atomic.Int64 // when the latest socket was, after begin; 0: none is. The handshakes go on
+	conn      *auth.Conn   // the answer: this or err
 	err       error
 }
 
@@ -105,7 +110,7 @@ func newAttempts(ctx context.Context, prove func(ctx context.Context, connected 
 // first: where a round trip takes seconds that one has the time that it needs. It does nothing if all the others are connected.
 func (as *attempts) start() {
 	if len(as.under) == abreast {
-		i := 1 + slices.IndexFunc(as.under[1:], func(a *attempt) bool { return !a.connected.Load() })
+		i := 1 + slices.IndexFunc(as.under[1:], func(a *attempt) bool { return a.connected.Load() == 0 })
 		if i == 0 {
 			return
 		}
@@ -121,7 +126,7 @@ func (as *attempts) start() {
 // try makes one attempt and answers, unless the call is over.
 func (as *attempts) try(ctx context.Context, a *attempt) {
 	defer a.cancel()
-	a.conn, a.err = as.prove(ctx, func() { a.connected.Store(true) })
+	a.conn, a.err = as.prove(ctx, func() { a.connected.Store(max(int64(time.Since(a.begin)), 1)) })
 	select {
 	case as.answers <- a:
 	case <-as.ctx.Done():
@@ -131,12 +136,23 @@ func (as *attempts) try(ctx context.Context, a *attempt) {
 	}
 }
 
-// age is how long ago the latest attempt began that is under way.
+// age is how long ago one of the attempts that are under way began, or was connected.
 func (as *attempts) age() time.Duration {
-	if len(as.under) == 0 {
-		return math.MaxInt64
+	age := time.Duration(math.MaxInt64)
+	for _, a := range as.under {
+		age = min(age, time.Since(a.begin)-time.Duration(a.connected.Load()))
 	}
-	return time.Since(as.under[len(as.under)-1].begin)
+	return age
+}
+
+// progress is for how much longer an attempt that is connected may be expected to succeed; 0: there is none.
+func (as *attempts) progress() (left time.Duration) {
+	for _, a := range as.under {
+		if took := time.Duration(a.connected.Load()); took > 0 {
+			left = max(left, took+max(stalled, 4*took)-time.Since(a.begin))
+		}
+	}
+	return left
 }
 
 // answered takes the answer of an attempt and returns why it failed. The first success ends the others.
@@ -206,17 +222,52 @@ func (al *alarm) set(d time.Duration) {
 	al.timer.Reset(d)
 }
 
-// prove dials the proxy and authenticates both ends.
-func (d *Dialer) prove(ctx context.Context, carrier bool, transfer uint16, connected func()) (*auth.Conn, error) {
-	sock, err := d.cfg.Dial(ctx, carrier, transfer)
-	if err != nil {
-		return nil, err
+// prove makes one authenticated connection. connected is called whenever a socket is connected.
+func (k *keeper) prove(ctx context.Context, connected func()) (*auth.Conn, error) {
+	return k.d.cfg.Dial(ctx, k.sl.index > 0, k.transfer, func(ctx context.Context, sock net.Conn) (*auth.Conn, bool, error) {
+		connected()
+		tune(sock)
+		conn, err := auth.Client(ctx, sock, k.d.cfg.Auth)
+		switch {
+		case err == nil:
+			other, err := k.sl.link.foreign(conn)
+			return conn, other, err
+		case errors.Is(ctx.Err(), context.DeadlineExceeded):
+			return nil, false, fmt.Errorf("the proxy did not complete the handshake within %s", callLimit)
+		}
+		return nil, false, err
+	})
+}
+
+// foreign reports whether the server at the other end of conn is not the one that holds the session, and has taken its place
+// if that answers no more. A new process at an address that the session has connections to is no other server: it replaced
+// the old one. While some connection of the session is alive a server elsewhere is of no use, and conn is closed.
+func (l *Link) foreign(conn *auth.Conn) (bool, error) {
+	if l.sid == ([16]byte{}) || conn.Peer == l.peer {
+		return false, nil
 	}
-	connected()
-	tune(sock)
-	conn, err := auth.Client(ctx, sock, d.cfg.Auth)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return nil, fmt.Errorf("the proxy did not complete the handshake within %s", callLimit)
+	at, alive := hostOf(conn.RemoteAddr()), false
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		known := sl.reached == at
+		up := sl.cur != nil && sl.cur.asked == 0
+		sl.mu.Unlock()
+		if known {
+			return false, nil
+		}
+		alive = alive || up
 	}
-	return conn, err
+	if alive {
+		conn.Close()
+		return true, fmt.Errorf("the proxy at %s is not the one that the other connections lead to", conn.RemoteAddr())
+	}
+	return true, nil
+}
+
+// hostOf is the address without its port.
+func hostOf(a net.Addr) netip.Addr {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
 }

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -11,18 +12,17 @@ import (
 // lock, no clock, no goroutine and does no I/O: callers hold the slot's lock and pass the time, counted from any fixed
 // instant. The same code runs in production and in simulations.
 type core struct {
-	proxy   bool // this end opens streams and owns the life of their ids
+	dials   bool // this end dials and numbers the attempts; the other one accepts them
 	index   uint8
 	budget  *Budget
 	streams map[uint64]*Stream
 
-	gen   uint64 // of the last attach that was tried (bridge) or accepted (proxy)
+	gen   uint64 // of the last attach that was tried (the dialling end) or accepted (the other one)
 	bound uint64 // generation of the connection that carries the slot; 0: none does
 
-	nextID     uint64 // proxy: id of the next stream. Ids of one slot increase and are never used again
-	seen       uint64 // bridge: highest id that an OPEN carried
-	peerWindow uint64 // credit that the peer grants to a new stream of ours before its first ACK
-	maxStreams int    // that this end accepts (bridge), or that the peer accepts (proxy)
+	ids      numbering
+	limits   limits
+	features wire.Features // of the connection that carries the slot, or carried it last
 
 	// What there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
 	// that nothing grows with what the peer does.
@@ -44,6 +44,25 @@ type core struct {
 	rtt           time.Duration // smoothed, of the present connection
 	least         shortest      // round trip on it
 	traffic       traffic
+}
+
+// dialled is the bit of an id that says which end opened the stream: the dialling one sets it.
+const dialled = 1 << 63
+
+// numbering is what an end knows of the ids of a slot's streams: opener u1 ‖ counter u55 ‖ slot u8. Each end counts its own. Its
+// ids increase and are never used again.
+type numbering struct {
+	next   uint64 // of the next stream that this end opens
+	seen   uint64 // the highest that an OPEN of the peer carried
+	own    int    // streams in the core that this end opened
+	others int    // and that the peer opened
+}
+
+// limits is what the ends agreed on when the session began.
+type limits struct {
+	open   int    // streams of this end that the peer accepts
+	accept int    // streams of the peer that this end accepts
+	credit uint64 // that the peer grants to a stream of this end before its first ACK
 }
 
 // traffic counts the bytes of streams that came and went lately, both ways.
@@ -78,12 +97,40 @@ const (
 	idleGap  = time.Second // of silence after which a window starts small again
 )
 
-func newCore(proxy bool, index uint8, budget *Budget) *core {
-	return &core{
-		proxy: proxy, index: index, budget: budget,
+func newCore(dials bool, index uint8, budget *Budget) *core {
+	c := &core{
+		dials: dials, index: index, budget: budget,
 		streams: make(map[uint64]*Stream), control: make(map[uint16][]byte),
-		nextID: 1<<8 | uint64(index), peerWindow: floorWindow, maxStreams: MaxStreams,
+		ids:    numbering{next: 1<<8 | uint64(index)},
+		limits: limits{open: MaxStreams, accept: MaxStreams, credit: floorWindow},
 	}
+	if dials {
+		c.ids.next |= dialled
+	}
+	return c
+}
+
+// mine reports whether this end opened, or may come to open, the stream with that id. The opener owns the life of the id: it
+// sends OPEN and FORGET. The other end keeps the stream for as long as the opener does.
+func (c *core) mine(id uint64) bool { return (id&dialled != 0) == c.dials }
+
+// full reports whether the peer accepts no more streams of this end.
+func (c *core) full() bool { return c.ids.own >= c.limits.open || !c.mayOpen() }
+
+// mayOpen reports whether the connection lets this end open streams.
+func (c *core) mayOpen() bool { return !c.dials || c.features&wire.FeatureDialOpens != 0 }
+
+func (c *core) add(s *Stream) {
+	c.streams[s.id] = s
+	*c.ids.count(c.mine(s.id))++
+}
+
+// count is the number of streams that this end opened, or that the peer did.
+func (n *numbering) count(own bool) *int {
+	if own {
+		return &n.own
+	}
+	return &n.others
 }
 
 // protocolError is what a peer did that the protocol does not allow.
@@ -112,23 +159,23 @@ const (
 	evNone   eventKind = iota
 	evData             // stream received data
 	evEnd              // stream received its end: FIN or RST
-	evOpened           // a stream to connect (bridge)
+	evOpened           // the peer opened the stream
 	evReset            // stream is over without an END from the peer: tell its socket RST
 	evAcked            // stream may have room for more to send
 )
 
-// open makes a new stream at the proxy.
+// open makes a new stream of this end.
 func (c *core) open(o wire.Open) *Stream {
-	s := newStream(c.nextID, o)
-	c.nextID += 1 << 8
-	s.send.credit = c.peerWindow
+	s := newStream(c.ids.next, o)
+	c.ids.next += 1 << 8
+	s.send.credit = c.limits.credit
 	s.recv.win = floorWindow
 	if c.budget.roomy() && c.budget.take(openWindow-floorWindow) {
 		s.recv.win = openWindow
 		s.recv.charged = openWindow - floorWindow
 	}
 	s.recv.granted = s.recv.win
-	c.streams[s.id] = s
+	c.add(s)
 	c.opens.push(s)
 	return s
 }
@@ -150,64 +197,85 @@ func (c *core) receive(f wire.Frame, now time.Duration) (event, error) {
 	case wire.TypeEnd:
 		return c.receiveEnd(s, f)
 	case wire.TypeOpen:
-		if c.proxy {
-			return event{}, violation(wire.ErrUnexpected, "OPEN from a bridge")
+		if c.mine(s.id) {
+			return event{}, notTheOpener(f)
 		}
 		return event{}, c.glitch() // sent again after a resume that crossed it
 	case wire.TypeForget:
-		if c.proxy {
-			return event{}, violation(wire.ErrUnexpected, "FORGET from a bridge")
+		if c.mine(s.id) {
+			return event{}, notTheOpener(f)
 		}
 		return c.forget(s), nil
 	}
 	return event{}, violation(wire.ErrUnexpected, "%s on a stream", f.Type)
 }
 
+// notTheOpener is the violation of a peer that decides about the id of a stream of this end.
+func notTheOpener(f wire.Frame) error {
+	return violation(wire.ErrUnexpected, "%s of stream %d from the end that did not open it", f.Type, f.Stream)
+}
+
 func (c *core) receiveUnknown(f wire.Frame) (event, error) {
-	if uint8(f.Stream) != c.index {
+	if uint8(f.Stream) != c.index || c.index == 0 {
 		return event{}, violation(wire.ErrUnexpected, "%s of stream %d on slot %d", f.Type, f.Stream, c.index)
 	}
-	if c.proxy {
-		if f.Stream >= c.nextID {
+	if c.mine(f.Stream) {
+		switch {
+		case f.Type == wire.TypeOpen || f.Type == wire.TypeForget:
+			return event{}, notTheOpener(f)
+		case f.Stream >= c.ids.next:
 			return event{}, violation(wire.ErrUnexpected, "%s of stream %d that was never opened", f.Type, f.Stream)
-		}
-		if f.Type == wire.TypeOpen || f.Type == wire.TypeForget {
-			return event{}, violation(wire.ErrUnexpected, "%s from a bridge", f.Type)
 		}
 		return event{}, c.glitch() // late frame of a stream that was forgotten
 	}
 	if f.Type != wire.TypeOpen {
-		if f.Stream > c.seen && f.Type != wire.TypeForget {
+		if f.Stream > c.ids.seen && f.Type != wire.TypeForget {
 			return event{}, violation(wire.ErrUnexpected, "%s of stream %d before its OPEN", f.Type, f.Stream)
 		}
 		return event{}, c.glitch()
 	}
-	if f.Stream <= c.seen && broken != bridgeForgets {
+	if f.Stream <= c.ids.seen {
 		return event{}, c.glitch() // seen and forgotten: an id lives once
 	}
 	o, err := wire.ParseOpen(f)
-	if err != nil {
+	_, unsupported := errors.AsType[*wire.UnsupportedError](err)
+	switch {
+	case err != nil && !unsupported:
 		return event{}, &protocolError{wire.ErrFormat, err.Error(), false}
-	}
-	if f.Offset > 1<<62 {
+	case f.Offset > 1<<62:
 		return event{}, violation(wire.ErrOverflow, "OPEN with credit %d", f.Offset)
+	case !c.dials && c.features&wire.FeatureDialOpens == 0:
+		return event{}, violation(wire.ErrUnexpected, "OPEN by the dialling end on a connection that has not negotiated it")
+	case o.Kind == wire.OpenDatagrams && c.features&wire.FeatureDatagrams == 0:
+		return event{}, violation(wire.ErrUnexpected, "OPEN of a flow on a connection that has not negotiated datagrams")
+	case c.dials && o.Name != "":
+		return event{}, violation(wire.ErrUnexpected, "OPEN that names %q: to the dialling end a claim is named by its number", o.Name)
 	}
-	c.seen = f.Stream
+	c.ids.seen = f.Stream
 	s := newStream(f.Stream, o)
 	s.send.credit = f.Offset
 	s.openSent = true
 	s.recv.win, s.recv.granted = floorWindow, floorWindow
-	c.streams[s.id] = s
-	if len(c.streams) > 2*c.maxStreams {
-		return event{}, violation(wire.ErrFlood, "%d streams, %d agreed", len(c.streams), c.maxStreams)
+	c.add(s)
+	if c.ids.others > 2*c.limits.accept {
+		return event{}, violation(wire.ErrFlood, "%d streams, %d agreed", c.ids.others, c.limits.accept)
 	}
-	if len(c.streams) > c.maxStreams {
-		c.end(s, wire.RST, wire.CodeLimit)
-		s.recv.discard = true
-		s.closed = true // nobody has it
-		return event{}, nil
+	switch {
+	case unsupported:
+		c.decline(s, wire.CodeUnsupported)
+	case c.ids.others > c.limits.accept:
+		c.decline(s, wire.CodeLimit)
+	default:
+		return event{kind: evOpened, stream: s}, nil
 	}
-	return event{kind: evOpened, stream: s}, nil
+	return event{}, nil
+}
+
+// decline resets a stream that the peer opened and that nobody here is to have.
+func (c *core) decline(s *Stream, code wire.Code) {
+	c.end(s, wire.RST, code)
+	s.recv.discard = true
+	s.closed = true
 }
 
 // glitch counts a frame that does nothing.
@@ -218,8 +286,8 @@ func (c *core) glitch() error {
 	return nil
 }
 
-// forget drops a stream that the proxy has forgotten. One that was not finished here lost its peer: RST (RELIABILITY:
-// a proxy that forgets early would otherwise leak the bridge's socket).
+// forget drops a stream that its opener, the peer, has forgotten. One that was not finished here lost its peer: its socket is
+// reset, or an opener that forgets early would leak it.
 func (c *core) forget(s *Stream) event {
 	if (s.send.end != 0 && s.recv.end != 0) || s.send.reset() || s.recv.reset() {
 		c.release(s)
@@ -229,15 +297,15 @@ func (c *core) forget(s *Stream) event {
 	return event{kind: evReset, stream: s}
 }
 
-// settle lets the proxy forget a stream that both ends are done with.
+// settle lets the opener forget a stream that both ends are done with.
 func (c *core) settle(s *Stream) {
-	if !c.proxy && broken != bridgeForgets || s.forgotten {
+	if !c.mine(s.id) || s.forgotten {
 		return
 	}
-	acked := s.send.end != 0 && (s.send.una == s.send.total() || broken == resetNotRetained && s.send.reset())
+	acked := s.send.end != 0 && s.send.una == s.send.total()
 	if (acked && s.recv.end != 0) || (acked && s.send.reset()) || s.recv.reset() {
 		c.release(s)
-		if s.openSent && c.proxy {
+		if s.openSent && c.mine(s.id) {
 			c.forgets = append(c.forgets, s.id)
 		}
 	}
@@ -251,6 +319,7 @@ func (c *core) release(s *Stream) {
 	}
 	s.forgotten = true
 	delete(c.streams, s.id)
+	*c.ids.count(c.mine(s.id))--
 	s.send.drop(c.budget)
 	s.recv.settleCharge(c.budget, s.recv.held()-floorWindow)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ type ends struct {
 }
 
 func newEnds(t testing.TB) *ends {
-	e := &ends{t: t, p: newCore(true, 1, NewBudget(0)), b: newCore(false, 1, NewBudget(0)), now: time.Second}
+	e := &ends{t: t, p: newCore(false, 1, NewBudget(0)), b: newCore(true, 1, NewBudget(0)), now: time.Second}
 	e.mustResume()
 	return e
 }
@@ -89,8 +90,9 @@ func (e *ends) cut() {
 
 // resume attaches a new connection.
 func (e *ends) resume() (pe, be error) {
+	e.b.negotiate(wire.FeatureDialOpens)
 	gen, tb, _ := e.b.dial()
-	tp, _, _, pe := e.p.accept(gen, parseTable(e.t, tb))
+	tp, _, _, pe := e.p.accept(gen, wire.FeatureDialOpens, parseTable(e.t, tb))
 	if pe != nil {
 		return pe, nil
 	}
@@ -100,7 +102,7 @@ func (e *ends) resume() (pe, be error) {
 
 func parseTable(t testing.TB, b []byte) []wire.StreamState {
 	t.Helper()
-	table, err := wire.ParseTable(b)
+	table, err := wire.ParseTable(b, wire.StreamStateLen)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,17 +127,18 @@ func TestGenerations(t *testing.T) {
 		return ok && r.status == wire.StatusStale
 	}
 	e := newEnds(t)
+	e.b.negotiate(wire.FeatureDialOpens)
 	older, tb, _ := e.b.dial()
 	newer, _, _ := e.b.dial()
 	if e.b.current(older) || e.b.current(newer) || e.b.current(0) {
 		t.Error("the bridge goes on with an old connection, or with one that was not answered")
 	}
-	tp, _, _, err := e.p.accept(newer, parseTable(t, tb))
+	tp, _, _, err := e.p.accept(newer, wire.FeatureDialOpens, parseTable(t, tb))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, gen := range []uint64{0, older, newer, newer + maxGenJump + 1, 1<<64 - 1} {
-		if _, _, _, err := e.p.accept(gen, nil); !stale(err) || !e.p.current(newer) {
+		if _, _, _, err := e.p.accept(gen, 0, nil); !stale(err) || !e.p.current(newer) {
 			t.Errorf("accept(%d) after %d: %v, want a refusal that changes nothing", gen, newer, err)
 		}
 	}
@@ -152,23 +155,54 @@ func TestGenerations(t *testing.T) {
 	if _, err := e.b.resumed(newer, parseTable(t, tp)); err != errFenced {
 		t.Errorf("a second answer: %v", err)
 	}
-	if _, _, _, err := e.p.accept(newer+maxGenJump, nil); err != nil {
+	if _, _, _, err := e.p.accept(newer+maxGenJump, wire.FeatureDialOpens, nil); err != nil {
 		t.Errorf("a jump that is just allowed: %v", err)
 	}
 }
 
 func TestOpenedInTheOrderOfIDsAfterAResume(t *testing.T) {
-	e := newEnds(t)
-	lost := e.p.open(wire.Open{})
-	e.p.bytes(nil, 1<<20, e.now)
-	e.cut()
-	during := e.p.open(wire.Open{})
-	e.mustResume()
-	e.settle()
-	for _, s := range []*Stream{lost, during} {
-		if e.b.streams[s.id] == nil {
-			t.Errorf("stream %d never opened at the bridge", s.id)
+	for _, dials := range []bool{false, true} {
+		e := newEnds(t)
+		opener, other := e.p, e.b
+		if dials {
+			opener, other = e.b, e.p
 		}
+		lost := opener.open(wire.Open{})
+		opener.bytes(nil, 1<<20, e.now)
+		e.cut()
+		during := opener.open(wire.Open{})
+		e.mustResume()
+		e.settle()
+		for _, s := range []*Stream{lost, during} {
+			if other.streams[s.id] == nil {
+				t.Errorf("the opener dials, %v: stream %d never opened at the other end", dials, s.id)
+			}
+		}
+	}
+}
+
+// TestEachEndHasItsOwnNumbers: what one end opens takes nothing from the other one, neither ids nor room.
+func TestEachEndHasItsOwnNumbers(t *testing.T) {
+	e := newEnds(t)
+	for _, c := range []*core{e.p, e.b} {
+		c.limits.open, c.limits.accept = 2, 2
+	}
+	var ids [2][]uint64
+	for i, c := range []*core{e.p, e.b} {
+		for !c.full() {
+			ids[i] = append(ids[i], c.open(wire.Open{}).id)
+		}
+	}
+	e.settle()
+	want := [2][]uint64{{1<<8 | 1, 2<<8 | 1}, {dialled | 1<<8 | 1, dialled | 2<<8 | 1}}
+	if !slices.Equal(ids[0], want[0]) || !slices.Equal(ids[1], want[1]) {
+		t.Errorf("ids %#x of the one end and %#x of the other; want %#x", ids[0], ids[1], want)
+	}
+	if p, b := e.p.ids, e.b.ids; p.own != 2 || p.others != 2 || b.own != 2 || b.others != 2 || len(e.p.streams) != 4 {
+		t.Errorf("the ends count %+v and %+v; want two of each", p, b)
+	}
+	if e.p.ids.seen != want[1][1] || e.b.ids.seen != want[0][1] {
+		t.Errorf("the highest OPENs: %#x and %#x; want %#x and %#x", e.p.ids.seen, e.b.ids.seen, want[1][1], want[0][1])
 	}
 }
 
@@ -348,10 +382,10 @@ func TestViolations(t *testing.T) {
 		{"ack that goes back", false, []wire.Frame{ack(id, 0), ack(id, 0)}, 0},
 		{"ack of a stream never opened", false, []wire.Frame{ack(5<<8|1, 0)}, wire.ErrUnexpected},
 		{"frame of another slot", false, []wire.Frame{ack(1<<8|2, 0)}, wire.ErrUnexpected},
-		{"open of a live id", true, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, 0},
-		{"open from a bridge", false, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, wire.ErrUnexpected},
-		{"forget from a bridge", false, []wire.Frame{{Type: wire.TypeForget, Stream: id}}, wire.ErrUnexpected},
-		{"open of a forgotten id", true, []wire.Frame{{Type: wire.TypeForget, Stream: id}, {Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, 0},
+		{"open of a live id", true, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: []byte{1, 0, 0, 0, 0, 1}}}, 0},
+		{"open of an own id", false, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: []byte{1, 0, 0, 0, 0, 1}}}, wire.ErrUnexpected},
+		{"forget of an own id", false, []wire.Frame{{Type: wire.TypeForget, Stream: id}}, wire.ErrUnexpected},
+		{"open of a forgotten id", true, []wire.Frame{{Type: wire.TypeForget, Stream: id}, {Type: wire.TypeOpen, Stream: id, Payload: []byte{1, 0, 0, 0, 0, 1}}}, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -407,6 +441,7 @@ func TestBadTables(t *testing.T) {
 		"more than sent":         {Stream: id, RcvNxt: 11},
 		"never opened":           {Stream: 9<<8 | 1},
 		"another slot":           {Stream: 1<<8 | 2},
+		"another slot, the peer": {Stream: dialled | 1<<8 | 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newEnds(t)
@@ -452,8 +487,7 @@ func randomRun(t testing.TB, seed uint64) error {
 		winding := i >= steps
 		switch k := rnd.IntN(10); {
 		case k == 0 && !winding && len(all) < 12:
-			s := e.p.open(wire.Open{})
-			all = append(all, s)
+			all = append(all, cores[rnd.IntN(2)].open(wire.Open{}))
 		case k <= 2 && !winding || winding && k <= 3:
 			side := rnd.IntN(2)
 			for _, s := range cores[side].streams {

@@ -24,13 +24,31 @@ type DialerConfig struct {
 	Carriers int           // 0: the default
 	Detach   time.Duration // 0: DetachLimit
 	Name     string        // of the host, for display
-	// Dial opens a socket to the proxy, for the control connection or, with the port that the proxy announced (0: none),
-	// for a carrier.
-	Dial func(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error)
+	// Dial makes an authenticated connection, for the control connection or, with the port that the proxy announced (0: none),
+	// for a carrier. It opens a socket to each address that it knows, as many at once as it likes, and passes each one to
+	// prove: an address is reached when its server is proven, not when TCP is connected.
+	Dial func(ctx context.Context, carrier bool, transfer uint16, prove Prove) (*auth.Conn, error)
 	// Failed is told of every attempt that failed, while the slot has no connection, and when the next one comes.
 	Failed func(slot int, err error, next time.Duration)
 	// Backoff returns the pause after n attempts in a row that failed (0: none did), the last one with err.
 	Backoff func(n int, err error, streams int) time.Duration
+}
+
+// Prove authenticates both ends of a socket, which it closes on error. other reports that the server behind it is the right
+// one by its pin, but not the one that holds the present session, which may live at another address: such a connection ends
+// the session, so it is for when no other address answers.
+type Prove func(ctx context.Context, sock net.Conn) (conn *auth.Conn, other bool, err error)
+
+// Direct is a Dial for a proxy with one address, which dial opens a socket to.
+func Direct(dial func(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error)) func(context.Context, bool, uint16, Prove) (*auth.Conn, error) {
+	return func(ctx context.Context, carrier bool, transfer uint16, prove Prove) (*auth.Conn, error) {
+		sock, err := dial(ctx, carrier, transfer)
+		if err != nil {
+			return nil, err
+		}
+		conn, _, err := prove(ctx, sock)
+		return conn, err
+	}
 }
 
 // Dialer is the bridge's end of one link.
@@ -38,6 +56,7 @@ type Dialer struct {
 	cfg     DialerConfig
 	network bell // rung by Changed
 	present atomic.Pointer[Link]
+	thawed  *Link // that Run begins with, see Thaw
 }
 
 // NewDialer returns a Dialer that has not dialled yet.
@@ -97,7 +116,11 @@ const shortLived = time.Second
 func (d *Dialer) session(ctx context.Context) (lived time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l := newLink(false, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
+	if l := d.thawed; l != nil {
+		d.thawed = nil
+		return d.serve(ctx, l, &keeper{d: d, sl: l.slots[0]}, nil)
+	}
+	l := newLink(true, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
 	k := &keeper{d: d, sl: l.slots[0]}
 	conn, err := k.next(ctx)
 	if err != nil {
@@ -109,16 +132,25 @@ func (d *Dialer) session(ctx context.Context) (lived time.Duration, err error) {
 	if err != nil {
 		return 0, err
 	}
+	l.reach, l.transfer, l.limit = at.Carriers, at.Transfer, shorter(d.cfg.Detach, at.Detach)
+	return d.serve(ctx, l, k, c)
+}
+
+// serve keeps all slots of a session connected until its end. k is the keeper of the control connection, which is c if there is one
+// already.
+func (d *Dialer) serve(ctx context.Context, l *Link, k *keeper, c *carrier) (lived time.Duration, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	begin := time.Now()
 	d.present.Store(l)
 	defer d.present.Store(nil)
 	stop := context.AfterFunc(ctx, func() { l.Kill(errStopped) })
 	defer stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { l.expire(shorter(d.cfg.Detach, at.Detach)) })
+	wg.Go(l.expire)
 	wg.Go(func() { k.keep(ctx, c) })
-	for _, sl := range l.slots[1 : 1+min(d.cfg.Carriers, int(at.Carriers))] {
-		k := &keeper{d: d, sl: sl, transfer: at.Transfer}
+	for _, sl := range l.slots[1:min(len(l.slots), 1+int(l.reach))] {
+		k := &keeper{d: d, sl: sl, transfer: l.transfer}
 		wg.Go(func() { k.keep(ctx, nil) })
 	}
 	<-l.Done()
@@ -146,6 +178,11 @@ type keeper struct {
 func (k *keeper) keep(ctx context.Context, c *carrier) {
 	l, i := k.sl.link, int(k.sl.index)
 	mode := wire.ModeJoin
+	k.sl.mu.Lock()
+	if k.sl.attached { // in another process
+		mode = wire.ModeResume
+	}
+	k.sl.mu.Unlock()
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	for {
@@ -267,8 +304,12 @@ func (k *keeper) failed(err error, flaps bool) {
 // Half of it is random, so that bridges that lost the same proxy do not come back in step.
 func Backoff(n int, err error, streams int) time.Duration {
 	r, _ := errors.AsType[*refusal](err)
-	refused := errors.Is(err, auth.ErrRefused) || errors.Is(err, auth.ErrFake) || errors.Is(err, auth.ErrPin) ||
-		r != nil && (r.status == wire.StatusDenied || r.status == wire.StatusDuplicate)
+	if r != nil && r.comeBack > 0 { // it knows better, but it is not to keep this end away
+		return jitter(min(r.comeBack, time.Minute))
+	}
+	_, lacking := errors.AsType[*auth.FeatureError](err)
+	refused := lacking || errors.Is(err, auth.ErrRefused) || errors.Is(err, auth.ErrFake) || errors.Is(err, auth.ErrPin) ||
+		r != nil && (r.status == wire.StatusDenied || r.status == wire.StatusDuplicate || r.status == wire.StatusUnsupported)
 	first, most := 250*time.Millisecond, time.Second
 	switch {
 	case refused:

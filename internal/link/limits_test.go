@@ -63,7 +63,7 @@ func TestEndedCodeRace(t *testing.T) {
 
 // What peers make a sender hold is in the budget too.
 func TestSendSideIsInTheBudget(t *testing.T) {
-	c := newCore(true, 1, NewBudget(1<<20))
+	c := newCore(false, 1, NewBudget(1<<20))
 	held := 0
 	for range 20 {
 		s := c.open(wire.Open{})
@@ -137,7 +137,7 @@ func TestCloseDuringTakeover(t *testing.T) {
 		d2 := NewDialer(DialerConfig{
 			Owner: br2, Log: slog.New(slog.DiscardHandler), Carriers: testCarriers,
 			Auth:   auth.ClientConfig{KeyID: [16]byte{1}, Secret: [32]byte{2}, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{8}},
-			Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") },
+			Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),
 			Failed: func(int, error, time.Duration) {},
 		})
 		w.wg.Go(func() { d2.Run(ctx) })
@@ -165,7 +165,7 @@ func TestCloseDuringTakeover(t *testing.T) {
 
 // What streams that fell idle keep leaves a busy one a window.
 func TestIdleChargeCore(t *testing.T) {
-	c := newCore(true, 1, NewBudget(0))
+	c := newCore(false, 1, NewBudget(0))
 	c.rtt = 50 * time.Millisecond
 	now := time.Second
 	p := make([]byte, ChunkSize)

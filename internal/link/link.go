@@ -31,7 +31,7 @@ const DetachLimit = 5 * time.Minute
 // Owner is the part of a proxy or bridge that a Link reports to. The methods are called without any lock held, from the
 // goroutine that reads the connection: they must not wait.
 type Owner interface {
-	Opened(*Stream)                                    // bridge: connect this stream
+	Opened(*Stream)                                    // the peer opened a stream
 	Claim(l *Link, id uint16, c wire.Claim, more bool) // proxy
 	Unclaim(l *Link, id uint16)                        // proxy
 	Claimed(l *Link, id uint16, c wire.Claimed)        // bridge
@@ -43,7 +43,7 @@ type Owner interface {
 
 // Link is one session between a bridge and a proxy.
 type Link struct {
-	proxy    bool
+	dials    bool // this end is the one that dials
 	owner    Owner
 	log      *slog.Logger
 	start    time.Time
@@ -58,16 +58,23 @@ type Link struct {
 	heard    bell // a frame of a link itself came, or a connection began or ended
 	back     bell // bridge: a connection was attached
 
+	reach    uint8          // bridge: the highest slot that the proxy accepts
+	transfer uint16         // bridge: the port for carriers that the proxy announced; 0: none
+	limit    time.Duration  // of an outage
+	serving  sync.WaitGroup // connections that were installed
+
 	peerLeaves atomic.Bool // the peer said that it is stopping
+
+	lastClaim *heldClaim // only the control connection's reader uses it
 
 	mu  sync.Mutex
 	err error // why the session ended; guarded by mu
 }
 
-func newLink(proxy bool, owner Owner, log *slog.Logger, budget *Budget, carriers int) *Link {
-	l := &Link{proxy: proxy, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{})}
+func newLink(dials bool, owner Owner, log *slog.Logger, budget *Budget, carriers int) *Link {
+	l := &Link{dials: dials, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{})}
 	for i := range carriers + 1 {
-		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(proxy, uint8(i), budget)})
+		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(dials, uint8(i), budget)})
 	}
 	return l
 }
@@ -84,6 +91,14 @@ func (l *Link) Peer() [16]byte { return l.peer }
 // PeerName is what the bridge calls its host.
 func (l *Link) PeerName() string { return l.peerName }
 
+// Features are those of the control connection, or of the last one while there is none.
+func (l *Link) Features() wire.Features {
+	sl := l.slots[0]
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	return sl.core.features
+}
+
 // Done is closed when the session is over.
 func (l *Link) Done() <-chan struct{} { return l.ended }
 
@@ -97,7 +112,7 @@ func (l *Link) Err() error {
 // ErrEnded says that the session is over.
 var ErrEnded = errors.New("the link's session is over")
 
-// Open makes a stream on the carrier that has the least to do. It returns at once; the bridge learns of the stream with the next
+// Open makes a stream, at either end, on the carrier that has the least to do. It returns at once; the peer learns of the stream with the next
 // batch, or when a connection is back.
 func (l *Link) Open(o wire.Open) (*Stream, error) {
 	best := l.idlest()
@@ -108,11 +123,17 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 		best.mu.Lock()
 	}
 	defer best.mu.Unlock()
-	if l.Err() != nil {
+	switch {
+	case l.Err() != nil:
 		return nil, ErrEnded
+	case best.frozen:
+		return nil, ErrFrozen
 	}
-	if len(best.core.streams) >= best.core.maxStreams {
-		return nil, fmt.Errorf("the bridge has no room for more than %d connections on each carrier", best.core.maxStreams)
+	if !best.core.mayOpen() {
+		return nil, fmt.Errorf("the proxy takes no connections from this end (%s): update the proxy", wire.FeatureDialOpens)
+	}
+	if best.core.full() {
+		return nil, fmt.Errorf("the peer accepts no more than %d connections on each carrier", best.core.limits.open)
 	}
 	s := best.core.open(o)
 	s.bind(best)
@@ -155,7 +176,7 @@ func (sl *slot) load() (at load) {
 	}
 	at.bytes = sl.core.traffic.lately(sl.link.now()) / bulkStep
 	at.streams = len(sl.core.streams)
-	if at.streams >= sl.core.maxStreams || at.away == 2 {
+	if sl.core.full() || at.away == 2 {
 		at.full = 1
 	}
 	return at
@@ -271,12 +292,15 @@ func (l *Link) control(id uint16, frame []byte) {
 // Claims sends the bridge's claims, the index being the id. What was claimed before and is not among them is released.
 func (l *Link) Claims(cs []wire.Claim) {
 	for i, c := range cs {
-		l.control(uint16(i), wire.AppendClaim(nil, uint16(i), c, i < len(cs)-1))
+		l.control(uint16(i+1), wire.AppendClaim(nil, uint32(i+1), c))
 	}
+	l.control(0, wire.AppendRound(nil))
 }
 
 // Claimed answers a claim.
-func (l *Link) Claimed(id uint16, c wire.Claimed) { l.control(id, wire.AppendClaimed(nil, id, c)) }
+func (l *Link) Claimed(id uint16, c wire.Claimed) {
+	l.control(id+1, wire.AppendClaimed(nil, uint32(id)+1, c))
+}
 
 // GoAway tells the peer that this process is stopping.
 func (l *Link) GoAway(drain time.Duration) {
@@ -288,27 +312,45 @@ func (l *Link) GoAway(drain time.Duration) {
 }
 
 func (l *Link) claimFrame(f wire.Frame) error {
-	if f.Offset >= MaxClaims {
-		return violation(wire.ErrClaimInvalid, "claim id %d, at most %d are possible", f.Offset, MaxClaims-1)
+	if f.Offset > MaxClaims {
+		return violation(wire.ErrClaimInvalid, "claim id %d, at most %d are possible", f.Offset, MaxClaims)
 	}
-	id := uint16(f.Offset)
+	var id uint32
+	var claim wire.Claim
+	var claimed wire.Claimed
+	var err error
 	switch f.Type {
 	case wire.TypeClaim:
-		c, err := wire.ParseClaim(f)
-		if err != nil {
-			return violation(wire.ErrClaimInvalid, "%s", err)
-		}
-		l.owner.Claim(l, id, c, f.Flags&wire.FlagMore != 0)
+		id, claim, err = wire.ParseClaim(f)
 	case wire.TypeUnclaim:
-		l.owner.Unclaim(l, id)
+		id, err = wire.ParseUnclaim(f)
 	case wire.TypeClaimed:
-		c, err := wire.ParseClaimed(f)
-		if err != nil {
-			return violation(wire.ErrClaimInvalid, "%s", err)
-		}
-		l.owner.Claimed(l, id, c)
+		id, claimed, err = wire.ParseClaimed(f)
+	case wire.TypeUnclaimed:
+		id, _, err = wire.ParseUnclaimed(f)
+	}
+	if err != nil {
+		return violation(wire.ErrClaimInvalid, "%s", err)
+	}
+	if held := l.lastClaim; held != nil && f.Type != wire.TypeClaimed && f.Type != wire.TypeUnclaimed {
+		l.lastClaim = nil
+		l.owner.Claim(l, held.id, held.claim, f.Type != wire.TypeRound)
+	}
+	switch f.Type {
+	case wire.TypeClaim:
+		l.lastClaim = &heldClaim{uint16(id - 1), claim}
+	case wire.TypeUnclaim:
+		l.owner.Unclaim(l, uint16(id-1))
+	case wire.TypeClaimed:
+		l.owner.Claimed(l, uint16(id-1), claimed)
 	}
 	return nil
+}
+
+// heldClaim is a claim that the owner has not heard of yet: what follows says whether it was the last one.
+type heldClaim struct {
+	id    uint16
+	claim wire.Claim
 }
 
 // Ping asks for a sign of life on every connection and reports whether one came within d. A connection that takes a slot
@@ -354,8 +396,10 @@ func (l *Link) Ping(d time.Duration) bool {
 	}
 }
 
-// expire ends the session when a slot that was attached had no connection for limit. It returns when the session is over.
-func (l *Link) expire(limit time.Duration) {
+// expire ends the session when a slot that was attached had no connection for the limit of an outage. It returns when the session is
+// over.
+func (l *Link) expire() {
+	limit := l.limit
 	next := newAlarm(limit)
 	defer next.timer.Stop()
 	for {
@@ -368,7 +412,7 @@ func (l *Link) expire(limit time.Duration) {
 		left := limit
 		for _, sl := range l.slots {
 			sl.mu.Lock()
-			if sl.cur == nil && sl.attached {
+			if sl.cur == nil && sl.attached && !sl.frozen {
 				left = min(left, limit-(l.now()-sl.since))
 			}
 			sl.mu.Unlock()
@@ -381,7 +425,17 @@ func (l *Link) expire(limit time.Duration) {
 	}
 }
 
-// sessionSecret is set once, from the first connection.
+// agree takes over what the peer said about the streams that it accepts: how many in a slot, and their first credit.
+func (l *Link) agree(window, streams uint32) {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		sl.core.limits.credit = min(uint64(window), 1<<30)
+		sl.core.limits.open = int(min(streams, MaxStreams))
+		sl.mu.Unlock()
+	}
+}
+
+// begin notes what the first connection settles for the session.
 func (l *Link) begin(c *auth.Conn, sid [16]byte) {
 	l.sid, l.keyID, l.peer = sid, c.KeyID, c.Peer
 	l.secret = auth.SessionSecret(c, sid)

@@ -140,14 +140,28 @@ func newUnlikeWorld(t testing.TB, detach, bridgeDetach time.Duration) *world {
 	return w
 }
 
+// newWorldWith has a proxy with these features.
+func newWorldWith(t testing.TB, f wire.Features) *world {
+	n := &memnet.Net{}
+	ln, err := n.Listen("proxy:3010")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startWorld(t, f, 0, 0, ln, func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, "proxy:3010") })
+}
+
 // newWorldOn is newWorld on any network.
 func newWorldOn(t testing.TB, detach, bridgeDetach time.Duration, ln net.Listener, dial func(context.Context) (net.Conn, error)) *world {
+	return startWorld(t, wire.FeatureDialOpens, detach, bridgeDetach, ln, dial)
+}
+
+func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duration, ln net.Listener, dial func(context.Context) (net.Conn, error)) *world {
 	w := &world{t: t, ln: ln, px: newRecorder(), br: newRecorder()}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	key := [16]byte{1}
 	secret := [32]byte{2}
-	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{9}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
+	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{9}, Features: f, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
 	w.host = NewHost(HostConfig{
 		Owner: w.px, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
@@ -170,8 +184,8 @@ func newWorldOn(t testing.TB, detach, bridgeDetach time.Duration, ln net.Listene
 	})
 	w.dialer = NewDialer(DialerConfig{
 		Owner: w.br, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Carriers: testCarriers, Detach: bridgeDetach,
-		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
-		Dial:   func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) },
+		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}, Features: wire.FeatureDialOpens},
+		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) }),
 		Failed: func(int, error, time.Duration) {},
 	})
 	w.wg.Go(func() { w.dialer.Run(ctx) })
@@ -187,24 +201,35 @@ func (w *world) close() {
 	w.wg.Wait()
 }
 
-// open opens a stream and returns both ends.
-func (w *world) open() (px, br *Stream) {
-	w.px.mu.Lock()
-	l := w.px.link
-	w.px.mu.Unlock()
+// open opens a stream at the proxy and returns both ends.
+func (w *world) open() (px, br *Stream) { return w.openAt(w.px, w.br) }
+
+// openAt opens a stream at one end and returns both, its own first.
+func (w *world) openAt(opener, other *recorder) (own, peer *Stream) {
+	opener.mu.Lock()
+	l := opener.link
+	opener.mu.Unlock()
 	s, err := l.Open(wire.Open{})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return s, <-w.br.streams
+	return s, <-other.streams
 }
 
 func TestStreamIsANetConn(t *testing.T) {
-	nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
-		w := newWorld(t, 0)
-		a, b := w.open()
-		return a, b, func() { a.Close(); b.Close(); w.close() }, nil
-	})
+	for _, name := range []string{"proxy", "bridge"} {
+		t.Run("opened by the "+name, func(t *testing.T) {
+			nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
+				w := newWorld(t, 0)
+				opener, other := w.px, w.br
+				if name == "bridge" {
+					opener, other = w.br, w.px
+				}
+				a, b := w.openAt(opener, other)
+				return a, b, func() { a.Close(); b.Close(); w.close() }, nil
+			})
+		})
+	}
 }
 
 // noise is n bytes that do not repeat, the same for the same seed.
@@ -226,7 +251,11 @@ func TestTransferBothWays(t *testing.T) {
 		defer w.close()
 		var wg sync.WaitGroup
 		for i := range 8 {
-			a, b := w.open()
+			opener, other := w.px, w.br
+			if i%2 == 1 {
+				opener, other = w.br, w.px
+			}
+			a, b := w.openAt(opener, other)
 			up, down := noise(byte(i), 3<<20+i), noise(byte(i+100), 1<<20+i)
 			send := func(s *Stream, p []byte) {
 				if _, err := s.Write(p); err != nil {
@@ -364,9 +393,9 @@ func TestEveryAckHasItsTime(t *testing.T) {
 
 // Reset passes over streams that were refused because there were too many: nobody has them.
 func TestResetBesideRefusedStreams(t *testing.T) {
-	l := newLink(false, nil, nil, NewBudget(0), 1)
+	l := newLink(true, nil, nil, NewBudget(0), 1)
 	sl := l.slots[1]
-	sl.core.maxStreams = 1
+	sl.core.limits.accept = 1
 	for i := range uint64(2) {
 		open := wire.AppendOpen(nil, (i+1)<<8|1, 0, wire.Open{})
 		ev, err := sl.core.receive(wire.Frame{Type: wire.TypeOpen, Stream: (i+1)<<8 | 1, Payload: open[wire.HeaderLen:]}, l.now())

@@ -81,9 +81,6 @@ func (h *sendHalf) charge(b *Budget) {
 
 // pending says whether there is anything to send.
 func (h *sendHalf) pending() bool {
-	if broken == endSentOnce && h.max == h.total() && h.nxt >= h.q.end {
-		return false
-	}
 	return !h.moot && h.nxt < h.allowed()
 }
 
@@ -127,14 +124,11 @@ func (c *core) end(s *Stream, kind wire.EndKind, code wire.Code) {
 	default:
 		h.abort, h.code = true, code
 	}
-	if c.proxy && !s.openSent && kind == wire.RST && h.q.end == 0 {
-		c.remove(s) // the bridge never heard of it
+	if !s.openSent && kind == wire.RST && h.q.end == 0 {
+		c.remove(s) // the peer never heard of it
 		return
 	}
 	c.touch(s)
-	if broken == resetNotRetained {
-		c.settle(s)
-	}
 }
 
 const quantum = ChunkSize
@@ -181,7 +175,7 @@ func (c *core) fill(b *bundle, limit int, now time.Duration) {
 			b.own = wire.AppendAck(b.own, s.id, s.recv.acked(), s.recv.granted)
 		}
 	}
-	// An id opens before anything of a later id, so that the bridge can tell a late OPEN from a new one.
+	// An id opens before anything of a later id, so that the peer can tell a late OPEN from a new one.
 	for c.opens.head != nil && b.size() < limit {
 		s := c.opens.pop()
 		if s.forgotten || s.openSent {
@@ -266,21 +260,15 @@ func (h *sendHalf) addData(b *bundle, id uint64, limit int) {
 	b.add(id, h.nxt, h.cur, from, to)
 	h.nxt += uint64(to - from)
 	h.max = max(h.max, h.nxt)
-	if broken == freeOnWrite {
-		h.ack(h.nxt)
-	}
 }
 
 func (c *core) receiveAck(s *Stream, f wire.Frame) (event, error) {
 	h := &s.send
 	// Against the highest offset ever sent: after a resume nxt stands lower, and a late ACK is still honest.
-	if f.Offset > h.max || broken == ackAgainstNext && f.Offset > h.nxt {
+	if f.Offset > h.max {
 		return event{}, violation(wire.ErrAckBeyond, "ACK of %d on stream %d, sent %d", f.Offset, s.id, h.max)
 	}
 	h.credit = max(h.credit, wire.AckCredit(f))
-	if broken == creditGoesBack {
-		h.credit = wire.AckCredit(f)
-	}
 	h.ack(f.Offset)
 	c.touch(s)
 	c.settle(s)

@@ -1,8 +1,6 @@
 package link
 
 import (
-	"cmp"
-	"maps"
 	"slices"
 
 	"reverser/internal/wire"
@@ -19,18 +17,17 @@ func (w *sim) check() {
 		if o := w.procs[1-e]; o.sid == p.sid {
 			peer = o.core
 		}
-		for _, s := range sortedStreams(p.core) {
+		for _, s := range p.core.sorted() {
 			w.checkSend(p, s, peer)
 			w.checkRecv(p, s)
 			if w.err != nil {
 				return
 			}
 		}
+		w.checkNumbers(p)
 		w.checkBudget(p)
 	}
-	w.live = slices.DeleteFunc(w.live, func(pr *pair) bool {
-		return pr.socks[0].over() && (pr.socks[1] == nil || pr.socks[1].over())
-	})
+	w.live = slices.DeleteFunc(w.live, (*pair).over)
 }
 
 func (w *sim) checkSend(p *process, s *Stream, peer *core) {
@@ -53,7 +50,7 @@ func (w *sim) checkSend(p *process, s *Stream, peer *core) {
 		w.fail("stream %d at the %s holds %d bytes, granted are %d", s.id, name, h.q.end, h.credit)
 	case p.core.bound != 0 && s.openSent && h.pending() && !s.hooks[3].queued:
 		w.fail("I11: stream %d at the %s has something to say and is not asked", s.id, name)
-	case p.core.bound != 0 && p.core.proxy && !s.openSent && !s.hooks[0].queued:
+	case p.core.bound != 0 && !s.openSent && !s.hooks[0].queued:
 		w.fail("I11: stream %d will never be opened", s.id)
 	}
 	if k := p.socks[s]; k != nil {
@@ -62,7 +59,11 @@ func (w *sim) checkSend(p *process, s *Stream, peer *core) {
 		}
 		k.una, k.credit = h.una, h.credit
 	}
-	if peer == nil || peer.streams[s.id] == nil {
+	if peer == nil {
+		return
+	}
+	w.checkOpener(p, s, peer)
+	if peer.streams[s.id] == nil {
 		return
 	}
 	r := &peer.streams[s.id].recv
@@ -71,6 +72,35 @@ func (w *sim) checkSend(p *process, s *Stream, peer *core) {
 		w.fail("I2: stream %d at the %s: acknowledged %d of %d sent, and the peer has %d", s.id, name, h.una, h.max, r.acked())
 	case h.credit > r.granted:
 		w.fail("stream %d at the %s believes in %d bytes of credit, granted are %d", s.id, name, h.credit, r.granted)
+	}
+}
+
+// checkOpener looks at the life of an id (I15), whose rules are the same for either opener.
+func (w *sim) checkOpener(p *process, s *Stream, peer *core) {
+	name := endNames[p.end]
+	switch own := p.core.mine(s.id); {
+	case own != p.opened[s.id]:
+		w.fail("I15: the %s takes stream %s for one of its own: %v", name, idName(s.id), own)
+	case own && peer.ids.seen >= s.id && peer.streams[s.id] == nil:
+		w.fail("I15: the %s has stream %s still, and the other end forgot it", name, idName(s.id))
+	case !own && s.id > p.core.ids.seen:
+		w.fail("I15: the %s has stream %s, and has seen no OPEN of it", name, idName(s.id))
+	case !own && s.id >= peer.ids.next:
+		w.fail("I15: the %s has stream %s, which was never opened", name, idName(s.id))
+	}
+}
+
+// checkNumbers compares what an end counts with the streams that it has.
+func (w *sim) checkNumbers(p *process) {
+	own := 0
+	for id := range p.core.streams {
+		if p.opened[id] {
+			own++
+		}
+	}
+	if n := p.core.ids; n.own != own || n.others != len(p.core.streams)-own {
+		w.fail("I15: the %s counts %d streams of its own and %d of the other end, and has %d and %d", endNames[p.end],
+			n.own, n.others, own, len(p.core.streams)-own)
 	}
 }
 
@@ -213,8 +243,4 @@ func (w *sim) atRest() {
 			}
 		}
 	}
-}
-
-func sortedStreams(c *core) []*Stream {
-	return slices.SortedFunc(maps.Values(c.streams), func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
 }

@@ -42,12 +42,16 @@ type sim struct {
 	leaky   bool // fences let late DATA, ACK and END of known streams through: nobody may notice
 	corrupt bool // payloads change on their way (a fault of hardware): never a clean end
 	lying   bool // tables name positions that the peer cannot have: the session ends
-	limited bool // the bridge accepts fewer streams than the proxy opens
+	limited bool // each end accepts fewer streams than the other one opens
 	small   bool // little memory for windows
 }
 
 // simStats says what a run went through, so that a test can tell whether the faults happen at all.
-type simStats struct{ steps, bytes, streams, resumes, stale, sessions, leaks, lies, wrong int }
+type simStats struct {
+	steps, bytes, resumes, stale, sessions, leaks, lies, wrong int
+	handedOver, carried, finished                              int    // processes that were handed over, and the streams that went with them
+	opened                                                     [2]int // streams, by the end that opened them
+}
 
 // process is the part of a proxy or bridge process that matters here. A crash replaces it.
 type process struct {
@@ -55,9 +59,10 @@ type process struct {
 	budget   *Budget
 	squeezed int64 // charged by others than the slot
 	sid      [16]byte
-	core     *core // of the live session, nil while there is none
-	begun    bool  // bridge: the session was answered once
-	newest   *conn // the connection that this end dialled or accepted last
+	core     *core           // of the live session, nil while there is none
+	begun    bool            // bridge: the session was answered once
+	newest   *conn           // the connection that this end dialled or accepted last
+	opened   map[uint64]bool // ids that this end opened in the present session
 	last     uint64
 	socks    map[*Stream]*sock // of the present session, and forgotten ones that still deliver
 }
@@ -90,6 +95,7 @@ type flow struct {
 // pair is one user's connection, from end to end.
 type pair struct {
 	n       int
+	opener  int // the end at which the user is
 	socks   [2]*sock
 	dials   int
 	sid     [16]byte
@@ -127,10 +133,15 @@ func (k *sock) over() bool {
 	return k.rst || k.dead || k.told == wire.RST || k.closed && (k.told != 0 || k.s.send.reset()) || k.told == wire.FIN && k.fin
 }
 
+// over says that no socket of the pair has any business any more.
+func (p *pair) over() bool {
+	return !slices.ContainsFunc(p.socks[:], func(k *sock) bool { return k != nil && !k.over() })
+}
+
 func newSim(pick func(string, int) int) *sim {
 	w := &sim{pick: pick, trace: func(string, ...any) {}, now: time.Second}
 	switch pick("kind of world", 16) {
-	case 1, 2, 3:
+	case 1, 2, 3, 10, 11:
 		w.leaky = true
 	case 4:
 		w.corrupt = true
@@ -161,10 +172,11 @@ func (w *sim) start(e int) {
 }
 
 func (w *sim) newCore(e int) *core {
-	c := newCore(e == atProxy, 1, w.procs[e].budget)
+	c := newCore(e == atBridge, 1, w.procs[e].budget)
 	if w.limited {
-		c.maxStreams = 3 + 2*(1-e)
+		c.limits.open, c.limits.accept = 5, 3
 	}
+	w.procs[e].opened = map[uint64]bool{}
 	return c
 }
 
@@ -200,35 +212,48 @@ func bytesOf(p *pair, end int, off uint64, n int) []byte {
 
 // ---- Users and services.
 
-func (w *sim) openStream() {
-	p := w.procs[atProxy]
-	if p.core == nil || len(w.live) >= 7 || len(p.core.streams) >= p.core.maxStreams {
-		return
+func (w *sim) openStream(e int) {
+	p := w.procs[e]
+	if p.core == nil || len(w.live) >= 7 || p.core.full() || e == atBridge && !p.begun {
+		return // a Dialer shows nobody a session before the proxy has answered
 	}
 	s := p.core.open(wire.Open{Service: 1})
-	pr := &pair{n: w.opened, sid: p.sid}
+	if peer := w.procs[1-e]; p.opened[s.id] || peer.sid == p.sid && peer.opened[s.id] {
+		w.fail("I15: the %s opens stream %d, an id that was opened before", endNames[e], s.id)
+	}
+	p.opened[s.id] = true
+	pr := &pair{n: w.opened, opener: e, sid: p.sid}
 	w.opened++
-	k := &sock{pair: pr, end: atProxy, proc: p, core: p.core, s: s, lazy: w.pick("a lazy user", 3) == 0}
-	pr.socks[atProxy] = k
+	w.stats.opened[e]++
+	k := &sock{pair: pr, end: e, proc: p, core: p.core, s: s, lazy: w.pick("a lazy user", 3) == 0}
+	pr.socks[e] = k
 	p.socks[s] = k
 	w.pairs, w.live = append(w.pairs, pr), append(w.live, pr)
-	w.trace("a user opens stream %d (pair %d)", s.id, pr.n)
+	w.trace("a user of the %s opens stream %s (pair %d)", endNames[e], idName(s.id), pr.n)
 }
 
-// opened connects a stream to its service at the bridge.
-func (w *sim) connect(s *Stream) {
-	b := w.procs[atBridge]
+// idName writes an id as two numbers, which are easier to read than one above 2^63.
+func idName(id uint64) string {
+	e := atProxy
+	if id&dialled != 0 {
+		e = atBridge
+	}
+	return fmt.Sprintf("%d of the %s", id&^dialled>>8, endNames[e])
+}
+
+// connect connects a stream to its service at the end that did not open it.
+func (w *sim) connect(p *process, s *Stream) {
+	e := p.end
 	for _, pr := range w.pairs {
-		u := pr.socks[atProxy]
-		if u.s.id != s.id || pr.sid != b.sid {
+		if pr.opener == e || pr.socks[pr.opener].s.id != s.id || pr.sid != p.sid {
 			continue
 		}
 		if pr.dials++; pr.dials > 1 {
 			w.fail("I7: the service of pair %d was dialled %d times", pr.n, pr.dials)
 		}
-		k := &sock{pair: pr, end: atBridge, proc: b, core: b.core, s: s, lazy: w.pick("a lazy service", 3) == 0}
-		pr.socks[atBridge] = k
-		b.socks[s] = k
+		k := &sock{pair: pr, end: e, proc: p, core: p.core, s: s, lazy: w.pick("a lazy service", 3) == 0}
+		pr.socks[e] = k
+		p.socks[s] = k
 		if !slices.Contains(w.live, pr) {
 			w.live = append(w.live, pr)
 		}
@@ -239,7 +264,7 @@ func (w *sim) connect(s *Stream) {
 		}
 		return
 	}
-	w.fail("the bridge was told to open stream %d, which no user opened", s.id)
+	w.fail("the %s was told to connect stream %s, which no user opened", endNames[e], idName(s.id))
 }
 
 func (w *sim) pickSock(what string, ok func(*sock) bool) *sock {

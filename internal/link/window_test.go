@@ -19,18 +19,18 @@ type faucet struct {
 }
 
 func newFaucet(t testing.TB, b *Budget) *faucet {
-	return &faucet{t: t, c: newCore(false, 1, b), now: time.Second, next: 1}
+	return &faucet{t: t, c: newCore(true, 1, b), now: time.Second, next: 1}
 }
 
 func (f *faucet) open() *Stream {
-	if f.c.proxy {
+	if !f.c.dials {
 		s := f.c.open(wire.Open{})
 		s.openSent = true
 		return s
 	}
 	id := f.next<<8 | 1
 	f.next++
-	o := wire.Frame{Type: wire.TypeOpen, Stream: id, Offset: openWindow, Payload: make([]byte, 4)}
+	o := wire.Frame{Type: wire.TypeOpen, Stream: id, Offset: openWindow, Payload: []byte{1, 0, 0, 0, 0, 1}}
 	if _, err := f.c.receive(o, f.now); err != nil {
 		f.t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestManyIdleStreams(t *testing.T) {
 	}
 	t.Run("that never said anything", func(t *testing.T) {
 		f := newFaucet(t, NewBudget(0))
-		f.c = newCore(true, 1, f.c.budget)
+		f.c = newCore(false, 1, f.c.budget)
 		for range 10_000 {
 			f.open()
 		}
@@ -185,13 +185,13 @@ func TestMemoryOfAnOutage(t *testing.T) {
 		}
 		// A stream that finds memory left may take one read more.
 		most := 2*floorWindow*int64(n) + size + ChunkSize
-		t.Logf("proxy %v: %d streams hold %d KiB, %d KiB are possible", c.proxy, n, held>>10, most>>10)
+		t.Logf("the end that dials, %v: %d streams hold %d KiB, %d KiB are possible", c.dials, n, held>>10, most>>10)
 		t.Logf("charged were %d KiB before, and are %d of %d KiB; chunks to send take %d KiB",
 			grown>>10, c.budget.Used()>>10, size>>10, memory>>10)
 		if held > most || c.budget.Used() > size+ChunkSize {
 			t.Errorf("%d bytes are held, %d are possible", held, most)
 		}
-		if c.proxy && held < most/2 {
+		if !c.dials && held < most/2 {
 			t.Errorf("%d bytes are held: this was no outage worth its name", held)
 		}
 	}

@@ -8,7 +8,7 @@ const (
 	lEnd      // a: kind
 	lAckEnd   //
 	lForget   //
-	lAttach   // a: generation, b: the bridge knows the stream, c: the end it got
+	lAttach   // a: generation, b: the bridge knows the stream (1) and there was one at all (2), c: the end it got
 	lAttached // a: the proxy knows the stream, b: the end it got, c: there was a stream at all
 )
 
@@ -40,14 +40,17 @@ type lifeState struct {
 	dials uint8 // of the service
 }
 
-// lifeModel has the ends of one stream. The fields name the rules that a variant breaks or adds.
+// lifeModel has the ends of one stream, which either of them opens. The other fields name the rules that a variant breaks or adds.
 type lifeModel struct {
 	max               supply
-	bridgeForgets     bool // the bridge forgets a finished stream by itself
-	unknownIsFinished bool // the proxy takes a stream that the bridge does not know for one that finished
-	resetNotRetained  bool // the proxy forgets a reset stream before the bridge acknowledged the reset
-	forgottenIsReset  bool // the bridge resets a socket whose stream the proxy forgot before it was finished
+	opener            int
+	otherForgets      bool // the other end forgets a finished stream by itself
+	unknownIsFinished bool // the opener takes a stream that the other end does not know for one that finished
+	resetNotRetained  bool // the opener forgets a reset stream before the other end acknowledged the reset
+	forgottenIsReset  bool // the other end resets a socket whose stream the opener forgot before it was finished
 }
+
+func (m *lifeModel) other() int { return 1 - m.opener }
 
 func (m *lifeModel) begin() lifeState { return lifeState{} }
 
@@ -65,7 +68,7 @@ func (m *lifeModel) next(s lifeState, emit func(lifeState, label)) {
 	}
 	if !s.came {
 		t := s
-		t.came, t.half[P].known = true, true
+		t.came, t.half[m.opener].known = true, true
 		add(t, say("a user comes"))
 	}
 	for e := range 2 {
@@ -113,17 +116,17 @@ func (m *lifeModel) speak(s lifeState, e, k int, add func(lifeState, label)) {
 		}
 	}
 	h := s.half[e]
-	if e == P && h.known && !h.openSent {
-		try(pack(lOpen, 0, 0, 0), func(h *half) { h.openSent = true }, say("the proxy sends OPEN"))
+	if e == m.opener && h.known && !h.openSent {
+		try(pack(lOpen, 0, 0, 0), func(h *half) { h.openSent = true }, say("the opener sends OPEN"))
 	}
-	if h.known && h.own != open && !h.acked && !h.endSent && (e == B || h.openSent) {
+	if h.known && h.own != open && !h.acked && !h.endSent && (e != m.opener || h.openSent) {
 		try(pack(lEnd, h.own, 0, 0), func(h *half) { h.endSent = true }, say("end %d sends END of kind %d", e, int(h.own)))
 	}
 	if h.known && h.got != open && !h.ackSent {
 		try(pack(lAckEnd, 0, 0, 0), func(h *half) { h.ackSent = true }, say("end %d acknowledges the END", e))
 	}
-	if e == P && h.forgetPending {
-		try(pack(lForget, 0, 0, 0), func(h *half) { h.forgetPending = false }, say("the proxy sends FORGET"))
+	if e == m.opener && h.forgetPending {
+		try(pack(lForget, 0, 0, 0), func(h *half) { h.forgetPending = false }, say("the opener sends FORGET"))
 	}
 }
 
@@ -139,7 +142,7 @@ func (m *lifeModel) dial(s lifeState, add func(lifeState, label)) {
 	}
 	s.net.cur[B], s.net.ready[B] = uint8(k+1), false
 	b := s.half[B]
-	s.net.send(m.max, B, k, pack(lAttach, uint8(k+1), bit(b.known), b.got))
+	s.net.send(m.max, B, k, pack(lAttach, uint8(k+1), bit(b.known)|bit(m.opener == B && s.came)<<1, b.got))
 	add(s, say("the bridge dials connection %d, knows the stream: %d", k+1, int(bit(b.known))))
 }
 
@@ -173,12 +176,7 @@ func (m *lifeModel) receive(s lifeState, e, k int, add func(lifeState, label)) {
 	case lAttached:
 		if int(s.net.cur[B]) == k+1 {
 			s.net.ready[B] = true
-			h.endSent, h.ackSent = false, false
-			if f.a() == 0 && f.c() == 1 {
-				m.forget(h)
-			} else if f.b() != open && h.own != open {
-				h.acked = true
-			}
+			m.apply(h, B, k, f.a() == 1, f.b(), f.c() == 1)
 		}
 		add(s, say("the bridge goes on with connection %d", k+1))
 	}
@@ -198,21 +196,33 @@ func (m *lifeModel) attach(s lifeState, f frame, k int, add func(lifeState, labe
 	}
 	s.net.cur[P], s.net.ready[P], s.net.conns[k].bound = uint8(k+1), true, true
 	h := &s.half[P]
-	h.openSent, h.endSent, h.ackSent = f.b() == 1, false, false
+	m.apply(h, P, k, f.b()&1 == 1, f.c(), f.b()&2 != 0)
+	s.net.send(m.max, P, k, pack(lAttached, bit(h.known), h.got, bit(m.opener == P && s.came)))
+	add(s, say("the proxy accepts connection %d, knows the stream: %d", k+1, int(bit(h.known))))
+}
+
+// apply applies the peer's table at end e: whether the peer knows the stream, the end that it got, and, of an opener, whether there
+// was a stream at all.
+func (m *lifeModel) apply(h *half, e, k int, known bool, got uint8, came bool) {
+	h.endSent, h.ackSent = false, false
+	if e == m.opener {
+		h.openSent = known
+	}
 	switch {
-	case f.b() == 1 && f.c() != open && h.own != open:
+	case known && got != open && h.own != open:
 		h.acked = true
-	case f.b() == 0 && h.known && m.unknownIsFinished && k > 0:
+	case known:
+	case e == m.opener && h.known && m.unknownIsFinished && k > 0:
 		if h.told == open && h.own != rst {
 			h.told = fin
 		}
 		h.known = false
+	case e != m.opener && came:
+		m.forget(h)
 	}
-	s.net.send(m.max, P, k, pack(lAttached, bit(h.known), h.got, bit(s.came)))
-	add(s, say("the proxy accepts connection %d, knows the stream: %d", k+1, int(bit(h.known))))
 }
 
-// forget is what the bridge does when the proxy has forgotten the stream.
+// forget is what the other end does when the opener has forgotten the stream.
 func (m *lifeModel) forget(h *half) {
 	if h.known && m.forgottenIsReset && (h.own == open || h.got == open) && h.own != rst && h.got != rst {
 		h.told = rst
@@ -222,12 +232,12 @@ func (m *lifeModel) forget(h *half) {
 
 // collect lets each end forget what it may.
 func (m *lifeModel) collect(s *lifeState) {
-	if p := &s.half[P]; p.known {
+	if p := &s.half[m.opener]; p.known {
 		if p.acked && p.got != open || p.own == rst && (p.acked || m.resetNotRetained) || p.got == rst {
 			p.known, p.forgetPending = false, true
 		}
 	}
-	if b := &s.half[B]; b.known && m.bridgeForgets {
+	if b := &s.half[m.other()]; b.known && m.otherForgets {
 		if b.got != open && b.acked || b.got == rst || b.own == rst && b.acked {
 			b.known = false
 		}
@@ -257,12 +267,12 @@ func (m *lifeModel) wrong(s lifeState) string {
 
 // done: both ends have forgotten the stream, and each socket ended or was told an end.
 func (m *lifeModel) done(s lifeState) bool {
-	p, b := s.half[P], s.half[B]
+	p, b := s.half[m.opener], s.half[m.other()]
 	if !s.came || p.known || b.known {
 		return false
 	}
 	if s.dials == 0 {
-		return p.own == rst // the bridge never heard of it
+		return p.own == rst // the other end never heard of it
 	}
 	return (p.own == rst || p.told != open) && (b.own == rst || b.told != open)
 }
@@ -281,16 +291,17 @@ func TestLife(t *testing.T) {
 		want  string
 		stuck bool
 	}{
-		{"the bridge keeps a finished stream until the proxy forgot it", lifeModel{}, "", false},
-		{"the bridge forgets a finished stream", lifeModel{bridgeForgets: true}, dialledTwice, false},
-		{"and the proxy takes an unknown one for finished", lifeModel{bridgeForgets: true, unknownIsFinished: true}, cleanEnd, false},
+		{"the other end keeps a finished stream until the opener forgot it", lifeModel{}, "", false},
+		{"the other end forgets a finished stream", lifeModel{otherForgets: true}, dialledTwice, false},
+		{"and the opener takes an unknown one for finished", lifeModel{otherForgets: true, unknownIsFinished: true}, cleanEnd, false},
 		{"a reset is not retained", lifeModel{resetNotRetained: true}, "", true},
 		{"a reset is not retained, and forgotten means reset", lifeModel{resetNotRetained: true, forgottenIsReset: true}, "", false},
 		{"the protocol: the first, and forgotten means reset", lifeModel{forgottenIsReset: true}, "", false},
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			tt.m.max = all
+	for i := range 2 * len(tests) {
+		tt, opener := tests[i/2], i%2
+		t.Run(tt.name+", opened by the "+[]string{"proxy", "bridge"}[opener], func(t *testing.T) {
+			tt.m.max, tt.m.opener = all, opener
 			v := search(&tt.m, mostStates)
 			report(t, v)
 			if v.bad != tt.want || v.stuck > 0 != tt.stuck || v.capped {

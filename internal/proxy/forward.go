@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"reverser/internal/link"
-	"reverser/internal/relay"
 	"reverser/internal/route"
+	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
@@ -24,7 +24,7 @@ func (p *Proxy) forward(ln *listener, a *traffic.Admission, conn net.Conn) {
 		}
 	}
 	s, target, err := ln.dest.Open(a.Hold(), wire.Open{Client: a.Client(), Local: traffic.AddrPort(conn.LocalAddr())},
-		func() bool { return a.Ended() || relay.Gone(conn) })
+		func() bool { return a.Ended() || sys.Gone(conn) })
 	if err != nil {
 		traffic.Reset(conn)
 		why, said := refusal(err)

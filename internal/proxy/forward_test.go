@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -548,4 +549,19 @@ func TestTotals(t *testing.T) {
 	next := w.bridge(k, how{instance: 2}, pub)
 	w.pair(next, addr)
 	want(1, 2, 7, 4)
+}
+
+// TestAStreamOfABridge: a proxy has no service for a bridge that opens streams, and does not say that it takes them.
+func TestAStreamOfABridge(t *testing.T) {
+	_, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	b.mu.Lock()
+	l := b.link
+	b.mu.Unlock()
+	if s, err := l.Open(wire.Open{}); err == nil || !strings.Contains(err.Error(), "update the proxy") {
+		t.Errorf("Open = %v, %v; want an error that says what is missing", s, err)
+	}
+	eventually(t, "no stream is left", func() bool { return l.Streams() == 0 })
 }

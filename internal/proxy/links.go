@@ -15,6 +15,7 @@ import (
 	"reverser/internal/relay"
 	"reverser/internal/route"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
@@ -96,6 +97,8 @@ type claim struct {
 	public grammar.Public
 	state  wire.ClaimStatus
 	reason string
+
+	unknown uint8 // what it says and this proxy does not know, as wire.Claim has it
 }
 
 // stoppingText is why a service is not served while the proxy drains.
@@ -195,8 +198,8 @@ func (p *Proxy) GoingAway(l *link.Link, _ time.Duration) {
 	}
 }
 
-// Opened implements link.Owner. Only bridges are asked to connect streams.
-func (p *Proxy) Opened(*link.Stream) {}
+// Opened implements link.Owner. A proxy has no service that a bridge could ask for.
+func (p *Proxy) Opened(s *link.Stream) { s.Reset(wire.CodeService) }
 
 // Claimed implements link.Owner. Only bridges get answers.
 func (p *Proxy) Claimed(*link.Link, uint16, wire.Claimed) {}
@@ -241,6 +244,7 @@ func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
 			cl = &claim{id: id, asked: c.Public, target: c.Target}
 			s.claims[id] = cl
 		}
+		cl.unknown = c.Unknown
 		p.mu.Unlock()
 		closeAll(gone) // first: the new port may cover the old one
 		said = p.decide(s, cl, false)
@@ -344,6 +348,9 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	if err != nil {
 		return deny("denied: %s", err)
 	}
+	if c.unknown != 0 {
+		return deny("%s denied: the bridge asks for something that this proxy does not know (field %d of its claim): update the proxy", pub, c.unknown)
+	}
 	if pub.Kind == grammar.KindOffered {
 		i := slices.IndexFunc(p.cfg.Offer, key.Allow.Permits)
 		if i < 0 {
@@ -381,11 +388,16 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	})
 	p.mu.Unlock()
 	closeAll(gone)
-	ln, err := relay.Listen(pub.ListenNetwork(), pub.ListenAddr())
+	ln, err := sys.Listen(pub.ListenNetwork(), pub.ListenAddr())
 	p.mu.Lock()
 	if err != nil {
 		p.routes.Remove(d)
-		return verdict{state: wire.ClaimRetrying, reason: fmt.Sprintf("open %s on the proxy: %s", pub, err)}
+		v := verdict{state: wire.ClaimRetrying, reason: fmt.Sprintf("open %s on the proxy: %s", pub, err)}
+		if hint := sys.PortHint(err); hint != "" {
+			v.told = v.reason
+			v.reason += " (" + hint + ")"
+		}
+		return v
 	}
 	l := &listener{Listener: ln, dest: d, account: p.conns.Account(key.ID, pub.String())}
 	p.public[pub] = l

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -622,5 +623,24 @@ func TestListenErrors(t *testing.T) {
 	}
 	if !refused(addr) {
 		t.Error("the link port stayed open after an error")
+	}
+}
+
+// TestListenTakesTheAddressLiterally: 0.0.0.0 is IPv4 only, for the link as for users.
+func TestListenTakesTheAddressLiterally(t *testing.T) {
+	p := New(Config{Identity: identity(), Listen: "0.0.0.0:0", Transfer: "0.0.0.0:0"})
+	if err := p.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	defer p.linkLn.Close()
+	defer p.transfer.Close()
+	for _, at := range []net.Addr{p.Addr(), p.TransferAddr()} {
+		port := strconv.Itoa(int(portOf(at)))
+		if !refused(net.JoinHostPort("::1", port)) {
+			t.Errorf("asked for 0.0.0.0, and [::1]:%s answers", port)
+		}
+		if refused(net.JoinHostPort("127.0.0.1", port)) {
+			t.Errorf("asked for 0.0.0.0, and 127.0.0.1:%s does not answer", port)
+		}
 	}
 }

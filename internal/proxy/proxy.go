@@ -118,12 +118,12 @@ func New(cfg Config) *Proxy {
 // Listen opens the link ports.
 func (p *Proxy) Listen() (err error) {
 	lc := net.ListenConfig{KeepAlive: -1} // the link watches over itself
-	if p.linkLn, err = lc.Listen(p.ctx, "tcp", p.cfg.Listen); err != nil {
+	if p.linkLn, err = lc.Listen(p.ctx, grammar.ListenNetwork("tcp", p.cfg.Listen), p.cfg.Listen); err != nil {
 		return fmt.Errorf("open the link port (listen %s): %w", p.cfg.Listen, err)
 	}
 	var port uint16
 	if p.cfg.Transfer != "" {
-		if p.transfer, err = lc.Listen(p.ctx, "tcp", p.cfg.Transfer); err != nil {
+		if p.transfer, err = lc.Listen(p.ctx, grammar.ListenNetwork("tcp", p.cfg.Transfer), p.cfg.Transfer); err != nil {
 			p.linkLn.Close()
 			return fmt.Errorf("open the transfer port (transfer %s): %w", p.cfg.Transfer, err)
 		}

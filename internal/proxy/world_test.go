@@ -283,7 +283,7 @@ func (w *world) dial(k Key, h how, publics ...string) *bridge {
 	ld := link.NewDialer(link.DialerConfig{
 		Owner: b, Log: slog.New(slog.DiscardHandler), Name: fmt.Sprintf("host%d", h.instance), Carriers: 1,
 		Auth: auth.ClientConfig{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{h.instance}},
-		Dial: func(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error) {
+		Dial: link.Direct(func(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error) {
 			addr := w.p.Addr().String()
 			if carrier && transfer != 0 {
 				addr = fmt.Sprintf("127.0.0.1:%d", transfer)
@@ -302,7 +302,7 @@ func (w *world) dial(k Key, h how, publics ...string) *bridge {
 				b.mu.Unlock()
 			}
 			return c, err
-		},
+		}),
 		Failed: func(_ int, err error, _ time.Duration) {
 			b.mu.Lock()
 			defer b.mu.Unlock()

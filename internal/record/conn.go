@@ -313,8 +313,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 }
 
 // Send encrypts the pieces, each of which begins a record, and writes them behind what earlier calls left over: all of it with
-// wait, otherwise what the socket takes now. done says that nothing is left over. Behind a piece its array has room for one
-// byte more; meanwhile nobody else may use that byte, and it is restored.
+// wait, otherwise what the socket takes now. done reports whether nothing is left over; after an error, too, the next call goes on
+// exactly where the socket stopped. Behind a piece its array has room for one byte more; meanwhile nobody else may use that byte,
+// and it is restored.
 func (c *Conn) Send(pieces [][]byte, wait bool) (done bool, err error) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
@@ -328,8 +329,9 @@ func (c *Conn) Send(pieces [][]byte, wait bool) (done bool, err error) {
 	}
 	switch {
 	case wait:
-		_, err = c.Conn.Write(c.out[c.done:])
-		c.done = len(c.out)
+		var n int
+		n, err = c.Conn.Write(c.out[c.done:])
+		c.done += n
 	case c.raw != nil:
 		if err = c.raw.Write(c.tryFunc); err == nil {
 			err, c.tryErr = c.tryErr, nil

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -555,4 +556,44 @@ func (b *byParts) Write(p []byte) (int, error) {
 func (b *byParts) release() {
 	b.hold = false
 	b.Conn.Write(b.rest)
+}
+
+// interrupted is a socket that takes a few bytes of a write and then fails it, as one whose deadline passes does.
+type interrupted struct {
+	net.Conn
+	takes int // -1: everything
+}
+
+func (i *interrupted) Write(p []byte) (int, error) {
+	if i.takes < 0 {
+		return i.Conn.Write(p)
+	}
+	n, _ := i.Conn.Write(p[:min(i.takes, len(p))])
+	return n, os.ErrDeadlineExceeded
+}
+
+// TestSendGoesOnWhereAWriteStopped: what the socket did not take is sent by the next call, whether that brings more or not.
+func TestSendGoesOnWhereAWriteStopped(t *testing.T) {
+	a, b := sockets(t)
+	slow := &interrupted{a, -1}
+	var from, to *Conn
+	both(t, func() (err error) { from, err = Client(context.Background(), slow, clientConfig()); return },
+		func() (err error) { to, err = Server(context.Background(), b, serverConfig()); return })
+	for _, takes := range []int{0, 1, headerLen, 30, 20_000} {
+		want := make([]byte, 40_000)
+		rand.Read(want)
+		slow.takes = takes
+		if done, err := from.Send([][]byte{append(bytes.Clone(want), 0)[:len(want)]}, true); done || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("Send = %t, %v; want false and the deadline", done, err)
+		}
+		slow.takes = -1
+		if done, err := from.Send(nil, true); !done || err != nil {
+			t.Fatalf("Send of the rest = %t, %v; want true, nil", done, err)
+		}
+		got := make([]byte, len(want))
+		to.SetReadDeadline(time.Now().Add(time.Minute))
+		if n, err := io.ReadFull(to, got); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("with %d bytes taken at first: read %d bytes, %v; want %d equal ones", takes, n, err, len(want))
+		}
+	}
 }

@@ -44,3 +44,8 @@ func (e *Entry) Status() status.Pair {
 	}
 	return st
 }
+
+// Seconds is d for a log line: in seconds, to the microsecond.
+func Seconds(d time.Duration) float64 {
+	return float64(max(d.Round(time.Microsecond), time.Microsecond).Microseconds()) / 1e6
+}

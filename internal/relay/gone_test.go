@@ -19,9 +19,8 @@ func TestUserDiesWithAFullWindow(t *testing.T) {
 			defer w.close()
 			tu := w.tunnel(l, loopback)
 			defer tu.close()
-			for _, c := range []any{tu.user, tu.server, tu.client.sock.conn, tu.target.sock.conn} {
-				c.(buffered).SetReadBuffer(64 << 10)
-				c.(buffered).SetWriteBuffer(64 << 10)
+			for _, c := range []net.Conn{tu.user, tu.server, tu.client.sock.conn, tu.target.sock.conn} {
+				setBuffers(c, 64<<10)
 			}
 			tu.user.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 			if n, err := tu.user.Write(make([]byte, 16<<20)); err == nil {

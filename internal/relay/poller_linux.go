@@ -13,11 +13,11 @@ import (
 	"reverser/internal/sys"
 )
 
-// Poller watches the sockets of pairs that say nothing, so that none of them needs a goroutine, and sends what several of
-// them say at the same time as one batch. It is for all pairs of a process; its zero value is ready to use.
+// watcher watches the sockets of pairs that say nothing, so that none of them needs a goroutine, and sends what several of
+// them say at the same time as one batch.
 //
 // It is an epoll set that Go's own poller watches. Every socket is in that one as well, for what has to wait.
-type Poller struct {
+type watcher struct {
 	loops [link.Carriers]loop // by the carrier, whose batches each of them fills
 	wg    sync.WaitGroup
 
@@ -50,15 +50,15 @@ type watch struct {
 	index int32
 }
 
-// add watches the pair's socket; false: it cannot be watched. The pair's mu is held.
-func (p *Poller) add(pair *Pair) bool {
-	if p == nil || pair.sock.raw == nil {
+// add watches the pair's socket and reports whether that is possible. The pair's mu is held.
+func (w *watcher) add(pair *Pair) bool {
+	if pair.sock.raw == nil {
 		return false
 	}
-	l := &p.loops[pair.stream.ID()%uint64(len(p.loops))]
+	l := &w.loops[pair.stream.ID()%uint64(len(w.loops))]
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || l.set == nil && !p.begin(l) {
+	if l.closed || l.set == nil && !w.begin(l) {
 		return false
 	}
 	if len(l.free) == 0 {
@@ -66,12 +66,12 @@ func (p *Poller) add(pair *Pair) bool {
 		l.pairs = append(l.pairs, watched{})
 	}
 	i := l.free[len(l.free)-1]
-	w := &l.pairs[i]
+	place := &l.pairs[i]
 	pair.sock.polled, pair.watch = true, watch{l, i}
-	w.pair = pair
-	w.number++
+	place.pair = pair
+	place.number++
 	if !l.control(&pair.sock, unix.EPOLL_CTL_ADD, wanted, i) {
-		w.pair, pair.sock.polled, pair.watch = nil, false, watch{}
+		place.pair, pair.sock.polled, pair.watch = nil, false, watch{}
 		return false
 	}
 	l.free = l.free[:len(l.free)-1]
@@ -124,10 +124,10 @@ func (w *watch) forget() {
 }
 
 // begin makes the set. mu is held.
-func (p *Poller) begin(l *loop) bool {
+func (w *watcher) begin(l *loop) bool {
 	makeSet := epollSet
-	if p.makeSet != nil {
-		makeSet = p.makeSet
+	if w.makeSet != nil {
+		makeSet = w.makeSet
 	}
 	fd, err := makeSet()
 	if err != nil {
@@ -141,16 +141,16 @@ func (p *Poller) begin(l *loop) bool {
 		return false
 	}
 	l.set, l.fd, l.raw = set, fd, raw
-	p.wg.Go(l.run)
+	w.wg.Go(l.run)
 	return true
 }
 
 func epollSet() (int, error) { return unix.EpollCreate1(unix.EPOLL_CLOEXEC) }
 
-// Close ends the goroutines. There are no pairs any more.
-func (p *Poller) Close() {
-	for i := range p.loops {
-		l := &p.loops[i]
+// close ends the goroutines.
+func (w *watcher) close() {
+	for i := range w.loops {
+		l := &w.loops[i]
 		l.mu.Lock()
 		l.closed = true
 		if l.set != nil {
@@ -158,7 +158,7 @@ func (p *Poller) Close() {
 		}
 		l.mu.Unlock()
 	}
-	p.wg.Wait()
+	w.wg.Wait()
 }
 
 func (l *loop) run() {

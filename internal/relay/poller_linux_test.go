@@ -79,8 +79,8 @@ func TestBurstsAfterSilence(t *testing.T) {
 	}
 }
 
-// TestUrgentData: at urgent data (telnet's Synch, FTP's ABOR) Linux ends a read before what follows. That does not wait for the
-// next event, which may never come.
+// TestUrgentData: an urgent byte (telnet's Synch, FTP's ABOR) stays where it is in the stream, in either direction. Linux ends a read
+// in front of it. What follows does not wait for the next event, which may never come.
 func TestUrgentData(t *testing.T) {
 	t.Parallel()
 	w, l := newWorld(t)
@@ -88,19 +88,21 @@ func TestUrgentData(t *testing.T) {
 	for range 20 {
 		tu := w.tunnel(l, loopback)
 		tu.exchange(t)
-		raw, err := tu.user.(*net.TCPConn).SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw.Control(func(fd uintptr) {
-			unix.Sendto(int(fd), []byte("abc"), 0, nil)
-			unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil)
-			unix.Sendto(int(fd), []byte("efg"), 0, nil)
-		})
-		var b [6]byte
-		tu.server.SetReadDeadline(time.Now().Add(20 * time.Second))
-		if n, err := io.ReadFull(tu.server, b[:]); err != nil || string(b[:]) != "abcefg" {
-			t.Fatalf("got %q, %v; want all but the urgent byte", b[:n], err)
+		for _, way := range [][2]conn{{tu.user, tu.server}, {tu.server, tu.user}} {
+			raw, err := way[0].(*net.TCPConn).SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw.Control(func(fd uintptr) {
+				unix.Sendto(int(fd), []byte("abc"), 0, nil)
+				unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil)
+				unix.Sendto(int(fd), []byte("efg"), 0, nil)
+			})
+			var b [7]byte
+			way[1].SetReadDeadline(time.Now().Add(20 * time.Second))
+			if n, err := io.ReadFull(way[1], b[:]); err != nil || string(b[:]) != "abc!efg" {
+				t.Fatalf("got %q, %v; want all seven bytes", b[:n], err)
+			}
 		}
 		tu.close()
 	}
@@ -115,7 +117,7 @@ func TestSetRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.poller.makeSet = func() (int, error) { return unix.Dup(fd) }
+	w.poller.watcher.makeSet = func() (int, error) { return unix.Dup(fd) }
 	defer unix.Close(fd)
 	tu := w.tunnel(l, loopback)
 	defer tu.close()
@@ -164,8 +166,8 @@ func TestPlacesAreUsedAgain(t *testing.T) {
 		tu.close()
 	}
 	places := 0
-	for i := range w.poller.loops {
-		l := &w.poller.loops[i]
+	for i := range w.poller.watcher.loops {
+		l := &w.poller.watcher.loops[i]
 		l.mu.Lock()
 		places += len(l.pairs)
 		for _, p := range l.pairs {

@@ -51,8 +51,8 @@ type Pair struct {
 	side   Side
 	sock   socket
 	stream *link.Stream
-	head   []byte
-	watch  watch // guarded by mu
+	head   []byte // read before there was a pair, not sent yet; Start's, then outbound's
+	watch  watch  // guarded by mu
 
 	fresh   bool          // nothing was written to the socket yet; guarded by the stream, which has one writer
 	out, in sharedCounter // bytes from the socket, to the socket
@@ -63,11 +63,13 @@ type Pair struct {
 	outDone, inDone bool   // guarded by mu, as all below
 	finSent         bool   // or about to be
 	poisoned        bool   // a write failed: a later EOF of the socket is the reset that the write swallowed
+	reset           *reset // that waits until the socket's peer has what was written; nil: none
 	reason          Reason // set once the pair is over
 	ended           func(Reason)
+	poller          *Poller
 }
 
-// New returns a pair that does not move anything yet. head is what was read from conn before, at most a few bytes.
+// New returns a pair that does not move anything yet. head is what was read from conn before, as much as that may be.
 func New(side Side, conn net.Conn, s *link.Stream, head []byte) *Pair {
 	p := &Pair{side: side, stream: s, head: head, fresh: true}
 	p.sock.init(conn)
@@ -93,26 +95,36 @@ func (p *Pair) HalfClosed() bool {
 // nothing arrives from the socket, the poller watches it; where that cannot be, a goroutine waits.
 func (p *Pair) Start(poller *Poller, ended func(Reason)) {
 	p.mu.Lock()
-	p.ended = ended
+	p.ended, p.poller = ended, poller
 	if p.reason != "" {
 		go p.say()
 	}
 	p.mu.Unlock()
 	p.stream.SetReceiver(p)
-	if len(p.head) > 0 { // less than any stream's first credit
-		c := link.NewChunk()
-		c.Grow(copy(c.Room(), p.head))
-		p.out.Add(uint64(len(p.head)))
-		p.stream.Send(c)
-		p.head = nil
+	for room := p.stream.TryRoom(); room > 0 && len(p.head) > 0; room = p.stream.TryRoom() {
+		p.stream.Send(p.takeHead(room))
 	}
+	headLeft := len(p.head) > 0 // it waits for credit, and what the socket says waits behind it
+	p.reading.Store(headLeft)
 	p.mu.Lock()
 	watched := p.reason == "" && poller.add(p)
 	p.mu.Unlock()
-	if !watched {
+	if !watched || headLeft {
 		p.reading.Store(true)
 		p.start(p.outbound)
 	}
+}
+
+// takeHead moves bytes of the head, n at the most, into a chunk.
+func (p *Pair) takeHead(n int) *link.Chunk {
+	c := link.NewChunk()
+	n = copy(c.Room(), p.head[:min(n, len(p.head))])
+	c.Grow(n)
+	p.out.Add(uint64(n))
+	if p.head = p.head[n:]; len(p.head) == 0 {
+		p.head = nil
+	}
+	return c
 }
 
 // End ends the pair at once with RST on both sides.
@@ -179,6 +191,10 @@ func (p *Pair) outbound() {
 			}
 			return // otherwise the stream is over: its end reaches us as a Receiver
 		}
+		if len(p.head) > 0 {
+			p.stream.Send(p.takeHead(room))
+			continue
+		}
 		n, err := p.readBulk(room)
 		if errors.Is(err, errNothing) {
 			if watched {
@@ -232,8 +248,14 @@ func (p *Pair) send(n int) {
 	p.sock.release()
 }
 
-// sendRest sends what the peer of a socket that was reset had sent before: the kernel keeps it readable, in front of the reset.
+// sendRest sends what the peer of a socket that was reset had sent before: what is left of the head, and what the kernel keeps
+// readable in front of the reset.
 func (p *Pair) sendRest() {
+	for len(p.head) > 0 {
+		if !p.stream.SendRest(p.takeHead(len(p.head))) {
+			return
+		}
+	}
 	for p.sock.raw != nil {
 		n, err := p.sock.tryRead(readAhead * link.ChunkSize)
 		if n == 0 || err != nil {
@@ -323,6 +345,9 @@ func (p *Pair) finish(reason Reason, reset bool) {
 	}
 	p.reason = reason
 	p.watch.forget()
+	if p.reset != nil && p.poller.resets.drop(p.reset) {
+		p.wg.Done()
+	}
 	p.sock.close(reset)
 	if p.ended != nil {
 		go p.say()
@@ -417,10 +442,10 @@ func (p *Pair) drain() {
 	for b := p.stream.Backlog(); b != nil; b = p.stream.Backlog() {
 		n, err := p.sock.conn.Write(b)
 		p.in.Add(uint64(n))
+		p.stream.Consumed(n)
 		if err != nil {
 			p.writeFailed()
 		}
-		p.stream.Consumed(len(b))
 	}
 }
 
@@ -447,27 +472,31 @@ func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 		p.finish(reason, true)
 		return
 	}
-	p.start(func() {
-		p.flush()
-		p.finish(reason, true)
-	})
+	p.resetLater(reason, flushLimit)
 }
 
-// flush waits until the socket's peer has what was written: a reset throws away what still waits in the kernel. No event
-// tells that the queue is empty, so it is asked for; that of a dead socket stays as it is.
-func (p *Pair) flush() {
-	const most, step = 10 * time.Second, 5 * time.Millisecond
-	for waited := time.Duration(0); waited < most && p.sock.queued() > 0 && !p.dead() && !p.over(); waited += step {
-		time.Sleep(step)
+// resetLater resets the socket when its peer has what was written, or after a while.
+func (p *Pair) resetLater(reason Reason, limit time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reason != "" {
+		return
 	}
+	now := time.Now()
+	p.reset = &reset{reason: reason, until: now.Add(limit), flushed: p.flushed, carryOut: func() {
+		p.finish(reason, true)
+		p.wg.Done()
+	}}
+	p.wg.Add(1)
+	p.poller.resets.add(p.reset, now)
 }
 
-// dead says whether the socket takes nothing any more: a write failed, or its peer reset it.
-func (p *Pair) dead() bool {
+// flushed reports whether there is nothing to wait for before a reset: the peer has everything, or takes nothing any more.
+func (p *Pair) flushed() bool {
 	p.mu.Lock()
 	poisoned := p.poisoned
 	p.mu.Unlock()
-	return poisoned || p.sock.gone()
+	return poisoned || p.sock.queued() == 0 || p.sock.gone()
 }
 
 // Abort implements link.Receiver.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"reverser/internal/link"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -359,9 +359,8 @@ func TestBackPressure(t *testing.T) {
 			defer w.close()
 			tu := w.tunnel(l, loopback)
 			defer tu.close()
-			for _, c := range []any{tu.user, tu.server, tu.client.sock.conn, tu.target.sock.conn} {
-				c.(buffered).SetReadBuffer(64 << 10)
-				c.(buffered).SetWriteBuffer(64 << 10)
+			for _, c := range []net.Conn{tu.user, tu.server, tu.client.sock.conn, tu.target.sock.conn} {
+				setBuffers(c, 64<<10)
 			}
 			from, to := tu.user, tu.server
 			if fromServer {
@@ -484,10 +483,7 @@ func TestResetWaitsForTheKernel(t *testing.T) {
 	br.Write(want)
 	eventually(t, "the kernel has everything", func() bool { _, n := p.Counts(); return n == uint64(len(want)) })
 	br.Reset(wire.CodeReset)
-	eventually(t, "the pair waits for the kernel", func() bool {
-		buf := make([]byte, 1<<20)
-		return strings.Contains(string(buf[:runtime.Stack(buf, true)]), "relay.(*Pair).flush")
-	})
+	eventually(t, "the pair waits for the kernel", p.resetWaits)
 	select {
 	case <-p.over:
 		t.Error("the pair was over before its user had the bytes")
@@ -619,18 +615,6 @@ func TestLingerBehindFIN(t *testing.T) {
 	}
 }
 
-func TestDialRefused(t *testing.T) {
-	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.Close()
-	if c, err := Dial(t.Context(), "tcp", ln.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("Dial = %v, %v; want ECONNREFUSED", c, err)
-	}
-}
-
 // TestUnixTarget: a server behind a unix socket is served like any other.
 func TestUnixTarget(t *testing.T) {
 	t.Parallel()
@@ -641,7 +625,7 @@ func TestUnixTarget(t *testing.T) {
 		t.Skip(err)
 	}
 	defer ln.Close()
-	dialled, err := Dial(t.Context(), "unix", ln.Addr().String())
+	dialled, err := sys.Dial(t.Context(), "unix", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -125,10 +125,10 @@ func (s *socket) writeNow(fd uintptr) bool {
 }
 
 // queued returns how many bytes the peer's kernel has not acknowledged yet.
-func (s *socket) queued() int { return s.count(unackedBytes) }
+func (s *socket) queued() int { return s.count(sys.Unacked) }
 
 // unsent returns how many bytes the kernel has not sent yet, because the peer takes no more.
-func (s *socket) unsent() int { return s.count(unsentBytes) }
+func (s *socket) unsent() int { return s.count(sys.Unsent) }
 
 // count asks the kernel about a TCP socket; of others it counts nothing.
 func (s *socket) count(ask func(fd int) int) (n int) {

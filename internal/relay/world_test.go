@@ -19,6 +19,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/link"
 	"reverser/internal/memnet"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -31,6 +32,7 @@ type world struct {
 	streams chan *link.Stream // that the bridge was asked to connect
 	wg      sync.WaitGroup
 	poller  Poller
+	alone   Poller // watches no socket
 	close   func()
 }
 
@@ -66,6 +68,7 @@ var identity = sync.OnceValue(func() tls.Certificate {
 func newWorld(t testing.TB) (*world, *link.Link) {
 	const carriers = 1
 	w := &world{t: t, net: &memnet.Net{}, streams: make(chan *link.Stream, 1024)}
+	w.alone.unwatched = true
 	w.px = owner{w.streams, make(chan *link.Link, 64)}
 	w.br = owner{w.streams, make(chan *link.Link, 64)}
 	key, secret := [16]byte{1}, [32]byte{2}
@@ -96,7 +99,7 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 	d := link.NewDialer(link.DialerConfig{
 		Owner: &w.br, Log: slog.New(slog.DiscardHandler), Carriers: carriers,
 		Auth:    auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
-		Dial:    func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") },
+		Dial:    link.Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),
 		Failed:  func(int, error, time.Duration) {},
 		Backoff: func(int, error, int) time.Duration { return 10 * time.Millisecond },
 	})
@@ -108,6 +111,7 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 		host.Close(errors.New("test over"))
 		w.wg.Wait()
 		w.poller.Close()
+		w.alone.Close()
 	}
 	var l *link.Link
 	for range carriers + 1 {
@@ -145,7 +149,7 @@ type sockets struct {
 var loopback = sockets{
 	name: "tcp",
 	user: func(t testing.TB) (conn, net.Conn) {
-		ln, err := Listen("tcp", "127.0.0.1:0")
+		ln, err := sys.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,7 +170,7 @@ var loopback = sockets{
 			t.Fatal(err)
 		}
 		defer ln.Close()
-		dialled, err := Dial(t.Context(), "tcp", ln.Addr().String())
+		dialled, err := sys.Dial(t.Context(), "tcp", ln.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -225,7 +229,7 @@ type end struct {
 	reason Reason // once over is closed
 }
 
-// run starts a pair that a poller watches, unless that is nil.
+// run starts a pair.
 func run(wg *sync.WaitGroup, poller *Poller, p *Pair) *end {
 	e := &end{Pair: p, over: make(chan struct{})}
 	wg.Add(1)
@@ -244,13 +248,17 @@ func (w *world) tunnel(l *link.Link, k sockets) *tunnel {
 	var accepted, dialled net.Conn
 	tu.user, accepted = k.user(w.t)
 	tu.server, dialled = k.server(w.t)
-	poller := &w.poller
-	if k.alone {
-		poller = nil
-	}
-	tu.client = run(&tu.wg, poller, New(Client, accepted, px, nil))
-	tu.target = run(&tu.wg, poller, New(Target, dialled, br, nil))
+	tu.client = run(&tu.wg, w.pollerFor(k), New(Client, accepted, px, nil))
+	tu.target = run(&tu.wg, w.pollerFor(k), New(Target, dialled, br, nil))
 	return tu
+}
+
+// pollerFor returns the poller of pairs with such sockets.
+func (w *world) pollerFor(k sockets) *Poller {
+	if k.alone {
+		return &w.alone
+	}
+	return &w.poller
 }
 
 // close ends what is left of the tunnel.
@@ -311,10 +319,4 @@ func noise(seed byte, n int) []byte {
 		b[i] = byte(x)
 	}
 	return b
-}
-
-// buffered is a socket, by whomever it was made.
-type buffered interface {
-	SetReadBuffer(int) error
-	SetWriteBuffer(int) error
 }

@@ -111,7 +111,7 @@ func (b *bridges) dial(ctx context.Context) {
 	d := link.NewDialer(link.DialerConfig{
 		Owner: none{}, Log: slog.New(slog.DiscardHandler), Carriers: 1,
 		Auth:    auth.ClientConfig{KeyID: [16]byte{1}, Secret: [32]byte{2}, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
-		Dial:    func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return b.net.Dial(ctx, proxyAddr) },
+		Dial:    link.Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return b.net.Dial(ctx, proxyAddr) }),
 		Failed:  func(int, error, time.Duration) {},
 		Backoff: func(int, error, int) time.Duration { return 100 * time.Millisecond },
 	})

@@ -62,8 +62,13 @@ func (e *InUseError) Error() string {
 func (e *InUseError) Is(target error) bool { return target == ErrInUse }
 
 // DefaultDir is where a role keeps its state when no --state is given: the
-// platform's directory for such things, and reverser/ROLE in it.
+// platform's directory for such things, and reverser/ROLE in it, or ROLE in the
+// directory that systemd made for a unit with StateDirectory=.
 func DefaultDir(role string) (string, error) {
+	// Several are separated by colons. Elsewhere the variable means nothing.
+	if dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":"); runtime.GOOS == "linux" && filepath.IsAbs(dir) {
+		return filepath.Join(dir, role), nil
+	}
 	base, err := defaultBase()
 	if err != nil {
 		return "", fmt.Errorf("find the default state directory: %w (give one with --state DIR)", err)

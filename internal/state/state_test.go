@@ -395,6 +395,7 @@ func TestDefaultDir(t *testing.T) {
 	if runtime.GOOS == "windows" || runtime.GOOS == "darwin" {
 		t.Skip("XDG is for the others")
 	}
+	t.Setenv("STATE_DIRECTORY", "")
 	t.Setenv("XDG_STATE_HOME", "/x")
 	if got, err := state.DefaultDir(state.RoleProxy); got != "/x/reverser/proxy" || err != nil {
 		t.Errorf("DefaultDir = %s, %v", got, err)
@@ -403,6 +404,12 @@ func TestDefaultDir(t *testing.T) {
 	t.Setenv("HOME", "/h")
 	if got, err := state.DefaultDir(state.RoleBridge); got != "/h/.local/state/reverser/bridge" || err != nil {
 		t.Errorf("DefaultDir = %s, %v", got, err)
+	}
+	for dirs, want := range map[string]string{"/var/lib/reverser": "/var/lib/reverser/bridge", "/a:/b": "/a/bridge", "relative": "/h/.local/state/reverser/bridge"} {
+		t.Setenv("STATE_DIRECTORY", dirs)
+		if got, err := state.DefaultDir(state.RoleBridge); got != want || err != nil {
+			t.Errorf("DefaultDir with STATE_DIRECTORY=%s = %s, %v; want %s", dirs, got, err, want)
+		}
 	}
 }
 

@@ -1,5 +1,8 @@
-// Package sys holds what differs between operating systems: reading and writing sockets that do not block (socket*.go), how
-// much memory this process may use (memory*.go), and news that the machine's network changed (network*.go).
+// Package sys holds what differs between operating systems:
+//   - how sockets are made (birth*.go, dial*.go, unread*.go), and how many there may be (descriptors*.go);
+//   - reading and writing sockets that do not block (socket*.go), and what waits in the kernel (queue*.go);
+//   - how much memory this process may use (memory*.go);
+//   - news that the machine's network changed (network*.go).
 //
 // Its secret is how each system is asked. It knows nothing of what sockets carry, and nothing of what a change means for a
 // connection. Goroutines: those that read from the kernel belong to WatchNetwork, which blocks and ends with its context.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"reverser/internal/relay"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -83,7 +84,7 @@ func New(cfg Config) *Conns {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Max == 0 {
-		cfg.Max = relay.MaxPairs()
+		cfg.Max = sys.MaxConnections()
 	}
 	if cfg.Dials == 0 {
 		cfg.Dials = DefaultDials

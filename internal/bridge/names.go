@@ -1,0 +1,157 @@
+package bridge
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// How long a lookup of the proxy's name is waited for, and how long it counts.
+const (
+	lookupLimit    = 10 * time.Second
+	lookupPatience = 300 * time.Millisecond // for DNS, when an earlier answer is known
+	lookupFresh    = time.Second            // an answer counts for all slots that dial at about the same time
+	lookupEvery    = time.Minute            // while nothing is dialled
+	mostAddresses  = 4
+)
+
+// names knows what host names mean, also while DNS does not answer.
+type names struct {
+	ctx    context.Context // of lookups, which an attempt may leave behind
+	wg     *sync.WaitGroup
+	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
+
+	mu    sync.Mutex
+	known map[string]meaning // the last good answers; guarded by mu
+}
+
+// meaning is what a name meant at a time.
+type meaning struct {
+	addrs []netip.Addr
+	at    time.Time
+}
+
+// addresses returns what the host means now, or what it meant before when DNS does not say so soon; the error is then why.
+func (n *names) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
+	if host == "" {
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, nil
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{ip}, nil
+	}
+	last := n.last(host)
+	if last.addrs != nil && time.Since(last.at) < lookupFresh {
+		return last.addrs, nil
+	}
+	var patience <-chan time.Time
+	if last.addrs != nil {
+		patience = time.After(lookupPatience)
+	}
+	select {
+	case err := <-n.ask(host):
+		return n.last(host).addrs, err
+	case <-patience:
+	case <-ctx.Done():
+	}
+	return last.addrs, &net.DNSError{Err: "no answer in time", Name: host, IsTimeout: true}
+}
+
+// ask looks the host up, and keeps what it means when DNS answers, however late.
+func (n *names) ask(host string) <-chan error {
+	done := make(chan error, 1)
+	n.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(n.ctx, lookupLimit)
+		defer cancel()
+		addrs, err := n.lookup(ctx, "ip", host)
+		if err == nil && len(addrs) == 0 {
+			err = &net.DNSError{Err: "no addresses", Name: host, IsNotFound: true}
+		}
+		if err == nil {
+			n.learn(host, addrs)
+		}
+		done <- err
+	})
+	return done
+}
+
+func (n *names) last(host string) meaning {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.known[host]
+}
+
+// learn keeps the addresses. The one that was reached last stays in front.
+func (n *names) learn(host string, addrs []netip.Addr) {
+	for i := range addrs {
+		addrs[i] = addrs[i].Unmap()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if old := n.known[host].addrs; old != nil {
+		toFront(addrs, old[0])
+	}
+	n.known[host] = meaning{addrs[:min(len(addrs), mostAddresses)], time.Now()}
+}
+
+// reached puts the address in front.
+func (n *names) reached(host string, at netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m, ok := n.known[host]
+	if !ok {
+		return
+	}
+	m.addrs = slices.Clone(m.addrs) // others read it
+	toFront(m.addrs, at)
+	n.known[host] = m
+}
+
+func toFront(addrs []netip.Addr, first netip.Addr) {
+	if i := slices.Index(addrs, first); i > 0 {
+		copy(addrs[1:], addrs[:i])
+		addrs[0] = first
+	}
+}
+
+// watchName looks the proxy's name up now and then. changed is called when it does not mean the address any more that the
+// link is connected to, or means something else while it is not: once for each answer.
+func (b *Bridge) watchName(changed func()) {
+	host, _, err := net.SplitHostPort(b.proxy)
+	if _, noName := netip.ParseAddr(host); err != nil || host == "" || noName == nil {
+		return
+	}
+	tick := time.NewTicker(lookupEvery)
+	defer tick.Stop()
+	var said []netip.Addr
+	for {
+		select {
+		case <-b.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		before := sorted(b.names.last(host).addrs)
+		if err := <-b.names.ask(host); err != nil {
+			continue
+		}
+		now := sorted(b.names.last(host).addrs)
+		b.mu.Lock()
+		up, remote := b.link != nil, b.remote
+		b.mu.Unlock()
+		moved := !slices.Equal(before, now)
+		if tcp, ok := remote.(*net.TCPAddr); up && ok {
+			moved = !slices.Contains(now, tcp.AddrPort().Addr().Unmap())
+		}
+		if moved && !slices.Equal(said, now) {
+			said = now
+			b.log.Info("the proxy's name has another address", "proxy", b.proxy, "addresses", now)
+			changed()
+		}
+	}
+}
+
+func sorted(addrs []netip.Addr) []netip.Addr {
+	return slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)
+}

@@ -1,0 +1,287 @@
+package bridge
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/memnet"
+)
+
+const (
+	addrA = "192.0.2.1:3010"
+	addrB = "192.0.2.2:3010"
+)
+
+// mute accepts connections at the address and says nothing, as the kernel does for a server that hangs.
+func mute(t *testing.T, n *memnet.Net, addr string) (stop func()) {
+	ln, err := n.Listen(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				io.Copy(io.Discard, c)
+			})
+		}
+	})
+	return func() { ln.Close(); n.Reset(); wg.Wait() }
+}
+
+// runOnMemnet starts a bridge whose proxy's name has both addresses, and returns what ends it.
+func runOnMemnet(t *testing.T, n *memnet.Net, d *dns) (*Bridge, *journal, func()) {
+	d.set(false, nil, "192.0.2.1", "192.0.2.2")
+	b := onMemnet(t, n, d)
+	j := newJournal()
+	setLog(b, j)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { b.Run(ctx) })
+	return b, j, func() { cancel(); wg.Wait() }
+}
+
+// upAt returns where the bridge's control connection and all of its carriers lead to; "" if some of them are missing.
+func upAt(b *Bridge) string {
+	b.mu.Lock()
+	l := b.link
+	b.mu.Unlock()
+	if l == nil {
+		return ""
+	}
+	at := ""
+	for _, sl := range l.Status()[:3] {
+		if !sl.Up || at != "" && sl.Remote != at {
+			return ""
+		}
+		at = sl.Remote
+	}
+	return at
+}
+
+// TestAddressThatIsNoProxy: the name has two addresses, and TCP connects to both, but only behind the second one is the proxy.
+func TestAddressThatIsNoProxy(t *testing.T) {
+	for name, first := range map[string]func(t *testing.T, n *memnet.Net) (stop func()){
+		"says nothing": func(t *testing.T, n *memnet.Net) func() { return mute(t, n, addrA) },
+		"another TLS server": func(t *testing.T, n *memnet.Net) func() {
+			return newProxy(t).serveAs(8, newIdentity(), n, addrA)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var n memnet.Net
+				var d dns
+				defer first(t, &n)()
+				defer hostOnMemnet(t, &n, addrB)()
+				b, _, stop := runOnMemnet(t, &n, &d)
+				defer stop()
+				time.Sleep(2*nextHandshake + nextAddress) // control connection, then carriers
+				if at := upAt(b); at != addrB {
+					t.Fatalf("connected to %q within two handshakes, want %s", at, addrB)
+				}
+				for _, c := range n.Conns() {
+					c.Reset()
+				}
+				time.Sleep(500 * time.Millisecond)
+				if at := upAt(b); at != addrB {
+					t.Errorf("connected to %q at once after a break, want %s: the address that failed goes last", at, addrB)
+				}
+			})
+		})
+	}
+}
+
+// TestTheProxyHangs: its kernel goes on to accept, and another proxy with the same identity serves at the name's other address.
+func TestTheProxyHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		var d dns
+		defer newProxy(t).serveAs(1, identity(), &n, addrA)()
+		defer newProxy(t).serveAs(2, identity(), &n, addrB)()
+		b, _, stop := runOnMemnet(t, &n, &d)
+		defer stop()
+		time.Sleep(time.Second)
+		if at := upAt(b); at != addrA {
+			t.Fatalf("connected to %q, want %s", at, addrA)
+		}
+		hang := func(c *memnet.Conn) {
+			if c.RemoteAddr().String() == addrA {
+				c.BlackHole(memnet.Both)
+			}
+		}
+		for _, c := range n.Conns() {
+			hang(c)
+		}
+		n.OnConn(hang)
+		time.Sleep(20 * time.Second)
+		if at := upAt(b); at != addrB {
+			t.Errorf("connected to %q 20 s after the proxy hung, want the healthy one at %s", at, addrB)
+		}
+	})
+}
+
+// TestASlowProxyKeepsItsLink: the link's server is slow to answer when a connection of the link breaks, and another proxy at the
+// name's second address is not. The session, and the connections of users, stay where they are.
+func TestASlowProxyKeepsItsLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		var d dns
+		defer newProxy(t).serveAs(1, identity(), &n, addrA)()
+		defer newProxy(t).serveAs(2, identity(), &n, addrB)()
+		b, j, stop := runOnMemnet(t, &n, &d)
+		defer stop()
+		time.Sleep(time.Second)
+		slow := func(c *memnet.Conn) {
+			if c.RemoteAddr().String() == addrA {
+				c.SetLatency(memnet.Both, time.Second)
+			}
+		}
+		n.OnConn(slow)
+		for round, cut := range []func(){
+			func() { n.Conns()[1].Reset() }, // one of the connections
+			n.Reset,                         // all of them
+		} {
+			cut()
+			time.Sleep(20 * time.Second)
+			if at := upAt(b); at != addrA {
+				t.Errorf("round %d: connected to %q, want %s", round, at, addrA)
+			}
+		}
+		if n := j.count("session with the proxy ended"); n != 0 {
+			t.Errorf("the session ended %d times", n)
+		}
+	})
+}
+
+// TestAProxyThatIsGoneIsLeftAtOnce: nothing listens any more where the session was.
+func TestAProxyThatIsGoneIsLeftAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		var d dns
+		stopA := newProxy(t).serveAs(1, identity(), &n, addrA)
+		defer newProxy(t).serveAs(2, identity(), &n, addrB)()
+		b, _, stop := runOnMemnet(t, &n, &d)
+		defer stop()
+		time.Sleep(time.Second)
+		stopA()
+		time.Sleep(2 * time.Second)
+		if at := upAt(b); at != addrB {
+			t.Errorf("connected to %q 2 s after the proxy ended, want %s", at, addrB)
+		}
+	})
+}
+
+// TestAPathThatSwallowsLargePackets: TCP connects, and then only connections with small segments get through.
+func TestAPathThatSwallowsLargePackets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		var d dns
+		defer hostOnMemnet(t, &n, addrA)()
+		d.set(false, nil, "192.0.2.1")
+		b := onMemnet(t, &n, &d)
+		j := newJournal()
+		setLog(b, j)
+		var mu sync.Mutex
+		large := 0
+		b.socket = func(ctx context.Context, _, addr string, segment int) (net.Conn, error) {
+			c, err := n.Dial(ctx, addr)
+			if err != nil || segment > 0 && segment <= 1280-60 {
+				return c, err
+			}
+			mu.Lock()
+			large++
+			mu.Unlock()
+			c.(*memnet.Conn).BlackHole(memnet.Both)
+			return c, nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { b.Run(ctx) })
+		defer func() { cancel(); wg.Wait() }()
+		time.Sleep(5 * time.Second)
+		if at := upAt(b); at != addrA {
+			t.Fatalf("connected to %q within 5 s, want %s", at, addrA)
+		}
+		for range 3 {
+			n.Reset()
+			time.Sleep(time.Second)
+			if at := upAt(b); at != addrA {
+				t.Errorf("connected to %q a second after a break, want %s", at, addrA)
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if large != 1 {
+			t.Errorf("%d connections with large packets, want the first one only", large)
+		}
+		if n := j.count("MTU"); n != 1 {
+			t.Errorf("MTU is named in %d lines, want 1", n)
+		}
+	})
+}
+
+// TestPathsAreForgotten: what failed goes last for some minutes, and the memory is bounded.
+func TestPathsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p paths
+		a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+		first := func() netip.Addr { return p.order([]netip.Addr{a, b}, 3010)[0].addr.Addr() }
+		p.failed(way{addr: netip.AddrPortFrom(a, 3010)}, true)
+		if got := first(); got != b {
+			t.Errorf("%s goes first after %s failed", got, a)
+		}
+		time.Sleep(failureCounts / 2)
+		p.failed(way{addr: netip.AddrPortFrom(b, 3010)}, true)
+		if got := first(); got != a {
+			t.Errorf("%s goes first when both failed, %s last", got, b)
+		}
+		time.Sleep(failureCounts)
+		if got := first(); got != a {
+			t.Errorf("%s goes first when all is forgotten", got)
+		}
+		for i := range 2 * mostPaths {
+			time.Sleep(time.Second)
+			p.failed(way{addr: netip.AddrPortFrom(a, uint16(i+1))}, true)
+		}
+		if len(p.at) != mostPaths {
+			t.Errorf("%d addresses are remembered, want %d", len(p.at), mostPaths)
+		}
+		if _, ok := p.at[netip.AddrPortFrom(a, 2*mostPaths)]; !ok {
+			t.Error("the latest failure is not among them")
+		}
+	})
+}
+
+// TestWhichFailureIsTold: the proxy's word counts more than a wrong server's answer, and that more than silence.
+func TestWhichFailureIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		var d dns
+		defer newProxy(t).serveAs(8, newIdentity(), &n, addrB)()
+		d.set(false, nil, "192.0.2.1", "192.0.2.2")
+		b := onMemnet(t, &n, &d)
+		j := newJournal()
+		setLog(b, j)
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		b.Run(ctx)
+		if n := j.count("no connection to the proxy", "refused"); n != 0 {
+			t.Errorf("%d lines blame the address where nothing listens:\n%s", n, strings.Join(*j.lines, "\n"))
+		}
+		if n := j.count("no connection to the proxy", addrB, "intercepts TLS"); n == 0 {
+			t.Errorf("no line names the server with the wrong identity:\n%s", strings.Join(*j.lines, "\n"))
+		}
+	})
+}

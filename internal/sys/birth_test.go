@@ -1,0 +1,54 @@
+package sys
+
+import (
+	"errors"
+	"net"
+	"syscall"
+	"testing"
+)
+
+// accept returns both ends of a connection to a listener of Listen.
+func accept(t *testing.T) (user, accepted net.Conn) {
+	t.Helper()
+	ln, err := Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if user, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if accepted, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return user, accepted
+}
+
+// dial returns both ends of a connection that Dial made.
+func dial(t *testing.T) (server, dialled net.Conn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if dialled, err = Dial(t.Context(), "tcp", ln.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if server, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return server, dialled
+}
+
+func TestDialRefused(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	if c, err := Dial(t.Context(), "tcp", ln.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("Dial = %v, %v; want ECONNREFUSED", c, err)
+	}
+}

@@ -1,0 +1,15 @@
+package sys
+
+import (
+	"errors"
+	"syscall"
+)
+
+// PortHint says what lets a program listen on a port that the system refused it, "" where that is not what err says.
+func PortHint(err error) string {
+	if !errors.Is(err, syscall.EACCES) {
+		return ""
+	}
+	return "a port below 1024 needs the capability CAP_NET_BIND_SERVICE: AmbientCapabilities=CAP_NET_BIND_SERVICE in the systemd unit, " +
+		"or setcap cap_net_bind_service=+ep on the program"
+}

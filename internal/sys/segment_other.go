@@ -1,0 +1,8 @@
+//go:build !linux && !darwin
+
+package sys
+
+import "syscall"
+
+// maxSegment does nothing: this system has no such option.
+func maxSegment(int) func(network, addr string, c syscall.RawConn) error { return nil }
