@@ -38,10 +38,10 @@ var rules = []rule{
 	{pkg: "internal/wire", not: "net os io time sync context log/slog",
 		why: "bytes to frames and back: no I/O, no goroutine, no clock, so that every truncation can be tried"},
 	{pkg: "internal/status", why: "plain data that proxy, bridge and admin share: it knows none of them"},
-	{pkg: "internal/grammar", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out"},
+	{pkg: "internal/grammar", own: "wire", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out; wire for the fields of a token"},
 	{pkg: "internal/state", own: "grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
-	{pkg: "internal/config", own: "grammar state", third: "github.com/pelletier/go-toml/v2",
-		why: "the one place that knows TOML and XML, so that nothing on the path of a byte does"},
+	{pkg: "internal/config", own: "grammar state", third: "github.com/pelletier/go-toml/v2 github.com/fsnotify/fsnotify",
+		why: "where settings come from: the one place that knows TOML and XML, so that nothing on the path of a byte does, and no role"},
 
 	// The path of a byte.
 	{pkg: "internal/crew", why: "goroutines that are used again; what they do is no business of its"},
@@ -62,7 +62,7 @@ var rules = []rule{
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
-	{pkg: "internal/admin", own: "status", why: "reads snapshots and passes changes on through interfaces: it cannot reach into a role"},
+	{pkg: "internal/admin", own: "config grammar state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
 	{pkg: "", own: "bridge grammar status",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
 	{pkg: "cmd/reverser", own: "admin bridge config grammar proxy relay state status sys",
@@ -92,6 +92,7 @@ var banned = []struct{ prefix, why string }{
 	{"github.com/spf13/", "a library parses no command line"},
 	{"flag", "a flag that a library registers lands in its user's program"},
 	{"github.com/pelletier/go-toml", "configuration files are the program's"},
+	{"github.com/fsnotify/", "configuration files are the program's"},
 	{"encoding/xml", "configuration files are the program's"},
 	{"github.com/caddyserver/certmagic", "certificates for public names are the proxy's"},
 	{"github.com/mholt/acmez", "certificates for public names are the proxy's"},

@@ -122,7 +122,7 @@ func New(cfg Config) (*Bridge, error) {
 	cfg.Drain = max(cfg.Drain, 0)
 	addr := cfg.Proxy
 	if addr == "" {
-		addr = cfg.Token.Addr
+		addr = cfg.Token.Addr()
 	}
 	if addr == "" {
 		return nil, errors.New("the token carries no address of the proxy: name it with --proxy HOST:3010")

@@ -104,7 +104,7 @@ var (
 )
 
 func tokenFor(addr string) grammar.Token {
-	return grammar.Token{Addr: addr, KeyID: keyID, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)}
+	return grammar.Token{Addrs: []string{addr}, KeyID: keyID, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)}
 }
 
 // proxy is a Host without the rest of a proxy: the test plays that.
@@ -265,7 +265,7 @@ func (p *proxy) open(id uint16) *link.Stream {
 	p.mu.Lock()
 	l := p.link
 	p.mu.Unlock()
-	s, err := l.Open(wire.Open{Service: id})
+	s, err := l.Open(wire.Open{Service: uint32(id)})
 	if err != nil {
 		p.t.Fatal(err)
 	}

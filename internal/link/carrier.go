@@ -334,6 +334,15 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 			return used, &protocolError{wire.ErrFormat, err.Error(), false}
 		}
 		used += n
+		if f.Type >= wire.TypeSkip {
+			if err := sl.core.glitch(); err != nil {
+				return used, err
+			}
+			continue
+		}
+		if f.Type == wire.TypeDatagram {
+			return used, violation(wire.ErrUnexpected, "DATAGRAM on a connection that has not negotiated datagrams")
+		}
 		if f.Stream == 0 {
 			if err := c.applyLink(f); err != nil {
 				return used, err
@@ -427,11 +436,14 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		e := wire.ParseErr(f)
 		return fmt.Errorf("the peer gave the connection up: %s (code %d)", e.Text, e.Code)
 	case wire.TypeGoAway:
-		g := wire.ParseGoAway(f)
+		g, err := wire.ParseGoAway(f)
+		if err != nil {
+			return asViolation(err)
+		}
 		l.peerLeaves.Store(true)
 		return c.unlocked(func() error { l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond); return nil })
-	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeClaimed:
-		if sl.index != 0 || l.dials != (f.Type == wire.TypeClaimed) {
+	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeRound, wire.TypeClaimed, wire.TypeUnclaimed:
+		if sl.index != 0 || l.dials != (f.Type == wire.TypeClaimed || f.Type == wire.TypeUnclaimed) {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)
 		}
 		return c.unlocked(func() error { return l.claimFrame(f) })

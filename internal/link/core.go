@@ -1,6 +1,7 @@
 package link
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -19,8 +20,9 @@ type core struct {
 	gen   uint64 // of the last attach that was tried (the dialling end) or accepted (the other one)
 	bound uint64 // generation of the connection that carries the slot; 0: none does
 
-	ids    numbering
-	limits limits
+	ids      numbering
+	limits   limits
+	features wire.Features // of the connection that carries the slot, or carried it last
 
 	// What there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
 	// that nothing grows with what the peer does.
@@ -113,7 +115,10 @@ func newCore(dials bool, index uint8, budget *Budget) *core {
 func (c *core) mine(id uint64) bool { return (id&dialled != 0) == c.dials }
 
 // full reports whether the peer accepts no more streams of this end.
-func (c *core) full() bool { return c.ids.own >= c.limits.open }
+func (c *core) full() bool { return c.ids.own >= c.limits.open || !c.mayOpen() }
+
+// mayOpen reports whether the connection lets this end open streams.
+func (c *core) mayOpen() bool { return !c.dials || c.features&wire.FeatureDialOpens != 0 }
 
 func (c *core) add(s *Stream) {
 	c.streams[s.id] = s
@@ -233,11 +238,18 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 		return event{}, c.glitch() // seen and forgotten: an id lives once
 	}
 	o, err := wire.ParseOpen(f)
-	if err != nil {
+	_, unsupported := errors.AsType[*wire.UnsupportedError](err)
+	switch {
+	case err != nil && !unsupported:
 		return event{}, &protocolError{wire.ErrFormat, err.Error(), false}
-	}
-	if f.Offset > 1<<62 {
+	case f.Offset > 1<<62:
 		return event{}, violation(wire.ErrOverflow, "OPEN with credit %d", f.Offset)
+	case !c.dials && c.features&wire.FeatureDialOpens == 0:
+		return event{}, violation(wire.ErrUnexpected, "OPEN by the dialling end on a connection that has not negotiated it")
+	case o.Kind == wire.OpenDatagrams && c.features&wire.FeatureDatagrams == 0:
+		return event{}, violation(wire.ErrUnexpected, "OPEN of a flow on a connection that has not negotiated datagrams")
+	case c.dials && o.Name != "":
+		return event{}, violation(wire.ErrUnexpected, "OPEN that names %q: to the dialling end a claim is named by its number", o.Name)
 	}
 	c.ids.seen = f.Stream
 	s := newStream(f.Stream, o)
@@ -248,13 +260,22 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 	if c.ids.others > 2*c.limits.accept {
 		return event{}, violation(wire.ErrFlood, "%d streams, %d agreed", c.ids.others, c.limits.accept)
 	}
-	if c.ids.others > c.limits.accept {
-		c.end(s, wire.RST, wire.CodeLimit)
-		s.recv.discard = true
-		s.closed = true // nobody has it
-		return event{}, nil
+	switch {
+	case unsupported:
+		c.decline(s, wire.CodeUnsupported)
+	case c.ids.others > c.limits.accept:
+		c.decline(s, wire.CodeLimit)
+	default:
+		return event{kind: evOpened, stream: s}, nil
 	}
-	return event{kind: evOpened, stream: s}, nil
+	return event{}, nil
+}
+
+// decline resets a stream that the peer opened and that nobody here is to have.
+func (c *core) decline(s *Stream, code wire.Code) {
+	c.end(s, wire.RST, code)
+	s.recv.discard = true
+	s.closed = true
 }
 
 // glitch counts a frame that does nothing.

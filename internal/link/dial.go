@@ -285,8 +285,12 @@ func (k *keeper) failed(err error, flaps bool) {
 // Half of it is random, so that bridges that lost the same proxy do not come back in step.
 func Backoff(n int, err error, streams int) time.Duration {
 	r, _ := errors.AsType[*refusal](err)
-	refused := errors.Is(err, auth.ErrRefused) || errors.Is(err, auth.ErrFake) || errors.Is(err, auth.ErrPin) ||
-		r != nil && (r.status == wire.StatusDenied || r.status == wire.StatusDuplicate)
+	if r != nil && r.comeBack > 0 { // it knows better, but it is not to keep this end away
+		return jitter(min(r.comeBack, time.Minute))
+	}
+	_, lacking := errors.AsType[*auth.FeatureError](err)
+	refused := lacking || errors.Is(err, auth.ErrRefused) || errors.Is(err, auth.ErrFake) || errors.Is(err, auth.ErrPin) ||
+		r != nil && (r.status == wire.StatusDenied || r.status == wire.StatusDuplicate || r.status == wire.StatusUnsupported)
 	first, most := 250*time.Millisecond, time.Second
 	switch {
 	case refused:

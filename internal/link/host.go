@@ -72,30 +72,29 @@ func (h *Host) Serve(conn *auth.Conn) error {
 	defer arrived()
 	conn.SetDeadline(time.Now().Add(attachTimeout))
 	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
-	a, gen, rawTable, table, err := readAttach(conn, buf)
+	a, gen, sum, table, err := readAttach(conn, buf)
 	if err != nil {
+		refuse(conn, gen, a.Slot, err)
 		complain(conn, err)
 		return fmt.Errorf("wait for ATTACH: %w", err)
 	}
 	arrived()
 	var l *Link
 	if a.Mode == wire.ModeNew && gen != 1 {
-		err = &refusal{wire.StatusStale, fmt.Sprintf("generation %d, a new session starts with 1", gen)}
+		err = &refusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d, a new session starts with 1", gen)}
 	} else {
 		l, err = h.find(conn, a)
 	}
 	if err == nil {
 		var c *carrier
-		if c, err = l.accept(h, conn, gen, a, rawTable, table); err == nil {
+		if c, err = l.accept(h, conn, gen, a, sum, table); err == nil {
 			h.cfg.Owner.Attached(l, int(a.Slot))
 			err = c.run()
 			h.cfg.Owner.Detached(l, int(a.Slot), err)
 			return err
 		}
 	}
-	if r, ok := errors.AsType[*refusal](err); ok {
-		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: a.Slot, Text: r.text}))
-	}
+	refuse(conn, gen, a.Slot, err)
 	complain(conn, err)
 	if p, ok := errors.AsType[*protocolError](err); ok && p.fatal {
 		l.Kill(err)
@@ -103,39 +102,52 @@ func (h *Host) Serve(conn *auth.Conn) error {
 	return err
 }
 
+// refuse answers an ATTACH with the status that err is of.
+func refuse(conn *auth.Conn, gen uint64, slot uint8, err error) {
+	if r, ok := errors.AsType[*refusal](err); ok {
+		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: slot, Text: r.text}))
+	}
+}
+
 // readAttach reads the first frame of a connection, and the table behind it.
-func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, raw []byte, table []wire.StreamState, err error) {
+func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, sum [32]byte, table []wire.StreamState, err error) {
 	f, err := readFrame(conn, buf)
 	if err != nil {
-		return a, 0, nil, nil, err
+		return a, 0, sum, nil, err
 	}
 	if f.Type != wire.TypeAttach {
-		return a, 0, nil, nil, misfit(wire.ErrUnexpected, "%s before ATTACH", f.Type)
-	}
-	if a, err = wire.ParseAttach(f); err != nil {
-		return a, 0, nil, nil, asViolation(err)
+		return a, 0, sum, nil, misfit(wire.ErrUnexpected, "%s before ATTACH", f.Type)
 	}
 	gen = f.Offset
-	raw, table, err = readTable(conn, a.Streams, a.TableCRC, buf)
-	return a, gen, raw, table, err
+	if a, err = wire.ParseAttach(f); err != nil {
+		if u, ok := errors.AsType[*wire.UnsupportedError](err); ok {
+			return a, gen, sum, nil, &refusal{status: wire.StatusUnsupported, text: u.Error()}
+		}
+		return a, 0, sum, nil, asViolation(err)
+	}
+	sum, table, err = readTable(conn, a.Streams, a.TableCRC, a.Entry, buf)
+	return a, gen, sum, table, err
 }
 
 // find returns the session that the connection belongs to, and makes a new one where that is asked for and possible.
 func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	if !h.cfg.Admit(conn.KeyID, conn.Secret) {
-		return nil, &refusal{wire.StatusDenied, "the key was removed"}
+		return nil, &refusal{status: wire.StatusDenied, text: "the key was removed"}
+	}
+	if conn.Role != wire.RoleBridge {
+		return nil, &refusal{status: wire.StatusUnsupported, text: "this proxy serves bridges only, and neither visitors nor other proxies: update it"}
 	}
 	if a.Mode != wire.ModeNew {
 		h.mu.Lock()
 		l := h.bySID[a.Session]
 		h.mu.Unlock()
 		if l == nil || l.keyID != conn.KeyID || a.WantInstance != h.cfg.Instance {
-			return nil, &refusal{wire.StatusGone, "the proxy does not hold this session (any more)"}
+			return nil, &refusal{status: wire.StatusGone, text: "the proxy does not hold this session (any more)"}
 		}
 		return l, nil
 	}
 	if h.cfg.Draining() {
-		return nil, &refusal{wire.StatusDraining, "the proxy is stopping"}
+		return nil, &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
 	}
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
@@ -143,7 +155,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	if old != nil {
 		// The same process knows best what became of its own link. Another one has to wait until the old one is silent.
 		if old.peer != conn.Peer && old.Ping(probeOld) {
-			return nil, &refusal{wire.StatusDuplicate, "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
+			return nil, &refusal{status: wire.StatusDuplicate, text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
 		}
 		old.Kill(ErrReplaced)
 		h.forget(old)
@@ -156,12 +168,12 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	defer h.mu.Unlock()
 	switch {
 	case h.closed || h.cfg.Draining():
-		return nil, &refusal{wire.StatusDraining, "the proxy is stopping"}
+		return nil, &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
 	case !h.cfg.Admit(conn.KeyID, conn.Secret): // it may have gone while the old link was asked for a sign of life
-		return nil, &refusal{wire.StatusDenied, "the key was removed"}
+		return nil, &refusal{status: wire.StatusDenied, text: "the key was removed"}
 	}
 	if h.bySID[a.Session] != nil || h.byKey[conn.KeyID] != nil {
-		return nil, &refusal{wire.StatusDuplicate, "another bridge attached with this key at the same time"}
+		return nil, &refusal{status: wire.StatusDuplicate, text: "another bridge attached with this key at the same time"}
 	}
 	h.bySID[a.Session], h.byKey[conn.KeyID] = l, l
 	h.expiry.Go(func() {

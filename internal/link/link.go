@@ -60,6 +60,8 @@ type Link struct {
 
 	peerLeaves atomic.Bool // the peer said that it is stopping
 
+	lastClaim *heldClaim // only the control connection's reader uses it
+
 	mu  sync.Mutex
 	err error // why the session ended; guarded by mu
 }
@@ -83,6 +85,14 @@ func (l *Link) Peer() [16]byte { return l.peer }
 
 // PeerName is what the bridge calls its host.
 func (l *Link) PeerName() string { return l.peerName }
+
+// Features are those of the control connection, or of the last one while there is none.
+func (l *Link) Features() wire.Features {
+	sl := l.slots[0]
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	return sl.core.features
+}
 
 // Done is closed when the session is over.
 func (l *Link) Done() <-chan struct{} { return l.ended }
@@ -110,6 +120,9 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 	defer best.mu.Unlock()
 	if l.Err() != nil {
 		return nil, ErrEnded
+	}
+	if !best.core.mayOpen() {
+		return nil, fmt.Errorf("the proxy takes no connections from this end (%s): update the proxy", wire.FeatureDialOpens)
 	}
 	if best.core.full() {
 		return nil, fmt.Errorf("the peer accepts no more than %d connections on each carrier", best.core.limits.open)
@@ -271,12 +284,15 @@ func (l *Link) control(id uint16, frame []byte) {
 // Claims sends the bridge's claims, the index being the id. What was claimed before and is not among them is released.
 func (l *Link) Claims(cs []wire.Claim) {
 	for i, c := range cs {
-		l.control(uint16(i), wire.AppendClaim(nil, uint16(i), c, i < len(cs)-1))
+		l.control(uint16(i+1), wire.AppendClaim(nil, uint32(i+1), c))
 	}
+	l.control(0, wire.AppendRound(nil))
 }
 
 // Claimed answers a claim.
-func (l *Link) Claimed(id uint16, c wire.Claimed) { l.control(id, wire.AppendClaimed(nil, id, c)) }
+func (l *Link) Claimed(id uint16, c wire.Claimed) {
+	l.control(id+1, wire.AppendClaimed(nil, uint32(id)+1, c))
+}
 
 // GoAway tells the peer that this process is stopping.
 func (l *Link) GoAway(drain time.Duration) {
@@ -288,27 +304,45 @@ func (l *Link) GoAway(drain time.Duration) {
 }
 
 func (l *Link) claimFrame(f wire.Frame) error {
-	if f.Offset >= MaxClaims {
-		return violation(wire.ErrClaimInvalid, "claim id %d, at most %d are possible", f.Offset, MaxClaims-1)
+	if f.Offset > MaxClaims {
+		return violation(wire.ErrClaimInvalid, "claim id %d, at most %d are possible", f.Offset, MaxClaims)
 	}
-	id := uint16(f.Offset)
+	var id uint32
+	var claim wire.Claim
+	var claimed wire.Claimed
+	var err error
 	switch f.Type {
 	case wire.TypeClaim:
-		c, err := wire.ParseClaim(f)
-		if err != nil {
-			return violation(wire.ErrClaimInvalid, "%s", err)
-		}
-		l.owner.Claim(l, id, c, f.Flags&wire.FlagMore != 0)
+		id, claim, err = wire.ParseClaim(f)
 	case wire.TypeUnclaim:
-		l.owner.Unclaim(l, id)
+		id, err = wire.ParseUnclaim(f)
 	case wire.TypeClaimed:
-		c, err := wire.ParseClaimed(f)
-		if err != nil {
-			return violation(wire.ErrClaimInvalid, "%s", err)
-		}
-		l.owner.Claimed(l, id, c)
+		id, claimed, err = wire.ParseClaimed(f)
+	case wire.TypeUnclaimed:
+		id, _, err = wire.ParseUnclaimed(f)
+	}
+	if err != nil {
+		return violation(wire.ErrClaimInvalid, "%s", err)
+	}
+	if held := l.lastClaim; held != nil && f.Type != wire.TypeClaimed && f.Type != wire.TypeUnclaimed {
+		l.lastClaim = nil
+		l.owner.Claim(l, held.id, held.claim, f.Type != wire.TypeRound)
+	}
+	switch f.Type {
+	case wire.TypeClaim:
+		l.lastClaim = &heldClaim{uint16(id - 1), claim}
+	case wire.TypeUnclaim:
+		l.owner.Unclaim(l, uint16(id-1))
+	case wire.TypeClaimed:
+		l.owner.Claimed(l, uint16(id-1), claimed)
 	}
 	return nil
+}
+
+// heldClaim is a claim that the owner has not heard of yet: what follows says whether it was the last one.
+type heldClaim struct {
+	id    uint16
+	claim wire.Claim
 }
 
 // Ping asks for a sign of life on every connection and reports whether one came within d. A connection that takes a slot

@@ -35,14 +35,36 @@ func (c *core) dial() (gen uint64, table []byte, crc uint32) {
 	return c.gen, table, crc
 }
 
-// accept decides about an ATTACH at the proxy and returns the table that ATTACHED carries. From here on the connection of
+// negotiate takes over the features of the connection that is to be attached next, at the dialling end. Without the feature for
+// them the streams of this end are over before that: the events say which.
+func (c *core) negotiate(f wire.Features) (events []event) {
+	c.features = f
+	if c.mayOpen() {
+		return nil
+	}
+	var own []uint64
+	for id := range c.streams {
+		if c.mine(id) {
+			own = append(own, id)
+		}
+	}
+	slices.Sort(own)
+	for _, id := range own {
+		s := c.streams[id]
+		c.remove(s)
+		events = append(events, event{kind: evReset, stream: s})
+	}
+	return events
+}
+
+// accept decides about an ATTACH, on a connection with the features f, at the proxy and returns the table that ATTACHED carries. From here on the connection of
 // that generation carries the slot, and no other one does. A refusal leaves everything as it was; any other error ends
 // the session.
-func (c *core) accept(gen uint64, theirs []wire.StreamState) (table []byte, crc uint32, events []event, err error) {
+func (c *core) accept(gen uint64, f wire.Features, theirs []wire.StreamState) (table []byte, crc uint32, events []event, err error) {
 	if gen <= c.gen || gen-c.gen > maxGenJump {
-		return nil, 0, nil, &refusal{wire.StatusStale, fmt.Sprintf("generation %d after %d", gen, c.gen)}
+		return nil, 0, nil, &refusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d after %d", gen, c.gen)}
 	}
-	c.gen = gen
+	c.gen, c.features = gen, f
 	c.lost(c.bound)
 	if events, err = c.apply(theirs); err != nil {
 		return nil, 0, nil, err
@@ -121,6 +143,9 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 	for _, st := range table {
 		if uint8(st.Stream) != c.index || c.mine(st.Stream) && st.Stream >= c.ids.next {
 			return nil, violation(wire.ErrResume, "the peer resumes stream %d, which was never opened on slot %d", st.Stream, c.index)
+		}
+		if st.Stream&dialled != 0 && c.features&wire.FeatureDialOpens == 0 {
+			return nil, violation(wire.ErrResume, "the peer resumes stream %d of the dialling end on a connection that has not negotiated such streams", st.Stream)
 		}
 		theirs[st.Stream] = st
 	}

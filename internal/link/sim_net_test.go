@@ -26,6 +26,7 @@ func (w *sim) dial() {
 		w.loseUnanswered()
 		w.newSession()
 	}
+	b.core.negotiate(wire.FeatureDialOpens)
 	gen, raw, _ := b.core.dial()
 	w.serial++
 	k := &conn{id: w.serial, gen: gen, sid: b.sid}
@@ -86,7 +87,7 @@ func (w *sim) loseUnanswered() {
 
 // falsify changes one entry of a table that end victim will apply, to what its peer cannot have.
 func (w *sim) falsify(raw []byte, victim int) uint64 {
-	table, err := wire.ParseTable(raw)
+	table, err := wire.ParseTable(raw, wire.StreamStateLen)
 	c := w.procs[victim].core
 	if err != nil || c == nil || w.procs[0].sid != w.procs[1].sid {
 		return 0
@@ -370,7 +371,7 @@ func (w *sim) greet(k *conn, e int) bool {
 	var at wire.Attached
 	if err == nil && e == atProxy {
 		if a, err = wire.ParseAttach(f); err == nil {
-			_, table, err = readTable(r, a.Streams, a.TableCRC, make([]byte, len(buf)))
+			_, table, err = readTable(r, a.Streams, a.TableCRC, a.Entry, make([]byte, len(buf)))
 		}
 	} else if err == nil {
 		if f.Type == wire.TypeErr {
@@ -378,7 +379,7 @@ func (w *sim) greet(k *conn, e int) bool {
 			return false
 		}
 		if at, err = wire.ParseAttached(f); err == nil {
-			_, table, err = readTable(r, at.Streams, at.TableCRC, make([]byte, len(buf)))
+			_, table, err = readTable(r, at.Streams, at.TableCRC, at.Entry, make([]byte, len(buf)))
 		}
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -419,7 +420,7 @@ func (w *sim) attach(k *conn, gen uint64, a wire.Attach, table []wire.StreamStat
 		return
 	}
 	lie := w.lieFor(atProxy, k.ends[atBridge].lie)
-	raw, crc, events, err := p.core.accept(gen, table)
+	raw, crc, events, err := p.core.accept(gen, wire.FeatureDialOpens, table)
 	if r, refused := errors.AsType[*refusal](err); refused {
 		w.trace("the proxy refuses connection %d: %v", k.id, err)
 		if gen > p.last && gen-p.last <= math.MaxUint32 {

@@ -12,6 +12,7 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/memnet"
+	"reverser/internal/wire"
 )
 
 func second(w *world, instance byte) (*recorder, func()) {
@@ -104,6 +105,22 @@ func TestBackoff(t *testing.T) {
 					t.Fatalf("Backoff(%d, %v, %d) = %s, want at most %s", n, err, streams, d, most)
 				}
 			}
+		}
+	}
+}
+
+// What the peer says of when to come back is obeyed within reason, and who needs an update is in no hurry.
+func TestBackoffThatThePeerAsksFor(t *testing.T) {
+	for asked, want := range map[time.Duration]time.Duration{3 * time.Second: 3 * time.Second, time.Hour: time.Minute} {
+		for range 50 {
+			if d := Backoff(1, &refusal{status: wire.StatusDraining, comeBack: asked}, 5); d < want/2 || d > want*3/2 {
+				t.Errorf("asked for %s: %s, want about %s", asked, d, want)
+			}
+		}
+	}
+	for _, err := range []error{&auth.FeatureError{Missing: 1}, &refusal{status: wire.StatusUnsupported}} {
+		if d := Backoff(10, err, 0); d < 30*time.Second {
+			t.Errorf("%v: the next attempt comes after %s", err, d)
 		}
 	}
 }

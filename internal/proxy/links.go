@@ -96,6 +96,8 @@ type claim struct {
 	public grammar.Public
 	state  wire.ClaimStatus
 	reason string
+
+	unknown uint8 // what it says and this proxy does not know, as wire.Claim has it
 }
 
 // stoppingText is why a service is not served while the proxy drains.
@@ -241,6 +243,7 @@ func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
 			cl = &claim{id: id, asked: c.Public, target: c.Target}
 			s.claims[id] = cl
 		}
+		cl.unknown = c.Unknown
 		p.mu.Unlock()
 		closeAll(gone) // first: the new port may cover the old one
 		said = p.decide(s, cl, false)
@@ -343,6 +346,9 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	pub, err := grammar.ParsePublic(c.asked)
 	if err != nil {
 		return deny("denied: %s", err)
+	}
+	if c.unknown != 0 {
+		return deny("%s denied: the bridge asks for something that this proxy does not know (field %d of its claim): update the proxy", pub, c.unknown)
 	}
 	if pub.Kind == grammar.KindOffered {
 		i := slices.IndexFunc(p.cfg.Offer, key.Allow.Permits)

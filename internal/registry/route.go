@@ -223,7 +223,7 @@ func (o *Offer) open(open wire.Open) (*link.Stream, error) {
 		return nil, errRetired
 	}
 	o.users.Add(1)
-	open.Service = uint16(o.id)
+	open.Service = o.id
 	s, err := o.way.Open(open)
 	if err != nil {
 		o.users.Add(-1)

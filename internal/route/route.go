@@ -127,7 +127,7 @@ func (d *Destination) open(ctx context.Context, o wire.Open, left func() bool, o
 		if err != nil {
 			return nil, target, err
 		}
-		o.Service = id
+		o.Service = uint32(id)
 		s, err := open(l, o)
 		if errors.Is(err, link.ErrEnded) { // in this moment: the bridge is as away as it was a moment later
 			continue

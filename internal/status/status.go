@@ -41,6 +41,13 @@ type Snapshot struct {
 	Links         []Link    `json:"links"`
 	Services      []Service `json:"services"`
 	Pairs         []Pair    `json:"pairs"`
+	Reload        *Reload   `json:"reload,omitempty"` // the last one; nil: none since the start
+}
+
+// Reload is what became of an attempt to put new settings in force.
+type Reload struct {
+	At    time.Time `json:"at"`
+	Error string    `json:"error"` // why nothing was changed; "" if all is in force
 }
 
 // Link is the connection between one bridge and one proxy, however many TCP
