@@ -153,6 +153,9 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
 	if old != nil {
+		if old.frozen() {
+			return nil, ErrFrozen
+		}
 		// The same process knows best what became of its own link. Another one has to wait until the old one is silent.
 		if old.peer != conn.Peer && old.Ping(probeOld) {
 			return nil, &refusal{status: wire.StatusDuplicate, text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
@@ -162,7 +165,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	}
 	l := newLink(false, h.cfg.Owner, h.cfg.Log, h.cfg.Budget, h.cfg.Carriers)
 	l.begin(conn, a.Session)
-	l.peerName = a.Name
+	l.peerName, l.limit = a.Name, shorter(h.cfg.Detach, a.Detach)
 	l.agree(a.Window, a.MaxStreams)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -175,12 +178,17 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	if h.bySID[a.Session] != nil || h.byKey[conn.KeyID] != nil {
 		return nil, &refusal{status: wire.StatusDuplicate, text: "another bridge attached with this key at the same time"}
 	}
-	h.bySID[a.Session], h.byKey[conn.KeyID] = l, l
+	h.addLocked(l)
+	return l, nil
+}
+
+// addLocked makes l known and watches over its outages.
+func (h *Host) addLocked(l *Link) {
+	h.bySID[l.sid], h.byKey[l.keyID] = l, l
 	h.expiry.Go(func() {
-		l.expire(shorter(h.cfg.Detach, a.Detach))
+		l.expire()
 		h.forget(l)
 	})
-	return l, nil
 }
 
 // probeOld is how long an old link may be silent before a new bridge takes over.

@@ -32,20 +32,22 @@ type Stream struct {
 	openSent  bool // the peer was told of the stream on this connection or an earlier one, or opened it itself
 	forgotten bool // not in the core any more
 
-	change    sync.Cond // on slot.mu: room, data, end or deadline
-	receiver  Receiver
-	busy      bool // somebody hands data to the receiver or drains the backlog
-	told      wire.EndKind
-	dead      bool // the session is gone
-	closed    bool // by the local user of the net.Conn
-	noWait    bool // the socket is dead: Room waits no more
-	writing   bool // a Write is under way: the bytes of each stay together
-	rdl, wdl  *deadline
-	resumes0  uint64 // the slot's count when the stream was made
-	flushLate *time.Timer
-	restLate  *time.Timer // see SendRest
-	look      *time.Timer // see Room
-	looking   bool
+	change     sync.Cond // on slot.mu: room, data, end or deadline
+	receiver   Receiver
+	busy       bool // somebody hands data to the receiver or drains the backlog
+	told       wire.EndKind
+	dead       bool // the session is gone
+	closed     bool // by the local user of the net.Conn
+	noWait     bool // the socket is dead: Room waits no more
+	writing    bool // a Write is under way: the bytes of each stay together
+	rdl, wdl   *deadline
+	resumes0   uint64      // the slot's count when the stream was made
+	frozen     bool        // see Freeze
+	flush      countdown   // to the end of what is still delivered ahead of a RST
+	rest       countdown   // see SendRest
+	restCredit uint64      // when rest began
+	look       *time.Timer // see Room
+	looking    bool
 }
 
 // Receiver takes what arrives on a stream. Receive, Backlogged and Ended come one at a time and in order, without any lock
@@ -84,6 +86,13 @@ func (s *Stream) Open() wire.Open { return s.open }
 func (s *Stream) Resumes() uint64 {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
+	return s.resumesLocked()
+}
+
+func (s *Stream) resumesLocked() uint64 {
+	if s.slot == nil { // a core without its shell
+		return -s.resumes0
+	}
 	return s.slot.resumes - s.resumes0
 }
 
@@ -108,7 +117,7 @@ func (s *Stream) Room(gone func() bool) (int, error) {
 		defer s.look.Stop()
 		defer func() { s.looking = false }()
 	}
-	return s.roomLocked()
+	return s.roomLocked(false)
 }
 
 // watchLocked asks gone now and then while looking is set.
@@ -145,11 +154,15 @@ func (s *Stream) NoWait() {
 	s.change.Broadcast()
 }
 
-func (s *Stream) roomLocked() (int, error) {
+// roomLocked waits for room. While the link is frozen it fails, unless patient: then it waits for that too.
+func (s *Stream) roomLocked(patient bool) (int, error) {
 	for {
 		switch n, err := s.send.room(s.slot.core.budget), s.mute(); {
 		case err != nil:
 			return 0, err
+		case s.frozen && !patient:
+			return 0, ErrFrozen
+		case s.frozen:
 		case n > 0:
 			return n, nil
 		case s.noWait:
@@ -176,7 +189,7 @@ func (s *Stream) mute() error {
 func (s *Stream) TryRoom() int {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if s.mute() != nil {
+	if s.mute() != nil || s.frozen {
 		return 0
 	}
 	return s.send.room(s.slot.core.budget)
@@ -208,28 +221,35 @@ func (s *Stream) SendRest(cs ...*Chunk) bool {
 		return false
 	}
 	s.putLocked(cs)
-	if s.restLate == nil {
-		s.giveUpRest(s.send.credit)
+	if !s.rest.set {
+		s.limitRest()
 	}
 	return true
 }
 
+// limitRest gives what SendRest put flushTimeout to be taken. slot.mu is held.
+func (s *Stream) limitRest() {
+	s.restCredit = s.send.credit
+	s.rest.start(s.slot.link.now(), flushTimeout, s.giveUpRest)
+}
+
 // giveUpRest gives up what SendRest put when the peer, which has all that it gave credit for, gave no more for flushTimeout: its
-// reader takes nothing, and is to learn of the reset. slot.mu is held.
-func (s *Stream) giveUpRest(credit uint64) {
-	s.restLate = time.AfterFunc(flushTimeout, func() {
-		s.slot.mu.Lock()
-		defer s.slot.mu.Unlock()
-		h := &s.send
-		switch {
-		case s.forgotten || h.moot || h.end != 0 && h.q.end <= h.max:
-		case h.end == 0 || h.credit > credit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
-			s.giveUpRest(h.credit) // it is not the reader that is waited for, or it reads
-		default:
-			s.slot.core.cutRest(s)
-			s.slot.wake()
-		}
-	})
+// reader takes nothing, and is to learn of the reset.
+func (s *Stream) giveUpRest() {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	if !s.rest.over() {
+		return
+	}
+	h := &s.send
+	switch {
+	case s.forgotten || h.moot || h.end != 0 && h.q.end <= h.max:
+	case h.end == 0 || h.credit > s.restCredit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
+		s.limitRest() // it is not the reader that is waited for, or it reads
+	default:
+		s.slot.core.cutRest(s)
+		s.slot.wake()
+	}
 }
 
 // heardFor says whether the slot has had its connection for so long, and that is not silent. mu is held.
@@ -392,9 +412,7 @@ func (s *Stream) handOver() {
 			return
 		}
 		s.told = kind
-		if s.flushLate != nil {
-			s.flushLate.Stop()
-		}
+		s.flush.stop()
 		code := s.recv.code
 		s.slot.mu.Unlock()
 		s.receiver.Ended(kind, code)
@@ -402,11 +420,20 @@ func (s *Stream) handOver() {
 	}
 }
 
-// limitFlush gives the bytes before a RST flushTimeout to be delivered.
+// limitFlush gives the bytes before a RST flushTimeout to be delivered. slot.mu is held.
 func (s *Stream) limitFlush() {
-	if s.flushLate == nil {
-		r, code := s.receiver, s.recv.code
-		s.flushLate = time.AfterFunc(flushTimeout, func() { r.Abort(code) })
+	if !s.flush.set {
+		s.flush.start(s.slot.link.now(), flushTimeout, s.giveUpFlush)
+	}
+}
+
+// giveUpFlush ends a stream whose last bytes nobody took.
+func (s *Stream) giveUpFlush() {
+	s.slot.mu.Lock()
+	late, code := s.flush.over(), s.recv.code
+	s.slot.mu.Unlock()
+	if late {
+		s.receiver.Abort(code)
 	}
 }
 
@@ -484,6 +511,9 @@ func (s *Stream) Read(p []byte) (int, error) {
 			return 0, s.opError("read", os.ErrDeadlineExceeded)
 		case len(p) == 0:
 			return 0, nil
+		case s.frozen:
+			s.change.Wait()
+			continue
 		}
 		if c := s.recv.q.head; c != nil {
 			n := copy(p, c.data()[s.recv.pos:c.n])
@@ -516,7 +546,7 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 		s.change.Broadcast()
 	}()
 	for {
-		room, err := s.roomLocked()
+		room, err := s.roomLocked(true)
 		if err != nil {
 			return n, s.opError("write", err)
 		}
