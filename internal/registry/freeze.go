@@ -285,7 +285,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 	})
 	for _, name := range held { // first those that have their ports
 		n := co.nameOf(name)
-		n.held, n.route = co.holdings[name], newRoute(name)
+		n.held, n.route = co.holdings[name], newRoute(name, co.holdings[name].key)
 		ov := co.placeOf(n)
 		if f := family(name); n.granted() {
 			ov.granted[f] = append(ov.granted[f], n)
