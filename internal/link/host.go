@@ -146,18 +146,21 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 		}
 		return l, nil
 	}
-	if h.cfg.Draining() {
-		return nil, &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
-	}
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
-	if old != nil {
+	draining := &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+	if old != nil { // also while draining: or the drain would wait for streams whose bridge is gone for good
 		if old.frozen() {
 			return nil, ErrFrozen
 		}
-		// The same process knows best what became of its own link. Another one has to wait until the old one is silent.
-		if old.peer != conn.Peer && old.Ping(probeOld) {
+		stopping := h.cfg.Draining()
+		// The same process knows best what became of its own link, but it may finish that one beside a session elsewhere. Another one
+		// has to wait until the old one is silent.
+		switch alive := (old.peer != conn.Peer || stopping) && old.Ping(probeOld); {
+		case alive && stopping:
+			return nil, draining
+		case alive:
 			return nil, &refusal{status: wire.StatusDuplicate, text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
 		}
 		old.Kill(ErrReplaced)
@@ -171,7 +174,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	defer h.mu.Unlock()
 	switch {
 	case h.closed || h.cfg.Draining():
-		return nil, &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+		return nil, draining
 	case !h.cfg.Admit(conn.KeyID, conn.Secret): // it may have gone while the old link was asked for a sign of life
 		return nil, &refusal{status: wire.StatusDenied, text: "the key was removed"}
 	}
