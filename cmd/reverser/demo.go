@@ -64,7 +64,7 @@ func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error)
 		// Beside a page of words, a log that runs over the edge is hard to read.
 		log = folder{c.stderr, demoWidth, demoIndent}
 	}
-	handler, err := newHandler(c.stderr, log, logFormat)
+	handler, err := newHandler(c.stderr, log, logFormat, slog.LevelInfo)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error)
 	defer end()
 	// Signals end the demo at once: there is nobody whose connection is to be
 	// drained. Before the admin socket is there: whoever sees it may send one.
-	stopSignals := withSignals(slog.New(slog.DiscardHandler), end, end)
+	stopSignals := withSignals(slog.New(slog.DiscardHandler), func() {}, end, end)
 	defer stopSignals()
 	if err := d.start(ctx); err != nil {
 		return fmt.Errorf("demo: %w", err)
@@ -204,17 +204,18 @@ func (d *demo) start(ctx context.Context) (err error) {
 		allow = append(allow, a)
 	}
 
-	ring := &keyring{dir: d.dir, pin: state.Pin(identity), log: d.log}
-	tok, err := ring.add("demo", allow)
+	pin := state.Pin(identity)
+	editor := &admin.KeyEditor{Dir: d.dir, Pin: pin, Address: d.dir.Address, InForce: storedKeys(d.dir, pin), Log: d.log}
+	tok, err := editor.Make("demo", allow)
 	if err != nil {
 		return err
 	}
-	keys, err := ring.active()
+	keys, err := editor.InForce()
 	if err != nil {
 		return err
 	}
 	d.proxy = proxy.New(proxy.Config{
-		Listen: "127.0.0.1:0", Identity: identity, Keys: keys, Version: version(),
+		Listen: "127.0.0.1:0", Identity: identity, Keys: proxyKeys(keys), Version: version(),
 		Log: d.log.With("side", "proxy"),
 	})
 	if err := d.proxy.Listen(); err != nil {
@@ -224,9 +225,17 @@ func (d *demo) start(ctx context.Context) (err error) {
 		held.Close()
 	}
 	d.run(ctx, "proxy", d.proxy.Run)
-	ring.apply = d.proxy.SetKeys
-	ring.addr = d.proxy.Addr().String()
-	tok.Addrs = []string{ring.addr}
+	addr := d.proxy.Addr().String()
+	tok.Addrs = []string{addr}
+	editor.Address = func() string { return addr }
+	editor.Edited = func() error {
+		keys, err := editor.InForce()
+		if err != nil {
+			return err
+		}
+		d.proxy.SetKeys(proxyKeys(keys))
+		return nil
+	}
 
 	// The bridge reads the token as if it had been pasted.
 	if tok, err = grammar.ParseToken(tok.Encode()); err != nil {
@@ -252,7 +261,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	a := &admin.Server{Status: d.proxy.Status, Keys: ring, Log: d.log}
+	a := &admin.Server{Status: d.proxy.Status, Keys: editor, Log: d.log}
 	d.run(ctx, "admin socket", func(ctx context.Context) error { return a.Serve(ctx, l) })
 	return nil
 }

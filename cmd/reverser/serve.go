@@ -22,12 +22,23 @@ type server interface {
 }
 
 // serve runs s, with its admin socket, until it ends or is asked to: the first
-// signal drains it, the second one stops it.
-func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, log *slog.Logger) error {
+// signal drains it, the second one stops it. Meanwhile r changes its settings.
+func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *reloader, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	drain := func() {
+		r.stop()
+		s.Drain()
+	}
+	reload := make(chan struct{}, 1)
+	again := func() {
+		select {
+		case reload <- struct{}{}:
+		default: // one is about to begin, and reads what is there then
+		}
+	}
 	// Before the admin socket is there: whoever sees it may send a signal.
-	stopSignals := withSignals(log, s.Drain, cancel)
+	stopSignals := withSignals(log, again, drain, cancel)
 	defer stopSignals()
 	l, err := dir.ListenAdmin()
 	if err != nil {
@@ -36,8 +47,14 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, log *
 	// The admin socket outlives ctx: a process that is stopping still says how
 	// far it is.
 	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
-	a := &admin.Server{Status: s.Status, Keys: keys, Log: log}
+	snapshot := func() status.Snapshot {
+		snap := s.Status()
+		snap.Reload = r.lastReload()
+		return snap
+	}
+	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, Log: log}
 	var wg sync.WaitGroup
+	wg.Go(func() { r.watch(adminCtx, reload) })
 	wg.Go(func() {
 		if err := a.Serve(adminCtx, l); err != nil {
 			log.Error("the admin socket is closed: status and key cannot ask this process", "err", err)
@@ -52,9 +69,9 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, log *
 	return err
 }
 
-// withSignals calls drain at the first signal to stop and cancel at the second,
+// withSignals calls drain at the first signal to stop, cancel at the second, and reload at one that asks a daemon to reload,
 // until the returned function is called, which waits for it.
-func withSignals(log *slog.Logger, drain, cancel func()) (stop func()) {
+func withSignals(log *slog.Logger, reload, drain, cancel func()) (stop func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, watchedSignals()...)
 	done := make(chan struct{})
@@ -67,8 +84,8 @@ func withSignals(log *slog.Logger, drain, cancel func()) (stop func()) {
 				return
 			case sig := <-signals:
 				switch {
-				case ignoreSignal(sig):
-					log.Warn("reloading is not in this version: restart to read the configuration again", "signal", sig.String())
+				case asksReload(sig):
+					reload()
 				case !asked:
 					asked = true
 					log.Info("stopping when the last connection ends", "signal", sig.String(), "hint", "a second signal stops now")

@@ -2,9 +2,11 @@ package relay
 
 import (
 	"log/slog"
+	"net"
 	"strconv"
 	"time"
 
+	"reverser/internal/link"
 	"reverser/internal/status"
 )
 
@@ -14,6 +16,18 @@ type Entry struct {
 	ID                      uint64
 	Service, Target, Client string
 	Since                   time.Time
+}
+
+// State describes a frozen pair, names included.
+func (e *Entry) State() State {
+	st := e.Pair.State()
+	st.ID, st.Since, st.Service, st.Target, st.Client = e.ID, e.Since, e.Service, e.Target, e.Client
+	return st
+}
+
+// RestoreEntry is Restore for a pair with names.
+func RestoreEntry(st State, conn net.Conn, s *link.Stream) *Entry {
+	return &Entry{Pair: Restore(st, conn, s), ID: st.ID, Since: st.Since, Service: st.Service, Target: st.Target, Client: st.Client}
 }
 
 // Created says that the pair exists.
