@@ -14,11 +14,16 @@ import (
 	"reverser/internal/traffic"
 )
 
-// Probes are the nonces that a bridge may show at the sockets of a name, to prove that they answer. The zero value expects none.
+// Probes are the nonces by which a bridge may prove that the sockets of a name answer. The zero value expects none.
 type Probes struct {
 	mu     sync.Mutex
-	nonces map[[nonceLen]byte]time.Time // until when; guarded by mu, as all below
+	nonces map[[nonceLen]byte]nonce // by what a bridge shows of it; guarded by mu, as all below
 	proven bool
+}
+
+type nonce struct {
+	is    [nonceLen]byte
+	until time.Time
 }
 
 const nonceLen = 16
@@ -29,7 +34,7 @@ const ProbeTime = 5 * time.Second
 // maxNonces of one name are expected at once: a bridge that claims again and again proves the latest.
 const maxNonces = 4
 
-// Expect returns a nonce that a connection may show instead of being a user's. It returns none, the zero value, once the sockets are
+// Expect returns a nonce. A connection may show that it has it, instead of being a user's. It returns none, the zero value, once the sockets are
 // proven, unless they are to be proven again.
 func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 	p.mu.Lock()
@@ -39,8 +44,8 @@ func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 	}
 	rand.Read(n[:])
 	now := time.Now()
-	for k, until := range p.nonces {
-		if now.After(until) {
+	for k, at := range p.nonces {
+		if now.After(at.until) {
 			delete(p.nonces, k)
 		}
 	}
@@ -48,9 +53,9 @@ func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 		clear(p.nonces)
 	}
 	if p.nonces == nil {
-		p.nonces = make(map[[nonceLen]byte]time.Time)
+		p.nonces = make(map[[nonceLen]byte]nonce)
 	}
-	p.nonces[n] = now.Add(ProbeTime)
+	p.nonces[link.ProbeQuestion(n)] = nonce{n, now.Add(ProbeTime)}
 	return n
 }
 
@@ -59,32 +64,32 @@ func (p *Probes) Expected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	for _, until := range p.nonces {
-		if now.Before(until) {
+	for _, n := range p.nonces {
+		if now.Before(n.until) {
 			return true
 		}
 	}
 	return false
 }
 
-// match reports whether b begins as an expected nonce does, and takes a whole one off the list.
-func (p *Probes) match(b []byte) (prefix, whole bool) {
+// match reports whether b begins as what a bridge shows of an expected nonce, and takes a whole one off the list.
+func (p *Probes) match(b []byte) (prefix, whole bool, is [nonceLen]byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	for n, until := range p.nonces {
-		if now.After(until) || !bytes.HasPrefix(n[:], b[:min(len(b), len(n))]) {
+	for question, n := range p.nonces {
+		if now.After(n.until) || !bytes.HasPrefix(question[:], b[:min(len(b), nonceLen)]) {
 			continue
 		}
-		if len(b) < len(n) {
+		if len(b) < nonceLen {
 			prefix = true
 			continue
 		}
-		delete(p.nonces, n)
+		delete(p.nonces, question)
 		p.proven = true
-		return true, true
+		return true, true, n.is
 	}
-	return prefix, false
+	return prefix, false, is
 }
 
 // strangerTime is how long a client that says nothing is taken for a probe when it comes from elsewhere than the bridge's link: a
@@ -122,9 +127,9 @@ func (p *Probes) Answer(ctx context.Context, conn net.Conn, near bool) (got []by
 		if len(got) == 0 {
 			continue
 		}
-		prefix, whole := p.match(got)
+		prefix, whole, nonce := p.match(got)
 		if whole {
-			answer(conn, [nonceLen]byte(got))
+			answer(conn, nonce)
 			return nil, true
 		}
 		if !prefix {
