@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -84,15 +85,13 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 		return err
 	}
 	b, err := bridge.New(bridge.Config{
-		Token:         set.Bridge.Token,
-		Proxy:         set.Bridge.Proxy,
-		ProxyTransfer: set.Bridge.ProxyTransfer,
-		Services:      bridgeServices(set.Bridge.Services),
-		Drain:         set.Drain,
-		Budget:        boundMemory(),
-		ResumeWithin:  set.ResumeWithin,
-		Version:       version(),
-		Log:           log,
+		Token:        set.Bridge.Token,
+		Proxies:      []bridge.Proxy{{Addr: cmp.Or(set.Bridge.Proxy, set.Bridge.Token.Addr()), Transfer: set.Bridge.ProxyTransfer}},
+		Settings:     bridge.Settings{Services: bridgeServices(set.Bridge.Services), Drain: set.Drain},
+		Budget:       boundMemory(),
+		ResumeWithin: set.ResumeWithin,
+		Version:      version(),
+		Log:          log,
 	})
 	if err != nil {
 		return usage(err)

@@ -9,6 +9,7 @@ import (
 
 	"reverser/internal/grammar"
 	"reverser/internal/status"
+	"reverser/internal/wire"
 )
 
 // The way of a claim through this file:
@@ -59,18 +60,19 @@ type claims struct {
 
 // claim is the state of a service at one proxy.
 type claim struct {
-	said    bool   // the proxy has been told of it in this session
-	pending bool   // the last CLAIM has no answer yet
-	state   string // one of the states of status.Service
-	public  string // that the proxy serves
-	reason  string // why it is not up
-	answers int    // of the proxy, so far
-	proven  bool   // the public port has answered since the service came up
+	said    bool           // the proxy has been told of it in this session
+	pending bool           // the last CLAIM has no answer yet
+	state   string         // one of the states of status.Service
+	public  grammar.Public // that the proxy serves
+	reason  string         // why it is not up
+	answers int            // of the proxy, so far
+	proven  bool           // the public port has answered since the service came up
 }
 
 // retired is a service that was removed and serves the streams that the proxy opened before it knew.
 type retired struct {
 	*service
+	public   grammar.Public // that the proxy served
 	answered bool
 	marks    []mark // of the slots that have not reached theirs; none without an answer
 }
@@ -119,7 +121,7 @@ func (s *services) addLink() *claims {
 }
 
 func newClaim(svc *service) *claim {
-	return &claim{pending: true, state: status.ServiceAway, public: svc.Public.String()}
+	return &claim{pending: true, state: status.ServiceAway, public: svc.Public}
 }
 
 // apply makes want what the bridge offers, as a whole or, with an error, not at all. It returns the ids of the services
@@ -210,12 +212,12 @@ func (c *claims) claim(svc *service) {
 // retire queues an UNCLAIM and keeps the service for the streams that are on their way. A service that the proxy was never
 // told of is forgotten.
 func (c *claims) retire(svc *service) {
-	said := c.known[svc.id].said
+	k := c.known[svc.id]
 	delete(c.known, svc.id)
-	if !said {
+	if !k.said {
 		return
 	}
-	c.retired[svc.id] = &retired{service: svc}
+	c.retired[svc.id] = &retired{service: svc, public: k.public}
 	if c.attach {
 		c.queue = append(c.queue, say{sayUnclaim, svc.id, svc})
 	}
@@ -279,8 +281,8 @@ func (c *claims) excess() error {
 
 // answer is the proxy's answer to a CLAIM.
 type answer struct {
-	state  string // one of the states of status.Service
-	public string // that is served; "": the one that was claimed
+	state  string         // one of the states of status.Service
+	public grammar.Public // that is served; it counts where the bridge's own configuration names no port
 	reason string
 }
 
@@ -303,7 +305,7 @@ func (c *claims) claimed(id uint32, a answer) (h heard, err error) {
 	k.pending, k.state, k.reason = false, a.state, a.reason
 	k.answers++
 	if a.state == status.ServiceUp {
-		if a.public != "" {
+		if h.service.Public.Kind == grammar.KindOffered && a.public != (grammar.Public{}) {
 			k.public = a.public
 		}
 	} else {
@@ -320,15 +322,9 @@ func (c *claims) proved(id uint32, answers int) {
 	}
 }
 
-// streamMark is the highest id of a stream that the proxy has opened on a slot.
-type streamMark struct {
-	slot   uint8
-	stream uint64
-}
-
 // unclaimed takes the answer to an UNCLAIM: no stream above the marks names the service. An error says that the proxy broke
 // the protocol.
-func (c *claims) unclaimed(id uint32, marks []streamMark) error {
+func (c *claims) unclaimed(id uint32, marks []wire.Mark) error {
 	switch {
 	case id == 0 || id > c.of.last:
 		return fmt.Errorf("service %d given back, which was never claimed", id)
@@ -336,8 +332,8 @@ func (c *claims) unclaimed(id uint32, marks []streamMark) error {
 		return fmt.Errorf("service %d given back, which is still claimed", id)
 	}
 	for i, m := range marks {
-		if m.slot == 0 || m.stream != 0 && uint8(m.stream) != m.slot || m.stream>>63 != 0 || i > 0 && m.slot <= marks[i-1].slot {
-			return fmt.Errorf("service %d given back with a mark of %#x for slot %d, which no stream of the proxy can have there", id, m.stream, m.slot)
+		if m.Slot == 0 || m.Stream != 0 && uint8(m.Stream) != m.Slot || m.Stream>>63 != 0 || i > 0 && m.Slot <= marks[i-1].Slot {
+			return fmt.Errorf("service %d given back with a mark of %#x for slot %d, which no stream of the proxy can have there", id, m.Stream, m.Slot)
 		}
 	}
 	r := c.retired[id]
@@ -346,8 +342,8 @@ func (c *claims) unclaimed(id uint32, marks []streamMark) error {
 	}
 	r.answered = true
 	for _, m := range marks {
-		if m.stream > 0 {
-			r.marks = append(r.marks, mark{m.slot, m.stream, c.slots[m.slot].attached + retireAfter})
+		if m.Stream > 0 {
+			r.marks = append(r.marks, mark{m.Slot, m.Stream, c.slots[m.Slot].attached + retireAfter})
 		}
 	}
 	c.answered = append(c.answered, r)
@@ -380,12 +376,13 @@ func (c *claims) drop() {
 	})
 }
 
-// opened returns the service of a stream that the proxy opened. It returns nil for a service that is not offered any more:
-// the stream gets a reset.
-func (c *claims) opened(id uint32, stream uint64) *service {
-	svc := c.of.offered[id]
-	if r := c.retired[id]; r != nil && r.mayOpen(stream) {
-		svc = r.service
+// opened returns the service of a stream that the proxy opened, and the public name that the user came to. It returns nil
+// for a service that is not offered any more: the stream gets a reset.
+func (c *claims) opened(id uint32, stream uint64) (svc *service, public grammar.Public) {
+	if svc = c.of.offered[id]; svc != nil {
+		public = c.known[id].public
+	} else if r := c.retired[id]; r != nil && r.mayOpen(stream) {
+		svc, public = r.service, r.public
 	}
 	slot := uint8(stream)
 	if at := c.slots[slot]; stream > at.stream {
@@ -395,7 +392,7 @@ func (c *claims) opened(id uint32, stream uint64) *service {
 			c.drop()
 		}
 	}
-	return svc
+	return svc, public
 }
 
 // mayOpen reports whether an honest proxy can have opened the stream before it gave the service back.
@@ -425,6 +422,17 @@ func (c *claims) unconfirmed(ids []uint32) (open []uint32) {
 	return open
 }
 
+// name names a service that is offered or retired.
+func (c *claims) name(id uint32) string {
+	if svc := c.of.offered[id]; svc != nil {
+		return svc.Public.String()
+	}
+	if r := c.retired[id]; r != nil {
+		return r.Public.String()
+	}
+	return "?"
+}
+
 // frozenServices is the state of services and of all links as plain data, for a successor of this process.
 type frozenServices struct {
 	Last    uint32
@@ -452,6 +460,7 @@ type frozenClaim struct {
 
 type frozenRetired struct {
 	Service  frozenService
+	Served   string
 	Answered int // its place in the order of answers, from 1; 0: not answered
 	Marks    []frozenMark
 }
@@ -487,11 +496,11 @@ func (svc *service) freeze() frozenService {
 
 func (c *claims) freeze() (f frozenClaims) {
 	for id, k := range c.known {
-		f.Known = append(f.Known, frozenClaim{id, k.said, k.pending, k.proven, k.state, k.public, k.reason, k.answers})
+		f.Known = append(f.Known, frozenClaim{id, k.said, k.pending, k.proven, k.state, k.public.String(), k.reason, k.answers})
 	}
 	slices.SortFunc(f.Known, func(a, b frozenClaim) int { return cmp.Compare(a.ID, b.ID) })
 	for _, r := range c.retired {
-		fr := frozenRetired{Service: r.service.freeze(), Answered: slices.Index(c.answered, r) + 1}
+		fr := frozenRetired{Service: r.service.freeze(), Served: r.public.String(), Answered: slices.Index(c.answered, r) + 1}
 		for _, m := range r.marks {
 			fr.Marks = append(fr.Marks, frozenMark{m.slot, m.stream, m.until})
 		}
@@ -524,14 +533,22 @@ func thawServices(f frozenServices) (*services, error) {
 			if c.known[k.ID] == nil {
 				return nil, fmt.Errorf("a claim of service %d, which is not offered", k.ID)
 			}
-			c.known[k.ID] = &claim{k.Said, k.Pending, k.State, k.Public, k.Reason, k.Answers, k.Proven}
+			pub, err := grammar.ParsePublic(k.Public)
+			if err != nil {
+				return nil, err
+			}
+			c.known[k.ID] = &claim{k.Said, k.Pending, k.State, pub, k.Reason, k.Answers, k.Proven}
 		}
 		for _, fr := range fc.Retired {
 			svc, err := fr.Service.thaw()
 			if err != nil {
 				return nil, err
 			}
-			r := &retired{service: svc, answered: fr.Answered > 0}
+			pub, err := grammar.ParsePublic(fr.Served)
+			if err != nil {
+				return nil, err
+			}
+			r := &retired{service: svc, public: pub, answered: fr.Answered > 0}
 			for _, m := range fr.Marks {
 				r.marks = append(r.marks, mark{m.Slot, m.Stream, m.Until})
 			}

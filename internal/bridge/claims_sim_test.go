@@ -12,6 +12,7 @@ import (
 
 	"reverser/internal/grammar"
 	"reverser/internal/status"
+	"reverser/internal/wire"
 )
 
 // A simulation of the bridge's claims: one bridge with reloads and hand-overs, two honest proxies that open streams for
@@ -63,7 +64,7 @@ type simProxy struct {
 	owes    map[uint32]bool // CLAIMs without an answer
 	round   bool
 	slots   [simSlots + 1]*simSlot
-	marks   map[uint32][]streamMark // of the answers that the bridge has
+	marks   map[uint32][]wire.Mark // of the answers that the bridge has
 }
 
 type simClaim struct {
@@ -76,7 +77,7 @@ type simClaim struct {
 type simAnswer struct {
 	id    uint32
 	a     answer
-	marks []streamMark
+	marks []wire.Mark
 }
 
 type simSlot struct {
@@ -117,7 +118,7 @@ func (w *claimsSim) chance(percent int) bool { return w.rnd.IntN(100) < percent 
 // begin makes the state of a new session.
 func (p *simProxy) begin() {
 	p.breakControl()
-	p.claimed, p.gone, p.owes, p.marks = map[uint32]*simClaim{}, map[uint32]bool{}, map[uint32]bool{}, map[uint32][]streamMark{}
+	p.claimed, p.gone, p.owes, p.marks = map[uint32]*simClaim{}, map[uint32]bool{}, map[uint32]bool{}, map[uint32][]wire.Mark{}
 	for i := range p.slots {
 		p.slots[i] = &simSlot{}
 	}
@@ -384,11 +385,11 @@ func (p *simProxy) proxyReads() {
 }
 
 // present returns the marks of all slots.
-func (p *simProxy) present() (marks []streamMark) {
-	marks = []streamMark{}
+func (p *simProxy) present() (marks []wire.Mark) {
+	marks = []wire.Mark{}
 	for i, sl := range p.slots[1:] {
 		if sl.opened > 0 || p.w.chance(50) {
-			marks = append(marks, streamMark{uint8(i + 1), sl.opened})
+			marks = append(marks, wire.Mark{Slot: uint8(i + 1), Stream: sl.opened})
 		}
 	}
 	return marks
@@ -499,7 +500,7 @@ func (p *simProxy) arrive(sl *simSlot) {
 	o := sl.pending[0]
 	sl.pending = sl.pending[1:]
 	wasRetired := p.c.retired[o.id] != nil
-	svc := p.c.opened(o.id, o.stream)
+	svc, _ := p.c.opened(o.id, o.stream)
 	if p.w.broken == "a slot does not remember what it saw" {
 		clear(p.c.slots)
 	}
@@ -566,8 +567,8 @@ func (p *simProxy) lie() {
 	id, slot := ids[p.w.rnd.IntN(len(ids))], uint8(1+p.w.rnd.IntN(simSlots))
 	above := p.slots[slot].arrived
 	for _, m := range p.marks[id] {
-		if m.slot == slot {
-			above = max(above, m.stream)
+		if m.Slot == slot {
+			above = max(above, m.Stream)
 		}
 	}
 	p.w.stats.lies++
@@ -582,7 +583,7 @@ func (p *simProxy) lie() {
 			r.answered = false
 		}
 	}
-	if svc := c.opened(id, above+1<<8); svc != nil {
+	if svc, _ := c.opened(id, above+1<<8); svc != nil {
 		p.w.fail("C8: a stream above the marks of id %d is served", id)
 	}
 }
@@ -594,7 +595,7 @@ func (w *claimsSim) check() {
 			if p.c.retired[id] == nil {
 				continue
 			}
-			if !slices.ContainsFunc(marks, func(m streamMark) bool { return p.slots[m.slot].arrived < m.stream }) {
+			if !slices.ContainsFunc(marks, func(m wire.Mark) bool { return p.slots[m.Slot].arrived < m.Stream }) {
 				w.fail("C7: id %d is still retired, although every slot has reached its mark", id)
 			}
 		}

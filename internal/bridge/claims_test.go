@@ -10,6 +10,7 @@ import (
 
 	"reverser/internal/grammar"
 	"reverser/internal/status"
+	"reverser/internal/wire"
 )
 
 // claimsTest drives services and one link in words.
@@ -72,7 +73,7 @@ func (f say) String() string {
 func (x *claimsTest) wantTarget(id uint32, stream uint64, want string) {
 	x.t.Helper()
 	got := ""
-	if svc := x.c.opened(id, stream); svc != nil {
+	if svc, _ := x.c.opened(id, stream); svc != nil {
 		got = svc.target()
 	}
 	if got != want {
@@ -88,9 +89,9 @@ func (x *claimsTest) unclaimed(id uint32, marks ...uint64) {
 }
 
 // marksOf returns the marks of slots 1, 2, ….
-func marksOf(streams ...uint64) (marks []streamMark) {
+func marksOf(streams ...uint64) (marks []wire.Mark) {
 	for i, stream := range streams {
-		marks = append(marks, streamMark{uint8(i + 1), stream})
+		marks = append(marks, wire.Mark{Slot: uint8(i + 1), Stream: stream})
 	}
 	return marks
 }
@@ -282,7 +283,7 @@ func TestTheEndOfTheSessionEndsWhatIsRetired(t *testing.T) {
 
 func TestAnswers(t *testing.T) {
 	x := newClaimsTest(t)
-	x.apply("9000=9904", "9001=9905")
+	x.apply("9000=9904", "offered=9905")
 	if h, err := x.c.claimed(1, answer{state: status.ServiceUp}); err != nil || h.service != nil {
 		t.Errorf("an answer before the claim = %v, %v; want nothing", h, err)
 	}
@@ -298,16 +299,20 @@ func TestAnswers(t *testing.T) {
 	x.up(1)
 	x.c.proved(1, 1) // a probe of before
 	x.c.proved(1, 2)
-	if h := x.up(1); !h.now.proven || h.now.public != "tcp/9000" {
+	port := public(t, "3010")
+	if h, _ = x.c.claimed(1, answer{state: status.ServiceUp, public: port}); !h.now.proven || h.now.public != public(t, "9000") {
 		t.Errorf("said again: %+v; want proven still, at tcp/9000", h.now)
 	}
 	if h, _ = x.c.claimed(1, answer{state: status.ServiceRetrying}); h.now.proven {
 		t.Error("a service is still proven that was down meanwhile")
 	}
-	if h, _ = x.c.claimed(2, answer{state: status.ServiceUp, public: "tcp/3010"}); h.now.public != "tcp/3010" {
-		t.Errorf("the public port is %s, want the one that the proxy says", h.now.public)
+	if h, _ = x.c.claimed(2, answer{state: status.ServiceUp, public: port}); h.now.public != port {
+		t.Errorf("the public port is %s, want the one that the proxy offers", h.now.public)
 	}
-	x.apply("9001=9905")
+	if _, public := x.c.opened(2, on(1, 1)); public != port {
+		t.Errorf("a user came to %s, want %s", public, port)
+	}
+	x.apply("offered=9905")
 	if h, err := x.c.claimed(1, answer{state: status.ServiceUp}); err != nil || h.service != nil {
 		t.Errorf("an answer that crossed UNCLAIM = %v, %v; want nothing", h, err)
 	}
@@ -345,21 +350,21 @@ func TestAProxyThatLiesAboutClaims(t *testing.T) {
 	x.apply("9000=9904", "9001=9905")
 	x.c.attached()
 	x.apply("9001=9905")
-	for id, marks := range map[uint32][]streamMark{
+	for id, marks := range map[uint32][]wire.Mark{
 		0: nil,
 		2: nil, // still claimed
 		3: nil,
-		1: {{slot: 0, stream: 1 << 8}},
+		1: {{Slot: 0, Stream: 1 << 8}},
 	} {
 		if err := x.c.unclaimed(id, marks); err == nil {
 			t.Errorf("unclaimed(%d, %v) = nil, want an error", id, marks)
 		}
 	}
-	for _, marks := range [][]streamMark{
-		{{slot: 1, stream: on(2, 1)}},
-		{{slot: 1, stream: 1<<63 | on(1, 1)}},
-		{{slot: 2, stream: on(2, 1)}, {slot: 1, stream: on(1, 1)}},
-		{{slot: 2, stream: on(2, 1)}, {slot: 2, stream: on(2, 1)}},
+	for _, marks := range [][]wire.Mark{
+		{{Slot: 1, Stream: on(2, 1)}},
+		{{Slot: 1, Stream: 1<<63 | on(1, 1)}},
+		{{Slot: 2, Stream: on(2, 1)}, {Slot: 1, Stream: on(1, 1)}},
+		{{Slot: 2, Stream: on(2, 1)}, {Slot: 2, Stream: on(2, 1)}},
 	} {
 		if err := x.c.unclaimed(1, marks); err == nil {
 			t.Errorf("unclaimed(1, %v) = nil, want an error", marks)

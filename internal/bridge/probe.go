@@ -5,103 +5,146 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
+	"net/netip"
+	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"reverser/internal/grammar"
 	"reverser/internal/link"
-	"reverser/internal/status"
-	"reverser/internal/wire"
 )
 
-// Claimed implements link.Owner: the proxy says what became of a service.
-func (b *Bridge) Claimed(l *link.Link, id uint16, c wire.Claimed) {
-	if int(id) >= len(b.cfg.Services) {
-		return
-	}
-	states := map[wire.ClaimStatus]string{
-		wire.ClaimUp: status.ServiceUp, wire.ClaimDenied: status.ServiceDenied, wire.ClaimRetrying: status.ServiceRetrying,
-	}
-	svc := b.cfg.Services[id]
-	b.mu.Lock()
-	s := &b.services[id]
-	before := *s
-	s.state, s.reason = states[c.Status], c.Text
-	s.answers++
-	nth := s.answers
-	if c.Public != "" && c.Status == wire.ClaimUp {
-		s.public = c.Public
-	}
-	now := *s
-	remote := b.remote
-	b.mu.Unlock()
-	log := b.log.With("service", now.public, "target", svc.target())
-	switch {
-	case now.state == before.state && now.reason == before.reason:
-	case c.Status == wire.ClaimDenied:
-		log.Error("service denied by the proxy", "reason", c.Text)
-	case c.Status == wire.ClaimRetrying:
-		log.Warn("service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
-	}
-	if b.cfg.OnService != nil {
-		b.cfg.OnService(svc.Public, status.Service{Public: now.public, Target: svc.target(), State: now.state, Reason: now.reason})
-	}
-	if c.Status != wire.ClaimUp || c.Nonce == ([16]byte{}) {
-		return
-	}
-	pub, err := grammar.ParsePublic(now.public)
-	if err != nil {
-		return
-	}
-	b.wg.Go(func() {
-		say := b.prove(pub, remote, c.Nonce, svc)
-		if b.awaitCarrier(l, id, nth) {
-			say()
-		}
-	})
+const (
+	probeLimit = 4 * time.Second
+	maxProbes  = 8 // at once
+)
+
+// prober proves public ports: it dials them as a user would and checks that this proxy answers there. It runs one probe at
+// a time for each service of a proxy, and maxProbes at once. A probe waits until the link has a carrier: the port may be open,
+// and the carriers' own port blocked, which the reporter says. Its fields are guarded by Bridge.mu.
+type prober struct {
+	waiting []*probe // the oldest first, one for each service
+	running map[probed]bool
 }
 
-// awaitCarrier waits until users of the service can be served: the port may be open, and the carriers' own port blocked, which
-// the reporter says. false: there is nothing to say of this answer any more, the nth to the claim.
-func (b *Bridge) awaitCarrier(l *link.Link, id uint16, nth int) bool {
-	for {
+// probed names a service of a proxy.
+type probed struct {
+	u  *uplink
+	id uint32
+}
+
+// probe is one attempt to prove a public port.
+type probe struct {
+	probed
+	l       *link.Link
+	log     *slog.Logger
+	answers int            // of the proxy to the claim: a later one makes the probe pointless
+	claimed grammar.Public // of the bridge's own configuration
+	served  grammar.Public // that the proxy says it serves
+	remote  net.Addr       // that the control connection reached
+	nonce   [16]byte       // zero: the proxy wants no probe
+}
+
+// probeSoonLocked queues a probe in place of one of the same service that has not begun.
+func (b *Bridge) probeSoonLocked(p *probe) {
+	pr := &b.probes
+	i := slices.IndexFunc(pr.waiting, func(q *probe) bool { return q.probed == p.probed })
+	if i >= 0 {
+		pr.waiting[i] = p
+	} else {
+		pr.waiting = append(pr.waiting, p)
+	}
+	b.startProbesLocked()
+}
+
+// startProbesLocked starts the probes that may run now. It is called from the goroutines of the links only, which Run waits
+// for.
+func (b *Bridge) startProbesLocked() {
+	for len(b.probes.running) < maxProbes {
+		p := b.nextProbeLocked()
+		if p == nil {
+			return
+		}
+		b.wg.Go(func() { b.probeOn(p) })
+	}
+}
+
+// probeOn runs a probe, and others behind it.
+func (b *Bridge) probeOn(p *probe) {
+	for p != nil {
+		p.prove(b.ctx)
 		b.mu.Lock()
-		latest, attached := b.services[id].answers == nth, b.attached
+		delete(b.probes.running, p.probed)
+		p = b.nextProbeLocked()
 		b.mu.Unlock()
-		if !latest || l.Up() {
-			return latest
-		}
-		select {
-		case <-attached:
-		case <-l.Done():
-			return false
-		case <-b.ctx.Done():
-			return false
-		}
 	}
 }
 
-// prove dials the public port as a user would and checks that this proxy answers there. It returns what there is to say.
-func (b *Bridge) prove(pub grammar.Public, remote net.Addr, nonce [16]byte, svc Service) (say func()) {
-	log := b.log.With("service", pub.String(), "target", svc.target())
-	addr, ok := probeAddr(pub, b.proxy, remote)
-	if !ok {
-		return func() {
-			log.Info("service up", "public", "not proven: it is bound to an address that only the proxy's host reaches")
+// nextProbeLocked takes a probe that may run now off the queue.
+func (b *Bridge) nextProbeLocked() *probe {
+	pr := &b.probes
+	pr.waiting = slices.DeleteFunc(pr.waiting, func(p *probe) bool { return !p.latestLocked() })
+	i := slices.IndexFunc(pr.waiting, func(p *probe) bool { return !pr.running[p.probed] && len(p.u.carriers) > 0 })
+	if i < 0 || b.ctx.Err() != nil {
+		return nil
+	}
+	p := pr.waiting[i]
+	pr.waiting = slices.Delete(pr.waiting, i, i+1)
+	if pr.running == nil {
+		pr.running = make(map[probed]bool)
+	}
+	pr.running[p.probed] = true
+	return p
+}
+
+// prove probes, and says what came of it unless the proxy has said something else meanwhile.
+func (p *probe) prove(ctx context.Context) {
+	addr, why := probeAddr(p.claimed, p.served, p.remote)
+	if p.nonce == ([16]byte{}) {
+		why = "the proxy asks for no probe"
+	}
+	if why != "" {
+		if p.over(true) {
+			p.log.Info("service up", "public", "not proven: "+why)
 		}
+		return
 	}
 	begin := time.Now()
-	err := probe(b.ctx, addr, nonce)
+	err := p.u.b.ask(ctx, addr, p.nonce)
 	took := time.Since(begin)
-	return func() {
-		switch {
-		case err == nil:
-			log.Info("service up", "public", addr, "answered_ms", float64(took.Microseconds())/1000)
-		case b.ctx.Err() == nil:
-			log.Warn("service up, but its public port did not answer from here"+probeHint(err), "public", addr, "err", err)
-		}
+	failed := err != nil && !noRoute(err)
+	switch {
+	case !p.over(!failed) || ctx.Err() != nil:
+	case err == nil:
+		p.log.Info("service up", "public", addr, "answered_ms", float64(took.Microseconds())/1000)
+	case failed:
+		p.log.Warn("service up, but its public port did not answer from here"+probeHint(err), "public", addr, "err", err)
+	default:
+		p.log.Info("service up", "public", "not proven: this machine has no way to "+addr)
 	}
+}
+
+// over notes whether there is nothing to prove any more. It reports whether the outcome is still of interest.
+func (p *probe) over(done bool) bool {
+	b := p.u.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !p.latestLocked() {
+		return false
+	}
+	if done {
+		p.u.claims.proved(p.id, p.answers)
+	}
+	return true
+}
+
+// latestLocked reports whether the proxy's answer that the probe is about is its last one.
+func (p *probe) latestLocked() bool {
+	k := p.u.claims.known[p.id]
+	return p.u.link == p.l && k != nil && k.answers == p.answers
 }
 
 // errNoAnswer says that the port was reached, and that whoever took the connection did not answer.
@@ -120,27 +163,51 @@ func probeHint(err error) string {
 	return ": does a firewall or the cloud's security group block it?"
 }
 
-// probeAddr is where the bridge reaches a public port; false: it cannot.
-func probeAddr(pub grammar.Public, proxy string, remote net.Addr) (string, bool) {
-	host, _, _ := net.SplitHostPort(proxy)
-	port := strconv.Itoa(int(pub.Port))
-	bind := net.ParseIP(pub.Host)
-	at, _ := remote.(*net.TCPAddr)
-	switch {
-	case bind == nil || bind.IsUnspecified():
-		return net.JoinHostPort(host, port), true
-	case bind.IsLoopback() && (at == nil || !at.IP.IsLoopback()):
-		return "", false
-	}
-	return net.JoinHostPort(pub.Host, port), true
+// noRoute reports whether the dial never left this machine: the other end is of a family of addresses that it does not have.
+func noRoute(err error) bool {
+	return errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
-// probe shows the nonce at addr and checks the answer.
-func probe(ctx context.Context, addr string, nonce [16]byte) error {
-	ctx, cancel := context.WithTimeout(ctx, 4*time.Second)
+// probeAddr returns where the public port of a service is probed, or why it is not. The bridge dials nothing that a proxy
+// names: the address is the one that the control connection reached, or the bind address of the bridge's own configuration, and
+// the port is of the own configuration. A bridge that has no port in its configuration takes nothing else than the port's
+// number from the proxy.
+func probeAddr(claimed, served grammar.Public, remote net.Addr) (addr, why string) {
+	tcp, _ := remote.(*net.TCPAddr)
+	if tcp == nil {
+		return "", "the link goes over something else than TCP"
+	}
+	reached := tcp.AddrPort().Addr().Unmap()
+	own, at := claimed.Kind != grammar.KindOffered, claimed
+	if !own {
+		at = served
+	}
+	if at.Port == 0 {
+		return "", "the proxy does not say its port"
+	}
+	bind, err := netip.ParseAddr(at.Host)
+	switch {
+	case at.Host == "":
+		bind = reached
+	case err != nil:
+		return "", "its address is not known"
+	case bind.IsUnspecified() && bind.Is4() != reached.Is4():
+		return "", "it is open for another family of addresses than the one that the link goes over"
+	case bind.IsUnspecified():
+		bind = reached
+	case bind.IsLoopback() && !reached.IsLoopback():
+		return "", "it is bound to an address that only the proxy's host reaches"
+	case !own && bind != reached:
+		return "", "it is bound to another address than the one that the link goes to"
+	}
+	return net.JoinHostPort(bind.String(), strconv.Itoa(int(at.Port))), ""
+}
+
+// ask shows the nonce at addr and checks the answer.
+func (b *Bridge) ask(ctx context.Context, addr string, nonce [16]byte) error {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", addr)
+	c, err := b.socket(ctx, "tcp", addr, 0)
 	if err != nil {
 		return err
 	}
