@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"time"
 
-	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/route"
 	"reverser/internal/sys"
@@ -74,7 +73,7 @@ func (p *Proxy) endPairs(reason relay.Reason, code wire.Code, which func(*pair) 
 }
 
 // probeOthers is how long a client that says nothing is taken for a probe when it comes from elsewhere than the bridge's
-// link: a bridge may leave by two ways, but it shows its nonce at once.
+// link: a bridge may leave by two ways, but it begins to speak at once.
 const probeOthers = 300 * time.Millisecond
 
 // answerProbe answers a bridge that proves its public port, and tells it from a user by the first bytes. It waits for
@@ -103,9 +102,8 @@ func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (got []byte, over bool)
 		if len(got) == 0 {
 			continue
 		}
-		prefix, whole := ln.match(got)
+		prefix, answer, whole := ln.match(got)
 		if whole {
-			answer := link.ProbeAnswer([16]byte(got))
 			conn.SetDeadline(time.Now().Add(time.Second))
 			conn.Write(answer[:])
 			if c, ok := conn.(*net.TCPConn); ok {
