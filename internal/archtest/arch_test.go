@@ -56,7 +56,7 @@ var rules = []rule{
 		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},
 	{pkg: "internal/entrance", own: "grammar link registry sys traffic",
 		why: "turns what arrives at a socket into a name; who serves the name is not its to know"},
-	{pkg: "internal/proxy", own: "auth crew grammar link relay route status sys wire",
+	{pkg: "internal/proxy", own: "auth grammar link relay route status sys traffic wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
 	{pkg: "internal/bridge", own: "auth crew grammar link relay status sys wire",
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},

@@ -136,8 +136,11 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, sum [
 	sl := l.slots[a.Slot]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	if l.Err() != nil {
+	switch {
+	case l.Err() != nil:
 		return nil, &refusal{status: wire.StatusGone, text: "the session is over"}
+	case sl.frozen:
+		return nil, ErrFrozen
 	}
 	mine, crc, events, err := sl.core.accept(gen, conn.Features, table)
 	if _, refused := errors.AsType[*refusal](err); refused {
@@ -195,6 +198,10 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		return nil, at, &refusal{status: wire.StatusGone, text: "the proxy was restarted, or another one took its place"}
 	}
 	sl.mu.Lock()
+	if sl.frozen {
+		sl.mu.Unlock()
+		return nil, at, ErrFrozen
+	}
 	over := sl.core.negotiate(conn.Features)
 	gen, raw, crc := sl.core.dial()
 	sl.fence(errFenced)
@@ -259,6 +266,9 @@ func (sl *slot) resume(c *carrier, table []wire.StreamState, rtt time.Duration) 
 	defer sl.mu.Unlock()
 	if err := sl.link.Err(); err != nil {
 		return err
+	}
+	if sl.frozen {
+		return ErrFrozen
 	}
 	sl.core.measured(rtt, sl.link.now()) // of this path; the old one's says nothing
 	events, err := sl.core.resumed(c.gen, table)

@@ -26,6 +26,7 @@ type slot struct {
 	core     *core         // guarded by mu, as all below
 	cur      *carrier      // nil while no connection carries the slot
 	attached bool          // was ever attached
+	frozen   bool          // see Link.Freeze
 	since    time.Duration // of the last change of cur
 	resumes  uint64
 	reached  netip.Addr // bridge: where the proxy was when the slot was attached last
@@ -81,6 +82,7 @@ func (sl *slot) install(c *carrier) {
 		sl.resumes++
 	}
 	sl.attached = true
+	sl.link.serving.Add(1) // until run returns
 	sl.cur = c
 	sl.core.ping = true // measures the round trip
 	if len(sl.core.streams) > 0 {
@@ -107,6 +109,7 @@ func (sl *slot) fence(err error) {
 // run serves the connection until it ends, by itself or by fence, and returns why.
 func (c *carrier) run() error {
 	sl := c.slot
+	defer sl.link.serving.Done()
 	sl.mu.Lock()
 	first := pingUsed
 	if c.asked != 0 { // doubt came before the watch
@@ -385,7 +388,7 @@ func (sl *slot) handle(ev event) {
 		ev.stream.ended()
 	case evAcked:
 		ev.stream.change.Broadcast()
-		if ev.stream.restLate != nil { // what waits for credit has nobody else to send it
+		if ev.stream.rest.set { // what waits for credit has nobody else to send it
 			sl.wake()
 		}
 	case evOpened:

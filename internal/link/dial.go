@@ -56,6 +56,7 @@ type Dialer struct {
 	cfg     DialerConfig
 	network bell // rung by Changed
 	present atomic.Pointer[Link]
+	thawed  *Link // that Run begins with, see Thaw
 }
 
 // NewDialer returns a Dialer that has not dialled yet.
@@ -115,6 +116,10 @@ const shortLived = time.Second
 func (d *Dialer) session(ctx context.Context) (lived time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if l := d.thawed; l != nil {
+		d.thawed = nil
+		return d.serve(ctx, l, &keeper{d: d, sl: l.slots[0]}, nil)
+	}
 	l := newLink(true, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
 	k := &keeper{d: d, sl: l.slots[0]}
 	conn, err := k.next(ctx)
@@ -127,16 +132,25 @@ func (d *Dialer) session(ctx context.Context) (lived time.Duration, err error) {
 	if err != nil {
 		return 0, err
 	}
+	l.reach, l.transfer, l.limit = at.Carriers, at.Transfer, shorter(d.cfg.Detach, at.Detach)
+	return d.serve(ctx, l, k, c)
+}
+
+// serve keeps all slots of a session connected until its end. k is the keeper of the control connection, which is c if there is one
+// already.
+func (d *Dialer) serve(ctx context.Context, l *Link, k *keeper, c *carrier) (lived time.Duration, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	begin := time.Now()
 	d.present.Store(l)
 	defer d.present.Store(nil)
 	stop := context.AfterFunc(ctx, func() { l.Kill(errStopped) })
 	defer stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { l.expire(shorter(d.cfg.Detach, at.Detach)) })
+	wg.Go(l.expire)
 	wg.Go(func() { k.keep(ctx, c) })
-	for _, sl := range l.slots[1 : 1+min(d.cfg.Carriers, int(at.Carriers))] {
-		k := &keeper{d: d, sl: sl, transfer: at.Transfer}
+	for _, sl := range l.slots[1:min(len(l.slots), 1+int(l.reach))] {
+		k := &keeper{d: d, sl: sl, transfer: l.transfer}
 		wg.Go(func() { k.keep(ctx, nil) })
 	}
 	<-l.Done()
@@ -164,6 +178,11 @@ type keeper struct {
 func (k *keeper) keep(ctx context.Context, c *carrier) {
 	l, i := k.sl.link, int(k.sl.index)
 	mode := wire.ModeJoin
+	k.sl.mu.Lock()
+	if k.sl.attached { // in another process
+		mode = wire.ModeResume
+	}
+	k.sl.mu.Unlock()
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	for {

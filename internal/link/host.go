@@ -146,15 +146,21 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 		}
 		return l, nil
 	}
-	if h.cfg.Draining() {
-		return nil, &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
-	}
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
-	if old != nil {
-		// The same process knows best what became of its own link. Another one has to wait until the old one is silent.
-		if old.peer != conn.Peer && old.Ping(probeOld) {
+	draining := &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+	if old != nil { // also while draining: or the drain would wait for streams whose bridge is gone for good
+		if old.frozen() {
+			return nil, ErrFrozen
+		}
+		stopping := h.cfg.Draining()
+		// The same process knows best what became of its own link, but it may finish that one beside a session elsewhere. Another one
+		// has to wait until the old one is silent.
+		switch alive := (old.peer != conn.Peer || stopping) && old.Ping(probeOld); {
+		case alive && stopping:
+			return nil, draining
+		case alive:
 			return nil, &refusal{status: wire.StatusDuplicate, text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
 		}
 		old.Kill(ErrReplaced)
@@ -162,25 +168,30 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	}
 	l := newLink(false, h.cfg.Owner, h.cfg.Log, h.cfg.Budget, h.cfg.Carriers)
 	l.begin(conn, a.Session)
-	l.peerName = a.Name
+	l.peerName, l.limit = a.Name, shorter(h.cfg.Detach, a.Detach)
 	l.agree(a.Window, a.MaxStreams)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
 	case h.closed || h.cfg.Draining():
-		return nil, &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+		return nil, draining
 	case !h.cfg.Admit(conn.KeyID, conn.Secret): // it may have gone while the old link was asked for a sign of life
 		return nil, &refusal{status: wire.StatusDenied, text: "the key was removed"}
 	}
 	if h.bySID[a.Session] != nil || h.byKey[conn.KeyID] != nil {
 		return nil, &refusal{status: wire.StatusDuplicate, text: "another bridge attached with this key at the same time"}
 	}
-	h.bySID[a.Session], h.byKey[conn.KeyID] = l, l
+	h.addLocked(l)
+	return l, nil
+}
+
+// addLocked makes l known and watches over its outages.
+func (h *Host) addLocked(l *Link) {
+	h.bySID[l.sid], h.byKey[l.keyID] = l, l
 	h.expiry.Go(func() {
-		l.expire(shorter(h.cfg.Detach, a.Detach))
+		l.expire()
 		h.forget(l)
 	})
-	return l, nil
 }
 
 // probeOld is how long an old link may be silent before a new bridge takes over.

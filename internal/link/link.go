@@ -58,6 +58,11 @@ type Link struct {
 	heard    bell // a frame of a link itself came, or a connection began or ended
 	back     bell // bridge: a connection was attached
 
+	reach    uint8          // bridge: the highest slot that the proxy accepts
+	transfer uint16         // bridge: the port for carriers that the proxy announced; 0: none
+	limit    time.Duration  // of an outage
+	serving  sync.WaitGroup // connections that were installed
+
 	peerLeaves atomic.Bool // the peer said that it is stopping
 
 	lastClaim *heldClaim // only the control connection's reader uses it
@@ -118,8 +123,11 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 		best.mu.Lock()
 	}
 	defer best.mu.Unlock()
-	if l.Err() != nil {
+	switch {
+	case l.Err() != nil:
 		return nil, ErrEnded
+	case best.frozen:
+		return nil, ErrFrozen
 	}
 	if !best.core.mayOpen() {
 		return nil, fmt.Errorf("the proxy takes no connections from this end (%s): update the proxy", wire.FeatureDialOpens)
@@ -388,8 +396,10 @@ func (l *Link) Ping(d time.Duration) bool {
 	}
 }
 
-// expire ends the session when a slot that was attached had no connection for limit. It returns when the session is over.
-func (l *Link) expire(limit time.Duration) {
+// expire ends the session when a slot that was attached had no connection for the limit of an outage. It returns when the session is
+// over.
+func (l *Link) expire() {
+	limit := l.limit
 	next := newAlarm(limit)
 	defer next.timer.Stop()
 	for {
@@ -402,7 +412,7 @@ func (l *Link) expire(limit time.Duration) {
 		left := limit
 		for _, sl := range l.slots {
 			sl.mu.Lock()
-			if sl.cur == nil && sl.attached {
+			if sl.cur == nil && sl.attached && !sl.frozen {
 				left = min(left, limit-(l.now()-sl.since))
 			}
 			sl.mu.Unlock()

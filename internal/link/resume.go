@@ -120,17 +120,23 @@ func (c *core) fence() {
 
 // table encodes what this end has in custody, for every stream of the slot.
 func (c *core) table() (b []byte, crc uint32) {
-	ids := make([]uint64, 0, len(c.streams))
-	for id := range c.streams {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	b = make([]byte, 0, len(ids)*wire.StreamStateLen)
-	for _, id := range ids {
-		r := &c.streams[id].recv
-		b = wire.AppendStreamState(b, wire.StreamState{Stream: id, RcvNxt: r.acked(), Credit: r.granted, CRC: r.crc})
+	streams := c.sorted()
+	b = make([]byte, 0, len(streams)*wire.StreamStateLen)
+	for _, s := range streams {
+		r := &s.recv
+		b = wire.AppendStreamState(b, wire.StreamState{Stream: s.id, RcvNxt: r.acked(), Credit: r.granted, CRC: r.crc})
 	}
 	return b, crc32.Checksum(b, castagnoli)
+}
+
+// sorted returns the slot's streams in the order of their ids.
+func (c *core) sorted() []*Stream {
+	streams := make([]*Stream, 0, len(c.streams))
+	for _, s := range c.streams {
+		streams = append(streams, s)
+	}
+	slices.SortFunc(streams, func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
+	return streams
 }
 
 // apply rewinds every stream to what the peer has and queues what is to be sent again. It returns the streams that ended
@@ -149,12 +155,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 		}
 		theirs[st.Stream] = st
 	}
-	streams := make([]*Stream, 0, len(c.streams))
-	for _, s := range c.streams {
-		streams = append(streams, s)
-	}
-	slices.SortFunc(streams, func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
-	for _, s := range streams {
+	for _, s := range c.sorted() {
 		st, known := theirs[s.id]
 		h := &s.send
 		switch {

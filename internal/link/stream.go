@@ -32,24 +32,25 @@ type Stream struct {
 	openSent  bool // the peer was told of the stream on this connection or an earlier one, or opened it itself
 	forgotten bool // not in the core any more
 
-	change    sync.Cond // on slot.mu: room, data, end or deadline
-	receiver  Receiver
-	calls     int  // of the receiver that are under way, Abort apart
-	detached  bool // between Detach and SetReceiver
-	busy      bool // somebody hands data to the receiver or drains the backlog
-	told      wire.EndKind
-	dead      bool // the session is gone
-	deadCode  wire.Code
-	closed    bool // by the local user of the net.Conn
-	noWait    bool // the socket is dead: Room waits no more
-	writing   bool // a Write is under way: the bytes of each stay together
-	rdl, wdl  *deadline
-	resumes0  uint64 // the slot's count when the stream was made
-	flushLate *time.Timer
-	flushBy   time.Time   // when flushLate ends; kept while the stream is detached
-	restLate  *time.Timer // see SendRest
-	look      *time.Timer // see Room
-	looking   bool
+	change     sync.Cond // on slot.mu: room, data, end or deadline
+	receiver   Receiver
+	calls      int  // of the receiver that are under way, Abort apart
+	detached   bool // between Detach and SetReceiver
+	busy       bool // somebody hands data to the receiver or drains the backlog
+	told       wire.EndKind
+	dead       bool // the session is gone
+	deadCode   wire.Code
+	closed     bool // by the local user of the net.Conn
+	noWait     bool // the socket is dead: Room waits no more
+	writing    bool // a Write is under way: the bytes of each stay together
+	rdl, wdl   *deadline
+	resumes0   uint64      // the slot's count when the stream was made
+	frozen     bool        // see Freeze
+	flush      countdown   // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
+	rest       countdown   // see SendRest
+	restCredit uint64      // when rest began
+	look       *time.Timer // see Room
+	looking    bool
 }
 
 // Receiver takes what arrives on a stream. Receive, Backlogged and Ended come one at a time and in order, without any lock
@@ -88,6 +89,13 @@ func (s *Stream) Open() wire.Open { return s.open }
 func (s *Stream) Resumes() uint64 {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
+	return s.resumesLocked()
+}
+
+func (s *Stream) resumesLocked() uint64 {
+	if s.slot == nil { // a core without its shell
+		return -s.resumes0
+	}
 	return s.slot.resumes - s.resumes0
 }
 
@@ -112,7 +120,7 @@ func (s *Stream) Room(gone func() bool) (int, error) {
 		defer s.look.Stop()
 		defer func() { s.looking = false }()
 	}
-	return s.roomLocked()
+	return s.roomLocked(false)
 }
 
 // watchLocked asks gone now and then while looking is set.
@@ -152,13 +160,17 @@ func (s *Stream) NoWait() {
 	s.change.Broadcast()
 }
 
-func (s *Stream) roomLocked() (int, error) {
+// roomLocked waits for room. While the link is frozen it fails, unless patient: then it waits for that too.
+func (s *Stream) roomLocked(patient bool) (int, error) {
 	for {
 		switch n, err := s.send.room(s.slot.core.budget), s.mute(); {
 		case err != nil:
 			return 0, err
 		case s.detached:
 			return 0, ErrDetached
+		case s.frozen && !patient:
+			return 0, ErrFrozen
+		case s.frozen:
 		case n > 0:
 			return n, nil
 		case s.noWait:
@@ -185,7 +197,7 @@ func (s *Stream) mute() error {
 func (s *Stream) TryRoom() int {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if s.mute() != nil || s.detached {
+	if s.mute() != nil || s.frozen || s.detached {
 		return 0
 	}
 	return s.send.room(s.slot.core.budget)
@@ -217,28 +229,35 @@ func (s *Stream) SendRest(cs ...*Chunk) bool {
 		return false
 	}
 	s.putLocked(cs)
-	if s.restLate == nil {
-		s.giveUpRest(s.send.credit)
+	if !s.rest.set {
+		s.limitRest()
 	}
 	return true
 }
 
+// limitRest gives what SendRest put flushTimeout to be taken. slot.mu is held.
+func (s *Stream) limitRest() {
+	s.restCredit = s.send.credit
+	s.rest.start(s.slot.link.now(), flushTimeout, s.giveUpRest)
+}
+
 // giveUpRest gives up what SendRest put when the peer, which has all that it gave credit for, gave no more for flushTimeout: its
-// reader takes nothing, and is to learn of the reset. slot.mu is held.
-func (s *Stream) giveUpRest(credit uint64) {
-	s.restLate = time.AfterFunc(flushTimeout, func() {
-		s.slot.mu.Lock()
-		defer s.slot.mu.Unlock()
-		h := &s.send
-		switch {
-		case s.forgotten || h.moot || h.end != 0 && h.q.end <= h.max:
-		case h.end == 0 || h.credit > credit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
-			s.giveUpRest(h.credit) // it is not the reader that is waited for, or it reads
-		default:
-			s.slot.core.cutRest(s)
-			s.slot.wake()
-		}
-	})
+// reader takes nothing, and is to learn of the reset.
+func (s *Stream) giveUpRest() {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	if !s.rest.over() {
+		return
+	}
+	h := &s.send
+	switch {
+	case s.forgotten || h.moot || h.end != 0 && h.q.end <= h.max:
+	case h.end == 0 || h.credit > s.restCredit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
+		s.limitRest() // it is not the reader that is waited for, or it reads
+	default:
+		s.slot.core.cutRest(s)
+		s.slot.wake()
+	}
 }
 
 // heardFor says whether the slot has had its connection for so long, and that is not silent. mu is held.
@@ -360,10 +379,7 @@ func (s *Stream) Detach() {
 		s.change.Wait()
 	}
 	s.receiver, s.busy = nil, false
-	if s.flushLate != nil {
-		s.flushLate.Stop()
-		s.flushLate = nil
-	}
+	s.flush.freeze(s.slot.link.now())
 }
 
 // call begins a call of the receiver, for which slot.mu is released; returned ends it.
@@ -436,23 +452,32 @@ func (s *Stream) handOver() {
 			return
 		}
 		s.told = kind
-		if s.flushLate != nil {
-			s.flushLate.Stop()
-		}
+		s.flush.stop()
 		code := s.recv.code
 		s.call().Ended(kind, code)
 		s.returned()
 	}
 }
 
-// limitFlush gives the bytes before a RST flushTimeout to be delivered.
+// limitFlush gives the bytes before a RST flushTimeout to be delivered. slot.mu is held.
 func (s *Stream) limitFlush() {
-	if s.flushLate == nil {
-		if s.flushBy.IsZero() {
-			s.flushBy = time.Now().Add(flushTimeout)
-		}
-		r, code := s.receiver, s.recv.code
-		s.flushLate = time.AfterFunc(time.Until(s.flushBy), func() { r.Abort(code) })
+	if !s.flush.set {
+		s.flush.start(s.slot.link.now(), flushTimeout, s.giveUpFlush)
+		return
+	}
+	s.flush.thaw(s.slot.link.now(), s.giveUpFlush) // behind Detach
+}
+
+// giveUpFlush ends a stream whose last bytes nobody took.
+func (s *Stream) giveUpFlush() {
+	s.slot.mu.Lock()
+	late, r, code := s.flush.over(), s.receiver, s.recv.code
+	if late && r == nil { // nobody has the stream yet: whoever gets it is told
+		s.flush.frozen = 0
+	}
+	s.slot.mu.Unlock()
+	if late && r != nil {
+		r.Abort(code)
 	}
 }
 
@@ -531,6 +556,9 @@ func (s *Stream) Read(p []byte) (int, error) {
 			return 0, s.opError("read", os.ErrDeadlineExceeded)
 		case len(p) == 0:
 			return 0, nil
+		case s.frozen:
+			s.change.Wait()
+			continue
 		}
 		if c := s.recv.q.head; c != nil {
 			n := copy(p, c.data()[s.recv.pos:c.n])
@@ -563,7 +591,7 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 		s.change.Broadcast()
 	}()
 	for {
-		room, err := s.roomLocked()
+		room, err := s.roomLocked(true)
 		if err != nil {
 			return n, s.opError("write", err)
 		}

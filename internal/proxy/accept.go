@@ -2,85 +2,22 @@ package proxy
 
 import (
 	"bytes"
-	"errors"
-	"log/slog"
 	"net"
 	"sync"
 	"time"
 
 	"reverser/internal/route"
+	"reverser/internal/traffic"
 )
 
-// listener is a public port that is open.
+// listener is a public port that is open. Its connections are taken by traffic's loop, which calls Proxy.forward for each.
 type listener struct {
 	net.Listener
-	dest *route.Destination
+	dest    *route.Destination
+	account *traffic.Account
 
 	mu     sync.Mutex
 	probes map[[16]byte]time.Time // nonces that a bridge may show, and until when; guarded by mu
-}
-
-// acceptLoop hands each connection to handle until the listener is closed. Being out of descriptors and the like passes.
-func acceptLoop(ln net.Listener, log *slog.Logger, handle func(net.Conn)) {
-	pause := time.Duration(0)
-	for {
-		conn, err := ln.Accept()
-		switch {
-		case err == nil:
-			pause = 0
-			handle(conn)
-			continue
-		case errors.Is(err, net.ErrClosed):
-			return
-		}
-		if pause == 0 {
-			log.Error("accept failed, trying again", "listen", ln.Addr().String(), "err", err)
-		}
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		time.Sleep(pause)
-	}
-}
-
-// acceptUsers takes users' connections at a public port. When as many are open as descriptors allow, it stops accepting:
-// the rest waits in the kernel, and bridges and operators still get in.
-func (p *Proxy) acceptUsers(ln *listener) {
-	acceptLoop(ln, p.log, func(conn net.Conn) {
-		if !p.enter() {
-			refuse(conn)
-			return
-		}
-		select {
-		case p.conns <- struct{}{}:
-		default:
-			if now := time.Now().UnixNano(); now-p.fullSaid.Load() > int64(time.Minute) {
-				p.fullSaid.Store(now)
-				p.log.Warn("as many connections as the descriptor limit allows, new ones wait (raise it with ulimit -n or LimitNOFILE=)", "limit", cap(p.conns))
-			}
-			select {
-			case p.conns <- struct{}{}:
-			case <-p.ctx.Done():
-				refuse(conn)
-				p.leave(nil)
-				return
-			}
-		}
-		p.wg.Add(1) // the crew is closed when all are done
-		p.crew.Go(func() {
-			defer p.wg.Done()
-			if !p.forward(ln, conn) {
-				<-p.conns
-				p.leave(nil)
-			}
-		})
-	})
-}
-
-// refuse resets a connection: a user must not take it for an answer.
-func refuse(conn net.Conn) {
-	if c, ok := conn.(*net.TCPConn); ok {
-		c.SetLinger(0)
-	}
-	conn.Close()
 }
 
 // probeTime is how long after its claim a bridge may prove that the public port answers.

@@ -258,7 +258,7 @@ func TestAway(t *testing.T) {
 	u := w.user(addr)
 	u.Write([]byte("anybody?"))
 	ln := w.p.listenerOf(pub)
-	eventually(t, "the user is held", func() bool { return len(w.p.conns) == 1 })
+	eventually(t, "the user is held", func() bool { return w.p.conns.Load().Unbound() == 1 })
 	next := w.bridge(k, how{instance: 2}, pub) // restarted: a new process
 	s := next.stream()
 	got := make([]byte, 8)
@@ -278,7 +278,7 @@ func TestDescriptorLimit(t *testing.T) {
 	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
 	w := start(t, Config{Keys: []Key{k, other}, MaxConns: 16})
 	b := w.bridge(k, how{instance: 1}, pub)
-	eventually(t, "the probe is over", func() bool { return len(w.p.conns) == 0 })
+	eventually(t, "the probe is over", func() bool { return w.p.conns.Load().Unbound() == 0 })
 	var users []*net.TCPConn
 	for range 16 {
 		u, _ := w.pair(b, addr)
@@ -409,7 +409,7 @@ func TestDrainWhileOpening(t *testing.T) {
 	w := start(t, Config{Keys: []Key{k}})
 	b := w.bridge(k, how{instance: 1, silent: true}, pub)
 	u := w.user(addr) // says nothing, so it may yet be the probe that is expected
-	eventually(t, "the user is accepted", func() bool { return len(w.p.conns) == 1 })
+	eventually(t, "the user is accepted", func() bool { return w.p.conns.Load().Unbound() == 1 })
 	w.p.Drain()
 	eventually(t, "the public port is closed", func() bool { return refused(addr) })
 	if st := w.p.Status(); len(st.Services) != 1 || st.Services[0].State != status.ServiceAway || st.Services[0].Reason == "" {
@@ -455,7 +455,7 @@ func TestHeldUserAtDrain(t *testing.T) {
 	<-b.done
 	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
 	u := w.user(addr)
-	eventually(t, "the user is held", func() bool { return len(w.p.conns) == 1 })
+	eventually(t, "the user is held", func() bool { return w.p.conns.Load().Unbound() == 1 })
 	w.p.Drain()
 	wantReset(t, u)
 	<-w.done
@@ -488,6 +488,67 @@ func TestStop(t *testing.T) {
 	if w.err != nil {
 		t.Errorf("Run = %v, want nil", w.err)
 	}
+}
+
+// TestDrainOfAKilledBridge: a bridge that was killed and is started again cannot finish what it had: the drain does not wait for it.
+func TestDrainOfAKilledBridge(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}, Drain: time.Hour})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u, _ := w.pair(b, addr)
+	w.p.Drain()
+	eventually(t, "the bridge is told", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.leaving })
+	b.mu.Lock()
+	b.mute = true
+	b.mu.Unlock()
+	b.cut()
+	again := w.dial(k, how{instance: 2}, pub)
+	wantReset(t, u)
+	<-w.done
+	again.mu.Lock()
+	defer again.mu.Unlock()
+	if len(again.up) != 0 {
+		t.Error("a bridge was let in during the drain")
+	}
+	if n := w.log.count("pair released", "reason=link-lost"); n != 1 || w.err != nil {
+		t.Errorf("%d pairs released with reason link-lost, Run = %v; want 1, nil", n, w.err)
+	}
+}
+
+// TestTotals: a service's bytes are counted while the connection lives, and all is still there when it is over and when the bridge
+// comes back.
+func TestTotals(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	want := func(conns int, total, sent, received uint64) {
+		t.Helper()
+		var s status.Service
+		eventually(t, fmt.Sprintf("%d connections of %d, %d bytes sent, %d received", conns, total, sent, received), func() bool {
+			ss := w.p.Status().Services
+			if len(ss) != 1 {
+				return false
+			}
+			s = ss[0]
+			return s.Connections == conns && s.Total == total && s.Sent == sent && s.Received == received
+		})
+	}
+	want(0, 0, 0, 0) // the bridge's probe is nobody's
+	u, s := w.pair(b, addr)
+	want(1, 1, 1, 1)
+	talk(t, u, s, "hello")
+	talk(t, s, u, "hi")
+	want(1, 1, 6, 3)
+	u.SetLinger(0)
+	u.Close()
+	want(0, 1, 6, 3)
+	b.stop()
+	<-b.done
+	next := w.bridge(k, how{instance: 2}, pub)
+	w.pair(next, addr)
+	want(1, 2, 7, 4)
 }
 
 // TestAStreamOfABridge: a proxy has no service for a bridge that opens streams, and does not say that it takes them.

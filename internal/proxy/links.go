@@ -16,13 +16,14 @@ import (
 	"reverser/internal/route"
 	"reverser/internal/status"
 	"reverser/internal/sys"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
 // acceptLinks takes connections of bridges. Nothing that a stranger does may hold it up: everything else happens in the
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
-	acceptLoop(ln, p.log, func(conn net.Conn) {
+	traffic.Accept(p.ctx, ln, p.log, func(conn net.Conn) {
 		pass := p.gate.enter(conn)
 		if pass == nil {
 			conn.Close()
@@ -366,7 +367,7 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 		return deny("%s denied: this proxy serves tcp/ only", pub)
 	case pub.Port == portOf(p.Addr()) || p.transfer != nil && pub.Port == portOf(p.TransferAddr()):
 		return deny("%s denied: the link itself uses this port", pub)
-	case p.draining.Load():
+	case p.conns.Draining():
 		return verdict{state: wire.ClaimRetrying, reason: stoppingText}
 	}
 	d, isNew, err := p.routes.Claim(pub, key.ID, key.Name, s.link, c.id, c.target)
@@ -398,9 +399,11 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 		}
 		return v
 	}
-	l := &listener{Listener: ln, dest: d}
+	l := &listener{Listener: ln, dest: d, account: p.conns.Account(key.ID, pub.String())}
 	p.public[pub] = l
-	p.wg.Go(func() { p.acceptUsers(l) })
+	p.wg.Go(func() {
+		p.conns.Accept(l, l.account, func(a *traffic.Admission, conn net.Conn) { p.forward(l, a, conn) })
+	})
 	return verdict{state: wire.ClaimUp}
 }
 
@@ -497,7 +500,7 @@ func (p *Proxy) dropKey(id [16]byte) {
 	p.mu.Unlock()
 	closeAll(gone)
 	p.claiming.Unlock()
-	p.endPairs(relay.ReasonRemoved, wire.CodeService, func(pr *pair) bool { return pr.key == id })
+	p.conns.End(relay.ReasonRemoved, wire.CodeService, func(a *traffic.Admission) bool { return a.Key() == id })
 	for _, l := range p.host.Links() { // and not the session, which a link that is being attached has not got yet
 		if l.KeyID() == id {
 			l.Flush(lastWords) // or the bridge's pairs would learn no more than that the link is lost

@@ -107,6 +107,9 @@ func New(cfg Config) *Conns {
 // Account returns the account of a service of a key, which counts from the first call on and is kept.
 func (c *Conns) Account(key [16]byte, service string) *Account { return c.ledger.service(key, service) }
 
+// Find returns the account of a service that had one before, else nil.
+func (c *Conns) Find(key [16]byte, service string) *Account { return c.ledger.find(key, service) }
+
 // KeyAccount returns the account of a key.
 func (c *Conns) KeyAccount(key [16]byte) *Account { return c.ledger.key(key) }
 
