@@ -55,7 +55,9 @@ func newIdentity() tls.Certificate {
 // setLog has the bridge write its log to j.
 func setLog(b *Bridge, j *journal) {
 	b.log = slog.New(j)
-	b.report = newReporter(b.log, b.proxy)
+	for _, u := range b.uplinks {
+		u.report = newReporter(b.log, u.proxy)
+	}
 }
 
 // journal is a slog.Handler that remembers every line as "message key=value ...".
