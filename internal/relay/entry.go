@@ -30,12 +30,12 @@ func RestoreEntry(st State, conn net.Conn, s *link.Stream) *Entry {
 	return &Entry{Pair: Restore(st, conn, s), ID: st.ID, Since: st.Since, Service: st.Service, Target: st.Target, Client: st.Client}
 }
 
-// Created says that the pair exists.
+// Created logs that the pair exists.
 func (e *Entry) Created(log *slog.Logger) {
 	log.Info("pair created", "service", e.Service, "client", e.Client, "target", e.Target)
 }
 
-// Released says that the pair is over, once, and why.
+// Released logs that the pair is over, and why.
 func (e *Entry) Released(log *slog.Logger, reason Reason) {
 	sent, received := e.Counts()
 	log.Info("pair released", "service", e.Service, "client", e.Client, "target", e.Target,
