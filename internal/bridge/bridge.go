@@ -2,9 +2,9 @@
 // real servers.
 //
 // Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The
-// route of a byte through it: internal/link receives, serve.go finds the service of a new stream and connects to the
-// real server, internal/relay moves the bytes. Every goroutine is counted in Bridge.wg, and Run returns when all have
-// ended.
+// route of a byte through it: internal/link receives, serve.go finds the service of a new stream, has internal/traffic admit
+// it, and connects to the real server; internal/relay moves the bytes. Every goroutine is counted in Bridge.wg or belongs to
+// Bridge.conns, and Run returns when all have ended.
 package bridge
 
 import (
@@ -17,16 +17,15 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
-	"reverser/internal/crew"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/status"
 	"reverser/internal/sys"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -71,19 +70,13 @@ type Bridge struct {
 	proxy     string
 	instance  [16]byte
 	name      string
-	dials     chan struct{} // one element a dial to a target that is under way
-	conns     chan struct{} // one element a target's connection, as many as the descriptor limit leaves
-	fullSaid  atomic.Int64  // when it was last logged that conns is full; UnixNano
+	conns     *traffic.Conns // of users
 	wg        sync.WaitGroup
-	crew      *crew.Crew // connects streams to their targets
-	poller    relay.Poller
 	targets   relay.Dialer
 	ctx       context.Context // ends with Run
 	stop      context.CancelFunc
-	draining  atomic.Bool
 	drain     chan struct{} // closed by Drain
 	drainOnce sync.Once
-	pairSeq   atomic.Uint64
 	names     *names
 	paths     paths
 	socket    func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
@@ -94,10 +87,6 @@ type Bridge struct {
 	remote   net.Addr   // that the control connection reached
 	services []serviceState
 	attached chan struct{} // closed and replaced whenever a connection of the link was made
-	pairs    map[*relay.Entry]struct{}
-	busy     int           // streams that are connected to a target, or on the way to it
-	idle     chan struct{} // closed when draining and busy is 0; nil before
-	ending   bool          // pairs are reset: there is to be no new one
 }
 
 // serviceState is what the proxy said about a service.
@@ -107,9 +96,6 @@ type serviceState struct {
 	reason  string
 	answers int // of the proxy, so far
 }
-
-// maxDials bounds connections to targets that are being made.
-const maxDials = 1024
 
 // New returns a bridge that has dialled nothing yet.
 func New(cfg Config) (*Bridge, error) {
@@ -134,9 +120,9 @@ func New(cfg Config) (*Bridge, error) {
 		return nil, fmt.Errorf("%d services, one bridge exposes at most %d", len(cfg.Services), link.MaxClaims)
 	}
 	b := &Bridge{
-		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
-		conns: make(chan struct{}, sys.MaxConnections()), crew: crew.New(),
-		drain: make(chan struct{}), attached: make(chan struct{}), pairs: make(map[*relay.Entry]struct{}),
+		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr),
+		conns: traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target}),
+		drain: make(chan struct{}), attached: make(chan struct{}),
 	}
 	for _, s := range cfg.Services {
 		b.services = append(b.services, serviceState{public: s.Public.String(), state: status.ServiceAway})
@@ -189,9 +175,8 @@ func (b *Bridge) Run(ctx context.Context) error {
 	b.log.Info("bridge starting", "proxy", b.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
 	err := d.Run(b.ctx)
 	b.stop()
+	b.conns.Close()
 	b.wg.Wait()
-	b.crew.Close()
-	b.poller.Close()
 	b.log.Info("bridge stopped")
 	return err
 }
@@ -200,7 +185,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 // Config.Drain.
 func (b *Bridge) Drain() {
 	b.drainOnce.Do(func() {
-		b.draining.Store(true)
+		b.conns.Shut()
 		close(b.drain)
 	})
 }
@@ -212,26 +197,14 @@ func (b *Bridge) awaitDrain() {
 	case <-b.drain:
 	}
 	b.mu.Lock()
-	l, pairs, busy := b.link, len(b.pairs), b.busy
-	idle := make(chan struct{})
-	if busy == 0 {
-		close(idle)
-	} else {
-		b.idle = idle
-	}
+	l := b.link
 	b.mu.Unlock()
-	b.log.Info("draining", "pairs", pairs, "dials", busy-pairs, "limit", b.cfg.Drain.Seconds())
+	now := b.conns.Load()
+	b.log.Info("draining", "pairs", now.Pairs, "dials", now.Unbound(), "limit", b.cfg.Drain.Seconds())
 	if l != nil {
 		l.GoAway(b.cfg.Drain)
 	}
-	late := time.NewTimer(b.cfg.Drain)
-	defer late.Stop()
-	select {
-	case <-idle:
-	case <-late.C:
-		b.log.Warn("drain time is over, resetting what is left")
-	case <-b.ctx.Done():
-	}
+	b.conns.Drain(b.ctx, b.cfg.Drain)
 	b.endPairs(flushLimit)
 	b.stop()
 }
@@ -244,17 +217,11 @@ var lastWords = 500 * time.Millisecond
 
 // endPairs resets the pairs that are left and waits up to d for the proxy to know.
 func (b *Bridge) endPairs(d time.Duration) {
+	b.conns.Shut()
+	b.conns.End(relay.ReasonDrain, wire.CodeDrain, nil)
 	b.mu.Lock()
-	b.ending = true
 	l := b.link
-	var left []*relay.Entry
-	for pr := range b.pairs {
-		left = append(left, pr)
-	}
 	b.mu.Unlock()
-	for _, pr := range left {
-		pr.End(relay.ReasonDrain, wire.CodeDrain)
-	}
 	if l != nil {
 		l.Reset(wire.CodeDrain) // those that a Handle has are no pairs
 		l.Flush(d)
@@ -283,7 +250,7 @@ func (b *Bridge) Attached(l *link.Link, slot int) {
 		b.link = l
 	}
 	b.mu.Unlock()
-	if b.draining.Load() {
+	if b.conns.Draining() {
 		l.GoAway(b.cfg.Drain)
 		return
 	}
@@ -330,17 +297,15 @@ func (b *Bridge) Unclaim(*link.Link, uint16) {}
 // Status returns a snapshot.
 func (b *Bridge) Status() status.Snapshot {
 	snap := status.Snapshot{Role: "bridge", Version: b.cfg.Version, UptimeSeconds: time.Since(b.start).Seconds()}
+	for a := range b.conns.Walk {
+		snap.Pairs = append(snap.Pairs, a.Status())
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	key := b.key()
-	conns := make(map[string]int)
-	for pr := range b.pairs {
-		snap.Pairs = append(snap.Pairs, pr.Status())
-		conns[pr.Service]++
-	}
 	up := false
 	if b.link != nil {
-		st := b.link.Snapshot(key, b.name, b.draining.Load() || b.link.Leaving())
+		st := b.link.Snapshot(key, b.name, b.conns.Draining() || b.link.Leaving())
 		if st.Remote == "" {
 			st.Remote = b.proxy
 		}
@@ -350,9 +315,10 @@ func (b *Bridge) Status() status.Snapshot {
 		snap.Links = append(snap.Links, status.Link{Key: key, Bridge: b.name, Remote: b.proxy, State: status.LinkDown, Since: b.start})
 	}
 	for i, s := range b.services {
-		st := status.Service{Public: s.public, Target: b.cfg.Services[i].Target.String(), State: s.state, Reason: s.reason, Connections: conns[s.public]}
+		st := status.Service{Public: s.public, Target: b.cfg.Services[i].Target.String(), State: s.state, Reason: s.reason}
+		b.conns.Find(b.cfg.Token.KeyID, s.public).Describe(&st)
 		switch {
-		case st.State == status.ServiceUp && b.draining.Load():
+		case st.State == status.ServiceUp && b.conns.Draining():
 			st.State, st.Reason = status.ServiceAway, "the bridge is stopping"
 		case st.State == status.ServiceUp && !up:
 			st.State = status.ServiceAway
@@ -363,28 +329,6 @@ func (b *Bridge) Status() status.Snapshot {
 		snap.Services = append(snap.Services, st)
 	}
 	return snap
-}
-
-// enter counts a stream that is to be served; false: the bridge is draining.
-func (b *Bridge) enter() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.draining.Load() {
-		return false
-	}
-	b.busy++
-	return true
-}
-
-// leave is the end of what enter let in; pr is nil where no pair came of it.
-func (b *Bridge) leave(pr *relay.Entry) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.pairs, pr)
-	if b.busy--; b.busy == 0 && b.idle != nil {
-		close(b.idle)
-		b.idle = nil
-	}
 }
 
 // target names what a service leads to, for logs and status.

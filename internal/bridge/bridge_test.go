@@ -18,6 +18,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -110,8 +111,8 @@ func TestTargetCode(t *testing.T) {
 		&net.OpError{Err: os.NewSyscallError("socket", syscall.EMFILE)}:        wire.CodeUnreachable,
 		context.DeadlineExceeded: wire.CodeUnreachable,
 	} {
-		if got := targetCode(err); got != want {
-			t.Errorf("targetCode(%v) = %v, want %v", err, got, want)
+		if _, got := refusal(err); got != want {
+			t.Errorf("refusal(%v) = %v, want %v", err, got, want)
 		}
 	}
 }
@@ -142,28 +143,25 @@ func TestTargetComesAndGoes(t *testing.T) {
 func TestDialsAtOnce(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}, fewDials)
 	p.ready()
-	for range maxDials {
-		b.dials <- struct{}{} // as many are under way
-	}
+	under := b.dialling()
 	wantCode(t, p.open(0), wire.CodeLimit)
-	<-b.dials
+	under[0].Leave()
 	s := p.open(0)
 	talk(t, s, srv.accept(), "?")
-	for range maxDials - 1 {
-		<-b.dials
+	under[1].Leave()
+	if n := b.conns.Find(b.cfg.Token.KeyID, "tcp/9000").Usage().Refused[traffic.RefusedDials]; n != 1 {
+		t.Errorf("%d were refused for the dials, want 1", n)
 	}
 }
 
 // TestStreamsWhileDialsHang: a proxy that opens more and more streams costs no more than the dials that are under way.
 func TestStreamsWhileDialsHang(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: grammar.Target{Network: "tcp", Address: nobody(t)}}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: grammar.Target{Network: "tcp", Address: nobody(t)}}}}, fewDials)
 	p.ready()
-	for range maxDials {
-		b.dials <- struct{}{} // as many are under way
-	}
+	under := b.dialling()
 	before := runtime.NumGoroutine()
 	for range 10 {
 		var streams []*link.Stream
@@ -177,9 +175,9 @@ func TestStreamsWhileDialsHang(t *testing.T) {
 			t.Fatalf("%d more goroutines", n)
 		}
 	}
-	eventually(t, "no stream is counted as on its way", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.busy == 0 })
-	for range maxDials {
-		<-b.dials
+	eventually(t, "no stream is counted as on its way", func() bool { return b.conns.Load() == traffic.Load{Dialling: 2} })
+	for _, a := range under {
+		a.Leave()
 	}
 }
 
@@ -655,4 +653,28 @@ func TestProbeAddr(t *testing.T) {
 			t.Errorf("probeAddr(%s, %s, %v) = %q, %t; want %q", c.pub, c.proxy, c.remote, got, ok, c.want)
 		}
 	}
+}
+
+// TestTotals: a service's bytes are counted while the connection lives, and stay counted.
+func TestTotals(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	p.ready()
+	want := func(conns int, total, sent, received uint64) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d connections of %d, %d bytes sent, %d received", conns, total, sent, received), func() bool {
+			s := b.Status().Services[0]
+			return s.Connections == conns && s.Total == total && s.Sent == sent && s.Received == received
+		})
+	}
+	want(0, 0, 0, 0)
+	s := p.open(0)
+	c := srv.accept()
+	talk(t, s, c, "hello")
+	talk(t, c, s, "hi")
+	want(1, 1, 5, 2)
+	c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+	want(0, 1, 5, 2)
 }

@@ -2,12 +2,13 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"net"
 	"time"
 
 	"reverser/internal/link"
-	"reverser/internal/relay"
 	"reverser/internal/sys"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -18,82 +19,43 @@ func (b *Bridge) Opened(s *link.Stream) {
 		s.Reset(wire.CodeService)
 		return
 	}
-	if !b.enter() {
-		s.Reset(wire.CodeDrain)
-		return
-	}
-	select {
-	case b.conns <- struct{}{}:
-	default:
-		if now := time.Now().UnixNano(); now-b.fullSaid.Load() > int64(time.Minute) {
-			b.fullSaid.Store(now)
-			b.log.Warn("as many connections as the descriptor limit allows, new ones are reset (raise it with ulimit -n or LimitNOFILE=)", "limit", cap(b.conns))
-		}
-		s.Reset(wire.CodeLimit)
-		b.leave(nil)
-		return
-	}
-	select {
-	case b.dials <- struct{}{}:
-		b.wg.Add(1) // the crew is closed when all are done
-		b.crew.Go(func() {
-			defer b.wg.Done()
-			if !b.serve(s, id) {
-				<-b.conns
-				b.leave(nil)
-			}
-		})
-	default:
-		<-b.conns
-		s.Reset(wire.CodeLimit)
-		b.leave(nil)
-	}
-}
-
-// serve connects a stream to its service. The pair goes on by itself. false: there is none.
-func (b *Bridge) serve(s *link.Stream, id int) bool {
-	svc := b.cfg.Services[id]
 	b.mu.Lock()
 	public := b.services[id].public
 	b.mu.Unlock()
-	client := ""
-	if s.Open().Client.IsValid() {
-		client = s.Open().Client.String()
+	a, err := b.conns.Admit(b.conns.Account(b.cfg.Token.KeyID, public), s.Open().Client, traffic.NoWait)
+	switch {
+	case errors.Is(err, traffic.ErrDraining):
+		s.Reset(wire.CodeDrain)
+	case err != nil:
+		s.Reset(wire.CodeLimit)
+	case !a.Dial():
+		s.Reset(wire.CodeLimit)
+		a.Refuse(traffic.RefusedDials, "")
+	default:
+		a.Go(func() { b.serve(s, a, b.cfg.Services[id]) })
 	}
+}
+
+// serve connects a stream to its service. The pair goes on by itself.
+func (b *Bridge) serve(s *link.Stream, a *traffic.Admission, svc Service) {
 	if svc.Handle != nil {
-		<-b.dials
+		a.Dialled()
 		svc.Handle(s)
-		return false
+		return
 	}
 	conn, err := b.dialTarget(svc)
-	<-b.dials
+	a.Dialled()
 	if err != nil {
-		s.Reset(targetCode(err))
+		why, code := refusal(err)
+		s.Reset(code)
+		said := ""
 		if b.ctx.Err() == nil {
-			b.log.Warn("target cannot be reached, the client gets a reset", "service", public, "client", client, "target", svc.target(), "err", err)
+			said = "target cannot be reached, the client gets a reset"
 		}
-		return false
+		a.Refuse(why, said, "service", a.Service(), "client", a.ClientName(), "target", svc.target(), "err", err)
+		return
 	}
-	pr := &relay.Entry{
-		Pair: relay.New(relay.Target, conn, s, nil), ID: b.pairSeq.Add(1), Since: time.Now(),
-		Service: public, Target: svc.target(), Client: client,
-	}
-	b.mu.Lock()
-	b.pairs[pr] = struct{}{}
-	ending := b.ending
-	b.mu.Unlock()
-	pr.Created(b.log)
-	b.wg.Add(1)
-	pr.Start(&b.poller, func(reason relay.Reason) {
-		defer b.wg.Done()
-		pr.Released(b.log, reason)
-		<-b.conns
-		b.leave(pr)
-	})
-	if ending { // endPairs may not have seen it, and a stream that was reset here tells nobody
-		pr.End(relay.ReasonDrain, wire.CodeDrain)
-	}
-	return true
+	a.Bind(conn, s, nil, svc.target())
 }
 
 // dialTime bounds the connect to a target.
@@ -105,9 +67,10 @@ func (b *Bridge) dialTarget(svc Service) (net.Conn, error) {
 	return b.targets.Dial(ctx, svc.Target.Network, svc.Target.Address)
 }
 
-func targetCode(err error) wire.Code {
+// refusal is how a user whose target was not reached is counted, and what the proxy is told.
+func refusal(err error) (traffic.Refusal, wire.Code) {
 	if sys.Refused(err) {
-		return wire.CodeRefused
+		return traffic.RefusedTarget, wire.CodeRefused
 	}
-	return wire.CodeUnreachable
+	return traffic.RefusedUnreachable, wire.CodeUnreachable
 }

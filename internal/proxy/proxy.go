@@ -1,7 +1,7 @@
 // Package proxy is the public role: it listens where users connect and carries their connections to bridges.
 //
 // Its secret is who may have which public port and when. The route of a user's byte through it:
-//  1. internal/traffic takes the connection at the public listener (accept.go), and counts it until it is over.
+//  1. internal/traffic takes the connection at the public listener (its accept.go), and counts it until it is over.
 //  2. internal/route says where it goes, and holds it while the bridge is away.
 //  3. forward.go opens a stream on the bridge's link and binds both into a pair.
 //  4. internal/relay moves the bytes into internal/link.

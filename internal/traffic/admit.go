@@ -141,6 +141,9 @@ func (a *Admission) Service() string { return a.account.Service }
 // Client is the user's address; the zero value where it is not known.
 func (a *Admission) Client() netip.AddrPort { return a.client }
 
+// ClientName is the address for people; "" where it is not known.
+func (a *Admission) ClientName() string { return clientName(a.client) }
+
 // Go runs f on a goroutine of the crew. When f returns, the admission is over unless it was bound.
 func (a *Admission) Go(f func()) {
 	a.conns.crew.Go(func() {
