@@ -18,6 +18,7 @@ type bridgeFile struct {
 	// TransferPort is the port alone of the XML's ProxyTransfer, for when a flag names another host; 0: none.
 	TransferPort uint16
 	Expose       []grammar.Expose
+	exposed      []Place // where each of Expose is, its PUBLIC
 	origin       map[string]Place
 }
 
@@ -95,6 +96,7 @@ func (d *doc) bridge() *bridgeFile {
 			continue
 		}
 		b.Expose = append(b.Expose, e)
+		b.exposed = append(b.exposed, Place{d.file, d.line(at("public")), "public"})
 	}
 	return b
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -175,7 +176,7 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	if b.Token, err = s.token(file); err != nil {
 		return Settings{}, err
 	}
-	if b.Services, err = joinExposes(file.Expose, args.Expose); err != nil {
+	if b.Services, err = joinExposes(file, args); err != nil {
 		return Settings{}, err
 	}
 	if b.Proxy = cmp.Or(args.Proxy, file.Proxy); b.Proxy != "" {
@@ -210,21 +211,32 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	return set, nil
 }
 
-func joinExposes(file []grammar.Expose, args []string) ([]grammar.Expose, error) {
-	exposes := append([]grammar.Expose(nil), file...)
-	for _, arg := range args {
+// joinExposes adds the services of the command line to those of the file.
+func joinExposes(file *bridgeFile, args BridgeArgs) ([]grammar.Expose, error) {
+	exposes := slices.Clone(file.Expose)
+	for _, arg := range args.Expose {
 		e, err := grammar.ParseExpose(arg)
 		if err != nil {
+			return nil, argError("", "%w", err)
+		}
+		// The file is the one of the two that can be changed while the process runs.
+		for i, p := range file.exposed {
+			if err := grammar.CheckExpose(file.Expose[i:i+1], e); err != nil {
+				return nil, &Error{File: p.File, Line: p.Line, Text: err.Error(), Hint: fmt.Sprintf("the second is %q on the command line", arg), Err: err}
+			}
+		}
+		if err := grammar.CheckExpose(exposes[len(file.Expose):], e); err != nil {
 			return nil, argError("", "%w", err)
 		}
 		exposes = append(exposes, e)
 	}
 	if len(exposes) == 0 {
+		where := ""
+		if args.Config != "" {
+			where = ", and " + args.Config + " has no [[expose]]"
+		}
 		return nil, argError("add 9000 for port 9000 on both sides, or 9000=192.168.1.5:9904 for another target; in a configuration it is [[expose]]",
-			"nothing to expose: a bridge needs at least one EXPOSE")
-	}
-	if err := grammar.CheckExposes(exposes); err != nil {
-		return nil, argError("", "%w", err)
+			"nothing to expose: a bridge needs at least one EXPOSE%s", where)
 	}
 	return exposes, nil
 }

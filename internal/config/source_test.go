@@ -198,7 +198,7 @@ func TestBadSettings(t *testing.T) {
 		{"a public without a kind that is served", "token_file = \"office.token\"\n[[expose]]\npublic = \"udp/53\"\ntarget = 53", []string{"c.toml:3: public", "udp/ services are not in this version"}},
 		{"two services for one public", "token_file = \"office.token\"\n" + exposed + exposed, []string{"c.toml:5: public tcp/9000 is given twice"}},
 		{"a bad target", "token_file = \"office.token\"\n[[expose]]\npublic = 9000\ntarget = \"x:y:z\"", []string{"c.toml:4: target"}},
-		{"no service at all", "token_file = \"office.token\"\n", []string{"nothing to expose"}},
+		{"no service at all", "token_file = \"office.token\"\n", []string{"nothing to expose", "c.toml has no [[expose]]"}},
 		{"no token file", "token_file = \"gone.token\"\n" + exposed, []string{"c.toml:1: token_file", "gone.token", "check the path"}},
 		{"a mistyped token", "token_file = \"bad.token\"\n" + exposed, []string{"c.toml:1: token_file", "bad.token", "mistyped"}},
 		{"no token", exposed, []string{"the bridge has no token"}},
@@ -271,7 +271,7 @@ func TestBadArgs(t *testing.T) {
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxy: "a:0", Expose: []string{"9000"}}), false, []string{"--proxy: "}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxy: "a", ProxyTransfer: "a", Expose: []string{"9000"}}), false, []string{"--proxy-transfer: "}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxy: "a"}), true, []string{"nothing to expose"}},
-		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Config: bridgeFile, Expose: []string{"tcp/9000=1"}}), false, []string{"tcp/9000 is given twice"}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxy: "a", Expose: []string{"9000", "tcp/9000=1"}}), false, []string{"tcp/9000 is given twice"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Config: bridgeFile, Expose: []string{"90x0"}}), false, []string{"90x0"}},
 	} {
 		_, _, err := c.source.Load()
@@ -281,6 +281,13 @@ func TestBadArgs(t *testing.T) {
 			t.Errorf("%v: %#v; want an ArgError, with a hint: %t", err, err, c.hint)
 		}
 	}
+}
+
+// A service of the file that is on the command line too is a fault of the file, which is the one that can be changed.
+func TestExposedTwice(t *testing.T) {
+	path := write(t, "b.toml", "[[expose]]\npublic = 9001\n[[expose]]\npublic = 9000\n")
+	_, _, err := NewBridgeSource(BridgeArgs{Token: testToken(1).Encode(), Config: path, Expose: []string{"9002", "tcp/9000=1"}}).Load()
+	want(t, "a service in both", err, "b.toml:4: public tcp/9000 is given twice", `"tcp/9000=1" on the command line`)
 }
 
 func TestInForce(t *testing.T) {

@@ -188,6 +188,7 @@ func (d *doc) xmlBridge(b *bridgeFile) {
 			Public: grammar.Public{Kind: grammar.KindOffered},
 			Target: grammar.Target{Network: "tcp", Address: addr},
 		}}
+		b.exposed = []Place{{d.file, d.line(xmlRealServerPort), xmlRealServerPort}}
 	}
 }
 

@@ -195,7 +195,7 @@ func TestProbe(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var n memnet.Net
 			var p Probes
-			nonce := p.Expect()
+			nonce := p.Expect(true)
 			user, conn := pipe(t, &n)
 			a := ask(&p, conn, false)
 			for b := range slices.Chunk(nonce[:], pieces) {
@@ -213,6 +213,12 @@ func TestProbe(t *testing.T) {
 			if p.Expected() {
 				t.Error("the nonce is good a second time")
 			}
+			if n := p.Expect(false); n != ([nonceLen]byte{}) || p.Expected() {
+				t.Errorf("Expect = %x, though the port is proven", n)
+			}
+			if n := p.Expect(true); n == ([nonceLen]byte{}) || n == nonce {
+				t.Errorf("Expect = %x, want another nonce", n)
+			}
 		})
 	}
 }
@@ -224,7 +230,7 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var n memnet.Net
 				var p Probes
-				nonce := p.Expect()
+				nonce := p.Expect(true)
 				u, conn := pipe(t, &n)
 				a := ask(&p, conn, near)
 				if do != nil {
@@ -270,7 +276,7 @@ func TestProbesAreBounded(t *testing.T) {
 		}
 		var last [nonceLen]byte
 		for range 1000 {
-			last = p.Expect()
+			last = p.Expect(true)
 		}
 		if len(p.nonces) > maxNonces {
 			t.Errorf("%d nonces are remembered", len(p.nonces))
@@ -278,12 +284,12 @@ func TestProbesAreBounded(t *testing.T) {
 		if _, whole := p.match(last[:]); !whole {
 			t.Error("the last nonce is not good")
 		}
-		p.Expect()
+		p.Expect(true)
 		time.Sleep(ProbeTime + 1)
 		if p.Expected() {
 			t.Error("a nonce is good for ever")
 		}
-		p.Expect()
+		p.Expect(true)
 		if len(p.nonces) != 1 {
 			t.Errorf("%d nonces are remembered, want what is still good", len(p.nonces))
 		}

@@ -17,7 +17,8 @@ import (
 // Probes are the nonces that a bridge may show at the sockets of a name, to prove that they answer. The zero value expects none.
 type Probes struct {
 	mu     sync.Mutex
-	nonces map[[nonceLen]byte]time.Time // until when; guarded by mu
+	nonces map[[nonceLen]byte]time.Time // until when; guarded by mu, as all below
+	proven bool
 }
 
 const nonceLen = 16
@@ -28,11 +29,15 @@ const ProbeTime = 5 * time.Second
 // maxNonces of one name are expected at once: a bridge that claims again and again proves the latest.
 const maxNonces = 4
 
-// Expect returns a nonce that a connection may show instead of being a user's.
-func (p *Probes) Expect() (n [nonceLen]byte) {
-	rand.Read(n[:])
+// Expect returns a nonce that a connection may show instead of being a user's. It returns none, the zero value, once the sockets are
+// proven, unless they are to be proven again.
+func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.proven = p.proven && !again; p.proven {
+		return n
+	}
+	rand.Read(n[:])
 	now := time.Now()
 	for k, until := range p.nonces {
 		if now.After(until) {
@@ -76,6 +81,7 @@ func (p *Probes) match(b []byte) (prefix, whole bool) {
 			continue
 		}
 		delete(p.nonces, n)
+		p.proven = true
 		return true, true
 	}
 	return prefix, false

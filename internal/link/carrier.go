@@ -402,7 +402,7 @@ func (sl *slot) handle(ev event) {
 			code = wire.CodeChecksum
 			sl.sayChecksum(s)
 		}
-		if r := s.kill(); r != nil {
+		if r := s.kill(code); r != nil {
 			sl.mu.Unlock()
 			r.Abort(code)
 			sl.mu.Lock()

@@ -201,7 +201,7 @@ func (l *Link) Kill(err error) {
 		sl.fence(err)
 		var abort []Receiver
 		for _, s := range sl.core.streams {
-			if r := s.kill(); r != nil {
+			if r := s.kill(wire.CodeAborted); r != nil {
 				abort = append(abort, r)
 			}
 			sl.core.remove(s)

@@ -25,12 +25,13 @@ type Told struct {
 	Session SessionID
 	ID      uint32
 	Answer
-	Asked  Claim
-	Key    string // name of the session's key
-	Reason string // for this proxy's operator; "" with ClaimUp
-	Bridge string // the same for the bridge's, who is not to know as much
-	Fresh  bool   // the service came up, or another one did
-	News   bool   // it is not what the bridge was told last
+	Asked   Claim
+	Key     KeyID
+	KeyName string
+	Reason  string // for this proxy's operator; "" with ClaimUp
+	Bridge  string // the same for the bridge's, who is not to know as much
+	Fresh   bool   // the service came up, or another one did
+	News    bool   // it is not what the bridge was told last
 }
 
 // effect is something to be done. It says where to look: what is right is decided when its turn comes.
@@ -68,7 +69,7 @@ func doTell(co *core, e effect) func(Doer, *Registry) {
 	}
 	t := Told{Way: c.session.way, Session: c.session.id, ID: c.id, Answer: a, Asked: c.asked, News: a != c.told}
 	t.Fresh = a.up() && (!c.told.up() || a.Public != c.told.Public)
-	t.Key = co.policy.keys[c.session.key].Name
+	t.Key, t.KeyName = c.session.key, c.session.ring.key.Name
 	t.Reason, t.Bridge = co.words(c, a)
 	c.told, c.owed = a, false
 	return func(d Doer, _ *Registry) { d.Tell(t) }

@@ -67,11 +67,11 @@ func (w *watcher) add(pair *Pair) bool {
 	}
 	i := l.free[len(l.free)-1]
 	place := &l.pairs[i]
-	pair.sock.polled, pair.watch = true, watch{l, i}
+	pair.sock.polled, pair.life.watch = true, watch{l, i}
 	place.pair = pair
 	place.number++
 	if !l.control(&pair.sock, unix.EPOLL_CTL_ADD, wanted, i) {
-		place.pair, pair.sock.polled, pair.watch = nil, false, watch{}
+		place.pair, pair.sock.polled, pair.life.watch = nil, false, watch{}
 		return false
 	}
 	l.free = l.free[:len(l.free)-1]
@@ -110,14 +110,18 @@ func (w *watch) arm(s *socket, bytes bool) {
 	w.loop.control(s, unix.EPOLL_CTL_MOD, events, w.index)
 }
 
-// forget gives the place up. The pair's mu is held. The kernel forgets a socket when it is closed.
-func (w *watch) forget() {
+// forget gives the place up. The pair's mu is held. The kernel forgets a socket when its last descriptor is closed; shared says that
+// there may be others.
+func (w *watch) forget(s *socket, shared bool) {
 	l := w.loop
 	if l == nil {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if shared && !l.closed {
+		l.control(s, unix.EPOLL_CTL_DEL, 0, w.index)
+	}
 	l.pairs[w.index].pair = nil
 	l.free = append(l.free, w.index)
 	w.loop = nil
