@@ -124,7 +124,7 @@ func TestReload(t *testing.T) {
 	next := exposing(t, "9000=80", "9001=81")
 	next.LogLevel = slog.LevelDebug
 	fixed := exposing(t, "9000=80", "9001=81")
-	fixed.Bridge.Proxy = "other:3010"
+	fixed.Bridge.Proxies = []string{"other:3010"}
 	for _, c := range []struct {
 		name    string
 		set     config.Settings

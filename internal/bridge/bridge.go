@@ -2,9 +2,9 @@
 // real servers.
 //
 // Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The
-// route of a byte through it: internal/link receives, serve.go finds the service of a new stream, has internal/traffic admit
-// it, and connects to the real server; internal/relay moves the bytes. Every goroutine is counted in Bridge.wg or belongs to
-// Bridge.conns, and Run returns when all have ended.
+// route of a byte through it: internal/link receives, serve.go finds the service of a new stream and connects to the
+// real server, internal/relay moves the bytes. Every goroutine is counted in Bridge.wg, and Run returns when all have
+// ended.
 package bridge
 
 import (
@@ -12,14 +12,14 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"reverser/internal/auth"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/relay"
@@ -44,57 +44,50 @@ type Service struct {
 	Handle func(net.Conn)
 }
 
+// Proxy says where a proxy is.
+type Proxy struct {
+	Addr     string // host:port
+	Transfer string // host:port that carriers dial; "": what the proxy announces
+}
+
 // Config says what a Bridge does.
 type Config struct {
-	Token         grammar.Token
-	Proxy         string // host:port; "": the token's
-	ProxyTransfer string // host:port that carriers dial; "": what the proxy announces
-	Services      []Service
-	Version       string
-	Log           *slog.Logger  // nil: discard
-	Drain         time.Duration // 0: DefaultDrain; negative: reset at once
-	Budget        int64         // bytes that the link may hold in flight beyond each stream's floor; 0: 128 MiB
+	Token    grammar.Token
+	Proxies  []Proxy // each gets a link of its own; none: the token's
+	Settings Settings
+	Version  string
+	Log      *slog.Logger // nil: discard
+	Budget   int64        // bytes that the links may hold in flight beyond each stream's floor; 0: 128 MiB
 	// ResumeWithin is how long connections outlive a break of the link; 0: link.DetachLimit.
 	ResumeWithin time.Duration
-	// OnService is told what became of each service; nil: nobody.
-	OnService func(grammar.Public, status.Service)
 }
 
 // Bridge is the LAN role. New makes one, Run serves.
 type Bridge struct {
 	cfg       Config
 	log       *slog.Logger
-	report    *reporter
 	budget    *link.Budget
 	start     time.Time
-	proxy     string
 	instance  [16]byte
 	name      string
-	conns     *traffic.Conns // of users
+	conns     *traffic.Conns // streams that are connected to a target, or on the way to it
 	wg        sync.WaitGroup
 	targets   relay.Dialer
 	ctx       context.Context // ends with Run
 	stop      context.CancelFunc
+	draining  atomic.Bool
 	drain     chan struct{} // closed by Drain
 	drainOnce sync.Once
+	uplinks   []*uplink // one for each proxy
 	names     *names
-	paths     paths
 	socket    func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
 	watch     func(ctx context.Context, changed func(sys.NetworkEvent))
 
-	mu       sync.Mutex
-	link     *link.Link // of the present session; guarded by mu, as all below
-	remote   net.Addr   // that the control connection reached
-	services []serviceState
-	attached chan struct{} // closed and replaced whenever a connection of the link was made
-}
-
-// serviceState is what the proxy said about a service.
-type serviceState struct {
-	public  string // that the proxy serves
-	state   string
-	reason  string
-	answers int // of the proxy, so far
+	mu        sync.Mutex
+	services  *services // guarded by mu, as all below
+	probes    prober
+	drainTime time.Duration // of Settings
+	changed   chan struct{} // closed and replaced whenever services or what the proxies say of them have changed
 }
 
 // New returns a bridge that has dialled nothing yet.
@@ -102,33 +95,23 @@ func New(cfg Config) (*Bridge, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Drain == 0 {
-		cfg.Drain = DefaultDrain
-	}
-	cfg.Drain = max(cfg.Drain, 0)
-	addr := cfg.Proxy
-	if addr == "" {
-		addr = cfg.Token.Addr()
-	}
-	if addr == "" {
+	if len(cfg.Proxies) == 0 && cfg.Token.Addr() == "" {
 		return nil, errors.New("the token carries no address of the proxy: name it with --proxy HOST:3010")
 	}
-	if len(cfg.Services) == 0 {
-		return nil, errors.New("no service to expose: name at least one, such as 9000 or 9000=192.168.1.5:80")
-	}
-	if len(cfg.Services) > link.MaxClaims {
-		return nil, fmt.Errorf("%d services, one bridge exposes at most %d", len(cfg.Services), link.MaxClaims)
+	if len(cfg.Proxies) == 0 {
+		cfg.Proxies = []Proxy{{Addr: cfg.Token.Addr()}}
 	}
 	b := &Bridge{
-		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr),
-		conns: traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target}),
-		drain: make(chan struct{}), attached: make(chan struct{}),
+		cfg: cfg, log: cfg.Log, start: time.Now(), budget: link.NewBudget(cfg.Budget),
+		conns: traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target}), drain: make(chan struct{}),
+		services: newServices(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
-	for _, s := range cfg.Services {
-		b.services = append(b.services, serviceState{public: s.Public.String(), state: status.ServiceAway})
+	if _, err := b.services.apply(cfg.Settings.Services); err != nil {
+		return nil, err
 	}
-	b.budget = link.NewBudget(cfg.Budget)
-	b.report = newReporter(b.log, b.proxy)
+	for _, p := range cfg.Proxies {
+		b.uplinks = append(b.uplinks, b.newUplink(p))
+	}
 	b.targets.Warn = func(err error) { b.log.Warn("users wait for a connection to their target", "err", err) }
 	rand.Read(b.instance[:])
 	b.name, _ = os.Hostname()
@@ -160,32 +143,25 @@ func (b *Bridge) Run(ctx context.Context) error {
 		b.stop()
 	})
 	defer stop()
-	d := link.NewDialer(link.DialerConfig{
-		Owner: b, Log: b.log, Name: b.name, Dial: b.dial, Failed: b.failed, Detach: b.cfg.ResumeWithin, Budget: b.budget,
-		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
-	})
 	b.wg.Go(b.awaitDrain)
-	b.wg.Go(func() { b.watchName(func() { d.Changed(nil) }) })
-	b.wg.Go(func() {
-		b.watch(b.ctx, func(e sys.NetworkEvent) {
-			b.log.Debug("the network changed", "what", e.Why)
-			d.Changed(e.Gone)
-		})
-	})
-	b.log.Info("bridge starting", "proxy", b.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
-	err := d.Run(b.ctx)
+	for _, u := range b.uplinks {
+		b.log.Info("bridge starting", "proxy", u.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
+		b.wg.Go(u.run)
+	}
+	<-b.ctx.Done()
 	b.stop()
-	b.conns.Close()
 	b.wg.Wait()
+	b.conns.Close()
 	b.log.Info("bridge stopped")
-	return err
+	return nil
 }
 
-// Drain tells the proxy to send no new connections; Run returns when the last pair has ended, or resets what is left after
-// Config.Drain.
+// Drain announces the stop to the proxies; Run returns as soon as no connection is left. Until then newcomers are served, for as
+// long as the proxies have nobody else for them: when a successor attaches with the same key, they go there. After the time in
+// Settings what is left is reset.
 func (b *Bridge) Drain() {
 	b.drainOnce.Do(func() {
-		b.conns.Shut()
+		b.draining.Store(true)
 		close(b.drain)
 	})
 }
@@ -196,15 +172,15 @@ func (b *Bridge) awaitDrain() {
 		return
 	case <-b.drain:
 	}
-	b.mu.Lock()
-	l := b.link
-	b.mu.Unlock()
-	now := b.conns.Load()
-	b.log.Info("draining", "pairs", now.Pairs, "dials", now.Unbound(), "limit", b.cfg.Drain.Seconds())
-	if l != nil {
-		l.GoAway(b.cfg.Drain)
+	limit := b.drainFor()
+	late := time.Now().Add(limit)
+	load := b.conns.Load()
+	b.log.Info("draining", "pairs", load.Pairs, "dials", load.Unbound(), "limit", limit.Seconds())
+	for _, l := range b.links() {
+		l.GoAway(limit)
 	}
-	b.conns.Drain(b.ctx, b.cfg.Drain)
+	b.conns.AwaitIdle(b.ctx, limit)
+	b.conns.Drain(b.ctx, time.Until(late))
 	b.endPairs(flushLimit)
 	b.stop()
 }
@@ -215,126 +191,88 @@ const flushLimit = 5 * time.Second
 
 var lastWords = 500 * time.Millisecond
 
-// endPairs resets the pairs that are left and waits up to d for the proxy to know.
+// endPairs resets the connections that are left and waits up to d for the proxies to know.
 func (b *Bridge) endPairs(d time.Duration) {
 	b.conns.Shut()
 	b.conns.End(relay.ReasonDrain, wire.CodeDrain, nil)
-	b.mu.Lock()
-	l := b.link
-	b.mu.Unlock()
-	if l != nil {
+	var flushing sync.WaitGroup
+	for _, l := range b.links() {
 		l.Reset(wire.CodeDrain) // those that a Handle has are no pairs
-		l.Flush(d)
+		flushing.Go(func() { l.Flush(d) })
 	}
+	flushing.Wait()
 }
 
-// failed implements link.DialerConfig.
-func (b *Bridge) failed(slot int, err error, next time.Duration) {
-	if err != nil && b.ctx.Err() == nil {
-		b.report.failed(slot, err, next)
-	}
-}
-
-// Attached implements link.Owner.
-func (b *Bridge) Attached(l *link.Link, slot int) {
-	b.report.attached(slot, l.Status()[0].Remote)
+func (b *Bridge) drainFor() time.Duration {
 	b.mu.Lock()
-	close(b.attached)
-	b.attached = make(chan struct{})
-	b.mu.Unlock()
-	if slot != 0 {
-		return
-	}
+	defer b.mu.Unlock()
+	return b.drainTime
+}
+
+// links returns the links that have a session.
+func (b *Bridge) links() (all []*link.Link) {
 	b.mu.Lock()
-	if l.Err() == nil { // else Ended has come already
-		b.link = l
-	}
-	b.mu.Unlock()
-	if b.conns.Draining() {
-		l.GoAway(b.cfg.Drain)
-		return
-	}
-	claims := make([]wire.Claim, len(b.cfg.Services))
-	for i, s := range b.cfg.Services {
-		claims[i] = wire.Claim{Public: s.Public.String(), Target: s.Target.String()}
-	}
-	l.Claims(claims)
-}
-
-// Detached implements link.Owner.
-func (b *Bridge) Detached(l *link.Link, slot int, err error) {
-	if b.ctx.Err() == nil && l.Err() == nil { // else Ended says it
-		b.report.detached(slot, err)
-	}
-}
-
-// GoingAway implements link.Owner.
-func (b *Bridge) GoingAway(_ *link.Link, drain time.Duration) {
-	b.report.leaving(drain)
-}
-
-// Ended implements link.Owner.
-func (b *Bridge) Ended(l *link.Link, err error) {
-	b.mu.Lock()
-	if b.link == l {
-		b.link = nil
-		for i := range b.services {
-			b.services[i].state = status.ServiceAway
+	defer b.mu.Unlock()
+	for _, u := range b.uplinks {
+		if u.link != nil {
+			all = append(all, u.link)
 		}
 	}
-	b.mu.Unlock()
-	if b.ctx.Err() == nil {
-		b.report.ended(err)
-	}
+	return all
 }
-
-// Claim implements link.Owner. Only proxies get claims.
-func (b *Bridge) Claim(*link.Link, uint16, wire.Claim, bool) {}
-
-// Unclaim implements link.Owner.
-func (b *Bridge) Unclaim(*link.Link, uint16) {}
 
 // Status returns a snapshot.
 func (b *Bridge) Status() status.Snapshot {
 	snap := status.Snapshot{Role: "bridge", Version: b.cfg.Version, UptimeSeconds: time.Since(b.start).Seconds()}
-	for a := range b.conns.Walk {
+	b.conns.Walk(func(a *traffic.Admission) bool {
 		snap.Pairs = append(snap.Pairs, a.Status())
-	}
+		return true
+	})
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	key := b.key()
-	up := false
-	if b.link != nil {
-		st := b.link.Snapshot(key, b.name, b.conns.Draining() || b.link.Leaving())
-		if st.Remote == "" {
-			st.Remote = b.proxy
-		}
-		up = b.link.Up()
-		snap.Links = append(snap.Links, st)
-	} else {
-		snap.Links = append(snap.Links, status.Link{Key: key, Bridge: b.name, Remote: b.proxy, State: status.LinkDown, Since: b.start})
+	var proxies []string
+	for _, u := range b.uplinks {
+		snap.Links = append(snap.Links, u.snapshotLocked())
+		proxies = append(proxies, u.proxy)
 	}
-	for i, s := range b.services {
-		st := status.Service{Public: s.public, Target: b.cfg.Services[i].Target.String(), State: s.state, Reason: s.reason}
-		b.conns.Find(b.cfg.Token.KeyID, s.public).Describe(&st)
-		switch {
-		case st.State == status.ServiceUp && b.conns.Draining():
-			st.State, st.Reason = status.ServiceAway, "the bridge is stopping"
-		case st.State == status.ServiceUp && !up:
-			st.State = status.ServiceAway
-			if b.link != nil && b.link.RemoteAddr() != nil && !b.link.Leaving() {
-				st.Reason = "no connection for carriers: the proxy is there, but no user can be served"
-			}
+	for _, id := range b.services.ids() {
+		svc := b.services.offered[id]
+		var all []status.Service
+		for _, u := range b.uplinks {
+			st := u.serviceLocked(svc)
+			b.conns.Find(b.cfg.Token.KeyID, st.Public).Describe(&st)
+			all = append(all, st)
 		}
-		snap.Services = append(snap.Services, st)
+		snap.Services = append(snap.Services, mergeServices(all, proxies))
 	}
 	return snap
 }
 
-// target names what a service leads to, for logs and status.
-func (s Service) target() string {
-	if s.Handle != nil {
-		return "this program"
+// mergeServices merges what the proxies say of a service: it is up if it is so at one of them.
+func mergeServices(all []status.Service, proxies []string) status.Service {
+	order := []string{status.ServiceUp, status.ServiceRetrying, status.ServiceAway, status.ServiceDenied}
+	best := 0
+	for i, st := range all {
+		if slices.Index(order, st.State) < slices.Index(order, all[best].State) {
+			best = i
+		}
 	}
-	return s.Target.String()
+	st := all[best]
+	if len(all) == 1 {
+		return st
+	}
+	st.Reason = ""
+	for i, other := range all {
+		if other.State == status.ServiceUp {
+			continue
+		}
+		if st.Reason != "" {
+			st.Reason += "; "
+		}
+		st.Reason += proxies[i] + ": " + other.State
+		if other.Reason != "" {
+			st.Reason += ", " + other.Reason
+		}
+	}
+	return st
 }

@@ -20,7 +20,7 @@ import (
 func TestOneBreakOneWarning(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
 	s := p.open(0)
 	c := srv.accept()

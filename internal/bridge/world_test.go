@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -25,8 +24,6 @@ import (
 	"reverser/internal/freeport"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
-	"reverser/internal/relay"
-	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -58,7 +55,9 @@ func newIdentity() tls.Certificate {
 // setLog has the bridge write its log to j.
 func setLog(b *Bridge, j *journal) {
 	b.log = slog.New(j)
-	b.report = newReporter(b.log, b.proxy)
+	for _, u := range b.uplinks {
+		u.report = newReporter(b.log, u.proxy)
+	}
 }
 
 // journal is a slog.Handler that remembers every line as "message key=value ...".
@@ -316,7 +315,6 @@ func wantCode(t *testing.T, s *link.Stream, want wire.Code) {
 // running is a bridge that runs.
 type running struct {
 	*Bridge
-	t    *testing.T
 	log  *journal
 	stop context.CancelFunc
 	done chan struct{} // closed when Run returned
@@ -324,16 +322,13 @@ type running struct {
 }
 
 // start runs a bridge until the end of the test.
-func start(t *testing.T, cfg Config, prepare ...func(*Bridge)) *running {
+func start(t *testing.T, cfg Config) *running {
 	t.Helper()
-	r := &running{t: t, log: newJournal(), done: make(chan struct{})}
+	r := &running{log: newJournal(), done: make(chan struct{})}
 	cfg.Log, cfg.Version = slog.New(r.log), "test"
 	var err error
 	if r.Bridge, err = New(cfg); err != nil {
 		t.Fatal(err)
-	}
-	for _, f := range prepare {
-		f(r.Bridge)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
@@ -351,24 +346,6 @@ func start(t *testing.T, cfg Config, prepare ...func(*Bridge)) *running {
 		}
 	})
 	return r
-}
-
-// fewDials lets a bridge make no more than two connections to targets at once.
-func fewDials(b *Bridge) {
-	b.conns = traffic.New(traffic.Config{Log: b.log, Side: relay.Target, Dials: 2})
-}
-
-// dialling takes all that fewDials allows, until the caller lets them go.
-func (r *running) dialling() (all []*traffic.Admission) {
-	r.t.Helper()
-	for range 2 {
-		a, err := r.conns.Admit(r.conns.Account(r.cfg.Token.KeyID, "tcp/1"), netip.AddrPort{}, traffic.NoWait)
-		if err != nil || !a.Dial() {
-			r.t.Fatalf("Admit = %v, and a dial", err)
-		}
-		all = append(all, a)
-	}
-	return all
 }
 
 // server is a real server in the LAN.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"reverser/internal/grammar"
@@ -179,31 +180,46 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	if b.Services, err = joinExposes(file, args); err != nil {
 		return Settings{}, err
 	}
-	if b.Proxy = cmp.Or(args.Proxy, file.Proxy); b.Proxy != "" {
-		if b.Proxy, err = grammar.ParseHost(b.Proxy, defaultPort); err != nil {
+	b.Proxies = file.Proxies
+	if len(args.Proxies) > 0 {
+		b.Proxies = nil
+	}
+	for _, arg := range args.Proxies {
+		addr, err := grammar.ParseHost(arg, defaultPort)
+		if err != nil {
 			return Settings{}, argError("", "--proxy: %w", err)
 		}
+		if slices.Contains(b.Proxies, addr) {
+			return Settings{}, argError("", "--proxy: %s is there twice", addr)
+		}
+		b.Proxies = append(b.Proxies, addr)
 	}
-	if args.Proxy == "" && file.NoProxy != nil {
+	if len(args.Proxies) == 0 && file.NoProxy != nil {
 		return Settings{}, file.NoProxy
 	}
-	if b.Proxy == "" && b.Token.Addr() == "" {
+	if len(b.Proxies) == 0 && b.Token.Addr() == "" {
 		return Settings{}, argError(fmt.Sprintf("--proxy YOUR.SERVER:%d", defaultPort), "the token carries no address of the proxy, and --proxy gives none")
 	}
 	b.ProxyTransfer = cmp.Or(args.ProxyTransfer, file.ProxyTransfer)
-	if args.Proxy != "" && args.ProxyTransfer == "" && file.TransferPort != 0 {
+	if len(args.Proxies) == 1 && args.ProxyTransfer == "" && file.TransferPort != 0 {
 		// The XML has one host for both ports, and the flag names another.
-		host, _, _ := net.SplitHostPort(b.Proxy)
+		host, _, _ := net.SplitHostPort(b.Proxies[0])
 		b.ProxyTransfer = net.JoinHostPort(host, strconv.Itoa(int(file.TransferPort)))
+	}
+	if len(args.Proxies) > 1 && args.ProxyTransfer == "" && file.TransferPort != 0 {
+		b.ProxyTransfer = "" // each announces its own
 	}
 	if b.ProxyTransfer != "" {
 		if b.ProxyTransfer, err = grammar.ParseHostPort(b.ProxyTransfer); err != nil {
 			return Settings{}, argError("", "--proxy-transfer: %w", err)
 		}
+		if len(b.Proxies) > 1 {
+			return Settings{}, argError("leave it out: each proxy announces its transfer port", "--proxy-transfer %s is of one proxy, and there are %d", b.ProxyTransfer, len(b.Proxies))
+		}
 	}
 	set.Role, set.Bridge, set.Origin = RoleBridge, b, file.origin
 	args.override(set.Origin)
-	override(set.Origin, "proxy", args.Proxy)
+	override(set.Origin, "proxy", strings.Join(args.Proxies, ","))
 	override(set.Origin, "proxy_transfer", args.ProxyTransfer)
 	for _, option := range []string{"token", "token_file"} {
 		override(set.Origin, option, cmp.Or(args.Token, args.TokenFile, args.TokenEnv))

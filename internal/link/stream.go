@@ -79,6 +79,9 @@ func (s *Stream) bind(sl *slot) {
 	s.resumes0 = sl.resumes
 }
 
+// Link is the session that the stream is of.
+func (s *Stream) Link() *Link { return s.slot.link }
+
 // ID is unique in the session.
 func (s *Stream) ID() uint64 { return s.id }
 

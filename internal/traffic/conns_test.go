@@ -451,6 +451,46 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// TestAwaitIdle: newcomers are let in until there is a moment without a connection.
+func TestAwaitIdle(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+		acc := c.Account(keyA, "tcp/9000")
+		admit(t, acc, alice).Leave() // a moment of before does not count
+		var first, second fake
+		admit(t, acc, alice).bind(&first, "")
+		newest := c.Newest()
+		begin := time.Now()
+		go func() {
+			time.Sleep(time.Second)
+			late := admit(t, acc, bob)
+			if late.ID() <= newest {
+				t.Errorf("a later connection has id %d, want more than %d", late.ID(), newest)
+			}
+			late.bind(&second, "")
+			first.End(relay.ReasonEOF, 0)
+			time.Sleep(time.Second)
+			second.End(relay.ReasonEOF, 0)
+		}()
+		c.AwaitIdle(t.Context(), time.Minute)
+		if d := time.Since(begin); d != 2*time.Second {
+			t.Errorf("idle after %s, want 2s", d)
+		}
+		var third fake
+		admit(t, acc, alice).bind(&third, "")
+		c.AwaitIdle(t.Context(), time.Second)
+		if d := time.Since(begin); d != 3*time.Second {
+			t.Errorf("AwaitIdle returned after %s, want its limit, 3s", d)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		c.AwaitIdle(ctx, time.Minute)
+		if d := time.Since(begin); d != 4*time.Second {
+			t.Errorf("AwaitIdle returned after %s, want its context's end, 4s", d)
+		}
+		third.End(relay.ReasonEOF, 0)
+	})
+}
+
 // TestDrainIsOver: at its limit everybody is reset, what is on the way to a pair, too.
 func TestDrainIsOver(t *testing.T) {
 	for name, stop := range map[string]func(ctx context.Context, c *Conns, cancel func()){
