@@ -29,13 +29,13 @@ func TestPair(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	if c := p.claims[0]; c.Public != "tcp/9000" || c.Target != srv.target().String() {
+	if c := p.claims[1]; c.Public != "tcp/9000" || c.Target != srv.target().String() {
 		t.Errorf("claim %+v", c)
 	}
 	p.mu.Lock()
 	l := p.link
 	p.mu.Unlock()
-	s, err := l.Open(wire.Open{Client: netip.MustParseAddrPort("192.0.2.7:1234")})
+	s, err := l.Open(wire.Open{Service: 1, Client: netip.MustParseAddrPort("192.0.2.7:1234")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestUnixTarget(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	want := bytes.Repeat([]byte("0123456789"), 50_000)
 	var wg sync.WaitGroup
@@ -94,10 +94,10 @@ func TestNoTarget(t *testing.T) {
 		{Public: public(t, "9002"), Target: grammar.Target{Network: "tcp", Address: "name.invalid:80"}},
 	}}})
 	p.ready()
-	wantCode(t, p.open(0), wire.CodeRefused)
-	wantCode(t, p.open(1), wire.CodeUnreachable)
+	wantCode(t, p.open(1), wire.CodeRefused)
 	wantCode(t, p.open(2), wire.CodeUnreachable)
-	wantCode(t, p.open(3), wire.CodeService)      // one more than there are
+	wantCode(t, p.open(3), wire.CodeUnreachable)
+	wantCode(t, p.open(4), wire.CodeService)      // one more than there are
 	wantCode(t, p.open(65_535), wire.CodeService) // nobody's
 	eventually(t, "the log names the target that refused", func() bool { return b.log.count("target cannot be reached", "service=tcp/9000") == 1 })
 	if n := b.log.count("pair created"); n != 0 {
@@ -124,7 +124,7 @@ func TestTargetComesAndGoes(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	c.(*net.TCPConn).SetLinger(0)
@@ -133,9 +133,9 @@ func TestTargetComesAndGoes(t *testing.T) {
 	eventually(t, "the pair is released", func() bool { return b.log.count("pair released", "reason=target-reset") == 1 })
 	addr := srv.ln.Addr().String()
 	srv.ln.Close()
-	wantCode(t, p.open(0), wire.CodeRefused)
+	wantCode(t, p.open(1), wire.CodeRefused)
 	srv = serve(t, "tcp", addr)
-	s = p.open(0)
+	s = p.open(1)
 	c = srv.accept()
 	talk(t, s, c, "?")
 	talk(t, c, s, "!")
@@ -147,9 +147,9 @@ func TestDialsAtOnce(t *testing.T) {
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
 	release := takeDials(t, b)
-	wantCode(t, p.open(0), wire.CodeLimit)
+	wantCode(t, p.open(1), wire.CodeLimit)
 	release(1)
-	s := p.open(0)
+	s := p.open(1)
 	talk(t, s, srv.accept(), "?")
 	release(traffic.DefaultDials - 1)
 }
@@ -183,7 +183,7 @@ func TestStreamsWhileDialsHang(t *testing.T) {
 	for range 10 {
 		var streams []*link.Stream
 		for range 1000 {
-			streams = append(streams, p.open(0))
+			streams = append(streams, p.open(1))
 		}
 		for _, s := range streams { // each is answered before the next thousand: the proxy obeys the limits
 			wantCode(t, s, wire.CodeLimit)
@@ -201,7 +201,7 @@ func TestHandle(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) { conns <- c }}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := <-conns
 	talk(t, s, c, "?")
 	talk(t, c, s, "!")
@@ -247,7 +247,7 @@ func TestProxyComesLate(t *testing.T) {
 	}
 	p := listen(t, addr, false)
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	eventually(t, "status shows the link", func() bool {
@@ -259,7 +259,7 @@ func TestProxyComesLate(t *testing.T) {
 	next := listen(t, addr, false)
 	next.ready()
 	wantReset(t, c) // never EOF
-	s = next.open(0)
+	s = next.open(1)
 	talk(t, s, srv.accept(), "?")
 	eventually(t, "the log has the session's end", func() bool { return b.log.count("session with the proxy ended, its connections were reset") == 1 })
 }
@@ -332,7 +332,7 @@ func TestTransfer(t *testing.T) {
 			Token: tokenFor(p.addr()), Proxies: []Proxy{{Addr: p.addr(), Transfer: front.Addr().String()}}, Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}},
 		})
 		p.ready()
-		talk(t, p.open(0), srv.accept(), "?")
+		talk(t, p.open(1), srv.accept(), "?")
 		b.stop()
 		<-b.done
 	})
@@ -341,8 +341,8 @@ func TestTransfer(t *testing.T) {
 		blocked := nobody(t)
 		srv := serve(t, "tcp", "127.0.0.1:0")
 		p.mu.Lock()
-		p.answer = func(l *link.Link, id uint16, c wire.Claim) {
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{1}})
+		p.answer = func(l *link.Link, id uint32, c wire.Claim) {
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{1}})
 		}
 		p.mu.Unlock()
 		b := start(t, Config{Token: tokenFor(p.addr()), Proxies: []Proxy{{Addr: p.addr(), Transfer: blocked}}, Settings: Settings{Services: []Service{{Public: public(t, "tcp/"+nobody(t)), Target: srv.target()}}}})
@@ -373,7 +373,7 @@ func TestDrain(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	b.Drain()
@@ -382,7 +382,7 @@ func TestDrain(t *testing.T) {
 	if st := b.Status(); st.Links[0].State != status.LinkDraining || st.Services[0].State != status.ServiceUp {
 		t.Errorf("link %+v, service %+v; want a draining link, and a service that is up", st.Links[0], st.Services[0])
 	}
-	late := p.open(0)
+	late := p.open(1)
 	lateAt := srv.accept()
 	talk(t, late, lateAt, "late")
 	talk(t, s, c, "still")
@@ -420,7 +420,7 @@ func TestDrainWhileDialling(t *testing.T) {
 	}}}}})
 	t.Cleanup(release)
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	<-asked
 	b.Drain()
 	eventually(t, "the bridge says that it waits", func() bool { return b.log.count("draining pairs=0 dials=1") == 1 })
@@ -442,7 +442,7 @@ func TestDrainIsOver(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Drain: 20 * time.Millisecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	b.Drain()
@@ -460,7 +460,7 @@ func TestResumeWithin(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), ResumeWithin: 50 * time.Millisecond, Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	c := func() net.Conn { s := p.open(0); c := srv.accept(); talk(t, s, c, "?"); return c }()
+	c := func() net.Conn { s := p.open(1); c := srv.accept(); talk(t, s, c, "?"); return c }()
 	p.close() // and nobody is there to resume with
 	wantReset(t, c)
 	eventually(t, "the log says why", func() bool {
@@ -485,7 +485,7 @@ func TestStop(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	b.stop()
@@ -517,7 +517,7 @@ func TestEndWhileUsersCome(t *testing.T) {
 				go func() {
 					defer close(gone)
 					for n := 0; n < 2000; n++ {
-						if _, err := l.Open(wire.Open{}); err != nil {
+						if _, err := l.Open(wire.Open{Service: 1}); err != nil {
 							break
 						}
 						if n == some {
@@ -545,7 +545,7 @@ func TestStopWithHandle(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) { conns <- c }}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := <-conns
 	talk(t, s, c, "?")
 	b.stop()
@@ -557,16 +557,16 @@ func TestStopWithHandle(t *testing.T) {
 func TestAnswersToClaims(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
 	p.mu.Lock()
-	p.answer = func(l *link.Link, id uint16, c wire.Claim) {
+	p.answer = func(l *link.Link, id uint32, c wire.Claim) {
 		switch id {
-		case 0:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9000"})
 		case 1:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: "tcp/80 denied: the policy says so"})
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9000"})
 		case 2:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimRetrying, Public: c.Public, Text: "open tcp/9002: in use"})
+			claimed(l, id, wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: "tcp/80 denied: the policy says so"})
 		case 3:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9003"}) // it owns the port and offers it
+			claimed(l, id, wire.Claimed{Status: wire.ClaimRetrying, Public: c.Public, Text: "open tcp/9002: in use"})
+		case 4:
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9003"}) // it owns the port and offers it
 		}
 	}
 	p.mu.Unlock()

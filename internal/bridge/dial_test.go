@@ -256,9 +256,9 @@ func TestNothingIsSaidForHours(t *testing.T) {
 		running.Go(func() { b.Run(ctx) })
 		defer func() { cancel(); running.Wait(); stop() }()
 		time.Sleep(time.Second)
-		atBreakpoint := p.open(0)
+		atBreakpoint := p.open(1)
 		far := <-ends
-		idle := p.open(0) // which may go over another carrier
+		idle := p.open(1) // which may go over another carrier
 		farIdle := <-ends
 		for _, s := range []net.Conn{atBreakpoint, idle} {
 			s.SetDeadline(time.Time{})

@@ -203,7 +203,7 @@ func probeAddr(claimed, served grammar.Public, remote net.Addr) (addr, why strin
 	return net.JoinHostPort(bind.String(), strconv.Itoa(int(at.Port))), ""
 }
 
-// ask shows the nonce at addr and checks the answer.
+// ask asks at addr what only this proxy can answer, and checks the answer.
 func (b *Bridge) ask(ctx context.Context, addr string, nonce [16]byte) error {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
@@ -214,7 +214,8 @@ func (b *Bridge) ask(ctx context.Context, addr string, nonce [16]byte) error {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	if _, err := c.Write(nonce[:]); err != nil {
+	question := link.ProbeQuestion(nonce)
+	if _, err := c.Write(question[:]); err != nil {
 		return err
 	}
 	var answer [16]byte

@@ -36,15 +36,15 @@ func TestProve(t *testing.T) {
 			nonce := [16]byte([]byte("nonce of 16 byte"))
 			p := listen(t, "127.0.0.1:0", false)
 			p.mu.Lock()
-			p.answer = func(l *link.Link, id uint16, _ wire.Claim) {
-				l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: pub, Nonce: nonce})
+			p.answer = func(l *link.Link, id uint32, _ wire.Claim) {
+				claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: pub, Nonce: nonce})
 			}
 			p.mu.Unlock()
 			b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, pub)}}}})
 			conn := port.accept()
 			var got [16]byte
-			if _, err := io.ReadFull(conn, got[:]); err != nil || got != nonce {
-				t.Errorf("the bridge showed %q, %v; want %q", got, err, nonce)
+			if _, err := io.ReadFull(conn, got[:]); err != nil || got != link.ProbeQuestion(nonce) {
+				t.Errorf("the bridge showed %x, %v; want %x", got, err, link.ProbeQuestion(nonce))
 			}
 			c.answer(conn, nonce)
 			conn.Close()
@@ -107,8 +107,8 @@ func TestFewProbesAtOnce(t *testing.T) {
 		var d dns
 		d.set(false, nil, "192.0.2.1")
 		p := newProxy(t)
-		p.answer = func(l *link.Link, id uint16, c wire.Claim) {
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{byte(id + 1)}})
+		p.answer = func(l *link.Link, id uint32, c wire.Claim) {
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{byte(id)}})
 		}
 		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
 		var now, most, all atomic.Int32
@@ -131,9 +131,9 @@ func TestFewProbesAtOnce(t *testing.T) {
 					all.Add(1)
 					most.Store(max(most.Load(), now.Add(1)))
 					time.Sleep(100 * time.Millisecond)
-					var nonce [16]byte
-					io.ReadFull(c, nonce[:])
-					answer := link.ProbeAnswer(nonce)
+					var question [16]byte
+					io.ReadFull(c, question[:])
+					answer := link.ProbeAnswer([16]byte{byte(i + 1)})
 					c.Write(answer[:])
 					now.Add(-1)
 					c.Close()

@@ -12,7 +12,7 @@ import (
 // Opened implements link.Owner: a user connected at the proxy. The number of the service is all that the proxy decides.
 func (u *uplink) Opened(s *link.Stream) {
 	b := u.b
-	svc, public := u.service(s.Link(), s.Open().Service+1, s.ID())
+	svc, public := u.service(s.Link(), s.Open().Service, s.ID())
 	if svc == nil {
 		s.Reset(wire.CodeService)
 		return

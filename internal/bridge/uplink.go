@@ -136,7 +136,7 @@ func (u *uplink) tell() {
 			l.Kill(excess)
 		}
 		for _, f := range frames {
-			u.say(l, f)
+			f.send(l)
 		}
 		b.mu.Lock()
 	}
@@ -178,6 +178,43 @@ func (u *uplink) Ended(l *link.Link, err error) {
 	}
 }
 
+// sayRoundID names ROUND in the queue of the control connection, beside the ids of claims.
+const sayRoundID = 1 << 32
+
+// send sends one frame about claims.
+func (f say) send(l *link.Link) {
+	switch f.kind {
+	case sayClaim:
+		l.Say(uint64(f.id), wire.AppendClaim(nil, f.id, wire.Claim{Public: f.service.Public.String(), Target: f.service.target()}))
+	case sayUnclaim:
+		l.Say(uint64(f.id), wire.AppendUnclaim(nil, f.id))
+	case sayRound:
+		l.Say(sayRoundID, wire.AppendRound(nil))
+	}
+}
+
+// Message implements link.Owner: the proxy answers a CLAIM or an UNCLAIM.
+func (u *uplink) Message(l *link.Link, f wire.Frame) error {
+	switch f.Type {
+	case wire.TypeClaimed:
+		id, c, err := wire.ParseClaimed(f)
+		if err != nil {
+			return err
+		}
+		return u.heardClaimed(l, id, c)
+	case wire.TypeUnclaimed:
+		id, marks, err := wire.ParseUnclaimed(f)
+		if err == nil {
+			err = l.CheckMarks(marks)
+		}
+		if err != nil {
+			return err
+		}
+		return u.heardUnclaimed(l, id, marks)
+	}
+	return link.Violation(wire.ErrUnexpected, "%s from a proxy", f.Type)
+}
+
 // claimStates are the states of services by the status that the proxy says. An unknown status means that the service is
 // not up.
 var claimStates = map[wire.ClaimStatus]string{wire.ClaimUp: status.ServiceUp, wire.ClaimDenied: status.ServiceDenied}
@@ -210,8 +247,11 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 		}
 	}
 	b.mu.Unlock()
-	if err != nil || h.service == nil {
-		return err
+	if err != nil {
+		return link.Violation(wire.ErrClaimInvalid, "%s", err)
+	}
+	if h.service == nil {
+		return nil
 	}
 	news := h.now.state != h.before.state || h.now.reason != h.before.reason
 	switch {
@@ -245,7 +285,7 @@ func (u *uplink) heardUnclaimed(l *link.Link, id uint32, marks []wire.Mark) erro
 		return nil
 	}
 	if err := u.claims.unclaimed(id, marks); err != nil {
-		return err
+		return link.Violation(wire.ErrClaimInvalid, "%s", err)
 	}
 	b.changedLocked()
 	if u.claims.waiting() && !u.ticking {
@@ -322,29 +362,4 @@ func (u *uplink) serviceLocked(svc *service) status.Service {
 		}
 	}
 	return st
-}
-
-// Claim implements link.Owner. Only proxies get claims.
-func (u *uplink) Claim(*link.Link, uint16, wire.Claim, bool) {}
-
-// Unclaim implements link.Owner.
-func (u *uplink) Unclaim(*link.Link, uint16) {}
-
-// Claimed implements link.Owner.
-func (u *uplink) Claimed(l *link.Link, id uint16, c wire.Claimed) {
-	u.heardClaimed(l, uint32(id)+1, c)
-}
-
-func (u *uplink) say(l *link.Link, f say) {
-	if f.kind != sayRound {
-		return
-	}
-	u.b.mu.Lock()
-	var cs []wire.Claim
-	for _, id := range u.b.services.ids() {
-		svc := u.b.services.offered[id]
-		cs = append(cs, wire.Claim{Public: svc.Public.String(), Target: svc.target()})
-	}
-	u.b.mu.Unlock()
-	l.Claims(cs)
 }

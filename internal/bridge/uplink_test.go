@@ -16,12 +16,12 @@ func TestSeveralProxies(t *testing.T) {
 	one, two := listen(t, "127.0.0.1:0", false), listen(t, "127.0.0.1:0", false)
 	for i, p := range []*proxy{one, two} {
 		p.mu.Lock()
-		p.answer = func(l *link.Link, id uint16, c wire.Claim) {
+		p.answer = func(l *link.Link, id uint32, c wire.Claim) {
 			a := wire.Claimed{Status: wire.ClaimUp, Public: c.Public}
 			if i == 1 && c.Public == "tcp/9001" {
 				a = wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: "not here"}
 			}
-			l.Claimed(id, a)
+			claimed(l, id, a)
 		}
 		p.mu.Unlock()
 	}
@@ -31,7 +31,7 @@ func TestSeveralProxies(t *testing.T) {
 	})
 	for _, p := range []*proxy{one, two} {
 		p.ready()
-		s := p.open(1)
+		s := p.open(2)
 		talk(t, s, srv.accept(), "hello")
 	}
 	for _, p := range []*proxy{one, two} {
@@ -47,7 +47,7 @@ func TestSeveralProxies(t *testing.T) {
 		st := b.Status()
 		return st.Links[1].State == status.LinkDown && st.Services[0].State == status.ServiceUp && strings.Contains(st.Services[0].Reason, two.addr()+": away")
 	})
-	talk(t, one.open(0), srv.accept(), "still")
+	talk(t, one.open(1), srv.accept(), "still")
 }
 
 // TestAwaitNamesWhatStandsInTheWay: whoever waits for a service learns why it is not there.

@@ -198,7 +198,8 @@ func TestProbe(t *testing.T) {
 			nonce := p.Expect(true)
 			user, conn := pipe(t, &n)
 			a := ask(&p, conn, false)
-			for b := range slices.Chunk(nonce[:], pieces) {
+			shown := link.ProbeQuestion(nonce)
+			for b := range slices.Chunk(shown[:], pieces) {
 				user.Write(b)
 				time.Sleep(look / 2)
 			}
@@ -230,7 +231,7 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var n memnet.Net
 				var p Probes
-				nonce := p.Expect(true)
+				nonce := link.ProbeQuestion(p.Expect(true))
 				u, conn := pipe(t, &n)
 				a := ask(&p, conn, near)
 				if do != nil {
@@ -276,12 +277,12 @@ func TestProbesAreBounded(t *testing.T) {
 		}
 		var last [nonceLen]byte
 		for range 1000 {
-			last = p.Expect(true)
+			last = link.ProbeQuestion(p.Expect(true))
 		}
 		if len(p.nonces) > maxNonces {
 			t.Errorf("%d nonces are remembered", len(p.nonces))
 		}
-		if _, whole := p.match(last[:]); !whole {
+		if _, _, whole := p.match(last[:]); !whole {
 			t.Error("the last nonce is not good")
 		}
 		p.Expect(true)

@@ -14,11 +14,17 @@ import (
 	"reverser/internal/traffic"
 )
 
-// Probes are the nonces that a bridge may show at the sockets of a name, to prove that they answer. The zero value expects none.
+// Probes are the nonces that a bridge may know at the sockets of a name, to prove that they answer. The zero value expects none.
 type Probes struct {
 	mu     sync.Mutex
-	nonces map[[nonceLen]byte]time.Time // until when; guarded by mu, as all below
+	nonces map[[nonceLen]byte]expected // by what a bridge shows of each; guarded by mu, as all below
 	proven bool
+}
+
+// expected is a probe that may come.
+type expected struct {
+	answer [nonceLen]byte
+	until  time.Time
 }
 
 const nonceLen = 16
@@ -29,7 +35,7 @@ const ProbeTime = 5 * time.Second
 // maxNonces of one name are expected at once: a bridge that claims again and again proves the latest.
 const maxNonces = 4
 
-// Expect returns a nonce that a connection may show instead of being a user's. It returns none, the zero value, once the sockets are
+// Expect returns a nonce, of which a connection may show that it knows it instead of being a user's. It returns none, the zero value, once the sockets are
 // proven, unless they are to be proven again.
 func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 	p.mu.Lock()
@@ -39,8 +45,8 @@ func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 	}
 	rand.Read(n[:])
 	now := time.Now()
-	for k, until := range p.nonces {
-		if now.After(until) {
+	for k, e := range p.nonces {
+		if now.After(e.until) {
 			delete(p.nonces, k)
 		}
 	}
@@ -48,9 +54,9 @@ func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 		clear(p.nonces)
 	}
 	if p.nonces == nil {
-		p.nonces = make(map[[nonceLen]byte]time.Time)
+		p.nonces = make(map[[nonceLen]byte]expected)
 	}
-	p.nonces[n] = now.Add(ProbeTime)
+	p.nonces[link.ProbeQuestion(n)] = expected{link.ProbeAnswer(n), now.Add(ProbeTime)}
 	return n
 }
 
@@ -59,36 +65,36 @@ func (p *Probes) Expected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	for _, until := range p.nonces {
-		if now.Before(until) {
+	for _, e := range p.nonces {
+		if now.Before(e.until) {
 			return true
 		}
 	}
 	return false
 }
 
-// match reports whether b begins as an expected nonce does, and takes a whole one off the list.
-func (p *Probes) match(b []byte) (prefix, whole bool) {
+// match reports whether b begins as an expected probe does, and takes a whole one off the list, which is to hear answer.
+func (p *Probes) match(b []byte) (prefix bool, answer [nonceLen]byte, whole bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	for n, until := range p.nonces {
-		if now.After(until) || !bytes.HasPrefix(n[:], b[:min(len(b), len(n))]) {
+	for shown, e := range p.nonces {
+		if now.After(e.until) || !bytes.HasPrefix(shown[:], b[:min(len(b), len(shown))]) {
 			continue
 		}
-		if len(b) < len(n) {
+		if len(b) < len(shown) {
 			prefix = true
 			continue
 		}
-		delete(p.nonces, n)
+		delete(p.nonces, shown)
 		p.proven = true
-		return true, true
+		return true, e.answer, true
 	}
-	return prefix, false
+	return prefix, answer, false
 }
 
 // strangerTime is how long a client that says nothing is taken for a probe when it comes from elsewhere than the bridge's link: a
-// bridge may leave by two ways, but it shows its nonce at once.
+// bridge may leave by two ways, but it speaks at once.
 const strangerTime = 300 * time.Millisecond
 
 // look is how long one read waits for the first bytes of a connection, between two looks whether a probe is still expected.
@@ -122,9 +128,9 @@ func (p *Probes) Answer(ctx context.Context, conn net.Conn, near bool) (got []by
 		if len(got) == 0 {
 			continue
 		}
-		prefix, whole := p.match(got)
+		prefix, say, whole := p.match(got)
 		if whole {
-			answer(conn, [nonceLen]byte(got))
+			answer(conn, say)
 			return nil, true
 		}
 		if !prefix {
@@ -136,10 +142,9 @@ func (p *Probes) Answer(ctx context.Context, conn net.Conn, near bool) (got []by
 }
 
 // answer tells the bridge that it reached the proxy, and waits a moment until it has heard it.
-func answer(conn net.Conn, nonce [nonceLen]byte) {
-	a := link.ProbeAnswer(nonce)
+func answer(conn net.Conn, say [nonceLen]byte) {
 	conn.SetDeadline(time.Now().Add(time.Second))
-	conn.Write(a[:])
+	conn.Write(say[:])
 	if c, ok := conn.(interface {
 		SetLinger(int) error
 		CloseWrite() error

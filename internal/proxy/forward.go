@@ -7,7 +7,6 @@ import (
 	"net"
 	"time"
 
-	"reverser/internal/link"
 	"reverser/internal/route"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
@@ -50,7 +49,7 @@ func refusal(err error) (why traffic.Refusal, said string) {
 }
 
 // probeOthers is how long a client that says nothing is taken for a probe when it comes from elsewhere than the bridge's
-// link: a bridge may leave by two ways, but it shows its nonce at once.
+// link: a bridge may leave by two ways, but it begins to speak at once.
 const probeOthers = 300 * time.Millisecond
 
 // answerProbe answers a bridge that proves its public port, and tells it from a user by the first bytes. It waits for
@@ -79,9 +78,8 @@ func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (got []byte, over bool)
 		if len(got) == 0 {
 			continue
 		}
-		prefix, whole := ln.match(got)
+		prefix, answer, whole := ln.match(got)
 		if whole {
-			answer := link.ProbeAnswer([16]byte(got))
 			conn.SetDeadline(time.Now().Add(time.Second))
 			conn.Write(answer[:])
 			if c, ok := conn.(*net.TCPConn); ok {

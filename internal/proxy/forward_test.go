@@ -27,8 +27,8 @@ func TestPair(t *testing.T) {
 	if got, err := io.ReadAll(s); string(got) != "hello" || err != nil {
 		t.Errorf("the bridge read %q, %v", got, err)
 	}
-	if o := s.Open(); o.Service != 0 || o.Client.String() != u.LocalAddr().String() || o.Local.String() != addr {
-		t.Errorf("OPEN %+v; want service 0, client %s, local %s", o, u.LocalAddr(), addr)
+	if o := s.Open(); o.Service != 1 || o.Client.String() != u.LocalAddr().String() || o.Local.String() != addr {
+		t.Errorf("OPEN %+v; want service 1, client %s, local %s", o, u.LocalAddr(), addr)
 	}
 	s.Write([]byte("answers"))
 	eventually(t, "the pair is half-closed", func() bool {
@@ -127,14 +127,15 @@ func TestProbe(t *testing.T) {
 		t.Errorf("answer %x, %v; want %x, EOF", got, err, link.ProbeAnswer(nonce))
 	}
 	// A nonce is good once: now it is what a user says.
+	shown := link.ProbeQuestion(nonce)
 	u := w.user(addr)
-	u.Write(nonce[:])
+	u.Write(shown[:])
 	s := b.stream()
 	if s.Open().Client.String() != u.LocalAddr().String() {
 		t.Errorf("the first stream is %s's, want %s's: a probe reached the target", s.Open().Client, u.LocalAddr())
 	}
 	first := make([]byte, 16)
-	if _, err := io.ReadFull(s, first); err != nil || [16]byte(first) != nonce {
+	if _, err := io.ReadFull(s, first); err != nil || [16]byte(first) != shown {
 		t.Errorf("read %x, %v; want the user's bytes", first, err)
 	}
 	if n := w.log.count("pair created"); n != 1 {
@@ -148,12 +149,12 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 	k := key(t, "nas", "tcp/1024-65535")
 	w := start(t, Config{Keys: []Key{k}})
 	b := w.bridge(k, how{instance: 1, silent: true}, pub)
-	nonce := b.claim(0).Nonce
+	nonce := link.ProbeQuestion(b.claim(0).Nonce)
 	ln := w.p.listenerOf(pub)
 	expect := func(d time.Duration) {
 		ln.mu.Lock()
 		defer ln.mu.Unlock()
-		ln.probes[nonce] = time.Now().Add(d)
+		ln.probes[nonce] = probe{until: time.Now().Add(d)}
 	}
 	other := string([]byte{nonce[0] + 1})
 	for _, say := range []string{
@@ -238,7 +239,8 @@ func TestProbesAreBounded(t *testing.T) {
 	if len(ln.probes) > 4 {
 		t.Errorf("%d nonces are remembered", len(ln.probes))
 	}
-	if _, whole := ln.match(last[:]); !whole {
+	shown := link.ProbeQuestion(last)
+	if _, answer, whole := ln.match(shown[:]); !whole || answer != link.ProbeAnswer(last) {
 		t.Error("the last nonce is not among them")
 	}
 	if !ln.probing() == (len(ln.probes) > 0) {

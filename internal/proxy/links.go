@@ -82,7 +82,7 @@ func (p *Proxy) keyName(id [16]byte) string {
 type session struct {
 	link    *link.Link
 	key     string // its name, which may change
-	claims  map[uint16]*claim
+	claims  map[uint32]*claim
 	settled bool // the first round of claims is complete
 	leaving bool // the bridge said that it is stopping
 
@@ -91,14 +91,15 @@ type session struct {
 
 // claim is one service that a bridge asks for.
 type claim struct {
-	id     uint16
+	id     uint32
 	asked  string
 	target string
 	public grammar.Public
 	state  wire.ClaimStatus
 	reason string
 
-	unknown uint8 // what it says and this proxy does not know, as wire.Claim has it
+	unknown uint8  // what it says and this proxy does not know, as wire.Claim has it
+	group   string // with which it is to share the address
 }
 
 // stoppingText is why a service is not served while the proxy drains.
@@ -132,7 +133,7 @@ func (p *Proxy) session(l *link.Link) *session {
 		if l.Err() != nil {
 			return nil
 		}
-		s = &session{link: l, key: p.keys[l.KeyID()].Name, claims: make(map[uint16]*claim)}
+		s = &session{link: l, key: p.keys[l.KeyID()].Name, claims: make(map[uint32]*claim)}
 		p.sessions[l.KeyID()] = s
 	}
 	return s
@@ -201,9 +202,6 @@ func (p *Proxy) GoingAway(l *link.Link, _ time.Duration) {
 // Opened implements link.Owner. A proxy has no service that a bridge could ask for.
 func (p *Proxy) Opened(s *link.Stream) { s.Reset(wire.CodeService) }
 
-// Claimed implements link.Owner. Only bridges get answers.
-func (p *Proxy) Claimed(*link.Link, uint16, wire.Claimed) {}
-
 // Ended implements link.Owner.
 func (p *Proxy) Ended(l *link.Link, err error) {
 	p.claiming.Lock()
@@ -226,44 +224,61 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 	p.log.Info("bridge session ended", "key", key, "bridge", l.PeerName(), "err", err)
 }
 
-// Claim implements link.Owner: the bridge proposes, the policy of its key decides.
-func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
-	p.decided(func() (said lines) {
+// Message implements link.Owner: the bridge proposes, the policy of its key decides.
+func (p *Proxy) Message(l *link.Link, f wire.Frame) error {
+	switch f.Type {
+	case wire.TypeClaim:
+		id, c, err := wire.ParseClaim(f)
+		if err != nil {
+			return err
+		}
+		return p.claim(l, id, c)
+	case wire.TypeUnclaim:
+		id, err := wire.ParseUnclaim(f)
+		if err != nil {
+			return err
+		}
+		p.unclaim(l, id)
+		return nil
+	case wire.TypeRound:
+		p.round(l)
+		return nil
+	}
+	return link.Violation(wire.ErrUnexpected, "%s from a bridge", f.Type)
+}
+
+// claim takes a claim of a bridge, or a change of its attributes, and answers it.
+func (p *Proxy) claim(l *link.Link, id uint32, c wire.Claim) (wrong error) {
+	p.decided(func() lines {
 		p.mu.Lock()
 		s := p.session(l)
 		if s == nil {
 			p.mu.Unlock()
 			return nil
 		}
-		var gone []*listener
 		cl := s.claims[id]
-		if cl == nil || cl.asked != c.Public || cl.target != c.Target {
-			if cl != nil && cl.asked != c.Public {
-				gone = p.releaseClaim(l, cl)
-			}
+		switch {
+		case cl != nil && cl.asked != c.Public:
+			wrong = link.Violation(wire.ErrClaimInvalid, "claim %d asks for %q, and asked for %q before", id, c.Public, cl.asked)
+		case cl == nil && len(s.claims) >= link.MaxClaims:
+			wrong = link.Violation(wire.ErrClaimInvalid, "more than %d claims", link.MaxClaims)
+		case cl == nil || cl.target != c.Target:
 			cl = &claim{id: id, asked: c.Public, target: c.Target}
 			s.claims[id] = cl
 		}
-		cl.unknown = c.Unknown
-		p.mu.Unlock()
-		closeAll(gone) // first: the new port may cover the old one
-		said = p.decide(s, cl, false)
-		p.mu.Lock()
-		if gone = nil; !more && !s.settled {
-			s.settled = true
-			gone = p.releaseLocked(func(ln *listener) bool {
-				at, _, _ := ln.dest.Link()
-				return ln.dest.Key == l.KeyID() && at != l
-			})
+		if wrong != nil {
+			p.mu.Unlock()
+			return nil
 		}
+		cl.unknown, cl.group = c.Unknown, c.Group
 		p.mu.Unlock()
-		closeAll(gone)
-		return said
+		return p.decide(s, cl, false)
 	})
+	return wrong
 }
 
-// Unclaim implements link.Owner.
-func (p *Proxy) Unclaim(l *link.Link, id uint16) {
+// unclaim takes a claim back. The answer says which streams may still name it.
+func (p *Proxy) unclaim(l *link.Link, id uint32) {
 	p.decided(func() lines {
 		p.mu.Lock()
 		s := p.session(l)
@@ -271,6 +286,25 @@ func (p *Proxy) Unclaim(l *link.Link, id uint16) {
 		if s != nil && s.claims[id] != nil {
 			gone = p.releaseClaim(l, s.claims[id])
 			delete(s.claims, id)
+		}
+		p.mu.Unlock()
+		closeAll(gone)
+		l.Say(uint64(id), wire.AppendUnclaimed(nil, id, l.Marks())) // no user is on the way to it: see route.Remove
+		return nil
+	})
+}
+
+// round ends the first round of a bridge's claims: what an earlier session of it held and this one did not claim is given up.
+func (p *Proxy) round(l *link.Link) {
+	p.decided(func() lines {
+		p.mu.Lock()
+		var gone []*listener
+		if s := p.session(l); s != nil && !s.settled {
+			s.settled = true
+			gone = p.releaseLocked(func(ln *listener) bool {
+				at, _, _ := ln.dest.Link()
+				return ln.dest.Key == l.KeyID() && at != l
+			})
 		}
 		p.mu.Unlock()
 		closeAll(gone)
@@ -315,7 +349,7 @@ func (p *Proxy) decide(s *session, c *claim, again bool) (said lines) {
 	if v.state == wire.ClaimUp && ln != nil {
 		answer.Nonce = ln.expectProbe()
 	}
-	s.link.Claimed(c.id, answer)
+	s.link.Say(uint64(c.id), wire.AppendClaimed(nil, c.id, answer))
 	if same {
 		return nil
 	}
@@ -350,6 +384,9 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	}
 	if c.unknown != 0 {
 		return deny("%s denied: the bridge asks for something that this proxy does not know (field %d of its claim): update the proxy", pub, c.unknown)
+	}
+	if c.group != "" {
+		return deny("%s denied: this proxy does not let services share an address (group %q): update the proxy", pub, c.group)
 	}
 	if pub.Kind == grammar.KindOffered {
 		i := slices.IndexFunc(p.cfg.Offer, key.Allow.Permits)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"reverser/internal/link"
 	"reverser/internal/route"
 	"reverser/internal/traffic"
 )
@@ -17,20 +18,26 @@ type listener struct {
 	account *traffic.Account
 
 	mu     sync.Mutex
-	probes map[[16]byte]time.Time // nonces that a bridge may show, and until when; guarded by mu
+	probes map[[16]byte]probe // by what a bridge shows; guarded by mu
+}
+
+// probe is one that is expected.
+type probe struct {
+	answer [16]byte
+	until  time.Time
 }
 
 // probeTime is how long after its claim a bridge may prove that the public port answers.
 const probeTime = 5 * time.Second
 
-// expectProbe returns a nonce that a connection to the listener may show instead of being a user's.
+// expectProbe returns the nonce of a probe that is expected from now on.
 func (l *listener) expectProbe() [16]byte {
 	n := newNonce()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	for k, until := range l.probes {
-		if now.After(until) {
+	for k, pr := range l.probes {
+		if now.After(pr.until) {
 			delete(l.probes, k)
 		}
 	}
@@ -38,9 +45,9 @@ func (l *listener) expectProbe() [16]byte {
 		clear(l.probes)
 	}
 	if l.probes == nil {
-		l.probes = make(map[[16]byte]time.Time)
+		l.probes = make(map[[16]byte]probe)
 	}
-	l.probes[n] = now.Add(probeTime)
+	l.probes[link.ProbeQuestion(n)] = probe{link.ProbeAnswer(n), now.Add(probeTime)}
 	return n
 }
 
@@ -48,28 +55,29 @@ func (l *listener) expectProbe() [16]byte {
 func (l *listener) probing() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, until := range l.probes {
-		if time.Now().Before(until) {
+	for _, pr := range l.probes {
+		if time.Now().Before(pr.until) {
 			return true
 		}
 	}
 	return false
 }
 
-// match reports whether b begins as an expected nonce does, and takes a whole one off the list.
-func (l *listener) match(b []byte) (prefix, whole bool) {
+// match reports whether b begins as a probe that is expected, and takes one that is whole off the list: answer is what it is to
+// hear.
+func (l *listener) match(b []byte) (prefix bool, answer [16]byte, whole bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for n, until := range l.probes {
-		if time.Now().After(until) || !bytes.HasPrefix(n[:], b[:min(len(b), len(n))]) {
+	for shown, pr := range l.probes {
+		if time.Now().After(pr.until) || !bytes.HasPrefix(shown[:], b[:min(len(b), len(shown))]) {
 			continue
 		}
-		if len(b) < len(n) {
+		if len(b) < len(shown) {
 			prefix = true
 			continue
 		}
-		delete(l.probes, n)
-		return true, true
+		delete(l.probes, shown)
+		return true, pr.answer, true
 	}
-	return prefix, false
+	return prefix, answer, false
 }
