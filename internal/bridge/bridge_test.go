@@ -619,7 +619,7 @@ func TestTotals(t *testing.T) {
 		})
 	}
 	want(0, 0, 0, 0)
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "hello")
 	talk(t, c, s, "hi")
