@@ -244,9 +244,12 @@ func (l *Link) Status() []SlotStatus {
 // Leaving says whether the peer announced that it is stopping.
 func (l *Link) Leaving() bool { return l.peerLeaves.Load() }
 
-// Up says whether the link can carry new streams at once.
-func (l *Link) Up() bool {
-	if l.Err() != nil || l.Leaving() {
+// Up reports whether the link can carry new streams at once, and the peer is not stopping.
+func (l *Link) Up() bool { return !l.Leaving() && l.Connected() }
+
+// Connected reports whether the link can carry new streams at once. A peer that is stopping may take them still.
+func (l *Link) Connected() bool {
+	if l.Err() != nil {
 		return false
 	}
 	for _, sl := range l.slots[1:] {

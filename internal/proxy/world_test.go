@@ -25,6 +25,7 @@ import (
 	"reverser/internal/freeport"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
+	"reverser/internal/registry"
 	"reverser/internal/wire"
 )
 
@@ -150,6 +151,25 @@ func start(t *testing.T, cfg Config) *world {
 	return w
 }
 
+// setKeys puts other keys in force.
+func (w *world) setKeys(keys ...Key) {
+	w.t.Helper()
+	set := w.p.settings()
+	set.Keys = keys
+	if err := w.p.Apply(context.Background(), set); err != nil {
+		w.t.Errorf("Apply: %v", err)
+	}
+}
+
+// route is where the users of a name go, nil if nobody serves it.
+func (w *world) route(public string) *registry.Route {
+	pub, err := grammar.ParsePublic(public)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return w.p.registry.View().Find(pub)
+}
+
 // dialled is one attempt of a bridge to connect.
 type dialled struct {
 	carrier bool
@@ -254,7 +274,7 @@ func (b *bridge) Ended(_ *link.Link, err error) {
 func (b *bridge) wasClaimed(id int, c wire.Claimed) {
 	b.mu.Lock()
 	b.claimed[id] = c
-	prove := b.prove && c.Status == wire.ClaimUp
+	prove := b.prove && c.Status == wire.ClaimUp && c.Nonce != [16]byte{}
 	b.mu.Unlock()
 	pub, err := grammar.ParsePublic(c.Public)
 	if !prove || err != nil {

@@ -23,9 +23,9 @@ func (p *Pair) finished() bool {
 	return p.life.outDone
 }
 
-// noteReset passes on the reset of a socket whose EOF was read: nobody reads it any more, and where there is nothing to write
-// nobody would notice. A reset that came before the EOF was noted is outDone's to see. Behind it the poller says when to look; where
-// none watches, a timer does.
+// noteReset passes on a reset that came after the socket's EOF. Nobody reads the socket any more, so without this a reset would be
+// noticed only when there is something to write. The poller calls it on an event; where no poller watches, a timer does. outDone
+// notices a reset that came before the EOF.
 func (p *Pair) noteReset() {
 	if !p.over() && p.sock.gone() {
 		p.localReset()
@@ -51,9 +51,9 @@ func (p *Pair) noteResetLater() {
 // noteEvery is how often a socket that is neither read nor watched is asked whether it was reset.
 const noteEvery = 2 * time.Second
 
-// outDone notes the EOF of the socket. The pair is over when the other direction has ended, too. It returns false when the EOF is
-// none: the kernel reports a reset only once, and when a write was told of it, a read sees an EOF. Such a socket is closed both
-// ways, though its own FIN was not sent.
+// outDone notes the EOF of the socket. The pair is over when the other direction has ended, too. It returns false if the EOF stands for a
+// reset: the kernel reports a reset only once, and after a failed write has consumed it, a read returns EOF. Such a socket is closed both
+// ways although we sent no FIN.
 func (p *Pair) outDone() bool {
 	p.life.mu.Lock()
 	if p.life.poisoned || !p.life.finSent && p.sock.hungUp() {
@@ -104,7 +104,7 @@ func (p *Pair) flushed() bool {
 	return poisoned || p.sock.queued() == 0 || p.sock.gone()
 }
 
-// finish closes the socket, with RST or not, and has said why. The first call decides.
+// finish ends the pair: it closes the socket, with RST or without, and starts say. Only the first call counts.
 func (p *Pair) finish(reason Reason, reset bool) {
 	p.life.mu.Lock()
 	defer p.life.mu.Unlock()
@@ -125,7 +125,7 @@ func (p *Pair) finish(reason Reason, reset bool) {
 	}
 }
 
-// say waits for what the pair still does, and says why it ended.
+// say waits for the pair's work and then tells its owner why it ended.
 func (p *Pair) say() {
 	p.wg.Wait()
 	p.life.ended(p.life.reason)

@@ -9,7 +9,7 @@ import (
 	"reverser/internal/wire"
 )
 
-// Receive implements link.Receiver: straight into the socket, as far as it takes it.
+// Receive implements link.Receiver. It writes to the socket at once; what that does not take waits in the stream.
 func (p *Pair) Receive(bufs [][]byte) int {
 	p.inward.fresh = false
 	n, err := p.sock.tryWrite(bufs)
@@ -20,11 +20,12 @@ func (p *Pair) Receive(bufs [][]byte) int {
 	return n
 }
 
-// Behind implements link.Receiver. A user who is slower than the link would otherwise get a large window, for as long as the
-// kernel's buffer takes everything, and keep it when it is full.
+// Behind implements link.Receiver. Without it, the kernel's buffer would hide that a user is slower than the link: the window would grow
+// while the buffer fills, and stay large when it is full.
 func (p *Pair) Behind() bool { return p.sock.unsent() > 0 }
 
-// Backlogged implements link.Receiver. What arrived while the socket was connected has room in it, more often than not.
+// Backlogged implements link.Receiver. A new socket usually has room for what arrived while it was being connected, so that is written
+// without a goroutine.
 func (p *Pair) Backlogged() {
 	if p.inward.fresh {
 		b := p.stream.Backlog()
@@ -58,8 +59,8 @@ func (p *Pair) drain() {
 	}
 }
 
-// writeFailed: the socket does not take any more. What its peer sent before may still be read as far as there is credit, and
-// then comes the reset; the reader notices by itself, since a dead socket is readable.
+// writeFailed is called when the socket takes no more. The reader still reads what the peer sent before, as far as there is credit, and
+// then passes on the reset. It needs no wake-up: a dead socket is readable.
 func (p *Pair) writeFailed() {
 	p.stream.Discard()
 	p.life.mu.Lock()

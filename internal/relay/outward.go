@@ -23,9 +23,9 @@ func (p *Pair) takeHead(n int) *link.Chunk {
 	return c
 }
 
-// readable is called by the poller when the socket has something to say. One chunk is read at once. What is more, or has to
-// wait, is a goroutine's. With more, a short read is not the end of what is there. flush says that the stream has something to
-// flush.
+// readable is called by the poller when the socket has something to say. It reads one chunk at once; a goroutine reads what is more than
+// that, or waits for credit. more means that a short read does not show that the socket is empty. The result reports whether the stream
+// has something to flush.
 func (p *Pair) readable(more bool) (flush bool) {
 	if !p.enter() {
 		return false
@@ -62,9 +62,9 @@ func (p *Pair) readable(more bool) (flush bool) {
 	return flush
 }
 
-// outbound moves bytes from the socket into the stream: first permission to send, then readiness, and only then a buffer. If a
-// poller watches the socket, it has the word again as soon as a read brings less than a chunk, or nothing for a while: as
-// long as there is much to read, waking one goroutine is the shorter way.
+// outbound moves bytes from the socket into the stream. It waits for permission to send, then for the socket, and takes a buffer only
+// then. Where a poller watches the socket, outbound ends and leaves it to the poller as soon as a read brings less than a chunk, or
+// nothing for a while. As long as there is much to read, a goroutine of its own is faster.
 func (p *Pair) outbound() {
 	watched := p.sock.polled
 	if watched {
@@ -122,8 +122,8 @@ func (p *Pair) outbound() {
 // bulkPause is how long a goroutine waits for more of a socket that had much to say.
 const bulkPause = time.Second
 
-// readBulk reads of a socket that had much to say what is there already, and sends it, in one turn: to wait for the socket is no
-// part of a turn. It returns errNothing when the socket is to be waited for.
+// readBulk reads what a busy socket has already, and sends it, in one turn (link.TakeTurn). Waiting for the socket is not part of a
+// turn: readBulk returns errNothing instead.
 func (p *Pair) readBulk(room int) (n int, err error) {
 	if !p.sock.eager || p.sock.raw == nil {
 		return 0, errNothing
@@ -143,8 +143,8 @@ func (p *Pair) send(n int) {
 	p.sock.release()
 }
 
-// sendRest sends what the peer of a socket that was reset had sent before: what is left of the head, and what the kernel keeps
-// readable in front of the reset.
+// sendRest sends what the peer had sent before it reset the connection: the rest of the head, and the bytes that the kernel still
+// holds. It ignores the flow-control window.
 func (p *Pair) sendRest() {
 	for len(p.outward.head) > 0 {
 		if !p.stream.SendRest(p.takeHead(len(p.outward.head))) {
@@ -174,7 +174,8 @@ func (p *Pair) watchFor(bytes bool) {
 	}
 }
 
-// readUntil bounds how long a read waits. In a pair that is being frozen nobody waits, and it stays so.
+// readUntil sets how long a read may wait. It does nothing while the pair is being frozen: Freeze has set a deadline that stops all
+// reads, and it must stay.
 func (p *Pair) readUntil(t time.Time) {
 	p.life.mu.Lock()
 	defer p.life.mu.Unlock()

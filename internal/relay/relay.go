@@ -89,7 +89,7 @@ type Pair struct {
 	}
 }
 
-// phase says whether the bytes of a pair move.
+// phase is whether the bytes of a pair move.
 type phase uint8
 
 const (

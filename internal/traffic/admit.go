@@ -23,6 +23,7 @@ type Admission struct {
 
 	// Known to whoever has the admission, and from Bind on to the end of the pair.
 	placed, dials bool
+	finally       func() // nil: nothing
 
 	// Set by Bind, before the phase is bound.
 	pair   pair
@@ -131,6 +132,9 @@ func (a *Admission) takePlace(p Patience) error {
 		return ErrDraining
 	}
 }
+
+// Finally has f called when the connection is over, whatever became of it. It is for whoever has the admission, once, before Bind.
+func (a *Admission) Finally(f func()) { a.finally = f }
 
 // ID is unique in the process.
 func (a *Admission) ID() uint64 { return a.id }
@@ -262,6 +266,9 @@ func (a *Admission) giveBack(reason relay.Reason, sent, received uint64) {
 	}
 	if a.placed {
 		<-c.room.places
+	}
+	if a.finally != nil {
+		a.finally()
 	}
 	c.roster.left(1)
 }

@@ -228,10 +228,16 @@ func TestAccept(t *testing.T) {
 		}
 		hold := make(chan struct{})
 		begin := time.Now()
-		c.Accept(ln, acc, func(a *Admission, conn net.Conn) {
-			<-hold
-			served++
-			conn.Close()
+		Accept(t.Context(), ln, c.log, func(conn net.Conn) {
+			a, err := c.Admit(acc, netip.AddrPort{}, Wait)
+			if err != nil {
+				t.Error(err)
+			}
+			a.Go(func() {
+				<-hold
+				served++
+				conn.Close()
+			})
 		})
 		if d := time.Since(begin); d != 15*time.Millisecond {
 			t.Errorf("it took %s, want two pauses of 5 and 10 ms", d)
@@ -367,6 +373,28 @@ func TestEnd(t *testing.T) {
 		}
 		if log.count("pair created") != 4 || log.count("pair released", "reason=service-removed") != 2 {
 			t.Errorf("the log says %q", log.all())
+		}
+	})
+}
+
+// TestFinally: what was asked for is called once, whatever became of the connection.
+func TestFinally(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+		n := 0
+		for _, end := range []func(*Admission){
+			(*Admission).Leave,
+			func(a *Admission) { a.Refuse(RefusedAway, "") },
+			func(a *Admission) { a.Leave(); a.Leave() },
+		} {
+			a, err := c.Admit(c.Account(keyA, "tcp/9000"), netip.AddrPort{}, Wait)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.Finally(func() { n++ })
+			end(a)
+		}
+		if n != 3 {
+			t.Errorf("called %d times for 3 connections", n)
 		}
 	})
 }
