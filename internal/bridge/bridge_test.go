@@ -605,3 +605,27 @@ func TestAnswersToClaims(t *testing.T) {
 		t.Error("the answers are not in the log")
 	}
 }
+
+// TestTotals: a service's bytes are counted while the connection lives, and stay counted.
+func TestTotals(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
+	p.ready()
+	want := func(conns int, total, sent, received uint64) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d connections of %d, %d bytes sent, %d received", conns, total, sent, received), func() bool {
+			s := b.Status().Services[0]
+			return s.Connections == conns && s.Total == total && s.Sent == sent && s.Received == received
+		})
+	}
+	want(0, 0, 0, 0)
+	s := p.open(1)
+	c := srv.accept()
+	talk(t, s, c, "hello")
+	talk(t, c, s, "hi")
+	want(1, 1, 5, 2)
+	c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+	want(0, 1, 5, 2)
+}
