@@ -36,7 +36,7 @@ func tunnel(b testing.TB, target string) string {
 	leaf, _ := x509.ParseCertificate(der)
 	k := proxy.Key{Name: "bench", ID: [16]byte{1}, Secret: [32]byte{2}, Allow: grammar.DefaultPolicy()}
 	p := proxy.New(proxy.Config{
-		Listen: "127.0.0.1:0", Identity: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, Keys: []proxy.Key{k},
+		Listen: "127.0.0.1:0", Identity: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, Settings: proxy.Settings{Keys: []proxy.Key{k}},
 	})
 	if err := p.Listen(); err != nil {
 		b.Fatal(err)
@@ -53,16 +53,9 @@ func tunnel(b testing.TB, target string) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	up := make(chan struct{})
-	var once sync.Once
 	br, err := bridge.New(bridge.Config{
-		Token: grammar.Token{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)},
-		Proxy: p.Addr().String(), Services: []bridge.Service{{Public: pub, Target: tgt}},
-		OnService: func(_ grammar.Public, s status.Service) {
-			if s.State == status.ServiceUp {
-				once.Do(func() { close(up) })
-			}
-		},
+		Token:   grammar.Token{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)},
+		Proxies: []bridge.Proxy{{Addr: p.Addr().String()}}, Settings: bridge.Settings{Services: []bridge.Service{{Public: pub, Target: tgt}}},
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -72,7 +65,9 @@ func tunnel(b testing.TB, target string) string {
 	wg.Go(func() { p.Run(ctx) })
 	wg.Go(func() { br.Run(ctx) })
 	b.Cleanup(func() { cancel(); wg.Wait() })
-	<-up
+	if st, err := br.Await(ctx, pub); err != nil || st.State != status.ServiceUp {
+		b.Fatalf("%s is %s: %v", pub, st.State, err)
+	}
 	return public
 }
 

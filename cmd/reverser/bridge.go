@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"strings"
@@ -59,7 +58,7 @@ finish (--drain), a second one stops now.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&args.TokenFile, "token-file", "", "`FILE` that holds the token, readable only by you; - is stdin")
-	fl.StringVar(&args.Proxy, "proxy", "", "`HOST[:PORT]` of the proxy, in place of the token's address (default port 3010)")
+	fl.StringArrayVar(&args.Proxies, "proxy", nil, "`HOST[:PORT]` of the proxy, in place of the token's address (default port 3010); several are several proxies")
 	fl.StringVar(&args.ProxyTransfer, "proxy-transfer", "", "`HOST:PORT` of the proxy's --transfer port, where a NAT changes it")
 	addCommonFlags(fl, &args.CommonArgs, &args.Config, &adminAddr)
 	return cmd
@@ -84,15 +83,13 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 		return err
 	}
 	b, err := bridge.New(bridge.Config{
-		Token:         set.Bridge.Token,
-		Proxy:         set.Bridge.Proxy,
-		ProxyTransfer: set.Bridge.ProxyTransfer,
-		Services:      bridgeServices(set.Bridge.Services),
-		Drain:         set.Drain,
-		Budget:        boundMemory(),
-		ResumeWithin:  set.ResumeWithin,
-		Version:       version(),
-		Log:           log,
+		Token:        set.Bridge.Token,
+		Proxies:      bridgeProxies(set.Bridge),
+		Settings:     settingsOf(set),
+		Budget:       boundMemory(),
+		ResumeWithin: set.ResumeWithin,
+		Version:      version(),
+		Log:          log,
 	})
 	if err != nil {
 		return usage(err)
@@ -109,8 +106,28 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 type bridgeRole struct{ *bridge.Bridge }
 
 // Apply implements applier.
-func (b bridgeRole) Apply(_ context.Context, set config.Settings) (func(context.Context) []string, error) {
-	return nil, errors.New("services cannot change while the bridge runs: restart it")
+func (b bridgeRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
+	applied, err := b.Bridge.Apply(ctx, settingsOf(set))
+	if err != nil {
+		return nil, err
+	}
+	return applied.Wait, nil
+}
+
+func settingsOf(set config.Settings) bridge.Settings {
+	return bridge.Settings{Services: bridgeServices(set.Bridge.Services), Drain: set.Drain}
+}
+
+// bridgeProxies are the proxies that get a link; none: the token has the address.
+func bridgeProxies(set config.Bridge) (all []bridge.Proxy) {
+	addrs := set.Proxies
+	if len(addrs) == 0 {
+		addrs = []string{set.Token.Addr()}
+	}
+	for _, addr := range addrs {
+		all = append(all, bridge.Proxy{Addr: addr, Transfer: set.ProxyTransfer})
+	}
+	return all
 }
 
 func bridgeServices(exposes []grammar.Expose) []bridge.Service {

@@ -143,7 +143,7 @@ type demo struct {
 
 	httpPublic, echoPublic string // addresses of the public ports
 	httpTarget, echoTarget string // addresses of the services behind them
-	ready                  chan status.Service
+	services               []bridge.Service
 	failed                 chan error
 
 	cancel context.CancelFunc
@@ -153,7 +153,6 @@ type demo struct {
 func (d *demo) start(ctx context.Context) (err error) {
 	ctx, d.cancel = context.WithCancel(ctx)
 	d.failed = make(chan error, 8)
-	d.ready = make(chan status.Service, 64)
 
 	if d.temp, err = os.MkdirTemp("", "reverser-demo-"); err != nil {
 		return err
@@ -178,7 +177,6 @@ func (d *demo) start(ctx context.Context) (err error) {
 	d.echoTarget = echoService.Addr().String()
 	d.serveEcho(ctx, echoService)
 
-	var services []bridge.Service
 	var allow grammar.Policy
 	var free []net.Listener
 	for _, s := range []struct {
@@ -200,7 +198,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		services = append(services, bridge.Service{Public: e.Public, Target: e.Target})
+		d.services = append(d.services, bridge.Service{Public: e.Public, Target: e.Target})
 		allow = append(allow, a)
 	}
 
@@ -215,8 +213,8 @@ func (d *demo) start(ctx context.Context) (err error) {
 		return err
 	}
 	d.proxy = proxy.New(proxy.Config{
-		Listen: "127.0.0.1:0", Identity: identity, Keys: proxyKeys(keys), Version: version(),
-		Log: d.log.With("side", "proxy"),
+		Listen: "127.0.0.1:0", Identity: identity, Version: version(), Log: d.log.With("side", "proxy"),
+		Settings: proxy.Settings{Keys: proxyKeys(keys)},
 	})
 	if err := d.proxy.Listen(); err != nil {
 		return err
@@ -233,8 +231,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		d.proxy.SetKeys(proxyKeys(keys))
-		return nil
+		return d.proxy.Apply(ctx, proxy.Settings{Keys: proxyKeys(keys)})
 	}
 
 	// The bridge reads the token as if it had been pasted.
@@ -242,14 +239,8 @@ func (d *demo) start(ctx context.Context) (err error) {
 		return err
 	}
 	b, err := bridge.New(bridge.Config{
-		Token: tok, Services: services, Version: version(),
+		Token: tok, Settings: bridge.Settings{Services: d.services}, Version: version(),
 		Log: d.log.With("side", "bridge"),
-		OnService: func(_ grammar.Public, s status.Service) {
-			select {
-			case d.ready <- s:
-			default: // nobody waits any more
-			}
-		},
 	})
 	if err != nil {
 		return err
@@ -299,7 +290,7 @@ func freePort() (net.Listener, error) { return net.Listen("tcp4", "127.0.0.1:0")
 // check sends real traffic through the tunnel.
 func (d *demo) check(ctx context.Context, out io.Writer) error {
 	start := time.Now()
-	if err := d.waitUp(ctx, 2); err != nil {
+	if err := d.waitUp(ctx); err != nil {
 		return err
 	}
 	ok(out, start, "the bridge proved itself, and the proxy opened both ports")
@@ -334,22 +325,26 @@ func (d *demo) check(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// waitUp waits until n services are up.
-func (d *demo) waitUp(ctx context.Context, n int) error {
-	up := map[string]bool{}
-	var last string
-	for len(up) < n {
+// waitUp waits until the services are up.
+func (d *demo) waitUp(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel(nil)
+	watching.Go(func() {
 		select {
-		case s := <-d.ready:
-			if s.State == status.ServiceUp {
-				up[s.Public] = true
-			} else {
-				last = fmt.Sprintf(": %s is %s (%s)", s.Public, s.State, s.Reason)
-			}
 		case err := <-d.failed:
-			return err
+			cancel(err)
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the public ports%s: %w", last, ctx.Err())
+		}
+	})
+	for _, s := range d.services {
+		st, err := d.bridge.Await(ctx, s.Public)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s is not up: %w", s.Public, err)
+		case st.State != status.ServiceUp:
+			return fmt.Errorf("%s is %s (%s)", st.Public, st.State, st.Reason)
 		}
 	}
 	return nil

@@ -105,7 +105,7 @@ func newReloadTest(set config.Settings) *reloadTest {
 	return rt
 }
 
-func bridgeSettings(t *testing.T, exposes ...string) config.Settings {
+func exposing(t *testing.T, exposes ...string) config.Settings {
 	t.Helper()
 	set := config.Settings{Role: config.RoleBridge}
 	for _, s := range exposes {
@@ -120,11 +120,11 @@ func bridgeSettings(t *testing.T, exposes ...string) config.Settings {
 
 // TestReload: what is different is applied and said, and what is refused changes nothing and is said everywhere.
 func TestReload(t *testing.T) {
-	start := bridgeSettings(t, "9000=80")
-	next := bridgeSettings(t, "9000=80", "9001=81")
+	start := exposing(t, "9000=80")
+	next := exposing(t, "9000=80", "9001=81")
 	next.LogLevel = slog.LevelDebug
-	fixed := bridgeSettings(t, "9000=80", "9001=81")
-	fixed.Bridge.Proxy = "other:3010"
+	fixed := exposing(t, "9000=80", "9001=81")
+	fixed.Bridge.Proxies = []string{"other:3010"}
 	for _, c := range []struct {
 		name    string
 		set     config.Settings
@@ -193,7 +193,7 @@ func TestReload(t *testing.T) {
 }
 
 func TestReloadWarnings(t *testing.T) {
-	rt := newReloadTest(bridgeSettings(t, "9000"))
+	rt := newReloadTest(exposing(t, "9000"))
 	rt.source.warnings = []config.Warning{{File: "b.config", Line: 4, Text: "ignored"}}
 	done, err := rt.Reload(t.Context())
 	if err != nil || !slices.Equal(done.Warnings, []string{"b.config:4: ignored"}) || !strings.Contains(rt.out.String(), "b.config:4: ignored") {
@@ -204,7 +204,7 @@ func TestReloadWarnings(t *testing.T) {
 // TestReloadConfirmed: a reload waits for the other end, but not for ever, and nobody else has to wait for that.
 func TestReloadConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rt := newReloadTest(bridgeSettings(t, "9000"))
+		rt := newReloadTest(exposing(t, "9000"))
 		confirmed := make(chan struct{})
 		rt.role.wait = func(ctx context.Context) []string {
 			select {
@@ -214,7 +214,7 @@ func TestReloadConfirmed(t *testing.T) {
 				return []string{"tcp/9001 at p:3010"}
 			}
 		}
-		rt.source.say(bridgeSettings(t, "9000", "9001"), nil)
+		rt.source.say(exposing(t, "9000", "9001"), nil)
 		begin := time.Now()
 		done, err := rt.Reload(t.Context())
 		if err != nil || !slices.Equal(done.Unconfirmed, []string{"tcp/9001 at p:3010"}) || time.Since(begin) != confirmLimit {
@@ -224,7 +224,7 @@ func TestReloadConfirmed(t *testing.T) {
 			t.Errorf("no word of it in the log:\n%s", rt.out)
 		}
 
-		rt.source.say(bridgeSettings(t, "9000"), nil)
+		rt.source.say(exposing(t, "9000"), nil)
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if done, err := rt.Reload(t.Context()); err != nil || len(done.Unconfirmed) != 0 || len(done.Changed) != 1 {
@@ -245,9 +245,9 @@ func TestReloadConfirmed(t *testing.T) {
 // TestReloadOneByOne: an order waits for the one before it, and reads the settings when it is its turn.
 func TestReloadOneByOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rt := newReloadTest(bridgeSettings(t, "9000"))
+		rt := newReloadTest(exposing(t, "9000"))
 		rt.role.busy = make(chan struct{})
-		rt.source.say(bridgeSettings(t, "9000", "9001"), nil)
+		rt.source.say(exposing(t, "9000", "9001"), nil)
 		gone, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { rt.Reload(gone) })
@@ -270,7 +270,7 @@ func TestReloadOneByOne(t *testing.T) {
 		// An order that has begun is carried out, also when whoever gave it has gone.
 		cancel()
 		synctest.Wait()
-		rt.source.say(bridgeSettings(t, "9000", "9001", "9002"), nil)
+		rt.source.say(exposing(t, "9000", "9001", "9002"), nil)
 		close(rt.role.busy)
 		wg.Wait()
 		if got := len(rt.role.applied); got != 2 || len(rt.settings().Bridge.Services) != 3 {
@@ -280,7 +280,7 @@ func TestReloadOneByOne(t *testing.T) {
 }
 
 func TestReloadWhileStopping(t *testing.T) {
-	rt := newReloadTest(bridgeSettings(t, "9000"))
+	rt := newReloadTest(exposing(t, "9000"))
 	rt.stop()
 	_, err := rt.Reload(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "stopping") || rt.source.loads != 0 || rt.lastReload() != nil {
@@ -323,7 +323,7 @@ func TestEditedKeys(t *testing.T) {
 // TestReloadWatch: a signal and a change of the file are orders to reload.
 func TestReloadWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rt := newReloadTest(bridgeSettings(t, "9000"))
+		rt := newReloadTest(exposing(t, "9000"))
 		rt.source.changed = make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
 		asked := make(chan struct{}, 1)
@@ -332,13 +332,13 @@ func TestReloadWatch(t *testing.T) {
 			rt.watch(ctx, asked)
 			close(done)
 		}()
-		rt.source.say(bridgeSettings(t, "9000", "9001"), nil)
+		rt.source.say(exposing(t, "9000", "9001"), nil)
 		asked <- struct{}{}
 		synctest.Wait()
 		if n := rt.role.count(); n != 1 {
 			t.Errorf("%d applied behind a signal; want 1", n)
 		}
-		rt.source.say(bridgeSettings(t, "9000"), nil)
+		rt.source.say(exposing(t, "9000"), nil)
 		rt.source.changed <- struct{}{}
 		synctest.Wait()
 		if n := rt.role.count(); n != 2 {
@@ -349,7 +349,7 @@ func TestReloadWatch(t *testing.T) {
 	})
 
 	// Where the file cannot be watched, there is a word, and signals still work.
-	rt := newReloadTest(bridgeSettings(t, "9000"))
+	rt := newReloadTest(exposing(t, "9000"))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	rt.watch(ctx, nil)

@@ -36,7 +36,7 @@ type BridgeArgs struct {
 	Token         string // the first argument, where that is a token
 	TokenFile     string // "-" is Stdin
 	TokenEnv      string // what the environment variable TokenEnv holds
-	Proxy         string
+	Proxies       []string
 	ProxyTransfer string
 	Expose        []string
 	Stdin         io.Reader

@@ -10,14 +10,16 @@ import (
 // bridgeFile is what a file says to a bridge. What it does not say is empty. Of Token and TokenFile at most one is set.
 type bridgeFile struct {
 	CommonArgs
-	Token, TokenFile     string
-	Proxy, ProxyTransfer string // host:port
-	// NoProxy is set where the file has a placeholder for the proxy's address: wrong, unless a flag gives one. Proxy and
+	Token, TokenFile string
+	Proxies          []string // host:port
+	ProxyTransfer    string   // host:port
+	// NoProxy is set where the file has a placeholder for the proxy's address: wrong, unless a flag gives one. Proxies and
 	// ProxyTransfer are empty then.
 	NoProxy error
 	// TransferPort is the port alone of the XML's ProxyTransfer, for when a flag names another host; 0: none.
 	TransferPort uint16
 	Expose       []grammar.Expose
+	exposed      []Place // where each of Expose is, its PUBLIC
 	origin       map[string]Place
 }
 
@@ -62,8 +64,8 @@ func (d *doc) bridge() *bridgeFile {
 			d.fault("token_file", fmt.Errorf("token on line %d gives a token already", d.line("token")), "keep one of the two")
 		}
 	}
-	b.Proxy = d.address("proxy", func(s string) (string, error) { return grammar.ParseHost(s, 3010) },
-		`give the proxy's address, "server.example.com" or "server.example.com:3010"`)
+	b.Proxies = d.addresses("proxy", func(s string) (string, error) { return grammar.ParseHost(s, defaultPort) },
+		`give the proxy's address, "server.example.com" or "server.example.com:3010", or a list of them`)
 	b.ProxyTransfer = d.address("proxy_transfer", grammar.ParseHostPort, `give host and port, such as "server.example.com:3020"`)
 	b.CommonArgs = d.common()
 
@@ -95,6 +97,7 @@ func (d *doc) bridge() *bridgeFile {
 			continue
 		}
 		b.Expose = append(b.Expose, e)
+		b.exposed = append(b.exposed, Place{d.file, d.line(at("public")), "public"})
 	}
 	return b
 }

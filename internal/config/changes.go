@@ -74,7 +74,7 @@ func (c *changes) proxy(old, next Proxy) {
 func (c *changes) bridge(old, next Bridge) {
 	c.fixed("resume_within", duration(c.old.ResumeWithin), duration(c.next.ResumeWithin))
 	const tokens = "the token's address"
-	c.fixed("proxy", cmp.Or(old.Proxy, tokens), cmp.Or(next.Proxy, tokens))
+	c.fixed("proxy", cmp.Or(strings.Join(old.Proxies, ", "), tokens), cmp.Or(strings.Join(next.Proxies, ", "), tokens))
 	c.fixed("proxy_transfer", cmp.Or(old.ProxyTransfer, "none"), cmp.Or(next.ProxyTransfer, "none"))
 	if old.Token.Encode() != next.Token.Encode() {
 		place, ok := c.next.Origin["token_file"]

@@ -57,8 +57,8 @@ type Proxy struct {
 // Bridge are the settings that only a bridge has.
 type Bridge struct {
 	Token         grammar.Token
-	Proxy         string // host:port; "": the token has it
-	ProxyTransfer string // host:port; "": the proxy announces it
+	Proxies       []string // host:port, each gets a link of its own; none: the token has it
+	ProxyTransfer string   // host:port; "": the proxy announces it
 	Services      []grammar.Expose
 }
 

@@ -112,14 +112,14 @@ target = "nas:80"
 	if err != nil || len(warnings) != 0 {
 		t.Fatalf("loadBridge = %v, %v", warnings, err)
 	}
-	if b.TokenFile != filepath.Join(dir, "sub", "bridge.token") || b.Proxy != "proxy.example.com:3010" || b.ProxyTransfer != "[2001:db8::1]:3020" {
+	if b.TokenFile != filepath.Join(dir, "sub", "bridge.token") || fmt.Sprint(b.Proxies) != "[proxy.example.com:3010]" || b.ProxyTransfer != "[2001:db8::1]:3020" {
 		t.Errorf("loadBridge = %+v", b)
 	}
 	if got := fmt.Sprint(b.Expose); got != "[tcp/9000=127.0.0.1:9904 tcp/9001=127.0.0.1:9001 tcp/[::1]:9002=nas:80]" {
 		t.Errorf("Expose = %s", got)
 	}
 	bare := write(t, "bare.toml", `proxy = "Proxy.Example.com"`)
-	if b, _, err := loadBridge(bare); err != nil || b.Proxy != "proxy.example.com:3010" {
+	if b, _, err := loadBridge(bare); err != nil || fmt.Sprint(b.Proxies) != "[proxy.example.com:3010]" {
 		t.Errorf("loadBridge without a port = %+v, %v; want port 3010", b, err)
 	}
 	_, _, err = loadProxy(path)
@@ -396,7 +396,7 @@ func encodings(text string) map[string]string {
 func TestTOMLEncodings(t *testing.T) {
 	for name, text := range encodings("# öffentlich\nproxy = \"a:1\"\n") {
 		b, _, err := loadBridge(write(t, "b.toml", text))
-		if err != nil || b.Proxy != "a:1" {
+		if err != nil || fmt.Sprint(b.Proxies) != "[a:1]" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -445,7 +445,7 @@ func TestExampleTOML(t *testing.T) {
 		t.Errorf("bridge.toml with everything = %q, %v, %v", role, warnings, err)
 	}
 	b, _, err = loadBridge(path)
-	if err != nil || len(b.Expose) != 4 || b.Proxy == "" || b.ProxyTransfer == "" {
+	if err != nil || len(b.Expose) != 4 || len(b.Proxies) == 0 || b.ProxyTransfer == "" {
 		t.Errorf("bridge.toml with everything = %+v, %v", b, err)
 	}
 
@@ -500,7 +500,7 @@ func checkSourceBridge(t *testing.T, path string) {
 		return
 	}
 	wantExpose := grammar.Expose{Public: grammar.Public{Kind: grammar.KindOffered}, Target: grammar.Target{Network: "tcp", Address: "127.0.0.1:9904"}}
-	if b.Proxy != "127.0.0.1:3010" || b.ProxyTransfer != "127.0.0.1:3020" || !slices.Equal(b.Expose, []grammar.Expose{wantExpose}) || b.Token != "" || b.TokenFile != "" {
+	if fmt.Sprint(b.Proxies) != "[127.0.0.1:3010]" || b.ProxyTransfer != "127.0.0.1:3020" || !slices.Equal(b.Expose, []grammar.Expose{wantExpose}) || b.Token != "" || b.TokenFile != "" {
 		t.Errorf("loadBridge(%s) = %+v", path, b)
 	}
 	if role, warnings, err := Check(path); role != RoleBridge || len(warnings) != 0 || err != nil {
@@ -516,7 +516,7 @@ func TestSourceXML(t *testing.T) {
 	checkSourceBridge(t, "testdata/bridge-bare.config")
 
 	b, _, err := loadBridge("testdata/bridge-placeholder.config")
-	if err != nil || b.Proxy != "" || b.ProxyTransfer != "" || b.TransferPort != 3020 || len(b.Expose) != 1 {
+	if err != nil || len(b.Proxies) != 0 || b.ProxyTransfer != "" || b.TransferPort != 3020 || len(b.Expose) != 1 {
 		t.Fatalf("loadBridge = %+v, %v; want everything but the proxy's address, which a flag may give", b, err)
 	}
 	want(t, "the placeholder", b.NoProxy, "bridge-placeholder.config:1: ProxyServerIP", `"47.109.*.*"`, "put the server's address there")
@@ -562,7 +562,7 @@ func TestXMLForms(t *testing.T) {
 		"IPv6 with brackets": {"[2001:db8::1]", "[2001:db8::1]:3010"},
 	} {
 		b, _, err := loadBridge(write(t, "b.config", strings.Replace(bridgeXML, "127.0.0.1", c.ip, 1)))
-		if err != nil || b.Proxy != c.proxy {
+		if err != nil || strings.Join(b.Proxies, ",") != c.proxy {
 			t.Errorf("%s: %+v, %v", name, b, err)
 		}
 	}
@@ -671,7 +671,7 @@ func judge(t *testing.T, path, text string) {
 			if err := grammar.CheckExposes(b.Expose); err != nil {
 				t.Error(err)
 			}
-			for _, a := range []string{b.Proxy, b.ProxyTransfer} {
+			for _, a := range append(b.Proxies, b.ProxyTransfer) {
 				if again, err := grammar.ParseHostPort(a); a != "" && (err != nil || again != a) {
 					t.Errorf("%q is no canonical address", a)
 				}

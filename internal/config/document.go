@@ -271,6 +271,41 @@ func (d *doc) address(key string, parse func(string) (string, error), hint strin
 	return addr
 }
 
+// addresses is one address, or a list of them.
+func (d *doc) addresses(key string, parse func(string) (string, error), hint string) (all []string) {
+	list, ok := d.options[key].([]any)
+	if !ok {
+		if addr := d.address(key, parse, hint); addr != "" {
+			all = append(all, addr)
+		}
+		return all
+	}
+	if len(list) == 0 {
+		d.fault(key, errors.New("the list is empty"), "give one, or leave the key out")
+	}
+	for _, v := range list {
+		s, err := scalar(v)
+		switch {
+		case err != nil:
+		case strings.Contains(s, "rv1_"):
+			err, hint = errors.New("the value is a token"), "a token goes into a file that token_file names"
+		default:
+			s, err = parse(s)
+		}
+		if err != nil {
+			d.fault(key, err, hint)
+			continue
+		}
+		if slices.Contains(all, s) {
+			d.fault(key, fmt.Errorf("%s is there twice", s), "keep one of the two")
+			continue
+		}
+		all = append(all, s)
+	}
+	d.origin[key] = Place{d.file, d.line(key), key}
+	return all
+}
+
 // inner is the value of a key in a table of a list.
 func (d *doc) inner(t map[string]any, path, key string) string {
 	v, ok := t[key]

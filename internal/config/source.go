@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"reverser/internal/grammar"
@@ -175,34 +177,49 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	if b.Token, err = s.token(file); err != nil {
 		return Settings{}, err
 	}
-	if b.Services, err = joinExposes(file.Expose, args.Expose); err != nil {
+	if b.Services, err = joinExposes(file, args); err != nil {
 		return Settings{}, err
 	}
-	if b.Proxy = cmp.Or(args.Proxy, file.Proxy); b.Proxy != "" {
-		if b.Proxy, err = grammar.ParseHost(b.Proxy, defaultPort); err != nil {
+	b.Proxies = file.Proxies
+	if len(args.Proxies) > 0 {
+		b.Proxies = nil
+	}
+	for _, arg := range args.Proxies {
+		addr, err := grammar.ParseHost(arg, defaultPort)
+		if err != nil {
 			return Settings{}, argError("", "--proxy: %w", err)
 		}
+		if slices.Contains(b.Proxies, addr) {
+			return Settings{}, argError("", "--proxy: %s is there twice", addr)
+		}
+		b.Proxies = append(b.Proxies, addr)
 	}
-	if args.Proxy == "" && file.NoProxy != nil {
+	if len(args.Proxies) == 0 && file.NoProxy != nil {
 		return Settings{}, file.NoProxy
 	}
-	if b.Proxy == "" && b.Token.Addr() == "" {
+	if len(b.Proxies) == 0 && b.Token.Addr() == "" {
 		return Settings{}, argError(fmt.Sprintf("--proxy YOUR.SERVER:%d", defaultPort), "the token carries no address of the proxy, and --proxy gives none")
 	}
 	b.ProxyTransfer = cmp.Or(args.ProxyTransfer, file.ProxyTransfer)
-	if args.Proxy != "" && args.ProxyTransfer == "" && file.TransferPort != 0 {
+	if len(args.Proxies) == 1 && args.ProxyTransfer == "" && file.TransferPort != 0 {
 		// The XML has one host for both ports, and the flag names another.
-		host, _, _ := net.SplitHostPort(b.Proxy)
+		host, _, _ := net.SplitHostPort(b.Proxies[0])
 		b.ProxyTransfer = net.JoinHostPort(host, strconv.Itoa(int(file.TransferPort)))
+	}
+	if len(args.Proxies) > 1 && args.ProxyTransfer == "" && file.TransferPort != 0 {
+		b.ProxyTransfer = "" // each announces its own
 	}
 	if b.ProxyTransfer != "" {
 		if b.ProxyTransfer, err = grammar.ParseHostPort(b.ProxyTransfer); err != nil {
 			return Settings{}, argError("", "--proxy-transfer: %w", err)
 		}
+		if len(b.Proxies) > 1 {
+			return Settings{}, argError("leave it out: each proxy announces its transfer port", "--proxy-transfer %s is of one proxy, and there are %d", b.ProxyTransfer, len(b.Proxies))
+		}
 	}
 	set.Role, set.Bridge, set.Origin = RoleBridge, b, file.origin
 	args.override(set.Origin)
-	override(set.Origin, "proxy", args.Proxy)
+	override(set.Origin, "proxy", strings.Join(args.Proxies, ","))
 	override(set.Origin, "proxy_transfer", args.ProxyTransfer)
 	for _, option := range []string{"token", "token_file"} {
 		override(set.Origin, option, cmp.Or(args.Token, args.TokenFile, args.TokenEnv))
@@ -210,21 +227,32 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	return set, nil
 }
 
-func joinExposes(file []grammar.Expose, args []string) ([]grammar.Expose, error) {
-	exposes := append([]grammar.Expose(nil), file...)
-	for _, arg := range args {
+// joinExposes adds the services of the command line to those of the file.
+func joinExposes(file *bridgeFile, args BridgeArgs) ([]grammar.Expose, error) {
+	exposes := slices.Clone(file.Expose)
+	for _, arg := range args.Expose {
 		e, err := grammar.ParseExpose(arg)
 		if err != nil {
+			return nil, argError("", "%w", err)
+		}
+		// The file is the one of the two that can be changed while the process runs.
+		for i, p := range file.exposed {
+			if err := grammar.CheckExpose(file.Expose[i:i+1], e); err != nil {
+				return nil, &Error{File: p.File, Line: p.Line, Text: err.Error(), Hint: fmt.Sprintf("the second is %q on the command line", arg), Err: err}
+			}
+		}
+		if err := grammar.CheckExpose(exposes[len(file.Expose):], e); err != nil {
 			return nil, argError("", "%w", err)
 		}
 		exposes = append(exposes, e)
 	}
 	if len(exposes) == 0 {
+		where := ""
+		if args.Config != "" {
+			where = ", and " + args.Config + " has no [[expose]]"
+		}
 		return nil, argError("add 9000 for port 9000 on both sides, or 9000=192.168.1.5:9904 for another target; in a configuration it is [[expose]]",
-			"nothing to expose: a bridge needs at least one EXPOSE")
-	}
-	if err := grammar.CheckExposes(exposes); err != nil {
-		return nil, argError("", "%w", err)
+			"nothing to expose: a bridge needs at least one EXPOSE%s", where)
 	}
 	return exposes, nil
 }

@@ -114,7 +114,7 @@ target = "nas:80"
 `)
 	set := loaded(t, NewBridgeSource(BridgeArgs{Config: path, Expose: []string{"9001=22"}}))
 	b := set.Bridge
-	if set.Role != RoleBridge || b.Token.Encode() != testToken(1).Encode() || b.Proxy != "a.example.com:3010" || b.ProxyTransfer != "a.example.com:3020" || set.LogLevel != slog.LevelWarn {
+	if set.Role != RoleBridge || b.Token.Encode() != testToken(1).Encode() || fmt.Sprint(b.Proxies) != "[a.example.com:3010]" || b.ProxyTransfer != "a.example.com:3020" || set.LogLevel != slog.LevelWarn {
 		t.Errorf("of the file: %+v", set)
 	}
 	if got := fmt.Sprint(b.Services); got != "[tcp/9000=nas:80 tcp/9001=127.0.0.1:22]" {
@@ -123,10 +123,10 @@ target = "nas:80"
 
 	// Tokens, in their order.
 	write(t, filepath.Join(dir, "zero.token"), testToken(0).Encode())
-	args := BridgeArgs{Config: path, Token: testToken(2).Encode(), TokenFile: filepath.Join(dir, "zero.token"), TokenEnv: testToken(1).Encode(), Proxy: "b:1", ProxyTransfer: "b:2"}
+	args := BridgeArgs{Config: path, Token: testToken(2).Encode(), TokenFile: filepath.Join(dir, "zero.token"), TokenEnv: testToken(1).Encode(), Proxies: []string{"b:1"}, ProxyTransfer: "b:2"}
 	for _, id := range []byte{2, 0, 1} {
 		set := loaded(t, NewBridgeSource(args))
-		if set.Bridge.Token.KeyID[0] != id || set.Bridge.Proxy != "b:1" || set.Bridge.ProxyTransfer != "b:2" {
+		if set.Bridge.Token.KeyID[0] != id || fmt.Sprint(set.Bridge.Proxies) != "[b:1]" || set.Bridge.ProxyTransfer != "b:2" {
 			t.Errorf("with a token of key %d: %+v", id, set.Bridge)
 		}
 		for _, option := range []string{"token_file", "proxy", "proxy_transfer"} {
@@ -141,7 +141,7 @@ target = "nas:80"
 		}
 	}
 	set = loaded(t, NewBridgeSource(BridgeArgs{Token: testToken(1).Encode(), Expose: []string{"9000"}}))
-	if set.Bridge.Proxy != "" || len(set.Bridge.Services) != 1 {
+	if len(set.Bridge.Proxies) != 0 || len(set.Bridge.Services) != 1 {
 		t.Errorf("without a file: %+v", set.Bridge)
 	}
 }
@@ -165,11 +165,52 @@ func TestBridgeSourceReadsTokenOnce(t *testing.T) {
 	loaded(t, s)
 }
 
+// Several proxies get a link each.
+func TestSeveralProxies(t *testing.T) {
+	tok := testToken(1).Encode()
+	path := write(t, "bridge.toml", "proxy = [\"a.example.com\", \"b.example.com:7\"]\n")
+	args := BridgeArgs{Config: path, Token: tok, Expose: []string{"9000"}}
+	if set := loaded(t, NewBridgeSource(args)); fmt.Sprint(set.Bridge.Proxies) != "[a.example.com:3010 b.example.com:7]" {
+		t.Errorf("proxies of the file = %s", set.Bridge.Proxies)
+	}
+	args.Proxies = []string{"c:1", "d:2"}
+	set := loaded(t, NewBridgeSource(args))
+	if fmt.Sprint(set.Bridge.Proxies) != "[c:1 d:2]" {
+		t.Errorf("proxies = %s; want those of the command line in place of the file's", set.Bridge.Proxies)
+	}
+	next := set
+	next.Bridge.Proxies = []string{"c:1"}
+	_, err := set.Changes(next)
+	want(t, "one proxy less", err, "proxy", "c:1, d:2", "needs a restart")
+	xml := loaded(t, NewBridgeSource(BridgeArgs{Config: "testdata/bridge-placeholder.config", Token: tok, Proxies: args.Proxies}))
+	if xml.Bridge.ProxyTransfer != "" {
+		t.Errorf("the transfer port of all proxies is %s; want each to announce its own", xml.Bridge.ProxyTransfer)
+	}
+	args.ProxyTransfer = "c:3"
+	_, _, err = NewBridgeSource(args).Load()
+	want(t, "a transfer port of one", err, "--proxy-transfer c:3", "there are 2")
+	args.Proxies = []string{"c:3010", "c"}
+	_, _, err = NewBridgeSource(args).Load()
+	want(t, "one twice", err, "--proxy", "c:3010 is there twice")
+	for text, words := range map[string][]string{
+		`proxy = []`:              {"1: proxy", "empty"},
+		`proxy = ["a", "a:3010"]`: {"1: proxy", "a:3010 is there twice"},
+		`proxy = ["a", 7]`:        {"1: proxy"},
+		`proxy = ["` + tok + `"]`: {"1: proxy", "a token"},
+	} {
+		_, _, err := loadBridge(write(t, "bad.toml", text+"\n"))
+		want(t, text, err, words...)
+		if err != nil && strings.Contains(err.Error(), tok) {
+			t.Errorf("the error quotes the token: %v", err)
+		}
+	}
+}
+
 // The source system's XML has one host for both ports, and a flag may name another.
 func TestBridgeSourceXML(t *testing.T) {
 	tok := testToken(1).Encode()
-	set := loaded(t, NewBridgeSource(BridgeArgs{Config: "testdata/bridge-placeholder.config", Token: tok, Proxy: "server.example.com"}))
-	if set.Bridge.Proxy != "server.example.com:3010" || set.Bridge.ProxyTransfer != "server.example.com:3020" {
+	set := loaded(t, NewBridgeSource(BridgeArgs{Config: "testdata/bridge-placeholder.config", Token: tok, Proxies: []string{"server.example.com"}}))
+	if fmt.Sprint(set.Bridge.Proxies) != "[server.example.com:3010]" || set.Bridge.ProxyTransfer != "server.example.com:3020" {
 		t.Errorf("Load = %+v", set.Bridge)
 	}
 	_, _, err := NewBridgeSource(BridgeArgs{Config: "testdata/bridge-placeholder.config", Token: tok}).Load()
@@ -198,7 +239,7 @@ func TestBadSettings(t *testing.T) {
 		{"a public without a kind that is served", "token_file = \"office.token\"\n[[expose]]\npublic = \"udp/53\"\ntarget = 53", []string{"c.toml:3: public", "udp/ services are not in this version"}},
 		{"two services for one public", "token_file = \"office.token\"\n" + exposed + exposed, []string{"c.toml:5: public tcp/9000 is given twice"}},
 		{"a bad target", "token_file = \"office.token\"\n[[expose]]\npublic = 9000\ntarget = \"x:y:z\"", []string{"c.toml:4: target"}},
-		{"no service at all", "token_file = \"office.token\"\n", []string{"nothing to expose"}},
+		{"no service at all", "token_file = \"office.token\"\n", []string{"nothing to expose", "c.toml has no [[expose]]"}},
 		{"no token file", "token_file = \"gone.token\"\n" + exposed, []string{"c.toml:1: token_file", "gone.token", "check the path"}},
 		{"a mistyped token", "token_file = \"bad.token\"\n" + exposed, []string{"c.toml:1: token_file", "bad.token", "mistyped"}},
 		{"no token", exposed, []string{"the bridge has no token"}},
@@ -268,10 +309,10 @@ func TestBadArgs(t *testing.T) {
 		{NewBridgeSource(BridgeArgs{Token: "rv1_x", Expose: []string{"9000"}}), false, []string{"token of the first argument"}},
 		{NewBridgeSource(BridgeArgs{TokenEnv: "rv1_x", Expose: []string{"9000"}}), false, []string{"token of REVERSER_TOKEN"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Expose: []string{"9000"}}), true, []string{"the token carries no address"}},
-		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxy: "a:0", Expose: []string{"9000"}}), false, []string{"--proxy: "}},
-		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxy: "a", ProxyTransfer: "a", Expose: []string{"9000"}}), false, []string{"--proxy-transfer: "}},
-		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxy: "a"}), true, []string{"nothing to expose"}},
-		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Config: bridgeFile, Expose: []string{"tcp/9000=1"}}), false, []string{"tcp/9000 is given twice"}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a:0"}, Expose: []string{"9000"}}), false, []string{"--proxy: "}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, ProxyTransfer: "a", Expose: []string{"9000"}}), false, []string{"--proxy-transfer: "}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}}), true, []string{"nothing to expose"}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Expose: []string{"9000", "tcp/9000=1"}}), false, []string{"tcp/9000 is given twice"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Config: bridgeFile, Expose: []string{"90x0"}}), false, []string{"90x0"}},
 	} {
 		_, _, err := c.source.Load()
@@ -281,6 +322,13 @@ func TestBadArgs(t *testing.T) {
 			t.Errorf("%v: %#v; want an ArgError, with a hint: %t", err, err, c.hint)
 		}
 	}
+}
+
+// A service of the file that is on the command line too is a fault of the file, which is the one that can be changed.
+func TestExposedTwice(t *testing.T) {
+	path := write(t, "b.toml", "[[expose]]\npublic = 9001\n[[expose]]\npublic = 9000\n")
+	_, _, err := NewBridgeSource(BridgeArgs{Token: testToken(1).Encode(), Config: path, Expose: []string{"9002", "tcp/9000=1"}}).Load()
+	want(t, "a service in both", err, "b.toml:4: public tcp/9000 is given twice", `"tcp/9000=1" on the command line`)
 }
 
 func TestInForce(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -100,12 +101,24 @@ func (w *watched) watch(ctx context.Context, changed func()) error {
 		return fmt.Errorf("watch %s: %w", w.path, err)
 	}
 	defer watcher.Close()
-	if err := watchAll(watcher.Add, w.path); err != nil {
+	add := func(dir string) error {
+		if entries, err := os.ReadDir(dir); err == nil && opensFiles && len(entries) > mostFiles {
+			return fmt.Errorf("the directory %s has %d entries, and each would take a descriptor here: put the file into one of its own", dir, len(entries))
+		}
+		return watcher.Add(dir)
+	}
+	if err := watchAll(add, w.path); err != nil {
 		return fmt.Errorf("watch %s: %w", w.path, err)
 	}
-	w.follow(ctx, watcher.Events, watcher.Errors, changed, func() error { return watchAll(watcher.Add, w.path) })
+	w.follow(ctx, watcher.Events, watcher.Errors, changed, func() error { return watchAll(add, w.path) })
 	return nil
 }
+
+// opensFiles reports whether watching a directory opens every file in it, as it does where kqueue is what watches.
+const opensFiles = runtime.GOOS != "linux" && runtime.GOOS != "windows"
+
+// mostFiles is as many as are opened then.
+const mostFiles = 100
 
 // follow is watch, behind events that say that something happened in one of the directories. Errors are lost events.
 func (w *watched) follow(ctx context.Context, events <-chan fsnotify.Event, errs <-chan error, changed func(), again func() error) {

@@ -180,7 +180,9 @@ func (d *doc) xmlBridge(b *bridgeFile) {
 	}
 	realHost := d.xmlHost(xmlRealServerIP, "127.0.0.1")
 	realPort := d.xmlPort(xmlRealServerPort, "9904")
-	b.Proxy = xmlAddr(host, ic)
+	if addr := xmlAddr(host, ic); addr != "" {
+		b.Proxies = []string{addr}
+	}
 	b.ProxyTransfer = xmlAddr(host, transfer)
 	b.TransferPort = transfer
 	if addr := xmlAddr(realHost, realPort); addr != "" {
@@ -188,6 +190,7 @@ func (d *doc) xmlBridge(b *bridgeFile) {
 			Public: grammar.Public{Kind: grammar.KindOffered},
 			Target: grammar.Target{Network: "tcp", Address: addr},
 		}}
+		b.exposed = []Place{{d.file, d.line(xmlRealServerPort), xmlRealServerPort}}
 	}
 }
 

@@ -402,7 +402,7 @@ func (sl *slot) handle(ev event) {
 			code = wire.CodeChecksum
 			sl.sayChecksum(s)
 		}
-		if r := s.kill(); r != nil {
+		if r := s.kill(code); r != nil {
 			sl.mu.Unlock()
 			r.Abort(code)
 			sl.mu.Lock()
@@ -446,10 +446,20 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		l.peerLeaves.Store(true)
 		return c.unlocked(func() error { l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond); return nil })
 	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeRound, wire.TypeClaimed, wire.TypeUnclaimed:
-		if sl.index != 0 || l.dials != (f.Type == wire.TypeClaimed || f.Type == wire.TypeUnclaimed) {
+		if sl.index != 0 {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)
 		}
-		return c.unlocked(func() error { return l.claimFrame(f) })
+		err := c.unlocked(func() error { return l.owner.Message(l, f) })
+		if _, malformed := errors.AsType[*wire.FormatError](err); malformed {
+			return violation(wire.ErrClaimInvalid, "%s", err)
+		}
+		if err != nil {
+			return asViolation(err)
+		}
+		if n := len(sl.core.control); n > maxControl {
+			return violation(wire.ErrFlood, "%d answers about claims that the peer does not read", n)
+		}
+		return nil
 	}
 	return &protocolError{wire.ErrUnexpected, fmt.Sprintf("%s on a connection that is attached", f.Type), false}
 }

@@ -31,8 +31,8 @@ type core struct {
 	pinged        int // PINGs that are out, at the most: a peer may answer only the last of several
 	pongVal       uint64
 	goAway        *wire.GoAway
-	control       map[uint16][]byte // encoded CLAIM, CLAIMED and UNCLAIM frames by claim id
-	controlOrder  []uint16
+	control       map[uint64][]byte // encoded frames of the owner, see Link.Say
+	controlOrder  []uint64
 	opens         fifo[openList]
 	acks          fifo[ackList]
 	delayed       fifo[delayedList] // ACKs that may wait until Stream.ackDue
@@ -100,7 +100,7 @@ const (
 func newCore(dials bool, index uint8, budget *Budget) *core {
 	c := &core{
 		dials: dials, index: index, budget: budget,
-		streams: make(map[uint64]*Stream), control: make(map[uint16][]byte),
+		streams: make(map[uint64]*Stream), control: make(map[uint64][]byte),
 		ids:    numbering{next: 1<<8 | uint64(index)},
 		limits: limits{open: MaxStreams, accept: MaxStreams, credit: floorWindow},
 	}
@@ -113,6 +113,14 @@ func newCore(dials bool, index uint8, budget *Budget) *core {
 // mine reports whether this end opened, or may come to open, the stream with that id. The opener owns the life of the id: it
 // sends OPEN and FORGET. The other end keeps the stream for as long as the opener does.
 func (c *core) mine(id uint64) bool { return (id&dialled != 0) == c.dials }
+
+// mark is the highest id of a stream that this end opened; 0: it opened none.
+func (c *core) mark() uint64 {
+	if last := c.ids.next - 1<<8; last&^dialled > 0xff {
+		return last
+	}
+	return 0
+}
 
 // full reports whether the peer accepts no more streams of this end.
 func (c *core) full() bool { return c.ids.own >= c.limits.open || !c.mayOpen() }
@@ -144,6 +152,11 @@ func (e *protocolError) Error() string { return "protocol violation by the peer:
 
 func violation(code wire.ErrCode, format string, args ...any) error {
 	return &protocolError{code, fmt.Sprintf(format, args...), true}
+}
+
+// Violation is the error of an Owner about what its peer did that the protocol does not allow. It ends the session.
+func Violation(code wire.ErrCode, format string, args ...any) error {
+	return violation(code, format, args...)
 }
 
 // event is what a received frame asks of the shell.

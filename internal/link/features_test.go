@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"slices"
 	"strings"
@@ -306,5 +307,145 @@ func TestTableOfLongerEntries(t *testing.T) {
 	_, _, err := readTable(endless, 2, crc, each, buf)
 	if p, ok := errors.AsType[*protocolError](err); !ok || p.code != wire.ErrFlood {
 		t.Errorf("frames to skip without an end: %v; want ERR %d", err, wire.ErrFlood)
+	}
+}
+
+// sayer answers every frame about a claim.
+type sayer struct{ *recorder }
+
+func (s sayer) Message(l *Link, f wire.Frame) error {
+	l.Say(f.Offset, wire.AppendUnclaimed(nil, uint32(f.Offset), l.Marks()))
+	return s.recorder.Message(l, f)
+}
+
+// A peer that asks about more and more claims and reads no answer ends its session.
+func TestAnswersThatNobodyReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScene(t)
+		defer w.close()
+		w.owners.wrap = func(r *recorder) Owner { return sayer{r} }
+		e := newEvilBridge(w)
+		defer e.close(true)
+		sl := w.owners.key(evilKey).session().slots[0]
+		sl.mu.Lock()
+		sl.cur.sending = true // as one whose peer takes nothing
+		sl.mu.Unlock()
+		var b []byte
+		for id := range uint32(maxControl + 1) {
+			b = wire.AppendUnclaim(b, id+1)
+		}
+		e.at[0].say(b)
+		if f, err := e.at[0].hear(wire.TypeErr); err != nil || wire.ParseErr(f).Code != wire.ErrFlood {
+			t.Errorf("%s, %v; want ERR %d", f.Type, err, wire.ErrFlood)
+		}
+	})
+}
+
+// What an owner says of a frame about a claim ends the session, or the connection, or nothing.
+func TestWhatAnOwnerRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		wrong error
+		want  wire.ErrCode
+		ends  bool
+	}{
+		"a violation":            {Violation(wire.ErrClaimInvalid, "no"), wire.ErrClaimInvalid, true},
+		"a malformed frame":      {&wire.FormatError{Type: wire.TypeClaim, What: "x"}, wire.ErrClaimInvalid, true},
+		"an unsupported frame":   {&wire.UnsupportedError{Type: wire.TypeClaim, Field: 200}, wire.ErrFormat, false},
+		"nothing":                {nil, 0, false},
+		"a frame on a violation": {Violation(wire.ErrUnexpected, "no"), wire.ErrUnexpected, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newScene(t)
+				defer w.close()
+				e := newEvilBridge(w)
+				defer e.close(c.ends)
+				px := w.owners.key(evilKey)
+				px.note(func() { px.wrong = c.wrong })
+				e.at[0].say(wire.AppendClaim(nil, 1, wire.Claim{Public: "tcp/9000"}))
+				if code, text := e.at[0].verdict(); code != c.want {
+					t.Errorf("ERR %d (%s), want %d", code, text, c.want)
+				}
+			})
+		})
+	}
+}
+
+// Frames of the owner keep their order, and a later one takes the place of an earlier one with the same id.
+func TestSay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		l := w.br.session()
+		sl := l.slots[0]
+		sl.mu.Lock()
+		sl.cur.sending = true // so that nothing goes out
+		sl.mu.Unlock()
+		l.Say(1, wire.AppendClaim(nil, 1, wire.Claim{Public: "tcp/1"}))
+		l.Say(1<<40, wire.AppendRound(nil))
+		l.Say(2, wire.AppendClaim(nil, 2, wire.Claim{Public: "tcp/2"}))
+		l.Say(1, wire.AppendUnclaim(nil, 1))
+		sl.mu.Lock()
+		sl.cur.sending = false
+		var b bundle
+		sl.core.fill(&b, batch, 0)
+		got := b.own
+		sl.mu.Unlock()
+		var types []wire.Type
+		for len(got) > 0 {
+			f, n, err := wire.Parse(got)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f.Type >= wire.TypeClaim {
+				types = append(types, f.Type)
+			}
+			got = got[n:]
+		}
+		if want := []wire.Type{wire.TypeUnclaim, wire.TypeRound, wire.TypeClaim}; !slices.Equal(types, want) {
+			t.Errorf("queued %v, want %v", types, want)
+		}
+	})
+}
+
+func TestMarks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		px, br := w.px.session(), w.br.session()
+		for _, l := range []*Link{px, br} {
+			if m := l.Marks(); len(m) != testCarriers || m[0] != (wire.Mark{Slot: 1}) || m[1] != (wire.Mark{Slot: 2}) {
+				t.Errorf("marks before the first stream: %v", m)
+			}
+		}
+		s, err := br.Open(wire.Open{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := br.Marks()[s.slot.index-1]; m.Stream != s.id || s.id&dialled == 0 {
+			t.Errorf("mark %+v of stream %#x", m, s.id)
+		}
+		a, _ := w.open()
+		m := px.Marks()
+		if m[a.slot.index-1].Stream != a.id {
+			t.Errorf("marks %v of stream %#x", m, a.id)
+		}
+		if err := br.CheckMarks(m); err != nil {
+			t.Errorf("the peer's marks: %v", err)
+		}
+		if br.CheckMarks(br.Marks()) == nil || br.CheckMarks([]wire.Mark{{Slot: testCarriers + 1, Stream: 1<<8 | testCarriers + 1}}) == nil {
+			t.Error("marks that cannot be are taken")
+		}
+	})
+}
+
+// The values that spec/PROTOCOL.md names.
+func TestProbeValues(t *testing.T) {
+	nonce := [16]byte{0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 0xa8, 0xa9, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf}
+	if got, want := fmt.Sprintf("%x", ProbeQuestion(nonce)), "57b396c21ab64ba0156f9f4fcf34df6d"; got != want {
+		t.Errorf("a bridge shows %s, want %s", got, want)
+	}
+	if got, want := fmt.Sprintf("%x", ProbeAnswer(nonce)), "c607982863c02596eafe2e21a984641a"; got != want {
+		t.Errorf("a proxy answers %s, want %s", got, want)
 	}
 }

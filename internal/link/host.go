@@ -1,10 +1,12 @@
 package link
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,8 +34,10 @@ type Host struct {
 	cfg HostConfig
 
 	mu     sync.Mutex
-	bySID  map[[16]byte]*Link // guarded by mu, as byKey
-	byKey  map[[16]byte]*Link
+	detach time.Duration         // guarded by mu, as all below
+	bySID  map[[16]byte]*Link    // all
+	byKey  map[[16]byte]*Link    // the newest of each key
+	beside map[[16]byte][]*Link  // by key: older ones, which are leaving and finish their streams; oldest first
 	fresh  map[net.Conn]struct{} // authenticated, without a session yet
 	closed bool
 	expiry sync.WaitGroup
@@ -50,7 +54,17 @@ func NewHost(cfg HostConfig) *Host {
 	if cfg.Budget == nil {
 		cfg.Budget = NewBudget(0)
 	}
-	return &Host{cfg: cfg, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}, fresh: map[net.Conn]struct{}{}}
+	return &Host{
+		cfg: cfg, detach: cfg.Detach, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}, beside: map[[16]byte][]*Link{},
+		fresh: map[net.Conn]struct{}{},
+	}
+}
+
+// SetDetach says how long the streams of links that begin from now on wait for a connection. 0: DetachLimit.
+func (h *Host) SetDetach(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.detach = cmp.Or(d, DetachLimit)
 }
 
 // Serve attaches an authenticated connection and serves it until it ends.
@@ -146,18 +160,22 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 		}
 		return l, nil
 	}
-	if h.cfg.Draining() {
-		return nil, &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
-	}
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
-	if old != nil {
+	draining := &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+	successor := old != nil && old.peer != conn.Peer && old.Leaving() && !h.cfg.Draining() && !old.frozen()
+	if old != nil && !successor { // also while draining: or the drain would wait for streams whose bridge is gone for good
 		if old.frozen() {
 			return nil, ErrFrozen
 		}
-		// The same process knows best what became of its own link. Another one has to wait until the old one is silent.
-		if old.peer != conn.Peer && old.Ping(probeOld) {
+		stopping := h.cfg.Draining()
+		// The same process knows best what became of its own link, but it may finish that one beside a session elsewhere. Another one
+		// has to wait until the old one is silent.
+		switch alive := (old.peer != conn.Peer || stopping) && old.Ping(probeOld); {
+		case alive && stopping:
+			return nil, draining
+		case alive:
 			return nil, &refusal{status: wire.StatusDuplicate, text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
 		}
 		old.Kill(ErrReplaced)
@@ -165,22 +183,48 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	}
 	l := newLink(false, h.cfg.Owner, h.cfg.Log, h.cfg.Budget, h.cfg.Carriers)
 	l.begin(conn, a.Session)
-	l.peerName, l.limit = a.Name, shorter(h.cfg.Detach, a.Detach)
+	l.peerName = a.Name
 	l.agree(a.Window, a.MaxStreams)
+	if successor {
+		h.makeRoom(conn.KeyID)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	l.limit = shorter(h.detach, a.Detach)
 	switch {
 	case h.closed || h.cfg.Draining():
-		return nil, &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+		return nil, draining
 	case !h.cfg.Admit(conn.KeyID, conn.Secret): // it may have gone while the old link was asked for a sign of life
 		return nil, &refusal{status: wire.StatusDenied, text: "the key was removed"}
 	}
-	if h.bySID[a.Session] != nil || h.byKey[conn.KeyID] != nil {
+	if now := h.byKey[conn.KeyID]; h.bySID[a.Session] != nil || now != nil && !(successor && now == old) {
 		return nil, &refusal{status: wire.StatusDuplicate, text: "another bridge attached with this key at the same time"}
+	}
+	if successor && h.byKey[conn.KeyID] == old {
+		h.beside[conn.KeyID] = append(h.beside[conn.KeyID], old)
 	}
 	h.addLocked(l)
 	return l, nil
 }
+
+// maxBeside is how many bridges of one key may finish their streams beside their successor.
+const maxBeside = 4
+
+// makeRoom ends the oldest link that a key has beside its newest, if there are as many as may be.
+func (h *Host) makeRoom(key [16]byte) {
+	h.mu.Lock()
+	var oldest *Link
+	if older := h.beside[key]; len(older) >= maxBeside {
+		oldest = older[0]
+	}
+	h.mu.Unlock()
+	if oldest != nil {
+		oldest.Kill(errCrowded)
+		h.forget(oldest)
+	}
+}
+
+var errCrowded = fmt.Errorf("more than %d bridges with this key are stopping", maxBeside)
 
 // addLocked makes l known and watches over its outages.
 func (h *Host) addLocked(l *Link) {
@@ -206,6 +250,18 @@ func (h *Host) forget(l *Link) {
 	if h.byKey[l.keyID] == l {
 		delete(h.byKey, l.keyID)
 	}
+	if older := slices.DeleteFunc(h.beside[l.keyID], func(o *Link) bool { return o == l }); len(older) > 0 {
+		h.beside[l.keyID] = older
+	} else {
+		delete(h.beside, l.keyID)
+	}
+}
+
+// Link returns the newest live link of a key, nil if there is none.
+func (h *Host) Link(key [16]byte) *Link {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.byKey[key]
 }
 
 // Links returns the live links.
@@ -213,7 +269,7 @@ func (h *Host) Links() []*Link {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var ls []*Link
-	for _, l := range h.byKey {
+	for _, l := range h.bySID {
 		ls = append(ls, l)
 	}
 	return ls

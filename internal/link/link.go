@@ -31,14 +31,14 @@ const DetachLimit = 5 * time.Minute
 // Owner is the part of a proxy or bridge that a Link reports to. The methods are called without any lock held, from the
 // goroutine that reads the connection: they must not wait.
 type Owner interface {
-	Opened(*Stream)                                    // the peer opened a stream
-	Claim(l *Link, id uint16, c wire.Claim, more bool) // proxy
-	Unclaim(l *Link, id uint16)                        // proxy
-	Claimed(l *Link, id uint16, c wire.Claimed)        // bridge
-	Attached(l *Link, slot int)                        // a connection serves the slot from now on
-	Detached(l *Link, slot int, err error)             // none does any more
-	GoingAway(l *Link, drain time.Duration)            // the peer is stopping
-	Ended(l *Link, err error)                          // the session is over; its streams were reset
+	Opened(*Stream) // the peer opened a stream
+	// Message is told of CLAIM, CLAIMED, UNCLAIM, UNCLAIMED and ROUND. The payload is valid during the call only. An error
+	// made by Violation, or a *wire.FormatError, ends the session, any other one the connection.
+	Message(l *Link, f wire.Frame) error
+	Attached(l *Link, slot int)             // a connection serves the slot from now on
+	Detached(l *Link, slot int, err error)  // none does any more
+	GoingAway(l *Link, drain time.Duration) // the peer is stopping
+	Ended(l *Link, err error)               // the session is over; its streams were reset
 }
 
 // Link is one session between a bridge and a proxy.
@@ -64,8 +64,6 @@ type Link struct {
 	serving  sync.WaitGroup // connections that were installed
 
 	peerLeaves atomic.Bool // the peer said that it is stopping
-
-	lastClaim *heldClaim // only the control connection's reader uses it
 
 	mu  sync.Mutex
 	err error // why the session ended; guarded by mu
@@ -201,7 +199,7 @@ func (l *Link) Kill(err error) {
 		sl.fence(err)
 		var abort []Receiver
 		for _, s := range sl.core.streams {
-			if r := s.kill(); r != nil {
+			if r := s.kill(wire.CodeAborted); r != nil {
 				abort = append(abort, r)
 			}
 			sl.core.remove(s)
@@ -246,9 +244,12 @@ func (l *Link) Status() []SlotStatus {
 // Leaving says whether the peer announced that it is stopping.
 func (l *Link) Leaving() bool { return l.peerLeaves.Load() }
 
-// Up says whether the link can carry new streams at once.
-func (l *Link) Up() bool {
-	if l.Err() != nil || l.Leaving() {
+// Up reports whether the link can carry new streams at once, and the peer is not stopping.
+func (l *Link) Up() bool { return !l.Leaving() && l.Connected() }
+
+// Connected reports whether the link can carry new streams at once. A peer that is stopping may take them still.
+func (l *Link) Connected() bool {
+	if l.Err() != nil {
 		return false
 	}
 	for _, sl := range l.slots[1:] {
@@ -273,9 +274,10 @@ func (sl *slot) connected() bool {
 	return c != nil && !c.dead
 }
 
-// control queues a frame about a claim on the control connection. A later one about the same claim replaces it: only the
-// last counts. While the control connection is down nothing is queued; the claims are repeated when it is back.
-func (l *Link) control(id uint16, frame []byte) {
+// Say queues a frame on the control connection. A later one with the same id replaces it, in its place in the queue, unless it
+// has gone out: only the last counts. While the control connection is down nothing is queued: when it is back the owner says
+// everything again.
+func (l *Link) Say(id uint64, frame []byte) {
 	sl := l.slots[0]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
@@ -289,17 +291,29 @@ func (l *Link) control(id uint16, frame []byte) {
 	sl.wake()
 }
 
-// Claims sends the bridge's claims, the index being the id. What was claimed before and is not among them is released.
-func (l *Link) Claims(cs []wire.Claim) {
-	for i, c := range cs {
-		l.control(uint16(i+1), wire.AppendClaim(nil, uint32(i+1), c))
+// Marks returns the highest id of a stream that this end opened in each carrier; 0 where it opened none.
+func (l *Link) Marks() []wire.Mark {
+	marks := make([]wire.Mark, 0, len(l.slots)-1)
+	for _, sl := range l.slots[1:] {
+		sl.mu.Lock()
+		marks = append(marks, wire.Mark{Slot: sl.index, Stream: sl.core.mark()})
+		sl.mu.Unlock()
 	}
-	l.control(0, wire.AppendRound(nil))
+	return marks
 }
 
-// Claimed answers a claim.
-func (l *Link) Claimed(id uint16, c wire.Claimed) {
-	l.control(id+1, wire.AppendClaimed(nil, uint32(id)+1, c))
+// CheckMarks returns a violation when marks that the peer sent cannot be those of its streams.
+func (l *Link) CheckMarks(marks []wire.Mark) error {
+	for _, m := range marks {
+		switch {
+		case m.Stream == 0:
+		case int(m.Slot) >= len(l.slots):
+			return Violation(wire.ErrClaimInvalid, "stream %#x as the mark of slot %d, which was never attached", m.Stream, m.Slot)
+		case l.slots[m.Slot].core.mine(m.Stream):
+			return Violation(wire.ErrClaimInvalid, "stream %#x of the receiver as a mark", m.Stream)
+		}
+	}
+	return nil
 }
 
 // GoAway tells the peer that this process is stopping.
@@ -309,48 +323,6 @@ func (l *Link) GoAway(drain time.Duration) {
 	defer sl.mu.Unlock()
 	sl.core.goAway = &wire.GoAway{DrainMillis: uint32(drain / time.Millisecond)}
 	sl.wake()
-}
-
-func (l *Link) claimFrame(f wire.Frame) error {
-	if f.Offset > MaxClaims {
-		return violation(wire.ErrClaimInvalid, "claim id %d, at most %d are possible", f.Offset, MaxClaims)
-	}
-	var id uint32
-	var claim wire.Claim
-	var claimed wire.Claimed
-	var err error
-	switch f.Type {
-	case wire.TypeClaim:
-		id, claim, err = wire.ParseClaim(f)
-	case wire.TypeUnclaim:
-		id, err = wire.ParseUnclaim(f)
-	case wire.TypeClaimed:
-		id, claimed, err = wire.ParseClaimed(f)
-	case wire.TypeUnclaimed:
-		id, _, err = wire.ParseUnclaimed(f)
-	}
-	if err != nil {
-		return violation(wire.ErrClaimInvalid, "%s", err)
-	}
-	if held := l.lastClaim; held != nil && f.Type != wire.TypeClaimed && f.Type != wire.TypeUnclaimed {
-		l.lastClaim = nil
-		l.owner.Claim(l, held.id, held.claim, f.Type != wire.TypeRound)
-	}
-	switch f.Type {
-	case wire.TypeClaim:
-		l.lastClaim = &heldClaim{uint16(id - 1), claim}
-	case wire.TypeUnclaim:
-		l.owner.Unclaim(l, uint16(id-1))
-	case wire.TypeClaimed:
-		l.owner.Claimed(l, uint16(id-1), claimed)
-	}
-	return nil
-}
-
-// heldClaim is a claim that the owner has not heard of yet: what follows says whether it was the last one.
-type heldClaim struct {
-	id    uint16
-	claim wire.Claim
 }
 
 // Ping asks for a sign of life on every connection and reports whether one came within d. A connection that takes a slot

@@ -71,14 +71,14 @@ type recorder struct {
 	change  *sync.Cond
 	link    *Link
 	up      map[int]bool
-	claims  map[uint16]wire.Claim
-	claimed map[uint16]wire.Claimed
+	said    map[wire.Type]int // frames of the peer about claims
+	wrong   error             // what Message returns
 	ended   []error
 	streams chan *Stream
 }
 
 func newRecorder() *recorder {
-	r := &recorder{up: map[int]bool{}, claims: map[uint16]wire.Claim{}, claimed: map[uint16]wire.Claimed{}, streams: make(chan *Stream, 1<<15)}
+	r := &recorder{up: map[int]bool{}, said: map[wire.Type]int{}, streams: make(chan *Stream, 1<<15)}
 	r.change = sync.NewCond(&r.mu)
 	return r
 }
@@ -100,14 +100,13 @@ func (r *recorder) wait(cond func() bool) {
 }
 
 func (r *recorder) Opened(s *Stream) { r.streams <- s }
-func (r *recorder) Claim(_ *Link, id uint16, c wire.Claim, _ bool) {
-	r.note(func() { r.claims[id] = c })
+func (r *recorder) Message(_ *Link, f wire.Frame) (err error) {
+	r.note(func() { r.said[f.Type]++; err = r.wrong })
+	return err
 }
-func (r *recorder) Unclaim(_ *Link, id uint16)                 { r.note(func() { delete(r.claims, id) }) }
-func (r *recorder) Claimed(_ *Link, id uint16, c wire.Claimed) { r.note(func() { r.claimed[id] = c }) }
-func (r *recorder) Attached(l *Link, slot int)                 { r.note(func() { r.link, r.up[slot] = l, true }) }
-func (r *recorder) Detached(_ *Link, slot int, _ error)        { r.note(func() { r.up[slot] = false }) }
-func (r *recorder) GoingAway(*Link, time.Duration)             {}
+func (r *recorder) Attached(l *Link, slot int)          { r.note(func() { r.link, r.up[slot] = l, true }) }
+func (r *recorder) Detached(_ *Link, slot int, _ error) { r.note(func() { r.up[slot] = false }) }
+func (r *recorder) GoingAway(*Link, time.Duration)      {}
 func (r *recorder) Ended(_ *Link, err error) {
 	r.note(func() { r.ended = append(r.ended, err); r.up = map[int]bool{} })
 }

@@ -34,16 +34,19 @@ type Stream struct {
 
 	change     sync.Cond // on slot.mu: room, data, end or deadline
 	receiver   Receiver
+	calls      int  // of the receiver that are under way, Abort apart
+	detached   bool // between Detach and SetReceiver
 	busy       bool // somebody hands data to the receiver or drains the backlog
 	told       wire.EndKind
 	dead       bool // the session is gone
+	deadCode   wire.Code
 	closed     bool // by the local user of the net.Conn
 	noWait     bool // the socket is dead: Room waits no more
 	writing    bool // a Write is under way: the bytes of each stay together
 	rdl, wdl   *deadline
 	resumes0   uint64      // the slot's count when the stream was made
 	frozen     bool        // see Freeze
-	flush      countdown   // to the end of what is still delivered ahead of a RST
+	flush      countdown   // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
 	rest       countdown   // see SendRest
 	restCredit uint64      // when rest began
 	look       *time.Timer // see Room
@@ -75,6 +78,9 @@ func (s *Stream) bind(sl *slot) {
 	s.change.L = &sl.mu
 	s.resumes0 = sl.resumes
 }
+
+// Link is the session that the stream is of.
+func (s *Stream) Link() *Link { return s.slot.link }
 
 // ID is unique in the session.
 func (s *Stream) ID() uint64 { return s.id }
@@ -146,6 +152,9 @@ const lookEvery = 2 * time.Second
 // ErrNoWait is what Room returns where it would wait for the sake of a socket that is dead.
 var ErrNoWait = errors.New("stream: the socket is dead")
 
+// ErrDetached is what Room returns behind Detach.
+var ErrDetached = errors.New("stream: no receiver any more")
+
 // NoWait makes Room fail where it would wait: nothing that comes later will be read.
 func (s *Stream) NoWait() {
 	s.slot.mu.Lock()
@@ -160,6 +169,8 @@ func (s *Stream) roomLocked(patient bool) (int, error) {
 		switch n, err := s.send.room(s.slot.core.budget), s.mute(); {
 		case err != nil:
 			return 0, err
+		case s.detached:
+			return 0, ErrDetached
 		case s.frozen && !patient:
 			return 0, ErrFrozen
 		case s.frozen:
@@ -189,7 +200,7 @@ func (s *Stream) mute() error {
 func (s *Stream) TryRoom() int {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if s.mute() != nil || s.frozen {
+	if s.mute() != nil || s.frozen || s.detached {
 		return 0
 	}
 	return s.send.room(s.slot.core.budget)
@@ -344,12 +355,17 @@ func (s *Stream) discardLocked() {
 	}
 }
 
-// SetReceiver says who takes what arrives. It is called once; what arrived before is a backlog.
+// SetReceiver says who takes what arrives. It is called once, and once more behind each Detach; what arrived before is a backlog.
 func (s *Stream) SetReceiver(r Receiver) {
 	s.slot.mu.Lock()
+	s.detached = false
 	if s.dead {
+		code := s.deadCode
 		s.slot.mu.Unlock()
-		r.Abort(wire.CodeAborted)
+		if code == wire.CodeNone { // it died before it was handed over
+			code = wire.CodeAborted
+		}
+		r.Abort(code)
 		return
 	}
 	s.receiver = r
@@ -358,9 +374,39 @@ func (s *Stream) SetReceiver(r Receiver) {
 	s.slot.mu.Unlock()
 }
 
+// Detach takes the stream away from its receiver. When it returns, no call of the receiver is under way and none will come, but for an
+// Abort that had begun, and Room returns ErrDetached. What arrives waits in the stream. Who is writing what Backlog returned may still
+// say what was Consumed; it gets no more. Bytes may still be sent, too. SetReceiver ends the state, and tells nothing twice.
+func (s *Stream) Detach() {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	s.detached = true
+	s.change.Broadcast()
+	for s.calls > 0 {
+		s.change.Wait()
+	}
+	s.receiver, s.busy = nil, false
+	s.flush.freeze(s.slot.link.now())
+}
+
+// call begins a call of the receiver, for which slot.mu is released; returned ends it.
+func (s *Stream) call() Receiver {
+	s.calls++
+	r := s.receiver
+	s.slot.mu.Unlock()
+	return r
+}
+
+func (s *Stream) returned() {
+	s.slot.mu.Lock()
+	if s.calls--; s.detached {
+		s.change.Broadcast()
+	}
+}
+
 // deliver takes new bytes in order. slot.mu is held; it is released while the receiver is called.
 func (s *Stream) deliver(bufs [][]byte) {
-	if s.receiver == nil || s.busy || s.recv.q.head != nil {
+	if s.receiver == nil || s.detached || s.busy || s.recv.q.head != nil {
 		for _, b := range bufs {
 			s.recv.q.write(b)
 		}
@@ -368,9 +414,8 @@ func (s *Stream) deliver(bufs [][]byte) {
 		return
 	}
 	s.busy = true
-	s.slot.mu.Unlock()
-	n := s.receiver.Receive(bufs)
-	s.slot.mu.Lock()
+	n := s.call().Receive(bufs)
+	s.returned()
 	total := 0
 	for _, b := range bufs {
 		total += len(b)
@@ -381,9 +426,8 @@ func (s *Stream) deliver(bufs [][]byte) {
 		s.recv.q.unread(n, bufs)
 	}
 	if s.recv.due(n) {
-		s.slot.mu.Unlock()
-		behind := s.receiver.Behind()
-		s.slot.mu.Lock()
+		behind := s.call().Behind()
+		s.returned()
 		s.recv.behind = behind
 	}
 	s.slot.core.consume(s, n, s.slot.link.now()) // the caller sends what that brings
@@ -394,13 +438,16 @@ func (s *Stream) deliver(bufs [][]byte) {
 // or leaves to the receiver that drains the backlog.
 func (s *Stream) handOver() {
 	for {
+		if s.detached {
+			s.busy = false
+			return
+		}
 		if s.recv.q.head != nil {
 			if s.recv.reset() {
 				s.limitFlush()
 			}
-			s.slot.mu.Unlock()
-			s.receiver.Backlogged()
-			s.slot.mu.Lock()
+			s.call().Backlogged()
+			s.returned()
 			return
 		}
 		kind := s.recv.end
@@ -414,9 +461,8 @@ func (s *Stream) handOver() {
 		s.told = kind
 		s.flush.stop()
 		code := s.recv.code
-		s.slot.mu.Unlock()
-		s.receiver.Ended(kind, code)
-		s.slot.mu.Lock()
+		s.call().Ended(kind, code)
+		s.returned()
 	}
 }
 
@@ -424,16 +470,21 @@ func (s *Stream) handOver() {
 func (s *Stream) limitFlush() {
 	if !s.flush.set {
 		s.flush.start(s.slot.link.now(), flushTimeout, s.giveUpFlush)
+		return
 	}
+	s.flush.thaw(s.slot.link.now(), s.giveUpFlush) // behind Detach
 }
 
 // giveUpFlush ends a stream whose last bytes nobody took.
 func (s *Stream) giveUpFlush() {
 	s.slot.mu.Lock()
-	late, code := s.flush.over(), s.recv.code
+	late, r, code := s.flush.over(), s.receiver, s.recv.code
+	if late && r == nil { // nobody has the stream yet: whoever gets it is told
+		s.flush.frozen = 0
+	}
 	s.slot.mu.Unlock()
-	if late {
-		s.receiver.Abort(code)
+	if late && r != nil {
+		r.Abort(code)
 	}
 }
 
@@ -442,7 +493,7 @@ const flushTimeout = 10 * time.Second
 // ended takes note of the peer's end. slot.mu is held as in deliver.
 func (s *Stream) ended() {
 	s.change.Broadcast()
-	if s.receiver == nil {
+	if s.receiver == nil || s.detached {
 		return
 	}
 	if s.busy {
@@ -455,11 +506,11 @@ func (s *Stream) ended() {
 	s.handOver()
 }
 
-// Backlog returns bytes that wait for the receiver, nil when there are none any more. They stay valid until Consumed.
+// Backlog returns bytes that wait for the receiver, nil when there are none any more, or not for this receiver. They stay valid until Consumed.
 func (s *Stream) Backlog() []byte {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if c := s.recv.q.head; c != nil {
+	if c := s.recv.q.head; c != nil && !s.detached {
 		return c.data()[s.recv.pos:c.n]
 	}
 	s.handOver()
@@ -478,7 +529,7 @@ func (s *Stream) consumedLocked(n int) {
 	if r.discard {
 		return // accounted for already
 	}
-	r.behind = s.receiver != nil // else there would be no backlog
+	r.behind = s.receiver != nil || s.detached // else there would be no backlog
 	r.pos += n
 	if c := r.q.head; r.pos == c.n {
 		r.q.freeBelow(r.q.base + uint64(c.n))
@@ -489,12 +540,13 @@ func (s *Stream) consumedLocked(n int) {
 	}
 }
 
-// kill ends the stream because its session is gone. slot.mu is held; the result is called without it.
-func (s *Stream) kill() Receiver {
+// kill ends the stream because its session is gone, or the peer does not know it any more. slot.mu is held; the result is told of it
+// without the lock, a receiver that comes later by SetReceiver.
+func (s *Stream) kill(code wire.Code) Receiver {
 	if s.dead {
 		return nil
 	}
-	s.dead = true
+	s.dead, s.deadCode = true, code
 	s.change.Broadcast()
 	return s.receiver
 }

@@ -148,3 +148,44 @@ func TestASecondBridgeWhileTheControlConnectionIsAway(t *testing.T) {
 		}
 	})
 }
+
+// While the proxy drains, a bridge that was restarted is refused, but first its former self is buried: nobody waits for those streams.
+func TestDrainingBuriesTheDead(t *testing.T) {
+	for name, dead := range map[string]bool{"dead": true, "alive": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 0)
+				w.net.SetLatency(memnet.Both, time.Millisecond)
+				old := w.px.link
+				var draining atomic.Bool
+				w.host.cfg.Draining = draining.Load
+				if dead {
+					for _, c := range w.net.Conns() {
+						c.BlackHole(memnet.Both)
+					}
+					w.stop()
+				}
+				draining.Store(true)
+				br2, cancel := second(w, 8)
+				time.Sleep(probeOld + time.Second)
+				if err := old.Err(); dead != errors.Is(err, ErrReplaced) {
+					t.Errorf("the old session: %v", err)
+				}
+				if n := len(w.host.Links()); (n == 1) == dead {
+					t.Errorf("%d sessions", n)
+				}
+				br2.mu.Lock()
+				if len(br2.up) != 0 {
+					t.Errorf("the new bridge was let in: %v", br2.up)
+				}
+				br2.mu.Unlock()
+				cancel()
+				w.stop()
+				w.ln.Close()
+				w.host.Close(errors.New("over"))
+				time.Sleep(time.Minute)
+				w.wg.Wait()
+			})
+		})
+	}
+}

@@ -34,8 +34,9 @@ var (
 
 // byKey gives each session of a Host a recorder of its own.
 type byKey struct {
-	mu sync.Mutex
-	of map[[16]byte]*recorder
+	mu   sync.Mutex
+	of   map[[16]byte]*recorder
+	wrap func(*recorder) Owner // of the next sessions; nil: none
 }
 
 func (b *byKey) get(l *Link) *recorder { return b.key(l.KeyID()) }
@@ -47,14 +48,17 @@ func (b *byKey) key(id [16]byte) *recorder {
 	}
 	return b.of[id]
 }
-func (b *byKey) Opened(s *Stream)                               { b.get(s.slot.link).Opened(s) }
-func (b *byKey) Claim(l *Link, id uint16, c wire.Claim, m bool) { b.get(l).Claim(l, id, c, m) }
-func (b *byKey) Unclaim(l *Link, id uint16)                     { b.get(l).Unclaim(l, id) }
-func (b *byKey) Claimed(l *Link, id uint16, c wire.Claimed)     { panic("a proxy was answered a claim") }
-func (b *byKey) Attached(l *Link, slot int)                     { b.get(l).Attached(l, slot) }
-func (b *byKey) Detached(l *Link, slot int, err error)          { b.get(l).Detached(l, slot, err) }
-func (b *byKey) GoingAway(l *Link, d time.Duration)             { b.get(l).GoingAway(l, d) }
-func (b *byKey) Ended(l *Link, err error)                       { b.get(l).Ended(l, err) }
+func (b *byKey) Opened(s *Stream) { b.get(s.slot.link).Opened(s) }
+func (b *byKey) Message(l *Link, f wire.Frame) error {
+	if b.wrap != nil {
+		return b.wrap(b.get(l)).Message(l, f)
+	}
+	return b.get(l).Message(l, f)
+}
+func (b *byKey) Attached(l *Link, slot int)            { b.get(l).Attached(l, slot) }
+func (b *byKey) Detached(l *Link, slot int, err error) { b.get(l).Detached(l, slot, err) }
+func (b *byKey) GoingAway(l *Link, d time.Duration)    { b.get(l).GoingAway(l, d) }
+func (b *byKey) Ended(l *Link, err error)              { b.get(l).Ended(l, err) }
 
 // scene is a Host and a bridge that behaves, whose stream carries bytes all the time.
 type scene struct {
@@ -300,6 +304,10 @@ var both = []wrong{
 	{"DATA that was there before, again and again", 1, append(fin(theID, 5, "hello"), bytes.Repeat(data(theID, 0, "hello"), glitchLimit+1)...), wire.ErrFlood, true},
 	{"CLAIM on a carrier", 1, wire.AppendClaim(nil, 1, wire.Claim{Public: "tcp/9000"}), wire.ErrUnexpected, true},
 	{"CLAIMED on a carrier", 1, wire.AppendClaimed(nil, 1, wire.Claimed{Status: wire.ClaimUp}), wire.ErrUnexpected, true},
+	{"UNCLAIM on a carrier", 1, wire.AppendUnclaim(nil, 1), wire.ErrUnexpected, true},
+	{"UNCLAIMED on a carrier", 1, wire.AppendUnclaimed(nil, 1, nil), wire.ErrUnexpected, true},
+	{"ROUND on a carrier", 1, wire.AppendRound(nil), wire.ErrUnexpected, true},
+	{"CLAIM that the owner takes", 0, wire.AppendClaim(nil, 1, wire.Claim{Public: "tcp/9000"}), 0, false},
 }
 
 // aboutIDs is what is wrong about ids, with the bits that mark those of the receiver and those of the peer.
@@ -457,13 +465,6 @@ func TestViolationsTowardsAHost(t *testing.T) {
 			wire.AppendOpen(nil, dialled|theID, 1<<16, wire.Open{}), wire.AppendEmpty(nil, wire.TypeForget, dialled|theID, 0),
 			wire.AppendOpen(nil, dialled|theID, 1<<16, wire.Open{}),
 		}, nil), 0, false},
-		{"CLAIMED", 0, wire.AppendClaimed(nil, 1, wire.Claimed{Status: wire.ClaimUp}), wire.ErrUnexpected, true},
-		{"UNCLAIMED", 0, wire.AppendUnclaimed(nil, 1, nil), wire.ErrUnexpected, true},
-		{"CLAIM with a bad payload", 0, frame(wire.TypeClaim, 0, 0, 1, 5), wire.ErrClaimInvalid, true},
-		{"CLAIM with id 0", 0, frame(wire.TypeClaim, 0, 0, 0, 2), wire.ErrClaimInvalid, true},
-		{"CLAIM with id 1,025", 0, frame(wire.TypeClaim, 0, 0, 1025, 2), wire.ErrClaimInvalid, true},
-		{"UNCLAIM with id 2^40", 0, frame(wire.TypeUnclaim, 0, 0, 1<<40, 0), wire.ErrClaimInvalid, true},
-		{"UNCLAIM of what was never claimed", 0, frame(wire.TypeUnclaim, 0, 0, 7, 0), 0, false},
 		{"frames of a stream that is forgotten", 1, bytes.Join([][]byte{
 			rst(theID, 5, "hello"), data(theID, 5, "late"), wire.AppendAck(nil, theID, 5, 1<<16), fin(theID, 9, "hellolate"),
 		}, nil), 0, false},
@@ -819,12 +820,6 @@ func TestViolationsTowardsADialer(t *testing.T) {
 		{"OPEN that names a PUBLIC", 1, wire.AppendOpen(nil, nextID, 1<<16, wire.Open{Name: "tcp/22"}), wire.ErrUnexpected, true},
 		{"P4 OPEN of a stream that was forgotten", 1, append(wire.AppendEmpty(nil, wire.TypeForget, theID, 0), wire.AppendOpen(nil, theID, 1<<16, wire.Open{})...), 0, false},
 		{"R6 ACK of a stream that was forgotten", 1, append(wire.AppendEmpty(nil, wire.TypeForget, theID, 0), wire.AppendAck(nil, theID, 5, 1<<16)...), 0, false},
-		{"CLAIM", 0, wire.AppendClaim(nil, 1, wire.Claim{Public: "tcp/9000"}), wire.ErrUnexpected, true},
-		{"UNCLAIM", 0, wire.AppendUnclaim(nil, 1), wire.ErrUnexpected, true},
-		{"ROUND", 0, wire.AppendRound(nil), wire.ErrUnexpected, true},
-		{"CLAIMED with an unknown status", 0, wire.AppendClaimed(nil, 1, wire.Claimed{Status: 9}), 0, false},
-		{"CLAIMED with id 0", 0, wire.AppendClaimed(nil, 0, wire.Claimed{Status: wire.ClaimUp}), wire.ErrClaimInvalid, true},
-		{"UNCLAIMED with marks of slot 0", 0, wire.AppendUnclaimed(nil, 1, []wire.Mark{{Slot: 0}}), wire.ErrClaimInvalid, true},
 	}, both)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -3,131 +3,75 @@ package proxy
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
-	"net/netip"
-	"time"
 
-	"reverser/internal/link"
-	"reverser/internal/relay"
-	"reverser/internal/route"
+	"reverser/internal/grammar"
+	"reverser/internal/registry"
 	"reverser/internal/sys"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
-// pair is one user's connection on its way to a bridge.
-type pair struct {
-	relay.Entry
-	key [16]byte
-}
-
-// forward makes a pair of one user's connection: find the bridge, open a stream, bind both, and say so. The pair goes on by
-// itself. false: the connection is not, or not to be, served.
-func (p *Proxy) forward(ln *listener, conn net.Conn) bool {
-	var head []byte
-	if ln.probing() {
-		var probe bool
-		if head, probe = p.answerProbe(ln, conn); probe {
-			return false
-		}
+// arrived takes a user's connection to a name. While as many are open as descriptors allow, it waits for a place: the rest waits
+// in the kernel, and bridges and operators still get in.
+func (p *Proxy) arrived(name grammar.Public, conn net.Conn) {
+	rt := p.registry.View().Find(name)
+	if rt == nil { // the service was removed in this moment
+		traffic.Reset(conn)
+		return
 	}
-	s, target, err := ln.dest.Open(p.holding, wire.Open{Client: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())},
-		func() bool { return sys.Gone(conn) })
+	a, err := p.conns.Admit(p.service(rt).account, traffic.AddrPort(conn.RemoteAddr()), traffic.Wait)
 	if err != nil {
-		refuse(conn)
-		if !errors.Is(err, context.Canceled) && !errors.Is(err, route.ErrRemoved) && !errors.Is(err, route.ErrLeft) {
-			p.log.Warn("client refused", "service", ln.dest.Public.String(), "client", conn.RemoteAddr().String(), "err", err)
-		}
-		return false
+		traffic.Reset(conn)
+		return
 	}
-	pr := &pair{key: ln.dest.Key, Entry: relay.Entry{
-		Pair: relay.New(relay.Client, conn, s, head), ID: p.pairSeq.Add(1), Since: time.Now(),
-		Service: ln.dest.Public.String(), Target: target, Client: conn.RemoteAddr().String(),
-	}}
-	p.mu.Lock()
-	p.pairs[pr] = struct{}{}
-	p.mu.Unlock()
-	pr.Created(p.log)
-	p.wg.Add(1)
-	pr.Start(&p.poller, func(reason relay.Reason) {
-		defer p.wg.Done()
-		pr.Released(p.log, reason)
-		<-p.conns
-		p.leave(pr)
+	a.Go(func() { p.forward(rt, a, conn) })
+}
+
+// forward makes a pair of one user's connection: find a bridge, open a stream, bind both. The pair goes on by itself.
+func (p *Proxy) forward(rt *registry.Route, a *traffic.Admission, conn net.Conn) {
+	var head []byte
+	if probes := &p.service(rt).probes; probes.Expected() {
+		var over bool
+		if head, over = probes.Answer(p.life.ctx, conn, near(rt, conn)); over {
+			return
+		}
+	}
+	t, err := rt.Take(a.Hold(), registry.User{
+		Open: wire.Open{Client: a.Client(), Local: traffic.AddrPort(conn.LocalAddr()), Entrance: wire.EntranceTCP},
+		Left: func() bool { return a.Ended() || sys.Gone(conn) },
 	})
-	return true
+	if err != nil {
+		traffic.Reset(conn)
+		why, said := refusal(err)
+		a.Refuse(why, said, "service", a.Service(), "client", conn.RemoteAddr().String(), "err", err)
+		return
+	}
+	a.Finally(t.Leave)
+	a.Bind(conn, t.Stream, head, t.Offer.Target())
 }
 
-// endPairs ends the chosen pairs with RST.
-func (p *Proxy) endPairs(reason relay.Reason, code wire.Code, which func(*pair) bool) {
-	p.mu.Lock()
-	var end []*pair
-	for pr := range p.pairs {
-		if which(pr) {
-			end = append(end, pr)
+// near reports whether a connection comes from where a bridge's link does.
+func near(rt *registry.Route, conn net.Conn) bool {
+	for w := range rt.Ways {
+		if network(conn.RemoteAddr()) == network(linkOf(w).RemoteAddr()) {
+			return true
 		}
 	}
-	p.mu.Unlock()
-	for _, pr := range end {
-		pr.End(reason, code)
-	}
+	return false
 }
 
-// probeOthers is how long a client that says nothing is taken for a probe when it comes from elsewhere than the bridge's
-// link: a bridge may leave by two ways, but it shows its nonce at once.
-const probeOthers = 300 * time.Millisecond
-
-// answerProbe answers a bridge that proves its public port, and tells it from a user by the first bytes. It waits for
-// them only while a probe is expected, a few milliseconds after a claim, and returns what it read of a user's, or that the
-// connection is over.
-func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (got []byte, over bool) {
-	buf := make([]byte, 16)
-	patience := probeOthers
-	if l, _, _ := ln.dest.Link(); network(conn.RemoteAddr()) == network(l.RemoteAddr()) {
-		patience = probeTime
+// refusal is how a user who got no stream is counted, and what the log says of it; "": nothing.
+func refusal(err error) (why traffic.Refusal, said string) {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return traffic.RefusedDrain, ""
+	case errors.Is(err, registry.ErrRemoved):
+		return traffic.RefusedRemoved, ""
+	case errors.Is(err, registry.ErrLeft):
+		return traffic.RefusedLeft, ""
+	case errors.Is(err, registry.ErrAway):
+		return traffic.RefusedAway, "client refused"
 	}
-	deadline := time.Now().Add(patience)
-	for ln.probing() && time.Now().Before(deadline) && p.ctx.Err() == nil {
-		conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
-		n, err := conn.Read(buf[:16-len(got)])
-		got = append(got, buf[:n]...)
-		var timeout net.Error
-		if errors.Is(err, io.EOF) {
-			break // a user who is finished: the pair finds out by itself
-		}
-		if err != nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
-			// This read took the reset off the socket: a pair would see a clean end.
-			refuse(conn)
-			return nil, true
-		}
-		if len(got) == 0 {
-			continue
-		}
-		prefix, whole := ln.match(got)
-		if whole {
-			answer := link.ProbeAnswer([16]byte(got))
-			conn.SetDeadline(time.Now().Add(time.Second))
-			conn.Write(answer[:])
-			if c, ok := conn.(*net.TCPConn); ok {
-				c.SetLinger(-1)
-				c.CloseWrite()
-				io.Copy(io.Discard, c)
-			}
-			conn.Close()
-			return nil, true
-		}
-		if !prefix {
-			break
-		}
-	}
-	conn.SetReadDeadline(time.Time{})
-	return got, false
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	if t, ok := a.(*net.TCPAddr); ok {
-		ap := t.AddrPort()
-		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-	}
-	return netip.AddrPort{}
+	return traffic.RefusedLimit, "client refused" // the bridge has no room
 }

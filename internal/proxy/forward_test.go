@@ -18,7 +18,7 @@ import (
 func TestPair(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u := w.user(addr)
 	u.Write([]byte("hello"))
@@ -27,8 +27,8 @@ func TestPair(t *testing.T) {
 	if got, err := io.ReadAll(s); string(got) != "hello" || err != nil {
 		t.Errorf("the bridge read %q, %v", got, err)
 	}
-	if o := s.Open(); o.Service != 0 || o.Client.String() != u.LocalAddr().String() || o.Local.String() != addr {
-		t.Errorf("OPEN %+v; want service 0, client %s, local %s", o, u.LocalAddr(), addr)
+	if o := s.Open(); o.Service != 1 || o.Client.String() != u.LocalAddr().String() || o.Local.String() != addr {
+		t.Errorf("OPEN %+v; want service 1, client %s, local %s", o, u.LocalAddr(), addr)
 	}
 	s.Write([]byte("answers"))
 	eventually(t, "the pair is half-closed", func() bool {
@@ -50,7 +50,7 @@ func TestPair(t *testing.T) {
 func TestReset(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, s := w.pair(b, addr)
 	s.Reset(wire.CodeReset)
@@ -72,7 +72,7 @@ func TestReset(t *testing.T) {
 func TestStatus(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	st := w.p.Status()
 	if st.Role != "proxy" || st.Version != "test" || st.UptimeSeconds <= 0 || len(st.Links)+len(st.Services)+len(st.Pairs) != 0 {
 		t.Errorf("status of an idle proxy: %+v", st)
@@ -119,7 +119,7 @@ func TestStatus(t *testing.T) {
 func TestProbe(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1, silent: true}, pub)
 	nonce := b.claim(0).Nonce
 	got, err := show(addr, nonce)
@@ -127,14 +127,15 @@ func TestProbe(t *testing.T) {
 		t.Errorf("answer %x, %v; want %x, EOF", got, err, link.ProbeAnswer(nonce))
 	}
 	// A nonce is good once: now it is what a user says.
+	shown := link.ProbeQuestion(nonce)
 	u := w.user(addr)
-	u.Write(nonce[:])
+	u.Write(shown[:])
 	s := b.stream()
 	if s.Open().Client.String() != u.LocalAddr().String() {
 		t.Errorf("the first stream is %s's, want %s's: a probe reached the target", s.Open().Client, u.LocalAddr())
 	}
 	first := make([]byte, 16)
-	if _, err := io.ReadFull(s, first); err != nil || [16]byte(first) != nonce {
+	if _, err := io.ReadFull(s, first); err != nil || [16]byte(first) != shown {
 		t.Errorf("read %x, %v; want the user's bytes", first, err)
 	}
 	if n := w.log.count("pair created"); n != 1 {
@@ -146,24 +147,25 @@ func TestProbe(t *testing.T) {
 func TestUsersWhileAProbeIsExpected(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1, silent: true}, pub)
-	nonce := b.claim(0).Nonce
-	ln := w.p.listenerOf(pub)
-	expect := func(d time.Duration) {
-		ln.mu.Lock()
-		defer ln.mu.Unlock()
-		ln.probes[nonce] = time.Now().Add(d)
-	}
-	other := string([]byte{nonce[0] + 1})
-	for _, say := range []string{
+	probes := &w.p.service(w.route(pub)).probes
+	nonce := link.ProbeQuestion(b.claim(0).Nonce)
+	expect := func() { nonce = link.ProbeQuestion(probes.Expect(true)) }
+	other := func() string { return string([]byte{nonce[0] + 1}) }
+	for _, what := range []func() string{
 		other,
-		other + "GET / HTTP/1.1\r\nHost: example\r\n\r\n and a body that is longer than any nonce",
-		string(nonce[:3]) + "no nonce",
-		string(nonce[:15]) + string([]byte{nonce[15] + 1}),
-		"", // FIN at once
+		func() string {
+			return other() + "GET / HTTP/1.1\r\nHost: example\r\n\r\n and a body that is longer than any nonce"
+		},
+		func() string { return string(nonce[:3]) + "no nonce" },
+		func() string { return string(nonce[:15]) + string([]byte{nonce[15] + 1}) },
+		func() string { return "" }, // FIN at once
 	} {
-		expect(time.Hour)
+		for range 5 { // only the last ones are expected
+			expect()
+		}
+		say := what()
 		u := w.user(addr)
 		u.Write([]byte(say))
 		u.CloseWrite()
@@ -174,7 +176,7 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 		s.Close()
 	}
 	t.Run("in pieces", func(t *testing.T) {
-		expect(time.Hour)
+		expect()
 		u := w.user(addr)
 		u.SetNoDelay(true)
 		for _, c := range nonce[:3] {
@@ -187,25 +189,8 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 			t.Errorf("the target read %q, %v", got, err)
 		}
 	})
-	t.Run("server first", func(t *testing.T) {
-		expect(50 * time.Millisecond)
-		u := w.user(addr)
-		s := b.stream() // once nobody waits for a probe any more
-		talk(t, s, u, "220 ready")
-		talk(t, u, s, "EHLO")
-	})
-	t.Run("half a nonce and silence", func(t *testing.T) {
-		expect(50 * time.Millisecond)
-		u := w.user(addr)
-		u.Write(nonce[:7])
-		s := b.stream()
-		got := make([]byte, 7)
-		if _, err := io.ReadFull(s, got); string(got) != string(nonce[:7]) || err != nil {
-			t.Errorf("the target read %q, %v", got, err)
-		}
-	})
 	t.Run("reset", func(t *testing.T) {
-		expect(time.Hour)
+		expect()
 		for _, n := range []int{0, 3} { // nothing said, or what is held back
 			u := w.user(addr)
 			u.Write(nonce[:n])
@@ -213,7 +198,7 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 			u.Close()
 		}
 		u := w.user(addr)
-		u.Write([]byte(other))
+		u.Write([]byte(other()))
 		u.CloseWrite()
 		for {
 			s := b.stream()
@@ -228,44 +213,26 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 	})
 }
 
-// TestProbesAreBounded: a bridge that claims again and again makes the proxy remember a few nonces, of which the last counts.
-func TestProbesAreBounded(t *testing.T) {
-	var ln listener
-	var last [16]byte
-	for range 10_000 {
-		last = ln.expectProbe()
-	}
-	if len(ln.probes) > 4 {
-		t.Errorf("%d nonces are remembered", len(ln.probes))
-	}
-	if _, whole := ln.match(last[:]); !whole {
-		t.Error("the last nonce is not among them")
-	}
-	if !ln.probing() == (len(ln.probes) > 0) {
-		t.Errorf("probing is %t with %d nonces left", ln.probing(), len(ln.probes))
-	}
-}
-
 // TestAway: the bridge is gone with its session; its port is closed. A bridge that only lost its connections is waited for.
 func TestAway(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	b.stop() // without a word, as if its machine had lost power
 	<-b.done
 	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
 	u := w.user(addr)
 	u.Write([]byte("anybody?"))
-	ln := w.p.listenerOf(pub)
-	eventually(t, "the user is held", func() bool { return len(w.p.conns) == 1 })
+	ln := w.route(pub)
+	eventually(t, "the user is held", func() bool { return w.p.conns.Load().Unbound() == 1 })
 	next := w.bridge(k, how{instance: 2}, pub) // restarted: a new process
 	s := next.stream()
 	got := make([]byte, 8)
 	if _, err := io.ReadFull(s, got); string(got) != "anybody?" || err != nil {
 		t.Errorf("the target read %q, %v", got, err)
 	}
-	if w.p.listenerOf(pub) != ln {
+	if w.route(pub) != ln {
 		t.Error("the port was closed in between")
 	}
 }
@@ -276,9 +243,9 @@ func TestDescriptorLimit(t *testing.T) {
 	addr, pub := free(t)
 	otherAddr, otherPub := free(t)
 	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k, other}, MaxConns: 16})
+	w := start(t, Config{MaxConns: 16, Settings: Settings{Keys: []Key{k, other}}})
 	b := w.bridge(k, how{instance: 1}, pub)
-	eventually(t, "the probe is over", func() bool { return len(w.p.conns) == 0 })
+	eventually(t, "the probe is over", func() bool { return w.p.conns.Load().Unbound() == 0 })
 	var users []*net.TCPConn
 	for range 16 {
 		u, _ := w.pair(b, addr)
@@ -317,7 +284,7 @@ func TestDescriptorLimit(t *testing.T) {
 func TestDrain(t *testing.T) {
 	addr, pub := free(t)
 	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k, other}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u1, s1 := w.pair(b, addr)
 	u2, s2 := w.pair(b, addr)
@@ -377,7 +344,7 @@ func TestDrain(t *testing.T) {
 func TestResumeWithin(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}, ResumeWithin: 50 * time.Millisecond})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, ResumeWithin: 50 * time.Millisecond}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, _ := w.pair(b, addr)
 	b.stop()
@@ -389,7 +356,7 @@ func TestResumeWithin(t *testing.T) {
 func TestDrainWithoutPairs(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, _ := w.pair(b, addr)
 	u.SetLinger(0)
@@ -406,10 +373,10 @@ func TestDrainWithoutPairs(t *testing.T) {
 func TestDrainWhileOpening(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1, silent: true}, pub)
 	u := w.user(addr) // says nothing, so it may yet be the probe that is expected
-	eventually(t, "the user is accepted", func() bool { return len(w.p.conns) == 1 })
+	eventually(t, "the user is accepted", func() bool { return w.p.conns.Load().Unbound() == 1 })
 	w.p.Drain()
 	eventually(t, "the public port is closed", func() bool { return refused(addr) })
 	if st := w.p.Status(); len(st.Services) != 1 || st.Services[0].State != status.ServiceAway || st.Services[0].Reason == "" {
@@ -433,7 +400,7 @@ func TestDrainWhileOpening(t *testing.T) {
 func TestDrainIsOver(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}, Drain: 20 * time.Millisecond})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, Drain: 20 * time.Millisecond}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, s := w.pair(b, addr)
 	w.p.Drain()
@@ -449,13 +416,13 @@ func TestDrainIsOver(t *testing.T) {
 func TestHeldUserAtDrain(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	b.stop()
 	<-b.done
 	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
 	u := w.user(addr)
-	eventually(t, "the user is held", func() bool { return len(w.p.conns) == 1 })
+	eventually(t, "the user is held", func() bool { return w.p.conns.Load().Unbound() == 1 })
 	w.p.Drain()
 	wantReset(t, u)
 	<-w.done
@@ -465,7 +432,7 @@ func TestHeldUserAtDrain(t *testing.T) {
 func TestStop(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, s := w.pair(b, addr)
 	silent := w.user(w.p.Addr().String()) // a stranger who is waited for must not delay it, nor one with a key and no ATTACH
@@ -490,11 +457,72 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// TestDrainOfAKilledBridge: a bridge that was killed and is started again cannot finish what it had: the drain does not wait for it.
+func TestDrainOfAKilledBridge(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, Drain: time.Hour}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u, _ := w.pair(b, addr)
+	w.p.Drain()
+	eventually(t, "the bridge is told", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.leaving })
+	b.mu.Lock()
+	b.mute = true
+	b.mu.Unlock()
+	b.cut()
+	again := w.dial(k, how{instance: 2}, pub)
+	wantReset(t, u)
+	<-w.done
+	again.mu.Lock()
+	defer again.mu.Unlock()
+	if len(again.up) != 0 {
+		t.Error("a bridge was let in during the drain")
+	}
+	if n := w.log.count("pair released", "reason=link-lost"); n != 1 || w.err != nil {
+		t.Errorf("%d pairs released with reason link-lost, Run = %v; want 1, nil", n, w.err)
+	}
+}
+
+// TestTotals: a service's bytes are counted while the connection lives, and all is still there when it is over and when the bridge
+// comes back.
+func TestTotals(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	want := func(conns int, total, sent, received uint64) {
+		t.Helper()
+		var s status.Service
+		eventually(t, fmt.Sprintf("%d connections of %d, %d bytes sent, %d received", conns, total, sent, received), func() bool {
+			ss := w.p.Status().Services
+			if len(ss) != 1 {
+				return false
+			}
+			s = ss[0]
+			return s.Connections == conns && s.Total == total && s.Sent == sent && s.Received == received
+		})
+	}
+	want(0, 0, 0, 0) // the bridge's probe is nobody's
+	u, s := w.pair(b, addr)
+	want(1, 1, 1, 1)
+	talk(t, u, s, "hello")
+	talk(t, s, u, "hi")
+	want(1, 1, 6, 3)
+	u.SetLinger(0)
+	u.Close()
+	want(0, 1, 6, 3)
+	b.stop()
+	<-b.done
+	next := w.bridge(k, how{instance: 2}, pub)
+	w.pair(next, addr)
+	want(1, 2, 7, 4)
+}
+
 // TestAStreamOfABridge: a proxy has no service for a bridge that opens streams, and does not say that it takes them.
 func TestAStreamOfABridge(t *testing.T) {
 	_, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	b.mu.Lock()
 	l := b.link

@@ -1,29 +1,20 @@
 package proxy
 
 import (
-	"cmp"
-	"crypto/rand"
 	"errors"
-	"fmt"
 	"net"
-	"slices"
 	"time"
 
 	"reverser/internal/auth"
-	"reverser/internal/grammar"
 	"reverser/internal/link"
-	"reverser/internal/relay"
-	"reverser/internal/route"
-	"reverser/internal/status"
-	"reverser/internal/sys"
-	"reverser/internal/wire"
+	"reverser/internal/traffic"
 )
 
 // acceptLinks takes connections of bridges. Nothing that a stranger does may hold it up: everything else happens in the
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
-	acceptLoop(ln, p.log, func(conn net.Conn) {
-		pass := p.gate.enter(conn)
+	traffic.Accept(p.life.ctx, ln, p.log, func(conn net.Conn) {
+		pass := p.port.gate.enter(conn)
 		if pass == nil {
 			conn.Close()
 			return
@@ -33,17 +24,17 @@ func (p *Proxy) acceptLinks(ln net.Listener) {
 }
 
 func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
-	ac, err := auth.Server(conn, p.tlsCfg, p.authCfg)
+	ac, err := auth.Server(conn, p.port.tls, p.port.auth)
 	pass.leave(err == nil)
 	if err != nil {
-		p.gate.report(p.log, conn.RemoteAddr(), err)
+		p.port.gate.report(p.log, conn.RemoteAddr(), err)
 		return
 	}
-	if p.ctx.Err() != nil {
+	if p.life.ctx.Err() != nil {
 		conn.Close()
 		return
 	}
-	err = p.host.Serve(ac)
+	err = p.port.host.Serve(ac)
 	if errors.Is(err, link.ErrDuplicate) {
 		p.reportDuplicate(ac.KeyID, conn.RemoteAddr())
 	}
@@ -53,460 +44,21 @@ func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
 // reportDuplicate says, at most once in reportStrangersPer for a key, that a second bridge uses it: that one's operator may
 // be somebody else.
 func (p *Proxy) reportDuplicate(id [16]byte, remote net.Addr) {
-	p.mu.Lock()
-	s := p.sessions[id]
 	now := time.Now()
-	if s == nil || now.Sub(s.duplicate) < reportStrangersPer {
-		p.mu.Unlock()
+	p.mu.Lock()
+	recent := now.Sub(p.duplicates[id]) < reportStrangersPer
+	key, known := p.keys[id]
+	if !recent && known {
+		p.duplicates[id] = now
+	}
+	p.mu.Unlock()
+	if recent || !known {
 		return
 	}
-	s.duplicate = now
-	key, held := s.key, s.link.RemoteAddr()
-	p.mu.Unlock()
 	by := "a bridge that is away"
-	if held != nil {
-		by = held.String()
+	if l := p.port.host.Link(id); l != nil && l.RemoteAddr() != nil {
+		by = l.RemoteAddr().String()
 	}
-	p.log.Warn("second bridge with a key that is in use, refused: give each bridge a key of its own (reverser key add NAME --allow ...)",
-		"key", key, "remote", remote.String(), "used_by", by)
-}
-
-func (p *Proxy) keyName(id [16]byte) string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.keys[id].Name
-}
-
-// session is what the proxy knows of a link. Its fields are guarded by Proxy.mu.
-type session struct {
-	link    *link.Link
-	key     string // its name, which may change
-	claims  map[uint16]*claim
-	settled bool // the first round of claims is complete
-	leaving bool // the bridge said that it is stopping
-
-	duplicate time.Time // when a second bridge with the key was last logged
-}
-
-// claim is one service that a bridge asks for.
-type claim struct {
-	id     uint16
-	asked  string
-	target string
-	public grammar.Public
-	state  wire.ClaimStatus
-	reason string
-
-	unknown uint8 // what it says and this proxy does not know, as wire.Claim has it
-}
-
-// stoppingText is why a service is not served while the proxy drains.
-const stoppingText = "the proxy is stopping"
-
-func (c *claim) status(s *session) status.Service {
-	st := status.Service{Public: c.public.String(), Target: c.target, Key: s.key, Reason: c.reason}
-	if c.public == (grammar.Public{}) {
-		st.Public = c.asked
-	}
-	switch {
-	case c.state == wire.ClaimDenied:
-		st.State = status.ServiceDenied
-	case c.state == wire.ClaimRetrying:
-		st.State = status.ServiceRetrying
-	case s.link.Up():
-		st.State = status.ServiceUp
-	default:
-		st.State = status.ServiceAway
-		if s.link.RemoteAddr() != nil && !s.leaving {
-			st.Reason = "the bridge is connected, but none of its connections for data is"
-		}
-	}
-	return st
-}
-
-// session returns the session of a live link, making it known when it is new. mu is held.
-func (p *Proxy) session(l *link.Link) *session {
-	s := p.sessions[l.KeyID()]
-	if s == nil || s.link != l {
-		if l.Err() != nil {
-			return nil
-		}
-		s = &session{link: l, key: p.keys[l.KeyID()].Name, claims: make(map[uint16]*claim)}
-		p.sessions[l.KeyID()] = s
-	}
-	return s
-}
-
-// Attached implements link.Owner.
-func (p *Proxy) Attached(l *link.Link, slot int) {
-	p.mu.Lock()
-	s, key := p.session(l), ""
-	if s != nil {
-		key = s.key
-	}
-	p.notify(l)
-	p.mu.Unlock()
-	if left, draining := p.drainLeft(); slot == 0 && draining { // the connection may have broken before the bridge was told
-		l.GoAway(left)
-	}
-	if slot == 0 && s != nil {
-		p.log.Info("bridge connected", "key", key, "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
-	}
-}
-
-// Detached implements link.Owner.
-func (p *Proxy) Detached(l *link.Link, slot int, err error) {
-	if slot != 0 {
-		return
-	}
-	p.mu.Lock()
-	s, key, leaving := p.session(l), "", false
-	if s != nil {
-		key, leaving = s.key, s.leaving
-	}
-	p.notify(l)
-	p.mu.Unlock()
-	// Ended says it, or a newer connection took the slot already.
-	if s == nil || l.Err() != nil || l.RemoteAddr() != nil || p.ctx.Err() != nil {
-		return
-	}
-	if leaving && l.Streams() == 0 { // else it comes back to finish them
-		l.Kill(errLeft)
-		return
-	}
-	p.log.Warn("bridge lost, its connections stand still until it is back", "key", key, "bridge", l.PeerName(), "err", err)
-}
-
-var errLeft = errors.New("the bridge stopped")
-
-// notify wakes new clients that wait for the link. mu is held.
-func (p *Proxy) notify(l *link.Link) {
-	for _, ln := range p.public {
-		if at, _, _ := ln.dest.Link(); at == l {
-			ln.dest.Changed()
-		}
-	}
-}
-
-// GoingAway implements link.Owner.
-func (p *Proxy) GoingAway(l *link.Link, _ time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if s := p.session(l); s != nil {
-		s.leaving = true
-	}
-}
-
-// Opened implements link.Owner. A proxy has no service that a bridge could ask for.
-func (p *Proxy) Opened(s *link.Stream) { s.Reset(wire.CodeService) }
-
-// Claimed implements link.Owner. Only bridges get answers.
-func (p *Proxy) Claimed(*link.Link, uint16, wire.Claimed) {}
-
-// Ended implements link.Owner.
-func (p *Proxy) Ended(l *link.Link, err error) {
-	p.claiming.Lock()
-	p.mu.Lock()
-	s := p.sessions[l.KeyID()]
-	if s == nil || s.link != l {
-		p.mu.Unlock()
-		p.claiming.Unlock()
-		return
-	}
-	key := s.key
-	delete(p.sessions, l.KeyID())
-	var gone []*listener
-	if !errors.Is(err, link.ErrReplaced) { // else the new session takes them over
-		gone = p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == l.KeyID() })
-	}
-	p.mu.Unlock()
-	closeAll(gone)
-	p.claiming.Unlock()
-	p.log.Info("bridge session ended", "key", key, "bridge", l.PeerName(), "err", err)
-}
-
-// Claim implements link.Owner: the bridge proposes, the policy of its key decides.
-func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
-	p.decided(func() (said lines) {
-		p.mu.Lock()
-		s := p.session(l)
-		if s == nil {
-			p.mu.Unlock()
-			return nil
-		}
-		var gone []*listener
-		cl := s.claims[id]
-		if cl == nil || cl.asked != c.Public || cl.target != c.Target {
-			if cl != nil && cl.asked != c.Public {
-				gone = p.releaseClaim(l, cl)
-			}
-			cl = &claim{id: id, asked: c.Public, target: c.Target}
-			s.claims[id] = cl
-		}
-		cl.unknown = c.Unknown
-		p.mu.Unlock()
-		closeAll(gone) // first: the new port may cover the old one
-		said = p.decide(s, cl, false)
-		p.mu.Lock()
-		if gone = nil; !more && !s.settled {
-			s.settled = true
-			gone = p.releaseLocked(func(ln *listener) bool {
-				at, _, _ := ln.dest.Link()
-				return ln.dest.Key == l.KeyID() && at != l
-			})
-		}
-		p.mu.Unlock()
-		closeAll(gone)
-		return said
-	})
-}
-
-// Unclaim implements link.Owner.
-func (p *Proxy) Unclaim(l *link.Link, id uint16) {
-	p.decided(func() lines {
-		p.mu.Lock()
-		s := p.session(l)
-		var gone []*listener
-		if s != nil && s.claims[id] != nil {
-			gone = p.releaseClaim(l, s.claims[id])
-			delete(s.claims, id)
-		}
-		p.mu.Unlock()
-		closeAll(gone)
-		return nil
-	})
-}
-
-// lines are what there is to log once no lock is held: whoever reads the log may be slow.
-type lines []func()
-
-// decided makes one decision about claims after the other, and logs what came of it.
-func (p *Proxy) decided(decide func() lines) {
-	p.claiming.Lock()
-	said := decide()
-	p.claiming.Unlock()
-	for _, say := range said {
-		say()
-	}
-}
-
-// verdict is what became of a claim.
-type verdict struct {
-	state  wire.ClaimStatus
-	reason string // for this proxy's operator
-	told   string // for the bridge, where it is not to know as much; "": the reason
-}
-
-// decide opens what a claim asks for, or says why not, and tells the bridge; again says that the bridge has heard an answer
-// and wants to know of changes only. claiming is held and mu is not.
-func (p *Proxy) decide(s *session, c *claim, again bool) (said lines) {
-	v := p.tryClaim(s, c)
-	p.mu.Lock()
-	before, reason := c.state, c.reason
-	c.state, c.reason = v.state, v.reason
-	ln, key := p.public[c.public], s.key
-	p.mu.Unlock()
-	same := before == v.state && reason == v.reason
-	if again && same {
-		return nil
-	}
-	answer := wire.Claimed{Status: v.state, Public: c.public.String(), Text: cmp.Or(v.told, v.reason)}
-	if v.state == wire.ClaimUp && ln != nil {
-		answer.Nonce = ln.expectProbe()
-	}
-	s.link.Claimed(c.id, answer)
-	if same {
-		return nil
-	}
-	public, asked, target := c.public.String(), c.asked, c.target
-	return lines{func() {
-		switch v.state {
-		case wire.ClaimUp:
-			p.log.Info("service up", "service", public, "key", key, "target", target)
-		case wire.ClaimDenied:
-			p.log.Warn("service denied", "service", asked, "key", key, "reason", v.reason)
-		case wire.ClaimRetrying:
-			p.log.Warn("service cannot be opened, trying again", "service", public, "key", key, "reason", v.reason)
-		}
-	}}
-}
-
-func deny(format string, args ...any) verdict {
-	return verdict{state: wire.ClaimDenied, reason: fmt.Sprintf(format, args...)}
-}
-
-// tryClaim is decide without telling anybody. claiming is held and mu is not: to open a port takes a system call.
-func (p *Proxy) tryClaim(s *session, c *claim) verdict {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	key, ok := p.keys[s.link.KeyID()]
-	if !ok {
-		return deny("denied: the key was removed")
-	}
-	pub, err := grammar.ParsePublic(c.asked)
-	if err != nil {
-		return deny("denied: %s", err)
-	}
-	if c.unknown != 0 {
-		return deny("%s denied: the bridge asks for something that this proxy does not know (field %d of its claim): update the proxy", pub, c.unknown)
-	}
-	if pub.Kind == grammar.KindOffered {
-		i := slices.IndexFunc(p.cfg.Offer, key.Allow.Permits)
-		if i < 0 {
-			return deny("denied: the proxy offers no public port that key %q is allowed (%s)", key.Name, key.Allow)
-		}
-		pub = p.cfg.Offer[i]
-	}
-	c.public = pub
-	switch {
-	case !key.Allow.Permits(pub):
-		p.drop(pub, s)
-		return deny("%s denied: the policy of key %q allows %s", pub, key.Name, key.Allow)
-	case pub.Kind != grammar.KindTCP:
-		return deny("%s denied: this proxy serves tcp/ only", pub)
-	case pub.Port == portOf(p.Addr()) || p.transfer != nil && pub.Port == portOf(p.TransferAddr()):
-		return deny("%s denied: the link itself uses this port", pub)
-	case p.draining.Load():
-		return verdict{state: wire.ClaimRetrying, reason: stoppingText}
-	}
-	d, isNew, err := p.routes.Claim(pub, key.ID, key.Name, s.link, c.id, c.target)
-	if err != nil {
-		v := verdict{state: wire.ClaimRetrying, reason: err.Error()}
-		if _, taken := errors.AsType[*route.TakenError](err); taken {
-			v.told = fmt.Sprintf("%s is held by another key", pub)
-		}
-		return v
-	}
-	if !isNew {
-		return verdict{state: wire.ClaimUp}
-	}
-	// What an earlier session of the same bridge left open must not stand in the way.
-	gone := p.releaseLocked(func(ln *listener) bool {
-		at, _, _ := ln.dest.Link()
-		return ln.dest.Key == key.ID && at != s.link && ln.dest.Public.Overlaps(pub)
-	})
-	p.mu.Unlock()
-	closeAll(gone)
-	ln, err := sys.Listen(pub.ListenNetwork(), pub.ListenAddr())
-	p.mu.Lock()
-	if err != nil {
-		p.routes.Remove(d)
-		v := verdict{state: wire.ClaimRetrying, reason: fmt.Sprintf("open %s on the proxy: %s", pub, err)}
-		if hint := sys.PortHint(err); hint != "" {
-			v.told = v.reason
-			v.reason += " (" + hint + ")"
-		}
-		return v
-	}
-	l := &listener{Listener: ln, dest: d}
-	p.public[pub] = l
-	p.wg.Go(func() { p.acceptUsers(l) })
-	return verdict{state: wire.ClaimUp}
-}
-
-// drop closes a public port that a session has no right to any more. mu is held.
-func (p *Proxy) drop(pub grammar.Public, s *session) {
-	closeAll(p.releaseLocked(func(ln *listener) bool { return ln.dest.Public == pub && ln.dest.Key == s.link.KeyID() }))
-}
-
-// releaseLocked takes listeners out of service; the caller closes them. mu is held.
-func (p *Proxy) releaseLocked(which func(*listener) bool) (gone []*listener) {
-	for pub, ln := range p.public {
-		if which(ln) {
-			delete(p.public, pub)
-			p.routes.Remove(ln.dest)
-			gone = append(gone, ln)
-		}
-	}
-	return gone
-}
-
-// releaseClaim is releaseLocked for what a claim on l holds. mu is held.
-func (p *Proxy) releaseClaim(l *link.Link, cl *claim) []*listener {
-	return p.releaseLocked(func(ln *listener) bool {
-		at, of, _ := ln.dest.Link()
-		return ln.dest.Public == cl.public && at == l && of == cl.id
-	})
-}
-
-func closeAll(ls []*listener) {
-	for _, l := range ls {
-		l.Close()
-	}
-}
-
-func (p *Proxy) closeListeners() {
-	p.claiming.Lock()
-	defer p.claiming.Unlock()
-	p.mu.Lock()
-	gone := p.releaseLocked(func(*listener) bool { return true })
-	p.mu.Unlock()
-	closeAll(gone)
-}
-
-// retryEvery is how often what could not be opened is tried again.
-const retryEvery = 2 * time.Second
-
-// retryClaims tries again what could not be opened.
-func (p *Proxy) retryClaims() {
-	t := time.NewTicker(retryEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-p.ctx.Done():
-			return
-		case <-t.C:
-		}
-		p.decideAll(func(c *claim) bool { return c.state == wire.ClaimRetrying })
-	}
-}
-
-// decideAll decides the chosen claims again.
-func (p *Proxy) decideAll(which func(*claim) bool) {
-	p.decided(func() (said lines) {
-		type asked struct {
-			s *session
-			c *claim
-		}
-		var again []asked
-		p.mu.Lock()
-		for _, s := range p.sessions {
-			s.key = p.keys[s.link.KeyID()].Name
-			for _, c := range s.claims {
-				if which(c) {
-					again = append(again, asked{s, c})
-				}
-			}
-		}
-		p.mu.Unlock()
-		for _, a := range again {
-			said = append(said, p.decide(a.s, a.c, true)...)
-		}
-		return said
-	})
-}
-
-// reconsider decides every claim again, after a change of the keys.
-func (p *Proxy) reconsider() { p.decideAll(func(*claim) bool { return true }) }
-
-// dropKey ends everything that a removed key holds.
-func (p *Proxy) dropKey(id [16]byte) {
-	p.claiming.Lock()
-	p.mu.Lock()
-	gone := p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == id })
-	p.mu.Unlock()
-	closeAll(gone)
-	p.claiming.Unlock()
-	p.endPairs(relay.ReasonRemoved, wire.CodeService, func(pr *pair) bool { return pr.key == id })
-	for _, l := range p.host.Links() { // and not the session, which a link that is being attached has not got yet
-		if l.KeyID() == id {
-			l.Flush(lastWords) // or the bridge's pairs would learn no more than that the link is lost
-			l.Kill(errors.New("the key was removed"))
-		}
-	}
-}
-
-func newNonce() (n [16]byte) {
-	rand.Read(n[:])
-	return n
+	p.say.warn(id, "second bridge with a key that is in use, refused: give each bridge a key of its own (reverser key add NAME --allow ...)",
+		"key", key.Name, "remote", remote.String(), "used_by", by)
 }

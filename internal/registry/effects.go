@@ -25,12 +25,13 @@ type Told struct {
 	Session SessionID
 	ID      uint32
 	Answer
-	Asked  Claim
-	Key    string // name of the session's key
-	Reason string // for this proxy's operator; "" with ClaimUp
-	Bridge string // the same for the bridge's, who is not to know as much
-	Fresh  bool   // the service came up, or another one did
-	News   bool   // it is not what the bridge was told last
+	Asked   Claim
+	Key     KeyID
+	KeyName string
+	Reason  string // for this proxy's operator; "" with ClaimUp
+	Bridge  string // the same for the bridge's, who is not to know as much
+	Fresh   bool   // the service came up, or another one did
+	News    bool   // it is not what the bridge was told last
 }
 
 // effect is something to be done. It says where to look: what is right is decided when its turn comes.
@@ -68,7 +69,7 @@ func doTell(co *core, e effect) func(Doer, *Registry) {
 	}
 	t := Told{Way: c.session.way, Session: c.session.id, ID: c.id, Answer: a, Asked: c.asked, News: a != c.told}
 	t.Fresh = a.up() && (!c.told.up() || a.Public != c.told.Public)
-	t.Key = co.policy.keys[c.session.key].Name
+	t.Key, t.KeyName = c.session.key, c.session.ring.key.Name
 	t.Reason, t.Bridge = co.words(c, a)
 	c.told, c.owed = a, false
 	return func(d Doer, _ *Registry) { d.Tell(t) }
@@ -116,12 +117,7 @@ func (r *Registry) step(d Doer) bool {
 	r.mu.Lock()
 	if len(r.core.effects) == 0 {
 		r.core.effects = nil // what was done is not kept
-		idle := r.idle
-		r.idle = nil
 		r.mu.Unlock()
-		for _, done := range idle {
-			close(done)
-		}
 		return false
 	}
 	e := r.core.effects[0]
@@ -135,11 +131,12 @@ func (r *Registry) step(d Doer) bool {
 	return true
 }
 
-// Done waits until what was decided so far is done. Then no newcomer enters under an older policy.
+// Done waits until what was decided so far is done, whatever is decided meanwhile. Then no newcomer enters under an older policy.
 func (r *Registry) Done(ctx context.Context) error {
 	done := make(chan struct{})
+	say := func(*core, effect) func(Doer, *Registry) { return func(Doer, *Registry) { close(done) } }
 	r.mu.Lock()
-	r.idle = append(r.idle, done)
+	r.core.effects = append(r.core.effects, effect{do: say})
 	r.mu.Unlock()
 	r.signal()
 	select {

@@ -231,7 +231,9 @@ func thaw(doc []byte, p Policy, way func(SessionID) Way) (*core, error) {
 			return nil, err
 		}
 	}
-	co.revive(sessions, way)
+	if err := co.revive(sessions, way); err != nil {
+		return nil, err
+	}
 	return co, nil
 }
 
@@ -267,7 +269,7 @@ func thawClaim(d *decoder) *claim {
 }
 
 // revive makes the index of what was read, and settles.
-func (co *core) revive(sessions []*session, way func(SessionID) Way) {
+func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 	for s, rec := range co.sockets {
 		switch rec.state {
 		case open:
@@ -283,12 +285,14 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) {
 	})
 	for _, name := range held { // first those that have their ports
 		n := co.nameOf(name)
-		n.held, n.route = co.holdings[name], newRoute(name)
+		n.held, n.route = co.holdings[name], newRoute(name, co.holdings[name].key)
 		ov := co.placeOf(n)
 		if f := family(name); n.granted() {
 			ov.granted[f] = append(ov.granted[f], n)
 		} else {
-			n.blocked = ov.obstacle(n)
+			if n.blocked = ov.obstacle(n); n.blocked == nil {
+				return errDocument
+			}
 			ov.waiting = append(ov.waiting, n)
 		}
 		co.touch(n)
@@ -332,4 +336,5 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) {
 			}
 		}
 	}
+	return nil
 }

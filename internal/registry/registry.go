@@ -12,6 +12,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -28,8 +29,7 @@ type Registry struct {
 	wake chan struct{}        // there are effects
 
 	mu   sync.Mutex
-	core core            // guarded by mu, as all below
-	idle []chan struct{} // closed when no effect is left
+	core core // guarded by mu
 }
 
 // New returns a registry without sessions.
@@ -149,7 +149,7 @@ func (co *core) words(c *claim, a Answer) (here, there string) {
 		}
 	case WhyLimit:
 		here = fmt.Sprintf("%s is one service more than the limit max-services of key %q, %d", a.Public,
-			co.policy.keys[c.session.key].Name, co.policy.keys[c.session.key].MaxServices)
+			c.session.ring.key.Name, c.session.ring.key.MaxServices)
 	case WhyReplaced:
 		here = fmt.Sprintf("a newer session of the same key took over, without %s", a.Public)
 	default:
@@ -166,38 +166,62 @@ const StoppingText = "the proxy is stopping"
 
 // Service is a claim as status shows it.
 type Service struct {
-	Session SessionID
-	Key     string
-	ID      uint32
+	Key     KeyID
+	KeyName string
+	ID      uint32 // of the claim
 	Public  string
 	Target  string
 	Status  wire.ClaimStatus // as told last; 0: nothing yet
-	Reason  string
+	Reason  string           // for the proxy's operator
 	Way     Way
 	Leaving bool
-	Route   *Route // nil: the claim has none
 }
 
-// Services returns all claims, in no order.
+// Services returns the claims, in no order. Of a name that a session has taken over from an older one of the same key it returns the
+// newer claim only.
 func (r *Registry) Services() []Service {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []Service
 	for _, s := range r.core.sessions {
 		for _, c := range s.claims {
+			if c.name != nil && c.name.tookOver(c) {
+				continue
+			}
 			sv := Service{
-				Session: s.id, Key: r.core.policy.keys[s.key].Name, ID: c.id, Public: c.public.String(), Target: c.asked.Target,
+				Key: s.key, KeyName: s.ring.key.Name, ID: c.id, Public: c.public.String(), Target: c.asked.Target,
 				Status: c.told.Status, Way: s.way, Leaving: s.leaving,
 			}
 			if c.public == (grammar.Public{}) {
 				sv.Public = c.asked.Public
 			}
 			sv.Reason, _ = r.core.words(c, c.told)
-			if c.name != nil && c.offer != nil {
-				sv.Route = c.name.route
-			}
 			all = append(all, sv)
 		}
+	}
+	return all
+}
+
+// tookOver reports whether a newer session of the same key serves the name instead of a claim.
+func (n *name) tookOver(c *claim) bool {
+	return slices.ContainsFunc(n.serving, func(o *claim) bool { return o.session.key == c.session.key && o.session.id > c.session.id })
+}
+
+// Live is a session as status shows it.
+type Live struct {
+	Key     KeyID
+	KeyName string
+	Way     Way
+	Leaving bool
+}
+
+// Sessions returns the sessions, in no order.
+func (r *Registry) Sessions() []Live {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]Live, 0, len(r.core.sessions))
+	for _, s := range r.core.sessions {
+		all = append(all, Live{s.key, s.ring.key.Name, s.way, s.leaving})
 	}
 	return all
 }

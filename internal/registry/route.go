@@ -39,6 +39,7 @@ type Way interface {
 // Route is where the users of a name go. It stays the same for as long as the same key or group has the name.
 type Route struct {
 	Public grammar.Public
+	Key    KeyID // that has the name; of a group the one that had it first
 
 	state atomic.Pointer[routeState]
 	held  atomic.Int32 // users that wait for an offer
@@ -53,8 +54,8 @@ type routeState struct {
 	changed chan struct{} // closed when there is another state, or an offer of this one may be up
 }
 
-func newRoute(pub grammar.Public) *Route {
-	rt := &Route{Public: pub}
+func newRoute(pub grammar.Public, key KeyID) *Route {
+	rt := &Route{Public: pub, Key: key}
 	rt.state.Store(&routeState{changed: make(chan struct{})})
 	return rt
 }
@@ -88,6 +89,15 @@ func (rt *Route) next(st *routeState) {
 // Up reports whether a newcomer would be served at once.
 func (rt *Route) Up() bool {
 	return slices.ContainsFunc(rt.state.Load().offers, func(o *Offer) bool { return !o.attrs.Load().Drained && o.way.Up() })
+}
+
+// Ways yields the ways to the bridges that serve the name.
+func (rt *Route) Ways(yield func(Way) bool) {
+	for _, o := range rt.state.Load().offers {
+		if !yield(o.way) {
+			return
+		}
+	}
 }
 
 // User is who wants to be served.

@@ -50,7 +50,7 @@ func offerOf(w Way, c Claim) *Offer {
 }
 
 func routeOf(offers ...*Offer) *Route {
-	rt := newRoute(pub{Kind: "tcp", Port: 9000})
+	rt := newRoute(pub{Kind: "tcp", Port: 9000}, KeyID{})
 	rt.set(offers)
 	return rt
 }

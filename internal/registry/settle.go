@@ -106,7 +106,7 @@ func (co *core) hold(n *name) {
 		n.held = &holding{key: first.key, group: first.group, seq: first.place}
 		co.holdings[n.public] = n.held
 		co.placeOf(n).gain(co, n)
-		co.setRoute(n, newRoute(n.public))
+		co.setRoute(n, newRoute(n.public, first.key))
 	}
 }
 

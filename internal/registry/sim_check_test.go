@@ -86,6 +86,17 @@ func (w *sim) checkName(n *name) {
 			w.stats.group++
 		}
 	}
+	if n.granted() && !n.route.Up() {
+		for _, c := range n.claims {
+			newer := slices.ContainsFunc(n.claims, func(o *claim) bool {
+				return o.session.key == c.session.key && o.session.id > c.session.id && o.session.wasUp
+			})
+			able := c.session.id >= c.session.ring.newest && w.r.core.within(c.session.ring, n) && n.held.shares(c.session.key, c.asked.Group)
+			if c.session.way.Up() && !c.asked.Drained && able && !newer {
+				w.fail("C6: users of %s wait, though session %d could serve them", n.public, c.session.id)
+			}
+		}
+	}
 	// Of two names that overlap at most one gets sockets.
 	for _, o := range w.r.core.names {
 		if n != o && n.public.Overlaps(o.public) && n.granted() && o.granted() {
@@ -159,6 +170,16 @@ func (w *sim) checkThaw() {
 		}
 		if c := w.r.core.sessions[e.claim.session.id].claims[e.claim.id]; !c.queued {
 			w.fail("C7: claim %d of session %d is to be told, and nothing is on its way", c.id, c.session.id)
+		}
+	}
+	for id, s := range w.r.core.sessions {
+		for _, c := range s.claims {
+			if c.queued && w.r.core.answer(c).Status != 0 && c.owed != fresh.sessions[id].claims[c.id].owed {
+				w.fail("C11: the document does not say that claim %d of session %d has no answer", c.id, id)
+			}
+		}
+		if !maps.Equal(s.owed, fresh.sessions[id].owed) {
+			w.fail("C11: the document does not say which UNCLAIMs of session %d have no answer", id)
 		}
 	}
 	before := w.r.core.settled

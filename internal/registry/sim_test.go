@@ -166,7 +166,11 @@ func TestSimulation(t *testing.T) {
 		return
 	}
 	var all simStats
-	for seed := uint64(1); seed <= *simSeeds; seed++ {
+	most := *simSeeds
+	if testing.Short() || raceEnabled {
+		most = min(most, 60)
+	}
+	for seed := uint64(1); seed <= most; seed++ {
 		w := runSeed(seed, *simSteps, nil)
 		if w.err != nil {
 			t.Fatalf("seed %d: %v\nthe schedule (go test -run TestSimulation -sim.seed %d shows all of it):\n%s",
@@ -177,7 +181,7 @@ func TestSimulation(t *testing.T) {
 			all.lost + s.lost, all.replaced + s.replaced, all.successors + s.successors, all.policies + s.policies,
 			all.handovers + s.handovers, all.failed + s.failed, all.unclaims + s.unclaims, all.group + s.group}
 	}
-	t.Logf("%d seeds: %+v", *simSeeds, all)
+	t.Logf("%d seeds: %+v", most, all)
 	if all.served == 0 || all.retired == 0 || all.waited == 0 || all.removed == 0 || all.replaced == 0 || all.successors == 0 ||
 		all.handovers == 0 || all.failed == 0 || all.group == 0 {
 		t.Errorf("some things never happened: %+v", all)

@@ -697,7 +697,7 @@ func (w *sim) handover() {
 	for _, u := range w.users {
 		u.picked, u.tried, u.changed = nil, nil, nil
 		if u.route = next.View().Find(u.name); u.route == nil {
-			u.route = newRoute(u.name)
+			u.route = newRoute(u.name, KeyID{})
 			u.route.remove()
 		}
 	}

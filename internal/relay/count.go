@@ -17,13 +17,16 @@ func (c *sharedCounter) Add(n uint64) {
 
 func (c *sharedCounter) Load() uint64 { return c.own.Load() }
 
+// set takes over a count that was in the total before.
+func (c *sharedCounter) set(n uint64) { c.own.Store(n) }
+
 // CountInto makes the pair add its bytes to totals as they move: those from client to target, and those on the way back. It is
 // called before Start.
 func (p *Pair) CountInto(sent, received *atomic.Uint64) {
 	if p.side == Target {
 		sent, received = received, sent
 	}
-	p.out.total, p.in.total = sent, received
+	p.outward.bytes.total, p.inward.bytes.total = sent, received
 }
 
 // Resumes counts how often the connection of the link was replaced under the pair.

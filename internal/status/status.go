@@ -74,6 +74,11 @@ type Service struct {
 	State       string `json:"state"`
 	Connections int    `json:"connections"`
 	Reason      string `json:"reason,omitempty"` // why State is not ServiceUp, where there is more to say
+
+	// What was counted since the process started. The bytes move while a connection lives.
+	Total    uint64 `json:"total,omitempty"`    // connections
+	Sent     uint64 `json:"sent,omitempty"`     // bytes client → target
+	Received uint64 `json:"received,omitempty"` // bytes target → client
 }
 
 // Pair is one user's connection, bound to its connection to the target.

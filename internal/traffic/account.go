@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"reverser/internal/relay"
+	"reverser/internal/status"
 )
 
 // Account counts the connections of a service or key. What it has counted stays when they are over, and never becomes less.
@@ -36,6 +37,7 @@ type Account struct {
 	clients  int                 // that have an account of their own
 	others   guest               // the account of those that have none
 	services map[string]*Account // of a key
+	unlisted bool                // the key has too many services: what this one counted goes to the key when a pair is over
 	said     time.Time           // when a refusal was last logged
 	unsaid   uint64              // how many were not since
 }
@@ -114,11 +116,14 @@ func (a *Account) addLocked(u *Usage) {
 	}
 }
 
-// Bytes returns how many went each way so far; it takes no lock.
-func (a *Account) Bytes() (sent, received uint64) { return a.sent.Load(), a.received.Load() }
-
-// Pairs returns how many there are, and how many were made; it takes no lock.
-func (a *Account) Pairs() (now int, total uint64) { return int(a.pairs.Load()), a.total.Load() }
+// Describe writes what was counted into the status of the service. It takes no lock; a service without an account was never used.
+func (a *Account) Describe(st *status.Service) {
+	if a == nil {
+		return
+	}
+	st.Connections, st.Total = int(a.pairs.Load()), a.total.Load()
+	st.Sent, st.Received = a.sent.Load(), a.received.Load()
+}
 
 // SetLimits says what the account allows from now on. Connections that are there already stay.
 func (a *Account) SetLimits(l Limits) {
@@ -141,10 +146,23 @@ func (a *Account) charge(client netip.AddrPort) (*guest, error) {
 	if most := a.limits.PerClient; most > 0 && g.now >= most && g != &a.others {
 		return nil, &LimitError{"client", most}
 	}
+	a.takeLocked(g)
+	return g, nil
+}
+
+// take counts a connection whatever the limits say.
+func (a *Account) take(client netip.AddrPort) *guest {
+	a.ledger.mu.Lock()
+	defer a.ledger.mu.Unlock()
+	g := a.ledger.guestLocked(a, client, true)
+	a.takeLocked(g)
+	return g
+}
+
+func (a *Account) takeLocked(g *guest) {
 	a.now++
 	a.key.now++
 	a.ledger.takeLocked(g)
-	return g, nil
 }
 
 // giveBack is the end of what charge counted. reason is "" when no pair came of it.
@@ -158,6 +176,9 @@ func (a *Account) giveBack(g *guest, reason relay.Reason, sent, received uint64)
 			a.ended = make(map[relay.Reason]uint64)
 		}
 		a.ended[reason]++
+		if a.unlisted {
+			a.key.addLost(reason, sent, received)
+		}
 		g.total++
 		g.sent += sent
 		g.received += received
@@ -169,10 +190,15 @@ func (a *Account) giveBack(g *guest, reason relay.Reason, sent, received uint64)
 func (a *Account) refused(why Refusal, client netip.AddrPort) {
 	a.ledger.mu.Lock()
 	defer a.ledger.mu.Unlock()
-	if a.refusals == nil {
-		a.refusals = make(map[Refusal]uint64)
+	for _, to := range []*Account{a, a.key} {
+		if to == a.key && !a.unlisted {
+			break
+		}
+		if to.refusals == nil {
+			to.refusals = make(map[Refusal]uint64)
+		}
+		to.refusals[why]++
 	}
-	a.refusals[why]++
 	a.ledger.guestLocked(a, client, false).refused++
 }
 
@@ -193,7 +219,18 @@ func (a *Account) say(log *slog.Logger, msg string, args ...any) {
 	log.Warn(msg, args...)
 }
 
-// maxServices is how many services of one key have an account each. All further ones share the account with the name "".
+// addLost counts a pair of an unlisted service at its key. ledger.mu is held.
+func (a *Account) addLost(reason relay.Reason, sent, received uint64) {
+	if a.ended == nil {
+		a.ended = make(map[relay.Reason]uint64)
+	}
+	a.ended[reason]++
+	a.total.Add(1)
+	a.sent.Add(sent)
+	a.received.Add(received)
+}
+
+// maxServices is how many services of one key have an account that is kept. Further ones have it as long as somebody holds it.
 const maxServices = 16_384
 
 // ledger holds all accounts of a process.
@@ -242,16 +279,25 @@ func (l *ledger) service(key [16]byte, name string) *Account {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	k := l.keyLocked(key)
-	if len(k.services) >= maxServices && k.services[name] == nil {
-		name = ""
+	if a := k.services[name]; a != nil {
+		return a
 	}
-	a := k.services[name]
-	if a == nil {
-		a = &Account{Key: key, Service: name, ledger: l, key: k}
-		a.others.service = a
+	a := &Account{Key: key, Service: name, ledger: l, key: k, unlisted: len(k.services) >= maxServices}
+	a.others.service = a
+	if !a.unlisted {
 		k.services[name] = a
 	}
 	return a
+}
+
+func (l *ledger) find(key [16]byte, name string) *Account {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.keys[key]
+	if k == nil {
+		return nil
+	}
+	return k.services[name]
 }
 
 // Block is the range of addresses that counts as one client: a host in IPv4, a customer's network in IPv6.

@@ -94,11 +94,24 @@ func TestServicesAreBounded(t *testing.T) {
 		for i := range maxServices + 10 {
 			c.Account(keyA, fmt.Sprint(i))
 		}
-		if n := len(c.KeyAccount(keyA).services); n != maxServices+1 {
+		k := c.KeyAccount(keyA)
+		if n := len(k.services); n != maxServices {
 			t.Errorf("%d accounts", n)
 		}
-		if c.Account(keyA, "x") != c.Account(keyA, "y") || c.Account(keyA, "1") == c.Account(keyA, "x") {
-			t.Error("want one account for what is too much, and its own for what was there")
+		one, many := c.Account(keyA, "1"), c.Account(keyA, "x")
+		if c.Account(keyA, "1") != one || c.Find(keyA, "1") != one || c.Find(keyA, "x") != nil || c.Find(keyB, "1") != nil {
+			t.Error("want the account of what was there, and none that is kept of what is too much")
+		}
+		f := &fake{sent: 5, received: 7}
+		admit(t, many, alice).bind(f, "")
+		if u := many.Usage(); u.Pairs != 1 || u.Total != 1 {
+			t.Errorf("usage %+v", u)
+		}
+		f.End(relay.ReasonEOF, 0)
+		admit(t, many, alice).Refuse(RefusedAway, "")
+		synctest.Wait()
+		if u := k.Usage(); u.Total != 1 || u.Sent != 5 || u.Received != 7 || u.Ended[relay.ReasonEOF] != 1 || u.Refused[RefusedAway] != 1 {
+			t.Errorf("the key counted %+v", u)
 		}
 	})
 }

@@ -2,7 +2,7 @@
 //
 // Its secret is the life of a connection, from its arrival until all that counted it has been given back: the same at the proxy,
 // where users arrive, and at the bridge, where streams do. It does not know where a connection leads. The way of a connection through it:
-//  1. accept.go takes it at a listener (a bridge calls Conns.Admit for a stream instead).
+//  1. accept.go takes it at a listener, at the proxy.
 //  2. admit.go lets it in, or refuses it: the drain, the limits of its accounts, the descriptors.
 //  3. account.go charges it to its service, key and client.
 //  4. bind.go makes a pair of it, which goes on by itself, and gives everything back at its end.
@@ -66,6 +66,7 @@ type roster struct {
 	shards [64]shard
 	phases [phases]atomic.Int64 // how many are in each
 	busy   atomic.Int64         // how many there are; grows only under the lock of a shard that is not shut
+	quiet  chan struct{}        // has an element when busy became 0
 	shut   atomic.Bool          // all shards are
 	idle   chan struct{}        // closed when all shards are shut and busy is 0
 	empty  sync.Once            // closes idle
@@ -94,7 +95,7 @@ func New(cfg Config) *Conns {
 	}
 	c := &Conns{log: cfg.Log, side: cfg.Side, crew: newCrew()}
 	c.room.places, c.room.dials = make(chan struct{}, cfg.Max), make(chan struct{}, cfg.Dials)
-	c.roster.idle = make(chan struct{})
+	c.roster.idle, c.roster.quiet = make(chan struct{}), make(chan struct{}, 1)
 	for i := range c.roster.shards {
 		c.roster.shards[i].all = make(map[*Admission]struct{})
 	}
@@ -106,6 +107,9 @@ func New(cfg Config) *Conns {
 
 // Account returns the account of a service of a key, which counts from the first call on and is kept.
 func (c *Conns) Account(key [16]byte, service string) *Account { return c.ledger.service(key, service) }
+
+// Find returns the account of a service that had one before, else nil.
+func (c *Conns) Find(key [16]byte, service string) *Account { return c.ledger.find(key, service) }
 
 // KeyAccount returns the account of a key.
 func (c *Conns) KeyAccount(key [16]byte) *Account { return c.ledger.key(key) }
@@ -184,10 +188,36 @@ func (c *Conns) Shut() {
 
 // left counts n admissions less.
 func (l *roster) left(n int64) {
-	if l.busy.Add(-n) == 0 && l.shut.Load() {
+	if l.busy.Add(-n) > 0 {
+		return
+	}
+	select {
+	case l.quiet <- struct{}{}:
+	default:
+	}
+	if l.shut.Load() {
 		l.empty.Do(func() { close(l.idle) })
 	}
 }
+
+// AwaitIdle returns when there is no connection, after limit, or when ctx ends. Connections may arrive meanwhile. One caller at a time
+// may wait.
+func (c *Conns) AwaitIdle(ctx context.Context, limit time.Duration) {
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	for c.roster.busy.Load() > 0 {
+		select {
+		case <-c.roster.quiet:
+		case <-late.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Newest returns the id of the connection that was admitted last. Later ones have higher ids.
+func (c *Conns) Newest() uint64 { return c.roster.ids.Load() }
 
 // Draining reports whether Shut was called.
 func (c *Conns) Draining() bool { return c.roster.shut.Load() }

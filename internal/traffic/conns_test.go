@@ -228,10 +228,16 @@ func TestAccept(t *testing.T) {
 		}
 		hold := make(chan struct{})
 		begin := time.Now()
-		c.Accept(ln, acc, func(a *Admission, conn net.Conn) {
-			<-hold
-			served++
-			conn.Close()
+		Accept(t.Context(), ln, c.log, func(conn net.Conn) {
+			a, err := c.Admit(acc, netip.AddrPort{}, Wait)
+			if err != nil {
+				t.Error(err)
+			}
+			a.Go(func() {
+				<-hold
+				served++
+				conn.Close()
+			})
 		})
 		if d := time.Since(begin); d != 15*time.Millisecond {
 			t.Errorf("it took %s, want two pauses of 5 and 10 ms", d)
@@ -371,6 +377,28 @@ func TestEnd(t *testing.T) {
 	})
 }
 
+// TestFinally: what was asked for is called once, whatever became of the connection.
+func TestFinally(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+		n := 0
+		for _, end := range []func(*Admission){
+			(*Admission).Leave,
+			func(a *Admission) { a.Refuse(RefusedAway, "") },
+			func(a *Admission) { a.Leave(); a.Leave() },
+		} {
+			a, err := c.Admit(c.Account(keyA, "tcp/9000"), netip.AddrPort{}, Wait)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.Finally(func() { n++ })
+			end(a)
+		}
+		if n != 3 {
+			t.Errorf("called %d times for 3 connections", n)
+		}
+	})
+}
+
 // TestEndMissesNobody: whatever is bound while all are ended is ended.
 func TestEndMissesNobody(t *testing.T) {
 	for range 50 {
@@ -448,6 +476,46 @@ func TestDrain(t *testing.T) {
 		if r := acc.Usage().Refused[RefusedDrain]; r != 2 {
 			t.Errorf("%d were refused, want 2", r)
 		}
+	})
+}
+
+// TestAwaitIdle: newcomers are let in until there is a moment without a connection.
+func TestAwaitIdle(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+		acc := c.Account(keyA, "tcp/9000")
+		admit(t, acc, alice).Leave() // a moment of before does not count
+		var first, second fake
+		admit(t, acc, alice).bind(&first, "")
+		newest := c.Newest()
+		begin := time.Now()
+		go func() {
+			time.Sleep(time.Second)
+			late := admit(t, acc, bob)
+			if late.ID() <= newest {
+				t.Errorf("a later connection has id %d, want more than %d", late.ID(), newest)
+			}
+			late.bind(&second, "")
+			first.End(relay.ReasonEOF, 0)
+			time.Sleep(time.Second)
+			second.End(relay.ReasonEOF, 0)
+		}()
+		c.AwaitIdle(t.Context(), time.Minute)
+		if d := time.Since(begin); d != 2*time.Second {
+			t.Errorf("idle after %s, want 2s", d)
+		}
+		var third fake
+		admit(t, acc, alice).bind(&third, "")
+		c.AwaitIdle(t.Context(), time.Second)
+		if d := time.Since(begin); d != 3*time.Second {
+			t.Errorf("AwaitIdle returned after %s, want its limit, 3s", d)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		c.AwaitIdle(ctx, time.Minute)
+		if d := time.Since(begin); d != 4*time.Second {
+			t.Errorf("AwaitIdle returned after %s, want its context's end, 4s", d)
+		}
+		third.End(relay.ReasonEOF, 0)
 	})
 }
 

@@ -1,0 +1,178 @@
+package proxy
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"reverser/internal/link"
+	"reverser/internal/registry"
+	"reverser/internal/wire"
+)
+
+// sessions finds the registry's session of a link.
+type sessions struct {
+	mu     sync.Mutex
+	ids    map[*link.Link]registry.SessionID // guarded by mu, as all below
+	leaves map[[16]byte]legacy               // by key: a session that a newer one is about to replace
+}
+
+// legacy is a session whose names wait for their heir.
+type legacy struct {
+	id    registry.SessionID
+	timer *time.Timer // ends it, should nobody come
+}
+
+func (s *sessions) of(l *link.Link) registry.SessionID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ids[l]
+}
+
+// way is a link as the registry sees it. A bridge that is stopping serves newcomers until its successor does.
+type way struct{ *link.Link }
+
+// Up implements registry.Way.
+func (w way) Up() bool { return w.Connected() }
+
+func linkOf(w registry.Way) *link.Link { return w.(way).Link }
+
+// Attached implements link.Owner. The first time that the control connection is there, the session begins.
+func (p *Proxy) Attached(l *link.Link, slot int) {
+	if slot == 0 && p.sessions.of(l) == 0 && !p.begin(l) {
+		return
+	}
+	p.registry.LinkUp(p.sessions.of(l), l.Connected())
+	if slot != 0 {
+		return
+	}
+	if left, draining := p.drainLeft(); draining { // the connection may have broken before the bridge was told
+		l.GoAway(left)
+	}
+	p.say.info(l.KeyID(), "bridge connected", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
+}
+
+// begin makes a session known to the registry. It inherits what the one that it replaces held.
+func (p *Proxy) begin(l *link.Link) bool {
+	s := &p.sessions
+	s.mu.Lock()
+	old, replaces := s.leaves[l.KeyID()]
+	if replaces {
+		delete(s.leaves, l.KeyID())
+		old.timer.Stop()
+	}
+	id, err := p.registry.Begin(registry.Session{Key: l.KeyID(), Peer: l.PeerName(), Instance: l.Peer(), Way: way{l}, Replaces: old.id})
+	if err == nil {
+		s.ids[l] = id
+	}
+	s.mu.Unlock()
+	if err != nil { // the key was removed in this moment
+		if replaces {
+			p.registry.End(old.id)
+		}
+		l.Kill(err)
+		return false
+	}
+	if err := l.Err(); err != nil { // it ended before it was known
+		p.Ended(l, err)
+		return false
+	}
+	return true
+}
+
+// Detached implements link.Owner.
+func (p *Proxy) Detached(l *link.Link, slot int, err error) {
+	p.registry.LinkUp(p.sessions.of(l), l.Connected())
+	// Ended says it, or a newer connection took the slot already.
+	if slot != 0 || l.Err() != nil || l.RemoteAddr() != nil || p.life.ctx.Err() != nil {
+		return
+	}
+	if l.Leaving() && l.Streams() == 0 { // else it comes back to finish them
+		l.Kill(errLeft)
+		return
+	}
+	p.say.warn(l.KeyID(), "bridge lost, its connections stand still until it is back", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
+}
+
+var errLeft = errors.New("the bridge stopped")
+
+// GoingAway implements link.Owner.
+func (p *Proxy) GoingAway(l *link.Link, _ time.Duration) { p.registry.Leaving(p.sessions.of(l)) }
+
+// Opened implements link.Owner. A proxy has no service that a bridge could ask for.
+func (p *Proxy) Opened(s *link.Stream) { s.Reset(wire.CodeService) }
+
+// Message implements link.Owner: the bridge proposes, the policy of its key decides.
+func (p *Proxy) Message(l *link.Link, f wire.Frame) error {
+	id := p.sessions.of(l)
+	switch f.Type {
+	case wire.TypeClaim:
+		claim, c, err := wire.ParseClaim(f)
+		if err != nil {
+			return err
+		}
+		return violation(p.registry.Claim(id, claim, registry.Claim{
+			Public: c.Public, Target: c.Target, Group: c.Group, Weight: c.Weight, Unhealthy: c.Health == wire.HealthBad,
+			Drained: c.Drained, Unknown: c.Unknown,
+		}))
+	case wire.TypeUnclaim:
+		claim, err := wire.ParseUnclaim(f)
+		if err != nil {
+			return err
+		}
+		return violation(p.registry.Unclaim(id, claim))
+	case wire.TypeRound:
+		p.registry.Round(id)
+		return nil
+	}
+	return link.Violation(wire.ErrUnexpected, "%s from a bridge", f.Type)
+}
+
+func violation(err error) error {
+	if err == nil {
+		return nil
+	}
+	return link.Violation(wire.ErrClaimInvalid, "%s", err)
+}
+
+// Ended implements link.Owner.
+func (p *Proxy) Ended(l *link.Link, err error) {
+	s := &p.sessions
+	s.mu.Lock()
+	id, known := s.ids[l]
+	delete(s.ids, l)
+	if known && errors.Is(err, link.ErrReplaced) { // the newer session takes its names over
+		s.leaves[l.KeyID()] = legacy{id, time.AfterFunc(registry.Hold, func() { p.disinherit(l.KeyID(), id) })}
+	}
+	s.mu.Unlock()
+	if !known {
+		return
+	}
+	if !errors.Is(err, link.ErrReplaced) {
+		p.registry.End(id)
+	}
+	p.say.info(l.KeyID(), "bridge session ended", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
+}
+
+// disinherit ends a session that nobody came to replace.
+func (p *Proxy) disinherit(key [16]byte, id registry.SessionID) {
+	s := &p.sessions
+	s.mu.Lock()
+	still := s.leaves[key].id == id
+	if still {
+		delete(s.leaves, key)
+	}
+	s.mu.Unlock()
+	if still {
+		p.registry.End(id)
+	}
+}
+
+// forget stops the timers of sessions that wait for an heir.
+func (s *sessions) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, old := range s.leaves {
+		old.timer.Stop()
+	}
+}
