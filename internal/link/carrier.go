@@ -2,7 +2,6 @@ package link
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"net/netip"
 	"runtime"
@@ -334,7 +333,7 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 			return used, errFenced
 		}
 		if err != nil {
-			return used, &protocolError{wire.ErrFormat, err.Error(), false}
+			return used, misfit(wire.ErrFormat, "%s", err)
 		}
 		used += n
 		if f.Type >= wire.TypeSkip {
@@ -436,8 +435,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		}
 		return sl.core.glitch()
 	case wire.TypeErr:
-		e := wire.ParseErr(f)
-		return fmt.Errorf("the peer gave the connection up: %s (code %d)", e.Text, e.Code)
+		return peerError(f)
 	case wire.TypeGoAway:
 		g, err := wire.ParseGoAway(f)
 		if err != nil {
@@ -461,7 +459,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		}
 		return nil
 	}
-	return &protocolError{wire.ErrUnexpected, fmt.Sprintf("%s on a connection that is attached", f.Type), false}
+	return misfit(wire.ErrUnexpected, "%s on a connection that is attached", f.Type)
 }
 
 func (c *carrier) unlocked(f func() error) error {
@@ -472,8 +470,8 @@ func (c *carrier) unlocked(f func() error) error {
 
 // giveUp tells the peer what it did wrong, and ends the session where the state cannot be trusted any more.
 func (c *carrier) giveUp(err error) {
-	var p *protocolError
-	if !errors.As(err, &p) {
+	p, ok := errors.AsType[*violationError](err)
+	if !ok {
 		return
 	}
 	sl := c.slot

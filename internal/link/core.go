@@ -2,7 +2,6 @@ package link
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"reverser/internal/wire"
@@ -141,24 +140,6 @@ func (n *numbering) count(own bool) *int {
 	return &n.others
 }
 
-// protocolError is what a peer did that the protocol does not allow.
-type protocolError struct {
-	code  wire.ErrCode
-	text  string
-	fatal bool // ends the session; otherwise only the connection
-}
-
-func (e *protocolError) Error() string { return "protocol violation by the peer: " + e.text }
-
-func violation(code wire.ErrCode, format string, args ...any) error {
-	return &protocolError{code, fmt.Sprintf(format, args...), true}
-}
-
-// Violation is the error of an Owner about what its peer did that the protocol does not allow. It ends the session.
-func Violation(code wire.ErrCode, format string, args ...any) error {
-	return violation(code, format, args...)
-}
-
 // event is what a received frame asks of the shell.
 type event struct {
 	kind   eventKind
@@ -254,7 +235,7 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 	_, unsupported := errors.AsType[*wire.UnsupportedError](err)
 	switch {
 	case err != nil && !unsupported:
-		return event{}, &protocolError{wire.ErrFormat, err.Error(), false}
+		return event{}, misfit(wire.ErrFormat, "%s", err)
 	case f.Offset > 1<<62:
 		return event{}, violation(wire.ErrOverflow, "OPEN with credit %d", f.Offset)
 	case !c.dials && c.features&wire.FeatureDialOpens == 0:

@@ -123,7 +123,7 @@ func write(c *core, s *Stream, p []byte) {
 
 func TestGenerations(t *testing.T) {
 	stale := func(err error) bool {
-		r, ok := errors.AsType[*refusal](err)
+		r, ok := errors.AsType[*ownRefusal](err)
 		return ok && r.status == wire.StatusStale
 	}
 	e := newEnds(t)
@@ -409,7 +409,7 @@ func TestViolations(t *testing.T) {
 					t.Error("the target would be dialled a second time")
 				}
 			}
-			var p *protocolError
+			var p *violationError
 			if got := errors.As(err, &p); got != (tt.want != 0) || got && p.code != tt.want {
 				t.Errorf("last frame: %v, want code %d", err, tt.want)
 			}
@@ -451,7 +451,7 @@ func TestBadTables(t *testing.T) {
 			write(e.p, s, []byte("world"))
 			e.p.bytes(nil, 1<<20, e.now)
 			e.cut()
-			var p *protocolError
+			var p *violationError
 			if _, err := e.p.apply([]wire.StreamState{st}); !errors.As(err, &p) || p.code != wire.ErrResume || !p.fatal {
 				t.Errorf("apply = %v, want a session that ends with code %d", err, wire.ErrResume)
 			}

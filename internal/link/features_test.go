@@ -305,7 +305,7 @@ func TestTableOfLongerEntries(t *testing.T) {
 	}
 	endless := bytes.NewReader(bytes.Repeat(wire.AppendHeader(nil, 200, 0, 0, 0), 1000))
 	_, _, err := readTable(endless, 2, crc, each, buf)
-	if p, ok := errors.AsType[*protocolError](err); !ok || p.code != wire.ErrFlood {
+	if p, ok := errors.AsType[*violationError](err); !ok || p.code != wire.ErrFlood {
 		t.Errorf("frames to skip without an end: %v; want ERR %d", err, wire.ErrFlood)
 	}
 }

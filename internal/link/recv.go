@@ -227,7 +227,7 @@ func (r *recvHalf) settleCharge(b *Budget, need int64) {
 func (c *core) receiveEnd(s *Stream, f wire.Frame) (event, error) {
 	e, err := wire.ParseEnd(f)
 	if err != nil {
-		return event{}, &protocolError{wire.ErrFormat, err.Error(), false}
+		return event{}, misfit(wire.ErrFormat, "%s", err)
 	}
 	r := &s.recv
 	want := r.acked()

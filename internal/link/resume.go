@@ -62,7 +62,7 @@ func (c *core) negotiate(f wire.Features) (events []event) {
 // the session.
 func (c *core) accept(gen uint64, f wire.Features, theirs []wire.StreamState) (table []byte, crc uint32, events []event, err error) {
 	if gen <= c.gen || gen-c.gen > maxGenJump {
-		return nil, 0, nil, &refusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d after %d", gen, c.gen)}
+		return nil, 0, nil, &ownRefusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d after %d", gen, c.gen)}
 	}
 	c.gen, c.features = gen, f
 	c.lost(c.bound)
