@@ -358,7 +358,7 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 			return used, err
 		}
 		if ev.kind == evData {
-			c.pending = ev.stream
+			c.pending = ev.stream.whole
 			c.parts = append(c.parts, ev.data)
 		} else {
 			sl.handle(ev)
@@ -379,24 +379,28 @@ func (c *carrier) deliver() {
 
 // handle does what a frame asks of the shell. mu is held; it is released while receivers are called.
 func (sl *slot) handle(ev event) {
+	if ev.kind == evNone {
+		return
+	}
+	s := ev.stream.whole
 	switch ev.kind {
 	case evEnd:
-		if ev.stream.recv.code == wire.CodeChecksum {
-			sl.sayChecksum(ev.stream)
+		if s.recv.code == wire.CodeChecksum {
+			sl.sayChecksum(s)
 		}
-		ev.stream.ended()
+		s.ended()
 	case evAcked:
-		ev.stream.change.Broadcast()
-		if ev.stream.rest.set { // what waits for credit has nobody else to send it
+		s.change.Broadcast()
+		if s.rest.set { // what waits for credit has nobody else to send it
 			sl.wake()
 		}
 	case evOpened:
-		ev.stream.bind(sl)
+		s.bind(sl)
 		sl.mu.Unlock()
-		sl.link.owner.Opened(ev.stream)
+		sl.link.owner.Opened(s)
 		sl.mu.Lock()
 	case evReset:
-		s, code := ev.stream, wire.CodeReset
+		code := wire.CodeReset
 		if s.send.code == wire.CodeChecksum {
 			code = wire.CodeChecksum
 			sl.sayChecksum(s)

@@ -14,7 +14,7 @@ type core struct {
 	dials   bool // this end dials and numbers the attempts; the other one accepts them
 	index   uint8
 	budget  *Budget
-	streams map[uint64]*Stream
+	streams map[uint64]*streamCore
 
 	gen   uint64 // of the last attach that was tried (the dialling end) or accepted (the other one)
 	bound uint64 // generation of the connection that carries the slot; 0: none does
@@ -99,7 +99,7 @@ const (
 func newCore(dials bool, index uint8, budget *Budget) *core {
 	c := &core{
 		dials: dials, index: index, budget: budget,
-		streams: make(map[uint64]*Stream), control: make(map[uint64][]byte),
+		streams: make(map[uint64]*streamCore), control: make(map[uint64][]byte),
 		ids:    numbering{next: 1<<8 | uint64(index)},
 		limits: limits{open: MaxStreams, accept: MaxStreams, credit: floorWindow},
 	}
@@ -127,7 +127,7 @@ func (c *core) full() bool { return c.ids.own >= c.limits.open || !c.mayOpen() }
 // mayOpen reports whether the connection lets this end open streams.
 func (c *core) mayOpen() bool { return !c.dials || c.features&wire.FeatureDialOpens != 0 }
 
-func (c *core) add(s *Stream) {
+func (c *core) add(s *streamCore) {
 	c.streams[s.id] = s
 	*c.ids.count(c.mine(s.id))++
 }
@@ -143,7 +143,7 @@ func (n *numbering) count(own bool) *int {
 // event is what a received frame asks of the shell.
 type event struct {
 	kind   eventKind
-	stream *Stream
+	stream *streamCore
 	data   []byte // with evData: new bytes in order; aliases the frame
 }
 
@@ -158,8 +158,30 @@ const (
 	evAcked            // stream may have room for more to send
 )
 
+// streamCore is what the protocol knows of a stream. It is the part of a Stream that the core works on; the core does not look at
+// the rest.
+type streamCore struct {
+	id        uint64
+	open      wire.Open
+	send      sendHalf
+	recv      recvHalf
+	hooks     [4]hook // see fifo
+	ackDue    time.Duration
+	ackWaits  bool
+	openSent  bool    // the peer was told of the stream on this connection or an earlier one, or opened it itself
+	forgotten bool    // not in the core any more
+	closed    bool    // nobody here has it any more: what arrives is answered with RST
+	whole     *Stream // that this is a part of
+}
+
+func newStream(id uint64, o wire.Open) *streamCore {
+	s := new(Stream)
+	s.streamCore = streamCore{id: id, open: o, whole: s}
+	return &s.streamCore
+}
+
 // open makes a new stream of this end.
-func (c *core) open(o wire.Open) *Stream {
+func (c *core) open(o wire.Open) *streamCore {
 	s := newStream(c.ids.next, o)
 	c.ids.next += 1 << 8
 	s.send.credit = c.limits.credit
@@ -266,7 +288,7 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 }
 
 // decline resets a stream that the peer opened and that nobody here is to have.
-func (c *core) decline(s *Stream, code wire.Code) {
+func (c *core) decline(s *streamCore, code wire.Code) {
 	c.end(s, wire.RST, code)
 	s.recv.discard = true
 	s.closed = true
@@ -282,7 +304,7 @@ func (c *core) glitch() error {
 
 // forget drops a stream that its opener, the peer, has forgotten. One that was not finished here lost its peer: its socket is
 // reset, or an opener that forgets early would leak it.
-func (c *core) forget(s *Stream) event {
+func (c *core) forget(s *streamCore) event {
 	if (s.send.end != 0 && s.recv.end != 0) || s.send.reset() || s.recv.reset() {
 		c.release(s)
 		return event{}
@@ -292,7 +314,7 @@ func (c *core) forget(s *Stream) event {
 }
 
 // settle lets the opener forget a stream that both ends are done with.
-func (c *core) settle(s *Stream) {
+func (c *core) settle(s *streamCore) {
 	if !c.mine(s.id) || s.forgotten {
 		return
 	}
@@ -307,7 +329,7 @@ func (c *core) settle(s *Stream) {
 
 // release takes a stream out of the protocol. What it received and did not deliver yet stays with it, and stays charged
 // until it is consumed.
-func (c *core) release(s *Stream) {
+func (c *core) release(s *streamCore) {
 	if s.forgotten {
 		return
 	}
@@ -319,7 +341,7 @@ func (c *core) release(s *Stream) {
 }
 
 // remove takes a stream out of the protocol with all that it holds: its socket is reset at once.
-func (c *core) remove(s *Stream) {
+func (c *core) remove(s *streamCore) {
 	c.release(s)
 	s.recv.settleCharge(c.budget, 0)
 }

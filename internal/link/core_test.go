@@ -116,7 +116,7 @@ func (e *ends) mustResume() {
 	}
 }
 
-func write(c *core, s *Stream, p []byte) {
+func write(c *core, s *streamCore, p []byte) {
 	s.send.q.write(p)
 	c.touch(s)
 }
@@ -173,7 +173,7 @@ func TestOpenedInTheOrderOfIDsAfterAResume(t *testing.T) {
 		during := opener.open(wire.Open{})
 		e.mustResume()
 		e.settle()
-		for _, s := range []*Stream{lost, during} {
+		for _, s := range []*streamCore{lost, during} {
 			if other.streams[s.id] == nil {
 				t.Errorf("the opener dials, %v: stream %d never opened at the other end", dials, s.id)
 			}
@@ -476,7 +476,7 @@ func randomRun(t testing.TB, seed uint64) error {
 	want := [2]map[uint64]*half{{}, {}} // sent by the proxy, by the bridge
 	got := [2]map[uint64][]byte{{}, {}} // received by the bridge, by the proxy
 	cores := [2]*core{e.p, e.b}
-	var all []*Stream
+	var all []*streamCore
 	up := true
 	steps := 300
 	for i := 0; i < steps || len(e.p.streams)+len(e.b.streams) > 0; i++ {

@@ -41,7 +41,7 @@ func (e *ends) again(f wire.Features) (atBridge, atProxy []event) {
 func TestAFeatureIsOfOneConnection(t *testing.T) {
 	e := newEnds(t)
 	users := e.p.open(wire.Open{Service: 1})
-	visits := []*Stream{e.b.open(wire.Open{Name: "private/db"}), e.b.open(wire.Open{Name: "private/db"})}
+	visits := []*streamCore{e.b.open(wire.Open{Name: "private/db"}), e.b.open(wire.Open{Name: "private/db"})}
 	e.settle()
 	unsent := e.b.open(wire.Open{Name: "private/db"})
 

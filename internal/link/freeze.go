@@ -45,9 +45,10 @@ func (c *core) freeze(b []byte, now time.Duration) ([]byte, []*Stream) {
 	b = binary.BigEndian.AppendUint64(b, c.Duplicates)
 	b = binary.BigEndian.AppendUint64(b, c.ChecksumFails)
 	b = endRecord(b, at)
-	streams := c.sorted()
-	for _, s := range streams {
-		b = s.freeze(b, now)
+	var streams []*Stream
+	for _, s := range c.sorted() {
+		streams = append(streams, s.whole)
+		b = s.whole.freeze(b, now)
 	}
 	return b, streams
 }
@@ -113,7 +114,7 @@ func (c *core) adopt(s *Stream, before []*Stream) error {
 	case n == wire.MaxTable:
 		return badDocument("there are more than %d", n)
 	}
-	c.add(s)
+	c.add(&s.streamCore)
 	return nil
 }
 
@@ -230,7 +231,7 @@ func thawStream(doc []byte, shift time.Duration) (*Stream, error) {
 			if err != nil {
 				return badDocument("the OPEN of stream %#x: %s", frame.Stream, err)
 			}
-			s = newStream(frame.Stream, o)
+			s = newStream(frame.Stream, o).whole
 		case recStands:
 			setFlags(f.u8(), &s.openSent, &s.forgotten, &s.dead, &s.closed, &s.noWait)
 			s.told, s.resumes0 = wire.EndKind(f.u8()), -f.u64()

@@ -60,7 +60,7 @@ func (l *Link) Reset(code wire.Code) {
 		left := make([]*Stream, 0, len(sl.core.streams))
 		for _, s := range sl.core.streams {
 			if !s.closed {
-				left = append(left, s)
+				left = append(left, s.whole)
 			}
 		}
 		sl.mu.Unlock()

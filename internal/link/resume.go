@@ -130,12 +130,12 @@ func (c *core) table() (b []byte, crc uint32) {
 }
 
 // sorted returns the slot's streams in the order of their ids.
-func (c *core) sorted() []*Stream {
-	streams := make([]*Stream, 0, len(c.streams))
+func (c *core) sorted() []*streamCore {
+	streams := make([]*streamCore, 0, len(c.streams))
 	for _, s := range c.streams {
 		streams = append(streams, s)
 	}
-	slices.SortFunc(streams, func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
+	slices.SortFunc(streams, func(a, b *streamCore) int { return cmp.Compare(a.id, b.id) })
 	return streams
 }
 

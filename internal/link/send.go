@@ -93,7 +93,7 @@ func (h *sendHalf) allowed() uint64 {
 }
 
 // cutRest gives up what was not sent yet of a stream that is reset: the peer gives no credit for it.
-func (c *core) cutRest(s *Stream) {
+func (c *core) cutRest(s *streamCore) {
 	h := &s.send
 	if h.end == wire.RST && h.q.end > h.max && !h.moot && !s.forgotten {
 		h.q.cut(h.max)
@@ -103,7 +103,7 @@ func (c *core) cutRest(s *Stream) {
 }
 
 // touch queues s for sending if it has something to send.
-func (c *core) touch(s *Stream) {
+func (c *core) touch(s *streamCore) {
 	s.send.charge(c.budget)
 	if !s.forgotten && s.send.pending() && !s.hooks[3].queued {
 		s.send.deficit = quantum
@@ -112,7 +112,7 @@ func (c *core) touch(s *Stream) {
 }
 
 // end closes the outgoing direction behind the bytes it holds. A RST may follow a FIN.
-func (c *core) end(s *Stream, kind wire.EndKind, code wire.Code) {
+func (c *core) end(s *streamCore, kind wire.EndKind, code wire.Code) {
 	h := &s.send
 	switch {
 	case s.forgotten || h.moot || h.end == wire.RST || h.abort:
@@ -262,7 +262,7 @@ func (h *sendHalf) addData(b *bundle, id uint64, limit int) {
 	h.max = max(h.max, h.nxt)
 }
 
-func (c *core) receiveAck(s *Stream, f wire.Frame) (event, error) {
+func (c *core) receiveAck(s *streamCore, f wire.Frame) (event, error) {
 	h := &s.send
 	// Against the highest offset ever sent: after a resume nxt stands lower, and a late ACK is still honest.
 	if f.Offset > h.max {

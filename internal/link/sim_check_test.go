@@ -30,7 +30,7 @@ func (w *sim) check() {
 	w.live = slices.DeleteFunc(w.live, (*pair).over)
 }
 
-func (w *sim) checkSend(p *process, s *Stream, peer *core) {
+func (w *sim) checkSend(p *process, s *streamCore, peer *core) {
 	h, name := &s.send, endNames[p.end]
 	held := uint64(0)
 	for c := h.q.head; c != nil; c = c.next {
@@ -76,7 +76,7 @@ func (w *sim) checkSend(p *process, s *Stream, peer *core) {
 }
 
 // checkOpener looks at the life of an id (I15), whose rules are the same for either opener.
-func (w *sim) checkOpener(p *process, s *Stream, peer *core) {
+func (w *sim) checkOpener(p *process, s *streamCore, peer *core) {
 	name := endNames[p.end]
 	switch own := p.core.mine(s.id); {
 	case own != p.opened[s.id]:
@@ -104,7 +104,7 @@ func (w *sim) checkNumbers(p *process) {
 	}
 }
 
-func (w *sim) checkRecv(p *process, s *Stream) {
+func (w *sim) checkRecv(p *process, s *streamCore) {
 	r, name := &s.recv, endNames[p.end]
 	switch k := p.socks[s]; {
 	case r.consumed > r.nxt || r.nxt > r.granted:
@@ -119,7 +119,7 @@ func (w *sim) checkRecv(p *process, s *Stream) {
 // checkBudget compares what is charged with what is held, by streams that are forgotten and still deliver too.
 func (w *sim) checkBudget(p *process) {
 	charged := p.squeezed
-	count := func(s *Stream) { charged += s.recv.charged + s.send.charged }
+	count := func(s *streamCore) { charged += s.recv.charged + s.send.charged }
 	for s, k := range p.socks {
 		count(s)
 		if int64(k.wait) > floorWindow+s.recv.charged {
