@@ -23,26 +23,37 @@ type core struct {
 	limits   limits
 	features wire.Features // of the connection that carries the slot, or carried it last
 
-	// What there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
-	// that nothing grows with what the peer does.
-	pong, ping    bool
-	pingedAt      time.Duration
-	pinged        int // PINGs that are out, at the most: a peer may answer only the last of several
-	pongVal       uint64
-	goAway        *wire.GoAway
-	control       map[uint64][]byte // encoded frames of the owner, see Link.Say
-	controlOrder  []uint64
-	opens         fifo[openList]
-	acks          fifo[ackList]
-	delayed       fifo[delayedList] // ACKs that may wait until Stream.ackDue
-	fresh, bulk   fifo[flowList]    // streams with something to send: see fillFlows
-	forgets       []uint64
-	glitches      int
+	outbox
+	path
+
 	Duplicates    uint64 // DATA frames that were trimmed because they had been received before
 	ChecksumFails uint64
-	rtt           time.Duration // smoothed, of the present connection
-	least         shortest      // round trip on it
-	traffic       traffic
+}
+
+// outbox is what there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
+// that nothing grows with what the peer does.
+type outbox struct {
+	pong         bool // a PONG with pongVal
+	pongVal      uint64
+	ping         bool
+	goAway       *wire.GoAway
+	control      map[uint64][]byte // encoded frames of the owner, see Link.Say
+	controlOrder []uint64
+	opens        fifo[openList]
+	acks         fifo[ackList]
+	delayed      fifo[delayedList] // ACKs that may wait until streamCore.ackDue
+	fresh, bulk  fifo[flowList]    // streams with something to send: see fillFlows
+	forgets      []uint64
+}
+
+// path is what was seen of the connection that carries the slot.
+type path struct {
+	pingSent time.Duration // when the last PING went out
+	pingsOut int           // PINGs without an answer, at the most: a peer may answer only the last of several
+	rtt      time.Duration // smoothed
+	least    shortest      // round trip
+	traffic  traffic
+	glitches int // frames that did nothing, see glitch
 }
 
 // dialled is the bit of an id that says which end opened the stream: the dialling one sets it.
@@ -99,7 +110,7 @@ const (
 func newCore(dials bool, index uint8, budget *Budget) *core {
 	c := &core{
 		dials: dials, index: index, budget: budget,
-		streams: make(map[uint64]*streamCore), control: make(map[uint64][]byte),
+		streams: make(map[uint64]*streamCore), outbox: outbox{control: make(map[uint64][]byte)},
 		ids:    numbering{next: 1<<8 | uint64(index)},
 		limits: limits{open: MaxStreams, accept: MaxStreams, credit: floorWindow},
 	}

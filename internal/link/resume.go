@@ -165,7 +165,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 			}
 			continue
 		case !known:
-			if h.una != 0 && !h.moot {
+			if h.una != 0 && !h.abandoned {
 				return nil, violation(wire.ErrResume, "the peer lost stream %d", s.id)
 			}
 			h.nxt, h.cur, s.openSent = 0, nil, false
@@ -173,7 +173,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 			continue
 		}
 		s.openSent = true
-		if !h.moot {
+		if !h.abandoned {
 			if st.RcvNxt < h.una || st.RcvNxt > h.max {
 				return nil, violation(wire.ErrResume, "stream %d: the peer has %d bytes, acknowledged %d of %d sent", s.id, st.RcvNxt, h.una, h.max)
 			}

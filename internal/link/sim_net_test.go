@@ -367,8 +367,8 @@ func (w *sim) applyLink(k *conn, e int, f wire.Frame) {
 	case wire.TypePing:
 		c.pong, c.pongVal = true, f.Offset
 	case wire.TypePong:
-		if rtt := w.now - time.Duration(f.Offset); c.pinged > 0 && rtt >= 0 {
-			c.pinged--
+		if rtt := w.now - time.Duration(f.Offset); c.pingsOut > 0 && rtt >= 0 {
+			c.pingsOut--
 			c.measured(rtt, w.now)
 		}
 	case wire.TypeErr:
@@ -495,7 +495,7 @@ func (w *sim) attach(k *conn, gen uint64, a wire.Attach, table []wire.StreamStat
 // lieFor says whether a lie about the stream must be noticed: nothing is checked of one that is over.
 func (w *sim) lieFor(e int, id uint64) bool {
 	c := w.procs[e].core
-	return id != 0 && c.streams[id] != nil && !c.streams[id].send.moot
+	return id != 0 && c.streams[id] != nil && !c.streams[id].send.abandoned
 }
 
 // attached does what Dialer.attach does with the answer.

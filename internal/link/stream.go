@@ -165,7 +165,7 @@ func (s *Stream) NoWait() {
 // roomLocked waits for room. While the link is frozen it fails, unless patient: then it waits for that too.
 func (s *Stream) roomLocked(patient bool) (int, error) {
 	for {
-		switch n, err := s.send.room(s.slot.core.budget), s.mute(); {
+		switch n, err := s.send.room(s.slot.core.budget), s.sendError(); {
 		case err != nil:
 			return 0, err
 		case s.detached:
@@ -182,10 +182,10 @@ func (s *Stream) roomLocked(patient bool) (int, error) {
 	}
 }
 
-// mute says why nothing may be sent any more; nil: it may. slot.mu is held.
-func (s *Stream) mute() error {
+// sendError is why nothing may be sent any more, nil if it may. slot.mu is held.
+func (s *Stream) sendError() error {
 	switch {
-	case s.dead || s.send.moot || s.send.reset():
+	case s.dead || s.send.abandoned || s.send.reset():
 		return ErrReset
 	case s.send.end != 0 || s.closed:
 		return net.ErrClosed
@@ -199,7 +199,7 @@ func (s *Stream) mute() error {
 func (s *Stream) TryRoom() int {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if s.mute() != nil || s.frozen || s.detached {
+	if s.sendError() != nil || s.frozen || s.detached {
 		return 0
 	}
 	return s.send.room(s.slot.core.budget)
@@ -253,7 +253,7 @@ func (s *Stream) giveUpRest() {
 	}
 	h := &s.send
 	switch {
-	case s.forgotten || h.moot || h.end != 0 && h.q.end <= h.max:
+	case s.forgotten || h.abandoned || h.end != 0 && h.q.end <= h.max:
 	case h.end == 0 || h.credit > s.restCredit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
 		s.limitRest() // it is not the reader that is waited for, or it reads
 	default:
@@ -298,7 +298,7 @@ func (s *Stream) Flush() {
 
 // putLocked queues the chunks and returns how many bytes they brought.
 func (s *Stream) putLocked(cs []*Chunk) (n int) {
-	if s.send.end != 0 || s.send.moot || s.forgotten {
+	if s.send.end != 0 || s.send.abandoned || s.forgotten {
 		for _, c := range cs {
 			c.Free()
 		}
@@ -586,13 +586,13 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
 	if len(p) == 0 { // needs no credit
-		if err := s.mute(); err != nil {
+		if err := s.sendError(); err != nil {
 			return 0, s.opError("write", err)
 		}
 		return 0, nil
 	}
 	for s.writing {
-		if err := s.mute(); err != nil {
+		if err := s.sendError(); err != nil {
 			return 0, s.opError("write", err)
 		}
 		s.change.Wait()
@@ -608,7 +608,7 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 			return n, s.opError("write", err)
 		}
 		k := min(room, len(p)-n)
-		if k > 0 && !s.send.moot && !s.forgotten {
+		if k > 0 && !s.send.abandoned && !s.forgotten {
 			s.send.q.write(p[n : n+k])
 			s.slot.core.touch(&s.streamCore)
 			s.slot.wake()
