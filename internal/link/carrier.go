@@ -407,7 +407,7 @@ func (sl *slot) handle(ev event) {
 		s.ended()
 	case evAcked:
 		s.change.Broadcast()
-		if s.rest.set { // what waits for credit has nobody else to send it
+		if s.rest != nil { // what waits for credit has nobody else to send it
 			sl.wake()
 		}
 	case evOpened:

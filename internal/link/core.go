@@ -176,7 +176,7 @@ type streamCore struct {
 	open      wire.Open
 	send      sendHalf
 	recv      recvHalf
-	hooks     [4]hook // see fifo
+	hooks     hooks // see fifo
 	ackDue    time.Duration
 	ackWaits  bool
 	openSent  bool    // the peer was told of the stream on this connection or an earlier one, or opened it itself

@@ -35,23 +35,23 @@ type Stream struct {
 // delivery is how what arrives reaches the Receiver.
 type delivery struct {
 	receiver Receiver
-	calls    int  // of the receiver that are under way, Abort apart
-	detached bool // between Detach and SetReceiver
-	busy     bool // somebody hands data to the receiver or drains the backlog
-	told     wire.EndKind
-	flush    countdown // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
 	rdl      *deadline // of Read
+	calls    int32     // of the receiver that are under way, Abort apart
+	detached bool      // between Detach and SetReceiver
+	busy     bool      // somebody hands data to the receiver or drains the backlog
+	told     wire.EndKind
+	flush    *countdown // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
 }
 
 // source is what there is to know of whoever sends: a socket, or the user of the net.Conn.
 type source struct {
 	noWait     bool        // the socket is dead: Room waits no more
+	writing    bool        // a Write is under way: the bytes of each stay together
+	looking    bool        // look runs
 	look       *time.Timer // see Room
-	looking    bool
-	rest       countdown // see SendRest
-	restCredit uint64    // when rest began
-	writing    bool      // a Write is under way: the bytes of each stay together
-	wdl        *deadline // of Write
+	rest       *countdown  // see SendRest
+	restCredit uint64      // when rest began
+	wdl        *deadline   // of Write
 }
 
 // Receiver takes what arrives on a stream. Receive, Backlogged and Ended come one at a time and in order, without any lock
@@ -231,7 +231,7 @@ func (s *Stream) SendRest(cs ...*Chunk) bool {
 		return false
 	}
 	s.putLocked(cs)
-	if !s.rest.set {
+	if s.rest == nil {
 		s.limitRest()
 	}
 	return true
@@ -240,7 +240,7 @@ func (s *Stream) SendRest(cs ...*Chunk) bool {
 // limitRest gives what SendRest put flushTimeout to be taken. slot.mu is held.
 func (s *Stream) limitRest() {
 	s.restCredit = s.send.credit
-	s.rest.start(s.slot.link.now(), flushTimeout, s.giveUpRest)
+	s.rest = startCountdown(s.slot.link.now(), flushTimeout, s.giveUpRest)
 }
 
 // giveUpRest gives up what SendRest put when the peer, which has all that it gave credit for, gave no more for flushTimeout: its
@@ -467,8 +467,8 @@ func (s *Stream) handOver() {
 
 // limitFlush gives the bytes before a RST flushTimeout to be delivered. slot.mu is held.
 func (s *Stream) limitFlush() {
-	if !s.flush.set {
-		s.flush.start(s.slot.link.now(), flushTimeout, s.giveUpFlush)
+	if s.flush == nil {
+		s.flush = startCountdown(s.slot.link.now(), flushTimeout, s.giveUpFlush)
 		return
 	}
 	s.flush.thaw(s.slot.link.now(), s.giveUpFlush) // behind Detach
@@ -479,7 +479,7 @@ func (s *Stream) giveUpFlush() {
 	s.slot.mu.Lock()
 	late, r, code := s.flush.over(), s.receiver, s.recv.code
 	if late && r == nil { // nobody has the stream yet: whoever gets it is told
-		s.flush.frozen = 0
+		s.flush.left = 0
 	}
 	s.slot.mu.Unlock()
 	if late && r != nil {
