@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -117,34 +118,49 @@ func (r *Registry) step(d Doer) bool {
 	r.mu.Lock()
 	if len(r.core.effects) == 0 {
 		r.core.effects = nil // what was done is not kept
-		idle := r.idle
-		r.idle = nil
 		r.mu.Unlock()
-		for _, done := range idle {
-			close(done)
-		}
 		return false
 	}
 	e := r.core.effects[0]
 	r.core.effects[0] = effect{}
 	r.core.effects = r.core.effects[1:]
 	act := e.do(&r.core, e)
+	r.doing = 1
 	r.mu.Unlock()
 	if act != nil {
 		act(d, r)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.doing = 0
+	r.done++
+	r.awaited = slices.DeleteFunc(r.awaited, func(w await) bool {
+		if w.done <= r.done {
+			close(w.c)
+		}
+		return w.done <= r.done
+	})
 	return true
+}
+
+// await is somebody who waits until so many effects are done.
+type await struct {
+	done uint64
+	c    chan struct{}
 }
 
 // Done waits until what was decided so far is done. Then no newcomer enters under an older policy.
 func (r *Registry) Done(ctx context.Context) error {
-	done := make(chan struct{})
 	r.mu.Lock()
-	r.idle = append(r.idle, done)
+	w := await{r.done + uint64(len(r.core.effects)) + r.doing, make(chan struct{})}
+	if w.done <= r.done {
+		r.mu.Unlock()
+		return nil
+	}
+	r.awaited = append(r.awaited, w)
 	r.mu.Unlock()
-	r.signal()
 	select {
-	case <-done:
+	case <-w.c:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

@@ -28,9 +28,11 @@ type Registry struct {
 	view atomic.Pointer[View] // for users
 	wake chan struct{}        // there are effects
 
-	mu   sync.Mutex
-	core core            // guarded by mu, as all below
-	idle []chan struct{} // closed when no effect is left
+	mu      sync.Mutex
+	core    core   // guarded by mu, as all below
+	done    uint64 // effects that are
+	doing   uint64 // 1 while one is being done
+	awaited []await
 }
 
 // New returns a registry without sessions.
