@@ -48,7 +48,7 @@ var rules = []rule{
 	{pkg: "internal/record", own: "sys", why: "TLS records and back; who the peer is, and what it says, is not its business"},
 	{pkg: "internal/auth", own: "record wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
 	{pkg: "internal/link", own: "auth record status wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
-	{pkg: "internal/relay", own: "link status sys wire", why: "binds a socket and a stream; it does not know who connected to what"},
+	{pkg: "internal/relay", own: "link sys wire", why: "binds a socket and a stream; it does not know who connected to what"},
 	{pkg: "internal/traffic", own: "link relay status sys wire", why: "counts connections and ends them; where one leads is its role's business"},
 	{pkg: "internal/registry", own: "grammar link wire", not: "net os log/slog",
 		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},

@@ -26,7 +26,7 @@ type uplink struct {
 	claims   *claims
 	link     *link.Link   // of the present session
 	carriers map[int]bool // slots that have a connection, but for the control connection
-	remote   net.Addr     // that the control connection reached
+	remote   net.Addr     // that the control connection reached last
 	problem  error        // why there is no control connection; nil while there is one
 	telling  bool         // somebody sends what claims has to say
 	ticking  bool         // tick runs
@@ -75,12 +75,16 @@ func (u *uplink) failed(slot int, err error, next time.Duration) {
 func (u *uplink) Attached(l *link.Link, slot int) {
 	u.report.attached(slot, l.Status()[0].Remote)
 	b := u.b
+	remote := l.RemoteAddr()
 	b.mu.Lock()
 	mine := u.beginLocked(l)
 	switch {
 	case !mine:
 	case slot == 0:
 		u.problem = nil
+		if remote != nil { // else it broke already
+			u.remote = remote
+		}
 		u.claims.attached()
 	default:
 		u.carriers[slot] = true

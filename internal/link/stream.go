@@ -360,8 +360,12 @@ func (s *Stream) SetReceiver(r Receiver) {
 	s.slot.mu.Lock()
 	s.detached = false
 	if s.dead {
+		code := s.deadCode
 		s.slot.mu.Unlock()
-		r.Abort(s.deadCode)
+		if code == wire.CodeNone { // it died before it was handed over
+			code = wire.CodeAborted
+		}
+		r.Abort(code)
 		return
 	}
 	s.receiver = r

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"slices"
 	"time"
 )
 
@@ -125,42 +124,23 @@ func (r *Registry) step(d Doer) bool {
 	r.core.effects[0] = effect{}
 	r.core.effects = r.core.effects[1:]
 	act := e.do(&r.core, e)
-	r.doing = 1
 	r.mu.Unlock()
 	if act != nil {
 		act(d, r)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.doing = 0
-	r.done++
-	r.awaited = slices.DeleteFunc(r.awaited, func(w await) bool {
-		if w.done <= r.done {
-			close(w.c)
-		}
-		return w.done <= r.done
-	})
 	return true
 }
 
-// await is somebody who waits until so many effects are done.
-type await struct {
-	done uint64
-	c    chan struct{}
-}
-
-// Done waits until what was decided so far is done. Then no newcomer enters under an older policy.
+// Done waits until what was decided so far is done, whatever is decided meanwhile. Then no newcomer enters under an older policy.
 func (r *Registry) Done(ctx context.Context) error {
+	done := make(chan struct{})
+	say := func(*core, effect) func(Doer, *Registry) { return func(Doer, *Registry) { close(done) } }
 	r.mu.Lock()
-	w := await{r.done + uint64(len(r.core.effects)) + r.doing, make(chan struct{})}
-	if w.done <= r.done {
-		r.mu.Unlock()
-		return nil
-	}
-	r.awaited = append(r.awaited, w)
+	r.core.effects = append(r.core.effects, effect{do: say})
 	r.mu.Unlock()
+	r.signal()
 	select {
-	case <-w.c:
+	case <-done:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

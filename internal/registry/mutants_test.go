@@ -46,7 +46,7 @@ var mutants = []struct{ name, file, from, to string }{
 	{"a limit is for claims, not for a key", "settle.go", "return most == 0 ||", "return true ||"},
 	{"a place below the limit is not filled again", "core.go", "co.touchAt(r, i, r.key.MaxServices-1)", "_ = i"},
 	{"a place in line is not kept", "core.go", "c.place = rn.place", "_ = rn"},
-	{"effects are done under the lock", "effects.go", "\tr.doing = 1\n\tr.mu.Unlock()\n\tif act != nil {\n\t\tact(d, r)\n\t}\n", "\tr.doing = 1\n\tif act != nil {\n\t\tact(d, r)\n\t}\n\tr.mu.Unlock()\n"},
+	{"effects are done under the lock", "effects.go", "\tact := e.do(&r.core, e)\n\tr.mu.Unlock()", "\tact := e.do(&r.core, e)\n\tdefer r.mu.Unlock()"},
 	{"the document forgets that a CLAIM has no answer", "freeze.go", "e.flags(c.asked.Unhealthy, c.asked.Drained, c.owed)", "e.flags(c.asked.Unhealthy, c.asked.Drained, false)"},
 	{"the document forgets what was told", "freeze.go", "e.num(uint64(c.told.Status))", "e.num(0)"},
 	{"the document forgets who has the port", "freeze.go", "e.num(h.granted)", "e.num(0)"},

@@ -28,11 +28,8 @@ type Registry struct {
 	view atomic.Pointer[View] // for users
 	wake chan struct{}        // there are effects
 
-	mu      sync.Mutex
-	core    core   // guarded by mu, as all below
-	done    uint64 // effects that are
-	doing   uint64 // 1 while one is being done
-	awaited []await
+	mu   sync.Mutex
+	core core // guarded by mu
 }
 
 // New returns a registry without sessions.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"reverser/internal/grammar"
@@ -421,5 +422,28 @@ func BenchmarkClaim(b *testing.B) {
 				clear(d.answers)
 			}
 		})
+	}
+}
+
+// TestDoneAmongMoreWork: Done does not wait for what is decided behind it, however much that is.
+func TestDoneAmongMoreWork(t *testing.T) {
+	r := New(Policy{})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	var again effect
+	again.do = func(co *core, _ effect) func(Doer, *Registry) {
+		co.effects = append(co.effects, again) // there is always one more
+		return nil
+	}
+	r.change(func(co *core) { co.effects = append(co.effects, again) })
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			r.step(nil)
+		}
+	})
+	if err := r.Done(ctx); err != nil {
+		t.Errorf("Done = %v", err)
 	}
 }

@@ -479,7 +479,6 @@ func TestDrain(t *testing.T) {
 	})
 }
 
-// TestDrainIsOver: at its limit everybody is reset, what is on the way to a pair, too.
 // TestAwaitIdle: newcomers are let in until there is a moment without a connection.
 func TestAwaitIdle(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
@@ -520,6 +519,7 @@ func TestAwaitIdle(t *testing.T) {
 	})
 }
 
+// TestDrainIsOver: at its limit everybody is reset, what is on the way to a pair, too.
 func TestDrainIsOver(t *testing.T) {
 	for name, stop := range map[string]func(ctx context.Context, c *Conns, cancel func()){
 		"the limit": func(ctx context.Context, c *Conns, _ func()) { c.Drain(ctx, time.Second) },
