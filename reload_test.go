@@ -98,6 +98,9 @@ func TestReloadUnderLoad(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if err := say(c, "hello"); err != nil { // else the removal may come before the bridge knows of the user
+			t.Fatal(err)
+		}
 		users.Go(func() {
 			defer c.Close()
 			for n := 0; !done.Load() || n == 0; n++ {
