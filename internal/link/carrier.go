@@ -443,7 +443,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 	l.heard.ring()
 	switch f.Type {
 	case wire.TypePing:
-		sl.core.pong, sl.core.pongVal = true, f.Offset
+		sl.core.answer(f.Offset)
 		sl.wake()
 		return nil
 	case wire.TypePong:
