@@ -26,10 +26,20 @@ type server interface {
 func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// A successor may start from now on: Drain has freed the ports.
+	drain := func() {
+		s.Drain()
+		if err := dir.Yield(); err != nil {
+			log.Warn("the state directory cannot be given up early: a successor has to wait until this process has ended", "err", err)
+		}
+	}
 	// Before the admin socket is there: whoever sees it may send a signal.
-	stopSignals := withSignals(log, s.Drain, cancel)
+	stopSignals := withSignals(log, drain, cancel)
 	defer stopSignals()
 	l, err := dir.ListenAdmin()
+	if errors.Is(err, state.ErrSucceeded) { // asked to stop already, and replaced
+		return s.Run(ctx)
+	}
 	if err != nil {
 		return usage(err)
 	}
@@ -87,11 +97,13 @@ func withSignals(log *slog.Logger, drain, cancel func()) (stop func()) {
 	}
 }
 
-// lockWait is how long a start waits for `reverser key`, which holds the
-// directory for a moment when nobody else does.
+// A start waits for `reverser key`, which holds the directory for a moment when
+// nobody else does, and for a live process that was just asked to stop: that
+// one gives the directory up at once.
 const (
-	lockWait = 2 * time.Second
-	lockPoll = 50 * time.Millisecond
+	lockWait  = 2 * time.Second
+	yieldWait = time.Second
+	lockPoll  = 50 * time.Millisecond
 )
 
 // openState takes a role's state directory, "" being the default one.
@@ -100,12 +112,19 @@ func openState(ctx context.Context, path, role string) (*state.Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	for deadline := time.Now().Add(lockWait); ; {
+	for begin := time.Now(); ; {
 		dir, err := state.Open(path)
 		if err == nil {
 			return dir, nil
 		}
-		if !errors.Is(err, state.ErrInUse) || answers(ctx, path) || time.Now().After(deadline) {
+		if !errors.Is(err, state.ErrInUse) {
+			return nil, usage(err)
+		}
+		limit := lockWait
+		if answers(ctx, path) {
+			limit = yieldWait
+		}
+		if time.Since(begin) > limit {
 			return nil, usage(err)
 		}
 		if !pause(ctx, lockPoll) {

@@ -14,8 +14,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,13 +91,16 @@ type Bridge struct {
 	watch     func(ctx context.Context, changed func(sys.NetworkEvent))
 
 	mu       sync.Mutex
-	link     *link.Link // of the present session; guarded by mu, as all below
-	remote   net.Addr   // that the control connection reached
+	link     *link.Link              // of the present session; guarded by mu, as all below
+	leaving  map[*link.Link]struct{} // of sessions beside it, whose proxy is stopping
+	remote   net.Addr                // that the control connection reached
 	services []serviceState
 	attached chan struct{} // closed and replaced whenever a connection of the link was made
 	pairs    map[*relay.Entry]struct{}
 	busy     int           // streams that are connected to a target, or on the way to it
-	idle     chan struct{} // closed when draining and busy is 0; nil before
+	idle     chan struct{} // closed when busy is 0; nil while nobody waits for that
+	drainEnd time.Time     // when what is left is reset; zero: no drain has begun
+	closing  bool          // the proxy is to send nobody
 	ending   bool          // pairs are reset: there is to be no new one
 }
 
@@ -135,7 +140,7 @@ func New(cfg Config) (*Bridge, error) {
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), proxy: withPort(addr), dials: make(chan struct{}, maxDials),
 		conns: make(chan struct{}, sys.MaxConnections()), crew: crew.New(),
-		drain: make(chan struct{}), attached: make(chan struct{}), pairs: make(map[*relay.Entry]struct{}),
+		drain: make(chan struct{}), attached: make(chan struct{}), pairs: make(map[*relay.Entry]struct{}), leaving: make(map[*link.Link]struct{}),
 	}
 	for _, s := range cfg.Services {
 		b.services = append(b.services, serviceState{public: s.Public.String(), state: status.ServiceAway})
@@ -176,7 +181,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 		Owner: b, Log: b.log, Name: b.name, Dial: b.dial, Failed: b.failed, Detach: b.cfg.ResumeWithin, Budget: b.budget,
 		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
 	})
-	b.wg.Go(b.awaitDrain)
+	b.wg.Go(func() { b.awaitDrain(d) })
 	b.wg.Go(func() { b.watchName(func() { d.Changed(nil) }) })
 	b.wg.Go(func() {
 		b.watch(b.ctx, func(e sys.NetworkEvent) {
@@ -194,69 +199,13 @@ func (b *Bridge) Run(ctx context.Context) error {
 	return err
 }
 
-// Drain tells the proxy to send no new connections; Run returns when the last pair has ended, or resets what is left after
-// Config.Drain.
-func (b *Bridge) Drain() {
-	b.drainOnce.Do(func() {
-		b.draining.Store(true)
-		close(b.drain)
-	})
-}
-
-func (b *Bridge) awaitDrain() {
-	select {
-	case <-b.ctx.Done():
-		return
-	case <-b.drain:
+// links are those of all sessions. mu is held.
+func (b *Bridge) links() []*link.Link {
+	ls := slices.Collect(maps.Keys(b.leaving))
+	if b.link != nil {
+		ls = append(ls, b.link)
 	}
-	b.mu.Lock()
-	l, pairs, busy := b.link, len(b.pairs), b.busy
-	idle := make(chan struct{})
-	if busy == 0 {
-		close(idle)
-	} else {
-		b.idle = idle
-	}
-	b.mu.Unlock()
-	b.log.Info("draining", "pairs", pairs, "dials", busy-pairs, "limit", b.cfg.Drain.Seconds())
-	if l != nil {
-		l.GoAway(b.cfg.Drain)
-	}
-	late := time.NewTimer(b.cfg.Drain)
-	defer late.Stop()
-	select {
-	case <-idle:
-	case <-late.C:
-		b.log.Warn("drain time is over, resetting what is left")
-	case <-b.ctx.Done():
-	}
-	b.endPairs(flushLimit)
-	b.stop()
-}
-
-// How long a stopping bridge waits for the proxy to have what its pairs said last: after a drain, and when it was told to
-// stop now. A proxy that is there answers in milliseconds, but for a busy machine. Tests wait longer.
-const flushLimit = 5 * time.Second
-
-var lastWords = 500 * time.Millisecond
-
-// endPairs resets the pairs that are left and waits up to d for the proxy to know.
-func (b *Bridge) endPairs(d time.Duration) {
-	b.mu.Lock()
-	b.ending = true
-	l := b.link
-	var left []*relay.Entry
-	for pr := range b.pairs {
-		left = append(left, pr)
-	}
-	b.mu.Unlock()
-	for _, pr := range left {
-		pr.End(relay.ReasonDrain, wire.CodeDrain)
-	}
-	if l != nil {
-		l.Reset(wire.CodeDrain) // those that a Handle has are no pairs
-		l.Flush(d)
-	}
+	return ls
 }
 
 // failed implements link.DialerConfig.
@@ -268,22 +217,30 @@ func (b *Bridge) failed(slot int, err error, next time.Duration) {
 
 // Attached implements link.Owner.
 func (b *Bridge) Attached(l *link.Link, slot int) {
-	b.report.attached(slot, l.Status()[0].Remote)
 	b.mu.Lock()
 	close(b.attached)
 	b.attached = make(chan struct{})
+	if slot == 0 && l.Err() == nil && !l.Leaving() { // else Ended or GoingAway has come already
+		if old := b.link; old != nil && old != l && old.Err() == nil {
+			b.leaving[old] = struct{}{} // its proxy was replaced without a word
+		}
+		b.link = l
+	}
+	present := b.link == l
+	draining, left, closing := !b.drainEnd.IsZero(), time.Until(b.drainEnd), b.closing
 	b.mu.Unlock()
+	if !present {
+		return
+	}
+	b.report.attached(slot, l.Status()[0].Remote)
 	if slot != 0 {
 		return
 	}
-	b.mu.Lock()
-	if l.Err() == nil { // else Ended has come already
-		b.link = l
-	}
-	b.mu.Unlock()
-	if b.draining.Load() {
-		l.GoAway(b.cfg.Drain)
-		return
+	switch {
+	case closing:
+		l.GoAway(0)
+	case draining: // the connection may have broken before the proxy was told
+		l.GoAway(max(left, time.Millisecond))
 	}
 	claims := make([]wire.Claim, len(b.cfg.Services))
 	for i, s := range b.cfg.Services {
@@ -294,27 +251,48 @@ func (b *Bridge) Attached(l *link.Link, slot int) {
 
 // Detached implements link.Owner.
 func (b *Bridge) Detached(l *link.Link, slot int, err error) {
-	if b.ctx.Err() == nil && l.Err() == nil { // else Ended says it
+	if b.ctx.Err() == nil && l.Err() == nil && !l.Leaving() { // else Ended says it, or GoingAway said it
 		b.report.detached(slot, err)
 	}
 }
 
-// GoingAway implements link.Owner.
-func (b *Bridge) GoingAway(_ *link.Link, drain time.Duration) {
-	b.report.leaving(drain)
+// GoingAway implements link.Owner. What has a connection to the proxy goes on; the link begins a new session beside.
+func (b *Bridge) GoingAway(l *link.Link, drain time.Duration) {
+	b.mu.Lock()
+	present := b.link == l
+	if present {
+		b.link = nil
+		b.leaving[l] = struct{}{}
+		b.servicesAway()
+	}
+	b.mu.Unlock()
+	if present {
+		b.report.leaving(drain)
+	}
+}
+
+// servicesAway notes that no proxy serves the services. mu is held.
+func (b *Bridge) servicesAway() {
+	for i := range b.services {
+		b.services[i].state, b.services[i].reason = status.ServiceAway, ""
+	}
 }
 
 // Ended implements link.Owner.
 func (b *Bridge) Ended(l *link.Link, err error) {
 	b.mu.Lock()
+	_, leaving := b.leaving[l]
+	delete(b.leaving, l)
 	if b.link == l {
 		b.link = nil
-		for i := range b.services {
-			b.services[i].state = status.ServiceAway
-		}
+		b.servicesAway()
 	}
 	b.mu.Unlock()
-	if b.ctx.Err() == nil {
+	switch {
+	case b.ctx.Err() != nil:
+	case leaving:
+		b.log.Info("the proxy that was stopping has ended", "proxy", b.proxy)
+	default:
 		b.report.ended(err)
 	}
 }
@@ -337,52 +315,32 @@ func (b *Bridge) Status() status.Snapshot {
 		conns[pr.Service]++
 	}
 	up := false
-	if b.link != nil {
-		st := b.link.Snapshot(key, b.name, b.draining.Load() || b.link.Leaving())
+	for _, l := range b.links() { // the present one is the last
+		st := l.Snapshot(key, b.name, b.draining.Load() || l.Leaving())
 		if st.Remote == "" {
 			st.Remote = b.proxy
 		}
-		up = b.link.Up()
 		snap.Links = append(snap.Links, st)
-	} else {
+	}
+	if b.link != nil {
+		up = b.link.Up()
+	}
+	slices.Reverse(snap.Links)
+	if len(snap.Links) == 0 {
 		snap.Links = append(snap.Links, status.Link{Key: key, Bridge: b.name, Remote: b.proxy, State: status.LinkDown, Since: b.start})
 	}
 	for i, s := range b.services {
 		st := status.Service{Public: s.public, Target: b.cfg.Services[i].Target.String(), State: s.state, Reason: s.reason, Connections: conns[s.public]}
 		switch {
-		case st.State == status.ServiceUp && b.draining.Load():
-			st.State, st.Reason = status.ServiceAway, "the bridge is stopping"
 		case st.State == status.ServiceUp && !up:
 			st.State = status.ServiceAway
-			if b.link != nil && b.link.RemoteAddr() != nil && !b.link.Leaving() {
+			if b.link != nil && b.link.RemoteAddr() != nil {
 				st.Reason = "no connection for carriers: the proxy is there, but no user can be served"
 			}
 		}
 		snap.Services = append(snap.Services, st)
 	}
 	return snap
-}
-
-// enter counts a stream that is to be served; false: the bridge is draining.
-func (b *Bridge) enter() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.draining.Load() {
-		return false
-	}
-	b.busy++
-	return true
-}
-
-// leave is the end of what enter let in; pr is nil where no pair came of it.
-func (b *Bridge) leave(pr *relay.Entry) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.pairs, pr)
-	if b.busy--; b.busy == 0 && b.idle != nil {
-		close(b.idle)
-		b.idle = nil
-	}
 }
 
 // target names what a service leads to, for logs and status.

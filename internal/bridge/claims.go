@@ -25,6 +25,10 @@ func (b *Bridge) Claimed(l *link.Link, id uint16, c wire.Claimed) {
 	}
 	svc := b.cfg.Services[id]
 	b.mu.Lock()
+	if b.link != l { // of a proxy that is stopping
+		b.mu.Unlock()
+		return
+	}
 	s := &b.services[id]
 	before := *s
 	s.state, s.reason = states[c.Status], c.Text
@@ -41,6 +45,8 @@ func (b *Bridge) Claimed(l *link.Link, id uint16, c wire.Claimed) {
 	case now.state == before.state && now.reason == before.reason:
 	case c.Status == wire.ClaimDenied:
 		log.Error("service denied by the proxy", "reason", c.Text)
+	case c.Status == wire.ClaimRetrying && b.draining.Load():
+		log.Info("another process serves new users", "reason", c.Text)
 	case c.Status == wire.ClaimRetrying:
 		log.Warn("service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
 	}

@@ -28,7 +28,8 @@ type slot struct {
 	attached bool          // was ever attached
 	since    time.Duration // of the last change of cur
 	resumes  uint64
-	reached  netip.Addr // bridge: where the proxy was when the slot was attached last
+	reached  netip.Addr    // bridge: where the proxy was when the slot was attached last
+	pong     time.Duration // when the last PING was sent that was answered
 
 	news bell // what standing says may have changed
 }
@@ -132,6 +133,7 @@ func (c *carrier) run() error {
 	sl.link.heard.ring()
 	c.conn.Close()
 	wg.Wait()
+	sl.abandoned()
 	return err
 }
 
@@ -419,7 +421,8 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		if rtt := l.now() - time.Duration(f.Offset); sl.core.pinged > 0 && rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
 			sl.core.pinged--
 			sl.core.measured(rtt, l.now())
-			c.answered(time.Duration(f.Offset))
+			sl.pong = time.Duration(f.Offset)
+			c.answered(sl.pong)
 			return nil
 		}
 		return sl.core.glitch()
@@ -428,8 +431,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		return fmt.Errorf("the peer gave the connection up: %s (code %d)", e.Text, e.Code)
 	case wire.TypeGoAway:
 		g := wire.ParseGoAway(f)
-		l.peerLeaves.Store(true)
-		return c.unlocked(func() error { l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond); return nil })
+		return c.unlocked(func() error { l.goingAway(g); return nil })
 	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeClaimed:
 		if sl.index != 0 || l.dials != (f.Type == wire.TypeClaimed) {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)

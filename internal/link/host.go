@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,8 +33,9 @@ type Host struct {
 	cfg HostConfig
 
 	mu     sync.Mutex
-	bySID  map[[16]byte]*Link // guarded by mu, as byKey
-	byKey  map[[16]byte]*Link
+	bySID  map[[16]byte]*Link    // all sessions; guarded by mu, as all below
+	byKey  map[[16]byte]*Link    // the present session of each key
+	beside map[[16]byte][]*Link  // sessions whose bridge is stopping and has a successor, the oldest first
 	fresh  map[net.Conn]struct{} // authenticated, without a session yet
 	closed bool
 	expiry sync.WaitGroup
@@ -50,7 +52,7 @@ func NewHost(cfg HostConfig) *Host {
 	if cfg.Budget == nil {
 		cfg.Budget = NewBudget(0)
 	}
-	return &Host{cfg: cfg, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}, fresh: map[net.Conn]struct{}{}}
+	return &Host{cfg: cfg, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}, beside: map[[16]byte][]*Link{}, fresh: map[net.Conn]struct{}{}}
 }
 
 // Serve attaches an authenticated connection and serves it until it ends.
@@ -140,7 +142,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
-	if old != nil {
+	if old != nil && !succeeds(conn, old) {
 		// The same process knows best what became of its own link. Another one has to wait until the old one is silent.
 		if old.peer != conn.Peer && old.Ping(probeOld) {
 			return nil, &refusal{wire.StatusDuplicate, "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
@@ -152,6 +154,12 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	l.begin(conn, a.Session)
 	l.peerName = a.Name
 	l.agree(a.Window, a.MaxStreams)
+	var crowded *Link
+	defer func() {
+		if crowded != nil {
+			crowded.Kill(ErrReplaced)
+		}
+	}()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
@@ -160,8 +168,15 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	case !h.cfg.Admit(conn.KeyID, conn.Secret): // it may have gone while the old link was asked for a sign of life
 		return nil, &refusal{wire.StatusDenied, "the key was removed"}
 	}
-	if h.bySID[a.Session] != nil || h.byKey[conn.KeyID] != nil {
+	old = h.byKey[conn.KeyID]
+	if h.bySID[a.Session] != nil || old != nil && !succeeds(conn, old) {
 		return nil, &refusal{wire.StatusDuplicate, "another bridge attached with this key at the same time"}
+	}
+	if old != nil {
+		h.beside[conn.KeyID] = append(h.beside[conn.KeyID], old)
+		if len(h.beside[conn.KeyID]) > mostBeside {
+			crowded = h.beside[conn.KeyID][0]
+		}
 	}
 	h.bySID[a.Session], h.byKey[conn.KeyID] = l, l
 	h.expiry.Go(func() {
@@ -170,6 +185,15 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	})
 	return l, nil
 }
+
+// succeeds reports whether the bridge at the other end of conn takes over from a session of its key that is about to end, and
+// goes on beside it. A bridge that is its own successor has given that session up.
+func succeeds(conn *auth.Conn, old *Link) bool {
+	return old.Leaving() && old.peer != conn.Peer && old.Err() == nil
+}
+
+// mostBeside bounds the sessions of a key that finish what they have beside the present one.
+const mostBeside = 3
 
 // probeOld is how long an old link may be silent before a new bridge takes over.
 const probeOld = 3 * time.Second
@@ -186,14 +210,20 @@ func (h *Host) forget(l *Link) {
 	if h.byKey[l.keyID] == l {
 		delete(h.byKey, l.keyID)
 	}
+	if i := slices.Index(h.beside[l.keyID], l); i >= 0 {
+		h.beside[l.keyID] = slices.Delete(h.beside[l.keyID], i, i+1)
+		if len(h.beside[l.keyID]) == 0 {
+			delete(h.beside, l.keyID)
+		}
+	}
 }
 
-// Links returns the live links.
+// Links returns the live links, those that are about to end included.
 func (h *Host) Links() []*Link {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var ls []*Link
-	for _, l := range h.byKey {
+	for _, l := range h.bySID {
 		ls = append(ls, l)
 	}
 	return ls

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
@@ -58,14 +57,14 @@ type Link struct {
 	heard    bell // a frame of a link itself came, or a connection began or ended
 	back     bell // bridge: a connection was attached
 
-	peerLeaves atomic.Bool // the peer said that it is stopping
+	leaving leaving
 
 	mu  sync.Mutex
 	err error // why the session ended; guarded by mu
 }
 
 func newLink(dials bool, owner Owner, log *slog.Logger, budget *Budget, carriers int) *Link {
-	l := &Link{dials: dials, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{})}
+	l := &Link{dials: dials, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{}), leaving: leaving{left: make(chan struct{})}}
 	for i := range carriers + 1 {
 		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(dials, uint8(i), budget)})
 	}
@@ -108,7 +107,7 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 		best.mu.Lock()
 	}
 	defer best.mu.Unlock()
-	if l.Err() != nil {
+	if l.Err() != nil || l.leaving.closed.Load() {
 		return nil, ErrEnded
 	}
 	if best.core.full() {
@@ -222,12 +221,9 @@ func (l *Link) Status() []SlotStatus {
 	return out
 }
 
-// Leaving says whether the peer announced that it is stopping.
-func (l *Link) Leaving() bool { return l.peerLeaves.Load() }
-
 // Up says whether the link can carry new streams at once.
 func (l *Link) Up() bool {
-	if l.Err() != nil || l.Leaving() {
+	if l.Err() != nil || l.leaving.closed.Load() {
 		return false
 	}
 	for _, sl := range l.slots[1:] {
@@ -277,15 +273,6 @@ func (l *Link) Claims(cs []wire.Claim) {
 
 // Claimed answers a claim.
 func (l *Link) Claimed(id uint16, c wire.Claimed) { l.control(id, wire.AppendClaimed(nil, id, c)) }
-
-// GoAway tells the peer that this process is stopping.
-func (l *Link) GoAway(drain time.Duration) {
-	sl := l.slots[0]
-	sl.mu.Lock()
-	defer sl.mu.Unlock()
-	sl.core.goAway = &wire.GoAway{DrainMillis: uint32(drain / time.Millisecond)}
-	sl.wake()
-}
 
 func (l *Link) claimFrame(f wire.Frame) error {
 	if f.Offset >= MaxClaims {

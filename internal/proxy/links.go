@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"time"
@@ -54,7 +55,7 @@ func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
 // be somebody else.
 func (p *Proxy) reportDuplicate(id [16]byte, remote net.Addr) {
 	p.mu.Lock()
-	s := p.sessions[id]
+	s := p.present[id]
 	now := time.Now()
 	if s == nil || now.Sub(s.duplicate) < reportStrangersPer {
 		p.mu.Unlock()
@@ -84,6 +85,7 @@ type session struct {
 	claims  map[uint16]*claim
 	settled bool // the first round of claims is complete
 	leaving bool // the bridge said that it is stopping
+	past    bool // another process of the bridge has a session beside: this one gets no names any more
 
 	duplicate time.Time // when a second bridge with the key was last logged
 }
@@ -98,8 +100,11 @@ type claim struct {
 	reason string
 }
 
-// stoppingText is why a service is not served while the proxy drains.
-const stoppingText = "the proxy is stopping"
+// stoppingText is why a service is not served while the proxy drains, and pastText why a session gets it no more.
+const (
+	stoppingText = "the proxy is stopping"
+	pastText     = "a newer process of this bridge takes its users"
+)
 
 func (c *claim) status(s *session) status.Service {
 	st := status.Service{Public: c.public.String(), Target: c.target, Key: s.key, Reason: c.reason}
@@ -124,13 +129,16 @@ func (c *claim) status(s *session) status.Service {
 
 // session returns the session of a live link, making it known when it is new. mu is held.
 func (p *Proxy) session(l *link.Link) *session {
-	s := p.sessions[l.KeyID()]
-	if s == nil || s.link != l {
+	s := p.sessions[l]
+	if s == nil {
 		if l.Err() != nil {
 			return nil
 		}
+		if old := p.present[l.KeyID()]; old != nil {
+			old.past = true
+		}
 		s = &session{link: l, key: p.keys[l.KeyID()].Name, claims: make(map[uint16]*claim)}
-		p.sessions[l.KeyID()] = s
+		p.sessions[l], p.present[l.KeyID()] = s, s
 	}
 	return s
 }
@@ -144,8 +152,9 @@ func (p *Proxy) Attached(l *link.Link, slot int) {
 	}
 	p.notify(l)
 	p.mu.Unlock()
-	if left, draining := p.drainLeft(); slot == 0 && draining { // the connection may have broken before the bridge was told
+	if left, draining := p.drainLeft(); slot == 0 && draining { // it began, or broke, before the bridge was told
 		l.GoAway(left)
+		l.Abandon()
 	}
 	if slot == 0 && s != nil {
 		p.log.Info("bridge connected", "key", key, "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
@@ -154,28 +163,44 @@ func (p *Proxy) Attached(l *link.Link, slot int) {
 
 // Detached implements link.Owner.
 func (p *Proxy) Detached(l *link.Link, slot int, err error) {
-	if slot != 0 {
-		return
-	}
 	p.mu.Lock()
 	s, key, leaving := p.session(l), "", false
 	if s != nil {
 		key, leaving = s.key, s.leaving
 	}
-	p.notify(l)
+	if slot == 0 {
+		p.notify(l)
+	}
 	p.mu.Unlock()
-	// Ended says it, or a newer connection took the slot already.
-	if s == nil || l.Err() != nil || l.RemoteAddr() != nil || p.ctx.Err() != nil {
-		return
+	switch {
+	case s == nil, l.Err() != nil, p.ctx.Err() != nil: // Ended says it
+	case leaving && l.Finished():
+		if !l.Connected() {
+			p.wg.Go(func() { p.awaitReturn(l) })
+		}
+	case slot != 0, l.RemoteAddr() != nil: // or a newer connection took the slot already
+	case p.draining.Load(): // nobody comes back
+	default:
+		p.log.Warn("bridge lost, its connections stand still until it is back", "key", key, "bridge", l.PeerName(), "err", err)
 	}
-	if leaving && l.Streams() == 0 { // else it comes back to finish them
-		l.Kill(errLeft)
-		return
-	}
-	p.log.Warn("bridge lost, its connections stand still until it is back", "key", key, "bridge", l.PeerName(), "err", err)
 }
 
-var errLeft = errors.New("the bridge stopped")
+// returnTime is how long a bridge that is stopping, and was seen to have nothing left, has to come back from a break of its link.
+const returnTime = 2 * time.Second
+
+// awaitReturn ends the session of a bridge that has left, unless it comes back soon.
+func (p *Proxy) awaitReturn(l *link.Link) {
+	late := time.NewTimer(returnTime)
+	defer late.Stop()
+	select {
+	case <-late.C:
+		if l.Finished() && !l.Connected() {
+			l.Kill(link.ErrLeft)
+		}
+	case <-l.Done():
+	case <-p.ctx.Done():
+	}
+}
 
 // notify wakes new clients that wait for the link. mu is held.
 func (p *Proxy) notify(l *link.Link) {
@@ -186,12 +211,34 @@ func (p *Proxy) notify(l *link.Link) {
 	}
 }
 
-// GoingAway implements link.Owner.
-func (p *Proxy) GoingAway(l *link.Link, _ time.Duration) {
+// GoingAway implements link.Owner. The bridge serves on until its successor claims what it has, or until it says that it takes
+// nobody any more.
+func (p *Proxy) GoingAway(l *link.Link, drain time.Duration) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if s := p.session(l); s != nil {
+	s := p.session(l)
+	again := s == nil || s.leaving
+	if s != nil {
 		s.leaving = true
+	}
+	p.notify(l)
+	p.mu.Unlock()
+	if !again {
+		p.wg.Go(func() { p.awaitLeft(l, drain) })
+	}
+}
+
+// leaveGrace is how long after its own limit a bridge that is stopping is waited for.
+const leaveGrace = 15 * time.Second
+
+// awaitLeft ends the session of a bridge that was to end by itself, and may have been killed instead.
+func (p *Proxy) awaitLeft(l *link.Link, drain time.Duration) {
+	late := time.NewTimer(drain + leaveGrace)
+	defer late.Stop()
+	select {
+	case <-late.C:
+		l.Kill(link.ErrLeft)
+	case <-l.Done():
+	case <-p.ctx.Done():
 	}
 }
 
@@ -201,26 +248,66 @@ func (p *Proxy) Opened(s *link.Stream) { s.Reset(wire.CodeService) }
 // Claimed implements link.Owner. Only bridges get answers.
 func (p *Proxy) Claimed(*link.Link, uint16, wire.Claimed) {}
 
-// Ended implements link.Owner.
+// Ended implements link.Owner. What the session held goes to the next one of its key: at once where that one took its place, or
+// when it has said its claims. A bridge that left may have a successor that is only starting: users wait for it as they do for
+// one that is away.
 func (p *Proxy) Ended(l *link.Link, err error) {
 	p.claiming.Lock()
 	p.mu.Lock()
-	s := p.sessions[l.KeyID()]
-	if s == nil || s.link != l {
+	s := p.sessions[l]
+	if s == nil {
 		p.mu.Unlock()
 		p.claiming.Unlock()
 		return
 	}
 	key := s.key
-	delete(p.sessions, l.KeyID())
+	delete(p.sessions, l)
+	next := p.present[l.KeyID()]
+	if next == s {
+		delete(p.present, l.KeyID())
+		next = nil
+	}
+	p.notify(l)
 	var gone []*listener
-	if !errors.Is(err, link.ErrReplaced) { // else the new session takes them over
-		gone = p.releaseLocked(func(ln *listener) bool { return ln.dest.Key == l.KeyID() })
+	switch {
+	case errors.Is(err, link.ErrReplaced), next != nil && !next.settled:
+	case s.leaving && !p.draining.Load():
+		p.wg.Go(func() { p.expire(l) })
+	default:
+		gone = p.releaseLocked(heldBy(l))
 	}
 	p.mu.Unlock()
 	closeAll(gone)
 	p.claiming.Unlock()
 	p.log.Info("bridge session ended", "key", key, "bridge", l.PeerName(), "err", err)
+}
+
+// heldBy chooses the public ports that lead to l.
+func heldBy(l *link.Link) func(*listener) bool {
+	return func(ln *listener) bool {
+		at, _, _ := ln.dest.Link()
+		return at == l
+	}
+}
+
+// awaitSuccessor is how long the public ports of a bridge that left stay open for the next one. Tests wait shorter.
+var awaitSuccessor = route.Hold
+
+// expire gives up the public ports of a bridge that left, unless a successor claims them soon.
+func (p *Proxy) expire(l *link.Link) {
+	late := time.NewTimer(awaitSuccessor)
+	defer late.Stop()
+	select {
+	case <-late.C:
+	case <-p.ctx.Done():
+		return
+	}
+	p.claiming.Lock()
+	defer p.claiming.Unlock()
+	p.mu.Lock()
+	gone := p.releaseLocked(heldBy(l))
+	p.mu.Unlock()
+	closeAll(gone)
 }
 
 // Claim implements link.Owner: the bridge proposes, the policy of its key decides.
@@ -245,17 +332,37 @@ func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
 		closeAll(gone) // first: the new port may cover the old one
 		said = p.decide(s, cl, false)
 		p.mu.Lock()
-		if gone = nil; !more && !s.settled {
+		var past []*session
+		if gone = nil; !more && !s.settled && !s.past {
 			s.settled = true
 			gone = p.releaseLocked(func(ln *listener) bool {
 				at, _, _ := ln.dest.Link()
 				return ln.dest.Key == l.KeyID() && at != l
 			})
+			for other, old := range p.sessions {
+				if other.KeyID() == l.KeyID() && old.past {
+					past = append(past, old)
+				}
+			}
 		}
 		p.mu.Unlock()
 		closeAll(gone)
+		for _, old := range past {
+			said = append(said, p.passed(old)...)
+		}
 		return said
 	})
+}
+
+// passed tells a bridge whose successor has claimed what it has. claiming is held and mu is not.
+func (p *Proxy) passed(s *session) (said lines) {
+	p.mu.Lock()
+	claims := slices.Collect(maps.Values(s.claims))
+	p.mu.Unlock()
+	for _, c := range claims {
+		said = append(said, p.decide(s, c, true)...)
+	}
+	return said
 }
 
 // Unclaim implements link.Owner.
@@ -323,6 +430,9 @@ func (p *Proxy) decide(s *session, c *claim, again bool) (said lines) {
 		case wire.ClaimDenied:
 			p.log.Warn("service denied", "service", asked, "key", key, "reason", v.reason)
 		case wire.ClaimRetrying:
+			if v.reason == pastText {
+				return
+			}
 			p.log.Warn("service cannot be opened, trying again", "service", public, "key", key, "reason", v.reason)
 		}
 	}}
@@ -353,6 +463,8 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	}
 	c.public = pub
 	switch {
+	case s.past:
+		return verdict{state: wire.ClaimRetrying, reason: pastText}
 	case !key.Allow.Permits(pub):
 		p.drop(pub, s)
 		return deny("%s denied: the policy of key %q allows %s", pub, key.Name, key.Allow)

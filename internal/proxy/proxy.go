@@ -95,8 +95,9 @@ type Proxy struct {
 	claiming sync.Mutex
 
 	mu       sync.Mutex
-	keys     map[[16]byte]Key             // guarded by mu, as all below
-	sessions map[[16]byte]*session        // by key
+	keys     map[[16]byte]Key // guarded by mu, as all below
+	sessions map[*link.Link]*session
+	present  map[[16]byte]*session        // of each key; beside it there may be sessions that finish what they have
 	public   map[grammar.Public]*listener // that are open
 	pairs    map[*pair]struct{}
 	busy     int           // users that were accepted and are not over: pairs, and those on the way to one
@@ -118,7 +119,7 @@ func New(cfg Config) *Proxy {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(), budget: link.NewBudget(cfg.Budget),
 		conns: make(chan struct{}, cfg.MaxConns), drain: make(chan struct{}), crew: crew.New(),
-		sessions: make(map[[16]byte]*session), public: make(map[grammar.Public]*listener), pairs: make(map[*pair]struct{}),
+		sessions: make(map[*link.Link]*session), present: make(map[[16]byte]*session), public: make(map[grammar.Public]*listener), pairs: make(map[*pair]struct{}),
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.holding, p.stopHolding = context.WithCancel(p.ctx)
@@ -200,28 +201,37 @@ func (p *Proxy) Run(ctx context.Context) error {
 	return nil
 }
 
-// Drain stops taking new connections and bridges; Run returns when the last pair has ended, or resets what is left after
-// Config.Drain.
+// Drain frees all ports, so that a successor can have them when it returns, and announces the stop to the bridges. Run returns
+// when the last pair has ended, or resets what is left after Config.Drain.
 func (p *Proxy) Drain() {
 	p.drainOnce.Do(func() {
 		p.draining.Store(true)
+		if p.linkLn != nil {
+			p.linkLn.Close()
+		}
+		if p.transfer != nil {
+			p.transfer.Close()
+		}
+		p.claiming.Lock()
+		p.mu.Lock()
+		var open []*listener
+		for _, ln := range p.public { // their routes stay: a user who was just accepted still needs one
+			open = append(open, ln)
+		}
+		p.mu.Unlock()
+		closeAll(open)
+		p.claiming.Unlock()
 		close(p.drain)
 	})
 }
 
 // finishPairs waits for the users that were accepted, except for those whose bridge is away.
 func (p *Proxy) finishPairs(ctx context.Context) {
-	p.claiming.Lock()
-	p.mu.Lock()
-	for _, ln := range p.public { // their routes stay: a user who was just accepted still needs one
-		ln.Close()
-	}
-	p.mu.Unlock()
-	p.claiming.Unlock()
 	p.stopHolding()
 	p.drainEnds.Store(time.Now().Add(p.cfg.Drain).UnixNano())
 	for _, l := range p.host.Links() {
 		l.GoAway(p.cfg.Drain)
+		l.Abandon()
 	}
 	p.mu.Lock()
 	pairs, busy := len(p.pairs), p.busy
@@ -320,6 +330,9 @@ func (p *Proxy) Status() status.Snapshot {
 	}
 	for _, s := range p.sessions {
 		snap.Links = append(snap.Links, s.link.Snapshot(s.key, s.link.PeerName(), s.leaving || p.draining.Load()))
+		if s.past { // its services are another session's
+			continue
+		}
 		for _, c := range s.claims {
 			st := c.status(s)
 			if p.draining.Load() && st.State != status.ServiceDenied {
