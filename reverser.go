@@ -50,19 +50,9 @@ func Listen(ctx context.Context, cfg Config) (net.Listener, error) {
 		return nil, fmt.Errorf("public: %w", err)
 	}
 	l := &listener{pub: pub, conns: make(chan net.Conn), done: make(chan struct{})}
-	answer := make(chan status.Service, 1)
 	b, err := bridge.New(bridge.Config{
-		Token: tok, Proxy: cfg.Proxy, Log: cfg.Log, Version: "library",
-		Services: []bridge.Service{{Public: pub, Handle: l.hand}},
-		OnService: func(_ grammar.Public, s status.Service) {
-			if s.State == status.ServiceRetrying {
-				return
-			}
-			select {
-			case answer <- s:
-			default:
-			}
-		},
+		Token: tok, Proxies: proxies(cfg.Proxy), Log: cfg.Log, Version: "library",
+		Settings: bridge.Settings{Services: []bridge.Service{{Public: pub, Handle: l.hand}}},
 	})
 	if err != nil {
 		return nil, err
@@ -73,17 +63,23 @@ func Listen(ctx context.Context, cfg Config) (net.Listener, error) {
 		b.Run(ctx)
 		l.finish()
 	})
-	select {
-	case s := <-answer:
-		if s.State == status.ServiceDenied {
-			l.Close()
-			return nil, fmt.Errorf("%w: %s", ErrDenied, s.Reason)
-		}
-		return l, nil
-	case <-l.done:
+	s, err := b.Await(ctx, pub)
+	if err != nil {
 		l.Close()
-		return nil, fmt.Errorf("listen on %s: %w", pub, context.Cause(ctx))
+		return nil, fmt.Errorf("listen on %s: %w", pub, err)
 	}
+	if s.State == status.ServiceDenied {
+		l.Close()
+		return nil, fmt.Errorf("%w: %s", ErrDenied, s.Reason)
+	}
+	return l, nil
+}
+
+func proxies(addr string) []bridge.Proxy {
+	if addr == "" {
+		return nil
+	}
+	return []bridge.Proxy{{Addr: addr}}
 }
 
 type listener struct {

@@ -43,7 +43,7 @@ func startProxy(t *testing.T, allow string) string {
 	var wg sync.WaitGroup
 	wg.Go(func() { p.Run(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	return grammar.Token{Addr: p.Addr().String(), KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)}.Encode()
+	return grammar.Token{Addrs: []string{p.Addr().String()}, KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)}.Encode()
 }
 
 // freeAddr is a loopback address where nothing listens.
@@ -104,8 +104,8 @@ func TestListenDenied(t *testing.T) {
 func TestListenBadInput(t *testing.T) {
 	for _, cfg := range []reverser.Config{
 		{Token: "rv1_x", Public: "9000"},
-		{Token: grammar.Token{Addr: "127.0.0.1:1"}.Encode(), Public: "90x0"},
-		{Token: grammar.Token{Addr: "127.0.0.1:1"}.Encode(), Public: "udp/53"},
+		{Token: grammar.Token{Addrs: []string{"127.0.0.1:1"}}.Encode(), Public: "90x0"},
+		{Token: grammar.Token{Addrs: []string{"127.0.0.1:1"}}.Encode(), Public: "udp/53"},
 		{Token: grammar.Token{}.Encode(), Public: "9000"},
 	} {
 		if ln, err := reverser.Listen(t.Context(), cfg); err == nil {
@@ -118,7 +118,7 @@ func TestListenBadInput(t *testing.T) {
 func TestListenEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	tok := grammar.Token{Addr: freeAddr(t)}.Encode()
+	tok := grammar.Token{Addrs: []string{freeAddr(t)}}.Encode()
 	if _, err := reverser.Listen(ctx, reverser.Config{Token: tok, Public: "9000"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("Listen = %v, want context.Canceled", err)
 	}

@@ -53,16 +53,9 @@ func tunnel(b testing.TB, target string) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	up := make(chan struct{})
-	var once sync.Once
 	br, err := bridge.New(bridge.Config{
-		Token: grammar.Token{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)},
-		Proxy: p.Addr().String(), Services: []bridge.Service{{Public: pub, Target: tgt}},
-		OnService: func(_ grammar.Public, s status.Service) {
-			if s.State == status.ServiceUp {
-				once.Do(func() { close(up) })
-			}
-		},
+		Token:   grammar.Token{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(leaf.RawSubjectPublicKeyInfo)},
+		Proxies: []bridge.Proxy{{Addr: p.Addr().String()}}, Settings: bridge.Settings{Services: []bridge.Service{{Public: pub, Target: tgt}}},
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -72,7 +65,9 @@ func tunnel(b testing.TB, target string) string {
 	wg.Go(func() { p.Run(ctx) })
 	wg.Go(func() { br.Run(ctx) })
 	b.Cleanup(func() { cancel(); wg.Wait() })
-	<-up
+	if st, err := br.Await(ctx, pub); err != nil || st.State != status.ServiceUp {
+		b.Fatalf("%s is %s: %v", pub, st.State, err)
+	}
 	return public
 }
 

@@ -64,7 +64,7 @@ func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error)
 		// Beside a page of words, a log that runs over the edge is hard to read.
 		log = folder{c.stderr, demoWidth, demoIndent}
 	}
-	handler, err := newHandler(c.stderr, log, logFormat)
+	handler, err := newHandler(c.stderr, log, logFormat, slog.LevelInfo)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error)
 	defer end()
 	// Signals end the demo at once: there is nobody whose connection is to be
 	// drained. Before the admin socket is there: whoever sees it may send one.
-	stopSignals := withSignals(slog.New(slog.DiscardHandler), end, end)
+	stopSignals := withSignals(slog.New(slog.DiscardHandler), func() {}, end, end)
 	defer stopSignals()
 	if err := d.start(ctx); err != nil {
 		return fmt.Errorf("demo: %w", err)
@@ -143,7 +143,7 @@ type demo struct {
 
 	httpPublic, echoPublic string // addresses of the public ports
 	httpTarget, echoTarget string // addresses of the services behind them
-	ready                  chan status.Service
+	services               []bridge.Service
 	failed                 chan error
 
 	cancel context.CancelFunc
@@ -153,7 +153,6 @@ type demo struct {
 func (d *demo) start(ctx context.Context) (err error) {
 	ctx, d.cancel = context.WithCancel(ctx)
 	d.failed = make(chan error, 8)
-	d.ready = make(chan status.Service, 64)
 
 	if d.temp, err = os.MkdirTemp("", "reverser-demo-"); err != nil {
 		return err
@@ -178,7 +177,6 @@ func (d *demo) start(ctx context.Context) (err error) {
 	d.echoTarget = echoService.Addr().String()
 	d.serveEcho(ctx, echoService)
 
-	var services []bridge.Service
 	var allow grammar.Policy
 	var free []net.Listener
 	for _, s := range []struct {
@@ -200,21 +198,22 @@ func (d *demo) start(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		services = append(services, bridge.Service{Public: e.Public, Target: e.Target})
+		d.services = append(d.services, bridge.Service{Public: e.Public, Target: e.Target})
 		allow = append(allow, a)
 	}
 
-	ring := &keyring{dir: d.dir, pin: state.Pin(identity), log: d.log}
-	tok, err := ring.add("demo", allow)
+	pin := state.Pin(identity)
+	editor := &admin.KeyEditor{Dir: d.dir, Pin: pin, Address: d.dir.Address, InForce: storedKeys(d.dir, pin), Log: d.log}
+	tok, err := editor.Make("demo", allow)
 	if err != nil {
 		return err
 	}
-	keys, err := ring.active()
+	keys, err := editor.InForce()
 	if err != nil {
 		return err
 	}
 	d.proxy = proxy.New(proxy.Config{
-		Listen: "127.0.0.1:0", Identity: identity, Keys: keys, Version: version(),
+		Listen: "127.0.0.1:0", Identity: identity, Keys: proxyKeys(keys), Version: version(),
 		Log: d.log.With("side", "proxy"),
 	})
 	if err := d.proxy.Listen(); err != nil {
@@ -224,23 +223,25 @@ func (d *demo) start(ctx context.Context) (err error) {
 		held.Close()
 	}
 	d.run(ctx, "proxy", d.proxy.Run)
-	ring.apply = d.proxy.SetKeys
-	tok.Addr = d.proxy.Addr().String()
-	ring.addr = tok.Addr
+	addr := d.proxy.Addr().String()
+	tok.Addrs = []string{addr}
+	editor.Address = func() string { return addr }
+	editor.Edited = func() error {
+		keys, err := editor.InForce()
+		if err != nil {
+			return err
+		}
+		d.proxy.SetKeys(proxyKeys(keys))
+		return nil
+	}
 
 	// The bridge reads the token as if it had been pasted.
 	if tok, err = grammar.ParseToken(tok.Encode()); err != nil {
 		return err
 	}
 	b, err := bridge.New(bridge.Config{
-		Token: tok, Services: services, Version: version(),
+		Token: tok, Settings: bridge.Settings{Services: d.services}, Version: version(),
 		Log: d.log.With("side", "bridge"),
-		OnService: func(_ grammar.Public, s status.Service) {
-			select {
-			case d.ready <- s:
-			default: // nobody waits any more
-			}
-		},
 	})
 	if err != nil {
 		return err
@@ -252,7 +253,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	a := &admin.Server{Status: d.proxy.Status, Keys: ring, Log: d.log}
+	a := &admin.Server{Status: d.proxy.Status, Keys: editor, Log: d.log}
 	d.run(ctx, "admin socket", func(ctx context.Context) error { return a.Serve(ctx, l) })
 	return nil
 }
@@ -290,7 +291,7 @@ func freePort() (net.Listener, error) { return net.Listen("tcp4", "127.0.0.1:0")
 // check sends real traffic through the tunnel.
 func (d *demo) check(ctx context.Context, out io.Writer) error {
 	start := time.Now()
-	if err := d.waitUp(ctx, 2); err != nil {
+	if err := d.waitUp(ctx); err != nil {
 		return err
 	}
 	ok(out, start, "the bridge proved itself, and the proxy opened both ports")
@@ -325,22 +326,26 @@ func (d *demo) check(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// waitUp waits until n services are up.
-func (d *demo) waitUp(ctx context.Context, n int) error {
-	up := map[string]bool{}
-	var last string
-	for len(up) < n {
+// waitUp waits until the services are up.
+func (d *demo) waitUp(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel(nil)
+	watching.Go(func() {
 		select {
-		case s := <-d.ready:
-			if s.State == status.ServiceUp {
-				up[s.Public] = true
-			} else {
-				last = fmt.Sprintf(": %s is %s (%s)", s.Public, s.State, s.Reason)
-			}
 		case err := <-d.failed:
-			return err
+			cancel(err)
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the public ports%s: %w", last, ctx.Err())
+		}
+	})
+	for _, s := range d.services {
+		st, err := d.bridge.Await(ctx, s.Public)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s is not up: %w", s.Public, err)
+		case st.State != status.ServiceUp:
+			return fmt.Errorf("%s is %s (%s)", st.Public, st.State, st.Reason)
 		}
 	}
 	return nil

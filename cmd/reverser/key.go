@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"reverser/internal/admin"
+	"reverser/internal/config"
 	"reverser/internal/grammar"
 	"reverser/internal/state"
 )
@@ -133,7 +133,7 @@ func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) err
 	if err := state.CheckKeyName(name); err != nil {
 		return usage(err)
 	}
-	policy, err := parsePolicy(allow)
+	policy, err := grammar.ParsePolicy(allow)
 	if err != nil {
 		return usage(err)
 	}
@@ -157,11 +157,11 @@ func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) err
 		return err
 	}
 	example := "reverser bridge --token-file FILE EXPOSE"
-	if tok.Addr == "" {
+	if tok.Addr() == "" {
 		example += fmt.Sprintf(" --proxy %s:%d", placeholderHost, defaultPort)
 	}
 	fmt.Fprintf(c.stderr, "  %s\n", example)
-	if tok.Addr == "" {
+	if tok.Addr() == "" {
 		fmt.Fprintf(c.stderr, "It carries no address, as the proxy's is not known here: name it with --proxy there.\n")
 	}
 	_, err = fmt.Fprintln(c.stdout, encoded)
@@ -251,7 +251,7 @@ func openKeys(ctx context.Context, path string, create bool) (keyStore, error) {
 		}
 		dir, err := state.Open(path)
 		if err == nil {
-			return openKeyring(dir)
+			return openOffline(dir)
 		}
 		if errors.Is(err, fs.ErrPermission) {
 			return nil, notMine(usage(err), path, "key ...")
@@ -265,10 +265,10 @@ func openKeys(ctx context.Context, path string, create bool) (keyStore, error) {
 	}
 }
 
-// offline is a keyring as `reverser key` uses it.
-type offline struct{ ring *keyring }
+// offline is the keys of a state directory that no proxy uses.
+type offline struct{ *admin.KeyEditor }
 
-func openKeyring(dir *state.Dir) (keyStore, error) {
+func openOffline(dir *state.Dir) (keyStore, error) {
 	identity, _, err := dir.Identity()
 	if err != nil {
 		dir.Close()
@@ -279,15 +279,30 @@ func openKeyring(dir *state.Dir) (keyStore, error) {
 		dir.Close()
 		return nil, usage(err)
 	}
-	return offline{&keyring{dir: dir, pin: state.Pin(identity), addr: dir.Address(), log: slog.New(slog.DiscardHandler)}}, nil
+	pin := state.Pin(identity)
+	return offline{&admin.KeyEditor{Dir: dir, Pin: pin, Address: dir.Address, InForce: storedKeys(dir, pin)}}, nil
 }
 
-func (o offline) ListKeys(context.Context) ([]admin.KeyInfo, error) { return o.ring.List() }
+// storedKeys are the keys in force where no configuration file has any.
+func storedKeys(dir *state.Dir, pin [32]byte) func() ([]config.Key, error) {
+	return func() ([]config.Key, error) {
+		stored, err := dir.Keys()
+		if err != nil {
+			return nil, err
+		}
+		return config.InForce(nil, stored, pin)
+	}
+}
+
+func (o offline) ListKeys(context.Context) ([]admin.KeyInfo, error) { return o.List() }
 
 func (o offline) AddKey(_ context.Context, name string, allow []string) (string, error) {
-	return o.ring.Add(name, allow)
+	return o.Add(name, allow)
 }
 
-func (o offline) RemoveKey(_ context.Context, name string) error { return o.ring.Remove(name) }
+func (o offline) RemoveKey(_ context.Context, name string) error { return o.Remove(name) }
 
-func (o offline) Close() { o.ring.dir.Close() }
+func (o offline) Close() { o.Dir.Close() }
+
+// when is how a person reads a moment: in local time, to the second.
+func when(t time.Time) string { return t.Local().Format(time.DateTime) }

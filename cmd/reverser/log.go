@@ -18,9 +18,10 @@ const (
 
 // newLogger logs to w: one readable line per event, coloured on a terminal,
 // or one JSON object per event. The returned function writes what waits.
-func newLogger(w io.Writer, format string) (log *slog.Logger, flush func(), err error) {
+// What is below the level is left out; the level may change while the process runs.
+func newLogger(w io.Writer, format string, level slog.Leveler) (log *slog.Logger, flush func(), err error) {
 	q := newLogQueue(w)
-	h, err := newHandler(w, q.out, format)
+	h, err := newHandler(w, &q.out, format, level)
 	if err != nil {
 		q.close()
 		return nil, nil, err
@@ -30,7 +31,7 @@ func newLogger(w io.Writer, format string) (log *slog.Logger, flush func(), err 
 }
 
 // newHandler writes to out what is meant for w, which may be a terminal.
-func newHandler(w, out io.Writer, format string) (slog.Handler, error) {
+func newHandler(w, out io.Writer, format string, level slog.Leveler) (slog.Handler, error) {
 	switch format {
 	case "", logText:
 		onTerminal := isTerminal(w)
@@ -39,11 +40,12 @@ func newHandler(w, out io.Writer, format string) (slog.Handler, error) {
 			layout = time.TimeOnly // whoever watches knows the day
 		}
 		return tint.NewTextHandler(out, &tint.Options{
+			Level:      level,
 			TimeFormat: layout,
 			NoColor:    !onTerminal || os.Getenv("NO_COLOR") != "" || !canColor(w),
 		}), nil
 	case logJSON:
-		return slog.NewJSONHandler(out, nil), nil
+		return slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}), nil
 	default:
 		return nil, usage(fmt.Errorf("log format %q: it is %s or %s (--log-format, or log_format in the configuration)", format, logText, logJSON))
 	}

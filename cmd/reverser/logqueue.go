@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"io"
 	"log/slog"
@@ -15,10 +14,10 @@ import (
 //
 // When logQueueLen records wait, whoever logs waits too, so that a slow reader loses no line. One that lets a write wait for
 // logPatience, such as a terminal that was stopped with Ctrl-S, does not stop the tunnel: lines are dropped until it goes on,
-// which is said behind those that were kept.
+// which is said behind those that were kept. Nor does a write that fails end the log: see lineWriter.
 type logQueue struct {
 	records chan queuedRecord
-	out     *bufio.Writer
+	out     lineWriter
 	own     slog.Handler // for what the queue has to say itself
 	closing chan struct{}
 	done    chan struct{} // the writer is
@@ -26,12 +25,15 @@ type logQueue struct {
 	start time.Time
 	began atomic.Int64 // nanoseconds from start to the begin of the present write; 0: none is under way
 	lost  atomic.Int64 // lines that were dropped and not spoken of yet
+	cause error        // of the last write that failed since then; the writer's own
 }
 
 const (
 	logQueueLen  = 1024
 	logQueueRest = 2 * time.Millisecond
 	logPatience  = 2 * time.Second
+	logBatch     = 4096                  // bytes that are written at once at the least, while lines come without a pause
+	logRetry     = 10 * time.Millisecond // how soon a write is tried again that found the output full
 )
 
 type queuedRecord struct {
@@ -42,9 +44,9 @@ type queuedRecord struct {
 // newLogQueue returns a queue in front of w; handlers behind it write to out.
 func newLogQueue(w io.Writer) *logQueue {
 	q := &logQueue{
-		records: make(chan queuedRecord, logQueueLen), out: bufio.NewWriter(w),
-		closing: make(chan struct{}), done: make(chan struct{}), start: time.Now(),
+		records: make(chan queuedRecord, logQueueLen), closing: make(chan struct{}), done: make(chan struct{}), start: time.Now(),
 	}
+	q.out = lineWriter{w: w, pause: q.pause}
 	go q.run()
 	return q
 }
@@ -60,14 +62,16 @@ func (q *logQueue) run() {
 			for len(q.records) > 0 {
 				q.write(<-q.records)
 			}
-			q.sayLost()
 			q.flush()
 			return
 		}
-		if len(q.records) > 0 {
+		if len(q.records) > 0 && len(q.out.lines) < logBatch {
 			continue
 		}
-		q.sayLost()
+		if len(q.records) > 0 {
+			q.flush()
+			continue
+		}
 		rest := time.Until(flushed.Add(logQueueRest))
 		if rest > 0 {
 			time.Sleep(rest)
@@ -79,24 +83,49 @@ func (q *logQueue) run() {
 	}
 }
 
-func (q *logQueue) write(r queuedRecord) {
-	q.begin()
-	defer q.end()
-	r.handler.Handle(context.Background(), r.record)
-}
+func (q *logQueue) write(r queuedRecord) { r.handler.Handle(context.Background(), r.record) }
 
-func (q *logQueue) sayLost() {
-	if n := q.lost.Swap(0); n > 0 {
-		lost := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines were dropped: nobody took them", 0)
-		lost.AddAttrs(slog.Int64("lines", n))
-		q.write(queuedRecord{q.own, lost})
-	}
-}
-
+// flush writes what was gathered and, once that has worked, how much is missing ahead of it.
 func (q *logQueue) flush() {
 	q.begin()
 	defer q.end()
-	q.out.Flush()
+	if n, err := q.out.flush(); err != nil {
+		q.lost.Add(int64(n))
+		q.cause = err
+		return
+	}
+	n := q.lost.Swap(0)
+	if n == 0 {
+		return
+	}
+	lost := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines were dropped: nobody took them", 0)
+	if q.cause != nil {
+		lost.Message = "log lines were dropped: they could not be written"
+	}
+	lost.AddAttrs(slog.Int64("lines", n))
+	if q.cause != nil {
+		lost.AddAttrs(slog.String("err", q.cause.Error()))
+	}
+	q.write(queuedRecord{q.own, lost})
+	if _, err := q.out.flush(); err != nil {
+		q.lost.Add(n)
+		q.cause = err
+		return
+	}
+	q.cause = nil
+}
+
+// pause is lineWriter's: there is no point in trying longer when the process ends.
+func (q *logQueue) pause() bool {
+	select {
+	case <-q.closing:
+		if q.stuck() >= logPatience {
+			return false
+		}
+	default:
+	}
+	time.Sleep(logRetry)
+	return true
 }
 
 func (q *logQueue) begin() { q.began.Store(int64(time.Since(q.start)) + 1) }

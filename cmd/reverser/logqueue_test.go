@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
+	"log/slog"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,7 +18,7 @@ import (
 // TestLogQueue: lines of one goroutine stay in order, none is lost, whatever the writer's speed, and With is kept.
 func TestLogQueue(t *testing.T) {
 	var out bytes.Buffer
-	log, flush, err := newLogger(&out, logJSON)
+	log, flush, err := newLogger(&out, logJSON, slog.LevelInfo)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +52,7 @@ func TestLogQueue(t *testing.T) {
 // TestLogQueueWritesAtOnce: a line that comes alone does not wait for the next one.
 func TestLogQueueWritesAtOnce(t *testing.T) {
 	r, w := io.Pipe()
-	log, flush, err := newLogger(w, logText)
+	log, flush, err := newLogger(w, logText, slog.LevelInfo)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +79,7 @@ func (s *stopped) Write(p []byte) (int, error) {
 func TestLogQueueStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &stopped{goesOn: make(chan struct{})}
-		log, flush, err := newLogger(w, logJSON)
+		log, flush, err := newLogger(w, logJSON, slog.LevelInfo)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,11 +119,117 @@ func TestLogQueueStopped(t *testing.T) {
 	})
 }
 
+// passing is an output with a fault that passes: while it has room for none, it takes that many bytes of each write and fails.
+type passing struct {
+	mu   sync.Mutex
+	err  error // guarded by mu, as all below
+	room int
+	got  bytes.Buffer
+}
+
+func (p *passing) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err != nil {
+		n := min(p.room, len(b))
+		p.room -= n
+		p.got.Write(b[:n])
+		return n, p.err
+	}
+	return p.got.Write(b)
+}
+
+func (p *passing) set(err error, room int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err, p.room = err, room
+}
+
+// TestLogQueueGoesOn: a disk that was full for a while, or a pipe that was, does not end the log. What is missing is said, and
+// every other line is whole.
+func TestLogQueueGoesOn(t *testing.T) {
+	const kept, missed = 3, 40
+	for _, c := range []struct {
+		name  string
+		err   error
+		room  int // bytes of a line that the fault lets through
+		loses bool
+	}{
+		{"a full disk", &fs.PathError{Op: "write", Path: "/dev/stderr", Err: syscall.ENOSPC}, 0, true},
+		{"a disk that is full within a line", syscall.ENOSPC, 10, true},
+		{"a reader that is gone for a while", io.ErrClosedPipe, 0, true},
+		{"a full pipe that does not wait", &fs.PathError{Op: "write", Path: "/dev/stderr", Err: syscall.EAGAIN}, 10, false},
+		{"an interrupt", syscall.EINTR, 1, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &passing{}
+				log, flush, err := newLogger(w, logJSON, slog.LevelInfo)
+				if err != nil {
+					t.Fatal(err)
+				}
+				line := 0
+				say := func(n int) {
+					for range n {
+						log.Info("line", "n", line)
+						line++
+						synctest.Wait()
+					}
+				}
+				say(kept)
+				time.Sleep(time.Second)
+				w.set(c.err, c.room)
+				if c.loses {
+					say(missed)
+					time.Sleep(time.Minute)
+				} else {
+					say(1)
+					time.Sleep(logPatience / 2)
+				}
+				w.set(nil, 0)
+				say(kept)
+				flush()
+				next, lost := 0, 0
+				for text := range strings.Lines(w.got.String()) {
+					var r struct {
+						Msg, Err string
+						N, Lines int
+					}
+					if err := json.Unmarshal([]byte(text), &r); err != nil {
+						if !c.loses || c.room == 0 {
+							t.Errorf("%v: %s", err, text)
+						}
+						continue
+					}
+					if r.Lines > 0 {
+						lost += r.Lines
+						if !strings.Contains(r.Err, "no space") && !strings.Contains(r.Err, "closed pipe") {
+							t.Errorf("%s; want the cause", text)
+						}
+						continue
+					}
+					if r.N != next && r.N != next+missed {
+						t.Errorf("line %d, want %d", r.N, next)
+					}
+					next = r.N + 1
+				}
+				want := 0
+				if c.loses {
+					want = missed
+				}
+				if next != line || lost != want {
+					t.Errorf("the last line is %d, %d were said to be lost; want %d and %d:\n%s", next-1, lost, line-1, want, w.got.String())
+				}
+			})
+		})
+	}
+}
+
 // TestLogQueueEnds: a process whose log nobody takes can end.
 func TestLogQueueEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &stopped{goesOn: make(chan struct{})}
-		log, flush, err := newLogger(w, logText)
+		log, flush, err := newLogger(w, logText, slog.LevelInfo)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -138,7 +247,7 @@ func TestLogQueueEnds(t *testing.T) {
 
 // BenchmarkLog is what whoever logs pays for a line.
 func BenchmarkLog(b *testing.B) {
-	log, flush, err := newLogger(io.Discard, logText)
+	log, flush, err := newLogger(io.Discard, logText, slog.LevelInfo)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"reverser/internal/config"
 )
 
 // Exit codes. Scripts and service managers rely on them.
@@ -107,6 +109,7 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 		c.bridgeCommand(),
 		c.keyCommand(),
 		c.statusCommand(),
+		c.reloadCommand(),
 		c.checkCommand(),
 		c.demoCommand(),
 		c.versionCommand(),
@@ -224,6 +227,15 @@ func usage(err error) error { return &exitError{code: exitUsage, err: err} }
 // usageHint is usage with a remedy on a line of its own.
 func usageHint(hint string, format string, args ...any) error {
 	return &exitError{code: exitUsage, err: fmt.Errorf(format, args...), hint: hint}
+}
+
+// badSettings is the exit of a process whose settings are refused.
+func badSettings(err error) error {
+	hint := ""
+	if ae, ok := errors.AsType[*config.ArgError](err); ok {
+		hint = ae.Hint
+	}
+	return &exitError{code: exitUsage, err: err, hint: hint}
 }
 
 var tokenPattern = regexp.MustCompile(`rv[0-9]{1,2}_[A-Za-z0-9_-]+`)

@@ -21,10 +21,10 @@ func watchedSignals() []os.Signal {
 	return s
 }
 
-// ignoreSignal is for the SIGHUP of a service manager, which asks a daemon to
+// asksReload reports whether a signal is the SIGHUP of a service manager, which asks a daemon to
 // reload and must not end its connections. On a terminal it means that the
 // window was closed.
-func ignoreSignal(sig os.Signal) bool {
+func asksReload(sig os.Signal) bool {
 	return sig == syscall.SIGHUP && !isTerminal(os.Stdin) && !isTerminal(os.Stderr)
 }
 

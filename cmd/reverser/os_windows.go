@@ -12,7 +12,7 @@ import (
 // console window, a log-off and a shutdown.
 func watchedSignals() []os.Signal { return []os.Signal{os.Interrupt, syscall.SIGTERM} }
 
-func ignoreSignal(os.Signal) bool { return false }
+func asksReload(os.Signal) bool { return false }
 
 // outliveReaders has nothing to do: a write to a closed pipe is an error here.
 func outliveReaders() {}

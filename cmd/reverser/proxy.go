@@ -2,14 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"reverser/internal/admin"
 	"reverser/internal/config"
 	"reverser/internal/grammar"
 	"reverser/internal/proxy"
@@ -29,13 +32,9 @@ const (
 	sourceBridgeFile = "TcpReverser.BridgeServer.dll.config"
 )
 
-type proxyFlags struct {
-	listen, transfer, state, config, admin, advertise, logFormat string
-	limits
-}
-
 func (c *cli) proxyCommand() *cobra.Command {
-	var f proxyFlags
+	var args config.ProxyArgs
+	var adminAddr string
 	cmd := &cobra.Command{
 		Use:   "proxy",
 		Short: "Run the public side, on a server that users can reach",
@@ -62,66 +61,39 @@ and lets the open connections finish (--drain). A second one stops now.`,
   reverser proxy --config TcpReverser.ProxyServer.dll.config`,
 		Args: takes("reverser proxy --listen :3010"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.runProxy(cmd.Context(), f)
+			if err := refuseAdmin(adminAddr); err != nil {
+				return err
+			}
+			return c.runProxy(cmd.Context(), args)
 		},
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.listen, "listen", "", "`ADDR` where bridges connect; 0.0.0.0 is IPv4 only, [::] IPv6 only (default "+defaultListen+")")
-	fl.StringVar(&f.transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
-	fl.StringVar(&f.advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
-	f.limits.add(fl)
-	addCommonFlags(fl, &f.state, &f.config, &f.admin, &f.logFormat)
+	fl.StringVar(&args.Listen, "listen", "", "`ADDR` where bridges connect; 0.0.0.0 is IPv4 only, [::] IPv6 only (default "+defaultListen+")")
+	fl.StringVar(&args.Transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
+	fl.StringVar(&args.Advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
+	addCommonFlags(fl, &args.CommonArgs, &args.Config, &adminAddr)
 	return cmd
 }
 
-func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
-	file := &config.Proxy{}
-	var warnings []config.Warning
-	if f.config != "" {
-		if file, warnings, err = config.LoadProxy(f.config); err != nil {
-			return usage(err)
-		}
+func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
+	source := config.NewProxySource(args)
+	set, warnings, err := source.Load()
+	if err != nil {
+		return badSettings(err)
 	}
 	outliveReaders()
-	log, flush, err := newLogger(c.stderr, first(f.logFormat, file.LogFormat))
+	level := new(slog.LevelVar)
+	level.Set(set.LogLevel)
+	log, flush, err := newLogger(c.stderr, set.LogFormat, level)
 	if err != nil {
 		return err
 	}
 	defer flush()
 	logWarnings(log, warnings)
-	if err := refuseAdmin(first(f.admin, file.Admin)); err != nil {
-		return err
-	}
-	listen, err := grammar.ParseListen(first(f.listen, file.Listen, defaultListen))
-	if err != nil {
-		return usage(fmt.Errorf("--listen: %w", err))
-	}
-	transfer := first(f.transfer, file.Transfer)
-	if transfer != "" {
-		if transfer, err = grammar.ParseListen(transfer); err != nil {
-			return usage(fmt.Errorf("--transfer: %w", err))
-		}
-	}
-	if transfer != "" && grammar.ListenOverlap(listen, transfer) {
-		// A file that says so is refused by its own lines.
-		return usageHint("give --transfer another port, or leave it out: the data then uses the --listen port",
-			"--listen %s and --transfer %s (in a file: listen or IcPort, transfer or TransferPort) are the same port", listen, transfer)
-	}
-	advertise := first(f.advertise, file.Advertise)
-	if advertise != "" {
-		if advertise, err = grammar.ParseAdvertise(advertise, portOf(listen)); err != nil {
-			return usage(fmt.Errorf("--advertise: %w", err))
-		}
-	}
-	drain, resumeWithin, err := f.limits.parse(file.Drain, file.ResumeWithin)
-	if err != nil {
-		return err
-	}
-
 	if err := enoughDescriptors(); err != nil {
 		return err
 	}
-	dir, err := openState(ctx, first(f.state, file.State), state.RoleProxy)
+	dir, err := openState(ctx, set.State, state.RoleProxy)
 	if err != nil {
 		return err
 	}
@@ -130,45 +102,52 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 	if err != nil {
 		return usage(err)
 	}
-	keys := &keyring{dir: dir, pin: state.Pin(identity), config: file.Keys, log: log}
-	active, err := keys.active()
+	stored, err := dir.Keys()
 	if err != nil {
 		return usage(err)
+	}
+	pin := state.Pin(identity)
+	if set, err = set.WithKeys(stored, pin); err != nil {
+		return badSettings(err)
 	}
 	// Keys are stored once at the first start, be it none: from then on, having
 	// no key is what somebody wanted.
 	firstStart := !dir.HasKeysFile()
-	if len(active) == 0 && !firstStart {
+	if len(set.Proxy.Keys) == 0 && !firstStart {
 		return usageHint(fmt.Sprintf("`reverser key add NAME --allow tcp/9000 --state %s` makes one and prints its token", dir.Path()),
 			"the proxy has no key, so no bridge could connect (state directory %s)", dir.Path())
 	}
 
 	p := proxy.New(proxy.Config{
-		Listen:       listen,
-		Transfer:     transfer,
+		Listen:       set.Proxy.Listen,
+		Transfer:     set.Proxy.Transfer,
 		Identity:     identity,
-		Keys:         active,
-		Offer:        file.Offer,
-		Drain:        drain,
+		Keys:         proxyKeys(set.Proxy.Keys),
+		Offer:        set.Proxy.Offer,
+		Drain:        set.Drain,
 		Budget:       boundMemory(),
-		ResumeWithin: resumeWithin,
+		ResumeWithin: set.ResumeWithin,
 		Version:      version(),
 		Log:          log,
 	})
 	if err := p.Listen(); err != nil {
-		return listenError(err, f, file.Source)
+		return listenError(err, set.Origin)
 	}
-	keys.apply = p.SetKeys
-	keys.addr = advertise
-	if keys.addr == "" {
-		keys.addr = guessAddress(p.Addr(), listen, interfaceAddrs())
-	}
-	if err := dir.SetAddress(keys.addr); err != nil {
+	guessed := guessAddress(p.Addr(), set.Proxy.Listen, interfaceAddrs())
+	if err := dir.SetAddress(first(set.Proxy.Advertise, guessed)); err != nil {
 		return usage(err)
 	}
+	source.UseState(dir.Keys, pin)
+	r := newReloader(source, &proxyRole{Proxy: p, dir: dir, guessed: guessed, start: set, log: log}, set, level, log)
+	keys := &admin.KeyEditor{
+		Dir: dir, Pin: pin, Log: log,
+		InForce: func() ([]config.Key, error) { return r.settings().Proxy.Keys, nil },
+		Address: func() string { return first(r.settings().Proxy.Advertise, guessed) },
+		Edited:  func() error { return r.edited(dir.Keys, pin) },
+	}
 	if firstStart {
-		if len(active) == 0 {
-			err = c.makeDefaultKey(keys, file.Offer, portOf(p.Addr().String()), log)
+		if len(set.Proxy.Keys) == 0 {
+			err = c.makeDefaultKey(keys, set.Proxy.Offer, portOf(p.Addr().String()), log)
 		} else {
 			err = dir.SetKeys(nil)
 		}
@@ -176,11 +155,41 @@ func (c *cli) runProxy(ctx context.Context, f proxyFlags) (err error) {
 			return err
 		}
 	}
-	return serve(ctx, p, dir, keys, log)
+	return serve(ctx, p, dir, keys, r, log)
+}
+
+// proxyRole is a proxy that takes settings as config has them.
+type proxyRole struct {
+	*proxy.Proxy
+	dir     *state.Dir
+	guessed string // address for tokens where none is advertised
+	start   config.Settings
+	log     *slog.Logger
+}
+
+// Apply implements applier.
+func (p *proxyRole) Apply(_ context.Context, set config.Settings) (func(context.Context) []string, error) {
+	if set.Drain != p.start.Drain || set.ResumeWithin != p.start.ResumeWithin || !slices.Equal(set.Proxy.Offer, p.start.Proxy.Offer) {
+		return nil, errors.New("drain, resume_within and WorkPort cannot change while the proxy runs: restart it")
+	}
+	p.SetKeys(proxyKeys(set.Proxy.Keys))
+	// For `reverser key add` while no proxy runs. The settings do not depend on it.
+	if err := p.dir.SetAddress(first(set.Proxy.Advertise, p.guessed)); err != nil {
+		p.log.Warn("the address for new tokens could not be stored", "err", err)
+	}
+	return nil, nil
+}
+
+func proxyKeys(keys []config.Key) []proxy.Key {
+	list := make([]proxy.Key, 0, len(keys))
+	for _, k := range keys {
+		list = append(list, proxy.Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow})
+	}
+	return list
 }
 
 // makeDefaultKey makes the first key and prints, this once, how to use it.
-func (c *cli) makeDefaultKey(keys *keyring, offer []grammar.Public, port uint16, log *slog.Logger) error {
+func (c *cli) makeDefaultKey(keys *admin.KeyEditor, offer []grammar.Public, port uint16, log *slog.Logger) error {
 	allow := grammar.DefaultPolicy()
 	if len(offer) > 0 {
 		allow = nil
@@ -192,7 +201,7 @@ func (c *cli) makeDefaultKey(keys *keyring, offer []grammar.Public, port uint16,
 			allow = append(allow, a)
 		}
 	}
-	tok, err := keys.add(defaultKeyName, allow)
+	tok, err := keys.Make(defaultKeyName, allow)
 	if err != nil {
 		return err
 	}
@@ -202,7 +211,7 @@ func (c *cli) makeDefaultKey(keys *keyring, offer []grammar.Public, port uint16,
 		line += " --config " + sourceBridgeFile
 	} else {
 		line += " 9000"
-		if tok.Addr == "" {
+		if tok.Addr() == "" {
 			line += " --proxy " + net.JoinHostPort(placeholderHost, strconv.Itoa(int(port)))
 		}
 	}
@@ -212,7 +221,7 @@ func (c *cli) makeDefaultKey(keys *keyring, offer []grammar.Public, port uint16,
 	if logsJSON(log) {
 		return nil // whoever reads that is no person at a terminal
 	}
-	fmt.Fprint(c.stderr, firstStartWords(len(offer) > 0, tok.Addr == ""))
+	fmt.Fprint(c.stderr, firstStartWords(len(offer) > 0, tok.Addr() == ""))
 	return nil
 }
 
@@ -237,15 +246,11 @@ set REVERSER_TOKEN.
 
 // listenError says what to do about a link port that cannot be opened, and
 // which options of the configuration file are behind it.
-func listenError(err error, f proxyFlags, source map[string]string) error {
+func listenError(err error, origin map[string]config.Place) error {
 	var set []string
-	for _, option := range []string{"listen", "IcPort", "transfer", "TransferPort"} {
-		overridden := f.listen
-		if strings.HasPrefix(strings.ToLower(option), "transfer") {
-			overridden = f.transfer
-		}
-		if at := source[option]; at != "" && overridden == "" {
-			set = append(set, fmt.Sprintf("%s in %s", option, at))
+	for _, option := range []string{"listen", "transfer"} {
+		if at, ok := origin[option]; ok {
+			set = append(set, fmt.Sprintf("%s in %s", at.Key, at))
 		}
 	}
 	if len(set) > 0 {

@@ -22,19 +22,26 @@ type server interface {
 }
 
 // serve runs s, with its admin socket, until it ends or is asked to: the first
-// signal drains it, the second one stops it.
-func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, log *slog.Logger) error {
+// signal drains it, the second one stops it. Meanwhile r changes its settings.
+func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *reloader, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// A successor may start from now on: Drain has freed the ports.
 	drain := func() {
-		s.Drain()
+		r.stop()
+		s.Drain() // which has freed the ports: a successor may start
 		if err := dir.Yield(); err != nil {
 			log.Warn("the state directory cannot be given up early: a successor has to wait until this process has ended", "err", err)
 		}
 	}
+	reload := make(chan struct{}, 1)
+	again := func() {
+		select {
+		case reload <- struct{}{}:
+		default: // one is about to begin, and reads what is there then
+		}
+	}
 	// Before the admin socket is there: whoever sees it may send a signal.
-	stopSignals := withSignals(log, drain, cancel)
+	stopSignals := withSignals(log, again, drain, cancel)
 	defer stopSignals()
 	l, err := dir.ListenAdmin()
 	if errors.Is(err, state.ErrSucceeded) { // asked to stop already, and replaced
@@ -46,8 +53,14 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, log *
 	// The admin socket outlives ctx: a process that is stopping still says how
 	// far it is.
 	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
-	a := &admin.Server{Status: s.Status, Keys: keys, Log: log}
+	snapshot := func() status.Snapshot {
+		snap := s.Status()
+		snap.Reload = r.lastReload()
+		return snap
+	}
+	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, Log: log}
 	var wg sync.WaitGroup
+	wg.Go(func() { r.watch(adminCtx, reload) })
 	wg.Go(func() {
 		if err := a.Serve(adminCtx, l); err != nil {
 			log.Error("the admin socket is closed: status and key cannot ask this process", "err", err)
@@ -62,9 +75,9 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, log *
 	return err
 }
 
-// withSignals calls drain at the first signal to stop and cancel at the second,
+// withSignals calls drain at the first signal to stop, cancel at the second, and reload at one that asks a daemon to reload,
 // until the returned function is called, which waits for it.
-func withSignals(log *slog.Logger, drain, cancel func()) (stop func()) {
+func withSignals(log *slog.Logger, reload, drain, cancel func()) (stop func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, watchedSignals()...)
 	done := make(chan struct{})
@@ -77,8 +90,8 @@ func withSignals(log *slog.Logger, drain, cancel func()) (stop func()) {
 				return
 			case sig := <-signals:
 				switch {
-				case ignoreSignal(sig):
-					log.Warn("reloading is not in this version: restart to read the configuration again", "signal", sig.String())
+				case asksReload(sig):
+					reload()
 				case !asked:
 					asked = true
 					log.Info("stopping when the last connection ends", "signal", sig.String(), "hint", "a second signal stops now")
@@ -97,13 +110,11 @@ func withSignals(log *slog.Logger, drain, cancel func()) (stop func()) {
 	}
 }
 
-// A start waits for `reverser key`, which holds the directory for a moment when
-// nobody else does, and for a live process that was just asked to stop: that
-// one gives the directory up at once.
+// lockWait is how long a start waits for `reverser key`, which holds the
+// directory for a moment when nobody else does.
 const (
-	lockWait  = 2 * time.Second
-	yieldWait = time.Second
-	lockPoll  = 50 * time.Millisecond
+	lockWait = 2 * time.Second
+	lockPoll = 50 * time.Millisecond
 )
 
 // openState takes a role's state directory, "" being the default one.
@@ -112,19 +123,12 @@ func openState(ctx context.Context, path, role string) (*state.Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	for begin := time.Now(); ; {
+	for deadline := time.Now().Add(lockWait); ; {
 		dir, err := state.Open(path)
 		if err == nil {
 			return dir, nil
 		}
-		if !errors.Is(err, state.ErrInUse) {
-			return nil, usage(err)
-		}
-		limit := lockWait
-		if answers(ctx, path) {
-			limit = yieldWait
-		}
-		if time.Since(begin) > limit {
+		if !errors.Is(err, state.ErrInUse) || answers(ctx, path) || time.Now().After(deadline) {
 			return nil, usage(err)
 		}
 		if !pause(ctx, lockPoll) {

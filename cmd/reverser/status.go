@@ -41,6 +41,25 @@ bridge's. When no process is running, the exit code is 1.`,
 }
 
 func (c *cli) status(ctx context.Context, path string, asJSON bool) error {
+	var s status.Snapshot
+	err := askRunning(path, "status", func(client *admin.Client) (err error) {
+		s, err = client.Status(ctx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		enc := json.NewEncoder(c.stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(s)
+	}
+	return printStatus(c.stdout, s, time.Now())
+}
+
+// askRunning has ask put a question to the process that runs on a state directory; "" is the proxy's default one, or else the
+// bridge's.
+func askRunning(path, command string, ask func(*admin.Client) error) error {
 	paths := []string{path}
 	if path == "" {
 		paths = nil
@@ -53,31 +72,22 @@ func (c *cli) status(ctx context.Context, path string, asJSON bool) error {
 		}
 	}
 	for _, path := range paths {
-		s, err := askStatus(ctx, path)
+		client := admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) })
+		err := ask(client)
+		client.Close()
 		if errors.Is(err, state.ErrNotRunning) {
 			continue
 		}
 		if err != nil {
-			return notMine(fmt.Errorf("status of %s: %w", path, err), path, "status")
+			return notMine(fmt.Errorf("%s of %s: %w", command, path, err), path, command)
 		}
-		if asJSON {
-			enc := json.NewEncoder(c.stdout)
-			enc.SetIndent("", "  ")
-			return enc.Encode(s)
-		}
-		return printStatus(c.stdout, s, time.Now())
+		return nil
 	}
 	return &exitError{
 		code: exitFailed,
 		err:  fmt.Errorf("%w in %s", state.ErrNotRunning, strings.Join(paths, " or ")),
 		hint: "if one runs with another --state DIR, give the same one here",
 	}
-}
-
-func askStatus(ctx context.Context, path string) (status.Snapshot, error) {
-	client := admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) })
-	defer client.Close()
-	return client.Status(ctx)
 }
 
 // notMine adds to a refusal by the operating system whose directory it is.
@@ -100,6 +110,12 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 	up := time.Duration(s.UptimeSeconds * float64(time.Second))
 	if _, err := fmt.Fprintf(w, "%s %s, up %s\n", s.Role, s.Version, span(up)); err != nil {
 		return err
+	}
+
+	if r := s.Reload; r != nil && r.Error != "" {
+		if _, err := fmt.Fprintf(w, "the last reload, %s, was refused:\n  %s\n", ago(now, r.At), strings.ReplaceAll(r.Error, "\n", "\n  ")); err != nil {
+			return err
+		}
 	}
 
 	fmt.Fprintln(w)

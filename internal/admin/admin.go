@@ -5,10 +5,11 @@
 //	GET    /api/v1/keys         the keys, without their secrets
 //	POST   /api/v1/keys         {"name","allow"} makes a key; the answer has its token
 //	DELETE /api/v1/keys/NAME    ends a key
+//	POST   /api/v1/reload       reads the settings again; the answer is a Reloaded
 //
 // Whoever can open the socket may do everything: its mode lets only the
-// process's own user in. The package reads snapshots and passes changes on; it
-// knows neither proxy nor bridge. The socket is answered also when the process
+// process's own user in. The package reads snapshots, edits the stored keys and
+// passes orders on; it knows neither proxy nor bridge. The socket is answered also when the process
 // is out of file descriptors, because the proxy stops taking public
 // connections some descriptors before the limit.
 package admin
@@ -28,29 +29,6 @@ import (
 	"reverser/internal/status"
 )
 
-// KeyInfo is a key as it may be shown: no secret in it.
-type KeyInfo struct {
-	Name    string     `json:"name"`
-	ID      string     `json:"id"`
-	Allow   []string   `json:"allow"`
-	Created *time.Time `json:"created,omitempty"` // nil for a key of the configuration file
-	Source  string     `json:"source"`            // "state" or "config"
-}
-
-// Sources of a key.
-const (
-	SourceState  = "state"  // keys.json of the state directory
-	SourceConfig = "config" // the configuration file, which alone can remove it
-)
-
-// Keys is what the server needs of the proxy's keys. Errors that are the
-// caller's doing are a [*UsageError].
-type Keys interface {
-	List() ([]KeyInfo, error)
-	Add(name string, allow []string) (token string, err error)
-	Remove(name string) error
-}
-
 // UsageError is a refusal of what was asked, as against a failure to do it.
 // It crosses the socket, so that the command line can exit with 2.
 type UsageError struct{ Err error }
@@ -58,10 +36,24 @@ type UsageError struct{ Err error }
 func (e *UsageError) Error() string { return e.Err.Error() }
 func (e *UsageError) Unwrap() error { return e.Err }
 
+// Orders are what a process does when it is told to. Errors that are of what was asked are a [*UsageError].
+type Orders interface {
+	// Reload puts the settings in force as they are now: all, or with an error none.
+	Reload(context.Context) (Reloaded, error)
+}
+
+// Reloaded is what a reload did, in words for people.
+type Reloaded struct {
+	Changed     []string `json:"changed"`     // one for each setting that is different
+	Unconfirmed []string `json:"unconfirmed"` // what the other end has not confirmed so far
+	Warnings    []string `json:"warnings"`    // about the configuration
+}
+
 // Server answers on the admin socket. Status must be set; a bridge has no Keys.
 type Server struct {
 	Status func() status.Snapshot
 	Keys   Keys
+	Orders Orders       // nil: it takes none
 	Log    *slog.Logger // nil discards
 }
 
@@ -151,6 +143,7 @@ func (s *Server) handler() http.Handler {
 		mux.HandleFunc("/api/v1/keys", noKeys)
 		mux.HandleFunc("/api/v1/keys/{name}", noKeys)
 	}
+	mux.HandleFunc("POST /api/v1/reload", s.reload)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, fmt.Errorf("there is no %s", r.URL.Path))
 	})
@@ -209,6 +202,24 @@ func (s *Server) removeKey(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
+	if s.Orders == nil {
+		refuse(w, http.StatusConflict, errors.New("this process has no configuration to read again"))
+		return
+	}
+	done, err := s.Orders.Reload(r.Context())
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	for _, list := range []*[]string{&done.Changed, &done.Unconfirmed, &done.Warnings} {
+		if *list == nil {
+			*list = []string{} // [] in JSON, never null
+		}
+	}
+	reply(w, http.StatusOK, done)
 }
 
 func noKeys(w http.ResponseWriter, _ *http.Request) {

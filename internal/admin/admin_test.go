@@ -240,3 +240,35 @@ func isUsage(err error) bool {
 	_, ok := errors.AsType[*admin.UsageError](err)
 	return ok
 }
+
+type fakeOrders struct {
+	done admin.Reloaded
+	err  error
+}
+
+func (f *fakeOrders) Reload(context.Context) (admin.Reloaded, error) { return f.done, f.err }
+
+func TestReload(t *testing.T) {
+	orders := &fakeOrders{done: admin.Reloaded{Changed: []string{"a", "b"}, Unconfirmed: []string{"c"}}}
+	s := &admin.Server{Status: func() status.Snapshot { return status.Snapshot{} }, Orders: orders}
+	c := client(t, s)
+	done, err := c.Reload(t.Context())
+	if err != nil || !slices.Equal(done.Changed, orders.done.Changed) || !slices.Equal(done.Unconfirmed, orders.done.Unconfirmed) || done.Warnings == nil {
+		t.Errorf("Reload = %+v, %v", done, err)
+	}
+	orders.err = &admin.UsageError{Err: errors.New("p.toml:1: no such key")}
+	_, err = c.Reload(t.Context())
+	if refused, ok := errors.AsType[*admin.UsageError](err); !ok || refused.Error() != "p.toml:1: no such key" {
+		t.Errorf("Reload of a bad file = %v; want its fault", err)
+	}
+	orders.err = errors.New("the disk is gone")
+	_, err = c.Reload(t.Context())
+	if _, ok := errors.AsType[*admin.UsageError](err); ok || err == nil || err.Error() != "the disk is gone" {
+		t.Errorf("Reload that failed = %v", err)
+	}
+
+	s = &admin.Server{Status: s.Status}
+	if _, err = client(t, s).Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "no configuration") {
+		t.Errorf("Reload without orders = %v", err)
+	}
+}

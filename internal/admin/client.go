@@ -58,6 +58,13 @@ func (c *Client) RemoveKey(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodDelete, "/api/v1/keys/"+url.PathEscape(name), nil, nil)
 }
 
+// Reload has the process read its settings again. A refusal is a [*UsageError].
+func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
+	var r Reloaded
+	err := c.do(ctx, http.MethodPost, "/api/v1/reload", nil, &r)
+	return r, err
+}
+
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
 	var body bytes.Buffer
 	if in != nil {

@@ -38,10 +38,10 @@ var rules = []rule{
 	{pkg: "internal/wire", not: "net os io time sync context log/slog",
 		why: "bytes to frames and back: no I/O, no goroutine, no clock, so that every truncation can be tried"},
 	{pkg: "internal/status", why: "plain data that proxy, bridge and admin share: it knows none of them"},
-	{pkg: "internal/grammar", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out"},
+	{pkg: "internal/grammar", own: "wire", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out; wire for the fields of a token"},
 	{pkg: "internal/state", own: "grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
-	{pkg: "internal/config", own: "grammar state", third: "github.com/pelletier/go-toml/v2",
-		why: "the one place that knows TOML and XML, so that nothing on the path of a byte does"},
+	{pkg: "internal/config", own: "grammar state", third: "github.com/pelletier/go-toml/v2 github.com/fsnotify/fsnotify",
+		why: "where settings come from: the one place that knows TOML and XML, so that nothing on the path of a byte does, and no role"},
 
 	// The path of a byte.
 	{pkg: "internal/crew", why: "goroutines that are used again; what they do is no business of its"},
@@ -50,14 +50,19 @@ var rules = []rule{
 	{pkg: "internal/auth", own: "record wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
 	{pkg: "internal/link", own: "auth record status wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
 	{pkg: "internal/relay", own: "link status sys wire", why: "binds a socket and a stream; it does not know who connected to what"},
+	{pkg: "internal/traffic", own: "link relay status sys wire", why: "counts connections and ends them; where one leads is its role's business"},
 	{pkg: "internal/route", own: "grammar link wire", why: "says where a connection goes and moves no bytes: it sees links, never pairs"},
-	{pkg: "internal/proxy", own: "auth crew grammar link relay route status sys wire",
+	{pkg: "internal/registry", own: "grammar link wire", not: "net os log/slog",
+		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},
+	{pkg: "internal/entrance", own: "grammar link registry sys traffic",
+		why: "turns what arrives at a socket into a name; who serves the name is not its to know"},
+	{pkg: "internal/proxy", own: "auth grammar link relay route status sys traffic wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
-	{pkg: "internal/bridge", own: "auth crew grammar link relay status sys wire",
+	{pkg: "internal/bridge", own: "auth grammar link relay status sys traffic wire",
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
-	{pkg: "internal/admin", own: "status", why: "reads snapshots and passes changes on through interfaces: it cannot reach into a role"},
+	{pkg: "internal/admin", own: "config grammar state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
 	{pkg: "", own: "bridge grammar status",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
 	{pkg: "cmd/reverser", own: "admin bridge config grammar proxy relay state status sys",
@@ -87,6 +92,7 @@ var banned = []struct{ prefix, why string }{
 	{"github.com/spf13/", "a library parses no command line"},
 	{"flag", "a flag that a library registers lands in its user's program"},
 	{"github.com/pelletier/go-toml", "configuration files are the program's"},
+	{"github.com/fsnotify/", "configuration files are the program's"},
 	{"encoding/xml", "configuration files are the program's"},
 	{"github.com/caddyserver/certmagic", "certificates for public names are the proxy's"},
 	{"github.com/mholt/acmez", "certificates for public names are the proxy's"},
@@ -102,7 +108,7 @@ var banned = []struct{ prefix, why string }{
 }
 
 // dataPath are the packages on the path of a byte: everything they pull in is read by whoever audits it.
-var dataPath = []string{"wire", "auth", "link", "relay", "route", "proxy", "bridge"}
+var dataPath = []string{"wire", "auth", "link", "relay", "traffic", "route", "registry", "entrance", "proxy", "bridge"}
 
 // TestImports holds the rules for all platforms at once, by reading the files rather than building them.
 func TestImports(t *testing.T) {

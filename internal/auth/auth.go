@@ -1,4 +1,4 @@
-// Package auth makes a TCP connection between a bridge and a proxy into a link connection: TLS 1.3, the proxy's pin, and
+// Package auth makes a TCP connection between a dialling end, such as a bridge, and a proxy into a link connection: TLS 1.3, the proxy's pin, and
 // a mutual proof of the shared 256-bit key that is bound to this TLS connection (spec/PROTOCOL.md, section "Handshake").
 //
 // Its secret is the order and the input of the two MACs. It starts no goroutine. Both functions set one deadline on the
@@ -55,13 +55,22 @@ func (e *VersionError) Error() string {
 	return fmt.Sprintf("the proxy speaks protocol version %d, this bridge %d: update the older of the two", e.Proxy, wire.Version)
 }
 
+// FeatureError says that the proxy lacks features without which this end does not work with it.
+type FeatureError struct{ Missing wire.Features }
+
+func (e *FeatureError) Error() string {
+	return fmt.Sprintf("the proxy lacks a feature that is needed here (%s): update the proxy", e.Missing)
+}
+
 // Conn is an authenticated link connection.
 type Conn struct {
 	*record.Conn
 	Exporter []byte   // 32 bytes, the same at both ends of this TLS connection and nowhere else
 	Peer     [16]byte // instance of the peer's process
 	KeyID    [16]byte
-	Secret   [32]byte // of the key that was proven
+	Secret   [32]byte      // of the key that was proven
+	Role     wire.Role     // of the dialling end
+	Features wire.Features // that this connection may use
 
 	// Took is how long TLS and the proofs took, at the bridge: two round trips, and the computing.
 	Took time.Duration
@@ -70,12 +79,15 @@ type Conn struct {
 // Pin is the SHA-256 of a certificate's SubjectPublicKeyInfo, as in RFC 7469 section 2.4.
 func Pin(spki []byte) [32]byte { return sha256.Sum256(spki) }
 
-// ClientConfig is what a bridge needs to authenticate.
+// ClientConfig is what the dialling end needs to authenticate.
 type ClientConfig struct {
 	KeyID    [16]byte
 	Secret   [32]byte
 	Pin      [32]byte
 	Instance [16]byte
+	Role     wire.Role     // 0: a bridge
+	Features wire.Features // that this end has
+	Needed   wire.Features // without which there is no connection; a part of Features
 }
 
 // Client authenticates the dialling side. It closes conn on error.
@@ -85,6 +97,9 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 			conn.Close()
 		}
 	}()
+	if cfg.Role == 0 {
+		cfg.Role = wire.RoleBridge
+	}
 	begin := time.Now()
 	if err := conn.SetDeadline(begin.Add(Timeout)); err != nil {
 		return nil, err
@@ -130,11 +145,11 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 	}
 	key := authKey(cfg.Secret)
 	hello := wire.Hello{
-		VersionMin: wire.Version, VersionMax: wire.Version, Role: wire.RoleBridge, Auth: wire.AuthPSK,
-		KeyID: cfg.KeyID, Instance: cfg.Instance,
+		VersionMin: wire.Version, VersionMax: wire.Version, Role: cfg.Role, Auth: wire.AuthPSK,
+		KeyID: cfg.KeyID, Instance: cfg.Instance, Offered: cfg.Features, Needed: cfg.Needed,
 	}
 	msg := hello.Append(make([]byte, 0, wire.HelloLen))
-	copy(msg[wire.HelloMACed:], macOf(key, "bridge", exporter, msg[:wire.HelloMACed]))
+	copy(msg[wire.HelloMACed:], macOf(key, dialWord, exporter, msg[:wire.HelloMACed]))
 	if _, err := tc.Write(msg); err != nil {
 		return nil, fmt.Errorf("send hello: %w", err)
 	}
@@ -147,28 +162,40 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 		return nil, fmt.Errorf("%w: %w", ErrNotProxy, err)
 	}
 	switch w.Verdict {
+	case wire.VerdictOK, wire.VerdictFeatures: // which a proof stands behind
 	case wire.VerdictVersion:
 		return nil, &VersionError{w.Version}
 	case wire.VerdictRefused:
 		return nil, ErrRefused
+	default:
+		return nil, fmt.Errorf("%w (for reason %d, which this version does not know)", ErrRefused, w.Verdict)
 	}
-	want := macOf(key, "proxy", exporter, msg, answer[:wire.WelcomeMACed])
+	want := macOf(key, acceptWord, exporter, msg, answer[:wire.WelcomeMACed])
 	if !hmac.Equal(want, w.MAC[:]) {
 		return nil, ErrFake
 	}
-	if w.Version != wire.Version {
+	switch {
+	case w.Verdict == wire.VerdictFeatures:
+		return nil, &FeatureError{cfg.Needed &^ w.Features}
+	case w.Version != wire.Version:
 		return nil, &VersionError{w.Version}
+	case w.Features&^cfg.Features != 0 || cfg.Needed&^w.Features != 0:
+		return nil, fmt.Errorf("the proxy chose other features (%s) than this end may use (%s) and needs (%s)", w.Features, cfg.Features, cfg.Needed)
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
-	return &Conn{Conn: tc, Exporter: exporter, Peer: w.Instance, KeyID: cfg.KeyID, Secret: cfg.Secret, Took: time.Since(begin)}, nil
+	return &Conn{
+		Conn: tc, Exporter: exporter, Peer: w.Instance, KeyID: cfg.KeyID, Secret: cfg.Secret, Role: cfg.Role, Features: w.Features,
+		Took: time.Since(begin),
+	}, nil
 }
 
 // ServerConfig is what a proxy needs to authenticate.
 type ServerConfig struct {
 	Identity tls.Certificate
 	Instance [16]byte
+	Features wire.Features // that this end has
 	// Lookup returns the secret of a key.
 	Lookup func(id [16]byte) (secret [32]byte, ok bool)
 }
@@ -232,6 +259,11 @@ func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, e
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoHello, err)
 	}
+	if more := wire.HelloSize(msg[:]) - len(msg); more > 0 { // of a method that is refused below, but not with bytes unread
+		if _, err := io.CopyN(io.Discard, tc, int64(more)); err != nil {
+			return nil, noHello(err)
+		}
+	}
 	w := wire.Welcome{Verdict: wire.VerdictRefused, Version: wire.Version}
 	if hello.VersionMin > wire.Version || hello.VersionMax < wire.Version {
 		w.Verdict = wire.VerdictVersion
@@ -243,23 +275,32 @@ func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, e
 	// An unknown key costs the same work as a wrong MAC, so that time does not tell which ids exist.
 	secret, known := cfg.Lookup(hello.KeyID)
 	key := authKey(secret)
-	proven := hmac.Equal(macOf(key, "bridge", exporter, msg[:wire.HelloMACed]), hello.MAC[:])
-	if !known || !proven || hello.Role != wire.RoleBridge || hello.Auth != wire.AuthPSK {
+	proven := hmac.Equal(macOf(key, dialWord, exporter, msg[:wire.HelloMACed]), hello.MAC[:])
+	if !known || !proven || hello.Role < wire.RoleBridge || hello.Role > wire.RoleProxy || hello.Auth != wire.AuthPSK {
 		if err := refuse(tc, w); err != nil {
 			return nil, err
 		}
 		return nil, ErrBadKey
 	}
-	w.Verdict, w.Instance = wire.VerdictOK, cfg.Instance
+	w.Verdict, w.Instance, w.Features = wire.VerdictOK, cfg.Instance, hello.Offered&cfg.Features
+	missing := hello.Needed &^ cfg.Features
+	if missing != 0 {
+		w.Verdict, w.Features = wire.VerdictFeatures, cfg.Features
+	}
 	answer := w.Append(make([]byte, 0, wire.WelcomeLen))
-	copy(answer[wire.WelcomeMACed:], macOf(key, "proxy", exporter, msg[:], answer[:wire.WelcomeMACed]))
+	copy(answer[wire.WelcomeMACed:], macOf(key, acceptWord, exporter, msg[:], answer[:wire.WelcomeMACed]))
 	if _, err := tc.Write(answer); err != nil {
 		return nil, fmt.Errorf("send welcome: %w", err)
+	}
+	if missing != 0 {
+		return nil, fmt.Errorf("the peer needs features that this proxy lacks (%s)", missing)
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
-	return &Conn{Conn: tc, Exporter: exporter, Peer: hello.Instance, KeyID: hello.KeyID, Secret: secret}, nil
+	return &Conn{
+		Conn: tc, Exporter: exporter, Peer: hello.Instance, KeyID: hello.KeyID, Secret: secret, Role: hello.Role, Features: w.Features,
+	}, nil
 }
 
 // refuse answers with random bytes where a MAC would stand: every refusal looks the same.
@@ -277,9 +318,8 @@ func SessionSecret(c *Conn, sid [16]byte) [32]byte {
 	return [32]byte(derive(c.Secret[:], c.Exporter, "reverser session v1 "+string(sid[:])))
 }
 
-// ResumeMAC binds an ATTACH to its TLS connection, slot, generation and table.
-func ResumeMAC(session [32]byte, exporter []byte, sid [16]byte, slot uint8, gen uint64, table []byte) [32]byte {
-	sum := sha256.Sum256(table)
+// ResumeMAC binds an ATTACH to its TLS connection, slot, generation and table, which has the SHA-256 sum.
+func ResumeMAC(session [32]byte, exporter []byte, sid [16]byte, slot uint8, gen uint64, sum [32]byte) [32]byte {
 	g := [9]byte{slot, byte(gen >> 56), byte(gen >> 48), byte(gen >> 40), byte(gen >> 32), byte(gen >> 24), byte(gen >> 16), byte(gen >> 8), byte(gen)}
 	return [32]byte(macOf(session[:], "resume", exporter, sid[:], g[:], sum[:]))
 }
@@ -294,10 +334,16 @@ func derive(secret, salt []byte, info string) []byte {
 	return k
 }
 
-// macOf starts with the role: a MAC of one side is never valid as the other's (the Selfie attack, RFC 9257 section 5.3).
-func macOf(key []byte, role string, parts ...[]byte) []byte {
+// The words that the two proofs start with.
+const (
+	dialWord   = "dial"
+	acceptWord = "accept"
+)
+
+// macOf starts with a word for the side: a MAC of one side is never valid as the other's (the Selfie attack, RFC 9257 section 5.3).
+func macOf(key []byte, word string, parts ...[]byte) []byte {
 	m := hmac.New(sha256.New, key)
-	io.WriteString(m, role)
+	io.WriteString(m, word)
 	for _, p := range parts {
 		m.Write(p)
 	}

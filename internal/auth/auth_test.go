@@ -160,7 +160,7 @@ func hello(t *testing.T, tc *tls.Conn, change func(*wire.Hello)) []byte {
 		change(&h)
 	}
 	b := h.Append(nil)
-	copy(b[96:], mac(secret, "bridge", exporterOf(t, tc), b[:96]))
+	copy(b[96:], mac(secret, "dial", exporterOf(t, tc), b[:96]))
 	return b
 }
 
@@ -259,7 +259,7 @@ func TestClientFollowsTheSpecification(t *testing.T) {
 			t.Errorf("hello = %x; want %x", msg, want)
 		}
 		w := wire.Welcome{Verdict: wire.VerdictOK, Version: 1, Instance: proxyInstance}.Append(nil)
-		copy(w[32:], mac(secret, "proxy", exporterOf(t, tc), msg, w[:32]))
+		copy(w[32:], mac(secret, "accept", exporterOf(t, tc), msg, w[:32]))
 		tc.Write(w)
 		if c := <-dialled; c.err != nil || c.conn.Peer != proxyInstance {
 			t.Errorf("Client = %v", c.err)
@@ -280,7 +280,7 @@ func TestServerFollowsTheSpecification(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := wire.Welcome{Verdict: wire.VerdictOK, Version: 1, Instance: proxyInstance}.Append(nil)
-		copy(want[32:], mac(secret, "proxy", exporterOf(t, tc), msg, want[:32]))
+		copy(want[32:], mac(secret, "accept", exporterOf(t, tc), msg, want[:32]))
 		if !bytes.Equal(got, want) {
 			t.Errorf("welcome = %x; want %x", got, want)
 		}
@@ -290,15 +290,95 @@ func TestServerFollowsTheSpecification(t *testing.T) {
 	})
 }
 
+// The dialling end says what it is and what it has; a connection may use what both ends have, and each connection for itself.
+func TestRoleAndFeatures(t *testing.T) {
+	const a, b, c, d = 1, 2, 4, 1 << 63
+	for _, f := range []struct {
+		role                        wire.Role
+		offered, needed, has, chose wire.Features
+		missing                     wire.Features
+	}{
+		{role: 0},
+		{role: wire.RoleVisitor, offered: a | b, has: b | c, chose: b},
+		{role: wire.RoleProxy, offered: a | b | d, needed: b | d, has: b | c | d, chose: b | d},
+		{offered: a | b, needed: a | b, has: b | c, missing: a},
+		{offered: d, needed: d, missing: d},
+	} {
+		bubble(t, func(t *testing.T) {
+			bridge, proxy := connect(t)
+			sc, cc := serverConfig(), clientConfig()
+			sc.Features, cc.Features, cc.Needed, cc.Role = f.has, f.offered, f.needed, f.role
+			served := serve(proxy, sc)
+			conn, err := Client(t.Context(), bridge, cc)
+			s := <-served
+			if f.missing != 0 {
+				var fe *FeatureError
+				if !errors.As(err, &fe) || fe.Missing != f.missing || s.err == nil || errors.Is(s.err, ErrBadKey) {
+					t.Errorf("%+v: Client = %v, Server = %v; want a FeatureError", f, err, s.err)
+				}
+				return
+			}
+			if err != nil || s.err != nil {
+				t.Fatalf("%+v: Client = %v, Server = %v", f, err, s.err)
+			}
+			want := max(f.role, wire.RoleBridge)
+			if conn.Role != want || s.conn.Role != want || conn.Features != f.chose || s.conn.Features != f.chose {
+				t.Errorf("%+v: the ends have roles %d and %d, features %s and %s", f, conn.Role, s.conn.Role, conn.Features, s.conn.Features)
+			}
+		})
+	}
+}
+
+// Who has not proven the key learns nothing of the features, whatever it needs.
+func TestFeaturesAreToldBehindTheProof(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		bridge, proxy := connect(t)
+		cfg := serverConfig()
+		cfg.Features = 5
+		served := serve(proxy, cfg)
+		tc := handshake(t, bridge, bridgeTLS())
+		msg := hello(t, tc, func(h *wire.Hello) { h.Offered, h.Needed = 1<<9, 1<<9 })
+		msg[127]++
+		tc.Write(msg)
+		if w, err := wire.ParseWelcome(wantClosed(t, tc)); err != nil || w.Verdict != wire.VerdictRefused || w.Features != 0 {
+			t.Errorf("verdict %d, features %s, %v; want a refusal", w.Verdict, w.Features, err)
+		}
+		if s := <-served; !errors.Is(s.err, ErrBadKey) {
+			t.Errorf("Server = %v; want ErrBadKey", s.err)
+		}
+	})
+}
+
+// What a Hello reserves is ignored, and covered by the proof.
+func TestReservedBytesOfAHello(t *testing.T) {
+	for _, valid := range []bool{true, false} {
+		bubble(t, func(t *testing.T) {
+			bridge, proxy := connect(t)
+			served := serve(proxy, serverConfig())
+			tc := handshake(t, bridge, bridgeTLS())
+			msg := hello(t, tc, nil)
+			msg[60] = 1
+			if valid {
+				copy(msg[96:], mac(secret, "dial", exporterOf(t, tc), msg[:96]))
+			}
+			tc.Write(msg)
+			if s := <-served; (s.err == nil) != valid {
+				t.Errorf("with a proof that covers them (%t): Server = %v", valid, s.err)
+			}
+		})
+	}
+}
+
 // Nobody learns from a refusal which keys exist.
 func TestRefusalsLookAlike(t *testing.T) {
 	changes := map[string]func(b []byte){
-		"wrong key":      func(b []byte) { copy(b[96:], mac([32]byte{9}, "bridge", b[:96])) },
+		"wrong key":      func(b []byte) { copy(b[96:], mac([32]byte{9}, "dial", b[:96])) },
 		"unknown key":    func(b []byte) { b[8] ^= 0xff },
 		"mac of zeros":   func(b []byte) { clear(b[96:]) },
 		"last bit of it": func(b []byte) { b[127] ^= 1 },
 		"role":           nil, // with a valid MAC; see below
 		"method":         nil,
+		"signature":      nil, // its 64 bytes are read before the refusal
 	}
 	var first []byte
 	var firstWire int64
@@ -310,11 +390,16 @@ func TestRefusalsLookAlike(t *testing.T) {
 			msg := hello(t, tc, func(h *wire.Hello) {
 				switch name {
 				case "role":
-					h.Role = 2
+					h.Role = 4
 				case "method":
+					h.Auth = 3
+				case "signature":
 					h.Auth = 2
 				}
 			})
+			if name == "signature" {
+				msg = append(msg, make([]byte, 64)...)
+			}
 			if change != nil {
 				change(msg)
 			}
@@ -435,27 +520,37 @@ func TestFakeProxy(t *testing.T) {
 			b := ok.Append(nil)
 			other := bytes.Clone(hello)
 			other[24]++
-			copy(b[32:], mac(secret, "proxy", exporterOf(t, tc), other, b[:32]))
+			copy(b[32:], mac(secret, "accept", exporterOf(t, tc), other, b[:32]))
 			return b
 		}, ErrFake},
 		{"the proof of another connection", func(tc *tls.Conn, hello []byte) []byte {
 			b := ok.Append(nil)
-			copy(b[32:], mac(secret, "proxy", make([]byte, 32), hello, b[:32]))
+			copy(b[32:], mac(secret, "accept", make([]byte, 32), hello, b[:32]))
 			return b
 		}, ErrFake},
-		{"the bridge's role", func(tc *tls.Conn, hello []byte) []byte {
+		{"the word of the dialling end", func(tc *tls.Conn, hello []byte) []byte {
 			b := ok.Append(nil)
-			copy(b[32:], mac(secret, "bridge", exporterOf(t, tc), hello, b[:32]))
+			copy(b[32:], mac(secret, "dial", exporterOf(t, tc), hello, b[:32]))
 			return b
 		}, ErrFake},
 		{"a changed instance under a true proof", func(tc *tls.Conn, hello []byte) []byte {
 			b := ok.Append(nil)
-			copy(b[32:], mac(secret, "proxy", exporterOf(t, tc), hello, b[:32]))
+			copy(b[32:], mac(secret, "accept", exporterOf(t, tc), hello, b[:32]))
 			b[16]++
 			return b
 		}, ErrFake},
+		{"missing features without a proof", func(_ *tls.Conn, _ []byte) []byte {
+			w := ok
+			w.Verdict = wire.VerdictFeatures
+			return w.Append(nil)
+		}, ErrFake},
+		{"a refusal for a later reason", func(_ *tls.Conn, _ []byte) []byte {
+			w := ok
+			w.Verdict = 200
+			return w.Append(nil)
+		}, ErrRefused},
 		{"64 bytes of something else", func(_ *tls.Conn, _ []byte) []byte { return []byte(strings.Repeat("HTTP/1.1 200 OK\n", 4)) }, ErrNotProxy},
-		{"its hello", func(_ *tls.Conn, hello []byte) []byte { return hello }, ErrNotProxy},
+		{"its hello", func(_ *tls.Conn, hello []byte) []byte { return hello }, ErrFake},
 	} {
 		bubble(t, func(t *testing.T) {
 			err, rest := answer(t, c.reply)
@@ -467,6 +562,20 @@ func TestFakeProxy(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A proxy that chooses what was not offered is not obeyed.
+func TestFeaturesThatWereNotOffered(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		err, rest := answer(t, func(tc *tls.Conn, hello []byte) []byte {
+			b := wire.Welcome{Verdict: wire.VerdictOK, Version: 1, Instance: proxyInstance, Features: 1 << 7}.Append(nil)
+			copy(b[32:], mac(secret, "accept", exporterOf(t, tc), hello, b[:32]))
+			return b
+		})
+		if err == nil || !strings.Contains(err.Error(), "feature 7") || len(rest) != 0 {
+			t.Errorf("Client = %v, and sent %x", err, rest)
+		}
+	})
 }
 
 func TestReplayedHello(t *testing.T) {
@@ -581,7 +690,7 @@ func TestNoHelloInsideTLS(t *testing.T) {
 	for name, msg := range map[string][]byte{
 		"HTTP":             []byte("GET / HTTP/1.1\r\nHost: " + strings.Repeat("x", 200) + "\r\n\r\n"),
 		"an ATTACH":        append(wire.AppendAttach(nil, 1, wire.Attach{Mode: wire.ModeNew}), make([]byte, 128)...),
-		"a dirty padding":  append(append([]byte("RVSR\x01\x01\x01\x01"), bytes.Repeat([]byte{1}, 88)...), make([]byte, 32)...),
+		"needs unoffered":  append(append([]byte("RVSR\x01\x01\x01\x01"), bytes.Repeat([]byte{0}, 47)...), append([]byte{1}, make([]byte, 72)...)...),
 		"end of the input": nil,
 	} {
 		bubble(t, func(t *testing.T) {
@@ -798,7 +907,7 @@ func TestVersions(t *testing.T) {
 		},
 		"welcomed in another": func(tc *tls.Conn, hello []byte) []byte {
 			b := wire.Welcome{Verdict: wire.VerdictOK, Version: 2}.Append(nil)
-			copy(b[32:], mac(secret, "proxy", exporterOf(t, tc), hello, b[:32]))
+			copy(b[32:], mac(secret, "accept", exporterOf(t, tc), hello, b[:32]))
 			return b
 		},
 	} {

@@ -33,6 +33,7 @@ type handshakeVectors struct {
 	AuthKey        string `json:"auth_key"`
 	Hello          string `json:"hello"`
 	Welcome        string `json:"welcome"`
+	Lacking        string `json:"welcome_features_missing"`
 
 	Session       string          `json:"session"`
 	SessionSecret string          `json:"session_secret"`
@@ -61,12 +62,17 @@ func makeVectors() handshakeVectors {
 	spki := []byte("any bytes do: the SubjectPublicKeyInfo of the proxy's certificate in DER")
 	pin := Pin(spki)
 	key, exporter := [32]byte(from(0x40, 32)), from(0xa0, 32)
-	h := wire.Hello{VersionMin: 1, VersionMax: 1, Role: wire.RoleBridge, Auth: wire.AuthPSK, KeyID: [16]byte(from(0x10, 16)), Instance: [16]byte(from(0x20, 16))}
+	h := wire.Hello{VersionMin: 1, VersionMax: 1, Role: wire.RoleBridge, Auth: wire.AuthPSK, KeyID: [16]byte(from(0x10, 16)), Instance: [16]byte(from(0x20, 16)),
+		Offered: wire.FeatureDatagrams | wire.FeatureDialOpens, Needed: wire.FeatureDialOpens}
 	msg := h.Append(nil)
-	copy(msg[wire.HelloMACed:], macOf(authKey(key), "bridge", exporter, msg[:wire.HelloMACed]))
-	w := wire.Welcome{Verdict: wire.VerdictOK, Version: wire.Version, Instance: [16]byte(from(0x30, 16))}
+	copy(msg[wire.HelloMACed:], macOf(authKey(key), dialWord, exporter, msg[:wire.HelloMACed]))
+	w := wire.Welcome{Verdict: wire.VerdictOK, Version: wire.Version, Instance: [16]byte(from(0x30, 16)), Features: wire.FeatureDialOpens}
 	reply := w.Append(nil)
-	copy(reply[wire.WelcomeMACed:], macOf(authKey(key), "proxy", exporter, msg, reply[:wire.WelcomeMACed]))
+	copy(reply[wire.WelcomeMACed:], macOf(authKey(key), acceptWord, exporter, msg, reply[:wire.WelcomeMACed]))
+	without := w
+	without.Verdict, without.Features = wire.VerdictFeatures, wire.FeatureDatagrams
+	lacking := without.Append(nil)
+	copy(lacking[wire.WelcomeMACed:], macOf(authKey(key), acceptWord, exporter, msg, lacking[:wire.WelcomeMACed]))
 
 	sid := [16]byte(from(0xd0, 16))
 	session := SessionSecret(&Conn{Secret: key, Exporter: exporter}, sid)
@@ -74,7 +80,7 @@ func makeVectors() handshakeVectors {
 		ALPN: alpn, ExporterLabel: exporterLabel, SPKI: hex.EncodeToString(spki), Pin: hex.EncodeToString(pin[:]),
 		Secret: hex.EncodeToString(key[:]), Exporter: hex.EncodeToString(exporter), KeyID: hex.EncodeToString(h.KeyID[:]),
 		BridgeInstance: hex.EncodeToString(h.Instance[:]), ProxyInstance: hex.EncodeToString(w.Instance[:]),
-		AuthKey: hex.EncodeToString(authKey(key)), Hello: hex.EncodeToString(msg), Welcome: hex.EncodeToString(reply),
+		AuthKey: hex.EncodeToString(authKey(key)), Hello: hex.EncodeToString(msg), Welcome: hex.EncodeToString(reply), Lacking: hex.EncodeToString(lacking),
 		Session: hex.EncodeToString(sid[:]), SessionSecret: hex.EncodeToString(session[:]),
 	}
 	table := wire.AppendStreamState(nil, wire.StreamState{Stream: 0x102, RcvNxt: 5, Credit: 16389, CRC: 0x9a71bb4c})
@@ -91,7 +97,7 @@ func makeVectors() handshakeVectors {
 		{"resume", wire.ModeResume, 2, 1<<40 + 7, table},
 	} {
 		second := from(0x60, 32)
-		mac := ResumeMAC(session, second, sid, r.slot, r.gen, r.table)
+		mac := ResumeMAC(session, second, sid, r.slot, r.gen, sha256.Sum256(r.table))
 		crc := crc32.Checksum(r.table, crc32.MakeTable(crc32.Castagnoli))
 		attach := wire.AppendAttach(nil, r.gen, wire.Attach{
 			Mode: r.mode, Slot: r.slot, Session: sid, WantInstance: w.Instance, Streams: uint32(len(r.table) / wire.StreamStateLen),
@@ -154,8 +160,15 @@ func TestVectors(t *testing.T) {
 	same("pin", unhex(v.Pin), pin[:])
 	secret, exporter, hello, welcome := [32]byte(unhex(v.Secret)), unhex(v.Exporter), unhex(v.Hello), unhex(v.Welcome)
 	same("auth key", unhex(v.AuthKey), hmacOf(hmacOf(make([]byte, 32), secret[:]), []byte("reverser auth v1"), []byte{1}))
-	same("proof of the bridge", hello[96:], mac(secret, "bridge", exporter, hello[:96]))
-	same("proof of the proxy", welcome[32:], mac(secret, "proxy", exporter, hello, welcome[:32]))
+	same("proof of the bridge", hello[96:], mac(secret, "dial", exporter, hello[:96]))
+	same("proof of the proxy", welcome[32:], mac(secret, "accept", exporter, hello, welcome[:32]))
+	lacking := unhex(v.Lacking)
+	same("proof of the proxy that lacks a feature", lacking[32:], mac(secret, "accept", exporter, hello, lacking[:32]))
+	same("verdict", lacking[4:5], []byte{4})
+	same("features offered", hello[40:48], []byte{0, 0, 0, 0, 0, 0, 0, 3})
+	same("features needed", hello[48:56], []byte{0, 0, 0, 0, 0, 0, 0, 2})
+	same("features chosen", welcome[8:16], []byte{0, 0, 0, 0, 0, 0, 0, 2})
+	same("features of the proxy that lacks one", lacking[8:16], []byte{0, 0, 0, 0, 0, 0, 0, 1})
 	same("key id", hello[8:24], unhex(v.KeyID))
 	same("instance of the bridge", hello[24:40], unhex(v.BridgeInstance))
 	same("instance of the proxy", welcome[16:32], unhex(v.ProxyInstance))
@@ -201,7 +214,7 @@ func TestResumeMACBindsEverything(t *testing.T) {
 		case 8:
 			table = table[:4]
 		}
-		return ResumeMAC(session, exporter, sid, slot, gen, table)
+		return ResumeMAC(session, exporter, sid, slot, gen, sha256.Sum256(table))
 	}
 	seen := map[[32]byte]int{}
 	for i := range 9 {

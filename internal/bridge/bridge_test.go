@@ -3,6 +3,7 @@ package bridge
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -25,15 +27,15 @@ import (
 func TestPair(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	if c := p.claims[0]; c.Public != "tcp/9000" || c.Target != srv.target().String() {
+	if c := p.claims[1]; c.Public != "tcp/9000" || c.Target != srv.target().String() {
 		t.Errorf("claim %+v", c)
 	}
 	p.mu.Lock()
 	l := p.link
 	p.mu.Unlock()
-	s, err := l.Open(wire.Open{Client: netip.MustParseAddrPort("192.0.2.7:1234")})
+	s, err := l.Open(wire.Open{Service: 1, Client: netip.MustParseAddrPort("192.0.2.7:1234")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,9 +71,9 @@ func TestUnixTarget(t *testing.T) {
 	defer os.RemoveAll(dir)
 	srv := serve(t, "unix", dir+"/s")
 	p := listen(t, "127.0.0.1:0", false)
-	start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	want := bytes.Repeat([]byte("0123456789"), 50_000)
 	var wg sync.WaitGroup
@@ -86,16 +88,16 @@ func TestUnixTarget(t *testing.T) {
 // TestNoTarget: a user whose connection cannot be made gets RST, and the reason is the code's.
 func TestNoTarget(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{
 		{Public: public(t, "9000"), Target: grammar.Target{Network: "tcp", Address: nobody(t)}},
 		{Public: public(t, "9001"), Target: grammar.Target{Network: "unix", Address: t.TempDir() + "/none"}},
 		{Public: public(t, "9002"), Target: grammar.Target{Network: "tcp", Address: "name.invalid:80"}},
-	}})
+	}}})
 	p.ready()
-	wantCode(t, p.open(0), wire.CodeRefused)
-	wantCode(t, p.open(1), wire.CodeUnreachable)
+	wantCode(t, p.open(1), wire.CodeRefused)
 	wantCode(t, p.open(2), wire.CodeUnreachable)
-	wantCode(t, p.open(3), wire.CodeService)      // one more than there are
+	wantCode(t, p.open(3), wire.CodeUnreachable)
+	wantCode(t, p.open(4), wire.CodeService)      // one more than there are
 	wantCode(t, p.open(65_535), wire.CodeService) // nobody's
 	eventually(t, "the log names the target that refused", func() bool { return b.log.count("target cannot be reached", "service=tcp/9000") == 1 })
 	if n := b.log.count("pair created"); n != 0 {
@@ -120,9 +122,9 @@ func TestTargetCode(t *testing.T) {
 func TestTargetComesAndGoes(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	c.(*net.TCPConn).SetLinger(0)
@@ -131,9 +133,9 @@ func TestTargetComesAndGoes(t *testing.T) {
 	eventually(t, "the pair is released", func() bool { return b.log.count("pair released", "reason=target-reset") == 1 })
 	addr := srv.ln.Addr().String()
 	srv.ln.Close()
-	wantCode(t, p.open(0), wire.CodeRefused)
+	wantCode(t, p.open(1), wire.CodeRefused)
 	srv = serve(t, "tcp", addr)
-	s = p.open(0)
+	s = p.open(1)
 	c = srv.accept()
 	talk(t, s, c, "?")
 	talk(t, c, s, "!")
@@ -142,33 +144,46 @@ func TestTargetComesAndGoes(t *testing.T) {
 func TestDialsAtOnce(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	for range maxDials {
-		b.dials <- struct{}{} // as many are under way
-	}
-	wantCode(t, p.open(0), wire.CodeLimit)
-	<-b.dials
-	s := p.open(0)
+	release := takeDials(t, b)
+	wantCode(t, p.open(1), wire.CodeLimit)
+	release(1)
+	s := p.open(1)
 	talk(t, s, srv.accept(), "?")
-	for range maxDials - 1 {
-		<-b.dials
+	release(traffic.DefaultDials - 1)
+}
+
+// takeDials has as many dials under way as there may be, and returns what ends n of them.
+func takeDials(t *testing.T, b *running) (release func(n int)) {
+	t.Helper()
+	var all []*traffic.Admission
+	for range traffic.DefaultDials {
+		a, err := b.conns.Admit(b.conns.Account(keyID, "test"), netip.AddrPort{}, traffic.NoWait)
+		if err != nil || !a.Dial() {
+			t.Fatalf("a dial was refused: %v", err)
+		}
+		all = append(all, a)
+	}
+	return func(n int) {
+		for _, a := range all[:n] {
+			a.Leave()
+		}
+		all = all[n:]
 	}
 }
 
 // TestStreamsWhileDialsHang: a proxy that opens more and more streams costs no more than the dials that are under way.
 func TestStreamsWhileDialsHang(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: grammar.Target{Network: "tcp", Address: nobody(t)}}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: grammar.Target{Network: "tcp", Address: nobody(t)}}}}})
 	p.ready()
-	for range maxDials {
-		b.dials <- struct{}{} // as many are under way
-	}
+	release := takeDials(t, b)
 	before := runtime.NumGoroutine()
 	for range 10 {
 		var streams []*link.Stream
 		for range 1000 {
-			streams = append(streams, p.open(0))
+			streams = append(streams, p.open(1))
 		}
 		for _, s := range streams { // each is answered before the next thousand: the proxy obeys the limits
 			wantCode(t, s, wire.CodeLimit)
@@ -177,18 +192,16 @@ func TestStreamsWhileDialsHang(t *testing.T) {
 			t.Fatalf("%d more goroutines", n)
 		}
 	}
-	eventually(t, "no stream is counted as on its way", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.busy == 0 })
-	for range maxDials {
-		<-b.dials
-	}
+	eventually(t, "no stream is counted as on its way", func() bool { return b.conns.Load().Unbound() == traffic.DefaultDials })
+	release(traffic.DefaultDials)
 }
 
 func TestHandle(t *testing.T) {
 	conns := make(chan net.Conn, 1)
 	p := listen(t, "127.0.0.1:0", false)
-	start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) { conns <- c }}}})
+	start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) { conns <- c }}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := <-conns
 	talk(t, s, c, "?")
 	talk(t, c, s, "!")
@@ -200,22 +213,21 @@ func TestHandle(t *testing.T) {
 
 func TestNew(t *testing.T) {
 	one := []Service{{Public: public(t, "9000")}}
-	many := make([]Service, link.MaxClaims+1)
+	many := make([]Service, maxServices+1)
 	for _, c := range []struct {
 		cfg  Config
 		want string
 	}{
-		{Config{Services: one}, "name it with --proxy"},
-		{Config{Token: tokenFor("h:1")}, "no service to expose"},
-		{Config{Token: tokenFor("h:1"), Services: many}, "1025 services, one bridge exposes at most 1024"},
+		{Config{Settings: Settings{Services: one}}, "name it with --proxy"},
+		{Config{Token: tokenFor("h:1"), Settings: Settings{Services: many}}, "16385 services, one bridge exposes at most 16384"},
 	} {
 		if b, err := New(c.cfg); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("New = %v, %v; want an error with %q", b, err, c.want)
 		}
 	}
 	for addr, want := range map[string]string{"h": "h:3010", "h:1": "h:1", "2001:db8::1": "[2001:db8::1]:3010", "[2001:db8::1]:7": "[2001:db8::1]:7"} {
-		b, err := New(Config{Token: tokenFor("other:1"), Proxy: addr, Services: many[:link.MaxClaims]})
-		if err != nil || b.proxy != want {
+		b, err := New(Config{Token: tokenFor("other:1"), Proxies: []Proxy{{Addr: addr}}, Settings: Settings{Services: one}})
+		if err != nil || b.uplinks[0].proxy != want {
 			t.Errorf("with proxy %q: %v, %v; want %s", addr, b, err, want)
 		}
 	}
@@ -225,7 +237,7 @@ func TestNew(t *testing.T) {
 func TestProxyComesLate(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	addr := nobody(t)
-	b := start(t, Config{Token: tokenFor(addr), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(addr), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	eventually(t, "the bridge says what it misses", func() bool {
 		return b.log.count("WARN no connection to the proxy, trying again", "proxy="+addr, "is `reverser proxy` running there") >= 1
 	})
@@ -235,7 +247,7 @@ func TestProxyComesLate(t *testing.T) {
 	}
 	p := listen(t, addr, false)
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	eventually(t, "status shows the link", func() bool {
@@ -247,7 +259,7 @@ func TestProxyComesLate(t *testing.T) {
 	next := listen(t, addr, false)
 	next.ready()
 	wantReset(t, c) // never EOF
-	s = next.open(0)
+	s = next.open(1)
 	talk(t, s, srv.accept(), "?")
 	eventually(t, "the log has the session's end", func() bool { return b.log.count("session with the proxy ended, its connections were reset") == 1 })
 }
@@ -258,7 +270,7 @@ func TestKeyRefused(t *testing.T) {
 	p.mu.Lock()
 	p.known = false
 	p.mu.Unlock()
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000")}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000")}}}})
 	eventually(t, "the refusal is logged", func() bool { return b.log.count("WARN", "the proxy refused the key") == 1 })
 	p.mu.Lock()
 	p.known = true
@@ -294,7 +306,7 @@ func passOn(ln net.Listener, to string) (stop func()) {
 func TestTransfer(t *testing.T) {
 	t.Run("announced", func(t *testing.T) {
 		p := listen(t, "127.0.0.1:0", true)
-		start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000")}}})
+		start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000")}}}})
 		p.ready()
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -317,10 +329,10 @@ func TestTransfer(t *testing.T) {
 		defer passOn(front, p.ln[1].Addr().String())()
 		srv := serve(t, "tcp", "127.0.0.1:0")
 		b := start(t, Config{
-			Token: tokenFor(p.addr()), ProxyTransfer: front.Addr().String(), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}},
+			Token: tokenFor(p.addr()), Proxies: []Proxy{{Addr: p.addr(), Transfer: front.Addr().String()}}, Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}},
 		})
 		p.ready()
-		talk(t, p.open(0), srv.accept(), "?")
+		talk(t, p.open(1), srv.accept(), "?")
 		b.stop()
 		<-b.done
 	})
@@ -329,11 +341,11 @@ func TestTransfer(t *testing.T) {
 		blocked := nobody(t)
 		srv := serve(t, "tcp", "127.0.0.1:0")
 		p.mu.Lock()
-		p.answer = func(l *link.Link, id uint16, c wire.Claim) {
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{1}})
+		p.answer = func(l *link.Link, id uint32, c wire.Claim) {
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{1}})
 		}
 		p.mu.Unlock()
-		b := start(t, Config{Token: tokenFor(p.addr()), ProxyTransfer: blocked, Services: []Service{{Public: public(t, "tcp/"+nobody(t)), Target: srv.target()}}})
+		b := start(t, Config{Token: tokenFor(p.addr()), Proxies: []Proxy{{Addr: p.addr(), Transfer: blocked}}, Settings: Settings{Services: []Service{{Public: public(t, "tcp/"+nobody(t)), Target: srv.target()}}}})
 		eventually(t, "the bridge says what is wrong, though it is connected", func() bool {
 			return b.log.count("WARN no connection for carriers", blocked) == 1
 		})
@@ -355,27 +367,25 @@ func TestTransfer(t *testing.T) {
 	})
 }
 
-// TestDrain: the bridge serves on, newcomers included, until nobody is left, and then Run returns.
+// TestDrain: users who are there finish, newcomers are served for as long as the proxy sends some, and then Run returns.
 func TestDrain(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	b.Drain()
 	b.Drain()
 	eventually(t, "the proxy is told", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.leaving > 0 })
 	if st := b.Status(); st.Links[0].State != status.LinkDraining || st.Services[0].State != status.ServiceUp {
-		t.Errorf("link %+v and service %+v, want one that is draining and one that is up", st.Links[0], st.Services[0])
+		t.Errorf("link %+v, service %+v; want a draining link, and a service that is up", st.Links[0], st.Services[0])
 	}
+	late := p.open(1)
+	lateAt := srv.accept()
+	talk(t, late, lateAt, "late")
 	talk(t, s, c, "still")
-	late := p.open(0)
-	cl := srv.accept()
-	talk(t, late, cl, "newcomer")
-	late.Close()
-	cl.Close()
 	s.CloseWrite()
 	io.ReadAll(c)
 	select {
@@ -388,31 +398,29 @@ func TestDrain(t *testing.T) {
 	if got, err := io.ReadAll(s); string(got) != "last words" || err != nil {
 		t.Errorf("the user read %q, %v", got, err)
 	}
+	talk(t, late, lateAt, "later")
+	late.Close()
+	lateAt.Close()
 	<-b.done
 	if b.err != nil {
 		t.Errorf("Run = %v, want nil", b.err)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.leaving != 0 {
-		t.Errorf("the last GOAWAY leaves %s, want none: whoever comes then is another process's", p.leaving)
 	}
 }
 
 // TestDrainWhileDialling: a user whose connection to the target is being made counts.
 func TestDrainWhileDialling(t *testing.T) {
-	asked, proceed := make(chan struct{}, 1), make(chan struct{})
+	asked, proceed := make(chan struct{}), make(chan struct{})
 	release := sync.OnceFunc(func() { close(proceed) })
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) {
-		asked <- struct{}{}
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) {
+		close(asked)
 		<-proceed
 		c.Write([]byte("served"))
 		c.Close()
-	}}}})
+	}}}}})
 	t.Cleanup(release)
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	<-asked
 	b.Drain()
 	eventually(t, "the bridge says that it waits", func() bool { return b.log.count("draining pairs=0 dials=1") == 1 })
@@ -432,9 +440,9 @@ func TestDrainWhileDialling(t *testing.T) {
 func TestDrainIsOver(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Drain: 20 * time.Millisecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Drain: 20 * time.Millisecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	b.Drain()
@@ -450,9 +458,9 @@ func TestDrainIsOver(t *testing.T) {
 func TestResumeWithin(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), ResumeWithin: 50 * time.Millisecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), ResumeWithin: 50 * time.Millisecond, Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	c := func() net.Conn { s := p.open(0); c := srv.accept(); talk(t, s, c, "?"); return c }()
+	c := func() net.Conn { s := p.open(1); c := srv.accept(); talk(t, s, c, "?"); return c }()
 	p.close() // and nobody is there to resume with
 	wantReset(t, c)
 	eventually(t, "the log says why", func() bool {
@@ -462,11 +470,11 @@ func TestResumeWithin(t *testing.T) {
 
 func TestDrainWithoutPairs(t *testing.T) {
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000")}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000")}}}})
 	p.ready()
 	b.Drain()
 	<-b.done
-	late := start(t, Config{Token: tokenFor(nobody(t)), Services: []Service{{Public: public(t, "9000")}}})
+	late := start(t, Config{Token: tokenFor(nobody(t)), Settings: Settings{Services: []Service{{Public: public(t, "9000")}}}})
 	late.Drain() // never connected
 	<-late.done
 }
@@ -475,9 +483,9 @@ func TestDrainWithoutPairs(t *testing.T) {
 func TestStop(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	b.stop()
@@ -499,7 +507,7 @@ func TestEndWhileUsersCome(t *testing.T) {
 			for range 8 {
 				srv := serve(t, "tcp", "127.0.0.1:0")
 				p := listen(t, "127.0.0.1:0", false)
-				b := start(t, Config{Token: tokenFor(p.addr()), Drain: time.Nanosecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+				b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Drain: time.Nanosecond, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 				p.ready()
 				p.mu.Lock()
 				l := p.link
@@ -509,7 +517,7 @@ func TestEndWhileUsersCome(t *testing.T) {
 				go func() {
 					defer close(gone)
 					for n := 0; n < 2000; n++ {
-						if _, err := l.Open(wire.Open{}); err != nil {
+						if _, err := l.Open(wire.Open{Service: 1}); err != nil {
 							break
 						}
 						if n == some {
@@ -535,9 +543,9 @@ func TestEndWhileUsersCome(t *testing.T) {
 func TestStopWithHandle(t *testing.T) {
 	conns := make(chan net.Conn, 1)
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) { conns <- c }}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) { conns <- c }}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := <-conns
 	talk(t, s, c, "?")
 	b.stop()
@@ -545,23 +553,20 @@ func TestStopWithHandle(t *testing.T) {
 	<-b.done
 }
 
-// TestAnswersToClaims: what the proxy says of each service reaches status, log and OnService.
+// TestAnswersToClaims: what the proxy says of each service reaches status, log and those who wait for it.
 func TestAnswersToClaims(t *testing.T) {
-	var mu sync.Mutex
-	told := map[string]status.Service{}
 	p := listen(t, "127.0.0.1:0", false)
 	p.mu.Lock()
-	p.answer = func(l *link.Link, id uint16, c wire.Claim) {
+	p.answer = func(l *link.Link, id uint32, c wire.Claim) {
 		switch id {
-		case 0:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9000"})
 		case 1:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: "tcp/80 denied: the policy says so"})
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9000"})
 		case 2:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimRetrying, Public: c.Public, Text: "open tcp/9002: in use"})
+			claimed(l, id, wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: "tcp/80 denied: the policy says so"})
 		case 3:
-			l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9003"}) // it owns the port and offers it
-			l.Claimed(900, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9900"})
+			claimed(l, id, wire.Claimed{Status: wire.ClaimRetrying, Public: c.Public, Text: "open tcp/9002: in use"})
+		case 4:
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9003"}) // it owns the port and offers it
 		}
 	}
 	p.mu.Unlock()
@@ -569,11 +574,7 @@ func TestAnswersToClaims(t *testing.T) {
 	for _, s := range []string{"9000", "80", "9002", "offered"} {
 		services = append(services, Service{Public: public(t, s), Target: grammar.Target{Network: "tcp", Address: "127.0.0.1:1"}})
 	}
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: services, OnService: func(pub grammar.Public, s status.Service) {
-		mu.Lock()
-		defer mu.Unlock()
-		told[pub.String()] = s
-	}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: services}})
 	p.ready()
 	want := []status.Service{
 		{Public: "tcp/9000", Target: "127.0.0.1:1", State: status.ServiceUp},
@@ -583,79 +584,23 @@ func TestAnswersToClaims(t *testing.T) {
 	}
 	eventually(t, "status shows the answers", func() bool { return fmt.Sprint(b.Status().Services) == fmt.Sprint(want) })
 	for i, s := range services {
-		eventually(t, fmt.Sprintf("OnService is told %+v of %s", want[i], s.Public), func() bool {
-			mu.Lock()
-			defer mu.Unlock()
-			return told[s.Public.String()] == want[i]
-		})
+		ctx, cancel := context.WithCancel(t.Context())
+		if want[i].State == status.ServiceRetrying {
+			cancel()
+		}
+		got, err := b.Await(ctx, s.Public)
+		switch {
+		case got != want[i]:
+			t.Errorf("Await(%s) = %+v, want %+v", s.Public, got, want[i])
+		case ctx.Err() == nil && err != nil:
+			t.Errorf("Await(%s) = %v", s.Public, err)
+		case ctx.Err() != nil && (!errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "in use")):
+			t.Errorf("Await(%s) = %v, want the end of the context and its cause", s.Public, err)
+		}
+		cancel()
 	}
 	if b.log.count("ERROR service denied by the proxy", "service=tcp/80", "reason=tcp/80 denied") != 1 ||
 		b.log.count("WARN service cannot be opened at the proxy", "service=tcp/9002", "in use") != 1 {
 		t.Error("the answers are not in the log")
-	}
-}
-
-// TestProve: the bridge tries its public port as a user would, and says so when something else answers.
-func TestProve(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		answer func(c net.Conn, nonce [16]byte)
-		want   []string
-	}{
-		{"proxy", func(c net.Conn, nonce [16]byte) { a := link.ProbeAnswer(nonce); c.Write(a[:]) }, []string{"INFO service up", "answered_ms="}},
-		{"stranger", func(c net.Conn, _ [16]byte) { c.Write([]byte("HTTP/1.1 400 Bad Request")) }, []string{"WARN service up, but its public port did not answer", "something else", "another machine or program"}},
-		{"echo", func(c net.Conn, nonce [16]byte) { c.Write(nonce[:]) }, []string{"WARN", "something else"}},
-		{"closed", func(net.Conn, [16]byte) {}, []string{"WARN", "wait for the proxy's answer", "descriptor limit"}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			port := serve(t, "tcp", "127.0.0.1:0")
-			pub := "tcp/" + port.ln.Addr().String()
-			nonce := [16]byte([]byte("nonce of 16 byte"))
-			p := listen(t, "127.0.0.1:0", false)
-			p.mu.Lock()
-			p.answer = func(l *link.Link, id uint16, _ wire.Claim) {
-				l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: pub, Nonce: nonce})
-			}
-			p.mu.Unlock()
-			b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, pub)}}})
-			conn := port.accept()
-			var got [16]byte
-			if _, err := io.ReadFull(conn, got[:]); err != nil || got != nonce {
-				t.Errorf("the bridge showed %q, %v; want %q", got, err, nonce)
-			}
-			c.answer(conn, nonce)
-			conn.Close()
-			eventually(t, "the log has the outcome", func() bool { return b.log.count(append(c.want, "service="+pub)...) == 1 })
-		})
-	}
-}
-
-func TestProbeHint(t *testing.T) {
-	err := probe(t.Context(), nobody(t), [16]byte{1})
-	if hint := probeHint(err); !strings.Contains(hint, "firewall") {
-		t.Errorf("after %v the hint is %q, want one at the firewall: nothing was reached", err, hint)
-	}
-}
-
-func TestProbeAddr(t *testing.T) {
-	loop, far := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1)}
-	for _, c := range []struct {
-		pub    string
-		proxy  string
-		remote net.Addr
-		want   string // "": cannot be reached
-	}{
-		{"9000", "example.com:3010", far, "example.com:9000"},
-		{"tcp/0.0.0.0:9000", "example.com:3010", far, "example.com:9000"},
-		{"9000", "[2001:db8::1]:3010", far, "[2001:db8::1]:9000"},
-		{"tcp/127.0.0.1:9000", "example.com:3010", far, ""},
-		{"tcp/[::1]:9000", "example.com:3010", nil, ""},
-		{"tcp/127.0.0.1:9000", "localhost:3010", loop, "127.0.0.1:9000"},
-		{"tcp/192.0.2.9:9000", "example.com:3010", far, "192.0.2.9:9000"},
-	} {
-		got, ok := probeAddr(public(t, c.pub), c.proxy, c.remote)
-		if got != c.want || ok != (c.want != "") {
-			t.Errorf("probeAddr(%s, %s, %v) = %q, %t; want %q", c.pub, c.proxy, c.remote, got, ok, c.want)
-		}
 	}
 }

@@ -24,12 +24,12 @@ const (
 )
 
 // dial makes an authenticated connection of the link.
-func (b *Bridge) dial(ctx context.Context, carrier bool, transfer uint16, prove link.Prove) (*auth.Conn, error) {
-	addr := b.proxy
+func (u *uplink) dial(ctx context.Context, carrier bool, transfer uint16, prove link.Prove) (*auth.Conn, error) {
+	addr := u.proxy
 	if carrier {
 		switch {
-		case b.cfg.ProxyTransfer != "":
-			addr = withPort(b.cfg.ProxyTransfer)
+		case u.transfer != "":
+			addr = u.transfer
 		case transfer != 0:
 			host, _, _ := net.SplitHostPort(addr)
 			addr = net.JoinHostPort(host, strconv.Itoa(int(transfer)))
@@ -43,11 +43,11 @@ func (b *Bridge) dial(ctx context.Context, carrier bool, transfer uint16, prove 
 	if err != nil {
 		return nil, fmt.Errorf("dial the proxy at %s: %w", addr, err)
 	}
-	addrs, err := b.names.addresses(ctx, host)
+	addrs, err := u.b.names.addresses(ctx, host)
 	if err != nil && addrs == nil {
 		return nil, fmt.Errorf("dial the proxy at %s: %w%s", addr, err, dialHint(err))
 	}
-	conn, at, dialErr := b.race(ctx, b.paths.order(addrs, uint16(port)), prove)
+	conn, at, dialErr := u.race(ctx, u.paths.order(addrs, uint16(port)), prove)
 	switch {
 	case dialErr != nil && at.connected && err == nil:
 		if len(addrs) > 1 {
@@ -59,16 +59,16 @@ func (b *Bridge) dial(ctx context.Context, carrier bool, transfer uint16, prove 
 	case dialErr != nil:
 		return nil, fmt.Errorf("dial the proxy at %s: %w%s", addr, dialErr, dialHint(dialErr))
 	}
-	b.names.reached(host, at.addr.Addr())
-	if b.paths.proven(at.addr, at.small) {
-		b.log.Warn("the proxy answers only when packets are small: the path to it seems to swallow larger ones without a word (MTU). "+
+	u.b.names.reached(host, at.addr.Addr())
+	if u.paths.proven(at.addr, at.small) {
+		u.b.log.Warn("the proxy answers only when packets are small: the path to it seems to swallow larger ones without a word (MTU). "+
 			"Connections to it are kept to small packets from now on. The remedy is to let ICMP \"fragmentation needed\" and \"packet too big\" through, "+
-			"or to lower the MTU of this machine's interface", "proxy", b.proxy, "remote", at.addr, "segment", smallSegment)
+			"or to lower the MTU of this machine's interface", "proxy", u.proxy, "remote", at.addr, "segment", smallSegment)
 	}
 	if !carrier {
-		b.mu.Lock()
-		b.remote = conn.RemoteAddr()
-		b.mu.Unlock()
+		u.b.mu.Lock()
+		u.remote = conn.RemoteAddr()
+		u.b.mu.Unlock()
 	}
 	return conn, nil
 }
@@ -92,7 +92,7 @@ type news struct {
 // race tries the ways, each a moment after the one before it or when that failed. The first whose server is proven wins; one
 // that does not hold the present session wins when no other way is left, or answers for a while. The way of the result is the
 // one that won or that the error is about.
-func (b *Bridge) race(ctx context.Context, ways []way, prove link.Prove) (*auth.Conn, way, error) {
+func (u *uplink) race(ctx context.Context, ways []way, prove link.Prove) (*auth.Conn, way, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	heard := make(chan news, 2*len(ways)) // what a way has to say at the most, so that none of them waits
 	var trying sync.WaitGroup
@@ -122,13 +122,13 @@ func (b *Bridge) race(ctx context.Context, ways []way, prove link.Prove) (*auth.
 		}
 		i := started
 		started++
-		trying.Go(func() { b.try(ctx, i, ways[i], prove, heard) })
+		trying.Go(func() { u.try(ctx, i, ways[i], prove, heard) })
 		next.Reset(nextAddress)
 	}
 	win := func(n news) (*auth.Conn, way, error) {
 		for i := range started { // the others had more time
 			if !over[i] && i < n.i {
-				b.paths.failed(ways[i], true)
+				u.paths.failed(ways[i], true)
 			}
 		}
 		return n.conn, ways[n.i], nil
@@ -145,7 +145,7 @@ func (b *Bridge) race(ctx context.Context, ways []way, prove link.Prove) (*auth.
 		case <-next.C:
 			if i := started - 1; !over[i] {
 				slow[i] = true
-				b.paths.failed(ways[i], true)
+				u.paths.failed(ways[i], true)
 			}
 			start()
 		case <-settle.C:
@@ -170,7 +170,7 @@ func (b *Bridge) race(ctx context.Context, ways []way, prove link.Prove) (*auth.
 				n.conn.Close()
 			default:
 				if ctx.Err() == nil && !n.other {
-					b.paths.failed(ways[n.i], slow[n.i])
+					u.paths.failed(ways[n.i], slow[n.i])
 				}
 				if first.err == nil || worse(ways, n, first) {
 					first = n
@@ -203,13 +203,13 @@ func worse(ways []way, a, b news) bool {
 }
 
 // try tries one way. It says twice what there is to say at the most.
-func (b *Bridge) try(ctx context.Context, i int, w way, prove link.Prove, heard chan<- news) {
+func (u *uplink) try(ctx context.Context, i int, w way, prove link.Prove, heard chan<- news) {
 	begin := time.Now()
 	segment := 0
 	if w.small {
 		segment = smallSegment
 	}
-	sock, err := b.socket(ctx, "tcp", w.addr.String(), segment)
+	sock, err := u.b.socket(ctx, "tcp", w.addr.String(), segment)
 	if err != nil {
 		heard <- news{i: i, err: err}
 		return

@@ -56,8 +56,7 @@ func (d *dns) lookup(ctx context.Context, _, host string) ([]netip.Addr, error) 
 func onMemnet(t *testing.T, n *memnet.Net, d *dns) *Bridge {
 	t.Helper()
 	b, err := New(Config{
-		Token:    tokenFor("proxy.test:3010"),
-		Services: []Service{{Public: grammar.Public{Kind: grammar.KindTCP, Port: 9000}, Handle: func(c net.Conn) { c.Close() }}},
+		Token: tokenFor("proxy.test:3010"), Settings: Settings{Services: []Service{{Public: grammar.Public{Kind: grammar.KindTCP, Port: 9000}, Handle: func(c net.Conn) { c.Close() }}}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +89,7 @@ func TestDialWhileDNSFails(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
 			begin := time.Now()
-			c, err := b.dial(ctx, false, 0, atOnce)
+			c, err := b.uplinks[0].dial(ctx, false, 0, atOnce)
 			if err != nil {
 				return "", time.Since(begin), err
 			}
@@ -138,7 +137,7 @@ func TestDialTriesEveryAddress(t *testing.T) {
 		d.set(false, nil, "2001:db8::1", "192.0.2.8", "192.0.2.9") // hangs, refuses, answers
 		for _, want := range []time.Duration{nextAddress, 0} {
 			begin := time.Now()
-			c, err := b.dial(t.Context(), false, 0, atOnce)
+			c, err := b.uplinks[0].dial(t.Context(), false, 0, atOnce)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -150,7 +149,7 @@ func TestDialTriesEveryAddress(t *testing.T) {
 		}
 		d.set(false, nil, "192.0.2.7", "192.0.2.8")
 		time.Sleep(time.Minute)
-		if _, err := b.dial(t.Context(), false, 0, atOnce); err == nil || !strings.Contains(err.Error(), "reverser proxy") {
+		if _, err := b.uplinks[0].dial(t.Context(), false, 0, atOnce); err == nil || !strings.Contains(err.Error(), "reverser proxy") {
 			t.Errorf("dial = %v; want refused with a hint", err)
 		}
 	})
@@ -171,10 +170,10 @@ func TestTheNameOfTheProxyMoves(t *testing.T) {
 		at := func() string {
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			if b.link == nil || b.link.RemoteAddr() == nil {
+			if b.uplinks[0].link == nil || b.uplinks[0].link.RemoteAddr() == nil {
 				return ""
 			}
-			return b.link.RemoteAddr().String()
+			return b.uplinks[0].link.RemoteAddr().String()
 		}
 		time.Sleep(time.Second)
 		if got := at(); got != "192.0.2.1:3010" {
@@ -251,15 +250,15 @@ func TestNothingIsSaidForHours(t *testing.T) {
 		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
 		b := onMemnet(t, &n, &d)
 		ends := make(chan net.Conn, 2)
-		b.cfg.Services[0].Handle = func(c net.Conn) { ends <- c }
+		b.services.offered[1].Handle = func(c net.Conn) { ends <- c }
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { b.Run(ctx) })
 		defer func() { cancel(); running.Wait(); stop() }()
 		time.Sleep(time.Second)
-		atBreakpoint := p.open(0)
+		atBreakpoint := p.open(1)
 		far := <-ends
-		idle := p.open(0) // which may go over another carrier
+		idle := p.open(1) // which may go over another carrier
 		farIdle := <-ends
 		for _, s := range []net.Conn{atBreakpoint, idle} {
 			s.SetDeadline(time.Time{})

@@ -1,15 +1,18 @@
 package bridge
 
 import (
+	"sync"
 	"time"
 
 	"reverser/internal/link"
 	"reverser/internal/relay"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
-// Drain announces the stop. The bridge serves on until another process takes its place at the proxy or nothing is left to
-// serve; Run returns when the last pair has ended, or resets what is left after Config.Drain.
+// Drain announces the stop to the proxies; Run returns as soon as no connection is left. Until then newcomers are served, for as
+// long as the proxies have nobody else for them: when a successor attaches with the same key, they go there. After the time in
+// Settings what is left is reset.
 func (b *Bridge) Drain() {
 	b.drainOnce.Do(func() {
 		b.draining.Store(true)
@@ -17,22 +20,25 @@ func (b *Bridge) Drain() {
 	})
 }
 
-func (b *Bridge) awaitDrain(d *link.Dialer) {
+func (b *Bridge) awaitDrain() {
 	select {
 	case <-b.ctx.Done():
 		return
 	case <-b.drain:
 	}
-	d.Last()
+	limit := b.drainFor()
+	load := b.conns.Load()
 	b.mu.Lock()
-	b.drainEnd = time.Now().Add(b.cfg.Drain)
-	links, pairs, busy := b.links(), len(b.pairs), b.busy
+	b.drainEnds = time.Now().Add(limit)
 	b.mu.Unlock()
-	b.log.Info("draining", "pairs", pairs, "dials", busy-pairs, "limit", b.cfg.Drain.Seconds())
-	for _, l := range links {
-		l.GoAway(b.cfg.Drain)
+	for _, u := range b.uplinks {
+		u.dialer.Last()
 	}
-	b.finish()
+	b.log.Info("draining", "pairs", load.Pairs, "dials", load.Unbound(), "limit", limit.Seconds())
+	for _, l := range b.links() {
+		l.GoAway(limit)
+	}
+	b.finish(limit)
 	b.endPairs(flushLimit)
 	b.stop()
 }
@@ -42,29 +48,27 @@ const (
 	shortPair   = 2 * time.Second // a pair that is younger may be over soon
 	pauseLimit  = time.Second     // for such pairs, while newcomers wait at the proxy
 	pauseEvery  = 5 * time.Second
+	drainLook   = 100 * time.Millisecond
 )
 
 // finish serves on until nobody is left, or the time of the drain is over. To come to an end with users who come and go all the
 // time it has them wait at the proxy for a moment, where the next process gets them, when all who are here may be gone soon.
-func (b *Bridge) finish() {
-	b.mu.Lock()
-	ends := b.drainEnd
-	b.mu.Unlock()
-	const look = 100 * time.Millisecond
-	tick := time.NewTicker(look)
+func (b *Bridge) finish(limit time.Duration) {
+	ends := time.Now().Add(limit)
+	last := ends.Add(-min(pauseLimit, limit/4)) // from then on nobody is to come who would be reset at the end
+	tick := time.NewTicker(drainLook)
 	defer tick.Stop()
-	last := ends.Add(-min(pauseLimit, b.cfg.Drain/4)) // from then on nobody is to come who would be reset at the end
 	for next := time.Now(); ; {
 		now := time.Now()
 		if !now.Before(last) {
-			if b.sendNobody(); !b.awaitIdle(time.Until(ends)) && b.ctx.Err() == nil {
-				b.log.Warn("drain time is over, resetting what is left")
-			}
+			b.sendNobody()
+			b.conns.Drain(b.ctx, time.Until(ends))
 			return
 		}
 		if !now.Before(next) && b.endsSoon(now) {
 			b.sendNobody()
-			if b.awaitIdle(min(pauseLimit, time.Until(ends))) {
+			b.conns.AwaitIdle(b.ctx, min(pauseLimit, time.Until(ends)))
+			if b.conns.Load() == (traffic.Load{}) {
 				return
 			}
 			b.serveOn()
@@ -80,70 +84,55 @@ func (b *Bridge) finish() {
 
 // endsSoon reports whether all who are served may be gone soon.
 func (b *Bridge) endsSoon(now time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.busy > len(b.pairs) { // on the way to a target, or with a Handle
+	if b.conns.Load().Unbound() > 0 { // on the way to a target, or with a Handle
 		return false
 	}
-	for pr := range b.pairs {
-		if now.Sub(pr.Since) > shortPair {
-			return false
-		}
-	}
-	return true
+	soon := true
+	b.conns.Walk(func(a *traffic.Admission) bool {
+		soon = now.Sub(a.Since()) < shortPair
+		return soon
+	})
+	return soon
 }
 
-// awaitIdle waits up to d until nobody is served, and has nobody served any more if so.
-func (b *Bridge) awaitIdle(d time.Duration) bool {
-	b.mu.Lock()
-	idle := make(chan struct{})
-	if b.busy == 0 {
-		close(idle)
-	} else {
-		b.idle = idle
-	}
-	b.mu.Unlock()
-	late := time.NewTimer(d)
-	defer late.Stop()
-	select {
-	case <-idle:
-	case <-late.C:
-	case <-b.ctx.Done():
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.idle = nil
-	b.ending = b.ending || b.busy == 0
-	return b.busy == 0
-}
-
-// sendNobody has the proxy send no user for now: those who come wait there. It returns when all have come whom it sent before.
+// sendNobody has the proxies send no user for now: those who come wait there. It returns when all have come whom they sent before.
 func (b *Bridge) sendNobody() {
+	var settling sync.WaitGroup
 	for _, l := range b.setClosing(true) {
 		l.GoAway(0)
-		l.Settle(settleLimit)
+		settling.Go(func() { l.Settle(settleLimit) })
 	}
+	settling.Wait()
 }
 
 // serveOn is the end of sendNobody.
 func (b *Bridge) serveOn() {
-	b.mu.Lock()
-	left := time.Until(b.drainEnd)
-	b.mu.Unlock()
 	for _, l := range b.setClosing(false) {
-		l.GoAway(max(left, time.Millisecond))
+		l.GoAway(b.drainLeft())
 	}
 }
 
-// setClosing returns the links that are to be told.
-func (b *Bridge) setClosing(closing bool) []*link.Link {
+// setClosing returns the links that are to be told: the proxy of any other is stopping, and sends nobody.
+func (b *Bridge) setClosing(closing bool) (ls []*link.Link) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closing = closing
-	if b.link == nil { // those of a proxy that is stopping send nobody
-		return nil
+	for _, u := range b.uplinks {
+		if u.link != nil {
+			ls = append(ls, u.link)
+		}
 	}
-	return []*link.Link{b.link}
+	return ls
+}
+
+// drainLeft is what GOAWAY says: the time that is left, and none at all while nobody is to come.
+func (b *Bridge) drainLeft() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closing {
+		return 0
+	}
+	return max(time.Until(b.drainEnds), time.Millisecond)
 }
 
 // How long a stopping bridge waits for the proxy to have what its pairs said last: after a drain, and when it was told to
@@ -152,46 +141,33 @@ const flushLimit = 5 * time.Second
 
 var lastWords = 500 * time.Millisecond
 
-// endPairs resets the pairs that are left and waits up to d for the proxy to know.
+// endPairs resets the connections that are left and waits up to d for the proxies to know.
 func (b *Bridge) endPairs(d time.Duration) {
-	b.mu.Lock()
-	b.ending = true
-	links := b.links()
-	var left []*relay.Entry
-	for pr := range b.pairs {
-		left = append(left, pr)
-	}
-	b.mu.Unlock()
-	for _, pr := range left {
-		pr.End(relay.ReasonDrain, wire.CodeDrain)
-	}
-	for _, l := range links {
+	b.conns.Shut()
+	b.conns.End(relay.ReasonDrain, wire.CodeDrain, nil)
+	var flushing sync.WaitGroup
+	for _, l := range b.links() {
 		l.Reset(wire.CodeDrain) // those that a Handle has are no pairs
+		flushing.Go(func() { l.Flush(d) })
 	}
-	said := time.Now().Add(d)
-	for _, l := range links {
-		l.Flush(time.Until(said))
-	}
+	flushing.Wait()
 }
 
-// enter counts a stream that is to be served; false: the bridge has ended what it had.
-func (b *Bridge) enter() bool {
+func (b *Bridge) drainFor() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.ending {
-		return false
-	}
-	b.busy++
-	return true
+	return b.drainTime
 }
 
-// leave is the end of what enter let in; pr is nil where no pair came of it.
-func (b *Bridge) leave(pr *relay.Entry) {
+// links returns the links that have a session, those of a proxy that is stopping included.
+func (b *Bridge) links() (all []*link.Link) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.pairs, pr)
-	if b.busy--; b.busy == 0 && b.idle != nil {
-		close(b.idle)
-		b.idle = nil
+	for _, u := range b.uplinks {
+		if u.link != nil {
+			all = append(all, u.link)
+		}
+		all = append(all, u.leaving...)
 	}
+	return all
 }

@@ -118,8 +118,8 @@ func toFront(addrs []netip.Addr, first netip.Addr) {
 
 // watchName looks the proxy's name up now and then. changed is called when it does not mean the address any more that the
 // link is connected to, or means something else while it is not: once for each answer.
-func (b *Bridge) watchName(changed func()) {
-	host, _, err := net.SplitHostPort(b.proxy)
+func (u *uplink) watchName(changed func()) {
+	host, _, err := net.SplitHostPort(u.proxy)
 	if _, noName := netip.ParseAddr(host); err != nil || host == "" || noName == nil {
 		return
 	}
@@ -128,25 +128,25 @@ func (b *Bridge) watchName(changed func()) {
 	var said []netip.Addr
 	for {
 		select {
-		case <-b.ctx.Done():
+		case <-u.b.ctx.Done():
 			return
 		case <-tick.C:
 		}
-		before := sorted(b.names.last(host).addrs)
-		if err := <-b.names.ask(host); err != nil {
+		before := sorted(u.b.names.last(host).addrs)
+		if err := <-u.b.names.ask(host); err != nil {
 			continue
 		}
-		now := sorted(b.names.last(host).addrs)
-		b.mu.Lock()
-		up, remote := b.link != nil, b.remote
-		b.mu.Unlock()
+		now := sorted(u.b.names.last(host).addrs)
+		u.b.mu.Lock()
+		up, remote := u.link != nil, u.remote
+		u.b.mu.Unlock()
 		moved := !slices.Equal(before, now)
 		if tcp, ok := remote.(*net.TCPAddr); up && ok {
 			moved = !slices.Contains(now, tcp.AddrPort().Addr().Unmap())
 		}
 		if moved && !slices.Equal(said, now) {
 			said = now
-			b.log.Info("the proxy's name has another address", "proxy", b.proxy, "addresses", now)
+			u.b.log.Info("the proxy's name has another address", "proxy", u.proxy, "addresses", now)
 			changed()
 		}
 	}

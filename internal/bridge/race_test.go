@@ -56,7 +56,7 @@ func runOnMemnet(t *testing.T, n *memnet.Net, d *dns) (*Bridge, *journal, func()
 // upAt returns where the bridge's control connection and all of its carriers lead to; "" if some of them are missing.
 func upAt(b *Bridge) string {
 	b.mu.Lock()
-	l := b.link
+	l := b.uplinks[0].link
 	b.mu.Unlock()
 	if l == nil {
 		return ""

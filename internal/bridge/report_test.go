@@ -20,9 +20,9 @@ import (
 func TestOneBreakOneWarning(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	s := p.open(0)
+	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
 	for n := 1; n <= 2; n++ {

@@ -55,7 +55,9 @@ func newIdentity() tls.Certificate {
 // setLog has the bridge write its log to j.
 func setLog(b *Bridge, j *journal) {
 	b.log = slog.New(j)
-	b.report = newReporter(b.log, b.proxy)
+	for _, u := range b.uplinks {
+		u.report = newReporter(b.log, u.proxy)
+	}
 }
 
 // journal is a slog.Handler that remembers every line as "message key=value ...".
@@ -104,7 +106,7 @@ var (
 )
 
 func tokenFor(addr string) grammar.Token {
-	return grammar.Token{Addr: addr, KeyID: keyID, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)}
+	return grammar.Token{Addrs: []string{addr}, KeyID: keyID, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)}
 }
 
 // proxy is a Host without the rest of a proxy: the test plays that.
@@ -120,31 +122,42 @@ type proxy struct {
 	link    *link.Link
 	up      map[int]bool
 	via     map[string]string // local address that each proven connection came in at, by its remote one
-	claims  map[uint16]wire.Claim
+	claims  map[uint32]wire.Claim
 	round   int // how often all claims had come
 	leaving time.Duration
 	ended   []error
 	conns   []net.Conn // of the link, as accepted
-	answer  func(l *link.Link, id uint16, c wire.Claim)
+	answer  func(l *link.Link, id uint32, c wire.Claim)
 }
 
 func (p *proxy) Opened(*link.Stream) {}
-func (p *proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
+func (p *proxy) Message(l *link.Link, f wire.Frame) error {
+	if f.Type == wire.TypeRound {
+		p.mu.Lock()
+		p.round++
+		p.mu.Unlock()
+		return nil
+	}
+	id, c, err := wire.ParseClaim(f)
+	if err != nil {
+		return err
+	}
 	p.mu.Lock()
 	p.claims[id] = c
-	if !more {
-		p.round++
-	}
 	answer := p.answer
 	p.mu.Unlock()
 	if answer == nil {
-		l.Claimed(id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public})
-		return
+		claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public})
+		return nil
 	}
 	answer(l, id, c)
+	return nil
 }
-func (p *proxy) Unclaim(*link.Link, uint16)               {}
-func (p *proxy) Claimed(*link.Link, uint16, wire.Claimed) {}
+
+// claimed answers a claim.
+func claimed(l *link.Link, id uint32, c wire.Claimed) {
+	l.Say(uint64(id), wire.AppendClaimed(nil, id, c))
+}
 func (p *proxy) Attached(l *link.Link, slot int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -167,7 +180,7 @@ func (p *proxy) Ended(_ *link.Link, err error) {
 }
 
 func newProxy(t *testing.T) *proxy {
-	return &proxy{t: t, known: true, up: map[int]bool{}, via: map[string]string{}, claims: map[uint16]wire.Claim{}}
+	return &proxy{t: t, known: true, up: map[int]bool{}, via: map[string]string{}, claims: map[uint32]wire.Claim{}}
 }
 
 // listen runs a proxy at addr until the end of the test; with transfer it has a second port, which it announces.
@@ -260,7 +273,7 @@ func (p *proxy) ready() {
 }
 
 // open opens a stream as for a user.
-func (p *proxy) open(id uint16) *link.Stream {
+func (p *proxy) open(id uint32) *link.Stream {
 	p.t.Helper()
 	p.mu.Lock()
 	l := p.link

@@ -19,7 +19,7 @@ import (
 const examples = "../../examples/config/"
 
 func testToken(id byte) grammar.Token {
-	return grammar.Token{Addr: "proxy.example.com:3010", KeyID: [16]byte{id}, Secret: [32]byte{7}, Pin: [32]byte{9}}
+	return grammar.Token{Addrs: []string{"proxy.example.com:3010"}, KeyID: [16]byte{id}, Secret: [32]byte{7}, Pin: [32]byte{9}}
 }
 
 // write makes a file of mode 600 in a folder of its own, or next to another.
@@ -68,28 +68,28 @@ name = "office"
 secret_file = "office.token"
 allow = ["tcp/9000", 9001, "tcp/9100-9110", "http/*.example.com"]
 `)
-	p, warnings, err := LoadProxy(path)
+	p, warnings, err := loadProxy(path)
 	if err != nil || len(warnings) != 0 {
-		t.Fatalf("LoadProxy = %v, %v", warnings, err)
+		t.Fatalf("loadProxy = %v, %v", warnings, err)
 	}
 	if p.Listen != ":3010" || p.Transfer != "127.0.0.1:3020" || p.Advertise != "proxy.example.com" || p.LogFormat != "json" {
-		t.Errorf("LoadProxy = %+v", p)
+		t.Errorf("loadProxy = %+v", p)
 	}
 	if p.State != filepath.Join(dir, "state") {
 		t.Errorf("State = %q; want it next to the file", p.State)
 	}
-	if len(p.Keys) != 1 || p.Keys[0].Name != "office" || p.Keys[0].Token != testToken(1) ||
-		p.Keys[0].SecretFile != filepath.Join(dir, "office.token") ||
-		p.Keys[0].Allow.String() != "tcp/9000, tcp/9001, tcp/9100-9110, http/*.example.com" {
-		t.Errorf("Keys = %+v", p.Keys)
+	if len(p.Tables) != 1 || p.Tables[0].Name != "office" || p.Tables[0].Token.Encode() != testToken(1).Encode() ||
+		p.Tables[0].SecretFile != filepath.Join(dir, "office.token") ||
+		p.Tables[0].Allow.String() != "tcp/9000, tcp/9001, tcp/9100-9110, http/*.example.com" {
+		t.Errorf("Keys = %+v", p.Tables)
 	}
-	if got := p.Source["transfer"]; got != path+":3" {
-		t.Errorf("Source[transfer] = %q; want %s:3", got, path)
+	if got, want := p.origin["transfer"], (Place{path, 3, "transfer"}); got != want {
+		t.Errorf("origin of transfer = %v; want %v", got, want)
 	}
 	if role, _, err := Check(path); role != RoleProxy || err != nil {
 		t.Errorf("Check = %q, %v", role, err)
 	}
-	_, _, err = LoadBridge(path)
+	_, _, err = loadBridge(path)
 	want(t, "a proxy's file for a bridge", err, path, "configuration of a proxy", "reverser proxy --config")
 }
 
@@ -108,21 +108,21 @@ public = "tcp/9001"
 public = "tcp/[::1]:9002"
 target = "nas:80"
 `)
-	b, warnings, err := LoadBridge(path)
+	b, warnings, err := loadBridge(path)
 	if err != nil || len(warnings) != 0 {
-		t.Fatalf("LoadBridge = %v, %v", warnings, err)
+		t.Fatalf("loadBridge = %v, %v", warnings, err)
 	}
-	if b.TokenFile != filepath.Join(dir, "sub", "bridge.token") || b.Proxy != "proxy.example.com:3010" || b.ProxyTransfer != "[2001:db8::1]:3020" {
-		t.Errorf("LoadBridge = %+v", b)
+	if b.TokenFile != filepath.Join(dir, "sub", "bridge.token") || fmt.Sprint(b.Proxies) != "[proxy.example.com:3010]" || b.ProxyTransfer != "[2001:db8::1]:3020" {
+		t.Errorf("loadBridge = %+v", b)
 	}
 	if got := fmt.Sprint(b.Expose); got != "[tcp/9000=127.0.0.1:9904 tcp/9001=127.0.0.1:9001 tcp/[::1]:9002=nas:80]" {
 		t.Errorf("Expose = %s", got)
 	}
 	bare := write(t, "bare.toml", `proxy = "Proxy.Example.com"`)
-	if b, _, err := LoadBridge(bare); err != nil || b.Proxy != "proxy.example.com:3010" {
-		t.Errorf("LoadBridge without a port = %+v, %v; want port 3010", b, err)
+	if b, _, err := loadBridge(bare); err != nil || fmt.Sprint(b.Proxies) != "[proxy.example.com:3010]" {
+		t.Errorf("loadBridge without a port = %+v, %v; want port 3010", b, err)
 	}
-	_, _, err = LoadProxy(path)
+	_, _, err = loadProxy(path)
 	want(t, "a bridge's file for a proxy", err, path, "configuration of a bridge", "reverser bridge --config")
 
 	_, _, err = Check(path)
@@ -132,9 +132,9 @@ target = "nas:80"
 	}
 
 	path = write(t, "bridge.toml", "token = ' "+testToken(1).Encode()+"'")
-	b, _, err = LoadBridge(path)
+	b, _, err = loadBridge(path)
 	if err != nil || b.Token != testToken(1).Encode() {
-		t.Errorf("LoadBridge with a token = %v", err)
+		t.Errorf("loadBridge with a token = %v", err)
 	}
 	role, warnings, err := Check(path)
 	if role != RoleBridge || err != nil || len(warnings) != 1 || !strings.Contains(warnings[0].String(), "no [[expose]]") {
@@ -145,10 +145,10 @@ target = "nas:80"
 // An empty file is one in which every option has its default.
 func TestEmptyTOML(t *testing.T) {
 	path := write(t, "empty.toml", "# nothing\n")
-	if _, _, err := LoadProxy(path); err != nil {
+	if _, _, err := loadProxy(path); err != nil {
 		t.Error(err)
 	}
-	if _, _, err := LoadBridge(path); err != nil {
+	if _, _, err := loadBridge(path); err != nil {
 		t.Error(err)
 	}
 	role, _, err := Check(path)
@@ -310,7 +310,7 @@ func TestLooseFiles(t *testing.T) {
 		}
 		want(t, "a loose token file", err, loose, "others on this machine can "+can+" (mode ", "chmod 600 "+loose)
 
-		_, _, err = LoadProxy(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = \"a\"\nsecret_file = \"loose.token\"\nallow = [9000]"))
+		_, _, err = loadProxy(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = \"a\"\nsecret_file = \"loose.token\"\nallow = [9000]"))
 		want(t, "a loose secret file", err, "p.toml:3: secret_file", "chmod 600 "+loose)
 
 		_, _, err = Check(write(t, filepath.Join(dir, "f.toml"), "token_file = \"loose.token\"\n"))
@@ -320,7 +320,7 @@ func TestLooseFiles(t *testing.T) {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err = LoadBridge(path)
+		_, _, err = loadBridge(path)
 		want(t, "a loose file with a token", err, path+":2: token", "chmod 600 "+path, "token_file")
 
 		// Without a secret in it, a file may be read by everybody.
@@ -328,7 +328,7 @@ func TestLooseFiles(t *testing.T) {
 		if err := os.Chmod(path, mode&^0o022); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err = LoadBridge(path); err != nil {
+		if _, _, err = loadBridge(path); err != nil {
 			t.Error(err)
 		}
 	}
@@ -362,8 +362,8 @@ func TestReadTokenFile(t *testing.T) {
 func TestUnreadable(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "none.toml")
 	for _, load := range []func(string) error{
-		func(p string) error { _, _, err := LoadProxy(p); return err },
-		func(p string) error { _, _, err := LoadBridge(p); return err },
+		func(p string) error { _, _, err := loadProxy(p); return err },
+		func(p string) error { _, _, err := loadBridge(p); return err },
 		func(p string) error { _, _, err := Check(p); return err },
 	} {
 		err := load(missing)
@@ -395,8 +395,8 @@ func encodings(text string) map[string]string {
 
 func TestTOMLEncodings(t *testing.T) {
 	for name, text := range encodings("# öffentlich\nproxy = \"a:1\"\n") {
-		b, _, err := LoadBridge(write(t, "b.toml", text))
-		if err != nil || b.Proxy != "a:1" {
+		b, _, err := loadBridge(write(t, "b.toml", text))
+		if err != nil || fmt.Sprint(b.Proxies) != "[a:1]" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -413,11 +413,11 @@ func uncommented(t *testing.T, file string) string {
 }
 
 func TestExampleTOML(t *testing.T) {
-	p, warnings, err := LoadProxy(examples + "proxy.toml")
+	p, warnings, err := loadProxy(examples + "proxy.toml")
 	if err != nil || len(warnings) != 0 || p.Listen != ":3010" {
 		t.Errorf("proxy.toml = %+v, %v, %v", p, warnings, err)
 	}
-	b, warnings, err := LoadBridge(examples + "bridge.toml")
+	b, warnings, err := loadBridge(examples + "bridge.toml")
 	if err != nil || len(warnings) != 0 || fmt.Sprint(b.Expose) != "[tcp/9000=127.0.0.1:9904]" {
 		t.Errorf("bridge.toml = %+v, %v, %v", b, warnings, err)
 	}
@@ -436,16 +436,16 @@ func TestExampleTOML(t *testing.T) {
 	if role, warnings, err := Check(path); role != RoleProxy || len(warnings) != 0 || err != nil {
 		t.Errorf("proxy.toml with everything = %q, %v, %v", role, warnings, err)
 	}
-	p, _, err = LoadProxy(path)
-	if err != nil || len(p.Keys) != 2 || p.Advertise == "" || p.Transfer == "" {
+	p, _, err = loadProxy(path)
+	if err != nil || len(p.Tables) != 2 || p.Advertise == "" || p.Transfer == "" {
 		t.Errorf("proxy.toml with everything = %+v, %v", p, err)
 	}
 	path = write(t, filepath.Join(dir, "bridge.toml"), bridgeText)
 	if role, warnings, err := Check(path); role != RoleBridge || len(warnings) != 0 || err != nil {
 		t.Errorf("bridge.toml with everything = %q, %v, %v", role, warnings, err)
 	}
-	b, _, err = LoadBridge(path)
-	if err != nil || len(b.Expose) != 4 || b.Proxy == "" || b.ProxyTransfer == "" {
+	b, _, err = loadBridge(path)
+	if err != nil || len(b.Expose) != 4 || len(b.Proxies) == 0 || b.ProxyTransfer == "" {
 		t.Errorf("bridge.toml with everything = %+v, %v", b, err)
 	}
 
@@ -476,32 +476,32 @@ const bridgeXML = `<add key="ProxyServerIP" value="127.0.0.1"/>
 
 func checkSourceProxy(t *testing.T, path string) {
 	t.Helper()
-	p, warnings, err := LoadProxy(path)
+	p, warnings, err := loadProxy(path)
 	if err != nil || len(warnings) != 0 {
-		t.Errorf("LoadProxy(%s) = %v, %v", path, warnings, err)
+		t.Errorf("loadProxy(%s) = %v, %v", path, warnings, err)
 		return
 	}
-	if p.Listen != ":3010" || p.Transfer != ":3020" || len(p.Keys) != 0 || !slices.Equal(p.Offer, []grammar.Public{{Kind: grammar.KindTCP, Port: 9000}}) {
-		t.Errorf("LoadProxy(%s) = %+v", path, p)
+	if p.Listen != ":3010" || p.Transfer != ":3020" || len(p.Tables) != 0 || !slices.Equal(p.Offer, []grammar.Public{{Kind: grammar.KindTCP, Port: 9000}}) {
+		t.Errorf("loadProxy(%s) = %+v", path, p)
 	}
 	if role, _, err := Check(path); role != RoleProxy || err != nil {
 		t.Errorf("Check(%s) = %q, %v", path, role, err)
 	}
-	if p.Source["WorkPort"] == "" {
-		t.Errorf("Source = %v", p.Source)
+	if got := p.origin["listen"]; got.Key != "IcPort" || got.File != path || got.Line == 0 {
+		t.Errorf("origin of listen = %+v", got)
 	}
 }
 
 func checkSourceBridge(t *testing.T, path string) {
 	t.Helper()
-	b, warnings, err := LoadBridge(path)
+	b, warnings, err := loadBridge(path)
 	if err != nil || len(warnings) != 0 {
-		t.Errorf("LoadBridge(%s) = %v, %v", path, warnings, err)
+		t.Errorf("loadBridge(%s) = %v, %v", path, warnings, err)
 		return
 	}
 	wantExpose := grammar.Expose{Public: grammar.Public{Kind: grammar.KindOffered}, Target: grammar.Target{Network: "tcp", Address: "127.0.0.1:9904"}}
-	if b.Proxy != "127.0.0.1:3010" || b.ProxyTransfer != "127.0.0.1:3020" || !slices.Equal(b.Expose, []grammar.Expose{wantExpose}) || b.Token != "" || b.TokenFile != "" {
-		t.Errorf("LoadBridge(%s) = %+v", path, b)
+	if fmt.Sprint(b.Proxies) != "[127.0.0.1:3010]" || b.ProxyTransfer != "127.0.0.1:3020" || !slices.Equal(b.Expose, []grammar.Expose{wantExpose}) || b.Token != "" || b.TokenFile != "" {
+		t.Errorf("loadBridge(%s) = %+v", path, b)
 	}
 	if role, warnings, err := Check(path); role != RoleBridge || len(warnings) != 0 || err != nil {
 		t.Errorf("Check(%s) = %q, %v, %v", path, role, warnings, err)
@@ -515,9 +515,9 @@ func TestSourceXML(t *testing.T) {
 	checkSourceBridge(t, examples+"TcpReverser.BridgeServer.dll.config")
 	checkSourceBridge(t, "testdata/bridge-bare.config")
 
-	b, _, err := LoadBridge("testdata/bridge-placeholder.config")
-	if err != nil || b.Proxy != "" || b.ProxyTransfer != "" || b.TransferPort != 3020 || len(b.Expose) != 1 {
-		t.Fatalf("LoadBridge = %+v, %v; want everything but the proxy's address, which a flag may give", b, err)
+	b, _, err := loadBridge("testdata/bridge-placeholder.config")
+	if err != nil || len(b.Proxies) != 0 || b.ProxyTransfer != "" || b.TransferPort != 3020 || len(b.Expose) != 1 {
+		t.Fatalf("loadBridge = %+v, %v; want everything but the proxy's address, which a flag may give", b, err)
 	}
 	want(t, "the placeholder", b.NoProxy, "bridge-placeholder.config:1: ProxyServerIP", `"47.109.*.*"`, "put the server's address there")
 	_, _, err = Check("testdata/bridge-placeholder.config")
@@ -561,17 +561,17 @@ func TestXMLForms(t *testing.T) {
 		"IPv6":               {"2001:db8::1", "[2001:db8::1]:3010"},
 		"IPv6 with brackets": {"[2001:db8::1]", "[2001:db8::1]:3010"},
 	} {
-		b, _, err := LoadBridge(write(t, "b.config", strings.Replace(bridgeXML, "127.0.0.1", c.ip, 1)))
-		if err != nil || b.Proxy != c.proxy {
+		b, _, err := loadBridge(write(t, "b.config", strings.Replace(bridgeXML, "127.0.0.1", c.ip, 1)))
+		if err != nil || strings.Join(b.Proxies, ",") != c.proxy {
 			t.Errorf("%s: %+v, %v", name, b, err)
 		}
 	}
 	// Without a transfer port everything uses the port of the control connection.
-	p, _, err := LoadProxy(write(t, "p.config", strings.Replace(proxyXML, `<add key="TransferPort" value="3020"/>`, "", 1)))
+	p, _, err := loadProxy(write(t, "p.config", strings.Replace(proxyXML, `<add key="TransferPort" value="3020"/>`, "", 1)))
 	if err != nil || p.Transfer != "" {
 		t.Errorf("without TransferPort: %+v, %v", p, err)
 	}
-	b, _, err := LoadBridge(write(t, "b.config", strings.Replace(bridgeXML, `<add key="ProxyTransferPort" value="3020"/>`, "", 1)))
+	b, _, err := loadBridge(write(t, "b.config", strings.Replace(bridgeXML, `<add key="ProxyTransferPort" value="3020"/>`, "", 1)))
 	if err != nil || b.ProxyTransfer != "" {
 		t.Errorf("without ProxyTransferPort: %+v, %v", b, err)
 	}
@@ -587,7 +587,7 @@ func TestXMLWarnings(t *testing.T) {
 <other/>
 `+proxyXML+`</appSettings>
 </configuration>`)
-	_, warnings, err := LoadProxy(path)
+	_, warnings, err := loadProxy(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -671,7 +671,7 @@ func judge(t *testing.T, path, text string) {
 			if err := grammar.CheckExposes(b.Expose); err != nil {
 				t.Error(err)
 			}
-			for _, a := range []string{b.Proxy, b.ProxyTransfer} {
+			for _, a := range append(b.Proxies, b.ProxyTransfer) {
 				if again, err := grammar.ParseHostPort(a); a != "" && (err != nil || again != a) {
 					t.Errorf("%q is no canonical address", a)
 				}
@@ -737,14 +737,14 @@ func TestNumbers(t *testing.T) {
 	for key, line := range map[string]string{
 		"state": "state = 5", "advertise": "advertise = 5", "log_format": "log_format = 1",
 	} {
-		_, _, err := LoadProxy(write(t, filepath.Join(dir, "p.toml"), "listen = 3010\n"+line+"\n"))
+		_, _, err := loadProxy(write(t, filepath.Join(dir, "p.toml"), "listen = 3010\n"+line+"\n"))
 		want(t, line, err, "p.toml:2: "+key, "a number")
 	}
-	_, _, err := LoadProxy(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = 5\nsecret_file = \"t\"\nallow = [9000]\n"))
+	_, _, err := loadProxy(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = 5\nsecret_file = \"t\"\nallow = [9000]\n"))
 	want(t, "name = 5", err, "p.toml:2: name", "a number")
-	_, _, err = LoadBridge(write(t, filepath.Join(dir, "b.toml"), "token_file = 7\nproxy = 3010\n"))
+	_, _, err = loadBridge(write(t, filepath.Join(dir, "b.toml"), "token_file = 7\nproxy = 3010\n"))
 	want(t, "token_file = 7", err, "b.toml:1: token_file", "b.toml:2: proxy", "a number")
-	b, _, err := LoadBridge(write(t, filepath.Join(dir, "b.toml"), "token_file = \"t\"\n[[expose]]\npublic = 9000\ntarget = 9904\n"))
+	b, _, err := loadBridge(write(t, filepath.Join(dir, "b.toml"), "token_file = \"t\"\n[[expose]]\npublic = 9000\ntarget = 9904\n"))
 	if err != nil || len(b.Expose) != 1 {
 		t.Errorf("ports as numbers: %v, %v", b, err)
 	}
@@ -763,7 +763,7 @@ func TestWritableByOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	load := func() error { _, _, err := LoadProxy(path); return err }
+	load := func() error { _, _, err := loadProxy(path); return err }
 	for _, mode := range []fs.FileMode{0o600, 0o644, 0o444} {
 		chmod(path, mode)
 		if err := load(); err != nil {
@@ -842,12 +842,12 @@ func TestOwnedByOthers(t *testing.T) {
 	load := func(t *testing.T, path string) map[string]error {
 		t.Helper()
 		dir := t.TempDir()
-		_, _, direct := LoadBridge(path)
+		_, _, direct := loadBridge(path)
 		_, asToken := ReadTokenFile(path, nil)
-		_, _, secret := LoadProxy(write(t, filepath.Join(dir, "p.toml"), fmt.Sprintf("[[key]]\nname = \"a\"\nsecret_file = %q\nallow = [9000]", path)))
+		_, _, secret := loadProxy(write(t, filepath.Join(dir, "p.toml"), fmt.Sprintf("[[key]]\nname = \"a\"\nsecret_file = %q\nallow = [9000]", path)))
 		_, _, named := Check(write(t, filepath.Join(dir, "b.toml"), fmt.Sprintf("token_file = %q\n", path)))
 		if err := os.Truncate(path, 0); err == nil { // what is read as a token is no configuration, nor the other way round
-			_, _, direct = LoadBridge(path)
+			_, _, direct = loadBridge(path)
 			os.WriteFile(path, []byte(tok), 0o600)
 		}
 		return map[string]error{"config": direct, "token file": asToken, "secret_file": secret, "token_file": named}

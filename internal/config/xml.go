@@ -31,6 +31,13 @@ var xmlKeys = []string{
 	xmlProxyServerIP, xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerIP, xmlRealServerPort,
 }
 
+// xmlOption is the option of ours that a key of the source system stands for. Two keys may share one.
+var xmlOption = map[string]string{
+	xmlWorkPort: "offer", xmlIcPort: "listen", xmlTransferPort: "transfer",
+	xmlProxyServerIP: "proxy", xmlProxyIcPort: "proxy", xmlProxyTransferPort: "proxy_transfer",
+	xmlRealServerIP: "expose", xmlRealServerPort: "expose",
+}
+
 // readXML takes the <add> elements out of <configuration><appSettings>, or out
 // of a text that has nothing around them.
 func (d *doc) readXML(text string) {
@@ -137,7 +144,7 @@ func (d *doc) add(line int, attrs []xml.Attr) {
 	d.options[key] = value
 }
 
-func (d *doc) xmlProxy(p *Proxy) {
+func (d *doc) xmlProxy(p *proxyFile) {
 	work := d.xmlPort(xmlWorkPort, "9000")
 	ic := d.xmlPort(xmlIcPort, "3010")
 	transfer := uint16(0)
@@ -154,7 +161,7 @@ func (d *doc) xmlProxy(p *Proxy) {
 	p.Transfer = xmlListen(transfer)
 }
 
-func (d *doc) xmlBridge(b *Bridge) {
+func (d *doc) xmlBridge(b *bridgeFile) {
 	host := ""
 	if s, ok := d.options[xmlProxyServerIP].(string); ok && strings.Contains(s, "*") && !strings.Contains(s, "rv1_") {
 		_, err := grammar.CanonicalHost(s)
@@ -173,7 +180,9 @@ func (d *doc) xmlBridge(b *Bridge) {
 	}
 	realHost := d.xmlHost(xmlRealServerIP, "127.0.0.1")
 	realPort := d.xmlPort(xmlRealServerPort, "9904")
-	b.Proxy = xmlAddr(host, ic)
+	if addr := xmlAddr(host, ic); addr != "" {
+		b.Proxies = []string{addr}
+	}
 	b.ProxyTransfer = xmlAddr(host, transfer)
 	b.TransferPort = transfer
 	if addr := xmlAddr(realHost, realPort); addr != "" {
@@ -181,6 +190,7 @@ func (d *doc) xmlBridge(b *Bridge) {
 			Public: grammar.Public{Kind: grammar.KindOffered},
 			Target: grammar.Target{Network: "tcp", Address: addr},
 		}}
+		b.exposed = []Place{{d.file, d.line(xmlRealServerPort), xmlRealServerPort}}
 	}
 }
 
@@ -196,7 +206,7 @@ func (d *doc) xmlValue(key, example string) (string, bool) {
 		d.fault(key, errors.New("the value is a token"), "the token comes from --token-file or REVERSER_TOKEN")
 		return "", false
 	}
-	d.used[key] = at(d.file, d.line(key))
+	d.origin[xmlOption[key]] = Place{d.file, d.line(key), key}
 	return s, true
 }
 

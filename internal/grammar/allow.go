@@ -3,6 +3,7 @@ package grammar
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -45,6 +46,24 @@ func ParseAllow(s string) (Allow, error) {
 		return Allow{}, fmt.Errorf("allow %q: %w", s, err)
 	}
 	return a, nil
+}
+
+// ParsePolicy parses the rules of a key, each one once. A key with no rule is refused.
+func ParsePolicy(list []string) (Policy, error) {
+	if len(list) == 0 {
+		return nil, errors.New("a key needs at least one --allow: nothing is allowed that is not listed")
+	}
+	var policy Policy
+	for _, s := range list {
+		a, err := ParseAllow(s)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(policy, a) {
+			policy = append(policy, a)
+		}
+	}
+	return policy, nil
 }
 
 func (a *Allow) parsePorts(s string) error {

@@ -284,13 +284,21 @@ func (e Expose) String() string { return e.Public.String() + "=" + e.Target.Stri
 // overlapping, such as tcp/9000 and tcp/127.0.0.1:9000.
 func CheckExposes(exposes []Expose) error {
 	for i, e := range exposes {
-		for _, earlier := range exposes[:i] {
-			switch {
-			case e.Public == earlier.Public:
-				return fmt.Errorf("public %s is given twice, for target %s and for target %s: keep one", e.Public, earlier.Target, e.Target)
-			case e.Public.Overlaps(earlier.Public):
-				return fmt.Errorf("public %s and public %s overlap, one covers the bind address of the other: keep one, or give one another port", earlier.Public, e.Public)
-			}
+		if err := CheckExpose(exposes[:i], e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckExpose refuses e when one of the earlier ones has its public name, or one that overlaps it.
+func CheckExpose(earlier []Expose, e Expose) error {
+	for _, other := range earlier {
+		switch {
+		case e.Public == other.Public:
+			return fmt.Errorf("public %s is given twice, for target %s and for target %s: keep one", e.Public, other.Target, e.Target)
+		case e.Public.Overlaps(other.Public):
+			return fmt.Errorf("public %s and public %s overlap, one covers the bind address of the other: keep one, or give one another port", other.Public, e.Public)
 		}
 	}
 	return nil

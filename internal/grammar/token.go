@@ -10,15 +10,24 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+
+	"reverser/internal/wire"
 )
 
 const (
 	prefix   = "rv1_"
 	checksum = 4
 	fixed    = 16 + 32 + 32
-	// maxAddr is a DNS name of full length with its trailing dot, and a port.
-	maxAddr = 254 + 1 + 5
 )
+
+// The fields of a token.
+const (
+	fieldAddrs = 1 // host:port, several with commas between
+	// 2 is reserved for a name to send as SNI, 3 for a way out (a proxy on the way to the proxy), 4 for a public key.
+)
+
+// maxAddrs is how many addresses a token has at the most.
+const maxAddrs = 8
 
 // What can be wrong with a token, for errors.Is. The text of an error says
 // what to do.
@@ -40,16 +49,25 @@ func (e *refused) Unwrap() error { return e.kind }
 
 // Token is what a bridge needs to know about its proxy, in the one line that a user copies:
 //
-//	rv1_ base64url( key id 16 | secret 32 | pin 32 | address 0… | checksum 4 )
+//	rv1_ base64url( key id 16 | secret 32 | pin 32 | fields | checksum 4 )
 //
-// without padding. The checksum is the start of SHA-256 over "reverser token v1" and everything before it. It keeps slips of
-// the mouse away from the network and proves nothing: the secret does that. No error and no printed form of a Token holds
-// any of its text.
+// without padding. The fields are those of internal/wire: what is not known is skipped or refused. The checksum is the start
+// of SHA-256 over "reverser token v1" and everything before it. It keeps slips of the mouse away from the network and proves
+// nothing: the secret does that. No error and no printed form of a Token holds any of its text.
 type Token struct {
-	Addr   string // of the proxy's link port, host:port; "" where the proxy could not know it
+	// Addrs are where the proxy's link port is, host:port, the best first; none where the proxy could not know it.
+	Addrs  []string
 	KeyID  [16]byte
 	Secret [32]byte
 	Pin    [32]byte // SHA-256 of the proxy's SubjectPublicKeyInfo
+}
+
+// Addr returns the first address; "" where there is none.
+func (t Token) Addr() string {
+	if len(t.Addrs) == 0 {
+		return ""
+	}
+	return t.Addrs[0]
 }
 
 // base is strict: with the unused bits of the last character free, several
@@ -80,7 +98,7 @@ func ParseToken(s string) (Token, error) {
 	if n := base.EncodedLen(fixed + checksum); len(rest) < n {
 		return Token{}, &refused{ErrTokenLength, fmt.Sprintf("the token is cut short: it has %d characters of at least %d; copy it again, up to its end", len(s), len(prefix)+n)}
 	}
-	if n := base.EncodedLen(fixed + maxAddr + checksum); len(rest) > n {
+	if n := base.EncodedLen(fixed + wire.MaxFields + checksum); len(rest) > n {
 		return Token{}, &refused{ErrTokenLength, fmt.Sprintf("the token is too long: it has %d characters of at most %d; copy one token alone", len(s), len(prefix)+n)}
 	}
 	if len(rest)%4 == 1 {
@@ -95,27 +113,51 @@ func ParseToken(s string) (Token, error) {
 	copy(t.KeyID[:], raw)
 	copy(t.Secret[:], raw[16:])
 	copy(t.Pin[:], raw[48:])
-	if t.Addr = string(raw[fixed : len(raw)-checksum]); t.Addr != "" {
-		// The checksum fits, so no hand slipped: somebody made it so.
-		if addr, err := ParseHostPort(t.Addr); err != nil || addr != t.Addr {
-			return Token{}, &refused{ErrTokenMistyped, "the address inside the token is not host:port: make a new token with `reverser key add` on the proxy"}
-		}
+	if err := t.takeFields(raw[fixed : len(raw)-checksum]); err != nil {
+		return Token{}, err
 	}
 	return t, nil
 }
 
-// Encode writes the token: the one form that holds the secret. Addr must be
-// empty or what ParseHostPort takes.
-func (t Token) Encode() string {
-	addr := t.Addr
-	if canonical, err := ParseHostPort(addr); err == nil {
-		addr = canonical
+// takeFields reads what stands behind the fixed part. The checksum fits, so no hand slipped: somebody made it so.
+func (t *Token) takeFields(b []byte) error {
+	r := wire.ReadFields(b)
+	for f, ok := r.Next(); ok; f, ok = r.Next() {
+		switch {
+		case f.Type == fieldAddrs:
+			t.Addrs = strings.Split(string(f.Value), ",")
+			for _, a := range t.Addrs {
+				if addr, err := ParseHostPort(a); err != nil || addr != a || len(t.Addrs) > maxAddrs {
+					return &refused{ErrTokenMistyped, "the address inside the token is not host:port: make a new token with `reverser key add` on the proxy"}
+				}
+			}
+		case f.Type >= wire.Critical:
+			return &refused{ErrTokenVersion, fmt.Sprintf("the token says something that this program must understand and does not (field %d): use the same version of reverser as on the proxy", f.Type)}
+		}
 	}
-	raw := make([]byte, 0, fixed+len(addr)+checksum)
+	if r.Err() != nil {
+		return &refused{ErrTokenMistyped, "the token is damaged, or of a version of reverser before the first release: make a new token with `reverser key add` on the proxy"}
+	}
+	return nil
+}
+
+// Encode writes the token: the one form that holds the secret. Addrs hold
+// what ParseHostPort takes.
+func (t Token) Encode() string {
+	raw := make([]byte, 0, fixed+64+checksum)
 	raw = append(raw, t.KeyID[:]...)
 	raw = append(raw, t.Secret[:]...)
 	raw = append(raw, t.Pin[:]...)
-	raw = append(raw, addr...)
+	if len(t.Addrs) > 0 {
+		addrs := make([]string, len(t.Addrs))
+		for i, a := range t.Addrs {
+			addrs[i] = a
+			if canonical, err := ParseHostPort(a); err == nil {
+				addrs[i] = canonical
+			}
+		}
+		raw = wire.AppendField(raw, fieldAddrs, []byte(strings.Join(addrs, ",")))
+	}
 	check := sum(raw)
 	return prefix + base.EncodeToString(append(raw, check[:]...))
 }
@@ -162,7 +204,7 @@ func sum(b []byte) [checksum]byte {
 
 // String names the key and the address, which are no secrets, and nothing else.
 func (t Token) String() string {
-	addr := t.Addr
+	addr := strings.Join(t.Addrs, ", ")
 	if addr == "" {
 		addr = "no address"
 	}

@@ -1,18 +1,23 @@
 package grammar
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
+
+	"reverser/internal/wire"
 )
 
-func example(addr string) Token {
-	t := Token{Addr: addr}
+func example(addrs ...string) Token {
+	t := Token{Addrs: addrs}
 	for i := range t.KeyID {
 		t.KeyID[i] = byte(i)
 	}
@@ -23,14 +28,17 @@ func example(addr string) Token {
 	return t
 }
 
-var addrs = []string{"", "a:1", "server.example.com:3010", "203.0.113.7:3010", "[2001:db8::1]:65535", strings.Repeat("a.", 127) + ":65535"}
+var addrs = [][]string{
+	nil, {"a:1"}, {"server.example.com:3010"}, {"203.0.113.7:3010"}, {"[2001:db8::1]:65535"}, {strings.Repeat("a.", 127) + ":65535"},
+	{"one.example.com:3010", "[2001:db8::1]:3010", "203.0.113.7:3009"}, slices.Repeat([]string{strings.Repeat("a.", 127) + ":65535"}, maxAddrs),
+}
 
 func TestRoundTrip(t *testing.T) {
 	for _, addr := range addrs {
-		want := example(addr)
+		want := example(addr...)
 		s := want.Encode()
 		for _, in := range []string{s, " \t" + s + "\r\n"} {
-			if got, err := ParseToken(in); err != nil || got != want {
+			if got, err := ParseToken(in); err != nil || !reflect.DeepEqual(got, want) {
 				t.Errorf("Parse of a token with address %q = %v, %v", addr, got, err)
 			}
 		}
@@ -57,6 +65,7 @@ func TestLayout(t *testing.T) {
 	raw := append([]byte{}, tok.KeyID[:]...)
 	raw = append(raw, tok.Secret[:]...)
 	raw = append(raw, tok.Pin[:]...)
+	raw = append(raw, 1, 0, 3)
 	raw = append(raw, "a:1"...)
 	check := sha256.Sum256(append([]byte("reverser token v1"), raw...))
 	want := "rv1_" + base64.RawURLEncoding.EncodeToString(append(raw, check[:4]...))
@@ -67,17 +76,17 @@ func TestLayout(t *testing.T) {
 
 func TestEverySlipIsRefused(t *testing.T) {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-	for _, addr := range []string{"", "a:1", "bc:12"} { // every remainder of the length
-		s := example(addr).Encode()
+	for _, addr := range [][]string{nil, {"ab:12"}, {"a:1"}} { // every remainder of the length
+		s := example(addr...).Encode()
 		refuse := func(what, changed string) {
 			t.Helper()
 			_, err := ParseToken(changed)
 			if err == nil {
-				t.Errorf("address %q: %s is taken", addr, what)
+				t.Errorf("addresses %q: %s is taken", addr, what)
 				return
 			}
 			if !errors.Is(err, ErrNotToken) && !errors.Is(err, ErrTokenVersion) && !errors.Is(err, ErrTokenLength) && !errors.Is(err, ErrTokenMistyped) {
-				t.Errorf("address %q: %s: %v is of no kind", addr, what, err)
+				t.Errorf("addresses %q: %s: %v is of no kind", addr, what, err)
 			}
 			checkSilent(t, err.Error(), changed)
 		}
@@ -128,7 +137,7 @@ func TestKindsOfError(t *testing.T) {
 		{"a character short", s[:len(s)-1], ErrTokenMistyped, "cut short"},
 		{"a character changed", s[:20] + string(s[20]^1) + s[21:], ErrTokenMistyped, "mistyped"},
 		{"a space inside", s[:20] + " " + s[20:], ErrTokenMistyped, "character 21"},
-		{"very long", "rv1_" + strings.Repeat("A", 1000), ErrTokenLength, "too long"},
+		{"very long", "rv1_" + strings.Repeat("A", 6000), ErrTokenLength, "too long"},
 	} {
 		_, err := ParseToken(c.in)
 		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.word) {
@@ -137,21 +146,61 @@ func TestKindsOfError(t *testing.T) {
 	}
 }
 
+// forged is a token with fields of any kind and a checksum that fits.
+func forged(fields []byte) string {
+	t := example()
+	raw := append(append(append([]byte{}, t.KeyID[:]...), t.Secret[:]...), t.Pin[:]...)
+	raw = append(raw, fields...)
+	check := sum(raw)
+	return prefix + base.EncodeToString(append(raw, check[:]...))
+}
+
 func TestAddressInside(t *testing.T) {
-	for _, addr := range []string{"noport", "a:0", "a:65536", "A.example:1", "a b:1", ":1", "::1:1", "a:1\n", strings.Repeat("a", 300)} {
-		tok := example("")
-		raw := append([]byte{}, tok.KeyID[:]...)
-		raw = append(raw, tok.Secret[:]...)
-		raw = append(raw, tok.Pin[:]...)
-		raw = append(raw, addr...)
-		check := sum(raw)
-		if got, err := ParseToken(prefix + base.EncodeToString(append(raw, check[:]...))); err == nil {
-			t.Errorf("Parse takes the address %q: %v", addr, got)
+	for _, addr := range []string{
+		"", "noport", "a:0", "a:65536", "A.example:1", "a b:1", ":1", "::1:1", "a:1\n", strings.Repeat("a", 300),
+		",a:1", "a:1,", "a:1,,b:1", "a:1, b:1", "a:1,b", strings.Repeat("a:1,", maxAddrs) + "a:1",
+	} {
+		got, err := ParseToken(forged(wire.AppendField(nil, fieldAddrs, []byte(addr))))
+		if !errors.Is(err, ErrTokenMistyped) {
+			t.Errorf("Parse takes the address %q: %v, %v", addr, got, err)
 		}
 	}
-	tok := example("Server.Example:3010")
-	if got, err := ParseToken(tok.Encode()); err != nil || got.Addr != "server.example:3010" {
-		t.Errorf("Parse = %v, %v; want the canonical address", got, err)
+	tok := example("Server.Example:3010", "B:1")
+	if got, err := ParseToken(tok.Encode()); err != nil || got.Addr() != "server.example:3010" || len(got.Addrs) != 2 || got.Addrs[1] != "b:1" {
+		t.Errorf("Parse = %v, %v; want the canonical addresses", got, err)
+	}
+	if a := (Token{}).Addr(); a != "" {
+		t.Errorf("no address is %q", a)
+	}
+}
+
+// A token of a later version says more. What may be skipped is skipped, all else is refused by number.
+func TestFieldsInside(t *testing.T) {
+	addr := wire.AppendField(nil, fieldAddrs, []byte("a:1"))
+	later := wire.AppendField(bytes.Clone(addr), 4, []byte("a public key"))
+	if got, err := ParseToken(forged(later)); err != nil || got.Addr() != "a:1" {
+		t.Errorf("Parse with an unknown field = %v, %v", got, err)
+	}
+	must := wire.AppendField(bytes.Clone(later), 130, nil)
+	if _, err := ParseToken(forged(must)); !errors.Is(err, ErrTokenVersion) || !strings.Contains(err.Error(), "field 130") {
+		t.Errorf("Parse with an unknown critical field: %v", err)
+	}
+	for n := range len(must) { // cut anywhere but between two fields
+		if _, err := ParseToken(forged(must[:n])); (err == nil) != (n == 0 || n == len(addr) || n == len(later)) {
+			t.Errorf("Parse with %d of %d bytes of fields: %v", n, len(must), err)
+		}
+	}
+	for name, fields := range map[string][]byte{
+		"twice":         append(bytes.Clone(addr), addr...),
+		"out of order":  append(wire.AppendField(nil, 2, nil), addr...),
+		"field 0":       {0, 0, 0},
+		"as text":       []byte("server.example.com:3010"), // how a token was before it had fields
+		"too much":      wire.AppendField(nil, 100, make([]byte, wire.MaxFields-2)),
+		"the checksums": append(bytes.Clone(addr), 1, 2, 3, 4),
+	} {
+		if got, err := ParseToken(forged(fields)); !errors.Is(err, ErrTokenMistyped) && !errors.Is(err, ErrTokenLength) {
+			t.Errorf("%s: Parse = %v, %v", name, got, err)
+		}
 	}
 }
 
@@ -196,8 +245,10 @@ func TestNothingPrintsTheSecret(t *testing.T) {
 
 func FuzzParseToken(f *testing.F) {
 	for _, addr := range addrs {
-		f.Add(example(addr).Encode())
+		f.Add(example(addr...).Encode())
 	}
+	f.Add(forged(wire.AppendField(wire.AppendField(nil, 1, []byte("a:1,b:2")), 200, []byte("x"))))
+	f.Add(forged(wire.AppendField(nil, 100, nil)))
 	for _, s := range []string{"", "rv1_", "rv2_AAAA", "rv1_" + strings.Repeat("A", 112), "hello", "rv1_\n", " rv1_é"} {
 		f.Add(s)
 	}
@@ -206,8 +257,8 @@ func FuzzParseToken(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if got := tok.Encode(); got != strings.TrimSpace(s) {
-			t.Errorf("Parse then Encode = %q; want %q", got, s)
+		if again, err := ParseToken(tok.Encode()); err != nil || !reflect.DeepEqual(again, tok) {
+			t.Errorf("Parse, Encode and Parse = %v, %v; want %v", again, err, tok)
 		}
 	})
 }

@@ -41,7 +41,10 @@ func (sl *slot) standing() (standing, <-chan struct{}) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	c := sl.cur
-	if c == nil || c.moved {
+	switch {
+	case sl.frozen:
+		return good, changed // nothing is to be done now
+	case c == nil || c.moved:
 		return over, changed
 	}
 	waited, rtt := sl.link.now()-c.asked, sl.core.rtt

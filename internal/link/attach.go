@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"crypto/hmac"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -30,8 +31,17 @@ func answerTime(handshake time.Duration, table int) time.Duration {
 	return min(max(resumeTimeout, 2*handshake)+tables, attachTimeout)
 }
 
-// readFrame reads exactly one frame; buf is scratch.
+// readFrame reads the next frame that is known here, and nothing behind it; buf is scratch.
 func readFrame(r io.Reader, buf []byte) (wire.Frame, error) {
+	for range mostSkipped {
+		if f, err := readAnyFrame(r, buf); err != nil || f.Type < wire.TypeSkip {
+			return f, err
+		}
+	}
+	return wire.Frame{}, misfit(wire.ErrFlood, "%d frames that are not known here, one after the other", mostSkipped)
+}
+
+func readAnyFrame(r io.Reader, buf []byte) (wire.Frame, error) {
 	if _, err := io.ReadFull(r, buf[:wire.HeaderLen]); err != nil {
 		return wire.Frame{}, err
 	}
@@ -47,9 +57,14 @@ func readFrame(r io.Reader, buf []byte) (wire.Frame, error) {
 	return f, asViolation(err)
 }
 
+// mostSkipped is how many frames that are not known here are skipped while a connection is attached.
+const mostSkipped = 64
+
 // asViolation makes what the peer did wrong of the error of a parser.
 func asViolation(err error) error {
-	if _, ok := errors.AsType[*wire.FormatError](err); ok {
+	_, malformed := errors.AsType[*wire.FormatError](err)
+	_, unsupported := errors.AsType[*wire.UnsupportedError](err)
+	if malformed || unsupported {
 		return misfit(wire.ErrFormat, "%s", err)
 	}
 	return err
@@ -67,58 +82,67 @@ func complain(conn *auth.Conn, err error) {
 	}
 }
 
-// mostEntries is how many streams a table may have: of each end twice as many as are accepted, see core.receiveUnknown.
-const mostEntries = 4 * MaxStreams
-
-// readTable reads the n entries that an ATTACH or ATTACHED announced.
-func readTable(r io.Reader, n, crc uint32, buf []byte) (raw []byte, table []wire.StreamState, err error) {
-	want := int(n) * wire.StreamStateLen
-	if n > mostEntries {
-		return nil, nil, misfit(wire.ErrFormat, "table of %d streams, at most %d are possible", n, mostEntries)
+// readTable reads the n entries of so many bytes each that an ATTACH or ATTACHED announced. It keeps of each what is known here,
+// so that the length of an entry costs no memory. sum is the SHA-256 of all of it.
+func readTable(r io.Reader, n, crc uint32, entry uint8, buf []byte) (sum [32]byte, table []wire.StreamState, err error) {
+	if n > wire.MaxTable {
+		return sum, nil, misfit(wire.ErrFormat, "table of %d streams, at most %d are possible", n, wire.MaxTable)
 	}
-	for len(raw) < want {
+	each, have := int(entry), 0
+	hash, check := sha256.New(), uint32(0)
+	var known []byte
+	for have < int(n) {
 		f, err := readFrame(r, buf)
 		if err != nil {
-			return nil, nil, err
+			return sum, nil, err
 		}
-		if f.Type != wire.TypeST || f.Offset != uint64(len(raw)/wire.StreamStateLen) || len(raw)+len(f.Payload) > want {
-			return nil, nil, misfit(wire.ErrFormat, "%s where entry %d of a table of %d was due", f.Type, len(raw)/wire.StreamStateLen, n)
+		if f.Type != wire.TypeST || f.Offset != uint64(have) || len(f.Payload)%each != 0 || have+len(f.Payload)/each > int(n) {
+			return sum, nil, misfit(wire.ErrFormat, "%s where entry %d of a table of %d was due", f.Type, have, n)
 		}
-		raw = append(raw, f.Payload...)
+		hash.Write(f.Payload)
+		check = crc32.Update(check, castagnoli, f.Payload)
+		for b := f.Payload; len(b) > 0; b = b[each:] {
+			known = append(known, b[:wire.StreamStateLen]...)
+			have++
+		}
 	}
-	if crc32.Checksum(raw, castagnoli) != crc {
-		return nil, nil, misfit(wire.ErrFormat, "table with a wrong checksum")
+	if check != crc {
+		return sum, nil, misfit(wire.ErrFormat, "table with a wrong checksum")
 	}
-	table, err = wire.ParseTable(raw)
-	return raw, table, asViolation(err)
+	table, err = wire.ParseTable(known, wire.StreamStateLen)
+	return [32]byte(hash.Sum(nil)), table, asViolation(err)
 }
 
 // refusal is an attach that was answered with a status other than OK.
 type refusal struct {
-	status wire.Status
-	text   string
+	status   wire.Status
+	text     string
+	comeBack time.Duration // when the peer wants to be asked again; 0: it does not say
 }
 
 func (r *refusal) Error() string { return fmt.Sprintf("attach refused (%s): %s", r.status, r.text) }
 
 // accept binds a connection to its slot at the proxy: prove, fence, rewind, answer.
-func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, raw []byte, table []wire.StreamState) (*carrier, error) {
+func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, sum [32]byte, table []wire.StreamState) (*carrier, error) {
 	if int(a.Slot) >= len(l.slots) {
-		return nil, &refusal{wire.StatusLimit, fmt.Sprintf("slot %d, the proxy has %d", a.Slot, len(l.slots))}
+		return nil, &refusal{status: wire.StatusLimit, text: fmt.Sprintf("slot %d, the proxy has %d", a.Slot, len(l.slots))}
 	}
 	if a.Mode != wire.ModeNew {
-		want := auth.ResumeMAC(l.secret, conn.Exporter, l.sid, a.Slot, gen, raw)
+		want := auth.ResumeMAC(l.secret, conn.Exporter, l.sid, a.Slot, gen, sum)
 		if !hmac.Equal(want[:], a.MAC[:]) {
-			return nil, &refusal{wire.StatusGone, "the proxy does not hold this session (any more)"}
+			return nil, &refusal{status: wire.StatusGone, text: "the proxy does not hold this session (any more)"}
 		}
 	}
 	sl := l.slots[a.Slot]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	if l.Err() != nil {
-		return nil, &refusal{wire.StatusGone, "the session is over"}
+	switch {
+	case l.Err() != nil:
+		return nil, &refusal{status: wire.StatusGone, text: "the session is over"}
+	case sl.frozen:
+		return nil, ErrFrozen
 	}
-	mine, crc, events, err := sl.core.accept(gen, table)
+	mine, crc, events, err := sl.core.accept(gen, conn.Features, table)
 	if _, refused := errors.AsType[*refusal](err); refused {
 		return nil, err
 	}
@@ -177,8 +201,16 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		return nil, at, errOther
 	}
 	sl.mu.Lock()
+	if sl.frozen {
+		sl.mu.Unlock()
+		return nil, at, ErrFrozen
+	}
+	over := sl.core.negotiate(conn.Features)
 	gen, raw, crc := sl.core.dial()
 	sl.fence(errFenced)
+	for _, ev := range over {
+		sl.handle(ev)
+	}
 	sl.mu.Unlock()
 	a := wire.Attach{
 		Mode: mode, Slot: uint8(i), Session: sid,
@@ -187,7 +219,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	}
 	if mode != wire.ModeNew {
 		a.WantInstance = l.peer
-		a.MAC = auth.ResumeMAC(l.secret, conn.Exporter, sid, uint8(i), gen, raw)
+		a.MAC = auth.ResumeMAC(l.secret, conn.Exporter, sid, uint8(i), gen, sha256.Sum256(raw))
 	}
 	begin := time.Now()
 	if mode != wire.ModeNew {
@@ -212,13 +244,13 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		return nil, at, asViolation(err)
 	}
 	if at.Status != wire.StatusOK {
-		return nil, at, &refusal{at.Status, at.Text}
+		return nil, at, &refusal{at.Status, at.Text, time.Duration(at.ComeBack) * time.Millisecond}
 	}
 	if mode == wire.ModeNew {
 		l.agree(at.Window, at.MaxStreams)
 	}
 	rtt := time.Since(begin)
-	_, table, err := readTable(conn, at.Streams, at.TableCRC, buf)
+	_, table, err := readTable(conn, at.Streams, at.TableCRC, at.Entry, buf)
 	if err != nil {
 		return nil, at, fmt.Errorf("read ATTACHED: %w", err)
 	}
@@ -237,6 +269,9 @@ func (sl *slot) resume(c *carrier, table []wire.StreamState, rtt time.Duration) 
 	defer sl.mu.Unlock()
 	if err := sl.link.Err(); err != nil {
 		return err
+	}
+	if sl.frozen {
+		return ErrFrozen
 	}
 	sl.core.measured(rtt, sl.link.now()) // of this path; the old one's says nothing
 	events, err := sl.core.resumed(c.gen, table)

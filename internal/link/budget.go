@@ -11,8 +11,9 @@ const (
 	defaultPool = 128 << 20 // of one process
 	ackEvery    = 256 << 10 // bytes consumed that are worth an ACK whatever the window
 	MaxStreams  = 16_384    // of one link
-	MaxClaims   = 1_024     // of one link
-	glitchLimit = 10_000    // frames that do nothing, less the useful ones since
+	MaxClaims   = 16_384    // of one session
+	maxControl  = 4 * MaxClaims
+	glitchLimit = 10_000 // frames that do nothing, less the useful ones since
 )
 
 // Budget bounds the memory that peers may make one process hold beyond the floor of each stream.

@@ -26,6 +26,7 @@ type slot struct {
 	core     *core         // guarded by mu, as all below
 	cur      *carrier      // nil while no connection carries the slot
 	attached bool          // was ever attached
+	frozen   bool          // see Link.Freeze
 	since    time.Duration // of the last change of cur
 	resumes  uint64
 	reached  netip.Addr    // bridge: where the proxy was when the slot was attached last
@@ -82,6 +83,7 @@ func (sl *slot) install(c *carrier) {
 		sl.resumes++
 	}
 	sl.attached = true
+	sl.link.serving.Add(1) // until run returns
 	sl.cur = c
 	sl.core.ping = true // measures the round trip
 	if len(sl.core.streams) > 0 {
@@ -108,6 +110,7 @@ func (sl *slot) fence(err error) {
 // run serves the connection until it ends, by itself or by fence, and returns why.
 func (c *carrier) run() error {
 	sl := c.slot
+	defer sl.link.serving.Done()
 	sl.mu.Lock()
 	first := pingUsed
 	if c.asked != 0 { // doubt came before the watch
@@ -336,6 +339,15 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 			return used, &protocolError{wire.ErrFormat, err.Error(), false}
 		}
 		used += n
+		if f.Type >= wire.TypeSkip {
+			if err := sl.core.glitch(); err != nil {
+				return used, err
+			}
+			continue
+		}
+		if f.Type == wire.TypeDatagram {
+			return used, violation(wire.ErrUnexpected, "DATAGRAM on a connection that has not negotiated datagrams")
+		}
 		if f.Stream == 0 {
 			if err := c.applyLink(f); err != nil {
 				return used, err
@@ -378,7 +390,7 @@ func (sl *slot) handle(ev event) {
 		ev.stream.ended()
 	case evAcked:
 		ev.stream.change.Broadcast()
-		if ev.stream.restLate != nil { // what waits for credit has nobody else to send it
+		if ev.stream.rest.set { // what waits for credit has nobody else to send it
 			sl.wake()
 		}
 	case evOpened:
@@ -392,7 +404,7 @@ func (sl *slot) handle(ev event) {
 			code = wire.CodeChecksum
 			sl.sayChecksum(s)
 		}
-		if r := s.kill(); r != nil {
+		if r := s.kill(code); r != nil {
 			sl.mu.Unlock()
 			r.Abort(code)
 			sl.mu.Lock()
@@ -430,13 +442,26 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		e := wire.ParseErr(f)
 		return fmt.Errorf("the peer gave the connection up: %s (code %d)", e.Text, e.Code)
 	case wire.TypeGoAway:
-		g := wire.ParseGoAway(f)
+		g, err := wire.ParseGoAway(f)
+		if err != nil {
+			return asViolation(err)
+		}
 		return c.unlocked(func() error { l.goingAway(g); return nil })
-	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeClaimed:
-		if sl.index != 0 || l.dials != (f.Type == wire.TypeClaimed) {
+	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeRound, wire.TypeClaimed, wire.TypeUnclaimed:
+		if sl.index != 0 {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)
 		}
-		return c.unlocked(func() error { return l.claimFrame(f) })
+		err := c.unlocked(func() error { return l.owner.Message(l, f) })
+		if _, malformed := errors.AsType[*wire.FormatError](err); malformed {
+			return violation(wire.ErrClaimInvalid, "%s", err)
+		}
+		if err != nil {
+			return asViolation(err)
+		}
+		if n := len(sl.core.control); n > maxControl {
+			return violation(wire.ErrFlood, "%d answers about claims that the peer does not read", n)
+		}
+		return nil
 	}
 	return &protocolError{wire.ErrUnexpected, fmt.Sprintf("%s on a connection that is attached", f.Type), false}
 }

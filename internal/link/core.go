@@ -1,6 +1,7 @@
 package link
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -19,8 +20,9 @@ type core struct {
 	gen   uint64 // of the last attach that was tried (the dialling end) or accepted (the other one)
 	bound uint64 // generation of the connection that carries the slot; 0: none does
 
-	ids    numbering
-	limits limits
+	ids      numbering
+	limits   limits
+	features wire.Features // of the connection that carries the slot, or carried it last
 
 	// What there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
 	// that nothing grows with what the peer does.
@@ -29,8 +31,8 @@ type core struct {
 	pinged        int // PINGs that are out, at the most: a peer may answer only the last of several
 	pongVal       uint64
 	goAway        *wire.GoAway
-	control       map[uint16][]byte // encoded CLAIM, CLAIMED and UNCLAIM frames by claim id
-	controlOrder  []uint16
+	control       map[uint64][]byte // encoded frames of the owner, see Link.Say
+	controlOrder  []uint64
 	opens         fifo[openList]
 	acks          fifo[ackList]
 	delayed       fifo[delayedList] // ACKs that may wait until Stream.ackDue
@@ -98,11 +100,11 @@ const (
 func newCore(dials bool, index uint8, budget *Budget) *core {
 	c := &core{
 		dials: dials, index: index, budget: budget,
-		streams: make(map[uint64]*Stream), control: make(map[uint16][]byte),
+		streams: make(map[uint64]*Stream), control: make(map[uint64][]byte),
 		ids:    numbering{next: 1<<8 | uint64(index)},
 		limits: limits{open: MaxStreams, accept: MaxStreams, credit: floorWindow},
 	}
-	if dials && broken != oneNumbering {
+	if dials {
 		c.ids.next |= dialled
 	}
 	return c
@@ -112,8 +114,19 @@ func newCore(dials bool, index uint8, budget *Budget) *core {
 // sends OPEN and FORGET. The other end keeps the stream for as long as the opener does.
 func (c *core) mine(id uint64) bool { return (id&dialled != 0) == c.dials }
 
+// mark is the highest id of a stream that this end opened; 0: it opened none.
+func (c *core) mark() uint64 {
+	if last := c.ids.next - 1<<8; last&^dialled > 0xff {
+		return last
+	}
+	return 0
+}
+
 // full reports whether the peer accepts no more streams of this end.
-func (c *core) full() bool { return c.ids.own >= c.limits.open }
+func (c *core) full() bool { return c.ids.own >= c.limits.open || !c.mayOpen() }
+
+// mayOpen reports whether the connection lets this end open streams.
+func (c *core) mayOpen() bool { return !c.dials || c.features&wire.FeatureDialOpens != 0 }
 
 func (c *core) add(s *Stream) {
 	c.streams[s.id] = s
@@ -139,6 +152,11 @@ func (e *protocolError) Error() string { return "protocol violation by the peer:
 
 func violation(code wire.ErrCode, format string, args ...any) error {
 	return &protocolError{code, fmt.Sprintf(format, args...), true}
+}
+
+// Violation is the error of an Owner about what its peer did that the protocol does not allow. It ends the session.
+func Violation(code wire.ErrCode, format string, args ...any) error {
+	return violation(code, format, args...)
 }
 
 // event is what a received frame asks of the shell.
@@ -229,15 +247,22 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 		}
 		return event{}, c.glitch()
 	}
-	if f.Stream <= c.ids.seen && broken != otherEndForgets {
+	if f.Stream <= c.ids.seen {
 		return event{}, c.glitch() // seen and forgotten: an id lives once
 	}
 	o, err := wire.ParseOpen(f)
-	if err != nil {
+	_, unsupported := errors.AsType[*wire.UnsupportedError](err)
+	switch {
+	case err != nil && !unsupported:
 		return event{}, &protocolError{wire.ErrFormat, err.Error(), false}
-	}
-	if f.Offset > 1<<62 {
+	case f.Offset > 1<<62:
 		return event{}, violation(wire.ErrOverflow, "OPEN with credit %d", f.Offset)
+	case !c.dials && c.features&wire.FeatureDialOpens == 0:
+		return event{}, violation(wire.ErrUnexpected, "OPEN by the dialling end on a connection that has not negotiated it")
+	case o.Kind == wire.OpenDatagrams && c.features&wire.FeatureDatagrams == 0:
+		return event{}, violation(wire.ErrUnexpected, "OPEN of a flow on a connection that has not negotiated datagrams")
+	case c.dials && o.Name != "":
+		return event{}, violation(wire.ErrUnexpected, "OPEN that names %q: to the dialling end a claim is named by its number", o.Name)
 	}
 	c.ids.seen = f.Stream
 	s := newStream(f.Stream, o)
@@ -248,13 +273,22 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 	if c.ids.others > 2*c.limits.accept {
 		return event{}, violation(wire.ErrFlood, "%d streams, %d agreed", c.ids.others, c.limits.accept)
 	}
-	if c.ids.others > c.limits.accept {
-		c.end(s, wire.RST, wire.CodeLimit)
-		s.recv.discard = true
-		s.closed = true // nobody has it
-		return event{}, nil
+	switch {
+	case unsupported:
+		c.decline(s, wire.CodeUnsupported)
+	case c.ids.others > c.limits.accept:
+		c.decline(s, wire.CodeLimit)
+	default:
+		return event{kind: evOpened, stream: s}, nil
 	}
-	return event{kind: evOpened, stream: s}, nil
+	return event{}, nil
+}
+
+// decline resets a stream that the peer opened and that nobody here is to have.
+func (c *core) decline(s *Stream, code wire.Code) {
+	c.end(s, wire.RST, code)
+	s.recv.discard = true
+	s.closed = true
 }
 
 // glitch counts a frame that does nothing.
@@ -278,10 +312,10 @@ func (c *core) forget(s *Stream) event {
 
 // settle lets the opener forget a stream that both ends are done with.
 func (c *core) settle(s *Stream) {
-	if !c.mine(s.id) && broken != otherEndForgets || s.forgotten {
+	if !c.mine(s.id) || s.forgotten {
 		return
 	}
-	acked := s.send.end != 0 && (s.send.una == s.send.total() || broken == resetNotRetained && s.send.reset())
+	acked := s.send.end != 0 && s.send.una == s.send.total()
 	if (acked && s.recv.end != 0) || (acked && s.send.reset()) || s.recv.reset() {
 		c.release(s)
 		if s.openSent && c.mine(s.id) {

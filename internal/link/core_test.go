@@ -90,8 +90,9 @@ func (e *ends) cut() {
 
 // resume attaches a new connection.
 func (e *ends) resume() (pe, be error) {
+	e.b.negotiate(wire.FeatureDialOpens)
 	gen, tb, _ := e.b.dial()
-	tp, _, _, pe := e.p.accept(gen, parseTable(e.t, tb))
+	tp, _, _, pe := e.p.accept(gen, wire.FeatureDialOpens, parseTable(e.t, tb))
 	if pe != nil {
 		return pe, nil
 	}
@@ -101,7 +102,7 @@ func (e *ends) resume() (pe, be error) {
 
 func parseTable(t testing.TB, b []byte) []wire.StreamState {
 	t.Helper()
-	table, err := wire.ParseTable(b)
+	table, err := wire.ParseTable(b, wire.StreamStateLen)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,17 +127,18 @@ func TestGenerations(t *testing.T) {
 		return ok && r.status == wire.StatusStale
 	}
 	e := newEnds(t)
+	e.b.negotiate(wire.FeatureDialOpens)
 	older, tb, _ := e.b.dial()
 	newer, _, _ := e.b.dial()
 	if e.b.current(older) || e.b.current(newer) || e.b.current(0) {
 		t.Error("the bridge goes on with an old connection, or with one that was not answered")
 	}
-	tp, _, _, err := e.p.accept(newer, parseTable(t, tb))
+	tp, _, _, err := e.p.accept(newer, wire.FeatureDialOpens, parseTable(t, tb))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, gen := range []uint64{0, older, newer, newer + maxGenJump + 1, 1<<64 - 1} {
-		if _, _, _, err := e.p.accept(gen, nil); !stale(err) || !e.p.current(newer) {
+		if _, _, _, err := e.p.accept(gen, 0, nil); !stale(err) || !e.p.current(newer) {
 			t.Errorf("accept(%d) after %d: %v, want a refusal that changes nothing", gen, newer, err)
 		}
 	}
@@ -153,7 +155,7 @@ func TestGenerations(t *testing.T) {
 	if _, err := e.b.resumed(newer, parseTable(t, tp)); err != errFenced {
 		t.Errorf("a second answer: %v", err)
 	}
-	if _, _, _, err := e.p.accept(newer+maxGenJump, nil); err != nil {
+	if _, _, _, err := e.p.accept(newer+maxGenJump, wire.FeatureDialOpens, nil); err != nil {
 		t.Errorf("a jump that is just allowed: %v", err)
 	}
 }
@@ -380,10 +382,10 @@ func TestViolations(t *testing.T) {
 		{"ack that goes back", false, []wire.Frame{ack(id, 0), ack(id, 0)}, 0},
 		{"ack of a stream never opened", false, []wire.Frame{ack(5<<8|1, 0)}, wire.ErrUnexpected},
 		{"frame of another slot", false, []wire.Frame{ack(1<<8|2, 0)}, wire.ErrUnexpected},
-		{"open of a live id", true, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, 0},
-		{"open of an own id", false, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, wire.ErrUnexpected},
+		{"open of a live id", true, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: []byte{1, 0, 0, 0, 0, 1}}}, 0},
+		{"open of an own id", false, []wire.Frame{{Type: wire.TypeOpen, Stream: id, Payload: []byte{1, 0, 0, 0, 0, 1}}}, wire.ErrUnexpected},
 		{"forget of an own id", false, []wire.Frame{{Type: wire.TypeForget, Stream: id}}, wire.ErrUnexpected},
-		{"open of a forgotten id", true, []wire.Frame{{Type: wire.TypeForget, Stream: id}, {Type: wire.TypeOpen, Stream: id, Payload: make([]byte, 4)}}, 0},
+		{"open of a forgotten id", true, []wire.Frame{{Type: wire.TypeForget, Stream: id}, {Type: wire.TypeOpen, Stream: id, Payload: []byte{1, 0, 0, 0, 0, 1}}}, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

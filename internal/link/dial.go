@@ -57,6 +57,7 @@ type Dialer struct {
 	network bell            // rung by Changed
 	last    context.Context // ended by Last
 	noMore  context.CancelFunc
+	thawed  *Link // that Run begins with, see Thaw
 
 	mu      sync.Mutex
 	present *session   // guarded by mu, as leaving; nil: there is none
@@ -173,47 +174,50 @@ type session struct {
 	link   *Link
 	begun  time.Time
 	cancel context.CancelFunc
-	stop   func() bool // of what ends the session with ctx
+	stop   func() bool // of what ends the session with the context of Run
 	wg     sync.WaitGroup
 }
 
 // begin attaches the first connection of a new session, and keeps all of its slots connected from then on.
 func (d *Dialer) begin(ctx context.Context) (*session, error) {
-	outer := ctx
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(d.last, cancel)
-	s := &session{d: d, link: newLink(true, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers), cancel: cancel}
-	l := s.link
+	if l := d.thawed; l != nil {
+		d.thawed = nil
+		return d.serve(ctx, l, &keeper{d: d, sl: l.slots[0]}, nil), nil
+	}
+	dialling, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(d.last, cancel)()
+	l := newLink(true, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
 	k := &keeper{d: d, sl: l.slots[0]}
-	conn, err := k.next(ctx)
+	conn, err := k.next(dialling)
 	if err != nil {
-		stop()
-		cancel()
 		return nil, err
 	}
 	var sid [16]byte
 	rand.Read(sid[:])
-	c, at, err := k.attach(ctx, wire.ModeNew, sid, conn)
-	stopped := !stop()
+	c, at, err := k.attach(dialling, wire.ModeNew, sid, conn)
 	if err != nil {
-		cancel()
 		return nil, err
 	}
-	s.begun = time.Now()
+	l.reach, l.transfer, l.limit = at.Carriers, at.Transfer, shorter(d.cfg.Detach, at.Detach)
+	return d.serve(ctx, l, k, c), nil
+}
+
+// serve keeps all slots of a session connected. k is the keeper of the control connection, which is c if there is one already.
+func (d *Dialer) serve(ctx context.Context, l *Link, k *keeper, c *carrier) *session {
+	s := &session{d: d, link: l, begun: time.Now()}
+	s.stop = context.AfterFunc(ctx, func() { l.Kill(errStopped) })
+	ctx, s.cancel = context.WithCancel(ctx)
 	d.mu.Lock()
 	d.present = s
 	d.mu.Unlock()
-	if stopped { // meanwhile
-		l.Kill(errStopped)
-	}
-	s.stop = context.AfterFunc(outer, func() { l.Kill(errStopped) })
-	s.wg.Go(func() { l.expire(shorter(d.cfg.Detach, at.Detach)) })
+	s.wg.Go(l.expire)
 	s.wg.Go(func() { k.keep(ctx, c) })
-	for _, sl := range l.slots[1 : 1+min(d.cfg.Carriers, int(at.Carriers))] {
-		k := &keeper{d: d, sl: sl, transfer: at.Transfer}
+	for _, sl := range l.slots[1:min(len(l.slots), 1+int(l.reach))] {
+		k := &keeper{d: d, sl: sl, transfer: l.transfer}
 		s.wg.Go(func() { k.keep(ctx, nil) })
 	}
-	return s, nil
+	return s
 }
 
 // end waits for the end of the session. lived is how long it lasted.
@@ -245,6 +249,11 @@ type keeper struct {
 func (k *keeper) keep(ctx context.Context, c *carrier) {
 	l, i := k.sl.link, int(k.sl.index)
 	mode := wire.ModeJoin
+	k.sl.mu.Lock()
+	if k.sl.attached { // in another process
+		mode = wire.ModeResume
+	}
+	k.sl.mu.Unlock()
 	var serving sync.WaitGroup
 	defer serving.Wait()
 	for {
@@ -383,8 +392,12 @@ func (k *keeper) failed(err error, flaps bool) {
 // Half of it is random, so that bridges that lost the same proxy do not come back in step.
 func Backoff(n int, err error, streams int) time.Duration {
 	r, _ := errors.AsType[*refusal](err)
-	refused := errors.Is(err, auth.ErrRefused) || errors.Is(err, auth.ErrFake) || errors.Is(err, auth.ErrPin) ||
-		r != nil && (r.status == wire.StatusDenied || r.status == wire.StatusDuplicate)
+	if r != nil && r.comeBack > 0 { // it knows better, but it is not to keep this end away
+		return jitter(min(r.comeBack, time.Minute))
+	}
+	_, lacking := errors.AsType[*auth.FeatureError](err)
+	refused := lacking || errors.Is(err, auth.ErrRefused) || errors.Is(err, auth.ErrFake) || errors.Is(err, auth.ErrPin) ||
+		r != nil && (r.status == wire.StatusDenied || r.status == wire.StatusDuplicate || r.status == wire.StatusUnsupported)
 	first, most := 250*time.Millisecond, time.Second
 	switch {
 	case refused:

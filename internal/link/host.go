@@ -74,30 +74,29 @@ func (h *Host) Serve(conn *auth.Conn) error {
 	defer arrived()
 	conn.SetDeadline(time.Now().Add(attachTimeout))
 	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
-	a, gen, rawTable, table, err := readAttach(conn, buf)
+	a, gen, sum, table, err := readAttach(conn, buf)
 	if err != nil {
+		refuse(conn, gen, a.Slot, err)
 		complain(conn, err)
 		return fmt.Errorf("wait for ATTACH: %w", err)
 	}
 	arrived()
 	var l *Link
 	if a.Mode == wire.ModeNew && gen != 1 {
-		err = &refusal{wire.StatusStale, fmt.Sprintf("generation %d, a new session starts with 1", gen)}
+		err = &refusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d, a new session starts with 1", gen)}
 	} else {
 		l, err = h.find(conn, a)
 	}
 	if err == nil {
 		var c *carrier
-		if c, err = l.accept(h, conn, gen, a, rawTable, table); err == nil {
+		if c, err = l.accept(h, conn, gen, a, sum, table); err == nil {
 			h.cfg.Owner.Attached(l, int(a.Slot))
 			err = c.run()
 			h.cfg.Owner.Detached(l, int(a.Slot), err)
 			return err
 		}
 	}
-	if r, ok := errors.AsType[*refusal](err); ok {
-		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: a.Slot, Text: r.text}))
-	}
+	refuse(conn, gen, a.Slot, err)
 	complain(conn, err)
 	if p, ok := errors.AsType[*protocolError](err); ok && p.fatal {
 		l.Kill(err)
@@ -105,54 +104,73 @@ func (h *Host) Serve(conn *auth.Conn) error {
 	return err
 }
 
+// refuse answers an ATTACH with the status that err is of.
+func refuse(conn *auth.Conn, gen uint64, slot uint8, err error) {
+	if r, ok := errors.AsType[*refusal](err); ok {
+		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: slot, Text: r.text}))
+	}
+}
+
 // readAttach reads the first frame of a connection, and the table behind it.
-func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, raw []byte, table []wire.StreamState, err error) {
+func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, sum [32]byte, table []wire.StreamState, err error) {
 	f, err := readFrame(conn, buf)
 	if err != nil {
-		return a, 0, nil, nil, err
+		return a, 0, sum, nil, err
 	}
 	if f.Type != wire.TypeAttach {
-		return a, 0, nil, nil, misfit(wire.ErrUnexpected, "%s before ATTACH", f.Type)
-	}
-	if a, err = wire.ParseAttach(f); err != nil {
-		return a, 0, nil, nil, asViolation(err)
+		return a, 0, sum, nil, misfit(wire.ErrUnexpected, "%s before ATTACH", f.Type)
 	}
 	gen = f.Offset
-	raw, table, err = readTable(conn, a.Streams, a.TableCRC, buf)
-	return a, gen, raw, table, err
+	if a, err = wire.ParseAttach(f); err != nil {
+		if u, ok := errors.AsType[*wire.UnsupportedError](err); ok {
+			return a, gen, sum, nil, &refusal{status: wire.StatusUnsupported, text: u.Error()}
+		}
+		return a, 0, sum, nil, asViolation(err)
+	}
+	sum, table, err = readTable(conn, a.Streams, a.TableCRC, a.Entry, buf)
+	return a, gen, sum, table, err
 }
 
 // find returns the session that the connection belongs to, and makes a new one where that is asked for and possible.
 func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	if !h.cfg.Admit(conn.KeyID, conn.Secret) {
-		return nil, &refusal{wire.StatusDenied, "the key was removed"}
+		return nil, &refusal{status: wire.StatusDenied, text: "the key was removed"}
+	}
+	if conn.Role != wire.RoleBridge {
+		return nil, &refusal{status: wire.StatusUnsupported, text: "this proxy serves bridges only, and neither visitors nor other proxies: update it"}
 	}
 	if a.Mode != wire.ModeNew {
 		h.mu.Lock()
 		l := h.bySID[a.Session]
 		h.mu.Unlock()
 		if l == nil || l.keyID != conn.KeyID || a.WantInstance != h.cfg.Instance {
-			return nil, &refusal{wire.StatusGone, "the proxy does not hold this session (any more)"}
+			return nil, &refusal{status: wire.StatusGone, text: "the proxy does not hold this session (any more)"}
 		}
 		return l, nil
-	}
-	if h.cfg.Draining() {
-		return nil, &refusal{wire.StatusDraining, "the proxy is stopping"}
 	}
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
-	if old != nil && !succeeds(conn, old) {
-		// The same process knows best what became of its own link. Another one has to wait until the old one is silent.
-		if old.peer != conn.Peer && old.Ping(probeOld) {
-			return nil, &refusal{wire.StatusDuplicate, "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
+	draining := &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+	if old != nil && old.frozen() {
+		return nil, ErrFrozen
+	}
+	stopping := h.cfg.Draining()
+	if old != nil && (stopping || !succeeds(conn, old)) { // also while draining: or the drain would wait for streams whose bridge is gone for good
+		// The same process knows best what became of its own link, but it may finish that one beside a session elsewhere. Another one
+		// has to wait until the old one is silent.
+		switch alive := (old.peer != conn.Peer || stopping) && old.Ping(probeOld); {
+		case alive && stopping:
+			return nil, draining
+		case alive:
+			return nil, &refusal{status: wire.StatusDuplicate, text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
 		}
 		old.Kill(ErrReplaced)
 		h.forget(old)
 	}
 	l := newLink(false, h.cfg.Owner, h.cfg.Log, h.cfg.Budget, h.cfg.Carriers)
 	l.begin(conn, a.Session)
-	l.peerName = a.Name
+	l.peerName, l.limit = a.Name, shorter(h.cfg.Detach, a.Detach)
 	l.agree(a.Window, a.MaxStreams)
 	var crowded *Link
 	defer func() {
@@ -164,25 +182,18 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	defer h.mu.Unlock()
 	switch {
 	case h.closed || h.cfg.Draining():
-		return nil, &refusal{wire.StatusDraining, "the proxy is stopping"}
+		return nil, draining
 	case !h.cfg.Admit(conn.KeyID, conn.Secret): // it may have gone while the old link was asked for a sign of life
-		return nil, &refusal{wire.StatusDenied, "the key was removed"}
+		return nil, &refusal{status: wire.StatusDenied, text: "the key was removed"}
 	}
 	old = h.byKey[conn.KeyID]
 	if h.bySID[a.Session] != nil || old != nil && !succeeds(conn, old) {
-		return nil, &refusal{wire.StatusDuplicate, "another bridge attached with this key at the same time"}
+		return nil, &refusal{status: wire.StatusDuplicate, text: "another bridge attached with this key at the same time"}
 	}
-	if old != nil {
-		h.beside[conn.KeyID] = append(h.beside[conn.KeyID], old)
-		if len(h.beside[conn.KeyID]) > mostBeside {
-			crowded = h.beside[conn.KeyID][0]
-		}
+	h.addLocked(l)
+	if len(h.beside[conn.KeyID]) > mostBeside {
+		crowded = h.beside[conn.KeyID][0]
 	}
-	h.bySID[a.Session], h.byKey[conn.KeyID] = l, l
-	h.expiry.Go(func() {
-		l.expire(shorter(h.cfg.Detach, a.Detach))
-		h.forget(l)
-	})
 	return l, nil
 }
 
@@ -194,6 +205,24 @@ func succeeds(conn *auth.Conn, old *Link) bool {
 
 // mostBeside bounds the sessions of a key that finish what they have beside the present one.
 const mostBeside = 3
+
+// addLocked makes l known and watches over its outages.
+func (h *Host) addLocked(l *Link) {
+	h.bySID[l.sid] = l
+	switch present := h.byKey[l.keyID]; {
+	case present != nil && l.Leaving() && !present.Leaving(): // taken over from another process of this proxy, in any order
+		h.beside[l.keyID] = append(h.beside[l.keyID], l)
+	case present != nil:
+		h.beside[l.keyID] = append(h.beside[l.keyID], present)
+		fallthrough
+	default:
+		h.byKey[l.keyID] = l
+	}
+	h.expiry.Go(func() {
+		l.expire()
+		h.forget(l)
+	})
+}
 
 // probeOld is how long an old link may be silent before a new bridge takes over.
 const probeOld = 3 * time.Second

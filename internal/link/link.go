@@ -30,14 +30,14 @@ const DetachLimit = 5 * time.Minute
 // Owner is the part of a proxy or bridge that a Link reports to. The methods are called without any lock held, from the
 // goroutine that reads the connection: they must not wait.
 type Owner interface {
-	Opened(*Stream)                                    // the peer opened a stream
-	Claim(l *Link, id uint16, c wire.Claim, more bool) // proxy
-	Unclaim(l *Link, id uint16)                        // proxy
-	Claimed(l *Link, id uint16, c wire.Claimed)        // bridge
-	Attached(l *Link, slot int)                        // a connection serves the slot from now on
-	Detached(l *Link, slot int, err error)             // none does any more
-	GoingAway(l *Link, drain time.Duration)            // the peer is stopping
-	Ended(l *Link, err error)                          // the session is over; its streams were reset
+	Opened(*Stream) // the peer opened a stream
+	// Message is told of CLAIM, CLAIMED, UNCLAIM, UNCLAIMED and ROUND. The payload is valid during the call only. An error
+	// made by Violation, or a *wire.FormatError, ends the session, any other one the connection.
+	Message(l *Link, f wire.Frame) error
+	Attached(l *Link, slot int)             // a connection serves the slot from now on
+	Detached(l *Link, slot int, err error)  // none does any more
+	GoingAway(l *Link, drain time.Duration) // the peer is stopping
+	Ended(l *Link, err error)               // the session is over; its streams were reset
 }
 
 // Link is one session between a bridge and a proxy.
@@ -56,6 +56,11 @@ type Link struct {
 	ended    chan struct{}
 	heard    bell // a frame of a link itself came, or a connection began or ended
 	back     bell // bridge: a connection was attached
+
+	reach    uint8          // bridge: the highest slot that the proxy accepts
+	transfer uint16         // bridge: the port for carriers that the proxy announced; 0: none
+	limit    time.Duration  // of an outage
+	serving  sync.WaitGroup // connections that were installed
 
 	leaving leaving
 
@@ -83,6 +88,14 @@ func (l *Link) Peer() [16]byte { return l.peer }
 // PeerName is what the bridge calls its host.
 func (l *Link) PeerName() string { return l.peerName }
 
+// Features are those of the control connection, or of the last one while there is none.
+func (l *Link) Features() wire.Features {
+	sl := l.slots[0]
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	return sl.core.features
+}
+
 // Done is closed when the session is over.
 func (l *Link) Done() <-chan struct{} { return l.ended }
 
@@ -107,8 +120,14 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 		best.mu.Lock()
 	}
 	defer best.mu.Unlock()
-	if l.Err() != nil || l.leaving.closed.Load() {
+	switch {
+	case l.Err() != nil, l.leaving.closed.Load():
 		return nil, ErrEnded
+	case best.frozen:
+		return nil, ErrFrozen
+	}
+	if !best.core.mayOpen() {
+		return nil, fmt.Errorf("the proxy takes no connections from this end (%s): update the proxy", wire.FeatureDialOpens)
 	}
 	if best.core.full() {
 		return nil, fmt.Errorf("the peer accepts no more than %d connections on each carrier", best.core.limits.open)
@@ -179,7 +198,7 @@ func (l *Link) Kill(err error) {
 		sl.fence(err)
 		var abort []Receiver
 		for _, s := range sl.core.streams {
-			if r := s.kill(); r != nil {
+			if r := s.kill(wire.CodeAborted); r != nil {
 				abort = append(abort, r)
 			}
 			sl.core.remove(s)
@@ -248,9 +267,10 @@ func (sl *slot) connected() bool {
 	return c != nil && !c.dead
 }
 
-// control queues a frame about a claim on the control connection. A later one about the same claim replaces it: only the
-// last counts. While the control connection is down nothing is queued; the claims are repeated when it is back.
-func (l *Link) control(id uint16, frame []byte) {
+// Say queues a frame on the control connection. A later one with the same id replaces it, in its place in the queue, unless it
+// has gone out: only the last counts. While the control connection is down nothing is queued: when it is back the owner says
+// everything again.
+func (l *Link) Say(id uint64, frame []byte) {
 	sl := l.slots[0]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
@@ -264,36 +284,27 @@ func (l *Link) control(id uint16, frame []byte) {
 	sl.wake()
 }
 
-// Claims sends the bridge's claims, the index being the id. What was claimed before and is not among them is released.
-func (l *Link) Claims(cs []wire.Claim) {
-	for i, c := range cs {
-		l.control(uint16(i), wire.AppendClaim(nil, uint16(i), c, i < len(cs)-1))
+// Marks returns the highest id of a stream that this end opened in each carrier; 0 where it opened none.
+func (l *Link) Marks() []wire.Mark {
+	marks := make([]wire.Mark, 0, len(l.slots)-1)
+	for _, sl := range l.slots[1:] {
+		sl.mu.Lock()
+		marks = append(marks, wire.Mark{Slot: sl.index, Stream: sl.core.mark()})
+		sl.mu.Unlock()
 	}
+	return marks
 }
 
-// Claimed answers a claim.
-func (l *Link) Claimed(id uint16, c wire.Claimed) { l.control(id, wire.AppendClaimed(nil, id, c)) }
-
-func (l *Link) claimFrame(f wire.Frame) error {
-	if f.Offset >= MaxClaims {
-		return violation(wire.ErrClaimInvalid, "claim id %d, at most %d are possible", f.Offset, MaxClaims-1)
-	}
-	id := uint16(f.Offset)
-	switch f.Type {
-	case wire.TypeClaim:
-		c, err := wire.ParseClaim(f)
-		if err != nil {
-			return violation(wire.ErrClaimInvalid, "%s", err)
+// CheckMarks returns a violation when marks that the peer sent cannot be those of its streams.
+func (l *Link) CheckMarks(marks []wire.Mark) error {
+	for _, m := range marks {
+		switch {
+		case m.Stream == 0:
+		case int(m.Slot) >= len(l.slots):
+			return Violation(wire.ErrClaimInvalid, "stream %#x as the mark of slot %d, which was never attached", m.Stream, m.Slot)
+		case l.slots[m.Slot].core.mine(m.Stream):
+			return Violation(wire.ErrClaimInvalid, "stream %#x of the receiver as a mark", m.Stream)
 		}
-		l.owner.Claim(l, id, c, f.Flags&wire.FlagMore != 0)
-	case wire.TypeUnclaim:
-		l.owner.Unclaim(l, id)
-	case wire.TypeClaimed:
-		c, err := wire.ParseClaimed(f)
-		if err != nil {
-			return violation(wire.ErrClaimInvalid, "%s", err)
-		}
-		l.owner.Claimed(l, id, c)
 	}
 	return nil
 }
@@ -341,8 +352,10 @@ func (l *Link) Ping(d time.Duration) bool {
 	}
 }
 
-// expire ends the session when a slot that was attached had no connection for limit. It returns when the session is over.
-func (l *Link) expire(limit time.Duration) {
+// expire ends the session when a slot that was attached had no connection for the limit of an outage. It returns when the session is
+// over.
+func (l *Link) expire() {
+	limit := l.limit
 	next := newAlarm(limit)
 	defer next.timer.Stop()
 	for {
@@ -355,7 +368,7 @@ func (l *Link) expire(limit time.Duration) {
 		left := limit
 		for _, sl := range l.slots {
 			sl.mu.Lock()
-			if sl.cur == nil && sl.attached {
+			if sl.cur == nil && sl.attached && !sl.frozen {
 				left = min(left, limit-(l.now()-sl.since))
 			}
 			sl.mu.Unlock()

@@ -65,14 +65,14 @@ type recorder struct {
 	change  *sync.Cond
 	link    *Link
 	up      map[int]bool
-	claims  map[uint16]wire.Claim
-	claimed map[uint16]wire.Claimed
+	said    map[wire.Type]int // frames of the peer about claims
+	wrong   error             // what Message returns
 	ended   []error
 	streams chan *Stream
 }
 
 func newRecorder() *recorder {
-	r := &recorder{up: map[int]bool{}, claims: map[uint16]wire.Claim{}, claimed: map[uint16]wire.Claimed{}, streams: make(chan *Stream, 1<<15)}
+	r := &recorder{up: map[int]bool{}, said: map[wire.Type]int{}, streams: make(chan *Stream, 1<<15)}
 	r.change = sync.NewCond(&r.mu)
 	return r
 }
@@ -94,14 +94,13 @@ func (r *recorder) wait(cond func() bool) {
 }
 
 func (r *recorder) Opened(s *Stream) { r.streams <- s }
-func (r *recorder) Claim(_ *Link, id uint16, c wire.Claim, _ bool) {
-	r.note(func() { r.claims[id] = c })
+func (r *recorder) Message(_ *Link, f wire.Frame) (err error) {
+	r.note(func() { r.said[f.Type]++; err = r.wrong })
+	return err
 }
-func (r *recorder) Unclaim(_ *Link, id uint16)                 { r.note(func() { delete(r.claims, id) }) }
-func (r *recorder) Claimed(_ *Link, id uint16, c wire.Claimed) { r.note(func() { r.claimed[id] = c }) }
-func (r *recorder) Attached(l *Link, slot int)                 { r.note(func() { r.link, r.up[slot] = l, true }) }
-func (r *recorder) Detached(_ *Link, slot int, _ error)        { r.note(func() { r.up[slot] = false }) }
-func (r *recorder) GoingAway(*Link, time.Duration)             {}
+func (r *recorder) Attached(l *Link, slot int)          { r.note(func() { r.link, r.up[slot] = l, true }) }
+func (r *recorder) Detached(_ *Link, slot int, _ error) { r.note(func() { r.up[slot] = false }) }
+func (r *recorder) GoingAway(*Link, time.Duration)      {}
 func (r *recorder) Ended(_ *Link, err error) {
 	r.note(func() { r.ended = append(r.ended, err); r.up = map[int]bool{} })
 }
@@ -140,14 +139,28 @@ func newUnlikeWorld(t testing.TB, detach, bridgeDetach time.Duration) *world {
 	return w
 }
 
+// newWorldWith has a proxy with these features.
+func newWorldWith(t testing.TB, f wire.Features) *world {
+	n := &memnet.Net{}
+	ln, err := n.Listen("proxy:3010")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startWorld(t, f, 0, 0, ln, func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, "proxy:3010") })
+}
+
 // newWorldOn is newWorld on any network.
 func newWorldOn(t testing.TB, detach, bridgeDetach time.Duration, ln net.Listener, dial func(context.Context) (net.Conn, error)) *world {
+	return startWorld(t, wire.FeatureDialOpens, detach, bridgeDetach, ln, dial)
+}
+
+func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duration, ln net.Listener, dial func(context.Context) (net.Conn, error)) *world {
 	w := &world{t: t, ln: ln, px: newRecorder(), br: newRecorder()}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	key := [16]byte{1}
 	secret := [32]byte{2}
-	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{9}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
+	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{9}, Features: f, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
 	w.host = NewHost(HostConfig{
 		Owner: w.px, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
@@ -170,7 +183,7 @@ func newWorldOn(t testing.TB, detach, bridgeDetach time.Duration, ln net.Listene
 	})
 	w.dialer = NewDialer(DialerConfig{
 		Owner: w.br, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Carriers: testCarriers, Detach: bridgeDetach,
-		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
+		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}, Features: wire.FeatureDialOpens},
 		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) }),
 		Failed: func(int, error, time.Duration) {},
 	})

@@ -48,7 +48,7 @@ func (r *recvHalf) acked() uint64 {
 
 // held is how many bytes are in custody and have not left the process. What is thrown away does not count.
 func (r *recvHalf) held() int64 {
-	if r.discard || broken == endedIsFree {
+	if r.discard {
 		return 0
 	}
 	return int64(r.nxt - r.consumed)
@@ -59,9 +59,6 @@ func (r *recvHalf) reset() bool { return r.end == wire.RST || r.abort }
 func (c *core) receiveData(s *Stream, f wire.Frame, now time.Duration) (event, error) {
 	r := &s.recv
 	n := uint64(len(f.Payload))
-	if broken == relativeOffsets {
-		f.Offset = r.nxt
-	}
 	switch {
 	case f.Offset+n < f.Offset || f.Offset+n > 1<<62:
 		return event{}, violation(wire.ErrOverflow, "DATA of %d bytes at %d", n, f.Offset)
@@ -247,7 +244,7 @@ func (c *core) receiveEnd(s *Stream, f wire.Frame) (event, error) {
 	}
 	if r.end == 0 {
 		r.end, r.code = e.Kind, e.Code
-		if e.CRC != r.crc && broken != endUnchecked {
+		if e.CRC != r.crc {
 			c.ChecksumFails++
 			r.end, r.code = wire.RST, wire.CodeChecksum
 		}

@@ -29,22 +29,42 @@ const maxGenJump = 1 << 32
 // dial begins an attempt at the bridge: the old connection is fenced, and then what this end has is counted. It returns
 // what ATTACH says.
 func (c *core) dial() (gen uint64, table []byte, crc uint32) {
-	if broken != countBeforeFence {
-		c.lost(c.bound)
-	}
+	c.lost(c.bound)
 	c.gen++
 	table, crc = c.table()
 	return c.gen, table, crc
 }
 
-// accept decides about an ATTACH at the proxy and returns the table that ATTACHED carries. From here on the connection of
+// negotiate takes over the features of the connection that is to be attached next, at the dialling end. Without the feature for
+// them the streams of this end are over before that: the events say which.
+func (c *core) negotiate(f wire.Features) (events []event) {
+	c.features = f
+	if c.mayOpen() {
+		return nil
+	}
+	var own []uint64
+	for id := range c.streams {
+		if c.mine(id) {
+			own = append(own, id)
+		}
+	}
+	slices.Sort(own)
+	for _, id := range own {
+		s := c.streams[id]
+		c.remove(s)
+		events = append(events, event{kind: evReset, stream: s})
+	}
+	return events
+}
+
+// accept decides about an ATTACH, on a connection with the features f, at the proxy and returns the table that ATTACHED carries. From here on the connection of
 // that generation carries the slot, and no other one does. A refusal leaves everything as it was; any other error ends
 // the session.
-func (c *core) accept(gen uint64, theirs []wire.StreamState) (table []byte, crc uint32, events []event, err error) {
-	if (gen <= c.gen || gen-c.gen > maxGenJump) && broken != anyGeneration {
-		return nil, 0, nil, &refusal{wire.StatusStale, fmt.Sprintf("generation %d after %d", gen, c.gen)}
+func (c *core) accept(gen uint64, f wire.Features, theirs []wire.StreamState) (table []byte, crc uint32, events []event, err error) {
+	if gen <= c.gen || gen-c.gen > maxGenJump {
+		return nil, 0, nil, &refusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d after %d", gen, c.gen)}
 	}
-	c.gen = gen
+	c.gen, c.features = gen, f
 	c.lost(c.bound)
 	if events, err = c.apply(theirs); err != nil {
 		return nil, 0, nil, err
@@ -57,9 +77,6 @@ func (c *core) accept(gen uint64, theirs []wire.StreamState) (table []byte, crc 
 // resumed goes on at the bridge where the table of the ATTACHED of generation gen says. The answer to an attempt that a
 // later one overtook counts no more.
 func (c *core) resumed(gen uint64, theirs []wire.StreamState) (events []event, err error) {
-	if broken == countBeforeFence {
-		c.lost(c.bound)
-	}
 	if gen != c.gen || c.bound != 0 {
 		return nil, errFenced
 	}
@@ -72,15 +89,12 @@ func (c *core) resumed(gen uint64, theirs []wire.StreamState) (events []event, e
 
 // current says whether the connection of generation gen carries the slot. What comes from any other one is ignored.
 func (c *core) current(gen uint64) bool {
-	if broken == proxyKeepsOld && !c.dials || broken == bridgeKeepsOld && c.dials {
-		return gen != 0 && (gen < c.gen || gen == c.bound)
-	}
 	return gen != 0 && gen == c.bound
 }
 
 // lost says that the connection of generation gen is over. One that was replaced is over already.
 func (c *core) lost(gen uint64) {
-	if gen != 0 && gen == c.bound || broken == lateEndCounts {
+	if gen != 0 && gen == c.bound {
 		c.fence()
 	}
 }
@@ -106,17 +120,23 @@ func (c *core) fence() {
 
 // table encodes what this end has in custody, for every stream of the slot.
 func (c *core) table() (b []byte, crc uint32) {
-	ids := make([]uint64, 0, len(c.streams))
-	for id := range c.streams {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	b = make([]byte, 0, len(ids)*wire.StreamStateLen)
-	for _, id := range ids {
-		r := &c.streams[id].recv
-		b = wire.AppendStreamState(b, wire.StreamState{Stream: id, RcvNxt: r.acked(), Credit: r.granted, CRC: r.crc})
+	streams := c.sorted()
+	b = make([]byte, 0, len(streams)*wire.StreamStateLen)
+	for _, s := range streams {
+		r := &s.recv
+		b = wire.AppendStreamState(b, wire.StreamState{Stream: s.id, RcvNxt: r.acked(), Credit: r.granted, CRC: r.crc})
 	}
 	return b, crc32.Checksum(b, castagnoli)
+}
+
+// sorted returns the slot's streams in the order of their ids.
+func (c *core) sorted() []*Stream {
+	streams := make([]*Stream, 0, len(c.streams))
+	for _, s := range c.streams {
+		streams = append(streams, s)
+	}
+	slices.SortFunc(streams, func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
+	return streams
 }
 
 // apply rewinds every stream to what the peer has and queues what is to be sent again. It returns the streams that ended
@@ -124,34 +144,25 @@ func (c *core) table() (b []byte, crc uint32) {
 func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 	// Streams that wait for their OPEN are absent from the peer's table: they queue again below, in order of their ids,
 	// with those whose OPEN was lost. An id that came late would be taken for one that was seen and forgotten.
-	if broken != opensOutOfOrder {
-		c.opens.clear()
-	}
+	c.opens.clear()
 	theirs := make(map[uint64]wire.StreamState, len(table))
 	for _, st := range table {
 		if uint8(st.Stream) != c.index || c.mine(st.Stream) && st.Stream >= c.ids.next {
 			return nil, violation(wire.ErrResume, "the peer resumes stream %d, which was never opened on slot %d", st.Stream, c.index)
 		}
+		if st.Stream&dialled != 0 && c.features&wire.FeatureDialOpens == 0 {
+			return nil, violation(wire.ErrResume, "the peer resumes stream %d of the dialling end on a connection that has not negotiated such streams", st.Stream)
+		}
 		theirs[st.Stream] = st
 	}
-	streams := make([]*Stream, 0, len(c.streams))
-	for _, s := range c.streams {
-		streams = append(streams, s)
-	}
-	slices.SortFunc(streams, func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
-	for _, s := range streams {
+	for _, s := range c.sorted() {
 		st, known := theirs[s.id]
 		h := &s.send
 		switch {
-		case !known && !c.mine(s.id), !known && broken == missingIsForgotten && c.dials:
+		case !known && !c.mine(s.id):
 			if ev := c.forget(s); ev.kind != evNone {
 				events = append(events, ev)
 			}
-			continue
-		case !known && broken == unknownIsFinished:
-			s.recv.end = wire.FIN
-			c.remove(s)
-			events = append(events, event{kind: evEnd, stream: s})
 			continue
 		case !known:
 			if h.una != 0 && !h.moot {
@@ -163,10 +174,10 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 		}
 		s.openSent = true
 		if !h.moot {
-			if (st.RcvNxt < h.una || st.RcvNxt > h.max) && broken != anyPosition {
+			if st.RcvNxt < h.una || st.RcvNxt > h.max {
 				return nil, violation(wire.ErrResume, "stream %d: the peer has %d bytes, acknowledged %d of %d sent", s.id, st.RcvNxt, h.una, h.max)
 			}
-			if st.CRC != h.q.crcAt(min(st.RcvNxt, h.q.end)) && broken != resumeUnchecked {
+			if st.CRC != h.q.crcAt(min(st.RcvNxt, h.q.end)) {
 				c.ChecksumFails++
 				c.end(s, wire.RST, wire.CodeChecksum)
 				s.recv.discard = true

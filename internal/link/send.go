@@ -81,9 +81,6 @@ func (h *sendHalf) charge(b *Budget) {
 
 // pending says whether there is anything to send.
 func (h *sendHalf) pending() bool {
-	if broken == endSentOnce && h.max == h.total() && h.nxt >= h.q.end {
-		return false
-	}
 	return !h.moot && h.nxt < h.allowed()
 }
 
@@ -132,9 +129,6 @@ func (c *core) end(s *Stream, kind wire.EndKind, code wire.Code) {
 		return
 	}
 	c.touch(s)
-	if broken == resetNotRetained {
-		c.settle(s)
-	}
 }
 
 const quantum = ChunkSize
@@ -266,21 +260,15 @@ func (h *sendHalf) addData(b *bundle, id uint64, limit int) {
 	b.add(id, h.nxt, h.cur, from, to)
 	h.nxt += uint64(to - from)
 	h.max = max(h.max, h.nxt)
-	if broken == freeOnWrite {
-		h.ack(h.nxt)
-	}
 }
 
 func (c *core) receiveAck(s *Stream, f wire.Frame) (event, error) {
 	h := &s.send
 	// Against the highest offset ever sent: after a resume nxt stands lower, and a late ACK is still honest.
-	if f.Offset > h.max || broken == ackAgainstNext && f.Offset > h.nxt {
+	if f.Offset > h.max {
 		return event{}, violation(wire.ErrAckBeyond, "ACK of %d on stream %d, sent %d", f.Offset, s.id, h.max)
 	}
 	h.credit = max(h.credit, wire.AckCredit(f))
-	if broken == creditGoesBack {
-		h.credit = wire.AckCredit(f)
-	}
 	h.ack(f.Offset)
 	c.touch(s)
 	c.settle(s)

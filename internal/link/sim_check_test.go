@@ -1,8 +1,6 @@
 package link
 
 import (
-	"cmp"
-	"maps"
 	"slices"
 
 	"reverser/internal/wire"
@@ -19,7 +17,7 @@ func (w *sim) check() {
 		if o := w.procs[1-e]; o.sid == p.sid {
 			peer = o.core
 		}
-		for _, s := range sortedStreams(p.core) {
+		for _, s := range p.core.sorted() {
 			w.checkSend(p, s, peer)
 			w.checkRecv(p, s)
 			if w.err != nil {
@@ -245,8 +243,4 @@ func (w *sim) atRest() {
 			}
 		}
 	}
-}
-
-func sortedStreams(c *core) []*Stream {
-	return slices.SortedFunc(maps.Values(c.streams), func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
 }

@@ -26,6 +26,7 @@ func (w *sim) dial() {
 		w.loseUnanswered()
 		w.newSession()
 	}
+	b.core.negotiate(wire.FeatureDialOpens)
 	gen, raw, _ := b.core.dial()
 	w.serial++
 	k := &conn{id: w.serial, gen: gen, sid: b.sid}
@@ -70,8 +71,28 @@ func (w *sim) fenceOthers(e int, keep *conn) {
 
 // keepLeak remembers what a leaky fence of the connection lets through.
 func (w *sim) keepLeak(k *conn, e int) {
-	if end := &k.ends[e]; w.leaky && end.attached && k.sid == w.procs[e].sid {
-		end.leak = slices.Concat(end.in, k.dir[e].buf)
+	end := &k.ends[e]
+	if !w.leaky || !end.attached || k.sid != w.procs[e].sid {
+		return
+	}
+	end.leak = slices.Concat(end.in, k.dir[e].buf)
+	if e == atBridge {
+		w.getAhead(k, atProxy)
+	}
+}
+
+// getAhead lets an end take what is there, and its sockets read, so that it grants more than its ACKs on their way say, which may leak.
+func (w *sim) getAhead(k *conn, e int) {
+	if w.pick("get ahead", 2) == 0 {
+		return
+	}
+	if f := &k.dir[e]; k.ends[e].open && k.ends[e].attached && !f.mute && len(f.buf) > 0 {
+		w.take(k, e, len(f.buf))
+	}
+	for _, x := range w.procs[e].sorted() {
+		if x.wait > 0 && !x.over() {
+			w.readSock(x, x.wait)
+		}
 	}
 }
 
@@ -86,7 +107,7 @@ func (w *sim) loseUnanswered() {
 
 // falsify changes one entry of a table that end victim will apply, to what its peer cannot have.
 func (w *sim) falsify(raw []byte, victim int) uint64 {
-	table, err := wire.ParseTable(raw)
+	table, err := wire.ParseTable(raw, wire.StreamStateLen)
 	c := w.procs[victim].core
 	if err != nil || c == nil || w.procs[0].sid != w.procs[1].sid {
 		return 0
@@ -205,7 +226,14 @@ func (w *sim) lateEnd() {
 func (w *sim) redial() {
 	b := w.procs[atBridge]
 	busy := b.newest != nil && b.newest.ends[atBridge].open
-	if !busy || w.pick("dial beside the old one", 8) == 1 {
+	often := 8
+	if w.leaky { // what an old connection still holds is all that can leak
+		often = 2
+	}
+	if !busy || w.pick("dial beside the old one", often) == 1 {
+		if busy && w.leaky {
+			w.getAhead(b.newest, atBridge)
+		}
 		w.dial()
 	}
 }
@@ -370,7 +398,7 @@ func (w *sim) greet(k *conn, e int) bool {
 	var at wire.Attached
 	if err == nil && e == atProxy {
 		if a, err = wire.ParseAttach(f); err == nil {
-			_, table, err = readTable(r, a.Streams, a.TableCRC, make([]byte, len(buf)))
+			_, table, err = readTable(r, a.Streams, a.TableCRC, a.Entry, make([]byte, len(buf)))
 		}
 	} else if err == nil {
 		if f.Type == wire.TypeErr {
@@ -378,7 +406,7 @@ func (w *sim) greet(k *conn, e int) bool {
 			return false
 		}
 		if at, err = wire.ParseAttached(f); err == nil {
-			_, table, err = readTable(r, at.Streams, at.TableCRC, make([]byte, len(buf)))
+			_, table, err = readTable(r, at.Streams, at.TableCRC, at.Entry, make([]byte, len(buf)))
 		}
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -419,7 +447,7 @@ func (w *sim) attach(k *conn, gen uint64, a wire.Attach, table []wire.StreamStat
 		return
 	}
 	lie := w.lieFor(atProxy, k.ends[atBridge].lie)
-	raw, crc, events, err := p.core.accept(gen, table)
+	raw, crc, events, err := p.core.accept(gen, wire.FeatureDialOpens, table)
 	if r, refused := errors.AsType[*refusal](err); refused {
 		w.trace("the proxy refuses connection %d: %v", k.id, err)
 		if gen > p.last && gen-p.last <= math.MaxUint32 {
@@ -506,6 +534,7 @@ func (w *sim) attached(k *conn, gen uint64, at wire.Attached, table []wire.Strea
 		w.handle(b, ev)
 	}
 	w.checksAgreed(atBridge)
+	w.leakAtOnce(atBridge)
 }
 
 // flush does what the writer of the current connection does.
@@ -650,7 +679,7 @@ func (w *sim) endSession(e int, why string) {
 			w.abort(k, why)
 		}
 	}
-	for _, s := range sortedStreams(p.core) {
+	for _, s := range p.core.sorted() {
 		p.core.remove(s)
 	}
 	sid := p.sid

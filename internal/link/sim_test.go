@@ -47,6 +47,7 @@ var actions = []action{
 	{"late end", 1, (*sim).lateEnd},
 	{"leak", 6, (*sim).leak},
 	{"crash", 1, (*sim).crash},
+	{"hand over", 1, (*sim).handOver},
 }
 
 func (w *sim) pass() {
@@ -150,10 +151,11 @@ func TestSimulation(t *testing.T) {
 		s := w.stats
 		all = simStats{all.steps + s.steps, all.bytes + s.bytes, all.resumes + s.resumes,
 			all.stale + s.stale, all.sessions + s.sessions, all.leaks + s.leaks, all.lies + s.lies, all.wrong + s.wrong,
+			all.handedOver + s.handedOver, all.carried + s.carried, all.finished + s.finished,
 			[2]int{all.opened[0] + s.opened[0], all.opened[1] + s.opened[1]}}
 	}
 	t.Logf("%d seeds: %+v", n, all)
-	if all.resumes == 0 || all.stale == 0 || all.leaks == 0 || all.lies == 0 || all.wrong == 0 || all.bytes == 0 || all.opened[atProxy] == 0 || all.opened[atBridge] == 0 {
+	if all.resumes == 0 || all.stale == 0 || all.leaks == 0 || all.lies == 0 || all.wrong == 0 || all.bytes == 0 || all.opened[atProxy] == 0 || all.opened[atBridge] == 0 || all.carried == 0 || all.finished == 0 {
 		t.Errorf("some faults never happened: %+v", all)
 	}
 }

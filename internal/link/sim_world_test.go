@@ -49,6 +49,7 @@ type sim struct {
 // simStats says what a run went through, so that a test can tell whether the faults happen at all.
 type simStats struct {
 	steps, bytes, resumes, stale, sessions, leaks, lies, wrong int
+	handedOver, carried, finished                              int    // processes that were handed over, and the streams that went with them
 	opened                                                     [2]int // streams, by the end that opened them
 }
 
@@ -140,7 +141,7 @@ func (p *pair) over() bool {
 func newSim(pick func(string, int) int) *sim {
 	w := &sim{pick: pick, trace: func(string, ...any) {}, now: time.Second}
 	switch pick("kind of world", 16) {
-	case 1, 2, 3:
+	case 1, 2, 3, 10, 11:
 		w.leaky = true
 	case 4:
 		w.corrupt = true

@@ -32,20 +32,25 @@ type Stream struct {
 	openSent  bool // the peer was told of the stream on this connection or an earlier one, or opened it itself
 	forgotten bool // not in the core any more
 
-	change    sync.Cond // on slot.mu: room, data, end or deadline
-	receiver  Receiver
-	busy      bool // somebody hands data to the receiver or drains the backlog
-	told      wire.EndKind
-	dead      bool // the session is gone
-	closed    bool // by the local user of the net.Conn
-	noWait    bool // the socket is dead: Room waits no more
-	writing   bool // a Write is under way: the bytes of each stay together
-	rdl, wdl  *deadline
-	resumes0  uint64 // the slot's count when the stream was made
-	flushLate *time.Timer
-	restLate  *time.Timer // see SendRest
-	look      *time.Timer // see Room
-	looking   bool
+	change     sync.Cond // on slot.mu: room, data, end or deadline
+	receiver   Receiver
+	calls      int  // of the receiver that are under way, Abort apart
+	detached   bool // between Detach and SetReceiver
+	busy       bool // somebody hands data to the receiver or drains the backlog
+	told       wire.EndKind
+	dead       bool // the session is gone
+	deadCode   wire.Code
+	closed     bool // by the local user of the net.Conn
+	noWait     bool // the socket is dead: Room waits no more
+	writing    bool // a Write is under way: the bytes of each stay together
+	rdl, wdl   *deadline
+	resumes0   uint64      // the slot's count when the stream was made
+	frozen     bool        // see Freeze
+	flush      countdown   // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
+	rest       countdown   // see SendRest
+	restCredit uint64      // when rest began
+	look       *time.Timer // see Room
+	looking    bool
 }
 
 // Receiver takes what arrives on a stream. Receive, Backlogged and Ended come one at a time and in order, without any lock
@@ -74,6 +79,9 @@ func (s *Stream) bind(sl *slot) {
 	s.resumes0 = sl.resumes
 }
 
+// Link is the session that the stream is of.
+func (s *Stream) Link() *Link { return s.slot.link }
+
 // ID is unique in the session.
 func (s *Stream) ID() uint64 { return s.id }
 
@@ -84,6 +92,13 @@ func (s *Stream) Open() wire.Open { return s.open }
 func (s *Stream) Resumes() uint64 {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
+	return s.resumesLocked()
+}
+
+func (s *Stream) resumesLocked() uint64 {
+	if s.slot == nil { // a core without its shell
+		return -s.resumes0
+	}
 	return s.slot.resumes - s.resumes0
 }
 
@@ -108,7 +123,7 @@ func (s *Stream) Room(gone func() bool) (int, error) {
 		defer s.look.Stop()
 		defer func() { s.looking = false }()
 	}
-	return s.roomLocked()
+	return s.roomLocked(false)
 }
 
 // watchLocked asks gone now and then while looking is set.
@@ -137,6 +152,9 @@ const lookEvery = 2 * time.Second
 // ErrNoWait is what Room returns where it would wait for the sake of a socket that is dead.
 var ErrNoWait = errors.New("stream: the socket is dead")
 
+// ErrDetached is what Room returns behind Detach.
+var ErrDetached = errors.New("stream: no receiver any more")
+
 // NoWait makes Room fail where it would wait: nothing that comes later will be read.
 func (s *Stream) NoWait() {
 	s.slot.mu.Lock()
@@ -145,11 +163,17 @@ func (s *Stream) NoWait() {
 	s.change.Broadcast()
 }
 
-func (s *Stream) roomLocked() (int, error) {
+// roomLocked waits for room. While the link is frozen it fails, unless patient: then it waits for that too.
+func (s *Stream) roomLocked(patient bool) (int, error) {
 	for {
 		switch n, err := s.send.room(s.slot.core.budget), s.mute(); {
 		case err != nil:
 			return 0, err
+		case s.detached:
+			return 0, ErrDetached
+		case s.frozen && !patient:
+			return 0, ErrFrozen
+		case s.frozen:
 		case n > 0:
 			return n, nil
 		case s.noWait:
@@ -176,7 +200,7 @@ func (s *Stream) mute() error {
 func (s *Stream) TryRoom() int {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if s.mute() != nil {
+	if s.mute() != nil || s.frozen || s.detached {
 		return 0
 	}
 	return s.send.room(s.slot.core.budget)
@@ -208,28 +232,35 @@ func (s *Stream) SendRest(cs ...*Chunk) bool {
 		return false
 	}
 	s.putLocked(cs)
-	if s.restLate == nil {
-		s.giveUpRest(s.send.credit)
+	if !s.rest.set {
+		s.limitRest()
 	}
 	return true
 }
 
+// limitRest gives what SendRest put flushTimeout to be taken. slot.mu is held.
+func (s *Stream) limitRest() {
+	s.restCredit = s.send.credit
+	s.rest.start(s.slot.link.now(), flushTimeout, s.giveUpRest)
+}
+
 // giveUpRest gives up what SendRest put when the peer, which has all that it gave credit for, gave no more for flushTimeout: its
-// reader takes nothing, and is to learn of the reset. slot.mu is held.
-func (s *Stream) giveUpRest(credit uint64) {
-	s.restLate = time.AfterFunc(flushTimeout, func() {
-		s.slot.mu.Lock()
-		defer s.slot.mu.Unlock()
-		h := &s.send
-		switch {
-		case s.forgotten || h.moot || h.end != 0 && h.q.end <= h.max:
-		case h.end == 0 || h.credit > credit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
-			s.giveUpRest(h.credit) // it is not the reader that is waited for, or it reads
-		default:
-			s.slot.core.cutRest(s)
-			s.slot.wake()
-		}
-	})
+// reader takes nothing, and is to learn of the reset.
+func (s *Stream) giveUpRest() {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	if !s.rest.over() {
+		return
+	}
+	h := &s.send
+	switch {
+	case s.forgotten || h.moot || h.end != 0 && h.q.end <= h.max:
+	case h.end == 0 || h.credit > s.restCredit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
+		s.limitRest() // it is not the reader that is waited for, or it reads
+	default:
+		s.slot.core.cutRest(s)
+		s.slot.wake()
+	}
 }
 
 // heardFor says whether the slot has had its connection for so long, and that is not silent. mu is held.
@@ -324,12 +355,13 @@ func (s *Stream) discardLocked() {
 	}
 }
 
-// SetReceiver says who takes what arrives. It is called once; what arrived before is a backlog.
+// SetReceiver says who takes what arrives. It is called once, and once more behind each Detach; what arrived before is a backlog.
 func (s *Stream) SetReceiver(r Receiver) {
 	s.slot.mu.Lock()
+	s.detached = false
 	if s.dead {
 		s.slot.mu.Unlock()
-		r.Abort(wire.CodeAborted)
+		r.Abort(s.deadCode)
 		return
 	}
 	s.receiver = r
@@ -338,9 +370,39 @@ func (s *Stream) SetReceiver(r Receiver) {
 	s.slot.mu.Unlock()
 }
 
+// Detach takes the stream away from its receiver. When it returns, no call of the receiver is under way and none will come, but for an
+// Abort that had begun, and Room returns ErrDetached. What arrives waits in the stream. Who is writing what Backlog returned may still
+// say what was Consumed; it gets no more. Bytes may still be sent, too. SetReceiver ends the state, and tells nothing twice.
+func (s *Stream) Detach() {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	s.detached = true
+	s.change.Broadcast()
+	for s.calls > 0 {
+		s.change.Wait()
+	}
+	s.receiver, s.busy = nil, false
+	s.flush.freeze(s.slot.link.now())
+}
+
+// call begins a call of the receiver, for which slot.mu is released; returned ends it.
+func (s *Stream) call() Receiver {
+	s.calls++
+	r := s.receiver
+	s.slot.mu.Unlock()
+	return r
+}
+
+func (s *Stream) returned() {
+	s.slot.mu.Lock()
+	if s.calls--; s.detached {
+		s.change.Broadcast()
+	}
+}
+
 // deliver takes new bytes in order. slot.mu is held; it is released while the receiver is called.
 func (s *Stream) deliver(bufs [][]byte) {
-	if s.receiver == nil || s.busy || s.recv.q.head != nil {
+	if s.receiver == nil || s.detached || s.busy || s.recv.q.head != nil {
 		for _, b := range bufs {
 			s.recv.q.write(b)
 		}
@@ -348,9 +410,8 @@ func (s *Stream) deliver(bufs [][]byte) {
 		return
 	}
 	s.busy = true
-	s.slot.mu.Unlock()
-	n := s.receiver.Receive(bufs)
-	s.slot.mu.Lock()
+	n := s.call().Receive(bufs)
+	s.returned()
 	total := 0
 	for _, b := range bufs {
 		total += len(b)
@@ -361,9 +422,8 @@ func (s *Stream) deliver(bufs [][]byte) {
 		s.recv.q.unread(n, bufs)
 	}
 	if s.recv.due(n) {
-		s.slot.mu.Unlock()
-		behind := s.receiver.Behind()
-		s.slot.mu.Lock()
+		behind := s.call().Behind()
+		s.returned()
 		s.recv.behind = behind
 	}
 	s.slot.core.consume(s, n, s.slot.link.now()) // the caller sends what that brings
@@ -374,13 +434,16 @@ func (s *Stream) deliver(bufs [][]byte) {
 // or leaves to the receiver that drains the backlog.
 func (s *Stream) handOver() {
 	for {
+		if s.detached {
+			s.busy = false
+			return
+		}
 		if s.recv.q.head != nil {
 			if s.recv.reset() {
 				s.limitFlush()
 			}
-			s.slot.mu.Unlock()
-			s.receiver.Backlogged()
-			s.slot.mu.Lock()
+			s.call().Backlogged()
+			s.returned()
 			return
 		}
 		kind := s.recv.end
@@ -392,21 +455,32 @@ func (s *Stream) handOver() {
 			return
 		}
 		s.told = kind
-		if s.flushLate != nil {
-			s.flushLate.Stop()
-		}
+		s.flush.stop()
 		code := s.recv.code
-		s.slot.mu.Unlock()
-		s.receiver.Ended(kind, code)
-		s.slot.mu.Lock()
+		s.call().Ended(kind, code)
+		s.returned()
 	}
 }
 
-// limitFlush gives the bytes before a RST flushTimeout to be delivered.
+// limitFlush gives the bytes before a RST flushTimeout to be delivered. slot.mu is held.
 func (s *Stream) limitFlush() {
-	if s.flushLate == nil {
-		r, code := s.receiver, s.recv.code
-		s.flushLate = time.AfterFunc(flushTimeout, func() { r.Abort(code) })
+	if !s.flush.set {
+		s.flush.start(s.slot.link.now(), flushTimeout, s.giveUpFlush)
+		return
+	}
+	s.flush.thaw(s.slot.link.now(), s.giveUpFlush) // behind Detach
+}
+
+// giveUpFlush ends a stream whose last bytes nobody took.
+func (s *Stream) giveUpFlush() {
+	s.slot.mu.Lock()
+	late, r, code := s.flush.over(), s.receiver, s.recv.code
+	if late && r == nil { // nobody has the stream yet: whoever gets it is told
+		s.flush.frozen = 0
+	}
+	s.slot.mu.Unlock()
+	if late && r != nil {
+		r.Abort(code)
 	}
 }
 
@@ -415,7 +489,7 @@ const flushTimeout = 10 * time.Second
 // ended takes note of the peer's end. slot.mu is held as in deliver.
 func (s *Stream) ended() {
 	s.change.Broadcast()
-	if s.receiver == nil {
+	if s.receiver == nil || s.detached {
 		return
 	}
 	if s.busy {
@@ -428,11 +502,11 @@ func (s *Stream) ended() {
 	s.handOver()
 }
 
-// Backlog returns bytes that wait for the receiver, nil when there are none any more. They stay valid until Consumed.
+// Backlog returns bytes that wait for the receiver, nil when there are none any more, or not for this receiver. They stay valid until Consumed.
 func (s *Stream) Backlog() []byte {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if c := s.recv.q.head; c != nil {
+	if c := s.recv.q.head; c != nil && !s.detached {
 		return c.data()[s.recv.pos:c.n]
 	}
 	s.handOver()
@@ -451,7 +525,7 @@ func (s *Stream) consumedLocked(n int) {
 	if r.discard {
 		return // accounted for already
 	}
-	r.behind = s.receiver != nil // else there would be no backlog
+	r.behind = s.receiver != nil || s.detached // else there would be no backlog
 	r.pos += n
 	if c := r.q.head; r.pos == c.n {
 		r.q.freeBelow(r.q.base + uint64(c.n))
@@ -462,12 +536,13 @@ func (s *Stream) consumedLocked(n int) {
 	}
 }
 
-// kill ends the stream because its session is gone. slot.mu is held; the result is called without it.
-func (s *Stream) kill() Receiver {
+// kill ends the stream because its session is gone, or the peer does not know it any more. slot.mu is held; the result is told of it
+// without the lock, a receiver that comes later by SetReceiver.
+func (s *Stream) kill(code wire.Code) Receiver {
 	if s.dead {
 		return nil
 	}
-	s.dead = true
+	s.dead, s.deadCode = true, code
 	s.change.Broadcast()
 	return s.receiver
 }
@@ -484,6 +559,9 @@ func (s *Stream) Read(p []byte) (int, error) {
 			return 0, s.opError("read", os.ErrDeadlineExceeded)
 		case len(p) == 0:
 			return 0, nil
+		case s.frozen:
+			s.change.Wait()
+			continue
 		}
 		if c := s.recv.q.head; c != nil {
 			n := copy(p, c.data()[s.recv.pos:c.n])
@@ -516,7 +594,7 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 		s.change.Broadcast()
 	}()
 	for {
-		room, err := s.roomLocked()
+		room, err := s.roomLocked(true)
 		if err != nil {
 			return n, s.opError("write", err)
 		}

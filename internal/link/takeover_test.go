@@ -12,6 +12,7 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/memnet"
+	"reverser/internal/wire"
 )
 
 func second(w *world, instance byte) (*recorder, func()) {
@@ -113,6 +114,22 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
+// What the peer says of when to come back is obeyed within reason, and who needs an update is in no hurry.
+func TestBackoffThatThePeerAsksFor(t *testing.T) {
+	for asked, want := range map[time.Duration]time.Duration{3 * time.Second: 3 * time.Second, time.Hour: time.Minute} {
+		for range 50 {
+			if d := Backoff(1, &refusal{status: wire.StatusDraining, comeBack: asked}, 5); d < want/2 || d > want*3/2 {
+				t.Errorf("asked for %s: %s, want about %s", asked, d, want)
+			}
+		}
+	}
+	for _, err := range []error{&auth.FeatureError{Missing: 1}, &refusal{status: wire.StatusUnsupported}} {
+		if d := Backoff(10, err, 0); d < 30*time.Second {
+			t.Errorf("%v: the next attempt comes after %s", err, d)
+		}
+	}
+}
+
 // TestASecondBridgeWhileTheControlConnectionIsAway: the first one is alive as long as any of its connections is.
 func TestASecondBridgeWhileTheControlConnectionIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -135,4 +152,45 @@ func TestASecondBridgeWhileTheControlConnectionIsAway(t *testing.T) {
 			}
 		}
 	})
+}
+
+// While the proxy drains, a bridge that was restarted is refused, but first its former self is buried: nobody waits for those streams.
+func TestDrainingBuriesTheDead(t *testing.T) {
+	for name, dead := range map[string]bool{"dead": true, "alive": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 0)
+				w.net.SetLatency(memnet.Both, time.Millisecond)
+				old := w.px.link
+				var draining atomic.Bool
+				w.host.cfg.Draining = draining.Load
+				if dead {
+					for _, c := range w.net.Conns() {
+						c.BlackHole(memnet.Both)
+					}
+					w.stop()
+				}
+				draining.Store(true)
+				br2, cancel := second(w, 8)
+				time.Sleep(probeOld + time.Second)
+				if err := old.Err(); dead != errors.Is(err, ErrReplaced) {
+					t.Errorf("the old session: %v", err)
+				}
+				if n := len(w.host.Links()); (n == 1) == dead {
+					t.Errorf("%d sessions", n)
+				}
+				br2.mu.Lock()
+				if len(br2.up) != 0 {
+					t.Errorf("the new bridge was let in: %v", br2.up)
+				}
+				br2.mu.Unlock()
+				cancel()
+				w.stop()
+				w.ln.Close()
+				w.host.Close(errors.New("over"))
+				time.Sleep(time.Minute)
+				w.wg.Wait()
+			})
+		})
+	}
 }

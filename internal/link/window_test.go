@@ -30,7 +30,7 @@ func (f *faucet) open() *Stream {
 	}
 	id := f.next<<8 | 1
 	f.next++
-	o := wire.Frame{Type: wire.TypeOpen, Stream: id, Offset: openWindow, Payload: make([]byte, 4)}
+	o := wire.Frame{Type: wire.TypeOpen, Stream: id, Offset: openWindow, Payload: []byte{1, 0, 0, 0, 0, 1}}
 	if _, err := f.c.receive(o, f.now); err != nil {
 		f.t.Fatal(err)
 	}

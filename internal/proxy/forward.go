@@ -5,76 +5,51 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/netip"
 	"time"
 
-	"reverser/internal/link"
-	"reverser/internal/relay"
 	"reverser/internal/route"
 	"reverser/internal/sys"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
-// pair is one user's connection on its way to a bridge.
-type pair struct {
-	relay.Entry
-	key [16]byte
-}
-
-// forward makes a pair of one user's connection: find the bridge, open a stream, bind both, and say so. The pair goes on by
-// itself. false: the connection is not, or not to be, served.
-func (p *Proxy) forward(ln *listener, conn net.Conn) bool {
+// forward makes a pair of one user's connection: find the bridge, open a stream, bind both. The pair goes on by itself.
+func (p *Proxy) forward(ln *listener, a *traffic.Admission, conn net.Conn) {
 	var head []byte
 	if ln.probing() {
 		var probe bool
 		if head, probe = p.answerProbe(ln, conn); probe {
-			return false
+			return
 		}
 	}
-	s, target, err := ln.dest.Open(p.holding, wire.Open{Client: addrPort(conn.RemoteAddr()), Local: addrPort(conn.LocalAddr())},
-		func() bool { return sys.Gone(conn) })
+	s, target, err := ln.dest.Open(a.Hold(), wire.Open{Client: a.Client(), Local: traffic.AddrPort(conn.LocalAddr())},
+		func() bool { return a.Ended() || sys.Gone(conn) })
 	if err != nil {
-		refuse(conn)
-		if !errors.Is(err, context.Canceled) && !errors.Is(err, route.ErrRemoved) && !errors.Is(err, route.ErrLeft) {
-			p.log.Warn("client refused", "service", ln.dest.Public.String(), "client", conn.RemoteAddr().String(), "err", err)
-		}
-		return false
+		traffic.Reset(conn)
+		why, said := refusal(err)
+		a.Refuse(why, said, "service", a.Service(), "client", conn.RemoteAddr().String(), "err", err)
+		return
 	}
-	pr := &pair{key: ln.dest.Key, Entry: relay.Entry{
-		Pair: relay.New(relay.Client, conn, s, head), ID: p.pairSeq.Add(1), Since: time.Now(),
-		Service: ln.dest.Public.String(), Target: target, Client: conn.RemoteAddr().String(),
-	}}
-	p.mu.Lock()
-	p.pairs[pr] = struct{}{}
-	p.mu.Unlock()
-	pr.Created(p.log)
-	p.wg.Add(1)
-	pr.Start(&p.poller, func(reason relay.Reason) {
-		defer p.wg.Done()
-		pr.Released(p.log, reason)
-		<-p.conns
-		p.leave(pr)
-	})
-	return true
+	a.Bind(conn, s, head, target)
 }
 
-// endPairs ends the chosen pairs with RST.
-func (p *Proxy) endPairs(reason relay.Reason, code wire.Code, which func(*pair) bool) {
-	p.mu.Lock()
-	var end []*pair
-	for pr := range p.pairs {
-		if which(pr) {
-			end = append(end, pr)
-		}
+// refusal is how a user who got no stream is counted, and what the log says of it; "": nothing.
+func refusal(err error) (why traffic.Refusal, said string) {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return traffic.RefusedDrain, ""
+	case errors.Is(err, route.ErrRemoved):
+		return traffic.RefusedRemoved, ""
+	case errors.Is(err, route.ErrLeft):
+		return traffic.RefusedLeft, ""
+	case errors.Is(err, route.ErrAway):
+		return traffic.RefusedAway, "client refused"
 	}
-	p.mu.Unlock()
-	for _, pr := range end {
-		pr.End(reason, code)
-	}
+	return traffic.RefusedLimit, "client refused" // the bridge has no room
 }
 
 // probeOthers is how long a client that says nothing is taken for a probe when it comes from elsewhere than the bridge's
-// link: a bridge may leave by two ways, but it shows its nonce at once.
+// link: a bridge may leave by two ways, but it begins to speak at once.
 const probeOthers = 300 * time.Millisecond
 
 // answerProbe answers a bridge that proves its public port, and tells it from a user by the first bytes. It waits for
@@ -97,15 +72,14 @@ func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (got []byte, over bool)
 		}
 		if err != nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
 			// This read took the reset off the socket: a pair would see a clean end.
-			refuse(conn)
+			traffic.Reset(conn)
 			return nil, true
 		}
 		if len(got) == 0 {
 			continue
 		}
-		prefix, whole := ln.match(got)
+		prefix, answer, whole := ln.match(got)
 		if whole {
-			answer := link.ProbeAnswer([16]byte(got))
 			conn.SetDeadline(time.Now().Add(time.Second))
 			conn.Write(answer[:])
 			if c, ok := conn.(*net.TCPConn); ok {
@@ -122,12 +96,4 @@ func (p *Proxy) answerProbe(ln *listener, conn net.Conn) (got []byte, over bool)
 	}
 	conn.SetReadDeadline(time.Time{})
 	return got, false
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	if t, ok := a.(*net.TCPAddr); ok {
-		ap := t.AddrPort()
-		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
-	}
-	return netip.AddrPort{}
 }

@@ -1,10 +1,10 @@
 package proxy
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,8 +27,8 @@ func TestPair(t *testing.T) {
 	if got, err := io.ReadAll(s); string(got) != "hello" || err != nil {
 		t.Errorf("the bridge read %q, %v", got, err)
 	}
-	if o := s.Open(); o.Service != 0 || o.Client.String() != u.LocalAddr().String() || o.Local.String() != addr {
-		t.Errorf("OPEN %+v; want service 0, client %s, local %s", o, u.LocalAddr(), addr)
+	if o := s.Open(); o.Service != 1 || o.Client.String() != u.LocalAddr().String() || o.Local.String() != addr {
+		t.Errorf("OPEN %+v; want service 1, client %s, local %s", o, u.LocalAddr(), addr)
 	}
 	s.Write([]byte("answers"))
 	eventually(t, "the pair is half-closed", func() bool {
@@ -127,14 +127,15 @@ func TestProbe(t *testing.T) {
 		t.Errorf("answer %x, %v; want %x, EOF", got, err, link.ProbeAnswer(nonce))
 	}
 	// A nonce is good once: now it is what a user says.
+	shown := link.ProbeQuestion(nonce)
 	u := w.user(addr)
-	u.Write(nonce[:])
+	u.Write(shown[:])
 	s := b.stream()
 	if s.Open().Client.String() != u.LocalAddr().String() {
 		t.Errorf("the first stream is %s's, want %s's: a probe reached the target", s.Open().Client, u.LocalAddr())
 	}
 	first := make([]byte, 16)
-	if _, err := io.ReadFull(s, first); err != nil || [16]byte(first) != nonce {
+	if _, err := io.ReadFull(s, first); err != nil || [16]byte(first) != shown {
 		t.Errorf("read %x, %v; want the user's bytes", first, err)
 	}
 	if n := w.log.count("pair created"); n != 1 {
@@ -148,12 +149,12 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 	k := key(t, "nas", "tcp/1024-65535")
 	w := start(t, Config{Keys: []Key{k}})
 	b := w.bridge(k, how{instance: 1, silent: true}, pub)
-	nonce := b.claim(0).Nonce
+	nonce := link.ProbeQuestion(b.claim(0).Nonce)
 	ln := w.p.listenerOf(pub)
 	expect := func(d time.Duration) {
 		ln.mu.Lock()
 		defer ln.mu.Unlock()
-		ln.probes[nonce] = time.Now().Add(d)
+		ln.probes[nonce] = probe{until: time.Now().Add(d)}
 	}
 	other := string([]byte{nonce[0] + 1})
 	for _, say := range []string{
@@ -238,7 +239,8 @@ func TestProbesAreBounded(t *testing.T) {
 	if len(ln.probes) > 4 {
 		t.Errorf("%d nonces are remembered", len(ln.probes))
 	}
-	if _, whole := ln.match(last[:]); !whole {
+	shown := link.ProbeQuestion(last)
+	if _, answer, whole := ln.match(shown[:]); !whole || answer != link.ProbeAnswer(last) {
 		t.Error("the last nonce is not among them")
 	}
 	if !ln.probing() == (len(ln.probes) > 0) {
@@ -258,7 +260,7 @@ func TestAway(t *testing.T) {
 	u := w.user(addr)
 	u.Write([]byte("anybody?"))
 	ln := w.p.listenerOf(pub)
-	eventually(t, "the user is held", func() bool { return len(w.p.conns) == 1 })
+	eventually(t, "the user is held", func() bool { return w.p.conns.Load().Unbound() == 1 })
 	next := w.bridge(k, how{instance: 2}, pub) // restarted: a new process
 	s := next.stream()
 	got := make([]byte, 8)
@@ -278,7 +280,7 @@ func TestDescriptorLimit(t *testing.T) {
 	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
 	w := start(t, Config{Keys: []Key{k, other}, MaxConns: 16})
 	b := w.bridge(k, how{instance: 1}, pub)
-	eventually(t, "the probe is over", func() bool { return len(w.p.conns) == 0 })
+	eventually(t, "the probe is over", func() bool { return w.p.conns.Load().Unbound() == 0 })
 	var users []*net.TCPConn
 	for range 16 {
 		u, _ := w.pair(b, addr)
@@ -419,7 +421,7 @@ func TestDrainWhileOpening(t *testing.T) {
 	w := start(t, Config{Keys: []Key{k}})
 	b := w.bridge(k, how{instance: 1, silent: true}, pub)
 	u := w.user(addr) // says nothing, so it may yet be the probe that is expected
-	eventually(t, "the user is accepted", func() bool { return len(w.p.conns) == 1 })
+	eventually(t, "the user is accepted", func() bool { return w.p.conns.Load().Unbound() == 1 })
 	w.p.Drain()
 	eventually(t, "the public port is closed", func() bool { return refused(addr) })
 	if st := w.p.Status(); len(st.Services) != 1 || st.Services[0].State != status.ServiceAway || st.Services[0].Reason == "" {
@@ -465,7 +467,7 @@ func TestHeldUserAtDrain(t *testing.T) {
 	<-b.done
 	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
 	u := w.user(addr)
-	eventually(t, "the user is held", func() bool { return len(w.p.conns) == 1 })
+	eventually(t, "the user is held", func() bool { return w.p.conns.Load().Unbound() == 1 })
 	w.p.Drain()
 	wantReset(t, u)
 	<-w.done
@@ -500,7 +502,68 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// TestAStreamOfABridge: a bridge may open streams, and a proxy, which has no service for them, resets them.
+// TestDrainOfAKilledBridge: a bridge that was killed and is started again cannot finish what it had: the drain does not wait for it.
+func TestDrainOfAKilledBridge(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}, Drain: time.Hour})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u, _ := w.pair(b, addr)
+	w.p.Drain()
+	eventually(t, "the bridge is told", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.leaving })
+	b.mu.Lock()
+	b.mute = true
+	b.mu.Unlock()
+	b.cut()
+	again := w.dial(k, how{instance: 2}, pub)
+	wantReset(t, u)
+	<-w.done
+	again.mu.Lock()
+	defer again.mu.Unlock()
+	if len(again.up) != 0 {
+		t.Error("a bridge was let in during the drain")
+	}
+	if n := w.log.count("pair released", "reason=link-lost"); n != 1 || w.err != nil {
+		t.Errorf("%d pairs released with reason link-lost, Run = %v; want 1, nil", n, w.err)
+	}
+}
+
+// TestTotals: a service's bytes are counted while the connection lives, and all is still there when it is over and when the bridge
+// comes back.
+func TestTotals(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	want := func(conns int, total, sent, received uint64) {
+		t.Helper()
+		var s status.Service
+		eventually(t, fmt.Sprintf("%d connections of %d, %d bytes sent, %d received", conns, total, sent, received), func() bool {
+			ss := w.p.Status().Services
+			if len(ss) != 1 {
+				return false
+			}
+			s = ss[0]
+			return s.Connections == conns && s.Total == total && s.Sent == sent && s.Received == received
+		})
+	}
+	want(0, 0, 0, 0) // the bridge's probe is nobody's
+	u, s := w.pair(b, addr)
+	want(1, 1, 1, 1)
+	talk(t, u, s, "hello")
+	talk(t, s, u, "hi")
+	want(1, 1, 6, 3)
+	u.SetLinger(0)
+	u.Close()
+	want(0, 1, 6, 3)
+	b.stop()
+	<-b.done
+	next := w.bridge(k, how{instance: 2}, pub)
+	w.pair(next, addr)
+	want(1, 2, 7, 4)
+}
+
+// TestAStreamOfABridge: a proxy has no service for a bridge that opens streams, and does not say that it takes them.
 func TestAStreamOfABridge(t *testing.T) {
 	_, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
@@ -509,13 +572,8 @@ func TestAStreamOfABridge(t *testing.T) {
 	b.mu.Lock()
 	l := b.link
 	b.mu.Unlock()
-	s, err := l.Open(wire.Open{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.SetDeadline(time.Now().Add(limit))
-	if n, err := s.Read(make([]byte, 1)); !errors.Is(err, link.ErrReset) {
-		t.Errorf("Read = %d, %v; want a reset", n, err)
+	if s, err := l.Open(wire.Open{}); err == nil || !strings.Contains(err.Error(), "update the proxy") {
+		t.Errorf("Open = %v, %v; want an error that says what is missing", s, err)
 	}
 	eventually(t, "no stream is left", func() bool { return l.Streams() == 0 })
 }

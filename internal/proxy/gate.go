@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/traffic"
 )
 
 // Limits on connections that have not authenticated yet. An address from which a bridge came lately is exempt from the
@@ -47,16 +48,8 @@ func newGate() *gate {
 	return &gate{waiting: list.New(), per: make(map[netip.Prefix]int), known: make(map[netip.Prefix]time.Time)}
 }
 
-// network is the address block that counts as one: a host in IPv4, a customer's network in IPv6.
-func network(a net.Addr) netip.Prefix {
-	ip := addrPort(a).Addr()
-	bits := 64
-	if ip.Is4() {
-		bits = 32
-	}
-	p, _ := ip.Prefix(bits)
-	return p
-}
+// network is the address block that counts as one.
+func network(a net.Addr) netip.Prefix { return traffic.Block(traffic.AddrPort(a).Addr()) }
 
 // enter admits a connection to authentication; nil: the proxy stops.
 func (g *gate) enter(conn net.Conn) *pass {

@@ -17,13 +17,14 @@ import (
 	"reverser/internal/route"
 	"reverser/internal/status"
 	"reverser/internal/sys"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
 // acceptLinks takes connections of bridges. Nothing that a stranger does may hold it up: everything else happens in the
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
-	acceptLoop(ln, p.log, func(conn net.Conn) {
+	traffic.Accept(p.ctx, ln, p.log, func(conn net.Conn) {
 		pass := p.gate.enter(conn)
 		if pass == nil {
 			conn.Close()
@@ -82,7 +83,7 @@ func (p *Proxy) keyName(id [16]byte) string {
 type session struct {
 	link    *link.Link
 	key     string // its name, which may change
-	claims  map[uint16]*claim
+	claims  map[uint32]*claim
 	settled bool // the first round of claims is complete
 	leaving bool // the bridge said that it is stopping
 	past    bool // another process of the bridge has a session beside: this one gets no names any more
@@ -92,12 +93,15 @@ type session struct {
 
 // claim is one service that a bridge asks for.
 type claim struct {
-	id     uint16
+	id     uint32
 	asked  string
 	target string
 	public grammar.Public
 	state  wire.ClaimStatus
 	reason string
+
+	unknown uint8  // what it says and this proxy does not know, as wire.Claim has it
+	group   string // with which it is to share the address
 }
 
 // stoppingText is why a service is not served while the proxy drains, and pastText why a session gets it no more.
@@ -137,7 +141,7 @@ func (p *Proxy) session(l *link.Link) *session {
 		if old := p.present[l.KeyID()]; old != nil {
 			old.past = true
 		}
-		s = &session{link: l, key: p.keys[l.KeyID()].Name, claims: make(map[uint16]*claim)}
+		s = &session{link: l, key: p.keys[l.KeyID()].Name, claims: make(map[uint32]*claim)}
 		p.sessions[l], p.present[l.KeyID()] = s, s
 	}
 	return s
@@ -179,7 +183,7 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 			p.wg.Go(func() { p.awaitReturn(l) })
 		}
 	case slot != 0, l.RemoteAddr() != nil: // or a newer connection took the slot already
-	case p.draining.Load(): // nobody comes back
+	case p.conns.Draining(): // nobody comes back
 	default:
 		p.log.Warn("bridge lost, its connections stand still until it is back", "key", key, "bridge", l.PeerName(), "err", err)
 	}
@@ -245,9 +249,6 @@ func (p *Proxy) awaitLeft(l *link.Link, drain time.Duration) {
 // Opened implements link.Owner. A proxy has no service that a bridge could ask for.
 func (p *Proxy) Opened(s *link.Stream) { s.Reset(wire.CodeService) }
 
-// Claimed implements link.Owner. Only bridges get answers.
-func (p *Proxy) Claimed(*link.Link, uint16, wire.Claimed) {}
-
 // Ended implements link.Owner. What the session held goes to the next one of its key: at once where that one took its place, or
 // when it has said its claims. A bridge that left may have a successor that is only starting: users wait for it as they do for
 // one that is away.
@@ -271,7 +272,7 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 	var gone []*listener
 	switch {
 	case errors.Is(err, link.ErrReplaced), next != nil && !next.settled:
-	case s.leaving && !p.draining.Load():
+	case s.leaving && !p.conns.Draining():
 		p.wg.Go(func() { p.expire(l) })
 	default:
 		gone = p.releaseLocked(heldBy(l))
@@ -310,30 +311,83 @@ func (p *Proxy) expire(l *link.Link) {
 	closeAll(gone)
 }
 
-// Claim implements link.Owner: the bridge proposes, the policy of its key decides.
-func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
-	p.decided(func() (said lines) {
+// Message implements link.Owner: the bridge proposes, the policy of its key decides.
+func (p *Proxy) Message(l *link.Link, f wire.Frame) error {
+	switch f.Type {
+	case wire.TypeClaim:
+		id, c, err := wire.ParseClaim(f)
+		if err != nil {
+			return err
+		}
+		return p.claim(l, id, c)
+	case wire.TypeUnclaim:
+		id, err := wire.ParseUnclaim(f)
+		if err != nil {
+			return err
+		}
+		p.unclaim(l, id)
+		return nil
+	case wire.TypeRound:
+		p.round(l)
+		return nil
+	}
+	return link.Violation(wire.ErrUnexpected, "%s from a bridge", f.Type)
+}
+
+// claim takes a claim of a bridge, or a change of its attributes, and answers it.
+func (p *Proxy) claim(l *link.Link, id uint32, c wire.Claim) (wrong error) {
+	p.decided(func() lines {
 		p.mu.Lock()
 		s := p.session(l)
 		if s == nil {
 			p.mu.Unlock()
 			return nil
 		}
-		var gone []*listener
 		cl := s.claims[id]
-		if cl == nil || cl.asked != c.Public || cl.target != c.Target {
-			if cl != nil && cl.asked != c.Public {
-				gone = p.releaseClaim(l, cl)
-			}
+		switch {
+		case cl != nil && cl.asked != c.Public:
+			wrong = link.Violation(wire.ErrClaimInvalid, "claim %d asks for %q, and asked for %q before", id, c.Public, cl.asked)
+		case cl == nil && len(s.claims) >= link.MaxClaims:
+			wrong = link.Violation(wire.ErrClaimInvalid, "more than %d claims", link.MaxClaims)
+		case cl == nil || cl.target != c.Target:
 			cl = &claim{id: id, asked: c.Public, target: c.Target}
 			s.claims[id] = cl
 		}
+		if wrong != nil {
+			p.mu.Unlock()
+			return nil
+		}
+		cl.unknown, cl.group = c.Unknown, c.Group
 		p.mu.Unlock()
-		closeAll(gone) // first: the new port may cover the old one
-		said = p.decide(s, cl, false)
+		return p.decide(s, cl, false)
+	})
+	return wrong
+}
+
+// unclaim takes a claim back. The answer says which streams may still name it.
+func (p *Proxy) unclaim(l *link.Link, id uint32) {
+	p.decided(func() lines {
 		p.mu.Lock()
+		s := p.session(l)
+		var gone []*listener
+		if s != nil && s.claims[id] != nil {
+			gone = p.releaseClaim(l, s.claims[id])
+			delete(s.claims, id)
+		}
+		p.mu.Unlock()
+		closeAll(gone)
+		l.Say(uint64(id), wire.AppendUnclaimed(nil, id, l.Marks())) // no user is on the way to it: see route.Remove
+		return nil
+	})
+}
+
+// round ends the first round of a bridge's claims: what an earlier session of it held and this one did not claim is given up.
+func (p *Proxy) round(l *link.Link) {
+	p.decided(func() lines {
+		p.mu.Lock()
+		var gone []*listener
 		var past []*session
-		if gone = nil; !more && !s.settled && !s.past {
+		if s := p.session(l); s != nil && !s.settled && !s.past {
 			s.settled = true
 			gone = p.releaseLocked(func(ln *listener) bool {
 				at, _, _ := ln.dest.Link()
@@ -347,38 +401,21 @@ func (p *Proxy) Claim(l *link.Link, id uint16, c wire.Claim, more bool) {
 		}
 		p.mu.Unlock()
 		closeAll(gone)
-		for _, old := range past {
-			said = append(said, p.passed(old)...)
-		}
-		return said
+		return p.passed(past)
 	})
 }
 
-// passed tells a bridge whose successor has claimed what it has. claiming is held and mu is not.
-func (p *Proxy) passed(s *session) (said lines) {
-	p.mu.Lock()
-	claims := slices.Collect(maps.Values(s.claims))
-	p.mu.Unlock()
-	for _, c := range claims {
-		said = append(said, p.decide(s, c, true)...)
+// passed tells bridges whose successor has claimed what it has. claiming is held and mu is not.
+func (p *Proxy) passed(past []*session) (said lines) {
+	for _, s := range past {
+		p.mu.Lock()
+		claims := slices.Collect(maps.Values(s.claims))
+		p.mu.Unlock()
+		for _, c := range claims {
+			said = append(said, p.decide(s, c, true)...)
+		}
 	}
 	return said
-}
-
-// Unclaim implements link.Owner.
-func (p *Proxy) Unclaim(l *link.Link, id uint16) {
-	p.decided(func() lines {
-		p.mu.Lock()
-		s := p.session(l)
-		var gone []*listener
-		if s != nil && s.claims[id] != nil {
-			gone = p.releaseClaim(l, s.claims[id])
-			delete(s.claims, id)
-		}
-		p.mu.Unlock()
-		closeAll(gone)
-		return nil
-	})
 }
 
 // lines are what there is to log once no lock is held: whoever reads the log may be slow.
@@ -418,7 +455,7 @@ func (p *Proxy) decide(s *session, c *claim, again bool) (said lines) {
 	if v.state == wire.ClaimUp && ln != nil {
 		answer.Nonce = ln.expectProbe()
 	}
-	s.link.Claimed(c.id, answer)
+	s.link.Say(uint64(c.id), wire.AppendClaimed(nil, c.id, answer))
 	if same {
 		return nil
 	}
@@ -454,6 +491,12 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 	if err != nil {
 		return deny("denied: %s", err)
 	}
+	if c.unknown != 0 {
+		return deny("%s denied: the bridge asks for something that this proxy does not know (field %d of its claim): update the proxy", pub, c.unknown)
+	}
+	if c.group != "" {
+		return deny("%s denied: this proxy does not let services share an address (group %q): update the proxy", pub, c.group)
+	}
 	if pub.Kind == grammar.KindOffered {
 		i := slices.IndexFunc(p.cfg.Offer, key.Allow.Permits)
 		if i < 0 {
@@ -472,7 +515,7 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 		return deny("%s denied: this proxy serves tcp/ only", pub)
 	case pub.Port == portOf(p.Addr()) || p.transfer != nil && pub.Port == portOf(p.TransferAddr()):
 		return deny("%s denied: the link itself uses this port", pub)
-	case p.draining.Load():
+	case p.conns.Draining():
 		return verdict{state: wire.ClaimRetrying, reason: stoppingText}
 	}
 	d, isNew, err := p.routes.Claim(pub, key.ID, key.Name, s.link, c.id, c.target)
@@ -504,9 +547,11 @@ func (p *Proxy) tryClaim(s *session, c *claim) verdict {
 		}
 		return v
 	}
-	l := &listener{Listener: ln, dest: d}
+	l := &listener{Listener: ln, dest: d, account: p.conns.Account(key.ID, pub.String())}
 	p.public[pub] = l
-	p.wg.Go(func() { p.acceptUsers(l) })
+	p.wg.Go(func() {
+		p.conns.Accept(l, l.account, func(a *traffic.Admission, conn net.Conn) { p.forward(l, a, conn) })
+	})
 	return verdict{state: wire.ClaimUp}
 }
 
@@ -603,7 +648,7 @@ func (p *Proxy) dropKey(id [16]byte) {
 	p.mu.Unlock()
 	closeAll(gone)
 	p.claiming.Unlock()
-	p.endPairs(relay.ReasonRemoved, wire.CodeService, func(pr *pair) bool { return pr.key == id })
+	p.conns.End(relay.ReasonRemoved, wire.CodeService, func(a *traffic.Admission) bool { return a.Key() == id })
 	for _, l := range p.host.Links() { // and not the session, which a link that is being attached has not got yet
 		if l.KeyID() == id {
 			l.Flush(lastWords) // or the bridge's pairs would learn no more than that the link is lost

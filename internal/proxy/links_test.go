@@ -17,6 +17,7 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/grammar"
+	"reverser/internal/link"
 	"reverser/internal/status"
 	"reverser/internal/wire"
 )
@@ -54,7 +55,7 @@ func TestClaimsDenied(t *testing.T) {
 	b := w.bridge(k, how{instance: 1}, publics...)
 	b.wantClaim(0, wire.ClaimUp)
 	for i, c := range claims[1:] {
-		b.wantClaim(uint16(i+1), wire.ClaimDenied, c.words...)
+		b.wantClaim(i+1, wire.ClaimDenied, c.words...)
 	}
 	w.pair(b, addr)
 	for _, s := range w.p.Status().Services {
@@ -101,13 +102,12 @@ func TestOfferedAndAsked(t *testing.T) {
 	b := w.bridge(k, how{instance: 1}, "offered", pub)
 	b.wantClaim(0, wire.ClaimUp)
 	b.wantClaim(1, wire.ClaimRetrying, "leads to 10.0.0.1:80 already")
-	if _, s := w.pair(b, addr); s.Open().Service != 0 {
+	if _, s := w.pair(b, addr); s.Open().Service != 1 {
 		t.Errorf("the user got to service %d, want the first", s.Open().Service)
 	}
-	l := w.p.host.Links()[0]
-	w.p.Unclaim(l, 1)
+	b.unclaim(1)
 	w.pair(b, addr) // the port is the other claim's
-	w.p.Unclaim(l, 0)
+	b.unclaim(0)
 	if !refused(addr) {
 		t.Error("the port is open though nobody claims it")
 	}
@@ -289,20 +289,104 @@ func TestPolicyChange(t *testing.T) {
 	w.pair(b, addr2)
 }
 
-// TestClaimAgainWithAnotherPort: a bridge that gives a claim another public port gives the old one back.
-func TestClaimAgainWithAnotherPort(t *testing.T) {
+// TestUnclaim: a claim that is given back closes its port and is answered with the streams that may still name it. Users who came
+// through it go on, and so does all else of the session.
+func TestUnclaim(t *testing.T) {
 	addr, pub := free(t)
 	addr2, pub2 := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
 	w := start(t, Config{Keys: []Key{k}})
-	b := w.bridge(k, how{instance: 1}, pub)
-	w.pair(b, addr)
-	b.link.Claims([]wire.Claim{{Public: pub2, Target: "10.0.0.1:80"}})
-	eventually(t, "the new port is open", func() bool { return b.claim(0).Public == pub2 })
-	w.pair(b, addr2)
-	if !refused(addr) {
-		t.Error("the port that nobody claims any more is open")
+	b := w.bridge(k, how{instance: 1}, pub, pub2)
+	if marks := b.unclaim(6); len(marks) != 4 || marks[0] != (wire.Mark{Slot: 1}) {
+		t.Errorf("marks of a claim that there never was, before the first user: %v", marks)
 	}
+	var last *link.Stream
+	u, s := w.pair(b, addr)
+	for range 3 {
+		_, last = w.pair(b, addr2)
+	}
+	marks := b.unclaim(0)
+	if marks[0].Slot != 1 || marks[0].Stream != last.ID() {
+		t.Errorf("marks %v, want %#x, the last stream of the slot", marks, last.ID())
+	}
+	if !refused(addr) {
+		t.Error("the port is open that nobody claims")
+	}
+	go u.Write([]byte("hello"))
+	if _, err := io.ReadFull(s, make([]byte, 5)); err != nil {
+		t.Errorf("a user of the claim: %v", err)
+	}
+	w.pair(b, addr2)
+	b.mu.Lock()
+	delete(b.given, 0)
+	b.mu.Unlock()
+	if again := b.unclaim(0); again[0].Stream <= marks[0].Stream {
+		t.Errorf("marks %v after %v and another user", again, marks)
+	}
+}
+
+// TestClaimsThatAreWrong: a bridge that says of claims what it must not ends its own session, and the one beside it goes on.
+func TestClaimsThatAreWrong(t *testing.T) {
+	_, pub := free(t)
+	claim := func(id uint32, c wire.Claim) []byte { return wire.AppendClaim(nil, id, c) }
+	many := func(b *bridge, l *link.Link) {
+		for id := uint32(2); id <= link.MaxClaims+1; id++ {
+			l.Say(uint64(id), claim(id, wire.Claim{Public: "none/x"}))
+		}
+	}
+	for name, say := range map[string]func(*bridge, *link.Link){
+		"another PUBLIC under a known id": func(_ *bridge, l *link.Link) { l.Say(1, claim(1, wire.Claim{Public: "tcp/1"})) },
+		"id 0":                            func(_ *bridge, l *link.Link) { l.Say(1, claim(0, wire.Claim{Public: pub})) },
+		"UNCLAIM of id 2^32":              func(_ *bridge, l *link.Link) { l.Say(1, wire.AppendEmpty(nil, wire.TypeUnclaim, 0, 1<<32)) },
+		"CLAIM without a target": func(_ *bridge, l *link.Link) {
+			l.Say(1, append(wire.AppendHeader(nil, wire.TypeClaim, 0, 2, 2), 1, 'a'))
+		},
+		"CLAIMED": func(_ *bridge, l *link.Link) {
+			l.Say(1, wire.AppendClaimed(nil, 1, wire.Claimed{Status: wire.ClaimUp}))
+		},
+		"UNCLAIMED":              func(_ *bridge, l *link.Link) { l.Say(1, wire.AppendUnclaimed(nil, 1, nil)) },
+		"more than there may be": many,
+	} {
+		t.Run(name, func(t *testing.T) {
+			good, evil := key(t, "good", pub), key(t, "evil", "tcp/1024-65535")
+			w := start(t, Config{Keys: []Key{good, evil}})
+			b := w.bridge(good, how{instance: 1}, pub)
+			e := w.bridge(evil, how{instance: 2}, "tcp/1")
+			e.mu.Lock()
+			l := e.link
+			e.mute = true
+			e.claims[0].Public = pub // whatever it asks for: the id is not to matter for the good one
+			e.mu.Unlock()
+			say(e, l)
+			if name == "another PUBLIC under a known id" {
+				l.Say(1, claim(1, wire.Claim{Public: "tcp/2"}))
+			}
+			eventually(t, "the session of the bridge that is wrong ends", func() bool { return len(w.p.host.Links()) == 1 })
+			if got := w.p.host.Links()[0].KeyID(); got != good.ID {
+				t.Errorf("the session that is left is %x's", got)
+			}
+			addr, _ := grammar.ParsePublic(pub)
+			w.pair(b, addr.ListenAddr())
+		})
+	}
+}
+
+// TestClaimsThatAreNotSupported: what a claim needs and this proxy does not know denies this claim, by name, and no other.
+func TestClaimsThatAreNotSupported(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Keys: []Key{k}})
+	b := w.bridge(k, how{instance: 1}, pub, "tcp/2000", "tcp/2001")
+	unknown := wire.AppendField(wire.AppendClaim(nil, 4, wire.Claim{Public: "tcp/2002"}), 201, []byte("later"))
+	unknown[3] = byte(len(unknown) - wire.HeaderLen)
+	b.link.Say(4, unknown)
+	b.wantClaim(3, wire.ClaimDenied, "field 201", "update the proxy")
+	b.link.Say(5, wire.AppendClaim(nil, 5, wire.Claim{Public: "tcp/2003", Group: "web"}))
+	b.wantClaim(4, wire.ClaimDenied, `group "web"`, "update the proxy")
+	b.link.Say(6, wire.AppendClaim(nil, 6, wire.Claim{Public: pub + "x", Weight: 5, Health: wire.HealthBad, Drained: true, Limits: []byte("x")}))
+	b.wantClaim(5, wire.ClaimDenied)
+	b.wantClaim(0, wire.ClaimUp)
+	w.pair(b, addr)
 }
 
 // TestTakeover: the same process with a new session has its ports at once; they were never closed.

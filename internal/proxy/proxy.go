@@ -1,13 +1,13 @@
 // Package proxy is the public role: it listens where users connect and carries their connections to bridges.
 //
 // Its secret is who may have which public port and when. The route of a user's byte through it:
-//  1. accept.go takes the connection at the public listener.
+//  1. internal/traffic takes the connection at the public listener (accept.go), and counts it until it is over.
 //  2. internal/route says where it goes, and holds it while the bridge is away.
 //  3. forward.go opens a stream on the bridge's link and binds both into a pair.
 //  4. internal/relay moves the bytes into internal/link.
 //
-// links.go is the other door: bridges connect, authenticate and claim there. Every goroutine is counted in Proxy.wg, and
-// Run returns when all have ended.
+// links.go is the other door: bridges connect, authenticate and claim there. Every goroutine is counted in Proxy.wg or belongs
+// to Proxy.conns, and Run returns when all have ended.
 package proxy
 
 import (
@@ -25,13 +25,12 @@ import (
 	"time"
 
 	"reverser/internal/auth"
-	"reverser/internal/crew"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/route"
 	"reverser/internal/status"
-	"reverser/internal/sys"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -64,31 +63,24 @@ type Config struct {
 
 // Proxy is the public role. New makes one, Listen opens its link ports, Run serves.
 type Proxy struct {
-	cfg         Config
-	log         *slog.Logger
-	start       time.Time
-	host        *link.Host
-	budget      *link.Budget
-	routes      *route.Table
-	authCfg     *auth.ServerConfig
-	tlsCfg      *tls.Config
-	gate        *gate
-	linkLn      net.Listener
-	transfer    net.Listener
-	fullSaid    atomic.Int64  // when it was last logged that conns is full; UnixNano
-	conns       chan struct{} // one element a user connection; see Config.MaxConns
-	wg          sync.WaitGroup
-	crew        *crew.Crew // makes pairs of users' connections
-	poller      relay.Poller
-	ctx         context.Context // ends with Run
-	stop        context.CancelFunc
-	holding     context.Context // ends when users wait no longer for a bridge that is away
-	stopHolding context.CancelFunc
-	draining    atomic.Bool
-	drainEnds   atomic.Int64  // when what is left is reset; UnixNano, 0: no drain has begun
-	drain       chan struct{} // closed by Drain
-	drainOnce   sync.Once
-	pairSeq     atomic.Uint64
+	cfg       Config
+	log       *slog.Logger
+	start     time.Time
+	host      *link.Host
+	budget    *link.Budget
+	routes    *route.Table
+	authCfg   *auth.ServerConfig
+	tlsCfg    *tls.Config
+	gate      *gate
+	linkLn    net.Listener
+	transfer  net.Listener
+	conns     *traffic.Conns // of users
+	wg        sync.WaitGroup
+	ctx       context.Context // ends with Run
+	stop      context.CancelFunc
+	drainEnds atomic.Int64  // when what is left is reset; UnixNano, 0: no drain has begun
+	drain     chan struct{} // closed by Drain
+	drainOnce sync.Once
 
 	// claiming is held by one decision about claims at a time, and by whoever else opens or closes public ports or ends a
 	// session; taken before mu. Listening is a system call, which mu is not held for.
@@ -99,9 +91,6 @@ type Proxy struct {
 	sessions map[*link.Link]*session
 	present  map[[16]byte]*session        // of each key; beside it there may be sessions that finish what they have
 	public   map[grammar.Public]*listener // that are open
-	pairs    map[*pair]struct{}
-	busy     int           // users that were accepted and are not over: pairs, and those on the way to one
-	idle     chan struct{} // closed when draining and busy is 0; nil before
 }
 
 // New returns a proxy that has opened nothing yet.
@@ -113,16 +102,12 @@ func New(cfg Config) *Proxy {
 		cfg.Drain = DefaultDrain
 	}
 	cfg.Drain = max(cfg.Drain, 0)
-	if cfg.MaxConns == 0 {
-		cfg.MaxConns = sys.MaxConnections()
-	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(), budget: link.NewBudget(cfg.Budget),
-		conns: make(chan struct{}, cfg.MaxConns), drain: make(chan struct{}), crew: crew.New(),
-		sessions: make(map[*link.Link]*session), present: make(map[[16]byte]*session), public: make(map[grammar.Public]*listener), pairs: make(map[*pair]struct{}),
+		conns: traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns}), drain: make(chan struct{}),
+		sessions: make(map[*link.Link]*session), present: make(map[[16]byte]*session), public: make(map[grammar.Public]*listener),
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
-	p.holding, p.stopHolding = context.WithCancel(p.ctx)
 	var instance [16]byte
 	rand.Read(instance[:])
 	p.authCfg = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Lookup: p.secret}
@@ -148,7 +133,7 @@ func (p *Proxy) Listen() (err error) {
 	p.host = link.NewHost(link.HostConfig{
 		Owner: p, Log: p.log, Instance: p.authCfg.Instance, Transfer: port, Detach: p.cfg.ResumeWithin, Budget: p.budget,
 		Admit:    func(id [16]byte, secret [32]byte) bool { now, ok := p.secret(id); return ok && now == secret },
-		Draining: p.draining.Load,
+		Draining: p.conns.Draining,
 	})
 	return nil
 }
@@ -180,9 +165,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	case <-p.drain:
 		p.finishPairs(ctx)
 	}
-	p.draining.Store(true)
+	p.conns.Shut()
 	p.closeListeners()
-	p.endPairs(relay.ReasonDrain, wire.CodeDrain, func(*pair) bool { return true })
+	p.conns.End(relay.ReasonDrain, wire.CodeDrain, nil)
 	said := time.Now().Add(lastWords) // for all bridges together
 	for _, l := range p.host.Links() {
 		l.Flush(time.Until(said))
@@ -194,9 +179,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	p.gate.closeAll()
 	p.host.Close(errors.New("the proxy stopped"))
+	p.conns.Close()
 	p.wg.Wait()
-	p.crew.Close()
-	p.poller.Close()
 	p.log.Info("proxy stopped")
 	return nil
 }
@@ -205,7 +189,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 // when the last pair has ended, or resets what is left after Config.Drain.
 func (p *Proxy) Drain() {
 	p.drainOnce.Do(func() {
-		p.draining.Store(true)
+		p.conns.Shut()
 		if p.linkLn != nil {
 			p.linkLn.Close()
 		}
@@ -227,58 +211,20 @@ func (p *Proxy) Drain() {
 
 // finishPairs waits for the users that were accepted, except for those whose bridge is away.
 func (p *Proxy) finishPairs(ctx context.Context) {
-	p.stopHolding()
 	p.drainEnds.Store(time.Now().Add(p.cfg.Drain).UnixNano())
 	for _, l := range p.host.Links() {
 		l.GoAway(p.cfg.Drain)
 		l.Abandon()
 	}
-	p.mu.Lock()
-	pairs, busy := len(p.pairs), p.busy
-	idle := make(chan struct{})
-	if busy == 0 {
-		close(idle)
-	} else {
-		p.idle = idle
-	}
-	p.mu.Unlock()
-	p.log.Info("draining", "pairs", pairs, "opening", busy-pairs, "limit", p.cfg.Drain.Seconds())
-	late := time.NewTimer(p.cfg.Drain)
-	defer late.Stop()
-	select {
-	case <-idle:
-	case <-late.C:
-		p.log.Warn("drain time is over, resetting what is left")
-	case <-ctx.Done():
-	}
+	now := p.conns.Load()
+	p.log.Info("draining", "pairs", now.Pairs, "opening", now.Unbound(), "limit", p.cfg.Drain.Seconds())
+	p.conns.Drain(ctx, p.cfg.Drain)
 }
 
 // drainLeft is how long what is there has to finish, if a drain has begun.
 func (p *Proxy) drainLeft() (left time.Duration, draining bool) {
 	ends := p.drainEnds.Load()
 	return max(time.Until(time.Unix(0, ends)), 0), ends != 0
-}
-
-// enter counts a user that was accepted; false: the proxy is draining.
-func (p *Proxy) enter() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.draining.Load() {
-		return false
-	}
-	p.busy++
-	return true
-}
-
-// leave is the end of what enter let in; pr is nil where no pair came of it.
-func (p *Proxy) leave(pr *pair) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.pairs, pr)
-	if p.busy--; p.busy == 0 && p.idle != nil {
-		close(p.idle)
-		p.idle = nil
-	}
 }
 
 // lastWords is how long a proxy that stops, or removes a key, waits for bridges to know that their pairs were reset, and why.
@@ -321,24 +267,23 @@ func (p *Proxy) setKeys(keys []Key) (removed [][16]byte) {
 // Status returns a snapshot.
 func (p *Proxy) Status() status.Snapshot {
 	snap := status.Snapshot{Role: "proxy", Version: p.cfg.Version, UptimeSeconds: time.Since(p.start).Seconds()}
+	for a := range p.conns.Walk {
+		snap.Pairs = append(snap.Pairs, a.Status())
+	}
+	draining := p.conns.Draining()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	conns := make(map[string]int)
-	for pr := range p.pairs {
-		snap.Pairs = append(snap.Pairs, pr.Status())
-		conns[pr.Service]++
-	}
 	for _, s := range p.sessions {
-		snap.Links = append(snap.Links, s.link.Snapshot(s.key, s.link.PeerName(), s.leaving || p.draining.Load()))
+		snap.Links = append(snap.Links, s.link.Snapshot(s.key, s.link.PeerName(), s.leaving || draining))
 		if s.past { // its services are another session's
 			continue
 		}
 		for _, c := range s.claims {
 			st := c.status(s)
-			if p.draining.Load() && st.State != status.ServiceDenied {
+			if draining && st.State != status.ServiceDenied {
 				st.State, st.Reason = status.ServiceAway, stoppingText
 			}
-			st.Connections = conns[st.Public]
+			p.conns.Find(s.link.KeyID(), st.Public).Describe(&st)
 			snap.Services = append(snap.Services, st)
 		}
 	}

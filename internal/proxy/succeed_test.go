@@ -97,7 +97,7 @@ func TestUsersWaitForTheSuccessor(t *testing.T) {
 	<-old.done
 	eventually(t, "the old session is over", func() bool { return len(w.p.Status().Links) == 0 })
 	late := w.user(addr)
-	eventually(t, "both users are held", func() bool { return len(w.p.conns) == 2 })
+	eventually(t, "both users are held", func() bool { return w.p.conns.Load().Held == 2 })
 	successor := w.bridge(k, how{instance: 2, silent: true}, pub)
 	for range 2 {
 		early.Write([]byte("?"))

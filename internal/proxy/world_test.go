@@ -169,8 +169,9 @@ type bridge struct {
 	mu      sync.Mutex
 	link    *link.Link
 	up      map[int]bool
-	claimed map[uint16]wire.Claimed
-	answers int // how many CLAIMED came
+	claimed map[int]wire.Claimed // by the place of the claim in claims
+	given   map[int][]wire.Mark  // that were given back, and what the proxy said
+	answers int                  // how many CLAIMED came
 	failed  []error
 	leaving bool
 	ended   []error
@@ -179,9 +180,53 @@ type bridge struct {
 	mute    bool // dials no more
 }
 
-func (b *bridge) Opened(s *link.Stream)                      { b.streams <- s }
-func (b *bridge) Claim(*link.Link, uint16, wire.Claim, bool) {}
-func (b *bridge) Unclaim(*link.Link, uint16)                 {}
+func (b *bridge) Opened(s *link.Stream) { b.streams <- s }
+func (b *bridge) Message(l *link.Link, f wire.Frame) error {
+	switch f.Type {
+	case wire.TypeClaimed:
+		id, c, err := wire.ParseClaimed(f)
+		if err != nil {
+			return err
+		}
+		b.wasClaimed(int(id-1), c)
+	case wire.TypeUnclaimed:
+		id, marks, err := wire.ParseUnclaimed(f)
+		if err != nil {
+			return err
+		}
+		b.mu.Lock()
+		b.given[int(id-1)] = append([]wire.Mark{}, marks...)
+		b.mu.Unlock()
+		return l.CheckMarks(marks)
+	default:
+		return link.Violation(wire.ErrUnexpected, "%s", f.Type)
+	}
+	return nil
+}
+
+// say claims all that b.claims holds, the ids being from 1.
+func (b *bridge) say(l *link.Link) {
+	for i, c := range b.claims {
+		l.Say(uint64(i+1), wire.AppendClaim(nil, uint32(i+1), c))
+	}
+	l.Say(1<<32, wire.AppendRound(nil))
+}
+
+// unclaim gives a claim back and returns the marks of the answer.
+func (b *bridge) unclaim(i int) (marks []wire.Mark) {
+	b.w.t.Helper()
+	b.mu.Lock()
+	l := b.link
+	b.mu.Unlock()
+	l.Say(uint64(i+1), wire.AppendUnclaim(nil, uint32(i+1)))
+	eventually(b.w.t, "the proxy answers UNCLAIM", func() (ok bool) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		marks, ok = b.given[i]
+		return ok
+	})
+	return marks
+}
 func (b *bridge) GoingAway(*link.Link, time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -192,7 +237,7 @@ func (b *bridge) Attached(l *link.Link, slot int) {
 	b.link, b.up[slot] = l, true
 	b.mu.Unlock()
 	if slot == 0 {
-		l.Claims(b.claims)
+		b.say(l)
 	}
 }
 func (b *bridge) Detached(_ *link.Link, slot int, _ error) {
@@ -206,7 +251,7 @@ func (b *bridge) Ended(_ *link.Link, err error) {
 	b.ended = append(b.ended, err)
 	b.up = map[int]bool{}
 }
-func (b *bridge) Claimed(_ *link.Link, id uint16, c wire.Claimed) {
+func (b *bridge) wasClaimed(id int, c wire.Claimed) {
 	b.mu.Lock()
 	b.claimed[id] = c
 	prove := b.prove && c.Status == wire.ClaimUp
@@ -244,7 +289,7 @@ func (b *bridge) cut() {
 	b.conns = nil
 }
 
-// show shows a nonce at addr and reads the answer up to EOF.
+// show asks at addr as a probe with that nonce does, and reads the answer up to EOF.
 func show(addr string, nonce [16]byte) (answer [16]byte, err error) {
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -252,7 +297,8 @@ func show(addr string, nonce [16]byte) (answer [16]byte, err error) {
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(limit))
-	if _, err := c.Write(nonce[:]); err != nil {
+	question := link.ProbeQuestion(nonce)
+	if _, err := c.Write(question[:]); err != nil {
 		return answer, err
 	}
 	b, err := io.ReadAll(c)
@@ -271,7 +317,7 @@ type how struct {
 func (w *world) dial(k Key, h how, publics ...string) *bridge {
 	b := &bridge{
 		w: w, prove: !h.silent, streams: make(chan *link.Stream, 1024), done: make(chan struct{}),
-		up: map[int]bool{}, claimed: map[uint16]wire.Claimed{},
+		up: map[int]bool{}, claimed: map[int]wire.Claimed{}, given: map[int][]wire.Mark{},
 	}
 	for i, p := range publics {
 		b.claims = append(b.claims, wire.Claim{Public: p, Target: fmt.Sprintf("10.0.0.%d:80", i+1)})
@@ -343,14 +389,14 @@ func (b *bridge) settled() {
 	})
 }
 
-func (b *bridge) claim(id uint16) wire.Claimed {
+func (b *bridge) claim(id int) wire.Claimed {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.claimed[id]
 }
 
 // wantClaim waits for the answer to a claim, whose text holds all words.
-func (b *bridge) wantClaim(id uint16, status wire.ClaimStatus, words ...string) {
+func (b *bridge) wantClaim(id int, status wire.ClaimStatus, words ...string) {
 	b.w.t.Helper()
 	var c wire.Claimed
 	ok := func() bool {

@@ -195,7 +195,7 @@ func (c *Conn) Wait() error {
 	return nil
 }
 
-// Ready says whether a whole record is there. It takes what the socket has, but does not wait.
+// Ready reports whether a whole record is there. It takes what the socket has, but does not wait.
 func (c *Conn) Ready() (bool, error) {
 	for len(c.plain) == 0 {
 		if fragment, err := c.next(); fragment != nil || err != nil {
@@ -347,8 +347,8 @@ func (c *Conn) Send(pieces [][]byte, wait bool) (done bool, err error) {
 	return true, err
 }
 
-// HungUp says whether the peer's kernel has ended the connection already, though nobody has read so far. Where that cannot be
-// known it says no.
+// HungUp reports whether the peer's kernel has ended the connection already, though nobody has read so far. It is false where that
+// cannot be known.
 func (c *Conn) HungUp() (yes bool) {
 	if c.raw != nil {
 		c.raw.Control(func(fd uintptr) { yes = hungUp(fd) })

@@ -24,7 +24,7 @@ func (c *Conn) tryWrite(fd uintptr) bool {
 
 func hungUp(fd uintptr) bool { return sys.HungUp(int(fd)) }
 
-// tryRead is called when the socket may be readable; false: it was not, wait.
+// tryRead is called when the socket may be readable. It reports whether it was; if not, the caller waits.
 func (c *Conn) tryRead(fd uintptr) bool {
 	n, err := sys.Read(int(fd), [][]byte{c.space()})
 	switch {

@@ -2,9 +2,11 @@ package relay
 
 import (
 	"log/slog"
+	"net"
 	"strconv"
 	"time"
 
+	"reverser/internal/link"
 	"reverser/internal/status"
 )
 
@@ -16,12 +18,24 @@ type Entry struct {
 	Since                   time.Time
 }
 
-// Created says that the pair exists.
+// State describes a frozen pair, names included.
+func (e *Entry) State() State {
+	st := e.Pair.State()
+	st.ID, st.Since, st.Service, st.Target, st.Client = e.ID, e.Since, e.Service, e.Target, e.Client
+	return st
+}
+
+// RestoreEntry is Restore for a pair with names.
+func RestoreEntry(st State, conn net.Conn, s *link.Stream) *Entry {
+	return &Entry{Pair: Restore(st, conn, s), ID: st.ID, Since: st.Since, Service: st.Service, Target: st.Target, Client: st.Client}
+}
+
+// Created logs that the pair exists.
 func (e *Entry) Created(log *slog.Logger) {
 	log.Info("pair created", "service", e.Service, "client", e.Client, "target", e.Target)
 }
 
-// Released says that the pair is over, once, and why.
+// Released logs that the pair is over, and why.
 func (e *Entry) Released(log *slog.Logger, reason Reason) {
 	sent, received := e.Counts()
 	log.Info("pair released", "service", e.Service, "client", e.Client, "target", e.Target,

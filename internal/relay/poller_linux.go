@@ -38,7 +38,7 @@ type loop struct {
 	n      int
 }
 
-// watched is a place for a pair. What the kernel says of one that had it before is told by its number.
+// watched is a place for a pair. The number tells events of this pair from those of an earlier one at the same place.
 type watched struct {
 	pair   *Pair
 	number int32
@@ -67,19 +67,19 @@ func (w *watcher) add(pair *Pair) bool {
 	}
 	i := l.free[len(l.free)-1]
 	place := &l.pairs[i]
-	pair.sock.polled, pair.watch = true, watch{l, i}
+	pair.sock.polled, pair.life.watch = true, watch{l, i}
 	place.pair = pair
 	place.number++
 	if !l.control(&pair.sock, unix.EPOLL_CTL_ADD, wanted, i) {
-		place.pair, pair.sock.polled, pair.watch = nil, false, watch{}
+		place.pair, pair.sock.polled, pair.life.watch = nil, false, watch{}
 		return false
 	}
 	l.free = l.free[:len(l.free)-1]
 	return true
 }
 
-// wanted are the events of a socket that nobody reads, each of them told once; unfinished are those behind whose bytes a short
-// read leaves something: the end, or what follows urgent data, at which Linux ends a read.
+// wanted are the events that the poller asks for, each told once. After one of unfinished, a short read does not mean that the socket is
+// empty: there is an end to read, or bytes behind an urgent one, in front of which Linux ends a read.
 const (
 	wanted     = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET
 	unfinished = unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
@@ -93,7 +93,7 @@ func (l *loop) control(s *socket, op int, events uint32, index int32) bool {
 	return ok
 }
 
-// arm says whether the pair wants to hear of its socket's bytes; those that are there already count. The pair's mu is held.
+// arm sets whether the poller tells of bytes in the socket, those that are there already included. The pair's mu is held.
 func (w *watch) arm(s *socket, bytes bool) {
 	if w.loop == nil {
 		return
@@ -110,14 +110,18 @@ func (w *watch) arm(s *socket, bytes bool) {
 	w.loop.control(s, unix.EPOLL_CTL_MOD, events, w.index)
 }
 
-// forget gives the place up. The pair's mu is held. The kernel forgets a socket when it is closed.
-func (w *watch) forget() {
+// forget gives the place up. The kernel forgets a socket only when its last descriptor is closed: if it is shared, forget takes it out of
+// the set. The pair's mu is held.
+func (w *watch) forget(s *socket, shared bool) {
 	l := w.loop
 	if l == nil {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if shared && !l.closed {
+		l.control(s, unix.EPOLL_CTL_DEL, 0, w.index)
+	}
 	l.pairs[w.index].pair = nil
 	l.free = append(l.free, w.index)
 	w.loop = nil
@@ -182,7 +186,7 @@ func (l *loop) run() {
 	}
 }
 
-// ready takes the events that are there; false: none.
+// ready takes the events that are there. It reports whether there are any.
 func (l *loop) ready(fd uintptr) bool {
 	l.n = sys.Events(int(fd), l.events[:])
 	return l.n > 0

@@ -2,9 +2,12 @@ package relay
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -122,7 +125,7 @@ func TestSetRefused(t *testing.T) {
 	tu := w.tunnel(l, loopback)
 	defer tu.close()
 	tu.exchange(t)
-	if tu.client.watch.loop != nil {
+	if tu.client.life.watch.loop != nil {
 		t.Error("the pair is watched by a set that is none")
 	}
 }
@@ -148,7 +151,7 @@ func TestResetThatAWriteSwallowed(t *testing.T) {
 		if n, err := accepted.Read(make([]byte, 1)); err != io.EOF {
 			t.Fatalf("read %d, %v; want EOF", n, err)
 		}
-		if p.done(&p.outDone) == reset {
+		if p.outDone() == reset {
 			t.Errorf("reset: %t; an EOF was taken for a FIN: %t", reset, reset)
 		}
 		accepted.Close()
@@ -179,5 +182,67 @@ func TestPlacesAreUsedAgain(t *testing.T) {
 	}
 	if places > 4 {
 		t.Errorf("%d places for 2 pairs at a time", places)
+	}
+}
+
+// watched reports whether a poller knows the pair.
+func (p *Pair) watched() bool {
+	p.life.mu.Lock()
+	defer p.life.mu.Unlock()
+	return p.life.watch.loop != nil
+}
+
+// sockets counts the sockets that the kernel watches for the poller.
+func (w *watcher) sockets(t *testing.T) (n int) {
+	t.Helper()
+	for i := range w.loops {
+		l := &w.loops[i]
+		l.mu.Lock()
+		there, fd := l.set != nil, l.fd
+		l.mu.Unlock()
+		if there {
+			info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += strings.Count(string(info), "tfd:")
+		}
+	}
+	return n
+}
+
+// TestFrozenSocketIsForgotten: the kernel watches a socket until its last descriptor is closed, and somebody else has another one. So the
+// poller takes it out by name, when the pair is frozen and when one ends whose socket was shared.
+func TestFrozenSocketIsForgotten(t *testing.T) {
+	t.Parallel()
+	w, l := newWorld(t)
+	defer w.close()
+	px, br := w.open(l)
+	defer br.Reset(wire.CodeAborted)
+	user, accepted := loopback.user(t)
+	defer user.Close()
+	c := newChain(t, &w.poller, New(Client, accepted, px, nil))
+	if n := w.poller.watcher.sockets(t); n != 1 {
+		t.Fatalf("%d sockets are watched, want 1", n)
+	}
+	if err := c.pair.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := c.pair.Descriptor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if n := w.poller.watcher.sockets(t); n != 0 {
+		t.Errorf("%d sockets of frozen pairs are watched", n)
+	}
+	c.pair.Thaw()
+	if n := w.poller.watcher.sockets(t); n != 1 {
+		t.Errorf("%d sockets are watched behind Thaw, want 1", n)
+	}
+	c.pair.End(ReasonDrain, wire.CodeDrain)
+	<-c.over
+	if n := w.poller.watcher.sockets(t); n != 0 {
+		t.Errorf("%d sockets of pairs that are over are watched", n)
 	}
 }

@@ -13,4 +13,4 @@ func (w *watcher) close() {}
 
 func (w *watch) arm(*socket, bool) {}
 
-func (w *watch) forget() {}
+func (w *watch) forget(*socket, bool) {}

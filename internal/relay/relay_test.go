@@ -780,3 +780,33 @@ func TestWriteStealsTheReset(t *testing.T) {
 		br.Close()
 	}
 }
+
+// TestCountInto: a pair's bytes stand in the totals while it lives, each way once, at either end.
+func TestCountInto(t *testing.T) {
+	w, l := newWorld(t)
+	defer w.close()
+	px, br := w.open(l)
+	user, accepted := loopback.user(t)
+	server, dialled := loopback.server(t)
+	var sent, received [2]atomic.Uint64
+	client, target := New(Client, accepted, px, []byte("?")), New(Target, dialled, br, nil)
+	client.CountInto(&sent[0], &received[0])
+	target.CountInto(&sent[1], &received[1])
+	sent[1].Store(100) // of others
+	tu := &tunnel{user: user, server: server}
+	tu.client, tu.target = run(&tu.wg, &w.poller, client), run(&tu.wg, &w.poller, target)
+	user.Write(make([]byte, 100_000))
+	if _, err := io.ReadFull(server, make([]byte, 100_001)); err != nil {
+		t.Fatal(err)
+	}
+	server.Write([]byte("answer"))
+	if _, err := io.ReadFull(user, make([]byte, 6)); err != nil {
+		t.Fatal(err)
+	}
+	tu.close()
+	for i, want := range []uint64{100_001, 100_101} {
+		if s, r := sent[i].Load(), received[i].Load(); s != want || r != 6 {
+			t.Errorf("totals of end %d: %d, %d; want %d, 6", i, s, r, want)
+		}
+	}
+}

@@ -13,9 +13,9 @@ import (
 
 // resetWaits reports whether the pair waits for its socket's peer before it resets.
 func (p *Pair) resetWaits() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.reset != nil
+	p.life.mu.Lock()
+	defer p.life.mu.Unlock()
+	return p.life.reset != nil
 }
 
 // TestWaitingResetsHaveNoGoroutine: pairs whose users do not read what was written before a reset. It is not parallel: it counts.

@@ -15,20 +15,27 @@ type socket struct {
 	conn net.Conn
 	raw  syscall.RawConn // nil: conn has no descriptor to wait on
 
-	// What the callbacks of raw work on; they are made once, so that reading and writing allocate nothing.
-	readFunc, writeFunc func(fd uintptr) bool
-	tryFunc             func(fd uintptr)
-	limit, n            int
-	polled              bool   // a poller watches the socket
-	eager               bool   // the last read filled its chunk: have several ready for the next
-	batch               *batch // what was read last; nil while nothing is read
-	readErr             error
-	src                 [][]byte
-	wrote               int
-	writeErr            error
+	polled bool // a poller watches the socket
+	eager  bool // the last read filled its chunk: have several ready for the next
+
+	// The callbacks of raw, made once so that reading and writing allocate nothing, and what they work on. There is one reader and
+	// one writer at a time.
+	reads struct {
+		ready    func(fd uintptr) bool
+		now      func(fd uintptr)
+		limit, n int
+		batch    *batch // what was read last; nil while nothing is read
+		err      error
+	}
+	writes struct {
+		now func(fd uintptr) bool
+		src [][]byte
+		n   int
+		err error
+	}
 }
 
-// errNothing is what tryRead gets while there is nothing to read.
+// errNothing is what tryRead returns while there is nothing to read.
 var errNothing = errors.New("nothing to read")
 
 // readAhead is how many chunks one read fills at most.
@@ -44,13 +51,13 @@ type batch struct {
 var batches = sync.Pool{New: func() any { return new(batch) }}
 
 // taken returns the chunks that read filled. The caller owns them, and calls release after it is done with the slice.
-func (s *socket) taken() []*link.Chunk { return s.batch.chunks[:s.batch.n] }
+func (s *socket) taken() []*link.Chunk { return s.reads.batch.chunks[:s.reads.batch.n] }
 
 // release gives back what a read needed.
 func (s *socket) release() {
-	if b := s.batch; b != nil {
+	if b := s.reads.batch; b != nil {
 		clear(b.chunks[:b.n])
-		b.n, s.batch = 0, nil
+		b.n, s.reads.batch = 0, nil
 		batches.Put(b)
 	}
 }
@@ -65,12 +72,12 @@ func (s *socket) blockingRead(limit int) (int, error) {
 		return 0, err
 	}
 	c.Grow(n)
-	s.batch = batches.Get().(*batch)
-	s.batch.chunks[0], s.batch.n = c, 1
+	s.reads.batch = batches.Get().(*batch)
+	s.reads.batch.chunks[0], s.reads.batch.n = c, 1
 	return n, err
 }
 
-// closeWrite sends FIN behind what was written. last says that close follows, which sends FIN as well.
+// closeWrite sends FIN behind what was written. With last it does nothing: close follows, which sends FIN as well.
 func (s *socket) closeWrite(last bool) error {
 	if last {
 		return nil

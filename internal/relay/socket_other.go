@@ -10,7 +10,7 @@ func (s *socket) init(conn net.Conn) { s.conn = conn }
 
 func (s *socket) read(limit int) (int, error) { return s.blockingRead(limit) }
 
-// tryRead is not there: nobody can be told when to.
+// tryRead reads nothing: no poller could say when to.
 func (s *socket) tryRead(int) (int, error) { return 0, errNothing }
 
 func (s *socket) tryWrite([][]byte) (int, error) { return 0, nil }

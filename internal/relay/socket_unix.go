@@ -24,9 +24,9 @@ func (s *socket) init(conn net.Conn) {
 		return
 	}
 	s.raw = raw
-	s.readFunc = s.readReady
-	s.tryFunc = s.readNow
-	s.writeFunc = s.writeNow
+	s.reads.ready = s.readReady
+	s.reads.now = s.readNow
+	s.writes.now = s.writeNow
 }
 
 // read waits until the socket is readable, takes chunks only then, and reads at most limit bytes into them.
@@ -34,33 +34,33 @@ func (s *socket) read(limit int) (int, error) {
 	if s.raw == nil {
 		return s.blockingRead(limit)
 	}
-	s.limit, s.n, s.readErr = limit, 0, nil
-	if err := s.raw.Read(s.readFunc); err != nil {
+	s.reads.limit, s.reads.n, s.reads.err = limit, 0, nil
+	if err := s.raw.Read(s.reads.ready); err != nil {
 		return 0, err
 	}
-	return s.n, s.readErr
+	return s.reads.n, s.reads.err
 }
 
 // tryRead is read without waiting. Its error is errNothing when there is nothing to read.
 func (s *socket) tryRead(limit int) (int, error) {
-	s.limit, s.n, s.readErr = limit, 0, nil
-	if err := s.raw.Control(s.tryFunc); err != nil {
+	s.reads.limit, s.reads.n, s.reads.err = limit, 0, nil
+	if err := s.raw.Control(s.reads.now); err != nil {
 		return 0, err
 	}
-	return s.n, s.readErr
+	return s.reads.n, s.reads.err
 }
 
 func (s *socket) readNow(fd uintptr) {
 	if !s.readReady(fd) {
-		s.readErr = errNothing
+		s.reads.err = errNothing
 	}
 }
 
-// readReady is called when the socket may be readable; false: it was not.
+// readReady is called when the socket may be readable. It reports whether it was.
 func (s *socket) readReady(fd uintptr) bool {
 	b := batches.Get().(*batch)
-	s.batch = b
-	k, left := 0, s.limit
+	s.reads.batch = b
+	k, left := 0, s.reads.limit
 	for left > 0 && (k == 0 || s.eager && k < readAhead) {
 		c := link.NewChunk()
 		room := c.Room()
@@ -91,11 +91,11 @@ func (s *socket) readReady(fd uintptr) bool {
 	case err == unix.EAGAIN:
 		return false
 	case err != nil:
-		s.readErr = err
+		s.reads.err = err
 	case n == 0:
-		s.readErr = io.EOF
+		s.reads.err = io.EOF
 	default:
-		s.n = n
+		s.reads.n = n
 	}
 	return true
 }
@@ -105,23 +105,23 @@ func (s *socket) tryWrite(bufs [][]byte) (int, error) {
 	if s.raw == nil {
 		return 0, nil
 	}
-	s.src, s.wrote, s.writeErr = bufs, 0, nil
-	err := s.raw.Write(s.writeFunc)
-	s.src = nil
+	s.writes.src, s.writes.n, s.writes.err = bufs, 0, nil
+	err := s.raw.Write(s.writes.now)
+	s.writes.src = nil
 	if err == nil {
-		err = s.writeErr
+		err = s.writes.err
 	}
-	return s.wrote, err
+	return s.writes.n, err
 }
 
 // writeNow is called at once; it never asks to wait.
 func (s *socket) writeNow(fd uintptr) bool {
-	n, err := sys.Write(int(fd), s.src)
-	s.wrote = n
+	n, err := sys.Write(int(fd), s.writes.src)
+	s.writes.n = n
 	if err != unix.EAGAIN {
-		s.writeErr = err
+		s.writes.err = err
 	}
-	return true // what it did not take waits in the stream
+	return true // what the socket did not take waits in the stream
 }
 
 // queued returns how many bytes the peer's kernel has not acknowledged yet.
@@ -138,10 +138,10 @@ func (s *socket) count(ask func(fd int) int) (n int) {
 	return n
 }
 
-// gone says whether the socket is dead though nobody reads it: reset by its peer.
+// gone reports whether the peer reset the connection. Nobody needs to read for that.
 func (s *socket) gone() bool { return s.state()&(unix.POLLERR|unix.POLLNVAL) != 0 }
 
-// hungUp says whether a TCP socket takes and brings nothing any more.
+// hungUp reports whether both directions of a TCP connection have ended: by FINs, or by a reset.
 func (s *socket) hungUp() bool {
 	return s.isTCP() && s.state()&unix.POLLHUP != 0
 }
@@ -151,7 +151,7 @@ func (s *socket) isTCP() bool {
 	return is
 }
 
-// state is what poll(2) tells of the socket without being asked.
+// state returns the events that poll(2) reports though nobody asked for them.
 func (s *socket) state() (events int16) {
 	if s.raw != nil {
 		s.raw.Control(func(fd uintptr) { events = sys.Poll(int(fd), 0) })

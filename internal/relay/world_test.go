@@ -49,12 +49,10 @@ func (o *owner) Attached(l *link.Link, _ int) {
 	default: // it is long known
 	}
 }
-func (o *owner) Detached(*link.Link, int, error)            {}
-func (o *owner) Claim(*link.Link, uint16, wire.Claim, bool) {}
-func (o *owner) Unclaim(*link.Link, uint16)                 {}
-func (o *owner) Claimed(*link.Link, uint16, wire.Claimed)   {}
-func (o *owner) GoingAway(*link.Link, time.Duration)        {}
-func (o *owner) Ended(*link.Link, error)                    {}
+func (o *owner) Detached(*link.Link, int, error)      {}
+func (o *owner) Message(*link.Link, wire.Frame) error { return nil }
+func (o *owner) GoingAway(*link.Link, time.Duration)  {}
+func (o *owner) Ended(*link.Link, error)              {}
 
 var identity = sync.OnceValue(func() tls.Certificate {
 	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -56,7 +56,7 @@ type Destination struct {
 
 	mu      sync.Mutex
 	link    *link.Link // guarded by mu, as all below
-	id      uint16     // of the claim on link
+	id      uint32     // of the claim on link
 	target  string
 	held    int
 	changed chan struct{} // closed and replaced at every change
@@ -65,7 +65,7 @@ type Destination struct {
 
 // Claim gives the service to a key, or points it to another link of the same key. It reports whether it is new. Two claims of one
 // link cannot have the same.
-func (t *Table) Claim(pub grammar.Public, key [16]byte, keyName string, l *link.Link, id uint16, target string) (d *Destination, isNew bool, err error) {
+func (t *Table) Claim(pub grammar.Public, key [16]byte, keyName string, l *link.Link, id uint32, target string) (d *Destination, isNew bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	d = t.dest[pub]
@@ -87,7 +87,7 @@ func (t *Table) Claim(pub grammar.Public, key [16]byte, keyName string, l *link.
 	return d, isNew, nil
 }
 
-// Remove takes a destination out; whoever waits for it is told.
+// Remove takes a destination out; whoever waits for it is told. When it returns, no stream is opened to it any more.
 func (t *Table) Remove(d *Destination) {
 	t.mu.Lock()
 	if t.dest[d.Public] == d {
@@ -109,7 +109,7 @@ func (d *Destination) Changed() {
 }
 
 // Link returns the link that served the destination last, and the claim's id and target on it.
-func (d *Destination) Link() (l *link.Link, id uint16, target string) {
+func (d *Destination) Link() (l *link.Link, id uint32, target string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.link, d.id, d.target
@@ -128,7 +128,13 @@ func (d *Destination) open(ctx context.Context, o wire.Open, left func() bool, o
 			return nil, target, err
 		}
 		o.Service = id
+		d.mu.Lock()
+		if d.removed || d.link != l || d.id != id {
+			d.mu.Unlock()
+			continue
+		}
 		s, err := open(l, o)
+		d.mu.Unlock()
 		if errors.Is(err, link.ErrEnded) { // in this moment: the bridge is as away as it was a moment later
 			continue
 		}
@@ -137,7 +143,7 @@ func (d *Destination) open(ctx context.Context, o wire.Open, left func() bool, o
 }
 
 // wait returns the link that a new connection goes to.
-func (d *Destination) wait(ctx context.Context, left func() bool) (l *link.Link, id uint16, target string, err error) {
+func (d *Destination) wait(ctx context.Context, left func() bool) (l *link.Link, id uint32, target string, err error) {
 	var late, look <-chan time.Time
 	for {
 		d.mu.Lock()

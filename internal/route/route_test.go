@@ -13,6 +13,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,12 +38,10 @@ type bridges struct {
 
 type owner struct{ *bridges }
 
-func (owner) Opened(*link.Stream)                        {}
-func (owner) Claim(*link.Link, uint16, wire.Claim, bool) {}
-func (owner) Unclaim(*link.Link, uint16)                 {}
-func (owner) Claimed(*link.Link, uint16, wire.Claimed)   {}
-func (owner) GoingAway(*link.Link, time.Duration)        {}
-func (owner) Ended(*link.Link, error)                    {}
+func (owner) Opened(*link.Stream)                  {}
+func (owner) Message(*link.Link, wire.Frame) error { return nil }
+func (owner) GoingAway(*link.Link, time.Duration)  {}
+func (owner) Ended(*link.Link, error)              {}
 func (o owner) Attached(l *link.Link, slot int) {
 	if slot == 1 {
 		o.up <- l
@@ -183,7 +182,7 @@ func TestClaim(t *testing.T) {
 // answer is what Wait returned.
 type answer struct {
 	l      *link.Link
-	id     uint16
+	id     uint32
 	target string
 	err    error
 	took   time.Duration
@@ -380,6 +379,43 @@ func TestRemoveWakes(t *testing.T) {
 		b.join()
 		if a := <-wait(t.Context(), d); !errors.Is(a.err, ErrRemoved) {
 			t.Errorf("Wait = %+v; want ErrRemoved, be the bridge there or not", a)
+		}
+	})
+}
+
+// TestNothingIsOpenedBehindRemove: who was on the way when a destination is removed is through before Remove returns, or is told.
+func TestNothingIsOpenedBehindRemove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := listen(t)
+		defer b.stop()
+		l := <-b.up
+		for range 50 {
+			tab := NewTable()
+			d, _, err := tab.Claim(public(t, "9000"), keyA, "nas", l, 7, "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var removed atomic.Bool
+			var users sync.WaitGroup
+			for range 8 {
+				users.Go(func() {
+					s, _, err := d.open(t.Context(), wire.Open{}, nil, func(l *link.Link, o wire.Open) (*link.Stream, error) {
+						if removed.Load() {
+							t.Error("a stream is opened to what was removed")
+						}
+						return l.Open(o)
+					})
+					if err != nil && !errors.Is(err, ErrRemoved) {
+						t.Errorf("Open = %v", err)
+					}
+					if s != nil {
+						s.Reset(wire.CodeAborted)
+					}
+				})
+			}
+			tab.Remove(d)
+			removed.Store(true)
+			users.Wait()
 		}
 	})
 }

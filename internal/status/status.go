@@ -41,6 +41,13 @@ type Snapshot struct {
 	Links         []Link    `json:"links"`
 	Services      []Service `json:"services"`
 	Pairs         []Pair    `json:"pairs"`
+	Reload        *Reload   `json:"reload,omitempty"` // the last one; nil: none since the start
+}
+
+// Reload is what became of an attempt to put new settings in force.
+type Reload struct {
+	At    time.Time `json:"at"`
+	Error string    `json:"error"` // why nothing was changed; "" if all is in force
 }
 
 // Link is the connection between one bridge and one proxy, however many TCP
@@ -67,6 +74,11 @@ type Service struct {
 	State       string `json:"state"`
 	Connections int    `json:"connections"`
 	Reason      string `json:"reason,omitempty"` // why State is not ServiceUp, where there is more to say
+
+	// What was counted since the process started. The bytes move while a connection lives.
+	Total    uint64 `json:"total,omitempty"`    // connections
+	Sent     uint64 `json:"sent,omitempty"`     // bytes client → target
+	Received uint64 `json:"received,omitempty"` // bytes target → client
 }
 
 // Pair is one user's connection, bound to its connection to the target.

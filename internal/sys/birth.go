@@ -2,8 +2,10 @@ package sys
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
 	"time"
 )
@@ -80,6 +82,15 @@ func (e *NoPortError) Error() string {
 }
 
 func (e *NoPortError) Unwrap() error { return e.Err }
+
+// NoSource reports whether a dial failed for the sake of its source: no port is free there, or it is no address of this machine.
+func NoSource(err error) bool {
+	if _, noPort := errors.AsType[*NoPortError](err); noPort {
+		return true
+	}
+	call, ok := errors.AsType[*os.SyscallError](err)
+	return ok && call.Syscall == "bind"
+}
 
 // reachable reports whether the kernel would send something to addr. If not, the cause was another one than ports: a host without
 // an IPv6 address has the same error. To connect a UDP socket sends nothing.

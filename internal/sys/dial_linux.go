@@ -93,7 +93,8 @@ func connected(fd int) error {
 	return unix.Errno(code)
 }
 
-// localConn is a TCP socket that net did not make. It is a file, since net would make a copy of the descriptor first.
+// localConn is a TCP socket that net did not make: of dialLocal, or of another process (Adopt). It is a file, since net would make a
+// copy of the descriptor first.
 type localConn struct {
 	*os.File
 	raw    syscall.RawConn
@@ -115,16 +116,20 @@ func (c *localConn) RemoteAddr() net.Addr { return c.remote }
 
 // LocalAddr is asked of the kernel.
 func (c *localConn) LocalAddr() net.Addr {
-	addr := &net.TCPAddr{}
-	c.raw.Control(func(fd uintptr) {
-		switch sa, _ := unix.Getsockname(int(fd)); sa := sa.(type) {
-		case *unix.SockaddrInet4:
-			addr.IP, addr.Port = sa.Addr[:], sa.Port
-		case *unix.SockaddrInet6:
-			addr.IP, addr.Port = sa.Addr[:], sa.Port
-		}
-	})
-	return addr
+	var at unix.Sockaddr
+	c.raw.Control(func(fd uintptr) { at, _ = unix.Getsockname(int(fd)) })
+	return tcpAddr(at)
+}
+
+// tcpAddr returns the zero address for none.
+func tcpAddr(at unix.Sockaddr) *net.TCPAddr {
+	switch at := at.(type) {
+	case *unix.SockaddrInet4:
+		return &net.TCPAddr{IP: at.Addr[:], Port: at.Port}
+	case *unix.SockaddrInet6:
+		return &net.TCPAddr{IP: at.Addr[:], Port: at.Port}
+	}
+	return &net.TCPAddr{}
 }
 
 // CloseWrite sends FIN.

@@ -30,7 +30,7 @@ type NetworkEvent struct {
 	addrs map[netip.Addr]bool
 }
 
-// Gone says that the local address is not one of this machine (any more). It is false where that is not known.
+// Gone reports whether the local address is not one of this machine (any more). It is false where that is not known.
 func (e NetworkEvent) Gone(local net.Addr) bool {
 	tcp, ok := local.(*net.TCPAddr)
 	if !ok || e.addrs == nil {
@@ -106,7 +106,7 @@ func (w *watcher) run(ctx context.Context, changed func(NetworkEvent)) {
 	}
 }
 
-// other says whether there is any news but that of addresses.
+// other reports whether there is any news but that of addresses.
 func other(why []string) bool {
 	for _, w := range why {
 		if w != Addresses {
@@ -166,7 +166,7 @@ func (w *watcher) poll(ctx context.Context) {
 	}
 }
 
-// slept says whether the machine slept between two ticks, by what the wall clock and the monotonic clock counted. The
+// slept reports whether the machine slept between two ticks, by what the wall clock and the monotonic clock counted. The
 // monotonic clock stands still meanwhile on some platforms and goes on on others: then the tick is late. A wall clock that
 // is set forward looks the same, and one question too many does no harm.
 func slept(wall, mono time.Duration) bool {

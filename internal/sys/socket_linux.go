@@ -63,7 +63,7 @@ func call(trap uintptr, fd int, p unsafe.Pointer, n int) (int, error) {
 	}
 }
 
-// HungUp says whether the peer of a connected socket sent its end or a reset, also behind bytes that nobody has read yet.
+// HungUp reports whether the peer of a connected socket sent its end or a reset, also behind bytes that nobody has read yet.
 func HungUp(fd int) bool { return Poll(fd, unix.POLLRDHUP) != 0 }
 
 // Poll returns what poll(2) says now of the events, and what it says unasked.

@@ -23,7 +23,7 @@ func Write(fd int, bufs [][]byte) (n int, err error) {
 	}
 }
 
-// HungUp says whether the peer of a connected socket sent a reset, also behind bytes that nobody has read yet.
+// HungUp reports whether the peer of a connected socket sent a reset, also behind bytes that nobody has read yet.
 func HungUp(fd int) bool { return Poll(fd, 0) != 0 }
 
 // Poll returns what poll(2) says now of the events, and what it says unasked.

@@ -1,6 +1,9 @@
 package wire
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"fmt"
+)
 
 // Mode says what an ATTACH wants.
 type Mode uint8
@@ -16,24 +19,27 @@ const (
 type Attach struct {
 	Mode         Mode
 	Slot         uint8
+	Entry        uint8 // bytes of an entry of the table; 0 when it is encoded: StreamStateLen
 	Session      [16]byte
-	WantInstance [16]byte // the proxy process that holds the session; zero with ModeNew
+	WantInstance [16]byte // the process that holds the session; zero with ModeNew
 	Streams      uint32   // entries of the table that follows
 	TableCRC     uint32   // CRC-32C of the encoded entries
-	Window       uint32   // initial credit of every stream towards the bridge, in bytes
-	MaxStreams   uint32   // streams that the bridge accepts at once
-	Detach       uint32   // milliseconds without a connection after which the bridge ends the session; 0: not said
+	Window       uint32   // initial credit of every stream towards the dialling end, in bytes
+	MaxStreams   uint32   // streams that the dialling end accepts in a slot
+	Detach       uint32   // milliseconds without a connection after which the dialling end ends the session; 0: not said
 	MAC          [32]byte // proof of the session secret; zero with ModeNew
-	Name         string   // of the bridge's host, for display
+	Name         string   // field 1: of the dialling end's host, for display
 }
 
-const attachLen = 1 + 1 + 16 + 16 + 5*4 + 32
+const attachLen = 4 + 16 + 16 + 5*4 + 32
+
+const fieldAttachName = 1
 
 // AppendAttach appends an ATTACH of generation gen.
 func AppendAttach(b []byte, gen uint64, a Attach) []byte {
-	name := cutText(a.Name)
-	b = AppendHeader(b, TypeAttach, 0, gen, attachLen+len(name))
-	b = append(b, byte(a.Mode), a.Slot)
+	at := len(b)
+	b = AppendHeader(b, TypeAttach, 0, gen, 0)
+	b = append(b, byte(a.Mode), a.Slot, entry(a.Entry), 0)
 	b = append(b, a.Session[:]...)
 	b = append(b, a.WantInstance[:]...)
 	b = binary.BigEndian.AppendUint32(b, a.Streams)
@@ -42,54 +48,70 @@ func AppendAttach(b []byte, gen uint64, a Attach) []byte {
 	b = binary.BigEndian.AppendUint32(b, a.MaxStreams)
 	b = binary.BigEndian.AppendUint32(b, a.Detach)
 	b = append(b, a.MAC[:]...)
-	return append(b, name...)
+	return setLength(appendTextField(b, fieldAttachName, a.Name, MaxText), at)
 }
 
-// ParseAttach decodes the payload of an ATTACH.
+func entry(n uint8) uint8 {
+	if n == 0 {
+		return StreamStateLen
+	}
+	return n
+}
+
+// ParseAttach decodes the payload of an ATTACH. With an *UnsupportedError everything but the unknown field is there, for the
+// answer.
 func ParseAttach(f Frame) (a Attach, err error) {
 	p := f.Payload
-	a.Mode, a.Slot = Mode(p[0]), p[1]
-	copy(a.Session[:], p[2:])
-	copy(a.WantInstance[:], p[18:])
-	a.Streams = binary.BigEndian.Uint32(p[34:])
-	a.TableCRC = binary.BigEndian.Uint32(p[38:])
-	a.Window = binary.BigEndian.Uint32(p[42:])
-	a.MaxStreams = binary.BigEndian.Uint32(p[46:])
-	a.Detach = binary.BigEndian.Uint32(p[50:])
-	copy(a.MAC[:], p[54:])
-	a.Name = string(p[attachLen:])
+	a.Mode, a.Slot, a.Entry = Mode(p[0]), p[1], p[2]
+	copy(a.Session[:], p[4:])
+	copy(a.WantInstance[:], p[20:])
+	a.Streams = binary.BigEndian.Uint32(p[36:])
+	a.TableCRC = binary.BigEndian.Uint32(p[40:])
+	a.Window = binary.BigEndian.Uint32(p[44:])
+	a.MaxStreams = binary.BigEndian.Uint32(p[48:])
+	a.Detach = binary.BigEndian.Uint32(p[52:])
+	copy(a.MAC[:], p[56:])
 	if a.Mode < ModeNew || a.Mode > ModeJoin {
 		return a, malformed(TypeAttach, "mode %d", p[0])
 	}
 	if f.Offset == 0 {
 		return a, malformed(TypeAttach, "generation 0")
 	}
+	if a.Entry < StreamStateLen {
+		return a, malformed(TypeAttach, "table entries of %d bytes, want at least %d", a.Entry, StreamStateLen)
+	}
 	if a.Mode == ModeNew && (a.Slot != 0 || a.Streams != 0 || a.WantInstance != [16]byte{} || a.MAC != [32]byte{}) {
 		return a, malformed(TypeAttach, "a new session starts at slot 0 without streams, instance and proof")
 	}
-	return a, nil
+	return a, parseFields(TypeAttach, p[attachLen:], func(f Field) (known, ok bool) {
+		if f.Type == fieldAttachName {
+			return true, f.text(&a.Name, MaxText)
+		}
+		return false, false
+	})
 }
 
 // Status answers an ATTACH.
 type Status uint8
 
-// The statuses of ATTACHED.
+// The statuses of ATTACHED. One that is not known is a refusal.
 const (
-	StatusOK        Status = 1 + iota
-	StatusGone             // the session does not exist (any more)
-	StatusDuplicate        // another live bridge holds this key
-	StatusDenied           // the key was removed
-	StatusLimit            // no room for another session, slot or stream
-	StatusDraining         // the proxy is stopping
-	StatusStale            // the generation is not above the last one
+	StatusOK          Status = 1 + iota
+	StatusGone               // the session does not exist (any more)
+	StatusDuplicate          // another live process holds this key
+	StatusDenied             // the key was removed, or may not do this
+	StatusLimit              // no room for another session, slot or stream
+	StatusDraining           // the proxy is stopping
+	StatusStale              // the generation is not above the last one
+	StatusUnsupported        // the ATTACH needs something that is not known here
 	statusEnd
 )
 
-var statusNames = [...]string{"?", "ok", "gone", "duplicate", "denied", "limit", "draining", "stale"}
+var statusNames = [...]string{"?", "ok", "gone", "duplicate", "denied", "limit", "draining", "stale", "unsupported"}
 
 func (s Status) String() string {
-	if int(s) >= len(statusNames) {
-		return "?"
+	if s == 0 || s >= statusEnd {
+		return fmt.Sprintf("status %d", uint8(s))
 	}
 	return statusNames[s]
 }
@@ -98,23 +120,31 @@ func (s Status) String() string {
 type Attached struct {
 	Status     Status
 	Slot       uint8
-	Carriers   uint8  // highest slot that the proxy accepts
+	Carriers   uint8  // highest slot that the accepting end takes
+	Entry      uint8  // bytes of an entry of the table; 0 when it is encoded: StreamStateLen
 	Streams    uint32 // entries of the table that follows
 	TableCRC   uint32 // CRC-32C of the encoded entries
-	Window     uint32 // initial credit of every stream towards the proxy, in bytes; OPEN carries it again per stream
-	MaxStreams uint32 // streams that the proxy opens at once, at the most
+	Window     uint32 // initial credit of every stream towards the accepting end, in bytes; OPEN carries it again per stream
+	MaxStreams uint32 // streams that the accepting end accepts in a slot
 	Transfer   uint16 // port that carriers dial; 0: the one that the control connection dialled
-	Detach     uint32 // milliseconds without a connection after which the proxy ends the session; 0: not said
-	Text       string // for people; why not
+	Detach     uint32 // milliseconds without a connection after which the accepting end ends the session; 0: not said
+	Text       string // field 1, for people; why not
+	ComeBack   uint32 // field 2: milliseconds after which to try again; 0: not said
 }
 
 const attachedLen = 4 + 4*4 + 4 + 4
 
+// The fields of ATTACHED and of GOAWAY.
+const (
+	fieldText     = 1
+	fieldComeBack = 2
+)
+
 // AppendAttached appends an ATTACHED of generation gen.
 func AppendAttached(b []byte, gen uint64, a Attached) []byte {
-	text := cutText(a.Text)
-	b = AppendHeader(b, TypeAttached, 0, gen, attachedLen+len(text))
-	b = append(b, byte(a.Status), a.Slot, a.Carriers, 0)
+	at := len(b)
+	b = AppendHeader(b, TypeAttached, 0, gen, 0)
+	b = append(b, byte(a.Status), a.Slot, a.Carriers, entry(a.Entry))
 	b = binary.BigEndian.AppendUint32(b, a.Streams)
 	b = binary.BigEndian.AppendUint32(b, a.TableCRC)
 	b = binary.BigEndian.AppendUint32(b, a.Window)
@@ -122,29 +152,37 @@ func AppendAttached(b []byte, gen uint64, a Attached) []byte {
 	b = binary.BigEndian.AppendUint16(b, a.Transfer)
 	b = append(b, 0, 0)
 	b = binary.BigEndian.AppendUint32(b, a.Detach)
-	return append(b, text...)
+	return setLength(appendUint32Field(appendTextField(b, fieldText, a.Text, MaxText), fieldComeBack, a.ComeBack), at)
 }
 
 // ParseAttached decodes the payload of an ATTACHED.
 func ParseAttached(f Frame) (a Attached, err error) {
 	p := f.Payload
 	a = Attached{
-		Status: Status(p[0]), Slot: p[1], Carriers: p[2],
+		Status: Status(p[0]), Slot: p[1], Carriers: p[2], Entry: p[3],
 		Streams:    binary.BigEndian.Uint32(p[4:]),
 		TableCRC:   binary.BigEndian.Uint32(p[8:]),
 		Window:     binary.BigEndian.Uint32(p[12:]),
 		MaxStreams: binary.BigEndian.Uint32(p[16:]),
 		Transfer:   binary.BigEndian.Uint16(p[20:]),
 		Detach:     binary.BigEndian.Uint32(p[24:]),
-		Text:       string(p[attachedLen:]),
 	}
-	if a.Status == 0 || a.Status >= statusEnd {
-		return a, malformed(TypeAttached, "status %d", p[0])
+	if a.Status == StatusOK && a.Entry < StreamStateLen {
+		return a, malformed(TypeAttached, "table entries of %d bytes, want at least %d", a.Entry, StreamStateLen)
 	}
-	if p[3] != 0 || p[22] != 0 || p[23] != 0 {
-		return a, malformed(TypeAttached, "reserved bytes")
+	return a, parseFields(TypeAttached, p[attachedLen:], textAndComeBack(&a.Text, &a.ComeBack))
+}
+
+func textAndComeBack(text *string, comeBack *uint32) func(Field) (known, ok bool) {
+	return func(f Field) (known, ok bool) {
+		switch f.Type {
+		case fieldText:
+			return true, f.text(text, MaxText)
+		case fieldComeBack:
+			return true, f.uint32(comeBack)
+		}
+		return false, false
 	}
-	return a, nil
 }
 
 // StreamState is one entry of a resume table: what the sender of the table has of a stream's incoming direction.
@@ -155,8 +193,11 @@ type StreamState struct {
 	CRC    uint32 // CRC-32C of the bytes below RcvNxt
 }
 
-// StreamStateLen is the length of one entry in bytes.
+// StreamStateLen is the length of one entry in bytes, as this package writes it.
 const StreamStateLen = 8 + 8 + 8 + 4 + 1
+
+// MaxTable is how many entries a table has at the most.
+const MaxTable = 65_536
 
 // AppendStreamState appends one entry to the encoded table.
 func AppendStreamState(b []byte, s StreamState) []byte {
@@ -167,13 +208,14 @@ func AppendStreamState(b []byte, s StreamState) []byte {
 	return append(b, 0)
 }
 
-// ParseTable decodes an encoded table. Entries come in strictly increasing order of streams.
-func ParseTable(b []byte) ([]StreamState, error) {
-	if len(b)%StreamStateLen != 0 {
-		return nil, malformed(TypeST, "table of %d bytes", len(b))
+// ParseTable decodes an encoded table whose entries have entry bytes each. What an entry has beyond StreamStateLen bytes is
+// skipped. Entries come in strictly increasing order of streams.
+func ParseTable(b []byte, entry int) ([]StreamState, error) {
+	if entry < StreamStateLen || len(b)%entry != 0 {
+		return nil, malformed(TypeST, "table of %d bytes in entries of %d", len(b), entry)
 	}
-	t := make([]StreamState, 0, len(b)/StreamStateLen)
-	for last := uint64(0); len(b) > 0; b = b[StreamStateLen:] {
+	t := make([]StreamState, 0, len(b)/entry)
+	for last := uint64(0); len(b) > 0; b = b[entry:] {
 		s := StreamState{
 			Stream: binary.BigEndian.Uint64(b),
 			RcvNxt: binary.BigEndian.Uint64(b[8:]),
@@ -182,9 +224,6 @@ func ParseTable(b []byte) ([]StreamState, error) {
 		}
 		if s.Stream <= last {
 			return nil, malformed(TypeST, "stream %d after %d", s.Stream, last)
-		}
-		if b[28] != 0 {
-			return nil, malformed(TypeST, "reserved bits %#x", b[28])
 		}
 		last = s.Stream
 		t = append(t, s)
@@ -206,23 +245,30 @@ func AppendTable(b, table []byte) []byte {
 // GoAway announces that the sender is stopping.
 type GoAway struct {
 	DrainMillis uint32 // connections that live longer are reset
+	Text        string // field 1, for people
+	ComeBack    uint32 // field 2: milliseconds after which the receiver may come back; 0: not said
 }
 
 const goAwayLen = 4
 
 // AppendGoAway appends a GOAWAY.
 func AppendGoAway(b []byte, g GoAway) []byte {
-	b = AppendHeader(b, TypeGoAway, 0, 0, goAwayLen)
-	return binary.BigEndian.AppendUint32(b, g.DrainMillis)
+	at := len(b)
+	b = AppendHeader(b, TypeGoAway, 0, 0, 0)
+	b = binary.BigEndian.AppendUint32(b, g.DrainMillis)
+	return setLength(appendUint32Field(appendTextField(b, fieldText, g.Text, MaxText), fieldComeBack, g.ComeBack), at)
 }
 
 // ParseGoAway decodes the payload of a GOAWAY.
-func ParseGoAway(f Frame) GoAway { return GoAway{binary.BigEndian.Uint32(f.Payload)} }
+func ParseGoAway(f Frame) (g GoAway, err error) {
+	g.DrainMillis = binary.BigEndian.Uint32(f.Payload)
+	return g, parseFields(TypeGoAway, f.Payload[goAwayLen:], textAndComeBack(&g.Text, &g.ComeBack))
+}
 
 // ErrCode says why a connection is given up.
 type ErrCode uint16
 
-// The codes of ERR.
+// The codes of ERR. One that is not known is an error like any other.
 const (
 	ErrFormat       ErrCode = 1 + iota // malformed frame
 	ErrUnexpected                      // a frame that has no place here: wrong direction, state or slot
@@ -234,7 +280,7 @@ const (
 	ErrAckBeyond                       // ACK of bytes that were never sent
 	ErrResume                          // the resume tables contradict each other
 	ErrFlood                           // too many frames that do nothing
-	ErrClaimInvalid                    // CLAIM that cannot be decoded
+	ErrClaimInvalid                    // a frame about a claim that cannot be decoded, or contradicts an earlier one
 )
 
 // Err gives up a connection.
@@ -254,80 +300,4 @@ func AppendErr(b []byte, e Err) []byte {
 // ParseErr decodes the payload of an ERR.
 func ParseErr(f Frame) Err {
 	return Err{ErrCode(binary.BigEndian.Uint16(f.Payload)), string(f.Payload[2:])}
-}
-
-// Claim asks for a public address.
-type Claim struct {
-	Public string // canonical PUBLIC
-	Target string // for display only
-}
-
-// AppendClaim appends a CLAIM with id; more says that another follows at once.
-func AppendClaim(b []byte, id uint16, c Claim, more bool) []byte {
-	at := len(b)
-	b = AppendHeader(b, TypeClaim, 0, uint64(id), 0)
-	b = appendString(appendString(b, c.Public), c.Target)
-	binary.BigEndian.PutUint16(b[at+2:], uint16(len(b)-at-HeaderLen))
-	if more {
-		b[at+1] = FlagMore
-	}
-	return b
-}
-
-// ParseClaim decodes the payload of a CLAIM.
-func ParseClaim(f Frame) (c Claim, err error) {
-	var ok bool
-	rest := f.Payload
-	if c.Public, rest, ok = takeString(rest); ok {
-		c.Target, rest, ok = takeString(rest)
-	}
-	if !ok || len(rest) != 0 || f.Offset > 0xffff {
-		return c, malformed(TypeClaim, "bad text")
-	}
-	return c, nil
-}
-
-// ClaimStatus answers a CLAIM.
-type ClaimStatus uint8
-
-// The statuses of CLAIMED.
-const (
-	ClaimUp       ClaimStatus = 1 + iota // the public address is open
-	ClaimDenied                          // the policy of the key does not allow it
-	ClaimRetrying                        // it cannot be opened now; the proxy goes on trying
-	claimEnd
-)
-
-// Claimed answers a CLAIM, and tells later changes of it.
-type Claimed struct {
-	Status ClaimStatus
-	Nonce  [16]byte // what the bridge's probe sends to the public address; zero: do not probe
-	Public string   // the public address that is served
-	Text   string   // why not
-}
-
-// AppendClaimed appends a CLAIMED with the id of the claim.
-func AppendClaimed(b []byte, id uint16, c Claimed) []byte {
-	at := len(b)
-	b = AppendHeader(b, TypeClaimed, 0, uint64(id), 0)
-	b = append(b, byte(c.Status))
-	b = append(b, c.Nonce[:]...)
-	b = appendString(appendString(b, c.Public), cutText(c.Text))
-	binary.BigEndian.PutUint16(b[at+2:], uint16(len(b)-at-HeaderLen))
-	return b
-}
-
-// ParseClaimed decodes the payload of a CLAIMED.
-func ParseClaimed(f Frame) (c Claimed, err error) {
-	c.Status = ClaimStatus(f.Payload[0])
-	copy(c.Nonce[:], f.Payload[1:])
-	rest := f.Payload[17:]
-	var ok bool
-	if c.Public, rest, ok = takeString(rest); ok {
-		c.Text, rest, ok = takeString(rest)
-	}
-	if !ok || len(rest) != 0 || len(c.Text) > MaxText || c.Status == 0 || c.Status >= claimEnd || f.Offset > 0xffff {
-		return c, malformed(TypeClaimed, "bad status or text")
-	}
-	return c, nil
 }

@@ -2,72 +2,150 @@ package wire
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 )
 
-// Open asks the bridge to connect a new stream to a service that it claimed.
+// Open asks the peer to connect a new stream.
 type Open struct {
-	Service uint16         // id of the claim
-	Client  netip.AddrPort // who connected; invalid when unknown
-	Local   netip.AddrPort // the public address that was reached; invalid when unknown
+	Kind    OpenKind // 0 when it is encoded: OpenStream
+	Service uint32   // to a bridge: id of its claim. To a proxy: 0, and Name says what is meant
+
+	Client   netip.AddrPort // field 1: who connected; invalid when unknown
+	Local    netip.AddrPort // field 2: the public address that was reached; invalid when unknown
+	Host     string         // field 3: SNI or Host that the user asked for
+	Entrance Entrance       // field 4: kind of entrance
+	KeyName  string         // field 5: name of the visitor's key
+	Trace    [16]byte       // field 6: id for traces; zero: none
+	Name     string         // field 128: a PUBLIC
+	Hops     uint8          // field 129: proxies that may still be passed, when HasHops
+	HasHops  bool
 }
+
+// OpenKind says what an OPEN opens.
+type OpenKind uint8
+
+// The kinds of OPEN.
+const (
+	OpenStream    OpenKind = 1 + iota // a stream of bytes
+	OpenDatagrams                     // a flow of datagrams
+)
+
+// Entrance says how a user came in.
+type Entrance uint8
+
+// The kinds of entrance. One that is not known means EntranceUnknown to its user.
+const (
+	EntranceUnknown Entrance = iota
+	EntranceTCP
+	EntranceUDP
+	EntranceHTTP
+	EntranceHTTPS
+	EntranceTLS
+	EntrancePrivate
+)
+
+const openLen = 1 + 1 + 4
+
+const (
+	fieldClient   = 1
+	fieldLocal    = 2
+	fieldHost     = 3
+	fieldEntrance = 4
+	fieldKeyName  = 5
+	fieldTrace    = 6
+	fieldName     = 128
+	fieldHops     = 129
+)
+
+// maxName bounds the texts of an OPEN that are names: of a host, of a PUBLIC.
+const maxName = 255
 
 // AppendOpen appends an OPEN that grants credit bytes for the answer.
 func AppendOpen(b []byte, stream, credit uint64, o Open) []byte {
 	at := len(b)
 	b = AppendHeader(b, TypeOpen, stream, credit, 0)
-	b = binary.BigEndian.AppendUint16(b, o.Service)
-	b = appendAddr(appendAddr(b, o.Client), o.Local)
-	binary.BigEndian.PutUint16(b[at+2:], uint16(len(b)-at-HeaderLen))
-	return b
+	b = append(b, max(byte(o.Kind), byte(OpenStream)), 0)
+	b = binary.BigEndian.AppendUint32(b, o.Service)
+	b = appendAddr(appendAddr(b, fieldClient, o.Client), fieldLocal, o.Local)
+	b = appendTextField(b, fieldHost, o.Host, maxName)
+	if o.Entrance != EntranceUnknown {
+		b = append(b, fieldEntrance, 0, 1, byte(o.Entrance))
+	}
+	b = appendTextField(b, fieldKeyName, o.KeyName, MaxText)
+	if o.Trace != [16]byte{} {
+		b = append(append(b, fieldTrace, 0, 16), o.Trace[:]...)
+	}
+	b = appendTextField(b, fieldName, o.Name, maxName)
+	if o.HasHops {
+		b = append(b, fieldHops, 0, 1, o.Hops)
+	}
+	return setLength(b, at)
 }
 
-// ParseOpen decodes the payload of an OPEN.
+// ParseOpen decodes the payload of an OPEN. An *UnsupportedError says that the stream is to be refused, and nothing is wrong
+// otherwise.
 func ParseOpen(f Frame) (o Open, err error) {
-	o.Service = binary.BigEndian.Uint16(f.Payload)
-	rest := f.Payload[2:]
-	var ok bool
-	if o.Client, rest, ok = takeAddr(rest); ok {
-		o.Local, rest, ok = takeAddr(rest)
+	o.Kind, o.Service = OpenKind(f.Payload[0]), binary.BigEndian.Uint32(f.Payload[2:])
+	var unsupported error
+	if o.Kind != OpenStream && o.Kind != OpenDatagrams {
+		unsupported = &UnsupportedError{Type: TypeOpen, What: fmt.Sprintf("kind %d", o.Kind)}
 	}
-	if !ok || len(rest) != 0 {
-		return o, malformed(TypeOpen, "bad address")
+	err = parseFields(TypeOpen, f.Payload[openLen:], func(f Field) (known, ok bool) {
+		switch f.Type {
+		case fieldClient:
+			return true, f.addr(&o.Client)
+		case fieldLocal:
+			return true, f.addr(&o.Local)
+		case fieldHost:
+			return true, f.text(&o.Host, maxName)
+		case fieldEntrance:
+			return true, f.uint8((*uint8)(&o.Entrance))
+		case fieldKeyName:
+			return true, f.text(&o.KeyName, MaxText)
+		case fieldTrace:
+			return true, copy(o.Trace[:], f.Value) == len(f.Value) && len(f.Value) == len(o.Trace)
+		case fieldName:
+			return true, f.text(&o.Name, maxName)
+		case fieldHops:
+			o.HasHops = true
+			return true, f.uint8(&o.Hops)
+		}
+		return false, false
+	})
+	if err == nil {
+		err = unsupported
 	}
-	return o, nil
+	return o, err
 }
 
-// An address is its length in bytes (0, 4 or 16), the bytes, and the port.
-func appendAddr(b []byte, a netip.AddrPort) []byte {
+// An address is 4 or 16 bytes, and the port.
+func appendAddr(b []byte, t uint8, a netip.AddrPort) []byte {
 	ip := a.Addr().Unmap()
 	switch {
 	case ip.Is4():
 		v := ip.As4()
-		b = append(append(b, 4), v[:]...)
+		b = append(append(b, t, 0, 4+2), v[:]...)
 	case ip.Is6():
 		v := ip.As16()
-		b = append(append(b, 16), v[:]...)
+		b = append(append(b, t, 0, 16+2), v[:]...)
 	default:
-		return append(b, 0)
+		return b
 	}
 	return binary.BigEndian.AppendUint16(b, a.Port())
 }
 
-func takeAddr(b []byte) (a netip.AddrPort, rest []byte, ok bool) {
-	if len(b) == 0 {
-		return a, nil, false
+func (f Field) addr(into *netip.AddrPort) bool {
+	n := len(f.Value) - 2
+	if n != 4 && n != 16 {
+		return false
 	}
-	n := int(b[0])
-	if n == 0 {
-		return a, b[1:], true
-	}
-	if (n != 4 && n != 16) || len(b) < 1+n+2 {
-		return a, nil, false
-	}
-	ip, _ := netip.AddrFromSlice(b[1 : 1+n])
+	ip, _ := netip.AddrFromSlice(f.Value[:n])
 	if ip.Is4In6() {
-		return a, nil, false // one spelling of an address, so that two parsers never disagree
+		return false // one spelling of an address, so that two parsers never disagree
 	}
-	return netip.AddrPortFrom(ip, binary.BigEndian.Uint16(b[1+n:])), b[1+n+2:], true
+	*into = netip.AddrPortFrom(ip, binary.BigEndian.Uint16(f.Value[n:]))
+	return true
 }
 
 // EndKind says how a direction of a stream ended.
@@ -92,17 +170,18 @@ func (k EndKind) String() string {
 // Code says why a stream was reset. It is for logs; no code changes what the peer does.
 type Code uint8
 
-// The codes of END(RST).
+// The codes of END(RST). One that is not known means some other reason.
 const (
 	CodeNone        Code = iota
 	CodeReset            // the socket was reset by its peer
 	CodeRefused          // the target refused the connection
 	CodeUnreachable      // the target could not be reached in time
-	CodeLimit            // the bridge has no room for another stream
-	CodeService          // no such service at the bridge
+	CodeLimit            // no room for another stream
+	CodeService          // no such service, or no right to it
 	CodeDrain            // the process is stopping
 	CodeChecksum         // the checksums of a direction differ
 	CodeAborted          // the local program gave up the connection
+	CodeUnsupported      // the OPEN needs something that is not known here
 	codeEnd
 )
 
@@ -128,12 +207,6 @@ func ParseEnd(f Frame) (e End, err error) {
 	e = End{EndKind(p[0]), Code(p[1]), binary.BigEndian.Uint32(p[4:])}
 	if e.Kind != FIN && e.Kind != RST {
 		return e, malformed(TypeEnd, "kind %d", p[0])
-	}
-	if e.Code >= codeEnd {
-		return e, malformed(TypeEnd, "code %d", p[1])
-	}
-	if p[2] != 0 || p[3] != 0 {
-		return e, malformed(TypeEnd, "reserved bytes")
 	}
 	return e, nil
 }

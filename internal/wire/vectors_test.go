@@ -33,7 +33,14 @@ type frameVector struct {
 type badVector struct {
 	Name   string `json:"name"`
 	Hex    string `json:"hex"`
-	Reason string `json:"reason"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// toleratedVector is a frame that holds something to skip or to ignore, and means what the frame named like does.
+type toleratedVector struct {
+	Name string `json:"name"`
+	Hex  string `json:"hex"`
+	Like string `json:"like"`
 }
 
 type messageVector struct {
@@ -43,10 +50,13 @@ type messageVector struct {
 }
 
 type vectors struct {
-	Frames    []frameVector   `json:"frames"`
-	Hellos    []messageVector `json:"hellos"`
-	Welcomes  []messageVector `json:"welcomes"`
-	Malformed struct {
+	Frames      []frameVector     `json:"frames"`
+	Hellos      []messageVector   `json:"hellos"`
+	Welcomes    []messageVector   `json:"welcomes"`
+	Tolerated   []toleratedVector `json:"tolerated"`
+	Skipped     []badVector       `json:"skipped"`
+	Unsupported []badVector       `json:"unsupported"`
+	Malformed   struct {
 		Frames   []badVector `json:"frames"`
 		Hellos   []badVector `json:"hellos"`
 		Welcomes []badVector `json:"welcomes"`
@@ -58,6 +68,9 @@ type vectors struct {
 	} `json:"table"`
 }
 
+// longVector keeps frames of thousands of zeros out of the vectors.
+const longVector = 2000
+
 // number is how a 64-bit field stands in a vector.
 func number(n uint64) string { b, _ := json.Marshal(n); return string(b) }
 
@@ -66,20 +79,30 @@ func fields(f Frame) map[string]any {
 	case TypeAttach:
 		a, _ := ParseAttach(f)
 		return map[string]any{
-			"mode": a.Mode, "slot": a.Slot, "session": hex.EncodeToString(a.Session[:]), "want_instance": hex.EncodeToString(a.WantInstance[:]),
+			"mode": a.Mode, "slot": a.Slot, "entry": a.Entry, "session": hex.EncodeToString(a.Session[:]), "want_instance": hex.EncodeToString(a.WantInstance[:]),
 			"streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window, "max_streams": a.MaxStreams, "detach": a.Detach, "mac": hex.EncodeToString(a.MAC[:]), "name": a.Name,
 		}
 	case TypeAttached:
 		a, _ := ParseAttached(f)
 		return map[string]any{
-			"status": a.Status, "slot": a.Slot, "carriers": a.Carriers, "streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window,
-			"max_streams": a.MaxStreams, "transfer": a.Transfer, "detach": a.Detach, "text": a.Text,
+			"status": a.Status, "slot": a.Slot, "carriers": a.Carriers, "entry": a.Entry, "streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window,
+			"max_streams": a.MaxStreams, "transfer": a.Transfer, "detach": a.Detach, "text": a.Text, "come_back": a.ComeBack,
 		}
 	case TypeST:
 		return map[string]any{"entries": entries(f.Payload)}
 	case TypeOpen:
 		o, _ := ParseOpen(f)
-		return map[string]any{"service": o.Service, "client": address(o.Client), "local": address(o.Local)}
+		m := map[string]any{
+			"kind": o.Kind, "service": o.Service, "client": address(o.Client), "local": address(o.Local), "host": o.Host, "entrance": o.Entrance,
+			"key_name": o.KeyName, "trace": "", "name": o.Name, "hops": nil,
+		}
+		if o.Trace != [16]byte{} {
+			m["trace"] = hex.EncodeToString(o.Trace[:])
+		}
+		if o.HasHops {
+			m["hops"] = o.Hops
+		}
+		return m
 	case TypeData:
 		return map[string]any{"data": hex.EncodeToString(f.Payload)}
 	case TypeAck:
@@ -88,16 +111,33 @@ func fields(f Frame) map[string]any {
 		e, _ := ParseEnd(f)
 		return map[string]any{"kind": e.Kind, "code": e.Code, "crc32c": e.CRC}
 	case TypeGoAway:
-		return map[string]any{"drain_ms": ParseGoAway(f).DrainMillis}
+		g, _ := ParseGoAway(f)
+		return map[string]any{"drain_ms": g.DrainMillis, "text": g.Text, "come_back": g.ComeBack}
 	case TypeErr:
 		e := ParseErr(f)
 		return map[string]any{"code": e.Code, "text": e.Text}
 	case TypeClaim:
-		c, _ := ParseClaim(f)
-		return map[string]any{"public": c.Public, "target": c.Target}
+		id, c, _ := ParseClaim(f)
+		return map[string]any{
+			"id": id, "public": c.Public, "target": c.Target, "weight": c.Weight, "health": c.Health, "drained": c.Drained,
+			"limits": hex.EncodeToString(c.Limits), "group": c.Group, "unknown": c.Unknown,
+		}
 	case TypeClaimed:
-		c, _ := ParseClaimed(f)
-		return map[string]any{"status": c.Status, "nonce": hex.EncodeToString(c.Nonce[:]), "public": c.Public, "text": c.Text}
+		id, c, _ := ParseClaimed(f)
+		return map[string]any{"id": id, "status": c.Status, "nonce": hex.EncodeToString(c.Nonce[:]), "public": c.Public, "text": c.Text}
+	case TypeUnclaim:
+		id, _ := ParseUnclaim(f)
+		return map[string]any{"id": id}
+	case TypeUnclaimed:
+		id, marks, _ := ParseUnclaimed(f)
+		list := []any{}
+		for _, m := range marks {
+			list = append(list, map[string]any{"slot": m.Slot, "stream": number(m.Stream)})
+		}
+		return map[string]any{"id": id, "marks": list}
+	case TypeDatagram:
+		d, _ := ParseDatagram(f)
+		return map[string]any{"number": number(d.Number), "fragment": d.Fragment, "fragments": d.Fragments, "data": hex.EncodeToString(d.Data)}
 	}
 	return map[string]any{}
 }
@@ -110,7 +150,7 @@ func address(a netip.AddrPort) string {
 }
 
 func entries(table []byte) []map[string]any {
-	t, _ := ParseTable(table)
+	t, _ := ParseTable(table, StreamStateLen)
 	list := make([]map[string]any, 0, len(t))
 	for _, s := range t {
 		list = append(list, map[string]any{"stream": number(s.Stream), "rcv_nxt": number(s.RcvNxt), "credit": number(s.Credit), "crc32c": s.CRC})
@@ -121,17 +161,20 @@ func entries(table []byte) []map[string]any {
 func helloFields(h Hello) map[string]any {
 	return map[string]any{
 		"version_min": h.VersionMin, "version_max": h.VersionMax, "role": h.Role, "auth": h.Auth,
-		"key_id": hex.EncodeToString(h.KeyID[:]), "instance": hex.EncodeToString(h.Instance[:]), "mac": hex.EncodeToString(h.MAC[:]),
+		"key_id": hex.EncodeToString(h.KeyID[:]), "instance": hex.EncodeToString(h.Instance[:]), "offered": number(uint64(h.Offered)), "needed": number(uint64(h.Needed)), "mac": hex.EncodeToString(h.MAC[:]),
 	}
 }
 
 func welcomeFields(w Welcome) map[string]any {
-	return map[string]any{"verdict": w.Verdict, "version": w.Version, "instance": hex.EncodeToString(w.Instance[:]), "mac": hex.EncodeToString(w.MAC[:])}
+	return map[string]any{"verdict": w.Verdict, "version": w.Version, "features": number(uint64(w.Features)), "instance": hex.EncodeToString(w.Instance[:]), "mac": hex.EncodeToString(w.MAC[:])}
 }
 
 func makeVectors(t *testing.T) *vectors {
 	v := new(vectors)
 	for _, c := range frames() {
+		if len(c.bytes) > longVector {
+			continue
+		}
 		f, _, err := Parse(c.bytes)
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
@@ -144,8 +187,23 @@ func makeVectors(t *testing.T) *vectors {
 	for _, w := range welcomes() {
 		v.Welcomes = append(v.Welcomes, messageVector{w.name, hex.EncodeToString(w.Append(nil)), welcomeFields(w.Welcome)})
 	}
+	for _, c := range tolerated() {
+		v.Tolerated = append(v.Tolerated, toleratedVector{c.name, hex.EncodeToString(c.bytes), c.like})
+	}
+	for _, c := range skipped() {
+		if len(c.bytes) > longVector {
+			continue
+		}
+		v.Skipped = append(v.Skipped, badVector{c.name, hex.EncodeToString(c.bytes), ""})
+	}
+	for _, c := range append(unsupported(), named{"claim-with-an-unknown-critical-field", withField("claim", 200, "x")}) {
+		v.Unsupported = append(v.Unsupported, badVector{c.name, hex.EncodeToString(c.bytes), ""})
+	}
 	bads := func(list []bad) (out []badVector) {
 		for _, c := range list {
+			if len(c.bytes) > longVector {
+				continue
+			}
 			out = append(out, badVector{c.name, hex.EncodeToString(c.bytes), c.reason})
 		}
 		return out
@@ -241,6 +299,43 @@ func TestVectors(t *testing.T) {
 		var fe *FormatError
 		if !errors.As(err, &fe) {
 			t.Errorf("%s (%s): error = %v", c.Name, c.Reason, err)
+		}
+	}
+	like := map[string][]byte{}
+	for _, c := range v.Frames {
+		like[c.Name] = unhex(c.Hex)
+	}
+	for _, c := range v.Tolerated {
+		f, n, err := Parse(unhex(c.Hex))
+		if err != nil || n != len(c.Hex)/2 {
+			t.Errorf("%s: Parse = %d, %v", c.Name, n, err)
+			continue
+		}
+		if again, err := reencode(f); err != nil || like[c.Like] == nil || !bytes.Equal(again, like[c.Like]) {
+			t.Errorf("%s: encoded again = %x, %v; want %s", c.Name, again, err, c.Like)
+		}
+	}
+	for _, c := range v.Skipped {
+		if f, n, err := Parse(unhex(c.Hex)); err != nil || n != len(c.Hex)/2 || f.Type < TypeSkip {
+			t.Errorf("%s: Parse = %s, %d, %v", c.Name, f.Type, n, err)
+		}
+	}
+	for _, c := range v.Unsupported {
+		f, _, err := Parse(unhex(c.Hex))
+		if err != nil {
+			t.Errorf("%s: Parse = %v", c.Name, err)
+			continue
+		}
+		if f.Type == TypeClaim {
+			if _, claim, err := ParseClaim(f); err != nil || claim.Unknown != 200 {
+				t.Errorf("%s: ParseClaim = %+v, %v; want the unknown field", c.Name, claim, err)
+			}
+			continue
+		}
+		_, err = reencode(f)
+		var u *UnsupportedError
+		if !errors.As(err, &u) || u.Type != f.Type {
+			t.Errorf("%s: error = %v; want an UnsupportedError", c.Name, err)
 		}
 	}
 	for _, c := range v.Hellos {

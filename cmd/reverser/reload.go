@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"reverser/internal/admin"
+	"reverser/internal/config"
+	"reverser/internal/state"
+	"reverser/internal/status"
+)
+
+// confirmLimit is how long a reload waits until the other end has confirmed what changed there.
+const confirmLimit = 5 * time.Second
+
+// applier is a role whose settings may change while it runs.
+type applier interface {
+	// Apply makes set what the role does: whole or, with an error, not at all. When it returns, no new user enters under the old
+	// settings. wait, if there is anything to wait for, returns when the other end has confirmed what changed there, or when its
+	// context ends, with what is not confirmed by then.
+	Apply(ctx context.Context, set config.Settings) (wait func(context.Context) (unconfirmed []string), err error)
+}
+
+// reloader changes the settings of a process that runs. Its changes come one after the other: orders to reload, signals, changes
+// of the file, and edits of the stored keys. It implements [admin.Orders].
+type reloader struct {
+	source config.Source
+	role   applier
+	level  *slog.LevelVar // of the log; nil where it does not change
+	log    *slog.Logger
+
+	turn chan struct{} // has room for one: who makes a change
+
+	mu       sync.Mutex
+	now      config.Settings // in force; guarded by mu, as all below
+	last     *status.Reload  // nil: none yet
+	stopping bool
+}
+
+func newReloader(source config.Source, role applier, now config.Settings, level *slog.LevelVar, log *slog.Logger) *reloader {
+	return &reloader{source: source, role: role, level: level, log: log, now: now, turn: make(chan struct{}, 1)}
+}
+
+// errStopping is the answer of a process that is about to end: whatever it opened would be gone in a moment.
+var errStopping = errors.New("the process is stopping: it takes no new settings any more; the next start reads them")
+
+// Reload reads the settings again and puts them in force: all, or none. It returns when the other end has confirmed what
+// changed there, or after confirmLimit.
+func (r *reloader) Reload(ctx context.Context) (admin.Reloaded, error) {
+	done, wait, err := r.reload(ctx)
+	if err != nil {
+		r.log.Error("reload refused: the settings stay as they were", "err", strings.ReplaceAll(err.Error(), "\n", "; "))
+		return admin.Reloaded{}, &admin.UsageError{Err: err}
+	}
+	for _, w := range done.Warnings {
+		r.log.Warn(w)
+	}
+	if len(done.Changed) > 0 {
+		r.log.Info("reloaded", "changes", strings.Join(done.Changed, "; "))
+	} else {
+		r.log.Info("reloaded: nothing is different")
+	}
+	if wait == nil {
+		return done, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
+	defer cancel()
+	if done.Unconfirmed = wait(ctx); len(done.Unconfirmed) > 0 {
+		r.log.Warn("the other end has not confirmed everything yet", "missing", strings.Join(done.Unconfirmed, ", "))
+	}
+	return done, nil
+}
+
+func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, wait func(context.Context) []string, err error) {
+	if err := r.begin(ctx); err != nil {
+		return admin.Reloaded{}, nil, err
+	}
+	defer r.end()
+	if r.isStopping() {
+		return admin.Reloaded{}, nil, errStopping
+	}
+	at := time.Now()
+	defer func() { r.note(at, err) }()
+	next, warnings, err := r.source.Load()
+	if fault, ok := errors.AsType[*config.ArgError](err); ok && fault.Hint != "" {
+		err = fmt.Errorf("%w: %s", err, fault.Hint)
+	}
+	if err != nil {
+		return admin.Reloaded{}, nil, err
+	}
+	changes, err := r.settings().Changes(next)
+	if err != nil {
+		return admin.Reloaded{}, nil, err
+	}
+	for _, w := range warnings {
+		done.Warnings = append(done.Warnings, w.String())
+	}
+	if len(changes) == 0 {
+		return done, nil, nil
+	}
+	if wait, err = r.put(ctx, next); err != nil {
+		return admin.Reloaded{}, nil, err
+	}
+	done.Changed = changes
+	return done, wait, nil
+}
+
+// put puts settings in force, for whoever has the turn. It is done also when whoever asked for it has gone.
+func (r *reloader) put(ctx context.Context, next config.Settings) (wait func(context.Context) []string, err error) {
+	if wait, err = r.role.Apply(context.WithoutCancel(ctx), next); err != nil {
+		return nil, err
+	}
+	if r.level != nil {
+		r.level.Set(next.LogLevel)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.now = next
+	return wait, nil
+}
+
+// edited puts the stored keys in force after an edit, beside everything else as it is: whatever the file says by now waits for
+// a reload.
+func (r *reloader) edited(stored func() ([]state.Key, error), pin [32]byte) error {
+	if err := r.begin(context.Background()); err != nil {
+		return err
+	}
+	defer r.end()
+	keys, err := stored()
+	if err != nil {
+		return err
+	}
+	next, err := r.settings().WithKeys(keys, pin)
+	if err != nil {
+		return err
+	}
+	_, err = r.put(context.Background(), next)
+	return err
+}
+
+func (r *reloader) begin(ctx context.Context) error {
+	select {
+	case r.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("another change is under way: %w", context.Cause(ctx))
+	}
+}
+
+func (r *reloader) end() { <-r.turn }
+
+func (r *reloader) settings() config.Settings {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.now
+}
+
+func (r *reloader) isStopping() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stopping
+}
+
+// stop refuses what comes from now on.
+func (r *reloader) stop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopping = true
+}
+
+func (r *reloader) note(at time.Time, err error) {
+	last := &status.Reload{At: at.UTC().Truncate(time.Second)}
+	if err != nil {
+		last.Error = redact(err.Error())
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last = last
+}
+
+// lastReload is what became of the last one, nil if there was none.
+func (r *reloader) lastReload() *status.Reload {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.last
+}
+
+// watch reloads at every change of the file, and whenever asked is sent to, until ctx ends.
+func (r *reloader) watch(ctx context.Context, asked <-chan struct{}) {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := r.source.Watch(ctx, func() { r.Reload(ctx) }); err != nil {
+			r.log.Warn("changes of the configuration file are not noticed: `reverser reload` reads it again", "err", err)
+		}
+	})
+	for {
+		select {
+		case <-asked:
+			r.Reload(ctx)
+		case <-ctx.Done():
+			wg.Wait()
+			return
+		}
+	}
+}

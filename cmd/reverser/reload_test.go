@@ -1,0 +1,359 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/admin"
+	"reverser/internal/config"
+	"reverser/internal/grammar"
+	"reverser/internal/state"
+)
+
+// fakeSource says what a test wants it to.
+type fakeSource struct {
+	mu       sync.Mutex
+	set      config.Settings // guarded by mu, as all below
+	warnings []config.Warning
+	err      error
+	loads    int
+	changed  chan struct{} // of Watch; nil: it fails
+}
+
+func (s *fakeSource) Load() (config.Settings, []config.Warning, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.loads++
+	return s.set, s.warnings, s.err
+}
+
+func (s *fakeSource) Watch(ctx context.Context, changed func()) error {
+	if s.changed == nil {
+		return errors.New("no watches left")
+	}
+	for {
+		select {
+		case <-s.changed:
+			changed()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (s *fakeSource) say(set config.Settings, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.set, s.err = set, err
+}
+
+// fakeRole takes settings, unless it is told not to.
+type fakeRole struct {
+	mu      sync.Mutex
+	applied []config.Settings // guarded by mu, as all below
+	err     error
+	busy    chan struct{} // an Apply waits for it
+	wait    func(context.Context) []string
+}
+
+func (r *fakeRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
+	r.mu.Lock()
+	busy := r.busy
+	r.mu.Unlock()
+	if busy != nil {
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return nil, r.err
+	}
+	r.applied = append(r.applied, set)
+	return r.wait, nil
+}
+
+func (r *fakeRole) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.applied)
+}
+
+type reloadTest struct {
+	*reloader
+	source *fakeSource
+	role   *fakeRole
+	level  *slog.LevelVar
+	out    *syncBuffer
+}
+
+func newReloadTest(set config.Settings) *reloadTest {
+	rt := &reloadTest{source: &fakeSource{set: set}, role: &fakeRole{}, level: new(slog.LevelVar), out: &syncBuffer{}}
+	rt.reloader = newReloader(rt.source, rt.role, set, rt.level, slog.New(slog.NewTextHandler(rt.out, nil)))
+	return rt
+}
+
+func exposing(t *testing.T, exposes ...string) config.Settings {
+	t.Helper()
+	set := config.Settings{Role: config.RoleBridge}
+	for _, s := range exposes {
+		e, err := grammar.ParseExpose(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		set.Bridge.Services = append(set.Bridge.Services, e)
+	}
+	return set
+}
+
+// TestReload: what is different is applied and said, and what is refused changes nothing and is said everywhere.
+func TestReload(t *testing.T) {
+	start := exposing(t, "9000=80")
+	next := exposing(t, "9000=80", "9001=81")
+	next.LogLevel = slog.LevelDebug
+	fixed := exposing(t, "9000=80", "9001=81")
+	fixed.Bridge.Proxies = []string{"other:3010"}
+	for _, c := range []struct {
+		name    string
+		set     config.Settings
+		load    error
+		apply   error
+		applied int
+		changed []string
+		err     string
+	}{
+		{name: "nothing", set: start},
+		{name: "a service more", set: next, applied: 1, changed: []string{"log_level is debug instead of info", "service tcp/9001 added, target 127.0.0.1:81"}},
+		{name: "a bad file", load: &config.Error{File: "b.toml", Line: 3, Key: "public", Text: "no such kind", Hint: "write tcp/"}, err: "b.toml:3: public: no such kind: write tcp/"},
+		{name: "two faults", load: errors.Join(&config.Error{File: "b.toml", Line: 3, Text: "x"}, &config.Error{File: "b.toml", Line: 4, Text: "y"}), err: "b.toml:3: x\nb.toml:4: y"},
+		{name: "nothing to expose", load: &config.ArgError{Err: errors.New("nothing to expose"), Hint: "add 9000"}, err: "nothing to expose: add 9000"},
+		{name: "a fixed option", set: fixed, err: "needs a restart"},
+		{name: "the role refuses", set: next, apply: errors.New("too many services"), err: "too many services"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			rt := newReloadTest(start)
+			if rt.lastReload() != nil {
+				t.Error("there is word of a reload before the first one")
+			}
+			rt.source.say(c.set, c.load)
+			rt.role.err = c.apply
+			done, err := rt.Reload(t.Context())
+			if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
+				t.Fatalf("Reload = %v; want %q", err, c.err)
+			}
+			if !slices.Equal(done.Changed, c.changed) || rt.role.count() != c.applied {
+				t.Errorf("Reload = %+v, applied %d times; want %q and %d", done, rt.role.count(), c.changed, c.applied)
+			}
+			if _, ok := errors.AsType[*admin.UsageError](err); err != nil && !ok {
+				t.Errorf("%#v is no UsageError", err)
+			}
+			last := rt.lastReload()
+			if last == nil || last.At.IsZero() || !strings.Contains(last.Error, c.err) || (c.err == "") != (last.Error == "") {
+				t.Errorf("status has %+v", last)
+			}
+			if b, _ := json.Marshal(last); !strings.Contains(string(b), `"error":"`) {
+				t.Errorf("in JSON: %s; want at and error", b)
+			}
+			wantLevel, wantServices := slog.LevelInfo, 1
+			if c.applied > 0 {
+				wantLevel, wantServices = slog.LevelDebug, 2
+			}
+			if rt.level.Level() != wantLevel || len(rt.settings().Bridge.Services) != wantServices {
+				t.Errorf("level %v and %d services are in force; want %v and %d", rt.level.Level(), len(rt.settings().Bridge.Services), wantLevel, wantServices)
+			}
+			log := rt.out.String()
+			for _, s := range c.changed {
+				if !strings.Contains(log, s) {
+					t.Errorf("no word of %q in the log:\n%s", s, log)
+				}
+			}
+			if first, _, _ := strings.Cut(c.err, "\n"); c.err != "" && (!strings.Contains(log, "reload refused") || !strings.Contains(log, first)) {
+				t.Errorf("no word of %q in the log:\n%s", c.err, log)
+			}
+			// A mended file is taken, whatever was before.
+			rt.role.err = nil
+			rt.source.say(next, nil)
+			if _, err := rt.Reload(t.Context()); err != nil || rt.lastReload().Error != "" || len(rt.settings().Bridge.Services) != 2 {
+				t.Errorf("Reload afterwards = %v, %+v", err, rt.lastReload())
+			}
+		})
+	}
+}
+
+func TestReloadWarnings(t *testing.T) {
+	rt := newReloadTest(exposing(t, "9000"))
+	rt.source.warnings = []config.Warning{{File: "b.config", Line: 4, Text: "ignored"}}
+	done, err := rt.Reload(t.Context())
+	if err != nil || !slices.Equal(done.Warnings, []string{"b.config:4: ignored"}) || !strings.Contains(rt.out.String(), "b.config:4: ignored") {
+		t.Errorf("Reload = %+v, %v, log %s", done, err, rt.out)
+	}
+}
+
+// TestReloadConfirmed: a reload waits for the other end, but not for ever, and nobody else has to wait for that.
+func TestReloadConfirmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := newReloadTest(exposing(t, "9000"))
+		confirmed := make(chan struct{})
+		rt.role.wait = func(ctx context.Context) []string {
+			select {
+			case <-confirmed:
+				return nil
+			case <-ctx.Done():
+				return []string{"tcp/9001 at p:3010"}
+			}
+		}
+		rt.source.say(exposing(t, "9000", "9001"), nil)
+		begin := time.Now()
+		done, err := rt.Reload(t.Context())
+		if err != nil || !slices.Equal(done.Unconfirmed, []string{"tcp/9001 at p:3010"}) || time.Since(begin) != confirmLimit {
+			t.Errorf("Reload = %+v, %v after %s; want a word about tcp/9001 after %s", done, err, time.Since(begin), confirmLimit)
+		}
+		if !strings.Contains(rt.out.String(), "tcp/9001 at p:3010") {
+			t.Errorf("no word of it in the log:\n%s", rt.out)
+		}
+
+		rt.source.say(exposing(t, "9000"), nil)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if done, err := rt.Reload(t.Context()); err != nil || len(done.Unconfirmed) != 0 || len(done.Changed) != 1 {
+				t.Errorf("Reload = %+v, %v", done, err)
+			}
+		})
+		synctest.Wait()
+		// Another order does not wait behind one that is only waiting for its confirmation.
+		begin = time.Now()
+		if done, err := rt.Reload(t.Context()); err != nil || len(done.Changed) != 0 || time.Since(begin) != 0 {
+			t.Errorf("Reload = %+v, %v after %s", done, err, time.Since(begin))
+		}
+		close(confirmed)
+		wg.Wait()
+	})
+}
+
+// TestReloadOneByOne: an order waits for the one before it, and reads the settings when it is its turn.
+func TestReloadOneByOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := newReloadTest(exposing(t, "9000"))
+		rt.role.busy = make(chan struct{})
+		rt.source.say(exposing(t, "9000", "9001"), nil)
+		gone, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { rt.Reload(gone) })
+		synctest.Wait()
+		wg.Go(func() {
+			if done, err := rt.Reload(t.Context()); err != nil || len(done.Changed) != 1 {
+				t.Errorf("the second order: %+v, %v", done, err)
+			}
+		})
+		synctest.Wait()
+		if rt.source.loads != 1 {
+			t.Errorf("%d loads while the first order is under way; want 1", rt.source.loads)
+		}
+		// Somebody who gives up leaves the queue.
+		third, giveUp := context.WithCancel(t.Context())
+		giveUp()
+		if _, err := rt.Reload(third); err == nil || !strings.Contains(err.Error(), "another change is under way") {
+			t.Errorf("Reload of somebody who gave up = %v", err)
+		}
+		// An order that has begun is carried out, also when whoever gave it has gone.
+		cancel()
+		synctest.Wait()
+		rt.source.say(exposing(t, "9000", "9001", "9002"), nil)
+		close(rt.role.busy)
+		wg.Wait()
+		if got := len(rt.role.applied); got != 2 || len(rt.settings().Bridge.Services) != 3 {
+			t.Errorf("%d settings were applied, the last with %d services; want 2 and 3", got, len(rt.settings().Bridge.Services))
+		}
+	})
+}
+
+func TestReloadWhileStopping(t *testing.T) {
+	rt := newReloadTest(exposing(t, "9000"))
+	rt.stop()
+	_, err := rt.Reload(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "stopping") || rt.source.loads != 0 || rt.lastReload() != nil {
+		t.Errorf("Reload = %v, %d loads; want a word and nothing done", err, rt.source.loads)
+	}
+}
+
+// TestEditedKeys: an edit of the stored keys is in force at once, with the file's tables as they were taken last, and also
+// while the process stops.
+func TestEditedKeys(t *testing.T) {
+	pin := [32]byte{9}
+	table := func(name string, id byte) config.KeyTable {
+		return config.KeyTable{Name: name, Token: grammar.Token{KeyID: [16]byte{id}, Pin: pin}, File: "p.toml"}
+	}
+	start := config.Settings{Role: config.RoleProxy}
+	start.Proxy.Tables = []config.KeyTable{table("office", 1)}
+	rt := newReloadTest(start)
+	later := start
+	later.Proxy.Tables = append(later.Proxy.Tables, table("new", 2))
+	rt.source.say(later, nil)
+	rt.stop()
+	keys := []state.Key{{Name: "nas", ID: [16]byte{3}}}
+	stored := func() ([]state.Key, error) { return keys, nil }
+	if err := rt.edited(stored, pin); err != nil || fmt.Sprint(rt.settings().Proxy.Keys) != "[office nas]" || rt.role.count() != 1 {
+		t.Errorf("edited = %v, keys %v", err, rt.settings().Proxy.Keys)
+	}
+	keys = append(keys, state.Key{Name: "office", ID: [16]byte{4}})
+	if err := rt.edited(stored, pin); err == nil || fmt.Sprint(rt.settings().Proxy.Keys) != "[office nas]" || rt.role.count() != 1 {
+		t.Errorf("edited with two keys of one name = %v, keys %v", err, rt.settings().Proxy.Keys)
+	}
+	failed := errors.New("the disk is gone")
+	if err := rt.edited(func() ([]state.Key, error) { return nil, failed }, pin); err != failed {
+		t.Errorf("edited = %v; want %v", err, failed)
+	}
+	if rt.lastReload() != nil {
+		t.Error("an edit of the keys counts as a reload")
+	}
+}
+
+// TestReloadWatch: a signal and a change of the file are orders to reload.
+func TestReloadWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := newReloadTest(exposing(t, "9000"))
+		rt.source.changed = make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		asked := make(chan struct{}, 1)
+		done := make(chan struct{})
+		go func() {
+			rt.watch(ctx, asked)
+			close(done)
+		}()
+		rt.source.say(exposing(t, "9000", "9001"), nil)
+		asked <- struct{}{}
+		synctest.Wait()
+		if n := rt.role.count(); n != 1 {
+			t.Errorf("%d applied behind a signal; want 1", n)
+		}
+		rt.source.say(exposing(t, "9000"), nil)
+		rt.source.changed <- struct{}{}
+		synctest.Wait()
+		if n := rt.role.count(); n != 2 {
+			t.Errorf("%d applied behind a change of the file; want 2", n)
+		}
+		cancel()
+		<-done
+	})
+
+	// Where the file cannot be watched, there is a word, and signals still work.
+	rt := newReloadTest(exposing(t, "9000"))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	rt.watch(ctx, nil)
+	if !strings.Contains(rt.out.String(), "not noticed") {
+		t.Errorf("log: %s", rt.out)
+	}
+}

@@ -1,0 +1,172 @@
+package admin
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"reverser/internal/config"
+	"reverser/internal/grammar"
+	"reverser/internal/state"
+)
+
+// KeyInfo is a key as it may be shown: no secret in it.
+type KeyInfo struct {
+	Name    string     `json:"name"`
+	ID      string     `json:"id"`
+	Allow   []string   `json:"allow"`
+	Created *time.Time `json:"created,omitempty"` // nil for a key of the configuration file
+	Source  string     `json:"source"`            // "state" or "config"
+}
+
+// Sources of a key.
+const (
+	SourceState  = "state"  // keys.json of the state directory
+	SourceConfig = "config" // the configuration file, which alone can remove it
+)
+
+// Keys is what the server needs of the proxy's keys. Errors that are the
+// caller's doing are a [*UsageError].
+type Keys interface {
+	List() ([]KeyInfo, error)
+	Add(name string, allow []string) (token string, err error)
+	Remove(name string) error
+}
+
+// KeyEditor edits the keys of a state directory, beside those of a configuration file, which it leaves alone. A live proxy
+// offers it on its admin socket; `reverser key` uses it as it is when no proxy runs. It implements [Keys].
+type KeyEditor struct {
+	Dir     *state.Dir
+	Pin     [32]byte                     // of the proxy's identity, for new tokens
+	InForce func() ([]config.Key, error) // the keys that the proxy honours
+	Address func() string                // for new tokens; "": unknown
+	Edited  func() error                 // makes a live proxy honour what the directory holds now; nil when none runs
+	Log     *slog.Logger                 // nil discards
+
+	mu sync.Mutex // one edit of the directory at a time
+}
+
+// List implements [Keys].
+func (e *KeyEditor) List() ([]KeyInfo, error) {
+	keys, err := e.InForce()
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]KeyInfo, 0, len(keys))
+	for _, k := range keys {
+		info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig}
+		for _, a := range k.Allow {
+			info.Allow = append(info.Allow, a.String())
+		}
+		if !k.InFile() {
+			info.Source, info.Created = SourceState, &k.Created
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// Add implements [Keys].
+func (e *KeyEditor) Add(name string, allow []string) (string, error) {
+	policy, err := grammar.ParsePolicy(allow)
+	if err != nil {
+		return "", &UsageError{Err: err}
+	}
+	tok, err := e.Make(name, policy)
+	if err != nil {
+		return "", err
+	}
+	return tok.Encode(), nil
+}
+
+// Make makes a key, stores it, and returns its token.
+func (e *KeyEditor) Make(name string, policy grammar.Policy) (grammar.Token, error) {
+	if err := state.CheckKeyName(name); err != nil {
+		return grammar.Token{}, &UsageError{Err: err}
+	}
+	inFile, err := e.inFile(name)
+	if err != nil {
+		return grammar.Token{}, err
+	}
+	if inFile {
+		return grammar.Token{}, &UsageError{Err: fmt.Errorf("key %q %w in the proxy's configuration file: choose another name", name, state.ErrKeyExists)}
+	}
+	k, err := e.store(name, policy)
+	if errors.Is(err, state.ErrKeyExists) {
+		return grammar.Token{}, &UsageError{Err: err}
+	}
+	if err != nil {
+		return grammar.Token{}, err
+	}
+	if err := e.edited(); err != nil {
+		return grammar.Token{}, err
+	}
+	e.log().Info("key added", "key", name, "allow", policy.String())
+	tok := grammar.Token{KeyID: k.ID, Secret: k.Secret, Pin: e.Pin}
+	if addr := e.Address(); addr != "" {
+		tok.Addrs = []string{addr}
+	}
+	return tok, nil
+}
+
+func (e *KeyEditor) store(name string, policy grammar.Policy) (state.Key, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.Dir.AddKey(name, policy)
+}
+
+// Remove implements [Keys].
+func (e *KeyEditor) Remove(name string) error {
+	inFile, err := e.inFile(name)
+	if err != nil {
+		return err
+	}
+	if inFile {
+		return &UsageError{Err: fmt.Errorf("key %q comes from the proxy's configuration file: take it out there and reload, with `reverser reload`", name)}
+	}
+	err = e.drop(name)
+	if errors.Is(err, state.ErrNoKey) {
+		return &UsageError{Err: err}
+	}
+	if err != nil {
+		return err
+	}
+	if err := e.edited(); err != nil {
+		return err
+	}
+	e.log().Info("key removed", "key", name)
+	return nil
+}
+
+func (e *KeyEditor) drop(name string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.Dir.RemoveKey(name)
+}
+
+func (e *KeyEditor) inFile(name string) (bool, error) {
+	keys, err := e.InForce()
+	for _, k := range keys {
+		if k.Name == name && k.InFile() {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+func (e *KeyEditor) edited() error {
+	if e.Edited == nil {
+		return nil
+	}
+	return e.Edited()
+}
+
+func (e *KeyEditor) log() *slog.Logger {
+	if e.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return e.Log
+}

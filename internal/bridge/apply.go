@@ -1,0 +1,171 @@
+package bridge
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"reverser/internal/grammar"
+	"reverser/internal/relay"
+	"reverser/internal/status"
+	"reverser/internal/traffic"
+	"reverser/internal/wire"
+)
+
+// Settings is what may change while a bridge runs.
+type Settings struct {
+	Services []Service
+	Drain    time.Duration // how long the connections of what is removed may go on; 0: DefaultDrain; negative: they are reset at once
+}
+
+func (s Settings) drain() time.Duration {
+	if s.Drain == 0 {
+		return DefaultDrain
+	}
+	return max(s.Drain, 0)
+}
+
+// Applied is a change of the settings that has been made at this end.
+type Applied struct {
+	b   *Bridge
+	ids []uint32
+}
+
+// Apply makes s the settings, as a whole or, with an error, not at all. A service that stays keeps its id and its
+// connections; where only its target changes, new connections go to the new one. The proxies are told at once, or when their
+// link is back.
+func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
+	b.mu.Lock()
+	ids, err := b.services.apply(s.Services)
+	if err == nil {
+		b.drainTime = s.drain()
+		b.changedLocked()
+	}
+	b.mu.Unlock()
+	if err != nil {
+		return Applied{}, err
+	}
+	for _, u := range b.uplinks {
+		u.tell()
+	}
+	b.endRemoved(ids, s.drain())
+	return Applied{b, ids}, nil
+}
+
+// endRemoved resets the connections of the services among ids that are not offered any more, after limit.
+func (b *Bridge) endRemoved(ids []uint32, limit time.Duration) {
+	names := make(map[string]grammar.Public) // that users came to, with what is claimed
+	b.mu.Lock()
+	for _, id := range ids {
+		for _, u := range b.uplinks {
+			if r := u.claims.retired[id]; r != nil && b.services.offered[id] == nil {
+				names[r.public.String()] = r.Public
+			}
+		}
+	}
+	b.mu.Unlock()
+	if len(names) == 0 {
+		return
+	}
+	newest := b.conns.Newest()
+	end := func() {
+		b.mu.Lock()
+		again := make(map[string]bool)
+		for name, pub := range names {
+			again[name] = b.services.byName[pub] != nil
+		}
+		b.mu.Unlock()
+		b.conns.End(relay.ReasonRemoved, wire.CodeService, func(a *traffic.Admission) bool {
+			back, removed := again[a.Service()]
+			return removed && (!back || a.ID() <= newest)
+		})
+	}
+	timer := time.AfterFunc(limit, end)
+	context.AfterFunc(b.ctx, func() { timer.Stop() })
+}
+
+// Wait returns when the proxies have answered for all that changed, or when ctx ends. It returns what is not confirmed then, as
+// "PUBLIC at PROXY".
+func (a Applied) Wait(ctx context.Context) (unconfirmed []string) {
+	for {
+		a.b.mu.Lock()
+		unconfirmed = nil
+		for _, u := range a.b.uplinks {
+			for _, id := range u.claims.unconfirmed(a.ids) {
+				unconfirmed = append(unconfirmed, fmt.Sprintf("%s at %s", u.claims.name(id), u.proxy))
+			}
+		}
+		changed := a.b.changed
+		a.b.mu.Unlock()
+		if len(unconfirmed) == 0 {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return unconfirmed
+		case <-a.b.ctx.Done():
+			return unconfirmed
+		}
+	}
+}
+
+// changedLocked wakes those who wait for an answer of a proxy.
+func (b *Bridge) changedLocked() {
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// Await returns what became of a service: when it is up at a proxy, or denied by all of them. When ctx ends first, the error wraps
+// its cause, and names what stands in the way.
+func (b *Bridge) Await(ctx context.Context, pub grammar.Public) (status.Service, error) {
+	for over := false; ; {
+		b.mu.Lock()
+		st, settled, problem := b.outcomeLocked(pub)
+		changed := b.changed
+		b.mu.Unlock()
+		switch {
+		case settled:
+			return st, nil
+		case over && problem != nil:
+			return st, fmt.Errorf("%w: %w", cmp.Or(context.Cause(ctx), errStopped), problem)
+		case over:
+			return st, cmp.Or(context.Cause(ctx), errStopped)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			over = true
+		case <-b.ctx.Done():
+			over = true
+		}
+	}
+}
+
+var errStopped = errors.New("the bridge is stopped")
+
+// outcomeLocked reports whether the fate of a service is settled, and what stands in its way.
+func (b *Bridge) outcomeLocked(pub grammar.Public) (st status.Service, settled bool, problem error) {
+	svc := b.services.byName[pub]
+	if svc == nil {
+		return st, false, fmt.Errorf("%s is not offered any more", pub)
+	}
+	denied := 0
+	for _, u := range b.uplinks {
+		k := u.claims.known[svc.id]
+		st = status.Service{Public: k.public.String(), Target: svc.target(), State: k.state, Reason: k.reason}
+		switch {
+		case k.state == status.ServiceUp && !k.pending:
+			return st, true, nil
+		case u.problem != nil:
+			problem = u.problem
+		case k.state == status.ServiceDenied && !k.pending:
+			denied++
+		case k.reason != "":
+			problem = fmt.Errorf("%s: %s", k.state, k.reason)
+		}
+	}
+	return st, denied == len(b.uplinks), problem
+}

@@ -1,0 +1,232 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"reverser/internal/grammar"
+	"reverser/internal/link"
+)
+
+const (
+	probeLimit = 4 * time.Second
+	maxProbes  = 8 // at once
+)
+
+// prober proves public ports: it dials them as a user would and checks that this proxy answers there. It runs one probe at
+// a time for each service of a proxy, and maxProbes at once. A probe waits until the link has a carrier: the port may be open,
+// and the carriers' own port blocked, which the reporter says. Its fields are guarded by Bridge.mu.
+type prober struct {
+	waiting []*probe // the oldest first, one for each service
+	running map[probed]bool
+}
+
+// probed names a service of a proxy.
+type probed struct {
+	u  *uplink
+	id uint32
+}
+
+// probe is one attempt to prove a public port.
+type probe struct {
+	probed
+	l       *link.Link
+	log     *slog.Logger
+	answers int            // of the proxy to the claim: a later one makes the probe pointless
+	claimed grammar.Public // of the bridge's own configuration
+	served  grammar.Public // that the proxy says it serves
+	remote  net.Addr       // that the control connection reached
+	nonce   [16]byte       // zero: the proxy wants no probe
+}
+
+// probeSoonLocked queues a probe in place of one of the same service that has not begun.
+func (b *Bridge) probeSoonLocked(p *probe) {
+	pr := &b.probes
+	i := slices.IndexFunc(pr.waiting, func(q *probe) bool { return q.probed == p.probed })
+	if i >= 0 {
+		pr.waiting[i] = p
+	} else {
+		pr.waiting = append(pr.waiting, p)
+	}
+	b.startProbesLocked()
+}
+
+// startProbesLocked starts the probes that may run now. It is called from the goroutines of the links only, which Run waits
+// for.
+func (b *Bridge) startProbesLocked() {
+	for len(b.probes.running) < maxProbes {
+		p := b.nextProbeLocked()
+		if p == nil {
+			return
+		}
+		b.wg.Go(func() { b.probeOn(p) })
+	}
+}
+
+// probeOn runs a probe, and others behind it.
+func (b *Bridge) probeOn(p *probe) {
+	for p != nil {
+		p.prove(b.ctx)
+		b.mu.Lock()
+		delete(b.probes.running, p.probed)
+		p = b.nextProbeLocked()
+		b.mu.Unlock()
+	}
+}
+
+// nextProbeLocked takes a probe that may run now off the queue.
+func (b *Bridge) nextProbeLocked() *probe {
+	pr := &b.probes
+	pr.waiting = slices.DeleteFunc(pr.waiting, func(p *probe) bool { return !p.latestLocked() })
+	i := slices.IndexFunc(pr.waiting, func(p *probe) bool { return !pr.running[p.probed] && len(p.u.carriers) > 0 })
+	if i < 0 || b.ctx.Err() != nil {
+		return nil
+	}
+	p := pr.waiting[i]
+	pr.waiting = slices.Delete(pr.waiting, i, i+1)
+	if pr.running == nil {
+		pr.running = make(map[probed]bool)
+	}
+	pr.running[p.probed] = true
+	return p
+}
+
+// prove probes, and says what came of it unless the proxy has said something else meanwhile.
+func (p *probe) prove(ctx context.Context) {
+	addr, why := probeAddr(p.claimed, p.served, p.remote)
+	if p.nonce == ([16]byte{}) {
+		why = "the proxy asks for no probe"
+	}
+	if why != "" {
+		if p.over(true) {
+			p.log.Info("service up", "public", "not proven: "+why)
+		}
+		return
+	}
+	begin := time.Now()
+	err := p.u.b.ask(ctx, addr, p.nonce)
+	took := time.Since(begin)
+	failed := err != nil && !noRoute(err)
+	switch {
+	case !p.over(!failed) || ctx.Err() != nil:
+	case err == nil:
+		p.log.Info("service up", "public", addr, "answered_ms", float64(took.Microseconds())/1000)
+	case failed:
+		p.log.Warn("service up, but its public port did not answer from here"+probeHint(err), "public", addr, "err", err)
+	default:
+		p.log.Info("service up", "public", "not proven: this machine has no way to "+addr)
+	}
+}
+
+// over notes whether there is nothing to prove any more. It reports whether the outcome is still of interest.
+func (p *probe) over(done bool) bool {
+	b := p.u.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !p.latestLocked() {
+		return false
+	}
+	if done {
+		p.u.claims.proved(p.id, p.answers)
+	}
+	return true
+}
+
+// latestLocked reports whether the proxy's answer that the probe is about is its last one.
+func (p *probe) latestLocked() bool {
+	k := p.u.claims.known[p.id]
+	return p.u.link == p.l && k != nil && k.answers == p.answers
+}
+
+// errNoAnswer says that the port was reached, and that whoever took the connection did not answer.
+var errNoAnswer = errors.New("wait for the proxy's answer")
+
+var errOther = errors.New("something else than the proxy answers there")
+
+// probeHint says what may stand between the bridge and a public port.
+func probeHint(err error) string {
+	switch {
+	case errors.Is(err, errOther):
+		return ": does another machine or program have this address?"
+	case errors.Is(err, errNoAnswer):
+		return ": has the proxy as many users as its descriptor limit allows (its log says so), or does something in between take connections?"
+	}
+	return ": does a firewall or the cloud's security group block it?"
+}
+
+// noRoute reports whether the dial never left this machine: the other end is of a family of addresses that it does not have.
+func noRoute(err error) bool {
+	return errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)
+}
+
+// probeAddr returns where the public port of a service is probed, or why it is not. The bridge dials nothing that a proxy
+// names: the address is the one that the control connection reached, or the bind address of the bridge's own configuration, and
+// the port is of the own configuration. A bridge that has no port in its configuration takes nothing else than the port's
+// number from the proxy.
+func probeAddr(claimed, served grammar.Public, remote net.Addr) (addr, why string) {
+	tcp, _ := remote.(*net.TCPAddr)
+	if tcp == nil {
+		return "", "the link goes over something else than TCP"
+	}
+	reached := tcp.AddrPort().Addr().Unmap()
+	own, at := claimed.Kind != grammar.KindOffered, claimed
+	if !own {
+		at = served
+	}
+	if at.Port == 0 {
+		return "", "the proxy does not say its port"
+	}
+	bind, err := netip.ParseAddr(at.Host)
+	switch {
+	case at.Host == "":
+		bind = reached
+	case err != nil:
+		return "", "its address is not known"
+	case bind.IsUnspecified() && bind.Is4() != reached.Is4():
+		return "", "it is open for another family of addresses than the one that the link goes over"
+	case bind.IsUnspecified():
+		bind = reached
+	case bind.IsLoopback() && !reached.IsLoopback():
+		return "", "it is bound to an address that only the proxy's host reaches"
+	case !own && bind != reached:
+		return "", "it is bound to another address than the one that the link goes to"
+	}
+	return net.JoinHostPort(bind.String(), strconv.Itoa(int(at.Port))), ""
+}
+
+// ask asks at addr what only this proxy can answer, and checks the answer.
+func (b *Bridge) ask(ctx context.Context, addr string, nonce [16]byte) error {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	c, err := b.socket(ctx, "tcp", addr, 0)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	question := link.ProbeQuestion(nonce)
+	if _, err := c.Write(question[:]); err != nil {
+		return err
+	}
+	var answer [16]byte
+	if _, err := io.ReadFull(c, answer[:]); err != nil {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = ctx.Err()
+		}
+		return fmt.Errorf("%w: %w", errNoAnswer, err)
+	}
+	if answer != link.ProbeAnswer(nonce) {
+		return errOther
+	}
+	return nil
+}

@@ -1,0 +1,169 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/grammar"
+	"reverser/internal/link"
+	"reverser/internal/memnet"
+	"reverser/internal/wire"
+)
+
+// TestProve: the bridge tries its public port as a user would, and says so when something else answers.
+func TestProve(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		answer func(c net.Conn, nonce [16]byte)
+		want   []string
+	}{
+		{"proxy", func(c net.Conn, nonce [16]byte) { a := link.ProbeAnswer(nonce); c.Write(a[:]) }, []string{"INFO service up", "answered_ms="}},
+		{"stranger", func(c net.Conn, _ [16]byte) { c.Write([]byte("HTTP/1.1 400 Bad Request")) }, []string{"WARN service up, but its public port did not answer", "something else", "another machine or program"}},
+		{"echo", func(c net.Conn, nonce [16]byte) { c.Write(nonce[:]) }, []string{"WARN", "something else"}},
+		{"closed", func(net.Conn, [16]byte) {}, []string{"WARN", "wait for the proxy's answer", "descriptor limit"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			port := serve(t, "tcp", "127.0.0.1:0")
+			pub := "tcp/" + port.ln.Addr().String()
+			nonce := [16]byte([]byte("nonce of 16 byte"))
+			p := listen(t, "127.0.0.1:0", false)
+			p.mu.Lock()
+			p.answer = func(l *link.Link, id uint32, _ wire.Claim) {
+				claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: pub, Nonce: nonce})
+			}
+			p.mu.Unlock()
+			b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, pub)}}}})
+			conn := port.accept()
+			var got [16]byte
+			if _, err := io.ReadFull(conn, got[:]); err != nil || got != link.ProbeQuestion(nonce) {
+				t.Errorf("the bridge showed %x, %v; want %x", got, err, link.ProbeQuestion(nonce))
+			}
+			c.answer(conn, nonce)
+			conn.Close()
+			eventually(t, "the log has the outcome", func() bool { return b.log.count(append(c.want, "service="+pub)...) == 1 })
+		})
+	}
+}
+
+func TestProbeHint(t *testing.T) {
+	b, err := New(Config{Token: tokenFor("h:1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = b.ask(t.Context(), nobody(t), [16]byte{1})
+	if hint := probeHint(err); !strings.Contains(hint, "firewall") {
+		t.Errorf("after %v the hint is %q, want one at the firewall: nothing was reached", err, hint)
+	}
+}
+
+// TestProbeAddr: the bridge dials the address that its link goes to and the port of its own configuration, nothing that a proxy
+// names.
+func TestProbeAddr(t *testing.T) {
+	loop, far := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1)}
+	six := &net.TCPAddr{IP: net.ParseIP("2001:db8::1")}
+	for _, c := range []struct {
+		claimed string
+		served  string
+		remote  net.Addr
+		want    string // "": it is not probed
+	}{
+		{"9000", "9000", far, "198.51.100.1:9000"},
+		{"9000", "tcp/10.0.0.7:22", far, "198.51.100.1:9000"}, // a false proxy
+		{"tcp/0.0.0.0:9000", "tcp/0.0.0.0:9000", far, "198.51.100.1:9000"},
+		{"tcp/0.0.0.0:9000", "tcp/0.0.0.0:9000", six, ""},
+		{"tcp/[::]:9000", "tcp/[::]:9000", far, ""}, // would be blamed on a firewall
+		{"tcp/[::]:9000", "tcp/[::]:9000", six, "[2001:db8::1]:9000"},
+		{"tcp/127.0.0.1:9000", "tcp/127.0.0.1:9000", far, ""},
+		{"tcp/[::1]:9000", "tcp/[::1]:9000", nil, ""},
+		{"tcp/127.0.0.1:9000", "tcp/127.0.0.1:9000", loop, "127.0.0.1:9000"},
+		{"tcp/192.0.2.9:9000", "tcp/192.0.2.9:9000", far, "192.0.2.9:9000"},
+		{"offered", "9000", far, "198.51.100.1:9000"},
+		{"offered", "tcp/198.51.100.1:9000", far, "198.51.100.1:9000"},
+		{"offered", "tcp/10.0.0.7:22", far, ""},
+		{"offered", "tcp/127.0.0.1:22", far, ""},
+		{"offered", "offered", far, ""}, // it does not say
+	} {
+		got, why := probeAddr(public(t, c.claimed), public(t, c.served), c.remote)
+		if got != c.want || (why == "") != (c.want != "") {
+			t.Errorf("probeAddr(%s, %s, %v) = %q, %q; want %q", c.claimed, c.served, c.remote, got, why, c.want)
+		}
+	}
+}
+
+// TestFewProbesAtOnce: a proxy with many services is not dialled for all of them at once, and not again when the control
+// connection comes back.
+func TestFewProbesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const services = 40
+		var n memnet.Net
+		var d dns
+		d.set(false, nil, "192.0.2.1")
+		p := newProxy(t)
+		p.answer = func(l *link.Link, id uint32, c wire.Claim) {
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{byte(id)}})
+		}
+		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
+		var now, most, all atomic.Int32
+		var serving sync.WaitGroup
+		var lns []net.Listener
+		var exposed []Service
+		for i := range services {
+			ln, err := n.Listen(fmt.Sprintf("192.0.2.1:%d", 9000+i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			lns = append(lns, ln)
+			exposed = append(exposed, Service{Public: grammar.Public{Kind: grammar.KindTCP, Port: uint16(9000 + i)}, Handle: func(c net.Conn) { c.Close() }})
+			serving.Go(func() {
+				for {
+					c, err := ln.Accept()
+					if err != nil {
+						return
+					}
+					all.Add(1)
+					most.Store(max(most.Load(), now.Add(1)))
+					time.Sleep(100 * time.Millisecond)
+					var question [16]byte
+					io.ReadFull(c, question[:])
+					answer := link.ProbeAnswer([16]byte{byte(i + 1)})
+					c.Write(answer[:])
+					now.Add(-1)
+					c.Close()
+				}
+			})
+		}
+		b := onMemnet(t, &n, &d)
+		j := newJournal()
+		setLog(b, j)
+		if _, err := b.Apply(t.Context(), Settings{Services: exposed}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { b.Run(ctx) })
+		time.Sleep(10 * time.Second)
+		if got := j.count("INFO service up", "answered_ms=100"); got != services || most.Load() != maxProbes {
+			t.Errorf("%d services are up, with at most %d probes at once; want %d with %d", got, most.Load(), services, maxProbes)
+		}
+		n.Reset()
+		time.Sleep(10 * time.Second)
+		if got := j.count("connected to the proxy again"); got != 1 || all.Load() != services {
+			t.Errorf("connected again %d times, with %d probes; want once, and %d", got, all.Load(), services)
+		}
+		cancel()
+		running.Wait()
+		for _, ln := range lns {
+			ln.Close()
+		}
+		serving.Wait()
+		stop()
+	})
+}

@@ -1,0 +1,36 @@
+package bridge
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"reverser/internal/sys"
+	"reverser/internal/wire"
+)
+
+// dialTime bounds the connect to a target.
+const dialTime = 10 * time.Second
+
+// dialTarget connects to the real server of a service.
+func (b *Bridge) dialTarget(svc Service) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, dialTime)
+	defer cancel()
+	return b.targets.Dial(ctx, svc.Target.Network, svc.Target.Address)
+}
+
+// targetCode is the code of the reset that a user gets when the target was not connected.
+func targetCode(err error) wire.Code {
+	if sys.Refused(err) {
+		return wire.CodeRefused
+	}
+	return wire.CodeUnreachable
+}
+
+// target names what a service leads to, for logs and status.
+func (s Service) target() string {
+	if s.Handle != nil {
+		return "this program"
+	}
+	return s.Target.String()
+}

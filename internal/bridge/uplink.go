@@ -1,0 +1,414 @@
+package bridge
+
+import (
+	"log/slog"
+	"net"
+	"slices"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/grammar"
+	"reverser/internal/link"
+	"reverser/internal/status"
+	"reverser/internal/sys"
+	"reverser/internal/wire"
+)
+
+// uplink is the bridge's way to one proxy. It keeps a link there and is its owner: what happens to the link comes here
+// first. All uplinks offer the same services.
+type uplink struct {
+	b        *Bridge
+	proxy    string // host:port
+	transfer string // host:port that carriers dial; "": what the proxy announces
+	report   *reporter
+	paths    paths
+	dialer   *link.Dialer
+
+	// Guarded by Bridge.mu.
+	claims   *claims
+	link     *link.Link   // of the present session
+	leaving  []*link.Link // of sessions beside it, whose proxy is stopping
+	carriers map[int]bool // slots that have a connection, but for the control connection
+	remote   net.Addr     // that the control connection reached
+	problem  error        // why there is no control connection; nil while there is one
+	telling  bool         // somebody sends what claims has to say
+	ticking  bool         // tick runs
+}
+
+func (b *Bridge) newUplink(p Proxy) *uplink {
+	u := &uplink{b: b, proxy: withPort(p.Addr), claims: b.services.addLink()}
+	if p.Transfer != "" {
+		u.transfer = withPort(p.Transfer)
+	}
+	u.report = newReporter(b.log, u.proxy)
+	return u
+}
+
+func (u *uplink) newDialer() {
+	b := u.b
+	u.dialer = link.NewDialer(link.DialerConfig{
+		Owner: u, Log: b.log, Name: b.name, Dial: u.dial, Failed: u.failed, Detach: b.cfg.ResumeWithin, Budget: b.budget,
+		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
+	})
+}
+
+// run keeps the link until the bridge stops.
+func (u *uplink) run() {
+	b, d := u.b, u.dialer
+	b.wg.Go(func() { u.watchName(func() { d.Changed(nil) }) })
+	b.wg.Go(func() {
+		b.watch(b.ctx, func(e sys.NetworkEvent) {
+			b.log.Debug("the network changed", "what", e.Why)
+			d.Changed(e.Gone)
+		})
+	})
+	d.Run(b.ctx)
+}
+
+// failed implements link.DialerConfig.
+func (u *uplink) failed(slot int, err error, next time.Duration) {
+	if err == nil || u.b.ctx.Err() != nil {
+		return
+	}
+	if slot == 0 {
+		u.b.mu.Lock()
+		u.problem = err
+		u.b.mu.Unlock()
+	}
+	u.report.failed(slot, err, next)
+}
+
+// Attached implements link.Owner.
+func (u *uplink) Attached(l *link.Link, slot int) {
+	b := u.b
+	b.mu.Lock()
+	mine := u.beginLocked(l)
+	switch {
+	case !mine:
+	case slot == 0:
+		u.problem = nil
+		u.claims.attached()
+	default:
+		u.carriers[slot] = true
+		b.startProbesLocked()
+	}
+	b.mu.Unlock()
+	if !mine {
+		return
+	}
+	u.report.attached(slot, l.Status()[0].Remote)
+	if slot != 0 {
+		return
+	}
+	u.tell()
+	if b.draining.Load() { // the connection may have broken before the proxy was told
+		l.GoAway(b.drainLeft())
+	}
+}
+
+// beginLocked makes l the present session. It reports false when l is over, or beside the present session.
+func (u *uplink) beginLocked(l *link.Link) bool {
+	if u.link == l {
+		return true
+	}
+	if l.Err() != nil || l.Leaving() { // Ended or GoingAway has come, or comes
+		return false
+	}
+	u.leaveLocked()
+	u.link, u.carriers = l, make(map[int]bool)
+	return true
+}
+
+// leaveLocked puts the present session beside the one that is to come: its proxy is stopping, or was replaced without a word.
+func (u *uplink) leaveLocked() {
+	if u.link != nil && u.link.Err() == nil {
+		u.leaving = append(u.leaving, u.link)
+	}
+	u.endLocked()
+}
+
+func (u *uplink) endLocked() {
+	if u.link != nil {
+		u.link, u.carriers = nil, nil
+		u.claims.ended()
+	}
+}
+
+// tell sends what the claims have to say. One goroutine at a time does it, so that frames stay in order; the others leave
+// it what there is.
+func (u *uplink) tell() {
+	b := u.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if u.telling {
+		return
+	}
+	u.telling = true
+	for {
+		l, frames, excess := u.link, u.claims.take(), u.claims.excess()
+		if l == nil || len(frames) == 0 && excess == nil {
+			break
+		}
+		b.mu.Unlock()
+		if excess != nil {
+			l.Kill(excess)
+		}
+		for _, f := range frames {
+			f.send(l)
+		}
+		b.mu.Lock()
+	}
+	u.telling = false
+}
+
+// Detached implements link.Owner.
+func (u *uplink) Detached(l *link.Link, slot int, err error) {
+	b := u.b
+	b.mu.Lock()
+	switch {
+	case u.link != l:
+	case slot == 0:
+		u.claims.detached()
+	default:
+		delete(u.carriers, slot)
+	}
+	b.mu.Unlock()
+	if b.ctx.Err() == nil && l.Err() == nil && !l.Leaving() { // else Ended says it, or GoingAway said it
+		u.report.detached(slot, err)
+	}
+}
+
+// GoingAway implements link.Owner. What has a connection to the proxy goes on; the link begins a new session beside.
+func (u *uplink) GoingAway(l *link.Link, drain time.Duration) {
+	b := u.b
+	b.mu.Lock()
+	present := u.link == l
+	if present {
+		u.leaveLocked()
+		b.changedLocked()
+	}
+	b.mu.Unlock()
+	if present {
+		u.report.leaving(drain)
+	}
+}
+
+// Ended implements link.Owner.
+func (u *uplink) Ended(l *link.Link, err error) {
+	b := u.b
+	b.mu.Lock()
+	if u.link == l {
+		u.endLocked()
+		u.problem = err
+	}
+	beside := slices.Contains(u.leaving, l)
+	u.leaving = slices.DeleteFunc(u.leaving, func(other *link.Link) bool { return other == l })
+	b.changedLocked()
+	b.mu.Unlock()
+	switch {
+	case b.ctx.Err() != nil:
+	case beside:
+		b.log.Info("the proxy that was stopping has ended", "proxy", u.proxy)
+	default:
+		u.report.ended(err)
+	}
+}
+
+// sayRoundID names ROUND in the queue of the control connection, beside the ids of claims.
+const sayRoundID = 1 << 32
+
+// send sends one frame about claims.
+func (f say) send(l *link.Link) {
+	switch f.kind {
+	case sayClaim:
+		l.Say(uint64(f.id), wire.AppendClaim(nil, f.id, wire.Claim{Public: f.service.Public.String(), Target: f.service.target()}))
+	case sayUnclaim:
+		l.Say(uint64(f.id), wire.AppendUnclaim(nil, f.id))
+	case sayRound:
+		l.Say(sayRoundID, wire.AppendRound(nil))
+	}
+}
+
+// Message implements link.Owner: the proxy answers a CLAIM or an UNCLAIM.
+func (u *uplink) Message(l *link.Link, f wire.Frame) error {
+	switch f.Type {
+	case wire.TypeClaimed:
+		id, c, err := wire.ParseClaimed(f)
+		if err != nil {
+			return err
+		}
+		return u.heardClaimed(l, id, c)
+	case wire.TypeUnclaimed:
+		id, marks, err := wire.ParseUnclaimed(f)
+		if err == nil {
+			err = l.CheckMarks(marks)
+		}
+		if err != nil {
+			return err
+		}
+		return u.heardUnclaimed(l, id, marks)
+	}
+	return link.Violation(wire.ErrUnexpected, "%s from a proxy", f.Type)
+}
+
+// claimStates are the states of services by the status that the proxy says. An unknown status means that the service is
+// not up.
+var claimStates = map[wire.ClaimStatus]string{wire.ClaimUp: status.ServiceUp, wire.ClaimDenied: status.ServiceDenied}
+
+// heardClaimed takes the proxy's answer to a claim. An error says that the proxy broke the protocol.
+func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
+	a := answer{state: claimStates[c.Status], reason: c.Text}
+	if a.state == "" {
+		a.state = status.ServiceRetrying
+	}
+	if pub, err := grammar.ParsePublic(c.Public); err == nil && pub.Kind == grammar.KindTCP {
+		a.public = pub
+	}
+	b := u.b
+	b.mu.Lock()
+	if u.link != l {
+		b.mu.Unlock()
+		return nil
+	}
+	h, err := u.claims.claimed(id, a)
+	b.changedLocked()
+	var log *slog.Logger
+	if h.service != nil {
+		log = u.serviceLog(h)
+		if h.now.state == status.ServiceUp && !h.now.proven {
+			b.probeSoonLocked(&probe{
+				probed: probed{u, id}, l: l, log: log, answers: h.now.answers, claimed: h.service.Public, served: h.now.public,
+				remote: u.remote, nonce: c.Nonce,
+			})
+		}
+	}
+	b.mu.Unlock()
+	if err != nil {
+		return link.Violation(wire.ErrClaimInvalid, "%s", err)
+	}
+	if h.service == nil {
+		return nil
+	}
+	news := h.now.state != h.before.state || h.now.reason != h.before.reason
+	switch {
+	case !news || b.draining.Load(): // a successor has what this bridge had
+	case h.now.state == status.ServiceDenied:
+		log.Error("service denied by the proxy", "reason", c.Text)
+	case h.now.state == status.ServiceRetrying:
+		log.Warn("service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
+	}
+	return nil
+}
+
+// serviceLog names the service in log lines, and the proxy where there are several.
+func (u *uplink) serviceLog(h heard) *slog.Logger {
+	log := u.b.log.With("service", h.now.public.String(), "target", h.service.target())
+	if len(u.b.uplinks) > 1 {
+		log = log.With("proxy", u.proxy)
+	}
+	return log
+}
+
+// tickEvery is how often time counts for services that are retired.
+const tickEvery = 5 * time.Second
+
+// heardUnclaimed takes the proxy's answer to UNCLAIM. An error says that the proxy broke the protocol.
+func (u *uplink) heardUnclaimed(l *link.Link, id uint32, marks []wire.Mark) error {
+	b := u.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if u.link != l {
+		return nil
+	}
+	if err := u.claims.unclaimed(id, marks); err != nil {
+		return link.Violation(wire.ErrClaimInvalid, "%s", err)
+	}
+	b.changedLocked()
+	if u.claims.waiting() && !u.ticking {
+		u.ticking = true
+		b.wg.Go(u.tick)
+	}
+	return nil
+}
+
+// tick tells the claims how long each slot is attached, for as long as they wait for it.
+func (u *uplink) tick() {
+	b := u.b
+	t := time.NewTicker(tickEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-b.ctx.Done():
+			return
+		}
+		b.mu.Lock()
+		l := u.link
+		if l == nil || !u.claims.waiting() {
+			u.ticking = false
+			b.mu.Unlock()
+			return
+		}
+		b.mu.Unlock()
+		slots := l.Status()
+		b.mu.Lock()
+		for i, st := range slots {
+			if u.link == l && i > 0 && st.Up && time.Since(st.Since) >= tickEvery {
+				u.claims.tick(uint8(i), tickEvery)
+			}
+		}
+		b.mu.Unlock()
+	}
+}
+
+// service returns what a stream that the proxy opened is for, and the public name that the user came to; nil: it is for
+// nothing that this bridge offers.
+func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *service, public grammar.Public) {
+	u.b.mu.Lock()
+	defer u.b.mu.Unlock()
+	if slices.Contains(u.leaving, l) { // ids mean the same at every proxy
+		if svc = u.b.services.offered[id]; svc != nil {
+			public = svc.Public
+		}
+		return svc, public
+	}
+	if !u.beginLocked(l) {
+		return nil, public
+	}
+	return u.claims.opened(id, stream)
+}
+
+// snapshotLocked describes the link, and those beside it whose proxy is stopping.
+func (u *uplink) snapshotLocked() (links []status.Link) {
+	b := u.b
+	all := u.leaving
+	if u.link != nil {
+		all = append([]*link.Link{u.link}, all...)
+	}
+	for _, l := range all {
+		st := l.Snapshot(b.key(), b.name, b.draining.Load() || l.Leaving())
+		if st.Remote == "" {
+			st.Remote = u.proxy
+		}
+		links = append(links, st)
+	}
+	if links == nil {
+		links = []status.Link{{Key: b.key(), Bridge: b.name, Remote: u.proxy, State: status.LinkDown, Since: b.start}}
+	}
+	return links
+}
+
+// serviceLocked describes a service as users of this proxy find it.
+func (u *uplink) serviceLocked(svc *service) status.Service {
+	k := u.claims.known[svc.id]
+	st := status.Service{Public: k.public.String(), Target: svc.target(), State: k.state, Reason: k.reason}
+	switch {
+	case st.State != status.ServiceUp:
+	case u.link == nil || !u.link.Up():
+		st.State = status.ServiceAway
+		if u.link != nil && u.link.RemoteAddr() != nil {
+			st.Reason = "no connection for carriers: the proxy is there, but no user can be served"
+		}
+	}
+	return st
+}

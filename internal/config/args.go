@@ -1,0 +1,133 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// TokenEnv is the environment variable that may hold a bridge's token.
+const TokenEnv = "REVERSER_TOKEN"
+
+// CommonArgs is what a command line, or a file, says about the options that both roles have. "" is nothing.
+type CommonArgs struct {
+	State               string
+	LogFormat, LogLevel string
+	Drain, ResumeWithin string
+}
+
+// ProxyArgs is the command line of a proxy. "" is nothing.
+type ProxyArgs struct {
+	CommonArgs
+	Config    string // the file
+	Listen    string
+	Transfer  string
+	Advertise string
+}
+
+// BridgeArgs is the command line and the environment of a bridge. "" is nothing.
+type BridgeArgs struct {
+	CommonArgs
+	Config        string // the file
+	Token         string // the first argument, where that is a token
+	TokenFile     string // "-" is Stdin
+	TokenEnv      string // what the environment variable TokenEnv holds
+	Proxies       []string
+	ProxyTransfer string
+	Expose        []string
+	Stdin         io.Reader
+}
+
+// join parses what args say and, where they say nothing, the file.
+func (args CommonArgs) join(file CommonArgs) (c Common, err error) {
+	c.State = cmp.Or(args.State, file.State)
+	c.LogFormat = cmp.Or(args.LogFormat, file.LogFormat)
+	if err := checkLogFormat(c.LogFormat); err != nil {
+		return Common{}, argError("", `--log-format: %w: it is text or json`, err)
+	}
+	if c.LogLevel, err = parseLogLevel(cmp.Or(args.LogLevel, file.LogLevel)); err != nil {
+		return Common{}, argError("", `--log-level: %w: it is debug, info, warn or error`, err)
+	}
+	if s := cmp.Or(args.Drain, file.Drain); s != "" {
+		if c.Drain, err = ParseDrain(s); err != nil {
+			return Common{}, argError("", "--drain: %w", err)
+		}
+		c.Drain = cmp.Or(c.Drain, -1) // 0 is the default
+	}
+	if s := cmp.Or(args.ResumeWithin, file.ResumeWithin); s != "" {
+		if c.ResumeWithin, err = ParseResumeWithin(s); err != nil {
+			return Common{}, argError("", "--resume-within: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// override takes the origin of options that the command line gives.
+func (args CommonArgs) override(origin map[string]Place) {
+	override(origin, "state", args.State)
+	override(origin, "log_format", args.LogFormat)
+	override(origin, "log_level", args.LogLevel)
+	override(origin, "drain", args.Drain)
+	override(origin, "resume_within", args.ResumeWithin)
+}
+
+func override(origin map[string]Place, option, arg string) {
+	if arg != "" {
+		delete(origin, option)
+	}
+}
+
+func checkLogFormat(s string) error {
+	switch s {
+	case "", "text", "json":
+		return nil
+	}
+	return fmt.Errorf("%q is no format", s)
+}
+
+func parseLogLevel(s string) (slog.Level, error) {
+	switch strings.ToLower(s) {
+	case "debug":
+		return slog.LevelDebug, nil
+	case "", "info":
+		return slog.LevelInfo, nil
+	case "warn", "warning":
+		return slog.LevelWarn, nil
+	case "error":
+		return slog.LevelError, nil
+	}
+	return 0, fmt.Errorf("%q is no level", s)
+}
+
+// mostDuration is what the wire's 32 bits of milliseconds hold, in round figures.
+const mostDuration = 1000 * time.Hour
+
+// ParseDrain parses how long a stopping process lets connections finish: "30s". Nothing is 0: they are reset at once.
+func ParseDrain(s string) (time.Duration, error) { return parseDuration(s, 0, `"30s" or "2m"`) }
+
+// ParseResumeWithin parses how long connections outlive a break of the link: "5m".
+func ParseResumeWithin(s string) (time.Duration, error) {
+	return parseDuration(s, time.Second, `"5m" or "90s"`)
+}
+
+func parseDuration(s string, least time.Duration, example string) (time.Duration, error) {
+	v, err := time.ParseDuration(s)
+	switch {
+	case err != nil:
+		if _, bare := strconv.ParseFloat(s, 64); bare == nil {
+			return 0, fmt.Errorf("%q has no unit: write a number with ms, s, m or h, such as %s", s, example)
+		}
+		return 0, fmt.Errorf("%q is no length of time: write a number with ms, s, m or h, such as %s", s, example)
+	case v < 0:
+		return 0, fmt.Errorf("%q is negative: write a number with ms, s, m or h, such as %s", s, example)
+	case v < least:
+		return 0, fmt.Errorf("%q is less than %s: give the link time to come back, such as %s", s, least, example)
+	case v > mostDuration:
+		return 0, fmt.Errorf("%q is more than 1000h: give less, such as %s", s, example)
+	}
+	return v, nil
+}

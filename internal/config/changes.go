@@ -1,0 +1,161 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Changes says, for people, what is different in next. An option that is read at the start only is refused when it differs:
+// the error names it, and where next has it.
+func (set Settings) Changes(next Settings) ([]string, error) {
+	c := changes{old: set, next: next}
+	c.fixed("state", cmp.Or(set.State, "the default directory"), cmp.Or(next.State, "the default directory"))
+	c.fixed("log_format", cmp.Or(set.LogFormat, "text"), cmp.Or(next.LogFormat, "text"))
+	c.value("log_level", strings.ToLower(set.LogLevel.String()), strings.ToLower(next.LogLevel.String()))
+	c.value("drain", duration(set.Drain), duration(next.Drain))
+	if set.Role == RoleProxy {
+		c.proxy(set.Proxy, next.Proxy)
+	} else {
+		c.bridge(set.Bridge, next.Bridge)
+	}
+	return c.said, errors.Join(c.refused...)
+}
+
+type changes struct {
+	old, next Settings
+	said      []string
+	refused   []error
+}
+
+func (c *changes) proxy(old, next Proxy) {
+	c.fixed("listen", old.Listen, next.Listen)
+	c.fixed("transfer", cmp.Or(old.Transfer, "none"), cmp.Or(next.Transfer, "none"))
+	c.value("resume_within", duration(c.old.ResumeWithin), duration(c.next.ResumeWithin))
+	c.value("advertise", cmp.Or(old.Advertise, "none"), cmp.Or(next.Advertise, "none"))
+
+	was, is := make(map[string]Key), make(map[string]Key)
+	for _, k := range old.Keys {
+		was[k.Name] = k
+	}
+	for _, k := range next.Keys {
+		is[k.Name] = k
+	}
+	for _, name := range names(was, is) {
+		a, before := was[name]
+		b, after := is[name]
+		switch {
+		case !before:
+			c.say("key %s added, allowed %s", name, b.Allow)
+		case !after:
+			c.say("key %s removed", name)
+		case a.ID != b.ID || a.Secret != b.Secret:
+			c.say("key %s has another token, allowed %s", name, b.Allow)
+		case a.Allow.String() != b.Allow.String():
+			c.say("key %s allowed %s instead of %s", name, b.Allow, a.Allow)
+		}
+	}
+	for _, public := range next.Offer {
+		if !slices.Contains(old.Offer, public) {
+			c.say("port %s offered", public)
+		}
+	}
+	for _, public := range old.Offer {
+		if !slices.Contains(next.Offer, public) {
+			c.say("port %s offered no longer", public)
+		}
+	}
+}
+
+func (c *changes) bridge(old, next Bridge) {
+	c.fixed("resume_within", duration(c.old.ResumeWithin), duration(c.next.ResumeWithin))
+	const tokens = "the token's address"
+	c.fixed("proxy", cmp.Or(strings.Join(old.Proxies, ", "), tokens), cmp.Or(strings.Join(next.Proxies, ", "), tokens))
+	c.fixed("proxy_transfer", cmp.Or(old.ProxyTransfer, "none"), cmp.Or(next.ProxyTransfer, "none"))
+	if old.Token.Encode() != next.Token.Encode() {
+		place, ok := c.next.Origin["token_file"]
+		if !ok {
+			place = c.place("token")
+		}
+		c.refuse(place, "another token")
+	}
+
+	was, is := make(map[string]string), make(map[string]string)
+	for _, e := range old.Services {
+		was[e.Public.String()] = e.Target.String()
+	}
+	for _, e := range next.Services {
+		is[e.Public.String()] = e.Target.String()
+	}
+	for _, public := range names(was, is) {
+		a, before := was[public]
+		b, after := is[public]
+		switch {
+		case !before:
+			c.say("service %s added, target %s", public, b)
+		case !after:
+			c.say("service %s removed", public)
+		case a != b:
+			c.say("service %s has target %s instead of %s", public, b, a)
+		}
+	}
+}
+
+func (c *changes) say(format string, args ...any) {
+	c.said = append(c.said, fmt.Sprintf(format, args...))
+}
+
+// value is an option that may change.
+func (c *changes) value(option, old, next string) {
+	if old != next {
+		c.say("%s is %s instead of %s", option, next, old)
+	}
+}
+
+// fixed is an option that may not.
+func (c *changes) fixed(option, old, next string) {
+	if old != next {
+		c.refuse(c.place(option), fmt.Sprintf("a change from %s to %s", old, next))
+	}
+}
+
+func (c *changes) refuse(p Place, what string) {
+	c.refused = append(c.refused, &Error{File: p.File, Line: p.Line, Key: p.Key, Text: what + " needs a restart", Hint: "put the old value back to reload the rest", Err: ErrNeedsRestart})
+}
+
+// ErrNeedsRestart is what errors.Is finds when an option was changed that is read at the start only.
+var ErrNeedsRestart = errors.New("needs a restart")
+
+// place is where an option stands now or, when it stands there no longer, the file in which it stood.
+func (c *changes) place(option string) Place {
+	if p, ok := c.next.Origin[option]; ok {
+		return p
+	}
+	p := c.old.Origin[option]
+	p.Line = 0
+	p.Key = cmp.Or(p.Key, option)
+	p.File = cmp.Or(p.File, "the configuration")
+	return p
+}
+
+// duration is a limit as people write it; what nobody gave is the role's own.
+func duration(d time.Duration) string {
+	switch {
+	case d == 0:
+		return "the default"
+	case d < 0:
+		return "0s"
+	}
+	return d.String()
+}
+
+// names are the keys of both maps, in order.
+func names[V any](a, b map[string]V) []string {
+	all := maps.Clone(a)
+	maps.Copy(all, b)
+	return slices.Sorted(maps.Keys(all))
+}

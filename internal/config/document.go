@@ -1,0 +1,358 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"reverser/internal/grammar"
+)
+
+// Check reads a file of either role, tells the role from its keys, and looks
+// into the files that it names.
+func Check(path string) (role string, warnings []Warning, err error) {
+	d, err := open(path)
+	if err != nil {
+		return "", nil, err
+	}
+	if d.broken {
+		return "", d.warnings, d.err()
+	}
+	switch role = d.role(); role {
+	case RoleProxy:
+		d.proxy()
+	case RoleBridge:
+		b := d.bridge()
+		if b.NoProxy != nil {
+			d.errs = append(d.errs, b.NoProxy.(*Error))
+		}
+		if b.TokenFile != "" && b.TokenFile != "-" {
+			if _, err := d.readToken(b.TokenFile); err != nil {
+				d.fault("token_file", err, "")
+			}
+		}
+		if len(b.Expose) == 0 && d.err() == nil {
+			d.warn(0, "no [[expose]]: the bridge needs its services as arguments then")
+		}
+	default:
+		if d.err() == nil {
+			d.fail(&Error{Text: "nothing in it tells a proxy from a bridge", Hint: "a proxy's file has listen or [[key]], a bridge's token_file, proxy or [[expose]]"})
+		}
+	}
+	return role, d.warnings, d.err()
+}
+
+// doc is one file on its way from text to values. Both formats fill options;
+// the values are judged in one place.
+type doc struct {
+	file    string
+	xml     bool
+	loose   error            // the file is readable by others: refused when it holds a secret
+	lines   map[string]int   // key → line
+	options map[string]any   // key → value
+	origin  map[string]Place // option → where it was written
+
+	readToken func(path string) (grammar.Token, error) // a seam for fuzzing, which must not open what it likes
+
+	broken   bool // there is no use in looking at the options
+	errs     []*Error
+	warnings []Warning
+}
+
+func open(path string) (*doc, error) {
+	text, info, err := readText(path)
+	if err != nil {
+		return nil, &Error{File: path, Text: trimPath(err).Error(), Hint: hintFor(err), Err: err}
+	}
+	d := parse(path, text, looseMode(info))
+	// Whoever can write it decides what is opened to the world, also when no secret is in it.
+	if text, hint := writtenByOthers(path, info); text != "" {
+		d.fail(&Error{Text: text, Hint: hint, Err: errWritable})
+	}
+	return d, nil
+}
+
+// parse reads the text of a file, and is the whole of this package that needs
+// no file system, apart from the files that a value names.
+func parse(path, text string, loose error) *doc {
+	d := &doc{
+		file: path, loose: loose,
+		lines: map[string]int{}, options: map[string]any{}, origin: map[string]Place{},
+		readToken: readToken,
+	}
+	if isXML(path, text) {
+		d.xml = true
+		d.readXML(text)
+	} else {
+		d.readTOML(text)
+	}
+	return d
+}
+
+func isXML(path, text string) bool {
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".config", ".xml":
+		return true
+	}
+	return strings.HasPrefix(strings.TrimSpace(text), "<")
+}
+
+func (d *doc) fail(e *Error) {
+	e.File = d.file
+	d.errs = append(d.errs, e)
+}
+
+// fault blames key for err.
+func (d *doc) fault(key string, err error, hint string) {
+	d.fail(&Error{Line: d.line(key), Key: key, Text: err.Error(), Hint: hint, Err: err})
+}
+
+func (d *doc) warn(line int, format string, args ...any) {
+	d.warnings = append(d.warnings, Warning{d.file, line, fmt.Sprintf(format, args...)})
+}
+
+// line is where key stands, or where the table stands that should have it.
+func (d *doc) line(key string) int {
+	for {
+		if n, ok := d.lines[key]; ok {
+			return n
+		}
+		i := max(strings.LastIndexByte(key, '.'), strings.LastIndexByte(key, '['))
+		if i < 0 {
+			return 0
+		}
+		key = key[:i]
+	}
+}
+
+// err is every fault, in the order of the lines, without repetitions.
+func (d *doc) err() error {
+	slices.SortStableFunc(d.errs, func(a, b *Error) int { return cmp.Compare(a.Line, b.Line) })
+	var errs []error
+	for i, e := range d.errs {
+		if i == 0 || e.Error() != d.errs[i-1].Error() {
+			errs = append(errs, e)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// role tells the role from the keys, and is empty where they fit both. Keys of
+// both roles are a fault.
+func (d *doc) role() string {
+	var first [2]string
+	for key := range d.options {
+		r := 0
+		switch roleOf(key) {
+		case RoleProxy:
+		case RoleBridge:
+			r = 1
+		default:
+			continue
+		}
+		if first[r] == "" || d.line(key) < d.line(first[r]) {
+			first[r] = key
+		}
+	}
+	switch {
+	case first[0] != "" && first[1] != "":
+		later, earlier := first[1], first[0]
+		laterRole, earlierRole := RoleBridge, RoleProxy
+		if d.line(later) < d.line(earlier) {
+			later, earlier, laterRole, earlierRole = earlier, later, earlierRole, laterRole
+		}
+		d.fail(&Error{
+			Line: d.line(later), Key: later,
+			Text: fmt.Sprintf("this key is a %s's, and %s on line %d is a %s's", laterRole, earlier, d.line(earlier), earlierRole),
+			Hint: "make two files, one for each machine",
+		})
+		if laterRole == RoleBridge {
+			return RoleProxy
+		}
+		return RoleBridge
+	case first[0] != "":
+		return RoleProxy
+	case first[1] != "":
+		return RoleBridge
+	}
+	return ""
+}
+
+func roleOf(key string) string {
+	switch key {
+	case "listen", "transfer", "advertise", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
+		return RoleProxy
+	case "token", "token_file", "proxy", "proxy_transfer", "expose",
+		xmlProxyServerIP, xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerIP, xmlRealServerPort:
+		return RoleBridge
+	}
+	return ""
+}
+
+// wrongRole is the answer to a file of the other machine. It comes alone: what
+// else is wrong in the file matters there.
+func (d *doc) wrongRole(is, wanted string) error {
+	if err := d.err(); err != nil {
+		return err
+	}
+	return &Error{File: d.file, Text: fmt.Sprintf("this is the configuration of a %s, not of a %s", is, wanted), Hint: fmt.Sprintf("start it with `reverser %s --config %s`", is, d.file)}
+}
+
+// failedAt reports a fault on the line of key, so that one slip is not told
+// twice in different words.
+func (d *doc) failedAt(key string) bool {
+	line, ok := d.lines[key]
+	return ok && slices.ContainsFunc(d.errs, func(e *Error) bool { return e.Line == line })
+}
+
+// common reads what both roles have.
+func (d *doc) common() CommonArgs {
+	var c CommonArgs
+	if c.State = d.text("state"); c.State != "" {
+		c.State = d.relative(c.State)
+	}
+	check := func(key string, parse func(string) error, hint string) string {
+		s := d.text(key)
+		if s != "" {
+			if err := parse(s); err != nil {
+				d.fault(key, err, hint)
+			}
+		}
+		return s
+	}
+	c.LogFormat = check("log_format", checkLogFormat, `write "text" or "json"`)
+	c.LogLevel = check("log_level", func(s string) error { _, err := parseLogLevel(s); return err }, `write "debug", "info", "warn" or "error"`)
+	c.Drain = check("drain", func(s string) error { _, err := ParseDrain(s); return err }, "")
+	c.ResumeWithin = check("resume_within", func(s string) error { _, err := ParseResumeWithin(s); return err }, "")
+	return c
+}
+
+// text is the value of a key, and notes where it came from.
+func (d *doc) text(key string) string {
+	v, ok := d.options[key]
+	if !ok {
+		return ""
+	}
+	s, err := scalar(v)
+	if _, number := v.(int64); number && !slices.Contains(ports, key) {
+		err = errNumber
+	}
+	switch {
+	case err != nil:
+		d.fault(key, err, "")
+		return ""
+	case s == "":
+		d.fault(key, errors.New("the value is empty"), "give one, or leave the key out")
+	case key != "token" && strings.Contains(s, "rv1_"):
+		// The checks that follow quote what they refuse.
+		d.fault(key, errors.New("the value is a token"), "a token goes into a file that token_file names")
+		return ""
+	}
+	d.origin[key] = Place{d.file, d.line(key), key}
+	return s
+}
+
+func (d *doc) listen(key string) string {
+	return d.address(key, grammar.ParseListen, `give a port, ":3010", or an address of this machine, "127.0.0.1:3010"`)
+}
+
+func (d *doc) address(key string, parse func(string) (string, error), hint string) string {
+	s := d.text(key)
+	if s == "" {
+		return ""
+	}
+	addr, err := parse(s)
+	if err != nil {
+		d.fault(key, err, hint)
+	}
+	return addr
+}
+
+// addresses is one address, or a list of them.
+func (d *doc) addresses(key string, parse func(string) (string, error), hint string) (all []string) {
+	list, ok := d.options[key].([]any)
+	if !ok {
+		if addr := d.address(key, parse, hint); addr != "" {
+			all = append(all, addr)
+		}
+		return all
+	}
+	if len(list) == 0 {
+		d.fault(key, errors.New("the list is empty"), "give one, or leave the key out")
+	}
+	for _, v := range list {
+		s, err := scalar(v)
+		switch {
+		case err != nil:
+		case strings.Contains(s, "rv1_"):
+			err, hint = errors.New("the value is a token"), "a token goes into a file that token_file names"
+		default:
+			s, err = parse(s)
+		}
+		if err != nil {
+			d.fault(key, err, hint)
+			continue
+		}
+		if slices.Contains(all, s) {
+			d.fault(key, fmt.Errorf("%s is there twice", s), "keep one of the two")
+			continue
+		}
+		all = append(all, s)
+	}
+	d.origin[key] = Place{d.file, d.line(key), key}
+	return all
+}
+
+// inner is the value of a key in a table of a list.
+func (d *doc) inner(t map[string]any, path, key string) string {
+	v, ok := t[key]
+	if !ok {
+		return ""
+	}
+	s, err := scalar(v)
+	if _, number := v.(int64); number && !slices.Contains(ports, key) {
+		err = errNumber
+	}
+	if err == nil && strings.Contains(s, "rv1_") {
+		err = errors.New("the value is a token, which goes into a file of its own")
+		s = ""
+	}
+	if err != nil {
+		d.fail(&Error{Line: d.line(path), Key: key, Text: err.Error()})
+	}
+	return s
+}
+
+func (d *doc) missing(path, key, hint string) {
+	d.fail(&Error{Line: d.line(path), Key: key, Text: "this key is missing", Hint: hint})
+}
+
+// relative resolves a path against the folder of the file: a service has a
+// working directory that nobody chose.
+func (d *doc) relative(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(filepath.Dir(d.file), path)
+}
+
+// ports are the keys whose value may be a port alone, and so a number, and those for which a number is refused in better words.
+var ports = []string{"listen", "transfer", "public", "target", "drain", "resume_within"}
+
+var errNumber = errors.New("the value is a number: write a text, in quotes")
+
+// scalar is a value as the command line would have it: a port may be a number.
+func scalar(v any) (string, error) {
+	switch v := v.(type) {
+	case string:
+		return v, nil
+	case int64:
+		return fmt.Sprint(v), nil
+	case []any, map[string]any:
+		return "", errors.New("the value is a list or a table: write one text in quotes")
+	}
+	return "", errors.New("the value is no text: write it in quotes")
+}

@@ -1,0 +1,83 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"reverser/internal/grammar"
+	"reverser/internal/state"
+)
+
+// Key is a key that is in force.
+type Key struct {
+	Name    string
+	ID      [16]byte
+	Secret  [32]byte
+	Allow   grammar.Policy
+	Created time.Time // zero for a key of the file
+	Table   Place     // of the file that has it; zero for a key of the state directory
+}
+
+// InFile reports whether the key comes from the configuration file.
+func (k Key) InFile() bool { return k.Table.File != "" }
+
+// String keeps the secret out of what is printed, as GoString does.
+func (k Key) String() string   { return k.Name }
+func (k Key) GoString() string { return k.Name }
+
+// WithKeys returns the settings with the keys that are in force when the state directory holds these.
+func (set Settings) WithKeys(stored []state.Key, pin [32]byte) (Settings, error) {
+	keys, err := InForce(set.Proxy.Tables, stored, pin)
+	if err != nil {
+		return Settings{}, err
+	}
+	set.Proxy.Keys = keys
+	return set, nil
+}
+
+// InForce decides which keys a proxy honours: those of its file's tables, and those of its state directory. A table whose token
+// is that of a stored key stands in the place of that key, with its own name and rights. A name stands for one key. Tables have
+// names and tokens of their own already; pin is that of the proxy's identity.
+func InForce(tables []KeyTable, stored []state.Key, pin [32]byte) ([]Key, error) {
+	keys := make([]Key, 0, len(tables)+len(stored))
+	byID := make(map[[16]byte]KeyTable, len(tables))
+	byName := make(map[string]KeyTable, len(tables))
+	var errs []error
+	for _, t := range tables {
+		if t.Token.Pin != pin {
+			errs = append(errs, t.fault("secret_file", fmt.Sprintf("%s holds a token of another proxy, or this proxy's identity is new", t.SecretFile), "make a token with `reverser key add` here"))
+		}
+		byID[t.Token.KeyID], byName[t.Name] = t, t
+		keys = append(keys, Key{Name: t.Name, ID: t.Token.KeyID, Secret: t.Token.Secret, Allow: t.Allow, Table: Place{t.File, t.Line, "key"}})
+	}
+	for _, k := range stored {
+		if t, ok := byID[k.ID]; ok {
+			if t.Token.Secret != k.Secret {
+				errs = append(errs, t.fault("secret_file", fmt.Sprintf("%s holds another secret than the key %q of the state directory has", t.SecretFile, k.Name), "take the token that was made last for that key, or make a new key with `reverser key add`"))
+			}
+			continue
+		}
+		if t, ok := byName[k.Name]; ok {
+			errs = append(errs, t.fault("name", fmt.Sprintf("the state directory has a key %q too, with another token", k.Name), fmt.Sprintf("give this one another name, or remove the other with `reverser key remove %s`", k.Name)))
+			continue
+		}
+		keys = append(keys, Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, Created: k.Created})
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	return slices.Clip(keys), nil
+}
+
+func (t KeyTable) fault(key, text, hint string) error {
+	line := t.Line
+	if key == "name" && t.nameLine != 0 {
+		line = t.nameLine
+	}
+	if key == "secret_file" && t.secretLine != 0 {
+		line = t.secretLine
+	}
+	return &Error{File: t.File, Line: line, Key: key, Text: text, Hint: hint}
+}

@@ -1,0 +1,138 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+
+	"reverser/internal/grammar"
+	"reverser/internal/state"
+)
+
+// proxyFile is what a file says to a proxy. What it does not say is empty. Addresses are canonical.
+type proxyFile struct {
+	CommonArgs
+	Listen, Transfer string
+	Advertise        string // host or host:port, for grammar.ParseHost
+	Tables           []KeyTable
+	Offer            []grammar.Public // WorkPort of the source system's XML
+	origin           map[string]Place
+}
+
+// KeyTable is one [[key]] of a proxy's file.
+type KeyTable struct {
+	Name       string
+	SecretFile string
+	Token      grammar.Token // what SecretFile holds
+	Allow      grammar.Policy
+	File       string // that has the table
+	Line       int    // of the table
+
+	nameLine, secretLine int
+}
+
+// loadProxy reads the configuration of a proxy.
+func loadProxy(path string) (*proxyFile, []Warning, error) {
+	d, err := open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if d.broken {
+		return nil, d.warnings, d.err()
+	}
+	if role := d.role(); role == RoleBridge {
+		return nil, d.warnings, d.wrongRole(RoleBridge, RoleProxy)
+	}
+	p := d.proxy()
+	if err := d.err(); err != nil {
+		return nil, d.warnings, err
+	}
+	return p, d.warnings, nil
+}
+
+func (d *doc) proxy() *proxyFile {
+	p := &proxyFile{origin: d.origin}
+	if d.xml {
+		d.xmlProxy(p)
+		return p
+	}
+	p.Listen = d.listen("listen")
+	p.Transfer = d.listen("transfer")
+	if p.Transfer != "" && p.Transfer == cmp.Or(p.Listen, ":3010") {
+		d.fault("transfer", fmt.Errorf("%s is the address of listen", p.Transfer), "give it another port, or leave transfer out: everything uses listen then")
+	}
+	if p.Advertise = d.text("advertise"); p.Advertise != "" {
+		if _, err := grammar.ParseAdvertise(p.Advertise, 3010); err != nil {
+			d.fault("advertise", err, "give the address under which bridges reach this proxy, HOST or HOST:PORT")
+		}
+	}
+	p.CommonArgs = d.common()
+	d.keys(p)
+	return p
+}
+
+func (d *doc) keys(p *proxyFile) {
+	for i, t := range d.tables("key", "name", "secret_file", "allow") {
+		at := func(k string) string { return fmt.Sprintf("key[%d].%s", i, k) }
+		k := KeyTable{
+			Name: d.inner(t, at("name"), "name"),
+			File: d.file, Line: d.line(fmt.Sprintf("key[%d]", i)), nameLine: d.line(at("name")), secretLine: d.line(at("secret_file")),
+		}
+		switch {
+		case k.Name == "":
+			d.missing(at("name"), "name", "name the bridge that uses this key")
+		default:
+			if err := state.CheckKeyName(k.Name); err != nil {
+				d.fail(&Error{Line: d.line(at("name")), Key: "name", Text: err.Error()})
+			}
+		}
+		if k.SecretFile = d.inner(t, at("secret_file"), "secret_file"); k.SecretFile == "" {
+			d.missing(at("secret_file"), "secret_file", "write the token into a file with mode 600 and name that file here")
+		} else {
+			k.SecretFile = d.relative(k.SecretFile)
+			var err error
+			if k.Token, err = d.readToken(k.SecretFile); err != nil {
+				d.fail(&Error{Line: d.line(at("secret_file")), Key: "secret_file", Text: err.Error(), Err: err})
+			}
+		}
+		k.Allow = d.policy(t, at("allow"))
+		for _, earlier := range p.Tables {
+			switch {
+			case k.Name != "" && k.Name == earlier.Name:
+				d.fail(&Error{Line: d.line(at("name")), Key: "name", Text: fmt.Sprintf("there are two keys with the name %q", k.Name), Hint: "give each its own"})
+			case k.Token.KeyID != ([16]byte{}) && k.Token.KeyID == earlier.Token.KeyID:
+				d.fail(&Error{Line: d.line(at("secret_file")), Key: "secret_file", Text: fmt.Sprintf("keys %q and %q have the same token", earlier.Name, k.Name), Hint: "one key is for one bridge: make another with `reverser key add`"})
+			}
+		}
+		p.Tables = append(p.Tables, k)
+	}
+}
+
+func (d *doc) policy(t map[string]any, path string) grammar.Policy {
+	const example = `allow = ["tcp/9000"]`
+	v, ok := t["allow"]
+	if !ok {
+		d.missing(path, "allow", "list what the bridge with this key may publish, such as "+example)
+		return nil
+	}
+	list, ok := v.([]any)
+	if !ok {
+		d.fail(&Error{Line: d.line(path), Key: "allow", Text: "this is no list", Hint: "write " + example})
+		return nil
+	}
+	if len(list) == 0 {
+		d.fail(&Error{Line: d.line(path), Key: "allow", Text: "the list is empty, so the key allows nothing", Hint: "write " + example})
+	}
+	var ps grammar.Policy
+	for _, v := range list {
+		s, err := scalar(v)
+		if err == nil {
+			var a grammar.Allow
+			if a, err = grammar.ParseAllow(s); err == nil {
+				ps = append(ps, a)
+				continue
+			}
+		}
+		d.fail(&Error{Line: d.line(path), Key: "allow", Text: err.Error(), Err: err})
+	}
+	return ps
+}

@@ -1,0 +1,335 @@
+package config
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"reverser/internal/grammar"
+	"reverser/internal/state"
+)
+
+const (
+	defaultListen = ":3010"
+	defaultPort   = 3010
+)
+
+// Source is where the settings of a process come from. Its methods may be called at the same time.
+type Source interface {
+	// Load reads the settings as they are now: all of them, or none and every fault.
+	Load() (Settings, []Warning, error)
+	// Watch calls changed whenever there is something new to load, until ctx ends. An error means that it cannot tell.
+	Watch(ctx context.Context, changed func()) error
+}
+
+// ProxySource is the source of a proxy's settings.
+type ProxySource struct {
+	args ProxyArgs
+	file watched
+
+	mu     sync.Mutex
+	stored func() ([]state.Key, error) // guarded by mu, as pin; nil before UseState
+	pin    [32]byte
+}
+
+// NewProxySource returns the source for a proxy with that command line.
+func NewProxySource(args ProxyArgs) *ProxySource {
+	return &ProxySource{args: args, file: watched{path: args.Config}}
+}
+
+// UseState makes Load look at the keys of the state directory, for a proxy whose identity has that pin. The settings themselves
+// say where the directory is, so it is not open at the first Load.
+func (s *ProxySource) UseState(stored func() ([]state.Key, error), pin [32]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stored, s.pin = stored, pin
+}
+
+// Load implements [Source].
+func (s *ProxySource) Load() (Settings, []Warning, error) {
+	file := &proxyFile{}
+	var warnings []Warning
+	err := s.file.read(func(path string) (err error) {
+		file, warnings, err = loadProxy(path)
+		return err
+	})
+	if err != nil {
+		return Settings{}, nil, err
+	}
+	set, err := s.args.join(file)
+	if err != nil {
+		return Settings{}, nil, err
+	}
+	s.mu.Lock()
+	stored, pin := s.stored, s.pin
+	s.mu.Unlock()
+	if stored != nil {
+		keys, err := stored()
+		if err != nil {
+			return Settings{}, nil, err
+		}
+		if set, err = set.WithKeys(keys, pin); err != nil {
+			return Settings{}, nil, err
+		}
+	}
+	return set, warnings, nil
+}
+
+// Watch implements [Source]: it watches the file.
+func (s *ProxySource) Watch(ctx context.Context, changed func()) error {
+	return s.file.watch(ctx, changed)
+}
+
+func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
+	if set.Common, err = args.CommonArgs.join(file.CommonArgs); err != nil {
+		return Settings{}, err
+	}
+	p := Proxy{Tables: file.Tables, Offer: file.Offer}
+	if p.Listen, err = grammar.ParseListen(cmp.Or(args.Listen, file.Listen, defaultListen)); err != nil {
+		return Settings{}, argError("", "--listen: %w", err)
+	}
+	if p.Transfer = cmp.Or(args.Transfer, file.Transfer); p.Transfer != "" {
+		if p.Transfer, err = grammar.ParseListen(p.Transfer); err != nil {
+			return Settings{}, argError("", "--transfer: %w", err)
+		}
+		if grammar.ListenOverlap(p.Listen, p.Transfer) {
+			// A file that says so by itself is refused by its own lines.
+			return Settings{}, argError("give --transfer another port, or leave it out: the data then uses the --listen port",
+				"--listen %s and --transfer %s (in a file: listen or IcPort, transfer or TransferPort) are the same port", p.Listen, p.Transfer)
+		}
+	}
+	if p.Advertise = cmp.Or(args.Advertise, file.Advertise); p.Advertise != "" {
+		if p.Advertise, err = grammar.ParseAdvertise(p.Advertise, portOf(p.Listen)); err != nil {
+			return Settings{}, argError("", "--advertise: %w", err)
+		}
+	}
+	set.Role, set.Proxy, set.Origin = RoleProxy, p, file.origin
+	args.override(set.Origin)
+	override(set.Origin, "listen", args.Listen)
+	override(set.Origin, "transfer", args.Transfer)
+	override(set.Origin, "advertise", args.Advertise)
+	return set, nil
+}
+
+func portOf(addr string) uint16 {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return defaultPort
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return defaultPort
+	}
+	return uint16(n)
+}
+
+// BridgeSource is the source of a bridge's settings.
+type BridgeSource struct {
+	args BridgeArgs
+	file watched
+
+	mu   sync.Mutex
+	once map[string]grammar.Token // guarded by mu; tokens that are read once, by their file
+}
+
+// NewBridgeSource returns the source for a bridge with that command line.
+func NewBridgeSource(args BridgeArgs) *BridgeSource {
+	return &BridgeSource{args: args, file: watched{path: args.Config}, once: make(map[string]grammar.Token)}
+}
+
+// Load implements [Source].
+func (s *BridgeSource) Load() (Settings, []Warning, error) {
+	file := &bridgeFile{}
+	var warnings []Warning
+	err := s.file.read(func(path string) (err error) {
+		file, warnings, err = loadBridge(path)
+		return err
+	})
+	if err != nil {
+		return Settings{}, nil, err
+	}
+	set, err := s.join(file)
+	if err != nil {
+		return Settings{}, nil, err
+	}
+	return set, warnings, nil
+}
+
+// Watch implements [Source]: it watches the file.
+func (s *BridgeSource) Watch(ctx context.Context, changed func()) error {
+	return s.file.watch(ctx, changed)
+}
+
+func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
+	args := s.args
+	if set.Common, err = args.CommonArgs.join(file.CommonArgs); err != nil {
+		return Settings{}, err
+	}
+	var b Bridge
+	if b.Token, err = s.token(file); err != nil {
+		return Settings{}, err
+	}
+	if b.Services, err = joinExposes(file, args); err != nil {
+		return Settings{}, err
+	}
+	b.Proxies = file.Proxies
+	if len(args.Proxies) > 0 {
+		b.Proxies = nil
+	}
+	for _, arg := range args.Proxies {
+		addr, err := grammar.ParseHost(arg, defaultPort)
+		if err != nil {
+			return Settings{}, argError("", "--proxy: %w", err)
+		}
+		if slices.Contains(b.Proxies, addr) {
+			return Settings{}, argError("", "--proxy: %s is there twice", addr)
+		}
+		b.Proxies = append(b.Proxies, addr)
+	}
+	if len(args.Proxies) == 0 && file.NoProxy != nil {
+		return Settings{}, file.NoProxy
+	}
+	if len(b.Proxies) == 0 && b.Token.Addr() == "" {
+		return Settings{}, argError(fmt.Sprintf("--proxy YOUR.SERVER:%d", defaultPort), "the token carries no address of the proxy, and --proxy gives none")
+	}
+	b.ProxyTransfer = cmp.Or(args.ProxyTransfer, file.ProxyTransfer)
+	if len(args.Proxies) == 1 && args.ProxyTransfer == "" && file.TransferPort != 0 {
+		// The XML has one host for both ports, and the flag names another.
+		host, _, _ := net.SplitHostPort(b.Proxies[0])
+		b.ProxyTransfer = net.JoinHostPort(host, strconv.Itoa(int(file.TransferPort)))
+	}
+	if len(args.Proxies) > 1 && args.ProxyTransfer == "" && file.TransferPort != 0 {
+		b.ProxyTransfer = "" // each announces its own
+	}
+	if b.ProxyTransfer != "" {
+		if b.ProxyTransfer, err = grammar.ParseHostPort(b.ProxyTransfer); err != nil {
+			return Settings{}, argError("", "--proxy-transfer: %w", err)
+		}
+		if len(b.Proxies) > 1 {
+			return Settings{}, argError("leave it out: each proxy announces its transfer port", "--proxy-transfer %s is of one proxy, and there are %d", b.ProxyTransfer, len(b.Proxies))
+		}
+	}
+	set.Role, set.Bridge, set.Origin = RoleBridge, b, file.origin
+	args.override(set.Origin)
+	override(set.Origin, "proxy", strings.Join(args.Proxies, ","))
+	override(set.Origin, "proxy_transfer", args.ProxyTransfer)
+	for _, option := range []string{"token", "token_file"} {
+		override(set.Origin, option, cmp.Or(args.Token, args.TokenFile, args.TokenEnv))
+	}
+	return set, nil
+}
+
+// joinExposes adds the services of the command line to those of the file.
+func joinExposes(file *bridgeFile, args BridgeArgs) ([]grammar.Expose, error) {
+	exposes := slices.Clone(file.Expose)
+	for _, arg := range args.Expose {
+		e, err := grammar.ParseExpose(arg)
+		if err != nil {
+			return nil, argError("", "%w", err)
+		}
+		// The file is the one of the two that can be changed while the process runs.
+		for i, p := range file.exposed {
+			if err := grammar.CheckExpose(file.Expose[i:i+1], e); err != nil {
+				return nil, &Error{File: p.File, Line: p.Line, Text: err.Error(), Hint: fmt.Sprintf("the second is %q on the command line", arg), Err: err}
+			}
+		}
+		if err := grammar.CheckExpose(exposes[len(file.Expose):], e); err != nil {
+			return nil, argError("", "%w", err)
+		}
+		exposes = append(exposes, e)
+	}
+	if len(exposes) == 0 {
+		where := ""
+		if args.Config != "" {
+			where = ", and " + args.Config + " has no [[expose]]"
+		}
+		return nil, argError("add 9000 for port 9000 on both sides, or 9000=192.168.1.5:9904 for another target; in a configuration it is [[expose]]",
+			"nothing to expose: a bridge needs at least one EXPOSE%s", where)
+	}
+	return exposes, nil
+}
+
+// token looks where a token may be, and reads the first that is there.
+func (s *BridgeSource) token(file *bridgeFile) (grammar.Token, error) {
+	args := s.args
+	text, from := "", ""
+	switch {
+	case args.Token != "":
+		text, from = args.Token, "the first argument"
+	case args.TokenFile != "":
+		return s.readOnce(args.TokenFile)
+	case args.TokenEnv != "":
+		text, from = args.TokenEnv, TokenEnv
+	case file.Token != "":
+		text, from = file.Token, "the configuration"
+	case file.TokenFile == "-":
+		return s.readOnce(file.TokenFile)
+	case file.TokenFile != "":
+		tok, err := s.readToken(file.TokenFile)
+		if err != nil {
+			p := file.origin["token_file"]
+			err = &Error{File: p.File, Line: p.Line, Key: p.Key, Text: err.Error(), Err: err}
+		}
+		return tok, err
+	default:
+		if len(args.Expose) > 0 {
+			if _, err := grammar.ParseExpose(args.Expose[0]); err != nil && !isUnsupported(err) {
+				return grammar.Token{}, argError("reverser bridge TOKEN 9000: the proxy's first start prints the token, and `reverser key add` there makes one",
+					"argument 1, %q, is neither a token (rv1_…) nor PUBLIC[=TARGET] (9000, 9000=192.168.1.5:80)", args.Expose[0])
+			}
+		}
+		return grammar.Token{}, argError("the proxy's first start prints one, which begins with rv1_, and `reverser key add` there makes one; give it as the first argument, with --token-file FILE, or in "+TokenEnv,
+			"the bridge has no token")
+	}
+	tok, err := grammar.ParseToken(text)
+	if err != nil {
+		return grammar.Token{}, argError("", "token of %s: %w", from, err)
+	}
+	return tok, nil
+}
+
+// readOnce reads a file that the command line names, or standard input. It may be gone the next time.
+func (s *BridgeSource) readOnce(path string) (grammar.Token, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if tok, ok := s.once[path]; ok {
+		return tok, nil
+	}
+	tok, err := s.readToken(path)
+	if err == nil {
+		s.once[path] = tok
+	}
+	return tok, err
+}
+
+func (s *BridgeSource) readToken(path string) (grammar.Token, error) {
+	var stdin io.Reader = os.Stdin
+	if s.args.Stdin != nil {
+		stdin = s.args.Stdin
+	}
+	text, err := ReadTokenFile(path, stdin)
+	if err != nil {
+		return grammar.Token{}, argError("", "%w", err)
+	}
+	tok, err := grammar.ParseToken(text)
+	if err != nil {
+		if path == "-" {
+			path = "stdin"
+		}
+		return grammar.Token{}, argError("", "token of %s: %w", path, err)
+	}
+	return tok, nil
+}
+
+func isUnsupported(err error) bool {
+	_, ok := errors.AsType[*grammar.UnsupportedKindError](err)
+	return ok
+}

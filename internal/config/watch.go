@@ -1,0 +1,196 @@
+package config
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+const (
+	// settle is how far apart two looks at a file must be that find the same, before it counts as written to its end.
+	settle = 100 * time.Millisecond
+	// missed is how soon a directory that could not be watched, such as one that is just being replaced, is tried again.
+	missed = time.Second
+)
+
+// watched is the configuration file of a source, and what it was when it was read last.
+type watched struct {
+	path string // "": there is none
+
+	mu   sync.Mutex
+	seen look // guarded by mu, as once
+	once bool // the file was read and cannot be read again
+}
+
+// look is what a file was at one moment. It is comparable.
+type look struct {
+	sum   [sha256.Size]byte // of the content
+	mode  fs.FileMode       // a mode that was too loose may be mended, and the content stay as it is
+	err   string            // why there is nothing else
+	empty bool
+}
+
+// errOnce is for a file such as a pipe.
+var errOnce = errors.New("it is no regular file, so it cannot be read a second time")
+
+// read has the file read by load and notes what it was.
+func (w *watched) read(load func(path string) error) error {
+	if w.path == "" {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.once {
+		return &Error{File: w.path, Text: errOnce.Error(), Hint: "restart to change something, or give --config the path of a file", Err: errOnce}
+	}
+	if info, err := os.Stat(w.path); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		w.once = true
+	} else {
+		w.seen = lookAt(w.path) // before: a change in between is noticed then
+	}
+	return load(w.path)
+}
+
+func (w *watched) last() (seen look, once bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.seen, w.once
+}
+
+func lookAt(path string) look {
+	f, err := os.Open(path)
+	if err != nil {
+		return look{err: trimPath(err).Error()}
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return look{err: err.Error()}
+	}
+	if !info.Mode().IsRegular() {
+		return look{err: "no regular file", mode: info.Mode()}
+	}
+	h := sha256.New()
+	n, err := io.Copy(h, io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return look{err: trimPath(err).Error()}
+	}
+	return look{sum: [sha256.Size]byte(h.Sum(nil)), mode: info.Mode(), empty: n == 0}
+}
+
+// watch calls changed whenever the file is another one than the one that was read last, until ctx ends.
+//
+// It watches directories, not the file: an editor puts a new file in the place of the old one, and Kubernetes a new link.
+func (w *watched) watch(ctx context.Context, changed func()) error {
+	if _, once := w.last(); once || w.path == "" {
+		return nil
+	}
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", w.path, err)
+	}
+	defer watcher.Close()
+	add := func(dir string) error {
+		if entries, err := os.ReadDir(dir); err == nil && opensFiles && len(entries) > mostFiles {
+			return fmt.Errorf("the directory %s has %d entries, and each would take a descriptor here: put the file into one of its own", dir, len(entries))
+		}
+		return watcher.Add(dir)
+	}
+	if err := watchAll(add, w.path); err != nil {
+		return fmt.Errorf("watch %s: %w", w.path, err)
+	}
+	w.follow(ctx, watcher.Events, watcher.Errors, changed, func() error { return watchAll(add, w.path) })
+	return nil
+}
+
+// opensFiles reports whether watching a directory opens every file in it, as it does where kqueue is what watches.
+const opensFiles = runtime.GOOS != "linux" && runtime.GOOS != "windows"
+
+// mostFiles is as many as are opened then.
+const mostFiles = 100
+
+// follow is watch, behind events that say that something happened in one of the directories. Errors are lost events.
+func (w *watched) follow(ctx context.Context, events <-chan fsnotify.Event, errs <-chan error, changed func(), again func() error) {
+	timer := time.NewTimer(0) // something may have happened between the reading and the watching
+	defer timer.Stop()
+	armed := true
+	arm := func(d time.Duration) {
+		if !armed {
+			armed = true
+			timer.Reset(d)
+		}
+	}
+	previous, _ := w.last()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-events:
+			if !ok {
+				return
+			}
+			arm(settle)
+		case _, ok := <-errs:
+			if !ok {
+				return
+			}
+			arm(settle)
+		case <-timer.C:
+			armed = false
+			if again() != nil {
+				arm(missed)
+			}
+			now := lookAt(w.path)
+			seen, _ := w.last()
+			switch {
+			case now == seen:
+			case now != previous:
+				arm(settle)
+			case now.empty:
+				// An editor that empties a file before it writes it may be slow. Whoever means it gives the order to reload.
+			default:
+				changed()
+			}
+			previous = now
+		}
+	}
+}
+
+// watchAll adds the directory of a file, and of each file that a link in its place leads to.
+func watchAll(add func(dir string) error, path string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	var dirs []string
+	for range 40 { // as many links as a system follows
+		if dir := filepath.Dir(path); !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+		to, err := os.Readlink(path)
+		if err != nil {
+			break // it is no link, or not there now
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(path), to)
+		}
+		path = to
+	}
+	for _, dir := range dirs {
+		if err := add(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}

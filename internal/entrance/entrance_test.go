@@ -1,0 +1,298 @@
+package entrance
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/grammar"
+	"reverser/internal/link"
+	"reverser/internal/memnet"
+	"reverser/internal/registry"
+)
+
+// world is a Set on a network in memory.
+type world struct {
+	*Set
+	t   *testing.T
+	net memnet.Net
+
+	mu      sync.Mutex
+	opened  []string
+	refuse  bool // nobody wants what is opened
+	arrived chan arrival
+	slow    map[string]chan struct{} // addresses where listening takes until the channel is closed
+}
+
+type arrival struct {
+	name grammar.Public
+	conn net.Conn
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, arrived: make(chan arrival, 16), slow: make(map[string]chan struct{})}
+	w.Set = New(Config{
+		Log: slog.New(slog.DiscardHandler),
+		Listen: func(network, addr string) (net.Listener, error) {
+			if c := w.slow[addr]; c != nil {
+				<-c
+			}
+			return w.net.Listen(addr)
+		},
+		Opened: func(s registry.Socket, attempt uint64, err error) bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			line := s.String()
+			if err != nil {
+				line += ": " + err.Error()
+			}
+			w.opened = append(w.opened, line)
+			return !w.refuse
+		},
+		Arrived: func(name grammar.Public, conn net.Conn) { w.arrived <- arrival{name, conn} },
+	})
+	return w
+}
+
+func (w *world) want(lines ...string) {
+	w.t.Helper()
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !slices.Equal(w.opened, lines) {
+		w.t.Errorf("opened %q, want %q", w.opened, lines)
+	}
+	w.opened = nil
+}
+
+func (w *world) dial(addr string) (net.Conn, error) { return w.net.Dial(context.Background(), addr) }
+
+var one, two = registry.Socket{Kind: "tcp", Host: "10.0.0.1", Port: 1}, registry.Socket{Kind: "tcp", Host: "10.0.0.1", Port: 2}
+
+func TestSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.Open(one, 1)
+		w.want("tcp/10.0.0.1:1")
+		c, err := w.dial(one.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := <-w.arrived; a.name != grammar.Public(one) {
+			t.Errorf("somebody came for %s, want %s", a.name, one)
+		} else {
+			a.conn.Close()
+		}
+		c.Close()
+		w.Open(one, 2)
+		synctest.Wait()
+		w.mu.Lock()
+		if len(w.opened) != 1 || w.opened[0] == one.String() {
+			t.Errorf("a second attempt says %q, want an error", w.opened)
+		}
+		w.opened = nil
+		w.mu.Unlock()
+		w.Close(one)
+		if _, err := w.dial(one.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("dial of a closed socket = %v", err)
+		}
+		w.Close(one)
+		w.Open(one, 3)
+		w.want("tcp/10.0.0.1:1")
+		w.Shut()
+		if _, err := w.dial(one.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("dial after Shut = %v", err)
+		}
+		w.Open(two, 4)
+		w.want()
+	})
+}
+
+// TestSlowListen: a socket that takes long to open holds up no other one, and what is opened after Shut is closed.
+func TestSlowListen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		slow := make(chan struct{})
+		w.slow[one.Addr()] = slow
+		w.Open(one, 1)
+		w.Open(two, 2)
+		w.want("tcp/10.0.0.1:2")
+		w.Close(two)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			w.Shut()
+		}()
+		synctest.Wait()
+		close(slow)
+		<-done
+		w.want("tcp/10.0.0.1:1: " + net.ErrClosed.Error())
+		if _, err := w.dial(one.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("dial = %v", err)
+		}
+	})
+}
+
+// TestUnwanted: a socket that nobody wants when it is open is closed.
+func TestUnwanted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.refuse = true
+		w.Open(one, 1)
+		w.want("tcp/10.0.0.1:1")
+		if _, err := w.dial(one.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("dial = %v", err)
+		}
+		w.Shut()
+	})
+}
+
+// pipe returns both ends of a connection.
+func pipe(t *testing.T, n *memnet.Net) (user, proxy net.Conn) {
+	t.Helper()
+	ln, err := n.Listen("10.0.0.9:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if user, err = n.Dial(context.Background(), "10.0.0.9:9"); err != nil {
+		t.Fatal(err)
+	}
+	if proxy, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return user, proxy
+}
+
+// answered is what Answer returned, and when.
+type answered struct {
+	got  string
+	over bool
+	took time.Duration
+}
+
+func ask(p *Probes, conn net.Conn, near bool) <-chan answered {
+	c := make(chan answered, 1)
+	begin := time.Now()
+	go func() {
+		got, over := p.Answer(context.Background(), conn, near)
+		c <- answered{string(got), over, time.Since(begin)}
+	}()
+	return c
+}
+
+// TestProbe: whoever shows the nonce hears that the proxy is there, once, however the bytes come.
+func TestProbe(t *testing.T) {
+	for _, pieces := range []int{16, 5, 1} {
+		synctest.Test(t, func(t *testing.T) {
+			var n memnet.Net
+			var p Probes
+			nonce := p.Expect(true)
+			user, conn := pipe(t, &n)
+			a := ask(&p, conn, false)
+			shown := link.ProbeQuestion(nonce)
+			for b := range slices.Chunk(shown[:], pieces) {
+				user.Write(b)
+				time.Sleep(look / 2)
+			}
+			got, err := io.ReadAll(user)
+			if want := link.ProbeAnswer(nonce); err != nil || string(got) != string(want[:]) {
+				t.Errorf("the bridge read %x, %v; want %x", got, err, want)
+			}
+			user.Close()
+			if a := <-a; !a.over {
+				t.Errorf("Answer = %+v, want the end", a)
+			}
+			if p.Expected() {
+				t.Error("the nonce is good a second time")
+			}
+			if n := p.Expect(false); n != ([nonceLen]byte{}) || p.Expected() {
+				t.Errorf("Expect = %x, though the port is proven", n)
+			}
+			if n := p.Expect(true); n == ([nonceLen]byte{}) || n == nonce {
+				t.Errorf("Expect = %x, want another nonce", n)
+			}
+		})
+	}
+}
+
+// TestUsersWhileAProbeIsExpected: what users say loses no byte, and who says nothing waits for a moment only.
+func TestUsersWhileAProbeIsExpected(t *testing.T) {
+	user := func(name string, near bool, do func(net.Conn, [nonceLen]byte), want answered) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var n memnet.Net
+				var p Probes
+				nonce := link.ProbeQuestion(p.Expect(true))
+				u, conn := pipe(t, &n)
+				a := ask(&p, conn, near)
+				if do != nil {
+					do(u, nonce)
+				}
+				got := <-a
+				if want.got == "nonce" {
+					want.got = string(nonce[:15]) + "x"
+				}
+				if got.got != want.got || got.over != want.over || got.took > want.took || got.took < want.took-look {
+					t.Errorf("Answer = %+v, want %+v", got, want)
+				}
+				if !got.over { // and no deadline is left
+					time.Sleep(time.Hour)
+					u.Write([]byte("later"))
+					b := make([]byte, 5)
+					if _, err := io.ReadFull(conn, b); err != nil && do == nil {
+						t.Errorf("read afterwards: %v", err)
+					}
+				}
+				u.Close()
+				conn.Close()
+			})
+		})
+	}
+	user("silent", false, nil, answered{"", false, strangerTime + look})
+	user("silent and near", true, nil, answered{"", false, ProbeTime + look})
+	user("speaks", true, func(c net.Conn, _ [nonceLen]byte) { c.Write([]byte("GET /")) }, answered{"GET /", false, look})
+	user("nearly a nonce", true, func(c net.Conn, n [nonceLen]byte) { c.Write(append(n[:15:15], "x"...)) }, answered{"nonce", false, look})
+	user("finished", true, func(c net.Conn, _ [nonceLen]byte) { c.(interface{ CloseWrite() error }).CloseWrite() }, answered{"", false, look})
+	user("resets", true, func(c net.Conn, _ [nonceLen]byte) {
+		c.(interface{ SetLinger(int) error }).SetLinger(0)
+		c.Close()
+	}, answered{"", true, look})
+}
+
+// TestProbesAreBounded: a bridge that claims again and again makes the proxy remember a few nonces, of which the last counts.
+func TestProbesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p Probes
+		if p.Expected() {
+			t.Error("a probe is expected of nobody")
+		}
+		var last [nonceLen]byte
+		for range 1000 {
+			last = link.ProbeQuestion(p.Expect(true))
+		}
+		if len(p.nonces) > maxNonces {
+			t.Errorf("%d nonces are remembered", len(p.nonces))
+		}
+		if _, _, whole := p.match(last[:]); !whole {
+			t.Error("the last nonce is not good")
+		}
+		p.Expect(true)
+		time.Sleep(ProbeTime + 1)
+		if p.Expected() {
+			t.Error("a nonce is good for ever")
+		}
+		p.Expect(true)
+		if len(p.nonces) != 1 {
+			t.Errorf("%d nonces are remembered, want what is still good", len(p.nonces))
+		}
+	})
+}

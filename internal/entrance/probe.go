@@ -1,0 +1,157 @@
+package entrance
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"reverser/internal/link"
+	"reverser/internal/traffic"
+)
+
+// Probes are the nonces that a bridge may know at the sockets of a name, to prove that they answer. The zero value expects none.
+type Probes struct {
+	mu     sync.Mutex
+	nonces map[[nonceLen]byte]expected // by what a bridge shows of each; guarded by mu, as all below
+	proven bool
+}
+
+// expected is a probe that may come.
+type expected struct {
+	answer [nonceLen]byte
+	until  time.Time
+}
+
+const nonceLen = 16
+
+// ProbeTime is how long after its claim a bridge may prove that the public port answers.
+const ProbeTime = 5 * time.Second
+
+// maxNonces of one name are expected at once: a bridge that claims again and again proves the latest.
+const maxNonces = 4
+
+// Expect returns a nonce, of which a connection may show that it knows it instead of being a user's. It returns none, the zero value, once the sockets are
+// proven, unless they are to be proven again.
+func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.proven = p.proven && !again; p.proven {
+		return n
+	}
+	rand.Read(n[:])
+	now := time.Now()
+	for k, e := range p.nonces {
+		if now.After(e.until) {
+			delete(p.nonces, k)
+		}
+	}
+	if len(p.nonces) >= maxNonces {
+		clear(p.nonces)
+	}
+	if p.nonces == nil {
+		p.nonces = make(map[[nonceLen]byte]expected)
+	}
+	p.nonces[link.ProbeQuestion(n)] = expected{link.ProbeAnswer(n), now.Add(ProbeTime)}
+	return n
+}
+
+// Expected reports whether a probe may come.
+func (p *Probes) Expected() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for _, e := range p.nonces {
+		if now.Before(e.until) {
+			return true
+		}
+	}
+	return false
+}
+
+// match reports whether b begins as an expected probe does, and takes a whole one off the list, which is to hear answer.
+func (p *Probes) match(b []byte) (prefix bool, answer [nonceLen]byte, whole bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for shown, e := range p.nonces {
+		if now.After(e.until) || !bytes.HasPrefix(shown[:], b[:min(len(b), len(shown))]) {
+			continue
+		}
+		if len(b) < len(shown) {
+			prefix = true
+			continue
+		}
+		delete(p.nonces, shown)
+		p.proven = true
+		return true, e.answer, true
+	}
+	return prefix, answer, false
+}
+
+// strangerTime is how long a client that says nothing is taken for a probe when it comes from elsewhere than the bridge's link: a
+// bridge may leave by two ways, but it speaks at once.
+const strangerTime = 300 * time.Millisecond
+
+// look is how long one read waits for the first bytes of a connection, between two looks whether a probe is still expected.
+const look = 20 * time.Millisecond
+
+// Answer answers a bridge that proves its port, and tells it from a user by the first bytes. It waits for them only while a probe is
+// expected, and returns what it read of a user's, or that the connection is over. near says that it comes from where the bridge's link
+// does.
+func (p *Probes) Answer(ctx context.Context, conn net.Conn, near bool) (got []byte, over bool) {
+	if !p.Expected() {
+		return nil, false
+	}
+	patience := strangerTime
+	if near {
+		patience = ProbeTime
+	}
+	buf := make([]byte, nonceLen)
+	deadline := time.Now().Add(patience)
+	for p.Expected() && time.Now().Before(deadline) && ctx.Err() == nil {
+		conn.SetReadDeadline(time.Now().Add(look))
+		n, err := conn.Read(buf[:nonceLen-len(got)])
+		got = append(got, buf[:n]...)
+		if errors.Is(err, io.EOF) {
+			break // a user who is finished: the pair finds out by itself
+		}
+		if timeout, ok := errors.AsType[net.Error](err); err != nil && !(ok && timeout.Timeout()) {
+			// This read took the reset off the socket: a pair would see a clean end.
+			traffic.Reset(conn)
+			return nil, true
+		}
+		if len(got) == 0 {
+			continue
+		}
+		prefix, say, whole := p.match(got)
+		if whole {
+			answer(conn, say)
+			return nil, true
+		}
+		if !prefix {
+			break
+		}
+	}
+	conn.SetReadDeadline(time.Time{})
+	return got, false
+}
+
+// answer tells the bridge that it reached the proxy, and waits a moment until it has heard it.
+func answer(conn net.Conn, say [nonceLen]byte) {
+	conn.SetDeadline(time.Now().Add(time.Second))
+	conn.Write(say[:])
+	if c, ok := conn.(interface {
+		SetLinger(int) error
+		CloseWrite() error
+	}); ok {
+		c.SetLinger(-1)
+		c.CloseWrite()
+		io.Copy(io.Discard, conn)
+	}
+	conn.Close()
+}

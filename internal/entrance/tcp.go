@@ -1,0 +1,121 @@
+// Package entrance knows how what arrives at a socket becomes a name.
+//
+// A Set opens and closes the sockets that a registry wants. Whoever connects to one is handed on under the name that the socket
+// stands for, but for a bridge that proves its port: see probe.go. It does not know who serves a name, or whether anybody does.
+//
+// Goroutines: one for each socket, its accept loop, and one while it is being opened. Set.Shut closes the sockets and waits for both.
+package entrance
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"sync"
+
+	"reverser/internal/grammar"
+	"reverser/internal/registry"
+	"reverser/internal/sys"
+	"reverser/internal/traffic"
+)
+
+// Config says what a Set does with what it opens.
+type Config struct {
+	Log     *slog.Logger
+	Listen  func(network, addr string) (net.Listener, error)             // nil: sys.Listen
+	Opened  func(s registry.Socket, attempt uint64, err error) (ok bool) // what became of opening a socket; false: nobody wants it any more
+	Arrived func(name grammar.Public, conn net.Conn)                     // somebody connected; the next one is accepted when it returns
+}
+
+// Set is the open sockets of a proxy.
+type Set struct {
+	cfg  Config
+	ctx  context.Context // ends with Shut
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+	turn chan struct{} // one element for each socket that is being opened
+
+	mu   sync.Mutex
+	open map[registry.Socket]net.Listener // guarded by mu, as all below
+	shut bool
+}
+
+// openings is how many sockets are opened at once. It bounds the threads that listening may hold up.
+const openings = 32
+
+// New returns a Set without a socket.
+func New(cfg Config) *Set {
+	if cfg.Listen == nil {
+		cfg.Listen = sys.Listen
+	}
+	s := &Set{cfg: cfg, turn: make(chan struct{}, openings), open: make(map[registry.Socket]net.Listener)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s
+}
+
+// Open begins to open a socket. Config.Opened is called with what became of it.
+func (s *Set) Open(sock registry.Socket, attempt uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.shut { // else nobody waits for an answer
+		s.wg.Go(func() { s.serve(sock, attempt) })
+	}
+}
+
+// serve opens a socket and takes connections there until it is closed.
+func (s *Set) serve(sock registry.Socket, attempt uint64) {
+	ln, err := s.listen(sock)
+	if !s.cfg.Opened(sock, attempt, err) && err == nil {
+		s.Close(sock)
+	}
+	if err != nil {
+		return
+	}
+	name := grammar.Public(sock) // a tcp/ socket stands for one name
+	traffic.Accept(s.ctx, ln, s.cfg.Log, func(conn net.Conn) { s.cfg.Arrived(name, conn) })
+}
+
+func (s *Set) listen(sock registry.Socket) (net.Listener, error) {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-s.ctx.Done():
+		return nil, net.ErrClosed
+	}
+	ln, err := s.cfg.Listen(sock.Network(), sock.Addr())
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shut {
+		ln.Close()
+		return nil, net.ErrClosed
+	}
+	s.open[sock] = ln
+	return ln, nil
+}
+
+// Close closes a socket. When it returns, another one can be opened in its place.
+func (s *Set) Close(sock registry.Socket) {
+	s.mu.Lock()
+	ln := s.open[sock]
+	delete(s.open, sock)
+	s.mu.Unlock()
+	if ln != nil {
+		ln.Close()
+	}
+}
+
+// Shut closes all sockets, for good, and waits for their goroutines.
+func (s *Set) Shut() {
+	s.mu.Lock()
+	s.shut = true
+	lns := s.open
+	s.open = nil
+	s.mu.Unlock()
+	s.stop()
+	for _, ln := range lns {
+		ln.Close()
+	}
+	s.wg.Wait()
+}

@@ -1,0 +1,612 @@
+package registry
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"reverser/internal/grammar"
+	"reverser/internal/wire"
+)
+
+// core decides who serves what. It is deterministic: no lock, no clock, no goroutine, no I/O. An event changes its inputs, settle
+// (settle.go) derives the rest for the names that the event touched, and what there is to do comes out as effects (effects.go).
+//
+// The inputs are all that Freeze writes. Everything else here can be found from them at any time: it is kept so that an event
+// costs what it touches, however many sessions and claims there are.
+type core struct {
+	policy   *policy
+	stopping bool // the proxy takes no newcomers any more
+	sessions map[SessionID]*session
+	holdings map[grammar.Public]*holding
+	sockets  map[Socket]*socket
+	seq      uint64 // numbers what has an order: sessions, claims, holdings, attempts to open a socket
+
+	// The index.
+	names   map[grammar.Public]*name
+	rings   map[KeyID]*ring
+	places  map[place]*overlaps // by port: which names cover each other
+	wanters map[Socket][]*name  // what wants the socket open
+	bound   map[place][]Socket  // the sockets of a port that are open, or may be
+	waiting map[place][]Socket  // sockets that wait until one that overlaps is closed
+	touched []*name             // to be settled
+	dirty   []*overlaps
+
+	effects []effect            // to be done, in order
+	looking map[Socket]struct{} // sockets that effects has a doSocket for
+	changed []*name             // whose route is another one than the view's
+	settled int                 // how many names settle looked at; tests bound it
+}
+
+func newCore(p Policy) *core {
+	return &core{
+		policy: newPolicy(p), sessions: make(map[SessionID]*session), holdings: make(map[grammar.Public]*holding),
+		sockets: make(map[Socket]*socket), names: make(map[grammar.Public]*name), rings: make(map[KeyID]*ring),
+		places: make(map[place]*overlaps), wanters: make(map[Socket][]*name),
+		bound: make(map[place][]Socket), waiting: make(map[place][]Socket), looking: make(map[Socket]struct{}),
+	}
+}
+
+func (co *core) next() uint64 {
+	co.seq++
+	return co.seq
+}
+
+// SessionID names a session, for ever.
+type SessionID uint64
+
+// session is a live link. The fields down to owed are inputs.
+type session struct {
+	id        SessionID // sessions in order of their beginning
+	key       KeyID
+	secret    [32]byte // the Incarnation of the key that it proved
+	peer      string   // what the bridge calls its host
+	instance  [16]byte // of the bridge's process
+	up        bool     // it can carry newcomers
+	wasUp     bool
+	leaving   bool // the bridge is stopping
+	round     bool // the bridge has said all that it claims
+	claims    map[uint32]*claim
+	inherited map[grammar.Public]heirloom // names of the session that it replaced, until round
+	used      intervals                   // claim ids that were given back
+	owed      map[uint32]struct{}         // UNCLAIMs without an answer
+
+	way   Way
+	ring  *ring
+	first map[grammar.Public]*claim // the claim that has the name; of several for one name the earliest
+}
+
+// heirloom is what a replaced session leaves of a name that it held.
+type heirloom struct {
+	place uint64
+	group string
+}
+
+// claim is one service that a bridge asks for. The fields down to owed are inputs.
+type claim struct {
+	id      uint32
+	session *session
+	asked   Claim
+	born    uint64 // when it came, or began to ask for something else
+	place   uint64 // its place among all who want the name; the claims of one key for a name share the earliest
+	told    Answer // what the bridge was last told; Status 0: nothing
+	owed    bool   // a CLAIM has no answer yet
+
+	public grammar.Public // as the policy resolved it
+	denied string         // why the policy denies it; "": it does not
+	name   *name          // nil: denied
+	offer  *Offer         // nil: it gets no users
+	queued bool           // telling it is among the effects
+}
+
+// Answer is what there is to say about a claim.
+type Answer struct {
+	Status wire.ClaimStatus // 0: nothing yet
+	Public grammar.Public   // the name, as the policy resolved it
+	Why    Why
+	By     KeyID          // WhyHeld: who has it
+	Over   grammar.Public // WhyOverlap: the other name
+	Text   string         // WhyDenied, WhySocket, WhyTwice: more
+}
+
+// holding is who has a name: one key, or one group of bridges. Without a cluster it is given to whoever stands first, at once.
+type holding struct {
+	key     KeyID
+	group   string
+	seq     uint64 // the place in line of the claim that it was given to
+	granted uint64 // when no name that overlaps was in the way; 0: one is
+}
+
+// name is all that is known of a public name.
+type name struct {
+	public  grammar.Public
+	claims  []*claim   // allowed ones, one of each session; by place, then by age
+	more    []*claim   // further ones of the same sessions
+	heirs   []*session // that inherited it
+	held    *holding
+	blocked *name // that overlaps and is in the way
+	serving []*claim
+	left    []*Offer // of claims that went; to be retired
+	route   *Route
+	touched bool
+	said    outcome  // what the answers to its claims followed from when all of them were reviewed last
+	all     bool     // they are to be reviewed even if that is the same
+	asked   []*claim // to be reviewed in any case
+}
+
+// ring is what belongs to one key.
+type ring struct {
+	id       KeyID
+	key      *Key        // of the policy; nil once that has none
+	sessions []*session  // oldest first
+	newest   SessionID   // the newest one that was up and has said all its claims; older ones serve nobody any more
+	order    []*ringName // the names that it wants, by place
+	names    map[grammar.Public]*ringName
+}
+
+type ringName struct {
+	name  *name
+	place uint64
+	refs  int // claims and inheritances
+}
+
+// ViolationError says that a bridge broke a rule of the protocol. It ends that bridge's session.
+type ViolationError struct{ Text string }
+
+func (e *ViolationError) Error() string { return e.Text }
+
+func violation(format string, args ...any) error {
+	return &ViolationError{fmt.Sprintf(format, args...)}
+}
+
+// MaxClaims is how many claims a session may have at once.
+const MaxClaims = 16_384
+
+// maxOwed bounds the UNCLAIMs of a session that wait for their answer. A bridge may have given back more services than it has.
+const maxOwed = 4 * MaxClaims
+
+// begin makes a session known. One that replaces another of its key inherits what that held.
+func (co *core) begin(b Session) (*session, error) {
+	key := co.policy.keys[b.Key]
+	if key == nil {
+		return nil, ErrNoKey
+	}
+	s := &session{
+		id: SessionID(co.next()), key: b.Key, secret: key.Incarnation, peer: b.Peer, instance: b.Instance, way: b.Way,
+		claims: make(map[uint32]*claim), inherited: make(map[grammar.Public]heirloom), owed: make(map[uint32]struct{}),
+	}
+	co.link(s)
+	if old := co.sessions[b.Replaces]; old != nil && old.key == b.Key {
+		left := old.inherited
+		for pub, c := range old.first {
+			if c.name.held != nil && c.name.held.shares(c.session.key, c.asked.Group) {
+				left[pub] = heirloom{c.place, c.asked.Group}
+			}
+		}
+		for _, pub := range sortedNames(left) {
+			co.inherit(s, pub, left[pub])
+		}
+		old.inherited = nil // it is s's now, and has moved in the index
+		for _, pub := range sortedNames(left) {
+			co.disinherit(old, pub)
+		}
+		co.end(old.id)
+	}
+	return s, nil
+}
+
+// link puts a session into the index.
+func (co *core) link(s *session) {
+	co.sessions[s.id] = s
+	r := co.rings[s.key]
+	if r == nil {
+		r = &ring{id: s.key, key: co.policy.keys[s.key], names: make(map[grammar.Public]*ringName)}
+		co.rings[s.key] = r
+	}
+	s.ring, s.first = r, make(map[grammar.Public]*claim)
+	r.sessions = append(r.sessions, s)
+}
+
+// end forgets a session and all that it claimed.
+func (co *core) end(id SessionID) {
+	s := co.sessions[id]
+	if s == nil {
+		return
+	}
+	for _, c := range sortedClaims(s) {
+		co.leave(c)
+		delete(s.claims, c.id)
+	}
+	for _, pub := range sortedNames(s.inherited) {
+		co.disinherit(s, pub)
+	}
+	delete(co.sessions, id)
+	r := s.ring
+	r.sessions = slices.DeleteFunc(r.sessions, func(o *session) bool { return o == s })
+	co.renew(r)
+	if len(r.sessions) == 0 {
+		delete(co.rings, r.id)
+	}
+}
+
+// linkUp says whether the session can carry newcomers.
+func (co *core) linkUp(id SessionID, up bool) {
+	s := co.sessions[id]
+	if s == nil {
+		return
+	}
+	first := up && !s.wasUp
+	s.up, s.wasUp = up, s.wasUp || up
+	if first {
+		co.renew(s.ring)
+	}
+	for pub, c := range s.first { // any order: what is touched is settled in the order of names
+		if first {
+			co.touch(c.name)
+		}
+		if route := co.names[pub].route; up && route != nil {
+			route.wake()
+		}
+	}
+}
+
+// leaving says that the bridge is stopping: it serves newcomers until a successor does.
+func (co *core) leaving(id SessionID) {
+	if s := co.sessions[id]; s != nil {
+		s.leaving = true
+	}
+}
+
+// claim takes a CLAIM.
+func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
+	s := co.sessions[id]
+	if s == nil {
+		return nil
+	}
+	c := s.claims[cid]
+	switch {
+	case cid == 0:
+		return violation("claim id 0")
+	case c == nil && s.used.has(cid):
+		return violation("claim id %d was given back, and ids are not used again", cid)
+	case c == nil && len(s.claims) >= MaxClaims:
+		return violation("more than %d claims", MaxClaims)
+	case c != nil && c.asked.Public != asked.Public:
+		return violation("claim id %d stands for %q and cannot become %q", cid, c.asked.Public, asked.Public)
+	}
+	if c == nil {
+		c = &claim{id: cid, session: s, asked: asked, born: co.next(), owed: true}
+		s.claims[cid] = c
+		co.policy.judge(c)
+		co.enter(c, c.born)
+		return nil
+	}
+	c.owed = true
+	if c.asked == asked {
+		co.review(c)
+		return nil
+	}
+	before := c.asked
+	c.asked = asked
+	if before.Group != asked.Group || before.Unknown != asked.Unknown {
+		co.leave(c)
+		co.policy.judge(c)
+		c.born = co.next()
+		co.enter(c, c.born)
+		return nil
+	}
+	if c.offer != nil {
+		c.offer.attrs.Store(&c.asked)
+	}
+	co.review(c)
+	if c.name != nil && s.first[c.public] == c {
+		if c.name.route != nil {
+			c.name.route.wake()
+		}
+		for _, d := range c.name.more {
+			if d.session == s {
+				co.review(d)
+			}
+		}
+	}
+	return nil
+}
+
+// unclaim takes an UNCLAIM. Its answer waits until no stream to the service can be opened any more.
+func (co *core) unclaim(id SessionID, cid uint32) error {
+	s := co.sessions[id]
+	if s == nil {
+		return nil
+	}
+	if cid == 0 {
+		return violation("claim id 0")
+	}
+	if c := s.claims[cid]; c != nil {
+		co.leave(c)
+		delete(s.claims, cid)
+	}
+	if !s.used.add(cid) {
+		return violation("the ids of claims that were given back are scattered over more than %d places", maxIntervals)
+	}
+	if _, twice := s.owed[cid]; !twice {
+		if len(s.owed) >= maxOwed {
+			return violation("more than %d UNCLAIMs wait for an answer", maxOwed)
+		}
+		s.owed[cid] = struct{}{}
+	}
+	co.settle() // the offer is retired first
+	co.effects = append(co.effects, effect{do: doUnclaim, session: s, id: cid})
+	return nil
+}
+
+// endRound says that the bridge has said everything that it claims: inherited names that it did not are given up.
+func (co *core) endRound(id SessionID) {
+	s := co.sessions[id]
+	if s == nil {
+		return
+	}
+	s.round = true
+	for _, pub := range sortedNames(s.inherited) {
+		co.disinherit(s, pub)
+	}
+	co.renew(s.ring)
+}
+
+// configure takes another policy. It returns after deciding everything anew that the change may concern.
+func (co *core) configure(p Policy) {
+	old := co.policy
+	co.policy = newPolicy(p)
+	for id, r := range co.rings {
+		r.key = co.policy.keys[id]
+	}
+	var gone []*session
+	for _, s := range co.sessions {
+		if !co.policy.admits(s) {
+			gone = append(gone, s)
+		}
+	}
+	slices.SortFunc(gone, func(a, b *session) int { return cmp.Compare(a.id, b.id) })
+	for _, s := range gone {
+		co.end(s.id)
+	}
+	ports := !slices.Equal(old.Offer, p.Offer) || !slices.Equal(old.Own, p.Own)
+	var again []*claim
+	for id, r := range co.rings {
+		was, now := old.keys[id], co.policy.keys[id]
+		if !ports && was.equal(now) {
+			continue
+		}
+		for _, s := range r.sessions {
+			for _, c := range s.claims {
+				again = append(again, c)
+			}
+			for pub := range s.inherited {
+				co.touch(co.names[pub])
+			}
+		}
+		if was.MaxServices != now.MaxServices {
+			for _, rn := range r.order {
+				co.touch(rn.name)
+			}
+		}
+	}
+	slices.SortFunc(again, byPlace) // those who stood in line before others still do
+	for _, c := range again {
+		public, denied := c.public, c.denied
+		if co.policy.judge(c); c.public == public && (c.denied == "") == (denied == "") {
+			co.review(c)
+			continue
+		}
+		co.leave(c)
+		c.born = co.next()
+		co.enter(c, c.born)
+	}
+	co.settle()
+	for _, s := range gone { // after its offers were retired
+		co.effects = append(co.effects, effect{do: doEnd, session: s})
+	}
+}
+
+// stop closes every socket. Who was let in is still served.
+func (co *core) stop() {
+	co.stopping = true
+	for _, n := range co.names {
+		co.touch(n)
+	}
+}
+
+// enter puts a claim that judge has seen among those who want its name; at is its place in line unless its key has one already.
+func (co *core) enter(c *claim, at uint64) {
+	if c.denied != "" {
+		c.place = at
+		co.review(c)
+		return
+	}
+	n := co.nameOf(c.public)
+	c.name, c.place = n, at
+	s := c.session
+	if rn := s.ring.names[c.public]; rn != nil {
+		c.place = rn.place
+	}
+	co.count(s.ring, n, c.place)
+	if _, mine := s.inherited[c.public]; mine {
+		co.disinherit(s, c.public)
+	}
+	if s.first[c.public] != nil {
+		n.more = append(n.more, c)
+		co.review(c)
+		return
+	}
+	co.lead(c)
+}
+
+// lead makes a claim the one of its session for its name.
+func (co *core) lead(c *claim) {
+	n := c.name
+	c.session.first[c.public] = c
+	at, _ := slices.BinarySearchFunc(n.claims, c, byPlace)
+	n.claims = slices.Insert(n.claims, at, c)
+	n.asked = append(n.asked, c)
+	co.visit(n)
+}
+
+// leave is the end of what enter began.
+func (co *core) leave(c *claim) {
+	n, s := c.name, c.session
+	if n == nil {
+		return
+	}
+	c.name = nil
+	if c.offer != nil {
+		n.left = append(n.left, c.offer)
+		c.offer = nil
+	}
+	co.uncount(s.ring, n)
+	co.visit(n)
+	if s.first[n.public] != c {
+		n.more = slices.DeleteFunc(n.more, func(o *claim) bool { return o == c })
+		return
+	}
+	delete(s.first, n.public)
+	n.claims = slices.DeleteFunc(n.claims, func(o *claim) bool { return o == c })
+	if i := slices.IndexFunc(n.more, func(o *claim) bool { return o.session == s }); i >= 0 {
+		next := n.more[i]
+		n.more = slices.Delete(n.more, i, i+1)
+		co.lead(next)
+		for _, d := range n.more { // they hear another target
+			if d.session == s {
+				co.review(d)
+			}
+		}
+	}
+}
+
+func (co *core) inherit(s *session, pub grammar.Public, h heirloom) {
+	n := co.nameOf(pub)
+	s.inherited[pub] = h
+	n.heirs = append(n.heirs, s)
+	co.count(s.ring, n, h.place)
+	co.touch(n)
+}
+
+func (co *core) disinherit(s *session, pub grammar.Public) {
+	n := co.names[pub]
+	at := slices.Index(n.heirs, s)
+	if at < 0 {
+		return
+	}
+	delete(s.inherited, pub)
+	n.heirs = slices.Delete(n.heirs, at, at+1)
+	co.uncount(s.ring, n)
+	co.touch(n)
+}
+
+// count adds a name to those that a key wants. Where the key may not have so many, the last one in line is out.
+func (co *core) count(r *ring, n *name, at uint64) {
+	rn := r.names[n.public]
+	if rn == nil {
+		rn = &ringName{name: n, place: at}
+		r.names[n.public] = rn
+		i := r.rank(at)
+		r.order = slices.Insert(r.order, i, rn)
+		co.touchAt(r, i, r.key.MaxServices)
+	}
+	rn.refs++
+}
+
+func (co *core) uncount(r *ring, n *name) {
+	rn := r.names[n.public]
+	if rn.refs--; rn.refs > 0 {
+		return
+	}
+	delete(r.names, n.public)
+	i := r.rank(rn.place)
+	r.order = slices.Delete(r.order, i, i+1)
+	if r.key != nil {
+		co.touchAt(r, i, r.key.MaxServices-1)
+	}
+}
+
+// touchAt touches the name that a change at place i of the order moved over the limit, or below it.
+func (co *core) touchAt(r *ring, i, at int) {
+	if at >= i && at >= 0 && at < len(r.order) {
+		co.touch(r.order[at].name)
+	}
+}
+
+// rank is where a place stands in the order.
+func (r *ring) rank(at uint64) int {
+	i, _ := slices.BinarySearchFunc(r.order, at, func(rn *ringName, at uint64) int { return cmp.Compare(rn.place, at) })
+	return i
+}
+
+// renew finds the newest session of a key that has taken over everything from older ones.
+func (co *core) renew(r *ring) {
+	newest := SessionID(0)
+	for _, s := range r.sessions {
+		if s.wasUp && s.round {
+			newest = s.id
+		}
+	}
+	if newest == r.newest {
+		return
+	}
+	r.newest = newest
+	for _, s := range r.sessions {
+		for _, c := range s.first {
+			co.touch(c.name)
+		}
+		for pub := range s.inherited {
+			co.touch(co.names[pub])
+		}
+	}
+}
+
+func (co *core) nameOf(pub grammar.Public) *name {
+	n := co.names[pub]
+	if n == nil {
+		n = &name{public: pub}
+		co.names[pub] = n
+	}
+	return n
+}
+
+// touch has a name settled, and the answers to all of its claims looked at.
+func (co *core) touch(n *name) {
+	n.all = true
+	co.visit(n)
+}
+
+// visit has a name settled. The answers to its claims are looked at if what they follow from has changed.
+func (co *core) visit(n *name) {
+	if !n.touched {
+		n.touched = true
+		co.touched = append(co.touched, n)
+	}
+}
+
+func byPlace(a, b *claim) int {
+	return cmp.Or(cmp.Compare(a.place, b.place), cmp.Compare(a.born, b.born))
+}
+
+func sortedClaims(s *session) []*claim {
+	cs := make([]*claim, 0, len(s.claims))
+	for _, c := range s.claims {
+		cs = append(cs, c)
+	}
+	slices.SortFunc(cs, byPlace)
+	return cs
+}
+
+func sortedNames[V any](m map[grammar.Public]V) []grammar.Public {
+	names := make([]grammar.Public, 0, len(m))
+	for pub := range m {
+		names = append(names, pub)
+	}
+	slices.SortFunc(names, comparePublic)
+	return names
+}
+
+func comparePublic(a, b grammar.Public) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
+}

@@ -1,0 +1,159 @@
+package registry
+
+import (
+	"context"
+	"time"
+)
+
+// Doer does what a registry decided. Run calls it from one goroutine, in order, without a lock. It must not wait.
+type Doer interface {
+	// Open begins to open a socket. Registry.Opened says what became of it.
+	Open(s Socket, attempt uint64)
+	// Close closes a socket that is open. When it returns, another one can be opened in its place.
+	Close(s Socket)
+	// Tell answers a CLAIM, or says that the answer is another one now.
+	Tell(Told)
+	// Unclaimed answers an UNCLAIM. From now on no stream to the claim is opened on the way.
+	Unclaimed(w Way, id uint32)
+	// End ends the session of a key that was removed.
+	End(w Way)
+}
+
+// Told is the answer to a claim.
+type Told struct {
+	Way     Way
+	Session SessionID
+	ID      uint32
+	Answer
+	Asked   Claim
+	Key     KeyID
+	KeyName string
+	Reason  string // for this proxy's operator; "" with ClaimUp
+	Bridge  string // the same for the bridge's, who is not to know as much
+	Fresh   bool   // the service came up, or another one did
+	News    bool   // it is not what the bridge was told last
+}
+
+// effect is something to be done. It says where to look: what is right is decided when its turn comes.
+type effect struct {
+	do      func(*core, effect) func(Doer, *Registry) // decides under the lock what to do without it; nil: nothing any more
+	socket  Socket
+	claim   *claim
+	offer   *Offer
+	session *session
+	id      uint32
+}
+
+func doSocket(co *core, e effect) func(Doer, *Registry) {
+	switch what, attempt := co.begun(e.socket); what {
+	case opening:
+		return func(d Doer, _ *Registry) { d.Open(e.socket, attempt) }
+	case closing:
+		return func(d Doer, r *Registry) {
+			d.Close(e.socket)
+			r.change(func(co *core) { co.closed(e.socket) })
+		}
+	}
+	return nil
+}
+
+func doTell(co *core, e effect) func(Doer, *Registry) {
+	c := e.claim
+	c.queued = false
+	if s := c.session; co.sessions[s.id] != s || s.claims[c.id] != c {
+		return nil
+	}
+	a := co.answer(c)
+	if a.Status == 0 || !c.owed && a == c.told {
+		return nil
+	}
+	t := Told{Way: c.session.way, Session: c.session.id, ID: c.id, Answer: a, Asked: c.asked, News: a != c.told}
+	t.Fresh = a.up() && (!c.told.up() || a.Public != c.told.Public)
+	t.Key, t.KeyName = c.session.key, c.session.ring.key.Name
+	t.Reason, t.Bridge = co.words(c, a)
+	c.told, c.owed = a, false
+	return func(d Doer, _ *Registry) { d.Tell(t) }
+}
+
+func doRetire(_ *core, e effect) func(Doer, *Registry) {
+	return func(Doer, *Registry) { e.offer.retire() }
+}
+
+func doUnclaim(co *core, e effect) func(Doer, *Registry) {
+	s := e.session
+	if _, owed := s.owed[e.id]; !owed || co.sessions[s.id] != s {
+		return nil
+	}
+	delete(s.owed, e.id)
+	return func(d Doer, _ *Registry) { d.Unclaimed(s.way, e.id) }
+}
+
+func doEnd(_ *core, e effect) func(Doer, *Registry) {
+	return func(d Doer, _ *Registry) { d.End(e.session.way) }
+}
+
+// RetryEvery is how often a socket that could not be opened is tried again.
+const RetryEvery = 2 * time.Second
+
+// Run does what is decided until ctx ends.
+func (r *Registry) Run(ctx context.Context, d Doer) {
+	again := time.NewTicker(RetryEvery)
+	defer again.Stop()
+	for {
+		for r.step(d) {
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.wake:
+		case <-again.C:
+			r.change((*core).retry)
+		}
+	}
+}
+
+// step does the first effect. false: there is none.
+func (r *Registry) step(d Doer) bool {
+	r.mu.Lock()
+	if len(r.core.effects) == 0 {
+		r.core.effects = nil // what was done is not kept
+		idle := r.idle
+		r.idle = nil
+		r.mu.Unlock()
+		for _, done := range idle {
+			close(done)
+		}
+		return false
+	}
+	e := r.core.effects[0]
+	r.core.effects[0] = effect{}
+	r.core.effects = r.core.effects[1:]
+	act := e.do(&r.core, e)
+	r.mu.Unlock()
+	if act != nil {
+		act(d, r)
+	}
+	return true
+}
+
+// Done waits until what was decided so far is done. Then no newcomer enters under an older policy.
+func (r *Registry) Done(ctx context.Context) error {
+	done := make(chan struct{})
+	r.mu.Lock()
+	r.idle = append(r.idle, done)
+	r.mu.Unlock()
+	r.signal()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *Registry) signal() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,113 @@
+package registry
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+var simMutants = flag.Bool("sim.mutants", false, "let TestMutants break one rule after the other")
+
+// mutants are rules of the registry, each with the change of the source that breaks it. The build takes the changed file by
+// an overlay: the production code knows nothing of it.
+var mutants = []struct{ name, file, from, to string }{
+	{"none", "core.go", "", ""},
+	{"a retired offer can be opened", "route.go", "o.retired = true", ""},
+	{"UNCLAIMED is sent before the offer is retired", "core.go", "\tco.settle() // the offer is retired first\n", ""},
+	{"the offer of a claim that went stays", "settle.go", "for _, o := range n.left {", "for _, o := range n.left[:0] {"},
+	{"a session that replaces another inherits nothing", "core.go", "co.inherit(s, pub, left[pub])", "_ = pub"},
+	{"what was inherited is kept for ever", "core.go", "s.round = true\n\tfor _, pub := range sortedNames(s.inherited) {", "s.round = true\n\tfor _, pub := range sortedNames(s.inherited)[:0] {"},
+	{"names that overlap are both served", "settle.go", "if o.public.Overlaps(n.public) &&", "if o.public == n.public &&"},
+	{"an address is opened before one that overlaps is closed", "socket.go", "return grammar.Public(o).Overlaps(grammar.Public(s))", "return o == s"},
+	{"what waited for a port is forgotten", "socket.go", "for _, o := range waiting {", "for _, o := range waiting[:0] {"},
+	{"whoever came first takes a name from who has it", "settle.go", "keep := cmp.Or(own, group); keep != nil", "keep := cmp.Or(own, group); keep != nil && keep == first"},
+	{"any key may join any group", "policy.go", "c.asked.Group != \"\" && !slices", "false && !slices"},
+	{"a group takes every key", "settle.go", "group != \"\" && group == h.group", "group == h.group"},
+	{"a policy of other offers changes nothing", "core.go", "!slices.Equal(old.Offer, p.Offer) || ", ""},
+	{"a policy changes nothing for who is there", "core.go", "if !ports && was.equal(now) {", "if !ports || was.equal(now) {"},
+	{"a policy takes every name away for a moment", "core.go", "c.public == public && (c.denied == \"\") == (denied == \"\")", "c.public != public && denied != \"\""},
+	{"the session of a removed key stays", "policy.go", "return key != nil && key.Incarnation == s.secret", "return key != nil"},
+	{"an older session serves beside its successor", "settle.go", "if len(cs) < 2 {", "if len(cs) < 99 {"},
+	{"a successor that is not up takes over", "settle.go", "if c.session.wasUp {", "if true {"},
+	{"what a successor does not claim stays with the old session", "settle.go", "return c.session.id >= r.newest &&", "return true &&"},
+	{"a session serves a name twice", "core.go", "if s.first[c.public] != nil {", "if false {"},
+	{"an answer that was lost is not repeated", "settle.go", "(c.owed || a != c.told)", "a != c.told"},
+	{"a change is not told", "settle.go", "(c.owed || a != c.told)", "c.owed"},
+	{"who waits is not woken", "core.go", "route.wake()\n\t\t}\n\t}\n}", "_ = 0\n\t\t}\n\t}\n}"},
+	{"who waits for a name that went is not told", "route.go", "func (rt *Route) remove() { rt.next(&routeState{removed: true}) }", "func (rt *Route) remove() {}"},
+	{"the proxy's own port is served", "policy.go", "case slices.Contains(p.Own, pub.Port):", "case false:"},
+	{"a socket is never closed", "socket.go", "rec.state = closing\n\t\treturn closing, rec.attempt", "return 0, 0"},
+	{"what failed is not tried again", "socket.go", "for _, s := range again {", "for _, s := range again[:0] {"},
+	{"a limit is for claims, not for a key", "settle.go", "return most == 0 ||", "return true ||"},
+	{"a place below the limit is not filled again", "core.go", "co.touchAt(r, i, r.key.MaxServices-1)", "_ = i"},
+	{"a place in line is not kept", "core.go", "c.place = rn.place", "_ = rn"},
+	{"effects are done under the lock", "effects.go", "\tact := e.do(&r.core, e)\n\tr.mu.Unlock()", "\tact := e.do(&r.core, e)\n\tdefer r.mu.Unlock()"},
+	{"the document forgets that a CLAIM has no answer", "freeze.go", "e.flags(c.asked.Unhealthy, c.asked.Drained, c.owed)", "e.flags(c.asked.Unhealthy, c.asked.Drained, false)"},
+	{"the document forgets what was told", "freeze.go", "e.num(uint64(c.told.Status))", "e.num(0)"},
+	{"the document forgets who has the port", "freeze.go", "e.num(h.granted)", "e.num(0)"},
+	{"the document forgets UNCLAIMs", "freeze.go", "e.num(uint64(len(s.owed)))\n\tfor _, id := range slices.Sorted(maps.Keys(s.owed)) {", "e.num(0)\n\tfor range 0 {\n\t\tid := 0"},
+	{"the view is not changed", "registry.go", "if len(r.core.changed) > 0 {", "if len(r.core.changed) > 1 {"},
+}
+
+// TestMutants breaks each rule and wants the simulation to notice; with no rule broken it must pass.
+func TestMutants(t *testing.T) {
+	if !*simMutants || testing.Short() {
+		t.Skip("breaks the rules of the registry one by one, each in a build of its own: go test -run TestMutants -sim.mutants")
+	}
+	found := regexp.MustCompile(`(seed \d+: .*)`)
+	for _, m := range mutants {
+		t.Run(m.name, func(t *testing.T) {
+			run := exec.Command("go", "test", "-overlay", overlay(t, m.file, m.from, m.to), "-run", "^TestSimulation$", ".", "-sim.seeds", "1000")
+			out, err := run.CombinedOutput()
+			what := found.Find(out)
+			switch {
+			case m.from == "" && err != nil:
+				t.Fatalf("no rule is broken: %v\n%s", err, out)
+			case m.from == "":
+			case err == nil:
+				t.Error("nobody noticed in 1,000 seeds")
+			case what == nil:
+				t.Errorf("the simulation failed in another way: %v\n%s", err, out)
+			default:
+				t.Logf("%s", what)
+			}
+		})
+	}
+}
+
+// TestMutantsApply holds that each rule stands in the source as the list says.
+func TestMutantsApply(t *testing.T) {
+	for _, m := range mutants {
+		if src, err := os.ReadFile(m.file); err != nil || m.from != "" && strings.Count(string(src), m.from) != 1 {
+			t.Errorf("%s: %q is in %s %d times, want once (%v)", m.name, m.from, m.file, strings.Count(string(src), m.from), err)
+		}
+	}
+}
+
+func overlay(t *testing.T, file, from, to string) string {
+	t.Helper()
+	path, err := filepath.Abs(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	broken := filepath.Join(dir, file)
+	if err := os.WriteFile(broken, []byte(strings.Replace(string(src), from, to, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	doc, _ := json.Marshal(map[string]map[string]string{"Replace": {path: broken}})
+	list := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(list, doc, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return list
+}

@@ -1,0 +1,118 @@
+package registry
+
+import (
+	"fmt"
+	"slices"
+
+	"reverser/internal/grammar"
+)
+
+// KeyID names a key.
+type KeyID [16]byte
+
+// Policy says who may have what. Configure takes it whole and never changes it.
+type Policy struct {
+	Keys  []Key
+	Offer []grammar.Public // public ports that the proxy owns; each goes to a claim of grammar.KindOffered whose key allows it
+	Own   []uint16         // ports of the process itself, which no claim gets
+}
+
+// Key is what one key may do.
+type Key struct {
+	ID          KeyID
+	Incarnation [32]byte // another value under the same ID is another key; for example a hash of the secret
+	Name        string
+	Allow       grammar.Policy
+	Groups      []string // groups of bridges that it may join
+	MaxServices int      // names at once; 0: no limit
+}
+
+func (k *Key) equal(o *Key) bool {
+	return k.Incarnation == o.Incarnation && k.Name == o.Name && k.MaxServices == o.MaxServices &&
+		slices.Equal(k.Allow, o.Allow) && slices.Equal(k.Groups, o.Groups)
+}
+
+// Claim is what a bridge asks for under a claim id.
+type Claim struct {
+	Public    string // PUBLIC, as the bridge wrote it
+	Target    string // for display
+	Group     string // of bridges that share the name; "": the key alone has it
+	Weight    uint32 // share of the newcomers; 0 counts as 1
+	Unhealthy bool   // gets newcomers when no other does
+	Drained   bool   // gets no newcomers
+	Unknown   uint8  // a critical field of the claim that this program does not know; 0: none
+}
+
+// Why is a reason for which a claim is not up.
+type Why uint8
+
+// The reasons. WhyNone stands with ClaimUp.
+const (
+	WhyNone     Why = iota
+	WhyDenied       // the policy does not allow it; the text says more
+	WhyStopping     // the proxy is stopping
+	WhyTwice        // another claim of the same session has the name
+	WhyHeld         // another key has the name
+	WhyOverlap      // a name of which the address covers this one is held
+	WhyLimit        // a limit of the key
+	WhyReplaced     // a newer session of the key took over
+	WhySocket       // the socket could not be opened
+)
+
+// judge sets what the policy says of a claim: the name that it is for, or why it is denied.
+func (p *policy) judge(c *claim) {
+	c.public, c.denied = grammar.Public{}, ""
+	key := p.keys[c.session.key]
+	pub, err := grammar.ParsePublic(c.asked.Public)
+	if err != nil {
+		c.denied = fmt.Sprintf("denied: %s", err)
+		return
+	}
+	if pub.Kind == grammar.KindOffered {
+		i := slices.IndexFunc(p.Offer, key.Allow.Permits)
+		if i < 0 {
+			c.denied = fmt.Sprintf("denied: the proxy offers no public port that key %q is allowed (%s)", key.Name, key.Allow)
+			return
+		}
+		pub = p.Offer[i]
+	}
+	c.public = pub
+	switch {
+	case c.asked.Unknown != 0:
+		c.denied = fmt.Sprintf("%s denied: this proxy does not know field %d of the claim, which the bridge says it must", pub, c.asked.Unknown)
+	case !key.Allow.Permits(pub):
+		c.denied = fmt.Sprintf("%s denied: the policy of key %q allows %s", pub, key.Name, key.Allow)
+	case pub.Kind != grammar.KindTCP:
+		c.denied = fmt.Sprintf("%s denied: this proxy serves tcp/ only", pub)
+	case slices.Contains(p.Own, pub.Port):
+		c.denied = fmt.Sprintf("%s denied: the link itself uses this port", pub)
+	case c.asked.Group != "" && !slices.Contains(key.Groups, c.asked.Group):
+		c.denied = fmt.Sprintf("%s denied: key %q is not in group %q", pub, key.Name, c.asked.Group)
+	}
+}
+
+// admits reports whether the key that a session proved is still there.
+func (p *policy) admits(s *session) bool {
+	key := p.keys[s.key]
+	return key != nil && key.Incarnation == s.secret
+}
+
+// permits reports whether a session's key may still have a name that it inherited.
+func (p *policy) permits(s *session, pub grammar.Public) bool {
+	key := p.keys[s.key]
+	return key.Allow.Permits(pub) && !slices.Contains(p.Own, pub.Port)
+}
+
+// policy is a Policy with an index.
+type policy struct {
+	Policy
+	keys map[KeyID]*Key
+}
+
+func newPolicy(p Policy) *policy {
+	np := &policy{Policy: p, keys: make(map[KeyID]*Key, len(p.Keys))}
+	for i := range p.Keys {
+		np.keys[p.Keys[i].ID] = &p.Keys[i]
+	}
+	return np
+}

@@ -1,0 +1,228 @@
+// Package registry decides who serves what: which bridge gets the users of a public name, which sockets are open, and what bridges
+// are told.
+//
+// Its secret is that decision. What happens (a claim, another policy, the end of a session, a socket that could not be opened) is
+// an event, which changes the inputs of one state machine under one lock (core.go); what follows from them is derived at once
+// (settle.go), users find it in a view without a lock (view.go, route.go), and what there is to do is done in order by one
+// goroutine, Run (effects.go). Nothing is opened, written or logged under the lock.
+//
+// It moves no bytes and does not know frames, listeners or accounts: a Way leads to a bridge, a Doer does what was decided.
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"reverser/internal/grammar"
+	"reverser/internal/wire"
+)
+
+// ErrNoKey says that the policy has no such key.
+var ErrNoKey = errors.New("the key was removed")
+
+// Registry is who serves what at one proxy.
+type Registry struct {
+	view atomic.Pointer[View] // for users
+	wake chan struct{}        // there are effects
+
+	mu   sync.Mutex
+	core core            // guarded by mu, as all below
+	idle []chan struct{} // closed when no effect is left
+}
+
+// New returns a registry without sessions.
+func New(p Policy) *Registry {
+	r := &Registry{core: *newCore(p), wake: make(chan struct{}, 1)}
+	r.view.Store(&View{})
+	return r
+}
+
+// change lets an event change the inputs, and all that follows from them.
+func (r *Registry) change(event func(*core)) {
+	r.mu.Lock()
+	event(&r.core)
+	r.core.settle()
+	if len(r.core.changed) > 0 {
+		r.view.Store(r.view.Load().with(r.core.changed))
+		r.core.changed = nil
+	}
+	work := len(r.core.effects) > 0
+	r.mu.Unlock()
+	if work {
+		r.signal()
+	}
+}
+
+// View returns where users go now.
+func (r *Registry) View() *View { return r.view.Load() }
+
+// Configure takes another policy, whole. What is equal in both keeps its route, socket and users; sessions of removed keys end.
+// After Done no newcomer enters under the old one.
+func (r *Registry) Configure(p Policy) { r.change(func(co *core) { co.configure(p) }) }
+
+// Stop closes every socket, for good. Who was let in is still served.
+func (r *Registry) Stop() { r.change((*core).stop) }
+
+// Session is a live link of a bridge.
+type Session struct {
+	Key      KeyID
+	Peer     string // what the bridge calls its host
+	Instance [16]byte
+	Way      Way
+	Replaces SessionID // ends, and leaves its names to this one until Round; 0: none
+}
+
+// Begin makes a session known. Several of one key serve side by side: the newest one that is up gets the newcomers of a name.
+func (r *Registry) Begin(b Session) (id SessionID, err error) {
+	r.change(func(co *core) {
+		var s *session
+		if s, err = co.begin(b); err == nil {
+			id = s.id
+		}
+	})
+	return id, err
+}
+
+// LinkUp says whether a session can carry newcomers.
+func (r *Registry) LinkUp(id SessionID, up bool) { r.change(func(co *core) { co.linkUp(id, up) }) }
+
+// Leaving says that the bridge is stopping. It goes on serving until a successor does.
+func (r *Registry) Leaving(id SessionID) { r.change(func(co *core) { co.leaving(id) }) }
+
+// End forgets a session.
+func (r *Registry) End(id SessionID) { r.change(func(co *core) { co.end(id) }) }
+
+// Claim takes a CLAIM. A *ViolationError ends the session. What it says of a session that has ended is ignored.
+func (r *Registry) Claim(s SessionID, id uint32, c Claim) (err error) {
+	r.change(func(co *core) { err = co.claim(s, id, c) })
+	return err
+}
+
+// Unclaim takes an UNCLAIM. A *ViolationError ends the session.
+func (r *Registry) Unclaim(s SessionID, id uint32) (err error) {
+	r.change(func(co *core) { err = co.unclaim(s, id) })
+	return err
+}
+
+// Round takes a ROUND: the bridge has said everything that it claims.
+func (r *Registry) Round(s SessionID) { r.change(func(co *core) { co.endRound(s) }) }
+
+// Opened says what became of an attempt to open a socket. false: nobody wants to know any more.
+func (r *Registry) Opened(s Socket, attempt uint64, err error) (present bool) {
+	r.change(func(co *core) { present = co.opened(s, attempt, err) })
+	return present
+}
+
+func (a Answer) up() bool { return a.Status == wire.ClaimUp }
+
+// words says why a claim is not up, for the operators of the proxy and of the bridge.
+func (co *core) words(c *claim, a Answer) (here, there string) {
+	key := func(id KeyID) string {
+		if k := co.policy.keys[id]; k != nil {
+			return fmt.Sprintf("key %q", k.Name)
+		}
+		return "a key that was removed"
+	}
+	switch a.Why {
+	case WhyNone:
+	case WhyStopping:
+		here = StoppingText
+	case WhyTwice:
+		here = fmt.Sprintf("%s leads to %s already, another service of the same bridge", a.Public, a.Text)
+	case WhyHeld:
+		here = fmt.Sprintf("%s is held by %s", a.Public, key(a.By))
+		there = fmt.Sprintf("%s is held by another key", a.Public)
+		if a.By == c.session.key {
+			there = here
+		}
+	case WhyOverlap:
+		there = fmt.Sprintf("%s overlaps %s, which is held by another key", a.Public, a.Over)
+		here = there
+		if h := co.holdings[a.Over]; h != nil {
+			here = fmt.Sprintf("%s overlaps %s, which is held by %s", a.Public, a.Over, key(h.key))
+		}
+		if h := co.holdings[a.Over]; h != nil && h.key == c.session.key {
+			here = fmt.Sprintf("%s overlaps %s, another service of this key", a.Public, a.Over)
+			there = here
+		}
+	case WhyLimit:
+		here = fmt.Sprintf("%s is one service more than the limit max-services of key %q, %d", a.Public,
+			c.session.ring.key.Name, c.session.ring.key.MaxServices)
+	case WhyReplaced:
+		here = fmt.Sprintf("a newer session of the same key took over, without %s", a.Public)
+	default:
+		here = a.Text
+	}
+	if there == "" {
+		there = here
+	}
+	return here, there
+}
+
+// StoppingText is why a service is not served while the proxy drains.
+const StoppingText = "the proxy is stopping"
+
+// Service is a claim as status shows it.
+type Service struct {
+	Key     KeyID
+	KeyName string
+	ID      uint32 // of the claim
+	Public  string
+	Target  string
+	Status  wire.ClaimStatus // as told last; 0: nothing yet
+	Reason  string           // for the proxy's operator
+	Way     Way
+	Leaving bool
+}
+
+// Services returns the claims, in no order. Of a name that a session has taken over from an older one of the same key it returns the
+// newer claim only.
+func (r *Registry) Services() []Service {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []Service
+	for _, s := range r.core.sessions {
+		for _, c := range s.claims {
+			if c.name != nil && c.name.tookOver(c) {
+				continue
+			}
+			sv := Service{
+				Key: s.key, KeyName: s.ring.key.Name, ID: c.id, Public: c.public.String(), Target: c.asked.Target,
+				Status: c.told.Status, Way: s.way, Leaving: s.leaving,
+			}
+			if c.public == (grammar.Public{}) {
+				sv.Public = c.asked.Public
+			}
+			sv.Reason, _ = r.core.words(c, c.told)
+			all = append(all, sv)
+		}
+	}
+	return all
+}
+
+// tookOver reports whether a newer session of the same key serves the name instead of a claim.
+func (n *name) tookOver(c *claim) bool {
+	return slices.ContainsFunc(n.serving, func(o *claim) bool { return o.session.key == c.session.key && o.session.id > c.session.id })
+}
+
+// Live is a session as status shows it.
+type Live struct {
+	Key     KeyID
+	KeyName string
+	Way     Way
+	Leaving bool
+}
+
+// Sessions returns the sessions, in no order.
+func (r *Registry) Sessions() []Live {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]Live, 0, len(r.core.sessions))
+	for _, s := range r.core.sessions {
+		all = append(all, Live{s.key, s.ring.key.Name, s.way, s.leaving})
+	}
+	return all
+}

@@ -1,0 +1,385 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"reverser/internal/grammar"
+	"reverser/internal/wire"
+)
+
+// told is what a Doer did.
+type told struct {
+	t       testing.TB
+	r       *Registry
+	answers map[uint32]Told
+	log     []string
+	fails   map[Socket]bool
+}
+
+func (d *told) note(format string, args ...any) { d.log = append(d.log, fmt.Sprintf(format, args...)) }
+
+func (d *told) Open(s Socket, attempt uint64) {
+	d.note("open %s", s)
+	var err error
+	if d.fails[s] {
+		err = errors.New("no luck")
+	}
+	if !d.r.Opened(s, attempt, err) {
+		d.t.Errorf("nobody wants to know about %s", s)
+	}
+}
+func (d *told) Close(s Socket) { d.note("close %s", s) }
+func (d *told) Tell(a Told) {
+	d.answers[a.ID] = a
+	d.note("tell %d: %d", a.ID, a.Status)
+}
+func (d *told) Unclaimed(w Way, id uint32) { d.note("unclaimed %d %v", id, w.Marks()) }
+func (d *told) End(Way)                    { d.note("end") }
+
+// world is a registry whose effects the test does with do.
+type world struct {
+	*Registry
+	t *testing.T
+	d *told
+}
+
+func newWorld(t *testing.T, keys ...Key) *world {
+	r := New(Policy{Keys: keys, Own: []uint16{3010}})
+	return &world{r, t, &told{t: t, r: r, answers: make(map[uint32]Told), fails: make(map[Socket]bool)}}
+}
+
+// do does all effects, and returns what they were.
+func (w *world) do() []string {
+	w.t.Helper()
+	w.d.log = nil
+	for w.step(w.d) {
+	}
+	return w.d.log
+}
+
+func (w *world) begin(k Key, replaces SessionID) (SessionID, *fakeWay) {
+	w.t.Helper()
+	way := newWay()
+	id, err := w.Begin(Session{Key: k.ID, Way: way, Replaces: replaces})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.LinkUp(id, true)
+	return id, way
+}
+
+func (w *world) claim(s SessionID, id uint32, public string) {
+	w.t.Helper()
+	if err := w.Claim(s, id, Claim{Public: public, Target: "t:" + public}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// want looks at the last answer to a claim.
+func (w *world) want(id uint32, status wire.ClaimStatus, reason, bridge string) {
+	w.t.Helper()
+	if a := w.d.answers[id]; a.Status != status || a.Reason != reason || a.Bridge != bridge {
+		w.t.Errorf("claim %d: %d %q %q; want %d %q %q", id, a.Status, a.Reason, a.Bridge, status, reason, bridge)
+	}
+}
+
+func (w *world) find(public string) *Route {
+	p, err := grammar.ParsePublic(public)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return w.View().Find(p)
+}
+
+func testKey(i int, allow ...string) Key { return simKey(i, allow) }
+
+// TestWords: what the operators of proxy and bridge read.
+func TestWords(t *testing.T) {
+	a, b := testKey(0, "tcp/9000-9010"), testKey(1, "tcp/1024-65535")
+	a.MaxServices = 2
+	w := newWorld(t, a, b)
+	one, _ := w.begin(a, 0)
+	two, _ := w.begin(b, 0)
+	w.d.fails[Socket{Kind: "tcp", Port: 9004}] = true
+	for i, public := range []string{"tcp/9000", "tcp/9000", "tcp/80", "tcp/9001", "tcp/9002", "tcp/127.0.0.1:9000"} {
+		w.claim(one, uint32(i+1), public)
+	}
+	for i, public := range []string{"tcp/9000", "tcp/127.0.0.1:9000", "tcp/3010", "udp/53", "tcp/9004", "offered", "x/y"} {
+		w.claim(two, uint32(i+11), public)
+	}
+	w.do()
+	same := func(id uint32, status wire.ClaimStatus, reason string) {
+		w.t.Helper()
+		w.want(id, status, reason, reason)
+	}
+	same(1, wire.ClaimUp, "")
+	same(2, wire.ClaimRetrying, "tcp/9000 leads to t:tcp/9000 already, another service of the same bridge")
+	same(3, wire.ClaimDenied, `tcp/80 denied: the policy of key "key0" allows tcp/9000-9010`)
+	same(4, wire.ClaimUp, "")
+	same(5, wire.ClaimRetrying, `tcp/9002 is one service more than the limit max-services of key "key0", 2`)
+	same(6, wire.ClaimRetrying, `tcp/127.0.0.1:9000 is one service more than the limit max-services of key "key0", 2`)
+	w.want(11, wire.ClaimRetrying, `tcp/9000 is held by key "key0"`, "tcp/9000 is held by another key")
+	w.want(12, wire.ClaimRetrying, `tcp/127.0.0.1:9000 overlaps tcp/9000, which is held by key "key0"`,
+		"tcp/127.0.0.1:9000 overlaps tcp/9000, which is held by another key")
+	same(13, wire.ClaimDenied, "tcp/3010 denied: the link itself uses this port")
+	same(14, wire.ClaimDenied, `udp/53 denied: the policy of key "key1" allows tcp/1024-65535`)
+	same(15, wire.ClaimRetrying, "open tcp/9004 on the proxy: no luck")
+	same(16, wire.ClaimDenied, `denied: the proxy offers no public port that key "key1" is allowed (tcp/1024-65535)`)
+	if a := w.d.answers[17]; a.Status != wire.ClaimDenied || !strings.HasPrefix(a.Reason, "denied: public") {
+		t.Errorf("%+v", a)
+	}
+	// The first one goes; whoever waited gets what is free.
+	if err := w.Unclaim(one, 1); err != nil {
+		t.Fatal(err)
+	}
+	w.do()
+	same(2, wire.ClaimUp, "")
+	w.d.fails = nil
+	w.change((*core).retry)
+	w.do()
+	w.want(12, wire.ClaimRetrying, `tcp/127.0.0.1:9000 overlaps tcp/9000, which is held by key "key0"`,
+		"tcp/127.0.0.1:9000 overlaps tcp/9000, which is held by another key")
+	w.End(one)
+	w.do()
+	same(11, wire.ClaimUp, "")
+	same(15, wire.ClaimUp, "")
+	w.Stop()
+	w.claim(two, 11, "tcp/9000")
+	if got := w.do(); !slices.Contains(got, "close tcp/9000") || !slices.Contains(got, "close tcp/9004") {
+		t.Errorf("Stop does %q", got)
+	}
+	same(11, wire.ClaimRetrying, StoppingText)
+	if len(w.Services()) != 7 {
+		t.Errorf("%d services", len(w.Services()))
+	}
+}
+
+// TestOrder: a service is out of the view, and its offer retired, before its bridge may drop it.
+func TestOrder(t *testing.T) {
+	a := testKey(0, "tcp/1024-65535")
+	w := newWorld(t, a)
+	s, way := w.begin(a, 0)
+	w.claim(s, 1, "tcp/9000")
+	w.do()
+	rt := w.find("tcp/9000")
+	o := rt.state.Load().offers[0]
+	way.opened.Store(17)
+	if err := w.Unclaim(s, 1); err != nil {
+		t.Fatal(err)
+	}
+	if w.find("tcp/9000") != nil {
+		t.Error("users still find it")
+	}
+	if _, err := rt.Take(t.Context(), User{Left: stays}); !errors.Is(err, ErrRemoved) {
+		t.Errorf("Take = %v", err)
+	}
+	if got, want := w.do(), []string{"close tcp/9000", "unclaimed 1 [{1 17}]"}; !slices.Equal(got, want) {
+		t.Errorf("UNCLAIM: %q, want %q", got, want)
+	}
+	if !o.retired {
+		t.Error("the offer is not retired")
+	}
+	if err := w.Unclaim(s, 1); err != nil {
+		t.Fatal(err)
+	}
+	w.Unclaim(s, 99) // not known
+	if got, want := w.do(), []string{"unclaimed 1 [{1 17}]", "unclaimed 99 [{1 17}]"}; !slices.Equal(got, want) {
+		t.Errorf("UNCLAIM again: %q, want %q", got, want)
+	}
+}
+
+// TestViolations end the session; the registry itself changes nothing for it.
+func TestViolations(t *testing.T) {
+	a := testKey(0, "tcp/1024-65535")
+	w := newWorld(t, a)
+	s, _ := w.begin(a, 0)
+	violates := func(err error, words string) {
+		t.Helper()
+		if _, ok := errors.AsType[*ViolationError](err); !ok || !strings.Contains(err.Error(), words) {
+			t.Errorf("error %v, want a violation with %q", err, words)
+		}
+	}
+	w.claim(s, 1, "tcp/9000")
+	violates(w.Claim(s, 0, Claim{Public: "tcp/9001"}), "claim id 0")
+	violates(w.Unclaim(s, 0), "claim id 0")
+	violates(w.Claim(s, 1, Claim{Public: "tcp/9001"}), "cannot become")
+	w.Unclaim(s, 1)
+	violates(w.Claim(s, 1, Claim{Public: "tcp/9000"}), "not used again")
+	for i := range MaxClaims {
+		w.claim(s, uint32(i+2), fmt.Sprintf("tcp/127.0.0.1:%d", 1024+i))
+	}
+	violates(w.Claim(s, MaxClaims+2, Claim{Public: "tcp/9000"}), "more than 16384 claims")
+	w.claim(s, 2, "tcp/127.0.0.1:1024") // but those that are there may be said again
+	for id := uint32(1 << 20); ; id += 2 {
+		if err := w.Unclaim(s, id); err != nil {
+			violates(err, "scattered")
+			break
+		}
+	}
+	other, _ := w.begin(a, 0)
+	for id := uint32(1); ; id++ {
+		if err := w.Unclaim(other, id); err != nil {
+			violates(err, "wait for an answer")
+			break
+		}
+	}
+	w.End(s)
+	if err := w.Claim(s, 0, Claim{}); err != nil {
+		t.Errorf("Claim of a session that ended = %v", err)
+	}
+}
+
+// TestFresh: an answer is marked when the service came up, not each time that it is said again.
+func TestFresh(t *testing.T) {
+	a := testKey(0, "tcp/1024-65535")
+	w := newWorld(t, a)
+	s, _ := w.begin(a, 0)
+	fresh := func(id uint32, want bool) {
+		t.Helper()
+		w.do()
+		if a := w.d.answers[id]; a.Status != wire.ClaimUp || a.Fresh != want {
+			t.Errorf("claim %d: %+v, want fresh %t", id, a, want)
+		}
+	}
+	w.claim(s, 1, "tcp/9000")
+	fresh(1, true)
+	w.claim(s, 1, "tcp/9000")
+	fresh(1, false)
+	w.Configure(Policy{})
+	w.do()
+	w.Configure(Policy{Keys: []Key{a}})
+	s, _ = w.begin(a, 0)
+	w.claim(s, 1, "tcp/9000")
+	fresh(1, true)
+}
+
+// TestOfferedLost: the port that the proxy offers goes with the right to it, and its users with it.
+func TestOfferedLost(t *testing.T) {
+	a, b := testKey(0, "tcp/9000"), testKey(1, "tcp/9000")
+	offer := []grammar.Public{{Kind: "tcp", Port: 9000}}
+	w := newWorld(t)
+	w.Configure(Policy{Keys: []Key{a, b}, Offer: offer})
+	s, _ := w.begin(a, 0)
+	w.claim(s, 1, "offered")
+	w.do()
+	if w.want(1, wire.ClaimUp, "", ""); w.d.answers[1].Public != offer[0] {
+		t.Errorf("the claim is for %s", w.d.answers[1].Public)
+	}
+	rt := w.find("tcp/9000")
+	o := rt.state.Load().offers[0]
+	w.Configure(Policy{Keys: []Key{testKey(0, "tcp/9001"), b}, Offer: offer})
+	if got := w.do(); !slices.Contains(got, "close tcp/9000") || !o.retired || w.find("tcp/9000") != nil {
+		t.Errorf("the right to the port is gone: %q, retired %t", got, o.retired)
+	}
+	if a := w.d.answers[1]; a.Status != wire.ClaimDenied || !strings.Contains(a.Reason, "offers no public port") {
+		t.Errorf("the bridge is told %+v", a)
+	}
+	// And to another port with the offer.
+	w.Configure(Policy{Keys: []Key{testKey(0, "tcp/9001"), b}, Offer: []grammar.Public{{Kind: "tcp", Port: 9001}}})
+	if got := w.do(); !slices.Contains(got, "open tcp/9001") || !w.d.answers[1].Fresh {
+		t.Errorf("another port is offered: %q, %+v", got, w.d.answers[1])
+	}
+}
+
+// TestDone: when it returns, what was decided before has been done.
+func TestDone(t *testing.T) {
+	a := testKey(0, "tcp/1024-65535")
+	w := newWorld(t, a)
+	s, _ := w.begin(a, 0)
+	w.claim(s, 1, "tcp/9000")
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan struct{})
+	if err := w.Done(canceled()); !errors.Is(err, context.Canceled) {
+		t.Errorf("Done without anybody who does = %v", err)
+	}
+	go func() {
+		defer close(stopped)
+		w.Run(ctx, w.d)
+	}()
+	for range 100 {
+		rt := w.find("tcp/9000")
+		o := rt.state.Load().offers[0]
+		w.Configure(Policy{Keys: []Key{testKey(0)}})
+		if err := w.Done(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := o.open(wire.Open{}); !errors.Is(err, errRetired) {
+			t.Fatalf("a user enters under the old policy: %v", err)
+		}
+		w.Configure(Policy{Keys: []Key{a}})
+	}
+	cancel()
+	<-stopped
+}
+
+func canceled() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}
+
+// TestCost: an event costs what it touches, however many sessions and claims there are.
+func TestCost(t *testing.T) {
+	keys := make([]Key, 300)
+	for i := range keys {
+		keys[i] = testKey(0, "tcp/1024-65535")
+		keys[i].ID = KeyID{byte(i), byte(i >> 8), 1}
+	}
+	w := newWorld(t, keys...)
+	for i, k := range keys {
+		s, _ := w.begin(k, 0)
+		w.claim(s, 1, "tcp/9000")                           // contested by all
+		w.claim(s, 2, fmt.Sprintf("tcp/%d", 10_000+i))      // its own
+		w.claim(s, 3, fmt.Sprintf("tcp/127.0.0.1:%d", 999)) // denied
+	}
+	w.do()
+	s, _ := w.begin(keys[0], 0)
+	for i := range 2000 {
+		before := w.core.settled
+		w.claim(s, uint32(i+1), fmt.Sprintf("tcp/127.0.0.1:%d", 20_000+i))
+		if n := w.core.settled - before; n != 1 {
+			t.Fatalf("a claim settles %d names", n)
+		}
+	}
+	before := w.core.settled
+	w.Unclaim(s, 77)
+	if n := w.core.settled - before; n > 2 {
+		t.Errorf("an UNCLAIM settles %d names", n)
+	}
+	before = w.core.settled
+	keys[17].MaxServices = 1
+	w.Configure(Policy{Keys: keys})
+	if n := w.core.settled - before; n > 4 {
+		t.Errorf("another limit for one key settles %d names", n)
+	}
+}
+
+func BenchmarkClaim(b *testing.B) {
+	for _, of := range []int{1, 100, MaxClaims} {
+		b.Run(fmt.Sprint(of), func(b *testing.B) {
+			k := testKey(0, "tcp/1024-65535")
+			r := New(Policy{Keys: []Key{k}})
+			d := &told{t: b, r: r, answers: make(map[uint32]Told)}
+			s, _ := r.Begin(Session{Key: k.ID, Way: newWay()})
+			for i := range of - 1 {
+				r.Claim(s, uint32(i+1), Claim{Public: fmt.Sprintf("tcp/127.0.%d.1:%d", i>>14, 1024+i&0x3fff)})
+			}
+			for id := uint32(MaxClaims); b.Loop(); id++ {
+				r.Claim(s, id, Claim{Public: "tcp/1023"})
+				r.Claim(s, id+1, Claim{Public: "tcp/1025"})
+				r.Unclaim(s, id)
+				id++
+				r.Unclaim(s, id)
+				for r.step(d) {
+				}
+				d.log = nil
+				clear(d.answers)
+			}
+		})
+	}
+}

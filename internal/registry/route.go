@@ -1,0 +1,248 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"reverser/internal/grammar"
+	"reverser/internal/link"
+	"reverser/internal/wire"
+)
+
+// Hold is how long a newcomer waits for a bridge that is away, and MaxHeld how many of one name do.
+const (
+	Hold    = 10 * time.Second
+	MaxHeld = 256
+)
+
+const lookEvery = time.Second
+
+// Errors of Route.Take.
+var (
+	ErrAway    = errors.New("the bridge is away")
+	ErrRemoved = errors.New("the service was removed")
+	ErrLeft    = errors.New("the client has left")
+)
+
+// Way leads to a bridge; a *link.Link is one. A registry calls it without its lock.
+type Way interface {
+	Open(wire.Open) (*link.Stream, error)
+	Up() bool // reports whether a newcomer would arrive at once, as far as this machine knows
+	Marks() []wire.Mark
+}
+
+// Route is where the users of a name go. It stays the same for as long as the same key or group has the name.
+type Route struct {
+	Public grammar.Public
+	Key    KeyID // that has the name; of a group the one that had it first
+
+	state atomic.Pointer[routeState]
+	held  atomic.Int32 // users that wait for an offer
+	slot  sync.Once
+	data  any // guarded by slot
+}
+
+// routeState is never changed.
+type routeState struct {
+	offers  []*Offer
+	removed bool
+	changed chan struct{} // closed when there is another state, or an offer of this one may be up
+}
+
+func newRoute(pub grammar.Public, key KeyID) *Route {
+	rt := &Route{Public: pub, Key: key}
+	rt.state.Store(&routeState{changed: make(chan struct{})})
+	return rt
+}
+
+// Data returns what the caller keeps with the route, such as an account. The first call makes it.
+func (rt *Route) Data(make func() any) any {
+	rt.slot.Do(func() { rt.data = make() })
+	return rt.data
+}
+
+// set, remove and wake change the state. Registry.mu is held, and nobody waits for it: see try.
+func (rt *Route) set(offers []*Offer) {
+	if st := rt.state.Load(); !slices.Equal(st.offers, offers) {
+		rt.next(&routeState{offers: offers})
+	}
+}
+
+func (rt *Route) remove() { rt.next(&routeState{removed: true}) }
+
+func (rt *Route) wake() {
+	if rt.held.Load() > 0 {
+		rt.next(&routeState{offers: rt.state.Load().offers})
+	}
+}
+
+func (rt *Route) next(st *routeState) {
+	st.changed = make(chan struct{})
+	close(rt.state.Swap(st).changed)
+}
+
+// Up reports whether a newcomer would be served at once.
+func (rt *Route) Up() bool {
+	return slices.ContainsFunc(rt.state.Load().offers, func(o *Offer) bool { return !o.attrs.Load().Drained && o.way.Up() })
+}
+
+// Ways yields the ways to the bridges that serve the name.
+func (rt *Route) Ways(yield func(Way) bool) {
+	for _, o := range rt.state.Load().offers {
+		if !yield(o.way) {
+			return
+		}
+	}
+}
+
+// User is who wants to be served.
+type User struct {
+	Open wire.Open   // without the service
+	Left func() bool // reports whether the user has left; asked now and then while they wait
+}
+
+// Taken is a user's place at an offer.
+type Taken struct {
+	Stream *link.Stream
+	Offer  *Offer
+}
+
+// Leave gives the place back.
+func (t Taken) Leave() { t.Offer.users.Add(-1) }
+
+// Take opens a stream for a user. While no offer is up it waits up to Hold for one.
+func (rt *Route) Take(ctx context.Context, u User) (Taken, error) {
+	t, changed, err := rt.try(u.Open)
+	if changed == nil {
+		return t, err
+	}
+	defer rt.held.Add(-1)
+	if rt.held.Add(1) > MaxHeld {
+		return t, fmt.Errorf("%w, and %d clients wait for it already", ErrAway, MaxHeld)
+	}
+	late, look := time.NewTimer(Hold), time.NewTicker(lookEvery)
+	defer late.Stop()
+	defer look.Stop()
+	for {
+		// At first once more: who changed something before this user was counted has woken nobody.
+		if t, changed, err = rt.try(u.Open); changed == nil {
+			return t, err
+		}
+		select {
+		case <-changed:
+		case <-look.C:
+			if u.Left() {
+				return t, ErrLeft
+			}
+		case <-late.C:
+			return t, ErrAway
+		case <-ctx.Done():
+			return t, ctx.Err()
+		}
+	}
+}
+
+// try opens a stream at the best offer. If none is up, it returns what is closed when that may have changed.
+func (rt *Route) try(o wire.Open) (t Taken, changed <-chan struct{}, err error) {
+	var tried []*Offer
+	var full error
+	for {
+		st := rt.state.Load()
+		if st.removed {
+			return t, nil, ErrRemoved
+		}
+		best := st.best(tried)
+		if best == nil {
+			if full != nil {
+				return t, nil, full
+			}
+			return t, st.changed, nil
+		}
+		s, err := best.open(o)
+		switch {
+		case err == nil:
+			return Taken{s, best}, nil, nil
+		case !errors.Is(err, errRetired) && !errors.Is(err, link.ErrEnded): // those are as away as they were a moment later
+			full = err
+		}
+		tried = append(tried, best)
+	}
+}
+
+// best returns the offer for a newcomer: one that is up, healthy rather than not, with the fewest users for its weight.
+func (st *routeState) best(not []*Offer) *Offer {
+	for {
+		var best *Offer
+		for _, o := range st.offers {
+			if !o.attrs.Load().Drained && !slices.Contains(not, o) && (best == nil || o.before(best)) {
+				best = o
+			}
+		}
+		if best == nil || best.way.Up() {
+			return best
+		}
+		not = append(slices.Clip(not), best)
+	}
+}
+
+// Offer is a claim that gets users.
+type Offer struct {
+	Key     KeyID
+	Session SessionID
+
+	way   Way
+	id    uint32 // of the claim
+	attrs atomic.Pointer[Claim]
+	users atomic.Int64
+
+	mu      sync.RWMutex
+	retired bool // guarded by mu
+}
+
+func newOffer(c *claim) *Offer {
+	o := &Offer{Key: c.session.key, Session: c.session.id, way: c.session.way, id: c.id}
+	asked := c.asked
+	o.attrs.Store(&asked)
+	return o
+}
+
+// Target is what the bridge says that it connects users to.
+func (o *Offer) Target() string { return o.attrs.Load().Target }
+
+func (o *Offer) before(p *Offer) bool {
+	a, b := o.attrs.Load(), p.attrs.Load()
+	if a.Unhealthy != b.Unhealthy {
+		return b.Unhealthy
+	}
+	return o.users.Load()*int64(max(b.Weight, 1)) < p.users.Load()*int64(max(a.Weight, 1))
+}
+
+var errRetired = errors.New("the offer was retired")
+
+// open opens a stream, unless the offer was retired: then no stream to it is opened any more, and the marks that are read after
+// retire are above those of all its streams.
+func (o *Offer) open(open wire.Open) (*link.Stream, error) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if o.retired {
+		return nil, errRetired
+	}
+	o.users.Add(1)
+	open.Service = o.id
+	s, err := o.way.Open(open)
+	if err != nil {
+		o.users.Add(-1)
+	}
+	return s, err
+}
+
+func (o *Offer) retire() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.retired = true
+}

@@ -1,0 +1,398 @@
+package registry
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"reverser/internal/grammar"
+	"reverser/internal/wire"
+)
+
+// settle derives for every name that was touched, in this order: who holds it; whether a name that overlaps stands in its way; its
+// sockets; its offers; the answers to its claims. To settle again changes nothing.
+func (co *core) settle() {
+	if len(co.touched) == 0 {
+		return
+	}
+	batch := co.touched
+	co.touched = nil
+	slices.SortFunc(batch, func(a, b *name) int { return comparePublic(a.public, b.public) })
+	for _, n := range batch {
+		n.touched = false
+		co.hold(n)
+	}
+	for len(co.dirty) > 0 {
+		ov := co.dirty[0]
+		co.dirty = co.dirty[1:]
+		ov.decide(co)
+	}
+	more := co.touched // those that are blocked now, or no longer
+	co.touched = nil
+	slices.SortFunc(more, func(a, b *name) int { return comparePublic(a.public, b.public) })
+	batch = append(batch, more...)
+	for _, n := range batch {
+		co.finish(n)
+	}
+	co.settled += len(batch)
+}
+
+// shares reports whether a claim of a key, for a group, belongs to who holds the name.
+func (h *holding) shares(key KeyID, group string) bool {
+	return key == h.key || group != "" && group == h.group
+}
+
+// granted reports whether a name is held, and none that overlaps is in its way.
+func (n *name) granted() bool { return n.held != nil && n.held.granted != 0 }
+
+// eligible reports whether a claim may have its name at all.
+func (co *core) eligible(c *claim) bool {
+	r := c.session.ring
+	return c.session.id >= r.newest && co.within(r, c.name)
+}
+
+// within reports whether a name is within the limit of a key.
+func (co *core) within(r *ring, n *name) bool {
+	most := r.key.MaxServices
+	return most == 0 || r.rank(r.names[n.public].place) < most
+}
+
+// hold decides who has a name. Who has it keeps it while one of its claims, or a session that inherited it, is there; then whoever
+// stands first in line gets it.
+func (co *core) hold(n *name) {
+	type candidate struct {
+		key   KeyID
+		group string
+		place uint64
+	}
+	var own, group, first *candidate
+	better := func(a **candidate, c candidate) {
+		if *a == nil || c.place < (*a).place {
+			*a = &c
+		}
+	}
+	try := func(c candidate) {
+		better(&first, c)
+		switch h := n.held; {
+		case h == nil:
+		case c.key == h.key:
+			better(&own, c)
+		case h.shares(c.key, c.group):
+			better(&group, c)
+		}
+	}
+	for _, c := range n.claims {
+		if co.eligible(c) {
+			try(candidate{c.session.key, c.asked.Group, c.place})
+		}
+	}
+	for _, s := range n.heirs {
+		h := s.inherited[n.public]
+		if s.id >= s.ring.newest && co.within(s.ring, n) && co.policy.permits(s, n.public) {
+			try(candidate{s.key, h.group, h.place})
+		}
+	}
+	if keep := cmp.Or(own, group); keep != nil {
+		n.held.key, n.held.group = keep.key, keep.group
+		return
+	}
+	if n.held != nil {
+		co.placeOf(n).lose(co, n)
+		delete(co.holdings, n.public)
+		n.held = nil
+		co.setRoute(n, nil)
+	}
+	if first != nil {
+		n.held = &holding{key: first.key, group: first.group, seq: first.place}
+		co.holdings[n.public] = n.held
+		co.placeOf(n).gain(co, n)
+		co.setRoute(n, newRoute(n.public, first.key))
+	}
+}
+
+// finish derives what follows from who holds a name.
+func (co *core) finish(n *name) {
+	n.touched = false
+	co.want(n)
+	co.serve(n)
+	now := co.outcome(n)
+	if n.all || now != n.said {
+		n.asked = n.claims
+	}
+	for _, c := range n.asked {
+		if c.name == n {
+			co.review(c)
+		}
+	}
+	n.said, n.all, n.asked = now, false, nil
+	if len(n.claims) == 0 && len(n.heirs) == 0 {
+		delete(co.names, n.public)
+	}
+}
+
+// outcome is what the answers to the claims of a name follow from, their own keys and sessions apart.
+type outcome struct {
+	key   KeyID
+	group string
+	held  bool
+	over  grammar.Public
+	state socketState // of the first socket that is not open
+	why   string
+}
+
+func (co *core) outcome(n *name) (o outcome) {
+	if n.held == nil {
+		return o
+	}
+	o.key, o.group, o.held = n.held.key, n.held.group, true
+	if n.blocked != nil {
+		o.over = n.blocked.public
+	}
+	for _, s := range socketsOf(n.public) {
+		if rec := co.sockets[s]; rec == nil {
+			return o
+		} else if o.state, o.why = rec.state, rec.why; rec.state != open {
+			return o
+		}
+	}
+	return o
+}
+
+// want has the sockets of a name opened or closed.
+func (co *core) want(n *name) {
+	wanted := n.granted() && !co.stopping
+	for _, s := range socketsOf(n.public) {
+		at := slices.Index(co.wanters[s], n)
+		switch {
+		case wanted && at < 0:
+			co.wanters[s] = append(co.wanters[s], n)
+		case !wanted && at >= 0:
+			if co.wanters[s] = slices.Delete(co.wanters[s], at, at+1); len(co.wanters[s]) == 0 {
+				delete(co.wanters, s)
+			}
+		}
+		co.lookAt(s)
+	}
+}
+
+// serve decides which claims get the users of a name. Of several sessions of one key it is the newest that was up: a bridge that is
+// stopping serves until its successor does.
+func (co *core) serve(n *name) {
+	before := n.serving
+	n.serving = nil
+	if n.granted() {
+		for _, c := range n.claims {
+			if co.eligible(c) && n.held.shares(c.session.key, c.asked.Group) {
+				n.serving = append(n.serving, c)
+			}
+		}
+		n.serving = newestOfEach(n.serving)
+	}
+	offers := make([]*Offer, 0, len(n.serving))
+	for _, c := range n.serving {
+		if c.offer == nil {
+			c.offer = newOffer(c)
+		}
+		offers = append(offers, c.offer)
+	}
+	if n.route != nil {
+		n.route.set(offers)
+	}
+	for _, o := range n.left {
+		co.effects = append(co.effects, effect{do: doRetire, offer: o})
+	}
+	n.left = nil
+	for _, c := range before {
+		if c.name == n && c.offer != nil && !slices.Contains(n.serving, c) {
+			co.effects = append(co.effects, effect{do: doRetire, offer: c.offer})
+			c.offer = nil
+		}
+	}
+}
+
+func newestOfEach(cs []*claim) []*claim {
+	if len(cs) < 2 {
+		return cs
+	}
+	newest := make(map[*ring]SessionID)
+	for _, c := range cs {
+		if c.session.wasUp {
+			newest[c.session.ring] = max(newest[c.session.ring], c.session.id)
+		}
+	}
+	return slices.DeleteFunc(cs, func(c *claim) bool { return c.session.id < newest[c.session.ring] })
+}
+
+// setRoute gives a name another route. Who waits for the old one learns that it is gone.
+func (co *core) setRoute(n *name, r *Route) {
+	if n.route != nil {
+		n.route.remove()
+	}
+	n.route = r
+	co.changed = append(co.changed, n)
+}
+
+// review has the bridge told about a claim, if there is anything new to say.
+func (co *core) review(c *claim) {
+	if a := co.answer(c); !c.queued && a.Status != 0 && (c.owed || a != c.told) {
+		c.queued = true
+		co.effects = append(co.effects, effect{do: doTell, claim: c})
+	}
+}
+
+// answer is what there is to say about a claim.
+func (co *core) answer(c *claim) Answer {
+	a := Answer{Status: wire.ClaimRetrying, Public: c.public}
+	if c.denied != "" {
+		a.Status, a.Why, a.Text = wire.ClaimDenied, WhyDenied, c.denied
+		return a
+	}
+	n, s := c.name, c.session
+	switch first := s.first[c.public]; {
+	case co.stopping && !c.owed: // GOAWAY has said it
+		return Answer{}
+	case co.stopping:
+		a.Why = WhyStopping
+		return a
+	case first != c:
+		a.Why, a.Text = WhyTwice, first.asked.Target
+		return a
+	case !co.within(s.ring, n):
+		a.Why = WhyLimit
+		return a
+	case n.held == nil: // or the claim would have it
+		a.Why = WhyReplaced
+		return a
+	case !n.held.shares(s.key, c.asked.Group):
+		a.Why, a.By = WhyHeld, n.held.key
+		return a
+	case !n.granted():
+		a.Why, a.Over = WhyOverlap, n.blocked.public
+		return a
+	}
+	switch o := co.outcome(n); o.state {
+	case open:
+		a.Status = wire.ClaimUp
+		return a
+	case failed:
+		a.Why, a.Text = WhySocket, o.why
+		return a
+	}
+	return Answer{} // the socket is being opened
+}
+
+// place is what overlaps at all: a port.
+type place struct {
+	kind grammar.Kind
+	port uint16
+}
+
+// overlaps are the names of one port that are held. Of two whose addresses cover each other only one is granted the port. It keeps
+// it for as long as it is held; then those that wait get their turn in the order of their holdings.
+type overlaps struct {
+	at      place
+	waiting []*name    // by holding.seq
+	granted [3][]*name // by family, each by holding.granted; a wild address has a family of its own
+	dirty   bool
+}
+
+// families of bind addresses.
+const (
+	familyWild = iota // it covers others
+	family4
+	family6
+)
+
+func (co *core) placeOf(n *name) *overlaps {
+	at := placeOf(n.public)
+	ov := co.places[at]
+	if ov == nil {
+		ov = &overlaps{at: at}
+		co.places[at] = ov
+	}
+	return ov
+}
+
+func placeOf(pub grammar.Public) place { return place{pub.Kind, pub.Port} }
+
+// gain adds a name that is held from now on.
+func (ov *overlaps) gain(co *core, n *name) {
+	if !ov.dirty {
+		if n.blocked = ov.obstacle(n); n.blocked == nil {
+			ov.grant(co, n)
+			return
+		}
+	}
+	at, _ := slices.BinarySearchFunc(ov.waiting, n, func(a, b *name) int { return cmp.Compare(a.held.seq, b.held.seq) })
+	ov.waiting = slices.Insert(ov.waiting, at, n)
+}
+
+// lose takes a name out before its holding goes.
+func (ov *overlaps) lose(co *core, n *name) {
+	list, by := &ov.waiting, func(h *holding) uint64 { return h.seq }
+	if n.held.granted != 0 {
+		list, by = &ov.granted[family(n.public)], func(h *holding) uint64 { return h.granted }
+		if !ov.dirty {
+			ov.dirty = true
+			co.dirty = append(co.dirty, ov)
+		}
+	}
+	at, _ := slices.BinarySearchFunc(*list, n, func(a, b *name) int { return cmp.Compare(by(a.held), by(b.held)) })
+	*list = slices.Delete(*list, at, at+1)
+	n.blocked = nil
+}
+
+// decide gives those that wait their turn.
+func (ov *overlaps) decide(co *core) {
+	ov.dirty = false
+	ov.waiting = slices.DeleteFunc(ov.waiting, func(n *name) bool {
+		was := n.blocked
+		if n.blocked = ov.obstacle(n); n.blocked == nil {
+			ov.grant(co, n)
+		}
+		if n.blocked != was || n.blocked == nil {
+			co.touch(n)
+		}
+		return n.blocked == nil
+	})
+	if len(ov.waiting)+len(ov.granted[familyWild])+len(ov.granted[family4])+len(ov.granted[family6]) == 0 {
+		delete(co.places, ov.at)
+	}
+}
+
+func (ov *overlaps) grant(co *core, n *name) {
+	n.held.granted = co.next()
+	f := family(n.public)
+	ov.granted[f] = append(ov.granted[f], n)
+}
+
+// obstacle returns the name that has been granted the port for the longest, of those that overlap n.
+func (ov *overlaps) obstacle(n *name) *name {
+	var first *name
+	try := func(o *name) {
+		if o.public.Overlaps(n.public) && (first == nil || o.held.granted < first.held.granted) {
+			first = o
+		}
+	}
+	for _, o := range ov.granted[familyWild] {
+		try(o)
+	}
+	if family(n.public) == familyWild { // it covers all of a family or none
+		for _, f := range ov.granted[family4:] {
+			if len(f) > 0 {
+				try(f[0])
+			}
+		}
+	}
+	return first
+}
+
+func family(pub grammar.Public) int {
+	switch addr, err := netip.ParseAddr(pub.Host); {
+	case err != nil || addr.IsUnspecified():
+		return familyWild
+	case addr.Is4():
+		return family4
+	}
+	return family6
+}

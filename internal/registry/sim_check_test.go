@@ -1,0 +1,368 @@
+package registry
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"reverser/internal/grammar"
+	"reverser/internal/wire"
+)
+
+// check looks at the invariants after a step. Their names are those of the document of the control plane:
+//
+//	C1  what the index holds is what is found anew from the inputs
+//	C2  a name is served by one key, or by one group
+//	C3  a socket is open exactly when a held name wants it; no two overlap; never a port of the process itself
+//	C4  nobody is routed to a claim that the policy denies
+//	C5  what is equal in two policies keeps its route and socket (see apply and begin)
+//	C6  nobody is sent away because offers changed: in the simulation a user ends with a service, or because the route was removed
+//	C7  at rest every claim was told its answer, every UNCLAIM acknowledged, and nothing is retired
+//	C8  no OPEN names a service that the bridge does not have, or another one than the user's (see arrive)
+//	C9  the limit of a key's services holds
+//	C10 nothing is left when all is over
+//	C11 a thawed registry goes on where the frozen one stood (see handover)
+//	C14 what waits is bounded
+//	C15 nothing outside is called under the lock (see unlocked)
+//
+// C13 needs visitors, and has nothing to look at yet.
+func (w *sim) check() {
+	co := &w.r.core
+	now := make(map[pub]holding)
+	for _, n := range co.names {
+		w.checkName(n)
+		if n.held != nil {
+			now[n.public] = *n.held
+		}
+	}
+	w.holders = now
+	for _, s := range co.sessions {
+		if !w.admits(s) {
+			w.fail("C4: session %d goes on, and its key was removed", s.id)
+		}
+	}
+	for s := range w.open {
+		if s.Port == ownPort {
+			w.fail("C3: %s is open, a port of the process", s)
+		}
+	}
+	routes := 0
+	for rt := range w.r.View().All {
+		routes++
+		if n := co.names[rt.Public]; n == nil || n.route != rt || n.held == nil {
+			w.fail("C1: the view has a route for %s that nobody holds", rt.Public)
+		}
+	}
+	if routes != len(co.holdings) {
+		w.fail("C1: %d routes for %d holdings", routes, len(co.holdings))
+	}
+	w.checkOffers()
+	if most := 4*len(co.names) + 64 + maxOwed; len(co.effects) > most {
+		w.fail("C14: %d effects wait", len(co.effects))
+	}
+	w.checkThaw()
+}
+
+func (w *sim) checkName(n *name) {
+	if n.touched {
+		w.fail("C1: %s was not settled", n.public)
+	}
+	for _, c := range n.serving {
+		switch h := n.held; {
+		case !w.allowed(c.session.key, n.public):
+			w.fail("C4: %s is served by key %x, whose policy does not allow it", n.public, c.session.key[0])
+		case c.session.key != h.key && (h.group == "" || c.asked.Group != h.group):
+			w.fail("C2: %s is held by key %x, group %q, and served by key %x, group %q", n.public, h.key[0], h.group, c.session.key[0], c.asked.Group)
+		case c.asked.Group != "" && !slices.Contains(w.r.core.policy.keys[c.session.key].Groups, c.asked.Group):
+			w.fail("C2: the policy of key %x does not allow group %q", c.session.key[0], c.asked.Group)
+		}
+		for _, d := range n.serving {
+			if c != d && c.session == d.session {
+				w.fail("C2: session %d serves %s twice", c.session.id, n.public)
+			}
+		}
+		if len(n.serving) > 1 && c.session.key != n.held.key {
+			w.stats.group++
+		}
+	}
+	if n.granted() && !n.route.Up() {
+		for _, c := range n.claims {
+			newer := slices.ContainsFunc(n.claims, func(o *claim) bool {
+				return o.session.key == c.session.key && o.session.id > c.session.id && o.session.wasUp
+			})
+			able := c.session.id >= c.session.ring.newest && w.r.core.within(c.session.ring, n) && n.held.shares(c.session.key, c.asked.Group)
+			if c.session.way.Up() && !c.asked.Drained && able && !newer {
+				w.fail("C6: users of %s wait, though session %d could serve them", n.public, c.session.id)
+			}
+		}
+	}
+	// Of two names that overlap at most one gets sockets.
+	for _, o := range w.r.core.names {
+		if n != o && n.public.Overlaps(o.public) && n.granted() && o.granted() {
+			w.fail("C3: %s and %s are both to be open", n.public, o.public)
+		}
+	}
+	if n.held != nil && !n.granted() && (n.blocked == nil || !n.blocked.granted() || !n.blocked.public.Overlaps(n.public)) {
+		w.fail("C3: %s waits for its port, and nobody has it", n.public)
+	}
+	// Who has a name keeps it.
+	before, had := w.holders[n.public]
+	if had && n.held != nil && n.held.key != before.key && (before.group == "" || n.held.group != before.group) {
+		for _, c := range n.claims {
+			r := c.session.ring
+			if c.session.key == before.key && c.session.id >= r.newest && w.r.core.policy.keys[r.id].MaxServices == 0 {
+				w.fail("C6: %s went from key %x to key %x, though the first one claims it", n.public, before.key[0], n.held.key[0])
+			}
+		}
+	}
+}
+
+// checkOffers: with all effects done, whoever is not in the view is retired.
+func (w *sim) checkOffers() {
+	live := make(map[*Offer]bool)
+	for rt := range w.r.View().All {
+		newest := make(map[KeyID]SessionID)
+		offers := rt.state.Load().offers
+		for _, o := range offers {
+			if l := o.way.(*simLink); l.up {
+				newest[o.Key] = max(newest[o.Key], o.Session)
+			}
+		}
+		for _, o := range offers {
+			if !slices.Contains(w.offers, o) {
+				w.offers = append(w.offers, o)
+			}
+			live[o] = true
+			switch {
+			case o.retired:
+				w.fail("C6: a retired offer of %s is in the view", rt.Public)
+			case o.Session < newest[o.Key]:
+				w.fail("C6: session %d still gets users of %s, though session %d is up", o.Session, rt.Public, newest[o.Key])
+			}
+		}
+	}
+	if len(w.r.core.effects) > 0 {
+		return
+	}
+	for _, o := range w.offers {
+		if !live[o] && !o.retired {
+			w.fail("C4: claim %d of session %d is in no route, and can be opened", o.id, o.Session)
+		}
+	}
+	w.offers = slices.DeleteFunc(w.offers, func(o *Offer) bool { return o.retired })
+}
+
+// checkThaw: what a fresh core derives from the document is what the present one holds.
+func (w *sim) checkThaw() {
+	doc := w.r.core.freeze()
+	fresh, err := thaw(doc, w.policy, w.way)
+	if err != nil {
+		w.fail("C11: %v", err)
+		return
+	}
+	if got, want := fresh.derived(), w.r.core.derived(); got != want {
+		w.fail("C1: from the inputs follows\n%s\nand the index has\n%s", got, want)
+	}
+	for _, e := range fresh.effects {
+		if e.claim == nil {
+			continue
+		}
+		if c := w.r.core.sessions[e.claim.session.id].claims[e.claim.id]; !c.queued {
+			w.fail("C7: claim %d of session %d is to be told, and nothing is on its way", c.id, c.session.id)
+		}
+	}
+	for id, s := range w.r.core.sessions {
+		for _, c := range s.claims {
+			if c.queued && w.r.core.answer(c).Status != 0 && c.owed != fresh.sessions[id].claims[c.id].owed {
+				w.fail("C11: the document does not say that claim %d of session %d has no answer", c.id, id)
+			}
+		}
+		if !maps.Equal(s.owed, fresh.sessions[id].owed) {
+			w.fail("C11: the document does not say which UNCLAIMs of session %d have no answer", id)
+		}
+	}
+	before := w.r.core.settled
+	w.r.change(func(co *core) {
+		effects := len(co.effects)
+		for _, n := range co.names {
+			co.touch(n)
+		}
+		co.settle()
+		if len(co.effects) != effects || len(co.changed) != 0 {
+			w.fail("C1: to settle again brings %d effects", len(co.effects)-effects)
+		}
+	})
+	w.r.core.settled = before
+}
+
+// derived is what follows from the inputs, as a text.
+func (co *core) derived() string {
+	var b strings.Builder
+	for _, p := range sortedNames(co.names) {
+		n := co.names[p]
+		fmt.Fprintf(&b, "%s", p)
+		if n.held != nil {
+			fmt.Fprintf(&b, " held %x %q", n.held.key[0], n.held.group)
+		}
+		if n.blocked != nil {
+			fmt.Fprintf(&b, " blocked by %s", n.blocked.public)
+		}
+		for _, c := range n.claims {
+			fmt.Fprintf(&b, " claim %d/%d", c.session.id, c.id)
+		}
+		for _, c := range n.serving {
+			fmt.Fprintf(&b, " serves %d/%d", c.session.id, c.id)
+		}
+		if n.route != nil {
+			for _, o := range n.route.state.Load().offers {
+				fmt.Fprintf(&b, " offer %d/%d %+v", o.Session, o.id, *o.attrs.Load())
+			}
+		}
+		fmt.Fprintln(&b)
+	}
+	for _, id := range slices.Sorted(maps.Keys(co.sessions)) {
+		s := co.sessions[id]
+		fmt.Fprintf(&b, "session %d, newest %d\n", id, s.ring.newest)
+		for _, c := range sortedClaims(s) {
+			fmt.Fprintf(&b, "claim %d place %d %s: %+v\n", c.id, c.place, c.public, co.answer(c))
+		}
+	}
+	wanted := make(map[pub]bool)
+	for s := range co.wanters {
+		wanted[pub(s)] = true
+	}
+	fmt.Fprintln(&b, sortedNames(wanted))
+	return b.String()
+}
+
+// drain lets everything come to rest, looks, and ends all.
+func (w *sim) drain() {
+	w.calm = true
+	w.trace("to rest")
+	for _, b := range w.bridges {
+		if b.link != nil {
+			if !b.link.control {
+				b.link.control = true
+				b.link.repeat()
+			}
+			b.link.up = true
+			w.r.LinkUp(b.link.id, true)
+		}
+	}
+	for range 3 { // an answer may open what waited for it
+		w.r.change((*core).retry)
+		for moved := true; moved && w.err == nil; {
+			w.finish()
+			moved = false
+			for _, b := range w.bridges {
+				if l := b.link; l != nil {
+					moved = moved || len(l.toProxy)+len(l.toBridge) > 0
+					l.hear()
+					l.learn()
+					for slot := range l.flight {
+						moved = moved || len(l.flight[slot]) > 0
+						l.arrive(slot)
+					}
+				}
+			}
+			w.check()
+		}
+	}
+	w.rest()
+	for range 100 * (len(w.users) + 1) {
+		w.move()
+	}
+	for _, u := range w.users {
+		if u.changed != nil && (u.route.Up() || w.r.View().Find(u.name) != u.route) {
+			w.fail("C6: a user of %s waits, and nobody wakes them", u.name)
+		}
+	}
+	for _, b := range w.bridges {
+		if b.link != nil {
+			b.link.end()
+		}
+	}
+	w.finish()
+	w.check()
+	co := &w.r.core
+	left := len(co.sessions) + len(co.names) + len(co.holdings) + len(co.sockets) + len(co.rings) + len(co.places) + len(co.wanters) +
+		len(co.bound) + len(co.waiting) + len(co.looking) + len(co.effects) + len(w.open)
+	if left != 0 {
+		w.fail("C10: with all sessions over something is left: %+v, open %v", co, w.open)
+	}
+}
+
+// rest looks at what holds once nothing moves.
+func (w *sim) rest() {
+	co := &w.r.core
+	for _, b := range w.bridges {
+		if b.link == nil {
+			continue
+		}
+		s := co.sessions[b.link.id]
+		for id, svc := range b.services {
+			c := s.claims[id]
+			if c == nil {
+				w.fail("C7: claim %d of session %d is not known", id, s.id)
+				return
+			}
+			if a := co.answer(c); a.Status == 0 || a != c.told || a != svc.answer {
+				w.fail("C7: the answer to claim %d of session %d is %+v, it was told %+v, and the bridge knows %+v", id, s.id, a, c.told, svc.answer)
+			}
+		}
+		if len(b.retired) != 0 || len(s.owed) != 0 {
+			w.fail("C7: session %d has %d retired services and %d UNCLAIMs without an answer", s.id, len(b.retired), len(s.owed))
+		}
+		if len(s.claims) != len(b.services) {
+			w.fail("C7: session %d has %d claims of %d", s.id, len(s.claims), len(b.services))
+		}
+	}
+	served := make(map[KeyID]int)
+	wanted := 0
+	for _, n := range co.names {
+		of := make(map[KeyID]bool)
+		for _, c := range n.serving {
+			of[c.session.key] = true
+			if slices.ContainsFunc(c.session.ring.sessions, func(s *session) bool { return s.id > c.session.id && s.round && s.up }) {
+				w.fail("C6: session %d still serves %s, after a newer one said all its claims", c.session.id, n.public)
+			}
+		}
+		for id := range of {
+			served[id]++
+		}
+		if n.granted() {
+			wanted++
+			if w.open[Socket(n.public)] == 0 {
+				w.fail("C3: %s is held and not open", n.public)
+			}
+		}
+		for _, c := range n.claims {
+			a := co.answer(c)
+			if w.free(n, c) && a.Status != wire.ClaimUp {
+				w.fail("C2: nobody else wants %s, and the answer is %+v", n.public, a)
+			}
+		}
+	}
+	for id, n := range served {
+		if most := co.policy.keys[id].MaxServices; most > 0 && n > most {
+			w.fail("C9: key %x has %d names, at most %d", id[0], n, most)
+		}
+	}
+	if wanted != len(w.open) {
+		w.fail("C3: %d sockets are open, %d are wanted", len(w.open), wanted)
+	}
+}
+
+// free reports whether nothing stands in the way of a claim, by another rule than the core's: the only claim of its port.
+func (w *sim) free(n *name, c *claim) bool {
+	for _, s := range w.r.core.sessions {
+		for _, o := range s.claims {
+			if o != c && (o.public.Port == n.public.Port || o.public == (grammar.Public{})) {
+				return false
+			}
+		}
+	}
+	r := c.session.ring
+	return w.r.core.policy.keys[r.id].MaxServices == 0 && len(r.sessions) == 1
+}

@@ -1,0 +1,36 @@
+package relay
+
+import "sync/atomic"
+
+// sharedCounter counts the bytes of one direction of a pair, chunk by chunk, and adds them to a total that others add to as well.
+type sharedCounter struct {
+	own   atomic.Uint64
+	total *atomic.Uint64 // nil: there is none
+}
+
+func (c *sharedCounter) Add(n uint64) {
+	c.own.Add(n)
+	if c.total != nil && n > 0 {
+		c.total.Add(n)
+	}
+}
+
+func (c *sharedCounter) Load() uint64 { return c.own.Load() }
+
+// set takes over a count that was in the total before.
+func (c *sharedCounter) set(n uint64) { c.own.Store(n) }
+
+// CountInto makes the pair add its bytes to totals as they move: those from client to target, and those on the way back. It is
+// called before Start.
+func (p *Pair) CountInto(sent, received *atomic.Uint64) {
+	if p.side == Target {
+		sent, received = received, sent
+	}
+	p.outward.bytes.total, p.inward.bytes.total = sent, received
+}
+
+// Resumes counts how often the connection of the link was replaced under the pair.
+func (p *Pair) Resumes() uint64 { return p.stream.Resumes() }
+
+// Paused reports whether no connection of the link carries the pair at present.
+func (p *Pair) Paused() bool { return p.stream.Paused() }

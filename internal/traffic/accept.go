@@ -1,0 +1,67 @@
+package traffic
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// Accept hands each connection of ln to handle until ln is closed or ctx ends. Being out of descriptors and the like passes: it
+// tries again. The next connection is accepted when handle has returned, so what handle counts was counted by then.
+func Accept(ctx context.Context, ln net.Listener, log *slog.Logger, handle func(net.Conn)) {
+	pause := time.Duration(0)
+	for {
+		conn, err := ln.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			handle(conn)
+			continue
+		case errors.Is(err, net.ErrClosed):
+			return
+		}
+		if pause == 0 {
+			log.Error("accept failed, trying again", "listen", ln.Addr().String(), "err", err)
+		}
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Accept takes users' connections at ln until ln is closed. serve is called with each one that was admitted, on a goroutine of the
+// crew; the admission is over when serve returns without having bound it. When as many connections are open as descriptors allow, it
+// stops accepting: the rest waits in the kernel, and links and operators still get in.
+func (c *Conns) Accept(ln net.Listener, account *Account, serve func(*Admission, net.Conn)) {
+	Accept(c.ctx, ln, c.log, func(conn net.Conn) {
+		a, err := c.Admit(account, AddrPort(conn.RemoteAddr()), Wait)
+		if err != nil {
+			Reset(conn)
+			return
+		}
+		a.Go(func() { serve(a, conn) })
+	})
+}
+
+// Reset closes a connection with RST: a user who is not served must not take it for an answer.
+func Reset(conn net.Conn) {
+	if c, ok := conn.(interface{ SetLinger(int) error }); ok {
+		c.SetLinger(0)
+	}
+	conn.Close()
+}
+
+// AddrPort is the address of a TCP connection's end, an IPv4 address as such; the zero value for any other.
+func AddrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		ap := t.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}

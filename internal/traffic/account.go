@@ -1,0 +1,379 @@
+package traffic
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"reverser/internal/relay"
+	"reverser/internal/status"
+)
+
+// Account counts the connections of a service or key. What it has counted stays when they are over, and never becomes less.
+//
+// A pair adds its bytes to its service's account, chunk by chunk. A key's account adds up its services' when it is read.
+type Account struct {
+	Key     [16]byte
+	Service string // canonical PUBLIC; "" in a key's account
+
+	ledger *ledger
+	key    *Account // nil in a key's account
+
+	sent, received atomic.Uint64
+	pairs          atomic.Int64  // at present
+	total          atomic.Uint64 // pairs that were made
+
+	// Guarded by ledger.mu.
+	now      int // admissions: pairs, and what is on the way to one
+	limits   Limits
+	ended    map[relay.Reason]uint64
+	refusals map[Refusal]uint64
+	clients  int                 // that have an account of their own
+	others   guest               // the account of those that have none
+	services map[string]*Account // of a key
+	unlisted bool                // the key has too many services: what this one counted goes to the key when a pair is over
+	said     time.Time           // when a refusal was last logged
+	unsaid   uint64              // how many were not since
+}
+
+// Limits are what an account allows; 0: no limit.
+type Limits struct {
+	Connections int // at once
+	PerClient   int // of one client at once: of an IPv4 address, of a network of 64 bits in IPv6
+}
+
+// LimitError says that a connection would be one too many.
+type LimitError struct {
+	What string // whose limit it is: "service", "key" or "client"
+	Max  int
+}
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("limit of the %s: at most %d connections at once", e.What, e.Max)
+}
+
+// Refusal says why a connection did not become a pair.
+type Refusal string
+
+// The refusals.
+const (
+	RefusedDrain       Refusal = "drain"              // the process was stopping
+	RefusedFull        Refusal = "descriptors"        // as many connections as the descriptor limit allows
+	RefusedDials       Refusal = "dials"              // too many targets were being dialled
+	RefusedLimit       Refusal = "limit"              // a limit of an account
+	RefusedAway        Refusal = "away"               // the bridge was away for too long, or too many waited for it
+	RefusedRemoved     Refusal = "service-removed"    // the service was removed meanwhile
+	RefusedLeft        Refusal = "client-left"        // the client did not wait
+	RefusedTarget      Refusal = "target-refused"     // the target refused the connection
+	RefusedUnreachable Refusal = "target-unreachable" // the target did not answer in time, or there is no way to it
+)
+
+func refusal(err error) Refusal {
+	if errors.Is(err, ErrFull) {
+		return RefusedFull
+	}
+	return RefusedDrain
+}
+
+// Usage is what an account counted.
+type Usage struct {
+	Admitted       int    // at present: pairs, and what is on the way to one
+	Pairs          int    // at present
+	Total          uint64 // pairs that were made
+	Sent, Received uint64 // bytes from clients to targets, and back
+	Ended          map[relay.Reason]uint64
+	Refused        map[Refusal]uint64
+}
+
+// Usage returns what was counted so far.
+func (a *Account) Usage() Usage {
+	a.ledger.mu.Lock()
+	defer a.ledger.mu.Unlock()
+	u := Usage{Admitted: a.now, Ended: make(map[relay.Reason]uint64), Refused: make(map[Refusal]uint64)}
+	a.addLocked(&u)
+	for _, s := range a.services {
+		s.addLocked(&u)
+	}
+	return u
+}
+
+func (a *Account) addLocked(u *Usage) {
+	u.Pairs += int(a.pairs.Load())
+	u.Total += a.total.Load()
+	u.Sent += a.sent.Load()
+	u.Received += a.received.Load()
+	for r, n := range a.ended {
+		u.Ended[r] += n
+	}
+	for r, n := range a.refusals {
+		u.Refused[r] += n
+	}
+}
+
+// Describe writes what was counted into the status of the service. It takes no lock; a service without an account was never used.
+func (a *Account) Describe(st *status.Service) {
+	if a == nil {
+		return
+	}
+	st.Connections, st.Total = int(a.pairs.Load()), a.total.Load()
+	st.Sent, st.Received = a.sent.Load(), a.received.Load()
+}
+
+// SetLimits says what the account allows from now on. Connections that are there already stay.
+func (a *Account) SetLimits(l Limits) {
+	a.ledger.mu.Lock()
+	defer a.ledger.mu.Unlock()
+	a.limits = l
+}
+
+// charge counts a connection that arrives for the service, unless it would be one too many.
+func (a *Account) charge(client netip.AddrPort) (*guest, error) {
+	a.ledger.mu.Lock()
+	defer a.ledger.mu.Unlock()
+	switch k := a.key; {
+	case a.limits.Connections > 0 && a.now >= a.limits.Connections:
+		return nil, &LimitError{"service", a.limits.Connections}
+	case k.limits.Connections > 0 && k.now >= k.limits.Connections:
+		return nil, &LimitError{"key", k.limits.Connections}
+	}
+	g := a.ledger.guestLocked(a, client, true)
+	if most := a.limits.PerClient; most > 0 && g.now >= most && g != &a.others {
+		return nil, &LimitError{"client", most}
+	}
+	a.now++
+	a.key.now++
+	a.ledger.takeLocked(g)
+	return g, nil
+}
+
+// giveBack is the end of what charge counted. reason is "" when no pair came of it.
+func (a *Account) giveBack(g *guest, reason relay.Reason, sent, received uint64) {
+	a.ledger.mu.Lock()
+	defer a.ledger.mu.Unlock()
+	a.now--
+	a.key.now--
+	if reason != "" {
+		if a.ended == nil {
+			a.ended = make(map[relay.Reason]uint64)
+		}
+		a.ended[reason]++
+		if a.unlisted {
+			a.key.addLost(reason, sent, received)
+		}
+		g.total++
+		g.sent += sent
+		g.received += received
+	}
+	a.ledger.giveLocked(g)
+}
+
+// refused counts a connection that did not become a pair.
+func (a *Account) refused(why Refusal, client netip.AddrPort) {
+	a.ledger.mu.Lock()
+	defer a.ledger.mu.Unlock()
+	for _, to := range []*Account{a, a.key} {
+		if to == a.key && !a.unlisted {
+			break
+		}
+		if to.refusals == nil {
+			to.refusals = make(map[Refusal]uint64)
+		}
+		to.refusals[why]++
+	}
+	a.ledger.guestLocked(a, client, false).refused++
+}
+
+// say logs a line about a refusal, at most once a second. more is how many were kept quiet since the line before.
+func (a *Account) say(log *slog.Logger, msg string, args ...any) {
+	a.ledger.mu.Lock()
+	now := time.Now()
+	if !a.said.IsZero() && now.Sub(a.said) < time.Second {
+		a.unsaid++
+		a.ledger.mu.Unlock()
+		return
+	}
+	if a.unsaid > 0 {
+		args = append(args, "more", a.unsaid)
+	}
+	a.said, a.unsaid = now, 0
+	a.ledger.mu.Unlock()
+	log.Warn(msg, args...)
+}
+
+// addLost counts a pair of an unlisted service at its key. ledger.mu is held.
+func (a *Account) addLost(reason relay.Reason, sent, received uint64) {
+	if a.ended == nil {
+		a.ended = make(map[relay.Reason]uint64)
+	}
+	a.ended[reason]++
+	a.total.Add(1)
+	a.sent.Add(sent)
+	a.received.Add(received)
+}
+
+// maxServices is how many services of one key have an account that is kept. Further ones have it as long as somebody holds it.
+const maxServices = 16_384
+
+// ledger holds all accounts of a process.
+type ledger struct {
+	mu     sync.Mutex
+	keys   map[[16]byte]*Account // guarded by mu, as all below
+	guests map[guestID]*guest
+	idle   *list.List // of *guest: those without a connection, the one that is so for longest first
+	most   int        // guests
+}
+
+// guest is the account of one client at one service. Its bytes are counted at the end of each pair.
+type guest struct {
+	guestID
+	now            int // admissions
+	total, refused uint64
+	sent, received uint64
+	idle           *list.Element // in ledger.idle; nil: it has a connection, or is one for others
+}
+
+type guestID struct {
+	service *Account
+	block   netip.Prefix
+}
+
+func (l *ledger) init(clients int) {
+	l.keys, l.guests, l.idle, l.most = make(map[[16]byte]*Account), make(map[guestID]*guest), list.New(), clients
+}
+
+func (l *ledger) key(id [16]byte) *Account {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.keyLocked(id)
+}
+
+func (l *ledger) keyLocked(id [16]byte) *Account {
+	k := l.keys[id]
+	if k == nil {
+		k = &Account{Key: id, ledger: l, services: make(map[string]*Account)}
+		l.keys[id] = k
+	}
+	return k
+}
+
+func (l *ledger) service(key [16]byte, name string) *Account {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.keyLocked(key)
+	if a := k.services[name]; a != nil {
+		return a
+	}
+	a := &Account{Key: key, Service: name, ledger: l, key: k, unlisted: len(k.services) >= maxServices}
+	a.others.service = a
+	if !a.unlisted {
+		k.services[name] = a
+	}
+	return a
+}
+
+func (l *ledger) find(key [16]byte, name string) *Account {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.keys[key]
+	if k == nil {
+		return nil
+	}
+	return k.services[name]
+}
+
+// Block is the range of addresses that counts as one client: a host in IPv4, a customer's network in IPv6.
+func Block(ip netip.Addr) netip.Prefix {
+	ip = ip.Unmap()
+	bits := 64
+	if ip.Is4() {
+		bits = 32
+	}
+	p, _ := ip.Prefix(bits)
+	return p
+}
+
+// guestLocked returns the account of a client, and makes one if make is set and there is room: the client that is without a
+// connection for longest loses its account to it.
+func (l *ledger) guestLocked(a *Account, client netip.AddrPort, make bool) *guest {
+	if !client.IsValid() {
+		return &a.others
+	}
+	id := guestID{a, Block(client.Addr())}
+	if g := l.guests[id]; g != nil {
+		return g
+	}
+	if !make {
+		return &a.others
+	}
+	if len(l.guests) >= l.most {
+		oldest := l.idle.Front()
+		if oldest == nil {
+			return &a.others
+		}
+		l.evictLocked(oldest.Value.(*guest))
+	}
+	g := &guest{guestID: id}
+	g.idle = l.idle.PushBack(g)
+	l.guests[id] = g
+	a.clients++
+	return g
+}
+
+// evictLocked drops the account of a client without a connection. What it counted goes to the account of the others.
+func (l *ledger) evictLocked(g *guest) {
+	l.idle.Remove(g.idle)
+	delete(l.guests, g.guestID)
+	g.service.clients--
+	o := &g.service.others
+	o.total += g.total
+	o.refused += g.refused
+	o.sent += g.sent
+	o.received += g.received
+}
+
+func (l *ledger) takeLocked(g *guest) {
+	g.now++
+	if g.idle != nil {
+		l.idle.Remove(g.idle)
+		g.idle = nil
+	}
+}
+
+func (l *ledger) giveLocked(g *guest) {
+	g.now--
+	if g.now == 0 && g != &g.service.others {
+		g.idle = l.idle.PushBack(g)
+	}
+}
+
+// Client is what was counted for one client of a service.
+type Client struct {
+	Block          netip.Prefix // the zero value: all clients without an account of their own
+	Admitted       int          // at present
+	Total, Refused uint64       // pairs that are over; connections that did not become one
+	Sent, Received uint64       // bytes of the pairs that are over
+}
+
+// Clients returns the clients of a service, in no order. It holds the lock of all accounts while it copies them.
+func (a *Account) Clients() []Client {
+	l := a.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := append(make([]Client, 0, a.clients+1), a.others.client())
+	for g := range maps.Values(l.guests) {
+		if g.service == a {
+			all = append(all, g.client())
+		}
+	}
+	return all
+}
+
+func (g *guest) client() Client {
+	return Client{Block: g.block, Admitted: g.now, Total: g.total, Refused: g.refused, Sent: g.sent, Received: g.received}
+}

@@ -1,0 +1,268 @@
+package traffic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"reverser/internal/relay"
+	"reverser/internal/wire"
+)
+
+// Admission is one connection that was let in: first on its way to a pair, then a pair. Whoever got it from Admit calls Bind, Leave or
+// Refuse in the end; a second such call does nothing.
+type Admission struct {
+	conns   *Conns
+	home    *shard
+	account *Account
+	client  netip.AddrPort
+	guest   *guest // the client's account
+	id      uint64
+
+	// Known to whoever has the admission, and from Bind on to the end of the pair.
+	placed, dials bool
+
+	// Set by Bind, before the phase is bound.
+	pair   pair
+	since  time.Time
+	name   string // of the client
+	target string
+
+	// Guarded by home.mu.
+	phase phase
+	end   *ending // what is to become of it as soon as it is a pair
+}
+
+// phase is what becomes of an admission at present.
+type phase int
+
+const (
+	arriving phase = iota
+	held
+	dialling
+	bound
+	over
+	phases
+)
+
+// ending is how a connection is to end.
+type ending struct {
+	reason relay.Reason
+	code   wire.Code
+}
+
+// Patience says what Admit does when all places are taken.
+type Patience bool
+
+// The ways to ask for a place.
+const (
+	NoWait Patience = false // refuse
+	Wait   Patience = true  // wait for a place
+)
+
+// Errors of Admit, beside *LimitError.
+var (
+	ErrDraining = errors.New("the process is stopping")
+	ErrFull     = errors.New("as many connections as the descriptor limit allows")
+)
+
+// Admit lets a connection in. While all places are taken it waits for one, or refuses.
+func (c *Conns) Admit(account *Account, client netip.AddrPort, p Patience) (*Admission, error) {
+	a := &Admission{conns: c, account: account, client: client, id: c.roster.ids.Add(1)}
+	a.home = &c.roster.shards[a.id%uint64(len(c.roster.shards))]
+	if !a.enter() {
+		account.refused(RefusedDrain, netip.AddrPort{})
+		return nil, ErrDraining
+	}
+	guest, err := account.charge(client)
+	if err != nil {
+		a.Refuse(RefusedLimit, "client refused", "service", account.Service, "client", clientName(client), "err", err)
+		return nil, err
+	}
+	a.guest = guest
+	if err := a.takePlace(p); err != nil {
+		a.Refuse(refusal(err), "")
+		return nil, err
+	}
+	return a, nil
+}
+
+// enter puts a on the list; false: nothing enters any more.
+func (a *Admission) enter() bool {
+	a.home.mu.Lock()
+	defer a.home.mu.Unlock()
+	if a.home.shut {
+		return false
+	}
+	a.home.all[a] = struct{}{}
+	a.conns.roster.busy.Add(1)
+	a.conns.roster.phases[arriving].Add(1)
+	return true
+}
+
+func (a *Admission) takePlace(p Patience) error {
+	c := a.conns
+	select {
+	case c.room.places <- struct{}{}:
+		a.placed = true
+		return nil
+	default:
+	}
+	what := "new ones are reset"
+	if p == Wait {
+		what = "new ones wait"
+	}
+	if now, last := time.Now().UnixNano(), c.room.fullSaid.Load(); now-last > int64(time.Minute) && c.room.fullSaid.CompareAndSwap(last, now) {
+		c.log.Warn(fmt.Sprintf("%s, %s (raise it with ulimit -n or LimitNOFILE=)", ErrFull, what), "limit", cap(c.room.places))
+	}
+	if p == NoWait {
+		return ErrFull
+	}
+	select {
+	case c.room.places <- struct{}{}:
+		a.placed = true
+		return nil
+	case <-c.ctx.Done():
+		return ErrDraining
+	}
+}
+
+// ID is unique in the process.
+func (a *Admission) ID() uint64 { return a.id }
+
+// Key is the key whose service it is.
+func (a *Admission) Key() [16]byte { return a.account.Key }
+
+// Service is the canonical PUBLIC.
+func (a *Admission) Service() string { return a.account.Service }
+
+// Client is the user's address; the zero value where it is not known.
+func (a *Admission) Client() netip.AddrPort { return a.client }
+
+// Go runs f on a goroutine of the crew. When f returns, the admission is over unless it was bound.
+func (a *Admission) Go(f func()) {
+	a.conns.crew.Go(func() {
+		defer a.Leave()
+		f()
+	})
+}
+
+// Hold says that the connection waits for a stream, and returns a context that ends when it should not wait any longer.
+func (a *Admission) Hold() context.Context {
+	a.enterPhase(held)
+	return a.conns.holding
+}
+
+// Dial says that the connection's target is about to be dialled; false: too many are, and it is not. Dialled says that this is over.
+func (a *Admission) Dial() bool {
+	select {
+	case a.conns.room.dials <- struct{}{}:
+		a.dials = true
+		a.enterPhase(dialling)
+		return true
+	default:
+		return false
+	}
+}
+
+// Dialled is the end of what Dial began.
+func (a *Admission) Dialled() {
+	if a.dials {
+		<-a.conns.room.dials
+		a.dials = false
+		a.enterPhase(arriving)
+	}
+}
+
+// Ended reports whether End chose the connection before it became a pair: it need not be served any more.
+func (a *Admission) Ended() bool {
+	a.home.mu.Lock()
+	defer a.home.mu.Unlock()
+	return a.end != nil
+}
+
+// endBy ends a pair, or sees to it that what is on the way to one ends as soon as it is one. false: it is over.
+func (a *Admission) endBy(e *ending) bool {
+	a.home.mu.Lock()
+	at := a.phase
+	if at < bound && a.end == nil {
+		a.end = e
+	}
+	a.home.mu.Unlock()
+	if at == bound {
+		a.pair.End(e.reason, e.code)
+	}
+	return at != over
+}
+
+func (a *Admission) isPair() bool {
+	a.home.mu.Lock()
+	defer a.home.mu.Unlock()
+	return a.phase == bound
+}
+
+// enterPhase changes what becomes of an admission that is not over.
+func (a *Admission) enterPhase(to phase) (end *ending) {
+	a.home.mu.Lock()
+	defer a.home.mu.Unlock()
+	a.conns.roster.phases[a.phase].Add(-1)
+	a.conns.roster.phases[to].Add(1)
+	a.phase = to
+	return a.end
+}
+
+// Leave is the end of a connection of which no pair came. Nobody is told.
+func (a *Admission) Leave() {
+	if a.depart(bound) {
+		a.giveBack("", 0, 0)
+	}
+}
+
+// Refuse is Leave for a user who was not served. It counts why, and logs msg unless it is empty: at most once a second for each service.
+func (a *Admission) Refuse(why Refusal, msg string, args ...any) {
+	if !a.depart(bound) {
+		return
+	}
+	a.account.refused(why, a.client)
+	if msg != "" {
+		a.account.say(a.conns.log, msg, args...)
+	}
+	a.giveBack("", 0, 0)
+}
+
+// depart takes the admission off the list, once; false: it is over already, or is in the phase but.
+func (a *Admission) depart(but phase) bool {
+	a.home.mu.Lock()
+	defer a.home.mu.Unlock()
+	if a.phase == over || a.phase == but {
+		return false
+	}
+	delete(a.home.all, a)
+	a.conns.roster.phases[a.phase].Add(-1)
+	a.phase = over
+	return true
+}
+
+// giveBack returns everything that the connection took. It is the last that is done for it.
+func (a *Admission) giveBack(reason relay.Reason, sent, received uint64) {
+	c := a.conns
+	if a.guest != nil {
+		a.account.giveBack(a.guest, reason, sent, received)
+	}
+	if a.dials {
+		<-c.room.dials
+	}
+	if a.placed {
+		<-c.room.places
+	}
+	c.roster.left(1)
+}
+
+func clientName(client netip.AddrPort) string {
+	if !client.IsValid() {
+		return ""
+	}
+	return client.String()
+}

@@ -1,0 +1,72 @@
+package traffic
+
+import (
+	"net"
+	"strconv"
+	"time"
+
+	"reverser/internal/link"
+	"reverser/internal/relay"
+	"reverser/internal/status"
+	"reverser/internal/wire"
+)
+
+// pair is what moves the bytes of a connection: a *relay.Pair.
+type pair interface {
+	Start(poller *relay.Poller, ended func(relay.Reason))
+	End(reason relay.Reason, code wire.Code)
+	Counts() (sent, received uint64)
+	HalfClosed() bool
+	Paused() bool
+	Resumes() uint64
+}
+
+// Bind makes a pair of the connection's socket and its stream. head is what was read from conn before; target is where the stream leads,
+// for people. The pair goes on by itself: its end is logged, and gives back what the admission took.
+func (a *Admission) Bind(conn net.Conn, s *link.Stream, head []byte, target string) {
+	p := relay.New(a.conns.side, conn, s, head)
+	p.CountInto(&a.account.sent, &a.account.received)
+	a.bind(p, target)
+}
+
+func (a *Admission) bind(p pair, target string) {
+	a.pair, a.since, a.name, a.target = p, time.Now(), clientName(a.client), target
+	a.account.pairs.Add(1)
+	a.account.total.Add(1)
+	a.conns.log.Info("pair created", "service", a.Service(), "client", a.name, "target", target)
+	end := a.enterPhase(bound)
+	p.Start(&a.conns.poller, a.released)
+	if end != nil { // a stream that was reset at this end tells nobody here
+		p.End(end.reason, end.code)
+	}
+}
+
+// released is called once, when the pair is over.
+func (a *Admission) released(reason relay.Reason) {
+	sent, received := a.pair.Counts()
+	a.conns.log.Info("pair released", "service", a.Service(), "client", a.name, "target", a.target,
+		"sent", sent, "received", received, "duration", relay.Seconds(time.Since(a.since)),
+		"reason", string(reason), "resumes", a.pair.Resumes())
+	a.account.pairs.Add(-1)
+	a.depart(over)
+	a.giveBack(reason, sent, received)
+}
+
+// Since is when the pair was made.
+func (a *Admission) Since() time.Time { return a.since }
+
+// Status returns a snapshot of a pair.
+func (a *Admission) Status() status.Pair {
+	sent, received := a.pair.Counts()
+	st := status.Pair{
+		ID: strconv.FormatUint(a.id, 10), Service: a.Service(), Client: a.name, Target: a.target,
+		Sent: sent, Received: received, Since: a.since, State: status.PairOpen,
+	}
+	switch {
+	case a.pair.Paused():
+		st.State = status.PairPaused
+	case a.pair.HalfClosed():
+		st.State = status.PairHalfClosed
+	}
+	return st
+}
