@@ -291,7 +291,11 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 	}
 	news := h.now.state != h.before.state || h.now.reason != h.before.reason
 	switch {
-	case !news || b.draining.Load(): // a successor has what this bridge had
+	case !news:
+	case b.draining.Load():
+		if h.now.state == status.ServiceRetrying {
+			log.Info("another process serves new users", "reason", c.Text)
+		}
 	case h.now.state == status.ServiceDenied:
 		log.Error("service denied by the proxy", "reason", c.Text)
 	case h.now.state == status.ServiceRetrying:
