@@ -6,20 +6,15 @@
 //	http.Serve(ln, handler)
 //
 // The connections that it accepts survive a break of the link to the proxy. `reverser proxy` is the other end, and
-// `reverser key add NAME --allow tcp/9000` there makes the token.
+// `reverser key add NAME --allow tcp/9000` there makes the token. A [Client] has several listeners on one link.
 package reverser
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"sync"
-
-	"reverser/internal/bridge"
-	"reverser/internal/grammar"
-	"reverser/internal/status"
 )
 
 // Config says what Listen asks for.
@@ -27,100 +22,100 @@ type Config struct {
 	Token  string       // that `reverser key add` printed
 	Proxy  string       // host:port of the proxy's link port; "": the token's
 	Public string       // what to listen on at the proxy: 9000, tcp/9000, tcp/127.0.0.1:9000
-	Log    *slog.Logger // nil: discard
+	Log    *slog.Logger // nil: discard; the first listener of a token decides
 }
 
 // ErrDenied says that the proxy's policy for the key does not allow the public address.
 var ErrDenied = errors.New("denied by the proxy")
 
-// Listen connects to the proxy and returns when the public address is open there. It returns an error that wraps
-// ErrDenied when the key may not have it, and goes on trying for as long as ctx lives when the proxy cannot be reached or
-// the address is taken. Closing the listener gives the address back and resets the connections that are left; so does the
-// end of ctx.
+// Listen connects to the proxy and returns when the public address is open there. It is [Client.Listen] on a client that all
+// listeners of a token and proxy in this program share: the link ends when the last of these listeners and of their
+// connections is closed. The end of ctx closes the listener.
 func Listen(ctx context.Context, cfg Config) (net.Listener, error) {
-	tok, err := grammar.ParseToken(cfg.Token)
-	if err != nil {
-		return nil, fmt.Errorf("token: %w", err)
-	}
-	pub, err := grammar.ParsePublic(cfg.Public)
-	if err == nil {
-		err = pub.Supported()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("public: %w", err)
-	}
-	l := &listener{pub: pub, conns: make(chan net.Conn), done: make(chan struct{})}
-	b, err := bridge.New(bridge.Config{
-		Token: tok, Proxies: proxies(cfg.Proxy), Log: cfg.Log, Version: "library",
-		Settings: bridge.Settings{Services: []bridge.Service{{Public: pub, Handle: l.hand}}},
-	})
+	s, err := shared.join(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	ctx, l.cancel = context.WithCancel(ctx)
-	l.running.Go(func() {
-		defer context.AfterFunc(ctx, l.finish)()
-		b.Run(ctx)
-		l.finish()
-	})
-	s, err := b.Await(ctx, pub)
+	ln, err := s.client.listen(ctx, cfg.Public, s)
 	if err != nil {
-		l.Close()
-		return nil, fmt.Errorf("listen on %s: %w", pub, err)
+		if s.leave() {
+			<-s.ended
+		}
+		return nil, err
 	}
-	if s.State == status.ServiceDenied {
-		l.Close()
-		return nil, fmt.Errorf("%w: %s", ErrDenied, s.Reason)
+	return ln, nil
+}
+
+// sharing holds the clients that listeners of a token share.
+type sharing struct {
+	mu      sync.Mutex
+	clients map[sharedKey]*sharedClient // guarded by mu
+}
+
+type sharedKey struct{ token, proxy string }
+
+// sharedClient is a client that ends with the last that uses it.
+type sharedClient struct {
+	key    sharedKey
+	client *Client
+	users  int           // listeners and connections; guarded by sharing.mu
+	ended  chan struct{} // closed when the client's link is gone
+}
+
+var shared = sharing{clients: make(map[sharedKey]*sharedClient)}
+
+// join returns the client of a token, and counts one more that uses it. A link that is ending is waited for: the proxy takes one
+// link of a key.
+func (sh *sharing) join(ctx context.Context, cfg Config) (*sharedClient, error) {
+	key := sharedKey{cfg.Token, cfg.Proxy}
+	for {
+		sh.mu.Lock()
+		s := sh.clients[key]
+		if s == nil {
+			s = &sharedClient{key: key, client: &Client{Token: cfg.Token, Proxy: cfg.Proxy, Log: cfg.Log}, ended: make(chan struct{})}
+			sh.clients[key] = s
+		} else if s.users == 0 {
+			sh.mu.Unlock()
+			select {
+			case <-s.ended:
+				continue
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+		s.users++
+		sh.mu.Unlock()
+		return s, nil
 	}
-	return l, nil
 }
 
-func proxies(addr string) []bridge.Proxy {
-	if addr == "" {
-		return nil
+// enter counts one more that uses the client. It reports false when nobody does any more: the client is ending.
+func (s *sharedClient) enter() bool {
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if s.users == 0 {
+		return false
 	}
-	return []bridge.Proxy{{Addr: addr}}
+	s.users++
+	return true
 }
 
-type listener struct {
-	pub     grammar.Public
-	conns   chan net.Conn
-	done    chan struct{}
-	once    sync.Once
-	cancel  context.CancelFunc
-	running sync.WaitGroup
-}
-
-// hand passes a connection to Accept.
-func (l *listener) hand(c net.Conn) {
-	select {
-	case l.conns <- c:
-	case <-l.done:
-		c.Close()
+// leave counts one less, and reports whether it was the last one: then the link ends when the proxy has what was sent.
+func (s *sharedClient) leave() (last bool) {
+	shared.mu.Lock()
+	s.users--
+	last = s.users == 0
+	shared.mu.Unlock()
+	if last {
+		s.client.finish(s.end)
 	}
+	return last
 }
 
-func (l *listener) finish() { l.once.Do(func() { close(l.done) }) }
-
-// Accept waits for the next user's connection.
-func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.Addr(), Err: net.ErrClosed}
-	}
-}
-
-// Close ends the listener and the link behind it.
-func (l *listener) Close() error {
-	l.finish()
-	l.cancel()
-	l.running.Wait()
-	return nil
-}
-
-// Addr is the public address; its IP is unspecified when the proxy listens on all of its own.
-func (l *listener) Addr() net.Addr {
-	return &net.TCPAddr{IP: net.ParseIP(l.pub.Host), Port: int(l.pub.Port)}
+// end is called when the link is gone.
+func (s *sharedClient) end() {
+	shared.mu.Lock()
+	delete(shared.clients, s.key)
+	shared.mu.Unlock()
+	close(s.ended)
 }

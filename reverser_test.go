@@ -34,7 +34,7 @@ func startProxy(t *testing.T, allow string) string {
 	}
 	k := proxy.Key{Name: "k", ID: [16]byte{1}, Secret: [32]byte{2}, Allow: grammar.Policy{policy}}
 	p := proxy.New(proxy.Config{
-		Listen: "127.0.0.1:0", Identity: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, Keys: []proxy.Key{k},
+		Listen: "127.0.0.1:0", Identity: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, Settings: proxy.Settings{Keys: []proxy.Key{k}},
 	})
 	if err := p.Listen(); err != nil {
 		t.Fatal(err)

@@ -36,7 +36,7 @@ func tunnel(b testing.TB, target string) string {
 	leaf, _ := x509.ParseCertificate(der)
 	k := proxy.Key{Name: "bench", ID: [16]byte{1}, Secret: [32]byte{2}, Allow: grammar.DefaultPolicy()}
 	p := proxy.New(proxy.Config{
-		Listen: "127.0.0.1:0", Identity: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, Keys: []proxy.Key{k},
+		Listen: "127.0.0.1:0", Identity: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, Settings: proxy.Settings{Keys: []proxy.Key{k}},
 	})
 	if err := p.Listen(); err != nil {
 		b.Fatal(err)

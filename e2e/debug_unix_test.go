@@ -46,7 +46,7 @@ func TestStoppedServiceProcess(t *testing.T) {
 	}
 }
 
-// A process that is asked to stop ends with its last pair. A proxy takes no new connections meanwhile, a bridge does.
+// A process that is asked to stop takes no new connections and ends with its last pair.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	for _, role := range []string{"proxy", "bridge"} {
@@ -63,9 +63,12 @@ func TestDrain(t *testing.T) {
 			if role == "proxy" {
 				eventually(t, "no new connection is served", func() bool { return !served(tun.addr()) })
 			} else {
-				p.awaitRecord("draining")
+				eventually(t, "it drains", func() bool {
+					st, err := statusOf(t, tun.proxy.state)
+					return err == nil && len(st.Links) > 0 && st.Links[0].State == "draining"
+				})
 				if !served(tun.addr()) {
-					t.Error("a new connection is not served")
+					t.Error("no newcomer is served, though no other bridge is there for them")
 				}
 			}
 			exchange(t, c, "the old one goes on")

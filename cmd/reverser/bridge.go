@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"strings"
@@ -87,7 +86,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	b, err := bridge.New(bridge.Config{
 		Token:        set.Bridge.Token,
 		Proxies:      bridgeProxies(set.Bridge),
-		Settings:     bridge.Settings{Services: bridgeServices(set.Bridge.Services), Drain: set.Drain},
+		Settings:     settingsOf(set),
 		Budget:       boundMemory(),
 		ResumeWithin: set.ResumeWithin,
 		Version:      version(),
@@ -108,8 +107,16 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 type bridgeRole struct{ *bridge.Bridge }
 
 // Apply implements applier.
-func (b bridgeRole) Apply(_ context.Context, set config.Settings) (func(context.Context) []string, error) {
-	return nil, errors.New("services cannot change while the bridge runs: restart it")
+func (b bridgeRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
+	applied, err := b.Bridge.Apply(ctx, settingsOf(set))
+	if err != nil {
+		return nil, err
+	}
+	return applied.Wait, nil
+}
+
+func settingsOf(set config.Settings) bridge.Settings {
+	return bridge.Settings{Services: bridgeServices(set.Bridge.Services), Drain: set.Drain}
 }
 
 // bridgeProxies are the proxies that get a link; none: the token has the address.

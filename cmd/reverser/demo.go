@@ -213,8 +213,8 @@ func (d *demo) start(ctx context.Context) (err error) {
 		return err
 	}
 	d.proxy = proxy.New(proxy.Config{
-		Listen: "127.0.0.1:0", Identity: identity, Keys: proxyKeys(keys), Version: version(),
-		Log: d.log.With("side", "proxy"),
+		Listen: "127.0.0.1:0", Identity: identity, Version: version(), Log: d.log.With("side", "proxy"),
+		Settings: proxy.Settings{Keys: proxyKeys(keys)},
 	})
 	if err := d.proxy.Listen(); err != nil {
 		return err
@@ -231,8 +231,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		d.proxy.SetKeys(proxyKeys(keys))
-		return nil
+		return d.proxy.Apply(ctx, proxy.Settings{Keys: proxyKeys(keys)})
 	}
 
 	// The bridge reads the token as if it had been pasted.

@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -119,16 +117,13 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	}
 
 	p := proxy.New(proxy.Config{
-		Listen:       set.Proxy.Listen,
-		Transfer:     set.Proxy.Transfer,
-		Identity:     identity,
-		Keys:         proxyKeys(set.Proxy.Keys),
-		Offer:        set.Proxy.Offer,
-		Drain:        set.Drain,
-		Budget:       boundMemory(),
-		ResumeWithin: set.ResumeWithin,
-		Version:      version(),
-		Log:          log,
+		Listen:   set.Proxy.Listen,
+		Transfer: set.Proxy.Transfer,
+		Identity: identity,
+		Budget:   boundMemory(),
+		Version:  version(),
+		Log:      log,
+		Settings: proxySettings(set),
 	})
 	if err := p.Listen(); err != nil {
 		return listenError(err, set.Origin)
@@ -138,7 +133,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		return usage(err)
 	}
 	source.UseState(dir.Keys, pin)
-	r := newReloader(source, &proxyRole{Proxy: p, dir: dir, guessed: guessed, start: set, log: log}, set, level, log)
+	r := newReloader(source, &proxyRole{Proxy: p, dir: dir, guessed: guessed, log: log}, set, level, log)
 	keys := &admin.KeyEditor{
 		Dir: dir, Pin: pin, Log: log,
 		InForce: func() ([]config.Key, error) { return r.settings().Proxy.Keys, nil },
@@ -163,21 +158,23 @@ type proxyRole struct {
 	*proxy.Proxy
 	dir     *state.Dir
 	guessed string // address for tokens where none is advertised
-	start   config.Settings
 	log     *slog.Logger
 }
 
 // Apply implements applier.
-func (p *proxyRole) Apply(_ context.Context, set config.Settings) (func(context.Context) []string, error) {
-	if set.Drain != p.start.Drain || set.ResumeWithin != p.start.ResumeWithin || !slices.Equal(set.Proxy.Offer, p.start.Proxy.Offer) {
-		return nil, errors.New("drain, resume_within and WorkPort cannot change while the proxy runs: restart it")
+func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
+	if err := p.Proxy.Apply(ctx, proxySettings(set)); err != nil {
+		return nil, err
 	}
-	p.SetKeys(proxyKeys(set.Proxy.Keys))
 	// For `reverser key add` while no proxy runs. The settings do not depend on it.
 	if err := p.dir.SetAddress(first(set.Proxy.Advertise, p.guessed)); err != nil {
 		p.log.Warn("the address for new tokens could not be stored", "err", err)
 	}
 	return nil, nil
+}
+
+func proxySettings(set config.Settings) proxy.Settings {
+	return proxy.Settings{Keys: proxyKeys(set.Proxy.Keys), Offer: set.Proxy.Offer, Drain: set.Drain, ResumeWithin: set.ResumeWithin}
 }
 
 func proxyKeys(keys []config.Key) []proxy.Key {

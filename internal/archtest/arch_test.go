@@ -44,19 +44,17 @@ var rules = []rule{
 		why: "where settings come from: the one place that knows TOML and XML, so that nothing on the path of a byte does, and no role"},
 
 	// The path of a byte.
-	{pkg: "internal/crew", why: "goroutines that are used again; what they do is no business of its"},
 	{pkg: "internal/sys", why: "what differs between operating systems; what sockets carry, and what a change of the network means, is not its to know"},
 	{pkg: "internal/record", own: "sys", why: "TLS records and back; who the peer is, and what it says, is not its business"},
 	{pkg: "internal/auth", own: "record wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
 	{pkg: "internal/link", own: "auth record status wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
-	{pkg: "internal/relay", own: "link status sys wire", why: "binds a socket and a stream; it does not know who connected to what"},
+	{pkg: "internal/relay", own: "link sys wire", why: "binds a socket and a stream; it does not know who connected to what"},
 	{pkg: "internal/traffic", own: "link relay status sys wire", why: "counts connections and ends them; where one leads is its role's business"},
-	{pkg: "internal/route", own: "grammar link wire", why: "says where a connection goes and moves no bytes: it sees links, never pairs"},
 	{pkg: "internal/registry", own: "grammar link wire", not: "net os log/slog",
 		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},
 	{pkg: "internal/entrance", own: "grammar link registry sys traffic",
 		why: "turns what arrives at a socket into a name; who serves the name is not its to know"},
-	{pkg: "internal/proxy", own: "auth grammar link relay route status sys traffic wire",
+	{pkg: "internal/proxy", own: "auth entrance grammar link registry relay status sys traffic wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
 	{pkg: "internal/bridge", own: "auth grammar link relay status sys traffic wire",
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
@@ -108,7 +106,7 @@ var banned = []struct{ prefix, why string }{
 }
 
 // dataPath are the packages on the path of a byte: everything they pull in is read by whoever audits it.
-var dataPath = []string{"wire", "auth", "link", "relay", "traffic", "route", "registry", "entrance", "proxy", "bridge"}
+var dataPath = []string{"wire", "auth", "link", "relay", "traffic", "registry", "entrance", "proxy", "bridge"}
 
 // TestImports holds the rules for all platforms at once, by reading the files rather than building them.
 func TestImports(t *testing.T) {

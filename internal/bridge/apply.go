@@ -3,8 +3,8 @@ package bridge
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"reverser/internal/grammar"
@@ -50,40 +50,46 @@ func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
 	for _, u := range b.uplinks {
 		u.tell()
 	}
-	b.endRemoved(ids, s.drain())
+	if r := b.removed(ids); len(r.names) > 0 {
+		timer := time.AfterFunc(s.drain(), func() { b.end(r) })
+		context.AfterFunc(b.ctx, func() { timer.Stop() })
+	}
 	return Applied{b, ids}, nil
 }
 
-// endRemoved resets the connections of the services among ids that are not offered any more, after limit.
-func (b *Bridge) endRemoved(ids []uint32, limit time.Duration) {
-	names := make(map[string]grammar.Public) // that users came to, with what is claimed
+// removal is a set of services that were removed, and whose connections have a while to finish.
+type removal struct {
+	names  map[string]grammar.Public // that users came to, with what was claimed
+	newest uint64                    // connection at the time
+}
+
+// removed returns the services among ids that are not offered any more.
+func (b *Bridge) removed(ids []uint32) removal {
+	r := removal{names: make(map[string]grammar.Public), newest: b.conns.Newest()}
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	for _, id := range ids {
 		for _, u := range b.uplinks {
-			if r := u.claims.retired[id]; r != nil && b.services.offered[id] == nil {
-				names[r.public.String()] = r.Public
+			if old := u.claims.retired[id]; old != nil {
+				r.names[old.public.String()] = old.Public
 			}
 		}
 	}
+	return r
+}
+
+// end resets the connections of removed services. Where a service is offered again, those that are newer than its removal stay.
+func (b *Bridge) end(r removal) {
+	back := make(map[string]bool)
+	b.mu.Lock()
+	for name, pub := range r.names {
+		back[name] = b.services.byName[pub] != nil
+	}
 	b.mu.Unlock()
-	if len(names) == 0 {
-		return
-	}
-	newest := b.conns.Newest()
-	end := func() {
-		b.mu.Lock()
-		again := make(map[string]bool)
-		for name, pub := range names {
-			again[name] = b.services.byName[pub] != nil
-		}
-		b.mu.Unlock()
-		b.conns.End(relay.ReasonRemoved, wire.CodeService, func(a *traffic.Admission) bool {
-			back, removed := again[a.Service()]
-			return removed && (!back || a.ID() <= newest)
-		})
-	}
-	timer := time.AfterFunc(limit, end)
-	context.AfterFunc(b.ctx, func() { timer.Stop() })
+	b.conns.End(relay.ReasonRemoved, wire.CodeService, func(a *traffic.Admission) bool {
+		again, mine := back[a.Service()]
+		return mine && (!again || a.ID() <= r.newest)
+	})
 }
 
 // Wait returns when the proxies have answered for all that changed, or when ctx ends. It returns what is not confirmed then, as
@@ -144,7 +150,7 @@ func (b *Bridge) Await(ctx context.Context, pub grammar.Public) (status.Service,
 	}
 }
 
-var errStopped = errors.New("the bridge is stopped")
+var errStopped = fmt.Errorf("the bridge is stopped: %w", net.ErrClosed)
 
 // outcomeLocked reports whether the fate of a service is settled, and what stands in its way.
 func (b *Bridge) outcomeLocked(pub grammar.Public) (st status.Service, settled bool, problem error) {

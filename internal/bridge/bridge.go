@@ -179,7 +179,7 @@ func (b *Bridge) Status() status.Snapshot {
 		var all []status.Service
 		for _, u := range b.uplinks {
 			st := u.serviceLocked(svc)
-			b.conns.Account(b.cfg.Token.KeyID, st.Public).Describe(&st)
+			b.conns.Find(b.cfg.Token.KeyID, st.Public).Describe(&st)
 			all = append(all, st)
 		}
 		snap.Services = append(snap.Services, mergeServices(all, proxies))

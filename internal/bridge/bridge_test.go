@@ -97,8 +97,9 @@ func TestNoTarget(t *testing.T) {
 	wantCode(t, p.open(1), wire.CodeRefused)
 	wantCode(t, p.open(2), wire.CodeUnreachable)
 	wantCode(t, p.open(3), wire.CodeUnreachable)
-	wantCode(t, p.open(4), wire.CodeService)      // one more than there are
-	wantCode(t, p.open(65_535), wire.CodeService) // nobody's
+	wantCode(t, p.open(4), wire.CodeService) // one more than there are
+	wantCode(t, p.open(1<<32-1), wire.CodeService)
+	wantCode(t, p.open(0), wire.CodeService) // nobody's
 	eventually(t, "the log names the target that refused", func() bool { return b.log.count("target cannot be reached", "service=tcp/9000") == 1 })
 	if n := b.log.count("pair created"); n != 0 {
 		t.Errorf("%d pairs were created without a target", n)
@@ -603,4 +604,28 @@ func TestAnswersToClaims(t *testing.T) {
 		b.log.count("WARN service cannot be opened at the proxy", "service=tcp/9002", "in use") != 1 {
 		t.Error("the answers are not in the log")
 	}
+}
+
+// TestTotals: a service's bytes are counted while the connection lives, and stay counted.
+func TestTotals(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
+	p.ready()
+	want := func(conns int, total, sent, received uint64) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d connections of %d, %d bytes sent, %d received", conns, total, sent, received), func() bool {
+			s := b.Status().Services[0]
+			return s.Connections == conns && s.Total == total && s.Sent == sent && s.Received == received
+		})
+	}
+	want(0, 0, 0, 0)
+	s := p.open(1)
+	c := srv.accept()
+	talk(t, s, c, "hello")
+	talk(t, c, s, "hi")
+	want(1, 1, 5, 2)
+	c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+	want(0, 1, 5, 2)
 }

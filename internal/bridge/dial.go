@@ -65,11 +65,6 @@ func (u *uplink) dial(ctx context.Context, carrier bool, transfer uint16, prove 
 			"Connections to it are kept to small packets from now on. The remedy is to let ICMP \"fragmentation needed\" and \"packet too big\" through, "+
 			"or to lower the MTU of this machine's interface", "proxy", u.proxy, "remote", at.addr, "segment", smallSegment)
 	}
-	if !carrier {
-		u.b.mu.Lock()
-		u.remote = conn.RemoteAddr()
-		u.b.mu.Unlock()
-	}
 	return conn, nil
 }
 

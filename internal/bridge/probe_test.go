@@ -27,7 +27,7 @@ func TestProve(t *testing.T) {
 	}{
 		{"proxy", func(c net.Conn, nonce [16]byte) { a := link.ProbeAnswer(nonce); c.Write(a[:]) }, []string{"INFO service up", "answered_ms="}},
 		{"stranger", func(c net.Conn, _ [16]byte) { c.Write([]byte("HTTP/1.1 400 Bad Request")) }, []string{"WARN service up, but its public port did not answer", "something else", "another machine or program"}},
-		{"echo", func(c net.Conn, nonce [16]byte) { c.Write(nonce[:]) }, []string{"WARN", "something else"}},
+		{"echo", func(c net.Conn, nonce [16]byte) { q := link.ProbeQuestion(nonce); c.Write(q[:]) }, []string{"WARN", "something else"}},
 		{"closed", func(net.Conn, [16]byte) {}, []string{"WARN", "wait for the proxy's answer", "descriptor limit"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/link"
-	"reverser/internal/relay"
+	"reverser/internal/traffic"
 )
 
 // reporter turns what happens to the connections of a link into few log lines. A break of the network takes all of them
@@ -86,7 +86,7 @@ func (r *reporter) attached(slot int, remote string) {
 	case !r.ever:
 		r.say(r.log.Info, "connected to the proxy", "proxy", r.proxy, "remote", remote)
 	case !r.since.IsZero():
-		r.say(r.log.Info, "connected to the proxy again", "proxy", r.proxy, "remote", remote, "away", relay.Seconds(time.Since(r.since)))
+		r.say(r.log.Info, "connected to the proxy again", "proxy", r.proxy, "remote", remote, "away", traffic.Seconds(time.Since(r.since)))
 	}
 	r.ever, r.since, r.mend = true, time.Time{}, nil
 }
@@ -124,7 +124,7 @@ func (r *reporter) failed(slot int, err error, pause time.Duration) {
 	case part == 1 && !r.up[0]:
 		return
 	case now.Before(r.next[part]) && (mend == nil || mend == r.mend):
-		r.say(r.log.Debug, "no connection", "slot", slot, "err", err, "retry_in", relay.Seconds(pause))
+		r.say(r.log.Debug, "no connection", "slot", slot, "err", err, "retry_in", traffic.Seconds(pause))
 		return
 	}
 	r.mend = mend
@@ -141,9 +141,9 @@ func (r *reporter) failed(slot int, err error, pause time.Duration) {
 			}
 		}
 	}
-	log := r.log.With("proxy", r.proxy, "err", err, "retry_in", relay.Seconds(pause))
+	log := r.log.With("proxy", r.proxy, "err", err, "retry_in", traffic.Seconds(pause))
 	if away := now.Sub(r.since); away > 0 {
-		log = log.With("away", relay.Seconds(away))
+		log = log.With("away", traffic.Seconds(away))
 	}
 	r.say(log.Warn, what)
 }

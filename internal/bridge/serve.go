@@ -49,11 +49,7 @@ func (b *Bridge) serve(a *traffic.Admission, s *link.Stream, svc Service) {
 		if sys.Refused(err) {
 			why = traffic.RefusedTarget
 		}
-		client := ""
-		if a.Client().IsValid() {
-			client = a.Client().String()
-		}
-		a.Refuse(why, "target cannot be reached, the client gets a reset", "service", a.Service(), "client", client, "target", svc.target(), "err", err)
+		a.Refuse(why, "target cannot be reached, the client gets a reset", "service", a.Service(), "client", a.ClientName(), "target", svc.target(), "err", err)
 	}
 	s.Reset(targetCode(err))
 }

@@ -29,7 +29,7 @@ type uplink struct {
 	link     *link.Link   // of the present session
 	leaving  []*link.Link // of sessions beside it, whose proxy is stopping
 	carriers map[int]bool // slots that have a connection, but for the control connection
-	remote   net.Addr     // that the control connection reached
+	remote   net.Addr     // that the control connection reached last
 	problem  error        // why there is no control connection; nil while there is one
 	telling  bool         // somebody sends what claims has to say
 	ticking  bool         // tick runs
@@ -81,12 +81,16 @@ func (u *uplink) failed(slot int, err error, next time.Duration) {
 // Attached implements link.Owner.
 func (u *uplink) Attached(l *link.Link, slot int) {
 	b := u.b
+	remote := l.RemoteAddr()
 	b.mu.Lock()
 	mine := u.beginLocked(l)
 	switch {
 	case !mine:
 	case slot == 0:
 		u.problem = nil
+		if remote != nil { // else it broke already
+			u.remote = remote
+		}
 		u.claims.attached()
 	default:
 		u.carriers[slot] = true
@@ -291,11 +295,7 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 	}
 	news := h.now.state != h.before.state || h.now.reason != h.before.reason
 	switch {
-	case !news:
-	case b.draining.Load():
-		if h.now.state == status.ServiceRetrying {
-			log.Info("another process serves new users", "reason", c.Text)
-		}
+	case !news || b.draining.Load(): // a successor has what this bridge had
 	case h.now.state == status.ServiceDenied:
 		log.Error("service denied by the proxy", "reason", c.Text)
 	case h.now.state == status.ServiceRetrying:

@@ -123,7 +123,8 @@ type proxy struct {
 	up      map[int]bool
 	via     map[string]string // local address that each proven connection came in at, by its remote one
 	claims  map[uint32]wire.Claim
-	round   int // how often all claims had come
+	round   int  // how often all claims had come
+	keep    bool // answer no UNCLAIM
 	leaving time.Duration
 	ended   []error
 	conns   []net.Conn // of the link, as accepted
@@ -137,6 +138,17 @@ func (p *proxy) Message(l *link.Link, f wire.Frame) error {
 		p.round++
 		p.mu.Unlock()
 		return nil
+	}
+	if f.Type == wire.TypeUnclaim {
+		id, err := wire.ParseUnclaim(f)
+		p.mu.Lock()
+		keep := p.keep
+		delete(p.claims, id)
+		p.mu.Unlock()
+		if err == nil && !keep {
+			l.Say(uint64(id), wire.AppendUnclaimed(nil, id, l.Marks()))
+		}
+		return err
 	}
 	id, c, err := wire.ParseClaim(f)
 	if err != nil {

@@ -14,17 +14,16 @@ import (
 	"reverser/internal/traffic"
 )
 
-// Probes are the nonces that a bridge may know at the sockets of a name, to prove that they answer. The zero value expects none.
+// Probes are the nonces by which a bridge may prove that the sockets of a name answer. The zero value expects none.
 type Probes struct {
 	mu     sync.Mutex
-	nonces map[[nonceLen]byte]expected // by what a bridge shows of each; guarded by mu, as all below
+	nonces map[[nonceLen]byte]nonce // by what a bridge shows of it; guarded by mu, as all below
 	proven bool
 }
 
-// expected is a probe that may come.
-type expected struct {
-	answer [nonceLen]byte
-	until  time.Time
+type nonce struct {
+	is    [nonceLen]byte
+	until time.Time
 }
 
 const nonceLen = 16
@@ -35,7 +34,7 @@ const ProbeTime = 5 * time.Second
 // maxNonces of one name are expected at once: a bridge that claims again and again proves the latest.
 const maxNonces = 4
 
-// Expect returns a nonce, of which a connection may show that it knows it instead of being a user's. It returns none, the zero value, once the sockets are
+// Expect returns a nonce. A connection may show that it has it, instead of being a user's. It returns none, the zero value, once the sockets are
 // proven, unless they are to be proven again.
 func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 	p.mu.Lock()
@@ -45,8 +44,8 @@ func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 	}
 	rand.Read(n[:])
 	now := time.Now()
-	for k, e := range p.nonces {
-		if now.After(e.until) {
+	for k, at := range p.nonces {
+		if now.After(at.until) {
 			delete(p.nonces, k)
 		}
 	}
@@ -54,9 +53,9 @@ func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 		clear(p.nonces)
 	}
 	if p.nonces == nil {
-		p.nonces = make(map[[nonceLen]byte]expected)
+		p.nonces = make(map[[nonceLen]byte]nonce)
 	}
-	p.nonces[link.ProbeQuestion(n)] = expected{link.ProbeAnswer(n), now.Add(ProbeTime)}
+	p.nonces[link.ProbeQuestion(n)] = nonce{n, now.Add(ProbeTime)}
 	return n
 }
 
@@ -65,36 +64,36 @@ func (p *Probes) Expected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	for _, e := range p.nonces {
-		if now.Before(e.until) {
+	for _, n := range p.nonces {
+		if now.Before(n.until) {
 			return true
 		}
 	}
 	return false
 }
 
-// match reports whether b begins as an expected probe does, and takes a whole one off the list, which is to hear answer.
-func (p *Probes) match(b []byte) (prefix bool, answer [nonceLen]byte, whole bool) {
+// match reports whether b begins as what a bridge shows of an expected nonce, and takes a whole one off the list.
+func (p *Probes) match(b []byte) (prefix, whole bool, is [nonceLen]byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	for shown, e := range p.nonces {
-		if now.After(e.until) || !bytes.HasPrefix(shown[:], b[:min(len(b), len(shown))]) {
+	for question, n := range p.nonces {
+		if now.After(n.until) || !bytes.HasPrefix(question[:], b[:min(len(b), nonceLen)]) {
 			continue
 		}
-		if len(b) < len(shown) {
+		if len(b) < nonceLen {
 			prefix = true
 			continue
 		}
-		delete(p.nonces, shown)
+		delete(p.nonces, question)
 		p.proven = true
-		return true, e.answer, true
+		return true, true, n.is
 	}
-	return prefix, answer, false
+	return prefix, false, is
 }
 
 // strangerTime is how long a client that says nothing is taken for a probe when it comes from elsewhere than the bridge's link: a
-// bridge may leave by two ways, but it speaks at once.
+// bridge may leave by two ways, but it shows its nonce at once.
 const strangerTime = 300 * time.Millisecond
 
 // look is how long one read waits for the first bytes of a connection, between two looks whether a probe is still expected.
@@ -128,9 +127,9 @@ func (p *Probes) Answer(ctx context.Context, conn net.Conn, near bool) (got []by
 		if len(got) == 0 {
 			continue
 		}
-		prefix, say, whole := p.match(got)
+		prefix, whole, nonce := p.match(got)
 		if whole {
-			answer(conn, say)
+			answer(conn, nonce)
 			return nil, true
 		}
 		if !prefix {
@@ -142,9 +141,10 @@ func (p *Probes) Answer(ctx context.Context, conn net.Conn, near bool) (got []by
 }
 
 // answer tells the bridge that it reached the proxy, and waits a moment until it has heard it.
-func answer(conn net.Conn, say [nonceLen]byte) {
+func answer(conn net.Conn, nonce [nonceLen]byte) {
+	a := link.ProbeAnswer(nonce)
 	conn.SetDeadline(time.Now().Add(time.Second))
-	conn.Write(say[:])
+	conn.Write(a[:])
 	if c, ok := conn.(interface {
 		SetLinger(int) error
 		CloseWrite() error

@@ -261,8 +261,8 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 		return event{}, violation(wire.ErrUnexpected, "OPEN by the dialling end on a connection that has not negotiated it")
 	case o.Kind == wire.OpenDatagrams && c.features&wire.FeatureDatagrams == 0:
 		return event{}, violation(wire.ErrUnexpected, "OPEN of a flow on a connection that has not negotiated datagrams")
-	case c.dials && o.Name != "":
-		return event{}, violation(wire.ErrUnexpected, "OPEN that names %q: to the dialling end a claim is named by its number", o.Name)
+	case c.dials && o.Rest().Name != "":
+		return event{}, violation(wire.ErrUnexpected, "OPEN that names %q: to the dialling end a claim is named by its number", o.More.Name)
 	}
 	c.ids.seen = f.Stream
 	s := newStream(f.Stream, o)

@@ -130,7 +130,7 @@ func (d *Dialer) beside(s *session) {
 	d.present = nil
 	d.leaving = append(d.leaving, s)
 	var crowded *session
-	if len(d.leaving) > mostBeside {
+	if len(d.leaving) > maxBeside {
 		crowded = d.leaving[0]
 	}
 	d.mu.Unlock()

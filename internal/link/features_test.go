@@ -41,9 +41,9 @@ func (e *ends) again(f wire.Features) (atBridge, atProxy []event) {
 func TestAFeatureIsOfOneConnection(t *testing.T) {
 	e := newEnds(t)
 	users := e.p.open(wire.Open{Service: 1})
-	visits := []*Stream{e.b.open(wire.Open{Name: "private/db"}), e.b.open(wire.Open{Name: "private/db"})}
+	visits := []*Stream{e.b.open(wire.Open{More: &wire.OpenMore{Name: "private/db"}}), e.b.open(wire.Open{More: &wire.OpenMore{Name: "private/db"}})}
 	e.settle()
-	unsent := e.b.open(wire.Open{Name: "private/db"})
+	unsent := e.b.open(wire.Open{More: &wire.OpenMore{Name: "private/db"}})
 
 	atBridge, atProxy := e.again(0)
 	if len(atBridge) != 3 || atBridge[0].stream != visits[0] || atBridge[1].stream != visits[1] || atBridge[2].stream != unsent {
@@ -70,7 +70,7 @@ func TestAFeatureIsOfOneConnection(t *testing.T) {
 	if e.b.full() {
 		t.Error("the bridge may not open streams after the upgrade")
 	}
-	next := e.b.open(wire.Open{Name: "private/db"})
+	next := e.b.open(wire.Open{More: &wire.OpenMore{Name: "private/db"}})
 	e.settle()
 	if next.id <= unsent.id || e.p.streams[next.id] == nil {
 		t.Errorf("the next stream has id %#x after %#x, at the proxy: %t", next.id, unsent.id, e.p.streams[next.id] != nil)

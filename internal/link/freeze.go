@@ -35,7 +35,7 @@ const (
 func (c *core) freeze(b []byte, now time.Duration) ([]byte, []*Stream) {
 	b, at := beginRecord(b, recNumbers)
 	b = append(b, c.index, flags(c.dials))
-	for _, v := range []uint64{uint64(now), c.gen, c.ids.next, c.ids.seen, c.limits.credit} {
+	for _, v := range []uint64{uint64(now), c.gen, c.ids.next, c.ids.seen, c.limits.credit, uint64(c.features)} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(c.limits.open))
@@ -65,7 +65,7 @@ func thawCore(doc []byte, now time.Duration, budget *Budget) (*core, []*Stream, 
 			index, dials := f.u8(), f.u8()&1 != 0
 			c = newCore(dials, index, budget)
 			shift = now - f.time()
-			c.gen, c.ids.next, c.ids.seen, c.limits.credit = f.u64(), f.u64(), f.u64(), f.u64()
+			c.gen, c.ids.next, c.ids.seen, c.limits.credit, c.features = f.u64(), f.u64(), f.u64(), f.u64(), wire.Features(f.u64())
 			c.limits.open, c.limits.accept = int(f.u32()), int(f.u32())
 			if f.short || !c.mine(c.ids.next) || uint8(c.ids.next) != index || c.limits.open > MaxStreams || c.limits.accept > MaxStreams {
 				return badDocument("the numbers of slot %d", index)

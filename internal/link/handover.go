@@ -307,6 +307,13 @@ func (h *Host) Thaw(doc []byte) (*Link, []*Stream, error) {
 		return nil, nil, fmt.Errorf("the session of key %x: %w", l.keyID, ErrEnded)
 	}
 	h.addLocked(l)
+	if newest, older := l, present; older != nil { // they come in any order
+		if l.Leaving() {
+			newest, older = older, newest
+		}
+		h.byKey[l.keyID] = newest
+		h.beside[l.keyID] = append(h.beside[l.keyID], older)
+	}
 	l.goOn(streams)
 	return l, streams, nil
 }

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,9 +34,10 @@ type Host struct {
 	cfg HostConfig
 
 	mu     sync.Mutex
-	bySID  map[[16]byte]*Link    // all sessions; guarded by mu, as all below
-	byKey  map[[16]byte]*Link    // the present session of each key
-	beside map[[16]byte][]*Link  // sessions whose bridge is stopping and has a successor, the oldest first
+	detach time.Duration         // guarded by mu, as all below
+	bySID  map[[16]byte]*Link    // all
+	byKey  map[[16]byte]*Link    // the newest of each key
+	beside map[[16]byte][]*Link  // by key: older ones, which are leaving and finish their streams; oldest first
 	fresh  map[net.Conn]struct{} // authenticated, without a session yet
 	closed bool
 	expiry sync.WaitGroup
@@ -52,7 +54,17 @@ func NewHost(cfg HostConfig) *Host {
 	if cfg.Budget == nil {
 		cfg.Budget = NewBudget(0)
 	}
-	return &Host{cfg: cfg, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}, beside: map[[16]byte][]*Link{}, fresh: map[net.Conn]struct{}{}}
+	return &Host{
+		cfg: cfg, detach: cfg.Detach, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}, beside: map[[16]byte][]*Link{},
+		fresh: map[net.Conn]struct{}{},
+	}
+}
+
+// SetDetach says how long the streams of links that begin from now on wait for a connection. 0: DetachLimit.
+func (h *Host) SetDetach(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.detach = cmp.Or(d, DetachLimit)
 }
 
 // Serve attaches an authenticated connection and serves it until it ends.
@@ -152,11 +164,12 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
 	draining := &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
-	if old != nil && old.frozen() {
-		return nil, ErrFrozen
-	}
-	stopping := h.cfg.Draining()
-	if old != nil && (stopping || !succeeds(conn, old)) { // also while draining: or the drain would wait for streams whose bridge is gone for good
+	successor := old != nil && old.peer != conn.Peer && old.Leaving() && !h.cfg.Draining() && !old.frozen()
+	if old != nil && !successor { // also while draining: or the drain would wait for streams whose bridge is gone for good
+		if old.frozen() {
+			return nil, ErrFrozen
+		}
+		stopping := h.cfg.Draining()
 		// The same process knows best what became of its own link, but it may finish that one beside a session elsewhere. Another one
 		// has to wait until the old one is silent.
 		switch alive := (old.peer != conn.Peer || stopping) && old.Ping(probeOld); {
@@ -170,54 +183,52 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	}
 	l := newLink(false, h.cfg.Owner, h.cfg.Log, h.cfg.Budget, h.cfg.Carriers)
 	l.begin(conn, a.Session)
-	l.peerName, l.limit = a.Name, shorter(h.cfg.Detach, a.Detach)
+	l.peerName = a.Name
 	l.agree(a.Window, a.MaxStreams)
-	var crowded *Link
-	defer func() {
-		if crowded != nil {
-			crowded.Kill(ErrReplaced)
-		}
-	}()
+	if successor {
+		h.makeRoom(conn.KeyID)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	l.limit = shorter(h.detach, a.Detach)
 	switch {
 	case h.closed || h.cfg.Draining():
 		return nil, draining
 	case !h.cfg.Admit(conn.KeyID, conn.Secret): // it may have gone while the old link was asked for a sign of life
 		return nil, &refusal{status: wire.StatusDenied, text: "the key was removed"}
 	}
-	old = h.byKey[conn.KeyID]
-	if h.bySID[a.Session] != nil || old != nil && !succeeds(conn, old) {
+	if now := h.byKey[conn.KeyID]; h.bySID[a.Session] != nil || now != nil && !(successor && now == old) {
 		return nil, &refusal{status: wire.StatusDuplicate, text: "another bridge attached with this key at the same time"}
 	}
-	h.addLocked(l)
-	if len(h.beside[conn.KeyID]) > mostBeside {
-		crowded = h.beside[conn.KeyID][0]
+	if successor && h.byKey[conn.KeyID] == old {
+		h.beside[conn.KeyID] = append(h.beside[conn.KeyID], old)
 	}
+	h.addLocked(l)
 	return l, nil
 }
 
-// succeeds reports whether the bridge at the other end of conn takes over from a session of its key that is about to end, and
-// goes on beside it. A bridge that is its own successor has given that session up.
-func succeeds(conn *auth.Conn, old *Link) bool {
-	return old.Leaving() && old.peer != conn.Peer && old.Err() == nil
+// maxBeside is how many bridges of one key may finish their streams beside their successor.
+const maxBeside = 4
+
+// makeRoom ends the oldest link that a key has beside its newest, if there are as many as may be.
+func (h *Host) makeRoom(key [16]byte) {
+	h.mu.Lock()
+	var oldest *Link
+	if older := h.beside[key]; len(older) >= maxBeside {
+		oldest = older[0]
+	}
+	h.mu.Unlock()
+	if oldest != nil {
+		oldest.Kill(errCrowded)
+		h.forget(oldest)
+	}
 }
 
-// mostBeside bounds the sessions of a key that finish what they have beside the present one.
-const mostBeside = 3
+var errCrowded = fmt.Errorf("more than %d bridges with this key are stopping", maxBeside)
 
 // addLocked makes l known and watches over its outages.
 func (h *Host) addLocked(l *Link) {
-	h.bySID[l.sid] = l
-	switch present := h.byKey[l.keyID]; {
-	case present != nil && l.Leaving() && !present.Leaving(): // taken over from another process of this proxy, in any order
-		h.beside[l.keyID] = append(h.beside[l.keyID], l)
-	case present != nil:
-		h.beside[l.keyID] = append(h.beside[l.keyID], present)
-		fallthrough
-	default:
-		h.byKey[l.keyID] = l
-	}
+	h.bySID[l.sid], h.byKey[l.keyID] = l, l
 	h.expiry.Go(func() {
 		l.expire()
 		h.forget(l)
@@ -239,15 +250,21 @@ func (h *Host) forget(l *Link) {
 	if h.byKey[l.keyID] == l {
 		delete(h.byKey, l.keyID)
 	}
-	if i := slices.Index(h.beside[l.keyID], l); i >= 0 {
-		h.beside[l.keyID] = slices.Delete(h.beside[l.keyID], i, i+1)
-		if len(h.beside[l.keyID]) == 0 {
-			delete(h.beside, l.keyID)
-		}
+	if older := slices.DeleteFunc(h.beside[l.keyID], func(o *Link) bool { return o == l }); len(older) > 0 {
+		h.beside[l.keyID] = older
+	} else {
+		delete(h.beside, l.keyID)
 	}
 }
 
-// Links returns the live links, those that are about to end included.
+// Link returns the newest live link of a key, nil if there is none.
+func (h *Host) Link(key [16]byte) *Link {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.byKey[key]
+}
+
+// Links returns the live links.
 func (h *Host) Links() []*Link {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -128,7 +128,7 @@ func (sl *slot) abandoned() {
 	for _, r := range abort {
 		r.Abort(wire.CodeAborted)
 	}
-	if !l.Connected() {
+	if !l.Alive() {
 		l.Kill(ErrLeft)
 	}
 }
@@ -148,8 +148,8 @@ func (l *Link) Finished() bool {
 	return true
 }
 
-// Connected reports whether any slot has a connection.
-func (l *Link) Connected() bool {
+// Alive reports whether any slot has a connection.
+func (l *Link) Alive() bool {
 	for _, sl := range l.slots {
 		sl.mu.Lock()
 		up := sl.cur != nil

@@ -178,7 +178,7 @@ func TestManySuccessors(t *testing.T) {
 		w := newWorld(t, 0)
 		var stop []func()
 		leaving, last := w.br, w.dialer
-		for i := range mostBeside + 3 {
+		for i := range maxBeside + 3 {
 			leaving.mu.Lock()
 			l := leaving.link
 			leaving.mu.Unlock()
@@ -191,8 +191,8 @@ func TestManySuccessors(t *testing.T) {
 			leaving, last = br, d
 		}
 		time.Sleep(time.Second)
-		if n := len(w.host.Links()); n != mostBeside+1 {
-			t.Errorf("%d sessions of one key, want the present one and %d beside it", n, mostBeside)
+		if n := len(w.host.Links()); n != maxBeside+1 {
+			t.Errorf("%d sessions of one key, want the present one and %d beside it", n, maxBeside)
 		}
 		for _, cancel := range stop {
 			cancel()
@@ -213,8 +213,8 @@ func TestGoAwayWithNoTimeLeft(t *testing.T) {
 		w.br.mu.Unlock()
 		mine.GoAway(time.Minute)
 		time.Sleep(time.Second)
-		if !l.Leaving() || !l.Up() {
-			t.Fatalf("leaving %t, up %t; want a link that is leaving and serves", l.Leaving(), l.Up())
+		if !l.Leaving() || !l.Connected() {
+			t.Fatalf("leaving %t, connected %t; want a link that is leaving and serves", l.Leaving(), l.Connected())
 		}
 		for n := 0; ; n++ { // the proxy opens streams until it hears of it
 			if n == 10 {
@@ -231,8 +231,8 @@ func TestGoAwayWithNoTimeLeft(t *testing.T) {
 			s.Write([]byte{byte(n)})
 			time.Sleep(5 * time.Millisecond)
 		}
-		if l.Up() {
-			t.Error("the link says that it is up")
+		if l.Connected() {
+			t.Error("the link says that it takes streams")
 		}
 		here, settled := 0, false
 		time.Sleep(time.Minute)

@@ -240,8 +240,11 @@ func (l *Link) Status() []SlotStatus {
 	return out
 }
 
-// Up says whether the link can carry new streams at once.
-func (l *Link) Up() bool {
+// Up reports whether the link can carry new streams at once, and the peer is not stopping.
+func (l *Link) Up() bool { return !l.Leaving() && l.Connected() }
+
+// Connected reports whether the link can carry new streams at once. A peer that is stopping may take them still.
+func (l *Link) Connected() bool {
 	if l.Err() != nil || l.leaving.closed.Load() {
 		return false
 	}

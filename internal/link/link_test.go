@@ -39,6 +39,12 @@ type world struct {
 	wg     sync.WaitGroup
 	ln     net.Listener
 	log    logBook
+
+	ctx          context.Context
+	hostConfig   HostConfig
+	dialerConfig DialerConfig
+	stopDialer   context.CancelFunc
+	mu           sync.Mutex // guards host where a test replaces it
 }
 
 // logBook is what both ends logged.
@@ -161,10 +167,12 @@ func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duratio
 	key := [16]byte{1}
 	secret := [32]byte{2}
 	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{9}, Features: f, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
-	w.host = NewHost(HostConfig{
+	w.ctx = ctx
+	w.hostConfig = HostConfig{
 		Owner: w.px, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
-	})
+	}
+	w.host = NewHost(w.hostConfig)
 	tc := cfg.TLS()
 	w.wg.Go(func() {
 		for {
@@ -177,17 +185,23 @@ func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duratio
 				if err != nil {
 					return
 				}
-				w.host.Serve(ac)
+				w.mu.Lock()
+				host := w.host
+				w.mu.Unlock()
+				host.Serve(ac)
 			})
 		}
 	})
-	w.dialer = NewDialer(DialerConfig{
+	w.dialerConfig = DialerConfig{
 		Owner: w.br, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Carriers: testCarriers, Detach: bridgeDetach,
 		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}, Features: wire.FeatureDialOpens},
 		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) }),
 		Failed: func(int, error, time.Duration) {},
-	})
-	w.wg.Go(func() { w.dialer.Run(ctx) })
+	}
+	w.dialer = NewDialer(w.dialerConfig)
+	dialing, stop := context.WithCancel(ctx)
+	w.stopDialer = stop
+	w.wg.Go(func() { w.dialer.Run(dialing) })
 	w.px.wait(w.px.allUp(testCarriers))
 	w.br.wait(w.br.allUp(testCarriers))
 	return w
@@ -660,6 +674,24 @@ func testLimitOfAnOutage(t *testing.T, proxy, bridge time.Duration) {
 		c.Write([]byte("x"))
 		if _, err := io.ReadFull(d, make([]byte, 1)); err != nil {
 			t.Fatalf("the next session: %v", err)
+		}
+	})
+}
+
+// TestWriteOfNothing: it does not wait for credit, and tells of an error all the same.
+func TestWriteOfNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		a, _ := w.open()
+		a.Write(noise(1, a.TryRoom()))
+		a.SetWriteDeadline(time.Now().Add(time.Minute))
+		if n, err := a.Write(nil); n != 0 || err != nil {
+			t.Errorf("Write(nil) without credit = %d, %v; want 0 and no error", n, err)
+		}
+		a.CloseWrite()
+		if _, err := a.Write(nil); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Write(nil) behind CloseWrite = %v, want net.ErrClosed", err)
 		}
 	})
 }

@@ -76,15 +76,19 @@ func (w *sim) keepLeak(k *conn, e int) {
 		return
 	}
 	end.leak = slices.Concat(end.in, k.dir[e].buf)
-	if e == atBridge {
-		w.getAhead(k, atProxy)
-	}
 }
 
-// getAhead lets an end take what is there, and its sockets read, so that it grants more than its ACKs on their way say, which may leak.
+// getAhead lets an end take more, and its sockets read it, so that it grants more than its ACKs on their way say, which may leak.
 func (w *sim) getAhead(k *conn, e int) {
-	if w.pick("get ahead", 2) == 0 {
-		return
+	for _, x := range w.procs[1-e].sorted() {
+		if x.mayWrite() {
+			w.writeSock(x, 20_000)
+		}
+	}
+	for _, from := range []int{e, 1 - e} {
+		if k.ends[from].open && k.ends[from].attached && w.carries(k, from) {
+			w.fill(k, from, 60_000)
+		}
 	}
 	if f := &k.dir[e]; k.ends[e].open && k.ends[e].attached && !f.mute && len(f.buf) > 0 {
 		w.take(k, e, len(f.buf))
@@ -232,7 +236,7 @@ func (w *sim) redial() {
 	}
 	if !busy || w.pick("dial beside the old one", often) == 1 {
 		if busy && w.leaky {
-			w.getAhead(b.newest, atBridge)
+			w.getAhead(b.newest, w.pick("who gets ahead", 2))
 		}
 		w.dial()
 	}

@@ -293,9 +293,12 @@ func (w *sim) write() {
 	if k == nil {
 		return
 	}
-	n := 1 + w.pick("bytes", []int{16, 1500, 40_000}[w.pick("size", 3)])
-	n = min(n, k.s.send.room(k.core.budget))
-	if n == 0 {
+	w.writeSock(k, 1+w.pick("bytes", []int{16, 1500, 40_000}[w.pick("size", 3)]))
+}
+
+// writeSock lets a socket say n bytes, or what there is room for.
+func (w *sim) writeSock(k *sock, n int) {
+	if n = min(n, k.s.send.room(k.core.budget)); n == 0 {
 		return
 	}
 	p := bytesOf(k.pair, k.end, k.sent, n)

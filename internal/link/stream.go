@@ -360,8 +360,12 @@ func (s *Stream) SetReceiver(r Receiver) {
 	s.slot.mu.Lock()
 	s.detached = false
 	if s.dead {
+		code := s.deadCode
 		s.slot.mu.Unlock()
-		r.Abort(s.deadCode)
+		if code == wire.CodeNone { // it died before it was handed over
+			code = wire.CodeAborted
+		}
+		r.Abort(code)
 		return
 	}
 	s.receiver = r
@@ -582,6 +586,12 @@ func (s *Stream) Read(p []byte) (int, error) {
 func (s *Stream) Write(p []byte) (n int, err error) {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
+	if len(p) == 0 { // needs no credit
+		if err := s.mute(); err != nil {
+			return 0, s.opError("write", err)
+		}
+		return 0, nil
+	}
 	for s.writing {
 		if err := s.mute(); err != nil {
 			return 0, s.opError("write", err)

@@ -817,7 +817,7 @@ func (e *evilProxy) close() {
 func TestViolationsTowardsADialer(t *testing.T) {
 	cases := slices.Concat(aboutIDs(dialled, 0), []wrong{
 		{"P4 OPEN of a live stream", 1, wire.AppendOpen(nil, theID, 1<<16, wire.Open{}), 0, false},
-		{"OPEN that names a PUBLIC", 1, wire.AppendOpen(nil, nextID, 1<<16, wire.Open{Name: "tcp/22"}), wire.ErrUnexpected, true},
+		{"OPEN that names a PUBLIC", 1, wire.AppendOpen(nil, nextID, 1<<16, wire.Open{More: &wire.OpenMore{Name: "tcp/22"}}), wire.ErrUnexpected, true},
 		{"P4 OPEN of a stream that was forgotten", 1, append(wire.AppendEmpty(nil, wire.TypeForget, theID, 0), wire.AppendOpen(nil, theID, 1<<16, wire.Open{})...), 0, false},
 		{"R6 ACK of a stream that was forgotten", 1, append(wire.AppendEmpty(nil, wire.TypeForget, theID, 0), wire.AppendAck(nil, theID, 5, 1<<16)...), 0, false},
 	}, both)

@@ -18,7 +18,7 @@ import (
 func TestPair(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u := w.user(addr)
 	u.Write([]byte("hello"))
@@ -50,7 +50,7 @@ func TestPair(t *testing.T) {
 func TestReset(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, s := w.pair(b, addr)
 	s.Reset(wire.CodeReset)
@@ -72,7 +72,7 @@ func TestReset(t *testing.T) {
 func TestStatus(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	st := w.p.Status()
 	if st.Role != "proxy" || st.Version != "test" || st.UptimeSeconds <= 0 || len(st.Links)+len(st.Services)+len(st.Pairs) != 0 {
 		t.Errorf("status of an idle proxy: %+v", st)
@@ -119,7 +119,7 @@ func TestStatus(t *testing.T) {
 func TestProbe(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1, silent: true}, pub)
 	nonce := b.claim(0).Nonce
 	got, err := show(addr, nonce)
@@ -147,24 +147,25 @@ func TestProbe(t *testing.T) {
 func TestUsersWhileAProbeIsExpected(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1, silent: true}, pub)
+	probes := &w.p.service(w.route(pub)).probes
 	nonce := link.ProbeQuestion(b.claim(0).Nonce)
-	ln := w.p.listenerOf(pub)
-	expect := func(d time.Duration) {
-		ln.mu.Lock()
-		defer ln.mu.Unlock()
-		ln.probes[nonce] = probe{until: time.Now().Add(d)}
-	}
-	other := string([]byte{nonce[0] + 1})
-	for _, say := range []string{
+	expect := func() { nonce = link.ProbeQuestion(probes.Expect(true)) }
+	other := func() string { return string([]byte{nonce[0] + 1}) }
+	for _, what := range []func() string{
 		other,
-		other + "GET / HTTP/1.1\r\nHost: example\r\n\r\n and a body that is longer than any nonce",
-		string(nonce[:3]) + "no nonce",
-		string(nonce[:15]) + string([]byte{nonce[15] + 1}),
-		"", // FIN at once
+		func() string {
+			return other() + "GET / HTTP/1.1\r\nHost: example\r\n\r\n and a body that is longer than any nonce"
+		},
+		func() string { return string(nonce[:3]) + "no nonce" },
+		func() string { return string(nonce[:15]) + string([]byte{nonce[15] + 1}) },
+		func() string { return "" }, // FIN at once
 	} {
-		expect(time.Hour)
+		for range 5 { // only the last ones are expected
+			expect()
+		}
+		say := what()
 		u := w.user(addr)
 		u.Write([]byte(say))
 		u.CloseWrite()
@@ -175,7 +176,7 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 		s.Close()
 	}
 	t.Run("in pieces", func(t *testing.T) {
-		expect(time.Hour)
+		expect()
 		u := w.user(addr)
 		u.SetNoDelay(true)
 		for _, c := range nonce[:3] {
@@ -188,25 +189,8 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 			t.Errorf("the target read %q, %v", got, err)
 		}
 	})
-	t.Run("server first", func(t *testing.T) {
-		expect(50 * time.Millisecond)
-		u := w.user(addr)
-		s := b.stream() // once nobody waits for a probe any more
-		talk(t, s, u, "220 ready")
-		talk(t, u, s, "EHLO")
-	})
-	t.Run("half a nonce and silence", func(t *testing.T) {
-		expect(50 * time.Millisecond)
-		u := w.user(addr)
-		u.Write(nonce[:7])
-		s := b.stream()
-		got := make([]byte, 7)
-		if _, err := io.ReadFull(s, got); string(got) != string(nonce[:7]) || err != nil {
-			t.Errorf("the target read %q, %v", got, err)
-		}
-	})
 	t.Run("reset", func(t *testing.T) {
-		expect(time.Hour)
+		expect()
 		for _, n := range []int{0, 3} { // nothing said, or what is held back
 			u := w.user(addr)
 			u.Write(nonce[:n])
@@ -214,7 +198,7 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 			u.Close()
 		}
 		u := w.user(addr)
-		u.Write([]byte(other))
+		u.Write([]byte(other()))
 		u.CloseWrite()
 		for {
 			s := b.stream()
@@ -229,37 +213,18 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 	})
 }
 
-// TestProbesAreBounded: a bridge that claims again and again makes the proxy remember a few nonces, of which the last counts.
-func TestProbesAreBounded(t *testing.T) {
-	var ln listener
-	var last [16]byte
-	for range 10_000 {
-		last = ln.expectProbe()
-	}
-	if len(ln.probes) > 4 {
-		t.Errorf("%d nonces are remembered", len(ln.probes))
-	}
-	shown := link.ProbeQuestion(last)
-	if _, answer, whole := ln.match(shown[:]); !whole || answer != link.ProbeAnswer(last) {
-		t.Error("the last nonce is not among them")
-	}
-	if !ln.probing() == (len(ln.probes) > 0) {
-		t.Errorf("probing is %t with %d nonces left", ln.probing(), len(ln.probes))
-	}
-}
-
 // TestAway: the bridge is gone with its session; its port is closed. A bridge that only lost its connections is waited for.
 func TestAway(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	b.stop() // without a word, as if its machine had lost power
 	<-b.done
 	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
 	u := w.user(addr)
 	u.Write([]byte("anybody?"))
-	ln := w.p.listenerOf(pub)
+	ln := w.route(pub)
 	eventually(t, "the user is held", func() bool { return w.p.conns.Load().Unbound() == 1 })
 	next := w.bridge(k, how{instance: 2}, pub) // restarted: a new process
 	s := next.stream()
@@ -267,7 +232,7 @@ func TestAway(t *testing.T) {
 	if _, err := io.ReadFull(s, got); string(got) != "anybody?" || err != nil {
 		t.Errorf("the target read %q, %v", got, err)
 	}
-	if w.p.listenerOf(pub) != ln {
+	if w.route(pub) != ln {
 		t.Error("the port was closed in between")
 	}
 }
@@ -278,7 +243,7 @@ func TestDescriptorLimit(t *testing.T) {
 	addr, pub := free(t)
 	otherAddr, otherPub := free(t)
 	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k, other}, MaxConns: 16})
+	w := start(t, Config{MaxConns: 16, Settings: Settings{Keys: []Key{k, other}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	eventually(t, "the probe is over", func() bool { return w.p.conns.Load().Unbound() == 0 })
 	var users []*net.TCPConn
@@ -319,7 +284,7 @@ func TestDescriptorLimit(t *testing.T) {
 func TestDrain(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}, Transfer: "127.0.0.1:0"})
+	w := start(t, Config{Transfer: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u1, s1 := w.pair(b, addr)
 	u2, s2 := w.pair(b, addr)
@@ -373,7 +338,7 @@ func TestDrain(t *testing.T) {
 func TestDrainWithoutABridge(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, _ := w.pair(b, addr)
 	w.p.Drain()
@@ -389,7 +354,7 @@ func TestDrainWithoutABridge(t *testing.T) {
 func TestResumeWithin(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}, ResumeWithin: 50 * time.Millisecond})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, ResumeWithin: 50 * time.Millisecond}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, _ := w.pair(b, addr)
 	b.stop()
@@ -401,7 +366,7 @@ func TestResumeWithin(t *testing.T) {
 func TestDrainWithoutPairs(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, _ := w.pair(b, addr)
 	u.SetLinger(0)
@@ -418,7 +383,7 @@ func TestDrainWithoutPairs(t *testing.T) {
 func TestDrainWhileOpening(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1, silent: true}, pub)
 	u := w.user(addr) // says nothing, so it may yet be the probe that is expected
 	eventually(t, "the user is accepted", func() bool { return w.p.conns.Load().Unbound() == 1 })
@@ -445,7 +410,7 @@ func TestDrainWhileOpening(t *testing.T) {
 func TestDrainIsOver(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}, Drain: 20 * time.Millisecond})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, Drain: 20 * time.Millisecond}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, s := w.pair(b, addr)
 	w.p.Drain()
@@ -461,7 +426,7 @@ func TestDrainIsOver(t *testing.T) {
 func TestHeldUserAtDrain(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	b.stop()
 	<-b.done
@@ -477,7 +442,7 @@ func TestHeldUserAtDrain(t *testing.T) {
 func TestStop(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, s := w.pair(b, addr)
 	silent := w.user(w.p.Addr().String()) // a stranger who is waited for must not delay it, nor one with a key and no ATTACH
@@ -506,7 +471,7 @@ func TestStop(t *testing.T) {
 func TestDrainOfAKilledBridge(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}, Drain: time.Hour})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, Drain: time.Hour}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, _ := w.pair(b, addr)
 	w.p.Drain()
@@ -533,7 +498,7 @@ func TestDrainOfAKilledBridge(t *testing.T) {
 func TestTotals(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	want := func(conns int, total, sent, received uint64) {
 		t.Helper()
@@ -567,7 +532,7 @@ func TestTotals(t *testing.T) {
 func TestAStreamOfABridge(t *testing.T) {
 	_, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	b.mu.Lock()
 	l := b.link

@@ -26,7 +26,7 @@ import (
 // up.
 func TestClaimsDenied(t *testing.T) {
 	k := key(t, "nas", "tcp/1024-65535", "udp/53", "http/*")
-	w := start(t, Config{Keys: []Key{k}, Transfer: "127.0.0.1:0"})
+	w := start(t, Config{Transfer: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
 	addr, good := free(t)
 	_, linkPort, _ := net.SplitHostPort(w.p.Addr().String())
 	_, transferPort, _ := net.SplitHostPort(w.p.TransferAddr().String())
@@ -81,7 +81,7 @@ func TestOffered(t *testing.T) {
 		return p
 	}
 	k := key(t, "nas", two)
-	w := start(t, Config{Keys: []Key{k}, Offer: []grammar.Public{pub(one), pub(two)}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, Offer: []grammar.Public{pub(one), pub(two)}}})
 	b := w.bridge(k, how{instance: 1}, "offered")
 	b.wantClaim(0, wire.ClaimUp)
 	if got := b.claim(0).Public; got != two {
@@ -98,7 +98,7 @@ func TestOfferedAndAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := key(t, "nas", pub)
-	w := start(t, Config{Keys: []Key{k}, Offer: []grammar.Public{offer}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, Offer: []grammar.Public{offer}}})
 	b := w.bridge(k, how{instance: 1}, "offered", pub)
 	b.wantClaim(0, wire.ClaimUp)
 	b.wantClaim(1, wire.ClaimRetrying, "leads to 10.0.0.1:80 already")
@@ -123,7 +123,7 @@ func TestPortTaken(t *testing.T) {
 	defer ln.Close()
 	addr, good := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, "tcp/"+ln.Addr().String(), good)
 	b.wantClaim(0, wire.ClaimRetrying, "open tcp/"+ln.Addr().String()+" on the proxy", "address already in use")
 	b.wantClaim(1, wire.ClaimUp)
@@ -141,7 +141,7 @@ func TestHeldByAnotherKey(t *testing.T) {
 	t.Parallel()
 	addr, pub := free(t)
 	a, z := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{a, z}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{a, z}}})
 	first := w.bridge(a, how{instance: 1}, pub)
 	second := w.bridge(z, how{instance: 2}, pub)
 	first.wantClaim(0, wire.ClaimUp)
@@ -157,7 +157,7 @@ func TestHeldByAnotherKey(t *testing.T) {
 		t.Errorf("status has %q, want %q", keys, want)
 	}
 	w.pair(first, addr)
-	w.p.SetKeys([]Key{z})
+	w.setKeys(z)
 	second.wantClaim(0, wire.ClaimUp)
 	w.pair(second, addr)
 }
@@ -168,7 +168,7 @@ func TestKeyRemoved(t *testing.T) {
 	addr2, pub2 := free(t)
 	otherAddr, otherPub := free(t)
 	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k, other}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
 	b := w.bridge(k, how{instance: 1}, pub, pub2)
 	o := w.bridge(other, how{instance: 2}, otherPub)
 	u1, s1 := w.pair(b, addr)
@@ -176,9 +176,9 @@ func TestKeyRemoved(t *testing.T) {
 	ou, os := w.pair(o, otherAddr)
 
 	begin := time.Now()
-	w.p.SetKeys([]Key{other})
+	w.setKeys(other)
 	if d := time.Since(begin); d > limit/2 { // it waits for the bridge to know
-		t.Errorf("SetKeys took %s", d)
+		t.Errorf("Apply took %s", d)
 	}
 	wantReset(t, u1)
 	wantReset(t, u2)
@@ -223,7 +223,7 @@ func (c codes) Abort(code wire.Code) { c <- code }
 func TestKeyRemovedIsTheReason(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	var heard []codes
 	for range 100 {
@@ -232,7 +232,7 @@ func TestKeyRemovedIsTheReason(t *testing.T) {
 		s.SetReceiver(c)
 		heard = append(heard, c)
 	}
-	w.p.SetKeys(nil)
+	w.setKeys()
 	for _, c := range heard {
 		select {
 		case code := <-c:
@@ -249,7 +249,7 @@ func TestKeyRemovedIsTheReason(t *testing.T) {
 func TestKeyReplaced(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, _ := w.pair(b, addr)
 	b.stop()
@@ -259,7 +259,7 @@ func TestKeyReplaced(t *testing.T) {
 	u, _ = w.pair(b, addr)
 	k2 := k
 	k2.Secret[0]++
-	w.p.SetKeys([]Key{k2})
+	w.setKeys(k2)
 	wantReset(t, u)
 	eventually(t, "the old secret is refused", func() bool {
 		b.mu.Lock()
@@ -275,12 +275,12 @@ func TestPolicyChange(t *testing.T) {
 	addr, pub := free(t)
 	addr2, pub2 := free(t)
 	k := key(t, "nas", pub)
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub, pub2)
 	b.wantClaim(0, wire.ClaimUp)
 	b.wantClaim(1, wire.ClaimDenied, "policy of key")
 	w.pair(b, addr)
-	w.p.SetKeys([]Key{key(t, "nas", pub2)})
+	w.setKeys(key(t, "nas", pub2))
 	b.wantClaim(0, wire.ClaimDenied, fmt.Sprintf(`%s denied: the policy of key "nas" allows %s`, pub, pub2))
 	b.wantClaim(1, wire.ClaimUp)
 	if !refused(addr) {
@@ -295,7 +295,7 @@ func TestUnclaim(t *testing.T) {
 	addr, pub := free(t)
 	addr2, pub2 := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub, pub2)
 	if marks := b.unclaim(6); len(marks) != 4 || marks[0] != (wire.Mark{Slot: 1}) {
 		t.Errorf("marks of a claim that there never was, before the first user: %v", marks)
@@ -349,7 +349,7 @@ func TestClaimsThatAreWrong(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			good, evil := key(t, "good", pub), key(t, "evil", "tcp/1024-65535")
-			w := start(t, Config{Keys: []Key{good, evil}})
+			w := start(t, Config{Settings: Settings{Keys: []Key{good, evil}}})
 			b := w.bridge(good, how{instance: 1}, pub)
 			e := w.bridge(evil, how{instance: 2}, "tcp/1")
 			e.mu.Lock()
@@ -361,8 +361,8 @@ func TestClaimsThatAreWrong(t *testing.T) {
 			if name == "another PUBLIC under a known id" {
 				l.Say(1, claim(1, wire.Claim{Public: "tcp/2"}))
 			}
-			eventually(t, "the session of the bridge that is wrong ends", func() bool { return len(w.p.host.Links()) == 1 })
-			if got := w.p.host.Links()[0].KeyID(); got != good.ID {
+			eventually(t, "the session of the bridge that is wrong ends", func() bool { return len(w.p.port.host.Links()) == 1 })
+			if got := w.p.port.host.Links()[0].KeyID(); got != good.ID {
 				t.Errorf("the session that is left is %x's", got)
 			}
 			addr, _ := grammar.ParsePublic(pub)
@@ -375,14 +375,14 @@ func TestClaimsThatAreWrong(t *testing.T) {
 func TestClaimsThatAreNotSupported(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub, "tcp/2000", "tcp/2001")
 	unknown := wire.AppendField(wire.AppendClaim(nil, 4, wire.Claim{Public: "tcp/2002"}), 201, []byte("later"))
 	unknown[3] = byte(len(unknown) - wire.HeaderLen)
 	b.link.Say(4, unknown)
 	b.wantClaim(3, wire.ClaimDenied, "field 201", "update the proxy")
 	b.link.Say(5, wire.AppendClaim(nil, 5, wire.Claim{Public: "tcp/2003", Group: "web"}))
-	b.wantClaim(4, wire.ClaimDenied, `group "web"`, "update the proxy")
+	b.wantClaim(4, wire.ClaimDenied, `key "nas" is not in group "web"`)
 	b.link.Say(6, wire.AppendClaim(nil, 6, wire.Claim{Public: pub + "x", Weight: 5, Health: wire.HealthBad, Drained: true, Limits: []byte("x")}))
 	b.wantClaim(5, wire.ClaimDenied)
 	b.wantClaim(0, wire.ClaimUp)
@@ -394,7 +394,7 @@ func TestTakeover(t *testing.T) {
 	addr, pub := free(t)
 	gone, gonePub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	old := w.bridge(k, how{instance: 1}, pub, gonePub)
 	u, _ := w.pair(old, addr)
 	old.mu.Lock()
@@ -402,7 +402,7 @@ func TestTakeover(t *testing.T) {
 	old.mute = true // its process goes on as the new one
 	old.mu.Unlock()
 
-	ln := w.p.listenerOf(pub)
+	ln := w.route(pub)
 	next := w.dial(k, how{instance: 1}, pub)
 	eventually(t, "the new session is up", func() bool {
 		next.mu.Lock()
@@ -413,7 +413,7 @@ func TestTakeover(t *testing.T) {
 	old.stop()
 	<-old.done
 	next.settled()
-	if w.p.listenerOf(pub) != ln {
+	if w.route(pub) != ln {
 		t.Error("the public port was opened anew")
 	}
 	eventually(t, "the old link is over", func() bool { return oldLink.Err() != nil })
@@ -424,18 +424,11 @@ func TestTakeover(t *testing.T) {
 	}
 }
 
-func (p *Proxy) listenerOf(public string) *listener {
-	pub, _ := grammar.ParsePublic(public)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.public[pub]
-}
-
 // TestSecondBridge: another process with the same key is refused while the first one lives, which notices nothing.
 func TestSecondBridge(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	first := w.bridge(k, how{instance: 1}, pub)
 	u, s := w.pair(first, addr)
 	second := w.dial(k, how{instance: 2}, pub)
@@ -468,7 +461,7 @@ func TestSecondBridge(t *testing.T) {
 func TestBridgeLost(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	u, s := w.pair(b, addr)
 	for range 3 {
@@ -488,18 +481,18 @@ func TestKeyRemovedWhileABridgeComes(t *testing.T) {
 	k := key(t, "nas", "tcp/1024-65535")
 	w := start(t, Config{})
 	for range 40 {
-		w.p.SetKeys([]Key{k})
+		w.setKeys(k)
 		b := w.dial(k, how{instance: 1}, pub)
-		for len(w.p.host.Links()) == 0 { // without a rest: the moments are short
+		for len(w.p.port.host.Links()) == 0 { // without a rest: the moments are short
 			runtime.Gosched()
 		}
-		w.p.SetKeys(nil)
+		w.setKeys()
 		b.mu.Lock()
 		b.mute = true
 		b.mu.Unlock()
 		b.stop()
 		<-b.done
-		eventually(t, "nothing of it stays", func() bool { return len(w.p.host.Links()) == 0 && len(w.p.Status().Links) == 0 })
+		eventually(t, "nothing of it stays", func() bool { return len(w.p.port.host.Links()) == 0 && len(w.p.Status().Links) == 0 })
 	}
 }
 
@@ -507,7 +500,7 @@ func TestKeyRemovedWhileABridgeComes(t *testing.T) {
 func TestKeyRenamed(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	stop, renamed := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -520,7 +513,7 @@ func TestKeyRenamed(t *testing.T) {
 			}
 			k := k
 			k.Name = fmt.Sprintf("nas%d", i%2)
-			w.p.SetKeys([]Key{k})
+			w.setKeys(k)
 		}
 	}()
 	for range 10 {
@@ -530,7 +523,7 @@ func TestKeyRenamed(t *testing.T) {
 	close(stop)
 	<-renamed
 	k.Name = "desk"
-	w.p.SetKeys([]Key{k})
+	w.setKeys(k)
 	if st := w.p.Status(); len(st.Links) != 1 || st.Links[0].Key != "desk" || len(st.Services) != 1 || st.Services[0].Key != "desk" {
 		t.Errorf("status %+v, want the key's last name", st)
 	}
@@ -543,7 +536,7 @@ func TestSlowLog(t *testing.T) {
 	addr, pub := free(t)
 	otherAddr, otherPub := free(t)
 	k, other, third := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535"), key(t, "lab", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k, other}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
 	stuck, free := make(chan struct{}), make(chan struct{})
 	release := sync.OnceFunc(func() { close(free) })
 	once := sync.OnceFunc(func() { close(stuck) })
@@ -562,7 +555,7 @@ func TestSlowLog(t *testing.T) {
 	go func() {
 		defer close(done)
 		w.p.Status()
-		w.p.SetKeys([]Key{k, other, third})
+		w.setKeys(k, other, third)
 	}()
 	select {
 	case <-done:
@@ -583,7 +576,7 @@ func TestSlowLog(t *testing.T) {
 // TestStrangersHoldNothingUp: silent clients fill the gate; a bridge comes through, at once and every time.
 func TestStrangersHoldNothingUp(t *testing.T) {
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	var conns []net.Conn
 	defer func() {
 		for _, c := range conns {
@@ -605,15 +598,15 @@ func TestStrangersHoldNothingUp(t *testing.T) {
 	b := w.bridge(k, how{instance: 1}, pub)
 	w.pair(b, addr)
 	d := time.Since(begin)
-	w.p.gate.mu.Lock()
-	defer w.p.gate.mu.Unlock()
-	if n := w.p.gate.waiting.Len(); d > auth.Timeout/2 && n < maxStrangers/2 {
+	w.p.port.gate.mu.Lock()
+	defer w.p.port.gate.mu.Unlock()
+	if n := w.p.port.gate.waiting.Len(); d > auth.Timeout/2 && n < maxStrangers/2 {
 		t.Errorf("the bridge was up after %s, when %d silent clients were left: it waited for them", d, n)
 	}
-	if n := w.p.gate.waiting.Len(); n > maxStrangers {
+	if n := w.p.port.gate.waiting.Len(); n > maxStrangers {
 		t.Errorf("%d strangers are held, at most %d", n, maxStrangers)
 	}
-	for from, n := range w.p.gate.per {
+	for from, n := range w.p.port.gate.per {
 		if n > maxPerAddress {
 			t.Errorf("%d connections of %s are held, at most %d", n, from, maxPerAddress)
 		}
@@ -623,7 +616,7 @@ func TestStrangersHoldNothingUp(t *testing.T) {
 // TestNoiseOnTheLinkPort: what is no bridge is closed without an answer, and logged once.
 func TestNoiseOnTheLinkPort(t *testing.T) {
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	for _, noise := range []string{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "SSH-2.0-OpenSSH_9.9\r\n", strings.Repeat("\xff\x00\x5a", 5000)} {
 		c := w.user(w.p.Addr().String())
 		c.Write([]byte(noise))
@@ -669,7 +662,7 @@ func TestNoiseOnTheLinkPort(t *testing.T) {
 func TestTransferPort(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Keys: []Key{k}, Transfer: "127.0.0.1:0"})
+	w := start(t, Config{Transfer: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	w.pair(b, addr)
 	b.mu.Lock()
@@ -716,8 +709,8 @@ func TestListenTakesTheAddressLiterally(t *testing.T) {
 	if err := p.Listen(); err != nil {
 		t.Fatal(err)
 	}
-	defer p.linkLn.Close()
-	defer p.transfer.Close()
+	defer p.port.ln.Close()
+	defer p.port.carrier.Close()
 	for _, at := range []net.Addr{p.Addr(), p.TransferAddr()} {
 		port := strconv.Itoa(int(portOf(at)))
 		if !refused(net.JoinHostPort("::1", port)) {

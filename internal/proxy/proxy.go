@@ -1,17 +1,17 @@
-// Package proxy is the public role: it listens where users connect and carries their connections to bridges.
+// Package proxy is the public role: it lets bridges in and carries users' connections to them.
 //
-// Its secret is who may have which public port and when. The route of a user's byte through it:
-//  1. internal/traffic takes the connection at the public listener (accept.go), and counts it until it is over.
-//  2. internal/route says where it goes, and holds it while the bridge is away.
-//  3. forward.go opens a stream on the bridge's link and binds both into a pair.
-//  4. internal/relay moves the bytes into internal/link.
+// The route of a user's byte through it:
+//  1. internal/entrance takes the connection at a public socket (tcp.go).
+//  2. forward.go has it counted by internal/traffic, and tells a bridge's probe from a user.
+//  3. internal/registry says where it goes, holds it while the bridge is away, and opens a stream (route.go).
+//  4. internal/traffic binds both into a pair (bind.go), whose bytes internal/relay moves into internal/link.
 //
-// links.go is the other door: bridges connect, authenticate and claim there. Every goroutine is counted in Proxy.wg or belongs
-// to Proxy.conns, and Run returns when all have ended.
+// links.go is the other door: bridges connect and authenticate there. session.go tells the registry what they claim, and
+// does what it decides; settings.go changes what is allowed, say.go writes the log. Every goroutine is counted in Proxy.wg or belongs to
+// Proxy.conns, Proxy.entrances or Proxy.say, and Run returns when all have ended.
 package proxy
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -19,17 +19,16 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/entrance"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
+	"reverser/internal/registry"
 	"reverser/internal/relay"
-	"reverser/internal/route"
-	"reverser/internal/status"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
@@ -47,50 +46,57 @@ type Key struct {
 
 // Config says what a Proxy does. Identity and at least one key are needed for it to be of use.
 type Config struct {
-	Listen   string           // link address, such as ":3010"
-	Transfer string           // address for carriers; "": the link address
-	Identity tls.Certificate  // that tokens pin
-	Keys     []Key            // see SetKeys
-	Offer    []grammar.Public // public ports that the proxy owns and offers to whom its key allows them
+	Listen   string          // link address, such as ":3010"
+	Transfer string          // address for carriers; "": the link address
+	Identity tls.Certificate // that tokens pin
 	Version  string
-	Log      *slog.Logger  // nil: discard
-	Drain    time.Duration // 0: DefaultDrain; negative: reset at once
-	Budget   int64         // bytes that all links together may hold in flight beyond each stream's floor; 0: 128 MiB
-	// ResumeWithin is how long connections outlive a break of their link; 0: link.DetachLimit.
-	ResumeWithin time.Duration
-	MaxConns     int // user connections at once; 0: what the descriptor limit leaves
+	Log      *slog.Logger // nil: discard
+	Budget   int64        // bytes that all links together may hold in flight beyond each stream's floor; 0: 128 MiB
+	MaxConns int          // user connections at once; 0: what the descriptor limit leaves
+	Settings              // at first; see Apply
 }
 
 // Proxy is the public role. New makes one, Listen opens its link ports, Run serves.
 type Proxy struct {
 	cfg       Config
 	log       *slog.Logger
+	say       *talker // for lines about bridges, which must not be waited for
 	start     time.Time
-	host      *link.Host
-	budget    *link.Budget
-	routes    *route.Table
-	authCfg   *auth.ServerConfig
-	tlsCfg    *tls.Config
-	gate      *gate
-	linkLn    net.Listener
-	transfer  net.Listener
+	port      linkPort
+	registry  *registry.Registry
+	entrances *entrance.Set
 	conns     *traffic.Conns // of users
+	sessions  sessions
+	life      life
 	wg        sync.WaitGroup
+
+	applying sync.Mutex // held by one Apply at a time, and taken first
+
+	mu         sync.Mutex
+	set        Settings               // guarded by mu, as all below
+	keys       map[[16]byte]Key       // of set
+	duplicates map[[16]byte]time.Time // by key: when a second bridge with it was last logged
+}
+
+// linkPort is where bridges come in.
+type linkPort struct {
+	host    *link.Host
+	budget  *link.Budget
+	auth    *auth.ServerConfig
+	tls     *tls.Config
+	gate    *gate
+	ln      net.Listener
+	carrier net.Listener // nil: ln takes them, too
+}
+
+// life is the course of a Proxy's.
+type life struct {
 	ctx       context.Context // ends with Run
 	stop      context.CancelFunc
-	drainEnds atomic.Int64  // when what is left is reset; UnixNano, 0: no drain has begun
+	running   atomic.Bool   // Run does what the registry decides
 	drain     chan struct{} // closed by Drain
-	drainOnce sync.Once
-
-	// claiming is held by one decision about claims at a time, and by whoever else opens or closes public ports or ends a
-	// session; taken before mu. Listening is a system call, which mu is not held for.
-	claiming sync.Mutex
-
-	mu       sync.Mutex
-	keys     map[[16]byte]Key // guarded by mu, as all below
-	sessions map[*link.Link]*session
-	present  map[[16]byte]*session        // of each key; beside it there may be sessions that finish what they have
-	public   map[grammar.Public]*listener // that are open
+	once      sync.Once
+	drainEnds atomic.Int64 // when what is left is reset; UnixNano, 0: no drain has begun
 }
 
 // New returns a proxy that has opened nothing yet.
@@ -98,200 +104,146 @@ func New(cfg Config) *Proxy {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Drain == 0 {
-		cfg.Drain = DefaultDrain
-	}
-	cfg.Drain = max(cfg.Drain, 0)
 	p := &Proxy{
-		cfg: cfg, log: cfg.Log, start: time.Now(), routes: route.NewTable(), gate: newGate(), budget: link.NewBudget(cfg.Budget),
-		conns: traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns}), drain: make(chan struct{}),
-		sessions: make(map[*link.Link]*session), present: make(map[[16]byte]*session), public: make(map[grammar.Public]*listener),
+		cfg: cfg, log: cfg.Log, say: newTalker(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
+		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns}),
+		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), leaves: make(map[[16]byte]legacy), going: make(map[*link.Link]struct{})},
+		port:     linkPort{gate: newGate(), budget: link.NewBudget(cfg.Budget)},
+		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}
-	p.ctx, p.stop = context.WithCancel(context.Background())
+	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived})
+	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
 	rand.Read(instance[:])
-	p.authCfg = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Lookup: p.secret}
-	p.tlsCfg = p.authCfg.TLS()
-	p.setKeys(cfg.Keys)
+	p.port.auth = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Lookup: p.secret}
+	p.port.tls = p.port.auth.TLS()
+	p.setKeys(cfg.Settings)
 	return p
 }
 
 // Listen opens the link ports.
 func (p *Proxy) Listen() (err error) {
 	lc := net.ListenConfig{KeepAlive: -1} // the link watches over itself
-	if p.linkLn, err = lc.Listen(p.ctx, grammar.ListenNetwork("tcp", p.cfg.Listen), p.cfg.Listen); err != nil {
+	if p.port.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.Listen), p.cfg.Listen); err != nil {
 		return fmt.Errorf("open the link port (listen %s): %w", p.cfg.Listen, err)
 	}
 	var port uint16
 	if p.cfg.Transfer != "" {
-		if p.transfer, err = lc.Listen(p.ctx, grammar.ListenNetwork("tcp", p.cfg.Transfer), p.cfg.Transfer); err != nil {
-			p.linkLn.Close()
+		if p.port.carrier, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.Transfer), p.cfg.Transfer); err != nil {
+			p.port.ln.Close()
 			return fmt.Errorf("open the transfer port (transfer %s): %w", p.cfg.Transfer, err)
 		}
-		port = uint16(p.transfer.Addr().(*net.TCPAddr).Port)
+		port = portOf(p.TransferAddr())
 	}
-	p.host = link.NewHost(link.HostConfig{
-		Owner: p, Log: p.log, Instance: p.authCfg.Instance, Transfer: port, Detach: p.cfg.ResumeWithin, Budget: p.budget,
+	p.port.host = link.NewHost(link.HostConfig{
+		Owner: p, Log: p.log, Instance: p.port.auth.Instance, Transfer: port, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
 		Admit:    func(id [16]byte, secret [32]byte) bool { now, ok := p.secret(id); return ok && now == secret },
 		Draining: p.conns.Draining,
 	})
+	p.registry.Configure(p.policy(p.settings()))
 	return nil
 }
 
 // Addr is the address of the link port.
-func (p *Proxy) Addr() net.Addr { return p.linkLn.Addr() }
+func (p *Proxy) Addr() net.Addr { return p.port.ln.Addr() }
 
 // TransferAddr is the address of the transfer port, nil when it is off.
 func (p *Proxy) TransferAddr() net.Addr {
-	if p.transfer == nil {
+	if p.port.carrier == nil {
 		return nil
 	}
-	return p.transfer.Addr()
+	return p.port.carrier.Addr()
 }
 
 // Run serves until ctx ends, which resets every connection, or until a drain is complete.
 func (p *Proxy) Run(ctx context.Context) error {
-	p.log.Info("proxy listening", "listen", p.Addr().String(), "version", p.cfg.Version, "budget_mib", p.budget.Size()>>20)
-	if p.transfer != nil {
+	p.log.Info("proxy listening", "listen", p.Addr().String(), "version", p.cfg.Version, "budget_mib", p.port.budget.Size()>>20)
+	if p.port.carrier != nil {
 		p.log.Info("carriers listening", "transfer", p.TransferAddr().String())
 	}
-	p.wg.Go(func() { p.acceptLinks(p.linkLn) })
-	if p.transfer != nil {
-		p.wg.Go(func() { p.acceptLinks(p.transfer) })
+	go p.say.run() // say.stop waits for it
+	p.life.running.Store(true)
+	p.wg.Go(func() { p.registry.Run(p.life.ctx, effects{p}) })
+	p.wg.Go(func() { p.acceptLinks(p.port.ln) })
+	if p.port.carrier != nil {
+		p.wg.Go(func() { p.acceptLinks(p.port.carrier) })
 	}
-	p.wg.Go(p.retryClaims)
 	select {
 	case <-ctx.Done():
-	case <-p.drain:
+	case <-p.life.drain:
 		p.finishPairs(ctx)
 	}
 	p.conns.Shut()
-	p.closeListeners()
+	p.closeSockets()
 	p.conns.End(relay.ReasonDrain, wire.CodeDrain, nil)
 	said := time.Now().Add(lastWords) // for all bridges together
-	for _, l := range p.host.Links() {
+	for _, l := range p.port.host.Links() {
 		l.Flush(time.Until(said))
 	}
-	p.stop()
-	p.linkLn.Close()
-	if p.transfer != nil {
-		p.transfer.Close()
+	p.life.running.Store(false)
+	p.life.stop()
+	p.port.ln.Close()
+	if p.port.carrier != nil {
+		p.port.carrier.Close()
 	}
-	p.gate.closeAll()
-	p.host.Close(errors.New("the proxy stopped"))
+	p.port.gate.closeAll()
+	p.port.host.Close(errors.New("the proxy stopped"))
+	p.sessions.forget()
 	p.conns.Close()
+	p.entrances.Shut()
 	p.wg.Wait()
+	p.say.stop()
 	p.log.Info("proxy stopped")
 	return nil
 }
 
 // Drain frees all ports, so that a successor can have them when it returns, and announces the stop to the bridges. Run returns
-// when the last pair has ended, or resets what is left after Config.Drain.
+// when the last pair has ended, or resets what is left after Settings.Drain.
 func (p *Proxy) Drain() {
-	p.drainOnce.Do(func() {
+	p.life.once.Do(func() {
 		p.conns.Shut()
-		if p.linkLn != nil {
-			p.linkLn.Close()
+		if p.port.ln != nil {
+			p.port.ln.Close()
 		}
-		if p.transfer != nil {
-			p.transfer.Close()
+		if p.port.carrier != nil {
+			p.port.carrier.Close()
 		}
-		p.claiming.Lock()
-		p.mu.Lock()
-		var open []*listener
-		for _, ln := range p.public { // their routes stay: a user who was just accepted still needs one
-			open = append(open, ln)
+		if p.life.running.Load() { // else nothing is open, and nobody does what the registry decides
+			p.closeSockets()
 		}
-		p.mu.Unlock()
-		closeAll(open)
-		p.claiming.Unlock()
-		close(p.drain)
+		close(p.life.drain)
 	})
+}
+
+// closeSockets closes the public sockets. Their routes stay: a user who was just accepted still needs one.
+func (p *Proxy) closeSockets() {
+	p.registry.Stop()
+	p.registry.Done(p.life.ctx)
 }
 
 // finishPairs waits for the users that were accepted, except for those whose bridge is away.
 func (p *Proxy) finishPairs(ctx context.Context) {
-	p.drainEnds.Store(time.Now().Add(p.cfg.Drain).UnixNano())
-	for _, l := range p.host.Links() {
-		l.GoAway(p.cfg.Drain)
+	p.closeSockets()
+	limit := p.settings().Drain
+	p.life.drainEnds.Store(time.Now().Add(limit).UnixNano())
+	for _, l := range p.port.host.Links() {
+		l.GoAway(limit)
 		l.Abandon()
 	}
 	now := p.conns.Load()
-	p.log.Info("draining", "pairs", now.Pairs, "opening", now.Unbound(), "limit", p.cfg.Drain.Seconds())
-	p.conns.Drain(ctx, p.cfg.Drain)
+	p.log.Info("draining", "pairs", now.Pairs, "opening", now.Unbound(), "limit", limit.Seconds())
+	p.conns.Drain(ctx, limit)
 }
 
 // drainLeft is how long what is there has to finish, if a drain has begun.
 func (p *Proxy) drainLeft() (left time.Duration, draining bool) {
-	ends := p.drainEnds.Load()
+	ends := p.life.drainEnds.Load()
 	return max(time.Until(time.Unix(0, ends)), 0), ends != 0
 }
 
 // lastWords is how long a proxy that stops, or removes a key, waits for bridges to know that their pairs were reset, and why.
 // Who is there answers in milliseconds, but for a busy machine. Tests wait longer.
 var lastWords = 500 * time.Millisecond
-
-func (p *Proxy) secret(id [16]byte) (secret [32]byte, ok bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	k, ok := p.keys[id]
-	return k.Secret, ok
-}
-
-// SetKeys replaces the keys. What a key that is gone held ends at once: link, listeners and connections. Claims are
-// decided again under the new policies.
-func (p *Proxy) SetKeys(keys []Key) {
-	removed := p.setKeys(keys)
-	for _, id := range removed {
-		p.dropKey(id)
-	}
-	p.reconsider()
-}
-
-func (p *Proxy) setKeys(keys []Key) (removed [][16]byte) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	old := p.keys
-	p.keys = make(map[[16]byte]Key, len(keys))
-	for _, k := range keys {
-		p.keys[k.ID] = k
-	}
-	for id, k := range old {
-		if now, ok := p.keys[id]; !ok || now.Secret != k.Secret {
-			removed = append(removed, id)
-		}
-	}
-	return removed
-}
-
-// Status returns a snapshot.
-func (p *Proxy) Status() status.Snapshot {
-	snap := status.Snapshot{Role: "proxy", Version: p.cfg.Version, UptimeSeconds: time.Since(p.start).Seconds()}
-	for a := range p.conns.Walk {
-		snap.Pairs = append(snap.Pairs, a.Status())
-	}
-	draining := p.conns.Draining()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, s := range p.sessions {
-		snap.Links = append(snap.Links, s.link.Snapshot(s.key, s.link.PeerName(), s.leaving || draining))
-		if s.past { // its services are another session's
-			continue
-		}
-		for _, c := range s.claims {
-			st := c.status(s)
-			if draining && st.State != status.ServiceDenied {
-				st.State, st.Reason = status.ServiceAway, stoppingText
-			}
-			p.conns.Find(s.link.KeyID(), st.Public).Describe(&st)
-			snap.Services = append(snap.Services, st)
-		}
-	}
-	slices.SortFunc(snap.Links, func(a, b status.Link) int { return cmp.Compare(a.Key, b.Key) })
-	slices.SortFunc(snap.Services, func(a, b status.Service) int { return cmp.Compare(a.Public, b.Public) })
-	slices.SortFunc(snap.Pairs, func(a, b status.Pair) int { return a.Since.Compare(b.Since) })
-	return snap
-}
 
 func portOf(a net.Addr) uint16 {
 	if t, ok := a.(*net.TCPAddr); ok {

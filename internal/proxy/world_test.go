@@ -25,6 +25,7 @@ import (
 	"reverser/internal/freeport"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
+	"reverser/internal/registry"
 	"reverser/internal/wire"
 )
 
@@ -123,6 +124,14 @@ func key(t testing.TB, name string, allow ...string) Key {
 // start runs a proxy until the end of the test.
 func start(t *testing.T, cfg Config) *world {
 	t.Helper()
+	w := prepare(t, cfg)
+	w.run()
+	return w
+}
+
+// prepare makes a proxy that listens, and does not run yet.
+func prepare(t *testing.T, cfg Config) *world {
+	t.Helper()
 	w := &world{t: t, log: newJournal(), done: make(chan struct{})}
 	cfg.Identity, cfg.Log, cfg.Version = identity(), slog.New(w.log), "test"
 	if cfg.Listen == "" {
@@ -132,22 +141,44 @@ func start(t *testing.T, cfg Config) *world {
 	if err := w.p.Listen(); err != nil {
 		t.Fatal(err)
 	}
+	return w
+}
+
+func (w *world) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	go func() {
 		w.err = w.p.Run(ctx)
 		close(w.done)
 	}()
-	t.Cleanup(func() {
+	w.t.Cleanup(func() {
 		cancel()
 		<-w.done
-		if t.Failed() {
+		if w.t.Failed() {
 			w.log.mu.Lock()
 			defer w.log.mu.Unlock()
-			t.Logf("the proxy said:\n%s", strings.Join(*w.log.lines, "\n"))
+			w.t.Logf("the proxy said:\n%s", strings.Join(*w.log.lines, "\n"))
 		}
 	})
-	return w
+}
+
+// setKeys puts other keys in force.
+func (w *world) setKeys(keys ...Key) {
+	w.t.Helper()
+	set := w.p.settings()
+	set.Keys = keys
+	if err := w.p.Apply(context.Background(), set); err != nil {
+		w.t.Errorf("Apply: %v", err)
+	}
+}
+
+// route is where the users of a name go, nil if nobody serves it.
+func (w *world) route(public string) *registry.Route {
+	pub, err := grammar.ParsePublic(public)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return w.p.registry.View().Find(pub)
 }
 
 // dialled is one attempt of a bridge to connect.
@@ -172,6 +203,7 @@ type bridge struct {
 	claimed map[int]wire.Claimed // by the place of the claim in claims
 	given   map[int][]wire.Mark  // that were given back, and what the proxy said
 	answers int                  // how many CLAIMED came
+	nonces  int                  // how many of them asked for a probe
 	failed  []error
 	leaving bool
 	ended   []error
@@ -254,7 +286,10 @@ func (b *bridge) Ended(_ *link.Link, err error) {
 func (b *bridge) wasClaimed(id int, c wire.Claimed) {
 	b.mu.Lock()
 	b.claimed[id] = c
-	prove := b.prove && c.Status == wire.ClaimUp
+	if c.Nonce != [16]byte{} {
+		b.nonces++
+	}
+	prove := b.prove && c.Status == wire.ClaimUp && c.Nonce != [16]byte{}
 	b.mu.Unlock()
 	pub, err := grammar.ParsePublic(c.Public)
 	if !prove || err != nil {

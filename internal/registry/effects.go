@@ -117,12 +117,7 @@ func (r *Registry) step(d Doer) bool {
 	r.mu.Lock()
 	if len(r.core.effects) == 0 {
 		r.core.effects = nil // what was done is not kept
-		idle := r.idle
-		r.idle = nil
 		r.mu.Unlock()
-		for _, done := range idle {
-			close(done)
-		}
 		return false
 	}
 	e := r.core.effects[0]
@@ -136,11 +131,12 @@ func (r *Registry) step(d Doer) bool {
 	return true
 }
 
-// Done waits until what was decided so far is done. Then no newcomer enters under an older policy.
+// Done waits until what was decided so far is done, whatever is decided meanwhile. Then no newcomer enters under an older policy.
 func (r *Registry) Done(ctx context.Context) error {
 	done := make(chan struct{})
+	say := func(*core, effect) func(Doer, *Registry) { return func(Doer, *Registry) { close(done) } }
 	r.mu.Lock()
-	r.idle = append(r.idle, done)
+	r.core.effects = append(r.core.effects, effect{do: say})
 	r.mu.Unlock()
 	r.signal()
 	select {

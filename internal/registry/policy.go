@@ -79,7 +79,7 @@ func (p *policy) judge(c *claim) {
 	c.public = pub
 	switch {
 	case c.asked.Unknown != 0:
-		c.denied = fmt.Sprintf("%s denied: this proxy does not know field %d of the claim, which the bridge says it must", pub, c.asked.Unknown)
+		c.denied = fmt.Sprintf("%s denied: the bridge asks for something that this proxy does not know (field %d of its claim): update the proxy", pub, c.asked.Unknown)
 	case !key.Allow.Permits(pub):
 		c.denied = fmt.Sprintf("%s denied: the policy of key %q allows %s", pub, key.Name, key.Allow)
 	case pub.Kind != grammar.KindTCP:

@@ -29,8 +29,7 @@ type Registry struct {
 	wake chan struct{}        // there are effects
 
 	mu   sync.Mutex
-	core core            // guarded by mu, as all below
-	idle []chan struct{} // closed when no effect is left
+	core core // guarded by mu
 }
 
 // New returns a registry without sessions.

@@ -31,20 +31,17 @@ func TestState(t *testing.T) {
 	}
 }
 
-// TestEntryState: an entry that was handed over shows in log and status as it did.
-func TestEntryState(t *testing.T) {
-	want := &Entry{ID: 7, Since: time.Unix(1_800_000_000, 0), Service: "tcp/9000", Target: "nas:80", Client: "192.0.2.1:5"}
+// TestRestoredCounts: a pair that was handed over has counted what it had.
+func TestRestoredCounts(t *testing.T) {
 	near, far := net.Pipe()
 	defer far.Close()
 	defer near.Close()
-	want.Pair = New(Target, near, nil, nil)
-	want.outward.bytes.set(3)
-	want.inward.bytes.set(5)
-	got := RestoreEntry(want.State(), near, nil)
-	sent, received := got.Counts()
-	if sent != 5 || received != 3 || got.ID != want.ID || !got.Since.Equal(want.Since) || got.Service != want.Service ||
-		got.Target != want.Target || got.Client != want.Client || got.side != Target {
-		t.Errorf("RestoreEntry = %+v, %d sent, %d received", got, sent, received)
+	p := New(Target, near, nil, nil)
+	p.outward.bytes.set(3)
+	p.inward.bytes.set(5)
+	got := Restore(p.State(), near, nil)
+	if sent, received := got.Counts(); sent != 5 || received != 3 || got.side != Target {
+		t.Errorf("%d sent, %d received at side %d; want 5 and 3 at the target", sent, received, got.side)
 	}
 }
 

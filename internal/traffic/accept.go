@@ -35,20 +35,6 @@ func Accept(ctx context.Context, ln net.Listener, log *slog.Logger, handle func(
 	}
 }
 
-// Accept takes users' connections at ln until ln is closed. serve is called with each one that was admitted, on a goroutine of the
-// crew; the admission is over when serve returns without having bound it. When as many connections are open as descriptors allow, it
-// stops accepting: the rest waits in the kernel, and links and operators still get in.
-func (c *Conns) Accept(ln net.Listener, account *Account, serve func(*Admission, net.Conn)) {
-	Accept(c.ctx, ln, c.log, func(conn net.Conn) {
-		a, err := c.Admit(account, AddrPort(conn.RemoteAddr()), Wait)
-		if err != nil {
-			Reset(conn)
-			return
-		}
-		a.Go(func() { serve(a, conn) })
-	})
-}
-
 // Reset closes a connection with RST: a user who is not served must not take it for an answer.
 func Reset(conn net.Conn) {
 	if c, ok := conn.(interface{ SetLinger(int) error }); ok {

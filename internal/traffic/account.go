@@ -146,10 +146,23 @@ func (a *Account) charge(client netip.AddrPort) (*guest, error) {
 	if most := a.limits.PerClient; most > 0 && g.now >= most && g != &a.others {
 		return nil, &LimitError{"client", most}
 	}
+	a.takeLocked(g)
+	return g, nil
+}
+
+// take counts a connection whatever the limits say.
+func (a *Account) take(client netip.AddrPort) *guest {
+	a.ledger.mu.Lock()
+	defer a.ledger.mu.Unlock()
+	g := a.ledger.guestLocked(a, client, true)
+	a.takeLocked(g)
+	return g
+}
+
+func (a *Account) takeLocked(g *guest) {
 	a.now++
 	a.key.now++
 	a.ledger.takeLocked(g)
-	return g, nil
 }
 
 // giveBack is the end of what charge counted. reason is "" when no pair came of it.

@@ -23,6 +23,7 @@ type Admission struct {
 
 	// Known to whoever has the admission, and from Bind on to the end of the pair.
 	placed, dials bool
+	finally       func() // nil: nothing
 
 	// Set by Bind, before the phase is bound.
 	pair   pair
@@ -70,8 +71,7 @@ var (
 
 // Admit lets a connection in. While all places are taken it waits for one, or refuses.
 func (c *Conns) Admit(account *Account, client netip.AddrPort, p Patience) (*Admission, error) {
-	a := &Admission{conns: c, account: account, client: client, id: c.roster.ids.Add(1)}
-	a.home = &c.roster.shards[a.id%uint64(len(c.roster.shards))]
+	a := c.admission(account, client, c.roster.ids.Add(1))
 	if !a.enter() {
 		account.refused(RefusedDrain, netip.AddrPort{})
 		return nil, ErrDraining
@@ -87,6 +87,10 @@ func (c *Conns) Admit(account *Account, client netip.AddrPort, p Patience) (*Adm
 		return nil, err
 	}
 	return a, nil
+}
+
+func (c *Conns) admission(account *Account, client netip.AddrPort, id uint64) *Admission {
+	return &Admission{conns: c, account: account, client: client, id: id, home: &c.roster.shards[id%uint64(len(c.roster.shards))]}
 }
 
 // enter puts a on the list; false: nothing enters any more.
@@ -129,6 +133,9 @@ func (a *Admission) takePlace(p Patience) error {
 	}
 }
 
+// Finally has f called when the connection is over, whatever became of it. It is for whoever has the admission, once, before Bind.
+func (a *Admission) Finally(f func()) { a.finally = f }
+
 // ID is unique in the process.
 func (a *Admission) ID() uint64 { return a.id }
 
@@ -140,6 +147,9 @@ func (a *Admission) Service() string { return a.account.Service }
 
 // Client is the user's address; the zero value where it is not known.
 func (a *Admission) Client() netip.AddrPort { return a.client }
+
+// ClientName is the address for people; "" where it is not known.
+func (a *Admission) ClientName() string { return clientName(a.client) }
 
 // Go runs f on a goroutine of the crew. When f returns, the admission is over unless it was bound.
 func (a *Admission) Go(f func()) {
@@ -256,6 +266,9 @@ func (a *Admission) giveBack(reason relay.Reason, sent, received uint64) {
 	}
 	if a.placed {
 		<-c.room.places
+	}
+	if a.finally != nil {
+		a.finally()
 	}
 	c.roster.left(1)
 }

@@ -45,7 +45,7 @@ func (a *Admission) bind(p pair, target string) {
 func (a *Admission) released(reason relay.Reason) {
 	sent, received := a.pair.Counts()
 	a.conns.log.Info("pair released", "service", a.Service(), "client", a.name, "target", a.target,
-		"sent", sent, "received", received, "duration", relay.Seconds(time.Since(a.since)),
+		"sent", sent, "received", received, "duration", Seconds(time.Since(a.since)),
 		"reason", string(reason), "resumes", a.pair.Resumes())
 	a.account.pairs.Add(-1)
 	a.depart(over)
@@ -69,4 +69,9 @@ func (a *Admission) Status() status.Pair {
 		st.State = status.PairHalfClosed
 	}
 	return st
+}
+
+// Seconds is d for a log line: in seconds, to the microsecond.
+func Seconds(d time.Duration) float64 {
+	return float64(max(d.Round(time.Microsecond), time.Microsecond).Microseconds()) / 1e6
 }

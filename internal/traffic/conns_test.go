@@ -228,10 +228,16 @@ func TestAccept(t *testing.T) {
 		}
 		hold := make(chan struct{})
 		begin := time.Now()
-		c.Accept(ln, acc, func(a *Admission, conn net.Conn) {
-			<-hold
-			served++
-			conn.Close()
+		Accept(t.Context(), ln, c.log, func(conn net.Conn) {
+			a, err := c.Admit(acc, netip.AddrPort{}, Wait)
+			if err != nil {
+				t.Error(err)
+			}
+			a.Go(func() {
+				<-hold
+				served++
+				conn.Close()
+			})
 		})
 		if d := time.Since(begin); d != 15*time.Millisecond {
 			t.Errorf("it took %s, want two pauses of 5 and 10 ms", d)
@@ -371,6 +377,28 @@ func TestEnd(t *testing.T) {
 	})
 }
 
+// TestFinally: what was asked for is called once, whatever became of the connection.
+func TestFinally(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+		n := 0
+		for _, end := range []func(*Admission){
+			(*Admission).Leave,
+			func(a *Admission) { a.Refuse(RefusedAway, "") },
+			func(a *Admission) { a.Leave(); a.Leave() },
+		} {
+			a, err := c.Admit(c.Account(keyA, "tcp/9000"), netip.AddrPort{}, Wait)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.Finally(func() { n++ })
+			end(a)
+		}
+		if n != 3 {
+			t.Errorf("called %d times for 3 connections", n)
+		}
+	})
+}
+
 // TestEndMissesNobody: whatever is bound while all are ended is ended.
 func TestEndMissesNobody(t *testing.T) {
 	for range 50 {
@@ -451,7 +479,6 @@ func TestDrain(t *testing.T) {
 	})
 }
 
-// TestDrainIsOver: at its limit everybody is reset, what is on the way to a pair, too.
 // TestAwaitIdle: newcomers are let in until there is a moment without a connection.
 func TestAwaitIdle(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
@@ -492,6 +519,7 @@ func TestAwaitIdle(t *testing.T) {
 	})
 }
 
+// TestDrainIsOver: at its limit everybody is reset, what is on the way to a pair, too.
 func TestDrainIsOver(t *testing.T) {
 	for name, stop := range map[string]func(ctx context.Context, c *Conns, cancel func()){
 		"the limit": func(ctx context.Context, c *Conns, _ func()) { c.Drain(ctx, time.Second) },

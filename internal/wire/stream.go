@@ -8,18 +8,39 @@ import (
 
 // Open asks the peer to connect a new stream.
 type Open struct {
-	Kind    OpenKind // 0 when it is encoded: OpenStream
-	Service uint32   // to a bridge: id of its claim. To a proxy: 0, and Name says what is meant
+	Kind     OpenKind // 0 when it is encoded: OpenStream
+	Entrance Entrance // field 4: kind of entrance
+	Service  uint32   // to a bridge: id of its claim. To a proxy: 0, and Name says what is meant
 
-	Client   netip.AddrPort // field 1: who connected; invalid when unknown
-	Local    netip.AddrPort // field 2: the public address that was reached; invalid when unknown
-	Host     string         // field 3: SNI or Host that the user asked for
-	Entrance Entrance       // field 4: kind of entrance
-	KeyName  string         // field 5: name of the visitor's key
-	Trace    [16]byte       // field 6: id for traces; zero: none
-	Name     string         // field 128: a PUBLIC
-	Hops     uint8          // field 129: proxies that may still be passed, when HasHops
-	HasHops  bool
+	Client netip.AddrPort // field 1: who connected; invalid when unknown
+	Local  netip.AddrPort // field 2: the public address that was reached; invalid when unknown
+	More   *OpenMore      // what most streams have not; nil: nothing
+}
+
+// OpenMore is the part of an Open that few streams have. It is apart because every stream keeps its Open.
+type OpenMore struct {
+	Host    string   // field 3: SNI or Host that the user asked for
+	KeyName string   // field 5: name of the visitor's key
+	Trace   [16]byte // field 6: id for traces; zero: none
+	Name    string   // field 128: a PUBLIC
+	Hops    uint8    // field 129: proxies that may still be passed, when HasHops
+	HasHops bool
+}
+
+// Rest returns what More points to, or nothing.
+func (o Open) Rest() OpenMore {
+	if o.More == nil {
+		return OpenMore{}
+	}
+	return *o.More
+}
+
+// more returns what More points to, to be filled.
+func (o *Open) more() *OpenMore {
+	if o.More == nil {
+		o.More = new(OpenMore)
+	}
+	return o.More
 }
 
 // OpenKind says what an OPEN opens.
@@ -68,17 +89,18 @@ func AppendOpen(b []byte, stream, credit uint64, o Open) []byte {
 	b = append(b, max(byte(o.Kind), byte(OpenStream)), 0)
 	b = binary.BigEndian.AppendUint32(b, o.Service)
 	b = appendAddr(appendAddr(b, fieldClient, o.Client), fieldLocal, o.Local)
-	b = appendTextField(b, fieldHost, o.Host, maxName)
+	rest := o.Rest()
+	b = appendTextField(b, fieldHost, rest.Host, maxName)
 	if o.Entrance != EntranceUnknown {
 		b = append(b, fieldEntrance, 0, 1, byte(o.Entrance))
 	}
-	b = appendTextField(b, fieldKeyName, o.KeyName, MaxText)
-	if o.Trace != [16]byte{} {
-		b = append(append(b, fieldTrace, 0, 16), o.Trace[:]...)
+	b = appendTextField(b, fieldKeyName, rest.KeyName, MaxText)
+	if rest.Trace != [16]byte{} {
+		b = append(append(b, fieldTrace, 0, 16), rest.Trace[:]...)
 	}
-	b = appendTextField(b, fieldName, o.Name, maxName)
-	if o.HasHops {
-		b = append(b, fieldHops, 0, 1, o.Hops)
+	b = appendTextField(b, fieldName, rest.Name, maxName)
+	if rest.HasHops {
+		b = append(b, fieldHops, 0, 1, rest.Hops)
 	}
 	return setLength(b, at)
 }
@@ -98,18 +120,18 @@ func ParseOpen(f Frame) (o Open, err error) {
 		case fieldLocal:
 			return true, f.addr(&o.Local)
 		case fieldHost:
-			return true, f.text(&o.Host, maxName)
+			return true, f.text(&o.more().Host, maxName)
 		case fieldEntrance:
 			return true, f.uint8((*uint8)(&o.Entrance))
 		case fieldKeyName:
-			return true, f.text(&o.KeyName, MaxText)
+			return true, f.text(&o.more().KeyName, MaxText)
 		case fieldTrace:
-			return true, copy(o.Trace[:], f.Value) == len(f.Value) && len(f.Value) == len(o.Trace)
+			return true, copy(o.more().Trace[:], f.Value) == len(f.Value) && len(f.Value) == len(o.More.Trace)
 		case fieldName:
-			return true, f.text(&o.Name, maxName)
+			return true, f.text(&o.more().Name, maxName)
 		case fieldHops:
-			o.HasHops = true
-			return true, f.uint8(&o.Hops)
+			o.more().HasHops = true
+			return true, f.uint8(&o.More.Hops)
 		}
 		return false, false
 	})

@@ -92,15 +92,16 @@ func fields(f Frame) map[string]any {
 		return map[string]any{"entries": entries(f.Payload)}
 	case TypeOpen:
 		o, _ := ParseOpen(f)
+		rest := o.Rest()
 		m := map[string]any{
-			"kind": o.Kind, "service": o.Service, "client": address(o.Client), "local": address(o.Local), "host": o.Host, "entrance": o.Entrance,
-			"key_name": o.KeyName, "trace": "", "name": o.Name, "hops": nil,
+			"kind": o.Kind, "service": o.Service, "client": address(o.Client), "local": address(o.Local), "host": rest.Host, "entrance": o.Entrance,
+			"key_name": rest.KeyName, "trace": "", "name": rest.Name, "hops": nil,
 		}
-		if o.Trace != [16]byte{} {
-			m["trace"] = hex.EncodeToString(o.Trace[:])
+		if rest.Trace != [16]byte{} {
+			m["trace"] = hex.EncodeToString(rest.Trace[:])
 		}
-		if o.HasHops {
-			m["hops"] = o.Hops
+		if rest.HasHops {
+			m["hops"] = rest.Hops
 		}
 		return m
 	case TypeData:

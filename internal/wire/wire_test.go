@@ -85,7 +85,7 @@ func TestLayout(t *testing.T) {
 			Service: 3, Client: netip.MustParseAddrPort("203.0.113.7:50123"), Local: netip.MustParseAddrPort("[2001:db8::1]:9000"),
 		})},
 		{"04 00 0035 8000000000000102 0000000000000000 02 00 00000000 03 0001 68 04 0001 04 05 0001 6b 06 0010 505152535455565758595a5b5c5d5e5f 80 0009 7463702f3930303030 81 0001 00", AppendOpen(nil, 1<<63|0x102, 0, Open{
-			Kind: OpenDatagrams, Host: "h", Entrance: EntranceHTTPS, KeyName: "k", Trace: seq[[16]byte](0x50), Name: "tcp/90000", HasHops: true,
+			Kind: OpenDatagrams, Entrance: EntranceHTTPS, More: &OpenMore{Host: "h", KeyName: "k", Trace: seq[[16]byte](0x50), Name: "tcp/90000", HasHops: true},
 		})},
 		{"05 00 0002 0000000000000102 0000000100000005 6869", append(AppendHeader(nil, TypeData, 0x102, 1<<32+5, 2), "hi"...)},
 		{"06 00 0008 0000000000000102 0000000000000005 0000000000004005", AppendAck(nil, 0x102, 5, 0x4005)},
@@ -289,7 +289,7 @@ func TestLongTexts(t *testing.T) {
 			AppendAttach(nil, 1, Attach{Mode: ModeNew, Name: long}),
 			AppendAttached(nil, 1, Attached{Status: StatusGone, Text: long}),
 			AppendGoAway(nil, GoAway{Text: long, ComeBack: 1}),
-			AppendOpen(nil, 258, 1, Open{Host: long, KeyName: long, Name: long}),
+			AppendOpen(nil, 258, 1, Open{More: &OpenMore{Host: long, KeyName: long, Name: long}}),
 			AppendErr(nil, Err{Code: ErrGap, Text: long}),
 			AppendClaim(nil, 1, Claim{Public: long, Target: long, Group: long}),
 			AppendClaimed(nil, 1, Claimed{Status: ClaimUp, Public: long, Text: long}),
@@ -320,7 +320,7 @@ func TestLongTexts(t *testing.T) {
 				texts = []string{g.Text}
 			case TypeOpen:
 				o, _ := ParseOpen(f)
-				texts = []string{o.Host, o.KeyName, o.Name}
+				texts = []string{o.More.Host, o.More.KeyName, o.More.Name}
 			case TypeClaimed:
 				_, c, _ := ParseClaimed(f)
 				texts = []string{c.Public, c.Text}

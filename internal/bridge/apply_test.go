@@ -1,0 +1,148 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"reverser/internal/link"
+	"reverser/internal/status"
+	"reverser/internal/wire"
+)
+
+// apply changes the services of a bridge: each text is an EXPOSE.
+func (r *running) apply(t *testing.T, services ...Service) Applied {
+	t.Helper()
+	a, err := r.Apply(t.Context(), Settings{Services: services})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// TestApply changes services while users are there.
+func TestApply(t *testing.T) {
+	one, two := serve(t, "tcp", "127.0.0.1:0"), serve(t, "tcp", "127.0.0.1:0")
+	svc := func(pub string, s *server) Service { return Service{Public: public(t, pub), Target: s.target()} }
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{svc("9000", one), svc("9001", one)}}})
+	p.ready()
+	stays := p.open(1)
+	staysAt := one.accept()
+	old := p.open(2)
+	oldAt := one.accept()
+
+	// A service is removed, one gets another target, one is added.
+	a := b.apply(t, svc("9000", two), svc("9002", two))
+	if left := a.Wait(t.Context()); left != nil {
+		t.Errorf("not confirmed: %q", left)
+	}
+	p.mu.Lock()
+	got := fmt.Sprint(p.claims)
+	p.mu.Unlock()
+	if want := fmt.Sprint(map[uint32]wire.Claim{1: {Public: "tcp/9000", Target: two.target().String()}, 3: {Public: "tcp/9002", Target: two.target().String()}}); got != want {
+		t.Errorf("the proxy has the claims %s, want %s", got, want)
+	}
+	// The users of before do not notice; new ones get what is new.
+	for _, of := range []*link.Stream{stays, old} {
+		of.Write([]byte("x"))
+	}
+	for _, at := range []io.Reader{staysAt, oldAt} {
+		if _, err := io.ReadFull(at, make([]byte, 1)); err != nil {
+			t.Errorf("a user of before is cut off: %v", err)
+		}
+	}
+	talk(t, p.open(1), two.accept(), "new target")
+	talk(t, p.open(3), two.accept(), "new service")
+	wantCode(t, p.open(2), wire.CodeService)
+	eventually(t, "status has the services of now", func() bool {
+		st := b.Status().Services
+		return len(st) == 2 && st[0].Public == "tcp/9000" && st[0].Target == two.target().String() && st[1].Public == "tcp/9002" && st[1].State == status.ServiceUp
+	})
+	if a := b.apply(t, svc("9000", two), svc("9002", two)); a.Wait(t.Context()) != nil || len(a.ids) != 0 {
+		t.Errorf("nothing is different, but %d changed", a.ids)
+	}
+	if _, err := b.Apply(t.Context(), Settings{Services: []Service{svc("9000", one), svc("9000", two)}}); err == nil || !strings.Contains(err.Error(), "tcp/9000") {
+		t.Errorf("Apply = %v, want an error that names the service that is there twice", err)
+	}
+	talk(t, p.open(1), two.accept(), "still")
+}
+
+// TestRetiredServiceIsServed: a user who was on the way when the service was removed is served.
+func TestRetiredServiceIsServed(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	p.mu.Lock()
+	p.keep = true // UNCLAIM is answered later
+	p.mu.Unlock()
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
+	p.ready()
+	a := b.apply(t)
+	late := p.open(1)
+	talk(t, late, srv.accept(), "on the way")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if left := a.Wait(ctx); !slices.Equal(left, []string{"tcp/9000 at " + p.addr()}) {
+		t.Errorf("not confirmed: %q, want tcp/9000", left)
+	}
+	p.mu.Lock()
+	l := p.link
+	p.mu.Unlock()
+	l.Say(1, wire.AppendUnclaimed(nil, 1, l.Marks()))
+	if left := a.Wait(t.Context()); left != nil {
+		t.Errorf("not confirmed: %q", left)
+	}
+	wantCode(t, p.open(1), wire.CodeService)
+}
+
+// TestRemovedServiceHasItsTime: the connections of a removed service are reset when the drain time is over, at both ends.
+func TestRemovedServiceHasItsTime(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	nine, ten := Service{Public: public(t, "9000"), Target: srv.target()}, Service{Public: public(t, "9010"), Target: srv.target()}
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{nine, ten}}})
+	p.ready()
+	stays := p.open(1)
+	staysAt := srv.accept()
+	talk(t, stays, staysAt, "?")
+	goes := p.open(2)
+	goesAt := srv.accept()
+	talk(t, goes, goesAt, "?")
+	if _, err := b.Apply(t.Context(), Settings{Services: []Service{nine}, Drain: -1}); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, goes, wire.CodeService)
+	wantReset(t, goesAt)
+	eventually(t, "the log has the reason", func() bool { return b.log.count("pair released", "service=tcp/9010", "reason=service-removed") == 1 })
+	talk(t, stays, staysAt, "still")
+
+	// A service that is back when the time is over keeps its new connections.
+	ids := b.apply(t).ids
+	removed := b.removed(ids)
+	if left := b.apply(t, nine).Wait(t.Context()); left != nil {
+		t.Errorf("not confirmed: %q", left)
+	}
+	fresh := p.open(3)
+	freshAt := srv.accept()
+	talk(t, fresh, freshAt, "?")
+	b.end(removed)
+	wantCode(t, stays, wire.CodeService)
+	talk(t, fresh, freshAt, "still")
+}
+
+// TestApplyBeforeTheLink: what is applied while the proxy is away counts when it is there.
+func TestApplyBeforeTheLink(t *testing.T) {
+	addr := nobody(t)
+	b := start(t, Config{Token: tokenFor(addr), Settings: Settings{Services: []Service{{Public: public(t, "9000")}}}})
+	b.apply(t, Service{Public: public(t, "9001")})
+	p := listen(t, addr, false)
+	p.ready()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.claims) != 1 || p.claims[2].Public != "tcp/9001" {
+		t.Errorf("the proxy has the claims %v, want tcp/9001 alone", p.claims)
+	}
+}

@@ -1,0 +1,307 @@
+package proxy
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"reverser/internal/entrance"
+	"reverser/internal/link"
+	"reverser/internal/registry"
+	"reverser/internal/relay"
+	"reverser/internal/traffic"
+	"reverser/internal/wire"
+)
+
+// sessions finds the registry's session of a link.
+type sessions struct {
+	mu     sync.Mutex
+	ids    map[*link.Link]registry.SessionID // guarded by mu, as all below
+	leaves map[[16]byte]legacy               // by key: a session that a newer one is about to replace, or may
+	going  map[*link.Link]struct{}           // those whose bridge is stopping
+}
+
+// legacy is a session whose names wait for their heir.
+type legacy struct {
+	id    registry.SessionID
+	timer *time.Timer // ends it, should nobody come
+}
+
+func (s *sessions) of(l *link.Link) registry.SessionID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ids[l]
+}
+
+// way is a link as the registry sees it. A bridge that is stopping serves newcomers until its successor does.
+type way struct{ *link.Link }
+
+// Up implements registry.Way.
+func (w way) Up() bool { return w.Connected() }
+
+func linkOf(w registry.Way) *link.Link { return w.(way).Link }
+
+// Attached implements link.Owner. The first time that the control connection is there, the session begins.
+func (p *Proxy) Attached(l *link.Link, slot int) {
+	if slot == 0 && p.sessions.of(l) == 0 && !p.begin(l) {
+		return
+	}
+	p.registry.LinkUp(p.sessions.of(l), l.Connected())
+	if slot != 0 {
+		return
+	}
+	if left, draining := p.drainLeft(); draining { // it began, or broke, before the bridge was told
+		l.GoAway(left)
+		l.Abandon()
+	}
+	p.say.info(l.KeyID(), "bridge connected", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
+}
+
+// begin makes a session known to the registry. It inherits what the one that it replaces held.
+func (p *Proxy) begin(l *link.Link) bool {
+	s := &p.sessions
+	s.mu.Lock()
+	old, replaces := s.leaves[l.KeyID()]
+	if replaces {
+		delete(s.leaves, l.KeyID())
+		old.timer.Stop()
+	}
+	id, err := p.registry.Begin(registry.Session{Key: l.KeyID(), Peer: l.PeerName(), Instance: l.Peer(), Way: way{l}, Replaces: old.id})
+	if err == nil {
+		s.ids[l] = id
+	}
+	s.mu.Unlock()
+	if err != nil { // the key was removed in this moment
+		if replaces {
+			p.registry.End(old.id)
+		}
+		l.Kill(err)
+		return false
+	}
+	if err := l.Err(); err != nil { // it ended before it was known
+		p.Ended(l, err)
+		return false
+	}
+	return true
+}
+
+// Detached implements link.Owner.
+func (p *Proxy) Detached(l *link.Link, slot int, err error) {
+	p.registry.LinkUp(p.sessions.of(l), l.Connected())
+	// Ended says it, or a newer connection took the slot already.
+	switch {
+	case l.Err() != nil || p.life.ctx.Err() != nil:
+		return
+	case l.Leaving() && l.Finished():
+		if !l.Alive() {
+			p.wg.Go(func() { p.awaitReturn(l) })
+		}
+		return
+	case slot != 0 || l.RemoteAddr() != nil || p.conns.Draining(): // nobody comes back to a proxy that is stopping
+		return
+	}
+	p.say.warn(l.KeyID(), "bridge lost, its connections stand still until it is back", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
+}
+
+// returnTime is how long a bridge that is stopping, and was seen to have nothing left, has to come back from a break of its link.
+const returnTime = 2 * time.Second
+
+// awaitReturn ends the session of a bridge that has left, unless it comes back soon.
+func (p *Proxy) awaitReturn(l *link.Link) {
+	late := time.NewTimer(returnTime)
+	defer late.Stop()
+	select {
+	case <-late.C:
+		if l.Finished() && !l.Alive() {
+			l.Kill(link.ErrLeft)
+		}
+	case <-l.Done():
+	case <-p.life.ctx.Done():
+	}
+}
+
+// GoingAway implements link.Owner. The bridge serves on until its successor claims what it has, or until it says that it takes
+// nobody any more.
+func (p *Proxy) GoingAway(l *link.Link, drain time.Duration) {
+	s := &p.sessions
+	s.mu.Lock()
+	id := s.ids[l]
+	_, again := s.going[l]
+	if id != 0 {
+		s.going[l] = struct{}{}
+	}
+	s.mu.Unlock()
+	if id == 0 {
+		return
+	}
+	p.registry.Leaving(id)
+	p.registry.LinkUp(id, l.Connected())
+	if !again {
+		p.wg.Go(func() { p.awaitLeft(l, drain) })
+	}
+}
+
+// leaveGrace is how long after its own limit a bridge that is stopping is waited for.
+const leaveGrace = 15 * time.Second
+
+// awaitLeft ends the session of a bridge that was to end by itself, and may have been killed instead.
+func (p *Proxy) awaitLeft(l *link.Link, drain time.Duration) {
+	late := time.NewTimer(drain + leaveGrace)
+	defer late.Stop()
+	select {
+	case <-late.C:
+		l.Kill(link.ErrLeft)
+	case <-l.Done():
+	case <-p.life.ctx.Done():
+	}
+}
+
+// Opened implements link.Owner. A proxy has no service that a bridge could ask for.
+func (p *Proxy) Opened(s *link.Stream) { s.Reset(wire.CodeService) }
+
+// Message implements link.Owner: the bridge proposes, the policy of its key decides.
+func (p *Proxy) Message(l *link.Link, f wire.Frame) error {
+	id := p.sessions.of(l)
+	switch f.Type {
+	case wire.TypeClaim:
+		claim, c, err := wire.ParseClaim(f)
+		if err != nil {
+			return err
+		}
+		return violation(p.registry.Claim(id, claim, registry.Claim{
+			Public: c.Public, Target: c.Target, Group: c.Group, Weight: c.Weight, Unhealthy: c.Health == wire.HealthBad,
+			Drained: c.Drained, Unknown: c.Unknown,
+		}))
+	case wire.TypeUnclaim:
+		claim, err := wire.ParseUnclaim(f)
+		if err != nil {
+			return err
+		}
+		return violation(p.registry.Unclaim(id, claim))
+	case wire.TypeRound:
+		p.registry.Round(id)
+		return nil
+	}
+	return link.Violation(wire.ErrUnexpected, "%s from a bridge", f.Type)
+}
+
+func violation(err error) error {
+	if err == nil {
+		return nil
+	}
+	return link.Violation(wire.ErrClaimInvalid, "%s", err)
+}
+
+// awaitSuccessor is how long the names of a bridge that left, or was replaced, are held for the next one. Tests wait shorter.
+var awaitSuccessor = registry.Hold
+
+// Ended implements link.Owner. The names of a session that was replaced are the newer one's. A bridge that left may have a successor
+// that is only starting: users wait for it as they do for one that is away.
+func (p *Proxy) Ended(l *link.Link, err error) {
+	newest := p.port.host.Link(l.KeyID())
+	left := l.Leaving() && (newest == nil || newest == l) && !p.conns.Draining() && !errors.Is(err, errKeyRemoved)
+	heir := left || errors.Is(err, link.ErrReplaced)
+	s := &p.sessions
+	s.mu.Lock()
+	id, known := s.ids[l]
+	delete(s.ids, l)
+	delete(s.going, l)
+	var former legacy
+	if known && heir {
+		if former = s.leaves[l.KeyID()]; former.timer != nil {
+			former.timer.Stop()
+		}
+		s.leaves[l.KeyID()] = legacy{id, time.AfterFunc(awaitSuccessor, func() { p.disinherit(l.KeyID(), id) })}
+	}
+	s.mu.Unlock()
+	if !known {
+		return
+	}
+	if former.timer != nil {
+		p.registry.End(former.id)
+	}
+	if heir {
+		p.registry.LinkUp(id, false)
+	} else {
+		p.registry.End(id)
+	}
+	p.say.info(l.KeyID(), "bridge session ended", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
+}
+
+// disinherit ends a session that nobody came to replace.
+func (p *Proxy) disinherit(key [16]byte, id registry.SessionID) {
+	s := &p.sessions
+	s.mu.Lock()
+	still := s.leaves[key].id == id
+	if still {
+		delete(s.leaves, key)
+	}
+	s.mu.Unlock()
+	if still {
+		p.registry.End(id)
+	}
+}
+
+// forget stops the timers of sessions that wait for an heir.
+func (s *sessions) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, old := range s.leaves {
+		old.timer.Stop()
+	}
+}
+
+// effects does what the registry decided: see registry.Doer. Nothing here waits.
+type effects struct{ *Proxy }
+
+func (p effects) Open(s registry.Socket, attempt uint64) { p.entrances.Open(s, attempt) }
+func (p effects) Close(s registry.Socket)                { p.entrances.Close(s) }
+
+// Tell sends a CLAIMED. The bridge is to prove that the port answers when the service came up, and until it has.
+func (p effects) Tell(t registry.Told) {
+	answer := wire.Claimed{Status: t.Status, Public: t.Public.String(), Text: t.Bridge}
+	if rt := p.registry.View().Find(t.Public); t.Status == wire.ClaimUp && rt != nil {
+		answer.Nonce = p.service(rt).probes.Expect(t.Fresh)
+	}
+	linkOf(t.Way).Say(uint64(t.ID), wire.AppendClaimed(nil, t.ID, answer))
+	if !t.News {
+		return
+	}
+	switch public := t.Public.String(); t.Status {
+	case wire.ClaimUp:
+		p.say.info(t.Key, "service up", "service", public, "key", t.KeyName, "target", t.Asked.Target)
+	case wire.ClaimDenied:
+		p.say.warn(t.Key, "service denied", "service", t.Asked.Public, "key", t.KeyName, "reason", t.Reason)
+	case wire.ClaimRetrying:
+		p.say.warn(t.Key, "service cannot be opened, trying again", "service", public, "key", t.KeyName, "reason", t.Reason)
+	}
+}
+
+// Unclaimed sends an UNCLAIMED.
+func (p effects) Unclaimed(w registry.Way, id uint32) {
+	linkOf(w).Say(uint64(id), wire.AppendUnclaimed(nil, id, w.Marks()))
+}
+
+// errKeyRemoved ends the links of a key.
+var errKeyRemoved = errors.New("the key was removed")
+
+// End resets the connections of a removed key. Its link goes when the bridge knows why, or it would learn no more than that the
+// link is lost.
+func (p effects) End(w registry.Way) {
+	l := linkOf(w)
+	p.conns.End(relay.ReasonRemoved, wire.CodeService, func(a *traffic.Admission) bool { return a.Key() == l.KeyID() })
+	p.wg.Go(func() {
+		l.Flush(lastWords)
+		l.Kill(errKeyRemoved)
+	})
+}
+
+// service is what the proxy keeps with a route.
+type service struct {
+	account *traffic.Account
+	probes  entrance.Probes
+}
+
+func (p *Proxy) service(rt *registry.Route) *service {
+	return rt.Data(func() any { return &service{account: p.conns.Account(rt.Key, rt.Public.String())} }).(*service)
+}

@@ -1,0 +1,89 @@
+package proxy
+
+import (
+	"context"
+	"crypto/sha256"
+	"time"
+
+	"reverser/internal/grammar"
+	"reverser/internal/registry"
+)
+
+// Settings is what may change while the proxy runs.
+type Settings struct {
+	Keys         []Key
+	Offer        []grammar.Public // public ports that the proxy owns and offers to whom its key allows them
+	Drain        time.Duration    // 0: DefaultDrain; negative: reset at once
+	ResumeWithin time.Duration    // how long connections outlive a break of their link; 0: link.DetachLimit. For links to come
+}
+
+// Apply puts settings in force, whole. When it returns, no new user enters under the old ones, and what a key that is gone held has
+// ended: links, listeners and connections. What is equal keeps its route, socket, connections and counters.
+func (p *Proxy) Apply(ctx context.Context, set Settings) error {
+	p.applying.Lock()
+	defer p.applying.Unlock()
+	p.setKeys(set) // first: a bridge whose key is gone does not come back
+	p.registry.Configure(p.policy(set))
+	if p.port.host != nil {
+		p.port.host.SetDetach(set.ResumeWithin)
+	}
+	if p.life.running.Load() {
+		return p.registry.Done(ctx)
+	}
+	return nil // nobody has a session
+}
+
+func (p *Proxy) setKeys(set Settings) {
+	if set.Drain == 0 {
+		set.Drain = DefaultDrain
+	}
+	set.Drain = max(set.Drain, 0)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.set = set
+	p.keys = make(map[[16]byte]Key, len(set.Keys))
+	for _, k := range set.Keys {
+		p.keys[k.ID] = k
+	}
+	for id := range p.duplicates {
+		if _, still := p.keys[id]; !still {
+			delete(p.duplicates, id)
+		}
+	}
+}
+
+// policy is what the registry needs to know of the settings.
+func (p *Proxy) policy(set Settings) registry.Policy {
+	rp := registry.Policy{Offer: set.Offer}
+	for _, k := range set.Keys {
+		rp.Keys = append(rp.Keys, registry.Key{
+			ID: k.ID, Incarnation: sha256.Sum256(k.Secret[:]), Name: k.Name, Allow: k.Allow,
+		})
+	}
+	if p.port.ln != nil {
+		rp.Own = append(rp.Own, portOf(p.Addr()))
+	}
+	if p.port.carrier != nil {
+		rp.Own = append(rp.Own, portOf(p.TransferAddr()))
+	}
+	return rp
+}
+
+func (p *Proxy) settings() Settings {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.set
+}
+
+func (p *Proxy) secret(id [16]byte) (secret [32]byte, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k, ok := p.keys[id]
+	return k.Secret, ok
+}
+
+func (p *Proxy) keyName(id [16]byte) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.keys[id].Name
+}

@@ -1,0 +1,62 @@
+package proxy
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"reverser/internal/registry"
+	"reverser/internal/status"
+	"reverser/internal/wire"
+)
+
+// Status returns a snapshot.
+func (p *Proxy) Status() status.Snapshot {
+	snap := status.Snapshot{Role: "proxy", Version: p.cfg.Version, UptimeSeconds: time.Since(p.start).Seconds()}
+	for a := range p.conns.Walk {
+		snap.Pairs = append(snap.Pairs, a.Status())
+	}
+	draining := p.conns.Draining()
+	for _, s := range p.registry.Sessions() {
+		l := linkOf(s.Way)
+		if l.Err() != nil { // its names wait for another one
+			continue
+		}
+		snap.Links = append(snap.Links, l.Snapshot(s.KeyName, l.PeerName(), s.Leaving || draining))
+	}
+	for _, s := range p.registry.Services() {
+		st := describe(s)
+		if draining && st.State != status.ServiceDenied {
+			st.State, st.Reason = status.ServiceAway, registry.StoppingText
+		}
+		p.conns.Find(s.Key, st.Public).Describe(&st)
+		snap.Services = append(snap.Services, st)
+	}
+	slices.SortFunc(snap.Links, func(a, b status.Link) int { return cmp.Or(cmp.Compare(a.Key, b.Key), a.Since.Compare(b.Since)) })
+	slices.SortFunc(snap.Services, func(a, b status.Service) int {
+		return cmp.Or(cmp.Compare(a.Public, b.Public), cmp.Compare(a.Key, b.Key))
+	})
+	slices.SortFunc(snap.Pairs, func(a, b status.Pair) int { return a.Since.Compare(b.Since) })
+	return snap
+}
+
+// describe is a claim as status shows it.
+func describe(s registry.Service) status.Service {
+	st := status.Service{Public: s.Public, Target: s.Target, Key: s.KeyName, Reason: s.Reason}
+	switch l := linkOf(s.Way); {
+	case s.Status == wire.ClaimDenied:
+		st.State = status.ServiceDenied
+	case s.Status == wire.ClaimRetrying:
+		st.State = status.ServiceRetrying
+	case s.Status == 0:
+		st.State, st.Reason = status.ServiceRetrying, "its port is being opened"
+	case l.Connected():
+		st.State = status.ServiceUp
+	default:
+		st.State = status.ServiceAway
+		if l.RemoteAddr() != nil && !s.Leaving {
+			st.Reason = "the bridge is connected, but none of its connections for data is"
+		}
+	}
+	return st
+}

@@ -1,9 +1,0 @@
-package route
-
-import (
-	"testing"
-
-	"reverser/internal/leaktest"
-)
-
-func TestMain(m *testing.M) { leaktest.Main(m) }
