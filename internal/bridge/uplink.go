@@ -10,7 +10,6 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
-	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -44,6 +43,7 @@ func (b *Bridge) newUplink(p Proxy) *uplink {
 	return u
 }
 
+// newDialer makes what keeps the link.
 func (u *uplink) newDialer() {
 	b := u.b
 	u.dialer = link.NewDialer(link.DialerConfig{
@@ -54,15 +54,8 @@ func (u *uplink) newDialer() {
 
 // run keeps the link until the bridge stops.
 func (u *uplink) run() {
-	b, d := u.b, u.dialer
-	b.wg.Go(func() { u.watchName(func() { d.Changed(nil) }) })
-	b.wg.Go(func() {
-		b.watch(b.ctx, func(e sys.NetworkEvent) {
-			b.log.Debug("the network changed", "what", e.Why)
-			d.Changed(e.Gone)
-		})
-	})
-	d.Run(b.ctx)
+	u.b.wg.Go(func() { u.watchName(func() { u.dialer.Changed(nil) }) })
+	u.dialer.Run(u.b.ctx)
 }
 
 // failed implements link.DialerConfig.

@@ -119,7 +119,7 @@ func (sl *slot) abandoned() {
 	}
 	var abort []Receiver
 	for _, s := range sl.core.streams {
-		if r := s.kill(wire.CodeAborted); r != nil {
+		if r := s.whole.kill(wire.CodeAborted); r != nil {
 			abort = append(abort, r)
 		}
 		sl.core.remove(s)
