@@ -44,8 +44,8 @@ state directory holds; ` + "`reverser key add`" + ` makes further keys, one per 
 
 Public ports are opened as bridges ask for them and their keys allow it.
 
-The first SIGINT or SIGTERM takes no new connections and lets the open ones
-finish (--drain), a second one stops now.`,
+The first SIGINT or SIGTERM frees the ports, so that the next proxy can start,
+and lets the open connections finish (--drain). A second one stops now.`,
 		Example: `  # listen for bridges on port 3010
   reverser proxy
 
