@@ -164,7 +164,8 @@ type proxyRole struct {
 
 // Apply implements applier.
 func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
-	// All is in force when Apply begins to wait, for sockets and for the last words to bridges. A stop can end that wait unserved.
+	// All is in force when Apply begins to wait, for sockets and for the last words to bridges. A proxy that stops meanwhile may never
+	// have done them.
 	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
 	defer cancel()
 	var wait func(context.Context) []string
