@@ -409,7 +409,7 @@ func (sl *slot) handle(ev event) {
 		s.ended()
 	case evAcked:
 		s.change.Broadcast()
-		if s.rest.set { // what waits for credit has nobody else to send it
+		if s.rest != nil { // what waits for credit has nobody else to send it
 			sl.wake()
 		}
 	case evOpened:
@@ -445,7 +445,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 	l.heard.ring()
 	switch f.Type {
 	case wire.TypePing:
-		sl.core.pong, sl.core.pongVal = true, f.Offset
+		sl.core.answer(f.Offset)
 		sl.wake()
 		return nil
 	case wire.TypePong:

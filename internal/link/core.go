@@ -46,6 +46,17 @@ type outbox struct {
 	forgets      []uint64
 }
 
+// say queues a frame of the owner. A later one with the same id replaces it, in its place.
+func (o *outbox) say(id uint64, frame []byte) {
+	if o.control[id] == nil {
+		o.controlOrder = append(o.controlOrder, id)
+	}
+	o.control[id] = frame
+}
+
+// answer queues a PONG. A later one replaces it.
+func (o *outbox) answer(ping uint64) { o.pong, o.pongVal = true, ping }
+
 // path is what was seen of the connection that carries the slot.
 type path struct {
 	pingSent time.Duration // when the last PING went out
@@ -176,7 +187,7 @@ type streamCore struct {
 	open      wire.Open
 	send      sendHalf
 	recv      recvHalf
-	hooks     [4]hook // see fifo
+	hooks     hooks // see fifo
 	ackDue    time.Duration
 	ackWaits  bool
 	openSent  bool    // the peer was told of the stream on this connection or an earlier one, or opened it itself

@@ -192,10 +192,10 @@ func (s *Stream) freeze(b []byte, now time.Duration) []byte {
 		b = endRecord(r.q.append(b, r.pos), at)
 	}
 
-	if s.flush.set || s.rest.set {
+	if s.flush != nil || s.rest != nil {
 		b, at = beginRecord(b, recLimits)
-		b = append(b, flags(s.flush.set, s.rest.set))
-		for _, v := range []uint64{uint64(s.flush.left(now)), uint64(s.rest.left(now)), s.restCredit} {
+		b = append(b, flags(s.flush != nil, s.rest != nil))
+		for _, v := range []uint64{uint64(s.flush.timeLeft(now)), uint64(s.rest.timeLeft(now)), s.restCredit} {
 			b = binary.BigEndian.AppendUint64(b, v)
 		}
 		b = endRecord(b, at)
@@ -253,8 +253,15 @@ func thawStream(doc []byte, shift time.Duration) (*Stream, error) {
 		case recUnread:
 			unread = v
 		case recLimits:
-			setFlags(f.u8(), &s.flush.set, &s.rest.set)
-			s.flush.frozen, s.rest.frozen, s.restCredit = f.time(), f.time(), f.u64()
+			var flush, rest bool
+			setFlags(f.u8(), &flush, &rest)
+			if left := f.time(); flush {
+				s.flush = &countdown{left: left}
+			}
+			if left := f.time(); rest {
+				s.rest = &countdown{left: left}
+			}
+			s.restCredit = f.u64()
 		default:
 			return errUnknownRecord
 		}

@@ -280,10 +280,7 @@ func (l *Link) Say(id uint64, frame []byte) {
 	if sl.cur == nil {
 		return
 	}
-	if sl.core.control[id] == nil {
-		sl.core.controlOrder = append(sl.core.controlOrder, id)
-	}
-	sl.core.control[id] = frame
+	sl.core.say(id, frame)
 	sl.wake()
 }
 
