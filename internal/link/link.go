@@ -304,11 +304,17 @@ func (l *Link) Marks() []wire.Mark {
 
 // CheckMarks returns a violation when marks that the peer sent cannot be those of its streams.
 func (l *Link) CheckMarks(marks []wire.Mark) error {
+	slots := len(l.slots)
+	if l.dials {
+		slots = min(slots, 1+int(l.reach))
+	}
 	for _, m := range marks {
 		switch {
 		case m.Stream == 0:
-		case int(m.Slot) >= len(l.slots):
-			return Violation(wire.ErrClaimInvalid, "stream %#x as the mark of slot %d, which was never attached", m.Stream, m.Slot)
+		case int(m.Slot) >= slots:
+			return Violation(wire.ErrClaimInvalid, "stream %#x as the mark of slot %d, which this link does not have", m.Stream, m.Slot)
+		case m.Stream&^dialled <= 0xff:
+			return Violation(wire.ErrClaimInvalid, "stream %#x as a mark, which cannot be opened", m.Stream)
 		case l.slots[m.Slot].core.mine(m.Stream):
 			return Violation(wire.ErrClaimInvalid, "stream %#x of the receiver as a mark", m.Stream)
 		}
