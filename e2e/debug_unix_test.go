@@ -60,7 +60,17 @@ func TestDrain(t *testing.T) {
 				p = tun.bridge.testProcess
 			}
 			signal(t, p, syscall.SIGTERM)
-			eventually(t, "no new connection is served", func() bool { return !served(tun.addr()) })
+			if role == "proxy" {
+				eventually(t, "no new connection is served", func() bool { return !served(tun.addr()) })
+			} else {
+				eventually(t, "it drains", func() bool {
+					st, err := statusOf(t, tun.proxy.state)
+					return err == nil && len(st.Links) > 0 && st.Links[0].State == "draining"
+				})
+				if !served(tun.addr()) {
+					t.Error("no newcomer is served, though no other bridge is there for them")
+				}
+			}
 			exchange(t, c, "the old one goes on")
 			if !p.Running() {
 				t.Fatalf("the %s ended before its last pair", role)

@@ -189,3 +189,58 @@ func TestDrainingBuriesTheDead(t *testing.T) {
 		})
 	}
 }
+
+// TestSuccessors attach beside bridges that are stopping, which finish their streams; but not any number of them.
+func TestSuccessors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		w.net.SetLatency(memnet.Both, time.Millisecond)
+		first := w.px.link
+		s, err := first.Open(wire.Open{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at, ends := w.br, []func(){w.stop}
+		all := []*Link{first}
+		for i := range maxBeside + 1 {
+			at.session().GoAway(time.Hour)
+			time.Sleep(time.Second)
+			br, cancel := second(w, byte(20+i))
+			ends = append(ends, cancel)
+			time.Sleep(2 * time.Second)
+			at = br
+			all = append(all, w.host.Link([16]byte{1}))
+		}
+		if first.Err() == nil {
+			t.Error("the oldest link goes on beside too many others")
+		}
+		for i, l := range all[1:] {
+			if err := l.Err(); err != nil || l.Peer() != [16]byte{byte(20 + i)} {
+				t.Errorf("successor %d (instance %x): %v", i, l.Peer(), err)
+			}
+		}
+		if n := len(w.host.Links()); n != maxBeside+1 {
+			t.Errorf("%d links, want %d", n, maxBeside+1)
+		}
+		s.Reset(wire.CodeAborted)
+		// The newest is not stopping: nobody attaches beside it.
+		br, cancel := second(w, 99)
+		ends = append(ends, cancel)
+		time.Sleep(probeOld + time.Second)
+		br.mu.Lock()
+		if len(br.up) != 0 {
+			t.Errorf("a second live bridge was let in: %v", br.up)
+		}
+		br.mu.Unlock()
+		for _, end := range ends {
+			end()
+		}
+		w.ln.Close()
+		w.host.Close(errors.New("over"))
+		time.Sleep(time.Minute)
+		w.wg.Wait()
+		if n := len(w.host.beside) + len(w.host.byKey) + len(w.host.bySID); n != 0 {
+			t.Errorf("%d links are remembered", n)
+		}
+	})
+}

@@ -6,8 +6,8 @@
 //  3. internal/registry says where it goes, holds it while the bridge is away, and opens a stream (route.go).
 //  4. internal/traffic binds both into a pair (bind.go), whose bytes internal/relay moves into internal/link.
 //
-// links.go is the other door: bridges connect and authenticate there. session.go tells the registry what they claim, effects.go does
-// what it decides, settings.go changes what is allowed, say.go writes the log. Every goroutine is counted in Proxy.wg or belongs to
+// links.go is the other door: bridges connect and authenticate there. session.go tells the registry what they claim, and
+// does what it decides; settings.go changes what is allowed, say.go writes the log. Every goroutine is counted in Proxy.wg or belongs to
 // Proxy.conns, Proxy.entrances or Proxy.say, and Run returns when all have ended.
 package proxy
 

@@ -124,6 +124,14 @@ func key(t testing.TB, name string, allow ...string) Key {
 // start runs a proxy until the end of the test.
 func start(t *testing.T, cfg Config) *world {
 	t.Helper()
+	w := prepare(t, cfg)
+	w.run()
+	return w
+}
+
+// prepare makes a proxy that listens, and does not run yet.
+func prepare(t *testing.T, cfg Config) *world {
+	t.Helper()
 	w := &world{t: t, log: newJournal(), done: make(chan struct{})}
 	cfg.Identity, cfg.Log, cfg.Version = identity(), slog.New(w.log), "test"
 	if cfg.Listen == "" {
@@ -133,22 +141,25 @@ func start(t *testing.T, cfg Config) *world {
 	if err := w.p.Listen(); err != nil {
 		t.Fatal(err)
 	}
+	return w
+}
+
+func (w *world) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	go func() {
 		w.err = w.p.Run(ctx)
 		close(w.done)
 	}()
-	t.Cleanup(func() {
+	w.t.Cleanup(func() {
 		cancel()
 		<-w.done
-		if t.Failed() {
+		if w.t.Failed() {
 			w.log.mu.Lock()
 			defer w.log.mu.Unlock()
-			t.Logf("the proxy said:\n%s", strings.Join(*w.log.lines, "\n"))
+			w.t.Logf("the proxy said:\n%s", strings.Join(*w.log.lines, "\n"))
 		}
 	})
-	return w
 }
 
 // setKeys puts other keys in force.
@@ -192,6 +203,7 @@ type bridge struct {
 	claimed map[int]wire.Claimed // by the place of the claim in claims
 	given   map[int][]wire.Mark  // that were given back, and what the proxy said
 	answers int                  // how many CLAIMED came
+	nonces  int                  // how many of them asked for a probe
 	failed  []error
 	leaving bool
 	ended   []error
@@ -274,6 +286,9 @@ func (b *bridge) Ended(_ *link.Link, err error) {
 func (b *bridge) wasClaimed(id int, c wire.Claimed) {
 	b.mu.Lock()
 	b.claimed[id] = c
+	if c.Nonce != [16]byte{} {
+		b.nonces++
+	}
 	prove := b.prove && c.Status == wire.ClaimUp && c.Nonce != [16]byte{}
 	b.mu.Unlock()
 	pub, err := grammar.ParsePublic(c.Public)

@@ -324,6 +324,46 @@ func canceled() context.Context {
 	return ctx
 }
 
+// TestDocument: what is cut off is an error or a registry, never a panic; a part that is not known is skipped.
+func TestDocument(t *testing.T) {
+	a, b := testKey(0, "tcp/1024-65535"), testKey(1, "tcp/1024-65535")
+	p := Policy{Keys: []Key{a, b}}
+	w := newWorld(t, a, b)
+	s, way := w.begin(a, 0)
+	s2, _ := w.begin(b, 0)
+	w.claim(s, 1, "tcp/9000")
+	w.claim(s, 2, "tcp/80")
+	w.claim(s2, 1, "tcp/127.0.0.1:9000")
+	w.do()
+	w.Unclaim(s, 2)
+	doc := w.Freeze()
+	ways := func(SessionID) Way { return way }
+	for n := range doc {
+		if r, err := Thaw(doc[:n], p, ways); err == nil {
+			r.Freeze()
+		}
+	}
+	for _, bad := range [][]byte{nil, {0}, {documentVersion + 1}, append([]byte{documentVersion}, 1, 0xff, 0, 0, 0)} {
+		if _, err := Thaw(bad, p, ways); err == nil {
+			t.Errorf("Thaw(%x) is a registry", bad)
+		}
+	}
+	r, err := Thaw(append(doc, 200, 0, 0, 0, 3, 1, 2, 3), p, ways)
+	if err != nil || r.core.derived() != w.core.derived() {
+		t.Errorf("Thaw = %v, with a part that is not known", err)
+	}
+	r, err = Thaw(doc, Policy{Keys: []Key{b}}, ways)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &told{t: t, r: r, answers: make(map[uint32]Told)}
+	for r.step(d) {
+	}
+	if !slices.Equal(d.log, []string{"end", "close tcp/9000", "open tcp/127.0.0.1:9000", "tell 1: 1"}) {
+		t.Errorf("without the first key: %q", d.log)
+	}
+}
+
 // TestCost: an event costs what it touches, however many sessions and claims there are.
 func TestCost(t *testing.T) {
 	keys := make([]Key, 300)

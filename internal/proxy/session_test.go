@@ -1,0 +1,294 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"reverser/internal/entrance"
+	"reverser/internal/grammar"
+	"reverser/internal/link"
+	"reverser/internal/status"
+	"reverser/internal/sys"
+	"reverser/internal/wire"
+)
+
+// TestOfferedLost: the port that the proxy offers stops with the right to it. Who is connected finishes.
+func TestOfferedLost(t *testing.T) {
+	addr, pub := free(t)
+	_, otherPub := free(t)
+	offer, err := grammar.ParsePublic(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := start(t, Config{Settings: Settings{Keys: []Key{key(t, "nas", pub)}, Offer: []grammar.Public{offer}}})
+	b := w.bridge(key(t, "nas"), how{instance: 1}, "offered")
+	u, s := w.pair(b, addr)
+	w.setKeys(key(t, "nas", otherPub))
+	if !refused(addr) {
+		t.Error("the port is open, though the key may not have it")
+	}
+	b.wantClaim(0, wire.ClaimDenied, "offers no public port")
+	talk(t, u, s, "still here")
+	w.setKeys(key(t, "nas", pub))
+	b.wantClaim(0, wire.ClaimUp)
+	w.pair(b, addr)
+	talk(t, s, u, "and back")
+}
+
+// TestApply: what is equal stays as it is, and every setting can change.
+func TestApply(t *testing.T) {
+	addr, pub := free(t)
+	otherAddr, otherPub := free(t)
+	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
+	b, o := w.bridge(k, how{instance: 1}, pub), w.bridge(other, how{instance: 2}, otherPub)
+	u, s := w.pair(b, addr)
+	ou, os := w.pair(o, otherAddr)
+	rt := w.route(pub)
+	answers := func() int { b.mu.Lock(); defer b.mu.Unlock(); return b.answers }
+	before := answers()
+	for i := range 20 {
+		other := other
+		other.Name = fmt.Sprint("desk", i)
+		if i%2 == 0 {
+			other.Allow = nil
+		}
+		set := Settings{Keys: []Key{k, other}, Drain: time.Duration(i) * time.Second, ResumeWithin: time.Minute}
+		if err := w.p.Apply(t.Context(), set); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 && !refused(otherAddr) {
+			t.Errorf("the other key's port is open after Apply in round %d", i)
+		}
+		o.wantClaim(0, map[bool]wire.ClaimStatus{true: wire.ClaimDenied, false: wire.ClaimUp}[i%2 == 0])
+	}
+	if w.route(pub) != rt || answers() != before {
+		t.Errorf("what did not change was touched: %d answers more", answers()-before)
+	}
+	talk(t, u, s, "here")
+	talk(t, ou, os, "removed services finish")
+	if st := w.p.Status(); len(st.Pairs) != 2 || len(st.Links) != 2 || st.Links[0].Key != "desk19" {
+		t.Errorf("status %+v", st)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.stop()
+	<-w.done
+	if err := w.p.Apply(ctx, Settings{}); err != nil {
+		t.Errorf("Apply after the end = %v", err)
+	}
+}
+
+// TestSlowListen: a port that takes long to open holds up nobody, not even another claim of the same bridge.
+func TestSlowListen(t *testing.T) {
+	slowAddr, slowPub := free(t)
+	addr, pub := free(t)
+	otherAddr, otherPub := free(t)
+	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
+	w := prepare(t, Config{Settings: Settings{Keys: []Key{k, other}}})
+	opened := make(chan struct{})
+	open := sync.OnceFunc(func() { close(opened) })
+	w.p.entrances = entrance.New(entrance.Config{Log: w.p.log, Opened: w.p.registry.Opened, Arrived: w.p.arrived,
+		Listen: func(network, addr string) (net.Listener, error) {
+			if addr == slowAddr {
+				<-opened
+			}
+			return sys.Listen(network, addr)
+		}})
+	w.run()
+	t.Cleanup(open)
+	b := w.dial(k, how{instance: 1}, slowPub, pub)
+	t.Cleanup(open)
+	b.wantClaim(1, wire.ClaimUp)
+	w.pair(b, addr)
+	o := w.bridge(other, how{instance: 2}, otherPub)
+	t.Cleanup(open)
+	w.pair(o, otherAddr)
+	if c := b.claim(0); c.Status != 0 {
+		t.Errorf("the claim is answered with %v before its port is open", c.Status)
+	}
+	if !b.link.Ping(limit) {
+		t.Error("the control connection is silent while the port is being opened")
+	}
+	b.unclaim(0) // and can be given back meanwhile
+	open()
+	eventually(t, "the port is closed again", func() bool { return refused(slowAddr) })
+}
+
+// TestAttachAgain: the answers after a break of the control connection are the same, and nothing is probed once more.
+func TestAttachAgain(t *testing.T) {
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	var pubs []string
+	for range 50 {
+		_, pub := free(t)
+		pubs = append(pubs, pub)
+	}
+	b := w.bridge(k, how{instance: 1}, pubs...)
+	count := func() (answers, nonces int) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.answers, b.nonces
+	}
+	if _, n := count(); n != len(pubs) {
+		t.Errorf("%d nonces for %d new services", n, len(pubs))
+	}
+	for round := range 3 {
+		b.cut()
+		eventually(t, "all is answered again", func() bool { n, _ := count(); return n >= (round+2)*len(pubs) })
+	}
+	if _, n := count(); n != len(pubs) {
+		t.Errorf("%d nonces after breaks, want none beyond the first %d", n, len(pubs))
+	}
+	if n := w.log.count("service up"); n > len(pubs) {
+		t.Errorf("%d lines say that a service is up", n)
+	}
+}
+
+// TestKilledBridge: a bridge that was killed has its ports at once when it is started again. They were never closed.
+func TestKilledBridge(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	old := w.bridge(k, how{instance: 1}, pub)
+	u, _ := w.pair(old, addr)
+	rt := w.route(pub)
+	old.mu.Lock()
+	old.mute = true
+	old.mu.Unlock()
+	old.cut()
+	next := w.bridge(k, how{instance: 2}, pub)
+	wantReset(t, u)
+	if w.route(pub) != rt {
+		t.Error("the port was given up meanwhile")
+	}
+	w.pair(next, addr)
+	if st := w.p.Status(); len(st.Links) != 1 || len(st.Services) != 1 {
+		t.Errorf("status %+v, want the new session's only", st)
+	}
+}
+
+// TestNobodyReplaces: a session that was replaced by one that never came leaves nothing behind.
+func TestNobodyReplaces(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	l := w.p.port.host.Link(k.ID)
+	b.mu.Lock()
+	b.mute = true
+	b.mu.Unlock()
+	l.Kill(link.ErrReplaced)
+	w.p.sessions.mu.Lock()
+	old := w.p.sessions.leaves[k.ID]
+	w.p.sessions.mu.Unlock()
+	if old.id == 0 || refused(addr) {
+		t.Fatal("the port does not wait for the heir")
+	}
+	old.timer.Reset(0) // its time is over
+	eventually(t, "the port is closed", func() bool { return refused(addr) })
+	if st := w.p.Status(); len(st.Links) != 0 || len(st.Services) != 0 {
+		t.Errorf("status %+v, want nothing", st)
+	}
+}
+
+// TestSuccessor: a bridge that is stopping serves newcomers until another one with its key is up, and finishes its own connections.
+func TestSuccessor(t *testing.T) {
+	addr, pub := free(t)
+	gone, gonePub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	old := w.bridge(k, how{instance: 1}, pub, gonePub)
+	u, s := w.pair(old, addr)
+	old.link.GoAway(time.Hour)
+	eventually(t, "the proxy knows", func() bool {
+		st := w.p.Status()
+		return len(st.Links) == 1 && st.Links[0].State == status.LinkDraining
+	})
+	u2, s2 := w.pair(old, addr)
+	rt := w.route(pub)
+	next := w.bridge(k, how{instance: 2}, pub)
+	eventually(t, "the successor has said all that it claims", func() bool { return refused(gone) })
+	for range 10 {
+		w.pair(next, addr)
+	}
+	if w.route(pub) != rt {
+		t.Error("the port was given up meanwhile")
+	}
+	talk(t, u, s, "still")
+	talk(t, s2, u2, "here")
+	if st := w.p.Status(); len(st.Links) != 2 || len(st.Services) != 2 { // the old one's other service, too
+		t.Errorf("status: %d links, %d services; want 2, 2", len(st.Links), len(st.Services))
+	}
+	// A break of its link is none of the end.
+	old.cut()
+	talk(t, u, s, "again")
+	for _, c := range []*net.TCPConn{u, u2} {
+		c.Close()
+	}
+	s.Close()
+	s2.Close()
+	eventually(t, "its connections are over", func() bool { return w.log.count("pair released") == 2 })
+	old.stop()
+	<-old.done
+	eventually(t, "the old link is over", func() bool { return len(w.p.Status().Links) == 1 })
+	w.pair(next, addr)
+	if n := w.log.count("bridge lost"); n > 1 {
+		t.Errorf("%d lines about a bridge that left", n)
+	}
+}
+
+// TestServiceRemoved: users of a service that a bridge gives back finish; the port is closed before the bridge hears of it.
+func TestServiceRemoved(t *testing.T) {
+	addr, pub := free(t)
+	otherAddr, otherPub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, pub, otherPub)
+	u, s := w.pair(b, addr)
+	marks := b.unclaim(0)
+	if len(marks) == 0 || marks[0].Stream != s.ID() {
+		t.Errorf("marks %v, want the stream %#x", marks, s.ID())
+	}
+	if !refused(addr) {
+		t.Error("the port is open")
+	}
+	talk(t, u, s, "still here")
+	w.pair(b, otherAddr)
+	if got := b.unclaim(0); len(got) != len(marks) {
+		t.Errorf("UNCLAIM again is answered with %v", got)
+	}
+}
+
+// TestPortHeldByOther: a port that another key has, under another bind address, is waited for, whatever the system would allow.
+func TestPortHeldByOther(t *testing.T) {
+	addr, pub := free(t)
+	_, port, _ := net.SplitHostPort(addr)
+	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	o := w.dial(other, how{instance: 2}, "tcp/"+port)
+	o.wantClaim(0, wire.ClaimRetrying, "overlaps "+pub, "another key")
+	for _, s := range w.p.Status().Services {
+		if s.Key == "desk" && !strings.Contains(s.Reason, `held by key "nas"`) {
+			t.Errorf("status of %s: %q", s.Public, s.Reason)
+		}
+	}
+	b.unclaim(0)
+	o.wantClaim(0, wire.ClaimUp)
+	if c, err := net.Dial("tcp", addr); err != nil {
+		t.Error(err)
+	} else {
+		c.Close()
+	}
+	if _, err := net.Listen("tcp", addr); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Skipf("this system opens an address twice: %v", err) // which is why the proxy decides
+	}
+}
