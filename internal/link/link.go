@@ -51,7 +51,8 @@ type Link struct {
 	sid      [16]byte
 	secret   [32]byte // of the session; proves a resume
 	keyID    [16]byte
-	peer     [16]byte // instance of the peer's process
+	peer     [16]byte  // instance of the peer's process
+	role     wire.Role // of the dialling end
 	peerName string
 	slots    []*slot
 	ended    chan struct{}
@@ -415,6 +416,6 @@ func (l *Link) agree(window, streams uint32) {
 
 // begin notes what the first connection settles for the session.
 func (l *Link) begin(c *auth.Conn, sid [16]byte) {
-	l.sid, l.keyID, l.peer = sid, c.KeyID, c.Peer
+	l.sid, l.keyID, l.peer, l.role = sid, c.KeyID, c.Peer, c.Role
 	l.secret = auth.SessionSecret(c, sid)
 }
