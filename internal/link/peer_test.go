@@ -184,6 +184,52 @@ func TestLongEntries(t *testing.T) {
 	}
 }
 
+// rawAttached answers an ATTACH of slot 1 with a table whose entries have so many bytes.
+func rawAttached(gen uint64, status, entry byte, table, fields []byte) []byte {
+	b := binary.BigEndian.AppendUint32([]byte{status, 1, 1, entry}, uint32(len(table)/int(entry)))
+	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(table, crc32.MakeTable(crc32.Castagnoli)))
+	b = append(b, 0, 0, 0x3f, 0xc0, 0, 0, 0x40, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0) // the reserved bytes are ignored
+	return rawFrame(2, 0, gen, b, fields)
+}
+
+// TestFieldsOfATTACHED: a bridge skips what it may, and an answer that is wrong costs the connection, not the session. The entries of
+// the table are longer than the bridge knows.
+func TestFieldsOfATTACHED(t *testing.T) {
+	const each = 40
+	entry := binary.BigEndian.AppendUint64(nil, theID)
+	entry = binary.BigEndian.AppendUint64(entry, 5)
+	entry = binary.BigEndian.AppendUint64(entry, 1<<20)
+	entry = binary.BigEndian.AppendUint32(entry, crc32.Checksum([]byte("hello"), crc32.MakeTable(crc32.Castagnoli)))
+	entry = append(entry, bytes.Repeat([]byte{0xab}, each-len(entry))...)
+	for _, c := range rawFields {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newScene(t)
+				defer w.close()
+				e := newEvilProxy(w, true)
+				defer e.close()
+				e.at[1].conn.Close()
+				v, _, gen := e.expect()
+				e.at[1] = v
+				v.say(append(rawAttached(gen, 1, each, entry, c.fields), rawFrame(3, 0, 0, entry)...))
+				if c.want == 0 {
+					e.stream.Write([]byte("x"))
+					if f, err := v.hear(wire.TypeData); err != nil || f.Stream != theID || f.Offset != 5 {
+						t.Errorf("DATA of stream %#x at %d, %v; want the stream to go on", f.Stream, f.Offset, err)
+					}
+					return
+				}
+				if f, err := v.hear(wire.TypeErr); err != nil || wire.ParseErr(f).Code != c.want {
+					t.Errorf("%s, %v; want ERR %d", f.Type, err, c.want)
+				}
+				if got := e.next(); got != wire.ModeResume {
+					t.Errorf("the bridge's next ATTACH has mode %d, want %d", got, wire.ModeResume)
+				}
+			})
+		})
+	}
+}
+
 // TestCounterZero: the counters of ids begin with 1, so an id with counter 0 was never opened and cannot be.
 func TestCounterZero(t *testing.T) {
 	cases := func(own, peer uint64) map[string][]byte {
