@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/record"
 	"reverser/internal/wire"
 )
 
@@ -75,10 +76,20 @@ func misfit(code wire.ErrCode, format string, args ...any) error {
 	return &protocolError{code, fmt.Sprintf(format, args...), false}
 }
 
-// complain tells the peer what it did wrong, if err says that it did.
+// complain tells the peer what it did wrong, if err says that it did. What the peer still sends is read for a second at the most.
 func complain(conn *auth.Conn, err error) {
 	if p, ok := errors.AsType[*protocolError](err); ok {
+		conn.SetDeadline(time.Now().Add(time.Second))
 		conn.Write(wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
+		drain(conn.Conn)
+	}
+}
+
+// drain reads until the peer ends the connection, or its deadline passes: a close with bytes unread is a reset, which would overtake
+// an ERR.
+func drain(conn *record.Conn) {
+	if sock, ok := conn.Conn.(interface{ CloseWrite() error }); ok && sock.CloseWrite() == nil {
+		io.Copy(io.Discard, conn.Conn)
 	}
 }
 
@@ -181,13 +192,13 @@ func shorter(own time.Duration, peer uint32) time.Duration {
 func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid [16]byte, conn *auth.Conn) (_ *carrier, at wire.Attached, err error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer func() {
-		stop()
+		defer stop()
 		if err != nil {
-			complain(conn, err)
-			conn.Close()
 			if p, bad := errors.AsType[*protocolError](err); bad && p.fatal {
 				l.Kill(err)
 			}
+			complain(conn, err)
+			conn.Close()
 		}
 	}()
 	conn.SetDeadline(time.Now().Add(attachTimeout)) // a new session may have to wait for an old one's silence

@@ -109,10 +109,10 @@ func (h *Host) Serve(conn *auth.Conn) error {
 		}
 	}
 	refuse(conn, gen, a.Slot, err)
-	complain(conn, err)
 	if p, ok := errors.AsType[*protocolError](err); ok && p.fatal {
 		l.Kill(err)
 	}
+	complain(conn, err)
 	return err
 }
 

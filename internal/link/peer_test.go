@@ -315,6 +315,39 @@ func TestRefusalArrives(t *testing.T) {
 	})
 }
 
+// TestComplaintsArrive: what an end says of an ATTACH or ATTACHED that is wrong arrives although it does not read what follows.
+func TestComplaintsArrive(t *testing.T) {
+	long := bytes.Repeat(rawFrame(9, 0, 1, nil), 50_000) // PING where ST is due
+	hears := func(t *testing.T, v *voice, say []byte) {
+		t.Helper()
+		if _, err := v.conn.Write(say); err != nil {
+			t.Errorf("the frames were not taken: %v", err)
+		}
+		if f, err := v.hear(wire.TypeErr); err != nil || wire.ParseErr(f).Code != wire.ErrFormat {
+			t.Errorf("%s, %v; want ERR %d", f.Type, err, wire.ErrFormat)
+		}
+		v.conn.Close()
+	}
+	entry := append(binary.BigEndian.AppendUint64(nil, theID), make([]byte, 21)...)
+	synctest.Test(t, func(t *testing.T) {
+		w := newScene(t)
+		defer w.close()
+		e := newEvilBridge(w)
+		defer e.close(false)
+		v := w.dial(evilKey)
+		hears(t, v, append(e.rawAttach(v, 2, 29, entry, nil), long...))
+	})
+	synctest.Test(t, func(t *testing.T) {
+		w := newScene(t)
+		defer w.close()
+		e := newEvilProxy(w, true)
+		defer e.close()
+		e.at[1].conn.Close()
+		v, _, gen := e.expect()
+		hears(t, v, append(rawAttached(gen, 1, 29, entry, nil), long...))
+	})
+}
+
 // TestMarksOfSlotsThatAreNot: a proxy said how many slots it takes, so it has opened nothing in others.
 func TestMarksOfSlotsThatAreNot(t *testing.T) {
 	l := newLink(true, nil, nil, NewBudget(0), 4)
