@@ -45,7 +45,7 @@ func TestThawOfADeadStream(t *testing.T) {
 		a, _ := w.open()
 		a.slot.mu.Lock()
 		a.kill(wire.CodeChecksum)
-		a.slot.core.remove(a)
+		a.slot.core.remove(&a.streamCore)
 		a.slot.mu.Unlock()
 		a.Freeze()
 		streams, err := ThawFinished(AppendFinished(nil, []*Stream{a}), NewBudget(0))

@@ -354,7 +354,7 @@ func TestMarksOfSlotsThatAreNot(t *testing.T) {
 	l.reach = 2
 	for slot := uint8(1); slot < 7; slot++ {
 		err := l.CheckMarks([]wire.Mark{{Slot: slot, Stream: 1<<8 | uint64(slot)}})
-		if p, wrong := errors.AsType[*protocolError](err); wrong != (slot > 2) || wrong && (p.code != wire.ErrClaimInvalid || !p.fatal) {
+		if p, wrong := errors.AsType[*violationError](err); wrong != (slot > 2) || wrong && (p.code != wire.ErrClaimInvalid || !p.fatal) {
 			t.Errorf("a mark of slot %d, where the proxy takes 2: %v", slot, err)
 		}
 		if err := l.CheckMarks([]wire.Mark{{Slot: slot}}); err != nil {

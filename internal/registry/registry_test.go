@@ -447,3 +447,33 @@ func TestDoneAmongMoreWork(t *testing.T) {
 		t.Errorf("Done = %v", err)
 	}
 }
+
+// BenchmarkFleet is what it costs the registry that a bridge with four services comes, beside 5,000 others.
+func BenchmarkFleet(b *testing.B) {
+	keys := make([]Key, 5000)
+	for i := range keys {
+		keys[i] = testKey(0, "tcp/1024-65535")
+		keys[i].ID = KeyID{byte(i), byte(i >> 8), 1}
+	}
+	r := New(Policy{Keys: keys})
+	d := &told{t: b, r: r, answers: make(map[uint32]Told)}
+	come := func(i int) SessionID {
+		s, _ := r.Begin(Session{Key: keys[i].ID, Way: newWay()})
+		for c := range uint32(4) {
+			r.Claim(s, c+1, Claim{Public: fmt.Sprintf("tcp/%d", 2000+4*i+int(c))})
+		}
+		r.Round(s)
+		r.LinkUp(s, true)
+		for r.step(d) {
+		}
+		d.log = nil
+		return s
+	}
+	for i := range keys {
+		come(i)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		r.End(come(0))
+	}
+}

@@ -258,7 +258,10 @@ func (w *sim) drain() {
 			for _, b := range w.bridges {
 				if l := b.link; l != nil {
 					moved = moved || len(l.toProxy)+len(l.toBridge) > 0
-					l.hear()
+					if len(l.toProxy) > 0 {
+						l.hear()
+						w.check()
+					}
 					l.learn()
 					for slot := range l.flight {
 						moved = moved || len(l.flight[slot]) > 0
