@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -328,7 +329,7 @@ func (l *Link) GoAway(drain time.Duration) {
 	sl := l.slots[0]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	sl.core.goAway = &wire.GoAway{DrainMillis: uint32(drain / time.Millisecond)}
+	sl.core.goAway = &wire.GoAway{DrainMillis: uint32(min(max(drain.Milliseconds(), 0), math.MaxUint32))}
 	sl.wake()
 }
 

@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"reverser/internal/wire"
 )
@@ -362,6 +363,19 @@ func TestMarksOfSlotsThatAreNot(t *testing.T) {
 		}
 		if l.CheckMarks([]wire.Mark{{Slot: slot, Stream: uint64(slot)}}) == nil {
 			t.Errorf("a mark with counter 0 for slot %d is taken", slot)
+		}
+	}
+}
+
+// TestLongDrains: a time that a GOAWAY cannot say is not said as a short one.
+func TestLongDrains(t *testing.T) {
+	for drain, want := range map[time.Duration]uint32{
+		0: 0, -time.Second: 0, time.Minute: 60_000, 50 * 24 * time.Hour: 1<<32 - 1, 1<<63 - 1: 1<<32 - 1,
+	} {
+		l := newLink(false, nil, nil, NewBudget(0), 1)
+		l.GoAway(drain)
+		if got := l.slots[0].core.goAway.DrainMillis; got != want {
+			t.Errorf("GoAway(%s) says %d ms, want %d", drain, got, want)
 		}
 	}
 }
