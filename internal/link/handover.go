@@ -140,7 +140,7 @@ func (l *Link) AppendState(b []byte) ([]byte, []*Stream) {
 	begin := len(b)
 	b = appendSeal(b)
 	b, at := beginRecord(b, recSession)
-	b = append(b, flags(l.dials, l.Leaving()), l.reach)
+	b = append(b, flags(l.dials, l.leaving.peer.Load(), l.leaving.closed.Load()), l.reach)
 	b = binary.BigEndian.AppendUint16(b, l.transfer)
 	for _, v := range [][]byte{l.sid[:], l.keyID[:], l.peer[:], l.secret[:]} {
 		b = append(b, v...)
@@ -193,9 +193,10 @@ func (l *Link) thawRecords(b []byte) (all []*Stream, err error) {
 		f := &fields{b: v}
 		switch t {
 		case recSession:
-			var dials, leaving bool
-			setFlags(f.u8(), &dials, &leaving)
-			l.peerLeaves.Store(leaving)
+			var dials, leaving, closed bool
+			setFlags(f.u8(), &dials, &leaving, &closed)
+			l.leaving.peer.Store(leaving)
+			l.leaving.closed.Store(closed)
 			l.reach, l.transfer = f.u8(), f.u16()
 			l.sid, l.keyID, l.peer, l.secret = f.array16(), f.array16(), f.array16(), f.array32()
 			l.start = l.start.Add(l.now() - f.time()) // the clock goes on from there

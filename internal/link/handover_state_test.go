@@ -89,7 +89,7 @@ func TestThawBeside(t *testing.T) {
 		for i := range links {
 			l := newLink(false, newRecorder(), nil, NewBudget(0), 1)
 			l.sid, l.keyID, l.limit, l.role = [16]byte{byte(i)}, goodKey, time.Minute, wire.RoleBridge
-			l.peerLeaves.Store(i < links-1)
+			l.leaving.peer.Store(i < links-1)
 			time.Sleep(time.Second)
 			ls = append(ls, l)
 		}
