@@ -2,7 +2,6 @@ package link
 
 import (
 	"errors"
-	"io"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -515,8 +514,5 @@ func (c *carrier) giveUp(err error) {
 	if p.fatal {
 		sl.link.Kill(err)
 	}
-	// A close with bytes unread is a reset, which would overtake the ERR.
-	if sock, ok := c.conn.Conn.(interface{ CloseWrite() error }); ok && sock.CloseWrite() == nil {
-		io.Copy(io.Discard, c.conn.Conn)
-	}
+	drain(c.conn)
 }

@@ -135,6 +135,11 @@ func newCore(dials bool, index uint8, budget *Budget) *core {
 // sends OPEN and FORGET. The other end keeps the stream for as long as the opener does.
 func (c *core) mine(id uint64) bool { return (id&dialled != 0) == c.dials }
 
+// possible reports whether the slot may have a stream with that id. Counters begin with 1, and slot 0 carries no streams.
+func (c *core) possible(id uint64) bool {
+	return uint8(id) == c.index && c.index != 0 && id&^dialled > 0xff
+}
+
 // mark is the highest id of a stream that this end opened; 0: it opened none.
 func (c *core) mark() uint64 {
 	if last := c.ids.next - 1<<8; last&^dialled > 0xff {
@@ -254,7 +259,7 @@ func notTheOpener(f wire.Frame) error {
 }
 
 func (c *core) receiveUnknown(f wire.Frame) (event, error) {
-	if uint8(f.Stream) != c.index || c.index == 0 {
+	if !c.possible(f.Stream) {
 		return event{}, violation(wire.ErrUnexpected, "%s of stream %d on slot %d", f.Type, f.Stream, c.index)
 	}
 	if c.mine(f.Stream) {
@@ -290,6 +295,9 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 		return event{}, violation(wire.ErrUnexpected, "OPEN that names %q: to the dialling end a claim is named by its number", o.More.Name)
 	}
 	c.ids.seen = f.Stream
+	if unsupported {
+		o = wire.Open{Service: o.Service} // nobody uses the stream, and a document must not say what is not known here
+	}
 	s := newStream(f.Stream, o)
 	s.send.credit = f.Offset
 	s.openSent = true

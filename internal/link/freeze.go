@@ -166,7 +166,8 @@ func (s *Stream) freeze(b []byte, now time.Duration) []byte {
 
 	b, at = beginRecord(b, recStands)
 	b = append(b, flags(s.openSent, s.forgotten, s.dead, s.closed, s.noWait), uint8(s.told))
-	b = endRecord(binary.BigEndian.AppendUint64(b, s.resumesLocked()), at)
+	b = binary.BigEndian.AppendUint64(b, s.resumesLocked())
+	b = endRecord(append(b, uint8(s.deadCode)), at)
 
 	h := &s.send
 	b, at = beginRecord(b, recSend)
@@ -234,7 +235,7 @@ func thawStream(doc []byte, shift time.Duration) (*Stream, error) {
 			s = newStream(frame.Stream, o).whole
 		case recStands:
 			setFlags(f.u8(), &s.openSent, &s.forgotten, &s.dead, &s.closed, &s.noWait)
-			s.told, s.resumes0 = wire.EndKind(f.u8()), -f.u64()
+			s.told, s.resumes0, s.deadCode = wire.EndKind(f.u8()), -f.u64(), wire.Code(f.u8())
 		case recSend:
 			h := &s.send
 			h.end, h.code = wire.EndKind(f.u8()), wire.Code(f.u8())
