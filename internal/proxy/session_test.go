@@ -187,10 +187,10 @@ func TestNobodyReplaces(t *testing.T) {
 	b.mu.Unlock()
 	l.Kill(link.ErrReplaced)
 	w.p.sessions.mu.Lock()
-	old := w.p.sessions.leaves[k.ID]
+	old := w.p.sessions.replaced[k.ID]
 	w.p.sessions.mu.Unlock()
 	if old.id == 0 || refused(addr) {
-		t.Fatal("the port does not wait for the heir")
+		t.Fatal("the port does not wait for the newer session")
 	}
 	old.timer.Reset(0) // its time is over
 	eventually(t, "the port is closed", func() bool { return refused(addr) })
