@@ -36,8 +36,9 @@ EXPOSE is PUBLIC=TARGET:
   tcp/127.0.0.1:9000=9904   a port that only the proxy's own machine reaches
 Several may be given; they add to the configuration's [[expose]].
 
-The first SIGINT or SIGTERM takes no new connections and lets the open ones
-finish (--drain), a second one stops now.`,
+The first SIGINT or SIGTERM lets the open connections finish (--drain) and
+serves newcomers until another bridge with the same key is there for them; a
+second one stops now.`,
 		Example: `  reverser bridge TOKEN 9000
   reverser bridge --token-file ~/reverser.token 9000=9904 2222=22
 

@@ -1,10 +1,11 @@
 // Package bridge is the LAN role: it dials a proxy, offers services there, and connects the streams that come back to
 // real servers.
 //
-// Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The
-// route of a byte through it: internal/link receives, serve.go finds the service of a new stream and connects to the
-// real server, internal/relay moves the bytes. Every goroutine is counted in Bridge.wg, and Run returns when all have
-// ended.
+// Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The way
+// of a byte through it: internal/link receives, serve.go finds the service of a new stream, target.go connects to the real
+// server, internal/relay moves the bytes. The way of a claim: apply.go takes the services, claims.go decides what each
+// proxy is told, uplink.go says it and hears the answer, probe.go proves the public port. Every goroutine is counted in
+// life.wg or in traffic.Conns, and Run returns when all have ended.
 package bridge
 
 import (
@@ -64,30 +65,40 @@ type Config struct {
 
 // Bridge is the LAN role. New makes one, Run serves.
 type Bridge struct {
-	cfg       Config
-	log       *slog.Logger
-	budget    *link.Budget
-	start     time.Time
-	instance  [16]byte
-	name      string
-	conns     *traffic.Conns // streams that are connected to a target, or on the way to it
-	wg        sync.WaitGroup
-	targets   relay.Dialer
-	ctx       context.Context // ends with Run
-	stop      context.CancelFunc
-	draining  atomic.Bool
-	drain     chan struct{} // closed by Drain
-	drainOnce sync.Once
-	uplinks   []*uplink // one for each proxy
-	names     *names
-	socket    func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
-	watch     func(ctx context.Context, changed func(sys.NetworkEvent))
+	cfg      Config
+	log      *slog.Logger
+	budget   *link.Budget
+	start    time.Time
+	instance [16]byte
+	name     string
+	life
+	network
+	uplinks []*uplink      // one for each proxy
+	conns   *traffic.Conns // streams that are connected to a target, or on the way to it
+	targets relay.Dialer
 
 	mu        sync.Mutex
 	services  *services // guarded by mu, as all below
 	probes    prober
 	drainTime time.Duration // of Settings
 	changed   chan struct{} // closed and replaced whenever services or what the proxies say of them have changed
+}
+
+// life is how a bridge ends.
+type life struct {
+	wg        sync.WaitGroup
+	ctx       context.Context // ends with Run
+	stop      context.CancelFunc
+	draining  atomic.Bool
+	drain     chan struct{} // closed by Drain
+	drainOnce sync.Once
+}
+
+// network is how a bridge reaches its proxies.
+type network struct {
+	names  *names
+	socket func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
+	watch  func(ctx context.Context, changed func(sys.NetworkEvent))
 }
 
 // New returns a bridge that has dialled nothing yet.
@@ -103,7 +114,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), budget: link.NewBudget(cfg.Budget),
-		conns: traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target}), drain: make(chan struct{}),
+		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target}),
 		services: newServices(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
 	if _, err := b.services.apply(cfg.Settings.Services); err != nil {
@@ -119,6 +130,7 @@ func New(cfg Config) (*Bridge, error) {
 		b.name = hex.EncodeToString(b.instance[:4])
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
+	b.drain = make(chan struct{})
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
 	b.socket = sys.DialLink
 	b.watch = sys.WatchNetwork
@@ -144,10 +156,21 @@ func (b *Bridge) Run(ctx context.Context) error {
 	})
 	defer stop()
 	b.wg.Go(b.awaitDrain)
+	var dialers []*link.Dialer
 	for _, u := range b.uplinks {
 		b.log.Info("bridge starting", "proxy", u.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
-		b.wg.Go(u.run)
+		d := u.newDialer()
+		dialers = append(dialers, d)
+		b.wg.Go(func() { u.run(d) })
 	}
+	b.wg.Go(func() {
+		b.watch(b.ctx, func(e sys.NetworkEvent) {
+			b.log.Debug("the network changed", "what", e.Why)
+			for _, d := range dialers {
+				d.Changed(e.Gone)
+			}
+		})
+	})
 	<-b.ctx.Done()
 	b.stop()
 	b.wg.Wait()

@@ -9,7 +9,6 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
-	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -41,21 +40,19 @@ func (b *Bridge) newUplink(p Proxy) *uplink {
 	return u
 }
 
-// run keeps the link until the bridge stops.
-func (u *uplink) run() {
+// newDialer returns what keeps the link.
+func (u *uplink) newDialer() *link.Dialer {
 	b := u.b
-	d := link.NewDialer(link.DialerConfig{
+	return link.NewDialer(link.DialerConfig{
 		Owner: u, Log: b.log, Name: b.name, Dial: u.dial, Failed: u.failed, Detach: b.cfg.ResumeWithin, Budget: b.budget,
 		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
 	})
-	b.wg.Go(func() { u.watchName(func() { d.Changed(nil) }) })
-	b.wg.Go(func() {
-		b.watch(b.ctx, func(e sys.NetworkEvent) {
-			b.log.Debug("the network changed", "what", e.Why)
-			d.Changed(e.Gone)
-		})
-	})
-	d.Run(b.ctx)
+}
+
+// run keeps the link until the bridge stops.
+func (u *uplink) run(d *link.Dialer) {
+	u.b.wg.Go(func() { u.watchName(func() { d.Changed(nil) }) })
+	d.Run(u.b.ctx)
 }
 
 // failed implements link.DialerConfig.

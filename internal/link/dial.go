@@ -200,7 +200,7 @@ func (k *keeper) keep(ctx context.Context, c *carrier) {
 			serving.Wait() // the old one's end is told before the new one's beginning
 			mode, k.last = wire.ModeResume, nil
 		}
-		r, refused := errors.AsType[*refusal](err)
+		r, refused := errors.AsType[*peerRefusal](err)
 		switch {
 		case err == nil:
 		case ctx.Err() != nil || l.Err() != nil:
@@ -303,7 +303,7 @@ func (k *keeper) failed(err error, flaps bool) {
 // streams wait: who mends the path does not wait for the bridge then. A refusal, which time alone seldom mends, makes it long.
 // Half of it is random, so that bridges that lost the same proxy do not come back in step.
 func Backoff(n int, err error, streams int) time.Duration {
-	r, _ := errors.AsType[*refusal](err)
+	r, _ := errors.AsType[*peerRefusal](err)
 	if r != nil && r.comeBack > 0 { // it knows better, but it is not to keep this end away
 		return jitter(min(r.comeBack, time.Minute))
 	}

@@ -2,14 +2,14 @@ package link
 
 // fifo is a list of streams that are linked through fields of their own, so that queueing allocates nothing. A stream is
 // in a list once at the most. L names the list, and with it the field.
-type fifo[L listName] struct{ head, tail *Stream }
+type fifo[L listName] struct{ head, tail *streamCore }
 
 type hook struct {
-	next   *Stream
+	next   *streamCore
 	queued bool
 }
 
-type listName interface{ hook(s *Stream) *hook }
+type listName interface{ hook(s *streamCore) *hook }
 
 type (
 	openList    struct{}
@@ -18,13 +18,13 @@ type (
 	flowList    struct{}
 )
 
-func (openList) hook(s *Stream) *hook    { return &s.hooks[0] }
-func (ackList) hook(s *Stream) *hook     { return &s.hooks[1] }
-func (delayedList) hook(s *Stream) *hook { return &s.hooks[2] }
-func (flowList) hook(s *Stream) *hook    { return &s.hooks[3] }
+func (openList) hook(s *streamCore) *hook    { return &s.hooks[0] }
+func (ackList) hook(s *streamCore) *hook     { return &s.hooks[1] }
+func (delayedList) hook(s *streamCore) *hook { return &s.hooks[2] }
+func (flowList) hook(s *streamCore) *hook    { return &s.hooks[3] }
 
 // push appends s unless a list of this name holds it already.
-func (q *fifo[L]) push(s *Stream) {
+func (q *fifo[L]) push(s *streamCore) {
 	var l L
 	h := l.hook(s)
 	if h.queued {
@@ -40,7 +40,7 @@ func (q *fifo[L]) push(s *Stream) {
 }
 
 // pop removes the first stream, nil when there is none.
-func (q *fifo[L]) pop() *Stream {
+func (q *fifo[L]) pop() *streamCore {
 	s := q.head
 	if s == nil {
 		return nil

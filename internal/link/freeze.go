@@ -45,9 +45,10 @@ func (c *core) freeze(b []byte, now time.Duration) ([]byte, []*Stream) {
 	b = binary.BigEndian.AppendUint64(b, c.Duplicates)
 	b = binary.BigEndian.AppendUint64(b, c.ChecksumFails)
 	b = endRecord(b, at)
-	streams := c.sorted()
-	for _, s := range streams {
-		b = s.freeze(b, now)
+	var streams []*Stream
+	for _, s := range c.sorted() {
+		streams = append(streams, s.whole)
+		b = s.whole.freeze(b, now)
 	}
 	return b, streams
 }
@@ -113,7 +114,7 @@ func (c *core) adopt(s *Stream, before []*Stream) error {
 	case n == wire.MaxTable:
 		return badDocument("there are more than %d", n)
 	}
-	c.add(s)
+	c.add(&s.streamCore)
 	return nil
 }
 
@@ -169,7 +170,7 @@ func (s *Stream) freeze(b []byte, now time.Duration) []byte {
 
 	h := &s.send
 	b, at = beginRecord(b, recSend)
-	b = append(b, uint8(h.end), uint8(h.code), flags(h.abort, h.moot))
+	b = append(b, uint8(h.end), uint8(h.code), flags(h.abort, h.abandoned))
 	for _, v := range []uint64{h.una, h.nxt, h.max, h.credit, h.q.base} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
@@ -230,14 +231,14 @@ func thawStream(doc []byte, shift time.Duration) (*Stream, error) {
 			if err != nil {
 				return badDocument("the OPEN of stream %#x: %s", frame.Stream, err)
 			}
-			s = newStream(frame.Stream, o)
+			s = newStream(frame.Stream, o).whole
 		case recStands:
 			setFlags(f.u8(), &s.openSent, &s.forgotten, &s.dead, &s.closed, &s.noWait)
 			s.told, s.resumes0 = wire.EndKind(f.u8()), -f.u64()
 		case recSend:
 			h := &s.send
 			h.end, h.code = wire.EndKind(f.u8()), wire.Code(f.u8())
-			setFlags(f.u8(), &h.abort, &h.moot)
+			setFlags(f.u8(), &h.abort, &h.abandoned)
 			h.una, h.nxt, h.max, h.credit, h.q.base = f.u64(), f.u64(), f.u64(), f.u64(), f.u64()
 			h.q.crc, h.q.end = f.u32(), h.q.base
 		case recUnsent:
@@ -290,7 +291,7 @@ func (s *Stream) possible(unread uint64) bool {
 	if h.q.base > far || h.q.end > far || h.una > h.nxt || h.nxt > h.max || h.max > h.total() {
 		return false
 	}
-	if h.moot && h.q.head != nil || !h.moot && h.q.base > min(h.una, h.q.end) || s.forgotten && !h.moot {
+	if h.abandoned && h.q.head != nil || !h.abandoned && h.q.base > min(h.una, h.q.end) || s.forgotten && !h.abandoned {
 		return false
 	}
 	if r.consumed > r.nxt || r.nxt > r.granted || r.granted > far || unread > r.nxt-r.consumed || r.mark > r.consumed {

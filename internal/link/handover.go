@@ -31,7 +31,7 @@ func (l *Link) Freeze() {
 		sl.frozen = true
 		sl.fence(ErrFrozen)
 		for _, s := range sl.core.streams {
-			s.freezeLocked(l.now())
+			s.whole.freezeLocked(l.now())
 		}
 		sl.mu.Unlock()
 	}
@@ -52,7 +52,7 @@ func (l *Link) Thaw() {
 		sl.mu.Lock()
 		sl.frozen = false
 		for _, s := range sl.core.streams {
-			s.thawLocked(l.now())
+			s.whole.thawLocked(l.now())
 		}
 		sl.mu.Unlock()
 		sl.news.ring()
@@ -244,7 +244,7 @@ func (sl *slot) thaw(v []byte) (streams []*Stream, err error) {
 // discardThawed gives back what streams of a document are charged that nobody will use.
 func (l *Link) discardThawed(streams []*Stream) {
 	for _, s := range streams {
-		s.slot.core.remove(s)
+		s.slot.core.remove(&s.streamCore)
 	}
 }
 

@@ -468,7 +468,7 @@ func FuzzThaw(f *testing.F) {
 	s := e.b.sorted()[0]
 	e.b.end(s, wire.FIN, 0)
 	e.b.remove(s)
-	f.Add(freezeFinished(nil, []*Stream{s}, e.now))
+	f.Add(freezeFinished(nil, []*Stream{s.whole}, e.now))
 	l := newLink(true, nil, nil, NewBudget(0), 1)
 	l.limit = time.Minute
 	state, _ := l.AppendState(nil)
@@ -500,7 +500,7 @@ func FuzzThaw(f *testing.F) {
 			}
 			use(c, now)
 			for _, s := range streams {
-				c.remove(s)
+				c.remove(&s.streamCore)
 			}
 			if c.budget.Used() != 0 {
 				t.Errorf("%d bytes stay charged", c.budget.Used())
@@ -509,7 +509,7 @@ func FuzzThaw(f *testing.F) {
 		if streams, err := thawFinished(b, now, NewBudget(0)); err == nil {
 			c := newCore(false, 1, NewBudget(0))
 			for _, s := range streams {
-				c.consume(s, 0, now)
+				c.consume(&s.streamCore, 0, now)
 			}
 		}
 		thawLink(append(appendSeal(nil), b...), true, &Link{budget: NewBudget(0)})

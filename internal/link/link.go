@@ -133,7 +133,7 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 	if best.core.full() {
 		return nil, fmt.Errorf("the peer accepts no more than %d connections on each carrier", best.core.limits.open)
 	}
-	s := best.core.open(o)
+	s := best.core.open(o).whole
 	s.bind(best)
 	best.wake()
 	return s, nil
@@ -199,7 +199,7 @@ func (l *Link) Kill(err error) {
 		sl.fence(err)
 		var abort []Receiver
 		for _, s := range sl.core.streams {
-			if r := s.kill(wire.CodeAborted); r != nil {
+			if r := s.whole.kill(wire.CodeAborted); r != nil {
 				abort = append(abort, r)
 			}
 			sl.core.remove(s)

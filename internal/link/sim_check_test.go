@@ -30,14 +30,14 @@ func (w *sim) check() {
 	w.live = slices.DeleteFunc(w.live, (*pair).over)
 }
 
-func (w *sim) checkSend(p *process, s *Stream, peer *core) {
+func (w *sim) checkSend(p *process, s *streamCore, peer *core) {
 	h, name := &s.send, endNames[p.end]
 	held := uint64(0)
 	for c := h.q.head; c != nil; c = c.next {
 		held += uint64(c.n)
 	}
 	switch {
-	case h.moot:
+	case h.abandoned:
 		if held != 0 {
 			w.fail("the %s holds %d bytes of stream %d that nobody wants", name, held, s.id)
 		}
@@ -76,7 +76,7 @@ func (w *sim) checkSend(p *process, s *Stream, peer *core) {
 }
 
 // checkOpener looks at the life of an id (I15), whose rules are the same for either opener.
-func (w *sim) checkOpener(p *process, s *Stream, peer *core) {
+func (w *sim) checkOpener(p *process, s *streamCore, peer *core) {
 	name := endNames[p.end]
 	switch own := p.core.mine(s.id); {
 	case own != p.opened[s.id]:
@@ -104,7 +104,7 @@ func (w *sim) checkNumbers(p *process) {
 	}
 }
 
-func (w *sim) checkRecv(p *process, s *Stream) {
+func (w *sim) checkRecv(p *process, s *streamCore) {
 	r, name := &s.recv, endNames[p.end]
 	switch k := p.socks[s]; {
 	case r.consumed > r.nxt || r.nxt > r.granted:
@@ -119,7 +119,7 @@ func (w *sim) checkRecv(p *process, s *Stream) {
 // checkBudget compares what is charged with what is held, by streams that are forgotten and still deliver too.
 func (w *sim) checkBudget(p *process) {
 	charged := p.squeezed
-	count := func(s *Stream) { charged += s.recv.charged + s.send.charged }
+	count := func(s *streamCore) { charged += s.recv.charged + s.send.charged }
 	for s, k := range p.socks {
 		count(s)
 		if int64(k.wait) > floorWindow+s.recv.charged {
@@ -145,7 +145,7 @@ func (w *sim) checksAgreed(e int) {
 	}
 	p := w.procs[e]
 	for s, k := range p.socks {
-		if x := k.peer(); x != nil && x.wrong && !x.dead && p.core.streams[s.id] == s && !s.send.moot && !s.send.reset() {
+		if x := k.peer(); x != nil && x.wrong && !x.dead && p.core.streams[s.id] == s && !s.send.abandoned && !s.send.reset() {
 			w.fail("I14: %v resumed, and did not notice that the other side has wrong bytes", k)
 		}
 	}

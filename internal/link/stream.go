@@ -19,38 +19,39 @@ import (
 // It is a net.Conn. A relay uses Room, Send, SetReceiver, Backlog and Consumed instead of Write and Read: they move
 // pooled chunks, and an idle stream then holds no buffer and no goroutine of the link.
 type Stream struct {
-	id   uint64
-	open wire.Open
+	slot *slot
 
 	// Guarded by slot.mu, as is everything below.
-	slot      *slot
-	send      sendHalf
-	recv      recvHalf
-	hooks     [4]hook
-	ackDue    time.Duration
-	ackWaits  bool
-	openSent  bool // the peer was told of the stream on this connection or an earlier one, or opened it itself
-	forgotten bool // not in the core any more
-
+	streamCore           // what the protocol knows of it
 	change     sync.Cond // on slot.mu: room, data, end or deadline
-	receiver   Receiver
-	calls      int  // of the receiver that are under way, Abort apart
-	detached   bool // between Detach and SetReceiver
-	busy       bool // somebody hands data to the receiver or drains the backlog
-	told       wire.EndKind
-	dead       bool // the session is gone
+	resumes0   uint64    // the slot's count when the stream was made
+	frozen     bool      // see Freeze
+	dead       bool      // the session is gone
 	deadCode   wire.Code
-	closed     bool // by the local user of the net.Conn
-	noWait     bool // the socket is dead: Room waits no more
-	writing    bool // a Write is under way: the bytes of each stay together
-	rdl, wdl   *deadline
-	resumes0   uint64      // the slot's count when the stream was made
-	frozen     bool        // see Freeze
-	flush      countdown   // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
-	rest       countdown   // see SendRest
-	restCredit uint64      // when rest began
+	delivery
+	source
+}
+
+// delivery is how what arrives reaches the Receiver.
+type delivery struct {
+	receiver Receiver
+	calls    int  // of the receiver that are under way, Abort apart
+	detached bool // between Detach and SetReceiver
+	busy     bool // somebody hands data to the receiver or drains the backlog
+	told     wire.EndKind
+	flush    countdown // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
+	rdl      *deadline // of Read
+}
+
+// source is what there is to know of whoever sends: a socket, or the user of the net.Conn.
+type source struct {
+	noWait     bool        // the socket is dead: Room waits no more
 	look       *time.Timer // see Room
 	looking    bool
+	rest       countdown // see SendRest
+	restCredit uint64    // when rest began
+	writing    bool      // a Write is under way: the bytes of each stay together
+	wdl        *deadline // of Write
 }
 
 // Receiver takes what arrives on a stream. Receive, Backlogged and Ended come one at a time and in order, without any lock
@@ -69,8 +70,6 @@ type Receiver interface {
 	// RST could not be delivered in time.
 	Abort(code wire.Code)
 }
-
-func newStream(id uint64, o wire.Open) *Stream { return &Stream{id: id, open: o} }
 
 // bind ties a stream to the slot whose core made it.
 func (s *Stream) bind(sl *slot) {
@@ -166,7 +165,7 @@ func (s *Stream) NoWait() {
 // roomLocked waits for room. While the link is frozen it fails, unless patient: then it waits for that too.
 func (s *Stream) roomLocked(patient bool) (int, error) {
 	for {
-		switch n, err := s.send.room(s.slot.core.budget), s.mute(); {
+		switch n, err := s.send.room(s.slot.core.budget), s.sendError(); {
 		case err != nil:
 			return 0, err
 		case s.detached:
@@ -183,10 +182,10 @@ func (s *Stream) roomLocked(patient bool) (int, error) {
 	}
 }
 
-// mute says why nothing may be sent any more; nil: it may. slot.mu is held.
-func (s *Stream) mute() error {
+// sendError is why nothing may be sent any more, nil if it may. slot.mu is held.
+func (s *Stream) sendError() error {
 	switch {
-	case s.dead || s.send.moot || s.send.reset():
+	case s.dead || s.send.abandoned || s.send.reset():
 		return ErrReset
 	case s.send.end != 0 || s.closed:
 		return net.ErrClosed
@@ -200,7 +199,7 @@ func (s *Stream) mute() error {
 func (s *Stream) TryRoom() int {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if s.mute() != nil || s.frozen || s.detached {
+	if s.sendError() != nil || s.frozen || s.detached {
 		return 0
 	}
 	return s.send.room(s.slot.core.budget)
@@ -254,11 +253,11 @@ func (s *Stream) giveUpRest() {
 	}
 	h := &s.send
 	switch {
-	case s.forgotten || h.moot || h.end != 0 && h.q.end <= h.max:
+	case s.forgotten || h.abandoned || h.end != 0 && h.q.end <= h.max:
 	case h.end == 0 || h.credit > s.restCredit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
 		s.limitRest() // it is not the reader that is waited for, or it reads
 	default:
-		s.slot.core.cutRest(s)
+		s.slot.core.cutRest(&s.streamCore)
 		s.slot.wake()
 	}
 }
@@ -279,7 +278,7 @@ func (s *Stream) Put(cs ...*Chunk) {
 // PutFIN is CloseWrite behind what was put.
 func (s *Stream) PutFIN() {
 	s.slot.mu.Lock()
-	s.slot.core.end(s, wire.FIN, wire.CodeNone)
+	s.slot.core.end(&s.streamCore, wire.FIN, wire.CodeNone)
 	s.slot.mu.Unlock()
 }
 
@@ -299,7 +298,7 @@ func (s *Stream) Flush() {
 
 // putLocked queues the chunks and returns how many bytes they brought.
 func (s *Stream) putLocked(cs []*Chunk) (n int) {
-	if s.send.end != 0 || s.send.moot || s.forgotten {
+	if s.send.end != 0 || s.send.abandoned || s.forgotten {
 		for _, c := range cs {
 			c.Free()
 		}
@@ -309,7 +308,7 @@ func (s *Stream) putLocked(cs []*Chunk) (n int) {
 		n += c.n
 		s.send.q.push(c)
 	}
-	s.slot.core.touch(s)
+	s.slot.core.touch(&s.streamCore)
 	return n
 }
 
@@ -326,7 +325,7 @@ func (s *Stream) end(kind wire.EndKind, code wire.Code) {
 	sl := s.slot
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	sl.core.end(s, kind, code)
+	sl.core.end(&s.streamCore, kind, code)
 	if kind == wire.RST {
 		s.discardLocked()
 	}
@@ -349,7 +348,7 @@ func (s *Stream) discardLocked() {
 		// Not freed: a drain may be writing from the first chunk, and a chunk in the pool is somebody else's.
 		r.q = queue{}
 		r.pos = 0
-		if n > 0 && s.slot.core.consume(s, n, s.slot.link.now()) {
+		if n > 0 && s.slot.core.consume(&s.streamCore, n, s.slot.link.now()) {
 			s.slot.wake()
 		}
 	}
@@ -430,7 +429,7 @@ func (s *Stream) deliver(bufs [][]byte) {
 		s.returned()
 		s.recv.behind = behind
 	}
-	s.slot.core.consume(s, n, s.slot.link.now()) // the caller sends what that brings
+	s.slot.core.consume(&s.streamCore, n, s.slot.link.now()) // the caller sends what that brings
 	s.handOver()
 }
 
@@ -535,7 +534,7 @@ func (s *Stream) consumedLocked(n int) {
 		r.q.freeBelow(r.q.base + uint64(c.n))
 		r.pos = 0
 	}
-	if s.slot.core.consume(s, n, s.slot.link.now()) {
+	if s.slot.core.consume(&s.streamCore, n, s.slot.link.now()) {
 		s.slot.wake()
 	}
 }
@@ -587,13 +586,13 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
 	if len(p) == 0 { // needs no credit
-		if err := s.mute(); err != nil {
+		if err := s.sendError(); err != nil {
 			return 0, s.opError("write", err)
 		}
 		return 0, nil
 	}
 	for s.writing {
-		if err := s.mute(); err != nil {
+		if err := s.sendError(); err != nil {
 			return 0, s.opError("write", err)
 		}
 		s.change.Wait()
@@ -609,9 +608,9 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 			return n, s.opError("write", err)
 		}
 		k := min(room, len(p)-n)
-		if k > 0 && !s.send.moot && !s.forgotten {
+		if k > 0 && !s.send.abandoned && !s.forgotten {
 			s.send.q.write(p[n : n+k])
-			s.slot.core.touch(s)
+			s.slot.core.touch(&s.streamCore)
 			s.slot.wake()
 		}
 		if n += k; n == len(p) {

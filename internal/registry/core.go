@@ -313,7 +313,7 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 		return nil
 	}
 	if c.offer != nil {
-		c.offer.attrs.Store(&c.asked)
+		c.offer.attrs.Store(&asked) // users read it without the lock: it is not c.asked, which changes
 	}
 	co.review(c)
 	if c.name != nil && s.first[c.public] == c {
