@@ -337,7 +337,9 @@ func (w *sim) apply(p Policy) {
 		was, now := old.keys[h.key], newPolicy(p).keys[h.key]
 		if now != nil && was.equal(now) && slices.Equal(w.policy.Offer, p.Offer) {
 			kept[rt.Public] = rt
-			attempts[Socket(rt.Public)] = w.open[Socket(rt.Public)]
+			if w.r.core.names[rt.Public].granted() {
+				attempts[Socket(rt.Public)] = w.open[Socket(rt.Public)]
+			}
 		}
 	}
 	w.policy = p
