@@ -27,7 +27,6 @@ import (
 	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
-	"reverser/internal/wire"
 )
 
 // DefaultPort is the link port where an address names none.
@@ -81,6 +80,8 @@ type Bridge struct {
 	services  *services // guarded by mu, as all below
 	probes    prober
 	drainTime time.Duration // of Settings
+	drainEnds time.Time     // when what is left is reset; zero: no drain has begun
+	closing   bool          // the proxies are to send nobody
 	changed   chan struct{} // closed and replaced whenever services or what the proxies say of them have changed
 }
 
@@ -155,19 +156,19 @@ func (b *Bridge) Run(ctx context.Context) error {
 		b.stop()
 	})
 	defer stop()
+	for _, u := range b.uplinks {
+		u.newDialer()
+	}
 	b.wg.Go(b.awaitDrain)
-	var dialers []*link.Dialer
 	for _, u := range b.uplinks {
 		b.log.Info("bridge starting", "proxy", u.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
-		d := u.newDialer()
-		dialers = append(dialers, d)
-		b.wg.Go(func() { u.run(d) })
+		b.wg.Go(u.run)
 	}
 	b.wg.Go(func() {
 		b.watch(b.ctx, func(e sys.NetworkEvent) {
 			b.log.Debug("the network changed", "what", e.Why)
-			for _, d := range dialers {
-				d.Changed(e.Gone)
+			for _, u := range b.uplinks {
+				u.dialer.Changed(e.Gone)
 			}
 		})
 	})
@@ -177,71 +178,6 @@ func (b *Bridge) Run(ctx context.Context) error {
 	b.conns.Close()
 	b.log.Info("bridge stopped")
 	return nil
-}
-
-// Drain announces the stop to the proxies; Run returns as soon as no connection is left. Until then newcomers are served, for as
-// long as the proxies have nobody else for them: when a successor attaches with the same key, they go there. After the time in
-// Settings what is left is reset.
-func (b *Bridge) Drain() {
-	b.drainOnce.Do(func() {
-		b.draining.Store(true)
-		close(b.drain)
-	})
-}
-
-func (b *Bridge) awaitDrain() {
-	select {
-	case <-b.ctx.Done():
-		return
-	case <-b.drain:
-	}
-	limit := b.drainFor()
-	late := time.Now().Add(limit)
-	load := b.conns.Load()
-	b.log.Info("draining", "pairs", load.Pairs, "dials", load.Unbound(), "limit", limit.Seconds())
-	for _, l := range b.links() {
-		l.GoAway(limit)
-	}
-	b.conns.AwaitIdle(b.ctx, limit)
-	b.conns.Drain(b.ctx, time.Until(late))
-	b.endPairs(flushLimit)
-	b.stop()
-}
-
-// How long a stopping bridge waits for the proxy to have what its pairs said last: after a drain, and when it was told to
-// stop now. A proxy that is there answers in milliseconds, but for a busy machine. Tests wait longer.
-const flushLimit = 5 * time.Second
-
-var lastWords = 500 * time.Millisecond
-
-// endPairs resets the connections that are left and waits up to d for the proxies to know.
-func (b *Bridge) endPairs(d time.Duration) {
-	b.conns.Shut()
-	b.conns.End(relay.ReasonDrain, wire.CodeDrain, nil)
-	var flushing sync.WaitGroup
-	for _, l := range b.links() {
-		l.Reset(wire.CodeDrain) // those that a Handle has are no pairs
-		flushing.Go(func() { l.Flush(d) })
-	}
-	flushing.Wait()
-}
-
-func (b *Bridge) drainFor() time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.drainTime
-}
-
-// links returns the links that have a session.
-func (b *Bridge) links() (all []*link.Link) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, u := range b.uplinks {
-		if u.link != nil {
-			all = append(all, u.link)
-		}
-	}
-	return all
 }
 
 // Status returns a snapshot.
@@ -255,7 +191,7 @@ func (b *Bridge) Status() status.Snapshot {
 	defer b.mu.Unlock()
 	var proxies []string
 	for _, u := range b.uplinks {
-		snap.Links = append(snap.Links, u.snapshotLocked())
+		snap.Links = append(snap.Links, u.snapshotLocked()...)
 		proxies = append(proxies, u.proxy)
 	}
 	for _, id := range b.services.ids() {

@@ -153,6 +153,9 @@ func shorter(own time.Duration, peer uint32) time.Duration {
 	return min(own, max(time.Duration(peer)*time.Millisecond, time.Second))
 }
 
+// errOther says that the proxy is not the process that holds the session.
+var errOther = errors.New("the proxy was restarted, or another one took its place")
+
 // attach binds an authenticated connection to slot i at the bridge: fence, count, ask, rewind.
 func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid [16]byte, conn *auth.Conn) (_ *carrier, at wire.Attached, err error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
@@ -171,7 +174,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	if mode == wire.ModeNew {
 		l.begin(conn, sid)
 	} else if conn.Peer != l.peer {
-		return nil, at, &peerRefusal{status: wire.StatusGone, text: "the proxy was restarted, or another one took its place"}
+		return nil, at, errOther
 	}
 	sl.mu.Lock()
 	if sl.frozen {

@@ -28,7 +28,8 @@ type slot struct {
 	frozen   bool          // see Link.Freeze
 	since    time.Duration // of the last change of cur
 	resumes  uint64
-	reached  netip.Addr // bridge: where the proxy was when the slot was attached last
+	reached  netip.Addr    // bridge: where the proxy was when the slot was attached last
+	pong     time.Duration // when the last PING was sent that was answered
 
 	news bell // what standing says may have changed
 }
@@ -150,6 +151,7 @@ func (c *carrier) run() error {
 	sl.link.heard.ring()
 	c.conn.Close()
 	wg.Wait()
+	sl.abandoned()
 	return err
 }
 
@@ -450,7 +452,8 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		if rtt := l.now() - time.Duration(f.Offset); sl.core.pingsOut > 0 && rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
 			sl.core.pingsOut--
 			sl.core.measured(rtt, l.now())
-			c.answered(time.Duration(f.Offset))
+			sl.pong = time.Duration(f.Offset)
+			c.answered(sl.pong)
 			return nil
 		}
 		return sl.core.glitch()
@@ -461,8 +464,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		if err != nil {
 			return asViolation(err)
 		}
-		l.peerLeaves.Store(true)
-		return c.unlocked(func() error { l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond); return nil })
+		return c.unlocked(func() error { l.goingAway(g); return nil })
 	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeRound, wire.TypeClaimed, wire.TypeUnclaimed:
 		if sl.index != 0 {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)

@@ -137,7 +137,7 @@ func (l *Link) AppendState(b []byte) ([]byte, []*Stream) {
 	begin := len(b)
 	b = appendSeal(b)
 	b, at := beginRecord(b, recSession)
-	b = append(b, flags(l.dials, l.Leaving()), l.reach)
+	b = append(b, flags(l.dials, l.leaving.peer.Load(), l.leaving.closed.Load()), l.reach)
 	b = binary.BigEndian.AppendUint16(b, l.transfer)
 	for _, v := range [][]byte{l.sid[:], l.keyID[:], l.peer[:], l.secret[:]} {
 		b = append(b, v...)
@@ -190,9 +190,10 @@ func (l *Link) thawRecords(b []byte) (all []*Stream, err error) {
 		f := &fields{b: v}
 		switch t {
 		case recSession:
-			var dials, leaving bool
-			setFlags(f.u8(), &dials, &leaving)
-			l.peerLeaves.Store(leaving)
+			var dials, leaving, closed bool
+			setFlags(f.u8(), &dials, &leaving, &closed)
+			l.leaving.peer.Store(leaving)
+			l.leaving.closed.Store(closed)
 			l.reach, l.transfer = f.u8(), f.u16()
 			l.sid, l.keyID, l.peer, l.secret = f.array16(), f.array16(), f.array16(), f.array32()
 			l.start = l.start.Add(l.now() - f.time()) // the clock goes on from there
@@ -300,11 +301,19 @@ func (h *Host) Thaw(doc []byte) (*Link, []*Stream, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed || h.bySID[l.sid] != nil || h.byKey[l.keyID] != nil {
+	present := h.byKey[l.keyID]
+	if h.closed || h.bySID[l.sid] != nil || present != nil && !present.Leaving() && !l.Leaving() {
 		l.discardThawed(streams)
 		return nil, nil, fmt.Errorf("the session of key %x: %w", l.keyID, ErrEnded)
 	}
 	h.addLocked(l)
+	if newest, older := l, present; older != nil { // they come in any order
+		if l.Leaving() {
+			newest, older = older, newest
+		}
+		h.byKey[l.keyID] = newest
+		h.beside[l.keyID] = append(h.beside[l.keyID], older)
+	}
 	l.goOn(streams)
 	return l, streams, nil
 }

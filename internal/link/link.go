@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
@@ -63,14 +62,14 @@ type Link struct {
 	limit    time.Duration  // of an outage
 	serving  sync.WaitGroup // connections that were installed
 
-	peerLeaves atomic.Bool // the peer said that it is stopping
+	leaving leaving
 
 	mu  sync.Mutex
 	err error // why the session ended; guarded by mu
 }
 
 func newLink(dials bool, owner Owner, log *slog.Logger, budget *Budget, carriers int) *Link {
-	l := &Link{dials: dials, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{})}
+	l := &Link{dials: dials, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{}), leaving: leaving{left: make(chan struct{})}}
 	for i := range carriers + 1 {
 		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(dials, uint8(i), budget)})
 	}
@@ -122,7 +121,7 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 	}
 	defer best.mu.Unlock()
 	switch {
-	case l.Err() != nil:
+	case l.Err() != nil, l.leaving.closed.Load():
 		return nil, ErrEnded
 	case best.frozen:
 		return nil, ErrFrozen
@@ -241,15 +240,12 @@ func (l *Link) Status() []SlotStatus {
 	return out
 }
 
-// Leaving says whether the peer announced that it is stopping.
-func (l *Link) Leaving() bool { return l.peerLeaves.Load() }
-
 // Up reports whether the link can carry new streams at once, and the peer is not stopping.
 func (l *Link) Up() bool { return !l.Leaving() && l.Connected() }
 
 // Connected reports whether the link can carry new streams at once. A peer that is stopping may take them still.
 func (l *Link) Connected() bool {
-	if l.Err() != nil {
+	if l.Err() != nil || l.leaving.closed.Load() {
 		return false
 	}
 	for _, sl := range l.slots[1:] {
@@ -314,15 +310,6 @@ func (l *Link) CheckMarks(marks []wire.Mark) error {
 		}
 	}
 	return nil
-}
-
-// GoAway tells the peer that this process is stopping.
-func (l *Link) GoAway(drain time.Duration) {
-	sl := l.slots[0]
-	sl.mu.Lock()
-	defer sl.mu.Unlock()
-	sl.core.goAway = &wire.GoAway{DrainMillis: uint32(drain / time.Millisecond)}
-	sl.wake()
 }
 
 // Ping asks for a sign of life on every connection and reports whether one came within d. A connection that takes a slot

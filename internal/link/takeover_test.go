@@ -16,6 +16,11 @@ import (
 )
 
 func second(w *world, instance byte) (*recorder, func()) {
+	br, _, stop := secondDialer(w, instance)
+	return br, stop
+}
+
+func secondDialer(w *world, instance byte) (*recorder, *Dialer, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	br2 := newRecorder()
 	d2 := NewDialer(DialerConfig{
@@ -25,7 +30,7 @@ func second(w *world, instance byte) (*recorder, func()) {
 		Failed: func(int, error, time.Duration) {},
 	})
 	w.wg.Go(func() { d2.Run(ctx) })
-	return br2, cancel
+	return br2, d2, cancel
 }
 
 // The key is removed while a new bridge waits for the old one's silence.

@@ -259,6 +259,32 @@ func TestFresh(t *testing.T) {
 	fresh(1, true)
 }
 
+// TestChangedTarget: a user reads what an offer is at any time, so what was read does not change when the claim is changed again.
+func TestChangedTarget(t *testing.T) {
+	a := testKey(0, "tcp/1024-65535")
+	w := newWorld(t, a)
+	s, _ := w.begin(a, 0)
+	w.claim(s, 1, "tcp/9000")
+	w.do()
+	o := (<-take(t.Context(), w.find("tcp/9000"), stays)).taken.Offer
+	change := func(target string) {
+		t.Helper()
+		if err := w.Claim(s, 1, Claim{Public: "tcp/9000", Target: target}); err != nil {
+			t.Fatal(err)
+		}
+		w.do()
+		if got := o.Target(); got != target {
+			t.Errorf("Target = %q; want %q", got, target)
+		}
+	}
+	change("second:1")
+	read := o.attrs.Load()
+	change("third:1")
+	if read.Target != "second:1" {
+		t.Errorf("what a user read is %q now; want it as it was", read.Target)
+	}
+}
+
 // TestOfferedLost: the port that the proxy offers goes with the right to it, and its users with it.
 func TestOfferedLost(t *testing.T) {
 	a, b := testKey(0, "tcp/9000"), testKey(1, "tcp/9000")
