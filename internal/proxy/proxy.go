@@ -107,7 +107,7 @@ func New(cfg Config) *Proxy {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, say: newTalker(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
 		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns}),
-		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), leaves: make(map[[16]byte]legacy), going: make(map[*link.Link]struct{})},
+		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]struct{})},
 		port:     linkPort{gate: newGate(), budget: link.NewBudget(cfg.Budget)},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}

@@ -15,14 +15,14 @@ import (
 
 // sessions finds the registry's session of a link.
 type sessions struct {
-	mu     sync.Mutex
-	ids    map[*link.Link]registry.SessionID // guarded by mu, as all below
-	leaves map[[16]byte]legacy               // by key: a session that a newer one is about to replace, or may
-	going  map[*link.Link]struct{}           // those whose bridge is stopping
+	mu       sync.Mutex
+	ids      map[*link.Link]registry.SessionID // guarded by mu, as all below
+	replaced map[[16]byte]replaced             // by key: a session that a newer one is about to replace, or may
+	going    map[*link.Link]struct{}           // those whose bridge is stopping
 }
 
-// legacy is a session whose names wait for their heir.
-type legacy struct {
+// replaced is a session whose names wait for the newer session to begin.
+type replaced struct {
 	id    registry.SessionID
 	timer *time.Timer // ends it, should nobody come
 }
@@ -61,9 +61,9 @@ func (p *Proxy) Attached(l *link.Link, slot int) {
 func (p *Proxy) begin(l *link.Link) bool {
 	s := &p.sessions
 	s.mu.Lock()
-	old, replaces := s.leaves[l.KeyID()]
+	old, replaces := s.replaced[l.KeyID()]
 	if replaces {
-		delete(s.leaves, l.KeyID())
+		delete(s.replaced, l.KeyID())
 		old.timer.Stop()
 	}
 	id, err := p.registry.Begin(registry.Session{Key: l.KeyID(), Peer: l.PeerName(), Instance: l.Peer(), Way: way{l}, Replaces: old.id})
@@ -206,12 +206,12 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 	id, known := s.ids[l]
 	delete(s.ids, l)
 	delete(s.going, l)
-	var former legacy
+	var former replaced
 	if known && heir {
-		if former = s.leaves[l.KeyID()]; former.timer != nil {
+		if former = s.replaced[l.KeyID()]; former.timer != nil {
 			former.timer.Stop()
 		}
-		s.leaves[l.KeyID()] = legacy{id, time.AfterFunc(awaitSuccessor, func() { p.disinherit(l.KeyID(), id) })}
+		s.replaced[l.KeyID()] = replaced{id, time.AfterFunc(awaitSuccessor, func() { p.endReplaced(l.KeyID(), id) })}
 	}
 	s.mu.Unlock()
 	if !known {
@@ -228,13 +228,13 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 	p.say.info(l.KeyID(), "bridge session ended", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
 }
 
-// disinherit ends a session that nobody came to replace.
-func (p *Proxy) disinherit(key [16]byte, id registry.SessionID) {
+// endReplaced ends a session that nobody came to replace.
+func (p *Proxy) endReplaced(key [16]byte, id registry.SessionID) {
 	s := &p.sessions
 	s.mu.Lock()
-	still := s.leaves[key].id == id
+	still := s.replaced[key].id == id
 	if still {
-		delete(s.leaves, key)
+		delete(s.replaced, key)
 	}
 	s.mu.Unlock()
 	if still {
@@ -242,11 +242,11 @@ func (p *Proxy) disinherit(key [16]byte, id registry.SessionID) {
 	}
 }
 
-// forget stops the timers of sessions that wait for an heir.
+// forget stops the timers of endReplaced.
 func (s *sessions) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, old := range s.leaves {
+	for _, old := range s.replaced {
 		old.timer.Stop()
 	}
 }

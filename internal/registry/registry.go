@@ -149,7 +149,7 @@ func (co *core) words(c *claim, a Answer) (here, there string) {
 		}
 	case WhyLimit:
 		here = fmt.Sprintf("%s is one service more than the limit max-services of key %q, %d", a.Public,
-			c.session.ring.key.Name, c.session.ring.key.MaxServices)
+			c.session.tenant.key.Name, c.session.tenant.key.MaxServices)
 	case WhyReplaced:
 		here = fmt.Sprintf("a newer session of the same key took over, without %s", a.Public)
 	default:
@@ -189,7 +189,7 @@ func (r *Registry) Services() []Service {
 				continue
 			}
 			sv := Service{
-				Key: s.key, KeyName: s.ring.key.Name, ID: c.id, Public: c.public.String(), Target: c.asked.Target,
+				Key: s.key, KeyName: s.tenant.key.Name, ID: c.id, Public: c.public.String(), Target: c.asked.Target,
 				Status: c.told.Status, Way: s.way, Leaving: s.leaving,
 			}
 			if c.public == (grammar.Public{}) {
@@ -221,7 +221,7 @@ func (r *Registry) Sessions() []Live {
 	defer r.mu.Unlock()
 	all := make([]Live, 0, len(r.core.sessions))
 	for _, s := range r.core.sessions {
-		all = append(all, Live{s.key, s.ring.key.Name, s.way, s.leaving})
+		all = append(all, Live{s.key, s.tenant.key.Name, s.way, s.leaving})
 	}
 	return all
 }
