@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/record"
 	"reverser/internal/wire"
 )
 
@@ -60,10 +61,20 @@ func readAnyFrame(r io.Reader, buf []byte) (wire.Frame, error) {
 // mostSkipped is how many frames that are not known here are skipped while a connection is attached.
 const mostSkipped = 64
 
-// complain tells the peer what it did wrong, if err says that it did.
+// complain tells the peer what it did wrong, if err says that it did. What the peer still sends is read for a second at the most.
 func complain(conn *auth.Conn, err error) {
 	if p, ok := errors.AsType[*violationError](err); ok {
+		conn.SetDeadline(time.Now().Add(time.Second))
 		conn.Write(wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
+		drain(conn.Conn)
+	}
+}
+
+// drain reads until the peer ends the connection, or its deadline passes: a close with bytes unread is a reset, which would overtake
+// an ERR.
+func drain(conn *record.Conn) {
+	if sock, ok := conn.Conn.(interface{ CloseWrite() error }); ok && sock.CloseWrite() == nil {
+		io.Copy(io.Discard, conn.Conn)
 	}
 }
 
@@ -160,13 +171,13 @@ var errOther = errors.New("the proxy was restarted, or another one took its plac
 func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid [16]byte, conn *auth.Conn) (_ *carrier, at wire.Attached, err error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer func() {
-		stop()
+		defer stop()
 		if err != nil {
-			complain(conn, err)
-			conn.Close()
 			if p, bad := errors.AsType[*violationError](err); bad && p.fatal {
 				l.Kill(err)
 			}
+			complain(conn, err)
+			conn.Close()
 		}
 	}()
 	conn.SetDeadline(time.Now().Add(attachTimeout)) // a new session may have to wait for an old one's silence

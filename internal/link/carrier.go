@@ -2,7 +2,6 @@ package link
 
 import (
 	"errors"
-	"io"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -409,7 +408,7 @@ func (sl *slot) handle(ev event) {
 		s.ended()
 	case evAcked:
 		s.change.Broadcast()
-		if s.rest.set { // what waits for credit has nobody else to send it
+		if s.rest != nil { // what waits for credit has nobody else to send it
 			sl.wake()
 		}
 	case evOpened:
@@ -445,7 +444,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 	l.heard.ring()
 	switch f.Type {
 	case wire.TypePing:
-		sl.core.pong, sl.core.pongVal = true, f.Offset
+		sl.core.answer(f.Offset)
 		sl.wake()
 		return nil
 	case wire.TypePong:
@@ -515,8 +514,5 @@ func (c *carrier) giveUp(err error) {
 	if p.fatal {
 		sl.link.Kill(err)
 	}
-	// A close with bytes unread is a reset, which would overtake the ERR.
-	if sock, ok := c.conn.Conn.(interface{ CloseWrite() error }); ok && sock.CloseWrite() == nil {
-		io.Copy(io.Discard, c.conn.Conn)
-	}
+	drain(c.conn)
 }

@@ -46,6 +46,17 @@ type outbox struct {
 	forgets      []uint64
 }
 
+// say queues a frame of the owner. A later one with the same id replaces it, in its place.
+func (o *outbox) say(id uint64, frame []byte) {
+	if o.control[id] == nil {
+		o.controlOrder = append(o.controlOrder, id)
+	}
+	o.control[id] = frame
+}
+
+// answer queues a PONG. A later one replaces it.
+func (o *outbox) answer(ping uint64) { o.pong, o.pongVal = true, ping }
+
 // path is what was seen of the connection that carries the slot.
 type path struct {
 	pingSent time.Duration // when the last PING went out
@@ -124,6 +135,11 @@ func newCore(dials bool, index uint8, budget *Budget) *core {
 // sends OPEN and FORGET. The other end keeps the stream for as long as the opener does.
 func (c *core) mine(id uint64) bool { return (id&dialled != 0) == c.dials }
 
+// possible reports whether the slot may have a stream with that id. Counters begin with 1, and slot 0 carries no streams.
+func (c *core) possible(id uint64) bool {
+	return uint8(id) == c.index && c.index != 0 && id&^dialled > 0xff
+}
+
 // mark is the highest id of a stream that this end opened; 0: it opened none.
 func (c *core) mark() uint64 {
 	if last := c.ids.next - 1<<8; last&^dialled > 0xff {
@@ -176,7 +192,7 @@ type streamCore struct {
 	open      wire.Open
 	send      sendHalf
 	recv      recvHalf
-	hooks     [4]hook // see fifo
+	hooks     hooks // see fifo
 	ackDue    time.Duration
 	ackWaits  bool
 	openSent  bool    // the peer was told of the stream on this connection or an earlier one, or opened it itself
@@ -243,7 +259,7 @@ func notTheOpener(f wire.Frame) error {
 }
 
 func (c *core) receiveUnknown(f wire.Frame) (event, error) {
-	if uint8(f.Stream) != c.index || c.index == 0 {
+	if !c.possible(f.Stream) {
 		return event{}, violation(wire.ErrUnexpected, "%s of stream %d on slot %d", f.Type, f.Stream, c.index)
 	}
 	if c.mine(f.Stream) {
@@ -279,6 +295,9 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 		return event{}, violation(wire.ErrUnexpected, "OPEN that names %q: to the dialling end a claim is named by its number", o.More.Name)
 	}
 	c.ids.seen = f.Stream
+	if unsupported {
+		o = wire.Open{Service: o.Service} // nobody uses the stream, and a document must not say what is not known here
+	}
 	s := newStream(f.Stream, o)
 	s.send.credit = f.Offset
 	s.openSent = true

@@ -166,7 +166,8 @@ func (s *Stream) freeze(b []byte, now time.Duration) []byte {
 
 	b, at = beginRecord(b, recStands)
 	b = append(b, flags(s.openSent, s.forgotten, s.dead, s.closed, s.noWait), uint8(s.told))
-	b = endRecord(binary.BigEndian.AppendUint64(b, s.resumesLocked()), at)
+	b = binary.BigEndian.AppendUint64(b, s.resumesLocked())
+	b = endRecord(append(b, uint8(s.deadCode)), at)
 
 	h := &s.send
 	b, at = beginRecord(b, recSend)
@@ -192,10 +193,10 @@ func (s *Stream) freeze(b []byte, now time.Duration) []byte {
 		b = endRecord(r.q.append(b, r.pos), at)
 	}
 
-	if s.flush.set || s.rest.set {
+	if s.flush != nil || s.rest != nil {
 		b, at = beginRecord(b, recLimits)
-		b = append(b, flags(s.flush.set, s.rest.set))
-		for _, v := range []uint64{uint64(s.flush.left(now)), uint64(s.rest.left(now)), s.restCredit} {
+		b = append(b, flags(s.flush != nil, s.rest != nil))
+		for _, v := range []uint64{uint64(s.flush.timeLeft(now)), uint64(s.rest.timeLeft(now)), s.restCredit} {
 			b = binary.BigEndian.AppendUint64(b, v)
 		}
 		b = endRecord(b, at)
@@ -234,7 +235,7 @@ func thawStream(doc []byte, shift time.Duration) (*Stream, error) {
 			s = newStream(frame.Stream, o).whole
 		case recStands:
 			setFlags(f.u8(), &s.openSent, &s.forgotten, &s.dead, &s.closed, &s.noWait)
-			s.told, s.resumes0 = wire.EndKind(f.u8()), -f.u64()
+			s.told, s.resumes0, s.deadCode = wire.EndKind(f.u8()), -f.u64(), wire.Code(f.u8())
 		case recSend:
 			h := &s.send
 			h.end, h.code = wire.EndKind(f.u8()), wire.Code(f.u8())
@@ -253,8 +254,15 @@ func thawStream(doc []byte, shift time.Duration) (*Stream, error) {
 		case recUnread:
 			unread = v
 		case recLimits:
-			setFlags(f.u8(), &s.flush.set, &s.rest.set)
-			s.flush.frozen, s.rest.frozen, s.restCredit = f.time(), f.time(), f.u64()
+			var flush, rest bool
+			setFlags(f.u8(), &flush, &rest)
+			if left := f.time(); flush {
+				s.flush = &countdown{left: left}
+			}
+			if left := f.time(); rest {
+				s.rest = &countdown{left: left}
+			}
+			s.restCredit = f.u64()
 		default:
 			return errUnknownRecord
 		}

@@ -382,7 +382,7 @@ func TestHandOverOfARest(t *testing.T) {
 // TestDocuments: what a reader does with what it does not know, and with what is wrong.
 func TestDocuments(t *testing.T) {
 	l := newLink(false, nil, nil, NewBudget(0), 2)
-	l.limit = time.Minute
+	l.limit, l.role = time.Minute, wire.RoleBridge
 	for range 3 {
 		s, err := l.Open(wire.Open{Service: 7})
 		if err != nil {
@@ -470,7 +470,7 @@ func FuzzThaw(f *testing.F) {
 	e.b.remove(s)
 	f.Add(freezeFinished(nil, []*Stream{s.whole}, e.now))
 	l := newLink(true, nil, nil, NewBudget(0), 1)
-	l.limit = time.Minute
+	l.limit, l.role = time.Minute, wire.RoleBridge
 	state, _ := l.AppendState(nil)
 	f.Add(state[documentHeader:])
 	f.Fuzz(func(t *testing.T, b []byte) {

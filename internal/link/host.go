@@ -109,10 +109,10 @@ func (h *Host) Serve(conn *auth.Conn) error {
 		}
 	}
 	refuse(conn, gen, a.Slot, err)
-	complain(conn, err)
 	if p, ok := errors.AsType[*violationError](err); ok && p.fatal {
 		l.Kill(err)
 	}
+	complain(conn, err)
 	return err
 }
 
@@ -133,13 +133,15 @@ func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, sum [32
 		return a, 0, sum, nil, misfit(wire.ErrUnexpected, "%s before ATTACH", f.Type)
 	}
 	gen = f.Offset
-	if a, err = wire.ParseAttach(f); err != nil {
-		if u, ok := errors.AsType[*wire.UnsupportedError](err); ok {
-			return a, gen, sum, nil, &ownRefusal{status: wire.StatusUnsupported, text: u.Error()}
-		}
+	a, err = wire.ParseAttach(f)
+	unsupported, refused := errors.AsType[*wire.UnsupportedError](err)
+	if err != nil && !refused {
 		return a, 0, sum, nil, asViolation(err)
 	}
 	sum, table, err = readTable(conn, a.Streams, a.TableCRC, a.Entry, buf)
+	if err == nil && refused { // with nothing unread, or the reset of the socket would overtake the answer
+		err = &ownRefusal{status: wire.StatusUnsupported, text: unsupported.Error()}
+	}
 	return a, gen, sum, table, err
 }
 

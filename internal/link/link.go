@@ -50,7 +50,8 @@ type Link struct {
 	sid      [16]byte
 	secret   [32]byte // of the session; proves a resume
 	keyID    [16]byte
-	peer     [16]byte // instance of the peer's process
+	peer     [16]byte  // instance of the peer's process
+	role     wire.Role // of the dialling end
 	peerName string
 	slots    []*slot
 	ended    chan struct{}
@@ -280,10 +281,7 @@ func (l *Link) Say(id uint64, frame []byte) {
 	if sl.cur == nil {
 		return
 	}
-	if sl.core.control[id] == nil {
-		sl.core.controlOrder = append(sl.core.controlOrder, id)
-	}
-	sl.core.control[id] = frame
+	sl.core.say(id, frame)
 	sl.wake()
 }
 
@@ -300,11 +298,17 @@ func (l *Link) Marks() []wire.Mark {
 
 // CheckMarks returns a violation when marks that the peer sent cannot be those of its streams.
 func (l *Link) CheckMarks(marks []wire.Mark) error {
+	slots := len(l.slots)
+	if l.dials {
+		slots = min(slots, 1+int(l.reach))
+	}
 	for _, m := range marks {
 		switch {
 		case m.Stream == 0:
-		case int(m.Slot) >= len(l.slots):
-			return Violation(wire.ErrClaimInvalid, "stream %#x as the mark of slot %d, which was never attached", m.Stream, m.Slot)
+		case int(m.Slot) >= slots:
+			return Violation(wire.ErrClaimInvalid, "stream %#x as the mark of slot %d, which this link does not have", m.Stream, m.Slot)
+		case m.Stream&^dialled <= 0xff:
+			return Violation(wire.ErrClaimInvalid, "stream %#x as a mark, which cannot be opened", m.Stream)
 		case l.slots[m.Slot].core.mine(m.Stream):
 			return Violation(wire.ErrClaimInvalid, "stream %#x of the receiver as a mark", m.Stream)
 		}
@@ -396,6 +400,6 @@ func (l *Link) agree(window, streams uint32) {
 
 // begin notes what the first connection settles for the session.
 func (l *Link) begin(c *auth.Conn, sid [16]byte) {
-	l.sid, l.keyID, l.peer = sid, c.KeyID, c.Peer
+	l.sid, l.keyID, l.peer, l.role = sid, c.KeyID, c.Peer, c.Role
 	l.secret = auth.SessionSecret(c, sid)
 }

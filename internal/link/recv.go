@@ -105,7 +105,7 @@ func (c *core) ackLater(s *streamCore, now time.Duration) {
 		return
 	}
 	s.ackWaits = true
-	if !s.hooks[2].queued {
+	if !c.delayed.holds(s) {
 		s.ackDue = now + ackDelay
 		c.delayed.push(s)
 	}

@@ -147,7 +147,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 	c.opens.clear()
 	theirs := make(map[uint64]wire.StreamState, len(table))
 	for _, st := range table {
-		if uint8(st.Stream) != c.index || c.mine(st.Stream) && st.Stream >= c.ids.next {
+		if !c.possible(st.Stream) || c.mine(st.Stream) && st.Stream >= c.ids.next {
 			return nil, violation(wire.ErrResume, "the peer resumes stream %d, which was never opened on slot %d", st.Stream, c.index)
 		}
 		if st.Stream&dialled != 0 && c.features&wire.FeatureDialOpens == 0 {

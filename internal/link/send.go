@@ -105,7 +105,7 @@ func (c *core) cutRest(s *streamCore) {
 // touch queues s for sending if it has something to send.
 func (c *core) touch(s *streamCore) {
 	s.send.charge(c.budget)
-	if !s.forgotten && s.send.pending() && !s.hooks[3].queued {
+	if !s.forgotten && s.send.pending() && !c.fresh.holds(s) {
 		s.send.deficit = quantum
 		c.fresh.push(s)
 	}

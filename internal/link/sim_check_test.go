@@ -48,9 +48,9 @@ func (w *sim) checkSend(p *process, s *streamCore, peer *core) {
 		w.fail("I3: stream %d at the %s holds [%d,%d), acknowledged is %d", s.id, name, h.q.base, h.q.base+held, h.una)
 	case h.q.end > h.credit && h.end != wire.RST || h.max > h.credit+2:
 		w.fail("stream %d at the %s holds %d bytes, granted are %d", s.id, name, h.q.end, h.credit)
-	case p.core.bound != 0 && s.openSent && h.pending() && !s.hooks[3].queued:
+	case p.core.bound != 0 && s.openSent && h.pending() && !p.core.fresh.holds(s):
 		w.fail("I11: stream %d at the %s has something to say and is not asked", s.id, name)
-	case p.core.bound != 0 && !s.openSent && !s.hooks[0].queued:
+	case p.core.bound != 0 && !s.openSent && !p.core.opens.holds(s):
 		w.fail("I11: stream %d will never be opened", s.id)
 	}
 	if k := p.socks[s]; k != nil {

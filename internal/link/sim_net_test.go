@@ -365,7 +365,7 @@ func (w *sim) applyLink(k *conn, e int, f wire.Frame) {
 	c := w.procs[e].core
 	switch f.Type {
 	case wire.TypePing:
-		c.pong, c.pongVal = true, f.Offset
+		c.answer(f.Offset)
 	case wire.TypePong:
 		if rtt := w.now - time.Duration(f.Offset); c.pingsOut > 0 && rtt >= 0 {
 			c.pingsOut--

@@ -3,9 +3,7 @@ package link
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -35,23 +33,23 @@ type Stream struct {
 // delivery is how what arrives reaches the Receiver.
 type delivery struct {
 	receiver Receiver
-	calls    int  // of the receiver that are under way, Abort apart
-	detached bool // between Detach and SetReceiver
-	busy     bool // somebody hands data to the receiver or drains the backlog
-	told     wire.EndKind
-	flush    countdown // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
 	rdl      *deadline // of Read
+	calls    int32     // of the receiver that are under way, Abort apart
+	detached bool      // between Detach and SetReceiver
+	busy     bool      // somebody hands data to the receiver or drains the backlog
+	told     wire.EndKind
+	flush    *countdown // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
 }
 
 // source is what there is to know of whoever sends: a socket, or the user of the net.Conn.
 type source struct {
 	noWait     bool        // the socket is dead: Room waits no more
+	writing    bool        // a Write is under way: the bytes of each stay together
+	looking    bool        // look runs
 	look       *time.Timer // see Room
-	looking    bool
-	rest       countdown // see SendRest
-	restCredit uint64    // when rest began
-	writing    bool      // a Write is under way: the bytes of each stay together
-	wdl        *deadline // of Write
+	rest       *countdown  // see SendRest
+	restCredit uint64      // when rest began
+	wdl        *deadline   // of Write
 }
 
 // Receiver takes what arrives on a stream. Receive, Backlogged and Ended come one at a time and in order, without any lock
@@ -231,7 +229,7 @@ func (s *Stream) SendRest(cs ...*Chunk) bool {
 		return false
 	}
 	s.putLocked(cs)
-	if !s.rest.set {
+	if s.rest == nil {
 		s.limitRest()
 	}
 	return true
@@ -240,7 +238,7 @@ func (s *Stream) SendRest(cs ...*Chunk) bool {
 // limitRest gives what SendRest put flushTimeout to be taken. slot.mu is held.
 func (s *Stream) limitRest() {
 	s.restCredit = s.send.credit
-	s.rest.start(s.slot.link.now(), flushTimeout, s.giveUpRest)
+	s.rest = startCountdown(s.slot.link.now(), flushTimeout, s.giveUpRest)
 }
 
 // giveUpRest gives up what SendRest put when the peer, which has all that it gave credit for, gave no more for flushTimeout: its
@@ -467,8 +465,8 @@ func (s *Stream) handOver() {
 
 // limitFlush gives the bytes before a RST flushTimeout to be delivered. slot.mu is held.
 func (s *Stream) limitFlush() {
-	if !s.flush.set {
-		s.flush.start(s.slot.link.now(), flushTimeout, s.giveUpFlush)
+	if s.flush == nil {
+		s.flush = startCountdown(s.slot.link.now(), flushTimeout, s.giveUpFlush)
 		return
 	}
 	s.flush.thaw(s.slot.link.now(), s.giveUpFlush) // behind Detach
@@ -479,7 +477,7 @@ func (s *Stream) giveUpFlush() {
 	s.slot.mu.Lock()
 	late, r, code := s.flush.over(), s.receiver, s.recv.code
 	if late && r == nil { // nobody has the stream yet: whoever gets it is told
-		s.flush.frozen = 0
+		s.flush.left = 0
 	}
 	s.slot.mu.Unlock()
 	if late && r != nil {
@@ -548,149 +546,4 @@ func (s *Stream) kill(code wire.Code) Receiver {
 	s.dead, s.deadCode = true, code
 	s.change.Broadcast()
 	return s.receiver
-}
-
-// Read implements net.Conn for a stream without a Receiver.
-func (s *Stream) Read(p []byte) (int, error) {
-	s.slot.mu.Lock()
-	defer s.slot.mu.Unlock()
-	for {
-		switch {
-		case s.closed:
-			return 0, s.opError("read", net.ErrClosed)
-		case s.rdl.passed():
-			return 0, s.opError("read", os.ErrDeadlineExceeded)
-		case len(p) == 0:
-			return 0, nil
-		case s.frozen:
-			s.change.Wait()
-			continue
-		}
-		if c := s.recv.q.head; c != nil {
-			n := copy(p, c.data()[s.recv.pos:c.n])
-			s.consumedLocked(n)
-			return n, nil
-		}
-		switch {
-		case s.dead, s.recv.reset(), s.send.reset():
-			return 0, s.opError("read", ErrReset)
-		case s.recv.end == wire.FIN:
-			return 0, io.EOF
-		}
-		s.change.Wait()
-	}
-}
-
-// Write implements net.Conn.
-func (s *Stream) Write(p []byte) (n int, err error) {
-	s.slot.mu.Lock()
-	defer s.slot.mu.Unlock()
-	if len(p) == 0 { // needs no credit
-		if err := s.sendError(); err != nil {
-			return 0, s.opError("write", err)
-		}
-		return 0, nil
-	}
-	for s.writing {
-		if err := s.sendError(); err != nil {
-			return 0, s.opError("write", err)
-		}
-		s.change.Wait()
-	}
-	s.writing = true
-	defer func() {
-		s.writing = false
-		s.change.Broadcast()
-	}()
-	for {
-		room, err := s.roomLocked(true)
-		if err != nil {
-			return n, s.opError("write", err)
-		}
-		k := min(room, len(p)-n)
-		if k > 0 && !s.send.abandoned && !s.forgotten {
-			s.send.q.write(p[n : n+k])
-			s.slot.core.touch(&s.streamCore)
-			s.slot.wake()
-		}
-		if n += k; n == len(p) {
-			return n, nil
-		}
-	}
-}
-
-// Close ends the stream as a socket's close does: FIN when everything that arrived was read, RST otherwise; what arrives
-// later is answered with RST.
-func (s *Stream) Close() error {
-	s.slot.mu.Lock()
-	if s.closed {
-		s.slot.mu.Unlock()
-		return nil
-	}
-	s.closed = true
-	kind := wire.FIN
-	if s.recv.q.head != nil && !s.recv.discard {
-		kind = wire.RST
-	}
-	s.slot.mu.Unlock()
-	s.end(kind, wire.CodeAborted)
-	if kind == wire.FIN {
-		s.Discard()
-	}
-	return nil
-}
-
-func (s *Stream) opError(op string, err error) error {
-	return &net.OpError{Op: op, Net: "stream", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: err}
-}
-
-// LocalAddr is the public address that the user reached.
-func (s *Stream) LocalAddr() net.Addr { return addr(s.open.Local) }
-
-// RemoteAddr is the user's address.
-func (s *Stream) RemoteAddr() net.Addr { return addr(s.open.Client) }
-
-func addr(a netip.AddrPort) net.Addr {
-	if !a.IsValid() {
-		return &net.TCPAddr{}
-	}
-	return net.TCPAddrFromAddrPort(a)
-}
-
-// deadline is one direction's deadline. A nil one never passes.
-type deadline struct {
-	at    time.Time
-	timer *time.Timer
-}
-
-func (d *deadline) passed() bool { return d != nil && !d.at.IsZero() && !time.Now().Before(d.at) }
-
-// SetDeadline implements net.Conn.
-func (s *Stream) SetDeadline(t time.Time) error {
-	s.SetReadDeadline(t)
-	return s.SetWriteDeadline(t)
-}
-
-// SetReadDeadline implements net.Conn.
-func (s *Stream) SetReadDeadline(t time.Time) error { return s.setDeadline(&s.rdl, t) }
-
-// SetWriteDeadline implements net.Conn.
-func (s *Stream) SetWriteDeadline(t time.Time) error { return s.setDeadline(&s.wdl, t) }
-
-func (s *Stream) setDeadline(d **deadline, t time.Time) error {
-	s.slot.mu.Lock()
-	defer s.slot.mu.Unlock()
-	if *d != nil {
-		(*d).timer.Stop()
-	}
-	*d = nil
-	if !t.IsZero() {
-		*d = &deadline{t, time.AfterFunc(time.Until(t), func() {
-			s.slot.mu.Lock()
-			s.change.Broadcast()
-			s.slot.mu.Unlock()
-		})}
-	}
-	s.change.Broadcast()
-	return nil
 }
