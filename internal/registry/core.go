@@ -35,7 +35,8 @@ type core struct {
 	effects []effect            // to be done, in order
 	looking map[Socket]struct{} // sockets that effects has a doSocket for
 	changed []*name             // whose route is another one than the view's
-	settled int                 // how many names settle looked at; tests bound it
+	settled int                 // how many names settle looked at; tests bound it, and looks
+	looks   int                 // how often a claim was reviewed, or an obstacle of a name looked for
 }
 
 func newCore(p Policy) *core {
@@ -71,9 +72,11 @@ type session struct {
 	used      intervals                   // claim ids that were given back
 	owed      map[uint32]struct{}         // UNCLAIMs without an answer
 
-	way   Way
-	ring  *ring
-	first map[grammar.Public]*claim // the claim that has the name; of several for one name the earliest
+	way      Way
+	ring     *ring
+	first    map[grammar.Public]*claim   // the claim that has the name; of several for one name the earliest
+	more     map[grammar.Public][]*claim // the others
+	retiring int                         // offers of it that effects has a doRetire for
 }
 
 // heirloom is what a replaced session leaves of a name that it held.
@@ -106,7 +109,7 @@ type Answer struct {
 	Why    Why
 	By     KeyID          // WhyHeld: who has it
 	Over   grammar.Public // WhyOverlap: the other name
-	Text   string         // WhyDenied, WhySocket, WhyTwice: more
+	Text   string         // WhyDenied, WhySocket: more
 }
 
 // holding is who has a name: one key, or one group of bridges. Without a cluster it is given to whoever stands first, at once.
@@ -121,10 +124,10 @@ type holding struct {
 type name struct {
 	public  grammar.Public
 	claims  []*claim   // allowed ones, one of each session; by place, then by age
-	more    []*claim   // further ones of the same sessions
 	heirs   []*session // that inherited it
 	held    *holding
-	blocked *name // that overlaps and is in the way
+	blocked *name  // that overlaps and is in the way
+	behind  uint64 // when blocked was granted the port
 	serving []*claim
 	left    []*Offer // of claims that went; to be retired
 	route   *Route
@@ -203,7 +206,7 @@ func (co *core) link(s *session) {
 		r = &ring{id: s.key, key: co.policy.keys[s.key], names: make(map[grammar.Public]*ringName)}
 		co.rings[s.key] = r
 	}
-	s.ring, s.first = r, make(map[grammar.Public]*claim)
+	s.ring, s.first, s.more = r, make(map[grammar.Public]*claim), make(map[grammar.Public][]*claim)
 	r.sessions = append(r.sessions, s)
 }
 
@@ -213,7 +216,7 @@ func (co *core) end(id SessionID) {
 	if s == nil {
 		return
 	}
-	for _, c := range sortedClaims(s) {
+	for _, c := range slices.Backward(sortedClaims(s)) { // from the end: nobody moves up for a moment
 		co.leave(c)
 		delete(s.claims, c.id)
 	}
@@ -289,6 +292,9 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 	before := c.asked
 	c.asked = asked
 	if before.Group != asked.Group || before.Unknown != asked.Unknown {
+		if s.retiring >= maxOwed {
+			return violation("the claims of a session change faster than this proxy follows")
+		}
 		co.leave(c)
 		co.policy.judge(c)
 		c.born = co.next()
@@ -302,11 +308,6 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 	if c.name != nil && s.first[c.public] == c {
 		if c.name.route != nil {
 			c.name.route.wake()
-		}
-		for _, d := range c.name.more {
-			if d.session == s {
-				co.review(d)
-			}
 		}
 	}
 	return nil
@@ -328,12 +329,13 @@ func (co *core) unclaim(id SessionID, cid uint32) error {
 	if !s.used.add(cid) {
 		return violation("the ids of claims that were given back are scattered over more than %d places", maxIntervals)
 	}
-	if _, twice := s.owed[cid]; !twice {
-		if len(s.owed) >= maxOwed {
-			return violation("more than %d UNCLAIMs wait for an answer", maxOwed)
-		}
-		s.owed[cid] = struct{}{}
+	if _, twice := s.owed[cid]; twice {
+		return nil // one answer is for both
 	}
+	if len(s.owed) >= maxOwed {
+		return violation("more than %d UNCLAIMs wait for an answer", maxOwed)
+	}
+	s.owed[cid] = struct{}{}
 	co.settle() // the offer is retired first
 	co.effects = append(co.effects, effect{do: doUnclaim, session: s, id: cid})
 	return nil
@@ -433,7 +435,7 @@ func (co *core) enter(c *claim, at uint64) {
 		co.disinherit(s, c.public)
 	}
 	if s.first[c.public] != nil {
-		n.more = append(n.more, c)
+		s.more[c.public] = append(s.more[c.public], c)
 		co.review(c)
 		return
 	}
@@ -463,22 +465,30 @@ func (co *core) leave(c *claim) {
 	}
 	co.uncount(s.ring, n)
 	co.visit(n)
+	more := s.more[n.public]
 	if s.first[n.public] != c {
-		n.more = slices.DeleteFunc(n.more, func(o *claim) bool { return o == c })
+		for i, o := range slices.Backward(more) {
+			if o == c {
+				s.setMore(n.public, slices.Delete(more, i, i+1))
+				break
+			}
+		}
 		return
 	}
 	delete(s.first, n.public)
 	n.claims = slices.DeleteFunc(n.claims, func(o *claim) bool { return o == c })
-	if i := slices.IndexFunc(n.more, func(o *claim) bool { return o.session == s }); i >= 0 {
-		next := n.more[i]
-		n.more = slices.Delete(n.more, i, i+1)
-		co.lead(next)
-		for _, d := range n.more { // they hear another target
-			if d.session == s {
-				co.review(d)
-			}
-		}
+	if len(more) > 0 {
+		s.setMore(n.public, more[1:])
+		co.lead(more[0])
 	}
+}
+
+func (s *session) setMore(pub grammar.Public, more []*claim) {
+	if len(more) == 0 {
+		delete(s.more, pub)
+		return
+	}
+	s.more[pub] = more
 }
 
 func (co *core) inherit(s *session, pub grammar.Public, h heirloom) {
