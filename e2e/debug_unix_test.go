@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -46,44 +47,54 @@ func TestStoppedServiceProcess(t *testing.T) {
 	}
 }
 
-// A process that is asked to stop takes no new connections and ends with its last pair.
+// A proxy that is asked to stop takes no new connections and ends with its last pair.
 func TestDrain(t *testing.T) {
 	t.Parallel()
-	for _, role := range []string{"proxy", "bridge"} {
-		t.Run(role, func(t *testing.T) {
-			t.Parallel()
-			tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
-			c := tun.dial(t)
-			exchange(t, c, "hello")
-			p := tun.proxy.testProcess
-			if role == "bridge" {
-				p = tun.bridge.testProcess
-			}
-			signal(t, p, syscall.SIGTERM)
-			if role == "proxy" {
-				eventually(t, "no new connection is served", func() bool { return !served(tun.addr()) })
-			} else {
-				eventually(t, "it drains", func() bool {
-					st, err := statusOf(t, tun.proxy.state)
-					return err == nil && len(st.Links) > 0 && st.Links[0].State == "draining"
-				})
-				if !served(tun.addr()) {
-					t.Error("no newcomer is served, though no other bridge is there for them")
-				}
-			}
-			exchange(t, c, "the old one goes on")
-			if !p.Running() {
-				t.Fatalf("the %s ended before its last pair", role)
-			}
-			c.CloseWrite()
-			if _, err := io.Copy(io.Discard, c); err != nil {
-				t.Errorf("the old connection: %v; want a clean end", err)
-			}
-			if code := p.awaitEnd(); code != 0 {
-				t.Errorf("exit code %d; want 0", code)
-			}
-		})
+	tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+	c := tun.dial(t)
+	exchange(t, c, "hello")
+	signal(t, tun.proxy.testProcess, syscall.SIGTERM)
+	eventually(t, "no new connection is served", func() bool { return !served(tun.addr()) })
+	endsWith(t, tun.proxy.testProcess, c)
+}
+
+// endsWith wants the process to go on until the connection ends, and to end then.
+func endsWith(t *testing.T, p *testProcess, c *net.TCPConn) {
+	t.Helper()
+	exchange(t, c, "the old one goes on")
+	if !p.Running() {
+		t.Fatal("the process ended before its last pair")
 	}
+	c.CloseWrite()
+	if _, err := io.Copy(io.Discard, c); err != nil {
+		t.Errorf("the old connection: %v; want a clean end", err)
+	}
+	if code := p.awaitEnd(); code != 0 {
+		t.Errorf("exit code %d; want 0", code)
+	}
+}
+
+// A bridge that is asked to stop serves newcomers for as long as there is nobody else for them. A successor with the same key attaches
+// beside it and gets them; the old one ends with its last pair.
+func TestDrainOfABridge(t *testing.T) {
+	t.Parallel()
+	service := strconv.Itoa(serve(t, echo))
+	tun := startTunnel(t, service)
+	c := tun.dial(t)
+	exchange(t, c, "hello")
+	old := tun.bridge.testProcess
+	signal(t, old, syscall.SIGTERM)
+	old.awaitLogged(`"draining"`)
+	late := tun.dial(t)
+	exchange(t, late, "a newcomer, and nobody else is there")
+
+	next := startBridge(t, tun.token, fmt.Sprintf("%d=%s", tun.public, service))
+	next.awaitUp(tun.service)
+	exchange(t, tun.dial(t), "a newcomer, and a successor is there")
+	next.awaitLogged(`"pair created"`)
+	late.Close()
+	endsWith(t, old, c)
+	exchange(t, tun.dial(t), "the successor goes on")
 }
 
 func TestSecondSignalStopsNow(t *testing.T) {

@@ -179,6 +179,7 @@ type (
 		Target      string `json:"target"`
 		State       string `json:"state"`
 		Connections int    `json:"connections"`
+		Total       int    `json:"total"`
 	}
 	pairStatus struct {
 		ID       string    `json:"id"`

@@ -36,8 +36,9 @@ EXPOSE is PUBLIC=TARGET:
   tcp/127.0.0.1:9000=9904   a port that only the proxy's own machine reaches
 Several may be given; they add to the configuration's [[expose]].
 
-The first SIGINT or SIGTERM takes no new connections and lets the open ones
-finish (--drain), a second one stops now.`,
+The first SIGINT or SIGTERM lets the open connections finish (--drain); new
+users are served too, until the next bridge with this token takes them. A
+second signal stops now.`,
 		Example: `  reverser bridge TOKEN 9000
   reverser bridge --token-file ~/reverser.token 9000=9904 2222=22
 
@@ -85,7 +86,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	b, err := bridge.New(bridge.Config{
 		Token:        set.Bridge.Token,
 		Proxies:      bridgeProxies(set.Bridge),
-		Settings:     settingsOf(set),
+		Settings:     bridgeSettings(set),
 		Budget:       boundMemory(),
 		ResumeWithin: set.ResumeWithin,
 		Version:      version(),
@@ -107,15 +108,20 @@ type bridgeRole struct{ *bridge.Bridge }
 
 // Apply implements applier.
 func (b bridgeRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
-	applied, err := b.Bridge.Apply(ctx, settingsOf(set))
+	applied, err := b.Bridge.Apply(ctx, bridgeSettings(set))
 	if err != nil {
 		return nil, err
 	}
 	return applied.Wait, nil
 }
 
-func settingsOf(set config.Settings) bridge.Settings {
-	return bridge.Settings{Services: bridgeServices(set.Bridge.Services), Drain: set.Drain}
+// bridgeSettings are what a bridge needs to know of the settings while it runs.
+func bridgeSettings(set config.Settings) bridge.Settings {
+	services := make([]bridge.Service, 0, len(set.Bridge.Services))
+	for _, e := range set.Bridge.Services {
+		services = append(services, bridge.Service{Public: e.Public, Target: e.Target})
+	}
+	return bridge.Settings{Services: services, Drain: set.Drain}
 }
 
 // bridgeProxies are the proxies that get a link; none: the token has the address.
@@ -128,14 +134,6 @@ func bridgeProxies(set config.Bridge) (all []bridge.Proxy) {
 		all = append(all, bridge.Proxy{Addr: addr, Transfer: set.ProxyTransfer})
 	}
 	return all
-}
-
-func bridgeServices(exposes []grammar.Expose) []bridge.Service {
-	services := make([]bridge.Service, 0, len(exposes))
-	for _, e := range exposes {
-		services = append(services, bridge.Service{Public: e.Public, Target: e.Target})
-	}
-	return services
 }
 
 // cutToken takes the token off the arguments, where it is the first one. What

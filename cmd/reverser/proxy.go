@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -44,8 +45,8 @@ state directory holds; ` + "`reverser key add`" + ` makes further keys, one per 
 
 Public ports are opened as bridges ask for them and their keys allow it.
 
-The first SIGINT or SIGTERM takes no new connections and lets the open ones
-finish (--drain), a second one stops now.`,
+The first SIGINT or SIGTERM frees the ports, so that the next proxy can start,
+and lets the open connections finish (--drain). A second one stops now.`,
 		Example: `  # listen for bridges on port 3010
   reverser proxy
 
@@ -163,14 +164,27 @@ type proxyRole struct {
 
 // Apply implements applier.
 func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
-	if err := p.Proxy.Apply(ctx, proxySettings(set)); err != nil {
+	// All is in force when Apply begins to wait, for sockets and for the last words to bridges. A proxy that stops meanwhile may never
+	// have done them.
+	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
+	defer cancel()
+	var wait func(context.Context) []string
+	switch err := p.Proxy.Apply(ctx, proxySettings(set)); {
+	case errors.Is(err, context.DeadlineExceeded):
+		wait = func(ctx context.Context) []string {
+			if p.Settled(ctx) != nil {
+				return []string{"which ports are open now"}
+			}
+			return nil
+		}
+	case err != nil:
 		return nil, err
 	}
 	// For `reverser key add` while no proxy runs. The settings do not depend on it.
 	if err := p.dir.SetAddress(first(set.Proxy.Advertise, p.guessed)); err != nil {
 		p.log.Warn("the address for new tokens could not be stored", "err", err)
 	}
-	return nil, nil
+	return wait, nil
 }
 
 func proxySettings(set config.Settings) proxy.Settings {

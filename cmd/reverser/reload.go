@@ -39,7 +39,13 @@ type reloader struct {
 	mu       sync.Mutex
 	now      config.Settings // in force; guarded by mu, as all below
 	last     *status.Reload  // nil: none yet
+	pending  *confirmation   // of the last change; nil: there is nothing to wait for any more
 	stopping bool
+}
+
+// confirmation is that of the other end for a change.
+type confirmation struct {
+	wait func(context.Context) (unconfirmed []string)
 }
 
 func newReloader(source config.Source, role applier, now config.Settings, level *slog.LevelVar, log *slog.Logger) *reloader {
@@ -52,7 +58,7 @@ var errStopping = errors.New("the process is stopping: it takes no new settings 
 // Reload reads the settings again and puts them in force: all, or none. It returns when the other end has confirmed what
 // changed there, or after confirmLimit.
 func (r *reloader) Reload(ctx context.Context) (admin.Reloaded, error) {
-	done, wait, err := r.reload(ctx)
+	done, err := r.reload(ctx)
 	if err != nil {
 		r.log.Error("reload refused: the settings stay as they were", "err", strings.ReplaceAll(err.Error(), "\n", "; "))
 		return admin.Reloaded{}, &admin.UsageError{Err: err}
@@ -65,24 +71,41 @@ func (r *reloader) Reload(ctx context.Context) (admin.Reloaded, error) {
 	} else {
 		r.log.Info("reloaded: nothing is different")
 	}
-	if wait == nil {
-		return done, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
-	defer cancel()
-	if done.Unconfirmed = wait(ctx); len(done.Unconfirmed) > 0 {
+	if done.Unconfirmed = r.confirm(ctx); len(done.Unconfirmed) > 0 {
 		r.log.Warn("the other end has not confirmed everything yet", "missing", strings.Join(done.Unconfirmed, ", "))
 	}
 	return done, nil
 }
 
-func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, wait func(context.Context) []string, err error) {
+// confirm waits for the confirmation of the last change, whoever made it: who orders a reload after a change of the file was
+// noticed finds nothing to do, and wants to know the same.
+func (r *reloader) confirm(ctx context.Context) (unconfirmed []string) {
+	r.mu.Lock()
+	c := r.pending
+	r.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
+	defer cancel()
+	if unconfirmed = c.wait(ctx); len(unconfirmed) > 0 {
+		return unconfirmed
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.pending == c {
+		r.pending = nil
+	}
+	return nil
+}
+
+func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) {
 	if err := r.begin(ctx); err != nil {
-		return admin.Reloaded{}, nil, err
+		return admin.Reloaded{}, err
 	}
 	defer r.end()
 	if r.isStopping() {
-		return admin.Reloaded{}, nil, errStopping
+		return admin.Reloaded{}, errStopping
 	}
 	at := time.Now()
 	defer func() { r.note(at, err) }()
@@ -91,37 +114,41 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, wait func(c
 		err = fmt.Errorf("%w: %s", err, fault.Hint)
 	}
 	if err != nil {
-		return admin.Reloaded{}, nil, err
+		return admin.Reloaded{}, err
 	}
 	changes, err := r.settings().Changes(next)
 	if err != nil {
-		return admin.Reloaded{}, nil, err
+		return admin.Reloaded{}, err
 	}
 	for _, w := range warnings {
 		done.Warnings = append(done.Warnings, w.String())
 	}
 	if len(changes) == 0 {
-		return done, nil, nil
+		return done, nil
 	}
-	if wait, err = r.put(ctx, next); err != nil {
-		return admin.Reloaded{}, nil, err
+	if err := r.put(ctx, next); err != nil {
+		return admin.Reloaded{}, err
 	}
 	done.Changed = changes
-	return done, wait, nil
+	return done, nil
 }
 
 // put puts settings in force, for whoever has the turn. It is done also when whoever asked for it has gone.
-func (r *reloader) put(ctx context.Context, next config.Settings) (wait func(context.Context) []string, err error) {
-	if wait, err = r.role.Apply(context.WithoutCancel(ctx), next); err != nil {
-		return nil, err
+func (r *reloader) put(ctx context.Context, next config.Settings) error {
+	wait, err := r.role.Apply(context.WithoutCancel(ctx), next)
+	if err != nil {
+		return err
 	}
 	if r.level != nil {
 		r.level.Set(next.LogLevel)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.now = next
-	return wait, nil
+	r.now, r.pending = next, nil
+	if wait != nil {
+		r.pending = &confirmation{wait}
+	}
+	return nil
 }
 
 // edited puts the stored keys in force after an edit, beside everything else as it is: whatever the file says by now waits for
@@ -139,8 +166,7 @@ func (r *reloader) edited(stored func() ([]state.Key, error), pin [32]byte) erro
 	if err != nil {
 		return err
 	}
-	_, err = r.put(context.Background(), next)
-	return err
+	return r.put(context.Background(), next)
 }
 
 func (r *reloader) begin(ctx context.Context) error {

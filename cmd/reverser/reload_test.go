@@ -226,19 +226,32 @@ func TestReloadConfirmed(t *testing.T) {
 
 		rt.source.say(exposing(t, "9000"), nil)
 		var wg sync.WaitGroup
-		wg.Go(func() {
-			if done, err := rt.Reload(t.Context()); err != nil || len(done.Unconfirmed) != 0 || len(done.Changed) != 1 {
-				t.Errorf("Reload = %+v, %v", done, err)
-			}
-		})
-		synctest.Wait()
-		// Another order does not wait behind one that is only waiting for its confirmation.
 		begin = time.Now()
-		if done, err := rt.Reload(t.Context()); err != nil || len(done.Changed) != 0 || time.Since(begin) != 0 {
-			t.Errorf("Reload = %+v, %v after %s", done, err, time.Since(begin))
+		order := func(changes int) {
+			wg.Go(func() {
+				if done, err := rt.Reload(t.Context()); err != nil || len(done.Unconfirmed) != 0 || len(done.Changed) != changes || time.Since(begin) != time.Second {
+					t.Errorf("Reload = %+v, %v after %s; want %d changes, confirmed after a second", done, err, time.Since(begin), changes)
+				}
+			})
+			synctest.Wait()
 		}
+		order(1)
+		// An order that finds nothing to do, because the change of the file was noticed, waits for the same confirmation. One that
+		// finds something does it at once.
+		order(0)
+		rt.source.say(exposing(t, "9001"), nil)
+		order(2)
+		if n := rt.role.count(); n != 3 {
+			t.Errorf("%d settings were applied; want 3: the last one does not wait for the confirmation of the one before", n)
+		}
+		time.Sleep(time.Second)
 		close(confirmed)
 		wg.Wait()
+		// What is confirmed is not asked for again.
+		rt.role.wait = nil
+		if rt.pending != nil {
+			t.Error("a confirmation is still waited for")
+		}
 	})
 }
 

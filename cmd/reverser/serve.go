@@ -28,7 +28,10 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	defer cancel()
 	drain := func() {
 		r.stop()
-		s.Drain()
+		s.Drain() // which has freed the ports: a successor may start
+		if err := dir.Yield(); err != nil {
+			log.Warn("the state directory cannot be given up early: a successor has to wait until this process has ended", "err", err)
+		}
 	}
 	reload := make(chan struct{}, 1)
 	again := func() {
@@ -41,6 +44,9 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	stopSignals := withSignals(log, again, drain, cancel)
 	defer stopSignals()
 	l, err := dir.ListenAdmin()
+	if errors.Is(err, state.ErrSucceeded) { // asked to stop already, and replaced
+		return s.Run(ctx)
+	}
 	if err != nil {
 		return usage(err)
 	}

@@ -63,7 +63,7 @@ var scenarios = []scenario{
 		how:     "kill -9 under full-speed downloads, start again; on loopback"},
 	{id: "F10", name: "drain", run: drain,
 		user:    "An update lets running transfers finish.",
-		promise: "all transfers whole, exit 0, new users refused; a second signal ends it at once",
+		promise: "all transfers whole, exit 0; new users are refused by a proxy and served by a bridge; a second signal ends it at once",
 		how:     "SIGTERM to either side under five transfers of 8 MiB"},
 	{id: "F11", name: "a side that sleeps", run: asleep,
 		user:    "A laptop that was shut and opened again goes on where it was.",

@@ -1,10 +1,11 @@
 // Package bridge is the LAN role: it dials a proxy, offers services there, and connects the streams that come back to
 // real servers.
 //
-// Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The
-// route of a byte through it: internal/link receives, serve.go finds the service of a new stream and connects to the
-// real server, internal/relay moves the bytes. Every goroutine is counted in Bridge.wg, and Run returns when all have
-// ended.
+// Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The way
+// of a byte through it: internal/link receives, serve.go finds the service of a new stream, target.go connects to the real
+// server, internal/relay moves the bytes. The way of a claim: apply.go takes the services, claims.go decides what each
+// proxy is told, uplink.go says it and hears the answer, probe.go proves the public port. Every goroutine is counted in
+// life.wg or in traffic.Conns, and Run returns when all have ended.
 package bridge
 
 import (
@@ -26,7 +27,6 @@ import (
 	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
-	"reverser/internal/wire"
 )
 
 // DefaultPort is the link port where an address names none.
@@ -64,30 +64,42 @@ type Config struct {
 
 // Bridge is the LAN role. New makes one, Run serves.
 type Bridge struct {
-	cfg       Config
-	log       *slog.Logger
-	budget    *link.Budget
-	start     time.Time
-	instance  [16]byte
-	name      string
-	conns     *traffic.Conns // streams that are connected to a target, or on the way to it
-	wg        sync.WaitGroup
-	targets   relay.Dialer
-	ctx       context.Context // ends with Run
-	stop      context.CancelFunc
-	draining  atomic.Bool
-	drain     chan struct{} // closed by Drain
-	drainOnce sync.Once
-	uplinks   []*uplink // one for each proxy
-	names     *names
-	socket    func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
-	watch     func(ctx context.Context, changed func(sys.NetworkEvent))
+	cfg      Config
+	log      *slog.Logger
+	budget   *link.Budget
+	start    time.Time
+	instance [16]byte
+	name     string
+	life
+	network
+	uplinks []*uplink      // one for each proxy
+	conns   *traffic.Conns // streams that are connected to a target, or on the way to it
+	targets relay.Dialer
 
 	mu        sync.Mutex
 	services  *services // guarded by mu, as all below
 	probes    prober
 	drainTime time.Duration // of Settings
+	drainEnds time.Time     // when what is left is reset; zero: no drain has begun
+	closing   bool          // the proxies are to send nobody
 	changed   chan struct{} // closed and replaced whenever services or what the proxies say of them have changed
+}
+
+// life is how a bridge ends.
+type life struct {
+	wg        sync.WaitGroup
+	ctx       context.Context // ends with Run
+	stop      context.CancelFunc
+	draining  atomic.Bool
+	drain     chan struct{} // closed by Drain
+	drainOnce sync.Once
+}
+
+// network is how a bridge reaches its proxies.
+type network struct {
+	names  *names
+	socket func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
+	watch  func(ctx context.Context, changed func(sys.NetworkEvent))
 }
 
 // New returns a bridge that has dialled nothing yet.
@@ -103,7 +115,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), budget: link.NewBudget(cfg.Budget),
-		conns: traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target}), drain: make(chan struct{}),
+		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target}),
 		services: newServices(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
 	if _, err := b.services.apply(cfg.Settings.Services); err != nil {
@@ -119,6 +131,7 @@ func New(cfg Config) (*Bridge, error) {
 		b.name = hex.EncodeToString(b.instance[:4])
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
+	b.drain = make(chan struct{})
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
 	b.socket = sys.DialLink
 	b.watch = sys.WatchNetwork
@@ -143,82 +156,28 @@ func (b *Bridge) Run(ctx context.Context) error {
 		b.stop()
 	})
 	defer stop()
+	for _, u := range b.uplinks {
+		u.newDialer()
+	}
 	b.wg.Go(b.awaitDrain)
 	for _, u := range b.uplinks {
 		b.log.Info("bridge starting", "proxy", u.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
 		b.wg.Go(u.run)
 	}
+	b.wg.Go(func() {
+		b.watch(b.ctx, func(e sys.NetworkEvent) {
+			b.log.Debug("the network changed", "what", e.Why)
+			for _, u := range b.uplinks {
+				u.dialer.Changed(e.Gone)
+			}
+		})
+	})
 	<-b.ctx.Done()
 	b.stop()
 	b.wg.Wait()
 	b.conns.Close()
 	b.log.Info("bridge stopped")
 	return nil
-}
-
-// Drain announces the stop to the proxies; Run returns as soon as no connection is left. Until then newcomers are served, for as
-// long as the proxies have nobody else for them: when a successor attaches with the same key, they go there. After the time in
-// Settings what is left is reset.
-func (b *Bridge) Drain() {
-	b.drainOnce.Do(func() {
-		b.draining.Store(true)
-		close(b.drain)
-	})
-}
-
-func (b *Bridge) awaitDrain() {
-	select {
-	case <-b.ctx.Done():
-		return
-	case <-b.drain:
-	}
-	limit := b.drainFor()
-	late := time.Now().Add(limit)
-	load := b.conns.Load()
-	b.log.Info("draining", "pairs", load.Pairs, "dials", load.Unbound(), "limit", limit.Seconds())
-	for _, l := range b.links() {
-		l.GoAway(limit)
-	}
-	b.conns.AwaitIdle(b.ctx, limit)
-	b.conns.Drain(b.ctx, time.Until(late))
-	b.endPairs(flushLimit)
-	b.stop()
-}
-
-// How long a stopping bridge waits for the proxy to have what its pairs said last: after a drain, and when it was told to
-// stop now. A proxy that is there answers in milliseconds, but for a busy machine. Tests wait longer.
-const flushLimit = 5 * time.Second
-
-var lastWords = 500 * time.Millisecond
-
-// endPairs resets the connections that are left and waits up to d for the proxies to know.
-func (b *Bridge) endPairs(d time.Duration) {
-	b.conns.Shut()
-	b.conns.End(relay.ReasonDrain, wire.CodeDrain, nil)
-	var flushing sync.WaitGroup
-	for _, l := range b.links() {
-		l.Reset(wire.CodeDrain) // those that a Handle has are no pairs
-		flushing.Go(func() { l.Flush(d) })
-	}
-	flushing.Wait()
-}
-
-func (b *Bridge) drainFor() time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.drainTime
-}
-
-// links returns the links that have a session.
-func (b *Bridge) links() (all []*link.Link) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, u := range b.uplinks {
-		if u.link != nil {
-			all = append(all, u.link)
-		}
-	}
-	return all
 }
 
 // Status returns a snapshot.
@@ -232,7 +191,7 @@ func (b *Bridge) Status() status.Snapshot {
 	defer b.mu.Unlock()
 	var proxies []string
 	for _, u := range b.uplinks {
-		snap.Links = append(snap.Links, u.snapshotLocked())
+		snap.Links = append(snap.Links, u.snapshotLocked()...)
 		proxies = append(proxies, u.proxy)
 	}
 	for _, id := range b.services.ids() {

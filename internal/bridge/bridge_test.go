@@ -379,7 +379,7 @@ func TestDrain(t *testing.T) {
 	talk(t, s, c, "?")
 	b.Drain()
 	b.Drain()
-	eventually(t, "the proxy is told", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.leaving == DefaultDrain })
+	eventually(t, "the proxy is told", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.leaving > 0 })
 	if st := b.Status(); st.Links[0].State != status.LinkDraining || st.Services[0].State != status.ServiceUp {
 		t.Errorf("link %+v, service %+v; want a draining link, and a service that is up", st.Links[0], st.Services[0])
 	}

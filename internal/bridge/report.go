@@ -24,15 +24,14 @@ type reporter struct {
 	log   *slog.Logger
 	proxy string
 
-	mu       sync.Mutex
-	up       map[int]bool // the slots that are known, and which of them have a connection; guarded by mu, as all below
-	ever     bool         // connected since the start
-	expected bool         // the proxy said that it is stopping, which was worth a line
-	since    time.Time    // begin of the outage; zero: there is none
-	next     [2]time.Time // when control connection and carriers are worth a line again
-	mend     error        // what a person has to mend, as last said in this outage
-	lines    []func()     // to be written, in order
-	writing  bool         // somebody is at it
+	mu      sync.Mutex
+	up      map[int]bool // the slots that are known, and which of them have a connection; guarded by mu, as all below
+	ever    bool         // connected since the start
+	since   time.Time    // begin of the outage; zero: there is none
+	next    [2]time.Time // when control connection and carriers are worth a line again
+	mend    error        // what a person has to mend, as last said in this outage
+	lines   []func()     // to be written, in order
+	writing bool         // somebody is at it
 }
 
 const (
@@ -97,10 +96,7 @@ func (r *reporter) detached(slot int, err error) {
 	r.mu.Lock()
 	defer r.unlock()
 	r.up[slot] = false
-	if !r.begin() {
-		return
-	}
-	if !r.expected {
+	if r.begin() {
 		r.say(r.log.Warn, "a connection to the proxy broke, dialling again; users' connections stand still meanwhile", "proxy", r.proxy, "err", err)
 	}
 }
@@ -152,15 +148,15 @@ func (r *reporter) failed(slot int, err error, pause time.Duration) {
 	r.say(log.Warn, what)
 }
 
-// leaving says that the proxy announced its stop: what breaks then is no news.
+// leaving says that the proxy announced its stop. What has a connection to it goes on for the time of the drain; what is reported
+// from now on is the search for the process that takes its place.
 func (r *reporter) leaving(drain time.Duration) {
 	r.mu.Lock()
 	defer r.unlock()
-	if r.expected { // said again behind a break
-		return
-	}
-	r.expected = true
-	r.say(r.log.Warn, "the proxy is stopping", "proxy", r.proxy, "drain", drain.Seconds())
+	r.begin()
+	r.up = map[int]bool{0: false}
+	r.mend = nil
+	r.say(r.log.Warn, "the proxy is stopping, looking for the one that takes its place", "proxy", r.proxy, "drain", drain.Seconds())
 }
 
 // ended says that the session is over. The next one may have other carriers.
@@ -169,7 +165,7 @@ func (r *reporter) ended(err error) {
 	defer r.unlock()
 	r.begin()
 	r.up = map[int]bool{0: false}
-	r.expected, r.mend = false, toMend(err)
+	r.mend = toMend(err)
 	r.say(r.log.Warn, "session with the proxy ended, its connections were reset", "proxy", r.proxy, "err", err)
 }
 

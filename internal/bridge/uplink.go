@@ -3,13 +3,13 @@ package bridge
 import (
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	"reverser/internal/auth"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
-	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -21,10 +21,12 @@ type uplink struct {
 	transfer string // host:port that carriers dial; "": what the proxy announces
 	report   *reporter
 	paths    paths
+	dialer   *link.Dialer
 
 	// Guarded by Bridge.mu.
 	claims   *claims
 	link     *link.Link   // of the present session
+	leaving  []*link.Link // of sessions beside it, whose proxy is stopping
 	carriers map[int]bool // slots that have a connection, but for the control connection
 	remote   net.Addr     // that the control connection reached last
 	problem  error        // why there is no control connection; nil while there is one
@@ -41,21 +43,19 @@ func (b *Bridge) newUplink(p Proxy) *uplink {
 	return u
 }
 
-// run keeps the link until the bridge stops.
-func (u *uplink) run() {
+// newDialer makes what keeps the link.
+func (u *uplink) newDialer() {
 	b := u.b
-	d := link.NewDialer(link.DialerConfig{
+	u.dialer = link.NewDialer(link.DialerConfig{
 		Owner: u, Log: b.log, Name: b.name, Dial: u.dial, Failed: u.failed, Detach: b.cfg.ResumeWithin, Budget: b.budget,
 		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
 	})
-	b.wg.Go(func() { u.watchName(func() { d.Changed(nil) }) })
-	b.wg.Go(func() {
-		b.watch(b.ctx, func(e sys.NetworkEvent) {
-			b.log.Debug("the network changed", "what", e.Why)
-			d.Changed(e.Gone)
-		})
-	})
-	d.Run(b.ctx)
+}
+
+// run keeps the link until the bridge stops.
+func (u *uplink) run() {
+	u.b.wg.Go(func() { u.watchName(func() { u.dialer.Changed(nil) }) })
+	u.dialer.Run(u.b.ctx)
 }
 
 // failed implements link.DialerConfig.
@@ -73,7 +73,6 @@ func (u *uplink) failed(slot int, err error, next time.Duration) {
 
 // Attached implements link.Owner.
 func (u *uplink) Attached(l *link.Link, slot int) {
-	u.report.attached(slot, l.Status()[0].Remote)
 	b := u.b
 	remote := l.RemoteAddr()
 	b.mu.Lock()
@@ -91,26 +90,38 @@ func (u *uplink) Attached(l *link.Link, slot int) {
 		b.startProbesLocked()
 	}
 	b.mu.Unlock()
-	if !mine || slot != 0 {
+	if !mine {
+		return
+	}
+	u.report.attached(slot, l.Status()[0].Remote)
+	if slot != 0 {
 		return
 	}
 	u.tell()
-	if b.draining.Load() {
-		l.GoAway(b.drainFor())
+	if b.draining.Load() { // the connection may have broken before the proxy was told
+		l.GoAway(b.drainLeft())
 	}
 }
 
-// beginLocked makes l the present session. It reports false when l is over.
+// beginLocked makes l the present session. It reports false when l is over, or beside the present session.
 func (u *uplink) beginLocked(l *link.Link) bool {
 	if u.link == l {
 		return true
 	}
-	if l.Err() != nil { // Ended has come, or comes
+	if l.Err() != nil || l.Leaving() { // Ended or GoingAway has come, or comes
 		return false
 	}
-	u.endLocked()
+	u.leaveLocked()
 	u.link, u.carriers = l, make(map[int]bool)
 	return true
+}
+
+// leaveLocked puts the present session beside the one that is to come: its proxy is stopping, or was replaced without a word.
+func (u *uplink) leaveLocked() {
+	if u.link != nil && u.link.Err() == nil {
+		u.leaving = append(u.leaving, u.link)
+	}
+	u.endLocked()
 }
 
 func (u *uplink) endLocked() {
@@ -159,13 +170,25 @@ func (u *uplink) Detached(l *link.Link, slot int, err error) {
 		delete(u.carriers, slot)
 	}
 	b.mu.Unlock()
-	if b.ctx.Err() == nil && l.Err() == nil { // else Ended says it
+	if b.ctx.Err() == nil && l.Err() == nil && !l.Leaving() { // else Ended says it, or GoingAway said it
 		u.report.detached(slot, err)
 	}
 }
 
-// GoingAway implements link.Owner.
-func (u *uplink) GoingAway(_ *link.Link, drain time.Duration) { u.report.leaving(drain) }
+// GoingAway implements link.Owner. What has a connection to the proxy goes on; the link begins a new session beside.
+func (u *uplink) GoingAway(l *link.Link, drain time.Duration) {
+	b := u.b
+	b.mu.Lock()
+	present := u.link == l
+	if present {
+		u.leaveLocked()
+		b.changedLocked()
+	}
+	b.mu.Unlock()
+	if present {
+		u.report.leaving(drain)
+	}
+}
 
 // Ended implements link.Owner.
 func (u *uplink) Ended(l *link.Link, err error) {
@@ -175,9 +198,15 @@ func (u *uplink) Ended(l *link.Link, err error) {
 		u.endLocked()
 		u.problem = err
 	}
+	beside := slices.Contains(u.leaving, l)
+	u.leaving = slices.DeleteFunc(u.leaving, func(other *link.Link) bool { return other == l })
 	b.changedLocked()
 	b.mu.Unlock()
-	if b.ctx.Err() == nil {
+	switch {
+	case b.ctx.Err() != nil:
+	case beside:
+		b.log.Info("the proxy that was stopping has ended", "proxy", u.proxy)
+	default:
 		u.report.ended(err)
 	}
 }
@@ -334,23 +363,36 @@ func (u *uplink) tick() {
 func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *service, public grammar.Public) {
 	u.b.mu.Lock()
 	defer u.b.mu.Unlock()
+	if slices.Contains(u.leaving, l) { // ids mean the same at every proxy
+		if svc = u.b.services.offered[id]; svc != nil {
+			public = svc.Public
+		}
+		return svc, public
+	}
 	if !u.beginLocked(l) {
 		return nil, public
 	}
 	return u.claims.opened(id, stream)
 }
 
-// snapshot describes the link.
-func (u *uplink) snapshotLocked() status.Link {
+// snapshotLocked describes the link, and those beside it whose proxy is stopping.
+func (u *uplink) snapshotLocked() (links []status.Link) {
 	b := u.b
-	if u.link == nil {
-		return status.Link{Key: b.key(), Bridge: b.name, Remote: u.proxy, State: status.LinkDown, Since: b.start}
+	all := u.leaving
+	if u.link != nil {
+		all = append([]*link.Link{u.link}, all...)
 	}
-	st := u.link.Snapshot(b.key(), b.name, b.draining.Load() || u.link.Leaving())
-	if st.Remote == "" {
-		st.Remote = u.proxy
+	for _, l := range all {
+		st := l.Snapshot(b.key(), b.name, b.draining.Load() || l.Leaving())
+		if st.Remote == "" {
+			st.Remote = u.proxy
+		}
+		links = append(links, st)
 	}
-	return st
+	if links == nil {
+		links = []status.Link{{Key: b.key(), Bridge: b.name, Remote: u.proxy, State: status.LinkDown, Since: b.start}}
+	}
+	return links
 }
 
 // serviceLocked describes a service as users of this proxy find it.
@@ -361,7 +403,7 @@ func (u *uplink) serviceLocked(svc *service) status.Service {
 	case st.State != status.ServiceUp:
 	case u.link == nil || !u.link.Up():
 		st.State = status.ServiceAway
-		if u.link != nil && u.link.RemoteAddr() != nil && !u.link.Leaving() {
+		if u.link != nil && u.link.RemoteAddr() != nil {
 			st.Reason = "no connection for carriers: the proxy is there, but no user can be served"
 		}
 	}

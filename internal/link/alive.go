@@ -22,17 +22,17 @@ const (
 	patience = 250 * time.Millisecond // until the bridge dials another connection, or 2 round trips
 	grace    = time.Second            // until that may take the slot, or 8 round trips
 
-	graceMost = 5 * time.Second        // however long the round trips seem: they are measured under load too
-	glance    = 100 * time.Millisecond // how often a connection in doubt is looked at
+	graceMost   = 5 * time.Second        // however long the round trips seem: they are measured under load too
+	suspectLook = 100 * time.Millisecond // how often a connection suspect is looked at
 )
 
 // standing is what a slot's connection is worth.
 type standing int
 
 const (
-	good     standing = iota
-	doubtful          // it was asked for a sign of life: have another one ready
-	over              // none, or one that did not answer: attach another one
+	good    standing = iota
+	suspect          // it was asked for a sign of life: have another one ready
+	over             // none, or one that did not answer: attach another one
 )
 
 // standing says what the slot's connection is worth now, and returns a channel that is closed when that may have changed.
@@ -52,7 +52,7 @@ func (sl *slot) standing() (standing, <-chan struct{}) {
 	case c.asked == 0 || waited < min(max(patience, 2*rtt), graceMost):
 		return good, changed
 	case waited < min(max(grace, 8*rtt), graceMost):
-		return doubtful, changed
+		return suspect, changed
 	}
 	return over, changed
 }
@@ -80,22 +80,22 @@ func (sl *slot) probe(gone func(net.Addr) bool) {
 	c.ping(now)
 	sl.news.ring()
 	if c.watch != nil {
-		c.watch.Reset(glance)
+		c.watch.Reset(suspectLook)
 	}
 }
 
 // ping has the writer send a PING. slot.mu is held.
 func (c *carrier) ping(now time.Duration) {
-	c.pinged = now
+	c.pingAsked = now
 	c.slot.core.ping = true
 	c.slot.wake()
 }
 
-// answered ends the doubt about a connection whose peer answered a PING of that time: one from before the question may have
+// answered ends the suspicion of a connection whose peer answered a PING of that time: one from before the question may have
 // been on its way when the network changed. slot.mu is held.
 func (c *carrier) answered(sent time.Duration) {
 	if c.asked != 0 && sent >= c.asked {
-		c.asked, c.mute = 0, false
+		c.asked, c.mustAnswer = 0, false
 		c.slot.news.ring()
 	}
 }
@@ -108,7 +108,7 @@ func (c *carrier) use(now time.Duration) {
 	c.used = now
 }
 
-// look is called by a timer: it asks for a sign of life, raises doubt, and ends the connection when it stayed silent.
+// look is called by a timer: it asks for a sign of life, makes it suspect, and ends the connection when it stayed silent.
 func (c *carrier) look() {
 	sl := c.slot
 	sl.mu.Lock()
@@ -131,14 +131,14 @@ func (c *carrier) look() {
 		sl.fence(fmt.Errorf("a write made no progress for %s", (now - write).Round(time.Second)))
 		return
 	}
-	if c.asked != 0 && !c.mute && heard > c.asked+patience { // not what had arrived before the network changed
+	if c.asked != 0 && !c.mustAnswer && heard > c.asked+patience { // not what had arrived before the network changed
 		c.answered(c.asked)
 	}
-	if silent >= ask && now-c.pinged >= ask/2 {
+	if silent >= ask && now-c.pingAsked >= ask/2 {
 		c.ping(now)
 	}
 	if silent >= spare && sl.link.dials {
-		c.mute = true
+		c.mustAnswer = true
 		if c.asked == 0 {
 			c.asked = heard + ask // when the first PING of this silence went out
 		}
@@ -146,7 +146,7 @@ func (c *carrier) look() {
 	switch {
 	case c.asked != 0:
 		sl.news.ring() // time passes
-		c.watch.Reset(glance)
+		c.watch.Reset(suspectLook)
 	case silent < ask:
 		c.watch.Reset(ask - silent)
 	case silent < spare && sl.link.dials:

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/record"
 	"reverser/internal/wire"
 )
 
@@ -60,25 +61,20 @@ func readAnyFrame(r io.Reader, buf []byte) (wire.Frame, error) {
 // mostSkipped is how many frames that are not known here are skipped while a connection is attached.
 const mostSkipped = 64
 
-// asViolation makes what the peer did wrong of the error of a parser.
-func asViolation(err error) error {
-	_, malformed := errors.AsType[*wire.FormatError](err)
-	_, unsupported := errors.AsType[*wire.UnsupportedError](err)
-	if malformed || unsupported {
-		return misfit(wire.ErrFormat, "%s", err)
-	}
-	return err
-}
-
-// misfit is a violation before the connection carries a slot: the session is not touched by it.
-func misfit(code wire.ErrCode, format string, args ...any) error {
-	return &protocolError{code, fmt.Sprintf(format, args...), false}
-}
-
-// complain tells the peer what it did wrong, if err says that it did.
+// complain tells the peer what it did wrong, if err says that it did. What the peer still sends is read for a second at the most.
 func complain(conn *auth.Conn, err error) {
-	if p, ok := errors.AsType[*protocolError](err); ok {
+	if p, ok := errors.AsType[*violationError](err); ok {
+		conn.SetDeadline(time.Now().Add(time.Second))
 		conn.Write(wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
+		drain(conn.Conn)
+	}
+}
+
+// drain reads until the peer ends the connection, or its deadline passes: a close with bytes unread is a reset, which would overtake
+// an ERR.
+func drain(conn *record.Conn) {
+	if sock, ok := conn.Conn.(interface{ CloseWrite() error }); ok && sock.CloseWrite() == nil {
+		io.Copy(io.Discard, conn.Conn)
 	}
 }
 
@@ -113,24 +109,15 @@ func readTable(r io.Reader, n, crc uint32, entry uint8, buf []byte) (sum [32]byt
 	return [32]byte(hash.Sum(nil)), table, asViolation(err)
 }
 
-// refusal is an attach that was answered with a status other than OK.
-type refusal struct {
-	status   wire.Status
-	text     string
-	comeBack time.Duration // when the peer wants to be asked again; 0: it does not say
-}
-
-func (r *refusal) Error() string { return fmt.Sprintf("attach refused (%s): %s", r.status, r.text) }
-
 // accept binds a connection to its slot at the proxy: prove, fence, rewind, answer.
 func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, sum [32]byte, table []wire.StreamState) (*carrier, error) {
 	if int(a.Slot) >= len(l.slots) {
-		return nil, &refusal{status: wire.StatusLimit, text: fmt.Sprintf("slot %d, the proxy has %d", a.Slot, len(l.slots))}
+		return nil, &ownRefusal{status: wire.StatusLimit, text: fmt.Sprintf("slot %d, the proxy has %d", a.Slot, len(l.slots))}
 	}
 	if a.Mode != wire.ModeNew {
 		want := auth.ResumeMAC(l.secret, conn.Exporter, l.sid, a.Slot, gen, sum)
 		if !hmac.Equal(want[:], a.MAC[:]) {
-			return nil, &refusal{status: wire.StatusGone, text: "the proxy does not hold this session (any more)"}
+			return nil, &ownRefusal{status: wire.StatusGone, text: "the proxy does not hold this session (any more)"}
 		}
 	}
 	sl := l.slots[a.Slot]
@@ -138,12 +125,12 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, sum [
 	defer sl.mu.Unlock()
 	switch {
 	case l.Err() != nil:
-		return nil, &refusal{status: wire.StatusGone, text: "the session is over"}
+		return nil, &ownRefusal{status: wire.StatusGone, text: "the session is over"}
 	case sl.frozen:
 		return nil, ErrFrozen
 	}
 	mine, crc, events, err := sl.core.accept(gen, conn.Features, table)
-	if _, refused := errors.AsType[*refusal](err); refused {
+	if _, refused := errors.AsType[*ownRefusal](err); refused {
 		return nil, err
 	}
 	sl.fence(errFenced)
@@ -177,17 +164,20 @@ func shorter(own time.Duration, peer uint32) time.Duration {
 	return min(own, max(time.Duration(peer)*time.Millisecond, time.Second))
 }
 
+// errOther says that the proxy is not the process that holds the session.
+var errOther = errors.New("the proxy was restarted, or another one took its place")
+
 // attach binds an authenticated connection to slot i at the bridge: fence, count, ask, rewind.
 func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid [16]byte, conn *auth.Conn) (_ *carrier, at wire.Attached, err error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer func() {
-		stop()
+		defer stop()
 		if err != nil {
-			complain(conn, err)
-			conn.Close()
-			if p, bad := errors.AsType[*protocolError](err); bad && p.fatal {
+			if p, bad := errors.AsType[*violationError](err); bad && p.fatal {
 				l.Kill(err)
 			}
+			complain(conn, err)
+			conn.Close()
 		}
 	}()
 	conn.SetDeadline(time.Now().Add(attachTimeout)) // a new session may have to wait for an old one's silence
@@ -195,7 +185,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	if mode == wire.ModeNew {
 		l.begin(conn, sid)
 	} else if conn.Peer != l.peer {
-		return nil, at, &refusal{status: wire.StatusGone, text: "the proxy was restarted, or another one took its place"}
+		return nil, at, errOther
 	}
 	sl.mu.Lock()
 	if sl.frozen {
@@ -232,7 +222,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		return nil, at, fmt.Errorf("wait for ATTACHED: %w", err)
 	}
 	if f.Type == wire.TypeErr {
-		return nil, at, fmt.Errorf("the proxy gave the connection up: %s", wire.ParseErr(f).Text)
+		return nil, at, peerError(f)
 	}
 	if f.Type != wire.TypeAttached || f.Offset != gen {
 		return nil, at, misfit(wire.ErrUnexpected, "%s where ATTACHED was due", f.Type)
@@ -241,7 +231,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		return nil, at, asViolation(err)
 	}
 	if at.Status != wire.StatusOK {
-		return nil, at, &refusal{at.Status, at.Text, time.Duration(at.ComeBack) * time.Millisecond}
+		return nil, at, &peerRefusal{at.Status, at.Text, time.Duration(at.ComeBack) * time.Millisecond}
 	}
 	if mode == wire.ModeNew {
 		l.agree(at.Window, at.MaxStreams)

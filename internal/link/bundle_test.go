@@ -26,7 +26,7 @@ func (c *core) bytesBy(b *bundle, p []byte, limit int, now time.Duration) []byte
 }
 
 // pinnedStream is a proxy's stream with one whole chunk, which a batch in hand is encrypted from.
-func pinnedStream(t *testing.T) (e *ends, s *Stream, b *bundle, want []byte) {
+func pinnedStream(t *testing.T) (e *ends, s *streamCore, b *bundle, want []byte) {
 	e = newEnds(t)
 	s = e.p.open(wire.Open{})
 	e.settle()
@@ -106,7 +106,7 @@ func TestPinned(t *testing.T) {
 // TestPieces: frames stand in the order in which they were made, whether they were built in place or not.
 func TestPieces(t *testing.T) {
 	e := newEnds(t)
-	var streams []*Stream
+	var streams []*streamCore
 	for range 5 {
 		streams = append(streams, e.p.open(wire.Open{}))
 	}

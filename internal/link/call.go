@@ -40,7 +40,7 @@ func (k *keeper) call(ctx context.Context) (*auth.Conn, error) {
 	for {
 		st, changed := k.sl.standing()
 		switch {
-		case st == good:
+		case st == good || k.sl.link.leaving.final.Load():
 			return nil, nil
 		case st == over && as.spare != nil:
 			return as.take(), nil

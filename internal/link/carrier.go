@@ -2,8 +2,6 @@ package link
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -29,7 +27,8 @@ type slot struct {
 	frozen   bool          // see Link.Freeze
 	since    time.Duration // of the last change of cur
 	resumes  uint64
-	reached  netip.Addr // bridge: where the proxy was when the slot was attached last
+	reached  netip.Addr    // bridge: where the proxy was when the slot was attached last
+	pong     time.Duration // when the last PING was sent that was answered
 
 	news bell // what standing says may have changed
 }
@@ -43,35 +42,51 @@ func (sl *slot) wake() {
 
 // carrier is one connection that serves a slot. Its owner calls run, which returns when the connection is over.
 type carrier struct {
-	slot     *slot
-	gen      uint64 // names the connection to the core
-	conn     *record.Conn
+	slot *slot
+	gen  uint64 // names the connection to the core
+	conn *record.Conn
+	err  error // why it ended; guarded by slot.mu
+
+	inbound
+	outbound
+	liveness
+}
+
+// inbound is what only the connection's reader uses.
+type inbound struct {
+	pending *Stream  // that parts belong to
+	parts   [][]byte // of DATA frames in order
+}
+
+// outbound is the sending side. slot.mu guards it, as far as nothing else is said.
+type outbound struct {
 	work     sync.Cond // on slot.mu
+	batch    int       // bytes sent at once at most
+	sending  bool      // somebody has a batch in hand
+	left     bool      // the socket did not take a batch whole, and the writer has to wait for it
+	greeting []byte    // what the writer sends first
 	ackTimer *time.Timer
-	watch    *time.Timer   // calls look; guarded by slot.mu
-	asked    time.Duration // since when a sign of life is waited for; 0: not in doubt; guarded by slot.mu, as the next two
-	pinged   time.Duration // when the last PING was asked for
-	used     time.Duration // when the last frame of a stream came; guarded by slot.mu
-	dead     bool          // the kernel says that the peer ended it; guarded by slot.mu
-	moved    bool          // the local address is gone
-	mute     bool          // it is in doubt for its silence: only an answer ends that; guarded by slot.mu
-	ackArmed bool          // ackTimer runs; guarded by slot.mu
-	batch    int           // bytes sent at once at most; guarded by slot.mu, as the next two
-	sending  bool          // somebody has a batch in hand
-	left     bool          // the socket did not take a batch whole, and the writer has to wait for it
-	lastRead atomic.Int64  // time.Duration of the link's clock
-	writing  atomic.Int64  // when the writer began to wait for the socket; 0: it does not
-	pending  *Stream       // that parts belong to; only the reader uses both
-	parts    [][]byte      // of DATA frames in order
-	greeting []byte        // what the writer sends first
-	err      error         // why it ended; guarded by slot.mu
+	ackArmed bool         // ackTimer runs
+	writing  atomic.Int64 // when the writer began to wait for the socket; 0: it does not. Not guarded
+}
+
+// liveness is what is known of whether the peer is still there (alive.go). slot.mu guards it, as far as nothing else is said.
+type liveness struct {
+	watch      *time.Timer   // calls look
+	asked      time.Duration // since when a sign of life is waited for; 0: not suspect
+	mustAnswer bool          // it is suspect for its silence: only an answer to a PING ends that
+	pingAsked  time.Duration // when the last PING was asked for
+	used       time.Duration // when the last frame of a stream came
+	dead       bool          // the kernel says that the peer ended it
+	moved      bool          // the local address is gone
+	lastRead   atomic.Int64  // time.Duration of the link's clock. Not guarded
 }
 
 // errFenced says that a newer connection took the slot.
 var errFenced = errors.New("replaced by a newer connection")
 
 func newCarrier(sl *slot, conn *record.Conn) *carrier {
-	c := &carrier{slot: sl, conn: conn, batch: batch, parts: make([][]byte, 0, 16)}
+	c := &carrier{slot: sl, conn: conn, outbound: outbound{batch: batch}, inbound: inbound{parts: make([][]byte, 0, 16)}}
 	c.work.L = &sl.mu
 	return c
 }
@@ -112,8 +127,8 @@ func (c *carrier) run() error {
 	defer sl.link.serving.Done()
 	sl.mu.Lock()
 	first := pingUsed
-	if c.asked != 0 { // doubt came before the watch
-		first = glance
+	if c.asked != 0 { // it became suspect before the watch
+		first = suspectLook
 	}
 	c.watch = time.AfterFunc(first, c.look)
 	sl.mu.Unlock()
@@ -135,6 +150,7 @@ func (c *carrier) run() error {
 	sl.link.heard.ring()
 	c.conn.Close()
 	wg.Wait()
+	sl.abandoned()
 	return err
 }
 
@@ -334,7 +350,7 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 			return used, errFenced
 		}
 		if err != nil {
-			return used, &protocolError{wire.ErrFormat, err.Error(), false}
+			return used, misfit(wire.ErrFormat, "%s", err)
 		}
 		used += n
 		if f.Type >= wire.TypeSkip {
@@ -359,7 +375,7 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 			return used, err
 		}
 		if ev.kind == evData {
-			c.pending = ev.stream
+			c.pending = ev.stream.whole
 			c.parts = append(c.parts, ev.data)
 		} else {
 			sl.handle(ev)
@@ -380,24 +396,28 @@ func (c *carrier) deliver() {
 
 // handle does what a frame asks of the shell. mu is held; it is released while receivers are called.
 func (sl *slot) handle(ev event) {
+	if ev.kind == evNone {
+		return
+	}
+	s := ev.stream.whole
 	switch ev.kind {
 	case evEnd:
-		if ev.stream.recv.code == wire.CodeChecksum {
-			sl.sayChecksum(ev.stream)
+		if s.recv.code == wire.CodeChecksum {
+			sl.sayChecksum(s)
 		}
-		ev.stream.ended()
+		s.ended()
 	case evAcked:
-		ev.stream.change.Broadcast()
-		if ev.stream.rest.set { // what waits for credit has nobody else to send it
+		s.change.Broadcast()
+		if s.rest != nil { // what waits for credit has nobody else to send it
 			sl.wake()
 		}
 	case evOpened:
-		ev.stream.bind(sl)
+		s.bind(sl)
 		sl.mu.Unlock()
-		sl.link.owner.Opened(ev.stream)
+		sl.link.owner.Opened(s)
 		sl.mu.Lock()
 	case evReset:
-		s, code := ev.stream, wire.CodeReset
+		code := wire.CodeReset
 		if s.send.code == wire.CodeChecksum {
 			code = wire.CodeChecksum
 			sl.sayChecksum(s)
@@ -424,27 +444,26 @@ func (c *carrier) applyLink(f wire.Frame) error {
 	l.heard.ring()
 	switch f.Type {
 	case wire.TypePing:
-		sl.core.pong, sl.core.pongVal = true, f.Offset
+		sl.core.answer(f.Offset)
 		sl.wake()
 		return nil
 	case wire.TypePong:
-		if rtt := l.now() - time.Duration(f.Offset); sl.core.pinged > 0 && rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
-			sl.core.pinged--
+		if rtt := l.now() - time.Duration(f.Offset); sl.core.pingsOut > 0 && rtt >= 0 && f.Offset != 0 && rtt < time.Minute {
+			sl.core.pingsOut--
 			sl.core.measured(rtt, l.now())
-			c.answered(time.Duration(f.Offset))
+			sl.pong = time.Duration(f.Offset)
+			c.answered(sl.pong)
 			return nil
 		}
 		return sl.core.glitch()
 	case wire.TypeErr:
-		e := wire.ParseErr(f)
-		return fmt.Errorf("the peer gave the connection up: %s (code %d)", e.Text, e.Code)
+		return peerError(f)
 	case wire.TypeGoAway:
 		g, err := wire.ParseGoAway(f)
 		if err != nil {
 			return asViolation(err)
 		}
-		l.peerLeaves.Store(true)
-		return c.unlocked(func() error { l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond); return nil })
+		return c.unlocked(func() error { l.goingAway(g); return nil })
 	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeRound, wire.TypeClaimed, wire.TypeUnclaimed:
 		if sl.index != 0 {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)
@@ -461,7 +480,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		}
 		return nil
 	}
-	return &protocolError{wire.ErrUnexpected, fmt.Sprintf("%s on a connection that is attached", f.Type), false}
+	return misfit(wire.ErrUnexpected, "%s on a connection that is attached", f.Type)
 }
 
 func (c *carrier) unlocked(f func() error) error {
@@ -472,8 +491,8 @@ func (c *carrier) unlocked(f func() error) error {
 
 // giveUp tells the peer what it did wrong, and ends the session where the state cannot be trusted any more.
 func (c *carrier) giveUp(err error) {
-	var p *protocolError
-	if !errors.As(err, &p) {
+	p, ok := errors.AsType[*violationError](err)
+	if !ok {
 		return
 	}
 	sl := c.slot
@@ -495,8 +514,5 @@ func (c *carrier) giveUp(err error) {
 	if p.fatal {
 		sl.link.Kill(err)
 	}
-	// A close with bytes unread is a reset, which would overtake the ERR.
-	if sock, ok := c.conn.Conn.(interface{ CloseWrite() error }); ok && sock.CloseWrite() == nil {
-		io.Copy(io.Discard, c.conn.Conn)
-	}
+	drain(c.conn)
 }

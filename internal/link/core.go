@@ -2,7 +2,6 @@ package link
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"reverser/internal/wire"
@@ -15,7 +14,7 @@ type core struct {
 	dials   bool // this end dials and numbers the attempts; the other one accepts them
 	index   uint8
 	budget  *Budget
-	streams map[uint64]*Stream
+	streams map[uint64]*streamCore
 
 	gen   uint64 // of the last attach that was tried (the dialling end) or accepted (the other one)
 	bound uint64 // generation of the connection that carries the slot; 0: none does
@@ -24,26 +23,48 @@ type core struct {
 	limits   limits
 	features wire.Features // of the connection that carries the slot, or carried it last
 
-	// What there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
-	// that nothing grows with what the peer does.
-	pong, ping    bool
-	pingedAt      time.Duration
-	pinged        int // PINGs that are out, at the most: a peer may answer only the last of several
-	pongVal       uint64
-	goAway        *wire.GoAway
-	control       map[uint64][]byte // encoded frames of the owner, see Link.Say
-	controlOrder  []uint64
-	opens         fifo[openList]
-	acks          fifo[ackList]
-	delayed       fifo[delayedList] // ACKs that may wait until Stream.ackDue
-	fresh, bulk   fifo[flowList]    // streams with something to send: see fillFlows
-	forgets       []uint64
-	glitches      int
+	outbox
+	path
+
 	Duplicates    uint64 // DATA frames that were trimmed because they had been received before
 	ChecksumFails uint64
-	rtt           time.Duration // smoothed, of the present connection
-	least         shortest      // round trip on it
-	traffic       traffic
+}
+
+// outbox is what there is to send. Lists hold streams, never frames: a frame is made from the state at the time it is sent, so
+// that nothing grows with what the peer does.
+type outbox struct {
+	pong         bool // a PONG with pongVal
+	pongVal      uint64
+	ping         bool
+	goAway       *wire.GoAway
+	control      map[uint64][]byte // encoded frames of the owner, see Link.Say
+	controlOrder []uint64
+	opens        fifo[openList]
+	acks         fifo[ackList]
+	delayed      fifo[delayedList] // ACKs that may wait until streamCore.ackDue
+	fresh, bulk  fifo[flowList]    // streams with something to send: see fillFlows
+	forgets      []uint64
+}
+
+// say queues a frame of the owner. A later one with the same id replaces it, in its place.
+func (o *outbox) say(id uint64, frame []byte) {
+	if o.control[id] == nil {
+		o.controlOrder = append(o.controlOrder, id)
+	}
+	o.control[id] = frame
+}
+
+// answer queues a PONG. A later one replaces it.
+func (o *outbox) answer(ping uint64) { o.pong, o.pongVal = true, ping }
+
+// path is what was seen of the connection that carries the slot.
+type path struct {
+	pingSent time.Duration // when the last PING went out
+	pingsOut int           // PINGs without an answer, at the most: a peer may answer only the last of several
+	rtt      time.Duration // smoothed
+	least    shortest      // round trip
+	traffic  traffic
+	glitches int // frames that did nothing, see glitch
 }
 
 // dialled is the bit of an id that says which end opened the stream: the dialling one sets it.
@@ -100,7 +121,7 @@ const (
 func newCore(dials bool, index uint8, budget *Budget) *core {
 	c := &core{
 		dials: dials, index: index, budget: budget,
-		streams: make(map[uint64]*Stream), control: make(map[uint64][]byte),
+		streams: make(map[uint64]*streamCore), outbox: outbox{control: make(map[uint64][]byte)},
 		ids:    numbering{next: 1<<8 | uint64(index)},
 		limits: limits{open: MaxStreams, accept: MaxStreams, credit: floorWindow},
 	}
@@ -113,6 +134,11 @@ func newCore(dials bool, index uint8, budget *Budget) *core {
 // mine reports whether this end opened, or may come to open, the stream with that id. The opener owns the life of the id: it
 // sends OPEN and FORGET. The other end keeps the stream for as long as the opener does.
 func (c *core) mine(id uint64) bool { return (id&dialled != 0) == c.dials }
+
+// possible reports whether the slot may have a stream with that id. Counters begin with 1, and slot 0 carries no streams.
+func (c *core) possible(id uint64) bool {
+	return uint8(id) == c.index && c.index != 0 && id&^dialled > 0xff
+}
 
 // mark is the highest id of a stream that this end opened; 0: it opened none.
 func (c *core) mark() uint64 {
@@ -128,7 +154,7 @@ func (c *core) full() bool { return c.ids.own >= c.limits.open || !c.mayOpen() }
 // mayOpen reports whether the connection lets this end open streams.
 func (c *core) mayOpen() bool { return !c.dials || c.features&wire.FeatureDialOpens != 0 }
 
-func (c *core) add(s *Stream) {
+func (c *core) add(s *streamCore) {
 	c.streams[s.id] = s
 	*c.ids.count(c.mine(s.id))++
 }
@@ -141,28 +167,10 @@ func (n *numbering) count(own bool) *int {
 	return &n.others
 }
 
-// protocolError is what a peer did that the protocol does not allow.
-type protocolError struct {
-	code  wire.ErrCode
-	text  string
-	fatal bool // ends the session; otherwise only the connection
-}
-
-func (e *protocolError) Error() string { return "protocol violation by the peer: " + e.text }
-
-func violation(code wire.ErrCode, format string, args ...any) error {
-	return &protocolError{code, fmt.Sprintf(format, args...), true}
-}
-
-// Violation is the error of an Owner about what its peer did that the protocol does not allow. It ends the session.
-func Violation(code wire.ErrCode, format string, args ...any) error {
-	return violation(code, format, args...)
-}
-
 // event is what a received frame asks of the shell.
 type event struct {
 	kind   eventKind
-	stream *Stream
+	stream *streamCore
 	data   []byte // with evData: new bytes in order; aliases the frame
 }
 
@@ -177,8 +185,30 @@ const (
 	evAcked            // stream may have room for more to send
 )
 
+// streamCore is what the protocol knows of a stream. It is the part of a Stream that the core works on; the core does not look at
+// the rest.
+type streamCore struct {
+	id        uint64
+	open      wire.Open
+	send      sendHalf
+	recv      recvHalf
+	hooks     hooks // see fifo
+	ackDue    time.Duration
+	ackWaits  bool
+	openSent  bool    // the peer was told of the stream on this connection or an earlier one, or opened it itself
+	forgotten bool    // not in the core any more
+	closed    bool    // nobody here has it any more: what arrives is answered with RST
+	whole     *Stream // that this is a part of
+}
+
+func newStream(id uint64, o wire.Open) *streamCore {
+	s := new(Stream)
+	s.streamCore = streamCore{id: id, open: o, whole: s}
+	return &s.streamCore
+}
+
 // open makes a new stream of this end.
-func (c *core) open(o wire.Open) *Stream {
+func (c *core) open(o wire.Open) *streamCore {
 	s := newStream(c.ids.next, o)
 	c.ids.next += 1 << 8
 	s.send.credit = c.limits.credit
@@ -229,7 +259,7 @@ func notTheOpener(f wire.Frame) error {
 }
 
 func (c *core) receiveUnknown(f wire.Frame) (event, error) {
-	if uint8(f.Stream) != c.index || c.index == 0 {
+	if !c.possible(f.Stream) {
 		return event{}, violation(wire.ErrUnexpected, "%s of stream %d on slot %d", f.Type, f.Stream, c.index)
 	}
 	if c.mine(f.Stream) {
@@ -254,7 +284,7 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 	_, unsupported := errors.AsType[*wire.UnsupportedError](err)
 	switch {
 	case err != nil && !unsupported:
-		return event{}, &protocolError{wire.ErrFormat, err.Error(), false}
+		return event{}, misfit(wire.ErrFormat, "%s", err)
 	case f.Offset > 1<<62:
 		return event{}, violation(wire.ErrOverflow, "OPEN with credit %d", f.Offset)
 	case !c.dials && c.features&wire.FeatureDialOpens == 0:
@@ -265,6 +295,9 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 		return event{}, violation(wire.ErrUnexpected, "OPEN that names %q: to the dialling end a claim is named by its number", o.More.Name)
 	}
 	c.ids.seen = f.Stream
+	if unsupported {
+		o = wire.Open{Service: o.Service} // nobody uses the stream, and a document must not say what is not known here
+	}
 	s := newStream(f.Stream, o)
 	s.send.credit = f.Offset
 	s.openSent = true
@@ -285,7 +318,7 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 }
 
 // decline resets a stream that the peer opened and that nobody here is to have.
-func (c *core) decline(s *Stream, code wire.Code) {
+func (c *core) decline(s *streamCore, code wire.Code) {
 	c.end(s, wire.RST, code)
 	s.recv.discard = true
 	s.closed = true
@@ -301,7 +334,7 @@ func (c *core) glitch() error {
 
 // forget drops a stream that its opener, the peer, has forgotten. One that was not finished here lost its peer: its socket is
 // reset, or an opener that forgets early would leak it.
-func (c *core) forget(s *Stream) event {
+func (c *core) forget(s *streamCore) event {
 	if (s.send.end != 0 && s.recv.end != 0) || s.send.reset() || s.recv.reset() {
 		c.release(s)
 		return event{}
@@ -311,7 +344,7 @@ func (c *core) forget(s *Stream) event {
 }
 
 // settle lets the opener forget a stream that both ends are done with.
-func (c *core) settle(s *Stream) {
+func (c *core) settle(s *streamCore) {
 	if !c.mine(s.id) || s.forgotten {
 		return
 	}
@@ -326,7 +359,7 @@ func (c *core) settle(s *Stream) {
 
 // release takes a stream out of the protocol. What it received and did not deliver yet stays with it, and stays charged
 // until it is consumed.
-func (c *core) release(s *Stream) {
+func (c *core) release(s *streamCore) {
 	if s.forgotten {
 		return
 	}
@@ -338,7 +371,7 @@ func (c *core) release(s *Stream) {
 }
 
 // remove takes a stream out of the protocol with all that it holds: its socket is reset at once.
-func (c *core) remove(s *Stream) {
+func (c *core) remove(s *streamCore) {
 	c.release(s)
 	s.recv.settleCharge(c.budget, 0)
 }

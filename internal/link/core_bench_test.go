@@ -13,9 +13,9 @@ type circuit struct {
 	buf []byte
 }
 
-func newCircuit(b *testing.B, streams int) (*circuit, *Stream) {
+func newCircuit(b *testing.B, streams int) (*circuit, *streamCore) {
 	c := &circuit{newEnds(b), make([]byte, 0, 4*batch)}
-	var s *Stream
+	var s *streamCore
 	for range streams {
 		s = c.p.open(wire.Open{})
 	}
@@ -46,7 +46,7 @@ func (c *circuit) carry(from, to *core) {
 }
 
 // round is bytes from the proxy's end of s, and what the bridge's has to say to them after its delay.
-func (c *circuit) round(s *Stream, p []byte) {
+func (c *circuit) round(s *streamCore, p []byte) {
 	write(c.p, s, p)
 	c.carry(c.p, c.b)
 	c.now += ackDelay
@@ -79,7 +79,7 @@ func BenchmarkCoreFair(b *testing.B) {
 	for _, streams := range []int{10, 1000, 10_000} {
 		b.Run("streams="+strconv.Itoa(streams), func(b *testing.B) {
 			c, _ := newCircuit(b, streams)
-			var all []*Stream
+			var all []*streamCore
 			for _, s := range c.p.streams {
 				all = append(all, s)
 			}

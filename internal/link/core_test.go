@@ -116,14 +116,14 @@ func (e *ends) mustResume() {
 	}
 }
 
-func write(c *core, s *Stream, p []byte) {
+func write(c *core, s *streamCore, p []byte) {
 	s.send.q.write(p)
 	c.touch(s)
 }
 
 func TestGenerations(t *testing.T) {
 	stale := func(err error) bool {
-		r, ok := errors.AsType[*refusal](err)
+		r, ok := errors.AsType[*ownRefusal](err)
 		return ok && r.status == wire.StatusStale
 	}
 	e := newEnds(t)
@@ -173,7 +173,7 @@ func TestOpenedInTheOrderOfIDsAfterAResume(t *testing.T) {
 		during := opener.open(wire.Open{})
 		e.mustResume()
 		e.settle()
-		for _, s := range []*Stream{lost, during} {
+		for _, s := range []*streamCore{lost, during} {
 			if other.streams[s.id] == nil {
 				t.Errorf("the opener dials, %v: stream %d never opened at the other end", dials, s.id)
 			}
@@ -409,7 +409,7 @@ func TestViolations(t *testing.T) {
 					t.Error("the target would be dialled a second time")
 				}
 			}
-			var p *protocolError
+			var p *violationError
 			if got := errors.As(err, &p); got != (tt.want != 0) || got && p.code != tt.want {
 				t.Errorf("last frame: %v, want code %d", err, tt.want)
 			}
@@ -451,7 +451,7 @@ func TestBadTables(t *testing.T) {
 			write(e.p, s, []byte("world"))
 			e.p.bytes(nil, 1<<20, e.now)
 			e.cut()
-			var p *protocolError
+			var p *violationError
 			if _, err := e.p.apply([]wire.StreamState{st}); !errors.As(err, &p) || p.code != wire.ErrResume || !p.fatal {
 				t.Errorf("apply = %v, want a session that ends with code %d", err, wire.ErrResume)
 			}
@@ -476,7 +476,7 @@ func randomRun(t testing.TB, seed uint64) error {
 	want := [2]map[uint64]*half{{}, {}} // sent by the proxy, by the bridge
 	got := [2]map[uint64][]byte{{}, {}} // received by the bridge, by the proxy
 	cores := [2]*core{e.p, e.b}
-	var all []*Stream
+	var all []*streamCore
 	up := true
 	steps := 300
 	for i := 0; i < steps || len(e.p.streams)+len(e.b.streams) > 0; i++ {

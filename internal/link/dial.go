@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
@@ -54,9 +54,14 @@ func Direct(dial func(ctx context.Context, carrier bool, transfer uint16) (net.C
 // Dialer is the bridge's end of one link.
 type Dialer struct {
 	cfg     DialerConfig
-	network bell // rung by Changed
-	present atomic.Pointer[Link]
+	network bell            // rung by Changed
+	last    context.Context // ended by Last
+	noMore  context.CancelFunc
 	thawed  *Link // that Run begins with, see Thaw
+
+	mu      sync.Mutex
+	present *session   // guarded by mu, as leaving; nil: there is none
+	leaving []*session // whose proxy is stopping, the oldest first
 }
 
 // NewDialer returns a Dialer that has not dialled yet.
@@ -73,16 +78,32 @@ func NewDialer(cfg DialerConfig) *Dialer {
 	if cfg.Backoff == nil {
 		cfg.Backoff = Backoff
 	}
-	return &Dialer{cfg: cfg}
+	d := &Dialer{cfg: cfg}
+	d.last, d.noMore = context.WithCancel(context.Background())
+	return d
 }
 
 // Run keeps a session with the proxy until ctx ends: it dials, dials again what breaks, and begins a new session when the
-// old one is over.
+// old one is over, or beside it when the proxy stops: whoever takes over from that proxy serves new users at once.
 func (d *Dialer) Run(ctx context.Context) error {
-	for n := 0; ; {
-		lived, err := d.session(ctx)
-		if ctx.Err() != nil {
-			return nil
+	var ending sync.WaitGroup
+	defer ending.Wait()
+	for n := 0; ctx.Err() == nil; {
+		lived := time.Duration(0)
+		s, err := d.begin(ctx)
+		if err == nil {
+			select {
+			case <-s.link.Done():
+				lived, err = s.end()
+			case <-s.link.leaving.left:
+				n = 0
+				d.beside(s)
+				ending.Go(func() { s.end() })
+				continue
+			}
+		}
+		if ctx.Err() != nil || d.last.Err() != nil {
+			break
 		}
 		if n++; lived > shortLived {
 			n = 0
@@ -91,18 +112,53 @@ func (d *Dialer) Run(ctx context.Context) error {
 		d.cfg.Failed(0, err, pause)
 		select {
 		case <-ctx.Done():
-			return nil
+		case <-d.last.Done():
 		case <-d.network.wait():
 		case <-time.After(pause):
 		}
 	}
+	return nil
+}
+
+// Last says that no new session is to begin: Run returns when those that there are have ended.
+func (d *Dialer) Last() { d.noMore() }
+
+// beside keeps a session whose proxy is stopping next to the one that takes its place, which begins now. The oldest gives way
+// where there are too many.
+func (d *Dialer) beside(s *session) {
+	d.mu.Lock()
+	d.present = nil
+	d.leaving = append(d.leaving, s)
+	var crowded *session
+	if len(d.leaving) > maxBeside {
+		crowded = d.leaving[0]
+	}
+	d.mu.Unlock()
+	if crowded != nil {
+		crowded.link.Kill(ErrReplaced)
+	}
+}
+
+func (d *Dialer) forget(s *session) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.present == s {
+		d.present = nil
+	}
+	d.leaving = slices.DeleteFunc(d.leaving, func(other *session) bool { return other == s })
 }
 
 // Changed says that the network of this machine may have changed: every connection is asked for a sign of life at once, those
 // whose local address is gone are replaced, and nobody waits any longer for the next attempt.
 func (d *Dialer) Changed(gone func(net.Addr) bool) {
-	if l := d.present.Load(); l != nil {
-		for _, sl := range l.slots {
+	d.mu.Lock()
+	alive := slices.Clone(d.leaving)
+	if d.present != nil {
+		alive = append(alive, d.present)
+	}
+	d.mu.Unlock()
+	for _, s := range alive {
+		for _, sl := range s.link.slots {
 			sl.probe(gone)
 		}
 	}
@@ -112,51 +168,66 @@ func (d *Dialer) Changed(gone func(net.Addr) bool) {
 // shortLived is how long a connection or session must have lived for the next dial to come at once again.
 const shortLived = time.Second
 
-// session serves one session from its first connection to its end. lived is how long it did.
-func (d *Dialer) session(ctx context.Context) (lived time.Duration, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// session is one session with a proxy, from its first connection to its end.
+type session struct {
+	d      *Dialer
+	link   *Link
+	begun  time.Time
+	cancel context.CancelFunc
+	stop   func() bool // of what ends the session with the context of Run
+	wg     sync.WaitGroup
+}
+
+// begin attaches the first connection of a new session, and keeps all of its slots connected from then on.
+func (d *Dialer) begin(ctx context.Context) (*session, error) {
 	if l := d.thawed; l != nil {
 		d.thawed = nil
-		return d.serve(ctx, l, &keeper{d: d, sl: l.slots[0]}, nil)
+		return d.serve(ctx, l, &keeper{d: d, sl: l.slots[0]}, nil), nil
 	}
+	dialling, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(d.last, cancel)()
 	l := newLink(true, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
 	k := &keeper{d: d, sl: l.slots[0]}
-	conn, err := k.next(ctx)
+	conn, err := k.next(dialling)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	var sid [16]byte
 	rand.Read(sid[:])
-	c, at, err := k.attach(ctx, wire.ModeNew, sid, conn)
+	c, at, err := k.attach(dialling, wire.ModeNew, sid, conn)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	l.reach, l.transfer, l.limit = at.Carriers, at.Transfer, shorter(d.cfg.Detach, at.Detach)
-	return d.serve(ctx, l, k, c)
+	return d.serve(ctx, l, k, c), nil
 }
 
-// serve keeps all slots of a session connected until its end. k is the keeper of the control connection, which is c if there is one
-// already.
-func (d *Dialer) serve(ctx context.Context, l *Link, k *keeper, c *carrier) (lived time.Duration, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	begin := time.Now()
-	d.present.Store(l)
-	defer d.present.Store(nil)
-	stop := context.AfterFunc(ctx, func() { l.Kill(errStopped) })
-	defer stop()
-	var wg sync.WaitGroup
-	wg.Go(l.expire)
-	wg.Go(func() { k.keep(ctx, c) })
+// serve keeps all slots of a session connected. k is the keeper of the control connection, which is c if there is one already.
+func (d *Dialer) serve(ctx context.Context, l *Link, k *keeper, c *carrier) *session {
+	s := &session{d: d, link: l, begun: time.Now()}
+	s.stop = context.AfterFunc(ctx, func() { l.Kill(errStopped) })
+	ctx, s.cancel = context.WithCancel(ctx)
+	d.mu.Lock()
+	d.present = s
+	d.mu.Unlock()
+	s.wg.Go(l.expire)
+	s.wg.Go(func() { k.keep(ctx, c) })
 	for _, sl := range l.slots[1:min(len(l.slots), 1+int(l.reach))] {
 		k := &keeper{d: d, sl: sl, transfer: l.transfer}
-		wg.Go(func() { k.keep(ctx, nil) })
+		s.wg.Go(func() { k.keep(ctx, nil) })
 	}
-	<-l.Done()
-	cancel()
-	wg.Wait()
-	return time.Since(begin), l.Err()
+	return s
+}
+
+// end waits for the end of the session. lived is how long it lasted.
+func (s *session) end() (lived time.Duration, err error) {
+	<-s.link.Done()
+	s.stop()
+	s.cancel()
+	s.wg.Wait()
+	s.d.forget(s)
+	return time.Since(s.begun), s.link.Err()
 }
 
 var errStopped = errors.New("stopped")
@@ -200,10 +271,13 @@ func (k *keeper) keep(ctx context.Context, c *carrier) {
 			serving.Wait() // the old one's end is told before the new one's beginning
 			mode, k.last = wire.ModeResume, nil
 		}
-		r, refused := errors.AsType[*refusal](err)
+		r, refused := errors.AsType[*peerRefusal](err)
 		switch {
 		case err == nil:
-		case ctx.Err() != nil || l.Err() != nil:
+		case ctx.Err() != nil || l.Err() != nil || l.leaving.final.Load():
+			return
+		case errors.Is(err, errOther): // what still has a connection to the old process may finish
+			l.Abandon()
 			return
 		case refused && r.status != wire.StatusStale && r.status != wire.StatusDraining:
 			l.Kill(fmt.Errorf("the proxy ended the session: %w", err))
@@ -222,13 +296,18 @@ func (k *keeper) keep(ctx context.Context, c *carrier) {
 func (k *keeper) next(ctx context.Context) (*auth.Conn, error) {
 	for {
 		st, changed := k.sl.standing()
-		if st == good {
+		final := k.sl.link.leaving.final.Load()
+		if st == good || final && st == suspect {
 			select {
 			case <-changed:
 				continue
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			}
+		}
+		if final {
+			k.sl.giveUp()
+			return nil, ErrLeft
 		}
 		if err := k.sl.link.Err(); err != nil {
 			return nil, err
@@ -255,6 +334,15 @@ func (sl *slot) broken(c *carrier) (bool, error) {
 		return false, nil
 	}
 	return true, c.err
+}
+
+// giveUp ends the connection of a slot that stayed silent, and that no other one takes the place of.
+func (sl *slot) giveUp() {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if c := sl.cur; c != nil {
+		sl.fence(c.silence())
+	}
 }
 
 // attach binds conn to the slot, in place of a connection that stayed silent.
@@ -303,7 +391,7 @@ func (k *keeper) failed(err error, flaps bool) {
 // streams wait: who mends the path does not wait for the bridge then. A refusal, which time alone seldom mends, makes it long.
 // Half of it is random, so that bridges that lost the same proxy do not come back in step.
 func Backoff(n int, err error, streams int) time.Duration {
-	r, _ := errors.AsType[*refusal](err)
+	r, _ := errors.AsType[*peerRefusal](err)
 	if r != nil && r.comeBack > 0 { // it knows better, but it is not to keep this end away
 		return jitter(min(r.comeBack, time.Minute))
 	}

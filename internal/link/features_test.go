@@ -41,7 +41,7 @@ func (e *ends) again(f wire.Features) (atBridge, atProxy []event) {
 func TestAFeatureIsOfOneConnection(t *testing.T) {
 	e := newEnds(t)
 	users := e.p.open(wire.Open{Service: 1})
-	visits := []*Stream{e.b.open(wire.Open{More: &wire.OpenMore{Name: "private/db"}}), e.b.open(wire.Open{More: &wire.OpenMore{Name: "private/db"}})}
+	visits := []*streamCore{e.b.open(wire.Open{More: &wire.OpenMore{Name: "private/db"}}), e.b.open(wire.Open{More: &wire.OpenMore{Name: "private/db"}})}
 	e.settle()
 	unsent := e.b.open(wire.Open{More: &wire.OpenMore{Name: "private/db"}})
 
@@ -305,7 +305,7 @@ func TestTableOfLongerEntries(t *testing.T) {
 	}
 	endless := bytes.NewReader(bytes.Repeat(wire.AppendHeader(nil, 200, 0, 0, 0), 1000))
 	_, _, err := readTable(endless, 2, crc, each, buf)
-	if p, ok := errors.AsType[*protocolError](err); !ok || p.code != wire.ErrFlood {
+	if p, ok := errors.AsType[*violationError](err); !ok || p.code != wire.ErrFlood {
 		t.Errorf("frames to skip without an end: %v; want ERR %d", err, wire.ErrFlood)
 	}
 }

@@ -2,14 +2,15 @@ package link
 
 // fifo is a list of streams that are linked through fields of their own, so that queueing allocates nothing. A stream is
 // in a list once at the most. L names the list, and with it the field.
-type fifo[L listName] struct{ head, tail *Stream }
+type fifo[L listName] struct{ head, tail *streamCore }
 
-type hook struct {
-	next   *Stream
-	queued bool
+// hooks is a stream's place in each list.
+type hooks struct {
+	next   [4]*streamCore
+	queued [4]bool
 }
 
-type listName interface{ hook(s *Stream) *hook }
+type listName interface{ index() int }
 
 type (
 	openList    struct{}
@@ -18,40 +19,46 @@ type (
 	flowList    struct{}
 )
 
-func (openList) hook(s *Stream) *hook    { return &s.hooks[0] }
-func (ackList) hook(s *Stream) *hook     { return &s.hooks[1] }
-func (delayedList) hook(s *Stream) *hook { return &s.hooks[2] }
-func (flowList) hook(s *Stream) *hook    { return &s.hooks[3] }
+func (openList) index() int    { return 0 }
+func (ackList) index() int     { return 1 }
+func (delayedList) index() int { return 2 }
+func (flowList) index() int    { return 3 }
+
+// holds reports whether s is in the list.
+func (q *fifo[L]) holds(s *streamCore) bool {
+	var l L
+	return s.hooks.queued[l.index()]
+}
 
 // push appends s unless a list of this name holds it already.
-func (q *fifo[L]) push(s *Stream) {
+func (q *fifo[L]) push(s *streamCore) {
 	var l L
-	h := l.hook(s)
-	if h.queued {
+	i := l.index()
+	if s.hooks.queued[i] {
 		return
 	}
-	h.queued, h.next = true, nil
+	s.hooks.queued[i], s.hooks.next[i] = true, nil
 	if q.tail == nil {
 		q.head = s
 	} else {
-		l.hook(q.tail).next = s
+		q.tail.hooks.next[i] = s
 	}
 	q.tail = s
 }
 
 // pop removes the first stream, nil when there is none.
-func (q *fifo[L]) pop() *Stream {
+func (q *fifo[L]) pop() *streamCore {
 	s := q.head
 	if s == nil {
 		return nil
 	}
 	var l L
-	h := l.hook(s)
-	q.head = h.next
+	i := l.index()
+	q.head = s.hooks.next[i]
 	if q.head == nil {
 		q.tail = nil
 	}
-	h.queued, h.next = false, nil
+	s.hooks.queued[i], s.hooks.next[i] = false, nil
 	return s
 }
 

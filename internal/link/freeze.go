@@ -45,9 +45,10 @@ func (c *core) freeze(b []byte, now time.Duration) ([]byte, []*Stream) {
 	b = binary.BigEndian.AppendUint64(b, c.Duplicates)
 	b = binary.BigEndian.AppendUint64(b, c.ChecksumFails)
 	b = endRecord(b, at)
-	streams := c.sorted()
-	for _, s := range streams {
-		b = s.freeze(b, now)
+	var streams []*Stream
+	for _, s := range c.sorted() {
+		streams = append(streams, s.whole)
+		b = s.whole.freeze(b, now)
 	}
 	return b, streams
 }
@@ -113,7 +114,7 @@ func (c *core) adopt(s *Stream, before []*Stream) error {
 	case n == wire.MaxTable:
 		return badDocument("there are more than %d", n)
 	}
-	c.add(s)
+	c.add(&s.streamCore)
 	return nil
 }
 
@@ -165,11 +166,12 @@ func (s *Stream) freeze(b []byte, now time.Duration) []byte {
 
 	b, at = beginRecord(b, recStands)
 	b = append(b, flags(s.openSent, s.forgotten, s.dead, s.closed, s.noWait), uint8(s.told))
-	b = endRecord(binary.BigEndian.AppendUint64(b, s.resumesLocked()), at)
+	b = binary.BigEndian.AppendUint64(b, s.resumesLocked())
+	b = endRecord(append(b, uint8(s.deadCode)), at)
 
 	h := &s.send
 	b, at = beginRecord(b, recSend)
-	b = append(b, uint8(h.end), uint8(h.code), flags(h.abort, h.moot))
+	b = append(b, uint8(h.end), uint8(h.code), flags(h.abort, h.abandoned))
 	for _, v := range []uint64{h.una, h.nxt, h.max, h.credit, h.q.base} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
@@ -191,10 +193,10 @@ func (s *Stream) freeze(b []byte, now time.Duration) []byte {
 		b = endRecord(r.q.append(b, r.pos), at)
 	}
 
-	if s.flush.set || s.rest.set {
+	if s.flush != nil || s.rest != nil {
 		b, at = beginRecord(b, recLimits)
-		b = append(b, flags(s.flush.set, s.rest.set))
-		for _, v := range []uint64{uint64(s.flush.left(now)), uint64(s.rest.left(now)), s.restCredit} {
+		b = append(b, flags(s.flush != nil, s.rest != nil))
+		for _, v := range []uint64{uint64(s.flush.timeLeft(now)), uint64(s.rest.timeLeft(now)), s.restCredit} {
 			b = binary.BigEndian.AppendUint64(b, v)
 		}
 		b = endRecord(b, at)
@@ -230,14 +232,14 @@ func thawStream(doc []byte, shift time.Duration) (*Stream, error) {
 			if err != nil {
 				return badDocument("the OPEN of stream %#x: %s", frame.Stream, err)
 			}
-			s = newStream(frame.Stream, o)
+			s = newStream(frame.Stream, o).whole
 		case recStands:
 			setFlags(f.u8(), &s.openSent, &s.forgotten, &s.dead, &s.closed, &s.noWait)
-			s.told, s.resumes0 = wire.EndKind(f.u8()), -f.u64()
+			s.told, s.resumes0, s.deadCode = wire.EndKind(f.u8()), -f.u64(), wire.Code(f.u8())
 		case recSend:
 			h := &s.send
 			h.end, h.code = wire.EndKind(f.u8()), wire.Code(f.u8())
-			setFlags(f.u8(), &h.abort, &h.moot)
+			setFlags(f.u8(), &h.abort, &h.abandoned)
 			h.una, h.nxt, h.max, h.credit, h.q.base = f.u64(), f.u64(), f.u64(), f.u64(), f.u64()
 			h.q.crc, h.q.end = f.u32(), h.q.base
 		case recUnsent:
@@ -252,8 +254,15 @@ func thawStream(doc []byte, shift time.Duration) (*Stream, error) {
 		case recUnread:
 			unread = v
 		case recLimits:
-			setFlags(f.u8(), &s.flush.set, &s.rest.set)
-			s.flush.frozen, s.rest.frozen, s.restCredit = f.time(), f.time(), f.u64()
+			var flush, rest bool
+			setFlags(f.u8(), &flush, &rest)
+			if left := f.time(); flush {
+				s.flush = &countdown{left: left}
+			}
+			if left := f.time(); rest {
+				s.rest = &countdown{left: left}
+			}
+			s.restCredit = f.u64()
 		default:
 			return errUnknownRecord
 		}
@@ -290,7 +299,7 @@ func (s *Stream) possible(unread uint64) bool {
 	if h.q.base > far || h.q.end > far || h.una > h.nxt || h.nxt > h.max || h.max > h.total() {
 		return false
 	}
-	if h.moot && h.q.head != nil || !h.moot && h.q.base > min(h.una, h.q.end) || s.forgotten && !h.moot {
+	if h.abandoned && h.q.head != nil || !h.abandoned && h.q.base > min(h.una, h.q.end) || s.forgotten && !h.abandoned {
 		return false
 	}
 	if r.consumed > r.nxt || r.nxt > r.granted || r.granted > far || unread > r.nxt-r.consumed || r.mark > r.consumed {

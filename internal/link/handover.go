@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"time"
+
+	"reverser/internal/wire"
 )
 
 // How another process goes on with a link, in this order:
@@ -31,7 +34,7 @@ func (l *Link) Freeze() {
 		sl.frozen = true
 		sl.fence(ErrFrozen)
 		for _, s := range sl.core.streams {
-			s.freezeLocked(l.now())
+			s.whole.freezeLocked(l.now())
 		}
 		sl.mu.Unlock()
 	}
@@ -52,7 +55,7 @@ func (l *Link) Thaw() {
 		sl.mu.Lock()
 		sl.frozen = false
 		for _, s := range sl.core.streams {
-			s.thawLocked(l.now())
+			s.whole.thawLocked(l.now())
 		}
 		sl.mu.Unlock()
 		sl.news.ring()
@@ -137,7 +140,7 @@ func (l *Link) AppendState(b []byte) ([]byte, []*Stream) {
 	begin := len(b)
 	b = appendSeal(b)
 	b, at := beginRecord(b, recSession)
-	b = append(b, flags(l.dials, l.Leaving()), l.reach)
+	b = append(b, flags(l.dials, l.leaving.peer.Load(), l.leaving.closed.Load()), l.reach)
 	b = binary.BigEndian.AppendUint16(b, l.transfer)
 	for _, v := range [][]byte{l.sid[:], l.keyID[:], l.peer[:], l.secret[:]} {
 		b = append(b, v...)
@@ -145,7 +148,7 @@ func (l *Link) AppendState(b []byte) ([]byte, []*Stream) {
 	now := l.now()
 	b = binary.BigEndian.AppendUint64(b, uint64(now))
 	b = binary.BigEndian.AppendUint64(b, uint64(l.limit))
-	b = endRecord(b, at)
+	b = endRecord(append(b, uint8(l.role)), at)
 	b = appendRecord(b, recPeerName, []byte(l.peerName))
 	var all []*Stream
 	for _, sl := range l.slots {
@@ -190,15 +193,19 @@ func (l *Link) thawRecords(b []byte) (all []*Stream, err error) {
 		f := &fields{b: v}
 		switch t {
 		case recSession:
-			var dials, leaving bool
-			setFlags(f.u8(), &dials, &leaving)
-			l.peerLeaves.Store(leaving)
+			var dials, leaving, closed bool
+			setFlags(f.u8(), &dials, &leaving, &closed)
+			l.leaving.peer.Store(leaving)
+			l.leaving.closed.Store(closed)
 			l.reach, l.transfer = f.u8(), f.u16()
 			l.sid, l.keyID, l.peer, l.secret = f.array16(), f.array16(), f.array16(), f.array32()
 			l.start = l.start.Add(l.now() - f.time()) // the clock goes on from there
-			l.limit = f.time()
+			l.limit, l.role = f.time(), wire.Role(f.u8())
 			if session = true; f.short || dials != l.dials || l.limit <= 0 {
 				return badDocument("the session")
+			}
+			if l.role != wire.RoleBridge {
+				return badDocument("a session of role %d, and this program serves bridges", l.role)
 			}
 		case recPeerName:
 			l.peerName = string(v)
@@ -244,7 +251,7 @@ func (sl *slot) thaw(v []byte) (streams []*Stream, err error) {
 // discardThawed gives back what streams of a document are charged that nobody will use.
 func (l *Link) discardThawed(streams []*Stream) {
 	for _, s := range streams {
-		s.slot.core.remove(s)
+		s.slot.core.remove(&s.streamCore)
 	}
 }
 
@@ -300,13 +307,33 @@ func (h *Host) Thaw(doc []byte) (*Link, []*Stream, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed || h.bySID[l.sid] != nil || h.byKey[l.keyID] != nil {
+	if h.closed || h.bySID[l.sid] != nil || !h.addThawedLocked(l) {
 		l.discardThawed(streams)
 		return nil, nil, fmt.Errorf("the session of key %x: %w", l.keyID, ErrEnded)
 	}
-	h.addLocked(l)
 	l.goOn(streams)
 	return l, streams, nil
+}
+
+// addThawedLocked is addLocked for a link that may be one of several with the same key, in whatever order they come: all but the
+// newest are leaving. It returns false when they are not.
+func (h *Host) addThawedLocked(l *Link) bool {
+	older, newest := h.beside[l.keyID], l
+	if now := h.byKey[l.keyID]; now != nil {
+		if l.start.Before(now.start) {
+			newest = now
+		}
+		older = append(older, now, l)
+		older = slices.DeleteFunc(older, func(o *Link) bool { return o == newest })
+		if slices.ContainsFunc(older, func(o *Link) bool { return !o.Leaving() }) {
+			return false
+		}
+		slices.SortFunc(older, func(a, b *Link) int { return a.start.Compare(b.start) })
+		h.beside[l.keyID] = older
+	}
+	h.addLocked(l)
+	h.byKey[l.keyID] = newest
+	return true
 }
 
 // Thaw makes the link that Link.AppendState described in another process with the same instance. Run resumes it. The streams are in

@@ -382,7 +382,7 @@ func TestHandOverOfARest(t *testing.T) {
 // TestDocuments: what a reader does with what it does not know, and with what is wrong.
 func TestDocuments(t *testing.T) {
 	l := newLink(false, nil, nil, NewBudget(0), 2)
-	l.limit = time.Minute
+	l.limit, l.role = time.Minute, wire.RoleBridge
 	for range 3 {
 		s, err := l.Open(wire.Open{Service: 7})
 		if err != nil {
@@ -468,9 +468,9 @@ func FuzzThaw(f *testing.F) {
 	s := e.b.sorted()[0]
 	e.b.end(s, wire.FIN, 0)
 	e.b.remove(s)
-	f.Add(freezeFinished(nil, []*Stream{s}, e.now))
+	f.Add(freezeFinished(nil, []*Stream{s.whole}, e.now))
 	l := newLink(true, nil, nil, NewBudget(0), 1)
-	l.limit = time.Minute
+	l.limit, l.role = time.Minute, wire.RoleBridge
 	state, _ := l.AppendState(nil)
 	f.Add(state[documentHeader:])
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -500,7 +500,7 @@ func FuzzThaw(f *testing.F) {
 			}
 			use(c, now)
 			for _, s := range streams {
-				c.remove(s)
+				c.remove(&s.streamCore)
 			}
 			if c.budget.Used() != 0 {
 				t.Errorf("%d bytes stay charged", c.budget.Used())
@@ -509,7 +509,7 @@ func FuzzThaw(f *testing.F) {
 		if streams, err := thawFinished(b, now, NewBudget(0)); err == nil {
 			c := newCore(false, 1, NewBudget(0))
 			for _, s := range streams {
-				c.consume(s, 0, now)
+				c.consume(&s.streamCore, 0, now)
 			}
 		}
 		thawLink(append(appendSeal(nil), b...), true, &Link{budget: NewBudget(0)})

@@ -95,7 +95,7 @@ func (h *Host) Serve(conn *auth.Conn) error {
 	arrived()
 	var l *Link
 	if a.Mode == wire.ModeNew && gen != 1 {
-		err = &refusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d, a new session starts with 1", gen)}
+		err = &ownRefusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d, a new session starts with 1", gen)}
 	} else {
 		l, err = h.find(conn, a)
 	}
@@ -109,16 +109,16 @@ func (h *Host) Serve(conn *auth.Conn) error {
 		}
 	}
 	refuse(conn, gen, a.Slot, err)
-	complain(conn, err)
-	if p, ok := errors.AsType[*protocolError](err); ok && p.fatal {
+	if p, ok := errors.AsType[*violationError](err); ok && p.fatal {
 		l.Kill(err)
 	}
+	complain(conn, err)
 	return err
 }
 
 // refuse answers an ATTACH with the status that err is of.
 func refuse(conn *auth.Conn, gen uint64, slot uint8, err error) {
-	if r, ok := errors.AsType[*refusal](err); ok {
+	if r, ok := errors.AsType[*ownRefusal](err); ok {
 		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: slot, Text: r.text}))
 	}
 }
@@ -133,37 +133,39 @@ func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, sum [32
 		return a, 0, sum, nil, misfit(wire.ErrUnexpected, "%s before ATTACH", f.Type)
 	}
 	gen = f.Offset
-	if a, err = wire.ParseAttach(f); err != nil {
-		if u, ok := errors.AsType[*wire.UnsupportedError](err); ok {
-			return a, gen, sum, nil, &refusal{status: wire.StatusUnsupported, text: u.Error()}
-		}
+	a, err = wire.ParseAttach(f)
+	unsupported, refused := errors.AsType[*wire.UnsupportedError](err)
+	if err != nil && !refused {
 		return a, 0, sum, nil, asViolation(err)
 	}
 	sum, table, err = readTable(conn, a.Streams, a.TableCRC, a.Entry, buf)
+	if err == nil && refused { // with nothing unread, or the reset of the socket would overtake the answer
+		err = &ownRefusal{status: wire.StatusUnsupported, text: unsupported.Error()}
+	}
 	return a, gen, sum, table, err
 }
 
 // find returns the session that the connection belongs to, and makes a new one where that is asked for and possible.
 func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	if !h.cfg.Admit(conn.KeyID, conn.Secret) {
-		return nil, &refusal{status: wire.StatusDenied, text: "the key was removed"}
+		return nil, &ownRefusal{status: wire.StatusDenied, text: "the key was removed"}
 	}
 	if conn.Role != wire.RoleBridge {
-		return nil, &refusal{status: wire.StatusUnsupported, text: "this proxy serves bridges only, and neither visitors nor other proxies: update it"}
+		return nil, &ownRefusal{status: wire.StatusUnsupported, text: "this proxy serves bridges only, and neither visitors nor other proxies: update it"}
 	}
 	if a.Mode != wire.ModeNew {
 		h.mu.Lock()
 		l := h.bySID[a.Session]
 		h.mu.Unlock()
 		if l == nil || l.keyID != conn.KeyID || a.WantInstance != h.cfg.Instance {
-			return nil, &refusal{status: wire.StatusGone, text: "the proxy does not hold this session (any more)"}
+			return nil, &ownRefusal{status: wire.StatusGone, text: "the proxy does not hold this session (any more)"}
 		}
 		return l, nil
 	}
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
-	draining := &refusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+	draining := &ownRefusal{status: wire.StatusDraining, text: "the proxy is stopping"}
 	successor := old != nil && old.peer != conn.Peer && old.Leaving() && !h.cfg.Draining() && !old.frozen()
 	if old != nil && !successor { // also while draining: or the drain would wait for streams whose bridge is gone for good
 		if old.frozen() {
@@ -176,7 +178,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 		case alive && stopping:
 			return nil, draining
 		case alive:
-			return nil, &refusal{status: wire.StatusDuplicate, text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
+			return nil, &ownRefusal{status: wire.StatusDuplicate, text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
 		}
 		old.Kill(ErrReplaced)
 		h.forget(old)
@@ -195,10 +197,10 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	case h.closed || h.cfg.Draining():
 		return nil, draining
 	case !h.cfg.Admit(conn.KeyID, conn.Secret): // it may have gone while the old link was asked for a sign of life
-		return nil, &refusal{status: wire.StatusDenied, text: "the key was removed"}
+		return nil, &ownRefusal{status: wire.StatusDenied, text: "the key was removed"}
 	}
 	if now := h.byKey[conn.KeyID]; h.bySID[a.Session] != nil || now != nil && !(successor && now == old) {
-		return nil, &refusal{status: wire.StatusDuplicate, text: "another bridge attached with this key at the same time"}
+		return nil, &ownRefusal{status: wire.StatusDuplicate, text: "another bridge attached with this key at the same time"}
 	}
 	if successor && h.byKey[conn.KeyID] == old {
 		h.beside[conn.KeyID] = append(h.beside[conn.KeyID], old)

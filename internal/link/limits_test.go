@@ -36,15 +36,21 @@ func (k *sink) Backlogged() {
 func (k *sink) Ended(kind wire.EndKind, c wire.Code) { k.ended(kind, c) }
 func (k *sink) Abort(wire.Code)                      {}
 
-// A receiver is told of an end while the next one comes: what it is told belongs together.
+// A receiver is told of an end while the next one comes: the kind and the code that it is told belong together.
 func TestEndedCodeRace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 0)
 		defer w.close()
+		both := 0
 		for i := range 200 {
 			a, b := w.open()
 			done := make(chan struct{})
-			k := &sink{s: a, ended: func(kind wire.EndKind, _ wire.Code) {
+			told := map[wire.EndKind]wire.Code{}
+			k := &sink{s: a, ended: func(kind wire.EndKind, code wire.Code) {
+				if _, again := told[kind]; again {
+					t.Errorf("%s was told twice", kind)
+				}
+				told[kind] = code
 				time.Sleep(time.Millisecond) // a receiver's system calls
 				if kind == wire.RST {
 					close(done)
@@ -54,9 +60,19 @@ func TestEndedCodeRace(t *testing.T) {
 			b.Write([]byte("x"))
 			b.CloseWrite()
 			time.Sleep(time.Duration(i%40) * 50 * time.Microsecond)
-			b.Reset(wire.CodeReset)
+			b.Reset(wire.CodeRefused)
 			<-done
 			k.wg.Wait()
+			fin, first := told[wire.FIN]
+			if first {
+				both++
+			}
+			if told[wire.RST] != wire.CodeRefused || fin != wire.CodeNone {
+				t.Fatalf("told %v; want FIN, if it was told, with code %d, and RST with code %d", told, wire.CodeNone, wire.CodeRefused)
+			}
+		}
+		if both == 0 || both == 200 {
+			t.Errorf("FIN was told %d times of 200; want some RSTs that overtook it", both)
 		}
 	})
 }

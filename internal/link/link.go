@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
@@ -51,7 +50,8 @@ type Link struct {
 	sid      [16]byte
 	secret   [32]byte // of the session; proves a resume
 	keyID    [16]byte
-	peer     [16]byte // instance of the peer's process
+	peer     [16]byte  // instance of the peer's process
+	role     wire.Role // of the dialling end
 	peerName string
 	slots    []*slot
 	ended    chan struct{}
@@ -63,14 +63,14 @@ type Link struct {
 	limit    time.Duration  // of an outage
 	serving  sync.WaitGroup // connections that were installed
 
-	peerLeaves atomic.Bool // the peer said that it is stopping
+	leaving leaving
 
 	mu  sync.Mutex
 	err error // why the session ended; guarded by mu
 }
 
 func newLink(dials bool, owner Owner, log *slog.Logger, budget *Budget, carriers int) *Link {
-	l := &Link{dials: dials, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{})}
+	l := &Link{dials: dials, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{}), leaving: leaving{left: make(chan struct{})}}
 	for i := range carriers + 1 {
 		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(dials, uint8(i), budget)})
 	}
@@ -122,7 +122,7 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 	}
 	defer best.mu.Unlock()
 	switch {
-	case l.Err() != nil:
+	case l.Err() != nil, l.leaving.closed.Load():
 		return nil, ErrEnded
 	case best.frozen:
 		return nil, ErrFrozen
@@ -133,7 +133,7 @@ func (l *Link) Open(o wire.Open) (*Stream, error) {
 	if best.core.full() {
 		return nil, fmt.Errorf("the peer accepts no more than %d connections on each carrier", best.core.limits.open)
 	}
-	s := best.core.open(o)
+	s := best.core.open(o).whole
 	s.bind(best)
 	best.wake()
 	return s, nil
@@ -199,7 +199,7 @@ func (l *Link) Kill(err error) {
 		sl.fence(err)
 		var abort []Receiver
 		for _, s := range sl.core.streams {
-			if r := s.kill(wire.CodeAborted); r != nil {
+			if r := s.whole.kill(wire.CodeAborted); r != nil {
 				abort = append(abort, r)
 			}
 			sl.core.remove(s)
@@ -241,15 +241,12 @@ func (l *Link) Status() []SlotStatus {
 	return out
 }
 
-// Leaving says whether the peer announced that it is stopping.
-func (l *Link) Leaving() bool { return l.peerLeaves.Load() }
-
 // Up reports whether the link can carry new streams at once, and the peer is not stopping.
 func (l *Link) Up() bool { return !l.Leaving() && l.Connected() }
 
 // Connected reports whether the link can carry new streams at once. A peer that is stopping may take them still.
 func (l *Link) Connected() bool {
-	if l.Err() != nil {
+	if l.Err() != nil || l.leaving.closed.Load() {
 		return false
 	}
 	for _, sl := range l.slots[1:] {
@@ -284,10 +281,7 @@ func (l *Link) Say(id uint64, frame []byte) {
 	if sl.cur == nil {
 		return
 	}
-	if sl.core.control[id] == nil {
-		sl.core.controlOrder = append(sl.core.controlOrder, id)
-	}
-	sl.core.control[id] = frame
+	sl.core.say(id, frame)
 	sl.wake()
 }
 
@@ -304,25 +298,22 @@ func (l *Link) Marks() []wire.Mark {
 
 // CheckMarks returns a violation when marks that the peer sent cannot be those of its streams.
 func (l *Link) CheckMarks(marks []wire.Mark) error {
+	slots := len(l.slots)
+	if l.dials {
+		slots = min(slots, 1+int(l.reach))
+	}
 	for _, m := range marks {
 		switch {
 		case m.Stream == 0:
-		case int(m.Slot) >= len(l.slots):
-			return Violation(wire.ErrClaimInvalid, "stream %#x as the mark of slot %d, which was never attached", m.Stream, m.Slot)
+		case int(m.Slot) >= slots:
+			return Violation(wire.ErrClaimInvalid, "stream %#x as the mark of slot %d, which this link does not have", m.Stream, m.Slot)
+		case m.Stream&^dialled <= 0xff:
+			return Violation(wire.ErrClaimInvalid, "stream %#x as a mark, which cannot be opened", m.Stream)
 		case l.slots[m.Slot].core.mine(m.Stream):
 			return Violation(wire.ErrClaimInvalid, "stream %#x of the receiver as a mark", m.Stream)
 		}
 	}
 	return nil
-}
-
-// GoAway tells the peer that this process is stopping.
-func (l *Link) GoAway(drain time.Duration) {
-	sl := l.slots[0]
-	sl.mu.Lock()
-	defer sl.mu.Unlock()
-	sl.core.goAway = &wire.GoAway{DrainMillis: uint32(drain / time.Millisecond)}
-	sl.wake()
 }
 
 // Ping asks for a sign of life on every connection and reports whether one came within d. A connection that takes a slot
@@ -409,6 +400,6 @@ func (l *Link) agree(window, streams uint32) {
 
 // begin notes what the first connection settles for the session.
 func (l *Link) begin(c *auth.Conn, sid [16]byte) {
-	l.sid, l.keyID, l.peer = sid, c.KeyID, c.Peer
+	l.sid, l.keyID, l.peer, l.role = sid, c.KeyID, c.Peer, c.Role
 	l.secret = auth.SessionSecret(c, sid)
 }

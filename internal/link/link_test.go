@@ -325,7 +325,7 @@ func TestChecksumErrorIsSaid(t *testing.T) {
 				a.slot.mu.Lock()
 				a.send.q.write([]byte("defg"))
 				a.send.q.tail.data()[a.send.q.tail.n-1] ^= 1
-				a.slot.core.touch(a)
+				a.slot.core.touch(&a.streamCore)
 				a.slot.wake()
 				a.slot.mu.Unlock()
 				a.CloseWrite()
@@ -416,7 +416,7 @@ func TestResetBesideRefusedStreams(t *testing.T) {
 			t.Fatal(err)
 		}
 		if ev.kind == evOpened {
-			ev.stream.bind(sl)
+			ev.stream.whole.bind(sl)
 		}
 	}
 	l.Reset(wire.CodeDrain)

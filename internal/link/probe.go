@@ -60,7 +60,7 @@ func (l *Link) Reset(code wire.Code) {
 		left := make([]*Stream, 0, len(sl.core.streams))
 		for _, s := range sl.core.streams {
 			if !s.closed {
-				left = append(left, s)
+				left = append(left, s.whole)
 			}
 		}
 		sl.mu.Unlock()
@@ -108,7 +108,7 @@ func (l *Link) unacked() bool {
 			return true
 		}
 		for _, s := range sl.core.streams {
-			if h := &s.send; !h.moot && h.una < h.total() {
+			if h := &s.send; !h.abandoned && h.una < h.total() {
 				sl.mu.Unlock()
 				return true
 			}

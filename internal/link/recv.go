@@ -56,7 +56,7 @@ func (r *recvHalf) held() int64 {
 
 func (r *recvHalf) reset() bool { return r.end == wire.RST || r.abort }
 
-func (c *core) receiveData(s *Stream, f wire.Frame, now time.Duration) (event, error) {
+func (c *core) receiveData(s *streamCore, f wire.Frame, now time.Duration) (event, error) {
 	r := &s.recv
 	n := uint64(len(f.Payload))
 	switch {
@@ -100,18 +100,18 @@ func (c *core) receiveData(s *Stream, f wire.Frame, now time.Duration) (event, e
 	return event{kind: evData, stream: s, data: data}, nil
 }
 
-func (c *core) ackLater(s *Stream, now time.Duration) {
+func (c *core) ackLater(s *streamCore, now time.Duration) {
 	if s.ackWaits || s.forgotten {
 		return
 	}
 	s.ackWaits = true
-	if !s.hooks[2].queued {
+	if !c.delayed.holds(s) {
 		s.ackDue = now + ackDelay
 		c.delayed.push(s)
 	}
 }
 
-func (c *core) ackNow(s *Stream) {
+func (c *core) ackNow(s *streamCore) {
 	if !s.forgotten {
 		s.ackWaits = true
 		c.acks.push(s)
@@ -120,7 +120,7 @@ func (c *core) ackNow(s *Stream) {
 
 // consume says that n bytes left the process, and renews the credit when that is worth a frame. It reports whether there
 // is something to send now.
-func (c *core) consume(s *Stream, n int, now time.Duration) bool {
+func (c *core) consume(s *streamCore, n int, now time.Duration) bool {
 	r := &s.recv
 	r.consumed += uint64(n)
 	if s.forgotten || r.end != 0 {
@@ -224,10 +224,10 @@ func (r *recvHalf) settleCharge(b *Budget, need int64) {
 	}
 }
 
-func (c *core) receiveEnd(s *Stream, f wire.Frame) (event, error) {
+func (c *core) receiveEnd(s *streamCore, f wire.Frame) (event, error) {
 	e, err := wire.ParseEnd(f)
 	if err != nil {
-		return event{}, &protocolError{wire.ErrFormat, err.Error(), false}
+		return event{}, misfit(wire.ErrFormat, "%s", err)
 	}
 	r := &s.recv
 	want := r.acked()

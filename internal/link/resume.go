@@ -62,7 +62,7 @@ func (c *core) negotiate(f wire.Features) (events []event) {
 // the session.
 func (c *core) accept(gen uint64, f wire.Features, theirs []wire.StreamState) (table []byte, crc uint32, events []event, err error) {
 	if gen <= c.gen || gen-c.gen > maxGenJump {
-		return nil, 0, nil, &refusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d after %d", gen, c.gen)}
+		return nil, 0, nil, &ownRefusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d after %d", gen, c.gen)}
 	}
 	c.gen, c.features = gen, f
 	c.lost(c.bound)
@@ -130,12 +130,12 @@ func (c *core) table() (b []byte, crc uint32) {
 }
 
 // sorted returns the slot's streams in the order of their ids.
-func (c *core) sorted() []*Stream {
-	streams := make([]*Stream, 0, len(c.streams))
+func (c *core) sorted() []*streamCore {
+	streams := make([]*streamCore, 0, len(c.streams))
 	for _, s := range c.streams {
 		streams = append(streams, s)
 	}
-	slices.SortFunc(streams, func(a, b *Stream) int { return cmp.Compare(a.id, b.id) })
+	slices.SortFunc(streams, func(a, b *streamCore) int { return cmp.Compare(a.id, b.id) })
 	return streams
 }
 
@@ -147,7 +147,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 	c.opens.clear()
 	theirs := make(map[uint64]wire.StreamState, len(table))
 	for _, st := range table {
-		if uint8(st.Stream) != c.index || c.mine(st.Stream) && st.Stream >= c.ids.next {
+		if !c.possible(st.Stream) || c.mine(st.Stream) && st.Stream >= c.ids.next {
 			return nil, violation(wire.ErrResume, "the peer resumes stream %d, which was never opened on slot %d", st.Stream, c.index)
 		}
 		if st.Stream&dialled != 0 && c.features&wire.FeatureDialOpens == 0 {
@@ -165,7 +165,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 			}
 			continue
 		case !known:
-			if h.una != 0 && !h.moot {
+			if h.una != 0 && !h.abandoned {
 				return nil, violation(wire.ErrResume, "the peer lost stream %d", s.id)
 			}
 			h.nxt, h.cur, s.openSent = 0, nil, false
@@ -173,7 +173,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 			continue
 		}
 		s.openSent = true
-		if !h.moot {
+		if !h.abandoned {
 			if st.RcvNxt < h.una || st.RcvNxt > h.max {
 				return nil, violation(wire.ErrResume, "stream %d: the peer has %d bytes, acknowledged %d of %d sent", s.id, st.RcvNxt, h.una, h.max)
 			}

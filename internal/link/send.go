@@ -16,19 +16,19 @@ import (
 // sendHalf is the outgoing direction of a stream: una ≤ nxt ≤ max ≤ total, and q.end ≤ credit but for what a socket that was
 // reset left behind (Stream.SendRest). An END is one unit of offset space behind the last byte; a RST after a FIN is a second one.
 type sendHalf struct {
-	q       queue
-	una     uint64 // everything below is in the peer's custody
-	nxt     uint64 // next to send; goes back to una's peer at a resume
-	max     uint64 // highest nxt ever; what an ACK may name
-	credit  uint64 // the peer's permission
-	cur     *Chunk // that holds nxt, when known
-	curOff  uint64 // stream offset of cur's first byte
-	end     wire.EndKind
-	code    wire.Code
-	abort   bool  // RST after FIN
-	charged int64 // part of what is held that is charged to the budget
-	moot    bool  // the peer reset the stream: nothing is sent any more
-	deficit int   // bytes that the stream may send before others have their turn
+	q         queue
+	una       uint64 // everything below is in the peer's custody
+	nxt       uint64 // next to send; goes back to una's peer at a resume
+	max       uint64 // highest nxt ever; what an ACK may name
+	credit    uint64 // the peer's permission
+	cur       *Chunk // that holds nxt, when known
+	curOff    uint64 // stream offset of cur's first byte
+	end       wire.EndKind
+	code      wire.Code
+	abort     bool  // RST after FIN
+	charged   int64 // part of what is held that is charged to the budget
+	abandoned bool  // the peer reset the stream: nothing is sent any more
+	deficit   int   // bytes that the stream may send before others have their turn
 }
 
 // room returns how many bytes may be added to the send queue now. It obeys a cap of its own whatever the peer grants: no
@@ -39,7 +39,7 @@ func (h *sendHalf) room(b *Budget) int {
 		most = floorWindow
 	}
 	limit := min(h.credit, min(h.una, h.q.end)+most)
-	if h.end != 0 || h.moot || limit <= h.q.end {
+	if h.end != 0 || h.abandoned || limit <= h.q.end {
 		return 0
 	}
 	return int(limit - h.q.end)
@@ -61,7 +61,7 @@ func (h *sendHalf) reset() bool { return h.end == wire.RST || h.abort }
 
 // drop gives up what was not acknowledged, because nobody reads it any more.
 func (h *sendHalf) drop(b *Budget) {
-	h.moot, h.cur = true, nil
+	h.abandoned, h.cur = true, nil
 	h.q.drop()
 	h.charge(b)
 }
@@ -81,7 +81,7 @@ func (h *sendHalf) charge(b *Budget) {
 
 // pending says whether there is anything to send.
 func (h *sendHalf) pending() bool {
-	return !h.moot && h.nxt < h.allowed()
+	return !h.abandoned && h.nxt < h.allowed()
 }
 
 // allowed is up to where may be sent now: an end needs no credit, but all bytes before it do.
@@ -93,9 +93,9 @@ func (h *sendHalf) allowed() uint64 {
 }
 
 // cutRest gives up what was not sent yet of a stream that is reset: the peer gives no credit for it.
-func (c *core) cutRest(s *Stream) {
+func (c *core) cutRest(s *streamCore) {
 	h := &s.send
-	if h.end == wire.RST && h.q.end > h.max && !h.moot && !s.forgotten {
+	if h.end == wire.RST && h.q.end > h.max && !h.abandoned && !s.forgotten {
 		h.q.cut(h.max)
 		h.cur = nil
 		c.touch(s)
@@ -103,19 +103,19 @@ func (c *core) cutRest(s *Stream) {
 }
 
 // touch queues s for sending if it has something to send.
-func (c *core) touch(s *Stream) {
+func (c *core) touch(s *streamCore) {
 	s.send.charge(c.budget)
-	if !s.forgotten && s.send.pending() && !s.hooks[3].queued {
+	if !s.forgotten && s.send.pending() && !c.fresh.holds(s) {
 		s.send.deficit = quantum
 		c.fresh.push(s)
 	}
 }
 
 // end closes the outgoing direction behind the bytes it holds. A RST may follow a FIN.
-func (c *core) end(s *Stream, kind wire.EndKind, code wire.Code) {
+func (c *core) end(s *streamCore, kind wire.EndKind, code wire.Code) {
 	h := &s.send
 	switch {
-	case s.forgotten || h.moot || h.end == wire.RST || h.abort:
+	case s.forgotten || h.abandoned || h.end == wire.RST || h.abort:
 		return
 	case h.end == 0:
 		h.end, h.code = kind, code
@@ -163,9 +163,9 @@ func (c *core) fill(b *bundle, limit int, now time.Duration) {
 	}
 	// A receiver, too, needs to know the round trip: it decides about windows.
 	inUse := c.acks.head != nil || c.fresh.head != nil || c.bulk.head != nil
-	if c.ping || inUse && now-c.pingedAt >= rttEvery {
-		c.ping, c.pingedAt = false, now
-		c.pinged++
+	if c.ping || inUse && now-c.pingSent >= rttEvery {
+		c.ping, c.pingSent = false, now
+		c.pingsOut++
 		b.own = wire.AppendEmpty(b.own, wire.TypePing, 0, uint64(now))
 	}
 	for c.acks.head != nil && b.size() < limit {
@@ -262,7 +262,7 @@ func (h *sendHalf) addData(b *bundle, id uint64, limit int) {
 	h.max = max(h.max, h.nxt)
 }
 
-func (c *core) receiveAck(s *Stream, f wire.Frame) (event, error) {
+func (c *core) receiveAck(s *streamCore, f wire.Frame) (event, error) {
 	h := &s.send
 	// Against the highest offset ever sent: after a resume nxt stands lower, and a late ACK is still honest.
 	if f.Offset > h.max {

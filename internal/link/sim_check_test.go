@@ -30,14 +30,14 @@ func (w *sim) check() {
 	w.live = slices.DeleteFunc(w.live, (*pair).over)
 }
 
-func (w *sim) checkSend(p *process, s *Stream, peer *core) {
+func (w *sim) checkSend(p *process, s *streamCore, peer *core) {
 	h, name := &s.send, endNames[p.end]
 	held := uint64(0)
 	for c := h.q.head; c != nil; c = c.next {
 		held += uint64(c.n)
 	}
 	switch {
-	case h.moot:
+	case h.abandoned:
 		if held != 0 {
 			w.fail("the %s holds %d bytes of stream %d that nobody wants", name, held, s.id)
 		}
@@ -48,9 +48,9 @@ func (w *sim) checkSend(p *process, s *Stream, peer *core) {
 		w.fail("I3: stream %d at the %s holds [%d,%d), acknowledged is %d", s.id, name, h.q.base, h.q.base+held, h.una)
 	case h.q.end > h.credit && h.end != wire.RST || h.max > h.credit+2:
 		w.fail("stream %d at the %s holds %d bytes, granted are %d", s.id, name, h.q.end, h.credit)
-	case p.core.bound != 0 && s.openSent && h.pending() && !s.hooks[3].queued:
+	case p.core.bound != 0 && s.openSent && h.pending() && !p.core.fresh.holds(s):
 		w.fail("I11: stream %d at the %s has something to say and is not asked", s.id, name)
-	case p.core.bound != 0 && !s.openSent && !s.hooks[0].queued:
+	case p.core.bound != 0 && !s.openSent && !p.core.opens.holds(s):
 		w.fail("I11: stream %d will never be opened", s.id)
 	}
 	if k := p.socks[s]; k != nil {
@@ -76,7 +76,7 @@ func (w *sim) checkSend(p *process, s *Stream, peer *core) {
 }
 
 // checkOpener looks at the life of an id (I15), whose rules are the same for either opener.
-func (w *sim) checkOpener(p *process, s *Stream, peer *core) {
+func (w *sim) checkOpener(p *process, s *streamCore, peer *core) {
 	name := endNames[p.end]
 	switch own := p.core.mine(s.id); {
 	case own != p.opened[s.id]:
@@ -104,7 +104,7 @@ func (w *sim) checkNumbers(p *process) {
 	}
 }
 
-func (w *sim) checkRecv(p *process, s *Stream) {
+func (w *sim) checkRecv(p *process, s *streamCore) {
 	r, name := &s.recv, endNames[p.end]
 	switch k := p.socks[s]; {
 	case r.consumed > r.nxt || r.nxt > r.granted:
@@ -119,7 +119,7 @@ func (w *sim) checkRecv(p *process, s *Stream) {
 // checkBudget compares what is charged with what is held, by streams that are forgotten and still deliver too.
 func (w *sim) checkBudget(p *process) {
 	charged := p.squeezed
-	count := func(s *Stream) { charged += s.recv.charged + s.send.charged }
+	count := func(s *streamCore) { charged += s.recv.charged + s.send.charged }
 	for s, k := range p.socks {
 		count(s)
 		if int64(k.wait) > floorWindow+s.recv.charged {
@@ -145,7 +145,7 @@ func (w *sim) checksAgreed(e int) {
 	}
 	p := w.procs[e]
 	for s, k := range p.socks {
-		if x := k.peer(); x != nil && x.wrong && !x.dead && p.core.streams[s.id] == s && !s.send.moot && !s.send.reset() {
+		if x := k.peer(); x != nil && x.wrong && !x.dead && p.core.streams[s.id] == s && !s.send.abandoned && !s.send.reset() {
 			w.fail("I14: %v resumed, and did not notice that the other side has wrong bytes", k)
 		}
 	}

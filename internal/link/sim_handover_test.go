@@ -18,7 +18,7 @@ func (w *sim) handOver() {
 			w.lose(k, e, "it is handed over")
 		}
 	}
-	p := &process{end: e, budget: NewBudget(old.budget.size), sid: old.sid, begun: old.begun, last: old.last, opened: old.opened, socks: map[*Stream]*sock{}}
+	p := &process{end: e, budget: NewBudget(old.budget.size), sid: old.sid, begun: old.begun, last: old.last, opened: old.opened, socks: map[*streamCore]*sock{}}
 	w.procs[e] = p
 	old.budget.give(old.squeezed)
 	before := old.budget.Used()
@@ -35,7 +35,7 @@ func (w *sim) handOver() {
 	}
 	w.stats.finished += len(finished)
 	for i, s := range finished {
-		p.takeOver(old.socks[s], thawed[i], nil)
+		p.takeOver(old.socks[&s.streamCore], &thawed[i].streamCore, nil)
 	}
 	if old.core != nil && (e == atProxy || old.begun) {
 		w.handOverCore(old, p)
@@ -61,8 +61,8 @@ func (w *sim) handOverCore(old, p *process) {
 	}
 	w.stats.carried += len(streams)
 	for i, s := range streams {
-		if k := old.socks[s]; k != nil {
-			p.takeOver(k, thawed[i], p.core)
+		if k := old.socks[&s.streamCore]; k != nil {
+			p.takeOver(k, &thawed[i].streamCore, p.core)
 		}
 	}
 }
@@ -71,14 +71,14 @@ func (w *sim) handOverCore(old, p *process) {
 func (p *process) finished() (streams []*Stream) {
 	for _, k := range p.sorted() {
 		if k.s.forgotten {
-			streams = append(streams, k.s)
+			streams = append(streams, k.s.whole)
 		}
 	}
 	return streams
 }
 
 // takeOver gives the socket to a new process, with its stream there. A stream that no core has needs one for its budget only.
-func (p *process) takeOver(k *sock, s *Stream, c *core) {
+func (p *process) takeOver(k *sock, s *streamCore, c *core) {
 	if c == nil {
 		c = newCore(p.end == atBridge, 1, p.budget)
 	}

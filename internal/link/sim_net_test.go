@@ -365,10 +365,10 @@ func (w *sim) applyLink(k *conn, e int, f wire.Frame) {
 	c := w.procs[e].core
 	switch f.Type {
 	case wire.TypePing:
-		c.pong, c.pongVal = true, f.Offset
+		c.answer(f.Offset)
 	case wire.TypePong:
-		if rtt := w.now - time.Duration(f.Offset); c.pinged > 0 && rtt >= 0 {
-			c.pinged--
+		if rtt := w.now - time.Duration(f.Offset); c.pingsOut > 0 && rtt >= 0 {
+			c.pingsOut--
 			c.measured(rtt, w.now)
 		}
 	case wire.TypeErr:
@@ -380,7 +380,7 @@ func (w *sim) applyLink(k *conn, e int, f wire.Frame) {
 
 // violated is a protocol error: the session ends, and the peer finds out.
 func (w *sim) violated(k *conn, e int, err error) {
-	p, ok := errors.AsType[*protocolError](err)
+	p, ok := errors.AsType[*violationError](err)
 	if !ok || !p.fatal || p.code != wire.ErrResume || !w.lying {
 		w.fail("the %s takes its honest peer for a liar: %v", endNames[e], err)
 		return
@@ -452,7 +452,7 @@ func (w *sim) attach(k *conn, gen uint64, a wire.Attach, table []wire.StreamStat
 	}
 	lie := w.lieFor(atProxy, k.ends[atBridge].lie)
 	raw, crc, events, err := p.core.accept(gen, wire.FeatureDialOpens, table)
-	if r, refused := errors.AsType[*refusal](err); refused {
+	if r, refused := errors.AsType[*ownRefusal](err); refused {
 		w.trace("the proxy refuses connection %d: %v", k.id, err)
 		if gen > p.last && gen-p.last <= math.MaxUint32 {
 			w.fail("generation %d after %d was refused", gen, p.last)
@@ -495,7 +495,7 @@ func (w *sim) attach(k *conn, gen uint64, a wire.Attach, table []wire.StreamStat
 // lieFor says whether a lie about the stream must be noticed: nothing is checked of one that is over.
 func (w *sim) lieFor(e int, id uint64) bool {
 	c := w.procs[e].core
-	return id != 0 && c.streams[id] != nil && !c.streams[id].send.moot
+	return id != 0 && c.streams[id] != nil && !c.streams[id].send.abandoned
 }
 
 // attached does what Dialer.attach does with the answer.

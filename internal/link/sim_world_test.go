@@ -64,7 +64,7 @@ type process struct {
 	newest   *conn           // the connection that this end dialled or accepted last
 	opened   map[uint64]bool // ids that this end opened in the present session
 	last     uint64
-	socks    map[*Stream]*sock // of the present session, and forgotten ones that still deliver
+	socks    map[*streamCore]*sock // of the present session, and forgotten ones that still deliver
 }
 
 // conn is one connection. dir[e] holds what is on its way to end e.
@@ -109,7 +109,7 @@ type sock struct {
 	end    int
 	proc   *process
 	core   *core
-	s      *Stream
+	s      *streamCore
 	lazy   bool // reads only when told to
 	sent   uint64
 	fin    bool // it said FIN
@@ -165,7 +165,7 @@ func (w *sim) start(e int) {
 	if w.small {
 		size = 150_000
 	}
-	w.procs[e] = &process{end: e, budget: NewBudget(size), socks: map[*Stream]*sock{}}
+	w.procs[e] = &process{end: e, budget: NewBudget(size), socks: map[*streamCore]*sock{}}
 	if e == atBridge {
 		w.newSession()
 	}
@@ -242,7 +242,7 @@ func idName(id uint64) string {
 }
 
 // connect connects a stream to its service at the end that did not open it.
-func (w *sim) connect(p *process, s *Stream) {
+func (w *sim) connect(p *process, s *streamCore) {
 	e := p.end
 	for _, pr := range w.pairs {
 		if pr.opener == e || pr.socks[pr.opener].s.id != s.id || pr.sid != p.sid {
@@ -328,7 +328,7 @@ func (w *sim) finSock(k *sock) {
 
 func (w *sim) reset() {
 	if k := w.pickSock("RST of", func(k *sock) bool { return !k.over() && !k.closed }); k != nil {
-		if h := &k.s.send; h.end == 0 && !h.moot && !k.s.forgotten && w.pick("bytes without credit", 3) == 1 {
+		if h := &k.s.send; h.end == 0 && !h.abandoned && !k.s.forgotten && w.pick("bytes without credit", 3) == 1 {
 			p := bytesOf(k.pair, k.end, k.sent, 1+w.pick("so many", 60_000))
 			k.s.send.q.write(p)
 			k.sent += uint64(len(p))
@@ -340,7 +340,7 @@ func (w *sim) reset() {
 
 // cutRest gives up what a reset socket left and the peer gives no credit for.
 func (w *sim) cutRest() {
-	k := w.pickSock("rest of", func(k *sock) bool { return k.rst && !k.s.send.moot && k.s.send.q.end > k.s.send.max })
+	k := w.pickSock("rest of", func(k *sock) bool { return k.rst && !k.s.send.abandoned && k.s.send.q.end > k.s.send.max })
 	if k != nil {
 		k.core.cutRest(k.s)
 		k.sent = k.s.send.q.end

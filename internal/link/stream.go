@@ -3,9 +3,7 @@ package link
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -19,38 +17,39 @@ import (
 // It is a net.Conn. A relay uses Room, Send, SetReceiver, Backlog and Consumed instead of Write and Read: they move
 // pooled chunks, and an idle stream then holds no buffer and no goroutine of the link.
 type Stream struct {
-	id   uint64
-	open wire.Open
+	slot *slot
 
 	// Guarded by slot.mu, as is everything below.
-	slot      *slot
-	send      sendHalf
-	recv      recvHalf
-	hooks     [4]hook
-	ackDue    time.Duration
-	ackWaits  bool
-	openSent  bool // the peer was told of the stream on this connection or an earlier one, or opened it itself
-	forgotten bool // not in the core any more
-
+	streamCore           // what the protocol knows of it
 	change     sync.Cond // on slot.mu: room, data, end or deadline
-	receiver   Receiver
-	calls      int  // of the receiver that are under way, Abort apart
-	detached   bool // between Detach and SetReceiver
-	busy       bool // somebody hands data to the receiver or drains the backlog
-	told       wire.EndKind
-	dead       bool // the session is gone
+	resumes0   uint64    // the slot's count when the stream was made
+	frozen     bool      // see Freeze
+	dead       bool      // the session is gone
 	deadCode   wire.Code
-	closed     bool // by the local user of the net.Conn
-	noWait     bool // the socket is dead: Room waits no more
-	writing    bool // a Write is under way: the bytes of each stay together
-	rdl, wdl   *deadline
-	resumes0   uint64      // the slot's count when the stream was made
-	frozen     bool        // see Freeze
-	flush      countdown   // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
-	rest       countdown   // see SendRest
-	restCredit uint64      // when rest began
+	delivery
+	source
+}
+
+// delivery is how what arrives reaches the Receiver.
+type delivery struct {
+	receiver Receiver
+	rdl      *deadline // of Read
+	calls    int32     // of the receiver that are under way, Abort apart
+	detached bool      // between Detach and SetReceiver
+	busy     bool      // somebody hands data to the receiver or drains the backlog
+	told     wire.EndKind
+	flush    *countdown // to the end of what is still delivered ahead of a RST; stands still while the stream is detached
+}
+
+// source is what there is to know of whoever sends: a socket, or the user of the net.Conn.
+type source struct {
+	noWait     bool        // the socket is dead: Room waits no more
+	writing    bool        // a Write is under way: the bytes of each stay together
+	looking    bool        // look runs
 	look       *time.Timer // see Room
-	looking    bool
+	rest       *countdown  // see SendRest
+	restCredit uint64      // when rest began
+	wdl        *deadline   // of Write
 }
 
 // Receiver takes what arrives on a stream. Receive, Backlogged and Ended come one at a time and in order, without any lock
@@ -69,8 +68,6 @@ type Receiver interface {
 	// RST could not be delivered in time.
 	Abort(code wire.Code)
 }
-
-func newStream(id uint64, o wire.Open) *Stream { return &Stream{id: id, open: o} }
 
 // bind ties a stream to the slot whose core made it.
 func (s *Stream) bind(sl *slot) {
@@ -166,7 +163,7 @@ func (s *Stream) NoWait() {
 // roomLocked waits for room. While the link is frozen it fails, unless patient: then it waits for that too.
 func (s *Stream) roomLocked(patient bool) (int, error) {
 	for {
-		switch n, err := s.send.room(s.slot.core.budget), s.mute(); {
+		switch n, err := s.send.room(s.slot.core.budget), s.sendError(); {
 		case err != nil:
 			return 0, err
 		case s.detached:
@@ -183,10 +180,10 @@ func (s *Stream) roomLocked(patient bool) (int, error) {
 	}
 }
 
-// mute says why nothing may be sent any more; nil: it may. slot.mu is held.
-func (s *Stream) mute() error {
+// sendError is why nothing may be sent any more, nil if it may. slot.mu is held.
+func (s *Stream) sendError() error {
 	switch {
-	case s.dead || s.send.moot || s.send.reset():
+	case s.dead || s.send.abandoned || s.send.reset():
 		return ErrReset
 	case s.send.end != 0 || s.closed:
 		return net.ErrClosed
@@ -200,7 +197,7 @@ func (s *Stream) mute() error {
 func (s *Stream) TryRoom() int {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if s.mute() != nil || s.frozen || s.detached {
+	if s.sendError() != nil || s.frozen || s.detached {
 		return 0
 	}
 	return s.send.room(s.slot.core.budget)
@@ -232,7 +229,7 @@ func (s *Stream) SendRest(cs ...*Chunk) bool {
 		return false
 	}
 	s.putLocked(cs)
-	if !s.rest.set {
+	if s.rest == nil {
 		s.limitRest()
 	}
 	return true
@@ -241,7 +238,7 @@ func (s *Stream) SendRest(cs ...*Chunk) bool {
 // limitRest gives what SendRest put flushTimeout to be taken. slot.mu is held.
 func (s *Stream) limitRest() {
 	s.restCredit = s.send.credit
-	s.rest.start(s.slot.link.now(), flushTimeout, s.giveUpRest)
+	s.rest = startCountdown(s.slot.link.now(), flushTimeout, s.giveUpRest)
 }
 
 // giveUpRest gives up what SendRest put when the peer, which has all that it gave credit for, gave no more for flushTimeout: its
@@ -254,11 +251,11 @@ func (s *Stream) giveUpRest() {
 	}
 	h := &s.send
 	switch {
-	case s.forgotten || h.moot || h.end != 0 && h.q.end <= h.max:
+	case s.forgotten || h.abandoned || h.end != 0 && h.q.end <= h.max:
 	case h.end == 0 || h.credit > s.restCredit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
 		s.limitRest() // it is not the reader that is waited for, or it reads
 	default:
-		s.slot.core.cutRest(s)
+		s.slot.core.cutRest(&s.streamCore)
 		s.slot.wake()
 	}
 }
@@ -279,7 +276,7 @@ func (s *Stream) Put(cs ...*Chunk) {
 // PutFIN is CloseWrite behind what was put.
 func (s *Stream) PutFIN() {
 	s.slot.mu.Lock()
-	s.slot.core.end(s, wire.FIN, wire.CodeNone)
+	s.slot.core.end(&s.streamCore, wire.FIN, wire.CodeNone)
 	s.slot.mu.Unlock()
 }
 
@@ -299,7 +296,7 @@ func (s *Stream) Flush() {
 
 // putLocked queues the chunks and returns how many bytes they brought.
 func (s *Stream) putLocked(cs []*Chunk) (n int) {
-	if s.send.end != 0 || s.send.moot || s.forgotten {
+	if s.send.end != 0 || s.send.abandoned || s.forgotten {
 		for _, c := range cs {
 			c.Free()
 		}
@@ -309,7 +306,7 @@ func (s *Stream) putLocked(cs []*Chunk) (n int) {
 		n += c.n
 		s.send.q.push(c)
 	}
-	s.slot.core.touch(s)
+	s.slot.core.touch(&s.streamCore)
 	return n
 }
 
@@ -326,7 +323,7 @@ func (s *Stream) end(kind wire.EndKind, code wire.Code) {
 	sl := s.slot
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	sl.core.end(s, kind, code)
+	sl.core.end(&s.streamCore, kind, code)
 	if kind == wire.RST {
 		s.discardLocked()
 	}
@@ -349,7 +346,7 @@ func (s *Stream) discardLocked() {
 		// Not freed: a drain may be writing from the first chunk, and a chunk in the pool is somebody else's.
 		r.q = queue{}
 		r.pos = 0
-		if n > 0 && s.slot.core.consume(s, n, s.slot.link.now()) {
+		if n > 0 && s.slot.core.consume(&s.streamCore, n, s.slot.link.now()) {
 			s.slot.wake()
 		}
 	}
@@ -430,7 +427,7 @@ func (s *Stream) deliver(bufs [][]byte) {
 		s.returned()
 		s.recv.behind = behind
 	}
-	s.slot.core.consume(s, n, s.slot.link.now()) // the caller sends what that brings
+	s.slot.core.consume(&s.streamCore, n, s.slot.link.now()) // the caller sends what that brings
 	s.handOver()
 }
 
@@ -468,8 +465,8 @@ func (s *Stream) handOver() {
 
 // limitFlush gives the bytes before a RST flushTimeout to be delivered. slot.mu is held.
 func (s *Stream) limitFlush() {
-	if !s.flush.set {
-		s.flush.start(s.slot.link.now(), flushTimeout, s.giveUpFlush)
+	if s.flush == nil {
+		s.flush = startCountdown(s.slot.link.now(), flushTimeout, s.giveUpFlush)
 		return
 	}
 	s.flush.thaw(s.slot.link.now(), s.giveUpFlush) // behind Detach
@@ -480,7 +477,7 @@ func (s *Stream) giveUpFlush() {
 	s.slot.mu.Lock()
 	late, r, code := s.flush.over(), s.receiver, s.recv.code
 	if late && r == nil { // nobody has the stream yet: whoever gets it is told
-		s.flush.frozen = 0
+		s.flush.left = 0
 	}
 	s.slot.mu.Unlock()
 	if late && r != nil {
@@ -535,7 +532,7 @@ func (s *Stream) consumedLocked(n int) {
 		r.q.freeBelow(r.q.base + uint64(c.n))
 		r.pos = 0
 	}
-	if s.slot.core.consume(s, n, s.slot.link.now()) {
+	if s.slot.core.consume(&s.streamCore, n, s.slot.link.now()) {
 		s.slot.wake()
 	}
 }
@@ -549,149 +546,4 @@ func (s *Stream) kill(code wire.Code) Receiver {
 	s.dead, s.deadCode = true, code
 	s.change.Broadcast()
 	return s.receiver
-}
-
-// Read implements net.Conn for a stream without a Receiver.
-func (s *Stream) Read(p []byte) (int, error) {
-	s.slot.mu.Lock()
-	defer s.slot.mu.Unlock()
-	for {
-		switch {
-		case s.closed:
-			return 0, s.opError("read", net.ErrClosed)
-		case s.rdl.passed():
-			return 0, s.opError("read", os.ErrDeadlineExceeded)
-		case len(p) == 0:
-			return 0, nil
-		case s.frozen:
-			s.change.Wait()
-			continue
-		}
-		if c := s.recv.q.head; c != nil {
-			n := copy(p, c.data()[s.recv.pos:c.n])
-			s.consumedLocked(n)
-			return n, nil
-		}
-		switch {
-		case s.dead, s.recv.reset(), s.send.reset():
-			return 0, s.opError("read", ErrReset)
-		case s.recv.end == wire.FIN:
-			return 0, io.EOF
-		}
-		s.change.Wait()
-	}
-}
-
-// Write implements net.Conn.
-func (s *Stream) Write(p []byte) (n int, err error) {
-	s.slot.mu.Lock()
-	defer s.slot.mu.Unlock()
-	if len(p) == 0 { // needs no credit
-		if err := s.mute(); err != nil {
-			return 0, s.opError("write", err)
-		}
-		return 0, nil
-	}
-	for s.writing {
-		if err := s.mute(); err != nil {
-			return 0, s.opError("write", err)
-		}
-		s.change.Wait()
-	}
-	s.writing = true
-	defer func() {
-		s.writing = false
-		s.change.Broadcast()
-	}()
-	for {
-		room, err := s.roomLocked(true)
-		if err != nil {
-			return n, s.opError("write", err)
-		}
-		k := min(room, len(p)-n)
-		if k > 0 && !s.send.moot && !s.forgotten {
-			s.send.q.write(p[n : n+k])
-			s.slot.core.touch(s)
-			s.slot.wake()
-		}
-		if n += k; n == len(p) {
-			return n, nil
-		}
-	}
-}
-
-// Close ends the stream as a socket's close does: FIN when everything that arrived was read, RST otherwise; what arrives
-// later is answered with RST.
-func (s *Stream) Close() error {
-	s.slot.mu.Lock()
-	if s.closed {
-		s.slot.mu.Unlock()
-		return nil
-	}
-	s.closed = true
-	kind := wire.FIN
-	if s.recv.q.head != nil && !s.recv.discard {
-		kind = wire.RST
-	}
-	s.slot.mu.Unlock()
-	s.end(kind, wire.CodeAborted)
-	if kind == wire.FIN {
-		s.Discard()
-	}
-	return nil
-}
-
-func (s *Stream) opError(op string, err error) error {
-	return &net.OpError{Op: op, Net: "stream", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: err}
-}
-
-// LocalAddr is the public address that the user reached.
-func (s *Stream) LocalAddr() net.Addr { return addr(s.open.Local) }
-
-// RemoteAddr is the user's address.
-func (s *Stream) RemoteAddr() net.Addr { return addr(s.open.Client) }
-
-func addr(a netip.AddrPort) net.Addr {
-	if !a.IsValid() {
-		return &net.TCPAddr{}
-	}
-	return net.TCPAddrFromAddrPort(a)
-}
-
-// deadline is one direction's deadline. A nil one never passes.
-type deadline struct {
-	at    time.Time
-	timer *time.Timer
-}
-
-func (d *deadline) passed() bool { return d != nil && !d.at.IsZero() && !time.Now().Before(d.at) }
-
-// SetDeadline implements net.Conn.
-func (s *Stream) SetDeadline(t time.Time) error {
-	s.SetReadDeadline(t)
-	return s.SetWriteDeadline(t)
-}
-
-// SetReadDeadline implements net.Conn.
-func (s *Stream) SetReadDeadline(t time.Time) error { return s.setDeadline(&s.rdl, t) }
-
-// SetWriteDeadline implements net.Conn.
-func (s *Stream) SetWriteDeadline(t time.Time) error { return s.setDeadline(&s.wdl, t) }
-
-func (s *Stream) setDeadline(d **deadline, t time.Time) error {
-	s.slot.mu.Lock()
-	defer s.slot.mu.Unlock()
-	if *d != nil {
-		(*d).timer.Stop()
-	}
-	*d = nil
-	if !t.IsZero() {
-		*d = &deadline{t, time.AfterFunc(time.Until(t), func() {
-			s.slot.mu.Lock()
-			s.change.Broadcast()
-			s.slot.mu.Unlock()
-		})}
-	}
-	s.change.Broadcast()
-	return nil
 }

@@ -16,6 +16,11 @@ import (
 )
 
 func second(w *world, instance byte) (*recorder, func()) {
+	br, _, stop := secondDialer(w, instance)
+	return br, stop
+}
+
+func secondDialer(w *world, instance byte) (*recorder, *Dialer, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	br2 := newRecorder()
 	d2 := NewDialer(DialerConfig{
@@ -25,7 +30,7 @@ func second(w *world, instance byte) (*recorder, func()) {
 		Failed: func(int, error, time.Duration) {},
 	})
 	w.wg.Go(func() { d2.Run(ctx) })
-	return br2, cancel
+	return br2, d2, cancel
 }
 
 // The key is removed while a new bridge waits for the old one's silence.
@@ -88,7 +93,7 @@ func TestNoBackoffAfterAShortSession(t *testing.T) {
 }
 
 func TestBackoff(t *testing.T) {
-	for _, err := range []error{nil, errors.New("x"), auth.ErrRefused, &refusal{status: 5}} {
+	for _, err := range []error{nil, errors.New("x"), auth.ErrRefused, &peerRefusal{status: 5}} {
 		for n := range 200 {
 			for _, streams := range []int{0, 1} {
 				d, most := Backoff(n, err, streams), 90*time.Second
@@ -113,12 +118,12 @@ func TestBackoff(t *testing.T) {
 func TestBackoffThatThePeerAsksFor(t *testing.T) {
 	for asked, want := range map[time.Duration]time.Duration{3 * time.Second: 3 * time.Second, time.Hour: time.Minute} {
 		for range 50 {
-			if d := Backoff(1, &refusal{status: wire.StatusDraining, comeBack: asked}, 5); d < want/2 || d > want*3/2 {
+			if d := Backoff(1, &peerRefusal{status: wire.StatusDraining, comeBack: asked}, 5); d < want/2 || d > want*3/2 {
 				t.Errorf("asked for %s: %s, want about %s", asked, d, want)
 			}
 		}
 	}
-	for _, err := range []error{&auth.FeatureError{Missing: 1}, &refusal{status: wire.StatusUnsupported}} {
+	for _, err := range []error{&auth.FeatureError{Missing: 1}, &peerRefusal{status: wire.StatusUnsupported}} {
 		if d := Backoff(10, err, 0); d < 30*time.Second {
 			t.Errorf("%v: the next attempt comes after %s", err, d)
 		}

@@ -1,6 +1,10 @@
 package link
 
-import "runtime"
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
 
 // Bulk work, a batch at a time, waits for its turn here. The Go scheduler looks for sockets that became ready when one of its
 // processors has nothing else to do, and otherwise only every 10 ms: were all of them busy with downloads, each keystroke
@@ -8,20 +12,75 @@ import "runtime"
 // after 10 ms. An echo beside 20 downloads at full speed on two cores took 36 ms (median; p99 80 to 105) without turns, and
 // 1.2 ms (12) with them; the downloads lost nothing. Beside one stream each way it went from 1.0 ms (17) to 0.38 (10) when bulk was
 // read off its socket in its turn, too.
-var turns = make(chan struct{}, max(runtime.GOMAXPROCS(0)-1, 1))
+var turns = newTurnstile(func() int { return runtime.GOMAXPROCS(0) })
+
+// turnstile lets as many through at once as there are processors but one. GOMAXPROCS may change while the program runs: it
+// follows the CPU limit of a cgroup.
+type turnstile struct {
+	procs func() int
+	free  chan struct{} // a value for each turn that nobody has
+	begun atomic.Uint64
+
+	mu    sync.Mutex
+	width int // how many turns there ought to be; guarded by mu, as made
+	made  int // how many there are
+}
+
+const (
+	turnsBetweenLooks = 256  // how often the number of processors is asked for
+	mostTurns         = 4096 // at once
+)
+
+func newTurnstile(procs func() int) *turnstile {
+	return &turnstile{procs: procs, free: make(chan struct{}, mostTurns)}
+}
+
+func (t *turnstile) take() {
+	if t.begun.Add(1)%turnsBetweenLooks == 1 {
+		t.fit()
+	}
+	<-t.free
+}
+
+func (t *turnstile) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.made > t.width {
+		t.made--
+		return
+	}
+	t.free <- struct{}{}
+}
+
+// fit makes as many turns as the processors of now allow. One too many that somebody has is gone when it ends.
+func (t *turnstile) fit() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.width = min(max(t.procs()-1, 1), mostTurns)
+	for ; t.made < t.width; t.made++ {
+		t.free <- struct{}{}
+	}
+	for ; t.made > t.width; t.made-- {
+		select {
+		case <-t.free:
+		default:
+			return
+		}
+	}
+}
 
 // TakeTurn waits until a batch of n bytes may be processed. A small one is not bulk and does not wait. EndTurn, with the same
 // n, says that it is done; nothing in between may wait for a socket or a peer. Nor may the callback of a RawConn wait for a turn:
 // closing the socket waits for the callback, and slot.mu may be held meanwhile, which somebody in his turn wants.
 func TakeTurn(n int) {
 	if n >= ChunkSize {
-		turns <- struct{}{}
+		turns.take()
 	}
 }
 
 // EndTurn ends what TakeTurn began.
 func EndTurn(n int) {
 	if n >= ChunkSize {
-		<-turns
+		turns.end()
 	}
 }

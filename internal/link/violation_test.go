@@ -195,7 +195,7 @@ func (v *voice) hear(want wire.Type) (wire.Frame, error) {
 			return f, err
 		case f.Type == wire.TypeErr:
 			e := wire.ParseErr(f)
-			return f, &protocolError{e.Code, e.Text, false}
+			return f, &violationError{e.Code, e.Text, false}
 		}
 	}
 }

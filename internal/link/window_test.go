@@ -22,7 +22,7 @@ func newFaucet(t testing.TB, b *Budget) *faucet {
 	return &faucet{t: t, c: newCore(true, 1, b), now: time.Second, next: 1}
 }
 
-func (f *faucet) open() *Stream {
+func (f *faucet) open() *streamCore {
 	if !f.c.dials {
 		s := f.c.open(wire.Open{})
 		s.openSent = true
@@ -38,7 +38,7 @@ func (f *faucet) open() *Stream {
 }
 
 // pour uses the whole credit up and reads everything, n times, each within a round trip.
-func (f *faucet) pour(s *Stream, n int) {
+func (f *faucet) pour(s *streamCore, n int) {
 	for range n {
 		for left := s.recv.granted - s.recv.nxt; left > 0; {
 			k := min(left, wire.MaxPayload)
@@ -50,7 +50,7 @@ func (f *faucet) pour(s *Stream, n int) {
 }
 
 // take receives n bytes and reads them.
-func (f *faucet) take(s *Stream, n uint64) {
+func (f *faucet) take(s *streamCore, n uint64) {
 	ev, err := f.c.receive(wire.Frame{Type: wire.TypeData, Stream: s.id, Offset: s.recv.nxt, Payload: f.buf[:n]}, f.now)
 	if err != nil {
 		f.t.Fatal(err)
@@ -105,7 +105,7 @@ func TestManyIdleStreams(t *testing.T) {
 	})
 	t.Run("that said much once and little now and then", func(t *testing.T) {
 		f := newFaucet(t, NewBudget(0))
-		var all []*Stream
+		var all []*streamCore
 		for range 3000 {
 			all = append(all, f.open())
 		}
@@ -131,7 +131,7 @@ func TestMemoryOfAnOutage(t *testing.T) {
 	size := int64(n) * defaultPool / 10_000
 	e := newEnds(t)
 	e.p.budget.size, e.b.budget.size = size, size
-	var users []*Stream
+	var users []*streamCore
 	for range n {
 		users = append(users, e.p.open(wire.Open{}))
 	}
@@ -147,7 +147,7 @@ func TestMemoryOfAnOutage(t *testing.T) {
 	grown := e.p.budget.Used()
 	e.now += 2 * idleGap
 
-	lazy := map[*Stream]uint64{} // what the user has not read
+	lazy := map[*streamCore]uint64{} // what the user has not read
 	for _, s := range users {
 		peer := e.b.streams[s.id]
 		fill(e.b, peer)
@@ -212,7 +212,7 @@ func TestMemoryOfAnOutage(t *testing.T) {
 }
 
 // fill writes as long as there is room, a read of a socket at a time.
-func fill(c *core, s *Stream) {
+func fill(c *core, s *streamCore) {
 	for n := s.send.room(c.budget); n > 0; n = s.send.room(c.budget) {
 		write(c, s, make([]byte, min(n, ChunkSize)))
 	}

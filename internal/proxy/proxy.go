@@ -107,7 +107,7 @@ func New(cfg Config) *Proxy {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, say: newTalker(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
 		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns}),
-		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), leaves: make(map[[16]byte]legacy)},
+		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]struct{})},
 		port:     linkPort{gate: newGate(), budget: link.NewBudget(cfg.Budget)},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}
@@ -197,11 +197,20 @@ func (p *Proxy) Run(ctx context.Context) error {
 	return nil
 }
 
-// Drain stops taking new connections and bridges; Run returns when the last pair has ended, or resets what is left after
-// Settings.Drain.
+// Drain frees all ports, so that a successor can have them when it returns, and announces the stop to the bridges. Run returns
+// when the last pair has ended, or resets what is left after Settings.Drain.
 func (p *Proxy) Drain() {
 	p.life.once.Do(func() {
 		p.conns.Shut()
+		if p.port.ln != nil {
+			p.port.ln.Close()
+		}
+		if p.port.carrier != nil {
+			p.port.carrier.Close()
+		}
+		if p.life.running.Load() { // else nothing is open, and nobody does what the registry decides
+			p.closeSockets()
+		}
 		close(p.life.drain)
 	})
 }
@@ -219,6 +228,7 @@ func (p *Proxy) finishPairs(ctx context.Context) {
 	p.life.drainEnds.Store(time.Now().Add(limit).UnixNano())
 	for _, l := range p.port.host.Links() {
 		l.GoAway(limit)
+		l.Abandon()
 	}
 	now := p.conns.Load()
 	p.log.Info("draining", "pairs", now.Pairs, "opening", now.Unbound(), "limit", limit.Seconds())

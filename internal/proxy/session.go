@@ -15,13 +15,14 @@ import (
 
 // sessions finds the registry's session of a link.
 type sessions struct {
-	mu     sync.Mutex
-	ids    map[*link.Link]registry.SessionID // guarded by mu, as all below
-	leaves map[[16]byte]legacy               // by key: a session that a newer one is about to replace
+	mu       sync.Mutex
+	ids      map[*link.Link]registry.SessionID // guarded by mu, as all below
+	replaced map[[16]byte]replaced             // by key: a session that a newer one is about to replace, or may
+	going    map[*link.Link]struct{}           // those whose bridge is stopping
 }
 
-// legacy is a session whose names wait for their heir.
-type legacy struct {
+// replaced is a session whose names wait for the newer session to begin.
+type replaced struct {
 	id    registry.SessionID
 	timer *time.Timer // ends it, should nobody come
 }
@@ -49,8 +50,9 @@ func (p *Proxy) Attached(l *link.Link, slot int) {
 	if slot != 0 {
 		return
 	}
-	if left, draining := p.drainLeft(); draining { // the connection may have broken before the bridge was told
+	if left, draining := p.drainLeft(); draining { // it began, or broke, before the bridge was told
 		l.GoAway(left)
+		l.Abandon()
 	}
 	p.say.info(l.KeyID(), "bridge connected", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
 }
@@ -59,9 +61,9 @@ func (p *Proxy) Attached(l *link.Link, slot int) {
 func (p *Proxy) begin(l *link.Link) bool {
 	s := &p.sessions
 	s.mu.Lock()
-	old, replaces := s.leaves[l.KeyID()]
+	old, replaces := s.replaced[l.KeyID()]
 	if replaces {
-		delete(s.leaves, l.KeyID())
+		delete(s.replaced, l.KeyID())
 		old.timer.Stop()
 	}
 	id, err := p.registry.Begin(registry.Session{Key: l.KeyID(), Peer: l.PeerName(), Instance: l.Peer(), Way: way{l}, Replaces: old.id})
@@ -87,20 +89,72 @@ func (p *Proxy) begin(l *link.Link) bool {
 func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 	p.registry.LinkUp(p.sessions.of(l), l.Connected())
 	// Ended says it, or a newer connection took the slot already.
-	if slot != 0 || l.Err() != nil || l.RemoteAddr() != nil || p.life.ctx.Err() != nil {
+	switch {
+	case l.Err() != nil || p.life.ctx.Err() != nil:
 		return
-	}
-	if l.Leaving() && l.Streams() == 0 { // else it comes back to finish them
-		l.Kill(errLeft)
+	case l.Leaving() && l.Finished():
+		if !l.Alive() {
+			p.wg.Go(func() { p.awaitReturn(l) })
+		}
+		return
+	case slot != 0 || l.RemoteAddr() != nil || p.conns.Draining(): // nobody comes back to a proxy that is stopping
 		return
 	}
 	p.say.warn(l.KeyID(), "bridge lost, its connections stand still until it is back", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
 }
 
-var errLeft = errors.New("the bridge stopped")
+// returnTime is how long a bridge that is stopping, and was seen to have nothing left, has to come back from a break of its link.
+const returnTime = 2 * time.Second
 
-// GoingAway implements link.Owner.
-func (p *Proxy) GoingAway(l *link.Link, _ time.Duration) { p.registry.Leaving(p.sessions.of(l)) }
+// awaitReturn ends the session of a bridge that has left, unless it comes back soon.
+func (p *Proxy) awaitReturn(l *link.Link) {
+	late := time.NewTimer(returnTime)
+	defer late.Stop()
+	select {
+	case <-late.C:
+		if l.Finished() && !l.Alive() {
+			l.Kill(link.ErrLeft)
+		}
+	case <-l.Done():
+	case <-p.life.ctx.Done():
+	}
+}
+
+// GoingAway implements link.Owner. The bridge serves on until its successor claims what it has, or until it says that it takes
+// nobody any more.
+func (p *Proxy) GoingAway(l *link.Link, drain time.Duration) {
+	s := &p.sessions
+	s.mu.Lock()
+	id := s.ids[l]
+	_, again := s.going[l]
+	if id != 0 {
+		s.going[l] = struct{}{}
+	}
+	s.mu.Unlock()
+	if id == 0 {
+		return
+	}
+	p.registry.Leaving(id)
+	p.registry.LinkUp(id, l.Connected())
+	if !again {
+		p.wg.Go(func() { p.awaitLeft(l, drain) })
+	}
+}
+
+// leaveGrace is how long after its own limit a bridge that is stopping is waited for.
+const leaveGrace = 15 * time.Second
+
+// awaitLeft ends the session of a bridge that was to end by itself, and may have been killed instead.
+func (p *Proxy) awaitLeft(l *link.Link, drain time.Duration) {
+	late := time.NewTimer(drain + leaveGrace)
+	defer late.Stop()
+	select {
+	case <-late.C:
+		l.Kill(link.ErrLeft)
+	case <-l.Done():
+	case <-p.life.ctx.Done():
+	}
+}
 
 // Opened implements link.Owner. A proxy has no service that a bridge could ask for.
 func (p *Proxy) Opened(s *link.Stream) { s.Reset(wire.CodeService) }
@@ -138,32 +192,49 @@ func violation(err error) error {
 	return link.Violation(wire.ErrClaimInvalid, "%s", err)
 }
 
-// Ended implements link.Owner.
+// awaitSuccessor is how long the names of a bridge that left, or was replaced, are held for the next one. Tests wait shorter.
+var awaitSuccessor = registry.Hold
+
+// Ended implements link.Owner. The names of a session that was replaced are the newer one's. A bridge that left may have a successor
+// that is only starting: users wait for it as they do for one that is away.
 func (p *Proxy) Ended(l *link.Link, err error) {
+	newest := p.port.host.Link(l.KeyID())
+	left := l.Leaving() && (newest == nil || newest == l) && !p.conns.Draining() && !errors.Is(err, errKeyRemoved)
+	heir := left || errors.Is(err, link.ErrReplaced)
 	s := &p.sessions
 	s.mu.Lock()
 	id, known := s.ids[l]
 	delete(s.ids, l)
-	if known && errors.Is(err, link.ErrReplaced) { // the newer session takes its names over
-		s.leaves[l.KeyID()] = legacy{id, time.AfterFunc(registry.Hold, func() { p.disinherit(l.KeyID(), id) })}
+	delete(s.going, l)
+	var former replaced
+	if known && heir {
+		if former = s.replaced[l.KeyID()]; former.timer != nil {
+			former.timer.Stop()
+		}
+		s.replaced[l.KeyID()] = replaced{id, time.AfterFunc(awaitSuccessor, func() { p.endReplaced(l.KeyID(), id) })}
 	}
 	s.mu.Unlock()
 	if !known {
 		return
 	}
-	if !errors.Is(err, link.ErrReplaced) {
+	if former.timer != nil {
+		p.registry.End(former.id)
+	}
+	if heir {
+		p.registry.LinkUp(id, false)
+	} else {
 		p.registry.End(id)
 	}
 	p.say.info(l.KeyID(), "bridge session ended", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
 }
 
-// disinherit ends a session that nobody came to replace.
-func (p *Proxy) disinherit(key [16]byte, id registry.SessionID) {
+// endReplaced ends a session that nobody came to replace.
+func (p *Proxy) endReplaced(key [16]byte, id registry.SessionID) {
 	s := &p.sessions
 	s.mu.Lock()
-	still := s.leaves[key].id == id
+	still := s.replaced[key].id == id
 	if still {
-		delete(s.leaves, key)
+		delete(s.replaced, key)
 	}
 	s.mu.Unlock()
 	if still {
@@ -171,11 +242,11 @@ func (p *Proxy) disinherit(key [16]byte, id registry.SessionID) {
 	}
 }
 
-// forget stops the timers of sessions that wait for an heir.
+// forget stops the timers of endReplaced.
 func (s *sessions) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, old := range s.leaves {
+	for _, old := range s.replaced {
 		old.timer.Stop()
 	}
 }

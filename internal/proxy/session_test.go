@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -187,10 +189,10 @@ func TestNobodyReplaces(t *testing.T) {
 	b.mu.Unlock()
 	l.Kill(link.ErrReplaced)
 	w.p.sessions.mu.Lock()
-	old := w.p.sessions.leaves[k.ID]
+	old := w.p.sessions.replaced[k.ID]
 	w.p.sessions.mu.Unlock()
 	if old.id == 0 || refused(addr) {
-		t.Fatal("the port does not wait for the heir")
+		t.Fatal("the port does not wait for the newer session")
 	}
 	old.timer.Reset(0) // its time is over
 	eventually(t, "the port is closed", func() bool { return refused(addr) })
@@ -291,4 +293,120 @@ func TestPortHeldByOther(t *testing.T) {
 	if _, err := net.Listen("tcp", addr); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Skipf("this system opens an address twice: %v", err) // which is why the proxy decides
 	}
+}
+
+// TestApplyUnderLoad: other settings, again and again, while users are there and more come: none of them notices.
+func TestApplyUnderLoad(t *testing.T) {
+	const applies, connected, comers = 200, 100, 4
+	addr, pub := free(t)
+	_, otherPub := free(t)
+	_, offerPub := free(t)
+	offer, err := grammar.ParsePublic(offerPub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	w.bridge(other, how{instance: 2}, otherPub, "offered")
+	over, quiet := make(chan struct{}), make(chan struct{})
+	var echoes, users sync.WaitGroup
+	echoes.Go(func() {
+		for {
+			select {
+			case s := <-b.streams:
+				echoes.Go(func() {
+					io.Copy(s, s)
+					s.Close()
+				})
+			case <-quiet:
+				return
+			}
+		}
+	})
+	exchange := func(c net.Conn) error {
+		got := make([]byte, 5)
+		if _, err := c.Write([]byte("hello")); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(c, got); err != nil || string(got) != "hello" {
+			return fmt.Errorf("read %q: %w", got, err)
+		}
+		return nil
+	}
+	var served atomic.Int64
+	user := func() (net.Conn, error) {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.SetDeadline(time.Now().Add(limit))
+			err = exchange(c)
+		}
+		return c, err
+	}
+	for range connected {
+		c, err := user()
+		if err != nil {
+			t.Fatal(err)
+		}
+		users.Go(func() {
+			defer c.Close()
+			for {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				if err := exchange(c); err != nil {
+					t.Errorf("a user who was there: %v", err)
+					return
+				}
+			}
+		})
+	}
+	for range comers {
+		users.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+				}
+				c, err := user()
+				if err != nil {
+					t.Errorf("a user who comes: %v", err)
+					return
+				}
+				c.Close()
+				served.Add(1)
+			}
+		})
+	}
+	rt := w.route(pub)
+	for i := range applies {
+		k, other := k, other
+		set := Settings{Drain: time.Duration(i+1) * time.Second}
+		switch i % 4 {
+		case 0:
+			other.Allow = nil
+		case 1:
+			set.Offer = []grammar.Public{offer}
+		case 2:
+			k.Name = fmt.Sprint("nas", i)
+		}
+		if set.Keys = []Key{k, other}; i%4 == 3 {
+			set.Keys = []Key{k}
+		}
+		if err := w.p.Apply(t.Context(), set); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "users came meanwhile", func() bool { return served.Load() > 100 })
+	close(over)
+	users.Wait()
+	close(quiet)
+	echoes.Wait()
+	if w.route(pub) != rt {
+		t.Error("the service got another route")
+	}
+	w.setKeys(k, other)
 }

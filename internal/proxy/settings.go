@@ -18,7 +18,7 @@ type Settings struct {
 }
 
 // Apply puts settings in force, whole. When it returns, no new user enters under the old ones, and what a key that is gone held has
-// ended: links, listeners and connections. What is equal keeps its route, socket, connections and counters.
+// ended: links, listeners and connections. What is equal keeps its route, socket, connections and counters. An error is that of Settled.
 func (p *Proxy) Apply(ctx context.Context, set Settings) error {
 	p.applying.Lock()
 	defer p.applying.Unlock()
@@ -27,6 +27,12 @@ func (p *Proxy) Apply(ctx context.Context, set Settings) error {
 	if p.port.host != nil {
 		p.port.host.SetDetach(set.ResumeWithin)
 	}
+	return p.Settled(ctx)
+}
+
+// Settled returns when everything that the present settings ask for is done. With an error from ctx they are in force all the
+// same, and sockets or words to bridges are on their way.
+func (p *Proxy) Settled(ctx context.Context) error {
 	if p.life.running.Load() {
 		return p.registry.Done(ctx)
 	}

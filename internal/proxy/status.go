@@ -19,6 +19,9 @@ func (p *Proxy) Status() status.Snapshot {
 	draining := p.conns.Draining()
 	for _, s := range p.registry.Sessions() {
 		l := linkOf(s.Way)
+		if l.Err() != nil { // its names wait for another one
+			continue
+		}
 		snap.Links = append(snap.Links, l.Snapshot(s.KeyName, l.PeerName(), s.Leaving || draining))
 	}
 	for _, s := range p.registry.Services() {

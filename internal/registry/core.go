@@ -12,26 +12,38 @@ import (
 // core decides who serves what. It is deterministic: no lock, no clock, no goroutine, no I/O. An event changes its inputs, settle
 // (settle.go) derives the rest for the names that the event touched, and what there is to do comes out as effects (effects.go).
 //
-// The inputs are all that Freeze writes. Everything else here can be found from them at any time: it is kept so that an event
-// costs what it touches, however many sessions and claims there are.
+// Whoever knows the inputs finds the index at any time. It is kept so that an event costs what it touches, however many sessions and
+// claims there are.
 type core struct {
+	inputs
+	index
+	todo
+}
+
+// inputs are all that Freeze writes.
+type inputs struct {
 	policy   *policy
 	stopping bool // the proxy takes no newcomers any more
 	sessions map[SessionID]*session
 	holdings map[grammar.Public]*holding
 	sockets  map[Socket]*socket
 	seq      uint64 // numbers what has an order: sessions, claims, holdings, attempts to open a socket
+}
 
-	// The index.
+// index is what follows from the inputs.
+type index struct {
 	names   map[grammar.Public]*name
-	rings   map[KeyID]*ring
+	tenants map[KeyID]*tenant
 	places  map[place]*overlaps // by port: which names cover each other
 	wanters map[Socket][]*name  // what wants the socket open
 	bound   map[place][]Socket  // the sockets of a port that are open, or may be
 	waiting map[place][]Socket  // sockets that wait until one that overlaps is closed
-	touched []*name             // to be settled
-	dirty   []*overlaps
+}
 
+// todo is what events leave behind.
+type todo struct {
+	touched []*name             // to be settled
+	dirty   []*overlaps         // to be decided anew
 	effects []effect            // to be done, in order
 	looking map[Socket]struct{} // sockets that effects has a doSocket for
 	changed []*name             // whose route is another one than the view's
@@ -41,10 +53,15 @@ type core struct {
 
 func newCore(p Policy) *core {
 	return &core{
-		policy: newPolicy(p), sessions: make(map[SessionID]*session), holdings: make(map[grammar.Public]*holding),
-		sockets: make(map[Socket]*socket), names: make(map[grammar.Public]*name), rings: make(map[KeyID]*ring),
-		places: make(map[place]*overlaps), wanters: make(map[Socket][]*name),
-		bound: make(map[place][]Socket), waiting: make(map[place][]Socket), looking: make(map[Socket]struct{}),
+		inputs: inputs{
+			policy: newPolicy(p), sessions: make(map[SessionID]*session), holdings: make(map[grammar.Public]*holding),
+			sockets: make(map[Socket]*socket),
+		},
+		index: index{
+			names: make(map[grammar.Public]*name), tenants: make(map[KeyID]*tenant), places: make(map[place]*overlaps),
+			wanters: make(map[Socket][]*name), bound: make(map[place][]Socket), waiting: make(map[place][]Socket),
+		},
+		todo: todo{looking: make(map[Socket]struct{})},
 	}
 }
 
@@ -68,19 +85,19 @@ type session struct {
 	leaving   bool // the bridge is stopping
 	round     bool // the bridge has said all that it claims
 	claims    map[uint32]*claim
-	inherited map[grammar.Public]heirloom // names of the session that it replaced, until round
-	used      intervals                   // claim ids that were given back
-	owed      map[uint32]struct{}         // UNCLAIMs without an answer
+	inherited map[grammar.Public]inheritance // names of the session that it replaced, until round
+	used      intervals                      // claim ids that were given back
+	owed      map[uint32]struct{}            // UNCLAIMs without an answer
 
 	way      Way
-	ring     *ring
+	tenant   *tenant
 	first    map[grammar.Public]*claim   // the claim that has the name; of several for one name the earliest
 	more     map[grammar.Public][]*claim // the others
 	retiring int                         // offers of it that effects has a doRetire for
 }
 
-// heirloom is what a replaced session leaves of a name that it held.
-type heirloom struct {
+// inheritance is what a replaced session leaves of a name that it held.
+type inheritance struct {
 	place uint64
 	group string
 }
@@ -137,17 +154,17 @@ type name struct {
 	asked   []*claim // to be reviewed in any case
 }
 
-// ring is what belongs to one key.
-type ring struct {
+// tenant is what belongs to one key.
+type tenant struct {
 	id       KeyID
-	key      *Key        // of the policy; nil once that has none
-	sessions []*session  // oldest first
-	newest   SessionID   // the newest one that was up and has said all its claims; older ones serve nobody any more
-	order    []*ringName // the names that it wants, by place
-	names    map[grammar.Public]*ringName
+	key      *Key       // of the policy; nil once that has none
+	sessions []*session // oldest first
+	newest   SessionID  // the newest one that was up and has said all its claims; older ones serve nobody any more
+	order    []*wish    // the names that it wants, by place
+	names    map[grammar.Public]*wish
 }
 
-type ringName struct {
+type wish struct {
 	name  *name
 	place uint64
 	refs  int // claims and inheritances
@@ -176,14 +193,14 @@ func (co *core) begin(b Session) (*session, error) {
 	}
 	s := &session{
 		id: SessionID(co.next()), key: b.Key, secret: key.Incarnation, peer: b.Peer, instance: b.Instance, way: b.Way,
-		claims: make(map[uint32]*claim), inherited: make(map[grammar.Public]heirloom), owed: make(map[uint32]struct{}),
+		claims: make(map[uint32]*claim), inherited: make(map[grammar.Public]inheritance), owed: make(map[uint32]struct{}),
 	}
 	co.link(s)
 	if old := co.sessions[b.Replaces]; old != nil && old.key == b.Key {
 		left := old.inherited
 		for pub, c := range old.first {
 			if c.name.held != nil && c.name.held.shares(c.session.key, c.asked.Group) {
-				left[pub] = heirloom{c.place, c.asked.Group}
+				left[pub] = inheritance{c.place, c.asked.Group}
 			}
 		}
 		for _, pub := range sortedNames(left) {
@@ -191,7 +208,7 @@ func (co *core) begin(b Session) (*session, error) {
 		}
 		old.inherited = nil // it is s's now, and has moved in the index
 		for _, pub := range sortedNames(left) {
-			co.disinherit(old, pub)
+			co.giveUp(old, pub)
 		}
 		co.end(old.id)
 	}
@@ -201,12 +218,12 @@ func (co *core) begin(b Session) (*session, error) {
 // link puts a session into the index.
 func (co *core) link(s *session) {
 	co.sessions[s.id] = s
-	r := co.rings[s.key]
+	r := co.tenants[s.key]
 	if r == nil {
-		r = &ring{id: s.key, key: co.policy.keys[s.key], names: make(map[grammar.Public]*ringName)}
-		co.rings[s.key] = r
+		r = &tenant{id: s.key, key: co.policy.keys[s.key], names: make(map[grammar.Public]*wish)}
+		co.tenants[s.key] = r
 	}
-	s.ring, s.first, s.more = r, make(map[grammar.Public]*claim), make(map[grammar.Public][]*claim)
+	s.tenant, s.first, s.more = r, make(map[grammar.Public]*claim), make(map[grammar.Public][]*claim)
 	r.sessions = append(r.sessions, s)
 }
 
@@ -221,14 +238,14 @@ func (co *core) end(id SessionID) {
 		delete(s.claims, c.id)
 	}
 	for _, pub := range sortedNames(s.inherited) {
-		co.disinherit(s, pub)
+		co.giveUp(s, pub)
 	}
 	delete(co.sessions, id)
-	r := s.ring
+	r := s.tenant
 	r.sessions = slices.DeleteFunc(r.sessions, func(o *session) bool { return o == s })
 	co.renew(r)
 	if len(r.sessions) == 0 {
-		delete(co.rings, r.id)
+		delete(co.tenants, r.id)
 	}
 }
 
@@ -241,7 +258,7 @@ func (co *core) linkUp(id SessionID, up bool) {
 	first := up && !s.wasUp
 	s.up, s.wasUp = up, s.wasUp || up
 	if first {
-		co.renew(s.ring)
+		co.renew(s.tenant)
 	}
 	for pub, c := range s.first { // any order: what is touched is settled in the order of names
 		if first {
@@ -302,7 +319,7 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 		return nil
 	}
 	if c.offer != nil {
-		c.offer.attrs.Store(&c.asked)
+		c.offer.attrs.Store(&asked) // users read it without the lock: it is not c.asked, which changes
 	}
 	co.review(c)
 	if c.name != nil && s.first[c.public] == c {
@@ -349,16 +366,16 @@ func (co *core) endRound(id SessionID) {
 	}
 	s.round = true
 	for _, pub := range sortedNames(s.inherited) {
-		co.disinherit(s, pub)
+		co.giveUp(s, pub)
 	}
-	co.renew(s.ring)
+	co.renew(s.tenant)
 }
 
 // configure takes another policy. It returns after deciding everything anew that the change may concern.
 func (co *core) configure(p Policy) {
 	old := co.policy
 	co.policy = newPolicy(p)
-	for id, r := range co.rings {
+	for id, r := range co.tenants {
 		r.key = co.policy.keys[id]
 	}
 	var gone []*session
@@ -373,7 +390,7 @@ func (co *core) configure(p Policy) {
 	}
 	ports := !slices.Equal(old.Offer, p.Offer) || !slices.Equal(old.Own, p.Own)
 	var again []*claim
-	for id, r := range co.rings {
+	for id, r := range co.tenants {
 		was, now := old.keys[id], co.policy.keys[id]
 		if !ports && was.equal(now) {
 			continue
@@ -387,8 +404,8 @@ func (co *core) configure(p Policy) {
 			}
 		}
 		if was.MaxServices != now.MaxServices {
-			for _, rn := range r.order {
-				co.touch(rn.name)
+			for _, ws := range r.order {
+				co.touch(ws.name)
 			}
 		}
 	}
@@ -415,208 +432,4 @@ func (co *core) stop() {
 	for _, n := range co.names {
 		co.touch(n)
 	}
-}
-
-// enter puts a claim that judge has seen among those who want its name; at is its place in line unless its key has one already.
-func (co *core) enter(c *claim, at uint64) {
-	if c.denied != "" {
-		c.place = at
-		co.review(c)
-		return
-	}
-	n := co.nameOf(c.public)
-	c.name, c.place = n, at
-	s := c.session
-	if rn := s.ring.names[c.public]; rn != nil {
-		c.place = rn.place
-	}
-	co.count(s.ring, n, c.place)
-	if _, mine := s.inherited[c.public]; mine {
-		co.disinherit(s, c.public)
-	}
-	if s.first[c.public] != nil {
-		s.more[c.public] = append(s.more[c.public], c)
-		co.review(c)
-		return
-	}
-	co.lead(c)
-}
-
-// lead makes a claim the one of its session for its name.
-func (co *core) lead(c *claim) {
-	n := c.name
-	c.session.first[c.public] = c
-	at, _ := slices.BinarySearchFunc(n.claims, c, byPlace)
-	n.claims = slices.Insert(n.claims, at, c)
-	n.asked = append(n.asked, c)
-	co.visit(n)
-}
-
-// leave is the end of what enter began.
-func (co *core) leave(c *claim) {
-	n, s := c.name, c.session
-	if n == nil {
-		return
-	}
-	c.name = nil
-	if c.offer != nil {
-		n.left = append(n.left, c.offer)
-		c.offer = nil
-	}
-	co.uncount(s.ring, n)
-	co.visit(n)
-	more := s.more[n.public]
-	if s.first[n.public] != c {
-		for i, o := range slices.Backward(more) {
-			if o == c {
-				s.setMore(n.public, slices.Delete(more, i, i+1))
-				break
-			}
-		}
-		return
-	}
-	delete(s.first, n.public)
-	n.claims = slices.DeleteFunc(n.claims, func(o *claim) bool { return o == c })
-	if len(more) > 0 {
-		s.setMore(n.public, more[1:])
-		co.lead(more[0])
-	}
-}
-
-func (s *session) setMore(pub grammar.Public, more []*claim) {
-	if len(more) == 0 {
-		delete(s.more, pub)
-		return
-	}
-	s.more[pub] = more
-}
-
-func (co *core) inherit(s *session, pub grammar.Public, h heirloom) {
-	n := co.nameOf(pub)
-	s.inherited[pub] = h
-	n.heirs = append(n.heirs, s)
-	co.count(s.ring, n, h.place)
-	co.touch(n)
-}
-
-func (co *core) disinherit(s *session, pub grammar.Public) {
-	n := co.names[pub]
-	at := slices.Index(n.heirs, s)
-	if at < 0 {
-		return
-	}
-	delete(s.inherited, pub)
-	n.heirs = slices.Delete(n.heirs, at, at+1)
-	co.uncount(s.ring, n)
-	co.touch(n)
-}
-
-// count adds a name to those that a key wants. Where the key may not have so many, the last one in line is out.
-func (co *core) count(r *ring, n *name, at uint64) {
-	rn := r.names[n.public]
-	if rn == nil {
-		rn = &ringName{name: n, place: at}
-		r.names[n.public] = rn
-		i := r.rank(at)
-		r.order = slices.Insert(r.order, i, rn)
-		co.touchAt(r, i, r.key.MaxServices)
-	}
-	rn.refs++
-}
-
-func (co *core) uncount(r *ring, n *name) {
-	rn := r.names[n.public]
-	if rn.refs--; rn.refs > 0 {
-		return
-	}
-	delete(r.names, n.public)
-	i := r.rank(rn.place)
-	r.order = slices.Delete(r.order, i, i+1)
-	if r.key != nil {
-		co.touchAt(r, i, r.key.MaxServices-1)
-	}
-}
-
-// touchAt touches the name that a change at place i of the order moved over the limit, or below it.
-func (co *core) touchAt(r *ring, i, at int) {
-	if at >= i && at >= 0 && at < len(r.order) {
-		co.touch(r.order[at].name)
-	}
-}
-
-// rank is where a place stands in the order.
-func (r *ring) rank(at uint64) int {
-	i, _ := slices.BinarySearchFunc(r.order, at, func(rn *ringName, at uint64) int { return cmp.Compare(rn.place, at) })
-	return i
-}
-
-// renew finds the newest session of a key that has taken over everything from older ones.
-func (co *core) renew(r *ring) {
-	newest := SessionID(0)
-	for _, s := range r.sessions {
-		if s.wasUp && s.round {
-			newest = s.id
-		}
-	}
-	if newest == r.newest {
-		return
-	}
-	r.newest = newest
-	for _, s := range r.sessions {
-		for _, c := range s.first {
-			co.touch(c.name)
-		}
-		for pub := range s.inherited {
-			co.touch(co.names[pub])
-		}
-	}
-}
-
-func (co *core) nameOf(pub grammar.Public) *name {
-	n := co.names[pub]
-	if n == nil {
-		n = &name{public: pub}
-		co.names[pub] = n
-	}
-	return n
-}
-
-// touch has a name settled, and the answers to all of its claims looked at.
-func (co *core) touch(n *name) {
-	n.all = true
-	co.visit(n)
-}
-
-// visit has a name settled. The answers to its claims are looked at if what they follow from has changed.
-func (co *core) visit(n *name) {
-	if !n.touched {
-		n.touched = true
-		co.touched = append(co.touched, n)
-	}
-}
-
-func byPlace(a, b *claim) int {
-	return cmp.Or(cmp.Compare(a.place, b.place), cmp.Compare(a.born, b.born))
-}
-
-func sortedClaims(s *session) []*claim {
-	cs := make([]*claim, 0, len(s.claims))
-	for _, c := range s.claims {
-		cs = append(cs, c)
-	}
-	slices.SortFunc(cs, byPlace)
-	return cs
-}
-
-func sortedNames[V any](m map[grammar.Public]V) []grammar.Public {
-	names := make([]grammar.Public, 0, len(m))
-	for pub := range m {
-		names = append(names, pub)
-	}
-	slices.SortFunc(names, comparePublic)
-	return names
-}
-
-func comparePublic(a, b grammar.Public) int {
-	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
 }

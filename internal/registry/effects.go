@@ -69,7 +69,7 @@ func doTell(co *core, e effect) func(Doer, *Registry) {
 	}
 	t := Told{Way: c.session.way, Session: c.session.id, ID: c.id, Answer: a, Asked: c.asked, News: a != c.told}
 	t.Fresh = a.up() && (!c.told.up() || a.Public != c.told.Public)
-	t.Key, t.KeyName = c.session.key, c.session.ring.key.Name
+	t.Key, t.KeyName = c.session.key, c.session.tenant.key.Name
 	t.Reason, t.Bridge = co.words(c, a)
 	c.told, c.owed = a, false
 	return func(d Doer, _ *Registry) { d.Tell(t) }

@@ -240,7 +240,7 @@ func thaw(doc []byte, p Policy, way func(SessionID) Way) (*core, error) {
 func thawSession(d *decoder) *session {
 	s := &session{
 		id: SessionID(d.num()), key: d.id(), secret: d.secret(), peer: d.text(), instance: d.id(),
-		claims: make(map[uint32]*claim), inherited: make(map[pub]heirloom), owed: make(map[uint32]struct{}),
+		claims: make(map[uint32]*claim), inherited: make(map[pub]inheritance), owed: make(map[uint32]struct{}),
 	}
 	d.flags(&s.up, &s.wasUp, &s.leaving, &s.round)
 	d.list(func() {
@@ -250,7 +250,7 @@ func thawSession(d *decoder) *session {
 	})
 	d.list(func() {
 		name := d.public()
-		s.inherited[name] = heirloom{place: d.num(), group: d.text()}
+		s.inherited[name] = inheritance{place: d.num(), group: d.text()}
 	})
 	d.list(func() { s.used = append(s.used, interval{uint32(d.num()), uint32(d.num())}) })
 	d.list(func() { s.owed[uint32(d.num())] = struct{}{} })
@@ -309,7 +309,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 		}
 		co.link(s)
 		inherited := s.inherited
-		s.inherited = make(map[pub]heirloom)
+		s.inherited = make(map[pub]inheritance)
 		for _, name := range sortedNames(inherited) {
 			co.inherit(s, name, inherited[name])
 		}
@@ -322,7 +322,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 		co.policy.judge(c)
 		co.enter(c, c.place)
 	}
-	for _, r := range co.rings {
+	for _, r := range co.tenants {
 		co.renew(r)
 	}
 	for s := range co.sockets {

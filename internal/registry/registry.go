@@ -153,7 +153,7 @@ func (co *core) words(c *claim, a Answer) (here, there string) {
 		}
 	case WhyLimit:
 		here = fmt.Sprintf("%s is one service more than the limit max-services of key %q, %d", a.Public,
-			c.session.ring.key.Name, c.session.ring.key.MaxServices)
+			c.session.tenant.key.Name, c.session.tenant.key.MaxServices)
 	case WhyReplaced:
 		here = fmt.Sprintf("a newer session of the same key took over, without %s", a.Public)
 	default:
@@ -191,7 +191,7 @@ func (r *Registry) Services() []Service {
 				continue
 			}
 			sv := Service{
-				Key: s.key, KeyName: s.ring.key.Name, ID: c.id, Public: c.public.String(), Target: c.asked.Target,
+				Key: s.key, KeyName: s.tenant.key.Name, ID: c.id, Public: c.public.String(), Target: c.asked.Target,
 				Status: c.told.Status, Way: s.way, Leaving: s.leaving,
 			}
 			if c.public == (grammar.Public{}) {
@@ -235,6 +235,6 @@ type Live struct {
 // Sessions returns the sessions, in no order.
 func (r *Registry) Sessions() []Live {
 	var all []Live
-	r.eachSession(func(s *session) { all = append(all, Live{s.key, s.ring.key.Name, s.way, s.leaving}) })
+	r.eachSession(func(s *session) { all = append(all, Live{s.key, s.tenant.key.Name, s.way, s.leaving}) })
 	return all
 }

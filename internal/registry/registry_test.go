@@ -260,6 +260,32 @@ func TestFresh(t *testing.T) {
 	fresh(1, true)
 }
 
+// TestChangedTarget: a user reads what an offer is at any time, so what was read does not change when the claim is changed again.
+func TestChangedTarget(t *testing.T) {
+	a := testKey(0, "tcp/1024-65535")
+	w := newWorld(t, a)
+	s, _ := w.begin(a, 0)
+	w.claim(s, 1, "tcp/9000")
+	w.do()
+	o := (<-take(t.Context(), w.find("tcp/9000"), stays)).taken.Offer
+	change := func(target string) {
+		t.Helper()
+		if err := w.Claim(s, 1, Claim{Public: "tcp/9000", Target: target}); err != nil {
+			t.Fatal(err)
+		}
+		w.do()
+		if got := o.Target(); got != target {
+			t.Errorf("Target = %q; want %q", got, target)
+		}
+	}
+	change("second:1")
+	read := o.attrs.Load()
+	change("third:1")
+	if read.Target != "second:1" {
+		t.Errorf("what a user read is %q now; want it as it was", read.Target)
+	}
+}
+
 // TestOfferedLost: the port that the proxy offers goes with the right to it, and its users with it.
 func TestOfferedLost(t *testing.T) {
 	a, b := testKey(0, "tcp/9000"), testKey(1, "tcp/9000")
@@ -525,5 +551,35 @@ func TestDoneAmongMoreWork(t *testing.T) {
 	})
 	if err := r.Done(ctx); err != nil {
 		t.Errorf("Done = %v", err)
+	}
+}
+
+// BenchmarkFleet is what it costs the registry that a bridge with four services comes, beside 5,000 others.
+func BenchmarkFleet(b *testing.B) {
+	keys := make([]Key, 5000)
+	for i := range keys {
+		keys[i] = testKey(0, "tcp/1024-65535")
+		keys[i].ID = KeyID{byte(i), byte(i >> 8), 1}
+	}
+	r := New(Policy{Keys: keys})
+	d := &told{t: b, r: r, answers: make(map[uint32]Told)}
+	come := func(i int) SessionID {
+		s, _ := r.Begin(Session{Key: keys[i].ID, Way: newWay()})
+		for c := range uint32(4) {
+			r.Claim(s, c+1, Claim{Public: fmt.Sprintf("tcp/%d", 2000+4*i+int(c))})
+		}
+		r.Round(s)
+		r.LinkUp(s, true)
+		for r.step(d) {
+		}
+		d.log = nil
+		return s
+	}
+	for i := range keys {
+		come(i)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		r.End(come(0))
 	}
 }

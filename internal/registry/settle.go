@@ -47,12 +47,12 @@ func (n *name) granted() bool { return n.held != nil && n.held.granted != 0 }
 
 // eligible reports whether a claim may have its name at all.
 func (co *core) eligible(c *claim) bool {
-	r := c.session.ring
+	r := c.session.tenant
 	return c.session.id >= r.newest && co.within(r, c.name)
 }
 
 // within reports whether a name is within the limit of a key.
-func (co *core) within(r *ring, n *name) bool {
+func (co *core) within(r *tenant, n *name) bool {
 	most := r.key.MaxServices
 	return most == 0 || r.rank(r.names[n.public].place) < most
 }
@@ -88,7 +88,7 @@ func (co *core) hold(n *name) {
 	}
 	for _, s := range n.heirs {
 		h := s.inherited[n.public]
-		if s.id >= s.ring.newest && co.within(s.ring, n) && co.policy.permits(s, n.public) {
+		if s.id >= s.tenant.newest && co.within(s.tenant, n) && co.policy.permits(s, n.public) {
 			try(candidate{s.key, h.group, h.place})
 		}
 	}
@@ -222,13 +222,13 @@ func newestOfEach(cs []*claim) []*claim {
 	if len(cs) < 2 {
 		return cs
 	}
-	newest := make(map[*ring]SessionID)
+	newest := make(map[*tenant]SessionID)
 	for _, c := range cs {
 		if c.session.wasUp {
-			newest[c.session.ring] = max(newest[c.session.ring], c.session.id)
+			newest[c.session.tenant] = max(newest[c.session.tenant], c.session.id)
 		}
 	}
-	return slices.DeleteFunc(cs, func(c *claim) bool { return c.session.id < newest[c.session.ring] })
+	return slices.DeleteFunc(cs, func(c *claim) bool { return c.session.id < newest[c.session.tenant] })
 }
 
 // setRoute gives a name another route. Who waits for the old one learns that it is gone.
@@ -266,7 +266,7 @@ func (co *core) answer(c *claim) Answer {
 	case first != c:
 		a.Why = WhyTwice
 		return a
-	case !co.within(s.ring, n):
+	case !co.within(s.tenant, n):
 		a.Why = WhyLimit
 		return a
 	case n.held == nil: // or the claim would have it

@@ -91,7 +91,7 @@ func (w *sim) checkName(n *name) {
 			newer := slices.ContainsFunc(n.claims, func(o *claim) bool {
 				return o.session.key == c.session.key && o.session.id > c.session.id && o.session.wasUp
 			})
-			able := c.session.id >= c.session.ring.newest && w.r.core.within(c.session.ring, n) && n.held.shares(c.session.key, c.asked.Group)
+			able := c.session.id >= c.session.tenant.newest && w.r.core.within(c.session.tenant, n) && n.held.shares(c.session.key, c.asked.Group)
 			if c.session.way.Up() && !c.asked.Drained && able && !newer {
 				w.fail("C6: users of %s wait, though session %d could serve them", n.public, c.session.id)
 			}
@@ -110,7 +110,7 @@ func (w *sim) checkName(n *name) {
 	before, had := w.holders[n.public]
 	if had && n.held != nil && n.held.key != before.key && (before.group == "" || n.held.group != before.group) {
 		for _, c := range n.claims {
-			r := c.session.ring
+			r := c.session.tenant
 			if c.session.key == before.key && c.session.id >= r.newest && w.r.core.policy.keys[r.id].MaxServices == 0 {
 				w.fail("C6: %s went from key %x to key %x, though the first one claims it", n.public, before.key[0], n.held.key[0])
 			}
@@ -223,7 +223,7 @@ func (co *core) derived() string {
 	}
 	for _, id := range slices.Sorted(maps.Keys(co.sessions)) {
 		s := co.sessions[id]
-		fmt.Fprintf(&b, "session %d, newest %d\n", id, s.ring.newest)
+		fmt.Fprintf(&b, "session %d, newest %d\n", id, s.tenant.newest)
 		for _, c := range sortedClaims(s) {
 			fmt.Fprintf(&b, "claim %d place %d %s: %+v\n", c.id, c.place, c.public, co.answer(c))
 		}
@@ -258,7 +258,10 @@ func (w *sim) drain() {
 			for _, b := range w.bridges {
 				if l := b.link; l != nil {
 					moved = moved || len(l.toProxy)+len(l.toBridge) > 0
-					l.hear()
+					if len(l.toProxy) > 0 {
+						l.hear()
+						w.check()
+					}
 					l.learn()
 					for slot := range l.flight {
 						moved = moved || len(l.flight[slot]) > 0
@@ -289,7 +292,7 @@ func (w *sim) drain() {
 	w.finish()
 	w.check()
 	co := &w.r.core
-	left := len(co.sessions) + len(co.names) + len(co.holdings) + len(co.sockets) + len(co.rings) + len(co.places) + len(co.wanters) +
+	left := len(co.sessions) + len(co.names) + len(co.holdings) + len(co.sockets) + len(co.tenants) + len(co.places) + len(co.wanters) +
 		len(co.bound) + len(co.waiting) + len(co.looking) + len(co.effects) + len(w.open)
 	if left != 0 {
 		w.fail("C10: with all sessions over something is left: %+v, open %v", co, w.open)
@@ -352,7 +355,7 @@ func (w *sim) rest() {
 		of := make(map[KeyID]bool)
 		for _, c := range n.serving {
 			of[c.session.key] = true
-			if slices.ContainsFunc(c.session.ring.sessions, func(s *session) bool { return s.id > c.session.id && s.round && s.up }) {
+			if slices.ContainsFunc(c.session.tenant.sessions, func(s *session) bool { return s.id > c.session.id && s.round && s.up }) {
 				w.fail("C6: session %d still serves %s, after a newer one said all its claims", c.session.id, n.public)
 			}
 		}
@@ -391,6 +394,6 @@ func (w *sim) free(n *name, c *claim) bool {
 			}
 		}
 	}
-	r := c.session.ring
+	r := c.session.tenant
 	return w.r.core.policy.keys[r.id].MaxServices == 0 && len(r.sessions) == 1
 }

@@ -27,7 +27,7 @@ func (d *Dir) Identity() (cert tls.Certificate, created bool, err error) {
 		if b, err = newIdentity(); err != nil {
 			return tls.Certificate{}, false, fmt.Errorf("make the identity %s: %w", full, err)
 		}
-		if err := d.write(identityFile, b); err != nil {
+		if err := d.edit(func() error { return d.write(identityFile, b) }); err != nil {
 			return tls.Certificate{}, false, err
 		}
 		created = true

@@ -98,6 +98,10 @@ func damaged(full string, err error) error {
 
 // SetKeys replaces the stored keys.
 func (d *Dir) SetKeys(keys []Key) error {
+	return d.edit(func() error { return d.setKeys(keys) })
+}
+
+func (d *Dir) setKeys(keys []Key) error {
 	file := keysJSON{Keys: make([]keyJSON, 0, len(keys))}
 	for _, k := range keys {
 		file.Keys = append(file.Keys, toJSON(k))
@@ -127,27 +131,35 @@ func (d *Dir) AddKey(name string, allow grammar.Policy) (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	keys, err := d.Keys()
+	err = d.edit(func() error {
+		keys, err := d.Keys()
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(keys, func(k Key) bool { return k.Name == name }) {
+			return fmt.Errorf("key %q %w: choose another name, or remove it first with `reverser key remove %s`", name, ErrKeyExists, name)
+		}
+		return d.setKeys(append(keys, k))
+	})
 	if err != nil {
 		return Key{}, err
 	}
-	if slices.ContainsFunc(keys, func(k Key) bool { return k.Name == name }) {
-		return Key{}, fmt.Errorf("key %q %w: choose another name, or remove it first with `reverser key remove %s`", name, ErrKeyExists, name)
-	}
-	return k, d.SetKeys(append(keys, k))
+	return k, nil
 }
 
 // RemoveKey deletes a key for good. An unknown name is ErrNoKey.
 func (d *Dir) RemoveKey(name string) error {
-	keys, err := d.Keys()
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(keys, func(k Key) bool { return k.Name == name })
-	if i < 0 {
-		return fmt.Errorf("remove key %q: %w in %s (`reverser key list` shows them)", name, ErrNoKey, d.path)
-	}
-	return d.SetKeys(slices.Delete(keys, i, i+1))
+	return d.edit(func() error {
+		keys, err := d.Keys()
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(keys, func(k Key) bool { return k.Name == name })
+		if i < 0 {
+			return fmt.Errorf("remove key %q: %w in %s (`reverser key list` shows them)", name, ErrNoKey, d.path)
+		}
+		return d.setKeys(slices.Delete(keys, i, i+1))
+	})
 }
 
 // CheckKeyName refuses names that would be trouble in a URL, a log line or a

@@ -24,21 +24,30 @@ const (
 
 // socket is the admin socket of a Dir that listens.
 type socket struct {
-	listener net.Listener
-	tempDir  string // made for it, "" when it is in the state directory
+	listener  net.Listener
+	tempDir   string // made for it, "" when it is in the state directory
+	succeeded bool   // what stands in its place is a successor's
 }
 
-// ListenAdmin opens the admin socket, reachable by this user only. A socket
-// that a dead process left is replaced: holding the lock proves it dead.
-// Close closes it too.
-func (d *Dir) ListenAdmin() (net.Listener, error) {
+// ListenAdmin opens the admin socket, reachable by this user only. What stands
+// in its place is of a process that is dead or has yielded, as holding the lock
+// proves, and is replaced. Close closes it too.
+func (d *Dir) ListenAdmin() (l net.Listener, err error) {
+	err = d.edit(func() error {
+		l, err = d.listenAdmin()
+		return err
+	})
+	return l, err
+}
+
+func (d *Dir) listenAdmin() (net.Listener, error) {
 	d.dropStaleSocket()
 	direct := filepath.Join(d.path, socketFile)
 	var first error
 	if len(direct) <= maxSocketPath {
 		l, err := listenPrivate(direct)
 		if err == nil {
-			d.sock.listener = l
+			d.sock = socket{listener: keepFile(l)}
 			return l, nil
 		}
 		// Some file systems (shared folders, a few network ones) hold files
@@ -57,7 +66,7 @@ func (d *Dir) ListenAdmin() (net.Listener, error) {
 			}
 			continue
 		}
-		d.sock = socket{l, dir}
+		d.sock = socket{listener: keepFile(l), tempDir: dir}
 		if err := d.write(socketPathFile, []byte(filepath.Join(dir, socketFile)+"\n")); err != nil {
 			d.closeSocket()
 			return nil, err
@@ -65,6 +74,15 @@ func (d *Dir) ListenAdmin() (net.Listener, error) {
 		return l, nil
 	}
 	return nil, fmt.Errorf("open the admin socket of state directory %s: %w", d.path, first)
+}
+
+// keepFile has the end of the listener leave its file to closeSocket: another
+// process's may stand there by then.
+func keepFile(l net.Listener) net.Listener {
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	return l
 }
 
 func listenTemp(base string) (net.Listener, string, error) {
@@ -89,15 +107,21 @@ func (d *Dir) closeSocket() {
 	if d.sock.listener == nil {
 		return
 	}
-	d.sock.listener.Close() // removes the socket file
-	if d.sock.tempDir != "" {
+	d.sock.listener.Close()
+	switch {
+	case d.sock.succeeded:
+	case d.sock.tempDir != "":
+		os.Remove(filepath.Join(d.sock.tempDir, socketFile))
 		os.Remove(d.sock.tempDir)
 		d.root.Remove(socketPathFile)
+	default:
+		d.root.Remove(socketFile)
 	}
 	d.sock = socket{}
 }
 
-// dropStaleSocket removes what a killed process left behind.
+// dropStaleSocket removes what a killed process left behind, or one that has
+// yielded and is still there.
 func (d *Dir) dropStaleSocket() {
 	d.root.Remove(socketFile)
 	path, err := recordedSocket(d.path)

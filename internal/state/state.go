@@ -11,7 +11,8 @@
 // Its secret is how the files get there whole, private, and owned by whoever
 // owns the directory. Files change only under the lock, which the operating
 // system drops when the process dies, so there is never a stale one to remove.
-// The package starts no goroutines.
+// A process that is stopping gives the lock up early, so that its successor can
+// start beside it. The package starts no goroutines.
 package state
 
 import (
@@ -25,6 +26,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Roles that have a default directory.
@@ -113,9 +115,12 @@ type Dir struct {
 	// directory of a service user, a symbolic link that user left there must
 	// not lead root's writes and chowns elsewhere.
 	root  *os.Root
-	lock  *os.File
 	owner owner
 	sock  socket
+
+	mu      sync.Mutex // held while files are written
+	lock    *os.File   // guarded by mu, as yielded; nil: not held
+	yielded bool       // the lock was given up for a successor
 }
 
 // Open makes the directory if it is missing, proves that it is writable and
@@ -151,19 +156,10 @@ func (d *Dir) open() error {
 	}
 	d.owner = ownerOf(info)
 
-	f, err := d.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return unusable(d.path, err)
+	if err := d.takeLock(); err != nil {
+		return err
 	}
-	if err := lockExclusive(f); err != nil {
-		pid := readPID(f)
-		f.Close()
-		if errors.Is(err, errLocked) {
-			return &InUseError{Path: d.path, PID: pid}
-		}
-		return fmt.Errorf("lock state directory %s: %w", d.path, err)
-	}
-	d.lock = f
+	f := d.lock
 	if err := d.owner.give(f); err != nil {
 		return unusable(d.path, err)
 	}
@@ -188,21 +184,78 @@ func (d *Dir) open() error {
 	return nil
 }
 
+// takeLock takes the lock. mu is held, or nobody else has d yet.
+func (d *Dir) takeLock() error {
+	f, err := d.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return unusable(d.path, err)
+	}
+	if err := lockExclusive(f); err != nil {
+		pid := readPID(f)
+		f.Close()
+		if errors.Is(err, errLocked) {
+			return &InUseError{Path: d.path, PID: pid}
+		}
+		return fmt.Errorf("lock state directory %s: %w", d.path, err)
+	}
+	d.lock = f
+	return nil
+}
+
+// dropLock gives the lock back. The file stays: removing it would let two
+// processes lock two different files of the same name. mu is held.
+func (d *Dir) dropLock() error {
+	if d.lock == nil {
+		return nil
+	}
+	err := d.lock.Close() // which drops the lock
+	d.lock = nil
+	return err
+}
+
 // Path is the absolute path of the directory.
 func (d *Dir) Path() string { return d.path }
 
-// Close removes the admin socket and gives the lock back.
-func (d *Dir) Close() error {
-	d.closeSocket()
-	var errs []error
-	if d.lock != nil {
-		// Closing drops the lock. The file stays: removing it would let two
-		// processes lock two different files of the same name.
-		errs = append(errs, d.lock.Close())
-		d.lock = nil
+// Yield gives the lock to a successor, for a process that finishes what it has.
+// The admin socket answers until the successor opens its own in its place.
+// From then on this process changes nothing in the directory.
+func (d *Dir) Yield() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.yielded = true
+	return d.dropLock()
+}
+
+// ErrSucceeded is what errors.Is finds when a process that gave up its
+// directory would change a file there, and a successor holds it.
+var ErrSucceeded = errors.New("a newer process has taken over")
+
+// edit calls f, which changes files, under the lock. A process that gave the
+// lock up has it for that moment, unless there is a successor.
+func (d *Dir) edit(f func() error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lock == nil {
+		err := d.takeLock()
+		if errors.Is(err, ErrInUse) {
+			return fmt.Errorf("state directory %s: %w, and this one is stopping: ask again", d.path, ErrSucceeded)
+		}
+		if err != nil {
+			return err
+		}
+		defer d.dropLock()
 	}
-	errs = append(errs, d.root.Close())
-	return errors.Join(errs...)
+	return f()
+}
+
+// Close removes the admin socket, unless a successor has its own there, and
+// gives the lock back.
+func (d *Dir) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sock.succeeded = d.yielded && d.lock == nil && d.takeLock() != nil
+	d.closeSocket()
+	return errors.Join(d.dropLock(), d.root.Close())
 }
 
 // Address is the address that SetAddress stored last, "" if none.
@@ -220,7 +273,7 @@ func (d *Dir) SetAddress(addr string) error {
 	if d.Address() == addr {
 		return nil
 	}
-	return d.write(addressFile, []byte(addr+"\n"))
+	return d.edit(func() error { return d.write(addressFile, []byte(addr+"\n")) })
 }
 
 // unusable wraps the reason why a directory cannot serve.
@@ -232,7 +285,7 @@ func unusable(path string, err error) error {
 	return fmt.Errorf("state directory %s cannot be used: %w (it must be a directory that this user can write to; choose another with --state DIR)", path, err)
 }
 
-// write replaces a file so that a reader, or a crash at any moment, sees the
+// write replaces a file, under the lock, so that a reader, or a crash at any moment, sees the
 // old one or the new one whole.
 func (d *Dir) write(name string, data []byte) (err error) {
 	tmp := tempName(name)

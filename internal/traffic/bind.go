@@ -52,6 +52,9 @@ func (a *Admission) released(reason relay.Reason) {
 	a.giveBack(reason, sent, received)
 }
 
+// Since is when the pair was made.
+func (a *Admission) Since() time.Time { return a.since }
+
 // Status returns a snapshot of a pair.
 func (a *Admission) Status() status.Pair {
 	sent, received := a.pair.Counts()

@@ -1,0 +1,265 @@
+//go:build unix
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A crowd is users who come one after the other, each with a connection that echoes a few bytes, while something is restarted.
+type crowd struct {
+	stop chan struct{}
+	wg   sync.WaitGroup
+
+	mu      sync.Mutex
+	served  int // guarded by mu, as refused and failed
+	refused int // nobody listened, or the connection was reset before the first byte came back
+	failed  []error
+}
+
+// held is longer than the proxy holds users whose bridge is away.
+const held = 20 * time.Second
+
+// newCrowd has users connect to addr until end is called.
+func newCrowd(addr string) *crowd {
+	c := &crowd{stop: make(chan struct{})}
+	c.wg.Go(func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for n := 0; ; n++ {
+			select {
+			case <-c.stop:
+				return
+			case <-tick.C:
+			}
+			c.wg.Go(func() { c.visit(addr, n) })
+		}
+	})
+	return c
+}
+
+func (c *crowd) visit(addr string, n int) {
+	err := func() error {
+		conn, err := net.DialTimeout("tcp", addr, held)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(held))
+		for i := range 3 {
+			text := fmt.Sprintf("user %d, line %d\n", n, i)
+			if _, err := io.WriteString(conn, text); err != nil {
+				return err
+			}
+			got := make([]byte, len(text))
+			if _, err := io.ReadFull(conn, got); err != nil {
+				return err
+			}
+			if string(got) != text {
+				return fmt.Errorf("echo of %q = %q", text, got)
+			}
+		}
+		return nil
+	}()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case err == nil:
+		c.served++
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
+		c.refused++
+	default:
+		c.failed = append(c.failed, err)
+	}
+}
+
+// more waits until n more users were served.
+func (c *crowd) more(t *testing.T, n int) {
+	t.Helper()
+	c.mu.Lock()
+	n += c.served
+	c.mu.Unlock()
+	eventually(t, fmt.Sprintf("%d users were served", n), func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.served >= n
+	})
+}
+
+// end waits for all users and returns how many were served, and how many refused. None of them hung, or got other bytes.
+func (c *crowd) end(t *testing.T) (served, refused int) {
+	t.Helper()
+	close(c.stop)
+	c.wg.Wait()
+	if len(c.failed) > 0 {
+		t.Errorf("%d users were neither served nor refused, the first: %v", len(c.failed), c.failed[0])
+	}
+	return c.served, c.refused
+}
+
+func wantExit(t *testing.T, p *testProcess) {
+	t.Helper()
+	if code := p.awaitEnd(); code != 0 {
+		t.Errorf("%s: exit code %d, want 0", p.Name, code)
+	}
+}
+
+// again starts the next process of a bridge, with the same state directory.
+func (b *bridgeProcess) again(t *testing.T, token string, args ...string) *bridgeProcess {
+	t.Helper()
+	next := &bridgeProcess{state: b.state}
+	next.testProcess = start(t, "next bridge", reverser(t), nil, append([]string{"bridge", token, "--state", b.state, "--log-format", "json"}, args...)...)
+	return next
+}
+
+// A service manager restarts the bridge: it starts the next process when the last one has ended. Users lose nothing: while the old
+// process has somebody to serve it serves all, and from its end to the beginning of the next one they wait at the proxy.
+func TestRestartOfTheBridge(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		t.Run(fmt.Sprintf("busy=%t", busy), func(t *testing.T) {
+			t.Parallel()
+			target := serve(t, echo)
+			tun := startTunnel(t, strconv.Itoa(target))
+			var session net.Conn
+			if busy {
+				session = tun.dial(t)
+				exchange(t, session, "before")
+			}
+			users := newCrowd(tun.addr())
+			users.more(t, 10)
+			signal(t, tun.bridge.testProcess, syscall.SIGTERM)
+			if busy {
+				tun.bridge.awaitRecord("draining")
+				users.more(t, 50)
+				exchange(t, session, "while it drains")
+				if !tun.bridge.Running() {
+					t.Error("the bridge ended while a session was open")
+				}
+				session.Close()
+			}
+			wantExit(t, tun.bridge.testProcess) // though users come all the time
+			next := tun.bridge.again(t, tun.token, fmt.Sprintf("%d=127.0.0.1:%d", tun.public, target))
+			next.awaitUp(tun.service)
+			users.more(t, 10)
+			served, refused := users.end(t)
+			if refused > 0 {
+				t.Errorf("%d users were refused, and %d served; want all of them served", refused, served)
+			}
+		})
+	}
+}
+
+// A successor is started beside a bridge that was asked to stop: it takes the state directory, answers status, and serves all new
+// users. The old process finishes what it has and ends.
+func TestSuccessorOfTheBridge(t *testing.T) {
+	t.Parallel()
+	target := serve(t, echo)
+	tun := startTunnel(t, strconv.Itoa(target))
+	session := tun.dial(t)
+	exchange(t, session, "before")
+	users := newCrowd(tun.addr())
+	users.more(t, 10)
+	signal(t, tun.bridge.testProcess, syscall.SIGTERM)
+	expose := fmt.Sprintf("%d=127.0.0.1:%d", tun.public, target)
+	next := tun.bridge.again(t, tun.token, expose)
+	next.awaitRecord("service up", "service", tun.service)
+	before := len(tun.bridge.Records("pair created"))
+	users.more(t, 50)
+	if n := len(tun.bridge.Records("pair created")) - before; n > 5 { // those under way
+		t.Errorf("%d users came to the old process behind its successor's start", n)
+	}
+	st := mustStatus(t, next.state)
+	if len(st.Links) != 1 || st.Links[0].State != "up" {
+		t.Errorf("status shows links %+v, want the successor's", st.Links)
+	}
+	third := tun.bridge.again(t, tun.token, expose)
+	if code := third.awaitEnd(); code != 2 {
+		t.Errorf("a third process: exit code %d, want 2: the directory is in use", code)
+	}
+	exchange(t, session, "behind the successor's start")
+	session.Close()
+	wantExit(t, tun.bridge.testProcess)
+	users.more(t, 10)
+	if st := mustStatus(t, next.state); len(st.Links) != 1 || st.Links[0].State != "up" {
+		t.Errorf("when the old process has ended, status shows links %+v", st.Links)
+	}
+	if served, refused := users.end(t); refused > 0 {
+		t.Errorf("%d users were refused, and %d served; want all of them served", refused, served)
+	}
+}
+
+// again starts the next process of a proxy, with the same state directory and ports.
+func (p *proxyProcess) again(t *testing.T, args ...string) *proxyProcess {
+	t.Helper()
+	next := &proxyProcess{state: p.state, link: p.link}
+	next.testProcess = start(t, "next proxy", reverser(t), nil,
+		append([]string{"proxy", "--listen", loopback(p.link), "--state", p.state, "--log-format", "json"}, args...)...)
+	return next
+}
+
+// A successor is started beside a proxy that was asked to stop: it has the ports, the state directory and the bridge. Users who
+// come in between are refused at once. Sessions of the old process go on.
+func TestSuccessorOfTheProxy(t *testing.T) {
+	t.Parallel()
+	tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+	session := tun.dial(t)
+	exchange(t, session, "before")
+	users := newCrowd(tun.addr())
+	users.more(t, 10)
+	signal(t, tun.proxy.testProcess, syscall.SIGTERM)
+	next := tun.proxy.again(t)
+	next.awaitRecord("service up", "service", tun.service)
+	users.more(t, 50)
+	exchange(t, session, "behind the successor's start")
+	addKey(t, next.state, "office", "tcp/1024-65535")
+	next.awaitRecord("key added", "key", "office")
+	if st := mustStatus(t, tun.bridge.state); len(st.Links) != 2 || st.Links[0].State != "up" || st.Links[1].State != "draining" {
+		t.Errorf("the bridge has links %+v, want one that is up and one that is draining", st.Links)
+	}
+	session.Close()
+	wantExit(t, tun.proxy.testProcess)
+	eventually(t, "the bridge has one link", func() bool { return len(mustStatus(t, tun.bridge.state).Links) == 1 })
+	users.more(t, 10)
+	served, refused := users.end(t)
+	t.Logf("%d users served, %d refused", served, refused)
+	if n := len(tun.bridge.Said("session with the proxy ended")); n != 0 {
+		t.Errorf("the bridge says %d times that its connections were reset", n)
+	}
+}
+
+// A service manager restarts the proxy: the next process starts when the last one has ended. New users are refused in between,
+// and none hangs.
+func TestRestartOfTheProxy(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		t.Run(fmt.Sprintf("busy=%t", busy), func(t *testing.T) {
+			t.Parallel()
+			tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+			var session net.Conn
+			if busy {
+				session = tun.dial(t)
+				exchange(t, session, "before")
+			}
+			users := newCrowd(tun.addr())
+			users.more(t, 10)
+			signal(t, tun.proxy.testProcess, syscall.SIGTERM)
+			if busy {
+				eventually(t, "new users are refused", func() bool { users.mu.Lock(); defer users.mu.Unlock(); return users.refused > 10 })
+				exchange(t, session, "while it drains")
+				session.Close()
+			}
+			wantExit(t, tun.proxy.testProcess)
+			next := tun.proxy.again(t)
+			next.awaitRecord("service up", "service", tun.service)
+			users.more(t, 10)
+			users.end(t)
+		})
+	}
+}

@@ -1,0 +1,173 @@
+package bridge
+
+import (
+	"sync"
+	"time"
+
+	"reverser/internal/link"
+	"reverser/internal/relay"
+	"reverser/internal/traffic"
+	"reverser/internal/wire"
+)
+
+// Drain announces the stop to the proxies; Run returns as soon as no connection is left. Until then newcomers are served, for as
+// long as the proxies have nobody else for them: when a successor attaches with the same key, they go there. After the time in
+// Settings what is left is reset.
+func (b *Bridge) Drain() {
+	b.drainOnce.Do(func() {
+		b.draining.Store(true)
+		close(b.drain)
+	})
+}
+
+func (b *Bridge) awaitDrain() {
+	select {
+	case <-b.ctx.Done():
+		return
+	case <-b.drain:
+	}
+	limit := b.drainFor()
+	load := b.conns.Load()
+	b.mu.Lock()
+	b.drainEnds = time.Now().Add(limit)
+	b.mu.Unlock()
+	for _, u := range b.uplinks {
+		u.dialer.Last()
+	}
+	b.log.Info("draining", "pairs", load.Pairs, "dials", load.Unbound(), "limit", limit.Seconds())
+	for _, l := range b.links() {
+		l.GoAway(limit)
+	}
+	b.finish(limit)
+	b.endPairs(flushLimit)
+	b.stop()
+}
+
+const (
+	settleLimit = time.Second     // for hearing whom the proxy sent last
+	shortPair   = 2 * time.Second // a pair that is younger may be over soon
+	pauseLimit  = time.Second     // for such pairs, while newcomers wait at the proxy
+	pauseEvery  = 5 * time.Second
+	drainLook   = 100 * time.Millisecond
+)
+
+// finish serves on until nobody is left, or the time of the drain is over. To come to an end with users who come and go all the
+// time it has them wait at the proxy for a moment, where the next process gets them, when all who are here may be gone soon.
+func (b *Bridge) finish(limit time.Duration) {
+	ends := time.Now().Add(limit)
+	last := ends.Add(-min(pauseLimit, limit/4)) // from then on nobody is to come who would be reset at the end
+	tick := time.NewTicker(drainLook)
+	defer tick.Stop()
+	for next := time.Now(); ; {
+		now := time.Now()
+		if !now.Before(last) {
+			b.sendNobody()
+			b.conns.Drain(b.ctx, time.Until(ends))
+			return
+		}
+		if !now.Before(next) && b.endsSoon(now) {
+			b.sendNobody()
+			b.conns.AwaitIdle(b.ctx, min(pauseLimit, time.Until(ends)))
+			if b.conns.Load() == (traffic.Load{}) {
+				return
+			}
+			b.serveOn()
+			next = time.Now().Add(pauseEvery)
+		}
+		select {
+		case <-tick.C:
+		case <-b.ctx.Done():
+			return
+		}
+	}
+}
+
+// endsSoon reports whether all who are served may be gone soon.
+func (b *Bridge) endsSoon(now time.Time) bool {
+	if b.conns.Load().Unbound() > 0 { // on the way to a target, or with a Handle
+		return false
+	}
+	soon := true
+	b.conns.Walk(func(a *traffic.Admission) bool {
+		soon = now.Sub(a.Since()) < shortPair
+		return soon
+	})
+	return soon
+}
+
+// sendNobody has the proxies send no user for now: those who come wait there. It returns when all have come whom they sent before.
+func (b *Bridge) sendNobody() {
+	var settling sync.WaitGroup
+	for _, l := range b.setClosing(true) {
+		l.GoAway(0)
+		settling.Go(func() { l.Settle(settleLimit) })
+	}
+	settling.Wait()
+}
+
+// serveOn is the end of sendNobody.
+func (b *Bridge) serveOn() {
+	for _, l := range b.setClosing(false) {
+		l.GoAway(b.drainLeft())
+	}
+}
+
+// setClosing returns the links that are to be told: the proxy of any other is stopping, and sends nobody.
+func (b *Bridge) setClosing(closing bool) (ls []*link.Link) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closing = closing
+	for _, u := range b.uplinks {
+		if u.link != nil {
+			ls = append(ls, u.link)
+		}
+	}
+	return ls
+}
+
+// drainLeft is what GOAWAY says: the time that is left, and none at all while nobody is to come.
+func (b *Bridge) drainLeft() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closing {
+		return 0
+	}
+	return max(time.Until(b.drainEnds), time.Millisecond)
+}
+
+// How long a stopping bridge waits for the proxy to have what its pairs said last: after a drain, and when it was told to
+// stop now. A proxy that is there answers in milliseconds, but for a busy machine. Tests wait longer.
+const flushLimit = 5 * time.Second
+
+var lastWords = 500 * time.Millisecond
+
+// endPairs resets the connections that are left and waits up to d for the proxies to know.
+func (b *Bridge) endPairs(d time.Duration) {
+	b.conns.Shut()
+	b.conns.End(relay.ReasonDrain, wire.CodeDrain, nil)
+	var flushing sync.WaitGroup
+	for _, l := range b.links() {
+		l.Reset(wire.CodeDrain) // those that a Handle has are no pairs
+		flushing.Go(func() { l.Flush(d) })
+	}
+	flushing.Wait()
+}
+
+func (b *Bridge) drainFor() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.drainTime
+}
+
+// links returns the links that have a session, those of a proxy that is stopping included.
+func (b *Bridge) links() (all []*link.Link) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, u := range b.uplinks {
+		if u.link != nil {
+			all = append(all, u.link)
+		}
+		all = append(all, u.leaving...)
+	}
+	return all
+}

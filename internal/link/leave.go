@@ -1,0 +1,162 @@
+package link
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"reverser/internal/wire"
+)
+
+// How a session ends when a process stops, and another one may take over:
+//
+//   - A bridge that stops says GOAWAY and serves on. Its successor begins a session of its own beside, and gets the users from
+//     then on (Host.find). When nothing is left to serve, the bridge says GOAWAY with no time left: no stream is opened any
+//     more, and when those that were under way are over it ends. Where they are not over soon, it says GOAWAY again.
+//   - A proxy that stops frees its ports, says GOAWAY, and ends what it has. No connection can come back to it, so one that
+//     breaks takes its streams along. The bridge begins a session with whoever listens in its place, beside the old one
+//     (Dialer.Run).
+type leaving struct {
+	peer   atomic.Bool   // the peer said that it is stopping
+	closed atomic.Bool   // and, last, that it takes no more streams
+	final  atomic.Bool   // no connection of the session comes back: left is closed
+	left   chan struct{} // closed once
+	once   sync.Once
+}
+
+// ErrLeft ends a session whose peer stopped, or was replaced by another process.
+var ErrLeft = errors.New("the process at the other end stopped")
+
+// Leaving says whether the peer announced that it is stopping, or was seen to be replaced.
+func (l *Link) Leaving() bool { return l.leaving.peer.Load() || l.dials && l.leaving.final.Load() }
+
+// GoAway tells the peer that this process is stopping and resets what is left after the time. With no time left the peer opens
+// no stream any more.
+func (l *Link) GoAway(drain time.Duration) {
+	sl := l.slots[0]
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	sl.core.goAway = &wire.GoAway{DrainMillis: millis(drain)}
+	if drain <= 0 {
+		sl.core.goAway.DrainMillis = 0
+	}
+	sl.wake()
+}
+
+// goingAway takes a GOAWAY.
+func (l *Link) goingAway(g wire.GoAway) {
+	l.leaving.peer.Store(true)
+	if !l.dials {
+		l.leaving.closed.Store(g.DrainMillis == 0)
+	}
+	l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond)
+	if l.dials {
+		l.Abandon() // which begins the next session
+	}
+}
+
+// Settle waits until the peer knows of the last GOAWAY and everything has arrived that it sent before, at most d. Connections
+// that break are not waited for.
+func (l *Link) Settle(d time.Duration) {
+	late := time.NewTimer(d)
+	defer late.Stop()
+	// The first answer shows that GOAWAY arrived, and the second one that what was sent before has left; it may have overtaken
+	// a frame of its own batch, which is here before the third.
+	for range 3 {
+		asked := l.now()
+		for _, sl := range l.slots {
+			sl.mu.Lock()
+			if sl.cur != nil {
+				sl.cur.ping(asked)
+			}
+			sl.mu.Unlock()
+		}
+		for {
+			heard, waiting := l.heard.wait(), false
+			for _, sl := range l.slots {
+				sl.mu.Lock()
+				waiting = waiting || sl.cur != nil && sl.pong < asked
+				sl.mu.Unlock()
+			}
+			if !waiting {
+				break
+			}
+			select {
+			case <-heard:
+			case <-l.ended:
+				return
+			case <-late.C:
+				return
+			}
+		}
+	}
+}
+
+// Abandon says that no connection of the session will come back once it is gone: the ports of the proxy are another process's.
+// A slot that loses its connection loses its streams, and without any connection the session ends.
+func (l *Link) Abandon() {
+	l.leaving.once.Do(func() {
+		l.leaving.final.Store(true)
+		close(l.leaving.left)
+		for _, sl := range l.slots {
+			sl.abandoned()
+			sl.news.ring()
+		}
+	})
+}
+
+// abandoned resets the streams of a slot that has no connection and gets none any more.
+func (sl *slot) abandoned() {
+	l := sl.link
+	if !l.leaving.final.Load() {
+		return
+	}
+	sl.mu.Lock()
+	if sl.cur != nil {
+		sl.mu.Unlock()
+		return
+	}
+	var abort []Receiver
+	for _, s := range sl.core.streams {
+		if r := s.whole.kill(wire.CodeAborted); r != nil {
+			abort = append(abort, r)
+		}
+		sl.core.remove(s)
+	}
+	sl.mu.Unlock()
+	for _, r := range abort {
+		r.Abort(wire.CodeAborted)
+	}
+	if !l.Alive() {
+		l.Kill(ErrLeft)
+	}
+}
+
+// Finished reports whether every stream was closed by its user here: nobody would miss the session.
+func (l *Link) Finished() bool {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		for _, s := range sl.core.streams {
+			if !s.closed {
+				sl.mu.Unlock()
+				return false
+			}
+		}
+		sl.mu.Unlock()
+	}
+	return true
+}
+
+// Alive reports whether any slot has a connection.
+func (l *Link) Alive() bool {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		up := sl.cur != nil
+		sl.mu.Unlock()
+		if up {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,119 @@
+package proxy
+
+import (
+	"testing"
+	"time"
+
+	"reverser/internal/status"
+)
+
+// leave has a bridge announce its stop, and waits until the proxy knows.
+func (b *bridge) leave(drain time.Duration) {
+	b.w.t.Helper()
+	b.mu.Lock()
+	l := b.link
+	b.mu.Unlock()
+	l.GoAway(drain)
+	eventually(b.w.t, "the proxy knows that the bridge is stopping", func() bool {
+		for _, l := range b.w.p.Status().Links {
+			if l.State == status.LinkDraining {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// TestSuccessorOfABridge: a bridge that is stopping serves on until another process claims what it has. That one takes the users
+// from then on, and the old one finishes what it has over its own link, also behind a break.
+func TestSuccessorOfABridge(t *testing.T) {
+	addr, pub := free(t)
+	gone, pubGone := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	old := w.bridge(k, how{instance: 1}, pub, pubGone)
+	u1, s1 := w.pair(old, addr)
+	old.leave(time.Minute)
+	u2, s2 := w.pair(old, addr) // nobody else is there yet
+	successor := w.bridge(k, how{instance: 2}, pub)
+	eventually(t, "what the successor does not claim is closed", func() bool { return refused(gone) })
+	for range 3 {
+		w.pair(successor, addr)
+	}
+	talk(t, u1, s1, "still")
+	talk(t, u2, s2, "still")
+	old.cut()
+	talk(t, u1, s1, "behind a break")
+	w.setKeys(k) // all claims are decided again
+	w.pair(successor, addr)
+	if st := w.p.Status(); len(st.Links) != 2 || st.Links[0].State == st.Links[1].State {
+		t.Errorf("links %+v, want two of which one is draining", st.Links)
+	}
+	old.mu.Lock()
+	ended := old.ended
+	old.mu.Unlock()
+	if len(ended) != 0 {
+		t.Errorf("the old bridge's session ended: %v", ended)
+	}
+	for _, s := range []interface{ Close() error }{u1, u2, s1, s2} {
+		s.Close()
+	}
+	eventually(t, "the old bridge's pairs are over", func() bool { return len(w.p.Status().Pairs) == 4 })
+	old.stop()
+	<-old.done
+	eventually(t, "the old session is over", func() bool { return len(w.p.Status().Links) == 1 })
+	w.pair(successor, addr)
+}
+
+// TestSecondBridgeBesideOneThatStays: only a bridge that is stopping has a successor.
+func TestSecondBridgeBesideOneThatStays(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	second := w.dial(k, how{instance: 2}, pub)
+	eventually(t, "the second bridge is refused", func() bool { second.mu.Lock(); defer second.mu.Unlock(); return len(second.failed) > 0 })
+	w.pair(b, addr)
+}
+
+// TestUsersWaitForTheSuccessor: a service manager starts the next process when the last one has ended.
+func TestUsersWaitForTheSuccessor(t *testing.T) {
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	old := w.bridge(k, how{instance: 1}, pub)
+	old.leave(0)
+	early := w.user(addr) // the old process takes nobody any more
+	old.stop()
+	<-old.done
+	eventually(t, "the old session is over", func() bool { return len(w.p.Status().Links) == 0 })
+	late := w.user(addr)
+	eventually(t, "both users are held", func() bool { return w.p.conns.Load().Held == 2 })
+	successor := w.bridge(k, how{instance: 2, silent: true}, pub)
+	for range 2 {
+		early.Write([]byte("?"))
+		late.Write([]byte("?"))
+		s := successor.stream()
+		b := make([]byte, 1)
+		if _, err := s.Read(b); err != nil || b[0] != '?' {
+			t.Errorf("the successor read %q, %v", b, err)
+		}
+	}
+}
+
+// TestNoSuccessor: the ports of a bridge that left are given up when nobody comes for them, and who waited is told.
+func TestNoSuccessor(t *testing.T) {
+	before := awaitSuccessor
+	t.Cleanup(func() { awaitSuccessor = before }) // when the proxy has ended
+	awaitSuccessor = 50 * time.Millisecond
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	old := w.bridge(k, how{instance: 1}, pub)
+	old.leave(0)
+	u := w.user(addr)
+	old.stop()
+	<-old.done
+	wantReset(t, u)
+	eventually(t, "the port is closed", func() bool { return refused(addr) })
+}

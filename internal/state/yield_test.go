@@ -1,0 +1,193 @@
+package state_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"reverser/internal/grammar"
+	"reverser/internal/state"
+)
+
+// admin opens the admin socket of d and answers every connection with name, until the listener is closed.
+func admin(t *testing.T, d *state.Dir, name string) (stop func()) {
+	t.Helper()
+	l, err := d.ListenAdmin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, name)
+			c.Close()
+		}
+	}()
+	stop = func() { l.Close(); <-done }
+	t.Cleanup(stop)
+	return stop
+}
+
+// answer is who answers at the admin socket of the directory, "" if nobody does.
+func answer(t *testing.T, path string) string {
+	t.Helper()
+	c, err := state.DialAdmin(context.Background(), path)
+	if errors.Is(err, state.ErrNotRunning) {
+		return ""
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b, err := io.ReadAll(c)
+	if _, gone := err.(*net.OpError); err != nil && !gone {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// dirs are a directory that holds its admin socket, and one whose path is too long for that.
+func dirs(t *testing.T) map[string]string {
+	return map[string]string{
+		"short": filepath.Join(t.TempDir(), "s"),
+		"deep":  filepath.Join(t.TempDir(), strings.Repeat("d", 100)),
+	}
+}
+
+// TestYield: a process that stops makes room for one successor, which is then the one that answers.
+func TestYield(t *testing.T) {
+	for name, path := range dirs(t) {
+		t.Run(name, func(t *testing.T) {
+			old := open(t, path)
+			stopOld := admin(t, old, "old")
+			if err := old.Yield(); err != nil {
+				t.Fatal(err)
+			}
+			if got := answer(t, path); got != "old" {
+				t.Errorf("%q answers before there is a successor, want the old process", got)
+			}
+			successor := open(t, path)
+			if _, err := state.Open(path); !errors.Is(err, state.ErrInUse) {
+				t.Errorf("a third process: Open = %v, want ErrInUse", err)
+			}
+			if got := answer(t, path); got != "old" {
+				t.Errorf("%q answers before the successor does", got)
+			}
+			admin(t, successor, "successor")
+			if got := answer(t, path); got != "successor" {
+				t.Errorf("%q answers, want the successor", got)
+			}
+			stopOld()
+			if err := old.Close(); err != nil {
+				t.Error(err)
+			}
+			if got := answer(t, path); got != "successor" {
+				t.Errorf("%q answers when the old process has ended, want the successor", got)
+			}
+			if _, err := state.Open(path); !errors.Is(err, state.ErrInUse) {
+				t.Errorf("a third process when the old one has ended: Open = %v, want ErrInUse", err)
+			}
+			successor.Close()
+			wantEmpty(t, path)
+		})
+	}
+}
+
+// wantEmpty checks that no socket, nor the path of one, is left behind.
+func wantEmpty(t *testing.T, path string) {
+	t.Helper()
+	if got := answer(t, path); got != "" {
+		t.Errorf("%q answers when all have ended", got)
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "admin.") {
+			t.Errorf("%s is left behind", e.Name())
+		}
+	}
+}
+
+// TestYieldToNobody: without a successor the process that stops cleans up as ever.
+func TestYieldToNobody(t *testing.T) {
+	for name, path := range dirs(t) {
+		t.Run(name, func(t *testing.T) {
+			d := open(t, path)
+			stop := admin(t, d, "old")
+			d.Yield()
+			d.Yield()
+			stop()
+			d.Close()
+			wantEmpty(t, path)
+			open(t, path)
+		})
+	}
+}
+
+// TestYieldAndCrash: whoever ends without a word, at whatever moment, leaves a directory that the next process can use.
+func TestYieldAndCrash(t *testing.T) {
+	for name, path := range dirs(t) {
+		t.Run(name, func(t *testing.T) {
+			old := open(t, path)
+			admin(t, old, "old")
+			old.Yield()
+			// A crash gives the lock up and leaves the files, as Yield does.
+			before := open(t, path)
+			before.Yield()
+			if got := answer(t, path); got != "old" {
+				t.Errorf("%q answers when a successor crashed before it listened, want the old process", got)
+			}
+			behind := open(t, path)
+			admin(t, behind, "crashed")
+			behind.Yield()
+			next := open(t, path)
+			admin(t, next, "next")
+			old.Close()
+			if got := answer(t, path); got != "next" {
+				t.Errorf("%q answers, want the process that is alive", got)
+			}
+			next.Close()
+			wantEmpty(t, path)
+		})
+	}
+}
+
+// TestKeysOfAYieldedDirectory: orders to a process that is stopping count until there is somebody else to give them to.
+func TestKeysOfAYieldedDirectory(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	d.Yield()
+	policy := grammar.DefaultPolicy()
+	k, err := d.AddKey("nas", policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	successor := open(t, path)
+	if keys, err := successor.Keys(); err != nil || len(keys) != 1 || keys[0].ID != k.ID {
+		t.Errorf("the successor has %v, %v; want the key that was added last", keys, err)
+	}
+	if _, err := d.AddKey("office", policy); !errors.Is(err, state.ErrSucceeded) {
+		t.Errorf("AddKey beside a successor = %v, want ErrSucceeded", err)
+	}
+	if err := d.RemoveKey("nas"); !errors.Is(err, state.ErrSucceeded) {
+		t.Errorf("RemoveKey beside a successor = %v, want ErrSucceeded", err)
+	}
+	if _, err := d.ListenAdmin(); !errors.Is(err, state.ErrSucceeded) {
+		t.Errorf("ListenAdmin beside a successor = %v, want ErrSucceeded", err)
+	}
+	if keys, err := successor.Keys(); err != nil || len(keys) != 1 {
+		t.Errorf("the successor has %v, %v; want one key", keys, err)
+	}
+}
