@@ -26,7 +26,7 @@ var mutants = []struct{ name, file, from, to string }{
 	{"names that overlap are both served", "settle.go", "if o.public.Overlaps(n.public) &&", "if o.public == n.public &&"},
 	{"an address is opened before one that overlaps is closed", "socket.go", "return grammar.Public(o).Overlaps(grammar.Public(s))", "return o == s"},
 	{"what waited for a port is forgotten", "socket.go", "for _, o := range waiting {", "for _, o := range waiting[:0] {"},
-	{"whoever came first takes a name from who has it", "settle.go", "keep := cmp.Or(own, group); keep != nil", "keep := cmp.Or(own, group); keep != nil && keep == first"},
+	{"whoever came first takes a name from who has it", "settle.go", "keep := cmp.Or(same, own, group); keep != nil", "keep := cmp.Or(same, own, group); keep != nil && keep == first"},
 	{"any key may join any group", "policy.go", "c.asked.Group != \"\" && !slices", "false && !slices"},
 	{"a group takes every key", "settle.go", "group != \"\" && group == h.group", "group == h.group"},
 	{"a policy of other offers changes nothing", "core.go", "!slices.Equal(old.Offer, p.Offer) || ", ""},

@@ -314,6 +314,35 @@ func TestOfferedLost(t *testing.T) {
 	}
 }
 
+// TestGroup: a name stays with its group when the key that had it goes; another claim of the next key does not take it away from it.
+func TestGroup(t *testing.T) {
+	a, b := testKey(1, "tcp/9000"), testKey(2, "tcp/9000")
+	w := newWorld(t, a, b)
+	one, _ := w.begin(b, 0) // beside its successor, without the group
+	w.claim(one, 1, "tcp/9000")
+	other, _ := w.begin(a, 0)
+	grouped := func(s SessionID) {
+		if err := w.Claim(s, 2, Claim{Public: "tcp/9000", Group: "g"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	grouped(other)
+	w.End(one)
+	one, _ = w.begin(b, 0)
+	w.claim(one, 1, "tcp/9000")
+	two, _ := w.begin(b, 0)
+	grouped(two)
+	w.do()
+	w.Configure(Policy{Keys: []Key{b}})
+	w.do()
+	for range 2 {
+		if h := w.core.holdings[grammar.Public{Kind: "tcp", Port: 9000}]; h == nil || h.key != b.ID || h.group != "g" {
+			t.Fatalf("the name is held by %+v, want key %x in the group", h, b.ID[0])
+		}
+		w.change(func(co *core) { co.touch(co.names[grammar.Public{Kind: "tcp", Port: 9000}]) })
+	}
+}
+
 // TestDone: when it returns, what was decided before has been done.
 func TestDone(t *testing.T) {
 	a := testKey(0, "tcp/1024-65535")

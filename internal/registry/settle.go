@@ -65,7 +65,7 @@ func (co *core) hold(n *name) {
 		group string
 		place uint64
 	}
-	var own, group, first *candidate
+	var same, own, group, first *candidate
 	better := func(a **candidate, c candidate) {
 		if *a == nil || c.place < (*a).place {
 			*a = &c
@@ -75,6 +75,8 @@ func (co *core) hold(n *name) {
 		better(&first, c)
 		switch h := n.held; {
 		case h == nil:
+		case c.key == h.key && c.group == h.group:
+			better(&same, c)
 		case c.key == h.key:
 			better(&own, c)
 		case h.shares(c.key, c.group):
@@ -92,7 +94,7 @@ func (co *core) hold(n *name) {
 			try(candidate{s.key, h.group, h.place})
 		}
 	}
-	if keep := cmp.Or(own, group); keep != nil {
+	if keep := cmp.Or(same, own, group); keep != nil {
 		n.held.key, n.held.group = keep.key, keep.group
 		return
 	}
