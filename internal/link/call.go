@@ -197,15 +197,20 @@ func (as *attempts) end() {
 }
 
 // alarm is a timer that can be set anew. It has a channel of its own, and not the timer's, since a testing/synctest bubble
-// of Go 1.26 crashes under the race detector when two goroutines find their timers' channels due at the same instant.
+// of Go 1.26 crashes under the race detector when two goroutines find their timers' channels due at the same instant. So it
+// does when both set a timer that is due at once: see soonest.
 type alarm struct {
 	timer *time.Timer
 	rings chan struct{}
 }
 
+// soonest is the least time to set a timer to. A timer in a bubble that is due at once is run by the goroutine that sets it,
+// and in Go 1.26 two that do so at the same time crash the race detector.
+const soonest = time.Nanosecond
+
 func newAlarm(d time.Duration) *alarm {
 	rings := make(chan struct{}, 1)
-	return &alarm{rings: rings, timer: time.AfterFunc(d, func() {
+	return &alarm{rings: rings, timer: time.AfterFunc(max(d, soonest), func() {
 		select {
 		case rings <- struct{}{}:
 		default:
@@ -219,7 +224,7 @@ func (al *alarm) set(d time.Duration) {
 	case <-al.rings:
 	default:
 	}
-	al.timer.Reset(d)
+	al.timer.Reset(max(d, soonest))
 }
 
 // prove makes one authenticated connection. connected is called whenever a socket is connected.

@@ -246,7 +246,7 @@ func (c *carrier) armAck(now time.Duration) {
 		return
 	}
 	c.ackArmed = true
-	d := max(s.ackDue-now, 0)
+	d := max(s.ackDue-now, soonest)
 	if c.ackTimer == nil {
 		c.ackTimer = time.AfterFunc(d, func() {
 			c.slot.mu.Lock()

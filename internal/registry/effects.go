@@ -75,7 +75,10 @@ func doTell(co *core, e effect) func(Doer, *Registry) {
 	return func(d Doer, _ *Registry) { d.Tell(t) }
 }
 
-func doRetire(_ *core, e effect) func(Doer, *Registry) {
+func doRetire(co *core, e effect) func(Doer, *Registry) {
+	if s := co.sessions[e.offer.Session]; s != nil {
+		s.retiring--
+	}
 	return func(Doer, *Registry) { e.offer.retire() }
 }
 

@@ -11,6 +11,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -129,7 +130,10 @@ func (co *core) words(c *claim, a Answer) (here, there string) {
 	case WhyStopping:
 		here = StoppingText
 	case WhyTwice:
-		here = fmt.Sprintf("%s leads to %s already, another service of the same bridge", a.Public, a.Text)
+		here = fmt.Sprintf("%s is another service of the same bridge already", a.Public)
+		if first := c.session.first[a.Public]; first != nil {
+			here = fmt.Sprintf("%s leads to %s already, another service of the same bridge", a.Public, first.asked.Target)
+		}
 	case WhyHeld:
 		here = fmt.Sprintf("%s is held by %s", a.Public, key(a.By))
 		there = fmt.Sprintf("%s is held by another key", a.Public)
@@ -179,10 +183,8 @@ type Service struct {
 // Services returns the claims, in no order. Of a name that a session has taken over from an older one of the same key it returns the
 // newer claim only.
 func (r *Registry) Services() []Service {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	var all []Service
-	for _, s := range r.core.sessions {
+	r.eachSession(func(s *session) {
 		for _, c := range s.claims {
 			if c.name != nil && c.name.tookOver(c) {
 				continue
@@ -197,8 +199,23 @@ func (r *Registry) Services() []Service {
 			sv.Reason, _ = r.core.words(c, c.told)
 			all = append(all, sv)
 		}
-	}
+	})
 	return all
+}
+
+// eachSession calls f for each session, with the lock held. It lets others have the lock in between, so that nobody waits for all of
+// them.
+func (r *Registry) eachSession(f func(*session)) {
+	r.mu.Lock()
+	ids := slices.Collect(maps.Keys(r.core.sessions))
+	r.mu.Unlock()
+	for _, id := range ids {
+		r.mu.Lock()
+		if s := r.core.sessions[id]; s != nil {
+			f(s)
+		}
+		r.mu.Unlock()
+	}
 }
 
 // tookOver reports whether a newer session of the same key serves the name instead of a claim.
@@ -216,11 +233,7 @@ type Live struct {
 
 // Sessions returns the sessions, in no order.
 func (r *Registry) Sessions() []Live {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := make([]Live, 0, len(r.core.sessions))
-	for _, s := range r.core.sessions {
-		all = append(all, Live{s.key, s.tenant.key.Name, s.way, s.leaving})
-	}
+	var all []Live
+	r.eachSession(func(s *session) { all = append(all, Live{s.key, s.tenant.key.Name, s.way, s.leaving}) })
 	return all
 }
