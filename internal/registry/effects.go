@@ -115,7 +115,7 @@ func (r *Registry) Run(ctx context.Context, d Doer) {
 	}
 }
 
-// step does the first effect. false: there is none.
+// step does the first effect. It reports whether there was one.
 func (r *Registry) step(d Doer) bool {
 	r.mu.Lock()
 	if len(r.core.effects) == 0 {

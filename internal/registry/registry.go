@@ -1,10 +1,9 @@
 // Package registry decides who serves what: which bridge gets the users of a public name, which sockets are open, and what bridges
 // are told.
 //
-// Its secret is that decision. What happens (a claim, another policy, the end of a session, a socket that could not be opened) is
-// an event, which changes the inputs of one state machine under one lock (core.go); what follows from them is derived at once
-// (settle.go), users find it in a view without a lock (view.go, route.go), and what there is to do is done in order by one
-// goroutine, Run (effects.go). Nothing is opened, written or logged under the lock.
+// Its secret is that decision. A claim, another policy, the end of a session or a socket that could not be opened is an event. An
+// event changes the inputs of one state machine under one lock (core.go). The registry then derives the result at once (settle.go).
+// Users find it in a view without a lock (view.go, route.go). One goroutine, Run, carries out the effects in order (effects.go). Nothing is opened, written or logged under the lock.
 //
 // It moves no bytes and does not know frames, listeners or accounts: a Way leads to a bridge, a Doer does what was decided.
 package registry
