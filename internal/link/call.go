@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/sys"
 )
 
 // An attempt that hangs is not waited for; one that is connected, and whose handshake may be waiting for a busy proxy, is. A SYN that got lost is repeated by the operating system at ever longer intervals;
@@ -231,7 +232,7 @@ func (al *alarm) set(d time.Duration) {
 func (k *keeper) prove(ctx context.Context, connected func()) (*auth.Conn, error) {
 	return k.d.cfg.Dial(ctx, k.sl.index > 0, k.transfer, func(ctx context.Context, sock net.Conn) (*auth.Conn, bool, error) {
 		connected()
-		tune(sock)
+		sys.TuneLink(sock, batch)
 		conn, err := auth.Client(ctx, sock, k.d.cfg.Auth)
 		switch {
 		case err == nil:

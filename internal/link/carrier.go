@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"reverser/internal/record"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -233,7 +234,7 @@ func (c *carrier) pace(d time.Duration) {
 	}
 	if n != c.batch {
 		c.batch = n
-		limitUnsent(c.conn.Conn, n)
+		sys.LimitUnsent(c.conn.Conn, n)
 	}
 }
 
