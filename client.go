@@ -48,7 +48,10 @@ func (c *Client) listen(ctx context.Context, public string, s *sharedClient) (ne
 	if err != nil {
 		return nil, fmt.Errorf("public: %w", err)
 	}
-	l := &listener{client: c, shared: s, pub: pub, conns: make(chan net.Conn), done: make(chan struct{})}
+	l := &listener{client: c, shared: s, pub: pub, conns: make(chan net.Conn), done: make(chan struct{}), ctx: context.Background()}
+	if s != nil {
+		l.ctx = ctx
+	}
 	b, err := c.add(l)
 	if err != nil {
 		return nil, err
@@ -61,16 +64,14 @@ func (c *Client) listen(ctx context.Context, public string, s *sharedClient) (ne
 		err = fmt.Errorf("%w: %s", ErrDenied, st.Reason)
 	}
 	if err != nil {
+		l.finish() // a user may have come already
 		c.remove(l)
 		return nil, err
 	}
 	if at, err := grammar.ParsePublic(st.Public); err == nil {
 		l.addr = &net.TCPAddr{IP: net.ParseIP(at.Host), Port: int(at.Port)}
 	}
-	l.stop = func() bool { return true }
-	if s != nil {
-		l.stop = context.AfterFunc(ctx, func() { l.Close() })
-	}
+	l.stop = context.AfterFunc(l.ctx, func() { l.Close() })
 	return l, nil
 }
 
@@ -182,7 +183,8 @@ type listener struct {
 	pub    grammar.Public
 	addr   *net.TCPAddr
 	conns  chan net.Conn
-	done   chan struct{} // closed by finish
+	ctx    context.Context // its end closes the listener
+	done   chan struct{}   // closed by finish
 	once   sync.Once
 	closed sync.Once
 	stop   func() bool
@@ -214,6 +216,8 @@ func (l *listener) hand(c net.Conn) {
 	}
 	select {
 	case l.conns <- c:
+	case <-l.ctx.Done():
+		c.Close()
 	case <-l.done:
 		c.Close()
 	}
@@ -223,16 +227,28 @@ func (l *listener) finish() { l.once.Do(func() { close(l.done) }) }
 
 // Accept waits for the next user's connection.
 func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case <-l.done:
-	default:
+	if !l.over() {
 		select {
 		case c := <-l.conns:
-			return c, nil
+			if !l.over() {
+				return c, nil
+			}
+			c.Close() // both were ready
+		case <-l.ctx.Done():
 		case <-l.done:
 		}
 	}
 	return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.Addr(), Err: net.ErrClosed}
+}
+
+// over reports whether the listener was closed. It sees the end of the context before Close has run for it.
+func (l *listener) over() bool {
+	select {
+	case <-l.done:
+		return true
+	default:
+		return l.ctx.Err() != nil
+	}
 }
 
 // Close gives the public address back. Connections that were accepted go on.

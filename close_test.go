@@ -55,6 +55,30 @@ func TestContextEndsWithAWaitingConnection(t *testing.T) {
 	}
 }
 
+// Accept knows that the context has ended, even when nobody had the time to close the listener yet.
+func TestAcceptAfterTheContext(t *testing.T) {
+	tok := startProxy(t, "tcp/1024-65535")
+	for range 10 {
+		addr := freeAddr(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		ln, err := reverser.Listen(ctx, reverser.Config{Token: tok, Public: "tcp/" + addr})
+		if err != nil {
+			t.Fatal(err)
+		}
+		user, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		standsIn(t, "reverser.(*listener).hand(")
+		cancel()
+		if c, err := ln.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Accept = %v, %v after the context's end; want net.ErrClosed", c, err)
+		}
+		user.Close()
+		ln.Close()
+	}
+}
+
 // A server that closes while its user goes on sending: TCP answers with RST.
 func TestCloseIsNoticed(t *testing.T) {
 	tok := startProxy(t, "tcp/1024-65535")

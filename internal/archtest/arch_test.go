@@ -47,7 +47,7 @@ var rules = []rule{
 	{pkg: "internal/sys", why: "what differs between operating systems; what sockets carry, and what a change of the network means, is not its to know"},
 	{pkg: "internal/record", own: "sys", why: "TLS records and back; who the peer is, and what it says, is not its business"},
 	{pkg: "internal/auth", own: "record wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
-	{pkg: "internal/link", own: "auth record status wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
+	{pkg: "internal/link", own: "auth record status sys wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
 	{pkg: "internal/relay", own: "link sys wire", why: "binds a socket and a stream; it does not know who connected to what"},
 	{pkg: "internal/traffic", own: "link relay status sys wire", why: "counts connections and ends them; where one leads is its role's business"},
 	{pkg: "internal/registry", own: "grammar link wire", not: "net os log/slog",

@@ -95,25 +95,40 @@ func (b *Bridge) end(r removal) {
 // Wait returns when the proxies have answered for all that changed, or when ctx ends. It returns what is not confirmed then, as
 // "PUBLIC at PROXY".
 func (a Applied) Wait(ctx context.Context) (unconfirmed []string) {
-	for {
-		a.b.mu.Lock()
-		unconfirmed = nil
-		for _, u := range a.b.uplinks {
-			for _, id := range u.claims.unconfirmed(a.ids) {
+	b := a.b
+	open := make(map[*uplink][]uint32) // the ids, but for those at the front that are confirmed: proxies answer in this order
+	for _, u := range b.uplinks {
+		open[u] = a.ids
+	}
+	for over := false; ; {
+		b.mu.Lock()
+		for u, ids := range open {
+			for len(ids) > 0 && len(u.claims.unconfirmed(ids[:1])) == 0 {
+				ids = ids[1:]
+			}
+			if open[u] = ids; len(ids) == 0 {
+				delete(open, u)
+			}
+		}
+		for _, u := range b.uplinks {
+			if !over {
+				break
+			}
+			for _, id := range u.claims.unconfirmed(open[u]) {
 				unconfirmed = append(unconfirmed, fmt.Sprintf("%s at %s", u.claims.name(id), u.proxy))
 			}
 		}
-		changed := a.b.changed
-		a.b.mu.Unlock()
-		if len(unconfirmed) == 0 {
-			return nil
+		changed := b.changed
+		b.mu.Unlock()
+		if over || len(open) == 0 {
+			return unconfirmed
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return unconfirmed
-		case <-a.b.ctx.Done():
-			return unconfirmed
+			over = true
+		case <-b.ctx.Done():
+			over = true
 		}
 	}
 }

@@ -56,6 +56,7 @@ type claims struct {
 	slots    map[uint8]slotTime
 	queue    []say
 	overflow bool // the proxy gives nothing back
+	looks    int  // how often a retired service was looked at; tests bound it
 }
 
 // claim is the state of a service at one proxy.
@@ -346,8 +347,9 @@ func (c *claims) unclaimed(id uint32, marks []wire.Mark) error {
 			r.marks = append(r.marks, mark{m.Slot, m.Stream, c.slots[m.Slot].attached + retireAfter})
 		}
 	}
-	c.answered = append(c.answered, r)
-	c.drop()
+	if !c.reached(r) {
+		c.answered = append(c.answered, r)
+	}
 	return nil
 }
 
@@ -357,23 +359,27 @@ func (c *claims) drop() {
 		at.due = 0
 		c.slots[slot] = at
 	}
-	c.answered = slices.DeleteFunc(c.answered, func(r *retired) bool {
-		r.marks = slices.DeleteFunc(r.marks, func(m mark) bool {
-			at := c.slots[m.slot]
-			return at.stream >= m.stream || at.attached >= m.until
-		})
-		for _, m := range r.marks {
-			at := c.slots[m.slot]
-			if at.due == 0 || m.stream < at.due {
-				at.due = m.stream
-			}
-			c.slots[m.slot] = at
-		}
-		if len(r.marks) == 0 {
-			delete(c.retired, r.id)
-		}
-		return len(r.marks) == 0
+	c.answered = slices.DeleteFunc(c.answered, c.reached)
+}
+
+// reached forgets r if no stream can name it any more. It reports whether that is so, and else notes what r waits for.
+func (c *claims) reached(r *retired) bool {
+	c.looks++
+	r.marks = slices.DeleteFunc(r.marks, func(m mark) bool {
+		at := c.slots[m.slot]
+		return at.stream >= m.stream || at.attached >= m.until
 	})
+	for _, m := range r.marks {
+		at := c.slots[m.slot]
+		if at.due == 0 || m.stream < at.due {
+			at.due = m.stream
+		}
+		c.slots[m.slot] = at
+	}
+	if len(r.marks) == 0 {
+		delete(c.retired, r.id)
+	}
+	return len(r.marks) == 0
 }
 
 // opened returns the service of a stream that the proxy opened, and the public name that the user came to. It returns nil

@@ -456,3 +456,35 @@ func TestFreezeAndThaw(t *testing.T) {
 		t.Error("a bad target was thawed")
 	}
 }
+
+// TestManyServices: an answer of the proxy costs what it is about, however many services come or go at once.
+func TestManyServices(t *testing.T) {
+	s := newServices()
+	c := s.addLink()
+	want := make([]Service, maxServices)
+	for i := range want {
+		want[i] = Service{Public: grammar.Public{Kind: grammar.KindTCP, Port: uint16(1024 + i)}}
+	}
+	c.attached()
+	if _, err := s.apply(want); err != nil {
+		t.Fatal(err)
+	}
+	c.take()
+	ids, err := s.apply(nil)
+	if err != nil || len(ids) != maxServices {
+		t.Fatalf("apply = %d ids, %v", len(ids), err)
+	}
+	for _, id := range ids {
+		if err := c.unclaimed(id, []wire.Mark{{Slot: 1, Stream: 9<<8 | 1}, {Slot: 2, Stream: 9<<8 | 2}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.looks > 2*maxServices {
+		t.Errorf("%d answers look at retired services %d times", len(ids), c.looks)
+	}
+	c.opened(1, 9<<8|1)
+	c.opened(1, 9<<8|2)
+	if len(c.retired) != 0 || c.waiting() {
+		t.Errorf("%d services are retired after every slot has reached its mark", len(c.retired))
+	}
+}

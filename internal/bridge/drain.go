@@ -51,8 +51,8 @@ const (
 	drainLook   = 100 * time.Millisecond
 )
 
-// finish serves on until nobody is left, or the time of the drain is over. To come to an end with users who come and go all the
-// time it has them wait at the proxy for a moment, where the next process gets them, when all who are here may be gone soon.
+// finish serves on until no user is left, or the time of the drain is over. Where users come and go all the time, no such moment may
+// come. So when all present users may be gone soon, it has new ones wait at the proxy for a moment, where the next process gets them.
 func (b *Bridge) finish(limit time.Duration) {
 	ends := time.Now().Add(limit)
 	last := ends.Add(-min(pauseLimit, limit/4)) // from then on nobody is to come who would be reset at the end
@@ -82,7 +82,7 @@ func (b *Bridge) finish(limit time.Duration) {
 	}
 }
 
-// endsSoon reports whether all who are served may be gone soon.
+// endsSoon reports whether all present pairs are young, so that they may end soon.
 func (b *Bridge) endsSoon(now time.Time) bool {
 	if b.conns.Load().Unbound() > 0 { // on the way to a target, or with a Handle
 		return false
@@ -95,7 +95,7 @@ func (b *Bridge) endsSoon(now time.Time) bool {
 	return soon
 }
 
-// sendNobody has the proxies send no user for now: those who come wait there. It returns when all have come whom they sent before.
+// sendNobody tells the proxies to hold new users for now. It returns when the users that they sent before have arrived.
 func (b *Bridge) sendNobody() {
 	var settling sync.WaitGroup
 	for _, l := range b.setClosing(true) {
@@ -105,7 +105,7 @@ func (b *Bridge) sendNobody() {
 	settling.Wait()
 }
 
-// serveOn is the end of sendNobody.
+// serveOn ends what sendNobody began: the proxies send new users again.
 func (b *Bridge) serveOn() {
 	for _, l := range b.setClosing(false) {
 		l.GoAway(b.drainLeft())

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -26,7 +25,8 @@ const (
 // a time for each service of a proxy, and maxProbes at once. A probe waits until the link has a carrier: the port may be open,
 // and the carriers' own port blocked, which the reporter says. Its fields are guarded by Bridge.mu.
 type prober struct {
-	waiting []*probe // the oldest first, one for each service
+	waiting map[*uplink][]*probe // the oldest first
+	queued  map[probed]*probe    // those in waiting, one for each service
 	running map[probed]bool
 }
 
@@ -51,11 +51,14 @@ type probe struct {
 // probeSoonLocked queues a probe in place of one of the same service that has not begun.
 func (b *Bridge) probeSoonLocked(p *probe) {
 	pr := &b.probes
-	i := slices.IndexFunc(pr.waiting, func(q *probe) bool { return q.probed == p.probed })
-	if i >= 0 {
-		pr.waiting[i] = p
+	if pr.queued == nil {
+		pr.waiting, pr.queued, pr.running = make(map[*uplink][]*probe), make(map[probed]*probe), make(map[probed]bool)
+	}
+	if q := pr.queued[p.probed]; q != nil {
+		*q = *p
 	} else {
-		pr.waiting = append(pr.waiting, p)
+		pr.queued[p.probed] = p
+		pr.waiting[p.u] = append(pr.waiting[p.u], p)
 	}
 	b.startProbesLocked()
 }
@@ -85,19 +88,43 @@ func (b *Bridge) probeOn(p *probe) {
 
 // nextProbeLocked takes a probe that may run now off the queue.
 func (b *Bridge) nextProbeLocked() *probe {
-	pr := &b.probes
-	pr.waiting = slices.DeleteFunc(pr.waiting, func(p *probe) bool { return !p.latestLocked() })
-	i := slices.IndexFunc(pr.waiting, func(p *probe) bool { return !pr.running[p.probed] && len(p.u.carriers) > 0 })
-	if i < 0 || b.ctx.Err() != nil {
-		return nil
+	for _, u := range b.uplinks {
+		if len(u.carriers) == 0 || b.ctx.Err() != nil {
+			continue
+		}
+		if p := b.probes.nextLocked(u); p != nil {
+			return p
+		}
 	}
-	p := pr.waiting[i]
-	pr.waiting = slices.Delete(pr.waiting, i, i+1)
-	if pr.running == nil {
-		pr.running = make(map[probed]bool)
+	return nil
+}
+
+// nextLocked takes the first probe of an uplink that may run, and drops those before it that are of no interest any more.
+func (pr *prober) nextLocked(u *uplink) (next *probe) {
+	var kept []*probe // their service is just being probed: a few at most
+	queue := pr.waiting[u]
+	for len(queue) > 0 && next == nil {
+		p := queue[0]
+		queue[0], queue = nil, queue[1:]
+		switch {
+		case pr.running[p.probed] && p.latestLocked():
+			kept = append(kept, p)
+			continue
+		case p.latestLocked():
+			next = p
+			pr.running[p.probed] = true
+		}
+		delete(pr.queued, p.probed)
 	}
-	pr.running[p.probed] = true
-	return p
+	if len(kept) > 0 {
+		queue = append(kept, queue...)
+	}
+	if len(queue) == 0 {
+		delete(pr.waiting, u)
+	} else {
+		pr.waiting[u] = queue
+	}
+	return next
 }
 
 // prove probes, and says what came of it unless the proxy has said something else meanwhile.

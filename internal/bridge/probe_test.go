@@ -167,3 +167,47 @@ func TestFewProbesAtOnce(t *testing.T) {
 		stop()
 	})
 }
+
+// TestProbesWait: those of services of an uplink without a carrier wait beside those of another one, and one of each service at most. The
+// latest counts.
+func TestProbesWait(t *testing.T) {
+	s := newServices()
+	b := &Bridge{services: s}
+	b.ctx, b.stop = context.WithCancel(t.Context())
+	defer b.stop()
+	for range 2 {
+		b.uplinks = append(b.uplinks, &uplink{b: b, claims: s.addLink()})
+	}
+	if _, err := s.apply(exposes(t, "9000=1", "9001=1")); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		for _, u := range b.uplinks {
+			for id := uint32(1); id <= 2; id++ {
+				u.claims.known[id].answers++
+				b.probeSoonLocked(&probe{probed: probed{u, id}, answers: i + 1})
+			}
+		}
+	}
+	u := b.uplinks[1]
+	if p := b.nextProbeLocked(); p != nil || len(b.probes.queued) != 4 || len(b.probes.waiting[u]) != 2 {
+		t.Fatalf("next = %v, %d wait; want none without a carrier, and one for each service of each proxy", p, len(b.probes.queued))
+	}
+	u.carriers = map[int]bool{1: true}
+	first := b.nextProbeLocked()
+	if first == nil || first.probed != (probed{u, 1}) || first.answers != 3 {
+		t.Fatalf("next = %+v, want the latest for service 1", first)
+	}
+	u.claims.known[1].answers++
+	b.probes.queued[probed{u, 1}], b.probes.waiting[u] = &probe{probed: probed{u, 1}, answers: 4}, append([]*probe{{probed: probed{u, 1}, answers: 4}}, b.probes.waiting[u]...)
+	if p := b.nextProbeLocked(); p == nil || p.id != 2 {
+		t.Fatalf("next = %+v, want that of service 2 while one of service 1 runs", p)
+	}
+	if p := b.nextProbeLocked(); p != nil {
+		t.Fatalf("next = %+v, want none", p)
+	}
+	delete(b.probes.running, first.probed)
+	if p := b.nextProbeLocked(); p == nil || p.id != 1 || len(b.probes.queued) != 2 {
+		t.Errorf("next = %+v, want that of service 1, which is not being probed any more", p)
+	}
+}

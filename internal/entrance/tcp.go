@@ -1,7 +1,7 @@
-// Package entrance knows how what arrives at a socket becomes a name.
+// Package entrance opens public sockets and finds the public name for each connection.
 //
-// A Set opens and closes the sockets that a registry wants. Whoever connects to one is handed on under the name that the socket
-// stands for, but for a bridge that proves its port: see probe.go. It does not know who serves a name, or whether anybody does.
+// A Set opens and closes the sockets that a registry wants. It hands each connection on under the name of its socket. Probes
+// recognises a bridge that proves its port (probe.go). The package does not know who serves a name, or whether anybody does.
 //
 // Goroutines: one for each socket, its accept loop, and one while it is being opened. Set.Shut closes the sockets and waits for both.
 package entrance

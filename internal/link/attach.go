@@ -171,7 +171,7 @@ var errOther = errors.New("the proxy was restarted, or another one took its plac
 func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid [16]byte, conn *auth.Conn) (_ *carrier, at wire.Attached, err error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer func() {
-		defer stop()
+		stop() // first: Kill ends ctx, and the close would overtake the ERR
 		if err != nil {
 			if p, bad := errors.AsType[*violationError](err); bad && p.fatal {
 				l.Kill(err)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/sys"
 )
 
 // An attempt that hangs is not waited for; one that is connected, and whose handshake may be waiting for a busy proxy, is. A SYN that got lost is repeated by the operating system at ever longer intervals;
@@ -197,15 +198,20 @@ func (as *attempts) end() {
 }
 
 // alarm is a timer that can be set anew. It has a channel of its own, and not the timer's, since a testing/synctest bubble
-// of Go 1.26 crashes under the race detector when two goroutines find their timers' channels due at the same instant.
+// of Go 1.26 crashes under the race detector when two goroutines find their timers' channels due at the same instant. So it
+// does when both set a timer that is due at once: see soonest.
 type alarm struct {
 	timer *time.Timer
 	rings chan struct{}
 }
 
+// soonest is the least time to set a timer to. A timer in a bubble that is due at once is run by the goroutine that sets it,
+// and in Go 1.26 two that do so at the same time crash the race detector.
+const soonest = time.Nanosecond
+
 func newAlarm(d time.Duration) *alarm {
 	rings := make(chan struct{}, 1)
-	return &alarm{rings: rings, timer: time.AfterFunc(d, func() {
+	return &alarm{rings: rings, timer: time.AfterFunc(max(d, soonest), func() {
 		select {
 		case rings <- struct{}{}:
 		default:
@@ -219,14 +225,14 @@ func (al *alarm) set(d time.Duration) {
 	case <-al.rings:
 	default:
 	}
-	al.timer.Reset(d)
+	al.timer.Reset(max(d, soonest))
 }
 
 // prove makes one authenticated connection. connected is called whenever a socket is connected.
 func (k *keeper) prove(ctx context.Context, connected func()) (*auth.Conn, error) {
 	return k.d.cfg.Dial(ctx, k.sl.index > 0, k.transfer, func(ctx context.Context, sock net.Conn) (*auth.Conn, bool, error) {
 		connected()
-		tune(sock)
+		sys.TuneLink(sock, batch)
 		conn, err := auth.Client(ctx, sock, k.d.cfg.Auth)
 		switch {
 		case err == nil:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"reverser/internal/record"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -233,7 +234,7 @@ func (c *carrier) pace(d time.Duration) {
 	}
 	if n != c.batch {
 		c.batch = n
-		limitUnsent(c.conn.Conn, n)
+		sys.LimitUnsent(c.conn.Conn, n)
 	}
 }
 
@@ -246,7 +247,7 @@ func (c *carrier) armAck(now time.Duration) {
 		return
 	}
 	c.ackArmed = true
-	d := max(s.ackDue-now, 0)
+	d := max(s.ackDue-now, soonest)
 	if c.ackTimer == nil {
 		c.ackTimer = time.AfterFunc(d, func() {
 			c.slot.mu.Lock()

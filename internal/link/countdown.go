@@ -14,7 +14,7 @@ const spent = -1
 
 // startCountdown lets f be called d from now, when the link's clock says now.
 func startCountdown(now, d time.Duration, f func()) *countdown {
-	return &countdown{timer: time.AfterFunc(d, f), due: now + d}
+	return &countdown{timer: time.AfterFunc(max(d, soonest), f), due: now + d}
 }
 
 // over ends the time when f was called, and reports whether it was, or whether the timer was stopped at the same moment.

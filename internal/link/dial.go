@@ -114,7 +114,7 @@ func (d *Dialer) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-d.last.Done():
 		case <-d.network.wait():
-		case <-time.After(pause):
+		case <-time.After(max(pause, soonest)):
 		}
 	}
 	return nil

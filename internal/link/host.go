@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -70,7 +71,7 @@ func (h *Host) SetDetach(d time.Duration) {
 // Serve attaches an authenticated connection and serves it until it ends.
 func (h *Host) Serve(conn *auth.Conn) error {
 	defer conn.Close()
-	tune(conn.Conn.Conn)
+	sys.TuneLink(conn.Conn.Conn, batch)
 	h.mu.Lock()
 	if h.closed {
 		h.mu.Unlock()

@@ -59,7 +59,7 @@ func (l *Link) goingAway(g wire.GoAway) {
 // Settle waits until the peer knows of the last GOAWAY and everything has arrived that it sent before, at most d. Connections
 // that break are not waited for.
 func (l *Link) Settle(d time.Duration) {
-	late := time.NewTimer(d)
+	late := time.NewTimer(max(d, soonest))
 	defer late.Stop()
 	// The first answer shows that GOAWAY arrived, and the second one that what was sent before has left; it may have overtaken
 	// a frame of its own batch, which is here before the third.

@@ -332,7 +332,7 @@ func (l *Link) Ping(d time.Duration) bool {
 		}
 		sl.mu.Unlock()
 	}
-	late := time.NewTimer(d)
+	late := time.NewTimer(max(d, soonest))
 	defer late.Stop()
 	for timeout := false; ; {
 		heard, up := l.heard.wait(), false

@@ -212,7 +212,7 @@ func smooth(old, sample time.Duration) time.Duration {
 	return (7*old + sample) / 8 // RFC 6298
 }
 
-// due says whether a whole window is consumed with n bytes more: then it may grow.
+// due reports whether n more bytes make up a whole consumed window. The window may grow then.
 func (r *recvHalf) due(n int) bool { return r.consumed+uint64(n)-r.mark >= r.win }
 
 // settleCharge gives back what is charged beyond need.

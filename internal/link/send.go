@@ -18,7 +18,7 @@ import (
 type sendHalf struct {
 	q         queue
 	una       uint64 // everything below is in the peer's custody
-	nxt       uint64 // next to send; goes back to una's peer at a resume
+	nxt       uint64 // next to send; at a resume it goes back to what the peer has
 	max       uint64 // highest nxt ever; what an ACK may name
 	credit    uint64 // the peer's permission
 	cur       *Chunk // that holds nxt, when known
@@ -79,12 +79,12 @@ func (h *sendHalf) charge(b *Budget) {
 	}
 }
 
-// pending says whether there is anything to send.
+// pending reports whether there is anything to send.
 func (h *sendHalf) pending() bool {
 	return !h.abandoned && h.nxt < h.allowed()
 }
 
-// allowed is up to where may be sent now: an end needs no credit, but all bytes before it do.
+// allowed returns the offset up to which may be sent now. An end needs no credit, but all bytes before it do.
 func (h *sendHalf) allowed() uint64 {
 	if h.q.end > h.credit {
 		return h.credit
@@ -190,7 +190,7 @@ func (c *core) fill(b *bundle, limit int, now time.Duration) {
 	c.traffic.add(b.size()-n, now)
 }
 
-// ready says whether fill has something to send now, delayed ACKs apart.
+// ready reports whether fill has something to send now, apart from delayed ACKs.
 func (c *core) ready() bool {
 	return c.fresh.head != nil || c.bulk.head != nil || c.acks.head != nil || c.opens.head != nil || len(c.forgets) > 0 ||
 		c.pong || c.ping || c.goAway != nil || len(c.controlOrder) > 0

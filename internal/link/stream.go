@@ -57,14 +57,14 @@ type source struct {
 type Receiver interface {
 	// Receive takes as much of the bytes, which follow each other, as it can without waiting and returns how much that was.
 	Receive(bufs [][]byte) int
-	// Behind says whether bytes that Receive took wait for the receiver's own peer: then a larger window would only fill memory.
+	// Behind reports whether bytes that Receive took still wait for the receiver's own peer. A larger window would only fill memory then.
 	Behind() bool
-	// Backlogged says that bytes wait in the stream. The receiver calls Backlog and Consumed, from a goroutine of its own,
+	// Backlogged is called when bytes wait in the stream. The receiver calls Backlog and Consumed, from a goroutine of its own,
 	// until Backlog returns nil.
 	Backlogged()
-	// Ended says that the peer sent FIN or RST and that all bytes before it were received. A RST may follow a FIN.
+	// Ended is called when the peer has sent FIN or RST and all bytes before it were received. A RST may follow a FIN.
 	Ended(kind wire.EndKind, code wire.Code)
-	// Abort says that the stream is over at once and what it still held is lost: the session ended, or the bytes before a
+	// Abort is called when the stream ends at once and loses what it still held: the session ended, or the bytes before a
 	// RST could not be delivered in time.
 	Abort(code wire.Code)
 }
@@ -99,7 +99,7 @@ func (s *Stream) resumesLocked() uint64 {
 	return s.slot.resumes - s.resumes0
 }
 
-// Paused says that no connection carries the stream at present.
+// Paused reports whether the stream has no connection at present.
 func (s *Stream) Paused() bool {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
@@ -203,8 +203,8 @@ func (s *Stream) TryRoom() int {
 	return s.send.room(s.slot.core.budget)
 }
 
-// Send queues the bytes of the chunks, of which Room allowed so many, and owns the chunks from here. Bytes of a stream that
-// ended are dropped.
+// Send queues the bytes of the chunks, no more than Room allowed, and takes ownership of the chunks. If the stream has ended,
+// the bytes are dropped.
 func (s *Stream) Send(cs ...*Chunk) {
 	sl := s.slot
 	sl.mu.Lock()
@@ -217,8 +217,8 @@ func (s *Stream) Send(cs ...*Chunk) {
 	sl.mu.Unlock()
 }
 
-// SendRest is Send for what a socket that was reset still held, whatever Room says: its peer sent that before, and Reset follows.
-// It returns false, and drops the bytes, when the memory of the process for windows is used up.
+// SendRest queues the bytes that a reset socket still held. It ignores the flow-control window; Reset follows.
+// It returns false, and drops the bytes, when the budget of the process is used up.
 func (s *Stream) SendRest(cs ...*Chunk) bool {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
@@ -260,20 +260,20 @@ func (s *Stream) giveUpRest() {
 	}
 }
 
-// heardFor says whether the slot has had its connection for so long, and that is not silent. mu is held.
+// heardFor reports whether the slot has had its connection for d, and has heard from the peer lately. mu is held.
 func (sl *slot) heardFor(d time.Duration) bool {
 	now := sl.link.now()
 	return sl.cur != nil && now-sl.since >= d && now-time.Duration(sl.cur.lastRead.Load()) < pingAfter
 }
 
-// Put is Send for one of several streams that have something at the same time: Flush sends all that is on the same carrier.
+// Put queues chunks like Send, but sends nothing yet. Flush then sends what several streams of a carrier have put.
 func (s *Stream) Put(cs ...*Chunk) {
 	s.slot.mu.Lock()
 	s.putLocked(cs)
 	s.slot.mu.Unlock()
 }
 
-// PutFIN is CloseWrite behind what was put.
+// PutFIN queues the end of the outgoing direction behind what was put, and sends nothing yet.
 func (s *Stream) PutFIN() {
 	s.slot.mu.Lock()
 	s.slot.core.end(&s.streamCore, wire.FIN, wire.CodeNone)
@@ -352,7 +352,7 @@ func (s *Stream) discardLocked() {
 	}
 }
 
-// SetReceiver says who takes what arrives. It is called once, and once more behind each Detach; what arrived before is a backlog.
+// SetReceiver sets the receiver of what arrives. It is called once, and once more after each Detach. What arrived before is a backlog.
 func (s *Stream) SetReceiver(r Receiver) {
 	s.slot.mu.Lock()
 	s.detached = false

@@ -89,13 +89,14 @@ func (p *Proxy) begin(l *link.Link) bool {
 func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 	p.registry.LinkUp(p.sessions.of(l), l.Connected())
 	// Ended says it, or a newer connection took the slot already.
-	switch {
-	case l.Err() != nil || p.life.ctx.Err() != nil:
+	if l.Err() != nil || p.life.ctx.Err() != nil {
 		return
+	}
+	if l.Leaving() && !l.Alive() {
+		p.wg.Go(func() { p.awaitReturn(l) })
+	}
+	switch {
 	case l.Leaving() && l.Finished():
-		if !l.Alive() {
-			p.wg.Go(func() { p.awaitReturn(l) })
-		}
 		return
 	case slot != 0 || l.RemoteAddr() != nil || p.conns.Draining(): // nobody comes back to a proxy that is stopping
 		return
@@ -103,20 +104,24 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 	p.say.warn(l.KeyID(), "bridge lost, its connections stand still until it is back", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
 }
 
-// returnTime is how long a bridge that is stopping, and was seen to have nothing left, has to come back from a break of its link.
+// returnTime is how long a bridge that is stopping, and has nothing left, has to come back from a break of its link.
 const returnTime = 2 * time.Second
 
-// awaitReturn ends the session of a bridge that has left, unless it comes back soon.
+// awaitReturn ends the session of a bridge that has left, unless it comes back soon. What it has left may end meanwhile.
 func (p *Proxy) awaitReturn(l *link.Link) {
-	late := time.NewTimer(returnTime)
-	defer late.Stop()
-	select {
-	case <-late.C:
-		if l.Finished() && !l.Alive() {
-			l.Kill(link.ErrLeft)
+	again := time.NewTicker(returnTime)
+	defer again.Stop()
+	for !l.Alive() {
+		select {
+		case <-again.C:
+			if l.Finished() && !l.Alive() {
+				l.Kill(link.ErrLeft)
+			}
+		case <-l.Done():
+			return
+		case <-p.life.ctx.Done():
+			return
 		}
-	case <-l.Done():
-	case <-p.life.ctx.Done():
 	}
 }
 

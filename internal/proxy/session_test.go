@@ -209,6 +209,7 @@ func TestSuccessor(t *testing.T) {
 	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	old := w.bridge(k, how{instance: 1}, pub, gonePub)
 	u, s := w.pair(old, addr)
+	atProxy := w.p.port.host.Link(k.ID)
 	old.link.GoAway(time.Hour)
 	eventually(t, "the proxy knows", func() bool {
 		st := w.p.Status()
@@ -237,7 +238,7 @@ func TestSuccessor(t *testing.T) {
 	}
 	s.Close()
 	s2.Close()
-	eventually(t, "its connections are over", func() bool { return w.log.count("pair released") == 2 })
+	eventually(t, "its connections are over", func() bool { return atProxy.Streams() == 0 }) // a bridge waits for that before it ends
 	old.stop()
 	<-old.done
 	eventually(t, "the old link is over", func() bool { return len(w.p.Status().Links) == 1 })

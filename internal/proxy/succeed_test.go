@@ -33,6 +33,7 @@ func TestSuccessorOfABridge(t *testing.T) {
 	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
 	old := w.bridge(k, how{instance: 1}, pub, pubGone)
 	u1, s1 := w.pair(old, addr)
+	atProxy := w.p.port.host.Link(k.ID)
 	old.leave(time.Minute)
 	u2, s2 := w.pair(old, addr) // nobody else is there yet
 	successor := w.bridge(k, how{instance: 2}, pub)
@@ -59,6 +60,7 @@ func TestSuccessorOfABridge(t *testing.T) {
 		s.Close()
 	}
 	eventually(t, "the old bridge's pairs are over", func() bool { return len(w.p.Status().Pairs) == 4 })
+	eventually(t, "both ends know", func() bool { return atProxy.Streams() == 0 }) // a bridge waits for that before it ends
 	old.stop()
 	<-old.done
 	eventually(t, "the old session is over", func() bool { return len(w.p.Status().Links) == 1 })

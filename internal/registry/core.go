@@ -47,7 +47,8 @@ type todo struct {
 	effects []effect            // to be done, in order
 	looking map[Socket]struct{} // sockets that effects has a doSocket for
 	changed []*name             // whose route is another one than the view's
-	settled int                 // how many names settle looked at; tests bound it
+	settled int                 // how many names settle looked at; tests bound it, and looks
+	looks   int                 // how often a claim was reviewed, or an obstacle of a name looked for
 }
 
 func newCore(p Policy) *core {
@@ -88,9 +89,11 @@ type session struct {
 	used      intervals                      // claim ids that were given back
 	owed      map[uint32]struct{}            // UNCLAIMs without an answer
 
-	way    Way
-	tenant *tenant
-	first  map[grammar.Public]*claim // the claim that has the name; of several for one name the earliest
+	way      Way
+	tenant   *tenant
+	first    map[grammar.Public]*claim   // the claim that has the name; of several for one name the earliest
+	more     map[grammar.Public][]*claim // the others
+	retiring int                         // offers of it that effects has a doRetire for
 }
 
 // inheritance is what a replaced session leaves of a name that it held.
@@ -123,7 +126,7 @@ type Answer struct {
 	Why    Why
 	By     KeyID          // WhyHeld: who has it
 	Over   grammar.Public // WhyOverlap: the other name
-	Text   string         // WhyDenied, WhySocket, WhyTwice: more
+	Text   string         // WhyDenied, WhySocket: more
 }
 
 // holding is who has a name: one key, or one group of bridges. Without a cluster it is given to whoever stands first, at once.
@@ -138,10 +141,10 @@ type holding struct {
 type name struct {
 	public  grammar.Public
 	claims  []*claim   // allowed ones, one of each session; by place, then by age
-	more    []*claim   // further ones of the same sessions
 	heirs   []*session // that inherited it
 	held    *holding
-	blocked *name // that overlaps and is in the way
+	blocked *name  // that overlaps and is in the way
+	behind  uint64 // when blocked was granted the port
 	serving []*claim
 	left    []*Offer // of claims that went; to be retired
 	route   *Route
@@ -220,7 +223,7 @@ func (co *core) link(s *session) {
 		r = &tenant{id: s.key, key: co.policy.keys[s.key], names: make(map[grammar.Public]*wish)}
 		co.tenants[s.key] = r
 	}
-	s.tenant, s.first = r, make(map[grammar.Public]*claim)
+	s.tenant, s.first, s.more = r, make(map[grammar.Public]*claim), make(map[grammar.Public][]*claim)
 	r.sessions = append(r.sessions, s)
 }
 
@@ -230,7 +233,7 @@ func (co *core) end(id SessionID) {
 	if s == nil {
 		return
 	}
-	for _, c := range sortedClaims(s) {
+	for _, c := range slices.Backward(sortedClaims(s)) { // from the end: nobody moves up for a moment
 		co.leave(c)
 		delete(s.claims, c.id)
 	}
@@ -306,6 +309,9 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 	before := c.asked
 	c.asked = asked
 	if before.Group != asked.Group || before.Unknown != asked.Unknown {
+		if s.retiring >= maxOwed {
+			return violation("the claims of a session change faster than this proxy follows")
+		}
 		co.leave(c)
 		co.policy.judge(c)
 		c.born = co.next()
@@ -319,11 +325,6 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 	if c.name != nil && s.first[c.public] == c {
 		if c.name.route != nil {
 			c.name.route.wake()
-		}
-		for _, d := range c.name.more {
-			if d.session == s {
-				co.review(d)
-			}
 		}
 	}
 	return nil
@@ -345,12 +346,13 @@ func (co *core) unclaim(id SessionID, cid uint32) error {
 	if !s.used.add(cid) {
 		return violation("the ids of claims that were given back are scattered over more than %d places", maxIntervals)
 	}
-	if _, twice := s.owed[cid]; !twice {
-		if len(s.owed) >= maxOwed {
-			return violation("more than %d UNCLAIMs wait for an answer", maxOwed)
-		}
-		s.owed[cid] = struct{}{}
+	if _, twice := s.owed[cid]; twice {
+		return nil // one answer is for both
 	}
+	if len(s.owed) >= maxOwed {
+		return violation("more than %d UNCLAIMs wait for an answer", maxOwed)
+	}
+	s.owed[cid] = struct{}{}
 	co.settle() // the offer is retired first
 	co.effects = append(co.effects, effect{do: doUnclaim, session: s, id: cid})
 	return nil

@@ -75,7 +75,10 @@ func doTell(co *core, e effect) func(Doer, *Registry) {
 	return func(d Doer, _ *Registry) { d.Tell(t) }
 }
 
-func doRetire(_ *core, e effect) func(Doer, *Registry) {
+func doRetire(co *core, e effect) func(Doer, *Registry) {
+	if s := co.sessions[e.offer.Session]; s != nil {
+		s.retiring--
+	}
 	return func(Doer, *Registry) { e.offer.retire() }
 }
 
@@ -112,7 +115,7 @@ func (r *Registry) Run(ctx context.Context, d Doer) {
 	}
 }
 
-// step does the first effect. false: there is none.
+// step does the first effect. It reports whether there was one.
 func (r *Registry) step(d Doer) bool {
 	r.mu.Lock()
 	if len(r.core.effects) == 0 {

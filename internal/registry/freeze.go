@@ -290,7 +290,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 		if f := family(name); n.granted() {
 			ov.granted[f] = append(ov.granted[f], n)
 		} else {
-			if n.blocked = ov.obstacle(n); n.blocked == nil {
+			if !ov.block(co, n) {
 				return errDocument
 			}
 			ov.waiting = append(ov.waiting, n)

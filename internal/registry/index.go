@@ -28,7 +28,7 @@ func (co *core) enter(c *claim, at uint64) {
 		co.giveUp(s, c.public)
 	}
 	if s.first[c.public] != nil {
-		n.more = append(n.more, c)
+		s.more[c.public] = append(s.more[c.public], c)
 		co.review(c)
 		return
 	}
@@ -58,22 +58,30 @@ func (co *core) leave(c *claim) {
 	}
 	co.uncount(s.tenant, n)
 	co.visit(n)
+	more := s.more[n.public]
 	if s.first[n.public] != c {
-		n.more = slices.DeleteFunc(n.more, func(o *claim) bool { return o == c })
+		for i, o := range slices.Backward(more) {
+			if o == c {
+				s.setMore(n.public, slices.Delete(more, i, i+1))
+				break
+			}
+		}
 		return
 	}
 	delete(s.first, n.public)
 	n.claims = slices.DeleteFunc(n.claims, func(o *claim) bool { return o == c })
-	if i := slices.IndexFunc(n.more, func(o *claim) bool { return o.session == s }); i >= 0 {
-		next := n.more[i]
-		n.more = slices.Delete(n.more, i, i+1)
-		co.lead(next)
-		for _, d := range n.more { // they hear another target
-			if d.session == s {
-				co.review(d)
-			}
-		}
+	if len(more) > 0 {
+		s.setMore(n.public, more[1:])
+		co.lead(more[0])
 	}
+}
+
+func (s *session) setMore(pub grammar.Public, more []*claim) {
+	if len(more) == 0 {
+		delete(s.more, pub)
+		return
+	}
+	s.more[pub] = more
 }
 
 func (co *core) inherit(s *session, pub grammar.Public, h inheritance) {

@@ -1,10 +1,9 @@
 // Package registry decides who serves what: which bridge gets the users of a public name, which sockets are open, and what bridges
 // are told.
 //
-// Its secret is that decision. What happens (a claim, another policy, the end of a session, a socket that could not be opened) is
-// an event, which changes the inputs of one state machine under one lock (core.go); what follows from them is derived at once
-// (settle.go), users find it in a view without a lock (view.go, route.go), and what there is to do is done in order by one
-// goroutine, Run (effects.go). Nothing is opened, written or logged under the lock.
+// Its secret is that decision. A claim, another policy, the end of a session or a socket that could not be opened is an event. An
+// event changes the inputs of one state machine under one lock (core.go). The registry then derives the result at once (settle.go).
+// Users find it in a view without a lock (view.go, route.go). One goroutine, Run, carries out the effects in order (effects.go). Nothing is opened, written or logged under the lock.
 //
 // It moves no bytes and does not know frames, listeners or accounts: a Way leads to a bridge, a Doer does what was decided.
 package registry
@@ -12,6 +11,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -130,7 +130,10 @@ func (co *core) words(c *claim, a Answer) (here, there string) {
 	case WhyStopping:
 		here = StoppingText
 	case WhyTwice:
-		here = fmt.Sprintf("%s leads to %s already, another service of the same bridge", a.Public, a.Text)
+		here = fmt.Sprintf("%s is another service of the same bridge already", a.Public)
+		if first := c.session.first[a.Public]; first != nil {
+			here = fmt.Sprintf("%s leads to %s already, another service of the same bridge", a.Public, first.asked.Target)
+		}
 	case WhyHeld:
 		here = fmt.Sprintf("%s is held by %s", a.Public, key(a.By))
 		there = fmt.Sprintf("%s is held by another key", a.Public)
@@ -180,10 +183,8 @@ type Service struct {
 // Services returns the claims, in no order. Of a name that a session has taken over from an older one of the same key it returns the
 // newer claim only.
 func (r *Registry) Services() []Service {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	var all []Service
-	for _, s := range r.core.sessions {
+	r.eachSession(func(s *session) {
 		for _, c := range s.claims {
 			if c.name != nil && c.name.tookOver(c) {
 				continue
@@ -198,8 +199,23 @@ func (r *Registry) Services() []Service {
 			sv.Reason, _ = r.core.words(c, c.told)
 			all = append(all, sv)
 		}
-	}
+	})
 	return all
+}
+
+// eachSession calls f for each session, with the lock held. It lets others have the lock in between, so that nobody waits for all of
+// them.
+func (r *Registry) eachSession(f func(*session)) {
+	r.mu.Lock()
+	ids := slices.Collect(maps.Keys(r.core.sessions))
+	r.mu.Unlock()
+	for _, id := range ids {
+		r.mu.Lock()
+		if s := r.core.sessions[id]; s != nil {
+			f(s)
+		}
+		r.mu.Unlock()
+	}
 }
 
 // tookOver reports whether a newer session of the same key serves the name instead of a claim.
@@ -217,11 +233,7 @@ type Live struct {
 
 // Sessions returns the sessions, in no order.
 func (r *Registry) Sessions() []Live {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := make([]Live, 0, len(r.core.sessions))
-	for _, s := range r.core.sessions {
-		all = append(all, Live{s.key, s.tenant.key.Name, s.way, s.leaving})
-	}
+	var all []Live
+	r.eachSession(func(s *session) { all = append(all, Live{s.key, s.tenant.key.Name, s.way, s.leaving}) })
 	return all
 }

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -313,6 +314,35 @@ func TestOfferedLost(t *testing.T) {
 	}
 }
 
+// TestGroup: a name stays with its group when the key that had it goes; another claim of the next key does not take it away from it.
+func TestGroup(t *testing.T) {
+	a, b := testKey(1, "tcp/9000"), testKey(2, "tcp/9000")
+	w := newWorld(t, a, b)
+	one, _ := w.begin(b, 0) // beside its successor, without the group
+	w.claim(one, 1, "tcp/9000")
+	other, _ := w.begin(a, 0)
+	grouped := func(s SessionID) {
+		if err := w.Claim(s, 2, Claim{Public: "tcp/9000", Group: "g"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	grouped(other)
+	w.End(one)
+	one, _ = w.begin(b, 0)
+	w.claim(one, 1, "tcp/9000")
+	two, _ := w.begin(b, 0)
+	grouped(two)
+	w.do()
+	w.Configure(Policy{Keys: []Key{b}})
+	w.do()
+	for range 2 {
+		if h := w.core.holdings[grammar.Public{Kind: "tcp", Port: 9000}]; h == nil || h.key != b.ID || h.group != "g" {
+			t.Fatalf("the name is held by %+v, want key %x in the group", h, b.ID[0])
+		}
+		w.change(func(co *core) { co.touch(co.names[grammar.Public{Kind: "tcp", Port: 9000}]) })
+	}
+}
+
 // TestDone: when it returns, what was decided before has been done.
 func TestDone(t *testing.T) {
 	a := testKey(0, "tcp/1024-65535")
@@ -423,6 +453,85 @@ func TestCost(t *testing.T) {
 	w.Configure(Policy{Keys: keys})
 	if n := w.core.settled - before; n > 4 {
 		t.Errorf("another limit for one key settles %d names", n)
+	}
+}
+
+// TestFloods: what waits is bounded, whatever a bridge says while nothing is done.
+func TestFloods(t *testing.T) {
+	k := testKey(0, "tcp/1024-65535")
+	k.Groups = []string{"g"}
+	for name, say := range map[string]func(r *Registry, s SessionID, i int) error{
+		"UNCLAIM again": func(r *Registry, s SessionID, _ int) error { return r.Unclaim(s, 1) },
+		"CLAIM again":   func(r *Registry, s SessionID, _ int) error { return r.Claim(s, 2, Claim{Public: "tcp/9000"}) },
+		"another target": func(r *Registry, s SessionID, i int) error {
+			return r.Claim(s, 2, Claim{Public: "tcp/9000", Target: fmt.Sprint(i)})
+		},
+		"another group": func(r *Registry, s SessionID, i int) error {
+			return r.Claim(s, 2, Claim{Public: "tcp/9000", Group: []string{"", "g"}[i%2]})
+		},
+		"other claims": func(r *Registry, s SessionID, i int) error {
+			return cmp.Or(r.Claim(s, uint32(i+3), Claim{Public: "tcp/9000"}), r.Unclaim(s, uint32(i+3)))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := New(Policy{Keys: []Key{k}})
+			s, err := r.Begin(Session{Key: k.ID, Way: newWay()})
+			for i := 0; i < 4*maxOwed && err == nil; i++ {
+				err = say(r, s, i)
+			}
+			if _, ended := errors.AsType[*ViolationError](err); err != nil && !ended {
+				t.Fatal(err)
+			}
+			if n := len(r.core.effects); n > 3*maxOwed {
+				t.Errorf("%d effects wait", n)
+			}
+		})
+	}
+}
+
+// TestManyClaimsOfOneSession: a bridge with many claims holds nobody up while it comes, changes and goes. The names are all different, all
+// the same, or wait for one that overlaps them.
+func TestManyClaimsOfOneSession(t *testing.T) {
+	for name, public := range map[string]func(i int) string{
+		"different": func(i int) string { return fmt.Sprintf("tcp/%d", 1024+i) },
+		"the same":  func(int) string { return "tcp/9000" },
+		"one port":  func(i int) string { return fmt.Sprintf("tcp/127.0.%d.%d:9000", i>>8, i&255) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			k, other := testKey(0, "tcp/1024-65535"), testKey(1, "tcp/1024-65535")
+			r := New(Policy{Keys: []Key{k, other}})
+			before := 0
+			took := func(what string) { // each claim a few times, and not once for each other claim
+				if n := r.core.looks - before; n > 4*MaxClaims {
+					t.Errorf("%s: looks %d times at a claim", what, n)
+				}
+				before = r.core.looks
+			}
+			o, _ := r.Begin(Session{Key: other.ID, Way: newWay()})
+			r.Claim(o, 1, Claim{Public: "tcp/0.0.0.0:9000"})
+			s, _ := r.Begin(Session{Key: k.ID, Way: newWay()})
+			for i := range uint32(MaxClaims) {
+				if err := r.Claim(s, i+1, Claim{Public: public(int(i))}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			took("claims")
+			for i := range uint32(1000) {
+				r.Claim(s, 1, Claim{Public: public(0), Target: fmt.Sprint(i)})
+			}
+			took("1,000 other targets")
+			for i := range uint32(1000) {
+				r.Claim(o, i+2, Claim{Public: "tcp/[::1]:9000"})
+				r.Unclaim(o, i+2)
+			}
+			took("1,000 times an address beside them")
+			for i := range uint32(1000) {
+				r.Unclaim(s, i+1)
+			}
+			took("1,000 UNCLAIMs")
+			r.End(s)
+			took("the end")
+		})
 	}
 }
 

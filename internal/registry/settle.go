@@ -65,7 +65,7 @@ func (co *core) hold(n *name) {
 		group string
 		place uint64
 	}
-	var own, group, first *candidate
+	var same, own, group, first *candidate
 	better := func(a **candidate, c candidate) {
 		if *a == nil || c.place < (*a).place {
 			*a = &c
@@ -75,6 +75,8 @@ func (co *core) hold(n *name) {
 		better(&first, c)
 		switch h := n.held; {
 		case h == nil:
+		case c.key == h.key && c.group == h.group:
+			better(&same, c)
 		case c.key == h.key:
 			better(&own, c)
 		case h.shares(c.key, c.group):
@@ -92,7 +94,7 @@ func (co *core) hold(n *name) {
 			try(candidate{s.key, h.group, h.place})
 		}
 	}
-	if keep := cmp.Or(own, group); keep != nil {
+	if keep := cmp.Or(same, own, group); keep != nil {
 		n.held.key, n.held.group = keep.key, keep.group
 		return
 	}
@@ -199,15 +201,23 @@ func (co *core) serve(n *name) {
 		n.route.set(offers)
 	}
 	for _, o := range n.left {
-		co.effects = append(co.effects, effect{do: doRetire, offer: o})
+		co.retire(o)
 	}
 	n.left = nil
 	for _, c := range before {
 		if c.name == n && c.offer != nil && !slices.Contains(n.serving, c) {
-			co.effects = append(co.effects, effect{do: doRetire, offer: c.offer})
+			co.retire(c.offer)
 			c.offer = nil
 		}
 	}
+}
+
+// retire has an offer retired.
+func (co *core) retire(o *Offer) {
+	if s := co.sessions[o.Session]; s != nil {
+		s.retiring++
+	}
+	co.effects = append(co.effects, effect{do: doRetire, offer: o})
 }
 
 func newestOfEach(cs []*claim) []*claim {
@@ -234,6 +244,7 @@ func (co *core) setRoute(n *name, r *Route) {
 
 // review has the bridge told about a claim, if there is anything new to say.
 func (co *core) review(c *claim) {
+	co.looks++
 	if a := co.answer(c); !c.queued && a.Status != 0 && (c.owed || a != c.told) {
 		c.queued = true
 		co.effects = append(co.effects, effect{do: doTell, claim: c})
@@ -255,7 +266,7 @@ func (co *core) answer(c *claim) Answer {
 		a.Why = WhyStopping
 		return a
 	case first != c:
-		a.Why, a.Text = WhyTwice, first.asked.Target
+		a.Why = WhyTwice
 		return a
 	case !co.within(s.tenant, n):
 		a.Why = WhyLimit
@@ -318,7 +329,7 @@ func placeOf(pub grammar.Public) place { return place{pub.Kind, pub.Port} }
 // gain adds a name that is held from now on.
 func (ov *overlaps) gain(co *core, n *name) {
 	if !ov.dirty {
-		if n.blocked = ov.obstacle(n); n.blocked == nil {
+		if !ov.block(co, n) {
 			ov.grant(co, n)
 			return
 		}
@@ -347,7 +358,10 @@ func (ov *overlaps) decide(co *core) {
 	ov.dirty = false
 	ov.waiting = slices.DeleteFunc(ov.waiting, func(n *name) bool {
 		was := n.blocked
-		if n.blocked = ov.obstacle(n); n.blocked == nil {
+		if was != nil && was.granted() && was.held.granted == n.behind {
+			return false // it still stands in the way, and nobody was granted the port earlier
+		}
+		if !ov.block(co, n) {
 			ov.grant(co, n)
 		}
 		if n.blocked != was || n.blocked == nil {
@@ -364,6 +378,16 @@ func (ov *overlaps) grant(co *core, n *name) {
 	n.held.granted = co.next()
 	f := family(n.public)
 	ov.granted[f] = append(ov.granted[f], n)
+}
+
+// block notes what stands in the way of n. It reports whether anything does.
+func (ov *overlaps) block(co *core, n *name) bool {
+	co.looks++
+	if n.blocked = ov.obstacle(n); n.blocked == nil {
+		return false
+	}
+	n.behind = n.blocked.held.granted
+	return true
 }
 
 // obstacle returns the name that has been granted the port for the longest, of those that overlap n.

@@ -281,6 +281,9 @@ func (w *sim) drain() {
 			w.fail("C6: a user of %s waits, and nobody wakes them", u.name)
 		}
 	}
+	if w.pick("stop", 4) == 0 {
+		w.stop()
+	}
 	for _, b := range w.bridges {
 		if b.link != nil {
 			b.link.end()
@@ -293,6 +296,31 @@ func (w *sim) drain() {
 		len(co.bound) + len(co.waiting) + len(co.looking) + len(co.effects) + len(w.open)
 	if left != 0 {
 		w.fail("C10: with all sessions over something is left: %+v, open %v", co, w.open)
+	}
+}
+
+// stop is what a proxy does that drains: nobody comes any more, who was let in is served, and bridges may go on to talk.
+func (w *sim) stop() {
+	w.trace("the proxy stops")
+	w.stats.stops++
+	w.r.Stop()
+	for _, b := range w.bridges {
+		b.expose()
+	}
+	for range 20 {
+		w.link().hear()
+		w.r.step(w)
+		w.check()
+	}
+	w.finish()
+	w.check()
+	if len(w.open) != 0 {
+		w.fail("C10: the proxy stops, and %v are open", w.open)
+	}
+	for rt := range w.r.View().All { // a user who was accepted just now
+		if b := rt.state.Load().best(nil); b != nil && b.retired {
+			w.fail("C6: %s is served no more, though the proxy has only stopped to take newcomers", rt.Public)
+		}
 	}
 }
 

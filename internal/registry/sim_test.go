@@ -179,11 +179,11 @@ func TestSimulation(t *testing.T) {
 		s := w.stats
 		all = simStats{all.steps + s.steps, all.served + s.served, all.retired + s.retired, all.waited + s.waited, all.removed + s.removed,
 			all.lost + s.lost, all.replaced + s.replaced, all.successors + s.successors, all.policies + s.policies,
-			all.handovers + s.handovers, all.failed + s.failed, all.unclaims + s.unclaims, all.group + s.group}
+			all.handovers + s.handovers, all.failed + s.failed, all.unclaims + s.unclaims, all.group + s.group, all.stops + s.stops}
 	}
 	t.Logf("%d seeds: %+v", most, all)
 	if all.served == 0 || all.retired == 0 || all.waited == 0 || all.removed == 0 || all.replaced == 0 || all.successors == 0 ||
-		all.handovers == 0 || all.failed == 0 || all.group == 0 {
+		all.handovers == 0 || all.failed == 0 || all.group == 0 || all.stops == 0 {
 		t.Errorf("some things never happened: %+v", all)
 	}
 }

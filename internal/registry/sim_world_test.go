@@ -37,7 +37,7 @@ type simOpen struct {
 }
 
 type simStats struct {
-	steps, served, retired, waited, removed, lost, replaced, successors, policies, handovers, failed, unclaims, group int
+	steps, served, retired, waited, removed, lost, replaced, successors, policies, handovers, failed, unclaims, group, stops int
 }
 
 const (

@@ -23,8 +23,8 @@ func (p *Pair) takeHead(n int) *link.Chunk {
 	return c
 }
 
-// readable is called by the poller when the socket has something to say. It reads one chunk at once; a goroutine reads what is more than
-// that, or waits for credit. more means that a short read does not show that the socket is empty. The result reports whether the stream
+// readable is called by the poller when the socket is readable. It reads one chunk at once. When there is more, or no credit, it starts
+// outbound. more means that a short read does not show that the socket is empty. The result reports whether the stream
 // has something to flush.
 func (p *Pair) readable(more bool) (flush bool) {
 	if !p.enter() {

@@ -1,4 +1,4 @@
-package link
+package sys
 
 import "testing"
 
@@ -8,7 +8,7 @@ func TestSendBuffer(t *testing.T) {
 		{212_992, 4 << 20, 0},       // what most distributions come with
 		{2 << 20, 4 << 20, 0},       // the same
 		{4 << 20, 4 << 20, 4 << 20}, // twice the kernel's own
-		{64 << 20, 4 << 20, maxWindow / 2},
+		{64 << 20, 4 << 20, mostSendBuffer / 2},
 		{64 << 20, 64 << 20, 0},
 		{4 << 20, 0, 0}, // unknown
 		{0, 0, 0},
