@@ -286,8 +286,12 @@ func (s *BridgeSource) token(file *bridgeFile) (grammar.Token, error) {
 					"argument 1, %q, is neither a token (rv1_…) nor PUBLIC[=TARGET] (9000, 9000=192.168.1.5:80)", args.Expose[0])
 			}
 		}
+		where := ""
+		if args.Config != "" {
+			where = ", and " + args.Config + " has no token_file"
+		}
 		return grammar.Token{}, argError("the proxy's first start prints one, which begins with rv1_, and `reverser key add` there makes one; give it as the first argument, with --token-file FILE, or in "+TokenEnv,
-			"the bridge has no token")
+			"the bridge has no token%s", where)
 	}
 	tok, err := grammar.ParseToken(text)
 	if err != nil {

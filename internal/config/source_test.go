@@ -242,7 +242,7 @@ func TestBadSettings(t *testing.T) {
 		{"no service at all", "token_file = \"office.token\"\n", []string{"nothing to expose", "c.toml has no [[expose]]"}},
 		{"no token file", "token_file = \"gone.token\"\n" + exposed, []string{"c.toml:1: token_file", "gone.token", "check the path"}},
 		{"a mistyped token", "token_file = \"bad.token\"\n" + exposed, []string{"c.toml:1: token_file", "bad.token", "mistyped"}},
-		{"no token", exposed, []string{"the bridge has no token"}},
+		{"no token", exposed, []string{"the bridge has no token", "c.toml has no token_file"}},
 		{"both roles", "listen = 1\n" + exposed, []string{"c.toml:2: expose", "listen on line 1"}},
 	} {
 		dir := folder(t)
