@@ -51,8 +51,11 @@ func (b *bed) allReset(who string, ends []ending, t time.Time) (after []time.Dur
 	return after
 }
 
-// firstRecord waits for a line that the program writes and returns when it did.
+// firstRecord waits for a line that the program writes and returns when it did. A program that is not about to write it is a
+// failure, which shows what it wrote.
 func firstRecord(ctx context.Context, p *process.Process, msg string, skip int) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	var at time.Time
 	err := await(ctx, fmt.Sprintf("%s says %q", p.Name, msg), func() bool {
 		r := p.Said(msg)

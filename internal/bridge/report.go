@@ -25,7 +25,8 @@ type reporter struct {
 	proxy string
 
 	mu      sync.Mutex
-	up      map[int]bool // the slots that are known, and which of them have a connection; guarded by mu, as all below
+	session *link.Link   // that the rest is about; nil: there is none. Guarded by mu, as all below
+	up      map[int]bool // the slots that are known, and which of them have a connection
 	ever    bool         // connected since the start
 	since   time.Time    // begin of the outage; zero: there is none
 	next    [2]time.Time // when control connection and carriers are worth a line again
@@ -72,10 +73,16 @@ func (r *reporter) unlock() {
 	r.mu.Unlock()
 }
 
-// attached says that a slot has a connection.
-func (r *reporter) attached(slot int, remote string) {
+// attached says that a slot of a session has a connection. The first of a session may come before the end of the session before.
+func (r *reporter) attached(l *link.Link, slot int, remote string) {
 	r.mu.Lock()
 	defer r.unlock()
+	if r.session != l {
+		if r.ever {
+			r.begin() // or nobody would read that there is another session
+		}
+		r.session, r.up = l, map[int]bool{0: false}
+	}
 	r.up[slot] = true
 	for _, up := range r.up {
 		if !up {
@@ -91,10 +98,13 @@ func (r *reporter) attached(slot int, remote string) {
 	r.ever, r.since, r.mend = true, time.Time{}, nil
 }
 
-// detached says that a slot lost its connection.
-func (r *reporter) detached(slot int, err error) {
+// detached says that a slot of a session lost its connection.
+func (r *reporter) detached(l *link.Link, slot int, err error) {
 	r.mu.Lock()
 	defer r.unlock()
+	if r.session != l {
+		return
+	}
 	r.up[slot] = false
 	if r.begin() {
 		r.say(r.log.Warn, "a connection to the proxy broke, dialling again; users' connections stand still meanwhile", "proxy", r.proxy, "err", err)
@@ -150,22 +160,34 @@ func (r *reporter) failed(slot int, err error, pause time.Duration) {
 
 // leaving says that the proxy announced its stop. What has a connection to it goes on for the time of the drain; what is reported
 // from now on is the search for the process that takes its place.
-func (r *reporter) leaving(drain time.Duration) {
+func (r *reporter) leaving(l *link.Link, drain time.Duration) {
 	r.mu.Lock()
 	defer r.unlock()
-	r.begin()
-	r.up = map[int]bool{0: false}
+	if !r.over(l) {
+		return // its place is taken
+	}
 	r.mend = nil
 	r.say(r.log.Warn, "the proxy is stopping, looking for the one that takes its place", "proxy", r.proxy, "drain", drain.Seconds())
 }
 
-// ended says that the session is over. The next one may have other carriers.
-func (r *reporter) ended(err error) {
+// over notes that nothing of a session counts any more: the next one may have other carriers. It reports whether the next one
+// has not begun yet. mu is held.
+func (r *reporter) over(l *link.Link) bool {
+	if r.session != nil && r.session != l {
+		return false
+	}
+	r.begin()
+	r.session, r.up = nil, map[int]bool{0: false}
+	return true
+}
+
+// ended says that a session is over.
+func (r *reporter) ended(l *link.Link, err error) {
 	r.mu.Lock()
 	defer r.unlock()
-	r.begin()
-	r.up = map[int]bool{0: false}
-	r.mend = toMend(err)
+	if r.over(l) {
+		r.mend = toMend(err)
+	}
 	r.say(r.log.Warn, "session with the proxy ended, its connections were reset", "proxy", r.proxy, "err", err)
 }
 

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ func said(t *testing.T, day func(r *reporter)) string {
 
 func connect(r *reporter) {
 	for slot := range 3 {
-		r.attached(slot, "r")
+		r.attached(nil, slot, "r")
 	}
 }
 
@@ -60,10 +61,10 @@ func TestReports(t *testing.T) {
 	}{
 		"one carrier breaks": {func(r *reporter) {
 			connect(r)
-			r.detached(2, io.EOF)
+			r.detached(nil, 2, io.EOF)
 			r.failed(2, io.EOF, time.Second)
 			time.Sleep(time.Second)
-			r.attached(2, "r")
+			r.attached(nil, 2, "r")
 		}, []string{
 			"INFO connected to the proxy",
 			"WARN a connection to the proxy broke, dialling again; users' connections stand still meanwhile err=EOF",
@@ -72,7 +73,7 @@ func TestReports(t *testing.T) {
 		"all break, and the proxy is away for some minutes": {func(r *reporter) {
 			connect(r)
 			for slot := range 3 {
-				r.detached(2-slot, io.EOF)
+				r.detached(nil, 2-slot, io.EOF)
 			}
 			for range 130 {
 				for slot := range 3 {
@@ -100,14 +101,14 @@ func TestReports(t *testing.T) {
 			"INFO connected to the proxy",
 		}},
 		"the port for carriers is blocked from the start": {func(r *reporter) {
-			r.attached(0, "r")
+			r.attached(nil, 0, "r")
 			for range 61 {
 				r.failed(1, refused, time.Second)
 				r.failed(2, refused, time.Second)
 				time.Sleep(time.Second)
 			}
-			r.attached(1, "r")
-			r.attached(2, "r")
+			r.attached(nil, 1, "r")
+			r.attached(nil, 2, "r")
 		}, []string{
 			"INFO connected to the proxy",
 			"WARN no connection for carriers, trying again; without one no user is served err=refused retry_in=1",
@@ -117,15 +118,15 @@ func TestReports(t *testing.T) {
 		"the port for carriers is blocked after a break": {func(r *reporter) {
 			connect(r)
 			for slot := range 3 {
-				r.detached(slot, io.EOF)
+				r.detached(nil, slot, io.EOF)
 			}
 			time.Sleep(time.Second)
-			r.attached(0, "r")
+			r.attached(nil, 0, "r")
 			for range 15 {
 				r.failed(1, refused, time.Second)
 				time.Sleep(time.Second)
 			}
-			r.attached(1, "r")
+			r.attached(nil, 1, "r")
 			time.Sleep(time.Minute)
 			r.failed(2, refused, time.Second)
 		}, []string{
@@ -136,7 +137,7 @@ func TestReports(t *testing.T) {
 		}},
 		"the control connection alone is away": {func(r *reporter) {
 			connect(r)
-			r.detached(0, io.EOF)
+			r.detached(nil, 0, io.EOF)
 			time.Sleep(settle)
 			r.failed(0, refused, time.Second)
 			r.failed(0, auth.ErrPin, time.Second) // news: somebody has to do something
@@ -149,13 +150,13 @@ func TestReports(t *testing.T) {
 		}},
 		"the proxy is restarted": {func(r *reporter) {
 			connect(r)
-			r.leaving(30 * time.Second)
+			r.leaving(nil, 30*time.Second)
 			for range 3 {
 				r.failed(0, refused, time.Second)
 				time.Sleep(time.Second)
 			}
 			connect(r)
-			r.detached(1, io.EOF)
+			r.detached(nil, 1, io.EOF)
 		}, []string{
 			"INFO connected to the proxy",
 			"WARN the proxy is stopping, looking for the one that takes its place drain=30",
@@ -164,7 +165,7 @@ func TestReports(t *testing.T) {
 		}},
 		"another bridge took the key": {func(r *reporter) {
 			connect(r)
-			r.ended(errors.New("gone"))
+			r.ended(nil, errors.New("gone"))
 			r.failed(0, errors.New("gone"), time.Second)
 			for range 5 { // news, and not for later
 				r.failed(0, link.ErrDuplicate, time.Second)
@@ -176,7 +177,7 @@ func TestReports(t *testing.T) {
 		}},
 		"the key is removed": {func(r *reporter) {
 			connect(r)
-			r.ended(auth.ErrRefused)
+			r.ended(nil, auth.ErrRefused)
 			for range 5 {
 				r.failed(0, auth.ErrRefused, time.Second)
 			}
@@ -218,14 +219,43 @@ func TestReportsToASlowLog(t *testing.T) {
 		stuck.Go(func() { connect(r) })
 		<-log.at
 		for range 10_000 {
-			r.detached(1, io.EOF)
-			r.attached(1, "r")
+			r.detached(nil, 1, io.EOF)
+			r.attached(nil, 1, "r")
 		}
 		close(log.read)
 		stuck.Wait()
-		r.leaving(time.Second)
+		r.leaving(nil, time.Second)
 		if n := len(*log.lines); n != 1+mostLines+1 || !strings.Contains((*log.lines)[1], "broke") || !strings.Contains((*log.lines)[n-1], "stopping") {
 			t.Errorf("%d lines came, want %d in order:\n%s", n, mostLines+2, strings.Join(*log.lines, "\n"))
 		}
 	})
+}
+
+// TestReportOfAnOverlap: a session may begin before the end of the one before it is told. What is told late changes nothing.
+func TestReportOfAnOverlap(t *testing.T) {
+	before, next := new(link.Link), new(link.Link)
+	for name, late := range map[string]func(*reporter){
+		"ended":    func(r *reporter) { r.ended(before, errors.New("the proxy was restarted")) },
+		"leaving":  func(r *reporter) { r.leaving(before, time.Second) },
+		"detached": func(r *reporter) { r.detached(before, 1, errors.New("reset")) },
+	} {
+		var log bytes.Buffer
+		r := newReporter(slog.New(slog.NewTextHandler(&log, nil)), "p:3010")
+		for slot := range 3 {
+			r.attached(before, slot, "p:3010")
+		}
+		r.attached(next, 0, "p:3010")
+		late(r)
+		r.attached(next, 1, "p:3010")
+		r.attached(next, 2, "p:3010")
+		if !strings.Contains(log.String(), "connected to the proxy again") {
+			t.Errorf("%s late: the log has no word of the next session:\n%s", name, log.String())
+		}
+		log.Reset()
+		r.detached(next, 0, errors.New("reset"))
+		r.attached(next, 0, "p:3010")
+		if !strings.Contains(log.String(), "connected to the proxy again") {
+			t.Errorf("%s late: the log has no word of a later break:\n%s", name, log.String())
+		}
+	}
 }

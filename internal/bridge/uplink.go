@@ -93,7 +93,7 @@ func (u *uplink) Attached(l *link.Link, slot int) {
 	if !mine {
 		return
 	}
-	u.report.attached(slot, l.Status()[0].Remote)
+	u.report.attached(l, slot, l.Status()[0].Remote)
 	if slot != 0 {
 		return
 	}
@@ -171,7 +171,7 @@ func (u *uplink) Detached(l *link.Link, slot int, err error) {
 	}
 	b.mu.Unlock()
 	if b.ctx.Err() == nil && l.Err() == nil && !l.Leaving() { // else Ended says it, or GoingAway said it
-		u.report.detached(slot, err)
+		u.report.detached(l, slot, err)
 	}
 }
 
@@ -186,7 +186,7 @@ func (u *uplink) GoingAway(l *link.Link, drain time.Duration) {
 	}
 	b.mu.Unlock()
 	if present {
-		u.report.leaving(drain)
+		u.report.leaving(l, drain)
 	}
 }
 
@@ -207,7 +207,7 @@ func (u *uplink) Ended(l *link.Link, err error) {
 	case beside:
 		b.log.Info("the proxy that was stopping has ended", "proxy", u.proxy)
 	default:
-		u.report.ended(err)
+		u.report.ended(l, err)
 	}
 }
 
