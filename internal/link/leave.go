@@ -117,17 +117,9 @@ func (sl *slot) abandoned() {
 		sl.mu.Unlock()
 		return
 	}
-	var abort []Receiver
-	for _, s := range sl.core.streams {
-		if r := s.whole.kill(wire.CodeAborted); r != nil {
-			abort = append(abort, r)
-		}
-		sl.core.remove(s)
-	}
+	abort := sl.killStreams()
 	sl.mu.Unlock()
-	for _, r := range abort {
-		r.Abort(wire.CodeAborted)
-	}
+	abort()
 	if !l.Alive() {
 		l.Kill(ErrLeft)
 	}

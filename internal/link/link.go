@@ -197,19 +197,27 @@ func (l *Link) Kill(err error) {
 	for _, sl := range l.slots {
 		sl.mu.Lock()
 		sl.fence(err)
-		var abort []Receiver
-		for _, s := range sl.core.streams {
-			if r := s.whole.kill(wire.CodeAborted); r != nil {
-				abort = append(abort, r)
-			}
-			sl.core.remove(s)
-		}
+		abort := sl.killStreams()
 		sl.mu.Unlock()
-		for _, r := range abort {
+		abort()
+	}
+	l.owner.Ended(l, err)
+}
+
+// killStreams ends every stream of the slot. mu is held; abort, which tells their receivers, is called without it.
+func (sl *slot) killStreams() (abort func()) {
+	var receivers []Receiver
+	for _, s := range sl.core.streams {
+		if r := s.whole.kill(wire.CodeAborted); r != nil {
+			receivers = append(receivers, r)
+		}
+		sl.core.remove(s)
+	}
+	return func() {
+		for _, r := range receivers {
 			r.Abort(wire.CodeAborted)
 		}
 	}
-	l.owner.Ended(l, err)
 }
 
 // SlotStatus is a snapshot of one slot.
