@@ -4,13 +4,15 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+
+	"reverser/internal/grammar"
 )
 
 // guessAddress is the address that bridges can dial, as far as the proxy can
 // know it: the host of --listen if it names one, else a public address of an
 // interface; "" if there is none, as behind a cloud provider's NAT.
 func guessAddress(bound net.Addr, listen string, interfaces []netip.Addr) string {
-	port := strconv.Itoa(int(portOf(bound.String())))
+	port := strconv.Itoa(int(grammar.PortOf(bound.String(), defaultPort)))
 	host, _, err := net.SplitHostPort(listen)
 	if err != nil {
 		return ""

@@ -143,7 +143,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	}
 	if firstStart {
 		if len(set.Proxy.Keys) == 0 {
-			err = c.makeDefaultKey(keys, set.Proxy.Offer, portOf(p.Addr().String()), log)
+			err = c.makeDefaultKey(keys, set.Proxy.Offer, grammar.PortOf(p.Addr().String(), defaultPort), log)
 		} else {
 			err = dir.SetKeys(nil)
 		}
@@ -284,16 +284,4 @@ func logWarnings(log *slog.Logger, warnings []config.Warning) {
 	for _, w := range warnings {
 		log.Warn(w.String())
 	}
-}
-
-func portOf(addr string) uint16 {
-	_, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return defaultPort
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil {
-		return defaultPort
-	}
-	return uint16(n)
 }

@@ -107,7 +107,7 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 		}
 	}
 	if p.Advertise = cmp.Or(args.Advertise, file.Advertise); p.Advertise != "" {
-		if p.Advertise, err = grammar.ParseAdvertise(p.Advertise, portOf(p.Listen)); err != nil {
+		if p.Advertise, err = grammar.ParseAdvertise(p.Advertise, grammar.PortOf(p.Listen, defaultPort)); err != nil {
 			return Settings{}, argError("", "--advertise: %w", err)
 		}
 	}
@@ -117,18 +117,6 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 	override(set.Origin, "transfer", args.Transfer)
 	override(set.Origin, "advertise", args.Advertise)
 	return set, nil
-}
-
-func portOf(addr string) uint16 {
-	_, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return defaultPort
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil {
-		return defaultPort
-	}
-	return uint16(n)
 }
 
 // BridgeSource is the source of a bridge's settings.

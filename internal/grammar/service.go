@@ -323,6 +323,19 @@ func ParsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
+// PortOf returns the port of an address that has one, and otherwise where it has none.
+func PortOf(addr string, otherwise uint16) uint16 {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return otherwise
+	}
+	return uint16(n)
+}
+
 // ParseHostPort parses host:port, where host is a name, an IPv4 address or an
 // IPv6 address in brackets, and returns it in canonical form.
 func ParseHostPort(s string) (string, error) {
