@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"log/slog"
 	"net"
 	"strconv"
 	"time"
@@ -33,7 +34,9 @@ func (a *Admission) bind(p pair, target string) {
 	a.pair, a.since, a.name, a.target = p, time.Now(), clientName(a.client), target
 	a.account.pairs.Add(1)
 	a.account.total.Add(1)
-	a.conns.log.Info("pair created", "service", a.Service(), "client", a.name, "target", target)
+	// LogAttrs, since this is on every user's way: Info allocates for each argument.
+	a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair created",
+		slog.String("service", a.Service()), slog.String("client", a.name), slog.String("target", target))
 	end := a.enterPhase(bound)
 	p.Start(&a.conns.poller, a.released)
 	if end != nil { // a stream that was reset at this end tells nobody here
@@ -44,9 +47,10 @@ func (a *Admission) bind(p pair, target string) {
 // released is called once, when the pair is over.
 func (a *Admission) released(reason relay.Reason) {
 	sent, received := a.pair.Counts()
-	a.conns.log.Info("pair released", "service", a.Service(), "client", a.name, "target", a.target,
-		"sent", sent, "received", received, "duration", Seconds(time.Since(a.since)),
-		"reason", string(reason), "resumes", a.pair.Resumes())
+	a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair released",
+		slog.String("service", a.Service()), slog.String("client", a.name), slog.String("target", a.target),
+		slog.Uint64("sent", sent), slog.Uint64("received", received), slog.Float64("duration", Seconds(time.Since(a.since))),
+		slog.String("reason", string(reason)), slog.Uint64("resumes", a.pair.Resumes()))
 	a.account.pairs.Add(-1)
 	a.depart(over)
 	a.giveBack(reason, sent, received)
