@@ -31,12 +31,12 @@ func (a *Admission) Bind(conn net.Conn, s *link.Stream, head []byte, target stri
 }
 
 func (a *Admission) bind(p pair, target string) {
-	a.pair, a.since, a.name, a.target = p, time.Now(), clientName(a.client), target
+	a.pair, a.since, a.target = p, time.Now(), target
 	a.account.pairs.Add(1)
 	a.account.total.Add(1)
 	// LogAttrs, since this is on every user's way: Info allocates for each argument.
 	a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair created",
-		slog.String("service", a.Service()), slog.String("client", a.name), slog.String("target", target))
+		slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", target))
 	end := a.enterPhase(bound)
 	p.Start(&a.conns.poller, a.released)
 	if end != nil { // a stream that was reset at this end tells nobody here
@@ -48,7 +48,7 @@ func (a *Admission) bind(p pair, target string) {
 func (a *Admission) released(reason relay.Reason) {
 	sent, received := a.pair.Counts()
 	a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair released",
-		slog.String("service", a.Service()), slog.String("client", a.name), slog.String("target", a.target),
+		slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", a.target),
 		slog.Uint64("sent", sent), slog.Uint64("received", received), slog.Float64("duration", Seconds(time.Since(a.since))),
 		slog.String("reason", string(reason)), slog.Uint64("resumes", a.pair.Resumes()))
 	a.account.pairs.Add(-1)
@@ -63,7 +63,7 @@ func (a *Admission) Since() time.Time { return a.since }
 func (a *Admission) Status() status.Pair {
 	sent, received := a.pair.Counts()
 	st := status.Pair{
-		ID: strconv.FormatUint(a.id, 10), Service: a.Service(), Client: a.name, Target: a.target,
+		ID: strconv.FormatUint(a.id, 10), Service: a.Service(), Client: a.ClientName(), Target: a.target,
 		Sent: sent, Received: received, Since: a.since, State: status.PairOpen,
 	}
 	switch {
