@@ -76,7 +76,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	outliveReaders()
 	level := new(slog.LevelVar)
 	level.Set(set.LogLevel)
-	log, flush, err := newLogger(c.stderr, set.LogFormat, level)
+	log, flush, err := newLogger(c.log, set.LogFormat, level)
 	if err != nil {
 		return err
 	}

@@ -77,8 +77,8 @@ proxy v1, up 1h1m
 LINK  STATE  REMOTE       BRIDGE  RTT      CARRIERS  RESUMES  SINCE
 nas   up     192.0.2.1:5  b1      12.3 ms  4         3        1m0s ago
 
-SERVICE   STATE     TARGET      CONNECTIONS  KEY  REASON
-tcp/9000  retrying  evil?[2J?x  0            nas  port in use
+SERVICE   STATE     TARGET            CONNECTIONS  KEY  REASON
+tcp/9000  retrying  evil\u001b[2J\tx  0            nas  port in use
 
 PAIR  SERVICE   CLIENT  TARGET  STATE  SENT   RECEIVED  SINCE
 7     tcp/9000  c:1     t:2     open   999 B  1.2 MB    1d2h ago
