@@ -1,11 +1,10 @@
-//go:build !unix
+//go:build !unix && !windows
 
 package relay
 
 import "net"
 
-// On Windows a RawConn cannot wait for readiness and then read without blocking (its sockets are overlapped, not
-// non-blocking), so reading holds a buffer and all writing is the drain goroutine's.
+// Here a socket cannot be read or written without waiting: reading holds a buffer, and all writing is the drain goroutine's.
 func (s *socket) init(conn net.Conn) { s.conn = conn }
 
 func (s *socket) read(limit int) (int, error) { return s.blockingRead(limit) }

@@ -1,4 +1,4 @@
-//go:build unix
+//go:build unix || windows
 
 package relay
 
@@ -6,8 +6,6 @@ import (
 	"io"
 	"net"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"reverser/internal/link"
 	"reverser/internal/sys"
@@ -21,6 +19,9 @@ func (s *socket) init(conn net.Conn) {
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
+		return
+	}
+	if !sys.CanTry(raw) {
 		return
 	}
 	s.raw = raw
@@ -88,7 +89,7 @@ func (s *socket) readReady(fd uintptr) bool {
 		s.release()
 	}
 	switch {
-	case err == unix.EAGAIN:
+	case sys.WouldBlock(err):
 		return false
 	case err != nil:
 		s.reads.err = err
@@ -118,32 +119,45 @@ func (s *socket) tryWrite(bufs [][]byte) (int, error) {
 func (s *socket) writeNow(fd uintptr) bool {
 	n, err := sys.Write(int(fd), s.writes.src)
 	s.writes.n = n
-	if err != unix.EAGAIN {
+	if n > 0 {
+		s.wrote.note()
+	}
+	if !sys.WouldBlock(err) {
 		s.writes.err = err
 	}
 	return true // what the socket did not take waits in the stream
 }
 
-// queued returns how many bytes the peer's kernel has not acknowledged yet.
-func (s *socket) queued() int { return s.count(sys.Unacked) }
+// queued returns how many bytes the peer's kernel has not acknowledged yet, as far as that can be known (sys.Unacked).
+func (s *socket) queued() (n int) {
+	if s.raw != nil && s.isTCP() {
+		s.raw.Control(func(fd uintptr) { n = sys.Unacked(int(fd)) })
+		n = s.wrote.unacked(s, n)
+	}
+	return n
+}
 
 // unsent returns how many bytes the kernel has not sent yet, because the peer takes no more.
-func (s *socket) unsent() int { return s.count(sys.Unsent) }
-
-// count asks the kernel about a TCP socket; of others it counts nothing.
-func (s *socket) count(ask func(fd int) int) (n int) {
+func (s *socket) unsent() (n int) {
 	if s.raw != nil && s.isTCP() {
-		s.raw.Control(func(fd uintptr) { n = ask(int(fd)) })
+		s.raw.Control(func(fd uintptr) { n = sys.Unsent(int(fd)) })
 	}
 	return n
 }
 
 // gone reports whether the peer reset the connection. Nobody needs to read for that.
-func (s *socket) gone() bool { return s.state()&(unix.POLLERR|unix.POLLNVAL) != 0 }
+func (s *socket) gone() bool {
+	reset, _ := s.state()
+	return reset
+}
 
 // hungUp reports whether both directions of a TCP connection have ended: by FINs, or by a reset.
 func (s *socket) hungUp() bool {
-	return s.isTCP() && s.state()&unix.POLLHUP != 0
+	if !s.isTCP() {
+		return false
+	}
+	_, over := s.state()
+	return over
 }
 
 func (s *socket) isTCP() bool {
@@ -151,10 +165,9 @@ func (s *socket) isTCP() bool {
 	return is
 }
 
-// state returns the events that poll(2) reports though nobody asked for them.
-func (s *socket) state() (events int16) {
+func (s *socket) state() (reset, over bool) {
 	if s.raw != nil {
-		s.raw.Control(func(fd uintptr) { events = sys.Poll(int(fd), 0) })
+		s.raw.Control(func(fd uintptr) { reset, over = sys.State(int(fd)) })
 	}
-	return events
+	return reset, over
 }
