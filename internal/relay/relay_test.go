@@ -788,10 +788,11 @@ func TestCountInto(t *testing.T) {
 	px, br := w.open(l)
 	user, accepted := loopback.user(t)
 	server, dialled := loopback.server(t)
-	var sent, received [2]atomic.Uint64
+	var sent, received [3]atomic.Uint64
 	client, target := New(Client, accepted, px, []byte("?")), New(Target, dialled, br, nil)
 	client.CountInto(&sent[0], &received[0])
 	target.CountInto(&sent[1], &received[1])
+	target.CountInto(&sent[2], &received[2])
 	sent[1].Store(100) // of others
 	tu := &tunnel{user: user, server: server}
 	tu.client, tu.target = run(&tu.wg, &w.poller, client), run(&tu.wg, &w.poller, target)
@@ -804,7 +805,7 @@ func TestCountInto(t *testing.T) {
 		t.Fatal(err)
 	}
 	tu.close()
-	for i, want := range []uint64{100_001, 100_101} {
+	for i, want := range []uint64{100_001, 100_101, 100_001} {
 		if s, r := sent[i].Load(), received[i].Load(); s != want || r != 6 {
 			t.Errorf("totals of end %d: %d, %d; want %d, 6", i, s, r, want)
 		}

@@ -26,13 +26,19 @@ type pair interface {
 // for people. The pair goes on by itself: its end is logged, and gives back what the admission took.
 func (a *Admission) Bind(conn net.Conn, s *link.Stream, head []byte, target string) {
 	p := relay.New(a.conns.side, conn, s, head)
-	p.CountInto(&a.account.sent, &a.account.received)
+	a.countInto(p)
 	a.bind(p, target)
+}
+
+// countInto makes a pair add its bytes to the accounts of its service and client.
+func (a *Admission) countInto(p *relay.Pair) {
+	p.CountInto(&a.account.sent, &a.account.received)
+	p.CountInto(&a.guest.sent, &a.guest.received)
 }
 
 func (a *Admission) bind(p pair, target string) {
 	a.pair, a.since, a.target = p, time.Now(), target
-	a.account.pairs.Add(1)
+	a.account.addPair(1)
 	a.account.total.Add(1)
 	// LogAttrs, since this is on every user's way: Info allocates for each argument.
 	a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair created",
@@ -51,7 +57,7 @@ func (a *Admission) released(reason relay.Reason) {
 		slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", a.target),
 		slog.Uint64("sent", sent), slog.Uint64("received", received), slog.Float64("duration", Seconds(time.Since(a.since))),
 		slog.String("reason", string(reason)), slog.Uint64("resumes", a.pair.Resumes()))
-	a.account.pairs.Add(-1)
+	a.account.addPair(-1)
 	a.depart(over)
 	a.giveBack(reason, sent, received)
 }
