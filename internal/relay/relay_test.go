@@ -693,9 +693,6 @@ func TestSurvivesBreaks(t *testing.T) {
 
 // TestIdlePairHoldsNoChunk: pairs that have moved bytes and now wait cost less than one chunk, be there two ends.
 func TestIdlePairHoldsNoChunk(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("reading holds a buffer there: see socket_other.go")
-	}
 	w, l := newWorld(t)
 	defer w.close()
 	const pairs = 100

@@ -32,7 +32,7 @@ func TestResetBehindAFullWindow(t *testing.T) {
 			}
 			var s socket
 			s.init(near)
-			acked := n - s.queued()
+			acked := n - s.queued(uint64(n))
 			near.SetLinger(0)
 			near.Close()
 			end := tu.client
