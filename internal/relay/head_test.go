@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"io"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -81,7 +82,11 @@ func TestLargeHeadBeforeAReset(t *testing.T) {
 	}
 	br.SetReadDeadline(time.Now().Add(limit))
 	got, err := io.ReadAll(br)
-	if want := append(bytes.Clone(head), "tail"...); !bytes.Equal(got, want) || !sys.Reset(err) {
+	want := append(bytes.Clone(head), "tail"...)
+	if runtime.GOOS == "windows" {
+		want = head // the system throws away what nobody has read when a reset comes
+	}
+	if !bytes.Equal(got, want) || !sys.Reset(err) {
 		t.Errorf("read %d bytes, %v; want %d equal ones, then ECONNRESET", len(got), err, len(want))
 	}
 }

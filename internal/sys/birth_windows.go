@@ -39,7 +39,8 @@ func Refused(err error) bool {
 
 // Reset reports whether a read or write failed because the peer, or this machine, reset the connection.
 func Reset(err error) bool {
-	return errors.Is(err, windows.WSAECONNRESET) || errors.Is(err, windows.WSAECONNABORTED) || errors.Is(err, syscall.ECONNRESET)
+	return errors.Is(err, windows.WSAECONNRESET) || errors.Is(err, windows.WSAECONNABORTED) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // NotConnected reports whether a socket's connection was over already.
