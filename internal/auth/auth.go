@@ -230,7 +230,12 @@ func noHello(err error) error {
 var ErrBadKey = errors.New("wrong or unknown key")
 
 // Server authenticates the accepting side. It closes conn on error.
-func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, err error) {
+func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (*Conn, error) {
+	return ServerSteps(conn, tlsConfig, cfg, record.Steps{})
+}
+
+// ServerSteps is Server, with a say in when something is computed for a stranger.
+func ServerSteps(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig, steps record.Steps) (_ *Conn, err error) {
 	defer func() {
 		if err != nil {
 			conn.Close()
@@ -239,7 +244,7 @@ func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, e
 	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
 		return nil, err
 	}
-	tc, err := record.Server(context.Background(), conn, tlsConfig)
+	tc, err := record.Server(context.Background(), conn, tlsConfig, steps)
 	if err != nil {
 		return nil, noHello(err)
 	}
@@ -298,6 +303,7 @@ func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, e
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
+	tc.Trust()
 	return &Conn{
 		Conn: tc, Exporter: exporter, Peer: hello.Instance, KeyID: hello.KeyID, Secret: secret, Role: hello.Role, Features: w.Features,
 	}, nil
