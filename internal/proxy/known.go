@@ -1,0 +1,90 @@
+package proxy
+
+import (
+	"container/list"
+	"net/netip"
+	"time"
+
+	"reverser/internal/traffic"
+)
+
+// How long an address counts as known behind the last bridge that authenticated from it, and how many are remembered.
+const (
+	rememberAddress = 24 * time.Hour
+	mostKnown       = 32_768
+)
+
+// Known is an address, or a customer's network in IPv6, from which a bridge authenticated.
+type Known struct {
+	Block netip.Prefix
+	Last  time.Time
+}
+
+// known remembers where bridges come from.
+type known struct {
+	most   int
+	blocks recent[netip.Prefix, time.Time]
+	news   bool // since it was saved
+}
+
+func (k *known) has(a netip.Addr, now time.Time) bool {
+	at, ok := k.blocks.get(traffic.Block(a))
+	return ok && now.Sub(at) <= rememberAddress
+}
+
+// worthSaving is by how much the time of an address that is known changes before that is worth a write.
+const worthSaving = time.Hour
+
+func (k *known) add(a netip.Addr, now time.Time) {
+	block := traffic.Block(a)
+	before, ok := k.blocks.get(block)
+	k.blocks.put(block, now, k.most)
+	if ok && now.Sub(before) < worthSaving {
+		return
+	}
+	k.news = true
+}
+
+// all returns what is known, what was longest ago first.
+func (k *known) all() (list []Known) {
+	for e := k.blocks.order.Front(); e != nil; e = e.Next() {
+		en := e.Value.(*entry[netip.Prefix, time.Time])
+		list = append(list, Known{en.key, en.value})
+	}
+	return list
+}
+
+// recent is a map that is bounded: what was put least recently is forgotten.
+type recent[K comparable, V any] struct {
+	at    map[K]*list.Element
+	order list.List // of *entry, what was put last at the end
+}
+
+type entry[K comparable, V any] struct {
+	key   K
+	value V
+}
+
+func (r *recent[K, V]) get(k K) (v V, ok bool) {
+	if e := r.at[k]; e != nil {
+		return e.Value.(*entry[K, V]).value, true
+	}
+	return v, false
+}
+
+func (r *recent[K, V]) put(k K, v V, most int) {
+	if e := r.at[k]; e != nil {
+		e.Value.(*entry[K, V]).value = v
+		r.order.MoveToBack(e)
+		return
+	}
+	if r.at == nil {
+		r.at = make(map[K]*list.Element)
+	}
+	if r.order.Len() >= most {
+		oldest := r.order.Front()
+		delete(r.at, oldest.Value.(*entry[K, V]).key)
+		r.order.Remove(oldest)
+	}
+	r.at[k] = r.order.PushBack(&entry[K, V]{k, v})
+}
