@@ -231,11 +231,14 @@ var ErrBadKey = errors.New("wrong or unknown key")
 
 // Server authenticates the accepting side. It closes conn on error.
 func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (*Conn, error) {
-	return ServerSteps(conn, tlsConfig, cfg, record.Steps{})
+	return ServerSteps(conn, tlsConfig, cfg, Steps{})
 }
 
+// Steps are told of the steps of a handshake. The zero value tells nobody.
+type Steps = record.Steps
+
 // ServerSteps is Server, with a say in when something is computed for a stranger.
-func ServerSteps(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig, steps record.Steps) (_ *Conn, err error) {
+func ServerSteps(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig, steps Steps) (_ *Conn, err error) {
 	defer func() {
 		if err != nil {
 			conn.Close()

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"reverser/internal/auth"
-	"reverser/internal/record"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
 )
@@ -85,10 +84,10 @@ func (g *gate) expelLocked(p *pass, why error) {
 }
 
 // steps are those of the connection's handshake.
-func (p *pass) steps() record.Steps { return record.Steps{Heard: p.heard, Waits: p.waits} }
+func (p *pass) steps() auth.Steps { return auth.Steps{Heard: p.heard, Waits: p.waits} }
 
 // heard waits for the turn of a connection whose first record is there.
-func (p *pass) heard(c *record.Conn) error {
+func (p *pass) heard(hungUp func() bool) error {
 	g := p.gate
 	g.mu.Lock()
 	if p.gone == nil {
@@ -102,7 +101,7 @@ func (p *pass) heard(c *record.Conn) error {
 	if err := <-p.turn; err != nil {
 		return err
 	}
-	if c.HungUp() {
+	if hungUp() {
 		return errGone
 	}
 	return nil

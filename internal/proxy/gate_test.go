@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -189,5 +190,76 @@ func TestGateReport(t *testing.T) {
 		if j.count(line, "count=50 ", "last_remote=192.0.2.99:", "last_err=it said nothing while others came") != 1 {
 			t.Errorf("the next minute's line does not count what came since: %q", *j.lines)
 		}
+	})
+}
+
+// TestKnownOutlivesTheProcess: an address that a bridge came from is saved when the proxy stops or drains, and known to the next one.
+func TestKnownOutlivesTheProcess(t *testing.T) {
+	k := key(t, "nas", "tcp/1024-65535")
+	host := netip.MustParsePrefix("127.0.0.1/32")
+	for _, drain := range []bool{false, true} {
+		var saved [][]Known
+		w := start(t, Config{Settings: Settings{Keys: []Key{k}, Drain: -1}, SaveKnown: func(list []Known) error {
+			saved = append(saved, list)
+			return nil
+		}})
+		addr, pub := free(t)
+		b := w.bridge(k, how{instance: 1}, pub)
+		w.pair(b, addr)
+		if drain {
+			w.p.Drain()
+		} else {
+			w.stop()
+		}
+		<-w.done
+		if len(saved) != 1 || len(saved[0]) != 1 || saved[0][0].Block != host {
+			t.Fatalf("with drain %t, saved was %v; want %s, once", drain, saved, host)
+		}
+		list := append(saved[0], Known{netip.MustParsePrefix("192.0.2.1/32"), time.Now().Add(-rememberAddress - time.Hour)},
+			Known{netip.MustParsePrefix("192.0.2.2/32"), time.Now().Add(time.Hour)})
+		next := New(Config{Known: list})
+		for at, want := range map[string]bool{"127.0.0.1": true, "127.0.0.2": false, "192.0.2.1": false, "192.0.2.2": false} {
+			if got := next.port.gate.room.known.has(netip.MustParseAddr(at), time.Now()); got != want {
+				t.Errorf("%s is known to the next process: %t, want %t", at, got, want)
+			}
+		}
+	}
+}
+
+// TestKnownIsSavedAgain: what could not be saved is saved later, and nothing without news.
+func TestKnownIsSavedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var saved int
+		full := errors.New("no space left on device")
+		err := full
+		j := newJournal()
+		p := New(Config{Log: slog.New(j), SaveKnown: func([]Known) error { saved++; return err }})
+		done := make(chan struct{})
+		go func() { defer close(done); p.keepKnown() }()
+		learn := func(a string) {
+			p.port.gate.mu.Lock()
+			defer p.port.gate.mu.Unlock()
+			p.port.gate.room.known.add(netip.MustParseAddr(a), time.Now())
+		}
+		after := func(d time.Duration, want int) {
+			t.Helper()
+			time.Sleep(d)
+			synctest.Wait()
+			if saved != want {
+				t.Errorf("saved %d times, want %d", saved, want)
+			}
+		}
+		after(saveFirst, 0)
+		learn("192.0.2.1")
+		after(saveKnown, 1)
+		if j.count("could not be saved", "no space left") != 1 {
+			t.Errorf("the log does not say that it failed: %q", *j.lines)
+		}
+		err = nil
+		after(saveKnown, 2)
+		learn("192.0.2.1") // a moment later, which is no news
+		after(saveKnown, 2)
+		p.life.stop()
+		<-done
 	})
 }

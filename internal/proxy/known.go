@@ -14,10 +14,57 @@ const (
 	mostKnown       = 32_768
 )
 
-// Known is an address, or a customer's network in IPv6, from which a bridge authenticated.
+// Known is an address, or a customer's network in IPv6, that a bridge authenticated from.
 type Known struct {
 	Block netip.Prefix
 	Last  time.Time
+}
+
+// saveFirst is how soon what a proxy learns is saved for its next start, and saveKnown how often from then on.
+const (
+	saveFirst = time.Minute
+	saveKnown = 10 * time.Minute
+)
+
+// keepKnown saves what is known now and then.
+func (p *Proxy) keepKnown() {
+	next := time.NewTimer(saveFirst)
+	defer next.Stop()
+	for {
+		select {
+		case <-next.C:
+			p.saveKnown()
+			next.Reset(saveKnown)
+		case <-p.life.drain:
+			return
+		case <-p.life.ctx.Done():
+			return
+		}
+	}
+}
+
+// saveKnown saves what is known, if there is news.
+func (p *Proxy) saveKnown() {
+	if p.cfg.SaveKnown == nil {
+		return
+	}
+	g := p.port.gate
+	g.mu.Lock()
+	var list []Known
+	news := g.room.known.news
+	if news {
+		list, g.room.known.news = g.room.known.all(), false
+	}
+	g.mu.Unlock()
+	if !news {
+		return
+	}
+	if err := p.cfg.SaveKnown(list); err != nil {
+		p.log.Warn("the addresses that bridges come from could not be saved: strangers may delay them after a restart", "err", err)
+		g.mu.Lock()
+		g.room.known.news = true
+		g.mu.Unlock()
+	}
 }
 
 // known remembers where bridges come from.
@@ -43,6 +90,15 @@ func (k *known) add(a netip.Addr, now time.Time) {
 		return
 	}
 	k.news = true
+}
+
+// load takes over what another process knew.
+func (k *known) load(list []Known, now time.Time) {
+	for _, e := range list {
+		if at := e.Last; !at.After(now.Add(time.Minute)) && now.Sub(at) <= rememberAddress {
+			k.blocks.put(e.Block, at, k.most)
+		}
+	}
 }
 
 // all returns what is known, what was longest ago first.

@@ -67,7 +67,8 @@ func Client(ctx context.Context, sock net.Conn, cfg *tls.Config) (*Conn, error) 
 // the other. The zero value tells nobody.
 type Steps struct {
 	// Heard is called when the peer's first record is there, and before anything is computed for it. An error ends the handshake.
-	Heard func(*Conn) error
+	// hungUp reports whether the peer has ended the connection meanwhile.
+	Heard func(hungUp func() bool) error
 	// Waits is called each time that the handshake is about to wait for the peer, and until Trust is called also behind it.
 	Waits func()
 }
@@ -80,7 +81,7 @@ func Server(ctx context.Context, sock net.Conn, cfg *tls.Config, steps Steps) (*
 		return nil, err
 	}
 	if steps.Heard != nil {
-		if err := steps.Heard(c); err != nil {
+		if err := steps.Heard(c.HungUp); err != nil {
 			return nil, err
 		}
 	}
