@@ -155,7 +155,9 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 	}
 	msg := hello.Append(make([]byte, 0, wire.HelloLen))
 	copy(msg[wire.HelloMACed:], macOf(key, dialWord, exporter, msg[:wire.HelloMACed]))
-	if _, err := tc.Write(msg); err != nil {
+	if _, err := tc.Write(msg); closed(err) {
+		return nil, fmt.Errorf("%w (%w)", ErrClosed, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("send hello: %w", err)
 	}
 	answer := make([]byte, wire.WelcomeLen)
