@@ -40,7 +40,15 @@ type pass struct {
 const reportStrangersPer = time.Minute
 
 func newGate() *gate {
-	return &gate{room: *newRoom(min(mostPlaces, max(sys.Descriptors()/8, 16)), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
+	return &gate{room: *newRoom(placesOf(sys.Descriptors()), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
+}
+
+// placesOf is how many connections may wait to be proven, by the descriptor limit.
+func placesOf(descriptors int) int {
+	if descriptors < 8192 {
+		return max(descriptors/8, 16)
+	}
+	return min(mostPlaces, descriptors/4)
 }
 
 // enter admits a connection, or closes it and returns nil.

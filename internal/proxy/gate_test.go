@@ -34,7 +34,7 @@ var quiet = slog.New(slog.DiscardHandler)
 // TestGateCloses: whoever has to go is closed, and so is a newcomer who finds no place.
 func TestGateCloses(t *testing.T) {
 	g := newGate()
-	g.room = *newRoom(4, 1) // 3 for strangers
+	g.room = *newRoom(4, 1) // at most 3 of either class
 	var conns []*stranger
 	var in []*pass
 	enter := func(addr string) {

@@ -139,13 +139,18 @@ func (p *Proxy) Listen() (err error) {
 		}
 		port = portOf(p.TransferAddr())
 	}
+	p.listening(port)
+	return nil
+}
+
+// listening prepares what serves the link ports, which are open. transfer is the second one; 0: there is none.
+func (p *Proxy) listening(transfer uint16) {
 	p.port.host = link.NewHost(link.HostConfig{
-		Owner: p, Log: p.log, Instance: p.port.auth.Instance, Transfer: port, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
+		Owner: p, Log: p.log, Instance: p.port.auth.Instance, Transfer: transfer, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
 		Admit:    func(id [16]byte, secret [32]byte) bool { now, ok := p.secret(id); return ok && now == secret },
 		Draining: p.conns.Draining,
 	})
 	p.registry.Configure(p.policy(p.settings()))
-	return nil
 }
 
 // Addr is the address of the link port.

@@ -15,18 +15,20 @@ import (
 //
 // Its rules, for connections that are not proven yet:
 //
-//   - Known is an address that a bridge authenticated from lately. A part of the places is for known addresses only.
-//   - When there is no place, a stranger goes for a known one, and whoever has sent nothing for anybody: of the block of addresses that
-//     has most of these the oldest. Whoever has sent something goes only for a block that has two places fewer than its own has in
-//     the same stage, and those that wait for their peer before those that wait for this process. Else the newcomer is refused.
+//   - Known is an address that a bridge authenticated from lately. A quarter of the places is for known addresses only, and a quarter
+//     for strangers.
+//   - When there is no place for a known one, a stranger goes; when there is none for a stranger, a known one that has sent nothing.
+//     Within a class whoever has sent nothing goes first: of the block of addresses that has most of these the oldest. Whoever has sent
+//     something goes only for a block that has two places fewer than its own has in the same stage, and those that wait for their
+//     peer before those that wait for this process. Else the newcomer is refused.
 //   - As many handshakes are computed at once as there are processors, half as many of strangers. Known ones go first, then blocks in
 //     turn, and within a block whoever came first.
 //   - A block of strangers has strangerRate turns a second. Who sends nothing takes none.
 //
 // Everything costs the same however many connections and blocks there are.
 type room struct {
-	most, mostStrangers int // places
-	width               int // handshakes computed at once
+	most  int // places
+	width int // handshakes computed at once
 
 	classes [2]class
 	known   known
@@ -69,7 +71,7 @@ type place struct {
 
 // Limits of what strangers can take.
 const (
-	mostPlaces    = 2048 // at once; fewer where few descriptors are to be had
+	mostPlaces    = 8192 // at once; fewer where few descriptors are to be had
 	strangerRate  = 20   // handshakes a second of a block of addresses that is not known
 	strangerBurst = 40
 )
@@ -83,7 +85,7 @@ var (
 )
 
 func newRoom(places, processors int) *room {
-	r := &room{most: places, mostStrangers: max(places*3/4, 1), width: max(processors, 1)}
+	r := &room{most: places, width: max(processors, 1)}
 	r.known.most, r.rates.most = mostKnown, mostRates
 	return r
 }
@@ -115,9 +117,11 @@ func (r *room) enter(from netip.Addr, now time.Time) (p, victim *place, why erro
 }
 
 func (r *room) full(class int) bool {
-	s, k := r.classes[strangers].places, r.classes[acquainted].places
-	return s+k >= r.most || class == strangers && s >= r.mostStrangers
+	return r.classes[strangers].places+r.classes[acquainted].places >= r.most || r.classes[class].places >= r.most-r.spared()
 }
+
+// spared is how many places of a class are out of the other one's reach.
+func (r *room) spared() int { return r.most / 4 }
 
 // count changes how many places the class of p has.
 func (r *room) count(p *place, by int) {
@@ -132,22 +136,31 @@ func (r *room) count(p *place, by int) {
 }
 
 // victim returns who has to go for p; nil: nobody.
-func (r *room) victim(p *place) (*place, error) {
-	for class := range p.class + 1 {
-		c := &r.classes[class]
-		if most := c.shelves[silent].largest(); most != nil {
+func (r *room) victim(p *place) (victim *place, why error) {
+	own, other := &r.classes[p.class], &r.classes[1-p.class]
+	others := other.places > r.spared() && own.places < r.most-r.spared()
+	if p.class == acquainted && others {
+		return other.victim(1)
+	}
+	fewer := own.blocks[blockOf(p.from, p.class)]
+	if own.shelves[silent].largest() == nil && others {
+		if most := other.shelves[silent].largest(); most != nil {
 			return most.oldest(), errSilent
 		}
-		enough := 1
-		if class == p.class {
-			enough = c.blocks[blockOf(p.from, class)] + 2
-		}
-		if most := c.shelves[greeted].largest(); most != nil && most.places.Len() >= enough {
-			return most.oldest(), errSilent
-		}
-		if most := c.shelves[waiting].largestNow(); most != nil && most.places.Len() >= enough {
-			return most.newest(), errFull
-		}
+	}
+	return own.victim(fewer + 2)
+}
+
+// victim returns who has to go of a class: who has sent nothing, or is of a block with at least so many in a stage.
+func (c *class) victim(enough int) (*place, error) {
+	if most := c.shelves[silent].largest(); most != nil {
+		return most.oldest(), errSilent
+	}
+	if most := c.shelves[greeted].largest(); most != nil && most.places.Len() >= enough {
+		return most.oldest(), errSilent
+	}
+	if most := c.shelves[waiting].largestNow(); most != nil && most.places.Len() >= enough {
+		return most.newest(), errFull
 	}
 	return nil, nil
 }

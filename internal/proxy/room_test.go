@@ -161,14 +161,25 @@ func TestRoomKnownAddresses(t *testing.T) {
 func TestRoomKnownSilentGo(t *testing.T) {
 	h := newHall(t, 8, 1)
 	h.knows("192.0.2.1", "192.0.2.2")
-	for i := range 8 {
+	for i := range 6 {
 		h.come(fmt.Sprint("k", i), "192.0.2.1", "")
 	}
 	h.come("b0", "192.0.2.2", "k0")
 	h.come("k8", "192.0.2.1", "k1")
 	h.says("k2", nil)
 	h.come("k9", "192.0.2.1", "k3")
-	h.come("s0", "10.0.0.1", "refused") // a stranger displaces no known one
+	h.come("s0", "10.0.0.1", "")
+	h.come("s1", "10.0.1.1", "")
+	h.says("s0", nil)
+	h.says("s1", nil)
+	h.come("s2", "10.0.2.1", "k4") // for a stranger, too: or nobody new could come
+	for _, name := range []string{"b0", "k5", "k8", "k9"} {
+		h.says(name, nil)
+	}
+	h.says("s2", nil)
+	h.come("s3", "10.0.3.1", "refused") // but not who has sent something
+	h.come("b1", "192.0.2.2", "s2")     // strangers have more than what is theirs
+	h.come("b2", "192.0.2.2", "b1")
 }
 
 // TestRoomRate: a block of strangers has a burst of handshakes and then its rate; silence costs none of it, and a bridge of the
@@ -278,7 +289,7 @@ func TestRoomAnything(t *testing.T) {
 					continue
 				}
 				if victim != nil {
-					if victim.class > p.class || victim.stage != departed {
+					if victim.class > p.class && why != errSilent || victim.stage != departed {
 						t.Fatalf("seed %d: a victim of class %d for a newcomer of class %d, at stage %d", seed, victim.class, p.class, victim.stage)
 					}
 					in = slices.DeleteFunc(in, func(o *place) bool { return o == victim })
@@ -349,7 +360,7 @@ func checkRoom(t *testing.T, seed uint64, r *room, in []*place) {
 		}
 	}
 	k, s := r.classes[acquainted], r.classes[strangers]
-	if s.places > r.mostStrangers || s.places+k.places > r.most || s.turns+k.turns > r.width {
+	if s.places > r.most-r.most/4 || s.places+k.places > r.most || s.turns+k.turns > r.width {
 		t.Fatalf("seed %d: %d strangers and %d known ones, %d computed", seed, s.places, k.places, s.turns+k.turns)
 	}
 }
