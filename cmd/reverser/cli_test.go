@@ -66,6 +66,12 @@ func TestPrintStatus(t *testing.T) {
 		Links:    []status.Link{{Key: "nas", Bridge: "b1", Remote: "192.0.2.1:5", State: status.LinkUp, RTTMillis: 12.34, Carriers: 4, Resumes: 3, Since: now.Add(-time.Minute)}},
 		Services: []status.Service{{Public: "tcp/9000", Key: "nas", Target: "evil\x1b[2J\tx", State: status.ServiceRetrying, Reason: "port in use"}},
 		Pairs:    []status.Pair{{ID: "7", Service: "tcp/9000", Client: "c:1", Target: "t:2", Sent: 999, Received: 1234567, Since: now.Add(-26 * time.Hour), State: status.PairOpen}},
+		Keys: []status.Key{
+			{Key: "nas", Connections: 1, Total: 20, Sent: 1234567, Received: 5, Refused: 2},
+			{Key: "pi", Total: 3, Received: 7},
+		},
+		Clients: []status.Client{{Client: "192.0.2.9", Service: "tcp/9000", Key: "n\x1bas", Connections: 1, Total: 4, Sent: 10}},
+		Removed: []status.Service{{Public: "tcp/22"}},
 	}
 	var b bytes.Buffer
 	if err := printStatus(&b, s, now); err != nil {
@@ -77,8 +83,11 @@ proxy v1, up 1h1m
 LINK  STATE  REMOTE       BRIDGE  RTT      CARRIERS  RESUMES  SINCE
 nas   up     192.0.2.1:5  b1      12.3 ms  4         3        1m0s ago
 
-SERVICE   STATE     TARGET      CONNECTIONS  KEY  REASON
-tcp/9000  retrying  evil?[2J?x  0            nas  port in use
+SERVICE   STATE     TARGET            CONNECTIONS  KEY  REASON
+tcp/9000  retrying  evil\u001b[2J\tx  0            nas  port in use
+
+in all 23 connections, 1 now, 1.2 MB sent, 12 B received, 2 refused; 1 of the services was removed
+the most from 192.0.2.9 to tcp/9000 of n\u001bas: 1 now, 4 in all, 10 B sent, 0 B received
 
 PAIR  SERVICE   CLIENT  TARGET  STATE  SENT   RECEIVED  SINCE
 7     tcp/9000  c:1     t:2     open   999 B  1.2 MB    1d2h ago

@@ -157,6 +157,10 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		}
 	}
 
+	if err := printTotals(w, s); err != nil {
+		return err
+	}
+
 	fmt.Fprintln(w)
 	if len(s.Pairs) == 0 {
 		_, err := fmt.Fprintln(w, "no connections")
@@ -168,6 +172,39 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		t.row(p.ID, p.Service, p.Client, p.Target, p.State, size(p.Sent), size(p.Received), ago(now, p.Since))
 	}
 	return t.flush()
+}
+
+// printTotals says in a line or two what was carried since the start, and for whom most.
+func printTotals(w io.Writer, s status.Snapshot) error {
+	var all status.Key
+	for _, k := range s.Keys {
+		all.Connections += k.Connections
+		all.Total += k.Total
+		all.Sent += k.Sent
+		all.Received += k.Received
+		all.Refused += k.Refused
+	}
+	if all.Total+all.Refused == 0 {
+		return nil
+	}
+	line := fmt.Sprintf("in all %d connections, %d now, %s sent, %s received", all.Total, all.Connections, size(all.Sent), size(all.Received))
+	if all.Refused > 0 {
+		line += ", " + strconv.FormatUint(all.Refused, 10) + " refused"
+	}
+	switch n := len(s.Removed); n {
+	case 0:
+	case 1:
+		line += "; 1 of the services was removed"
+	default:
+		line += fmt.Sprintf("; %d of the services were removed", n)
+	}
+	_, err := fmt.Fprintf(w, "\n%s\n", printable(line))
+	if err == nil && len(s.Clients) > 0 {
+		c := s.Clients[0]
+		_, err = fmt.Fprintln(w, printable(fmt.Sprintf("the most from %s to %s of %s: %d now, %d in all, %s sent, %s received",
+			c.Client, c.Service, c.Key, c.Connections, c.Total, size(c.Sent), size(c.Received))))
+	}
+	return err
 }
 
 func ago(now, t time.Time) string {

@@ -187,8 +187,16 @@ func (b *Bridge) Status() status.Snapshot {
 		snap.Pairs = append(snap.Pairs, a.Status())
 		return true
 	})
+	shown := b.describe(&snap)
+	b.conns.Show(&snap, shown, func([16]byte) string { return b.key() })
+	return snap
+}
+
+// describe writes links and services into a snapshot, and returns the accounts of the services.
+func (b *Bridge) describe(snap *status.Snapshot) map[*traffic.Account]bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	shown := make(map[*traffic.Account]bool)
 	var proxies []string
 	for _, u := range b.uplinks {
 		snap.Links = append(snap.Links, u.snapshotLocked()...)
@@ -199,12 +207,14 @@ func (b *Bridge) Status() status.Snapshot {
 		var all []status.Service
 		for _, u := range b.uplinks {
 			st := u.serviceLocked(svc)
-			b.conns.Find(b.cfg.Token.KeyID, st.Public).Describe(&st)
+			account := b.conns.Find(b.cfg.Token.KeyID, st.Public)
+			account.Describe(&st)
+			shown[account] = true
 			all = append(all, st)
 		}
 		snap.Services = append(snap.Services, mergeServices(all, proxies))
 	}
-	return snap
+	return shown
 }
 
 // mergeServices merges what the proxies say of a service: it is up if it is so at one of them.

@@ -526,6 +526,18 @@ func TestTotals(t *testing.T) {
 	next := w.bridge(k, how{instance: 2}, pub)
 	w.pair(next, addr)
 	want(1, 2, 7, 4)
+	next.unclaim(0)
+	eventually(t, "the service that was removed keeps its totals, in a list of its own", func() bool {
+		s := w.p.Status()
+		return len(s.Services) == 0 && len(s.Removed) == 1 && s.Removed[0].Total == 2 && s.Removed[0].Sent == 7 && s.Removed[0].Connections == 1
+	})
+	s2 := w.p.Status()
+	if len(s2.Keys) != 1 || s2.Keys[0].Key != "nas" || s2.Keys[0].Total != 2 || s2.Keys[0].Sent != 7 || s2.Keys[0].Received != 4 {
+		t.Errorf("keys %+v", s2.Keys)
+	}
+	if len(s2.Clients) != 1 || s2.Clients[0].Client != "127.0.0.1" || s2.Clients[0].Connections != 1 || s2.Clients[0].Sent != 7 || s2.Clients[0].Received != 4 {
+		t.Errorf("clients %+v", s2.Clients)
+	}
 }
 
 // TestAStreamOfABridge: a proxy has no service for a bridge that opens streams, and does not say that it takes them.

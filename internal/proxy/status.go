@@ -7,6 +7,7 @@ import (
 
 	"reverser/internal/registry"
 	"reverser/internal/status"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -24,14 +25,18 @@ func (p *Proxy) Status() status.Snapshot {
 		}
 		snap.Links = append(snap.Links, l.Snapshot(s.KeyName, l.PeerName(), s.Leaving || draining))
 	}
+	shown := make(map[*traffic.Account]bool)
 	for _, s := range p.registry.Services() {
 		st := describe(s)
 		if draining && st.State != status.ServiceDenied {
 			st.State, st.Reason = status.ServiceAway, registry.StoppingText
 		}
-		p.conns.Find(s.Key, st.Public).Describe(&st)
+		account := p.conns.Find(s.Key, st.Public)
+		account.Describe(&st)
+		shown[account] = true
 		snap.Services = append(snap.Services, st)
 	}
+	p.conns.Show(&snap, shown, p.keyName)
 	slices.SortFunc(snap.Links, func(a, b status.Link) int { return cmp.Or(cmp.Compare(a.Key, b.Key), a.Since.Compare(b.Since)) })
 	slices.SortFunc(snap.Services, func(a, b status.Service) int {
 		return cmp.Or(cmp.Compare(a.Public, b.Public), cmp.Compare(a.Key, b.Key))

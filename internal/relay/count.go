@@ -2,16 +2,21 @@ package relay
 
 import "sync/atomic"
 
-// sharedCounter counts the bytes of one direction of a pair, chunk by chunk, and adds them to a total that others add to as well.
+// sharedCounter counts the bytes of one direction of a pair, chunk by chunk, and adds them to totals that others add to as well.
 type sharedCounter struct {
-	own   atomic.Uint64
-	total *atomic.Uint64 // nil: there is none
+	own    atomic.Uint64
+	totals [2]*atomic.Uint64 // nil: there is none
 }
 
 func (c *sharedCounter) Add(n uint64) {
 	c.own.Add(n)
-	if c.total != nil && n > 0 {
-		c.total.Add(n)
+	if n == 0 {
+		return
+	}
+	for _, t := range c.totals {
+		if t != nil {
+			t.Add(n)
+		}
 	}
 }
 
@@ -21,12 +26,16 @@ func (c *sharedCounter) Load() uint64 { return c.own.Load() }
 func (c *sharedCounter) set(n uint64) { c.own.Store(n) }
 
 // CountInto makes the pair add its bytes to totals as they move: those from client to target, and those on the way back. It is
-// called before Start.
+// called before Start, twice at most: each call adds another two totals.
 func (p *Pair) CountInto(sent, received *atomic.Uint64) {
 	if p.side == Target {
 		sent, received = received, sent
 	}
-	p.outward.bytes.total, p.inward.bytes.total = sent, received
+	i := 0
+	if p.outward.bytes.totals[0] != nil {
+		i = 1
+	}
+	p.outward.bytes.totals[i], p.inward.bytes.totals[i] = sent, received
 }
 
 // Resumes counts how often the connection of the link was replaced under the pair.

@@ -26,6 +26,9 @@ const (
 	ServiceAway     = "away"     // its bridge is not connected, or not for data, or one of both ends is stopping: Reason says which
 )
 
+// ServiceRemoved is the state of those in Snapshot.Removed, and of no other.
+const ServiceRemoved = "removed"
+
 // States of a [Pair].
 const (
 	PairOpen       = "open"        // bytes may flow both ways
@@ -41,6 +44,9 @@ type Snapshot struct {
 	Links         []Link    `json:"links"`
 	Services      []Service `json:"services"`
 	Pairs         []Pair    `json:"pairs"`
+	Keys          []Key     `json:"keys"`             // what each carried since the start
+	Clients       []Client  `json:"clients"`          // those with the most connections, or bytes where these are equal; 20 at most
+	Removed       []Service `json:"removed"`          // services that are gone, with what they counted; 100 at most, the largest first
 	Reload        *Reload   `json:"reload,omitempty"` // the last one; nil: none since the start
 }
 
@@ -79,6 +85,30 @@ type Service struct {
 	Total    uint64 `json:"total,omitempty"`    // connections
 	Sent     uint64 `json:"sent,omitempty"`     // bytes client → target
 	Received uint64 `json:"received,omitempty"` // bytes target → client
+	Refused  uint64 `json:"refused,omitempty"`  // users who were not served
+}
+
+// Key is what the services of one key carried since the process started, those that were removed included.
+type Key struct {
+	Key         string `json:"key"` // its name; its id when it was removed
+	ID          string `json:"id"`
+	Connections int    `json:"connections"` // at present
+	Total       uint64 `json:"total"`       // connections
+	Sent        uint64 `json:"sent"`        // bytes client → target
+	Received    uint64 `json:"received"`    // bytes target → client
+	Refused     uint64 `json:"refused"`     // users who were not served
+}
+
+// Client is what one address, or network of 64 bits in IPv6, did at one service.
+type Client struct {
+	Client      string `json:"client"`
+	Service     string `json:"service"` // canonical PUBLIC
+	Key         string `json:"key"`
+	Connections int    `json:"connections"` // at present, with those that wait for the bridge
+	Total       uint64 `json:"total"`       // connections
+	Sent        uint64 `json:"sent"`        // bytes client → target
+	Received    uint64 `json:"received"`    // bytes target → client
+	Refused     uint64 `json:"refused"`     // connections that were not served
 }
 
 // Pair is one user's connection, bound to its connection to the target.
@@ -106,6 +136,15 @@ func (s Snapshot) MarshalJSON() ([]byte, error) {
 	}
 	if p.Pairs == nil {
 		p.Pairs = []Pair{}
+	}
+	if p.Keys == nil {
+		p.Keys = []Key{}
+	}
+	if p.Clients == nil {
+		p.Clients = []Client{}
+	}
+	if p.Removed == nil {
+		p.Removed = []Service{}
 	}
 	return json.Marshal(p)
 }

@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"reverser/internal/relay"
-	"reverser/internal/status"
 )
 
 // Account counts the connections of a service or key. What it has counted stays when they are over, and never becomes less.
@@ -28,16 +26,16 @@ type Account struct {
 	sent, received atomic.Uint64
 	pairs          atomic.Int64  // at present
 	total          atomic.Uint64 // pairs that were made
+	turnedAway     atomic.Uint64 // connections that did not become a pair
+	unlisted       bool          // the key has too many services: what this one counted goes to the key when a pair is over
 
 	// Guarded by ledger.mu.
 	now      int // admissions: pairs, and what is on the way to one
 	limits   Limits
 	ended    map[relay.Reason]uint64
 	refusals map[Refusal]uint64
-	clients  int                 // that have an account of their own
 	others   guest               // the account of those that have none
 	services map[string]*Account // of a key
-	unlisted bool                // the key has too many services: what this one counted goes to the key when a pair is over
 	said     time.Time           // when a refusal was last logged
 	unsaid   uint64              // how many were not since
 }
@@ -116,13 +114,12 @@ func (a *Account) addLocked(u *Usage) {
 	}
 }
 
-// Describe writes what was counted into the status of the service. It takes no lock; a service without an account was never used.
-func (a *Account) Describe(st *status.Service) {
-	if a == nil {
-		return
+// addPair counts pairs that are there at present.
+func (a *Account) addPair(n int64) {
+	a.pairs.Add(n)
+	if a.unlisted {
+		a.key.pairs.Add(n)
 	}
-	st.Connections, st.Total = int(a.pairs.Load()), a.total.Load()
-	st.Sent, st.Received = a.sent.Load(), a.received.Load()
 }
 
 // SetLimits says what the account allows from now on. Connections that are there already stay.
@@ -180,8 +177,6 @@ func (a *Account) giveBack(g *guest, reason relay.Reason, sent, received uint64)
 			a.key.addLost(reason, sent, received)
 		}
 		g.total++
-		g.sent += sent
-		g.received += received
 	}
 	a.ledger.giveLocked(g)
 }
@@ -198,6 +193,7 @@ func (a *Account) refused(why Refusal, client netip.AddrPort) {
 			to.refusals = make(map[Refusal]uint64)
 		}
 		to.refusals[why]++
+		to.turnedAway.Add(1)
 	}
 	a.ledger.guestLocked(a, client, false).refused++
 }
@@ -238,16 +234,24 @@ type ledger struct {
 	mu     sync.Mutex
 	keys   map[[16]byte]*Account // guarded by mu, as all below
 	guests map[guestID]*guest
+	listed []*guest   // the same, for whoever reads them part by part
 	idle   *list.List // of *guest: those without a connection, the one that is so for longest first
 	most   int        // guests
+
+	// Only appended to: whoever has a copy of the slice may read it without the lock.
+	tenants  []*Account // of keys
+	services []*Account // of services, but for unlisted ones
 }
 
-// guest is the account of one client at one service. Its bytes are counted at the end of each pair.
+// guest is the account of one client at one service. A pair adds its bytes to it as they move.
 type guest struct {
 	guestID
-	now            int // admissions
-	total, refused uint64
-	sent, received uint64
+	sent, received atomic.Uint64
+
+	// Guarded by ledger.mu.
+	now            int           // admissions
+	total, refused uint64        // pairs that are over; connections that did not become one
+	place          int           // in ledger.listed
 	idle           *list.Element // in ledger.idle; nil: it has a connection, or is one for others
 }
 
@@ -271,6 +275,7 @@ func (l *ledger) keyLocked(id [16]byte) *Account {
 	if k == nil {
 		k = &Account{Key: id, ledger: l, services: make(map[string]*Account)}
 		l.keys[id] = k
+		l.tenants = append(l.tenants, k)
 	}
 	return k
 }
@@ -286,6 +291,7 @@ func (l *ledger) service(key [16]byte, name string) *Account {
 	a.others.service = a
 	if !a.unlisted {
 		k.services[name] = a
+		l.services = append(l.services, a)
 	}
 	return a
 }
@@ -331,10 +337,10 @@ func (l *ledger) guestLocked(a *Account, client netip.AddrPort, make bool) *gues
 		}
 		l.evictLocked(oldest.Value.(*guest))
 	}
-	g := &guest{guestID: id}
+	g := &guest{guestID: id, place: len(l.listed)}
 	g.idle = l.idle.PushBack(g)
+	l.listed = append(l.listed, g)
 	l.guests[id] = g
-	a.clients++
 	return g
 }
 
@@ -342,12 +348,15 @@ func (l *ledger) guestLocked(a *Account, client netip.AddrPort, make bool) *gues
 func (l *ledger) evictLocked(g *guest) {
 	l.idle.Remove(g.idle)
 	delete(l.guests, g.guestID)
-	g.service.clients--
+	last := len(l.listed) - 1
+	l.listed[g.place], l.listed[last].place = l.listed[last], g.place
+	l.listed[last] = nil
+	l.listed = l.listed[:last]
 	o := &g.service.others
 	o.total += g.total
 	o.refused += g.refused
-	o.sent += g.sent
-	o.received += g.received
+	o.sent.Add(g.sent.Load())
+	o.received.Add(g.received.Load())
 }
 
 func (l *ledger) takeLocked(g *guest) {
@@ -363,30 +372,4 @@ func (l *ledger) giveLocked(g *guest) {
 	if g.now == 0 && g != &g.service.others {
 		g.idle = l.idle.PushBack(g)
 	}
-}
-
-// Client is what was counted for one client of a service.
-type Client struct {
-	Block          netip.Prefix // the zero value: all clients without an account of their own
-	Admitted       int          // at present
-	Total, Refused uint64       // pairs that are over; connections that did not become one
-	Sent, Received uint64       // bytes of the pairs that are over
-}
-
-// Clients returns the clients of a service, in no order. It holds the lock of all accounts while it copies them.
-func (a *Account) Clients() []Client {
-	l := a.ledger
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	all := append(make([]Client, 0, a.clients+1), a.others.client())
-	for g := range maps.Values(l.guests) {
-		if g.service == a {
-			all = append(all, g.client())
-		}
-	}
-	return all
-}
-
-func (g *guest) client() Client {
-	return Client{Block: g.block, Admitted: g.now, Total: g.total, Refused: g.refused, Sent: g.sent, Received: g.received}
 }

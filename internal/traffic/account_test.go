@@ -49,7 +49,7 @@ func TestLimits(t *testing.T) {
 		if u := web.Usage(); u.Refused[RefusedLimit] != 3 || u.Admitted != 6 {
 			t.Errorf("usage %+v", u)
 		}
-		for _, cl := range web.Clients() {
+		for _, cl := range clientsOf(web) {
 			if cl.Block == Block(alice.Addr()) && (cl.Admitted != 1 || cl.Refused != 1) {
 				t.Errorf("alice: %+v", cl)
 			}
@@ -131,9 +131,9 @@ func TestClientsAreBounded(t *testing.T) {
 			t.Helper()
 			have := map[netip.Prefix]Client{}
 			var total, sent uint64
-			for _, cl := range acc.Clients() {
+			for _, cl := range clientsOf(acc) {
 				have[cl.Block] = cl
-				total += cl.Total
+				total += cl.Total - uint64(cl.Admitted)
 				sent += cl.Sent
 			}
 			for _, b := range blocks {
@@ -162,6 +162,19 @@ func TestClientsAreBounded(t *testing.T) {
 		stays.Leave()
 		stays2.Leave()
 	})
+}
+
+// clientsOf returns the clients of one service, that of the others included.
+func clientsOf(a *Account) []Client {
+	a.ledger.mu.Lock()
+	all := []Client{a.others.client()}
+	a.ledger.mu.Unlock()
+	for _, cl := range a.ledger.eachClient() {
+		if cl.Account == a {
+			all = append(all, cl)
+		}
+	}
+	return all
 }
 
 // TestLedger lets connections of all kinds come and go, and compares every counter with a plain model after each step.
@@ -269,6 +282,8 @@ func TestLedger(t *testing.T) {
 				n := rapid.Uint64Range(0, 9).Draw(t, "bytes")
 				x.a.account.sent.Add(n)
 				x.a.account.received.Add(2 * n)
+				x.a.guest.sent.Add(n)
+				x.a.guest.received.Add(2 * n)
 				model[x.acc].sent += n
 				model[x.acc].rcv += 2 * n
 			},
@@ -302,12 +317,15 @@ func TestLedger(t *testing.T) {
 					k.Sent += u.Sent
 					k.Received += u.Received
 					clients := Client{}
-					for _, cl := range a.Clients() {
+					for _, cl := range clientsOf(a) {
 						clients.Admitted += cl.Admitted
 						clients.Total += cl.Total
 						clients.Refused += cl.Refused
+						clients.Sent += cl.Sent
+						clients.Received += cl.Received
 					}
-					if clients.Admitted != m.admitted || clients.Total != m.ended || clients.Refused != m.refused {
+					if clients.Admitted != m.admitted || clients.Total != m.ended+uint64(m.admitted) || clients.Refused != m.refused ||
+						clients.Sent != m.sent || clients.Received != m.rcv {
 						t.Fatalf("account %d: clients %+v, want %+v", i, clients, m)
 					}
 				}

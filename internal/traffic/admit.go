@@ -15,29 +15,26 @@ import (
 // Refuse in the end; a second such call does nothing.
 type Admission struct {
 	conns   *Conns
-	home    *shard
 	account *Account
 	client  netip.AddrPort
 	guest   *guest // the client's account
 	id      uint64
 
 	// Known to whoever has the admission, and from Bind on to the end of the pair.
-	placed, dials bool
 	finally       func() // nil: nothing
+	placed, dials bool
+
+	phase phase   // guarded by the shard's mu
+	end   *ending // what is to become of it as soon as it is a pair; guarded by the shard's mu
 
 	// Set by Bind, before the phase is bound.
 	pair   pair
 	since  time.Time
-	name   string // of the client
 	target string
-
-	// Guarded by home.mu.
-	phase phase
-	end   *ending // what is to become of it as soon as it is a pair
 }
 
 // phase is what becomes of an admission at present.
-type phase int
+type phase uint8
 
 const (
 	arriving phase = iota
@@ -90,17 +87,24 @@ func (c *Conns) Admit(account *Account, client netip.AddrPort, p Patience) (*Adm
 }
 
 func (c *Conns) admission(account *Account, client netip.AddrPort, id uint64) *Admission {
-	return &Admission{conns: c, account: account, client: client, id: id, home: &c.roster.shards[id%uint64(len(c.roster.shards))]}
+	return &Admission{conns: c, account: account, client: client, id: id}
+}
+
+// home is the part of the list that a is on.
+func (a *Admission) home() *shard {
+	all := &a.conns.roster.shards
+	return &all[a.id%uint64(len(all))]
 }
 
 // enter puts a on the list; false: nothing enters any more.
 func (a *Admission) enter() bool {
-	a.home.mu.Lock()
-	defer a.home.mu.Unlock()
-	if a.home.shut {
+	h := a.home()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.shut {
 		return false
 	}
-	a.home.all[a] = struct{}{}
+	h.all[a] = struct{}{}
 	a.conns.roster.busy.Add(1)
 	a.conns.roster.phases[arriving].Add(1)
 	return true
@@ -188,19 +192,21 @@ func (a *Admission) Dialled() {
 
 // Ended reports whether End chose the connection before it became a pair: it need not be served any more.
 func (a *Admission) Ended() bool {
-	a.home.mu.Lock()
-	defer a.home.mu.Unlock()
+	h := a.home()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	return a.end != nil
 }
 
 // endBy ends a pair, or sees to it that what is on the way to one ends as soon as it is one. false: it is over.
 func (a *Admission) endBy(e *ending) bool {
-	a.home.mu.Lock()
+	h := a.home()
+	h.mu.Lock()
 	at := a.phase
 	if at < bound && a.end == nil {
 		a.end = e
 	}
-	a.home.mu.Unlock()
+	h.mu.Unlock()
 	if at == bound {
 		a.pair.End(e.reason, e.code)
 	}
@@ -208,15 +214,17 @@ func (a *Admission) endBy(e *ending) bool {
 }
 
 func (a *Admission) isPair() bool {
-	a.home.mu.Lock()
-	defer a.home.mu.Unlock()
+	h := a.home()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	return a.phase == bound
 }
 
 // enterPhase changes what becomes of an admission that is not over.
 func (a *Admission) enterPhase(to phase) (end *ending) {
-	a.home.mu.Lock()
-	defer a.home.mu.Unlock()
+	h := a.home()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	a.conns.roster.phases[a.phase].Add(-1)
 	a.conns.roster.phases[to].Add(1)
 	a.phase = to
@@ -244,12 +252,13 @@ func (a *Admission) Refuse(why Refusal, msg string, args ...any) {
 
 // depart takes the admission off the list, once; false: it is over already, or is in the phase but.
 func (a *Admission) depart(but phase) bool {
-	a.home.mu.Lock()
-	defer a.home.mu.Unlock()
+	h := a.home()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if a.phase == over || a.phase == but {
 		return false
 	}
-	delete(a.home.all, a)
+	delete(h.all, a)
 	a.conns.roster.phases[a.phase].Add(-1)
 	a.phase = over
 	return true

@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"log/slog"
 	"net"
 	"strconv"
 	"time"
@@ -25,15 +26,23 @@ type pair interface {
 // for people. The pair goes on by itself: its end is logged, and gives back what the admission took.
 func (a *Admission) Bind(conn net.Conn, s *link.Stream, head []byte, target string) {
 	p := relay.New(a.conns.side, conn, s, head)
-	p.CountInto(&a.account.sent, &a.account.received)
+	a.countInto(p)
 	a.bind(p, target)
 }
 
+// countInto makes a pair add its bytes to the accounts of its service and client.
+func (a *Admission) countInto(p *relay.Pair) {
+	p.CountInto(&a.account.sent, &a.account.received)
+	p.CountInto(&a.guest.sent, &a.guest.received)
+}
+
 func (a *Admission) bind(p pair, target string) {
-	a.pair, a.since, a.name, a.target = p, time.Now(), clientName(a.client), target
-	a.account.pairs.Add(1)
+	a.pair, a.since, a.target = p, time.Now(), target
+	a.account.addPair(1)
 	a.account.total.Add(1)
-	a.conns.log.Info("pair created", "service", a.Service(), "client", a.name, "target", target)
+	// LogAttrs, since this is on every user's way: Info allocates for each argument.
+	a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair created",
+		slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", target))
 	end := a.enterPhase(bound)
 	p.Start(&a.conns.poller, a.released)
 	if end != nil { // a stream that was reset at this end tells nobody here
@@ -44,10 +53,11 @@ func (a *Admission) bind(p pair, target string) {
 // released is called once, when the pair is over.
 func (a *Admission) released(reason relay.Reason) {
 	sent, received := a.pair.Counts()
-	a.conns.log.Info("pair released", "service", a.Service(), "client", a.name, "target", a.target,
-		"sent", sent, "received", received, "duration", Seconds(time.Since(a.since)),
-		"reason", string(reason), "resumes", a.pair.Resumes())
-	a.account.pairs.Add(-1)
+	a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair released",
+		slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", a.target),
+		slog.Uint64("sent", sent), slog.Uint64("received", received), slog.Float64("duration", Seconds(time.Since(a.since))),
+		slog.String("reason", string(reason)), slog.Uint64("resumes", a.pair.Resumes()))
+	a.account.addPair(-1)
 	a.depart(over)
 	a.giveBack(reason, sent, received)
 }
@@ -59,7 +69,7 @@ func (a *Admission) Since() time.Time { return a.since }
 func (a *Admission) Status() status.Pair {
 	sent, received := a.pair.Counts()
 	st := status.Pair{
-		ID: strconv.FormatUint(a.id, 10), Service: a.Service(), Client: a.name, Target: a.target,
+		ID: strconv.FormatUint(a.id, 10), Service: a.Service(), Client: a.ClientName(), Target: a.target,
 		Sent: sent, Received: received, Since: a.since, State: status.PairOpen,
 	}
 	switch {

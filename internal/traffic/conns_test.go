@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"reverser/internal/relay"
+	"reverser/internal/status"
 	"reverser/internal/wire"
 )
 
@@ -629,7 +630,7 @@ func TestChurn(t *testing.T) {
 					}
 					c.Load()
 					acc.Usage()
-					acc.Clients()
+					c.Show(&status.Snapshot{}, nil, func([16]byte) string { return "" })
 				}
 			}
 		})

@@ -20,7 +20,7 @@ func (a *Admission) Pair() *relay.Pair {
 // State describes a frozen pair, names included.
 func (a *Admission) State() relay.State {
 	st := a.Pair().State()
-	st.ID, st.Since, st.Service, st.Target, st.Client = a.id, a.since, a.Service(), a.target, a.name
+	st.ID, st.Since, st.Service, st.Target, st.Client = a.id, a.since, a.Service(), a.target, a.ClientName()
 	return st
 }
 
@@ -28,7 +28,7 @@ func (a *Admission) State() relay.State {
 func (a *Admission) GiveAway() {
 	a.Pair().GiveAway()
 	if a.depart(over) {
-		a.account.pairs.Add(-1)
+		a.account.addPair(-1)
 		a.giveBack("", 0, 0)
 	}
 }
@@ -51,9 +51,9 @@ func (c *Conns) Restore(key [16]byte, st relay.State, conn net.Conn, s *link.Str
 	default:
 	}
 	p := relay.Restore(st, conn, s)
-	p.CountInto(&a.account.sent, &a.account.received)
-	a.pair, a.since, a.name, a.target = p, st.Since, st.Client, st.Target
-	a.account.pairs.Add(1)
+	a.countInto(p)
+	a.pair, a.since, a.target = p, st.Since, st.Target
+	a.account.addPair(1)
 	a.enterPhase(bound)
 	return a, nil
 }

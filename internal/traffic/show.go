@@ -1,0 +1,139 @@
+package traffic
+
+import (
+	"cmp"
+	"encoding/hex"
+	"net/netip"
+	"slices"
+
+	"reverser/internal/status"
+)
+
+// What status shows at the most. Totals of keys include what is left out.
+const (
+	mostRemoved = 100
+	mostClients = 20
+)
+
+// Describe writes what was counted into the status of the service. It takes no lock; a service without an account was never used.
+func (a *Account) Describe(st *status.Service) {
+	if a == nil {
+		return
+	}
+	st.Connections, st.Total = int(a.pairs.Load()), a.total.Load()
+	st.Sent, st.Received, st.Refused = a.sent.Load(), a.received.Load(), a.turnedAway.Load()
+}
+
+// Show writes into a snapshot, in which the present services stand already, what was counted for keys, clients and services that are
+// gone. shown are the accounts of the present services, name returns the name of a key, "" for one that is gone: its id stands for it. Nothing is held up:
+// the counters of services are atomic, and those of clients are read in small parts.
+func (c *Conns) Show(snap *status.Snapshot, shown map[*Account]bool, name func(key [16]byte) string) {
+	keys, services := c.ledger.all()
+	place := make(map[[16]byte]int, len(keys))
+	for i, k := range keys {
+		place[k.Key] = i
+		st := status.Key{Key: keyName(k.Key, name), ID: hex.EncodeToString(k.Key[:])}
+		k.addTo(&st)
+		snap.Keys = append(snap.Keys, st)
+	}
+	for _, a := range services {
+		i, ok := place[a.Key]
+		if !ok {
+			continue // it came in between
+		}
+		a.addTo(&snap.Keys[i])
+		if shown[a] || a.total.Load() == 0 {
+			continue
+		}
+		st := status.Service{Public: a.Service, Key: snap.Keys[i].Key, State: status.ServiceRemoved}
+		a.Describe(&st)
+		snap.Removed = append(snap.Removed, st)
+	}
+	slices.SortStableFunc(snap.Removed, func(a, b status.Service) int {
+		return cmp.Or(cmp.Compare(b.Connections, a.Connections), cmp.Compare(b.Sent+b.Received, a.Sent+a.Received), cmp.Compare(b.Total, a.Total))
+	})
+	snap.Removed = snap.Removed[:min(len(snap.Removed), mostRemoved)]
+	for _, cl := range top(c.ledger.eachClient(), mostClients) {
+		snap.Clients = append(snap.Clients, status.Client{
+			Client: blockName(cl.Block), Service: cl.Account.Service, Key: keyName(cl.Account.Key, name), Connections: cl.Admitted,
+			Total: cl.Total, Sent: cl.Sent, Received: cl.Received, Refused: cl.Refused,
+		})
+	}
+	slices.SortFunc(snap.Keys, func(a, b status.Key) int { return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.ID, b.ID)) })
+}
+
+// all returns the accounts that are kept.
+func (l *ledger) all() (keys, services []*Account) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tenants, l.services
+}
+
+func keyName(id [16]byte, name func([16]byte) string) string {
+	return cmp.Or(name(id), hex.EncodeToString(id[:]))
+}
+
+func (a *Account) addTo(st *status.Key) {
+	st.Connections += int(a.pairs.Load())
+	st.Total += a.total.Load()
+	st.Sent += a.sent.Load()
+	st.Received += a.received.Load()
+	st.Refused += a.turnedAway.Load()
+}
+
+// Client is what was counted for one client of a service.
+type Client struct {
+	Account        *Account
+	Block          netip.Prefix // the addresses that count as this client
+	Admitted       int          // at present
+	Total, Refused uint64       // connections that were let in; those that did not become a pair
+	Sent, Received uint64
+}
+
+// clientsAtOnce is how many accounts of clients are copied under the lock.
+const clientsAtOnce = 64
+
+// eachClient returns the clients that have an account of their own, in no order.
+func (l *ledger) eachClient() []Client {
+	var found []Client
+	for i, more := 0, true; more; i += clientsAtOnce {
+		found, more = l.clients(found, i)
+	}
+	return found
+}
+
+// clients appends some clients, and reports whether there are more.
+func (l *ledger) clients(to []Client, from int) ([]Client, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	end := min(from+clientsAtOnce, len(l.listed))
+	for ; from < end; from++ {
+		to = append(to, l.listed[from].client())
+	}
+	return to, end < len(l.listed)
+}
+
+// client returns a copy. ledger.mu is held.
+func (g *guest) client() Client {
+	return Client{
+		Account: g.service, Block: g.block, Admitted: g.now, Total: g.total + uint64(g.now), Refused: g.refused,
+		Sent: g.sent.Load(), Received: g.received.Load(),
+	}
+}
+
+// top returns the n clients with the most connections at present, and among equal ones the most bytes. It changes the order of all.
+func top(all []Client, n int) []Client {
+	slices.SortStableFunc(all, func(a, b Client) int {
+		return cmp.Or(cmp.Compare(b.Admitted, a.Admitted), cmp.Compare(b.Sent+b.Received, a.Sent+a.Received),
+			cmp.Compare(b.Total+b.Refused, a.Total+a.Refused))
+	})
+	return all[:min(n, len(all))]
+}
+
+// blockName is a client for people: its address, or its network in IPv6.
+func blockName(b netip.Prefix) string {
+	if b.IsSingleIP() {
+		return b.Addr().String()
+	}
+	return b.String()
+}

@@ -1,0 +1,77 @@
+package traffic
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+
+	"reverser/internal/relay"
+	"reverser/internal/status"
+)
+
+// TestShow: what keys, clients and services that are gone have counted is shown, each once, and what is there at present moves.
+func TestShow(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+		web, gone, other := c.Account(keyA, "tcp/80"), c.Account(keyA, "tcp/22"), c.Account(keyB, "tcp/81")
+		c.Account(keyB, "tcp/82") // never used
+		visit := func(a *Account, client netip.AddrPort, sent, received uint64) *fake {
+			f := &fake{sent: sent, received: received}
+			ad := admit(t, a, client)
+			ad.bind(f, "")
+			for _, total := range []*guest{ad.guest} {
+				total.sent.Add(sent)
+				total.received.Add(received)
+			}
+			a.sent.Add(sent)
+			a.received.Add(received)
+			return f
+		}
+		live := []*fake{visit(web, alice, 5, 7), visit(web, alice, 1, 2), visit(other, bob, 10, 20)}
+		visit(gone, bob, 100, 200).End(relay.ReasonEOF, 0)
+		admit(t, web, bob).Refuse(RefusedAway, "")
+		synctest.Wait()
+		name := func(id [16]byte) string { return map[[16]byte]string{keyA: "nas"}[id] }
+		id := func(k byte) string { return fmt.Sprintf("%02x%030d", k, 0) }
+		var s status.Snapshot
+		c.Show(&s, map[*Account]bool{web: true, other: true}, name)
+		want := status.Snapshot{
+			Keys: []status.Key{
+				{Key: id('b'), ID: id('b'), Connections: 1, Total: 1, Sent: 10, Received: 20},
+				{Key: "nas", ID: id('a'), Connections: 2, Total: 3, Sent: 106, Received: 209, Refused: 1},
+			},
+			Clients: []status.Client{
+				{Client: "192.0.2.1", Service: "tcp/80", Key: "nas", Connections: 2, Total: 2, Sent: 6, Received: 9},
+				{Client: "192.0.2.2", Service: "tcp/81", Key: id('b'), Connections: 1, Total: 1, Sent: 10, Received: 20},
+				{Client: "192.0.2.2", Service: "tcp/22", Key: "nas", Total: 1, Sent: 100, Received: 200},
+				{Client: "192.0.2.2", Service: "tcp/80", Key: "nas", Refused: 1},
+			},
+			Removed: []status.Service{{Public: "tcp/22", Key: "nas", State: status.ServiceRemoved, Total: 1, Sent: 100, Received: 200}},
+		}
+		if got, want := fmt.Sprintf("%+v", s), fmt.Sprintf("%+v", want); got != want {
+			t.Errorf("Show =\n%s\nwant\n%s", got, want)
+		}
+		for _, f := range live {
+			f.End(relay.ReasonEOF, 0)
+		}
+		synctest.Wait()
+	})
+}
+
+// TestShowIsBounded: however many clients and services there were, the lists have an end and the totals do not lose what is left out.
+func TestShowIsBounded(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+		const n = 500
+		for i := range n {
+			f := &fake{}
+			admit(t, c.Account(keyA, fmt.Sprint("tcp/", i)), netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 1)).bind(f, "")
+			f.End(relay.ReasonEOF, 0)
+		}
+		synctest.Wait()
+		var s status.Snapshot
+		c.Show(&s, nil, func([16]byte) string { return "nas" })
+		if len(s.Removed) != mostRemoved || len(s.Clients) != mostClients || len(s.Keys) != 1 || s.Keys[0].Total != n {
+			t.Errorf("%d removed, %d clients, keys %+v", len(s.Removed), len(s.Clients), s.Keys)
+		}
+	})
+}
