@@ -15,7 +15,7 @@ func HasUnacked(c net.Conn) (yes bool) {
 		return false
 	}
 	if raw, err := sc.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { yes = Unacked(int(fd)) > 0 })
+		raw.Control(func(fd uintptr) { yes = Unacked(int(fd), 0) > 0 })
 	}
 	return yes
 }
