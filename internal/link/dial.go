@@ -9,10 +9,10 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -406,7 +406,7 @@ func Backoff(n int, err error, streams int) time.Duration {
 		first, most = 2*time.Second, time.Minute
 	case n < 1:
 		first = 50 * time.Millisecond
-	case errors.Is(err, auth.ErrClosed) || errors.Is(err, syscall.ECONNRESET): // a crowd came to the proxy, which would come again
+	case errors.Is(err, auth.ErrClosed) || sys.Reset(err): // a crowd came to the proxy, which would come again
 		most = 4 * time.Second
 	case n > 60 && streams == 0:
 		most = 10 * time.Second
