@@ -10,11 +10,13 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -83,7 +85,8 @@ func both(t testing.TB, a, b func() error) {
 func pair(t testing.TB) (client, server *Conn) {
 	a, b := sockets(t)
 	both(t, func() (err error) { client, err = Client(context.Background(), a, clientConfig()); return },
-		func() (err error) { server, err = Server(context.Background(), b, serverConfig()); return })
+		func() (err error) { server, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
+	server.Trust()
 	return client, server
 }
 
@@ -92,7 +95,7 @@ func standardPeer(t testing.TB, server bool) (ours *Conn, theirs *tls.Conn) {
 	a, b := sockets(t)
 	if server {
 		theirs = tls.Client(a, clientConfig())
-		both(t, theirs.Handshake, func() (err error) { ours, err = Server(context.Background(), b, serverConfig()); return })
+		both(t, theirs.Handshake, func() (err error) { ours, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
 	} else {
 		theirs = tls.Server(b, serverConfig())
 		both(t, theirs.Handshake, func() (err error) { ours, err = Client(context.Background(), a, clientConfig()); return })
@@ -538,13 +541,83 @@ func TestDeadlines(t *testing.T) {
 	}
 }
 
+// TestStrangersCostLittle: the steps of a handshake are told in order, and a peer that is not proven yet holds little more memory than
+// what it has sent, also of records that it never completes. Nothing that it has sent is lost when it is trusted.
+func TestStrangersCostLittle(t *testing.T) {
+	a, b := sockets(t)
+	var steps []string
+	var from, to *Conn
+	both(t, func() (err error) { from, err = Client(context.Background(), a, clientConfig()); return },
+		func() (err error) {
+			to, err = Server(context.Background(), b, serverConfig(), Steps{
+				Heard: func(hungUp func() bool) error {
+					steps = append(steps, "heard")
+					if hungUp() {
+						t.Error("the peer is said to have hung up")
+					}
+					return nil
+				},
+				Waits: func() { steps = append(steps, "waits") },
+			})
+			return
+		})
+	steps = slices.Compact(steps)
+	if want := []string{"waits", "heard", "waits"}; !slices.Equal(steps, want) {
+		t.Errorf("the steps were %q, want %q", steps, want)
+	}
+	want := make([]byte, 3000)
+	rand.Read(want)
+	if _, err := from.Write(want); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 1000)
+	if _, err := io.ReadFull(to, got[:500]); err != nil {
+		t.Fatal(err)
+	}
+	held := cap(to.in)
+	if to.room != nil || held > 8<<10 {
+		t.Errorf("a stranger who sent 3 KB holds %d bytes, and a whole buffer: %t", held, to.room != nil)
+	}
+	to.Trust()
+	got = slices.Concat(got[:500], make([]byte, 2500))
+	if _, err := io.ReadFull(to, got[500:]); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what was read before and behind Trust: %v, equal %t", err, bytes.Equal(got, want))
+	}
+	if _, err := from.Write(want); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(to, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what was sent later: %v, equal %t", err, bytes.Equal(got, want))
+	}
+}
+
+// TestHeardRefuses: nothing is computed for a peer that is refused.
+func TestHeardRefuses(t *testing.T) {
+	a, b := sockets(t)
+	refusal := errors.New("not now")
+	both(t, func() error {
+		if _, err := Client(context.Background(), a, clientConfig()); err == nil {
+			return errors.New("the client's handshake succeeded")
+		}
+		return nil
+	}, func() error {
+		_, err := Server(context.Background(), b, serverConfig(), Steps{Heard: func(func() bool) error { return refusal }})
+		b.Close()
+		if !errors.Is(err, refusal) {
+			return fmt.Errorf("Server = %w, want %w", err, refusal)
+		}
+		return nil
+	})
+}
+
 // TestReady: it takes what the socket has, whole record or not, and never waits.
 func TestReady(t *testing.T) {
 	a, b := sockets(t)
 	slow := &byParts{Conn: a}
 	var from, to *Conn
 	both(t, func() (err error) { from, err = Client(context.Background(), slow, clientConfig()); return },
-		func() (err error) { to, err = Server(context.Background(), b, serverConfig()); return })
+		func() (err error) { to, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
+	to.Trust()
 	ready := func() bool {
 		t.Helper()
 		is, err := to.Ready()
@@ -634,7 +707,7 @@ func TestSendGoesOnWhereAWriteStopped(t *testing.T) {
 	slow := &interrupted{a, -1}
 	var from, to *Conn
 	both(t, func() (err error) { from, err = Client(context.Background(), slow, clientConfig()); return },
-		func() (err error) { to, err = Server(context.Background(), b, serverConfig()); return })
+		func() (err error) { to, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
 	for _, takes := range []int{0, 1, headerLen, 30, 20_000} {
 		want := make([]byte, 40_000)
 		rand.Read(want)
