@@ -37,10 +37,7 @@ func (l *Link) GoAway(drain time.Duration) {
 	sl := l.slots[0]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	sl.core.goAway = &wire.GoAway{DrainMillis: millis(drain)}
-	if drain <= 0 {
-		sl.core.goAway.DrainMillis = 0
-	}
+	sl.core.sayGoAway(drain)
 	sl.wake()
 }
 
