@@ -85,7 +85,7 @@ func New(cfg Config) *Conns {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Max == 0 {
-		cfg.Max = sys.MaxConnections()
+		cfg.Max = sys.Descriptors().Size(sys.ForUsers)
 	}
 	if cfg.Dials == 0 {
 		cfg.Dials = DefaultDials
