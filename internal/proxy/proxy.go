@@ -106,11 +106,11 @@ func New(cfg Config) *Proxy {
 	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, say: newTalker(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
-		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns}),
 		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]struct{})},
 		port:     linkPort{gate: newGate(), budget: link.NewBudget(cfg.Budget)},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}
+	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName})
 	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
