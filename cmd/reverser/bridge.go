@@ -12,6 +12,7 @@ import (
 	"reverser/internal/config"
 	"reverser/internal/grammar"
 	"reverser/internal/state"
+	"reverser/internal/sys"
 )
 
 func (c *cli) bridgeCommand() *cobra.Command {
@@ -66,6 +67,7 @@ second signal stops now.`,
 }
 
 func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error) {
+	dumps := sys.NoCoreDumps() // before a secret is read
 	source := config.NewBridgeSource(args)
 	set, warnings, err := source.Load()
 	if err != nil {
@@ -74,12 +76,15 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	outliveReaders()
 	level := new(slog.LevelVar)
 	level.Set(set.LogLevel)
-	log, flush, err := newLogger(c.stderr, set.LogFormat, level)
+	log, flush, err := newLogger(c.log, set.LogFormat, level)
 	if err != nil {
 		return err
 	}
 	defer flush()
 	logWarnings(log, warnings)
+	if dumps != nil {
+		log.Warn("core dumps of this process cannot be turned off: one would hold its keys", "err", dumps)
+	}
 	if err := enoughDescriptors(); err != nil {
 		return err
 	}

@@ -59,12 +59,12 @@ happened and where to look. It stays until Ctrl-C, and leaves nothing behind.`,
 
 func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error) {
 	outliveReaders()
-	log := c.stderr
+	log := c.log
 	if logFormat != logJSON {
 		// Beside a page of words, a log that runs over the edge is hard to read.
-		log = folder{c.stderr, demoWidth, demoIndent}
+		log = folder{c.log, demoWidth, demoIndent}
 	}
-	handler, err := newHandler(c.stderr, log, logFormat, slog.LevelInfo)
+	handler, err := newHandler(c.log, log, logFormat, slog.LevelInfo)
 	if err != nil {
 		return err
 	}
@@ -417,7 +417,7 @@ func (d *demo) serveHTTP(ctx context.Context, l net.Listener) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		fmt.Fprintf(w, demoPage, html.EscapeString(r.Host), html.EscapeString(d.httpTarget), html.EscapeString(r.RemoteAddr), time.Now().Format(time.TimeOnly))
 	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: demoTimeout}
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: demoTimeout, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug)}
 	d.run(ctx, "HTTP service", func(ctx context.Context) error {
 		stop := context.AfterFunc(ctx, func() { srv.Close() })
 		defer stop()

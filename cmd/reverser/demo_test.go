@@ -37,7 +37,7 @@ func testDemoStays(t *testing.T, format string, wantLine func(t *testing.T, line
 	defer cancel()
 	out, w := io.Pipe()
 	var log syncBuffer
-	c := &cli{stdout: w, stderr: &log}
+	c := &cli{stdout: w, stderr: &log, log: &log}
 	done := make(chan error, 1)
 	go func() {
 		err := c.demo(ctx, false, format)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/lmittmann/tint"
 	"golang.org/x/term"
+
+	"reverser/internal/escape"
 )
 
 const (
@@ -30,7 +32,8 @@ func newLogger(w io.Writer, format string, level slog.Leveler) (log *slog.Logger
 	return slog.New(queuedHandler{h, q}), q.close, nil
 }
 
-// newHandler writes to out what is meant for w, which may be a terminal.
+// newHandler writes to out what is meant for w, which may be a terminal. Nothing that a peer or stranger said is written as it
+// is.
 func newHandler(w, out io.Writer, format string, level slog.Leveler) (slog.Handler, error) {
 	switch format {
 	case "", logText:
@@ -39,22 +42,26 @@ func newHandler(w, out io.Writer, format string, level slog.Leveler) (slog.Handl
 		if onTerminal {
 			layout = time.TimeOnly // whoever watches knows the day
 		}
-		return tint.NewTextHandler(out, &tint.Options{
-			Level:      level,
-			TimeFormat: layout,
-			NoColor:    !onTerminal || os.Getenv("NO_COLOR") != "" || !canColor(w),
-		}), nil
+		return newTextHandler(out, level, layout, onTerminal && os.Getenv("NO_COLOR") == "" && canColor(w)), nil
 	case logJSON:
-		return slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}), nil
+		return escape.Handler{Next: slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level})}, nil
 	default:
 		return nil, usage(fmt.Errorf("log format %q: it is %s or %s (--log-format, or log_format in the configuration)", format, logText, logJSON))
 	}
 }
 
+func newTextHandler(out io.Writer, level slog.Leveler, layout string, color bool) slog.Handler {
+	text := tint.NewTextHandler(out, &tint.Options{Level: level, TimeFormat: layout, NoColor: !color})
+	// When tint quotes a text, it writes an escape sequence in it as one; so it does with `\x1b` in four characters. It quotes bytes
+	// as they should be.
+	return escape.Handler{Next: text, Quote: func(s string) slog.Value { return slog.AnyValue([]byte(s)) }}
+}
+
 // logsJSON says whether a logger of newLogger writes JSON.
 func logsJSON(log *slog.Logger) bool {
 	q, _ := log.Handler().(queuedHandler)
-	_, ok := q.Handler.(*slog.JSONHandler)
+	h, _ := q.Handler.(escape.Handler)
+	_, ok := h.Next.(*slog.JSONHandler)
 	return ok
 }
 

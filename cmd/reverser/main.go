@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"reverser/internal/config"
+	"reverser/internal/escape"
 )
 
 // Exit codes. Scripts and service managers rely on them.
@@ -29,17 +30,19 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// cli is what a command has in its hands besides its flags.
+// cli is what a command has in its hands besides its flags. What is written to stdout and stderr is escaped: an error may quote a
+// peer, and a table has its names.
 type cli struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	log            io.Writer // stderr for log lines, which bring their colours
 	// parsed is set when cobra has accepted the command line: every error
 	// before that is the caller's.
 	parsed bool
 }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr}
+	c := &cli{stdin: stdin, stdout: escape.NewWriter(stdout), stderr: escape.NewWriter(stderr), log: stderr}
 	root := c.rootCommand()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteC()
@@ -58,9 +61,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if ee, ok := errors.AsType[*exitError](err); ok && ee.hint != "" {
 		hint = ee.hint
 	}
-	fmt.Fprintf(stderr, "reverser: %s\n", redact(err.Error()))
+	fmt.Fprintf(c.stderr, "reverser: %s\n", redact(err.Error()))
 	if hint != "" {
-		fmt.Fprintf(stderr, "hint: %s\n", hint)
+		fmt.Fprintf(c.stderr, "hint: %s\n", hint)
 	}
 	return code
 }

@@ -75,6 +75,7 @@ and lets the open connections finish (--drain). A second one stops now.`,
 }
 
 func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
+	dumps := sys.NoCoreDumps() // before a secret is read
 	source := config.NewProxySource(args)
 	set, warnings, err := source.Load()
 	if err != nil {
@@ -83,12 +84,15 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	outliveReaders()
 	level := new(slog.LevelVar)
 	level.Set(set.LogLevel)
-	log, flush, err := newLogger(c.stderr, set.LogFormat, level)
+	log, flush, err := newLogger(c.log, set.LogFormat, level)
 	if err != nil {
 		return err
 	}
 	defer flush()
 	logWarnings(log, warnings)
+	if dumps != nil {
+		log.Warn("core dumps of this process cannot be turned off: one would hold its keys", "err", dumps)
+	}
 	if err := enoughDescriptors(); err != nil {
 		return err
 	}

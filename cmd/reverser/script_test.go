@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -47,6 +48,7 @@ func TestScripts(t *testing.T) {
 			"answer":   answerCmd,
 			"empty":    emptyCmd,
 			"within":   withinCmd,
+			"nodumps":  noDumpsCmd,
 		},
 	})
 }
@@ -57,6 +59,17 @@ func freePortCmd(ts *testscript.TestScript, neg bool, args []string) {
 		port, err := freeport.Get()
 		ts.Check(err)
 		ts.Setenv(name, strconv.Itoa(port))
+	}
+}
+
+// nodumps checks that no program in the background leaves a core dump.
+func noDumpsCmd(ts *testscript.TestScript, neg bool, args []string) {
+	for _, cmd := range ts.BackgroundCmds() {
+		limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
+		ts.Check(err)
+		if !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
+			ts.Fatalf("%v may dump core:\n%s", cmd.Args, limits)
+		}
 	}
 }
 

@@ -2,9 +2,9 @@ package main
 
 import (
 	"io"
-	"strings"
 	"text/tabwriter"
-	"unicode"
+
+	"reverser/internal/escape"
 )
 
 // table prints aligned columns.
@@ -26,16 +26,10 @@ func (t table) row(cells ...string) {
 
 func (t table) flush() error { return t.w.Flush() }
 
-// printable keeps a peer's words from doing anything to the terminal: targets
-// and reasons come from the other side.
+// printable keeps a peer's words in their cell: targets and reasons come from the other side.
 func printable(s string) string {
 	if s == "" {
 		return "-"
 	}
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
+	return escape.Text(s)
 }

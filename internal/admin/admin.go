@@ -26,6 +26,7 @@ import (
 	"sync"
 	"time"
 
+	"reverser/internal/escape"
 	"reverser/internal/status"
 )
 
@@ -242,8 +243,8 @@ func reply(w http.ResponseWriter, code int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store") // an answer may hold a token
 	w.WriteHeader(code)
-	// The reader is gone if this fails; there is nobody to tell.
-	_ = json.NewEncoder(w).Encode(v)
+	// Whoever asks with another program than ours may print the answer on a terminal. The reader is gone if this fails; there is nobody to tell.
+	_ = json.NewEncoder(escape.NewWriter(w)).Encode(v)
 }
 
 // drain reads what is left, so that the connection ends without a reset.

@@ -38,6 +38,7 @@ var rules = []rule{
 	{pkg: "internal/wire", not: "net os io time sync context log/slog",
 		why: "bytes to frames and back: no I/O, no goroutine, no clock, so that every truncation can be tried"},
 	{pkg: "internal/status", why: "plain data that proxy, bridge and admin share: it knows none of them"},
+	{pkg: "internal/escape", why: "what strangers say, made harmless for terminals and logs: it knows none who says it, nor who writes it"},
 	{pkg: "internal/grammar", own: "wire", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out; wire for the fields of a token"},
 	{pkg: "internal/state", own: "grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
 	{pkg: "internal/config", own: "grammar state", third: "github.com/pelletier/go-toml/v2 github.com/fsnotify/fsnotify",
@@ -60,10 +61,10 @@ var rules = []rule{
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
-	{pkg: "internal/admin", own: "config grammar state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
+	{pkg: "internal/admin", own: "config escape grammar state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
 	{pkg: "", own: "bridge grammar status",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
-	{pkg: "cmd/reverser", own: "admin bridge config grammar proxy relay state status sys",
+	{pkg: "cmd/reverser", own: "admin bridge config escape grammar proxy relay state status sys",
 		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
 		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
 

@@ -43,7 +43,6 @@ type probe struct {
 	log     *slog.Logger
 	answers int            // of the proxy to the claim: a later one makes the probe pointless
 	claimed grammar.Public // of the bridge's own configuration
-	served  grammar.Public // that the proxy says it serves
 	remote  net.Addr       // that the control connection reached
 	nonce   [16]byte       // zero: the proxy wants no probe
 }
@@ -129,7 +128,7 @@ func (pr *prober) nextLocked(u *uplink) (next *probe) {
 
 // prove probes, and says what came of it unless the proxy has said something else meanwhile.
 func (p *probe) prove(ctx context.Context) {
-	addr, why := probeAddr(p.claimed, p.served, p.remote)
+	addr, why := probeAddr(p.claimed, p.remote)
 	if p.nonce == ([16]byte{}) {
 		why = "the proxy asks for no probe"
 	}
@@ -197,24 +196,20 @@ func noRoute(err error) bool {
 
 // probeAddr returns where the public port of a service is probed, or why it is not. The bridge dials nothing that a proxy
 // names: the address is the one that the control connection reached, or the bind address of the bridge's own configuration, and
-// the port is of the own configuration. A bridge that has no port in its configuration takes nothing else than the port's
-// number from the proxy.
-func probeAddr(claimed, served grammar.Public, remote net.Addr) (addr, why string) {
+// the port is of the own configuration. So a service whose port the proxy chooses is not probed: behind the address that the
+// bridge dials, a tunnel or router may lead other ports to machines that are not the proxy's.
+func probeAddr(claimed grammar.Public, remote net.Addr) (addr, why string) {
 	tcp, _ := remote.(*net.TCPAddr)
 	if tcp == nil {
 		return "", "the link goes over something else than TCP"
 	}
+	if claimed.Port == 0 {
+		return "", "the proxy chose its port"
+	}
 	reached := tcp.AddrPort().Addr().Unmap()
-	own, at := claimed.Kind != grammar.KindOffered, claimed
-	if !own {
-		at = served
-	}
-	if at.Port == 0 {
-		return "", "the proxy does not say its port"
-	}
-	bind, err := netip.ParseAddr(at.Host)
+	bind, err := netip.ParseAddr(claimed.Host)
 	switch {
-	case at.Host == "":
+	case claimed.Host == "":
 		bind = reached
 	case err != nil:
 		return "", "its address is not known"
@@ -224,10 +219,8 @@ func probeAddr(claimed, served grammar.Public, remote net.Addr) (addr, why strin
 		bind = reached
 	case bind.IsLoopback() && !reached.IsLoopback():
 		return "", "it is bound to an address that only the proxy's host reaches"
-	case !own && bind != reached:
-		return "", "it is bound to another address than the one that the link goes to"
 	}
-	return net.JoinHostPort(bind.String(), strconv.Itoa(int(at.Port))), ""
+	return net.JoinHostPort(bind.String(), strconv.Itoa(int(claimed.Port))), ""
 }
 
 // ask asks at addr what only this proxy can answer, and checks the answer.

@@ -71,31 +71,127 @@ func TestProbeAddr(t *testing.T) {
 	six := &net.TCPAddr{IP: net.ParseIP("2001:db8::1")}
 	for _, c := range []struct {
 		claimed string
-		served  string
 		remote  net.Addr
 		want    string // "": it is not probed
 	}{
-		{"9000", "9000", far, "198.51.100.1:9000"},
-		{"9000", "tcp/10.0.0.7:22", far, "198.51.100.1:9000"}, // a false proxy
-		{"tcp/0.0.0.0:9000", "tcp/0.0.0.0:9000", far, "198.51.100.1:9000"},
-		{"tcp/0.0.0.0:9000", "tcp/0.0.0.0:9000", six, ""},
-		{"tcp/[::]:9000", "tcp/[::]:9000", far, ""}, // would be blamed on a firewall
-		{"tcp/[::]:9000", "tcp/[::]:9000", six, "[2001:db8::1]:9000"},
-		{"tcp/127.0.0.1:9000", "tcp/127.0.0.1:9000", far, ""},
-		{"tcp/[::1]:9000", "tcp/[::1]:9000", nil, ""},
-		{"tcp/127.0.0.1:9000", "tcp/127.0.0.1:9000", loop, "127.0.0.1:9000"},
-		{"tcp/192.0.2.9:9000", "tcp/192.0.2.9:9000", far, "192.0.2.9:9000"},
-		{"offered", "9000", far, "198.51.100.1:9000"},
-		{"offered", "tcp/198.51.100.1:9000", far, "198.51.100.1:9000"},
-		{"offered", "tcp/10.0.0.7:22", far, ""},
-		{"offered", "tcp/127.0.0.1:22", far, ""},
-		{"offered", "offered", far, ""}, // it does not say
+		{"9000", far, "198.51.100.1:9000"},
+		{"tcp/0.0.0.0:9000", far, "198.51.100.1:9000"},
+		{"tcp/0.0.0.0:9000", six, ""},
+		{"tcp/[::]:9000", far, ""}, // would be blamed on a firewall
+		{"tcp/[::]:9000", six, "[2001:db8::1]:9000"},
+		{"tcp/127.0.0.1:9000", far, ""},
+		{"tcp/[::1]:9000", nil, ""},
+		{"tcp/127.0.0.1:9000", loop, "127.0.0.1:9000"},
+		{"tcp/192.0.2.9:9000", far, "192.0.2.9:9000"},
+		{"offered", far, ""}, // the proxy chooses the port
+		{"offered", loop, ""},
 	} {
-		got, why := probeAddr(public(t, c.claimed), public(t, c.served), c.remote)
+		got, why := probeAddr(public(t, c.claimed), c.remote)
 		if got != c.want || (why == "") != (c.want != "") {
-			t.Errorf("probeAddr(%s, %s, %v) = %q, %q; want %q", c.claimed, c.served, c.remote, got, why, c.want)
+			t.Errorf("probeAddr(%s, %v) = %q, %q; want %q", c.claimed, c.remote, got, why, c.want)
 		}
 	}
+}
+
+// TestFalseProxyNamesAddresses: 4,000 answers that name others' addresses lead the bridge nowhere but to the ports of its own
+// configuration at the address of its link, one dial at a time for each.
+func TestFalseProxyNamesAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const answers = 4000
+		var n memnet.Net
+		var d dns
+		d.set(false, nil, "192.0.2.1")
+		p := newProxy(t)
+		publics := map[uint32]grammar.Public{
+			1: {Kind: grammar.KindTCP, Port: 9000}, 2: {Kind: grammar.KindTCP, Port: 9001}, 3: {Kind: grammar.KindOffered},
+		}
+		p.answer = func(l *link.Link, id uint32, _ wire.Claim) {
+			if id != 3 { // the last one is claimed: it answers for all
+				return
+			}
+			for i := range answers {
+				id := uint32(i%3 + 1)
+				for _, status := range []wire.ClaimStatus{wire.ClaimUp, wire.ClaimRetrying, wire.ClaimUp} { // it forgets what it knew
+					c := wire.Claimed{Status: status, Public: fmt.Sprintf("tcp/10.0.%d.%d:%d", i/256, i%256, 1+i), Nonce: [16]byte{1, byte(i), byte(i >> 8)}}
+					if i%2 == 0 {
+						c.Public = fmt.Sprintf("tcp/192.0.2.1:%d", 1+i) // another port of the address that the link goes to
+					}
+					// A key of its own for each, or Say would send only the last.
+					l.Say(uint64(i)<<8|uint64(status)<<4|1<<40, wire.AppendClaimed(nil, id, c))
+				}
+			}
+		}
+		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
+		silent := make(map[string]net.Listener) // take connections and never answer
+		for _, at := range []string{"192.0.2.1:9000", "192.0.2.1:9001"} {
+			ln, err := n.Listen(at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			silent[at] = ln
+		}
+		b := onMemnet(t, &n, &d)
+		var mu sync.Mutex
+		dials, now, most := make(map[string]int), make(map[string]int), make(map[string]int)
+		dial := b.socket
+		b.socket = func(ctx context.Context, network, addr string, segment int) (net.Conn, error) {
+			c, err := dial(ctx, network, addr, segment)
+			mu.Lock()
+			defer mu.Unlock()
+			dials[addr]++
+			if _, ok := silent[addr]; !ok || err != nil {
+				return c, err
+			}
+			now[addr]++
+			most[addr] = max(most[addr], now[addr])
+			return &counted{c, sync.OnceFunc(func() { mu.Lock(); now[addr]--; mu.Unlock() })}, nil
+		}
+		exposed := []Service{}
+		for id := uint32(1); id <= 3; id++ {
+			exposed = append(exposed, Service{Public: publics[id], Handle: func(c net.Conn) { c.Close() }})
+		}
+		if _, err := b.Apply(t.Context(), Settings{Services: exposed}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { b.Run(ctx) })
+		time.Sleep(time.Minute)
+		cancel()
+		running.Wait()
+		probes := 0
+		for addr, times := range dials {
+			switch _, ok := silent[addr]; {
+			case ok:
+				probes += times
+			case addr != "192.0.2.1:3010":
+				t.Errorf("%s was dialled, which only the proxy named", addr)
+			}
+		}
+		if probes == 0 || probes > 60/int(probeLimit.Seconds())*len(silent) {
+			t.Errorf("%d probes in a minute for %d answers; want some, one behind the other for each service", probes, answers)
+		}
+		for addr, times := range most {
+			if times > 1 {
+				t.Errorf("%d probes of %s at once, want one", times, addr)
+			}
+		}
+		for _, ln := range silent {
+			ln.Close()
+		}
+		stop()
+	})
+}
+
+// counted is a connection whose end is counted.
+type counted struct {
+	net.Conn
+	end func()
+}
+
+func (c *counted) Close() error {
+	c.end()
+	return c.Conn.Close()
 }
 
 // TestFewProbesAtOnce: a proxy with many services is not dialled for all of them at once, and not again when the control

@@ -274,7 +274,7 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 		log = u.serviceLog(h)
 		if h.now.state == status.ServiceUp && !h.now.proven {
 			b.probeSoonLocked(&probe{
-				probed: probed{u, id}, l: l, log: log, answers: h.now.answers, claimed: h.service.Public, served: h.now.public,
+				probed: probed{u, id}, l: l, log: log, answers: h.now.answers, claimed: h.service.Public,
 				remote: u.remote, nonce: c.Nonce,
 			})
 		}

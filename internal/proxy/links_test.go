@@ -534,6 +534,7 @@ func TestKeyRenamed(t *testing.T) {
 // TestSlowLog: whoever reads the log may be slow, or have stopped. Nobody else waits for that.
 func TestSlowLog(t *testing.T) {
 	addr, pub := free(t)
+	_, nextPub := free(t)
 	otherAddr, otherPub := free(t)
 	k, other, third := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535"), key(t, "lab", "tcp/1024-65535")
 	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
@@ -548,7 +549,7 @@ func TestSlowLog(t *testing.T) {
 	}
 	w.log.hold.Store(&hold)
 	t.Cleanup(release) // before the proxy is stopped
-	b := w.bridge(k, how{instance: 1}, pub)
+	b := w.bridge(k, how{instance: 1}, pub, nextPub) // its next claim is answered while the line about the first waits
 	t.Cleanup(release) // before the bridge is
 	<-stuck
 	done := make(chan struct{})
@@ -570,7 +571,7 @@ func TestSlowLog(t *testing.T) {
 		t.Errorf("%d pairs, want 2", n)
 	}
 	release()
-	eventually(t, "the lines come", func() bool { return w.log.count("service up") == 2 })
+	eventually(t, "the lines come", func() bool { return w.log.count("service up") == 3 })
 }
 
 // TestStrangersHoldNothingUp: silent clients fill the gate; a bridge comes through, at once and every time.

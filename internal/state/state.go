@@ -151,11 +151,16 @@ func (d *Dir) open() error {
 		return unusable(d.path, err)
 	}
 	// Before anything is made in it. Whose it is does not matter: root edits the directory of a service user.
-	if mode := info.Mode(); checksModes && mode.Perm()&0o002 != 0 {
-		return fmt.Errorf("state directory %s: others on this machine can write it (mode %04o) and put files of their own into it: run chmod o-w %s, or choose another with --state DIR", d.path, mode.Perm(), d.path)
+	if mode := info.Mode().Perm(); checksModes && mode&0o022 != 0 {
+		return fmt.Errorf("state directory %s: %s can write it (mode %04o) and put files of their own into it: run chmod go-w %s, or choose another with --state DIR", d.path, writers(mode), mode, d.path)
 	}
 	d.owner = ownerOf(info)
 
+	for _, name := range []string{lockFile, identityFile, keysFile, addressFile, socketPathFile} {
+		if err := d.check(name); err != nil {
+			return err
+		}
+	}
 	if err := d.takeLock(); err != nil {
 		return err
 	}
@@ -184,11 +189,58 @@ func (d *Dir) open() error {
 	return nil
 }
 
+// check refuses a file that somebody else may change. It says nothing about one that is not there or cannot be opened: whoever
+// reads it does.
+func (d *Dir) check(name string) error {
+	full := filepath.Join(d.path, name)
+	info, err := d.root.Stat(name)
+	if err != nil {
+		return nil
+	}
+	if !info.Mode().IsRegular() { // to open a named pipe would wait for whoever writes it
+		return fmt.Errorf("%s is no regular file (%s): remove it, or choose another directory with --state DIR", full, info.Mode())
+	}
+	f, err := d.root.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	return checkFile(f, full)
+}
+
+// checkFile refuses a file that others can write, or that has another name: whoever made that may have another directory's
+// file changed, or keep a secret beyond its removal.
+func checkFile(f *os.File, full string) error {
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("read %s: %w", full, plain(err))
+	}
+	if mode := info.Mode().Perm(); checksModes && mode&0o022 != 0 {
+		return fmt.Errorf("%s: %s can write it (mode %04o): see that its content is yours, and run chmod go-w %s", full, writers(mode), mode, full)
+	}
+	if n := links(f, info); n > 1 {
+		return fmt.Errorf("%s is a hard link (mode %04o): the file has %d names. %s", full, info.Mode().Perm(), n, linksRemedy(full))
+	}
+	return nil
+}
+
+// writers names who can write something besides its owner.
+func writers(mode fs.FileMode) string {
+	if mode&0o002 != 0 {
+		return "others on this machine"
+	}
+	return "the members of its group"
+}
+
 // takeLock takes the lock. mu is held, or nobody else has d yet.
 func (d *Dir) takeLock() error {
 	f, err := d.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return unusable(d.path, err)
+	}
+	if err := checkFile(f, filepath.Join(d.path, lockFile)); err != nil { // it is written to
+		f.Close()
+		return err
 	}
 	if err := lockExclusive(f); err != nil {
 		pid := readPID(f)
@@ -332,6 +384,9 @@ func (d *Dir) readSecret(name string) ([]byte, error) {
 	}
 	if mode := info.Mode().Perm(); checksModes && mode&0o077 != 0 {
 		return nil, fmt.Errorf("%s holds secrets but others may access it (mode %04o): chmod 600 it, and replace its keys if others could have read them", full, mode)
+	}
+	if err := checkFile(f, full); err != nil {
+		return nil, err
 	}
 	return readAll(f, info.Size())
 }

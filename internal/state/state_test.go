@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -146,27 +147,101 @@ func TestReadOnlyDirectory(t *testing.T) {
 }
 
 // Whoever can write the directory can put files of their own into it, such as keys.
-func TestDirectoryThatEverybodyCanWrite(t *testing.T) {
+func TestDirectoryThatOthersCanWrite(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("no modes here")
 	}
+	for _, c := range []struct {
+		mode os.FileMode
+		who  string
+	}{
+		{0o777, "others on this machine"},
+		{0o702, "others on this machine"},
+		{0o770, "the members of its group"},
+		{0o720, "the members of its group"},
+		{0o777 | os.ModeSticky, "others on this machine"}, // they can put a file of theirs into it all the same
+	} {
+		path := t.TempDir()
+		if err := os.Chmod(path, c.mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := state.Open(path)
+		for _, want := range []string{path, c.who, fmt.Sprintf("mode %04o", c.mode.Perm()), "chmod go-w " + path} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("Open of mode %v = %v, want %q in it", c.mode, err, want)
+			}
+		}
+		if entries, _ := os.ReadDir(path); len(entries) > 0 {
+			t.Errorf("Open made %v there", entries)
+		}
+	}
+}
+
+var stateFiles = []string{"lock", "identity.pem", "keys.json", "address", "admin.path"}
+
+// filled returns a directory that has every file.
+func filled(t *testing.T) string {
+	t.Helper()
 	path := t.TempDir()
-	if err := os.Chmod(path, 0o777); err != nil {
+	for _, name := range stateFiles {
+		if err := os.WriteFile(filepath.Join(path, name), []byte("as it was"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return path
+}
+
+func TestFileThatOthersCanWrite(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no modes here")
+	}
+	for _, name := range stateFiles {
+		for mode, who := range map[os.FileMode]string{0o620: "the members of its group", 0o666: "others on this machine"} {
+			path := filled(t)
+			file := filepath.Join(path, name)
+			if err := os.Chmod(file, mode); err != nil {
+				t.Fatal(err)
+			}
+			_, err := state.Open(path)
+			for _, want := range []string{file, who, fmt.Sprintf("mode %04o", mode), "chmod go-w " + file} {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("Open with %s of mode %04o = %v, want %q in it", name, mode, err, want)
+				}
+			}
+		}
+	}
+}
+
+// TestHardLinkIsRefused: whoever links another file into the directory would have it written, and whoever links a secret out of
+// it would keep it.
+func TestHardLinkIsRefused(t *testing.T) {
+	for _, name := range stateFiles {
+		path := filled(t)
+		file, other := filepath.Join(path, name), filepath.Join(t.TempDir(), "other")
+		if err := os.Link(file, other); err != nil {
+			t.Skip(err) // this file system has none
+		}
+		_, err := state.Open(path)
+		for _, want := range []string{file, "hard link", "2 names", "mode 0", "remove all others"} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("Open with a hard link of %s = %v, want %q in it", name, err, want)
+			}
+		}
+		if b, err := os.ReadFile(other); err != nil || string(b) != "as it was" {
+			t.Errorf("the other name of %s holds %q, %v; want it untouched", name, b, err)
+		}
+	}
+
+	// One that is made while the process runs, and read at a reload.
+	d := open(t, t.TempDir())
+	if _, err := d.AddKey("nas", nil); err != nil {
 		t.Fatal(err)
 	}
-	_, err := state.Open(path)
-	if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "mode 0777") || !strings.Contains(err.Error(), "chmod o-w "+path) {
-		t.Errorf("Open = %v, want the directory, its mode and the remedy", err)
-	}
-	if entries, _ := os.ReadDir(path); len(entries) > 0 {
-		t.Errorf("Open made %v there", entries)
-	}
-	// Others can put a file of theirs into it all the same.
-	if err := os.Chmod(path, 0o777|os.ModeSticky); err != nil {
+	if err := os.Link(filepath.Join(d.Path(), "keys.json"), filepath.Join(t.TempDir(), "other")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := state.Open(path); err == nil {
-		t.Error("one with the sticky bit was taken")
+	if _, err := d.Keys(); err == nil || !strings.Contains(err.Error(), "hard link") {
+		t.Errorf("Keys = %v, want a refusal of the hard link", err)
 	}
 }
 

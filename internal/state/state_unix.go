@@ -53,6 +53,19 @@ func (o owner) give(f *os.File) error {
 	return nil
 }
 
+// links is how many names a file has.
+func links(_ *os.File, info fs.FileInfo) uint64 {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 1
+	}
+	return uint64(st.Nlink)
+}
+
+func linksRemedy(full string) string {
+	return fmt.Sprintf("`find / -xdev -samefile %s` shows them: remove all others", full)
+}
+
 // syncDir makes a rename durable.
 func (d *Dir) syncDir() error {
 	f, err := d.root.Open(".")

@@ -2,6 +2,7 @@ package state
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 
@@ -32,6 +33,19 @@ type owner struct{}
 func ownerOf(fs.FileInfo) owner { return owner{} }
 
 func (owner) give(*os.File) error { return nil }
+
+// links is how many names a file has.
+func links(f *os.File, _ fs.FileInfo) uint64 {
+	var info windows.ByHandleFileInformation
+	if windows.GetFileInformationByHandle(windows.Handle(f.Fd()), &info) != nil {
+		return 1 // a file system that does not count them
+	}
+	return uint64(info.NumberOfLinks)
+}
+
+func linksRemedy(full string) string {
+	return fmt.Sprintf("`fsutil hardlink list %s` shows them: remove all others", full)
+}
 
 // syncDir does nothing: a directory cannot be flushed on Windows.
 func (d *Dir) syncDir() error { return nil }

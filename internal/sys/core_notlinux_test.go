@@ -1,0 +1,7 @@
+//go:build unix && !linux
+
+package sys
+
+import "testing"
+
+func dumpable(*testing.T) bool { return false }
