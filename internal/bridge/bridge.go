@@ -191,7 +191,7 @@ func (b *Bridge) Status() status.Snapshot {
 	})
 	shown := b.describe(&snap)
 	b.conns.Show(&snap, shown)
-	snap.Pressure = append(snap.Pressure, b.conns.Pressure()...)
+	snap.Pressure = b.conns.Pressure(nil)
 	return snap
 }
 

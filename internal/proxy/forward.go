@@ -70,7 +70,7 @@ func refusal(err error) (why traffic.Refusal, said string) {
 	case errors.Is(err, context.Canceled):
 		return traffic.RefusedDrain, ""
 	case errors.Is(err, registry.ErrRemoved):
-		return traffic.RefusedRemoved, ""
+		return traffic.RefusedRemoved, "client refused"
 	case errors.Is(err, registry.ErrLeft):
 		return traffic.RefusedLeft, ""
 	case errors.Is(err, registry.ErrAway):

@@ -548,9 +548,9 @@ func TestSlowLog(t *testing.T) {
 		}
 	}
 	w.log.hold.Store(&hold)
-	t.Cleanup(release) // before the proxy is stopped
+	t.Cleanup(release)                               // before the proxy is stopped
 	b := w.bridge(k, how{instance: 1}, pub, nextPub) // its next claim is answered while the line about the first waits
-	t.Cleanup(release) // before the bridge is
+	t.Cleanup(release)                               // before the bridge is
 	<-stuck
 	done := make(chan struct{})
 	go func() {

@@ -37,7 +37,7 @@ func (p *Proxy) Status() status.Snapshot {
 		snap.Services = append(snap.Services, st)
 	}
 	p.conns.Show(&snap, shown)
-	snap.Pressure = append(snap.Pressure, p.conns.Pressure()...)
+	snap.Pressure = p.pressure(&snap)
 	slices.SortFunc(snap.Links, func(a, b status.Link) int { return cmp.Or(cmp.Compare(a.Key, b.Key), a.Since.Compare(b.Since)) })
 	slices.SortFunc(snap.Services, func(a, b status.Service) int {
 		return cmp.Or(cmp.Compare(a.Public, b.Public), cmp.Compare(a.Key, b.Key))

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"sync"
@@ -96,6 +97,23 @@ func (p *Pool) Take(u Use) bool {
 		return false
 	}
 	p.taken[u]++
+	return true
+}
+
+// Acquire takes a descriptor as soon as there is one. false: ctx ended first.
+func (p *Pool) Acquire(ctx context.Context, u Use) bool {
+	for !p.Take(u) {
+		given := make(chan struct{})
+		p.Await(func() { close(given) })
+		if p.Take(u) { // or it was given back in between
+			return true
+		}
+		select {
+		case <-given:
+		case <-ctx.Done():
+			return false
+		}
+	}
 	return true
 }
 

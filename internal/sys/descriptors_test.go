@@ -1,6 +1,10 @@
 package sys
 
-import "testing"
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+)
 
 // TestPool: links keep some descriptors whatever users and listeners take, the operator keeps some whatever all of them take.
 func TestPool(t *testing.T) {
@@ -67,4 +71,33 @@ func TestPoolAwait(t *testing.T) {
 	if n != 2 {
 		t.Errorf("called %d times", n)
 	}
+}
+
+// TestPoolAcquire: who asks waits until there is a descriptor, or no longer wants one.
+func TestPoolAcquire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPool(64, 0)
+		for range p.Size(ForLinks) {
+			if !p.Acquire(t.Context(), ForLinks) {
+				t.Fatal("there are some")
+			}
+		}
+		got := make(chan bool, 2)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { got <- p.Acquire(ctx, ForLinks) }()
+		synctest.Wait()
+		if len(got) != 0 {
+			t.Error("there was one more")
+		}
+		p.Give(ForLinks)
+		if !<-got {
+			t.Error("Acquire = false")
+		}
+		go func() { got <- p.Acquire(ctx, ForLinks) }()
+		synctest.Wait()
+		cancel()
+		if <-got {
+			t.Error("Acquire = true at the end")
+		}
+	})
 }

@@ -72,7 +72,7 @@ func (c *Conns) Admit(account *Account, client netip.AddrPort, p Patience) (*Adm
 	}
 	guest, w, err := account.charge(client, p)
 	if w != nil {
-		c.strained(err, account, client)
+		c.strain.Note(err)
 		err = a.await(w)
 	}
 	if a.placed = err == nil; a.placed || w != nil {
@@ -83,7 +83,7 @@ func (c *Conns) Admit(account *Account, client netip.AddrPort, p Patience) (*Adm
 	}
 	why := refusal(err)
 	if why == RefusedFull || why == RefusedShare {
-		c.strained(err, account, client)
+		c.strain.Note(err)
 	}
 	msg := "client refused"
 	if why == RefusedDrain {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"reverser/internal/relay"
+	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
@@ -50,7 +51,7 @@ type Conns struct {
 	poller relay.Poller
 	room   room
 	roster roster
-	strain strain
+	strain *Strain // for want of descriptors
 	later  later
 
 	ctx         context.Context // ends with Close
@@ -101,6 +102,7 @@ func New(cfg Config) *Conns {
 	for i := range c.roster.shards {
 		c.roster.shards[i].all = make(map[*Admission]struct{})
 	}
+	c.strain = NewStrain(cfg.Log, c.pressure)
 	c.ledger.init(cfg.Clients)
 	c.ledger.places.init(poolOf(cfg), cfg.Max, cfg.Side == relay.Client)
 	c.room.turns = make(chan struct{}, max(c.ledger.places.mostWait, 1))
@@ -117,6 +119,9 @@ func (c *Conns) Find(key [16]byte, service string) *Account { return c.ledger.fi
 
 // KeyAccount returns the account of a key.
 func (c *Conns) KeyAccount(key [16]byte) *Account { return c.ledger.key(key) }
+
+// Pressure appends what runs short, if anything does, to a list for status.
+func (c *Conns) Pressure(list []status.Pressure) []status.Pressure { return c.strain.AppendTo(list) }
 
 // Load is how many connections there are, by what becomes of them at present.
 type Load struct {
@@ -251,5 +256,6 @@ func (c *Conns) Close() {
 	c.crew.Close()
 	c.poller.Close()
 	c.later.close()
+	c.strain.Close()
 	c.ledger.places.close()
 }

@@ -6,12 +6,8 @@ import (
 	"time"
 )
 
-// noticesPer is how often a service may have a line in the log about refused users, and strainOver how long nobody must have been
-// refused for want of descriptors until that is over.
-const (
-	noticesPer = time.Second
-	strainOver = 10 * time.Second
-)
+// noticesPer is how often a service may have a line in the log about refused users.
+const noticesPer = time.Second
 
 // notice is what the log is told about refused users of a service: one line a second. It is guarded by ledger.mu.
 type notice struct {

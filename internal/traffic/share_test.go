@@ -238,7 +238,7 @@ func TestWaitForOthers(t *testing.T) {
 func TestStrain(t *testing.T) {
 	name := func(id [16]byte) string { return map[[16]byte]string{keyA: "nas", keyB: "pi"}[id] }
 	bubble(t, Config{Max: 64, Side: relay.Client, Name: name}, func(t *testing.T, c *Conns, log *journal) {
-		if p := c.Pressure(); p != nil {
+		if p := c.Pressure(nil); p != nil {
 			t.Errorf("pressure %+v", p)
 		}
 		web := c.Account(keyA, "tcp/80")
@@ -250,14 +250,14 @@ func TestStrain(t *testing.T) {
 		if n := log.count("descriptors for users run short", "largest_key=nas", "largest_key_has=16", "largest_client=192.0.2.1", "limit=64"); n != 1 || log.count("run short") != 1 {
 			t.Errorf("the log says %q", log.all("run short"))
 		}
-		p := c.Pressure()
+		p := c.Pressure(nil)
 		if len(p) != 1 || p[0].Used != 17 || p[0].Limit != 64 || p[0].Largest.Key != "nas" || p[0].Largest.Used != 16 ||
 			p[0].Largest.Client != "192.0.2.1" || p[0].Largest.Service != "tcp/80" || p[0].Hint == "" || p[0].What == "" || p[0].Since.IsZero() {
 			t.Errorf("pressure %+v", p)
 		}
 		time.Sleep(strainOver + time.Second)
-		if n := log.count("there are descriptors for users again", "refused_or_waited=101"); n != 1 || c.Pressure() != nil {
-			t.Errorf("the log says %q, pressure %+v", log.all("again"), c.Pressure())
+		if n := log.count("descriptors for users are enough again", "refused_or_waited=101"); n != 1 || c.Pressure(nil) != nil {
+			t.Errorf("the log says %q, pressure %+v", log.all("again"), c.Pressure(nil))
 		}
 		leaveAll(all)
 	})

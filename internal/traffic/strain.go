@@ -2,7 +2,7 @@ package traffic
 
 import (
 	"encoding/hex"
-	"net/netip"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -10,22 +10,29 @@ import (
 	"reverser/internal/sys"
 )
 
-// strain is a time in which users are refused, or wait, for want of descriptors.
-type strain struct {
+// Strain says when something runs short, and when it no longer does: once each in the log, and in status for as long as it lasts.
+// Make it with NewStrain.
+type Strain struct {
+	log      *slog.Logger
+	describe func() status.Pressure // what there is of it, and who has most; called without a lock
+	later    later
+
 	mu    sync.Mutex
-	since time.Time // zero: there is none. Guarded by mu, as all below
+	since time.Time // zero: nothing is short. Guarded by mu, as all below
 	last  time.Time // when somebody was refused or had to wait
 	count uint64    // how many
 }
 
-const (
-	strainWhat = "descriptors for users"
-	strainHint = "raise the limit (ulimit -n, LimitNOFILE=); a key's users get half of what is free at most, and one client half of that"
-)
+// strainOver is how long nobody must have been refused, or have to wait, until something is no longer short.
+const strainOver = 10 * time.Second
 
-// strained notes that a user was refused, or has to wait. The first one is logged, and the end.
-func (c *Conns) strained(why error, account *Account, client netip.AddrPort) {
-	s := &c.strain
+// NewStrain returns a Strain that nothing was noted of.
+func NewStrain(log *slog.Logger, describe func() status.Pressure) *Strain {
+	return &Strain{log: log, describe: describe}
+}
+
+// Note says that somebody was refused for want of it, or has to wait.
+func (s *Strain) Note(why error) {
 	s.mu.Lock()
 	first := s.since.IsZero()
 	s.last = time.Now()
@@ -36,39 +43,46 @@ func (c *Conns) strained(why error, account *Account, client netip.AddrPort) {
 	if !first {
 		return
 	}
-	p := c.pressure()
-	c.log.Warn("descriptors for users run short: some are refused or wait", "err", why, "service", account.Service, "client", clientName(client),
-		"used", p.Used, "limit", p.Limit, "largest_key", p.Largest.Key, "largest_key_has", p.Largest.Used, "largest_client", p.Largest.Client, "hint", p.Hint)
-	c.later.do(strainOver, c.relax)
+	p := s.describe()
+	s.log.Warn(p.What+" run short: some who want one are refused, or wait", "err", why, "used", p.Used, "limit", p.Limit, "largest_key", p.Largest.Key,
+		"largest_key_has", p.Largest.Used, "largest_service", p.Largest.Service, "largest_client", p.Largest.Client, "hint", p.Hint)
+	s.later.do(strainOver, s.relax)
 }
 
-// relax ends the strain if nobody was refused lately.
-func (c *Conns) relax() {
-	s := &c.strain
+// relax ends the strain if nothing was noted lately.
+func (s *Strain) relax() {
 	s.mu.Lock()
 	if left := time.Until(s.last.Add(strainOver)); left > 0 {
 		s.mu.Unlock()
-		c.later.do(left, c.relax)
+		s.later.do(left, s.relax)
 		return
 	}
 	count, d := s.count, s.last.Sub(s.since)
 	s.since, s.count = time.Time{}, 0
 	s.mu.Unlock()
-	c.log.Info("there are descriptors for users again", "refused_or_waited", count, "duration", Seconds(d))
+	s.log.Info(s.describe().What+" are enough again", "refused_or_waited", count, "duration", Seconds(d))
 }
 
-// Pressure returns what ran out, for status; nil: nothing did lately.
-func (c *Conns) Pressure() []status.Pressure {
-	c.strain.mu.Lock()
-	since := c.strain.since
-	c.strain.mu.Unlock()
+// AppendTo appends what is short at present to a list for status.
+func (s *Strain) AppendTo(list []status.Pressure) []status.Pressure {
+	s.mu.Lock()
+	since := s.since
+	s.mu.Unlock()
 	if since.IsZero() {
-		return nil
+		return list
 	}
-	p := c.pressure()
+	p := s.describe()
 	p.Since = since
-	return []status.Pressure{p}
+	return append(list, p)
 }
+
+// Close lets nothing be logged any more.
+func (s *Strain) Close() { s.later.close() }
+
+const (
+	usersWhat = "descriptors for users"
+	usersHint = "raise the limit (ulimit -n, LimitNOFILE=): a key's users get half of what is free, and one client of a key half of what the key may still take"
+)
 
 // pressure describes who has how many of the descriptors for users.
 func (c *Conns) pressure() status.Pressure {
@@ -76,7 +90,7 @@ func (c *Conns) pressure() status.Pressure {
 	used, limit := c.ledger.places.used, 0
 	limit = used + c.ledger.places.free()
 	c.ledger.mu.Unlock()
-	p := status.Pressure{What: strainWhat, Used: int64(used), Limit: int64(limit), Hint: strainHint}
+	p := status.Pressure{What: usersWhat, Used: int64(used), Limit: int64(limit), Hint: usersHint}
 	keys, _ := c.ledger.all()
 	var most *Account
 	for _, k := range keys {
