@@ -249,8 +249,13 @@ func TestClientShare(t *testing.T) {
 		w.pair(b, addr)
 	}
 	for range 20 {
-		u := w.user(addr)
-		wantReset(t, u)
+		if u, err := net.Dial("tcp", addr); err == nil {
+			u.SetDeadline(time.Now().Add(limit))
+			wantReset(t, u)
+			u.Close()
+		} else if !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatal(err)
+		}
 	}
 	o := w.bridge(other, how{instance: 2, silent: true}, otherPub)
 	w.pair(o, otherAddr)
