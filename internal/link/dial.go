@@ -54,6 +54,7 @@ func Direct(dial func(ctx context.Context, carrier bool, transfer uint16) (net.C
 // Dialer is the bridge's end of one link.
 type Dialer struct {
 	cfg     DialerConfig
+	memory  *share
 	network bell            // rung by Changed
 	last    context.Context // ended by Last
 	noMore  context.CancelFunc
@@ -78,7 +79,7 @@ func NewDialer(cfg DialerConfig) *Dialer {
 	if cfg.Backoff == nil {
 		cfg.Backoff = Backoff
 	}
-	d := &Dialer{cfg: cfg}
+	d := &Dialer{cfg: cfg, memory: cfg.Budget.only()}
 	d.last, d.noMore = context.WithCancel(context.Background())
 	return d
 }
@@ -187,7 +188,7 @@ func (d *Dialer) begin(ctx context.Context) (*session, error) {
 	dialling, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(d.last, cancel)()
-	l := newLink(true, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
+	l := newLink(true, d.cfg.Owner, d.cfg.Log, d.memory, d.cfg.Carriers)
 	k := &keeper{d: d, sl: l.slots[0]}
 	conn, err := k.next(dialling)
 	if err != nil {

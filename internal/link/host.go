@@ -184,7 +184,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 		old.Kill(ErrReplaced)
 		h.forget(old)
 	}
-	l := newLink(false, h.cfg.Owner, h.cfg.Log, h.cfg.Budget, h.cfg.Carriers)
+	l := newLink(false, h.cfg.Owner, h.cfg.Log, h.cfg.Budget.share(conn.KeyID), h.cfg.Carriers)
 	l.begin(conn, a.Session)
 	l.peerName = a.Name
 	l.agree(a.Window, a.MaxStreams)

@@ -66,6 +66,7 @@ type scene struct {
 	net    *memnet.Net
 	host   *Host
 	owners *byKey
+	br     *recorder // of the bridge that behaves
 	wg     sync.WaitGroup
 	ln     net.Listener
 	stop   context.CancelFunc
@@ -106,7 +107,8 @@ func newScene(t *testing.T) *scene {
 	cc.KeyID = goodKey
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
-	br := newRecorder()
+	w.br = newRecorder()
+	br := w.br
 	d := NewDialer(DialerConfig{
 		Owner: br, Log: slog.New(slog.DiscardHandler), Carriers: 1, Auth: cc,
 		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),

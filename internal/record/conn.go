@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"reverser/internal/sys"
 )
 
 // Conn is a TLS 1.3 connection. As a net.Conn it reads and writes bytes; Wait, Records and Send do the same for whole batches.
@@ -63,8 +65,10 @@ func Server(ctx context.Context, sock net.Conn, cfg *tls.Config) (*Conn, error) 
 
 func handshake(ctx context.Context, sock net.Conn, cfg *tls.Config, client bool) (*Conn, error) {
 	c := &Conn{Conn: sock, rekeyAfter: rekeyAfter}
-	if sc, ok := sock.(syscall.Conn); ok && canTry {
-		c.raw, _ = sc.SyscallConn()
+	if sc, ok := sock.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil && sys.CanTry(raw) {
+			c.raw = raw
+		}
 	}
 	c.tryFunc, c.readFunc, c.readNowFunc = c.tryWrite, c.tryRead, c.readNow
 	var keys keyLog

@@ -230,7 +230,7 @@ func TestBatches(t *testing.T) {
 		}
 		return nil
 	})
-	if canTry && !left {
+	if !left {
 		t.Error("the socket took everything at once: this tests nothing")
 	}
 	if a.out != nil {
@@ -481,9 +481,6 @@ func TestDeadlines(t *testing.T) {
 
 // TestReady: it takes what the socket has, whole record or not, and never waits.
 func TestReady(t *testing.T) {
-	if !canTry {
-		t.Skip("nothing can be read without waiting here")
-	}
 	a, b := sockets(t)
 	slow := &byParts{Conn: a}
 	var from, to *Conn
