@@ -178,6 +178,57 @@ func TestStrangeRequests(t *testing.T) {
 	}
 }
 
+// TestCrowd: who asks and says nothing holds up the others until its time is over, and takes no more connections than a few.
+func TestCrowd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		l, err := n.Listen("127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		counted := &countedListener{Listener: l}
+		done := make(chan error, 1)
+		go func() { done <- (&admin.Server{Status: snapshot}).Serve(ctx, counted) }()
+		dial := func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, l.Addr().String()) }
+		for range 50 {
+			c, err := dial(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+		}
+		synctest.Wait()
+		if n := counted.accepted.Load(); n > 10 {
+			t.Errorf("%d connections at once", n)
+		}
+		time.Sleep(2 * time.Minute)
+		c := admin.NewClient(dial)
+		defer c.Close()
+		if _, err := c.Status(ctx); err != nil {
+			t.Errorf("Status = %v", err)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+	})
+}
+
+// countedListener counts what was accepted.
+type countedListener struct {
+	net.Listener
+	accepted atomic.Int64
+}
+
+func (l *countedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.accepted.Add(1)
+	}
+	return c, err
+}
+
 func TestServeFailsWithItsListener(t *testing.T) {
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {

@@ -29,6 +29,7 @@ import (
 	"reverser/internal/link"
 	"reverser/internal/registry"
 	"reverser/internal/relay"
+	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
@@ -54,7 +55,10 @@ type Config struct {
 	Log      *slog.Logger // nil: discard
 	Budget   int64        // bytes that all links together may hold in flight beyond each stream's floor; 0: 128 MiB
 	MaxConns int          // user connections at once; 0: what the descriptor limit leaves
-	Settings              // at first; see Apply
+	// Descriptors is what connections and public sockets are taken from; nil: that of the process, and with MaxConns users have
+	// one of their own.
+	Descriptors *sys.Pool
+	Settings    // at first; see Apply
 }
 
 // Proxy is the public role. New makes one, Listen opens its link ports, Run serves.
@@ -88,6 +92,9 @@ type linkPort struct {
 	gate    *gate
 	ln      net.Listener
 	carrier net.Listener // nil: ln takes them, too
+
+	descriptors *sys.Pool       // that its connections are taken from
+	short       *traffic.Strain // for want of one
 }
 
 // life is the course of a Proxy's.
@@ -107,11 +114,15 @@ func New(cfg Config) *Proxy {
 	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, say: newTalker(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
-		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns}),
 		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]struct{})},
 		port:     linkPort{gate: newGate(), budget: link.NewBudget(cfg.Budget)},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}
+	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Descriptors: cfg.Descriptors})
+	if p.port.descriptors = cfg.Descriptors; p.port.descriptors == nil {
+		p.port.descriptors = sys.Descriptors()
+	}
+	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
 	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
@@ -193,6 +204,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.conns.Close()
 	p.entrances.Shut()
 	p.wg.Wait()
+	p.port.short.Close()
 	p.say.stop()
 	p.log.Info("proxy stopped")
 	return nil
