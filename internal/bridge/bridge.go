@@ -115,7 +115,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), budget: link.NewBudget(cfg.Budget),
-		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target}),
+		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target, Name: keyPrefix}),
 		services: newServices(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
 	if _, err := b.services.apply(cfg.Settings.Services); err != nil {
@@ -139,7 +139,9 @@ func New(cfg Config) (*Bridge, error) {
 }
 
 // key names the key in log and status: the bridge knows its id only, and `reverser key list` shows as much of it.
-func (b *Bridge) key() string { return hex.EncodeToString(b.cfg.Token.KeyID[:4]) }
+func (b *Bridge) key() string { return keyPrefix(b.cfg.Token.KeyID) }
+
+func keyPrefix(id [16]byte) string { return hex.EncodeToString(id[:4]) }
 
 func withPort(addr string) string {
 	if _, _, err := net.SplitHostPort(addr); err != nil {
@@ -188,7 +190,8 @@ func (b *Bridge) Status() status.Snapshot {
 		return true
 	})
 	shown := b.describe(&snap)
-	b.conns.Show(&snap, shown, func([16]byte) string { return b.key() })
+	b.conns.Show(&snap, shown)
+	snap.Pressure = b.conns.Pressure(nil)
 	return snap
 }
 

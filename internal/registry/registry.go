@@ -151,8 +151,7 @@ func (co *core) words(c *claim, a Answer) (here, there string) {
 			there = here
 		}
 	case WhyLimit:
-		here = fmt.Sprintf("%s is one service more than the limit max-services of key %q, %d", a.Public,
-			c.session.tenant.key.Name, c.session.tenant.key.MaxServices)
+		here = fmt.Sprintf("%s is more than the limit max-services of key %q, %s", a.Public, c.session.tenant.key.Name, a.Text)
 	case WhyReplaced:
 		here = fmt.Sprintf("a newer session of the same key took over, without %s", a.Public)
 	default:
