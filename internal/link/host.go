@@ -120,7 +120,7 @@ func (h *Host) Serve(conn *auth.Conn) error {
 // refuse answers an ATTACH with the status that err is of.
 func refuse(conn *auth.Conn, gen uint64, slot uint8, err error) {
 	if r, ok := errors.AsType[*ownRefusal](err); ok {
-		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: slot, Text: r.text}))
+		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: slot, Text: r.text, ComeBack: uint32(r.comeBack.Milliseconds())}))
 	}
 }
 
@@ -166,7 +166,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
-	draining := &ownRefusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+	draining := &ownRefusal{status: wire.StatusDraining, text: "the proxy is stopping", comeBack: time.Second}
 	successor := old != nil && old.peer != conn.Peer && old.Leaving() && !h.cfg.Draining() && !old.frozen()
 	if old != nil && !successor { // also while draining: or the drain would wait for streams whose bridge is gone for good
 		if old.frozen() {
