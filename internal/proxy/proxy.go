@@ -251,13 +251,20 @@ func (p *Proxy) closeSockets() {
 	p.registry.Done(p.life.ctx)
 }
 
+// Bridges that hear of a stop come to the proxy that takes its place one after the other, about as fast as it computes handshakes, and
+// all of them before users are turned away.
+const (
+	comeBackEach = time.Millisecond
+	comeBackMost = 5 * time.Second
+)
+
 // finishPairs waits for the users that were accepted, except for those whose bridge is away.
 func (p *Proxy) finishPairs(ctx context.Context) {
 	p.closeSockets()
 	limit := p.settings().Drain
 	p.life.drainEnds.Store(time.Now().Add(limit).UnixNano())
-	for _, l := range p.port.host.Links() {
-		l.GoAway(limit)
+	for i, l := range p.port.host.Links() {
+		l.GoAwayFor(limit, min(time.Duration(i)*comeBackEach, comeBackMost))
 		l.Abandon()
 	}
 	now := p.conns.Load()
