@@ -123,7 +123,7 @@ func New(cfg Config) *Proxy {
 		p.port.descriptors = sys.Descriptors()
 	}
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
-	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived})
+	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
 	rand.Read(instance[:])
