@@ -96,7 +96,6 @@ func (co *core) freeze() []byte {
 			e.num(names[s].attempt)
 			e.text(names[s].why)
 			e.flags(names[s].short)
-			e.raw(names[s].key[:])
 		})
 	}
 	return e.b
@@ -228,7 +227,6 @@ func thaw(doc []byte, p Policy, way func(SessionID) Way) (*core, error) {
 			s := Socket(part.public())
 			rec := &socket{state: socketState(part.num()), attempt: part.num(), why: part.text()}
 			part.flags(&rec.short)
-			rec.key = part.id()
 			co.sockets[s] = rec
 		}
 		if err := cmp.Or(d.err, part.err); err != nil {

@@ -48,7 +48,6 @@ var mutants = []struct{ name, file, from, to string }{
 	{"a socket is charged to who had it before", "settle.go", "co.charge(s, n.held.key)", "_ = s"},
 	{"what waits for descriptors is not tried again", "socket.go", "if !co.shareLeft(key, more[key]+1) {", "if true {"},
 	{"a socket that is closed is still charged", "socket.go", "co.addTaken(rec.key, -1)\n\tat :=", "at :="},
-	{"the document forgets who is charged for a socket", "freeze.go", "e.raw(names[s].key[:])", "e.raw(make([]byte, 16))"},
 	{"the document forgets that descriptors are short", "freeze.go", "e.flags(names[s].short)", "e.flags(false)"},
 	{"a limit is not enforced", "index.go", "for r.within > 0 && most > 0 && r.size > most {", "for false {"},
 	{"the latest ones have the places below a limit", "settle.go", "return r.rank(r.names[n.public].place) < r.within", "return len(r.order)-1-r.rank(r.names[n.public].place) < r.within"},

@@ -32,7 +32,7 @@ type socket struct {
 	attempt uint64
 	why     string // failed
 	short   bool   // failed: the share of the key's was used up, and no attempt was made
-	key     KeyID  // that is charged for it, unless it failed
+	key     KeyID  // that is charged for it, unless it failed; follows from who holds the name that wants it
 }
 
 type socketState uint8
