@@ -8,11 +8,16 @@ import (
 // pressure lists what runs short, for a snapshot in which links and services stand already.
 func (p *Proxy) pressure(snap *status.Snapshot) []status.Pressure {
 	list := p.port.short.AppendTo(p.conns.Pressure(nil))
-	if pool := p.port.descriptors; pool.Free(sys.ForListeners) == 0 && pool.Taken(sys.ForListeners) > 0 {
+	if pool := p.port.descriptors; p.registry.Short() > 0 || pool.Free(sys.ForListeners) == 0 && pool.Taken(sys.ForListeners) > 0 {
 		list = append(list, status.Pressure{
-			What: "descriptors for public ports", Used: int64(pool.Taken(sys.ForListeners)), Limit: int64(pool.Taken(sys.ForListeners)),
-			Largest: largest(snap.Services, func(s status.Service) (string, int) { return s.Key, 1 }),
-			Hint:    "raise the limit (ulimit -n, LimitNOFILE=), or let fewer services be offered",
+			What: "descriptors for public ports", Used: int64(pool.Taken(sys.ForListeners)), Limit: int64(pool.Taken(sys.ForListeners) + pool.Free(sys.ForListeners)),
+			Largest: largest(snap.Services, func(s status.Service) (string, int) {
+				if s.State == status.ServiceUp {
+					return s.Key, 1
+				}
+				return s.Key, 0
+			}),
+			Hint: "raise the limit (ulimit -n, LimitNOFILE=), or let fewer services be offered",
 		})
 	}
 	if used, size := p.port.budget.Used(), p.port.budget.Size(); used >= size-size/16 {

@@ -127,7 +127,7 @@ func New(cfg Config) *Proxy {
 	}
 	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Descriptors: cfg.Descriptors})
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
-	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived})
+	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
 	rand.Read(instance[:])

@@ -38,6 +38,8 @@ type index struct {
 	wanters map[Socket][]*name  // what wants the socket open
 	bound   map[place][]Socket  // the sockets of a port that are open, or may be
 	waiting map[place][]Socket  // sockets that wait until one that overlaps is closed
+	taken   map[KeyID]int       // how many sockets each key is charged for
+	short   int                 // sockets that wait for descriptors
 }
 
 // todo is what events leave behind.
@@ -46,6 +48,7 @@ type todo struct {
 	dirty   []*overlaps         // to be decided anew
 	effects []effect            // to be done, in order
 	looking map[Socket]struct{} // sockets that effects has a doSocket for
+	room    int                 // how many sockets could be opened, as the Doer said before this event
 	changed []*name             // whose route is another one than the view's
 	settled int                 // how many names settle looked at; tests bound it, and looks
 	looks   int                 // how often a claim was reviewed, or an obstacle of a name looked for
@@ -60,6 +63,7 @@ func newCore(p Policy) *core {
 		index: index{
 			names: make(map[grammar.Public]*name), tenants: make(map[KeyID]*tenant), places: make(map[place]*overlaps),
 			wanters: make(map[Socket][]*name), bound: make(map[place][]Socket), waiting: make(map[place][]Socket),
+			taken: make(map[KeyID]int),
 		},
 		todo: todo{looking: make(map[Socket]struct{})},
 	}

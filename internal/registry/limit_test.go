@@ -112,3 +112,64 @@ func TestLimitChanges(t *testing.T) {
 		t.Errorf("tcp/9000 was opened %d times again", opens)
 	}
 }
+
+// TestShares: of the descriptors that are free a key may have half, whoever comes next half of what it leaves, and those that wait get
+// what becomes free in the order in which they came.
+func TestShares(t *testing.T) {
+	a, b := testKey(0, "tcp/1024-65535"), testKey(1, "tcp/1024-65535")
+	w := newWorld(t, a, b)
+	w.d.room = 12
+	one, _ := w.begin(a, 0)
+	two, _ := w.begin(b, 0)
+	for i := range uint32(20) {
+		w.claim(one, i+1, fmt.Sprint("tcp/", 9020-i))
+	}
+	w.do()
+	for i := range uint32(5) {
+		w.claim(two, i+101, fmt.Sprint("tcp/", 9100+i))
+	}
+	w.do()
+	short := `no descriptor of the proxy's is left for tcp/%d: key "key%d" has %d open ports, and may have half of what others leave: ` +
+		"raise the limit there (ulimit -n, LimitNOFILE=)"
+	want := func(id uint32, port, key, has int, up bool) {
+		t.Helper()
+		if up {
+			w.want(id, wire.ClaimUp, "", "")
+			return
+		}
+		text := fmt.Sprintf(short, port, key, has)
+		w.want(id, wire.ClaimRetrying, text, text)
+	}
+	for i := range 20 {
+		want(uint32(i+1), 9020-i, 0, 6, i < 6)
+	}
+	for i := range 5 {
+		want(uint32(i+101), 9100+i, 1, 3, i < 3)
+	}
+	if n := w.Short(); n != 16 {
+		t.Errorf("%d sockets wait, want 16", n)
+	}
+	again := func() (did []string) {
+		t.Helper()
+		w.change(func(co *core) {
+			co.room = w.d.Room()
+			co.retry()
+		})
+		return w.do()
+	}
+	if did := again(); len(did) != 0 {
+		t.Errorf("nothing became free, and %q was done", did)
+	}
+	w.End(two)
+	w.do()
+	w.d.room = 18
+	again()
+	for i := range 20 {
+		want(uint32(i+1), 9020-i, 0, 6, i < 9)
+	}
+	w.End(one)
+	w.do()
+	if co := &w.core; w.d.open != 0 || len(co.taken) != 0 || co.short != 0 || len(co.sockets) != 0 {
+		t.Errorf("something is left: %d open, %v taken, %d short", w.d.open, co.taken, co.short)
+	}
+}

@@ -57,6 +57,7 @@ const (
 	WhyLimit        // a limit of the key
 	WhyReplaced     // a newer session of the key took over
 	WhySocket       // the socket could not be opened
+	WhyShort        // the key has its share of the proxy's descriptors
 )
 
 // judge sets what the policy says of a claim: the name that it is for, or why it is denied.

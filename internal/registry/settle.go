@@ -140,6 +140,7 @@ type outcome struct {
 	over  grammar.Public
 	state socketState // of the first socket that is not open
 	why   string
+	short bool
 }
 
 func (co *core) outcome(n *name) (o outcome) {
@@ -153,7 +154,7 @@ func (co *core) outcome(n *name) (o outcome) {
 	for _, s := range socketsOf(n.public) {
 		if rec := co.sockets[s]; rec == nil {
 			return o
-		} else if o.state, o.why = rec.state, rec.why; rec.state != open {
+		} else if o.state, o.why, o.short = rec.state, rec.why, rec.short; rec.state != open {
 			return o
 		}
 	}
@@ -172,6 +173,9 @@ func (co *core) want(n *name) {
 			if co.wanters[s] = slices.Delete(co.wanters[s], at, at+1); len(co.wanters[s]) == 0 {
 				delete(co.wanters, s)
 			}
+		}
+		if wanted {
+			co.charge(s, n.held.key)
 		}
 		co.lookAt(s)
 	}
@@ -286,6 +290,10 @@ func (co *core) answer(c *claim) Answer {
 		a.Status = wire.ClaimUp
 		return a
 	case failed:
+		if o.short {
+			a.Why = WhyShort
+			return a
+		}
 		a.Why, a.Text = WhySocket, o.why
 		return a
 	}
