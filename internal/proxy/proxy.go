@@ -94,6 +94,7 @@ type linkPort struct {
 
 	descriptors *sys.Pool       // that its connections are taken from
 	short       *traffic.Strain // for want of one
+	memory      *traffic.Strain // for want of the budget's
 }
 
 // life is the course of a Proxy's.
@@ -122,6 +123,8 @@ func New(cfg Config) *Proxy {
 		p.port.descriptors = sys.Descriptors()
 	}
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
+	p.port.memory = traffic.NewStrain(cfg.Log, p.memoryPressure)
+	p.port.budget.Short = func() { p.port.memory.Note(errWindows) }
 	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
@@ -204,6 +207,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.entrances.Shut()
 	p.wg.Wait()
 	p.port.short.Close()
+	p.port.memory.Close()
 	p.say.stop()
 	p.log.Info("proxy stopped")
 	return nil
