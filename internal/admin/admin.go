@@ -3,7 +3,7 @@
 //
 //	GET    /api/v1/status       the status.Snapshot
 //	GET    /api/v1/keys         the keys, without their secrets
-//	POST   /api/v1/keys         {"name","allow"} makes a key; the answer has its token
+//	POST   /api/v1/keys         {"name","allow","max_services"} makes a key; the answer has its token
 //	DELETE /api/v1/keys/NAME    ends a key
 //	POST   /api/v1/reload       reads the settings again; the answer is a Reloaded
 //
@@ -192,11 +192,6 @@ func (s *Server) handler() http.Handler {
 	return mux
 }
 
-type keyRequest struct {
-	Name  string   `json:"name"`
-	Allow []string `json:"allow"`
-}
-
 type keyReply struct {
 	Name  string `json:"name"`
 	Token string `json:"token"`
@@ -223,14 +218,14 @@ func (s *Server) listKeys(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *Server) addKey(w http.ResponseWriter, r *http.Request) {
-	var req keyRequest
+	var req NewKey
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&req); err != nil {
 		refuse(w, http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
 		return
 	}
-	token, err := s.Keys.Add(req.Name, req.Allow)
+	token, err := s.Keys.Add(req)
 	if err != nil {
 		fail(w, err)
 		return

@@ -1,7 +1,7 @@
 // Package bridge is the LAN role: it dials a proxy, offers services there, and connects the streams that come back to
 // real servers.
 //
-// Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The way
+// Only this package knows what a service means in the LAN: the proxy names services by number and never an address. The way
 // of a byte through it: internal/link receives, serve.go finds the service of a new stream, target.go connects to the real
 // server, internal/relay moves the bytes. The way of a claim: apply.go takes the services, claims.go decides what each
 // proxy is told, uplink.go says it and hears the answer, probe.go proves the public port. Every goroutine is counted in

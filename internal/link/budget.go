@@ -34,7 +34,7 @@ type Budget struct {
 	used  atomic.Int64
 	lent  atomic.Int64 // see share
 	asked atomic.Bool  // withdraw is due
-	links atomic.Int32 // that live
+	inUse atomic.Int32 // shares with a link that lives
 
 	mu     sync.Mutex
 	shares map[[16]byte]*share // guarded by mu
@@ -102,8 +102,10 @@ func (s *share) join(l *Link) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.shares[s.key] = s
+	if len(s.links) == 0 {
+		b.inUse.Add(1)
+	}
 	s.links = append(s.links, l)
-	b.links.Add(1)
 }
 
 // leave takes join back.
@@ -112,8 +114,10 @@ func (s *share) leave(l *Link) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s.links = slices.DeleteFunc(s.links, func(o *Link) bool { return o == l })
-	b.links.Add(-1)
-	s.tidyLocked()
+	if len(s.links) == 0 {
+		b.inUse.Add(-1)
+		s.tidyLocked()
+	}
 }
 
 // tidyLocked lets the pool forget a share that holds nothing. pool.mu is held.
@@ -129,7 +133,7 @@ func (s *share) total() int64 { return s.used.Load() + s.lent.Load() }
 // spare is how many bytes more the share may take now. It is below 0 when it holds more than that.
 func (s *share) spare() int64 {
 	left := s.pool.size - s.pool.used.Load() - s.lent.Load()
-	if s.whole && s.pool.links.Load() <= 1 {
+	if s.whole && s.pool.inUse.Load() <= 1 {
 		return left
 	}
 	return (left - s.total()) >> 1
@@ -184,7 +188,7 @@ const withdrawEvery = time.Second
 // ask has what others hold in vain withdrawn soon. The largest holder does not ask.
 func (s *share) ask() {
 	b := s.pool
-	if b.links.Load() > 1 && b.scarce() && s.total() <= b.used.Load()/2 && b.asked.CompareAndSwap(false, true) {
+	if b.inUse.Load() > 1 && b.scarce() && s.total() <= b.used.Load()/2 && b.asked.CompareAndSwap(false, true) {
 		time.AfterFunc(withdrawEvery, b.withdraw)
 	}
 }

@@ -126,7 +126,7 @@ type Answer struct {
 	Why    Why
 	By     KeyID          // WhyHeld: who has it
 	Over   grammar.Public // WhyOverlap: the other name
-	Text   string         // WhyDenied, WhySocket: more
+	Text   string         // WhyDenied, WhySocket: more; WhyLimit: the limit
 }
 
 // holding is who has a name: one key, or one group of bridges. Without a cluster it is given to whoever stands first, at once.
@@ -161,12 +161,15 @@ type tenant struct {
 	sessions []*session // oldest first
 	newest   SessionID  // the newest one that was up and has said all its claims; older ones serve nobody any more
 	order    []*wish    // the names that it wants, by place
+	within   int        // how many of order, from its beginning, the key's limit allows
+	size     int        // of those
 	names    map[grammar.Public]*wish
 }
 
 type wish struct {
 	name  *name
 	place uint64
+	size  int // services that it counts as
 	refs  int // claims and inheritances
 }
 
@@ -404,9 +407,7 @@ func (co *core) configure(p Policy) {
 			}
 		}
 		if was.MaxServices != now.MaxServices {
-			for _, ws := range r.order {
-				co.touch(ws.name)
-			}
+			r.fit(co.touch)
 		}
 	}
 	slices.SortFunc(again, byPlace) // those who stood in line before others still do

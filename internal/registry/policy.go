@@ -24,7 +24,7 @@ type Key struct {
 	Name        string
 	Allow       grammar.Policy
 	Groups      []string // groups of bridges that it may join
-	MaxServices int      // names at once; 0: no limit
+	MaxServices int      // names at once, as sizeOf counts them; the earliest ones have the places. 0: no limit
 }
 
 func (k *Key) equal(o *Key) bool {

@@ -123,8 +123,8 @@ func TestWords(t *testing.T) {
 	same(2, wire.ClaimRetrying, "tcp/9000 leads to t:tcp/9000 already, another service of the same bridge")
 	same(3, wire.ClaimDenied, `tcp/80 denied: the policy of key "key0" allows tcp/9000-9010`)
 	same(4, wire.ClaimUp, "")
-	same(5, wire.ClaimRetrying, `tcp/9002 is one service more than the limit max-services of key "key0", 2`)
-	same(6, wire.ClaimRetrying, `tcp/127.0.0.1:9000 is one service more than the limit max-services of key "key0", 2`)
+	same(5, wire.ClaimRetrying, `tcp/9002 is more than the limit max-services of key "key0", 2`)
+	same(6, wire.ClaimRetrying, `tcp/127.0.0.1:9000 is more than the limit max-services of key "key0", 2`)
 	w.want(11, wire.ClaimRetrying, `tcp/9000 is held by key "key0"`, "tcp/9000 is held by another key")
 	w.want(12, wire.ClaimRetrying, `tcp/127.0.0.1:9000 overlaps tcp/9000, which is held by key "key0"`,
 		"tcp/127.0.0.1:9000 overlaps tcp/9000, which is held by another key")

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"reverser/internal/grammar"
 	"reverser/internal/wire"
@@ -53,8 +54,7 @@ func (co *core) eligible(c *claim) bool {
 
 // within reports whether a name is within the limit of a key.
 func (co *core) within(r *tenant, n *name) bool {
-	most := r.key.MaxServices
-	return most == 0 || r.rank(r.names[n.public].place) < most
+	return r.rank(r.names[n.public].place) < r.within
 }
 
 // hold decides who has a name. Who has it keeps it while one of its claims, or a session that inherited it, is there; then whoever
@@ -269,7 +269,7 @@ func (co *core) answer(c *claim) Answer {
 		a.Why = WhyTwice
 		return a
 	case !co.within(s.tenant, n):
-		a.Why = WhyLimit
+		a.Why, a.Text = WhyLimit, strconv.Itoa(s.tenant.key.MaxServices)
 		return a
 	case n.held == nil: // or the claim would have it
 		a.Why = WhyReplaced

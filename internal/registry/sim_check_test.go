@@ -77,6 +77,17 @@ func (w *sim) checkName(n *name) {
 		case c.asked.Group != "" && !slices.Contains(w.r.core.policy.keys[c.session.key].Groups, c.asked.Group):
 			w.fail("C2: the policy of key %x does not allow group %q", c.session.key[0], c.asked.Group)
 		}
+		if most := w.r.core.policy.keys[c.session.key].MaxServices; most > 0 {
+			first := 0
+			for pub, ws := range c.session.tenant.names {
+				if ws.place <= c.session.tenant.names[n.public].place {
+					first += sizeOf(pub)
+				}
+			}
+			if first > most {
+				w.fail("C9: key %x has %s, its service %d by age, and the limit is %d", c.session.key[0], n.public, first, most)
+			}
+		}
 		for _, d := range n.serving {
 			if c != d && c.session == d.session {
 				w.fail("C2: session %d serves %s twice", c.session.id, n.public)
