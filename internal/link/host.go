@@ -108,7 +108,7 @@ func (h *Host) attach(conn *auth.Conn) (l *Link, c *carrier, err error) {
 		return l, c, nil
 	}
 	if r, ok := errors.AsType[*ownRefusal](err); ok {
-		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: a.Slot, Text: r.text, ComeBack: millis(r.comeBack)}))
+		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: a.Slot, Text: r.text, ComeBack: uint32(r.comeBack.Milliseconds())}))
 		if unread {
 			drain(conn.Conn)
 		}

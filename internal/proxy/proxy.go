@@ -98,6 +98,7 @@ type linkPort struct {
 
 	descriptors *sys.Pool       // that its connections are taken from
 	short       *traffic.Strain // for want of one
+	memory      *traffic.Strain // for want of the budget's
 }
 
 // life is the course of a Proxy's.
@@ -127,6 +128,8 @@ func New(cfg Config) *Proxy {
 	}
 	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Descriptors: cfg.Descriptors})
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
+	p.port.memory = traffic.NewStrain(cfg.Log, p.memoryPressure)
+	p.port.budget.Short = func() { p.port.memory.Note(errWindows) }
 	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
@@ -221,6 +224,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.saveKnown()
 	}
 	p.port.short.Close()
+	p.port.memory.Close()
 	p.say.stop()
 	p.log.Info("proxy stopped")
 	return nil
