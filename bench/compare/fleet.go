@@ -194,14 +194,6 @@ func (s served) note(all int, limit time.Duration) string {
 	return text
 }
 
-// last returns when all served, or the limit.
-func (s served) last(all int, limit time.Duration) float64 {
-	if len(s.Times) < all {
-		return limit.Seconds()
-	}
-	return s.Times[all-1]
-}
-
 func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set settings) (figures []float64, note string, err error) {
 	f, err := b.newFleet(name, size)
 	if err != nil {
@@ -210,7 +202,7 @@ func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set sett
 	defer f.stop()
 	var notes []string
 	limit, n := size.patienceFor(set), float64(size.bridges)
-	// serve waits until all serve, and finds the CPU that the proxy used for each from then on.
+	// serve waits until all serve, and finds the CPU that the proxy used for each; nothing when not all did.
 	serve := func(proxy *process, what string) (all, each float64, times []float64, err error) {
 		got, err := f.await(ctx, limit)
 		if err != nil {
@@ -218,13 +210,15 @@ func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set sett
 		}
 		if note := got.note(size.bridges, limit); note != "" {
 			notes = append(notes, what+": "+note)
-		} else if err := tryUsers(ctx, b.front, f.ports()); err != nil {
+			return limit.Seconds(), nothing, got.Times, nil
+		}
+		if err := tryUsers(ctx, b.front, f.ports()); err != nil {
 			return 0, 0, nil, err
 		}
 		if err := sleep(ctx, 2*time.Second); err != nil { // further connections come when the first ones are there
 			return 0, 0, nil, err
 		}
-		return got.last(size.bridges, limit), cpuOf(proxy).Seconds() * 1e3 / n, got.Times, nil
+		return got.Times[size.bridges-1], cpuOf(proxy).Seconds() * 1e3 / n, got.Times, nil
 	}
 
 	proxy, err := f.startProxy(ctx)
@@ -247,7 +241,11 @@ func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set sett
 		return nil, "", err
 	}
 	var idle []float64
-	if !size.oneAddr {
+	switch {
+	case size.oneAddr:
+	case len(notes) > 0:
+		idle = []float64{nothing, nothing, nothing}
+	default:
 		if idle, err = weighFleet(ctx, f, proxy, empty, size, set); err != nil {
 			return nil, "", err
 		}

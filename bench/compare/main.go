@@ -394,6 +394,7 @@ func (m *meter) one(ctx context.Context, b *bed, c *contender, p probe) error {
 	}
 	for i, v := range figures {
 		m.rep.add(p.name, p.kinds[i], c.name, sample{m.round + 1, v, share}, note)
+		note = "" // once
 	}
 	return nil
 }
