@@ -119,7 +119,9 @@ func TestFleetHelper(t *testing.T) {
 	var helper sync.WaitGroup
 	defer helper.Wait()
 	defer in.Close()
-	helper.Go(func() { answers.CloseWithError(errors.Join(fleetHelper(context.Background(), nil, orders, answers), io.EOF)) })
+	helper.Go(func() {
+		answers.CloseWithError(errors.Join(fleetHelper(context.Background(), nil, orders, answers), io.EOF))
+	})
 	plan := make([]plannedBridge, n)
 	for i := range plan {
 		plan[i] = plannedBridge{f.tokens[i], f.size.from(i), "tcp/" + f.public[i]}
