@@ -15,6 +15,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -57,6 +58,7 @@ type Config struct {
 	Settings Settings
 	Version  string
 	Log      *slog.Logger // nil: discard
+	From     netip.Addr   // the local address that the proxies are dialled from; the zero value leaves it to the system
 	Budget   int64        // bytes that the links may hold in flight beyond each stream's floor; 0: 128 MiB
 	// ResumeWithin is how long connections outlive a break of the link; 0: link.DetachLimit.
 	ResumeWithin time.Duration
@@ -133,8 +135,13 @@ func New(cfg Config) (*Bridge, error) {
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.drain = make(chan struct{})
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
-	b.socket = sys.DialLink
+	b.socket = func(ctx context.Context, network, addr string, segment int) (net.Conn, error) {
+		return sys.DialLink(ctx, cfg.From, network, addr, segment)
+	}
 	b.watch = sys.WatchNetwork
+	if cfg.From.IsLoopback() { // which comes and goes with nothing
+		b.watch = func(ctx context.Context, _ func(sys.NetworkEvent)) { <-ctx.Done() }
+	}
 	return b, nil
 }
 
