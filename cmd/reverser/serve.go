@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"sync"
@@ -43,13 +44,6 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	// Before the admin socket is there: whoever sees it may send a signal.
 	stopSignals := withSignals(log, again, drain, cancel)
 	defer stopSignals()
-	l, err := dir.ListenAdmin()
-	if errors.Is(err, state.ErrSucceeded) { // asked to stop already, and replaced
-		return s.Run(ctx)
-	}
-	if err != nil {
-		return usage(err)
-	}
 	// The admin socket outlives ctx: a process that is stopping still says how
 	// far it is.
 	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
@@ -61,18 +55,46 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, Log: log}
 	var wg sync.WaitGroup
 	wg.Go(func() { r.watch(adminCtx, reload) })
-	wg.Go(func() {
-		if err := a.Serve(adminCtx, l); err != nil {
-			log.Error("the admin socket is closed: status and key cannot ask this process", "err", err)
-		}
-	})
-	err = s.Run(ctx)
+	listening := make(chan struct{})
+	wg.Go(func() { serveAdmin(adminCtx, a, dir.ListenAdmin, listening, log) })
+	<-listening // so that whoever sees the role serve can ask it
+	err := s.Run(ctx)
 	stopAdmin()
 	wg.Wait()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil // asked to stop now
 	}
 	return err
+}
+
+// adminRetry is how long serveAdmin waits before it opens the admin socket again.
+const adminRetry = 10 * time.Second
+
+// serveAdmin serves the admin socket until ctx ends. It closes listening when it has tried to open the socket. A process without
+// one goes on: its users need none.
+func serveAdmin(ctx context.Context, a *admin.Server, listen func() (net.Listener, error), listening chan<- struct{}, log *slog.Logger) {
+	told := false
+	for {
+		l, err := listen()
+		if listening != nil {
+			close(listening)
+			listening = nil
+		}
+		if err == nil {
+			told = false
+			err = a.Serve(ctx, l)
+		}
+		if ctx.Err() != nil || errors.Is(err, state.ErrSucceeded) { // the successor answers
+			return
+		}
+		if !told {
+			log.Error("the admin socket cannot be used: until it can, status, key and reload cannot ask this process", "err", err, "again_in", adminRetry)
+			told = true
+		}
+		if !pause(ctx, adminRetry) {
+			return
+		}
+	}
 }
 
 // withSignals calls drain at the first signal to stop, cancel at the second, and reload at one that asks a daemon to reload,

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"reverser/internal/memnet"
+	"reverser/internal/sys"
 )
 
 // start serves in a bubble and returns a dialler.
@@ -76,7 +77,7 @@ func TestFailureIsNoTranscript(t *testing.T) {
 			return "", errors.New("no model")
 		}
 		dial := start(t, &Server{Recognize: broken})
-		if got, err := Transcribe(t.Context(), dial(), bytes.NewReader(nil), false); !errors.Is(err, syscall.ECONNRESET) {
+		if got, err := Transcribe(t.Context(), dial(), bytes.NewReader(nil), false); !sys.Reset(err) {
 			t.Errorf("Transcribe = %q, %v; want %v", got, err, syscall.ECONNRESET)
 		}
 	})
@@ -99,7 +100,7 @@ func TestServerIsBounded(t *testing.T) {
 			t.Errorf("the third client waited %v; want the minute that the silent ones may take", took)
 		}
 		for _, c := range silent {
-			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			if _, err := c.Read(make([]byte, 1)); !sys.Reset(err) {
 				t.Errorf("Read of a silent client = %v; want %v", err, syscall.ECONNRESET)
 			}
 			c.Close()

@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +23,7 @@ import (
 	"reverser/internal/freeport"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -431,7 +431,7 @@ func talk(t testing.TB, from, to net.Conn, text string) {
 // wantReset reads until the connection's end, which is to be a RST.
 func wantReset(t testing.TB, c net.Conn) {
 	t.Helper()
-	if got, err := io.ReadAll(c); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+	if got, err := io.ReadAll(c); len(got) != 0 || !sys.Reset(err) {
 		t.Errorf("read %q, %v; want ECONNRESET", got, err)
 	}
 }

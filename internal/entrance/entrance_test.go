@@ -2,13 +2,11 @@ package entrance
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"slices"
 	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +15,7 @@ import (
 	"reverser/internal/link"
 	"reverser/internal/memnet"
 	"reverser/internal/registry"
+	"reverser/internal/sys"
 )
 
 // world is a Set on a network in memory.
@@ -101,14 +100,14 @@ func TestSet(t *testing.T) {
 		w.opened = nil
 		w.mu.Unlock()
 		w.Close(one)
-		if _, err := w.dial(one.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, err := w.dial(one.Addr()); !sys.Refused(err) {
 			t.Errorf("dial of a closed socket = %v", err)
 		}
 		w.Close(one)
 		w.Open(one, 3)
 		w.want("tcp/10.0.0.1:1")
 		w.Shut()
-		if _, err := w.dial(one.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, err := w.dial(one.Addr()); !sys.Refused(err) {
 			t.Errorf("dial after Shut = %v", err)
 		}
 		w.Open(two, 4)
@@ -135,7 +134,7 @@ func TestSlowListen(t *testing.T) {
 		close(slow)
 		<-done
 		w.want("tcp/10.0.0.1:1: " + net.ErrClosed.Error())
-		if _, err := w.dial(one.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, err := w.dial(one.Addr()); !sys.Refused(err) {
 			t.Errorf("dial = %v", err)
 		}
 	})
@@ -148,7 +147,7 @@ func TestUnwanted(t *testing.T) {
 		w.refuse = true
 		w.Open(one, 1)
 		w.want("tcp/10.0.0.1:1")
-		if _, err := w.dial(one.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, err := w.dial(one.Addr()); !sys.Refused(err) {
 			t.Errorf("dial = %v", err)
 		}
 		w.Shut()

@@ -419,9 +419,12 @@ func (sl *slot) handle(ev event) {
 		sl.mu.Lock()
 	case evReset:
 		code := wire.CodeReset
-		if s.send.code == wire.CodeChecksum {
+		switch s.send.code {
+		case wire.CodeChecksum:
 			code = wire.CodeChecksum
 			sl.sayChecksum(s)
+		case wire.CodeLimit: // see withdraw
+			code = wire.CodeLimit
 		}
 		if r := s.kill(code); r != nil {
 			sl.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 type core struct {
 	dials   bool // this end dials and numbers the attempts; the other one accepts them
 	index   uint8
-	budget  *Budget
+	budget  *share
 	streams map[uint64]*streamCore
 
 	gen   uint64 // of the last attach that was tried (the dialling end) or accepted (the other one)
@@ -25,6 +25,9 @@ type core struct {
 
 	outbox
 	path
+
+	acked uint64 // how often the peer acknowledged something new
+	stall stall
 
 	Duplicates    uint64 // DATA frames that were trimmed because they had been received before
 	ChecksumFails uint64
@@ -118,7 +121,7 @@ const (
 	idleGap  = time.Second // of silence after which a window starts small again
 )
 
-func newCore(dials bool, index uint8, budget *Budget) *core {
+func newCore(dials bool, index uint8, budget *share) *core {
 	c := &core{
 		dials: dials, index: index, budget: budget,
 		streams: make(map[uint64]*streamCore), outbox: outbox{control: make(map[uint64][]byte)},

@@ -21,7 +21,7 @@ type ends struct {
 }
 
 func newEnds(t testing.TB) *ends {
-	e := &ends{t: t, p: newCore(false, 1, NewBudget(0)), b: newCore(true, 1, NewBudget(0)), now: time.Second}
+	e := &ends{t: t, p: newCore(false, 1, NewBudget(0).only()), b: newCore(true, 1, NewBudget(0).only()), now: time.Second}
 	e.mustResume()
 	return e
 }
@@ -306,7 +306,7 @@ func TestChecksumMismatchBeforeALazyReader(t *testing.T) {
 	arrive(30_000)
 	e.b.end(peer, wire.FIN, 0)
 	e.settle()
-	if n := e.p.budget.Used(); n != 0 || len(e.p.streams) != 0 {
+	if n := e.p.budget.pool.Used(); n != 0 || len(e.p.streams) != 0 {
 		t.Errorf("%d bytes stay charged, %d streams are left", n, len(e.p.streams))
 	}
 }
@@ -339,7 +339,7 @@ func TestWhatAnEndedStreamStillDeliversStaysCharged(t *testing.T) {
 				t.Fatal("the proxy is not done with the stream")
 			}
 			for left := openWindow; left > 0; left -= 1 << 10 {
-				if got, want := e.p.budget.Used(), int64(max(left-floorWindow, 0)); got != want {
+				if got, want := e.p.budget.pool.Used(), int64(max(left-floorWindow, 0)); got != want {
 					t.Fatalf("%d bytes wait for the user and %d are charged, want %d", left, got, want)
 				}
 				e.p.consume(s, 1<<10, e.now)
@@ -539,7 +539,7 @@ func randomRun(t testing.TB, seed uint64) error {
 		}
 	}
 	for _, c := range cores {
-		if n := c.budget.Used(); n != 0 {
+		if n := c.budget.pool.Used(); n != 0 {
 			return fmt.Errorf("%d bytes are still charged", n)
 		}
 		if c.ChecksumFails != 0 {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -54,6 +55,7 @@ func Direct(dial func(ctx context.Context, carrier bool, transfer uint16) (net.C
 // Dialer is the bridge's end of one link.
 type Dialer struct {
 	cfg     DialerConfig
+	memory  *share
 	network bell            // rung by Changed
 	last    context.Context // ended by Last
 	noMore  context.CancelFunc
@@ -78,7 +80,7 @@ func NewDialer(cfg DialerConfig) *Dialer {
 	if cfg.Backoff == nil {
 		cfg.Backoff = Backoff
 	}
-	d := &Dialer{cfg: cfg}
+	d := &Dialer{cfg: cfg, memory: cfg.Budget.only()}
 	d.last, d.noMore = context.WithCancel(context.Background())
 	return d
 }
@@ -187,7 +189,7 @@ func (d *Dialer) begin(ctx context.Context) (*session, error) {
 	dialling, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(d.last, cancel)()
-	l := newLink(true, d.cfg.Owner, d.cfg.Log, d.cfg.Budget, d.cfg.Carriers)
+	l := newLink(true, d.cfg.Owner, d.cfg.Log, d.memory, d.cfg.Carriers)
 	k := &keeper{d: d, sl: l.slots[0]}
 	conn, err := k.next(dialling)
 	if err != nil {
@@ -404,6 +406,8 @@ func Backoff(n int, err error, streams int) time.Duration {
 		first, most = 2*time.Second, time.Minute
 	case n < 1:
 		first = 50 * time.Millisecond
+	case errors.Is(err, auth.ErrClosed) || sys.Reset(err): // a crowd came to the proxy, which would come again
+		most = 4 * time.Second
 	case n > 60 && streams == 0:
 		most = 10 * time.Second
 	}

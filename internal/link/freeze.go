@@ -55,7 +55,7 @@ func (c *core) freeze(b []byte, now time.Duration) ([]byte, []*Stream) {
 
 // thawCore makes a core that is equal to the one that freeze described, charges its memory to budget, and returns the streams in the
 // order of their places. On error nothing is charged.
-func thawCore(doc []byte, now time.Duration, budget *Budget) (*core, []*Stream, error) {
+func thawCore(doc []byte, now time.Duration, budget *share) (*core, []*Stream, error) {
 	var c *core
 	var streams []*Stream
 	var shift time.Duration
@@ -130,7 +130,7 @@ func freezeFinished(b []byte, streams []*Stream, now time.Duration) []byte {
 }
 
 // thawFinished makes what freezeFinished described.
-func thawFinished(doc []byte, now time.Duration, budget *Budget) ([]*Stream, error) {
+func thawFinished(doc []byte, now time.Duration, budget *share) ([]*Stream, error) {
 	var streams []*Stream
 	var shift time.Duration
 	err := eachRecord(doc, func(t recordType, v []byte) error {
@@ -309,8 +309,8 @@ func (s *Stream) possible(unread uint64) bool {
 }
 
 // charge charges what a stream of a document holds. It was charged in the other process, so nobody is asked.
-func (s *Stream) charge(b *Budget) {
-	b.used.Add(s.recv.charged)
+func (s *Stream) charge(b *share) {
+	b.add(s.recv.charged)
 	s.send.charge(b)
 }
 

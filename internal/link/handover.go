@@ -168,14 +168,14 @@ func (l *Link) AppendState(b []byte) ([]byte, []*Stream) {
 	return seal(b, begin), all
 }
 
-// thawLink makes the link that AppendState described, with its streams.
-func thawLink(doc []byte, dials bool, from *Link) (*Link, []*Stream, error) {
+// thawLink makes the link that AppendState described, with its streams. memory returns the share of a key.
+func thawLink(doc []byte, dials bool, from *Link, memory func(key [16]byte) *share) (*Link, []*Stream, error) {
 	b, err := unseal(doc)
 	if err != nil {
 		return nil, nil, err
 	}
-	l := newLink(dials, from.owner, from.log, from.budget, -1)
-	all, err := l.thawRecords(b)
+	l := newLink(dials, from.owner, from.log, nil, -1)
+	all, err := l.thawRecords(b, memory)
 	if err == nil && len(l.slots) < 2 {
 		err = badDocument("a link of %d slots", len(l.slots))
 	}
@@ -186,7 +186,7 @@ func thawLink(doc []byte, dials bool, from *Link) (*Link, []*Stream, error) {
 	return l, all, nil
 }
 
-func (l *Link) thawRecords(b []byte) (all []*Stream, err error) {
+func (l *Link) thawRecords(b []byte, memory func(key [16]byte) *share) (all []*Stream, err error) {
 	var next *slot
 	session := false
 	err = eachRecord(b, func(t recordType, v []byte) error {
@@ -199,6 +199,7 @@ func (l *Link) thawRecords(b []byte) (all []*Stream, err error) {
 			l.leaving.closed.Store(closed)
 			l.reach, l.transfer = f.u8(), f.u16()
 			l.sid, l.keyID, l.peer, l.secret = f.array16(), f.array16(), f.array16(), f.array32()
+			l.share = memory(l.keyID)
 			l.start = l.start.Add(l.now() - f.time()) // the clock goes on from there
 			l.limit, l.role = f.time(), wire.Role(f.u8())
 			if session = true; f.short || dials != l.dials || l.limit <= 0 {
@@ -235,7 +236,7 @@ func (l *Link) thawRecords(b []byte) (all []*Stream, err error) {
 // thaw gives the slot its core.
 func (sl *slot) thaw(v []byte) (streams []*Stream, err error) {
 	l := sl.link
-	if sl.core, streams, err = thawCore(v, l.now(), l.budget); err != nil {
+	if sl.core, streams, err = thawCore(v, l.now(), l.share); err != nil {
 		return nil, err
 	}
 	for _, s := range streams {
@@ -281,10 +282,10 @@ func ThawFinished(doc []byte, budget *Budget) ([]*Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := newLink(false, nil, nil, budget, 0)
+	l := newLink(false, nil, nil, budget.only(), 0)
 	l.err = ErrEnded
 	close(l.ended)
-	streams, err := thawFinished(b, l.now(), budget)
+	streams, err := thawFinished(b, l.now(), l.share)
 	if err != nil {
 		return nil, err
 	}
@@ -301,7 +302,7 @@ func ThawFinished(doc []byte, budget *Budget) ([]*Stream, error) {
 // Thaw makes the link that Link.AppendState described in another process with the same instance, and waits for its bridge, which
 // resumes it. The streams are in the order of their places.
 func (h *Host) Thaw(doc []byte) (*Link, []*Stream, error) {
-	l, streams, err := thawLink(doc, false, &Link{owner: h.cfg.Owner, log: h.cfg.Log, budget: h.cfg.Budget})
+	l, streams, err := thawLink(doc, false, &Link{owner: h.cfg.Owner, log: h.cfg.Log}, h.cfg.Budget.share)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -339,7 +340,7 @@ func (h *Host) addThawedLocked(l *Link) bool {
 // Thaw makes the link that Link.AppendState described in another process with the same instance. Run resumes it. The streams are in
 // the order of their places.
 func (d *Dialer) Thaw(doc []byte) (*Link, []*Stream, error) {
-	l, streams, err := thawLink(doc, true, &Link{owner: d.cfg.Owner, log: d.cfg.Log, budget: d.cfg.Budget})
+	l, streams, err := thawLink(doc, true, &Link{owner: d.cfg.Owner, log: d.cfg.Log}, func([16]byte) *share { return d.memory })
 	if err != nil {
 		return nil, nil, err
 	}

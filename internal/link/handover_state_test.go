@@ -14,7 +14,7 @@ import (
 // the process can be handed over meanwhile.
 func TestThawOfADeclinedStream(t *testing.T) {
 	for _, kind := range []byte{0, 3, 255} {
-		c := newCore(true, 1, NewBudget(0))
+		c := newCore(true, 1, NewBudget(0).only())
 		f, _, err := wire.Parse(rawFrame(4, theID, 1<<16, []byte{kind, 0, 0, 0, 0, 7}, rawField(129, 1)))
 		if err != nil {
 			t.Fatal(err)
@@ -23,7 +23,7 @@ func TestThawOfADeclinedStream(t *testing.T) {
 			t.Fatalf("OPEN of kind %d: %d streams, %v", kind, len(c.streams), err)
 		}
 		doc, _ := c.freeze(nil, 0)
-		thawed, streams, err := thawCore(doc, 0, NewBudget(0))
+		thawed, streams, err := thawCore(doc, 0, NewBudget(0).only())
 		if err != nil {
 			t.Errorf("kind %d: %v", kind, err)
 			continue
@@ -70,7 +70,7 @@ func TestThawOfAnotherRole(t *testing.T) {
 				t.Errorf("the session's role is %d, want %d", role, wire.RoleBridge)
 			}
 		}
-		l := newLink(false, nil, nil, NewBudget(0), 1)
+		l := newLink(false, nil, nil, NewBudget(0).only(), 1)
 		l.limit, l.role = time.Minute, wire.RoleVisitor
 		doc, _ := l.AppendState(nil)
 		if _, _, err := NewHost(HostConfig{}).Thaw(doc); !errors.Is(err, errDocument) {
@@ -87,7 +87,7 @@ func TestThawBeside(t *testing.T) {
 		var ls []*Link
 		var docs [][]byte
 		for i := range links {
-			l := newLink(false, newRecorder(), nil, NewBudget(0), 1)
+			l := newLink(false, newRecorder(), nil, NewBudget(0).only(), 1)
 			l.sid, l.keyID, l.limit, l.role = [16]byte{byte(i)}, goodKey, time.Minute, wire.RoleBridge
 			l.leaving.peer.Store(i < links-1)
 			time.Sleep(time.Second)

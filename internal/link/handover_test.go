@@ -67,7 +67,7 @@ func (w *world) replaceDialer() map[*Stream]*Stream {
 
 func (w *world) sameCharges(old, thawed *Link) {
 	w.t.Helper()
-	if was, is := old.budget.Used(), thawed.budget.Used(); was != is {
+	if was, is := old.share.pool.Used(), thawed.share.pool.Used(); was != is {
 		w.t.Errorf("%d bytes are charged in the new process, %d were in the old one", is, was)
 	}
 }
@@ -174,8 +174,8 @@ func TestHandOver(t *testing.T) {
 				wg.Wait()
 				time.Sleep(time.Second)
 				for _, r := range []*recorder{w.px, w.br} {
-					if l := r.session(); l.Streams() != 0 || l.budget.Used() != 0 {
-						t.Errorf("%d streams are left, %d bytes charged", l.Streams(), l.budget.Used())
+					if l := r.session(); l.Streams() != 0 || l.share.pool.Used() != 0 {
+						t.Errorf("%d streams are left, %d bytes charged", l.Streams(), l.share.pool.Used())
 					}
 				}
 				a, b := w.open() // under an id that was not used before
@@ -308,7 +308,7 @@ func TestHandOverOfWhatStillDelivers(t *testing.T) {
 			if err != nil || len(streams) != 1 {
 				t.Fatalf("ThawFinished = %d streams, %v", len(streams), err)
 			}
-			if was := a.slot.core.budget.Used(); budget.Used() != was || was == 0 {
+			if was := a.slot.core.budget.pool.Used(); budget.Used() != was || was == 0 {
 				t.Errorf("%d bytes are charged, %d were", budget.Used(), was)
 			}
 			s := streams[0]
@@ -381,7 +381,7 @@ func TestHandOverOfARest(t *testing.T) {
 
 // TestDocuments: what a reader does with what it does not know, and with what is wrong.
 func TestDocuments(t *testing.T) {
-	l := newLink(false, nil, nil, NewBudget(0), 2)
+	l := newLink(false, nil, nil, NewBudget(0).only(), 2)
 	l.limit, l.role = time.Minute, wire.RoleBridge
 	for range 3 {
 		s, err := l.Open(wire.Open{Service: 7})
@@ -414,7 +414,7 @@ func TestDocuments(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			budget := NewBudget(0)
-			_, streams, err := thawLink(c.doc, false, &Link{budget: budget})
+			_, streams, err := thawLink(c.doc, false, new(Link), budget.share)
 			switch {
 			case c.want == "" && (err != nil || len(streams) != 3):
 				t.Errorf("%d streams, %v; want three", len(streams), err)
@@ -429,12 +429,12 @@ func TestDocuments(t *testing.T) {
 
 // TestClockOfADocument: times move with the clock of the process that reads them.
 func TestClockOfADocument(t *testing.T) {
-	f := newFaucet(t, NewBudget(0))
+	f := newFaucet(t, NewBudget(0).only())
 	s := f.open()
 	f.pour(s, 3)
 	doc, _ := f.c.freeze(nil, f.now)
 	const ahead = 5 * time.Hour
-	c, streams, err := thawCore(doc, f.now+ahead, NewBudget(0))
+	c, streams, err := thawCore(doc, f.now+ahead, NewBudget(0).only())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -444,8 +444,8 @@ func TestClockOfADocument(t *testing.T) {
 	if got, want := streams[0].recv.epoch, s.recv.epoch+ahead; got != want {
 		t.Errorf("the window's epoch is %s, want %s", got, want)
 	}
-	if c.budget.Used() != f.c.budget.Used() || c.budget.Used() == 0 {
-		t.Errorf("%d bytes are charged, %d were", c.budget.Used(), f.c.budget.Used())
+	if c.budget.pool.Used() != f.c.budget.pool.Used() || c.budget.pool.Used() == 0 {
+		t.Errorf("%d bytes are charged, %d were", c.budget.pool.Used(), f.c.budget.pool.Used())
 	}
 }
 
@@ -469,13 +469,13 @@ func FuzzThaw(f *testing.F) {
 	e.b.end(s, wire.FIN, 0)
 	e.b.remove(s)
 	f.Add(freezeFinished(nil, []*Stream{s.whole}, e.now))
-	l := newLink(true, nil, nil, NewBudget(0), 1)
+	l := newLink(true, nil, nil, NewBudget(0).only(), 1)
 	l.limit, l.role = time.Minute, wire.RoleBridge
 	state, _ := l.AppendState(nil)
 	f.Add(state[documentHeader:])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const now = time.Hour
-		if c, streams, err := thawCore(b, now, NewBudget(0)); err == nil {
+		if c, streams, err := thawCore(b, now, NewBudget(0).only()); err == nil {
 			mem := 0
 			for _, s := range streams {
 				for _, q := range []*queue{&s.send.q, &s.recv.q} {
@@ -488,32 +488,32 @@ func FuzzThaw(f *testing.F) {
 				t.Errorf("%d bytes for a document of %d", mem, len(b))
 			}
 			again, _ := c.freeze(nil, now)
-			d, _, err := thawCore(again, now, NewBudget(0))
+			d, _, err := thawCore(again, now, NewBudget(0).only())
 			if err != nil {
 				t.Fatalf("what was accepted and written again: %v", err)
 			}
 			if third, _ := d.freeze(nil, now); !bytes.Equal(again, third) {
 				t.Error("it is another one when it is written again")
 			}
-			if c.budget.Used() != d.budget.Used() || c.budget.Used() < 0 {
-				t.Errorf("%d bytes are charged, and %d", c.budget.Used(), d.budget.Used())
+			if c.budget.pool.Used() != d.budget.pool.Used() || c.budget.pool.Used() < 0 {
+				t.Errorf("%d bytes are charged, and %d", c.budget.pool.Used(), d.budget.pool.Used())
 			}
 			use(c, now)
 			for _, s := range streams {
 				c.remove(&s.streamCore)
 			}
-			if c.budget.Used() != 0 {
-				t.Errorf("%d bytes stay charged", c.budget.Used())
+			if c.budget.pool.Used() != 0 {
+				t.Errorf("%d bytes stay charged", c.budget.pool.Used())
 			}
 		}
-		if streams, err := thawFinished(b, now, NewBudget(0)); err == nil {
-			c := newCore(false, 1, NewBudget(0))
+		if streams, err := thawFinished(b, now, NewBudget(0).only()); err == nil {
+			c := newCore(false, 1, NewBudget(0).only())
 			for _, s := range streams {
 				c.consume(&s.streamCore, 0, now)
 			}
 		}
-		thawLink(append(appendSeal(nil), b...), true, &Link{budget: NewBudget(0)})
-		thawLink(seal(append(appendSeal(nil), b...), 0), true, &Link{budget: NewBudget(0)})
+		thawLink(append(appendSeal(nil), b...), true, new(Link), NewBudget(0).share)
+		thawLink(seal(append(appendSeal(nil), b...), 0), true, new(Link), NewBudget(0).share)
 	})
 }
 

@@ -79,7 +79,7 @@ func TestEndedCodeRace(t *testing.T) {
 
 // What peers make a sender hold is in the budget too.
 func TestSendSideIsInTheBudget(t *testing.T) {
-	c := newCore(false, 1, NewBudget(1<<20))
+	c := newCore(false, 1, NewBudget(1<<20).only())
 	held := 0
 	for range 20 {
 		s := c.open(wire.Open{})
@@ -94,7 +94,7 @@ func TestSendSideIsInTheBudget(t *testing.T) {
 		held += int(s.send.q.end)
 	}
 	if held > 2<<20 {
-		t.Errorf("a peer made this process hold %d MiB of unacknowledged bytes, budget 1 MiB, charged %d", held>>20, c.budget.Used())
+		t.Errorf("a peer made this process hold %d MiB of unacknowledged bytes, budget 1 MiB, charged %d", held>>20, c.budget.pool.Used())
 	}
 }
 
@@ -181,7 +181,7 @@ func TestCloseDuringTakeover(t *testing.T) {
 
 // What streams that fell idle keep leaves a busy one a window.
 func TestIdleChargeCore(t *testing.T) {
-	c := newCore(false, 1, NewBudget(0))
+	c := newCore(false, 1, NewBudget(0).only())
 	c.rtt = 50 * time.Millisecond
 	now := time.Second
 	p := make([]byte, ChunkSize)
@@ -201,7 +201,7 @@ func TestIdleChargeCore(t *testing.T) {
 		}
 	}
 	now += time.Hour
-	t.Logf("idle for an hour: %d of %d MiB charged", c.budget.Used()>>20, c.budget.size>>20)
+	t.Logf("idle for an hour: %d of %d MiB charged", c.budget.pool.Used()>>20, c.budget.pool.size>>20)
 	s := c.open(wire.Open{})
 	s.openSent = true
 	for s.recv.nxt < 64<<20 && s.recv.nxt+ChunkSize <= s.recv.granted {

@@ -46,7 +46,7 @@ type Link struct {
 	owner    Owner
 	log      *slog.Logger
 	start    time.Time
-	budget   *Budget
+	share    *share // of the memory for windows
 	sid      [16]byte
 	secret   [32]byte // of the session; proves a resume
 	keyID    [16]byte
@@ -69,10 +69,10 @@ type Link struct {
 	err error // why the session ended; guarded by mu
 }
 
-func newLink(dials bool, owner Owner, log *slog.Logger, budget *Budget, carriers int) *Link {
-	l := &Link{dials: dials, owner: owner, log: log, budget: budget, start: time.Now(), ended: make(chan struct{}), leaving: leaving{left: make(chan struct{})}}
+func newLink(dials bool, owner Owner, log *slog.Logger, memory *share, carriers int) *Link {
+	l := &Link{dials: dials, owner: owner, log: log, share: memory, start: time.Now(), ended: make(chan struct{}), leaving: leaving{left: make(chan struct{})}}
 	for i := range carriers + 1 {
-		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(dials, uint8(i), budget)})
+		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(dials, uint8(i), memory)})
 	}
 	return l
 }
@@ -370,6 +370,8 @@ func (l *Link) Ping(d time.Duration) bool {
 // expire ends the session when a slot that was attached had no connection for the limit of an outage. It returns when the session is
 // over.
 func (l *Link) expire() {
+	l.share.join(l)
+	defer l.share.leave(l)
 	limit := l.limit
 	next := newAlarm(limit)
 	defer next.timer.Stop()

@@ -298,7 +298,7 @@ func TestTransferBothWays(t *testing.T) {
 					t.Errorf("duplicates %d, checksum failures %d; want none", st.Duplicates, st.ChecksumFails)
 				}
 			}
-			if n := l.budget.Used(); n != 0 {
+			if n := l.share.pool.Used(); n != 0 {
 				t.Errorf("budget: %d bytes are still charged", n)
 			}
 		}
@@ -406,7 +406,7 @@ func TestEveryAckHasItsTime(t *testing.T) {
 
 // Reset passes over streams that were refused because there were too many: nobody has them.
 func TestResetBesideRefusedStreams(t *testing.T) {
-	l := newLink(true, nil, nil, NewBudget(0), 1)
+	l := newLink(true, nil, nil, NewBudget(0).only(), 1)
 	sl := l.slots[1]
 	sl.core.limits.accept = 1
 	for i := range uint64(2) {

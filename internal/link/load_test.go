@@ -18,7 +18,7 @@ import (
 // when that is over.
 func TestNewStreamsAvoidBulk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLink(false, nil, slog.New(slog.DiscardHandler), NewBudget(0), 4)
+		l := newLink(false, nil, slog.New(slog.DiscardHandler), NewBudget(0).only(), 4)
 		open := func() uint8 {
 			s, err := l.Open(wire.Open{})
 			if err != nil {
@@ -54,7 +54,7 @@ func TestNewStreamsAvoidBulk(t *testing.T) {
 // TestNewStreamsAvoidTheFull: a carrier that may not have more streams is no choice while another has room, be it busy or away.
 func TestNewStreamsAvoidTheFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLink(false, nil, slog.New(slog.DiscardHandler), NewBudget(0), 3)
+		l := newLink(false, nil, slog.New(slog.DiscardHandler), NewBudget(0).only(), 3)
 		for _, sl := range l.slots[:3] { // the bridge has two carriers, and never a third
 			sl.core.limits.open, sl.attached = 10, true
 		}
@@ -99,7 +99,7 @@ func TestNewStreamsAvoidTheDead(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("the proxy cannot ask there")
 	}
-	l := newLink(false, nil, slog.New(slog.DiscardHandler), NewBudget(0), 2)
+	l := newLink(false, nil, slog.New(slog.DiscardHandler), NewBudget(0).only(), 2)
 	var bridge []*net.TCPConn
 	for _, sl := range l.slots[1:] {
 		near, far := recordOverTCP(t)
@@ -159,7 +159,7 @@ func recordOverTCP(t *testing.T) (near *record.Conn, far *net.TCPConn) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{testIdentity()}, InsecureSkipVerify: true, SessionTicketsDisabled: true}
 	var other sync.WaitGroup
 	other.Go(func() { record.Client(t.Context(), b, cfg) })
-	near, err = record.Server(t.Context(), a, cfg)
+	near, err = record.Server(t.Context(), a, cfg, record.Steps{})
 	other.Wait()
 	if err != nil {
 		t.Fatal(err)

@@ -351,7 +351,7 @@ func TestComplaintsArrive(t *testing.T) {
 
 // TestMarksOfSlotsThatAreNot: a proxy said how many slots it takes, so it has opened nothing in others.
 func TestMarksOfSlotsThatAreNot(t *testing.T) {
-	l := newLink(true, nil, nil, NewBudget(0), 4)
+	l := newLink(true, nil, nil, NewBudget(0).only(), 4)
 	l.reach = 2
 	for slot := uint8(1); slot < 7; slot++ {
 		err := l.CheckMarks([]wire.Mark{{Slot: slot, Stream: 1<<8 | uint64(slot)}})
@@ -372,7 +372,7 @@ func TestLongDrains(t *testing.T) {
 	for drain, want := range map[time.Duration]uint32{
 		0: 0, -time.Second: 0, time.Minute: 60_000, 50 * 24 * time.Hour: 1<<32 - 1, 1<<63 - 1: 1<<32 - 1,
 	} {
-		l := newLink(false, nil, nil, NewBudget(0), 1)
+		l := newLink(false, nil, nil, NewBudget(0).only(), 1)
 		l.GoAway(drain)
 		if got := l.slots[0].core.goAway.DrainMillis; got != want {
 			t.Errorf("GoAway(%s) says %d ms, want %d", drain, got, want)

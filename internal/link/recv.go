@@ -24,6 +24,7 @@ type recvHalf struct {
 	granted  uint64 // credit that the peer has
 	win      uint64 // credit to grant ahead of consumed
 	charged  int64  // part of granted-consumed that is charged to the budget
+	lent     int64  // part of charged that others may use: see core.withdraw
 	epoch    time.Duration
 	mark     uint64        // consumed at epoch
 	last     time.Duration // of data
@@ -130,11 +131,7 @@ func (c *core) consume(s *streamCore, n int, now time.Duration) bool {
 	if got := r.consumed - r.mark; got >= r.win {
 		// A whole window within two round trips: the window is what limits the stream.
 		if now-r.epoch <= 2*c.roundTrip() && !r.behind {
-			// No more than an eighth of what is free: credit cannot be taken back, and whoever comes later finds room too
-			// (the dynamic threshold of Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998). The last quarter is for windows up
-			// to openWindow, or a few dozen streams that were fast once and are idle now would leave all others the floor.
-			free := max(c.budget.size-c.budget.size/4-c.budget.Used(), 0)
-			r.win = max(r.win, min(2*r.win, maxWindow, max(uint64(free)/8, openWindow)))
+			r.win = max(r.win, c.budget.window(min(2*r.win, maxWindow)))
 		}
 		r.epoch, r.mark = now, r.consumed
 	}
@@ -143,15 +140,16 @@ func (c *core) consume(s *streamCore, n int, now time.Duration) bool {
 		r.settleCharge(c.budget, int64(r.granted-r.consumed)-floorWindow)
 		return false
 	}
-	if need := int64(r.win) - floorWindow; need > r.charged && !c.budget.take(need-r.charged) {
-		r.win = floorWindow
-		want = r.consumed + r.win
-		if want < r.granted+floorWindow/4 {
-			r.settleCharge(c.budget, int64(r.granted-r.consumed)-floorWindow)
-			return false
+	for int64(r.win)-floorWindow > r.charged {
+		if more := int64(r.win) - floorWindow - r.charged; c.budget.take(more) {
+			r.charged += more
+			break
 		}
-	} else if need > r.charged {
-		r.charged = need
+		r.win = max(r.win-r.win/4, floorWindow)
+	}
+	if want = r.consumed + r.win; want < r.granted+min(r.win/4, ackEvery) {
+		r.settleCharge(c.budget, int64(r.granted-r.consumed)-floorWindow)
+		return false
 	}
 	r.granted = want
 	r.settleCharge(c.budget, int64(r.win)-floorWindow)
@@ -216,12 +214,17 @@ func smooth(old, sample time.Duration) time.Duration {
 func (r *recvHalf) due(n int) bool { return r.consumed+uint64(n)-r.mark >= r.win }
 
 // settleCharge gives back what is charged beyond need.
-func (r *recvHalf) settleCharge(b *Budget, need int64) {
+func (r *recvHalf) settleCharge(b *share, need int64) {
 	need = max(need, 0)
-	if r.charged > need {
-		b.give(r.charged - need)
-		r.charged = need
+	if r.charged <= need {
+		return
 	}
+	if back := min(r.lent, r.charged-need); back > 0 {
+		b.lend(-back)
+		r.lent -= back
+	}
+	b.give(r.charged - need)
+	r.charged = need
 }
 
 func (c *core) receiveEnd(s *streamCore, f wire.Frame) (event, error) {

@@ -71,6 +71,7 @@ func (c *core) accept(gen uint64, f wire.Features, theirs []wire.StreamState) (t
 	}
 	table, crc = c.table()
 	c.bound = gen
+	c.takeBack()
 	return table, crc, events, nil
 }
 
@@ -84,6 +85,7 @@ func (c *core) resumed(gen uint64, theirs []wire.StreamState) (events []event, e
 		return nil, err
 	}
 	c.bound = gen
+	c.takeBack()
 	return events, nil
 }
 
@@ -185,7 +187,10 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 				events = append(events, event{kind: evReset, stream: s})
 			}
 			h.credit = max(h.credit, st.Credit)
-			h.ack(st.RcvNxt)
+			if st.RcvNxt > h.una {
+				c.acked++
+				h.ack(st.RcvNxt)
+			}
 			h.charge(c.budget)
 			h.nxt, h.cur = st.RcvNxt, nil
 		}

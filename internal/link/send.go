@@ -32,10 +32,11 @@ type sendHalf struct {
 }
 
 // room returns how many bytes may be added to the send queue now. It obeys a cap of its own whatever the peer grants: no
-// more than the floor while the memory of the process for windows is used up.
-func (h *sendHalf) room(b *Budget) int {
+// more than the floor while the share of the memory for windows is used up.
+func (h *sendHalf) room(b *share) int {
 	most := uint64(maxWindow)
-	if b.used.Load() >= b.size {
+	if b.spare() <= 0 {
+		b.ask()
 		most = floorWindow
 	}
 	limit := min(h.credit, min(h.una, h.q.end)+most)
@@ -60,7 +61,7 @@ func (h *sendHalf) total() uint64 {
 func (h *sendHalf) reset() bool { return h.end == wire.RST || h.abort }
 
 // drop gives up what was not acknowledged, because nobody reads it any more.
-func (h *sendHalf) drop(b *Budget) {
+func (h *sendHalf) drop(b *share) {
 	h.abandoned, h.cur = true, nil
 	h.q.drop()
 	h.charge(b)
@@ -68,13 +69,13 @@ func (h *sendHalf) drop(b *Budget) {
 
 // charge brings what is charged in line with what is held beyond the floor. It follows the fact, a read of a socket at the
 // most, or of what a socket that was reset had left, and never fails: room, or SendRest, says when there is none.
-func (h *sendHalf) charge(b *Budget) {
+func (h *sendHalf) charge(b *share) {
 	held := int64(0)
 	if h.q.head != nil {
 		held = max(int64(h.q.end-h.q.base)-floorWindow, 0)
 	}
 	if held != h.charged {
-		b.used.Add(held - h.charged)
+		b.add(held - h.charged)
 		h.charged = held
 	}
 }
@@ -269,17 +270,17 @@ func (c *core) receiveAck(s *streamCore, f wire.Frame) (event, error) {
 		return event{}, violation(wire.ErrAckBeyond, "ACK of %d on stream %d, sent %d", f.Offset, s.id, h.max)
 	}
 	h.credit = max(h.credit, wire.AckCredit(f))
-	h.ack(f.Offset)
+	if f.Offset > h.una {
+		c.acked++
+		h.ack(f.Offset)
+	}
 	c.touch(s)
 	c.settle(s)
 	return event{kind: evAcked, stream: s}, nil
 }
 
-// ack frees what the peer has in custody.
+// ack frees what the peer has in custody, up to off, which lies above una.
 func (h *sendHalf) ack(off uint64) {
-	if off <= h.una {
-		return
-	}
 	h.una = off
 	h.nxt = max(h.nxt, off)
 	if h.cur != nil && h.curOff+uint64(h.cur.n) <= off {

@@ -118,8 +118,15 @@ func (w *sim) checkRecv(p *process, s *streamCore) {
 
 // checkBudget compares what is charged with what is held, by streams that are forgotten and still deliver too.
 func (w *sim) checkBudget(p *process) {
-	charged := p.squeezed
-	count := func(s *streamCore) { charged += s.recv.charged + s.send.charged }
+	charged, wantLent, recv := p.squeezed, int64(0), int64(0)
+	count := func(s *streamCore) {
+		charged += s.recv.charged + s.send.charged
+		wantLent += s.recv.lent
+		recv += s.recv.charged
+		if s.recv.lent != 0 && p.core != nil && p.core.bound != 0 || s.recv.lent > s.recv.charged {
+			w.fail("I4: the %s lent %d bytes of stream %d, charged %d", endNames[p.end], s.recv.lent, s.id, s.recv.charged)
+		}
+	}
 	for s, k := range p.socks {
 		count(s)
 		if int64(k.wait) > floorWindow+s.recv.charged {
@@ -133,8 +140,30 @@ func (w *sim) checkBudget(p *process) {
 			}
 		}
 	}
-	if used := p.budget.Used(); used != charged {
-		w.fail("I4: the %s is charged %d bytes, its streams %d", endNames[p.end], used, charged)
+	w.checkShare(p, shareSeen{true, recv, charged - p.squeezed - recv, p.squeezed, wantLent})
+	b := p.budget
+	if used, lent := b.pool.Used(), b.pool.lent.Load(); used+lent != charged || lent != wantLent {
+		w.fail("I4: the %s is charged %d bytes and lent %d, its streams %d and %d", endNames[p.end], used, lent, charged, wantLent)
+	}
+	if b.total() != charged-p.squeezed || b.lent.Load() != wantLent {
+		w.fail("I4: the share of the %s holds %d bytes, its streams %d", endNames[p.end], b.total(), charged-p.squeezed)
+	}
+}
+
+// shareSeen is what a share held after a step.
+type shareSeen struct {
+	any                        bool
+	recv, send, squeezed, lent int64
+}
+
+// checkShare (I4) says that whoever grants credit has at most half of what others leave. What is to be sent is charged when it is there.
+func (w *sim) checkShare(p *process, now shareSeen) {
+	was := p.seen
+	p.seen = now
+	granted := was.any && now.recv > was.recv && now.squeezed == was.squeezed && now.lent == 0 && was.lent == 0
+	rest := p.budget.pool.size - p.budget.pool.Used()
+	if granted && (rest-now.recv-now.send)/2+max(now.send-was.send, 0) < 0 {
+		w.fail("I4: the %s granted credit, and holds %d bytes where others leave %d", endNames[p.end], now.recv+now.send, rest+now.recv+now.send)
 	}
 }
 
@@ -155,7 +184,7 @@ func (w *sim) checksAgreed(e int) {
 func (w *sim) drain() {
 	w.trace("the faults end")
 	for _, p := range w.procs {
-		p.budget.give(p.squeezed)
+		p.budget.pool.used.Add(-p.squeezed)
 		p.squeezed = 0
 	}
 	for round := 0; w.err == nil; round++ {
@@ -212,7 +241,7 @@ func (w *sim) quiet() bool {
 // atRest looks at a world in which nothing is under way any more.
 func (w *sim) atRest() {
 	for e, p := range w.procs {
-		if n := p.budget.Used(); n != 0 {
+		if n := p.budget.pool.Used(); n != 0 {
 			for s, k := range p.socks {
 				if c := s.recv.charged + s.send.charged; c != 0 {
 					w.trace("%v: %d and %d bytes charged; %+v", k, s.send.charged, s.recv.charged, *k)
@@ -238,7 +267,7 @@ func (w *sim) atRest() {
 			}
 			y := k.peer()
 			heard := y == nil || y.told == wire.RST || y.rst || y.closed || y.told == wire.FIN && y.fin
-			if k.rst && !heard && !pr.died && !w.corrupt {
+			if k.rst && !heard && !pr.died && !pr.withdrawn && !w.corrupt {
 				w.fail("I6: %v was reset, and the other side was told nothing", k)
 			}
 		}

@@ -18,10 +18,10 @@ func (w *sim) handOver() {
 			w.lose(k, e, "it is handed over")
 		}
 	}
-	p := &process{end: e, budget: NewBudget(old.budget.size), sid: old.sid, begun: old.begun, last: old.last, opened: old.opened, socks: map[*streamCore]*sock{}}
+	p := &process{end: e, budget: NewBudget(old.budget.pool.size).share([16]byte{1}), sid: old.sid, begun: old.begun, last: old.last, opened: old.opened, socks: map[*streamCore]*sock{}}
 	w.procs[e] = p
-	old.budget.give(old.squeezed)
-	before := old.budget.Used()
+	old.budget.pool.used.Add(-old.squeezed)
+	before := old.budget.total() // what was lent is not lent any more
 
 	finished := old.finished()
 	doc := freezeFinished(nil, finished, w.now)
@@ -42,7 +42,7 @@ func (w *sim) handOver() {
 	} else if e == atBridge {
 		w.newSession() // nobody knows of the old one
 	}
-	if after := p.budget.Used(); w.err == nil && after != before {
+	if after := p.budget.pool.Used(); w.err == nil && after != before {
 		w.fail("C11: the %s is charged %d bytes after it was handed over, and was charged %d before", endNames[e], after, before)
 	}
 }

@@ -353,7 +353,7 @@ func (w *sim) handle(p *process, ev event) {
 		w.tell(k)
 	case evReset:
 		if k != nil {
-			if !w.corrupt {
+			if !w.corrupt && !k.pair.withdrawn {
 				w.fail("%v was aborted without a reason", k)
 			}
 			w.abort(k, "told by the core")

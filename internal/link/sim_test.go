@@ -44,6 +44,7 @@ var actions = []action{
 	{"dial", 5, (*sim).redial},
 	{"repeat an ATTACH", 1, (*sim).replay},
 	{"memory", 1, (*sim).squeeze},
+	{"withdraw", 1, (*sim).withdraw},
 	{"late end", 1, (*sim).lateEnd},
 	{"leak", 6, (*sim).leak},
 	{"crash", 1, (*sim).crash},
@@ -59,12 +60,36 @@ func (w *sim) pass() {
 func (w *sim) squeeze() {
 	p := w.procs[w.pick("process", 2)]
 	if p.squeezed != 0 {
-		p.budget.give(p.squeezed)
+		p.budget.pool.used.Add(-p.squeezed)
 		p.squeezed = 0
 		return
 	}
-	if n := p.budget.size - p.budget.Used() - int64(w.pick("what is left", 60_000)); n > 0 && p.budget.take(n) {
+	if n := p.budget.pool.size - p.budget.pool.Used() - int64(w.pick("what is left", 60_000)); n > 0 {
+		p.budget.pool.used.Add(n)
 		p.squeezed = n
+	}
+}
+
+// withdraw lets a process take back what its peer holds in vain.
+func (w *sim) withdraw() {
+	p := w.procs[w.pick("process", 2)]
+	if p.core == nil {
+		return
+	}
+	if p.core.stall.since != 0 {
+		p.core.stall.since -= withdrawAfter
+	}
+	resets := w.pick("connections", 3)
+	events := p.core.withdraw(w.now, func() bool { resets--; return resets >= 0 })
+	for _, ev := range events {
+		w.stats.withdrawn++
+		if k := p.socks[ev.stream]; k != nil {
+			k.pair.withdrawn = true
+			w.abort(k, "what it holds is needed by others")
+		}
+	}
+	if p.budget.lent.Load() > 0 {
+		w.stats.lent++
 	}
 }
 
@@ -151,11 +176,11 @@ func TestSimulation(t *testing.T) {
 		s := w.stats
 		all = simStats{all.steps + s.steps, all.bytes + s.bytes, all.resumes + s.resumes,
 			all.stale + s.stale, all.sessions + s.sessions, all.leaks + s.leaks, all.lies + s.lies, all.wrong + s.wrong,
-			all.handedOver + s.handedOver, all.carried + s.carried, all.finished + s.finished,
+			all.handedOver + s.handedOver, all.carried + s.carried, all.finished + s.finished, all.withdrawn + s.withdrawn, all.lent + s.lent,
 			[2]int{all.opened[0] + s.opened[0], all.opened[1] + s.opened[1]}}
 	}
 	t.Logf("%d seeds: %+v", n, all)
-	if all.resumes == 0 || all.stale == 0 || all.leaks == 0 || all.lies == 0 || all.wrong == 0 || all.bytes == 0 || all.opened[atProxy] == 0 || all.opened[atBridge] == 0 || all.carried == 0 || all.finished == 0 {
+	if all.resumes == 0 || all.stale == 0 || all.leaks == 0 || all.lies == 0 || all.wrong == 0 || all.bytes == 0 || all.opened[atProxy] == 0 || all.opened[atBridge] == 0 || all.carried == 0 || all.finished == 0 || all.withdrawn == 0 || all.lent == 0 {
 		t.Errorf("some faults never happened: %+v", all)
 	}
 }

@@ -50,14 +50,16 @@ type sim struct {
 type simStats struct {
 	steps, bytes, resumes, stale, sessions, leaks, lies, wrong int
 	handedOver, carried, finished                              int    // processes that were handed over, and the streams that went with them
+	withdrawn, lent                                            int    // streams, and how often there was credit that was lent
 	opened                                                     [2]int // streams, by the end that opened them
 }
 
 // process is the part of a proxy or bridge process that matters here. A crash replaces it.
 type process struct {
 	end      int
-	budget   *Budget
+	budget   *share
 	squeezed int64 // charged by others than the slot
+	seen     shareSeen
 	sid      [16]byte
 	core     *core           // of the live session, nil while there is none
 	begun    bool            // bridge: the session was answered once
@@ -94,13 +96,14 @@ type flow struct {
 
 // pair is one user's connection, from end to end.
 type pair struct {
-	n       int
-	opener  int // the end at which the user is
-	socks   [2]*sock
-	dials   int
-	sid     [16]byte
-	died    bool // a session or process that carried it ended
-	refused bool // by the service or the bridge
+	n         int
+	opener    int // the end at which the user is
+	socks     [2]*sock
+	dials     int
+	sid       [16]byte
+	died      bool // a session or process that carried it ended
+	refused   bool // by the service or the bridge
+	withdrawn bool // its memory was needed by others
 }
 
 // sock is the user's or the service's socket.
@@ -165,7 +168,7 @@ func (w *sim) start(e int) {
 	if w.small {
 		size = 150_000
 	}
-	w.procs[e] = &process{end: e, budget: NewBudget(size), socks: map[*streamCore]*sock{}}
+	w.procs[e] = &process{end: e, budget: NewBudget(size).share([16]byte{1}), socks: map[*streamCore]*sock{}}
 	if e == atBridge {
 		w.newSession()
 	}

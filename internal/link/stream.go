@@ -218,11 +218,11 @@ func (s *Stream) Send(cs ...*Chunk) {
 }
 
 // SendRest queues the bytes that a reset socket still held. It ignores the flow-control window; Reset follows.
-// It returns false, and drops the bytes, when the budget of the process is used up.
+// It returns false, and drops the bytes, when the share of the memory for windows is used up.
 func (s *Stream) SendRest(cs ...*Chunk) bool {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
-	if b := s.slot.core.budget; b.used.Load() >= b.size {
+	if s.slot.core.budget.spare() <= 0 {
 		for _, c := range cs {
 			c.Free()
 		}

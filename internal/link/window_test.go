@@ -18,7 +18,7 @@ type faucet struct {
 	buf  [wire.MaxPayload]byte
 }
 
-func newFaucet(t testing.TB, b *Budget) *faucet {
+func newFaucet(t testing.TB, b *share) *faucet {
 	return &faucet{t: t, c: newCore(true, 1, b), now: time.Second, next: 1}
 }
 
@@ -61,12 +61,24 @@ func (f *faucet) take(s *streamCore, n uint64) {
 // TestIdleWindows: credit cannot be taken back, so streams that were fast and fell idle keep their part of the memory for
 // windows. Whoever comes later still gets a window that is worth something.
 func TestIdleWindows(t *testing.T) {
-	f := newFaucet(t, NewBudget(0))
+	t.Run("with all memory", func(t *testing.T) {
+		idleWindows(t, NewBudget(0).only(), []idleWindow{{0, maxWindow}, {4, maxWindow / 2}, {16, 1 << 20}, {64, openWindow}, {256, openWindow}, {500, openWindow}})
+	})
+	t.Run("with the share of a key", func(t *testing.T) {
+		idleWindows(t, NewBudget(0).share([16]byte{1}), []idleWindow{{0, 6 << 20}, {4, 3 << 20}, {16, 1 << 20}, {64, openWindow}, {200, openWindow}})
+	})
+}
+
+// idleWindow is the window that a stream is to get at least beside so many that are idle.
+type idleWindow struct {
+	idle int
+	want uint64
+}
+
+func idleWindows(t *testing.T, b *share, table []idleWindow) {
+	f := newFaucet(t, b)
 	idle := 0
-	for _, tt := range []struct {
-		idle int
-		want uint64
-	}{{0, maxWindow}, {4, maxWindow / 2}, {16, 1 << 20}, {64, openWindow}, {256, openWindow}, {500, openWindow}} {
+	for _, tt := range table {
 		for ; idle < tt.idle; idle++ {
 			f.pour(f.open(), 14)
 		}
@@ -74,12 +86,12 @@ func TestIdleWindows(t *testing.T) {
 		late := f.open()
 		f.pour(late, 14)
 		got := late.recv.granted - late.recv.consumed
-		t.Logf("%3d idle streams hold %3d MiB, the next one gets a window of %4d KiB", idle, f.c.budget.Used()>>20, got>>10)
+		t.Logf("%3d idle streams hold %3d MiB, the next one gets a window of %4d KiB", idle, f.c.budget.pool.Used()>>20, got>>10)
 		if got < tt.want {
 			t.Errorf("with %d idle streams the next one gets %d bytes, want %d or more", idle, got, tt.want)
 		}
-		if used := f.c.budget.Used(); used > f.c.budget.size {
-			t.Errorf("%d bytes are charged, there are %d", used, f.c.budget.size)
+		if used := f.c.budget.pool.Used(); used > f.c.budget.pool.size {
+			t.Errorf("%d bytes are charged, there are %d", used, f.c.budget.pool.size)
 		}
 		f.c.remove(late)
 	}
@@ -92,11 +104,11 @@ func TestManyIdleStreams(t *testing.T) {
 		s := f.open()
 		f.pour(s, 14)
 		if got := s.recv.granted - s.recv.consumed; got < 1<<20 {
-			t.Errorf("the only busy stream has a window of %d KiB; %d of %d MiB are charged", got>>10, f.c.budget.Used()>>20, f.c.budget.size>>20)
+			t.Errorf("the only busy stream has a window of %d KiB; %d of %d MiB are charged", got>>10, f.c.budget.pool.Used()>>20, f.c.budget.pool.size>>20)
 		}
 	}
 	t.Run("that never said anything", func(t *testing.T) {
-		f := newFaucet(t, NewBudget(0))
+		f := newFaucet(t, NewBudget(0).only())
 		f.c = newCore(false, 1, f.c.budget)
 		for range 10_000 {
 			f.open()
@@ -104,7 +116,7 @@ func TestManyIdleStreams(t *testing.T) {
 		busy(t, f)
 	})
 	t.Run("that said much once and little now and then", func(t *testing.T) {
-		f := newFaucet(t, NewBudget(0))
+		f := newFaucet(t, NewBudget(0).only())
 		var all []*streamCore
 		for range 3000 {
 			all = append(all, f.open())
@@ -130,7 +142,7 @@ func TestMemoryOfAnOutage(t *testing.T) {
 	n := *outageStreams
 	size := int64(n) * defaultPool / 10_000
 	e := newEnds(t)
-	e.p.budget.size, e.b.budget.size = size, size
+	e.p.budget.pool.size, e.b.budget.pool.size = size, size
 	var users []*streamCore
 	for range n {
 		users = append(users, e.p.open(wire.Open{}))
@@ -144,7 +156,7 @@ func TestMemoryOfAnOutage(t *testing.T) {
 		}
 		e.settleFast()
 	}
-	grown := e.p.budget.Used()
+	grown := e.p.budget.pool.Used()
 	e.now += 2 * idleGap
 
 	lazy := map[*streamCore]uint64{} // what the user has not read
@@ -187,8 +199,8 @@ func TestMemoryOfAnOutage(t *testing.T) {
 		most := 2*floorWindow*int64(n) + size + ChunkSize
 		t.Logf("the end that dials, %v: %d streams hold %d KiB, %d KiB are possible", c.dials, n, held>>10, most>>10)
 		t.Logf("charged were %d KiB before, and are %d of %d KiB; chunks to send take %d KiB",
-			grown>>10, c.budget.Used()>>10, size>>10, memory>>10)
-		if held > most || c.budget.Used() > size+ChunkSize {
+			grown>>10, c.budget.pool.Used()>>10, size>>10, memory>>10)
+		if held > most || c.budget.pool.Used() > size+ChunkSize {
 			t.Errorf("%d bytes are held, %d are possible", held, most)
 		}
 		if !c.dials && held < most/2 {
@@ -206,7 +218,7 @@ func TestMemoryOfAnOutage(t *testing.T) {
 		e.b.end(e.b.streams[s.id], wire.FIN, 0)
 	}
 	e.settle()
-	if p, b := e.p.budget.Used(), e.b.budget.Used(); p != 0 || b != 0 || len(e.p.streams)+len(e.b.streams) != 0 {
+	if p, b := e.p.budget.pool.Used(), e.b.budget.pool.Used(); p != 0 || b != 0 || len(e.p.streams)+len(e.b.streams) != 0 {
 		t.Errorf("left: %d and %d bytes, %d and %d streams", p, b, len(e.p.streams), len(e.b.streams))
 	}
 }
@@ -232,7 +244,7 @@ func TestAQueueIsNoDistance(t *testing.T) {
 		{"2 Mbit/s by satellite", 600 * time.Millisecond, 600 * time.Millisecond, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newFaucet(t, NewBudget(0))
+			f := newFaucet(t, NewBudget(0).only())
 			s := f.open()
 			f.c.measured(tt.path, f.now)
 			for range 10 {

@@ -14,19 +14,19 @@ import (
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
 	traffic.Accept(p.life.ctx, ln, p.log, func(conn net.Conn) {
-		pass := p.port.gate.enter(conn)
-		if pass == nil {
-			conn.Close()
-			return
+		if pass := p.port.gate.enter(p.log, conn); pass != nil {
+			p.wg.Go(func() { p.serveLink(conn, pass) })
 		}
-		p.wg.Go(func() { p.serveLink(conn, pass) })
 	})
 }
 
 func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
-	ac, err := auth.Server(conn, p.port.tls, p.port.auth)
-	pass.leave(err == nil)
+	ac, err := auth.ServerSteps(conn, p.port.tls, p.port.auth, pass.steps())
+	gone := pass.leave(err == nil)
 	if err != nil {
+		if gone != nil {
+			err = gone
+		}
 		p.port.gate.report(p.log, conn.RemoteAddr(), err)
 		return
 	}

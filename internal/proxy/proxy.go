@@ -53,7 +53,10 @@ type Config struct {
 	Log      *slog.Logger // nil: discard
 	Budget   int64        // bytes that all links together may hold in flight beyond each stream's floor; 0: 128 MiB
 	MaxConns int          // user connections at once; 0: what the descriptor limit leaves
-	Settings              // at first; see Apply
+	Known    []Known      // where bridges came from at the time of an earlier process, the latest last
+	// SaveKnown keeps what is known for the next process. It is called rarely. nil: it is forgotten.
+	SaveKnown func([]Known) error
+	Settings  // at first; see Apply
 }
 
 // Proxy is the public role. New makes one, Listen opens its link ports, Run serves.
@@ -117,6 +120,7 @@ func New(cfg Config) *Proxy {
 	rand.Read(instance[:])
 	p.port.auth = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Lookup: p.secret}
 	p.port.tls = p.port.auth.TLS()
+	p.port.gate.room.known.load(cfg.Known, time.Now())
 	p.setKeys(cfg.Settings)
 	return p
 }
@@ -135,13 +139,18 @@ func (p *Proxy) Listen() (err error) {
 		}
 		port = portOf(p.TransferAddr())
 	}
+	p.listening(port)
+	return nil
+}
+
+// listening prepares what serves the link ports, which are open. transfer is the second one; 0: there is none.
+func (p *Proxy) listening(transfer uint16) {
 	p.port.host = link.NewHost(link.HostConfig{
-		Owner: p, Log: p.log, Instance: p.port.auth.Instance, Transfer: port, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
+		Owner: p, Log: p.log, Instance: p.port.auth.Instance, Transfer: transfer, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
 		Admit:    func(id [16]byte, secret [32]byte) bool { now, ok := p.secret(id); return ok && now == secret },
 		Draining: p.conns.Draining,
 	})
 	p.registry.Configure(p.policy(p.settings()))
-	return nil
 }
 
 // Addr is the address of the link port.
@@ -164,6 +173,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	go p.say.run() // say.stop waits for it
 	p.life.running.Store(true)
 	p.wg.Go(func() { p.registry.Run(p.life.ctx, effects{p}) })
+	p.wg.Go(p.keepKnown)
 	p.wg.Go(func() { p.acceptLinks(p.port.ln) })
 	if p.port.carrier != nil {
 		p.wg.Go(func() { p.acceptLinks(p.port.carrier) })
@@ -192,6 +202,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.conns.Close()
 	p.entrances.Shut()
 	p.wg.Wait()
+	select {
+	case <-p.life.drain: // then it was saved, and there may be a successor
+	default:
+		p.saveKnown()
+	}
 	p.say.stop()
 	p.log.Info("proxy stopped")
 	return nil
@@ -212,6 +227,7 @@ func (p *Proxy) Drain() {
 			p.closeSockets()
 		}
 		close(p.life.drain)
+		p.saveKnown() // before a successor starts
 	})
 }
 

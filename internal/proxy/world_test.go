@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -26,6 +25,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/registry"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -500,7 +500,7 @@ func talk(t testing.TB, from, to net.Conn, text string) {
 // wantReset reads until the connection's end, which is to be a RST.
 func wantReset(t testing.TB, c net.Conn) {
 	t.Helper()
-	if got, err := io.ReadAll(c); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+	if got, err := io.ReadAll(c); len(got) != 0 || !sys.Reset(err) {
 		t.Errorf("read %q, %v; want ECONNRESET", got, err)
 	}
 }
@@ -511,7 +511,7 @@ func refused(addr string) bool {
 	if err == nil {
 		c.Close()
 	}
-	return errors.Is(err, syscall.ECONNREFUSED)
+	return sys.Refused(err)
 }
 
 // free returns a loopback address where nothing listens, and what a claim of it looks like.

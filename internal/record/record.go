@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -45,8 +46,13 @@ const (
 	typeData      contentType = 23
 )
 
-// rekeyAfter is how many records are sent under one key. AES-GCM is good for 2^24.5 full ones (RFC 8446 section 5.5).
-const rekeyAfter = 1 << 23
+// rekeyAfter is how many records are sent under one key. AES-GCM is good for 2^24.5 full ones (RFC 8446 section 5.5). rekeyEvery is for how
+// long: whoever takes the memory of a process cannot read what crossed before. The next record after it changes the key, so that a
+// connection that sends nothing does not wake up for it.
+const (
+	rekeyAfter = 1 << 23
+	rekeyEvery = 2 * time.Minute
+)
 
 // half is one direction's protection.
 type half struct {

@@ -101,7 +101,7 @@ func (p *Pair) flushed() bool {
 	p.life.mu.Lock()
 	poisoned := p.life.poisoned
 	p.life.mu.Unlock()
-	return poisoned || p.sock.queued() == 0 || p.sock.gone()
+	return poisoned || p.sock.queued(p.inward.bytes.Load()) == 0 || p.sock.gone()
 }
 
 // finish ends the pair: it closes the socket, with RST or without, and starts say. Only the first call counts.

@@ -4,8 +4,8 @@ import (
 	"errors"
 	"net"
 	"os"
-	"syscall"
 
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -48,6 +48,7 @@ func (p *Pair) Backlogged() {
 func (p *Pair) drain() {
 	for b := p.stream.Backlog(); b != nil; b = p.stream.Backlog() {
 		n, err := p.sock.conn.Write(b)
+		p.sock.noteWrite()
 		p.inward.bytes.Add(uint64(n))
 		p.stream.Consumed(n)
 		switch {
@@ -84,7 +85,7 @@ func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 		p.life.finSent = true
 		err := p.sock.closeWrite(p.life.outDone) // if the peer has finished already, closing the socket is all that remains
 		p.life.mu.Unlock()
-		if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ENOTCONN) {
+		if err != nil && !errors.Is(err, net.ErrClosed) && !sys.NotConnected(err) {
 			p.localReset()
 			return
 		}
@@ -92,7 +93,7 @@ func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
 		return
 	}
 	reason := p.remote(code)
-	if p.sock.queued() == 0 {
+	if p.sock.queued(p.inward.bytes.Load()) == 0 {
 		p.finish(reason, true)
 		return
 	}

@@ -142,7 +142,7 @@ func TestResetBehindTheBytes(t *testing.T) {
 					close(begin)
 				}
 				<-read
-				if !bytes.Equal(got, want) || !errors.Is(err, syscall.ECONNRESET) {
+				if !bytes.Equal(got, want) || !sys.Reset(err) {
 					t.Errorf("read %d bytes, %v; want %d equal ones, then ECONNRESET", len(got), err, len(want))
 				}
 				if fromServer {
@@ -178,7 +178,7 @@ func TestResetLargerThanBuffers(t *testing.T) {
 	}
 	br.Reset(wire.CodeReset)
 	got, err := readAll(user)
-	if !bytes.Equal(got, want[:n]) || !errors.Is(err, syscall.ECONNRESET) {
+	if !bytes.Equal(got, want[:n]) || !sys.Reset(err) {
 		t.Errorf("read %d bytes, %v; want %d equal ones, then ECONNRESET", len(got), err, n)
 	}
 	wg.Wait()
@@ -261,7 +261,7 @@ func wantBroken(t *testing.T, c conn) {
 		_, err = c.Write([]byte("x"))
 		return err != nil
 	})
-	if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+	if !sys.Reset(err) {
 		t.Errorf("Write = %v, want ECONNRESET or EPIPE", err)
 	}
 }
@@ -295,7 +295,7 @@ func TestCodes(t *testing.T) {
 		var wg sync.WaitGroup
 		p := run(&wg, &w.poller, New(Client, accepted, px, nil))
 		br.Reset(code)
-		if got, err := readAll(user); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+		if got, err := readAll(user); len(got) != 0 || !sys.Reset(err) {
 			t.Errorf("code %d: read %q, %v; want ECONNRESET", code, got, err)
 		}
 		wg.Wait()
@@ -315,7 +315,7 @@ func TestEnd(t *testing.T) {
 	defer tu.close()
 	tu.client.End(ReasonRemoved, wire.CodeService)
 	for _, c := range []conn{tu.user, tu.server} {
-		if got, err := readAll(c); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+		if got, err := readAll(c); len(got) != 0 || !sys.Reset(err) {
 			t.Errorf("read %q, %v; want ECONNRESET", got, err)
 		}
 	}
@@ -338,7 +338,7 @@ func TestLinkLost(t *testing.T) {
 	l.Kill(errors.New("over"))
 	for _, tu := range tunnels {
 		for _, c := range []conn{tu.user, tu.server} {
-			if got, err := readAll(c); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+			if got, err := readAll(c); len(got) != 0 || !sys.Reset(err) {
 				t.Errorf("read %q, %v; want ECONNRESET", got, err)
 			}
 		}
@@ -491,7 +491,7 @@ func TestResetWaitsForTheKernel(t *testing.T) {
 	}
 	user.(*net.TCPConn).SetReadBuffer(1 << 20)
 	got, err := readAll(user)
-	if !bytes.Equal(got, want) || !errors.Is(err, syscall.ECONNRESET) {
+	if !bytes.Equal(got, want) || !sys.Reset(err) {
 		t.Errorf("read %d bytes, %v; want %d equal ones, then ECONNRESET", len(got), err, len(want))
 	}
 	wg.Wait()
@@ -586,7 +586,7 @@ func TestLingerFromBirth(t *testing.T) {
 		b := make([]byte, 7)
 		io.ReadFull(c.far, b)
 		c.near.Close()
-		if got, err := readAll(c.far); len(got) != 0 || !errors.Is(err, syscall.ECONNRESET) {
+		if got, err := readAll(c.far); len(got) != 0 || !sys.Reset(err) {
 			t.Errorf("read %q, %v; want ECONNRESET, not a clean end", got, err)
 		}
 		c.far.Close()
@@ -693,9 +693,6 @@ func TestSurvivesBreaks(t *testing.T) {
 
 // TestIdlePairHoldsNoChunk: pairs that have moved bytes and now wait cost less than one chunk, be there two ends.
 func TestIdlePairHoldsNoChunk(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("reading holds a buffer there: see socket_other.go")
-	}
 	w, l := newWorld(t)
 	defer w.close()
 	const pairs = 100
@@ -769,7 +766,7 @@ func TestWriteStealsTheReset(t *testing.T) {
 				return err != nil
 			})
 		}
-		if !errors.Is(err, syscall.ECONNRESET) {
+		if !sys.Reset(err) {
 			t.Fatalf("the other end got %v, want ECONNRESET", err)
 		}
 		wg.Wait()

@@ -2,12 +2,12 @@ package relay
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"net"
-	"syscall"
 	"testing"
 	"time"
+
+	"reverser/internal/sys"
 )
 
 // TestResetBehindAFullWindow: whoever sends more than the other side takes, and then resets, has sent what the kernel acknowledged.
@@ -32,7 +32,7 @@ func TestResetBehindAFullWindow(t *testing.T) {
 			}
 			var s socket
 			s.init(near)
-			acked := n - s.queued()
+			acked := n - s.queued(uint64(n))
 			near.SetLinger(0)
 			near.Close()
 			end := tu.client
@@ -41,7 +41,7 @@ func TestResetBehindAFullWindow(t *testing.T) {
 			}
 			<-end.over // noticed though nobody reads
 			got, err := readAll(far)
-			if len(got) < acked || !bytes.Equal(got, want[:len(got)]) || !errors.Is(err, syscall.ECONNRESET) {
+			if len(got) < acked || !bytes.Equal(got, want[:len(got)]) || !sys.Reset(err) {
 				t.Errorf("read %d bytes, %v; want at least %d equal ones, then ECONNRESET", len(got), err, acked)
 			}
 			tu.wantReasons(t, reason, reason)

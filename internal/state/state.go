@@ -5,6 +5,7 @@
 //	identity.pem  the proxy's private key and certificate
 //	keys.json     the keys that `reverser key` manages
 //	address       the address the proxy last gave out in tokens
+//	known         addresses that bridges came from
 //	admin.sock    the admin socket of the live process
 //	admin.path    where the admin socket is, if not at admin.sock
 //

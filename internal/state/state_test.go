@@ -108,7 +108,7 @@ func TestKilledHolder(t *testing.T) {
 		if _, err := d.ListenAdmin(); err != nil {
 			t.Errorf("ListenAdmin over what the dead one left = %v", err)
 		}
-		if now, _ := state.AdminSocket(path); deep && now != sock {
+		if now, _ := state.AdminSocket(path); deep && now != sock && runtime.GOOS != "windows" { // a pipe leaves nothing
 			if _, err := os.Stat(filepath.Dir(sock)); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the dead one's %s is still there", filepath.Dir(sock))
 			}
@@ -484,42 +484,6 @@ func TestDefaultDir(t *testing.T) {
 		t.Setenv("STATE_DIRECTORY", dirs)
 		if got, err := state.DefaultDir(state.RoleBridge); got != want || err != nil {
 			t.Errorf("DefaultDir with STATE_DIRECTORY=%s = %s, %v; want %s", dirs, got, err, want)
-		}
-	}
-}
-
-func TestAdminSocketIsPrivate(t *testing.T) {
-	for _, deep := range []bool{false, true} {
-		path := filepath.Join(t.TempDir(), "s")
-		if deep {
-			path = filepath.Join(path, strings.Repeat("d", 100))
-		}
-		d := open(t, path)
-		if _, err := d.ListenAdmin(); err != nil {
-			t.Fatal(err)
-		}
-		sock, err := state.AdminSocket(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if inside := filepath.Dir(sock) == path; inside == deep {
-			t.Errorf("deep %t: socket at %s", deep, sock)
-		}
-		info, err := os.Stat(sock)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if mode := info.Mode().Perm(); runtime.GOOS != "windows" && mode != 0o600 {
-			t.Errorf("mode of %s = %04o, want 0600", sock, mode)
-		}
-		c, err := state.DialAdmin(context.Background(), path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.Close()
-		d.Close()
-		if _, err := os.Stat(sock); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s is left behind", sock)
 		}
 	}
 }

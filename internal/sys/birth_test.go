@@ -1,9 +1,7 @@
 package sys
 
 import (
-	"errors"
 	"net"
-	"syscall"
 	"testing"
 )
 
@@ -48,7 +46,7 @@ func TestDialRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	ln.Close()
-	if c, err := Dial(t.Context(), "tcp", ln.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
+	if c, err := Dial(t.Context(), "tcp", ln.Addr().String()); !Refused(err) {
 		t.Errorf("Dial = %v, %v; want ECONNREFUSED", c, err)
 	}
 }

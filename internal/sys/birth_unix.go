@@ -21,12 +21,20 @@ func setAtBirth(fd uintptr) error {
 // Refused reports whether a dial failed because nothing listens there.
 func Refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
+// Reset reports whether a read or write failed because the peer reset the connection.
+func Reset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// NotConnected reports whether a socket's connection was over already.
+func NotConnected(err error) bool { return errors.Is(err, syscall.ENOTCONN) }
+
 // Gone reports whether the peer of a connection reset it, which nobody who does not read would notice. It is false where that
 // cannot be known.
 func Gone(conn net.Conn) (gone bool) {
 	if sc, ok := conn.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) { gone = Poll(int(fd), 0)&(unix.POLLERR|unix.POLLNVAL) != 0 })
+			raw.Control(func(fd uintptr) { gone, _ = State(int(fd)) })
 		}
 	}
 	return gone

@@ -5,8 +5,11 @@ import "golang.org/x/sys/unix"
 // soNWrite is SO_NWRITE of <sys/socket.h>: bytes in the socket's send buffer.
 const soNWrite = 0x1024
 
-// Unacked returns how many bytes were written to a TCP socket and not acknowledged by the peer's kernel yet.
-func Unacked(fd int) int {
+// TellsUnacked reports whether this system always knows what Unacked is asked.
+const TellsUnacked = true
+
+// Unacked returns how many bytes of a TCP socket the peer's kernel has not acknowledged yet. written is how many were ever written.
+func Unacked(fd int, written uint64) int {
 	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, soNWrite)
 	if err != nil {
 		return 0

@@ -1,22 +1,16 @@
-//go:build unix
-
 package record
 
 import (
 	"io"
 
-	"golang.org/x/sys/unix"
-
 	"reverser/internal/sys"
 )
-
-const canTry = true
 
 // tryWrite is called at once by Send, and never asks to wait.
 func (c *Conn) tryWrite(fd uintptr) bool {
 	n, err := sys.Write(int(fd), [][]byte{c.out[c.done:]})
 	c.done += n
-	if err != unix.EAGAIN {
+	if !sys.WouldBlock(err) {
 		c.tryErr = err
 	}
 	return true
@@ -28,7 +22,7 @@ func hungUp(fd uintptr) bool { return sys.HungUp(int(fd)) }
 func (c *Conn) tryRead(fd uintptr) bool {
 	n, err := sys.Read(int(fd), [][]byte{c.space()})
 	switch {
-	case err == unix.EAGAIN:
+	case sys.WouldBlock(err):
 		c.release()
 		return false
 	case err == nil && n == 0:
