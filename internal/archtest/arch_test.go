@@ -57,7 +57,9 @@ var rules = []rule{
 		why: "turns what arrives at a socket into a name; who serves the name is not its to know"},
 	{pkg: "internal/proxy", own: "auth entrance grammar link registry relay status sys traffic wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
-	{pkg: "internal/bridge", own: "auth grammar link relay status sys traffic wire",
+	{pkg: "internal/claims", own: "grammar status wire", not: "os io sync context log/slog",
+		why: "the bridge's side of claims, as deterministic as the registry: the simulation of both drives it step by step"},
+	{pkg: "internal/bridge", own: "auth claims grammar link relay status sys traffic wire",
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
@@ -109,7 +111,7 @@ var banned = []struct{ prefix, why string }{
 }
 
 // dataPath are the packages on the path of a byte: everything they pull in is read by whoever audits it.
-var dataPath = []string{"wire", "auth", "link", "relay", "traffic", "registry", "entrance", "proxy", "bridge"}
+var dataPath = []string{"wire", "auth", "link", "relay", "traffic", "registry", "claims", "entrance", "proxy", "bridge"}
 
 // TestImports holds the rules for all platforms at once, by reading the files rather than building them.
 func TestImports(t *testing.T) {
