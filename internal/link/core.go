@@ -64,10 +64,13 @@ func (o *outbox) askPong() { o.ping = true }
 func (o *outbox) answer(ping uint64) { o.pong, o.pongVal = true, ping }
 
 // sayGoAway queues a GOAWAY. A later one replaces it. With no time left the peer is to open no stream any more.
-func (o *outbox) sayGoAway(drain time.Duration) {
+func (o *outbox) sayGoAway(drain, comeBack time.Duration) {
 	o.goAway = new(wire.GoAway)
 	if drain > 0 {
 		o.goAway.DrainMillis = millis(drain)
+	}
+	if comeBack > 0 {
+		o.goAway.ComeBack = millis(comeBack)
 	}
 }
 
