@@ -62,6 +62,7 @@ second signal stops now.`,
 	fl.StringVar(&args.TokenFile, "token-file", "", "`FILE` that holds the token, readable only by you; - is stdin")
 	fl.StringArrayVar(&args.Proxies, "proxy", nil, "`HOST[:PORT]` of the proxy, in place of the token's address (default port 3010); several are several proxies")
 	fl.StringVar(&args.ProxyTransfer, "proxy-transfer", "", "`HOST:PORT` of the proxy's --transfer port, where a NAT changes it")
+	fl.StringVar(&args.Keepalive, "keepalive", "", "`DURATION` of silence after which an idle link is kept alive, 5s to 1h (default 25s): less for a NAT that forgets sooner, more for a metered line")
 	addCommonFlags(fl, &args.CommonArgs, &args.Config, &adminAddr)
 	return cmd
 }
@@ -94,6 +95,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 		Settings:     bridgeSettings(set),
 		Budget:       boundMemory(),
 		ResumeWithin: set.ResumeWithin,
+		Keepalive:    set.Bridge.Keepalive,
 		Version:      version(),
 		Log:          log,
 	})

@@ -421,9 +421,19 @@ func (b *bed) statusOf(ctx context.Context, state string) (s status, err error) 
 	return s, json.Unmarshal(out, &s)
 }
 
-// whole waits until all connections of the link are there. Without it a baseline may lack some of what the programs keep.
+// whole waits until all connections of the link are there, which come with the second user. Without it a baseline may lack some
+// of what the programs keep.
 func (t *tunnel) whole(ctx context.Context) error {
-	return await(ctx, "all carriers are attached", func() bool {
+	var users [2]line
+	for i := range users {
+		l, err := t.connect(ctx)
+		if err != nil {
+			return err
+		}
+		defer l.close()
+		users[i] = l
+	}
+	err := await(ctx, "all carriers are attached", func() bool {
 		for _, state := range []string{t.proxyState, t.bridgeState} {
 			s, err := t.statusOf(ctx, state)
 			if err != nil || len(s.Links) != 1 || s.Links[0].Carriers != 4 {
@@ -432,6 +442,12 @@ func (t *tunnel) whole(ctx context.Context) error {
 		}
 		return true
 	})
+	for _, l := range users {
+		if err == nil {
+			err = l.duplex(newFlow(1000), newFlow(1000))
+		}
+	}
+	return err
 }
 
 // standing says what state the processes are in, for whoever looks for the cause of something that does not come.

@@ -57,6 +57,8 @@ type Config struct {
 	Budget   int64        // bytes that the links may hold in flight beyond each stream's floor; 0: 128 MiB
 	// ResumeWithin is how long connections outlive a break of the link; 0: link.DetachLimit.
 	ResumeWithin time.Duration
+	// Keepalive is how long an idle link may say nothing; 0: link.Keepalive.
+	Keepalive time.Duration
 }
 
 // Bridge is the LAN role. New makes one, Run serves.

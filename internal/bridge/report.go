@@ -111,6 +111,15 @@ func (r *reporter) detached(l *link.Link, slot int, err error) {
 	}
 }
 
+// rests says that a slot needs no connection while the link is idle.
+func (r *reporter) rests(l *link.Link, slot int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.session == l {
+		delete(r.up, slot)
+	}
+}
+
 // begin starts an outage; false: there is one. mu is held.
 func (r *reporter) begin() bool {
 	if !r.since.IsZero() {

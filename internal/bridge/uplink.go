@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"errors"
 	"log/slog"
 	"net"
 	"slices"
@@ -48,8 +49,8 @@ func (b *Bridge) newUplink(p Proxy) *uplink {
 func (u *uplink) newDialer() {
 	b := u.b
 	u.dialer = link.NewDialer(link.DialerConfig{
-		Owner: u, Log: b.log, Name: b.name, Dial: u.dial, Failed: u.failed, Detach: b.cfg.ResumeWithin, Budget: b.budget,
-		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance},
+		Owner: u, Log: b.log, Name: b.name, Dial: u.dial, Failed: u.failed, Detach: b.cfg.ResumeWithin, Keepalive: b.cfg.Keepalive, Budget: b.budget,
+		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance, Features: link.Features},
 	})
 }
 
@@ -171,6 +172,10 @@ func (u *uplink) Detached(l *link.Link, slot int, err error) {
 		delete(u.carriers, slot)
 	}
 	b.mu.Unlock()
+	if errors.Is(err, link.ErrIdle) {
+		u.report.rests(l, slot)
+		return
+	}
 	if b.ctx.Err() == nil && l.Err() == nil && !l.Leaving() { // else Ended says it, or GoingAway said it
 		u.report.detached(l, slot, err)
 	}

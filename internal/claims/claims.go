@@ -1,7 +1,7 @@
 // Package claims is the bridge's side of what is claimed at a proxy.
 //
-// Its secret is which id each service has, what each proxy was told and has answered, and how long a service that was removed serves the
-// users who were on their way. It is deterministic: it has no clock, no lock, no goroutine, and does no I/O. The caller holds a lock
+// It decides which id each service has, what each proxy is told, and how long a service that was removed serves the users who were on
+// their way. It is deterministic: it has no clock, no lock, no goroutine, and does no I/O. The caller holds a lock
 // around each call. The proxy's side is internal/registry.
 package claims
 

@@ -38,6 +38,7 @@ type BridgeArgs struct {
 	TokenEnv      string // what the environment variable TokenEnv holds
 	Proxies       []string
 	ProxyTransfer string
+	Keepalive     string
 	Expose        []string
 	Stdin         io.Reader
 }
@@ -112,6 +113,21 @@ func ParseDrain(s string) (time.Duration, error) { return parseDuration(s, 0, `"
 // ParseResumeWithin parses how long connections outlive a break of the link: "5m".
 func ParseResumeWithin(s string) (time.Duration, error) {
 	return parseDuration(s, time.Second, `"5m" or "90s"`)
+}
+
+// The bounds of --keepalive: less would cost more than a connection in use, and no NAT keeps a connection for longer.
+const (
+	leastKeepalive = 5 * time.Second
+	mostKeepalive  = time.Hour
+)
+
+// ParseKeepalive parses how long the link of a bridge may say nothing: "25s".
+func ParseKeepalive(s string) (time.Duration, error) {
+	d, err := parseDuration(s, 0, `"25s" or "5m"`)
+	if err == nil && (d < leastKeepalive || d > mostKeepalive) {
+		return 0, fmt.Errorf("%q is not between %s and %s: 25s suits most NATs and firewalls", s, leastKeepalive, "1h")
+	}
+	return d, err
 }
 
 func parseDuration(s string, least time.Duration, example string) (time.Duration, error) {

@@ -82,6 +82,7 @@ func (c *changes) bridge(old, next Bridge) {
 	const tokens = "the token's address"
 	c.fixed("proxy", cmp.Or(strings.Join(old.Proxies, ", "), tokens), cmp.Or(strings.Join(next.Proxies, ", "), tokens))
 	c.fixed("proxy_transfer", cmp.Or(old.ProxyTransfer, "none"), cmp.Or(next.ProxyTransfer, "none"))
+	c.fixed("keepalive", duration(old.Keepalive), duration(next.Keepalive))
 	if old.Token.Encode() != next.Token.Encode() {
 		place, ok := c.next.Origin["token_file"]
 		if !ok {

@@ -56,8 +56,9 @@ type Proxy struct {
 // Bridge are the settings that only a bridge has.
 type Bridge struct {
 	Token         grammar.Token
-	Proxies       []string // host:port, each gets a link of its own; none: the token has it
-	ProxyTransfer string   // host:port; "": the proxy announces it
+	Proxies       []string      // host:port, each gets a link of its own; none: the token has it
+	ProxyTransfer string        // host:port; "": the proxy announces it
+	Keepalive     time.Duration // 0: the default
 	Services      []grammar.Expose
 }
 

@@ -185,7 +185,7 @@ func roleOf(key string) string {
 	switch key {
 	case "listen", "transfer", "advertise", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
 		return RoleProxy
-	case "token", "token_file", "proxy", "proxy_transfer", "expose",
+	case "token", "token_file", "proxy", "proxy_transfer", "keepalive", "expose",
 		xmlProxyServerIP, xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerIP, xmlRealServerPort:
 		return RoleBridge
 	}
@@ -214,20 +214,22 @@ func (d *doc) common() CommonArgs {
 	if c.State = d.text("state"); c.State != "" {
 		c.State = d.relative(c.State)
 	}
-	check := func(key string, parse func(string) error, hint string) string {
-		s := d.text(key)
-		if s != "" {
-			if err := parse(s); err != nil {
-				d.fault(key, err, hint)
-			}
-		}
-		return s
-	}
-	c.LogFormat = check("log_format", checkLogFormat, `write "text" or "json"`)
-	c.LogLevel = check("log_level", func(s string) error { _, err := parseLogLevel(s); return err }, `write "debug", "info", "warn" or "error"`)
-	c.Drain = check("drain", func(s string) error { _, err := ParseDrain(s); return err }, "")
-	c.ResumeWithin = check("resume_within", func(s string) error { _, err := ParseResumeWithin(s); return err }, "")
+	c.LogFormat = d.checked("log_format", checkLogFormat, `write "text" or "json"`)
+	c.LogLevel = d.checked("log_level", func(s string) error { _, err := parseLogLevel(s); return err }, `write "debug", "info", "warn" or "error"`)
+	c.Drain = d.checked("drain", func(s string) error { _, err := ParseDrain(s); return err }, "")
+	c.ResumeWithin = d.checked("resume_within", func(s string) error { _, err := ParseResumeWithin(s); return err }, "")
 	return c
+}
+
+// checked is the value of a key that parse accepts.
+func (d *doc) checked(key string, parse func(string) error, hint string) string {
+	s := d.text(key)
+	if s != "" {
+		if err := parse(s); err != nil {
+			d.fault(key, err, hint)
+		}
+	}
+	return s
 }
 
 // text is the value of a key, and notes where it came from.
@@ -340,7 +342,7 @@ func (d *doc) relative(path string) string {
 }
 
 // ports are the keys whose value may be a port alone, and so a number, and those for which a number is refused in better words.
-var ports = []string{"listen", "transfer", "public", "target", "drain", "resume_within"}
+var ports = []string{"listen", "transfer", "public", "target", "drain", "resume_within", "keepalive"}
 
 var errNumber = errors.New("the value is a number: write a text, in quotes")
 

@@ -188,6 +188,11 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	if len(b.Proxies) == 0 && b.Token.Addr() == "" {
 		return Settings{}, argError(fmt.Sprintf("--proxy YOUR.SERVER:%d", defaultPort), "the token carries no address of the proxy, and --proxy gives none")
 	}
+	if word := cmp.Or(args.Keepalive, file.Keepalive); word != "" {
+		if b.Keepalive, err = ParseKeepalive(word); err != nil {
+			return Settings{}, argError("", "--keepalive: %w", err)
+		}
+	}
 	b.ProxyTransfer = cmp.Or(args.ProxyTransfer, file.ProxyTransfer)
 	if len(args.Proxies) == 1 && args.ProxyTransfer == "" && file.TransferPort != 0 {
 		// The XML has one host for both ports, and the flag names another.
@@ -209,6 +214,7 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	args.override(set.Origin)
 	override(set.Origin, "proxy", strings.Join(args.Proxies, ","))
 	override(set.Origin, "proxy_transfer", args.ProxyTransfer)
+	override(set.Origin, "keepalive", args.Keepalive)
 	for _, option := range []string{"token", "token_file"} {
 		override(set.Origin, option, cmp.Or(args.Token, args.TokenFile, args.TokenEnv))
 	}

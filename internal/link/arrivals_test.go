@@ -65,6 +65,7 @@ func TestUnfinishedTables(t *testing.T) {
 					}
 					v := w.dial(evilKey)
 					v.say(say)
+					synctest.Wait() // they arrive in this order
 					all[i%len(all)] = v
 				}
 				synctest.Wait()

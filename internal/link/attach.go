@@ -142,6 +142,9 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, sum [
 	if err != nil {
 		return nil, err
 	}
+	if a.Slot == 0 {
+		l.upkeep.agree(conn.Features, keepaliveOf(a.Keepalive))
+	}
 	msg := wire.AppendAttached(nil, gen, wire.Attached{
 		Status: wire.StatusOK, Slot: a.Slot, Carriers: uint8(len(l.slots) - 1),
 		Streams: uint32(len(mine) / wire.StreamStateLen), TableCRC: crc,
@@ -209,6 +212,9 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		Streams: uint32(len(raw) / wire.StreamStateLen), TableCRC: crc,
 		Window: floorWindow, MaxStreams: MaxStreams, Name: d.cfg.Name, Detach: millis(d.cfg.Detach),
 	}
+	if i == 0 && conn.Features&wire.FeatureIdle != 0 {
+		a.Keepalive = millis(d.cfg.Keepalive)
+	}
 	if mode != wire.ModeNew {
 		a.WantInstance = l.peer
 		a.MAC = auth.ResumeMAC(l.secret, conn.Exporter, sid, uint8(i), gen, sha256.Sum256(raw))
@@ -246,12 +252,19 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	if err != nil {
 		return nil, at, fmt.Errorf("read ATTACHED: %w", err)
 	}
+	if i == 0 {
+		l.upkeep.agree(conn.Features, d.cfg.Keepalive)
+		if l.upkeep.interval() == 0 {
+			l.wake()
+		}
+	}
 	c := newCarrier(sl, conn.Conn)
 	c.gen = gen
 	if err := sl.resume(c, table, rtt); err != nil {
 		return nil, at, err
 	}
 	conn.SetDeadline(time.Time{})
+	c.keepKnown()
 	return c, at, nil
 }
 

@@ -25,6 +25,7 @@ type slot struct {
 	cur      *carrier      // nil while no connection carries the slot
 	attached bool          // was ever attached
 	frozen   bool          // see Link.Freeze
+	resting  bool          // bridge: it needs no connection while the link is idle
 	since    time.Duration // of the last change of cur
 	resumes  uint64
 	reached  netip.Addr    // bridge: where the proxy was when the slot was attached last
@@ -69,8 +70,14 @@ type liveness struct {
 	watch        *time.Timer   // calls checkAlive
 	suspectSince time.Duration // since when a sign of life is waited for; 0: not suspect
 	mustAnswer   bool          // it is suspect for its silence: only an answer to a PING ends that
+	watchAt      time.Duration // when it does so
+	askedAt      time.Duration // when the first PING was asked for that may be unanswered
 	pingedAt     time.Duration // when the last PING was asked for
+	prompted     time.Duration // the askedAt of a PING that went with streams' frames behind a silence
+	told         time.Duration // the askedAt of the PING whose silence the dialling end was told of
 	streamsAt    time.Duration // when the last frame of a stream came
+	sentAt       time.Duration // when frames of streams went out first after something was read
+	retiredAt    time.Duration // when RETIRE was sent; 0: it was not
 	hungUp       bool          // the kernel says that the peer ended it
 	addrGone     bool          // the local address is gone
 	lastRead     atomic.Int64  // time.Duration of the link's clock. Not guarded
@@ -90,7 +97,7 @@ func (sl *slot) install(c *carrier) {
 	if sl.attached {
 		sl.resumes++
 	}
-	sl.attached = true
+	sl.attached, sl.resting = true, false
 	sl.link.serving.Add(1) // until run returns
 	sl.cur = c
 	sl.core.askPong() // measures the round trip
@@ -124,6 +131,7 @@ func (c *carrier) run() error {
 	if c.suspectSince != 0 { // it became suspect before the watch
 		first = suspectEvery
 	}
+	c.watchAt = sl.link.now() + first
 	c.watch = time.AfterFunc(first, c.checkAlive)
 	sl.mu.Unlock()
 	defer c.watch.Stop()
@@ -134,6 +142,7 @@ func (c *carrier) run() error {
 	sl.mu.Lock()
 	if sl.cur == c {
 		sl.fence(err)
+		c.rest()
 	}
 	err = c.err
 	if c.ackTimer != nil {
@@ -145,6 +154,11 @@ func (c *carrier) run() error {
 	c.conn.Close()
 	wg.Wait()
 	sl.abandoned()
+	if sl.index == 0 { // what broke it may have broken the others
+		sl.link.suspectCarriers()
+	} else {
+		sl.link.check(sl)
+	}
 	return err
 }
 
@@ -178,6 +192,9 @@ func (c *carrier) send(wait bool) {
 		case c.greeting != nil:
 			pieces, c.greeting = [][]byte{append(c.greeting, 0)[:len(c.greeting)]}, nil
 		default:
+			if sl.core.streamsWait() {
+				c.expectAnswer(sl.link.now())
+			}
 			b = newBundle()
 			sl.core.fill(b, c.batch, sl.link.now())
 			if pieces = b.close(); len(pieces) == 0 {

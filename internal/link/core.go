@@ -2,6 +2,7 @@ package link
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"reverser/internal/wire"
@@ -47,7 +48,19 @@ type outbox struct {
 	delayed      fifo[delayedList] // ACKs that may wait until streamCore.ackDue
 	fresh, bulk  fifo[flowList]    // streams with something to send: see fillFlows
 	forgets      []uint64
+	checks       []uint8 // slots of CHECK
+	retire       bool
 }
+
+// askCheck queues a CHECK for a slot.
+func (o *outbox) askCheck(slot uint8) {
+	if !slices.Contains(o.checks, slot) {
+		o.checks = append(o.checks, slot)
+	}
+}
+
+// askRetire queues a RETIRE.
+func (o *outbox) askRetire() { o.retire = true }
 
 // say queues a frame of the owner. A later one with the same id replaces it, in its place.
 func (o *outbox) say(id uint64, frame []byte) {

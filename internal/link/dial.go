@@ -25,6 +25,8 @@ type DialerConfig struct {
 	Carriers int           // 0: the default
 	Detach   time.Duration // 0: DetachLimit
 	Name     string        // of the host, for display
+	// Keepalive is how long the control connection of an idle link is silent, from LeastKeepalive to MostKeepalive; 0: Keepalive.
+	Keepalive time.Duration
 	// Dial makes an authenticated connection, for the control connection or, with the port that the proxy announced (0: none),
 	// for a carrier. It opens a socket to each address that it knows, as many at once as it likes, and passes each one to
 	// prove: an address is reached when its server is proven, not when TCP is connected.
@@ -73,6 +75,9 @@ func NewDialer(cfg DialerConfig) *Dialer {
 	}
 	if cfg.Detach == 0 {
 		cfg.Detach = DetachLimit
+	}
+	if cfg.Keepalive == 0 {
+		cfg.Keepalive = Keepalive
 	}
 	if cfg.Budget == nil {
 		cfg.Budget = NewBudget(0)
@@ -225,6 +230,9 @@ func (d *Dialer) serve(ctx context.Context, l *Link, k *keeper, c *carrier) *ses
 	s.wg.Go(func() { k.keep(ctx, c) })
 	for _, sl := range l.slots[1:min(len(l.slots), 1+int(l.reach))] {
 		k := &keeper{d: d, sl: sl, transfer: l.transfer}
+		sl.mu.Lock()
+		sl.resting = c != nil && sl.further() // else another process had begun the session
+		sl.mu.Unlock()
 		s.wg.Go(func() { k.keep(ctx, nil) })
 	}
 	return s
@@ -322,7 +330,10 @@ func (k *keeper) next(ctx context.Context) (*auth.Conn, error) {
 		if err := k.sl.link.Err(); err != nil {
 			return nil, err
 		}
-		if ended, err := k.sl.ended(k.last); ended {
+		switch ended, err := k.sl.ended(k.last); {
+		case ended && errors.Is(err, ErrIdle):
+			k.last, k.failures = nil, 0
+		case ended:
 			atOnce := time.Since(k.since) <= shortLived
 			if !atOnce {
 				k.failures = -1

@@ -82,6 +82,9 @@ func (h *Host) Serve(conn *auth.Conn) error {
 	}
 	slot := int(c.slot.index)
 	h.cfg.Owner.Attached(l, slot)
+	if slot == 0 {
+		l.checkAll()
+	}
 	err = c.run()
 	h.cfg.Owner.Detached(l, slot, err)
 	return err

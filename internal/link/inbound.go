@@ -12,6 +12,7 @@ import (
 type inbound struct {
 	pending *Stream  // that parts belong to
 	parts   [][]byte // of DATA frames in order
+	bulk    bool     // much moved lately
 }
 
 // readLoop applies frames until the connection ends. While it waits for the next one it holds no buffer.
@@ -31,6 +32,9 @@ func (c *carrier) readLoop() error {
 		c.lastRead.Store(int64(c.slot.link.now()))
 		used, wrong := c.apply(buf[:have])
 		EndTurn(turn)
+		if c.bulk {
+			c.slot.link.wantCarriers()
+		}
 		switch {
 		case wrong != nil:
 			c.giveUp(wrong)
@@ -86,7 +90,9 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 		c.send(false)
 	}
 	if sl.cur == c {
-		c.armAck(sl.link.now())
+		now := sl.link.now()
+		c.armAck(now)
+		c.bulk = sl.link.dials && sl.core.traffic.lately(now) >= bulkStep
 	}
 	return used, err
 }
@@ -109,7 +115,7 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 		}
 		used += n
 		if f.Type >= wire.TypeSkip {
-			if err := sl.core.glitch(); err != nil {
+			if err := c.applyOptional(f); err != nil {
 				return used, err
 			}
 			continue
@@ -168,8 +174,12 @@ func (sl *slot) handle(ev event) {
 		}
 	case evOpened:
 		s.bind(sl)
+		several := sl.link.dials && len(sl.core.streams) > 1
 		sl.mu.Unlock()
 		sl.link.owner.Opened(s)
+		if several {
+			sl.link.wantCarriers()
+		}
 		sl.mu.Lock()
 	case evReset:
 		code := wire.CodeReset
@@ -194,6 +204,19 @@ func (sl *slot) sayChecksum(s *Stream) {
 	sl.link.log.Error("bytes of a connection did not arrive as they were sent: it was reset; suspect the memory of either machine, or this program",
 		"client", s.open.Client.String(), "slot", sl.index, "stream", s.id)
 	sl.mu.Lock()
+}
+
+// applyOptional applies a frame that an end which does not know it skips. slot.mu is held.
+func (c *carrier) applyOptional(f wire.Frame) error {
+	sl := c.slot
+	switch idle := sl.core.features&wire.FeatureIdle != 0; {
+	case idle && f.Type == wire.TypeCheck && sl.link.dials && sl.index == 0:
+		return c.unlocked(func() error { sl.link.checked(f.Offset); return nil })
+	case idle && f.Type == wire.TypeRetire && !sl.link.dials && sl.index != 0:
+		c.retire()
+		return nil
+	}
+	return sl.core.glitch()
 }
 
 // applyLink applies a frame of the link itself. slot.mu is held.

@@ -63,6 +63,7 @@ type Link struct {
 	serving  sync.WaitGroup // connections that were installed
 
 	leaving leaving
+	upkeep  upkeep
 
 	mu  sync.Mutex
 	err error // why the session ended; guarded by mu
@@ -114,12 +115,29 @@ var ErrEnded = errors.New("the link's session is over")
 func (l *Link) Open(o wire.Open) (*Stream, error) {
 	best := l.idlest()
 	best.mu.Lock()
-	for best.cur != nil && !best.cur.hungUp && !best.connected() { // once known to be dead it is not the idlest any more
+	for range l.slots { // a connection that has gone, or is known to be dead, meanwhile is not the idlest any more
+		if best.connected() {
+			break
+		}
 		best.mu.Unlock()
 		best = l.idlest()
 		best.mu.Lock()
 	}
-	defer best.mu.Unlock()
+	s, err := l.openLocked(best, o)
+	missing, several := best.cur == nil, len(best.core.streams) > 1
+	best.mu.Unlock()
+	switch {
+	case err != nil:
+		return nil, err
+	case missing:
+		l.check(best)
+	case several && l.dials:
+		l.wantCarriers()
+	}
+	return s, nil
+}
+
+func (l *Link) openLocked(best *slot, o wire.Open) (*Stream, error) {
 	switch {
 	case l.Err() != nil, l.leaving.closed.Load():
 		return nil, ErrEnded
@@ -165,7 +183,7 @@ func (sl *slot) load() (at load) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	switch {
-	case sl.cur != nil && !sl.cur.hungUp:
+	case sl.cur != nil && !sl.cur.hungUp && sl.link.now() < sl.cur.answerBy(suspectAfter, 2):
 	case sl.attached:
 		at.away = 1
 	default:
@@ -384,7 +402,7 @@ func (l *Link) expire() {
 		left := limit
 		for _, sl := range l.slots {
 			sl.mu.Lock()
-			if sl.cur == nil && sl.attached && !sl.frozen {
+			if sl.cur == nil && sl.attached && !sl.frozen && (sl.index == 0 || len(sl.core.streams) > 0 || l.upkeep.interval() == 0) {
 				left = min(left, limit-(l.now()-sl.since))
 			}
 			sl.mu.Unlock()

@@ -160,7 +160,7 @@ func newWorldOn(t testing.TB, detach, bridgeDetach time.Duration, ln net.Listene
 	return startWorld(t, wire.FeatureDialOpens, detach, bridgeDetach, ln, dial)
 }
 
-func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duration, ln net.Listener, dial func(context.Context) (net.Conn, error)) *world {
+func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duration, ln net.Listener, dial func(context.Context) (net.Conn, error), changes ...func(*DialerConfig)) *world {
 	w := &world{t: t, ln: ln, px: newRecorder(), br: newRecorder()}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
@@ -194,16 +194,23 @@ func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duratio
 	})
 	w.dialerConfig = DialerConfig{
 		Owner: w.br, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Carriers: testCarriers, Detach: bridgeDetach,
-		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}, Features: wire.FeatureDialOpens},
+		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}, Features: wire.FeatureDialOpens | Features},
 		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) }),
 		Failed: func(int, error, time.Duration) {},
+	}
+	for _, change := range changes {
+		change(&w.dialerConfig)
 	}
 	w.dialer = NewDialer(w.dialerConfig)
 	dialing, stop := context.WithCancel(ctx)
 	w.stopDialer = stop
 	w.wg.Go(func() { w.dialer.Run(dialing) })
-	w.px.wait(w.px.allUp(testCarriers))
-	w.br.wait(w.br.allUp(testCarriers))
+	carriers := testCarriers
+	if f&wire.FeatureIdle != 0 {
+		carriers = idleCarriers
+	}
+	w.px.wait(w.px.allUp(carriers))
+	w.br.wait(w.br.allUp(carriers))
 	return w
 }
 

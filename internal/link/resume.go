@@ -106,6 +106,7 @@ func (c *core) lost(gen uint64) {
 func (c *core) fence() {
 	c.bound, c.rtt, c.least = 0, 0, shortest{}
 	c.pong, c.ping, c.goAway = false, false, nil
+	c.checks, c.retire = nil, false
 	clear(c.control)
 	c.controlOrder = nil
 	c.acks.clear()

@@ -144,6 +144,14 @@ func (c *core) fill(b *bundle, limit int, now time.Duration) {
 		b.own = wire.AppendGoAway(b.own, *c.goAway)
 		c.goAway = nil
 	}
+	for _, slot := range c.checks {
+		b.own = wire.AppendEmpty(b.own, wire.TypeCheck, 0, uint64(slot))
+	}
+	c.checks = nil
+	if c.retire {
+		c.retire = false
+		b.own = wire.AppendEmpty(b.own, wire.TypeRetire, 0, 0)
+	}
 	for len(c.controlOrder) > 0 && b.size() < limit {
 		id := c.controlOrder[0]
 		c.controlOrder = c.controlOrder[1:]
@@ -193,8 +201,13 @@ func (c *core) fill(b *bundle, limit int, now time.Duration) {
 
 // ready reports whether fill has something to send now, apart from delayed ACKs.
 func (c *core) ready() bool {
-	return c.fresh.head != nil || c.bulk.head != nil || c.acks.head != nil || c.opens.head != nil || len(c.forgets) > 0 ||
-		c.pong || c.ping || c.goAway != nil || len(c.controlOrder) > 0
+	return c.streamsWait() || c.acks.head != nil || len(c.forgets) > 0 ||
+		c.pong || c.ping || c.goAway != nil || len(c.controlOrder) > 0 || len(c.checks) > 0 || c.retire
+}
+
+// streamsWait reports whether streams have something to send that the peer answers.
+func (c *core) streamsWait() bool {
+	return c.opens.head != nil || c.fresh.head != nil || c.bulk.head != nil
 }
 
 // fillFlows shares the batch between the streams with something to send: deficit round robin over two lists as in

@@ -134,7 +134,7 @@ func New(cfg Config) *Proxy {
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
 	rand.Read(instance[:])
-	p.port.auth = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Lookup: p.secret}
+	p.port.auth = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Features: link.Features, Lookup: p.secret}
 	p.port.tls = p.port.auth.TLS()
 	p.port.gate.room.known.load(cfg.Known, time.Now())
 	p.setKeys(cfg.Settings)

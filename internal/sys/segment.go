@@ -4,9 +4,10 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"time"
 )
 
-// DialLink connects a socket of the link, without keep-alive: the link watches over itself. It dials from the local address
+// DialLink connects a socket of the link, without keep-alive: see KeepAlive. It dials from the local address
 // from, or from any if that is the zero value. Neither end sends TCP segments of more than segment bytes, where the system lets a
 // program say so; 0 leaves their size to the system.
 func DialLink(ctx context.Context, from netip.Addr, network, addr string, segment int) (net.Conn, error) {
@@ -18,4 +19,12 @@ func DialLink(ctx context.Context, from netip.Addr, network, addr string, segmen
 		d.Control = maxSegment(segment)
 	}
 	return d.DialContext(ctx, network, addr)
+}
+
+// KeepAlive has the kernel send a probe on an idle connection of the link: the link itself says nothing there. Other connections
+// of the link it watches over itself.
+func KeepAlive(c net.Conn, every time.Duration) {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: every, Interval: min(every, 15*time.Second), Count: 4})
+	}
 }

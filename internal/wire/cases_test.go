@@ -41,6 +41,7 @@ func frames() []named {
 			Mode: ModeJoin, Slot: 4, Session: seq[[16]byte](0x10), WantInstance: seq[[16]byte](0x40), Window: 16384, MaxStreams: 4096, MAC: seq[[32]byte](0x80),
 		})},
 		{"attach-longest-name", AppendAttach(nil, 1<<64-1, Attach{Mode: ModeJoin, Slot: 255, Streams: 1<<32 - 1, TableCRC: 1<<32 - 1, Window: 1<<32 - 1, MaxStreams: 1<<32 - 1, Detach: 1<<32 - 1, Name: strings.Repeat("n", MaxText)})},
+		{"attach-keepalive", AppendAttach(nil, 1, Attach{Mode: ModeNew, Session: seq[[16]byte](0x10), Window: 16384, MaxStreams: 16384, Name: "nas", Keepalive: 25_000})},
 		{"attach-with-longer-entries", AppendAttach(nil, 2, Attach{Mode: ModeResume, Slot: 1, Entry: 255, Streams: 1})},
 		{"attached-ok", AppendAttached(nil, 7, Attached{Status: StatusOK, Slot: 2, Carriers: 4, Streams: 2, TableCRC: 0x01020304, Window: 16384, MaxStreams: 16384, Transfer: 3009, Detach: 300_000})},
 		{"attached-gone", AppendAttached(nil, 7, Attached{Status: StatusGone, Slot: 2, Text: "the proxy does not hold this session (any more)"})},
@@ -141,7 +142,9 @@ func tolerated() (list []struct {
 // skipped are frames of types that are skipped by their length.
 func skipped() []named {
 	return []named{
-		{"type-128", head(128, 0, 0, 0, 0)},
+		{"check", AppendEmpty(nil, TypeCheck, 0, 2)},
+		{"retire", AppendEmpty(nil, TypeRetire, 0, 0)},
+		{"type-130", head(130, 0, 0, 0, 0)},
 		{"type-255-of-a-stream", append(head(255, 0xff, 3, 258, 5), "abc"...)},
 		{"type-200-longest", append(head(200, 0, MaxPayload, 0, 0), make([]byte, MaxPayload)...)},
 	}
@@ -267,6 +270,7 @@ func malformedFrames() []bad {
 		{"open-name-too-long", withField("open-without-fields", fieldName, strings.Repeat("n", 256)), "field-value", "field 128"},
 		{"open-hops-of-no-bytes", withField("open-without-fields", fieldHops, ""), "field-value", "field 129"},
 		{"attach-name-too-long", withField("attach-join-without-name", fieldAttachName, strings.Repeat("n", MaxText+1)), "field-value", "field 1"},
+		{"attach-keepalive-of-2-bytes", withField("attach-join-without-name", fieldAttachKeepalive, "ab"), "field-value", "field 2"},
 		{"attached-text-too-long", withField("attached-unsupported", fieldText, strings.Repeat("n", MaxText+1)), "field-value", "field 1"},
 		{"attached-come-back-of-3-bytes", withField("attached-unsupported", fieldComeBack, "abc"), "field-value", "field 2"},
 		{"goaway-come-back-of-5-bytes", withField("goaway", fieldComeBack, "abcde"), "field-value", "field 2"},

@@ -52,9 +52,10 @@ const (
 	FeatureDatagrams Features = 1 << iota // DATAGRAM, and OPEN of flows
 	FeatureDialOpens                      // the dialling end opens streams
 	FeatureCluster                        // reserved: PEERS, WANT, CALL
+	FeatureIdle                           // CHECK, RETIRE: an idle link has few connections, which are seldom asked for a sign of life
 )
 
-var featureNames = [...]string{"datagrams", "streams opened by the dialling end", "cluster"}
+var featureNames = [...]string{"datagrams", "streams opened by the dialling end", "cluster", "idle links"}
 
 // String names the features for people.
 func (f Features) String() string {

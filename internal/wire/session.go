@@ -29,11 +29,16 @@ type Attach struct {
 	Detach       uint32   // milliseconds without a connection after which the dialling end ends the session; 0: not said
 	MAC          [32]byte // proof of the session secret; zero with ModeNew
 	Name         string   // field 1: of the dialling end's host, for display
+	Keepalive    uint32   // field 2, with FeatureIdle: milliseconds of silence after which the dialling end sends PING on slot 0; 0: not said
 }
 
 const attachLen = 4 + 16 + 16 + 5*4 + 32
 
-const fieldAttachName = 1
+// The fields of ATTACH.
+const (
+	fieldAttachName      = 1
+	fieldAttachKeepalive = 2
+)
 
 // AppendAttach appends an ATTACH of generation gen.
 func AppendAttach(b []byte, gen uint64, a Attach) []byte {
@@ -48,7 +53,7 @@ func AppendAttach(b []byte, gen uint64, a Attach) []byte {
 	b = binary.BigEndian.AppendUint32(b, a.MaxStreams)
 	b = binary.BigEndian.AppendUint32(b, a.Detach)
 	b = append(b, a.MAC[:]...)
-	return setLength(appendTextField(b, fieldAttachName, a.Name, MaxText), at)
+	return setLength(appendUint32Field(appendTextField(b, fieldAttachName, a.Name, MaxText), fieldAttachKeepalive, a.Keepalive), at)
 }
 
 func entry(n uint8) uint8 {
@@ -84,8 +89,11 @@ func ParseAttach(f Frame) (a Attach, err error) {
 		return a, malformed(TypeAttach, "a new session starts at slot 0 without streams, instance and proof")
 	}
 	return a, parseFields(TypeAttach, p[attachLen:], func(f Field) (known, ok bool) {
-		if f.Type == fieldAttachName {
+		switch f.Type {
+		case fieldAttachName:
 			return true, f.text(&a.Name, MaxText)
+		case fieldAttachKeepalive:
+			return true, f.uint32(&a.Keepalive)
 		}
 		return false, false
 	})

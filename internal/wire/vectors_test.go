@@ -80,7 +80,7 @@ func fields(f Frame) map[string]any {
 		a, _ := ParseAttach(f)
 		return map[string]any{
 			"mode": a.Mode, "slot": a.Slot, "entry": a.Entry, "session": hex.EncodeToString(a.Session[:]), "want_instance": hex.EncodeToString(a.WantInstance[:]),
-			"streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window, "max_streams": a.MaxStreams, "detach": a.Detach, "mac": hex.EncodeToString(a.MAC[:]), "name": a.Name,
+			"streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window, "max_streams": a.MaxStreams, "detach": a.Detach, "mac": hex.EncodeToString(a.MAC[:]), "name": a.Name, "keepalive": a.Keepalive,
 		}
 	case TypeAttached:
 		a, _ := ParseAttached(f)

@@ -47,6 +47,9 @@ const (
 
 	// TypeSkip is the first type of those that are skipped by their length where they are not known.
 	TypeSkip Type = 128
+
+	TypeCheck  Type = 128 // offset: slot; empty. Accepting end, slot 0, with FeatureIdle: see to the slot's connection
+	TypeRetire Type = 129 // offset reserved; empty. Dialling end, a carrier, with FeatureIdle: close this connection if it has no streams
 )
 
 var typeNames = [...]string{
@@ -55,7 +58,12 @@ var typeNames = [...]string{
 }
 
 func (t Type) String() string {
-	if !t.known() {
+	switch {
+	case t == TypeCheck:
+		return "CHECK"
+	case t == TypeRetire:
+		return "RETIRE"
+	case !t.known():
 		return fmt.Sprintf("type %d", uint8(t))
 	}
 	return typeNames[t]
