@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"reverser/internal/sys"
 )
@@ -22,6 +23,7 @@ type Conn struct {
 
 	wmu     sync.Mutex // held while writing to the socket, too
 	write   half       // guarded by wmu, as all below
+	since   time.Time  // of the keys of write
 	out     []byte     // records that wait for the socket
 	done    int        // bytes of out that it took
 	tryErr  error
@@ -156,6 +158,7 @@ func (c *Conn) handshake(ctx context.Context, cfg *tls.Config, client bool) erro
 	if err := c.write.use(s, mine); err != nil {
 		return err
 	}
+	c.since = time.Now()
 	return c.read.use(s, theirs)
 }
 
@@ -396,8 +399,9 @@ func (c *Conn) Send(pieces [][]byte, wait bool) (done bool, err error) {
 	if c.out == nil {
 		c.out = buffers.Get().(*buffer)[:0]
 	}
+	now := time.Now()
 	for _, p := range pieces {
-		if err := c.seal(p); err != nil {
+		if err := c.seal(p, now); err != nil {
 			return false, err
 		}
 	}
@@ -431,14 +435,15 @@ func (c *Conn) HungUp() (yes bool) {
 }
 
 // seal appends p's records to out. wmu is held.
-func (c *Conn) seal(p []byte) (err error) {
+func (c *Conn) seal(p []byte, now time.Time) (err error) {
 	for len(p) > 0 {
-		if c.write.seq >= c.rekeyAfter || c.rekey.Swap(false) {
+		if c.write.seq >= c.rekeyAfter || now.Sub(c.since) >= rekeyEvery || c.rekey.Swap(false) {
 			msg := append(make([]byte, 0, 6), keyUpdate, 0, 0, 1, 0)
 			c.out = c.write.seal(c.out, msg, typeHandshake)
 			if err := c.write.next(); err != nil {
 				return err
 			}
+			c.since = now
 		}
 		n := min(len(p), MaxPlaintext)
 		c.out = c.write.seal(c.out, p[:n], typeData)

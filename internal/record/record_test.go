@@ -21,6 +21,7 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 )
 
@@ -183,6 +184,64 @@ func TestKeyUpdate(t *testing.T) {
 			t.Error("a request for new keys was not answered")
 		}
 	}
+}
+
+// countingConn counts what is written.
+type countingConn struct {
+	net.Conn
+	writes, bytes int
+}
+
+func (c *countingConn) Write(p []byte) (int, error) {
+	c.writes, c.bytes = c.writes+1, c.bytes+len(p)
+	return c.Conn.Write(p)
+}
+
+// TestKeysAge: a sender changes its keys after two minutes, with what it has to send anyway, and not while it has nothing.
+func TestKeysAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := net.Pipe()
+		wire := &countingConn{Conn: x}
+		var a, b *Conn
+		both(t, func() (err error) { a, err = Client(t.Context(), wire, clientConfig()); return },
+			func() (err error) { b, err = Server(t.Context(), y, serverConfig(), Steps{}); return })
+		defer x.Close()
+		defer y.Close()
+		*wire = countingConn{Conn: x}
+		say := func() (changed bool) {
+			t.Helper()
+			old := a.write.secret
+			both(t, func() error { _, err := a.Write([]byte("x")); return err }, func() error {
+				_, err := io.ReadFull(b, make([]byte, 1))
+				return err
+			})
+			if !bytes.Equal(a.write.secret, b.read.secret) {
+				t.Fatal("the ends have different keys")
+			}
+			return !bytes.Equal(a.write.secret, old)
+		}
+		changes, says := 0, 0
+		for begin := time.Now(); time.Since(begin) < time.Hour; time.Sleep(7 * time.Second) {
+			says++
+			if say() {
+				changes++
+			}
+		}
+		if most := int(time.Hour / rekeyEvery); changes > most || changes < most-2 {
+			t.Errorf("%d changes in an hour, want about %d", changes, most)
+		}
+		if wire.writes != says || wire.bytes > says*(Overhead+1)+changes*(Overhead+5) {
+			t.Errorf("%d writes of %d bytes for %d and %d changes", wire.writes, wire.bytes, says, changes)
+		}
+		before := wire.writes
+		time.Sleep(24 * time.Hour)
+		if wire.writes != before {
+			t.Errorf("%d writes while there was nothing to say", wire.writes-before)
+		}
+		if !say() || say() {
+			t.Error("behind a long silence the first record changes the keys, and the second does not")
+		}
+	})
 }
 
 // TestBatches: Records takes many records at once, Send keeps what the socket does not take, and nothing is lost or moved.
