@@ -205,7 +205,7 @@ func (u *uplink) Ended(l *link.Link, err error) {
 	switch {
 	case b.ctx.Err() != nil:
 	case beside:
-		b.log.Info("the proxy that was stopping has ended", "proxy", u.proxy)
+		b.say.Say(slog.LevelInfo, u.proxy, "the proxy that was stopping has ended", "proxy", u.proxy)
 	default:
 		u.report.ended(l, err)
 	}
@@ -269,12 +269,12 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 	}
 	h, err := u.claims.claimed(id, a)
 	b.changedLocked()
-	var log *slog.Logger
+	var say sayFunc
 	if h.service != nil {
-		log = u.serviceLog(h)
+		say = u.aboutService(h)
 		if h.now.state == status.ServiceUp && !h.now.proven {
 			b.probeSoonLocked(&probe{
-				probed: probed{u, id}, l: l, log: log, answers: h.now.answers, claimed: h.service.Public,
+				probed: probed{u, id}, l: l, say: say, answers: h.now.answers, claimed: h.service.Public,
 				remote: u.remote, nonce: c.Nonce,
 			})
 		}
@@ -290,20 +290,25 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 	switch {
 	case !news || b.draining.Load(): // a successor has what this bridge had
 	case h.now.state == status.ServiceDenied:
-		log.Error("service denied by the proxy", "reason", c.Text)
+		say(slog.LevelError, "service denied by the proxy", "reason", c.Text)
 	case h.now.state == status.ServiceRetrying:
-		log.Warn("service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
+		say(slog.LevelWarn, "service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
 	}
 	return nil
 }
 
-// serviceLog names the service in log lines, and the proxy where there are several.
-func (u *uplink) serviceLog(h heard) *slog.Logger {
-	log := u.b.log.With("service", h.now.public.String(), "target", h.service.target())
+// sayFunc has a line written in the log.
+type sayFunc func(level slog.Level, msg string, args ...any)
+
+// aboutService names the service in log lines, and the proxy where there are several. A proxy has so many lines written only.
+func (u *uplink) aboutService(h heard) sayFunc {
+	about := []any{"service", h.now.public.String(), "target", h.service.target()}
 	if len(u.b.uplinks) > 1 {
-		log = log.With("proxy", u.proxy)
+		about = append(about, "proxy", u.proxy)
 	}
-	return log
+	return func(level slog.Level, msg string, args ...any) {
+		u.b.say.Say(level, u.proxy, msg, slices.Concat(about, args)...)
+	}
 }
 
 // tickEvery is how often time counts for services that are retired.

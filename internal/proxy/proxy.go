@@ -7,7 +7,7 @@
 //  4. internal/traffic binds both into a pair (bind.go), whose bytes internal/relay moves into internal/link.
 //
 // links.go is the other door: bridges connect and authenticate there. session.go tells the registry what they claim, and
-// does what it decides; settings.go changes what is allowed, say.go writes the log. Every goroutine is counted in Proxy.wg or belongs to
+// does what it decides; settings.go changes what is allowed. Every goroutine is counted in Proxy.wg or belongs to
 // Proxy.conns, Proxy.entrances or Proxy.say, and Run returns when all have ended.
 package proxy
 
@@ -26,6 +26,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
+	"reverser/internal/lines"
 	"reverser/internal/link"
 	"reverser/internal/registry"
 	"reverser/internal/relay"
@@ -65,7 +66,7 @@ type Config struct {
 type Proxy struct {
 	cfg       Config
 	log       *slog.Logger
-	say       *talker // for lines about bridges, which must not be waited for
+	say       *lines.Log // about bridges, by key
 	start     time.Time
 	port      linkPort
 	registry  *registry.Registry
@@ -113,7 +114,7 @@ func New(cfg Config) *Proxy {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Proxy{
-		cfg: cfg, log: cfg.Log, say: newTalker(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
+		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
 		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]struct{})},
 		port:     linkPort{gate: newGate(), budget: link.NewBudget(cfg.Budget)},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
@@ -173,7 +174,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if p.port.carrier != nil {
 		p.log.Info("carriers listening", "transfer", p.TransferAddr().String())
 	}
-	go p.say.run() // say.stop waits for it
+	go p.say.Run() // Stop waits for it
 	p.life.running.Store(true)
 	p.wg.Go(func() { p.registry.Run(p.life.ctx, effects{p}) })
 	p.wg.Go(func() { p.acceptLinks(p.port.ln) })
@@ -205,7 +206,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.entrances.Shut()
 	p.wg.Wait()
 	p.port.short.Close()
-	p.say.stop()
+	p.say.Stop()
 	p.log.Info("proxy stopped")
 	return nil
 }
