@@ -121,14 +121,20 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 			"the proxy has no key, so no bridge could connect (state directory %s)", dir.Path())
 	}
 
+	known, err := dir.Known()
+	if err != nil {
+		log.Warn("the addresses that bridges came from are forgotten: strangers may delay them until they have connected once", "err", err)
+	}
 	p := proxy.New(proxy.Config{
-		Listen:   set.Proxy.Listen,
-		Transfer: set.Proxy.Transfer,
-		Identity: identity,
-		Budget:   boundMemory(),
-		Version:  version(),
-		Log:      log,
-		Settings: proxySettings(set),
+		Listen:    set.Proxy.Listen,
+		Transfer:  set.Proxy.Transfer,
+		Identity:  identity,
+		Budget:    boundMemory(),
+		Version:   version(),
+		Log:       log,
+		Known:     knownAddresses[proxy.Known](known),
+		SaveKnown: func(list []proxy.Known) error { return dir.SetKnown(knownAddresses[state.Known](list)) },
+		Settings:  proxySettings(set),
 	})
 	if err := p.Listen(); err != nil {
 		return listenError(err, set.Origin)
@@ -193,6 +199,15 @@ func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(contex
 
 func proxySettings(set config.Settings) proxy.Settings {
 	return proxy.Settings{Keys: proxyKeys(set.Proxy.Keys), Offer: set.Proxy.Offer, Drain: set.Drain, ResumeWithin: set.ResumeWithin}
+}
+
+// knownAddresses turns what one package knows of addresses into what another one does.
+func knownAddresses[To, From state.Known | proxy.Known](list []From) []To {
+	to := make([]To, len(list))
+	for i, k := range list {
+		to[i] = To(k)
+	}
+	return to
 }
 
 func proxyKeys(keys []config.Key) []proxy.Key {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 
 	"reverser/internal/grammar"
 	"reverser/internal/registry"
@@ -53,6 +54,9 @@ func (p *Proxy) forward(rt *registry.Route, a *traffic.Admission, conn net.Conn)
 	a.Finally(t.Leave)
 	a.Bind(conn, t.Stream, head, t.Offer.Target())
 }
+
+// network is the address block that counts as one host.
+func network(a net.Addr) netip.Prefix { return traffic.Block(traffic.AddrPort(a).Addr()) }
 
 // near reports whether a connection comes from where a bridge's link does.
 func near(rt *registry.Route, conn net.Conn) bool {

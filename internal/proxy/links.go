@@ -17,9 +17,8 @@ import (
 func (p *Proxy) acceptLinks(ln net.Listener) {
 	pool := p.port.descriptors
 	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, sys.ForLinks, p.port.short), p.log, func(conn net.Conn) {
-		pass := p.port.gate.enter(conn)
+		pass := p.port.gate.enter(p.log, conn)
 		if pass == nil {
-			conn.Close()
 			pool.Give(sys.ForLinks)
 			return
 		}
@@ -31,9 +30,12 @@ func (p *Proxy) acceptLinks(ln net.Listener) {
 }
 
 func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
-	ac, err := auth.Server(conn, p.port.tls, p.port.auth)
-	pass.leave(err == nil)
+	ac, err := auth.ServerSteps(conn, p.port.tls, p.port.auth, pass.steps())
+	gone := pass.leave(err == nil)
 	if err != nil {
+		if gone != nil {
+			err = gone
+		}
 		p.port.gate.report(p.log, conn.RemoteAddr(), err)
 		return
 	}

@@ -1,7 +1,7 @@
 // Package registry decides who serves what: which bridge gets the users of a public name, which sockets are open, and what bridges
 // are told.
 //
-// Its secret is that decision. A claim, another policy, the end of a session or a socket that could not be opened is an event. An
+// A claim, another policy, the end of a session or a socket that could not be opened is an event. An
 // event changes the inputs of one state machine under one lock (core.go). The registry then derives the result at once (settle.go).
 // Users find it in a view without a lock (view.go, route.go). One goroutine, Run, carries out the effects in order (effects.go). Nothing is opened, written or logged under the lock.
 //

@@ -1,7 +1,7 @@
 // Package traffic knows which connections a process has, what each may use, and how they end together.
 //
-// Its secret is the life of a connection, from its arrival until all that counted it has been given back: the same at the proxy,
-// where users arrive, and at the bridge, where streams do. It does not know where a connection leads. The way of a connection through it:
+// A connection has the same life at the proxy, where users arrive, and at the bridge, where streams do: from its arrival until
+// all that counted it has been given back. The package does not know where a connection leads. The way of a connection through it:
 //  1. accept.go takes it at a listener, at the proxy.
 //  2. admit.go lets it in, or refuses it: the drain, the limits of its accounts, the descriptors.
 //  3. account.go charges it to its service, key and client.
