@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	fleetBridges = flag.Int("fleet.bridges", 10_000, "bridges of the largest simulated fleet; 100,000 take a minute")
+	fleetBridges = flag.Int("fleet.bridges", 5000, "bridges of the largest simulated fleet; 100,000 take a minute")
 	fleetReal    = flag.String("fleet.real", "", "compare the simulated return with those of real bridges in this `FILE` of bench/compare -out")
 )
 
