@@ -402,7 +402,7 @@ func (f *ownFleet) makeKeys() error {
 		if err != nil {
 			return err
 		}
-		k, err := state.NewKey(fmt.Sprintf("bridge%d", i), grammar.Policy{allow})
+		k, err := state.NewKey(fmt.Sprintf("bridge%d", i), grammar.Policy{allow}, 0)
 		if err != nil {
 			return err
 		}
