@@ -101,19 +101,23 @@ func strangers(ctx context.Context, b *bed) error {
 }
 
 func (n *neighbour) flood(ctx context.Context, f flood, newAddr netip.Addr, back time.Duration) error {
-	s := &attacks.Strangers{Do: n.pub.Do, Addr: netip.MustParseAddrPort(n.link), Rate: f.rate, Says: f.says}
+	a, at := attack{Addr: netip.MustParseAddrPort(n.link), Strangers: f.rate, Says: f.says}, n.pub
 	switch {
 	case f.known && f.far:
-		s.Do = n.lan.Do
+		at = n.lan
 	case f.known: // the relay's connections come from where all do
 	case f.beside:
-		s.From = []netip.Addr{newAddr}
+		a.From = []netip.Addr{newAddr}
 	default:
-		s.From = attacks.Blocks(f.addresses)
+		a.From = attacks.Blocks(f.addresses)
 	}
+	var came int64
 	err := n.beside(ctx, f.String(), func() (func(), error) {
-		s.Start()
-		return s.Stop, nil
+		stop, err := n.attack(ctx, at, a)
+		if err != nil {
+			return nil, err
+		}
+		return func() { came += stop().Strangers }, nil
 	}, func() error {
 		if err := n.cut(ctx, "under it", back); err != nil {
 			return err
@@ -125,6 +129,6 @@ func (n *neighbour) flood(ctx context.Context, f flood, newAddr netip.Addr, back
 		}
 		return n.operator(ctx, "under it")
 	})
-	n.note("%d strangers came", s.Came.Load())
+	n.note("%d strangers came", came)
 	return err
 }
