@@ -57,7 +57,9 @@ var rules = []rule{
 		why: "turns what arrives at a socket into a name; who serves the name is not its to know"},
 	{pkg: "internal/proxy", own: "auth entrance grammar link registry relay status sys traffic wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
-	{pkg: "internal/bridge", own: "auth grammar link relay status sys traffic wire",
+	{pkg: "internal/claims", own: "grammar status wire", not: "os io sync context log/slog",
+		why: "the bridge's side of claims, as deterministic as the registry: the simulation of both drives it step by step"},
+	{pkg: "internal/bridge", own: "auth claims grammar link relay status sys traffic wire",
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
@@ -80,7 +82,8 @@ var rules = []rule{
 	{pkg: "e2e/faultnet", why: "a relay that breaks what passes; it does not know what that means"},
 	{pkg: "e2e/attacks", own: "auth grammar state wire", why: "plays those who wish a tunnel ill: it speaks the protocol by itself, and never with the code that it attacks"},
 	{pkg: "e2e/faults", own: "freeport grammar wire /e2e/attacks /e2e/faultnet /e2e/netlab /e2e/process", why: "breaks what the built program depends on and looks from outside"},
-	{pkg: "bench/...", own: "/e2e/netlab", why: "measures the built programs from outside, also over a distance"},
+	{pkg: "bench/...", own: "bridge grammar state /e2e/netlab",
+		why: "measures the built programs from outside, also over a distance; thousands of bridges fit into one process only"},
 	{pkg: "examples/...", own: "/ /examples/asr", why: "what a user of the library could write, so the library is all they see"},
 }
 
@@ -108,7 +111,7 @@ var banned = []struct{ prefix, why string }{
 }
 
 // dataPath are the packages on the path of a byte: everything they pull in is read by whoever audits it.
-var dataPath = []string{"wire", "auth", "link", "relay", "traffic", "registry", "entrance", "proxy", "bridge"}
+var dataPath = []string{"wire", "auth", "link", "relay", "traffic", "registry", "claims", "entrance", "proxy", "bridge"}
 
 // TestImports holds the rules for all platforms at once, by reading the files rather than building them.
 func TestImports(t *testing.T) {

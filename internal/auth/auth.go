@@ -1,8 +1,8 @@
 // Package auth makes a TCP connection between a dialling end, such as a bridge, and a proxy into a link connection: TLS 1.3, the proxy's pin, and
 // a mutual proof of the shared 256-bit key that is bound to this TLS connection (spec/PROTOCOL.md, section "Handshake").
 //
-// Its secret is the order and the input of the two MACs. It starts no goroutine. Both functions set one deadline on the
-// connection, which covers everything before authentication, and clear it on success only.
+// Client and Server set one deadline on the connection. It covers everything before authentication, and only success clears it.
+// The package starts no goroutine.
 package auth
 
 import (

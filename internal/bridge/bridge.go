@@ -1,9 +1,9 @@
 // Package bridge is the LAN role: it dials a proxy, offers services there, and connects the streams that come back to
 // real servers.
 //
-// Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The way
+// Only this package knows what a service means in the LAN: the proxy names services by number and never an address. The way
 // of a byte through it: internal/link receives, serve.go finds the service of a new stream, target.go connects to the real
-// server, internal/relay moves the bytes. The way of a claim: apply.go takes the services, claims.go decides what each
+// server, internal/relay moves the bytes. The way of a claim: apply.go takes the services, internal/claims decides what each
 // proxy is told, uplink.go says it and hears the answer, probe.go proves the public port. Every goroutine is counted in
 // life.wg or in traffic.Conns, and Run returns when all have ended.
 package bridge
@@ -15,12 +15,14 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"reverser/internal/claims"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/relay"
@@ -36,13 +38,7 @@ const DefaultPort = "3010"
 const DefaultDrain = 30 * time.Second
 
 // Service is one thing that the bridge offers.
-type Service struct {
-	Public grammar.Public
-	Target grammar.Target
-	// Handle, when set, takes the connections in place of Target. It is called in a goroutine of its own and closes the
-	// connection.
-	Handle func(net.Conn)
-}
+type Service = claims.Service
 
 // Proxy says where a proxy is.
 type Proxy struct {
@@ -57,6 +53,7 @@ type Config struct {
 	Settings Settings
 	Version  string
 	Log      *slog.Logger // nil: discard
+	From     netip.Addr   // the local address that the proxies are dialled from; the zero value leaves it to the system
 	Budget   int64        // bytes that the links may hold in flight beyond each stream's floor; 0: 128 MiB
 	// ResumeWithin is how long connections outlive a break of the link; 0: link.DetachLimit.
 	ResumeWithin time.Duration
@@ -77,7 +74,7 @@ type Bridge struct {
 	targets relay.Dialer
 
 	mu        sync.Mutex
-	services  *services // guarded by mu, as all below
+	services  *claims.Services // guarded by mu, as all below
 	probes    prober
 	drainTime time.Duration // of Settings
 	drainEnds time.Time     // when what is left is reset; zero: no drain has begun
@@ -115,10 +112,10 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), budget: link.NewBudget(cfg.Budget),
-		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target}),
-		services: newServices(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
+		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target, Name: keyPrefix}),
+		services: claims.New(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
-	if _, err := b.services.apply(cfg.Settings.Services); err != nil {
+	if _, err := b.services.Apply(cfg.Settings.Services); err != nil {
 		return nil, err
 	}
 	for _, p := range cfg.Proxies {
@@ -133,13 +130,20 @@ func New(cfg Config) (*Bridge, error) {
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.drain = make(chan struct{})
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
-	b.socket = sys.DialLink
+	b.socket = func(ctx context.Context, network, addr string, segment int) (net.Conn, error) {
+		return sys.DialLink(ctx, cfg.From, network, addr, segment)
+	}
 	b.watch = sys.WatchNetwork
+	if cfg.From.IsLoopback() { // which comes and goes with nothing
+		b.watch = func(ctx context.Context, _ func(sys.NetworkEvent)) { <-ctx.Done() }
+	}
 	return b, nil
 }
 
 // key names the key in log and status: the bridge knows its id only, and `reverser key list` shows as much of it.
-func (b *Bridge) key() string { return hex.EncodeToString(b.cfg.Token.KeyID[:4]) }
+func (b *Bridge) key() string { return keyPrefix(b.cfg.Token.KeyID) }
+
+func keyPrefix(id [16]byte) string { return hex.EncodeToString(id[:4]) }
 
 func withPort(addr string) string {
 	if _, _, err := net.SplitHostPort(addr); err != nil {
@@ -188,7 +192,8 @@ func (b *Bridge) Status() status.Snapshot {
 		return true
 	})
 	shown := b.describe(&snap)
-	b.conns.Show(&snap, shown, func([16]byte) string { return b.key() })
+	b.conns.Show(&snap, shown)
+	snap.Pressure = b.conns.Pressure(nil)
 	return snap
 }
 
@@ -202,8 +207,8 @@ func (b *Bridge) describe(snap *status.Snapshot) map[*traffic.Account]bool {
 		snap.Links = append(snap.Links, u.snapshotLocked()...)
 		proxies = append(proxies, u.proxy)
 	}
-	for _, id := range b.services.ids() {
-		svc := b.services.offered[id]
+	for _, id := range b.services.IDs() {
+		svc := b.services.Offered(id)
 		var all []status.Service
 		for _, u := range b.uplinks {
 			st := u.serviceLocked(svc)

@@ -162,15 +162,15 @@ func (p *probe) over(done bool) bool {
 		return false
 	}
 	if done {
-		p.u.claims.proved(p.id, p.answers)
+		p.u.claims.Proved(p.id, p.answers)
 	}
 	return true
 }
 
 // latestLocked reports whether the proxy's answer that the probe is about is its last one.
 func (p *probe) latestLocked() bool {
-	k := p.u.claims.known[p.id]
-	return p.u.link == p.l && k != nil && k.answers == p.answers
+	k := p.u.claims.Known(p.id)
+	return p.u.link == p.l && k != nil && k.Answers == p.answers
 }
 
 // errNoAnswer says that the port was reached, and that whoever took the connection did not answer.

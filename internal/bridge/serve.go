@@ -9,6 +9,8 @@ import (
 	"reverser/internal/wire"
 )
 
+var errDials = errors.New("as many targets are being dialled as may be at once, or as the descriptor limit allows")
+
 // Opened implements link.Owner: a user connected at the proxy. The number of the service is all that the proxy decides.
 func (u *uplink) Opened(s *link.Stream) {
 	b := u.b
@@ -24,7 +26,7 @@ func (u *uplink) Opened(s *link.Stream) {
 	case err != nil:
 		s.Reset(wire.CodeLimit)
 	case !a.Dial():
-		a.Refuse(traffic.RefusedDials, "")
+		a.Refuse(traffic.RefusedDials, "client refused", "service", a.Service(), "client", a.ClientName(), "err", errDials)
 		s.Reset(wire.CodeLimit)
 	default:
 		a.Go(func() { b.serve(a, s, svc.Service) })
@@ -42,14 +44,14 @@ func (b *Bridge) serve(a *traffic.Admission, s *link.Stream, svc Service) {
 	a.Dialled()
 	switch {
 	case err == nil:
-		a.Bind(conn, s, nil, svc.target())
+		a.Bind(conn, s, nil, svc.TargetName())
 		return
 	case b.ctx.Err() == nil:
 		why := traffic.RefusedUnreachable
 		if sys.Refused(err) {
 			why = traffic.RefusedTarget
 		}
-		a.Refuse(why, "target cannot be reached, the client gets a reset", "service", a.Service(), "client", a.ClientName(), "target", svc.target(), "err", err)
+		a.Refuse(why, "target cannot be reached, the client gets a reset", "service", a.Service(), "client", a.ClientName(), "target", svc.TargetName(), "err", err)
 	}
 	s.Reset(targetCode(err))
 }

@@ -108,7 +108,7 @@ func (h *Host) attach(conn *auth.Conn) (l *Link, c *carrier, err error) {
 		return l, c, nil
 	}
 	if r, ok := errors.AsType[*ownRefusal](err); ok {
-		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: a.Slot, Text: r.text}))
+		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: a.Slot, Text: r.text, ComeBack: uint32(r.comeBack.Milliseconds())}))
 		if unread {
 			drain(conn.Conn)
 		}
@@ -165,7 +165,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
-	draining := &ownRefusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+	draining := &ownRefusal{status: wire.StatusDraining, text: "the proxy is stopping", comeBack: time.Second}
 	successor := old != nil && old.peer != conn.Peer && old.Leaving() && !h.cfg.Draining() && !old.frozen()
 	if old != nil && !successor { // also while draining: or the drain would wait for streams whose bridge is gone for good
 		if old.frozen() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -89,13 +90,14 @@ func host(i int) netip.Addr {
 type member struct {
 	slots [1 + crowdCarriers]atomic.Bool
 	reset atomic.Int64 // sessions that ended
+	back  atomic.Int64 // when to come back, by the last GOAWAY; nanoseconds
 }
 
 func (m *member) Opened(s *link.Stream)                    { s.Reset(wire.CodeService) }
 func (m *member) Message(*link.Link, wire.Frame) error     { return nil }
 func (m *member) Attached(_ *link.Link, slot int)          { m.slots[slot].Store(true) }
 func (m *member) Detached(_ *link.Link, slot int, _ error) { m.slots[slot].Store(false) }
-func (m *member) GoingAway(_ *link.Link, _ time.Duration)  {}
+func (m *member) GoingAway(l *link.Link, _ time.Duration)  { m.back.Store(int64(l.ComeBack())) }
 func (m *member) Ended(*link.Link, error)                  { m.reset.Add(1) }
 func (m *member) up() bool {
 	for i := range m.slots {
@@ -223,6 +225,34 @@ func TestCrowdComesBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestCrowdIsAskedBack: bridges that hear of a stop come to the successor one after the other.
+func TestCrowdIsAskedBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const bridges = 50
+		c := newCrowd(t, bridges)
+		var all []*member
+		for i := range bridges {
+			all = append(all, c.bridge(i, host(0)))
+		}
+		c.within(4*time.Second, "all are up", all...)
+		first := c.done
+		c.p.Drain()
+		c.start(bridges)
+		c.within(4*time.Second, "all are at the successor", all...)
+		<-first
+		var back []time.Duration
+		for _, m := range all {
+			back = append(back, time.Duration(m.back.Load()))
+		}
+		slices.Sort(back)
+		for i, at := range back {
+			if at != time.Duration(i)*comeBackEach {
+				t.Fatalf("bridge %d was asked back after %s, want %s: %v", i, at, time.Duration(i)*comeBackEach, back)
+			}
+		}
+	})
 }
 
 // TestCrowdOfStrangers: whatever strangers do at the link port, bridges attach and come back.

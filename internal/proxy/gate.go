@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"reverser/internal/auth"
-	"reverser/internal/sys"
 	"reverser/internal/traffic"
 )
 
@@ -39,8 +38,8 @@ type pass struct {
 // reportStrangersPer is how often strangers are worth a line.
 const reportStrangersPer = time.Minute
 
-func newGate() *gate {
-	return &gate{room: *newRoom(placesOf(sys.Descriptors()), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
+func newGate(descriptors int) *gate {
+	return &gate{room: *newRoom(placesOf(descriptors), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
 }
 
 // placesOf is how many connections may wait to be proven, by the descriptor limit.

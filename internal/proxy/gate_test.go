@@ -33,7 +33,7 @@ var quiet = slog.New(slog.DiscardHandler)
 
 // TestGateCloses: whoever has to go is closed, and so is a newcomer who finds no place.
 func TestGateCloses(t *testing.T) {
-	g := newGate()
+	g := newGate(1 << 20)
 	g.room = *newRoom(4, 1) // at most 3 of either class
 	var conns []*stranger
 	var in []*pass
@@ -107,7 +107,7 @@ func TestGateTurns(t *testing.T) {
 	k := key(t, "nas", "tcp/9000")
 	cfg := &auth.ServerConfig{Identity: identity(), Lookup: func([16]byte) ([32]byte, bool) { return k.Secret, true }}
 	pin := auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)
-	g := newGate()
+	g := newGate(1 << 20)
 	g.room = *newRoom(100, 1)
 	type result struct {
 		conn *auth.Conn
@@ -170,7 +170,7 @@ func TestGateTurns(t *testing.T) {
 
 func TestGateReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
+		g := newGate(1 << 20)
 		j := newJournal()
 		log := slog.New(j)
 		const line = "connections to the link port that were no bridge with a valid key"

@@ -7,16 +7,24 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/link"
+	"reverser/internal/sys"
 	"reverser/internal/traffic"
 )
 
 // acceptLinks takes connections of bridges. Nothing that a stranger does may hold it up: everything else happens in the
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
-	traffic.Accept(p.life.ctx, ln, p.log, func(conn net.Conn) {
-		if pass := p.port.gate.enter(p.log, conn); pass != nil {
-			p.wg.Go(func() { p.serveLink(conn, pass) })
+	pool := p.port.descriptors
+	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, sys.ForLinks, p.port.short), p.log, func(conn net.Conn) {
+		pass := p.port.gate.enter(p.log, conn)
+		if pass == nil {
+			pool.Give(sys.ForLinks)
+			return
 		}
+		p.wg.Go(func() {
+			defer pool.Give(sys.ForLinks)
+			p.serveLink(conn, pass)
+		})
 	})
 }
 

@@ -173,10 +173,7 @@ func (p *Proxy) Message(l *link.Link, f wire.Frame) error {
 		if err != nil {
 			return err
 		}
-		return violation(p.registry.Claim(id, claim, registry.Claim{
-			Public: c.Public, Target: c.Target, Group: c.Group, Weight: c.Weight, Unhealthy: c.Health == wire.HealthBad,
-			Drained: c.Drained, Unknown: c.Unknown,
-		}))
+		return violation(p.registry.Claim(id, claim, registry.ClaimOf(c)))
 	case wire.TypeUnclaim:
 		claim, err := wire.ParseUnclaim(f)
 		if err != nil {
@@ -259,12 +256,13 @@ func (s *sessions) forget() {
 // effects does what the registry decided: see registry.Doer. Nothing here waits.
 type effects struct{ *Proxy }
 
+func (p effects) Room() int                              { return p.entrances.Room() }
 func (p effects) Open(s registry.Socket, attempt uint64) { p.entrances.Open(s, attempt) }
 func (p effects) Close(s registry.Socket)                { p.entrances.Close(s) }
 
 // Tell sends a CLAIMED. The bridge is to prove that the port answers when the service came up, and until it has.
 func (p effects) Tell(t registry.Told) {
-	answer := wire.Claimed{Status: t.Status, Public: t.Public.String(), Text: t.Bridge}
+	answer := t.Claimed()
 	if rt := p.registry.View().Find(t.Public); t.Status == wire.ClaimUp && rt != nil {
 		answer.Nonce = p.service(rt).probes.Expect(t.Fresh)
 	}

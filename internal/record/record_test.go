@@ -204,7 +204,7 @@ func TestKeysAge(t *testing.T) {
 		wire := &countingConn{Conn: x}
 		var a, b *Conn
 		both(t, func() (err error) { a, err = Client(t.Context(), wire, clientConfig()); return },
-			func() (err error) { b, err = Server(t.Context(), y, serverConfig()); return })
+			func() (err error) { b, err = Server(t.Context(), y, serverConfig(), Steps{}); return })
 		defer x.Close()
 		defer y.Close()
 		*wire = countingConn{Conn: x}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"reverser/internal/grammar"
+	"reverser/internal/wire"
 )
 
 // KeyID names a key.
@@ -24,7 +25,7 @@ type Key struct {
 	Name        string
 	Allow       grammar.Policy
 	Groups      []string // groups of bridges that it may join
-	MaxServices int      // names at once; 0: no limit
+	MaxServices int      // names at once, as sizeOf counts them; the earliest ones have the places. 0: no limit
 }
 
 func (k *Key) equal(o *Key) bool {
@@ -43,6 +44,14 @@ type Claim struct {
 	Unknown   uint8  // a critical field of the claim that this program does not know; 0: none
 }
 
+// ClaimOf is what a CLAIM asks for.
+func ClaimOf(c wire.Claim) Claim {
+	return Claim{
+		Public: c.Public, Target: c.Target, Group: c.Group, Weight: c.Weight, Unhealthy: c.Health == wire.HealthBad,
+		Drained: c.Drained, Unknown: c.Unknown,
+	}
+}
+
 // Why is a reason for which a claim is not up.
 type Why uint8
 
@@ -57,6 +66,7 @@ const (
 	WhyLimit        // a limit of the key
 	WhyReplaced     // a newer session of the key took over
 	WhySocket       // the socket could not be opened
+	WhyShort        // the key has its share of the proxy's descriptors
 )
 
 // judge sets what the policy says of a claim: the name that it is for, or why it is denied.

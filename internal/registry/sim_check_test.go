@@ -57,6 +57,17 @@ func (w *sim) check() {
 	if routes != len(co.holdings) {
 		w.fail("C1: %d routes for %d holdings", routes, len(co.holdings))
 	}
+	taken, short := make(map[KeyID]int), 0
+	for _, rec := range co.sockets {
+		if rec.state != failed {
+			taken[rec.key]++
+		} else if rec.short {
+			short++
+		}
+	}
+	if !maps.Equal(taken, co.taken) || short != co.short {
+		w.fail("C1: keys have %v sockets and are charged for %v; %d wait for descriptors, and %d are counted", taken, co.taken, short, co.short)
+	}
 	w.checkOffers()
 	if most := 4*len(co.names) + 64 + maxOwed; len(co.effects) > most {
 		w.fail("C14: %d effects wait", len(co.effects))
@@ -77,6 +88,17 @@ func (w *sim) checkName(n *name) {
 		case c.asked.Group != "" && !slices.Contains(w.r.core.policy.keys[c.session.key].Groups, c.asked.Group):
 			w.fail("C2: the policy of key %x does not allow group %q", c.session.key[0], c.asked.Group)
 		}
+		if most := w.r.core.policy.keys[c.session.key].MaxServices; most > 0 {
+			first := 0
+			for pub, ws := range c.session.tenant.names {
+				if ws.place <= c.session.tenant.names[n.public].place {
+					first += sizeOf(pub)
+				}
+			}
+			if first > most {
+				w.fail("C9: key %x has %s, its service %d by age, and the limit is %d", c.session.key[0], n.public, first, most)
+			}
+		}
 		for _, d := range n.serving {
 			if c != d && c.session == d.session {
 				w.fail("C2: session %d serves %s twice", c.session.id, n.public)
@@ -85,6 +107,9 @@ func (w *sim) checkName(n *name) {
 		if len(n.serving) > 1 && c.session.key != n.held.key {
 			w.stats.group++
 		}
+	}
+	if rec := w.r.core.sockets[Socket(n.public)]; n.granted() && !w.r.core.stopping && rec != nil && rec.state != failed && rec.key != n.held.key {
+		w.fail("C9: %s is held by key %x and charged to key %x", n.public, n.held.key[0], rec.key[0])
 	}
 	if n.granted() && !n.route.Up() {
 		for _, c := range n.claims {
@@ -239,6 +264,9 @@ func (co *core) derived() string {
 // drain lets everything come to rest, looks, and ends all.
 func (w *sim) drain() {
 	w.calm = true
+	if w.pick("roomy", 2) == 0 {
+		w.room = 1000
+	}
 	w.trace("to rest")
 	for _, b := range w.bridges {
 		if b.link != nil {
@@ -250,8 +278,8 @@ func (w *sim) drain() {
 			w.r.LinkUp(b.link.id, true)
 		}
 	}
-	for range 3 { // an answer may open what waited for it
-		w.r.change((*core).retry)
+	for range 6 { // an answer may open what waited for it
+		w.retry()
 		for moved := true; moved && w.err == nil; {
 			w.finish()
 			moved = false
@@ -293,7 +321,7 @@ func (w *sim) drain() {
 	w.check()
 	co := &w.r.core
 	left := len(co.sessions) + len(co.names) + len(co.holdings) + len(co.sockets) + len(co.tenants) + len(co.places) + len(co.wanters) +
-		len(co.bound) + len(co.waiting) + len(co.looking) + len(co.effects) + len(w.open)
+		len(co.bound) + len(co.waiting) + len(co.taken) + co.short + len(co.looking) + len(co.effects) + len(w.open)
 	if left != 0 {
 		w.fail("C10: with all sessions over something is left: %+v, open %v", co, w.open)
 	}
@@ -363,6 +391,14 @@ func (w *sim) rest() {
 			served[id]++
 		}
 		if n.granted() {
+			rec := co.sockets[Socket(n.public)]
+			if rec != nil && rec.short {
+				w.stats.short++
+				if w.holds(n.held.key) < w.Room() {
+					w.fail("C3: %s waits for descriptors, though key %x has %d and %d are free", n.public, n.held.key[0], w.holds(n.held.key), w.Room())
+				}
+				continue
+			}
 			wanted++
 			if w.open[Socket(n.public)] == 0 {
 				w.fail("C3: %s is held and not open", n.public)
@@ -370,7 +406,7 @@ func (w *sim) rest() {
 		}
 		for _, c := range n.claims {
 			a := co.answer(c)
-			if w.free(n, c) && a.Status != wire.ClaimUp {
+			if w.free(n, c) && a.Why != WhyShort && a.Status != wire.ClaimUp {
 				w.fail("C2: nobody else wants %s, and the answer is %+v", n.public, a)
 			}
 		}

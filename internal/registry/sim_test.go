@@ -84,7 +84,11 @@ var actions = []action{
 		b.restart()
 	}},
 	{"policy", 2, (*sim).configure},
-	{"retry", 2, func(w *sim) { w.r.change((*core).retry) }},
+	{"retry", 2, (*sim).retry},
+	{"descriptors", 2, func(w *sim) {
+		w.room = w.pick("room", 10)
+		w.trace("room for %d sockets", w.room)
+	}},
 	{"hand-over", 1, (*sim).handover},
 }
 
@@ -178,12 +182,12 @@ func TestSimulation(t *testing.T) {
 		}
 		s := w.stats
 		all = simStats{all.steps + s.steps, all.served + s.served, all.retired + s.retired, all.waited + s.waited, all.removed + s.removed,
-			all.lost + s.lost, all.replaced + s.replaced, all.successors + s.successors, all.policies + s.policies,
+			all.lost + s.lost, all.short + s.short, all.replaced + s.replaced, all.successors + s.successors, all.policies + s.policies,
 			all.handovers + s.handovers, all.failed + s.failed, all.unclaims + s.unclaims, all.group + s.group, all.stops + s.stops}
 	}
 	t.Logf("%d seeds: %+v", most, all)
 	if all.served == 0 || all.retired == 0 || all.waited == 0 || all.removed == 0 || all.replaced == 0 || all.successors == 0 ||
-		all.handovers == 0 || all.failed == 0 || all.group == 0 || all.stops == 0 {
+		all.handovers == 0 || all.short == 0 || all.failed == 0 || all.group == 0 || all.stops == 0 {
 		t.Errorf("some things never happened: %+v", all)
 	}
 }

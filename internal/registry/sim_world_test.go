@@ -28,6 +28,7 @@ type sim struct {
 	users   []*simUser
 	offers  []*Offer // that were ever seen
 	calm    bool     // nothing fails any more
+	room    int      // how many sockets may be open
 	holders map[pub]holding
 }
 
@@ -37,7 +38,7 @@ type simOpen struct {
 }
 
 type simStats struct {
-	steps, served, retired, waited, removed, lost, replaced, successors, policies, handovers, failed, unclaims, group, stops int
+	steps, served, retired, waited, removed, lost, short, replaced, successors, policies, handovers, failed, unclaims, group, stops int
 }
 
 const (
@@ -62,7 +63,7 @@ func newSim(pick func(string, int) int, trace func(string, ...any)) *sim {
 	if trace == nil {
 		trace = func(string, ...any) {}
 	}
-	w := &sim{pick: pick, trace: trace, open: make(map[Socket]uint64), holders: make(map[pub]holding)}
+	w := &sim{pick: pick, trace: trace, open: make(map[Socket]uint64), room: 2 + pick("room", 8), holders: make(map[pub]holding)}
 	for i := range simKeys {
 		w.policy.Keys = append(w.policy.Keys, simKey(i, simAllow[0]))
 	}
@@ -150,8 +151,33 @@ func say(queue *[]simFrame, up bool, f simFrame) {
 
 // The Doer.
 
+// Room implements Doer.
+func (w *sim) Room() int {
+	w.unlocked("Doer.Room")
+	return max(w.room-len(w.open)-len(w.pending), 0)
+}
+
+// holds counts the sockets that a key has, or is about to have.
+func (w *sim) holds(key KeyID) (n int) {
+	of := func(s Socket) {
+		if rec := w.r.core.sockets[s]; rec != nil && rec.key == key {
+			n++
+		}
+	}
+	for s := range w.open {
+		of(s)
+	}
+	for _, p := range w.pending {
+		of(p.socket)
+	}
+	return n
+}
+
 func (w *sim) Open(s Socket, attempt uint64) {
 	w.unlocked("Doer.Open")
+	if key := w.r.core.names[pub(s)].held.key; w.holds(key) >= w.Room() {
+		w.fail("C14: %s is opened for key %x, which has %d sockets, with room for %d", s, key[0], w.holds(key), w.Room())
+	}
 	w.trace("  begin to open %s (%d)", s, attempt)
 	w.pending = append(w.pending, simOpen{s, attempt})
 }
@@ -390,6 +416,15 @@ func (w *sim) way(id SessionID) Way {
 		}
 	}
 	return nil
+}
+
+// retry is what Run does now and then.
+func (w *sim) retry() {
+	room := w.Room()
+	w.r.change(func(co *core) {
+		co.room = room
+		co.retry()
+	})
 }
 
 // finish does all effects, those that opening sockets brings included.
