@@ -29,7 +29,7 @@ type attack struct {
 	From      []netip.Addr // where they come from
 	Says      attacks.Words
 
-	Token        string // a valid key
+	Token        string // a valid key; strangers have authenticated with it at each of their addresses once
 	Tables, Idle int    // unfinished tables, and connections that say nothing, with it
 }
 
@@ -51,17 +51,29 @@ func attackMain(text string) int {
 	defer cancel()
 	var c counts
 	var end []func()
+	var token grammar.Token
+	if a.Token != "" {
+		var err error
+		if token, err = grammar.ParseToken(a.Token); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	if a.Strangers > 0 {
+		for _, from := range a.From {
+			if a.Token == "" {
+				break
+			}
+			if err := beKnown(ctx, token, a.Addr, from); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
+		}
 		s := &attacks.Strangers{Addr: a.Addr, Rate: a.Strangers, From: a.From, Says: a.Says}
 		s.Start()
 		end = append(end, func() { s.Stop(); c.Strangers = s.Came.Load() })
 	}
 	if a.Tables+a.Idle > 0 {
-		token, err := grammar.ParseToken(a.Token)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
 		dial := func(ctx context.Context) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", a.Addr.String())
@@ -78,6 +90,20 @@ func attackMain(text string) int {
 	}
 	json.NewEncoder(os.Stdout).Encode(c)
 	return 0
+}
+
+// beKnown authenticates from an address and leaves.
+func beKnown(ctx context.Context, token grammar.Token, proxy netip.AddrPort, from netip.Addr) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c, err := attacks.Idle(ctx, token, func(ctx context.Context) (net.Conn, error) {
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+		return d.DialContext(ctx, "tcp", proxy.String())
+	})
+	if err != nil {
+		return fmt.Errorf("authenticate from %s: %w", from, err)
+	}
+	return c.Close()
 }
 
 // attack starts an attack on a host. stop ends it and returns what it came to.

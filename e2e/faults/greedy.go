@@ -20,7 +20,7 @@ import (
 // greedyHost is where a greedy key has its public ports: no other program is there.
 const greedyHost = "127.0.0.99"
 
-// A2
+// N2
 func unfinishedTables(ctx context.Context, b *bed) error {
 	tables, idle := by(b, 150, 1500, 10_000), by(b, 300, 1000, 3000)
 	n, err := b.neighbour(ctx, options{files: 1024})
@@ -153,7 +153,7 @@ func (t *tunnel) greedyBridge(ctx context.Context, token grammar.Token, first, c
 	return g, nil
 }
 
-// A3
+// N3
 func manyClaims(ctx context.Context, b *bed) error {
 	const files = 1024
 	claims := by(b, 1100, 5000, 20_000)
@@ -209,19 +209,15 @@ func manyClaims(ctx context.Context, b *bed) error {
 	return n.finish(ctx)
 }
 
-// A4
+// N4
 func neverAcknowledged(ctx context.Context, b *bed) error {
 	users := by(b, 100, 200, 500)
 	each := by(b, time.Second, 5*time.Second, 10*time.Second)
-	t, err := b.tunnel(ctx, options{lab: true, relay: true})
+	n, err := b.neighbour(ctx, options{lab: true})
 	if err != nil {
 		return err
 	}
-	if err := t.lab.SetDelay(100 * time.Millisecond); err != nil {
-		return err
-	}
-	n, err := t.neighbour(ctx)
-	if err != nil {
+	if err := n.delay(100 * time.Millisecond); err != nil {
 		return err
 	}
 	l, err := n.connect(ctx)
@@ -315,7 +311,7 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 	return n.finish(ctx)
 }
 
-// A5
+// N5
 func idleUsers(ctx context.Context, b *bed) error {
 	const files = 1024
 	idle := by(b, 1500, 3000, 3000)
