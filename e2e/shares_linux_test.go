@@ -111,7 +111,7 @@ func TestDescriptorsRunOut(t *testing.T) {
 	if text := quick(t, "status", "--state", p.state); !strings.Contains(text, "descriptors for users") || !strings.Contains(text, "one") {
 		t.Errorf("status does not say what runs short:\n%.2000s", text)
 	}
-	if n := len(p.Said("descriptors for users run short")); n != 1 {
+	if n := len(p.Records("running short, some are refused or wait", "of", "descriptors for users")); n != 1 {
 		t.Errorf("the log says %d times that descriptors run short, want once", n)
 	}
 	if n := len(p.Records("client refused")); n > 200 {

@@ -181,7 +181,7 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 // printPressure says what runs short, for whom, and what to do.
 func printPressure(w io.Writer, all []status.Pressure, now time.Time) error {
 	for _, p := range all {
-		line := fmt.Sprintf("%s run short: %d of %d used", p.What, p.Used, p.Limit)
+		line := fmt.Sprintf("short of %s: %d of %d used", p.What, p.Used, p.Limit)
 		if p.Largest.Key != "" {
 			line += fmt.Sprintf(", %d by key %s", p.Largest.Used, p.Largest.Key)
 		}

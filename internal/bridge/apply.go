@@ -38,7 +38,7 @@ type Applied struct {
 // link is back.
 func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
 	b.mu.Lock()
-	ids, err := b.services.apply(s.Services)
+	ids, err := b.services.Apply(s.Services)
 	if err == nil {
 		b.drainTime = s.drain()
 		b.changedLocked()
@@ -70,8 +70,8 @@ func (b *Bridge) removed(ids []uint32) removal {
 	defer b.mu.Unlock()
 	for _, id := range ids {
 		for _, u := range b.uplinks {
-			if old := u.claims.retired[id]; old != nil {
-				r.names[old.public.String()] = old.Public
+			if old, public := u.claims.Retired(id); old != nil {
+				r.names[public.String()] = old.Public
 			}
 		}
 	}
@@ -83,7 +83,7 @@ func (b *Bridge) end(r removal) {
 	back := make(map[string]bool)
 	b.mu.Lock()
 	for name, pub := range r.names {
-		back[name] = b.services.byName[pub] != nil
+		back[name] = b.services.Find(pub) != nil
 	}
 	b.mu.Unlock()
 	b.conns.End(relay.ReasonRemoved, wire.CodeService, func(a *traffic.Admission) bool {
@@ -103,7 +103,7 @@ func (a Applied) Wait(ctx context.Context) (unconfirmed []string) {
 	for over := false; ; {
 		b.mu.Lock()
 		for u, ids := range open {
-			for len(ids) > 0 && len(u.claims.unconfirmed(ids[:1])) == 0 {
+			for len(ids) > 0 && len(u.claims.Unconfirmed(ids[:1])) == 0 {
 				ids = ids[1:]
 			}
 			if open[u] = ids; len(ids) == 0 {
@@ -114,8 +114,8 @@ func (a Applied) Wait(ctx context.Context) (unconfirmed []string) {
 			if !over {
 				break
 			}
-			for _, id := range u.claims.unconfirmed(open[u]) {
-				unconfirmed = append(unconfirmed, fmt.Sprintf("%s at %s", u.claims.name(id), u.proxy))
+			for _, id := range u.claims.Unconfirmed(open[u]) {
+				unconfirmed = append(unconfirmed, fmt.Sprintf("%s at %s", u.claims.Name(id), u.proxy))
 			}
 		}
 		changed := b.changed
@@ -169,23 +169,23 @@ var errStopped = fmt.Errorf("the bridge is stopped: %w", net.ErrClosed)
 
 // outcomeLocked reports whether the fate of a service is settled, and what stands in its way.
 func (b *Bridge) outcomeLocked(pub grammar.Public) (st status.Service, settled bool, problem error) {
-	svc := b.services.byName[pub]
+	svc := b.services.Find(pub)
 	if svc == nil {
 		return st, false, fmt.Errorf("%s is not offered any more", pub)
 	}
 	denied := 0
 	for _, u := range b.uplinks {
-		k := u.claims.known[svc.id]
-		st = status.Service{Public: k.public.String(), Target: svc.target(), State: k.state, Reason: k.reason}
+		k := u.claims.Known(svc.ID)
+		st = status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason}
 		switch {
-		case k.state == status.ServiceUp && !k.pending:
+		case k.State == status.ServiceUp && !k.Pending:
 			return st, true, nil
 		case u.problem != nil:
 			problem = u.problem
-		case k.state == status.ServiceDenied && !k.pending:
+		case k.State == status.ServiceDenied && !k.Pending:
 			denied++
-		case k.reason != "":
-			problem = fmt.Errorf("%s: %s", k.state, k.reason)
+		case k.Reason != "":
+			problem = fmt.Errorf("%s: %s", k.State, k.Reason)
 		}
 	}
 	return st, denied == len(b.uplinks), problem

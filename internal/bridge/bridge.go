@@ -3,7 +3,7 @@
 //
 // Only this package knows what a service means in the LAN: the proxy names services by number and never an address. The way
 // of a byte through it: internal/link receives, serve.go finds the service of a new stream, target.go connects to the real
-// server, internal/relay moves the bytes. The way of a claim: apply.go takes the services, claims.go decides what each
+// server, internal/relay moves the bytes. The way of a claim: apply.go takes the services, internal/claims decides what each
 // proxy is told, uplink.go says it and hears the answer, probe.go proves the public port. Every goroutine is counted in
 // life.wg or in traffic.Conns, and Run returns when all have ended.
 package bridge
@@ -15,13 +15,16 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"reverser/internal/claims"
 	"reverser/internal/grammar"
+	"reverser/internal/lines"
 	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/status"
@@ -36,13 +39,7 @@ const DefaultPort = "3010"
 const DefaultDrain = 30 * time.Second
 
 // Service is one thing that the bridge offers.
-type Service struct {
-	Public grammar.Public
-	Target grammar.Target
-	// Handle, when set, takes the connections in place of Target. It is called in a goroutine of its own and closes the
-	// connection.
-	Handle func(net.Conn)
-}
+type Service = claims.Service
 
 // Proxy says where a proxy is.
 type Proxy struct {
@@ -57,6 +54,7 @@ type Config struct {
 	Settings Settings
 	Version  string
 	Log      *slog.Logger // nil: discard
+	From     netip.Addr   // the local address that the proxies are dialled from; the zero value leaves it to the system
 	Budget   int64        // bytes that the links may hold in flight beyond each stream's floor; 0: 128 MiB
 	// ResumeWithin is how long connections outlive a break of the link; 0: link.DetachLimit.
 	ResumeWithin time.Duration
@@ -66,6 +64,7 @@ type Config struct {
 type Bridge struct {
 	cfg      Config
 	log      *slog.Logger
+	say      *lines.Log // about what proxies say, by proxy
 	budget   *link.Budget
 	start    time.Time
 	instance [16]byte
@@ -77,7 +76,7 @@ type Bridge struct {
 	targets relay.Dialer
 
 	mu        sync.Mutex
-	services  *services // guarded by mu, as all below
+	services  *claims.Services // guarded by mu, as all below
 	probes    prober
 	drainTime time.Duration // of Settings
 	drainEnds time.Time     // when what is left is reset; zero: no drain has begun
@@ -114,11 +113,11 @@ func New(cfg Config) (*Bridge, error) {
 		cfg.Proxies = []Proxy{{Addr: cfg.Token.Addr()}}
 	}
 	b := &Bridge{
-		cfg: cfg, log: cfg.Log, start: time.Now(), budget: link.NewBudget(cfg.Budget),
+		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), budget: link.NewBudget(cfg.Budget),
 		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target, Name: keyPrefix}),
-		services: newServices(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
+		services: claims.New(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
-	if _, err := b.services.apply(cfg.Settings.Services); err != nil {
+	if _, err := b.services.Apply(cfg.Settings.Services); err != nil {
 		return nil, err
 	}
 	for _, p := range cfg.Proxies {
@@ -133,8 +132,13 @@ func New(cfg Config) (*Bridge, error) {
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.drain = make(chan struct{})
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
-	b.socket = sys.DialLink
+	b.socket = func(ctx context.Context, network, addr string, segment int) (net.Conn, error) {
+		return sys.DialLink(ctx, cfg.From, network, addr, segment)
+	}
 	b.watch = sys.WatchNetwork
+	if cfg.From.IsLoopback() { // which comes and goes with nothing
+		b.watch = func(ctx context.Context, _ func(sys.NetworkEvent)) { <-ctx.Done() }
+	}
 	return b, nil
 }
 
@@ -161,6 +165,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	for _, u := range b.uplinks {
 		u.newDialer()
 	}
+	go b.say.Run() // Stop waits for it
 	b.wg.Go(b.awaitDrain)
 	for _, u := range b.uplinks {
 		b.log.Info("bridge starting", "proxy", u.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
@@ -178,6 +183,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	b.stop()
 	b.wg.Wait()
 	b.conns.Close()
+	b.say.Stop()
 	b.log.Info("bridge stopped")
 	return nil
 }
@@ -205,8 +211,8 @@ func (b *Bridge) describe(snap *status.Snapshot) map[*traffic.Account]bool {
 		snap.Links = append(snap.Links, u.snapshotLocked()...)
 		proxies = append(proxies, u.proxy)
 	}
-	for _, id := range b.services.ids() {
-		svc := b.services.offered[id]
+	for _, id := range b.services.IDs() {
+		svc := b.services.Offered(id)
 		var all []status.Service
 		for _, u := range b.uplinks {
 			st := u.serviceLocked(svc)

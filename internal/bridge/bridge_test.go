@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"reverser/internal/claims"
 	"runtime"
 	"strings"
 	"sync"
@@ -214,7 +215,7 @@ func TestHandle(t *testing.T) {
 
 func TestNew(t *testing.T) {
 	one := []Service{{Public: public(t, "9000")}}
-	many := make([]Service, maxServices+1)
+	many := make([]Service, claims.MaxServices+1)
 	for _, c := range []struct {
 		cfg  Config
 		want string

@@ -250,7 +250,7 @@ func TestNothingIsSaidForHours(t *testing.T) {
 		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
 		b := onMemnet(t, &n, &d)
 		ends := make(chan net.Conn, 2)
-		b.services.offered[1].Handle = func(c net.Conn) { ends <- c }
+		b.services.Offered(1).Handle = func(c net.Conn) { ends <- c }
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { b.Run(ctx) })

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"reverser/internal/claims"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -246,7 +247,7 @@ func TestFewProbesAtOnce(t *testing.T) {
 		var running sync.WaitGroup
 		running.Go(func() { b.Run(ctx) })
 		time.Sleep(10 * time.Second)
-		if got := j.count("INFO service up", "answered_ms=100"); got != services || most.Load() != maxProbes {
+		if got := j.sum("INFO service up", "answered_ms=100"); got != services || most.Load() != maxProbes {
 			t.Errorf("%d services are up, with at most %d probes at once; want %d with %d", got, most.Load(), services, maxProbes)
 		}
 		n.Reset()
@@ -267,20 +268,20 @@ func TestFewProbesAtOnce(t *testing.T) {
 // TestProbesWait: those of services of an uplink without a carrier wait beside those of another one, and one of each service at most. The
 // latest counts.
 func TestProbesWait(t *testing.T) {
-	s := newServices()
+	s := claims.New()
 	b := &Bridge{services: s}
 	b.ctx, b.stop = context.WithCancel(t.Context())
 	defer b.stop()
 	for range 2 {
-		b.uplinks = append(b.uplinks, &uplink{b: b, claims: s.addLink()})
+		b.uplinks = append(b.uplinks, &uplink{b: b, claims: s.AddLink()})
 	}
-	if _, err := s.apply(exposes(t, "9000=1", "9001=1")); err != nil {
+	if _, err := s.Apply([]Service{{Public: public(t, "9000")}, {Public: public(t, "9001")}}); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 3 {
 		for _, u := range b.uplinks {
 			for id := uint32(1); id <= 2; id++ {
-				u.claims.known[id].answers++
+				u.claims.Known(id).Answers++
 				b.probeSoonLocked(&probe{probed: probed{u, id}, answers: i + 1})
 			}
 		}
@@ -294,7 +295,7 @@ func TestProbesWait(t *testing.T) {
 	if first == nil || first.probed != (probed{u, 1}) || first.answers != 3 {
 		t.Fatalf("next = %+v, want the latest for service 1", first)
 	}
-	u.claims.known[1].answers++
+	u.claims.Known(1).Answers++
 	b.probes.queued[probed{u, 1}], b.probes.waiting[u] = &probe{probed: probed{u, 1}, answers: 4}, append([]*probe{{probed: probed{u, 1}, answers: 4}}, b.probes.waiting[u]...)
 	if p := b.nextProbeLocked(); p == nil || p.id != 2 {
 		t.Fatalf("next = %+v, want that of service 2 while one of service 1 runs", p)

@@ -44,14 +44,14 @@ func (b *Bridge) serve(a *traffic.Admission, s *link.Stream, svc Service) {
 	a.Dialled()
 	switch {
 	case err == nil:
-		a.Bind(conn, s, nil, svc.target())
+		a.Bind(conn, s, nil, svc.TargetName())
 		return
 	case b.ctx.Err() == nil:
 		why := traffic.RefusedUnreachable
 		if sys.Refused(err) {
 			why = traffic.RefusedTarget
 		}
-		a.Refuse(why, "target cannot be reached, the client gets a reset", "service", a.Service(), "client", a.ClientName(), "target", svc.target(), "err", err)
+		a.Refuse(why, "target cannot be reached, the client gets a reset", "service", a.Service(), "client", a.ClientName(), "target", svc.TargetName(), "err", err)
 	}
 	s.Reset(targetCode(err))
 }

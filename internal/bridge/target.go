@@ -26,11 +26,3 @@ func targetCode(err error) wire.Code {
 	}
 	return wire.CodeUnreachable
 }
-
-// target names what a service leads to, for logs and status.
-func (s Service) target() string {
-	if s.Handle != nil {
-		return "this program"
-	}
-	return s.Target.String()
-}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/claims"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
@@ -24,7 +25,7 @@ type uplink struct {
 	dialer   *link.Dialer
 
 	// Guarded by Bridge.mu.
-	claims   *claims
+	claims   *claims.Link
 	link     *link.Link   // of the present session
 	leaving  []*link.Link // of sessions beside it, whose proxy is stopping
 	carriers map[int]bool // slots that have a connection, but for the control connection
@@ -35,7 +36,7 @@ type uplink struct {
 }
 
 func (b *Bridge) newUplink(p Proxy) *uplink {
-	u := &uplink{b: b, proxy: withPort(p.Addr), claims: b.services.addLink()}
+	u := &uplink{b: b, proxy: withPort(p.Addr), claims: b.services.AddLink()}
 	if p.Transfer != "" {
 		u.transfer = withPort(p.Transfer)
 	}
@@ -84,7 +85,7 @@ func (u *uplink) Attached(l *link.Link, slot int) {
 		if remote != nil { // else it broke already
 			u.remote = remote
 		}
-		u.claims.attached()
+		u.claims.Attached()
 	default:
 		u.carriers[slot] = true
 		b.startProbesLocked()
@@ -127,7 +128,7 @@ func (u *uplink) leaveLocked() {
 func (u *uplink) endLocked() {
 	if u.link != nil {
 		u.link, u.carriers = nil, nil
-		u.claims.ended()
+		u.claims.Ended()
 	}
 }
 
@@ -142,7 +143,7 @@ func (u *uplink) tell() {
 	}
 	u.telling = true
 	for {
-		l, frames, excess := u.link, u.claims.take(), u.claims.excess()
+		l, frames, excess := u.link, u.claims.Take(), u.claims.Excess()
 		if l == nil || len(frames) == 0 && excess == nil {
 			break
 		}
@@ -151,7 +152,7 @@ func (u *uplink) tell() {
 			l.Kill(excess)
 		}
 		for _, f := range frames {
-			f.send(l)
+			l.Say(f.Name(), f.Append(nil))
 		}
 		b.mu.Lock()
 	}
@@ -165,7 +166,7 @@ func (u *uplink) Detached(l *link.Link, slot int, err error) {
 	switch {
 	case u.link != l:
 	case slot == 0:
-		u.claims.detached()
+		u.claims.Detached()
 	default:
 		delete(u.carriers, slot)
 	}
@@ -205,24 +206,9 @@ func (u *uplink) Ended(l *link.Link, err error) {
 	switch {
 	case b.ctx.Err() != nil:
 	case beside:
-		b.log.Info("the proxy that was stopping has ended", "proxy", u.proxy)
+		b.say.Say(slog.LevelInfo, u.proxy, "the proxy that was stopping has ended", "proxy", u.proxy)
 	default:
 		u.report.ended(l, err)
-	}
-}
-
-// sayRoundID names ROUND in the queue of the control connection, beside the ids of claims.
-const sayRoundID = 1 << 32
-
-// send sends one frame about claims.
-func (f say) send(l *link.Link) {
-	switch f.kind {
-	case sayClaim:
-		l.Say(uint64(f.id), wire.AppendClaim(nil, f.id, wire.Claim{Public: f.service.Public.String(), Target: f.service.target()}))
-	case sayUnclaim:
-		l.Say(uint64(f.id), wire.AppendUnclaim(nil, f.id))
-	case sayRound:
-		l.Say(sayRoundID, wire.AppendRound(nil))
 	}
 }
 
@@ -248,33 +234,22 @@ func (u *uplink) Message(l *link.Link, f wire.Frame) error {
 	return link.Violation(wire.ErrUnexpected, "%s from a proxy", f.Type)
 }
 
-// claimStates are the states of services by the status that the proxy says. An unknown status means that the service is
-// not up.
-var claimStates = map[wire.ClaimStatus]string{wire.ClaimUp: status.ServiceUp, wire.ClaimDenied: status.ServiceDenied}
-
 // heardClaimed takes the proxy's answer to a claim. An error says that the proxy broke the protocol.
 func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
-	a := answer{state: claimStates[c.Status], reason: c.Text}
-	if a.state == "" {
-		a.state = status.ServiceRetrying
-	}
-	if pub, err := grammar.ParsePublic(c.Public); err == nil && pub.Kind == grammar.KindTCP {
-		a.public = pub
-	}
 	b := u.b
 	b.mu.Lock()
 	if u.link != l {
 		b.mu.Unlock()
 		return nil
 	}
-	h, err := u.claims.claimed(id, a)
+	h, err := u.claims.Claimed(id, claims.AnswerOf(c))
 	b.changedLocked()
-	var log *slog.Logger
-	if h.service != nil {
-		log = u.serviceLog(h)
-		if h.now.state == status.ServiceUp && !h.now.proven {
+	var say sayFunc
+	if h.Service != nil {
+		say = u.aboutService(h)
+		if h.Now.State == status.ServiceUp && !h.Now.Proven {
 			b.probeSoonLocked(&probe{
-				probed: probed{u, id}, l: l, log: log, answers: h.now.answers, claimed: h.service.Public,
+				probed: probed{u, id}, l: l, say: say, answers: h.Now.Answers, claimed: h.Service.Public,
 				remote: u.remote, nonce: c.Nonce,
 			})
 		}
@@ -283,27 +258,32 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 	if err != nil {
 		return link.Violation(wire.ErrClaimInvalid, "%s", err)
 	}
-	if h.service == nil {
+	if h.Service == nil {
 		return nil
 	}
-	news := h.now.state != h.before.state || h.now.reason != h.before.reason
+	news := h.Now.State != h.Before.State || h.Now.Reason != h.Before.Reason
 	switch {
 	case !news || b.draining.Load(): // a successor has what this bridge had
-	case h.now.state == status.ServiceDenied:
-		log.Error("service denied by the proxy", "reason", c.Text)
-	case h.now.state == status.ServiceRetrying:
-		log.Warn("service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
+	case h.Now.State == status.ServiceDenied:
+		say(slog.LevelError, "service denied by the proxy", "reason", c.Text)
+	case h.Now.State == status.ServiceRetrying:
+		say(slog.LevelWarn, "service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
 	}
 	return nil
 }
 
-// serviceLog names the service in log lines, and the proxy where there are several.
-func (u *uplink) serviceLog(h heard) *slog.Logger {
-	log := u.b.log.With("service", h.now.public.String(), "target", h.service.target())
+// sayFunc has a line written in the log.
+type sayFunc func(level slog.Level, msg string, args ...any)
+
+// aboutService names the service in log lines, and the proxy where there are several. A proxy has so many lines written only.
+func (u *uplink) aboutService(h claims.Heard) sayFunc {
+	about := []any{"service", h.Now.Public.String(), "target", h.Service.TargetName()}
 	if len(u.b.uplinks) > 1 {
-		log = log.With("proxy", u.proxy)
+		about = append(about, "proxy", u.proxy)
 	}
-	return log
+	return func(level slog.Level, msg string, args ...any) {
+		u.b.say.Say(level, u.proxy, msg, slices.Concat(about, args)...)
+	}
 }
 
 // tickEvery is how often time counts for services that are retired.
@@ -317,11 +297,11 @@ func (u *uplink) heardUnclaimed(l *link.Link, id uint32, marks []wire.Mark) erro
 	if u.link != l {
 		return nil
 	}
-	if err := u.claims.unclaimed(id, marks); err != nil {
+	if err := u.claims.Unclaimed(id, marks); err != nil {
 		return link.Violation(wire.ErrClaimInvalid, "%s", err)
 	}
 	b.changedLocked()
-	if u.claims.waiting() && !u.ticking {
+	if u.claims.Waiting() && !u.ticking {
 		u.ticking = true
 		b.wg.Go(u.tick)
 	}
@@ -341,7 +321,7 @@ func (u *uplink) tick() {
 		}
 		b.mu.Lock()
 		l := u.link
-		if l == nil || !u.claims.waiting() {
+		if l == nil || !u.claims.Waiting() {
 			u.ticking = false
 			b.mu.Unlock()
 			return
@@ -351,7 +331,7 @@ func (u *uplink) tick() {
 		b.mu.Lock()
 		for i, st := range slots {
 			if u.link == l && i > 0 && st.Up && time.Since(st.Since) >= tickEvery {
-				u.claims.tick(uint8(i), tickEvery)
+				u.claims.Tick(uint8(i), tickEvery)
 			}
 		}
 		b.mu.Unlock()
@@ -360,11 +340,11 @@ func (u *uplink) tick() {
 
 // service returns what a stream that the proxy opened is for, and the public name that the user came to; nil: it is for
 // nothing that this bridge offers.
-func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *service, public grammar.Public) {
+func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *claims.Offered, public grammar.Public) {
 	u.b.mu.Lock()
 	defer u.b.mu.Unlock()
 	if slices.Contains(u.leaving, l) { // ids mean the same at every proxy
-		if svc = u.b.services.offered[id]; svc != nil {
+		if svc = u.b.services.Offered(id); svc != nil {
 			public = svc.Public
 		}
 		return svc, public
@@ -372,7 +352,7 @@ func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *service, 
 	if !u.beginLocked(l) {
 		return nil, public
 	}
-	return u.claims.opened(id, stream)
+	return u.claims.Opened(id, stream)
 }
 
 // snapshotLocked describes the link, and those beside it whose proxy is stopping.
@@ -396,9 +376,9 @@ func (u *uplink) snapshotLocked() (links []status.Link) {
 }
 
 // serviceLocked describes a service as users of this proxy find it.
-func (u *uplink) serviceLocked(svc *service) status.Service {
-	k := u.claims.known[svc.id]
-	st := status.Service{Public: k.public.String(), Target: svc.target(), State: k.state, Reason: k.reason}
+func (u *uplink) serviceLocked(svc *claims.Offered) status.Service {
+	k := u.claims.Known(svc.ID)
+	st := status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason}
 	switch {
 	case st.State != status.ServiceUp:
 	case u.link == nil || !u.link.Up():

@@ -26,6 +26,10 @@ const (
 // Budget bounds the memory that peers may make one process hold beyond the floor of each stream. It is divided into shares:
 // at a proxy the sessions of a key have one, at a bridge each proxy has one.
 type Budget struct {
+	// Short, unless nil, is called when somebody got less than they asked for and much is used, at most once a second. It is set
+	// before the first link.
+	Short func()
+
 	size  int64
 	used  atomic.Int64
 	lent  atomic.Int64 // see share
@@ -49,6 +53,18 @@ func (b *Budget) Size() int64 { return b.size }
 
 // Used returns the bytes charged at present.
 func (b *Budget) Used() int64 { return b.used.Load() }
+
+// Largest returns the key whose sessions hold most, and how much.
+func (b *Budget) Largest() (key [16]byte, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range b.shares {
+		if n := s.total(); n > bytes {
+			key, bytes = s.key, n
+		}
+	}
+	return key, bytes
+}
 
 // share is what the sessions of one key hold of a Budget. It takes at most half of what the others leave (the dynamic threshold of
 // Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998), so that something is left for whoever comes later.
@@ -180,6 +196,9 @@ func (s *share) ask() {
 // withdraw asks the links for what they hold in vain, those of the largest share first, as long as more than half of the pool is used.
 func (b *Budget) withdraw() {
 	b.asked.Store(false)
+	if b.Short != nil {
+		b.Short()
+	}
 	type holder struct {
 		total int64
 		links []*Link

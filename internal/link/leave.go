@@ -18,12 +18,12 @@ import (
 //     breaks takes its streams along. The bridge begins a session with whoever listens in its place, beside the old one
 //     (Dialer.Run).
 type leaving struct {
-	comeBack atomic.Int64 // bridge: when the proxy would like the next session to begin, after its GOAWAY; a time.Duration
-	peer   atomic.Bool   // the peer said that it is stopping
-	closed atomic.Bool   // and, last, that it takes no more streams
-	final  atomic.Bool   // no connection of the session comes back: left is closed
-	left   chan struct{} // closed once
-	once   sync.Once
+	comeBack atomic.Int64  // bridge: when the proxy would like the next session to begin, after its GOAWAY; a time.Duration
+	peer     atomic.Bool   // the peer said that it is stopping
+	closed   atomic.Bool   // and, last, that it takes no more streams
+	final    atomic.Bool   // no connection of the session comes back: left is closed
+	left     chan struct{} // closed once
+	once     sync.Once
 }
 
 // ErrLeft ends a session whose peer stopped, or was replaced by another process.
@@ -42,14 +42,7 @@ func (l *Link) GoAwayFor(drain, comeBack time.Duration) {
 	sl := l.slots[0]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	g := &wire.GoAway{DrainMillis: millis(drain)}
-	if drain <= 0 {
-		g.DrainMillis = 0
-	}
-	if comeBack > 0 {
-		g.ComeBack = millis(comeBack)
-	}
-	sl.core.goAway = g
+	sl.core.sayGoAway(drain, comeBack)
 	sl.wake()
 }
 

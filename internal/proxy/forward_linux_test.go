@@ -38,7 +38,9 @@ func TestKeyShare(t *testing.T) {
 	}
 	late := w.userFrom(100, addr)
 	late.Write([]byte("late"))
-	eventually(t, "the limit is reached", func() bool { return w.log.count("descriptors for users run short", "largest_key=nas", "limit=16") == 1 })
+	eventually(t, "the limit is reached", func() bool {
+		return w.log.count("running short", "of=descriptors for users", "largest_key=nas", "limit=16") == 1
+	})
 	select {
 	case <-b.streams:
 		t.Fatal("a stream was opened for one more than the limit")
@@ -63,7 +65,7 @@ func TestKeyShare(t *testing.T) {
 	for range 3 {
 		b.stream()
 	}
-	if n := w.log.count("descriptors for users run short"); n != 1 {
+	if n := w.log.count("running short", "of=descriptors for users"); n != 1 {
 		t.Errorf("%d lines about the limit, want 1", n)
 	}
 }

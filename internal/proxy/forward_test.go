@@ -261,7 +261,7 @@ func TestClientShare(t *testing.T) {
 	}
 	o := w.bridge(other, how{instance: 2, silent: true}, otherPub)
 	w.pair(o, otherAddr)
-	if n := w.log.count("descriptors for users run short", "largest_key=nas", "largest_key_has=4", "largest_client=127.0.0.1"); n != 1 {
+	if n := w.log.count("running short", "of=descriptors for users", "largest_key=nas", "largest_key_has=4", "largest_client=127.0.0.1"); n != 1 {
 		t.Errorf("%d lines that descriptors run short, want 1", n)
 	}
 	st := w.p.Status()

@@ -1,13 +1,15 @@
 package proxy
 
 import (
+	"errors"
+
 	"reverser/internal/status"
 	"reverser/internal/sys"
 )
 
 // pressure lists what runs short, for a snapshot in which links and services stand already.
 func (p *Proxy) pressure(snap *status.Snapshot) []status.Pressure {
-	list := p.port.short.AppendTo(p.conns.Pressure(nil))
+	list := p.port.memory.AppendTo(p.port.short.AppendTo(p.conns.Pressure(nil)))
 	if pool := p.port.descriptors; p.registry.Short() > 0 || pool.Free(sys.ForListeners) == 0 && pool.Taken(sys.ForListeners) > 0 {
 		list = append(list, status.Pressure{
 			What: "descriptors for public ports", Used: int64(pool.Taken(sys.ForListeners)), Limit: int64(pool.Taken(sys.ForListeners) + pool.Free(sys.ForListeners)),
@@ -20,13 +22,22 @@ func (p *Proxy) pressure(snap *status.Snapshot) []status.Pressure {
 			Hint: "raise the limit (ulimit -n, LimitNOFILE=), or let fewer services be offered",
 		})
 	}
-	if used, size := p.port.budget.Used(), p.port.budget.Size(); used >= size-size/16 {
-		list = append(list, status.Pressure{
-			What: "memory for bytes in flight", Used: used, Limit: size,
-			Hint: "bytes for users who read slowly fill it; new ones get the least that works",
-		})
-	}
 	return list
+}
+
+var errWindows = errors.New("connections get smaller windows than they could use")
+
+// memoryPressure describes who holds how much of the memory for bytes in flight.
+func (p *Proxy) memoryPressure() status.Pressure {
+	key, held := p.port.budget.Largest()
+	pr := status.Pressure{
+		What: "bytes of memory for what is in flight", Used: p.port.budget.Used(), Limit: p.port.budget.Size(),
+		Hint: "nobody is cut off: connections over long paths get slower; give the process more memory (GOMEMLIMIT, MemoryMax=)",
+	}
+	if held > 0 {
+		pr.Largest = status.Holder{Key: p.keyName(key), Used: held}
+	}
+	return pr
 }
 
 // linkPressure describes who has how many connections of the link port.

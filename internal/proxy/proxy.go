@@ -7,7 +7,7 @@
 //  4. internal/traffic binds both into a pair (bind.go), whose bytes internal/relay moves into internal/link.
 //
 // links.go is the other door: bridges connect and authenticate there. session.go tells the registry what they claim, and
-// does what it decides; settings.go changes what is allowed, say.go writes the log. Every goroutine is counted in Proxy.wg or belongs to
+// does what it decides; settings.go changes what is allowed. Every goroutine is counted in Proxy.wg or belongs to
 // Proxy.conns, Proxy.entrances or Proxy.say, and Run returns when all have ended.
 package proxy
 
@@ -26,6 +26,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
+	"reverser/internal/lines"
 	"reverser/internal/link"
 	"reverser/internal/registry"
 	"reverser/internal/relay"
@@ -68,7 +69,7 @@ type Config struct {
 type Proxy struct {
 	cfg       Config
 	log       *slog.Logger
-	say       *talker // for lines about bridges, which must not be waited for
+	say       *lines.Log // about bridges, by key
 	start     time.Time
 	port      linkPort
 	registry  *registry.Registry
@@ -98,6 +99,7 @@ type linkPort struct {
 
 	descriptors *sys.Pool       // that its connections are taken from
 	short       *traffic.Strain // for want of one
+	memory      *traffic.Strain // for want of the budget's
 }
 
 // life is the course of a Proxy's.
@@ -120,13 +122,15 @@ func New(cfg Config) *Proxy {
 		descriptors = sys.Descriptors()
 	}
 	p := &Proxy{
-		cfg: cfg, log: cfg.Log, say: newTalker(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
+		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
 		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]struct{})},
 		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}
 	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Descriptors: cfg.Descriptors})
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
+	p.port.memory = traffic.NewStrain(cfg.Log, p.memoryPressure)
+	p.port.budget.Short = func() { p.port.memory.Note(errWindows) }
 	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
@@ -183,7 +187,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if p.port.carrier != nil {
 		p.log.Info("carriers listening", "transfer", p.TransferAddr().String())
 	}
-	go p.say.run() // say.stop waits for it
+	go p.say.Run() // Stop waits for it
 	p.life.running.Store(true)
 	p.wg.Go(func() { p.registry.Run(p.life.ctx, effects{p}) })
 	p.wg.Go(p.keepKnown)
@@ -221,7 +225,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.saveKnown()
 	}
 	p.port.short.Close()
-	p.say.stop()
+	p.port.memory.Close()
+	p.say.Stop()
 	p.log.Info("proxy stopped")
 	return nil
 }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -54,7 +55,7 @@ func (p *Proxy) Attached(l *link.Link, slot int) {
 		l.GoAway(left)
 		l.Abandon()
 	}
-	p.say.info(l.KeyID(), "bridge connected", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
+	p.say.Say(slog.LevelInfo, l.KeyID(), "bridge connected", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
 }
 
 // begin makes a session known to the registry. It inherits what the one that it replaces held.
@@ -101,7 +102,7 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 	case slot != 0 || l.RemoteAddr() != nil || p.conns.Draining(): // nobody comes back to a proxy that is stopping
 		return
 	}
-	p.say.warn(l.KeyID(), "bridge lost, its connections stand still until it is back", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
+	p.say.Say(slog.LevelWarn, l.KeyID(), "bridge lost, its connections stand still until it is back", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
 }
 
 // returnTime is how long a bridge that is stopping, and has nothing left, has to come back from a break of its link.
@@ -173,10 +174,7 @@ func (p *Proxy) Message(l *link.Link, f wire.Frame) error {
 		if err != nil {
 			return err
 		}
-		return violation(p.registry.Claim(id, claim, registry.Claim{
-			Public: c.Public, Target: c.Target, Group: c.Group, Weight: c.Weight, Unhealthy: c.Health == wire.HealthBad,
-			Drained: c.Drained, Unknown: c.Unknown,
-		}))
+		return violation(p.registry.Claim(id, claim, registry.ClaimOf(c)))
 	case wire.TypeUnclaim:
 		claim, err := wire.ParseUnclaim(f)
 		if err != nil {
@@ -230,7 +228,7 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 	} else {
 		p.registry.End(id)
 	}
-	p.say.info(l.KeyID(), "bridge session ended", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
+	p.say.Say(slog.LevelInfo, l.KeyID(), "bridge session ended", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
 }
 
 // endReplaced ends a session that nobody came to replace.
@@ -265,7 +263,7 @@ func (p effects) Close(s registry.Socket)                { p.entrances.Close(s) 
 
 // Tell sends a CLAIMED. The bridge is to prove that the port answers when the service came up, and until it has.
 func (p effects) Tell(t registry.Told) {
-	answer := wire.Claimed{Status: t.Status, Public: t.Public.String(), Text: t.Bridge}
+	answer := t.Claimed()
 	if rt := p.registry.View().Find(t.Public); t.Status == wire.ClaimUp && rt != nil {
 		answer.Nonce = p.service(rt).probes.Expect(t.Fresh)
 	}
@@ -275,11 +273,11 @@ func (p effects) Tell(t registry.Told) {
 	}
 	switch public := t.Public.String(); t.Status {
 	case wire.ClaimUp:
-		p.say.info(t.Key, "service up", "service", public, "key", t.KeyName, "target", t.Asked.Target)
+		p.say.Say(slog.LevelInfo, t.Key, "service up", "service", public, "key", t.KeyName, "target", t.Asked.Target)
 	case wire.ClaimDenied:
-		p.say.warn(t.Key, "service denied", "service", t.Asked.Public, "key", t.KeyName, "reason", t.Reason)
+		p.say.Say(slog.LevelWarn, t.Key, "service denied", "service", t.Asked.Public, "key", t.KeyName, "reason", t.Reason)
 	case wire.ClaimRetrying:
-		p.say.warn(t.Key, "service cannot be opened, trying again", "service", public, "key", t.KeyName, "reason", t.Reason)
+		p.say.Say(slog.LevelWarn, t.Key, "service cannot be opened, trying again", "service", public, "key", t.KeyName, "reason", t.Reason)
 	}
 }
 

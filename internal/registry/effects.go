@@ -3,6 +3,8 @@ package registry
 import (
 	"context"
 	"time"
+
+	"reverser/internal/wire"
 )
 
 // Doer does what a registry decided. Run calls it from one goroutine, in order, without a lock. It must not wait.
@@ -34,6 +36,11 @@ type Told struct {
 	Bridge  string // the same for the bridge's, who is not to know as much
 	Fresh   bool   // the service came up, or another one did
 	News    bool   // it is not what the bridge was told last
+}
+
+// Claimed is the frame that tells it, but for the nonce.
+func (t Told) Claimed() wire.Claimed {
+	return wire.Claimed{Status: t.Status, Public: t.Public.String(), Text: t.Bridge}
 }
 
 // effect is something to be done. It says where to look: what is right is decided when its turn comes.

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"reverser/internal/grammar"
+	"reverser/internal/wire"
 )
 
 // KeyID names a key.
@@ -41,6 +42,14 @@ type Claim struct {
 	Unhealthy bool   // gets newcomers when no other does
 	Drained   bool   // gets no newcomers
 	Unknown   uint8  // a critical field of the claim that this program does not know; 0: none
+}
+
+// ClaimOf is what a CLAIM asks for.
+func ClaimOf(c wire.Claim) Claim {
+	return Claim{
+		Public: c.Public, Target: c.Target, Group: c.Group, Weight: c.Weight, Unhealthy: c.Health == wire.HealthBad,
+		Drained: c.Drained, Unknown: c.Unknown,
+	}
 }
 
 // Why is a reason for which a claim is not up.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"reverser/internal/relay"
 	"reverser/internal/sys"
@@ -36,6 +37,7 @@ type Account struct {
 	others   guest               // the account of those that have none
 	services map[string]*Account // of a key
 	refusal  notice              // for the log
+	looked   time.Time           // of a key: when nobody was found to make way
 }
 
 // Limits are what an account allows; 0: no limit.
@@ -135,67 +137,78 @@ func (a *Account) SetLimits(l Limits) {
 
 // charge counts a connection that arrives for the service, and gives it a place, unless it would be one too many. With a waiter the
 // place is to come.
-func (a *Account) charge(client netip.AddrPort, patience Patience) (*guest, *waiter, error) {
+func (a *Account) charge(ad *Admission, patience Patience) (*waiter, error) {
 	l := a.ledger
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch k := a.key; {
 	case a.limits.Connections > 0 && a.now >= a.limits.Connections:
-		return nil, nil, &LimitError{"service", a.limits.Connections}
+		return nil, &LimitError{"service", a.limits.Connections}
 	case k.limits.Connections > 0 && k.now >= k.limits.Connections:
-		return nil, nil, &LimitError{"key", k.limits.Connections}
+		return nil, &LimitError{"key", k.limits.Connections}
 	}
-	g := l.guestLocked(a, client, true)
+	g := l.guestLocked(a, ad.client, true)
 	if most := a.limits.PerClient; most > 0 && g.now >= most && g != &a.others {
-		return nil, nil, &LimitError{"client", most}
+		return nil, &LimitError{"client", most}
 	}
-	h := holderOf(a.key, client)
-	if err := l.places.take(h); err != nil {
-		if err == ErrClientShare || patience == NoWait {
-			return nil, nil, err
-		}
-		w := l.waitLocked(h)
-		if w != nil {
-			a.takeLocked(g)
-		}
-		return g, w, err
+	h := holderOf(a.key, ad.client)
+	err := l.places.take(h)
+	if err == nil {
+		l.chargeLocked(ad, g)
+		ad.placed = true
+		return nil, nil
 	}
-	a.takeLocked(g)
-	return g, nil, nil
+	if err == ErrClientShare || patience == NoWait {
+		return nil, err
+	}
+	w := l.waitLocked(h)
+	if w != nil {
+		l.chargeLocked(ad, g)
+	}
+	return w, err
 }
 
-// take counts a connection whatever the limits say.
-func (a *Account) take(client netip.AddrPort) *guest {
+// force counts a connection whatever the limits say.
+func (a *Account) force(ad *Admission) {
+	a.ledger.mu.Lock()
+	defer a.ledger.mu.Unlock()
+	a.forceLocked(ad)
+}
+
+func (a *Account) forceLocked(ad *Admission) {
 	l := a.ledger
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	g := l.guestLocked(a, client, true)
-	a.takeLocked(g)
-	l.places.force(holderOf(a.key, client))
-	return g
+	l.chargeLocked(ad, l.guestLocked(a, ad.client, true))
+	l.places.force(holderOf(a.key, ad.client))
+	ad.placed = true
 }
 
-func (a *Account) takeLocked(g *guest) {
-	a.now++
-	a.key.now++
-	a.ledger.takeLocked(g)
+func (l *ledger) chargeLocked(ad *Admission, g *guest) {
+	ad.account.now++
+	ad.account.key.now++
+	l.takeLocked(g)
+	ad.guest, ad.charged = g, true
 }
 
 // giveBack is the end of what charge counted. reason is "" when no pair came of it.
-func (a *Account) giveBack(g *guest, client netip.AddrPort, placed bool, reason relay.Reason, sent, received uint64) {
-	a.uncharge(g, client, placed, reason, sent, received)
-	if placed {
+func (a *Account) giveBack(ad *Admission, reason relay.Reason, sent, received uint64) {
+	a.uncharge(ad, reason, sent, received)
+	if ad.placed {
 		a.ledger.places.pool.Give(sys.ForUsers) // without the lock: it calls those who wait
 	}
 }
 
-func (a *Account) uncharge(g *guest, client netip.AddrPort, placed bool, reason relay.Reason, sent, received uint64) {
-	a.ledger.mu.Lock()
-	defer a.ledger.mu.Unlock()
+func (a *Account) uncharge(ad *Admission, reason relay.Reason, sent, received uint64) {
+	l := a.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	a.now--
 	a.key.now--
-	if placed {
-		a.ledger.places.count(holderOf(a.key, client), -1)
+	ad.charged = false
+	if len(l.places.leaving) > 0 {
+		delete(l.places.leaving, ad)
+	}
+	if ad.placed {
+		l.places.count(holderOf(a.key, ad.client), -1)
 	}
 	if reason != "" {
 		if a.ended == nil {
@@ -205,9 +218,9 @@ func (a *Account) uncharge(g *guest, client netip.AddrPort, placed bool, reason 
 		if a.unlisted {
 			a.key.addLost(reason, sent, received)
 		}
-		g.total++
+		ad.guest.total++
 	}
-	a.ledger.giveLocked(g)
+	l.giveLocked(ad.guest)
 }
 
 // refused counts a connection that did not become a pair.

@@ -24,6 +24,8 @@ type Admission struct {
 	finally       func() // nil: nothing
 	placed, dials bool
 
+	charged bool // its accounts count it; guarded by ledger.mu
+
 	phase phase   // guarded by the shard's mu
 	end   *ending // what is to become of it as soon as it is a pair; guarded by the shard's mu
 
@@ -70,27 +72,37 @@ func (c *Conns) Admit(account *Account, client netip.AddrPort, p Patience) (*Adm
 		account.refused(RefusedDrain, netip.AddrPort{})
 		return nil, ErrDraining
 	}
-	guest, w, err := account.charge(client, p)
+	if err := a.charge(p); err != nil {
+		why := refusal(err)
+		if why == RefusedFull || why == RefusedShare {
+			c.strain.Note(err)
+		}
+		msg := "client refused"
+		if why == RefusedDrain {
+			msg = ""
+		}
+		a.Refuse(why, msg, "service", account.Service, "client", clientName(client), "err", err)
+		return nil, err
+	}
+	return a, nil
+}
+
+// charge has the connection counted at its accounts, with a place.
+func (a *Admission) charge(p Patience) (err error) {
+	c := a.conns
+	if _, err = a.account.charge(a, NoWait); err == ErrFull && c.makeRoom(a) {
+		return nil
+	}
+	if p == NoWait || err != ErrFull && err != ErrKeyShare {
+		return err
+	}
+	w, err := a.account.charge(a, Wait)
 	if w != nil {
 		c.strain.Note(err)
 		err = a.await(w)
+		a.placed = err == nil
 	}
-	if a.placed = err == nil; a.placed || w != nil {
-		a.guest = guest
-	}
-	if err == nil {
-		return a, nil
-	}
-	why := refusal(err)
-	if why == RefusedFull || why == RefusedShare {
-		c.strain.Note(err)
-	}
-	msg := "client refused"
-	if why == RefusedDrain {
-		msg = ""
-	}
-	a.Refuse(why, msg, "service", account.Service, "client", clientName(client), "err", err)
-	return nil, err
+	return err
 }
 
 // await waits for a place.
@@ -283,7 +295,7 @@ func (a *Admission) depart(but phase) bool {
 func (a *Admission) giveBack(reason relay.Reason, sent, received uint64) {
 	c := a.conns
 	if a.guest != nil {
-		a.account.giveBack(a.guest, a.client, a.placed, reason, sent, received)
+		a.account.giveBack(a, reason, sent, received)
 	}
 	if a.dials {
 		a.dialOver()

@@ -44,8 +44,7 @@ func (c *Conns) Restore(key [16]byte, st relay.State, conn net.Conn, s *link.Str
 	if !a.enter() {
 		return nil, ErrDraining
 	}
-	a.guest = a.account.take(client)
-	a.placed = true
+	a.account.force(a)
 	p := relay.Restore(st, conn, s)
 	a.countInto(p)
 	a.pair, a.since, a.target = p, st.Since, st.Target

@@ -17,7 +17,7 @@ var (
 
 // places shares the descriptors for users. A key may have as many as are free: alone it gets half of all, and whoever comes later
 // gets half of the rest. Within that, a client may have as many as its key may still take. So newcomers of the largest are refused
-// first, and whoever has nothing gets in for as long as anything is free. A bridge has one key, which may have all.
+// first, and whoever has nothing gets in while anything is free (when nothing is: see evict.go). A bridge has one key, which may have all.
 //
 // It is guarded by ledger.mu. Each operation costs the same however many keys, clients and connections there are.
 type places struct {
@@ -27,9 +27,10 @@ type places struct {
 	byKey    bool // keys share
 
 	used    int
-	holders map[holder]int // how many each has
-	waiting []*waiter      // in the order in which they came
-	awaits  bool           // the pool calls when a descriptor is given back
+	holders map[holder]int      // how many each has
+	leaving map[*Admission]bool // who were told to make way; at most mostYielding
+	waiting []*waiter           // in the order in which they came
+	awaits  bool                // the pool calls when a descriptor is given back
 }
 
 // holder is a client of a key: a host in IPv4, a customer's network in IPv6. It is a small copy of Block.
@@ -51,7 +52,7 @@ const maxWaiting = 16
 
 // init shares what the pool has for users, or most if that is not 0. Only the users of a proxy wait, and only its keys share.
 func (p *places) init(pool *sys.Pool, most int, proxy bool) {
-	p.pool, p.byKey, p.holders = pool, proxy, make(map[holder]int)
+	p.pool, p.byKey, p.holders, p.leaving = pool, proxy, make(map[holder]int), make(map[*Admission]bool)
 	size := pool.Size(sys.ForUsers)
 	if proxy {
 		p.mostWait = min(maxWaiting, size/4)

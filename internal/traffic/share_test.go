@@ -247,8 +247,8 @@ func TestStrain(t *testing.T) {
 			c.Admit(web, alice, NoWait)
 			time.Sleep(time.Second)
 		}
-		if n := log.count("descriptors for users run short", "largest_key=nas", "largest_key_has=16", "largest_client=192.0.2.1", "limit=64"); n != 1 || log.count("run short") != 1 {
-			t.Errorf("the log says %q", log.all("run short"))
+		if n := log.count("running short", "of=descriptors for users", "largest_key=nas", "largest_key_has=16", "largest_client=192.0.2.1", "limit=64"); n != 1 || log.count("running short") != 1 {
+			t.Errorf("the log says %q", log.all("running short"))
 		}
 		p := c.Pressure(nil)
 		if len(p) != 1 || p[0].Used != 17 || p[0].Limit != 64 || p[0].Largest.Key != "nas" || p[0].Largest.Used != 16 ||
@@ -256,8 +256,8 @@ func TestStrain(t *testing.T) {
 			t.Errorf("pressure %+v", p)
 		}
 		time.Sleep(strainOver + time.Second)
-		if n := log.count("descriptors for users are enough again", "refused_or_waited=101"); n != 1 || c.Pressure(nil) != nil {
-			t.Errorf("the log says %q, pressure %+v", log.all("again"), c.Pressure(nil))
+		if n := log.count("no longer running short", "refused_or_waited=101"); n != 1 || c.Pressure(nil) != nil {
+			t.Errorf("the log says %q, pressure %+v", log.all("no longer"), c.Pressure(nil))
 		}
 		leaveAll(all)
 	})

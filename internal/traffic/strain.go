@@ -44,7 +44,7 @@ func (s *Strain) Note(why error) {
 		return
 	}
 	p := s.describe()
-	s.log.Warn(p.What+" run short: some who want one are refused, or wait", "err", why, "used", p.Used, "limit", p.Limit, "largest_key", p.Largest.Key,
+	s.log.Warn("running short, some are refused or wait", "of", p.What, "err", why, "used", p.Used, "limit", p.Limit, "largest_key", p.Largest.Key,
 		"largest_key_has", p.Largest.Used, "largest_service", p.Largest.Service, "largest_client", p.Largest.Client, "hint", p.Hint)
 	s.later.do(strainOver, s.relax)
 }
@@ -60,7 +60,7 @@ func (s *Strain) relax() {
 	count, d := s.count, s.last.Sub(s.since)
 	s.since, s.count = time.Time{}, 0
 	s.mu.Unlock()
-	s.log.Info(s.describe().What+" are enough again", "refused_or_waited", count, "duration", Seconds(d))
+	s.log.Info("no longer running short", "of", s.describe().What, "refused_or_waited", count, "duration", Seconds(d))
 }
 
 // AppendTo appends what is short at present to a list for status.

@@ -1,4 +1,4 @@
-package bridge
+package claims
 
 import (
 	"cmp"
@@ -9,8 +9,8 @@ import (
 	"reverser/internal/grammar"
 )
 
-// frozenServices is the state of services and of all links as plain data, for a successor of this process.
-type frozenServices struct {
+// Frozen is the state of services and of all links as plain data, for a successor of this process.
+type Frozen struct {
 	Last    uint32
 	Offered []frozenService
 	Links   []frozenClaims
@@ -53,11 +53,11 @@ type frozenSlot struct {
 	Attached time.Duration
 }
 
-// freeze returns the state. Frames that were not taken are not part of it: a hand-over looks like a break of every slot, so
+// Freeze returns the state. Frames that were not taken are not part of it: a hand-over looks like a break of every slot, so
 // all of them are said again.
-func (s *services) freeze() (f frozenServices) {
+func (s *Services) Freeze() (f Frozen) {
 	f.Last = s.last
-	for _, id := range s.ids() {
+	for _, id := range s.IDs() {
 		f.Offered = append(f.Offered, s.offered[id].freeze())
 	}
 	for _, c := range s.links {
@@ -66,17 +66,17 @@ func (s *services) freeze() (f frozenServices) {
 	return f
 }
 
-func (svc *service) freeze() frozenService {
-	return frozenService{svc.id, svc.Public.String(), svc.Target.String()}
+func (svc *Offered) freeze() frozenService {
+	return frozenService{svc.ID, svc.Public.String(), svc.Target.String()}
 }
 
-func (c *claims) freeze() (f frozenClaims) {
+func (c *Link) freeze() (f frozenClaims) {
 	for id, k := range c.known {
-		f.Known = append(f.Known, frozenClaim{id, k.said, k.pending, k.proven, k.state, k.public.String(), k.reason, k.answers})
+		f.Known = append(f.Known, frozenClaim{id, k.said, k.Pending, k.Proven, k.State, k.Public.String(), k.Reason, k.Answers})
 	}
 	slices.SortFunc(f.Known, func(a, b frozenClaim) int { return cmp.Compare(a.ID, b.ID) })
 	for _, r := range c.retired {
-		fr := frozenRetired{Service: r.service.freeze(), Served: r.public.String(), Answered: slices.Index(c.answered, r) + 1}
+		fr := frozenRetired{Service: r.Offered.freeze(), Served: r.public.String(), Answered: slices.Index(c.answered, r) + 1}
 		for _, m := range r.marks {
 			fr.Marks = append(fr.Marks, frozenMark{m.slot, m.stream, m.until})
 		}
@@ -92,19 +92,22 @@ func (c *claims) freeze() (f frozenClaims) {
 	return f
 }
 
-// thawServices is the reverse of freeze. Every link is without a control connection.
-func thawServices(f frozenServices) (*services, error) {
-	s := newServices()
+// Links returns the links in the order of AddLink.
+func (s *Services) Links() []*Link { return s.links }
+
+// Thaw is the reverse of freeze. Every link is without a control connection.
+func Thaw(f Frozen) (*Services, error) {
+	s := New()
 	s.last = f.Last
 	for _, fs := range f.Offered {
 		svc, err := fs.thaw()
 		if err != nil {
 			return nil, err
 		}
-		s.offered[svc.id], s.byName[svc.Public] = svc, svc
+		s.offered[svc.ID], s.byName[svc.Public] = svc, svc
 	}
 	for _, fc := range f.Links {
-		c := s.addLink()
+		c := s.AddLink()
 		for _, k := range fc.Known {
 			if c.known[k.ID] == nil {
 				return nil, fmt.Errorf("a claim of service %d, which is not offered", k.ID)
@@ -113,7 +116,7 @@ func thawServices(f frozenServices) (*services, error) {
 			if err != nil {
 				return nil, err
 			}
-			c.known[k.ID] = &claim{k.Said, k.Pending, k.State, pub, k.Reason, k.Answers, k.Proven}
+			c.known[k.ID] = &Claim{k.Said, k.Pending, k.State, pub, k.Reason, k.Answers, k.Proven}
 		}
 		for _, fr := range fc.Retired {
 			svc, err := fr.Service.thaw()
@@ -124,11 +127,11 @@ func thawServices(f frozenServices) (*services, error) {
 			if err != nil {
 				return nil, err
 			}
-			r := &retired{service: svc, public: pub, answered: fr.Answered > 0}
+			r := &retired{Offered: svc, public: pub, answered: fr.Answered > 0}
 			for _, m := range fr.Marks {
 				r.marks = append(r.marks, mark{m.Slot, m.Stream, m.Until})
 			}
-			c.retired[svc.id] = r
+			c.retired[svc.ID] = r
 			if r.answered {
 				c.answered = append(c.answered, r)
 			}
@@ -141,7 +144,7 @@ func thawServices(f frozenServices) (*services, error) {
 	return s, nil
 }
 
-func (fs frozenService) thaw() (*service, error) {
+func (fs frozenService) thaw() (*Offered, error) {
 	pub, err := grammar.ParsePublic(fs.Public)
 	if err != nil {
 		return nil, err
@@ -150,5 +153,5 @@ func (fs frozenService) thaw() (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &service{fs.ID, Service{Public: pub, Target: target}}, nil
+	return &Offered{fs.ID, Service{Public: pub, Target: target}}, nil
 }
