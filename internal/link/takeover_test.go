@@ -196,7 +196,7 @@ func TestDrainingBuriesTheDead(t *testing.T) {
 				}
 				draining.Store(true)
 				br2, cancel := second(w, 8)
-				time.Sleep(probeOld + time.Second)
+				time.Sleep(oldLinkTimeout + time.Second)
 				if err := old.Err(); dead != errors.Is(err, ErrReplaced) {
 					t.Errorf("the old session: %v", err)
 				}
@@ -255,7 +255,7 @@ func TestSuccessors(t *testing.T) {
 		// The newest is not stopping: nobody attaches beside it.
 		br, cancel := second(w, 99)
 		ends = append(ends, cancel)
-		time.Sleep(probeOld + time.Second)
+		time.Sleep(oldLinkTimeout + time.Second)
 		br.mu.Lock()
 		if len(br.up) != 0 {
 			t.Errorf("a second live bridge was let in: %v", br.up)
