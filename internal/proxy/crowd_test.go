@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -64,7 +65,7 @@ func (c *crowd) start(keys int) {
 	var err error
 	if c.addr != "" {
 		c.p.cfg.Listen = c.addr
-		if err = c.p.Listen(); err == nil {
+		if err = c.p.Listen(); err == nil && strings.HasSuffix(c.addr, ":0") {
 			c.addr = c.p.Addr().String() // also of those to come
 		}
 	} else if c.p.port.ln, err = c.net.Listen("proxy:3010"); err == nil {
