@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -166,6 +167,17 @@ func (r *reloader) edited(stored func() ([]state.Key, error), pin [32]byte) erro
 	if err != nil {
 		return err
 	}
+	return r.put(context.Background(), next)
+}
+
+// revoked has a key honoured no longer, beside everything else as it is.
+func (r *reloader) revoked(id [16]byte) error {
+	if err := r.begin(context.Background()); err != nil {
+		return err
+	}
+	defer r.end()
+	next := r.settings()
+	next.Proxy.Keys = slices.DeleteFunc(slices.Clone(next.Proxy.Keys), func(k config.Key) bool { return k.ID == id && !k.InFile() })
 	return r.put(context.Background(), next)
 }
 
