@@ -25,11 +25,11 @@ var beginnings = map[string]func(s *fleetSim){
 			b.cut()
 		}
 	},
-	"stop": func(s *fleetSim) { // GOAWAY: the bridges begin another session, and finish what is on the one before
+	"stop": func(s *fleetSim) { // the bridges begin another session when GOAWAY says, and finish what is on the one before
 		s.know()
 		s.restart(200 * time.Millisecond)
-		for _, b := range s.bridges {
-			b.start()
+		for i, b := range s.bridges { // as Drain asks them to
+			s.at(min(time.Duration(i)*comeBackEach, comeBackMost), b.start)
 		}
 	},
 	"first start": func(s *fleetSim) {
