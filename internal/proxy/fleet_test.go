@@ -84,6 +84,29 @@ func TestFleetReturns(t *testing.T) {
 	}
 }
 
+// TestFleetOfASlowProxy: where a handshake takes 20 times as long, as on a machine that others use, those at the end of the queue
+// wait for longer than an attempt lasts. The work that is lost with them must not keep the others away.
+func TestFleetOfASlowProxy(t *testing.T) {
+	const n, slower = 1000, 20
+	costs := defaultFleet()
+	for _, cost := range []*time.Duration{&costs.accept, &costs.hello, &costs.finish, &costs.attach, &costs.claim} {
+		*cost *= slower
+	}
+	ideal := n * costs.ideal() / time.Duration(costs.processors)
+	for what, begin := range beginnings {
+		s, times := play(costs, n, begin)
+		if len(times) < n {
+			t.Errorf("%s: %d of %d bridges serve after %v", what, len(times), n, s.now)
+			continue
+		}
+		t.Logf("%s: all serve after %.1f s, the processors need %.1f s; %.0f %% of the work lost", what, times[n-1].Seconds(), ideal.Seconds(),
+			100*float64(s.used-s.useful)/float64(s.used))
+		if times[n-1] > 3*ideal {
+			t.Errorf("%s: all serve after %v, want at most three times the %v of the processors", what, times[n-1], ideal)
+		}
+	}
+}
+
 // TestFlappingBridge: one that breaks once a second costs its neighbours nothing, while some of them come and go.
 func TestFlappingBridge(t *testing.T) {
 	const n, churn = 10_000, 50 // of them break each second
