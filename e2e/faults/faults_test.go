@@ -22,6 +22,9 @@ import (
 var bin string
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(attackEnv); text != "" {
+		os.Exit(attackMain(text))
+	}
 	flag.Parse()
 	// Most scenarios wait for most of their time, whatever the number of processors; the others take turns by themselves.
 	flag.Set("test.parallel", "32")

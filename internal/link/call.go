@@ -248,7 +248,7 @@ func (k *keeper) prove(ctx context.Context, connected func(net.Conn)) (*auth.Con
 			other, err := k.sl.link.foreign(conn)
 			return conn, other, err
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):
-			return nil, false, fmt.Errorf("the proxy did not complete the handshake within %s", callLimit)
+			return nil, false, fmt.Errorf("the proxy did not complete the handshake within %s: it may be busy, or the path to it holds packets back", callLimit)
 		}
 		return nil, false, err
 	})

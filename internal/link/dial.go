@@ -425,7 +425,7 @@ func Backoff(n int, err error, streams int) time.Duration {
 		first, most = 2*time.Second, time.Minute
 	case n < 1:
 		first = 50 * time.Millisecond
-	case errors.Is(err, auth.ErrClosed) || sys.Reset(err): // a crowd came to the proxy, which would come again
+	case streams == 0 && (errors.Is(err, auth.ErrClosed) || sys.Reset(err)): // a crowd came to the proxy, which would come again
 		most = 4 * time.Second
 	case n > 60 && streams == 0:
 		most = 10 * time.Second

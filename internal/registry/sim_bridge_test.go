@@ -69,9 +69,9 @@ type simStream struct {
 type simUser struct {
 	name    pub
 	route   *Route
-	picked  *Offer          // to be opened
-	tried   []*Offer        // since the state was looked at
-	changed <-chan struct{} // waits for it
+	picked  *Offer              // to be opened
+	tried   map[*Offer]struct{} // since the state was looked at
+	changed <-chan struct{}     // waits for it
 	taken   Taken
 	at      *simLink
 }

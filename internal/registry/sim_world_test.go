@@ -281,7 +281,10 @@ func (u *simUser) step(w *sim) (done bool) {
 		if !errors.Is(err, errRetired) && !errors.Is(err, link.ErrEnded) {
 			w.fail("open: %v", err)
 		}
-		u.tried = append(u.tried, o)
+		if u.tried == nil {
+			u.tried = make(map[*Offer]struct{})
+		}
+		u.tried[o] = struct{}{}
 		return false
 	}
 	l := o.way.(*simLink)
