@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strings"
 
+	"reverser/internal/claims"
 	"reverser/internal/grammar"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -28,6 +30,12 @@ import (
 //
 // C13 needs visitors, and has nothing to look at yet.
 func (w *sim) check() {
+	for _, p := range w.proxies {
+		p.check()
+	}
+}
+
+func (w *simProxy) check() {
 	co := &w.r.core
 	now := make(map[pub]holding)
 	for _, n := range co.names {
@@ -58,13 +66,133 @@ func (w *sim) check() {
 		w.fail("C1: %d routes for %d holdings", routes, len(co.holdings))
 	}
 	w.checkOffers()
-	if most := 4*len(co.names) + 64 + maxOwed; len(co.effects) > most {
-		w.fail("C14: %d effects wait", len(co.effects))
-	}
+	w.checkBounds()
+	w.checkAccounts()
+	w.checkRetired()
 	w.checkThaw()
 }
 
-func (w *sim) checkName(n *name) {
+// checkBounds: what waits is there once.
+func (w *simProxy) checkBounds() {
+	co := &w.r.core
+	tells, sockets, retires, unclaims := make(map[*claim]int), make(map[Socket]int), make(map[*Offer]int), make(map[claimOf]int)
+	for _, e := range co.effects {
+		switch {
+		case e.claim != nil:
+			tells[e.claim]++
+		case e.offer != nil:
+			retires[e.offer]++
+		case e.socket != Socket{}:
+			sockets[e.socket]++
+		case e.id != 0:
+			unclaims[claimOf{e.session.id, e.id}]++
+		}
+	}
+	for c, n := range tells {
+		if n > 1 {
+			w.fail("C14: claim %d of session %d is to be told %d times", c.id, c.session.id, n)
+		}
+	}
+	for s, n := range sockets {
+		if n > 1 {
+			w.fail("C14: %s is to be looked at %d times", s, n)
+		}
+	}
+	for o, n := range retires {
+		if n > 1 {
+			w.fail("C14: claim %d of session %d is to be retired %d times", o.id, o.Session, n)
+		}
+	}
+	for c, n := range unclaims {
+		if n > 1 {
+			w.fail("C14: claim %d of session %d has %d answers to UNCLAIM", c.id, c.session, n)
+		}
+	}
+	for at, waiting := range co.waiting {
+		for i, s := range waiting {
+			if slices.Contains(waiting[:i], s) || len(co.bound[at]) == 0 {
+				w.fail("C14: %s waits for a port twice, or for none", s)
+			}
+		}
+	}
+	held := make(map[*Route]int32)
+	for _, u := range w.users {
+		if u.held {
+			held[u.route]++
+		}
+	}
+	for rt := range w.r.View().All {
+		if n := rt.held.Load(); n != held[rt] || n > MaxHeld {
+			w.fail("C14: %d users wait for %s, and %d are counted", held[rt], rt.Public, n)
+		}
+	}
+	places := make(map[*Offer]int64)
+	for _, u := range w.users {
+		if u.taken.Offer != nil {
+			places[u.taken.Offer]++
+		}
+	}
+	for o, n := range places {
+		if o.users.Load() != n {
+			w.fail("C9: claim %d of session %d counts %d users, and has %d", o.id, o.Session, o.users.Load(), n)
+		}
+	}
+}
+
+type claimOf struct {
+	session SessionID
+	id      uint32
+}
+
+// checkAccounts: each user is charged once.
+func (w *simProxy) checkAccounts() {
+	services, keys, total := make(map[*traffic.Account]int), make(map[KeyID]int), 0
+	for _, u := range w.users {
+		services[u.account]++
+		keys[u.account.Key]++
+		total++
+	}
+	for a, n := range w.refused {
+		now := a.Usage()
+		var refused uint64
+		for _, r := range now.Refused {
+			refused += r
+		}
+		if now.Admitted != services[a] || refused != n {
+			w.fail("C9: %s counts %d users and %d refused, there are %d and %d", a.Service, now.Admitted, refused, services[a], n)
+		}
+	}
+	for a, n := range services {
+		if got := a.Usage().Admitted; got != n {
+			w.fail("C9: %s counts %d users, there are %d", a.Service, got, n)
+		}
+	}
+	for i := range simKeys {
+		id := KeyID{byte(i + 1)}
+		if got := w.conns.KeyAccount(id).Usage().Admitted; got != keys[id] {
+			w.fail("C9: key %x counts %d users, there are %d", id[0], got, keys[id])
+		}
+	}
+	if load := w.conns.Load(); load.Unbound()+load.Pairs != total {
+		w.fail("C9: %+v are counted, there are %d", load, total)
+	}
+}
+
+// checkRetired: a bridge drops what was given back as soon as every slot has reached its mark.
+func (w *simProxy) checkRetired() {
+	for _, l := range w.links {
+		if !l.present() {
+			continue
+		}
+		for id, marks := range l.marks {
+			if svc, _ := l.u.c.Retired(id); svc != nil && !slices.ContainsFunc(marks, func(m wire.Mark) bool { return l.slots[m.Slot-1].arrived < m.Stream }) {
+				w.fail("C7: service %d of session %d is still retired, although every slot has reached its mark", id, l.id)
+			}
+		}
+	}
+}
+
+func (w *simProxy) checkName(n *name) {
 	if n.touched {
 		w.fail("C1: %s was not settled", n.public)
 	}
@@ -83,7 +211,7 @@ func (w *sim) checkName(n *name) {
 			}
 		}
 		if len(n.serving) > 1 && c.session.key != n.held.key {
-			w.stats.group++
+			w.stats.Group++
 		}
 	}
 	if n.granted() && !n.route.Up() {
@@ -119,7 +247,7 @@ func (w *sim) checkName(n *name) {
 }
 
 // checkOffers: with all effects done, whoever is not in the view is retired.
-func (w *sim) checkOffers() {
+func (w *simProxy) checkOffers() {
 	live := make(map[*Offer]bool)
 	for rt := range w.r.View().All {
 		newest := make(map[KeyID]SessionID)
@@ -154,7 +282,7 @@ func (w *sim) checkOffers() {
 }
 
 // checkThaw: what a fresh core derives from the document is what the present one holds.
-func (w *sim) checkThaw() {
+func (w *simProxy) checkThaw() {
 	doc := w.r.core.freeze()
 	fresh, err := thaw(doc, w.policy, w.way)
 	if err != nil {
@@ -240,39 +368,83 @@ func (co *core) derived() string {
 func (w *sim) drain() {
 	w.calm = true
 	w.trace("to rest")
-	for _, b := range w.bridges {
-		if b.link != nil {
-			if !b.link.control {
-				b.link.control = true
-				b.link.repeat()
+	for _, p := range w.proxies {
+		for _, l := range slices.Clone(p.links) { // of bridges that have begun another one
+			if !l.present() {
+				l.end()
 			}
-			b.link.up = true
-			w.r.LinkUp(b.link.id, true)
+		}
+		for _, l := range p.links {
+			if !l.control {
+				l.attach()
+			}
+			l.up = true
+			p.r.LinkUp(l.id, true)
 		}
 	}
 	for range 3 { // an answer may open what waited for it
-		w.r.change((*core).retry)
-		for moved := true; moved && w.err == nil; {
-			w.finish()
-			moved = false
-			for _, b := range w.bridges {
-				if l := b.link; l != nil {
-					moved = moved || len(l.toProxy)+len(l.toBridge) > 0
-					if len(l.toProxy) > 0 {
-						l.hear()
-						w.check()
-					}
-					l.learn()
-					for slot := range l.flight {
-						moved = moved || len(l.flight[slot]) > 0
-						l.arrive(slot)
-					}
-				}
+		for _, p := range w.proxies {
+			p.r.change((*core).retry)
+		}
+		for n := 0; !w.quiet() && w.err == nil; n++ {
+			for _, p := range w.proxies {
+				p.settleDown()
 			}
-			w.check()
+			if w.check(); n > 10_000 {
+				w.fail("C7: nothing comes to rest")
+			}
 		}
 	}
-	w.rest()
+	for range 4 {
+		for _, p := range w.proxies {
+			for _, l := range p.links {
+				l.time()
+			}
+		}
+	}
+	for _, p := range w.proxies {
+		p.rest()
+	}
+	for _, p := range w.proxies {
+		if w.err == nil {
+			p.finale()
+		}
+	}
+}
+
+// quiet reports whether nothing is under way any more.
+func (w *sim) quiet() bool {
+	for _, p := range w.proxies {
+		if len(p.r.core.effects)+len(p.pending) > 0 {
+			return false
+		}
+		for _, l := range p.links {
+			if !l.toProxy.empty() || !l.toBridge.empty() || slices.ContainsFunc(l.slots[:], func(sl *simSlot) bool { return len(sl.flight) > 0 }) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// settleDown moves everything on by one step.
+func (w *simProxy) settleDown() {
+	w.finish()
+	for _, l := range slices.Clone(w.links) {
+		l.toProxy.write(w.sim)
+		l.toBridge.write(w.sim)
+		l.hear()
+		w.check()
+		l.learn()
+		for _, sl := range l.slots {
+			sl.down = false
+			sl.deliver()
+		}
+	}
+}
+
+// finale lets the users finish, stops the proxy or not, ends all sessions, and looks at what is left.
+func (w *simProxy) finale() {
 	for range 100 * (len(w.users) + 1) {
 		w.move()
 	}
@@ -284,33 +456,43 @@ func (w *sim) drain() {
 	if w.pick("stop", 4) == 0 {
 		w.stop()
 	}
-	for _, b := range w.bridges {
-		if b.link != nil {
-			b.link.end()
-		}
+	for len(w.links) > 0 {
+		w.links[0].end()
 	}
 	w.finish()
 	w.check()
+	for len(w.users) > 0 {
+		w.over(w.users[0])
+	}
+	w.checkAccounts()
 	co := &w.r.core
 	left := len(co.sessions) + len(co.names) + len(co.holdings) + len(co.sockets) + len(co.tenants) + len(co.places) + len(co.wanters) +
 		len(co.bound) + len(co.waiting) + len(co.looking) + len(co.effects) + len(w.open)
 	if left != 0 {
 		w.fail("C10: with all sessions over something is left: %+v, open %v", co, w.open)
 	}
+	if load := w.conns.Load(); load != (traffic.Load{}) {
+		w.fail("C10: with all users over something is left: %+v", load)
+	}
 }
 
 // stop is what a proxy does that drains: nobody comes any more, who was let in is served, and bridges may go on to talk.
-func (w *sim) stop() {
+func (w *simProxy) stop() {
 	w.trace("the proxy stops")
-	w.stats.stops++
+	w.stats.Stops++
+	w.stopped = true
+	w.conns.Shut()
 	w.r.Stop()
+	w.come()
 	for _, b := range w.bridges {
-		b.expose()
+		b.reload()
 	}
-	for range 20 {
-		w.link().hear()
+	for range 30 {
+		l := w.link()
+		l.toProxy.write(w.sim)
+		l.hear()
 		w.r.step(w)
-		w.check()
+		w.sim.check()
 	}
 	w.finish()
 	w.check()
@@ -325,28 +507,38 @@ func (w *sim) stop() {
 }
 
 // rest looks at what holds once nothing moves.
-func (w *sim) rest() {
+func (w *simProxy) rest() {
 	co := &w.r.core
-	for _, b := range w.bridges {
-		if b.link == nil {
-			continue
-		}
-		s := co.sessions[b.link.id]
-		for id, svc := range b.services {
-			c := s.claims[id]
+	for _, l := range w.links {
+		s, b := co.sessions[l.id], l.u.b
+		for _, id := range b.s.IDs() {
+			svc, c := b.s.Offered(id), s.claims[id]
 			if c == nil {
 				w.fail("C7: claim %d of session %d is not known", id, s.id)
 				return
 			}
-			if a := co.answer(c); a.Status == 0 || a != c.told || a != svc.answer {
-				w.fail("C7: the answer to claim %d of session %d is %+v, it was told %+v, and the bridge knows %+v", id, s.id, a, c.told, svc.answer)
+			if a := co.answer(c); a.Status == 0 || a != c.told {
+				w.fail("C7: the answer to claim %d of session %d is %+v, it was told %+v", id, s.id, a, c.told)
+			}
+			_, there := co.words(c, c.told)
+			want := claims.AnswerOf(Told{Answer: c.told, Bridge: there}.Claimed())
+			if k := l.u.c.Known(id); k.Pending || k.State != want.State || k.Reason != want.Reason {
+				w.fail("C7: the bridge of session %d knows %+v of claim %d, which was told %+v", s.id, *k, id, want)
+			}
+			if c.asked.Target != svc.TargetName() || c.asked.Public != svc.Public.String() || c.asked.Group != b.attrs[id].Group {
+				w.fail("C7: claim %d of session %d is %+v, and the service %s to %s", id, s.id, c.asked, svc.Public, svc.TargetName())
 			}
 		}
-		if len(b.retired) != 0 || len(s.owed) != 0 {
-			w.fail("C7: session %d has %d retired services and %d UNCLAIMs without an answer", s.id, len(b.retired), len(s.owed))
+		if n := len(l.u.c.Unconfirmed(slices.Collect(maps.Keys(b.publics)))); n != 0 || len(s.owed) != 0 {
+			w.fail("C7: session %d has %d services without an answer and %d UNCLAIMs", s.id, n, len(s.owed))
 		}
-		if len(s.claims) != len(b.services) {
-			w.fail("C7: session %d has %d claims of %d", s.id, len(s.claims), len(b.services))
+		for id := range b.publics {
+			if svc, _ := l.u.c.Retired(id); svc != nil {
+				w.fail("C7: service %d of session %d is retired still", id, s.id)
+			}
+		}
+		if len(s.claims) != len(b.s.IDs()) {
+			w.fail("C7: session %d has %d claims of %d", s.id, len(s.claims), len(b.s.IDs()))
 		}
 	}
 	served := make(map[KeyID]int)
@@ -386,7 +578,7 @@ func (w *sim) rest() {
 }
 
 // free reports whether nothing stands in the way of a claim, by another rule than the core's: the only claim of its port.
-func (w *sim) free(n *name, c *claim) bool {
+func (w *simProxy) free(n *name, c *claim) bool {
 	for _, s := range w.r.core.sessions {
 		for _, o := range s.claims {
 			if o != c && (o.public.Port == n.public.Port || o.public == (grammar.Public{})) {
