@@ -180,6 +180,7 @@ type (
 		State       string `json:"state"`
 		Connections int    `json:"connections"`
 		Total       int    `json:"total"`
+		Reason      string `json:"reason"`
 	}
 	pairStatus struct {
 		ID       string    `json:"id"`

@@ -26,6 +26,7 @@ type bed struct {
 	servers  *contender // the direct connection
 	running  []*process
 	starts   int
+	returns  []returned // of fleets
 }
 
 func newBed(at place, tools tools) (*bed, error) {

@@ -26,6 +26,7 @@ var helpers = map[string]func(ctx context.Context, args []string, in io.Reader, 
 	"relay": relayHelper, // FROM=TO...: a plaintext relay that leaves the copying to the kernel
 	"type":  typeHelper,  // ADDR COUNT PAUSE: keystrokes on one connection
 	"knock": knockHelper, // ADDR COUNT PAUSE: new connections
+	"fleet": fleetHelper, // bridges
 	"pump":  pumpHelper,  // ADDR CONNS SIZE DURATION: messages on all connections at once
 }
 

@@ -13,6 +13,8 @@
 //  8. report.go     medians, ratios, goals, disturbed rounds: the table and the JSON
 //  9. chart.go, page.go   the same as a picture, and in docs/PERFORMANCE.md
 //
+// Rows about many bridges of one proxy have files of their own: fleet.go and fleethelper.go, and return.go for their picture.
+//
 // process.go starts and ends processes, usage.go reads from /proc what they use. helper.go and echo.go are what this
 // program does in processes of its own. Everything that starts one runs on the main goroutine.
 package main
@@ -42,7 +44,9 @@ type settings struct {
 	Seconds int    `json:"seconds"`
 	Conns   int    `json:"conns"`
 	Rows    string `json:"rows,omitempty"`
+	Fleets  string `json:"fleets,omitempty"`
 	peers   string
+	absent  []string // what the limits of this machine leave out
 }
 
 func main() {
@@ -55,7 +59,7 @@ func main() {
 // run returns the exit code: 1 when the measurement broke or was interrupted, 2 when it could not begin.
 func run(args []string, stdout, stderr io.Writer) int {
 	set := settings{Size: "full"}
-	var out, doc string
+	var out, doc, returns string
 	var quick, list bool
 	fl := flag.NewFlagSet("compare", flag.ContinueOnError)
 	fl.SetOutput(stderr)
@@ -67,6 +71,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fl.IntVar(&set.Rounds, "rounds", 3, "how many times each figure is measured")
 	fl.IntVar(&set.Seconds, "seconds", 2, "how many seconds one measurement takes")
 	fl.IntVar(&set.Conns, "conns", 10000, "connections for the rows of idle and of very many ones, as far as the limit of open files goes; 0 leaves those out")
+	fl.StringVar(&set.Fleets, "fleets", "100,400/1,1000", "`SIZES` of fleets of bridges, 400/1 for 400 behind one address, as far as the limit of open files goes; \"\" leaves those rows out")
+	fl.StringVar(&returns, "return", "", "draw the return of the fleets after a restart of the proxy into this `FILE`")
 	fl.StringVar(&set.Rows, "rows", "", "measure only rows that match this regular `EXPRESSION`")
 	fl.BoolVar(&list, "list", false, "print the names of the rows")
 	fl.StringVar(&set.peers, "peers", "", "look in this `DIRECTORY` before the PATH for frps, frpc, rathole, chisel, ssh and sshd")
@@ -85,7 +91,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fl.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	if quick {
 		set.Size = "quick"
-		for name, v := range map[string]string{"rounds": "1", "seconds": "1", "conns": "1000"} {
+		for name, v := range map[string]string{"rounds": "1", "seconds": "1", "conns": "1000", "fleets": "100"} {
 			if !given[name] {
 				_ = fl.Set(name, v)
 			}
@@ -108,6 +114,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 				set.Conns, 2*set.Conns+spare, have, 2*set.Conns+spare))
 		}
 		set.Conns = most
+	}
+	if err := set.checkFleets(given["fleets"]); err != nil {
+		return fail(2, err)
 	}
 	all := probes(set)
 	if set.Rows != "" {
@@ -161,6 +170,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 			return fail(1, err)
 		}
 	}
+	if returns != "" {
+		if err := os.WriteFile(returns, []byte(rep.drawReturns()), 0o644); err != nil {
+			return fail(1, err)
+		}
+	}
 	if doc != "" && set.Size == "full" {
 		if err := rep.into(doc); err != nil {
 			return fail(1, err)
@@ -202,7 +216,7 @@ func measure(ctx context.Context, tools tools, set settings, probes []probe, pro
 	if err := near.serve(ctx); err != nil {
 		return nil, err
 	}
-	rep = &report{Machine: describe(ctx, near), Settings: set, Absent: tools.absent()}
+	rep = &report{Machine: describe(ctx, near), Settings: set, Absent: append(tools.absent(), set.absent...)}
 	rep.Machine.LoadBefore = loadBefore
 
 	local, away := splitProbes(probes)
@@ -247,6 +261,7 @@ func measure(ctx context.Context, tools tools, set settings, probes []probe, pro
 		}
 		rep.Rounds = append(rep.Rounds, m.info())
 	}
+	rep.Returns = near.returns
 	rep.Machine.LoadAfter = loadAverage()
 	rep.finish()
 	return rep, nil
@@ -327,6 +342,9 @@ func (m *meter) measure(ctx context.Context, b *bed, field []way, probes []probe
 		}
 	}
 	for _, p := range probes {
+		if p.once && m.round > 0 {
+			continue
+		}
 		fmt.Fprintf(m.progress, "round %d of %d: %-34s", m.round+1, m.rep.Settings.Rounds, p.name)
 		for i := range there {
 			// Whoever comes first finds the machine in another state than whoever comes last: take turns.
@@ -376,6 +394,7 @@ func (m *meter) one(ctx context.Context, b *bed, c *contender, p probe) error {
 	}
 	for i, v := range figures {
 		m.rep.add(p.name, p.kinds[i], c.name, sample{m.round + 1, v, share}, note)
+		note = "" // once
 	}
 	return nil
 }

@@ -54,6 +54,7 @@ type report struct {
 	Columns  []column    `json:"columns"`
 	Rounds   []roundInfo `json:"rounds"`
 	Rows     []*row      `json:"rows"`
+	Returns  []returned  `json:"returns,omitempty"`  // of fleets
 	Absent   []string    `json:"absent,omitempty"`   // what could not be measured here
 	Failures []string    `json:"failures,omitempty"` // what broke
 }

@@ -33,6 +33,7 @@ type probe struct {
 	name  string
 	kinds []kind
 	who   []string // nil: everybody
+	once  bool     // in the first round only
 	path  string   // the condition of the far bed that it wants; "" is loopback
 	run   func(ctx context.Context, b *bed, c *contender, set settings) (figures []float64, note string, err error)
 }
@@ -127,6 +128,11 @@ func probes(set settings) []probe {
 	// Once for each program.
 	add(probe{name: "start-up", run: startup, kinds: []kind{{Name: "start-up, until a user is served", Unit: "ms", Low: true}}})
 	add(probe{name: "size", run: size, kinds: []kind{{Name: "size of the programs", Unit: "MB", Low: true}}})
+
+	// Fleets.
+	for _, s := range set.fleets() {
+		add(fleetProbe(s))
+	}
 
 	// Distance.
 	for _, p := range []string{near, far} {

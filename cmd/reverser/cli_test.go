@@ -72,6 +72,10 @@ func TestPrintStatus(t *testing.T) {
 		},
 		Clients: []status.Client{{Client: "192.0.2.9", Service: "tcp/9000", Key: "n\x1bas", Connections: 1, Total: 4, Sent: 10}},
 		Removed: []status.Service{{Public: "tcp/22"}},
+		Pressure: []status.Pressure{
+			{What: "descriptors", Used: 90, Limit: 100, Largest: status.Holder{Key: "nas", Service: "tcp/9000", Client: "192.0.2.9", Used: 50}, Hint: "raise it", Since: now.Add(-time.Second)},
+			{What: "things", Used: 1, Limit: 1, Hint: "wait"},
+		},
 	}
 	var b bytes.Buffer
 	if err := printStatus(&b, s, now); err != nil {
@@ -79,6 +83,10 @@ func TestPrintStatus(t *testing.T) {
 	}
 	want := strings.TrimLeft(`
 proxy v1, up 1h1m
+short of descriptors: 90 of 100 used, 50 by key nas, most for 192.0.2.9 at tcp/9000, since 1s ago
+  raise it
+short of things: 1 of 1 used
+  wait
 
 LINK  STATE  REMOTE       BRIDGE  RTT      CARRIERS  RESUMES  SINCE
 nas   up     192.0.2.1:5  b1      12.3 ms  4         3        1m0s ago

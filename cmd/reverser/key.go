@@ -40,6 +40,7 @@ honours a change at once; when none is running, it edits the directory.`,
 func (c *cli) keyAddCommand() *cobra.Command {
 	var dir string
 	var allow, connect []string
+	var maxServices int
 	cmd := &cobra.Command{
 		Use:   "add NAME --allow PUBLIC...",
 		Short: "Make a key and print its token",
@@ -53,7 +54,10 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 
   # several ports, the token straight into a file
   (umask 077; reverser key add office --allow tcp/9000-9010 \
-    --allow tcp/2222 > office.token)`,
+    --allow tcp/2222 > office.token)
+
+  # no more than three ports at once
+  reverser key add shop --allow tcp/9000-9999 --max-services 3`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return takes(keyAddExample, "NAME")(cmd, args)
@@ -69,12 +73,16 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 				return usageHint(fmt.Sprintf("reverser key add %s --allow tcp/9000", args[0]),
 					"key %q needs at least one --allow: nothing is allowed that is not listed", args[0])
 			}
+			if maxServices < 1 && cmd.Flags().Changed("max-services") {
+				return usageHint("leave it out: the key then has no limit", "--max-services %d: a key may have 1 service or more", maxServices)
+			}
 			// "--allow tcp/9000 tcp/9001" leaves the second one as an argument.
-			return c.keyAdd(cmd.Context(), dir, args[0], append(allow, args[1:]...))
+			return c.keyAdd(cmd.Context(), dir, admin.NewKey{Name: args[0], Allow: append(allow, args[1:]...), MaxServices: maxServices})
 		},
 	}
 	addStateFlag(cmd.Flags(), &dir)
 	cmd.Flags().StringSliceVar(&allow, "allow", nil, "`PUBLIC` that the key's bridge may open, such as tcp/9000 or tcp/9000-9010 (repeatable)")
+	cmd.Flags().IntVar(&maxServices, "max-services", 0, "how many services the key may have at once, `N`; the earliest ones have the places (default: no limit)")
 	cmd.Flags().StringSliceVar(&connect, "allow-connect", nil, "not in this version: `NAME` of a private service that the key may visit")
 	cmd.Flags().MarkHidden("allow-connect")
 	return cmd
@@ -123,17 +131,17 @@ connections within a second. The token is worthless from then on.`,
 // from the disk.
 type keyStore interface {
 	ListKeys(context.Context) ([]admin.KeyInfo, error)
-	AddKey(ctx context.Context, name string, allow []string) (string, error)
+	AddKey(ctx context.Context, k admin.NewKey) (string, error)
 	RemoveKey(ctx context.Context, name string) error
 	Close()
 }
 
-func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) error {
+func (c *cli) keyAdd(ctx context.Context, path string, k admin.NewKey) error {
 	// Bad input is refused before anything is made.
-	if err := state.CheckKeyName(name); err != nil {
+	if err := state.CheckKeyName(k.Name); err != nil {
 		return usage(err)
 	}
-	policy, err := grammar.ParsePolicy(allow)
+	policy, err := grammar.ParsePolicy(k.Allow)
 	if err != nil {
 		return usage(err)
 	}
@@ -142,7 +150,7 @@ func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) err
 		return err
 	}
 	defer store.Close()
-	encoded, err := store.AddKey(ctx, name, allow)
+	encoded, err := store.AddKey(ctx, k)
 	if err != nil {
 		return keyError(err)
 	}
@@ -151,7 +159,11 @@ func (c *cli) keyAdd(ctx context.Context, path, name string, allow []string) err
 			fmt.Fprintf(c.stderr, "note: this version does not serve %s/ yet, so %s is of no use before an update\n", a.Kind, a)
 		}
 	}
-	fmt.Fprintf(c.stderr, "key %q made, allowed %s. Its token is printed only this once; use it on the other machine:\n", name, strings.Join(allow, ", "))
+	limit := ""
+	if k.MaxServices > 0 {
+		limit = fmt.Sprintf(", %d services at once", k.MaxServices)
+	}
+	fmt.Fprintf(c.stderr, "key %q made, allowed %s%s. Its token is printed only this once; use it on the other machine:\n", k.Name, strings.Join(k.Allow, ", "), limit)
 	tok, err := grammar.ParseToken(encoded)
 	if err != nil {
 		return err
@@ -191,13 +203,17 @@ func (c *cli) keyList(ctx context.Context, path string, asJSON bool) error {
 		return nil
 	}
 	t := newTable(c.stdout)
-	t.row("NAME", "ID", "ALLOW", "CREATED", "FROM")
+	t.row("NAME", "ID", "ALLOW", "SERVICES", "CREATED", "FROM")
 	for _, k := range keys {
 		created := "-"
 		if k.Created != nil {
 			created = when(*k.Created)
 		}
-		t.row(k.Name, shortID(k.ID), strings.Join(k.Allow, ", "), created, k.Source)
+		services := "-"
+		if k.MaxServices > 0 {
+			services = fmt.Sprintf("%d at most", k.MaxServices)
+		}
+		t.row(k.Name, shortID(k.ID), strings.Join(k.Allow, ", "), services, created, k.Source)
 	}
 	return t.flush()
 }
@@ -296,9 +312,7 @@ func storedKeys(dir *state.Dir, pin [32]byte) func() ([]config.Key, error) {
 
 func (o offline) ListKeys(context.Context) ([]admin.KeyInfo, error) { return o.List() }
 
-func (o offline) AddKey(_ context.Context, name string, allow []string) (string, error) {
-	return o.Add(name, allow)
-}
+func (o offline) AddKey(_ context.Context, k admin.NewKey) (string, error) { return o.Add(k) }
 
 func (o offline) RemoveKey(_ context.Context, name string) error { return o.Remove(name) }
 

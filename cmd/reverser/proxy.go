@@ -121,14 +121,20 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 			"the proxy has no key, so no bridge could connect (state directory %s)", dir.Path())
 	}
 
+	known, err := dir.Known()
+	if err != nil {
+		log.Warn("the addresses that bridges came from are forgotten: strangers may delay them until they have connected once", "err", err)
+	}
 	p := proxy.New(proxy.Config{
-		Listen:   set.Proxy.Listen,
-		Transfer: set.Proxy.Transfer,
-		Identity: identity,
-		Budget:   boundMemory(),
-		Version:  version(),
-		Log:      log,
-		Settings: proxySettings(set),
+		Listen:    set.Proxy.Listen,
+		Transfer:  set.Proxy.Transfer,
+		Identity:  identity,
+		Budget:    boundMemory(),
+		Version:   version(),
+		Log:       log,
+		Known:     knownAddresses[proxy.Known](known),
+		SaveKnown: func(list []proxy.Known) error { return dir.SetKnown(knownAddresses[state.Known](list)) },
+		Settings:  proxySettings(set),
 	})
 	if err := p.Listen(); err != nil {
 		return listenError(err, set.Origin)
@@ -195,10 +201,19 @@ func proxySettings(set config.Settings) proxy.Settings {
 	return proxy.Settings{Keys: proxyKeys(set.Proxy.Keys), Offer: set.Proxy.Offer, Drain: set.Drain, ResumeWithin: set.ResumeWithin}
 }
 
+// knownAddresses turns what one package knows of addresses into what another one does.
+func knownAddresses[To, From state.Known | proxy.Known](list []From) []To {
+	to := make([]To, len(list))
+	for i, k := range list {
+		to[i] = To(k)
+	}
+	return to
+}
+
 func proxyKeys(keys []config.Key) []proxy.Key {
 	list := make([]proxy.Key, 0, len(keys))
 	for _, k := range keys {
-		list = append(list, proxy.Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow})
+		list = append(list, proxy.Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, MaxServices: k.MaxServices})
 	}
 	return list
 }
@@ -216,7 +231,7 @@ func (c *cli) makeDefaultKey(keys *admin.KeyEditor, offer []grammar.Public, port
 			allow = append(allow, a)
 		}
 	}
-	tok, err := keys.Make(defaultKeyName, allow)
+	tok, err := keys.Make(defaultKeyName, allow, 0)
 	if err != nil {
 		return err
 	}

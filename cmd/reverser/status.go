@@ -118,6 +118,10 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		}
 	}
 
+	if err := printPressure(w, s.Pressure, now); err != nil {
+		return err
+	}
+
 	fmt.Fprintln(w)
 	if len(s.Links) == 0 {
 		fmt.Fprintln(w, "no links")
@@ -172,6 +176,26 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		t.row(p.ID, p.Service, p.Client, p.Target, p.State, size(p.Sent), size(p.Received), ago(now, p.Since))
 	}
 	return t.flush()
+}
+
+// printPressure says what runs short, for whom, and what to do.
+func printPressure(w io.Writer, all []status.Pressure, now time.Time) error {
+	for _, p := range all {
+		line := fmt.Sprintf("short of %s: %d of %d used", p.What, p.Used, p.Limit)
+		if p.Largest.Key != "" {
+			line += fmt.Sprintf(", %d by key %s", p.Largest.Used, p.Largest.Key)
+		}
+		if p.Largest.Client != "" {
+			line += fmt.Sprintf(", most for %s at %s", p.Largest.Client, p.Largest.Service)
+		}
+		if !p.Since.IsZero() {
+			line += ", since " + ago(now, p.Since)
+		}
+		if _, err := fmt.Fprintf(w, "%s\n  %s\n", printable(line), printable(p.Hint)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // printTotals says in a line or two what was carried since the start, and for whom most.

@@ -1,7 +1,7 @@
 // Package faultnet is a relay on the way between bridge and proxy that breaks connections at exact bytes, holds them up,
 // damages bits and limits speed.
 //
-// Its secret is how a fault is timed against the bytes that pass. It knows nothing of what they mean. It differs from a
+// A fault is timed by the bytes that pass. The package does not know what they mean. It differs from a
 // network in that its own kernel acknowledges what it has not passed on: where that matters, package netlab is the place.
 // [Relay.Close] waits for all goroutines.
 package faultnet

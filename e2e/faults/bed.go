@@ -144,7 +144,9 @@ type options struct {
 	both       []string // options of both programs
 	proxyOnly  []string
 	bridgeOnly []string
-	peer       *peer // another program in reverser's place
+	files      int                   // descriptors that the proxy may have; 0: as this process
+	between    func(t *tunnel) error // called when the proxy listens, before the bridge starts
+	peer       *peer                 // another program in reverser's place
 	peerPaths  map[string]string
 }
 
@@ -172,6 +174,11 @@ func (b *bed) tunnel(ctx context.Context, o options) (*tunnel, error) {
 	t.token = strings.TrimSpace(string(out))
 	if err := t.startProxy(ctx); err != nil {
 		return nil, err
+	}
+	if o.between != nil {
+		if err := o.between(t); err != nil {
+			return nil, err
+		}
 	}
 	if err := t.startBridge(ctx); err != nil {
 		return nil, err
@@ -225,7 +232,11 @@ func (t *tunnel) startProxy(ctx context.Context) (err error) {
 		return err
 	}
 	args := append([]string{"proxy", "--listen", t.link, "--state", t.proxyState, "--log-format", "json"}, t.opts.both...)
-	t.proxy, err = t.start(t.pub, "proxy", t.bin, nil, append(args, t.opts.proxyOnly...)...)
+	path, args := t.bin, append(args, t.opts.proxyOnly...)
+	if t.opts.files > 0 {
+		path, args = "/bin/sh", append([]string{"-c", fmt.Sprintf(`ulimit -n %d && exec "$@"`, t.opts.files), "sh", t.bin}, args...)
+	}
+	t.proxy, err = t.start(t.pub, "proxy", path, nil, args...)
 	if err != nil {
 		return err
 	}
@@ -446,11 +457,12 @@ func (t *tunnel) resumes(ctx context.Context) int {
 	return s.Links[0].Resumes
 }
 
-// endedAs counts the pairs that both sides released for a reason other than wanted.
+// endedAs counts the tunnel's pairs that both sides released for a reason other than wanted.
 func (t *tunnel) endedAs(wanted string) (other map[string]int) {
 	other = make(map[string]int)
+	_, port, _ := net.SplitHostPort(t.public)
 	for _, p := range []*process.Process{t.proxy, t.bridge} {
-		for _, r := range p.Records("pair released") {
+		for _, r := range p.Records("pair released", "service", "tcp/"+port) {
 			if reason := r.Text("reason"); reason != wanted {
 				other[p.Name+": "+reason]++
 			}

@@ -6,7 +6,7 @@
 // lost at random, wait, or queue before a thin line, and lan can get another address. Nothing on either host sees a
 // link go down or a reset come: as in the internet, packets just do not arrive.
 //
-// Its secret is how that is built. The namespaces have no names and their devices live inside: all are held by descriptors
+// The namespaces have no names and their devices live inside: all are held by descriptors
 // of this process, so the kernel removes them with it, however it ends. It needs Linux, root and iproute2. Its only
 // goroutines move packets while a delay is set; [Lab.Close] waits for them.
 package netlab

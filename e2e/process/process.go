@@ -1,7 +1,7 @@
 // Package process runs the programs that the end-to-end tests and measurements look at from outside: it starts them, keeps
 // what they write, reads their JSON log, and ends them by their own id.
 //
-// Its secret is that nothing is left behind: a program that somebody forgot ends with this process. Each running program
+// Nothing is left behind: a program that the test forgot ends with this process. Each running program
 // has one goroutine, which [Process.Kill] and [Process.AwaitEnd] wait for.
 package process
 

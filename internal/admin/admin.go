@@ -3,15 +3,14 @@
 //
 //	GET    /api/v1/status       the status.Snapshot
 //	GET    /api/v1/keys         the keys, without their secrets
-//	POST   /api/v1/keys         {"name","allow"} makes a key; the answer has its token
+//	POST   /api/v1/keys         {"name","allow","max_services"} makes a key; the answer has its token
 //	DELETE /api/v1/keys/NAME    ends a key
 //	POST   /api/v1/reload       reads the settings again; the answer is a Reloaded
 //
 // Whoever can open the socket may do everything: its mode lets only the
 // process's own user in. The package reads snapshots, edits the stored keys and
 // passes orders on; it knows neither proxy nor bridge. The socket is answered also when the process
-// is out of file descriptors, because the proxy stops taking public
-// connections some descriptors before the limit.
+// is out of file descriptors: what users and bridges take comes from sys.Pool, which keeps some for it.
 package admin
 
 import (
@@ -63,6 +62,8 @@ const (
 	// A stuck client must not hold a descriptor for ever.
 	requestTimeout = 10 * time.Second
 	stopGrace      = time.Second
+	// So many are answered at once; the descriptors that nothing else may take are enough for them and for what they read and write.
+	maxConnections = 8
 )
 
 // Serve answers on l until ctx ends, and closes l. Nothing is at work for a
@@ -92,12 +93,52 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			srv.Close()
 		}
 	})
-	err := srv.Serve(l)
+	err := srv.Serve(&bounded{Listener: l, places: make(chan struct{}, maxConnections), done: ctx.Done()})
 	if stop() {
 		srv.Close()
 		return fmt.Errorf("serve the admin socket: %w", err)
 	}
 	<-done
+	return nil
+}
+
+// bounded is a listener with so many connections at once; the next ones wait in the kernel.
+type bounded struct {
+	net.Listener
+	places chan struct{}
+	done   <-chan struct{}
+}
+
+func (b *bounded) Accept() (net.Conn, error) {
+	select {
+	case b.places <- struct{}{}:
+	case <-b.done:
+		return nil, net.ErrClosed
+	}
+	conn, err := b.Listener.Accept()
+	if err != nil {
+		<-b.places
+		return nil, err
+	}
+	return &placed{Conn: conn, leave: sync.OnceFunc(func() { <-b.places })}, nil
+}
+
+// placed is a connection that gives its place back.
+type placed struct {
+	net.Conn
+	leave func()
+}
+
+func (p *placed) Close() error {
+	defer p.leave()
+	return p.Conn.Close()
+}
+
+// CloseWrite lets net/http end an answer before it gives up on the rest of the question.
+func (p *placed) CloseWrite() error {
+	if c, ok := p.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
 	return nil
 }
 
@@ -151,11 +192,6 @@ func (s *Server) handler() http.Handler {
 	return mux
 }
 
-type keyRequest struct {
-	Name  string   `json:"name"`
-	Allow []string `json:"allow"`
-}
-
 type keyReply struct {
 	Name  string `json:"name"`
 	Token string `json:"token"`
@@ -182,14 +218,14 @@ func (s *Server) listKeys(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (s *Server) addKey(w http.ResponseWriter, r *http.Request) {
-	var req keyRequest
+	var req NewKey
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&req); err != nil {
 		refuse(w, http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
 		return
 	}
-	token, err := s.Keys.Add(req.Name, req.Allow)
+	token, err := s.Keys.Add(req)
 	if err != nil {
 		fail(w, err)
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -30,15 +31,15 @@ func (f *fakeKeys) List() ([]admin.KeyInfo, error) {
 	return infos, nil
 }
 
-func (f *fakeKeys) Add(name string, allow []string) (string, error) {
-	if slices.Contains(f.names, name) {
-		return "", &admin.UsageError{Err: errors.New(name + " exists already")}
+func (f *fakeKeys) Add(k admin.NewKey) (string, error) {
+	if slices.Contains(f.names, k.Name) {
+		return "", &admin.UsageError{Err: errors.New(k.Name + " exists already")}
 	}
-	if name == "broken" {
+	if k.Name == "broken" {
 		return "", errors.New("disk full")
 	}
-	f.names = append(f.names, name)
-	return "token-of-" + name + "-" + strings.Join(allow, ","), nil
+	f.names = append(f.names, k.Name)
+	return fmt.Sprintf("token-of-%s-%s-%d", k.Name, strings.Join(k.Allow, ","), k.MaxServices), nil
 }
 
 func (f *fakeKeys) Remove(name string) error {
@@ -105,14 +106,14 @@ func TestKeys(t *testing.T) {
 	if keys, err := c.ListKeys(ctx); err != nil || keys == nil || len(keys) != 0 {
 		t.Errorf("ListKeys = %v, %v; want an empty list", keys, err)
 	}
-	token, err := c.AddKey(ctx, "nas", []string{"tcp/9000", "tcp/9001"})
-	if err != nil || token != "token-of-nas-tcp/9000,tcp/9001" {
+	token, err := c.AddKey(ctx, admin.NewKey{Name: "nas", Allow: []string{"tcp/9000", "tcp/9001"}, MaxServices: 3})
+	if err != nil || token != "token-of-nas-tcp/9000,tcp/9001-3" {
 		t.Errorf("AddKey = %q, %v", token, err)
 	}
-	if _, err := c.AddKey(ctx, "nas", nil); !isUsage(err) || err.Error() != "nas exists already" {
+	if _, err := c.AddKey(ctx, admin.NewKey{Name: "nas"}); !isUsage(err) || err.Error() != "nas exists already" {
 		t.Errorf("AddKey twice = %v, want the server's refusal", err)
 	}
-	if _, err := c.AddKey(ctx, "broken", nil); err == nil || isUsage(err) || err.Error() != "disk full" {
+	if _, err := c.AddKey(ctx, admin.NewKey{Name: "broken"}); err == nil || isUsage(err) || err.Error() != "disk full" {
 		t.Errorf("AddKey = %v, want the server's failure", err)
 	}
 	keys, err := c.ListKeys(ctx)
@@ -131,7 +132,7 @@ func TestKeys(t *testing.T) {
 
 func TestBridgeHasNoKeys(t *testing.T) {
 	c := client(t, &admin.Server{Status: snapshot})
-	_, err := c.AddKey(t.Context(), "nas", []string{"tcp/9000"})
+	_, err := c.AddKey(t.Context(), admin.NewKey{Name: "nas", Allow: []string{"tcp/9000"}})
 	if !isUsage(err) || !strings.Contains(err.Error(), "bridge") {
 		t.Errorf("AddKey at a bridge = %v, want a refusal that says so", err)
 	}
@@ -175,6 +176,57 @@ func TestStrangeRequests(t *testing.T) {
 	if len(keys.names) != 0 {
 		t.Errorf("keys were made: %v", keys.names)
 	}
+}
+
+// TestCrowd: who asks and says nothing holds up the others until its time is over, and takes no more connections than a few.
+func TestCrowd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		l, err := n.Listen("127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		counted := &countedListener{Listener: l}
+		done := make(chan error, 1)
+		go func() { done <- (&admin.Server{Status: snapshot}).Serve(ctx, counted) }()
+		dial := func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, l.Addr().String()) }
+		for range 50 {
+			c, err := dial(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+		}
+		synctest.Wait()
+		if n := counted.accepted.Load(); n > 10 {
+			t.Errorf("%d connections at once", n)
+		}
+		time.Sleep(2 * time.Minute)
+		c := admin.NewClient(dial)
+		defer c.Close()
+		if _, err := c.Status(ctx); err != nil {
+			t.Errorf("Status = %v", err)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+	})
+}
+
+// countedListener counts what was accepted.
+type countedListener struct {
+	net.Listener
+	accepted atomic.Int64
+}
+
+func (l *countedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.accepted.Add(1)
+	}
+	return c, err
 }
 
 func TestServeFailsWithItsListener(t *testing.T) {

@@ -47,9 +47,9 @@ func (c *Client) ListKeys(ctx context.Context) ([]KeyInfo, error) {
 }
 
 // AddKey makes a key that is honoured at once, and returns its token.
-func (c *Client) AddKey(ctx context.Context, name string, allow []string) (string, error) {
+func (c *Client) AddKey(ctx context.Context, k NewKey) (string, error) {
 	var r keyReply
-	err := c.do(ctx, http.MethodPost, "/api/v1/keys", keyRequest{name, allow}, &r)
+	err := c.do(ctx, http.MethodPost, "/api/v1/keys", k, &r)
 	return r.Token, err
 }
 

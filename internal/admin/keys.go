@@ -20,6 +20,15 @@ type KeyInfo struct {
 	Allow   []string   `json:"allow"`
 	Created *time.Time `json:"created,omitempty"` // nil for a key of the configuration file
 	Source  string     `json:"source"`            // "state" or "config"
+
+	MaxServices int `json:"max_services,omitempty"` // at once; 0: no limit
+}
+
+// NewKey is what is asked of a key that is to be made.
+type NewKey struct {
+	Name        string   `json:"name"`
+	Allow       []string `json:"allow"`
+	MaxServices int      `json:"max_services,omitempty"` // at once; 0: no limit
 }
 
 // Sources of a key.
@@ -32,7 +41,7 @@ const (
 // caller's doing are a [*UsageError].
 type Keys interface {
 	List() ([]KeyInfo, error)
-	Add(name string, allow []string) (token string, err error)
+	Add(NewKey) (token string, err error)
 	Remove(name string) error
 }
 
@@ -57,7 +66,7 @@ func (e *KeyEditor) List() ([]KeyInfo, error) {
 	}
 	infos := make([]KeyInfo, 0, len(keys))
 	for _, k := range keys {
-		info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig}
+		info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig, MaxServices: k.MaxServices}
 		for _, a := range k.Allow {
 			info.Allow = append(info.Allow, a.String())
 		}
@@ -70,12 +79,15 @@ func (e *KeyEditor) List() ([]KeyInfo, error) {
 }
 
 // Add implements [Keys].
-func (e *KeyEditor) Add(name string, allow []string) (string, error) {
-	policy, err := grammar.ParsePolicy(allow)
+func (e *KeyEditor) Add(k NewKey) (string, error) {
+	policy, err := grammar.ParsePolicy(k.Allow)
 	if err != nil {
 		return "", &UsageError{Err: err}
 	}
-	tok, err := e.Make(name, policy)
+	if k.MaxServices < 0 {
+		return "", &UsageError{Err: fmt.Errorf("max_services %d: a key may have 1 service or more", k.MaxServices)}
+	}
+	tok, err := e.Make(k.Name, policy, k.MaxServices)
 	if err != nil {
 		return "", err
 	}
@@ -83,7 +95,7 @@ func (e *KeyEditor) Add(name string, allow []string) (string, error) {
 }
 
 // Make makes a key, stores it, and returns its token.
-func (e *KeyEditor) Make(name string, policy grammar.Policy) (grammar.Token, error) {
+func (e *KeyEditor) Make(name string, policy grammar.Policy, maxServices int) (grammar.Token, error) {
 	if err := state.CheckKeyName(name); err != nil {
 		return grammar.Token{}, &UsageError{Err: err}
 	}
@@ -94,7 +106,7 @@ func (e *KeyEditor) Make(name string, policy grammar.Policy) (grammar.Token, err
 	if inFile {
 		return grammar.Token{}, &UsageError{Err: fmt.Errorf("key %q %w in the proxy's configuration file: choose another name", name, state.ErrKeyExists)}
 	}
-	k, err := e.store(name, policy)
+	k, err := e.store(name, policy, maxServices)
 	if errors.Is(err, state.ErrKeyExists) {
 		return grammar.Token{}, &UsageError{Err: err}
 	}
@@ -112,10 +124,10 @@ func (e *KeyEditor) Make(name string, policy grammar.Policy) (grammar.Token, err
 	return tok, nil
 }
 
-func (e *KeyEditor) store(name string, policy grammar.Policy) (state.Key, error) {
+func (e *KeyEditor) store(name string, policy grammar.Policy, maxServices int) (state.Key, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.Dir.AddKey(name, policy)
+	return e.Dir.AddKey(name, policy, maxServices)
 }
 
 // Remove implements [Keys].

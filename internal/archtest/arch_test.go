@@ -80,8 +80,10 @@ var rules = []rule{
 	{pkg: "e2e/process", why: "starts, reads and ends programs; it knows none of them"},
 	{pkg: "e2e/netlab", why: "three hosts and the faults between them; it does not know what runs there"},
 	{pkg: "e2e/faultnet", why: "a relay that breaks what passes; it does not know what that means"},
-	{pkg: "e2e/faults", own: "freeport /e2e/faultnet /e2e/netlab /e2e/process", why: "breaks what the built program depends on and looks from outside"},
-	{pkg: "bench/...", own: "/e2e/netlab", why: "measures the built programs from outside, also over a distance"},
+	{pkg: "e2e/attacks", own: "auth grammar state wire", why: "plays those who wish a tunnel ill: it speaks the protocol by itself, and never with the code that it attacks"},
+	{pkg: "e2e/faults", own: "freeport grammar wire /e2e/attacks /e2e/faultnet /e2e/netlab /e2e/process", why: "breaks what the built program depends on and looks from outside"},
+	{pkg: "bench/...", own: "bridge grammar state /e2e/netlab",
+		why: "measures the built programs from outside, also over a distance; thousands of bridges fit into one process only"},
 	{pkg: "examples/...", own: "/ /examples/asr", why: "what a user of the library could write, so the library is all they see"},
 }
 

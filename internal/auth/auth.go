@@ -1,8 +1,8 @@
 // Package auth makes a TCP connection between a dialling end, such as a bridge, and a proxy into a link connection: TLS 1.3, the proxy's pin, and
 // a mutual proof of the shared 256-bit key that is bound to this TLS connection (spec/PROTOCOL.md, section "Handshake").
 //
-// Its secret is the order and the input of the two MACs. It starts no goroutine. Both functions set one deadline on the
-// connection, which covers everything before authentication, and clear it on success only.
+// Client and Server set one deadline on the connection. It covers everything before authentication, and only success clears it.
+// The package starts no goroutine.
 package auth
 
 import (
@@ -41,6 +41,8 @@ var (
 		"if neither, something in between intercepts TLS")
 	ErrNotProxy = errors.New("what answers there is no reverser proxy: check host and port (--proxy, --proxy-transfer); " +
 		"another program may listen there, or something in between, such as a firewall or a proxy for HTTPS, intercepts TLS")
+	ErrClosed = errors.New("the connection was closed before an answer came: the proxy may be busy or stopping; " +
+		"if it stays so, check host and port (--proxy, --proxy-transfer), where another program may listen")
 	ErrFake = errors.New("what answers there has the proxy's identity but failed to prove the key, so the bridge goes no further: " +
 		"check who runs there; if the identity may have been copied, move the proxy's state directory away " +
 		"and make new tokens with `reverser key add`")
@@ -125,11 +127,14 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 		DynamicRecordSizingDisabled: true,
 	})
 	if err != nil {
-		// Only an error of the network itself leaves open who is there. crypto/tls reports alerts as net.OpErrors too.
+		// Only an error of the network itself, or an end without a word, leaves open who is there. crypto/tls reports alerts as
+		// net.OpErrors too.
 		var op *net.OpError
 		switch {
 		case errors.Is(err, ErrPin):
 			return nil, ErrPin
+		case closed(err):
+			return nil, fmt.Errorf("%w (%w)", ErrClosed, err)
 		case !errors.As(err, &op), op.Op == "remote error", op.Op == "local error":
 			return nil, fmt.Errorf("%w (%w)", ErrNotProxy, err)
 		}
@@ -150,11 +155,15 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 	}
 	msg := hello.Append(make([]byte, 0, wire.HelloLen))
 	copy(msg[wire.HelloMACed:], macOf(key, dialWord, exporter, msg[:wire.HelloMACed]))
-	if _, err := tc.Write(msg); err != nil {
+	if _, err := tc.Write(msg); closed(err) {
+		return nil, fmt.Errorf("%w (%w)", ErrClosed, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("send hello: %w", err)
 	}
 	answer := make([]byte, wire.WelcomeLen)
-	if _, err := io.ReadFull(tc, answer); err != nil {
+	if _, err := io.ReadFull(tc, answer); closed(err) {
+		return nil, fmt.Errorf("%w (%w)", ErrClosed, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("wait for the proxy's answer: %w", err)
 	}
 	w, err := wire.ParseWelcome(answer)
@@ -191,6 +200,12 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 	}, nil
 }
 
+// closed reports whether err says that the peer ended the connection, with or without a reset.
+func closed(err error) bool {
+	var broken syscall.Errno
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &broken)
+}
+
 // ServerConfig is what a proxy needs to authenticate.
 type ServerConfig struct {
 	Identity tls.Certificate
@@ -219,8 +234,7 @@ var ErrHungUp = fmt.Errorf("%w: the peer hung up", ErrNoHello)
 
 // noHello wraps what came instead of a hello.
 func noHello(err error) error {
-	var broken syscall.Errno
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &broken) {
+	if closed(err) {
 		return fmt.Errorf("%w: %w", ErrHungUp, err)
 	}
 	return fmt.Errorf("%w: %w", ErrNoHello, err)
@@ -230,7 +244,15 @@ func noHello(err error) error {
 var ErrBadKey = errors.New("wrong or unknown key")
 
 // Server authenticates the accepting side. It closes conn on error.
-func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, err error) {
+func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (*Conn, error) {
+	return ServerSteps(conn, tlsConfig, cfg, Steps{})
+}
+
+// Steps are told of the steps of a handshake. The zero value tells nobody.
+type Steps = record.Steps
+
+// ServerSteps is Server, with a say in when something is computed for a stranger.
+func ServerSteps(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig, steps Steps) (_ *Conn, err error) {
 	defer func() {
 		if err != nil {
 			conn.Close()
@@ -239,7 +261,7 @@ func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, e
 	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
 		return nil, err
 	}
-	tc, err := record.Server(context.Background(), conn, tlsConfig)
+	tc, err := record.Server(context.Background(), conn, tlsConfig, steps)
 	if err != nil {
 		return nil, noHello(err)
 	}
@@ -298,6 +320,7 @@ func Server(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig) (_ *Conn, e
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
+	tc.Trust()
 	return &Conn{
 		Conn: tc, Exporter: exporter, Peer: hello.Instance, KeyID: hello.KeyID, Secret: secret, Role: hello.Role, Features: w.Features,
 	}, nil

@@ -846,7 +846,7 @@ func TestOtherServersAtTheBridge(t *testing.T) {
 	}{
 		"SSH":                       {plain("SSH-2.0-OpenSSH_9.9\r\n"), ErrNotProxy},
 		"HTTP":                      {plain("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"), ErrNotProxy},
-		"a server that hangs up":    {func(c net.Conn) { io.ReadFull(c, make([]byte, 100)); c.(interface{ CloseWrite() error }).CloseWrite() }, ErrNotProxy},
+		"a server that hangs up":    {func(c net.Conn) { io.ReadFull(c, make([]byte, 100)); c.(interface{ CloseWrite() error }).CloseWrite() }, ErrClosed},
 		"HTTPS":                     {overTLS(func(c *tls.Config) { c.NextProtos = []string{"h2", "http/1.1"} }), ErrNotProxy},
 		"a later reverser":          {overTLS(func(c *tls.Config) { c.NextProtos = []string{"reverser/2"} }), ErrNotProxy},
 		"TLS 1.2 only":              {overTLS(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }), ErrNotProxy},
@@ -989,9 +989,13 @@ func TestRemedies(t *testing.T) {
 	for err, words := range map[error][]string{
 		ErrPin:      {"check the address", "--proxy", "another proxy", "new identity", "`reverser key add`", "intercepts TLS"},
 		ErrNotProxy: {"check host and port", "--proxy", "another program", "intercepts TLS"},
+		ErrClosed:   {"busy", "check host and port", "--proxy", "another program"},
 		ErrFake:     {"check who runs there", "state directory", "`reverser key add`"},
 		ErrRefused:  {"removed", "another proxy", "`reverser key add`"},
 	} {
+		if err == ErrClosed && strings.Contains(err.Error(), "TLS") {
+			t.Errorf("%q blames the network, when the proxy may be busy", err)
+		}
 		for _, w := range words {
 			if !strings.Contains(err.Error(), w) {
 				t.Errorf("%q does not say %q", err, w)

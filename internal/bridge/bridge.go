@@ -1,7 +1,7 @@
 // Package bridge is the LAN role: it dials a proxy, offers services there, and connects the streams that come back to
 // real servers.
 //
-// Its secret is what each service means in the LAN: the proxy names services by number only and never an address. The way
+// Only this package knows what a service means in the LAN: the proxy names services by number and never an address. The way
 // of a byte through it: internal/link receives, serve.go finds the service of a new stream, target.go connects to the real
 // server, internal/relay moves the bytes. The way of a claim: apply.go takes the services, internal/claims decides what each
 // proxy is told, uplink.go says it and hears the answer, probe.go proves the public port. Every goroutine is counted in
@@ -15,6 +15,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -52,6 +53,7 @@ type Config struct {
 	Settings Settings
 	Version  string
 	Log      *slog.Logger // nil: discard
+	From     netip.Addr   // the local address that the proxies are dialled from; the zero value leaves it to the system
 	Budget   int64        // bytes that the links may hold in flight beyond each stream's floor; 0: 128 MiB
 	// ResumeWithin is how long connections outlive a break of the link; 0: link.DetachLimit.
 	ResumeWithin time.Duration
@@ -110,7 +112,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, start: time.Now(), budget: link.NewBudget(cfg.Budget),
-		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target}),
+		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target, Name: keyPrefix}),
 		services: claims.New(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
 	if _, err := b.services.Apply(cfg.Settings.Services); err != nil {
@@ -128,13 +130,20 @@ func New(cfg Config) (*Bridge, error) {
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.drain = make(chan struct{})
 	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
-	b.socket = sys.DialLink
+	b.socket = func(ctx context.Context, network, addr string, segment int) (net.Conn, error) {
+		return sys.DialLink(ctx, cfg.From, network, addr, segment)
+	}
 	b.watch = sys.WatchNetwork
+	if cfg.From.IsLoopback() { // which comes and goes with nothing
+		b.watch = func(ctx context.Context, _ func(sys.NetworkEvent)) { <-ctx.Done() }
+	}
 	return b, nil
 }
 
 // key names the key in log and status: the bridge knows its id only, and `reverser key list` shows as much of it.
-func (b *Bridge) key() string { return hex.EncodeToString(b.cfg.Token.KeyID[:4]) }
+func (b *Bridge) key() string { return keyPrefix(b.cfg.Token.KeyID) }
+
+func keyPrefix(id [16]byte) string { return hex.EncodeToString(id[:4]) }
 
 func withPort(addr string) string {
 	if _, _, err := net.SplitHostPort(addr); err != nil {
@@ -183,7 +192,8 @@ func (b *Bridge) Status() status.Snapshot {
 		return true
 	})
 	shown := b.describe(&snap)
-	b.conns.Show(&snap, shown, func([16]byte) string { return b.key() })
+	b.conns.Show(&snap, shown)
+	snap.Pressure = b.conns.Pressure(nil)
 	return snap
 }
 

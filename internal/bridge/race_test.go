@@ -210,9 +210,9 @@ func TestAPathThatSwallowsLargePackets(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { b.Run(ctx) })
 		defer func() { cancel(); wg.Wait() }()
-		time.Sleep(5 * time.Second)
+		time.Sleep(6 * time.Second)
 		if at := upAt(b); at != addrA {
-			t.Fatalf("connected to %q within 5 s, want %s", at, addrA)
+			t.Fatalf("connected to %q within 6 s, want %s", at, addrA)
 		}
 		for range 3 {
 			n.Reset()

@@ -159,15 +159,19 @@ func (r *reporter) failed(slot int, err error, pause time.Duration) {
 }
 
 // leaving says that the proxy announced its stop. What has a connection to it goes on for the time of the drain; what is reported
-// from now on is the search for the process that takes its place.
-func (r *reporter) leaving(l *link.Link, drain time.Duration) {
+// from now on is the search for the process that takes its place. back is when that is to begin; 0: at once.
+func (r *reporter) leaving(l *link.Link, drain, back time.Duration) {
 	r.mu.Lock()
 	defer r.unlock()
 	if !r.over(l) {
 		return // its place is taken
 	}
 	r.mend = nil
-	r.say(r.log.Warn, "the proxy is stopping, looking for the one that takes its place", "proxy", r.proxy, "drain", drain.Seconds())
+	log := r.log.With("proxy", r.proxy, "drain", drain.Seconds())
+	if back > 0 {
+		log = log.With("retry_in", traffic.Seconds(back))
+	}
+	r.say(log.Warn, "the proxy is stopping, looking for the one that takes its place")
 }
 
 // over notes that nothing of a session counts any more: the next one may have other carriers. It reports whether the next one

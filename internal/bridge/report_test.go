@@ -150,7 +150,7 @@ func TestReports(t *testing.T) {
 		}},
 		"the proxy is restarted": {func(r *reporter) {
 			connect(r)
-			r.leaving(nil, 30*time.Second)
+			r.leaving(nil, 30*time.Second, 2*time.Second)
 			for range 3 {
 				r.failed(0, refused, time.Second)
 				time.Sleep(time.Second)
@@ -159,7 +159,7 @@ func TestReports(t *testing.T) {
 			r.detached(nil, 1, io.EOF)
 		}, []string{
 			"INFO connected to the proxy",
-			"WARN the proxy is stopping, looking for the one that takes its place drain=30",
+			"WARN the proxy is stopping, looking for the one that takes its place drain=30 retry_in=2",
 			"INFO connected to the proxy again away=3",
 			"WARN a connection to the proxy broke, dialling again; users' connections stand still meanwhile err=EOF",
 		}},
@@ -224,7 +224,7 @@ func TestReportsToASlowLog(t *testing.T) {
 		}
 		close(log.read)
 		stuck.Wait()
-		r.leaving(nil, time.Second)
+		r.leaving(nil, time.Second, 0)
 		if n := len(*log.lines); n != 1+mostLines+1 || !strings.Contains((*log.lines)[1], "broke") || !strings.Contains((*log.lines)[n-1], "stopping") {
 			t.Errorf("%d lines came, want %d in order:\n%s", n, mostLines+2, strings.Join(*log.lines, "\n"))
 		}
@@ -236,7 +236,7 @@ func TestReportOfAnOverlap(t *testing.T) {
 	before, next := new(link.Link), new(link.Link)
 	for name, late := range map[string]func(*reporter){
 		"ended":    func(r *reporter) { r.ended(before, errors.New("the proxy was restarted")) },
-		"leaving":  func(r *reporter) { r.leaving(before, time.Second) },
+		"leaving":  func(r *reporter) { r.leaving(before, time.Second, 0) },
 		"detached": func(r *reporter) { r.detached(before, 1, errors.New("reset")) },
 	} {
 		var log bytes.Buffer

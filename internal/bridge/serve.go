@@ -9,6 +9,8 @@ import (
 	"reverser/internal/wire"
 )
 
+var errDials = errors.New("as many targets are being dialled as may be at once, or as the descriptor limit allows")
+
 // Opened implements link.Owner: a user connected at the proxy. The number of the service is all that the proxy decides.
 func (u *uplink) Opened(s *link.Stream) {
 	b := u.b
@@ -24,7 +26,7 @@ func (u *uplink) Opened(s *link.Stream) {
 	case err != nil:
 		s.Reset(wire.CodeLimit)
 	case !a.Dial():
-		a.Refuse(traffic.RefusedDials, "")
+		a.Refuse(traffic.RefusedDials, "client refused", "service", a.Service(), "client", a.ClientName(), "err", errDials)
 		s.Reset(wire.CodeLimit)
 	default:
 		a.Go(func() { b.serve(a, s, svc.Service) })

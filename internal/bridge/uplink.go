@@ -187,7 +187,7 @@ func (u *uplink) GoingAway(l *link.Link, drain time.Duration) {
 	}
 	b.mu.Unlock()
 	if present {
-		u.report.leaving(l, drain)
+		u.report.leaving(l, drain, l.ComeBack())
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -50,13 +51,18 @@ func (c *changes) proxy(old, next Proxy) {
 		b, after := is[name]
 		switch {
 		case !before:
-			c.say("key %s added, allowed %s", name, b.Allow)
+			c.say("key %s added, allowed %s%s", name, b.Allow, withLimit(b))
 		case !after:
 			c.say("key %s removed", name)
 		case a.ID != b.ID || a.Secret != b.Secret:
-			c.say("key %s has another token, allowed %s", name, b.Allow)
-		case a.Allow.String() != b.Allow.String():
-			c.say("key %s allowed %s instead of %s", name, b.Allow, a.Allow)
+			c.say("key %s has another token, allowed %s%s", name, b.Allow, withLimit(b))
+		default:
+			if a.Allow.String() != b.Allow.String() {
+				c.say("key %s allowed %s instead of %s", name, b.Allow, a.Allow)
+			}
+			if a.MaxServices != b.MaxServices {
+				c.say("max_services of key %s is %s instead of %s", name, atMost(b.MaxServices), atMost(a.MaxServices))
+			}
 		}
 	}
 	for _, public := range next.Offer {
@@ -140,6 +146,21 @@ func (c *changes) place(option string) Place {
 	p.Key = cmp.Or(p.Key, option)
 	p.File = cmp.Or(p.File, "the configuration")
 	return p
+}
+
+// atMost is a limit as people read it.
+func atMost(n int) string {
+	if n == 0 {
+		return "without limit"
+	}
+	return strconv.Itoa(n)
+}
+
+func withLimit(k Key) string {
+	if k.MaxServices == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d services at once", k.MaxServices)
 }
 
 // duration is a limit as people write it; what nobody gave is the role's own.

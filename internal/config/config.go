@@ -1,6 +1,5 @@
-// Package config says what one process was told. Its secret is where settings come from and how they are joined: the command
-// line, a file in our own TOML or in the XML of the system that reverser replaces, and the keys of the state directory. A word
-// of the command line wins over one of the file.
+// Package config reads the settings of one process: from the command line, from a file in TOML or in the XML of the system that
+// reverser replaces, and from the keys of the state directory. The command line wins over the file.
 //
 // The way of a setting:
 //  1. document.go reads a file, toml.go and xml.go its two formats, proxyfile.go and bridgefile.go what it says about a role.

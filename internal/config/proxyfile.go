@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"math"
 
 	"reverser/internal/grammar"
 	"reverser/internal/state"
@@ -20,12 +21,13 @@ type proxyFile struct {
 
 // KeyTable is one [[key]] of a proxy's file.
 type KeyTable struct {
-	Name       string
-	SecretFile string
-	Token      grammar.Token // what SecretFile holds
-	Allow      grammar.Policy
-	File       string // that has the table
-	Line       int    // of the table
+	Name        string
+	SecretFile  string
+	Token       grammar.Token // what SecretFile holds
+	Allow       grammar.Policy
+	MaxServices int    // 0: no limit
+	File        string // that has the table
+	Line        int    // of the table
 
 	nameLine, secretLine int
 }
@@ -71,7 +73,7 @@ func (d *doc) proxy() *proxyFile {
 }
 
 func (d *doc) keys(p *proxyFile) {
-	for i, t := range d.tables("key", "name", "secret_file", "allow") {
+	for i, t := range d.tables("key", "name", "secret_file", "allow", "max_services") {
 		at := func(k string) string { return fmt.Sprintf("key[%d].%s", i, k) }
 		k := KeyTable{
 			Name: d.inner(t, at("name"), "name"),
@@ -95,6 +97,7 @@ func (d *doc) keys(p *proxyFile) {
 			}
 		}
 		k.Allow = d.policy(t, at("allow"))
+		k.MaxServices = d.maxServices(t, at("max_services"))
 		for _, earlier := range p.Tables {
 			switch {
 			case k.Name != "" && k.Name == earlier.Name:
@@ -105,6 +108,19 @@ func (d *doc) keys(p *proxyFile) {
 		}
 		p.Tables = append(p.Tables, k)
 	}
+}
+
+func (d *doc) maxServices(t map[string]any, path string) int {
+	v, ok := t["max_services"]
+	if !ok {
+		return 0
+	}
+	n, ok := v.(int64)
+	if !ok || n < 1 || n > math.MaxInt32 {
+		d.fail(&Error{Line: d.line(path), Key: "max_services", Text: "this is no number of services, 1 or more", Hint: "write max_services = 10, or leave it out: the key then has no limit"})
+		return 0
+	}
+	return int(n)
 }
 
 func (d *doc) policy(t map[string]any, path string) grammar.Policy {

@@ -38,6 +38,13 @@ type arrival struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, arrived: make(chan arrival, 16), slow: make(map[string]chan struct{})}
+	pool := sys.NewPool(256, 0)
+	t.Cleanup(func() {
+		w.Shut()
+		if n := pool.Taken(sys.ForListeners); n != 0 {
+			t.Errorf("%d descriptors are taken when all is over", n)
+		}
+	})
 	w.Set = New(Config{
 		Log: slog.New(slog.DiscardHandler),
 		Listen: func(network, addr string) (net.Listener, error) {
@@ -56,7 +63,8 @@ func newWorld(t *testing.T) *world {
 			w.opened = append(w.opened, line)
 			return !w.refuse
 		},
-		Arrived: func(name grammar.Public, conn net.Conn) { w.arrived <- arrival{name, conn} },
+		Arrived:     func(name grammar.Public, conn net.Conn) { w.arrived <- arrival{name, conn} },
+		Descriptors: pool,
 	})
 	return w
 }
@@ -297,6 +305,40 @@ func TestProbesAreBounded(t *testing.T) {
 		p.Expect(true)
 		if len(p.nonces) != 1 {
 			t.Errorf("%d nonces are remembered, want what is still good", len(p.nonces))
+		}
+	})
+}
+
+// TestDescriptors: a socket takes a descriptor before it is opened, and gives it back when it is closed or could not be opened.
+func TestDescriptors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		pool := w.cfg.Descriptors
+		room := w.Room()
+		w.Open(one, 1)
+		if n := w.Room(); n != room-1 { // at once: whoever asks next is to know
+			t.Errorf("room for %d, want %d", n, room-1)
+		}
+		w.want(one.String())
+		w.Open(one, 2) // which fails
+		synctest.Wait()
+		if n := w.Room(); n != room-1 {
+			t.Errorf("room for %d after a failure, want %d", n, room-1)
+		}
+		for pool.Take(sys.ForUsers) {
+		}
+		w.opened = nil
+		w.Open(two, 3)
+		w.want(two.String() + ": " + errNoDescriptor.Error())
+		w.Close(one)
+		w.Open(two, 4)
+		w.want(two.String())
+		w.refuse = true
+		w.Close(two)
+		w.Open(one, 5)
+		w.want(one.String())
+		if n := pool.Taken(sys.ForListeners); n != 0 {
+			t.Errorf("%d sockets are counted, and all are closed", n)
 		}
 	})
 }

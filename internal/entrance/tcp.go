@@ -8,6 +8,7 @@ package entrance
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -24,6 +25,8 @@ type Config struct {
 	Listen  func(network, addr string) (net.Listener, error)             // nil: sys.Listen
 	Opened  func(s registry.Socket, attempt uint64, err error) (ok bool) // what became of opening a socket; false: nobody wants it any more
 	Arrived func(name grammar.Public, conn net.Conn)                     // somebody connected; the next one is accepted when it returns
+
+	Descriptors *sys.Pool // that sockets are taken from; nil: those of the process
 }
 
 // Set is the open sockets of a proxy.
@@ -47,23 +50,39 @@ func New(cfg Config) *Set {
 	if cfg.Listen == nil {
 		cfg.Listen = sys.Listen
 	}
+	if cfg.Descriptors == nil {
+		cfg.Descriptors = sys.Descriptors()
+	}
 	s := &Set{cfg: cfg, turn: make(chan struct{}, openings), open: make(map[registry.Socket]net.Listener)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }
 
-// Open begins to open a socket. Config.Opened is called with what became of it.
+// Room returns how many sockets could be opened now.
+func (s *Set) Room() int { return s.cfg.Descriptors.Free(sys.ForListeners) }
+
+// errNoDescriptor says that users came first.
+var errNoDescriptor = errors.New("no descriptor is left: raise the limit (ulimit -n, LimitNOFILE=)")
+
+// Open begins to open a socket. Config.Opened is called with what became of it. What Room counts is taken when Open returns.
 func (s *Set) Open(sock registry.Socket, attempt uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.shut { // else nobody waits for an answer
-		s.wg.Go(func() { s.serve(sock, attempt) })
+		taken := s.cfg.Descriptors.Take(sys.ForListeners)
+		s.wg.Go(func() { s.serve(sock, attempt, taken) })
 	}
 }
 
 // serve opens a socket and takes connections there until it is closed.
-func (s *Set) serve(sock registry.Socket, attempt uint64) {
-	ln, err := s.listen(sock)
+func (s *Set) serve(sock registry.Socket, attempt uint64, taken bool) {
+	var ln net.Listener
+	err := errNoDescriptor
+	if taken {
+		if ln, err = s.listen(sock); err != nil {
+			s.cfg.Descriptors.Give(sys.ForListeners)
+		}
+	}
 	if !s.cfg.Opened(sock, attempt, err) && err == nil {
 		s.Close(sock)
 	}
@@ -102,8 +121,13 @@ func (s *Set) Close(sock registry.Socket) {
 	delete(s.open, sock)
 	s.mu.Unlock()
 	if ln != nil {
-		ln.Close()
+		s.close(ln)
 	}
+}
+
+func (s *Set) close(ln net.Listener) {
+	ln.Close()
+	s.cfg.Descriptors.Give(sys.ForListeners)
 }
 
 // Shut closes all sockets, for good, and waits for their goroutines.
@@ -115,7 +139,7 @@ func (s *Set) Shut() {
 	s.mu.Unlock()
 	s.stop()
 	for _, ln := range lns {
-		ln.Close()
+		s.close(ln)
 	}
 	s.wg.Wait()
 }

@@ -1,8 +1,7 @@
 // Package escape makes harmless what others say: a peer's ERR, the names in a stranger's ClientHello, the path of a request.
 // Written as it is, it could move the cursor of a terminal, set its clipboard, hide a line of a log or forge one.
 //
-// Its secret is which characters those are, and how they are written instead: all that are not printable, as JSON writes them,
-// so that JSON stays JSON. A Handler stands in front of the log, a Writer in front of the terminal. The package starts no
+// All characters that are not printable are written as JSON writes them, so that JSON stays JSON. A Handler stands in front of the log, a Writer in front of the terminal. The package starts no
 // goroutines.
 package escape
 

@@ -1,6 +1,6 @@
-// Package grammar knows what people write: the names of services (PUBLIC), where they lead (TARGET), the two together
-// (EXPOSE), what a key may publish (--allow), and the token that a user copies from the proxy to the bridge. Its secret is
-// that grammar: everybody else holds parsed values, which are canonical and comparable.
+// Package grammar parses what people write: the names of services (PUBLIC), where they lead (TARGET), the two together
+// (EXPOSE), what a key may publish (--allow), and the token that a user copies from the proxy to the bridge. Parsed values are
+// canonical and comparable.
 //
 // It opens nothing, resolves nothing, and starts no goroutine.
 package grammar

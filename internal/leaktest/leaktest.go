@@ -6,8 +6,8 @@
 //
 // One whose TestMain does more calls Run there. internal/archtest wants one of the two in every package with tests.
 //
-// Its secret is which goroutines count: those that were not there before the first test and that the runtime does not
-// keep for itself. It starts none.
+// A goroutine counts as left behind when it was not there before the first test and does not belong to the runtime.
+// The package starts none.
 package leaktest
 
 import (

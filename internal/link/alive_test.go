@@ -489,7 +489,7 @@ func TestNoSecondAttemptBesideOneThatIsConnected(t *testing.T) {
 		for _, c := range []struct {
 			at   time.Duration
 			want int32
-		}{{time.Second, 1}, {stalled - time.Second, 1}, {stalled + 500*time.Millisecond, 2}} {
+		}{{time.Second, 1}, {busyWait - time.Second, 1}, {busyWait + 500*time.Millisecond, 2}} {
 			time.Sleep(c.at - time.Since(begin))
 			if got := dials.Load(); got != c.want {
 				t.Errorf("%d attempts after %s, want %d", got, c.at, c.want)

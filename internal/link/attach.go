@@ -81,8 +81,8 @@ func drain(conn *record.Conn) {
 // readTable reads the n entries of so many bytes each that an ATTACH or ATTACHED announced. It keeps of each what is known here,
 // so that the length of an entry costs no memory. sum is the SHA-256 of all of it.
 func readTable(r io.Reader, n, crc uint32, entry uint8, buf []byte) (sum [32]byte, table []wire.StreamState, err error) {
-	if n > wire.MaxTable {
-		return sum, nil, misfit(wire.ErrFormat, "table of %d streams, at most %d are possible", n, wire.MaxTable)
+	if err := checkTable(n); err != nil {
+		return sum, nil, err
 	}
 	each, have := int(entry), 0
 	hash, check := sha256.New(), uint32(0)
@@ -109,11 +109,16 @@ func readTable(r io.Reader, n, crc uint32, entry uint8, buf []byte) (sum [32]byt
 	return [32]byte(hash.Sum(nil)), table, asViolation(err)
 }
 
+// checkTable says what is wrong with the announced length of a table.
+func checkTable(n uint32) error {
+	if n > wire.MaxTable {
+		return misfit(wire.ErrFormat, "table of %d streams, at most %d are possible", n, wire.MaxTable)
+	}
+	return nil
+}
+
 // accept binds a connection to its slot at the proxy: prove, fence, rewind, answer.
 func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, sum [32]byte, table []wire.StreamState) (*carrier, error) {
-	if int(a.Slot) >= len(l.slots) {
-		return nil, &ownRefusal{status: wire.StatusLimit, text: fmt.Sprintf("slot %d, the proxy has %d", a.Slot, len(l.slots))}
-	}
 	if a.Mode != wire.ModeNew {
 		want := auth.ResumeMAC(l.secret, conn.Exporter, l.sid, a.Slot, gen, sum)
 		if !hmac.Equal(want[:], a.MAC[:]) {

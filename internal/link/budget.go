@@ -26,11 +26,15 @@ const (
 // Budget bounds the memory that peers may make one process hold beyond the floor of each stream. It is divided into shares:
 // at a proxy the sessions of a key have one, at a bridge each proxy has one.
 type Budget struct {
+	// Short, unless nil, is called when somebody got less than they asked for and much is used, at most once a second. It is set
+	// before the first link.
+	Short func()
+
 	size  int64
 	used  atomic.Int64
 	lent  atomic.Int64 // see share
 	asked atomic.Bool  // withdraw is due
-	links atomic.Int32 // that live
+	inUse atomic.Int32 // shares with a link that lives
 
 	mu     sync.Mutex
 	shares map[[16]byte]*share // guarded by mu
@@ -49,6 +53,18 @@ func (b *Budget) Size() int64 { return b.size }
 
 // Used returns the bytes charged at present.
 func (b *Budget) Used() int64 { return b.used.Load() }
+
+// Largest returns the key whose sessions hold most, and how much.
+func (b *Budget) Largest() (key [16]byte, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range b.shares {
+		if n := s.total(); n > bytes {
+			key, bytes = s.key, n
+		}
+	}
+	return key, bytes
+}
 
 // share is what the sessions of one key hold of a Budget. It takes at most half of what the others leave (the dynamic threshold of
 // Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998), so that something is left for whoever comes later.
@@ -86,8 +102,10 @@ func (s *share) join(l *Link) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.shares[s.key] = s
+	if len(s.links) == 0 {
+		b.inUse.Add(1)
+	}
 	s.links = append(s.links, l)
-	b.links.Add(1)
 }
 
 // leave takes join back.
@@ -96,8 +114,10 @@ func (s *share) leave(l *Link) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s.links = slices.DeleteFunc(s.links, func(o *Link) bool { return o == l })
-	b.links.Add(-1)
-	s.tidyLocked()
+	if len(s.links) == 0 {
+		b.inUse.Add(-1)
+		s.tidyLocked()
+	}
 }
 
 // tidyLocked lets the pool forget a share that holds nothing. pool.mu is held.
@@ -113,7 +133,7 @@ func (s *share) total() int64 { return s.used.Load() + s.lent.Load() }
 // spare is how many bytes more the share may take now. It is below 0 when it holds more than that.
 func (s *share) spare() int64 {
 	left := s.pool.size - s.pool.used.Load() - s.lent.Load()
-	if s.whole && s.pool.links.Load() <= 1 {
+	if s.whole && s.pool.inUse.Load() <= 1 {
 		return left
 	}
 	return (left - s.total()) >> 1
@@ -168,7 +188,7 @@ const withdrawEvery = time.Second
 // ask has what others hold in vain withdrawn soon. The largest holder does not ask.
 func (s *share) ask() {
 	b := s.pool
-	if b.links.Load() > 1 && b.scarce() && s.total() <= b.used.Load()/2 && b.asked.CompareAndSwap(false, true) {
+	if b.inUse.Load() > 1 && b.scarce() && s.total() <= b.used.Load()/2 && b.asked.CompareAndSwap(false, true) {
 		time.AfterFunc(withdrawEvery, b.withdraw)
 	}
 }
@@ -176,6 +196,9 @@ func (s *share) ask() {
 // withdraw asks the links for what they hold in vain, those of the largest share first, as long as more than half of the pool is used.
 func (b *Budget) withdraw() {
 	b.asked.Store(false)
+	if b.Short != nil {
+		b.Short()
+	}
 	type holder struct {
 		total int64
 		links []*Link

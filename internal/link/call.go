@@ -22,6 +22,7 @@ const (
 	callLimit = 10 * time.Second // for the socket, TLS and the handshake of one attempt
 	stagger   = time.Second      // until another attempt is made beside one that has no connection yet
 	stalled   = 3 * time.Second  // until another attempt is made beside one that is connected, or 4 times what TCP took
+	busyWait  = 4 * time.Second  // the same beside one whose bytes were all acknowledged: the proxy may be busy with others
 	abreast   = 3                // attempts of a slot at once, at the most; later ones take the place of earlier ones
 )
 
@@ -64,7 +65,7 @@ func (k *keeper) call(ctx context.Context) (*auth.Conn, error) {
 			switch left := as.progress(); {
 			case as.spare != nil:
 			case left > 0:
-				next.set(left)
+				next.set(min(left, stagger))
 			default:
 				start()
 			}
@@ -85,7 +86,7 @@ func (k *keeper) call(ctx context.Context) (*auth.Conn, error) {
 
 // attempts are those of one call.
 type attempts struct {
-	prove   func(ctx context.Context, connected func()) (*auth.Conn, error)
+	prove   func(ctx context.Context, connected func(net.Conn)) (*auth.Conn, error)
 	ctx     context.Context
 	cancel  context.CancelFunc
 	calling sync.WaitGroup
@@ -97,12 +98,13 @@ type attempts struct {
 type attempt struct {
 	begin     time.Time
 	cancel    context.CancelFunc
-	connected atomic.Int64 // when the latest socket was, after begin; 0: none is. The handshakes go on
-	conn      *auth.Conn   // the answer: this or err
+	connected atomic.Int64             // when the latest socket was, after begin; 0: none is. The handshakes go on
+	sock      atomic.Pointer[net.Conn] // the latest one
+	conn      *auth.Conn               // the answer: this or err
 	err       error
 }
 
-func newAttempts(ctx context.Context, prove func(ctx context.Context, connected func()) (*auth.Conn, error)) *attempts {
+func newAttempts(ctx context.Context, prove func(ctx context.Context, connected func(net.Conn)) (*auth.Conn, error)) *attempts {
 	ctx, cancel := context.WithCancel(ctx)
 	return &attempts{prove: prove, ctx: ctx, cancel: cancel, answers: make(chan *attempt)}
 }
@@ -127,7 +129,10 @@ func (as *attempts) start() {
 // try makes one attempt and answers, unless the call is over.
 func (as *attempts) try(ctx context.Context, a *attempt) {
 	defer a.cancel()
-	a.conn, a.err = as.prove(ctx, func() { a.connected.Store(max(int64(time.Since(a.begin)), 1)) })
+	a.conn, a.err = as.prove(ctx, func(sock net.Conn) {
+		a.sock.Store(&sock)
+		a.connected.Store(max(int64(time.Since(a.begin)), 1))
+	})
 	select {
 	case as.answers <- a:
 	case <-as.ctx.Done():
@@ -150,7 +155,11 @@ func (as *attempts) age() time.Duration {
 func (as *attempts) progress() (left time.Duration) {
 	for _, a := range as.under {
 		if took := time.Duration(a.connected.Load()); took > 0 {
-			left = max(left, took+max(stalled, 4*took)-time.Since(a.begin))
+			wait := busyWait
+			if sys.HasUnacked(*a.sock.Load()) {
+				wait = stalled
+			}
+			left = max(left, took+max(wait, 4*took)-time.Since(a.begin))
 		}
 	}
 	return left
@@ -229,9 +238,9 @@ func (al *alarm) set(d time.Duration) {
 }
 
 // prove makes one authenticated connection. connected is called whenever a socket is connected.
-func (k *keeper) prove(ctx context.Context, connected func()) (*auth.Conn, error) {
+func (k *keeper) prove(ctx context.Context, connected func(net.Conn)) (*auth.Conn, error) {
 	return k.d.cfg.Dial(ctx, k.sl.index > 0, k.transfer, func(ctx context.Context, sock net.Conn) (*auth.Conn, bool, error) {
-		connected()
+		connected(sock)
 		sys.TuneLink(sock, batch)
 		conn, err := auth.Client(ctx, sock, k.d.cfg.Auth)
 		switch {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -100,6 +101,9 @@ func (d *Dialer) Run(ctx context.Context) error {
 				n = 0
 				d.beside(s)
 				ending.Go(func() { s.end() })
+				if s.link.ComeBack() > 0 {
+					d.pause(ctx, s.link.ComeBack())
+				}
 				continue
 			}
 		}
@@ -111,14 +115,19 @@ func (d *Dialer) Run(ctx context.Context) error {
 		}
 		pause := d.cfg.Backoff(n, err, 0)
 		d.cfg.Failed(0, err, pause)
-		select {
-		case <-ctx.Done():
-		case <-d.last.Done():
-		case <-d.network.wait():
-		case <-time.After(max(pause, soonest)):
-		}
+		d.pause(ctx, pause)
 	}
 	return nil
+}
+
+// pause waits until the next session is to begin.
+func (d *Dialer) pause(ctx context.Context, pause time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-d.last.Done():
+	case <-d.network.wait():
+	case <-time.After(max(pause, soonest)):
+	}
 }
 
 // Last says that no new session is to begin: Run returns when those that there are have ended.
@@ -394,7 +403,7 @@ func (k *keeper) failed(err error, flaps bool) {
 func Backoff(n int, err error, streams int) time.Duration {
 	r, _ := errors.AsType[*peerRefusal](err)
 	if r != nil && r.comeBack > 0 { // it knows better, but it is not to keep this end away
-		return jitter(min(r.comeBack, time.Minute))
+		return jitter(min(r.comeBack, mostComeBack))
 	}
 	_, lacking := errors.AsType[*auth.FeatureError](err)
 	refused := lacking || errors.Is(err, auth.ErrRefused) || errors.Is(err, auth.ErrFake) || errors.Is(err, auth.ErrPin) ||
@@ -405,6 +414,8 @@ func Backoff(n int, err error, streams int) time.Duration {
 		first, most = 2*time.Second, time.Minute
 	case n < 1:
 		first = 50 * time.Millisecond
+	case errors.Is(err, auth.ErrClosed) || sys.Reset(err): // a crowd came to the proxy, which would come again
+		most = 4 * time.Second
 	case n > 60 && streams == 0:
 		most = 10 * time.Second
 	}

@@ -67,8 +67,9 @@ func peerError(f wire.Frame) error {
 
 // ownRefusal is the status, other than OK, with which this end answers an ATTACH.
 type ownRefusal struct {
-	status wire.Status
-	text   string
+	status   wire.Status
+	text     string
+	comeBack time.Duration // how long the peer is asked to wait; 0: that is left to it
 }
 
 func (r *ownRefusal) Error() string { return refusalText(r.status, r.text) }

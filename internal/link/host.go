@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"slices"
 	"sync"
 	"time"
@@ -32,14 +31,14 @@ type HostConfig struct {
 
 // Host is the proxy's end of all links: it decides which session a connection belongs to.
 type Host struct {
-	cfg HostConfig
+	cfg      HostConfig
+	arrivals arrivals
 
 	mu     sync.Mutex
-	detach time.Duration         // guarded by mu, as all below
-	bySID  map[[16]byte]*Link    // all
-	byKey  map[[16]byte]*Link    // the newest of each key
-	beside map[[16]byte][]*Link  // by key: older ones, which are leaving and finish their streams; oldest first
-	fresh  map[net.Conn]struct{} // authenticated, without a session yet
+	detach time.Duration        // guarded by mu, as all below
+	bySID  map[[16]byte]*Link   // all
+	byKey  map[[16]byte]*Link   // the newest of each key
+	beside map[[16]byte][]*Link // by key: older ones, which are leaving and finish their streams; oldest first
 	closed bool
 	expiry sync.WaitGroup
 }
@@ -57,7 +56,7 @@ func NewHost(cfg HostConfig) *Host {
 	}
 	return &Host{
 		cfg: cfg, detach: cfg.Detach, bySID: map[[16]byte]*Link{}, byKey: map[[16]byte]*Link{}, beside: map[[16]byte][]*Link{},
-		fresh: map[net.Conn]struct{}{},
+		arrivals: arrivals{most: attemptsOfASlot * (1 + cfg.Carriers), of: map[[16]byte][]*arrival{}},
 	}
 }
 
@@ -72,82 +71,79 @@ func (h *Host) SetDetach(d time.Duration) {
 func (h *Host) Serve(conn *auth.Conn) error {
 	defer conn.Close()
 	sys.TuneLink(conn.Conn.Conn, batch)
-	h.mu.Lock()
-	if h.closed {
-		h.mu.Unlock()
+	if !h.arrivals.enter(conn) {
 		return ErrEnded
 	}
-	h.fresh[conn] = struct{}{}
-	h.mu.Unlock()
-	arrived := sync.OnceFunc(func() {
-		h.mu.Lock()
-		delete(h.fresh, conn)
-		h.mu.Unlock()
-	})
-	defer arrived()
-	conn.SetDeadline(time.Now().Add(attachTimeout))
-	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
-	a, gen, sum, table, err := readAttach(conn, buf)
+	conn.SetDeadline(time.Now().Add(attachTimeout)) // one for all of it, whatever comes and however slowly
+	l, c, err := h.attach(conn)
+	h.arrivals.leave(conn)
 	if err != nil {
-		refuse(conn, gen, a.Slot, err)
-		complain(conn, err)
-		return fmt.Errorf("wait for ATTACH: %w", err)
+		return err
 	}
-	arrived()
-	var l *Link
-	if a.Mode == wire.ModeNew && gen != 1 {
-		err = &ownRefusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d, a new session starts with 1", gen)}
-	} else {
-		l, err = h.find(conn, a)
-	}
+	slot := int(c.slot.index)
+	h.cfg.Owner.Attached(l, slot)
+	err = c.run()
+	h.cfg.Owner.Detached(l, slot, err)
+	return err
+}
+
+// attach finds the session and binds the connection to its slot, or says to the peer why not.
+func (h *Host) attach(conn *auth.Conn) (l *Link, c *carrier, err error) {
+	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
+	a, gen, err := readAttach(conn, buf)
+	unread := a.Streams > 0
 	if err == nil {
-		var c *carrier
-		if c, err = l.accept(h, conn, gen, a, sum, table); err == nil {
-			h.cfg.Owner.Attached(l, int(a.Slot))
-			err = c.run()
-			h.cfg.Owner.Detached(l, int(a.Slot), err)
-			return err
+		h.arrivals.said(conn)
+		l, err = h.find(conn, a, gen)
+	}
+	if err == nil { // nobody else's table is worth memory
+		var sum [32]byte
+		var table []wire.StreamState
+		unread = false
+		if sum, table, err = readTable(conn, a.Streams, a.TableCRC, a.Entry, buf); err == nil {
+			c, err = l.accept(h, conn, gen, a, sum, table)
 		}
 	}
-	refuse(conn, gen, a.Slot, err)
+	if err == nil {
+		return l, c, nil
+	}
+	if r, ok := errors.AsType[*ownRefusal](err); ok {
+		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: a.Slot, Text: r.text, ComeBack: uint32(r.comeBack.Milliseconds())}))
+		if unread {
+			drain(conn.Conn)
+		}
+	}
 	if p, ok := errors.AsType[*violationError](err); ok && p.fatal {
 		l.Kill(err)
 	}
 	complain(conn, err)
-	return err
+	return nil, nil, err
 }
 
-// refuse answers an ATTACH with the status that err is of.
-func refuse(conn *auth.Conn, gen uint64, slot uint8, err error) {
-	if r, ok := errors.AsType[*ownRefusal](err); ok {
-		conn.Write(wire.AppendAttached(nil, gen, wire.Attached{Status: r.status, Slot: slot, Text: r.text}))
-	}
-}
-
-// readAttach reads the first frame of a connection, and the table behind it.
-func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, sum [32]byte, table []wire.StreamState, err error) {
+// readAttach reads the first frame of a connection.
+func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, err error) {
 	f, err := readFrame(conn, buf)
 	if err != nil {
-		return a, 0, sum, nil, err
+		return a, 0, fmt.Errorf("wait for ATTACH: %w", err)
 	}
 	if f.Type != wire.TypeAttach {
-		return a, 0, sum, nil, misfit(wire.ErrUnexpected, "%s before ATTACH", f.Type)
+		return a, 0, misfit(wire.ErrUnexpected, "%s before ATTACH", f.Type)
 	}
-	gen = f.Offset
 	a, err = wire.ParseAttach(f)
-	unsupported, refused := errors.AsType[*wire.UnsupportedError](err)
-	if err != nil && !refused {
-		return a, 0, sum, nil, asViolation(err)
+	if unsupported, ok := errors.AsType[*wire.UnsupportedError](err); ok {
+		return a, f.Offset, &ownRefusal{status: wire.StatusUnsupported, text: unsupported.Error()}
 	}
-	sum, table, err = readTable(conn, a.Streams, a.TableCRC, a.Entry, buf)
-	if err == nil && refused { // with nothing unread, or the reset of the socket would overtake the answer
-		err = &ownRefusal{status: wire.StatusUnsupported, text: unsupported.Error()}
+	if err != nil {
+		return a, f.Offset, asViolation(err)
 	}
-	return a, gen, sum, table, err
+	return a, f.Offset, checkTable(a.Streams)
 }
 
 // find returns the session that the connection belongs to, and makes a new one where that is asked for and possible.
-func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
+func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
+	if a.Mode == wire.ModeNew && gen != 1 {
+		return nil, &ownRefusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d, a new session starts with 1", gen)}
+	}
 	if !h.cfg.Admit(conn.KeyID, conn.Secret) {
 		return nil, &ownRefusal{status: wire.StatusDenied, text: "the key was removed"}
 	}
@@ -161,12 +157,15 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach) (*Link, error) {
 		if l == nil || l.keyID != conn.KeyID || a.WantInstance != h.cfg.Instance {
 			return nil, &ownRefusal{status: wire.StatusGone, text: "the proxy does not hold this session (any more)"}
 		}
+		if int(a.Slot) >= len(l.slots) {
+			return nil, &ownRefusal{status: wire.StatusLimit, text: fmt.Sprintf("slot %d, the proxy has %d", a.Slot, len(l.slots))}
+		}
 		return l, nil
 	}
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
-	draining := &ownRefusal{status: wire.StatusDraining, text: "the proxy is stopping"}
+	draining := &ownRefusal{status: wire.StatusDraining, text: "the proxy is stopping", comeBack: time.Second}
 	successor := old != nil && old.peer != conn.Peer && old.Leaving() && !h.cfg.Draining() && !old.frozen()
 	if old != nil && !successor { // also while draining: or the drain would wait for streams whose bridge is gone for good
 		if old.frozen() {
@@ -282,10 +281,8 @@ func (h *Host) Links() []*Link {
 func (h *Host) Close(err error) {
 	h.mu.Lock()
 	h.closed = true
-	for c := range h.fresh {
-		c.Close()
-	}
 	h.mu.Unlock()
+	h.arrivals.close()
 	for _, l := range h.Links() {
 		l.Kill(err)
 	}

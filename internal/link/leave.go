@@ -18,11 +18,12 @@ import (
 //     breaks takes its streams along. The bridge begins a session with whoever listens in its place, beside the old one
 //     (Dialer.Run).
 type leaving struct {
-	peer   atomic.Bool   // the peer said that it is stopping
-	closed atomic.Bool   // and, last, that it takes no more streams
-	final  atomic.Bool   // no connection of the session comes back: left is closed
-	left   chan struct{} // closed once
-	once   sync.Once
+	comeBack atomic.Int64  // bridge: when the proxy would like the next session to begin, after its GOAWAY; a time.Duration
+	peer     atomic.Bool   // the peer said that it is stopping
+	closed   atomic.Bool   // and, last, that it takes no more streams
+	final    atomic.Bool   // no connection of the session comes back: left is closed
+	left     chan struct{} // closed once
+	once     sync.Once
 }
 
 // ErrLeft ends a session whose peer stopped, or was replaced by another process.
@@ -33,19 +34,34 @@ func (l *Link) Leaving() bool { return l.leaving.peer.Load() || l.dials && l.lea
 
 // GoAway tells the peer that this process is stopping and resets what is left after the time. With no time left the peer opens
 // no stream any more.
-func (l *Link) GoAway(drain time.Duration) {
+func (l *Link) GoAway(drain time.Duration) { l.GoAwayFor(drain, 0) }
+
+// GoAwayFor is GoAway that also says when the peer may come back to whoever takes this process's place: where many peers hear of a stop
+// at once they would all come at once. 0: when it likes.
+func (l *Link) GoAwayFor(drain, comeBack time.Duration) {
 	sl := l.slots[0]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	sl.core.goAway = &wire.GoAway{DrainMillis: millis(drain)}
+	g := &wire.GoAway{DrainMillis: millis(drain)}
 	if drain <= 0 {
-		sl.core.goAway.DrainMillis = 0
+		g.DrainMillis = 0
 	}
+	if comeBack > 0 {
+		g.ComeBack = millis(comeBack)
+	}
+	sl.core.goAway = g
 	sl.wake()
 }
 
+// mostComeBack is the longest that a peer can keep this end away.
+const mostComeBack = time.Minute
+
+// ComeBack is how long behind its GOAWAY the peer would like this end to wait before it comes back; 0: it does not mind.
+func (l *Link) ComeBack() time.Duration { return time.Duration(l.leaving.comeBack.Load()) }
+
 // goingAway takes a GOAWAY.
 func (l *Link) goingAway(g wire.GoAway) {
+	l.leaving.comeBack.Store(int64(min(time.Duration(g.ComeBack)*time.Millisecond, mostComeBack)))
 	l.leaving.peer.Store(true)
 	if !l.dials {
 		l.leaving.closed.Store(g.DrainMillis == 0)

@@ -110,6 +110,47 @@ func TestProxyIsSucceeded(t *testing.T) {
 	})
 }
 
+// TestProxySaysWhenToComeBack: the bridge begins its session with the successor then, or a minute later at most, and what it has goes
+// on meanwhile. When its network changes it waits no longer.
+func TestProxySaysWhenToComeBack(t *testing.T) {
+	for _, asked := range []struct{ comeBack, want time.Duration }{{3 * time.Second, 3 * time.Second}, {time.Hour, time.Minute}, {time.Hour, 10 * time.Second}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 0)
+			px, br := w.open()
+			old := w.host
+			for _, l := range old.Links() {
+				l.GoAwayFor(time.Hour, asked.comeBack)
+				l.Abandon()
+			}
+			begin := time.Now()
+			successor, h := nextProxy(w, 10)
+			if asked.want < min(asked.comeBack, mostComeBack) {
+				time.AfterFunc(asked.want, func() { w.dialer.Changed(nil) })
+			}
+			time.Sleep(asked.want - time.Millisecond)
+			synctest.Wait()
+			session := func() *Link {
+				successor.mu.Lock()
+				defer successor.mu.Unlock()
+				return successor.link
+			}
+			if session() != nil {
+				t.Errorf("asked to come back after %s the bridge was there %s later", asked.comeBack, time.Since(begin))
+			}
+			exchangeBytes(t, px, br)
+			time.Sleep(time.Second)
+			if session() == nil {
+				t.Errorf("asked to come back after %s the bridge was not there %s later", asked.comeBack, time.Since(begin))
+			}
+			exchangeBytes(t, px, br)
+			w.close()
+			old.Close(errors.New("test over"))
+			h.Close(errors.New("test over"))
+			w.wg.Wait()
+		})
+	}
+}
+
 // TestSlotOfAStoppingProxyBreaks: no connection comes back to a proxy that freed its port. What was on the one that broke is
 // reset at both ends at once, and the rest goes on.
 func TestSlotOfAStoppingProxyBreaks(t *testing.T) {

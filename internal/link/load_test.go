@@ -159,7 +159,7 @@ func recordOverTCP(t *testing.T) (near *record.Conn, far *net.TCPConn) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{testIdentity()}, InsecureSkipVerify: true, SessionTicketsDisabled: true}
 	var other sync.WaitGroup
 	other.Go(func() { record.Client(t.Context(), b, cfg) })
-	near, err = record.Server(t.Context(), a, cfg)
+	near, err = record.Server(t.Context(), a, cfg, record.Steps{})
 	other.Wait()
 	if err != nil {
 		t.Fatal(err)

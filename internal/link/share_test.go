@@ -190,6 +190,28 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// TestOnlyShare: the only proxy of a bridge has all of its memory, whatever number of sessions, and half when there is another one.
+func TestOnlyShare(t *testing.T) {
+	b := NewBudget(0)
+	first, second := b.only(), b.only()
+	var links [3]Link
+	first.join(&links[0])
+	first.join(&links[1])
+	if n := first.spare(); n != b.size {
+		t.Errorf("the only share may take %d bytes, want %d", n, b.size)
+	}
+	second.join(&links[2])
+	if n := first.spare(); n != b.size/2 {
+		t.Errorf("one of two shares may take %d bytes, want %d", n, b.size/2)
+	}
+	first.leave(&links[0])
+	first.leave(&links[1])
+	second.leave(&links[2])
+	if n := len(b.shares); n != 0 {
+		t.Errorf("the budget remembers %d shares", n)
+	}
+}
+
 // TestSharesGiveWay: a key that has all it may have gives way to one that comes later, without falling to the floor.
 func TestSharesGiveWay(t *testing.T) {
 	b := NewBudget(0)

@@ -3,9 +3,12 @@ package link
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -115,6 +118,24 @@ func TestBackoff(t *testing.T) {
 }
 
 // What the peer says of when to come back is obeyed within reason, and who needs an update is in no hurry.
+// TestBackoffOfACrowd: bridges that a full proxy sent away come back ever later, also those with users, and not in step.
+func TestBackoffOfACrowd(t *testing.T) {
+	for _, err := range []error{
+		fmt.Errorf("%w (EOF)", auth.ErrClosed), &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNRESET)},
+	} {
+		for n, want := range map[int]time.Duration{0: 50 * time.Millisecond, 1: 250 * time.Millisecond, 3: time.Second, 5: 4 * time.Second, 100: 4 * time.Second} {
+			least, most := time.Hour, time.Duration(0)
+			for range 200 {
+				d := Backoff(n, err, 1)
+				least, most = min(least, d), max(most, d)
+			}
+			if least < want/2 || most > want*3/2 || most-least < want/2 {
+				t.Errorf("after %d attempts with %v: %s to %s, want %s to %s", n, err, least, most, want/2, want*3/2)
+			}
+		}
+	}
+}
+
 func TestBackoffThatThePeerAsksFor(t *testing.T) {
 	for asked, want := range map[time.Duration]time.Duration{3 * time.Second: 3 * time.Second, time.Hour: time.Minute} {
 		for range 50 {

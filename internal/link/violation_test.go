@@ -283,6 +283,13 @@ var both = []wrong{
 	{"END of an unknown kind", 1, wire.AppendEnd(nil, theID, 5, wire.End{Kind: 3}), wire.ErrFormat, false},
 	{"R6 ACK of what was never sent", 1, wire.AppendAck(nil, theID, 7, 1<<16), wire.ErrAckBeyond, true},
 	{"R6 ACK that goes back", 1, append(wire.AppendAck(nil, theID, 5, 1<<16), wire.AppendAck(nil, theID, 2, 1)...), 0, false},
+	{"R6 ACK of 2^64-1", 1, wire.AppendAck(nil, theID, ^uint64(0), 1<<16), wire.ErrAckBeyond, true},
+	{"ACK with a credit of 2^40", 1, wire.AppendAck(nil, theID, 5, 1<<40), 0, false},
+	{"ACK with a credit of 2^64-1", 1, wire.AppendAck(nil, theID, 5, ^uint64(0)), 0, false},
+	{"P3 END at 2^64-1", 1, fin(theID, ^uint64(0), "hello"), wire.ErrGap, true},
+	{"DATA of a stream of another slot", 1, data(1<<8|2, 0, "x"), wire.ErrUnexpected, true},
+	{"END of a stream of the control connection", 1, fin(1<<8, 0, ""), wire.ErrUnexpected, true},
+	{"ACK on the control connection", 0, wire.AppendAck(nil, theID, 5, 1<<16), wire.ErrUnexpected, true},
 	{"ACK of a stream of another slot", 1, wire.AppendAck(nil, 1<<8|2, 0, 1<<16), wire.ErrUnexpected, true},
 	{"DATA on the control connection", 0, data(theID, 5, "x"), wire.ErrUnexpected, true},
 	{"P7 unknown type", 1, frame(19, 0, 0, 0, 0), wire.ErrFormat, false},
@@ -324,6 +331,8 @@ func aboutIDs(own, peer uint64) []wrong {
 		{"OPEN of an id of the control connection", 0, wire.AppendOpen(nil, peer-1, 1<<16, wire.Open{}), wire.ErrUnexpected, true},
 		{"OPEN with a bad field", 1, frame(wire.TypeOpen, 0, peer, 1<<16, 7), wire.ErrFormat, false},
 		{"OPEN with a credit beyond 2^62", 1, wire.AppendOpen(nil, peer, 1<<62+1, wire.Open{}), wire.ErrOverflow, true},
+		{"OPEN with a credit of 2^64-1", 1, wire.AppendOpen(nil, peer, ^uint64(0), wire.Open{}), wire.ErrOverflow, true},
+		{"ACK before its OPEN", 1, wire.AppendAck(nil, peer, 0, 1<<16), wire.ErrUnexpected, true},
 		{"DATA before its OPEN", 1, data(peer, 0, "x"), wire.ErrUnexpected, true},
 		{"P7 OPEN of a flow, which was not negotiated", 1, wire.AppendOpen(nil, peer, 1<<16, wire.Open{Kind: wire.OpenDatagrams}), wire.ErrUnexpected, true},
 		{"END before its OPEN", 1, fin(peer, 0, ""), wire.ErrUnexpected, true},
@@ -637,7 +646,10 @@ func TestTablesTowardsAHost(t *testing.T) {
 		"R2 more than was ever sent": {[]wire.StreamState{with(func(s *wire.StreamState) { s.RcvNxt = 6 })}, wire.ErrResume},
 		"R2 2^64-1":                  {[]wire.StreamState{with(func(s *wire.StreamState) { s.RcvNxt = ^uint64(0) })}, wire.ErrResume},
 		"R3 less credit than before": {[]wire.StreamState{with(func(s *wire.StreamState) { s.Credit = 1 })}, 0},
+		"R3 a credit of 2^64-1":      {[]wire.StreamState{with(func(s *wire.StreamState) { s.Credit = ^uint64(0) })}, 0},
 		"R5 never opened":            {[]wire.StreamState{honest, {Stream: nextID}}, wire.ErrResume},
+		"R5 the highest id of all":   {[]wire.StreamState{honest, {Stream: dialled - 1<<8 | 1}}, wire.ErrResume},
+		"R5 with counter 0":          {[]wire.StreamState{{Stream: 1}, honest}, wire.ErrResume},
 		"R5 of another slot":         {[]wire.StreamState{{Stream: 1<<8 | 0}, honest}, wire.ErrResume},
 		"of the bridge, no OPEN yet": {[]wire.StreamState{honest, {Stream: dialled | theID}}, 0},
 		"of the bridge, other slot":  {[]wire.StreamState{honest, {Stream: dialled | 1<<8}}, wire.ErrResume},
@@ -672,6 +684,23 @@ func TestTablesTowardsAHost(t *testing.T) {
 			})
 		})
 	}
+	t.Run("R5 streams of the control connection", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newScene(t)
+			defer w.close()
+			e := newEvilBridge(w)
+			defer e.close(true)
+			raw, a := table(wire.StreamState{Stream: 1 << 8, Credit: 1 << 40})
+			a.Mode, a.Session, a.WantInstance = wire.ModeResume, e.sid, hostInstance
+			v := w.dial(evilKey)
+			defer v.conn.Close()
+			a.MAC = auth.ResumeMAC(e.secret, v.conn.Exporter, e.sid, 0, 2, sha256.Sum256(raw))
+			v.say(wire.AppendTable(wire.AppendAttach(nil, 2, a), raw))
+			if f, err := v.hear(wire.TypeErr); err != nil || wire.ParseErr(f).Code != wire.ErrResume {
+				t.Errorf("%s, %v; want ERR %d", f.Type, err, wire.ErrResume)
+			}
+		})
+	})
 	t.Run("R4 a wrong checksum", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newScene(t)
@@ -855,7 +884,8 @@ func TestViolationsTowardsADialer(t *testing.T) {
 
 // Answers to a RESUME that are none.
 func TestAnswersTowardsADialer(t *testing.T) {
-	raw, announced := table(wire.StreamState{Stream: theID, RcvNxt: 5, Credit: 1 << 16, CRC: sumOf("hello")})
+	theState := wire.StreamState{Stream: theID, RcvNxt: 5, Credit: 1 << 16, CRC: sumOf("hello")}
+	raw, announced := table(theState)
 	attached := func(gen uint64, edit func(*wire.Attached)) []byte {
 		at := wire.Attached{Status: wire.StatusOK, Slot: 1, Carriers: 1, Streams: announced.Streams, TableCRC: announced.TableCRC}
 		edit(&at)
@@ -883,7 +913,18 @@ func TestAnswersTowardsADialer(t *testing.T) {
 		"A9 a wrong checksum": {func(gen uint64) []byte {
 			return wire.AppendTable(attached(gen, func(at *wire.Attached) { at.TableCRC++ }), raw)
 		}, wire.ErrFormat, wire.ModeResume},
-		"A9 PING in the table":       {func(gen uint64) []byte { return append(attached(gen, same), frame(wire.TypePing, 0, 0, 0, 0)...) }, wire.ErrFormat, wire.ModeResume},
+		"A9 PING in the table": {func(gen uint64) []byte { return append(attached(gen, same), frame(wire.TypePing, 0, 0, 0, 0)...) }, wire.ErrFormat, wire.ModeResume},
+		"A9 65,537 streams": {func(gen uint64) []byte {
+			return attached(gen, func(at *wire.Attached) { at.Streams = wire.MaxTable + 1 })
+		}, wire.ErrFormat, wire.ModeResume},
+		"A9 the same id twice": {sts(theState, theState), wire.ErrFormat, wire.ModeResume},
+		"A9 ids out of order":  {sts(wire.StreamState{Stream: nextID}, theState), wire.ErrFormat, wire.ModeResume},
+		"A9 more than was announced": {func(gen uint64) []byte {
+			return append(wire.AppendTable(attached(gen, same), raw), wire.AppendTable(nil, raw)...)
+		}, wire.ErrUnexpected, wire.ModeResume},
+		"R2 2^64-1":                  {sts(wire.StreamState{Stream: theID, RcvNxt: ^uint64(0)}), wire.ErrResume, wire.ModeNew},
+		"R5 of another slot":         {sts(wire.StreamState{Stream: 1 << 8}, theState), wire.ErrResume, wire.ModeNew},
+		"R5 of the bridge, never":    {sts(theState, wire.StreamState{Stream: dialled | theID}), wire.ErrResume, wire.ModeNew},
 		"R1 below what was acked":    {sts(wire.StreamState{Stream: theID, RcvNxt: 2, CRC: sumOf("he")}), wire.ErrResume, wire.ModeNew},
 		"R2 more than was ever sent": {sts(wire.StreamState{Stream: theID, RcvNxt: 6}), wire.ErrResume, wire.ModeNew},
 		"GONE":                       {func(gen uint64) []byte { return attached(gen, func(at *wire.Attached) { at.Status = wire.StatusGone }) }, 0, wire.ModeNew},

@@ -291,3 +291,22 @@ func TestShortest(t *testing.T) {
 		}
 	}
 }
+
+// TestBudgetSaysWhoHasMost: whoever runs the process hears that memory is short, and whose sessions hold most.
+func TestBudgetSaysWhoHasMost(t *testing.T) {
+	b := NewBudget(1000)
+	short := 0
+	b.Short = func() { short++ }
+	if _, n := b.Largest(); n != 0 {
+		t.Errorf("nobody holds %d bytes", n)
+	}
+	b.share([16]byte{1}).add(100)
+	b.share([16]byte{2}).add(600)
+	if key, n := b.Largest(); key != [16]byte{2} || n != 600 {
+		t.Errorf("Largest = %x, %d", key, n)
+	}
+	b.withdraw()
+	if short != 1 {
+		t.Errorf("Short was called %d times", short)
+	}
+}

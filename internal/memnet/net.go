@@ -97,14 +97,19 @@ func (n *Net) Listen(addr string) (net.Listener, error) {
 // Dial connects to a listener. Like TCP it returns before the other side has
 // called Accept, after one round trip of the configured latency.
 func (n *Net) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	c, ap, err := n.dial(ctx, addr)
+	return n.DialFrom(ctx, netip.Addr{}, addr)
+}
+
+// DialFrom is Dial from another host than the one that Move has an address of.
+func (n *Net) DialFrom(ctx context.Context, source netip.Addr, addr string) (net.Conn, error) {
+	c, ap, err := n.dial(ctx, source, addr)
 	if err != nil {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(ap), Err: err}
 	}
 	return c, nil
 }
 
-func (n *Net) dial(ctx context.Context, addr string) (*Conn, netip.AddrPort, error) {
+func (n *Net) dial(ctx context.Context, source netip.Addr, addr string) (*Conn, netip.AddrPort, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	ap, err := n.resolveLocked(addr)
@@ -130,7 +135,7 @@ func (n *Net) dial(ctx context.Context, addr string) (*Conn, netip.AddrPort, err
 		case mode == DialRefuse, mode == DialConnect && l == nil:
 			return nil, ap, sysErr("connect", syscall.ECONNREFUSED)
 		case mode == DialConnect && len(l.queue) < backlog:
-			return n.connectLocked(l, ap), ap, nil
+			return n.connectLocked(l, source, ap), ap, nil
 		}
 		if n.Resend {
 			err = n.sleepLocked(ctx, wait)
@@ -143,8 +148,10 @@ func (n *Net) dial(ctx context.Context, addr string) (*Conn, netip.AddrPort, err
 	}
 }
 
-func (n *Net) connectLocked(l *listener, remote netip.AddrPort) *Conn {
-	source := n.sourceLocked()
+func (n *Net) connectLocked(l *listener, source netip.Addr, remote netip.AddrPort) *Conn {
+	if !source.IsValid() {
+		source = n.sourceLocked()
+	}
 	if remote.Addr().IsLoopback() || remote.Addr().IsUnspecified() {
 		source = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 
 	"reverser/internal/grammar"
 	"reverser/internal/registry"
@@ -12,8 +13,8 @@ import (
 	"reverser/internal/wire"
 )
 
-// arrived takes a user's connection to a name. While as many are open as descriptors allow, it waits for a place: the rest waits
-// in the kernel, and bridges and operators still get in.
+// arrived takes a user's connection to a name. While the key has its share of the descriptors, it waits for a place: the rest waits
+// in the kernel, and bridges and operators still get in. A client that has its share is refused: others would wait behind it.
 func (p *Proxy) arrived(name grammar.Public, conn net.Conn) {
 	rt := p.registry.View().Find(name)
 	if rt == nil { // the service was removed in this moment
@@ -23,6 +24,9 @@ func (p *Proxy) arrived(name grammar.Public, conn net.Conn) {
 	a, err := p.conns.Admit(p.service(rt).account, traffic.AddrPort(conn.RemoteAddr()), traffic.Wait)
 	if err != nil {
 		traffic.Reset(conn)
+		if errors.Is(err, traffic.ErrFull) || errors.Is(err, traffic.ErrKeyShare) {
+			p.conns.AwaitTurn()
+		}
 		return
 	}
 	a.Go(func() { p.forward(rt, a, conn) })
@@ -51,6 +55,9 @@ func (p *Proxy) forward(rt *registry.Route, a *traffic.Admission, conn net.Conn)
 	a.Bind(conn, t.Stream, head, t.Offer.Target())
 }
 
+// network is the address block that counts as one host.
+func network(a net.Addr) netip.Prefix { return traffic.Block(traffic.AddrPort(a).Addr()) }
+
 // near reports whether a connection comes from where a bridge's link does.
 func near(rt *registry.Route, conn net.Conn) bool {
 	for w := range rt.Ways {
@@ -67,7 +74,7 @@ func refusal(err error) (why traffic.Refusal, said string) {
 	case errors.Is(err, context.Canceled):
 		return traffic.RefusedDrain, ""
 	case errors.Is(err, registry.ErrRemoved):
-		return traffic.RefusedRemoved, ""
+		return traffic.RefusedRemoved, "client refused"
 	case errors.Is(err, registry.ErrLeft):
 		return traffic.RefusedLeft, ""
 	case errors.Is(err, registry.ErrAway):

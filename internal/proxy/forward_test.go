@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -237,46 +239,39 @@ func TestAway(t *testing.T) {
 	}
 }
 
-// TestDescriptorLimit: as many users as descriptors allow; the next waits in the kernel and is served when one leaves.
-// Bridges still get in.
-func TestDescriptorLimit(t *testing.T) {
+// TestClientShare: one address has its share of the descriptors; more of it are reset, and another key's users and bridge are served.
+func TestClientShare(t *testing.T) {
 	addr, pub := free(t)
 	otherAddr, otherPub := free(t)
 	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
 	w := start(t, Config{MaxConns: 16, Settings: Settings{Keys: []Key{k, other}}})
 	b := w.bridge(k, how{instance: 1}, pub)
 	eventually(t, "the probe is over", func() bool { return w.p.conns.Load().Unbound() == 0 })
-	var users []*net.TCPConn
-	for range 16 {
-		u, _ := w.pair(b, addr)
-		users = append(users, u)
+	for range 4 {
+		w.pair(b, addr)
 	}
-	late := w.user(addr)
-	late.Write([]byte("late"))
-	eventually(t, "the limit is reached", func() bool { return w.log.count("as many connections as the descriptor limit allows", "limit=16") == 1 })
-	select {
-	case <-b.streams:
-		t.Fatal("a stream was opened for one more than the limit")
-	default:
+	for range 20 {
+		if u, err := net.Dial("tcp", addr); err == nil {
+			u.SetDeadline(time.Now().Add(limit))
+			wantReset(t, u)
+			u.Close()
+		} else if !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatal(err)
+		}
 	}
-	o := w.bridge(other, how{instance: 2, silent: true}, otherPub) // the door for bridges is another one
-	for range 3 {
-		w.user(addr) // more than one wait
-	}
-	users[0].SetLinger(0)
-	users[0].Close()
-	s := b.stream()
-	got := make([]byte, 4)
-	if _, err := io.ReadFull(s, got); string(got) != "late" || err != nil {
-		t.Errorf("read %q, %v", got, err)
-	}
-	for _, u := range users[1:] {
-		u.SetLinger(0)
-		u.Close()
-	}
+	o := w.bridge(other, how{instance: 2, silent: true}, otherPub)
 	w.pair(o, otherAddr)
-	if n := w.log.count("as many connections as the descriptor limit allows"); n != 1 {
-		t.Errorf("%d lines about the limit within a minute, want 1", n)
+	if n := w.log.count("running short", "of=descriptors for users", "largest_key=nas", "largest_key_has=4", "largest_client=127.0.0.1"); n != 1 {
+		t.Errorf("%d lines that descriptors run short, want 1", n)
+	}
+	st := w.p.Status()
+	if len(st.Pressure) != 1 || st.Pressure[0].Largest.Key != "nas" || st.Pressure[0].Largest.Service != pub {
+		t.Errorf("pressure %+v", st.Pressure)
+	}
+	for _, s := range st.Services {
+		if s.Public == pub && s.Refused != 20 {
+			t.Errorf("service %+v, want 20 refused", s)
+		}
 	}
 }
 

@@ -1,12 +1,10 @@
 package proxy
 
 import (
-	"container/list"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -14,118 +12,146 @@ import (
 	"reverser/internal/traffic"
 )
 
-// Limits on connections that have not authenticated yet. An address from which a bridge came lately is exempt from the
-// limit per address: a bridge opens several connections at once, and two may share a NAT.
-const (
-	maxStrangers       = 128
-	maxPerAddress      = 8
-	rememberAddress    = 24 * time.Hour
-	rememberedMost     = 4096
-	reportStrangersPer = time.Minute
-)
-
-// gate bounds what strangers can hold of the link port. When it is full, or an address has as many as it may, the oldest
-// unfinished connection there goes: silent ones never lock a bridge out, which needs only a few round trips, not even from its own
-// address.
+// gate bounds what strangers can take of the link port: places, and the time of processors for handshakes. Its rules are the room's.
+//
+// Connections are accepted as they come, and cost little until their handshake is computed. So the kernel's queue of a busy proxy
+// holds no more than a moment's, and bridges that are known find a place whatever strangers do.
 type gate struct {
 	mu       sync.Mutex
-	waiting  *list.List           // *pass, oldest first; guarded by mu, as all below
-	per      map[netip.Prefix]int // how many of waiting
-	known    map[netip.Prefix]time.Time
-	refused  int
-	reported time.Time
+	room     room // guarded by mu, as all below
+	inside   map[*pass]struct{}
 	closed   bool
+	refused  int // since reported
+	reported time.Time
 }
 
+// pass is a connection's time at the gate.
 type pass struct {
 	gate *gate
 	conn net.Conn
-	from netip.Prefix
-	at   *list.Element // nil: left
+	turn chan error // receives once: nil for its turn, or why there is none
+
+	place *place // guarded by gate.mu, as gone
+	gone  error  // why the gate sent it away
 }
 
-func newGate() *gate {
-	return &gate{waiting: list.New(), per: make(map[netip.Prefix]int), known: make(map[netip.Prefix]time.Time)}
+// reportStrangersPer is how often strangers are worth a line.
+const reportStrangersPer = time.Minute
+
+func newGate(descriptors int) *gate {
+	return &gate{room: *newRoom(placesOf(descriptors), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
 }
 
-// network is the address block that counts as one.
-func network(a net.Addr) netip.Prefix { return traffic.Block(traffic.AddrPort(a).Addr()) }
+// placesOf is how many connections may wait to be proven, by the descriptor limit.
+func placesOf(descriptors int) int {
+	if descriptors < 8192 {
+		return max(descriptors/8, 16)
+	}
+	return min(mostPlaces, descriptors/4)
+}
 
-// enter admits a connection to authentication; nil: the proxy stops.
-func (g *gate) enter(conn net.Conn) *pass {
-	p := &pass{gate: g, conn: conn, from: network(conn.RemoteAddr())}
+// enter admits a connection, or closes it and returns nil.
+func (g *gate) enter(log *slog.Logger, conn net.Conn) *pass {
+	p := &pass{gate: g, conn: conn, turn: make(chan error, 1)}
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	at, known := g.known[p.from]
-	known = known && time.Since(at) <= rememberAddress
 	if g.closed {
+		g.mu.Unlock()
+		conn.Close()
 		return nil
 	}
-	if !known && g.per[p.from] >= maxPerAddress {
-		g.evictLocked(func(old *pass) bool { return old.from == p.from })
+	at, victim, why, ok := g.room.enter(traffic.AddrPort(conn.RemoteAddr()).Addr(), time.Now())
+	if !ok {
+		g.mu.Unlock()
+		traffic.Reset(conn)
+		g.report(log, conn.RemoteAddr(), why)
+		return nil
 	}
-	if g.waiting.Len() >= maxStrangers {
-		g.evictLocked(func(*pass) bool { return true })
+	p.place, at.conn = at, p
+	g.inside[p] = struct{}{}
+	var old *pass
+	if victim != nil {
+		old = victim.conn.(*pass)
+		g.expelLocked(old, why)
 	}
-	p.at = g.waiting.PushBack(p)
-	g.per[p.from]++
+	g.mu.Unlock()
+	if old != nil {
+		traffic.Reset(old.conn)
+	}
 	return p
 }
 
-// evictLocked ends the oldest connection of those that which chooses.
-func (g *gate) evictLocked(which func(*pass) bool) {
-	for e := g.waiting.Front(); e != nil; e = e.Next() {
-		if old := e.Value.(*pass); which(old) {
-			old.removeLocked()
-			old.conn.Close() // which its authentication reports
-			return
+// expelLocked notes that a connection has to go. The caller closes it.
+func (g *gate) expelLocked(p *pass, why error) {
+	p.gone = why
+	delete(g.inside, p)
+	select {
+	case p.turn <- why: // it may wait for its turn
+	default:
+	}
+}
+
+// steps are those of the connection's handshake.
+func (p *pass) steps() auth.Steps { return auth.Steps{Heard: p.heard, Waits: p.waits} }
+
+// heard waits for the turn of a connection whose first record is there.
+func (p *pass) heard(hungUp func() bool) error {
+	g := p.gate
+	g.mu.Lock()
+	if p.gone == nil {
+		if err := g.room.heard(p.place, time.Now()); err != nil {
+			g.mu.Unlock()
+			return err
 		}
+		g.nextLocked()
 	}
+	g.mu.Unlock()
+	if err := <-p.turn; err != nil {
+		return err
+	}
+	if hungUp() {
+		return errGone
+	}
+	return nil
 }
 
-func (p *pass) removeLocked() {
-	if p.at == nil {
-		return
-	}
-	p.gate.waiting.Remove(p.at)
-	p.at = nil
-	if p.gate.per[p.from]--; p.gate.per[p.from] == 0 {
-		delete(p.gate.per, p.from)
-	}
-}
-
-// leave ends the time before authentication; known says that it succeeded.
-func (p *pass) leave(known bool) {
+// waits gives the turn back while the peer is waited for.
+func (p *pass) waits() {
 	g := p.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	p.removeLocked()
-	if !known {
-		return
-	}
-	now := time.Now()
-	if len(g.known) >= rememberedMost {
-		for from, at := range g.known {
-			if now.Sub(at) > rememberAddress || len(g.known) >= rememberedMost {
-				delete(g.known, from)
-			}
-		}
-	}
-	g.known[p.from] = now
+	g.room.rest(p.place)
+	g.nextLocked()
 }
 
-// errCrowd is why evictLocked ended a connection.
-var errCrowd = fmt.Errorf("said nothing while others came: %d may wait, %d of one address", maxStrangers, maxPerAddress)
+// nextLocked gives turns to those whose turn it is.
+func (g *gate) nextLocked() {
+	for at := g.room.next(); at != nil; at = g.room.next() {
+		at.conn.(*pass).turn <- nil
+	}
+}
+
+// leave ends the time before authentication. proven says that it succeeded; otherwise it returns why it failed.
+func (p *pass) leave(proven bool) (why error) {
+	g := p.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p.gone == nil {
+		delete(g.inside, p)
+	}
+	g.room.leave(p.place)
+	if proven {
+		g.room.known.add(p.place.from, time.Now())
+	}
+	g.nextLocked()
+	return p.gone
+}
 
 // report logs failed authentications, at most once in reportStrangersPer: the internet scans every port. Who leaves before a
 // hello has said nothing wrong and is neither counted nor worth a line: a scan, a load balancer's check, or an attempt that a
 // bridge gives up because another one was faster.
 func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
-	if errors.Is(err, auth.ErrHungUp) {
+	if errors.Is(err, auth.ErrHungUp) || errors.Is(err, errGone) {
 		return
-	}
-	if errors.Is(err, net.ErrClosed) {
-		err = errCrowd
 	}
 	g.mu.Lock()
 	if g.closed { // everybody was sent away
@@ -147,9 +173,15 @@ func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
 // closeAll ends what is unfinished.
 func (g *gate) closeAll() {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	g.closed = true
-	for e := g.waiting.Front(); e != nil; e = e.Next() {
-		e.Value.(*pass).conn.Close()
+	var all []*pass
+	for p := range g.inside {
+		all = append(all, p)
+		g.room.leave(p.place)
+		g.expelLocked(p, net.ErrClosed)
+	}
+	g.mu.Unlock()
+	for _, p := range all {
+		p.conn.Close()
 	}
 }

@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -27,13 +29,17 @@ func from(addr string) *stranger {
 	return &stranger{from: &net.TCPAddr{IP: net.ParseIP(addr), Port: 1234}}
 }
 
-func TestGatePerAddress(t *testing.T) {
-	g := newGate()
+var quiet = slog.New(slog.DiscardHandler)
+
+// TestGateCloses: whoever has to go is closed, and so is a newcomer who finds no place.
+func TestGateCloses(t *testing.T) {
+	g := newGate(1 << 20)
+	g.room = *newRoom(4, 1) // at most 3 of either class
 	var conns []*stranger
 	var in []*pass
 	enter := func(addr string) {
 		conns = append(conns, from(addr))
-		in = append(in, g.enter(conns[len(conns)-1]))
+		in = append(in, g.enter(quiet, conns[len(conns)-1]))
 	}
 	wantClosed := func(what string, want ...int) {
 		t.Helper()
@@ -47,126 +53,129 @@ func TestGatePerAddress(t *testing.T) {
 			t.Errorf("%s: %v are closed, want %v", what, got, want)
 		}
 	}
-	enter("192.0.2.2")
-	for range maxPerAddress {
-		enter("192.0.2.1")
+	for i := range 4 {
+		enter(fmt.Sprintf("192.0.%d.1", i))
 	}
-	wantClosed("as many as may wait")
-	enter("192.0.2.1")
-	enter("::ffff:192.0.2.1")
-	wantClosed("two more of one address, as IPv4 and as IPv4 in IPv6", 1, 2)
-	enter("192.0.2.2")
-	wantClosed("another address", 1, 2)
-	in[5].leave(false)
-	in[5].leave(false) // once is enough
-	enter("192.0.2.1")
-	wantClosed("in the place of one who left", 1, 2)
-	enter("192.0.2.1")
-	wantClosed("one place came free, and two came", 1, 2, 3)
-}
-
-func TestGateIPv6CountsNetworks(t *testing.T) {
-	g := newGate()
-	first := from("2001:db8:1:2::ffff")
-	g.enter(first)
-	for i := range maxPerAddress - 1 {
-		g.enter(from(fmt.Sprintf("2001:db8:1:2::%x", i)))
+	wantClosed("one more than may be", 0)
+	if why := in[0].leave(false); why != errSilent {
+		t.Errorf("why it had to go: %v, want %v", why, errSilent)
 	}
-	g.enter(from("2001:db8:1:3::1"))
-	if first.closed {
-		t.Error("an address of the next /64 took a place of this one")
+	for _, p := range in[1:] {
+		g.room.heard(p.place, time.Now())
 	}
-	g.enter(from("2001:db8:1:2:ffff::1"))
-	if !first.closed {
-		t.Error("a ninth address of one /64 was admitted beside the others")
+	enter("198.51.100.1")
+	wantClosed("all have spoken", 0, 4)
+	if in[4] != nil {
+		t.Error("a connection that found no place has a pass")
 	}
-}
-
-func TestGateKnownAddress(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
-		g.enter(from("192.0.2.1")).leave(true)
-		first := from("192.0.2.1")
-		g.enter(first)
-		for range 3 * maxPerAddress {
-			g.enter(from("192.0.2.1"))
-		}
-		if first.closed {
-			t.Error("of an address that authenticated one was closed: a bridge opens several connections at once")
-		}
-		time.Sleep(rememberAddress + time.Second)
-		g.enter(from("192.0.2.1"))
-		if !first.closed {
-			t.Errorf("an address that authenticated more than %s ago is exempt", rememberAddress)
-		}
-	})
-}
-
-func TestGateRemembersABoundedNumber(t *testing.T) {
-	g := newGate()
-	for i := range rememberedMost + 100 {
-		g.enter(from(fmt.Sprintf("10.0.%d.%d", i>>8, i&255))).leave(true)
+	if why := in[1].leave(true); why != nil {
+		t.Errorf("why it was sent away, which it was not: %v", why)
 	}
-	if n := len(g.known); n > rememberedMost {
-		t.Errorf("%d addresses are remembered, at most %d", n, rememberedMost)
-	}
-	if len(g.per) != 0 || g.waiting.Len() != 0 {
-		t.Errorf("%d addresses and %d connections are counted after all left", len(g.per), g.waiting.Len())
-	}
-}
-
-func TestGateOldestGoes(t *testing.T) {
-	g := newGate()
-	var conns []*stranger
-	var in []*pass
-	for i := range maxStrangers {
-		c := from(fmt.Sprintf("10.0.0.%d", i))
-		conns = append(conns, c)
-		p := g.enter(c)
-		if p == nil {
-			t.Fatalf("stranger %d was refused", i)
-		}
-		in = append(in, p)
-	}
-	in[0].leave(false)
-	g.enter(from("10.1.0.1"))
-	for i, c := range conns {
-		if c.closed {
-			t.Errorf("connection %d was closed while there was room", i)
-		}
-	}
-	if g.enter(from("10.1.0.2")) == nil {
-		t.Fatal("a newcomer was refused: silent strangers lock bridges out")
-	}
-	if !conns[1].closed || conns[2].closed || g.waiting.Len() != maxStrangers {
-		t.Errorf("oldest closed %t, next closed %t, %d wait; want true, false, %d", conns[1].closed, conns[2].closed, g.waiting.Len(), maxStrangers)
-	}
-	in[1].leave(true) // it authenticated at the very moment it was sent away
-	if g.waiting.Len() != maxStrangers {
-		t.Errorf("%d wait, want %d", g.waiting.Len(), maxStrangers)
-	}
-}
-
-func TestGateClosed(t *testing.T) {
-	g := newGate()
-	c := from("10.0.0.1")
-	g.enter(c)
+	enter("192.0.1.1") // known now, so there is a place
+	enter("198.51.100.1")
+	wantClosed("one left", 0, 4)
 	g.closeAll()
-	if !c.closed {
-		t.Error("a connection that waited was left open")
+	wantClosed("the end", 0, 2, 3, 4, 5, 6)
+	enter("192.0.1.1")
+	wantClosed("after the end", 0, 2, 3, 4, 5, 6, 7)
+	if len(g.inside) != 0 {
+		t.Errorf("%d are left inside", len(g.inside))
 	}
-	if g.enter(from("10.0.0.2")) != nil {
-		t.Error("a connection was admitted after the end")
+}
+
+// dial makes a pair of sockets on loopback, the first of which is the proxy's.
+func socketPair(t *testing.T) (near, far net.Conn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if far, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if near, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.Close(); far.Close() })
+	return near, far
+}
+
+// TestGateTurns: a handshake is computed when its turn comes, the turn goes on when its peer is waited for, and who hung up
+// meanwhile has none.
+func TestGateTurns(t *testing.T) {
+	k := key(t, "nas", "tcp/9000")
+	cfg := &auth.ServerConfig{Identity: identity(), Lookup: func([16]byte) ([32]byte, bool) { return k.Secret, true }}
+	pin := auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo)
+	g := newGate(1 << 20)
+	g.room = *newRoom(100, 1)
+	type result struct {
+		conn *auth.Conn
+		err  error
+	}
+	serve := func() (*pass, net.Conn, chan result) {
+		near, far := socketPair(t)
+		p, done := g.enter(quiet, near), make(chan result, 1)
+		go func() {
+			conn, err := auth.ServerSteps(near, cfg.TLS(), cfg, p.steps())
+			p.leave(err == nil)
+			done <- result{conn, err}
+		}()
+		return p, far, done
+	}
+	dial := func(sock net.Conn) chan result {
+		done := make(chan result, 1)
+		go func() {
+			conn, err := auth.Client(context.Background(), sock, auth.ClientConfig{KeyID: k.ID, Secret: k.Secret, Pin: pin})
+			done <- result{conn, err}
+		}()
+		return done
+	}
+	stageOf := func(p *pass) stage {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return p.place.stage
+	}
+	blocker := &pass{gate: g, turn: make(chan error, 1)}
+	g.mu.Lock()
+	blocker.place, _, _, _ = g.room.enter(network(&net.TCPAddr{IP: net.IPv4(10, 0, 0, 1)}).Addr(), time.Now())
+	g.room.heard(blocker.place, time.Now())
+	g.room.next()
+	g.mu.Unlock()
+
+	gone, goneSock, goneDone := serve()
+	p, sock, served := serve()
+	dialling := dial(goneSock)
+	eventually(t, "the first one waits for its turn", func() bool { return stageOf(gone) == waiting })
+	goneSock.Close()
+	<-dialling
+	dialled := dial(sock)
+	eventually(t, "the second one waits for its turn", func() bool { return stageOf(p) == waiting })
+	blocker.waits()
+	for what, r := range map[string]result{"Server": <-served, "Client": <-dialled} {
+		if r.err != nil {
+			t.Errorf("%s = %v", what, r.err)
+		}
+	}
+	if r := <-goneDone; !errors.Is(r.err, errGone) {
+		t.Errorf("Server of a connection that hung up before its turn: %v, want %v", r.err, errGone)
+	}
+	if g.room.classes[strangers].turns != 0 || g.room.classes[acquainted].turns != 0 {
+		t.Error("a turn was not given back")
+	}
+	if !g.room.known.has(network(sock.LocalAddr()).Addr(), time.Now()) {
+		t.Error("the address of a bridge that authenticated is not known")
 	}
 }
 
 func TestGateReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
+		g := newGate(1 << 20)
 		j := newJournal()
 		log := slog.New(j)
 		const line = "connections to the link port that were no bridge with a valid key"
 		g.report(log, from("192.0.2.50").from, fmt.Errorf("%w: connection reset by peer", auth.ErrHungUp))
+		g.report(log, from("192.0.2.50").from, errGone)
 		if n := j.count(line); n != 0 {
 			t.Errorf("%d lines about a connection that just ended, want none", n)
 		}
@@ -176,22 +185,81 @@ func TestGateReport(t *testing.T) {
 		if n := j.count(line); n != 1 || j.count(line, "count=1 ", "last_remote=192.0.2.0:", "last_err=noise") != 1 {
 			t.Errorf("%d lines for 50 failures within a minute, want one for the first", n)
 		}
-		for range maxPerAddress + 3 {
-			g.enter(from("192.0.2.77"))
-		}
-		for range 3 { // the three oldest were closed
-			g.report(log, from("192.0.2.77").from, fmt.Errorf("read: %w", net.ErrClosed))
-		}
 		time.Sleep(reportStrangersPer)
-		g.report(log, from("192.0.2.99").from, errors.New("more noise"))
-		g.report(log, from("192.0.2.77").from, fmt.Errorf("read: %w", net.ErrClosed))
-		time.Sleep(reportStrangersPer)
-		g.report(log, from("192.0.2.77").from, fmt.Errorf("read: %w", net.ErrClosed))
-		if j.count(line, "count=2 ", "last_err=said nothing while others came") != 1 {
-			t.Errorf("no line says that too many came: %q", *j.lines)
-		}
-		if j.count(line, "count=53 ", "last_remote=192.0.2.99:", "last_err=more noise") != 1 {
+		g.report(log, from("192.0.2.99").from, errSilent)
+		if j.count(line, "count=50 ", "last_remote=192.0.2.99:", "last_err=it said nothing while others came") != 1 {
 			t.Errorf("the next minute's line does not count what came since: %q", *j.lines)
 		}
+	})
+}
+
+// TestKnownOutlivesTheProcess: an address that a bridge came from is saved when the proxy stops or drains, and known to the next one.
+func TestKnownOutlivesTheProcess(t *testing.T) {
+	k := key(t, "nas", "tcp/1024-65535")
+	host := netip.MustParsePrefix("127.0.0.1/32")
+	for _, drain := range []bool{false, true} {
+		var saved [][]Known
+		w := start(t, Config{Settings: Settings{Keys: []Key{k}, Drain: -1}, SaveKnown: func(list []Known) error {
+			saved = append(saved, list)
+			return nil
+		}})
+		addr, pub := free(t)
+		b := w.bridge(k, how{instance: 1}, pub)
+		w.pair(b, addr)
+		if drain {
+			w.p.Drain()
+		} else {
+			w.stop()
+		}
+		<-w.done
+		if len(saved) != 1 || len(saved[0]) != 1 || saved[0][0].Block != host {
+			t.Fatalf("with drain %t, saved was %v; want %s, once", drain, saved, host)
+		}
+		list := append(saved[0], Known{netip.MustParsePrefix("192.0.2.1/32"), time.Now().Add(-rememberAddress - time.Hour)},
+			Known{netip.MustParsePrefix("192.0.2.2/32"), time.Now().Add(time.Hour)})
+		next := New(Config{Known: list})
+		for at, want := range map[string]bool{"127.0.0.1": true, "127.0.0.2": false, "192.0.2.1": false, "192.0.2.2": false} {
+			if got := next.port.gate.room.known.has(netip.MustParseAddr(at), time.Now()); got != want {
+				t.Errorf("%s is known to the next process: %t, want %t", at, got, want)
+			}
+		}
+	}
+}
+
+// TestKnownIsSavedAgain: what could not be saved is saved later, and nothing without news.
+func TestKnownIsSavedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var saved int
+		full := errors.New("no space left on device")
+		err := full
+		j := newJournal()
+		p := New(Config{Log: slog.New(j), SaveKnown: func([]Known) error { saved++; return err }})
+		done := make(chan struct{})
+		go func() { defer close(done); p.keepKnown() }()
+		learn := func(a string) {
+			p.port.gate.mu.Lock()
+			defer p.port.gate.mu.Unlock()
+			p.port.gate.room.known.add(netip.MustParseAddr(a), time.Now())
+		}
+		after := func(d time.Duration, want int) {
+			t.Helper()
+			time.Sleep(d)
+			synctest.Wait()
+			if saved != want {
+				t.Errorf("saved %d times, want %d", saved, want)
+			}
+		}
+		after(saveFirst, 0)
+		learn("192.0.2.1")
+		after(saveKnown, 1)
+		if j.count("could not be saved", "no space left") != 1 {
+			t.Errorf("the log does not say that it failed: %q", *j.lines)
+		}
+		err = nil
+		after(saveKnown, 2)
+		learn("192.0.2.1") // a moment later, which is no news
+		after(saveKnown, 2)
+		p.life.stop()
+		<-done
 	})
 }

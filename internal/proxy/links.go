@@ -7,26 +7,34 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/link"
+	"reverser/internal/sys"
 	"reverser/internal/traffic"
 )
 
 // acceptLinks takes connections of bridges. Nothing that a stranger does may hold it up: everything else happens in the
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
-	traffic.Accept(p.life.ctx, ln, p.log, func(conn net.Conn) {
-		pass := p.port.gate.enter(conn)
+	pool := p.port.descriptors
+	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, sys.ForLinks, p.port.short), p.log, func(conn net.Conn) {
+		pass := p.port.gate.enter(p.log, conn)
 		if pass == nil {
-			conn.Close()
+			pool.Give(sys.ForLinks)
 			return
 		}
-		p.wg.Go(func() { p.serveLink(conn, pass) })
+		p.wg.Go(func() {
+			defer pool.Give(sys.ForLinks)
+			p.serveLink(conn, pass)
+		})
 	})
 }
 
 func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
-	ac, err := auth.Server(conn, p.port.tls, p.port.auth)
-	pass.leave(err == nil)
+	ac, err := auth.ServerSteps(conn, p.port.tls, p.port.auth, pass.steps())
+	gone := pass.leave(err == nil)
 	if err != nil {
+		if gone != nil {
+			err = gone
+		}
 		p.port.gate.report(p.log, conn.RemoteAddr(), err)
 		return
 	}

@@ -29,6 +29,7 @@ import (
 	"reverser/internal/link"
 	"reverser/internal/registry"
 	"reverser/internal/relay"
+	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
@@ -38,10 +39,11 @@ const DefaultDrain = 30 * time.Second
 
 // Key is what a bridge proves to be let in.
 type Key struct {
-	Name   string
-	ID     [16]byte
-	Secret [32]byte
-	Allow  grammar.Policy
+	Name        string
+	ID          [16]byte
+	Secret      [32]byte
+	Allow       grammar.Policy
+	MaxServices int // at once; 0: no limit
 }
 
 // Config says what a Proxy does. Identity and at least one key are needed for it to be of use.
@@ -53,7 +55,13 @@ type Config struct {
 	Log      *slog.Logger // nil: discard
 	Budget   int64        // bytes that all links together may hold in flight beyond each stream's floor; 0: 128 MiB
 	MaxConns int          // user connections at once; 0: what the descriptor limit leaves
-	Settings              // at first; see Apply
+	Known    []Known      // where bridges came from at the time of an earlier process, the latest last
+	// SaveKnown keeps what is known for the next process. It is called rarely. nil: it is forgotten.
+	SaveKnown func([]Known) error
+	// Descriptors is what connections and public sockets are taken from; nil: that of the process, and with MaxConns users have
+	// one of their own.
+	Descriptors *sys.Pool
+	Settings    // at first; see Apply
 }
 
 // Proxy is the public role. New makes one, Listen opens its link ports, Run serves.
@@ -87,6 +95,10 @@ type linkPort struct {
 	gate    *gate
 	ln      net.Listener
 	carrier net.Listener // nil: ln takes them, too
+
+	descriptors *sys.Pool       // that its connections are taken from
+	short       *traffic.Strain // for want of one
+	memory      *traffic.Strain // for want of the budget's
 }
 
 // life is the course of a Proxy's.
@@ -104,19 +116,27 @@ func New(cfg Config) *Proxy {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	descriptors := cfg.Descriptors
+	if descriptors == nil {
+		descriptors = sys.Descriptors()
+	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, say: newTalker(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
-		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns}),
 		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]struct{})},
-		port:     linkPort{gate: newGate(), budget: link.NewBudget(cfg.Budget)},
+		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}
-	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived})
+	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Descriptors: cfg.Descriptors})
+	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
+	p.port.memory = traffic.NewStrain(cfg.Log, p.memoryPressure)
+	p.port.budget.Short = func() { p.port.memory.Note(errWindows) }
+	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
 	rand.Read(instance[:])
 	p.port.auth = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Lookup: p.secret}
 	p.port.tls = p.port.auth.TLS()
+	p.port.gate.room.known.load(cfg.Known, time.Now())
 	p.setKeys(cfg.Settings)
 	return p
 }
@@ -135,13 +155,18 @@ func (p *Proxy) Listen() (err error) {
 		}
 		port = portOf(p.TransferAddr())
 	}
+	p.listening(port)
+	return nil
+}
+
+// listening prepares what serves the link ports, which are open. transfer is the second one; 0: there is none.
+func (p *Proxy) listening(transfer uint16) {
 	p.port.host = link.NewHost(link.HostConfig{
-		Owner: p, Log: p.log, Instance: p.port.auth.Instance, Transfer: port, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
+		Owner: p, Log: p.log, Instance: p.port.auth.Instance, Transfer: transfer, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
 		Admit:    func(id [16]byte, secret [32]byte) bool { now, ok := p.secret(id); return ok && now == secret },
 		Draining: p.conns.Draining,
 	})
 	p.registry.Configure(p.policy(p.settings()))
-	return nil
 }
 
 // Addr is the address of the link port.
@@ -164,6 +189,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	go p.say.run() // say.stop waits for it
 	p.life.running.Store(true)
 	p.wg.Go(func() { p.registry.Run(p.life.ctx, effects{p}) })
+	p.wg.Go(p.keepKnown)
 	p.wg.Go(func() { p.acceptLinks(p.port.ln) })
 	if p.port.carrier != nil {
 		p.wg.Go(func() { p.acceptLinks(p.port.carrier) })
@@ -192,6 +218,13 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.conns.Close()
 	p.entrances.Shut()
 	p.wg.Wait()
+	select {
+	case <-p.life.drain: // then it was saved, and there may be a successor
+	default:
+		p.saveKnown()
+	}
+	p.port.short.Close()
+	p.port.memory.Close()
 	p.say.stop()
 	p.log.Info("proxy stopped")
 	return nil
@@ -212,6 +245,7 @@ func (p *Proxy) Drain() {
 			p.closeSockets()
 		}
 		close(p.life.drain)
+		p.saveKnown() // before a successor starts
 	})
 }
 
@@ -221,13 +255,20 @@ func (p *Proxy) closeSockets() {
 	p.registry.Done(p.life.ctx)
 }
 
+// Bridges that hear of a stop come to the proxy that takes its place one after the other, about as fast as it computes handshakes, and
+// all of them before users are turned away.
+const (
+	comeBackEach = time.Millisecond
+	comeBackMost = 5 * time.Second
+)
+
 // finishPairs waits for the users that were accepted, except for those whose bridge is away.
 func (p *Proxy) finishPairs(ctx context.Context) {
 	p.closeSockets()
 	limit := p.settings().Drain
 	p.life.drainEnds.Store(time.Now().Add(limit).UnixNano())
-	for _, l := range p.port.host.Links() {
-		l.GoAway(limit)
+	for i, l := range p.port.host.Links() {
+		l.GoAwayFor(limit, min(time.Duration(i)*comeBackEach, comeBackMost))
 		l.Abandon()
 	}
 	now := p.conns.Load()

@@ -256,6 +256,7 @@ func (s *sessions) forget() {
 // effects does what the registry decided: see registry.Doer. Nothing here waits.
 type effects struct{ *Proxy }
 
+func (p effects) Room() int                              { return p.entrances.Room() }
 func (p effects) Open(s registry.Socket, attempt uint64) { p.entrances.Open(s, attempt) }
 func (p effects) Close(s registry.Socket)                { p.entrances.Close(s) }
 

@@ -63,7 +63,7 @@ func (p *Proxy) policy(set Settings) registry.Policy {
 	rp := registry.Policy{Offer: set.Offer}
 	for _, k := range set.Keys {
 		rp.Keys = append(rp.Keys, registry.Key{
-			ID: k.ID, Incarnation: sha256.Sum256(k.Secret[:]), Name: k.Name, Allow: k.Allow,
+			ID: k.ID, Incarnation: sha256.Sum256(k.Secret[:]), Name: k.Name, Allow: k.Allow, MaxServices: k.MaxServices,
 		})
 	}
 	if p.port.ln != nil {

@@ -36,7 +36,8 @@ func (p *Proxy) Status() status.Snapshot {
 		shown[account] = true
 		snap.Services = append(snap.Services, st)
 	}
-	p.conns.Show(&snap, shown, p.keyName)
+	p.conns.Show(&snap, shown)
+	snap.Pressure = p.pressure(&snap)
 	slices.SortFunc(snap.Links, func(a, b status.Link) int { return cmp.Or(cmp.Compare(a.Key, b.Key), a.Since.Compare(b.Since)) })
 	slices.SortFunc(snap.Services, func(a, b status.Service) int {
 		return cmp.Or(cmp.Compare(a.Public, b.Public), cmp.Compare(a.Key, b.Key))

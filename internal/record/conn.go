@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"reverser/internal/sys"
 )
@@ -22,6 +23,7 @@ type Conn struct {
 
 	wmu     sync.Mutex // held while writing to the socket, too
 	write   half       // guarded by wmu, as all below
+	since   time.Time  // of the keys of write
 	out     []byte     // records that wait for the socket
 	done    int        // bytes of out that it took
 	tryErr  error
@@ -33,7 +35,9 @@ type Conn struct {
 	// Only the reader uses what follows.
 	read    half
 	in      []byte  // read from the socket, not decrypted yet; a part of room
-	room    *buffer // nil while in is empty
+	room    *buffer // nil while in is empty, and while the peer is a stranger
+	known   bool    // the peer is no stranger: see Trust
+	waits   func()  // called before the peer is waited for; nil: by nobody
 	plain   []byte  // decrypted, not asked for yet; a part of room
 	empty   int     // records without content in a row
 	got     int
@@ -55,15 +59,58 @@ var buffers = sync.Pool{New: func() any { return new(buffer) }}
 // Client makes the handshake of the dialling side. The caller bounds it by a deadline on the socket and by ctx, and closes
 // the socket on error. cfg must ask for TLS 1.3 and no session tickets.
 func Client(ctx context.Context, sock net.Conn, cfg *tls.Config) (*Conn, error) {
-	return handshake(ctx, sock, cfg, true)
+	c := newConn(sock)
+	if err := c.handshake(ctx, cfg, true); err != nil {
+		return nil, err
+	}
+	c.Trust()
+	return c, nil
 }
 
-// Server is Client for the accepting side.
-func Server(ctx context.Context, sock net.Conn, cfg *tls.Config) (*Conn, error) {
-	return handshake(ctx, sock, cfg, false)
+// Steps are told of the steps of a handshake at the accepting side, where strangers come: what it costs can be given to one after
+// the other. The zero value tells nobody.
+type Steps struct {
+	// Heard is called when the peer's first record is there, and before anything is computed for it. An error ends the handshake.
+	// hungUp reports whether the peer has ended the connection meanwhile.
+	Heard func(hungUp func() bool) error
+	// Waits is called each time that the handshake is about to wait for the peer, and until Trust is called also behind it.
+	Waits func()
 }
 
-func handshake(ctx context.Context, sock net.Conn, cfg *tls.Config, client bool) (*Conn, error) {
+// Server is Client for the accepting side. Until Trust is called the connection holds little more memory than what its peer has sent.
+func Server(ctx context.Context, sock net.Conn, cfg *tls.Config, steps Steps) (*Conn, error) {
+	c := newConn(sock)
+	c.waits = steps.Waits
+	if err := c.hear(); err != nil {
+		return nil, err
+	}
+	if steps.Heard != nil {
+		if err := steps.Heard(c.HungUp); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.handshake(ctx, cfg, false); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Trust says that the peer is no stranger any more.
+func (c *Conn) Trust() {
+	if c.known {
+		return
+	}
+	c.known, c.waits = true, nil
+	in := c.in
+	c.in = nil
+	if len(in) > 0 {
+		c.space()
+		c.in = append(c.in, in...)
+	}
+}
+
+// newConn returns a connection without keys.
+func newConn(sock net.Conn) *Conn {
 	c := &Conn{Conn: sock, rekeyAfter: rekeyAfter}
 	if sc, ok := sock.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil && sys.CanTry(raw) {
@@ -71,6 +118,22 @@ func handshake(ctx context.Context, sock net.Conn, cfg *tls.Config, client bool)
 		}
 	}
 	c.tryFunc, c.readFunc, c.readNowFunc = c.tryWrite, c.tryRead, c.readNow
+	return c
+}
+
+// hear waits for the first record of a handshake. What can be none is left to crypto/tls to refuse.
+func (c *Conn) hear() error {
+	if err := c.need(headerLen); err != nil {
+		return err
+	}
+	n := int(c.in[3])<<8 | int(c.in[4])
+	if c.in[0] != typeHandshake || c.in[1] != 3 || n > maxCiphertext {
+		return nil
+	}
+	return c.need(headerLen + n)
+}
+
+func (c *Conn) handshake(ctx context.Context, cfg *tls.Config, client bool) error {
 	var keys keyLog
 	cfg = cfg.Clone()
 	cfg.KeyLogWriter = &keys
@@ -78,14 +141,14 @@ func handshake(ctx context.Context, sock net.Conn, cfg *tls.Config, client bool)
 	if client {
 		side = tls.Client
 	}
-	tc := side(&oneRecord{Conn: sock, c: c}, cfg)
+	tc := side(&oneRecord{Conn: c.Conn, c: c}, cfg)
 	if err := tc.HandshakeContext(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	c.state = tc.ConnectionState()
 	s := suites[c.state.CipherSuite]
 	if s == nil || keys.client == nil || keys.server == nil {
-		return nil, fmt.Errorf("TLS handshake without usable keys: version %#x, cipher suite %s",
+		return fmt.Errorf("TLS handshake without usable keys: version %#x, cipher suite %s",
 			c.state.Version, tls.CipherSuiteName(c.state.CipherSuite))
 	}
 	mine, theirs := keys.client, keys.server
@@ -93,9 +156,10 @@ func handshake(ctx context.Context, sock net.Conn, cfg *tls.Config, client bool)
 		mine, theirs = theirs, mine
 	}
 	if err := c.write.use(s, mine); err != nil {
-		return nil, err
+		return err
 	}
-	return c, c.read.use(s, theirs)
+	c.since = time.Now()
+	return c.read.use(s, theirs)
 }
 
 // ConnectionState describes the handshake.
@@ -127,6 +191,9 @@ func (o *oneRecord) Read(p []byte) (int, error) {
 
 // need waits until n bytes, at most those of a record, are there.
 func (c *Conn) need(n int) error {
+	if len(c.in) < n && c.waits != nil {
+		c.waits()
+	}
 	for len(c.in) < n {
 		if _, err := c.fill(true); err != nil {
 			return err
@@ -172,9 +239,15 @@ func (c *Conn) release() {
 	}
 }
 
+// strangerBuffer is what is read at once from a stranger; more of a longer record when that much has come.
+const strangerBuffer = 1 << 10
+
 // space is where fill puts what it reads.
 func (c *Conn) space() []byte {
-	if c.room == nil {
+	switch {
+	case !c.known && cap(c.in)-len(c.in) < strangerBuffer/2:
+		c.in = append(make([]byte, 0, max(strangerBuffer, 2*len(c.in))), c.in...)
+	case c.known && c.room == nil:
 		c.room = buffers.Get().(*buffer)
 		c.in = c.room[:0]
 	}
@@ -326,8 +399,9 @@ func (c *Conn) Send(pieces [][]byte, wait bool) (done bool, err error) {
 	if c.out == nil {
 		c.out = buffers.Get().(*buffer)[:0]
 	}
+	now := time.Now()
 	for _, p := range pieces {
-		if err := c.seal(p); err != nil {
+		if err := c.seal(p, now); err != nil {
 			return false, err
 		}
 	}
@@ -361,14 +435,15 @@ func (c *Conn) HungUp() (yes bool) {
 }
 
 // seal appends p's records to out. wmu is held.
-func (c *Conn) seal(p []byte) (err error) {
+func (c *Conn) seal(p []byte, now time.Time) (err error) {
 	for len(p) > 0 {
-		if c.write.seq >= c.rekeyAfter || c.rekey.Swap(false) {
+		if c.write.seq >= c.rekeyAfter || now.Sub(c.since) >= rekeyEvery || c.rekey.Swap(false) {
 			msg := append(make([]byte, 0, 6), keyUpdate, 0, 0, 1, 0)
 			c.out = c.write.seal(c.out, msg, typeHandshake)
 			if err := c.write.next(); err != nil {
 				return err
 			}
+			c.since = now
 		}
 		n := min(len(p), MaxPlaintext)
 		c.out = c.write.seal(c.out, p[:n], typeData)

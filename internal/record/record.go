@@ -1,10 +1,9 @@
 // Package record is the record layer of the link's TLS 1.3 connections (RFC 8446 section 5). crypto/tls makes the handshake;
 // from there on this package protects the bytes, under the keys of that handshake. Any other TLS 1.3 program may be the peer.
 //
-// Its secret is how bytes become records and back. crypto/tls would do the same, but copies each byte twice more at either
-// end, allocates for every record that it reads, makes a system call for every record that it writes, and has no way to write
-// what the socket takes without waiting. It hands out the keys through the one interface that it has for that,
-// tls.Config.KeyLogWriter; they do not leave the process.
+// crypto/tls can do the same, but it copies each byte twice more at either end, allocates for every record that it reads, makes a
+// system call for every record that it writes, and cannot write what the socket takes without waiting. This package gets the keys
+// from crypto/tls through tls.Config.KeyLogWriter; they do not leave the process.
 //
 // It starts no goroutine. One goroutine may read while others write.
 package record
@@ -22,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -45,8 +45,13 @@ const (
 	typeData      contentType = 23
 )
 
-// rekeyAfter is how many records are sent under one key. AES-GCM is good for 2^24.5 full ones (RFC 8446 section 5.5).
-const rekeyAfter = 1 << 23
+// rekeyAfter is how many records are sent under one key. AES-GCM is good for 2^24.5 full ones (RFC 8446 section 5.5). rekeyEvery is for how
+// long: whoever takes the memory of a process cannot read what crossed before. The next record after it changes the key, so that a
+// connection that sends nothing does not wake up for it.
+const (
+	rekeyAfter = 1 << 23
+	rekeyEvery = 2 * time.Minute
+)
 
 // half is one direction's protection.
 type half struct {

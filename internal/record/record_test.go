@@ -10,15 +10,18 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 )
 
@@ -82,7 +85,8 @@ func both(t testing.TB, a, b func() error) {
 func pair(t testing.TB) (client, server *Conn) {
 	a, b := sockets(t)
 	both(t, func() (err error) { client, err = Client(context.Background(), a, clientConfig()); return },
-		func() (err error) { server, err = Server(context.Background(), b, serverConfig()); return })
+		func() (err error) { server, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
+	server.Trust()
 	return client, server
 }
 
@@ -91,7 +95,7 @@ func standardPeer(t testing.TB, server bool) (ours *Conn, theirs *tls.Conn) {
 	a, b := sockets(t)
 	if server {
 		theirs = tls.Client(a, clientConfig())
-		both(t, theirs.Handshake, func() (err error) { ours, err = Server(context.Background(), b, serverConfig()); return })
+		both(t, theirs.Handshake, func() (err error) { ours, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
 	} else {
 		theirs = tls.Server(b, serverConfig())
 		both(t, theirs.Handshake, func() (err error) { ours, err = Client(context.Background(), a, clientConfig()); return })
@@ -180,6 +184,64 @@ func TestKeyUpdate(t *testing.T) {
 			t.Error("a request for new keys was not answered")
 		}
 	}
+}
+
+// countingConn counts what is written.
+type countingConn struct {
+	net.Conn
+	writes, bytes int
+}
+
+func (c *countingConn) Write(p []byte) (int, error) {
+	c.writes, c.bytes = c.writes+1, c.bytes+len(p)
+	return c.Conn.Write(p)
+}
+
+// TestKeysAge: a sender changes its keys after two minutes, with what it has to send anyway, and not while it has nothing.
+func TestKeysAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := net.Pipe()
+		wire := &countingConn{Conn: x}
+		var a, b *Conn
+		both(t, func() (err error) { a, err = Client(t.Context(), wire, clientConfig()); return },
+			func() (err error) { b, err = Server(t.Context(), y, serverConfig(), Steps{}); return })
+		defer x.Close()
+		defer y.Close()
+		*wire = countingConn{Conn: x}
+		say := func() (changed bool) {
+			t.Helper()
+			old := a.write.secret
+			both(t, func() error { _, err := a.Write([]byte("x")); return err }, func() error {
+				_, err := io.ReadFull(b, make([]byte, 1))
+				return err
+			})
+			if !bytes.Equal(a.write.secret, b.read.secret) {
+				t.Fatal("the ends have different keys")
+			}
+			return !bytes.Equal(a.write.secret, old)
+		}
+		changes, says := 0, 0
+		for begin := time.Now(); time.Since(begin) < time.Hour; time.Sleep(7 * time.Second) {
+			says++
+			if say() {
+				changes++
+			}
+		}
+		if most := int(time.Hour / rekeyEvery); changes > most || changes < most-2 {
+			t.Errorf("%d changes in an hour, want about %d", changes, most)
+		}
+		if wire.writes != says || wire.bytes > says*(Overhead+1)+changes*(Overhead+5) {
+			t.Errorf("%d writes of %d bytes for %d and %d changes", wire.writes, wire.bytes, says, changes)
+		}
+		before := wire.writes
+		time.Sleep(24 * time.Hour)
+		if wire.writes != before {
+			t.Errorf("%d writes while there was nothing to say", wire.writes-before)
+		}
+		if !say() || say() {
+			t.Error("behind a long silence the first record changes the keys, and the second does not")
+		}
+	})
 }
 
 // TestBatches: Records takes many records at once, Send keeps what the socket does not take, and nothing is lost or moved.
@@ -479,13 +541,83 @@ func TestDeadlines(t *testing.T) {
 	}
 }
 
+// TestStrangersCostLittle: the steps of a handshake are told in order, and a peer that is not proven yet holds little more memory than
+// what it has sent, also of records that it never completes. Nothing that it has sent is lost when it is trusted.
+func TestStrangersCostLittle(t *testing.T) {
+	a, b := sockets(t)
+	var steps []string
+	var from, to *Conn
+	both(t, func() (err error) { from, err = Client(context.Background(), a, clientConfig()); return },
+		func() (err error) {
+			to, err = Server(context.Background(), b, serverConfig(), Steps{
+				Heard: func(hungUp func() bool) error {
+					steps = append(steps, "heard")
+					if hungUp() {
+						t.Error("the peer is said to have hung up")
+					}
+					return nil
+				},
+				Waits: func() { steps = append(steps, "waits") },
+			})
+			return
+		})
+	steps = slices.Compact(steps)
+	if want := []string{"waits", "heard", "waits"}; !slices.Equal(steps, want) {
+		t.Errorf("the steps were %q, want %q", steps, want)
+	}
+	want := make([]byte, 3000)
+	rand.Read(want)
+	if _, err := from.Write(want); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 1000)
+	if _, err := io.ReadFull(to, got[:500]); err != nil {
+		t.Fatal(err)
+	}
+	held := cap(to.in)
+	if to.room != nil || held > 8<<10 {
+		t.Errorf("a stranger who sent 3 KB holds %d bytes, and a whole buffer: %t", held, to.room != nil)
+	}
+	to.Trust()
+	got = slices.Concat(got[:500], make([]byte, 2500))
+	if _, err := io.ReadFull(to, got[500:]); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what was read before and behind Trust: %v, equal %t", err, bytes.Equal(got, want))
+	}
+	if _, err := from.Write(want); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(to, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what was sent later: %v, equal %t", err, bytes.Equal(got, want))
+	}
+}
+
+// TestHeardRefuses: nothing is computed for a peer that is refused.
+func TestHeardRefuses(t *testing.T) {
+	a, b := sockets(t)
+	refusal := errors.New("not now")
+	both(t, func() error {
+		if _, err := Client(context.Background(), a, clientConfig()); err == nil {
+			return errors.New("the client's handshake succeeded")
+		}
+		return nil
+	}, func() error {
+		_, err := Server(context.Background(), b, serverConfig(), Steps{Heard: func(func() bool) error { return refusal }})
+		b.Close()
+		if !errors.Is(err, refusal) {
+			return fmt.Errorf("Server = %w, want %w", err, refusal)
+		}
+		return nil
+	})
+}
+
 // TestReady: it takes what the socket has, whole record or not, and never waits.
 func TestReady(t *testing.T) {
 	a, b := sockets(t)
 	slow := &byParts{Conn: a}
 	var from, to *Conn
 	both(t, func() (err error) { from, err = Client(context.Background(), slow, clientConfig()); return },
-		func() (err error) { to, err = Server(context.Background(), b, serverConfig()); return })
+		func() (err error) { to, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
+	to.Trust()
 	ready := func() bool {
 		t.Helper()
 		is, err := to.Ready()
@@ -575,7 +707,7 @@ func TestSendGoesOnWhereAWriteStopped(t *testing.T) {
 	slow := &interrupted{a, -1}
 	var from, to *Conn
 	both(t, func() (err error) { from, err = Client(context.Background(), slow, clientConfig()); return },
-		func() (err error) { to, err = Server(context.Background(), b, serverConfig()); return })
+		func() (err error) { to, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
 	for _, takes := range []int{0, 1, headerLen, 30, 20_000} {
 		want := make([]byte, 40_000)
 		rand.Read(want)

@@ -38,6 +38,8 @@ type index struct {
 	wanters map[Socket][]*name  // what wants the socket open
 	bound   map[place][]Socket  // the sockets of a port that are open, or may be
 	waiting map[place][]Socket  // sockets that wait until one that overlaps is closed
+	taken   map[KeyID]int       // how many sockets each key is charged for
+	short   int                 // sockets that wait for descriptors
 }
 
 // todo is what events leave behind.
@@ -46,6 +48,7 @@ type todo struct {
 	dirty   []*overlaps         // to be decided anew
 	effects []effect            // to be done, in order
 	looking map[Socket]struct{} // sockets that effects has a doSocket for
+	room    int                 // how many sockets could be opened, as the Doer said before this event
 	changed []*name             // whose route is another one than the view's
 	settled int                 // how many names settle looked at; tests bound it, and looks
 	looks   int                 // how often a claim was reviewed, or an obstacle of a name looked for
@@ -60,6 +63,7 @@ func newCore(p Policy) *core {
 		index: index{
 			names: make(map[grammar.Public]*name), tenants: make(map[KeyID]*tenant), places: make(map[place]*overlaps),
 			wanters: make(map[Socket][]*name), bound: make(map[place][]Socket), waiting: make(map[place][]Socket),
+			taken: make(map[KeyID]int),
 		},
 		todo: todo{looking: make(map[Socket]struct{})},
 	}
@@ -126,7 +130,7 @@ type Answer struct {
 	Why    Why
 	By     KeyID          // WhyHeld: who has it
 	Over   grammar.Public // WhyOverlap: the other name
-	Text   string         // WhyDenied, WhySocket: more
+	Text   string         // WhyDenied, WhySocket: more; WhyLimit: the limit
 }
 
 // holding is who has a name: one key, or one group of bridges. Without a cluster it is given to whoever stands first, at once.
@@ -161,12 +165,15 @@ type tenant struct {
 	sessions []*session // oldest first
 	newest   SessionID  // the newest one that was up and has said all its claims; older ones serve nobody any more
 	order    []*wish    // the names that it wants, by place
+	within   int        // how many of order, from its beginning, the key's limit allows
+	size     int        // of those
 	names    map[grammar.Public]*wish
 }
 
 type wish struct {
 	name  *name
 	place uint64
+	size  int // services that it counts as
 	refs  int // claims and inheritances
 }
 
@@ -404,9 +411,7 @@ func (co *core) configure(p Policy) {
 			}
 		}
 		if was.MaxServices != now.MaxServices {
-			for _, ws := range r.order {
-				co.touch(ws.name)
-			}
+			r.fit(co.touch)
 		}
 	}
 	slices.SortFunc(again, byPlace) // those who stood in line before others still do

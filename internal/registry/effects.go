@@ -9,6 +9,8 @@ import (
 
 // Doer does what a registry decided. Run calls it from one goroutine, in order, without a lock. It must not wait.
 type Doer interface {
+	// Room returns how many sockets could be opened now.
+	Room() int
 	// Open begins to open a socket. Registry.Opened says what became of it.
 	Open(s Socket, attempt uint64)
 	// Close closes a socket that is open. When it returns, another one can be opened in its place.
@@ -55,6 +57,8 @@ func doSocket(co *core, e effect) func(Doer, *Registry) {
 	switch what, attempt := co.begun(e.socket); what {
 	case opening:
 		return func(d Doer, _ *Registry) { d.Open(e.socket, attempt) }
+	case failed:
+		return func(_ Doer, r *Registry) { r.change(func(*core) {}) }
 	case closing:
 		return func(d Doer, r *Registry) {
 			d.Close(e.socket)
@@ -117,14 +121,20 @@ func (r *Registry) Run(ctx context.Context, d Doer) {
 			return
 		case <-r.wake:
 		case <-again.C:
-			r.change((*core).retry)
+			room := d.Room()
+			r.change(func(co *core) {
+				co.room = room
+				co.retry()
+			})
 		}
 	}
 }
 
 // step does the first effect. It reports whether there was one.
 func (r *Registry) step(d Doer) bool {
+	room := d.Room()
 	r.mu.Lock()
+	r.core.room = room
 	if len(r.core.effects) == 0 {
 		r.core.effects = nil // what was done is not kept
 		r.mu.Unlock()

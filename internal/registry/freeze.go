@@ -95,6 +95,7 @@ func (co *core) freeze() []byte {
 			e.num(uint64(names[s].state))
 			e.num(names[s].attempt)
 			e.text(names[s].why)
+			e.flags(names[s].short)
 		})
 	}
 	return e.b
@@ -225,6 +226,7 @@ func thaw(doc []byte, p Policy, way func(SessionID) Way) (*core, error) {
 		case partSocket:
 			s := Socket(part.public())
 			rec := &socket{state: socketState(part.num()), attempt: part.num(), why: part.text()}
+			part.flags(&rec.short)
 			co.sockets[s] = rec
 		}
 		if err := cmp.Or(d.err, part.err); err != nil {
@@ -275,6 +277,9 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 		case open:
 			co.bind(s, rec)
 		case failed:
+			if rec.short {
+				co.short++
+			}
 		default: // what came of it is not known here, and nobody will say
 			delete(co.sockets, s)
 		}

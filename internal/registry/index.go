@@ -108,11 +108,9 @@ func (co *core) giveUp(s *session, pub grammar.Public) {
 func (co *core) count(r *tenant, n *name, at uint64) {
 	ws := r.names[n.public]
 	if ws == nil {
-		ws = &wish{name: n, place: at}
+		ws = &wish{name: n, place: at, size: sizeOf(n.public)}
 		r.names[n.public] = ws
-		i := r.rank(at)
-		r.order = slices.Insert(r.order, i, ws)
-		co.touchAt(r, i, r.key.MaxServices)
+		r.queue(ws, co.touch)
 	}
 	ws.refs++
 }
@@ -123,17 +121,49 @@ func (co *core) uncount(r *tenant, n *name) {
 		return
 	}
 	delete(r.names, n.public)
-	i := r.rank(ws.place)
-	r.order = slices.Delete(r.order, i, i+1)
-	if r.key != nil {
-		co.touchAt(r, i, r.key.MaxServices-1)
-	}
+	r.dequeue(ws, co.touch)
 }
 
-// touchAt touches the name that a change at place i of the order moved over the limit, or below it.
-func (co *core) touchAt(r *tenant, i, at int) {
-	if at >= i && at >= 0 && at < len(r.order) {
-		co.touch(r.order[at].name)
+// sizeOf is how many services a name counts as: a range of ports counts each of them.
+func sizeOf(pub grammar.Public) int { return max(len(socketsOf(pub)), 1) }
+
+// queue puts a wish in its place in line. changed is called for each name that is over the limit now.
+func (r *tenant) queue(ws *wish, changed func(*name)) {
+	i := r.rank(ws.place)
+	r.order = slices.Insert(r.order, i, ws)
+	if i <= r.within {
+		r.within++
+		r.size += ws.size
+	}
+	r.fit(changed)
+}
+
+// dequeue takes a wish out of the line. changed is called for each name that is within the limit now.
+func (r *tenant) dequeue(ws *wish, changed func(*name)) {
+	i := r.rank(ws.place)
+	r.order = slices.Delete(r.order, i, i+1)
+	if i < r.within {
+		r.within--
+		r.size -= ws.size
+	}
+	r.fit(changed)
+}
+
+// fit finds how many of the wishes the limit allows, the earliest first. It costs what it changes.
+func (r *tenant) fit(changed func(*name)) {
+	if r.key == nil { // its sessions are about to end
+		return
+	}
+	most := r.key.MaxServices
+	for r.within > 0 && most > 0 && r.size > most {
+		r.within--
+		r.size -= r.order[r.within].size
+		changed(r.order[r.within].name)
+	}
+	for r.within < len(r.order) && (most == 0 || r.size+r.order[r.within].size <= most) {
+		r.size += r.order[r.within].size
+		changed(r.order[r.within].name)
+		r.within++
 	}
 }
 

@@ -44,8 +44,15 @@ var mutants = []struct{ name, file, from, to string }{
 	{"the proxy's own port is served", "policy.go", "case slices.Contains(p.Own, pub.Port):", "case false:"},
 	{"a socket is never closed", "socket.go", "rec.state = closing\n\t\treturn closing, rec.attempt", "return 0, 0"},
 	{"what failed is not tried again", "socket.go", "for _, s := range again {", "for _, s := range again[:0] {"},
-	{"a limit is for claims, not for a key", "settle.go", "return most == 0 ||", "return true ||"},
-	{"a place below the limit is not filled again", "index.go", "co.touchAt(r, i, r.key.MaxServices-1)", "_ = i"},
+	{"a key takes every descriptor", "socket.go", "return co.taken[key]+n <= co.room-n+1", "return true"},
+	{"a socket is charged to who had it before", "settle.go", "co.charge(s, n.held.key)", "_ = s"},
+	{"what waits for descriptors is not tried again", "socket.go", "if !co.shareLeft(key, more[key]+1) {", "if true {"},
+	{"a socket that is closed is still charged", "socket.go", "co.addTaken(rec.key, -1)\n\tat :=", "at :="},
+	{"the document forgets that descriptors are short", "freeze.go", "e.flags(names[s].short)", "e.flags(false)"},
+	{"a limit is not enforced", "index.go", "for r.within > 0 && most > 0 && r.size > most {", "for false {"},
+	{"the latest ones have the places below a limit", "settle.go", "return r.rank(r.names[n.public].place) < r.within", "return len(r.order)-1-r.rank(r.names[n.public].place) < r.within"},
+	{"a policy of another limit changes nothing", "core.go", "r.fit(co.touch)", "_ = r"},
+	{"a place below the limit is not filled again", "index.go", "changed(r.order[r.within].name)\n\t\tr.within++", "r.within++"},
 	{"a place in line is not kept", "index.go", "c.place = ws.place", "_ = ws"},
 	{"effects are done under the lock", "effects.go", "\tact := e.do(&r.core, e)\n\tr.mu.Unlock()", "\tact := e.do(&r.core, e)\n\tdefer r.mu.Unlock()"},
 	{"the document forgets that a CLAIM has no answer", "freeze.go", "e.flags(c.asked.Unhealthy, c.asked.Drained, c.owed)", "e.flags(c.asked.Unhealthy, c.asked.Drained, false)"},
@@ -57,6 +64,34 @@ var mutants = []struct{ name, file, from, to string }{
 	{"the second claim for a name does not move up", "index.go", "if len(more) > 0 {", "if len(more) > 99 {"},
 	{"what waits for a port keeps its obstacle", "settle.go", "if was != nil && was.granted() && was.held.granted == n.behind {", "if was != nil {"},
 	{"the view is not changed", "registry.go", "if len(r.core.changed) > 0 {", "if len(r.core.changed) > 1 {"},
+	// The bridge's side of claims.
+	{"another target is not said", "../claims/claims.go", "if old != nil && old.TargetName() == svc.TargetName() {", "if old != nil {"},
+	{"another target, another id", "../claims/claims.go", "\t\tsvc.ID = old.ID\n", "\t\ts.last++\n\t\tsvc.ID = s.last\n"},
+	{"ids are used again", "../claims/claims.go", "\t\ts.last++\n\t\tsvc.ID = s.last\n", "\t\tfor svc.ID = 1; s.offered[svc.ID] != nil; svc.ID++ {\n\t\t}\n\t\ts.last = max(s.last, svc.ID)\n"},
+	{"a service is dropped when it is removed", "../claims/claims.go", "c.retired[svc.ID] = &retired{Offered: svc, public: k.Public}", "_ = k"},
+	{"a service is dropped when it was given back", "../claims/claims.go", "\tif !c.reached(r) {\n", "\tif delete(c.retired, id); false {\n"},
+	{"UNCLAIM is not repeated", "../claims/claims.go", "if !r.answered {\n", "if false {\n"},
+	{"marks do not count", "../claims/claims.go", "return !r.answered || slices", "return true || slices"},
+	{"a slot does not remember what it saw", "../claims/claims.go", "at.stream = stream\n", "_ = at.stream\n"},
+	{"what is retired outlives its session", "../claims/claims.go", "\tclear(c.retired)\n", ""},
+	{"frames wait while slot 0 is away", "../claims/claims.go", "\tif c.attach {\n\t\tk.said = true\n", "\tif true {\n\t\tk.said = true\n"},
+	{"a bad reload changes a part", "../claims/claims.go", "\t\twanted[w.Public] = true\n", "\t\twanted[w.Public] = true\n\t\ts.offer(w)\n"},
+	{"a hand-over forgets the next id", "../claims/freeze.go", "s.last = f.Last", "for _, o := range f.Offered {\n\t\ts.last = max(s.last, o.ID)\n\t}"},
+	{"a hand-over forgets what is retired", "../claims/freeze.go", "c.retired[svc.ID] = r\n", ""},
+	{"a hand-over forgets what the slots saw", "../claims/freeze.go", "for _, at := range fc.Slots {", "for _, at := range fc.Slots[:0] {"},
+	{"a hand-over of a bridge that is given up takes the ids along", "../claims/freeze.go", "f.Last = s.last\n", "f.Last = s.last\n\ts.last++\n"},
+	{"a hand-over of a proxy that is given up forgets UNCLAIMs", "freeze.go", "e.num(uint64(id))\n\t}\n}", "e.num(uint64(id))\n\t\tdelete(s.owed, id)\n\t}\n}"},
+
+	// What users are charged to, and what waits.
+	{"who was refused by a limit is charged", "../traffic/account.go", "\ta.now--\n\ta.key.now--\n", "\ta.now--\n"},
+	{"a place at an offer is not given back when it cannot be opened", "route.go", "\tif err != nil {\n\t\to.users.Add(-1)\n\t}\n", ""},
+	{"a place at an offer is given back twice", "route.go", "func (t Taken) Leave() { t.Offer.users.Add(-1) }", "func (t Taken) Leave() { t.Offer.users.Add(-2) }"},
+	{"who has ended is refused once more", "../traffic/admit.go", "if a.phase == over || a.phase == but {", "if a.phase == but {"},
+	{"a socket is looked at twice", "socket.go", "if _, twice := co.looking[s]; !twice {", "if true {"},
+	{"an answer waits twice", "settle.go", "if a := co.answer(c); !c.queued && a", "if a := co.answer(c); a"},
+	{"an UNCLAIM is answered as often as it was said", "core.go", "if _, twice := s.owed[cid]; twice {", "if false {"},
+	{"who waits for a port waits twice", "socket.go", "if !slices.Contains(co.waiting[at], s) {", "if true {"},
+	{"an id that was given back may be claimed", "core.go", "case c == nil && s.used.has(cid):", "case false:"},
 }
 
 // mutantSeeds is how many seeds a mutant has to be noticed in. Most are within ten.
@@ -121,7 +156,7 @@ func overlay(t *testing.T, file, from, to string) string {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	broken := filepath.Join(dir, file)
+	broken := filepath.Join(dir, filepath.Base(file))
 	if err := os.WriteFile(broken, []byte(strings.Replace(string(src), from, to, 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ type Key struct {
 	Name        string
 	Allow       grammar.Policy
 	Groups      []string // groups of bridges that it may join
-	MaxServices int      // names at once; 0: no limit
+	MaxServices int      // names at once, as sizeOf counts them; the earliest ones have the places. 0: no limit
 }
 
 func (k *Key) equal(o *Key) bool {
@@ -66,6 +66,7 @@ const (
 	WhyLimit        // a limit of the key
 	WhyReplaced     // a newer session of the key took over
 	WhySocket       // the socket could not be opened
+	WhyShort        // the key has its share of the proxy's descriptors
 )
 
 // judge sets what the policy says of a claim: the name that it is for, or why it is denied.

@@ -1,7 +1,7 @@
 // Package registry decides who serves what: which bridge gets the users of a public name, which sockets are open, and what bridges
 // are told.
 //
-// Its secret is that decision. A claim, another policy, the end of a session or a socket that could not be opened is an event. An
+// A claim, another policy, the end of a session or a socket that could not be opened is an event. An
 // event changes the inputs of one state machine under one lock (core.go). The registry then derives the result at once (settle.go).
 // Users find it in a view without a lock (view.go, route.go). One goroutine, Run, carries out the effects in order (effects.go). Nothing is opened, written or logged under the lock.
 //
@@ -151,8 +151,10 @@ func (co *core) words(c *claim, a Answer) (here, there string) {
 			there = here
 		}
 	case WhyLimit:
-		here = fmt.Sprintf("%s is one service more than the limit max-services of key %q, %d", a.Public,
-			c.session.tenant.key.Name, c.session.tenant.key.MaxServices)
+		here = fmt.Sprintf("%s is more than the limit max-services of key %q, %s", a.Public, c.session.tenant.key.Name, a.Text)
+	case WhyShort:
+		here = fmt.Sprintf("no descriptor of the proxy's is left for %s: key %q has %d open ports, and may have half of what others leave: raise the limit there (ulimit -n, LimitNOFILE=)",
+			a.Public, c.session.tenant.key.Name, co.taken[c.session.key])
 	case WhyReplaced:
 		here = fmt.Sprintf("a newer session of the same key took over, without %s", a.Public)
 	default:
@@ -221,6 +223,13 @@ func (r *Registry) eachSession(f func(*session)) {
 // tookOver reports whether a newer session of the same key serves the name instead of a claim.
 func (n *name) tookOver(c *claim) bool {
 	return slices.ContainsFunc(n.serving, func(o *claim) bool { return o.session.key == c.session.key && o.session.id > c.session.id })
+}
+
+// Short counts the sockets that wait for descriptors.
+func (r *Registry) Short() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.core.short
 }
 
 // Live is a session as status shows it.

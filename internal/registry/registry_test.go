@@ -21,7 +21,11 @@ type told struct {
 	answers map[uint32]Told
 	log     []string
 	fails   map[Socket]bool
+	room    int // beside the sockets that are open
+	open    int
 }
+
+func (d *told) Room() int { return d.room - d.open }
 
 func (d *told) note(format string, args ...any) { d.log = append(d.log, fmt.Sprintf(format, args...)) }
 
@@ -30,12 +34,17 @@ func (d *told) Open(s Socket, attempt uint64) {
 	var err error
 	if d.fails[s] {
 		err = errors.New("no luck")
+	} else {
+		d.open++
 	}
 	if !d.r.Opened(s, attempt, err) {
 		d.t.Errorf("nobody wants to know about %s", s)
 	}
 }
-func (d *told) Close(s Socket) { d.note("close %s", s) }
+func (d *told) Close(s Socket) {
+	d.open--
+	d.note("close %s", s)
+}
 func (d *told) Tell(a Told) {
 	d.answers[a.ID] = a
 	d.note("tell %d: %d", a.ID, a.Status)
@@ -52,7 +61,7 @@ type world struct {
 
 func newWorld(t *testing.T, keys ...Key) *world {
 	r := New(Policy{Keys: keys, Own: []uint16{3010}})
-	return &world{r, t, &told{t: t, r: r, answers: make(map[uint32]Told), fails: make(map[Socket]bool)}}
+	return &world{r, t, &told{t: t, r: r, answers: make(map[uint32]Told), fails: make(map[Socket]bool), room: 1 << 20}}
 }
 
 // do does all effects, and returns what they were.
@@ -123,8 +132,8 @@ func TestWords(t *testing.T) {
 	same(2, wire.ClaimRetrying, "tcp/9000 leads to t:tcp/9000 already, another service of the same bridge")
 	same(3, wire.ClaimDenied, `tcp/80 denied: the policy of key "key0" allows tcp/9000-9010`)
 	same(4, wire.ClaimUp, "")
-	same(5, wire.ClaimRetrying, `tcp/9002 is one service more than the limit max-services of key "key0", 2`)
-	same(6, wire.ClaimRetrying, `tcp/127.0.0.1:9000 is one service more than the limit max-services of key "key0", 2`)
+	same(5, wire.ClaimRetrying, `tcp/9002 is more than the limit max-services of key "key0", 2`)
+	same(6, wire.ClaimRetrying, `tcp/127.0.0.1:9000 is more than the limit max-services of key "key0", 2`)
 	w.want(11, wire.ClaimRetrying, `tcp/9000 is held by key "key0"`, "tcp/9000 is held by another key")
 	w.want(12, wire.ClaimRetrying, `tcp/127.0.0.1:9000 overlaps tcp/9000, which is held by key "key0"`,
 		"tcp/127.0.0.1:9000 overlaps tcp/9000, which is held by another key")
@@ -412,7 +421,7 @@ func TestDocument(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &told{t: t, r: r, answers: make(map[uint32]Told)}
+	d := &told{t: t, r: r, answers: make(map[uint32]Told), room: 1 << 20}
 	for r.step(d) {
 	}
 	if !slices.Equal(d.log, []string{"end", "close tcp/9000", "open tcp/127.0.0.1:9000", "tell 1: 1"}) {
@@ -540,7 +549,7 @@ func BenchmarkClaim(b *testing.B) {
 		b.Run(fmt.Sprint(of), func(b *testing.B) {
 			k := testKey(0, "tcp/1024-65535")
 			r := New(Policy{Keys: []Key{k}})
-			d := &told{t: b, r: r, answers: make(map[uint32]Told)}
+			d := &told{t: b, r: r, answers: make(map[uint32]Told), room: 1 << 20}
 			s, _ := r.Begin(Session{Key: k.ID, Way: newWay()})
 			for i := range of - 1 {
 				r.Claim(s, uint32(i+1), Claim{Public: fmt.Sprintf("tcp/127.0.%d.1:%d", i>>14, 1024+i&0x3fff)})
@@ -563,6 +572,7 @@ func BenchmarkClaim(b *testing.B) {
 // TestDoneAmongMoreWork: Done does not wait for what is decided behind it, however much that is.
 func TestDoneAmongMoreWork(t *testing.T) {
 	r := New(Policy{})
+	d := &told{t: t, r: r}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -575,7 +585,7 @@ func TestDoneAmongMoreWork(t *testing.T) {
 	r.change(func(co *core) { co.effects = append(co.effects, again) })
 	wg.Go(func() {
 		for ctx.Err() == nil {
-			r.step(nil)
+			r.step(d)
 		}
 	})
 	if err := r.Done(ctx); err != nil {
@@ -591,7 +601,7 @@ func BenchmarkFleet(b *testing.B) {
 		keys[i].ID = KeyID{byte(i), byte(i >> 8), 1}
 	}
 	r := New(Policy{Keys: keys})
-	d := &told{t: b, r: r, answers: make(map[uint32]Told)}
+	d := &told{t: b, r: r, answers: make(map[uint32]Told), room: 1 << 20}
 	come := func(i int) SessionID {
 		s, _ := r.Begin(Session{Key: keys[i].ID, Way: newWay()})
 		for c := range uint32(4) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"reverser/internal/grammar"
 	"reverser/internal/wire"
@@ -53,8 +54,7 @@ func (co *core) eligible(c *claim) bool {
 
 // within reports whether a name is within the limit of a key.
 func (co *core) within(r *tenant, n *name) bool {
-	most := r.key.MaxServices
-	return most == 0 || r.rank(r.names[n.public].place) < most
+	return r.rank(r.names[n.public].place) < r.within
 }
 
 // hold decides who has a name. Who has it keeps it while one of its claims, or a session that inherited it, is there; then whoever
@@ -140,6 +140,7 @@ type outcome struct {
 	over  grammar.Public
 	state socketState // of the first socket that is not open
 	why   string
+	short bool
 }
 
 func (co *core) outcome(n *name) (o outcome) {
@@ -153,7 +154,7 @@ func (co *core) outcome(n *name) (o outcome) {
 	for _, s := range socketsOf(n.public) {
 		if rec := co.sockets[s]; rec == nil {
 			return o
-		} else if o.state, o.why = rec.state, rec.why; rec.state != open {
+		} else if o.state, o.why, o.short = rec.state, rec.why, rec.short; rec.state != open {
 			return o
 		}
 	}
@@ -172,6 +173,9 @@ func (co *core) want(n *name) {
 			if co.wanters[s] = slices.Delete(co.wanters[s], at, at+1); len(co.wanters[s]) == 0 {
 				delete(co.wanters, s)
 			}
+		}
+		if wanted {
+			co.charge(s, n.held.key)
 		}
 		co.lookAt(s)
 	}
@@ -269,7 +273,7 @@ func (co *core) answer(c *claim) Answer {
 		a.Why = WhyTwice
 		return a
 	case !co.within(s.tenant, n):
-		a.Why = WhyLimit
+		a.Why, a.Text = WhyLimit, strconv.Itoa(s.tenant.key.MaxServices)
 		return a
 	case n.held == nil: // or the claim would have it
 		a.Why = WhyReplaced
@@ -286,6 +290,10 @@ func (co *core) answer(c *claim) Answer {
 		a.Status = wire.ClaimUp
 		return a
 	case failed:
+		if o.short {
+			a.Why = WhyShort
+			return a
+		}
 		a.Why, a.Text = WhySocket, o.why
 		return a
 	}

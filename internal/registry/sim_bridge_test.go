@@ -72,16 +72,16 @@ func (b *simBridge) reload() {
 	b.stats.Reloads++
 	var want []claims.Service
 	for _, svc := range b.services() {
-		switch b.pick("service", 4) {
+		switch b.pick("service", 8) {
 		case 0:
-		case 1:
+		case 1, 2:
 			svc.Target = b.target()
 			want = append(want, svc)
 		default:
 			want = append(want, svc)
 		}
 	}
-	for range b.pick("more", 4) {
+	for range 1 + b.pick("more", 3) {
 		public, _ := grammar.ParsePublic(simNames[b.pick("name", len(simNames))])
 		if !slices.ContainsFunc(want, func(s claims.Service) bool { return s.Public == public }) {
 			want = append(want, claims.Service{Public: public, Target: b.target()})
@@ -307,4 +307,8 @@ func (u *simUplink) begin(old *simLink) {
 		b.stats.Successors++
 	}
 	l.attach()
+	if b.pick("carriers", 3) > 0 {
+		l.up = true
+		p.r.LinkUp(l.id, true)
+	}
 }

@@ -66,6 +66,17 @@ func (w *simProxy) check() {
 		w.fail("C1: %d routes for %d holdings", routes, len(co.holdings))
 	}
 	w.checkOffers()
+	taken, short := make(map[KeyID]int), 0
+	for _, rec := range co.sockets {
+		if rec.state != failed {
+			taken[rec.key]++
+		} else if rec.short {
+			short++
+		}
+	}
+	if !maps.Equal(taken, co.taken) || short != co.short {
+		w.fail("C1: keys have %v sockets and are charged for %v; %d wait for descriptors, and %d are counted", taken, co.taken, short, co.short)
+	}
 	w.checkBounds()
 	w.checkAccounts()
 	w.checkRetired()
@@ -205,6 +216,17 @@ func (w *simProxy) checkName(n *name) {
 		case c.asked.Group != "" && !slices.Contains(w.r.core.policy.keys[c.session.key].Groups, c.asked.Group):
 			w.fail("C2: the policy of key %x does not allow group %q", c.session.key[0], c.asked.Group)
 		}
+		if most := w.r.core.policy.keys[c.session.key].MaxServices; most > 0 {
+			first := 0
+			for pub, ws := range c.session.tenant.names {
+				if ws.place <= c.session.tenant.names[n.public].place {
+					first += sizeOf(pub)
+				}
+			}
+			if first > most {
+				w.fail("C9: key %x has %s, its service %d by age, and the limit is %d", c.session.key[0], n.public, first, most)
+			}
+		}
 		for _, d := range n.serving {
 			if c != d && c.session == d.session {
 				w.fail("C2: session %d serves %s twice", c.session.id, n.public)
@@ -213,6 +235,9 @@ func (w *simProxy) checkName(n *name) {
 		if len(n.serving) > 1 && c.session.key != n.held.key {
 			w.stats.Group++
 		}
+	}
+	if rec := w.r.core.sockets[Socket(n.public)]; n.granted() && !w.r.core.stopping && rec != nil && rec.state != failed && rec.key != n.held.key {
+		w.fail("C9: %s is held by key %x and charged to key %x", n.public, n.held.key[0], rec.key[0])
 	}
 	if n.granted() && !n.route.Up() {
 		for _, c := range n.claims {
@@ -367,6 +392,11 @@ func (co *core) derived() string {
 // drain lets everything come to rest, looks, and ends all.
 func (w *sim) drain() {
 	w.calm = true
+	for _, p := range w.proxies {
+		if w.pick("roomy", 2) == 0 {
+			p.room = 1000
+		}
+	}
 	w.trace("to rest")
 	for _, p := range w.proxies {
 		for _, l := range slices.Clone(p.links) { // of bridges that have begun another one
@@ -382,9 +412,9 @@ func (w *sim) drain() {
 			p.r.LinkUp(l.id, true)
 		}
 	}
-	for range 3 { // an answer may open what waited for it
+	for range 6 { // an answer may open what waited for it
 		for _, p := range w.proxies {
-			p.r.change((*core).retry)
+			p.retry()
 		}
 		for n := 0; !w.quiet() && w.err == nil; n++ {
 			for _, p := range w.proxies {
@@ -467,7 +497,7 @@ func (w *simProxy) finale() {
 	w.checkAccounts()
 	co := &w.r.core
 	left := len(co.sessions) + len(co.names) + len(co.holdings) + len(co.sockets) + len(co.tenants) + len(co.places) + len(co.wanters) +
-		len(co.bound) + len(co.waiting) + len(co.looking) + len(co.effects) + len(w.open)
+		len(co.bound) + len(co.waiting) + len(co.taken) + co.short + len(co.looking) + len(co.effects) + len(w.open)
 	if left != 0 {
 		w.fail("C10: with all sessions over something is left: %+v, open %v", co, w.open)
 	}
@@ -521,8 +551,8 @@ func (w *simProxy) rest() {
 				w.fail("C7: the answer to claim %d of session %d is %+v, it was told %+v", id, s.id, a, c.told)
 			}
 			_, there := co.words(c, c.told)
-			want := claims.AnswerOf(Told{Answer: c.told, Bridge: there}.Claimed())
-			if k := l.u.c.Known(id); k.Pending || k.State != want.State || k.Reason != want.Reason {
+			want := w.asRead(id, Told{Answer: c.told, Bridge: there}.Claimed())
+			if k := l.u.c.Known(id); k.Pending || k.State != want.State || c.told.Why == WhyDenied && k.Reason != want.Reason {
 				w.fail("C7: the bridge of session %d knows %+v of claim %d, which was told %+v", s.id, *k, id, want)
 			}
 			if c.asked.Target != svc.TargetName() || c.asked.Public != svc.Public.String() || c.asked.Group != b.attrs[id].Group {
@@ -555,6 +585,14 @@ func (w *simProxy) rest() {
 			served[id]++
 		}
 		if n.granted() {
+			rec := co.sockets[Socket(n.public)]
+			if rec != nil && rec.short {
+				w.stats.Short++
+				if w.holds(n.held.key) < w.Room() {
+					w.fail("C3: %s waits for descriptors, though key %x has %d and %d are free", n.public, n.held.key[0], w.holds(n.held.key), w.Room())
+				}
+				continue
+			}
 			wanted++
 			if w.open[Socket(n.public)] == 0 {
 				w.fail("C3: %s is held and not open", n.public)
@@ -562,7 +600,7 @@ func (w *simProxy) rest() {
 		}
 		for _, c := range n.claims {
 			a := co.answer(c)
-			if w.free(n, c) && a.Status != wire.ClaimUp {
+			if w.free(n, c) && a.Why != WhyShort && a.Status != wire.ClaimUp {
 				w.fail("C2: nobody else wants %s, and the answer is %+v", n.public, a)
 			}
 		}
@@ -575,6 +613,17 @@ func (w *simProxy) rest() {
 	if wanted != len(w.open) {
 		w.fail("C3: %d sockets are open, %d are wanted", len(w.open), wanted)
 	}
+}
+
+// asRead is what a bridge reads of a CLAIMED, whose text may be cut.
+func (w *simProxy) asRead(id uint32, c wire.Claimed) claims.Answer {
+	f, _, err := wire.Parse(wire.AppendClaimed(nil, id, c))
+	if err != nil {
+		w.fail("%v", err)
+		return claims.Answer{}
+	}
+	_, c, _ = wire.ParseClaimed(f)
+	return claims.AnswerOf(c)
 }
 
 // free reports whether nothing stands in the way of a claim, by another rule than the core's: the only claim of its port.

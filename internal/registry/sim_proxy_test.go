@@ -26,6 +26,7 @@ type simProxy struct {
 	offers  []*Offer   // that were ever seen
 	holders map[pub]holding
 	stopped bool
+	room    int // how many sockets may be open
 
 	conns   *traffic.Conns
 	limits  map[KeyID]int // connections of a key
@@ -66,7 +67,7 @@ var (
 )
 
 func newSimProxy(w *sim) *simProxy {
-	p := &simProxy{sim: w}
+	p := &simProxy{sim: w, room: 2 + w.pick("room", 30)}
 	for i := range simKeys {
 		p.policy.Keys = append(p.policy.Keys, simKey(i, simAllow[0]))
 	}
@@ -161,10 +162,42 @@ func (l *simLink) Open(o wire.Open) (*link.Stream, error) {
 
 // The Doer.
 
-// The Doer.
+// Room implements Doer.
+func (w *simProxy) Room() int {
+	w.unlocked("Doer.Room")
+	return max(w.room-len(w.open)-len(w.pending), 0)
+}
+
+// holds counts the sockets that a key has, or is about to have.
+func (w *simProxy) holds(key KeyID) (n int) {
+	of := func(s Socket) {
+		if rec := w.r.core.sockets[s]; rec != nil && rec.key == key {
+			n++
+		}
+	}
+	for s := range w.open {
+		of(s)
+	}
+	for _, p := range w.pending {
+		of(p.socket)
+	}
+	return n
+}
+
+// retry is what Run does now and then.
+func (w *simProxy) retry() {
+	room := w.Room()
+	w.r.change(func(co *core) {
+		co.room = room
+		co.retry()
+	})
+}
 
 func (w *simProxy) Open(s Socket, attempt uint64) {
 	w.unlocked("Doer.Open")
+	if key := w.r.core.names[pub(s)].held.key; w.holds(key) >= w.Room() {
+		w.fail("C14: %s is opened for key %x, which has %d sockets, with room for %d", s, key[0], w.holds(key), w.Room())
+	}
 	w.trace("  begin to open %s (%d)", s, attempt)
 	w.pending = append(w.pending, simOpen{s, attempt})
 }

@@ -12,10 +12,10 @@ import (
 )
 
 var (
-	simSeeds = flag.Uint64("sim.seeds", 200, "how many seeds TestSimulation tries")
+	simSeeds = flag.Uint64("sim.seeds", 150, "how many seeds TestSimulation tries")
 	simFirst = flag.Uint64("sim.first", 1, "the first of them")
 	simSeed  = flag.Uint64("sim.seed", 0, "the only seed that TestSimulation tries, with its whole schedule; 0: many")
-	simSteps = flag.Int("sim.steps", 300, "about how many steps a seed has")
+	simSteps = flag.Int("sim.steps", 400, "about how many steps a seed has")
 )
 
 // action is one thing that may happen.
@@ -26,10 +26,25 @@ type action struct {
 }
 
 var actions = []action{
-	{"the proxy does", 30, func(w *sim) { p := w.proxy(); p.r.step(p) }},
-	{"the proxy hears", 20, func(w *sim) { w.link().hear() }},
-	{"a bridge learns", 16, func(w *sim) { w.link().learn() }},
-	{"frames go out", 14, func(w *sim) { l := w.link(); l.toProxy.write(w); l.toBridge.write(w) }},
+	{"the proxy does", 30, func(w *sim) {
+		p := w.proxy()
+		for n := w.few(); n > 0 && p.r.step(p); n-- {
+		}
+	}},
+	{"the proxy hears", 20, func(w *sim) {
+		l := w.link()
+		l.toProxy.write(w)
+		for n := w.few(); n > 0; n-- {
+			l.hear()
+		}
+	}},
+	{"a bridge learns", 16, func(w *sim) {
+		l := w.link()
+		l.toBridge.write(w)
+		for n := w.few(); n > 0; n-- {
+			l.learn()
+		}
+	}},
 	{"an OPEN arrives", 30, func(w *sim) { w.link().slot().deliver() }},
 	{"a slot", 4, func(w *sim) { sl := w.link().slot(); sl.down = !sl.down && w.pick("down", 3) == 0 }},
 	{"time", 4, func(w *sim) { w.link().time() }},
@@ -46,7 +61,7 @@ var actions = []action{
 	}},
 	{"connect", 10, func(w *sim) { w.uplink().connect() }},
 	{"cut", 2, func(w *sim) { w.link().cut() }},
-	{"reload of a bridge", 6, func(w *sim) { w.bridge().reload() }},
+	{"reload of a bridge", 4, func(w *sim) { w.bridge().reload() }},
 	{"bad reload of a bridge", 1, func(w *sim) { w.bridge().badReload() }},
 	{"alter", 3, func(w *sim) { w.bridge().alter() }},
 	{"leave", 3, func(w *sim) {
@@ -70,12 +85,17 @@ var actions = []action{
 	}},
 	{"restart of a bridge", 1, func(w *sim) { w.bridge().restart() }},
 	{"restart of a proxy", 1, func(w *sim) {
-		if w.pick("really", 3) == 0 {
+		if w.pick("really", 10) == 0 {
 			w.proxy().restart()
 		}
 	}},
 	{"policy", 2, func(w *sim) { w.proxy().configure() }},
-	{"retry", 2, func(w *sim) { w.proxy().r.change((*core).retry) }},
+	{"retry", 2, func(w *sim) { w.proxy().retry() }},
+	{"descriptors", 1, func(w *sim) {
+		p := w.proxy()
+		p.room = w.pick("room", 30)
+		w.trace("  room for %d sockets", p.room)
+	}},
 	{"hand-over of a proxy", 1, func(w *sim) { w.proxy().handover() }},
 	{"hand-over of a proxy that is given up", 1, func(w *sim) { w.proxy().giveUpHandover() }},
 	{"hand-over of a bridge", 1, func(w *sim) { w.bridge().handover() }},
@@ -83,6 +103,9 @@ var actions = []action{
 	{"a bridge lies", 1, func(w *sim) { w.link().lieToProxy() }},
 	{"a proxy lies", 2, func(w *sim) { w.link().lieToBridge() }},
 }
+
+// few is how much is done at once: one thing, or a few.
+func (w *sim) few() int { return 1 + w.pick("several", 2)*w.pick("few", 6) }
 
 func (w *sim) pickAction() action {
 	total := 0

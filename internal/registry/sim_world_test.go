@@ -24,7 +24,7 @@ type sim struct {
 
 // simStats counts what must happen for the simulation to mean anything.
 type simStats struct {
-	Steps, Served, ServedRetired, Unclaimed, Waited, Removed, Lost, Cancelled, Limited, Replaced, Successors, Policies, Handovers, GivenUp,
+	Steps, Served, ServedRetired, Unclaimed, Waited, Removed, Lost, Cancelled, Limited, Short, Replaced, Successors, Policies, Handovers, GivenUp,
 	BridgeHandovers, Failed, Group, Stops, Reloads, Cuts, Lies, ProxyRestarts int
 }
 
@@ -39,7 +39,7 @@ const simKeys = 3
 
 // begin makes one proxy, or two that serve the same bridges; a bridge of each key, and a second one of two of them.
 func (w *sim) begin() {
-	for range 1 + w.pick("proxies", 4)/3 {
+	for range 1 + w.pick("proxies", 8)/7 {
 		w.proxies = append(w.proxies, newSimProxy(w))
 	}
 	for _, key := range []int{0, 1, 2, 0, 1} {
@@ -54,6 +54,9 @@ func (w *sim) begin() {
 
 func (w *sim) close() {
 	for _, p := range w.proxies {
+		for len(p.users) > 0 { // Close waits for them
+			p.over(p.users[0])
+		}
 		p.conns.Close()
 	}
 }
@@ -156,7 +159,11 @@ func (q *simQueue) say(name uint64, frame []byte) {
 
 // write sends some of the frames that wait.
 func (q *simQueue) write(w *sim) {
-	for n := w.pick("frames", len(q.unsent)+1); n > 0; n-- {
+	n := len(q.unsent)
+	if w.pick("some", 3) == 0 {
+		n = w.pick("frames", n+1)
+	}
+	for ; n > 0; n-- {
 		q.wire = append(q.wire, q.unsent[0].frame...)
 		q.unsent = q.unsent[1:]
 	}

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -30,6 +31,8 @@ type socket struct {
 	state   socketState
 	attempt uint64
 	why     string // failed
+	short   bool   // failed: the share of the key's was used up, and no attempt was made
+	key     KeyID  // that is charged for it, unless it failed; follows from who holds the name that wants it
 }
 
 type socketState uint8
@@ -46,7 +49,7 @@ func (co *core) lookAt(s Socket) {
 	wanted, rec := len(co.wanters[s]) > 0, co.sockets[s]
 	switch {
 	case rec != nil && rec.state == failed && !wanted:
-		delete(co.sockets, s)
+		co.forget(s)
 		return
 	case wanted == (rec != nil):
 		return
@@ -61,7 +64,8 @@ func (co *core) lookAt(s Socket) {
 	}
 }
 
-// begun is the moment at which the effect that lookAt queued is done. It reports what to do: open, closing, or 0.
+// begun is the moment at which the effect that lookAt queued is done. It reports what to do: opening, closing, or 0;
+// or that it failed at once, which is to be settled.
 func (co *core) begun(s Socket) (what socketState, attempt uint64) {
 	delete(co.looking, s)
 	wanted, rec := len(co.wanters[s]) > 0, co.sockets[s]
@@ -74,7 +78,16 @@ func (co *core) begun(s Socket) (what socketState, attempt uint64) {
 			}
 			return 0, 0
 		}
-		co.bind(s, &socket{state: opening, attempt: co.next()})
+		key := co.wanters[s][0].held.key
+		if !co.shareLeft(key, 1) {
+			co.sockets[s] = &socket{state: failed, attempt: co.next(), short: true}
+			co.short++
+			for _, n := range co.wanters[s] {
+				co.touch(n)
+			}
+			return failed, 0
+		}
+		co.bind(s, &socket{state: opening, attempt: co.next(), key: key})
 		return opening, co.sockets[s].attempt
 	case !wanted && rec != nil && rec.state == open:
 		rec.state = closing
@@ -83,14 +96,43 @@ func (co *core) begun(s Socket) (what socketState, attempt uint64) {
 	return 0, 0
 }
 
+// shareLeft reports whether a key may open n sockets more: it may hold at most as many as are free beside them, half of what there
+// would be without it.
+func (co *core) shareLeft(key KeyID, n int) bool { return co.taken[key]+n <= co.room-n+1 }
+
+// charge has the key that holds the name of a socket charged for it.
+func (co *core) charge(s Socket, key KeyID) {
+	if rec := co.sockets[s]; rec != nil && rec.state != failed && rec.key != key {
+		co.addTaken(rec.key, -1)
+		rec.key = key
+		co.addTaken(key, 1)
+	}
+}
+
+func (co *core) addTaken(key KeyID, n int) {
+	if co.taken[key] += n; co.taken[key] == 0 {
+		delete(co.taken, key)
+	}
+}
+
+// forget drops the record of a socket that could not be opened.
+func (co *core) forget(s Socket) {
+	if co.sockets[s].short {
+		co.short--
+	}
+	delete(co.sockets, s)
+}
+
 func (co *core) bind(s Socket, rec *socket) {
 	co.sockets[s] = rec
+	co.addTaken(rec.key, 1)
 	at := placeOf(grammar.Public(s))
 	co.bound[at] = append(co.bound[at], s)
 }
 
 // unbind says that a socket holds its port no longer. Those that waited for it are looked at.
-func (co *core) unbind(s Socket) {
+func (co *core) unbind(s Socket, rec *socket) {
+	co.addTaken(rec.key, -1)
 	at := placeOf(grammar.Public(s))
 	co.bound[at] = slices.DeleteFunc(co.bound[at], func(o Socket) bool { return o == s })
 	if len(co.bound[at]) == 0 {
@@ -111,7 +153,7 @@ func (co *core) opened(s Socket, attempt uint64, err error) bool {
 	}
 	if rec.state = open; err != nil {
 		rec.state, rec.why = failed, fmt.Sprintf("open %s on the proxy: %s", s, err)
-		co.unbind(s)
+		co.unbind(s, rec)
 	}
 	co.lookAt(s)
 	for _, n := range co.wanters[s] {
@@ -124,22 +166,32 @@ func (co *core) opened(s Socket, attempt uint64, err error) bool {
 func (co *core) closed(s Socket) {
 	if rec := co.sockets[s]; rec != nil && rec.state == closing {
 		delete(co.sockets, s)
-		co.unbind(s)
+		co.unbind(s, rec)
 		co.lookAt(s)
 	}
 }
 
-// retry tries again what could not be opened.
+// retry tries again what could not be opened, those who have waited longest first. Of what waits for descriptors it tries what there
+// is room for.
 func (co *core) retry() {
-	var again []grammar.Public
+	var again []Socket
 	for s, rec := range co.sockets {
 		if rec.state == failed {
-			again = append(again, grammar.Public(s))
+			again = append(again, s)
 		}
 	}
-	slices.SortFunc(again, comparePublic)
+	slices.SortFunc(again, func(a, b Socket) int {
+		return cmp.Compare(co.wanters[a][0].held.seq, co.wanters[b][0].held.seq)
+	})
+	more := make(map[KeyID]int)
 	for _, s := range again {
-		delete(co.sockets, Socket(s))
-		co.lookAt(Socket(s))
+		if key := co.wanters[s][0].held.key; co.sockets[s].short {
+			if !co.shareLeft(key, more[key]+1) {
+				continue
+			}
+			more[key]++
+		}
+		co.forget(s)
+		co.lookAt(s)
 	}
 }

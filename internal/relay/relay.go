@@ -1,8 +1,8 @@
 // Package relay binds a socket and a stream of the link into a pair and moves bytes between them until both directions
 // have ended, keeping what TCP says: half-close, reset, back-pressure.
 //
-// Its secret is how an end of one side becomes the same end of the other. It does not know who connected to what. A pair
-// that says nothing has no buffer, and no goroutine where a Poller can watch its socket (poller_linux.go). A goroutine reads
+// The end of one side becomes the same end of the other. The package does not know who connected to what. A pair
+// that is idle has no buffer, and no goroutine where a Poller can watch its socket (poller_linux.go). A goroutine reads
 // while a socket has more to say than a chunk; another exists only while the socket does not take what arrives.
 //
 // In the order in which bytes meet them:

@@ -26,11 +26,12 @@ var (
 
 // Key is what one bridge proves itself with, and what it may then have.
 type Key struct {
-	Name    string
-	ID      [16]byte
-	Secret  [32]byte
-	Allow   grammar.Policy
-	Created time.Time
+	Name        string
+	ID          [16]byte
+	Secret      [32]byte
+	Allow       grammar.Policy
+	MaxServices int // at once; 0: no limit
+	Created     time.Time
 }
 
 // LogValue and String keep the secret out of logs.
@@ -47,6 +48,8 @@ type keyJSON struct {
 	Secret  string    `json:"secret"`
 	Allow   []string  `json:"allow"`
 	Created time.Time `json:"created"`
+	// A program that does not know a limit refuses the file; it reads one in which no key has any.
+	MaxServices int `json:"max_services,omitempty"`
 }
 
 type keysJSON struct {
@@ -114,11 +117,11 @@ func (d *Dir) setKeys(keys []Key) error {
 }
 
 // NewKey makes a key that is not stored anywhere yet.
-func NewKey(name string, allow grammar.Policy) (Key, error) {
+func NewKey(name string, allow grammar.Policy, maxServices int) (Key, error) {
 	if err := CheckKeyName(name); err != nil {
 		return Key{}, err
 	}
-	k := Key{Name: name, Allow: allow, Created: time.Now().UTC().Truncate(time.Second)}
+	k := Key{Name: name, Allow: allow, MaxServices: maxServices, Created: time.Now().UTC().Truncate(time.Second)}
 	rand.Read(k.ID[:])
 	rand.Read(k.Secret[:])
 	return k, nil
@@ -126,8 +129,8 @@ func NewKey(name string, allow grammar.Policy) (Key, error) {
 
 // AddKey makes a key with a fresh secret and stores it. A name that is taken
 // is ErrKeyExists.
-func (d *Dir) AddKey(name string, allow grammar.Policy) (Key, error) {
-	k, err := NewKey(name, allow)
+func (d *Dir) AddKey(name string, allow grammar.Policy, maxServices int) (Key, error) {
+	k, err := NewKey(name, allow, maxServices)
 	if err != nil {
 		return Key{}, err
 	}
@@ -189,6 +192,8 @@ func toJSON(k Key) keyJSON {
 		Secret:  hex.EncodeToString(k.Secret[:]),
 		Allow:   make([]string, 0, len(k.Allow)),
 		Created: k.Created,
+
+		MaxServices: k.MaxServices,
 	}
 	for _, a := range k.Allow {
 		kj.Allow = append(kj.Allow, a.String())
@@ -200,7 +205,10 @@ func (kj keyJSON) key() (Key, error) {
 	if err := CheckKeyName(kj.Name); err != nil {
 		return Key{}, err
 	}
-	k := Key{Name: kj.Name, Created: kj.Created}
+	if kj.MaxServices < 0 {
+		return Key{}, errors.New("max_services is negative")
+	}
+	k := Key{Name: kj.Name, Created: kj.Created, MaxServices: kj.MaxServices}
 	// hex's own error would quote the secret's character: say only which.
 	if n, err := hex.Decode(k.ID[:], fit(kj.ID, len(k.ID))); err != nil || n != len(k.ID) {
 		return Key{}, errors.New("id is not 32 hexadecimal digits")

@@ -5,11 +5,12 @@
 //	identity.pem  the proxy's private key and certificate
 //	keys.json     the keys that `reverser key` manages
 //	address       the address the proxy last gave out in tokens
+//	known         addresses that bridges came from
 //	admin.sock    the admin socket of the live process
 //	admin.path    where the admin socket is, if not at admin.sock
 //
-// Its secret is how the files get there whole, private, and owned by whoever
-// owns the directory. Files change only under the lock, which the operating
+// Files are written whole, are private, and belong to the owner of the
+// directory. They change only under the lock, which the operating
 // system drops when the process dies, so there is never a stale one to remove.
 // A process that is stopping gives the lock up early, so that its successor can
 // start beside it. The package starts no goroutines.

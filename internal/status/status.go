@@ -38,16 +38,35 @@ const (
 
 // Snapshot is the state of one process at one moment.
 type Snapshot struct {
-	Role          string    `json:"role"` // "proxy" or "bridge"
-	Version       string    `json:"version"`
-	UptimeSeconds float64   `json:"uptime_seconds"`
-	Links         []Link    `json:"links"`
-	Services      []Service `json:"services"`
-	Pairs         []Pair    `json:"pairs"`
-	Keys          []Key     `json:"keys"`             // what each carried since the start
-	Clients       []Client  `json:"clients"`          // those with the most connections, or bytes where these are equal; 20 at most
-	Removed       []Service `json:"removed"`          // services that are gone, with what they counted; 100 at most, the largest first
-	Reload        *Reload   `json:"reload,omitempty"` // the last one; nil: none since the start
+	Role          string     `json:"role"` // "proxy" or "bridge"
+	Version       string     `json:"version"`
+	UptimeSeconds float64    `json:"uptime_seconds"`
+	Links         []Link     `json:"links"`
+	Services      []Service  `json:"services"`
+	Pairs         []Pair     `json:"pairs"`
+	Keys          []Key      `json:"keys"`             // what each carried since the start
+	Clients       []Client   `json:"clients"`          // those with the most connections, or bytes where these are equal; 20 at most
+	Removed       []Service  `json:"removed"`          // services that are gone, with what they counted; 100 at most, the largest first
+	Pressure      []Pressure `json:"pressure"`         // what ran out
+	Reload        *Reload    `json:"reload,omitempty"` // the last one; nil: none since the start
+}
+
+// Pressure says that something ran out: somebody is refused for want of it, or waits.
+type Pressure struct {
+	What    string    `json:"what"`
+	Used    int64     `json:"used"`
+	Limit   int64     `json:"limit"`   // of Used
+	Largest Holder    `json:"largest"` // who has most of it
+	Hint    string    `json:"hint"`    // what to do
+	Since   time.Time `json:"since"`
+}
+
+// Holder is who has how much of something. What is "" is not known, or does not apply.
+type Holder struct {
+	Key     string `json:"key"`
+	Service string `json:"service"` // canonical PUBLIC
+	Client  string `json:"client"`
+	Used    int64  `json:"used"` // by the key
 }
 
 // Reload is what became of an attempt to put new settings in force.
@@ -142,6 +161,9 @@ func (s Snapshot) MarshalJSON() ([]byte, error) {
 	}
 	if p.Clients == nil {
 		p.Clients = []Client{}
+	}
+	if p.Pressure == nil {
+		p.Pressure = []Pressure{}
 	}
 	if p.Removed == nil {
 		p.Removed = []Service{}

@@ -4,8 +4,8 @@ package sys
 
 import "syscall"
 
-// Descriptors returns how many descriptors this process may hold. Go has raised the soft limit to the hard one by now.
-func Descriptors() int {
+// descriptorLimit returns how many descriptors this process may hold. Go has raised the soft limit to the hard one by now.
+func descriptorLimit() int {
 	var r syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {
 		return 1024

@@ -2,6 +2,7 @@ package sys
 
 import (
 	"net"
+	"net/netip"
 	"syscall"
 	"testing"
 
@@ -15,13 +16,17 @@ func TestDialLinkWithSmallSegments(t *testing.T) {
 	}
 	defer ln.Close()
 	for _, segment := range []int{0, 1200} {
-		c, err := DialLink(t.Context(), "tcp", ln.Addr().String(), segment)
+		from := netip.MustParseAddr("127.0.0.2")
+		c, err := DialLink(t.Context(), from, "tcp", ln.Addr().String(), segment)
 		if err != nil {
 			t.Fatal(err)
 		}
 		peer, err := ln.Accept()
 		if err != nil {
 			t.Fatal(err)
+		}
+		if got := c.LocalAddr().(*net.TCPAddr).AddrPort().Addr(); got != from {
+			t.Errorf("dialled from %s, want %s", got, from)
 		}
 		for name, c := range map[string]net.Conn{"dialling": c, "accepting": peer} {
 			size := 0

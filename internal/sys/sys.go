@@ -4,6 +4,5 @@
 //   - how much memory this process may use (memory*.go);
 //   - news that the machine's network changed (network*.go).
 //
-// Its secret is how each system is asked. It knows nothing of what sockets carry, and nothing of what a change means for a
-// connection. Goroutines: those that read from the kernel belong to WatchNetwork, which blocks and ends with its context.
+// The package does not know what sockets carry, nor what a change of the network means for a connection. Goroutines: those that read from the kernel belong to WatchNetwork, which blocks and ends with its context.
 package sys

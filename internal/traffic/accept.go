@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"reverser/internal/sys"
 )
 
 // Accept hands each connection of ln to handle until ln is closed or ctx ends. Being out of descriptors and the like passes: it
@@ -33,6 +35,41 @@ func Accept(ctx context.Context, ln net.Listener, log *slog.Logger, handle func(
 			return
 		}
 	}
+}
+
+// Reserve returns ln so that a descriptor is taken from the pool before each Accept, which waits for one: what is not accepted waits in
+// the kernel, and short is told. Whoever gets a connection gives its descriptor back. One goroutine at a time may accept.
+func Reserve(ctx context.Context, ln net.Listener, pool *sys.Pool, use sys.Use, short *Strain) net.Listener {
+	return &reserving{Listener: ln, ctx: ctx, pool: pool, use: use, short: short}
+}
+
+var errNoDescriptor = errors.New("no descriptor is free")
+
+type reserving struct {
+	net.Listener
+	ctx   context.Context
+	pool  *sys.Pool
+	use   sys.Use
+	short *Strain
+	has   bool // a descriptor for the next connection
+}
+
+func (r *reserving) Accept() (net.Conn, error) {
+	if !r.has && !r.pool.Take(r.use) {
+		r.short.Note(errNoDescriptor)
+		if !r.pool.Acquire(r.ctx, r.use) {
+			return nil, net.ErrClosed
+		}
+	}
+	r.has = true
+	conn, err := r.Listener.Accept()
+	if err == nil {
+		r.has = false // it is the connection's
+	} else if errors.Is(err, net.ErrClosed) {
+		r.has = false
+		r.pool.Give(r.use)
+	}
+	return conn, err
 }
 
 // Reset closes a connection with RST: a user who is not served must not take it for an answer.

@@ -2,15 +2,14 @@ package traffic
 
 import (
 	"container/list"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"reverser/internal/relay"
+	"reverser/internal/sys"
 )
 
 // Account counts the connections of a service or key. What it has counted stays when they are over, and never becomes less.
@@ -27,6 +26,7 @@ type Account struct {
 	pairs          atomic.Int64  // at present
 	total          atomic.Uint64 // pairs that were made
 	turnedAway     atomic.Uint64 // connections that did not become a pair
+	held           atomic.Int64  // of a key: places that its users have; changes under ledger.mu
 	unlisted       bool          // the key has too many services: what this one counted goes to the key when a pair is over
 
 	// Guarded by ledger.mu.
@@ -36,8 +36,8 @@ type Account struct {
 	refusals map[Refusal]uint64
 	others   guest               // the account of those that have none
 	services map[string]*Account // of a key
-	said     time.Time           // when a refusal was last logged
-	unsaid   uint64              // how many were not since
+	refusal  notice              // for the log
+	looked   time.Time           // of a key: when nobody was found to make way
 }
 
 // Limits are what an account allows; 0: no limit.
@@ -63,6 +63,7 @@ type Refusal string
 const (
 	RefusedDrain       Refusal = "drain"              // the process was stopping
 	RefusedFull        Refusal = "descriptors"        // as many connections as the descriptor limit allows
+	RefusedShare       Refusal = "share"              // the key's or client's share of the descriptors is used up
 	RefusedDials       Refusal = "dials"              // too many targets were being dialled
 	RefusedLimit       Refusal = "limit"              // a limit of an account
 	RefusedAway        Refusal = "away"               // the bridge was away for too long, or too many waited for it
@@ -73,10 +74,15 @@ const (
 )
 
 func refusal(err error) Refusal {
-	if errors.Is(err, ErrFull) {
+	switch err {
+	case ErrFull:
 		return RefusedFull
+	case ErrKeyShare, ErrClientShare:
+		return RefusedShare
+	case ErrDraining:
+		return RefusedDrain
 	}
-	return RefusedDrain
+	return RefusedLimit
 }
 
 // Usage is what an account counted.
@@ -129,45 +135,81 @@ func (a *Account) SetLimits(l Limits) {
 	a.limits = l
 }
 
-// charge counts a connection that arrives for the service, unless it would be one too many.
-func (a *Account) charge(client netip.AddrPort) (*guest, error) {
-	a.ledger.mu.Lock()
-	defer a.ledger.mu.Unlock()
+// charge counts a connection that arrives for the service, and gives it a place, unless it would be one too many. With a waiter the
+// place is to come.
+func (a *Account) charge(ad *Admission, patience Patience) (*waiter, error) {
+	l := a.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	switch k := a.key; {
 	case a.limits.Connections > 0 && a.now >= a.limits.Connections:
 		return nil, &LimitError{"service", a.limits.Connections}
 	case k.limits.Connections > 0 && k.now >= k.limits.Connections:
 		return nil, &LimitError{"key", k.limits.Connections}
 	}
-	g := a.ledger.guestLocked(a, client, true)
+	g := l.guestLocked(a, ad.client, true)
 	if most := a.limits.PerClient; most > 0 && g.now >= most && g != &a.others {
 		return nil, &LimitError{"client", most}
 	}
-	a.takeLocked(g)
-	return g, nil
+	h := holderOf(a.key, ad.client)
+	err := l.places.take(h)
+	if err == nil {
+		l.chargeLocked(ad, g)
+		ad.placed = true
+		return nil, nil
+	}
+	if err == ErrClientShare || patience == NoWait {
+		return nil, err
+	}
+	w := l.waitLocked(h)
+	if w != nil {
+		l.chargeLocked(ad, g)
+	}
+	return w, err
 }
 
-// take counts a connection whatever the limits say.
-func (a *Account) take(client netip.AddrPort) *guest {
+// force counts a connection whatever the limits say.
+func (a *Account) force(ad *Admission) {
 	a.ledger.mu.Lock()
 	defer a.ledger.mu.Unlock()
-	g := a.ledger.guestLocked(a, client, true)
-	a.takeLocked(g)
-	return g
+	a.forceLocked(ad)
 }
 
-func (a *Account) takeLocked(g *guest) {
-	a.now++
-	a.key.now++
-	a.ledger.takeLocked(g)
+func (a *Account) forceLocked(ad *Admission) {
+	l := a.ledger
+	l.chargeLocked(ad, l.guestLocked(a, ad.client, true))
+	l.places.force(holderOf(a.key, ad.client))
+	ad.placed = true
+}
+
+func (l *ledger) chargeLocked(ad *Admission, g *guest) {
+	ad.account.now++
+	ad.account.key.now++
+	l.takeLocked(g)
+	ad.guest, ad.charged = g, true
 }
 
 // giveBack is the end of what charge counted. reason is "" when no pair came of it.
-func (a *Account) giveBack(g *guest, reason relay.Reason, sent, received uint64) {
-	a.ledger.mu.Lock()
-	defer a.ledger.mu.Unlock()
+func (a *Account) giveBack(ad *Admission, reason relay.Reason, sent, received uint64) {
+	a.uncharge(ad, reason, sent, received)
+	if ad.placed {
+		a.ledger.places.pool.Give(sys.ForUsers) // without the lock: it calls those who wait
+	}
+}
+
+func (a *Account) uncharge(ad *Admission, reason relay.Reason, sent, received uint64) {
+	l := a.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	a.now--
 	a.key.now--
+	ad.charged = false
+	if len(l.places.leaving) > 0 {
+		delete(l.places.leaving, ad)
+	}
+	if ad.placed {
+		l.places.count(holderOf(a.key, ad.client), -1)
+	}
 	if reason != "" {
 		if a.ended == nil {
 			a.ended = make(map[relay.Reason]uint64)
@@ -176,9 +218,9 @@ func (a *Account) giveBack(g *guest, reason relay.Reason, sent, received uint64)
 		if a.unlisted {
 			a.key.addLost(reason, sent, received)
 		}
-		g.total++
+		ad.guest.total++
 	}
-	a.ledger.giveLocked(g)
+	l.giveLocked(ad.guest)
 }
 
 // refused counts a connection that did not become a pair.
@@ -196,23 +238,6 @@ func (a *Account) refused(why Refusal, client netip.AddrPort) {
 		to.turnedAway.Add(1)
 	}
 	a.ledger.guestLocked(a, client, false).refused++
-}
-
-// say logs a line about a refusal, at most once a second. more is how many were kept quiet since the line before.
-func (a *Account) say(log *slog.Logger, msg string, args ...any) {
-	a.ledger.mu.Lock()
-	now := time.Now()
-	if !a.said.IsZero() && now.Sub(a.said) < time.Second {
-		a.unsaid++
-		a.ledger.mu.Unlock()
-		return
-	}
-	if a.unsaid > 0 {
-		args = append(args, "more", a.unsaid)
-	}
-	a.said, a.unsaid = now, 0
-	a.ledger.mu.Unlock()
-	log.Warn(msg, args...)
 }
 
 // addLost counts a pair of an unlisted service at its key. ledger.mu is held.
@@ -241,6 +266,8 @@ type ledger struct {
 	// Only appended to: whoever has a copy of the slice may read it without the lock.
 	tenants  []*Account // of keys
 	services []*Account // of services, but for unlisted ones
+
+	places places
 }
 
 // guest is the account of one client at one service. A pair adds its bytes to it as they move.

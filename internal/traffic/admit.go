@@ -3,11 +3,11 @@ package traffic
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"time"
 
 	"reverser/internal/relay"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -23,6 +23,8 @@ type Admission struct {
 	// Known to whoever has the admission, and from Bind on to the end of the pair.
 	finally       func() // nil: nothing
 	placed, dials bool
+
+	charged bool // its accounts count it; guarded by ledger.mu
 
 	phase phase   // guarded by the shard's mu
 	end   *ending // what is to become of it as soon as it is a pair; guarded by the shard's mu
@@ -60,30 +62,72 @@ const (
 	Wait   Patience = true  // wait for a place
 )
 
-// Errors of Admit, beside *LimitError.
-var (
-	ErrDraining = errors.New("the process is stopping")
-	ErrFull     = errors.New("as many connections as the descriptor limit allows")
-)
+// ErrDraining is an error of Admit, beside *LimitError and those of shares.
+var ErrDraining = errors.New("the process is stopping")
 
-// Admit lets a connection in. While all places are taken it waits for one, or refuses.
+// Admit lets a connection in. While the share of its key is used up, it waits, or refuses.
 func (c *Conns) Admit(account *Account, client netip.AddrPort, p Patience) (*Admission, error) {
 	a := c.admission(account, client, c.roster.ids.Add(1))
 	if !a.enter() {
 		account.refused(RefusedDrain, netip.AddrPort{})
 		return nil, ErrDraining
 	}
-	guest, err := account.charge(client)
-	if err != nil {
-		a.Refuse(RefusedLimit, "client refused", "service", account.Service, "client", clientName(client), "err", err)
-		return nil, err
-	}
-	a.guest = guest
-	if err := a.takePlace(p); err != nil {
-		a.Refuse(refusal(err), "")
+	if err := a.charge(p); err != nil {
+		why := refusal(err)
+		if why == RefusedFull || why == RefusedShare {
+			c.strain.Note(err)
+		}
+		msg := "client refused"
+		if why == RefusedDrain {
+			msg = ""
+		}
+		a.Refuse(why, msg, "service", account.Service, "client", clientName(client), "err", err)
 		return nil, err
 	}
 	return a, nil
+}
+
+// charge has the connection counted at its accounts, with a place.
+func (a *Admission) charge(p Patience) (err error) {
+	c := a.conns
+	if _, err = a.account.charge(a, NoWait); err == ErrFull && c.makeRoom(a) {
+		return nil
+	}
+	if p == NoWait || err != ErrFull && err != ErrKeyShare {
+		return err
+	}
+	w, err := a.account.charge(a, Wait)
+	if w != nil {
+		c.strain.Note(err)
+		err = a.await(w)
+		a.placed = err == nil
+	}
+	return err
+}
+
+// await waits for a place.
+func (a *Admission) await(w *waiter) error {
+	a.conns.room.turns <- struct{}{}
+	defer func() { <-a.conns.room.turns }()
+	select {
+	case err := <-w.answer:
+		return err
+	case <-a.conns.ctx.Done():
+	}
+	if a.account.ledger.giveUp(w) {
+		return ErrDraining
+	}
+	return <-w.answer
+}
+
+// AwaitTurn returns when somebody may wait for a place again. It is for whoever accepts connections, when Admit refused one that was
+// to wait: the next one waits in the kernel.
+func (c *Conns) AwaitTurn() {
+	select {
+	case c.room.turns <- struct{}{}:
+		<-c.room.turns
+	case <-c.ctx.Done():
+	}
 }
 
 func (c *Conns) admission(account *Account, client netip.AddrPort, id uint64) *Admission {
@@ -108,33 +152,6 @@ func (a *Admission) enter() bool {
 	a.conns.roster.busy.Add(1)
 	a.conns.roster.phases[arriving].Add(1)
 	return true
-}
-
-func (a *Admission) takePlace(p Patience) error {
-	c := a.conns
-	select {
-	case c.room.places <- struct{}{}:
-		a.placed = true
-		return nil
-	default:
-	}
-	what := "new ones are reset"
-	if p == Wait {
-		what = "new ones wait"
-	}
-	if now, last := time.Now().UnixNano(), c.room.fullSaid.Load(); now-last > int64(time.Minute) && c.room.fullSaid.CompareAndSwap(last, now) {
-		c.log.Warn(fmt.Sprintf("%s, %s (raise it with ulimit -n or LimitNOFILE=)", ErrFull, what), "limit", cap(c.room.places))
-	}
-	if p == NoWait {
-		return ErrFull
-	}
-	select {
-	case c.room.places <- struct{}{}:
-		a.placed = true
-		return nil
-	case <-c.ctx.Done():
-		return ErrDraining
-	}
 }
 
 // Finally has f called when the connection is over, whatever became of it. It is for whoever has the admission, once, before Bind.
@@ -171,23 +188,33 @@ func (a *Admission) Hold() context.Context {
 
 // Dial says that the connection's target is about to be dialled; false: too many are, and it is not. Dialled says that this is over.
 func (a *Admission) Dial() bool {
+	c := a.conns
 	select {
-	case a.conns.room.dials <- struct{}{}:
-		a.dials = true
-		a.enterPhase(dialling)
-		return true
+	case c.room.dials <- struct{}{}:
 	default:
 		return false
 	}
+	if !c.ledger.places.pool.Take(sys.ForUsers) { // two addresses may be dialled at once
+		<-c.room.dials
+		return false
+	}
+	a.dials = true
+	a.enterPhase(dialling)
+	return true
 }
 
 // Dialled is the end of what Dial began.
 func (a *Admission) Dialled() {
 	if a.dials {
-		<-a.conns.room.dials
-		a.dials = false
+		a.dialOver()
 		a.enterPhase(arriving)
 	}
+}
+
+func (a *Admission) dialOver() {
+	<-a.conns.room.dials
+	a.conns.ledger.places.pool.Give(sys.ForUsers)
+	a.dials = false
 }
 
 // Ended reports whether End chose the connection before it became a pair: it need not be served any more.
@@ -245,7 +272,7 @@ func (a *Admission) Refuse(why Refusal, msg string, args ...any) {
 	}
 	a.account.refused(why, a.client)
 	if msg != "" {
-		a.account.say(a.conns.log, msg, args...)
+		a.conns.sayRefusal(a.account, msg, args)
 	}
 	a.giveBack("", 0, 0)
 }
@@ -268,13 +295,10 @@ func (a *Admission) depart(but phase) bool {
 func (a *Admission) giveBack(reason relay.Reason, sent, received uint64) {
 	c := a.conns
 	if a.guest != nil {
-		a.account.giveBack(a.guest, reason, sent, received)
+		a.account.giveBack(a, reason, sent, received)
 	}
 	if a.dials {
-		<-c.room.dials
-	}
-	if a.placed {
-		<-c.room.places
+		a.dialOver()
 	}
 	if a.finally != nil {
 		a.finally()

@@ -1,7 +1,7 @@
 // Package traffic knows which connections a process has, what each may use, and how they end together.
 //
-// Its secret is the life of a connection, from its arrival until all that counted it has been given back: the same at the proxy,
-// where users arrive, and at the bridge, where streams do. It does not know where a connection leads. The way of a connection through it:
+// A connection has the same life at the proxy, where users arrive, and at the bridge, where streams do: from its arrival until
+// all that counted it has been given back. The package does not know where a connection leads. The way of a connection through it:
 //  1. accept.go takes it at a listener, at the proxy.
 //  2. admit.go lets it in, or refuses it: the drain, the limits of its accounts, the descriptors.
 //  3. account.go charges it to its service, key and client.
@@ -18,17 +18,21 @@ import (
 	"time"
 
 	"reverser/internal/relay"
+	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
 // Config says what a Conns may do.
 type Config struct {
-	Log     *slog.Logger // nil: discard
-	Side    relay.Side   // which end of the whole connections this process has
-	Max     int          // connections at once; 0: what the descriptor limit leaves
-	Dials   int          // connections to targets that are being made at once; 0: DefaultDials
-	Clients int          // clients with an account of their own; 0: DefaultClients
+	Log     *slog.Logger              // nil: discard
+	Side    relay.Side                // which end of the whole connections this process has
+	Max     int                       // connections at once; 0: what the descriptor limit leaves
+	Dials   int                       // connections to targets that are being made at once; 0: DefaultDials
+	Clients int                       // clients with an account of their own; 0: DefaultClients
+	Name    func(key [16]byte) string // a key's name for people; "", as without a function: its id stands for it
+
+	Descriptors *sys.Pool // that connections are taken from; nil: that of the process, or with Max one of their own
 }
 
 // Defaults of Config.
@@ -41,11 +45,14 @@ const (
 type Conns struct {
 	log    *slog.Logger
 	side   relay.Side
+	name   func(key [16]byte) string
 	ledger ledger
 	crew   *crew
 	poller relay.Poller
 	room   room
 	roster roster
+	strain *Strain // for want of descriptors
+	later  later
 
 	ctx         context.Context // ends with Close
 	stop        context.CancelFunc
@@ -55,9 +62,8 @@ type Conns struct {
 
 // room is what all connections share.
 type room struct {
-	places   chan struct{} // one element a connection
-	dials    chan struct{} // one element a dial to a target that is under way
-	fullSaid atomic.Int64  // when it was last logged that places is full; UnixNano
+	dials chan struct{} // one element a dial to a target that is under way
+	turns chan struct{} // one element for each user who waits with an open socket
 }
 
 // roster is all admissions that are not over.
@@ -84,22 +90,22 @@ func New(cfg Config) *Conns {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Max == 0 {
-		cfg.Max = sys.MaxConnections()
-	}
 	if cfg.Dials == 0 {
 		cfg.Dials = DefaultDials
 	}
 	if cfg.Clients == 0 {
 		cfg.Clients = DefaultClients
 	}
-	c := &Conns{log: cfg.Log, side: cfg.Side, crew: newCrew()}
-	c.room.places, c.room.dials = make(chan struct{}, cfg.Max), make(chan struct{}, cfg.Dials)
+	c := &Conns{log: cfg.Log, side: cfg.Side, name: cfg.Name, crew: newCrew()}
+	c.room.dials = make(chan struct{}, cfg.Dials)
 	c.roster.idle, c.roster.quiet = make(chan struct{}), make(chan struct{}, 1)
 	for i := range c.roster.shards {
 		c.roster.shards[i].all = make(map[*Admission]struct{})
 	}
+	c.strain = NewStrain(cfg.Log, c.pressure)
 	c.ledger.init(cfg.Clients)
+	c.ledger.places.init(poolOf(cfg), cfg.Max, cfg.Side == relay.Client)
+	c.room.turns = make(chan struct{}, max(c.ledger.places.mostWait, 1))
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.holding, c.stopHolding = context.WithCancel(c.ctx)
 	return c
@@ -113,6 +119,9 @@ func (c *Conns) Find(key [16]byte, service string) *Account { return c.ledger.fi
 
 // KeyAccount returns the account of a key.
 func (c *Conns) KeyAccount(key [16]byte) *Account { return c.ledger.key(key) }
+
+// Pressure appends what runs short, if anything does, to a list for status.
+func (c *Conns) Pressure(list []status.Pressure) []status.Pressure { return c.strain.AppendTo(list) }
 
 // Load is how many connections there are, by what becomes of them at present.
 type Load struct {
@@ -246,4 +255,7 @@ func (c *Conns) Close() {
 	<-c.roster.idle
 	c.crew.Close()
 	c.poller.Close()
+	c.later.close()
+	c.strain.Close()
+	c.ledger.places.close()
 }

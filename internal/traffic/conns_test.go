@@ -18,6 +18,7 @@ import (
 
 	"reverser/internal/relay"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -143,14 +144,18 @@ func wantNothing(t interface {
 	Errorf(string, ...any)
 }, c *Conns) {
 	t.Helper()
-	if l := c.Load(); l != (Load{}) || c.roster.busy.Load() != 0 || len(c.room.places)+len(c.room.dials) != 0 {
-		t.Errorf("left behind: %+v, %d busy, %d places, %d dials", l, c.roster.busy.Load(), len(c.room.places), len(c.room.dials))
+	if l := c.Load(); l != (Load{}) || c.roster.busy.Load() != 0 || len(c.room.turns)+len(c.room.dials) != 0 {
+		t.Errorf("left behind: %+v, %d busy, %d turns, %d dials", l, c.roster.busy.Load(), len(c.room.turns), len(c.room.dials))
+	}
+	p := &c.ledger.places
+	if p.used != 0 || len(p.holders)+len(p.waiting) != 0 || p.pool.Taken(sys.ForUsers) != 0 {
+		t.Errorf("left behind: %d places, %d clients with some, %d who wait, %d descriptors", p.used, len(p.holders), len(p.waiting), p.pool.Taken(sys.ForUsers))
 	}
 	for range c.roster.each {
 		t.Error("an admission is still on the list")
 	}
 	for _, k := range c.ledger.keys {
-		if k.now != 0 {
+		if k.now != 0 || k.held.Load() != 0 {
 			t.Errorf("key %x: %d connections", k.Key, k.now)
 		}
 		for _, s := range k.services {
@@ -275,50 +280,6 @@ func TestAcceptIsStopped(t *testing.T) {
 			cancel()
 		}()
 		Accept(ctx, ln, slog.New(slog.DiscardHandler), func(net.Conn) {})
-	})
-}
-
-// TestPlaces: when all are taken, one who may wait gets the next, and the others are refused.
-func TestPlaces(t *testing.T) {
-	bubble(t, Config{Max: 2}, func(t *testing.T, c *Conns, log *journal) {
-		acc := c.Account(keyA, "tcp/9000")
-		first := admit(t, acc, alice)
-		second := admit(t, acc, alice)
-		for range 3 {
-			if _, err := c.Admit(acc, bob, NoWait); !errors.Is(err, ErrFull) {
-				t.Errorf("Admit = %v, want ErrFull", err)
-			}
-		}
-		got := make(chan *Admission)
-		go func() {
-			a, err := c.Admit(acc, bob, Wait)
-			if err != nil {
-				t.Errorf("Admit = %v", err)
-			}
-			got <- a
-		}()
-		synctest.Wait()
-		if c.Load() != (Load{Arriving: 3}) { // it counts already
-			t.Errorf("%+v, want three", c.Load())
-		}
-		first.Leave()
-		first.Leave()
-		third := <-got
-		go func() {
-			_, err := c.Admit(acc, bob, Wait)
-			if !errors.Is(err, ErrDraining) {
-				t.Errorf("Admit = %v when the end comes, want ErrDraining", err)
-			}
-			second.Leave()
-			third.Leave()
-		}()
-		synctest.Wait()
-		if n := log.count("as many connections as the descriptor limit allows, new ones", "limit=2"); n != 1 {
-			t.Errorf("%d lines about the limit, want 1 a minute", n)
-		}
-		if r := acc.Usage().Refused; r[RefusedFull] != 3 {
-			t.Errorf("refused %v", r)
-		}
 	})
 }
 
@@ -630,7 +591,7 @@ func TestChurn(t *testing.T) {
 					}
 					c.Load()
 					acc.Usage()
-					c.Show(&status.Snapshot{}, nil, func([16]byte) string { return "" })
+					c.Show(&status.Snapshot{}, nil)
 				}
 			}
 		})

@@ -44,12 +44,7 @@ func (c *Conns) Restore(key [16]byte, st relay.State, conn net.Conn, s *link.Str
 	if !a.enter() {
 		return nil, ErrDraining
 	}
-	a.guest = a.account.take(client)
-	select {
-	case c.room.places <- struct{}{}:
-		a.placed = true
-	default:
-	}
+	a.account.force(a)
 	p := relay.Restore(st, conn, s)
 	a.countInto(p)
 	a.pair, a.since, a.target = p, st.Since, st.Target

@@ -25,14 +25,13 @@ func (a *Account) Describe(st *status.Service) {
 }
 
 // Show writes into a snapshot, in which the present services stand already, what was counted for keys, clients and services that are
-// gone. shown are the accounts of the present services, name returns the name of a key, "" for one that is gone: its id stands for it. Nothing is held up:
-// the counters of services are atomic, and those of clients are read in small parts.
-func (c *Conns) Show(snap *status.Snapshot, shown map[*Account]bool, name func(key [16]byte) string) {
+// gone. shown are the accounts of the present services. Nothing is held up: the counters of services are atomic, and those of clients are read in small parts.
+func (c *Conns) Show(snap *status.Snapshot, shown map[*Account]bool) {
 	keys, services := c.ledger.all()
 	place := make(map[[16]byte]int, len(keys))
 	for i, k := range keys {
 		place[k.Key] = i
-		st := status.Key{Key: keyName(k.Key, name), ID: hex.EncodeToString(k.Key[:])}
+		st := status.Key{Key: c.keyName(k.Key), ID: hex.EncodeToString(k.Key[:])}
 		k.addTo(&st)
 		snap.Keys = append(snap.Keys, st)
 	}
@@ -55,7 +54,7 @@ func (c *Conns) Show(snap *status.Snapshot, shown map[*Account]bool, name func(k
 	snap.Removed = snap.Removed[:min(len(snap.Removed), mostRemoved)]
 	for _, cl := range top(c.ledger.eachClient(), mostClients) {
 		snap.Clients = append(snap.Clients, status.Client{
-			Client: blockName(cl.Block), Service: cl.Account.Service, Key: keyName(cl.Account.Key, name), Connections: cl.Admitted,
+			Client: blockName(cl.Block), Service: cl.Account.Service, Key: c.keyName(cl.Account.Key), Connections: cl.Admitted,
 			Total: cl.Total, Sent: cl.Sent, Received: cl.Received, Refused: cl.Refused,
 		})
 	}
@@ -67,10 +66,6 @@ func (l *ledger) all() (keys, services []*Account) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.tenants, l.services
-}
-
-func keyName(id [16]byte, name func([16]byte) string) string {
-	return cmp.Or(name(id), hex.EncodeToString(id[:]))
 }
 
 func (a *Account) addTo(st *status.Key) {

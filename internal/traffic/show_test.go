@@ -12,7 +12,8 @@ import (
 
 // TestShow: what keys, clients and services that are gone have counted is shown, each once, and what is there at present moves.
 func TestShow(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+	name := func(id [16]byte) string { return map[[16]byte]string{keyA: "nas"}[id] }
+	bubble(t, Config{Name: name}, func(t *testing.T, c *Conns, _ *journal) {
 		web, gone, other := c.Account(keyA, "tcp/80"), c.Account(keyA, "tcp/22"), c.Account(keyB, "tcp/81")
 		c.Account(keyB, "tcp/82") // never used
 		visit := func(a *Account, client netip.AddrPort, sent, received uint64) *fake {
@@ -31,10 +32,9 @@ func TestShow(t *testing.T) {
 		visit(gone, bob, 100, 200).End(relay.ReasonEOF, 0)
 		admit(t, web, bob).Refuse(RefusedAway, "")
 		synctest.Wait()
-		name := func(id [16]byte) string { return map[[16]byte]string{keyA: "nas"}[id] }
 		id := func(k byte) string { return fmt.Sprintf("%02x%030d", k, 0) }
 		var s status.Snapshot
-		c.Show(&s, map[*Account]bool{web: true, other: true}, name)
+		c.Show(&s, map[*Account]bool{web: true, other: true})
 		want := status.Snapshot{
 			Keys: []status.Key{
 				{Key: id('b'), ID: id('b'), Connections: 1, Total: 1, Sent: 10, Received: 20},
@@ -69,7 +69,7 @@ func TestShowIsBounded(t *testing.T) {
 		}
 		synctest.Wait()
 		var s status.Snapshot
-		c.Show(&s, nil, func([16]byte) string { return "nas" })
+		c.Show(&s, nil)
 		if len(s.Removed) != mostRemoved || len(s.Clients) != mostClients || len(s.Keys) != 1 || s.Keys[0].Total != n {
 			t.Errorf("%d removed, %d clients, keys %+v", len(s.Removed), len(s.Clients), s.Keys)
 		}

@@ -1,6 +1,6 @@
 // Package wire turns the frames of the link into bytes and back, as spec/PROTOCOL.md writes them down.
 //
-// Its secret is the layout of every frame. It does no I/O, starts no goroutine and reads no clock. Encoders append to a
+// It alone knows the layout of a frame. It does no I/O, starts no goroutine and reads no clock. Encoders append to a
 // slice that the caller owns; parsers take a slice and allocate nothing for the frames of the data path.
 package wire
 

@@ -1,0 +1,556 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"reverser/internal/grammar"
+	"reverser/internal/state"
+)
+
+// A fleet is many bridges of one proxy: what one more of them costs, and how long it takes until all serve, at first and after
+// the proxy has been restarted.
+//
+//  1. runFleet       starts a proxy and weighs it, starts the bridges, weighs both, restarts the proxy
+//  2. ownFleet       reverser's: the bridges are in one process (fleetHelper), each with an address of its own
+//  3. frpFleet       frp's: a process for each frpc
+//  4. return.go      the bridges that serve over time, as a picture
+
+// fleetSize is a row: so many bridges, in networks of their own or behind one address.
+type fleetSize struct {
+	bridges int
+	oneAddr bool
+}
+
+func (s fleetSize) String() string {
+	name := fmt.Sprintf("fleet of %d", s.bridges)
+	if s.oneAddr {
+		name += " behind one address"
+	}
+	return name
+}
+
+// fleets are the sizes of the rows.
+func (set settings) fleets() (sizes []fleetSize) {
+	for word := range strings.SplitSeq(set.Fleets, ",") {
+		if s, err := parseFleet(word); err == nil {
+			sizes = append(sizes, s)
+		}
+	}
+	return sizes
+}
+
+// parseFleet reads a size: 1000, or 400/1 for 400 bridges behind one address.
+func parseFleet(word string) (s fleetSize, err error) {
+	word, s.oneAddr = strings.CutSuffix(strings.TrimSpace(word), "/1")
+	if s.bridges, err = strconv.Atoi(word); err != nil || s.bridges < 1 || s.bridges > mostBridges {
+		return s, fmt.Errorf("-fleets: %q is no size from 1 to %d, such as 1000, or 400/1 for 400 bridges behind one address", word, mostBridges)
+	}
+	return s, nil
+}
+
+// checkFleets refuses what is no size, or drops the sizes for which too few files may be open, unless they were asked for: then it
+// refuses them too.
+func (set *settings) checkFleets(asked bool) error {
+	if set.Fleets == "" {
+		return nil
+	}
+	var kept []string
+	for word := range strings.SplitSeq(set.Fleets, ",") {
+		s, err := parseFleet(word)
+		if err != nil {
+			return err
+		}
+		need := s.files()
+		if have := raiseFileLimit(need); have < need {
+			err := fmt.Errorf("a fleet of %d bridges needs %d open files in a process, the limit is %d: raise it with `ulimit -n %d`", s.bridges, need, have, need)
+			if asked {
+				return err
+			}
+			set.absent = append(set.absent, err.Error())
+			continue
+		}
+		kept = append(kept, strings.TrimSpace(word))
+	}
+	set.Fleets = strings.Join(kept, ",")
+	return nil
+}
+
+// files is how many the proxy, and the bridges' process, have open at once.
+func (s fleetSize) files() uint64 { return uint64(filesPerBridge*s.bridges + 500) }
+
+// from is the address that bridge i dials from. Each /24 has one bridge.
+func (s fleetSize) from(i int) string {
+	if s.oneAddr {
+		return "127.1.0.1"
+	}
+	return fmt.Sprintf("127.%d.%d.1", 1+i/250, i%250)
+}
+
+const (
+	// filesPerBridge is what a bridge takes of the proxy's open files: its connections and its public port.
+	filesPerBridge = 6
+	// mostBridges is for how many there are ports.
+	mostBridges = 15_000
+	// mostFrpc is how many frpc this runs beside each other: each is a process.
+	mostFrpc = 200
+	// fleetUsers is through how many of the bridges a user is sent before a figure counts.
+	fleetUsers = 50
+)
+
+// patienceFor bounds the time until all serve. What takes longer counts as so long, with a note.
+func (s fleetSize) patienceFor(set settings) time.Duration {
+	if set.Size == "quick" {
+		return 30 * time.Second
+	}
+	return max(time.Minute, time.Duration(s.bridges)*50*time.Millisecond)
+}
+
+// fleetProbe is the probe of one size. The rows of memory and idleness are the same behind one address.
+func fleetProbe(s fleetSize) probe {
+	each := 3.0
+	p := probe{name: s.String(), once: true, who: []string{reverser}, run: func(ctx context.Context, b *bed, c *contender, set settings) ([]float64, string, error) {
+		return runFleet(ctx, b, c.name, s, set)
+	}}
+	if s.bridges <= mostFrpc {
+		p.who = append(p.who, frp)
+	}
+	name := s.String() + ": "
+	p.kinds = []kind{
+		{Name: name + "all serve again after the proxy's restart", Unit: "s", Low: true, Goals: []goal{{"", max(4, float64(s.bridges)/100)}}},
+		{Name: name + "proxy's CPU for each that returns", Unit: "ms", Low: true, Goals: []goal{{"", each}}},
+		{Name: name + "all serve after the first start", Unit: "s", Low: true},
+		{Name: name + "proxy's CPU for each that starts", Unit: "ms", Low: true, Goals: []goal{{"", each}}},
+	}
+	if !s.oneAddr {
+		p.kinds = append(p.kinds,
+			kind{Name: name + "proxy's memory for an idle one", Unit: "KB", Low: true, Goals: []goal{{"", 64}}},
+			kind{Name: name + "its own memory", Unit: "KB", Low: true},
+			kind{Name: name + "proxy's CPU for 1000 idle ones", Unit: "% of a core", Low: true, Goals: []goal{{"", 1.5}}},
+		)
+	}
+	return p
+}
+
+// A returned fleet is drawn: when each of its bridges served again.
+type returned struct {
+	Fleet     string    `json:"fleet"`
+	Bridges   int       `json:"bridges"`
+	Contender string    `json:"contender"`
+	Limit     float64   `json:"limit"` // seconds that were waited
+	Times     []float64 `json:"times"` // seconds from the order to stop the old proxy, in order
+}
+
+// fleet is a proxy and its bridges.
+type fleet interface {
+	// startProxy starts the proxy and returns when it listens.
+	startProxy(ctx context.Context) (*process, error)
+	// startBridges starts all bridges.
+	startBridges(ctx context.Context) error
+	// again says that bridges that served no longer count.
+	again() error
+	// await waits until all serve, as long as limit, and returns when each did, from the start or the last again on.
+	await(ctx context.Context, limit time.Duration) (served, error)
+	// resident returns the KB of all bridges together; NaN: they are not in one process.
+	resident() float64
+	// ports are those of the users.
+	ports() []string
+	stop()
+}
+
+// served is what fleetHelper says of its bridges.
+type served struct {
+	Times []float64      `json:"times"` // seconds, in order
+	Said  map[string]int `json:"said"`  // the bridges' warnings, and how often
+}
+
+func (s served) note(all int, limit time.Duration) string {
+	if len(s.Times) == all {
+		return ""
+	}
+	text := fmt.Sprintf("only %d of %d served after %v, which is the figure then", len(s.Times), all, limit)
+	most, often := "", 0
+	for said, n := range s.Said {
+		if n > often {
+			most, often = said, n
+		}
+	}
+	if often > 0 {
+		text += fmt.Sprintf("; %d times the bridges said: %s", often, most)
+	}
+	return text
+}
+
+func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set settings) (figures []float64, note string, err error) {
+	f, err := b.newFleet(name, size)
+	if err != nil {
+		return nil, "", err
+	}
+	defer f.stop()
+	var notes []string
+	limit, n := size.patienceFor(set), float64(size.bridges)
+	// serve waits until all serve, and finds the CPU that the proxy used for each; nothing when not all did.
+	serve := func(proxy *process, what string) (all, each float64, times []float64, err error) {
+		got, err := f.await(ctx, limit)
+		if err != nil {
+			return 0, 0, nil, err
+		}
+		if note := got.note(size.bridges, limit); note != "" {
+			notes = append(notes, what+": "+note)
+			return limit.Seconds(), nothing, got.Times, nil
+		}
+		if err := tryUsers(ctx, b.front, f.ports()); err != nil {
+			return 0, 0, nil, err
+		}
+		if err := sleep(ctx, 2*time.Second); err != nil { // further connections come when the first ones are there
+			return 0, 0, nil, err
+		}
+		return got.Times[size.bridges-1], cpuOf(proxy).Seconds() * 1e3 / n, got.Times, nil
+	}
+
+	proxy, err := f.startProxy(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := sleep(ctx, time.Second); err != nil {
+		return nil, "", err
+	}
+	empty, err := residentOf(proxy)
+	if err != nil {
+		return nil, "", err
+	}
+	before := cpuOf(proxy).Seconds() * 1e3 / n
+	if err := f.startBridges(ctx); err != nil {
+		return nil, "", err
+	}
+	start, startCPU, _, err := serve(proxy, "first start")
+	if err != nil {
+		return nil, "", err
+	}
+	var idle []float64
+	switch {
+	case size.oneAddr:
+	case len(notes) > 0:
+		idle = []float64{nothing, nothing, nothing}
+	default:
+		if idle, err = weighFleet(ctx, f, proxy, empty, size, set); err != nil {
+			return nil, "", err
+		}
+	}
+
+	if err := f.again(); err != nil {
+		return nil, "", err
+	}
+	proxy.terminate()
+	select {
+	case <-proxy.ended:
+	case <-time.After(patience):
+		return nil, "", fmt.Errorf("%s did not stop within %v of SIGTERM", proxy.name, patience)
+	}
+	if proxy, err = f.startProxy(ctx); err != nil {
+		return nil, "", err
+	}
+	again, againCPU, times, err := serve(proxy, "restart")
+	if err != nil {
+		return nil, "", err
+	}
+	b.returns = append(b.returns, returned{size.String(), size.bridges, name, limit.Seconds(), times})
+	return append([]float64{again, againCPU, start, startCPU - before}, idle...), strings.Join(notes, "; "), nil
+}
+
+// weighFleet finds the KB of the proxy and of a bridge for each that is idle, and the CPU of a thousand.
+func weighFleet(ctx context.Context, f fleet, proxy *process, empty int, size fleetSize, set settings) ([]float64, error) {
+	rest, watch := settle, 10*time.Second
+	if set.Size == "quick" {
+		rest, watch = 2*time.Second, 5*time.Second // one round of PINGs
+	}
+	if err := sleep(ctx, rest); err != nil {
+		return nil, err
+	}
+	full, err := residentOf(proxy)
+	if err != nil {
+		return nil, err
+	}
+	before, start := cpuOf(proxy), time.Now()
+	if err := sleep(ctx, watch); err != nil {
+		return nil, err
+	}
+	n := float64(size.bridges)
+	busy := (cpuOf(proxy) - before).Seconds() / time.Since(start).Seconds()
+	return []float64{float64(full-empty) / n, f.resident() / n, busy * 100 * 1000 / n}, nil
+}
+
+// tryUsers sends users through some of the bridges.
+func tryUsers(ctx context.Context, from host, ports []string) error {
+	for i := 0; i < len(ports); i += max(len(ports)/fleetUsers, 1) {
+		if err := echoOnce(ctx, from, ports[i]); err != nil {
+			return fmt.Errorf("bridge %d of %d is said to serve, and a user gets: %w", i+1, len(ports), err)
+		}
+	}
+	return nil
+}
+
+func cpuOf(p *process) time.Duration { return allTasks().cpu(p.cmd.Process.Pid) }
+
+func residentOf(p *process) (int, error) {
+	return (&contender{name: p.name, processes: []*process{p}}).resident()
+}
+
+func (b *bed) newFleet(name string, size fleetSize) (fleet, error) {
+	b.starts++
+	dir := filepath.Join(b.dir, fmt.Sprintf("fleet-%d", b.starts))
+	ports, err := fleetPorts(size.bridges + 1)
+	if err != nil {
+		return nil, err
+	}
+	common := fleetParts{b: b, size: size, dir: dir, link: ports[0], public: ports[1:]}
+	if name == frp {
+		return &frpFleet{fleetParts: common}, nil
+	}
+	return &ownFleet{fleetParts: common}, nil
+}
+
+// fleetPorts returns ports in a row, below those that outgoing connections take.
+func fleetPorts(n int) ([]string, error) {
+	for first := 11000; first+n < 30000; first += 500 {
+		var taken bool
+		for _, p := range []int{first, first + n/2, first + n - 1} { // a program that has one in between is found when it is opened
+			ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p))
+			if err != nil {
+				taken = true
+				break
+			}
+			ln.Close()
+		}
+		if taken {
+			continue
+		}
+		ports := make([]string, n)
+		for i := range ports {
+			ports[i] = fmt.Sprintf("127.0.0.1:%d", first+i)
+		}
+		return ports, nil
+	}
+	return nil, fmt.Errorf("no %d free ports in a row on 127.0.0.1 between 11000 and 30000: stop what listens there", n)
+}
+
+// fleetParts is what both kinds have.
+type fleetParts struct {
+	b      *bed
+	size   fleetSize
+	dir    string
+	link   string
+	public []string // ADDR for the users of each bridge
+	proxy  *process
+	begun  time.Time
+}
+
+func (f *fleetParts) ports() []string { return f.public }
+
+func (f *fleetParts) start(ctx context.Context, program string, args ...string) (*process, error) {
+	p, err := f.b.start(here{}, "fleet-proxy", nil, f.b.path(program), args...)
+	if err != nil {
+		return nil, err
+	}
+	f.proxy = p
+	c := &contender{name: "the fleet's proxy", processes: []*process{p}}
+	return p, f.b.await(ctx, c, f.link, func() error { return dialOnce(ctx, here{}, f.link) })
+}
+
+// ownFleet is reverser's. Its bridges are in a helper, which is told what to do line by line.
+type ownFleet struct {
+	fleetParts
+	cmd    *exec.Cmd
+	in     io.WriteCloser
+	out    *bufio.Reader
+	words  *strings.Builder
+	tokens []string
+}
+
+func (f *ownFleet) startProxy(ctx context.Context) (*process, error) {
+	if f.tokens == nil {
+		if err := f.makeKeys(); err != nil {
+			return nil, err
+		}
+	}
+	return f.start(ctx, reverser, "proxy", "--listen", f.link, "--state", f.dir, "--log-level", "warn")
+}
+
+// makeKeys fills the proxy's state directory: `reverser key add` for each would take minutes.
+func (f *ownFleet) makeKeys() error {
+	d, err := state.Open(f.dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	cert, _, err := d.Identity()
+	if err != nil {
+		return err
+	}
+	var keys []state.Key
+	for i, addr := range f.public {
+		allow, err := grammar.ParseAllow("tcp/" + addr)
+		if err != nil {
+			return err
+		}
+		k, err := state.NewKey(fmt.Sprintf("bridge%d", i), grammar.Policy{allow}, 0)
+		if err != nil {
+			return err
+		}
+		keys = append(keys, k)
+		f.tokens = append(f.tokens, grammar.Token{Addrs: []string{f.link}, KeyID: k.ID, Secret: k.Secret, Pin: state.Pin(cert)}.Encode())
+	}
+	return d.SetKeys(keys)
+}
+
+func (f *ownFleet) startBridges(ctx context.Context) error {
+	f.cmd = command(ctx, f.b.self, "fleet")
+	in, err1 := f.cmd.StdinPipe()
+	out, err2 := f.cmd.StdoutPipe()
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	f.in, f.out, f.words = in, bufio.NewReader(out), new(strings.Builder)
+	f.cmd.Stderr = f.words
+	if err := f.cmd.Start(); err != nil {
+		return err
+	}
+	plan := make([]plannedBridge, f.size.bridges)
+	for i := range plan {
+		plan[i] = plannedBridge{f.tokens[i], f.size.from(i), "tcp/" + f.public[i]}
+	}
+	return f.say(json.NewEncoder(f.in).Encode(plan))
+}
+
+// say adds to an error what the helper said.
+func (f *ownFleet) say(err error) error {
+	if err != nil && f.words.Len() > 0 {
+		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(f.words.String()))
+	}
+	return err
+}
+
+func (f *ownFleet) again() error {
+	_, err := io.WriteString(f.in, "again\n")
+	return f.say(err)
+}
+
+func (f *ownFleet) await(_ context.Context, limit time.Duration) (s served, err error) {
+	if _, err := fmt.Fprintf(f.in, "await %v\n", limit); err != nil {
+		return s, f.say(err)
+	}
+	line, err := f.out.ReadBytes('\n')
+	if err != nil {
+		return s, f.say(fmt.Errorf("the bridges' process: %w", err))
+	}
+	return s, json.Unmarshal(line, &s)
+}
+
+func (f *ownFleet) resident() float64 {
+	kb, err := residentOf(&process{name: "the bridges", cmd: f.cmd})
+	if err != nil {
+		return nothing
+	}
+	return float64(kb)
+}
+
+func (f *ownFleet) stop() {
+	if f.in != nil {
+		f.in.Close()
+		_ = f.cmd.Wait() // its last line was read, or it is missed
+	}
+	if f.proxy != nil {
+		f.proxy.stop()
+	}
+}
+
+// frpFleet has a frpc for each bridge.
+type frpFleet struct {
+	fleetParts
+	clients []*process
+}
+
+func (f *frpFleet) startProxy(ctx context.Context) (*process, error) {
+	host, port, _ := net.SplitHostPort(f.link)
+	conf, err := f.b.file("fleet-frps.toml", fmt.Sprintf("bindAddr = %q\nproxyBindAddr = \"127.0.0.1\"\nbindPort = %s\nauth.token = \"measured\"\nlog.level = \"error\"\n", host, port))
+	if err != nil {
+		return nil, err
+	}
+	return f.start(ctx, "frps", "-c", conf)
+}
+
+func (f *frpFleet) startBridges(context.Context) error {
+	host, link, _ := net.SplitHostPort(f.link)
+	echoHost, echo, _ := net.SplitHostPort(f.b.servers.echo)
+	f.begun = time.Now()
+	for i, addr := range f.public {
+		conf, err := f.b.file(fmt.Sprintf("fleet-frpc-%d.toml", i), fmt.Sprintf(
+			"serverAddr = %q\nserverPort = %s\nauth.token = \"measured\"\nloginFailExit = false\nlog.level = \"error\"\ntransport.connectServerLocalIP = %q\n"+
+				"[[proxies]]\nname = \"b%d\"\ntype = \"tcp\"\nlocalIP = %q\nlocalPort = %s\nremotePort = %s\n", host, link, f.size.from(i), i, echoHost, echo, port(addr)))
+		if err != nil {
+			return err
+		}
+		p, err := f.b.start(here{}, "fleet-frpc-"+strconv.Itoa(i), nil, f.b.tools["frpc"], "-c", conf)
+		if err != nil {
+			return err
+		}
+		f.clients = append(f.clients, p)
+	}
+	return nil
+}
+
+func (f *frpFleet) again() error {
+	f.begun = time.Now()
+	return nil
+}
+
+// await sends users until one is served by each bridge. Before a bridge is there its port is closed.
+func (f *frpFleet) await(ctx context.Context, limit time.Duration) (s served, err error) {
+	ctx, cancel := context.WithDeadline(ctx, f.begun.Add(limit))
+	defer cancel()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, addr := range f.public {
+		wg.Go(func() {
+			for echoOnce(ctx, here{}, addr) != nil {
+				if sleep(ctx, 50*time.Millisecond) != nil {
+					return
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			s.Times = append(s.Times, time.Since(f.begun).Seconds())
+		})
+	}
+	wg.Wait()
+	slices.Sort(s.Times)
+	return s, nil
+}
+
+// resident is of processes that share nothing, which compares with nothing.
+func (f *frpFleet) resident() float64 { return math.NaN() }
+
+func (f *frpFleet) stop() {
+	for _, p := range f.clients {
+		p.terminate()
+	}
+	for _, p := range f.clients {
+		p.stop()
+	}
+	if f.proxy != nil {
+		f.proxy.stop()
+	}
+}

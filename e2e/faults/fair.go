@@ -1,0 +1,130 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"reverser/e2e/attacks"
+)
+
+// flood is one way in which strangers come.
+type flood struct {
+	rate, addresses int
+	known           bool // they come from the address that the neighbour's bridge has
+	far             bool // 200 ms of round trip between bridge and proxy
+	beside          bool // they share the address of a bridge that is new to the proxy
+	says            attacks.Words
+}
+
+func (f flood) String() string {
+	from := fmt.Sprintf("%d unknown addresses", f.addresses)
+	switch {
+	case f.known:
+		from = "the bridge's own address"
+	case f.beside:
+		from = "a new bridge's address"
+	case f.addresses == 1:
+		from = "an unknown address"
+	}
+	far := ""
+	if f.far {
+		far = ", 200 ms of round trip"
+	}
+	return fmt.Sprintf("%d strangers a second from %s, %s%s", f.rate, from, f.says, far)
+}
+
+// floods are those of a size.
+func floods(b *bed) (all []flood) {
+	if b.size == ci {
+		return []flood{
+			{rate: 5000, addresses: 1000}, {rate: 60, beside: true}, {rate: 900, addresses: 24, says: attacks.Hello},
+			{rate: 900, addresses: 24, far: true}, {rate: 900, known: true, far: true},
+		}
+	}
+	says := by(b, nil, []attacks.Words{attacks.Nothing}, []attacks.Words{attacks.Nothing, attacks.Half, attacks.Hello})
+	for _, w := range says {
+		for _, rate := range []int{900, 5000} {
+			for _, far := range []bool{false, true} {
+				for _, addresses := range []int{1, 24, 1000} {
+					all = append(all, flood{rate: rate, addresses: addresses, far: far, says: w})
+				}
+				all = append(all, flood{rate: rate, known: true, far: far, says: w})
+			}
+		}
+		all = append(all, flood{rate: 60, beside: true, says: w})
+	}
+	if b.size == normal {
+		all = append(all, flood{rate: 900, addresses: 24, says: attacks.Half}, flood{rate: 900, addresses: 24, says: attacks.Hello})
+	}
+	return all
+}
+
+// A1
+func strangers(ctx context.Context, b *bed) error {
+	for _, far := range []bool{false, true} {
+		n, err := b.neighbour(ctx, options{lab: far})
+		if err != nil {
+			return err
+		}
+		back := time.Second
+		if far {
+			back = 3 * time.Second
+			if err := n.lab.SetDelay(100 * time.Millisecond); err != nil {
+				return err
+			}
+		}
+		for i, f := range floods(b) {
+			if f.far != far {
+				continue
+			}
+			if err := n.flood(ctx, f, netip.AddrFrom4([4]byte{127, 9, byte(1 + i), 9}), back); err != nil {
+				b.fail("%s: %v", f, err)
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+			}
+		}
+		if err := n.finish(ctx); err != nil {
+			return err
+		}
+		if n.lab != nil {
+			if err := n.lab.SetDelay(0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (n *neighbour) flood(ctx context.Context, f flood, newAddr netip.Addr, back time.Duration) error {
+	s := &attacks.Strangers{Do: n.pub.Do, Addr: netip.MustParseAddrPort(n.link), Rate: f.rate, Says: f.says}
+	switch {
+	case f.known && f.far:
+		s.Do = n.lan.Do
+	case f.known: // the relay's connections come from where all do
+	case f.beside:
+		s.From = []netip.Addr{newAddr}
+	default:
+		s.From = attacks.Blocks(f.addresses)
+	}
+	err := n.beside(ctx, f.String(), func() (func(), error) {
+		s.Start()
+		return s.Stop, nil
+	}, func() error {
+		if err := n.cut(ctx, "under it", back); err != nil {
+			return err
+		}
+		if !f.far {
+			if err := n.newBridge(ctx, "under it", newAddr, 5*time.Second); err != nil {
+				return err
+			}
+		}
+		return n.operator(ctx, "under it")
+	})
+	n.note("%d strangers came", s.Came.Load())
+	return err
+}

@@ -1,0 +1,430 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"reverser/e2e/attacks"
+	"reverser/internal/grammar"
+	"reverser/internal/wire"
+)
+
+// greedyHost is where a greedy key has its public ports: no other program is there.
+const greedyHost = "127.0.0.99"
+
+// conns are connections that somebody holds.
+type conns struct {
+	mu  sync.Mutex
+	all []net.Conn // guarded by mu
+}
+
+func (c *conns) add(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all = append(c.all, conn)
+}
+
+func (c *conns) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.all {
+		conn.Close()
+	}
+	c.all = nil
+}
+
+// crowd calls f n times, so many at once, until stop is called, which waits for them. Whoever got a connection holds it until then.
+func crowd(ctx context.Context, n, atOnce int, f func(ctx context.Context, i int) (net.Conn, error)) (had *atomic.Int64, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	had = new(atomic.Int64)
+	var held conns
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range atOnce {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
+				one, done := context.WithTimeout(ctx, 10*time.Second)
+				if c, err := f(one, i); err == nil {
+					had.Add(1)
+					held.add(c)
+				}
+				done()
+			}
+		})
+	}
+	return had, func() {
+		cancel()
+		wg.Wait()
+		held.close()
+	}
+}
+
+// A2
+func unfinishedTables(ctx context.Context, b *bed) error {
+	tables, idle := by(b, 150, 1500, 10_000), by(b, 300, 1000, 3000)
+	n, err := b.neighbour(ctx, options{files: 1024})
+	if err != nil {
+		return err
+	}
+	greedy, _, err := n.key(ctx, "greedy")
+	if err != nil {
+		return err
+	}
+	pid := n.proxy.Cmd.Process.Pid
+	before := usageOf(pid)
+	watch, over := watchMemory(pid)
+	dial := n.dialFrom(netip.Addr{})
+	var sent, held *atomic.Int64
+	err = n.beside(ctx, fmt.Sprintf("%d unfinished tables and %d idle connections of one key", tables, idle), func() (func(), error) {
+		var stopTables, stopIdle func()
+		sent, stopTables = crowd(ctx, tables, 16, func(ctx context.Context, _ int) (net.Conn, error) { return attacks.Unfinished(ctx, greedy, dial) })
+		held, stopIdle = crowd(ctx, idle, 8, func(ctx context.Context, _ int) (net.Conn, error) { return attacks.Idle(ctx, greedy, dial) })
+		return func() { stopTables(); stopIdle() }, nil
+	}, func() error {
+		if err := n.operator(ctx, "beside them"); err != nil {
+			return err
+		}
+		if err := n.newcomer(ctx, "beside them", time.Second); err != nil {
+			return err
+		}
+		return n.cut(ctx, "beside them", time.Second)
+	})
+	peak := over(watch)
+	if err != nil {
+		return err
+	}
+	n.note("%d tables were taken but for their last part, %d idle connections were let in", sent.Load(), held.Load())
+	n.atMost("the proxy's memory grew by", peak-before.rss, 32<<20, 200<<20)
+	return n.finish(ctx)
+}
+
+// atMost notes an amount of memory: promised is what the report holds it to, broken where a test fails.
+func (r *result) atMost(what string, got, promised, broken int64) {
+	r.note("%s %s", what, bytesText(got))
+	if got > broken {
+		r.fail("%s %s; promised are %s", what, bytesText(got), bytesText(promised))
+	} else if got > promised {
+		r.miss("%s %s; promised are %s", what, bytesText(got), bytesText(promised))
+	}
+}
+
+// watchMemory looks at a process now and then until over is called, which returns the most that it had.
+func watchMemory(pid int) (stop chan struct{}, over func(chan struct{}) int64) {
+	stop = make(chan struct{})
+	peak := make(chan int64, 1)
+	go func() {
+		var most int64
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			most = max(most, usageOf(pid).rss)
+			select {
+			case <-stop:
+				peak <- most
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return stop, func(stop chan struct{}) int64 { close(stop); return <-peak }
+}
+
+// A greedyBridge is a session of a key that claims ports and does with users what its owner likes.
+type greedyBridge struct {
+	*attacks.Bridge
+	opened func(slot int, f wire.Frame) // an OPEN came; may be nil
+
+	mu sync.Mutex
+	up map[uint32]bool // claims by id, whether their port is open; guarded by mu
+}
+
+func (g *greedyBridge) handle(slot int, f wire.Frame) {
+	switch f.Type {
+	case wire.TypeClaimed:
+		id, c, err := wire.ParseClaimed(f)
+		if err != nil {
+			return
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.up[id] = c.Status == wire.ClaimUp
+	case wire.TypeOpen:
+		if g.opened != nil {
+			g.opened(slot, f)
+		}
+	}
+}
+
+// answered is how many claims have an answer, and to how many of them it is that the port is open.
+func (g *greedyBridge) answered() (all, up int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, yes := range g.up {
+		if yes {
+			up++
+		}
+	}
+	return len(g.up), up
+}
+
+// greedyBridge begins a session for the key and claims ports of greedyHost, from first on.
+func (t *tunnel) greedyBridge(ctx context.Context, token grammar.Token, first, claims int, opened func(slot int, f wire.Frame)) (*greedyBridge, error) {
+	g := &greedyBridge{opened: opened, up: make(map[uint32]bool)}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var err error
+	if g.Bridge, err = attacks.Begin(ctx, token, "greedy", t.dialFrom(netip.Addr{}), g.handle); err != nil {
+		return nil, err
+	}
+	if err := g.Join(ctx, 1); err != nil {
+		g.Close()
+		return nil, err
+	}
+	var frames []byte
+	for i := range claims {
+		port := 1024 + (first-1024+i)%(65_536-1024)
+		frames = wire.AppendClaim(frames, uint32(i+1), wire.Claim{Public: fmt.Sprintf("tcp/%s:%d", greedyHost, port), Target: "127.0.0.1:1"})
+	}
+	if err := g.Send(0, wire.AppendRound(frames)); err != nil {
+		g.Close()
+		return nil, err
+	}
+	return g, nil
+}
+
+// A3
+func manyClaims(ctx context.Context, b *bed) error {
+	const files = 1024
+	claims := by(b, 1100, 5000, 20_000)
+	n, err := b.neighbour(ctx, options{files: files})
+	if err != nil {
+		return err
+	}
+	greedy, _, err := n.key(ctx, "greedy")
+	if err != nil {
+		return err
+	}
+	var g *greedyBridge
+	begin := time.Now()
+	err = n.beside(ctx, fmt.Sprintf("%d claims of one key at %d descriptors", claims, files), func() (stop func(), err error) {
+		g, err = n.greedyBridge(ctx, greedy, 20_000, claims, nil)
+		if err != nil {
+			return nil, err
+		}
+		return g.Close, nil
+	}, func() error {
+		if err := n.operator(ctx, "beside them"); err != nil {
+			return err
+		}
+		if err := n.newcomer(ctx, "beside them", time.Second); err != nil {
+			return err
+		}
+		if err := n.newBridge(ctx, "beside them", netip.AddrFrom4([4]byte{127, 8, 1, 9}), 5*time.Second); err != nil {
+			return err
+		}
+		return n.cut(ctx, "beside them", time.Second)
+	})
+	if err != nil {
+		return err
+	}
+	took := time.Since(begin)
+	all, up := g.answered()
+	n.note("%d claims were answered, %d ports opened", all, up)
+	if up > files/2 {
+		n.fail("one key has %d of %d descriptors for its ports; promised is at most half of what is free", up, files)
+	}
+	lines := 0
+	for line := range strings.Lines(n.proxy.Stderr.String()) {
+		if strings.Contains(line, `"key":"greedy"`) {
+			lines++
+		}
+	}
+	// Ten a second of each kind of message, of which a claim has four, and the sessions' own.
+	most := 4*10*(int(took.Seconds())+2) + 20
+	n.note("%d lines of log about them in %s", lines, seconds(took))
+	if lines > most {
+		n.fail("%d lines of log about one key in %s; promised are at most %d", lines, seconds(took), most)
+	}
+	return n.finish(ctx)
+}
+
+// A4
+func neverAcknowledged(ctx context.Context, b *bed) error {
+	users := by(b, 100, 200, 500)
+	each := by(b, time.Second, 5*time.Second, 10*time.Second)
+	t, err := b.tunnel(ctx, options{lab: true, relay: true})
+	if err != nil {
+		return err
+	}
+	if err := t.lab.SetDelay(100 * time.Millisecond); err != nil {
+		return err
+	}
+	n, err := t.neighbour(ctx)
+	if err != nil {
+		return err
+	}
+	l, err := n.connect(ctx)
+	if err != nil {
+		return err
+	}
+	// One download without a limit: its speed over such a distance is what the proxy's memory for windows lets through.
+	up, down := newFlow(1000), newFlow(-1)
+	var wg sync.WaitGroup
+	var bulk error
+	wg.Go(func() { bulk = l.duplex(up, down) })
+	// speed is the best of three looks: a busy machine makes some of them slow.
+	speed := func() (best float64) {
+		for range 3 {
+			begin, at := time.Now(), down.received.Load()
+			pass(ctx, each)
+			best = max(best, float64(down.received.Load()-at)/time.Since(begin).Seconds()/1e6)
+		}
+		return best
+	}
+	pass(ctx, by(b, 6*time.Second, 10*time.Second, 20*time.Second)) // until its window has grown
+	before := speed()
+
+	greedy, _, err := n.key(ctx, "greedy")
+	if err != nil {
+		return err
+	}
+	var g atomic.Pointer[greedyBridge]
+	bridge, err := n.greedyBridge(ctx, greedy, 20_000, 1, func(slot int, f wire.Frame) {
+		if g := g.Load(); g != nil {
+			_ = g.Send(slot, wire.AppendAck(nil, f.Stream, 0, 1<<40)) // a session that has ended is seen below
+		}
+	})
+	if err != nil {
+		return err
+	}
+	g.Store(bridge)
+	closeBridge := sync.OnceFunc(bridge.Close)
+	defer closeBridge()
+	if err := await(ctx, "the greedy key's port is open", func() bool { _, up := bridge.answered(); return up == 1 }); err != nil {
+		return err
+	}
+	var taken atomic.Int64
+	_, stop := crowd(ctx, users, users, func(ctx context.Context, _ int) (net.Conn, error) {
+		c, err := n.pub.Dial(ctx, greedyHost+":20000")
+		if err != nil {
+			return nil, err
+		}
+		wg.Go(func() {
+			for {
+				m, err := c.Write(noiseAt(1, 0, chunk))
+				taken.Add(int64(m))
+				if err != nil {
+					return
+				}
+			}
+		})
+		return c, nil
+	})
+	stop = sync.OnceFunc(stop)
+	defer stop()
+	pass(ctx, 2*time.Second) // until it has what it can get
+	beside := speed()
+	held := taken.Load()
+	if err := n.operator(ctx, "beside it"); err != nil {
+		return err
+	}
+	if err := n.newcomer(ctx, "beside it", 3*time.Second); err != nil {
+		return err
+	}
+	if err := n.cut(ctx, "beside it", 3*time.Second); err != nil {
+		return err
+	}
+	pass(ctx, 3*time.Second)
+	stop()
+	closeBridge()
+	pass(ctx, 3*time.Second)
+	after := speed()
+	close(down.stop)
+	wg.Wait()
+	b.failIf(bulk, "the neighbour's download")
+	b.note("a download over 200 ms: %.1f MB/s, %.1f beside a key that took %s and acknowledged nothing, %.1f when that had gone", before, beside, bytesText(held), after)
+	const floor = 64 << 10 / .2 / 1e6 // what a stream has in any case
+	for what, got := range map[string]float64{"beside it": beside, "behind it": after} {
+		switch {
+		case got < before/4 && got < 1.5*floor:
+			b.fail("the download is left with the floor %s: %.1f MB/s, %.1f before; promised is half of that", what, got, before)
+		case got < before/2:
+			b.miss("the download has %.1f MB/s %s, %.1f before; promised is half of that", got, what, before)
+		}
+	}
+	return n.finish(ctx)
+}
+
+// A5
+func idleUsers(ctx context.Context, b *bed) error {
+	const files = 1024
+	idle := by(b, 1500, 3000, 3000)
+	n, err := b.neighbour(ctx, options{files: files})
+	if err != nil {
+		return err
+	}
+	greedy, _, err := n.key(ctx, "greedy")
+	if err != nil {
+		return err
+	}
+	g, err := n.greedyBridge(ctx, greedy, 20_000, 1, nil)
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	if err := await(ctx, "the greedy key's port is open", func() bool { _, up := g.answered(); return up == 1 }); err != nil {
+		return err
+	}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 77)}}
+	err = n.beside(ctx, fmt.Sprintf("%d idle users of one address at another key's port, %d descriptors", idle, files), func() (func(), error) {
+		_, stop := crowd(ctx, idle, 16, func(ctx context.Context, _ int) (net.Conn, error) {
+			return d.DialContext(ctx, "tcp", greedyHost+":20000")
+		})
+		return stop, nil
+	}, func() error {
+		for range 5 {
+			if err := n.newcomer(ctx, "beside them", time.Second); err != nil {
+				return err
+			}
+		}
+		if err := n.operator(ctx, "beside them"); err != nil {
+			return err
+		}
+		if err := n.newBridge(ctx, "beside them", netip.AddrFrom4([4]byte{127, 8, 2, 9}), 5*time.Second); err != nil {
+			return err
+		}
+		if err := n.cut(ctx, "beside them", time.Second); err != nil {
+			return err
+		}
+		return n.otherUser(ctx)
+	})
+	if err != nil {
+		return err
+	}
+	return n.finish(ctx)
+}
+
+// otherUser is a user of the greedy key's port from another address: the idle ones of one address do not lock them out.
+func (n *neighbour) otherUser(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 78)}}
+	c, err := d.DialContext(ctx, "tcp", greedyHost+":20000")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	is := func(p pair) bool { return strings.HasPrefix(p.Client, "127.0.0.78:") }
+	if await(ctx, "that user has a pair", func() bool { return n.pairs(ctx, n.proxyState, is) > 0 }) != nil {
+		n.miss("a user from another address found no place at the greedy key's port within %v", patience)
+	}
+	return nil
+}

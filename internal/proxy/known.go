@@ -1,0 +1,146 @@
+package proxy
+
+import (
+	"container/list"
+	"net/netip"
+	"time"
+
+	"reverser/internal/traffic"
+)
+
+// How long an address counts as known behind the last bridge that authenticated from it, and how many are remembered.
+const (
+	rememberAddress = 24 * time.Hour
+	mostKnown       = 32_768
+)
+
+// Known is an address, or a customer's network in IPv6, that a bridge authenticated from.
+type Known struct {
+	Block netip.Prefix
+	Last  time.Time
+}
+
+// saveFirst is how soon what a proxy learns is saved for its next start, and saveKnown how often from then on.
+const (
+	saveFirst = time.Minute
+	saveKnown = 10 * time.Minute
+)
+
+// keepKnown saves what is known now and then.
+func (p *Proxy) keepKnown() {
+	next := time.NewTimer(saveFirst)
+	defer next.Stop()
+	for {
+		select {
+		case <-next.C:
+			p.saveKnown()
+			next.Reset(saveKnown)
+		case <-p.life.drain:
+			return
+		case <-p.life.ctx.Done():
+			return
+		}
+	}
+}
+
+// saveKnown saves what is known, if there is news.
+func (p *Proxy) saveKnown() {
+	if p.cfg.SaveKnown == nil {
+		return
+	}
+	g := p.port.gate
+	g.mu.Lock()
+	var list []Known
+	news := g.room.known.news
+	if news {
+		list, g.room.known.news = g.room.known.all(), false
+	}
+	g.mu.Unlock()
+	if !news {
+		return
+	}
+	if err := p.cfg.SaveKnown(list); err != nil {
+		p.log.Warn("the addresses that bridges come from could not be saved: strangers may delay them after a restart", "err", err)
+		g.mu.Lock()
+		g.room.known.news = true
+		g.mu.Unlock()
+	}
+}
+
+// known remembers where bridges come from.
+type known struct {
+	most   int
+	blocks recent[netip.Prefix, time.Time]
+	news   bool // since it was saved
+}
+
+func (k *known) has(a netip.Addr, now time.Time) bool {
+	at, ok := k.blocks.get(traffic.Block(a))
+	return ok && now.Sub(at) <= rememberAddress
+}
+
+// worthSaving is by how much the time of an address that is known changes before that is worth a write.
+const worthSaving = time.Hour
+
+func (k *known) add(a netip.Addr, now time.Time) {
+	block := traffic.Block(a)
+	before, ok := k.blocks.get(block)
+	k.blocks.put(block, now, k.most)
+	if ok && now.Sub(before) < worthSaving {
+		return
+	}
+	k.news = true
+}
+
+// load takes over what another process knew.
+func (k *known) load(list []Known, now time.Time) {
+	for _, e := range list {
+		if at := e.Last; !at.After(now.Add(time.Minute)) && now.Sub(at) <= rememberAddress {
+			k.blocks.put(e.Block, at, k.most)
+		}
+	}
+}
+
+// all returns what is known, what was longest ago first.
+func (k *known) all() (list []Known) {
+	for e := k.blocks.order.Front(); e != nil; e = e.Next() {
+		en := e.Value.(*entry[netip.Prefix, time.Time])
+		list = append(list, Known{en.key, en.value})
+	}
+	return list
+}
+
+// recent is a map that is bounded: what was put least recently is forgotten.
+type recent[K comparable, V any] struct {
+	at    map[K]*list.Element
+	order list.List // of *entry, what was put last at the end
+}
+
+type entry[K comparable, V any] struct {
+	key   K
+	value V
+}
+
+func (r *recent[K, V]) get(k K) (v V, ok bool) {
+	if e := r.at[k]; e != nil {
+		return e.Value.(*entry[K, V]).value, true
+	}
+	return v, false
+}
+
+func (r *recent[K, V]) put(k K, v V, most int) {
+	if e := r.at[k]; e != nil {
+		e.Value.(*entry[K, V]).value = v
+		r.order.MoveToBack(e)
+		return
+	}
+	if r.at == nil {
+		r.at = make(map[K]*list.Element)
+	}
+	if r.order.Len() >= most {
+		oldest := r.order.Front()
+		delete(r.at, oldest.Value.(*entry[K, V]).key)
+		r.order.Remove(oldest)
+	}
+	r.at[k] = r.order.PushBack(&entry[K, V]{k, v})
+}

@@ -1,0 +1,68 @@
+package proxy
+
+import (
+	"errors"
+
+	"reverser/internal/status"
+	"reverser/internal/sys"
+)
+
+// pressure lists what runs short, for a snapshot in which links and services stand already.
+func (p *Proxy) pressure(snap *status.Snapshot) []status.Pressure {
+	list := p.port.memory.AppendTo(p.port.short.AppendTo(p.conns.Pressure(nil)))
+	if pool := p.port.descriptors; p.registry.Short() > 0 || pool.Free(sys.ForListeners) == 0 && pool.Taken(sys.ForListeners) > 0 {
+		list = append(list, status.Pressure{
+			What: "descriptors for public ports", Used: int64(pool.Taken(sys.ForListeners)), Limit: int64(pool.Taken(sys.ForListeners) + pool.Free(sys.ForListeners)),
+			Largest: largest(snap.Services, func(s status.Service) (string, int) {
+				if s.State == status.ServiceUp {
+					return s.Key, 1
+				}
+				return s.Key, 0
+			}),
+			Hint: "raise the limit (ulimit -n, LimitNOFILE=), or let fewer services be offered",
+		})
+	}
+	return list
+}
+
+var errWindows = errors.New("connections get smaller windows than they could use")
+
+// memoryPressure describes who holds how much of the memory for bytes in flight.
+func (p *Proxy) memoryPressure() status.Pressure {
+	key, held := p.port.budget.Largest()
+	pr := status.Pressure{
+		What: "bytes of memory for what is in flight", Used: p.port.budget.Used(), Limit: p.port.budget.Size(),
+		Hint: "nobody is cut off: connections over long paths get slower; give the process more memory (GOMEMLIMIT, MemoryMax=)",
+	}
+	if held > 0 {
+		pr.Largest = status.Holder{Key: p.keyName(key), Used: held}
+	}
+	return pr
+}
+
+// linkPressure describes who has how many connections of the link port.
+func (p *Proxy) linkPressure() status.Pressure {
+	pool := p.port.descriptors
+	used := pool.Taken(sys.ForLinks)
+	var links []status.Link
+	for _, s := range p.registry.Sessions() {
+		links = append(links, status.Link{Key: s.KeyName, Carriers: linkOf(s.Way).Snapshot(s.KeyName, "", false).Carriers})
+	}
+	return status.Pressure{
+		What: "descriptors for bridges", Used: int64(used), Limit: int64(used + pool.Free(sys.ForLinks)),
+		Largest: largest(links, func(l status.Link) (string, int) { return l.Key, 1 + l.Carriers }),
+		Hint:    "raise the limit (ulimit -n, LimitNOFILE=)",
+	}
+}
+
+// largest adds up what keys have, and returns the one with most.
+func largest[T any](all []T, of func(T) (key string, n int)) (most status.Holder) {
+	sum := make(map[string]int64)
+	for _, x := range all {
+		key, n := of(x)
+		if sum[key] += int64(n); sum[key] > most.Used {
+			most.Key, most.Used = key, sum[key]
+		}
+	}
+	return most
+}

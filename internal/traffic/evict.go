@@ -1,0 +1,97 @@
+package traffic
+
+import (
+	"maps"
+	"math/rand/v2"
+	"time"
+
+	"reverser/internal/relay"
+	"reverser/internal/wire"
+)
+
+// When many keys have taken their halves no place is left. Then an idle user of a key that has many makes way for a user of a key that
+// has few, so that a small key's user always gets in.
+const (
+	mostYielding = 8                      // users at once who were told to make way, and have not left yet
+	idleAfter    = 10 * time.Second       // how old a connection must be
+	idleRate     = 16                     // bytes a second, over its life
+	looksPerPart = 16                     // connections that are looked at in each part of the list
+	lookAgain    = 100 * time.Millisecond // after nobody was found, for the same key
+)
+
+// makeRoom charges a user although no place is free, and ends the connection of another key's; false: there is none to end.
+func (c *Conns) makeRoom(a *Admission) bool {
+	l, key := &c.ledger, a.account.key
+	l.mu.Lock()
+	look := l.places.byKey && len(l.places.leaving) < mostYielding && time.Since(key.looked) >= lookAgain
+	leaving := maps.Clone(l.places.leaving)
+	l.mu.Unlock()
+	if !look {
+		return false
+	}
+	v := c.idlest(key, leaving)
+	if v == nil {
+		l.mu.Lock()
+		key.looked = time.Now()
+		l.mu.Unlock()
+		return false
+	}
+	if !a.replace(v) {
+		return false
+	}
+	v.endBy(&ending{relay.ReasonLimit, wire.CodeLimit})
+	return true
+}
+
+// idlest returns the pair with the fewest bytes for its age, of the key that has most, among some that it looks at: who has most is
+// met most often. Those that leave anyway do not count. nil: none is idle, or all are of keys that have no more than twice what key has.
+func (c *Conns) idlest(key *Account, leaving map[*Admission]bool) (best *Admission) {
+	now := time.Now()
+	var most int64
+	var least float64
+	first := rand.IntN(len(c.roster.shards))
+	for i := range c.roster.shards {
+		var some [looksPerPart]*Admission
+		for _, v := range c.roster.shards[(first+i)%len(c.roster.shards)].some(some[:0]) {
+			held, age := v.account.key.held.Load(), now.Sub(v.since)
+			if leaving[v] || v.account.key == key || held < 2*(key.held.Load()+1) || held < most || age < idleAfter {
+				continue
+			}
+			sent, received := v.pair.Counts()
+			rate := float64(sent+received) / age.Seconds()
+			if rate <= idleRate && (best == nil || held > most || rate < least) {
+				best, most, least = v, held, rate
+			}
+		}
+	}
+	return best
+}
+
+// some appends as many pairs as there is room for.
+func (sh *shard) some(to []*Admission) []*Admission {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	looks := 4 * cap(to) // not all are pairs
+	for a := range sh.all {
+		if looks--; looks < 0 || len(to) == cap(to) {
+			break
+		}
+		if a.phase == bound {
+			to = append(to, a)
+		}
+	}
+	return to
+}
+
+// replace charges a in the place of v, which leaves soon; false: v has left, or too many are about to.
+func (a *Admission) replace(v *Admission) bool {
+	l := &a.conns.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.places.leaving) >= mostYielding || l.places.leaving[v] || !v.charged {
+		return false
+	}
+	l.places.leaving[v] = true
+	a.account.forceLocked(a)
+	return true
+}
