@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net"
 	"os/exec"
@@ -182,14 +183,9 @@ func (s served) note(all int, limit time.Duration) string {
 		return ""
 	}
 	text := fmt.Sprintf("only %d of %d served after %v, which is the figure then", len(s.Times), all, limit)
-	most, often := "", 0
-	for said, n := range s.Said {
-		if n > often {
-			most, often = said, n
-		}
-	}
-	if often > 0 {
-		text += fmt.Sprintf("; %d times the bridges said: %s", often, most)
+	words := slices.SortedFunc(maps.Keys(s.Said), func(a, b string) int { return s.Said[b] - s.Said[a] })
+	for _, word := range words[:min(len(words), 3)] {
+		text += fmt.Sprintf("; %d times the bridges said: %s", s.Said[word], word)
 	}
 	return text
 }

@@ -96,7 +96,7 @@ func sayBack(c net.Conn) {
 	_, _ = io.Copy(c, c) // the user says what is missing
 }
 
-// watch knows which bridges serve, by what they log: "service up" is said when a bridge has been served at its public port.
+// watch knows which bridges serve, by what they log: "service up" is said when the port is open, carriers are there, and the bridge has tried it.
 type watch struct {
 	mu      sync.Mutex
 	begun   time.Time
@@ -162,10 +162,10 @@ func (l watchLog) WithAttrs([]slog.Attr) slog.Handler               { return l }
 func (l watchLog) WithGroup(string) slog.Handler                    { return l }
 
 func (l watchLog) Handle(_ context.Context, r slog.Record) error {
-	switch {
-	case r.Message == "service up":
+	if strings.HasPrefix(r.Message, "service up") { // a port that did not answer the bridge in time is open nevertheless
 		l.w.serves(l.bridge)
-	case r.Level >= slog.LevelWarn:
+	}
+	if r.Level >= slog.LevelWarn {
 		l.w.mu.Lock()
 		l.w.said[r.Message]++
 		l.w.mu.Unlock()

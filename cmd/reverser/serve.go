@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"reverser/internal/admin"
@@ -27,7 +28,9 @@ type server interface {
 func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *reloader, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	var stopping atomic.Bool
 	drain := func() {
+		stopping.Store(true)
 		r.stop()
 		s.Drain() // which has freed the ports: a successor may start
 		if err := dir.Yield(); err != nil {
@@ -49,7 +52,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
 	snapshot := func() status.Snapshot {
 		snap := s.Status()
-		snap.Reload = r.lastReload()
+		snap.Reload, snap.Stopping = r.lastReload(), stopping.Load()
 		return snap
 	}
 	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, Log: log}
@@ -132,11 +135,12 @@ func withSignals(log *slog.Logger, reload, drain, cancel func()) (stop func()) {
 	}
 }
 
-// lockWait is how long a start waits for `reverser key`, which holds the
-// directory for a moment when nobody else does.
+// lockWait is how long a start waits for whoever holds the directory for a moment: `reverser key`, or a process that was just asked to
+// stop. A process that says that it is stopping is about to give the directory up: yieldWait is how long a start waits for that.
 const (
-	lockWait = 2 * time.Second
-	lockPoll = 50 * time.Millisecond
+	lockWait  = 2 * time.Second
+	yieldWait = 15 * time.Second
+	lockPoll  = 50 * time.Millisecond
 )
 
 // openState takes a role's state directory, "" being the default one.
@@ -145,12 +149,13 @@ func openState(ctx context.Context, path, role string) (*state.Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	for deadline := time.Now().Add(lockWait); ; {
+	for begun := time.Now(); ; {
 		dir, err := state.Open(path)
 		if err == nil {
 			return dir, nil
 		}
-		if !errors.Is(err, state.ErrInUse) || answers(ctx, path) || time.Now().After(deadline) {
+		waited := time.Since(begun)
+		if !errors.Is(err, state.ErrInUse) || waited > yieldWait || waited > lockWait && !stopping(ctx, path) {
 			return nil, usage(err)
 		}
 		if !pause(ctx, lockPoll) {
@@ -170,14 +175,12 @@ func statePath(path, role string) (string, error) {
 	return path, nil
 }
 
-// answers is whether a live process serves the directory.
-func answers(ctx context.Context, path string) bool {
-	conn, err := state.DialAdmin(ctx, path)
-	if err != nil {
-		return !errors.Is(err, state.ErrNotRunning)
-	}
-	conn.Close()
-	return true
+// stopping reports whether the process of the directory was asked to stop.
+func stopping(ctx context.Context, path string) bool {
+	client := admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) })
+	defer client.Close()
+	s, err := client.Status(ctx)
+	return err == nil && s.Stopping
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

@@ -14,7 +14,8 @@ import (
 // flood is one way in which strangers come.
 type flood struct {
 	rate, addresses int
-	known           bool // they come from the address that the neighbour's bridge has
+	known           bool // from each of them somebody authenticated before
+	own             bool // they come from the address that the neighbour's bridge has
 	far             bool // 200 ms of round trip between bridge and proxy
 	beside          bool // they share the address of a bridge that is new to the proxy
 	says            attacks.Words
@@ -23,10 +24,12 @@ type flood struct {
 func (f flood) String() string {
 	from := fmt.Sprintf("%d unknown addresses", f.addresses)
 	switch {
-	case f.known:
+	case f.own:
 		from = "the bridge's own address"
 	case f.beside:
 		from = "a new bridge's address"
+	case f.known:
+		from = fmt.Sprintf("%d known addresses", f.addresses)
 	case f.addresses == 1:
 		from = "an unknown address"
 	}
@@ -42,7 +45,7 @@ func floods(b *bed) (all []flood) {
 	if b.size == ci {
 		return []flood{
 			{rate: 5000, addresses: 1000}, {rate: 60, beside: true}, {rate: 900, addresses: 24, says: attacks.Hello},
-			{rate: 900, addresses: 24, far: true}, {rate: 900, known: true, far: true},
+			{rate: 900, addresses: 24, far: true}, {rate: 900, addresses: 24, known: true, far: true}, {rate: 900, own: true, far: true},
 		}
 	}
 	says := by(b, nil, []attacks.Words{attacks.Nothing}, []attacks.Words{attacks.Nothing, attacks.Half, attacks.Hello})
@@ -50,9 +53,11 @@ func floods(b *bed) (all []flood) {
 		for _, rate := range []int{900, 5000} {
 			for _, far := range []bool{false, true} {
 				for _, addresses := range []int{1, 24, 1000} {
-					all = append(all, flood{rate: rate, addresses: addresses, far: far, says: w})
+					for _, known := range []bool{false, true} {
+						all = append(all, flood{rate: rate, addresses: addresses, known: known, far: far, says: w})
+					}
 				}
-				all = append(all, flood{rate: rate, known: true, far: far, says: w})
+				all = append(all, flood{rate: rate, own: true, far: far, says: w})
 			}
 		}
 		all = append(all, flood{rate: 60, beside: true, says: w})
@@ -63,7 +68,7 @@ func floods(b *bed) (all []flood) {
 	return all
 }
 
-// A1
+// N1
 func strangers(ctx context.Context, b *bed) error {
 	for _, far := range []bool{false, true} {
 		n, err := b.neighbour(ctx, options{lab: far})
@@ -73,7 +78,7 @@ func strangers(ctx context.Context, b *bed) error {
 		back := time.Second
 		if far {
 			back = 3 * time.Second
-			if err := n.lab.SetDelay(100 * time.Millisecond); err != nil {
+			if err := n.delay(100 * time.Millisecond); err != nil {
 				return err
 			}
 		}
@@ -92,7 +97,7 @@ func strangers(ctx context.Context, b *bed) error {
 			return err
 		}
 		if n.lab != nil {
-			if err := n.lab.SetDelay(0); err != nil {
+			if err := n.delay(0); err != nil {
 				return err
 			}
 		}
@@ -101,19 +106,30 @@ func strangers(ctx context.Context, b *bed) error {
 }
 
 func (n *neighbour) flood(ctx context.Context, f flood, newAddr netip.Addr, back time.Duration) error {
-	s := &attacks.Strangers{Do: n.pub.Do, Addr: netip.MustParseAddrPort(n.link), Rate: f.rate, Says: f.says}
+	a, at := attack{Addr: netip.MustParseAddrPort(n.link), Strangers: f.rate, Says: f.says}, n.pub
 	switch {
-	case f.known && f.far:
-		s.Do = n.lan.Do
-	case f.known: // the relay's connections come from where all do
+	case f.own && f.far:
+		at = n.lan
+	case f.own: // the relay's connections come from where all do
 	case f.beside:
-		s.From = []netip.Addr{newAddr}
+		a.From = []netip.Addr{newAddr}
 	default:
-		s.From = attacks.Blocks(f.addresses)
+		a.From = attacks.Blocks(f.addresses)
 	}
+	if f.known {
+		_, token, err := n.key(ctx, fmt.Sprintf("known-%d", n.starts.Add(1)))
+		if err != nil {
+			return err
+		}
+		a.Token = token
+	}
+	var came int64
 	err := n.beside(ctx, f.String(), func() (func(), error) {
-		s.Start()
-		return s.Stop, nil
+		stop, err := n.attack(ctx, at, a)
+		if err != nil {
+			return nil, err
+		}
+		return func() { came += stop().Strangers }, nil
 	}, func() error {
 		if err := n.cut(ctx, "under it", back); err != nil {
 			return err
@@ -125,6 +141,6 @@ func (n *neighbour) flood(ctx context.Context, f flood, newAddr netip.Addr, back
 		}
 		return n.operator(ctx, "under it")
 	})
-	n.note("%d strangers came", s.Came.Load())
+	n.note("%d strangers came", came)
 	return err
 }

@@ -20,74 +20,27 @@ import (
 // greedyHost is where a greedy key has its public ports: no other program is there.
 const greedyHost = "127.0.0.99"
 
-// conns are connections that somebody holds.
-type conns struct {
-	mu  sync.Mutex
-	all []net.Conn // guarded by mu
-}
-
-func (c *conns) add(conn net.Conn) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.all = append(c.all, conn)
-}
-
-func (c *conns) close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, conn := range c.all {
-		conn.Close()
-	}
-	c.all = nil
-}
-
-// crowd calls f n times, so many at once, until stop is called, which waits for them. Whoever got a connection holds it until then.
-func crowd(ctx context.Context, n, atOnce int, f func(ctx context.Context, i int) (net.Conn, error)) (had *atomic.Int64, stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	had = new(atomic.Int64)
-	var held conns
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	for range atOnce {
-		wg.Go(func() {
-			for i := int(next.Add(1)) - 1; i < n && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
-				one, done := context.WithTimeout(ctx, 10*time.Second)
-				if c, err := f(one, i); err == nil {
-					had.Add(1)
-					held.add(c)
-				}
-				done()
-			}
-		})
-	}
-	return had, func() {
-		cancel()
-		wg.Wait()
-		held.close()
-	}
-}
-
-// A2
+// N2
 func unfinishedTables(ctx context.Context, b *bed) error {
 	tables, idle := by(b, 150, 1500, 10_000), by(b, 300, 1000, 3000)
 	n, err := b.neighbour(ctx, options{files: 1024})
 	if err != nil {
 		return err
 	}
-	greedy, _, err := n.key(ctx, "greedy")
+	_, greedy, err := n.key(ctx, "greedy")
 	if err != nil {
 		return err
 	}
 	pid := n.proxy.Cmd.Process.Pid
 	before := usageOf(pid)
 	watch, over := watchMemory(pid)
-	dial := n.dialFrom(netip.Addr{})
-	var sent, held *atomic.Int64
+	var total counts
 	err = n.beside(ctx, fmt.Sprintf("%d unfinished tables and %d idle connections of one key", tables, idle), func() (func(), error) {
-		var stopTables, stopIdle func()
-		sent, stopTables = crowd(ctx, tables, 16, func(ctx context.Context, _ int) (net.Conn, error) { return attacks.Unfinished(ctx, greedy, dial) })
-		held, stopIdle = crowd(ctx, idle, 8, func(ctx context.Context, _ int) (net.Conn, error) { return attacks.Idle(ctx, greedy, dial) })
-		return func() { stopTables(); stopIdle() }, nil
+		stop, err := n.attack(ctx, n.pub, attack{Addr: netip.MustParseAddrPort(n.link), Token: greedy, Tables: tables, Idle: idle})
+		if err != nil {
+			return nil, err
+		}
+		return func() { total = stop() }, nil
 	}, func() error {
 		if err := n.operator(ctx, "beside them"); err != nil {
 			return err
@@ -101,7 +54,7 @@ func unfinishedTables(ctx context.Context, b *bed) error {
 	if err != nil {
 		return err
 	}
-	n.note("%d tables were taken but for their last part, %d idle connections were let in", sent.Load(), held.Load())
+	n.note("%d of the tables were taken but for their last part, %d of the idle connections were let in", total.Tables, total.Idle)
 	n.atMost("the proxy's memory grew by", peak-before.rss, 32<<20, 200<<20)
 	return n.finish(ctx)
 }
@@ -200,7 +153,7 @@ func (t *tunnel) greedyBridge(ctx context.Context, token grammar.Token, first, c
 	return g, nil
 }
 
-// A3
+// N3
 func manyClaims(ctx context.Context, b *bed) error {
 	const files = 1024
 	claims := by(b, 1100, 5000, 20_000)
@@ -256,19 +209,15 @@ func manyClaims(ctx context.Context, b *bed) error {
 	return n.finish(ctx)
 }
 
-// A4
+// N4
 func neverAcknowledged(ctx context.Context, b *bed) error {
 	users := by(b, 100, 200, 500)
 	each := by(b, time.Second, 5*time.Second, 10*time.Second)
-	t, err := b.tunnel(ctx, options{lab: true, relay: true})
+	n, err := b.neighbour(ctx, options{lab: true})
 	if err != nil {
 		return err
 	}
-	if err := t.lab.SetDelay(100 * time.Millisecond); err != nil {
-		return err
-	}
-	n, err := t.neighbour(ctx)
-	if err != nil {
+	if err := n.delay(100 * time.Millisecond); err != nil {
 		return err
 	}
 	l, err := n.connect(ctx)
@@ -289,7 +238,7 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 		}
 		return best
 	}
-	pass(ctx, by(b, 6*time.Second, 10*time.Second, 20*time.Second)) // until its window has grown
+	pass(ctx, by(b, 5*time.Second, 10*time.Second, 20*time.Second)) // until its window has grown
 	before := speed()
 
 	greedy, _, err := n.key(ctx, "greedy")
@@ -330,7 +279,7 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 	})
 	stop = sync.OnceFunc(stop)
 	defer stop()
-	pass(ctx, 2*time.Second) // until it has what it can get
+	pass(ctx, by(b, time.Second, 3*time.Second, 10*time.Second)) // until it has what it can get
 	beside := speed()
 	held := taken.Load()
 	if err := n.operator(ctx, "beside it"); err != nil {
@@ -342,10 +291,9 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 	if err := n.cut(ctx, "beside it", 3*time.Second); err != nil {
 		return err
 	}
-	pass(ctx, 3*time.Second)
 	stop()
 	closeBridge()
-	pass(ctx, 3*time.Second)
+	pass(ctx, by(b, 2*time.Second, 3*time.Second, 3*time.Second))
 	after := speed()
 	close(down.stop)
 	wg.Wait()
@@ -363,7 +311,7 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 	return n.finish(ctx)
 }
 
-// A5
+// N5
 func idleUsers(ctx context.Context, b *bed) error {
 	const files = 1024
 	idle := by(b, 1500, 3000, 3000)

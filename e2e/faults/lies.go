@@ -76,7 +76,7 @@ func (b *bed) traps(n int) (addrs []string, came *atomic.Int64, err error) {
 	return addrs, came, nil
 }
 
-// A6
+// N6
 func falseProxy(ctx context.Context, b *bed) error {
 	answers := by(b, 4000, 4000, 100_000)
 	traps, came, err := b.traps(8)
@@ -236,7 +236,7 @@ func (b *bed) statusOnTerminal(ctx context.Context, state string) (string, error
 	return t.wrote.String(), err
 }
 
-// A7
+// N7
 func escapeSequences(ctx context.Context, b *bed) error {
 	ports, err := freePorts(2)
 	if err != nil {

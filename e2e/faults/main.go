@@ -19,7 +19,12 @@ import (
 	"time"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	if text := os.Getenv(attackEnv); text != "" {
+		os.Exit(attackMain(text))
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 const usageText = `Break what a tunnel depends on, with real processes, and measure what its users see.
 

@@ -39,6 +39,7 @@ var rules = []rule{
 		why: "bytes to frames and back: no I/O, no goroutine, no clock, so that every truncation can be tried"},
 	{pkg: "internal/status", why: "plain data that proxy, bridge and admin share: it knows none of them"},
 	{pkg: "internal/escape", why: "what strangers say, made harmless for terminals and logs: it knows none who says it, nor who writes it"},
+	{pkg: "internal/lines", why: "which log lines are left out where somebody causes many: it knows neither who it is, nor what they say"},
 	{pkg: "internal/grammar", own: "wire", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out; wire for the fields of a token"},
 	{pkg: "internal/state", own: "grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
 	{pkg: "internal/config", own: "grammar state", third: "github.com/pelletier/go-toml/v2 github.com/fsnotify/fsnotify",
@@ -55,11 +56,11 @@ var rules = []rule{
 		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},
 	{pkg: "internal/entrance", own: "grammar link registry sys traffic",
 		why: "turns what arrives at a socket into a name; who serves the name is not its to know"},
-	{pkg: "internal/proxy", own: "auth entrance grammar link registry relay status sys traffic wire",
+	{pkg: "internal/proxy", own: "auth entrance grammar lines link registry relay status sys traffic wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
 	{pkg: "internal/claims", own: "grammar status wire", not: "os io sync context log/slog",
 		why: "the bridge's side of claims, as deterministic as the registry: the simulation of both drives it step by step"},
-	{pkg: "internal/bridge", own: "auth claims grammar link relay status sys traffic wire",
+	{pkg: "internal/bridge", own: "auth claims grammar lines link relay status sys traffic wire",
 		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.

@@ -24,6 +24,7 @@ import (
 
 	"reverser/internal/claims"
 	"reverser/internal/grammar"
+	"reverser/internal/lines"
 	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/status"
@@ -63,6 +64,7 @@ type Config struct {
 type Bridge struct {
 	cfg      Config
 	log      *slog.Logger
+	say      *lines.Log // about what proxies say, by proxy
 	budget   *link.Budget
 	start    time.Time
 	instance [16]byte
@@ -111,7 +113,7 @@ func New(cfg Config) (*Bridge, error) {
 		cfg.Proxies = []Proxy{{Addr: cfg.Token.Addr()}}
 	}
 	b := &Bridge{
-		cfg: cfg, log: cfg.Log, start: time.Now(), budget: link.NewBudget(cfg.Budget),
+		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), budget: link.NewBudget(cfg.Budget),
 		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target, Name: keyPrefix}),
 		services: claims.New(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
@@ -163,6 +165,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	for _, u := range b.uplinks {
 		u.newDialer()
 	}
+	go b.say.Run() // Stop waits for it
 	b.wg.Go(b.awaitDrain)
 	for _, u := range b.uplinks {
 		b.log.Info("bridge starting", "proxy", u.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
@@ -180,6 +183,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	b.stop()
 	b.wg.Wait()
 	b.conns.Close()
+	b.say.Stop()
 	b.log.Info("bridge stopped")
 	return nil
 }

@@ -40,7 +40,7 @@ type probed struct {
 type probe struct {
 	probed
 	l       *link.Link
-	log     *slog.Logger
+	say     sayFunc
 	answers int            // of the proxy to the claim: a later one makes the probe pointless
 	claimed grammar.Public // of the bridge's own configuration
 	remote  net.Addr       // that the control connection reached
@@ -134,7 +134,7 @@ func (p *probe) prove(ctx context.Context) {
 	}
 	if why != "" {
 		if p.over(true) {
-			p.log.Info("service up", "public", "not proven: "+why)
+			p.say(slog.LevelInfo, "service up", "public", "not proven: "+why)
 		}
 		return
 	}
@@ -145,11 +145,11 @@ func (p *probe) prove(ctx context.Context) {
 	switch {
 	case !p.over(!failed) || ctx.Err() != nil:
 	case err == nil:
-		p.log.Info("service up", "public", addr, "answered_ms", float64(took.Microseconds())/1000)
+		p.say(slog.LevelInfo, "service up", "public", addr, "answered_ms", float64(took.Microseconds())/1000)
 	case failed:
-		p.log.Warn("service up, but its public port did not answer from here"+probeHint(err), "public", addr, "err", err)
+		p.say(slog.LevelWarn, "service up, but its public port did not answer from here"+probeHint(err), "public", addr, "err", err)
 	default:
-		p.log.Info("service up", "public", "not proven: this machine has no way to "+addr)
+		p.say(slog.LevelInfo, "service up", "public", "not proven: this machine has no way to "+addr)
 	}
 }
 

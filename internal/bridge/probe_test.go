@@ -247,7 +247,7 @@ func TestFewProbesAtOnce(t *testing.T) {
 		var running sync.WaitGroup
 		running.Go(func() { b.Run(ctx) })
 		time.Sleep(10 * time.Second)
-		if got := j.count("INFO service up", "answered_ms=100"); got != services || most.Load() != maxProbes {
+		if got := j.sum("INFO service up", "answered_ms=100"); got != services || most.Load() != maxProbes {
 			t.Errorf("%d services are up, with at most %d probes at once; want %d with %d", got, most.Load(), services, maxProbes)
 		}
 		n.Reset()

@@ -206,7 +206,7 @@ func (u *uplink) Ended(l *link.Link, err error) {
 	switch {
 	case b.ctx.Err() != nil:
 	case beside:
-		b.log.Info("the proxy that was stopping has ended", "proxy", u.proxy)
+		b.say.Say(slog.LevelInfo, u.proxy, "the proxy that was stopping has ended", "proxy", u.proxy)
 	default:
 		u.report.ended(l, err)
 	}
@@ -244,12 +244,12 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 	}
 	h, err := u.claims.Claimed(id, claims.AnswerOf(c))
 	b.changedLocked()
-	var log *slog.Logger
+	var say sayFunc
 	if h.Service != nil {
-		log = u.serviceLog(h)
+		say = u.aboutService(h)
 		if h.Now.State == status.ServiceUp && !h.Now.Proven {
 			b.probeSoonLocked(&probe{
-				probed: probed{u, id}, l: l, log: log, answers: h.Now.Answers, claimed: h.Service.Public,
+				probed: probed{u, id}, l: l, say: say, answers: h.Now.Answers, claimed: h.Service.Public,
 				remote: u.remote, nonce: c.Nonce,
 			})
 		}
@@ -265,20 +265,25 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 	switch {
 	case !news || b.draining.Load(): // a successor has what this bridge had
 	case h.Now.State == status.ServiceDenied:
-		log.Error("service denied by the proxy", "reason", c.Text)
+		say(slog.LevelError, "service denied by the proxy", "reason", c.Text)
 	case h.Now.State == status.ServiceRetrying:
-		log.Warn("service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
+		say(slog.LevelWarn, "service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
 	}
 	return nil
 }
 
-// serviceLog names the service in log lines, and the proxy where there are several.
-func (u *uplink) serviceLog(h claims.Heard) *slog.Logger {
-	log := u.b.log.With("service", h.Now.Public.String(), "target", h.Service.TargetName())
+// sayFunc has a line written in the log.
+type sayFunc func(level slog.Level, msg string, args ...any)
+
+// aboutService names the service in log lines, and the proxy where there are several. A proxy has so many lines written only.
+func (u *uplink) aboutService(h claims.Heard) sayFunc {
+	about := []any{"service", h.Now.Public.String(), "target", h.Service.TargetName()}
 	if len(u.b.uplinks) > 1 {
-		log = log.With("proxy", u.proxy)
+		about = append(about, "proxy", u.proxy)
 	}
-	return log
+	return func(level slog.Level, msg string, args ...any) {
+		u.b.say.Say(level, u.proxy, msg, slices.Concat(about, args)...)
+	}
 }
 
 // tickEvery is how often time counts for services that are retired.

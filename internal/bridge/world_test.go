@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/freeport"
 	"reverser/internal/grammar"
+	"reverser/internal/lines"
 	"reverser/internal/link"
 	"reverser/internal/sys"
 	"reverser/internal/wire"
@@ -54,7 +56,7 @@ func newIdentity() tls.Certificate {
 
 // setLog has the bridge write its log to j.
 func setLog(b *Bridge, j *journal) {
-	b.log = slog.New(j)
+	b.log, b.say = slog.New(j), lines.New(slog.New(j))
 	for _, u := range b.uplinks {
 		u.report = newReporter(b.log, u.proxy)
 	}
@@ -95,6 +97,20 @@ func (j *journal) count(words ...string) int {
 	for _, line := range *j.lines {
 		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
 			n++
+		}
+	}
+	return n
+}
+
+// sum is count with the lines that were left out of a flood.
+func (j *journal) sum(words ...string) int {
+	n := j.count(words...)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, line := range *j.lines {
+		if _, after, ok := strings.Cut(line, " more="); ok && strings.Contains(line, words[0]) {
+			more, _ := strconv.Atoi(after)
+			n += more
 		}
 	}
 	return n

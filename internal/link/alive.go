@@ -15,15 +15,15 @@ import (
 const (
 	pingAfter = 5 * time.Second  // of silence
 	pingUsed  = 2 * time.Second  // of silence, where streams moved within pingAfter: users are waiting
-	spareWait = time.Second      // after the PING the bridge dials another connection, or 4 round trips
+	dialAfter = time.Second      // after the PING the bridge dials another connection, or 4 round trips
 	deadAfter = 15 * time.Second // of silence, or of a write that makes no progress, or 8 round trips
 
 	// After a change of the network the question is asked at once.
-	patience = 250 * time.Millisecond // until the bridge dials another connection, or 2 round trips
-	grace    = time.Second            // until that may take the slot, or 8 round trips
+	suspectAfter = 250 * time.Millisecond // until the bridge dials another connection, or 2 round trips
+	replaceAfter = time.Second            // until that may take the slot, or 8 round trips
 
-	graceMost   = 5 * time.Second        // however long the round trips seem: they are measured under load too
-	suspectLook = 100 * time.Millisecond // how often a connection suspect is looked at
+	graceMost    = 5 * time.Second        // however long the round trips seem: they are measured under load too
+	suspectEvery = 100 * time.Millisecond // how often a connection suspect is looked at
 )
 
 // standing is what a slot's connection is worth.
@@ -44,22 +44,22 @@ func (sl *slot) standing() (standing, <-chan struct{}) {
 	switch {
 	case sl.frozen:
 		return good, changed // nothing is to be done now
-	case c == nil || c.moved:
+	case c == nil || c.addrGone:
 		return over, changed
 	}
-	waited, rtt := sl.link.now()-c.asked, sl.core.rtt
+	waited, rtt := sl.link.now()-c.suspectSince, sl.core.rtt
 	switch {
-	case c.asked == 0 || waited < min(max(patience, 2*rtt), graceMost):
+	case c.suspectSince == 0 || waited < min(max(suspectAfter, 2*rtt), graceMost):
 		return good, changed
-	case waited < min(max(grace, 8*rtt), graceMost):
+	case waited < min(max(replaceAfter, 8*rtt), graceMost):
 		return suspect, changed
 	}
 	return over, changed
 }
 
-// probe asks the slot's connection for a sign of life, because the network changed. gone says whether a local address
+// networkChanged asks the slot's connection for a sign of life, because the network changed. gone reports whether a local address
 // exists no more; nothing can arrive there.
-func (sl *slot) probe(gone func(net.Addr) bool) {
+func (sl *slot) networkChanged(gone func(net.Addr) bool) {
 	sl.mu.Lock()
 	c := sl.cur
 	sl.mu.Unlock()
@@ -73,43 +73,43 @@ func (sl *slot) probe(gone func(net.Addr) bool) {
 		return
 	}
 	now := sl.link.now()
-	c.moved = c.moved || moved
-	if c.asked == 0 {
-		c.asked = now
+	c.addrGone = c.addrGone || moved
+	if c.suspectSince == 0 {
+		c.suspectSince = now
 	}
 	c.ping(now)
 	sl.news.ring()
 	if c.watch != nil {
-		c.watch.Reset(suspectLook)
+		c.watch.Reset(suspectEvery)
 	}
 }
 
 // ping has the writer send a PING. slot.mu is held.
 func (c *carrier) ping(now time.Duration) {
-	c.pingAsked = now
-	c.slot.core.ping = true
+	c.pingedAt = now
+	c.slot.core.askPong()
 	c.slot.wake()
 }
 
-// answered ends the suspicion of a connection whose peer answered a PING of that time: one from before the question may have
+// ponged ends the suspicion of a connection whose peer answered a PING of that time: one from before the question may have
 // been on its way when the network changed. slot.mu is held.
-func (c *carrier) answered(sent time.Duration) {
-	if c.asked != 0 && sent >= c.asked {
-		c.asked, c.mustAnswer = 0, false
+func (c *carrier) ponged(sent time.Duration) {
+	if c.suspectSince != 0 && sent >= c.suspectSince {
+		c.suspectSince, c.mustAnswer = 0, false
 		c.slot.news.ring()
 	}
 }
 
-// use notes that streams move on the connection. slot.mu is held.
-func (c *carrier) use(now time.Duration) {
-	if (c.used == 0 || now-c.used >= pingAfter) && c.asked == 0 {
+// streamsMoved notes that streams move on the connection. slot.mu is held.
+func (c *carrier) streamsMoved(now time.Duration) {
+	if (c.streamsAt == 0 || now-c.streamsAt >= pingAfter) && c.suspectSince == 0 {
 		c.watch.Reset(pingUsed)
 	}
-	c.used = now
+	c.streamsAt = now
 }
 
-// look is called by a timer: it asks for a sign of life, makes it suspect, and ends the connection when it stayed silent.
-func (c *carrier) look() {
+// checkAlive is called by a timer: it asks for a sign of life, makes it suspect, and ends the connection when it stayed silent.
+func (c *carrier) checkAlive() {
 	sl := c.slot
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
@@ -119,10 +119,10 @@ func (c *carrier) look() {
 	now, heard, write := sl.link.now(), time.Duration(c.lastRead.Load()), time.Duration(c.writing.Load())
 	silent, limit := now-heard, max(deadAfter, 8*sl.core.rtt)
 	ask := pingAfter
-	if c.used != 0 && heard-c.used < pingAfter {
+	if c.streamsAt != 0 && heard-c.streamsAt < pingAfter {
 		ask = pingUsed
 	}
-	spare := ask + min(max(spareWait, 4*sl.core.rtt), graceMost)
+	spare := ask + min(max(dialAfter, 4*sl.core.rtt), graceMost)
 	switch {
 	case silent >= limit:
 		sl.fence(fmt.Errorf("nothing was heard for %s", silent.Round(time.Second)))
@@ -131,22 +131,22 @@ func (c *carrier) look() {
 		sl.fence(fmt.Errorf("a write made no progress for %s", (now - write).Round(time.Second)))
 		return
 	}
-	if c.asked != 0 && !c.mustAnswer && heard > c.asked+patience { // not what had arrived before the network changed
-		c.answered(c.asked)
+	if c.suspectSince != 0 && !c.mustAnswer && heard > c.suspectSince+suspectAfter { // not what had arrived before the network changed
+		c.ponged(c.suspectSince)
 	}
-	if silent >= ask && now-c.pingAsked >= ask/2 {
+	if silent >= ask && now-c.pingedAt >= ask/2 {
 		c.ping(now)
 	}
 	if silent >= spare && sl.link.dials {
 		c.mustAnswer = true
-		if c.asked == 0 {
-			c.asked = heard + ask // when the first PING of this silence went out
+		if c.suspectSince == 0 {
+			c.suspectSince = heard + ask // when the first PING of this silence went out
 		}
 	}
 	switch {
-	case c.asked != 0:
+	case c.suspectSince != 0:
 		sl.news.ring() // time passes
-		c.watch.Reset(suspectLook)
+		c.watch.Reset(suspectEvery)
 	case silent < ask:
 		c.watch.Reset(ask - silent)
 	case silent < spare && sl.link.dials:
@@ -158,12 +158,12 @@ func (c *carrier) look() {
 
 // silence is why a connection that is over in the sense of standing is given up.
 func (c *carrier) silence() error {
-	if c.moved {
+	if c.addrGone {
 		return fmt.Errorf("the local address %s is gone", c.conn.LocalAddr())
 	}
 	now, heard := c.slot.link.now(), time.Duration(c.lastRead.Load())
-	if heard > c.asked && c.asked != 0 {
-		return fmt.Errorf("it did not answer for %s", (now - c.asked).Round(100*time.Millisecond))
+	if heard > c.suspectSince && c.suspectSince != 0 {
+		return fmt.Errorf("it did not answer for %s", (now - c.suspectSince).Round(100*time.Millisecond))
 	}
 	return fmt.Errorf("nothing was heard for %s", (now - heard).Round(100*time.Millisecond))
 }

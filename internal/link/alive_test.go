@@ -65,8 +65,8 @@ func TestASpareReplacesASilentConnection(t *testing.T) {
 			a, b := w.open()
 			echo(t, a, b)
 			w.hole(dir)
-			if took := echo(t, a, b); took > pingAfter+spareWait+grace {
-				t.Errorf("direction %d: silence was mended after %s, want at most %s", dir, took, pingAfter+spareWait+grace)
+			if took := echo(t, a, b); took > pingAfter+dialAfter+replaceAfter {
+				t.Errorf("direction %d: silence was mended after %s, want at most %s", dir, took, pingAfter+dialAfter+replaceAfter)
 			}
 			time.Sleep(pingAfter) // the slots that nobody uses take longer
 			time.Sleep(time.Second)
@@ -290,8 +290,8 @@ func TestChangeOfTheNetwork(t *testing.T) {
 		}
 		w.hole(memnet.Both)
 		w.dialer.Changed(nil)
-		if took := echo(t, a, b); took > grace+250*time.Millisecond {
-			t.Errorf("back after %s, want %s", took, grace)
+		if took := echo(t, a, b); took > replaceAfter+250*time.Millisecond {
+			t.Errorf("back after %s, want %s", took, replaceAfter)
 		}
 	})
 }
@@ -449,8 +449,8 @@ func TestAttemptsAreFew(t *testing.T) {
 				d.Changed(nil)
 			}
 			synctest.Wait() // one that gave way to a new one is closed by then
-			if got := open.Load(); got < 1 || got > abreast {
-				t.Errorf("%d attempts at once, want 1 to %d", got, abreast)
+			if got := open.Load(); got < 1 || got > maxAttempts {
+				t.Errorf("%d attempts at once, want 1 to %d", got, maxAttempts)
 			}
 		}
 		if failed.Load() == 0 {

@@ -19,11 +19,11 @@ import (
 // An attempt that hangs is not waited for; one that is connected, and whose handshake may be waiting for a busy proxy, is. A SYN that got lost is repeated by the operating system at ever longer intervals;
 // with a new attempt every second one is under way within a second of the path's return, however long it was gone.
 const (
-	callLimit = 10 * time.Second // for the socket, TLS and the handshake of one attempt
-	stagger   = time.Second      // until another attempt is made beside one that has no connection yet
-	stalled   = 3 * time.Second  // until another attempt is made beside one that is connected, or 4 times what TCP took
-	busyWait  = 4 * time.Second  // the same beside one whose bytes were all acknowledged: the proxy may be busy with others
-	abreast   = 3                // attempts of a slot at once, at the most; later ones take the place of earlier ones
+	callLimit   = 10 * time.Second // for the socket, TLS and the handshake of one attempt
+	stagger     = time.Second      // until another attempt is made beside one that has no connection yet
+	stalled     = 3 * time.Second  // until another attempt is made beside one that is connected, or 4 times what TCP took
+	busyWait    = 4 * time.Second  // the same beside one whose bytes were all acknowledged: the proxy may be busy with others
+	maxAttempts = 3                // attempts of a slot at once, at the most; later ones take the place of earlier ones
 )
 
 // call makes an authenticated connection for the slot: it makes attempts, some beside each other, until one succeeds and the
@@ -54,11 +54,11 @@ func (k *keeper) call(ctx context.Context) (*auth.Conn, error) {
 		case <-network: // a spare, and what is under way, may be of the old one
 			network = k.d.network.wait()
 			as.drop()
-			k.vain = 0
+			k.failures = 0
 			start()
 		case <-back: // the path is there
 			back = k.sl.link.back.wait()
-			if as.spare == nil && !k.flaps && as.age() > stagger {
+			if as.spare == nil && !k.brokeAtOnce && as.age() > stagger {
 				start()
 			}
 		case <-next.rings:
@@ -90,7 +90,7 @@ type attempts struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	calling sync.WaitGroup
-	under   []*attempt // under way, the oldest first
+	running []*attempt // under way, the oldest first
 	answers chan *attempt
 	spare   *auth.Conn // the first success
 }
@@ -112,17 +112,17 @@ func newAttempts(ctx context.Context, prove func(ctx context.Context, connected 
 // start makes another attempt. When there are enough it takes the place of one that has no connection yet, but not of the
 // first: where a round trip takes seconds that one has the time that it needs. It does nothing if all the others are connected.
 func (as *attempts) start() {
-	if len(as.under) == abreast {
-		i := 1 + slices.IndexFunc(as.under[1:], func(a *attempt) bool { return a.connected.Load() == 0 })
+	if len(as.running) == maxAttempts {
+		i := 1 + slices.IndexFunc(as.running[1:], func(a *attempt) bool { return a.connected.Load() == 0 })
 		if i == 0 {
 			return
 		}
-		as.under[i].cancel()
-		as.under = slices.Delete(as.under, i, i+1)
+		as.running[i].cancel()
+		as.running = slices.Delete(as.running, i, i+1)
 	}
 	ctx, cancel := context.WithTimeout(as.ctx, callLimit)
 	a := &attempt{begin: time.Now(), cancel: cancel}
-	as.under = append(as.under, a)
+	as.running = append(as.running, a)
 	as.calling.Go(func() { as.try(ctx, a) })
 }
 
@@ -145,7 +145,7 @@ func (as *attempts) try(ctx context.Context, a *attempt) {
 // age is how long ago one of the attempts that are under way began, or was connected.
 func (as *attempts) age() time.Duration {
 	age := time.Duration(math.MaxInt64)
-	for _, a := range as.under {
+	for _, a := range as.running {
 		age = min(age, time.Since(a.begin)-time.Duration(a.connected.Load()))
 	}
 	return age
@@ -153,7 +153,7 @@ func (as *attempts) age() time.Duration {
 
 // progress is for how much longer an attempt that is connected may be expected to succeed; 0: there is none.
 func (as *attempts) progress() (left time.Duration) {
-	for _, a := range as.under {
+	for _, a := range as.running {
 		if took := time.Duration(a.connected.Load()); took > 0 {
 			wait := busyWait
 			if sys.HasUnacked(*a.sock.Load()) {
@@ -167,7 +167,7 @@ func (as *attempts) progress() (left time.Duration) {
 
 // answered takes the answer of an attempt and returns why it failed. The first success ends the others.
 func (as *attempts) answered(a *attempt) error {
-	i := slices.Index(as.under, a)
+	i := slices.Index(as.running, a)
 	switch {
 	case i < 0 && a.conn != nil:
 		a.conn.Close()
@@ -175,14 +175,14 @@ func (as *attempts) answered(a *attempt) error {
 	case i < 0: // it was given up
 		return nil
 	}
-	as.under = slices.Delete(as.under, i, i+1)
+	as.running = slices.Delete(as.running, i, i+1)
 	if a.conn == nil {
 		return a.err
 	}
-	for _, other := range as.under {
+	for _, other := range as.running {
 		other.cancel()
 	}
-	as.under, as.spare = nil, a.conn
+	as.running, as.spare = nil, a.conn
 	return nil
 }
 
@@ -248,7 +248,7 @@ func (k *keeper) prove(ctx context.Context, connected func(net.Conn)) (*auth.Con
 			other, err := k.sl.link.foreign(conn)
 			return conn, other, err
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):
-			return nil, false, fmt.Errorf("the proxy did not complete the handshake within %s", callLimit)
+			return nil, false, fmt.Errorf("the proxy did not complete the handshake within %s: it may be busy, or the path to it holds packets back", callLimit)
 		}
 		return nil, false, err
 	})
@@ -265,7 +265,7 @@ func (l *Link) foreign(conn *auth.Conn) (bool, error) {
 	for _, sl := range l.slots {
 		sl.mu.Lock()
 		known := sl.reached == at
-		up := sl.cur != nil && sl.cur.asked == 0
+		up := sl.cur != nil && sl.cur.suspectSince == 0
 		sl.mu.Unlock()
 		if known {
 			return false, nil

@@ -57,8 +57,22 @@ func (o *outbox) say(id uint64, frame []byte) {
 	o.control[id] = frame
 }
 
+// askPong queues a PING.
+func (o *outbox) askPong() { o.ping = true }
+
 // answer queues a PONG. A later one replaces it.
 func (o *outbox) answer(ping uint64) { o.pong, o.pongVal = true, ping }
+
+// sayGoAway queues a GOAWAY. A later one replaces it. With no time left the peer is to open no stream any more.
+func (o *outbox) sayGoAway(drain, comeBack time.Duration) {
+	o.goAway = new(wire.GoAway)
+	if drain > 0 {
+		o.goAway.DrainMillis = millis(drain)
+	}
+	if comeBack > 0 {
+		o.goAway.ComeBack = millis(comeBack)
+	}
+}
 
 // path is what was seen of the connection that carries the slot.
 type path struct {
@@ -87,6 +101,12 @@ type limits struct {
 	open   int    // streams of this end that the peer accepts
 	accept int    // streams of the peer that this end accepts
 	credit uint64 // that the peer grants to a stream of this end before its first ACK
+}
+
+// agree takes over what the peer said about the streams that it accepts: how many in a slot, and their first credit.
+func (l *limits) agree(window, streams uint32) {
+	l.credit = min(uint64(window), 1<<30)
+	l.open = int(min(streams, MaxStreams))
 }
 
 // traffic counts the bytes of streams that came and went lately, both ways.
@@ -320,11 +340,14 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 	return event{}, nil
 }
 
+// close notes that nobody here has the stream any more.
+func (s *streamCore) close() { s.closed = true }
+
 // decline resets a stream that the peer opened and that nobody here is to have.
 func (c *core) decline(s *streamCore, code wire.Code) {
 	c.end(s, wire.RST, code)
 	s.recv.discard = true
-	s.closed = true
+	s.close()
 }
 
 // glitch counts a frame that does nothing.

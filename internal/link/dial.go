@@ -169,7 +169,7 @@ func (d *Dialer) Changed(gone func(net.Addr) bool) {
 	d.mu.Unlock()
 	for _, s := range alive {
 		for _, sl := range s.link.slots {
-			sl.probe(gone)
+			sl.networkChanged(gone)
 		}
 	}
 	d.network.ring()
@@ -244,14 +244,14 @@ var errStopped = errors.New("stopped")
 
 // keeper keeps one slot connected.
 type keeper struct {
-	d        *Dialer
-	sl       *slot
-	transfer uint16
-	last     *carrier  // that served the slot; nil after its end was seen
-	since    time.Time // when it was attached
-	vain     int       // attempts in a row that led to no connection that lived
-	pause    time.Duration
-	flaps    bool // the pause is for a connection that was made and broke at once: the success of others is no news
+	d           *Dialer
+	sl          *slot
+	transfer    uint16
+	last        *carrier  // that served the slot; nil after its end was seen
+	since       time.Time // when it was attached
+	failures    int       // attempts in a row that led to no connection that lasted
+	pause       time.Duration
+	brokeAtOnce bool // the pause is for a connection that was made and broke at once: the success of others is no news
 }
 
 // keep serves the slot until the session is over. c is its first connection, if there is one already; when it breaks or
@@ -322,13 +322,13 @@ func (k *keeper) next(ctx context.Context) (*auth.Conn, error) {
 		if err := k.sl.link.Err(); err != nil {
 			return nil, err
 		}
-		if broken, err := k.sl.broken(k.last); broken {
-			flaps := time.Since(k.since) <= shortLived
-			if !flaps {
-				k.vain = -1
+		if ended, err := k.sl.ended(k.last); ended {
+			atOnce := time.Since(k.since) <= shortLived
+			if !atOnce {
+				k.failures = -1
 			}
 			k.last = nil
-			k.failed(err, flaps)
+			k.failed(err, atOnce)
 		}
 		if conn, err := k.call(ctx); conn != nil || err != nil {
 			return conn, err
@@ -336,8 +336,8 @@ func (k *keeper) next(ctx context.Context) (*auth.Conn, error) {
 	}
 }
 
-// broken says whether c was the slot's connection and is no more, and why.
-func (sl *slot) broken(c *carrier) (bool, error) {
+// ended reports whether c was the slot's connection and is no more, and why.
+func (sl *slot) ended(c *carrier) (bool, error) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	if c == nil || sl.cur == c {
@@ -385,13 +385,13 @@ func (k *keeper) attach(ctx context.Context, mode wire.Mode, sid [16]byte, conn 
 var errHurried = errors.New("the network changed")
 
 // failed plans the next attempt after one that failed, or after a connection that broke.
-func (k *keeper) failed(err error, flaps bool) {
-	k.vain++
-	k.flaps = flaps
+func (k *keeper) failed(err error, brokeAtOnce bool) {
+	k.failures++
+	k.brokeAtOnce = brokeAtOnce
 	k.sl.mu.Lock()
 	streams, up := len(k.sl.core.streams), k.sl.cur != nil
 	k.sl.mu.Unlock()
-	k.pause = k.d.cfg.Backoff(k.vain, err, streams)
+	k.pause = k.d.cfg.Backoff(k.failures, err, streams)
 	if !up { // a spare is nobody's business before the connection is lost
 		k.d.cfg.Failed(int(k.sl.index), err, k.pause)
 	}
@@ -414,7 +414,7 @@ func Backoff(n int, err error, streams int) time.Duration {
 		first, most = 2*time.Second, time.Minute
 	case n < 1:
 		first = 50 * time.Millisecond
-	case errors.Is(err, auth.ErrClosed) || sys.Reset(err): // a crowd came to the proxy, which would come again
+	case streams == 0 && (errors.Is(err, auth.ErrClosed) || sys.Reset(err)): // a crowd came to the proxy, which would come again
 		most = 4 * time.Second
 	case n > 60 && streams == 0:
 		most = 10 * time.Second

@@ -174,7 +174,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 		stopping := h.cfg.Draining()
 		// The same process knows best what became of its own link, but it may finish that one beside a session elsewhere. Another one
 		// has to wait until the old one is silent.
-		switch alive := (old.peer != conn.Peer || stopping) && old.Ping(probeOld); {
+		switch alive := (old.peer != conn.Peer || stopping) && old.Ping(oldLinkTimeout); {
 		case alive && stopping:
 			return nil, draining
 		case alive:
@@ -237,8 +237,8 @@ func (h *Host) addLocked(l *Link) {
 	})
 }
 
-// probeOld is how long an old link may be silent before a new bridge takes over.
-const probeOld = 3 * time.Second
+// oldLinkTimeout is how long an old link may be silent before a new bridge takes over.
+const oldLinkTimeout = 3 * time.Second
 
 // ErrReplaced ends a session whose bridge began a newer one.
 var ErrReplaced = errors.New("a newer session of the same bridge took over")

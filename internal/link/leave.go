@@ -42,14 +42,7 @@ func (l *Link) GoAwayFor(drain, comeBack time.Duration) {
 	sl := l.slots[0]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
-	g := &wire.GoAway{DrainMillis: millis(drain)}
-	if drain <= 0 {
-		g.DrainMillis = 0
-	}
-	if comeBack > 0 {
-		g.ComeBack = millis(comeBack)
-	}
-	sl.core.goAway = g
+	sl.core.sayGoAway(drain, comeBack)
 	sl.wake()
 }
 

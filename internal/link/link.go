@@ -114,7 +114,7 @@ var ErrEnded = errors.New("the link's session is over")
 func (l *Link) Open(o wire.Open) (*Stream, error) {
 	best := l.idlest()
 	best.mu.Lock()
-	for best.cur != nil && !best.cur.dead && !best.connected() { // once known to be dead it is not the idlest any more
+	for best.cur != nil && !best.cur.hungUp && !best.connected() { // once known to be dead it is not the idlest any more
 		best.mu.Unlock()
 		best = l.idlest()
 		best.mu.Lock()
@@ -165,7 +165,7 @@ func (sl *slot) load() (at load) {
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	switch {
-	case sl.cur != nil && !sl.cur.dead:
+	case sl.cur != nil && !sl.cur.hungUp:
 	case sl.attached:
 		at.away = 1
 	default:
@@ -272,10 +272,10 @@ func (l *Link) Connected() bool {
 // given to that bridge's streams in between would end with them. mu is held.
 func (sl *slot) connected() bool {
 	c := sl.cur
-	if c != nil && !c.dead {
-		c.dead = c.conn.HungUp()
+	if c != nil && !c.hungUp {
+		c.hungUp = c.conn.HungUp()
 	}
-	return c != nil && !c.dead
+	return c != nil && !c.hungUp
 }
 
 // Say queues a frame on the control connection. A later one with the same id replaces it, in its place in the queue, unless it
@@ -401,8 +401,7 @@ func (l *Link) expire() {
 func (l *Link) agree(window, streams uint32) {
 	for _, sl := range l.slots {
 		sl.mu.Lock()
-		sl.core.limits.credit = min(uint64(window), 1<<30)
-		sl.core.limits.open = int(min(streams, MaxStreams))
+		sl.core.limits.agree(window, streams)
 		sl.mu.Unlock()
 	}
 }

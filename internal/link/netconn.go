@@ -89,7 +89,7 @@ func (s *Stream) Close() error {
 		s.slot.mu.Unlock()
 		return nil
 	}
-	s.closed = true
+	s.streamCore.close()
 	kind := wire.FIN
 	if s.recv.q.head != nil && !s.recv.discard {
 		kind = wire.RST

@@ -103,7 +103,7 @@ func (l *Link) unacked() bool {
 			sl.mu.Unlock()
 			continue
 		}
-		if sl.core.goAway != nil || sl.cur.sending || sl.cur.left {
+		if sl.core.goAway != nil || sl.cur.sending || sl.cur.unwritten {
 			sl.mu.Unlock()
 			return true
 		}

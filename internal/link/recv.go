@@ -8,9 +8,9 @@ import (
 )
 
 // Inbound flow, in the order the bytes meet it:
-//  1. carrier.readLoop (carrier.go) decrypts and parses frames.
+//  1. carrier.readLoop (inbound.go) decrypts and parses frames.
 //  2. core.receive checks each against the stream's state and trims what came before.
-//  3. Stream.deliver (stream.go) hands the bytes to the stream's Receiver, which writes them to its socket at once; what
+//  3. Stream.deliver (deliver.go) hands the bytes to the stream's Receiver, which writes them to its socket at once; what
 //     the socket does not take waits in the receive queue, at most a window.
 //  4. What left the process is consumed: recvHalf.consume grants new credit.
 
@@ -157,6 +157,45 @@ func (c *core) consume(s *streamCore, n int, now time.Duration) bool {
 	return true
 }
 
+// consumeBacklog is consume for n bytes of the first chunk that waits. behind reports whether the receiver is behind.
+func (c *core) consumeBacklog(s *streamCore, n int, behind bool, now time.Duration) bool {
+	r := &s.recv
+	if r.discard {
+		return false // accounted for already
+	}
+	r.behind = behind
+	r.pos += n
+	if first := r.q.head; r.pos == first.n {
+		r.q.freeBelow(r.q.base + uint64(first.n))
+		r.pos = 0
+	}
+	return c.consume(s, n, now)
+}
+
+// discard throws away what waits, and what will come. It reports whether there is something to send now.
+func (c *core) discard(s *streamCore, now time.Duration) bool {
+	r := &s.recv
+	if r.discard {
+		return false
+	}
+	r.discard = true
+	n := int(r.q.end-r.q.base) - r.pos
+	// Not freed: a drain may be writing from the first chunk, and a chunk in the pool is somebody else's.
+	r.q, r.pos = queue{}, 0
+	return n > 0 && c.consume(s, n, now)
+}
+
+// ponged takes a PONG for the PING that was sent then. It reports whether that can be.
+func (c *core) ponged(sent, now time.Duration) bool {
+	rtt := now - sent
+	if c.pingsOut == 0 || sent == 0 || rtt < 0 || rtt >= time.Minute {
+		return false
+	}
+	c.pingsOut--
+	c.measured(rtt, now)
+	return true
+}
+
 // measured notes a round trip of the connection.
 func (c *core) measured(rtt, now time.Duration) {
 	c.rtt = smooth(c.rtt, rtt)
@@ -212,6 +251,9 @@ func smooth(old, sample time.Duration) time.Duration {
 
 // due reports whether n more bytes make up a whole consumed window. The window may grow then.
 func (r *recvHalf) due(n int) bool { return r.consumed+uint64(n)-r.mark >= r.win }
+
+// setBehind notes whether bytes that the receiver took still wait for its own peer.
+func (r *recvHalf) setBehind(yes bool) { r.behind = yes }
 
 // settleCharge gives back what is charged beyond need.
 func (r *recvHalf) settleCharge(b *share, need int64) {

@@ -19,10 +19,11 @@ import (
 	"reverser/internal/wire"
 )
 
-// crowd is a proxy on a network in memory, in virtual time, to which many come. Nobody claims anything there.
+// crowd is a proxy to which many come, on a network in memory and in virtual time, or on loopback. Nobody claims anything there.
 type crowd struct {
 	*testing.T
 	net    memnet.Net
+	addr   string // on loopback; "": on the network in memory
 	p      *Proxy
 	known  []Known // what proxies save
 	done   chan struct{}
@@ -36,8 +37,10 @@ type crowd struct {
 const crowdCarriers = 2
 
 // newCrowd starts a proxy that knows as many keys.
-func newCrowd(t *testing.T, keys int) *crowd {
-	c := &crowd{T: t}
+func newCrowd(t *testing.T, keys int) *crowd { return newCrowdAt(t, "", keys) }
+
+func newCrowdAt(t *testing.T, addr string, keys int) *crowd {
+	c := &crowd{T: t, addr: addr}
 	var end context.CancelFunc
 	c.ctx, end = context.WithCancel(t.Context())
 	c.start(keys)
@@ -59,10 +62,17 @@ func (c *crowd) start(keys int) {
 		SaveKnown: func(list []Known) error { c.known = list; return nil },
 	})
 	var err error
-	if c.p.port.ln, err = c.net.Listen("proxy:3010"); err != nil {
+	if c.addr != "" {
+		c.p.cfg.Listen = c.addr
+		if err = c.p.Listen(); err == nil {
+			c.addr = c.p.Addr().String() // also of those to come
+		}
+	} else if c.p.port.ln, err = c.net.Listen("proxy:3010"); err == nil {
+		c.p.listening(0)
+	}
+	if err != nil {
 		c.Fatal(err)
 	}
-	c.p.listening(0)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	c.stop, c.done = cancel, done
@@ -116,6 +126,10 @@ func (c *crowd) bridge(key int, at netip.Addr) *member {
 		Auth: auth.ClientConfig{KeyID: crowdKey(key), Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: crowdKey(key)},
 		Dial: link.Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) {
 			c.dials.Add(1)
+			if c.addr != "" {
+				d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 0)), KeepAlive: -1}
+				return d.DialContext(ctx, "tcp", c.addr)
+			}
 			return c.net.DialFrom(ctx, at, "proxy:3010")
 		}),
 		Failed: func(int, error, time.Duration) { c.fails.Add(1) },
@@ -296,4 +310,32 @@ func TestCrowdOfStrangers(t *testing.T) {
 			off()
 		})
 	}
+}
+
+// TestCrowdOnSockets: many bridges start at once on a machine that is busy with all of them and with the proxy, and come back to one
+// that was restarted. However long that takes, few of their connections are in vain.
+func TestCrowdOnSockets(t *testing.T) {
+	const bridges = 200
+	c := newCrowdAt(t, "127.0.0.1:0", bridges)
+	var all []*member
+	for i := range bridges {
+		all = append(all, c.bridge(i, netip.MustParseAddr("127.0.0.1")))
+	}
+	up := func(what string, enough int64) {
+		t.Helper()
+		for _, m := range all {
+			eventually(t, what, m.up)
+		}
+		if n := c.dials.Swap(0); n > enough {
+			t.Errorf("%s: %d dials for %d connections, want at most %d", what, n, bridges*(1+crowdCarriers), enough)
+		}
+	}
+	const conns = bridges * (1 + crowdCarriers)
+	up("all are up", 3*conns)
+	c.kill()
+	c.start(bridges)
+	for _, m := range all {
+		eventually(t, "all have noticed", func() bool { return m.reset.Load() > 0 })
+	}
+	up("all are back", 5*conns) // while nobody listened, too
 }

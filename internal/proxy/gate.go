@@ -159,15 +159,18 @@ func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
 		return
 	}
 	g.refused++
-	count, now := g.refused, time.Now()
-	say := now.Sub(g.reported) >= reportStrangersPer
-	if say {
-		g.reported, g.refused = now, 0
+	now := time.Now()
+	if now.Sub(g.reported) < reportStrangersPer {
+		g.mu.Unlock()
+		return
 	}
+	args := []any{"count", g.refused, "last_remote", from.String(), "last_err", err}
+	if held, most := g.room.held(); held >= g.room.most/2 {
+		args = append(args, "waiting", held, "of", g.room.most, "most_from", most.String())
+	}
+	g.reported, g.refused = now, 0
 	g.mu.Unlock()
-	if say {
-		log.Warn("connections to the link port that were no bridge with a valid key", "count", count, "last_remote", from.String(), "last_err", err)
-	}
+	log.Warn("connections to the link port that were no bridge with a valid key", args...)
 }
 
 // closeAll ends what is unfinished.

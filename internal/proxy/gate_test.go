@@ -186,8 +186,12 @@ func TestGateReport(t *testing.T) {
 			t.Errorf("%d lines for 50 failures within a minute, want one for the first", n)
 		}
 		time.Sleep(reportStrangersPer)
+		g.room = *newRoom(6, 1)
+		for i := range 3 {
+			g.enter(log, from(fmt.Sprintf("198.51.100.%d", i)))
+		}
 		g.report(log, from("192.0.2.99").from, errSilent)
-		if j.count(line, "count=50 ", "last_remote=192.0.2.99:", "last_err=it said nothing while others came") != 1 {
+		if j.count(line, "count=50 ", "last_remote=192.0.2.99:", "last_err=it said nothing while others came waiting=3 of=6 most_from=198.51.100.0/24") != 1 {
 			t.Errorf("the next minute's line does not count what came since: %q", *j.lines)
 		}
 	})

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"time"
 
@@ -67,6 +68,6 @@ func (p *Proxy) reportDuplicate(id [16]byte, remote net.Addr) {
 	if l := p.port.host.Link(id); l != nil && l.RemoteAddr() != nil {
 		by = l.RemoteAddr().String()
 	}
-	p.say.warn(id, "second bridge with a key that is in use, refused: give each bridge a key of its own (reverser key add NAME --allow ...)",
+	p.say.Say(slog.LevelWarn, id, "second bridge with a key that is in use, refused: give each bridge a key of its own (reverser key add NAME --allow ...)",
 		"key", key.Name, "remote", remote.String(), "used_by", by)
 }

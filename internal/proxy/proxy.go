@@ -7,7 +7,7 @@
 //  4. internal/traffic binds both into a pair (bind.go), whose bytes internal/relay moves into internal/link.
 //
 // links.go is the other door: bridges connect and authenticate there. session.go tells the registry what they claim, and
-// does what it decides; settings.go changes what is allowed, say.go writes the log. Every goroutine is counted in Proxy.wg or belongs to
+// does what it decides; settings.go changes what is allowed. Every goroutine is counted in Proxy.wg or belongs to
 // Proxy.conns, Proxy.entrances or Proxy.say, and Run returns when all have ended.
 package proxy
 
@@ -26,6 +26,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
+	"reverser/internal/lines"
 	"reverser/internal/link"
 	"reverser/internal/registry"
 	"reverser/internal/relay"
@@ -68,7 +69,7 @@ type Config struct {
 type Proxy struct {
 	cfg       Config
 	log       *slog.Logger
-	say       *talker // for lines about bridges, which must not be waited for
+	say       *lines.Log // about bridges, by key
 	start     time.Time
 	port      linkPort
 	registry  *registry.Registry
@@ -121,7 +122,7 @@ func New(cfg Config) *Proxy {
 		descriptors = sys.Descriptors()
 	}
 	p := &Proxy{
-		cfg: cfg, log: cfg.Log, say: newTalker(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
+		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
 		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]struct{})},
 		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
@@ -186,7 +187,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if p.port.carrier != nil {
 		p.log.Info("carriers listening", "transfer", p.TransferAddr().String())
 	}
-	go p.say.run() // say.stop waits for it
+	go p.say.Run() // Stop waits for it
 	p.life.running.Store(true)
 	p.wg.Go(func() { p.registry.Run(p.life.ctx, effects{p}) })
 	p.wg.Go(p.keepKnown)
@@ -225,7 +226,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	p.port.short.Close()
 	p.port.memory.Close()
-	p.say.stop()
+	p.say.Stop()
 	p.log.Info("proxy stopped")
 	return nil
 }

@@ -165,6 +165,20 @@ func (c *class) victim(enough int) (*place, error) {
 	return nil, nil
 }
 
+// held returns how many connections are not proven yet, and a block of addresses that has most of those that keep this process waiting.
+func (r *room) held() (n int, most netip.Prefix) {
+	largest := 0
+	for i := range r.classes {
+		n += r.classes[i].places
+		for _, st := range []stage{silent, greeted} {
+			if l := r.classes[i].shelves[st].largest(); l != nil && l.places.Len() > largest {
+				largest, most = l.places.Len(), l.block
+			}
+		}
+	}
+	return n, most
+}
+
 // put moves a place to a stage.
 func (r *room) put(p *place, to stage) {
 	r.take(p)

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,6 +94,20 @@ func (j *journal) count(words ...string) int {
 	for _, line := range *j.lines {
 		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
 			n++
+		}
+	}
+	return n
+}
+
+// sum is count with the lines that were left out of a flood.
+func (j *journal) sum(words ...string) int {
+	n := j.count(words...)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, line := range *j.lines {
+		if _, after, ok := strings.Cut(line, " more="); ok && strings.Contains(line, words[0]) {
+			more, _ := strconv.Atoi(after)
+			n += more
 		}
 	}
 	return n

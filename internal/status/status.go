@@ -41,6 +41,7 @@ type Snapshot struct {
 	Role          string     `json:"role"` // "proxy" or "bridge"
 	Version       string     `json:"version"`
 	UptimeSeconds float64    `json:"uptime_seconds"`
+	Stopping      bool       `json:"stopping,omitempty"` // it was asked to stop: a successor may start beside it
 	Links         []Link     `json:"links"`
 	Services      []Service  `json:"services"`
 	Pairs         []Pair     `json:"pairs"`

@@ -1,0 +1,174 @@
+package proxy
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"testing"
+	"time"
+)
+
+var (
+	fleetBridges = flag.Int("fleet.bridges", 5000, "bridges of the largest simulated fleet; 100,000 take a minute")
+	fleetReal    = flag.String("fleet.real", "", "compare the simulated return with those of real bridges in this `FILE` of bench/compare -out")
+)
+
+// beginnings are how all bridges of a fleet come to a proxy at about the same time.
+var beginnings = map[string]func(s *fleetSim){
+	"crash": func(s *fleetSim) { // it is started again at once
+		s.know()
+		s.restart(200 * time.Millisecond)
+		for _, b := range s.bridges {
+			b.cut()
+		}
+	},
+	"stop": func(s *fleetSim) { // GOAWAY: the bridges begin another session, and finish what is on the one before
+		s.know()
+		s.restart(200 * time.Millisecond)
+		for _, b := range s.bridges {
+			b.start()
+		}
+	},
+	"first start": func(s *fleetSim) {
+		for _, b := range s.bridges {
+			b.start()
+		}
+	},
+}
+
+// play returns when each bridge of a fleet serves, in order.
+func play(costs fleetCosts, n int, begin func(*fleetSim)) (s *fleetSim, times []time.Duration) {
+	s = newFleetSim(costs, uint64(n))
+	s.populate(n)
+	s.up = true
+	s.served = func(*simBridge, time.Duration) { times = append(times, s.now) }
+	begin(s)
+	s.run(time.Duration(n)*costs.ideal()*20 + time.Minute)
+	return s, times
+}
+
+// TestFleetReturns: after a restart of the proxy, and at a first start, all bridges serve in a time that is in proportion to their
+// number and not much longer than the processors need; little work is lost; and they come at a steady pace.
+func TestFleetReturns(t *testing.T) {
+	costs := defaultFleet()
+	for _, n := range []int{100, 1000, *fleetBridges} {
+		for what, begin := range beginnings {
+			t.Run(fmt.Sprintf("%s of %d", what, n), func(t *testing.T) {
+				began := time.Now()
+				s, times := play(costs, n, begin)
+				if len(times) < n {
+					t.Fatalf("%d of %d bridges serve after %v", len(times), n, s.now)
+				}
+				ideal := time.Duration(n) * costs.ideal() / time.Duration(costs.processors)
+				last := times[n-1]
+				lost := float64(s.used-s.useful) / float64(s.used)
+				share := func(of float64) float64 { return float64(times[int(of*float64(n))-1]) / float64(last) }
+				t.Logf("all serve after %.1f s, the processors need %.1f s; 10, 50 and 90 %% serve after %.0f, %.0f and %.0f %% of the time; "+
+					"%.1f attempts of each bridge, %.0f %% of the work lost (simulated in %.1f s)",
+					last.Seconds(), ideal.Seconds(), share(.1)*100, share(.5)*100, share(.9)*100, float64(s.attempts)/float64(n), lost*100, time.Since(began).Seconds())
+				if last > ideal*3/2+5*time.Second {
+					t.Errorf("all serve after %v, want at most half more than the %v of the processors", last, ideal)
+				}
+				if lost > .5 {
+					t.Errorf("%.0f %% of the work was for connections that came to nothing", lost*100)
+				}
+				// A few must not wait long behind all the others, nor all for each other.
+				if share(.9) < .5 || n >= 1000 && share(.1) > .75 {
+					t.Errorf("10 %% serve after %.0f %% of the time, 90 %% after %.0f %%; want a steadier pace", share(.1)*100, share(.9)*100)
+				}
+			})
+		}
+	}
+}
+
+// TestFlappingBridge: one that breaks once a second costs its neighbours nothing, while some of them come and go.
+func TestFlappingBridge(t *testing.T) {
+	const n, churn = 10_000, 50 // of them break each second
+	live := func(flaps bool) (took []time.Duration, used time.Duration) {
+		s := newFleetSim(defaultFleet(), 1)
+		s.populate(n)
+		s.up = true
+		for _, b := range s.bridges {
+			b.start()
+		}
+		s.run(time.Minute)
+		flapping := s.bridges[0]
+		s.served = func(b *simBridge, d time.Duration) {
+			if b != flapping {
+				took = append(took, d)
+			}
+		}
+		for _, b := range s.bridges {
+			if !b.serving {
+				t.Fatal("not all serve after a minute")
+			}
+		}
+		before := s.used
+		for range 60 {
+			if flaps {
+				flapping.cut()
+			}
+			for range churn {
+				s.bridges[1+s.rng.IntN(n-1)].cut()
+			}
+			s.run(s.now + time.Second)
+		}
+		slices.Sort(took)
+		return took, s.used - before
+	}
+	quiet, quietUsed := live(false)
+	flapped, flappedUsed := live(true)
+	at := func(took []time.Duration, share float64) time.Duration { return took[int(share*float64(len(took)-1))] }
+	for _, share := range []float64{.5, .99} {
+		if a, b := at(quiet, share), at(flapped, share); b > a*11/10 {
+			t.Errorf("with a bridge that flaps, %.0f %% of the others serve again after %v, without it after %v", share*100, b, a)
+		}
+	}
+	t.Logf("p50 %v and %v, p99 %v and %v, processors %v and %v", at(quiet, .5), at(flapped, .5), at(quiet, .99), at(flapped, .99), quietUsed, flappedUsed)
+	if each := (flappedUsed - quietUsed) / 60; each > 10*defaultFleet().ideal() {
+		t.Errorf("a bridge that flaps costs %v each time, want not much more than the %v of one that returns", each, defaultFleet().ideal())
+	}
+}
+
+// TestFleetLikeReal compares the simulated return with real ones: how many bridges serve at each part of the time until all do.
+func TestFleetLikeReal(t *testing.T) {
+	if *fleetReal == "" {
+		t.Skip("no -fleet.real")
+	}
+	text, err := os.ReadFile(*fleetReal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var measured struct {
+		Returns []struct {
+			Fleet, Contender string
+			Bridges          int
+			Times            []float64
+		}
+	}
+	if err := json.Unmarshal(text, &measured); err != nil {
+		t.Fatal(err)
+	}
+	for _, real := range measured.Returns {
+		n := real.Bridges
+		if real.Contender != "reverser" || len(real.Times) < n {
+			continue
+		}
+		_, times := play(oneMachine(), n, beginnings["stop"])
+		if len(times) < n {
+			t.Fatalf("%d of %d simulated bridges serve", len(times), n)
+		}
+		off := 0.0
+		for i := range n {
+			off = max(off, math.Abs(float64(times[i])/float64(times[n-1])-real.Times[i]/real.Times[n-1]))
+		}
+		t.Logf("%s: all serve after %.2f s, in the simulation after %.2f s; the curves are %.2f of the time apart at the most",
+			real.Fleet, real.Times[n-1], times[n-1].Seconds(), off)
+		if off > .35 {
+			t.Errorf("%s: the real curve is %.2f of the time away from the simulated one", real.Fleet, off)
+		}
+	}
+}
