@@ -90,7 +90,6 @@ var mutants = []struct{ name, file, from, to string }{
 	{"a socket is looked at twice", "socket.go", "if _, twice := co.looking[s]; !twice {", "if true {"},
 	{"an answer waits twice", "settle.go", "if a := co.answer(c); !c.queued && a", "if a := co.answer(c); a"},
 	{"an UNCLAIM is answered as often as it was said", "core.go", "if _, twice := s.owed[cid]; twice {", "if false {"},
-	{"who waits for a port waits twice", "socket.go", "if !slices.Contains(co.waiting[at], s) {", "if true {"},
 	{"an id that was given back may be claimed", "core.go", "case c == nil && s.used.has(cid):", "case false:"},
 }
 

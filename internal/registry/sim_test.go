@@ -12,10 +12,10 @@ import (
 )
 
 var (
-	simSeeds = flag.Uint64("sim.seeds", 150, "how many seeds TestSimulation tries")
+	simSeeds = flag.Uint64("sim.seeds", 120, "how many seeds TestSimulation tries")
 	simFirst = flag.Uint64("sim.first", 1, "the first of them")
 	simSeed  = flag.Uint64("sim.seed", 0, "the only seed that TestSimulation tries, with its whole schedule; 0: many")
-	simSteps = flag.Int("sim.steps", 400, "about how many steps a seed has")
+	simSteps = flag.Int("sim.steps", 500, "about how many steps a seed has")
 )
 
 // action is one thing that may happen.
@@ -45,13 +45,13 @@ var actions = []action{
 			l.learn()
 		}
 	}},
-	{"an OPEN arrives", 30, func(w *sim) { w.link().slot().deliver() }},
+	{"an OPEN arrives", 24, func(w *sim) { w.link().slot().deliver() }},
 	{"a slot", 4, func(w *sim) { sl := w.link().slot(); sl.down = !sl.down && w.pick("down", 3) == 0 }},
 	{"time", 4, func(w *sim) { w.link().time() }},
 	{"a socket", 10, func(w *sim) { w.proxy().result() }},
-	{"a user comes", 14, func(w *sim) { w.proxy().come() }},
-	{"a user moves", 30, func(w *sim) { w.proxy().move() }},
-	{"a user ends", 8, func(w *sim) { w.proxy().hangUp() }},
+	{"a user comes", 30, func(w *sim) { w.proxy().come() }},
+	{"a user moves", 70, func(w *sim) { w.proxy().move() }},
+	{"a user ends", 12, func(w *sim) { w.proxy().hangUp() }},
 	{"carriers", 8, func(w *sim) {
 		if l := w.link(); l.id != 0 {
 			l.up = w.pick("up", 4) > 0
@@ -61,6 +61,12 @@ var actions = []action{
 	}},
 	{"connect", 10, func(w *sim) { w.uplink().connect() }},
 	{"cut", 2, func(w *sim) { w.link().cut() }},
+	{"cut and back", 3, func(w *sim) {
+		if l := w.link(); l.control && l.present() {
+			l.cut()
+			l.attach()
+		}
+	}},
 	{"reload of a bridge", 4, func(w *sim) { w.bridge().reload() }},
 	{"bad reload of a bridge", 1, func(w *sim) { w.bridge().badReload() }},
 	{"alter", 3, func(w *sim) { w.bridge().alter() }},
@@ -124,12 +130,16 @@ func (w *sim) pickAction() action {
 // play plays the schedule that pick makes, in so many steps, and then until everything has come to rest.
 func play(pick func(string, int) int, steps int, trace func(string, ...any)) (w *sim) {
 	w = &sim{pick: pick, trace: trace}
-	defer func() {
+	caught := func() {
 		if p := recover(); p != nil {
 			w.fail("panic: %v\n%s", p, debug.Stack())
 		}
+	}
+	defer func() {
+		defer caught()
 		w.close()
 	}()
+	defer caught()
 	w.begin()
 	for n := 0; w.err == nil && n < steps; n++ {
 		a := w.pickAction()
