@@ -94,7 +94,7 @@ var mutants = []struct{ name, file, from, to string }{
 }
 
 // mutantSeeds is how many seeds a mutant has to be noticed in. Most are within ten.
-const mutantSeeds = 1000
+const mutantSeeds = 500
 
 // TestMutants breaks each rule and wants the simulation to notice; with no rule broken it must pass. Each mutant is one build, which
 // stops at the first seed that notices it; two are tried at a time.
