@@ -73,6 +73,8 @@ var mutants = []struct{ name, file, from, to string }{
 	{"UNCLAIM is not repeated", "../claims/claims.go", "if !r.answered {\n", "if false {\n"},
 	{"marks do not count", "../claims/claims.go", "return !r.answered || slices", "return true || slices"},
 	{"a slot does not remember what it saw", "../claims/claims.go", "at.stream = stream\n", "_ = at.stream\n"},
+	{"the time of one slot counts for all", "../claims/claims.go", "at := c.slots[slot]\n\tat.attached += d\n\tc.slots[slot] = at\n", "for slot, at := range c.slots {\n\t\tat.attached += d\n\t\tc.slots[slot] = at\n\t}\n"},
+	{"nothing is waited for below a mark", "../claims/claims.go", "c.slots[m.Slot].attached + RetireAfter", "c.slots[m.Slot].attached"},
 	{"what is retired outlives its session", "../claims/claims.go", "\tclear(c.retired)\n", ""},
 	{"frames wait while slot 0 is away", "../claims/claims.go", "\tif c.attach {\n\t\tk.said = true\n", "\tif true {\n\t\tk.said = true\n"},
 	{"a bad reload changes a part", "../claims/claims.go", "\t\twanted[w.Public] = true\n", "\t\twanted[w.Public] = true\n\t\ts.offer(w)\n"},
@@ -116,7 +118,7 @@ func TestMutants(t *testing.T) {
 			}
 			seeds := mutantSeeds
 			if m.from == "" {
-				seeds = 100 // TestSimulation has more
+				seeds = 40 // TestSimulation has more
 			}
 			out, err := exec.Command(built, "-test.run", "^TestSimulation$", "-sim.seeds", strconv.Itoa(seeds)).CombinedOutput()
 			what := found.Find(out)

@@ -254,6 +254,11 @@ func (w *simProxy) checkName(n *name) {
 			}
 		}
 	}
+	for _, c := range n.claims {
+		if c.place != c.session.tenant.names[n.public].place {
+			w.fail("C1: claim %d of session %d has a place of its own for %s", c.id, c.session.id, n.public)
+		}
+	}
 	// Of two names that overlap at most one gets sockets.
 	for _, o := range w.r.core.names {
 		if n != o && n.public.Overlaps(o.public) && n.granted() && o.granted() {

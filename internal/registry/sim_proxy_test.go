@@ -55,6 +55,9 @@ type simUser struct {
 
 const ownPort = 3010
 
+// errNoRoom is what a link says that has as many streams as its peer takes.
+var errNoRoom = errors.New("no room")
+
 var (
 	simNames = []string{
 		"tcp/9000", "tcp/127.0.0.1:9000", "tcp/0.0.0.0:9000", "tcp/127.0.0.2:9000", "tcp/9001", "tcp/9002", "tcp/9003", "offered", "tcp/80",
@@ -153,6 +156,9 @@ func (l *simLink) Open(o wire.Open) (*link.Stream, error) {
 	if l.ended {
 		return nil, link.ErrEnded
 	}
+	if !l.p.calm && l.p.pick("no room", 16) == 0 {
+		return nil, errNoRoom
+	}
 	sl := l.slot()
 	sl.opened = (sl.opened>>8+1)<<8 | uint64(sl.number)
 	sl.flight = append(sl.flight, &simStream{id: sl.opened, service: o.Service})
@@ -230,6 +236,11 @@ func (w *simProxy) Unclaimed(way Way, id uint32) {
 	w.unlocked("Doer.Unclaimed")
 	l := way.(*simLink)
 	w.trace("  UNCLAIMED %d of session %d", id, l.id)
+	for _, o := range w.offers {
+		if o.way == way && o.id == id && !o.retired {
+			w.fail("C8: claim %d of %s is given back, and users may still be sent there", id, l)
+		}
+	}
 	if !slices.Contains(l.gone, id) {
 		l.gone = append(l.gone, id)
 	}
@@ -375,10 +386,9 @@ func (w *simProxy) take(u *simUser, o *Offer) {
 		before[i] = sl.opened
 	}
 	if _, err := o.open(wire.Open{}); err != nil {
-		if !errors.Is(err, errRetired) && !errors.Is(err, link.ErrEnded) {
-			w.fail("open: %v", err)
+		if u.tried = append(u.tried, o); errors.Is(err, errNoRoom) { // Take would try the others first
+			w.over(u)
 		}
-		u.tried = append(u.tried, o)
 		return
 	}
 	for i, sl := range l.slots {

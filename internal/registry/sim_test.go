@@ -34,8 +34,9 @@ var actions = []action{
 	{"the proxy hears", 20, func(w *sim) {
 		l := w.link()
 		l.toProxy.write(w)
-		for n := w.few(); n > 0; n-- {
+		for n := w.few(); n > 0 && len(l.toProxy.wire) > 0; n-- {
 			l.hear()
+			w.check()
 		}
 	}},
 	{"a bridge learns", 16, func(w *sim) {

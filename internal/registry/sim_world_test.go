@@ -334,7 +334,7 @@ const simTick = claims.RetireAfter * 2 / 5
 
 // lieToProxy claims an id that was given back.
 func (l *simLink) lieToProxy() {
-	if l.ended || len(l.gone) == 0 {
+	if l.ended || len(l.gone) == 0 || l.p.r.core.sessions[l.id] == nil {
 		return
 	}
 	l.p.stats.Lies++
