@@ -80,7 +80,7 @@ func TestDescriptorsRunOut(t *testing.T) {
 	idleUsers(t, 3000, 1, ports["one"])  // idle users of one address
 	idleUsers(t, 500, 200, ports["one"]) // and of many
 	idleUsers(t, 500, 200, ports["two"])
-	idleUsers(t, 500, 1, p.link) // strangers
+	idleUsers(t, 500, 200, p.link) // strangers
 	if n := p.open(); n > limit-16 {
 		t.Errorf("%d descriptors are open, want 16 of %d to be left", n, limit)
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/proxy"
 	"reverser/internal/state"
+	"reverser/internal/status"
 	"reverser/internal/sys"
 )
 
@@ -144,12 +146,14 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		return usage(err)
 	}
 	source.UseState(dir.Keys, pin)
-	r := newReloader(source, &proxyRole{Proxy: p, dir: dir, guessed: guessed, log: log}, set, level, log)
+	role := &proxyRole{Proxy: p, dir: dir, guessed: guessed, log: log}
+	r := newReloader(source, role, set, level, log)
 	keys := &admin.KeyEditor{
 		Dir: dir, Pin: pin, Log: log,
 		InForce: func() ([]config.Key, error) { return r.settings().Proxy.Keys, nil },
 		Address: func() string { return first(r.settings().Proxy.Advertise, guessed) },
 		Edited:  func() error { return r.edited(dir.Keys, pin) },
+		Revoked: r.revoked,
 	}
 	if firstStart {
 		if len(set.Proxy.Keys) == 0 {
@@ -161,7 +165,13 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 			return err
 		}
 	}
-	return serve(ctx, p, dir, keys, r, log)
+	keeping, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() { keys.Keep(keeping) })
+	err = serve(ctx, role, dir, keys, r, log)
+	stop()
+	wg.Wait()
+	return err
 }
 
 // proxyRole is a proxy that takes settings as config has them.
@@ -170,6 +180,15 @@ type proxyRole struct {
 	dir     *state.Dir
 	guessed string // address for tokens where none is advertised
 	log     *slog.Logger
+}
+
+// Status implements server.
+func (p *proxyRole) Status() status.Snapshot {
+	snap := p.Proxy.Status()
+	if removed, err := p.dir.Unstored(); err != nil {
+		snap.Unstored = &status.Unstored{Removed: removed, Error: err.Error()}
+	}
+	return snap
 }
 
 // Apply implements applier.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -126,11 +127,31 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 	if len(changes) == 0 {
 		return done, nil
 	}
+	if lastKeyGone(r.settings(), next) {
+		done.Warnings = append(done.Warnings, noKeyLeft)
+	}
 	if err := r.put(ctx, next); err != nil {
 		return admin.Reloaded{}, err
 	}
 	done.Changed = changes
 	return done, nil
+}
+
+// noKeyLeft is what a proxy that starts without a key refuses to start with.
+const noKeyLeft = "the proxy has no key any more, so no bridge can connect: `reverser key add NAME --allow tcp/9000` makes one"
+
+func lastKeyGone(old, next config.Settings) bool {
+	return next.Role == config.RoleProxy && len(old.Proxy.Keys) > 0 && len(next.Proxy.Keys) == 0
+}
+
+// putKeys is put after an edit of the stored keys. Nobody reads warnings about it but in the log.
+func (r *reloader) putKeys(next config.Settings) error {
+	last := lastKeyGone(r.settings(), next)
+	err := r.put(context.Background(), next)
+	if err == nil && last {
+		r.log.Warn(noKeyLeft)
+	}
+	return err
 }
 
 // put puts settings in force, for whoever has the turn. It is done also when whoever asked for it has gone.
@@ -166,7 +187,18 @@ func (r *reloader) edited(stored func() ([]state.Key, error), pin [32]byte) erro
 	if err != nil {
 		return err
 	}
-	return r.put(context.Background(), next)
+	return r.putKeys(next)
+}
+
+// revoked has a key honoured no longer, beside everything else as it is.
+func (r *reloader) revoked(id [16]byte) error {
+	if err := r.begin(context.Background()); err != nil {
+		return err
+	}
+	defer r.end()
+	next := r.settings()
+	next.Proxy.Keys = slices.DeleteFunc(slices.Clone(next.Proxy.Keys), func(k config.Key) bool { return k.ID == id && !k.InFile() })
+	return r.putKeys(next)
 }
 
 func (r *reloader) begin(ctx context.Context) error {

@@ -370,3 +370,41 @@ func TestReloadWatch(t *testing.T) {
 		t.Errorf("log: %s", rt.out)
 	}
 }
+
+// TestLastKeyGone: a proxy without a key lets no bridge in, and says so when the last one goes, as one that starts does.
+func TestLastKeyGone(t *testing.T) {
+	with := config.Settings{Role: config.RoleProxy, Proxy: config.Proxy{Keys: []config.Key{
+		{Name: "nas", ID: [16]byte{1}, Table: config.Place{File: "f"}}, {Name: "desk", ID: [16]byte{2}},
+	}}}
+	without := config.Settings{Role: config.RoleProxy}
+	rt := newReloadTest(with)
+	rt.source.say(without, nil)
+	if done, err := rt.Reload(t.Context()); err != nil || !slices.Contains(done.Warnings, noKeyLeft) {
+		t.Errorf("Reload = %+v, %v; want a warning", done, err)
+	}
+	if !strings.Contains(rt.out.String(), "the proxy has no key any more") {
+		t.Errorf("the log has %s", rt.out.String())
+	}
+	if err := rt.put(t.Context(), with); err != nil {
+		t.Fatal(err)
+	}
+	rt.source.say(with, nil)
+	if done, err := rt.Reload(t.Context()); err != nil || len(done.Warnings) != 0 {
+		t.Errorf("Reload = %+v, %v; want no warning", done, err)
+	}
+
+	// By an order: keys of the file stay.
+	one := with
+	one.Proxy.Keys = with.Proxy.Keys[1:]
+	rt = newReloadTest(one)
+	if err := rt.revoked([16]byte{9}); err != nil || strings.Contains(rt.out.String(), "no key any more") {
+		t.Errorf("%v, and the log has %s", err, rt.out.String())
+	}
+	if err := rt.revoked([16]byte{2}); err != nil || !strings.Contains(rt.out.String(), "no key any more") {
+		t.Errorf("%v, and the log has %s", err, rt.out.String())
+	}
+	rt = newReloadTest(with)
+	if err := rt.revoked([16]byte{1}); err != nil || len(rt.settings().Proxy.Keys) != 2 {
+		t.Errorf("%v, and %v are left", err, rt.settings().Proxy.Keys)
+	}
+}

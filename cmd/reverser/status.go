@@ -112,6 +112,12 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		return err
 	}
 
+	if u := s.Unstored; u != nil {
+		if _, err := fmt.Fprintf(w, "NOT STORED: the removal of key %s: %s\n  make room; until it is stored a restart brings the key back\n", strings.Join(u.Removed, ", "), printable(u.Error)); err != nil {
+			return err
+		}
+	}
+
 	if r := s.Reload; r != nil && r.Error != "" {
 		if _, err := fmt.Fprintf(w, "the last reload, %s, was refused:\n  %s\n", ago(now, r.At), strings.ReplaceAll(r.Error, "\n", "\n  ")); err != nil {
 			return err

@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -45,9 +44,6 @@ func TestMain(m *testing.M) {
 	leaktest.Main(m)
 }
 
-// succeeding are the attacks against which nothing is built yet: what they break is told, and fails no test.
-var succeeding = []string{"N3", "N5"}
-
 func TestScenarios(t *testing.T) {
 	for _, s := range scenarios {
 		t.Run(s.id, func(t *testing.T) {
@@ -62,10 +58,6 @@ func TestScenarios(t *testing.T) {
 			t.Logf("%s, %v\n%s", s.name, r.took, strings.Join(r.figures, "\n"))
 			for _, m := range r.missed {
 				t.Logf("beyond the promise: %s", m)
-			}
-			if slices.Contains(succeeding, s.id) {
-				t.Logf("succeeds: %s", strings.Join(r.broken, "; "))
-				return
 			}
 			for _, b := range r.broken {
 				t.Error(b)

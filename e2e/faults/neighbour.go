@@ -128,7 +128,7 @@ func (n *neighbour) between(from, to time.Time) (all []time.Duration) {
 // beside runs an attack in turns with rest and compares what the users saw. attack begins one and returns what ends it; under is
 // called while the last one goes on.
 func (n *neighbour) beside(ctx context.Context, what string, attack func() (stop func(), err error), under func() error) error {
-	rounds, each := by(n.bed, 2, 3, 5), by(n.bed, 700*time.Millisecond, 2*time.Second, 5*time.Second)
+	rounds, each := by(n.bed, 2, 2, 5), by(n.bed, 700*time.Millisecond, 1500*time.Millisecond, 5*time.Second)
 	var rest, attacked []time.Duration
 	stop := func() {}
 	for range rounds {

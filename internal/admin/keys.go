@@ -1,10 +1,13 @@
 package admin
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,10 +56,14 @@ type KeyEditor struct {
 	InForce func() ([]config.Key, error) // the keys that the proxy honours
 	Address func() string                // for new tokens; "": unknown
 	Edited  func() error                 // makes a live proxy honour what the directory holds now; nil when none runs
+	Revoked func(id [16]byte) error      // makes a live proxy honour a key no longer, whatever the directory holds; nil when none runs
 	Log     *slog.Logger                 // nil discards
 
 	mu sync.Mutex // one edit of the directory at a time
 }
+
+// storeEvery is how often what could not be stored is tried again.
+const storeEvery = 2 * time.Second
 
 // List implements [Keys].
 func (e *KeyEditor) List() ([]KeyInfo, error) {
@@ -139,6 +146,13 @@ func (e *KeyEditor) Remove(name string) error {
 	if inFile {
 		return &UsageError{Err: fmt.Errorf("key %q comes from the proxy's configuration file: take it out there and reload, with `reverser reload`", name)}
 	}
+	keys, err := e.InForce()
+	if i := slices.IndexFunc(keys, func(k config.Key) bool { return k.Name == name }); e.Revoked != nil && err == nil && i >= 0 {
+		return e.revoke(keys[i])
+	}
+	if names, _ := e.Dir.Unstored(); slices.Contains(names, name) { // asked again
+		return e.stored(name, e.Dir.Store())
+	}
 	err = e.drop(name)
 	if errors.Is(err, state.ErrNoKey) {
 		return &UsageError{Err: err}
@@ -151,6 +165,55 @@ func (e *KeyEditor) Remove(name string) error {
 	}
 	e.log().Info("key removed", "key", name)
 	return nil
+}
+
+// revoke has a live proxy honour a key no longer, and then stores it: a full disk must not keep a stolen token alive.
+func (e *KeyEditor) revoke(k config.Key) error {
+	if err := e.Revoked(k.ID); err != nil {
+		return err
+	}
+	e.log().Info("key removed", "key", k.Name)
+	e.mu.Lock()
+	err := e.Dir.Revoke(k.ID, k.Name)
+	e.mu.Unlock()
+	if err != nil {
+		e.log().Error("the removal of a key is not stored, and tried again: a restart would bring the key back", "key", k.Name, "err", err)
+	}
+	return e.stored(k.Name, err)
+}
+
+// stored is the answer to whoever removed a key.
+func (e *KeyEditor) stored(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("key %q is removed and no longer honoured, but this is not stored: %w: make room; the proxy goes on trying, and until `reverser status` says no more of it a restart brings the key back", name, err)
+}
+
+// Keep stores what could not be stored when there was no room, until ctx ends, and once more then.
+func (e *KeyEditor) Keep(ctx context.Context) {
+	again := time.NewTicker(storeEvery)
+	defer again.Stop()
+	for more := true; more; {
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			more = false
+		}
+		names, _ := e.Dir.Unstored()
+		if len(names) == 0 {
+			continue
+		}
+		e.mu.Lock()
+		err := e.Dir.Store()
+		e.mu.Unlock()
+		switch {
+		case err == nil:
+			e.log().Info("the removal of keys is stored now", "keys", strings.Join(names, ", "))
+		case !more:
+			e.log().Error("the removal of keys is not stored: the next start honours them; remove them again", "keys", strings.Join(names, ", "), "err", err)
+		}
+	}
 }
 
 func (e *KeyEditor) drop(name string) error {

@@ -112,13 +112,13 @@ func TestFalseProxyNamesAddresses(t *testing.T) {
 			}
 			for i := range answers {
 				id := uint32(i%3 + 1)
-				for _, status := range []wire.ClaimStatus{wire.ClaimUp, wire.ClaimRetrying, wire.ClaimUp} { // it forgets what it knew
+				for k, status := range []wire.ClaimStatus{wire.ClaimUp, wire.ClaimRetrying, wire.ClaimUp} { // it forgets what it knew
 					c := wire.Claimed{Status: status, Public: fmt.Sprintf("tcp/10.0.%d.%d:%d", i/256, i%256, 1+i), Nonce: [16]byte{1, byte(i), byte(i >> 8)}}
 					if i%2 == 0 {
 						c.Public = fmt.Sprintf("tcp/192.0.2.1:%d", 1+i) // another port of the address that the link goes to
 					}
 					// A key of its own for each, or Say would send only the last.
-					l.Say(uint64(i)<<8|uint64(status)<<4|1<<40, wire.AppendClaimed(nil, id, c))
+					l.Say(uint64(i)<<8|uint64(k)<<4|1<<40, wire.AppendClaimed(nil, id, c))
 				}
 			}
 		}

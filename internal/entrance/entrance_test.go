@@ -249,7 +249,7 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 					want.got = string(nonce[:7])
 				}
 				if want.got == "nonce" {
-					want.got = string(nonce[:15]) + "x"
+					want.got = string(nonce[:15]) + string([]byte{nonce[15] ^ 1})
 				}
 				if got.got != want.got || got.over != want.over || got.took > want.took || got.took < want.took-look {
 					t.Errorf("Answer = %+v, want %+v", got, want)
@@ -271,7 +271,7 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 	user("silent and near", true, nil, answered{"", false, ProbeTime + look})
 	user("half a nonce and silence", false, func(c net.Conn, n [nonceLen]byte) { c.Write(n[:7]) }, answered{"half", false, strangerTime + look})
 	user("speaks", true, func(c net.Conn, _ [nonceLen]byte) { c.Write([]byte("GET /")) }, answered{"GET /", false, look})
-	user("nearly a nonce", true, func(c net.Conn, n [nonceLen]byte) { c.Write(append(n[:15:15], "x"...)) }, answered{"nonce", false, look})
+	user("nearly a nonce", true, func(c net.Conn, n [nonceLen]byte) { c.Write(append(n[:15:15], n[15]^1)) }, answered{"nonce", false, look})
 	user("finished", true, func(c net.Conn, _ [nonceLen]byte) { c.(interface{ CloseWrite() error }).CloseWrite() }, answered{"", false, look})
 	user("resets", true, func(c net.Conn, _ [nonceLen]byte) {
 		c.(interface{ SetLinger(int) error }).SetLinger(0)

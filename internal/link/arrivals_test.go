@@ -44,6 +44,9 @@ func TestUnfinishedTables(t *testing.T) {
 		{"260 that say nothing", 260, false, -1, 4 << 20},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if raceEnabled { // a tenth will do
+				tt.connections, tt.frames = max(tt.connections/10, 20), min(tt.frames, 10)
+			}
 			synctest.Test(t, func(t *testing.T) {
 				w := newScene(t)
 				defer w.close()
@@ -68,8 +71,9 @@ func TestUnfinishedTables(t *testing.T) {
 					all[i%len(all)] = v
 				}
 				synctest.Wait()
-				if n := w.host.arrivals.waiting(evilKey); n != most {
-					t.Errorf("%d connections wait, want %d", n, most)
+				// Fewer may wait: of those that were kept for what they had said, the loop has closed some.
+				if n := w.host.arrivals.waiting(evilKey); n > most || n == 0 {
+					t.Errorf("%d connections wait, want some, and %d at most", n, most)
 				}
 				grown(t, before, tt.most+int64(tt.connections)*4<<10) // the network in memory keeps 2 KiB of each for a while
 

@@ -25,11 +25,11 @@ var beginnings = map[string]func(s *fleetSim){
 			b.cut()
 		}
 	},
-	"stop": func(s *fleetSim) { // GOAWAY: the bridges begin another session, and finish what is on the one before
+	"stop": func(s *fleetSim) { // the bridges begin another session when GOAWAY says, and finish what is on the one before
 		s.know()
 		s.restart(200 * time.Millisecond)
-		for _, b := range s.bridges {
-			b.start()
+		for i, b := range s.bridges { // as Drain asks them to
+			s.at(min(time.Duration(i)*comeBackEach, comeBackMost), b.start)
 		}
 	},
 	"first start": func(s *fleetSim) {
@@ -80,6 +80,29 @@ func TestFleetReturns(t *testing.T) {
 					t.Errorf("10 %% serve after %.0f %% of the time, 90 %% after %.0f %%; want a steadier pace", share(.1)*100, share(.9)*100)
 				}
 			})
+		}
+	}
+}
+
+// TestFleetOfASlowProxy: where a handshake takes 20 times as long, as on a machine that others use, those at the end of the queue
+// wait for longer than an attempt lasts. The work that is lost with them must not keep the others away.
+func TestFleetOfASlowProxy(t *testing.T) {
+	const n, slower = 1000, 20
+	costs := defaultFleet()
+	for _, cost := range []*time.Duration{&costs.accept, &costs.hello, &costs.finish, &costs.attach, &costs.claim} {
+		*cost *= slower
+	}
+	ideal := n * costs.ideal() / time.Duration(costs.processors)
+	for what, begin := range beginnings {
+		s, times := play(costs, n, begin)
+		if len(times) < n {
+			t.Errorf("%s: %d of %d bridges serve after %v", what, len(times), n, s.now)
+			continue
+		}
+		t.Logf("%s: all serve after %.1f s, the processors need %.1f s; %.0f %% of the work lost", what, times[n-1].Seconds(), ideal.Seconds(),
+			100*float64(s.used-s.useful)/float64(s.used))
+		if times[n-1] > 3*ideal {
+			t.Errorf("%s: all serve after %v, want at most three times the %v of the processors", what, times[n-1], ideal)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -233,11 +234,17 @@ func TestKnownOutlivesTheProcess(t *testing.T) {
 // TestKnownIsSavedAgain: what could not be saved is saved later, and nothing without news.
 func TestKnownIsSavedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var saved int
-		full := errors.New("no space left on device")
-		err := full
+		var saved atomic.Int64
+		var full atomic.Bool
+		full.Store(true)
 		j := newJournal()
-		p := New(Config{Log: slog.New(j), SaveKnown: func([]Known) error { saved++; return err }})
+		p := New(Config{Log: slog.New(j), SaveKnown: func([]Known) error {
+			saved.Add(1)
+			if full.Load() {
+				return errors.New("no space left on device")
+			}
+			return nil
+		}})
 		done := make(chan struct{})
 		go func() { defer close(done); p.keepKnown() }()
 		learn := func(a string) {
@@ -245,12 +252,12 @@ func TestKnownIsSavedAgain(t *testing.T) {
 			defer p.port.gate.mu.Unlock()
 			p.port.gate.room.known.add(netip.MustParseAddr(a), time.Now())
 		}
-		after := func(d time.Duration, want int) {
+		after := func(d time.Duration, want int64) {
 			t.Helper()
 			time.Sleep(d)
 			synctest.Wait()
-			if saved != want {
-				t.Errorf("saved %d times, want %d", saved, want)
+			if n := saved.Load(); n != want {
+				t.Errorf("saved %d times, want %d", n, want)
 			}
 		}
 		after(saveFirst, 0)
@@ -259,7 +266,7 @@ func TestKnownIsSavedAgain(t *testing.T) {
 		if j.count("could not be saved", "no space left") != 1 {
 			t.Errorf("the log does not say that it failed: %q", *j.lines)
 		}
-		err = nil
+		full.Store(false)
 		after(saveKnown, 2)
 		learn("192.0.2.1") // a moment later, which is no news
 		after(saveKnown, 2)

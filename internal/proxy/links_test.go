@@ -19,6 +19,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -719,4 +720,31 @@ func TestListenTakesTheAddressLiterally(t *testing.T) {
 			t.Errorf("asked for 0.0.0.0, and 127.0.0.1:%s does not answer", port)
 		}
 	}
+}
+
+// TestLinkDescriptors: while no descriptor is left for bridges the link port accepts nobody, and says so; each is given back.
+func TestLinkDescriptors(t *testing.T) {
+	_, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	pool := sys.NewPool(256, 0)
+	n := 0
+	for pool.Take(sys.ForLinks) {
+		n++
+	}
+	w := start(t, Config{Descriptors: pool, Settings: Settings{Keys: []Key{k}}})
+	eventually(t, "the log says that descriptors run short", func() bool {
+		return w.log.count("running short, some are refused or wait", "of=descriptors for bridges", "limit="+strconv.Itoa(n)) == 1
+	})
+	if p := w.p.Status().Pressure; len(p) == 0 || p[0].What != "descriptors for bridges" || p[0].Used < int64(n) {
+		t.Errorf("pressure %+v", p)
+	}
+	pool.Return(sys.ForLinks, n)
+	b := w.bridge(k, how{instance: 1}, pub)
+	b.settled()
+	if n := pool.Taken(sys.ForLinks); n < 2 {
+		t.Errorf("%d descriptors are taken, want those of the bridge and one for the next", n)
+	}
+	b.stop()
+	<-b.done
+	eventually(t, "the bridge's are given back", func() bool { return pool.Taken(sys.ForLinks) == 1 })
 }

@@ -293,7 +293,7 @@ var errKeyRemoved = errors.New("the key was removed")
 // link is lost.
 func (p effects) End(w registry.Way) {
 	l := linkOf(w)
-	p.conns.End(relay.ReasonRemoved, wire.CodeService, func(a *traffic.Admission) bool { return a.Key() == l.KeyID() })
+	p.conns.EndKey(relay.ReasonRemoved, wire.CodeService, l.KeyID())
 	p.wg.Go(func() {
 		l.Flush(lastWords)
 		l.Kill(errKeyRemoved)

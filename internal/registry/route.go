@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -149,45 +150,87 @@ func (rt *Route) Take(ctx context.Context, u User) (Taken, error) {
 
 // try opens a stream at the best offer. If none is up, it returns what is closed when that may have changed.
 func (rt *Route) try(o wire.Open) (t Taken, changed <-chan struct{}, err error) {
-	var tried []*Offer
+	var tried map[*Offer]struct{}
 	var full error
-	for {
-		st := rt.state.Load()
-		if st.removed {
-			return t, nil, ErrRemoved
-		}
-		best := st.best(tried)
-		if best == nil {
-			if full != nil {
-				return t, nil, full
+	for st := rt.state.Load(); !st.removed; {
+		best, rest := st.best(tried), []*Offer(nil)
+		for ranked := false; best != nil; best, rest = firstUp(rest) {
+			s, err := best.open(o)
+			switch {
+			case err == nil:
+				return Taken{s, best}, nil, nil
+			case !errors.Is(err, errRetired) && !errors.Is(err, link.ErrEnded): // those are as away as they were a moment later
+				full = err
 			}
-			return t, st.changed, nil
+			if tried == nil {
+				tried = make(map[*Offer]struct{})
+			}
+			if tried[best] = struct{}{}; !ranked {
+				ranked, rest = true, st.ranked(tried)
+			}
 		}
-		s, err := best.open(o)
-		switch {
-		case err == nil:
-			return Taken{s, best}, nil, nil
-		case !errors.Is(err, errRetired) && !errors.Is(err, link.ErrEnded): // those are as away as they were a moment later
-			full = err
+		last := st
+		if st = rt.state.Load(); st != last { // there may be others by now
+			continue
 		}
-		tried = append(tried, best)
+		if full != nil {
+			return t, nil, full
+		}
+		return t, st.changed, nil
 	}
+	return t, nil, ErrRemoved
 }
 
 // best returns the offer for a newcomer: one that is up, healthy rather than not, with the fewest users for its weight.
-func (st *routeState) best(not []*Offer) *Offer {
-	for {
-		var best *Offer
-		for _, o := range st.offers {
-			if !o.attrs.Load().Drained && !slices.Contains(not, o) && (best == nil || o.before(best)) {
-				best = o
-			}
+func (st *routeState) best(not map[*Offer]struct{}) (best *Offer) {
+	for _, o := range st.offers {
+		if _, tried := not[o]; !tried && !o.attrs.Load().Drained && (best == nil || o.before(best)) && o.way.Up() {
+			best = o
 		}
-		if best == nil || best.way.Up() {
-			return best
-		}
-		not = append(slices.Clip(not), best)
 	}
+	return best
+}
+
+// ranked returns the offers for a newcomer, the best first.
+func (st *routeState) ranked(not map[*Offer]struct{}) []*Offer {
+	type load struct {
+		*Offer
+		unhealthy     bool
+		users, weight int64
+	}
+	loads := make([]load, 0, len(st.offers))
+	for _, o := range st.offers {
+		if _, tried := not[o]; tried {
+			continue
+		}
+		if a := o.attrs.Load(); !a.Drained {
+			loads = append(loads, load{o, a.Unhealthy, o.users.Load(), int64(max(a.Weight, 1))})
+		}
+	}
+	slices.SortStableFunc(loads, func(a, b load) int {
+		if a.unhealthy != b.unhealthy {
+			if a.unhealthy {
+				return 1
+			}
+			return -1
+		}
+		return cmp.Compare(a.users*b.weight, b.users*a.weight)
+	})
+	offers := make([]*Offer, len(loads))
+	for i, l := range loads {
+		offers[i] = l.Offer
+	}
+	return offers
+}
+
+// firstUp returns the first offer that is up, and those behind it.
+func firstUp(offers []*Offer) (first *Offer, rest []*Offer) {
+	for i, o := range offers {
+		if o.way.Up() {
+			return o, offers[i+1:]
+		}
+	}
+	return nil, nil
 }
 
 // Offer is a claim that gets users.

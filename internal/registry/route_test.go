@@ -266,3 +266,57 @@ func TestBalance(t *testing.T) {
 		t.Error("Up = true with a drained offer only")
 	}
 }
+
+// TestLargeGroup: a newcomer to a large group whose bridges are all away, or have no room, looks at each of them about once.
+func TestLargeGroup(t *testing.T) {
+	const bridges = 1000
+	for name, set := range map[string]func(*fakeWay){
+		"away":    func(w *fakeWay) { w.up.Store(false) },
+		"full":    func(w *fakeWay) { w.full.Store(true) },
+		"ending":  func(w *fakeWay) { w.ended.Store(true) },
+		"healthy": func(*fakeWay) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var offers []*Offer
+			for i := range bridges {
+				w := newWay()
+				set(w)
+				offers = append(offers, offerOf(w, Claim{Weight: uint32(i % 7)}))
+				offers[i].users.Store(int64(i * 31 % 97))
+			}
+			rt := routeOf(offers...)
+			_, _, err := rt.try(wire.Open{})
+			if (name == "full") != errors.Is(err, errFull) {
+				t.Errorf("try = %v", err)
+			}
+			var asked int64
+			for _, o := range offers {
+				asked += o.way.(*fakeWay).asked.Load()
+			}
+			if asked > 2*bridges {
+				t.Errorf("%d bridges were asked %d times whether they are up", bridges, asked)
+			}
+		})
+	}
+}
+
+// TestRanked: the offers are tried in the order in which best would choose them.
+func TestRanked(t *testing.T) {
+	var offers []*Offer
+	for i := range 50 {
+		offers = append(offers, offerOf(newWay(), Claim{Weight: uint32(i % 4), Unhealthy: i%5 == 0, Drained: i%11 == 0}))
+		offers[i].users.Store(int64(i * 13 % 29))
+	}
+	st := routeOf(offers...).state.Load()
+	tried := make(map[*Offer]struct{})
+	for i, o := range st.ranked(nil) {
+		best := st.best(tried)
+		if best == nil || o.before(best) || best.before(o) {
+			t.Fatalf("rank %d is another one than the best of the rest", i)
+		}
+		tried[o] = struct{}{}
+	}
+	if len(tried) != 45 || st.best(tried) != nil {
+		t.Errorf("%d offers are ranked, want those that are not drained", len(tried))
+	}
+}

@@ -63,7 +63,7 @@ func (d *Dir) HasKeysFile() bool {
 	return err == nil
 }
 
-// Keys are the stored keys in the order they were added.
+// Keys are the stored keys in the order they were added, without those that were revoked.
 func (d *Dir) Keys() ([]Key, error) {
 	full := filepath.Join(d.path, keysFile)
 	b, err := d.readSecret(keysFile)
@@ -85,7 +85,9 @@ func (d *Dir) Keys() ([]Key, error) {
 		if err != nil {
 			return nil, damaged(full, fmt.Errorf("key %d (%q): %w", i+1, kj.Name, err))
 		}
-		keys = append(keys, k)
+		if !d.unstored.has(k.ID) {
+			keys = append(keys, k)
+		}
 	}
 	return keys, nil
 }
@@ -134,15 +136,11 @@ func (d *Dir) AddKey(name string, allow grammar.Policy, maxServices int) (Key, e
 	if err != nil {
 		return Key{}, err
 	}
-	err = d.edit(func() error {
-		keys, err := d.Keys()
-		if err != nil {
-			return err
-		}
+	err = d.change(func(keys []Key) ([]Key, error) {
 		if slices.ContainsFunc(keys, func(k Key) bool { return k.Name == name }) {
-			return fmt.Errorf("key %q %w: choose another name, or remove it first with `reverser key remove %s`", name, ErrKeyExists, name)
+			return nil, fmt.Errorf("key %q %w: choose another name, or remove it first with `reverser key remove %s`", name, ErrKeyExists, name)
 		}
-		return d.setKeys(append(keys, k))
+		return append(keys, k), nil
 	})
 	if err != nil {
 		return Key{}, err
@@ -152,17 +150,35 @@ func (d *Dir) AddKey(name string, allow grammar.Policy, maxServices int) (Key, e
 
 // RemoveKey deletes a key for good. An unknown name is ErrNoKey.
 func (d *Dir) RemoveKey(name string) error {
-	return d.edit(func() error {
-		keys, err := d.Keys()
-		if err != nil {
-			return err
-		}
+	return d.change(func(keys []Key) ([]Key, error) {
 		i := slices.IndexFunc(keys, func(k Key) bool { return k.Name == name })
 		if i < 0 {
-			return fmt.Errorf("remove key %q: %w in %s (`reverser key list` shows them)", name, ErrNoKey, d.path)
+			return nil, fmt.Errorf("remove key %q: %w in %s (`reverser key list` shows them)", name, ErrNoKey, d.path)
 		}
-		return d.setKeys(slices.Delete(keys, i, i+1))
+		return slices.Delete(keys, i, i+1), nil
 	})
+}
+
+// change replaces the stored keys by what f makes of them.
+func (d *Dir) change(f func([]Key) ([]Key, error)) error {
+	return d.edit(func() error { return d.changeLocked(f) })
+}
+
+// changeLocked is change for whoever holds the lock.
+func (d *Dir) changeLocked(f func([]Key) ([]Key, error)) error {
+	revoked := d.unstored.ids()
+	keys, err := d.Keys()
+	if err != nil {
+		return err
+	}
+	if keys, err = f(keys); err != nil {
+		return err
+	}
+	if err := d.setKeys(keys); err != nil {
+		return err
+	}
+	d.unstored.forget(revoked)
+	return nil
 }
 
 // CheckKeyName refuses names that would be trouble in a URL, a log line or a

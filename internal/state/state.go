@@ -119,6 +119,8 @@ type Dir struct {
 	owner owner
 	sock  socket
 
+	unstored unstored // keys that were revoked
+
 	mu      sync.Mutex // held while files are written
 	lock    *os.File   // guarded by mu, as yielded; nil: not held
 	yielded bool       // the lock was given up for a successor
@@ -275,6 +277,9 @@ func (d *Dir) Path() string { return d.path }
 func (d *Dir) Yield() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if len(d.unstored.ids()) > 0 { // the successor reads the file; with an error status says so
+		d.unstored.note(d.storeLocked())
+	}
 	d.yielded = true
 	return d.dropLock()
 }

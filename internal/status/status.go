@@ -45,11 +45,12 @@ type Snapshot struct {
 	Links         []Link     `json:"links"`
 	Services      []Service  `json:"services"`
 	Pairs         []Pair     `json:"pairs"`
-	Keys          []Key      `json:"keys"`             // what each carried since the start
-	Clients       []Client   `json:"clients"`          // those with the most connections, or bytes where these are equal; 20 at most
-	Removed       []Service  `json:"removed"`          // services that are gone, with what they counted; 100 at most, the largest first
-	Pressure      []Pressure `json:"pressure"`         // what ran out
-	Reload        *Reload    `json:"reload,omitempty"` // the last one; nil: none since the start
+	Keys          []Key      `json:"keys"`               // what each carried since the start
+	Clients       []Client   `json:"clients"`            // those with the most connections, or bytes where these are equal; 20 at most
+	Removed       []Service  `json:"removed"`            // services that are gone, with what they counted; 100 at most, the largest first
+	Pressure      []Pressure `json:"pressure"`           // what ran out
+	Unstored      *Unstored  `json:"unstored,omitempty"` // nil: all orders are stored
+	Reload        *Reload    `json:"reload,omitempty"`   // the last one; nil: none since the start
 }
 
 // Pressure says that something ran out: somebody is refused for want of it, or waits.
@@ -68,6 +69,12 @@ type Holder struct {
 	Service string `json:"service"` // canonical PUBLIC
 	Client  string `json:"client"`
 	Used    int64  `json:"used"` // by the key
+}
+
+// Unstored says that orders are in force and not stored, so that a restart would undo them.
+type Unstored struct {
+	Removed []string `json:"removed"` // keys that were removed
+	Error   string   `json:"error"`   // why
 }
 
 // Reload is what became of an attempt to put new settings in force.

@@ -26,6 +26,7 @@ type Account struct {
 	pairs          atomic.Int64  // at present
 	total          atomic.Uint64 // pairs that were made
 	turnedAway     atomic.Uint64 // connections that did not become a pair
+	members        members       // of a key
 	held           atomic.Int64  // of a key: places that its users have; changes under ledger.mu
 	unlisted       bool          // the key has too many services: what this one counted goes to the key when a pair is over
 

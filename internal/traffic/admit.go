@@ -24,6 +24,8 @@ type Admission struct {
 	finally       func() // nil: nothing
 	placed, dials bool
 
+	next, prev *Admission // of the same key; see members
+
 	charged bool // its accounts count it; guarded by ledger.mu
 
 	phase phase   // guarded by the shard's mu
@@ -142,6 +144,15 @@ func (a *Admission) home() *shard {
 
 // enter puts a on the list; false: nothing enters any more.
 func (a *Admission) enter() bool {
+	a.account.key.members.add(a) // first: EndKey misses nobody who is on the list
+	if !a.list() {
+		a.account.key.members.remove(a)
+		return false
+	}
+	return true
+}
+
+func (a *Admission) list() bool {
 	h := a.home()
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -279,6 +290,14 @@ func (a *Admission) Refuse(why Refusal, msg string, args ...any) {
 
 // depart takes the admission off the list, once; false: it is over already, or is in the phase but.
 func (a *Admission) depart(but phase) bool {
+	if !a.unlist(but) {
+		return false
+	}
+	a.account.key.members.remove(a)
+	return true
+}
+
+func (a *Admission) unlist(but phase) bool {
 	h := a.home()
 	h.mu.Lock()
 	defer h.mu.Unlock()

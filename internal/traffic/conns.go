@@ -162,6 +162,16 @@ func (c *Conns) End(reason relay.Reason, code wire.Code, which func(*Admission) 
 	return n
 }
 
+// EndKey is End for the connections of one key. It looks at no other.
+func (c *Conns) EndKey(reason relay.Reason, code wire.Code, key [16]byte) (n int) {
+	for _, a := range c.ledger.key(key).members.all() {
+		if a.endBy(&ending{reason, code}) {
+			n++
+		}
+	}
+	return n
+}
+
 // each yields every admission, those that come and go meanwhile or not, without a lock held.
 func (l *roster) each(yield func(*Admission) bool) {
 	var some []*Admission

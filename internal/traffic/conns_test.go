@@ -155,7 +155,7 @@ func wantNothing(t interface {
 		t.Error("an admission is still on the list")
 	}
 	for _, k := range c.ledger.keys {
-		if k.now != 0 || k.held.Load() != 0 {
+		if k.now != 0 || k.held.Load() != 0 || k.members.n != 0 || k.members.first != nil {
 			t.Errorf("key %x: %d connections", k.Key, k.now)
 		}
 		for _, s := range k.services {
@@ -306,13 +306,23 @@ func TestDials(t *testing.T) {
 
 // TestEnd: End ends whom it means, those that are not a pair yet as soon as they are, and nobody else.
 func TestEnd(t *testing.T) {
+	testEnd(t, func(c *Conns) int {
+		return c.End(relay.ReasonRemoved, wire.CodeService, func(a *Admission) bool { return a.Key() == keyA })
+	})
+}
+
+func TestEndKey(t *testing.T) {
+	testEnd(t, func(c *Conns) int { return c.EndKey(relay.ReasonRemoved, wire.CodeService, keyA) })
+}
+
+func testEnd(t *testing.T, end func(*Conns) int) {
 	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
 		one, other := c.Account(keyA, "tcp/9000"), c.Account(keyB, "tcp/9001")
 		var early, late, stranger fake
 		admit(t, one, alice).bind(&early, "")
 		onTheWay, gone := admit(t, one, alice), admit(t, one, bob)
 		admit(t, other, bob).bind(&stranger, "")
-		if n := c.End(relay.ReasonRemoved, wire.CodeService, func(a *Admission) bool { return a.Key() == keyA }); n != 3 {
+		if n := end(c); n != 3 {
 			t.Errorf("End = %d, want 3", n)
 		}
 		if !onTheWay.Ended() || !gone.Ended() {
@@ -363,7 +373,7 @@ func TestFinally(t *testing.T) {
 
 // TestEndMissesNobody: whatever is bound while all are ended is ended.
 func TestEndMissesNobody(t *testing.T) {
-	for range 50 {
+	for i := range 50 {
 		c := New(Config{Max: 1 << 20})
 		acc := c.Account(keyA, "tcp/9000")
 		var mu sync.Mutex
@@ -385,7 +395,11 @@ func TestEndMissesNobody(t *testing.T) {
 			})
 		}
 		c.Shut()
-		c.End(relay.ReasonDrain, wire.CodeDrain, nil)
+		if i%2 == 0 {
+			c.End(relay.ReasonDrain, wire.CodeDrain, nil)
+		} else {
+			c.EndKey(relay.ReasonDrain, wire.CodeDrain, keyA)
+		}
 		wg.Wait()
 		<-c.roster.idle
 		for _, f := range all {

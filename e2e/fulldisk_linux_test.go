@@ -1,0 +1,96 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestRemoveOnAFullDisk: a stolen token is worthless at once though the disk of the state directory is full; the command and status say
+// that this is not stored, and it is stored when there is room. The disk is real: a tmpfs in a namespace of the proxy's own. Where a
+// system has no such namespaces, internal/admin tests the same with files that cannot be written.
+func TestRemoveOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	if out, err := exec.Command("unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt").CombinedOutput(); err != nil {
+		t.Skipf("no mounts in a namespace of one's own: %v: %s", err, out)
+	}
+	disk := t.TempDir()
+	link := freePort(t)
+	p := &proxyProcess{link: link}
+	p.testProcess = start(t, "proxy", "unshare", nil, "-rm", "/bin/sh", "-c",
+		`mount -t tmpfs -o size=64k,mode=700 none "$1" && mkdir -m 700 "$1/state" && exec "$2" proxy --listen "$3" --state "$1/state" --log-format json`,
+		"sh", disk, reverser(t), loopback(link))
+	root := fmt.Sprintf("/proc/%d/root%s", p.Cmd.Process.Pid, disk)
+	p.state = filepath.Join(root, "state")
+	p.awaitReady()
+	service := serve(t, echo)
+	port := freePort(t)
+	public := fmt.Sprintf("tcp/%d", port)
+	b := startBridge(t, addKey(t, p.state, "stolen", public), fmt.Sprintf("%d=%d", port, service))
+	b.awaitUp(public)
+	c := dial(t, loopback(port))
+	exchange(t, c, "before")
+
+	filler := filepath.Join(root, "filler")
+	f, err := os.Create(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size := 4096; size > 0; { // to the last byte
+		if _, err := f.Write(make([]byte, size)); errors.Is(err, syscall.ENOSPC) {
+			size /= 2
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.Close()
+
+	out, err := exec.Command(reverser(t), "key", "remove", "stolen", "--state", p.state).CombinedOutput()
+	if ee, ok := errors.AsType[*exec.ExitError](err); !ok || ee.ExitCode() != 1 {
+		t.Fatalf("key remove = %v, want exit code 1: %s", err, out)
+	}
+	for _, word := range []string{`key "stolen" is removed and no longer honoured`, "not stored", "no space left", "make room"} {
+		if !strings.Contains(string(out), word) {
+			t.Errorf("key remove does not say %q: %s", word, out)
+		}
+	}
+	if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a connection of the removed key ended with %v, want a reset", err)
+	}
+	if _, err := readPattern(tryDial(loopback(port))); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("dial of the removed key's port: %s; want refused", describe(err))
+	}
+	if list := quick(t, "key", "list", "--state", p.state); strings.Contains(list, "stolen") {
+		t.Errorf("the key is listed: %s", list)
+	}
+	quick(t, "reload", "--state", p.state) // which reads the file that has the key still
+	if list := quick(t, "key", "list", "--state", p.state); strings.Contains(list, "stolen") {
+		t.Errorf("after a reload the key is listed: %s", list)
+	}
+	if text := quick(t, "status", "--state", p.state); !strings.Contains(text, "NOT STORED: the removal of key stolen") {
+		t.Errorf("status does not say that something is not stored:\n%.500s", text)
+	}
+	stored := func() bool {
+		keys, err := os.ReadFile(filepath.Join(p.state, "keys.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !strings.Contains(string(keys), "stolen")
+	}
+	if stored() {
+		t.Fatal("the disk is not full")
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the removal is stored", stored)
+	eventually(t, "status says no more of it", func() bool {
+		return !strings.Contains(quick(t, "status", "--state", p.state), "NOT STORED")
+	})
+}

@@ -1,0 +1,92 @@
+package admin_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"reverser/internal/admin"
+	"reverser/internal/config"
+	"reverser/internal/state"
+)
+
+// TestRemoveThatCannotBeStored: a key is honoured no longer though the disk takes nothing; whoever removed it hears that this is not
+// stored, and it is stored when there is room.
+func TestRemoveThatCannotBeStored(t *testing.T) {
+	path := t.TempDir()
+	dir, err := state.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	stolen, err := dir.AddKey("stolen", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	honoured := []config.Key{{Name: "stolen", ID: stolen.ID, Secret: stolen.Secret}}
+	e := &admin.KeyEditor{
+		Dir: dir,
+		InForce: func() ([]config.Key, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(honoured), nil
+		},
+		Edited: func() error { return errors.New("the file is not to be read") },
+		Revoked: func(id [16]byte) error {
+			mu.Lock()
+			defer mu.Unlock()
+			honoured = slices.DeleteFunc(honoured, func(k config.Key) bool { return k.ID == id })
+			return nil
+		},
+	}
+	file := filepath.Join(path, "keys.json")
+	if err := os.Rename(file, file+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(file, "x"), 0o700); err != nil { // no file takes its place
+		t.Fatal(err)
+	}
+	c := client(t, &admin.Server{Status: snapshot, Keys: e})
+	for range 2 { // asked again, the answer is the same
+		err := c.RemoveKey(t.Context(), "stolen")
+		if err == nil || isUsage(err) || !strings.Contains(err.Error(), `key "stolen" is removed and no longer honoured, but this is not stored`) ||
+			!strings.Contains(err.Error(), "make room") {
+			t.Errorf("RemoveKey = %v", err)
+		}
+	}
+	if len(honoured) != 0 {
+		t.Error("the key is honoured still")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { e.Keep(ctx) })
+	if err := os.RemoveAll(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(file+".away", file); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if names, _ := dir.Unstored(); len(names) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it is not stored though there is room")
+		}
+	}
+	cancel()
+	wg.Wait()
+	if b, err := os.ReadFile(file); err != nil || strings.Contains(string(b), "stolen") {
+		t.Errorf("the file has %s, %v", b, err)
+	}
+	if err := c.RemoveKey(t.Context(), "stolen"); !isUsage(err) {
+		t.Errorf("RemoveKey of a key that is gone = %v", err)
+	}
+}
