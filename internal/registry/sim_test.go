@@ -205,7 +205,7 @@ func TestSimulation(t *testing.T) {
 	var all simStats
 	most := *simSeeds
 	if testing.Short() || raceEnabled {
-		most = min(most, 60)
+		most = min(most, 20)
 	}
 	for seed := *simFirst; seed < *simFirst+most; seed++ {
 		w := runSeed(seed, *simSteps, 0, nil)
