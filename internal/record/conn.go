@@ -305,7 +305,7 @@ func (c *Conn) next() ([]byte, error) {
 func (c *Conn) Records(p []byte) (n int, err error) {
 	if len(c.plain) > 0 {
 		n = copy(p, c.plain)
-		c.plain = c.plain[n:]
+		c.keep(c.plain[n:])
 		return n, nil
 	}
 	for {
@@ -337,10 +337,19 @@ func (c *Conn) Records(p []byte) (n int, err error) {
 		}
 		if small {
 			k := copy(p[n:], content)
-			c.plain = content[k:]
+			c.keep(content[k:])
 			return n + k, nil
 		}
 		n += len(content)
+	}
+}
+
+// keep keeps what was not asked for yet. Nothing of the buffer may be referred to when that is all: it goes back to the pool, but
+// what is in no pool any more is freed only when nobody refers to it.
+func (c *Conn) keep(plain []byte) {
+	c.plain = plain
+	if len(plain) == 0 {
+		c.plain = nil
 	}
 }
 

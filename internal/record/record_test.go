@@ -16,6 +16,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"testing/iotest"
 	"testing/synctest"
 	"time"
+	"weak"
 )
 
 var identity = sync.OnceValue(func() tls.Certificate {
@@ -723,6 +725,38 @@ func TestSendGoesOnWhereAWriteStopped(t *testing.T) {
 		to.SetReadDeadline(time.Now().Add(time.Minute))
 		if n, err := io.ReadFull(to, got); err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("with %d bytes taken at first: read %d bytes, %v; want %d equal ones", takes, n, err, len(want))
+		}
+	}
+}
+
+// TestAReadBufferIsGivenUp: what was read to its end refers to no buffer any more, however it was read. One that is held would
+// cost each idle connection as much as a busy one.
+func TestAReadBufferIsGivenUp(t *testing.T) {
+	a, b := pair(t)
+	for _, step := range []int{1, 7, 20, 100} {
+		if _, err := a.Write(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		var held []weak.Pointer[buffer]
+		for n := 0; n < 100; {
+			got, err := b.Read(make([]byte, min(step, 100-n)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += got
+			if b.room != nil {
+				held = append(held, weak.Make(b.room))
+			}
+		}
+		b.release()   // as the wait for the next record does
+		for range 3 { // the pool forgets
+			runtime.GC()
+		}
+		for _, w := range held {
+			if w.Value() != nil {
+				t.Errorf("read %d bytes at a time: the connection keeps a buffer", step)
+				break
+			}
 		}
 	}
 }
