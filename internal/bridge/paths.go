@@ -24,7 +24,7 @@ type paths struct {
 	said bool                    // that small segments help
 }
 
-// path is what is known of one address. The zero path is one that nothing is known of.
+// path is what is known of one address. The zero value says that nothing is known.
 type path struct {
 	failed  time.Time // last; zero: not since it was proven last
 	stalled bool      // TCP was connected, and nothing came
