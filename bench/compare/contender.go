@@ -159,7 +159,7 @@ func (c *contender) explain(err error) error {
 	return err
 }
 
-// alive says whether all processes still run.
+// alive reports whether all processes still run.
 func (c *contender) alive() bool {
 	for _, p := range c.processes {
 		if p.hasEnded() {

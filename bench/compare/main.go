@@ -290,7 +290,7 @@ func byPath(probes []probe) (parts [][]probe) {
 	return parts
 }
 
-// have says whether all programs of a way are there.
+// have reports whether all programs of a way are there.
 func (t tools) have(w way) bool {
 	for _, program := range w.programs {
 		if t[program] == "" {

@@ -57,7 +57,7 @@ func newTextHandler(out io.Writer, level slog.Leveler, layout string, color bool
 	return escape.Handler{Next: text, Quote: func(s string) slog.Value { return slog.AnyValue([]byte(s)) }}
 }
 
-// logsJSON says whether a logger of newLogger writes JSON.
+// logsJSON reports whether a logger of newLogger writes JSON.
 func logsJSON(log *slog.Logger) bool {
 	q, _ := log.Handler().(queuedHandler)
 	h, _ := q.Handler.(escape.Handler)

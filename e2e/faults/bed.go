@@ -257,12 +257,12 @@ func (t *tunnel) startBridge(context.Context) (err error) {
 	return err
 }
 
-// awaitUp waits until the present bridge has said that the service is up. Behind a relay it adds that the public port
-// does not answer where it dials: that is the relay's host.
+// awaitUp waits until the present bridge and the proxy have said that the service is up: the bridge may have another proxy as well. Behind
+// a relay the bridge adds that the public port does not answer where it dials: that is the relay's host.
 func (t *tunnel) awaitUp(ctx context.Context) error {
 	bridge := t.bridge
 	err := await(ctx, "the service is up", func() bool {
-		return len(bridge.Said("service up")) > 0 || !bridge.Running()
+		return len(bridge.Said("service up")) > 0 && len(t.proxy.Said("service up")) > 0 || !bridge.Running()
 	})
 	if err == nil && !bridge.Running() {
 		err = fmt.Errorf("the bridge has ended: %s", bridge.Stderr.String())

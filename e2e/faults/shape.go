@@ -169,7 +169,7 @@ func slowReaders(ctx context.Context, b *bed) error {
 	return nil
 }
 
-// kernelMemoryIsShort says whether the sockets of this machine hold so much that the kernel takes some back (tcp(7), tcp_mem).
+// kernelMemoryIsShort reports whether the sockets of this machine hold so much that the kernel takes some back (tcp(7), tcp_mem).
 func kernelMemoryIsShort() bool {
 	limits, err := os.ReadFile("/proc/sys/net/ipv4/tcp_mem")
 	if err != nil {

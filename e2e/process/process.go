@@ -73,7 +73,7 @@ func (p *Process) wait() {
 // Ended is closed when the program has ended.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
 
-// Running says whether the program has not ended yet.
+// Running reports whether the program has not ended yet.
 func (p *Process) Running() bool {
 	select {
 	case <-p.ended:

@@ -61,7 +61,7 @@ var rules = []rule{
 	{pkg: "internal/claims", own: "grammar status wire", not: "os io sync context log/slog",
 		why: "the bridge's side of claims, as deterministic as the registry: the simulation of both drives it step by step"},
 	{pkg: "internal/bridge", own: "auth claims grammar lines link relay status sys traffic wire",
-		why: "the LAN role. It never sees the proxy's package, nor route: the proxy's choices are not its to know"},
+		why: "the LAN role. It never sees the proxy's package, nor the registry: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
 	{pkg: "internal/admin", own: "config escape grammar state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},

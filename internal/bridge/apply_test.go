@@ -6,9 +6,14 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"reverser/internal/claims"
 	"reverser/internal/link"
+	"reverser/internal/memnet"
 	"reverser/internal/status"
 	"reverser/internal/wire"
 )
@@ -96,6 +101,44 @@ func TestRetiredServiceIsServed(t *testing.T) {
 		t.Errorf("not confirmed: %q", left)
 	}
 	wantCode(t, p.open(1), wire.CodeService)
+}
+
+// TestRetiredServiceIsDropped: a stream below a mark that never comes is waited for as long as its slot has had a connection for a
+// minute.
+func TestRetiredServiceIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		var d dns
+		d.set(false, nil, "192.0.2.1")
+		p := newProxy(t)
+		p.keep = true // UNCLAIM is answered below
+		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
+		b := onMemnet(t, &n, &d)
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { b.Run(ctx) })
+		time.Sleep(10 * time.Second)
+		if _, err := b.Apply(t.Context(), Settings{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		p.link.Say(1, wire.AppendUnclaimed(nil, 1, []wire.Mark{{Slot: 1, Stream: 1<<8 | 1}}))
+		retired := func() bool {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			svc, _ := b.uplinks[0].claims.Retired(1)
+			return svc != nil
+		}
+		if time.Sleep(claims.RetireAfter / 2); !retired() {
+			t.Error("the service is gone, though the stream may still come")
+		}
+		if time.Sleep(claims.RetireAfter); retired() {
+			t.Error("the service is still there")
+		}
+		cancel()
+		running.Wait()
+		stop()
+	})
 }
 
 // TestRemovedServiceHasItsTime: the connections of a removed service are reset when the drain time is over, at both ends.

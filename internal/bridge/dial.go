@@ -182,8 +182,8 @@ func (u *uplink) race(ctx context.Context, ways []way, prove link.Prove) (*auth.
 	}
 }
 
-// worse reports whether the error of a says more than that of b: a refusal is the word of the proven proxy, and who answered
-// wrongly is nearer to the mark than who did not answer.
+// worse reports whether the error of a says more than that of b. A refusal says most: it comes from the proven proxy. A wrong answer
+// says more than no answer.
 func worse(ways []way, a, b news) bool {
 	rank := func(n news) int {
 		switch {

@@ -24,13 +24,17 @@ type paths struct {
 	said bool                    // that small segments help
 }
 
-// path is what is known of one address. The zero path is one that nothing is known of.
+// path is what is known of one address. The zero value says that nothing is known.
 type path struct {
 	failed  time.Time // last; zero: not since it was proven last
 	stalled bool      // TCP was connected, and nothing came
 	small   bool      // the failure was with small segments
 	helped  time.Time // when small segments helped last
+	helps   int       // how often they did behind larger ones that stalled, one after the other
 }
+
+// believed is how often small segments must help until that is put down to the path: a busy proxy lets handshakes stall as well.
+const believed = 2
 
 // order returns the ways to try, the most promising first.
 func (p *paths) order(addrs []netip.Addr, port uint16) []way {
@@ -42,7 +46,7 @@ func (p *paths) order(addrs []netip.Addr, port uint16) []way {
 	for i, a := range addrs {
 		addr := netip.AddrPortFrom(a, port)
 		at := p.at[addr]
-		ways[i] = way{addr: addr, small: now.Sub(at.helped) < keepSmall}
+		ways[i] = way{addr: addr, small: at.helps >= believed && now.Sub(at.helped) < keepSmall}
 		if at.stalled && now.Sub(at.failed) < retrySmall {
 			ways[i].small = !at.small
 		}
@@ -63,16 +67,18 @@ func (p *paths) failed(w way, slow bool) {
 	p.put(w.addr, at)
 }
 
-// proven notes that the server at an address was proven. It reports whether small segments turned out to help, the first time.
+// proven notes that the server at an address was proven. It reports whether small segments turned out to help: once.
 func (p *paths) proven(addr netip.AddrPort, small bool) (news bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.at[addr]
 	at := path{}
 	if small {
-		at.helped = time.Now()
-		news = !p.said
-		p.said = true
+		at.helped, at.helps = time.Now(), before.helps+1
+		if at.helps >= believed {
+			news = !p.said
+			p.said = true
+		}
 	}
 	if at != before {
 		p.put(addr, at)

@@ -37,7 +37,7 @@ type reporter struct {
 
 const (
 	// settle is how long after a break the first reason is worth a line why it cannot be mended. New users are reset from
-	// then on; see route.Hold.
+	// then on; see registry.Hold.
 	settle = 10 * time.Second
 	// sayAgain is how often the same failure is worth a line.
 	sayAgain = time.Minute

@@ -255,7 +255,7 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 		if h.Now.State == status.ServiceUp && !h.Now.Proven {
 			b.probeSoonLocked(&probe{
 				probed: probed{u, id}, l: l, say: say, answers: h.Now.Answers, claimed: h.Service.Public,
-				remote: u.remote, nonce: c.Nonce,
+				remote: u.remote, nonce: c.Nonce, came: time.Now(),
 			})
 		}
 	}

@@ -279,6 +279,34 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 	}, answered{"", true, look})
 }
 
+// TestLateProbe: a bridge with many ports comes late to some, and only users from its own network wait a little for that.
+func TestLateProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		var p Probes
+		nonce := p.Expect(true)
+		time.Sleep(MostProbeTime / 2)
+		for near, want := range map[bool]time.Duration{true: strangerTime + look, false: 0} {
+			user, conn := pipe(t, &n)
+			a := ask(&p, conn, near)
+			if a := <-a; a.over || a.took > want || a.took < want-look {
+				t.Errorf("a silent user, near %t: %+v, want %v", near, a, want)
+			}
+			user.Close()
+			conn.Close()
+		}
+		user, conn := pipe(t, &n)
+		a := ask(&p, conn, true)
+		question := link.ProbeQuestion(nonce)
+		user.Write(question[:])
+		got, err := io.ReadAll(user)
+		if want := link.ProbeAnswer(nonce); err != nil || string(got) != string(want[:]) || !(<-a).over {
+			t.Errorf("the bridge read %x, %v; want %x", got, err, want)
+		}
+		user.Close()
+	})
+}
+
 // TestProbesAreBounded: a bridge that claims again and again makes the proxy remember a few nonces, of which the last counts.
 func TestProbesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -298,7 +326,7 @@ func TestProbesAreBounded(t *testing.T) {
 			t.Error("the last nonce is not good")
 		}
 		p.Expect(true)
-		time.Sleep(ProbeTime + 1)
+		time.Sleep(MostProbeTime + 1)
 		if p.Expected() {
 			t.Error("a nonce is good for ever")
 		}

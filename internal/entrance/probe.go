@@ -23,13 +23,17 @@ type Probes struct {
 
 type nonce struct {
 	is    [nonceLen]byte
-	until time.Time
+	given time.Time
 }
 
 const nonceLen = 16
 
-// ProbeTime is how long after its claim a bridge may prove that the public port answers.
-const ProbeTime = 5 * time.Second
+// ProbeTime is how long behind its claim most bridges prove that the public port answers, and MostProbeTime is the longest that one may take: it
+// may have many ports, and proves few at once.
+const (
+	ProbeTime     = 5 * time.Second
+	MostProbeTime = time.Minute
+)
 
 // maxNonces of one name are expected at once: a bridge that claims again and again proves the latest.
 const maxNonces = 4
@@ -45,7 +49,7 @@ func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 	rand.Read(n[:])
 	now := time.Now()
 	for k, at := range p.nonces {
-		if now.After(at.until) {
+		if now.Sub(at.given) > MostProbeTime {
 			delete(p.nonces, k)
 		}
 	}
@@ -55,17 +59,20 @@ func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 	if p.nonces == nil {
 		p.nonces = make(map[[nonceLen]byte]nonce)
 	}
-	p.nonces[link.ProbeQuestion(n)] = nonce{n, now.Add(ProbeTime)}
+	p.nonces[link.ProbeQuestion(n)] = nonce{n, now}
 	return n
 }
 
 // Expected reports whether a probe may come.
-func (p *Probes) Expected() bool {
+func (p *Probes) Expected() bool { return p.expected(MostProbeTime) }
+
+// expected reports whether a nonce was given no longer than d ago.
+func (p *Probes) expected(d time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
 	for _, n := range p.nonces {
-		if now.Before(n.until) {
+		if now.Sub(n.given) < d {
 			return true
 		}
 	}
@@ -78,7 +85,7 @@ func (p *Probes) match(b []byte) (prefix, whole bool, is [nonceLen]byte) {
 	defer p.mu.Unlock()
 	now := time.Now()
 	for question, n := range p.nonces {
-		if now.After(n.until) || !bytes.HasPrefix(question[:], b[:min(len(b), nonceLen)]) {
+		if now.Sub(n.given) > MostProbeTime || !bytes.HasPrefix(question[:], b[:min(len(b), nonceLen)]) {
 			continue
 		}
 		if len(b) < nonceLen {
@@ -103,12 +110,14 @@ const look = 20 * time.Millisecond
 // expected, and returns what it read of a user's, or that the connection is over. near says that it comes from where the bridge's link
 // does.
 func (p *Probes) Answer(ctx context.Context, conn net.Conn, near bool) (got []byte, over bool) {
-	if !p.Expected() {
-		return nil, false
-	}
-	patience := strangerTime
-	if near {
+	var patience time.Duration
+	switch fresh := p.expected(ProbeTime); {
+	case fresh && near:
 		patience = ProbeTime
+	case fresh || near && p.Expected():
+		patience = strangerTime
+	default: // a late probe from elsewhere is not worth a user's time
+		return nil, false
 	}
 	buf := make([]byte, nonceLen)
 	deadline := time.Now().Add(patience)

@@ -48,7 +48,7 @@ func reserve(port int) bool {
 	return true
 }
 
-// portFree says whether somebody can listen at the port now. A process that is being started has, for a moment, whatever this one has
+// portFree reports whether somebody can listen at the port now. A process that is being started has, for a moment, whatever this one has
 // open, and would keep the port taken behind the trial: so none is started meanwhile.
 func portFree(port int) bool {
 	if runtime.GOOS == "linux" { // elsewhere package net takes the lock

@@ -75,7 +75,7 @@ func goroutines() map[string]string {
 	return all
 }
 
-// expected says whether a goroutine stays by design: os/signal keeps one for good after the first Notify, and the fuzzing
+// expected reports whether a goroutine stays by design: os/signal keeps one for good after the first Notify, and the fuzzing
 // engine's end with the process.
 func expected(stack string) bool {
 	for _, name := range []string{"os/signal.loop", "os/signal.signal_recv", "internal/fuzz."} {

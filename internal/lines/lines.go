@@ -1,7 +1,7 @@
 // Package lines writes log lines that others cause, so that whoever causes many neither fills the log nor waits for it.
 //
-// Its secret is which lines are left out: of each kind, one message about one party, ten a second are written. The others are counted,
-// and the count is written when the flood is over. It does not know what the lines are about.
+// Of each kind of line, one message about one party, ten a second are written. The others are counted, and the count is written when
+// the flood is over. The package does not know what the lines are about.
 //
 // Goroutines: Run, which the owner starts and Stop waits for.
 package lines

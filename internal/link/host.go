@@ -23,9 +23,9 @@ type HostConfig struct {
 	Carriers int           // 0: the default
 	Transfer uint16        // port for carriers that ATTACHED announces; 0: none
 	Detach   time.Duration // 0: DetachLimit
-	// Admit says whether the key may (still) have a session; it is asked at every attach.
+	// Admit reports whether the key may (still) have a session; it is asked at every attach.
 	Admit func(keyID [16]byte, secret [32]byte) bool
-	// Draining says whether new sessions are refused.
+	// Draining reports whether new sessions are refused.
 	Draining func() bool
 }
 

@@ -29,7 +29,7 @@ type leaving struct {
 // ErrLeft ends a session whose peer stopped, or was replaced by another process.
 var ErrLeft = errors.New("the process at the other end stopped")
 
-// Leaving says whether the peer announced that it is stopping, or was seen to be replaced.
+// Leaving reports whether the peer announced that it is stopping, or was seen to be replaced.
 func (l *Link) Leaving() bool { return l.leaving.peer.Load() || l.dials && l.leaving.final.Load() }
 
 // GoAway tells the peer that this process is stopping and resets what is left after the time. With no time left the peer opens

@@ -285,9 +285,9 @@ func (l *Link) Connected() bool {
 	return false
 }
 
-// connected says whether what is sent now has somebody to arrive at, as far as this machine knows: that a bridge was killed is
-// known to the kernel before the connection's reader, which may have megabytes to read first, comes to the reset. A user who was
-// given to that bridge's streams in between would end with them. mu is held.
+// connected reports whether the slot has a connection whose peer is there, as far as this machine knows. It asks the kernel, which
+// knows that a bridge was killed before the reader does: the reader may have megabytes to read ahead of the reset, and a user who got
+// a stream meanwhile would be reset with it. mu is held.
 func (sl *slot) connected() bool {
 	c := sl.cur
 	if c != nil && !c.hungUp {

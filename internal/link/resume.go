@@ -89,7 +89,7 @@ func (c *core) resumed(gen uint64, theirs []wire.StreamState) (events []event, e
 	return events, nil
 }
 
-// current says whether the connection of generation gen carries the slot. What comes from any other one is ignored.
+// current reports whether the connection of generation gen carries the slot. What comes from any other one is ignored.
 func (c *core) current(gen uint64) bool {
 	return gen != 0 && gen == c.bound
 }

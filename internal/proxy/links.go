@@ -47,7 +47,7 @@ func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
 	if errors.Is(err, link.ErrDuplicate) {
 		p.reportDuplicate(ac.KeyID, conn.RemoteAddr())
 	}
-	p.log.Debug("link connection ended", "key", p.keyName(ac.KeyID), "remote", conn.RemoteAddr().String(), "err", err)
+	p.log.Debug("link connection ended", "key", p.logName(ac.KeyID), "remote", conn.RemoteAddr().String(), "err", err)
 }
 
 // reportDuplicate says, at most once in reportStrangersPer for a key, that a second bridge uses it: that one's operator may

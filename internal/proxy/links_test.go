@@ -190,6 +190,7 @@ func TestKeyRemoved(t *testing.T) {
 	wantReset(t, s1)
 	wantReset(t, s2)
 	eventually(t, "both pairs are released as removed", func() bool { return w.log.count("pair released", "reason=service-removed") == 2 })
+	eventually(t, "the log says whose session ended", func() bool { return w.log.count("bridge session ended", fmt.Sprintf("key=%x ", k.ID[:4])) == 1 })
 	eventually(t, "the key is refused", func() bool {
 		b.mu.Lock()
 		defer b.mu.Unlock()

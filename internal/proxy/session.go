@@ -55,7 +55,7 @@ func (p *Proxy) Attached(l *link.Link, slot int) {
 		l.GoAway(left)
 		l.Abandon()
 	}
-	p.say.Say(slog.LevelInfo, l.KeyID(), "bridge connected", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
+	p.say.Say(slog.LevelInfo, l.KeyID(), "bridge connected", "key", p.logName(l.KeyID()), "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
 }
 
 // begin makes a session known to the registry. It inherits what the one that it replaces held.
@@ -102,7 +102,7 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 	case slot != 0 || l.RemoteAddr() != nil || p.conns.Draining(): // nobody comes back to a proxy that is stopping
 		return
 	}
-	p.say.Say(slog.LevelWarn, l.KeyID(), "bridge lost, its connections stand still until it is back", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
+	p.say.Say(slog.LevelWarn, l.KeyID(), "bridge lost, its connections stand still until it is back", "key", p.logName(l.KeyID()), "bridge", l.PeerName(), "err", err)
 }
 
 // returnTime is how long a bridge that is stopping, and has nothing left, has to come back from a break of its link.
@@ -228,7 +228,7 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 	} else {
 		p.registry.End(id)
 	}
-	p.say.Say(slog.LevelInfo, l.KeyID(), "bridge session ended", "key", p.keyName(l.KeyID()), "bridge", l.PeerName(), "err", err)
+	p.say.Say(slog.LevelInfo, l.KeyID(), "bridge session ended", "key", p.logName(l.KeyID()), "bridge", l.PeerName(), "err", err)
 }
 
 // endReplaced ends a session that nobody came to replace.

@@ -1,8 +1,10 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"time"
 
 	"reverser/internal/grammar"
@@ -92,4 +94,9 @@ func (p *Proxy) keyName(id [16]byte) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.keys[id].Name
+}
+
+// logName names a key in the log: by its id, as `reverser key list` does, when it was removed.
+func (p *Proxy) logName(id [16]byte) string {
+	return cmp.Or(p.keyName(id), hex.EncodeToString(id[:4]))
 }

@@ -12,8 +12,8 @@ import (
 // core decides who serves what. It is deterministic: no lock, no clock, no goroutine, no I/O. An event changes its inputs, settle
 // (settle.go) derives the rest for the names that the event touched, and what there is to do comes out as effects (effects.go).
 //
-// Whoever knows the inputs finds the index at any time. It is kept so that an event costs what it touches, however many sessions and
-// claims there are.
+// The index can be computed from the inputs at any time. It is kept so that the cost of an event depends on the names that the event
+// touches, and not on how many sessions and claims there are.
 type core struct {
 	inputs
 	index

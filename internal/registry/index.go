@@ -149,7 +149,7 @@ func (r *tenant) dequeue(ws *wish, changed func(*name)) {
 	r.fit(changed)
 }
 
-// fit finds how many of the wishes the limit allows, the earliest first. It costs what it changes.
+// fit finds how many of the wishes the limit allows, the earliest first. It looks only at those for which that changes.
 func (r *tenant) fit(changed func(*name)) {
 	if r.key == nil { // its sessions are about to end
 		return

@@ -57,8 +57,8 @@ func (co *core) within(r *tenant, n *name) bool {
 	return r.rank(r.names[n.public].place) < r.within
 }
 
-// hold decides who has a name. Who has it keeps it while one of its claims, or a session that inherited it, is there; then whoever
-// stands first in line gets it.
+// hold decides which key or group has a name. A holder keeps the name for as long as one of its claims is there, or a session that
+// inherited it. Then the first in line gets it.
 func (co *core) hold(n *name) {
 	type candidate struct {
 		key   KeyID

@@ -1,11 +1,14 @@
 package registry
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
-	"reverser/internal/wire"
+	"reverser/internal/claims"
+	"reverser/internal/grammar"
 )
 
 // simBridge is the process of a bridge.
@@ -13,319 +16,299 @@ type simBridge struct {
 	*sim
 	key      int
 	instance byte
-	next     uint32
-	services map[uint32]*simService
-	retired  map[uint32]*simService
-	link     *simLink // nil: no session
+	s        *claims.Services
+	uplinks  []*simUplink // one for each proxy
+	attrs    map[uint32]Claim
+	publics  map[uint32]grammar.Public // that each id means, for ever
+	targets  map[uint32]string         // the last target of each id
 }
 
-// simService is a service at the bridge.
-type simService struct {
-	id     uint32
-	claim  Claim
-	answer Answer
-	marks  []wire.Mark // of UNCLAIMED
-	over   bool        // UNCLAIMED came
+// simUplink is a bridge's way to one proxy.
+type simUplink struct {
+	b    *simBridge
+	p    *simProxy
+	c    *claims.Link
+	link *simLink // nil: no session
 }
 
-// simLink is a session. It is the registry's Way.
-type simLink struct {
-	b        *simBridge
-	id       SessionID
-	control  bool // slot 0 has a connection
-	up       bool // the carriers have
-	ended    bool
-	leaving  bool
-	toProxy  []simFrame
-	toBridge []simFrame
-	opened   [simSlots]uint64
-	arrived  [simSlots]uint64
-	flight   [simSlots][]simStream
-}
+func (u *simUplink) index() int { return slices.Index(u.b.uplinks, u) }
 
-type simKind int
-
-const (
-	simClaim simKind = iota
-	simUnclaim
-	simRound
-	simAnswer
-)
-
-type simFrame struct {
-	kind  simKind
-	id    uint32
-	claim Claim
-	told  Answer
-	marks []wire.Mark
-}
-
-type simStream struct {
-	id, service uint32
-	user        *simUser
-}
-
-// simUser is somebody who connected to a socket.
-type simUser struct {
-	name    pub
-	route   *Route
-	picked  *Offer              // to be opened
-	tried   map[*Offer]struct{} // since the state was looked at
-	changed <-chan struct{}     // waits for it
-	taken   Taken
-	at      *simLink
-}
-
-// end is the end of a session, at both ends.
-func (l *simLink) end() {
-	if l.ended {
-		return
-	}
-	l.ended, l.control, l.up = true, false, false
-	for i := range l.flight {
-		for _, s := range l.flight[i] {
-			if s.user != nil {
-				l.b.stats.lost++
-			}
-		}
-		l.flight[i] = nil
-	}
-	l.toProxy, l.toBridge = nil, nil
-	if b := l.b; b.link == l {
-		b.link = nil
-		b.retired = make(map[uint32]*simService) // it was for this session
-	}
-	l.b.r.End(l.id)
-}
-
+// restart is another process: its sessions are over, whether its proxies notice or not.
 func (b *simBridge) restart() {
 	b.instance++
-	b.next = 1
-	b.services, b.retired = make(map[uint32]*simService), make(map[uint32]*simService)
-	for _, o := range b.bridges {
-		if o != b && o.key == b.key && o.services != nil && b.pick("the same services", 2) == 0 {
-			for _, id := range slices.Sorted(maps.Keys(o.services)) {
-				b.add(o.services[id].claim.Public)
+	b.trace("bridge of key %d restarts", b.key)
+	b.s = claims.New()
+	b.attrs, b.publics, b.targets = make(map[uint32]Claim), make(map[uint32]grammar.Public), make(map[uint32]string)
+	for _, u := range b.uplinks {
+		if l := u.link; l != nil {
+			if b.pick("the proxy notices", 2) == 0 {
+				l.end()
+			} else {
+				u.link = nil
+				l.lose()
 			}
+		}
+		u.c = b.s.AddLink()
+	}
+	for _, o := range b.bridges {
+		if o != b && o.key == b.key && o.s != nil && b.pick("the same services", 2) == 0 {
+			b.apply(o.services())
 			return
 		}
 	}
-	for range 1 + b.pick("services", 4) {
-		b.expose()
-	}
+	b.reload()
 }
 
-// expose adds a service. A bridge has a name once, but for one that does not know better.
-func (b *simBridge) expose() {
-	public := simNames[b.pick("name", len(simNames))]
-	for _, s := range b.services {
-		if s.claim.Public == public && b.pick("twice", 20) > 0 {
+// services are the present settings.
+func (b *simBridge) services() (all []claims.Service) {
+	for _, id := range b.s.IDs() {
+		all = append(all, b.s.Offered(id).Service)
+	}
+	return all
+}
+
+// reload takes other settings: services go, come, and lead elsewhere.
+func (b *simBridge) reload() {
+	b.stats.Reloads++
+	var want []claims.Service
+	for _, svc := range b.services() {
+		switch b.pick("service", 8) {
+		case 0:
+		case 1, 2:
+			svc.Target = b.target()
+			want = append(want, svc)
+		default:
+			want = append(want, svc)
+		}
+	}
+	for range 1 + b.pick("more", 3) {
+		public, _ := grammar.ParsePublic(simNames[b.pick("name", len(simNames))])
+		if !slices.ContainsFunc(want, func(s claims.Service) bool { return s.Public == public }) {
+			want = append(want, claims.Service{Public: public, Target: b.target()})
+		}
+	}
+	b.apply(want)
+}
+
+func (b *simBridge) target() grammar.Target {
+	return grammar.Target{Network: "tcp", Address: fmt.Sprintf("t:%d", 1+b.pick("target", 3))}
+}
+
+func (b *simBridge) apply(want []claims.Service) {
+	before := make(map[grammar.Public]uint32)
+	for _, id := range b.s.IDs() {
+		before[b.s.Offered(id).Public] = id
+	}
+	if _, err := b.s.Apply(want); err != nil {
+		b.fail("C5: Apply: %v", err)
+	}
+	if n := len(b.s.IDs()); n != len(want) {
+		b.fail("C5: %d services are offered, want %d", n, len(want))
+	}
+	for _, w := range want {
+		svc := b.s.Find(w.Public)
+		if svc == nil || b.s.Offered(svc.ID) != svc || svc.Target != w.Target {
+			b.fail("C5: %s is not offered as it should be", w.Public)
 			return
 		}
-	}
-	b.add(public)
-}
-
-func (b *simBridge) add(public string) {
-	s := &simService{id: b.next, claim: Claim{Public: public}}
-	b.next++
-	b.alter(s)
-	b.services[s.id] = s
-	b.sayClaim(s)
-}
-
-func (b *simBridge) alter(s *simService) {
-	s.claim.Weight = uint32(b.pick("weight", 3))
-	s.claim.Unhealthy = b.pick("unhealthy", 4) == 0
-	s.claim.Drained = b.pick("drained", 8) == 0
-	s.claim.Target = fmt.Sprint("t", b.pick("target", 3))
-	s.claim.Group = []string{"", "g"}[b.pick("group", 2)]
-}
-
-func (b *simBridge) sayClaim(s *simService) {
-	if b.link != nil {
-		say(&b.link.toProxy, b.link.control, simFrame{kind: simClaim, id: s.id, claim: s.claim})
-	}
-}
-
-// giveBack takes a service out. It stays as retired until no stream to it can come.
-func (b *simBridge) giveBack(s *simService) {
-	b.trace("  bridge of session %v gives claim %d back", b.session(), s.id)
-	delete(b.services, s.id)
-	b.stats.unclaims++
-	if b.link == nil {
-		return // nobody knows of it
-	}
-	b.retired[s.id] = s
-	say(&b.link.toProxy, b.link.control, simFrame{kind: simUnclaim, id: s.id})
-}
-
-func (b *simBridge) session() SessionID {
-	if b.link == nil {
-		return 0
-	}
-	return b.link.id
-}
-
-// repeat is what a bridge says after slot 0 was attached.
-func (l *simLink) repeat() {
-	for _, id := range slices.Sorted(maps.Keys(l.b.services)) {
-		l.b.sayClaim(l.b.services[id])
-	}
-	for _, id := range slices.Sorted(maps.Keys(l.b.retired)) {
-		if !l.b.retired[id].over {
-			say(&l.toProxy, true, simFrame{kind: simUnclaim, id: id})
+		was, stayed := before[w.Public]
+		if stayed && was != svc.ID {
+			b.fail("C5: %s had id %d, and has %d", w.Public, was, svc.ID)
 		}
+		if p, used := b.publics[svc.ID]; used && (p != w.Public || !stayed) {
+			b.fail("C7: id %d means %s, and meant %s before", svc.ID, w.Public, p)
+		}
+		if !stayed {
+			b.attrs[svc.ID] = b.attributes()
+		}
+		b.publics[svc.ID], b.targets[svc.ID] = w.Public, svc.TargetName()
 	}
-	l.toProxy = append(l.toProxy, simFrame{kind: simRound})
+	for _, u := range b.uplinks {
+		u.pump()
+	}
 }
 
-// hear is the proxy's reader of slot 0.
-func (l *simLink) hear() {
-	if len(l.toProxy) == 0 {
+func (b *simBridge) badReload() {
+	if len(b.s.IDs()) == 0 {
 		return
 	}
-	f := l.toProxy[0]
-	l.toProxy = l.toProxy[1:]
-	var err error
-	switch f.kind {
-	case simClaim:
-		l.b.trace("session %d: CLAIM %d %+v", l.id, f.id, f.claim)
-		err = l.b.r.Claim(l.id, f.id, f.claim)
-	case simUnclaim:
-		l.b.trace("session %d: UNCLAIM %d", l.id, f.id)
-		err = l.b.r.Unclaim(l.id, f.id)
-	case simRound:
-		l.b.trace("session %d: ROUND", l.id)
-		l.b.r.Round(l.id)
+	want := b.services()
+	before := b.s.Freeze()
+	if _, err := b.s.Apply(append(want[1:], claims.Service{Public: grammar.Public{Kind: grammar.KindTCP, Port: 7}}, want[len(want)-1], want[len(want)-1])); err == nil {
+		b.fail("C5: two services of one PUBLIC were taken")
 	}
+	if !reflect.DeepEqual(before, b.s.Freeze()) {
+		b.fail("C5: a bad reload changed something")
+	}
+	for _, u := range b.uplinks {
+		if n := len(u.c.Take()); n != 0 {
+			b.fail("C5: a bad reload says %d frames", n)
+		}
+	}
+}
+
+func (b *simBridge) attributes() Claim {
+	return Claim{
+		Weight: uint32(b.pick("weight", 3)), Unhealthy: b.pick("unhealthy", 4) == 0, Drained: b.pick("drained", 8) == 0,
+		Group: []string{"", "g"}[b.pick("group", 2)],
+	}
+}
+
+// alter changes what a later bridge will say of a service: its weight, health and group.
+func (b *simBridge) alter() {
+	ids := b.s.IDs()
+	if len(ids) == 0 {
+		return
+	}
+	id := ids[b.pick("service", len(ids))]
+	b.attrs[id] = b.attributes()
+	for _, u := range b.uplinks {
+		if u.link != nil && u.link.control {
+			f := claims.Say{Kind: claims.SayClaim, ID: id, Service: b.s.Offered(id)}
+			u.link.toProxy.say(f.Name(), b.frame(f))
+		}
+	}
+}
+
+// pump gives the control connection what there is to say.
+func (u *simUplink) pump() {
+	for _, f := range u.c.Take() {
+		switch {
+		case u.link == nil:
+			u.b.fail("C14: a frame waits for a session that there is not")
+		case u.link.control:
+			u.link.toProxy.say(f.Name(), u.b.frame(f))
+		}
+	}
+}
+
+// handover puts another process in the place of the present one. To the proxies it looks like a break of every slot.
+func (b *simBridge) handover() {
+	b.trace("bridge of key %d is handed over", b.key)
+	b.stats.BridgeHandovers++
+	for _, u := range b.uplinks {
+		if u.link != nil {
+			u.link.control, u.link.toProxy, u.link.toBridge = false, simQueue{}, simQueue{}
+		}
+	}
+	s := b.thaw()
+	if s == nil {
+		return
+	}
+	b.s = s
+	for i, u := range b.uplinks {
+		u.c = s.Links()[i]
+	}
+}
+
+// thaw returns what a successor makes of the state.
+func (b *simBridge) thaw() *claims.Services {
+	f := b.s.Freeze()
+	doc, _ := json.Marshal(f)
+	var g claims.Frozen
+	if err := json.Unmarshal(doc, &g); err != nil {
+		b.fail("C11: %v", err)
+		return nil
+	}
+	s, err := claims.Thaw(g)
 	if err != nil {
-		l.b.fail("an honest bridge breaks a rule: %v", err)
+		b.fail("C11: %v", err)
+		return nil
+	}
+	if again, _ := json.Marshal(s.Freeze()); string(again) != string(doc) {
+		b.fail("C11: the successor has\n%s\nand the bridge had\n%s", again, doc)
+	}
+	return s
+}
+
+// giveUpHandover does the steps of a hand-over up to one of them, and goes on.
+func (b *simBridge) giveUpHandover() {
+	b.stats.GivenUp++
+	before, _ := json.Marshal(b.s.Freeze())
+	switch b.pick("given up after", 3) {
+	case 0: // the state was written
+		b.s.Freeze()
+	case 1: // it was read
+		b.thaw()
+	case 2: // the successor has begun
+		if s := b.thaw(); s != nil {
+			for _, c := range s.Links() {
+				c.Attached()
+				c.Take()
+			}
+		}
+	}
+	if after, _ := json.Marshal(b.s.Freeze()); string(after) != string(before) {
+		b.fail("C11: a hand-over that was given up leaves\n%s\nand there was\n%s", after, before)
 	}
 }
 
-// learn is the bridge's reader of slot 0.
-func (l *simLink) learn() {
-	if len(l.toBridge) == 0 {
-		return
-	}
-	f := l.toBridge[0]
-	l.toBridge = l.toBridge[1:]
-	b := l.b
-	switch f.kind {
-	case simAnswer:
-		if s := b.services[f.id]; s != nil {
-			s.answer = f.told
-		}
-	case simUnclaim:
-		if s := b.retired[f.id]; s != nil {
-			s.over, s.marks = true, f.marks
-			b.stats.retired++
-		}
-		b.forget()
-	}
-}
-
-// forget drops the retired services that no stream can be for any more.
-func (b *simBridge) forget() {
-	for id, s := range b.retired {
-		gone := s.over
-		for _, m := range s.marks {
-			gone = gone && b.link.arrived[m.Slot-1] >= m.Stream
-		}
-		if gone {
-			delete(b.retired, id)
-		}
-	}
-}
-
-// arrive delivers the next OPEN of a slot.
-func (l *simLink) arrive(slot int) {
-	if len(l.flight[slot]) == 0 {
-		return
-	}
-	s := l.flight[slot][0]
-	l.flight[slot] = l.flight[slot][1:]
-	l.arrived[slot] = uint64(s.id)
-	b := l.b
-	svc := b.services[s.service]
-	if svc == nil {
-		svc = b.retired[s.service]
-	}
-	switch {
-	case svc == nil:
-		l.b.fail("C8: an OPEN names service %d, which the bridge of session %d does not have", s.service, l.id)
-	case s.user != nil && svc.claim.Public != "offered" && svc.claim.Public != s.user.name.String():
-		l.b.fail("C8: a user of %s comes to %s", s.user.name, svc.claim.Public)
-	}
-	b.stats.served++
-	b.forget()
+// attach says everything again, as it is when slot 0 has a connection.
+func (l *simLink) attach() {
+	l.control = true
+	l.u.c.Attached()
+	l.u.pump()
 }
 
 // connect lets a bridge begin a session, or attach slot 0 again.
-func (b *simBridge) connect() {
-	if l := b.link; l != nil {
-		if l.control {
-			return
+func (u *simUplink) connect() {
+	if l := u.link; l != nil {
+		if !l.control {
+			u.b.trace("%s: slot 0 is back", l)
+			l.attach()
 		}
-		l.control = true
-		b.trace("session %d: slot 0 is back", l.id)
-		l.repeat()
 		return
 	}
 	var old *simLink
-	for _, o := range b.bridges {
-		if o.key == b.key && o.link != nil && !o.link.leaving {
-			old = o.link
+	for _, l := range u.p.links {
+		if l.key == u.b.key && !l.leaving {
+			old = l
 		}
 	}
-	if old != nil && old.up && b.pick("still alive", 4) > 0 {
+	if old != nil && old.up && u.b.pick("still alive", 4) > 0 {
 		return // refused
 	}
-	b.begin(old)
+	u.begin(old)
 }
 
 // begin begins a session, in the place of another one if old is not nil.
-func (b *simBridge) begin(old *simLink) {
-	l := &simLink{b: b}
+func (u *simUplink) begin(old *simLink) {
+	b, p := u.b, u.p
+	l := &simLink{p: p, u: u, key: b.key}
+	l.init()
 	s := Session{Key: KeyID{byte(b.key + 1)}, Peer: "host", Instance: [16]byte{b.instance}, Way: l}
 	before := make(map[pub]*Route)
 	if old != nil {
 		s.Replaces = old.id
-		for n := range b.r.View().All {
-			if name := b.r.core.names[n.Public]; name.held.key == s.Key {
+		for n := range p.r.View().All {
+			if name := p.r.core.names[n.Public]; name.held.key == s.Key {
 				before[n.Public] = n
 			}
 		}
 	}
-	id, err := b.r.Begin(s)
+	alone := !slices.ContainsFunc(p.links, func(o *simLink) bool { return o != old && o.key == b.key })
+	id, err := p.r.Begin(s)
 	if err != nil {
 		b.trace("no session for key %d: %v", b.key, err)
 		return
 	}
-	l.id, l.control, b.link = id, true, l
-	b.retired = make(map[uint32]*simService)
-	b.trace("session %d of key %d begins, in the place of %d", id, b.key, s.Replaces)
+	l.id, u.link = id, l
+	p.links = append(p.links, l)
+	b.trace("%s begins, in the place of %d", l, s.Replaces)
 	if old != nil {
-		b.stats.replaced++
-		for n, rt := range before {
-			if b.r.View().Find(n) != rt && old.inherits(n) {
+		b.stats.Replaced++
+		for _, n := range sortedNames(maps.Clone(before)) {
+			if p.r.View().Find(n) != before[n] && alone {
 				b.fail("C5: %s lost its route when its session was replaced", n)
 			}
 		}
 		old.end()
-	} else if slices.ContainsFunc(b.bridges, func(o *simBridge) bool { return o != b && o.key == b.key && o.link != nil }) {
-		b.stats.successors++
+	} else if !alone {
+		b.stats.Successors++
 	}
-	l.repeat()
-}
-
-// inherits reports whether the claims of a link are all that a name of its key needs to be kept.
-func (l *simLink) inherits(n pub) bool {
-	for _, o := range l.b.bridges {
-		if o.link != nil && o.key == l.b.key && o.link != l && o.link.id != l.b.link.id {
-			return false
-		}
+	l.attach()
+	if b.pick("carriers", 3) > 0 {
+		l.up = true
+		p.r.LinkUp(l.id, true)
 	}
-	return true
 }

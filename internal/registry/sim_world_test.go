@@ -1,97 +1,64 @@
 package registry
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
-	"maps"
-	"slices"
+	"reflect"
 
-	"reverser/internal/grammar"
-	"reverser/internal/link"
+	"reverser/internal/claims"
 	"reverser/internal/wire"
 )
 
-// sim is a registry with everything around it: bridges with their side of claims, control connections that lose what is under way,
-// carriers that do not, users, sockets that fail, and an operator who changes the policy.
+// sim is a control plane: proxies, each a registry with its sockets, users and accounts (sim_proxy_test.go); bridges with their side of
+// claims (sim_bridge_test.go); and between them sessions whose control connection loses what is under way, and whose carriers do not.
+// It has no goroutine and no clock: every choice comes from pick.
 type sim struct {
 	pick  func(what string, n int) int
 	trace func(string, ...any)
 	err   error
 	stats simStats
 
-	r       *Registry
-	policy  Policy
+	proxies []*simProxy
 	bridges []*simBridge
-	pending []simOpen // sockets that are being opened
-	open    map[Socket]uint64
-	users   []*simUser
-	offers  []*Offer // that were ever seen
-	calm    bool     // nothing fails any more
-	room    int      // how many sockets may be open
-	holders map[pub]holding
+	calm    bool // nothing fails any more
 }
 
-type simOpen struct {
-	socket  Socket
-	attempt uint64
-}
-
+// simStats counts what must happen for the simulation to mean anything.
 type simStats struct {
-	steps, served, retired, waited, removed, lost, short, replaced, successors, policies, handovers, failed, unclaims, group, stops int
+	Steps, Served, ServedRetired, Unclaimed, Waited, Removed, Lost, Cancelled, Limited, Short, Replaced, Successors, Policies, Handovers, GivenUp,
+	BridgeHandovers, Failed, Group, Stops, Reloads, Cuts, Lies, ProxyRestarts int
 }
 
-const (
-	ownPort  = 3010
-	simSlots = 2
-)
-
-var (
-	simNames = []string{
-		"tcp/9000", "tcp/127.0.0.1:9000", "tcp/0.0.0.0:9000", "tcp/127.0.0.2:9000", "tcp/9001", "tcp/9002", "tcp/9003", "offered", "tcp/80",
-		"tcp/3010", "udp/9000", "nonsense",
+func (s *simStats) add(o simStats) {
+	v, w := reflect.ValueOf(s).Elem(), reflect.ValueOf(o)
+	for i := range v.NumField() {
+		v.Field(i).SetInt(v.Field(i).Int() + w.Field(i).Int())
 	}
-	simAllow = [][]string{
-		{"tcp/1024-65535"}, {"tcp/9000-9001"}, {"tcp/9002", "tcp/9003"}, {"tcp/127.0.0.1:9000-9003", "tcp/9001"}, {"tcp/1-65535", "udp/9000"}, nil,
-	}
-	simOffers = [][]string{nil, {"tcp/9001"}, {"tcp/9003", "tcp/9001"}, {"tcp/3010", "tcp/9002"}}
-)
+}
 
 const simKeys = 3
 
-func newSim(pick func(string, int) int, trace func(string, ...any)) *sim {
-	if trace == nil {
-		trace = func(string, ...any) {}
+// begin makes one proxy, or two that serve the same bridges; a bridge of each key, and a second one of two of them.
+func (w *sim) begin() {
+	for range 1 + w.pick("proxies", 8)/7 {
+		w.proxies = append(w.proxies, newSimProxy(w))
 	}
-	w := &sim{pick: pick, trace: trace, open: make(map[Socket]uint64), room: 2 + pick("room", 8), holders: make(map[pub]holding)}
-	for i := range simKeys {
-		w.policy.Keys = append(w.policy.Keys, simKey(i, simAllow[0]))
-	}
-	w.policy.Own = []uint16{ownPort}
-	w.r = New(w.policy)
-	for i := range simKeys {
-		w.bridges = append(w.bridges, &simBridge{sim: w, key: i})
-	}
-	w.bridges = append(w.bridges, &simBridge{sim: w, key: 0}, &simBridge{sim: w, key: 1}) // successors
-	for _, b := range w.bridges {
+	for _, key := range []int{0, 1, 2, 0, 1} {
+		b := &simBridge{sim: w, key: key}
+		for _, p := range w.proxies {
+			b.uplinks = append(b.uplinks, &simUplink{b: b, p: p})
+		}
+		w.bridges = append(w.bridges, b)
 		b.restart()
 	}
-	return w
 }
 
-func simKey(i int, allow []string) Key {
-	k := Key{ID: KeyID{byte(i + 1)}, Name: fmt.Sprintf("key%d", i)}
-	for _, s := range allow {
-		a, err := grammar.ParseAllow(s)
-		if err != nil {
-			panic(err)
+func (w *sim) close() {
+	for _, p := range w.proxies {
+		for len(p.users) > 0 { // Close waits for them
+			p.over(p.users[0])
 		}
-		k.Allow = append(k.Allow, a)
+		p.conns.Close()
 	}
-	if i > 0 {
-		k.Groups = []string{"g"}
-	}
-	return k
 }
 
 func (w *sim) fail(format string, args ...any) {
@@ -100,370 +67,338 @@ func (w *sim) fail(format string, args ...any) {
 	}
 }
 
-func (w *sim) unlocked(where string) {
-	if !w.r.mu.TryLock() {
-		w.fail("C15: %s is called under the lock", where)
-		return
-	}
-	w.r.mu.Unlock()
+func (w *sim) proxy() *simProxy   { return w.proxies[w.pick("proxy", len(w.proxies))] }
+func (w *sim) bridge() *simBridge { return w.bridges[w.pick("bridge", len(w.bridges))] }
+func (w *sim) uplink() *simUplink {
+	b := w.bridge()
+	return b.uplinks[w.pick("uplink", len(b.uplinks))]
 }
 
-// Up implements Way.
-func (l *simLink) Up() bool {
-	return l.up && !l.ended
+// link returns a session that a proxy knows, or one that has ended.
+func (w *sim) link() *simLink {
+	p := w.proxy()
+	if len(p.links) == 0 {
+		l := &simLink{p: p, u: w.bridges[0].uplinks[0], ended: true}
+		l.init()
+		return l
+	}
+	return p.links[w.pick("link", len(p.links))]
 }
 
-// Marks implements Way.
-func (l *simLink) Marks() (marks []wire.Mark) {
-	l.b.unlocked("Marks")
-	for i, id := range l.opened {
-		marks = append(marks, wire.Mark{Slot: uint8(i + 1), Stream: id})
-	}
-	return marks
+// simLink is a session. It is the registry's Way.
+type simLink struct {
+	p        *simProxy
+	u        *simUplink
+	id       SessionID
+	key      int
+	control  bool // slot 0 has a connection, as the proxy sees it
+	up       bool // the carriers have
+	ended    bool
+	leaving  bool
+	toProxy  simQueue
+	toBridge simQueue
+	slots    [simSlots]*simSlot
+	gone     []uint32               // claims that the proxy has given back
+	marks    map[uint32][]wire.Mark // of those, as the bridge was told
 }
 
-// Open implements Way.
-func (l *simLink) Open(o wire.Open) (*link.Stream, error) {
-	l.b.unlocked("Way.Open")
-	if l.ended {
-		return nil, link.ErrEnded
-	}
-	slot := l.b.pick("slot", simSlots)
-	l.opened[slot]++
-	l.flight[slot] = append(l.flight[slot], simStream{id: uint32(l.opened[slot]), service: uint32(o.Service)})
-	l.b.trace("  OPEN %d on slot %d for service %d of session %d", l.opened[slot], slot+1, o.Service, l.id)
-	return new(link.Stream), nil
+const simSlots = 2
+
+// simSlot is one of a session's carriers.
+type simSlot struct {
+	l       *simLink
+	number  uint8
+	down    bool
+	opened  uint64 // the highest stream
+	arrived uint64
+	flight  []*simStream
 }
 
-// say queues a frame on a control connection; a later one about an id takes the place of an earlier one.
-func say(queue *[]simFrame, up bool, f simFrame) {
-	if !up {
-		return
+// simStream is an OPEN on its way.
+type simStream struct {
+	id      uint64
+	service uint32
+	user    *simUser
+	age     int // ticks with a connection
+}
+
+func (l *simLink) init() {
+	l.marks = make(map[uint32][]wire.Mark)
+	for i := range l.slots {
+		l.slots[i] = &simSlot{l: l, number: uint8(i + 1)}
 	}
-	for i, old := range *queue {
-		if old.id == f.id && old.kind != simRound {
-			(*queue)[i] = f
+}
+
+func (l *simLink) String() string { return fmt.Sprintf("session %d of key %d", l.id, l.key) }
+
+func (l *simLink) slot() *simSlot { return l.slots[l.p.pick("slot", simSlots)] }
+
+// present reports whether the bridge takes the session for its present one.
+func (l *simLink) present() bool { return l.u.link == l }
+
+// simQueue is one direction of a control connection.
+type simQueue struct {
+	unsent []simSay // a later frame about something takes the place of an earlier one
+	wire   []byte   // under way
+}
+
+type simSay struct {
+	name  uint64
+	frame []byte
+}
+
+func (q *simQueue) say(name uint64, frame []byte) {
+	for i, old := range q.unsent {
+		if old.name == name {
+			q.unsent[i].frame = frame
 			return
 		}
 	}
-	*queue = append(*queue, f)
+	q.unsent = append(q.unsent, simSay{name, frame})
 }
 
-// The Doer.
-
-// Room implements Doer.
-func (w *sim) Room() int {
-	w.unlocked("Doer.Room")
-	return max(w.room-len(w.open)-len(w.pending), 0)
-}
-
-// holds counts the sockets that a key has, or is about to have.
-func (w *sim) holds(key KeyID) (n int) {
-	of := func(s Socket) {
-		if rec := w.r.core.sockets[s]; rec != nil && rec.key == key {
-			n++
-		}
+// write sends some of the frames that wait.
+func (q *simQueue) write(w *sim) {
+	n := len(q.unsent)
+	if w.pick("some", 3) == 0 {
+		n = w.pick("frames", n+1)
 	}
-	for s := range w.open {
-		of(s)
+	for ; n > 0; n-- {
+		q.wire = append(q.wire, q.unsent[0].frame...)
+		q.unsent = q.unsent[1:]
 	}
-	for _, p := range w.pending {
-		of(p.socket)
-	}
-	return n
 }
 
-func (w *sim) Open(s Socket, attempt uint64) {
-	w.unlocked("Doer.Open")
-	if key := w.r.core.names[pub(s)].held.key; w.holds(key) >= w.Room() {
-		w.fail("C14: %s is opened for key %x, which has %d sockets, with room for %d", s, key[0], w.holds(key), w.Room())
+// read takes a frame off the wire.
+func (q *simQueue) read(w *sim) (f wire.Frame, ok bool) {
+	if len(q.wire) == 0 {
+		return f, false
 	}
-	w.trace("  begin to open %s (%d)", s, attempt)
-	w.pending = append(w.pending, simOpen{s, attempt})
-}
-
-func (w *sim) Close(s Socket) {
-	w.unlocked("Doer.Close")
-	w.trace("  close %s", s)
-	if w.open[s] == 0 {
-		w.fail("C3: %s is closed, and was not open", s)
+	f, n, err := wire.Parse(q.wire)
+	if err != nil || n == 0 {
+		w.fail("a frame of an honest end cannot be read: %v", err)
+		return f, false
 	}
-	delete(w.open, s)
+	q.wire = q.wire[n:]
+	return f, true
 }
 
-func (w *sim) Tell(t Told) {
-	w.unlocked("Doer.Tell")
-	l := t.Way.(*simLink)
-	w.trace("  tell session %d of claim %d: %v %s", t.Session, t.ID, t.Status, t.Reason)
-	if !t.News && t.Fresh {
-		w.fail("a service that was up is told as fresh")
-	}
-	if (t.Reason == "") != (t.Status == wire.ClaimUp) {
-		w.fail("status %d is told with the reason %q", t.Status, t.Reason)
-	}
-	say(&l.toBridge, l.control && !l.ended, simFrame{kind: simAnswer, id: t.ID, told: t.Answer})
-}
+func (q *simQueue) empty() bool { return len(q.unsent)+len(q.wire) == 0 }
 
-func (w *sim) Unclaimed(way Way, id uint32) {
-	w.unlocked("Doer.Unclaimed")
-	l := way.(*simLink)
-	w.trace("  UNCLAIMED %d of session %d", id, l.id)
-	say(&l.toBridge, l.control && !l.ended, simFrame{kind: simUnclaim, id: id, marks: l.Marks()})
-}
-
-func (w *sim) End(way Way) {
-	w.unlocked("Doer.End")
-	w.trace("  end session %d", way.(*simLink).id)
-	way.(*simLink).end()
-}
-
-// Users.
-
-func (w *sim) come() {
-	socks := slices.SortedFunc(maps.Keys(w.open), func(a, b Socket) int { return comparePublic(pub(a), pub(b)) })
-	if len(socks) == 0 {
+// cut breaks the control connection. Either end may notice later; what is under way is lost.
+func (l *simLink) cut() {
+	if !l.control {
 		return
 	}
-	s := socks[w.pick("socket", len(socks))]
-	u := &simUser{name: pub(s)}
-	if u.route = w.r.View().Find(u.name); u.route == nil {
-		w.stats.removed++ // closed in this moment
-		return
-	}
-	w.users = append(w.users, u)
-}
-
-// move lets a user do a step of Take, whose parts others may come in between.
-func (w *sim) move() {
-	if len(w.users) == 0 {
-		return
-	}
-	i := w.pick("user", len(w.users))
-	if w.users[i].step(w) {
-		w.users = slices.Delete(w.users, i, i+1)
+	l.p.stats.Cuts++
+	l.p.trace("%s: slot 0 is cut", l)
+	l.control, l.toProxy, l.toBridge = false, simQueue{}, simQueue{}
+	if l.present() && l.p.pick("the bridge notices", 2) == 0 {
+		l.u.c.Detached()
 	}
 }
 
-// step reports whether the user is done.
-func (u *simUser) step(w *sim) (done bool) {
-	if u.picked == nil {
-		if u.changed != nil {
-			select {
-			case <-u.changed:
-				u.changed = nil
-			default:
-				return false
-			}
-		}
-		st := u.route.state.Load()
-		if st.removed {
-			w.stats.removed++
-			return true
-		}
-		u.picked = st.best(u.tried)
-		if u.picked == nil {
-			u.route.held.Add(1) // as Take does before it looks once more
-			w.stats.waited++
-			st = u.route.state.Load()
-			if u.picked = st.best(nil); u.picked == nil && !st.removed {
-				u.changed, u.tried = st.changed, nil
-				return false
-			}
-			u.tried = nil
-		}
-		return false
+// lose is what a session looks like to a bridge that has lost it: the proxy does not know yet.
+func (l *simLink) lose() {
+	l.control, l.toProxy, l.toBridge = false, simQueue{}, simQueue{}
+	if l.present() {
+		l.u.link = nil
+		l.u.c.Ended()
+		l.u.pump()
 	}
-	o := u.picked
-	u.picked = nil
-	before := o.way.(*simLink).opened
-	_, err := o.open(wire.Open{})
+}
+
+// end is the end of a session, at both ends.
+func (l *simLink) end() {
+	if l.ended {
+		return
+	}
+	l.lose()
+	l.ended, l.up = true, false
+	l.p.forget(l)
+	l.p.r.End(l.id)
+}
+
+// hear is the proxy's reader of slot 0; see Message of the proxy.
+func (l *simLink) hear() {
+	f, ok := l.toProxy.read(l.p.sim)
+	if !ok {
+		return
+	}
+	var err error
+	switch f.Type {
+	case wire.TypeClaim:
+		var id uint32
+		var c wire.Claim
+		if id, c, err = wire.ParseClaim(f); err == nil {
+			l.p.trace("  %s: CLAIM %d %+v", l, id, c)
+			err = l.p.r.Claim(l.id, id, ClaimOf(c))
+		}
+	case wire.TypeUnclaim:
+		var id uint32
+		if id, err = wire.ParseUnclaim(f); err == nil {
+			l.p.trace("  %s: UNCLAIM %d", l, id)
+			err = l.p.r.Unclaim(l.id, id)
+		}
+	case wire.TypeRound:
+		l.p.trace("  %s: ROUND", l)
+		l.p.r.Round(l.id)
+	}
 	if err != nil {
-		if !errors.Is(err, errRetired) && !errors.Is(err, link.ErrEnded) {
-			w.fail("open: %v", err)
-		}
-		if u.tried == nil {
-			u.tried = make(map[*Offer]struct{})
-		}
-		u.tried[o] = struct{}{}
-		return false
-	}
-	l := o.way.(*simLink)
-	for slot := range l.opened {
-		if l.opened[slot] != before[slot] {
-			l.flight[slot][len(l.flight[slot])-1].user = u
-		}
-	}
-	o.users.Add(-1)
-	w.enters(u, o)
-	return true
-}
-
-// enters is called when a user got in.
-func (w *sim) enters(u *simUser, o *Offer) {
-	if len(w.r.core.effects) == 0 && !w.allowed(o.Key, u.name) {
-		w.fail("C4: a user of %s enters at key %x, which the policy does not allow", u.name, o.Key[0])
+		l.p.fail("an honest bridge breaks a rule: %v", err)
 	}
 }
 
-// allowed reports what the policy says, without the registry.
-func (w *sim) allowed(id KeyID, name pub) bool {
-	for _, k := range w.policy.Keys {
-		if k.ID == id {
-			return k.Allow.Permits(name) && name.Port != ownPort && name.Kind == grammar.KindTCP
-		}
+// learn is the bridge's reader of slot 0; see Message of its uplink.
+func (l *simLink) learn() {
+	f, ok := l.toBridge.read(l.p.sim)
+	if !ok || !l.present() {
+		return
 	}
-	return false
-}
-
-// admits reports whether the key of a session is still the one that it proved.
-func (w *sim) admits(s *session) bool {
-	return slices.ContainsFunc(w.policy.Keys, func(k Key) bool { return k.ID == s.key && k.Incarnation == s.secret })
-}
-
-func (w *sim) configure() {
-	p := Policy{Own: []uint16{ownPort}}
-	for i := range simKeys {
-		if w.pick("keep", 3) > 0 {
-			if at := slices.IndexFunc(w.policy.Keys, func(k Key) bool { return k.ID == KeyID{byte(i + 1)} }); at >= 0 {
-				p.Keys = append(p.Keys, w.policy.Keys[at])
-				continue
+	var err error
+	switch f.Type {
+	case wire.TypeClaimed:
+		var id uint32
+		var c wire.Claimed
+		if id, c, err = wire.ParseClaimed(f); err == nil {
+			_, err = l.u.c.Claimed(id, claims.AnswerOf(c))
+		}
+	case wire.TypeUnclaimed:
+		var id uint32
+		var marks []wire.Mark
+		if id, marks, err = wire.ParseUnclaimed(f); err == nil {
+			err = l.u.c.Unclaimed(id, marks)
+			if _, twice := l.marks[id]; !twice {
+				l.marks[id] = marks
+				l.p.stats.Unclaimed++
 			}
 		}
-		if w.pick("removed", 5) == 0 {
+	}
+	if err != nil {
+		l.p.fail("an honest proxy breaks a rule: %v", err)
+	}
+}
+
+// deliver brings the next OPEN of a slot to the bridge.
+func (sl *simSlot) deliver() {
+	if sl.down || len(sl.flight) == 0 {
+		return
+	}
+	l := sl.l
+	s := sl.flight[0]
+	sl.flight = sl.flight[1:]
+	sl.arrived = s.id
+	if !l.present() { // a bridge that has lost the session reads nothing of it
+		return
+	}
+	b := l.u.b
+	retired, _ := l.u.c.Retired(s.service)
+	svc, public := l.u.c.Opened(s.service, s.id)
+	switch {
+	case svc == nil:
+		b.fail("C8: an OPEN names service %d, which the bridge of %s does not have", s.service, l)
+		return
+	case svc.Public != b.publics[s.service]:
+		b.fail("C8: a user of service %d comes to %s, which was %s", s.service, svc.Public, b.publics[s.service])
+	case svc.TargetName() != b.targets[s.service]:
+		b.fail("C8: a user of service %d comes to %s, want %s", s.service, svc.TargetName(), b.targets[s.service])
+	case svc.Public.Kind != "offered" && (public != svc.Public || s.user.name != svc.Public):
+		b.fail("C8: a user of %s comes to %s, which is %s for the bridge", s.user.name, svc.Public, public)
+	}
+	b.stats.Served++
+	if retired != nil {
+		b.stats.ServedRetired++
+	}
+}
+
+// time passes. What has waited long on a slot with a connection arrives.
+func (l *simLink) time() {
+	for _, sl := range l.slots {
+		if sl.down {
 			continue
 		}
-		k := simKey(i, simAllow[cmp.Or(w.pick("allow", 2*len(simAllow)), 0)%len(simAllow)])
-		if w.pick("limit", 4) == 0 {
-			k.MaxServices = 1 + w.pick("max", 3)
+		for len(sl.flight) > 0 && sl.flight[0].age > 0 {
+			sl.deliver()
 		}
-		if w.pick("secret", 10) == 0 {
-			k.Incarnation[0] = byte(w.pick("which", 3))
+		for _, s := range sl.flight {
+			s.age++
 		}
-		if w.pick("no group", 4) == 0 {
-			k.Groups = nil
-		}
-		p.Keys = append(p.Keys, k)
-	}
-	p.Offer = w.policy.Offer
-	if w.pick("offer", 2) == 0 {
-		p.Offer = nil
-		for _, s := range simOffers[w.pick("offers", len(simOffers))] {
-			name, _ := grammar.ParsePublic(s)
-			p.Offer = append(p.Offer, name)
-		}
-	}
-	w.apply(p)
-}
-
-func (w *sim) apply(p Policy) {
-	w.trace("policy %+v", p)
-	w.stats.policies++
-	old := newPolicy(w.policy)
-	kept := make(map[pub]*Route)
-	attempts := make(map[Socket]uint64)
-	for rt := range w.r.View().All {
-		h := w.r.core.names[rt.Public].held
-		was, now := old.keys[h.key], newPolicy(p).keys[h.key]
-		if now != nil && was.equal(now) && slices.Equal(w.policy.Offer, p.Offer) {
-			kept[rt.Public] = rt
-			if w.r.core.names[rt.Public].granted() {
-				attempts[Socket(rt.Public)] = w.open[Socket(rt.Public)]
-			}
-		}
-	}
-	w.policy = p
-	w.r.Configure(p)
-	for n, rt := range kept {
-		if w.r.View().Find(n) != rt {
-			w.fail("C5: %s lost its route, and nothing of its key changed", n)
-		}
-	}
-	for w.pick("later", 2) == 0 && w.r.step(w) {
-	}
-	for s, at := range attempts {
-		if w.open[s] != at && at != 0 {
-			w.fail("C5: %s was opened anew, and nothing of its key changed", s)
+		if l.present() {
+			l.u.c.Tick(sl.number, simTick)
 		}
 	}
 }
 
-// handover puts another registry in the place of the present one.
-func (w *sim) handover() {
-	w.finish()
-	doc := w.r.Freeze()
-	next, err := Thaw(doc, w.policy, w.way)
+// simTick is less than half of claims.RetireAfter: an OPEN arrives within two of them.
+const simTick = claims.RetireAfter * 2 / 5
+
+// lieToProxy claims an id that was given back.
+func (l *simLink) lieToProxy() {
+	if l.ended || len(l.gone) == 0 || l.p.r.core.sessions[l.id] == nil {
+		return
+	}
+	l.p.stats.Lies++
+	id := l.gone[l.p.pick("which id", len(l.gone))]
+	before := l.p.r.core.derived()
+	if err := l.p.r.Claim(l.id, id, Claim{Public: "tcp/9000"}); err == nil {
+		l.p.fail("C7: id %d of %s was given back, and is used again", id, l)
+	}
+	if l.p.r.core.derived() != before {
+		l.p.fail("C5: what %s must not say changes something", l)
+	}
+}
+
+// lieToBridge opens a stream to a service that was given back, above the marks. It asks a copy of the bridge what would happen.
+func (l *simLink) lieToBridge() {
+	if !l.present() || len(l.gone) == 0 {
+		return
+	}
+	id := l.gone[l.p.pick("which id", len(l.gone))]
+	marks, told := l.marks[id]
+	if !told {
+		return
+	}
+	l.p.stats.Lies++
+	sl := l.slot()
+	above := sl.arrived
+	for _, m := range marks {
+		if m.Slot == sl.number {
+			above = max(above, m.Stream)
+		}
+	}
+	copied, err := claims.Thaw(l.u.b.s.Freeze())
 	if err != nil {
-		w.fail("C11: %v", err)
+		l.p.fail("C11: %v", err)
 		return
 	}
-	w.trace("hand-over")
-	w.stats.handovers++
-	if n := len(next.core.effects); n != 0 {
-		w.fail("C11: the thawed registry wants %d things done", n)
+	c := copied.Links()[l.u.index()]
+	if svc, _ := c.Opened(id, (above>>8+1)<<8|uint64(sl.number)); svc != nil {
+		l.p.fail("C8: a stream above the marks of service %d is served", id)
 	}
-	w.r = next
-	w.offers = nil
-	for _, u := range w.users {
-		u.picked, u.tried, u.changed = nil, nil, nil
-		if u.route = next.View().Find(u.name); u.route == nil {
-			u.route = newRoute(u.name, KeyID{})
-			u.route.remove()
-		}
+	if c.Unclaimed(1<<31, nil) == nil {
+		l.p.fail("C8: a service that was never claimed is given back")
 	}
 }
 
-func (w *sim) way(id SessionID) Way {
-	for _, b := range w.bridges {
-		if b.link != nil && b.link.id == id {
-			return b.link
-		}
+// sayTo puts what a bridge has to say of a claim into a frame as a bridge would that knows groups, weights and health.
+func (b *simBridge) frame(f claims.Say) []byte {
+	raw := f.Append(nil)
+	if f.Kind != claims.SayClaim {
+		return raw
 	}
-	return nil
-}
-
-// retry is what Run does now and then.
-func (w *sim) retry() {
-	room := w.Room()
-	w.r.change(func(co *core) {
-		co.room = room
-		co.retry()
-	})
-}
-
-// finish does all effects, those that opening sockets brings included.
-func (w *sim) finish() {
-	for {
-		for w.r.step(w) {
-		}
-		if len(w.pending) == 0 {
-			return
-		}
-		w.result()
+	fr, _, err := wire.Parse(raw)
+	if err != nil {
+		b.fail("CLAIM %d: %v", f.ID, err)
+		return raw
 	}
-}
-
-// result ends the opening of a socket.
-func (w *sim) result() {
-	if len(w.pending) == 0 {
-		return
+	id, c, err := wire.ParseClaim(fr)
+	if err != nil || id != f.ID {
+		b.fail("CLAIM %d is read as %d: %v", f.ID, id, err)
 	}
-	i := w.pick("which socket", len(w.pending))
-	p := w.pending[i]
-	w.pending = slices.Delete(w.pending, i, i+1)
-	if !w.calm && w.pick("socket fails", 4) == 0 {
-		w.stats.failed++
-		w.trace("%s cannot be opened", p.socket)
-		w.r.Opened(p.socket, p.attempt, errors.New("address in use"))
-		return
+	a := b.attrs[f.ID]
+	c.Weight, c.Drained, c.Group = a.Weight, a.Drained, a.Group
+	if a.Unhealthy {
+		c.Health = wire.HealthBad
 	}
-	for s := range w.open {
-		if pub(s).Overlaps(pub(p.socket)) {
-			w.fail("C3: %s is opened beside %s", p.socket, s)
-		}
-	}
-	w.trace("%s is open", p.socket)
-	w.open[p.socket] = p.attempt
-	if !w.r.Opened(p.socket, p.attempt, nil) {
-		w.fail("C3: nobody wants to know that %s is open", p.socket)
-	}
+	return wire.AppendClaim(nil, id, c)
 }

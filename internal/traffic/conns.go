@@ -151,11 +151,11 @@ func (c *Conns) Walk(f func(*Admission) bool) {
 	}
 }
 
-// End resets the connections for which which returns true (nil: all), and returns how many they were. One that is on the way to a
-// pair is not missed: it is reset as soon as it is one. which may ask who it is; what a pair has besides is not there yet.
-func (c *Conns) End(reason relay.Reason, code wire.Code, which func(*Admission) bool) (n int) {
+// End resets the connections for which match returns true (nil: all), and returns how many they were. A connection that is not a pair
+// yet is reset as soon as it is one. For such a connection match may use ID, Service and the client only.
+func (c *Conns) End(reason relay.Reason, code wire.Code, match func(*Admission) bool) (n int) {
 	for a := range c.roster.each {
-		if (which == nil || which(a)) && a.endBy(&ending{reason, code}) {
+		if (match == nil || match(a)) && a.endBy(&ending{reason, code}) {
 			n++
 		}
 	}
