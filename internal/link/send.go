@@ -1,6 +1,7 @@
 package link
 
 import (
+	"sync"
 	"time"
 
 	"reverser/internal/wire"
@@ -8,7 +9,7 @@ import (
 
 // Outbound flow, in the order the bytes meet it:
 //  1. Stream.Send (stream.go) puts a chunk of socket bytes into the stream's send queue and the stream into a flow list.
-//  2. core.fill makes frames from what the lists hold, up to one batch (bundle.go). The bytes stay in their chunks.
+//  2. core.fill makes frames from what the lists hold, up to one batch (a bundle). The bytes stay in their chunks.
 //  3. carrier.send (carrier.go) encrypts the batch and writes it with one system call.
 //  4. The bytes stay in the send queue until receiveAck frees them: the queue is flow-control window and
 //     retransmission buffer at once.
@@ -274,6 +275,70 @@ func (h *sendHalf) addData(b *bundle, id uint64, limit int) {
 	b.add(id, h.nxt, h.cur, from, to)
 	h.nxt += uint64(to - from)
 	h.max = max(h.max, h.nxt)
+}
+
+// bundle is the frames of one batch on their way out. Small ones are built in its own memory; the bytes of a chunk stay where
+// they are, with their header in front of them, and the chunk is pinned until the batch is encrypted.
+type bundle struct {
+	mem    frameBuffer
+	own    []byte   // frames that were built here, a part of mem
+	cut    int      // bytes of own that are in pieces
+	pieces [][]byte // what goes on the wire, in order; each array has room for one byte behind
+	pinned []*Chunk
+	lent   int // bytes in pinned
+}
+
+var bundles = sync.Pool{New: func() any { return new(bundle) }}
+
+func newBundle() *bundle {
+	b := bundles.Get().(*bundle)
+	b.reset()
+	return b
+}
+
+func (b *bundle) reset() {
+	b.own, b.cut, b.pieces, b.pinned, b.lent = b.mem[:0], 0, b.pieces[:0], b.pinned[:0], 0
+}
+
+// size is how many bytes of frames there are.
+func (b *bundle) size() int { return len(b.own) + b.lent }
+
+// close returns the frames as pieces. Nothing may be added any more.
+func (b *bundle) close() [][]byte {
+	if n := len(b.own); n > b.cut {
+		b.own = append(b.own, 0)[:n]
+		b.pieces = append(b.pieces, b.own[b.cut:n])
+		b.cut = n
+	}
+	return b.pieces
+}
+
+// add adds a frame of data: in place where the chunk is the frame's alone, copied otherwise. slot.mu is held, as in free.
+func (b *bundle) add(stream, offset uint64, c *Chunk, from, to int) {
+	if from > 0 || to < c.n || to < pinFrom || c.pins > 0 {
+		b.own = wire.AppendHeader(b.own, wire.TypeData, stream, offset, to-from)
+		b.own = append(b.own, c.data()[from:to]...)
+		return
+	}
+	b.close()
+	wire.AppendHeader(c.mem[:0], wire.TypeData, stream, offset, to)
+	c.pins++
+	b.pinned = append(b.pinned, c)
+	b.pieces = append(b.pieces, c.mem[:wire.HeaderLen+to])
+	b.lent += wire.HeaderLen + to
+}
+
+// pinFrom is from how many bytes on a frame is worth a TLS record of its own.
+const pinFrom = ChunkSize / 2
+
+// free gives everything back. The pieces must not be used any more.
+func (b *bundle) free() {
+	for _, c := range b.pinned {
+		c.unpin()
+	}
+	clear(b.pinned)
+	clear(b.pieces)
+	bundles.Put(b)
 }
 
 func (c *core) receiveAck(s *streamCore, f wire.Frame) (event, error) {
