@@ -9,9 +9,9 @@ import (
 )
 
 // Inbound flow, in the order the bytes meet it:
-//  1. carrier.readLoop (inbound.go) decrypts and parses frames.
+//  1. carrier.readLoop (inbound.go) reads, decrypts and parses frames.
 //  2. core.receive checks each against the stream's state and trims what came before.
-//  3. Stream.deliver (deliver.go) hands the bytes to the stream's Receiver, which writes them to its socket at once; what
+//  3. Stream.deliver (inbound.go) hands the bytes to the stream's Receiver, which writes them to its socket at once; what
 //     the socket does not take waits in the receive queue, at most a window.
 //  4. What left the process is consumed: recvHalf.consume grants new credit.
 
