@@ -182,7 +182,7 @@ func (c *carrier) run() error {
 	sl.link.heard.ring()
 	c.conn.Close()
 	wg.Wait()
-	sl.abandoned()
+	sl.resetIfFinal()
 	if sl.index == 0 { // what broke it may have broken the others
 		sl.link.suspectCarriers()
 	} else {

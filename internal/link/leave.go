@@ -61,7 +61,7 @@ func (l *Link) goingAway(g wire.GoAway) {
 	}
 	l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond)
 	if l.dials {
-		l.Abandon() // which begins the next session
+		l.StopResuming() // which begins the next session
 	}
 }
 
@@ -102,21 +102,21 @@ func (l *Link) Settle(d time.Duration) {
 	}
 }
 
-// Abandon says that no connection of the session will come back once it is gone: the ports of the proxy are another process's.
+// StopResuming says that no connection of the session will come back once it is gone: the ports of the proxy are another process's.
 // A slot that loses its connection loses its streams, and without any connection the session ends.
-func (l *Link) Abandon() {
+func (l *Link) StopResuming() {
 	l.leaving.once.Do(func() {
 		l.leaving.final.Store(true)
 		close(l.leaving.left)
 		for _, sl := range l.slots {
-			sl.abandoned()
+			sl.resetIfFinal()
 			sl.news.ring()
 		}
 	})
 }
 
-// abandoned resets the streams of a slot that has no connection and gets none any more.
-func (sl *slot) abandoned() {
+// resetIfFinal resets the streams of a slot that has no connection and gets none any more.
+func (sl *slot) resetIfFinal() {
 	l := sl.link
 	if !l.leaving.final.Load() {
 		return

@@ -108,7 +108,7 @@ func (l *Link) unacked() bool {
 			return true
 		}
 		for _, s := range sl.core.streams {
-			if h := &s.send; !h.abandoned && h.una < h.total() {
+			if h := &s.send; !h.dropped && h.una < h.total() {
 				sl.mu.Unlock()
 				return true
 			}

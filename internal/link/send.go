@@ -17,19 +17,19 @@ import (
 // sendHalf is the outgoing direction of a stream: una ≤ nxt ≤ max ≤ total, and q.end ≤ credit but for what a socket that was
 // reset left behind (Stream.SendRest). An END is one unit of offset space behind the last byte; a RST after a FIN is a second one.
 type sendHalf struct {
-	q         queue
-	una       uint64 // everything below is in the peer's custody
-	nxt       uint64 // next to send; at a resume it goes back to what the peer has
-	max       uint64 // highest nxt ever; what an ACK may name
-	credit    uint64 // the peer's permission
-	cur       *Chunk // that holds nxt, when known
-	curOff    uint64 // stream offset of cur's first byte
-	end       wire.EndKind
-	code      wire.Code
-	abort     bool  // RST after FIN
-	charged   int64 // part of what is held that is charged to the budget
-	abandoned bool  // the peer reset the stream: nothing is sent any more
-	deficit   int   // bytes that the stream may send before others have their turn
+	q       queue
+	una     uint64 // everything below is in the peer's custody
+	nxt     uint64 // next to send; at a resume it goes back to what the peer has
+	max     uint64 // highest nxt ever; what an ACK may name
+	credit  uint64 // the peer's permission
+	cur     *Chunk // that holds nxt, when known
+	curOff  uint64 // stream offset of cur's first byte
+	end     wire.EndKind
+	code    wire.Code
+	abort   bool  // RST after FIN
+	charged int64 // part of what is held that is charged to the budget
+	dropped bool  // see drop: nothing is sent any more
+	deficit int   // bytes that the stream may send before others have their turn
 }
 
 // room returns how many bytes may be added to the send queue now. It obeys a cap of its own whatever the peer grants: no
@@ -41,7 +41,7 @@ func (h *sendHalf) room(b *share) int {
 		most = floorWindow
 	}
 	limit := min(h.credit, min(h.una, h.q.end)+most)
-	if h.end != 0 || h.abandoned || limit <= h.q.end {
+	if h.end != 0 || h.dropped || limit <= h.q.end {
 		return 0
 	}
 	return int(limit - h.q.end)
@@ -61,9 +61,9 @@ func (h *sendHalf) total() uint64 {
 
 func (h *sendHalf) reset() bool { return h.end == wire.RST || h.abort }
 
-// drop gives up what was not acknowledged, because nobody reads it any more.
+// drop frees what was not acknowledged, because nobody reads it any more: the peer reset the stream, or the stream is over.
 func (h *sendHalf) drop(b *share) {
-	h.abandoned, h.cur = true, nil
+	h.dropped, h.cur = true, nil
 	h.q.drop()
 	h.charge(b)
 }
@@ -83,7 +83,7 @@ func (h *sendHalf) charge(b *share) {
 
 // pending reports whether there is anything to send.
 func (h *sendHalf) pending() bool {
-	return !h.abandoned && h.nxt < h.allowed()
+	return !h.dropped && h.nxt < h.allowed()
 }
 
 // allowed returns the offset up to which may be sent now. An end needs no credit, but all bytes before it do.
@@ -97,7 +97,7 @@ func (h *sendHalf) allowed() uint64 {
 // cutRest gives up what was not sent yet of a stream that is reset: the peer gives no credit for it.
 func (c *core) cutRest(s *streamCore) {
 	h := &s.send
-	if h.end == wire.RST && h.q.end > h.max && !h.abandoned && !s.forgotten {
+	if h.end == wire.RST && h.q.end > h.max && !h.dropped && !s.forgotten {
 		h.q.cut(h.max)
 		h.cur = nil
 		c.touch(s)
@@ -117,7 +117,7 @@ func (c *core) touch(s *streamCore) {
 func (c *core) end(s *streamCore, kind wire.EndKind, code wire.Code) {
 	h := &s.send
 	switch {
-	case s.forgotten || h.abandoned || h.end == wire.RST || h.abort:
+	case s.forgotten || h.dropped || h.end == wire.RST || h.abort:
 		return
 	case h.end == 0:
 		h.end, h.code = kind, code
