@@ -161,3 +161,57 @@ func (l *Link) Alive() bool {
 	}
 	return false
 }
+
+// Reset resets every stream that its user has not closed.
+func (l *Link) Reset(code wire.Code) {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		left := make([]*Stream, 0, len(sl.core.streams))
+		for _, s := range sl.core.streams {
+			if !s.closed {
+				left = append(left, s.whole)
+			}
+		}
+		sl.mu.Unlock()
+		for _, s := range left {
+			s.Reset(code)
+		}
+	}
+}
+
+// Flush waits until the peer has everything that streams sent, and a GOAWAY is out, at most d. A slot without a connection
+// is not waited for.
+func (l *Link) Flush(d time.Duration) {
+	const step = 5 * time.Millisecond
+	t := time.NewTicker(step)
+	defer t.Stop()
+	for waited := time.Duration(0); waited < d && l.unacked(); waited += step {
+		select {
+		case <-l.ended:
+			return
+		case <-t.C:
+		}
+	}
+}
+
+func (l *Link) unacked() bool {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		if sl.cur == nil { // nobody to wait for
+			sl.mu.Unlock()
+			continue
+		}
+		if sl.core.goAway != nil || sl.cur.sending || sl.cur.unwritten {
+			sl.mu.Unlock()
+			return true
+		}
+		for _, s := range sl.core.streams {
+			if h := &s.send; !h.dropped && h.una < h.total() {
+				sl.mu.Unlock()
+				return true
+			}
+		}
+		sl.mu.Unlock()
+	}
+	return false
+}
