@@ -133,7 +133,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.drain = make(chan struct{})
-	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
+	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]answer)}
 	b.socket = func(ctx context.Context, network, addr string, segment int) (net.Conn, error) {
 		return sys.DialLink(ctx, cfg.From, network, addr, segment)
 	}
