@@ -92,7 +92,7 @@ func (h *Host) Serve(conn *auth.Conn) error {
 
 // attach finds the session and binds the connection to its slot, or says to the peer why not.
 func (h *Host) attach(conn *auth.Conn) (l *Link, c *carrier, err error) {
-	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
+	buf := make([]byte, attachScratch)
 	a, gen, err := readAttach(conn, buf)
 	unread := a.Streams > 0
 	if err == nil {

@@ -115,7 +115,7 @@ func idleLinks(b *testing.B, links int, features wire.Features, connections int)
 			a.Mode = wire.ModeJoin
 		}
 	}
-	time.Sleep(100 * time.Millisecond)
+	time.Sleep(pingUsed + 500*time.Millisecond) // the links know by then that they are idle
 	bytes, goroutines = memoryInUse()-before, runtime.NumGoroutine()-goroutinesBefore
 	ln.Close()
 	host.Close(errors.New("over"))

@@ -86,7 +86,7 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 	case sl.cur != c:
 		sl.wake() // what this one had read may have brought credit, which another one has to tell of
 		return used, err
-	case sl.core.acks.head != nil || len(sl.core.forgets) > 0:
+	case sl.core.acks.head != nil || len(sl.core.forgets) > 0 || c.writer == absent && sl.core.ready():
 		c.send(false)
 	}
 	if sl.cur == c {
@@ -430,7 +430,9 @@ func (c *carrier) applyLink(f wire.Frame) error {
 	switch f.Type {
 	case wire.TypePing:
 		sl.core.answer(f.Offset)
-		sl.wake()
+		if c.writer != absent { // else apply sends it
+			sl.wake()
+		}
 		return nil
 	case wire.TypePong:
 		if sent := time.Duration(f.Offset); sl.core.ponged(sent, l.now()) {
