@@ -9,7 +9,6 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/claims"
-	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
 	"reverser/internal/wire"
@@ -341,23 +340,6 @@ func (u *uplink) tick() {
 		}
 		b.mu.Unlock()
 	}
-}
-
-// service returns what a stream that the proxy opened is for, and the public name that the user came to; nil: it is for
-// nothing that this bridge offers.
-func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *claims.Offered, public grammar.Public) {
-	u.b.mu.Lock()
-	defer u.b.mu.Unlock()
-	if slices.Contains(u.leaving, l) { // ids mean the same at every proxy
-		if svc = u.b.services.Offered(id); svc != nil {
-			public = svc.Public
-		}
-		return svc, public
-	}
-	if !u.beginLocked(l) {
-		return nil, public
-	}
-	return u.claims.Opened(id, stream)
 }
 
 // snapshotLocked describes the link, and those beside it whose proxy is stopping.
