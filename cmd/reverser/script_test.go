@@ -166,7 +166,8 @@ func envSubstCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // service VAR sets VAR to the port of a service that answers each connection
-// with "hello" and what it got, until the story ends.
+// with "hello" and what it got, until the story ends. Who asks "whence" is
+// told where the connection comes from.
 func serviceCmd(ts *testscript.TestScript, neg bool, args []string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	ts.Check(err)
@@ -181,6 +182,11 @@ func serviceCmd(ts *testscript.TestScript, neg bool, args []string) {
 				defer conn.Close()
 				conn.SetDeadline(time.Now().Add(time.Minute))
 				got, _ := io.ReadAll(conn)
+				if string(got) == "whence" {
+					from, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+					io.WriteString(conn, from)
+					return
+				}
 				io.WriteString(conn, "hello "+string(got))
 			})
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,6 +84,7 @@ func (c *changes) bridge(old, next Bridge) {
 	c.fixed("proxy", cmp.Or(strings.Join(old.Proxies, ", "), tokens), cmp.Or(strings.Join(next.Proxies, ", "), tokens))
 	c.fixed("proxy_transfer", cmp.Or(old.ProxyTransfer, "none"), cmp.Or(next.ProxyTransfer, "none"))
 	c.fixed("keepalive", duration(old.Keepalive), duration(next.Keepalive))
+	c.value("source", sources(old.Sources), sources(next.Sources))
 	if old.Token.Encode() != next.Token.Encode() {
 		place, ok := c.next.Origin["token_file"]
 		if !ok {
@@ -147,6 +149,18 @@ func (c *changes) place(option string) Place {
 	p.Key = cmp.Or(p.Key, option)
 	p.File = cmp.Or(p.File, "the configuration")
 	return p
+}
+
+// sources are the addresses that targets are dialled from, as people read them.
+func sources(ips []netip.Addr) string {
+	if len(ips) == 0 {
+		return "the system's choice"
+	}
+	words := make([]string, len(ips))
+	for i, ip := range ips {
+		words[i] = ip.String()
+	}
+	return strings.Join(words, ", ")
 }
 
 // atMost is a limit as people read it.

@@ -108,6 +108,7 @@ token_file = "office.token"
 proxy = "a.example.com"
 proxy_transfer = "a.example.com:3020"
 keepalive = "2m"
+source = ["192.0.2.1", "2001:DB8::1"]
 log_level = "warn"
 [[expose]]
 public = 9000
@@ -115,7 +116,7 @@ target = "nas:80"
 `)
 	set := loaded(t, NewBridgeSource(BridgeArgs{Config: path, Expose: []string{"9001=22"}}))
 	b := set.Bridge
-	if set.Role != RoleBridge || b.Token.Encode() != testToken(1).Encode() || fmt.Sprint(b.Proxies) != "[a.example.com:3010]" || b.ProxyTransfer != "a.example.com:3020" || b.Keepalive != 2*time.Minute || set.LogLevel != slog.LevelWarn {
+	if set.Role != RoleBridge || b.Token.Encode() != testToken(1).Encode() || fmt.Sprint(b.Proxies) != "[a.example.com:3010]" || b.ProxyTransfer != "a.example.com:3020" || b.Keepalive != 2*time.Minute || fmt.Sprint(b.Sources) != "[192.0.2.1 2001:db8::1]" || set.LogLevel != slog.LevelWarn {
 		t.Errorf("of the file: %+v", set)
 	}
 	if got := fmt.Sprint(b.Services); got != "[tcp/9000=nas:80 tcp/9001=127.0.0.1:22]" {
@@ -124,13 +125,13 @@ target = "nas:80"
 
 	// Tokens, in their order.
 	write(t, filepath.Join(dir, "zero.token"), testToken(0).Encode())
-	args := BridgeArgs{Config: path, Token: testToken(2).Encode(), TokenFile: filepath.Join(dir, "zero.token"), TokenEnv: testToken(1).Encode(), Proxies: []string{"b:1"}, ProxyTransfer: "b:2", Keepalive: "10s"}
+	args := BridgeArgs{Config: path, Token: testToken(2).Encode(), TokenFile: filepath.Join(dir, "zero.token"), TokenEnv: testToken(1).Encode(), Proxies: []string{"b:1"}, ProxyTransfer: "b:2", Keepalive: "10s", Sources: []string{"::ffff:192.0.2.2"}}
 	for _, id := range []byte{2, 0, 1} {
 		set := loaded(t, NewBridgeSource(args))
-		if set.Bridge.Token.KeyID[0] != id || fmt.Sprint(set.Bridge.Proxies) != "[b:1]" || set.Bridge.ProxyTransfer != "b:2" || set.Bridge.Keepalive != 10*time.Second {
+		if set.Bridge.Token.KeyID[0] != id || fmt.Sprint(set.Bridge.Proxies) != "[b:1]" || set.Bridge.ProxyTransfer != "b:2" || set.Bridge.Keepalive != 10*time.Second || fmt.Sprint(set.Bridge.Sources) != "[192.0.2.2]" {
 			t.Errorf("with a token of key %d: %+v", id, set.Bridge)
 		}
-		for _, option := range []string{"token_file", "proxy", "proxy_transfer"} {
+		for _, option := range []string{"token_file", "proxy", "proxy_transfer", "keepalive", "source"} {
 			if p, ok := set.Origin[option]; ok {
 				t.Errorf("origin of %s = %v; want none", option, p)
 			}
@@ -313,6 +314,9 @@ func TestBadArgs(t *testing.T) {
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Keepalive: "4s", Expose: []string{"9000"}}), false, []string{"--keepalive: ", "not between 5s and 1h"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Keepalive: "61m", Expose: []string{"9000"}}), false, []string{"--keepalive: ", "not between 5s and 1h"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Keepalive: "25", Expose: []string{"9000"}}), false, []string{"--keepalive: ", "no unit"}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Sources: []string{"127.0.0.9", "nas"}, Expose: []string{"9000"}}), false, []string{"--source: ", `"nas" is no IP address`}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Sources: []string{"127.0.0.9:80"}, Expose: []string{"9000"}}), false, []string{"--source: ", "without a port"}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Sources: []string{"127.0.0.9", "::ffff:127.0.0.9"}, Expose: []string{"9000"}}), false, []string{"--source: 127.0.0.9 is there twice"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a:0"}, Expose: []string{"9000"}}), false, []string{"--proxy: "}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, ProxyTransfer: "a", Expose: []string{"9000"}}), false, []string{"--proxy-transfer: "}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}}), true, []string{"nothing to expose"}},
@@ -433,6 +437,8 @@ func TestChanges(t *testing.T) {
 		{"the same token elsewhere", "token_file = \"office.token\"\n[[expose]]\npublic = 9000", "token = \"" + testToken(1).Encode() + "\"\n[[expose]]\npublic = 9000", nil, nil},
 		{"a proxy", "token_file = \"office.token\"\n[[expose]]\npublic = 9000", "token_file = \"office.token\"\nproxy = \"a\"\n[[expose]]\npublic = 9000", nil, []string{"c.toml:2: proxy: a change from the token's address to a:3010 needs a restart"}},
 		{"a bridge's keepalive", "token_file = \"office.token\"\n[[expose]]\npublic = 9000", "token_file = \"office.token\"\nkeepalive = \"5m\"\n[[expose]]\npublic = 9000", nil, []string{"c.toml:2: keepalive: a change from the default to 5m0s needs a restart"}},
+		{"a source", "token_file = \"office.token\"\n[[expose]]\npublic = 9000", "token_file = \"office.token\"\nsource = \"127.0.0.9\"\n[[expose]]\npublic = 9000", []string{"source is 127.0.0.9 instead of the system's choice"}, nil},
+		{"sources", "token_file = \"office.token\"\nsource = \"127.0.0.9\"\n[[expose]]\npublic = 9000", "token_file = \"office.token\"\nsource = [\"127.0.0.8\", \"::1\"]\n[[expose]]\npublic = 9000", []string{"source is 127.0.0.8, ::1 instead of 127.0.0.9"}, nil},
 		{"a bridge's patience", "token_file = \"office.token\"\n[[expose]]\npublic = 9000", "token_file = \"office.token\"\nresume_within = \"9s\"\n[[expose]]\npublic = 9000", nil, []string{"c.toml:2: resume_within: a change from the default to 9s needs a restart"}},
 	} {
 		path := write(t, filepath.Join(dir, "c.toml"), c.before)
