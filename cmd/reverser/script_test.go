@@ -46,6 +46,7 @@ func TestScripts(t *testing.T) {
 			"envsubst": envSubstCmd,
 			"service":  serviceCmd,
 			"answer":   answerCmd,
+			"stays":    staysCmd,
 			"empty":    emptyCmd,
 			"within":   withinCmd,
 			"nodumps":  noDumpsCmd,
@@ -214,6 +215,16 @@ func answerCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if got != args[2] {
 		ts.Fatalf("port %s answered %q, want %q", args[0], got, args[2])
 	}
+}
+
+// stays PORT connects to a port and says something, and stays until the story
+// ends.
+func staysCmd(ts *testscript.TestScript, neg bool, args []string) {
+	conn, err := net.Dial("tcp", "127.0.0.1:"+args[0])
+	ts.Check(err)
+	ts.Defer(func() { conn.Close() })
+	_, err = io.WriteString(conn, "here")
+	ts.Check(err)
 }
 
 func ask(port, text string) (string, error) {

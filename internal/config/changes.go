@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"reverser/internal/state"
 )
 
 // Changes says, for people, what is different in next. An option that is read at the start only is refused when it differs:
@@ -63,6 +65,9 @@ func (c *changes) proxy(old, next Proxy) {
 			}
 			if a.MaxServices != b.MaxServices {
 				c.say("max_services of key %s is %s instead of %s", name, atMost(b.MaxServices), atMost(a.MaxServices))
+			}
+			if a.MaxConnections != b.MaxConnections {
+				c.say("max_connections of key %s is %s instead of %s", name, atMost(b.MaxConnections), atMost(a.MaxConnections))
 			}
 		}
 	}
@@ -172,10 +177,10 @@ func atMost(n int) string {
 }
 
 func withLimit(k Key) string {
-	if k.MaxServices == 0 {
+	if k.Limits == (state.Limits{}) {
 		return ""
 	}
-	return fmt.Sprintf(", %d services at once", k.MaxServices)
+	return fmt.Sprintf(", %s at once", k.Limits)
 }
 
 // duration is a limit as people write it; what nobody gave is the role's own.

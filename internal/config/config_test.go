@@ -224,6 +224,7 @@ func TestTOMLErrors(t *testing.T) {
 		{"allow is no list", strings.Replace(key, `["tcp/9000"]`, `"tcp/9000"`, 1), []string{":4: allow", `write allow = ["tcp/9000"]`}},
 		{"a limit that is none", key + "max_services = 0", []string{":5: max_services", "leave it out"}},
 		{"a limit of the wrong type", key + `max_services = "3"`, []string{":5: max_services", "max_services = 10"}},
+		{"no connections", key + "max_connections = 0", []string{":5: max_connections", "1 or more", "max_connections = 100"}},
 		{"allow is empty", strings.Replace(key, `["tcp/9000"]`, `[]`, 1), []string{":4: allow", "empty"}},
 		{"a bad rule", strings.Replace(key, `tcp/9000`, `tcp/90x0`, 1), []string{":4: allow", `port "90x0"`}},
 		{"a rule of the wrong type", strings.Replace(key, `"tcp/9000"`, `true`, 1), []string{":4: allow", "quotes"}},

@@ -83,13 +83,13 @@ resume_within = "2m"
 // The keys of the state directory come in when it is open.
 func TestProxySourceKeys(t *testing.T) {
 	dir := folder(t)
-	path := write(t, filepath.Join(dir, "proxy.toml"), keyTable+"max_services = 3\n")
+	path := write(t, filepath.Join(dir, "proxy.toml"), keyTable+"max_services = 3\nmax_connections = 100\n")
 	s := NewProxySource(ProxyArgs{Config: path})
 	loaded(t, s)
-	stored := []state.Key{{Name: "nas", ID: [16]byte{9}, Secret: [32]byte{7}, MaxServices: 4}}
+	stored := []state.Key{{Name: "nas", ID: [16]byte{9}, Secret: [32]byte{7}, Limits: state.Limits{MaxServices: 4, MaxConnections: 5}}}
 	var failed error
 	s.UseState(func() ([]state.Key, error) { return stored, failed }, testToken(1).Pin)
-	if keys := loaded(t, s).Proxy.Keys; fmt.Sprint(keys) != "[office nas]" || keys[0].MaxServices != 3 || keys[1].MaxServices != 4 {
+	if keys := loaded(t, s).Proxy.Keys; fmt.Sprint(keys) != "[office nas]" || keys[0].MaxServices != 3 || keys[1].MaxServices != 4 || keys[0].MaxConnections != 100 || keys[1].MaxConnections != 5 {
 		t.Errorf("keys = %v", keys)
 	}
 	stored = append(stored, state.Key{Name: "office", ID: [16]byte{8}})
@@ -416,9 +416,10 @@ func TestChanges(t *testing.T) {
 		{"a key less", "listen = 4000\n" + keyTable, "listen = 4000\n", []string{"key office removed"}, nil},
 		{"a key's rights", keyTable, strings.Replace(keyTable, "9000", "9001", 1), []string{"key office allowed tcp/9001 instead of tcp/9000"}, nil},
 		{"a key's limit", keyTable, keyTable + "max_services = 2\n", []string{"max_services of key office is 2 instead of without limit"}, nil},
+		{"a key's connections", keyTable + "max_connections = 9\n", keyTable, []string{"max_connections of key office is without limit instead of 9"}, nil},
 		{"a limit and rights", keyTable + "max_services = 2\n", strings.Replace(keyTable, "9000", "9001", 1) + "max_services = 3\n",
 			[]string{"key office allowed tcp/9001 instead of tcp/9000", "max_services of key office is 3 instead of 2"}, nil},
-		{"a key with a limit more", "listen = 4000\n", "listen = 4000\n" + keyTable + "max_services = 2\n", []string{"key office added, allowed tcp/9000, 2 services at once"}, nil},
+		{"a key with a limit more", "listen = 4000\n", "listen = 4000\n" + keyTable + "max_services = 2\nmax_connections = 1\n", []string{"key office added, allowed tcp/9000, 2 services, 1 connection at once"}, nil},
 		{"a key's token", keyTable, strings.Replace(keyTable, "office.token", "other.token", 1), []string{"key office has another token, allowed tcp/9000"}, nil},
 		{"a key's name", keyTable, strings.Replace(keyTable, `"office"`, `"b"`, 1), []string{"key b added, allowed tcp/9000", "key office removed"}, nil},
 
