@@ -11,7 +11,7 @@ import (
 // inbound is what only the connection's reader uses.
 type inbound struct {
 	pending *Stream  // that parts belong to
-	parts   [][]byte // of DATA frames in order
+	parts   [][]byte // of DATA frames in order; made when the first comes
 	bulk    bool     // much moved lately
 }
 
@@ -86,7 +86,7 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 	case sl.cur != c:
 		sl.wake() // what this one had read may have brought credit, which another one has to tell of
 		return used, err
-	case sl.core.acks.head != nil || len(sl.core.forgets) > 0:
+	case sl.core.acks.head != nil || len(sl.core.forgets) > 0 || c.writer == absent && sl.core.ready():
 		c.send(false)
 	}
 	if sl.cur == c {
@@ -136,6 +136,9 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 			return used, err
 		}
 		if ev.kind == evData {
+			if c.parts == nil {
+				c.parts = make([][]byte, 0, mostParts)
+			}
 			c.pending = ev.stream.whole
 			c.parts = append(c.parts, ev.data)
 		} else {
@@ -143,6 +146,9 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 		}
 	}
 }
+
+// mostParts is how many frames of a stream are delivered at once.
+const mostParts = 16
 
 // deliver hands over the frames of one stream that came one behind the other: one system call writes them all. slot.mu is
 // held; it is released while the receiver is called.
@@ -226,7 +232,9 @@ func (c *carrier) applyLink(f wire.Frame) error {
 	switch f.Type {
 	case wire.TypePing:
 		sl.core.answer(f.Offset)
-		sl.wake()
+		if c.writer != absent { // else apply sends it
+			sl.wake()
+		}
 		return nil
 	case wire.TypePong:
 		if sent := time.Duration(f.Offset); sl.core.ponged(sent, l.now()) {
