@@ -313,7 +313,8 @@ func (u *uplink) heardUnclaimed(l *link.Link, id uint32, marks []wire.Mark) erro
 	return nil
 }
 
-// tick tells the claims how long each slot is attached, for as long as they wait for it.
+// tick tells the claims how long each slot has had a connection or needed none, for as long as they wait for it. While the control
+// connection is there the proxy says at once that it has a stream for a slot at rest, which ends the rest.
 func (u *uplink) tick() {
 	b := u.b
 	t := time.NewTicker(tickEvery)
@@ -335,13 +336,16 @@ func (u *uplink) tick() {
 		slots := l.Status()
 		b.mu.Lock()
 		for i, st := range slots {
-			if u.link == l && i > 0 && st.Up && time.Since(st.Since) >= tickEvery {
+			if u.link == l && i > 0 && (lasts(st) || st.Resting && lasts(slots[0])) {
 				u.claims.Tick(uint8(i), tickEvery)
 			}
 		}
 		b.mu.Unlock()
 	}
 }
+
+// lasts reports whether a slot has had its connection for a whole tick.
+func lasts(st link.SlotStatus) bool { return st.Up && time.Since(st.Since) >= tickEvery }
 
 // service returns what a stream that the proxy opened is for, and the public name that the user came to; nil: it is for
 // nothing that this bridge offers.
