@@ -295,6 +295,31 @@ func (c *Link) Ended() {
 	}
 }
 
+// Left is what a session serves that goes on beside the next one, because its proxy is stopping.
+type Left struct {
+	of      *Services
+	retired map[uint32]*retired
+}
+
+// Leave is Ended for a session that goes on beside the next one. What is retired stays so there until that session ends.
+func (c *Link) Leave() *Left {
+	l := &Left{c.of, c.retired}
+	c.retired = make(map[uint32]*retired)
+	c.Ended()
+	return l
+}
+
+// Opened returns the service of a stream that the proxy opened, as Link.Opened does. An id means the same at every proxy.
+func (l *Left) Opened(id uint32, stream uint64) (svc *Offered, public grammar.Public) {
+	if svc = l.of.offered[id]; svc != nil {
+		return svc, svc.Public
+	}
+	if r := l.retired[id]; r != nil && r.mayOpen(stream) {
+		return r.Offered, r.public
+	}
+	return nil, public
+}
+
 // Take returns the frames that are to be sent, in this order, and forgets them.
 func (c *Link) Take() []Say {
 	q := c.queue
