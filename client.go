@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"reverser/internal/bridge"
+	"reverser/internal/escape"
 	"reverser/internal/grammar"
 	"reverser/internal/status"
 )
@@ -66,7 +67,7 @@ func (c *Client) listen(ctx context.Context, public string, s *sharedClient) (ne
 	if err != nil {
 		l.finish() // a user may have come already
 		c.remove(l)
-		return nil, err
+		return nil, escaped{err}
 	}
 	if at, err := grammar.ParsePublic(st.Public); err == nil {
 		l.addr = &net.TCPAddr{IP: net.ParseIP(at.Host), Port: int(at.Port)}
@@ -74,6 +75,12 @@ func (c *Client) listen(ctx context.Context, public string, s *sharedClient) (ne
 	l.stop = context.AfterFunc(l.ctx, func() { l.Close() })
 	return l, nil
 }
+
+// escaped is an error that may quote the proxy. Programs print it on terminals.
+type escaped struct{ err error }
+
+func (e escaped) Error() string { return escape.Text(e.err.Error()) }
+func (e escaped) Unwrap() error { return e.err }
 
 // add offers what l listens on, and connects to the proxy before the first time.
 func (c *Client) add(l *listener) (*bridge.Bridge, error) {

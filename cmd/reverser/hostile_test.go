@@ -20,6 +20,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"reverser"
 	"reverser/internal/admin"
 	"reverser/internal/auth"
 	"reverser/internal/bridge"
@@ -267,9 +268,9 @@ func TestHostileBridge(t *testing.T) {
 	l.wantHarmless(t, "the proxy's")
 }
 
-// TestHostileProxy: what a false proxy says to a bridge.
-func TestHostileProxy(t *testing.T) {
-	l := newLogs(t)
+// falseProxy starts a proxy that answers the claims with the ids 1 to 3 with DENIED, RETRYING and UP, and evil texts. It runs until the end
+// of the test.
+func falseProxy(t *testing.T) (*owner, grammar.Token) {
 	cert, pin := testIdentity(t)
 	keyID, secret := [16]byte{1}, [32]byte{2}
 	o := &owner{attached: make(chan *link.Link, 1)}
@@ -295,9 +296,11 @@ func TestHostileProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	var running sync.WaitGroup
-	defer running.Wait()
-	defer host.Close(net.ErrClosed)
-	defer ln.Close()
+	t.Cleanup(func() {
+		ln.Close()
+		host.Close(net.ErrClosed)
+		running.Wait()
+	})
 	running.Go(func() {
 		for {
 			c, err := ln.Accept()
@@ -311,6 +314,13 @@ func TestHostileProxy(t *testing.T) {
 			})
 		}
 	})
+	return o, grammar.Token{Addrs: []string{ln.Addr().String()}, KeyID: keyID, Secret: secret, Pin: pin}
+}
+
+// TestHostileProxy: what a false proxy says to a bridge.
+func TestHostileProxy(t *testing.T) {
+	l := newLogs(t)
+	o, token := falseProxy(t)
 	var services []bridge.Service
 	for _, s := range []string{"9000", "9001", "offered"} {
 		public, err := grammar.ParsePublic(s)
@@ -320,13 +330,14 @@ func TestHostileProxy(t *testing.T) {
 		services = append(services, bridge.Service{Public: public, Handle: func(c net.Conn) { c.Close() }})
 	}
 	b, err := bridge.New(bridge.Config{
-		Token:    grammar.Token{Addrs: []string{ln.Addr().String()}, KeyID: keyID, Secret: secret, Pin: pin},
-		Settings: bridge.Settings{Services: services}, Log: l.Logger,
+		Token: token, Settings: bridge.Settings{Services: services}, Log: l.Logger,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
 	defer stop()
 	running.Go(func() { b.Run(ctx) })
 	fl := <-o.attached
@@ -337,6 +348,24 @@ func TestHostileProxy(t *testing.T) {
 	fl.Kill(net.ErrClosed) // the bridge claims again
 	l.heard(t, "errword")
 	l.wantHarmless(t, "the bridge's")
+}
+
+// TestHostileProxyOfAProgram: what a false proxy says comes back in the errors of the library, which programs print.
+func TestHostileProxyOfAProgram(t *testing.T) {
+	_, token := falseProxy(t)
+	c := &reverser.Client{Token: token.Encode()}
+	defer c.Close()
+	_, err := c.Listen(t.Context(), "9000")
+	if !errors.Is(err, reverser.ErrDenied) || !strings.Contains(err.Error(), "textword1") {
+		t.Fatalf("Listen = %v, want %v with what the proxy said", err, reverser.ErrDenied)
+	}
+	wantHarmless(t, "the error", err.Error())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err = c.Listen(ctx, "9001"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("Listen = %v, want %v", err, context.DeadlineExceeded)
+	}
+	wantHarmless(t, "the error", err.Error())
 }
 
 // TestHostileRequest: the path and body of a request to the admin socket come back in an answer.

@@ -280,7 +280,11 @@ func (c *carrier) deadAt(heard, ask time.Duration) time.Duration {
 	case ask == never:
 		return never
 	}
-	return heard + max(patience, ask+deadAfter-pingAfter)
+	dead := heard + max(patience, ask+deadAfter-pingAfter)
+	if c.unanswered() { // it may have been asked late: ask is shorter when users come to an idle link
+		dead = max(dead, c.askedAt+deadAfter-pingAfter)
+	}
+	return dead
 }
 
 // silence is why a connection that is over in the sense of standing is given up.

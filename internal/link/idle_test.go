@@ -219,6 +219,35 @@ func TestSilentDeathOfAnIdleLink(t *testing.T) {
 	}
 }
 
+// TestUserOfAnIdleLink: a user who comes at any moment between two questions on the control connection costs no connection, also where
+// the carrier had died.
+func TestUserOfAnIdleLink(t *testing.T) {
+	for _, dead := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			for i := range 60 {
+				w, ms := newIdleWorld(t, 0, false)
+				w.net.SetLatency(memnet.Both, 20*time.Millisecond)
+				time.Sleep(10*time.Minute + time.Duration(i)*500*time.Millisecond)
+				want := 2
+				if dead {
+					w.net.Conns()[1].BlackHole(memnet.Both)
+					want++
+				}
+				a, b := w.openAt(w.px, w.br)
+				echo(t, a, b)
+				time.Sleep(time.Minute)
+				ms.mu.Lock()
+				n := len(ms.all)
+				ms.mu.Unlock()
+				if n != want {
+					t.Errorf("user after %.1f s, carrier dead %t: %d connections were dialled, want %d", float64(i)/2, dead, n, want)
+				}
+				w.close()
+			}
+		})
+	}
+}
+
 // TestUsersWhoComeWhileNobodyKnows: all who come to the proxy between the silent death of the link and the bridge's next question
 // are served behind it.
 func TestUsersWhoComeWhileNobodyKnows(t *testing.T) {

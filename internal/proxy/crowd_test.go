@@ -242,6 +242,31 @@ func TestCrowdComesBack(t *testing.T) {
 	}
 }
 
+// TestConnectedIsKnown: a bridge that has been connected for longer than an address is remembered is no stranger when its link breaks,
+// nor to a proxy that is started after a crash.
+func TestConnectedIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, 1)
+		b := c.bridge(0, host(0))
+		c.within(time.Second, "the bridge is up", b)
+		time.Sleep(rememberAddress + 2*time.Hour)
+		synctest.Wait()
+		if n := c.dials.Load(); n != 1+crowdCarriers {
+			t.Fatalf("%d dials, want none after the first ones", n)
+		}
+		g := c.p.port.gate
+		g.mu.Lock()
+		is := g.room.known.has(host(0), time.Now())
+		g.mu.Unlock()
+		if !is {
+			t.Error("the address of a bridge that is connected is not known any more")
+		}
+		if age := time.Since(c.known[0].Last); len(c.known) != 1 || age > worthSaving+2*saveKnown {
+			t.Errorf("%d addresses are saved, the first as of %s ago", len(c.known), age)
+		}
+	})
+}
+
 // TestCrowdIsAskedBack: bridges that hear of a stop come to the successor one after the other.
 func TestCrowdIsAskedBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

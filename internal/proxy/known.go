@@ -8,13 +8,13 @@ import (
 	"reverser/internal/traffic"
 )
 
-// How long an address counts as known behind the last bridge that authenticated from it, and how many are remembered.
+// How long an address counts as known after a bridge was last connected from it, and how many are remembered.
 const (
 	rememberAddress = 24 * time.Hour
 	mostKnown       = 32_768
 )
 
-// Known is an address, or a customer's network in IPv6, that a bridge authenticated from.
+// Known is an address, or a customer's network in IPv6, that a bridge was connected from.
 type Known struct {
 	Block netip.Prefix
 	Last  time.Time
@@ -43,8 +43,24 @@ func (p *Proxy) keepKnown() {
 	}
 }
 
+// seeConnected notes where the bridges are that are connected now. A link may live for weeks without a new connection.
+func (p *Proxy) seeConnected() {
+	if p.port.host == nil {
+		return
+	}
+	g := p.port.gate
+	for _, l := range p.port.host.Links() {
+		if a := l.RemoteAddr(); a != nil {
+			g.mu.Lock()
+			g.room.known.add(traffic.AddrPort(a).Addr(), time.Now())
+			g.mu.Unlock()
+		}
+	}
+}
+
 // saveKnown saves what is known, if there is news.
 func (p *Proxy) saveKnown() {
+	p.seeConnected()
 	if p.cfg.SaveKnown == nil {
 		return
 	}
@@ -70,42 +86,47 @@ func (p *Proxy) saveKnown() {
 // known remembers where bridges come from.
 type known struct {
 	most   int
-	blocks recent[netip.Prefix, time.Time]
+	blocks recent[netip.Prefix, seen]
 	news   bool // since it was saved
 }
 
-func (k *known) has(a netip.Addr, now time.Time) bool {
-	at, ok := k.blocks.get(traffic.Block(a))
-	return ok && now.Sub(at) <= rememberAddress
+// seen is when a bridge was last connected from an address.
+type seen struct {
+	at    time.Time
+	saved time.Time // what all returned last; zero: nothing
 }
 
-// worthSaving is by how much the time of an address that is known changes before that is worth a write.
+func (k *known) has(a netip.Addr, now time.Time) bool {
+	s, ok := k.blocks.get(traffic.Block(a))
+	return ok && now.Sub(s.at) <= rememberAddress
+}
+
+// worthSaving is how old the saved time of an address gets before a newer one is worth a write.
 const worthSaving = time.Hour
 
 func (k *known) add(a netip.Addr, now time.Time) {
 	block := traffic.Block(a)
-	before, ok := k.blocks.get(block)
-	k.blocks.put(block, now, k.most)
-	if ok && now.Sub(before) < worthSaving {
-		return
-	}
-	k.news = true
+	s, _ := k.blocks.get(block)
+	s.at = now
+	k.blocks.put(block, s, k.most)
+	k.news = k.news || now.Sub(s.saved) >= worthSaving
 }
 
 // load takes over what another process knew.
 func (k *known) load(list []Known, now time.Time) {
 	for _, e := range list {
 		if at := e.Last; !at.After(now.Add(time.Minute)) && now.Sub(at) <= rememberAddress {
-			k.blocks.put(e.Block, at, k.most)
+			k.blocks.put(e.Block, seen{at: at, saved: at}, k.most)
 		}
 	}
 }
 
-// all returns what is known, what was longest ago first.
+// all returns what is known, what was longest ago first, to be saved.
 func (k *known) all() (list []Known) {
 	for e := k.blocks.order.Front(); e != nil; e = e.Next() {
-		en := e.Value.(*entry[netip.Prefix, time.Time])
-		list = append(list, Known{en.key, en.value})
+		en := e.Value.(*entry[netip.Prefix, seen])
+		en.value.saved = en.value.at
+		list = append(list, Known{en.key, en.value.at})
 	}
 	return list
 }

@@ -15,7 +15,7 @@ import (
 //
 // Its rules, for connections that are not proven yet:
 //
-//   - Known is an address that a bridge authenticated from lately. A quarter of the places is for known addresses only, and a quarter
+//   - Known is an address that a bridge was connected from lately. A quarter of the places is for known addresses only, and a quarter
 //     for strangers.
 //   - When there is no place for a known one, a stranger goes; when there is none for a stranger, a known one that has sent nothing.
 //     Within a class whoever has sent nothing goes first: of the block of addresses that has most of these the oldest. Whoever has sent

@@ -21,7 +21,7 @@ const (
 	knownHead   = "# Addresses that bridges came from lately: their connections go before those of strangers. The proxy writes this file."
 )
 
-// Known is an address, or a network of IPv6, that a bridge authenticated from.
+// Known is an address, or a network of IPv6, that a bridge was connected from.
 type Known struct {
 	Block netip.Prefix
 	Last  time.Time
