@@ -148,15 +148,22 @@ func TestRetiredServiceIsServed(t *testing.T) {
 	wantCode(t, p.open(1), wire.CodeService)
 }
 
-// TestRetiredServiceIsDropped: a stream below a mark that never comes is waited for as long as its slot has had a connection for a
-// minute.
+// TestRetiredServiceIsDropped: a stream below a mark that never comes is waited for until its slot has had a connection, or needed
+// none, for a minute.
 func TestRetiredServiceIsDropped(t *testing.T) {
+	for name, slot := range map[string]uint8{"a slot with a connection": 1, "a slot that rests": 2} {
+		t.Run(name, func(t *testing.T) { testRetiredIsDropped(t, slot) })
+	}
+}
+
+func testRetiredIsDropped(t *testing.T, slot uint8) {
 	synctest.Test(t, func(t *testing.T) {
 		var n memnet.Net
 		var d dns
 		d.set(false, nil, "192.0.2.1")
 		p := newProxy(t)
 		p.keep = true // UNCLAIM is answered below
+		p.features = link.Features
 		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
 		b := onMemnet(t, &n, &d)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -167,7 +174,10 @@ func TestRetiredServiceIsDropped(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		p.link.Say(1, wire.AppendUnclaimed(nil, 1, []wire.Mark{{Slot: 1, Stream: 1<<8 | 1}}))
+		if up := p.link.Status()[slot].Up; up != (slot == 1) {
+			t.Errorf("slot %d has a connection: %t", slot, up)
+		}
+		p.link.Say(1, wire.AppendUnclaimed(nil, 1, []wire.Mark{{Slot: slot, Stream: 1<<8 | uint64(slot)}}))
 		retired := func() bool {
 			b.mu.Lock()
 			defer b.mu.Unlock()

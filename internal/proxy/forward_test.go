@@ -387,7 +387,7 @@ func TestDrain(t *testing.T) {
 }
 
 // TestDrainWithoutABridge: no connection of a bridge can come back to a proxy that freed its ports. Whoever depends on one that
-// broke is told at once, and nobody is waited for in vain.
+// broke is told at once, and the drain does not wait for them.
 func TestDrainWithoutABridge(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")

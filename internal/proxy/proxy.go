@@ -271,7 +271,7 @@ func (p *Proxy) finishPairs(ctx context.Context) {
 	p.life.drainEnds.Store(time.Now().Add(limit).UnixNano())
 	for i, l := range p.port.host.Links() {
 		l.GoAwayFor(limit, min(time.Duration(i)*comeBackEach, comeBackMost))
-		l.Abandon()
+		l.StopResuming()
 	}
 	now := p.conns.Load()
 	p.log.Info("draining", "pairs", now.Pairs, "opening", now.Unbound(), "limit", limit.Seconds())
