@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -74,6 +77,48 @@ func TestApply(t *testing.T) {
 		t.Errorf("Apply = %v, want an error that names the service that is there twice", err)
 	}
 	talk(t, p.open(1), two.accept(), "still")
+}
+
+// TestSources: a target sees its connections come from the sources, and from others after a change.
+func TestSources(t *testing.T) {
+	if runtime.GOOS == "darwin" {
+		t.Skip("127.0.0.1 is its only address of 127.0.0.0/8")
+	}
+	target := serve(t, "tcp", "127.0.0.1:0")
+	set := func(sources ...string) Settings {
+		s := Settings{Services: []Service{{Public: public(t, "9000"), Target: target.target()}}}
+		for _, ip := range sources {
+			s.Sources = append(s.Sources, netip.MustParseAddr(ip))
+		}
+		return s
+	}
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: set("127.0.0.9")})
+	p.ready()
+	from := func(want ...string) {
+		t.Helper()
+		var got []string
+		for range want {
+			s, at := p.open(1), target.accept()
+			got = append(got, at.RemoteAddr().(*net.TCPAddr).IP.String())
+			talk(t, s, at, "hello")
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("the target sees %q, want %q", got, want)
+		}
+	}
+	from("127.0.0.9", "127.0.0.9")
+	for _, c := range []struct{ sources, want []string }{
+		{[]string{"127.0.0.7", "127.0.0.8"}, []string{"127.0.0.7", "127.0.0.7", "127.0.0.8", "127.0.0.8"}},
+		{[]string{"::1"}, []string{"127.0.0.1"}}, // which is not of the target's family
+		{nil, []string{"127.0.0.1"}},
+	} {
+		if _, err := b.Apply(t.Context(), set(c.sources...)); err != nil {
+			t.Fatal(err)
+		}
+		from(c.want...)
+	}
 }
 
 // TestRetiredServiceIsServed: a user who was on the way when the service was removed is served.

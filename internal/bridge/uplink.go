@@ -9,7 +9,6 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/claims"
-	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
 	"reverser/internal/wire"
@@ -359,20 +358,6 @@ func (u *uplink) tick() {
 
 // lasts reports whether a slot has had its connection for a whole tick.
 func lasts(st link.SlotStatus) bool { return st.Up && time.Since(st.Since) >= tickEvery }
-
-// service returns what a stream that the proxy opened is for, and the public name that the user came to; nil: it is for
-// nothing that this bridge offers.
-func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *claims.Offered, public grammar.Public) {
-	u.b.mu.Lock()
-	defer u.b.mu.Unlock()
-	if i := u.besideLocked(l); i >= 0 {
-		return u.leaving[i].claims.Opened(id, stream)
-	}
-	if !u.beginLocked(l) {
-		return nil, public
-	}
-	return u.claims.Opened(id, stream)
-}
 
 // linksLocked returns the links that have a session: the present one, and those beside it.
 func (u *uplink) linksLocked() (all []*link.Link) {

@@ -81,20 +81,25 @@ func (sl *slot) networkChanged(gone func(net.Addr) bool) {
 	c.suspect(sl.link.now())
 }
 
-// suspect asks for a sign of life at once. The bridge dials another connection when the answer does not come soon. slot.mu is held.
+// suspect asks for a sign of life at once. The bridge dials another connection when the answer does not come soon. slot.mu is held,
+// and may be released meanwhile.
 func (c *carrier) suspect(now time.Duration) {
 	if c.suspectSince == 0 {
 		c.suspectSince = now
 	}
-	c.ping(now)
 	c.slot.news.ring()
 	c.watchBy(now + suspectEvery)
+	c.ping(now)
 }
 
-// ping has the writer send a PING. slot.mu is held.
+// ping sends a PING. slot.mu is held, and may be released meanwhile.
 func (c *carrier) ping(now time.Duration) {
 	c.ask(now)
-	c.slot.wake()
+	if c.writer == absent {
+		c.send(false)
+	} else {
+		c.slot.wake()
+	}
 }
 
 // ask adds a PING to the next batch. slot.mu is held.
@@ -208,6 +213,9 @@ func (c *carrier) checkLocked() (silent bool) {
 		c.ping(now)
 	}
 	c.restWhenIdle(now)
+	if now-max(c.streamsAt, c.sentAt, sl.since) >= pingUsed {
+		c.dismissWriter()
+	}
 	dead := c.deadAt(heard, ask)
 	switch {
 	case sl.cur != c:

@@ -32,7 +32,10 @@ func answerTime(handshake time.Duration, table int) time.Duration {
 	return min(max(resumeTimeout, 2*handshake)+tables, attachTimeout)
 }
 
-// readFrame reads the next frame that is known here, and nothing behind it; buf is scratch.
+// attachScratch has room for an ATTACH, or an ATTACHED, and what may come before it.
+const attachScratch = 512
+
+// readFrame reads the next frame that is known here, and nothing behind it. buf is scratch for all but large ones.
 func readFrame(r io.Reader, buf []byte) (wire.Frame, error) {
 	for range mostSkipped {
 		if f, err := readAnyFrame(r, buf); err != nil || f.Type < wire.TypeSkip {
@@ -51,6 +54,9 @@ func readAnyFrame(r io.Reader, buf []byte) (wire.Frame, error) {
 		return f, asViolation(err)
 	}
 	size := int(buf[2])<<8 | int(buf[3])
+	if len(buf) < wire.HeaderLen+size {
+		buf = append(make([]byte, 0, wire.HeaderLen+size), buf[:wire.HeaderLen]...)[:wire.HeaderLen+size]
+	}
 	if _, err := io.ReadFull(r, buf[wire.HeaderLen:wire.HeaderLen+size]); err != nil {
 		return wire.Frame{}, err
 	}
@@ -85,6 +91,9 @@ func readTable(r io.Reader, n, crc uint32, entry uint8, buf []byte) (sum [32]byt
 		return sum, nil, err
 	}
 	each, have := int(entry), 0
+	if most := wire.HeaderLen + min(each*int(n), wire.MaxPayload); len(buf) < most {
+		buf = make([]byte, most)
+	}
 	hash, check := sha256.New(), uint32(0)
 	var known []byte
 	for have < int(n) {
@@ -227,7 +236,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 	if _, err := conn.Write(wire.AppendTable(wire.AppendAttach(nil, gen, a), raw)); err != nil {
 		return nil, at, fmt.Errorf("send ATTACH: %w", err)
 	}
-	buf := make([]byte, wire.HeaderLen+wire.MaxPayload)
+	buf := make([]byte, attachScratch)
 	f, err := readFrame(conn, buf)
 	if err != nil {
 		return nil, at, fmt.Errorf("wait for ATTACHED: %w", err)

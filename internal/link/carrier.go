@@ -10,6 +10,7 @@ import (
 
 	"reverser/internal/record"
 	"reverser/internal/sys"
+	"reverser/internal/wire"
 )
 
 // batch is about how many bytes of frames are encrypted and written at once.
@@ -37,7 +38,7 @@ type slot struct {
 // wake lets the writer look for something to send. mu is held.
 func (sl *slot) wake() {
 	if sl.cur != nil && !sl.cur.sending { // else the sender looks again
-		sl.cur.work.Signal()
+		sl.cur.wakeWriter()
 	}
 }
 
@@ -55,15 +56,26 @@ type carrier struct {
 
 // outbound is the sending side. slot.mu guards it, as far as nothing else is said.
 type outbound struct {
-	work      sync.Cond // on slot.mu
-	batch     int       // bytes sent at once at most
-	sending   bool      // somebody has a batch in hand
-	unwritten bool      // the socket did not take a batch whole, and the writer has to wait for it
-	greeting  []byte    // what the writer sends first
+	work      sync.Cond // on slot.mu: something to do for the writer
+	writers   sync.WaitGroup
+	writer    writer
+	batch     int    // bytes sent at once at most
+	sending   bool   // somebody has a batch in hand
+	unwritten bool   // the socket did not take a batch whole, and the writer has to wait for it
+	greeting  []byte // what the writer sends first
 	ackTimer  *time.Timer
 	ackArmed  bool         // ackTimer runs
 	writing   atomic.Int64 // when the writer began to wait for the socket; 0: it does not. Not guarded
 }
+
+// writer says whether writeLoop runs.
+type writer uint8
+
+const (
+	absent    writer = iota // wakeWriter starts it
+	present                 // it runs, or run starts it
+	dismissed               // it ends when it has nothing to do
+)
 
 // liveness is what is known of whether the peer is still there (alive.go). slot.mu guards it, as far as nothing else is said.
 type liveness struct {
@@ -87,7 +99,7 @@ type liveness struct {
 var errFenced = errors.New("replaced by a newer connection")
 
 func newCarrier(sl *slot, conn *record.Conn) *carrier {
-	c := &carrier{slot: sl, conn: conn, outbound: outbound{batch: batch}, inbound: inbound{parts: make([][]byte, 0, 16)}}
+	c := &carrier{slot: sl, conn: conn, outbound: outbound{batch: batch, writer: present}}
 	c.work.L = &sl.mu
 	return c
 }
@@ -122,6 +134,34 @@ func (sl *slot) fence(err error) {
 	c.conn.Close()
 }
 
+// giveUp tells the peer what it did wrong, and ends the session where the state cannot be trusted any more.
+func (c *carrier) giveUp(err error) {
+	p, ok := errors.AsType[*violationError](err)
+	if !ok {
+		return
+	}
+	sl := c.slot
+	sl.mu.Lock()
+	current := sl.cur == c
+	if current {
+		sl.cur = nil // the writer stops; what it has in hand goes first
+		c.err = err
+		sl.since = sl.link.now()
+		sl.core.lost(c.gen)
+		c.work.Broadcast()
+	}
+	sl.mu.Unlock()
+	if !current {
+		return
+	}
+	c.conn.SetDeadline(time.Now().Add(time.Second))
+	c.conn.Write(wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
+	if p.fatal {
+		sl.link.Kill(err)
+	}
+	drain(c.conn)
+}
+
 // run serves the connection until it ends, by itself or by fence, and returns why.
 func (c *carrier) run() error {
 	sl := c.slot
@@ -136,8 +176,7 @@ func (c *carrier) run() error {
 	sl.mu.Unlock()
 	defer c.watch.Stop()
 	c.conn.SetDeadline(time.Time{}) // the one for attaching; from here on checkAlive decides
-	var wg sync.WaitGroup
-	wg.Go(c.writeLoop)
+	c.writers.Go(c.writeLoop)
 	err := c.readLoop()
 	sl.mu.Lock()
 	if sl.cur == c {
@@ -152,14 +191,34 @@ func (c *carrier) run() error {
 	sl.news.ring()
 	sl.link.heard.ring()
 	c.conn.Close()
-	wg.Wait()
-	sl.abandoned()
+	c.writers.Wait()
+	sl.resetIfFinal()
 	if sl.index == 0 { // what broke it may have broken the others
 		sl.link.suspectCarriers()
 	} else {
 		sl.link.check(sl)
 	}
 	return err
+}
+
+// wakeWriter has the writer look for something to send. slot.mu is held, and c is the slot's connection.
+func (c *carrier) wakeWriter() {
+	if c.writer == absent {
+		c.writer = present
+		c.writers.Go(c.writeLoop)
+		return
+	}
+	c.writer = present
+	c.work.Signal()
+}
+
+// dismissWriter lets the writer end, which an idle connection does without: who has something to send now and then sends it
+// himself. slot.mu is held.
+func (c *carrier) dismissWriter() {
+	if c.writer == present {
+		c.writer = dismissed
+		c.work.Signal()
+	}
 }
 
 // writeLoop sends what the core has to send, and waits for the socket where others did not.
@@ -170,6 +229,10 @@ func (c *carrier) writeLoop() {
 	c.send(true)
 	for sl.cur == c {
 		c.armAck(sl.link.now())
+		if c.writer == dismissed && !c.sending && !c.unwritten && !sl.core.ready() {
+			c.writer = absent
+			return
+		}
 		c.work.Wait()
 		// The sockets' readers that are ready go first: what they bring shares this batch's system call.
 		sl.mu.Unlock()
@@ -222,8 +285,8 @@ func (c *carrier) send(wait bool) {
 		case err != nil && sl.cur == c:
 			sl.fence(err)
 		case !wait:
-			if !done || sl.core.ready() {
-				c.work.Signal()
+			if sl.cur == c && (!done || sl.core.ready()) {
+				c.wakeWriter()
 			}
 			return
 		}
@@ -262,7 +325,9 @@ func (c *carrier) armAck(now time.Duration) {
 		c.ackTimer = time.AfterFunc(d, func() {
 			c.slot.mu.Lock()
 			c.ackArmed = false
-			c.work.Signal()
+			if c.slot.cur == c {
+				c.wakeWriter()
+			}
 			c.slot.mu.Unlock()
 		})
 		return

@@ -226,7 +226,8 @@ func (d *Dialer) serve(ctx context.Context, l *Link, k *keeper, c *carrier) *ses
 	d.mu.Lock()
 	d.present = s
 	d.mu.Unlock()
-	s.wg.Go(l.expire)
+	s.wg.Add(1)
+	l.watchOutages(s.wg.Done)
 	s.wg.Go(func() { k.keep(ctx, c) })
 	for _, sl := range l.slots[1:min(len(l.slots), 1+int(l.reach))] {
 		k := &keeper{d: d, sl: sl, transfer: l.transfer}
@@ -295,7 +296,7 @@ func (k *keeper) keep(ctx context.Context, c *carrier) {
 		case ctx.Err() != nil || l.Err() != nil || l.leaving.final.Load():
 			return
 		case errors.Is(err, errOther): // what still has a connection to the old process may finish
-			l.Abandon()
+			l.StopResuming()
 			return
 		case refused && r.status != wire.StatusStale && r.status != wire.StatusDraining:
 			l.Kill(fmt.Errorf("the proxy ended the session: %w", err))

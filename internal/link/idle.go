@@ -72,7 +72,10 @@ func (u *upkeep) askAfter(sl *slot, heard time.Duration) time.Duration {
 	case sl.index != 0:
 		return never
 	}
-	ask := min(max((heard-time.Duration(u.moved.Load()))/2, pingAfter), most)
+	ask := most
+	if moved := time.Duration(u.moved.Load()); moved != 0 {
+		ask = min(max((heard-moved)/2, pingAfter), most)
+	}
 	if !sl.link.dials {
 		ask += ask / 5
 	}

@@ -94,7 +94,9 @@ func idleLinks(b *testing.B, links int, features wire.Features, connections int)
 			}
 			wg.Go(func() {
 				if conn, err := auth.Server(c, tc, cfg); err == nil {
-					host.Serve(conn)
+					if serve, err := host.Attach(conn); err == nil {
+						wg.Go(func() { serve() })
+					}
 				}
 			})
 		}
@@ -115,7 +117,7 @@ func idleLinks(b *testing.B, links int, features wire.Features, connections int)
 			a.Mode = wire.ModeJoin
 		}
 	}
-	time.Sleep(100 * time.Millisecond)
+	time.Sleep(pingUsed + 500*time.Millisecond) // the links know by then that they are idle
 	bytes, goroutines = memoryInUse()-before, runtime.NumGoroutine()-goroutinesBefore
 	ln.Close()
 	host.Close(errors.New("over"))
