@@ -105,8 +105,8 @@ func (p *Proxy) Detached(l *link.Link, slot int, err error) {
 	p.say.Say(slog.LevelWarn, l.KeyID(), "bridge lost, its connections stand still until it is back", "key", p.logName(l.KeyID()), "bridge", l.PeerName(), "err", err)
 }
 
-// returnTime is how long a bridge that is stopping, and has nothing left, has to come back from a break of its link.
-const returnTime = 2 * time.Second
+// returnTime is how long a bridge that is stopping, and has nothing left, has to come back from a break of its link. Tests wait shorter.
+var returnTime = 2 * time.Second
 
 // awaitReturn ends the session of a bridge that has left, unless it comes back soon. What it has left may end meanwhile.
 func (p *Proxy) awaitReturn(l *link.Link) {
@@ -147,8 +147,8 @@ func (p *Proxy) GoingAway(l *link.Link, drain time.Duration) {
 	}
 }
 
-// leaveGrace is how long after its own limit a bridge that is stopping is waited for.
-const leaveGrace = 15 * time.Second
+// leaveGrace is how long after its own limit a bridge that is stopping is waited for. Tests wait shorter.
+var leaveGrace = 15 * time.Second
 
 // awaitLeft ends the session of a bridge that was to end by itself, and may have been killed instead.
 func (p *Proxy) awaitLeft(l *link.Link, drain time.Duration) {

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"reverser/internal/link"
 	"reverser/internal/status"
 )
 
@@ -103,11 +104,59 @@ func TestUsersWaitForTheSuccessor(t *testing.T) {
 	}
 }
 
+// shorten has the proxy of a test wait only a moment.
+func shorten(t *testing.T, wait *time.Duration) {
+	before := *wait
+	t.Cleanup(func() { *wait = before }) // when the proxy has ended
+	*wait = 50 * time.Millisecond
+}
+
+// silence has the bridge dial no more.
+func (b *bridge) silence() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mute = true
+}
+
+// wantLeft waits until the session of a bridge has ended because the bridge left.
+func (w *world) wantLeft() {
+	w.t.Helper()
+	eventually(w.t, "the session of the bridge that left is over", func() bool {
+		return len(w.p.Status().Links) == 0 && w.log.count("bridge session ended", link.ErrLeft.Error()) == 1
+	})
+}
+
+// TestLeavingBridgeIsCut: a bridge that was stopping, had no connection left, and whose link broke is not waited for.
+func TestLeavingBridgeIsCut(t *testing.T) {
+	shorten(t, &returnTime)
+	_, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	b.leave(time.Hour)
+	b.silence()
+	b.cut()
+	w.wantLeft()
+}
+
+// TestLeavingBridgeStays: the session of a bridge that has not ended by itself when its own limit was over is ended.
+func TestLeavingBridgeStays(t *testing.T) {
+	shorten(t, &leaveGrace)
+	_, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	b.silence()
+	b.mu.Lock()
+	l := b.link
+	b.mu.Unlock()
+	l.GoAway(10 * time.Millisecond)
+	w.wantLeft()
+}
+
 // TestNoSuccessor: the ports of a bridge that left are given up when nobody comes for them, and who waited is told.
 func TestNoSuccessor(t *testing.T) {
-	before := awaitSuccessor
-	t.Cleanup(func() { awaitSuccessor = before }) // when the proxy has ended
-	awaitSuccessor = 50 * time.Millisecond
+	shorten(t, &awaitSuccessor)
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
 	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})

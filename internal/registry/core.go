@@ -84,10 +84,9 @@ type session struct {
 	secret    [32]byte // the Incarnation of the key that it proved
 	peer      string   // what the bridge calls its host
 	instance  [16]byte // of the bridge's process
-	up        bool     // it can carry newcomers
-	wasUp     bool
-	leaving   bool // the bridge is stopping
-	round     bool // the bridge has said all that it claims
+	wasUp     bool     // it could carry newcomers once
+	leaving   bool     // the bridge is stopping
+	round     bool     // the bridge has said all that it claims
 	claims    map[uint32]*claim
 	inherited map[grammar.Public]inheritance // names of the session that it replaced, until round
 	used      intervals                      // claim ids that were given back
@@ -263,7 +262,7 @@ func (co *core) linkUp(id SessionID, up bool) {
 		return
 	}
 	first := up && !s.wasUp
-	s.up, s.wasUp = up, s.wasUp || up
+	s.wasUp = s.wasUp || up
 	if first {
 		co.renew(s.tenant)
 	}

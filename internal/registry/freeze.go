@@ -107,7 +107,7 @@ func (s *session) freeze(e *encoder) {
 	e.raw(s.secret[:])
 	e.text(s.peer)
 	e.raw(s.instance[:])
-	e.flags(s.up, s.wasUp, s.leaving, s.round)
+	e.flags(s.wasUp, s.leaving, s.round)
 	e.num(uint64(len(s.claims)))
 	for _, c := range sortedClaims(s) {
 		c.freeze(e)
@@ -244,7 +244,7 @@ func thawSession(d *decoder) *session {
 		id: SessionID(d.num()), key: d.id(), secret: d.secret(), peer: d.text(), instance: d.id(),
 		claims: make(map[uint32]*claim), inherited: make(map[pub]inheritance), owed: make(map[uint32]struct{}),
 	}
-	d.flags(&s.up, &s.wasUp, &s.leaving, &s.round)
+	d.flags(&s.wasUp, &s.leaving, &s.round)
 	d.list(func() {
 		c := thawClaim(d)
 		c.session = s

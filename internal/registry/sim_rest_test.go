@@ -198,7 +198,7 @@ func (w *simProxy) rest() {
 		of := make(map[KeyID]bool)
 		for _, c := range n.serving {
 			of[c.session.key] = true
-			if slices.ContainsFunc(c.session.tenant.sessions, func(s *session) bool { return s.id > c.session.id && s.round && s.up }) {
+			if slices.ContainsFunc(c.session.tenant.sessions, func(s *session) bool { return s.id > c.session.id && s.round && s.way.(*simLink).up }) {
 				w.fail("C6: session %d still serves %s, after a newer one said all its claims", c.session.id, n.public)
 			}
 		}
