@@ -99,7 +99,7 @@ type liveness struct {
 var errFenced = errors.New("replaced by a newer connection")
 
 func newCarrier(sl *slot, conn *record.Conn) *carrier {
-	c := &carrier{slot: sl, conn: conn, outbound: outbound{batch: batch, writer: present}, inbound: inbound{parts: make([][]byte, 0, 16)}}
+	c := &carrier{slot: sl, conn: conn, outbound: outbound{batch: batch, writer: present}}
 	c.work.L = &sl.mu
 	return c
 }

@@ -226,7 +226,8 @@ func (d *Dialer) serve(ctx context.Context, l *Link, k *keeper, c *carrier) *ses
 	d.mu.Lock()
 	d.present = s
 	d.mu.Unlock()
-	s.wg.Go(l.expire)
+	s.wg.Add(1)
+	l.watchOutages(s.wg.Done)
 	s.wg.Go(func() { k.keep(ctx, c) })
 	for _, sl := range l.slots[1:min(len(l.slots), 1+int(l.reach))] {
 		k := &keeper{d: d, sl: sl, transfer: l.transfer}

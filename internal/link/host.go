@@ -40,7 +40,7 @@ type Host struct {
 	byKey  map[[16]byte]*Link   // the newest of each key
 	beside map[[16]byte][]*Link // by key: older ones, which are leaving and finish their streams; oldest first
 	closed bool
-	expiry sync.WaitGroup
+	living sync.WaitGroup // links
 }
 
 // NewHost returns a Host without links.
@@ -69,25 +69,38 @@ func (h *Host) SetDetach(d time.Duration) {
 
 // Serve attaches an authenticated connection and serves it until it ends.
 func (h *Host) Serve(conn *auth.Conn) error {
-	defer conn.Close()
+	serve, err := h.Attach(conn)
+	if err != nil {
+		return err
+	}
+	return serve()
+}
+
+// Attach attaches an authenticated connection, or closes it. The caller calls serve, which returns when the connection has ended: best
+// in a goroutine of its own, since the stack of one that made a handshake and found a session is large, and stays so for as long as
+// the connection.
+func (h *Host) Attach(conn *auth.Conn) (serve func() error, err error) {
 	sys.TuneLink(conn.Conn.Conn, batch)
 	if !h.arrivals.enter(conn) {
-		return ErrEnded
+		conn.Close()
+		return nil, ErrEnded
 	}
 	conn.SetDeadline(time.Now().Add(attachTimeout)) // one for all of it, whatever comes and however slowly
 	l, c, err := h.attach(conn)
 	h.arrivals.leave(conn)
 	if err != nil {
-		return err
+		conn.Close()
+		return nil, err
 	}
-	slot := int(c.slot.index)
-	h.cfg.Owner.Attached(l, slot)
-	if slot == 0 {
+	h.cfg.Owner.Attached(l, int(c.slot.index))
+	if c.slot.index == 0 {
 		l.checkAll()
 	}
-	err = c.run()
-	h.cfg.Owner.Detached(l, slot, err)
-	return err
+	return func() error {
+		err := c.run()
+		h.cfg.Owner.Detached(l, int(c.slot.index), err)
+		return err
+	}, nil
 }
 
 // attach finds the session and binds the connection to its slot, or says to the peer why not.
@@ -234,9 +247,10 @@ var errCrowded = fmt.Errorf("more than %d bridges with this key are stopping", m
 // addLocked makes l known and watches over its outages.
 func (h *Host) addLocked(l *Link) {
 	h.bySID[l.sid], h.byKey[l.keyID] = l, l
-	h.expiry.Go(func() {
-		l.expire()
+	h.living.Add(1)
+	l.watchOutages(func() {
 		h.forget(l)
+		h.living.Done()
 	})
 }
 
@@ -289,5 +303,5 @@ func (h *Host) Close(err error) {
 	for _, l := range h.Links() {
 		l.Kill(err)
 	}
-	h.expiry.Wait()
+	h.living.Wait()
 }

@@ -94,7 +94,9 @@ func idleLinks(b *testing.B, links int, features wire.Features, connections int)
 			}
 			wg.Go(func() {
 				if conn, err := auth.Server(c, tc, cfg); err == nil {
-					host.Serve(conn)
+					if serve, err := host.Attach(conn); err == nil {
+						wg.Go(func() { serve() })
+					}
 				}
 			})
 		}

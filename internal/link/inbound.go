@@ -11,7 +11,7 @@ import (
 // inbound is what only the connection's reader uses.
 type inbound struct {
 	pending *Stream  // that parts belong to
-	parts   [][]byte // of DATA frames in order
+	parts   [][]byte // of DATA frames in order; made when the first comes
 	bulk    bool     // much moved lately
 }
 
@@ -136,6 +136,9 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 			return used, err
 		}
 		if ev.kind == evData {
+			if c.parts == nil {
+				c.parts = make([][]byte, 0, mostParts)
+			}
 			c.pending = ev.stream.whole
 			c.parts = append(c.parts, ev.data)
 		} else {
@@ -143,6 +146,9 @@ func (c *carrier) applyFrames(b []byte) (used int, err error) {
 		}
 	}
 }
+
+// mostParts is how many frames of a stream are delivered at once.
+const mostParts = 16
 
 // deliver hands over the frames of one stream that came one behind the other: one system call writes them all. slot.mu is
 // held; it is released while the receiver is called.

@@ -4,7 +4,7 @@
 // The package does not know what a stream is connected to, which services exist or who may have them: its Owner does. A link has a control connection (slot 0) and carriers (slots 1…K);
 // the protocol state of each slot is a core, which is deterministic, and the goroutines around it only move bytes.
 //
-// Goroutines: a connection's reader and writer belong to carrier.run; carrier.run belongs to Host.Serve (proxy) or to
+// Goroutines: a connection's reader and writer belong to carrier.run; carrier.run belongs to who called Host.Attach (proxy) or to
 // Dialer.Run (bridge). A stream has none of its own.
 package link
 
@@ -65,8 +65,10 @@ type Link struct {
 	leaving leaving
 	upkeep  upkeep
 
-	mu  sync.Mutex
-	err error // why the session ended; guarded by mu
+	mu      sync.Mutex
+	err     error       // why the session ended; guarded by mu, as all below
+	outages *time.Timer // calls checkOutages
+	atEnd   func()
 }
 
 func newLink(dials bool, owner Owner, log *slog.Logger, memory *share, carriers int) *Link {
@@ -210,6 +212,10 @@ func (l *Link) Kill(err error) {
 	}
 	l.err = err
 	close(l.ended)
+	atEnd := l.atEnd
+	if l.outages != nil {
+		l.outages.Stop()
+	}
 	l.mu.Unlock()
 	for _, sl := range l.slots {
 		sl.mu.Lock()
@@ -219,6 +225,9 @@ func (l *Link) Kill(err error) {
 		abort()
 	}
 	l.owner.Ended(l, err)
+	if atEnd != nil {
+		atEnd()
+	}
 }
 
 // killStreams ends every stream of the slot. mu is held; abort, which tells their receivers, is called without it.
@@ -355,34 +364,41 @@ func (l *Link) Ping(d time.Duration) bool {
 	}
 }
 
-// expire ends the session when a slot that was attached had no connection for the limit of an outage. It returns when the session is
-// over.
-func (l *Link) expire() {
+// watchOutages ends the session when a slot that was attached had no connection for the limit of an outage. atEnd is called when the
+// session is over.
+func (l *Link) watchOutages(atEnd func()) {
 	l.share.join(l)
-	defer l.share.leave(l)
-	limit := l.limit
-	next := newAlarm(limit)
-	defer next.timer.Stop()
-	for {
-		select {
-		case <-l.ended:
-			return
-		case <-next.rings:
+	end := func() { l.share.leave(l); atEnd() }
+	l.mu.Lock()
+	over := l.err != nil
+	if !over {
+		l.atEnd = end
+		l.outages = time.AfterFunc(l.limit, l.checkOutages)
+	}
+	l.mu.Unlock()
+	if over {
+		end()
+	}
+}
+
+func (l *Link) checkOutages() {
+	// A slot that loses its connection later is not due before the whole limit has passed again.
+	left := l.limit
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		if sl.cur == nil && sl.attached && !sl.frozen && (sl.index == 0 || len(sl.core.streams) > 0 || l.upkeep.interval() == 0) {
+			left = min(left, l.limit-(l.now()-sl.since))
 		}
-		// A slot that loses its connection later is not due before the whole limit has passed again.
-		left := limit
-		for _, sl := range l.slots {
-			sl.mu.Lock()
-			if sl.cur == nil && sl.attached && !sl.frozen && (sl.index == 0 || len(sl.core.streams) > 0 || l.upkeep.interval() == 0) {
-				left = min(left, limit-(l.now()-sl.since))
-			}
-			sl.mu.Unlock()
-		}
-		if left <= 0 {
-			l.Kill(fmt.Errorf("no connection came back within %s", limit))
-			return
-		}
-		next.set(left)
+		sl.mu.Unlock()
+	}
+	if left <= 0 {
+		l.Kill(fmt.Errorf("no connection came back within %s", l.limit))
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.outages.Reset(left)
 	}
 }
 

@@ -23,13 +23,21 @@ func (p *Proxy) acceptLinks(ln net.Listener) {
 			return
 		}
 		p.wg.Go(func() {
-			defer pool.Give(sys.ForLinks)
-			p.serveLink(conn, pass)
+			serve := p.attachLink(conn, pass)
+			if serve == nil {
+				pool.Give(sys.ForLinks)
+				return
+			}
+			p.wg.Go(func() {
+				defer pool.Give(sys.ForLinks)
+				serve()
+			})
 		})
 	})
 }
 
-func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
+// attachLink authenticates a connection and attaches it to its link. serve serves it; it is nil where there is nothing to serve.
+func (p *Proxy) attachLink(conn net.Conn, pass *pass) (serve func()) {
 	ac, err := auth.ServerSteps(conn, p.port.tls, p.port.auth, pass.steps())
 	gone := pass.leave(err == nil)
 	if err != nil {
@@ -37,17 +45,25 @@ func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
 			err = gone
 		}
 		p.port.gate.report(p.log, conn.RemoteAddr(), err)
-		return
+		return nil
 	}
 	if p.life.ctx.Err() != nil {
 		conn.Close()
-		return
+		return nil
 	}
-	err = p.port.host.Serve(ac)
+	id, remote := ac.KeyID, conn.RemoteAddr()
+	run, err := p.port.host.Attach(ac)
 	if errors.Is(err, link.ErrDuplicate) {
-		p.reportDuplicate(ac.KeyID, conn.RemoteAddr())
+		p.reportDuplicate(id, remote)
 	}
-	p.log.Debug("link connection ended", "key", p.logName(ac.KeyID), "remote", conn.RemoteAddr().String(), "err", err)
+	ended := func(err error) {
+		p.log.Debug("link connection ended", "key", p.logName(id), "remote", remote.String(), "err", err)
+	}
+	if err != nil {
+		ended(err)
+		return nil
+	}
+	return func() { ended(run()) }
 }
 
 // reportDuplicate says, at most once in reportStrangersPer for a key, that a second bridge uses it: that one's operator may
