@@ -402,7 +402,7 @@ func (f *ownFleet) makeKeys() error {
 		if err != nil {
 			return err
 		}
-		k, err := state.NewKey(fmt.Sprintf("bridge%d", i), grammar.Policy{allow}, 0)
+		k, err := state.NewKey(fmt.Sprintf("bridge%d", i), grammar.Policy{allow}, state.Limits{})
 		if err != nil {
 			return err
 		}

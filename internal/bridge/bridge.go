@@ -125,6 +125,7 @@ func New(cfg Config) (*Bridge, error) {
 	for _, p := range cfg.Proxies {
 		b.uplinks = append(b.uplinks, b.newUplink(p))
 	}
+	b.targets.SetSources(cfg.Settings.Sources)
 	b.targets.Warn = func(err error) { b.log.Warn("users wait for a connection to their target", "err", err) }
 	rand.Read(b.instance[:])
 	b.name, _ = os.Hostname()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"slices"
 	"time"
 
 	"reverser/internal/claims"
@@ -44,11 +43,8 @@ func (u *uplink) Opened(s *link.Stream) {
 func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *claims.Offered, public grammar.Public) {
 	u.b.mu.Lock()
 	defer u.b.mu.Unlock()
-	if slices.Contains(u.leaving, l) { // ids mean the same at every proxy
-		if svc = u.b.services.Offered(id); svc != nil {
-			public = svc.Public
-		}
-		return svc, public
+	if i := u.besideLocked(l); i >= 0 {
+		return u.leaving[i].claims.Opened(id, stream)
 	}
 	if !u.beginLocked(l) {
 		return nil, public

@@ -33,6 +33,7 @@ func (l *Link) Snapshot(key, bridge string, leaving bool) status.Link {
 // SlotStatus is a snapshot of one slot.
 type SlotStatus struct {
 	Up      bool
+	Resting bool // bridge: it has no connection because it needs none; the proxy says when it has a stream there
 	Remote  string
 	RTT     time.Duration
 	Resumes uint64
@@ -48,7 +49,7 @@ func (l *Link) Status() []SlotStatus {
 	out := make([]SlotStatus, len(l.slots))
 	for i, sl := range l.slots {
 		sl.mu.Lock()
-		st := SlotStatus{Up: sl.cur != nil, RTT: sl.core.rtt, Resumes: sl.resumes, Since: l.start.Add(sl.since), Streams: len(sl.core.streams),
+		st := SlotStatus{Up: sl.cur != nil, Resting: sl.cur == nil && sl.resting, RTT: sl.core.rtt, Resumes: sl.resumes, Since: l.start.Add(sl.since), Streams: len(sl.core.streams),
 			Duplicates: sl.core.Duplicates, ChecksumFails: sl.core.ChecksumFails}
 		if sl.cur != nil {
 			st.Remote = sl.cur.conn.RemoteAddr().String()

@@ -40,11 +40,12 @@ const DefaultDrain = 30 * time.Second
 
 // Key is what a bridge proves to be let in.
 type Key struct {
-	Name        string
-	ID          [16]byte
-	Secret      [32]byte
-	Allow       grammar.Policy
-	MaxServices int // at once; 0: no limit
+	Name           string
+	ID             [16]byte
+	Secret         [32]byte
+	Allow          grammar.Policy
+	MaxServices    int // at once; 0: no limit
+	MaxConnections int // of users at once; 0: no limit
 }
 
 // Config says what a Proxy does. Identity and at least one key are needed for it to be of use.
