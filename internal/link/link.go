@@ -1,8 +1,9 @@
 // Package link carries streams between a bridge and a proxy over a few TLS connections, any of which may break without a
 // stream noticing (spec/PROTOCOL.md).
 //
-// The package does not know what a stream is connected to, which services exist or who may have them: its Owner does. A link has a control connection (slot 0) and carriers (slots 1…K);
-// the protocol state of each slot is a core, which is deterministic, and the goroutines around it only move bytes.
+// The package does not know what a stream is connected to, which services exist or who may have them: its Owner does. A link has a
+// control connection (slot 0) and carriers (slots 1…K); the protocol state of each slot is a core, which is deterministic, and the
+// goroutines around it only move bytes.
 //
 // Goroutines: a connection's reader and writer belong to carrier.run; carrier.run belongs to who called Host.Attach (proxy) or to
 // Dialer.Run (bridge). A stream has none of its own.
