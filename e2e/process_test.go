@@ -21,7 +21,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	pause := 5 * time.Millisecond
 	for start := time.Now(); !cond(); time.Sleep(pause) {
 		if time.Since(start) > patience {
-			t.Fatalf("waited %v in vain for: %s", patience, what)
+			t.Fatalf("waited %v, without success, for: %s", patience, what)
 		}
 		pause = min(pause*3/2, 200*time.Millisecond)
 	}

@@ -102,8 +102,8 @@ func (s fleetSize) from(i int) string {
 }
 
 const (
-	// filesPerBridge is what a bridge takes of the proxy's open files: its connections and its public port.
-	filesPerBridge = 6
+	// filesPerBridge is what an idle bridge takes of the proxy's open files: two connections and its public port.
+	filesPerBridge = 3
 	// mostBridges is for how many there are ports.
 	mostBridges = 15_000
 	// mostFrpc is how many frpc this runs beside each other: each is a process.
@@ -402,7 +402,7 @@ func (f *ownFleet) makeKeys() error {
 		if err != nil {
 			return err
 		}
-		k, err := state.NewKey(fmt.Sprintf("bridge%d", i), grammar.Policy{allow}, 0)
+		k, err := state.NewKey(fmt.Sprintf("bridge%d", i), grammar.Policy{allow}, state.Limits{})
 		if err != nil {
 			return err
 		}

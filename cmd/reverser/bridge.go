@@ -63,6 +63,7 @@ second signal stops now.`,
 	fl.StringArrayVar(&args.Proxies, "proxy", nil, "`HOST[:PORT]` of the proxy, in place of the token's address (default port 3010); several are several proxies")
 	fl.StringVar(&args.ProxyTransfer, "proxy-transfer", "", "`HOST:PORT` of the proxy's --transfer port, where a NAT changes it")
 	fl.StringVar(&args.Keepalive, "keepalive", "", "`DURATION` of silence after which an idle link is kept alive, 5s to 1h (default 25s): less for a NAT that forgets sooner, more for a metered line")
+	fl.StringArrayVar(&args.Sources, "source", nil, "`IP` of this machine that targets are dialled from (default: the system chooses); several take turns, each with some 28,000 ports of its own")
 	addCommonFlags(fl, &args.CommonArgs, &args.Config, &adminAddr)
 	return cmd
 }
@@ -128,7 +129,7 @@ func bridgeSettings(set config.Settings) bridge.Settings {
 	for _, e := range set.Bridge.Services {
 		services = append(services, bridge.Service{Public: e.Public, Target: e.Target})
 	}
-	return bridge.Settings{Services: services, Drain: set.Drain}
+	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, Drain: set.Drain}
 }
 
 // bridgeProxies are the proxies that get a link; none: the token has the address.

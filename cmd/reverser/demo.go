@@ -204,7 +204,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 
 	pin := state.Pin(identity)
 	editor := &admin.KeyEditor{Dir: d.dir, Pin: pin, Address: d.dir.Address, InForce: storedKeys(d.dir, pin), Log: d.log}
-	tok, err := editor.Make("demo", allow, 0)
+	tok, err := editor.Make("demo", allow, state.Limits{})
 	if err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ honours a change at once; when none is running, it edits the directory.`,
 func (c *cli) keyAddCommand() *cobra.Command {
 	var dir string
 	var allow, connect []string
-	var maxServices int
+	var limits state.Limits
 	cmd := &cobra.Command{
 		Use:   "add NAME --allow PUBLIC...",
 		Short: "Make a key and print its token",
@@ -56,8 +56,9 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
   (umask 077; reverser key add office --allow tcp/9000-9010 \
     --allow tcp/2222 > office.token)
 
-  # no more than three ports at once
-  reverser key add shop --allow tcp/9000-9999 --max-services 3`,
+  # no more than three ports and a hundred users' connections at once
+  reverser key add shop --allow tcp/9000-9999 --max-services 3 \
+    --max-connections 100`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return takes(keyAddExample, "NAME")(cmd, args)
@@ -73,16 +74,21 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 				return usageHint(fmt.Sprintf("reverser key add %s --allow tcp/9000", args[0]),
 					"key %q needs at least one --allow: nothing is allowed that is not listed", args[0])
 			}
-			if maxServices < 1 && cmd.Flags().Changed("max-services") {
-				return usageHint("leave it out: the key then has no limit", "--max-services %d: a key may have 1 service or more", maxServices)
+			const noLimit = "leave it out: the key then has no limit"
+			if n := limits.MaxServices; n < 1 && cmd.Flags().Changed("max-services") {
+				return usageHint(noLimit, "--max-services %d: a key may have 1 service or more", n)
+			}
+			if n := limits.MaxConnections; n < 1 && cmd.Flags().Changed("max-connections") {
+				return usageHint(noLimit, "--max-connections %d: a key may have 1 connection or more", n)
 			}
 			// "--allow tcp/9000 tcp/9001" leaves the second one as an argument.
-			return c.keyAdd(cmd.Context(), dir, admin.NewKey{Name: args[0], Allow: append(allow, args[1:]...), MaxServices: maxServices})
+			return c.keyAdd(cmd.Context(), dir, admin.NewKey{Name: args[0], Allow: append(allow, args[1:]...), Limits: limits})
 		},
 	}
 	addStateFlag(cmd.Flags(), &dir)
 	cmd.Flags().StringSliceVar(&allow, "allow", nil, "`PUBLIC` that the key's bridge may open, such as tcp/9000 or tcp/9000-9010 (repeatable)")
-	cmd.Flags().IntVar(&maxServices, "max-services", 0, "how many services the key may have at once, `N`; the earliest ones have the places (default: no limit)")
+	cmd.Flags().IntVar(&limits.MaxServices, "max-services", 0, "how many services the key may have at once, `N`; the earliest ones have the places (default: no limit)")
+	cmd.Flags().IntVar(&limits.MaxConnections, "max-connections", 0, "how many connections of users the key's services may have at once, `N`; further ones are reset (default: no limit)")
 	cmd.Flags().StringSliceVar(&connect, "allow-connect", nil, "not in this version: `NAME` of a private service that the key may visit")
 	cmd.Flags().MarkHidden("allow-connect")
 	return cmd
@@ -160,8 +166,8 @@ func (c *cli) keyAdd(ctx context.Context, path string, k admin.NewKey) error {
 		}
 	}
 	limit := ""
-	if k.MaxServices > 0 {
-		limit = fmt.Sprintf(", %d services at once", k.MaxServices)
+	if k.Limits != (state.Limits{}) {
+		limit = fmt.Sprintf(", %s at once", k.Limits)
 	}
 	fmt.Fprintf(c.stderr, "key %q made, allowed %s%s. Its token is printed only this once; use it on the other machine:\n", k.Name, strings.Join(k.Allow, ", "), limit)
 	tok, err := grammar.ParseToken(encoded)
@@ -203,19 +209,23 @@ func (c *cli) keyList(ctx context.Context, path string, asJSON bool) error {
 		return nil
 	}
 	t := newTable(c.stdout)
-	t.row("NAME", "ID", "ALLOW", "SERVICES", "CREATED", "FROM")
+	t.row("NAME", "ID", "ALLOW", "SERVICES", "CONNECTIONS", "CREATED", "FROM")
 	for _, k := range keys {
 		created := "-"
 		if k.Created != nil {
 			created = when(*k.Created)
 		}
-		services := "-"
-		if k.MaxServices > 0 {
-			services = fmt.Sprintf("%d at most", k.MaxServices)
-		}
-		t.row(k.Name, shortID(k.ID), strings.Join(k.Allow, ", "), services, created, k.Source)
+		t.row(k.Name, shortID(k.ID), strings.Join(k.Allow, ", "), mostWord(k.MaxServices), mostWord(k.MaxConnections), created, k.Source)
 	}
 	return t.flush()
+}
+
+// mostWord is a limit in a table.
+func mostWord(n int) string {
+	if n == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d at most", n)
 }
 
 // shortID is as much of a key's id as a bridge shows in its status.

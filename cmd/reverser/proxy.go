@@ -232,7 +232,7 @@ func knownAddresses[To, From state.Known | proxy.Known](list []From) []To {
 func proxyKeys(keys []config.Key) []proxy.Key {
 	list := make([]proxy.Key, 0, len(keys))
 	for _, k := range keys {
-		list = append(list, proxy.Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, MaxServices: k.MaxServices})
+		list = append(list, proxy.Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, MaxServices: k.MaxServices, MaxConnections: k.MaxConnections})
 	}
 	return list
 }
@@ -250,7 +250,7 @@ func (c *cli) makeDefaultKey(keys *admin.KeyEditor, offer []grammar.Public, port
 			allow = append(allow, a)
 		}
 	}
-	tok, err := keys.Make(defaultKeyName, allow, 0)
+	tok, err := keys.Make(defaultKeyName, allow, state.Limits{})
 	if err != nil {
 		return err
 	}

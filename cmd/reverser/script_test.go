@@ -46,6 +46,7 @@ func TestScripts(t *testing.T) {
 			"envsubst": envSubstCmd,
 			"service":  serviceCmd,
 			"answer":   answerCmd,
+			"stays":    staysCmd,
 			"empty":    emptyCmd,
 			"within":   withinCmd,
 			"nodumps":  noDumpsCmd,
@@ -166,7 +167,8 @@ func envSubstCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // service VAR sets VAR to the port of a service that answers each connection
-// with "hello" and what it got, until the story ends.
+// with "hello" and what it got, until the story ends. Who asks "whence" is
+// told where the connection comes from.
 func serviceCmd(ts *testscript.TestScript, neg bool, args []string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	ts.Check(err)
@@ -181,6 +183,11 @@ func serviceCmd(ts *testscript.TestScript, neg bool, args []string) {
 				defer conn.Close()
 				conn.SetDeadline(time.Now().Add(time.Minute))
 				got, _ := io.ReadAll(conn)
+				if string(got) == "whence" {
+					from, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+					io.WriteString(conn, from)
+					return
+				}
 				io.WriteString(conn, "hello "+string(got))
 			})
 		}
@@ -208,6 +215,16 @@ func answerCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if got != args[2] {
 		ts.Fatalf("port %s answered %q, want %q", args[0], got, args[2])
 	}
+}
+
+// stays PORT connects to a port and says something, and stays until the story
+// ends.
+func staysCmd(ts *testscript.TestScript, neg bool, args []string) {
+	conn, err := net.Dial("tcp", "127.0.0.1:"+args[0])
+	ts.Check(err)
+	ts.Defer(func() { conn.Close() })
+	_, err = io.WriteString(conn, "here")
+	ts.Check(err)
 }
 
 func ask(port, text string) (string, error) {

@@ -76,7 +76,7 @@ func (b *bed) close() {
 func await(ctx context.Context, what string, cond func() bool) error {
 	for pause := time.Millisecond; !cond(); pause = min(pause*3/2, 20*time.Millisecond) {
 		if !pass(ctx, pause) {
-			return fmt.Errorf("waited in vain for: %s", what)
+			return fmt.Errorf("gave up waiting for: %s", what)
 		}
 	}
 	return nil

@@ -18,6 +18,7 @@ import (
 
 	"reverser/internal/admin"
 	"reverser/internal/memnet"
+	"reverser/internal/state"
 	"reverser/internal/status"
 )
 
@@ -106,7 +107,7 @@ func TestKeys(t *testing.T) {
 	if keys, err := c.ListKeys(ctx); err != nil || keys == nil || len(keys) != 0 {
 		t.Errorf("ListKeys = %v, %v; want an empty list", keys, err)
 	}
-	token, err := c.AddKey(ctx, admin.NewKey{Name: "nas", Allow: []string{"tcp/9000", "tcp/9001"}, MaxServices: 3})
+	token, err := c.AddKey(ctx, admin.NewKey{Name: "nas", Allow: []string{"tcp/9000", "tcp/9001"}, Limits: state.Limits{MaxServices: 3}})
 	if err != nil || token != "token-of-nas-tcp/9000,tcp/9001-3" {
 		t.Errorf("AddKey = %q, %v", token, err)
 	}

@@ -24,14 +24,14 @@ type KeyInfo struct {
 	Created *time.Time `json:"created,omitempty"` // nil for a key of the configuration file
 	Source  string     `json:"source"`            // "state" or "config"
 
-	MaxServices int `json:"max_services,omitempty"` // at once; 0: no limit
+	state.Limits
 }
 
 // NewKey is what is asked of a key that is to be made.
 type NewKey struct {
-	Name        string   `json:"name"`
-	Allow       []string `json:"allow"`
-	MaxServices int      `json:"max_services,omitempty"` // at once; 0: no limit
+	Name  string   `json:"name"`
+	Allow []string `json:"allow"`
+	state.Limits
 }
 
 // Sources of a key.
@@ -73,7 +73,7 @@ func (e *KeyEditor) List() ([]KeyInfo, error) {
 	}
 	infos := make([]KeyInfo, 0, len(keys))
 	for _, k := range keys {
-		info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig, MaxServices: k.MaxServices}
+		info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig, Limits: k.Limits}
 		for _, a := range k.Allow {
 			info.Allow = append(info.Allow, a.String())
 		}
@@ -91,10 +91,10 @@ func (e *KeyEditor) Add(k NewKey) (string, error) {
 	if err != nil {
 		return "", &UsageError{Err: err}
 	}
-	if k.MaxServices < 0 {
-		return "", &UsageError{Err: fmt.Errorf("max_services %d: a key may have 1 service or more", k.MaxServices)}
+	if err := k.Limits.Check(); err != nil {
+		return "", &UsageError{Err: err}
 	}
-	tok, err := e.Make(k.Name, policy, k.MaxServices)
+	tok, err := e.Make(k.Name, policy, k.Limits)
 	if err != nil {
 		return "", err
 	}
@@ -102,7 +102,7 @@ func (e *KeyEditor) Add(k NewKey) (string, error) {
 }
 
 // Make makes a key, stores it, and returns its token.
-func (e *KeyEditor) Make(name string, policy grammar.Policy, maxServices int) (grammar.Token, error) {
+func (e *KeyEditor) Make(name string, policy grammar.Policy, limits state.Limits) (grammar.Token, error) {
 	if err := state.CheckKeyName(name); err != nil {
 		return grammar.Token{}, &UsageError{Err: err}
 	}
@@ -113,7 +113,7 @@ func (e *KeyEditor) Make(name string, policy grammar.Policy, maxServices int) (g
 	if inFile {
 		return grammar.Token{}, &UsageError{Err: fmt.Errorf("key %q %w in the proxy's configuration file: choose another name", name, state.ErrKeyExists)}
 	}
-	k, err := e.store(name, policy, maxServices)
+	k, err := e.store(name, policy, limits)
 	if errors.Is(err, state.ErrKeyExists) {
 		return grammar.Token{}, &UsageError{Err: err}
 	}
@@ -131,10 +131,10 @@ func (e *KeyEditor) Make(name string, policy grammar.Policy, maxServices int) (g
 	return tok, nil
 }
 
-func (e *KeyEditor) store(name string, policy grammar.Policy, maxServices int) (state.Key, error) {
+func (e *KeyEditor) store(name string, policy grammar.Policy, limits state.Limits) (state.Key, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.Dir.AddKey(name, policy, maxServices)
+	return e.Dir.AddKey(name, policy, limits)
 }
 
 // Remove implements [Keys].

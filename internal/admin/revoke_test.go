@@ -25,7 +25,7 @@ func TestRemoveThatCannotBeStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	stolen, err := dir.AddKey("stolen", nil, 0)
+	stolen, err := dir.AddKey("stolen", nil, state.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"reverser/internal/grammar"
@@ -17,6 +18,7 @@ import (
 // Settings is what may change while a bridge runs.
 type Settings struct {
 	Services []Service
+	Sources  []netip.Addr  // of this machine, that targets are dialled from, in turn; none: the system chooses
 	Drain    time.Duration // how long the connections of what is removed may go on; 0: DefaultDrain; negative: they are reset at once
 }
 
@@ -34,13 +36,14 @@ type Applied struct {
 }
 
 // Apply makes s the settings, as a whole or, with an error, not at all. A service that stays keeps its id and its
-// connections; where only its target changes, new connections go to the new one. The proxies are told at once, or when their
+// connections; where only its target changes, new connections go to the new one, and from the new sources. The proxies are told at once, or when their
 // link is back.
 func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
 	b.mu.Lock()
 	ids, err := b.services.Apply(s.Services)
 	if err == nil {
 		b.drainTime = s.drain()
+		b.targets.SetSources(s.Sources)
 		b.changedLocked()
 	}
 	b.mu.Unlock()

@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -76,6 +79,48 @@ func TestApply(t *testing.T) {
 	talk(t, p.open(1), two.accept(), "still")
 }
 
+// TestSources: a target sees its connections come from the sources, and from others after a change.
+func TestSources(t *testing.T) {
+	if runtime.GOOS == "darwin" {
+		t.Skip("127.0.0.1 is its only address of 127.0.0.0/8")
+	}
+	target := serve(t, "tcp", "127.0.0.1:0")
+	set := func(sources ...string) Settings {
+		s := Settings{Services: []Service{{Public: public(t, "9000"), Target: target.target()}}}
+		for _, ip := range sources {
+			s.Sources = append(s.Sources, netip.MustParseAddr(ip))
+		}
+		return s
+	}
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: set("127.0.0.9")})
+	p.ready()
+	from := func(want ...string) {
+		t.Helper()
+		var got []string
+		for range want {
+			s, at := p.open(1), target.accept()
+			got = append(got, at.RemoteAddr().(*net.TCPAddr).IP.String())
+			talk(t, s, at, "hello")
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("the target sees %q, want %q", got, want)
+		}
+	}
+	from("127.0.0.9", "127.0.0.9")
+	for _, c := range []struct{ sources, want []string }{
+		{[]string{"127.0.0.7", "127.0.0.8"}, []string{"127.0.0.7", "127.0.0.7", "127.0.0.8", "127.0.0.8"}},
+		{[]string{"::1"}, []string{"127.0.0.1"}}, // which is not of the target's family
+		{nil, []string{"127.0.0.1"}},
+	} {
+		if _, err := b.Apply(t.Context(), set(c.sources...)); err != nil {
+			t.Fatal(err)
+		}
+		from(c.want...)
+	}
+}
+
 // TestRetiredServiceIsServed: a user who was on the way when the service was removed is served.
 func TestRetiredServiceIsServed(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
@@ -103,15 +148,22 @@ func TestRetiredServiceIsServed(t *testing.T) {
 	wantCode(t, p.open(1), wire.CodeService)
 }
 
-// TestRetiredServiceIsDropped: a stream below a mark that never comes is waited for as long as its slot has had a connection for a
-// minute.
+// TestRetiredServiceIsDropped: a stream below a mark that never comes is waited for until its slot has had a connection, or needed
+// none, for a minute.
 func TestRetiredServiceIsDropped(t *testing.T) {
+	for name, slot := range map[string]uint8{"a slot with a connection": 1, "a slot that rests": 2} {
+		t.Run(name, func(t *testing.T) { testRetiredIsDropped(t, slot) })
+	}
+}
+
+func testRetiredIsDropped(t *testing.T, slot uint8) {
 	synctest.Test(t, func(t *testing.T) {
 		var n memnet.Net
 		var d dns
 		d.set(false, nil, "192.0.2.1")
 		p := newProxy(t)
 		p.keep = true // UNCLAIM is answered below
+		p.features = link.Features
 		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
 		b := onMemnet(t, &n, &d)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -122,7 +174,10 @@ func TestRetiredServiceIsDropped(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		p.link.Say(1, wire.AppendUnclaimed(nil, 1, []wire.Mark{{Slot: 1, Stream: 1<<8 | 1}}))
+		if up := p.link.Status()[slot].Up; up != (slot == 1) {
+			t.Errorf("slot %d has a connection: %t", slot, up)
+		}
+		p.link.Say(1, wire.AppendUnclaimed(nil, 1, []wire.Mark{{Slot: slot, Stream: 1<<8 | uint64(slot)}}))
 		retired := func() bool {
 			b.mu.Lock()
 			defer b.mu.Unlock()

@@ -2,8 +2,8 @@
 // real servers.
 //
 // Only this package knows what a service means in the LAN: the proxy names services by number and never an address. The way
-// of a byte through it: internal/link receives, serve.go finds the service of a new stream, target.go connects to the real
-// server, internal/relay moves the bytes. The way of a claim: apply.go takes the services, internal/claims decides what each
+// of a byte through it: internal/link receives, serve.go finds the service of a new stream and connects to the real server,
+// internal/relay moves the bytes. The way of a claim: apply.go takes the services, internal/claims decides what each
 // proxy is told, uplink.go says it and hears the answer, probe.go proves the public port. Every goroutine is counted in
 // life.wg or in traffic.Conns, and Run returns when all have ended.
 package bridge
@@ -125,6 +125,7 @@ func New(cfg Config) (*Bridge, error) {
 	for _, p := range cfg.Proxies {
 		b.uplinks = append(b.uplinks, b.newUplink(p))
 	}
+	b.targets.SetSources(cfg.Settings.Sources)
 	b.targets.Warn = func(err error) { b.log.Warn("users wait for a connection to their target", "err", err) }
 	rand.Read(b.instance[:])
 	b.name, _ = os.Hostname()
@@ -133,7 +134,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.drain = make(chan struct{})
-	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]meaning)}
+	b.names = &names{ctx: b.ctx, wg: &b.wg, lookup: net.DefaultResolver.LookupNetIP, known: make(map[string]answer)}
 	b.socket = func(ctx context.Context, network, addr string, segment int) (net.Conn, error) {
 		return sys.DialLink(ctx, cfg.From, network, addr, segment)
 	}

@@ -292,7 +292,7 @@ func (p *proxy) serveOnMemnet(n *memnet.Net, addrs ...string) (stop func()) {
 
 func (p *proxy) serveAs(instance byte, id tls.Certificate, n *memnet.Net, addrs ...string) (stop func()) {
 	t := p.t
-	sc := &auth.ServerConfig{Identity: id, Instance: [16]byte{instance}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == keyID }}
+	sc := &auth.ServerConfig{Identity: id, Instance: [16]byte{instance}, Features: p.features, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == keyID }}
 	host := link.NewHost(link.HostConfig{
 		Owner: p, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance, Carriers: 2,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },

@@ -164,10 +164,7 @@ func (b *Bridge) links() (all []*link.Link) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, u := range b.uplinks {
-		if u.link != nil {
-			all = append(all, u.link)
-		}
-		all = append(all, u.leaving...)
+		all = append(all, u.linksLocked()...)
 	}
 	return all
 }

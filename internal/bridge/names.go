@@ -18,23 +18,24 @@ const (
 	mostAddresses  = 4
 )
 
-// names knows what host names mean, also while DNS does not answer.
+// names looks host names up. It keeps the last good answers, for when DNS does not answer.
 type names struct {
 	ctx    context.Context // of lookups, which an attempt may leave behind
 	wg     *sync.WaitGroup
 	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
 	mu    sync.Mutex
-	known map[string]meaning // the last good answers; guarded by mu
+	known map[string]answer // the last good answers; guarded by mu
 }
 
-// meaning is what a name meant at a time.
-type meaning struct {
+// answer is what DNS said of a name, and when.
+type answer struct {
 	addrs []netip.Addr
 	at    time.Time
 }
 
-// addresses returns what the host means now, or what it meant before when DNS does not say so soon; the error is then why.
+// addresses returns the addresses of the host. When DNS fails or takes too long, it returns the last good answer, if there is one,
+// together with the error.
 func (n *names) addresses(ctx context.Context, host string) ([]netip.Addr, error) {
 	if host == "" {
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, nil
@@ -59,7 +60,7 @@ func (n *names) addresses(ctx context.Context, host string) ([]netip.Addr, error
 	return last.addrs, &net.DNSError{Err: "no answer in time", Name: host, IsTimeout: true}
 }
 
-// ask looks the host up, and keeps what it means when DNS answers, however late.
+// ask starts a lookup of the host. The channel receives its error, or nil. A good answer is kept even if nobody waits for it any more.
 func (n *names) ask(host string) <-chan error {
 	done := make(chan error, 1)
 	n.wg.Go(func() {
@@ -77,7 +78,7 @@ func (n *names) ask(host string) <-chan error {
 	return done
 }
 
-func (n *names) last(host string) meaning {
+func (n *names) last(host string) answer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.known[host]
@@ -93,7 +94,7 @@ func (n *names) learn(host string, addrs []netip.Addr) {
 	if old := n.known[host].addrs; old != nil {
 		toFront(addrs, old[0])
 	}
-	n.known[host] = meaning{addrs[:min(len(addrs), mostAddresses)], time.Now()}
+	n.known[host] = answer{addrs[:min(len(addrs), mostAddresses)], time.Now()}
 }
 
 // reached puts the address in front.
@@ -116,8 +117,8 @@ func toFront(addrs []netip.Addr, first netip.Addr) {
 	}
 }
 
-// watchName looks the proxy's name up now and then. changed is called when it does not mean the address any more that the
-// link is connected to, or means something else while it is not: once for each answer.
+// watchName looks the proxy's name up now and then. It calls changed, once for each new answer, when the addresses no longer contain
+// the one that the link is connected to, or, while it is not connected, when they are others than before.
 func (u *uplink) watchName(changed func()) {
 	host, _, err := net.SplitHostPort(u.proxy)
 	if _, noName := netip.ParseAddr(host); err != nil || host == "" || noName == nil {

@@ -193,7 +193,7 @@ func probeHint(err error) string {
 	case errors.Is(err, errOther):
 		return ": does another machine or program have this address?"
 	case errors.Is(err, errNoAnswer):
-		return ": has the proxy as many users as its descriptor limit allows (its log says so), or does something in between take connections?"
+		return ": has the proxy as many users as its descriptors or the limit of this key allow (its log says so), or does something in between take connections?"
 	}
 	return ": does a firewall or the cloud's security group block it?"
 }

@@ -1,8 +1,13 @@
 package bridge
 
 import (
+	"context"
 	"errors"
+	"net"
+	"time"
 
+	"reverser/internal/claims"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
@@ -33,6 +38,20 @@ func (u *uplink) Opened(s *link.Stream) {
 	}
 }
 
+// service returns what a stream that the proxy opened is for, and the public name that the user came to; nil: it is for
+// nothing that this bridge offers.
+func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *claims.Offered, public grammar.Public) {
+	u.b.mu.Lock()
+	defer u.b.mu.Unlock()
+	if i := u.besideLocked(l); i >= 0 {
+		return u.leaving[i].claims.Opened(id, stream)
+	}
+	if !u.beginLocked(l) {
+		return nil, public
+	}
+	return u.claims.Opened(id, stream)
+}
+
 // serve connects a stream to its service. The pair goes on by itself.
 func (b *Bridge) serve(a *traffic.Admission, s *link.Stream, svc Service) {
 	if svc.Handle != nil {
@@ -54,4 +73,22 @@ func (b *Bridge) serve(a *traffic.Admission, s *link.Stream, svc Service) {
 		a.Refuse(why, "target cannot be reached, the client gets a reset", "service", a.Service(), "client", a.ClientName(), "target", svc.TargetName(), "err", err)
 	}
 	s.Reset(targetCode(err))
+}
+
+// dialTime bounds the connect to a target.
+const dialTime = 10 * time.Second
+
+// dialTarget connects to the real server of a service.
+func (b *Bridge) dialTarget(svc Service) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, dialTime)
+	defer cancel()
+	return b.targets.Dial(ctx, svc.Target.Network, svc.Target.Address)
+}
+
+// targetCode is the code of the reset that a user gets when the target was not connected.
+func targetCode(err error) wire.Code {
+	if sys.Refused(err) {
+		return wire.CodeRefused
+	}
+	return wire.CodeUnreachable
 }

@@ -9,7 +9,6 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/claims"
-	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
 	"reverser/internal/wire"
@@ -28,12 +27,18 @@ type uplink struct {
 	// Guarded by Bridge.mu.
 	claims   *claims.Link
 	link     *link.Link   // of the present session
-	leaving  []*link.Link // of sessions beside it, whose proxy is stopping
+	leaving  []leaving    // sessions beside it, whose proxy is stopping
 	carriers map[int]bool // slots that have a connection, but for the control connection
 	remote   net.Addr     // that the control connection reached last
 	problem  error        // why there is no control connection; nil while there is one
 	telling  bool         // somebody sends what claims has to say
 	ticking  bool         // tick runs
+}
+
+// leaving is a session whose proxy is stopping, and what it still serves.
+type leaving struct {
+	link   *link.Link
+	claims *claims.Left
 }
 
 func (b *Bridge) newUplink(p Proxy) *uplink {
@@ -121,9 +126,14 @@ func (u *uplink) beginLocked(l *link.Link) bool {
 // leaveLocked puts the present session beside the one that is to come: its proxy is stopping, or was replaced without a word.
 func (u *uplink) leaveLocked() {
 	if u.link != nil && u.link.Err() == nil {
-		u.leaving = append(u.leaving, u.link)
+		u.leaving = append(u.leaving, leaving{u.link, u.claims.Leave()})
 	}
 	u.endLocked()
+}
+
+// besideLocked returns the place of l among the sessions beside the present one, else -1.
+func (u *uplink) besideLocked(l *link.Link) int {
+	return slices.IndexFunc(u.leaving, func(s leaving) bool { return s.link == l })
 }
 
 func (u *uplink) endLocked() {
@@ -204,13 +214,15 @@ func (u *uplink) Ended(l *link.Link, err error) {
 		u.endLocked()
 		u.problem = err
 	}
-	beside := slices.Contains(u.leaving, l)
-	u.leaving = slices.DeleteFunc(u.leaving, func(other *link.Link) bool { return other == l })
+	i := u.besideLocked(l)
+	if i >= 0 {
+		u.leaving = slices.Delete(u.leaving, i, i+1)
+	}
 	b.changedLocked()
 	b.mu.Unlock()
 	switch {
 	case b.ctx.Err() != nil:
-	case beside:
+	case i >= 0:
 		b.say.Say(slog.LevelInfo, u.proxy, "the proxy that was stopping has ended", "proxy", u.proxy)
 	default:
 		u.report.ended(l, err)
@@ -313,7 +325,8 @@ func (u *uplink) heardUnclaimed(l *link.Link, id uint32, marks []wire.Mark) erro
 	return nil
 }
 
-// tick tells the claims how long each slot is attached, for as long as they wait for it.
+// tick tells the claims how long each slot has had a connection or needed none, for as long as they wait for it. While the control
+// connection is there the proxy says at once that it has a stream for a slot at rest, which ends the rest.
 func (u *uplink) tick() {
 	b := u.b
 	t := time.NewTicker(tickEvery)
@@ -335,7 +348,7 @@ func (u *uplink) tick() {
 		slots := l.Status()
 		b.mu.Lock()
 		for i, st := range slots {
-			if u.link == l && i > 0 && st.Up && time.Since(st.Since) >= tickEvery {
+			if u.link == l && i > 0 && (lasts(st) || st.Resting && lasts(slots[0])) {
 				u.claims.Tick(uint8(i), tickEvery)
 			}
 		}
@@ -343,31 +356,24 @@ func (u *uplink) tick() {
 	}
 }
 
-// service returns what a stream that the proxy opened is for, and the public name that the user came to; nil: it is for
-// nothing that this bridge offers.
-func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *claims.Offered, public grammar.Public) {
-	u.b.mu.Lock()
-	defer u.b.mu.Unlock()
-	if slices.Contains(u.leaving, l) { // ids mean the same at every proxy
-		if svc = u.b.services.Offered(id); svc != nil {
-			public = svc.Public
-		}
-		return svc, public
+// lasts reports whether a slot has had its connection for a whole tick.
+func lasts(st link.SlotStatus) bool { return st.Up && time.Since(st.Since) >= tickEvery }
+
+// linksLocked returns the links that have a session: the present one, and those beside it.
+func (u *uplink) linksLocked() (all []*link.Link) {
+	if u.link != nil {
+		all = append(all, u.link)
 	}
-	if !u.beginLocked(l) {
-		return nil, public
+	for _, s := range u.leaving {
+		all = append(all, s.link)
 	}
-	return u.claims.Opened(id, stream)
+	return all
 }
 
 // snapshotLocked describes the link, and those beside it whose proxy is stopping.
 func (u *uplink) snapshotLocked() (links []status.Link) {
 	b := u.b
-	all := u.leaving
-	if u.link != nil {
-		all = append([]*link.Link{u.link}, all...)
-	}
-	for _, l := range all {
+	for _, l := range u.linksLocked() {
 		st := l.Snapshot(b.key(), b.name, b.draining.Load() || l.Leaving())
 		if st.Remote == "" {
 			st.Remote = u.proxy

@@ -2,10 +2,17 @@ package bridge
 
 import (
 	"context"
+	"errors"
+	"io"
+	"net"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"reverser/internal/link"
+	"reverser/internal/memnet"
 	"reverser/internal/status"
 	"reverser/internal/wire"
 )
@@ -119,4 +126,54 @@ func TestAnswersThatAreWrong(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStreamsBehindAGoAway: a proxy that is stopping has sent users on their way. They are served, also those of a service that was
+// given back, as far as its mark says.
+func TestStreamsBehindAGoAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		var d dns
+		d.set(false, nil, "192.0.2.1")
+		p := newProxy(t)
+		p.features, p.keep = link.Features, true // UNCLAIM is answered below
+		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
+		b := onMemnet(t, &n, &d)
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { b.Run(ctx) })
+		defer stop()
+		defer running.Wait()
+		defer cancel()
+		time.Sleep(10 * time.Second)
+		kept := Service{Public: public(t, "9001"), Handle: func(c net.Conn) { c.Close() }}
+		if _, err := b.Apply(t.Context(), Settings{Services: []Service{kept}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		n.SetDials("192.0.2.1:3010", memnet.DialRefuse) // the port is free already
+		p.link.Say(1, wire.AppendUnclaimed(nil, 1, []wire.Mark{{Slot: 1, Stream: 1<<8 | 1}}))
+		time.Sleep(time.Second)
+		p.link.GoAway(time.Minute)
+		time.Sleep(time.Second)
+		if b.mu.Lock(); len(b.uplinks[0].leaving) != 1 {
+			t.Error("the session is not beside the next one")
+		}
+		b.mu.Unlock()
+		for _, tt := range []struct {
+			what    string
+			service uint32
+			want    error
+		}{
+			{"a service that was given back, at its mark", 1, io.EOF},
+			{"the same above its mark", 1, link.ErrReset},
+			{"a service that is offered", 2, io.EOF},
+		} {
+			s := p.open(tt.service)
+			if _, err := s.Read(make([]byte, 1)); !errors.Is(err, tt.want) {
+				t.Errorf("%s: Read = %v, want %v", tt.what, err, tt.want)
+			}
+			s.Close()
+		}
+	})
 }

@@ -127,11 +127,12 @@ func tokenFor(addr string) grammar.Token {
 
 // proxy is a Host without the rest of a proxy: the test plays that.
 type proxy struct {
-	t       *testing.T
-	host    *link.Host
-	ln      []net.Listener
-	wg      sync.WaitGroup
-	closing sync.Once
+	t        *testing.T
+	host     *link.Host
+	features wire.Features // of a proxy on memnet
+	ln       []net.Listener
+	wg       sync.WaitGroup
+	closing  sync.Once
 
 	mu      sync.Mutex
 	known   bool // the key; guarded by mu, as all below

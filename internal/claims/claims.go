@@ -27,8 +27,8 @@ import (
 //  4. Link.Opened finds the service of a new stream. A service that was removed is retired: it serves the streams that
 //     the proxy opened before it gave the service back.
 
-// RetireAfter is how long a slot must have been attached since UNCLAIMED, in all, until an OPEN that was sent before must
-// have come, or will never come. The proxy does not send a stream that it opened and reset before its turn came.
+// RetireAfter is how long a slot must have been attached, or at rest, since UNCLAIMED, in all, until an OPEN that was sent before
+// must have come, or will never come. The proxy does not send a stream that it opened and reset before its turn came.
 const RetireAfter = time.Minute
 
 // MaxServices is how many services a bridge may offer, and how many that were removed a link keeps for the streams that
@@ -103,14 +103,14 @@ type retired struct {
 type mark struct {
 	slot   uint8
 	stream uint64
-	until  time.Duration // when the slot has been attached that long in all, nothing below the mark can come any more
+	until  time.Duration // when the slot has been attached or at rest that long in all, nothing below the mark can come any more
 }
 
 // slotTime is what a slot has seen in this session.
 type slotTime struct {
 	stream   uint64        // the highest that the proxy opened here
 	due      uint64        // the lowest mark that a retired service waits for here; 0: none does
-	attached time.Duration // how long it had a connection, in all
+	attached time.Duration // how long it had a connection or needed none, in all
 }
 
 // Say is a frame for the proxy.
@@ -295,6 +295,31 @@ func (c *Link) Ended() {
 	}
 }
 
+// Left is what a session serves that goes on beside the next one, because its proxy is stopping.
+type Left struct {
+	of      *Services
+	retired map[uint32]*retired
+}
+
+// Leave is Ended for a session that goes on beside the next one. What is retired stays so there until that session ends.
+func (c *Link) Leave() *Left {
+	l := &Left{c.of, c.retired}
+	c.retired = make(map[uint32]*retired)
+	c.Ended()
+	return l
+}
+
+// Opened returns the service of a stream that the proxy opened, as Link.Opened does. An id means the same at every proxy.
+func (l *Left) Opened(id uint32, stream uint64) (svc *Offered, public grammar.Public) {
+	if svc = l.of.offered[id]; svc != nil {
+		return svc, svc.Public
+	}
+	if r := l.retired[id]; r != nil && r.mayOpen(stream) {
+		return r.Offered, r.public
+	}
+	return nil, public
+}
+
 // Take returns the frames that are to be sent, in this order, and forgets them.
 func (c *Link) Take() []Say {
 	q := c.queue
@@ -447,7 +472,7 @@ func (r *retired) mayOpen(stream uint64) bool {
 	return !r.answered || slices.ContainsFunc(r.marks, func(m mark) bool { return m.slot == uint8(stream) && stream <= m.stream })
 }
 
-// Tick says that a slot has had a connection for d more. It is needed while Waiting reports true.
+// Tick says that a slot has had a connection for d more, or needed none because the proxy has no stream there. It is needed while Waiting reports true.
 func (c *Link) Tick(slot uint8, d time.Duration) {
 	at := c.slots[slot]
 	at.attached += d

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +40,7 @@ type BridgeArgs struct {
 	Proxies       []string
 	ProxyTransfer string
 	Keepalive     string
+	Sources       []string
 	Expose        []string
 	Stdin         io.Reader
 }
@@ -128,6 +130,21 @@ func ParseKeepalive(s string) (time.Duration, error) {
 		return 0, fmt.Errorf("%q is not between %s and %s: 25s suits most NATs and firewalls", s, leastKeepalive, "1h")
 	}
 	return d, err
+}
+
+// ParseSource parses an address of this machine that targets are dialled from: "192.168.1.7". Whether the machine has it is seen when
+// it is used: addresses come and go.
+func ParseSource(s string) (netip.Addr, error) {
+	ip, err := netip.ParseAddr(s)
+	switch ip = ip.Unmap(); {
+	case err != nil:
+		return netip.Addr{}, fmt.Errorf("%q is no IP address: write one of this machine, such as 192.168.1.7, without a port", s)
+	case ip.IsUnspecified():
+		return netip.Addr{}, fmt.Errorf("%q is no address of its own: leave it out, and the system chooses", s)
+	case ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return netip.Addr{}, fmt.Errorf("%q is an address of many machines: write one of this machine, such as 192.168.1.7", s)
+	}
+	return ip, nil
 }
 
 func parseDuration(s string, least time.Duration, example string) (time.Duration, error) {

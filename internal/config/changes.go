@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"reverser/internal/state"
 )
 
 // Changes says, for people, what is different in next. An option that is read at the start only is refused when it differs:
@@ -63,6 +66,9 @@ func (c *changes) proxy(old, next Proxy) {
 			if a.MaxServices != b.MaxServices {
 				c.say("max_services of key %s is %s instead of %s", name, atMost(b.MaxServices), atMost(a.MaxServices))
 			}
+			if a.MaxConnections != b.MaxConnections {
+				c.say("max_connections of key %s is %s instead of %s", name, atMost(b.MaxConnections), atMost(a.MaxConnections))
+			}
 		}
 	}
 	for _, public := range next.Offer {
@@ -83,6 +89,7 @@ func (c *changes) bridge(old, next Bridge) {
 	c.fixed("proxy", cmp.Or(strings.Join(old.Proxies, ", "), tokens), cmp.Or(strings.Join(next.Proxies, ", "), tokens))
 	c.fixed("proxy_transfer", cmp.Or(old.ProxyTransfer, "none"), cmp.Or(next.ProxyTransfer, "none"))
 	c.fixed("keepalive", duration(old.Keepalive), duration(next.Keepalive))
+	c.value("source", sources(old.Sources), sources(next.Sources))
 	if old.Token.Encode() != next.Token.Encode() {
 		place, ok := c.next.Origin["token_file"]
 		if !ok {
@@ -149,6 +156,18 @@ func (c *changes) place(option string) Place {
 	return p
 }
 
+// sources are the addresses that targets are dialled from, as people read them.
+func sources(ips []netip.Addr) string {
+	if len(ips) == 0 {
+		return "the system's choice"
+	}
+	words := make([]string, len(ips))
+	for i, ip := range ips {
+		words[i] = ip.String()
+	}
+	return strings.Join(words, ", ")
+}
+
 // atMost is a limit as people read it.
 func atMost(n int) string {
 	if n == 0 {
@@ -158,10 +177,10 @@ func atMost(n int) string {
 }
 
 func withLimit(k Key) string {
-	if k.MaxServices == 0 {
+	if k.Limits == (state.Limits{}) {
 		return ""
 	}
-	return fmt.Sprintf(", %d services at once", k.MaxServices)
+	return fmt.Sprintf(", %s at once", k.Limits)
 }
 
 // duration is a limit as people write it; what nobody gave is the role's own.

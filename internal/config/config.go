@@ -14,6 +14,7 @@ package config
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"reverser/internal/grammar"
@@ -59,6 +60,7 @@ type Bridge struct {
 	Proxies       []string      // host:port, each gets a link of its own; none: the token has it
 	ProxyTransfer string        // host:port; "": the proxy announces it
 	Keepalive     time.Duration // 0: the default
+	Sources       []netip.Addr  // of this machine, that targets are dialled from; none: the system chooses
 	Services      []grammar.Expose
 }
 

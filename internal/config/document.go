@@ -185,7 +185,7 @@ func roleOf(key string) string {
 	switch key {
 	case "listen", "transfer", "advertise", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
 		return RoleProxy
-	case "token", "token_file", "proxy", "proxy_transfer", "keepalive", "expose",
+	case "token", "token_file", "proxy", "proxy_transfer", "keepalive", "source", "expose",
 		xmlProxyServerIP, xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerIP, xmlRealServerPort:
 		return RoleBridge
 	}

@@ -12,13 +12,13 @@ import (
 
 // Key is a key that is in force.
 type Key struct {
-	Name        string
-	ID          [16]byte
-	Secret      [32]byte
-	Allow       grammar.Policy
-	MaxServices int       // at once; 0: no limit
-	Created     time.Time // zero for a key of the file
-	Table       Place     // of the file that has it; zero for a key of the state directory
+	Name   string
+	ID     [16]byte
+	Secret [32]byte
+	Allow  grammar.Policy
+	state.Limits
+	Created time.Time // zero for a key of the file
+	Table   Place     // of the file that has it; zero for a key of the state directory
 }
 
 // InFile reports whether the key comes from the configuration file.
@@ -51,7 +51,7 @@ func InForce(tables []KeyTable, stored []state.Key, pin [32]byte) ([]Key, error)
 			errs = append(errs, t.fault("secret_file", fmt.Sprintf("%s holds a token of another proxy, or this proxy's identity is new", t.SecretFile), "make a token with `reverser key add` here"))
 		}
 		byID[t.Token.KeyID], byName[t.Name] = t, t
-		keys = append(keys, Key{Name: t.Name, ID: t.Token.KeyID, Secret: t.Token.Secret, Allow: t.Allow, MaxServices: t.MaxServices, Table: Place{t.File, t.Line, "key"}})
+		keys = append(keys, Key{Name: t.Name, ID: t.Token.KeyID, Secret: t.Token.Secret, Allow: t.Allow, Limits: t.Limits, Table: Place{t.File, t.Line, "key"}})
 	}
 	for _, k := range stored {
 		if t, ok := byID[k.ID]; ok {
@@ -64,7 +64,7 @@ func InForce(tables []KeyTable, stored []state.Key, pin [32]byte) ([]Key, error)
 			errs = append(errs, t.fault("name", fmt.Sprintf("the state directory has a key %q too, with another token", k.Name), fmt.Sprintf("give this one another name, or remove the other with `reverser key remove %s`", k.Name)))
 			continue
 		}
-		keys = append(keys, Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, MaxServices: k.MaxServices, Created: k.Created})
+		keys = append(keys, Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, Limits: k.Limits, Created: k.Created})
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)

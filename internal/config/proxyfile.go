@@ -21,13 +21,13 @@ type proxyFile struct {
 
 // KeyTable is one [[key]] of a proxy's file.
 type KeyTable struct {
-	Name        string
-	SecretFile  string
-	Token       grammar.Token // what SecretFile holds
-	Allow       grammar.Policy
-	MaxServices int    // 0: no limit
-	File        string // that has the table
-	Line        int    // of the table
+	Name       string
+	SecretFile string
+	Token      grammar.Token // what SecretFile holds
+	Allow      grammar.Policy
+	state.Limits
+	File string // that has the table
+	Line int    // of the table
 
 	nameLine, secretLine int
 }
@@ -73,7 +73,7 @@ func (d *doc) proxy() *proxyFile {
 }
 
 func (d *doc) keys(p *proxyFile) {
-	for i, t := range d.tables("key", "name", "secret_file", "allow", "max_services") {
+	for i, t := range d.tables("key", "name", "secret_file", "allow", "max_services", "max_connections") {
 		at := func(k string) string { return fmt.Sprintf("key[%d].%s", i, k) }
 		k := KeyTable{
 			Name: d.inner(t, at("name"), "name"),
@@ -97,7 +97,8 @@ func (d *doc) keys(p *proxyFile) {
 			}
 		}
 		k.Allow = d.policy(t, at("allow"))
-		k.MaxServices = d.maxServices(t, at("max_services"))
+		k.MaxServices = d.limit(t, at("max_services"), "max_services", "services", 10)
+		k.MaxConnections = d.limit(t, at("max_connections"), "max_connections", "connections", 100)
 		for _, earlier := range p.Tables {
 			switch {
 			case k.Name != "" && k.Name == earlier.Name:
@@ -110,14 +111,15 @@ func (d *doc) keys(p *proxyFile) {
 	}
 }
 
-func (d *doc) maxServices(t map[string]any, path string) int {
-	v, ok := t["max_services"]
+// limit is how many of what a key may have at once.
+func (d *doc) limit(t map[string]any, path, key, what string, example int) int {
+	v, ok := t[key]
 	if !ok {
 		return 0
 	}
 	n, ok := v.(int64)
 	if !ok || n < 1 || n > math.MaxInt32 {
-		d.fail(&Error{Line: d.line(path), Key: "max_services", Text: "this is no number of services, 1 or more", Hint: "write max_services = 10, or leave it out: the key then has no limit"})
+		d.fail(&Error{Line: d.line(path), Key: key, Text: fmt.Sprintf("this is no number of %s, 1 or more", what), Hint: fmt.Sprintf("write %s = %d, or leave it out: the key then has no limit", key, example)})
 		return 0
 	}
 	return int(n)

@@ -193,6 +193,20 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 			return Settings{}, argError("", "--keepalive: %w", err)
 		}
 	}
+	words := args.Sources
+	if len(words) == 0 {
+		words = file.Sources
+	}
+	for _, word := range words {
+		ip, err := ParseSource(word)
+		if err != nil {
+			return Settings{}, argError("", "--source: %w", err)
+		}
+		if slices.Contains(b.Sources, ip) {
+			return Settings{}, argError("", "--source: %s is there twice", ip)
+		}
+		b.Sources = append(b.Sources, ip)
+	}
 	b.ProxyTransfer = cmp.Or(args.ProxyTransfer, file.ProxyTransfer)
 	if len(args.Proxies) == 1 && args.ProxyTransfer == "" && file.TransferPort != 0 {
 		// The XML has one host for both ports, and the flag names another.
@@ -215,6 +229,7 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	override(set.Origin, "proxy", strings.Join(args.Proxies, ","))
 	override(set.Origin, "proxy_transfer", args.ProxyTransfer)
 	override(set.Origin, "keepalive", args.Keepalive)
+	override(set.Origin, "source", strings.Join(args.Sources, ","))
 	for _, option := range []string{"token", "token_file"} {
 		override(set.Origin, option, cmp.Or(args.Token, args.TokenFile, args.TokenEnv))
 	}

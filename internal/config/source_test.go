@@ -83,13 +83,13 @@ resume_within = "2m"
 // The keys of the state directory come in when it is open.
 func TestProxySourceKeys(t *testing.T) {
 	dir := folder(t)
-	path := write(t, filepath.Join(dir, "proxy.toml"), keyTable+"max_services = 3\n")
+	path := write(t, filepath.Join(dir, "proxy.toml"), keyTable+"max_services = 3\nmax_connections = 100\n")
 	s := NewProxySource(ProxyArgs{Config: path})
 	loaded(t, s)
-	stored := []state.Key{{Name: "nas", ID: [16]byte{9}, Secret: [32]byte{7}, MaxServices: 4}}
+	stored := []state.Key{{Name: "nas", ID: [16]byte{9}, Secret: [32]byte{7}, Limits: state.Limits{MaxServices: 4, MaxConnections: 5}}}
 	var failed error
 	s.UseState(func() ([]state.Key, error) { return stored, failed }, testToken(1).Pin)
-	if keys := loaded(t, s).Proxy.Keys; fmt.Sprint(keys) != "[office nas]" || keys[0].MaxServices != 3 || keys[1].MaxServices != 4 {
+	if keys := loaded(t, s).Proxy.Keys; fmt.Sprint(keys) != "[office nas]" || keys[0].MaxServices != 3 || keys[1].MaxServices != 4 || keys[0].MaxConnections != 100 || keys[1].MaxConnections != 5 {
 		t.Errorf("keys = %v", keys)
 	}
 	stored = append(stored, state.Key{Name: "office", ID: [16]byte{8}})
@@ -108,6 +108,7 @@ token_file = "office.token"
 proxy = "a.example.com"
 proxy_transfer = "a.example.com:3020"
 keepalive = "2m"
+source = ["192.0.2.1", "2001:DB8::1"]
 log_level = "warn"
 [[expose]]
 public = 9000
@@ -115,7 +116,7 @@ target = "nas:80"
 `)
 	set := loaded(t, NewBridgeSource(BridgeArgs{Config: path, Expose: []string{"9001=22"}}))
 	b := set.Bridge
-	if set.Role != RoleBridge || b.Token.Encode() != testToken(1).Encode() || fmt.Sprint(b.Proxies) != "[a.example.com:3010]" || b.ProxyTransfer != "a.example.com:3020" || b.Keepalive != 2*time.Minute || set.LogLevel != slog.LevelWarn {
+	if set.Role != RoleBridge || b.Token.Encode() != testToken(1).Encode() || fmt.Sprint(b.Proxies) != "[a.example.com:3010]" || b.ProxyTransfer != "a.example.com:3020" || b.Keepalive != 2*time.Minute || fmt.Sprint(b.Sources) != "[192.0.2.1 2001:db8::1]" || set.LogLevel != slog.LevelWarn {
 		t.Errorf("of the file: %+v", set)
 	}
 	if got := fmt.Sprint(b.Services); got != "[tcp/9000=nas:80 tcp/9001=127.0.0.1:22]" {
@@ -124,13 +125,13 @@ target = "nas:80"
 
 	// Tokens, in their order.
 	write(t, filepath.Join(dir, "zero.token"), testToken(0).Encode())
-	args := BridgeArgs{Config: path, Token: testToken(2).Encode(), TokenFile: filepath.Join(dir, "zero.token"), TokenEnv: testToken(1).Encode(), Proxies: []string{"b:1"}, ProxyTransfer: "b:2", Keepalive: "10s"}
+	args := BridgeArgs{Config: path, Token: testToken(2).Encode(), TokenFile: filepath.Join(dir, "zero.token"), TokenEnv: testToken(1).Encode(), Proxies: []string{"b:1"}, ProxyTransfer: "b:2", Keepalive: "10s", Sources: []string{"::ffff:192.0.2.2"}}
 	for _, id := range []byte{2, 0, 1} {
 		set := loaded(t, NewBridgeSource(args))
-		if set.Bridge.Token.KeyID[0] != id || fmt.Sprint(set.Bridge.Proxies) != "[b:1]" || set.Bridge.ProxyTransfer != "b:2" || set.Bridge.Keepalive != 10*time.Second {
+		if set.Bridge.Token.KeyID[0] != id || fmt.Sprint(set.Bridge.Proxies) != "[b:1]" || set.Bridge.ProxyTransfer != "b:2" || set.Bridge.Keepalive != 10*time.Second || fmt.Sprint(set.Bridge.Sources) != "[192.0.2.2]" {
 			t.Errorf("with a token of key %d: %+v", id, set.Bridge)
 		}
-		for _, option := range []string{"token_file", "proxy", "proxy_transfer"} {
+		for _, option := range []string{"token_file", "proxy", "proxy_transfer", "keepalive", "source"} {
 			if p, ok := set.Origin[option]; ok {
 				t.Errorf("origin of %s = %v; want none", option, p)
 			}
@@ -313,6 +314,9 @@ func TestBadArgs(t *testing.T) {
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Keepalive: "4s", Expose: []string{"9000"}}), false, []string{"--keepalive: ", "not between 5s and 1h"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Keepalive: "61m", Expose: []string{"9000"}}), false, []string{"--keepalive: ", "not between 5s and 1h"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Keepalive: "25", Expose: []string{"9000"}}), false, []string{"--keepalive: ", "no unit"}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Sources: []string{"127.0.0.9", "nas"}, Expose: []string{"9000"}}), false, []string{"--source: ", `"nas" is no IP address`}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Sources: []string{"127.0.0.9:80"}, Expose: []string{"9000"}}), false, []string{"--source: ", "without a port"}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Sources: []string{"127.0.0.9", "::ffff:127.0.0.9"}, Expose: []string{"9000"}}), false, []string{"--source: 127.0.0.9 is there twice"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a:0"}, Expose: []string{"9000"}}), false, []string{"--proxy: "}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, ProxyTransfer: "a", Expose: []string{"9000"}}), false, []string{"--proxy-transfer: "}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}}), true, []string{"nothing to expose"}},
@@ -412,9 +416,10 @@ func TestChanges(t *testing.T) {
 		{"a key less", "listen = 4000\n" + keyTable, "listen = 4000\n", []string{"key office removed"}, nil},
 		{"a key's rights", keyTable, strings.Replace(keyTable, "9000", "9001", 1), []string{"key office allowed tcp/9001 instead of tcp/9000"}, nil},
 		{"a key's limit", keyTable, keyTable + "max_services = 2\n", []string{"max_services of key office is 2 instead of without limit"}, nil},
+		{"a key's connections", keyTable + "max_connections = 9\n", keyTable, []string{"max_connections of key office is without limit instead of 9"}, nil},
 		{"a limit and rights", keyTable + "max_services = 2\n", strings.Replace(keyTable, "9000", "9001", 1) + "max_services = 3\n",
 			[]string{"key office allowed tcp/9001 instead of tcp/9000", "max_services of key office is 3 instead of 2"}, nil},
-		{"a key with a limit more", "listen = 4000\n", "listen = 4000\n" + keyTable + "max_services = 2\n", []string{"key office added, allowed tcp/9000, 2 services at once"}, nil},
+		{"a key with a limit more", "listen = 4000\n", "listen = 4000\n" + keyTable + "max_services = 2\nmax_connections = 1\n", []string{"key office added, allowed tcp/9000, 2 services, 1 connection at once"}, nil},
 		{"a key's token", keyTable, strings.Replace(keyTable, "office.token", "other.token", 1), []string{"key office has another token, allowed tcp/9000"}, nil},
 		{"a key's name", keyTable, strings.Replace(keyTable, `"office"`, `"b"`, 1), []string{"key b added, allowed tcp/9000", "key office removed"}, nil},
 
@@ -433,6 +438,8 @@ func TestChanges(t *testing.T) {
 		{"the same token elsewhere", "token_file = \"office.token\"\n[[expose]]\npublic = 9000", "token = \"" + testToken(1).Encode() + "\"\n[[expose]]\npublic = 9000", nil, nil},
 		{"a proxy", "token_file = \"office.token\"\n[[expose]]\npublic = 9000", "token_file = \"office.token\"\nproxy = \"a\"\n[[expose]]\npublic = 9000", nil, []string{"c.toml:2: proxy: a change from the token's address to a:3010 needs a restart"}},
 		{"a bridge's keepalive", "token_file = \"office.token\"\n[[expose]]\npublic = 9000", "token_file = \"office.token\"\nkeepalive = \"5m\"\n[[expose]]\npublic = 9000", nil, []string{"c.toml:2: keepalive: a change from the default to 5m0s needs a restart"}},
+		{"a source", "token_file = \"office.token\"\n[[expose]]\npublic = 9000", "token_file = \"office.token\"\nsource = \"127.0.0.9\"\n[[expose]]\npublic = 9000", []string{"source is 127.0.0.9 instead of the system's choice"}, nil},
+		{"sources", "token_file = \"office.token\"\nsource = \"127.0.0.9\"\n[[expose]]\npublic = 9000", "token_file = \"office.token\"\nsource = [\"127.0.0.8\", \"::1\"]\n[[expose]]\npublic = 9000", []string{"source is 127.0.0.8, ::1 instead of 127.0.0.9"}, nil},
 		{"a bridge's patience", "token_file = \"office.token\"\n[[expose]]\npublic = 9000", "token_file = \"office.token\"\nresume_within = \"9s\"\n[[expose]]\npublic = 9000", nil, []string{"c.toml:2: resume_within: a change from the default to 9s needs a restart"}},
 	} {
 		path := write(t, filepath.Join(dir, "c.toml"), c.before)

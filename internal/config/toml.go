@@ -15,7 +15,7 @@ import (
 // help.
 var tomlKeys = []string{
 	"listen", "transfer", "advertise", "key",
-	"token", "token_file", "proxy", "proxy_transfer", "keepalive", "expose",
+	"token", "token_file", "proxy", "proxy_transfer", "keepalive", "source", "expose",
 	"state", "drain", "resume_within", "log_format", "log_level",
 }
 

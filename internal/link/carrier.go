@@ -10,6 +10,7 @@ import (
 
 	"reverser/internal/record"
 	"reverser/internal/sys"
+	"reverser/internal/wire"
 )
 
 // batch is about how many bytes of frames are encrypted and written at once.
@@ -133,6 +134,34 @@ func (sl *slot) fence(err error) {
 	c.conn.Close()
 }
 
+// giveUp tells the peer what it did wrong, and ends the session where the state cannot be trusted any more.
+func (c *carrier) giveUp(err error) {
+	p, ok := errors.AsType[*violationError](err)
+	if !ok {
+		return
+	}
+	sl := c.slot
+	sl.mu.Lock()
+	current := sl.cur == c
+	if current {
+		sl.cur = nil // the writer stops; what it has in hand goes first
+		c.err = err
+		sl.since = sl.link.now()
+		sl.core.lost(c.gen)
+		c.work.Broadcast()
+	}
+	sl.mu.Unlock()
+	if !current {
+		return
+	}
+	c.conn.SetDeadline(time.Now().Add(time.Second))
+	c.conn.Write(wire.AppendErr(nil, wire.Err{Code: p.code, Text: p.text}))
+	if p.fatal {
+		sl.link.Kill(err)
+	}
+	drain(c.conn)
+}
+
 // run serves the connection until it ends, by itself or by fence, and returns why.
 func (c *carrier) run() error {
 	sl := c.slot
@@ -163,7 +192,7 @@ func (c *carrier) run() error {
 	sl.link.heard.ring()
 	c.conn.Close()
 	c.writers.Wait()
-	sl.abandoned()
+	sl.resetIfFinal()
 	if sl.index == 0 { // what broke it may have broken the others
 		sl.link.suspectCarriers()
 	} else {

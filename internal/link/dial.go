@@ -296,7 +296,7 @@ func (k *keeper) keep(ctx context.Context, c *carrier) {
 		case ctx.Err() != nil || l.Err() != nil || l.leaving.final.Load():
 			return
 		case errors.Is(err, errOther): // what still has a connection to the old process may finish
-			l.Abandon()
+			l.StopResuming()
 			return
 		case refused && r.status != wire.StatusStale && r.status != wire.StatusDraining:
 			l.Kill(fmt.Errorf("the proxy ended the session: %w", err))

@@ -171,7 +171,7 @@ func (s *Stream) freeze(b []byte, now time.Duration) []byte {
 
 	h := &s.send
 	b, at = beginRecord(b, recSend)
-	b = append(b, uint8(h.end), uint8(h.code), flags(h.abort, h.abandoned))
+	b = append(b, uint8(h.end), uint8(h.code), flags(h.abort, h.dropped))
 	for _, v := range []uint64{h.una, h.nxt, h.max, h.credit, h.q.base} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
@@ -239,7 +239,7 @@ func thawStream(doc []byte, shift time.Duration) (*Stream, error) {
 		case recSend:
 			h := &s.send
 			h.end, h.code = wire.EndKind(f.u8()), wire.Code(f.u8())
-			setFlags(f.u8(), &h.abort, &h.abandoned)
+			setFlags(f.u8(), &h.abort, &h.dropped)
 			h.una, h.nxt, h.max, h.credit, h.q.base = f.u64(), f.u64(), f.u64(), f.u64(), f.u64()
 			h.q.crc, h.q.end = f.u32(), h.q.base
 		case recUnsent:
@@ -299,7 +299,7 @@ func (s *Stream) possible(unread uint64) bool {
 	if h.q.base > far || h.q.end > far || h.una > h.nxt || h.nxt > h.max || h.max > h.total() {
 		return false
 	}
-	if h.abandoned && h.q.head != nil || !h.abandoned && h.q.base > min(h.una, h.q.end) || s.forgotten && !h.abandoned {
+	if h.dropped && h.q.head != nil || !h.dropped && h.q.base > min(h.una, h.q.end) || s.forgotten && !h.dropped {
 		return false
 	}
 	if r.consumed > r.nxt || r.nxt > r.granted || r.granted > far || unread > r.nxt-r.consumed || r.mark > r.consumed {

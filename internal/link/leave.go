@@ -61,7 +61,7 @@ func (l *Link) goingAway(g wire.GoAway) {
 	}
 	l.owner.GoingAway(l, time.Duration(g.DrainMillis)*time.Millisecond)
 	if l.dials {
-		l.Abandon() // which begins the next session
+		l.StopResuming() // which begins the next session
 	}
 }
 
@@ -102,21 +102,21 @@ func (l *Link) Settle(d time.Duration) {
 	}
 }
 
-// Abandon says that no connection of the session will come back once it is gone: the ports of the proxy are another process's.
+// StopResuming says that no connection of the session will come back once it is gone: the ports of the proxy are another process's.
 // A slot that loses its connection loses its streams, and without any connection the session ends.
-func (l *Link) Abandon() {
+func (l *Link) StopResuming() {
 	l.leaving.once.Do(func() {
 		l.leaving.final.Store(true)
 		close(l.leaving.left)
 		for _, sl := range l.slots {
-			sl.abandoned()
+			sl.resetIfFinal()
 			sl.news.ring()
 		}
 	})
 }
 
-// abandoned resets the streams of a slot that has no connection and gets none any more.
-func (sl *slot) abandoned() {
+// resetIfFinal resets the streams of a slot that has no connection and gets none any more.
+func (sl *slot) resetIfFinal() {
 	l := sl.link
 	if !l.leaving.final.Load() {
 		return
@@ -158,6 +158,60 @@ func (l *Link) Alive() bool {
 		if up {
 			return true
 		}
+	}
+	return false
+}
+
+// Reset resets every stream that its user has not closed.
+func (l *Link) Reset(code wire.Code) {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		left := make([]*Stream, 0, len(sl.core.streams))
+		for _, s := range sl.core.streams {
+			if !s.closed {
+				left = append(left, s.whole)
+			}
+		}
+		sl.mu.Unlock()
+		for _, s := range left {
+			s.Reset(code)
+		}
+	}
+}
+
+// Flush waits until the peer has everything that streams sent, and a GOAWAY is out, at most d. A slot without a connection
+// is not waited for.
+func (l *Link) Flush(d time.Duration) {
+	const step = 5 * time.Millisecond
+	t := time.NewTicker(step)
+	defer t.Stop()
+	for waited := time.Duration(0); waited < d && l.unacked(); waited += step {
+		select {
+		case <-l.ended:
+			return
+		case <-t.C:
+		}
+	}
+}
+
+func (l *Link) unacked() bool {
+	for _, sl := range l.slots {
+		sl.mu.Lock()
+		if sl.cur == nil { // nobody to wait for
+			sl.mu.Unlock()
+			continue
+		}
+		if sl.core.goAway != nil || sl.cur.sending || sl.cur.unwritten {
+			sl.mu.Unlock()
+			return true
+		}
+		for _, s := range sl.core.streams {
+			if h := &s.send; !h.dropped && h.una < h.total() {
+				sl.mu.Unlock()
+				return true
+			}
+		}
+		sl.mu.Unlock()
 	}
 	return false
 }

@@ -52,7 +52,7 @@ func nextProxy(w *world, instance byte) (*recorder, *Host) {
 func stopProxy(h *Host) {
 	for _, l := range h.Links() {
 		l.GoAway(time.Minute)
-		l.Abandon()
+		l.StopResuming()
 	}
 }
 
@@ -120,7 +120,7 @@ func TestProxySaysWhenToComeBack(t *testing.T) {
 			old := w.host
 			for _, l := range old.Links() {
 				l.GoAwayFor(time.Hour, asked.comeBack)
-				l.Abandon()
+				l.StopResuming()
 			}
 			begin := time.Now()
 			successor, h := nextProxy(w, 10)

@@ -246,35 +246,6 @@ func (sl *slot) killStreams() (abort func()) {
 	}
 }
 
-// SlotStatus is a snapshot of one slot.
-type SlotStatus struct {
-	Up      bool
-	Remote  string
-	RTT     time.Duration
-	Resumes uint64
-	Since   time.Time
-	Streams int
-
-	Duplicates    uint64 // DATA frames that had come before, as some do after a resume
-	ChecksumFails uint64 // directions of streams that did not arrive as they were sent
-}
-
-// Status returns a snapshot of every slot; the first is the control connection's.
-func (l *Link) Status() []SlotStatus {
-	out := make([]SlotStatus, len(l.slots))
-	for i, sl := range l.slots {
-		sl.mu.Lock()
-		st := SlotStatus{Up: sl.cur != nil, RTT: sl.core.rtt, Resumes: sl.resumes, Since: l.start.Add(sl.since), Streams: len(sl.core.streams),
-			Duplicates: sl.core.Duplicates, ChecksumFails: sl.core.ChecksumFails}
-		if sl.cur != nil {
-			st.Remote = sl.cur.conn.RemoteAddr().String()
-		}
-		sl.mu.Unlock()
-		out[i] = st
-	}
-	return out
-}
-
 // Up reports whether the link can carry new streams at once, and the peer is not stopping.
 func (l *Link) Up() bool { return !l.Leaving() && l.Connected() }
 

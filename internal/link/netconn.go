@@ -70,7 +70,7 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 			return n, s.opError("write", err)
 		}
 		k := min(room, len(p)-n)
-		if k > 0 && !s.send.abandoned && !s.forgotten {
+		if k > 0 && !s.send.dropped && !s.forgotten {
 			s.send.q.write(p[n : n+k])
 			s.slot.core.touch(&s.streamCore)
 			s.slot.wake()

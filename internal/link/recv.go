@@ -1,6 +1,7 @@
 package link
 
 import (
+	"errors"
 	"hash/crc32"
 	"time"
 
@@ -8,9 +9,9 @@ import (
 )
 
 // Inbound flow, in the order the bytes meet it:
-//  1. carrier.readLoop (inbound.go) decrypts and parses frames.
+//  1. carrier.readLoop (inbound.go) reads, decrypts and parses frames.
 //  2. core.receive checks each against the stream's state and trims what came before.
-//  3. Stream.deliver (deliver.go) hands the bytes to the stream's Receiver, which writes them to its socket at once; what
+//  3. Stream.deliver (inbound.go) hands the bytes to the stream's Receiver, which writes them to its socket at once; what
 //     the socket does not take waits in the receive queue, at most a window.
 //  4. What left the process is consumed: recvHalf.consume grants new credit.
 
@@ -56,6 +57,136 @@ func (r *recvHalf) held() int64 {
 }
 
 func (r *recvHalf) reset() bool { return r.end == wire.RST || r.abort }
+
+// event is what a received frame asks of the shell.
+type event struct {
+	kind   eventKind
+	stream *streamCore
+	data   []byte // with evData: new bytes in order; aliases the frame
+}
+
+type eventKind uint8
+
+const (
+	evNone   eventKind = iota
+	evData             // stream received data
+	evEnd              // stream received its end: FIN or RST
+	evOpened           // the peer opened the stream
+	evReset            // stream is over without an END from the peer: tell its socket RST
+	evAcked            // stream may have room for more to send
+)
+
+// receive applies one frame of a stream. Frames of the link are the shell's.
+func (c *core) receive(f wire.Frame, now time.Duration) (event, error) {
+	s := c.streams[f.Stream]
+	if s == nil {
+		return c.receiveUnknown(f)
+	}
+	if c.glitches > 0 {
+		c.glitches--
+	}
+	switch f.Type {
+	case wire.TypeData:
+		return c.receiveData(s, f, now)
+	case wire.TypeAck:
+		return c.receiveAck(s, f)
+	case wire.TypeEnd:
+		return c.receiveEnd(s, f)
+	case wire.TypeOpen:
+		if c.mine(s.id) {
+			return event{}, notTheOpener(f)
+		}
+		return event{}, c.glitch() // sent again after a resume that crossed it
+	case wire.TypeForget:
+		if c.mine(s.id) {
+			return event{}, notTheOpener(f)
+		}
+		return c.forget(s), nil
+	}
+	return event{}, violation(wire.ErrUnexpected, "%s on a stream", f.Type)
+}
+
+// notTheOpener is the violation of a peer that decides about the id of a stream of this end.
+func notTheOpener(f wire.Frame) error {
+	return violation(wire.ErrUnexpected, "%s of stream %d from the end that did not open it", f.Type, f.Stream)
+}
+
+func (c *core) receiveUnknown(f wire.Frame) (event, error) {
+	if !c.possible(f.Stream) {
+		return event{}, violation(wire.ErrUnexpected, "%s of stream %d on slot %d", f.Type, f.Stream, c.index)
+	}
+	if c.mine(f.Stream) {
+		switch {
+		case f.Type == wire.TypeOpen || f.Type == wire.TypeForget:
+			return event{}, notTheOpener(f)
+		case f.Stream >= c.ids.next:
+			return event{}, violation(wire.ErrUnexpected, "%s of stream %d that was never opened", f.Type, f.Stream)
+		}
+		return event{}, c.glitch() // late frame of a stream that was forgotten
+	}
+	if f.Type != wire.TypeOpen {
+		if f.Stream > c.ids.seen && f.Type != wire.TypeForget {
+			return event{}, violation(wire.ErrUnexpected, "%s of stream %d before its OPEN", f.Type, f.Stream)
+		}
+		return event{}, c.glitch()
+	}
+	if f.Stream <= c.ids.seen {
+		return event{}, c.glitch() // seen and forgotten: an id lives once
+	}
+	o, err := wire.ParseOpen(f)
+	_, unsupported := errors.AsType[*wire.UnsupportedError](err)
+	switch {
+	case err != nil && !unsupported:
+		return event{}, misfit(wire.ErrFormat, "%s", err)
+	case f.Offset > 1<<62:
+		return event{}, violation(wire.ErrOverflow, "OPEN with credit %d", f.Offset)
+	case !c.dials && c.features&wire.FeatureDialOpens == 0:
+		return event{}, violation(wire.ErrUnexpected, "OPEN by the dialling end on a connection that has not negotiated it")
+	case o.Kind == wire.OpenDatagrams && c.features&wire.FeatureDatagrams == 0:
+		return event{}, violation(wire.ErrUnexpected, "OPEN of a flow on a connection that has not negotiated datagrams")
+	case c.dials && o.Rest().Name != "":
+		return event{}, violation(wire.ErrUnexpected, "OPEN that names %q: to the dialling end a claim is named by its number", o.More.Name)
+	}
+	c.ids.seen = f.Stream
+	if unsupported {
+		o = wire.Open{Service: o.Service} // nobody uses the stream, and a document must not say what is not known here
+	}
+	s := newStream(f.Stream, o)
+	s.send.credit = f.Offset
+	s.openSent = true
+	s.recv.win, s.recv.granted = floorWindow, floorWindow
+	c.add(s)
+	if c.ids.others > 2*c.limits.accept {
+		return event{}, violation(wire.ErrFlood, "%d streams, %d agreed", c.ids.others, c.limits.accept)
+	}
+	switch {
+	case unsupported:
+		c.decline(s, wire.CodeUnsupported)
+	case c.ids.others > c.limits.accept:
+		c.decline(s, wire.CodeLimit)
+	default:
+		return event{kind: evOpened, stream: s}, nil
+	}
+	return event{}, nil
+}
+
+// close notes that nobody here has the stream any more.
+func (s *streamCore) close() { s.closed = true }
+
+// decline resets a stream that the peer opened and that nobody here is to have.
+func (c *core) decline(s *streamCore, code wire.Code) {
+	c.end(s, wire.RST, code)
+	s.recv.discard = true
+	s.close()
+}
+
+// glitch counts a frame that does nothing.
+func (c *core) glitch() error {
+	if c.glitches += 2; c.glitches > glitchLimit {
+		return violation(wire.ErrFlood, "%d frames that do nothing", c.glitches/2)
+	}
+	return nil
+}
 
 func (c *core) receiveData(s *streamCore, f wire.Frame, now time.Duration) (event, error) {
 	r := &s.recv
@@ -183,70 +314,6 @@ func (c *core) discard(s *streamCore, now time.Duration) bool {
 	// Not freed: a drain may be writing from the first chunk, and a chunk in the pool is somebody else's.
 	r.q, r.pos = queue{}, 0
 	return n > 0 && c.consume(s, n, now)
-}
-
-// ponged takes a PONG for the PING that was sent then. It reports whether that can be.
-func (c *core) ponged(sent, now time.Duration) bool {
-	rtt := now - sent
-	if c.pingsOut == 0 || sent == 0 || rtt < 0 || rtt >= time.Minute {
-		return false
-	}
-	c.pingsOut--
-	c.measured(rtt, now)
-	return true
-}
-
-// measured notes a round trip of the connection.
-func (c *core) measured(rtt, now time.Duration) {
-	c.rtt = smooth(c.rtt, rtt)
-	c.least.add(rtt, now, c.traffic.lately(now) == 0)
-}
-
-// roundTrip is the one that windows are for. 5 ms stands for the scheduling of busy hosts, where the path's is shorter than that. One
-// that became many times as long waits in a queue, which larger windows would only make longer, for everybody: there a slow path
-// ended up with seconds of them.
-func (c *core) roundTrip() time.Duration {
-	rtt := max(c.rtt, 5*time.Millisecond)
-	if least := c.least.get(); least > 0 {
-		rtt = min(rtt, 8*least+100*time.Millisecond)
-	}
-	return rtt
-}
-
-// shortest is the shortest round trip of the last minutes: the way may become longer without the connection's end. One that was
-// measured while nothing moved is what the way takes now, whatever it took before.
-type shortest struct {
-	since     time.Duration // when now began
-	now, last time.Duration // in this period, in the one before; 0: none
-}
-
-const shortestPeriod = 2 * time.Minute
-
-func (s *shortest) add(rtt, now time.Duration, quiet bool) {
-	switch {
-	case quiet || s.now == 0:
-		*s = shortest{since: now, now: rtt}
-	case now-s.since >= shortestPeriod:
-		*s = shortest{since: now, now: rtt, last: s.now}
-	}
-	s.now = min(s.now, rtt)
-}
-
-func (s *shortest) get() time.Duration {
-	if s.last == 0 {
-		return s.now
-	}
-	return min(s.now, s.last)
-}
-
-func smooth(old, sample time.Duration) time.Duration {
-	if old == 0 {
-		return sample
-	}
-	if sample > old {
-		return (old + sample) / 2 // windows that are too small for the path cost more than ones that are too large
-	}
-	return (7*old + sample) / 8 // RFC 6298
 }
 
 // due reports whether n more bytes make up a whole consumed window. The window may grow then.

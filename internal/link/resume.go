@@ -168,7 +168,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 			}
 			continue
 		case !known:
-			if h.una != 0 && !h.abandoned {
+			if h.una != 0 && !h.dropped {
 				return nil, violation(wire.ErrResume, "the peer lost stream %d", s.id)
 			}
 			h.nxt, h.cur, s.openSent = 0, nil, false
@@ -176,7 +176,7 @@ func (c *core) apply(table []wire.StreamState) (events []event, err error) {
 			continue
 		}
 		s.openSent = true
-		if !h.abandoned {
+		if !h.dropped {
 			if st.RcvNxt < h.una || st.RcvNxt > h.max {
 				return nil, violation(wire.ErrResume, "stream %d: the peer has %d bytes, acknowledged %d of %d sent", s.id, st.RcvNxt, h.una, h.max)
 			}

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"sync"
 	"time"
 
 	"reverser/internal/wire"
@@ -8,7 +9,7 @@ import (
 
 // Outbound flow, in the order the bytes meet it:
 //  1. Stream.Send (stream.go) puts a chunk of socket bytes into the stream's send queue and the stream into a flow list.
-//  2. core.fill makes frames from what the lists hold, up to one batch (bundle.go). The bytes stay in their chunks.
+//  2. core.fill makes frames from what the lists hold, up to one batch (a bundle). The bytes stay in their chunks.
 //  3. carrier.send (carrier.go) encrypts the batch and writes it with one system call.
 //  4. The bytes stay in the send queue until receiveAck frees them: the queue is flow-control window and
 //     retransmission buffer at once.
@@ -16,19 +17,19 @@ import (
 // sendHalf is the outgoing direction of a stream: una ≤ nxt ≤ max ≤ total, and q.end ≤ credit but for what a socket that was
 // reset left behind (Stream.SendRest). An END is one unit of offset space behind the last byte; a RST after a FIN is a second one.
 type sendHalf struct {
-	q         queue
-	una       uint64 // everything below is in the peer's custody
-	nxt       uint64 // next to send; at a resume it goes back to what the peer has
-	max       uint64 // highest nxt ever; what an ACK may name
-	credit    uint64 // the peer's permission
-	cur       *Chunk // that holds nxt, when known
-	curOff    uint64 // stream offset of cur's first byte
-	end       wire.EndKind
-	code      wire.Code
-	abort     bool  // RST after FIN
-	charged   int64 // part of what is held that is charged to the budget
-	abandoned bool  // the peer reset the stream: nothing is sent any more
-	deficit   int   // bytes that the stream may send before others have their turn
+	q       queue
+	una     uint64 // everything below is in the peer's custody
+	nxt     uint64 // next to send; at a resume it goes back to what the peer has
+	max     uint64 // highest nxt ever; what an ACK may name
+	credit  uint64 // the peer's permission
+	cur     *Chunk // that holds nxt, when known
+	curOff  uint64 // stream offset of cur's first byte
+	end     wire.EndKind
+	code    wire.Code
+	abort   bool  // RST after FIN
+	charged int64 // part of what is held that is charged to the budget
+	dropped bool  // see drop: nothing is sent any more
+	deficit int   // bytes that the stream may send before others have their turn
 }
 
 // room returns how many bytes may be added to the send queue now. It obeys a cap of its own whatever the peer grants: no
@@ -40,7 +41,7 @@ func (h *sendHalf) room(b *share) int {
 		most = floorWindow
 	}
 	limit := min(h.credit, min(h.una, h.q.end)+most)
-	if h.end != 0 || h.abandoned || limit <= h.q.end {
+	if h.end != 0 || h.dropped || limit <= h.q.end {
 		return 0
 	}
 	return int(limit - h.q.end)
@@ -60,9 +61,9 @@ func (h *sendHalf) total() uint64 {
 
 func (h *sendHalf) reset() bool { return h.end == wire.RST || h.abort }
 
-// drop gives up what was not acknowledged, because nobody reads it any more.
+// drop frees what was not acknowledged, because nobody reads it any more: the peer reset the stream, or the stream is over.
 func (h *sendHalf) drop(b *share) {
-	h.abandoned, h.cur = true, nil
+	h.dropped, h.cur = true, nil
 	h.q.drop()
 	h.charge(b)
 }
@@ -82,7 +83,7 @@ func (h *sendHalf) charge(b *share) {
 
 // pending reports whether there is anything to send.
 func (h *sendHalf) pending() bool {
-	return !h.abandoned && h.nxt < h.allowed()
+	return !h.dropped && h.nxt < h.allowed()
 }
 
 // allowed returns the offset up to which may be sent now. An end needs no credit, but all bytes before it do.
@@ -96,7 +97,7 @@ func (h *sendHalf) allowed() uint64 {
 // cutRest gives up what was not sent yet of a stream that is reset: the peer gives no credit for it.
 func (c *core) cutRest(s *streamCore) {
 	h := &s.send
-	if h.end == wire.RST && h.q.end > h.max && !h.abandoned && !s.forgotten {
+	if h.end == wire.RST && h.q.end > h.max && !h.dropped && !s.forgotten {
 		h.q.cut(h.max)
 		h.cur = nil
 		c.touch(s)
@@ -116,7 +117,7 @@ func (c *core) touch(s *streamCore) {
 func (c *core) end(s *streamCore, kind wire.EndKind, code wire.Code) {
 	h := &s.send
 	switch {
-	case s.forgotten || h.abandoned || h.end == wire.RST || h.abort:
+	case s.forgotten || h.dropped || h.end == wire.RST || h.abort:
 		return
 	case h.end == 0:
 		h.end, h.code = kind, code
@@ -274,6 +275,70 @@ func (h *sendHalf) addData(b *bundle, id uint64, limit int) {
 	b.add(id, h.nxt, h.cur, from, to)
 	h.nxt += uint64(to - from)
 	h.max = max(h.max, h.nxt)
+}
+
+// bundle is the frames of one batch on their way out. Small ones are built in its own memory; the bytes of a chunk stay where
+// they are, with their header in front of them, and the chunk is pinned until the batch is encrypted.
+type bundle struct {
+	mem    frameBuffer
+	own    []byte   // frames that were built here, a part of mem
+	cut    int      // bytes of own that are in pieces
+	pieces [][]byte // what goes on the wire, in order; each array has room for one byte behind
+	pinned []*Chunk
+	lent   int // bytes in pinned
+}
+
+var bundles = sync.Pool{New: func() any { return new(bundle) }}
+
+func newBundle() *bundle {
+	b := bundles.Get().(*bundle)
+	b.reset()
+	return b
+}
+
+func (b *bundle) reset() {
+	b.own, b.cut, b.pieces, b.pinned, b.lent = b.mem[:0], 0, b.pieces[:0], b.pinned[:0], 0
+}
+
+// size is how many bytes of frames there are.
+func (b *bundle) size() int { return len(b.own) + b.lent }
+
+// close returns the frames as pieces. Nothing may be added any more.
+func (b *bundle) close() [][]byte {
+	if n := len(b.own); n > b.cut {
+		b.own = append(b.own, 0)[:n]
+		b.pieces = append(b.pieces, b.own[b.cut:n])
+		b.cut = n
+	}
+	return b.pieces
+}
+
+// add adds a frame of data: in place where the chunk is the frame's alone, copied otherwise. slot.mu is held, as in free.
+func (b *bundle) add(stream, offset uint64, c *Chunk, from, to int) {
+	if from > 0 || to < c.n || to < pinFrom || c.pins > 0 {
+		b.own = wire.AppendHeader(b.own, wire.TypeData, stream, offset, to-from)
+		b.own = append(b.own, c.data()[from:to]...)
+		return
+	}
+	b.close()
+	wire.AppendHeader(c.mem[:0], wire.TypeData, stream, offset, to)
+	c.pins++
+	b.pinned = append(b.pinned, c)
+	b.pieces = append(b.pieces, c.mem[:wire.HeaderLen+to])
+	b.lent += wire.HeaderLen + to
+}
+
+// pinFrom is from how many bytes on a frame is worth a TLS record of its own.
+const pinFrom = ChunkSize / 2
+
+// free gives everything back. The pieces must not be used any more.
+func (b *bundle) free() {
+	for _, c := range b.pinned {
+		c.unpin()
+	}
+	clear(b.pinned)
+	clear(b.pieces)
+	bundles.Put(b)
 }
 
 func (c *core) receiveAck(s *streamCore, f wire.Frame) (event, error) {

@@ -37,7 +37,7 @@ func (w *sim) checkSend(p *process, s *streamCore, peer *core) {
 		held += uint64(c.n)
 	}
 	switch {
-	case h.abandoned:
+	case h.dropped:
 		if held != 0 {
 			w.fail("the %s holds %d bytes of stream %d that nobody wants", name, held, s.id)
 		}
@@ -174,7 +174,7 @@ func (w *sim) checksAgreed(e int) {
 	}
 	p := w.procs[e]
 	for s, k := range p.socks {
-		if x := k.peer(); x != nil && x.wrong && !x.dead && p.core.streams[s.id] == s && !s.send.abandoned && !s.send.reset() {
+		if x := k.peer(); x != nil && x.wrong && !x.dead && p.core.streams[s.id] == s && !s.send.dropped && !s.send.reset() {
 			w.fail("I14: %v resumed, and did not notice that the other side has wrong bytes", k)
 		}
 	}

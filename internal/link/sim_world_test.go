@@ -331,7 +331,7 @@ func (w *sim) finSock(k *sock) {
 
 func (w *sim) reset() {
 	if k := w.pickSock("RST of", func(k *sock) bool { return !k.over() && !k.closed }); k != nil {
-		if h := &k.s.send; h.end == 0 && !h.abandoned && !k.s.forgotten && w.pick("bytes without credit", 3) == 1 {
+		if h := &k.s.send; h.end == 0 && !h.dropped && !k.s.forgotten && w.pick("bytes without credit", 3) == 1 {
 			p := bytesOf(k.pair, k.end, k.sent, 1+w.pick("so many", 60_000))
 			k.s.send.q.write(p)
 			k.sent += uint64(len(p))
@@ -343,7 +343,7 @@ func (w *sim) reset() {
 
 // cutRest gives up what a reset socket left and the peer gives no credit for.
 func (w *sim) cutRest() {
-	k := w.pickSock("rest of", func(k *sock) bool { return k.rst && !k.s.send.abandoned && k.s.send.q.end > k.s.send.max })
+	k := w.pickSock("rest of", func(k *sock) bool { return k.rst && !k.s.send.dropped && k.s.send.q.end > k.s.send.max })
 	if k != nil {
 		k.core.cutRest(k.s)
 		k.sent = k.s.send.q.end

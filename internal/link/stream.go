@@ -155,7 +155,7 @@ func (s *Stream) roomLocked(patient bool) (int, error) {
 // sendError is why nothing may be sent any more, nil if it may. slot.mu is held.
 func (s *Stream) sendError() error {
 	switch {
-	case s.dead || s.send.abandoned || s.send.reset():
+	case s.dead || s.send.dropped || s.send.reset():
 		return ErrReset
 	case s.send.end != 0 || s.closed:
 		return net.ErrClosed
@@ -223,7 +223,7 @@ func (s *Stream) giveUpRest() {
 	}
 	h := &s.send
 	switch {
-	case s.forgotten || h.abandoned || h.end != 0 && h.q.end <= h.max:
+	case s.forgotten || h.dropped || h.end != 0 && h.q.end <= h.max:
 	case h.end == 0 || h.credit > s.restCredit || h.una < h.max || h.nxt < min(h.q.end, h.credit) || !s.slot.heardFor(flushTimeout):
 		s.limitRest() // it is not the reader that is waited for, or it reads
 	default:
@@ -268,7 +268,7 @@ func (s *Stream) Flush() {
 
 // putLocked queues the chunks and returns how many bytes they brought.
 func (s *Stream) putLocked(cs []*Chunk) (n int) {
-	if s.send.end != 0 || s.send.abandoned || s.forgotten {
+	if s.send.end != 0 || s.send.dropped || s.forgotten {
 		for _, c := range cs {
 			c.Free()
 		}

@@ -8,8 +8,8 @@ import (
 	"reverser/internal/wire"
 )
 
-// What a peer holds of the memory for windows comes free when it acknowledges. One that is away does not, nor does one that wants to hold
-// the memory. While others need memory, such a peer loses what it holds beyond the floors.
+// What a peer holds of the memory for windows comes free when it acknowledges. A stalled peer acknowledges nothing: it is away, or it
+// wants to hold the memory. While others need memory, it loses what it holds beyond the floors.
 
 // withdrawAfter is for how long a peer must have acknowledged nothing that waits for it.
 const withdrawAfter = 30 * time.Second
@@ -86,7 +86,7 @@ func (c *core) takeBack() {
 	}
 }
 
-// withdraw frees what the link holds in vain.
+// withdraw frees the memory that the peer holds although it is stalled.
 func (l *Link) withdraw() {
 	reset := 0
 	for _, sl := range l.slots[1:] {

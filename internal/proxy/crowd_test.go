@@ -314,7 +314,7 @@ func TestCrowdOfStrangers(t *testing.T) {
 }
 
 // TestCrowdOnSockets: many bridges start at once on a machine that is busy with all of them and with the proxy, and come back to one
-// that was restarted. However long that takes, few of their connections are in vain.
+// that was restarted. However long that takes, few of their connections are wasted.
 func TestCrowdOnSockets(t *testing.T) {
 	const bridges = 60
 	c := newCrowdAt(t, "127.0.0.1:0", bridges)

@@ -13,6 +13,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/link"
 	"reverser/internal/status"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -275,6 +276,63 @@ func TestClientShare(t *testing.T) {
 	}
 }
 
+// TestKeyConnections: users beyond the limit of a key are reset, at all its services together. A change of the limit is for newcomers, and
+// another key has its own.
+func TestKeyConnections(t *testing.T) {
+	addr, pub := free(t)
+	addr2, pub2 := free(t)
+	otherAddr, otherPub := free(t)
+	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
+	k.MaxConnections = 2
+	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
+	b := w.bridge(k, how{instance: 1}, pub, pub2)
+	o := w.bridge(other, how{instance: 2}, otherPub)
+	eventually(t, "the probes are over", func() bool { return w.p.conns.Load().Unbound() == 0 })
+	u, s := w.pair(b, addr)
+	u2, s2 := w.pair(b, addr2)
+	reset := func(addr string) {
+		t.Helper()
+		c, err := net.Dial("tcp", addr)
+		if errors.Is(err, syscall.ECONNRESET) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(limit))
+		wantReset(t, c)
+	}
+	reset(addr)
+	reset(addr2)
+	for range 3 {
+		w.pair(o, otherAddr)
+	}
+	for _, public := range []string{pub, pub2} {
+		if n := w.log.count("client refused", "service="+public, "limit of the key: at most 2 connections at once"); n != 1 {
+			t.Errorf("%d lines about the limit for %s, want 1", n, public)
+		}
+		if n := w.p.conns.Account(k.ID, public).Usage().Refused[traffic.RefusedLimit]; n != 1 {
+			t.Errorf("%d users of %s are counted as refused for the limit, want 1", n, public)
+		}
+	}
+
+	k.MaxConnections = 3
+	w.setKeys(k, other)
+	w.pair(b, addr)
+	reset(addr)
+	k.MaxConnections = 1
+	w.setKeys(k, other)
+	reset(addr)
+	talk(t, u, s, "still")
+	talk(t, u2, s2, "still")
+	k.MaxConnections = 0
+	w.setKeys(k, other)
+	for range 3 {
+		w.pair(b, addr)
+	}
+}
+
 // TestDrain: the ports are free for a successor at once; those who are there finish, and then Run returns.
 func TestDrain(t *testing.T) {
 	addr, pub := free(t)
@@ -329,7 +387,7 @@ func TestDrain(t *testing.T) {
 }
 
 // TestDrainWithoutABridge: no connection of a bridge can come back to a proxy that freed its ports. Whoever depends on one that
-// broke is told at once, and nobody is waited for in vain.
+// broke is told at once, and the drain does not wait for them.
 func TestDrainWithoutABridge(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")

@@ -40,11 +40,12 @@ const DefaultDrain = 30 * time.Second
 
 // Key is what a bridge proves to be let in.
 type Key struct {
-	Name        string
-	ID          [16]byte
-	Secret      [32]byte
-	Allow       grammar.Policy
-	MaxServices int // at once; 0: no limit
+	Name           string
+	ID             [16]byte
+	Secret         [32]byte
+	Allow          grammar.Policy
+	MaxServices    int // at once; 0: no limit
+	MaxConnections int // of users at once; 0: no limit
 }
 
 // Config says what a Proxy does. Identity and at least one key are needed for it to be of use.
@@ -272,7 +273,7 @@ func (p *Proxy) finishPairs(ctx context.Context) {
 	p.life.drainEnds.Store(time.Now().Add(limit).UnixNano())
 	for i, l := range p.port.host.Links() {
 		l.GoAwayFor(limit, min(time.Duration(i)*comeBackEach, comeBackMost))
-		l.Abandon()
+		l.StopResuming()
 	}
 	now := p.conns.Load()
 	p.log.Info("draining", "pairs", now.Pairs, "opening", now.Unbound(), "limit", limit.Seconds())

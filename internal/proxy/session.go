@@ -53,7 +53,7 @@ func (p *Proxy) Attached(l *link.Link, slot int) {
 	}
 	if left, draining := p.drainLeft(); draining { // it began, or broke, before the bridge was told
 		l.GoAway(left)
-		l.Abandon()
+		l.StopResuming()
 	}
 	p.say.Say(slog.LevelInfo, l.KeyID(), "bridge connected", "key", p.logName(l.KeyID()), "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
 }

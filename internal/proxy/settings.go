@@ -9,6 +9,7 @@ import (
 
 	"reverser/internal/grammar"
 	"reverser/internal/registry"
+	"reverser/internal/traffic"
 )
 
 // Settings is what may change while the proxy runs.
@@ -46,6 +47,13 @@ func (p *Proxy) setKeys(set Settings) {
 		set.Drain = DefaultDrain
 	}
 	set.Drain = max(set.Drain, 0)
+	limits := make(map[[16]byte]traffic.Limits)
+	for _, k := range set.Keys {
+		if k.MaxConnections > 0 {
+			limits[k.ID] = traffic.Limits{Connections: k.MaxConnections}
+		}
+	}
+	p.conns.LimitKeys(limits)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.set = set

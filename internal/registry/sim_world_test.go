@@ -311,10 +311,11 @@ func (sl *simSlot) deliver() {
 	}
 }
 
-// time passes. What has waited long on a slot with a connection arrives.
+// time passes. What has waited long on a slot with a connection arrives. A slot without one that nothing waits for is at rest: the
+// proxy would say that a stream is there, while slot 0 has a connection.
 func (l *simLink) time() {
 	for _, sl := range l.slots {
-		if sl.down {
+		if sl.down && (len(sl.flight) > 0 || !l.control) {
 			continue
 		}
 		for len(sl.flight) > 0 && sl.flight[0].age > 0 {

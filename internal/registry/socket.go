@@ -171,8 +171,8 @@ func (co *core) closed(s Socket) {
 	}
 }
 
-// retry tries again what could not be opened, those who have waited longest first. Of what waits for descriptors it tries what there
-// is room for.
+// retry opens the sockets that failed again, in the order in which their services were claimed. A socket that failed because the
+// key's share of the descriptors was used up is tried only if the share has room for it now.
 func (co *core) retry() {
 	var again []Socket
 	for s, rec := range co.sockets {

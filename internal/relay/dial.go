@@ -3,8 +3,10 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,14 +17,13 @@ import (
 // A Dialer connects to targets. It knows what to do about names with an address that does not answer, and when no local port is free.
 // Its zero value is ready to use.
 type Dialer struct {
-	// Sources are addresses of this machine to connect from, in turn. Each has local ports of its own, about 28,000 towards one
-	// target. Without them the kernel chooses.
-	Sources []netip.Addr
 	// Warn, unless nil, is told when no local port is free, at most once a minute.
 	Warn func(error)
 
 	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)                // of tests; nil: the system's
 	from   func(ctx context.Context, source netip.Addr, network, addr string) (net.Conn, error) // of tests; nil: sys.DialFrom
+
+	sources atomic.Pointer[[]netip.Addr] // nil: none
 
 	turn   atomic.Uint32 // of the sources
 	warned atomic.Int64  // when Warn was told last
@@ -30,6 +31,13 @@ type Dialer struct {
 	mu     sync.Mutex
 	failed map[string]time.Time // addresses that did not answer, until they are trusted again; guarded by mu, as all below
 	queues map[string]*queue    // dials that wait for a local port, by target
+}
+
+// SetSources gives the addresses of this machine to connect from, in turn, for dials to come. Each has local ports of its own, about
+// 28,000 towards one target. Without one of the target's family the kernel chooses.
+func (d *Dialer) SetSources(sources []netip.Addr) {
+	sources = slices.Clone(sources)
+	d.sources.Store(&sources)
 }
 
 const (
@@ -271,17 +279,24 @@ func (d *Dialer) fromSources(ctx context.Context, network, addr string) (net.Con
 	if from == nil {
 		from = sys.DialFrom
 	}
+	var sources []netip.Addr
+	if p := d.sources.Load(); p != nil {
+		sources = *p
+	}
 	to, _ := netip.ParseAddrPort(addr)
 	turn := d.turn.Add(1) - 1
 	var first error
-	for i := range d.Sources {
-		source := d.Sources[(int(turn)+i)%len(d.Sources)]
+	for i := range sources {
+		source := sources[(int64(turn)+int64(i))%int64(len(sources))]
 		if source.Unmap().Is4() != to.Addr().Unmap().Is4() {
 			continue
 		}
 		c, err := from(ctx, source, network, addr)
 		if !sys.NoSource(err) {
 			return c, err
+		}
+		if _, noPort := errors.AsType[*sys.NoPortError](err); !noPort {
+			err = fmt.Errorf("source %s: is it an address of this machine? %w", source, err)
 		}
 		if first == nil {
 			first = err

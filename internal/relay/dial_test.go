@@ -204,6 +204,26 @@ func TestNoPortIsWaitedFor(t *testing.T) {
 	})
 }
 
+// TestSourceOfAnotherMachine: the error names the source. The system does not choose another one by itself.
+func TestSourceOfAnotherMachine(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var d Dialer
+	d.SetSources([]netip.Addr{netip.MustParseAddr("192.0.2.77")}) // RFC 5737: nobody's
+	if c, err := d.Dial(t.Context(), "tcp", ln.Addr().String()); err == nil || !strings.Contains(err.Error(), "source 192.0.2.77: is it an address of this machine?") {
+		t.Errorf("Dial = %v, %v; want an error that names the source", c, err)
+	}
+	d.SetSources(nil)
+	c, err := d.Dial(t.Context(), "tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatalf("Dial without sources: %v", err)
+	}
+	c.Close()
+}
+
 // TestSources: connections come from each source in turn, and from the others where one has no port left.
 func TestSources(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -211,7 +231,7 @@ func TestSources(t *testing.T) {
 		n := &lan{ports: map[netip.Addr]int{a: 2, b: 4}}
 		n.listen(t, "192.0.2.1:80", "[2001:db8::1]:80")
 		d := n.dialer()
-		d.Sources = []netip.Addr{a, netip.MustParseAddr("2001:db8::7"), b}
+		d.SetSources([]netip.Addr{a, netip.MustParseAddr("2001:db8::7"), b})
 		for i := range 6 {
 			if _, took, err := reach(t, d, "192.0.2.1:80"); err != nil || took != 0 {
 				t.Errorf("connection %d: %v after %s; want it at once", i, err, took)

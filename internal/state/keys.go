@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"reverser/internal/grammar"
@@ -26,12 +27,49 @@ var (
 
 // Key is what one bridge proves itself with, and what it may then have.
 type Key struct {
-	Name        string
-	ID          [16]byte
-	Secret      [32]byte
-	Allow       grammar.Policy
-	MaxServices int // at once; 0: no limit
-	Created     time.Time
+	Name   string
+	ID     [16]byte
+	Secret [32]byte
+	Allow  grammar.Policy
+	Limits
+	Created time.Time
+}
+
+// Limits are how much a key may have at once; 0: no limit. A program that does not know a limit refuses a file with it; it reads one
+// in which no key has any.
+type Limits struct {
+	MaxServices    int `json:"max_services,omitempty"`
+	MaxConnections int `json:"max_connections,omitempty"` // of users, to all its services
+}
+
+// Check refuses what is no limit.
+func (l Limits) Check() error {
+	switch {
+	case l.MaxServices < 0:
+		return fmt.Errorf("max_services %d: a key may have 1 service or more", l.MaxServices)
+	case l.MaxConnections < 0:
+		return fmt.Errorf("max_connections %d: a key may have 1 connection or more", l.MaxConnections)
+	}
+	return nil
+}
+
+// String is the limits as people read them: "3 services, 100 connections"; "" for none.
+func (l Limits) String() string {
+	var words []string
+	if l.MaxServices > 0 {
+		words = append(words, count(l.MaxServices, "service"))
+	}
+	if l.MaxConnections > 0 {
+		words = append(words, count(l.MaxConnections, "connection"))
+	}
+	return strings.Join(words, ", ")
+}
+
+func count(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 // LogValue and String keep the secret out of logs.
@@ -48,8 +86,7 @@ type keyJSON struct {
 	Secret  string    `json:"secret"`
 	Allow   []string  `json:"allow"`
 	Created time.Time `json:"created"`
-	// A program that does not know a limit refuses the file; it reads one in which no key has any.
-	MaxServices int `json:"max_services,omitempty"`
+	Limits
 }
 
 type keysJSON struct {
@@ -119,11 +156,11 @@ func (d *Dir) setKeys(keys []Key) error {
 }
 
 // NewKey makes a key that is not stored anywhere yet.
-func NewKey(name string, allow grammar.Policy, maxServices int) (Key, error) {
+func NewKey(name string, allow grammar.Policy, limits Limits) (Key, error) {
 	if err := CheckKeyName(name); err != nil {
 		return Key{}, err
 	}
-	k := Key{Name: name, Allow: allow, MaxServices: maxServices, Created: time.Now().UTC().Truncate(time.Second)}
+	k := Key{Name: name, Allow: allow, Limits: limits, Created: time.Now().UTC().Truncate(time.Second)}
 	rand.Read(k.ID[:])
 	rand.Read(k.Secret[:])
 	return k, nil
@@ -131,8 +168,8 @@ func NewKey(name string, allow grammar.Policy, maxServices int) (Key, error) {
 
 // AddKey makes a key with a fresh secret and stores it. A name that is taken
 // is ErrKeyExists.
-func (d *Dir) AddKey(name string, allow grammar.Policy, maxServices int) (Key, error) {
-	k, err := NewKey(name, allow, maxServices)
+func (d *Dir) AddKey(name string, allow grammar.Policy, limits Limits) (Key, error) {
+	k, err := NewKey(name, allow, limits)
 	if err != nil {
 		return Key{}, err
 	}
@@ -209,7 +246,7 @@ func toJSON(k Key) keyJSON {
 		Allow:   make([]string, 0, len(k.Allow)),
 		Created: k.Created,
 
-		MaxServices: k.MaxServices,
+		Limits: k.Limits,
 	}
 	for _, a := range k.Allow {
 		kj.Allow = append(kj.Allow, a.String())
@@ -221,10 +258,10 @@ func (kj keyJSON) key() (Key, error) {
 	if err := CheckKeyName(kj.Name); err != nil {
 		return Key{}, err
 	}
-	if kj.MaxServices < 0 {
-		return Key{}, errors.New("max_services is negative")
+	if err := kj.Limits.Check(); err != nil {
+		return Key{}, err
 	}
-	k := Key{Name: kj.Name, Created: kj.Created, MaxServices: kj.MaxServices}
+	k := Key{Name: kj.Name, Created: kj.Created, Limits: kj.Limits}
 	// hex's own error would quote the secret's character: say only which.
 	if n, err := hex.Decode(k.ID[:], fit(kj.ID, len(k.ID))); err != nil || n != len(k.ID) {
 		return Key{}, errors.New("id is not 32 hexadecimal digits")

@@ -48,7 +48,7 @@ func TestRevoke(t *testing.T) {
 	d := open(t, path)
 	var keys []state.Key
 	for _, name := range []string{"a", "b", "c", "d"} {
-		k, err := d.AddKey(name, nil, 0)
+		k, err := d.AddKey(name, nil, state.Limits{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +85,7 @@ func TestRevoke(t *testing.T) {
 	clear = crowd(t, path)
 	d.Revoke(keys[2].ID, "c")
 	clear()
-	if _, err := d.AddKey("c", nil, 0); err != nil { // the name is free
+	if _, err := d.AddKey("c", nil, state.Limits{}); err != nil { // the name is free
 		t.Fatal(err)
 	}
 	if gone, err := d.Unstored(); len(gone) != 0 || err != nil {

@@ -234,7 +234,7 @@ func TestHardLinkIsRefused(t *testing.T) {
 
 	// One that is made while the process runs, and read at a reload.
 	d := open(t, t.TempDir())
-	if _, err := d.AddKey("nas", nil, 0); err != nil {
+	if _, err := d.AddKey("nas", nil, state.Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Link(filepath.Join(d.Path(), "keys.json"), filepath.Join(t.TempDir(), "other")); err != nil {
@@ -290,18 +290,18 @@ func TestKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nas, err := d.AddKey("nas", grammar.Policy{a}, 0)
+	nas, err := d.AddKey("nas", grammar.Policy{a}, state.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	file, err := os.ReadFile(filepath.Join(path, "keys.json"))
-	if err != nil || strings.Contains(string(file), "max_services") { // an older program refuses the file
+	if err != nil || strings.Contains(string(file), "max_") { // an older program refuses the file
 		t.Errorf("the file of a key without limits has one: %s, %v", file, err)
 	}
-	if _, err := d.AddKey("nas", grammar.Policy{a}, 0); !errors.Is(err, state.ErrKeyExists) {
+	if _, err := d.AddKey("nas", grammar.Policy{a}, state.Limits{}); !errors.Is(err, state.ErrKeyExists) {
 		t.Errorf("AddKey twice = %v, want ErrKeyExists", err)
 	}
-	if _, err := d.AddKey("b", nil, 7); err != nil {
+	if _, err := d.AddKey("b", nil, state.Limits{MaxServices: 7, MaxConnections: 9}); err != nil {
 		t.Fatal(err)
 	}
 	d.Close()
@@ -312,7 +312,7 @@ func TestKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(keys) != 2 || keys[0].Name != "nas" || keys[0].ID != nas.ID || keys[0].Secret != nas.Secret ||
-		keys[0].Allow.String() != nas.Allow.String() || !keys[0].Created.Equal(nas.Created) || keys[0].MaxServices != 0 || keys[1].MaxServices != 7 {
+		keys[0].Allow.String() != nas.Allow.String() || !keys[0].Created.Equal(nas.Created) || keys[0].MaxServices != 0 || keys[1].MaxServices != 7 || keys[1].MaxConnections != 9 || keys[0].MaxConnections != 0 {
 		t.Errorf("Keys = %v, want nas as it was added, and b", keys)
 	}
 	for _, name := range []string{"nas", "b"} {
@@ -334,7 +334,7 @@ func TestLooseModeIsRefused(t *testing.T) {
 	}
 	path := t.TempDir()
 	d := open(t, path)
-	if _, err := d.AddKey("nas", nil, 0); err != nil {
+	if _, err := d.AddKey("nas", nil, state.Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(path, "keys.json")
@@ -372,7 +372,7 @@ func TestDamagedKeysShowNoSecret(t *testing.T) {
 }
 
 func TestKeyDoesNotPrintItsSecret(t *testing.T) {
-	k, err := state.NewKey("nas", nil, 0)
+	k, err := state.NewKey("nas", nil, state.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -415,7 +415,7 @@ func TestNoTemporaryFilesAreLeft(t *testing.T) {
 	if _, _, err := d.Identity(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.AddKey("nas", nil, 0); err != nil {
+	if _, err := d.AddKey("nas", nil, state.Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := d.ListenAdmin(); err != nil {
@@ -444,7 +444,7 @@ func TestRootKeepsTheOwner(t *testing.T) {
 		t.Skip(err)
 	}
 	d := open(t, path)
-	if _, err := d.AddKey("nas", nil, 0); err != nil {
+	if _, err := d.AddKey("nas", nil, state.Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"keys.json", "lock"} {

@@ -170,7 +170,7 @@ func TestKeysOfAYieldedDirectory(t *testing.T) {
 	d := open(t, path)
 	d.Yield()
 	policy := grammar.DefaultPolicy()
-	k, err := d.AddKey("nas", policy, 0)
+	k, err := d.AddKey("nas", policy, state.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func TestKeysOfAYieldedDirectory(t *testing.T) {
 	if keys, err := successor.Keys(); err != nil || len(keys) != 1 || keys[0].ID != k.ID {
 		t.Errorf("the successor has %v, %v; want the key that was added last", keys, err)
 	}
-	if _, err := d.AddKey("office", policy, 0); !errors.Is(err, state.ErrSucceeded) {
+	if _, err := d.AddKey("office", policy, state.Limits{}); !errors.Is(err, state.ErrSucceeded) {
 		t.Errorf("AddKey beside a successor = %v, want ErrSucceeded", err)
 	}
 	if err := d.RemoveKey("nas"); !errors.Is(err, state.ErrSucceeded) {

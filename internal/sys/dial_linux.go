@@ -34,7 +34,7 @@ func bindNoPort(fd uintptr) {
 }
 
 // portsHint is what helps where no local port is free.
-const portsHint = "widen net.ipv4.ip_local_port_range, or set net.ipv4.tcp_tw_reuse=1"
+const portsHint = "widen net.ipv4.ip_local_port_range, set net.ipv4.tcp_tw_reuse=1, or give the bridge more addresses with --source"
 
 // dialLocal connects to a TCP target on this machine, which answers within the system call: there is nothing to wait for. It
 // returns nothing where that is not so; then somebody has to wait. A connection cost the bridge a sixth less than by net.Dialer.

@@ -14,4 +14,4 @@ func dialLocal(_, _ string) (net.Conn, error) { return nil, nil }
 func bindNoPort(uintptr) {}
 
 // portsHint is what helps where no local port is free.
-const portsHint = "widen the system's range of ephemeral ports"
+const portsHint = "widen the system's range of ephemeral ports, or give the bridge more addresses with --source"

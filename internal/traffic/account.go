@@ -136,6 +136,19 @@ func (a *Account) SetLimits(l Limits) {
 	a.limits = l
 }
 
+// LimitKeys says what each key allows from now on; those that are not in limits have no limit. Connections that are there already stay.
+func (c *Conns) LimitKeys(limits map[[16]byte]Limits) {
+	l := &c.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, k := range l.keys {
+		k.limits = limits[id]
+	}
+	for id, most := range limits {
+		l.keyLocked(id).limits = most
+	}
+}
+
 // charge counts a connection that arrives for the service, and gives it a place, unless it would be one too many. With a waiter the
 // place is to come.
 func (a *Account) charge(ad *Admission, patience Patience) (*waiter, error) {

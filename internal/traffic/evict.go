@@ -19,7 +19,7 @@ const (
 	lookAgain    = 100 * time.Millisecond // after nobody was found, for the same key
 )
 
-// makeRoom charges a user although no place is free, and ends the connection of another key's; false: there is none to end.
+// makeRoom charges a user although no place is free, and ends an idle connection of another key. It returns false when there is none.
 func (c *Conns) makeRoom(a *Admission) bool {
 	l, key := &c.ledger, a.account.key
 	l.mu.Lock()
@@ -43,8 +43,10 @@ func (c *Conns) makeRoom(a *Admission) bool {
 	return true
 }
 
-// idlest returns the pair with the fewest bytes for its age, of the key that has most, among some that it looks at: who has most is
-// met most often. Those that leave anyway do not count. nil: none is idle, or all are of keys that have no more than twice what key has.
+// idlest returns the pair that is closed so that a user of key gets its place. It looks at a random sample of the pairs, in which the
+// largest keys have the most. Among the idle ones it prefers those of the key with the most connections, then the one that moved the
+// fewest bytes for its age. A key counts only if it has at least twice as many as key has with the new user, and a pair only if it is
+// not leaving already. It returns nil when the sample has no such pair.
 func (c *Conns) idlest(key *Account, leaving map[*Admission]bool) (best *Admission) {
 	now := time.Now()
 	var most int64
@@ -83,7 +85,7 @@ func (sh *shard) some(to []*Admission) []*Admission {
 	return to
 }
 
-// replace charges a in the place of v, which leaves soon; false: v has left, or too many are about to.
+// replace charges a in the place of v, which leaves soon. It returns false when v has left already, or too many others are leaving.
 func (a *Admission) replace(v *Admission) bool {
 	l := &a.conns.ledger
 	l.mu.Lock()
