@@ -63,6 +63,7 @@ func (p *Proxy) attachLink(conn net.Conn, pass *pass) (serve func()) {
 		ended(err)
 		return nil
 	}
+	p.port.tidier.attached()
 	return func() { ended(run()) }
 }
 

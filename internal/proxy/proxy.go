@@ -95,6 +95,7 @@ type linkPort struct {
 	auth    *auth.ServerConfig
 	tls     *tls.Config
 	gate    *gate
+	tidier  *tidier
 	ln      net.Listener
 	carrier net.Listener // nil: ln takes them, too
 
@@ -125,7 +126,7 @@ func New(cfg Config) *Proxy {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
 		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]struct{})},
-		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
+		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), tidier: newTidier(), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}
 	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Descriptors: cfg.Descriptors})
@@ -215,6 +216,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.port.carrier.Close()
 	}
 	p.port.gate.closeAll()
+	p.port.tidier.stop()
 	p.port.host.Close(errors.New("the proxy stopped"))
 	p.sessions.forget()
 	p.conns.Close()
