@@ -182,10 +182,10 @@ func (s *share) window(want uint64) uint64 {
 	return min(want, most)
 }
 
-// withdrawEvery is how often links are asked for what they hold in vain, at the most.
+// withdrawEvery is how often links are asked for memory that they hold and do not use, at most.
 const withdrawEvery = time.Second
 
-// ask has what others hold in vain withdrawn soon. The largest holder does not ask.
+// ask has memory withdrawn soon that others hold and do not use. The largest holder does not ask.
 func (s *share) ask() {
 	b := s.pool
 	if b.inUse.Load() > 1 && b.scarce() && s.total() <= b.used.Load()/2 && b.asked.CompareAndSwap(false, true) {
@@ -193,7 +193,7 @@ func (s *share) ask() {
 	}
 }
 
-// withdraw asks the links for what they hold in vain, those of the largest share first, as long as more than half of the pool is used.
+// withdraw asks the links for memory that they hold and do not use, those of the largest share first, as long as more than half of the pool is used.
 func (b *Budget) withdraw() {
 	b.asked.Store(false)
 	if b.Short != nil {

@@ -249,7 +249,7 @@ func TestSharesGiveWay(t *testing.T) {
 	}
 }
 
-// TestWithdraw: what a peer holds in vain is withdrawn when others ask, from the largest holder first and no more than is needed.
+// TestWithdraw: memory that a peer holds and does not use is withdrawn when others ask, from the largest holder first and no more than is needed.
 func TestWithdraw(t *testing.T) {
 	ask := func(l *holder, d time.Duration, each func()) {
 		for begin := time.Now(); time.Since(begin) < d; {

@@ -70,7 +70,7 @@ func (w *sim) squeeze() {
 	}
 }
 
-// withdraw lets a process take back what its peer holds in vain.
+// withdraw lets a process take back what its peer holds and does not use.
 func (w *sim) withdraw() {
 	p := w.procs[w.pick("process", 2)]
 	if p.core == nil {

@@ -86,7 +86,7 @@ func (c *core) takeBack() {
 	}
 }
 
-// withdraw frees what the link holds in vain.
+// withdraw frees what the link holds and its peer does not use.
 func (l *Link) withdraw() {
 	reset := 0
 	for _, sl := range l.slots[1:] {
