@@ -108,7 +108,7 @@ type simBridge struct {
 type simSlot struct {
 	b       *simBridge
 	round   int // attempts of an earlier round are of no interest
-	vain    int // attempts in a row that failed
+	failed  int // attempts in a row that failed
 	under   int // attempts under way
 	up      bool
 	dialled bool
@@ -213,7 +213,7 @@ func (b *simBridge) cut() {
 	b.serving, b.claimed, b.control = false, false, nil
 	for _, sl := range b.slots {
 		sl.round++
-		sl.up, sl.under, sl.vain, sl.dialled = false, 0, 0, true
+		sl.up, sl.under, sl.failed, sl.dialled = false, 0, 0, true
 		sl.later(link.Backoff(0, nil, 0))
 	}
 }
@@ -271,8 +271,8 @@ func (a *simAttempt) failLater(d time.Duration, err error) {
 		return
 	}
 	sl.under--
-	sl.vain++
-	sl.later(d + link.Backoff(sl.vain, err, 0))
+	sl.failed++
+	sl.later(d + link.Backoff(sl.failed, err, 0))
 }
 
 // fail ends an attempt at the bridge.
@@ -289,8 +289,8 @@ func (a *simAttempt) fail(err error) {
 		return
 	}
 	sl.under--
-	sl.vain++
-	sl.later(link.Backoff(sl.vain, err, 0))
+	sl.failed++
+	sl.later(link.Backoff(sl.failed, err, 0))
 }
 
 // hangUp tells the proxy that the bridge gave a connection up: who is waited for leaves at once, who waits at its turn.
@@ -400,7 +400,7 @@ func (a *simAttempt) welcome() {
 		for _, other := range b.slots {
 			if other != sl {
 				other.round++
-				other.under, other.vain, other.dialled = 0, 0, false
+				other.under, other.failed, other.dialled = 0, 0, false
 			}
 		}
 	}
