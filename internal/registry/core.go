@@ -39,7 +39,8 @@ type index struct {
 	bound   map[place][]Socket  // the sockets of a port that are open, or may be
 	waiting map[place][]Socket  // sockets that wait until one that overlaps is closed
 	taken   map[KeyID]int       // how many sockets each key is charged for
-	short   int                 // sockets that wait for descriptors
+	failed  map[Socket]struct{} // sockets that are to be tried again
+	short   int                 // those of them that wait for descriptors
 }
 
 // todo is what events leave behind.
@@ -63,7 +64,7 @@ func newCore(p Policy) *core {
 		index: index{
 			names: make(map[grammar.Public]*name), tenants: make(map[KeyID]*tenant), places: make(map[place]*overlaps),
 			wanters: make(map[Socket][]*name), bound: make(map[place][]Socket), waiting: make(map[place][]Socket),
-			taken: make(map[KeyID]int),
+			taken: make(map[KeyID]int), failed: make(map[Socket]struct{}),
 		},
 		todo: todo{looking: make(map[Socket]struct{})},
 	}

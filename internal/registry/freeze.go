@@ -277,6 +277,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 		case open:
 			co.bind(s, rec)
 		case failed:
+			co.failed[s] = struct{}{}
 			if rec.short {
 				co.short++
 			}

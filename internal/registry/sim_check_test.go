@@ -67,12 +67,22 @@ func (w *simProxy) check() {
 	}
 	w.checkOffers()
 	taken, short := make(map[KeyID]int), 0
-	for _, rec := range co.sockets {
+	failures := 0
+	for s, rec := range co.sockets {
+		if _, again := co.failed[s]; again != (rec.state == failed) {
+			w.fail("C1: %s is in state %d, and to be tried again: %t", s, rec.state, again)
+		}
+		if rec.state == failed {
+			failures++
+		}
 		if rec.state != failed {
 			taken[rec.key]++
 		} else if rec.short {
 			short++
 		}
+	}
+	if failures != len(co.failed) {
+		w.fail("C1: %d sockets failed, and %d are to be tried again", failures, len(co.failed))
 	}
 	if !maps.Equal(taken, co.taken) || short != co.short {
 		w.fail("C1: keys have %v sockets and are charged for %v; %d wait for descriptors, and %d are counted", taken, co.taken, short, co.short)

@@ -118,7 +118,7 @@ func (w *simProxy) finale() {
 	w.checkAccounts()
 	co := &w.r.core
 	left := len(co.sessions) + len(co.names) + len(co.holdings) + len(co.sockets) + len(co.tenants) + len(co.places) + len(co.wanters) +
-		len(co.bound) + len(co.waiting) + len(co.taken) + co.short + len(co.looking) + len(co.effects) + len(w.open)
+		len(co.bound) + len(co.waiting) + len(co.taken) + len(co.failed) + co.short + len(co.looking) + len(co.effects) + len(w.open)
 	if left != 0 {
 		w.fail("C10: with all sessions over something is left: %+v, open %v", co, w.open)
 	}

@@ -81,6 +81,7 @@ func (co *core) begun(s Socket) (what socketState, attempt uint64) {
 		key := co.wanters[s][0].held.key
 		if !co.shareLeft(key, 1) {
 			co.sockets[s] = &socket{state: failed, attempt: co.next(), short: true}
+			co.failed[s] = struct{}{}
 			co.short++
 			for _, n := range co.wanters[s] {
 				co.touch(n)
@@ -120,6 +121,7 @@ func (co *core) forget(s Socket) {
 	if co.sockets[s].short {
 		co.short--
 	}
+	delete(co.failed, s)
 	delete(co.sockets, s)
 }
 
@@ -153,6 +155,7 @@ func (co *core) opened(s Socket, attempt uint64, err error) bool {
 	}
 	if rec.state = open; err != nil {
 		rec.state, rec.why = failed, fmt.Sprintf("open %s on the proxy: %s", s, err)
+		co.failed[s] = struct{}{}
 		co.unbind(s, rec)
 	}
 	co.lookAt(s)
@@ -175,10 +178,8 @@ func (co *core) closed(s Socket) {
 // key's share of the descriptors was used up is tried only if the share has room for it now.
 func (co *core) retry() {
 	var again []Socket
-	for s, rec := range co.sockets {
-		if rec.state == failed {
-			again = append(again, s)
-		}
+	for s := range co.failed {
+		again = append(again, s)
 	}
 	slices.SortFunc(again, func(a, b Socket) int {
 		return cmp.Compare(co.wanters[a][0].held.seq, co.wanters[b][0].held.seq)
