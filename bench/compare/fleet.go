@@ -267,9 +267,13 @@ func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set sett
 	return append([]float64{again, againCPU, start, startCPU - before}, idle...), strings.Join(notes, "; "), nil
 }
 
+// fleetSettle is how long a fleet is idle before it is weighed: bridges stay connected for weeks, so what the garbage collection that Go
+// forces every two minutes gives back is not theirs, and PINGs have become rare by then.
+const fleetSettle = 150 * time.Second
+
 // weighFleet finds the KB of the proxy and of a bridge for each that is idle, and the CPU of a thousand.
 func weighFleet(ctx context.Context, f fleet, proxy *process, empty int, size fleetSize, set settings) ([]float64, error) {
-	rest, watch := settle, 10*time.Second
+	rest, watch := fleetSettle, 30*time.Second
 	if set.Size == "quick" {
 		rest, watch = 2*time.Second, 5*time.Second // one round of PINGs
 	}

@@ -194,7 +194,8 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 		case alive && stopping:
 			return nil, draining
 		case alive:
-			return nil, &ownRefusal{status: wire.StatusDuplicate, text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
+			return nil, &ownRefusal{status: wire.StatusDuplicate, comeBack: 5 * time.Second,
+				text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
 		}
 		old.Kill(ErrReplaced)
 		h.forget(old)

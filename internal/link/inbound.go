@@ -408,8 +408,13 @@ func (sl *slot) handle(ev event) {
 	}
 }
 
-// sayChecksum reports what must never happen. mu is held, and released meanwhile.
+// sayChecksum reports what must never happen, once a second at most: a hostile peer can have it happen at will, and the status counts all.
+// mu is held, and released meanwhile.
 func (sl *slot) sayChecksum(s *Stream) {
+	now, last := sl.link.now(), time.Duration(sl.link.checksumSaid.Load())
+	if last > 0 && now-last < time.Second || !sl.link.checksumSaid.CompareAndSwap(int64(last), int64(now)) {
+		return
+	}
 	sl.mu.Unlock()
 	sl.link.log.Error("bytes of a connection did not arrive as they were sent: it was reset; suspect the memory of either machine, or this program",
 		"client", s.open.Client.String(), "slot", sl.index, "stream", s.id)

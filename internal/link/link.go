@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
@@ -70,6 +71,8 @@ type Link struct {
 	err     error       // why the session ended; guarded by mu, as all below
 	outages *time.Timer // calls checkOutages
 	atEnd   func()
+
+	checksumSaid atomic.Int64 // when a wrong checksum was last logged, by now
 }
 
 func newLink(dials bool, owner Owner, log *slog.Logger, memory *share, carriers int) *Link {

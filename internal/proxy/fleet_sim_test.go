@@ -70,7 +70,6 @@ func defaultFleet() fleetCosts {
 func oneMachine() fleetCosts {
 	c := defaultFleet()
 	c.hello, c.finish, c.attach, c.claim = 2*c.hello, 2*c.finish, 2*c.attach, 2*c.claim
-	c.carriers = link.Carriers
 	c.rtt = func(r *rand.Rand) time.Duration { return time.Duration(50+r.IntN(200)) * time.Microsecond }
 	return c
 }
