@@ -1054,7 +1054,7 @@ func pings(t *testing.T, v *voice) {
 		v.say(flood)
 	}
 	synctest.Wait()
-	grown(t, before, 1<<20)
+	grown(t, before, 2<<20)
 	if code, text := v.verdict(); code != 0 {
 		t.Errorf("ERR %d (%s), want a PONG", code, text)
 	}
