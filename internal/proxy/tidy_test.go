@@ -16,19 +16,23 @@ func TestTidy(t *testing.T) {
 			td.attached()
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if given != 0 {
 			t.Errorf("given back %d times for less than a crowd", given)
 		}
 		for range 10 * enoughCame {
 			td.attached()
 			time.Sleep(noMoreFor / 2)
+			synctest.Wait()
 		}
 		if given != 0 {
 			t.Errorf("given back %d times while they came", given)
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		td.attached()
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if given != 1 {
 			t.Errorf("given back %d times behind a crowd, want once", given)
 		}
@@ -37,6 +41,7 @@ func TestTidy(t *testing.T) {
 		}
 		td.stop()
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if given != 1 {
 			t.Errorf("given back %d times behind the stop", given)
 		}
