@@ -316,6 +316,7 @@ func (l *ledger) keyLocked(id [16]byte) *Account {
 	if k == nil {
 		k = &Account{Key: id, ledger: l, services: make(map[string]*Account)}
 		l.keys[id] = k
+		l.places.keys = len(l.keys)
 		l.tenants = append(l.tenants, k)
 	}
 	return k

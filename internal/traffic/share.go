@@ -17,7 +17,8 @@ var (
 
 // places shares the descriptors for users. A key may have as many as are free: alone it gets half of all, and whoever comes later
 // gets half of the rest. Within that, a client may have as many as its key may still take. So newcomers of the largest are refused
-// first, and whoever has nothing gets in while anything is free (when nothing is: see evict.go). A bridge has one key, which may have all.
+// first, and whoever has nothing gets in while anything is free (when nothing is: see evict.go). A key that is the only one may have all, as that
+// of a bridge.
 //
 // It is guarded by ledger.mu. Each operation costs the same however many keys, clients and connections there are.
 type places struct {
@@ -25,6 +26,7 @@ type places struct {
 	most     int  // at once, also if the pool has more
 	mostWait int  // of waiting; their descriptors are no longer in the pool
 	byKey    bool // keys share
+	keys     int  // that have served since the start; one alone need not share
 
 	used    int
 	holders map[holder]int      // how many each has
@@ -85,7 +87,7 @@ func (p *places) free() int { return max(min(p.most-p.used, p.pool.Free(sys.ForU
 func (p *places) check(h holder) (err error) {
 	free := p.free()
 	room := free // for the key
-	if p.byKey {
+	if p.byKey && p.keys > 1 {
 		room = (free - int(h.key.held.Load()) + 1) / 2
 	}
 	switch {
