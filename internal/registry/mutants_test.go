@@ -76,7 +76,6 @@ var mutants = []struct{ name, file, from, to string }{
 	{"the time of one slot counts for all", "../claims/claims.go", "at := c.slots[slot]\n\tat.attached += d\n\tc.slots[slot] = at\n", "for slot, at := range c.slots {\n\t\tat.attached += d\n\t\tc.slots[slot] = at\n\t}\n"},
 	{"nothing is waited for below a mark", "../claims/claims.go", "c.slots[m.Slot].attached + RetireAfter", "c.slots[m.Slot].attached"},
 	{"what is retired outlives its session", "../claims/claims.go", "\tclear(c.retired)\n", ""},
-	{"what the slots saw outlives its session", "../claims/claims.go", "\tclear(c.slots)\n", ""},
 	{"frames wait while slot 0 is away", "../claims/claims.go", "\tif c.attach {\n\t\tk.said = true\n", "\tif true {\n\t\tk.said = true\n"},
 	{"a bad reload changes a part", "../claims/claims.go", "\t\twanted[w.Public] = true\n", "\t\twanted[w.Public] = true\n\t\ts.offer(w)\n"},
 	{"a hand-over forgets the next id", "../claims/freeze.go", "s.last = f.Last", "for _, o := range f.Offered {\n\t\ts.last = max(s.last, o.ID)\n\t}"},
