@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"strings"
 
@@ -12,7 +11,6 @@ import (
 	"reverser/internal/config"
 	"reverser/internal/grammar"
 	"reverser/internal/state"
-	"reverser/internal/sys"
 )
 
 func (c *cli) bridgeCommand() *cobra.Command {
@@ -69,27 +67,13 @@ second signal stops now.`,
 }
 
 func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error) {
-	dumps := sys.NoCoreDumps() // before a secret is read
 	source := config.NewBridgeSource(args)
-	set, warnings, err := source.Load()
-	if err != nil {
-		return badSettings(err)
-	}
-	outliveReaders()
-	level := new(slog.LevelVar)
-	level.Set(set.LogLevel)
-	log, flush, err := newLogger(c.log, set.LogFormat, level)
+	run, err := c.begin(source)
 	if err != nil {
 		return err
 	}
-	defer flush()
-	logWarnings(log, warnings)
-	if dumps != nil {
-		log.Warn("core dumps of this process cannot be turned off: one would hold its keys", "err", dumps)
-	}
-	if err := enoughDescriptors(); err != nil {
-		return err
-	}
+	defer run.flush()
+	set, log := run.set, run.log
 	b, err := bridge.New(bridge.Config{
 		Token:        set.Bridge.Token,
 		Proxies:      bridgeProxies(set.Bridge),
@@ -108,7 +92,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 		return err
 	}
 	defer dir.Close()
-	return serve(ctx, b, dir, nil, newReloader(source, bridgeRole{b}, set, level, log), log)
+	return serve(ctx, b, dir, nil, newReloader(source, bridgeRole{b}, set, run.level, log), log)
 }
 
 // bridgeRole is a bridge that takes settings as config has them.

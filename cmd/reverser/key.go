@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"strings"
 	"time"
@@ -265,7 +264,7 @@ func openKeys(ctx context.Context, path string, create bool) (keyStore, error) {
 		conn, err := state.DialAdmin(ctx, path)
 		if err == nil {
 			conn.Close()
-			return admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) }), nil
+			return adminOf(path), nil
 		}
 		if !errors.Is(err, state.ErrNotRunning) {
 			return nil, notMine(err, path, "key ...")

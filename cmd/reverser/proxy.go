@@ -77,27 +77,13 @@ and lets the open connections finish (--drain). A second one stops now.`,
 }
 
 func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
-	dumps := sys.NoCoreDumps() // before a secret is read
 	source := config.NewProxySource(args)
-	set, warnings, err := source.Load()
-	if err != nil {
-		return badSettings(err)
-	}
-	outliveReaders()
-	level := new(slog.LevelVar)
-	level.Set(set.LogLevel)
-	log, flush, err := newLogger(c.log, set.LogFormat, level)
+	run, err := c.begin(source)
 	if err != nil {
 		return err
 	}
-	defer flush()
-	logWarnings(log, warnings)
-	if dumps != nil {
-		log.Warn("core dumps of this process cannot be turned off: one would hold its keys", "err", dumps)
-	}
-	if err := enoughDescriptors(); err != nil {
-		return err
-	}
+	defer run.flush()
+	set, log := run.set, run.log
 	dir, err := openState(ctx, set.State, state.RoleProxy)
 	if err != nil {
 		return err
@@ -147,7 +133,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	}
 	source.UseState(dir.Keys, pin)
 	role := &proxyRole{Proxy: p, dir: dir, guessed: guessed, log: log}
-	r := newReloader(source, role, set, level, log)
+	r := newReloader(source, role, set, run.level, log)
 	keys := &admin.KeyEditor{
 		Dir: dir, Pin: pin, Log: log,
 		InForce: func() ([]config.Key, error) { return r.settings().Proxy.Keys, nil },

@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"reverser/internal/admin"
+	"reverser/internal/config"
 	"reverser/internal/state"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 )
 
 // server is what proxy and bridge have in common.
@@ -21,6 +23,39 @@ type server interface {
 	Run(context.Context) error
 	Drain()
 	Status() status.Snapshot
+}
+
+// begun is what a role needs before it is made.
+type begun struct {
+	set   config.Settings
+	level *slog.LevelVar
+	log   *slog.Logger
+	flush func() // writes what is left of the log
+}
+
+// begin reads the settings of a role, and makes the process ready to run it for long.
+func (c *cli) begin(source config.Source) (_ begun, err error) {
+	dumps := sys.NoCoreDumps() // before a secret is read
+	set, warnings, err := source.Load()
+	if err != nil {
+		return begun{}, badSettings(err)
+	}
+	outliveReaders()
+	level := new(slog.LevelVar)
+	level.Set(set.LogLevel)
+	log, flush, err := newLogger(c.log, set.LogFormat, level)
+	if err != nil {
+		return begun{}, err
+	}
+	logWarnings(log, warnings)
+	if dumps != nil {
+		log.Warn("core dumps of this process cannot be turned off: one would hold its keys", "err", dumps)
+	}
+	if err := enoughDescriptors(); err != nil {
+		flush()
+		return begun{}, err
+	}
+	return begun{set, level, log, flush}, nil
 }
 
 // serve runs s, with its admin socket, until it ends or is asked to: the first
@@ -177,10 +212,15 @@ func statePath(path, role string) (string, error) {
 
 // stopping reports whether the process of the directory was asked to stop.
 func stopping(ctx context.Context, path string) bool {
-	client := admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) })
+	client := adminOf(path)
 	defer client.Close()
 	s, err := client.Status(ctx)
 	return err == nil && s.Stopping
+}
+
+// adminOf asks the process of a state directory.
+func adminOf(path string) *admin.Client {
+	return admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) })
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

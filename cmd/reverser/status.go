@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -72,7 +71,7 @@ func askRunning(path, command string, ask func(*admin.Client) error) error {
 		}
 	}
 	for _, path := range paths {
-		client := admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) })
+		client := adminOf(path)
 		err := ask(client)
 		client.Close()
 		if errors.Is(err, state.ErrNotRunning) {
