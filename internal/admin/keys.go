@@ -106,11 +106,11 @@ func (e *KeyEditor) Make(name string, policy grammar.Policy, limits state.Limits
 	if err := state.CheckKeyName(name); err != nil {
 		return grammar.Token{}, &UsageError{Err: err}
 	}
-	inFile, err := e.inFile(name)
+	keys, err := e.InForce()
 	if err != nil {
 		return grammar.Token{}, err
 	}
-	if inFile {
+	if inFile(keys, name) {
 		return grammar.Token{}, &UsageError{Err: fmt.Errorf("key %q %w in the proxy's configuration file: choose another name", name, state.ErrKeyExists)}
 	}
 	k, err := e.store(name, policy, limits)
@@ -139,19 +139,18 @@ func (e *KeyEditor) store(name string, policy grammar.Policy, limits state.Limit
 
 // Remove implements [Keys].
 func (e *KeyEditor) Remove(name string) error {
-	inFile, err := e.inFile(name)
+	keys, err := e.InForce()
 	if err != nil {
 		return err
 	}
-	if inFile {
+	if inFile(keys, name) {
 		return &UsageError{Err: fmt.Errorf("key %q comes from the proxy's configuration file: take it out there and reload, with `reverser reload`", name)}
 	}
-	keys, err := e.InForce()
-	if i := slices.IndexFunc(keys, func(k config.Key) bool { return k.Name == name }); e.Revoked != nil && err == nil && i >= 0 {
+	if i := slices.IndexFunc(keys, func(k config.Key) bool { return k.Name == name }); e.Revoked != nil && i >= 0 {
 		return e.revoke(keys[i])
 	}
 	if names, _ := e.Dir.Unstored(); slices.Contains(names, name) { // asked again
-		return e.stored(name, e.Dir.Store())
+		return e.stored(name, e.storeRevoked())
 	}
 	err = e.drop(name)
 	if errors.Is(err, state.ErrNoKey) {
@@ -204,9 +203,7 @@ func (e *KeyEditor) Keep(ctx context.Context) {
 		if len(names) == 0 {
 			continue
 		}
-		e.mu.Lock()
-		err := e.Dir.Store()
-		e.mu.Unlock()
+		err := e.storeRevoked()
 		switch {
 		case err == nil:
 			e.log().Info("the removal of keys is stored now", "keys", strings.Join(names, ", "))
@@ -222,14 +219,16 @@ func (e *KeyEditor) drop(name string) error {
 	return e.Dir.RemoveKey(name)
 }
 
-func (e *KeyEditor) inFile(name string) (bool, error) {
-	keys, err := e.InForce()
-	for _, k := range keys {
-		if k.Name == name && k.InFile() {
-			return true, err
-		}
-	}
-	return false, err
+// storeRevoked stores what was revoked and is not stored yet.
+func (e *KeyEditor) storeRevoked() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.Dir.Store()
+}
+
+// inFile reports whether a key of that name comes from the configuration file.
+func inFile(keys []config.Key, name string) bool {
+	return slices.ContainsFunc(keys, func(k config.Key) bool { return k.Name == name && k.InFile() })
 }
 
 func (e *KeyEditor) edited() error {
