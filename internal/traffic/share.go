@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
 
 	"reverser/internal/sys"
 )
@@ -44,8 +45,7 @@ type holder struct {
 
 // waiter is a user who waits for a place.
 type waiter struct {
-	holder holder
-	key    *Account
+	holder
 	answer chan error // nil: it has the place
 }
 
@@ -134,7 +134,7 @@ func (l *ledger) waitLocked(h holder) *waiter {
 	if len(p.waiting) >= p.mostWait {
 		return nil
 	}
-	w := &waiter{holder: h, key: h.key, answer: make(chan error, 1)}
+	w := &waiter{holder: h, answer: make(chan error, 1)}
 	p.waiting = append(p.waiting, w)
 	l.awaitLocked()
 	return w
@@ -178,7 +178,7 @@ func (l *ledger) wake() {
 // answerLocked takes the waiter at i off the list.
 func (p *places) answerLocked(i int, err error) {
 	w := p.waiting[i]
-	p.waiting = append(p.waiting[:i], p.waiting[i+1:]...)
+	p.waiting = slices.Delete(p.waiting, i, i+1)
 	w.answer <- err
 }
 
@@ -186,11 +186,10 @@ func (p *places) answerLocked(i int, err error) {
 func (l *ledger) giveUp(w *waiter) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i, x := range l.places.waiting {
-		if x == w {
-			l.places.waiting = append(l.places.waiting[:i], l.places.waiting[i+1:]...)
-			return true
-		}
+	i := slices.Index(l.places.waiting, w)
+	if i < 0 {
+		return false
 	}
-	return false
+	l.places.waiting = slices.Delete(l.places.waiting, i, i+1)
+	return true
 }

@@ -87,8 +87,8 @@ const (
 // pressure describes who has how many of the descriptors for users.
 func (c *Conns) pressure() status.Pressure {
 	c.ledger.mu.Lock()
-	used, limit := c.ledger.places.used, 0
-	limit = used + c.ledger.places.free()
+	used := c.ledger.places.used
+	limit := used + c.ledger.places.free()
 	c.ledger.mu.Unlock()
 	p := status.Pressure{What: usersWhat, Used: int64(used), Limit: int64(limit), Hint: usersHint}
 	keys, _ := c.ledger.all()
