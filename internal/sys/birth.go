@@ -114,3 +114,21 @@ func atBirth(_, _ string, c syscall.RawConn) error {
 	}
 	return err
 }
+
+// Gone reports whether the peer of a connection reset it, which nobody who does not read would notice. It is false where that
+// cannot be known.
+func Gone(conn net.Conn) (gone bool) {
+	withDescriptor(conn, func(fd int) { gone, _ = State(fd) })
+	return gone
+}
+
+// withDescriptor calls f with the descriptor of c, if it has one.
+func withDescriptor(c net.Conn, f func(fd int)) {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return
+	}
+	if raw, err := sc.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { f(int(fd)) })
+	}
+}

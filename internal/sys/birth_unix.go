@@ -4,7 +4,6 @@ package sys
 
 import (
 	"errors"
-	"net"
 	"os"
 	"syscall"
 
@@ -28,17 +27,6 @@ func Reset(err error) bool {
 
 // NotConnected reports whether a socket's connection was over already.
 func NotConnected(err error) bool { return errors.Is(err, syscall.ENOTCONN) }
-
-// Gone reports whether the peer of a connection reset it, which nobody who does not read would notice. It is false where that
-// cannot be known.
-func Gone(conn net.Conn) (gone bool) {
-	if sc, ok := conn.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) { gone, _ = State(int(fd)) })
-		}
-	}
-	return gone
-}
 
 // outOfPorts reports whether a dial may have failed because no local port was free.
 func outOfPorts(err error) bool {

@@ -2,7 +2,6 @@ package sys
 
 import (
 	"errors"
-	"net"
 	"os"
 	"syscall"
 
@@ -18,16 +17,6 @@ func setAtBirth(fd uintptr) error {
 		return os.NewSyscallError("setsockopt SO_LINGER", err)
 	}
 	return os.NewSyscallError("setsockopt SO_OOBINLINE", syscall.SetsockoptInt(s, syscall.SOL_SOCKET, soOOBInline, 1))
-}
-
-// Gone reports whether the peer of a connection reset it, which nobody who does not read would notice.
-func Gone(conn net.Conn) (gone bool) {
-	if sc, ok := conn.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) { gone, _ = State(int(fd)) })
-		}
-	}
-	return gone
 }
 
 // Go's names for these errors are invented numbers on Windows: the system's own begin with WSA.

@@ -6,13 +6,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // TuneLink makes a write of a link's socket to a vanished peer fail by itself, and lets as much be under way as the system allows.
-// No more than unsent bytes wait in the kernel: see LimitUnsent.
+// No more than unsent bytes wait in the kernel: see LimitUnsent. The options are wishes: what the kernel refuses is not missed.
 func TuneLink(c net.Conn, unsent int) {
 	size := sendBuffer()
 	withDescriptor(c, func(fd int) {
@@ -60,15 +59,4 @@ func sysctl(name string, field int) int {
 // megabytes.
 func LimitUnsent(c net.Conn, n int) {
 	withDescriptor(c, func(fd int) { unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, n) })
-}
-
-// withDescriptor calls f with the descriptor of c, if it has one. The options are wishes: what the kernel refuses is not missed.
-func withDescriptor(c net.Conn, f func(fd int)) {
-	sc, ok := c.(syscall.Conn)
-	if !ok {
-		return
-	}
-	if raw, err := sc.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { f(int(fd)) })
-	}
 }
