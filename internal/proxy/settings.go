@@ -47,13 +47,11 @@ func (p *Proxy) setKeys(set Settings) {
 		set.Drain = DefaultDrain
 	}
 	set.Drain = max(set.Drain, 0)
-	limits := make(map[[16]byte]traffic.Limits)
+	limits := make(map[[16]byte]traffic.Limits, len(set.Keys))
 	for _, k := range set.Keys {
-		if k.MaxConnections > 0 {
-			limits[k.ID] = traffic.Limits{Connections: k.MaxConnections}
-		}
+		limits[k.ID] = traffic.Limits{Connections: k.MaxConnections}
 	}
-	p.conns.LimitKeys(limits)
+	p.conns.SetKeys(limits)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.set = set

@@ -136,8 +136,8 @@ func (a *Account) SetLimits(l Limits) {
 	a.limits = l
 }
 
-// LimitKeys says what each key allows from now on; those that are not in limits have no limit. Connections that are there already stay.
-func (c *Conns) LimitKeys(limits map[[16]byte]Limits) {
+// SetKeys says which keys there are from now on, and what each allows. Connections that are there already stay.
+func (c *Conns) SetKeys(limits map[[16]byte]Limits) {
 	l := &c.ledger
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -145,8 +145,11 @@ func (c *Conns) LimitKeys(limits map[[16]byte]Limits) {
 		k.limits = limits[id]
 	}
 	for id, most := range limits {
-		l.keyLocked(id).limits = most
+		if most != (Limits{}) {
+			l.keyLocked(id).limits = most
+		}
 	}
+	l.places.alone = len(limits) == 1
 }
 
 // charge counts a connection that arrives for the service, and gives it a place, unless it would be one too many. With a waiter the
@@ -316,7 +319,6 @@ func (l *ledger) keyLocked(id [16]byte) *Account {
 	if k == nil {
 		k = &Account{Key: id, ledger: l, services: make(map[string]*Account)}
 		l.keys[id] = k
-		l.places.keys = len(l.keys)
 		l.tenants = append(l.tenants, k)
 	}
 	return k

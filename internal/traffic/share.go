@@ -27,7 +27,7 @@ type places struct {
 	most     int  // at once, also if the pool has more
 	mostWait int  // of waiting; their descriptors are no longer in the pool
 	byKey    bool // keys share
-	keys     int  // that have served since the start; one alone need not share
+	alone    bool // there is one key, which need not
 
 	used    int
 	holders map[holder]int      // how many each has
@@ -87,7 +87,7 @@ func (p *places) free() int { return max(min(p.most-p.used, p.pool.Free(sys.ForU
 func (p *places) check(h holder) (err error) {
 	free := p.free()
 	room := free // for the key
-	if p.byKey && p.keys > 1 {
+	if p.byKey && !p.alone {
 		room = (free - int(h.key.held.Load()) + 1) / 2
 	}
 	switch {

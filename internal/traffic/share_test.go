@@ -45,6 +45,7 @@ func leaveAll(all []*Admission) {
 // TestOnlyKey: a key that is the only one may have every place, and one of its clients half of them.
 func TestOnlyKey(t *testing.T) {
 	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
+		c.SetKeys(map[[16]byte]Limits{keyA: {}})
 		web := c.Account(keyA, "tcp/80")
 		all := fill(t, c, web, ErrClientShare, func(int) netip.AddrPort { return alice })
 		if len(all) != 32 {
@@ -61,7 +62,6 @@ func TestOnlyKey(t *testing.T) {
 // TestKeyShare: a key may have as many places as are free, and whoever has none gets one.
 func TestKeyShare(t *testing.T) {
 	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
-		c.KeyAccount(keyA) // or the first would be alone
 		var all []*Admission
 		for i, want := range []int{32, 16, 8, 4, 2, 1, 1} {
 			why := ErrKeyShare
@@ -90,7 +90,6 @@ func TestKeyShare(t *testing.T) {
 // TestClientShare: 3,000 idle users of one address leave room for the key's other clients, and for other keys.
 func TestClientShare(t *testing.T) {
 	bubble(t, Config{Max: 768, Side: relay.Client}, func(t *testing.T, c *Conns, log *journal) {
-		c.KeyAccount(keyB) // they share
 		web, ssh := c.Account(keyA, "tcp/80"), c.Account(keyA, "tcp/22")
 		var all []*Admission
 		refused := 0
@@ -260,7 +259,6 @@ func TestStrain(t *testing.T) {
 			t.Errorf("pressure %+v", p)
 		}
 		web := c.Account(keyA, "tcp/80")
-		c.KeyAccount(keyB) // they share
 		all := append(fill(t, c, web, ErrClientShare, func(int) netip.AddrPort { return alice }), admit(t, c.Account(keyB, "tcp/81"), bob))
 		for range 100 {
 			c.Admit(web, alice, NoWait)
@@ -341,9 +339,6 @@ func TestShares(t *testing.T) {
 				if p := &c.ledger.places; p.used != len(in) || len(p.waiting) != len(waiting) || len(in) > most {
 					rt.Fatalf("%d places and %d who wait; want %d and %d of %d", p.used, len(p.waiting), len(in), len(waiting), most)
 				}
-			}
-			for key := range 4 { // they share from the beginning
-				c.KeyAccount([16]byte{byte(key)})
 			}
 			for range rapid.IntRange(1, 150).Draw(rt, "steps") {
 				if len(in) > 0 && rapid.IntRange(0, 2).Draw(rt, "what") == 0 {
