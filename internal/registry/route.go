@@ -193,29 +193,13 @@ func (st *routeState) best(not map[*Offer]struct{}) (best *Offer) {
 
 // ranked returns the offers for a newcomer, the best first.
 func (st *routeState) ranked(not map[*Offer]struct{}) []*Offer {
-	type load struct {
-		*Offer
-		unhealthy     bool
-		users, weight int64
-	}
 	loads := make([]load, 0, len(st.offers))
 	for _, o := range st.offers {
-		if _, tried := not[o]; tried {
-			continue
-		}
-		if a := o.attrs.Load(); !a.Drained {
-			loads = append(loads, load{o, a.Unhealthy, o.users.Load(), int64(max(a.Weight, 1))})
+		if _, tried := not[o]; !tried && !o.attrs.Load().Drained {
+			loads = append(loads, o.load())
 		}
 	}
-	slices.SortStableFunc(loads, func(a, b load) int {
-		if a.unhealthy != b.unhealthy {
-			if a.unhealthy {
-				return 1
-			}
-			return -1
-		}
-		return cmp.Compare(a.users*b.weight, b.users*a.weight)
-	})
+	slices.SortStableFunc(loads, load.compare)
 	offers := make([]*Offer, len(loads))
 	for i, l := range loads {
 		offers[i] = l.Offer
@@ -257,12 +241,27 @@ func newOffer(c *claim) *Offer {
 // Target is what the bridge says that it connects users to.
 func (o *Offer) Target() string { return o.attrs.Load().Target }
 
-func (o *Offer) before(p *Offer) bool {
-	a, b := o.attrs.Load(), p.attrs.Load()
-	if a.Unhealthy != b.Unhealthy {
-		return b.Unhealthy
+func (o *Offer) before(p *Offer) bool { return o.load().compare(p.load()) < 0 }
+
+// load is what decides among offers, as it was at one moment.
+type load struct {
+	*Offer
+	unhealthy     int // or 0
+	users, weight int64
+}
+
+func (o *Offer) load() load {
+	a := o.attrs.Load()
+	l := load{Offer: o, users: o.users.Load(), weight: int64(max(a.Weight, 1))}
+	if a.Unhealthy {
+		l.unhealthy = 1
 	}
-	return o.users.Load()*int64(max(b.Weight, 1)) < p.users.Load()*int64(max(a.Weight, 1))
+	return l
+}
+
+// compare is negative if a newcomer goes to a rather than to b: the healthy go first, then who has fewer users for its weight.
+func (a load) compare(b load) int {
+	return cmp.Or(cmp.Compare(a.unhealthy, b.unhealthy), cmp.Compare(a.users*b.weight, b.users*a.weight))
 }
 
 var errRetired = errors.New("the offer was retired")
