@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 
+	"reverser/internal/registry"
 	"reverser/internal/status"
 	"reverser/internal/sys"
 )
@@ -44,14 +45,12 @@ func (p *Proxy) memoryPressure() status.Pressure {
 func (p *Proxy) linkPressure() status.Pressure {
 	pool := p.port.descriptors
 	used := pool.Taken(sys.ForLinks)
-	var links []status.Link
-	for _, s := range p.registry.Sessions() {
-		links = append(links, status.Link{Key: s.KeyName, Carriers: linkOf(s.Way).Snapshot(s.KeyName, "", false).Carriers})
-	}
 	return status.Pressure{
 		What: "descriptors for bridges", Used: int64(used), Limit: int64(used + pool.Free(sys.ForLinks)),
-		Largest: largest(links, func(l status.Link) (string, int) { return l.Key, 1 + l.Carriers }),
-		Hint:    "raise the limit (ulimit -n, LimitNOFILE=)",
+		Largest: largest(p.registry.Sessions(), func(s registry.Live) (string, int) {
+			return s.KeyName, 1 + linkOf(s.Way).Snapshot(s.KeyName, "", false).Carriers
+		}),
+		Hint: "raise the limit (ulimit -n, LimitNOFILE=)",
 	}
 }
 
