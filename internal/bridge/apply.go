@@ -98,42 +98,51 @@ func (b *Bridge) end(r removal) {
 // Wait returns when the proxies have answered for all that changed, or when ctx ends. It returns what is not confirmed then, as
 // "PUBLIC at PROXY".
 func (a Applied) Wait(ctx context.Context) (unconfirmed []string) {
-	b := a.b
 	open := make(map[*uplink][]uint32) // the ids, but for those at the front that are confirmed: proxies answer in this order
-	for _, u := range b.uplinks {
+	for _, u := range a.b.uplinks {
 		open[u] = a.ids
 	}
-	for over := false; ; {
-		b.mu.Lock()
-		for u, ids := range open {
-			for len(ids) > 0 && len(u.claims.Unconfirmed(ids[:1])) == 0 {
-				ids = ids[1:]
-			}
-			if open[u] = ids; len(ids) == 0 {
-				delete(open, u)
-			}
-		}
-		for _, u := range b.uplinks {
-			if !over {
-				break
-			}
-			for _, id := range u.claims.Unconfirmed(open[u]) {
-				unconfirmed = append(unconfirmed, fmt.Sprintf("%s at %s", u.claims.Name(id), u.proxy))
-			}
-		}
-		changed := b.changed
-		b.mu.Unlock()
-		if over || len(open) == 0 {
-			return unconfirmed
+	for {
+		changed := a.b.passConfirmed(open)
+		if len(open) == 0 {
+			return nil
 		}
 		select {
 		case <-changed:
+			continue
 		case <-ctx.Done():
-			over = true
-		case <-b.ctx.Done():
-			over = true
+		case <-a.b.ctx.Done():
+		}
+		return a.b.unconfirmed(open)
+	}
+}
+
+// passConfirmed takes the ids at the front that are confirmed by now off, and proxies that have confirmed all. It returns what is closed
+// when there may be more.
+func (b *Bridge) passConfirmed(open map[*uplink][]uint32) (changed <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for u, ids := range open {
+		for len(ids) > 0 && len(u.claims.Unconfirmed(ids[:1])) == 0 {
+			ids = ids[1:]
+		}
+		if open[u] = ids; len(ids) == 0 {
+			delete(open, u)
 		}
 	}
+	return b.changed
+}
+
+// unconfirmed names what is not confirmed of the ids.
+func (b *Bridge) unconfirmed(open map[*uplink][]uint32) (names []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, u := range b.uplinks {
+		for _, id := range u.claims.Unconfirmed(open[u]) {
+			names = append(names, fmt.Sprintf("%s at %s", u.claims.Name(id), u.proxy))
+		}
+	}
+	return names
 }
 
 // changedLocked wakes those who wait for an answer of a proxy.
