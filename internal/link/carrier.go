@@ -80,9 +80,9 @@ const (
 // liveness is what is known of whether the peer is still there (alive.go). slot.mu guards it, as far as nothing else is said.
 type liveness struct {
 	watch        *time.Timer   // calls checkAlive
+	watchAt      time.Duration // when it does so
 	suspectSince time.Duration // since when a sign of life is waited for; 0: not suspect
 	mustAnswer   bool          // it is suspect for its silence: only an answer to a PING ends that
-	watchAt      time.Duration // when it does so
 	askedAt      time.Duration // when the first PING was asked for that may be unanswered
 	pingedAt     time.Duration // when the last PING was asked for
 	prompted     time.Duration // the askedAt of a PING that went with streams' frames behind a silence
@@ -122,16 +122,20 @@ func (sl *slot) install(c *carrier) {
 
 // fence makes sure that the slot's old connection changes nothing any more. slot.mu is held.
 func (sl *slot) fence(err error) {
-	c := sl.cur
-	if c == nil {
-		return
+	if c := sl.cur; c != nil {
+		sl.drop(err)
+		c.conn.Close()
 	}
+}
+
+// drop takes the slot's connection away from it: its writer stops, but for what it has in hand. slot.mu is held.
+func (sl *slot) drop(err error) {
+	c := sl.cur
 	c.err = err
 	sl.cur = nil
 	sl.since = sl.link.now()
 	sl.core.lost(c.gen)
 	c.work.Broadcast()
-	c.conn.Close()
 }
 
 // giveUp tells the peer what it did wrong, and ends the session where the state cannot be trusted any more.
@@ -144,11 +148,7 @@ func (c *carrier) giveUp(err error) {
 	sl.mu.Lock()
 	current := sl.cur == c
 	if current {
-		sl.cur = nil // the writer stops; what it has in hand goes first
-		c.err = err
-		sl.since = sl.link.now()
-		sl.core.lost(c.gen)
-		c.work.Broadcast()
+		sl.drop(err) // what the writer has in hand goes before the ERR
 	}
 	sl.mu.Unlock()
 	if !current {
