@@ -87,7 +87,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	if err != nil {
 		return usage(err)
 	}
-	dir, err := openState(ctx, set.State, state.RoleBridge)
+	dir, err := openState(ctx, set.Common, state.RoleBridge, log)
 	if err != nil {
 		return err
 	}

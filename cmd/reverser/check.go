@@ -9,7 +9,8 @@ import (
 )
 
 func (c *cli) checkCommand() *cobra.Command {
-	return &cobra.Command{
+	var trusted []int
+	cmd := &cobra.Command{
 		Use:   "check FILE",
 		Short: "Check a configuration file",
 		Long: `Check a configuration file of a proxy or a bridge, which it tells from its
@@ -18,7 +19,7 @@ be refused, 2.`,
 		Example: `  reverser check bridge.toml`,
 		Args:    takes("reverser check proxy.toml", "FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			role, warnings, err := config.Check(args[0])
+			role, warnings, err := config.Check(args[0], trusted...)
 			for _, w := range warnings {
 				fmt.Fprintf(c.stderr, "warning: %s\n", w)
 			}
@@ -29,4 +30,6 @@ be refused, 2.`,
 			return err
 		},
 	}
+	addTrustFlag(cmd.Flags(), &trusted)
+	return cmd
 }

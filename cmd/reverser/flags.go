@@ -1,8 +1,12 @@
 package main
 
 import (
+	"strconv"
+	"strings"
+
 	"github.com/spf13/pflag"
 
+	"reverser/internal/access"
 	"reverser/internal/config"
 )
 
@@ -12,6 +16,7 @@ func addCommonFlags(fl *pflag.FlagSet, args *config.CommonArgs, file, admin *str
 	fl.StringVar(&args.Drain, "drain", "", "`DURATION` that open connections get to finish after a signal to stop (default 30s)")
 	fl.StringVar(&args.ResumeWithin, "resume-within", "", "`DURATION` that connections outlive a break of the link, then they are reset (default 5m)")
 	addStateFlag(fl, &args.State)
+	addTrustFlag(fl, &args.TrustOwner)
 	fl.StringVar(file, "config", "", "configuration `FILE` (TOML, or the source system's XML); flags win over it")
 	fl.StringVar(admin, "admin", "", "not in this version: `ADDR` of the HTTP API and page")
 	fl.StringVar(&args.LogFormat, "log-format", "", "`FORMAT` of the log on stderr: text or json (default text)")
@@ -21,3 +26,32 @@ func addCommonFlags(fl *pflag.FlagSet, args *config.CommonArgs, file, admin *str
 func addStateFlag(fl *pflag.FlagSet, state *string) {
 	fl.StringVar(state, "state", "", "state directory `DIR` (default: the platform's place for it)")
 }
+
+// addTrustFlag is for every command that reads files which another user may own.
+func addTrustFlag(fl *pflag.FlagSet, uids *[]int) {
+	fl.Var((*ownerList)(uids), "trust-owner", "take files and directories of the user `UID` as one's own (repeatable): for bind mounts in containers, and for a state directory that a group shares")
+}
+
+// ownerList is the value of --trust-owner.
+type ownerList []int
+
+func (l *ownerList) Set(s string) error {
+	for word := range strings.SplitSeq(s, ",") {
+		uid, err := access.ParseOwner(word)
+		if err != nil {
+			return err
+		}
+		*l = append(*l, uid)
+	}
+	return nil
+}
+
+func (l *ownerList) String() string {
+	words := make([]string, len(*l))
+	for i, uid := range *l {
+		words[i] = strconv.Itoa(uid)
+	}
+	return strings.Join(words, ",")
+}
+
+func (*ownerList) Type() string { return "UID" }

@@ -37,7 +37,7 @@ honours a change at once; when none is running, it edits the directory.`,
 }
 
 func (c *cli) keyAddCommand() *cobra.Command {
-	var dir string
+	var dir stateDir
 	var allow, connect []string
 	var limits state.Limits
 	cmd := &cobra.Command{
@@ -84,7 +84,8 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 			return c.keyAdd(cmd.Context(), dir, admin.NewKey{Name: args[0], Allow: append(allow, args[1:]...), Limits: limits})
 		},
 	}
-	addStateFlag(cmd.Flags(), &dir)
+	addStateFlag(cmd.Flags(), &dir.path)
+	addTrustFlag(cmd.Flags(), &dir.trusted)
 	cmd.Flags().StringSliceVar(&allow, "allow", nil, "`PUBLIC` that the key's bridge may open, such as tcp/9000 or tcp/9000-9010 (repeatable)")
 	cmd.Flags().IntVar(&limits.MaxServices, "max-services", 0, "how many services the key may have at once, `N`; the earliest ones have the places (default: no limit)")
 	cmd.Flags().IntVar(&limits.MaxConnections, "max-connections", 0, "how many connections of users the key's services may have at once, `N`; further ones are reset (default: no limit)")
@@ -96,7 +97,7 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 const keyAddExample = "reverser key add nas --allow tcp/9000"
 
 func (c *cli) keyListCommand() *cobra.Command {
-	var dir string
+	var dir stateDir
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -110,13 +111,14 @@ which its status shows. Secrets are never shown again.`,
 			return c.keyList(cmd.Context(), dir, asJSON)
 		},
 	}
-	addStateFlag(cmd.Flags(), &dir)
+	addStateFlag(cmd.Flags(), &dir.path)
+	addTrustFlag(cmd.Flags(), &dir.trusted)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array")
 	return cmd
 }
 
 func (c *cli) keyRemoveCommand() *cobra.Command {
-	var dir string
+	var dir stateDir
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Remove a key and end what its bridge has open",
@@ -128,8 +130,15 @@ connections within a second. The token is worthless from then on.`,
 			return c.keyRemove(cmd.Context(), dir, args[0])
 		},
 	}
-	addStateFlag(cmd.Flags(), &dir)
+	addStateFlag(cmd.Flags(), &dir.path)
+	addTrustFlag(cmd.Flags(), &dir.trusted)
 	return cmd
+}
+
+// stateDir is what the command line says about a state directory.
+type stateDir struct {
+	path    string
+	trusted []int
 }
 
 // keyStore is the keys of a state directory, asked of the live proxy or read
@@ -141,7 +150,7 @@ type keyStore interface {
 	Close()
 }
 
-func (c *cli) keyAdd(ctx context.Context, path string, k admin.NewKey) error {
+func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey) error {
 	// Bad input is refused before anything is made.
 	if err := state.CheckKeyName(k.Name); err != nil {
 		return usage(err)
@@ -150,7 +159,7 @@ func (c *cli) keyAdd(ctx context.Context, path string, k admin.NewKey) error {
 	if err != nil {
 		return usage(err)
 	}
-	store, err := openKeys(ctx, path, true)
+	store, err := openKeys(ctx, at, true)
 	if err != nil {
 		return err
 	}
@@ -185,8 +194,8 @@ func (c *cli) keyAdd(ctx context.Context, path string, k admin.NewKey) error {
 	return err
 }
 
-func (c *cli) keyList(ctx context.Context, path string, asJSON bool) error {
-	store, err := openKeys(ctx, path, false)
+func (c *cli) keyList(ctx context.Context, at stateDir, asJSON bool) error {
+	store, err := openKeys(ctx, at, false)
 	if err != nil {
 		return err
 	}
@@ -230,8 +239,8 @@ func mostWord(n int) string {
 // shortID is as much of a key's id as a bridge shows in its status.
 func shortID(id string) string { return id[:min(len(id), 8)] }
 
-func (c *cli) keyRemove(ctx context.Context, path, name string) error {
-	store, err := openKeys(ctx, path, false)
+func (c *cli) keyRemove(ctx context.Context, at stateDir, name string) error {
+	store, err := openKeys(ctx, at, false)
 	if err != nil {
 		return err
 	}
@@ -253,8 +262,8 @@ func keyError(err error) error {
 
 // openKeys reaches the live proxy of a state directory or, when there is none,
 // takes the directory itself for as long as the store is open.
-func openKeys(ctx context.Context, path string, create bool) (keyStore, error) {
-	path, err := statePath(path, state.RoleProxy)
+func openKeys(ctx context.Context, at stateDir, create bool) (keyStore, error) {
+	path, err := statePath(at.path, state.RoleProxy)
 	if err != nil {
 		return nil, err
 	}
@@ -274,7 +283,7 @@ func openKeys(ctx context.Context, path string, create bool) (keyStore, error) {
 				return nil, usageHint("--state DIR names the directory that the proxy uses", "there is no state directory %s", path)
 			}
 		}
-		dir, err := state.Open(path)
+		dir, err := state.Open(path, at.trusted...)
 		if err == nil {
 			return openOffline(dir)
 		}

@@ -84,7 +84,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	}
 	defer run.flush()
 	set, log := run.set, run.log
-	dir, err := openState(ctx, set.State, state.RoleProxy)
+	dir, err := openState(ctx, set.Common, state.RoleProxy, log)
 	if err != nil {
 		return err
 	}

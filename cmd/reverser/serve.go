@@ -179,14 +179,17 @@ const (
 )
 
 // openState takes a role's state directory, "" being the default one.
-func openState(ctx context.Context, path, role string) (*state.Dir, error) {
-	path, err := statePath(path, role)
+func openState(ctx context.Context, set config.Common, role string, log *slog.Logger) (*state.Dir, error) {
+	path, err := statePath(set.State, role)
 	if err != nil {
 		return nil, err
 	}
 	for begun := time.Now(); ; {
-		dir, err := state.Open(path)
+		dir, err := state.Open(path, set.TrustOwner...)
 		if err == nil {
+			if note := dir.Note(); note != "" {
+				log.Warn("state directory " + dir.Path() + ": " + note)
+			}
 			return dir, nil
 		}
 		waited := time.Since(begun)

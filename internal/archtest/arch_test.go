@@ -41,8 +41,9 @@ var rules = []rule{
 	{pkg: "internal/escape", why: "what strangers say, made harmless for terminals and logs: it knows none who says it, nor who writes it"},
 	{pkg: "internal/lines", why: "which log lines are left out where somebody causes many: it knows neither who it is, nor what they say"},
 	{pkg: "internal/grammar", own: "wire", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out; wire for the fields of a token"},
-	{pkg: "internal/state", own: "grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
-	{pkg: "internal/config", own: "grammar state", third: "github.com/pelletier/go-toml/v2 github.com/fsnotify/fsnotify",
+	{pkg: "internal/access", why: "who else can read or change a file: what is in it, and what it is for, is not its to know"},
+	{pkg: "internal/state", own: "access grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
+	{pkg: "internal/config", own: "access grammar state", third: "github.com/pelletier/go-toml/v2 github.com/fsnotify/fsnotify",
 		why: "where settings come from: the one place that knows TOML and XML, so that nothing on the path of a byte does, and no role"},
 
 	// The path of a byte.
@@ -67,7 +68,7 @@ var rules = []rule{
 	{pkg: "internal/admin", own: "config escape grammar state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
 	{pkg: "", own: "bridge escape grammar status",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
-	{pkg: "cmd/reverser", own: "admin bridge config escape grammar proxy relay state status sys",
+	{pkg: "cmd/reverser", own: "access admin bridge config escape grammar proxy relay state status sys",
 		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
 		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
 

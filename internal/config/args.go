@@ -17,6 +17,7 @@ const TokenEnv = "REVERSER_TOKEN"
 // CommonArgs is what a command line, or a file, says about the options that both roles have. "" is nothing.
 type CommonArgs struct {
 	State               string
+	TrustOwner          []int // users whose files are taken as one's own
 	LogFormat, LogLevel string
 	Drain, ResumeWithin string
 }
@@ -48,6 +49,10 @@ type BridgeArgs struct {
 // join parses what args say and, where they say nothing, the file.
 func (args CommonArgs) join(file CommonArgs) (c Common, err error) {
 	c.State = cmp.Or(args.State, file.State)
+	c.TrustOwner = args.TrustOwner
+	if len(c.TrustOwner) == 0 {
+		c.TrustOwner = file.TrustOwner
+	}
 	c.LogFormat = cmp.Or(args.LogFormat, file.LogFormat)
 	if err := checkLogFormat(c.LogFormat); err != nil {
 		return Common{}, argError("", `--log-format: %w: it is text or json`, err)
@@ -72,6 +77,9 @@ func (args CommonArgs) join(file CommonArgs) (c Common, err error) {
 // override takes the origin of options that the command line gives.
 func (args CommonArgs) override(origin map[string]Place) {
 	override(origin, "state", args.State)
+	if len(args.TrustOwner) > 0 {
+		delete(origin, "trust_owner")
+	}
 	override(origin, "log_format", args.LogFormat)
 	override(origin, "log_level", args.LogLevel)
 	override(origin, "drain", args.Drain)

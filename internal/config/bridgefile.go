@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -26,8 +27,8 @@ type bridgeFile struct {
 }
 
 // loadBridge reads the configuration of a bridge.
-func loadBridge(path string) (*bridgeFile, []Warning, error) {
-	d, err := open(path)
+func loadBridge(path string, trusted ...int) (*bridgeFile, []Warning, error) {
+	d, err := open(path, trusted)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -54,8 +55,12 @@ func (d *doc) bridge() *bridgeFile {
 		if _, err := grammar.ParseToken(b.Token); err != nil {
 			d.fault("token", err, "")
 		}
-		if d.loose != nil {
-			d.fault("token", d.loose, fmt.Sprintf("run chmod 600 %s, or put the token into a file of its own and name it in token_file", d.file))
+		notes, fault := d.private()
+		if fault != nil {
+			d.fault("token", errors.New(fault.Text), fault.Hint+", or put the token into a file of its own and name it in token_file")
+		}
+		for _, note := range notes {
+			d.warn(d.line("token"), "%s", note)
 		}
 	}
 	if b.TokenFile = d.text("token_file"); b.TokenFile != "" {

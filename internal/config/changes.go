@@ -19,6 +19,7 @@ import (
 func (set Settings) Changes(next Settings) ([]string, error) {
 	c := changes{old: set, next: next}
 	c.fixed("state", cmp.Or(set.State, "the default directory"), cmp.Or(next.State, "the default directory"))
+	c.fixed("trust_owner", owners(set.TrustOwner), owners(next.TrustOwner))
 	c.fixed("log_format", cmp.Or(set.LogFormat, "text"), cmp.Or(next.LogFormat, "text"))
 	c.value("log_level", strings.ToLower(set.LogLevel.String()), strings.ToLower(next.LogLevel.String()))
 	c.value("drain", duration(set.Drain), duration(next.Drain))
@@ -164,6 +165,18 @@ func sources(ips []netip.Addr) string {
 	words := make([]string, len(ips))
 	for i, ip := range ips {
 		words[i] = ip.String()
+	}
+	return strings.Join(words, ", ")
+}
+
+// owners are users whose files are taken, as people read them.
+func owners(uids []int) string {
+	if len(uids) == 0 {
+		return "nobody"
+	}
+	words := make([]string, len(uids))
+	for i, uid := range uids {
+		words[i] = strconv.Itoa(uid)
 	}
 	return strings.Join(words, ", ")
 }

@@ -38,6 +38,7 @@ type Settings struct {
 // Common are the settings that both roles have.
 type Common struct {
 	State        string // the state directory; "": the platform's place
+	TrustOwner   []int  // users, by their ids, whose files are taken as one's own
 	LogFormat    string // "", "text" or "json"
 	LogLevel     slog.Level
 	Drain        time.Duration // 0: the role's default; negative: at once

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"unicode/utf16"
 
+	"reverser/internal/access"
 	"reverser/internal/grammar"
 )
 
@@ -299,6 +301,12 @@ func TestBadPortsNameTheKey(t *testing.T) {
 	}
 }
 
+// tokenIn reads a token file by the rules for a user who trusts no other one.
+func tokenIn(path string, stdin io.Reader) (string, error) {
+	text, _, err := readTokenFile(path, stdin, access.Rules{})
+	return text, err
+}
+
 func TestLooseFiles(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("a file's mode says nothing there")
@@ -310,7 +318,7 @@ func TestLooseFiles(t *testing.T) {
 		if err := os.Chmod(loose, mode); err != nil {
 			t.Fatal(err)
 		}
-		_, err := ReadTokenFile(loose, nil)
+		_, err := tokenIn(loose, nil)
 		can := map[fs.FileMode]string{0o620: "write it", 0o602: "write it", 0o666: "read and write it"}[mode]
 		if can == "" {
 			can = "read it"
@@ -344,7 +352,7 @@ func TestLooseFiles(t *testing.T) {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := ReadTokenFile(path, nil); got != tok || err != nil {
+		if got, err := tokenIn(path, nil); got != tok || err != nil {
 			t.Errorf("ReadTokenFile with mode %04o = %v", mode, err)
 		}
 	}
@@ -352,15 +360,15 @@ func TestLooseFiles(t *testing.T) {
 
 func TestReadTokenFile(t *testing.T) {
 	tok := testToken(1).Encode()
-	if got, err := ReadTokenFile("-", strings.NewReader(" "+tok+"\r\n")); got != tok || err != nil {
+	if got, err := tokenIn("-", strings.NewReader(" "+tok+"\r\n")); got != tok || err != nil {
 		t.Errorf("ReadTokenFile(-) = %v", err)
 	}
-	_, err := ReadTokenFile("-", strings.NewReader("\n"))
+	_, err := tokenIn("-", strings.NewReader("\n"))
 	want(t, "nothing on stdin", err, "standard input", "none")
-	_, err = ReadTokenFile(write(t, "big", strings.Repeat("x", maxFile+1)), nil)
+	_, err = tokenIn(write(t, "big", strings.Repeat("x", maxFile+1)), nil)
 	want(t, "a big file", err, "larger")
 	for name, text := range encodings(tok + "\r\n") {
-		if got, err := ReadTokenFile(write(t, "t", text), nil); got != tok || err != nil {
+		if got, err := tokenIn(write(t, "t", text), nil); got != tok || err != nil {
 			t.Errorf("ReadTokenFile as %s = %v", name, err)
 		}
 	}
@@ -657,8 +665,10 @@ func TestXMLErrors(t *testing.T) {
 
 // judge runs a text through everything but the file system.
 func judge(t *testing.T, path, text string) {
-	d := parse(path, text, errOpen)
-	d.readToken = func(string) (grammar.Token, error) { return testToken(1), nil }
+	d := parse(path, text, func() ([]string, *access.Fault) {
+		return nil, &access.Fault{Text: "others on this machine can read it"}
+	})
+	d.readToken = func(string, access.Rules) (grammar.Token, []string, error) { return testToken(1), nil, nil }
 	role := d.role()
 	if role == RoleProxy && !d.broken {
 		p := d.proxy()
@@ -850,7 +860,7 @@ func TestOwnedByOthers(t *testing.T) {
 		t.Helper()
 		dir := t.TempDir()
 		_, _, direct := loadBridge(path)
-		_, asToken := ReadTokenFile(path, nil)
+		_, asToken := tokenIn(path, nil)
 		_, _, secret := loadProxy(write(t, filepath.Join(dir, "p.toml"), fmt.Sprintf("[[key]]\nname = \"a\"\nsecret_file = %q\nallow = [9000]", path)))
 		_, _, named := Check(write(t, filepath.Join(dir, "b.toml"), fmt.Sprintf("token_file = %q\n", path)))
 		if err := os.Truncate(path, 0); err == nil { // what is read as a token is no configuration, nor the other way round
@@ -941,7 +951,7 @@ func TestOwnedByOthers(t *testing.T) {
 	defer r.Close()
 	w.WriteString(tok)
 	w.Close()
-	if _, err := ReadTokenFile(fmt.Sprintf("/dev/fd/%d", r.Fd()), nil); err != nil {
+	if _, err := tokenIn(fmt.Sprintf("/dev/fd/%d", r.Fd()), nil); err != nil {
 		t.Errorf("a pipe: %v", err)
 	}
 	f, err := os.Open(write(t, "here-document", tok))
@@ -951,7 +961,7 @@ func TestOwnedByOthers(t *testing.T) {
 	defer f.Close()
 	os.Remove(f.Name())
 	if runtime.GOOS == "linux" {
-		if _, err := ReadTokenFile(fmt.Sprintf("/dev/fd/%d", f.Fd()), nil); err != nil {
+		if _, err := tokenIn(fmt.Sprintf("/dev/fd/%d", f.Fd()), nil); err != nil {
 			t.Errorf("a removed file: %v", err)
 		}
 	}

@@ -6,15 +6,17 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
+	"reverser/internal/access"
 	"reverser/internal/grammar"
 )
 
 // Check reads a file of either role, tells the role from its keys, and looks
-// into the files that it names.
-func Check(path string) (role string, warnings []Warning, err error) {
-	d, err := open(path)
+// into the files that it names. Files of trusted users are taken as one's own.
+func Check(path string, trusted ...int) (role string, warnings []Warning, err error) {
+	d, err := open(path, trusted)
 	if err != nil {
 		return "", nil, err
 	}
@@ -30,7 +32,7 @@ func Check(path string) (role string, warnings []Warning, err error) {
 			d.errs = append(d.errs, b.NoProxy.(*Error))
 		}
 		if b.TokenFile != "" && b.TokenFile != "-" {
-			if _, err := d.readToken(b.TokenFile); err != nil {
+			if _, err := d.token(b.TokenFile, d.line("token_file")); err != nil {
 				d.fault("token_file", err, "")
 			}
 		}
@@ -50,36 +52,83 @@ func Check(path string) (role string, warnings []Warning, err error) {
 type doc struct {
 	file    string
 	xml     bool
-	loose   error            // the file is readable by others: refused when it holds a secret
+	rules   access.Rules     // for the files that it names
+	private private          // of the file itself, for when it holds a secret
 	lines   map[string]int   // key → line
 	options map[string]any   // key → value
 	origin  map[string]Place // option → where it was written
 
-	readToken func(path string) (grammar.Token, error) // a seam for fuzzing, which must not open what it likes
+	readToken func(path string, rules access.Rules) (grammar.Token, []string, error) // a seam for fuzzing, which must not open what it likes
 
 	broken   bool // there is no use in looking at the options
 	errs     []*Error
 	warnings []Warning
 }
 
-func open(path string) (*doc, error) {
-	text, info, err := readText(path)
+// private tells whether nobody else can read or write a file.
+type private func() (notes []string, fault *access.Fault)
+
+// open reads a file. What it says itself about trusted users counts for the files that it names, and not for itself.
+func open(path string, trusted []int) (*doc, error) {
+	rules := access.Rules{Trusted: trusted}
+	text, file, err := readText(path, rules)
 	if err != nil {
 		return nil, &Error{File: path, Text: trimPath(err).Error(), Hint: hintFor(err), Err: err}
 	}
-	d := parse(path, text, looseMode(info))
+	d := parse(path, text, file.Private)
 	// Whoever can write it decides what is opened to the world, also when no secret is in it.
-	if text, hint := writtenByOthers(path, info); text != "" {
-		d.fail(&Error{Text: text, Hint: hint, Err: errWritable})
+	notes, fault := file.Unwritable()
+	if fault != nil {
+		d.fail(&Error{Text: fault.Text, Hint: fault.Hint, Err: fault})
+	}
+	for _, note := range notes {
+		d.warn(0, "%s", note)
+	}
+	d.rules.Trusted = trusted
+	if len(trusted) == 0 {
+		d.rules.Trusted = d.owners()
 	}
 	return d, nil
 }
 
+// owners are the users of trust_owner: one, or a list of them.
+func (d *doc) owners() (uids []int) {
+	const key = "trust_owner"
+	v, ok := d.options[key]
+	if !ok {
+		return nil
+	}
+	list, ok := v.([]any)
+	if !ok {
+		list = []any{v}
+	}
+	for _, v := range list {
+		n, ok := v.(int64)
+		uid, err := access.ParseOwner(strconv.FormatInt(n, 10))
+		if !ok || err != nil {
+			d.fault(key, fmt.Errorf("%v is no user id", v), "write a number, trust_owner = 1000: `id -u NAME` prints it")
+			continue
+		}
+		uids = append(uids, uid)
+	}
+	d.origin[key] = Place{d.file, d.line(key), key}
+	return uids
+}
+
+// token reads a token file that is named on a line.
+func (d *doc) token(path string, line int) (grammar.Token, error) {
+	tok, notes, err := d.readToken(path, d.rules)
+	for _, note := range notes {
+		d.warn(line, "token file %s: %s", path, note)
+	}
+	return tok, err
+}
+
 // parse reads the text of a file, and is the whole of this package that needs
 // no file system, apart from the files that a value names.
-func parse(path, text string, loose error) *doc {
+func parse(path, text string, private private) *doc {
 	d := &doc{
-		file: path, loose: loose,
+		file: path, private: private,
 		lines: map[string]int{}, options: map[string]any{}, origin: map[string]Place{},
 		readToken: readToken,
 	}
@@ -216,6 +265,7 @@ func (d *doc) common() CommonArgs {
 	}
 	c.LogFormat = d.checked("log_format", checkLogFormat, `write "text" or "json"`)
 	c.LogLevel = d.checked("log_level", func(s string) error { _, err := parseLogLevel(s); return err }, `write "debug", "info", "warn" or "error"`)
+	c.TrustOwner = d.rules.Trusted
 	c.Drain = d.checked("drain", func(s string) error { _, err := ParseDrain(s); return err }, "")
 	c.ResumeWithin = d.checked("resume_within", func(s string) error { _, err := ParseResumeWithin(s); return err }, "")
 	return c

@@ -12,82 +12,79 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"reverser/internal/access"
 	"reverser/internal/grammar"
 )
 
 // No file that we read is larger; a disk image given by mistake is.
 const maxFile = 1 << 20
 
-// The causes when others may do with a secret or a configuration what is not theirs to do.
-var (
-	errOpen         = errors.New("others on this machine can read it")
-	errWritable     = errors.New("others on this machine can write it")
-	errOpenWritable = errors.New("others on this machine can read and write it")
-)
-
-// ReadTokenFile reads the token out of a file, or out of stdin for "-". A file
+// readTokenFile reads the token out of a file, or out of stdin for "-". A file
 // that others can read or write is refused: the secret in it is no longer one. So is one
-// of another user, who can put another token in it.
-func ReadTokenFile(path string, stdin io.Reader) (string, error) {
+// of another user, who can put another token in it. The notes are for the log.
+func readTokenFile(path string, stdin io.Reader, rules access.Rules) (token string, notes []string, err error) {
 	if path == "-" {
 		text, err := readAll(stdin)
 		if err != nil {
-			return "", fmt.Errorf("read the token from standard input: %w", err)
+			return "", nil, fmt.Errorf("read the token from standard input: %w", err)
 		}
 		if strings.TrimSpace(text) == "" {
-			return "", errors.New("read the token from standard input: there was none")
+			return "", nil, errors.New("read the token from standard input: there was none")
 		}
-		return strings.TrimSpace(text), nil
+		return strings.TrimSpace(text), nil, nil
 	}
-	text, info, err := readText(path)
+	text, file, err := readText(path, rules)
 	if err != nil {
 		if hint := hintFor(err); hint != "" {
-			return "", fmt.Errorf("read token file %s: %w: %s", path, trimPath(err), hint)
+			return "", nil, fmt.Errorf("read token file %s: %w: %s", path, trimPath(err), hint)
 		}
-		return "", fmt.Errorf("read token file %s: %w", path, trimPath(err))
+		return "", nil, fmt.Errorf("read token file %s: %w", path, trimPath(err))
 	}
-	if loose := looseMode(info); loose != nil {
-		return "", fmt.Errorf("token file %s: %w: run chmod 600 %s", path, loose, path)
-	}
-	if text, hint := ownedByOthers(path, info); text != "" {
-		return "", fmt.Errorf("token file %s: %s: %s", path, text, hint)
+	for _, check := range []func() ([]string, *access.Fault){file.Private, file.Owned} {
+		more, fault := check()
+		if fault != nil {
+			return "", nil, fmt.Errorf("token file %s: %w", path, fault)
+		}
+		notes = append(notes, more...)
 	}
 	if text = strings.TrimSpace(text); text == "" {
-		return "", fmt.Errorf("token file %s is empty: put the token in it that the proxy or `reverser key add` printed", path)
+		return "", nil, fmt.Errorf("token file %s is empty: put the token in it that the proxy or `reverser key add` printed", path)
 	}
-	return text, nil
+	return text, notes, nil
 }
 
-// readToken is ReadTokenFile and a look at what it found.
-func readToken(path string) (grammar.Token, error) {
-	s, err := ReadTokenFile(path, nil)
+// readToken is readTokenFile and a look at what it found.
+func readToken(path string, rules access.Rules) (grammar.Token, []string, error) {
+	s, notes, err := readTokenFile(path, nil, rules)
 	if err != nil {
-		return grammar.Token{}, err
+		return grammar.Token{}, nil, err
 	}
 	t, err := grammar.ParseToken(s)
 	if err != nil {
-		return grammar.Token{}, fmt.Errorf("token file %s: %w", path, err)
+		return grammar.Token{}, nil, fmt.Errorf("token file %s: %w", path, err)
 	}
-	return t, nil
+	return t, notes, nil
 }
 
-// readText reads a file as UTF-8 text. Mode and owner in info are those of the
-// open file, so nobody exchanges the one for the other in between.
-func readText(path string) (text string, info fs.FileInfo, err error) {
+// readText reads a file as UTF-8 text, and looks at who else can use the file that it has open.
+func readText(path string, rules access.Rules) (text string, file *access.File, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", nil, err
 	}
 	defer f.Close()
-	info, err = f.Stat()
+	info, err := f.Stat()
 	if err != nil {
 		return "", nil, err
 	}
 	if info.IsDir() {
 		return "", nil, errors.New("this is a directory")
 	}
+	if file, err = rules.Look(path, f); err != nil {
+		return "", nil, err
+	}
 	text, err = readAll(f)
-	return text, info, err
+	return text, file, err
 }
 
 func readAll(r io.Reader) (string, error) {

@@ -33,8 +33,8 @@ type KeyTable struct {
 }
 
 // loadProxy reads the configuration of a proxy.
-func loadProxy(path string) (*proxyFile, []Warning, error) {
-	d, err := open(path)
+func loadProxy(path string, trusted ...int) (*proxyFile, []Warning, error) {
+	d, err := open(path, trusted)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -92,7 +92,7 @@ func (d *doc) keys(p *proxyFile) {
 		} else {
 			k.SecretFile = d.relative(k.SecretFile)
 			var err error
-			if k.Token, err = d.readToken(k.SecretFile); err != nil {
+			if k.Token, err = d.token(k.SecretFile, d.line(at("secret_file"))); err != nil {
 				d.fail(&Error{Line: d.line(at("secret_file")), Key: "secret_file", Text: err.Error(), Err: err})
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"reverser/internal/access"
 	"reverser/internal/grammar"
 	"reverser/internal/state"
 )
@@ -58,7 +59,7 @@ func (s *ProxySource) Load() (Settings, []Warning, error) {
 	file := &proxyFile{}
 	var warnings []Warning
 	err := s.file.read(func(path string) (err error) {
-		file, warnings, err = loadProxy(path)
+		file, warnings, err = loadProxy(path, s.args.TrustOwner...)
 		return err
 	})
 	if err != nil {
@@ -138,17 +139,17 @@ func (s *BridgeSource) Load() (Settings, []Warning, error) {
 	file := &bridgeFile{}
 	var warnings []Warning
 	err := s.file.read(func(path string) (err error) {
-		file, warnings, err = loadBridge(path)
+		file, warnings, err = loadBridge(path, s.args.TrustOwner...)
 		return err
 	})
 	if err != nil {
 		return Settings{}, nil, err
 	}
-	set, err := s.join(file)
+	set, notes, err := s.join(file)
 	if err != nil {
 		return Settings{}, nil, err
 	}
-	return set, warnings, nil
+	return set, append(warnings, notes...), nil
 }
 
 // Watch implements [Source]: it watches the file.
@@ -156,17 +157,37 @@ func (s *BridgeSource) Watch(ctx context.Context, changed func()) error {
 	return s.file.watch(ctx, changed)
 }
 
-func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
+func (s *BridgeSource) join(file *bridgeFile) (set Settings, warnings []Warning, err error) {
 	args := s.args
 	if set.Common, err = args.CommonArgs.join(file.CommonArgs); err != nil {
-		return Settings{}, err
+		return Settings{}, nil, err
 	}
-	var b Bridge
-	if b.Token, err = s.token(file); err != nil {
-		return Settings{}, err
+	tok, warnings, err := s.token(file, access.Rules{Trusted: set.TrustOwner})
+	if err != nil {
+		return Settings{}, nil, err
 	}
+	set.Bridge, err = s.bridge(file, tok)
+	if err != nil {
+		return Settings{}, nil, err
+	}
+	set.Role, set.Origin = RoleBridge, file.origin
+	args.override(set.Origin)
+	override(set.Origin, "proxy", strings.Join(args.Proxies, ","))
+	override(set.Origin, "proxy_transfer", args.ProxyTransfer)
+	override(set.Origin, "keepalive", args.Keepalive)
+	override(set.Origin, "source", strings.Join(args.Sources, ","))
+	for _, option := range []string{"token", "token_file"} {
+		override(set.Origin, option, cmp.Or(args.Token, args.TokenFile, args.TokenEnv))
+	}
+	return set, warnings, nil
+}
+
+// bridge joins what only a bridge has.
+func (s *BridgeSource) bridge(file *bridgeFile, tok grammar.Token) (b Bridge, err error) {
+	args := s.args
+	b.Token = tok
 	if b.Services, err = joinExposes(file, args); err != nil {
-		return Settings{}, err
+		return Bridge{}, err
 	}
 	b.Proxies = file.Proxies
 	if len(args.Proxies) > 0 {
@@ -175,22 +196,22 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	for _, arg := range args.Proxies {
 		addr, err := grammar.ParseHost(arg, defaultPort)
 		if err != nil {
-			return Settings{}, argError("", "--proxy: %w", err)
+			return Bridge{}, argError("", "--proxy: %w", err)
 		}
 		if slices.Contains(b.Proxies, addr) {
-			return Settings{}, argError("", "--proxy: %s is there twice", addr)
+			return Bridge{}, argError("", "--proxy: %s is there twice", addr)
 		}
 		b.Proxies = append(b.Proxies, addr)
 	}
 	if len(args.Proxies) == 0 && file.NoProxy != nil {
-		return Settings{}, file.NoProxy
+		return Bridge{}, file.NoProxy
 	}
 	if len(b.Proxies) == 0 && b.Token.Addr() == "" {
-		return Settings{}, argError(fmt.Sprintf("--proxy YOUR.SERVER:%d", defaultPort), "the token carries no address of the proxy, and --proxy gives none")
+		return Bridge{}, argError(fmt.Sprintf("--proxy YOUR.SERVER:%d", defaultPort), "the token carries no address of the proxy, and --proxy gives none")
 	}
 	if word := cmp.Or(args.Keepalive, file.Keepalive); word != "" {
 		if b.Keepalive, err = ParseKeepalive(word); err != nil {
-			return Settings{}, argError("", "--keepalive: %w", err)
+			return Bridge{}, argError("", "--keepalive: %w", err)
 		}
 	}
 	words := args.Sources
@@ -200,10 +221,10 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	for _, word := range words {
 		ip, err := ParseSource(word)
 		if err != nil {
-			return Settings{}, argError("", "--source: %w", err)
+			return Bridge{}, argError("", "--source: %w", err)
 		}
 		if slices.Contains(b.Sources, ip) {
-			return Settings{}, argError("", "--source: %s is there twice", ip)
+			return Bridge{}, argError("", "--source: %s is there twice", ip)
 		}
 		b.Sources = append(b.Sources, ip)
 	}
@@ -218,22 +239,13 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, err error) {
 	}
 	if b.ProxyTransfer != "" {
 		if b.ProxyTransfer, err = grammar.ParseHostPort(b.ProxyTransfer); err != nil {
-			return Settings{}, argError("", "--proxy-transfer: %w", err)
+			return Bridge{}, argError("", "--proxy-transfer: %w", err)
 		}
 		if len(b.Proxies) > 1 {
-			return Settings{}, argError("leave it out: each proxy announces its transfer port", "--proxy-transfer %s is of one proxy, and there are %d", b.ProxyTransfer, len(b.Proxies))
+			return Bridge{}, argError("leave it out: each proxy announces its transfer port", "--proxy-transfer %s is of one proxy, and there are %d", b.ProxyTransfer, len(b.Proxies))
 		}
 	}
-	set.Role, set.Bridge, set.Origin = RoleBridge, b, file.origin
-	args.override(set.Origin)
-	override(set.Origin, "proxy", strings.Join(args.Proxies, ","))
-	override(set.Origin, "proxy_transfer", args.ProxyTransfer)
-	override(set.Origin, "keepalive", args.Keepalive)
-	override(set.Origin, "source", strings.Join(args.Sources, ","))
-	for _, option := range []string{"token", "token_file"} {
-		override(set.Origin, option, cmp.Or(args.Token, args.TokenFile, args.TokenEnv))
-	}
-	return set, nil
+	return b, nil
 }
 
 // joinExposes adds the services of the command line to those of the file.
@@ -267,31 +279,31 @@ func joinExposes(file *bridgeFile, args BridgeArgs) ([]grammar.Expose, error) {
 }
 
 // token looks where a token may be, and reads the first that is there.
-func (s *BridgeSource) token(file *bridgeFile) (grammar.Token, error) {
+func (s *BridgeSource) token(file *bridgeFile, rules access.Rules) (grammar.Token, []Warning, error) {
 	args := s.args
 	text, from := "", ""
 	switch {
 	case args.Token != "":
 		text, from = args.Token, "the first argument"
 	case args.TokenFile != "":
-		return s.readOnce(args.TokenFile)
+		return s.readOnce(args.TokenFile, rules)
 	case args.TokenEnv != "":
 		text, from = args.TokenEnv, TokenEnv
 	case file.Token != "":
 		text, from = file.Token, "the configuration"
 	case file.TokenFile == "-":
-		return s.readOnce(file.TokenFile)
+		return s.readOnce(file.TokenFile, rules)
 	case file.TokenFile != "":
-		tok, err := s.readToken(file.TokenFile)
+		p := file.origin["token_file"]
+		tok, warnings, err := s.readToken(file.TokenFile, rules, p)
 		if err != nil {
-			p := file.origin["token_file"]
 			err = &Error{File: p.File, Line: p.Line, Key: p.Key, Text: err.Error(), Err: err}
 		}
-		return tok, err
+		return tok, warnings, err
 	default:
 		if len(args.Expose) > 0 {
 			if _, err := grammar.ParseExpose(args.Expose[0]); err != nil && !isUnsupported(err) {
-				return grammar.Token{}, argError("reverser bridge TOKEN 9000: the proxy's first start prints the token, and `reverser key add` there makes one",
+				return grammar.Token{}, nil, argError("reverser bridge TOKEN 9000: the proxy's first start prints the token, and `reverser key add` there makes one",
 					"argument 1, %q, is neither a token (rv1_…) nor PUBLIC[=TARGET] (9000, 9000=192.168.1.5:80)", args.Expose[0])
 			}
 		}
@@ -299,47 +311,56 @@ func (s *BridgeSource) token(file *bridgeFile) (grammar.Token, error) {
 		if args.Config != "" {
 			where = ", and " + args.Config + " has no token_file"
 		}
-		return grammar.Token{}, argError("the proxy's first start prints one, which begins with rv1_, and `reverser key add` there makes one; give it as the first argument, with --token-file FILE, or in "+TokenEnv,
+		return grammar.Token{}, nil, argError("the proxy's first start prints one, which begins with rv1_, and `reverser key add` there makes one; give it as the first argument, with --token-file FILE, or in "+TokenEnv,
 			"the bridge has no token%s", where)
 	}
 	tok, err := grammar.ParseToken(text)
 	if err != nil {
-		return grammar.Token{}, argError("", "token of %s: %w", from, err)
+		return grammar.Token{}, nil, argError("", "token of %s: %w", from, err)
 	}
-	return tok, nil
+	return tok, nil, nil
 }
 
 // readOnce reads a file that the command line names, or standard input. It may be gone the next time.
-func (s *BridgeSource) readOnce(path string) (grammar.Token, error) {
+func (s *BridgeSource) readOnce(path string, rules access.Rules) (grammar.Token, []Warning, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if tok, ok := s.once[path]; ok {
-		return tok, nil
+		return tok, nil, nil
 	}
-	tok, err := s.readToken(path)
+	tok, warnings, err := s.readToken(path, rules, Place{})
 	if err == nil {
 		s.once[path] = tok
 	}
-	return tok, err
+	return tok, warnings, err
 }
 
-func (s *BridgeSource) readToken(path string) (grammar.Token, error) {
+// readToken reads a token file. Place is where a configuration file names it, if one does.
+func (s *BridgeSource) readToken(path string, rules access.Rules, p Place) (grammar.Token, []Warning, error) {
 	var stdin io.Reader = os.Stdin
 	if s.args.Stdin != nil {
 		stdin = s.args.Stdin
 	}
-	text, err := ReadTokenFile(path, stdin)
+	text, notes, err := readTokenFile(path, stdin, rules)
 	if err != nil {
-		return grammar.Token{}, argError("", "%w", err)
+		return grammar.Token{}, nil, argError("", "%w", err)
 	}
 	tok, err := grammar.ParseToken(text)
 	if err != nil {
 		if path == "-" {
 			path = "stdin"
 		}
-		return grammar.Token{}, argError("", "token of %s: %w", path, err)
+		return grammar.Token{}, nil, argError("", "token of %s: %w", path, err)
 	}
-	return tok, nil
+	var warnings []Warning
+	for _, note := range notes {
+		if p.File == "" {
+			warnings = append(warnings, Warning{File: "token file " + path, Text: note})
+		} else {
+			warnings = append(warnings, Warning{p.File, p.Line, "token file " + path + ": " + note})
+		}
+	}
+	return tok, warnings, nil
 }
 
 func isUnsupported(err error) bool {

@@ -17,6 +17,7 @@
 package state
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -28,6 +29,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"reverser/internal/access"
 )
 
 // Roles that have a default directory.
@@ -117,6 +120,9 @@ type Dir struct {
 	// not lead root's writes and chowns elsewhere.
 	root  *os.Root
 	owner owner
+	rules access.Rules
+	files access.Dir // the rules for the files in it
+	note  string
 	sock  socket
 
 	unstored unstored // keys that were revoked
@@ -127,8 +133,9 @@ type Dir struct {
 }
 
 // Open makes the directory if it is missing, proves that it is writable and
-// takes its lock. A directory held by a live process is an [*InUseError].
-func Open(path string) (*Dir, error) {
+// takes its lock. A directory held by a live process is an [*InUseError]. One of
+// another user is refused, unless that user, by its id, is trusted.
+func Open(path string, trusted ...int) (*Dir, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("state directory %s: %w", path, err)
@@ -140,7 +147,7 @@ func Open(path string) (*Dir, error) {
 	if err != nil {
 		return nil, unusable(abs, err)
 	}
-	d := &Dir{path: abs, root: root}
+	d := &Dir{path: abs, root: root, rules: access.Rules{Trusted: trusted}}
 	if err := d.open(); err != nil {
 		d.Close()
 		return nil, err
@@ -153,13 +160,13 @@ func (d *Dir) open() error {
 	if err != nil {
 		return unusable(d.path, err)
 	}
-	// Before anything is made in it. Whose it is does not matter: root edits the directory of a service user.
-	if mode := info.Mode().Perm(); checksModes && mode&0o022 != 0 {
-		return fmt.Errorf("state directory %s: %s can write it (mode %04o) and put files of their own into it: run chmod go-w %s, or choose another with --state DIR", d.path, writers(mode), mode, d.path)
+	var fault *access.Fault
+	if d.files, d.note, fault = d.rules.Dir(d.path, info); fault != nil { // before anything is made in it
+		return fmt.Errorf("state directory %s: %w", d.path, fault)
 	}
 	d.owner = ownerOf(info)
 
-	for _, name := range []string{lockFile, identityFile, keysFile, addressFile, socketPathFile} {
+	for _, name := range []string{lockFile, identityFile, keysFile, addressFile, knownFile, socketPathFile} {
 		if err := d.check(name); err != nil {
 			return err
 		}
@@ -208,31 +215,23 @@ func (d *Dir) check(name string) error {
 		return nil
 	}
 	defer f.Close()
-	return checkFile(f, full)
+	return d.checkFile(f, full)
 }
 
 // checkFile refuses a file that others can write, or that has another name: whoever made that may have another directory's
 // file changed, or keep a secret beyond its removal.
-func checkFile(f *os.File, full string) error {
+func (d *Dir) checkFile(f *os.File, full string) error {
 	info, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("read %s: %w", full, plain(err))
 	}
-	if mode := info.Mode().Perm(); checksModes && mode&0o022 != 0 {
-		return fmt.Errorf("%s: %s can write it (mode %04o): see that its content is yours, and run chmod go-w %s", full, writers(mode), mode, full)
+	if fault := d.files.Unwritable(full, info); fault != nil {
+		return fmt.Errorf("%s: %w", full, fault)
 	}
 	if n := links(f, info); n > 1 {
 		return fmt.Errorf("%s is a hard link (mode %04o): the file has %d names. %s", full, info.Mode().Perm(), n, linksRemedy(full))
 	}
 	return nil
-}
-
-// writers names who can write something besides its owner.
-func writers(mode fs.FileMode) string {
-	if mode&0o002 != 0 {
-		return "others on this machine"
-	}
-	return "the members of its group"
 }
 
 // takeLock takes the lock. mu is held, or nobody else has d yet.
@@ -241,7 +240,7 @@ func (d *Dir) takeLock() error {
 	if err != nil {
 		return unusable(d.path, err)
 	}
-	if err := checkFile(f, filepath.Join(d.path, lockFile)); err != nil { // it is written to
+	if err := d.checkFile(f, filepath.Join(d.path, lockFile)); err != nil { // it is written to
 		f.Close()
 		return err
 	}
@@ -270,6 +269,9 @@ func (d *Dir) dropLock() error {
 
 // Path is the absolute path of the directory.
 func (d *Dir) Path() string { return d.path }
+
+// Note is for the log of a process that keeps the directory: who else can change what is in it. It is mostly empty.
+func (d *Dir) Note() string { return d.note }
 
 // Yield gives the lock to a successor, for a process that finishes what it has.
 // The admin socket answers until the successor opens its own in its place.
@@ -340,7 +342,11 @@ func unusable(path string, err error) error {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		err = fmt.Errorf("%s %s: %w", pe.Op, pe.Path, pe.Err)
 	}
-	return fmt.Errorf("state directory %s cannot be used: %w (it must be a directory that this user can write to; choose another with --state DIR)", path, err)
+	remedy := "it must be a directory that this user can write to; choose another with --state DIR"
+	if errors.Is(err, fs.ErrPermission) {
+		remedy = cmp.Or(access.Unusable(path), remedy)
+	}
+	return fmt.Errorf("state directory %s cannot be used: %w (%s)", path, err, remedy)
 }
 
 // write replaces a file, under the lock, so that a reader, or a crash at any moment, sees the
@@ -388,10 +394,10 @@ func (d *Dir) readSecret(name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", full, plain(err))
 	}
-	if mode := info.Mode().Perm(); checksModes && mode&0o077 != 0 {
-		return nil, fmt.Errorf("%s holds secrets but others may access it (mode %04o): chmod 600 it, and replace its keys if others could have read them", full, mode)
+	if fault := d.files.Private(full, info); fault != nil {
+		return nil, fmt.Errorf("%s: %w", full, fault)
 	}
-	if err := checkFile(f, full); err != nil {
+	if err := d.checkFile(f, full); err != nil {
 		return nil, err
 	}
 	return readAll(f, info.Size())

@@ -12,8 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const checksModes = true
-
 var errLocked = errors.New("locked by another process")
 
 // lockExclusive takes a flock: it belongs to the open file, so the kernel

@@ -9,10 +9,6 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// checksModes is false: Windows keeps access rights in ACLs, which a directory
-// under the user's profile inherits, and Go's mode bits do not show them.
-const checksModes = false
-
 var errLocked = errors.New("locked by another process")
 
 // lockExclusive locks one byte far behind the content, because a locked range

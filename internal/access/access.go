@@ -1,0 +1,42 @@
+// Package access decides whether a file is safe to use: whether another user can read its secret, change it, or put another file in
+// its place. The rules for token files, configuration files and the state directory are here and nowhere else.
+//
+// Where a platform owns the files (systemd's credentials, the secrets of Docker and Kubernetes, a bind mount), this process can neither
+// change their owner nor their mode. A fault that nobody can make use of there is a note, which is logged, instead of a refusal.
+//
+// On Unix the rules are about owners and modes (access_unix.go), on Windows about access control lists (access_windows.go).
+package access
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+)
+
+// Rules say whose files are taken.
+type Rules struct {
+	// Trusted are users, by their ids, whose files are as good as those of this user or of root. What such a user lets the group of a
+	// file do is meant so. Windows has no such ids.
+	Trusted []int
+}
+
+// trusts reports whether the rules name a user.
+func (r Rules) trusts(uid int) bool { return slices.Contains(r.Trusted, uid) }
+
+// Fault is why a file is refused.
+type Fault struct {
+	Text string
+	Hint string // the remedy
+}
+
+func (f *Fault) Error() string { return f.Text + ": " + f.Hint }
+
+// ParseOwner parses the value of --trust-owner.
+func ParseOwner(s string) (uid int, err error) {
+	// The last id means "no user" to the system.
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil || n == 1<<32-1 {
+		return 0, fmt.Errorf("%q is no user id: it is a number, which `id -u NAME` prints", s)
+	}
+	return int(n), nil
+}

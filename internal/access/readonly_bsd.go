@@ -1,0 +1,22 @@
+//go:build darwin || dragonfly || freebsd
+
+package access
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// isOpenReadOnly reports whether an open file was reached through a read-only mount: nobody can change it there, whatever its owner and
+// mode say.
+func isOpenReadOnly(f *os.File) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) == nil && uint64(st.Flags)&unix.MNT_RDONLY != 0
+}
+
+// isReadOnly reports whether a path leads through a read-only mount.
+func isReadOnly(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && uint64(st.Flags)&unix.MNT_RDONLY != 0
+}
