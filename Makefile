@@ -1,3 +1,9 @@
+# The files of a release, in dist/: archives of six platforms, bills of materials and checksums, with the same bytes each time
+# (docs/RELEASING.md). It needs Go and git. DIST='-version v1.2.3' names the version, DIST=-help says more.
+.PHONY: dist
+dist:
+	cd packaging && go run . $(DIST)
+
 # Measurements that take longer than the tests. They need Linux and root, for network namespaces, and iproute2.
 
 # Everything that RELIABILITY.md promises is broken on purpose and measured: a quarter of an hour; its table and picture

@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"io"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -287,6 +288,9 @@ func sources(t *testing.T) map[string][]string {
 		if base := d.Name(); d.IsDir() {
 			if rel != "." && (base[0] == '.' || base[0] == '_' || base == "testdata" || base == "bin" || base == "dist") {
 				return filepath.SkipDir
+			}
+			if _, err := os.Stat(filepath.Join(p, "go.mod")); rel != "." && err == nil {
+				return filepath.SkipDir // a module of its own: nothing here can import it
 			}
 			return nil
 		}
