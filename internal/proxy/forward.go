@@ -21,11 +21,12 @@ func (p *Proxy) arrived(name grammar.Public, conn net.Conn) {
 		traffic.Reset(conn)
 		return
 	}
-	a, err := p.conns.Admit(p.service(rt).account, traffic.AddrPort(conn.RemoteAddr()), traffic.Wait)
+	account := p.service(rt).account
+	a, err := p.conns.Admit(account, traffic.AddrPort(conn.RemoteAddr()), traffic.Wait)
 	if err != nil {
 		traffic.Reset(conn)
 		if errors.Is(err, traffic.ErrFull) || errors.Is(err, traffic.ErrKeyShare) {
-			p.conns.AwaitTurn()
+			p.conns.AwaitTurn(account)
 		}
 		return
 	}

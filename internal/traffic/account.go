@@ -39,6 +39,7 @@ type Account struct {
 	services map[string]*Account // of a key
 	refusal  notice              // for the log
 	looked   time.Time           // of a key: when nobody was found to make way
+	turns    turns               // of a key
 }
 
 // Limits are what an account allows; 0: no limit.
@@ -150,6 +151,7 @@ func (c *Conns) SetKeys(limits map[[16]byte]Limits) {
 		}
 	}
 	l.places.alone = len(limits) == 1
+	l.places.unblockLocked()
 }
 
 // charge counts a connection that arrives for the service, and gives it a place, unless it would be one too many. With a waiter the
@@ -169,6 +171,9 @@ func (a *Account) charge(ad *Admission, patience Patience) (*waiter, error) {
 		return nil, &LimitError{"client", most}
 	}
 	h := holderOf(a.key, ad.client)
+	if patience == Wait {
+		l.awaitLocked()
+	}
 	err := l.places.take(h)
 	if err == nil {
 		l.chargeLocked(ad, g)
@@ -178,7 +183,7 @@ func (a *Account) charge(ad *Admission, patience Patience) (*waiter, error) {
 	if err == ErrClientShare || patience == NoWait {
 		return nil, err
 	}
-	w := l.waitLocked(h)
+	w, err := l.waitLocked(h, err)
 	if w != nil {
 		l.chargeLocked(ad, g)
 	}

@@ -109,8 +109,6 @@ func (a *Admission) charge(p Patience) (err error) {
 
 // await waits for a place.
 func (a *Admission) await(w *waiter) error {
-	a.conns.room.turns <- struct{}{}
-	defer func() { <-a.conns.room.turns }()
 	select {
 	case err := <-w.answer:
 		return err
@@ -122,13 +120,22 @@ func (a *Admission) await(w *waiter) error {
 	return <-w.answer
 }
 
-// AwaitTurn returns when somebody may wait for a place again. It is for whoever accepts connections, when Admit refused one that was
-// to wait: the next one waits in the kernel.
-func (c *Conns) AwaitTurn() {
+// AwaitTurn returns when a user of the account's key would get a place, or may wait for one. It is for whoever accepts connections, when Admit
+// refused one that was to wait: the next one waits in the kernel.
+func (c *Conns) AwaitTurn(account *Account) {
+	l := &c.ledger
+	l.mu.Lock()
+	turn := l.turnLocked(account.key)
+	l.mu.Unlock()
+	if turn == nil {
+		return
+	}
 	select {
-	case c.room.turns <- struct{}{}:
-		<-c.room.turns
+	case <-turn:
 	case <-c.ctx.Done():
+		l.mu.Lock()
+		l.places.forgoLocked(account.key, turn)
+		l.mu.Unlock()
 	}
 }
 

@@ -63,7 +63,6 @@ type Conns struct {
 // room is what all connections share.
 type room struct {
 	dials chan struct{} // one element a dial to a target that is under way
-	turns chan struct{} // one element for each user who waits with an open socket
 }
 
 // roster is all admissions that are not over.
@@ -105,7 +104,6 @@ func New(cfg Config) *Conns {
 	c.strain = NewStrain(cfg.Log, c.pressure)
 	c.ledger.init(cfg.Clients)
 	c.ledger.places.init(poolOf(cfg), cfg.Max, cfg.Side == relay.Client)
-	c.room.turns = make(chan struct{}, max(c.ledger.places.mostWait, 1))
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.holding, c.stopHolding = context.WithCancel(c.ctx)
 	return c

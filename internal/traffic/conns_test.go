@@ -144,12 +144,12 @@ func wantNothing(t interface {
 	Errorf(string, ...any)
 }, c *Conns) {
 	t.Helper()
-	if l := c.Load(); l != (Load{}) || c.roster.busy.Load() != 0 || len(c.room.turns)+len(c.room.dials) != 0 {
-		t.Errorf("left behind: %+v, %d busy, %d turns, %d dials", l, c.roster.busy.Load(), len(c.room.turns), len(c.room.dials))
+	if l := c.Load(); l != (Load{}) || c.roster.busy.Load() != 0 || len(c.ledger.places.line.blocked)+len(c.room.dials) != 0 {
+		t.Errorf("left behind: %+v, %d busy, %d keys that wait for a turn, %d dials", l, c.roster.busy.Load(), len(c.ledger.places.line.blocked), len(c.room.dials))
 	}
 	p := &c.ledger.places
-	if p.used != 0 || len(p.holders)+len(p.waiting) != 0 || p.pool.Taken(sys.ForUsers) != 0 {
-		t.Errorf("left behind: %d places, %d clients with some, %d who wait, %d descriptors", p.used, len(p.holders), len(p.waiting), p.pool.Taken(sys.ForUsers))
+	if p.used != 0 || len(p.holders)+len(p.line.users) != 0 || p.pool.Taken(sys.ForUsers) != 0 {
+		t.Errorf("left behind: %d places, %d clients with some, %d who wait, %d descriptors", p.used, len(p.holders), len(p.line.users), p.pool.Taken(sys.ForUsers))
 	}
 	for range c.roster.each {
 		t.Error("an admission is still on the list")

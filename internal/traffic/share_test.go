@@ -204,13 +204,12 @@ func TestWait(t *testing.T) {
 
 		all = append(all[1:], fill(t, c, web, ErrKeyShare, func(n int) netip.AddrPort { return address(100 + n) })...)
 		var waiting []chan error
-		for i := range maxWaiting {
+		for i := range maxWaiting / 2 {
 			waiting = append(waiting, waits(c, web, address(200+i)))
 		}
 		want(t, "one more than may wait", waits(c, web, address(300)), ErrKeyShare)
-		turn := make(chan error, 1)
-		go func() { c.AwaitTurn(); turn <- nil }()
-		synctest.Wait()
+		want(t, "a client that waits", waits(c, web, address(200)), ErrClientShare)
+		turn := awaitsTurn(c, web)
 		if len(turn) != 0 {
 			t.Error("AwaitTurn returned while as many wait as may")
 		}
@@ -225,6 +224,69 @@ func TestWait(t *testing.T) {
 		c.Shut()
 		c.stop()
 		want(t, "who waits at the end", last, ErrDraining)
+		leaveAll(all)
+	})
+}
+
+// awaitsTurn starts an AwaitTurn.
+func awaitsTurn(c *Conns, a *Account) chan error {
+	done := make(chan error, 1)
+	go func() { c.AwaitTurn(a); done <- nil }()
+	synctest.Wait()
+	return done
+}
+
+// TestWaitShare: those who wait with an open socket are shared as the places are: the users of one key leave half of what is left, and
+// the sockets of a key that has its share stand still until it has less, or more are left.
+func TestWaitShare(t *testing.T) {
+	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
+		account := func(n int) *Account { return c.Account([16]byte{byte(n)}, "tcp/80") }
+		var all []*Admission
+		for i := range 7 { // they take all places
+			all = append(all, fill(t, c, account(i), map[bool]error{false: ErrKeyShare, true: ErrFull}[i == 6], func(n int) netip.AddrPort { return address(1000*i + n) })...)
+		}
+		waiting := make(map[int][]chan error)
+		for i, most := range []int{8, 4, 2, 1, 1} {
+			for n := range most {
+				w := waits(c, account(i), address(100_000+1000*i+n))
+				if waiting[i] = append(waiting[i], w); len(w) != 0 {
+					t.Fatalf("user %d of key %d does not wait: %v", n, i, <-w)
+				}
+			}
+			want(t, fmt.Sprintf("one more of key %d", i), waits(c, account(i), address(100_000+1000*i+most)), ErrFull)
+		}
+		want(t, "a key without one", waits(c, account(7), address(200_000)), ErrFull)
+		first, second, none := awaitsTurn(c, account(0)), awaitsTurn(c, account(1)), awaitsTurn(c, account(7))
+		if len(first)+len(second)+len(none) != 0 {
+			t.Fatal("AwaitTurn returned while as many wait as may")
+		}
+
+		// A place is free, and those who wait have as many as that, or more. The key that has none may take it.
+		all[0].Leave()
+		want(t, "AwaitTurn of a key that has no place", none, nil)
+		if len(first)+len(second) != 0 {
+			t.Error("AwaitTurn of a key that has its share returned")
+		}
+		late, err := c.Admit(account(7), address(200_000), Wait)
+		if err != nil {
+			t.Fatalf("a key that has no place gets none: %v", err)
+		}
+		leaveAll(append(all, late))
+		for _, ws := range waiting {
+			for _, w := range ws {
+				want(t, "who waited", w, nil)
+			}
+		}
+		want(t, "AwaitTurn of the first key", first, nil)
+		want(t, "AwaitTurn of the second key", second, nil)
+
+		all = fill(t, c, account(0), ErrKeyShare, address)
+		for i := range maxWaiting / 2 {
+			waits(c, account(0), address(300_000+i))
+		}
+		turn := awaitsTurn(c, account(0))
+		c.SetKeys(map[[16]byte]Limits{account(0).Key: {}}) // it is the only one from now on
+		want(t, "AwaitTurn of the only key", turn, nil)
 		leaveAll(all)
 	})
 }
@@ -336,8 +398,8 @@ func TestShares(t *testing.T) {
 						rt.Fatalf("key %d, client %d waits, though the rule says %v", u.key, u.client, err)
 					}
 				}
-				if p := &c.ledger.places; p.used != len(in) || len(p.waiting) != len(waiting) || len(in) > most {
-					rt.Fatalf("%d places and %d who wait; want %d and %d of %d", p.used, len(p.waiting), len(in), len(waiting), most)
+				if p := &c.ledger.places; p.used != len(in) || len(p.line.users) != len(waiting) || len(in) > most {
+					rt.Fatalf("%d places and %d who wait; want %d and %d of %d", p.used, len(p.line.users), len(in), len(waiting), most)
 				}
 			}
 			for range rapid.IntRange(1, 150).Draw(rt, "steps") {
@@ -352,14 +414,23 @@ func TestShares(t *testing.T) {
 				u := &user{key: rapid.IntRange(0, 3).Draw(rt, "key"), client: rapid.IntRange(0, 4).Draw(rt, "client"), done: make(chan error, 1)}
 				want := rule(u.key, u.client)
 				p := Patience(rapid.Bool().Draw(rt, "patience"))
-				crowd := len(waiting) >= c.ledger.places.mostWait
+				crowd, twice := 0, false
+				for _, w := range waiting {
+					if w.key == u.key {
+						crowd++
+						twice = twice || w.client == u.client
+					}
+				}
+				if p == Wait && want != nil && twice {
+					want = ErrClientShare
+				}
 				go func() {
 					a, err := c.Admit(c.Account([16]byte{byte(u.key)}, fmt.Sprint("tcp/", u.client%2)), address(u.client), p)
 					u.a = a
 					u.done <- err
 				}()
 				synctest.Wait()
-				if p == Wait && want != nil && want != ErrClientShare && !crowd {
+				if p == Wait && want != nil && want != ErrClientShare && crowd < c.ledger.places.line.most-len(waiting) {
 					waiting = append(waiting, u)
 				} else if err := <-u.done; err != want {
 					rt.Fatalf("Admit = %v, the rule says %v", err, want)
