@@ -24,29 +24,30 @@ type bridgeFile struct {
 	Expose       []grammar.Expose
 	exposed      []Place // where each of Expose is, its PUBLIC
 	origin       map[string]Place
+	others       []string // files that it names and that settings are read from; also with an error
 }
 
 // loadBridge reads the configuration of a bridge.
 func loadBridge(path string, trusted ...int) (*bridgeFile, []Warning, error) {
 	d, err := open(path, trusted)
 	if err != nil {
-		return nil, nil, err
+		return &bridgeFile{}, nil, err
 	}
 	if d.broken {
-		return nil, d.warnings, d.err()
+		return &bridgeFile{others: d.others}, d.warnings, d.err()
 	}
 	if role := d.role(); role == RoleProxy {
-		return nil, d.warnings, d.wrongRole(RoleProxy, RoleBridge)
+		return &bridgeFile{others: d.others}, d.warnings, d.wrongRole(RoleProxy, RoleBridge)
 	}
 	b := d.bridge()
 	if err := d.err(); err != nil {
-		return nil, d.warnings, err
+		return &bridgeFile{others: d.others}, d.warnings, err
 	}
 	return b, d.warnings, nil
 }
 
 func (d *doc) bridge() *bridgeFile {
-	b := &bridgeFile{origin: d.origin}
+	b := &bridgeFile{origin: d.origin, others: d.others}
 	if d.xml {
 		d.xmlBridge(b)
 		return b

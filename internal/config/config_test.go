@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf16"
+	"unicode/utf8"
 
 	"reverser/internal/access"
 	"reverser/internal/grammar"
@@ -405,6 +406,8 @@ func encodings(text string) map[string]string {
 		m["UTF-16 big-endian"] += string([]byte{byte(u >> 8), byte(u)})
 	}
 	m["UTF-16 with half a letter"] = m["UTF-16 little-endian"] + "\n"
+	m["UTF-16 without a mark"] = strings.TrimPrefix(m["UTF-16 little-endian"], "\xff\xfe")
+	m["UTF-16 big-endian without a mark"] = strings.TrimPrefix(m["UTF-16 big-endian"], "\xfe\xff")
 	return m
 }
 
@@ -415,6 +418,51 @@ func TestTOMLEncodings(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// Text in another encoding is refused with where it is and what to do, in every file that people write.
+func TestOtherEncodings(t *testing.T) {
+	const gbk = "# \xb9\xa4\xd7\xf7\xb6\xcb\xbf\xda\n" // "work port"
+	tok := testToken(1).Encode()
+	utf32 := func(text string) string {
+		s := "\xff\xfe\x00\x00"
+		for _, c := range []byte(text) {
+			s += string([]byte{c, 0, 0, 0})
+		}
+		return s
+	}
+	for _, c := range []struct{ name, text, where, word string }{
+		{"GBK", "proxy = \"a:1\"\n" + gbk, ":2: ", "GBK"},
+		{"Latin-1", "# \xf6ffentlich\nproxy = \"a:1\"\n", ":1: ", "not UTF-8"},
+		{"UTF-8 cut short", "proxy = \"a:1\"\n# \xe5\xb7", ":2: ", "not UTF-8"},
+		{"UTF-32", utf32("proxy = \"a:1\"\n"), ":1: ", "zero byte"},
+		{"a program", "\x7fELF\x02\x01\x01\x00\x00", ":1: ", "zero byte"},
+	} {
+		for _, load := range []func(string) error{
+			func(p string) error { _, _, err := loadProxy(p); return err },
+			func(p string) error { _, _, err := loadBridge(p); return err },
+			func(p string) error { _, _, err := Check(p); return err },
+		} {
+			path := write(t, "c.toml", c.text)
+			err := load(path)
+			want(t, c.name, err, path+c.where, c.word, "save the file as UTF-8 (in Notepad: ")
+			if err != nil && (strings.Contains(err.Error(), "quotes") || !errors.Is(err, errEncoding)) {
+				t.Errorf("%s: %v", c.name, err)
+			}
+		}
+		path := write(t, "c.token", strings.ReplaceAll(c.text, "proxy", tok))
+		_, _, err := readTokenFile(path, nil, access.Rules{})
+		want(t, c.name+" as a token", err, "token file "+path+c.where, c.word, "save the file as UTF-8 (in Notepad: ")
+		_, _, err = readTokenFile("-", strings.NewReader(c.text), access.Rules{})
+		want(t, c.name+" on stdin", err, "standard input"+c.where, c.word)
+	}
+	// The files that a configuration names.
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "x.token"), tok+"\n"+gbk)
+	_, _, err := loadProxy(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = \"a\"\nsecret_file = \"x.token\"\nallow = [9000]"))
+	want(t, "a secret file in GBK", err, "p.toml:3: secret_file", "x.token:2: ", "save the file as UTF-8")
+	_, _, err = Check(write(t, filepath.Join(dir, "b.toml"), "token_file = \"x.token\"\n"))
+	want(t, "a token file in GBK", err, "b.toml:1: token_file", "x.token:2: ", "save the file as UTF-8")
 }
 
 // uncommented is an example with every option at rest put to work.
@@ -565,6 +613,10 @@ func TestXMLForms(t *testing.T) {
 		"spaces":            strings.Replace(proxyXML, `"9000"`, `" 9000 "`, 1),
 		"single quotes":     strings.ReplaceAll(proxyXML, `"`, `'`),
 		"an end tag":        strings.ReplaceAll(proxyXML, "/>", "></add>"),
+		"cleared before":    "<appSettings><add key='WorkPort' value='1'/><add key='Other' value='2'/><clear/>" + proxyXML + "</appSettings>",
+		"removed before":    "<appSettings><add key='WorkPort' value='1'/><remove key='workport'/><remove key='Other'/>" + proxyXML + "</appSettings>",
+		"locked":            "<appSettings lockAttributes='a' lockElements='b'>" + strings.Replace(proxyXML, "<add ", "<add lockItem='true' ", 1) + "</appSettings>",
+		"another location":  "<configuration><location path='x'><system.web/></location><appSettings>" + proxyXML + "</appSettings></configuration>",
 		"value first":       strings.Replace(proxyXML, `key="WorkPort" value="9000"`, `value="9000" key="WorkPort"`, 1),
 		"GBK comments":      "<?xml version=\"1.0\" encoding=\"gb2312\"?>\n<!-- \xb9\xa4\xd7\xf7\xb6\xcb\xbf\xda -->\n" + proxyXML,
 	} {
@@ -594,12 +646,11 @@ func TestXMLForms(t *testing.T) {
 
 func TestXMLWarnings(t *testing.T) {
 	path := write(t, "p.config", `<configuration>
-<add key="IcPort" value="1"/>
 <appSettings file="more.config">
 <add key="LogLevel" value="secret words"/>
 <add key="TransfrPort" value="3020"/>
 <add key="Token" value="`+testToken(1).Encode()+`"/>
-<other/>
+<add key="icport" value="1"/>
 `+proxyXML+`</appSettings>
 </configuration>`)
 	_, warnings, err := loadProxy(path)
@@ -607,12 +658,11 @@ func TestXMLWarnings(t *testing.T) {
 		t.Fatal(err)
 	}
 	wanted := []string{
-		":2: an <add> outside of <appSettings>",
-		":3: the settings in the other file",
-		`:4: the key "LogLevel" is ignored`,
-		"did you mean TransferPort?",
+		":8: the key IcPort stands on line 6 already: the last one holds",
+		":2: the file " + filepath.Join(filepath.Dir(path), "more.config") + " that file= names is not there: .NET goes on",
+		`:3: the key "LogLevel" is ignored`,
+		`:4: the key "TransfrPort" is ignored`,
 		"--token-file or REVERSER_TOKEN",
-		":7: <other> in <appSettings>",
 	}
 	if len(warnings) != len(wanted) {
 		t.Fatalf("%d warnings: %v; want %d", len(warnings), warnings, len(wanted))
@@ -629,7 +679,6 @@ func TestXMLErrors(t *testing.T) {
 		name, text string
 		words      []string
 	}{
-		{"twice", proxyXML + "<!-- x -->\n" + `<add key="icport" value="3011"/>`, []string{":5: IcPort", "line 2 already"}},
 		{"nothing", "", []string{"no settings", "<appSettings>"}},
 		{"nothing of ours", "<configuration><startup/></configuration>", []string{"no settings"}},
 		{"both roles", proxyXML + bridgeXML, []string{":4: ProxyServerIP", "a bridge's", "WorkPort on line 1", "two files"}},
@@ -649,7 +698,26 @@ func TestXMLErrors(t *testing.T) {
 		{"not closed", "<configuration>\n<appSettings>\n" + proxyXML, []string{"not XML"}},
 		{"half a tag", proxyXML + "<add key=", []string{":4: ", "not XML"}},
 		{"words", "WorkPort config:\n" + proxyXML, []string{"text outside"}},
-		{"clear", "<appSettings><clear/>" + proxyXML + "</appSettings>", []string{"<clear> is not understood"}},
+		{"cleared", "<appSettings>" + proxyXML + "<clear/></appSettings>", []string{"no settings"}},
+		{"removed", "<appSettings>" + proxyXML + "<remove key='icport'/></appSettings>", []string{"IcPort: this key is missing"}},
+		{"removed without a key", proxyXML + "<remove/>", []string{":4: an <remove> has no key"}},
+		{"an unknown element", "<appSettings>\n<other/>" + proxyXML + "</appSettings>", []string{":2: <other> is not understood", "<add>, <remove> and <clear>"}},
+		{"another case of an element", "<appSettings>\n<Add key='x' value='y'/>" + proxyXML + "</appSettings>", []string{":2: <Add> is not understood"}},
+		{"an unknown attribute", proxyXML + "<add Key='TransferPort' value='1'/>", []string{":4: <add> has the attribute Key"}},
+		{"outside of the section", "<configuration>\n<add key='x' value='y'/>\n<appSettings>" + proxyXML + "</appSettings></configuration>", []string{":2: a <add> stands outside of <appSettings>"}},
+		{"two sections", "<configuration><appSettings>" + proxyXML + "</appSettings>\n<appSettings/></configuration>", []string{":5: there is a second <appSettings>", "line 1"}},
+		{"two files in one", "<configuration><appSettings>" + proxyXML + "</appSettings></configuration>\n<configuration/>", []string{":5: there is a second <configuration>", "line 1"}},
+		{"another case of a section", "<configuration>\n<AppSettings>" + proxyXML + "</AppSettings></configuration>", []string{":2: there is no element <AppSettings>", "write <appSettings>"}},
+		{"another case of the root", "<Configuration><appSettings>" + proxyXML + "</appSettings></Configuration>", []string{":1: there is no element <Configuration>", "write <configuration>"}},
+		{"a location", "<configuration>\n<location path='.'><a><appSettings>" + proxyXML + "</appSettings></a></location></configuration>", []string{":2: there is an <appSettings> in <location>", "move it out"}},
+		{"a slip in an optional key", strings.Replace(proxyXML, "TransferPort", "TransfrPort", 1), []string{":3: TransfrPort", "did you mean TransferPort?"}},
+		{"encrypted", "<configuration>\n<appSettings configProtectionProvider='DataProtectionConfigurationProvider'><EncryptedData><CipherData/></EncryptedData></appSettings></configuration>", []string{":2: the section is encrypted", "aspnet_regiis -pdf"}},
+		{"encrypted without a word", "<appSettings><EncryptedData/></appSettings>", []string{":1: the section is encrypted"}},
+		{"values from a program", "<appSettings configBuilders='Environment'>" + proxyXML + "</appSettings>", []string{"configBuilders", "write the values themselves"}},
+		{"a value in GBK", "<?xml version='1.0' encoding='gb2312'?>\n" + strings.Replace(bridgeXML, "127.0.0.1", "\xb7\xfe\xce\xf1\xc6\xf7", 1), []string{":2: ProxyServerIP", "encoding", "UTF-8"}},
+		{"a file in GBK", "<?xml version='1.0' encoding='gb2312'?>\n<appSettings file='\xb7\xfe.config'>" + proxyXML + "</appSettings>", []string{":2: file", "encoding", "UTF-8"}},
+		{"GBK without a word", proxyXML + "\n<!-- \xb9\xa4\xd7\xf7 -->", []string{":5: this is not UTF-8", "GBK", "Notepad"}},
+		{"full-width characters", `<add key＝"WorkPort" value="9000"/>`, []string{":1: not XML", "full-width", "Latin keyboard"}},
 		{"not UTF-8", strings.Replace(proxyXML, "9000", "\xb9\xa4", 1), []string{"UTF-8"}},
 		{"an entity", strings.Replace(proxyXML, "9000", "&x;", 1), []string{"not XML"}},
 	} {
@@ -665,10 +733,12 @@ func TestXMLErrors(t *testing.T) {
 
 // judge runs a text through everything but the file system.
 func judge(t *testing.T, path, text string) {
-	d := parse(path, text, func() ([]string, *access.Fault) {
+	d := newDoc(path, func() ([]string, *access.Fault) {
 		return nil, &access.Fault{Text: "others on this machine can read it"}
 	})
 	d.readToken = func(string, access.Rules) (grammar.Token, []string, error) { return testToken(1), nil, nil }
+	d.readOther = func(string, access.Rules) (string, []string, error) { return text, nil, nil }
+	d.readText(text)
 	role := d.role()
 	if role == RoleProxy && !d.broken {
 		p := d.proxy()
@@ -727,11 +797,17 @@ func FuzzXML(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(decode(b))
+		text, bad := decode(b)
+		if bad != nil {
+			f.Fatal(bad)
+		}
+		f.Add(text)
 	}
 	for _, s := range []string{
 		proxyXML, bridgeXML, proxyXML + bridgeXML, "", "<", "<a>", "</a>", "<add/>", "<appSettings><clear/></appSettings>", "<?xml version='1.0' encoding='utf-16'?><add key='IcPort'/>",
 		"<add key=“WorkPort”/>", "<add key='" + testToken(1).Encode() + "' value='1'/>", "<!DOCTYPE x [<!ENTITY a 'b'>]><add key='&a;'/>", "<configuration><add/><appSettings file='x'/></configuration>",
+		"<appSettings file='x'>" + proxyXML + "</appSettings>", "<appSettings configSource='x'/>", "<configuration><location><appSettings/></location></configuration>",
+		"<appSettings>" + proxyXML + "<remove key='icport'/><clear/><add key='IcPort' value='1'/></appSettings>",
 	} {
 		f.Add(s)
 	}
@@ -744,7 +820,11 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add([]byte("<?xml version=\"1.0\" encoding=\"gbk\"?>\xb9"))
 	f.Add([]byte("\xff\xfe\x00\xd8"))
-	f.Fuzz(func(t *testing.T, b []byte) { decode(b) })
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if text, bad := decode(b); bad == nil && !utf8.ValidString(text) {
+			t.Errorf("decode(%q) = %q, which is not UTF-8", b, text)
+		}
+	})
 }
 
 // A number is taken where a port may stand alone, and nowhere else.

@@ -58,7 +58,12 @@ type doc struct {
 	options map[string]any   // key → value
 	origin  map[string]Place // option → where it was written
 
-	readToken func(path string, rules access.Rules) (grammar.Token, []string, error) // a seam for fuzzing, which must not open what it likes
+	elsewhere map[string]string // key → the file that has it, where that is another one (XML)
+	others    []string          // files that this one names and that settings were read from, or would be if they were there
+
+	// Seams for fuzzing, which must not open what it likes.
+	readToken func(path string, rules access.Rules) (grammar.Token, []string, error)
+	readOther func(path string, rules access.Rules) (string, []string, error)
 
 	broken   bool // there is no use in looking at the options
 	errs     []*Error
@@ -72,23 +77,48 @@ type private func() (notes []string, fault *access.Fault)
 func open(path string, trusted []int) (*doc, error) {
 	rules := access.Rules{Trusted: trusted}
 	text, file, err := readText(path, rules)
+	if e, ok := errors.AsType[*Error](err); ok {
+		return nil, e
+	}
 	if err != nil {
 		return nil, &Error{File: path, Text: trimPath(err).Error(), Hint: hintFor(err), Err: err}
 	}
-	d := parse(path, text, file.Private)
-	// Whoever can write it decides what is opened to the world, also when no secret is in it.
-	notes, fault := file.Unwritable()
-	if fault != nil {
-		d.fail(&Error{Text: fault.Text, Hint: fault.Hint, Err: fault})
+	d := newDoc(path, file.Private)
+	d.rules = rules
+	d.readText(text)
+	notes, bad := checkWriters(path, file)
+	if bad != nil {
+		d.fail(bad)
 	}
 	for _, note := range notes {
 		d.warn(0, "%s", note)
 	}
-	d.rules.Trusted = trusted
 	if len(trusted) == 0 {
 		d.rules.Trusted = d.owners()
 	}
 	return d, nil
+}
+
+// readOther reads a file that a configuration file names.
+func readOther(path string, rules access.Rules) (string, []string, error) {
+	text, file, err := readText(path, rules)
+	if err != nil {
+		return "", nil, err
+	}
+	notes, bad := checkWriters(path, file)
+	if bad != nil {
+		return "", nil, bad
+	}
+	return text, notes, nil
+}
+
+// checkWriters refuses a file that others can write: whoever can decides what is opened to the world, also when no secret is in it.
+func checkWriters(path string, file *access.File) (notes []string, bad *Error) {
+	notes, fault := file.Unwritable()
+	if fault != nil {
+		return nil, &Error{File: path, Text: fault.Text, Hint: fault.Hint, Err: fault}
+	}
+	return notes, nil
 }
 
 // owners are the users of trust_owner: one, or a list of them.
@@ -124,21 +154,24 @@ func (d *doc) token(path string, line int) (grammar.Token, error) {
 	return tok, err
 }
 
-// parse reads the text of a file, and is the whole of this package that needs
-// no file system, apart from the files that a value names.
-func parse(path, text string, private private) *doc {
-	d := &doc{
+func newDoc(path string, private private) *doc {
+	return &doc{
 		file: path, private: private,
 		lines: map[string]int{}, options: map[string]any{}, origin: map[string]Place{},
-		readToken: readToken,
+		elsewhere: map[string]string{},
+		readToken: readToken, readOther: readOther,
 	}
-	if isXML(path, text) {
+}
+
+// readText is the whole of this package that needs no file system, apart from
+// the files that a value names.
+func (d *doc) readText(text string) {
+	if isXML(d.file, text) {
 		d.xml = true
 		d.readXML(text)
 	} else {
 		d.readTOML(text)
 	}
-	return d
 }
 
 func isXML(path, text string) bool {
@@ -150,17 +183,25 @@ func isXML(path, text string) bool {
 }
 
 func (d *doc) fail(e *Error) {
-	e.File = d.file
+	e.File = cmp.Or(e.File, d.file)
 	d.errs = append(d.errs, e)
 }
 
 // fault blames key for err.
 func (d *doc) fault(key string, err error, hint string) {
-	d.fail(&Error{Line: d.line(key), Key: key, Text: err.Error(), Hint: hint, Err: err})
+	p := d.place(key)
+	d.fail(&Error{File: p.File, Line: p.Line, Key: key, Text: err.Error(), Hint: hint, Err: err})
 }
 
-func (d *doc) warn(line int, format string, args ...any) {
-	d.warnings = append(d.warnings, Warning{d.file, line, fmt.Sprintf(format, args...)})
+func (d *doc) warn(line int, format string, args ...any) { d.warnAt(d.file, line, format, args...) }
+
+func (d *doc) warnAt(file string, line int, format string, args ...any) {
+	d.warnings = append(d.warnings, Warning{file, line, fmt.Sprintf(format, args...)})
+}
+
+// place is where key stands.
+func (d *doc) place(key string) Place {
+	return Place{cmp.Or(d.elsewhere[key], d.file), d.line(key), key}
 }
 
 // line is where key stands, or where the table stands that should have it.
@@ -179,7 +220,9 @@ func (d *doc) line(key string) int {
 
 // err is every fault, in the order of the lines, without repetitions.
 func (d *doc) err() error {
-	slices.SortStableFunc(d.errs, func(a, b *Error) int { return cmp.Compare(a.Line, b.Line) })
+	slices.SortStableFunc(d.errs, func(a, b *Error) int {
+		return cmp.Or(cmp.Compare(d.rank(a.File), d.rank(b.File)), cmp.Compare(a.Line, b.Line))
+	})
 	var errs []error
 	for i, e := range d.errs {
 		if i == 0 || e.Error() != d.errs[i-1].Error() {
@@ -187,6 +230,14 @@ func (d *doc) err() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// rank is the order in which files are spoken of.
+func (d *doc) rank(file string) int { return slices.Index(d.others, file) }
+
+// before reports whether one key stands before another.
+func (d *doc) before(a, b string) bool {
+	return cmp.Or(cmp.Compare(d.rank(d.place(a).File), d.rank(d.place(b).File)), cmp.Compare(d.line(a), d.line(b))) < 0
 }
 
 // role tells the role from the keys, and is empty where they fit both. Keys of
@@ -202,7 +253,7 @@ func (d *doc) role() string {
 		default:
 			continue
 		}
-		if first[r] == "" || d.line(key) < d.line(first[r]) {
+		if first[r] == "" || d.before(key, first[r]) {
 			first[r] = key
 		}
 	}
@@ -210,12 +261,13 @@ func (d *doc) role() string {
 	case first[0] != "" && first[1] != "":
 		later, earlier := first[1], first[0]
 		laterRole, earlierRole := RoleBridge, RoleProxy
-		if d.line(later) < d.line(earlier) {
+		if d.before(later, earlier) {
 			later, earlier, laterRole, earlierRole = earlier, later, earlierRole, laterRole
 		}
 		d.fail(&Error{
 			Line: d.line(later), Key: later,
-			Text: fmt.Sprintf("this key is a %s's, and %s on line %d is a %s's", laterRole, earlier, d.line(earlier), earlierRole),
+			File: d.place(later).File,
+			Text: fmt.Sprintf("this key is a %s's, and %s on line %d%s is a %s's", laterRole, earlier, d.line(earlier), inOther(d.elsewhere[earlier]), earlierRole),
 			Hint: "make two files, one for each machine",
 		})
 		if laterRole == RoleBridge {
@@ -228,6 +280,13 @@ func (d *doc) role() string {
 		return RoleBridge
 	}
 	return ""
+}
+
+func inOther(file string) string {
+	if file == "" {
+		return ""
+	}
+	return " of " + file
 }
 
 func roleOf(key string) string {
@@ -303,7 +362,7 @@ func (d *doc) text(key string) string {
 		d.fault(key, errors.New("the value is a token"), "a token goes into a file that token_file names")
 		return ""
 	}
-	d.origin[key] = Place{d.file, d.line(key), key}
+	d.origin[key] = d.place(key)
 	return s
 }
 

@@ -26,6 +26,9 @@ func readTokenFile(path string, stdin io.Reader, rules access.Rules) (token stri
 	if path == "-" {
 		text, err := readAll(stdin)
 		if err != nil {
+			if e, ok := errors.AsType[*Error](err); ok {
+				e.File = "standard input"
+			}
 			return "", nil, fmt.Errorf("read the token from standard input: %w", err)
 		}
 		if strings.TrimSpace(text) == "" {
@@ -34,6 +37,9 @@ func readTokenFile(path string, stdin io.Reader, rules access.Rules) (token stri
 		return strings.TrimSpace(text), nil, nil
 	}
 	text, file, err := readText(path, rules)
+	if e, ok := errors.AsType[*Error](err); ok {
+		return "", nil, fmt.Errorf("token file %w", e)
+	}
 	if err != nil {
 		if hint := hintFor(err); hint != "" {
 			return "", nil, fmt.Errorf("read token file %s: %w: %s", path, trimPath(err), hint)
@@ -84,9 +90,13 @@ func readText(path string, rules access.Rules) (text string, file *access.File, 
 		return "", nil, err
 	}
 	text, err = readAll(f)
+	if e, ok := errors.AsType[*Error](err); ok {
+		e.File = path
+	}
 	return text, file, err
 }
 
+// readAll reads a text. Its errors name no file.
 func readAll(r io.Reader) (string, error) {
 	b, err := io.ReadAll(io.LimitReader(r, maxFile+1))
 	if err != nil {
@@ -95,38 +105,58 @@ func readAll(r io.Reader) (string, error) {
 	if len(b) > maxFile {
 		return "", fmt.Errorf("it is larger than %d bytes", maxFile)
 	}
-	return decode(b), nil
+	text, bad := decode(b)
+	if bad != nil {
+		return "", bad
+	}
+	return text, nil
 }
 
+// saveAsUTF8 is the remedy for text in another encoding.
+const saveAsUTF8 = "save the file as UTF-8 (in Notepad: Save as, Encoding, UTF-8)"
+
 // decode makes UTF-8 of what editors and shells write on Windows: UTF-8 with a
-// byte-order mark, and UTF-16 (PowerShell's > does that).
-func decode(b []byte) string {
+// byte-order mark, and UTF-16 with one (PowerShell's > does that) or without.
+func decode(b []byte) (string, *Error) {
 	var order binary.ByteOrder
-	switch s := string(b); {
+	s := string(b)
+	switch {
 	case strings.HasPrefix(s, "\xef\xbb\xbf"):
-		return s[3:]
+		s = s[3:]
 	case strings.HasPrefix(s, "\xff\xfe"):
-		order = binary.LittleEndian
+		order, b = binary.LittleEndian, b[2:]
 	case strings.HasPrefix(s, "\xfe\xff"):
+		order, b = binary.BigEndian, b[2:]
+	case len(b) > 1 && b[0] != 0 && b[1] == 0: // what we read begins with an ASCII character
+		order = binary.LittleEndian
+	case len(b) > 1 && b[0] == 0 && b[1] != 0:
 		order = binary.BigEndian
 	case !utf8.ValidString(s) && oldCharset.MatchString(s):
 		// The words in another encoding are comments. Keys and values that we know
 		// are ASCII, and no byte of these encodings' letters looks like markup.
-		return strings.Map(func(r rune) rune {
-			if r == utf8.RuneError {
-				return '?'
-			}
-			return r
-		}, s)
-	default:
-		return s
+		s = strings.ToValidUTF8(s, string(utf8.RuneError))
 	}
-	units := make([]uint16, 0, len(b)/2)
-	for b = b[2:]; len(b) >= 2; b = b[2:] {
-		units = append(units, order.Uint16(b))
+	if order != nil {
+		units := make([]uint16, 0, len(b)/2)
+		for ; len(b) >= 2; b = b[2:] {
+			units = append(units, order.Uint16(b))
+		}
+		s = string(utf16.Decode(units))
 	}
-	return string(utf16.Decode(units))
+	line := 0
+	for text := range strings.Lines(s) {
+		line++
+		switch {
+		case !utf8.ValidString(text):
+			return "", &Error{Line: line, Text: "this is not UTF-8 text, but in another encoding, such as GBK", Hint: saveAsUTF8, Err: errEncoding}
+		case strings.Contains(text, "\x00"):
+			return "", &Error{Line: line, Text: "this is no text: there is a zero byte in it", Hint: saveAsUTF8, Err: errEncoding}
+		}
+	}
+	return s, nil
 }
+
+var errEncoding = errors.New("not UTF-8")
 
 // oldCharset finds the declaration of an encoding of which we can read the
 // ASCII part.

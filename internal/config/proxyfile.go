@@ -17,6 +17,7 @@ type proxyFile struct {
 	Tables           []KeyTable
 	Offer            []grammar.Public // WorkPort of the source system's XML
 	origin           map[string]Place
+	others           []string // files that it names and that settings are read from; also with an error
 }
 
 // KeyTable is one [[key]] of a proxy's file.
@@ -36,23 +37,23 @@ type KeyTable struct {
 func loadProxy(path string, trusted ...int) (*proxyFile, []Warning, error) {
 	d, err := open(path, trusted)
 	if err != nil {
-		return nil, nil, err
+		return &proxyFile{}, nil, err
 	}
 	if d.broken {
-		return nil, d.warnings, d.err()
+		return &proxyFile{others: d.others}, d.warnings, d.err()
 	}
 	if role := d.role(); role == RoleBridge {
-		return nil, d.warnings, d.wrongRole(RoleBridge, RoleProxy)
+		return &proxyFile{others: d.others}, d.warnings, d.wrongRole(RoleBridge, RoleProxy)
 	}
 	p := d.proxy()
 	if err := d.err(); err != nil {
-		return nil, d.warnings, err
+		return &proxyFile{others: d.others}, d.warnings, err
 	}
 	return p, d.warnings, nil
 }
 
 func (d *doc) proxy() *proxyFile {
-	p := &proxyFile{origin: d.origin}
+	p := &proxyFile{origin: d.origin, others: d.others}
 	if d.xml {
 		d.xmlProxy(p)
 		return p

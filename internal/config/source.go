@@ -58,9 +58,9 @@ func (s *ProxySource) UseState(stored func() ([]state.Key, error), pin [32]byte)
 func (s *ProxySource) Load() (Settings, []Warning, error) {
 	file := &proxyFile{}
 	var warnings []Warning
-	err := s.file.read(func(path string) (err error) {
+	err := s.file.read(func(path string) (others []string, err error) {
 		file, warnings, err = loadProxy(path, s.args.TrustOwner...)
-		return err
+		return file.others, err
 	})
 	if err != nil {
 		return Settings{}, nil, err
@@ -138,9 +138,9 @@ func NewBridgeSource(args BridgeArgs) *BridgeSource {
 func (s *BridgeSource) Load() (Settings, []Warning, error) {
 	file := &bridgeFile{}
 	var warnings []Warning
-	err := s.file.read(func(path string) (err error) {
+	err := s.file.read(func(path string) (others []string, err error) {
 		file, warnings, err = loadBridge(path, s.args.TrustOwner...)
-		return err
+		return file.others, err
 	})
 	if err != nil {
 		return Settings{}, nil, err

@@ -28,14 +28,15 @@ const (
 type watched struct {
 	path string // "": there is none
 
-	mu   sync.Mutex
-	seen look // guarded by mu, as once
-	once bool // the file was read and cannot be read again
+	mu     sync.Mutex
+	seen   look     // guarded by mu, as once and others
+	once   bool     // the file was read and cannot be read again
+	others []string // files that it names and that settings are read from
 }
 
-// look is what a file was at one moment. It is comparable.
+// look is what a file was at one moment, with the others that it names. It is comparable.
 type look struct {
-	sum   [sha256.Size]byte // of the content
+	sum   [sha256.Size]byte // of the content, and of the looks of the others
 	mode  fs.FileMode       // a mode that was too loose may be mended, and the content stay as it is
 	err   string            // why there is nothing else
 	empty bool
@@ -44,8 +45,8 @@ type look struct {
 // errOnce is for a file such as a pipe.
 var errOnce = errors.New("it is no regular file, so it cannot be read a second time")
 
-// read has the file read by load and notes what it was.
-func (w *watched) read(load func(path string) error) error {
+// read has the file read by load and notes what it was. load returns the other files that settings are read from, also with an error.
+func (w *watched) read(load func(path string) (others []string, err error)) error {
 	if w.path == "" {
 		return nil
 	}
@@ -56,16 +57,61 @@ func (w *watched) read(load func(path string) error) error {
 	}
 	if info, err := os.Stat(w.path); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
 		w.once = true
-	} else {
-		w.seen = lookAt(w.path) // before: a change in between is noticed then
+		_, err := load(w.path)
+		return err
 	}
-	return load(w.path)
+	// A look comes before the reading, so that a change in between is noticed. Which others to look at is known behind the reading.
+	for range 3 {
+		w.seen = lookAtAll(w.path, w.others)
+		others, err := load(w.path)
+		if slices.Equal(others, w.others) {
+			return err
+		}
+		w.others = others
+	}
+	_, err := load(w.path)
+	return err
 }
 
 func (w *watched) last() (seen look, once bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.seen, w.once
+}
+
+// now is what the file and its others are.
+func (w *watched) now() look {
+	w.mu.Lock()
+	others := w.others
+	w.mu.Unlock()
+	return lookAtAll(w.path, others)
+}
+
+// watchAll adds the directories of the file and of its others.
+func (w *watched) watchAll(add func(dir string) error) error {
+	w.mu.Lock()
+	others := w.others
+	w.mu.Unlock()
+	for _, other := range others {
+		watchAll(add, other) // where there is no such directory, there is no such file, and that may stay so
+	}
+	return watchAll(add, w.path)
+}
+
+func lookAtAll(path string, others []string) look {
+	all := lookAt(path)
+	if len(others) == 0 {
+		return all
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%v", all)
+	for _, other := range others {
+		l := lookAt(other)
+		fmt.Fprintf(h, "%q %v", other, l)
+		all.empty = all.empty || l.empty
+	}
+	all.sum = [sha256.Size]byte(h.Sum(nil))
+	return all
 }
 
 func lookAt(path string) look {
@@ -107,10 +153,10 @@ func (w *watched) watch(ctx context.Context, changed func()) error {
 		}
 		return watcher.Add(dir)
 	}
-	if err := watchAll(add, w.path); err != nil {
+	if err := w.watchAll(add); err != nil {
 		return fmt.Errorf("watch %s: %w", w.path, err)
 	}
-	w.follow(ctx, watcher.Events, watcher.Errors, changed, func() error { return watchAll(add, w.path) })
+	w.follow(ctx, watcher.Events, watcher.Errors, changed, func() error { return w.watchAll(add) })
 	return nil
 }
 
@@ -151,7 +197,7 @@ func (w *watched) follow(ctx context.Context, events <-chan fsnotify.Event, errs
 			if again() != nil {
 				arm(missed)
 			}
-			now := lookAt(w.path)
+			now := w.now()
 			seen, _ := w.last()
 			switch {
 			case now == seen:
