@@ -14,28 +14,54 @@ import (
 	"github.com/spf13/cobra"
 
 	"reverser/internal/admin"
+	"reverser/internal/grammar"
 	"reverser/internal/state"
 	"reverser/internal/status"
 )
 
+// checkLimit is how long `status --check` waits for the process. Kubernetes gives a probe a second, the start of the program included.
+const checkLimit = 900 * time.Millisecond
+
 func (c *cli) statusCommand() *cobra.Command {
 	var path string
-	var asJSON bool
+	var asJSON, check bool
 	cmd := &cobra.Command{
-		Use:   "status",
+		Use:   "status [--check [SERVICE]]",
 		Short: "Show the links, services and connections of the running process",
 		Long: `Show the links, services and connections of the process that is running on a
 state directory. Without --state it is the proxy's default directory, then the
-bridge's. When no process is running, the exit code is 1.`,
+bridge's. When no process is running, the exit code is 1.
+
+With --check the exit code says whether users are served, for the health checks
+of containers and other scripts: 0, or 1 with one line that says what is down. A
+bridge must have a link and all its services up, a proxy must listen; with
+SERVICE, in the form of PUBLIC, that service must be up. The answer comes within
+a second. Nothing is connected to: whether a target answers is not checked.`,
 		Example: `  reverser status
-  reverser status --json | jq '.services[] | select(.state != "up")'`,
-		Args: takes("reverser status --state DIR"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+  reverser status --json | jq '.services[] | select(.state != "up")'
+  reverser status --check
+  reverser status --check 9000`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case check && len(args) > 1:
+				return usageHint("reverser status --check 9000", "reverser status --check takes one SERVICE at most, and %q is one more", args[1])
+			case check:
+				return nil
+			case len(args) == 1:
+				return takes("`reverser status --check "+args[0]+"` says whether that service is up")(cmd, args)
+			}
+			return takes("reverser status --state DIR")(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if check {
+				return c.checkStatus(cmd.Context(), path, args, asJSON)
+			}
 			return c.status(cmd.Context(), path, asJSON)
 		},
 	}
 	addStateFlag(cmd.Flags(), &path)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&check, "check", false, "print nothing, and exit with 0 only when users are served")
 	return cmd
 }
 
@@ -54,6 +80,44 @@ func (c *cli) status(ctx context.Context, path string, asJSON bool) error {
 		return enc.Encode(s)
 	}
 	return printStatus(c.stdout, s, time.Now())
+}
+
+// checkStatus is `status --check [SERVICE]`. Of a process that does not serve it says what is down, and why in the same line.
+func (c *cli) checkStatus(ctx context.Context, path string, service []string, asJSON bool) error {
+	if asJSON {
+		return usageHint("`reverser status --json` prints the state of everything", "--check prints nothing, so it does not go with --json")
+	}
+	public := ""
+	if len(service) > 0 {
+		p, err := grammar.ParsePublic(service[0])
+		if err == nil {
+			err = p.Supported()
+		}
+		if err != nil {
+			return usageHint("SERVICE is what a bridge publishes, without its target: `reverser status --check 9000`", "--check: %w", err)
+		}
+		public = p.String()
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	var s status.Snapshot
+	err := askRunning(path, "status", func(client *admin.Client) (err error) {
+		s, err = client.Summary(ctx)
+		if err != nil && ctx.Err() != nil {
+			return errors.New("the process is there and did not answer within a second")
+		}
+		return err
+	})
+	switch {
+	case errors.Is(err, state.ErrNotRunning):
+		return &exitError{code: exitFailed, err: errors.Unwrap(err)} // in one line
+	case err != nil:
+		return err
+	}
+	if err := s.Check(public); err != nil {
+		return errors.New(printable(err.Error()))
+	}
+	return nil
 }
 
 // askRunning has ask put a question to the process that runs on a state directory; "" is the proxy's default one, or else the

@@ -1,7 +1,7 @@
 // Package admin is how the command line talks to a live process: HTTP over the
 // unix socket in the state directory.
 //
-//	GET    /api/v1/status       the status.Snapshot
+//	GET    /api/v1/status       the status.Snapshot; with ?pairs=false, its list of connections is empty
 //	GET    /api/v1/keys         the keys, without their secrets
 //	POST   /api/v1/keys         {"name","allow","max_services"} makes a key; the answer has its token
 //	DELETE /api/v1/keys/NAME    ends a key
@@ -174,8 +174,12 @@ func (c *counted) end() {
 
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, http.StatusOK, s.Status())
+	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, r *http.Request) {
+		snap := s.Status()
+		if r.URL.Query().Get("pairs") == "false" {
+			snap.Pairs = nil
+		}
+		reply(w, http.StatusOK, snap)
 	})
 	if s.Keys != nil {
 		mux.HandleFunc("GET /api/v1/keys", s.listKeys)

@@ -101,6 +101,21 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+func TestSummary(t *testing.T) {
+	c := client(t, &admin.Server{Status: func() status.Snapshot {
+		s := snapshot()
+		s.Pairs = []status.Pair{{ID: "7"}}
+		return s
+	}})
+	got, err := c.Summary(t.Context())
+	if err != nil || len(got.Links) != 1 || len(got.Pairs) != 0 {
+		t.Errorf("Summary = %+v, %v; want one link and no pair", got, err)
+	}
+	if got, err := c.Status(t.Context()); err != nil || len(got.Pairs) != 1 {
+		t.Errorf("Status = %+v, %v; want one pair", got, err)
+	}
+}
+
 func TestKeys(t *testing.T) {
 	c := client(t, &admin.Server{Status: snapshot, Keys: &fakeKeys{}})
 	ctx := t.Context()

@@ -39,6 +39,13 @@ func (c *Client) Status(ctx context.Context) (status.Snapshot, error) {
 	return s, err
 }
 
+// Summary is Status without the connections, of which there may be very many.
+func (c *Client) Summary(ctx context.Context) (status.Snapshot, error) {
+	var s status.Snapshot
+	err := c.do(ctx, http.MethodGet, "/api/v1/status?pairs=false", nil, &s)
+	return s, err
+}
+
 // ListKeys is the keys the proxy honours.
 func (c *Client) ListKeys(ctx context.Context) ([]KeyInfo, error) {
 	var r keysReply

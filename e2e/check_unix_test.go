@@ -1,0 +1,42 @@
+//go:build unix
+
+package e2e
+
+import (
+	"io"
+	"strconv"
+	"syscall"
+	"testing"
+)
+
+// A process that hangs fails its check soon, and passes it again when it goes on.
+func TestStatusCheckOfHungProcess(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t)
+	wantServed(t, proxy.state)
+	signal(t, proxy.testProcess, syscall.SIGSTOP)
+	wantDown(t, proxy.state, "did not answer within a second")
+	signal(t, proxy.testProcess, syscall.SIGCONT)
+	eventually(t, "the proxy answers again", func() bool { code, _ := checkStatus(t, proxy.state); return code == 0 })
+}
+
+// A process that is stopping is not for new users, though it still answers.
+func TestStatusCheckOfDrain(t *testing.T) {
+	t.Parallel()
+	tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+	c := tun.dial(t)
+	exchange(t, c, "stay")
+	signal(t, tun.proxy.testProcess, syscall.SIGTERM)
+	awaitDown(t, tun.proxy.state, "the proxy is stopping")
+	awaitDown(t, tun.bridge.state, "the link to "+loopback(tun.proxy.link)+" is draining")
+	exchange(t, c, "still here")
+	signal(t, tun.bridge.testProcess, syscall.SIGTERM)
+	awaitDown(t, tun.bridge.state, "the bridge is stopping")
+	c.CloseWrite()
+	io.Copy(io.Discard, c)
+	for _, p := range []*testProcess{tun.proxy.testProcess, tun.bridge.testProcess} {
+		if code := p.awaitEnd(); code != 0 {
+			t.Errorf("%s ended with %d; want 0", p.Name, code)
+		}
+	}
+}
