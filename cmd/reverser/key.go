@@ -269,11 +269,20 @@ func openKeys(ctx context.Context, at stateDir, create bool) (keyStore, error) {
 	}
 	// Two tries can both miss: a process that is starting holds the lock before
 	// it listens, and one that is stopping still holds it after.
-	for deadline := time.Now().Add(lockWait); ; {
+	for begun := time.Now(); ; {
 		conn, err := state.DialAdmin(ctx, path)
 		if err == nil {
 			conn.Close()
 			return adminOf(path), nil
+		}
+		if errors.Is(err, state.ErrUnreachable) {
+			if time.Since(begun) > unreachableWait {
+				return nil, err
+			}
+			if !pause(ctx, lockPoll) {
+				return nil, ctx.Err()
+			}
+			continue
 		}
 		if !errors.Is(err, state.ErrNotRunning) {
 			return nil, notMine(err, path, "key ...")
@@ -290,7 +299,7 @@ func openKeys(ctx context.Context, at stateDir, create bool) (keyStore, error) {
 		if errors.Is(err, fs.ErrPermission) {
 			return nil, notMine(usage(err), path, "key ...")
 		}
-		if !errors.Is(err, state.ErrInUse) || time.Now().After(deadline) {
+		if !errors.Is(err, state.ErrInUse) || time.Since(begun) > lockWait {
 			return nil, usage(err)
 		}
 		if !pause(ctx, lockPoll) {

@@ -85,16 +85,18 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	// The admin socket outlives ctx: a process that is stopping still says how
 	// far it is.
 	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
+	tend := &tender{dir: dir, log: log}
 	snapshot := func() status.Snapshot {
 		snap := s.Status()
-		snap.Reload, snap.Stopping = r.lastReload(), stopping.Load()
+		snap.Reload, snap.Stopping, snap.Faults = r.lastReload(), stopping.Load(), tend.found()
 		return snap
 	}
 	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, Log: log}
 	var wg sync.WaitGroup
 	wg.Go(func() { r.watch(adminCtx, reload) })
 	listening := make(chan struct{})
-	wg.Go(func() { serveAdmin(adminCtx, a, dir.ListenAdmin, listening, log) })
+	wg.Go(func() { tend.run(adminCtx) })
+	wg.Go(func() { serveAdmin(adminCtx, a, dir, listening, log) })
 	<-listening // so that whoever sees the role serve can ask it
 	err := s.Run(ctx)
 	stopAdmin()
@@ -108,19 +110,29 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 // adminRetry is how long serveAdmin waits before it opens the admin socket again.
 const adminRetry = 10 * time.Second
 
-// serveAdmin serves the admin socket until ctx ends. It closes listening when it has tried to open the socket. A process without
-// one goes on: its users need none.
-func serveAdmin(ctx context.Context, a *admin.Server, listen func() (net.Listener, error), listening chan<- struct{}, log *slog.Logger) {
+// adminPlace is where the admin socket is: a [state.Dir].
+type adminPlace interface {
+	ListenAdmin() (net.Listener, error)
+	AdminLost() bool
+}
+
+// serveAdmin serves the admin socket until ctx ends, and opens it again when somebody removed it. It closes listening when it has tried
+// to open the socket. A process without one goes on: its users need none.
+func serveAdmin(ctx context.Context, a *admin.Server, at adminPlace, listening chan<- struct{}, log *slog.Logger) {
 	told := false
 	for {
-		l, err := listen()
+		l, err := at.ListenAdmin()
 		if listening != nil {
 			close(listening)
 			listening = nil
 		}
 		if err == nil {
 			told = false
-			err = a.Serve(ctx, l)
+			err = serveUntilLost(ctx, a, at, l)
+			if errors.Is(err, errAdminLost) && ctx.Err() == nil {
+				log.Warn("the admin socket was removed by somebody: it is opened again, for status, key and reload")
+				continue
+			}
 		}
 		if ctx.Err() != nil || errors.Is(err, state.ErrSucceeded) { // the successor answers
 			return
@@ -133,6 +145,28 @@ func serveAdmin(ctx context.Context, a *admin.Server, listen func() (net.Listene
 			return
 		}
 	}
+}
+
+var errAdminLost = errors.New("the admin socket was removed")
+
+// serveUntilLost serves the admin socket until ctx ends, or nobody can find the socket any more.
+func serveUntilLost(ctx context.Context, a *admin.Server, at adminPlace, l net.Listener) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		for pause(ctx, tendEvery) {
+			if at.AdminLost() {
+				cancel(errAdminLost)
+			}
+		}
+	})
+	defer cancel(nil)
+	if err := a.Serve(ctx, l); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
 }
 
 // withSignals calls drain at the first signal to stop, cancel at the second, and reload at one that asks a daemon to reload,

@@ -135,9 +135,7 @@ func askRunning(path, command string, ask func(*admin.Client) error) error {
 		}
 	}
 	for _, path := range paths {
-		client := adminOf(path)
-		err := ask(client)
-		client.Close()
+		err := askOne(path, ask)
 		if errors.Is(err, state.ErrNotRunning) {
 			continue
 		}
@@ -150,6 +148,22 @@ func askRunning(path, command string, ask func(*admin.Client) error) error {
 		code: exitFailed,
 		err:  fmt.Errorf("%w in %s", state.ErrNotRunning, strings.Join(paths, " or ")),
 		hint: "if one runs with another --state DIR, give the same one here",
+	}
+}
+
+// unreachableWait is how long a command waits for a process that holds its state directory, to open the admin socket: at its start, or
+// when somebody removed it.
+const unreachableWait = 5 * tendEvery
+
+// askOne has ask put its question, again as long as it reaches nobody and somebody holds the directory.
+func askOne(path string, ask func(*admin.Client) error) error {
+	for begun := time.Now(); ; time.Sleep(lockPoll) {
+		client := adminOf(path)
+		err := ask(client)
+		client.Close()
+		if !errors.Is(err, state.ErrUnreachable) || time.Since(begun) > unreachableWait {
+			return err
+		}
 	}
 }
 
@@ -177,6 +191,12 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 
 	if u := s.Unstored; u != nil {
 		if _, err := fmt.Fprintf(w, "NOT STORED: the removal of key %s: %s\n  make room; until it is stored a restart brings the key back\n", strings.Join(u.Removed, ", "), printable(u.Error)); err != nil {
+			return err
+		}
+	}
+
+	for _, fault := range s.Faults {
+		if _, err := fmt.Fprintf(w, "FAULT: %s\n", printable(fault)); err != nil {
 			return err
 		}
 	}

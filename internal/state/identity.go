@@ -38,6 +38,9 @@ func (d *Dir) Identity() (cert tls.Certificate, created bool, err error) {
 	if err != nil {
 		return tls.Certificate{}, false, fmt.Errorf("read the identity %s: %w (restore it from a backup; removing it makes a new identity, and every token must then be replaced)", full, err)
 	}
+	d.mu.Lock()
+	d.identity = b
+	d.mu.Unlock()
 	return cert, created, nil
 }
 

@@ -105,6 +105,9 @@ func (d *Dir) Keys() ([]Key, error) {
 	full := filepath.Join(d.path, keysFile)
 	b, err := d.readSecret(keysFile)
 	if errors.Is(err, fs.ErrNotExist) {
+		if d.hasKeys.Load() { // or a reload would reset everybody
+			return nil, d.keysGone()
+		}
 		return nil, nil
 	}
 	if err != nil {
@@ -116,6 +119,7 @@ func (d *Dir) Keys() ([]Key, error) {
 	if err := dec.Decode(&file); err != nil {
 		return nil, damaged(full, err)
 	}
+	d.hasKeys.Store(true)
 	keys := make([]Key, 0, len(file.Keys))
 	for i, kj := range file.Keys {
 		k, err := kj.key()
@@ -152,7 +156,11 @@ func (d *Dir) setKeys(keys []Key) error {
 	if err != nil {
 		return err
 	}
-	return d.write(keysFile, append(b, '\n'))
+	if err := d.write(keysFile, append(b, '\n')); err != nil {
+		return err
+	}
+	d.hasKeys.Store(true)
+	return nil
 }
 
 // NewKey makes a key that is not stored anywhere yet.
@@ -174,6 +182,9 @@ func (d *Dir) AddKey(name string, allow grammar.Policy, limits Limits) (Key, err
 		return Key{}, err
 	}
 	err = d.change(func(keys []Key) ([]Key, error) {
+		if err := d.sameIdentity(); err != nil { // its token would be worth nothing after a restart
+			return nil, err
+		}
 		if slices.ContainsFunc(keys, func(k Key) bool { return k.Name == name }) {
 			return nil, fmt.Errorf("key %q %w: choose another name, or remove it first with `reverser key remove %s`", name, ErrKeyExists, name)
 		}

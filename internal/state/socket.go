@@ -29,6 +29,14 @@ func (d *Dir) ListenAdmin() (l net.Listener, err error) {
 	return l, err
 }
 
+// AdminLost reports whether the admin socket that ListenAdmin opened cannot be found any more: somebody removed it, or put something else
+// in its place. ListenAdmin opens it again.
+func (d *Dir) AdminLost() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.sock.listener != nil && !d.yielded && d.inPlace() && !d.sock.isThere(d)
+}
+
 func recordedSocket(dir string) (string, error) {
 	b, err := os.ReadFile(filepath.Join(dir, socketPathFile))
 	if err != nil {
@@ -54,12 +62,33 @@ func AdminSocket(dir string) (string, error) {
 	return path, nil
 }
 
+// ErrUnreachable is what errors.Is finds when a live process holds a state directory, as the lock says, and does not answer there: its
+// admin socket was removed, or it is only about to open it. The error itself is an [*UnreachableError].
+var ErrUnreachable = errors.New("the process cannot be asked")
+
+// UnreachableError says which directory is held, and by whom if that is known.
+type UnreachableError struct {
+	Path string
+	PID  int // 0 when unknown
+}
+
+func (e *UnreachableError) Error() string {
+	who := "a reverser process"
+	if e.PID != 0 {
+		who = fmt.Sprintf("a reverser process (pid %d)", e.PID)
+	}
+	return fmt.Sprintf("%s runs on state directory %s, and its admin socket is not there: it opens the socket again by itself; where it cannot, its log says why", who, e.Path)
+}
+
+// Is makes errors.Is(err, ErrUnreachable) true.
+func (e *UnreachableError) Is(target error) bool { return target == ErrUnreachable }
+
 // ErrNotRunning is what errors.Is finds when no live process answers for a
 // state directory.
 var ErrNotRunning = errors.New("no reverser process is running")
 
 // DialAdmin connects to the live process of a state directory. When there is
-// none, the error is ErrNotRunning.
+// none, the error is ErrNotRunning, or ErrUnreachable when one holds the lock.
 func DialAdmin(ctx context.Context, dir string) (net.Conn, error) {
 	path, err := AdminSocket(dir)
 	if err != nil {
@@ -68,9 +97,25 @@ func DialAdmin(ctx context.Context, dir string) (net.Conn, error) {
 	c, err := dialPrivate(ctx, path)
 	if err != nil {
 		if isNobodyThere(err) {
+			if pid, held := lockHolder(dir); held {
+				return nil, &UnreachableError{Path: dir, PID: pid}
+			}
 			return nil, fmt.Errorf("%w in %s", ErrNotRunning, dir)
 		}
 		return nil, fmt.Errorf("ask the process of %s: %w", dir, err)
 	}
 	return c, nil
+}
+
+// lockHolder asks the lock of a directory who holds it, without making anything there.
+func lockHolder(dir string) (pid int, held bool) {
+	f, err := os.Open(filepath.Join(dir, lockFile))
+	if err != nil {
+		return 0, false
+	}
+	defer f.Close() // which gives up a lock that was free
+	if !errors.Is(lockShared(f), errLocked) {
+		return 0, false
+	}
+	return readPID(f), true
 }

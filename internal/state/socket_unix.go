@@ -25,18 +25,41 @@ const (
 // socket is the admin socket of a Dir that listens.
 type socket struct {
 	listener  net.Listener
+	file      fs.FileInfo
 	tempDir   string // made for it, "" when it is in the state directory
 	succeeded bool   // what stands in its place is a successor's
 }
 
+// isThere reports whether others can still find the socket.
+func (s socket) isThere(d *Dir) bool {
+	if s.tempDir == "" {
+		info, err := d.root.Lstat(socketFile)
+		return err == nil && os.SameFile(info, s.file) || err != nil && !errors.Is(err, fs.ErrNotExist)
+	}
+	path := filepath.Join(s.tempDir, socketFile)
+	if recorded, err := recordedSocket(d.path); recorded != path && (err == nil || errors.Is(err, fs.ErrNotExist)) {
+		return false
+	}
+	info, err := os.Lstat(path)
+	return err == nil && os.SameFile(info, s.file) || err != nil && !errors.Is(err, fs.ErrNotExist)
+}
+
 func (d *Dir) listenAdmin() (net.Listener, error) {
+	if !d.inPlace() {
+		return nil, fmt.Errorf("open the admin socket: state directory %s was removed, moved or replaced: put it back, and restart", d.path)
+	}
 	d.dropStaleSocket()
 	direct := filepath.Join(d.path, socketFile)
 	var first error
 	if len(direct) <= maxSocketPath {
 		l, err := listenPrivate(direct)
 		if err == nil {
-			d.sock = socket{listener: keepFile(l)}
+			file, err := d.root.Lstat(socketFile)
+			if err != nil {
+				l.Close()
+				return nil, err
+			}
+			d.sock = socket{listener: keepFile(l), file: file}
 			return l, nil
 		}
 		// Some file systems (shared folders, a few network ones) hold files
@@ -52,7 +75,12 @@ func (d *Dir) listenAdmin() (net.Listener, error) {
 			}
 			continue
 		}
-		d.sock = socket{listener: keepFile(l), tempDir: dir}
+		file, err := os.Lstat(filepath.Join(dir, socketFile))
+		if err != nil {
+			l.Close()
+			return nil, err
+		}
+		d.sock = socket{listener: keepFile(l), file: file, tempDir: dir}
 		if err := d.write(socketPathFile, []byte(filepath.Join(dir, socketFile)+"\n")); err != nil {
 			d.closeSocket()
 			return nil, err

@@ -21,8 +21,14 @@ const pipePrefix = `\\.\pipe\reverser-`
 
 // socket is the admin socket of a Dir that listens.
 type socket struct {
-	listener  net.Listener
+	listener  *pipeListener
 	succeeded bool // what stands in its place is a successor's
+}
+
+// isThere reports whether others can still find the pipe's name.
+func (s socket) isThere(d *Dir) bool {
+	name, err := recordedSocket(d.path)
+	return name == s.listener.name || err != nil && !errors.Is(err, fs.ErrNotExist)
 }
 
 func (d *Dir) listenAdmin() (net.Listener, error) {

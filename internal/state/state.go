@@ -29,6 +29,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"reverser/internal/access"
 )
@@ -125,11 +126,14 @@ type Dir struct {
 	note  string
 	sock  socket
 
-	unstored unstored // keys that were revoked
+	unstored unstored    // keys that were revoked
+	hasKeys  atomic.Bool // the file of the keys is there, or was
 
-	mu      sync.Mutex // held while files are written
-	lock    *os.File   // guarded by mu, as yielded; nil: not held
-	yielded bool       // the lock was given up for a successor
+	mu       sync.Mutex  // held while files are written
+	lock     *os.File    // guarded by mu, as all below; nil: not held
+	yielded  bool        // the lock was given up for a successor
+	identity []byte      // what Identity read or made; nil: it was not called
+	seen     fs.FileInfo // of the identity's file, when it was looked at last
 }
 
 // Open makes the directory if it is missing, proves that it is writable and
@@ -174,15 +178,7 @@ func (d *Dir) open() error {
 	if err := d.takeLock(); err != nil {
 		return err
 	}
-	f := d.lock
-	if err := d.owner.give(f); err != nil {
-		return unusable(d.path, err)
-	}
-	// The id is for people who read an InUseError; nothing decides by it.
-	if err := f.Truncate(0); err != nil {
-		return unusable(d.path, err)
-	}
-	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+	if err := d.signLock(); err != nil {
 		return unusable(d.path, err)
 	}
 	// The lock file may be writable in a directory that takes no new files:
@@ -256,6 +252,18 @@ func (d *Dir) takeLock() error {
 	return nil
 }
 
+// signLock writes into the lock file who holds it: for people, nothing decides by it.
+func (d *Dir) signLock() error {
+	if err := d.owner.give(d.lock); err != nil {
+		return err
+	}
+	if err := d.lock.Truncate(0); err != nil {
+		return err
+	}
+	_, err := d.lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return err
+}
+
 // dropLock gives the lock back. The file stays: removing it would let two
 // processes lock two different files of the same name. mu is held.
 func (d *Dir) dropLock() error {
@@ -304,6 +312,8 @@ func (d *Dir) edit(f func() error) error {
 			return err
 		}
 		defer d.dropLock()
+	} else if err := d.holdLock(); err != nil {
+		return err
 	}
 	return f()
 }

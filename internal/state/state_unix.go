@@ -16,9 +16,14 @@ var errLocked = errors.New("locked by another process")
 
 // lockExclusive takes a flock: it belongs to the open file, so the kernel
 // drops it when the process ends, however it ends.
-func lockExclusive(f *os.File) error {
+func lockExclusive(f *os.File) error { return flock(f, unix.LOCK_EX) }
+
+// lockShared takes a flock that others may have too, but not beside an exclusive one.
+func lockShared(f *os.File) error { return flock(f, unix.LOCK_SH) }
+
+func flock(f *os.File, how int) error {
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EWOULDBLOCK):

@@ -14,9 +14,14 @@ var errLocked = errors.New("locked by another process")
 // lockExclusive locks one byte far behind the content, because a locked range
 // cannot be read by others and the process id should be. The system drops the
 // lock when the process ends, however it ends.
-func lockExclusive(f *os.File) error {
+func lockExclusive(f *os.File) error { return lock(f, windows.LOCKFILE_EXCLUSIVE_LOCK) }
+
+// lockShared takes a lock that others may have too, but not beside an exclusive one.
+func lockShared(f *os.File) error { return lock(f, 0) }
+
+func lock(f *os.File, how uint32) error {
 	at := &windows.Overlapped{OffsetHigh: 1 << 30}
-	err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, at)
+	err := windows.LockFileEx(windows.Handle(f.Fd()), how|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, at)
 	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) || errors.Is(err, windows.ERROR_IO_PENDING) {
 		return errLocked
 	}

@@ -51,6 +51,7 @@ type Snapshot struct {
 	Pressure      []Pressure `json:"pressure"`           // what ran out
 	Unstored      *Unstored  `json:"unstored,omitempty"` // nil: all orders are stored
 	Reload        *Reload    `json:"reload,omitempty"`   // the last one; nil: none since the start
+	Faults        []string   `json:"faults,omitempty"`   // what became of the state directory behind the process's back, and what to do
 }
 
 // Pressure says that something ran out: somebody is refused for want of it, or waits.
