@@ -43,6 +43,9 @@ type cli struct {
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	c := &cli{stdin: stdin, stdout: escape.NewWriter(stdout), stderr: escape.NewWriter(stderr), log: stderr}
+	if len(args) == 0 && ownWindow() {
+		return c.startedAlone(readsChinese())
+	}
 	root := c.rootCommand()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteC()
