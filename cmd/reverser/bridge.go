@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"reverser/internal/bridge"
 	"reverser/internal/config"
@@ -56,14 +57,17 @@ second signal stops now.`,
 			return c.runBridge(cmd.Context(), args)
 		},
 	}
-	fl := cmd.Flags()
+	addBridgeFlags(cmd.Flags(), &args, &adminAddr)
+	return cmd
+}
+
+func addBridgeFlags(fl *pflag.FlagSet, args *config.BridgeArgs, admin *string) {
 	fl.StringVar(&args.TokenFile, "token-file", "", "`FILE` that holds the token, readable only by you; - is stdin")
 	fl.StringArrayVar(&args.Proxies, "proxy", nil, "`HOST[:PORT]` of the proxy, in place of the token's address (default port 3010); several are several proxies")
 	fl.StringVar(&args.ProxyTransfer, "proxy-transfer", "", "`HOST:PORT` of the proxy's --transfer port, where a NAT changes it")
 	fl.StringVar(&args.Keepalive, "keepalive", "", "`DURATION` of silence after which an idle link is kept alive, 5s to 1h (default 25s): less for a NAT that forgets sooner, more for a metered line")
 	fl.StringArrayVar(&args.Sources, "source", nil, "`IP` of this machine that targets are dialled from (default: the system chooses); several take turns, each with some 28,000 ports of its own")
-	addCommonFlags(fl, &args.CommonArgs, &args.Config, &adminAddr)
-	return cmd
+	addCommonFlags(fl, &args.CommonArgs, &args.Config, admin)
 }
 
 func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error) {

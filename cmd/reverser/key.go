@@ -159,7 +159,7 @@ func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey) error {
 	if err != nil {
 		return usage(err)
 	}
-	store, err := openKeys(ctx, at, true)
+	store, err := c.openKeys(ctx, at, true)
 	if err != nil {
 		return err
 	}
@@ -195,7 +195,7 @@ func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey) error {
 }
 
 func (c *cli) keyList(ctx context.Context, at stateDir, asJSON bool) error {
-	store, err := openKeys(ctx, at, false)
+	store, err := c.openKeys(ctx, at, false)
 	if err != nil {
 		return err
 	}
@@ -240,7 +240,7 @@ func mostWord(n int) string {
 func shortID(id string) string { return id[:min(len(id), 8)] }
 
 func (c *cli) keyRemove(ctx context.Context, at stateDir, name string) error {
-	store, err := openKeys(ctx, at, false)
+	store, err := c.openKeys(ctx, at, false)
 	if err != nil {
 		return err
 	}
@@ -260,12 +260,33 @@ func keyError(err error) error {
 	return err
 }
 
+// usualKeys is the state directory of the proxy whose keys are meant where none is named.
+func (c *cli) usualKeys(ctx context.Context) (string, error) {
+	paths, err := c.usualStates(state.RoleProxy)
+	if err != nil || len(paths) == 1 {
+		return first(paths...), err
+	}
+	usual, service := paths[0], paths[1]
+	if conn, err := state.DialAdmin(ctx, usual); err == nil {
+		conn.Close()
+		return usual, nil
+	}
+	if _, err := os.Stat(usual); errors.Is(err, os.ErrNotExist) {
+		return service, nil
+	}
+	return "", usageHint(fmt.Sprintf("--state %s for the service, --state %s for the other", service, usual),
+		"there are two proxies here, the service and one that was started by hand, and it is not clear whose keys are meant")
+}
+
 // openKeys reaches the live proxy of a state directory or, when there is none,
 // takes the directory itself for as long as the store is open.
-func openKeys(ctx context.Context, at stateDir, create bool) (keyStore, error) {
-	path, err := statePath(at.path, state.RoleProxy)
-	if err != nil {
-		return nil, err
+func (c *cli) openKeys(ctx context.Context, at stateDir, create bool) (keyStore, error) {
+	path := at.path
+	if path == "" {
+		var err error
+		if path, err = c.usualKeys(ctx); err != nil {
+			return nil, err
+		}
 	}
 	// Two tries can both miss: a process that is starting holds the lock before
 	// it listens, and one that is stopping still holds it after.

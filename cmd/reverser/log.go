@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"reverser/internal/escape"
+	"reverser/internal/service"
 )
 
 const (
@@ -35,6 +37,13 @@ func newLogger(w io.Writer, format string, level slog.Leveler) (log *slog.Logger
 // newHandler writes to out what is meant for w, which may be a terminal. Nothing that a peer or stranger said is written as it
 // is.
 func newHandler(w, out io.Writer, format string, level slog.Leveler) (slog.Handler, error) {
+	if onJournal(w) {
+		h, err := newHandler(struct{ io.Writer }{w}, out, format, level)
+		if err != nil {
+			return nil, err
+		}
+		return journalHandler{h, out}, nil
+	}
 	switch format {
 	case "", logText:
 		onTerminal := isTerminal(w)
@@ -60,9 +69,49 @@ func newTextHandler(out io.Writer, level slog.Leveler, layout string, color bool
 // logsJSON reports whether a logger of newLogger writes JSON.
 func logsJSON(log *slog.Logger) bool {
 	q, _ := log.Handler().(queuedHandler)
-	h, _ := q.Handler.(escape.Handler)
+	next := q.Handler
+	if j, ok := next.(journalHandler); ok {
+		next = j.Handler
+	}
+	h, _ := next.(escape.Handler)
 	_, ok := h.Next.(*slog.JSONHandler)
 	return ok
+}
+
+func onJournal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && service.IsJournal(f)
+}
+
+// journalHandler writes for systemd's journal, which knows the time by itself, and takes the level from a number before the line.
+type journalHandler struct {
+	slog.Handler // writes to out
+	out          io.Writer
+}
+
+func (h journalHandler) Handle(ctx context.Context, r slog.Record) error {
+	priority := "<7>"
+	switch {
+	case r.Level >= slog.LevelError:
+		priority = "<3>"
+	case r.Level >= slog.LevelWarn:
+		priority = "<4>"
+	case r.Level >= slog.LevelInfo:
+		priority = "<6>"
+	}
+	if _, err := io.WriteString(h.out, priority); err != nil {
+		return err
+	}
+	r.Time = time.Time{}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h journalHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return journalHandler{h.Handler.WithAttrs(attrs), h.out}
+}
+
+func (h journalHandler) WithGroup(name string) slog.Handler {
+	return journalHandler{h.Handler.WithGroup(name), h.out}
 }
 
 func isTerminal(v any) bool {

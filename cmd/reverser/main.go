@@ -17,6 +17,7 @@ import (
 
 	"reverser/internal/config"
 	"reverser/internal/escape"
+	"reverser/internal/service"
 )
 
 // Exit codes. Scripts and service managers rely on them.
@@ -36,13 +37,15 @@ type cli struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	log            io.Writer // stderr for log lines, which bring their colours
+	// manager is the service manager of this machine, nil if it has none that we know.
+	manager service.Manager
 	// parsed is set when cobra has accepted the command line: every error
 	// before that is the caller's.
 	parsed bool
 }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	c := &cli{stdin: stdin, stdout: escape.NewWriter(stdout), stderr: escape.NewWriter(stderr), log: stderr}
+	c := &cli{stdin: stdin, stdout: escape.NewWriter(stdout), stderr: escape.NewWriter(stderr), log: stderr, manager: service.New()}
 	if len(args) == 0 && ownWindow() {
 		return c.startedAlone(readsChinese())
 	}
@@ -97,8 +100,9 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 			c.parsed = true
 		},
 	}
-	// Help fits on a terminal of 80 columns: the texts by hand, the flags so.
-	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages ", "Flags.FlagUsagesWrapped 80 "))
+	// Help fits on a terminal of 80 columns: the texts by hand, the flags and the last line so.
+	root.SetUsageTemplate(strings.NewReplacer("Flags.FlagUsages ", "Flags.FlagUsagesWrapped 80 ",
+		"for more information about a command.", "for more.").Replace(root.UsageTemplate()))
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		// -1 is a port with a slip in it, and a hint at flags leads astray.
 		if m := negative.FindStringSubmatch(err.Error()); m != nil {
@@ -117,6 +121,7 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 		c.statusCommand(),
 		c.reloadCommand(),
 		c.checkCommand(),
+		c.serviceCommand(),
 		c.demoCommand(),
 		c.versionCommand(),
 	)

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"reverser/internal/admin"
 	"reverser/internal/config"
@@ -68,12 +69,15 @@ and lets the open connections finish (--drain). A second one stops now.`,
 			return c.runProxy(cmd.Context(), args)
 		},
 	}
-	fl := cmd.Flags()
+	addProxyFlags(cmd.Flags(), &args, &adminAddr)
+	return cmd
+}
+
+func addProxyFlags(fl *pflag.FlagSet, args *config.ProxyArgs, admin *string) {
 	fl.StringVar(&args.Listen, "listen", "", "`ADDR` where bridges connect; 0.0.0.0 is IPv4 only, [::] IPv6 only (default "+defaultListen+")")
 	fl.StringVar(&args.Transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
 	fl.StringVar(&args.Advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
-	addCommonFlags(fl, &args.CommonArgs, &args.Config, &adminAddr)
-	return cmd
+	addCommonFlags(fl, &args.CommonArgs, &args.Config, admin)
 }
 
 func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {

@@ -34,6 +34,7 @@ type reloader struct {
 	role   applier
 	level  *slog.LevelVar // of the log; nil where it does not change
 	log    *slog.Logger
+	host   *supervision // hears of reloads; nil: nobody does
 
 	turn chan struct{} // has room for one: who makes a change
 
@@ -59,6 +60,7 @@ var errStopping = errors.New("the process is stopping: it takes no new settings 
 // Reload reads the settings again and puts them in force: all, or none. It returns when the other end has confirmed what
 // changed there, or after confirmLimit.
 func (r *reloader) Reload(ctx context.Context) (admin.Reloaded, error) {
+	defer r.host.reloading()()
 	done, err := r.reload(ctx)
 	if err != nil {
 		r.log.Error("reload refused: the settings stay as they were", "err", strings.ReplaceAll(err.Error(), "\n", "; "))

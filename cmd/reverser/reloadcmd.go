@@ -18,7 +18,7 @@ func (c *cli) reloadCommand() *cobra.Command {
 		Short: "Have the running process read its configuration again",
 		Long: `Have the process that is running on a state directory read its configuration
 file again. Without --state it is the proxy's default directory, then the
-bridge's. SIGHUP and a change of the file do the same.
+bridge's, then that of a service. SIGHUP and a change of the file do the same.
 
 Services, keys, targets, limits and the level of the log change without a
 restart, and what is the same keeps its connections. Connections of a removed
@@ -40,7 +40,7 @@ after 5 seconds with a word about what it has not confirmed yet.`,
 
 func (c *cli) reload(ctx context.Context, path string) error {
 	var done admin.Reloaded
-	err := askRunning(path, "reload", func(client *admin.Client) (err error) {
+	err := c.askRunning(path, "reload", func(client *admin.Client) (err error) {
 		done, err = client.Reload(ctx)
 		return err
 	})

@@ -7,12 +7,14 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"reverser/internal/admin"
 	"reverser/internal/config"
+	"reverser/internal/proxy"
 	"reverser/internal/state"
 	"reverser/internal/status"
 	"reverser/internal/sys"
@@ -64,8 +66,12 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var stopping atomic.Bool
+	host, leave := newSupervision(log)
+	defer leave()
+	r.host = host
 	drain := func() {
 		stopping.Store(true)
+		host.stop(drainOf(r.settings()))
 		r.stop()
 		s.Drain() // which has freed the ports: a successor may start
 		if err := dir.Yield(); err != nil {
@@ -80,7 +86,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 		}
 	}
 	// Before the admin socket is there: whoever sees it may send a signal.
-	stopSignals := withSignals(log, again, drain, cancel)
+	stopSignals := withSignals(log, host.asked, again, drain, cancel)
 	defer stopSignals()
 	// The admin socket outlives ctx: a process that is stopping still says how
 	// far it is.
@@ -98,6 +104,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	wg.Go(func() { tend.run(adminCtx) })
 	wg.Go(func() { serveAdmin(adminCtx, a, dir, listening, log) })
 	<-listening // so that whoever sees the role serve can ask it
+	wg.Go(func() { host.run(adminCtx, snapshot) })
 	err := s.Run(ctx)
 	stopAdmin()
 	wg.Wait()
@@ -169,31 +176,41 @@ func serveUntilLost(ctx context.Context, a *admin.Server, at adminPlace, l net.L
 	return context.Cause(ctx)
 }
 
+// drainOf is how long connections have to finish when the process stops.
+func drainOf(set config.Settings) time.Duration {
+	if set.Drain == 0 {
+		return proxy.DefaultDrain // the bridge's is the same
+	}
+	return max(set.Drain, 0)
+}
+
 // withSignals calls drain at the first signal to stop, cancel at the second, and reload at one that asks a daemon to reload,
-// until the returned function is called, which waits for it.
-func withSignals(log *slog.Logger, reload, drain, cancel func()) (stop func()) {
+// until the returned function is called, which waits for it. asked brings what stands for signals where a service manager sends none.
+func withSignals(log *slog.Logger, asked <-chan os.Signal, reload, drain, cancel func()) (stop func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, watchedSignals()...)
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		asked := false
+		stopping := false
 		for {
+			var sig os.Signal
 			select {
 			case <-done:
 				return
-			case sig := <-signals:
-				switch {
-				case asksReload(sig):
-					reload()
-				case !asked:
-					asked = true
-					log.Info("stopping when the last connection ends", "signal", sig.String(), "hint", "a second signal stops now")
-					drain()
-				default:
-					cancel() // first: whoever reads the log may have stopped
-					log.Info("stopping now", "signal", sig.String())
-				}
+			case sig = <-signals:
+			case sig = <-asked:
+			}
+			switch {
+			case asksReload(sig):
+				reload()
+			case !stopping:
+				stopping = true
+				log.Info("stopping when the last connection ends", "signal", sig.String(), "hint", "a second signal stops now")
+				drain()
+			default:
+				cancel() // first: whoever reads the log may have stopped
+				log.Info("stopping now", "signal", sig.String())
 			}
 		}
 	})
@@ -245,6 +262,27 @@ func statePath(path, role string) (string, error) {
 		return "", usage(err)
 	}
 	return path, nil
+}
+
+// usualStates are the state directories of which one is meant where none is named: the default ones of the roles, then those of
+// services that are installed.
+func (c *cli) usualStates(roles ...string) (paths []string, err error) {
+	for _, role := range roles {
+		path, err := statePath("", role)
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, path)
+	}
+	if c.manager == nil {
+		return paths, nil
+	}
+	for _, role := range roles {
+		if path := c.manager.State(role); path != "" && !slices.Contains(paths, path) {
+			paths = append(paths, path)
+		}
+	}
+	return paths, nil
 }
 
 // stopping reports whether the process of the directory was asked to stop.

@@ -30,7 +30,8 @@ func (c *cli) statusCommand() *cobra.Command {
 		Short: "Show the links, services and connections of the running process",
 		Long: `Show the links, services and connections of the process that is running on a
 state directory. Without --state it is the proxy's default directory, then the
-bridge's. When no process is running, the exit code is 1.
+bridge's, then that of a service. When no process is running, the exit code
+is 1.
 
 With --check the exit code says whether users are served, for the health checks
 of containers and other scripts: 0, or 1 with one line that says what is down. A
@@ -67,7 +68,7 @@ a second. Nothing is connected to: whether a target answers is not checked.`,
 
 func (c *cli) status(ctx context.Context, path string, asJSON bool) error {
 	var s status.Snapshot
-	err := askRunning(path, "status", func(client *admin.Client) (err error) {
+	err := c.askRunning(path, "status", func(client *admin.Client) (err error) {
 		s, err = client.Status(ctx)
 		return err
 	})
@@ -101,7 +102,7 @@ func (c *cli) checkStatus(ctx context.Context, path string, service []string, as
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
 	var s status.Snapshot
-	err := askRunning(path, "status", func(client *admin.Client) (err error) {
+	err := c.askRunning(path, "status", func(client *admin.Client) (err error) {
 		s, err = client.Summary(ctx)
 		if err != nil && ctx.Err() != nil {
 			return errors.New("the process is there and did not answer within a second")
@@ -121,17 +122,13 @@ func (c *cli) checkStatus(ctx context.Context, path string, service []string, as
 }
 
 // askRunning has ask put a question to the process that runs on a state directory; "" is the proxy's default one, or else the
-// bridge's.
-func askRunning(path, command string, ask func(*admin.Client) error) error {
+// bridge's, or else that of a service.
+func (c *cli) askRunning(path, command string, ask func(*admin.Client) error) error {
 	paths := []string{path}
 	if path == "" {
-		paths = nil
-		for _, role := range []string{state.RoleProxy, state.RoleBridge} {
-			p, err := statePath("", role)
-			if err != nil {
-				return err
-			}
-			paths = append(paths, p)
+		var err error
+		if paths, err = c.usualStates(state.RoleProxy, state.RoleBridge); err != nil {
+			return err
 		}
 	}
 	for _, path := range paths {
@@ -179,6 +176,8 @@ func notMine(err error, path, command string) error {
 	hint := "only the user that runs the process can ask it"
 	if owner := ownerOf(path); owner != "" {
 		hint += fmt.Sprintf(": sudo -u %s reverser %s --state %s", owner, command, path)
+	} else {
+		hint += fmt.Sprintf(", and the administrator: sudo reverser %s --state %s", command, path)
 	}
 	return &exitError{code: code, err: err, hint: hint}
 }

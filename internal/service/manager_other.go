@@ -1,0 +1,6 @@
+//go:build !linux
+
+package service
+
+// New returns the service manager of this machine, nil if it has none that this package knows.
+func New() Manager { return nil }

@@ -1,0 +1,101 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// undoing remembers how to take back what an installation has done so far.
+type undoing struct{ steps []func() error }
+
+func (u *undoing) add(step func() error) { u.steps = append(u.steps, step) }
+
+// all takes everything back, the last step first.
+func (u *undoing) all() (err error) {
+	for _, step := range slices.Backward(u.steps) {
+		err = errors.Join(err, step())
+	}
+	u.steps = nil
+	if err != nil {
+		return fmt.Errorf("and not everything could be put back as it was: %w", err)
+	}
+	return nil
+}
+
+// mkdir makes a directory that everybody may look into, if there is none.
+func (u *undoing) mkdir(path string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if err := u.mkdirAbove(path); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return err
+	}
+	u.add(func() error {
+		os.Remove(path) // unless somebody else has put something into it
+		return nil
+	})
+	return os.Chmod(path, 0o755) // whatever the mask of this process is
+}
+
+func (u *undoing) mkdirAbove(path string) error {
+	if above := filepath.Dir(path); above != path {
+		return u.mkdir(above)
+	}
+	return nil
+}
+
+// replace writes a file whole, in place of one that may be there.
+func (u *undoing) replace(path, text string, mode fs.FileMode) error {
+	old, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		u.add(func() error { return os.Remove(path) })
+	case err != nil:
+		return err
+	default:
+		info, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		u.add(func() error { return writeFile(path, string(old), info.Mode().Perm()) })
+	}
+	if err := writeFile(path, text, mode); err != nil {
+		u.steps = u.steps[:len(u.steps)-1]
+		return err
+	}
+	return nil
+}
+
+// writeFile replaces a file so that nobody ever sees half of it, nor a secret with another mode.
+func writeFile(path, text string, mode fs.FileMode) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.Close() // a second Close does no harm
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err := f.WriteString(text); err != nil {
+		return err
+	}
+	if err := f.Chmod(mode); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
