@@ -13,6 +13,7 @@ type inbound struct {
 	pending *Stream  // that parts belong to
 	parts   [][]byte // of DATA frames in order; made when the first comes
 	bulk    bool     // much moved lately
+	turn    int      // bytes of the batch whose turn it is
 }
 
 // readLoop applies frames until the connection ends. While it waits for the next one it holds no buffer.
@@ -20,8 +21,8 @@ func (c *carrier) readLoop() error {
 	var buf *frameBuffer
 	have, size := 0, 0 // bytes in buf; the size of the last batch, which is a good guess at the next one's
 	for {
-		turn := size
-		if err := c.await(turn); err != nil {
+		c.turn = size
+		if err := c.await(c.turn); err != nil {
 			return err
 		}
 		if buf == nil {
@@ -31,7 +32,7 @@ func (c *carrier) readLoop() error {
 		have, size = have+n, n
 		c.lastRead.Store(int64(c.slot.link.now()))
 		used, wrong := c.apply(buf[:have])
-		EndTurn(turn)
+		EndTurn(c.turn)
 		if c.bulk {
 			c.slot.link.wantCarriers()
 		}
@@ -464,7 +465,7 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		if sl.index != 0 {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)
 		}
-		err := c.unlocked(func() error { return l.owner.Message(l, f) })
+		err := c.unlocked(func() error { return c.message(f) })
 		if _, malformed := errors.AsType[*wire.FormatError](err); malformed {
 			return violation(wire.ErrClaimInvalid, "%s", err)
 		}
@@ -483,4 +484,12 @@ func (c *carrier) unlocked(f func() error) error {
 	c.slot.mu.Unlock()
 	defer c.slot.mu.Lock()
 	return f()
+}
+
+// message hands a frame to the owner, in a turn of its own: a batch may hold thousands of claims.
+func (c *carrier) message(f wire.Frame) (err error) {
+	EndTurn(c.turn)
+	InTurn(func() { err = c.slot.link.owner.Message(c.slot.link, f) })
+	TakeTurn(c.turn)
+	return err
 }

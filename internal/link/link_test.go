@@ -73,6 +73,7 @@ type recorder struct {
 	up      map[int]bool
 	said    map[wire.Type]int // frames of the peer about claims
 	wrong   error             // what Message returns
+	message func(wire.Frame)  // called by Message, if it is set
 	ended   []error
 	streams chan *Stream
 }
@@ -101,7 +102,11 @@ func (r *recorder) wait(cond func() bool) {
 
 func (r *recorder) Opened(s *Stream) { r.streams <- s }
 func (r *recorder) Message(_ *Link, f wire.Frame) (err error) {
-	r.note(func() { r.said[f.Type]++; err = r.wrong })
+	var hook func(wire.Frame)
+	r.note(func() { r.said[f.Type]++; err, hook = r.wrong, r.message })
+	if hook != nil {
+		hook(f)
+	}
 	return err
 }
 func (r *recorder) Attached(l *Link, slot int)          { r.note(func() { r.link, r.up[slot] = l, true }) }

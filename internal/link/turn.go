@@ -84,3 +84,11 @@ func EndTurn(n int) {
 		turns.end()
 	}
 }
+
+// InTurn calls f in a turn. It is for work of which there may be very much, though each part of it is small: without turns, many parts
+// one after the other would keep a processor busy as bulk does. f follows the same rule as what is done between TakeTurn and EndTurn.
+func InTurn(f func()) {
+	turns.take()
+	defer turns.end()
+	f()
+}

@@ -1,6 +1,54 @@
 package link
 
-import "testing"
+import (
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"reverser/internal/wire"
+)
+
+// TestClaimsGiveWay: the claims of one batch take their turns one by one, so that somebody else's bulk has its own in between.
+func TestClaimsGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before := turns
+		turns = newTurnstile(func() int { return 2 })
+		defer func() { turns = before }()
+		w := newScene(t)
+		defer w.close()
+		e := newEvilBridge(w)
+		defer e.close(false)
+		px := w.owners.key(evilKey)
+		var claims int
+		var had atomic.Bool // somebody else had a turn
+		px.note(func() {
+			px.message = func(wire.Frame) {
+				switch claims++; claims {
+				case 1:
+					go func() {
+						TakeTurn(ChunkSize)
+						had.Store(true)
+						EndTurn(ChunkSize)
+					}()
+					if synctest.Wait(); had.Load() {
+						t.Error("somebody else has a turn while a claim is processed")
+					}
+				case 3:
+					if !had.Load() {
+						t.Error("nobody else had a turn in the time of two claims")
+					}
+				}
+			}
+		})
+		var all []byte
+		const many = 100
+		for i := range many {
+			all = wire.AppendClaim(all, uint32(i+1), wire.Claim{Public: "tcp/9000"})
+		}
+		e.at[0].say(all)
+		px.wait(func() bool { return px.said[wire.TypeClaim] == many })
+	})
+}
 
 // TestTurnsFollowTheProcessors: their number may change while the program runs, also while all turns are taken.
 func TestTurnsFollowTheProcessors(t *testing.T) {

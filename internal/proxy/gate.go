@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/link"
 	"reverser/internal/traffic"
 )
 
@@ -30,6 +31,8 @@ type pass struct {
 	gate *gate
 	conn net.Conn
 	turn chan error // receives once: nil for its turn, or why there is none
+
+	computes bool // in a turn (link.TakeTurn); only the handshake's goroutine uses it
 
 	place *place // guarded by gate.mu, as gone
 	gone  error  // why the gate sent it away
@@ -93,7 +96,8 @@ func (g *gate) expelLocked(p *pass, why error) {
 // steps are those of the connection's handshake.
 func (p *pass) steps() auth.Steps { return auth.Steps{Heard: p.heard, Waits: p.waits} }
 
-// heard waits for the turn of a connection whose first record is there.
+// heard waits for the turn of a connection whose first record is there. The answer is computed in a turn of the link's as well, so
+// that a processor stays free for streams.
 func (p *pass) heard(hungUp func() bool) error {
 	g := p.gate
 	g.mu.Lock()
@@ -111,16 +115,27 @@ func (p *pass) heard(hungUp func() bool) error {
 	if hungUp() {
 		return errGone
 	}
+	link.TakeTurn(link.ChunkSize)
+	p.computes = true
 	return nil
 }
 
 // waits gives the turn back while the peer is waited for.
 func (p *pass) waits() {
+	p.computed()
 	g := p.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.room.rest(p.place)
 	g.nextLocked()
+}
+
+// computed ends what heard began, if it did.
+func (p *pass) computed() {
+	if p.computes {
+		link.EndTurn(link.ChunkSize)
+		p.computes = false
+	}
 }
 
 // nextLocked gives turns to those whose turn it is.
@@ -132,6 +147,7 @@ func (g *gate) nextLocked() {
 
 // leave ends the time before authentication. proven says that it succeeded; otherwise it returns why it failed.
 func (p *pass) leave(proven bool) (why error) {
+	p.computed()
 	g := p.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()

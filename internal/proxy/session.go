@@ -257,12 +257,16 @@ func (s *sessions) forget() {
 // effects does what the registry decided: see registry.Doer. Nothing here waits.
 type effects struct{ *Proxy }
 
-func (p effects) Room() int                              { return p.entrances.Room() }
-func (p effects) Open(s registry.Socket, attempt uint64) { p.entrances.Open(s, attempt) }
-func (p effects) Close(s registry.Socket)                { p.entrances.Close(s) }
+func (p effects) Room() int { return p.entrances.Room() }
+func (p effects) Open(s registry.Socket, attempt uint64) {
+	link.InTurn(func() { p.entrances.Open(s, attempt) })
+}
+func (p effects) Close(s registry.Socket) { p.entrances.Close(s) }
 
 // Tell sends a CLAIMED. The bridge is to prove that the port answers when the service came up, and until it has.
-func (p effects) Tell(t registry.Told) {
+func (p effects) Tell(t registry.Told) { link.InTurn(func() { p.tell(t) }) }
+
+func (p effects) tell(t registry.Told) {
 	answer := t.Claimed()
 	if rt := p.registry.View().Find(t.Public); t.Status == wire.ClaimUp && rt != nil {
 		answer.Nonce = p.service(rt).probes.Expect(t.Fresh)
