@@ -31,10 +31,16 @@ type attack struct {
 
 	Token        string // a valid key; strangers have authenticated with it at each of their addresses once
 	Tables, Idle int    // unfinished tables, and connections that say nothing, with it
+	Claims       int    // of one session with it, for ports of Host
+	Users        int    // idle, of port 20,000 of Host
+	Host         string
 }
 
 // counts are what an attack came to.
-type counts struct{ Strangers, Tables, Idle int64 }
+type counts struct {
+	Strangers, Tables, Idle int64
+	Answered, Opened        int // claims
+}
 
 // attackEnv holds the attack of such a process.
 const attackEnv = "REVERSER_FAULTS_ATTACK"
@@ -73,16 +79,38 @@ func attackMain(text string) int {
 		s.Start()
 		end = append(end, func() { s.Stop(); c.Strangers = s.Came.Load() })
 	}
+	dial := func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", a.Addr.String())
+	}
 	if a.Tables+a.Idle > 0 {
-		dial := func(ctx context.Context) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "tcp", a.Addr.String())
-		}
 		tables, stopTables := crowd(ctx, a.Tables, 16, func(ctx context.Context, _ int) (net.Conn, error) { return attacks.Unfinished(ctx, token, dial) })
 		idle, stopIdle := crowd(ctx, a.Idle, 8, func(ctx context.Context, _ int) (net.Conn, error) { return attacks.Idle(ctx, token, dial) })
 		end = append(end, func() { stopTables(); stopIdle(); c.Tables, c.Idle = tables.Load(), idle.Load() })
 	}
+	if a.Users > 0 {
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(a.From[0], 0))}
+		_, stop := crowd(ctx, a.Users, 16, func(ctx context.Context, _ int) (net.Conn, error) {
+			return d.DialContext(ctx, "tcp", net.JoinHostPort(a.Host, "20000"))
+		})
+		end = append(end, stop)
+	}
+	var greedy *greedyBridge
+	if a.Claims > 0 {
+		var err error
+		if greedy, err = beginGreedy(ctx, token, dial, nil); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		end = append(end, func() { c.Answered, c.Opened = greedy.answered(); greedy.Close() })
+	}
 	fmt.Println("attacking")
+	if greedy != nil {
+		if err := greedy.claim(a.Host, a.Claims); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	io.Copy(io.Discard, os.Stdin)
 	cancel()
 	for _, f := range end {
@@ -106,8 +134,18 @@ func beKnown(ctx context.Context, token grammar.Token, proxy netip.AddrPort, fro
 	return c.Close()
 }
 
-// attack starts an attack on a host. stop ends it and returns what it came to.
-func (b *bed) attack(ctx context.Context, h *netlab.Host, a attack) (stop func() counts, err error) {
+// attack starts an attack on the tunnel's proxy, from a host. It has a key of its own if name is not empty. stop ends it and returns
+// what it came to.
+func (t *tunnel) attack(ctx context.Context, h *netlab.Host, name string, a attack) (stop func() counts, err error) {
+	a.Addr = netip.MustParseAddrPort(t.link)
+	if name != "" {
+		if t.keys[name] == "" {
+			if _, t.keys[name], err = t.key(ctx, name); err != nil {
+				return nil, err
+			}
+		}
+		a.Token = t.keys[name]
+	}
 	text, err := json.Marshal(a)
 	if err != nil {
 		return nil, err
@@ -124,7 +162,7 @@ func (b *bed) attack(ctx context.Context, h *netlab.Host, a attack) (stop func()
 	if err := p.Start(h.Start); err != nil {
 		return nil, err
 	}
-	b.atEnd(p.Kill)
+	t.atEnd(p.Kill)
 	const ready = "attacking\n"
 	err = await(ctx, "the attacker begins", func() bool { return p.Stdout.Len() >= len(ready) || !p.Running() })
 	if err == nil && !p.Running() {
@@ -138,12 +176,12 @@ func (b *bed) attack(ctx context.Context, h *netlab.Host, a attack) (stop func()
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if _, err := p.AwaitEnd(ctx); err != nil {
-			b.fail("%v", err)
+			t.fail("%v", err)
 			p.Kill()
 			return c
 		}
 		if err := json.Unmarshal(p.Stdout.Bytes()[len(ready):], &c); err != nil {
-			b.fail("the attacker wrote %q, %q", p.Stdout.String(), p.Stderr.String())
+			t.fail("the attacker wrote %q, %q", p.Stdout.String(), p.Stderr.String())
 		}
 		return c
 	}), nil

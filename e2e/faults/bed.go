@@ -124,6 +124,7 @@ type tunnel struct {
 	dials  string // where the bridge dials: link, or the relay
 	public string // where users connect
 	token  string
+	keys   map[string]string // tokens of attackers' keys, by name
 	opts   options
 
 	peerRun                 *peerRun
@@ -152,7 +153,7 @@ type options struct {
 
 // tunnel starts everything and waits until the service is up.
 func (b *bed) tunnel(ctx context.Context, o options) (*tunnel, error) {
-	t := &tunnel{bed: b, opts: o, waiting: make(map[uint64]chan *net.TCPConn), open: make(map[uint64]line)}
+	t := &tunnel{bed: b, opts: o, keys: make(map[string]string), waiting: make(map[uint64]chan *net.TCPConn), open: make(map[uint64]line)}
 	if err := t.place(); err != nil {
 		return nil, err
 	}

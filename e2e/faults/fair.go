@@ -106,7 +106,7 @@ func strangers(ctx context.Context, b *bed) error {
 }
 
 func (n *neighbour) flood(ctx context.Context, f flood, newAddr netip.Addr, back time.Duration) error {
-	a, at := attack{Addr: netip.MustParseAddrPort(n.link), Strangers: f.rate, Says: f.says}, n.pub
+	a, at := attack{Strangers: f.rate, Says: f.says}, n.pub
 	switch {
 	case f.own && f.far:
 		at = n.lan
@@ -116,21 +116,23 @@ func (n *neighbour) flood(ctx context.Context, f flood, newAddr netip.Addr, back
 	default:
 		a.From = attacks.Blocks(f.addresses)
 	}
+	name := ""
 	if f.known {
-		_, token, err := n.key(ctx, fmt.Sprintf("known-%d", n.starts.Add(1)))
-		if err != nil {
-			return err
-		}
-		a.Token = token
+		name = fmt.Sprintf("known-%d", n.starts.Add(1))
 	}
 	var came int64
-	err := n.beside(ctx, f.String(), func() (func(), error) {
-		stop, err := n.attack(ctx, at, a)
+	err := n.beside(ctx, onslaught{what: f.String(), elsewhere: !f.far, begin: func(t *tunnel) (func(), error) {
+		stop, err := t.attack(ctx, at, name, a)
 		if err != nil {
 			return nil, err
 		}
-		return func() { came += stop().Strangers }, nil
-	}, func() error {
+		return func() {
+			c := stop()
+			if t == n.tunnel {
+				came += c.Strangers
+			}
+		}, nil
+	}, under: func() error {
 		if err := n.cut(ctx, "under it", back); err != nil {
 			return err
 		}
@@ -140,7 +142,7 @@ func (n *neighbour) flood(ctx context.Context, f flood, newAddr netip.Addr, back
 			}
 		}
 		return n.operator(ctx, "under it")
-	})
+	}})
 	n.note("%d strangers came", came)
 	return err
 }

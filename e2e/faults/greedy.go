@@ -17,8 +17,11 @@ import (
 	"reverser/internal/wire"
 )
 
-// greedyHost is where a greedy key has its public ports: no other program is there.
-const greedyHost = "127.0.0.99"
+// Where a greedy key has its public ports, at the neighbour's proxy and at the other one: no other program is there.
+const (
+	greedyHost = "127.0.0.99"
+	otherHost  = "127.0.0.98"
+)
 
 // N2
 func unfinishedTables(ctx context.Context, b *bed) error {
@@ -27,21 +30,22 @@ func unfinishedTables(ctx context.Context, b *bed) error {
 	if err != nil {
 		return err
 	}
-	_, greedy, err := n.key(ctx, "greedy")
-	if err != nil {
-		return err
-	}
 	pid := n.proxy.Cmd.Process.Pid
 	before := usageOf(pid)
 	watch, over := watchMemory(pid)
 	var total counts
-	err = n.beside(ctx, fmt.Sprintf("%d unfinished tables and %d idle connections of one key", tables, idle), func() (func(), error) {
-		stop, err := n.attack(ctx, n.pub, attack{Addr: netip.MustParseAddrPort(n.link), Token: greedy, Tables: tables, Idle: idle})
+	err = n.beside(ctx, onslaught{what: fmt.Sprintf("%d unfinished tables and %d idle connections of one key", tables, idle), elsewhere: true, begin: func(t *tunnel) (func(), error) {
+		stop, err := t.attack(ctx, n.pub, "greedy", attack{Tables: tables, Idle: idle})
 		if err != nil {
 			return nil, err
 		}
-		return func() { total = stop() }, nil
-	}, func() error {
+		return func() {
+			c := stop()
+			if t == n.tunnel {
+				total = c
+			}
+		}, nil
+	}, under: func() error {
 		if err := n.operator(ctx, "beside them"); err != nil {
 			return err
 		}
@@ -49,7 +53,7 @@ func unfinishedTables(ctx context.Context, b *bed) error {
 			return err
 		}
 		return n.cut(ctx, "beside them", time.Second)
-	})
+	}})
 	peak := over(watch)
 	if err != nil {
 		return err
@@ -128,25 +132,52 @@ func (g *greedyBridge) answered() (all, up int) {
 	return len(g.up), up
 }
 
-// greedyBridge begins a session for the key and claims ports of greedyHost, from first on.
-func (t *tunnel) greedyBridge(ctx context.Context, token grammar.Token, first, claims int, opened func(slot int, f wire.Frame)) (*greedyBridge, error) {
+// beginGreedy begins a session for the key.
+func beginGreedy(ctx context.Context, token grammar.Token, dial attacks.Dial, opened func(slot int, f wire.Frame)) (*greedyBridge, error) {
 	g := &greedyBridge{opened: opened, up: make(map[uint32]bool)}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var err error
-	if g.Bridge, err = attacks.Begin(ctx, token, "greedy", t.dialFrom(netip.Addr{}), g.handle); err != nil {
+	if g.Bridge, err = attacks.Begin(ctx, token, "greedy", dial, g.handle); err != nil {
 		return nil, err
 	}
 	if err := g.Join(ctx, 1); err != nil {
 		g.Close()
 		return nil, err
 	}
+	return g, nil
+}
+
+// claim claims so many ports of a host, from 20,000 on.
+func (g *greedyBridge) claim(host string, ports int) error {
 	var frames []byte
-	for i := range claims {
-		port := 1024 + (first-1024+i)%(65_536-1024)
-		frames = wire.AppendClaim(frames, uint32(i+1), wire.Claim{Public: fmt.Sprintf("tcp/%s:%d", greedyHost, port), Target: "127.0.0.1:1"})
+	for i := range ports {
+		port := 1024 + (20_000-1024+i)%(65_536-1024)
+		frames = wire.AppendClaim(frames, uint32(i+1), wire.Claim{Public: fmt.Sprintf("tcp/%s:%d", host, port), Target: "127.0.0.1:1"})
 	}
-	if err := g.Send(0, wire.AppendRound(frames)); err != nil {
+	return g.Send(0, wire.AppendRound(frames))
+}
+
+// greedyPort starts such a bridge that claims port 20,000 of a host, and returns when it is open.
+func (t *tunnel) greedyPort(ctx context.Context, host string, opened func(g *greedyBridge, slot int, f wire.Frame)) (*greedyBridge, error) {
+	token, _, err := t.key(ctx, "greedy")
+	if err != nil {
+		return nil, err
+	}
+	var begun atomic.Pointer[greedyBridge]
+	g, err := beginGreedy(ctx, token, t.dialFrom(netip.Addr{}), func(slot int, f wire.Frame) {
+		if g := begun.Load(); g != nil && opened != nil {
+			opened(g, slot, f)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	begun.Store(g)
+	if err = g.claim(host, 1); err == nil {
+		err = await(ctx, "the greedy key's port is open", func() bool { _, up := g.answered(); return up == 1 })
+	}
+	if err != nil {
 		g.Close()
 		return nil, err
 	}
@@ -161,19 +192,24 @@ func manyClaims(ctx context.Context, b *bed) error {
 	if err != nil {
 		return err
 	}
-	greedy, _, err := n.key(ctx, "greedy")
-	if err != nil {
-		return err
-	}
-	var g *greedyBridge
+	var total counts
 	begin := time.Now()
-	err = n.beside(ctx, fmt.Sprintf("%d claims of one key at %d descriptors", claims, files), func() (stop func(), err error) {
-		g, err = n.greedyBridge(ctx, greedy, 20_000, claims, nil)
+	err = n.beside(ctx, onslaught{what: fmt.Sprintf("%d claims of one key at %d descriptors", claims, files), elsewhere: true, begin: func(t *tunnel) (func(), error) {
+		host := greedyHost
+		if t != n.tunnel {
+			host = otherHost
+		}
+		stop, err := t.attack(ctx, n.pub, "greedy", attack{Claims: claims, Host: host})
 		if err != nil {
 			return nil, err
 		}
-		return g.Close, nil
-	}, func() error {
+		return func() {
+			c := stop()
+			if t == n.tunnel {
+				total = c
+			}
+		}, nil
+	}, under: func() error {
 		if err := n.operator(ctx, "beside them"); err != nil {
 			return err
 		}
@@ -184,15 +220,14 @@ func manyClaims(ctx context.Context, b *bed) error {
 			return err
 		}
 		return n.cut(ctx, "beside them", time.Second)
-	})
+	}})
 	if err != nil {
 		return err
 	}
 	took := time.Since(begin)
-	all, up := g.answered()
-	n.note("%d claims were answered, %d ports opened", all, up)
-	if up > files/2 {
-		n.fail("one key has %d of %d descriptors for its ports; promised is at most half of what is free", up, files)
+	n.note("%d claims were answered, %d ports opened", total.Answered, total.Opened)
+	if total.Opened > files/2 {
+		n.fail("one key has %d of %d descriptors for its ports; promised is at most half of what is free", total.Opened, files)
 	}
 	lines := 0
 	for line := range strings.Lines(n.proxy.Stderr.String()) {
@@ -241,25 +276,14 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 	pass(ctx, by(b, 5*time.Second, 10*time.Second, 20*time.Second)) // until its window has grown
 	before := speed()
 
-	greedy, _, err := n.key(ctx, "greedy")
-	if err != nil {
-		return err
-	}
-	var g atomic.Pointer[greedyBridge]
-	bridge, err := n.greedyBridge(ctx, greedy, 20_000, 1, func(slot int, f wire.Frame) {
-		if g := g.Load(); g != nil {
-			_ = g.Send(slot, wire.AppendAck(nil, f.Stream, 0, 1<<40)) // a session that has ended is seen below
-		}
+	bridge, err := n.greedyPort(ctx, greedyHost, func(g *greedyBridge, slot int, f wire.Frame) {
+		_ = g.Send(slot, wire.AppendAck(nil, f.Stream, 0, 1<<40)) // a session that has ended is seen below
 	})
 	if err != nil {
 		return err
 	}
-	g.Store(bridge)
 	closeBridge := sync.OnceFunc(bridge.Close)
 	defer closeBridge()
-	if err := await(ctx, "the greedy key's port is open", func() bool { _, up := bridge.answered(); return up == 1 }); err != nil {
-		return err
-	}
 	var taken atomic.Int64
 	_, stop := crowd(ctx, users, users, func(ctx context.Context, _ int) (net.Conn, error) {
 		c, err := n.pub.Dial(ctx, greedyHost+":20000")
@@ -319,25 +343,23 @@ func idleUsers(ctx context.Context, b *bed) error {
 	if err != nil {
 		return err
 	}
-	greedy, _, err := n.key(ctx, "greedy")
-	if err != nil {
-		return err
-	}
-	g, err := n.greedyBridge(ctx, greedy, 20_000, 1, nil)
-	if err != nil {
-		return err
-	}
-	defer g.Close()
-	if err := await(ctx, "the greedy key's port is open", func() bool { _, up := g.answered(); return up == 1 }); err != nil {
-		return err
-	}
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 77)}}
-	err = n.beside(ctx, fmt.Sprintf("%d idle users of one address at another key's port, %d descriptors", idle, files), func() (func(), error) {
-		_, stop := crowd(ctx, idle, 16, func(ctx context.Context, _ int) (net.Conn, error) {
-			return d.DialContext(ctx, "tcp", greedyHost+":20000")
-		})
-		return stop, nil
-	}, func() error {
+	hosts := make(map[*tunnel]string)
+	err = n.beside(ctx, onslaught{what: fmt.Sprintf("%d idle users of one address at another key's port, %d descriptors", idle, files), elsewhere: true, begin: func(t *tunnel) (func(), error) {
+		if hosts[t] == "" {
+			host := greedyHost
+			if t != n.tunnel {
+				host = otherHost
+			}
+			g, err := t.greedyPort(ctx, host, nil)
+			if err != nil {
+				return nil, err
+			}
+			t.atEnd(g.Close)
+			hosts[t] = host
+		}
+		stop, err := t.attack(ctx, n.pub, "", attack{Users: idle, Host: hosts[t], From: []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 77})}})
+		return func() { stop() }, err
+	}, under: func() error {
 		for range 5 {
 			if err := n.newcomer(ctx, "beside them", time.Second); err != nil {
 				return err
@@ -353,7 +375,7 @@ func idleUsers(ctx context.Context, b *bed) error {
 			return err
 		}
 		return n.otherUser(ctx)
-	})
+	}})
 	if err != nil {
 		return err
 	}

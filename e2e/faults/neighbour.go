@@ -27,6 +27,7 @@ type neighbour struct {
 	wg       sync.WaitGroup
 	transfer error         // what was wrong with the bytes; guarded by wg
 	rtt      time.Duration // between bridge and proxy
+	other    *tunnel       // that the attacks are made on to compare; nil: none yet
 }
 
 // neighbour starts a tunnel, through a relay that can cut its link, and its users.
@@ -125,40 +126,79 @@ func (n *neighbour) between(from, to time.Time) (all []time.Duration) {
 	return all
 }
 
-// beside runs an attack in turns with rest and compares what the users saw. attack begins one and returns what ends it; under is
-// called while the last one goes on.
-func (n *neighbour) beside(ctx context.Context, what string, attack func() (stop func(), err error), under func() error) error {
+// onslaught is an attack as [neighbour.beside] needs it.
+type onslaught struct {
+	what  string
+	begin func(*tunnel) (stop func(), err error) // on a tunnel's proxy
+	// elsewhere says that the attack is also made on the proxy of another tunnel, which the neighbour does not use.
+	elsewhere bool
+	under     func() error // called while the attack goes on for the last time
+}
+
+// beside runs an attack in turns with rest and compares what the users saw.
+//
+// The attacker, both proxies, the bridge and the users share this machine, and in truth do not. So the users are looked at a third time,
+// while the same attack is made on another proxy: what they notice then is the machine's doing. What they notice beyond is the proxy's.
+func (n *neighbour) beside(ctx context.Context, o onslaught) error {
 	rounds, each := by(n.bed, 2, 2, 5), by(n.bed, 700*time.Millisecond, 1500*time.Millisecond, 5*time.Second)
-	var rest, attacked []time.Duration
+	if o.elsewhere && n.other == nil {
+		other, err := n.bed.tunnel(ctx, options{files: n.opts.files})
+		if err != nil {
+			return fmt.Errorf("another proxy: %w", err)
+		}
+		n.other = other
+	}
 	stop := func() {}
-	for range rounds {
+	defer func() { stop() }()
+	look := func(at *tunnel, seen *[]time.Duration) (err error) {
 		stop()
+		stop = func() {}
 		begin := time.Now()
+		if at != nil {
+			if stop, err = o.begin(at); err != nil {
+				stop = func() {}
+				return err
+			}
+			begin = time.Now()
+		}
 		if !pass(ctx, each) {
 			return context.Cause(ctx)
 		}
-		rest = append(rest, n.between(begin, time.Now())...)
-		var err error
-		if stop, err = attack(); err != nil {
+		*seen = append(*seen, n.between(begin, time.Now())...)
+		return nil
+	}
+	var rest, elsewhere, attacked []time.Duration
+	for range rounds {
+		if err := look(nil, &rest); err != nil {
 			return err
 		}
-		begin = time.Now()
-		pass(ctx, each)
-		attacked = append(attacked, n.between(begin, time.Now())...)
+		if o.elsewhere {
+			if err := look(n.other, &elsewhere); err != nil {
+				return err
+			}
+		}
+		if err := look(n.tunnel, &attacked); err != nil {
+			return err
+		}
 	}
-	defer stop()
-	if len(rest) == 0 || len(attacked) == 0 {
-		return fmt.Errorf("%s: %d answers without it, %d with it", what, len(rest), len(attacked))
+	if len(rest) == 0 || len(attacked) == 0 || o.elsewhere && len(elsewhere) == 0 {
+		return fmt.Errorf("%s: %d answers without it, %d with it on another proxy, %d with it", o.what, len(rest), len(elsewhere), len(attacked))
 	}
 	alone, beside := quantile(rest, .99), quantile(attacked, .99)
-	n.note("%s: echo p99 %s, without %s", what, seconds(beside), seconds(alone))
+	without := "without it " + seconds(alone)
+	if o.elsewhere {
+		machine := quantile(elsewhere, .99)
+		without += ", with it on another proxy of this machine " + seconds(machine)
+		alone = max(alone, machine)
+	}
+	n.note("%s: echo p99 %s, %s", o.what, seconds(beside), without)
 	switch {
 	case beside > 10*alone+2*time.Second: // beyond what a busy machine does
-		n.fail("%s: echo p99 %s, without it %s; promised is twice that", what, seconds(beside), seconds(alone))
+		n.fail("%s: echo p99 %s, %s; promised is twice that", o.what, seconds(beside), without)
 	case beside > 2*alone:
-		n.miss("%s: echo p99 %s, without it %s; promised is twice that", what, seconds(beside), seconds(alone))
+		n.miss("%s: echo p99 %s, %s; promised is twice that", o.what, seconds(beside), without)
 	}
-	return under()
+	return o.under()
 }
 
 // cut resets the neighbour's link. All users have an answer again within the time that is promised.
