@@ -19,7 +19,9 @@ func read(root fs.FS) int64 {
 		}
 	}
 	text, err := fs.ReadFile(root, "proc/self/cgroup")
-	if err != nil {
+	if err != nil { // /proc is hidden: in a container the mount begins with the container's own group
+		group(root, "sys/fs/cgroup", "/", "memory.max", take)
+		group(root, "sys/fs/cgroup/memory", "/", "memory.limit_in_bytes", take)
 		return least
 	}
 	for line := range strings.Lines(string(text)) {

@@ -42,7 +42,9 @@ func TestRead(t *testing.T) {
 		"more than the machine has": {map[string]string{
 			"proc/meminfo": machine, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "99999999999\n",
 		}, 1024},
-		"nonsense": {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "\n:\n0::\nx:y:z\n"}, 1024},
+		"v2, /proc is hidden": {map[string]string{"sys/fs/cgroup/memory.max": "67108864\n"}, 64},
+		"v1, /proc is hidden": {map[string]string{"sys/fs/cgroup/memory/memory.limit_in_bytes": "67108864\n"}, 64},
+		"nonsense":            {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "\n:\n0::\nx:y:z\n"}, 1024},
 	} {
 		fsys := fstest.MapFS{}
 		for file, text := range c.files {
