@@ -98,6 +98,7 @@ type session struct {
 	first    map[grammar.Public]*claim   // the claim that has the name; of several for one name the earliest
 	more     map[grammar.Public][]*claim // the others
 	retiring int                         // offers of it that effects has a doRetire for
+	callers  callers
 }
 
 // inheritance is what a replaced session leaves of a name that it held.
@@ -267,13 +268,13 @@ func (co *core) linkUp(id SessionID, up bool) {
 	if first {
 		co.renew(s.tenant)
 	}
-	for pub, c := range s.first { // any order: what is touched is settled in the order of names
-		if first {
+	if first {
+		for _, c := range s.first { // any order: what is touched is settled in the order of names
 			co.touch(c.name)
 		}
-		if route := co.names[pub].route; up && route != nil {
-			route.wake()
-		}
+	}
+	if up { // which may be news though it was up before: a user may have known of a connection's end earlier
+		s.callers.wake()
 	}
 }
 

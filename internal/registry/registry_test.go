@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"reverser/internal/grammar"
 	"reverser/internal/wire"
@@ -465,6 +466,37 @@ func TestCost(t *testing.T) {
 	}
 }
 
+// TestLinkUpWakesCallers: a session that comes back wakes the routes whose users wait for it, and looks at no other.
+func TestLinkUpWakesCallers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := testKey(0, "tcp/1024-65535")
+		w := newWorld(t, k)
+		s, way := w.begin(k, 0)
+		for i := range uint32(1000) {
+			w.claim(s, i+1, fmt.Sprintf("tcp/%d", 10_000+i))
+		}
+		w.do()
+		way.up.Store(false)
+		w.LinkUp(s, false)
+		taken := []<-chan answer{take(t.Context(), w.find("tcp/10007"), stays), take(t.Context(), w.find("tcp/10007"), stays), take(t.Context(), w.find("tcp/10900"), stays)}
+		synctest.Wait()
+		called, idle := w.core.sessions[s].callers.routes, w.find("tcp/10001").state.Load()
+		if len(called) != 2 || called[w.find("tcp/10007")] != 2 || called[w.find("tcp/10900")] != 1 {
+			t.Errorf("called by %v", called)
+		}
+		way.up.Store(true)
+		w.LinkUp(s, true)
+		for _, c := range taken {
+			if a := <-c; a.err != nil || a.took != 0 {
+				t.Errorf("Take = %v after %v", a.err, a.took)
+			}
+		}
+		if len(called) != 0 || w.find("tcp/10001").state.Load() != idle {
+			t.Errorf("called by %v still, or a route was woken that nobody waits for", called)
+		}
+	})
+}
+
 // TestFloods: what waits is bounded, whatever a bridge says while nothing is done.
 func TestFloods(t *testing.T) {
 	k := testKey(0, "tcp/1024-65535")
@@ -620,5 +652,21 @@ func BenchmarkFleet(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		r.End(come(0))
+	}
+}
+
+// BenchmarkLinkUp is what it costs that a connection of a bridge with very many services comes or goes.
+func BenchmarkLinkUp(b *testing.B) {
+	k := testKey(0, "tcp/1024-65535")
+	r := New(Policy{Keys: []Key{k}})
+	s, err := r.Begin(Session{Key: k.ID, Way: newWay()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range uint32(MaxClaims) {
+		r.Claim(s, i+1, Claim{Public: fmt.Sprintf("tcp/%d", 1024+i)})
+	}
+	for b.Loop() {
+		r.LinkUp(s, true)
 	}
 }

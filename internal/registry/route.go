@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -77,8 +78,8 @@ func (rt *Route) set(offers []*Offer) {
 func (rt *Route) remove() { rt.next(&routeState{removed: true}) }
 
 func (rt *Route) wake() {
-	if rt.held.Load() > 0 {
-		rt.next(&routeState{offers: rt.state.Load().offers})
+	if st := rt.state.Load(); !st.removed && rt.held.Load() > 0 {
+		rt.next(&routeState{offers: st.offers})
 	}
 }
 
@@ -131,20 +132,60 @@ func (rt *Route) Take(ctx context.Context, u User) (Taken, error) {
 	defer look.Stop()
 	for {
 		// At first once more: who changed something before this user was counted has woken nobody.
-		if t, changed, err = rt.try(u.Open); changed == nil {
+		st := rt.state.Load()
+		st.call(rt, 1)
+		if t, changed, err = rt.try(u.Open); changed == (<-chan struct{})(st.changed) { // else other offers are to be called
+			select {
+			case <-changed:
+			case <-look.C:
+				if u.Left() {
+					changed, err = nil, ErrLeft
+				}
+			case <-late.C:
+				changed, err = nil, ErrAway
+			case <-ctx.Done():
+				changed, err = nil, ctx.Err()
+			}
+		}
+		st.call(rt, -1)
+		if changed == nil {
 			return t, err
 		}
-		select {
-		case <-changed:
-		case <-look.C:
-			if u.Left() {
-				return t, ErrLeft
-			}
-		case <-late.C:
-			return t, ErrAway
-		case <-ctx.Done():
-			return t, ctx.Err()
-		}
+	}
+}
+
+// call counts users of a route who wait for the sessions that serve it.
+func (st *routeState) call(rt *Route, n int) {
+	for _, o := range st.offers {
+		o.callers.add(rt, n)
+	}
+}
+
+// callers are the routes with users who wait for one session. A session that is up again wakes them, and looks at none of the thousands
+// of others that it may serve.
+type callers struct {
+	mu     sync.Mutex
+	routes map[*Route]int // with how many users; guarded by mu
+}
+
+func (c *callers) add(rt *Route, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.routes == nil {
+		c.routes = make(map[*Route]int)
+	}
+	if c.routes[rt] += n; c.routes[rt] == 0 {
+		delete(c.routes, rt)
+	}
+}
+
+// wake has those who wait look again. Registry.mu is held.
+func (c *callers) wake() {
+	c.mu.Lock()
+	routes := slices.Collect(maps.Keys(c.routes))
+	c.mu.Unlock()
+	for _, rt := range routes {
+		rt.wake()
 	}
 }
 
@@ -222,17 +263,18 @@ type Offer struct {
 	Key     KeyID
 	Session SessionID
 
-	way   Way
-	id    uint32 // of the claim
-	attrs atomic.Pointer[Claim]
-	users atomic.Int64
+	way     Way
+	callers *callers // of the session
+	id      uint32   // of the claim
+	attrs   atomic.Pointer[Claim]
+	users   atomic.Int64
 
 	mu      sync.RWMutex
 	retired bool // guarded by mu
 }
 
 func newOffer(c *claim) *Offer {
-	o := &Offer{Key: c.session.key, Session: c.session.id, way: c.session.way, id: c.id}
+	o := &Offer{Key: c.session.key, Session: c.session.id, way: c.session.way, callers: &c.session.callers, id: c.id}
 	asked := c.asked
 	o.attrs.Store(&asked)
 	return o

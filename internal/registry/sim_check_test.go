@@ -147,6 +147,23 @@ func (w *simProxy) checkBounds() {
 			w.fail("C14: %d users wait for %s, and %d are counted", held[rt], rt.Public, n)
 		}
 	}
+	called := make(map[*callers]map[*Route]int)
+	for _, u := range w.users {
+		if u.called == nil {
+			continue
+		}
+		for _, o := range u.called.offers {
+			if called[o.callers] == nil {
+				called[o.callers] = make(map[*Route]int)
+			}
+			called[o.callers][u.route]++
+		}
+	}
+	for _, s := range co.sessions {
+		if !maps.Equal(s.callers.routes, called[&s.callers]) {
+			w.fail("C14: session %d is called by %d routes, and knows %d", s.id, len(called[&s.callers]), len(s.callers.routes))
+		}
+	}
 	places := make(map[*Offer]int64)
 	for _, u := range w.users {
 		if u.taken.Offer != nil {

@@ -45,6 +45,7 @@ type simUser struct {
 	picked    *Offer              // to be opened
 	tried     map[*Offer]struct{} // since the state was looked at
 	changed   <-chan struct{}     // waits for it
+	called    *routeState         // whose sessions know that it waits
 	held      bool                // counted as one who waits
 	taken     Taken               // its place at an offer
 	stream    *simStream
@@ -365,7 +366,7 @@ func (w *simProxy) handover() {
 			u.taken.Offer = nil // it counts in another process; nobody has a place at the offers of this one
 			continue
 		}
-		u.picked, u.tried, u.changed, u.held = nil, nil, nil, false
+		u.picked, u.tried, u.changed, u.called, u.held = nil, nil, nil, nil, false
 		if u.route = next.View().Find(u.name); u.route == nil {
 			w.stats.Removed++
 			u.route = newRoute(u.name, KeyID{})

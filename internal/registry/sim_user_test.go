@@ -54,6 +54,7 @@ func (w *simProxy) over(u *simUser) {
 	if u.held {
 		u.route.held.Add(-1)
 	}
+	u.call(nil)
 	for _, sl := range w.slots(u.at) {
 		sl.flight = slices.DeleteFunc(sl.flight, func(s *simStream) bool { return s == u.stream })
 	}
@@ -102,6 +103,7 @@ func (w *simProxy) step(u *simUser) {
 			select {
 			case <-u.changed:
 				u.changed = nil
+				u.call(nil)
 			default:
 				return
 			}
@@ -121,12 +123,25 @@ func (w *simProxy) step(u *simUser) {
 			w.stats.Waited++
 		}
 		st = u.route.state.Load()
+		u.call(st)
 		if u.picked = st.best(nil); u.picked == nil && !st.removed {
 			u.changed = st.changed
+		} else {
+			u.call(nil)
 		}
 		u.tried = nil
 	default:
 		w.take(u, u.picked)
+	}
+}
+
+// call has the sessions of a state know that the user waits, and no others. nil: none.
+func (u *simUser) call(st *routeState) {
+	if u.called != nil {
+		u.called.call(u.route, -1)
+	}
+	if u.called = st; st != nil {
+		st.call(u.route, 1)
 	}
 }
 
