@@ -108,6 +108,11 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 		if m := negative.FindStringSubmatch(err.Error()); m != nil {
 			return fmt.Errorf("%q is no port: a port is a number from 1 to 65535", m[1])
 		}
+		if m := unknownFlag.FindStringSubmatch(err.Error()); m != nil {
+			if hint := foreignFlags[m[1]+m[2]]; hint != "" {
+				return usageHint(hint, "%w", err)
+			}
+		}
 		return err
 	})
 	root.SetVersionTemplate("{{.Version}}\n")
@@ -250,6 +255,21 @@ func badSettings(err error) error {
 }
 
 var tokenPattern = regexp.MustCompile(`rv[0-9]{1,2}_[A-Za-z0-9_-]+`)
+
+// foreignFlags are flags of ssh, frp, rathole, chisel and Docker, and what is meant with them here.
+var foreignFlags = map[string]string{
+	"R": exposeHint, "L": exposeHint, "local-port": exposeHint, "remote-port": exposeHint, "local": exposeHint, "remote": exposeHint, "expose": exposeHint, "publish": exposeHint,
+	"p":    "the port of the proxy is --listen :3010, and a service is an argument of its own: `reverser bridge TOKEN 9000=localhost:9904`",
+	"port": "--listen :3010 is the proxy's own port; the public ports are what bridges ask for", "bind-port": "--listen :3010", "bind": "--listen :3010", "host": "--listen ADDRESS:3010",
+	"token": "the token is the first argument, or stands in a file that --token-file names", "t": "the token is the first argument, or stands in a file that --token-file names",
+	"auth": "the token is the first argument, or stands in a file that --token-file names", "key": "the token is the first argument, or stands in a file that --token-file names",
+	"server": "--proxy HOST:3010", "server-addr": "--proxy HOST:3010", "s": "--proxy HOST:3010", "c": "--config FILE", "config-file": "--config FILE",
+	"v": "--log-level debug", "verbose": "--log-level debug", "debug": "--log-level debug", "d": "it does not go into the background: a service manager does that", "daemon": "it does not go into the background: a service manager does that",
+}
+
+const exposeHint = "a service is an argument of its own, PUBLIC=TARGET: `reverser bridge TOKEN 9000=localhost:9904`"
+
+var unknownFlag = regexp.MustCompile(`^(?:unknown flag: --([a-z-]+)|unknown shorthand flag: '(.)' in )`)
 
 var negative = regexp.MustCompile(`^unknown shorthand flag: '[0-9]' in (-[0-9]+)$`)
 

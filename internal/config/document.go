@@ -459,6 +459,9 @@ var errNumber = errors.New("the value is a number: write a text, in quotes")
 func scalar(v any) (string, error) {
 	switch v := v.(type) {
 	case string:
+		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\n' && r != '\r' || r == 0x7f }) || strings.ContainsAny(strings.TrimSpace(v), "\r\n") {
+			return "", errors.New(`the value has a tab, a line break or the like in it, as "\t" and "\n" in double quotes are: write a path in single quotes, such as 'C:\temp\new.token'`)
+		}
 		return v, nil
 	case int64:
 		return fmt.Sprint(v), nil

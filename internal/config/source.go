@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -81,7 +82,28 @@ func (s *ProxySource) Load() (Settings, []Warning, error) {
 			return Settings{}, nil, err
 		}
 	}
+	if w, ok := uselessAddress(set); ok {
+		warnings = append(warnings, w)
+	}
 	return set, warnings, nil
+}
+
+// uselessAddress warns of tokens that lead a bridge to itself.
+func uselessAddress(set Settings) (Warning, bool) {
+	if !isLoopback(set.Proxy.Advertise) || isLoopback(set.Proxy.Listen) {
+		return Warning{}, false
+	}
+	at, ok := set.Origin["advertise"]
+	if !ok {
+		at.File = "--advertise"
+	}
+	return Warning{at.File, at.Line, fmt.Sprintf("tokens will carry %s, where every machine finds only itself: give the name or the public address of this server, unless the bridges are on this machine too", set.Proxy.Advertise)}, true
+}
+
+func isLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	ip, _ := netip.ParseAddr(host)
+	return err == nil && (host == "localhost" || ip.Unmap().IsLoopback())
 }
 
 // Watch implements [Source]: it watches the file.

@@ -479,3 +479,26 @@ func TestChanges(t *testing.T) {
 	}
 	want(t, "IcPort", err, "p.config:2: IcPort: a change from :3010 to :3011 needs a restart")
 }
+
+// Tokens with an address of this machine alone are of no use to another one, unless the proxy serves no other.
+func TestUselessAddress(t *testing.T) {
+	for _, c := range []struct {
+		listen, advertise string
+		warned            bool
+	}{
+		{"", "127.0.0.1", true}, {":3010", "localhost:3010", true}, {"0.0.0.0:3010", "[::1]", true}, {"192.168.1.7:3010", "127.0.0.2", true},
+		{"127.0.0.1:3010", "127.0.0.1", false}, {"[::1]:3010", "localhost", false}, {":3010", "192.168.1.7", false}, {":3010", "example.com", false}, {":3010", "", false},
+	} {
+		_, warnings, err := NewProxySource(ProxyArgs{Listen: c.listen, Advertise: c.advertise}).Load()
+		if err != nil || (len(warnings) == 1) != c.warned {
+			t.Errorf("--listen %q --advertise %q: %v, %v; want a warning: %v", c.listen, c.advertise, warnings, err, c.warned)
+		}
+		if len(warnings) == 1 && (!strings.HasPrefix(warnings[0].String(), "--advertise: ") || !strings.Contains(warnings[0].String(), "public address of this server")) {
+			t.Errorf("--advertise %q: %s", c.advertise, warnings[0])
+		}
+	}
+	path := write(t, "p.toml", "listen = 3010\nadvertise = \"localhost\"\n")
+	if _, warnings, err := NewProxySource(ProxyArgs{Config: path}).Load(); err != nil || len(warnings) != 1 || !strings.HasPrefix(warnings[0].String(), path+":2: ") {
+		t.Errorf("advertise in a file: %v, %v", warnings, err)
+	}
+}

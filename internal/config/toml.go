@@ -3,12 +3,15 @@ package config
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
+
+	"reverser/internal/grammar"
 )
 
 // tomlKeys are the options of both roles in this version, in the order of the
@@ -26,10 +29,11 @@ var later = []string{"admin", "http", "https", "allow_connect", "connect", "emai
 func (d *doc) readTOML(text string) {
 	var options map[string]any
 	if err := toml.Unmarshal([]byte(text), &options); err != nil {
-		e := &Error{Text: "this is not TOML", Hint: "text values stand in double quotes, and a \\ in them is written twice or the value stands in single quotes", Err: errNotTOML}
+		e := &Error{Text: "this is not TOML", Err: errNotTOML}
 		var de *toml.DecodeError
 		if errors.As(err, &de) {
 			e.Line, _ = de.Position()
+			e.Hint = tomlHint(lineOf(text, e.Line))
 			// The decoder quotes some of what it stumbles over. That may be a token.
 			if msg := strings.TrimPrefix(de.Error(), "toml: "); !strings.Contains(lineOf(text, e.Line), "rv1") {
 				e.Text += ": " + msg
@@ -51,6 +55,42 @@ func (d *doc) readTOML(text string) {
 	for key := range options {
 		d.known(key, key, tomlKeys)
 	}
+}
+
+var (
+	yamlLine  = regexp.MustCompile(`^\s*-?\s*([A-Za-z_]+)\s*:`)
+	bareValue = regexp.MustCompile(`^\s*([a-z_]+)\s*=\s*([^"'\s#\[{=]+)\s*(#.*)?$`)
+)
+
+// tomlHint is what helps with a line that is not TOML.
+func tomlHint(line string) string {
+	line = strings.TrimRight(line, "\r\n")
+	text, _, _ := strings.Cut(line, "#")
+	bare := bareValue.FindStringSubmatch(line)
+	switch {
+	case grammar.Lookalike(text):
+		return `there are curly quotes or full-width characters on this line: write =, " and ' with a Latin keyboard`
+	case strings.Contains(text, `\`) && strings.Contains(text, `"`):
+		return `in double quotes a \ begins an escape: write the value in single quotes, such as 'C:\reverser\office.token'`
+	case yamlLine.MatchString(text):
+		return "this is YAML's way: write " + strings.ToLower(yamlLine.FindStringSubmatch(text)[1]) + ` = "…"`
+	case strings.HasPrefix(strings.TrimSpace(text), "{"), strings.HasSuffix(strings.TrimSpace(text), "{"), strings.HasSuffix(strings.TrimSpace(text), ";"):
+		return `a line here is key = "value", and [[expose]] or [[key]] above those that belong together`
+	case bare != nil && !strings.Contains(line, "rv1"):
+		return fmt.Sprintf("text values stand in double quotes: write %s = %q", bare[1], bare[2])
+	}
+	return "text values stand in double quotes"
+}
+
+// foreign are keys of the files of frp, rathole and chisel, and what they are here.
+var foreign = map[string]string{
+	"serverAddr": `proxy = "HOST:PORT"`, "server_addr": `proxy = "HOST:PORT"`, "remote_addr": `proxy = "HOST:PORT"`, "server": `proxy = "HOST:PORT"`,
+	"serverPort": `the port in proxy = "HOST:PORT"`, "server_port": `the port in proxy = "HOST:PORT"`,
+	"bindPort": `listen = ":PORT"`, "bind_port": `listen = ":PORT"`, "bindAddr": `listen = "ADDRESS:PORT"`, "bind_addr": `listen = "ADDRESS:PORT"`, "port": `listen = ":PORT"`,
+	"proxies": "[[expose]] with public and target", "services": "[[expose]] with public and target", "remotes": "[[expose]] with public and target", "tunnels": "[[expose]] with public and target",
+	"auth": `token_file = "FILE"`, "default_token": `token_file = "FILE"`,
+	"common": "written without a section", "client": "written without a section", "bridge": "written without a section",
+	"localPort": "target", "local_port": "target", "localIP": "target", "local_ip": "target", "local_addr": "target", "remotePort": "public", "remote_port": "public",
 }
 
 // The decoder's error is not passed on: it holds the text around the fault.
@@ -75,6 +115,8 @@ func (d *doc) known(path, key string, keys []string) {
 	if slices.Contains(later, key) {
 		text = "this is not in this version"
 		hint = "leave it out"
+	} else if here, ok := foreign[key]; ok {
+		hint = "another program's file has that: here it is " + here
 	} else if near := nearest(key, keys); near != "" {
 		hint = "did you mean " + near + "?"
 	}

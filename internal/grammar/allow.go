@@ -22,6 +22,11 @@ type Allow struct {
 // and wildcards (http/*.example.com, http/*). It takes every kind: a key may
 // be allowed more than this version serves.
 func ParseAllow(s string) (Allow, error) {
+	a, err := parseAllow(s)
+	return a, explain("allow", s, err, func(s string) bool { _, err := parseAllow(s); return err == nil }, meantAllow)
+}
+
+func parseAllow(s string) (Allow, error) {
 	if s == "" {
 		return Allow{}, errors.New("allow is empty: give what the key may publish, such as tcp/9000 or tcp/9000-9010")
 	}
@@ -32,6 +37,11 @@ func ParseAllow(s string) (Allow, error) {
 	if err != nil {
 		// The grammar is that of PUBLIC, but the word must be the option's.
 		return Allow{}, errors.New("allow" + strings.TrimPrefix(err.Error(), "public"))
+	}
+	if m := meantAllow(s); m != s && kind == KindTCP { // a port before a colon is no bind address here
+		if _, err := parseAllow(m); err == nil {
+			return Allow{}, fmt.Errorf("allow %q: write %s", s, m)
+		}
 	}
 	a := Allow{Kind: kind}
 	switch kind {

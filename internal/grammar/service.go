@@ -48,6 +48,11 @@ type Public struct {
 // tcp/[::1]:9000, udp/53, http/app.example.com, https/…, tls/…, private/NAME,
 // or offered. It knows kinds that this version does not serve: see Supported.
 func ParsePublic(s string) (Public, error) {
+	p, err := parsePublic(s)
+	return p, explain("public", s, err, func(s string) bool { _, err := parsePublic(s); return err == nil }, meantPublic)
+}
+
+func parsePublic(s string) (Public, error) {
 	if s == string(KindOffered) {
 		return Public{Kind: KindOffered}, nil
 	}
@@ -171,6 +176,11 @@ type Target struct {
 // ParseTarget parses the TARGET form: 9904 (on 127.0.0.1), host:port,
 // [::1]:9904 or unix:/path.
 func ParseTarget(s string) (Target, error) {
+	t, err := parseTarget(s)
+	return t, explain("target", s, err, func(s string) bool { _, err := parseTarget(s); return err == nil }, func(s string) string { _, target, _ := strings.Cut(meantExpose("1="+s), "="); return target })
+}
+
+func parseTarget(s string) (Target, error) {
 	if looksSecret(s) {
 		return Target{}, errors.New("target is a token, which belongs in a token file or in front of the services")
 	}
@@ -203,7 +213,7 @@ func ParseTarget(s string) (Target, error) {
 		}
 		return Target{}, fmt.Errorf("target %q: %w", s, err)
 	}
-	addr, err := ParseHostPort(s)
+	addr, err := parseHostPort(s)
 	if err != nil {
 		return Target{}, fmt.Errorf("target %w", err)
 	}
@@ -237,26 +247,51 @@ type Expose struct {
 // that port on 127.0.0.1 as the target. A kind that this version cannot serve
 // is an *UnsupportedKindError.
 func ParseExpose(s string) (Expose, error) {
+	e, err := parseExpose(s)
+	switch public, target, ok := strings.Cut(plain(s), "="); {
+	case err == nil:
+	case strings.Trim(s, " ") == "=", strings.HasPrefix(s, "=") && len(s) > 1, strings.HasSuffix(s, "=") && len(s) > 1 && !looksSecret(s):
+		return e, fmt.Errorf("service %q: %w; PUBLIC=TARGET is one word, without spaces, such as 9000=9904", s, err)
+	case manyPorts.MatchString(public):
+		return e, fmt.Errorf("service %q: a service is one port: write one for each, such as 9000=9904 9001=9905", s)
+	case ok && portWord.MatchString(public) && canTarget(target):
+		return e, fmt.Errorf("service %q: %q is no port: write the one that users connect to, such as 9000=%s", s, public, target)
+	}
+	return e, explain("service", s, err, func(s string) bool { _, err := parseExpose(s); return err == nil }, meantExpose)
+}
+
+func canTarget(s string) bool { _, err := parseTarget(s); return err == nil }
+
+func parseExpose(s string) (Expose, error) {
 	public, target, hasTarget := strings.Cut(s, "=")
 	if !hasTarget {
-		// As ssh -R and Docker write it.
-		port, rest, colon := strings.Cut(strings.TrimPrefix(s, "tcp/"), ":")
-		_, notPort := ParsePort(port)
-		if _, err := ParseTarget(rest); colon && notPort == nil && err == nil {
-			return Expose{}, fmt.Errorf("service %q: the target stands behind \"=\": write %s=%s", s, port, rest)
-		}
-		return NewExpose(public, "")
+		return newExpose(public, "")
 	}
 	if target == "" {
-		return Expose{}, fmt.Errorf("service %q: target is missing after \"=\": give a port (9904), host:port, or unix:/path", s)
+		return Expose{}, errors.New("target is missing after \"=\": give a port (9904), host:port, or unix:/path")
 	}
-	return NewExpose(public, target)
+	return newExpose(public, target)
 }
 
 // NewExpose parses the two halves of an EXPOSE apart, as a configuration file
 // has them. An empty target is the same port on 127.0.0.1, for a tcp port
 // without a bind address only.
 func NewExpose(public, target string) (Expose, error) {
+	e, err := newExpose(public, target)
+	if err == nil || target != "" {
+		return e, err
+	}
+	// What is right on the command line, or would be there after a slip, is two values here.
+	for _, meant := range []string{plain(public), meantExpose(plain(public))} {
+		if _, wrong := parseExpose(meant); wrong == nil && strings.Contains(meant, "=") && !looksSecret(meant) {
+			public, target, _ := strings.Cut(meant, "=")
+			return e, fmt.Errorf("public %q has the target in it: write public = %q and target = %q", strings.TrimSpace(public), public, target)
+		}
+	}
+	return e, err
+}
+
+func newExpose(public, target string) (Expose, error) {
 	p, err := ParsePublic(public)
 	if err != nil {
 		return Expose{}, err
@@ -339,6 +374,11 @@ func PortOf(addr string, otherwise uint16) uint16 {
 // ParseHostPort parses host:port, where host is a name, an IPv4 address or an
 // IPv6 address in brackets, and returns it in canonical form.
 func ParseHostPort(s string) (string, error) {
+	addr, err := parseHostPort(s)
+	return addr, explain("address", s, err, func(s string) bool { _, err := parseHostPort(s); return err == nil }, meantAddress)
+}
+
+func parseHostPort(s string) (string, error) {
 	if looksSecret(s) {
 		return "", errTokenAsAddress
 	}
@@ -365,6 +405,11 @@ func ParseHostPort(s string) (string, error) {
 // ParseHost parses host or host:port, the form of --advertise, and returns the
 // canonical host:port, with port where s has none.
 func ParseHost(s string, port uint16) (string, error) {
+	addr, err := parseHost(s, port)
+	return addr, explain("address", s, err, func(s string) bool { _, err := parseHost(s, port); return err == nil }, meantAddress)
+}
+
+func parseHost(s string, port uint16) (string, error) {
 	if looksSecret(s) {
 		return "", errTokenAsAddress
 	}
@@ -376,7 +421,7 @@ func ParseHost(s string, port uint16) (string, error) {
 		bare = s[1 : len(s)-1]
 	}
 	if _, err := netip.ParseAddr(bare); err != nil && strings.ContainsAny(s, ":[]") {
-		return ParseHostPort(s)
+		return parseHostPort(s)
 	}
 	host, err := CanonicalHost(bare)
 	if err != nil {
@@ -392,7 +437,11 @@ func ParseAdvertise(s string, port uint16) (string, error) {
 		return "", err
 	}
 	host, _, _ := net.SplitHostPort(addr)
-	if ip, err := netip.ParseAddr(host); err == nil && ip.Unmap().IsUnspecified() {
+	switch ip, err := netip.ParseAddr(host); {
+	case err != nil:
+	case ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "", fmt.Errorf("%s is an address of many machines, and nobody can connect to it: give the name or the public address of this server", host)
+	case ip.Unmap().IsUnspecified():
 		return "", fmt.Errorf("%s means every address of a machine, and nobody can connect to it: give the name or the public address of this server", host)
 	}
 	return addr, nil
@@ -401,12 +450,17 @@ func ParseAdvertise(s string, port uint16) (string, error) {
 // ParseListen parses an address to listen on: a port alone, :port, or
 // host:port. It returns what net.Listen takes.
 func ParseListen(s string) (string, error) {
+	addr, err := parseListen(s)
+	return addr, explain("address", s, err, func(s string) bool { _, err := parseListen(s); return err == nil }, meantListen)
+}
+
+func parseListen(s string) (string, error) {
 	if looksSecret(s) {
 		return "", errTokenAsAddress
 	}
 	port, ok := strings.CutPrefix(s, ":")
 	if !ok && strings.Contains(s, ":") || strings.HasPrefix(port, ":") { // the latter is an IPv6 address
-		return ParseHostPort(s)
+		return parseHostPort(s)
 	}
 	if !ok && s != "" && (isLetter(s[0]) || strings.Contains(s, ".")) {
 		return "", fmt.Errorf("%q: the port is missing: write HOST:PORT or :PORT", s)

@@ -59,7 +59,7 @@ func TestBadPorts(t *testing.T) {
 			"listen":             func() error { _, err := ParseListen(":" + p); return err },
 			"listen bare":        func() error { _, err := ParseListen(p); return err },
 		} {
-			if err := parse(); err == nil || !strings.Contains(err.Error(), `"`+p+`"`) {
+			if err := parse(); err == nil || !strings.Contains(err.Error(), `"`+p+`"`) && p != "９０" || !strings.Contains(err.Error(), p) {
 				t.Errorf("%s with port %q: %v; want an error that names it", form, p, err)
 			}
 		}
@@ -82,7 +82,7 @@ func TestParsePublicErrors(t *testing.T) {
 		"tcp/":                              `port ""`,
 		"tcp/:9000":                         "write tcp/9000",
 		"tcp/*:9000":                        "write tcp/9000",
-		"tcp/localhost:9000":                `bind address "localhost" is not an IP address`,
+		"tcp/localhost:9000":                `bind address "localhost" is not an IP address of the proxy's machine: write tcp/127.0.0.1:9000`,
 		"tcp/::1:9000":                      "goes in brackets",
 		"tcp/[::1]":                         "port is missing",
 		"tcp/[::1:9000":                     "not closed",
@@ -238,6 +238,100 @@ func TestParseExpose(t *testing.T) {
 	}
 }
 
+// What users of other programs write, and what keyboards and word processors make of it, is answered with how it is written here.
+func TestMeantExpose(t *testing.T) {
+	for in, want := range map[string]string{
+		// ssh -R, Docker, chisel
+		"9000:localhost:9904": "write 9000=localhost:9904", "127.0.0.1:9000:localhost:9904": "write tcp/127.0.0.1:9000=localhost:9904",
+		"localhost:9000:nas:80": "write tcp/127.0.0.1:9000=nas:80", "*:9000:localhost:9904": "write 9000=localhost:9904", ":9000:localhost:9904": "write 9000=localhost:9904",
+		"R:9000:localhost:9904": "write 9000=localhost:9904", "9000:9904/tcp": "write 9000=9904", "9000/tcp": "write 9000",
+		// the service itself
+		"localhost:9904": "write 9904", "127.0.0.1:9904": "write 9904", "[::1]:9904": "", "192.168.1.5:9904": "write 9904=192.168.1.5:9904", "nas.lan:80": "write 80=nas.lan:80",
+		"http://localhost:9904": "write 9904", "http://nas:8080/path?x=1": "", "http://nas:8080/path": "write 8080=nas:8080", "tcp://0.0.0.0:9000": "write 9000",
+		":9000": "write 9000", "*:9000": "write 9000", "*:9000=9904": "write 9000=9904", ":9000=9904": "write 9000=9904", "tcp:9000": "write 9000", "tcp:9000=9904": "write tcp/9000=9904",
+		// the target
+		"9000=:9904": "write 9000=9904", "9000=tcp/9904": "write 9000=9904", "9000=tcp://nas:9904": "write 9000=nas:9904", "9000=nas,9904": "write 9000=nas:9904",
+		"9000=nas/9904": "write 9000=nas:9904", "9000=nas:9904/path": "write 9000=nas:9904", "9000=http://localhost:9904/": "write 9000=localhost:9904", "9000=9904/tcp": "write 9000=9904",
+		"9000=nas": `target "nas" has no port`,
+		// arrows and spaces
+		"9000->9904": "write 9000=9904", "9000>9904": "write 9000=9904", "9000 => nas:9904": "write 9000=nas:9904", "9000→9904": "write 9000=9904",
+		"9000 = 9904": "write 9000=9904", "9000= 9904": "write 9000=9904", " 9000": "write 9000", "=": "without spaces", "9000=": "without spaces", "=9904": "without spaces",
+		// ranges and lists
+		"9000-9010": "one for each", "9000,9001": "one for each", "tcp/9000-9001=9904-9905": "one for each", "9000..9010": "one for each", "9000~9010": "one for each",
+		"ssh=22": `"ssh" is no port`, "http=localhost:80": "such as 9000=localhost:80",
+		// keyboards and word processors
+		"9000：9904": "write 9000=9904", "9000＝9904": "write 9000=9904", "９０００": "write 9000", "9000＝192。168。1。5：9904": "write 9000=192.168.1.5:9904", "tcp／9000": "write tcp/9000",
+		"“9000”": "write 9000", "'9000=9904'": "write 9000=9904", "‘9000’=9904": "write 9000=9904", "9000\u00a0=\u30009904": "write 9000=9904", "9000\u200b": "write 9000",
+		// beyond help
+		"9000=9904=1": "target", "x y z": "public", "9000=nas:9904:1": "target", "中文": "public",
+	} {
+		_, err := ParseExpose(in)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("ParseExpose(%q): %v; want %q in it", in, err, want)
+			continue
+		}
+		// What is said to write is taken.
+		if _, meant, ok := strings.Cut(err.Error(), ": write "); ok && strings.HasPrefix(want, "write ") {
+			if _, err := ParseExpose(meant); err != nil {
+				t.Errorf("ParseExpose(%q) says %q, and that is refused: %v", in, meant, err)
+			}
+		}
+	}
+	// In a file the two halves are two values.
+	for public, want := range map[string]string{
+		"9000=9904":           `write public = "9000" and target = "9904"`,
+		"9000:9904":           `write public = "9000" and target = "9904"`,
+		"9000:localhost:9904": `write public = "9000" and target = "localhost:9904"`,
+		"9000 ＝ nas:9904":     `write public = "9000" and target = "nas:9904"`,
+		"nas:9904":            `write public = "9904" and target = "nas:9904"`,
+	} {
+		if _, err := NewExpose(public, ""); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("NewExpose(%q): %v; want %q in it", public, err, want)
+		}
+	}
+	// No token is taken apart, whatever stands around it.
+	tok := example("a:1").Encode()
+	for _, s := range []string{"9000＝" + tok, "“" + tok + "”", "9000 = " + tok, tok + "：9000", "9000->" + tok} {
+		if _, err := ParseExpose(s); err == nil || strings.Contains(err.Error(), tok[20:60]) {
+			t.Errorf("ParseExpose of a token: %v", err)
+		}
+	}
+}
+
+func TestMeantAddresses(t *testing.T) {
+	host := func(s string) error { _, err := ParseHost(s, 3010); return err }
+	hostPort := func(s string) error { _, err := ParseHostPort(s); return err }
+	listen := func(s string) error { _, err := ParseListen(s); return err }
+	allow := func(s string) error { _, err := ParseAllow(s); return err }
+	public := func(s string) error { _, err := ParsePublic(s); return err }
+	target := func(s string) error { _, err := ParseTarget(s); return err }
+	for _, c := range []struct {
+		parse    func(string) error
+		in, want string
+	}{
+		{host, "x：3010", "write x:3010"}, {host, "1.2.3.4：3010", "write 1.2.3.4:3010"}, {host, "x: 3010", "write x:3010"}, {host, "“x”", "write x"}, {host, "x 3010", "write x:3010"},
+		{host, "x,3010", "write x:3010"}, {host, "http://x:3010/", `"x:3010"`}, {host, "server。example。com", "write server.example.com"},
+		{hostPort, "x 3020", "write x:3020"}, {hostPort, "ｘ：3020", "write x:3020"},
+		{listen, "*:3010", "write :3010"}, {listen, "3010/tcp", "write 3010"}, {listen, "：3010", "write :3010"}, {listen, " 3010", "write 3010"}, {listen, "tcp://0.0.0.0:3010", `"0.0.0.0:3010"`},
+		{allow, "tcp:9000", "write tcp/9000"}, {allow, "any", "write tcp/1-65535"}, {allow, "all", "write tcp/1-65535"}, {allow, "9000:9010", "write 9000-9010"}, {allow, "tcp/9000:9010", "write tcp/9000-9010"},
+		{allow, "9000~9010", "write 9000-9010"}, {allow, "9000..9010", "write 9000-9010"}, {allow, "9000–9010", "write 9000-9010"}, {allow, "9000/tcp", "write 9000"}, {allow, "９０００－９０１０", "write 9000-9010"},
+		{public, "tcp:9000", "write tcp/9000"}, {public, "9000/tcp", "write 9000"}, {public, "tcp/*:9000", "write tcp/9000"}, {public, "9000 ", "write 9000"}, {public, "tcp／9000", "write tcp/9000"},
+		{target, ":9904", "write 9904"}, {target, "tcp/9904", "write 9904"}, {target, "nas：9904", "write nas:9904"}, {target, " 9904", "write 9904"}, {target, "nas,9904", "write nas:9904"},
+	} {
+		err := c.parse(c.in)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %v; want %q in it", c.in, err, c.want)
+			continue
+		}
+		if _, meant, ok := strings.Cut(err.Error(), ": write "); ok && strings.HasPrefix(c.want, "write ") {
+			meant, _, _ = strings.Cut(meant, " ") // "write X to do Y"
+			if err := c.parse(meant); err != nil {
+				t.Errorf("%q: %q is said to be right, and is refused: %v", c.in, meant, err)
+			}
+		}
+	}
+}
+
 func TestCheckExposes(t *testing.T) {
 	for _, c := range []struct {
 		in   string
@@ -358,7 +452,7 @@ func TestParseAdvertise(t *testing.T) {
 	if got, err := ParseAdvertise("example.com", 3010); got != "example.com:3010" || err != nil {
 		t.Errorf("ParseAdvertise = %q, %v", got, err)
 	}
-	for _, in := range []string{"0.0.0.0", "0.0.0.0:3010", "::", "[::]:3010", "::ffff:0.0.0.0"} {
+	for _, in := range []string{"224.0.0.1", "255.255.255.255", "[ff02::1]:3010", "0.0.0.0", "0.0.0.0:3010", "::", "[::]:3010", "::ffff:0.0.0.0"} {
 		if got, err := ParseAdvertise(in, 3010); err == nil || !strings.Contains(err.Error(), "nobody can connect to it") {
 			t.Errorf("ParseAdvertise(%q) = %q, %v; want it refused", in, got, err)
 		}

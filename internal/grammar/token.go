@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
+	"regexp"
 	"strings"
 
 	"reverser/internal/wire"
@@ -80,9 +80,43 @@ func ParseToken(s string) (Token, error) {
 	if s == "" {
 		return Token{}, &refused{ErrNotToken, "the token is empty: copy the word that begins with rv1_, which the proxy or `reverser key add` printed"}
 	}
-	if words := strings.Fields(s); len(words) > 1 && slices.ContainsFunc(words, isToken) {
-		return Token{}, &refused{ErrNotToken, "there is more than the token: keep the one word that begins with rv1_, without the command around it"}
+	if t, err := parseToken(s); err == nil {
+		return t, nil
+	} else if better := moreThanToken(s); better != nil {
+		return Token{}, better
+	} else {
+		return Token{}, err
 	}
+}
+
+// moreThanToken finds a whole token in what is none, nil if there is none.
+func moreThanToken(s string) error {
+	found := map[string]bool{}
+	for _, at := range tokenWord.FindAllStringIndex(s, 100) {
+		word, rest := s[at[0]:at[1]], s[at[1]:]
+		if _, err := parseToken(word); err == nil && !strings.HasPrefix(rest, "=") { // that would be a slip in Base64
+			found[word] = true
+		}
+	}
+	switch len(found) {
+	case 0:
+	case 1:
+		return &refused{ErrNotToken, "there is more than the token: keep the one word that begins with rv1_, without a command, a name, quotes or a comment around it"}
+	default:
+		return &refused{ErrNotToken, fmt.Sprintf("there are %d tokens: keep the one that is for this bridge", len(found))}
+	}
+	if _, err := parseToken(strings.Join(strings.Fields(s), "")); err == nil {
+		return &refused{ErrTokenMistyped, "the token is broken in two, by a space or a line break: write it in one piece, on one line"}
+	}
+	if _, err := parseToken(plain(s)); err == nil {
+		return &refused{ErrTokenMistyped, "the token has a character that a word processor made of another, such as a long dash: copy it again from the terminal"}
+	}
+	return nil
+}
+
+var tokenWord = regexp.MustCompile(prefix + `[A-Za-z0-9_-]+`)
+
+func parseToken(s string) (Token, error) {
 	version, rest, ok := cutVersion(s)
 	if !ok {
 		return Token{}, &refused{ErrNotToken, "this is not a token: a token starts with rv1_; copy that word from what the proxy or `reverser key add` printed"}
@@ -160,11 +194,6 @@ func (t Token) Encode() string {
 	}
 	check := sum(raw)
 	return prefix + base.EncodeToString(append(raw, check[:]...))
-}
-
-func isToken(s string) bool {
-	_, err := ParseToken(s)
-	return err == nil
 }
 
 // LooksToken reports whether s wants to be a token, of this or of a later version.
