@@ -37,6 +37,7 @@ type cli struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	log            io.Writer // stderr for log lines, which bring their colours
+	out            io.Writer // stdout for what is no text
 	// manager is the service manager of this machine, nil if it has none that we know.
 	manager service.Manager
 	// parsed is set when cobra has accepted the command line: every error
@@ -45,7 +46,7 @@ type cli struct {
 }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	c := &cli{stdin: stdin, stdout: escape.NewWriter(stdout), stderr: escape.NewWriter(stderr), log: stderr, manager: service.New()}
+	c := &cli{stdin: stdin, stdout: escape.NewWriter(stdout), stderr: escape.NewWriter(stderr), log: stderr, out: stdout, manager: service.New()}
 	if len(args) == 0 && ownWindow() {
 		return c.startedAlone(readsChinese())
 	}
@@ -125,6 +126,7 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 		c.keyCommand(),
 		c.statusCommand(),
 		c.reloadCommand(),
+		c.stateCommand(),
 		c.checkCommand(),
 		c.serviceCommand(),
 		c.demoCommand(),

@@ -44,6 +44,8 @@ var rules = []rule{
 	{pkg: "internal/grammar", own: "wire", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out; wire for the fields of a token"},
 	{pkg: "internal/access", why: "who else can read or change a file: what is in it, and what it is for, is not its to know"},
 	{pkg: "internal/state", own: "access grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
+	{pkg: "internal/export", own: "state", third: "filippo.io/age", not: "os net",
+		why: "a state directory as one encrypted file: which files there are, and where they lie, is known to state"},
 	{pkg: "internal/config", own: "access grammar state", third: "github.com/pelletier/go-toml/v2 github.com/fsnotify/fsnotify",
 		why: "where settings come from: the one place that knows TOML and XML, so that nothing on the path of a byte does, and no role"},
 
@@ -70,7 +72,7 @@ var rules = []rule{
 	{pkg: "", own: "bridge escape grammar status",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
 	{pkg: "internal/service", why: "what service managers read and say; what the service does, and what its settings mean, is not its to know"},
-	{pkg: "cmd/reverser", own: "access admin bridge config escape grammar proxy relay service state status sys",
+	{pkg: "cmd/reverser", own: "access admin bridge config escape export grammar proxy relay service state status sys",
 		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
 		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
 
@@ -103,6 +105,7 @@ var banned = []struct{ prefix, why string }{
 	{"encoding/xml", "configuration files are the program's"},
 	{"github.com/caddyserver/certmagic", "certificates for public names are the proxy's"},
 	{"github.com/mholt/acmez", "certificates for public names are the proxy's"},
+	{"filippo.io/age", "the state directory, and what becomes of it, is the program's"},
 	{"golang.org/x/crypto/acme", "certificates for public names are the proxy's"},
 	{"github.com/prometheus/", "metrics are the program's; a library's user has their own"},
 	{"github.com/lmittmann/tint", "how log lines look is the program's choice: the library takes a *slog.Logger"},

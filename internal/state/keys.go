@@ -113,22 +113,32 @@ func (d *Dir) Keys() ([]Key, error) {
 	if err != nil {
 		return nil, err
 	}
+	all, err := parseKeys(b)
+	if err != nil {
+		return nil, damaged(full, err)
+	}
+	d.hasKeys.Store(true)
+	return slices.DeleteFunc(all, func(k Key) bool { return d.unstored.has(k.ID) }), nil
+}
+
+// parseKeys reads the content of the file.
+func parseKeys(b []byte) ([]Key, error) {
 	var file keysJSON
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&file); err != nil {
-		return nil, damaged(full, err)
+		if errors.Is(err, io.EOF) {
+			err = errors.New("it is empty")
+		}
+		return nil, err
 	}
-	d.hasKeys.Store(true)
 	keys := make([]Key, 0, len(file.Keys))
 	for i, kj := range file.Keys {
 		k, err := kj.key()
 		if err != nil {
-			return nil, damaged(full, fmt.Errorf("key %d (%q): %w", i+1, kj.Name, err))
+			return nil, fmt.Errorf("key %d (%q): %w", i+1, kj.Name, err)
 		}
-		if !d.unstored.has(k.ID) {
-			keys = append(keys, k)
-		}
+		keys = append(keys, k)
 	}
 	return keys, nil
 }
@@ -136,9 +146,6 @@ func (d *Dir) Keys() ([]Key, error) {
 // damaged says what to do about a file that no proxy wrote, or not to its end.
 // Nothing replaces it: it may be the only copy of what the bridges' tokens hold.
 func damaged(full string, err error) error {
-	if errors.Is(err, io.EOF) {
-		err = errors.New("it is empty")
-	}
 	return fmt.Errorf("read %s: %w: restore it from a copy, or remove it: then all its keys are gone, and bridges need new tokens", full, err)
 }
 
@@ -148,19 +155,25 @@ func (d *Dir) SetKeys(keys []Key) error {
 }
 
 func (d *Dir) setKeys(keys []Key) error {
+	b, err := formatKeys(keys)
+	if err != nil {
+		return err
+	}
+	if err := d.write(keysFile, b); err != nil {
+		return err
+	}
+	d.hasKeys.Store(true)
+	return nil
+}
+
+// formatKeys is what parseKeys reads.
+func formatKeys(keys []Key) ([]byte, error) {
 	file := keysJSON{Keys: make([]keyJSON, 0, len(keys))}
 	for _, k := range keys {
 		file.Keys = append(file.Keys, toJSON(k))
 	}
 	b, err := json.MarshalIndent(file, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := d.write(keysFile, append(b, '\n')); err != nil {
-		return err
-	}
-	d.hasKeys.Store(true)
-	return nil
+	return append(b, '\n'), err
 }
 
 // NewKey makes a key that is not stored anywhere yet.

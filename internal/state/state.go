@@ -8,6 +8,8 @@
 //	known         addresses that bridges came from
 //	admin.sock    the admin socket of the live process
 //	admin.path    where the admin socket is, if not at admin.sock
+//	import.ready  the files of an import, until each one is in its place
+//	replaced-…    what an import replaced
 //
 // Files are written whole, are private, and belong to the owner of the
 // directory. They change only under the lock, which the operating
@@ -159,17 +161,24 @@ func Open(path string, trusted ...int) (*Dir, error) {
 	return d, nil
 }
 
-func (d *Dir) open() error {
+// judge refuses a directory that others can change, before anything is made in it.
+func (d *Dir) judge() error {
 	info, err := d.root.Stat(".")
 	if err != nil {
 		return unusable(d.path, err)
 	}
 	var fault *access.Fault
-	if d.files, d.note, fault = d.rules.Dir(d.path, info); fault != nil { // before anything is made in it
+	if d.files, d.note, fault = d.rules.Dir(d.path, info); fault != nil {
 		return fmt.Errorf("state directory %s: %w", d.path, fault)
 	}
 	d.owner = ownerOf(info)
+	return nil
+}
 
+func (d *Dir) open() error {
+	if err := d.judge(); err != nil {
+		return err
+	}
 	for _, name := range []string{lockFile, identityFile, keysFile, addressFile, knownFile, socketPathFile} {
 		if err := d.check(name); err != nil {
 			return err
@@ -191,6 +200,9 @@ func (d *Dir) open() error {
 	p.Close()
 	if err := d.root.Remove(probe); err != nil {
 		return unusable(d.path, err)
+	}
+	if err := d.finishReplace(); err != nil { // of an import that the end of its process cut short
+		return fmt.Errorf("state directory %s: %w", d.path, err)
 	}
 	return nil
 }
@@ -363,15 +375,30 @@ func unusable(path string, err error) error {
 // old one or the new one whole.
 func (d *Dir) write(name string, data []byte) (err error) {
 	tmp := tempName(name)
-	f, err := d.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	err = d.create(tmp, data)
+	if err == nil {
+		if err = d.root.Rename(tmp, name); err != nil {
+			d.root.Remove(tmp)
+		} else {
+			err = d.syncDir(".")
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", filepath.Join(d.path, name), err)
+	}
+	return nil
+}
+
+// create makes a file and has it on the disk. With an error there is none.
+func (d *Dir) create(name string, data []byte) (err error) {
+	f, err := d.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
 	}
 	defer func() {
 		if err != nil {
 			f.Close() // a second Close does no harm
-			d.root.Remove(tmp)
-			err = fmt.Errorf("write %s: %w", filepath.Join(d.path, name), err)
+			d.root.Remove(name)
 		}
 	}()
 	if err := d.owner.give(f); err != nil {
@@ -383,13 +410,7 @@ func (d *Dir) write(name string, data []byte) (err error) {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := d.root.Rename(tmp, name); err != nil {
-		return err
-	}
-	return d.syncDir()
+	return f.Close()
 }
 
 // readSecret reads a file that only its owner may be able to read.

@@ -69,9 +69,9 @@ func linksRemedy(full string) string {
 	return fmt.Sprintf("`find / -xdev -samefile %s` shows them: remove all others", full)
 }
 
-// syncDir makes a rename durable.
-func (d *Dir) syncDir() error {
-	f, err := d.root.Open(".")
+// syncDir makes a rename in a folder durable.
+func (d *Dir) syncDir(name string) error {
+	f, err := d.root.Open(name)
 	if err != nil {
 		return err
 	}

@@ -49,4 +49,4 @@ func linksRemedy(full string) string {
 }
 
 // syncDir does nothing: a directory cannot be flushed on Windows.
-func (d *Dir) syncDir() error { return nil }
+func (d *Dir) syncDir(string) error { return nil }
