@@ -125,7 +125,7 @@ func New(cfg Config) *Proxy {
 	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
-		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]struct{})},
+		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]time.Time)},
 		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), tidier: newTidier(), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}

@@ -19,7 +19,7 @@ type sessions struct {
 	mu       sync.Mutex
 	ids      map[*link.Link]registry.SessionID // guarded by mu, as all below
 	replaced map[[16]byte]replaced             // by key: a session that a newer one is about to replace, or may
-	going    map[*link.Link]struct{}           // those whose bridge is stopping
+	going    map[*link.Link]time.Time          // those whose bridge is stopping, and until when it is waited for
 }
 
 // replaced is a session whose names wait for the newer session to begin.
@@ -132,9 +132,9 @@ func (p *Proxy) GoingAway(l *link.Link, drain time.Duration) {
 	s := &p.sessions
 	s.mu.Lock()
 	id := s.ids[l]
-	_, again := s.going[l]
-	if id != 0 {
-		s.going[l] = struct{}{}
+	until, again := s.going[l]
+	if ends := time.Now().Add(drain + leaveGrace); id != 0 && ends.After(until) {
+		s.going[l] = ends // drain is 0 while the bridge only wants no new users for a moment
 	}
 	s.mu.Unlock()
 	if id == 0 {
@@ -143,7 +143,7 @@ func (p *Proxy) GoingAway(l *link.Link, drain time.Duration) {
 	p.registry.Leaving(id)
 	p.registry.LinkUp(id, l.Connected())
 	if !again {
-		p.wg.Go(func() { p.awaitLeft(l, drain) })
+		p.wg.Go(func() { p.awaitLeft(l) })
 	}
 }
 
@@ -151,14 +151,25 @@ func (p *Proxy) GoingAway(l *link.Link, drain time.Duration) {
 var leaveGrace = 15 * time.Second
 
 // awaitLeft ends the session of a bridge that was to end by itself, and may have been killed instead.
-func (p *Proxy) awaitLeft(l *link.Link, drain time.Duration) {
-	late := time.NewTimer(drain + leaveGrace)
-	defer late.Stop()
-	select {
-	case <-late.C:
-		l.Kill(link.ErrLeft)
-	case <-l.Done():
-	case <-p.life.ctx.Done():
+func (p *Proxy) awaitLeft(l *link.Link) {
+	for {
+		p.sessions.mu.Lock()
+		wait := time.Until(p.sessions.going[l])
+		p.sessions.mu.Unlock()
+		if wait <= 0 { // or the session has ended
+			l.Kill(link.ErrLeft)
+			return
+		}
+		late := time.NewTimer(wait)
+		select {
+		case <-late.C: // later GOAWAYs may have given it more time
+		case <-l.Done():
+			late.Stop()
+			return
+		case <-p.life.ctx.Done():
+			late.Stop()
+			return
+		}
 	}
 }
 

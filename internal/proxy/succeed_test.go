@@ -154,6 +154,28 @@ func TestLeavingBridgeStays(t *testing.T) {
 	w.wantLeft()
 }
 
+// TestLeavingBridgeGoesOn: a bridge that wants no new users for a moment, while young connections may end, has its whole time behind that.
+func TestLeavingBridgeGoesOn(t *testing.T) {
+	shorten(t, &leaveGrace)
+	_, pub := free(t)
+	_, other := free(t)
+	busy, gone := key(t, "nas", "tcp/1024-65535"), key(t, "other", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{busy, gone}}})
+	w.bridge(busy, how{instance: 1}, pub)
+	w.bridge(gone, how{instance: 2}, other)
+	l := w.p.port.host.Link(busy.ID)
+	w.p.GoingAway(l, 0)
+	w.p.GoingAway(l, time.Hour)
+	w.p.GoingAway(l, 0)
+	w.p.GoingAway(w.p.port.host.Link(gone.ID), leaveGrace) // so that its end comes later than that of the first GOAWAY
+	eventually(t, "the session of the other bridge is over", func() bool {
+		return w.log.count("bridge session ended", link.ErrLeft.Error()) >= 1
+	})
+	if err := l.Err(); err != nil {
+		t.Errorf("the session of the bridge that had time left ended: %v", err)
+	}
+}
+
 // TestNoSuccessor: the ports of a bridge that left are given up when nobody comes for them, and who waited is told.
 func TestNoSuccessor(t *testing.T) {
 	shorten(t, &awaitSuccessor)
