@@ -160,22 +160,15 @@ func (a *Account) charge(ad *Admission, patience Patience) (*waiter, error) {
 	l := a.ledger
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch k := a.key; {
-	case a.limits.Connections > 0 && a.now >= a.limits.Connections:
-		return nil, &LimitError{"service", a.limits.Connections}
-	case k.limits.Connections > 0 && k.now >= k.limits.Connections:
-		return nil, &LimitError{"key", k.limits.Connections}
-	}
-	g := l.guestLocked(a, ad.client, true)
-	if most := a.limits.PerClient; most > 0 && g.now >= most && g != &a.others {
-		return nil, &LimitError{"client", most}
+	g, err := a.withinLocked(ad)
+	if err != nil {
+		return nil, err
 	}
 	h := holderOf(a.key, ad.client)
 	if patience == Wait {
 		l.awaitLocked()
 	}
-	err := l.places.take(h)
-	if err == nil {
+	if err = l.places.take(h); err == nil {
 		l.chargeLocked(ad, g)
 		ad.placed = true
 		return nil, nil
@@ -190,15 +183,26 @@ func (a *Account) charge(ad *Admission, patience Patience) (*waiter, error) {
 	return w, err
 }
 
-// force counts a connection whatever the limits say.
-func (a *Account) force(ad *Admission) {
-	a.ledger.mu.Lock()
-	defer a.ledger.mu.Unlock()
-	a.forceLocked(ad)
+// guestLocked returns the account of a connection's client, unless the connection would be more than a limit allows. ledger.mu is held.
+func (a *Account) withinLocked(ad *Admission) (*guest, error) {
+	switch k := a.key; {
+	case a.limits.Connections > 0 && a.now >= a.limits.Connections:
+		return nil, &LimitError{"service", a.limits.Connections}
+	case k.limits.Connections > 0 && k.now >= k.limits.Connections:
+		return nil, &LimitError{"key", k.limits.Connections}
+	}
+	g := a.ledger.guestLocked(a, ad.client, true)
+	if most := a.limits.PerClient; most > 0 && g.now >= most && g != &a.others {
+		return nil, &LimitError{"client", most}
+	}
+	return g, nil
 }
 
-func (a *Account) forceLocked(ad *Admission) {
+// force counts a connection whatever the limits say.
+func (a *Account) force(ad *Admission) {
 	l := a.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.chargeLocked(ad, l.guestLocked(a, ad.client, true))
 	l.places.force(holderOf(a.key, ad.client))
 	ad.placed = true

@@ -12,18 +12,18 @@ import (
 // When many keys have taken their halves no place is left. Then an idle user of a key that has many makes way for a user of a key that
 // has few, so that a small key's user always gets in.
 const (
-	mostYielding = 8                      // users at once who were told to make way, and have not left yet
+	mostYielding = 8                      // users at once who were told to make way, and have not left yet; fewer where descriptors are few
 	idleAfter    = 10 * time.Second       // how old a connection must be
 	idleRate     = 16                     // bytes a second, over its life
 	looksPerPart = 16                     // connections that are looked at in each part of the list
 	lookAgain    = 100 * time.Millisecond // after nobody was found, for the same key
 )
 
-// makeRoom charges a user although no place is free, and ends an idle connection of another key. It returns false when there is none.
+// makeRoom gives a user the place of an idle connection of another key, which it ends. It returns false when there is none.
 func (c *Conns) makeRoom(a *Admission) bool {
 	l, key := &c.ledger, a.account.key
 	l.mu.Lock()
-	look := l.places.byKey && len(l.places.leaving) < mostYielding && time.Since(key.looked) >= lookAgain
+	look := l.places.byKey && len(l.places.leaving) < l.places.yields && time.Since(key.looked) >= lookAgain
 	leaving := maps.Clone(l.places.leaving)
 	l.mu.Unlock()
 	if !look {
@@ -85,15 +85,25 @@ func (sh *shard) some(to []*Admission) []*Admission {
 	return to
 }
 
-// replace charges a in the place of v, which leaves soon. It returns false when v has left already, or too many others are leaving.
+// replace charges a and gives it the place of v, which is told to go. Until it has, its descriptor is one of those that are kept for
+// this, so no limit is exceeded. It returns false when v has left already, too many others are leaving, or a limit of a's accounts was
+// reached meanwhile.
 func (a *Admission) replace(v *Admission) bool {
 	l := &a.conns.ledger
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.places.leaving) >= mostYielding || l.places.leaving[v] || !v.charged {
+	p := &l.places
+	if len(p.leaving) >= p.yields || p.leaving[v] || !v.charged || !v.placed {
 		return false
 	}
-	l.places.leaving[v] = true
-	a.account.forceLocked(a)
+	g, err := a.account.withinLocked(a)
+	if err != nil {
+		return false
+	}
+	l.chargeLocked(a, g)
+	p.leaving[v] = true
+	v.placed, a.placed = false, true
+	p.count(holderOf(v.account.key, v.client), -1)
+	p.count(holderOf(a.account.key, a.client), 1)
 	return true
 }

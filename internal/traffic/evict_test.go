@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"reverser/internal/relay"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -74,6 +75,72 @@ func TestSmallKeyGetsIn(t *testing.T) {
 		a.Leave()
 		endAll(all)
 	})
+}
+
+// TestReplacedLeaveRoom: while those who made way are still there, no more descriptors are taken than users may have, and no limit of a key
+// is exceeded by those who came in their place.
+func TestReplacedLeaveRoom(t *testing.T) {
+	pool := sys.NewPool(512, 0)
+	bubble(t, Config{Descriptors: pool, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
+		stubborn := fillKeys(t, c)
+		taken := pool.Taken(sys.ForUsers)
+		if taken != pool.Size(sys.ForUsers) {
+			t.Fatalf("%d descriptors of %d are taken", taken, pool.Size(sys.ForUsers))
+		}
+		time.Sleep(time.Hour)
+		c.SetKeys(map[[16]byte]Limits{keyA: {Connections: 1}, keyB: {}})
+		var in []*Admission
+		for i := range 2 * mostYielding {
+			if a, err := c.Admit(c.Account([16]byte{100 + byte(i)}, "tcp/80"), alice, NoWait); err == nil {
+				in = append(in, a)
+			}
+		}
+		if p := &c.ledger.places; len(in) != mostYielding || p.used != p.most || pool.Taken(sys.ForUsers) != taken {
+			t.Errorf("%d got in; %d places of %d and %d descriptors are taken; want %d, all, and %d", len(in), p.used, p.most, pool.Taken(sys.ForUsers), mostYielding, taken)
+		}
+		for _, a := range stubborn {
+			a.released(relay.ReasonEOF)
+		}
+		leaveAll(in)
+
+		stubborn = fillKeys(t, c)
+		time.Sleep(time.Hour)
+		one := admission(t, c, c.Account(keyA, "tcp/80"))
+		v := c.idlest(one.account.key, nil)
+		if v == nil {
+			t.Fatal("nobody can make way")
+		}
+		two := admission(t, c, c.Account(keyA, "tcp/80"))
+		if !one.replace(v) || two.replace(c.idlest(two.account.key, map[*Admission]bool{v: true})) {
+			t.Error("a user is refused a place, or one more than the key's limit got one")
+		}
+		leaveAll([]*Admission{one, two})
+		for _, a := range stubborn {
+			a.released(relay.ReasonEOF)
+		}
+	})
+}
+
+// fillKeys has some keys take all places, with idle pairs that do not end when they are told to.
+func fillKeys(t *testing.T, c *Conns) (all []*Admission) {
+	for k := range 30 {
+		for i := range 512 {
+			if a, err := c.Admit(c.Account([16]byte{byte(k)}, "tcp/80"), address(1000*k+i), NoWait); err == nil {
+				a.bind(idlePair{&fake{}}, "")
+				all = append(all, a)
+			}
+		}
+	}
+	return all
+}
+
+// admission is a connection that was not charged yet.
+func admission(t *testing.T, c *Conns, acc *Account) *Admission {
+	a := c.admission(acc, alice, c.roster.ids.Add(1))
+	if !a.enter() {
+		t.Fatal("nothing enters")
+	}
+	return a
 }
 
 // TestBusyStay: who moves bytes does not make way, and so many are told to at the most that have not left.

@@ -29,7 +29,8 @@ type places struct {
 
 	used    int
 	holders map[holder]int      // how many each has
-	leaving map[*Admission]bool // who were told to make way; at most mostYielding
+	leaving map[*Admission]bool // whose places others have, and who are about to go; at most yields
+	yields  int                 // their descriptors are not in the pool
 	line    line
 }
 
@@ -45,16 +46,19 @@ func (p *places) init(pool *sys.Pool, most int, proxy bool) {
 	p.pool, p.byKey, p.holders, p.leaving = pool, proxy, make(map[holder]int), make(map[*Admission]bool)
 	size := pool.Size(sys.ForUsers)
 	if proxy {
-		p.line.most = min(maxWaiting, size/4)
-		pool.Force(sys.ForUsers, p.line.most)
+		p.line.most, p.yields = min(maxWaiting, size/4), min(mostYielding, size/8)
+		pool.Force(sys.ForUsers, p.beside())
 	}
 	if p.most = most; most == 0 {
-		p.most = size - p.line.most
+		p.most = size - p.beside()
 	}
 }
 
 // close gives back what init took.
-func (p *places) close() { p.pool.Return(sys.ForUsers, p.line.most) }
+func (p *places) close() { p.pool.Return(sys.ForUsers, p.beside()) }
+
+// beside is how many users may have an open socket without a place.
+func (p *places) beside() int { return p.line.most + p.yields }
 
 func holderOf(key *Account, client netip.AddrPort) holder {
 	ip := client.Addr().Unmap()
