@@ -134,12 +134,13 @@ func (sl *slot) resetIfFinal() {
 	}
 }
 
-// Finished reports whether every stream was closed by its user here: nobody would miss the session.
+// Finished reports whether every stream was closed or reset by its user here: nobody would miss the session. The peer may not know of it
+// yet, and would see a reset in either case.
 func (l *Link) Finished() bool {
 	for _, sl := range l.slots {
 		sl.mu.Lock()
 		for _, s := range sl.core.streams {
-			if !s.closed {
+			if !s.closed && !s.send.reset() {
 				sl.mu.Unlock()
 				return false
 			}

@@ -139,6 +139,36 @@ func TestLeavingBridgeIsCut(t *testing.T) {
 	w.wantLeft()
 }
 
+// TestLeavingBridgeIsCutUnderUsers: the same where its last users leave while its link is broken. A user who resets is told of to a bridge
+// that comes back, but is waited for no longer; one who stays is.
+func TestLeavingBridgeIsCutUnderUsers(t *testing.T) {
+	shorten(t, &returnTime)
+	addr, pub := free(t)
+	k := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, pub)
+	u1, _ := w.pair(b, addr)
+	u2, _ := w.pair(b, addr)
+	b.leave(time.Hour)
+	b.silence()
+	b.cut()
+	l := w.p.port.host.Link(k.ID)
+	eventually(t, "the link is broken", func() bool { return !l.Alive() })
+	u1.SetLinger(0)
+	u1.Close()
+	eventually(t, "the first user's reset is noted", func() bool { return w.log.count("pair released", "client-reset") == 1 })
+	if l.Finished() || l.Err() != nil {
+		t.Error("the session is over although a user is there")
+	}
+	u2.SetLinger(0)
+	u2.Close()
+	eventually(t, "the second user's reset is noted", func() bool { return w.log.count("pair released", "client-reset") == 2 })
+	w.wantLeft()
+	if n := w.p.conns.Load().Pairs; n != 0 {
+		t.Errorf("%d pairs are left", n)
+	}
+}
+
 // TestLeavingBridgeStays: the session of a bridge that has not ended by itself when its own limit was over is ended.
 func TestLeavingBridgeStays(t *testing.T) {
 	shorten(t, &leaveGrace)
