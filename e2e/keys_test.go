@@ -31,7 +31,7 @@ func TestPrintedLine(t *testing.T) {
 	public := freePort(t)
 	line[2] = fmt.Sprintf("%d=%d", public, port)
 	b := &bridgeProcess{state: t.TempDir()}
-	b.testProcess = start(t, "bridge", reverser(t), nil, append(line, "--state", b.state, "--log-format", "json")...)
+	b.testProcess = startReverser(t, "bridge", nil, append(line, "--state", b.state, "--log-format", "json")...)
 	b.awaitUp(fmt.Sprintf("tcp/%d", public))
 	c := dial(t, loopback(public))
 	io.WriteString(c, "echo\n")
@@ -91,7 +91,7 @@ func TestRemovedKeyEndsEverything(t *testing.T) {
 	b.awaitUp(fmt.Sprintf("tcp/%d", public))
 	c := dial(t, loopback(public))
 	exchange(t, c, "hello")
-	run(t, reverser(t), "key", "remove", "guest", "--state", p.state)
+	runReverser(t, "key", "remove", "guest", "--state", p.state)
 	wantReset(t, c, 0)
 	eventually(t, "the public port is closed", func() bool {
 		_, err := readPattern(tryDial(loopback(public)))

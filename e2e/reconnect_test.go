@@ -130,7 +130,7 @@ func TestProbeIsNoConnection(t *testing.T) {
 // Everything in one process, on ports of its own.
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	run(t, reverser(t), "demo", "--once")
+	runReverser(t, "demo", "--once")
 }
 
 // A firewall that lets the control connection through and not the carriers is named.

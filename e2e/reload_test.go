@@ -40,7 +40,7 @@ func startConfigured(t *testing.T, proxyText, bridgeText string, keys ...string)
 		if err := os.WriteFile(filepath.Join(dir, name+".token"), []byte(token), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		run(t, reverser(t), "key", "remove", name, "--state", dirOfState) // the file is to have it alone
+		runReverser(t, "key", "remove", name, "--state", dirOfState) // the file is to have it alone
 	}
 	c := &configured{t: t, proxyFile: filepath.Join(dir, "proxy.toml"), bridgeFile: filepath.Join(dir, "bridge.toml")}
 	c.write(c.proxyFile, proxyText)
@@ -278,7 +278,7 @@ func TestReloadRemoves(t *testing.T) {
 
 	// When the order returns, the port is closed, and its connection goes on to its own end.
 	c.write(c.bridgeFile, c.bridgeText("main", exposeTable(kept, target)))
-	out := run(t, reverser(t), "reload", "--state", c.bridge.state)
+	out := runReverser(t, "reload", "--state", c.bridge.state)
 	if want := fmt.Sprintf("service tcp/%d removed\n", removed); out != want && out != "nothing is different\n" {
 		t.Errorf("reload said %q; want %q", out, want)
 	}

@@ -116,7 +116,7 @@ func wantExit(t *testing.T, p *testProcess) {
 func (b *bridgeProcess) again(t *testing.T, token string, args ...string) *bridgeProcess {
 	t.Helper()
 	next := &bridgeProcess{state: b.state}
-	next.testProcess = start(t, "next bridge", reverser(t), nil, append([]string{"bridge", token, "--state", b.state, "--log-format", "json"}, args...)...)
+	next.testProcess = startReverser(t, "next bridge", nil, append([]string{"bridge", token, "--state", b.state, "--log-format", "json"}, args...)...)
 	return next
 }
 
@@ -200,7 +200,7 @@ func TestSuccessorOfTheBridge(t *testing.T) {
 func (p *proxyProcess) again(t *testing.T, args ...string) *proxyProcess {
 	t.Helper()
 	next := &proxyProcess{state: p.state, link: p.link}
-	next.testProcess = start(t, "next proxy", reverser(t), nil,
+	next.testProcess = startReverser(t, "next proxy", nil,
 		append([]string{"proxy", "--listen", loopback(p.link), "--state", p.state, "--log-format", "json"}, args...)...)
 	return next
 }

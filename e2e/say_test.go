@@ -98,7 +98,7 @@ func TestStatus(t *testing.T) {
 	sent := int64(len("hello"))
 
 	for _, side := range []struct{ role, state string }{{"proxy", tun.proxy.state}, {"bridge", tun.bridge.state}} {
-		out := run(t, reverser(t), "status", "--json", "--state", side.state)
+		out := runReverser(t, "status", "--json", "--state", side.state)
 		wantKeys(t, side.role, out)
 
 		st := mustStatus(t, side.state)
@@ -161,7 +161,7 @@ func TestStatusOfHalfClosedPair(t *testing.T) {
 
 func TestStatusWithoutProcess(t *testing.T) {
 	t.Parallel()
-	p := start(t, "status", reverser(t), nil, "status", "--state", t.TempDir())
+	p := startReverser(t, "status", nil, "status", "--state", t.TempDir())
 	if code := p.awaitEnd(); code != 1 {
 		t.Errorf("exit code %d; want 1", code)
 	}

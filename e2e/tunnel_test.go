@@ -28,7 +28,7 @@ func startProxyAt(t *testing.T, state string, link int, args ...string) *proxyPr
 	t.Helper()
 	p := &proxyProcess{state: state, link: link}
 	args = append([]string{"proxy", "--listen", loopback(link), "--state", state, "--log-format", "json"}, args...)
-	p.testProcess = start(t, "proxy", reverser(t), nil, args...)
+	p.testProcess = startReverser(t, "proxy", nil, args...)
 	p.awaitReady()
 	return p
 }
@@ -60,7 +60,7 @@ func addKey(t *testing.T, state, name string, allow ...string) string {
 	for _, a := range allow {
 		args = append(args, "--allow", a)
 	}
-	out := run(t, reverser(t), args...)
+	out := runReverser(t, args...)
 	token := strings.TrimSuffix(out, "\n")
 	if tokenPattern.FindString(token) != token {
 		t.Fatalf("key add printed %d bytes on stdout; want the token alone", len(out))
@@ -79,7 +79,7 @@ func startBridge(t *testing.T, token string, args ...string) *bridgeProcess {
 	t.Helper()
 	b := &bridgeProcess{state: t.TempDir()}
 	args = append([]string{"bridge", token, "--state", b.state, "--log-format", "json"}, args...)
-	b.testProcess = start(t, "bridge", reverser(t), nil, args...)
+	b.testProcess = startReverser(t, "bridge", nil, args...)
 	return b
 }
 
@@ -153,8 +153,6 @@ func dial(t *testing.T, addr string) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-func reverser(t *testing.T) string { t.Helper(); return build(t, "./cmd/reverser") }
-
 // The contract's part of `status --json`.
 type (
 	statusJSON struct {
@@ -197,7 +195,7 @@ type (
 // statusOf asks the process of a state directory.
 func statusOf(t *testing.T, state string) (statusJSON, error) {
 	t.Helper()
-	p := start(t, "status", reverser(t), nil, "status", "--json", "--state", state)
+	p := startReverser(t, "status", nil, "status", "--json", "--state", state)
 	p.quiet = true
 	if code := p.awaitEnd(); code != 0 {
 		return statusJSON{}, fmt.Errorf("reverser status: exit code %d: %s", code, p.Stderr.String())

@@ -29,10 +29,10 @@ func TestXMLFiles(t *testing.T) {
 			bridgeConfig := sourceFile(t, form, "TcpReverser.BridgeServer.dll.config", map[int]int{3010: icNAT, 3020: transferNAT, 9904: serve(t, echo)})
 
 			p := &proxyProcess{state: t.TempDir(), link: ic}
-			p.testProcess = start(t, "proxy", reverser(t), nil, "proxy", "--config", proxyConfig, "--state", p.state, "--log-format", "json")
+			p.testProcess = startReverser(t, "proxy", nil, "proxy", "--config", proxyConfig, "--state", p.state, "--log-format", "json")
 			p.awaitReady()
 			b := &bridgeProcess{state: t.TempDir()}
-			b.testProcess = start(t, "bridge", reverser(t), []string{"REVERSER_TOKEN=" + p.defaultToken()},
+			b.testProcess = startReverser(t, "bridge", []string{"REVERSER_TOKEN=" + p.defaultToken()},
 				"bridge", "--config", bridgeConfig, "--state", b.state, "--log-format", "json")
 			eventually(t, "the one service is up", func() bool {
 				st, err := statusOf(t, b.state)
@@ -69,7 +69,7 @@ func TestXMLKeyIsBoundToTheWorkPort(t *testing.T) {
 	work, ic, transfer, other := freePort(t), freePort(t), freePort(t), freePort(t)
 	config := sourceFile(t, "bare", "TcpReverser.ProxyServer.dll.config", map[int]int{9000: work, 3010: ic, 3020: transfer})
 	p := &proxyProcess{state: t.TempDir(), link: ic}
-	p.testProcess = start(t, "proxy", reverser(t), nil, "proxy", "--config", config, "--state", p.state, "--log-format", "json")
+	p.testProcess = startReverser(t, "proxy", nil, "proxy", "--config", config, "--state", p.state, "--log-format", "json")
 	p.awaitReady()
 	b := startBridge(t, p.defaultToken(), "--proxy", loopback(ic), fmt.Sprintf("%d=%d", other, serve(t, echo)))
 	b.awaitService(fmt.Sprintf("tcp/%d", other), "denied")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -196,6 +197,9 @@ func TestWatchLinks(t *testing.T) {
 			t.Skip(err)
 		}
 		if err := os.Rename(from+".new", from); err != nil {
+			if runtime.GOOS == "windows" {
+				t.Skip("links are not renamed there: ", err)
+			}
 			t.Fatal(err)
 		}
 	}
@@ -257,7 +261,7 @@ func TestWatchNothing(t *testing.T) {
 	if err := s.Watch(t.Context(), nil); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Stat("/dev/fd"); err != nil {
+	if _, err := os.Stat("/dev/fd"); err != nil || runtime.GOOS == "windows" { // under Wine the directory is there
 		t.Skip("no pipe has a path here")
 	}
 	// The shell's <(…) cannot be read a second time; nothing may be taken for an empty file.

@@ -19,7 +19,8 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 1
 func Listen(network, addr string) (net.Listener, error) {
 	lc := net.ListenConfig{Control: atBirth, KeepAliveConfig: keepAlive}
 	inheritKeepAlive(&lc)
-	return lc.Listen(context.Background(), network, addr)
+	l, err := lc.Listen(context.Background(), network, addr)
+	return l, wordListenError(err)
 }
 
 // Dial connects to a target. The socket is born as those of Listen are.

@@ -2,6 +2,7 @@ package sys
 
 import (
 	"net"
+	"strings"
 	"testing"
 )
 
@@ -48,5 +49,20 @@ func TestDialRefused(t *testing.T) {
 	ln.Close()
 	if c, err := Dial(t.Context(), "tcp", ln.Addr().String()); !Refused(err) {
 		t.Errorf("Dial = %v, %v; want ECONNREFUSED", c, err)
+	}
+}
+
+// Every system says the same of an address that is taken: people look for these words.
+func TestListenInUse(t *testing.T) {
+	l, err := Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if again, err := Listen("tcp", l.Addr().String()); err == nil || !strings.Contains(err.Error(), "address already in use") {
+		if err == nil {
+			again.Close()
+		}
+		t.Errorf("Listen at an address that is taken = %v", err)
 	}
 }

@@ -28,6 +28,9 @@ func Reset(err error) bool {
 // NotConnected reports whether a socket's connection was over already.
 func NotConnected(err error) bool { return errors.Is(err, syscall.ENOTCONN) }
 
+// wordListenError leaves the system's words.
+func wordListenError(err error) error { return err }
+
 // outOfPorts reports whether a dial may have failed because no local port was free.
 func outOfPorts(err error) bool {
 	call, ok := errors.AsType[*os.SyscallError](err)

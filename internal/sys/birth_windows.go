@@ -2,6 +2,7 @@ package sys
 
 import (
 	"errors"
+	"net"
 	"os"
 	"syscall"
 
@@ -35,6 +36,21 @@ func Reset(err error) bool {
 // NotConnected reports whether a socket's connection was over already.
 func NotConnected(err error) bool {
 	return errors.Is(err, windows.WSAENOTCONN) || errors.Is(err, windows.WSAECONNRESET) || errors.Is(err, windows.WSAECONNABORTED)
+}
+
+// inUse is the error of an address that another socket has, in the words of other systems: those of Windows say everything but that.
+type inUse struct{ error }
+
+func (inUse) Error() string { return "address already in use" }
+
+func (e inUse) Unwrap() error { return e.error }
+
+// wordListenError says clearly what kept a listener from being opened.
+func wordListenError(err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok && errors.Is(err, windows.WSAEADDRINUSE) {
+		op.Err = inUse{op.Err}
+	}
+	return err
 }
 
 // outOfPorts reports whether a dial may have failed because no local port was free.

@@ -92,11 +92,8 @@ func State(fd int) (reset, over bool) {
 	return reset, reset
 }
 
-// HungUp reports whether the peer of a connected socket sent a reset.
-func HungUp(fd int) bool {
-	reset, _ := State(fd)
-	return reset
-}
+// HungUp reports whether the peer of a connected socket sent its end or a reset.
+func HungUp(fd int) bool { return poll(fd, pollWrNorm)&(pollErr|pollHup|pollNval) != 0 }
 
 // Writable reports whether a socket takes bytes now, or is dead.
 func Writable(fd int) bool { return poll(fd, pollWrNorm) != 0 }

@@ -24,6 +24,8 @@ func Accept(ctx context.Context, ln net.Listener, log *slog.Logger, handle func(
 			continue
 		case errors.Is(err, net.ErrClosed):
 			return
+		case sys.NotConnected(err): // Windows has nothing to hand over of a client that has left already
+			continue
 		}
 		if pause == 0 {
 			log.Error("accept failed, trying again", "listen", ln.Addr().String(), "err", err)

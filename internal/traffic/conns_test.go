@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -252,6 +254,26 @@ func TestAccept(t *testing.T) {
 		synctest.Wait()
 		if n := log.count("accept failed, trying again"); n != 1 || served != 1 {
 			t.Errorf("%d lines, %d served; want one each", n, served)
+		}
+	})
+}
+
+// TestAcceptOfAClientThatLeft: it is no fault of the listener, and nobody waits for it.
+func TestAcceptOfAClientThatLeft(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+		left := syscall.ENOTCONN
+		if runtime.GOOS == "windows" {
+			left = 10057 // WSAENOTCONN: the name that Go has there is not the system's
+		}
+		begin := time.Now()
+		Accept(t.Context(), &script{steps: []func() (net.Conn, error){
+			func() (net.Conn, error) {
+				return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("acceptex", left)}
+			},
+			func() (net.Conn, error) { return nil, net.ErrClosed },
+		}}, c.log, nil)
+		if n := log.count("accept failed, trying again"); n != 0 || time.Since(begin) != 0 {
+			t.Errorf("%d lines after %s; want none, at once", n, time.Since(begin))
 		}
 	})
 }
