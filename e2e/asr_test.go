@@ -1,13 +1,67 @@
 package e2e
 
 import (
+	"bytes"
+	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"reverser/examples/asr"
 )
+
+// programsOfASR are the example's programs that take part: those of Linux, and those of Windows where .ci/wine names them.
+func programsOfASR(t *testing.T, name string) map[string][]string {
+	programs := map[string][]string{"here": {build(t, "./examples/asr/"+name)}}
+	if words := strings.Fields(os.Getenv("REVERSER_E2E_ASR_" + strings.ToUpper(name))); len(words) > 0 {
+		programs["Windows"] = words
+	}
+	return programs
+}
+
+// TestSpeechWithoutARecogniser is the whole picture where no recogniser is: a stand-in tells what it heard. In .ci/wine that is a
+// program of Windows, beside the bridge, and clients are of both systems.
+func TestSpeechWithoutARecogniser(t *testing.T) {
+	t.Parallel()
+	servers, clients := programsOfASR(t, "server"), programsOfASR(t, "client")
+	server, ok := servers["Windows"]
+	if !ok {
+		server = servers["here"]
+	}
+	port := freePort(t)
+	s := start(t, "ASR server", server[0], nil, append(server[1:], "--listen", loopback(port), "--recognizer", "stand-in", "--parallel", "2")...)
+	s.awaitOutput("listening")
+	tun := startTunnel(t, strconv.Itoa(port))
+
+	dir := t.TempDir()
+	var wg sync.WaitGroup
+	for system, client := range clients {
+		for i := range 4 {
+			file := filepath.Join(dir, system+strconv.Itoa(i)+".raw")
+			randomFile(t, file, int64(1+i)*asr.BytesPerSecond/2)
+			audio, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := asr.StandIn(t.Context(), bytes.NewReader(audio))
+			if err != nil {
+				t.Fatal(err)
+			}
+			args := append(client[1:], "--addr", tun.addr(), fmt.Sprintf("--real-time=%t", i%2 == 0), file)
+			c := start(t, "ASR client", client[0], nil, args...)
+			wg.Go(func() {
+				if code, got := c.awaitEnd(), strings.TrimSpace(c.Stdout.String()); code != 0 || got != want {
+					t.Errorf("client of %s: %q, exit code %d; want %q", system, got, code, want)
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
 
 // The scenario itself: several clients stream speech at once, and get through the
 // tunnel the transcripts that they get directly.

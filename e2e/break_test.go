@@ -62,7 +62,7 @@ func TestStreamSurvivesABreak(t *testing.T) {
 	b := startBridge(t, p.defaultToken(), fmt.Sprintf("%d=%d", public, serve(t, echo)), "--proxy", loopback(r.port))
 	b.awaitUp(service)
 
-	const n, breaks = 24 << 20, 4
+	const n, breaks = 40 << 20, 20
 	c := dial(t, loopback(public))
 	client := c.LocalAddr().String()
 	done := make(chan error, 1)

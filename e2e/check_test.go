@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"net"
 	"strconv"
 	"strings"
 	"testing"
@@ -9,7 +10,7 @@ import (
 // checkStatus runs `status --check` and returns its exit code and what it wrote on stderr.
 func checkStatus(t *testing.T, state string, service ...string) (code int, line string) {
 	t.Helper()
-	p := start(t, "status --check", reverser(t), nil, append([]string{"status", "--check", "--state", state}, service...)...)
+	p := startReverser(t, "status --check", nil, append([]string{"status", "--check", "--state", state}, service...)...)
 	code = p.awaitEnd()
 	if out := p.Stdout.String(); out != "" {
 		t.Errorf("status --check wrote %q on stdout; want nothing", out)
@@ -74,7 +75,7 @@ func TestStatusCheckOfRefusedBridge(t *testing.T) {
 	proxy := startProxy(t)
 	token := addKey(t, proxy.state, "nas", "tcp/1-65535")
 	service := strconv.Itoa(freePort(t))
-	run(t, reverser(t), "key", "remove", "nas", "--state", proxy.state)
+	runReverser(t, "key", "remove", "nas", "--state", proxy.state)
 	b := startBridge(t, token, "--proxy", loopback(proxy.link), service)
 	b.awaitLogged("key")
 	wantDown(t, b.state, "the link to "+loopback(proxy.link)+" is down")
@@ -90,7 +91,6 @@ func TestStatusCheckOfUnknownTarget(t *testing.T) {
 	t.Parallel()
 	tun := startTunnel(t, strconv.Itoa(freePort(t)))
 	wantServed(t, tun.bridge.state, tun.service)
-	c := tun.dial(t)
-	wantReset(t, c, 0)
+	wantResetOf(t, tun.addr(), func(*net.TCPConn) {})
 	wantServed(t, tun.bridge.state)
 }

@@ -53,7 +53,7 @@ func TestDrain(t *testing.T) {
 	tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
 	c := tun.dial(t)
 	exchange(t, c, "hello")
-	signal(t, tun.proxy.testProcess, syscall.SIGTERM)
+	tun.proxy.stop()
 	eventually(t, "no new connection is served", func() bool { return !served(tun.addr()) })
 	endsWith(t, tun.proxy.testProcess, c)
 }
@@ -83,7 +83,7 @@ func TestDrainOfABridge(t *testing.T) {
 	c := tun.dial(t)
 	exchange(t, c, "hello")
 	old := tun.bridge.testProcess
-	signal(t, old, syscall.SIGTERM)
+	old.stop()
 	old.awaitLogged(`"draining"`)
 	late := tun.dial(t)
 	exchange(t, late, "a newcomer, and nobody else is there")

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,6 +34,8 @@ type testProcess struct {
 	*process.Process
 	t     *testing.T
 	quiet bool // what it wrote says nothing about a failed test
+
+	onWine bool // it is a program of Windows
 }
 
 // start runs a program until the end of the test.
@@ -77,6 +81,18 @@ func hideTokens(args []string) []string {
 		shown[i] = a
 	}
 	return shown
+}
+
+// stop asks for the end, as a service manager does, and a program of Windows as Ctrl-C does.
+func (p *testProcess) stop() {
+	p.t.Helper()
+	s := os.Signal(syscall.SIGTERM)
+	if p.onWine {
+		s = os.Interrupt
+	}
+	if err := p.Cmd.Process.Signal(s); err != nil {
+		p.t.Fatalf("signal %v to %s: %v", s, p.Name, err)
+	}
 }
 
 // awaitEnd waits for the end and returns the exit code.

@@ -135,7 +135,7 @@ func TestRestartOfTheBridge(t *testing.T) {
 			}
 			users := newCrowd(tun.addr())
 			users.more(t, 10)
-			signal(t, tun.bridge.testProcess, syscall.SIGTERM)
+			tun.bridge.stop()
 			if busy {
 				tun.bridge.awaitRecord("draining")
 				users.more(t, 50)
@@ -167,7 +167,7 @@ func TestSuccessorOfTheBridge(t *testing.T) {
 	exchange(t, session, "before")
 	users := newCrowd(tun.addr())
 	users.more(t, 10)
-	signal(t, tun.bridge.testProcess, syscall.SIGTERM)
+	tun.bridge.stop()
 	expose := fmt.Sprintf("%d=127.0.0.1:%d", tun.public, target)
 	next := tun.bridge.again(t, tun.token, expose)
 	next.awaitRecord("service up", "service", tun.service)
@@ -214,7 +214,7 @@ func TestSuccessorOfTheProxy(t *testing.T) {
 	exchange(t, session, "before")
 	users := newCrowd(tun.addr())
 	users.more(t, 10)
-	signal(t, tun.proxy.testProcess, syscall.SIGTERM)
+	tun.proxy.stop()
 	next := tun.proxy.again(t)
 	next.awaitRecord("service up", "service", tun.service)
 	users.more(t, 50)
@@ -249,7 +249,7 @@ func TestRestartOfTheProxy(t *testing.T) {
 			}
 			users := newCrowd(tun.addr())
 			users.more(t, 10)
-			signal(t, tun.proxy.testProcess, syscall.SIGTERM)
+			tun.proxy.stop()
 			if busy {
 				eventually(t, "new users are refused", func() bool { users.mu.Lock(); defer users.mu.Unlock(); return users.refused > 10 })
 				exchange(t, session, "while it drains")

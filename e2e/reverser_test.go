@@ -35,6 +35,9 @@ func roleOf(args []string) string {
 			return role.(string)
 		}
 	}
+	if args[0] != "key" && onWine("bridge") {
+		return "bridge" // it asks no process, so Windows' program does it if there is one
+	}
 	return "proxy"
 }
 
@@ -50,8 +53,11 @@ func command(t *testing.T, args []string) (string, []string) {
 // startReverser is start for a command of reverser.
 func startReverser(t *testing.T, name string, env []string, args ...string) *testProcess {
 	t.Helper()
+	onWine := onWine(roleOf(args))
 	path, args := command(t, args)
-	return start(t, name, path, env, args...)
+	p := start(t, name, path, env, args...)
+	p.onWine = onWine
+	return p
 }
 
 // runReverser is run for a command of reverser.

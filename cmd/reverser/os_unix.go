@@ -9,6 +9,7 @@ import (
 	"os/user"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // watchedSignals are the ones to stop on, and SIGHUP unless it is ignored
@@ -20,6 +21,9 @@ func watchedSignals() []os.Signal {
 	}
 	return s
 }
+
+// timeToEnd is how long a process may take after a signal: for ever.
+func timeToEnd(os.Signal) time.Duration { return 0 }
 
 // asksReload reports whether a signal is the SIGHUP of a service manager, which asks a daemon to
 // reload and must not end its connections. On a terminal it means that the

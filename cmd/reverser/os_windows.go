@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/windows"
 )
@@ -11,6 +12,15 @@ import (
 // watchedSignals are Ctrl-C and Ctrl-Break, and what Go makes of a closed
 // console window, a log-off and a shutdown.
 func watchedSignals() []os.Signal { return []os.Signal{os.Interrupt, syscall.SIGTERM} }
+
+// timeToEnd is how long a process may take after a signal, 0 being for ever. When the console window is closed, and at a log-off or
+// shutdown, Windows ends a process after 5 seconds, and whatever it has not said by then is lost.
+func timeToEnd(sig os.Signal) time.Duration {
+	if sig == syscall.SIGTERM {
+		return 4 * time.Second
+	}
+	return 0
+}
 
 func asksReload(os.Signal) bool { return false }
 

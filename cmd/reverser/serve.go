@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -195,10 +196,12 @@ func withSignals(log *slog.Logger, asked <-chan os.Signal, reload, drain, cancel
 		stopping := false
 		for {
 			var sig os.Signal
+			var within time.Duration
 			select {
 			case <-done:
 				return
 			case sig = <-signals:
+				within = timeToEnd(sig)
 			case sig = <-asked:
 			}
 			switch {
@@ -206,7 +209,13 @@ func withSignals(log *slog.Logger, asked <-chan os.Signal, reload, drain, cancel
 				reload()
 			case !stopping:
 				stopping = true
-				log.Info("stopping when the last connection ends", "signal", sig.String(), "hint", "a second signal stops now")
+				hint := "a second signal stops now"
+				if within > 0 {
+					hint = fmt.Sprintf("the system ends this process soon: it stops in %s", within)
+					limit := time.AfterFunc(within, cancel)
+					defer limit.Stop()
+				}
+				log.Info("stopping when the last connection ends", "signal", sig.String(), "hint", hint)
 				drain()
 			default:
 				cancel() // first: whoever reads the log may have stopped

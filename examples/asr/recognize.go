@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os/exec"
 	"strings"
@@ -38,6 +39,16 @@ func PocketSphinx(program string) (Recognizer, error) {
 		// One line for each utterance.
 		return strings.Join(strings.Fields(string(out)), " "), nil
 	}, nil
+}
+
+// StandIn is for machines without a recogniser: instead of a transcript it answers how much audio came, and its checksum.
+func StandIn(_ context.Context, audio io.Reader) (string, error) {
+	sum := crc32.NewIEEE()
+	n, err := io.Copy(sum, audio)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%.1f seconds of audio, checksum %08x", float64(n)/BytesPerSecond, sum.Sum32()), nil
 }
 
 func lastLine(s string) error {
