@@ -23,15 +23,28 @@ import (
 // commit that made the wire extensible. Without a hash there is none yet.
 const compatBase = "testdata/compat-base"
 
-// buildBase builds the program of the base commit and returns its path.
-var buildBase = sync.OnceValues(func() (string, error) {
-	b, err := os.ReadFile(compatBase)
+// successorBase names a commit whose processes make way for a successor that is started beside them, by its full hash, while the
+// compatBase is older than that.
+const successorBase = "testdata/successor-base"
+
+// The programs of the two commits, built once.
+var (
+	buildBase          = sync.OnceValues(func() (string, error) { return buildCommit(compatBase) })
+	buildSuccessorBase = sync.OnceValues(func() (string, error) { return buildCommit(successorBase) })
+)
+
+// baseSource is where the sources of a commit are that buildCommit has built.
+func baseSource(file string) string { return filepath.Join(buildDir, filepath.Base(file)) }
+
+// buildCommit builds the program of the commit that a file names and returns its path.
+func buildCommit(file string) (string, error) {
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return "", err
 	}
 	hash := strings.TrimSpace(string(b))
 	if hash == "" {
-		return "", errNoBase
+		return "", fmt.Errorf("%s %w", file, errNoBase)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
@@ -41,13 +54,13 @@ var buildBase = sync.OnceValues(func() (string, error) {
 	git.Stderr = &said
 	source, err := git.Output()
 	if err != nil {
-		return "", &baseMissingError{hash, strings.TrimSpace(said.String() + " " + err.Error())}
+		return "", &baseMissingError{file, hash, strings.TrimSpace(said.String() + " " + err.Error())}
 	}
-	dir := filepath.Join(buildDir, "base")
+	dir := baseSource(file)
 	if err := unpack(dir, source); err != nil {
 		return "", fmt.Errorf("unpack commit %s: %w", hash, err)
 	}
-	bin := filepath.Join(buildDir, "base-reverser")
+	bin := dir + "-reverser"
 	if runtime.GOOS == "windows" {
 		bin += ".exe"
 	}
@@ -57,15 +70,15 @@ var buildBase = sync.OnceValues(func() (string, error) {
 		return "", fmt.Errorf("go build of commit %s: %w\n%s", hash, err, out)
 	}
 	return bin, nil
-})
+}
 
-var errNoBase = errors.New(compatBase + " names no commit")
+var errNoBase = errors.New("names no commit")
 
 // baseMissingError says that the base commit is not in this copy of the sources, as in a shallow clone or without git.
-type baseMissingError struct{ hash, why string }
+type baseMissingError struct{ file, hash, why string }
 
 func (e *baseMissingError) Error() string {
-	return fmt.Sprintf("commit %s of %s is not here (%s): fetch the whole history, as with git fetch --unshallow", e.hash, compatBase, e.why)
+	return fmt.Sprintf("commit %s of %s is not here (%s): fetch the whole history, as with git fetch --unshallow", e.hash, e.file, e.why)
 }
 
 // unpack writes the files of a tar archive below dir.
@@ -110,14 +123,19 @@ func shallow() bool {
 
 // baseProgram returns the path of the base's program. It skips the test where that cannot be had. In CI it fails, but for a
 // shallow clone, which cannot have it.
-func baseProgram(t *testing.T) string {
+func baseProgram(t *testing.T) string { t.Helper(); return programOf(t, buildBase) }
+
+// successorProgram is baseProgram for the commit of successorBase.
+func successorProgram(t *testing.T) string { t.Helper(); return programOf(t, buildSuccessorBase) }
+
+func programOf(t *testing.T, build func() (string, error)) string {
 	t.Helper()
-	bin, err := buildBase()
+	bin, err := build()
 	_, missing := errors.AsType[*baseMissingError](err)
 	switch {
 	case err == nil:
 		return bin
-	case err == errNoBase:
+	case errors.Is(err, errNoBase):
 		t.Skip(err)
 	case missing && (os.Getenv("CI") != "true" || shallow()):
 		t.Skip(err)

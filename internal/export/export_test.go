@@ -192,7 +192,7 @@ func TestStrangeDocuments(t *testing.T) {
 		{"no identity", doc(1, "proxy", files[1:]), "no identity.pem"},
 		{"of a bridge", doc(1, "bridge", files), "files of a proxy"},
 		{"of a proxy without files", doc(1, "proxy", nil), "files of a bridge"},
-		{"keys of a newer program", doc(1, "proxy", []file{files[0], {"keys.json", []byte(`{"keys":[{"name":"a","colour":1}]}`)}}), `unknown field "colour" (reverser v9.9 made it`},
+		{"keys of a newer program", doc(1, "proxy", []file{files[0], {"keys.json", bytes.Replace(files[1].Data, []byte(`"name"`), []byte(`"colour": 1, "name"`), 1)}}), `unknown field "colour") (reverser v9.9 made it`},
 		{"no certificate", doc(1, "proxy", []file{{"identity.pem", []byte("x")}}), "identity.pem"},
 		{"no address", doc(1, "proxy", append(files, file{"address", bytes.Repeat([]byte("x"), 1<<20)})), "no address"},
 	} {

@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -126,26 +127,39 @@ func parseKeys(b []byte) ([]Key, error) {
 	var file keysJSON
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&file); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errors.New("it is empty")
+	strict := dec.Decode(&file)
+	if errors.Is(strict, io.EOF) {
+		return nil, errors.New("it is empty")
+	}
+	if strict != nil {
+		file = keysJSON{}
+		if json.Unmarshal(b, &file) != nil {
+			return nil, strict
 		}
-		return nil, err
 	}
 	keys := make([]Key, 0, len(file.Keys))
 	for i, kj := range file.Keys {
 		k, err := kj.key()
 		if err != nil {
-			return nil, fmt.Errorf("key %d (%q): %w", i+1, kj.Name, err)
+			return nil, cmp.Or(strict, fmt.Errorf("key %d (%q): %w", i+1, kj.Name, err))
 		}
 		keys = append(keys, k)
+	}
+	if strict != nil { // nothing is wrong but that it has more
+		return nil, fmt.Errorf("%w (%w)", errNewer, strict)
 	}
 	return keys, nil
 }
 
+// errNewer is what errors.Is finds when the file is of a version with more in it.
+var errNewer = errors.New("a newer version of the program wrote it, and this one does not know all of it")
+
 // damaged says what to do about a file that no proxy wrote, or not to its end.
 // Nothing replaces it: it may be the only copy of what the bridges' tokens hold.
 func damaged(full string, err error) error {
+	if errors.Is(err, errNewer) {
+		return fmt.Errorf("read %s: %w: run that version, and have it remove what is new, or import an export from before with `reverser state import FILE --replace`", full, err)
+	}
 	return fmt.Errorf("read %s: %w: restore it from a copy, or remove it: then all its keys are gone, and bridges need new tokens", full, err)
 }
 
