@@ -47,9 +47,14 @@ func parsePlatforms(s string) (chosen []platform, err error) {
 	return chosen, nil
 }
 
+// built is where build puts a program.
+func (r *release) built(src string, p platform) string {
+	return filepath.Join(src, "..", p.os+"_"+p.arch, p.exe())
+}
+
 // build builds the program from the copy of the source.
 func (r *release) build(ctx context.Context, src string, p platform) ([]byte, error) {
-	out := filepath.Join(src, "..", p.os+"_"+p.arch, p.exe())
+	out := r.built(src, p)
 	if exe, err := os.ReadFile(out); err == nil { // built for the completions
 		return exe, nil
 	}
@@ -84,7 +89,7 @@ func (r *release) completions(ctx context.Context, src string) (files []file, er
 	if _, err := r.build(ctx, src, here); err != nil {
 		return nil, err
 	}
-	exe := filepath.Join(src, "..", here.os+"_"+here.arch, here.exe())
+	exe := r.built(src, here)
 	for _, shell := range []string{"bash", "fish", "powershell", "zsh"} {
 		script, err := output(ctx, src, nil, exe, "completion", shell)
 		if err != nil {

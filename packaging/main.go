@@ -1,6 +1,7 @@
 // Dist makes what a release consists of, in one directory:
 //
 //	reverser_VERSION_OS_ARCH.tar.gz, .zip   the program with its documents, for six platforms
+//	reverser_VERSION_linux_ARCH.deb, .rpm   packages
 //	reverser_VERSION_OS_ARCH.cdx.json       its bill of materials (CycloneDX)
 //	SHA256SUMS                              of all the files above
 //
@@ -95,9 +96,20 @@ func (r *release) make(ctx context.Context, stage string, targets []platform) ([
 	if err != nil {
 		return nil, err
 	}
+	var system []file
+	if slices.ContainsFunc(targets, func(p platform) bool { return p.os == "linux" }) {
+		if system, err = r.units(ctx, src); err != nil {
+			return nil, err
+		}
+		manual, err := r.manual(ctx, src)
+		if err != nil {
+			return nil, err
+		}
+		system = append(system, manual)
+	}
 	var files []file
 	for _, p := range targets {
-		made, err := r.makePlatform(ctx, src, p, slices.Concat(documents, completions))
+		made, err := r.makePlatform(ctx, src, p, slices.Concat(documents, completions), system)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p, err)
 		}
@@ -107,8 +119,9 @@ func (r *release) make(ctx context.Context, stage string, targets []platform) ([
 	return append(files, checksums(files)), nil
 }
 
-// makePlatform makes the files of one platform. with is what goes into the archive beside the program.
-func (r *release) makePlatform(ctx context.Context, src string, p platform, with []file) ([]file, error) {
+// makePlatform makes the files of one platform. with is what goes into the archive beside the program, system what only
+// packages have.
+func (r *release) makePlatform(ctx context.Context, src string, p platform, with, system []file) ([]file, error) {
 	exe, err := r.build(ctx, src, p)
 	if err != nil {
 		return nil, err
@@ -138,5 +151,13 @@ func (r *release) makePlatform(ctx context.Context, src string, p platform, with
 	if err != nil {
 		return nil, err
 	}
-	return []file{archive, {name: base + ".cdx.json", data: sbom}}, nil
+	made := []file{archive, {name: base + ".cdx.json", data: sbom}}
+	if p.os == "linux" {
+		packages, err := r.packages(p, base, content, system)
+		if err != nil {
+			return nil, err
+		}
+		made = append(made, packages...)
+	}
+	return made, nil
 }
