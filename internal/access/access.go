@@ -40,3 +40,9 @@ func ParseOwner(s string) (uid int, err error) {
 	}
 	return int(n), nil
 }
+
+// Grant is what Protect leaves to somebody else, on Windows.
+type Grant struct {
+	SID   string // such as S-1-5-19, which is LocalService
+	Write bool   // else they may only read
+}

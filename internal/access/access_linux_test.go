@@ -424,12 +424,12 @@ func TestStateDirectory(t *testing.T) {
 		} {
 			what := fmt.Sprintf("mode %04o of %d:%d for user %d who trusts %v", c.mode, c.owner, c.gr, c.uid, c.trusted)
 			h.own(dir, c.owner, c.gr, c.mode&0o777)
-			info, err := os.Stat(dir)
+			f, err := os.Open(dir)
 			if err != nil {
 				t.Fatal(err)
 			}
 			h.as(c.uid, func() {
-				d, note, fault := Rules{Trusted: c.trusted}.Dir(dir, info)
+				d, note, fault := Rules{Trusted: c.trusted}.Dir(dir, f)
 				switch {
 				case c.fault == "" && fault != nil:
 					t.Errorf("%s: %v", what, fault)
@@ -445,20 +445,32 @@ func TestStateDirectory(t *testing.T) {
 				group := slices.Contains(c.trusted, c.owner)
 				for mode, taken := range map[os.FileMode]bool{0o600: true, 0o660: group, 0o640: group, 0o604: false, 0o666: false} {
 					h.own2(dir+"/keys", c.uid, c.gr, mode)
-					info, err := os.Stat(dir + "/keys")
-					if err != nil {
-						t.Fatal(err)
-					}
-					if fault := d.Private("keys", info); (fault == nil) != taken {
+					f := h.openAsRoot(dir + "/keys")
+					if fault := d.Private("keys", f); (fault == nil) != taken {
 						t.Errorf("%s: a secret file of mode %04o: %v", what, mode, fault)
 					}
-					if fault := d.Unwritable("keys", info); (fault == nil) != (mode&0o022 == 0 || taken) {
+					if fault := d.Unwritable("keys", f); (fault == nil) != (mode&0o022 == 0 || taken) {
 						t.Errorf("%s: a file of mode %04o: %v", what, mode, fault)
 					}
+					f.Close()
 				}
 			})
+			f.Close()
 		}
 	})
+}
+
+// openAsRoot opens a file in the middle of being another user.
+func (h host) openAsRoot(path string) *os.File {
+	h.Helper()
+	me, keep := os.Geteuid(), ^uintptr(0)
+	unix.RawSyscall(unix.SYS_SETRESUID, keep, 0, keep)
+	defer unix.RawSyscall(unix.SYS_SETRESUID, keep, uintptr(me), keep)
+	f, err := os.Open(path)
+	if err != nil {
+		h.Fatal(err)
+	}
+	return f
 }
 
 // own2 makes a file as root in the middle of being another user.

@@ -187,7 +187,11 @@ type Dir struct {
 }
 
 // Dir decides about a state directory. The note is empty, or for the log of a process that goes on to use the directory.
-func (r Rules) Dir(path string, info fs.FileInfo) (d Dir, note string, fault *Fault) {
+func (r Rules) Dir(path string, f *os.File) (d Dir, note string, fault *Fault) {
+	info, err := f.Stat()
+	if err != nil {
+		return d, "", unknown(err)
+	}
 	uid, gid := ids(info)
 	d = Dir{gid: gid, group: r.trusts(uid)}
 	const elsewhere = "choose another with --state DIR"
@@ -221,7 +225,11 @@ func (r Rules) Dir(path string, info fs.FileInfo) (d Dir, note string, fault *Fa
 }
 
 // Unwritable refuses a file of the directory that others can write.
-func (d Dir) Unwritable(full string, info fs.FileInfo) *Fault {
+func (d Dir) Unwritable(full string, f *os.File) *Fault {
+	info, err := f.Stat()
+	if err != nil {
+		return unknown(err)
+	}
 	mode := info.Mode().Perm()
 	_, gid := ids(info)
 	switch {
@@ -234,13 +242,34 @@ func (d Dir) Unwritable(full string, info fs.FileInfo) *Fault {
 }
 
 // Private refuses a file of the directory that others can read or write.
-func (d Dir) Private(full string, info fs.FileInfo) *Fault {
+func (d Dir) Private(full string, f *os.File) *Fault {
+	info, err := f.Stat()
+	if err != nil {
+		return unknown(err)
+	}
 	mode := info.Mode().Perm()
 	_, gid := ids(info)
 	if mode&0o007 == 0 && (mode&0o070 == 0 || d.group && gid == d.gid) {
 		return nil
 	}
 	return &Fault{fmt.Sprintf("it holds secrets but others may access it (mode %04o)", mode), "run chmod 600 " + full + ", and replace its keys if others could have read them"}
+}
+
+func unknown(err error) *Fault {
+	return &Fault{fmt.Sprintf("who can read and write it cannot be told: %v", err), "choose another directory with --state DIR"}
+}
+
+// Protect closes a file or a directory to everybody but its owner. Grants are for Windows: here the owner is who may use it.
+func Protect(path string, _ ...Grant) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	mode := fs.FileMode(0o600)
+	if info.IsDir() {
+		mode = 0o700
+	}
+	return os.Chmod(path, mode)
 }
 
 // Unusable is a remedy for a directory that this user may not use, "" if the directory's owner is no reason for that.

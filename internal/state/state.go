@@ -146,8 +146,14 @@ func Open(path string, trusted ...int) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state directory %s: %w", path, err)
 	}
+	_, missing := os.Lstat(abs)
 	if err := os.MkdirAll(abs, 0o700); err != nil {
 		return nil, unusable(abs, err)
+	}
+	if errors.Is(missing, fs.ErrNotExist) {
+		if err := protectNew(abs); err != nil {
+			return nil, unusable(abs, err)
+		}
 	}
 	root, err := os.OpenRoot(abs)
 	if err != nil {
@@ -163,12 +169,17 @@ func Open(path string, trusted ...int) (*Dir, error) {
 
 // judge refuses a directory that others can change, before anything is made in it.
 func (d *Dir) judge() error {
-	info, err := d.root.Stat(".")
+	self, err := d.root.Open(".")
+	if err != nil {
+		return unusable(d.path, err)
+	}
+	defer self.Close()
+	info, err := self.Stat()
 	if err != nil {
 		return unusable(d.path, err)
 	}
 	var fault *access.Fault
-	if d.files, d.note, fault = d.rules.Dir(d.path, info); fault != nil {
+	if d.files, d.note, fault = d.rules.Dir(d.path, self); fault != nil {
 		return fmt.Errorf("state directory %s: %w", d.path, fault)
 	}
 	d.owner = ownerOf(info)
@@ -233,7 +244,7 @@ func (d *Dir) checkFile(f *os.File, full string) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", full, plain(err))
 	}
-	if fault := d.files.Unwritable(full, info); fault != nil {
+	if fault := d.files.Unwritable(full, f); fault != nil {
 		return fmt.Errorf("%s: %w", full, fault)
 	}
 	if n := links(f, info); n > 1 {
@@ -425,7 +436,7 @@ func (d *Dir) readSecret(name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", full, plain(err))
 	}
-	if fault := d.files.Private(full, info); fault != nil {
+	if fault := d.files.Private(full, f); fault != nil {
 		return nil, fmt.Errorf("%s: %w", full, fault)
 	}
 	if err := d.checkFile(f, full); err != nil {

@@ -34,6 +34,9 @@ func flock(f *os.File, how int) error {
 	}
 }
 
+// protectNew has nothing to do: a new directory has the mode that it was made with.
+func protectNew(string) error { return nil }
+
 // owner is who owns the directory. When root edits the state of a service
 // user, the files must stay readable for that user.
 type owner struct{ uid, gid int }

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/windows"
+
+	"reverser/internal/access"
 )
 
 var errLocked = errors.New("locked by another process")
@@ -24,6 +26,15 @@ func lock(f *os.File, how uint32) error {
 	err := windows.LockFileEx(windows.Handle(f.Fd()), how|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, at)
 	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) || errors.Is(err, windows.ERROR_IO_PENDING) {
 		return errLocked
+	}
+	return err
+}
+
+// protectNew closes a new directory: what it inherits lets others read files there, outside of a user's profile.
+func protectNew(path string) error {
+	err := access.Protect(path)
+	if errors.Is(err, windows.ERROR_NOT_SUPPORTED) || errors.Is(err, windows.ERROR_INVALID_FUNCTION) {
+		return nil // a volume without access lists, such as FAT, of which the log has a warning
 	}
 	return err
 }
