@@ -243,7 +243,7 @@ func TestHostileBridge(t *testing.T) {
 	// A false bridge, with the right key: its name, what it claims, its target, and its last words.
 	o := &owner{attached: make(chan *link.Link, 1), message: func(*link.Link, wire.Frame) error { return nil }}
 	d := link.NewDialer(link.DialerConfig{
-		Owner: o, Log: slog.New(slog.DiscardHandler), Name: evil("nameword"), Failed: func(int, error, time.Duration) {},
+		Owner: o, Name: evil("nameword"), Failed: func(int, error, time.Duration) {},
 		Auth: auth.ClientConfig{KeyID: key.ID, Secret: key.Secret, Pin: pin, Instance: [16]byte{7}},
 		Dial: link.Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) {
 			var dialer net.Dialer
@@ -288,7 +288,7 @@ func falseProxy(t *testing.T) (*owner, grammar.Token) {
 	}
 	sc := &auth.ServerConfig{Identity: cert, Instance: [16]byte{9}, Lookup: func([16]byte) ([32]byte, bool) { return secret, true }}
 	host := link.NewHost(link.HostConfig{
-		Owner: o, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance,
+		Owner: o, Instance: sc.Instance,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

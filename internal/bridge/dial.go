@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strconv"
@@ -61,9 +62,9 @@ func (u *uplink) dial(ctx context.Context, carrier bool, transfer uint16, prove 
 	}
 	u.b.names.reached(host, at.addr.Addr())
 	if u.paths.proven(at.addr, at.small) {
-		u.b.log.Warn("the proxy answers only when packets are small: the path to it seems to swallow larger ones without a word (MTU). "+
+		u.say(nil, slog.LevelWarn, "the proxy answers only when packets are small: the path to it seems to swallow larger ones without a word (MTU). "+
 			"Connections to it are kept to small packets from now on. The remedy is to let ICMP \"fragmentation needed\" and \"packet too big\" through, "+
-			"or to lower the MTU of this machine's interface", "proxy", u.proxy, "remote", at.addr, "segment", smallSegment)
+			"or to lower the MTU of this machine's interface", "remote", at.addr, "segment", smallSegment)
 	}
 	return conn, nil
 }

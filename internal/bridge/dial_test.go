@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -294,7 +293,7 @@ func (p *proxy) serveAs(instance byte, id tls.Certificate, n *memnet.Net, addrs 
 	t := p.t
 	sc := &auth.ServerConfig{Identity: id, Instance: [16]byte{instance}, Features: p.features, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == keyID }}
 	host := link.NewHost(link.HostConfig{
-		Owner: p, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance, Carriers: 2,
+		Owner: p, Instance: sc.Instance, Carriers: 2,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	tc := sc.TLS()

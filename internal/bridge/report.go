@@ -33,6 +33,9 @@ type reporter struct {
 	mend    error        // what a person has to mend, as last said in this outage
 	lines   []func()     // to be written, in order
 	writing bool         // somebody is at it
+	second  time.Time    // when said was zero
+	said    int          // lines since
+	unsaid  int          // lines that were not written
 }
 
 const (
@@ -47,14 +50,27 @@ func newReporter(log *slog.Logger, proxy string) *reporter {
 	return &reporter{log: log, proxy: proxy, up: map[int]bool{0: false}}
 }
 
-// mostLines bounds what waits for a log that nobody reads.
-const mostLines = 100
+// mostLines bounds what waits for a log that nobody reads, and linesPerSecond what a proxy can cause that accepts and ends sessions as fast
+// as it can.
+const (
+	mostLines      = 100
+	linesPerSecond = 10
+)
 
 // say has a line written when mu is released. mu is held.
 func (r *reporter) say(log func(string, ...any), msg string, args ...any) {
-	if len(r.lines) < mostLines {
-		r.lines = append(r.lines, func() { log(msg, args...) })
+	if now := time.Now(); now.Sub(r.second) >= time.Second {
+		r.second, r.said = now, 0
 	}
+	if len(r.lines) >= mostLines || r.said >= linesPerSecond {
+		r.unsaid++
+		return
+	}
+	if r.said++; r.unsaid > 0 {
+		args = append(args[:len(args):len(args)], "more", r.unsaid)
+		r.unsaid = 0
+	}
+	r.lines = append(r.lines, func() { log(msg, args...) })
 }
 
 // unlock releases mu, and then writes what there is to say, unless somebody else does.

@@ -210,6 +210,31 @@ func (s slow) Handle(ctx context.Context, r slog.Record) error {
 	return s.journal.Handle(ctx, r)
 }
 
+// TestReportsAreBounded: a proxy that accepts and ends sessions as fast as it can does not fill the bridge's log.
+func TestReportsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newJournal()
+		r := newReporter(slog.New(log), "p:1")
+		const each, rounds = 1000, 3
+		for range rounds {
+			for range each {
+				r.leaving(nil, time.Second, 0)
+			}
+			time.Sleep(time.Second)
+		}
+		said, counted := 0, 0
+		for _, line := range *log.lines {
+			if said++; strings.Contains(line, fmt.Sprint("more=", each-linesPerSecond)) {
+				counted++
+			}
+		}
+		if said != rounds*linesPerSecond || counted != rounds-1 {
+			t.Errorf("%d lines about %d stops in %d seconds, of which %d say how many are missing; want %d and %d",
+				said, rounds*each, rounds, counted, rounds*linesPerSecond, rounds-1)
+		}
+	})
+}
+
 // TestReportsToASlowLog: one caller waits for the log, and nobody else.
 func TestReportsToASlowLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -221,7 +246,9 @@ func TestReportsToASlowLog(t *testing.T) {
 		for range 10_000 {
 			r.detached(nil, 1, io.EOF)
 			r.attached(nil, 1, "r")
+			time.Sleep(10 * time.Millisecond)
 		}
+		time.Sleep(time.Second)
 		close(log.read)
 		stuck.Wait()
 		r.leaving(nil, time.Second, 0)

@@ -50,11 +50,16 @@ func (b *Bridge) newUplink(p Proxy) *uplink {
 	return u
 }
 
+// say has a line written that the proxy caused.
+func (u *uplink) say(_ *link.Link, level slog.Level, msg string, args ...any) {
+	u.b.say.Say(level, u.proxy, msg, append(args, "proxy", u.proxy)...)
+}
+
 // newDialer makes what keeps the link.
 func (u *uplink) newDialer() {
 	b := u.b
 	u.dialer = link.NewDialer(link.DialerConfig{
-		Owner: u, Log: b.log, Name: b.name, Dial: u.dial, Failed: u.failed, Detach: b.cfg.ResumeWithin, Keepalive: b.cfg.Keepalive, Budget: b.budget,
+		Owner: u, Say: u.say, Name: b.name, Dial: u.dial, Failed: u.failed, Detach: b.cfg.ResumeWithin, Keepalive: b.cfg.Keepalive, Budget: b.budget,
 		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance, Features: link.Features},
 	})
 }

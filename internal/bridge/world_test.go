@@ -239,7 +239,7 @@ func listen(t *testing.T, addr string, transfer bool) *proxy {
 		}
 	}
 	p.host = link.NewHost(link.HostConfig{
-		Owner: p, Log: slog.New(slog.DiscardHandler), Instance: instance, Carriers: 2, Transfer: port,
+		Owner: p, Instance: instance, Carriers: 2, Transfer: port,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	tc := sc.TLS()

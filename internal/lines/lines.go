@@ -18,6 +18,7 @@ type Log struct {
 	log   *slog.Logger
 	lines chan line
 	lost  atomic.Int64 // lines that found no room
+	stop  chan struct{}
 	done  chan struct{}
 }
 
@@ -42,10 +43,10 @@ const (
 
 // New returns a Log that writes to log.
 func New(log *slog.Logger) *Log {
-	return &Log{log: log, lines: make(chan line, mostWait), done: make(chan struct{})}
+	return &Log{log: log, lines: make(chan line, mostWait), stop: make(chan struct{}), done: make(chan struct{})}
 }
 
-// Say has a line written about a party, which is a comparable value. It never waits.
+// Say has a line written about a party, which is a comparable value. It never waits. What is said after Stop may be lost.
 func (l *Log) Say(level slog.Level, who any, msg string, args ...any) {
 	if !l.log.Enabled(context.Background(), level) {
 		return
@@ -81,14 +82,20 @@ func (l *Log) Run() {
 	defer again.Stop()
 	for {
 		select {
-		case ln, more := <-l.lines:
-			if !more {
-				l.sum(quotas, true)
-				return
-			}
+		case ln := <-l.lines:
 			l.one(quotas, ln)
 		case <-again.C:
 			l.sum(quotas, false)
+		case <-l.stop:
+			for {
+				select {
+				case ln := <-l.lines:
+					l.one(quotas, ln)
+				default:
+					l.sum(quotas, true)
+					return
+				}
+			}
 		}
 	}
 }
@@ -140,8 +147,8 @@ func (l *Log) sum(quotas map[kind]*quota, all bool) {
 
 func (l *Log) write(ln line) { l.log.Log(context.Background(), ln.level, ln.msg, ln.args...) }
 
-// Stop returns when everything was written. Nobody says anything any more. Run must have been started.
+// Stop returns when everything was written that was said before. Run must have been started.
 func (l *Log) Stop() {
-	close(l.lines)
+	close(l.stop)
 	<-l.done
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"slices"
 	"sync"
@@ -19,7 +18,7 @@ import (
 // DialerConfig says how a bridge keeps its link.
 type DialerConfig struct {
 	Owner    Owner
-	Log      *slog.Logger
+	Say      SayFunc // nil: discard
 	Budget   *Budget
 	Auth     auth.ClientConfig
 	Carriers int           // 0: the default
@@ -202,7 +201,7 @@ func (d *Dialer) begin(ctx context.Context) (*session, error) {
 	dialling, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(d.last, cancel)()
-	l := newLink(true, d.cfg.Owner, d.cfg.Log, d.memory, d.cfg.Carriers)
+	l := newLink(true, d.cfg.Owner, d.cfg.Say, d.memory, d.cfg.Carriers)
 	k := &keeper{d: d, sl: l.slots[0]}
 	conn, err := k.next(dialling)
 	if err != nil {

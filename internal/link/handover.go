@@ -174,7 +174,7 @@ func thawLink(doc []byte, dials bool, from *Link, memory func(key [16]byte) *sha
 	if err != nil {
 		return nil, nil, err
 	}
-	l := newLink(dials, from.owner, from.log, nil, -1)
+	l := newLink(dials, from.owner, from.say, nil, -1)
 	all, err := l.thawRecords(b, memory)
 	if err == nil && len(l.slots) < 2 {
 		err = badDocument("a link of %d slots", len(l.slots))
@@ -302,7 +302,7 @@ func ThawFinished(doc []byte, budget *Budget) ([]*Stream, error) {
 // Thaw makes the link that Link.AppendState described in another process with the same instance, and waits for its bridge, which
 // resumes it. The streams are in the order of their places.
 func (h *Host) Thaw(doc []byte) (*Link, []*Stream, error) {
-	l, streams, err := thawLink(doc, false, &Link{owner: h.cfg.Owner, log: h.cfg.Log}, h.cfg.Budget.share)
+	l, streams, err := thawLink(doc, false, &Link{owner: h.cfg.Owner, say: h.cfg.Say}, h.cfg.Budget.share)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -340,7 +340,7 @@ func (h *Host) addThawedLocked(l *Link) bool {
 // Thaw makes the link that Link.AppendState described in another process with the same instance. Run resumes it. The streams are in
 // the order of their places.
 func (d *Dialer) Thaw(doc []byte) (*Link, []*Stream, error) {
-	l, streams, err := thawLink(doc, true, &Link{owner: d.cfg.Owner, log: d.cfg.Log}, func([16]byte) *share { return d.memory })
+	l, streams, err := thawLink(doc, true, &Link{owner: d.cfg.Owner, say: d.cfg.Say}, func([16]byte) *share { return d.memory })
 	if err != nil {
 		return nil, nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -17,7 +16,7 @@ import (
 // HostConfig says how a proxy keeps its links.
 type HostConfig struct {
 	Owner    Owner
-	Log      *slog.Logger
+	Say      SayFunc // nil: discard
 	Budget   *Budget
 	Instance [16]byte
 	Carriers int           // 0: the default
@@ -200,7 +199,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 		old.Kill(ErrReplaced)
 		h.forget(old)
 	}
-	l := newLink(false, h.cfg.Owner, h.cfg.Log, h.cfg.Budget.share(conn.KeyID), h.cfg.Carriers)
+	l := newLink(false, h.cfg.Owner, h.cfg.Say, h.cfg.Budget.share(conn.KeyID), h.cfg.Carriers)
 	l.begin(conn, a.Session)
 	l.peerName = a.Name
 	l.agree(a.Window, a.MaxStreams)

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
-	"log/slog"
 	"net"
 	"runtime"
 	"sync"
@@ -81,7 +80,7 @@ func idleLinks(b *testing.B, links int, features wire.Features, connections int)
 	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{9}, Features: features, Lookup: func([16]byte) ([32]byte, bool) { return secret, true }}
 	px := newRecorder()
 	host := NewHost(HostConfig{
-		Owner: px, Log: slog.New(slog.DiscardHandler), Instance: cfg.Instance,
+		Owner: px, Instance: cfg.Instance,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	tc := cfg.TLS()

@@ -2,6 +2,7 @@ package link
 
 import (
 	"errors"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -409,17 +410,12 @@ func (sl *slot) handle(ev event) {
 	}
 }
 
-// sayChecksum reports what must never happen, once a second at most: a hostile peer can have it happen at will, and the status counts all.
-// mu is held, and released meanwhile.
+// sayChecksum reports what must never happen, but that a hostile peer can have happen. mu is held, and released meanwhile.
 func (sl *slot) sayChecksum(s *Stream) {
-	now, last := sl.link.now(), time.Duration(sl.link.checksumSaid.Load())
-	if last > 0 && now-last < time.Second || !sl.link.checksumSaid.CompareAndSwap(int64(last), int64(now)) {
-		return
-	}
 	sl.mu.Unlock()
-	sl.link.log.Error("bytes of a connection did not arrive as they were sent: it was reset; suspect the memory of either machine, or this program",
+	defer sl.mu.Lock()
+	sl.link.say(sl.link, slog.LevelError, "bytes of a connection did not arrive as they were sent: it was reset; suspect the memory of either machine, or this program",
 		"client", s.open.Client.String(), "slot", sl.index, "stream", s.id)
-	sl.mu.Lock()
 }
 
 // applyOptional applies a frame that an end which does not know it skips. slot.mu is held.

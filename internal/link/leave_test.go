@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"testing"
 	"testing/synctest"
@@ -28,7 +27,7 @@ func nextProxy(w *world, instance byte) (*recorder, *Host) {
 	px := newRecorder()
 	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{instance}, Lookup: func([16]byte) ([32]byte, bool) { return [32]byte{2}, true }}
 	h := NewHost(HostConfig{
-		Owner: px, Log: slog.New(slog.DiscardHandler), Instance: cfg.Instance, Carriers: testCarriers,
+		Owner: px, Instance: cfg.Instance, Carriers: testCarriers,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	tc := cfg.TLS()

@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -151,7 +150,7 @@ func TestCloseDuringTakeover(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		br2 := newRecorder()
 		d2 := NewDialer(DialerConfig{
-			Owner: br2, Log: slog.New(slog.DiscardHandler), Carriers: testCarriers,
+			Owner: br2, Carriers: testCarriers,
 			Auth:   auth.ClientConfig{KeyID: [16]byte{1}, Secret: [32]byte{2}, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{8}},
 			Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),
 			Failed: func(int, error, time.Duration) {},

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"reverser/internal/auth"
@@ -45,7 +44,7 @@ type Owner interface {
 type Link struct {
 	dials    bool // this end is the one that dials
 	owner    Owner
-	log      *slog.Logger
+	say      SayFunc
 	start    time.Time
 	share    *share // of the memory for windows
 	sid      [16]byte
@@ -71,12 +70,17 @@ type Link struct {
 	err     error       // why the session ended; guarded by mu, as all below
 	outages *time.Timer // calls checkOutages
 	atEnd   func()
-
-	checksumSaid atomic.Int64 // when a wrong checksum was last logged, by now
 }
 
-func newLink(dials bool, owner Owner, log *slog.Logger, memory *share, carriers int) *Link {
-	l := &Link{dials: dials, owner: owner, log: log, share: memory, start: time.Now(), ended: make(chan struct{}), leaving: leaving{left: make(chan struct{})}}
+// SayFunc logs what a peer caused, which it may do as often as it likes: the function bounds the lines of each key or proxy, whatever
+// sessions they come from, and never waits.
+type SayFunc func(l *Link, level slog.Level, msg string, args ...any)
+
+func newLink(dials bool, owner Owner, say SayFunc, memory *share, carriers int) *Link {
+	if say == nil {
+		say = func(*Link, slog.Level, string, ...any) {}
+	}
+	l := &Link{dials: dials, owner: owner, say: say, share: memory, start: time.Now(), ended: make(chan struct{}), leaving: leaving{left: make(chan struct{})}}
 	for i := range carriers + 1 {
 		l.slots = append(l.slots, &slot{link: l, index: uint8(i), core: newCore(dials, uint8(i), memory)})
 	}

@@ -165,6 +165,11 @@ func newWorldOn(t testing.TB, detach, bridgeDetach time.Duration, ln net.Listene
 	return startWorld(t, wire.FeatureDialOpens, detach, bridgeDetach, ln, dial)
 }
 
+// say is the log of both ends.
+func (w *world) say(_ *Link, level slog.Level, msg string, args ...any) {
+	slog.New(slog.NewTextHandler(&w.log, nil)).Log(context.Background(), level, msg, args...)
+}
+
 func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duration, ln net.Listener, dial func(context.Context) (net.Conn, error), changes ...func(*DialerConfig)) *world {
 	w := &world{t: t, ln: ln, px: newRecorder(), br: newRecorder()}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -174,7 +179,7 @@ func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duratio
 	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{9}, Features: f, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
 	w.ctx = ctx
 	w.hostConfig = HostConfig{
-		Owner: w.px, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
+		Owner: w.px, Say: w.say, Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	}
 	w.host = NewHost(w.hostConfig)
@@ -198,7 +203,7 @@ func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duratio
 		}
 	})
 	w.dialerConfig = DialerConfig{
-		Owner: w.br, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Carriers: testCarriers, Detach: bridgeDetach,
+		Owner: w.br, Say: w.say, Carriers: testCarriers, Detach: bridgeDetach,
 		Auth:   auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}, Features: wire.FeatureDialOpens | Features},
 		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return dial(ctx) }),
 		Failed: func(int, error, time.Duration) {},

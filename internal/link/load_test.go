@@ -2,7 +2,6 @@ package link
 
 import (
 	"crypto/tls"
-	"log/slog"
 	"net"
 	"runtime"
 	"sync"
@@ -18,7 +17,7 @@ import (
 // when that is over.
 func TestNewStreamsAvoidBulk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLink(false, nil, slog.New(slog.DiscardHandler), NewBudget(0).only(), 4)
+		l := newLink(false, nil, nil, NewBudget(0).only(), 4)
 		open := func() uint8 {
 			s, err := l.Open(wire.Open{})
 			if err != nil {
@@ -54,7 +53,7 @@ func TestNewStreamsAvoidBulk(t *testing.T) {
 // TestNewStreamsAvoidTheFull: a carrier that may not have more streams is no choice while another has room, be it busy or away.
 func TestNewStreamsAvoidTheFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLink(false, nil, slog.New(slog.DiscardHandler), NewBudget(0).only(), 3)
+		l := newLink(false, nil, nil, NewBudget(0).only(), 3)
 		for _, sl := range l.slots[:3] { // the bridge has two carriers, and never a third
 			sl.core.limits.open, sl.attached = 10, true
 		}
@@ -99,7 +98,7 @@ func TestNewStreamsAvoidTheDead(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("the proxy cannot ask there")
 	}
-	l := newLink(false, nil, slog.New(slog.DiscardHandler), NewBudget(0).only(), 2)
+	l := newLink(false, nil, nil, NewBudget(0).only(), 2)
 	var bridge []*net.TCPConn
 	for _, sl := range l.slots[1:] {
 		near, far := recordOverTCP(t)

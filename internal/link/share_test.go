@@ -2,7 +2,6 @@ package link
 
 import (
 	"io"
-	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -130,7 +129,7 @@ type holder struct {
 }
 
 func newHolder(t *testing.T, b *Budget, key byte) *holder {
-	h := &holder{Link: newLink(false, newRecorder(), slog.New(slog.DiscardHandler), b.share([16]byte{key}), 1)}
+	h := &holder{Link: newLink(false, newRecorder(), nil, b.share([16]byte{key}), 1)}
 	h.share.join(h.Link)
 	t.Cleanup(func() { h.share.leave(h.Link) })
 	return h

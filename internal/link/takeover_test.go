@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"sync/atomic"
@@ -27,7 +26,7 @@ func secondDialer(w *world, instance byte) (*recorder, *Dialer, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	br2 := newRecorder()
 	d2 := NewDialer(DialerConfig{
-		Owner: br2, Log: slog.New(slog.DiscardHandler), Carriers: testCarriers,
+		Owner: br2, Carriers: testCarriers,
 		Auth:   auth.ClientConfig{KeyID: [16]byte{1}, Secret: [32]byte{2}, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{instance}},
 		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),
 		Failed: func(int, error, time.Duration) {},

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"hash/crc32"
 	"io"
-	"log/slog"
 	"net"
 	"runtime"
 	"slices"
@@ -87,7 +86,7 @@ func newScene(t *testing.T) *scene {
 	}
 	sc, cc := testAuth(func(id [16]byte) bool { return id == goodKey || id == evilKey })
 	w.host = NewHost(HostConfig{
-		Owner: w.owners, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance, Carriers: 1,
+		Owner: w.owners, Instance: sc.Instance, Carriers: 1,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	tc := sc.TLS()
@@ -110,7 +109,7 @@ func newScene(t *testing.T) *scene {
 	w.br = newRecorder()
 	br := w.br
 	d := NewDialer(DialerConfig{
-		Owner: br, Log: slog.New(slog.DiscardHandler), Carriers: 1, Auth: cc,
+		Owner: br, Carriers: 1, Auth: cc,
 		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),
 		Failed: func(int, error, time.Duration) {},
 	})
@@ -802,7 +801,7 @@ func newEvilProxy(w *scene, session bool) *evilProxy {
 	ctx, cancel := context.WithCancel(context.Background())
 	e.stop = cancel
 	d := NewDialer(DialerConfig{
-		Owner: e.br, Log: slog.New(slog.DiscardHandler), Carriers: 1, Auth: cc,
+		Owner: e.br, Carriers: 1, Auth: cc,
 		Dial:   Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "evil:3010") }),
 		Failed: func(int, error, time.Duration) {},
 	})

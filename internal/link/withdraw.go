@@ -2,6 +2,7 @@ package link
 
 import (
 	"cmp"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -103,7 +104,7 @@ func (l *Link) withdraw() {
 		sl.mu.Unlock()
 	}
 	if reset > 0 {
-		l.log.Warn("memory for windows was short: connections were reset whose bytes the peer did not acknowledge",
+		l.say(l, slog.LevelWarn, "memory for windows was short: connections were reset whose bytes the peer did not acknowledge",
 			"host", l.peerName, "connections", reset, "for", withdrawAfter)
 	}
 }

@@ -123,7 +123,7 @@ func (m *member) up() bool {
 func (c *crowd) bridge(key int, at netip.Addr) *member {
 	m := new(member)
 	d := link.NewDialer(link.DialerConfig{
-		Owner: m, Log: quiet, Carriers: crowdCarriers,
+		Owner: m, Carriers: crowdCarriers,
 		Auth: auth.ClientConfig{KeyID: crowdKey(key), Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: crowdKey(key)},
 		Dial: link.Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) {
 			c.dials.Add(1)

@@ -57,7 +57,7 @@ func (p *Proxy) attachLink(conn net.Conn, pass *pass) (serve func()) {
 		p.reportDuplicate(id, remote)
 	}
 	ended := func(err error) {
-		p.log.Debug("link connection ended", "key", p.logName(id), "remote", remote.String(), "err", err)
+		p.say.Say(slog.LevelDebug, id, "link connection ended", "key", p.logName(id), "remote", remote.String(), "err", err)
 	}
 	if err != nil {
 		ended(err)

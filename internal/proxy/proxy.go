@@ -165,7 +165,7 @@ func (p *Proxy) Listen() (err error) {
 // listening prepares what serves the link ports, which are open. transfer is the second one; 0: there is none.
 func (p *Proxy) listening(transfer uint16) {
 	p.port.host = link.NewHost(link.HostConfig{
-		Owner: p, Log: p.log, Instance: p.port.auth.Instance, Transfer: transfer, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
+		Owner: p, Say: p.sayLink, Instance: p.port.auth.Instance, Transfer: transfer, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
 		Admit:    func(id [16]byte, secret [32]byte) bool { now, ok := p.secret(id); return ok && now == secret },
 		Draining: p.conns.Draining,
 	})

@@ -58,6 +58,11 @@ func (p *Proxy) Attached(l *link.Link, slot int) {
 	p.say.Say(slog.LevelInfo, l.KeyID(), "bridge connected", "key", p.logName(l.KeyID()), "bridge", l.PeerName(), "remote", l.Status()[0].Remote)
 }
 
+// sayLink has a line written that a bridge caused.
+func (p *Proxy) sayLink(l *link.Link, level slog.Level, msg string, args ...any) {
+	p.say.Say(level, l.KeyID(), msg, append(args, "key", p.logName(l.KeyID()))...)
+}
+
 // begin makes a session known to the registry. It inherits what the one that it replaces held.
 func (p *Proxy) begin(l *link.Link) bool {
 	s := &p.sessions

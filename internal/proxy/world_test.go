@@ -377,7 +377,7 @@ func (w *world) dial(k Key, h how, publics ...string) *bridge {
 		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(h.from)}
 	}
 	ld := link.NewDialer(link.DialerConfig{
-		Owner: b, Log: slog.New(slog.DiscardHandler), Name: fmt.Sprintf("host%d", h.instance), Carriers: 1,
+		Owner: b, Name: fmt.Sprintf("host%d", h.instance), Carriers: 1,
 		Auth: auth.ClientConfig{KeyID: k.ID, Secret: k.Secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{h.instance}},
 		Dial: link.Direct(func(ctx context.Context, carrier bool, transfer uint16) (net.Conn, error) {
 			addr := w.p.Addr().String()

@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
-	"log/slog"
 	"math/big"
 	"net"
 	"sync"
@@ -73,7 +72,7 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 	sc := &auth.ServerConfig{Identity: identity(), Instance: [16]byte{9}, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == key }}
 	w.budget = link.NewBudget(0)
 	host := link.NewHost(link.HostConfig{
-		Owner: &w.px, Budget: w.budget, Log: slog.New(slog.DiscardHandler), Instance: sc.Instance, Carriers: carriers,
+		Owner: &w.px, Budget: w.budget, Instance: sc.Instance, Carriers: carriers,
 		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
 	})
 	ln, err := w.net.Listen("proxy:3010")
@@ -95,7 +94,7 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 		}
 	})
 	d := link.NewDialer(link.DialerConfig{
-		Owner: &w.br, Log: slog.New(slog.DiscardHandler), Carriers: carriers,
+		Owner: &w.br, Carriers: carriers,
 		Auth:    auth.ClientConfig{KeyID: key, Secret: secret, Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}},
 		Dial:    link.Direct(func(ctx context.Context, _ bool, _ uint16) (net.Conn, error) { return w.net.Dial(ctx, "proxy:3010") }),
 		Failed:  func(int, error, time.Duration) {},

@@ -11,10 +11,13 @@ import (
 	"reverser/internal/sys"
 )
 
+// acceptFailedPer is how often a listener that cannot accept is worth a line: failures and connections may follow each other quickly.
+const acceptFailedPer = time.Minute
+
 // Accept hands each connection of ln to handle until ln is closed or ctx ends. Being out of descriptors and the like passes: it
 // tries again. The next connection is accepted when handle has returned, so what handle counts was counted by then.
 func Accept(ctx context.Context, ln net.Listener, log *slog.Logger, handle func(net.Conn)) {
-	pause := time.Duration(0)
+	pause, failed, said := time.Duration(0), 0, time.Time{}
 	for {
 		conn, err := ln.Accept()
 		switch {
@@ -27,8 +30,9 @@ func Accept(ctx context.Context, ln net.Listener, log *slog.Logger, handle func(
 		case sys.NotConnected(err): // Windows has nothing to hand over of a client that has left already
 			continue
 		}
-		if pause == 0 {
-			log.Error("accept failed, trying again", "listen", ln.Addr().String(), "err", err)
+		if failed++; time.Since(said) >= acceptFailedPer {
+			log.Error("accept failed, trying again", "listen", ln.Addr().String(), "err", err, "times", failed)
+			failed, said = 0, time.Now()
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 		select {

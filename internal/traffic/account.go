@@ -40,6 +40,7 @@ type Account struct {
 	refusal  notice              // for the log
 	looked   time.Time           // of a key: when nobody was found to make way
 	turns    turns               // of a key
+	notices  notices             // of a key: for the log
 }
 
 // Limits are what an account allows; 0: no limit.

@@ -387,3 +387,46 @@ func BenchmarkBytes(b *testing.B) {
 		}
 	})
 }
+
+// TestRefusalsOfManyServices: strangers who try all services of one key fill no log, and every refusal is counted there in the end.
+// Another key's are said at once.
+func TestRefusalsOfManyServices(t *testing.T) {
+	const services, each = 100, 3
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+		for i := range services {
+			acc := c.Account(keyA, fmt.Sprintf("tcp/%d", 1000+i))
+			for range each {
+				a, err := c.Admit(acc, alice, NoWait)
+				if err != nil {
+					t.Fatal(err)
+				}
+				a.Refuse(RefusedAway, "client refused", "service", acc.Service)
+			}
+		}
+		if n := log.count("client refused"); n != noticesOfKey {
+			t.Errorf("%d lines at once, want %d", n, noticesOfKey)
+		}
+		a, err := c.Admit(c.Account(keyB, "tcp/80"), alice, NoWait)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.Refuse(RefusedAway, "client refused", "service", "another key's"); log.count("another key's") != 1 {
+			t.Error("another key's refusal is not said at once")
+		}
+		for s := range 2 * services * each / noticesOfKey {
+			time.Sleep(noticesPer)
+			if n := log.count("client refused"); n > 1+(s+2)*noticesOfKey {
+				t.Fatalf("%d lines after %d seconds", n, s+1)
+			}
+		}
+		sum := 0
+		for _, line := range log.all("client refused", "service=tcp/") {
+			service, more := 0, 0
+			fmt.Sscanf(line, "client refused service=tcp/%d more=%d", &service, &more)
+			sum += 1 + more
+		}
+		if sum != services*each {
+			t.Errorf("the log speaks of %d refusals, want %d", sum, services*each)
+		}
+	})
+}

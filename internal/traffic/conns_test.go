@@ -291,6 +291,21 @@ func (s *script) Accept() (net.Conn, error) {
 func (s *script) Close() error   { return nil }
 func (s *script) Addr() net.Addr { return &net.TCPAddr{Port: 9000} }
 
+// TestAcceptFailsNowAndThen: where connections and failures follow each other, as at the limit of descriptors, each failure is no line.
+func TestAcceptFailsNowAndThen(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+		fail := func() (net.Conn, error) { return nil, syscall.EMFILE }
+		conn := func() (net.Conn, error) { p, _ := net.Pipe(); return p, nil }
+		ln := &script{steps: slices.Repeat([]func() (net.Conn, error){fail, conn}, 1000)}
+		ln.steps = append(ln.steps, func() (net.Conn, error) { time.Sleep(acceptFailedPer); return nil, syscall.EMFILE },
+			func() (net.Conn, error) { return nil, net.ErrClosed })
+		Accept(t.Context(), ln, c.log, func(conn net.Conn) { conn.Close() })
+		if lines := log.all("accept failed, trying again"); len(lines) != 2 || !strings.Contains(lines[1], "times=1000") {
+			t.Errorf("the log says %q, want one line and one with the count", lines)
+		}
+	})
+}
+
 // TestAcceptIsStopped: a listener that fails again and again ends with the context.
 func TestAcceptIsStopped(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {

@@ -6,8 +6,12 @@ import (
 	"time"
 )
 
-// noticesPer is how often a service may have a line in the log about refused users.
-const noticesPer = time.Second
+// noticesPer is how often a service may have a line in the log about refused users, and noticesOfKey how many lines the services of one key
+// may have in that time: a key can have thousands of services.
+const (
+	noticesPer   = time.Second
+	noticesOfKey = 10
+)
 
 // notice is what the log is told about refused users of a service: one line a second. It is guarded by ledger.mu.
 type notice struct {
@@ -18,12 +22,27 @@ type notice struct {
 	args   []any
 }
 
-// sayRefusal logs a refusal, now or within a second. Of those in between, the last is logged, with how many more there were.
+// notices is what the services of a key may have logged yet. It is guarded by ledger.mu.
+type notices struct {
+	since time.Time // when left was full
+	left  int
+}
+
+func (n *notices) take(now time.Time) bool {
+	if now.Sub(n.since) >= noticesPer {
+		n.since, n.left = now, noticesOfKey
+	}
+	n.left--
+	return n.left >= 0
+}
+
+// sayRefusal logs a refusal, now or later: within a second, unless many services of the key have refused users. Of those in between, the last
+// is logged, with how many more there were.
 func (c *Conns) sayRefusal(a *Account, msg string, args []any) {
 	c.ledger.mu.Lock()
 	n := &a.refusal
 	now := time.Now()
-	if now.Sub(n.said) >= noticesPer && n.unsaid == 0 {
+	if now.Sub(n.said) >= noticesPer && n.unsaid == 0 && a.key.notices.take(now) {
 		n.said = now
 		c.ledger.mu.Unlock()
 		c.log.Warn(msg, args...)
@@ -34,6 +53,9 @@ func (c *Conns) sayRefusal(a *Account, msg string, args []any) {
 	due := n.due
 	n.due = true
 	wait := n.said.Add(noticesPer).Sub(now)
+	if wait <= 0 { // it is the key's turn that is waited for
+		wait = noticesPer
+	}
 	c.ledger.mu.Unlock()
 	if !due {
 		c.later.do(wait, func() { c.sayRest(a) })
@@ -44,6 +66,11 @@ func (c *Conns) sayRefusal(a *Account, msg string, args []any) {
 func (c *Conns) sayRest(a *Account) {
 	c.ledger.mu.Lock()
 	n := &a.refusal
+	if !a.key.notices.take(time.Now()) {
+		c.ledger.mu.Unlock()
+		c.later.do(noticesPer, func() { c.sayRest(a) })
+		return
+	}
 	msg, args, more := n.msg, n.args, n.unsaid-1
 	n.said, n.due, n.unsaid, n.msg, n.args = time.Now(), false, 0, "", nil
 	c.ledger.mu.Unlock()
