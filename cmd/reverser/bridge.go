@@ -117,7 +117,7 @@ func bridgeSettings(set config.Settings) bridge.Settings {
 	for _, e := range set.Bridge.Services {
 		services = append(services, bridge.Service{Public: e.Public, Target: e.Target})
 	}
-	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, Drain: set.Drain}
+	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, NoPairs: set.NoPairs, Drain: set.Drain}
 }
 
 // bridgeProxies are the proxies that get a link; none: the token has the address.

@@ -21,6 +21,7 @@ func addCommonFlags(fl *pflag.FlagSet, args *config.CommonArgs, file, admin *str
 	fl.StringVar(admin, "admin", "", "not in this version: `ADDR` of the HTTP API and page")
 	fl.StringVar(&args.LogFormat, "log-format", "", "`FORMAT` of the log on stderr: text or json (default text)")
 	fl.StringVar(&args.LogLevel, "log-level", "", "least `LEVEL` that is logged: debug, info, warn or error (default info)")
+	fl.StringVar(&args.Pairs, "pairs", "", "`BOOL`: whether each connection of a user is logged, when it begins and when it ends (default true)")
 }
 
 func addStateFlag(fl *pflag.FlagSet, state *string) {

@@ -207,7 +207,7 @@ func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(contex
 }
 
 func proxySettings(set config.Settings) proxy.Settings {
-	return proxy.Settings{Keys: proxyKeys(set.Proxy.Keys), Offer: set.Proxy.Offer, Drain: set.Drain, ResumeWithin: set.ResumeWithin}
+	return proxy.Settings{Keys: proxyKeys(set.Proxy.Keys), Offer: set.Proxy.Offer, NoPairs: set.NoPairs, Drain: set.Drain, ResumeWithin: set.ResumeWithin}
 }
 
 // knownAddresses turns what one package knows of addresses into what another one does.

@@ -19,6 +19,7 @@ import (
 type Settings struct {
 	Services []Service
 	Sources  []netip.Addr  // of this machine, that targets are dialled from, in turn; none: the system chooses
+	NoPairs  bool          // the beginning and the end of each pair are not logged
 	Drain    time.Duration // how long the connections of what is removed may go on; 0: DefaultDrain; negative: they are reset at once
 }
 
@@ -44,6 +45,7 @@ func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
 	if err == nil {
 		b.drainTime = s.drain()
 		b.targets.SetSources(s.Sources)
+		b.conns.LogPairs(!s.NoPairs)
 		b.changedLocked()
 	}
 	b.mu.Unlock()

@@ -126,6 +126,7 @@ func New(cfg Config) (*Bridge, error) {
 		b.uplinks = append(b.uplinks, b.newUplink(p))
 	}
 	b.targets.SetSources(cfg.Settings.Sources)
+	b.conns.LogPairs(!cfg.Settings.NoPairs)
 	b.targets.Warn = func(err error) { b.log.Warn("users wait for a connection to their target", "err", err) }
 	rand.Read(b.instance[:])
 	b.name, _ = os.Hostname()

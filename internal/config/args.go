@@ -19,6 +19,7 @@ type CommonArgs struct {
 	State               string
 	TrustOwner          []int // users whose files are taken as one's own
 	LogFormat, LogLevel string
+	Pairs               string // "true" or "false"
 	Drain, ResumeWithin string
 }
 
@@ -60,6 +61,11 @@ func (args CommonArgs) join(file CommonArgs) (c Common, err error) {
 	if c.LogLevel, err = parseLogLevel(cmp.Or(args.LogLevel, file.LogLevel)); err != nil {
 		return Common{}, argError("", `--log-level: %w: it is debug, info, warn or error`, err)
 	}
+	if s := cmp.Or(args.Pairs, file.Pairs, "true"); s != "true" && s != "false" {
+		return Common{}, argError("", "--pairs: %q is neither true nor false", s)
+	} else {
+		c.NoPairs = s == "false"
+	}
 	if s := cmp.Or(args.Drain, file.Drain); s != "" {
 		if c.Drain, err = ParseDrain(s); err != nil {
 			return Common{}, argError("", "--drain: %w", err)
@@ -82,6 +88,7 @@ func (args CommonArgs) override(origin map[string]Place) {
 	}
 	override(origin, "log_format", args.LogFormat)
 	override(origin, "log_level", args.LogLevel)
+	override(origin, "pairs", args.Pairs)
 	override(origin, "drain", args.Drain)
 	override(origin, "resume_within", args.ResumeWithin)
 }

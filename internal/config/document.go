@@ -324,6 +324,7 @@ func (d *doc) common() CommonArgs {
 	}
 	c.LogFormat = d.checked("log_format", checkLogFormat, `write "text" or "json"`)
 	c.LogLevel = d.checked("log_level", func(s string) error { _, err := parseLogLevel(s); return err }, `write "debug", "info", "warn" or "error"`)
+	c.Pairs = d.yesNo("pairs")
 	c.TrustOwner = d.rules.Trusted
 	c.Drain = d.checked("drain", func(s string) error { _, err := ParseDrain(s); return err }, "")
 	c.ResumeWithin = d.checked("resume_within", func(s string) error { _, err := ParseResumeWithin(s); return err }, "")
@@ -364,6 +365,21 @@ func (d *doc) text(key string) string {
 	}
 	d.origin[key] = d.place(key)
 	return s
+}
+
+// yesNo is the value of a key that is true or false; "" without the key.
+func (d *doc) yesNo(key string) string {
+	v, ok := d.options[key]
+	if !ok {
+		return ""
+	}
+	yes, ok := v.(bool)
+	if !ok {
+		d.fault(key, errors.New("the value is neither true nor false"), "write one of the two, without quotes")
+		return ""
+	}
+	d.origin[key] = d.place(key)
+	return strconv.FormatBool(yes)
 }
 
 func (d *doc) listen(key string) string {

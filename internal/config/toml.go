@@ -19,7 +19,7 @@ import (
 var tomlKeys = []string{
 	"listen", "transfer", "advertise", "key",
 	"token", "token_file", "proxy", "proxy_transfer", "keepalive", "source", "expose",
-	"state", "trust_owner", "drain", "resume_within", "log_format", "log_level",
+	"state", "trust_owner", "drain", "resume_within", "log_format", "log_level", "pairs",
 }
 
 // later are keys of versions to come. They are refused by name, so that a file

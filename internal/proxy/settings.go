@@ -17,6 +17,7 @@ type Settings struct {
 	Keys         []Key
 	Offer        []grammar.Public // public ports that the proxy owns and offers to whom its key allows them
 	Drain        time.Duration    // 0: DefaultDrain; negative: reset at once
+	NoPairs      bool             // the beginning and the end of each pair are not logged
 	ResumeWithin time.Duration    // how long connections outlive a break of their link; 0: link.DetachLimit. For links to come
 }
 
@@ -52,6 +53,7 @@ func (p *Proxy) setKeys(set Settings) {
 		limits[k.ID] = traffic.Limits{Connections: k.MaxConnections}
 	}
 	p.conns.SetKeys(limits)
+	p.conns.LogPairs(!set.NoPairs)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.set = set

@@ -40,9 +40,11 @@ func (a *Admission) bind(p pair, target string) {
 	a.pair, a.since, a.target = p, time.Now(), target
 	a.account.addPair(1)
 	a.account.total.Add(1)
-	// LogAttrs, since this is on every user's way: Info allocates for each argument.
-	a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair created",
-		slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", target))
+	if !a.conns.pairsUnsaid.Load() {
+		// LogAttrs, since this is on every user's way: Info allocates for each argument.
+		a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair created",
+			slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", target))
+	}
 	end := a.enterPhase(bound)
 	p.Start(&a.conns.poller, a.released)
 	if end != nil { // a stream that was reset at this end tells nobody here
@@ -53,10 +55,12 @@ func (a *Admission) bind(p pair, target string) {
 // released is called once, when the pair is over.
 func (a *Admission) released(reason relay.Reason) {
 	sent, received := a.pair.Counts()
-	a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair released",
-		slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", a.target),
-		slog.Uint64("sent", sent), slog.Uint64("received", received), slog.Float64("duration", Seconds(time.Since(a.since))),
-		slog.String("reason", string(reason)), slog.Uint64("resumes", a.pair.Resumes()))
+	if !a.conns.pairsUnsaid.Load() {
+		a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair released",
+			slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", a.target),
+			slog.Uint64("sent", sent), slog.Uint64("received", received), slog.Float64("duration", Seconds(time.Since(a.since))),
+			slog.String("reason", string(reason)), slog.Uint64("resumes", a.pair.Resumes()))
+	}
 	a.account.addPair(-1)
 	a.depart(over)
 	a.giveBack(reason, sent, received)

@@ -54,6 +54,8 @@ type Conns struct {
 	strain *Strain // for want of descriptors
 	later  later
 
+	pairsUnsaid atomic.Bool // of LogPairs
+
 	ctx         context.Context // ends with Close
 	stop        context.CancelFunc
 	holding     context.Context // ends when nobody waits any longer for a bridge that is away
@@ -108,6 +110,9 @@ func New(cfg Config) *Conns {
 	c.holding, c.stopHolding = context.WithCancel(c.ctx)
 	return c
 }
+
+// LogPairs sets whether the beginning and the end of each pair are logged. At first they are.
+func (c *Conns) LogPairs(yes bool) { c.pairsUnsaid.Store(!yes) }
 
 // Account returns the account of a service of a key, which counts from the first call on and is kept.
 func (c *Conns) Account(key [16]byte, service string) *Account { return c.ledger.service(key, service) }
