@@ -20,6 +20,7 @@ import (
 	cdx "github.com/CycloneDX/cyclonedx-go"
 	"github.com/tc-hib/winres"
 	"github.com/tc-hib/winres/version"
+	"go.yaml.in/yaml/v3"
 )
 
 // targets are enough to see all kinds of files.
@@ -32,6 +33,7 @@ func build(t *testing.T) (*release, map[string][]byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.download = "https://example.com/r"
 	files, err := r.make(t.Context(), t.TempDir(), targets)
 	if err != nil {
 		t.Fatal(err)
@@ -139,6 +141,48 @@ func TestRelease(t *testing.T) {
 			texts := *info.Table()[lang]
 			if texts[version.CompanyName] != publisher || texts[version.ProductVersion] != r.plainVersion() || texts[version.FileDescription] == "" {
 				t.Errorf("version resource of language %#x: %v", lang, texts)
+			}
+		}
+	})
+
+	t.Run("package managers", func(t *testing.T) {
+		address, hash := "https://example.com/r/"+archived, sum(made[archived])
+		var scoop struct {
+			Version, Bin string
+			Architecture map[string]struct{ URL, Hash string }
+		}
+		if err := json.Unmarshal(made["reverser.json"], &scoop); err != nil {
+			t.Fatal(err)
+		}
+		if zip := scoop.Architecture["64bit"]; zip.URL != address || zip.Hash != hash || scoop.Version != r.plainVersion() || unzipped[scoop.Bin] == nil {
+			t.Errorf("Scoop is told %+v; the zip is %s, %s", scoop, address, hash)
+		}
+		for kind, name := range map[string]string{"version": "", "defaultLocale": ".locale.en-US", "locale": ".locale.zh-CN", "installer": ".installer"} {
+			var winget struct {
+				PackageIdentifier    string `yaml:"PackageIdentifier"`
+				PackageVersion       string `yaml:"PackageVersion"`
+				ManifestType         string `yaml:"ManifestType"`
+				NestedInstallerFiles []struct {
+					RelativeFilePath string `yaml:"RelativeFilePath"`
+				} `yaml:"NestedInstallerFiles"`
+				Installers []struct {
+					Architecture    string `yaml:"Architecture"`
+					InstallerURL    string `yaml:"InstallerUrl"`
+					InstallerSha256 string `yaml:"InstallerSha256"`
+				} `yaml:"Installers"`
+			}
+			if err := yaml.Unmarshal(made["reverser.reverser"+name+".yaml"], &winget); err != nil {
+				t.Fatal(err)
+			}
+			if winget.PackageIdentifier != "reverser.reverser" || winget.PackageVersion != r.plainVersion() || winget.ManifestType != kind {
+				t.Errorf("winget is told %+v; want %s %s", winget, kind, r.plainVersion())
+			}
+			if kind != "installer" {
+				continue
+			}
+			if i := winget.Installers; len(i) != 1 || i[0].Architecture != "x64" || i[0].InstallerURL != address || i[0].InstallerSha256 != strings.ToUpper(hash) ||
+				unzipped[winget.NestedInstallerFiles[0].RelativeFilePath] == nil {
+				t.Errorf("winget is told %+v; the zip is %s, %s", winget, address, hash)
 			}
 		}
 	})
@@ -325,6 +369,26 @@ func TestForeignDirectory(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "reverser_1_linux_amd64.tar.gz")); err == nil {
 		t.Error("the file of an older release is still there")
+	}
+}
+
+func TestDownload(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                           "https://YOUR.SERVER/reverser/v1.2.3",
+		"https://example.com/r/":     "https://example.com/r",
+		"http://example.com/r":       "error",
+		"example.com":                "error",
+		"https://example.com/?a=b":   "error",
+		"https://exa mple.com/":      "error",
+		"https://example.com/r\n- x": "error",
+	} {
+		got, err := checkDownload(in, "v1.2.3")
+		if err != nil {
+			got = "error"
+		}
+		if got != want {
+			t.Errorf("checkDownload(%q) = %q, %v; want %q", in, got, err, want)
+		}
 	}
 }
 

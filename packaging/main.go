@@ -3,6 +3,7 @@
 //	reverser_VERSION_OS_ARCH.tar.gz, .zip   the program with its documents, for six platforms
 //	reverser_VERSION_linux_ARCH.deb, .rpm   packages
 //	reverser_VERSION_OS_ARCH.cdx.json       its bill of materials (CycloneDX)
+//	reverser.json, reverser.reverser*.yaml  where Scoop and winget find the zips
 //	SHA256SUMS                              of all the files above
 //
 // The same commit gives the same bytes, with the same version of Go, on any machine and at any time. So nothing that is
@@ -40,6 +41,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	root := fl.String("root", "..", "`DIR` of the checkout")
 	out := fl.String("out", "../dist", "`DIR` that is made anew, with the files of the release")
 	version := fl.String("version", "", "`VERSION`, such as v1.2.3 (default: the tag of the commit; without one, its time and hash)")
+	download := fl.String("download", "", "`URL` below which the files will be found, for Scoop and winget (default: a placeholder)")
 	only := fl.String("platforms", strings.Join(names(platforms), ","), "`OS/ARCH,...` to build for")
 	if err := fl.Parse(args); err != nil {
 		return err
@@ -53,6 +55,9 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	r, err := newRelease(ctx, *root, *version)
 	if err != nil {
+		return err
+	}
+	if r.download, err = checkDownload(*download, r.version); err != nil {
 		return err
 	}
 	stage, err := os.MkdirTemp("", "reverser-dist-")
@@ -115,7 +120,11 @@ func (r *release) make(ctx context.Context, stage string, targets []platform) ([
 		}
 		files = append(files, made...)
 	}
-	slices.SortFunc(files, func(a, b file) int { return strings.Compare(a.name, b.name) })
+	managers, err := r.managers(files)
+	if err != nil {
+		return nil, err
+	}
+	files = byName(append(files, managers...))
 	return append(files, checksums(files)), nil
 }
 

@@ -24,9 +24,10 @@ const (
 
 // release is what is built: a commit, the name that it gets, and its time.
 type release struct {
-	root    string
-	version string // v1.2.3
-	date    time.Time
+	root     string
+	version  string // v1.2.3
+	date     time.Time
+	download string // where its files will be found
 }
 
 var versionPattern = regexp.MustCompile(`^v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$`)

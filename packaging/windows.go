@@ -60,7 +60,7 @@ func (r *release) windowsResource(p platform) ([]byte, error) {
 	}
 	info := version.Info{FileVersion: r.numbers(), ProductVersion: r.numbers(), Timestamp: r.date}
 	info.Flags.Prerelease = bytes.ContainsAny([]byte(r.version), "-+")
-	for lang, description := range map[uint16]string{english: summary, chinese: "让内网里的服务拥有一个公网地址"} {
+	for lang, description := range map[uint16]string{english: summary, chinese: summaryChinese} {
 		for key, value := range map[string]string{
 			version.CompanyName:      publisher,
 			version.FileDescription:  description,
