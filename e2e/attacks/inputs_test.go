@@ -1,6 +1,8 @@
 package attacks
 
 import (
+	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,60 +12,139 @@ import (
 // inputs are what strangers and peers may say and ought not to, and what somebody takes more of than their share, each with the tests
 // that play it: a package and the name of a test, or of a case as it stands there in quotes.
 var inputs = []struct {
-	name  string
-	input string
-	tests []string
+	name   string
+	input  string
+	answer string
+	tests  []string
 }{
 	// Connections to the link port.
-	{"A1", "silence, before or behind a ClientHello", []string{"internal/auth TestSilenceAtTheProxy", "internal/proxy TestStrangersHoldNothingUp", "e2e/faults N1"}},
-	{"A2", "a thousand of them at once", []string{"internal/proxy TestCrowdOfStrangers", "internal/record TestStrangersCostLittle", "e2e/faults N1"}},
-	{"A3", "HTTP, SSH, noise, an older TLS, another ALPN", []string{"internal/proxy TestNoiseOnTheLinkPort", "e2e TestNoiseOnTheLinkPort", "internal/auth TestOtherTLSClients"}},
-	{"A4", "the right key with a wrong proof, or an unknown key", []string{"internal/auth TestRefusalsLookAlike"}},
-	{"A5", "a proxy that cannot prove the key", []string{"internal/auth TestFakeProxy"}},
-	{"A6", "somebody in between, and a Hello once more", []string{"internal/auth TestManInTheMiddle", "internal/auth TestReplayedHello"}},
-	{"A7", "the session of another key, or a wrong proof of it", []string{"internal/link A7 the session of another key", "internal/link A7 a wrong proof"}},
-	{"A8", "generations that do not follow", []string{"internal/link A8 the last generation again", "internal/link A8 generation 2^64-1", "internal/link A8 a jump of 2^32+1"}},
-	{"A9", "tables that are too long, out of order, cut short or damaged", []string{"internal/link A9 2^32-1 streams", "internal/link A9 the same id twice",
-		"internal/link A9 ids out of order", "internal/link A9 a table that is cut short", "internal/link A9 a wrong checksum"}},
+	{"A1", "silence, before or behind a ClientHello",
+		"closed 10 s after it came, sooner when others need the place; bridges attach meanwhile", []string{"internal/auth TestSilenceAtTheProxy", "internal/proxy TestStrangersHoldNothingUp", "e2e/faults N1"}},
+	{"A2", "a thousand of them at once",
+		"8,192 places at the most, silent ones go first, of the network that has most; a quarter of them is for known addresses only", []string{"internal/proxy TestCrowdOfStrangers", "internal/record TestStrangersCostLittle", "e2e/faults N1"}},
+	{"A3", "HTTP, SSH, noise, an older TLS, another ALPN",
+		"closed, with nothing but a TLS alert; one line a minute for all of them, with their number", []string{"internal/proxy TestNoiseOnTheLinkPort", "e2e TestNoiseOnTheLinkPort", "internal/auth TestOtherTLSClients"}},
+	{"A4", "the right key with a wrong proof, or an unknown key",
+		"the same Welcome, to the byte but for random ones, and the same work", []string{"internal/auth TestRefusalsLookAlike"}},
+	{"A5", "a proxy that cannot prove the key",
+		"the bridge sends its Hello and nothing more, dials nothing, and says whom it found", []string{"internal/auth TestFakeProxy"}},
+	{"A6", "somebody in between, and a Hello once more",
+		"refused: each proof is bound to its TLS connection, and the two sides' differ", []string{"internal/auth TestManInTheMiddle", "internal/auth TestReplayedHello"}},
+	{"A7", "the session of another key, or a wrong proof of it",
+		"GONE, as for a session that never was; the other session notices nothing", []string{"internal/link A7 the session of another key", "internal/link A7 a wrong proof"}},
+	{"A8", "generations that do not follow",
+		"STALE; the session goes on", []string{"internal/link A8 the last generation again", "internal/link A8 generation 2^64-1", "internal/link A8 a jump of 2^32+1"}},
+	{"A9", "tables that are too long, out of order, cut short or damaged",
+		"an error of the connection, before memory is taken for what was announced", []string{"internal/link A9 2^32-1 streams", "internal/link A9 the same id twice",
+			"internal/link A9 ids out of order", "internal/link A9 a table that is cut short", "internal/link A9 a wrong checksum"}},
 
 	// Tables and frames of a session.
-	{"R1", "a table that takes back what was acknowledged", []string{"internal/link R1 below what was acked"}},
-	{"R2", "a table with more than was sent", []string{"internal/link R2 "}},
-	{"R3", "a table with less credit than before", []string{"internal/link R3 "}},
-	{"R4", "a table with the wrong checksum of a stream", []string{"internal/link R4 a wrong checksum"}},
-	{"R5", "a table with streams that were never opened", []string{"internal/link R5 "}},
-	{"R6", "ACKs of what was never sent, that go back, or of unknown streams", []string{"internal/link R6 ACK of what was never sent", "internal/link R6 ACK that goes back",
-		"internal/link R6 ACK of a stream that was never opened"}},
-	{"P1", "DATA that is empty, too long, behind a gap, beyond the credit or the last offset", []string{"internal/link P1 DATA without bytes", "internal/link P1 DATA of 16,385 bytes",
-		"internal/link P1 DATA behind a gap", "internal/link P1 DATA beyond the credit", "internal/link P1 DATA around 2^64"}},
-	{"P2", "DATA that was there before", []string{"internal/link P2 DATA that was there before", "internal/link P2 DATA of which a part was there before"}},
-	{"P3", "ENDs that contradict what came", []string{"internal/link P3 DATA after END", "internal/link P3 END below what was received", "internal/link P3 RST where FIN was"}},
-	{"P4", "OPENs of ids that are taken, forgotten or another's, and of no service", []string{"internal/link P4 OPEN of a live stream", "internal/link P4 OPEN of a stream that was forgotten",
-		"internal/link P4 OPEN of an id of the receiver", "internal/bridge TestAnswersThatAreWrong", "internal/link OPEN on the control connection"}},
-	{"P5", "floods of OPENs", []string{"internal/link TestOPENsBeyondTheLimit", "internal/link TestOPENAndFORGETFlood"}},
-	{"P6", "floods of PING and PONG", []string{"internal/link TestPINGsFromOneWhoNeverReads", "internal/link P6 PONGs that nobody asked for"}},
-	{"P7", "frames that are unknown or in the wrong place", []string{"internal/link P7 unknown type", "internal/link P7 PING before ATTACH", "internal/link P7 a second Hello",
-		"internal/link P7 ATTACH on an attached connection"}},
-	{"P8", "TLS that is allowed and meant badly", []string{"internal/record TestKeyUpdate", "internal/record TestBadRecords", "internal/link TestCutInsideAFrame"}},
-	{"A20", "claims of what a key may not have", []string{"internal/proxy TestClaimsDenied", "internal/proxy TestHeldByAnotherKey", "internal/proxy TestClaimsThatAreWrong", "internal/grammar TestParsePublicErrors"}},
+	{"R1", "a table that takes back what was acknowledged",
+		"the session ends", []string{"internal/link R1 below what was acked"}},
+	{"R2", "a table with more than was sent",
+		"the session ends", []string{"internal/link R2 "}},
+	{"R3", "a table with less credit than before",
+		"ignored: credit is not taken back", []string{"internal/link R3 "}},
+	{"R4", "a table with the wrong checksum of a stream",
+		"that stream is reset at both ends and counted, the others go on; the log says it ten times a second at the most", []string{"internal/link R4 a wrong checksum"}},
+	{"R5", "a table with streams that were never opened",
+		"the session ends", []string{"internal/link R5 "}},
+	{"R6", "ACKs of what was never sent, that go back, or of unknown streams",
+		"never sent or opened: the session ends; going back, or of a forgotten stream: ignored and counted, 5,000 in a row at the most", []string{"internal/link R6 ACK of what was never sent", "internal/link R6 ACK that goes back",
+			"internal/link R6 ACK of a stream that was never opened"}},
+	{"P1", "DATA that is empty, too long, behind a gap, beyond the credit or the last offset",
+		"an error with a code for each; the session or the connection ends", []string{"internal/link P1 DATA without bytes", "internal/link P1 DATA of 16,385 bytes",
+			"internal/link P1 DATA behind a gap", "internal/link P1 DATA beyond the credit", "internal/link P1 DATA around 2^64"}},
+	{"P2", "DATA that was there before",
+		"trimmed and counted", []string{"internal/link P2 DATA that was there before", "internal/link P2 DATA of which a part was there before"}},
+	{"P3", "ENDs that contradict what came",
+		"the session ends; the same END again is ignored", []string{"internal/link P3 DATA after END", "internal/link P3 END below what was received", "internal/link P3 RST where FIN was"}},
+	{"P4", "OPENs of ids that are taken, forgotten or another's, and of no service",
+		"ignored, or the stream is reset with its reason, or the session ends", []string{"internal/link P4 OPEN of a live stream", "internal/link P4 OPEN of a stream that was forgotten",
+			"internal/link P4 OPEN of an id of the receiver", "internal/bridge TestAnswersThatAreWrong", "internal/link OPEN on the control connection"}},
+	{"P5", "floods of OPENs",
+		"reset with the code of the limit (16,384 streams in a slot, 1,024 dials); memory stays flat", []string{"internal/link TestOPENsBeyondTheLimit", "internal/link TestOPENAndFORGETFlood"}},
+	{"P6", "floods of PING and PONG",
+		"one PONG waits at the most; the connection ends after 5,000 that nobody asked for", []string{"internal/link TestPINGsFromOneWhoNeverReads", "internal/link P6 PONGs that nobody asked for"}},
+	{"P7", "frames that are unknown or in the wrong place",
+		"an error, or skipped where the type says that it may be", []string{"internal/link P7 unknown type", "internal/link P7 PING before ATTACH", "internal/link P7 a second Hello",
+			"internal/link P7 ATTACH on an attached connection"}},
+	{"P8", "TLS that is allowed and meant badly",
+		"taken as TLS has it; a record that is none ends the connection, and the session goes on", []string{"internal/record TestKeyUpdate", "internal/record TestBadRecords", "internal/link TestCutInsideAFrame"}},
+	{"A20", "claims of what a key may not have",
+		"DENIED or RETRYING for that claim alone, with the reason", []string{"internal/proxy TestClaimsDenied", "internal/proxy TestHeldByAnotherKey", "internal/proxy TestClaimsThatAreWrong", "internal/grammar TestParsePublicErrors"}},
 
 	// What is configured.
-	{"C1", "keys and tokens that are no keys", []string{"internal/grammar TestEverySlipIsRefused", "internal/config TestReadTokenFile", "internal/state TestDamagedKeysShowNoSecret"}},
-	{"C2 to C4", "settings that are unknown or out of range", []string{"internal/config TestTOMLErrors", "internal/config TestBadSettings", "internal/config TestNumbers"}},
-	{"C5", "files that others can read or write", []string{"internal/config TestLooseFiles", "internal/config TestWritableByOthers", "internal/config TestOwnedByOthers",
-		"internal/state TestDirectoryThatOthersCanWrite", "internal/state TestFileThatOthersCanWrite", "internal/state TestHardLinkIsRefused"}},
-	{"D3, D4", "requests at the admin socket that make no sense, or too many", []string{"internal/admin TestStrangeRequests", "internal/admin TestCrowd"}},
-	{"D5", "escape sequences", []string{"cmd/reverser TestHostileBridge", "cmd/reverser TestHostileProxy", "cmd/reverser TestHostileRequest", "internal/escape TestText", "e2e/faults N7"}},
+	{"C1", "keys and tokens that are no keys",
+		"refused at the start, with file, line and remedy; no secret is printed", []string{"internal/grammar TestEverySlipIsRefused", "internal/config TestReadTokenFile", "internal/state TestDamagedKeysShowNoSecret"}},
+	{"C2 to C4", "settings that are unknown or out of range",
+		"refused, with the line and the name of the setting", []string{"internal/config TestTOMLErrors", "internal/config TestBadSettings", "internal/config TestNumbers"}},
+	{"C5", "files that others can read or write",
+		"refused, with what to do about it", []string{"internal/config TestLooseFiles", "internal/config TestWritableByOthers", "internal/config TestOwnedByOthers",
+			"internal/state TestDirectoryThatOthersCanWrite", "internal/state TestFileThatOthersCanWrite", "internal/state TestHardLinkIsRefused"}},
+	{"D3, D4", "requests at the admin socket that make no sense, or too many",
+		"an error as its kind has one; 8 connections at once", []string{"internal/admin TestStrangeRequests", "internal/admin TestCrowd"}},
+	{"D5", "escape sequences",
+		"escaped, in one line, 4 KiB at the most", []string{"cmd/reverser TestHostileBridge", "cmd/reverser TestHostileProxy", "cmd/reverser TestHostileRequest", "internal/escape TestText", "e2e/faults N7"}},
 
 	// More than somebody's share.
-	{"place before authentication", "floods of strangers", []string{"internal/proxy TestRoomSharesAmongBlocks", "internal/proxy TestRoomRate", "internal/proxy TestRoomKnownAddresses",
-		"internal/proxy TestCrowdBehindOneAddress", "e2e/faults N1"}},
-	{"authenticated, not attached", "tables that never end, and silence behind the proof", []string{"internal/link TestUnfinishedTables", "internal/link TestRefusalBeforeATable", "e2e/faults N2"}},
-	{"listeners", "a key that claims everything", []string{"internal/registry TestFloods", "internal/registry TestManyClaimsOfOneSession", "e2e/faults N3"}},
-	{"window memory", "a key that acknowledges nothing", []string{"internal/link TestAGreedyKey", "internal/link TestSharesGiveWay", "internal/link TestWithdraw", "e2e/faults N4"}},
-	{"users", "a crowd of idle users", []string{"internal/traffic TestKeyShare", "internal/traffic TestClientShare", "e2e/faults N5"}},
-	{"log lines", "a key that makes the log say something thousands of times", []string{"internal/lines TestFlood", "internal/lines TestManyParties", "e2e/faults N3"}},
-	{"addresses", "a proxy that names hosts to a bridge", []string{"internal/bridge TestFalseProxyNamesAddresses", "internal/bridge TestProbeAddr", "e2e/faults N6"}},
+	{"place before authentication", "floods of strangers",
+		"20 handshakes a second and network, 40 at once; half of the turns; known addresses have places of their own and go first", []string{"internal/proxy TestRoomSharesAmongBlocks", "internal/proxy TestRoomRate", "internal/proxy TestRoomKnownAddresses",
+			"internal/proxy TestCrowdBehindOneAddress", "e2e/faults N1"}},
+	{"authenticated, not attached", "tables that never end, and silence behind the proof",
+		"3 connections for each slot and key, 10 s in all; a table is read only of a session that is the key's", []string{"internal/link TestUnfinishedTables", "internal/link TestRefusalBeforeATable", "e2e/faults N2"}},
+	{"listeners", "a key that claims everything",
+		"half of the descriptors that others leave, or --max-services; the others wait and are told why", []string{"internal/registry TestFloods", "internal/registry TestManyClaimsOfOneSession", "e2e/faults N3"}},
+	{"window memory", "a key that acknowledges nothing",
+		"half of what others leave; what a peer holds that acknowledges nothing is given to others after 30 s", []string{"internal/link TestAGreedyKey", "internal/link TestSharesGiveWay", "internal/link TestWithdraw", "e2e/faults N4"}},
+	{"users", "a crowd of idle users",
+		"half of what is free, by key and then by address; keys share the 16 places of those who wait; an idle user of a large key makes way for one of a small key", []string{"internal/traffic TestKeyShare", "internal/traffic TestClientShare", "internal/traffic TestWaitShare", "internal/traffic TestReplacedLeaveRoom", "e2e/faults N5"}},
+	{"log lines", "a key that makes the log say something thousands of times",
+		"ten a second of a kind and key, then their number", []string{"internal/lines TestFlood", "internal/lines TestManyParties", "internal/archtest TestLogsAreBounded", "internal/traffic TestRefusalsOfManyServices",
+			"internal/traffic TestAcceptFailsNowAndThen", "internal/bridge TestReportsAreBounded", "e2e/faults N3"}},
+	{"events of one bridge", "a bridge with thousands of services that comes and goes",
+		"costs what it touches: nothing that happens to one walks over all, or over all services of one", []string{"internal/registry TestCost", "internal/registry TestLinkUpWakesCallers", "internal/proxy TestFlappingBridge"}},
+	{"addresses", "a proxy that names hosts to a bridge",
+		"never dialled: a port is proven at the link's own address and the configured port", []string{"internal/bridge TestFalseProxyNamesAddresses", "internal/bridge TestProbeAddr", "e2e/faults N6"}},
+}
+
+var update = flag.Bool("update", false, "write the table of docs/BAD-INPUT.md anew")
+
+// TestInputsDocument: the document has them as they stand here.
+func TestInputsDocument(t *testing.T) {
+	const file, begin, end = "../../docs/BAD-INPUT.md", "<!-- table: begin -->\n", "<!-- table: end -->"
+	var table strings.Builder
+	table.WriteString("\n| | input | answer | played by |\n|---|---|---|---|\n")
+	for _, in := range inputs {
+		fmt.Fprintf(&table, "| %s | %s | %s | `%s` |\n", in.name, in.input, in.answer, strings.Join(trimmed(in.tests), "`, `"))
+	}
+	table.WriteString("\n")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(text), begin)
+	have, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no marks for the table", file)
+	}
+	switch {
+	case have == table.String():
+	case !*update:
+		t.Errorf("%s has another table: go test ./e2e/attacks -run TestInputsDocument -update", file)
+	default:
+		if err := os.WriteFile(file, []byte(before+begin+table.String()+end+after), 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// trimmed are the names without what only ends a search.
+func trimmed(tests []string) (names []string) {
+	for _, test := range tests {
+		names = append(names, strings.TrimSpace(test))
+	}
+	return names
 }
 
 // TestInputs: each of them is played by a test that is there.

@@ -221,6 +221,8 @@ func dialHint(err error) string {
 	switch {
 	case sys.Refused(err):
 		return " (is `reverser proxy` running there, on this port?)"
+	case sys.Reset(err):
+		return " (the proxy may be busy or stopping; or is something else in between?)"
 	case errors.As(err, &dns):
 		return " (is the name right, and does this machine have DNS?)"
 	case errors.As(err, &timeout) && timeout.Timeout():

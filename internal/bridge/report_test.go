@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -208,6 +210,37 @@ func (s slow) Handle(ctx context.Context, r slog.Record) error {
 	}
 	<-s.read
 	return s.journal.Handle(ctx, r)
+}
+
+// TestBusyProxyIsSaidOnce: a proxy that has no place closes a connection without a word. The bridge says once what that may be, and when it
+// tries again, however often it does.
+func TestBusyProxyIsSaidOnce(t *testing.T) {
+	for _, linger := range []int{0, -1} { // RST, FIN
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var came atomic.Int32
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				came.Add(1)
+				c.(*net.TCPConn).SetLinger(linger)
+				c.Close()
+			}
+		})
+		b := start(t, Config{Token: tokenFor(ln.Addr().String())})
+		eventually(t, "the bridge tries again and again", func() bool { return came.Load() >= 4 })
+		if n := b.log.count("no connection to the proxy, trying again", "the proxy may be busy", "retry_in="); n != 1 || b.log.count("WARN") != 1 {
+			t.Errorf("%d lines of %d warnings say why it waits and until when, want one: %q", n, b.log.count("WARN"), *b.log.lines)
+		}
+		ln.Close()
+		wg.Wait()
+	}
 }
 
 // TestReportsAreBounded: a proxy that accepts and ends sessions as fast as it can does not fill the bridge's log.
