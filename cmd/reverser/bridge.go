@@ -96,7 +96,9 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 		return err
 	}
 	defer dir.Close()
-	return serve(ctx, b, dir, nil, newReloader(source, bridgeRole{b}, set, run.level, log), log)
+	r := newReloader(source, bridgeRole{b}, set, run.level, log)
+	r.host = run.host
+	return serve(ctx, b, dir, nil, r, log)
 }
 
 // bridgeRole is a bridge that takes settings as config has them.

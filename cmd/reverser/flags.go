@@ -8,6 +8,7 @@ import (
 
 	"reverser/internal/access"
 	"reverser/internal/config"
+	"reverser/internal/service"
 )
 
 // addCommonFlags adds what proxy and bridge share. All defaults are empty, so
@@ -20,6 +21,10 @@ func addCommonFlags(fl *pflag.FlagSet, args *config.CommonArgs, file, admin *str
 	fl.StringVar(file, "config", "", "configuration `FILE` (TOML, or the source system's XML); flags win over it")
 	fl.StringVar(admin, "admin", "", "not in this version: `ADDR` of the HTTP API and page")
 	fl.StringVar(&args.LogFormat, "log-format", "", "`FORMAT` of the log on stderr: text or json (default text)")
+	// isHosted looks for it before the command line is read.
+	hosted := strings.TrimPrefix(service.HostedFlag, "--")
+	fl.Bool(hosted, false, "a service manager has started this process: the log goes to a file in the state directory")
+	fl.MarkHidden(hosted)
 	fl.StringVar(&args.LogLevel, "log-level", "", "least `LEVEL` that is logged: debug, info, warn or error (default info)")
 	fl.StringVar(&args.Pairs, "pairs", "", "`BOOL`: whether each connection of a user is logged, when it begins and when it ends (default true)")
 }

@@ -34,7 +34,7 @@ func (f *installFlags) add(fl *pflag.FlagSet) {
 }
 
 // ofInstall are the flags that a service does not get, or not as they were given.
-var ofInstall = []string{"dry-run", "replace", "user", "low-ports", "token-file", "state", "config", "help"}
+var ofInstall = []string{"dry-run", "replace", "user", "low-ports", "token-file", "state", "config", "service", "help"}
 
 func (c *cli) serviceInstallCommand() *cobra.Command {
 	cmd := &cobra.Command{

@@ -37,12 +37,13 @@ func newLogger(w io.Writer, format string, level slog.Leveler) (log *slog.Logger
 // newHandler writes to out what is meant for w, which may be a terminal. Nothing that a peer or stranger said is written as it
 // is.
 func newHandler(w, out io.Writer, format string, level slog.Leveler) (slog.Handler, error) {
-	if onJournal(w) {
+	journal := onJournal(w)
+	if _, takes := w.(interface{ TakesPriorities() }); journal || takes {
 		h, err := newHandler(struct{ io.Writer }{w}, out, format, level)
 		if err != nil {
 			return nil, err
 		}
-		return journalHandler{h, out}, nil
+		return priorityHandler{h, out, journal}, nil
 	}
 	switch format {
 	case "", logText:
@@ -70,7 +71,7 @@ func newTextHandler(out io.Writer, level slog.Leveler, layout string, color bool
 func logsJSON(log *slog.Logger) bool {
 	q, _ := log.Handler().(queuedHandler)
 	next := q.Handler
-	if j, ok := next.(journalHandler); ok {
+	if j, ok := next.(priorityHandler); ok {
 		next = j.Handler
 	}
 	h, _ := next.(escape.Handler)
@@ -83,13 +84,14 @@ func onJournal(w io.Writer) bool {
 	return ok && service.IsJournal(f)
 }
 
-// journalHandler writes for systemd's journal, which knows the time by itself, and takes the level from a number before the line.
-type journalHandler struct {
+// priorityHandler writes for who takes the level from a number before the line, as systemd's journal does.
+type priorityHandler struct {
 	slog.Handler // writes to out
 	out          io.Writer
+	noTime       bool // the journal knows it by itself
 }
 
-func (h journalHandler) Handle(ctx context.Context, r slog.Record) error {
+func (h priorityHandler) Handle(ctx context.Context, r slog.Record) error {
 	priority := "<7>"
 	switch {
 	case r.Level >= slog.LevelError:
@@ -102,16 +104,18 @@ func (h journalHandler) Handle(ctx context.Context, r slog.Record) error {
 	if _, err := io.WriteString(h.out, priority); err != nil {
 		return err
 	}
-	r.Time = time.Time{}
+	if h.noTime {
+		r.Time = time.Time{}
+	}
 	return h.Handler.Handle(ctx, r)
 }
 
-func (h journalHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return journalHandler{h.Handler.WithAttrs(attrs), h.out}
+func (h priorityHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return priorityHandler{h.Handler.WithAttrs(attrs), h.out, h.noTime}
 }
 
-func (h journalHandler) WithGroup(name string) slog.Handler {
-	return journalHandler{h.Handler.WithGroup(name), h.out}
+func (h priorityHandler) WithGroup(name string) slog.Handler {
+	return priorityHandler{h.Handler.WithGroup(name), h.out, h.noTime}
 }
 
 func isTerminal(v any) bool {

@@ -28,6 +28,9 @@ const (
 )
 
 func main() {
+	if args := os.Args[1:]; isHosted(args) {
+		os.Exit(runHosted(args, os.Stderr))
+	}
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
@@ -40,33 +43,48 @@ type cli struct {
 	out            io.Writer // stdout for what is no text
 	// manager is the service manager of this machine, nil if it has none that we know.
 	manager service.Manager
+	// host is the service manager that started this process and is told how it does by other ways than systemd's; nil: none did.
+	host host
 	// parsed is set when cobra has accepted the command line: every error
 	// before that is the caller's.
 	parsed bool
 }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	c := &cli{stdin: stdin, stdout: escape.NewWriter(stdout), stderr: escape.NewWriter(stderr), log: stderr, out: stdout, manager: service.New()}
+	c := newCLI(stdin, stdout, stderr)
 	if len(args) == 0 && ownWindow() {
 		return c.startedAlone(readsChinese())
 	}
+	return c.run(args)
+}
+
+func newCLI(stdin io.Reader, stdout, stderr io.Writer) *cli {
+	return &cli{stdin: stdin, stdout: escape.NewWriter(stdout), stderr: escape.NewWriter(stderr), log: stderr, out: stdout, manager: service.New()}
+}
+
+// run runs a command and returns its exit code.
+func (c *cli) run(args []string) int {
 	root := c.rootCommand()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteC()
 	if err == nil {
 		return exitOK
 	}
-	code := exitFailed
-	if ee, ok := errors.AsType[*exitError](err); ok {
-		code = ee.code
-	}
-	hint := ""
 	if !c.parsed {
-		code = exitUsage
-		hint = fmt.Sprintf("see `%s --help`", cmd.CommandPath())
+		hint := fmt.Sprintf("see `%s --help`", cmd.CommandPath())
+		if ee, ok := errors.AsType[*exitError](err); ok {
+			hint = first(ee.hint, hint)
+		}
+		err = usageHint(hint, "%w", err)
 	}
-	if ee, ok := errors.AsType[*exitError](err); ok && ee.hint != "" {
-		hint = ee.hint
+	return c.fail(err)
+}
+
+// fail says why a command failed, and returns its exit code.
+func (c *cli) fail(err error) int {
+	code, hint := exitFailed, ""
+	if ee, ok := errors.AsType[*exitError](err); ok {
+		code, hint = ee.code, ee.hint
 	}
 	fmt.Fprintf(c.stderr, "reverser: %s\n", redact(err.Error()))
 	if hint != "" {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/windows"
+
+	"reverser/internal/service"
 )
 
 // watchedSignals are Ctrl-C and Ctrl-Break, and what Go makes of a closed
@@ -22,7 +24,8 @@ func timeToEnd(sig os.Signal) time.Duration {
 	return 0
 }
 
-func asksReload(os.Signal) bool { return false }
+// asksReload reports whether the service manager asks for a reload: there is no signal for that.
+func asksReload(sig os.Signal) bool { return service.AsksReload(sig) }
 
 // outliveReaders has nothing to do: a write to a closed pipe is an error here.
 func outliveReaders() {}

@@ -138,6 +138,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	source.UseState(dir.Keys, pin)
 	role := &proxyRole{Proxy: p, dir: dir, guessed: guessed, log: log}
 	r := newReloader(source, role, set, run.level, log)
+	r.host = run.host
 	keys := &admin.KeyEditor{
 		Dir: dir, Pin: pin, Log: log,
 		InForce: func() ([]config.Key, error) { return r.settings().Proxy.Keys, nil },

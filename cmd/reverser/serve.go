@@ -33,6 +33,7 @@ type begun struct {
 	set   config.Settings
 	level *slog.LevelVar
 	log   *slog.Logger
+	host  *supervision
 	flush func() // writes what is left of the log
 }
 
@@ -58,7 +59,12 @@ func (c *cli) begin(source config.Source) (_ begun, err error) {
 		flush()
 		return begun{}, err
 	}
-	return begun{set, level, log, flush}, nil
+	supervision, leave := c.supervision(log)
+	end := func() {
+		leave()
+		flush()
+	}
+	return begun{set, level, log, supervision, end}, nil
 }
 
 // serve runs s, with its admin socket, until it ends or is asked to: the first
@@ -67,9 +73,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var stopping atomic.Bool
-	host, leave := newSupervision(log)
-	defer leave()
-	r.host = host
+	host := r.host
 	drain := func() {
 		stopping.Store(true)
 		host.stop(drainOf(r.settings()))
@@ -87,7 +91,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 		}
 	}
 	// Before the admin socket is there: whoever sees it may send a signal.
-	stopSignals := withSignals(log, host.asked, again, drain, cancel)
+	stopSignals := withSignals(log, host.signals(), again, drain, cancel)
 	defer stopSignals()
 	// The admin socket outlives ctx: a process that is stopping still says how
 	// far it is.

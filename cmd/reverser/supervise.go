@@ -36,9 +36,19 @@ type supervision struct {
 	deaf     bool   // it could not be told, which was logged
 }
 
-// newSupervision finds out whether systemd wants to hear of this process.
-func newSupervision(log *slog.Logger) (v *supervision, end func()) {
+// host is a supervisor that sends no signals.
+type host interface {
+	supervisor
+	Asked() <-chan os.Signal // what stands for them
+}
+
+// supervision finds out who wants to hear of this process.
+func (c *cli) supervision(log *slog.Logger) (v *supervision, end func()) {
 	v = &supervision{log: log}
+	if c.host != nil {
+		v.to, v.asked = c.host, c.host.Asked()
+		return v, func() {}
+	}
 	n, err := service.NewNotifier(os.Getenv)
 	if err != nil {
 		v.told(err)
@@ -48,6 +58,14 @@ func newSupervision(log *slog.Logger) (v *supervision, end func()) {
 	}
 	v.to, v.watchdog = n, service.Watchdog(os.Getenv)
 	return v, func() { n.Close() }
+}
+
+// signals are what the supervisor sends in their place.
+func (v *supervision) signals() <-chan os.Signal {
+	if v == nil {
+		return nil
+	}
+	return v.asked
 }
 
 const (
@@ -62,7 +80,7 @@ const (
 // run says when the role is ready, and from then on that the process is not stuck and what it does, until ctx ends. Each time it
 // looks at the role as `status` does: where that hangs on a lock, nothing is said any more, and the supervisor ends the process.
 func (v *supervision) run(ctx context.Context, look func() status.Snapshot) {
-	if v.to == nil {
+	if v == nil || v.to == nil {
 		return
 	}
 	every := statusEvery
@@ -143,7 +161,7 @@ func (v *supervision) reloading() (done func()) {
 
 // stop says that the process was asked to stop and that its connections have that long.
 func (v *supervision) stop(drain time.Duration) {
-	if v.to == nil {
+	if v == nil || v.to == nil {
 		return
 	}
 	v.mu.Lock()

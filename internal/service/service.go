@@ -34,6 +34,8 @@ type Spec struct {
 
 	// Prepare is called before the service starts for the first time, with its state directory. nil does nothing.
 	Prepare func(state string) error
+	// Check is asked about the service when it has come up. An error of it is one of the installation. nil is content.
+	Check func(context.Context, Manager) error
 }
 
 // Manager is the service manager of a machine.

@@ -237,7 +237,11 @@ func (m *systemd) Install(ctx context.Context, s Spec, replace bool) (err error)
 	if _, err := m.run(ctx, "systemctl", "enable", unitFile(s.Role)); err != nil {
 		return err
 	}
-	if err := m.start(ctx, s.Role, "restart"); err != nil {
+	err = m.start(ctx, s.Role, "restart")
+	if err == nil && s.Check != nil {
+		err = s.Check(ctx, m)
+	}
+	if err != nil {
 		return takenBack(err, ours)
 	}
 	if s.Token == "" { // of the service that was replaced
