@@ -79,6 +79,7 @@ var rules = []rule{
 	// Beside the program.
 	{pkg: "internal/memnet", why: "a network in memory, for tests only: see testOnly"},
 	{pkg: "internal/leaktest", why: "for tests only: see testOnly"},
+	{pkg: "internal/logtest", why: "what a program logs, for tests only: see testOnly"},
 	{pkg: "internal/freeport", why: "ports for what tests start, one at a time for all of them; not what listens there"},
 	{pkg: "internal/archtest", why: "this test"},
 	{pkg: "internal/model", why: "the protocol's rules a second time, without the program, so that a mistake in the code is not copied"},
@@ -95,7 +96,7 @@ var rules = []rule{
 }
 
 // testOnly are packages that only test files import.
-var testOnly = []string{"internal/memnet", "internal/leaktest"}
+var testOnly = []string{"internal/memnet", "internal/leaktest", "internal/logtest"}
 
 // banned are packages that the library must not pull in, not even through others; a prefix counts.
 var banned = []struct{ prefix, why string }{

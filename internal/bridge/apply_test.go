@@ -214,7 +214,7 @@ func TestRemovedServiceHasItsTime(t *testing.T) {
 	}
 	wantCode(t, goes, wire.CodeService)
 	wantReset(t, goesAt)
-	eventually(t, "the log has the reason", func() bool { return b.log.count("pair released", "service=tcp/9010", "reason=service-removed") == 1 })
+	eventually(t, "the log has the reason", func() bool { return b.log.Count("pair released", "service=tcp/9010", "reason=service-removed") == 1 })
 	talk(t, stays, staysAt, "still")
 
 	// A service that is back when the time is over keeps its new connections.

@@ -59,7 +59,7 @@ func TestPair(t *testing.T) {
 	}
 	who := "service=tcp/9000 client=192.0.2.7:1234 target=" + srv.target().String()
 	eventually(t, "the pair is released", func() bool {
-		return b.log.count("pair created "+who) == 1 && b.log.count("pair released "+who, "sent=5 received=7", "reason=eof", "resumes=0") == 1 &&
+		return b.log.Count("pair created "+who) == 1 && b.log.Count("pair released "+who, "sent=5 received=7", "reason=eof", "resumes=0") == 1 &&
 			len(b.Status().Pairs) == 0
 	})
 }
@@ -109,8 +109,8 @@ func TestNoTarget(t *testing.T) {
 	wantCode(t, p.open(4), wire.CodeService) // one more than there are
 	wantCode(t, p.open(1<<32-1), wire.CodeService)
 	wantCode(t, p.open(0), wire.CodeService) // nobody's
-	eventually(t, "the log names the target that refused", func() bool { return b.log.count("target cannot be reached", "service=tcp/9000") == 1 })
-	if n := b.log.count("pair created"); n != 0 {
+	eventually(t, "the log names the target that refused", func() bool { return b.log.Count("target cannot be reached", "service=tcp/9000") == 1 })
+	if n := b.log.Count("pair created"); n != 0 {
 		t.Errorf("%d pairs were created without a target", n)
 	}
 }
@@ -140,7 +140,7 @@ func TestTargetComesAndGoes(t *testing.T) {
 	c.(*net.TCPConn).SetLinger(0)
 	c.Close()
 	wantCode(t, s, wire.CodeReset)
-	eventually(t, "the pair is released", func() bool { return b.log.count("pair released", "reason=target-reset") == 1 })
+	eventually(t, "the pair is released", func() bool { return b.log.Count("pair released", "reason=target-reset") == 1 })
 	addr := srv.ln.Addr().String()
 	srv.ln.Close()
 	wantCode(t, p.open(1), wire.CodeRefused)
@@ -249,7 +249,7 @@ func TestProxyComesLate(t *testing.T) {
 	addr := nobody(t)
 	b := start(t, Config{Token: tokenFor(addr), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	eventually(t, "the bridge says what it misses", func() bool {
-		return b.log.count("WARN no connection to the proxy, trying again", "proxy="+addr, "is `reverser proxy` running there") >= 1
+		return b.log.Count("WARN no connection to the proxy, trying again", "proxy="+addr, "is `reverser proxy` running there") >= 1
 	})
 	st := b.Status()
 	if len(st.Links) != 1 || st.Links[0].State != status.LinkDown || st.Links[0].Remote != addr || st.Services[0].State != status.ServiceAway {
@@ -271,7 +271,7 @@ func TestProxyComesLate(t *testing.T) {
 	wantReset(t, c) // never EOF
 	s = next.open(1)
 	talk(t, s, srv.accept(), "?")
-	eventually(t, "the log has the session's end", func() bool { return b.log.count("session with the proxy ended, its connections were reset") == 1 })
+	eventually(t, "the log has the session's end", func() bool { return b.log.Count("session with the proxy ended, its connections were reset") == 1 })
 }
 
 // TestKeyRefused: loud once, and tried again: the key may be added yet.
@@ -281,7 +281,7 @@ func TestKeyRefused(t *testing.T) {
 	p.known = false
 	p.mu.Unlock()
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000")}}}})
-	eventually(t, "the refusal is logged", func() bool { return b.log.count("WARN", "the proxy refused the key") == 1 })
+	eventually(t, "the refusal is logged", func() bool { return b.log.Count("WARN", "the proxy refused the key") == 1 })
 	p.mu.Lock()
 	p.known = true
 	p.mu.Unlock()
@@ -357,13 +357,13 @@ func TestTransfer(t *testing.T) {
 		p.mu.Unlock()
 		b := start(t, Config{Token: tokenFor(p.addr()), Proxies: []Proxy{{Addr: p.addr(), Transfer: blocked}}, Settings: Settings{Services: []Service{{Public: public(t, "tcp/"+nobody(t)), Target: srv.target()}}}})
 		eventually(t, "the bridge says what is wrong, though it is connected", func() bool {
-			return b.log.count("WARN no connection for carriers", blocked) == 1
+			return b.log.Count("WARN no connection for carriers", blocked) == 1
 		})
 		eventually(t, "the service is away, and why", func() bool {
 			st := b.Status()
 			return st.Links[0].State == status.LinkUp && st.Services[0].State == status.ServiceAway && strings.Contains(st.Services[0].Reason, "carriers")
 		})
-		if n := b.log.count("service up"); n != 0 {
+		if n := b.log.Count("service up"); n != 0 {
 			t.Errorf("%d lines say that a service is up that nobody can reach", n)
 		}
 		front, err := net.Listen("tcp", blocked)
@@ -371,7 +371,7 @@ func TestTransfer(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer passOn(front, p.ln[1].Addr().String())()
-		eventually(t, "the bridge says so when it is", func() bool { return b.log.count("service up") == 1 })
+		eventually(t, "the bridge says so when it is", func() bool { return b.log.Count("service up") == 1 })
 		b.stop()
 		<-b.done
 	})
@@ -433,7 +433,7 @@ func TestDrainWhileDialling(t *testing.T) {
 	s := p.open(1)
 	<-asked
 	b.Drain()
-	eventually(t, "the bridge says that it waits", func() bool { return b.log.count("draining pairs=0 dials=1") == 1 })
+	eventually(t, "the bridge says that it waits", func() bool { return b.log.Count("draining pairs=0 dials=1") == 1 })
 	select {
 	case <-b.done:
 		t.Fatal("Run returned while a user's connection was being made")
@@ -459,7 +459,7 @@ func TestDrainIsOver(t *testing.T) {
 	wantReset(t, c)
 	wantCode(t, s, wire.CodeDrain)
 	<-b.done
-	if n := b.log.count("pair released", "reason=drain"); n != 1 || b.err != nil {
+	if n := b.log.Count("pair released", "reason=drain"); n != 1 || b.err != nil {
 		t.Errorf("%d pairs released with reason drain, Run = %v; want 1, nil", n, b.err)
 	}
 }
@@ -474,7 +474,7 @@ func TestResumeWithin(t *testing.T) {
 	p.close() // and nobody is there to resume with
 	wantReset(t, c)
 	eventually(t, "the log says why", func() bool {
-		return b.log.count("session with the proxy ended", "no connection came back within 50ms") == 1
+		return b.log.Count("session with the proxy ended", "no connection came back within 50ms") == 1
 	})
 }
 
@@ -609,8 +609,8 @@ func TestAnswersToClaims(t *testing.T) {
 		}
 		cancel()
 	}
-	if b.log.count("ERROR service denied by the proxy", "service=tcp/80", "reason=tcp/80 denied") != 1 ||
-		b.log.count("WARN service cannot be opened at the proxy", "service=tcp/9002", "in use") != 1 {
+	if b.log.Count("ERROR service denied by the proxy", "service=tcp/80", "reason=tcp/80 denied") != 1 ||
+		b.log.Count("WARN service cannot be opened at the proxy", "service=tcp/9002", "in use") != 1 {
 		t.Error("the answers are not in the log")
 	}
 }

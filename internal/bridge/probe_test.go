@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"reverser/internal/claims"
+	"reverser/internal/logtest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -49,7 +51,7 @@ func TestProve(t *testing.T) {
 			}
 			c.answer(conn, nonce)
 			conn.Close()
-			eventually(t, "the log has the outcome", func() bool { return b.log.count(append(c.want, "service="+pub)...) == 1 })
+			eventually(t, "the log has the outcome", func() bool { return b.log.Count(append(c.want, "service="+pub)...) == 1 })
 		})
 	}
 }
@@ -238,7 +240,7 @@ func TestFewProbesAtOnce(t *testing.T) {
 			})
 		}
 		b := onMemnet(t, &n, &d)
-		j := newJournal()
+		j := logtest.NewWithLevels(slog.LevelInfo)
 		setLog(b, j)
 		if _, err := b.Apply(t.Context(), Settings{Services: exposed}); err != nil {
 			t.Fatal(err)
@@ -247,12 +249,12 @@ func TestFewProbesAtOnce(t *testing.T) {
 		var running sync.WaitGroup
 		running.Go(func() { b.Run(ctx) })
 		time.Sleep(10 * time.Second)
-		if got := j.sum("INFO service up", "answered_ms=100"); got != services || most.Load() != maxProbes {
+		if got := j.Sum("INFO service up", "answered_ms=100"); got != services || most.Load() != maxProbes {
 			t.Errorf("%d services are up, with at most %d probes at once; want %d with %d", got, most.Load(), services, maxProbes)
 		}
 		n.Reset()
 		time.Sleep(10 * time.Second)
-		if got := j.count("connected to the proxy again"); got != 1 || all.Load() != services {
+		if got := j.Count("connected to the proxy again"); got != 1 || all.Load() != services {
 			t.Errorf("connected again %d times, with %d probes; want once, and %d", got, all.Load(), services)
 		}
 		cancel()

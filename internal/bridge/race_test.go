@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"reverser/internal/logtest"
 	"reverser/internal/memnet"
 )
 
@@ -42,10 +44,10 @@ func mute(t *testing.T, n *memnet.Net, addr string) (stop func()) {
 }
 
 // runOnMemnet starts a bridge whose proxy's name has both addresses, and returns what ends it.
-func runOnMemnet(t *testing.T, n *memnet.Net, d *dns) (*Bridge, *journal, func()) {
+func runOnMemnet(t *testing.T, n *memnet.Net, d *dns) (*Bridge, *logtest.Journal, func()) {
 	d.set(false, nil, "192.0.2.1", "192.0.2.2")
 	b := onMemnet(t, n, d)
-	j := newJournal()
+	j := logtest.NewWithLevels(slog.LevelInfo)
 	setLog(b, j)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -159,7 +161,7 @@ func TestASlowProxyKeepsItsLink(t *testing.T) {
 				t.Errorf("round %d: connected to %q, want %s", round, at, addrA)
 			}
 		}
-		if n := j.count("session with the proxy ended"); n != 0 {
+		if n := j.Count("session with the proxy ended"); n != 0 {
 			t.Errorf("the session ended %d times", n)
 		}
 	})
@@ -191,7 +193,7 @@ func TestAPathThatSwallowsLargePackets(t *testing.T) {
 		defer hostOnMemnet(t, &n, addrA)()
 		d.set(false, nil, "192.0.2.1")
 		b := onMemnet(t, &n, &d)
-		j := newJournal()
+		j := logtest.NewWithLevels(slog.LevelInfo)
 		setLog(b, j)
 		var mu sync.Mutex
 		large := 0
@@ -229,7 +231,7 @@ func TestAPathThatSwallowsLargePackets(t *testing.T) {
 		if large != tried {
 			t.Errorf("%d more connections with large packets, want none", large-tried)
 		}
-		if n := j.count("MTU"); n != 1 {
+		if n := j.Count("MTU"); n != 1 {
 			t.Errorf("MTU is named in %d lines, want 1", n)
 		}
 	})
@@ -275,16 +277,16 @@ func TestWhichFailureIsTold(t *testing.T) {
 		defer newProxy(t).serveAs(8, newIdentity(), &n, addrB)()
 		d.set(false, nil, "192.0.2.1", "192.0.2.2")
 		b := onMemnet(t, &n, &d)
-		j := newJournal()
+		j := logtest.NewWithLevels(slog.LevelInfo)
 		setLog(b, j)
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		b.Run(ctx)
-		if n := j.count("no connection to the proxy", "refused"); n != 0 {
-			t.Errorf("%d lines blame the address where nothing listens:\n%s", n, strings.Join(*j.lines, "\n"))
+		if n := j.Count("no connection to the proxy", "refused"); n != 0 {
+			t.Errorf("%d lines blame the address where nothing listens:\n%s", n, strings.Join(j.All(), "\n"))
 		}
-		if n := j.count("no connection to the proxy", addrB, "intercepts TLS"); n == 0 {
-			t.Errorf("no line names the server with the wrong identity:\n%s", strings.Join(*j.lines, "\n"))
+		if n := j.Count("no connection to the proxy", addrB, "intercepts TLS"); n == 0 {
+			t.Errorf("no line names the server with the wrong identity:\n%s", strings.Join(j.All(), "\n"))
 		}
 	})
 }

@@ -17,6 +17,7 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/link"
+	"reverser/internal/logtest"
 )
 
 // TestOneBreakOneWarning: three connections break at once and come back each on its own.
@@ -30,8 +31,8 @@ func TestOneBreakOneWarning(t *testing.T) {
 	talk(t, s, c, "?")
 	for n := 1; n <= 2; n++ {
 		p.cut()
-		eventually(t, "the bridge says that it is back", func() bool { return b.log.count("INFO connected to the proxy again", "away=") == n })
-		if got := b.log.count("WARN"); got != n {
+		eventually(t, "the bridge says that it is back", func() bool { return b.log.Count("INFO connected to the proxy again", "away=") == n })
+		if got := b.log.Count("WARN"); got != n {
 			t.Errorf("%d warnings after %d breaks", got, n)
 		}
 		talk(t, s, c, "still")
@@ -40,9 +41,9 @@ func TestOneBreakOneWarning(t *testing.T) {
 
 // said runs a reporter's day and returns what it said, without the keys that are always there.
 func said(t *testing.T, day func(r *reporter)) string {
-	log := newJournal()
+	log := logtest.NewWithLevels(slog.LevelInfo)
 	synctest.Test(t, func(*testing.T) { day(newReporter(slog.New(log), "p:1")) })
-	out := strings.Join(*log.lines, "\n")
+	out := strings.Join(log.All(), "\n")
 	for _, s := range []string{" proxy=p:1", " remote=r"} {
 		out = strings.ReplaceAll(out, s, "")
 	}
@@ -198,7 +199,7 @@ func TestReports(t *testing.T) {
 
 // slow is a log whose reader has stopped for a while.
 type slow struct {
-	*journal
+	*logtest.Journal
 	at   chan struct{} // a line waits
 	read chan struct{} // closed when it is read again
 }
@@ -209,7 +210,7 @@ func (s slow) Handle(ctx context.Context, r slog.Record) error {
 	default:
 	}
 	<-s.read
-	return s.journal.Handle(ctx, r)
+	return s.Journal.Handle(ctx, r)
 }
 
 // TestBusyProxyIsSaidOnce: a proxy that has no place closes a connection without a word. The bridge says once what that may be, and when it
@@ -235,8 +236,8 @@ func TestBusyProxyIsSaidOnce(t *testing.T) {
 		})
 		b := start(t, Config{Token: tokenFor(ln.Addr().String())})
 		eventually(t, "the bridge tries again and again", func() bool { return came.Load() >= 4 })
-		if n := b.log.count("no connection to the proxy, trying again", "the proxy may be busy", "retry_in="); n != 1 || b.log.count("WARN") != 1 {
-			t.Errorf("%d lines of %d warnings say why it waits and until when, want one: %q", n, b.log.count("WARN"), *b.log.lines)
+		if n := b.log.Count("no connection to the proxy, trying again", "the proxy may be busy", "retry_in="); n != 1 || b.log.Count("WARN") != 1 {
+			t.Errorf("%d lines of %d warnings say why it waits and until when, want one: %q", n, b.log.Count("WARN"), b.log.All())
 		}
 		ln.Close()
 		wg.Wait()
@@ -246,7 +247,7 @@ func TestBusyProxyIsSaidOnce(t *testing.T) {
 // TestReportsAreBounded: a proxy that accepts and ends sessions as fast as it can does not fill the bridge's log.
 func TestReportsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		log := newJournal()
+		log := logtest.NewWithLevels(slog.LevelInfo)
 		r := newReporter(slog.New(log), "p:1")
 		const each, rounds = 1000, 3
 		for range rounds {
@@ -256,7 +257,7 @@ func TestReportsAreBounded(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		said, counted := 0, 0
-		for _, line := range *log.lines {
+		for _, line := range log.All() {
 			if said++; strings.Contains(line, fmt.Sprint("more=", each-linesPerSecond)) {
 				counted++
 			}
@@ -271,7 +272,7 @@ func TestReportsAreBounded(t *testing.T) {
 // TestReportsToASlowLog: one caller waits for the log, and nobody else.
 func TestReportsToASlowLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		log := slow{newJournal(), make(chan struct{}, 1), make(chan struct{})}
+		log := slow{logtest.NewWithLevels(slog.LevelInfo), make(chan struct{}, 1), make(chan struct{})}
 		r := newReporter(slog.New(log), "p:1")
 		var stuck sync.WaitGroup
 		stuck.Go(func() { connect(r) })
@@ -285,8 +286,8 @@ func TestReportsToASlowLog(t *testing.T) {
 		close(log.read)
 		stuck.Wait()
 		r.leaving(nil, time.Second, 0)
-		if n := len(*log.lines); n != 1+mostLines+1 || !strings.Contains((*log.lines)[1], "broke") || !strings.Contains((*log.lines)[n-1], "stopping") {
-			t.Errorf("%d lines came, want %d in order:\n%s", n, mostLines+2, strings.Join(*log.lines, "\n"))
+		if n := len(log.All()); n != 1+mostLines+1 || !strings.Contains(log.All()[1], "broke") || !strings.Contains(log.All()[n-1], "stopping") {
+			t.Errorf("%d lines came, want %d in order:\n%s", n, mostLines+2, strings.Join(log.All(), "\n"))
 		}
 	})
 }

@@ -42,7 +42,7 @@ func TestSeveralProxies(t *testing.T) {
 		talk(t, s, srv.accept(), "hello")
 	}
 	for _, p := range []*proxy{one, two} {
-		eventually(t, "each link says that its services are up", func() bool { return b.log.count("INFO service up", "service=tcp/9000", "proxy="+p.addr()) == 1 })
+		eventually(t, "each link says that its services are up", func() bool { return b.log.Count("INFO service up", "service=tcp/9000", "proxy="+p.addr()) == 1 })
 	}
 	eventually(t, "status shows both", func() bool {
 		st := b.Status()
@@ -61,7 +61,7 @@ func TestSeveralProxies(t *testing.T) {
 func TestAwaitNamesWhatStandsInTheWay(t *testing.T) {
 	addr := nobody(t)
 	b := start(t, Config{Token: tokenFor(addr), Settings: Settings{Services: []Service{{Public: public(t, "9000")}}}})
-	eventually(t, "the bridge says that nobody is there", func() bool { return b.log.count("WARN no connection to the proxy") == 1 })
+	eventually(t, "the bridge says that nobody is there", func() bool { return b.log.Count("WARN no connection to the proxy") == 1 })
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := b.Await(ctx, public(t, "9000")); err == nil || !strings.Contains(err.Error(), context.Canceled.Error()) || !strings.Contains(err.Error(), addr) {

@@ -8,13 +8,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
 	"net"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +22,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/lines"
 	"reverser/internal/link"
+	"reverser/internal/logtest"
 	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
@@ -55,65 +53,11 @@ func newIdentity() tls.Certificate {
 }
 
 // setLog has the bridge write its log to j.
-func setLog(b *Bridge, j *journal) {
+func setLog(b *Bridge, j *logtest.Journal) {
 	b.log, b.say = slog.New(j), lines.New(slog.New(j))
 	for _, u := range b.uplinks {
 		u.report = newReporter(b.log, u.proxy)
 	}
-}
-
-// journal is a slog.Handler that remembers every line as "message key=value ...".
-type journal struct {
-	mu    *sync.Mutex
-	lines *[]string
-	with  string
-}
-
-func newJournal() *journal { return &journal{mu: new(sync.Mutex), lines: new([]string)} }
-
-func (j *journal) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelInfo }
-func (j *journal) WithGroup(string) slog.Handler                { return j }
-func (j *journal) WithAttrs(as []slog.Attr) slog.Handler {
-	k := *j
-	for _, a := range as {
-		k.with += fmt.Sprintf(" %s=%v", a.Key, a.Value)
-	}
-	return &k
-}
-func (j *journal) Handle(_ context.Context, r slog.Record) error {
-	line := r.Level.String() + " " + r.Message + j.with
-	r.Attrs(func(a slog.Attr) bool { line += fmt.Sprintf(" %s=%v", a.Key, a.Value); return true })
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	*j.lines = append(*j.lines, line)
-	return nil
-}
-
-// count returns how many lines hold all of the words.
-func (j *journal) count(words ...string) int {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	n := 0
-	for _, line := range *j.lines {
-		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
-			n++
-		}
-	}
-	return n
-}
-
-// sum is count with the lines that were left out of a flood.
-func (j *journal) sum(words ...string) int {
-	n := j.count(words...)
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, line := range *j.lines {
-		if _, after, ok := strings.Cut(line, " more="); ok && strings.Contains(line, words[0]) {
-			more, _ := strconv.Atoi(after)
-			n += more
-		}
-	}
-	return n
 }
 
 var (
@@ -355,7 +299,7 @@ func wantCode(t *testing.T, s *link.Stream, want wire.Code) {
 // running is a bridge that runs.
 type running struct {
 	*Bridge
-	log  *journal
+	log  *logtest.Journal
 	stop context.CancelFunc
 	done chan struct{} // closed when Run returned
 	err  error         // what it returned
@@ -364,7 +308,7 @@ type running struct {
 // start runs a bridge until the end of the test.
 func start(t *testing.T, cfg Config) *running {
 	t.Helper()
-	r := &running{log: newJournal(), done: make(chan struct{})}
+	r := &running{log: logtest.NewWithLevels(slog.LevelInfo), done: make(chan struct{})}
 	cfg.Log, cfg.Version = slog.New(r.log), "test"
 	var err error
 	if r.Bridge, err = New(cfg); err != nil {
@@ -380,9 +324,7 @@ func start(t *testing.T, cfg Config) *running {
 		cancel()
 		<-r.done
 		if t.Failed() {
-			r.log.mu.Lock()
-			defer r.log.mu.Unlock()
-			t.Logf("the bridge said:\n%s", strings.Join(*r.log.lines, "\n"))
+			t.Logf("the bridge said:\n%s", strings.Join(r.log.All(), "\n"))
 		}
 	})
 	return r

@@ -39,7 +39,7 @@ func TestKeyShare(t *testing.T) {
 	late := w.userFrom(100, addr)
 	late.Write([]byte("late"))
 	eventually(t, "the limit is reached", func() bool {
-		return w.log.count("running short", "of=descriptors for users", "largest_key=nas", "limit=16") == 1
+		return w.log.Count("running short", "of=descriptors for users", "largest_key=nas", "limit=16") == 1
 	})
 	select {
 	case <-b.streams:
@@ -65,7 +65,7 @@ func TestKeyShare(t *testing.T) {
 	for range 3 {
 		b.stream()
 	}
-	if n := w.log.count("running short", "of=descriptors for users"); n != 1 {
+	if n := w.log.Count("running short", "of=descriptors for users"); n != 1 {
 		t.Errorf("%d lines about the limit, want 1", n)
 	}
 }

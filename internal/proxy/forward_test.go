@@ -44,7 +44,7 @@ func TestPair(t *testing.T) {
 	}
 	who := fmt.Sprintf("service=%s client=%s target=10.0.0.1:80", pub, u.LocalAddr())
 	eventually(t, "the pair is released", func() bool {
-		return w.log.count("pair created "+who) == 1 && w.log.count("pair released "+who, "sent=5 received=7", "reason=eof", "resumes=0") == 1
+		return w.log.Count("pair created "+who) == 1 && w.log.Count("pair released "+who, "sent=5 received=7", "reason=eof", "resumes=0") == 1
 	})
 	eventually(t, "no pair is left", func() bool { return len(w.p.Status().Pairs) == 0 })
 }
@@ -67,8 +67,8 @@ func TestReset(t *testing.T) {
 	b.stream().Reset(wire.CodeRefused)
 	wantReset(t, u)
 	eventually(t, "each has its reason", func() bool {
-		return w.log.count("pair released", "reason=target-reset") == 1 && w.log.count("pair released", "reason=client-reset") == 1 &&
-			w.log.count("pair released", "reason=target-refused") == 1
+		return w.log.Count("pair released", "reason=target-reset") == 1 && w.log.Count("pair released", "reason=client-reset") == 1 &&
+			w.log.Count("pair released", "reason=target-refused") == 1
 	})
 }
 
@@ -141,7 +141,7 @@ func TestProbe(t *testing.T) {
 	if _, err := io.ReadFull(s, first); err != nil || [16]byte(first) != shown {
 		t.Errorf("read %x, %v; want the user's bytes", first, err)
 	}
-	if n := w.log.count("pair created"); n != 1 {
+	if n := w.log.Count("pair created"); n != 1 {
 		t.Errorf("%d pairs were created, want the user's", n)
 	}
 }
@@ -262,7 +262,7 @@ func TestClientShare(t *testing.T) {
 	}
 	o := w.bridge(other, how{instance: 2, silent: true}, otherPub)
 	w.pair(o, otherAddr)
-	if n := w.log.count("running short", "of=descriptors for users", "largest_key=nas", "largest_key_has=4", "largest_client=127.0.0.1"); n != 1 {
+	if n := w.log.Count("running short", "of=descriptors for users", "largest_key=nas", "largest_key_has=4", "largest_client=127.0.0.1"); n != 1 {
 		t.Errorf("%d lines that descriptors run short, want 1", n)
 	}
 	st := w.p.Status()
@@ -309,7 +309,7 @@ func TestKeyConnections(t *testing.T) {
 		w.pair(o, otherAddr)
 	}
 	for _, public := range []string{pub, pub2} {
-		if n := w.log.count("client refused", "service="+public, "limit of the key: at most 2 connections at once"); n != 1 {
+		if n := w.log.Count("client refused", "service="+public, "limit of the key: at most 2 connections at once"); n != 1 {
 			t.Errorf("%d lines about the limit for %s, want 1", n, public)
 		}
 		if n := w.p.conns.Account(k.ID, public).Usage().Refused[traffic.RefusedLimit]; n != 1 {
@@ -381,7 +381,7 @@ func TestDrain(t *testing.T) {
 	if w.err != nil {
 		t.Errorf("Run = %v, want nil", w.err)
 	}
-	if n := w.log.count("pair released", "reason=eof"); n != 2 {
+	if n := w.log.Count("pair released", "reason=eof"); n != 2 {
 		t.Errorf("%d pairs ended with eof, want 2", n)
 	}
 }
@@ -398,7 +398,7 @@ func TestDrainWithoutABridge(t *testing.T) {
 	b.cut()
 	wantReset(t, u)
 	<-w.done
-	if n := w.log.count("pair released", "reason=link-lost"); n != 1 || w.err != nil {
+	if n := w.log.Count("pair released", "reason=link-lost"); n != 1 || w.err != nil {
 		t.Errorf("%d pairs released with reason link-lost, Run = %v; want 1, nil", n, w.err)
 	}
 }
@@ -413,7 +413,7 @@ func TestResumeWithin(t *testing.T) {
 	b.stop()
 	<-b.done
 	wantReset(t, u)
-	eventually(t, "the log says why", func() bool { return w.log.count("bridge session ended", "no connection came back within 50ms") == 1 })
+	eventually(t, "the log says why", func() bool { return w.log.Count("bridge session ended", "no connection came back within 50ms") == 1 })
 }
 
 func TestDrainWithoutPairs(t *testing.T) {
@@ -454,7 +454,7 @@ func TestDrainWhileOpening(t *testing.T) {
 	}
 	s.CloseWrite()
 	<-w.done
-	if n := w.log.count("pair released", "reason=eof"); n != 1 {
+	if n := w.log.Count("pair released", "reason=eof"); n != 1 {
 		t.Errorf("%d pairs released with reason eof, want 1", n)
 	}
 }
@@ -470,7 +470,7 @@ func TestDrainIsOver(t *testing.T) {
 	wantReset(t, u)
 	wantReset(t, s)
 	<-w.done
-	if n := w.log.count("pair released", "reason=drain"); n != 1 || w.err != nil {
+	if n := w.log.Count("pair released", "reason=drain"); n != 1 || w.err != nil {
 		t.Errorf("%d pairs released with reason drain, Run = %v; want 1, nil", n, w.err)
 	}
 }
@@ -541,7 +541,7 @@ func TestDrainOfAKilledBridge(t *testing.T) {
 	if len(again.up) != 0 {
 		t.Error("a bridge was let in during the drain")
 	}
-	if n := w.log.count("pair released", "reason=link-lost"); n != 1 || w.err != nil {
+	if n := w.log.Count("pair released", "reason=link-lost"); n != 1 || w.err != nil {
 		t.Errorf("%d pairs released with reason link-lost, Run = %v; want 1, nil", n, w.err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/logtest"
 )
 
 // stranger is a connection from an address.
@@ -172,18 +173,18 @@ func TestGateTurns(t *testing.T) {
 func TestGateReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(1 << 20)
-		j := newJournal()
+		j := logtest.New(slog.LevelDebug)
 		log := slog.New(j)
 		const line = "connections to the link port that were no bridge with a valid key"
 		g.report(log, from("192.0.2.50").from, fmt.Errorf("%w: connection reset by peer", auth.ErrHungUp))
 		g.report(log, from("192.0.2.50").from, errGone)
-		if n := j.count(line); n != 0 {
+		if n := j.Count(line); n != 0 {
 			t.Errorf("%d lines about a connection that just ended, want none", n)
 		}
 		for i := range 50 {
 			g.report(log, from(fmt.Sprintf("192.0.2.%d", i)).from, errors.New("noise"))
 		}
-		if n := j.count(line); n != 1 || j.count(line, "count=1 ", "last_remote=192.0.2.0:", "last_err=noise") != 1 {
+		if n := j.Count(line); n != 1 || j.Count(line, "count=1 ", "last_remote=192.0.2.0:", "last_err=noise") != 1 {
 			t.Errorf("%d lines for 50 failures within a minute, want one for the first", n)
 		}
 		time.Sleep(reportStrangersPer)
@@ -192,8 +193,8 @@ func TestGateReport(t *testing.T) {
 			g.enter(log, from(fmt.Sprintf("198.51.100.%d", i)))
 		}
 		g.report(log, from("192.0.2.99").from, errSilent)
-		if j.count(line, "count=50 ", "last_remote=192.0.2.99:", "last_err=it said nothing while others came waiting=3 of=6 most_from=198.51.100.0/24") != 1 {
-			t.Errorf("the next minute's line does not count what came since: %q", *j.lines)
+		if j.Count(line, "count=50 ", "last_remote=192.0.2.99:", "last_err=it said nothing while others came waiting=3 of=6 most_from=198.51.100.0/24") != 1 {
+			t.Errorf("the next minute's line does not count what came since: %q", j.All())
 		}
 	})
 }
@@ -237,7 +238,7 @@ func TestKnownIsSavedAgain(t *testing.T) {
 		var saved atomic.Int64
 		var full atomic.Bool
 		full.Store(true)
-		j := newJournal()
+		j := logtest.New(slog.LevelDebug)
 		p := New(Config{Log: slog.New(j), SaveKnown: func([]Known) error {
 			saved.Add(1)
 			if full.Load() {
@@ -263,8 +264,8 @@ func TestKnownIsSavedAgain(t *testing.T) {
 		after(saveFirst, 0)
 		learn("192.0.2.1")
 		after(saveKnown, 1)
-		if j.count("could not be saved", "no space left") != 1 {
-			t.Errorf("the log does not say that it failed: %q", *j.lines)
+		if j.Count("could not be saved", "no space left") != 1 {
+			t.Errorf("the log does not say that it failed: %q", j.All())
 		}
 		full.Store(false)
 		after(saveKnown, 2)

@@ -68,7 +68,7 @@ func TestClaimsDenied(t *testing.T) {
 			t.Errorf("status of %q: %s, reason %q; want %s", s.Public, s.State, s.Reason, want)
 		}
 	}
-	eventually(t, "lines about those that were denied", func() bool { return w.log.sum("service denied") == len(claims)-1 })
+	eventually(t, "lines about those that were denied", func() bool { return w.log.Sum("service denied") == len(claims)-1 })
 }
 
 func TestOffered(t *testing.T) {
@@ -132,7 +132,7 @@ func TestPortTaken(t *testing.T) {
 	ln.Close()
 	b.wantClaim(0, wire.ClaimUp) // by the proxy's own clock
 	w.pair(b, ln.Addr().String())
-	if n := w.log.count("service cannot be opened, trying again"); n != 1 {
+	if n := w.log.Count("service cannot be opened, trying again"); n != 1 {
 		t.Errorf("%d lines about a port that is taken, want one however often it is tried", n)
 	}
 }
@@ -189,8 +189,8 @@ func TestKeyRemoved(t *testing.T) {
 	// The bridge is told before the link goes: its connections to real servers must not wait for a session to expire.
 	wantReset(t, s1)
 	wantReset(t, s2)
-	eventually(t, "both pairs are released as removed", func() bool { return w.log.count("pair released", "reason=service-removed") == 2 })
-	eventually(t, "the log says whose session ended", func() bool { return w.log.count("bridge session ended", fmt.Sprintf("key=%x ", k.ID[:4])) == 1 })
+	eventually(t, "both pairs are released as removed", func() bool { return w.log.Count("pair released", "reason=service-removed") == 2 })
+	eventually(t, "the log says whose session ended", func() bool { return w.log.Count("bridge session ended", fmt.Sprintf("key=%x ", k.ID[:4])) == 1 })
 	eventually(t, "the key is refused", func() bool {
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -421,7 +421,7 @@ func TestTakeover(t *testing.T) {
 	eventually(t, "the old link is over", func() bool { return oldLink.Err() != nil })
 	eventually(t, "a service that the new session does not claim is closed", func() bool { return refused(gone) })
 	w.pair(next, addr)
-	if n, lost := w.log.count("bridge session ended", "took over"), w.log.count("bridge lost"); n != 1 || lost != 0 {
+	if n, lost := w.log.Count("bridge session ended", "took over"), w.log.Count("bridge lost"); n != 1 || lost != 0 {
 		t.Errorf("%d lines say that the session ended, %d that its connections wait; want 1, 0", n, lost)
 	}
 }
@@ -446,7 +446,7 @@ func TestSecondBridge(t *testing.T) {
 	})
 	talk(t, u, s, "undisturbed")
 	said := func() int {
-		return w.log.count("second bridge with a key that is in use", "key add", "key=nas", "remote=127.0.0.1:", "used_by=127.0.0.1:")
+		return w.log.Count("second bridge with a key that is in use", "key add", "key=nas", "remote=127.0.0.1:", "used_by=127.0.0.1:")
 	}
 	eventually(t, "the log has the second bridge", func() bool { return said() > 0 })
 	if n := said(); n != 1 {
@@ -530,7 +530,7 @@ func TestKeyRenamed(t *testing.T) {
 		t.Errorf("status %+v, want the key's last name", st)
 	}
 	b.cut()
-	eventually(t, "the log has the last name", func() bool { return w.log.count("bridge connected", "desk") > 0 })
+	eventually(t, "the log has the last name", func() bool { return w.log.Count("bridge connected", "desk") > 0 })
 }
 
 // TestSlowLog: whoever reads the log may be slow, or have stopped. Nobody else waits for that.
@@ -549,7 +549,7 @@ func TestSlowLog(t *testing.T) {
 			<-free
 		}
 	}
-	w.log.hold.Store(&hold)
+	w.log.Hold(hold)
 	t.Cleanup(release)                               // before the proxy is stopped
 	b := w.bridge(k, how{instance: 1}, pub, nextPub) // its next claim is answered while the line about the first waits
 	t.Cleanup(release)                               // before the bridge is
@@ -573,7 +573,7 @@ func TestSlowLog(t *testing.T) {
 		t.Errorf("%d pairs, want 2", n)
 	}
 	release()
-	eventually(t, "the lines come", func() bool { return w.log.count("service up") == 3 })
+	eventually(t, "the lines come", func() bool { return w.log.Count("service up") == 3 })
 }
 
 // TestStrangersHoldNothingUp: silent clients, more than there are places, hold them all; a bridge comes through, at once and every
@@ -635,7 +635,7 @@ func TestNoiseOnTheLinkPort(t *testing.T) {
 		defer b.mu.Unlock()
 		return len(b.failed) > 0 && errors.Is(b.failed[0], auth.ErrRefused)
 	})
-	said := func() int { return w.log.count("connections to the link port that were no bridge") }
+	said := func() int { return w.log.Count("connections to the link port that were no bridge") }
 	eventually(t, "the log has the noise", func() bool { return said() > 0 })
 	if n := said(); n != 1 {
 		t.Errorf("%d lines about noise within a minute, want 1", n)
@@ -734,7 +734,7 @@ func TestLinkDescriptors(t *testing.T) {
 	}
 	w := start(t, Config{Descriptors: pool, Settings: Settings{Keys: []Key{k}}})
 	eventually(t, "the log says that descriptors run short", func() bool {
-		return w.log.count("running short, some are refused or wait", "of=descriptors for bridges", "limit="+strconv.Itoa(n)) == 1
+		return w.log.Count("running short, some are refused or wait", "of=descriptors for bridges", "limit="+strconv.Itoa(n)) == 1
 	})
 	if p := w.p.Status().Pressure; len(p) == 0 || p[0].What != "descriptors for bridges" || p[0].Used < int64(n) {
 		t.Errorf("pressure %+v", p)

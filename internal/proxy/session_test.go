@@ -149,7 +149,7 @@ func TestAttachAgain(t *testing.T) {
 	if _, n := count(); n != len(pubs) {
 		t.Errorf("%d nonces after breaks, want none beyond the first %d", n, len(pubs))
 	}
-	if n := w.log.count("service up"); n > len(pubs) {
+	if n := w.log.Count("service up"); n > len(pubs) {
 		t.Errorf("%d lines say that a service is up", n)
 	}
 }
@@ -243,7 +243,7 @@ func TestSuccessor(t *testing.T) {
 	<-old.done
 	eventually(t, "the old link is over", func() bool { return len(w.p.Status().Links) == 1 })
 	w.pair(next, addr)
-	if n := w.log.count("bridge lost"); n > 1 {
+	if n := w.log.Count("bridge lost"); n > 1 {
 		t.Errorf("%d lines about a bridge that left", n)
 	}
 }

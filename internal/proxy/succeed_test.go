@@ -122,7 +122,7 @@ func (b *bridge) silence() {
 func (w *world) wantLeft() {
 	w.t.Helper()
 	eventually(w.t, "the session of the bridge that left is over", func() bool {
-		return len(w.p.Status().Links) == 0 && w.log.count("bridge session ended", link.ErrLeft.Error()) == 1
+		return len(w.p.Status().Links) == 0 && w.log.Count("bridge session ended", link.ErrLeft.Error()) == 1
 	})
 }
 
@@ -156,13 +156,13 @@ func TestLeavingBridgeIsCutUnderUsers(t *testing.T) {
 	eventually(t, "the link is broken", func() bool { return !l.Alive() })
 	u1.SetLinger(0)
 	u1.Close()
-	eventually(t, "the first user's reset is noted", func() bool { return w.log.count("pair released", "client-reset") == 1 })
+	eventually(t, "the first user's reset is noted", func() bool { return w.log.Count("pair released", "client-reset") == 1 })
 	if l.Finished() || l.Err() != nil {
 		t.Error("the session is over although a user is there")
 	}
 	u2.SetLinger(0)
 	u2.Close()
-	eventually(t, "the second user's reset is noted", func() bool { return w.log.count("pair released", "client-reset") == 2 })
+	eventually(t, "the second user's reset is noted", func() bool { return w.log.Count("pair released", "client-reset") == 2 })
 	w.wantLeft()
 	if n := w.p.conns.Load().Pairs; n != 0 {
 		t.Errorf("%d pairs are left", n)
@@ -199,7 +199,7 @@ func TestLeavingBridgeGoesOn(t *testing.T) {
 	w.p.GoingAway(l, 0)
 	w.p.GoingAway(w.p.port.host.Link(gone.ID), leaveGrace) // so that its end comes later than that of the first GOAWAY
 	eventually(t, "the session of the other bridge is over", func() bool {
-		return w.log.count("bridge session ended", link.ErrLeft.Error()) >= 1
+		return w.log.Count("bridge session ended", link.ErrLeft.Error()) >= 1
 	})
 	if err := l.Err(); err != nil {
 		t.Errorf("the session of the bridge that had time left ended: %v", err)

@@ -14,10 +14,8 @@ import (
 	"math/big"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +23,7 @@ import (
 	"reverser/internal/freeport"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
+	"reverser/internal/logtest"
 	"reverser/internal/registry"
 	"reverser/internal/sys"
 	"reverser/internal/wire"
@@ -53,71 +52,11 @@ var identity = sync.OnceValue(func() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 })
 
-// journal is a slog.Handler that remembers every line as "message key=value ...".
-type journal struct {
-	mu    *sync.Mutex
-	lines *[]string
-	with  string
-	hold  *atomic.Pointer[func(line string)] // called before a line is taken: whoever reads the log may be slow
-}
-
-func newJournal() *journal {
-	return &journal{mu: new(sync.Mutex), lines: new([]string), hold: new(atomic.Pointer[func(string)])}
-}
-
-func (j *journal) Enabled(context.Context, slog.Level) bool { return true }
-func (j *journal) WithGroup(string) slog.Handler            { return j }
-func (j *journal) WithAttrs(as []slog.Attr) slog.Handler {
-	k := *j
-	for _, a := range as {
-		k.with += fmt.Sprintf(" %s=%v", a.Key, a.Value)
-	}
-	return &k
-}
-func (j *journal) Handle(_ context.Context, r slog.Record) error {
-	line := r.Message + j.with
-	r.Attrs(func(a slog.Attr) bool { line += fmt.Sprintf(" %s=%v", a.Key, a.Value); return true })
-	if hold := j.hold.Load(); hold != nil {
-		(*hold)(line)
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	*j.lines = append(*j.lines, line)
-	return nil
-}
-
-// count returns how many lines hold all of the words.
-func (j *journal) count(words ...string) int {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	n := 0
-	for _, line := range *j.lines {
-		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
-			n++
-		}
-	}
-	return n
-}
-
-// sum is count with the lines that were left out of a flood.
-func (j *journal) sum(words ...string) int {
-	n := j.count(words...)
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, line := range *j.lines {
-		if _, after, ok := strings.Cut(line, " more="); ok && strings.Contains(line, words[0]) {
-			more, _ := strconv.Atoi(after)
-			n += more
-		}
-	}
-	return n
-}
-
 // world is a proxy that runs on loopback.
 type world struct {
 	t    *testing.T
 	p    *Proxy
-	log  *journal
+	log  *logtest.Journal
 	stop context.CancelFunc
 	done chan struct{} // closed when Run returned
 	err  error         // what it returned
@@ -147,7 +86,7 @@ func start(t *testing.T, cfg Config) *world {
 // prepare makes a proxy that listens, and does not run yet.
 func prepare(t *testing.T, cfg Config) *world {
 	t.Helper()
-	w := &world{t: t, log: newJournal(), done: make(chan struct{})}
+	w := &world{t: t, log: logtest.New(slog.LevelDebug), done: make(chan struct{})}
 	cfg.Identity, cfg.Log, cfg.Version = identity(), slog.New(w.log), "test"
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
@@ -170,9 +109,7 @@ func (w *world) run() {
 		cancel()
 		<-w.done
 		if w.t.Failed() {
-			w.log.mu.Lock()
-			defer w.log.mu.Unlock()
-			w.t.Logf("the proxy said:\n%s", strings.Join(*w.log.lines, "\n"))
+			w.t.Logf("the proxy said:\n%s", strings.Join(w.log.All(), "\n"))
 		}
 	})
 }

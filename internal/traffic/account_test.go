@@ -12,12 +12,13 @@ import (
 
 	"pgregory.net/rapid"
 
+	"reverser/internal/logtest"
 	"reverser/internal/relay"
 )
 
 // TestLimits: of a service, a key, and a client; those of others are not touched.
 func TestLimits(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		web, ssh, foreign := c.Account(keyA, "tcp/80"), c.Account(keyA, "tcp/22"), c.Account(keyB, "tcp/81")
 		web.SetLimits(Limits{Connections: 3, PerClient: 2})
 		c.KeyAccount(keyA).SetLimits(Limits{Connections: 4})
@@ -54,8 +55,8 @@ func TestLimits(t *testing.T) {
 				t.Errorf("alice: %+v", cl)
 			}
 		}
-		if n := log.count("client refused service=tcp/80 client=192.0.2.1:1000 err=limit of the client: at most 2 connections at once"); n != 1 {
-			t.Errorf("the log says %q", log.all())
+		if n := log.Count("client refused service=tcp/80 client=192.0.2.1:1000 err=limit of the client: at most 2 connections at once"); n != 1 {
+			t.Errorf("the log says %q", log.All())
 		}
 		for a := range c.roster.each {
 			a.Leave()
@@ -66,7 +67,7 @@ func TestLimits(t *testing.T) {
 // TestRefusalsAreQuiet: however many are refused, a service has a line a second in the log, no refusal is missing in the counts, and
 // one service does not silence another.
 func TestRefusalsAreQuiet(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		web, ssh := c.Account(keyA, "tcp/80"), c.Account(keyA, "tcp/22")
 		for range 300 {
 			admit(t, web, alice).Refuse(RefusedAway, "client refused", "service", "tcp/80")
@@ -76,16 +77,16 @@ func TestRefusalsAreQuiet(t *testing.T) {
 		admit(t, ssh, alice).Refuse(RefusedLeft, "")
 		time.Sleep(time.Minute)
 		said := 0
-		lines := log.all("client refused service=tcp/80")
+		lines := log.All("client refused service=tcp/80")
 		for _, line := range lines {
 			more := 0
 			fmt.Sscanf(line, "client refused service=tcp/80 more=%d", &more)
 			said += 1 + more
 		}
 		if len(lines) > 4 || said != 300 {
-			t.Errorf("%d lines in 3 seconds about %d refusals, want 4 about 300: %q", len(lines), said, log.all())
+			t.Errorf("%d lines in 3 seconds about %d refusals, want 4 about 300: %q", len(lines), said, log.All())
 		}
-		if n := log.count("client refused service=tcp/22"); n != 1 {
+		if n := log.Count("client refused service=tcp/22"); n != 1 {
 			t.Errorf("%d lines of the other service, want 1", n)
 		}
 		if u := web.Usage(); u.Refused[RefusedAway] != 300 || u.Total != 0 {
@@ -96,7 +97,7 @@ func TestRefusalsAreQuiet(t *testing.T) {
 
 // TestServicesAreBounded: a key that claims ever new names does not fill the memory.
 func TestServicesAreBounded(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		for i := range maxServices + 10 {
 			c.Account(keyA, fmt.Sprint(i))
 		}
@@ -124,7 +125,7 @@ func TestServicesAreBounded(t *testing.T) {
 
 // TestClientsAreBounded: the latest keep an account, an active one is never dropped, and nothing that was counted is lost.
 func TestClientsAreBounded(t *testing.T) {
-	bubble(t, Config{Clients: 2}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Clients: 2}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		acc := c.Account(keyA, "tcp/80")
 		client := func(n byte) netip.AddrPort { return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, n}), 1) }
 		visit := func(n byte) {
@@ -392,7 +393,7 @@ func BenchmarkBytes(b *testing.B) {
 // Another key's are said at once.
 func TestRefusalsOfManyServices(t *testing.T) {
 	const services, each = 100, 3
-	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		for i := range services {
 			acc := c.Account(keyA, fmt.Sprintf("tcp/%d", 1000+i))
 			for range each {
@@ -403,24 +404,24 @@ func TestRefusalsOfManyServices(t *testing.T) {
 				a.Refuse(RefusedAway, "client refused", "service", acc.Service)
 			}
 		}
-		if n := log.count("client refused"); n != noticesOfKey {
+		if n := log.Count("client refused"); n != noticesOfKey {
 			t.Errorf("%d lines at once, want %d", n, noticesOfKey)
 		}
 		a, err := c.Admit(c.Account(keyB, "tcp/80"), alice, NoWait)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a.Refuse(RefusedAway, "client refused", "service", "another key's"); log.count("another key's") != 1 {
+		if a.Refuse(RefusedAway, "client refused", "service", "another key's"); log.Count("another key's") != 1 {
 			t.Error("another key's refusal is not said at once")
 		}
 		for s := range 2 * services * each / noticesOfKey {
 			time.Sleep(noticesPer)
-			if n := log.count("client refused"); n > 1+(s+2)*noticesOfKey {
+			if n := log.Count("client refused"); n > 1+(s+2)*noticesOfKey {
 				t.Fatalf("%d lines after %d seconds", n, s+1)
 			}
 		}
 		sum := 0
-		for _, line := range log.all("client refused", "service=tcp/") {
+		for _, line := range log.All("client refused", "service=tcp/") {
 			service, more := 0, 0
 			fmt.Sscanf(line, "client refused service=tcp/%d more=%d", &service, &more)
 			sum += 1 + more

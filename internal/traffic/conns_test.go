@@ -18,43 +18,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"reverser/internal/logtest"
 	"reverser/internal/relay"
 	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
-
-// journal is a slog.Handler that remembers every line as "message key=value ...".
-type journal struct {
-	mu    sync.Mutex
-	lines []string
-}
-
-func (j *journal) Enabled(context.Context, slog.Level) bool { return true }
-func (j *journal) WithGroup(string) slog.Handler            { return j }
-func (j *journal) WithAttrs([]slog.Attr) slog.Handler       { return j }
-func (j *journal) Handle(_ context.Context, r slog.Record) error {
-	line := r.Message
-	r.Attrs(func(a slog.Attr) bool { line += fmt.Sprintf(" %s=%v", a.Key, a.Value); return true })
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.lines = append(j.lines, line)
-	return nil
-}
-
-// all returns the lines that hold all of the words.
-func (j *journal) all(words ...string) (found []string) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, line := range j.lines {
-		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
-			found = append(found, line)
-		}
-	}
-	return found
-}
-
-func (j *journal) count(words ...string) int { return len(j.all(words...)) }
 
 // fake is a pair without a socket: it ends when it is told to.
 type fake struct {
@@ -125,10 +94,10 @@ func (l *ledger) conns(t testing.TB) *Conns {
 var worlds sync.Map // *ledger → *Conns
 
 // bubble runs f with a Conns in a bubble, closes it, and wants nothing to be left.
-func bubble(t *testing.T, cfg Config, f func(t *testing.T, c *Conns, log *journal)) {
+func bubble(t *testing.T, cfg Config, f func(t *testing.T, c *Conns, log *logtest.Journal)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		log := new(journal)
+		log := logtest.New(slog.LevelDebug)
 		cfg.Log = slog.New(log)
 		c := New(cfg)
 		worlds.Store(&c.ledger, c)
@@ -178,7 +147,7 @@ func wantNothing(t interface {
 
 // TestLife follows one connection from Admit to the lines in the log and the counters.
 func TestLife(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		acc := c.Account(keyA, "tcp/9000")
 		a := admit(t, acc, alice)
 		if l := c.Load(); l != (Load{Arriving: 1}) {
@@ -205,7 +174,7 @@ func TestLife(t *testing.T) {
 		synctest.Wait()
 		who := "service=tcp/9000 client=192.0.2.1:1000 target=10.0.0.1:80"
 		want := []string{"pair created " + who, "pair released " + who + " sent=5 received=7 duration=2 reason=eof resumes=3"}
-		if got := log.all(); !slices.Equal(got, want) {
+		if got := log.All(); !slices.Equal(got, want) {
 			t.Errorf("the log says\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 		if u := acc.Usage(); u.Admitted != 0 || u.Total != 1 || u.Ended[relay.ReasonEOF] != 1 || len(u.Ended) != 1 || len(u.Refused) != 0 {
@@ -219,7 +188,7 @@ func TestLife(t *testing.T) {
 
 // TestAccept: being out of descriptors passes, and what handle counts was counted before the next connection is accepted.
 func TestAccept(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		ln := &script{}
 		acc := c.Account(keyA, "tcp/9000")
 		served := 0
@@ -252,7 +221,7 @@ func TestAccept(t *testing.T) {
 		}
 		close(hold)
 		synctest.Wait()
-		if n := log.count("accept failed, trying again"); n != 1 || served != 1 {
+		if n := log.Count("accept failed, trying again"); n != 1 || served != 1 {
 			t.Errorf("%d lines, %d served; want one each", n, served)
 		}
 	})
@@ -260,7 +229,7 @@ func TestAccept(t *testing.T) {
 
 // TestAcceptOfAClientThatLeft: it is no fault of the listener, and nobody waits for it.
 func TestAcceptOfAClientThatLeft(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		left := syscall.ENOTCONN
 		if runtime.GOOS == "windows" {
 			left = 10057 // WSAENOTCONN: the name that Go has there is not the system's
@@ -272,7 +241,7 @@ func TestAcceptOfAClientThatLeft(t *testing.T) {
 			},
 			func() (net.Conn, error) { return nil, net.ErrClosed },
 		}}, c.log, nil)
-		if n := log.count("accept failed, trying again"); n != 0 || time.Since(begin) != 0 {
+		if n := log.Count("accept failed, trying again"); n != 0 || time.Since(begin) != 0 {
 			t.Errorf("%d lines after %s; want none, at once", n, time.Since(begin))
 		}
 	})
@@ -293,14 +262,14 @@ func (s *script) Addr() net.Addr { return &net.TCPAddr{Port: 9000} }
 
 // TestAcceptFailsNowAndThen: where connections and failures follow each other, as at the limit of descriptors, each failure is no line.
 func TestAcceptFailsNowAndThen(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		fail := func() (net.Conn, error) { return nil, syscall.EMFILE }
 		conn := func() (net.Conn, error) { p, _ := net.Pipe(); return p, nil }
 		ln := &script{steps: slices.Repeat([]func() (net.Conn, error){fail, conn}, 1000)}
 		ln.steps = append(ln.steps, func() (net.Conn, error) { time.Sleep(acceptFailedPer); return nil, syscall.EMFILE },
 			func() (net.Conn, error) { return nil, net.ErrClosed })
 		Accept(t.Context(), ln, c.log, func(conn net.Conn) { conn.Close() })
-		if lines := log.all("accept failed, trying again"); len(lines) != 2 || !strings.Contains(lines[1], "times=1000") {
+		if lines := log.All("accept failed, trying again"); len(lines) != 2 || !strings.Contains(lines[1], "times=1000") {
 			t.Errorf("the log says %q, want one line and one with the count", lines)
 		}
 	})
@@ -308,7 +277,7 @@ func TestAcceptFailsNowAndThen(t *testing.T) {
 
 // TestAcceptIsStopped: a listener that fails again and again ends with the context.
 func TestAcceptIsStopped(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		ctx, cancel := context.WithCancel(t.Context())
 		fail := func() (net.Conn, error) { return nil, syscall.EMFILE }
 		ln := &script{steps: slices.Repeat([]func() (net.Conn, error){fail}, 100)}
@@ -322,7 +291,7 @@ func TestAcceptIsStopped(t *testing.T) {
 
 // TestDials: so many at once, and a drain counts them.
 func TestDials(t *testing.T) {
-	bubble(t, Config{Dials: 1, Side: relay.Target}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Dials: 1, Side: relay.Target}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		acc := c.Account(keyA, "tcp/9000")
 		a, b := admit(t, acc, alice), admit(t, acc, bob)
 		if !a.Dial() || b.Dial() {
@@ -353,7 +322,7 @@ func TestEndKey(t *testing.T) {
 }
 
 func testEnd(t *testing.T, end func(*Conns) int) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		one, other := c.Account(keyA, "tcp/9000"), c.Account(keyB, "tcp/9001")
 		var early, late, stranger fake
 		admit(t, one, alice).bind(&early, "")
@@ -380,15 +349,15 @@ func testEnd(t *testing.T, end func(*Conns) int) {
 				t.Errorf("%s ended with %q", name, reason)
 			}
 		}
-		if log.count("pair created") != 4 || log.count("pair released", "reason=service-removed") != 2 {
-			t.Errorf("the log says %q", log.all())
+		if log.Count("pair created") != 4 || log.Count("pair released", "reason=service-removed") != 2 {
+			t.Errorf("the log says %q", log.All())
 		}
 	})
 }
 
 // TestFinally: what was asked for is called once, whatever became of the connection.
 func TestFinally(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		n := 0
 		for _, end := range []func(*Admission){
 			(*Admission).Leave,
@@ -451,7 +420,7 @@ func TestEndMissesNobody(t *testing.T) {
 
 // TestDrain: nothing enters, who waits for a bridge is let go, the others finish.
 func TestDrain(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		acc := c.Account(keyA, "tcp/9000")
 		var first, second fake
 		admit(t, acc, alice).bind(&first, "")
@@ -483,8 +452,8 @@ func TestDrain(t *testing.T) {
 		if d := time.Since(begin); d != 2*time.Second {
 			t.Errorf("Drain took %s, want 2s", d)
 		}
-		if log.count("drain time is over") != 0 || log.count("pair released", "reason=eof") != 2 {
-			t.Errorf("the log says %q", log.all())
+		if log.Count("drain time is over") != 0 || log.Count("pair released", "reason=eof") != 2 {
+			t.Errorf("the log says %q", log.All())
 		}
 		if r := acc.Usage().Refused[RefusedDrain]; r != 2 {
 			t.Errorf("%d were refused, want 2", r)
@@ -494,7 +463,7 @@ func TestDrain(t *testing.T) {
 
 // TestAwaitIdle: newcomers are let in until there is a moment without a connection.
 func TestAwaitIdle(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		acc := c.Account(keyA, "tcp/9000")
 		admit(t, acc, alice).Leave() // a moment of before does not count
 		var first, second fake
@@ -542,7 +511,7 @@ func TestDrainIsOver(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, Config{}, func(t *testing.T, c *Conns, log *journal) {
+			bubble(t, Config{}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 				acc := c.Account(keyA, "tcp/9000")
 				var pair, late fake
 				admit(t, acc, alice).bind(&pair, "")
@@ -556,8 +525,8 @@ func TestDrainIsOver(t *testing.T) {
 				}
 				opening.bind(&late, "")
 				synctest.Wait()
-				if log.count("pair released", "reason=drain") != 2 || c.Load() != (Load{}) {
-					t.Errorf("%+v is left, the log says %q", c.Load(), log.all())
+				if log.Count("pair released", "reason=drain") != 2 || c.Load() != (Load{}) {
+					t.Errorf("%+v is left, the log says %q", c.Load(), log.All())
 				}
 			})
 		})
@@ -566,7 +535,7 @@ func TestDrainIsOver(t *testing.T) {
 
 // TestWalkHoldsNobodyUp: while somebody looks at the pairs, others come and go.
 func TestWalkHoldsNobodyUp(t *testing.T) {
-	bubble(t, Config{Max: 1 << 20}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Max: 1 << 20}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		acc := c.Account(keyA, "tcp/9000")
 		const n = 1000
 		for range n {

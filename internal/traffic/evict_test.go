@@ -5,6 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"reverser/internal/logtest"
 	"reverser/internal/relay"
 	"reverser/internal/sys"
 	"reverser/internal/wire"
@@ -43,7 +44,7 @@ func endAll(all [][]*fake) {
 
 // TestSmallKeyGetsIn: where greedy keys have left nothing, an idle user of theirs makes way for a user of a key that has none.
 func TestSmallKeyGetsIn(t *testing.T) {
-	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		all := fillPairs(t, c, func(int) *fake { return &fake{sent: 10} })
 		small := c.Account(keyA, "tcp/80")
 		if _, err := c.Admit(small, alice, NoWait); err != ErrFull {
@@ -81,7 +82,7 @@ func TestSmallKeyGetsIn(t *testing.T) {
 // is exceeded by those who came in their place.
 func TestReplacedLeaveRoom(t *testing.T) {
 	pool := sys.NewPool(512, 0)
-	bubble(t, Config{Descriptors: pool, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Descriptors: pool, Side: relay.Client}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		stubborn := fillKeys(t, c)
 		taken := pool.Taken(sys.ForUsers)
 		if taken != pool.Size(sys.ForUsers) {
@@ -145,7 +146,7 @@ func admission(t *testing.T, c *Conns, acc *Account) *Admission {
 
 // TestBusyStay: who moves bytes does not make way, and so many are told to at the most that have not left.
 func TestBusyStay(t *testing.T) {
-	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		all := fillPairs(t, c, func(int) *fake { return &fake{sent: 1 << 20} })
 		time.Sleep(idleAfter)
 		if _, err := c.Admit(c.Account(keyA, "tcp/80"), alice, NoWait); err != ErrFull {

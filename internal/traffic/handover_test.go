@@ -6,12 +6,13 @@ import (
 	"testing"
 	"time"
 
+	"reverser/internal/logtest"
 	"reverser/internal/relay"
 )
 
 // TestHandover: a pair that came from another process shows as it did there, counts at its accounts, and can be given away again.
 func TestHandover(t *testing.T) {
-	bubble(t, Config{Max: 1, Side: relay.Target}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{Max: 1, Side: relay.Target}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		near, far := net.Pipe()
 		defer far.Close()
 		defer near.Close()
@@ -40,7 +41,7 @@ func TestHandover(t *testing.T) {
 		} else {
 			a.Leave()
 		}
-		if lines := log.all(); len(lines) != 0 {
+		if lines := log.All(); len(lines) != 0 {
 			t.Errorf("the log says %q", lines)
 		}
 		if u := acc.Usage(); len(u.Ended) != 0 {

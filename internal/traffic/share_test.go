@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"reverser/internal/logtest"
 	"reverser/internal/relay"
 	"reverser/internal/sys"
 )
@@ -44,7 +45,7 @@ func leaveAll(all []*Admission) {
 
 // TestOnlyKey: a key that is the only one may have every place, and one of its clients half of them.
 func TestOnlyKey(t *testing.T) {
-	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		c.SetKeys(map[[16]byte]Limits{keyA: {}})
 		web := c.Account(keyA, "tcp/80")
 		all := fill(t, c, web, ErrClientShare, func(int) netip.AddrPort { return alice })
@@ -61,7 +62,7 @@ func TestOnlyKey(t *testing.T) {
 
 // TestKeyShare: a key may have as many places as are free, and whoever has none gets one.
 func TestKeyShare(t *testing.T) {
-	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		var all []*Admission
 		for i, want := range []int{32, 16, 8, 4, 2, 1, 1} {
 			why := ErrKeyShare
@@ -89,7 +90,7 @@ func TestKeyShare(t *testing.T) {
 
 // TestClientShare: 3,000 idle users of one address leave room for the key's other clients, and for other keys.
 func TestClientShare(t *testing.T) {
-	bubble(t, Config{Max: 768, Side: relay.Client}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{Max: 768, Side: relay.Client}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		web, ssh := c.Account(keyA, "tcp/80"), c.Account(keyA, "tcp/22")
 		var all []*Admission
 		refused := 0
@@ -115,7 +116,7 @@ func TestClientShare(t *testing.T) {
 			all = append(all, admit(t, web, address(i)), admit(t, c.Account(keyB, "tcp/81"), alice))
 		}
 		time.Sleep(time.Second)
-		if n := log.count("client refused"); n > 4 {
+		if n := log.Count("client refused"); n > 4 {
 			t.Errorf("%d lines about it, want a few", n)
 		}
 		leaveAll(all)
@@ -124,7 +125,7 @@ func TestClientShare(t *testing.T) {
 
 // TestOwnKey: a bridge has one key, which may have all places; its clients share.
 func TestOwnKey(t *testing.T) {
-	bubble(t, Config{Max: 64, Side: relay.Target}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Max: 64, Side: relay.Target}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		acc := c.Account(keyA, "tcp/80")
 		all := fill(t, c, acc, ErrClientShare, func(int) netip.AddrPort { return alice })
 		if len(all) != 32 {
@@ -189,7 +190,7 @@ func want(t *testing.T, what string, done chan error, err error) {
 
 // TestWait: the users of a key that has its share wait, those of another do not, and so many at the most that none has to be counted.
 func TestWait(t *testing.T) {
-	bubble(t, Config{Max: 8, Side: relay.Client}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{Max: 8, Side: relay.Client}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		web, ssh := c.Account(keyA, "tcp/80"), c.Account(keyB, "tcp/22")
 		all := fill(t, c, web, ErrKeyShare, address)
 		late := waits(c, web, bob)
@@ -239,7 +240,7 @@ func awaitsTurn(c *Conns, a *Account) chan error {
 // TestWaitShare: those who wait with an open socket are shared as the places are: the users of one key leave half of what is left, and
 // the sockets of a key that has its share stand still until it has less, or more are left.
 func TestWaitShare(t *testing.T) {
-	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Max: 64, Side: relay.Client}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		account := func(n int) *Account { return c.Account([16]byte{byte(n)}, "tcp/80") }
 		var all []*Admission
 		for i := range 7 { // they take all places
@@ -294,7 +295,7 @@ func TestWaitShare(t *testing.T) {
 // TestWaitForOthers: what another use of descriptors gives back lets in who waits, the key with the fewest first.
 func TestWaitForOthers(t *testing.T) {
 	pool := sys.NewPool(256, 0)
-	bubble(t, Config{Descriptors: pool, Side: relay.Client}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Descriptors: pool, Side: relay.Client}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		web, ssh := c.Account(keyA, "tcp/80"), c.Account(keyB, "tcp/22")
 		all := []*Admission{admit(t, web, alice), admit(t, web, bob)}
 		n := 0
@@ -316,7 +317,7 @@ func TestWaitForOthers(t *testing.T) {
 // TestStrain: that descriptors run short is said once, with who has most, shown for as long as it lasts, and its end is said.
 func TestStrain(t *testing.T) {
 	name := func(id [16]byte) string { return map[[16]byte]string{keyA: "nas", keyB: "pi"}[id] }
-	bubble(t, Config{Max: 64, Side: relay.Client, Name: name}, func(t *testing.T, c *Conns, log *journal) {
+	bubble(t, Config{Max: 64, Side: relay.Client, Name: name}, func(t *testing.T, c *Conns, log *logtest.Journal) {
 		if p := c.Pressure(nil); p != nil {
 			t.Errorf("pressure %+v", p)
 		}
@@ -326,8 +327,8 @@ func TestStrain(t *testing.T) {
 			c.Admit(web, alice, NoWait)
 			time.Sleep(time.Second)
 		}
-		if n := log.count("running short", "of=descriptors for users", "largest_key=nas", "largest_key_has=16", "largest_client=192.0.2.1", "limit=64"); n != 1 || log.count("running short") != 1 {
-			t.Errorf("the log says %q", log.all("running short"))
+		if n := log.Count("running short", "of=descriptors for users", "largest_key=nas", "largest_key_has=16", "largest_client=192.0.2.1", "limit=64"); n != 1 || log.Count("running short") != 1 {
+			t.Errorf("the log says %q", log.All("running short"))
 		}
 		p := c.Pressure(nil)
 		if len(p) != 1 || p[0].Used != 17 || p[0].Limit != 64 || p[0].Largest.Key != "nas" || p[0].Largest.Used != 16 ||
@@ -335,8 +336,8 @@ func TestStrain(t *testing.T) {
 			t.Errorf("pressure %+v", p)
 		}
 		time.Sleep(strainOver + time.Second)
-		if n := log.count("no longer running short", "refused_or_waited=101"); n != 1 || c.Pressure(nil) != nil {
-			t.Errorf("the log says %q, pressure %+v", log.all("no longer"), c.Pressure(nil))
+		if n := log.Count("no longer running short", "refused_or_waited=101"); n != 1 || c.Pressure(nil) != nil {
+			t.Errorf("the log says %q, pressure %+v", log.All("no longer"), c.Pressure(nil))
 		}
 		leaveAll(all)
 	})

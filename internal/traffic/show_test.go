@@ -6,6 +6,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"reverser/internal/logtest"
 	"reverser/internal/relay"
 	"reverser/internal/status"
 )
@@ -13,7 +14,7 @@ import (
 // TestShow: what keys, clients and services that are gone have counted is shown, each once, and what is there at present moves.
 func TestShow(t *testing.T) {
 	name := func(id [16]byte) string { return map[[16]byte]string{keyA: "nas"}[id] }
-	bubble(t, Config{Name: name}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{Name: name}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		web, gone, other := c.Account(keyA, "tcp/80"), c.Account(keyA, "tcp/22"), c.Account(keyB, "tcp/81")
 		c.Account(keyB, "tcp/82") // never used
 		visit := func(a *Account, client netip.AddrPort, sent, received uint64) *fake {
@@ -60,7 +61,7 @@ func TestShow(t *testing.T) {
 
 // TestShowIsBounded: however many clients and services there were, the lists have an end and the totals do not lose what is left out.
 func TestShowIsBounded(t *testing.T) {
-	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *journal) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		const n = 500
 		for i := range n {
 			f := &fake{}
