@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -209,7 +210,49 @@ func (c *cli) installBridge(ctx context.Context, fl *pflag.FlagSet, args config.
 			s.Sockets = append(s.Sockets, e.Target.Address)
 		}
 	}
+	if f.replace && linked(ctx, m.State(config.RoleBridge)) {
+		s.Check = stillLinked
+	}
 	return c.install(ctx, m, s, f)
+}
+
+// linked reports whether the bridge of a state directory has a link to a proxy.
+func linked(ctx context.Context, dir string) bool {
+	if dir == "" {
+		return false
+	}
+	client := adminOf(dir)
+	defer client.Close()
+	s, err := client.Summary(ctx)
+	if err != nil {
+		return false
+	}
+	_, up := linksUp(s)
+	return up > 0
+}
+
+// stillLinked refuses a bridge that gets no link, where the one before it had one: with another token, or another address, it would
+// be worse than what was there. It may still be connecting.
+func stillLinked(ctx context.Context, m service.Manager) error {
+	for begun := time.Now(); ; {
+		if linked(ctx, m.State(config.RoleBridge)) {
+			return nil
+		}
+		if time.Since(begun) >= settleWithin {
+			break
+		}
+		if !pause(ctx, settlePoll) {
+			return ctx.Err()
+		}
+	}
+	why := "it does not say why"
+	if st, err := m.Status(ctx, config.RoleBridge); err == nil && len(st.Log) > 0 {
+		why = "it says: " + st.Log[len(st.Log)-1]
+	}
+	return &service.Error{
+		Err:  fmt.Errorf("the new bridge gets no link to the proxy, which the one before it had: %s", why),
+		Hint: "give the right token and address; `reverser service uninstall bridge` first, if the proxy is to come later",
+	}
 }
 
 func (c *cli) installProxy(ctx context.Context, fl *pflag.FlagSet, args config.ProxyArgs, f installFlags) error {

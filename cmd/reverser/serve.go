@@ -205,6 +205,9 @@ func withSignals(log *slog.Logger, asked <-chan os.Signal, reload, drain, cancel
 			case <-done:
 				return
 			case sig = <-signals:
+				if asked != nil {
+					continue // such as the log-off of somebody, which Windows tells every service
+				}
 				within = timeToEnd(sig)
 			case sig = <-asked:
 			}

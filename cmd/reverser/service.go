@@ -258,7 +258,7 @@ func printService(w io.Writer, name, manager string, st service.Status, now time
 	}
 	if len(st.Log) > 0 {
 		if st.State == service.Running {
-			fmt.Fprintln(w, "  it warned in the last minutes:")
+			fmt.Fprintln(w, "  it warned of:")
 		} else {
 			fmt.Fprintln(w, "  it said last:")
 		}
@@ -276,6 +276,10 @@ func (c *cli) printServiceState(ctx context.Context, m service.Manager, role str
 	st, err := m.Status(ctx, role)
 	if err != nil {
 		return serviceError(err)
+	}
+	if len(st.Log) > 0 { // it has warned of something already
+		printService(c.stdout, service.UnitName(role), m.Name(), st, time.Now())
+		return nil
 	}
 	line := fmt.Sprintf("%s is %s", service.UnitName(role), st.State)
 	if st.Text != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"reverser/internal/config"
+	"reverser/internal/service"
 	"reverser/internal/status"
 )
 
@@ -191,6 +193,21 @@ func TestDeafSupervisor(t *testing.T) {
 	}
 }
 
+// What a service manager asks for stands for signals.
+func TestAskedInPlaceOfSignals(t *testing.T) {
+	asked := make(chan os.Signal)
+	did := make(chan string)
+	say := func(what string) func() { return func() { did <- what } }
+	stop := withSignals(slog.New(slog.DiscardHandler), asked, say("reload"), say("drain"), say("now"))
+	defer stop()
+	for _, want := range []string{"drain", "now"} {
+		asked <- os.Interrupt
+		if got := <-did; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
 func TestDrainOf(t *testing.T) {
 	for _, c := range []struct{ set, want time.Duration }{{0, 30 * time.Second}, {-1, 0}, {time.Hour, time.Hour}} {
 		set := config.Settings{}
@@ -199,4 +216,29 @@ func TestDrainOf(t *testing.T) {
 			t.Errorf("drainOf(%v) = %v, want %v", c.set, got, c.want)
 		}
 	}
+}
+
+// fakeManager is a service manager with one service, whose process does not answer.
+type fakeManager struct {
+	service.Manager
+	dir string
+}
+
+func (m fakeManager) State(string) string { return m.dir }
+func (m fakeManager) Status(context.Context, string) (service.Status, error) {
+	return service.Status{State: service.Running, Log: []string{"WRN first", "WRN the key is refused"}}, nil
+}
+
+// A bridge that takes the place of one with a link, and gets none, is refused with what it said, but not before it had its time.
+func TestStillLinked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		err := stillLinked(t.Context(), fakeManager{dir: t.TempDir()})
+		if err == nil || !strings.Contains(err.Error(), "the key is refused") {
+			t.Errorf("stillLinked = %v, want an error with what the bridge said", err)
+		}
+		if took := time.Since(begun); took < settleWithin {
+			t.Errorf("refused after %v, want %v", took, settleWithin)
+		}
+	})
 }
