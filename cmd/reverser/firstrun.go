@@ -62,7 +62,7 @@ var errGone = errors.New("the input has ended")
 // startedAlone is the program without arguments in a window of its own.
 func (c *cli) startedAlone(chinese bool) int {
 	f := &firstRun{
-		in: bufio.NewReader(c.stdin), out: c.stdout, say: &englishPhrases,
+		in: bufio.NewReader(c.stdin), out: c.stdout, say: phrasesFor(chinese),
 		try: c.tryBridge,
 		run: func(args config.BridgeArgs) error { return c.runBridge(context.Background(), args) },
 		answers: func(ctx context.Context, target string) bool {
@@ -78,8 +78,8 @@ func (c *cli) startedAlone(chinese bool) int {
 			return true
 		},
 	}
-	if chinese {
-		f.say = &chinesePhrases
+	if c.manager != nil {
+		f.install = c.installService
 	}
 	exe, err := os.Executable()
 	if err == nil && inTemp(exe) {
@@ -318,10 +318,19 @@ func (f *firstRun) line(question string) (string, error) {
 	return line, nil
 }
 
+func (f *firstRun) waitForKey() { waitForKey(f.out, f.in, f.say) }
+
 // waitForKey keeps the window open until the person has read it.
-func (f *firstRun) waitForKey() {
-	fmt.Fprintf(f.out, "\n%s", f.say.key)
-	f.in.ReadString('\n')
+func waitForKey(out io.Writer, in *bufio.Reader, say *phrases) {
+	fmt.Fprintf(out, "\n%s", say.key)
+	in.ReadString('\n')
+}
+
+func phrasesFor(chinese bool) *phrases {
+	if chinese {
+		return &chinesePhrases
+	}
+	return &englishPhrases
 }
 
 // tryBridge runs a bridge, without a trace on disk, until it is clear whether its services are up.
@@ -351,6 +360,35 @@ func (c *cli) tryBridge(ctx context.Context, args config.BridgeArgs) error {
 		}
 	}
 	return nil
+}
+
+// installService makes a service of a bridge, with the rights of an administrator. The token goes by a file that only this user can
+// read and that is gone afterwards: others see command lines.
+func (c *cli) installService(args config.BridgeArgs) error {
+	dir, err := os.MkdirTemp("", "reverser-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "token")
+	if err := os.WriteFile(file, []byte(args.Token+"\n"), 0o600); err != nil {
+		return err
+	}
+	return asAdministrator(installCommand(args, file), func(command []string) error {
+		if code := run(command, c.stdin, c.stdout, c.stderr); code != exitOK {
+			return fmt.Errorf("the installation ended with exit code %d", code)
+		}
+		return nil
+	})
+}
+
+// installCommand is the command line that makes a service of a bridge, in the place of one that is there.
+func installCommand(args config.BridgeArgs, tokenFile string) []string {
+	command := []string{"service", "install", "bridge", "--replace", "--token-file", tokenFile}
+	for _, p := range args.Proxies {
+		command = append(command, "--proxy", p)
+	}
+	return append(command, args.Expose...)
 }
 
 var englishPhrases = phrases{

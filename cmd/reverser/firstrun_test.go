@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -144,6 +145,26 @@ func TestFirstRunWithoutServices(t *testing.T) {
 	}
 	if strings.Contains(d.out.String(), "service, also") {
 		t.Errorf("it offers a service:\n%s", &d.out)
+	}
+}
+
+// TestInstallCommand: the command is one that the program takes. It is tried without effect.
+func TestInstallCommand(t *testing.T) {
+	args := config.BridgeArgs{Token: testToken(), Proxies: []string{"tunnel.example.com:4000"}, Expose: []string{"9000", "2222=22"}}
+	file := filepath.Join(t.TempDir(), "the token")
+	if err := os.WriteFile(file, []byte(args.Token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	command := append(installCommand(args, file), "--dry-run")
+	for _, word := range command {
+		if strings.Contains(word, "rv1_") {
+			t.Errorf("the token stands on the command line")
+		}
+	}
+	var out bytes.Buffer
+	code := run(command, strings.NewReader(""), &out, &out)
+	if runtime.GOOS == "linux" && (code != exitOK || !strings.Contains(out.String(), "tunnel.example.com:4000 9000 2222=22")) {
+		t.Errorf("%q ends with %d:\n%s", command, code, &out)
 	}
 }
 

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -31,7 +32,12 @@ func main() {
 	if args := os.Args[1:]; isHosted(args) {
 		os.Exit(runHosted(args, os.Stderr))
 	}
-	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	code := run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if code != exitOK && len(os.Args) > 1 && ownWindow() {
+		// A shortcut, or an order that asked for an administrator: the window would vanish with what it says.
+		waitForKey(os.Stdout, bufio.NewReader(os.Stdin), phrasesFor(readsChinese()))
+	}
+	os.Exit(code)
 }
 
 // cli is what a command has in its hands besides its flags. What is written to stdout and stderr is escaped: an error may quote a
