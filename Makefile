@@ -26,7 +26,7 @@ bench:
 	go run ./bench/compare -out bench/results -doc docs/PERFORMANCE.md $(BENCH)
 
 # Fleets of bridges: how long until all serve, and what each costs; and a picture of their return after a restart of the proxy.
-# 5,000 bridges need 30,500 open files (ulimit -n). FLEETS='-fleets 100,1000' measures others, with -peers DIRECTORY frp too.
+# 5,000 bridges need 15,500 open files (ulimit -n). FLEETS='-fleets 100,1000' measures others, with -peers DIRECTORY frp too.
 .PHONY: fleets
 fleets:
 	go run ./bench/compare -rows '^fleet' -fleets 100,400/1,1000,5000 -rounds 1 -return docs/return.svg $(FLEETS)

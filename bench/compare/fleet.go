@@ -110,17 +110,26 @@ const (
 	mostFrpc = 200
 	// fleetUsers is through how many of the bridges a user is sent before a figure counts.
 	fleetUsers = 50
+	// mostWeighed is the largest fleet that is weighed, which takes three minutes: what one more bridge costs is known by then.
+	mostWeighed = 1000
 )
+
+// weighed reports whether memory and CPU of the idle fleet are measured.
+func (s fleetSize) weighed() bool { return !s.oneAddr && s.bridges <= mostWeighed }
+
+// stopPatience is how long a proxy may take to stop: it waits for users as long as its --drain, 30 s, and a machine that is busy with
+// thousands of bridges is slow to see the last one leave.
+const stopPatience = 45 * time.Second
 
 // patienceFor bounds the time until all serve. What takes longer counts as so long, with a note.
 func (s fleetSize) patienceFor(set settings) time.Duration {
 	if set.Size == "quick" {
 		return 30 * time.Second
 	}
-	return max(time.Minute, time.Duration(s.bridges)*50*time.Millisecond)
+	return max(time.Minute, time.Duration(s.bridges)*20*time.Millisecond)
 }
 
-// fleetProbe is the probe of one size. The rows of memory and idleness are the same behind one address.
+// fleetProbe is the probe of one size. The rows of memory and idleness are the same behind one address, and in a larger fleet.
 func fleetProbe(s fleetSize) probe {
 	each := 3.0
 	p := probe{name: s.String(), once: true, who: []string{reverser}, run: func(ctx context.Context, b *bed, c *contender, set settings) ([]float64, string, error) {
@@ -136,7 +145,7 @@ func fleetProbe(s fleetSize) probe {
 		{Name: name + "all serve after the first start", Unit: "s", Low: true},
 		{Name: name + "proxy's CPU for each that starts", Unit: "ms", Low: true, Goals: []goal{{"", each}}},
 	}
-	if !s.oneAddr {
+	if s.weighed() {
 		p.kinds = append(p.kinds,
 			kind{Name: name + "proxy's memory for an idle one", Unit: "KB", Low: true, Goals: []goal{{"", 64}}},
 			kind{Name: name + "its own memory", Unit: "KB", Low: true},
@@ -238,7 +247,7 @@ func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set sett
 	}
 	var idle []float64
 	switch {
-	case size.oneAddr:
+	case !size.weighed():
 	case len(notes) > 0:
 		idle = []float64{nothing, nothing, nothing}
 	default:
@@ -253,8 +262,8 @@ func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set sett
 	proxy.terminate()
 	select {
 	case <-proxy.ended:
-	case <-time.After(patience):
-		return nil, "", fmt.Errorf("%s did not stop within %v of SIGTERM", proxy.name, patience)
+	case <-time.After(stopPatience):
+		return nil, "", fmt.Errorf("%s did not stop within %v of SIGTERM", proxy.name, stopPatience)
 	}
 	if proxy, err = f.startProxy(ctx); err != nil {
 		return nil, "", err
@@ -323,28 +332,23 @@ func (b *bed) newFleet(name string, size fleetSize) (fleet, error) {
 	return &ownFleet{fleetParts: common}, nil
 }
 
-// fleetPorts returns ports in a row, below those that outgoing connections take.
+// fleetPorts returns free ports below those that outgoing connections take. Each is tried: with one that another program has, its bridge
+// never serves, and the row waits for it as long as it may.
 func fleetPorts(n int) ([]string, error) {
-	for first := 11000; first+n < 30000; first += 500 {
-		var taken bool
-		for _, p := range []int{first, first + n/2, first + n - 1} { // a program that has one in between is found when it is opened
-			ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", p))
-			if err != nil {
-				taken = true
-				break
-			}
-			ln.Close()
-		}
-		if taken {
+	var ports []string
+	for p := 11000; p < 30000 && len(ports) < n; p++ {
+		addr := fmt.Sprintf("127.0.0.1:%d", p)
+		ln, err := net.Listen("tcp", addr)
+		if err != nil {
 			continue
 		}
-		ports := make([]string, n)
-		for i := range ports {
-			ports[i] = fmt.Sprintf("127.0.0.1:%d", first+i)
-		}
-		return ports, nil
+		ln.Close()
+		ports = append(ports, addr)
 	}
-	return nil, fmt.Errorf("no %d free ports in a row on 127.0.0.1 between 11000 and 30000: stop what listens there", n)
+	if len(ports) < n {
+		return nil, fmt.Errorf("of the ports from 11000 to 29999 on 127.0.0.1 %d are free, and %d are needed: stop what listens there", len(ports), n)
+	}
+	return ports, nil
 }
 
 // fleetParts is what both kinds have.

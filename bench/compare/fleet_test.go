@@ -59,6 +59,26 @@ func TestCheckFleets(t *testing.T) {
 	}
 }
 
+// TestFleetPorts: a port that another program has is left out.
+func TestFleetPorts(t *testing.T) {
+	before, err := fleetPorts(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", before[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	ports, err := fleetPorts(3)
+	if err != nil || len(ports) != 3 || slices.Contains(ports, before[1]) {
+		t.Errorf("fleetPorts = %q, %v while another program has %s", ports, err, before[1])
+	}
+	if _, err := fleetPorts(20_000); err == nil {
+		t.Error("20,000 ports were found below those of outgoing connections")
+	}
+}
+
 func TestServed(t *testing.T) {
 	s := served{Times: []float64{1, 2}, Said: map[string]int{"rare": 1, "often": 5}}
 	if note := s.note(2, time.Minute); note != "" {

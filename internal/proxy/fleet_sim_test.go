@@ -101,6 +101,7 @@ type simBridge struct {
 	claimed bool
 	serving bool
 	broke   time.Duration // since when it does not serve
+	tries   int           // attempts to connect
 }
 
 // simSlot is a connection that a bridge wants. Slot 0 is first the control connection's.
@@ -240,6 +241,7 @@ func (sl *simSlot) dial() {
 	a := &simAttempt{slot: sl, round: sl.round}
 	sl.under++
 	s.attempts++
+	b.tries++
 	if !s.up { // as far as the SYN will find
 		a.failLater(b.rtt, syscall.ECONNREFUSED)
 		return
