@@ -95,6 +95,9 @@ func defaultBase() (string, error) {
 		return "", errors.New("%LocalAppData% is not set")
 	case "darwin", "ios":
 		home, err := os.UserHomeDir()
+		if err != nil && os.Geteuid() == 0 { // a daemon of launchd has none
+			return "/Library/Application Support", nil
+		}
 		if err != nil {
 			return "", err
 		}

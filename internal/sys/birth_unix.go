@@ -14,15 +14,17 @@ func setAtBirth(fd uintptr) error {
 	if err := unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return os.NewSyscallError("setsockopt SO_LINGER", err)
 	}
+	keepSettable(int(fd))
 	return os.NewSyscallError("setsockopt SO_OOBINLINE", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1))
 }
 
 // Refused reports whether a dial failed because nothing listens there.
 func Refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
-// Reset reports whether a read or write failed because the peer reset the connection.
+// Reset reports whether a read or write failed because the peer reset the connection. EPROTOTYPE is what macOS says to a write at the
+// moment in which that happens.
 func Reset(err error) bool {
-	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.EPROTOTYPE)
 }
 
 // NotConnected reports whether a socket's connection was over already.

@@ -10,5 +10,5 @@ func descriptorLimit() int {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {
 		return 1024
 	}
-	return int(min(r.Cur, 1<<20))
+	return int(min(uint64(r.Cur), 1<<20, uint64(mostDescriptors())))
 }

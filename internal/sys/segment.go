@@ -18,7 +18,11 @@ func DialLink(ctx context.Context, from netip.Addr, network, addr string, segmen
 	if segment > 0 {
 		d.Control = maxSegment(segment)
 	}
-	return d.DialContext(ctx, network, addr)
+	c, err := d.DialContext(ctx, network, addr)
+	if err == nil && segment > 0 {
+		withDescriptor(c, func(fd int) { maxSegmentConnected(fd, segment) })
+	}
+	return c, err
 }
 
 // KeepAlive has the kernel send a probe on an idle connection of the link: the link itself says nothing there. Other connections

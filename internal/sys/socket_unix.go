@@ -23,9 +23,6 @@ func Write(fd int, bufs [][]byte) (n int, err error) {
 	}
 }
 
-// HungUp reports whether the peer of a connected socket sent a reset, also behind bytes that nobody has read yet.
-func HungUp(fd int) bool { return Poll(fd, 0) != 0 }
-
 // Poll returns what poll(2) says now of the events, and what it says unasked.
 func Poll(fd int, events int16) int16 {
 	ask := []unix.PollFd{{Fd: int32(fd), Events: events}}

@@ -14,12 +14,5 @@ func CanTry(syscall.RawConn) bool { return true }
 // WouldBlock reports whether Read or Write would have had to wait.
 func WouldBlock(err error) bool { return err == unix.EAGAIN }
 
-// State returns what is known of a connected socket without reading it: whether the peer reset the connection, and whether both
-// directions of it have ended, by FINs or by a reset.
-func State(fd int) (reset, over bool) {
-	events := Poll(fd, 0)
-	return events&(unix.POLLERR|unix.POLLNVAL) != 0, events&unix.POLLHUP != 0
-}
-
 // Writable reports whether a socket takes bytes now, or is dead.
 func Writable(fd int) bool { return Poll(fd, unix.POLLOUT) != 0 }

@@ -1,5 +1,3 @@
-//go:build linux || darwin
-
 package sys
 
 import (
@@ -14,3 +12,6 @@ func maxSegment(size int) func(network, addr string, c syscall.RawConn) error {
 		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, size) })
 	}
 }
+
+// maxSegmentConnected has nothing to do: the socket had its bound from the start.
+func maxSegmentConnected(int, int) {}
