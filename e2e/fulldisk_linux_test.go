@@ -37,6 +37,9 @@ func TestRemoveOnAFullDisk(t *testing.T) {
 	c := dial(t, loopback(port))
 	exchange(t, c, "before")
 
+	other := filepath.Join(root, "other")
+	addKey(t, other, "other", "tcp/9000")
+
 	filler := filepath.Join(root, "filler")
 	f, err := os.Create(filler)
 	if err != nil {
@@ -86,6 +89,8 @@ func TestRemoveOnAFullDisk(t *testing.T) {
 	if stored() {
 		t.Fatal("the disk is not full")
 	}
+	importOnAFullDisk(t, exportWithout(t, p.state, "stolen"), other)
+
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
@@ -93,4 +98,56 @@ func TestRemoveOnAFullDisk(t *testing.T) {
 	eventually(t, "status says no more of it", func() bool {
 		return !strings.Contains(quick(t, "status", "--state", p.state), "NOT STORED")
 	})
+}
+
+// exportWithout exports a state directory, in whose file a key is that was removed, and returns the export. That key is not in it.
+func exportWithout(t *testing.T, state, removed string) (file string) {
+	t.Helper()
+	dir := t.TempDir()
+	file = filepath.Join(dir, "proxy.state")
+	if err := os.WriteFile(passphrase(file), []byte("correct horse battery"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, reverser(t), "state", "export", file, "--state", state, "--passphrase-file", passphrase(file))
+	copied := filepath.Join(dir, "copy")
+	run(t, reverser(t), "state", "import", file, "--state", copied, "--passphrase-file", passphrase(file))
+	if list := run(t, reverser(t), "key", "list", "--state", copied); strings.Contains(list, removed) || !strings.Contains(list, "default") {
+		t.Errorf("the export has the keys\n%s, want default, and not %s", list, removed)
+	}
+	return file
+}
+
+// passphrase is the file with the passphrase of an export.
+func passphrase(export string) string { return export + ".pass" }
+
+// importOnAFullDisk imports into a directory that has no room for it, and finds there what was there before.
+func importOnAFullDisk(t *testing.T, file, state string) {
+	t.Helper()
+	content := func() string {
+		t.Helper()
+		entries, err := os.ReadDir(state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := ""
+		for _, e := range entries {
+			if e.Name() == "lock" { // it has the last process's id
+				continue
+			}
+			b, err := os.ReadFile(filepath.Join(state, e.Name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all += e.Name() + ":\n" + string(b) + "\n"
+		}
+		return all
+	}
+	before := content()
+	p := start(t, "import", reverser(t), nil, "state", "import", file, "--state", state, "--replace", "--passphrase-file", passphrase(file))
+	if code := p.awaitEnd(); code != 1 || !strings.Contains(p.Stderr.String(), "no space left") {
+		t.Errorf("an import on a full disk: exit code %d, %q; want 1 and the cause", code, p.Stderr.String())
+	}
+	if after := content(); after != before {
+		t.Errorf("an import on a full disk changed what was there:\n%s\nbefore:\n%s", after, before)
+	}
 }

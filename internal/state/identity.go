@@ -36,7 +36,7 @@ func (d *Dir) Identity() (cert tls.Certificate, created bool, err error) {
 	}
 	cert, err = tls.X509KeyPair(b, b)
 	if err != nil {
-		return tls.Certificate{}, false, fmt.Errorf("read the identity %s: %w (restore it from a backup; removing it makes a new identity, and every token must then be replaced)", full, err)
+		return tls.Certificate{}, false, fmt.Errorf("read the identity %s: %w (restore it from a backup, such as one of `reverser state export`; removing it makes a new identity, and every token must then be replaced)", full, err)
 	}
 	d.mu.Lock()
 	d.identity = b
