@@ -120,9 +120,12 @@ func TestStateOfTwoVersions(t *testing.T) {
 				b.awaitLogged("refused the key")
 			} else {
 				b.awaitRecord("service up")
-				exchange(t, dial(t, loopback(public)), "hello")
+				user := dial(t, loopback(public))
+				exchange(t, user, "hello")
+				user.Close()
 			}
-			b.Kill()
+			signal(t, b, syscall.SIGINT)
+			wantExit(t, b)
 		}
 		signal(t, p, syscall.SIGINT)
 		wantExit(t, p)

@@ -211,6 +211,9 @@ func withoutRevoked(ctx context.Context, at stateDir, p state.Picture, unknown [
 	if err != nil {
 		return nil, nil, fmt.Errorf("ask the process of %s which keys are removed: %w", at.path, err)
 	}
+	if snap.Role == state.RoleProxy && p.Role() != snap.Role {
+		return nil, nil, fmt.Errorf("the proxy that runs on %s has its identity and keys in memory alone: their files were removed", at.path)
+	}
 	if snap.Unstored != nil {
 		p, err = p.WithoutKeys(snap.Unstored.Removed)
 	}
