@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 
 	"reverser/internal/config"
 	"reverser/internal/export"
+	"reverser/internal/service"
 	"reverser/internal/state"
 	"reverser/internal/sys"
 )
@@ -95,7 +97,7 @@ holds another state is refused; with --replace a copy of that stays in it.
 }
 
 func (c *cli) exportState(ctx context.Context, at stateDir, file, passphraseFile string, force bool) error {
-	path, err := exportPath(at.path)
+	path, err := c.exportPath(at.path)
 	if err != nil {
 		return err
 	}
@@ -133,23 +135,27 @@ func (c *cli) exportState(ctx context.Context, at stateDir, file, passphraseFile
 	if picture.Role() == state.RoleBridge {
 		fmt.Fprintln(c.stderr, "note: a bridge keeps nothing in its state directory that must move: take its token file and its configuration along")
 	}
+	unknown = slices.DeleteFunc(unknown, func(name string) bool { return slices.Contains(serviceFiles, name) })
 	if len(unknown) > 0 {
 		fmt.Fprintf(c.stderr, "note: left out, as this version does not know them: %s\n", strings.Join(unknown, ", "))
 	}
 	return nil
 }
 
-// exportPath is the directory to export: the proxy's default one or, where there is none, the bridge's, unless path names another.
-func exportPath(path string) (string, error) {
+// serviceFiles are what a service has in its state directory besides.
+var serviceFiles = []string{service.LogFile, service.LogFile + ".old", service.CrashFile}
+
+// exportPath is the directory to export, unless path names it: the first that there is of a proxy's usual ones and a bridge's.
+func (c *cli) exportPath(path string) (string, error) {
 	paths := []string{path}
 	if path == "" {
 		paths = nil
 		for _, role := range []string{state.RoleProxy, state.RoleBridge} {
-			p, err := statePath("", role)
+			usual, err := c.usualStates(role)
 			if err != nil {
 				return "", err
 			}
-			paths = append(paths, p)
+			paths = append(paths, usual...)
 		}
 	}
 	for _, p := range paths {
@@ -240,6 +246,15 @@ func (c *cli) importState(ctx context.Context, at stateDir, file, passphraseFile
 		return usage(fmt.Errorf("read the export %s: %w", file, err))
 	}
 	picture := exported.State
+	if at.path == "" {
+		usual, err := c.usualStates(picture.Role())
+		if err != nil {
+			return err
+		}
+		if len(usual) > 1 {
+			return usageHint("--state "+usual[len(usual)-1]+" is that of the service", "the export can go to %s: name one", strings.Join(usual, " or "))
+		}
+	}
 	dir, err := openState(ctx, config.Common{State: at.path, TrustOwner: at.trusted}, picture.Role(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err

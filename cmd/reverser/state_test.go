@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"reverser/internal/config"
+	"reverser/internal/service"
 )
 
 // snapshot is every file of a directory with its content, but for the lock's.
@@ -76,5 +77,40 @@ func TestImportOfADamagedExport(t *testing.T) {
 	}
 	if after := snapshot(t, at("other")); !strings.Contains(after, `"name": "nas"`) {
 		t.Errorf("the whole export is not in the directory:\n%s", after)
+	}
+}
+
+// installed is a service manager with a service that has this state directory.
+type installed struct {
+	service.Manager
+	state string
+}
+
+func (m installed) State(string) string { return m.state }
+
+// Where a service is installed, an export goes from its directory if there is no other, and an import wants to know where to.
+func TestStateOfAService(t *testing.T) {
+	t.Setenv(config.PassphraseEnv, "correct horse battery")
+	defer func(work int) { passphraseWork = work }(passphraseWork)
+	passphraseWork = 1
+	dir := t.TempDir()
+	for _, name := range []string{"HOME", "XDG_STATE_HOME", "LocalAppData", "USERPROFILE"} { // of the default directories
+		t.Setenv(name, filepath.Join(dir, "home"))
+	}
+	t.Setenv("STATE_DIRECTORY", "")
+	of := filepath.Join(dir, "service")
+	var out bytes.Buffer
+	if code := run([]string{"key", "add", "nas", "--allow", "tcp/9000", "--state", of}, strings.NewReader(""), &out, &out); code != 0 {
+		t.Fatal(out.String())
+	}
+	out.Reset()
+	c := &cli{stdout: &out, stderr: &out, manager: installed{state: of}}
+	file := filepath.Join(dir, "exported")
+	if err := c.exportState(t.Context(), stateDir{}, file, "", false); err != nil || !strings.Contains(out.String(), "in "+of+" with key nas") {
+		t.Errorf("export: %v, %s", err, out.String())
+	}
+	err := c.importState(t.Context(), stateDir{}, file, "", false)
+	if err == nil || !strings.Contains(err.Error(), "or "+of+": name one") {
+		t.Errorf("import: %v, want a question where to", err)
 	}
 }
