@@ -238,7 +238,8 @@ func stillLinked(ctx context.Context, m service.Manager) error {
 		if linked(ctx, m.State(config.RoleBridge)) {
 			return nil
 		}
-		if time.Since(begun) >= settleWithin {
+		// A process that says itself that it is ready has had its time already.
+		if st, err := m.Status(ctx, config.RoleBridge); err == nil && st.Text != "" || time.Since(begun) >= settleWithin {
 			break
 		}
 		if !pause(ctx, settlePoll) {
