@@ -86,7 +86,14 @@ func strangers(ctx context.Context, b *bed) error {
 			if f.far != far {
 				continue
 			}
-			if err := n.flood(ctx, f, netip.AddrFrom4([4]byte{127, 9, byte(1 + i), 9}), back); err != nil {
+			newAddr := netip.AddrFrom4([4]byte{127, 9, byte(1 + i), 9})
+			if far {
+				newAddr = netip.AddrFrom4([4]byte{10, 2, 0, byte(100 + i)}) // of the lan host
+				if err := n.lab.AddAddress(newAddr); err != nil {
+					return err
+				}
+			}
+			if err := n.flood(ctx, f, newAddr, back); err != nil {
 				b.fail("%s: %v", f, err)
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
@@ -136,10 +143,12 @@ func (n *neighbour) flood(ctx context.Context, f flood, newAddr netip.Addr, back
 		if err := n.cut(ctx, "under it", back); err != nil {
 			return err
 		}
-		if !f.far {
-			if err := n.newBridge(ctx, "under it", newAddr, 5*time.Second); err != nil {
-				return err
-			}
+		promised := 5 * time.Second
+		if f.far { // two handshakes of some round trips each
+			promised += 2 * time.Second
+		}
+		if err := n.newBridge(ctx, "under it", newAddr, promised); err != nil {
+			return err
 		}
 		return n.operator(ctx, "under it")
 	}})

@@ -15,6 +15,7 @@ import (
 
 	"reverser/e2e/attacks"
 	"reverser/e2e/faultnet"
+	"reverser/e2e/netlab"
 	"reverser/e2e/process"
 	"reverser/internal/grammar"
 )
@@ -267,13 +268,16 @@ func (t *tunnel) key(ctx context.Context, name string, flags ...string) (grammar
 }
 
 // dialFrom connects to the proxy's link port from an address of the proxy's own host; the zero one: any.
-func (t *tunnel) dialFrom(from netip.Addr) attacks.Dial {
+func (t *tunnel) dialFrom(from netip.Addr) attacks.Dial { return t.dialAt(t.pub, from) }
+
+// dialAt is dialFrom on a host.
+func (t *tunnel) dialAt(at *netlab.Host, from netip.Addr) attacks.Dial {
 	return func(ctx context.Context) (conn net.Conn, err error) {
 		d := net.Dialer{KeepAlive: -1}
 		if from.IsValid() {
 			d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
 		}
-		err = t.pub.Do(func() error {
+		err = at.Do(func() error {
 			conn, err = d.DialContext(ctx, "tcp", t.link)
 			return err
 		})
@@ -281,7 +285,8 @@ func (t *tunnel) dialFrom(from netip.Addr) attacks.Dial {
 	}
 }
 
-// newBridge starts a bridge with a key of its own at an address from which none came before, and waits until its service is up.
+// newBridge starts a bridge with a key of its own at an address from which none came before, and waits until its service is up. Where the
+// neighbour's bridge is far away, it is beside that one.
 func (n *neighbour) newBridge(ctx context.Context, what string, from netip.Addr, promised time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, promised+patience, fmt.Errorf("%s: a bridge that is new to the proxy was not let in in %v", what, promised+patience))
 	defer cancel()
@@ -294,11 +299,15 @@ func (n *neighbour) newBridge(ctx context.Context, what string, from netip.Addr,
 	if err != nil {
 		return err
 	}
-	ln, err := n.pub.Listen("127.0.0.1:0")
+	at := n.pub
+	if n.lab != nil {
+		at = n.lan
+	}
+	ln, err := at.Listen("127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	dial := n.dialFrom(from)
+	dial := n.dialAt(at, from)
 	relay := faultnet.Start(ln, func() (*net.TCPConn, error) {
 		c, err := dial(ctx)
 		if err != nil {
@@ -308,7 +317,7 @@ func (n *neighbour) newBridge(ctx context.Context, what string, from netip.Addr,
 	}, nil)
 	n.atEnd(relay.Close)
 	begin := time.Now()
-	p, err := n.start(n.pub, name, n.bin, []string{"REVERSER_TOKEN=" + token}, "bridge", "tcp/"+ports[0]+"="+n.target.Addr().String(),
+	p, err := n.start(at, name, n.bin, []string{"REVERSER_TOKEN=" + token}, "bridge", "tcp/"+ports[0]+"="+n.target.Addr().String(),
 		"--proxy", relay.Addr(), "--state", n.bridgeState+"-"+name, "--log-format", "json")
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package netlab
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"time"
@@ -175,6 +176,11 @@ func (lab *Lab) Move() error {
 	lab.moved = !lab.moved
 	return lab.LAN.runAll("ip addr add "+to+"/24 dev eth0", "ip addr del "+from+"/24 dev eth0",
 		"ip addr replace "+to+"/24 dev eth0", "ip route replace default via 10.2.0.254")
+}
+
+// AddAddress gives the lan host one more address of its network, for sockets that are bound to it.
+func (lab *Lab) AddAddress(ip netip.Addr) error {
+	return lab.LAN.run("ip addr replace " + ip.String() + "/24 dev eth0")
 }
 
 // SetDelay makes every packet wait in the router, in each direction, on top of what else happens to it; 0 ends it.
