@@ -275,7 +275,7 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 	pass(ctx, by(b, 5*time.Second, 10*time.Second, 20*time.Second)) // until its window has grown
 	const floor = 64 << 10 / .2 / 1e6                               // what a stream has in any case
 	// Alone it must be so fast that a fall to the floor is seen.
-	const telling = 6 * floor
+	const telling = 3 * floor
 	before := speed()
 	for late := time.Now().Add(patience); before < telling && time.Now().Before(late) && ctx.Err() == nil; {
 		before = max(before, speed())
@@ -333,7 +333,7 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 	b.note("a download over 200 ms: %.1f MB/s, %.1f beside a key that took %s and acknowledged nothing, %.1f when that had gone", before, beside, bytesText(held), after)
 	for what, got := range map[string]float64{"beside it": beside, "behind it": after} {
 		switch {
-		case got < before/4 && got < 1.5*floor:
+		case got < before/2 && got < 1.5*floor:
 			b.fail("the download is left with the floor %s: %.1f MB/s, %.1f before; promised is half of that", what, got, before)
 		case got < before/2:
 			b.miss("the download has %.1f MB/s %s, %.1f before; promised is half of that", got, what, before)
