@@ -1,5 +1,6 @@
 // Package e2e runs the built reverser against programs that nobody here wrote:
-// nginx, curl, redis, OpenSSH and a speech recogniser, all on loopback.
+// nginx, curl, redis, OpenSSH, databases, file and mail servers, HAProxy, nmap and a
+// speech recogniser, all on loopback or in network namespaces.
 //
 // The tests know the program only from outside: its command line, its log, its
 // status and its ports. They start every process themselves, on ports that were free

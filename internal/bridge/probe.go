@@ -132,7 +132,7 @@ func (pr *prober) nextLocked(u *uplink) (next *probe) {
 // prove probes, and says what came of it unless the proxy has said something else meanwhile.
 func (p *probe) prove(ctx context.Context) {
 	addr, why := probeAddr(p.claimed, p.remote)
-	if p.nonce == ([16]byte{}) {
+	if why == "" && p.nonce == ([16]byte{}) {
 		why = "the proxy asks for no probe"
 	}
 	if time.Since(p.came) > probeAge { // it would go to the service as a user's connection

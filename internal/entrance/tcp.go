@@ -9,6 +9,7 @@ package entrance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -102,6 +103,9 @@ func (s *Set) listen(sock registry.Socket) (net.Listener, error) {
 	}
 	ln, err := s.cfg.Listen(sock.Network(), sock.Addr())
 	if err != nil {
+		if hint := sys.PortHint(err); hint != "" {
+			err = fmt.Errorf("%w: %s", err, hint)
+		}
 		return nil, err
 	}
 	s.mu.Lock()

@@ -114,6 +114,26 @@ func TestOfferedAndAsked(t *testing.T) {
 	}
 }
 
+// TestOfferedIsNotProbed: a bridge proves no port that the proxy chose, so that no user is taken for its probe.
+func TestOfferedIsNotProbed(t *testing.T) {
+	addr, pub := free(t)
+	offer, err := grammar.ParsePublic(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := key(t, "nas", pub)
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, Offer: []grammar.Public{offer}}})
+	b := w.bridge(k, how{instance: 1, silent: true}, "offered")
+	if nonce := b.claim(0).Nonce; nonce != [16]byte{} {
+		t.Errorf("the bridge was given the nonce %x", nonce)
+	}
+	if w.p.service(w.route(pub)).probes.Expected() {
+		t.Error("the proxy waits for a probe")
+	}
+	u, s := w.pair(b, addr)
+	talk(t, s, u, "the service speaks first")
+}
+
 // TestPortTaken: the claim is retried until the port is free, and the service beside it is up from the start.
 func TestPortTaken(t *testing.T) {
 	t.Parallel()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"reverser/internal/entrance"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/registry"
 	"reverser/internal/relay"
@@ -284,7 +285,9 @@ func (p effects) Tell(t registry.Told) { link.InTurn(func() { p.tell(t) }) }
 
 func (p effects) tell(t registry.Told) {
 	answer := t.Claimed()
-	if rt := p.registry.View().Find(t.Public); t.Status == wire.ClaimUp && rt != nil {
+	// A bridge proves no port that the proxy chose, and whoever says nothing would be taken for its probe for a while.
+	offered := t.Asked.Public == string(grammar.KindOffered)
+	if rt := p.registry.View().Find(t.Public); t.Status == wire.ClaimUp && rt != nil && !offered {
 		answer.Nonce = p.service(rt).probes.Expect(t.Fresh)
 	}
 	linkOf(t.Way).Say(uint64(t.ID), wire.AppendClaimed(nil, t.ID, answer))

@@ -1,0 +1,72 @@
+"""A gRPC service of all four kinds, and a client of it: grpc_streams.py serve|check PORT."""
+import concurrent.futures
+import os
+import sys
+import threading
+
+import grpc
+
+
+def unary(request, context):
+    return request
+
+
+def many(request, context):
+    for i in range(int(request)):
+        yield b"%d" % i
+
+
+def total(requests, context):
+    return b"%d" % sum(len(r) for r in requests)
+
+
+def both(requests, context):
+    yield from requests
+
+
+def refuse(request, context):
+    context.abort(grpc.StatusCode.PERMISSION_DENIED, "no")
+
+
+def serve(port):
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", {
+        "Unary": grpc.unary_unary_rpc_method_handler(unary),
+        "Many": grpc.unary_stream_rpc_method_handler(many),
+        "Total": grpc.stream_unary_rpc_method_handler(total),
+        "Both": grpc.stream_stream_rpc_method_handler(both),
+        "Refuse": grpc.unary_unary_rpc_method_handler(refuse),
+    }),))
+    assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+    server.start()
+    print("listening", flush=True)
+    threading.Event().wait()
+
+
+def check(port):
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        big = os.urandom(3 << 20)
+        assert channel.unary_unary("/t.T/Unary")(big, timeout=60) == big
+        assert list(channel.unary_stream("/t.T/Many")(b"1000", timeout=60)) == [b"%d" % i for i in range(1000)]
+        assert channel.stream_unary("/t.T/Total")(iter([b"x" * 1000] * 1000), timeout=60) == b"1000000"
+        # Each answer arrives before the next request is sent.
+        turn = threading.Semaphore(1)
+
+        def requests():
+            for i in range(200):
+                turn.acquire()
+                yield b"turn %d" % i
+
+        for i, answer in enumerate(channel.stream_stream("/t.T/Both")(requests(), timeout=60)):
+            assert answer == b"turn %d" % i, answer
+            turn.release()
+        assert i == 199, i
+        try:
+            channel.unary_unary("/t.T/Refuse")(b"", timeout=60)
+            raise AssertionError("not refused")
+        except grpc.RpcError as e:
+            assert e.code() == grpc.StatusCode.PERMISSION_DENIED, e
+    print("all as it should be")
+
+
+{"serve": serve, "check": check}[sys.argv[1]](int(sys.argv[2]))
