@@ -106,11 +106,7 @@ func TestUnfinishedTables(t *testing.T) {
 
 // TestRefusalBeforeATable: whoever resumes a session that is gone hears it, however long the table is that it sends meanwhile.
 func TestRefusalBeforeATable(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilBridge(w)
-		defer e.close(false)
+	withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 		v := w.dial(evilKey)
 		defer v.conn.Close()
 		raw := bytes.Repeat([]byte{1}, wire.MaxTable*wire.StreamStateLen)

@@ -127,11 +127,7 @@ func TestAFeatureThatWasNotNegotiated(t *testing.T) {
 		})
 	}
 	t.Run("a table with a stream of the dialling end", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			w := newScene(t)
-			defer w.close()
-			e := newEvilBridge(w)
-			defer e.close(true)
+		withEvilBridge(t, true, func(t *testing.T, w *scene, e *evilBridge) {
 			e.at[1].say(wire.AppendOpen(nil, dialled|theID, 1<<16, wire.Open{}))
 			e.at[1].verdict()
 			w.offer = 0
@@ -180,21 +176,13 @@ func TestOPENThatIsNotSupported(t *testing.T) {
 	}
 	for name, open := range map[string]func(uint64) []byte{"an unknown kind": kind3, "an unknown critical field": field} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilBridge(w)
-				defer e.close(false)
+			withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 				check(t, e.at[1], dialled|nextID, open(dialled|nextID))
 				if n := len(w.owners.key(evilKey).streams); n != 0 {
 					t.Errorf("%d streams are to be connected", n)
 				}
 			})
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilProxy(w, true)
-				defer e.close()
+			withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 				check(t, e.at[1], nextID, open(nextID))
 				if n := len(e.br.streams); n != 0 {
 					t.Errorf("%d streams are to be connected", n)
@@ -207,11 +195,7 @@ func TestOPENThatIsNotSupported(t *testing.T) {
 // An ATTACH that needs more than is known here is refused, and so is a role that this proxy does not serve. The session that
 // exists is not touched.
 func TestATTACHThatIsNotSupported(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilBridge(w)
-		defer e.close(false)
+	withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 		v := w.dial(evilKey)
 		defer v.conn.Close()
 		v.say(with200(wire.AppendAttach(nil, 1, wire.Attach{Mode: wire.ModeNew, Session: [16]byte{9}})))
@@ -224,11 +208,7 @@ func TestATTACHThatIsNotSupported(t *testing.T) {
 		}
 	})
 	for _, role := range []wire.Role{wire.RoleVisitor, wire.RoleProxy} {
-		synctest.Test(t, func(t *testing.T) {
-			w := newScene(t)
-			defer w.close()
-			e := newEvilBridge(w)
-			defer e.close(false)
+		withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 			sock, err := w.net.Dial(t.Context(), "proxy:3010")
 			if err != nil {
 				t.Fatal(err)
@@ -246,11 +226,7 @@ func TestATTACHThatIsNotSupported(t *testing.T) {
 			}
 		})
 	}
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilProxy(w, true)
-		defer e.close()
+	withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 		e.at[1].conn.Close()
 		v, _, gen := e.expect()
 		defer v.conn.Close()

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"hash/crc32"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"reverser/internal/wire"
@@ -57,11 +56,7 @@ func TestFieldsOfFrames(t *testing.T) {
 	goAway := func(fields []byte) []byte { return rawFrame(11, 0, 1<<63, []byte{0, 0, 0x75, 0x30}, fields) }
 	for _, c := range rawFields {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilBridge(w)
-				defer e.close(false)
+			withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 				for slot, say := range [][]byte{goAway(c.fields), open(1<<63|2<<8|1, c.fields)} {
 					e.at[slot].say(say)
 					if code, text := e.at[slot].verdict(); code != c.want {
@@ -72,11 +67,7 @@ func TestFieldsOfFrames(t *testing.T) {
 					t.Errorf("%d streams are to be connected", n)
 				}
 			})
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilProxy(w, true)
-				defer e.close()
+			withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 				for slot, say := range [][]byte{goAway(c.fields), open(2<<8|1, c.fields)} {
 					e.at[slot].say(say)
 					if code, text := e.at[slot].verdict(); code != c.want {
@@ -121,11 +112,7 @@ func (v *voice) rawStatus() byte {
 func TestFieldsOfATTACH(t *testing.T) {
 	for _, c := range rawFields {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilBridge(w)
-				defer e.close(false)
+			withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 				v := w.dial(evilKey)
 				v.say(e.rawAttach(v, 2, 29, nil, c.fields))
 				got := v.rawStatus()
@@ -161,11 +148,7 @@ func TestLongEntries(t *testing.T) {
 		"as they were proven":             {entry, 1},
 		"another byte of what is skipped": {append(bytes.Clone(entry[:each-1]), 0), 0xff},
 	} {
-		synctest.Test(t, func(t *testing.T) {
-			w := newScene(t)
-			defer w.close()
-			e := newEvilBridge(w)
-			defer e.close(false)
+		withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 			v := w.dial(evilKey)
 			v.say(append(e.rawAttach(v, 2, each, entry, nil), rawFrame(3, 0, 0, c.sent)...))
 			if got := v.rawStatus(); got != c.want {
@@ -204,11 +187,7 @@ func TestFieldsOfATTACHED(t *testing.T) {
 	entry = append(entry, bytes.Repeat([]byte{0xab}, each-len(entry))...)
 	for _, c := range rawFields {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilProxy(w, true)
-				defer e.close()
+			withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 				e.at[1].conn.Close()
 				v, _, gen := e.expect()
 				e.at[1] = v
@@ -243,11 +222,7 @@ func TestCounterZero(t *testing.T) {
 	}
 	for name, say := range cases(0, 1<<63) {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilBridge(w)
-				defer e.close(true)
+			withEvilBridge(t, true, func(t *testing.T, w *scene, e *evilBridge) {
 				e.at[1].say(say)
 				if code, text := e.at[1].verdict(); code != wire.ErrUnexpected {
 					t.Errorf("ERR %d (%s), want %d", code, text, wire.ErrUnexpected)
@@ -257,11 +232,7 @@ func TestCounterZero(t *testing.T) {
 	}
 	for name, say := range cases(1<<63, 0) {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilProxy(w, true)
-				defer e.close()
+			withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 				e.at[1].say(say)
 				if code, text := e.at[1].verdict(); code != wire.ErrUnexpected {
 					t.Errorf("ERR %d (%s), want %d", code, text, wire.ErrUnexpected)
@@ -274,11 +245,7 @@ func TestCounterZero(t *testing.T) {
 // TestCounterZeroInATable: such an entry contradicts everything, whoever's id it is.
 func TestCounterZeroInATable(t *testing.T) {
 	for _, id := range []uint64{1, 1<<63 | 1} {
-		synctest.Test(t, func(t *testing.T) {
-			w := newScene(t)
-			defer w.close()
-			e := newEvilBridge(w)
-			defer e.close(true)
+		withEvilBridge(t, true, func(t *testing.T, w *scene, e *evilBridge) {
 			v := w.dial(evilKey)
 			defer v.conn.Close()
 			entry := append(binary.BigEndian.AppendUint64(nil, id), make([]byte, 21)...)
@@ -300,11 +267,7 @@ func TestRefusalArrives(t *testing.T) {
 	for i := 0; i < 20_000; i += 500 {
 		frames = append(frames, rawFrame(3, 0, uint64(i), table[29*i:29*(i+500)])...)
 	}
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilBridge(w)
-		defer e.close(false)
+	withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 		v := w.dial(evilKey)
 		defer v.conn.Close()
 		if _, err := v.conn.Write(append(e.rawAttach(v, 2, 29, table, rawField(200, 1)), frames...)); err != nil {
@@ -330,19 +293,11 @@ func TestComplaintsArrive(t *testing.T) {
 		v.conn.Close()
 	}
 	entry := append(binary.BigEndian.AppendUint64(nil, theID), make([]byte, 21)...)
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilBridge(w)
-		defer e.close(false)
+	withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 		v := w.dial(evilKey)
 		hears(t, v, append(e.rawAttach(v, 2, 29, entry, nil), long...))
 	})
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilProxy(w, true)
-		defer e.close()
+	withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 		e.at[1].conn.Close()
 		v, _, gen := e.expect()
 		hears(t, v, append(rawAttached(gen, 1, 29, entry, nil), long...))

@@ -442,6 +442,17 @@ func newEvilBridge(w *scene) *evilBridge {
 	return e
 }
 
+// withEvilBridge has f play a bridge in a scene and a bubble of its own. ends says whether its session is to be over behind that.
+func withEvilBridge(t *testing.T, ends bool, f func(t *testing.T, w *scene, e *evilBridge)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScene(t)
+		defer w.close()
+		e := newEvilBridge(w)
+		defer e.close(ends)
+		f(t, w, e)
+	})
+}
+
 // close says whether the session ended, as it should, and ends it.
 func (e *evilBridge) close(ends bool) {
 	e.w.t.Helper()
@@ -548,11 +559,7 @@ func TestFirstFramesTowardsAHost(t *testing.T) {
 		"A9 an entry whose place is elsewhere": {tabled(one, sum(one), st(1, one)), wire.ErrFormat},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilBridge(w)
-				defer e.close(false)
+			withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 				v := w.dial(evilKey)
 				defer v.conn.Close()
 				v.say(c.say)
@@ -570,11 +577,7 @@ func TestFirstFramesTowardsAHost(t *testing.T) {
 		})
 	}
 	t.Run("A9 a table that is cut short", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			w := newScene(t)
-			defer w.close()
-			e := newEvilBridge(w)
-			defer e.close(false)
+		withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 			v := w.dial(evilKey)
 			defer v.conn.Close()
 			v.say(tabled(two, sum(two), st(0, one)))
@@ -592,11 +595,7 @@ func TestFirstFramesTowardsAHost(t *testing.T) {
 
 // Attempts on a session, by those who may have it and those who may not.
 func TestAttemptsOnASession(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilBridge(w)
-		defer e.close(false)
+	withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 		victim := w.owners.key(goodKey).session()
 		for _, c := range []struct {
 			name   string
@@ -684,11 +683,7 @@ func TestTablesTowardsAHost(t *testing.T) {
 		})
 	}
 	t.Run("R5 streams of the control connection", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			w := newScene(t)
-			defer w.close()
-			e := newEvilBridge(w)
-			defer e.close(true)
+		withEvilBridge(t, true, func(t *testing.T, w *scene, e *evilBridge) {
 			raw, a := table(wire.StreamState{Stream: 1 << 8, Credit: 1 << 40})
 			a.Mode, a.Session, a.WantInstance = wire.ModeResume, e.sid, hostInstance
 			v := w.dial(evilKey)
@@ -701,11 +696,7 @@ func TestTablesTowardsAHost(t *testing.T) {
 		})
 	})
 	t.Run("R4 a wrong checksum", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			w := newScene(t)
-			defer w.close()
-			e := newEvilBridge(w)
-			defer e.close(false)
+		withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 			other, err := w.owners.key(evilKey).session().Open(wire.Open{})
 			if err != nil {
 				t.Fatal(err)
@@ -833,6 +824,17 @@ func (e *evilProxy) next() wire.Mode {
 	return a.Mode
 }
 
+// withEvilProxy has f play a proxy, with a session or before one, in a scene and a bubble of its own.
+func withEvilProxy(t *testing.T, session bool, f func(t *testing.T, w *scene, e *evilProxy)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScene(t)
+		defer w.close()
+		e := newEvilProxy(w, session)
+		defer e.close()
+		f(t, w, e)
+	})
+}
+
 func (e *evilProxy) close() {
 	e.stop()
 	e.ln.Close()
@@ -853,11 +855,7 @@ func TestViolationsTowardsADialer(t *testing.T) {
 	}, both)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilProxy(w, true)
-				defer e.close()
+			withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 				e.at[c.slot].say(c.say)
 				code, text := e.at[c.slot].verdict()
 				if code != c.want {
@@ -933,11 +931,7 @@ func TestAnswersTowardsADialer(t *testing.T) {
 		"ERR": {func(uint64) []byte { return wire.AppendErr(nil, wire.Err{Code: wire.ErrResume}) }, 0, wire.ModeResume},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilProxy(w, true)
-				defer e.close()
+			withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 				e.at[1].say(wire.AppendAck(nil, theID, 5, 1<<16))
 				e.at[1].verdict()
 				e.at[1].conn.Close()
@@ -958,11 +952,7 @@ func TestAnswersTowardsADialer(t *testing.T) {
 		})
 	}
 	t.Run("R4 a wrong checksum", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			w := newScene(t)
-			defer w.close()
-			e := newEvilProxy(w, true)
-			defer e.close()
+		withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 			e.at[1].conn.Close()
 			v, a, gen := e.expect()
 			e.welcome(v, a, gen, wire.StreamState{Stream: theID, RcvNxt: 5, Credit: 1 << 16, CRC: 1})
@@ -981,11 +971,7 @@ func TestAnswersTowardsADialer(t *testing.T) {
 func TestReceivingAnERR(t *testing.T) {
 	for _, code := range []wire.ErrCode{wire.ErrFormat, wire.ErrResume, 999} {
 		say := wire.AppendErr(nil, wire.Err{Code: code, Text: "enough"})
-		synctest.Test(t, func(t *testing.T) {
-			w := newScene(t)
-			defer w.close()
-			e := newEvilBridge(w)
-			defer e.close(false)
+		withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 			e.at[1].say(say)
 			if f, err := e.at[1].hear(wire.TypeErr); err == nil {
 				t.Errorf("%s, want no answer", f.Type)
@@ -995,11 +981,7 @@ func TestReceivingAnERR(t *testing.T) {
 				t.Errorf("RESUME: %s", got)
 			}
 		})
-		synctest.Test(t, func(t *testing.T) {
-			w := newScene(t)
-			defer w.close()
-			e := newEvilProxy(w, true)
-			defer e.close()
+		withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 			e.at[1].say(say)
 			if f, err := e.at[1].hear(wire.TypeErr); err == nil {
 				t.Errorf("%s, want no answer", f.Type)
@@ -1013,11 +995,7 @@ func TestReceivingAnERR(t *testing.T) {
 
 // A connection that ends inside a frame is lost and not wrong.
 func TestCutInsideAFrame(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilBridge(w)
-		defer e.close(false)
+	withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 		e.at[1].say(data(theID, 5, "hello")[:23])
 		e.at[1].conn.Close()
 		st := wire.StreamState{Stream: theID, RcvNxt: 5, Credit: 1 << 16, CRC: sumOf("hello")}
@@ -1060,18 +1038,10 @@ func pings(t *testing.T, v *voice) {
 }
 
 func TestPINGsFromOneWhoNeverReads(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilBridge(w)
-		defer e.close(false)
+	withEvilBridge(t, false, func(t *testing.T, w *scene, e *evilBridge) {
 		pings(t, e.at[1])
 	})
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilProxy(w, true)
-		defer e.close()
+	withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 		pings(t, e.at[1])
 	})
 }
@@ -1124,21 +1094,13 @@ func openTooMany(t *testing.T, v *voice, owner *recorder, bit uint64, open int) 
 
 // A peer that opens more streams than were agreed.
 func TestOPENsBeyondTheLimit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilProxy(w, true)
-		defer e.close()
+	withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 		openTooMany(t, e.at[1], e.br, 0, 1)
 		if got := e.next(); got != wire.ModeNew {
 			t.Errorf("the bridge's next ATTACH has mode %d, want NEW", got)
 		}
 	})
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilBridge(w)
-		defer e.close(true)
+	withEvilBridge(t, true, func(t *testing.T, w *scene, e *evilBridge) {
 		openTooMany(t, e.at[1], w.owners.key(evilKey), dialled, 0)
 	})
 }
@@ -1148,11 +1110,7 @@ func TestStreamsThatADialerOpens(t *testing.T) {
 	const mine = dialled | theID
 	scene := func(name string, f func(t *testing.T, e *evilProxy, s *Stream)) {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newScene(t)
-				defer w.close()
-				e := newEvilProxy(w, false)
-				defer e.close()
+			withEvilProxy(t, false, func(t *testing.T, w *scene, e *evilProxy) {
 				e.limits = wire.Attached{Window: 7, MaxStreams: 1}
 				for range 2 {
 					v, a, gen := e.expect()
@@ -1242,11 +1200,7 @@ func TestStreamsThatADialerOpens(t *testing.T) {
 
 // A proxy that opens streams and forgets them at once, again and again.
 func TestOPENAndFORGETFlood(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newScene(t)
-		defer w.close()
-		e := newEvilProxy(w, true)
-		defer e.close()
+	withEvilProxy(t, true, func(t *testing.T, w *scene, e *evilProxy) {
 		done := make(chan struct{})
 		var wg sync.WaitGroup
 		wg.Go(func() { e.br.drop(done) })
