@@ -152,7 +152,7 @@ type options struct {
 }
 
 // tunnel starts everything and waits until the service is up.
-func (b *bed) tunnel(ctx context.Context, o options) (*tunnel, error) {
+func (b *bed) tunnel(ctx context.Context, o options) (_ *tunnel, err error) {
 	t := &tunnel{bed: b, opts: o, keys: make(map[string]string), waiting: make(map[uint64]chan *net.TCPConn), open: make(map[uint64]line)}
 	if err := t.place(); err != nil {
 		return nil, err
@@ -166,13 +166,9 @@ func (b *bed) tunnel(ctx context.Context, o options) (*tunnel, error) {
 	n := b.starts.Add(1)
 	t.proxyState = filepath.Join(b.dir, fmt.Sprintf("proxy-%d", n))
 	t.bridgeState = filepath.Join(b.dir, fmt.Sprintf("bridge-%d", n))
-	key := exec.CommandContext(ctx, b.bin, "key", "add", "faults", "--allow", "tcp/1024-65535", "--state", t.proxyState)
-	key.Env = process.Environ()
-	out, err := key.Output()
-	if err != nil {
-		return nil, fmt.Errorf("key add: %w", err)
+	if _, t.token, err = t.key(ctx, "faults"); err != nil {
+		return nil, err
 	}
-	t.token = strings.TrimSpace(string(out))
 	if err := t.startProxy(ctx); err != nil {
 		return nil, err
 	}
@@ -407,9 +403,13 @@ type status struct {
 		Carriers int    `json:"carriers"`
 		Resumes  int    `json:"resumes"`
 	} `json:"links"`
-	Pairs []struct {
-		State string `json:"state"`
-	} `json:"pairs"`
+	Pairs []pair `json:"pairs"`
+}
+
+type pair struct {
+	Service string `json:"service"`
+	Client  string `json:"client"`
+	State   string `json:"state"`
 }
 
 func (b *bed) statusOf(ctx context.Context, state string) (s status, err error) {

@@ -35,16 +35,7 @@ func unfinishedTables(ctx context.Context, b *bed) error {
 	over := watchMemory(pid)
 	var total counts
 	err = n.beside(ctx, onslaught{what: fmt.Sprintf("%d unfinished tables and %d idle connections of one key", tables, idle), elsewhere: true, begin: func(t *tunnel) (func(), error) {
-		stop, err := t.attack(ctx, n.pub, "greedy", attack{Tables: tables, Idle: idle})
-		if err != nil {
-			return nil, err
-		}
-		return func() {
-			c := stop()
-			if t == n.tunnel {
-				total = c
-			}
-		}, nil
+		return n.attacked(ctx, t, "greedy", attack{Tables: tables, Idle: idle}, &total)
 	}, under: func() error {
 		if err := n.operator(ctx, "beside them"); err != nil {
 			return err
@@ -61,6 +52,19 @@ func unfinishedTables(ctx context.Context, b *bed) error {
 	n.note("%d of the tables were taken but for their last part, %d of the idle connections were let in", total.Tables, total.Idle)
 	n.atMost("the proxy's memory grew by", peak-before.rss, 32<<20, 200<<20)
 	return n.finish(ctx)
+}
+
+// attacked starts an attack on a tunnel. What it did is in total when it was stopped, if it is the neighbour's tunnel.
+func (n *neighbour) attacked(ctx context.Context, t *tunnel, name string, a attack, total *counts) (stop func(), err error) {
+	end, err := t.attack(ctx, n.pub, name, a)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		if c := end(); t == n.tunnel {
+			*total = c
+		}
+	}, nil
 }
 
 // atMost notes an amount of memory: promised is what the report holds it to, broken where a test fails.
@@ -198,16 +202,7 @@ func manyClaims(ctx context.Context, b *bed) error {
 		if t != n.tunnel {
 			host = otherHost
 		}
-		stop, err := t.attack(ctx, n.pub, "greedy", attack{Claims: claims, Host: host})
-		if err != nil {
-			return nil, err
-		}
-		return func() {
-			c := stop()
-			if t == n.tunnel {
-				total = c
-			}
-		}, nil
+		return n.attacked(ctx, t, "greedy", attack{Claims: claims, Host: host}, &total)
 	}, under: func() error {
 		if err := n.operator(ctx, "beside them"); err != nil {
 			return err

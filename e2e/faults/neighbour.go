@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
@@ -91,20 +90,10 @@ func (n *neighbour) finish(ctx context.Context) error {
 const probeLen = 16
 
 // A pair is one line of `reverser status --json`.
-type pair struct {
-	Service string `json:"service"`
-	Client  string `json:"client"`
-}
-
 // pairs counts those of a process that which chooses; -1: it does not answer.
 func (b *bed) pairs(ctx context.Context, state string, which func(pair) bool) (count int) {
-	cmd := exec.CommandContext(ctx, b.bin, "status", "--json", "--state", state)
-	cmd.Env = process.Environ()
-	out, err := cmd.Output()
-	var s struct {
-		Pairs []pair `json:"pairs"`
-	}
-	if err != nil || json.Unmarshal(out, &s) != nil {
+	s, err := b.statusOf(ctx, state)
+	if err != nil {
 		return -1
 	}
 	for _, p := range s.Pairs {
