@@ -362,8 +362,8 @@ func (c *cli) tryBridge(ctx context.Context, args config.BridgeArgs) error {
 	return nil
 }
 
-// installService makes a service of a bridge, with the rights of an administrator. The token goes by a file that only this user can
-// read and that is gone afterwards: others see command lines.
+// installService makes a service of a bridge, with the rights of an administrator. The token goes by a file that others cannot
+// read and that is gone afterwards: they see command lines.
 func (c *cli) installService(args config.BridgeArgs) error {
 	dir, err := os.MkdirTemp("", "reverser-")
 	if err != nil {
@@ -373,6 +373,9 @@ func (c *cli) installService(args config.BridgeArgs) error {
 	file := filepath.Join(dir, "token")
 	if err := os.WriteFile(file, []byte(args.Token+"\n"), 0o600); err != nil {
 		return err
+	}
+	if err := forAdministrator(file); err != nil {
+		return fmt.Errorf("close the file with the token to others: %w", err)
 	}
 	return asAdministrator(installCommand(args, file), func(command []string) error {
 		if code := run(command, c.stdin, c.stdout, c.stderr); code != exitOK {

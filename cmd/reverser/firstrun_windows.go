@@ -59,6 +59,20 @@ type shellExecuteInfo struct {
 // seeMaskNoCloseProcess asks for the handle of the process.
 const seeMaskNoCloseProcess = 0x40
 
+// forAdministrator closes a file to all but administrators. This user is not named: whoever becomes administrator for them may be
+// another person, and to that one's process this user is one of the others who must not read a token.
+func forAdministrator(path string) error {
+	sd, err := windows.SecurityDescriptorFromString("D:P(A;;FA;;;SY)(A;;FA;;;BA)")
+	if err != nil {
+		return err
+	}
+	dacl, _, err := sd.DACL()
+	if err != nil {
+		return err
+	}
+	return windows.SetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION, nil, nil, dacl, nil)
+}
+
 // asAdministrator runs a command of this program with the rights of an administrator: here, by the function given, where this process
 // has them, else in a window of its own, for which Windows asks the person.
 func asAdministrator(command []string, here func([]string) error) error {
