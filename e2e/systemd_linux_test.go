@@ -226,6 +226,17 @@ func TestSystemd(t *testing.T) {
 	}
 	m.do("systemctl", "reload", "reverser-bridge")
 
+	// A unit of one's own: the first key is not made where its token would stand in the journal.
+	m.do("systemd-run", "--quiet", "--unit=byhand", "reverser", "proxy", "--listen", "127.0.0.1:3999", "--state", "/var/lib/byhand")
+	eventually(t, "the proxy says how to make a key", func() bool {
+		return strings.Contains(m.try("journalctl", "--no-pager", "--unit", "byhand"), "reverser key add NAME")
+	})
+	m.do("reverser", "key", "add", "mine", "--allow", "tcp/9100", "--state", "/var/lib/byhand")
+	m.do("systemctl", "stop", "byhand")
+	if log := m.do("journalctl", "--no-pager"); strings.Contains(log, "rv1_") {
+		t.Error("a token stands in the journal")
+	}
+
 	// What is refused leaves what runs alone.
 	other := addKey(t, t.TempDir(), "other", "tcp/9000")
 	m.refuses(1, "installed already", "reverser", "service", "install", "bridge", token, "9001=9904")

@@ -147,7 +147,10 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		Revoked: r.revoked,
 	}
 	if firstStart {
-		if len(set.Proxy.Keys) == 0 {
+		if len(set.Proxy.Keys) == 0 && onJournal(c.out) {
+			log.Warn("no key is there, and none was made, because its token would stand in the journal: no bridge can connect until somebody makes one, and sees its token",
+				"command", "reverser key add NAME --allow tcp/9000 --state "+dir.Path())
+		} else if len(set.Proxy.Keys) == 0 {
 			err = c.makeDefaultKey(keys, set.Proxy.Offer, grammar.PortOf(p.Addr().String(), defaultPort), log)
 		} else {
 			err = dir.SetKeys(nil)
