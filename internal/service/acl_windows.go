@@ -1,29 +1,12 @@
 package service
 
-import (
-	"fmt"
+import "reverser/internal/access"
 
-	"golang.org/x/sys/windows"
-)
-
-// protect closes a file or directory to all but the system and administrators, and an account if one is named: full lets that
-// write, otherwise it may read. What is inherited does not count.
+// protect closes a file or directory to all but whoever installs the service, administrators and the system, and an account if one is
+// named: full lets that write, otherwise it may read.
 func protect(path, account string, full bool) error {
-	sddl := "D:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)"
-	if account != "" && account != accountSystem {
-		rights := "FR"
-		if full {
-			rights = "FA"
-		}
-		sddl += fmt.Sprintf("(A;OICI;%s;;;%s)", rights, accountSID(account))
+	if account == "" || account == accountSystem {
+		return access.Protect(path)
 	}
-	sd, err := windows.SecurityDescriptorFromString(sddl)
-	if err != nil {
-		return fmt.Errorf("access list %s: %w", sddl, err)
-	}
-	dacl, _, err := sd.DACL()
-	if err != nil {
-		return err
-	}
-	return windows.SetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION, nil, nil, dacl, nil)
+	return access.Protect(path, access.Grant{SID: accountSID(account), Write: full})
 }
