@@ -3,6 +3,7 @@ package service
 import (
 	"errors"
 	"fmt"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -170,10 +171,16 @@ func (m systemSCM) remove(name string) error {
 
 func (m systemSCM) start(name string) error {
 	return m.with(name, windows.SERVICE_START, func(s *mgr.Service) error {
-		if err := s.Start(); err != nil && !errors.Is(err, windows.ERROR_SERVICE_ALREADY_RUNNING) {
-			return fmt.Errorf("start the service %s: %w", name, err)
+		for begun := time.Now(); ; time.Sleep(scmPoll) {
+			err := s.Start()
+			if errors.Is(err, windows.ERROR_SERVICE_DATABASE_LOCKED) && time.Since(begun) < scmPatience {
+				continue // the system is starting, or another service is
+			}
+			if err != nil && !errors.Is(err, windows.ERROR_SERVICE_ALREADY_RUNNING) {
+				return fmt.Errorf("start the service %s: %w", name, err)
+			}
+			return nil
 		}
-		return nil
 	})
 }
 
