@@ -331,7 +331,7 @@ func (c *cli) printWarnings(warnings []config.Warning) {
 // prepareProxy makes the identity and the first key of a proxy that has none, as its first start would: what a service prints is
 // kept in a log, where a token has no place.
 func (c *cli) prepareProxy(path string, set config.Settings) error {
-	dir, err := state.Open(path)
+	dir, err := state.Open(path, set.TrustOwner...)
 	if errors.Is(err, state.ErrInUse) {
 		return nil // by a proxy, which has done that
 	}
