@@ -135,6 +135,9 @@ func (p *probe) prove(ctx context.Context) {
 	if why == "" && p.nonce == ([16]byte{}) {
 		why = "the proxy asks for no probe"
 	}
+	if p.claimed.Kind != grammar.KindTCP {
+		why = "names are not probed"
+	}
 	if time.Since(p.came) > probeAge { // it would go to the service as a user's connection
 		why = "its turn came too late behind those of other services"
 	}

@@ -37,7 +37,7 @@ func AnswerOf(c wire.Claimed) Answer {
 	if a.State == "" {
 		a.State = status.ServiceRetrying
 	}
-	if pub, err := grammar.ParsePublic(c.Public); err == nil && pub.Kind == grammar.KindTCP {
+	if pub, err := grammar.ParsePublic(c.Public); err == nil && pub.Kind != grammar.KindOffered {
 		a.Public = pub
 	}
 	return a

@@ -29,6 +29,7 @@ type ProxyArgs struct {
 	Config    string // the file
 	Listen    string
 	Transfer  string
+	HTTPS     string
 	Advertise string
 }
 

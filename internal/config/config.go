@@ -50,6 +50,7 @@ type Common struct {
 type Proxy struct {
 	Listen    string // ":3010" or "127.0.0.1:3010"
 	Transfer  string // "": Listen carries everything
+	HTTPS     string // the port of tls/ names; "": none
 	Advertise string // host:port for new tokens, "" if not given
 	Tables    []KeyTable
 	Keys      []Key            // that are in force, see InForce; none before the state directory is open

@@ -291,7 +291,7 @@ func inOther(file string) string {
 
 func roleOf(key string) string {
 	switch key {
-	case "listen", "transfer", "advertise", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
+	case "listen", "transfer", "https", "advertise", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
 		return RoleProxy
 	case "token", "token_file", "proxy", "proxy_transfer", "keepalive", "source", "expose",
 		xmlProxyServerIP, xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerIP, xmlRealServerPort:
@@ -467,7 +467,7 @@ func (d *doc) relative(path string) string {
 }
 
 // ports are the keys whose value may be a port alone, and so a number, and those for which a number is refused in better words.
-var ports = []string{"listen", "transfer", "public", "target", "drain", "resume_within", "keepalive"}
+var ports = []string{"listen", "transfer", "https", "public", "target", "drain", "resume_within", "keepalive"}
 
 var errNumber = errors.New("the value is a number: write a text, in quotes")
 

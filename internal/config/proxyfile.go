@@ -12,12 +12,12 @@ import (
 // proxyFile is what a file says to a proxy. What it does not say is empty. Addresses are canonical.
 type proxyFile struct {
 	CommonArgs
-	Listen, Transfer string
-	Advertise        string // host or host:port, for grammar.ParseHost
-	Tables           []KeyTable
-	Offer            []grammar.Public // WorkPort of the source system's XML
-	origin           map[string]Place
-	others           []string // files that it names and that settings are read from; also with an error
+	Listen, Transfer, HTTPS string
+	Advertise               string // host or host:port, for grammar.ParseHost
+	Tables                  []KeyTable
+	Offer                   []grammar.Public // WorkPort of the source system's XML
+	origin                  map[string]Place
+	others                  []string // files that it names and that settings are read from; also with an error
 }
 
 // KeyTable is one [[key]] of a proxy's file.
@@ -62,6 +62,9 @@ func (d *doc) proxy() *proxyFile {
 	p.Transfer = d.listen("transfer")
 	if p.Transfer != "" && p.Transfer == cmp.Or(p.Listen, ":3010") {
 		d.fault("transfer", fmt.Errorf("%s is the address of listen", p.Transfer), "give it another port, or leave transfer out: everything uses listen then")
+	}
+	if p.HTTPS = d.listen("https"); p.HTTPS != "" && (p.HTTPS == p.Transfer || p.HTTPS == cmp.Or(p.Listen, ":3010")) {
+		d.fault("https", fmt.Errorf("%s is the address of listen or transfer", p.HTTPS), "give it a port of its own, such as :443")
 	}
 	if p.Advertise = d.text("advertise"); p.Advertise != "" {
 		if _, err := grammar.ParseAdvertise(p.Advertise, 3010); err != nil {

@@ -129,6 +129,15 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 				"--listen %s and --transfer %s (in a file: listen or IcPort, transfer or TransferPort) are the same port", p.Listen, p.Transfer)
 		}
 	}
+	if p.HTTPS = cmp.Or(args.HTTPS, file.HTTPS); p.HTTPS != "" {
+		if p.HTTPS, err = grammar.ParseListen(p.HTTPS); err != nil {
+			return Settings{}, argError("", "--https: %w", err)
+		}
+		if grammar.ListenOverlap(p.Listen, p.HTTPS) || p.Transfer != "" && grammar.ListenOverlap(p.Transfer, p.HTTPS) {
+			return Settings{}, argError("give --https a port of its own, such as :443",
+				"--https %s (in a file: https) is a port of the link, --listen %s or --transfer %s", p.HTTPS, p.Listen, cmp.Or(p.Transfer, "none"))
+		}
+	}
 	if p.Advertise = cmp.Or(args.Advertise, file.Advertise); p.Advertise != "" {
 		if p.Advertise, err = grammar.ParseAdvertise(p.Advertise, grammar.PortOf(p.Listen, defaultPort)); err != nil {
 			return Settings{}, argError("", "--advertise: %w", err)
@@ -138,6 +147,7 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 	args.override(set.Origin)
 	override(set.Origin, "listen", args.Listen)
 	override(set.Origin, "transfer", args.Transfer)
+	override(set.Origin, "https", args.HTTPS)
 	override(set.Origin, "advertise", args.Advertise)
 	return set, nil
 }

@@ -39,7 +39,8 @@ type Public struct {
 	Kind Kind
 	// Host is the bind address of tcp and udp ("" is every address, IPv4 and
 	// IPv6; otherwise the canonical form of netip), the host name of http, https
-	// and tls, and the name of a private service.
+	// and tls, or "*.example.com" for one label in front of example.com, or "*"
+	// for any, and the name of a private service.
 	Host string
 	Port uint16 // tcp and udp only
 }
@@ -76,10 +77,7 @@ func parsePublic(s string) (Public, error) {
 			return Public{}, fmt.Errorf("public %q: %w", s, err)
 		}
 	default:
-		if strings.Contains(rest, "*") {
-			return Public{}, fmt.Errorf("public %q: wildcards are for --allow; a service has one host name, such as %s/app.example.com", s, kind)
-		}
-		if p.Host, err = parseHostname(rest); err != nil {
+		if p.Host, err = parsePattern(kind, rest); err != nil {
 			return Public{}, fmt.Errorf("public %q: %w", s, err)
 		}
 	}
@@ -146,7 +144,8 @@ func (p Public) Overlaps(q Public) bool {
 // Supported returns an *UnsupportedKindError when this version cannot serve
 // the kind of p.
 func (p Public) Supported() error {
-	if p.Kind == KindTCP || p.Kind == KindOffered {
+	switch p.Kind {
+	case KindTCP, KindTLS, KindOffered:
 		return nil
 	}
 	return &UnsupportedKindError{Kind: p.Kind}
@@ -157,10 +156,12 @@ func (p Public) Supported() error {
 type UnsupportedKindError struct{ Kind Kind }
 
 func (e *UnsupportedKindError) Error() string {
-	remedy := "this version serves tcp/ only"
+	remedy := "this version serves tcp/ and tls/ only"
 	switch e.Kind {
-	case KindHTTP, KindHTTPS, KindTLS:
-		remedy += ", which carries HTTP and TLS too: give the service a port of its own, such as tcp/9000"
+	case KindHTTP:
+		remedy += ": give the service a port of its own, such as tcp/9000"
+	case KindHTTPS:
+		remedy += ": give the service a port of its own, such as tcp/9000, or let it speak TLS itself, as tls/app.example.com"
 	case KindPrivate:
 		remedy += ": tcp/127.0.0.1:PORT opens a port that only the proxy's own machine reaches"
 	}

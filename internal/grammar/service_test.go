@@ -90,7 +90,7 @@ func TestParsePublicErrors(t *testing.T) {
 		"tcp/[fe80::1%a b]:9":               "zone",
 		"tcp/9000-9010":                     `port "9000-9010"`,
 		"http/":                             "host name is empty",
-		"http/*.example.com":                "wildcards are for --allow",
+		"http/*.example.com":                "",
 		"http/a..b":                         "empty part",
 		"http/-a.b":                         "starts or ends with -",
 		"http/a b":                          `" " in it`,
@@ -228,7 +228,7 @@ func TestParseExpose(t *testing.T) {
 	}
 	for in, kind := range map[string]Kind{
 		"udp/53": KindUDP, "udp/53=53": KindUDP, "http/a.example=80": KindHTTP,
-		"https/a.example=80": KindHTTPS, "tls/a.example=443": KindTLS, "private/db=5432": KindPrivate,
+		"https/a.example=80": KindHTTPS, "private/db=5432": KindPrivate,
 	} {
 		_, err := ParseExpose(in)
 		var unsupported *UnsupportedKindError

@@ -30,20 +30,23 @@ func (p *Proxy) arrived(name grammar.Public, conn net.Conn) {
 		}
 		return
 	}
-	a.Go(func() { p.forward(rt, a, conn) })
+	a.Go(func() {
+		var head []byte
+		if probes := &p.service(rt).probes; probes.Expected() {
+			var over bool
+			if head, over = probes.Answer(p.life.ctx, conn, near(rt, conn)); over {
+				return
+			}
+		}
+		p.forward(rt, a, conn, wire.EntranceTCP, head)
+	})
 }
 
-// forward makes a pair of one user's connection: find a bridge, open a stream, bind both. The pair goes on by itself.
-func (p *Proxy) forward(rt *registry.Route, a *traffic.Admission, conn net.Conn) {
-	var head []byte
-	if probes := &p.service(rt).probes; probes.Expected() {
-		var over bool
-		if head, over = probes.Answer(p.life.ctx, conn, near(rt, conn)); over {
-			return
-		}
-	}
+// forward makes a pair of one user's connection, of which head was read: find a bridge, open a stream, bind both. The pair goes on by
+// itself.
+func (p *Proxy) forward(rt *registry.Route, a *traffic.Admission, conn net.Conn, by wire.Entrance, head []byte) {
 	t, err := rt.Take(a.Hold(), registry.User{
-		Open: wire.Open{Client: a.Client(), Local: traffic.AddrPort(conn.LocalAddr()), Entrance: wire.EntranceTCP},
+		Open: wire.Open{Client: a.Client(), Local: traffic.AddrPort(conn.LocalAddr()), Entrance: by},
 		Left: func() bool { return a.Ended() || sys.Gone(conn) },
 	})
 	if err != nil {

@@ -18,6 +18,8 @@ import (
 // Connections are accepted as they come, and cost little until their handshake is computed. So the kernel's queue of a busy proxy
 // holds no more than a moment's, and bridges that are known find a place whatever strangers do.
 type gate struct {
+	about string // what its lines in the log are about
+
 	mu       sync.Mutex
 	room     room // guarded by mu, as all below
 	inside   map[*pass]struct{}
@@ -42,7 +44,7 @@ type pass struct {
 const reportStrangersPer = time.Minute
 
 func newGate(descriptors int) *gate {
-	return &gate{room: *newRoom(placesOf(descriptors), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
+	return &gate{about: "connections to the link port that were no bridge with a valid key", room: *newRoom(placesOf(descriptors), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
 }
 
 // placesOf is how many connections may wait to be proven, by the descriptor limit.
@@ -186,7 +188,7 @@ func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
 	}
 	g.reported, g.refused = now, 0
 	g.mu.Unlock()
-	log.Warn("connections to the link port that were no bridge with a valid key", args...)
+	log.Warn(g.about, args...)
 }
 
 // closeAll ends what is unfinished.

@@ -52,6 +52,7 @@ type Key struct {
 type Config struct {
 	Listen   string          // link address, such as ":3010"
 	Transfer string          // address for carriers; "": the link address
+	HTTPS    string          // address that tls/ names share; "": none
 	Identity tls.Certificate // that tokens pin
 	Version  string
 	Log      *slog.Logger // nil: discard
@@ -73,6 +74,7 @@ type Proxy struct {
 	say       *lines.Log // about bridges, by key
 	start     time.Time
 	port      linkPort
+	names     namePort
 	registry  *registry.Registry
 	entrances *entrance.Set
 	conns     *traffic.Conns // of users
@@ -158,6 +160,10 @@ func (p *Proxy) Listen() (err error) {
 		}
 		port = portOf(p.TransferAddr())
 	}
+	if err := p.listenNames(lc); err != nil {
+		p.closePorts()
+		return err
+	}
 	p.listening(port)
 	return nil
 }
@@ -197,6 +203,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if p.port.carrier != nil {
 		p.wg.Go(func() { p.acceptLinks(p.port.carrier) })
 	}
+	if p.names.ln != nil {
+		p.log.Info("names listening", "https", p.names.ln.Addr().String())
+		p.wg.Go(func() { p.acceptNames(p.names.ln) })
+	}
 	select {
 	case <-ctx.Done():
 	case <-p.life.drain:
@@ -211,11 +221,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	p.life.running.Store(false)
 	p.life.stop()
-	p.port.ln.Close()
-	if p.port.carrier != nil {
-		p.port.carrier.Close()
-	}
+	p.closePorts()
 	p.port.gate.closeAll()
+	if p.names.gate != nil {
+		p.names.gate.closeAll()
+	}
 	p.port.tidier.stop()
 	p.port.host.Close(errors.New("the proxy stopped"))
 	p.sessions.forget()
@@ -239,18 +249,22 @@ func (p *Proxy) Run(ctx context.Context) error {
 func (p *Proxy) Drain() {
 	p.life.once.Do(func() {
 		p.conns.Shut()
-		if p.port.ln != nil {
-			p.port.ln.Close()
-		}
-		if p.port.carrier != nil {
-			p.port.carrier.Close()
-		}
+		p.closePorts()
 		if p.life.running.Load() { // else nothing is open, and nobody does what the registry decides
 			p.closeSockets()
 		}
 		close(p.life.drain)
 		p.saveKnown() // before a successor starts
 	})
+}
+
+// closePorts closes the ports that are the proxy's own, as far as they are open.
+func (p *Proxy) closePorts() {
+	for _, ln := range []net.Listener{p.port.ln, p.port.carrier, p.names.ln} {
+		if ln != nil {
+			ln.Close()
+		}
+	}
 }
 
 // closeSockets closes the public sockets. Their routes stay: a user who was just accepted still needs one.

@@ -285,9 +285,9 @@ func (p effects) Tell(t registry.Told) { link.InTurn(func() { p.tell(t) }) }
 
 func (p effects) tell(t registry.Told) {
 	answer := t.Claimed()
-	// A bridge proves no port that the proxy chose, and whoever says nothing would be taken for its probe for a while.
-	offered := t.Asked.Public == string(grammar.KindOffered)
-	if rt := p.registry.View().Find(t.Public); t.Status == wire.ClaimUp && rt != nil && !offered {
+	// A bridge proves no port that the proxy chose, and no name; and whoever says nothing would be taken for its probe for a while.
+	proves := t.Public.Kind == grammar.KindTCP && t.Asked.Public != string(grammar.KindOffered)
+	if rt := p.registry.View().Find(t.Public); t.Status == wire.ClaimUp && rt != nil && proves {
 		answer.Nonce = p.service(rt).probes.Expect(t.Fresh)
 	}
 	linkOf(t.Way).Say(uint64(t.ID), wire.AppendClaimed(nil, t.ID, answer))

@@ -82,6 +82,10 @@ func (p *Proxy) policy(set Settings) registry.Policy {
 	if p.port.carrier != nil {
 		rp.Own = append(rp.Own, portOf(p.TransferAddr()))
 	}
+	if p.names.ln != nil {
+		rp.Own = append(rp.Own, portOf(p.names.ln.Addr()))
+		rp.Named = append(rp.Named, grammar.KindTLS)
+	}
 	return rp
 }
 

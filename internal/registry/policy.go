@@ -16,6 +16,7 @@ type Policy struct {
 	Keys  []Key
 	Offer []grammar.Public // public ports that the proxy owns; each goes to a claim of grammar.KindOffered whose key allows it
 	Own   []uint16         // ports of the process itself, which no claim gets
+	Named []grammar.Kind   // kinds whose names share a port of the process itself, which is open
 }
 
 // Key is what one key may do.
@@ -92,13 +93,26 @@ func (p *policy) judge(c *claim) {
 		c.denied = fmt.Sprintf("%s denied: the bridge asks for something that this proxy does not know (field %d of its claim): update the proxy", pub, c.asked.Unknown)
 	case !key.Allow.Permits(pub):
 		c.denied = fmt.Sprintf("%s denied: the policy of key %q allows %s", pub, key.Name, key.Allow)
-	case pub.Kind != grammar.KindTCP:
-		c.denied = fmt.Sprintf("%s denied: this proxy serves tcp/ only", pub)
+	case !p.serves(pub):
+		c.denied = fmt.Sprintf("%s denied: %s", pub, missingEntrance(pub.Kind))
 	case slices.Contains(p.Own, pub.Port):
 		c.denied = fmt.Sprintf("%s denied: the link itself uses this port", pub)
 	case c.asked.Group != "" && !slices.Contains(key.Groups, c.asked.Group):
 		c.denied = fmt.Sprintf("%s denied: key %q is not in group %q", pub, key.Name, c.asked.Group)
 	}
+}
+
+// serves reports whether this proxy has what the kind of a name needs.
+func (p *policy) serves(pub grammar.Public) bool {
+	return pub.Kind == grammar.KindTCP || slices.Contains(p.Named, pub.Kind)
+}
+
+// missingEntrance says why names of a kind are not served.
+func missingEntrance(k grammar.Kind) string {
+	if k == grammar.KindTLS {
+		return "the proxy has no port for names: start it with --https ADDR, such as --https :443"
+	}
+	return "this proxy serves tcp/ and tls/ only"
 }
 
 // admits reports whether the key that a session proved is still there.
@@ -110,7 +124,7 @@ func (p *policy) admits(s *session) bool {
 // permits reports whether a session's key may still have a name that it inherited.
 func (p *policy) permits(s *session, pub grammar.Public) bool {
 	key := p.keys[s.key]
-	return key.Allow.Permits(pub) && !slices.Contains(p.Own, pub.Port)
+	return key.Allow.Permits(pub) && p.serves(pub) && !slices.Contains(p.Own, pub.Port)
 }
 
 // policy is a Policy with an index.

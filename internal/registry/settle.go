@@ -158,6 +158,7 @@ func (co *core) outcome(n *name) (o outcome) {
 			return o
 		}
 	}
+	o.state = open
 	return o
 }
 
@@ -300,10 +301,11 @@ func (co *core) answer(c *claim) Answer {
 	return Answer{} // the socket is being opened
 }
 
-// place is what overlaps at all: a port.
+// place is what overlaps at all: a port, or a name that shares one with others.
 type place struct {
 	kind grammar.Kind
 	port uint16
+	name string
 }
 
 // overlaps are the names of one port that are held. Of two whose addresses cover each other only one is granted the port. It keeps
@@ -332,7 +334,12 @@ func (co *core) placeOf(n *name) *overlaps {
 	return ov
 }
 
-func placeOf(pub grammar.Public) place { return place{pub.Kind, pub.Port} }
+func placeOf(pub grammar.Public) place {
+	if pub.Kind != grammar.KindTCP {
+		return place{kind: pub.Kind, name: pub.Host}
+	}
+	return place{kind: pub.Kind, port: pub.Port}
+}
 
 // gain adds a name that is held from now on.
 func (ov *overlaps) gain(co *core, n *name) {

@@ -23,8 +23,13 @@ func (s Socket) Addr() string { return grammar.Public(s).ListenAddr() }
 
 func (s Socket) String() string { return grammar.Public(s).String() }
 
-// socketsOf returns the sockets that a name needs.
-func socketsOf(pub grammar.Public) []Socket { return []Socket{Socket(pub)} }
+// socketsOf returns the sockets that a name needs. One that shares a port of the process's own needs none.
+func socketsOf(pub grammar.Public) []Socket {
+	if pub.Kind != grammar.KindTCP {
+		return nil
+	}
+	return []Socket{Socket(pub)}
+}
 
 // socket is what became of opening one. It is an input; where there is none, none was tried.
 type socket struct {

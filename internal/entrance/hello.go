@@ -1,0 +1,98 @@
+package entrance
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"reverser/internal/grammar"
+)
+
+// Hello is what a TLS client says before anything is decided: its ClientHello (RFC 8446, section 4.1.2).
+type Hello struct {
+	Name string // of the server that it wants (SNI, RFC 6066 section 3), in lower case; "": it names none. With ECH the outer one
+	ALPN []string
+	Read []byte // all that was read of the connection, which its server is to get
+}
+
+// HelloTime is how long a client has for its ClientHello, and mostHello how many bytes. A hello of crypto/tls is at most 64 KiB long; in
+// records of few bytes each it is longer on the wire.
+const (
+	HelloTime = 10 * time.Second
+	mostHello = 128 << 10
+)
+
+// ErrNoHello says that what a client sent is no ClientHello.
+var ErrNoHello = errors.New("no TLS ClientHello")
+
+// ReadHello reads a ClientHello, in as many records as it comes, and no byte behind the record that ends it. It writes nothing. The
+// connection's read deadline is cleared when it succeeds.
+func ReadHello(conn net.Conn) (*Hello, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(HelloTime)); err != nil {
+		return nil, err
+	}
+	// The parser is that of crypto/tls: its handshake is stopped when it has the hello, and what it would send goes nowhere.
+	l := &listening{Conn: conn}
+	var h *Hello
+	stop := errors.New("the hello is there")
+	err := tls.Server(l, &tls.Config{GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
+		h = &Hello{Name: info.ServerName, ALPN: info.SupportedProtos}
+		return nil, stop
+	}}).HandshakeContext(context.Background())
+	switch {
+	case h == nil && l.failed != nil:
+		return nil, l.failed
+	case h == nil:
+		return nil, fmt.Errorf("%w: %w", ErrNoHello, err)
+	}
+	h.Read = l.read
+	_ = conn.SetReadDeadline(time.Time{}) // one that has ended meanwhile says so to whoever reads on
+	return h, nil
+}
+
+// listening keeps what was read of a connection, and writes nothing.
+type listening struct {
+	net.Conn
+	read   []byte
+	failed error // of the connection itself
+}
+
+func (l *listening) Read(b []byte) (int, error) {
+	if len(l.read) >= mostHello {
+		return 0, fmt.Errorf("%w in the first %d KiB", ErrNoHello, mostHello>>10)
+	}
+	n, err := l.Conn.Read(b[:min(len(b), mostHello-len(l.read))])
+	l.read = append(l.read, b[:n]...)
+	if err != nil {
+		l.failed = err
+	}
+	return n, err
+}
+
+func (l *listening) Write(b []byte) (int, error)        { return len(b), nil }
+func (l *listening) Close() error                       { return nil }
+func (l *listening) SetDeadline(time.Time) error        { return nil }
+func (l *listening) SetReadDeadline(t time.Time) error  { return nil }
+func (l *listening) SetWriteDeadline(t time.Time) error { return nil }
+
+// Unrecognized is the alert for a client whose name nobody serves (RFC 6066, section 3): fatal, unrecognized_name.
+var Unrecognized = []byte{21, 3, 3, 0, 2, 2, 112}
+
+// Names returns the names of a kind that stand for a host, the most specific one first. There is none for what is no host name.
+func Names(kind grammar.Kind, host string) []grammar.Public {
+	exact, err := grammar.ParsePublic(string(kind) + "/" + host)
+	if err != nil || exact.Host == "*" || len(exact.Host) > 1 && exact.Host[0] == '*' {
+		return nil
+	}
+	names := []grammar.Public{exact}
+	for i := range exact.Host {
+		if exact.Host[i] == '.' {
+			names = append(names, grammar.Public{Kind: kind, Host: "*" + exact.Host[i:]})
+			break
+		}
+	}
+	return append(names, grammar.Public{Kind: kind, Host: "*"})
+}

@@ -1,0 +1,181 @@
+package entrance
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/grammar"
+)
+
+// helloOf is what a client of crypto/tls sends first.
+func helloOf(t *testing.T, cfg *tls.Config) []byte {
+	t.Helper()
+	a, b := net.Pipe()
+	defer b.Close()
+	go func() {
+		tls.Client(a, cfg).Handshake() // ends with the pipe
+		a.Close()
+	}()
+	head := make([]byte, 5)
+	if _, err := io.ReadFull(b, head); err != nil {
+		t.Fatal(err)
+	}
+	body := make([]byte, int(head[3])<<8|int(head[4]))
+	if _, err := io.ReadFull(b, body); err != nil {
+		t.Fatal(err)
+	}
+	return append(head, body...)
+}
+
+// inRecords divides a handshake message of one record into records of at most n bytes.
+func inRecords(hello []byte, n int) (all []byte) {
+	for part := range slices.Chunk(hello[5:], n) {
+		all = append(all, 22, 3, 1, byte(len(part)>>8), byte(len(part)))
+		all = append(all, part...)
+	}
+	return all
+}
+
+func readHello(t *testing.T, sent []byte, behind string) (*Hello, error, string) {
+	t.Helper()
+	client, server := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		client.Write(append(slices.Clone(sent), behind...))
+		client.Close()
+	}()
+	h, err := ReadHello(server)
+	var rest []byte
+	if err == nil {
+		rest, _ = io.ReadAll(server)
+	}
+	server.Close()
+	<-done
+	return h, err, string(rest)
+}
+
+// TestReadHello: the name is found however the hello is divided, and no byte is lost: what was read and what follows are what was sent.
+func TestReadHello(t *testing.T) {
+	plain := helloOf(t, &tls.Config{ServerName: "App.Example.COM", NextProtos: []string{"h2", "http/1.1"}})
+	for what, sent := range map[string][]byte{
+		"one record": plain, "records of 100 bytes": inRecords(plain, 100), "records of 1 byte": inRecords(plain, 1),
+	} {
+		h, err, rest := readHello(t, sent, "and more")
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		if !strings.EqualFold(h.Name, "app.example.com") || !slices.Equal(h.ALPN, []string{"h2", "http/1.1"}) {
+			t.Errorf("%s: name %q, ALPN %q", what, h.Name, h.ALPN)
+		}
+		if got := string(h.Read) + rest; got != string(sent)+"and more" {
+			t.Errorf("%s: %d bytes are there of %d", what, len(got), len(sent)+8)
+		}
+	}
+	if h, err, _ := readHello(t, helloOf(t, &tls.Config{InsecureSkipVerify: true}), ""); err != nil || h.Name != "" {
+		t.Errorf("without a name: %+v, %v", h, err)
+	}
+	long := helloOf(t, &tls.Config{ServerName: "a.example", NextProtos: slices.Repeat([]string{strings.Repeat("p", 250)}, 50)})
+	if h, err, _ := readHello(t, long, ""); err != nil || h.Name != "a.example" || len(h.Read) != len(long) {
+		t.Errorf("a hello of %d bytes: %v", len(long), err)
+	}
+}
+
+// TestReadHelloRefuses: what is no hello is told from a connection that failed, and ends in bounded memory.
+func TestReadHelloRefuses(t *testing.T) {
+	hello := helloOf(t, &tls.Config{ServerName: "a.example"})
+	endless := bytes.Repeat([]byte{22, 3, 1, 0, 1, 1}, mostHello) // a message that grows a byte a record
+	for what, sent := range map[string][]byte{
+		"HTTP":                  []byte("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+		"zeros":                 make([]byte, 600),
+		"an alert":              {21, 3, 3, 0, 2, 2, 40},
+		"application data":      {23, 3, 3, 0, 2, 2, 40},
+		"a ServerHello":         append([]byte{22, 3, 3, 0, 4, 2, 0, 0, 0}, hello...),
+		"a record too long":     append([]byte{22, 3, 1, 0xff, 0xff}, make([]byte, 70_000)...),
+		"a message too long":    {22, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff},
+		"no end":                endless,
+		"a name of wrong bytes": bytes.Replace(hello, []byte("a.example"), []byte("a.exampl."), 1),
+	} {
+		if _, err, _ := readHello(t, sent, ""); !errors.Is(err, ErrNoHello) {
+			t.Errorf("%s: %v, want ErrNoHello", what, err)
+		}
+	}
+	for cut := range hello {
+		if _, err, _ := readHello(t, hello[:cut], ""); err == nil || errors.Is(err, ErrNoHello) {
+			t.Fatalf("cut off after %d of %d bytes: %v, want the connection's error", cut, len(hello), err)
+		}
+	}
+}
+
+// TestReadHelloDeadline: a client that is slow, a byte now and then, has as long as one that is silent.
+func TestReadHelloDeadline(t *testing.T) {
+	hello := helloOf(t, &tls.Config{ServerName: "a.example"})
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer server.Close()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for i := range hello {
+				if _, err := client.Write(hello[i : i+1]); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		}()
+		begin := time.Now()
+		_, err := ReadHello(server)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) != HelloTime {
+			t.Errorf("%v after %s, want the deadline after %s", err, time.Since(begin), HelloTime)
+		}
+		client.Close()
+		<-done
+	})
+}
+
+func TestNames(t *testing.T) {
+	for host, want := range map[string]string{
+		"a.b.example":             "tls/a.b.example tls/*.b.example tls/*",
+		"A.Example.":              "tls/a.example tls/*.example tls/*",
+		"localhost":               "tls/localhost tls/*",
+		"":                        "",
+		"*":                       "",
+		"*.b.example":             "",
+		"a b":                     "",
+		"a..b":                    "",
+		"a/b":                     "",
+		"x*.example":              "",
+		"-a.example":              "",
+		"münchen.example":         "",
+		strings.Repeat("a.", 127): "tls/" + strings.Repeat("a.", 126) + "a tls/*." + strings.Repeat("a.", 125) + "a tls/*",
+	} {
+		var got []string
+		for _, n := range Names(grammar.KindTLS, host) {
+			got = append(got, n.String())
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%q: %q, want %q", host, got, want)
+		}
+	}
+}
+
+// FuzzReadHello: no input makes a panic, and what was read is a part of what was sent.
+func FuzzReadHello(f *testing.F) {
+	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
+	f.Add([]byte{22, 3, 1, 0, 4, 1, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		if h, err, _ := readHello(t, sent, ""); err == nil && !bytes.HasPrefix(sent, h.Read) {
+			t.Errorf("%d bytes were read that were not sent", len(h.Read))
+		}
+	})
+}

@@ -1,0 +1,80 @@
+package proxy
+
+import (
+	"fmt"
+	"net"
+
+	"reverser/internal/entrance"
+	"reverser/internal/grammar"
+	"reverser/internal/registry"
+	"reverser/internal/sys"
+	"reverser/internal/traffic"
+	"reverser/internal/wire"
+)
+
+// namePort is the port that names share: whoever connects says there which one is meant.
+type namePort struct {
+	ln   net.Listener // nil: there is none
+	gate *gate        // for those who have not said it yet
+}
+
+func (p *Proxy) listenNames(lc net.ListenConfig) (err error) {
+	if p.cfg.HTTPS == "" {
+		return nil
+	}
+	p.names.gate = newGate(p.port.descriptors.Size(sys.ForUsers))
+	p.names.gate.about = "connections to the port of names (https) that did not say a name"
+	if p.names.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.HTTPS), p.cfg.HTTPS); err != nil {
+		return fmt.Errorf("open the port of names (https %s): %w", p.cfg.HTTPS, err)
+	}
+	return nil
+}
+
+// acceptNames takes users who say the name of their service first. Until they have, they take a descriptor of the users' and a place at
+// the gate, which sends away who says nothing when others come.
+func (p *Proxy) acceptNames(ln net.Listener) {
+	pool := p.port.descriptors
+	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, sys.ForUsers, p.port.short), p.log, func(conn net.Conn) {
+		pass := p.names.gate.enter(p.log, conn)
+		if pass == nil {
+			pool.Give(sys.ForUsers)
+			return
+		}
+		p.wg.Go(func() {
+			defer pool.Give(sys.ForUsers) // behind its admission, which takes one of its own
+			hello, err := entrance.ReadHello(conn)
+			if gone := pass.leave(false); gone != nil {
+				conn.Close()
+				return
+			}
+			if err != nil {
+				traffic.Reset(conn)
+				p.names.gate.report(p.log, conn.RemoteAddr(), err)
+				return
+			}
+			p.greeted(conn, hello)
+		})
+	})
+}
+
+// greeted takes a user who has said a name. The most specific service of that name has them.
+func (p *Proxy) greeted(conn net.Conn, hello *entrance.Hello) {
+	view := p.registry.View()
+	var rt *registry.Route
+	for _, name := range entrance.Names(grammar.KindTLS, hello.Name) {
+		if rt = view.Find(name); rt != nil {
+			break
+		}
+	}
+	if rt == nil {
+		conn.Write(entrance.Unrecognized) // a new connection has room for seven bytes
+		conn.Close()
+		return
+	}
+	a, err := p.conns.Admit(p.service(rt).account, traffic.AddrPort(conn.RemoteAddr()), traffic.Wait)
+	if err != nil {
+		traffic.Reset(conn)
+		return
+	}
+	a.Go(func() { p.forward(rt, a, conn, wire.EntranceTLS, hello.Read) })
+}

@@ -1,0 +1,151 @@
+package proxy
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"reverser/internal/wire"
+)
+
+// hello sends the ClientHello for a name, and returns the connection and what was sent.
+func (w *world) hello(name string) (*net.TCPConn, []byte) {
+	w.t.Helper()
+	u := w.user(w.p.names.ln.Addr().String())
+	a, b := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tls.Client(a, &tls.Config{ServerName: name, InsecureSkipVerify: true}).Handshake()
+	}()
+	head := make([]byte, 5)
+	io.ReadFull(b, head)
+	sent := append(head, make([]byte, int(head[3])<<8|int(head[4]))...)
+	io.ReadFull(b, sent[5:])
+	b.Close()
+	<-done
+	a.Close()
+	if _, err := u.Write(sent); err != nil {
+		w.t.Fatal(err)
+	}
+	return u, sent
+}
+
+// wantUnrecognized reads the alert of a name that nobody serves.
+func (w *world) wantUnrecognized(name string) {
+	w.t.Helper()
+	u, _ := w.hello(name)
+	if got, err := io.ReadAll(u); err != nil || !bytes.Equal(got, []byte{21, 3, 3, 0, 2, 2, 112}) {
+		w.t.Errorf("%q: %x, %v; want the alert unrecognized_name", name, got, err)
+	}
+}
+
+// TestNames: the most specific service of a name has its users, whatever key it is of, and gets every byte that they said.
+func TestNames(t *testing.T) {
+	nas, pc := key(t, "nas", "tls/*"), key(t, "pc", "tls/*.example")
+	w := start(t, Config{HTTPS: "127.0.0.1:0", Settings: Settings{Keys: []Key{nas, pc}}})
+	all := []string{"tls/*", "tls/a.example", "tls/*.b.example"}
+	first := w.bridge(nas, how{instance: 1}, all...)
+	second := w.bridge(pc, how{instance: 2}, "tls/*.example", "tls/c.example")
+	for host, want := range map[string]struct {
+		b  *bridge
+		id uint32
+	}{
+		"a.example": {first, 2}, "A.EXAMPLE": {first, 2}, "x.b.example": {first, 3}, "b.example": {second, 1}, "c.example": {second, 2},
+		"x.y.b.example": {first, 1}, "elsewhere.invalid": {first, 1},
+	} {
+		u, sent := w.hello(host)
+		u.Write([]byte("behind it"))
+		s := want.b.stream()
+		got := make([]byte, len(sent)+len("behind it"))
+		if _, err := io.ReadFull(s, got); err != nil || string(got) != string(sent)+"behind it" {
+			t.Errorf("%s: the bridge read %d bytes, %v; want the %d of the hello, and what follows", host, len(got), err, len(sent))
+		}
+		if o := s.Open(); o.Service != want.id || o.Entrance != wire.EntranceTLS || o.Client.String() != u.LocalAddr().String() {
+			t.Errorf("%s: OPEN %+v, want service %d", host, o, want.id)
+		}
+		s.Reset(wire.CodeReset)
+		wantReset(t, u)
+	}
+	if st := w.p.Status(); len(st.Services) != 5 {
+		t.Errorf("status has %d services, want 5", len(st.Services))
+	}
+	w.setKeys(nas) // what another key had goes to the wildcard
+	u, _ := w.hello("c.example")
+	if s := first.stream(); s.Open().Service != 1 {
+		t.Errorf("c.example went to service %d, want the wildcard", s.Open().Service)
+	}
+	u.Close()
+}
+
+// TestNamesRefused: a name that nobody serves, none at all, and what is no TLS, end at once; so do names of two keys, and ports of the
+// proxy's own.
+func TestNamesRefused(t *testing.T) {
+	nas, pc := key(t, "nas", "tls/*"), key(t, "pc", "tls/*", "tcp/1-65535")
+	w := start(t, Config{HTTPS: "127.0.0.1:0", Settings: Settings{Keys: []Key{nas, pc}}})
+	w.bridge(nas, how{instance: 1}, "tls/a.example")
+	for _, name := range []string{"b.example", "x.a.example", ""} {
+		w.wantUnrecognized(name)
+	}
+	u := w.user(w.p.names.ln.Addr().String())
+	u.Write([]byte("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"))
+	wantReset(t, u)
+	w.dial(pc, how{instance: 2}, "tls/a.example", fmt.Sprintf("tcp/127.0.0.1:%d", portOf(w.p.names.ln.Addr())))
+	eventually(t, "the second key hears that the name is held", func() bool {
+		return w.log.Count("service cannot be opened, trying again service=tls/a.example key=pc", `held by key "nas"`) == 1
+	})
+	eventually(t, "the port of names is nobody's", func() bool { return w.log.Count("the link itself uses this port") == 1 })
+}
+
+// TestNamesNeedAPort: without --https a name is denied by a word that says so.
+func TestNamesNeedAPort(t *testing.T) {
+	k := key(t, "nas", "tls/*")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	w.dial(k, how{instance: 1}, "tls/a.example")
+	eventually(t, "it is denied", func() bool { return w.log.Count("tls/a.example denied", "--https :443") == 1 })
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	p := New(Config{Listen: "127.0.0.1:0", HTTPS: taken.Addr().String(), Identity: identity()})
+	if err := p.Listen(); err == nil || !strings.Contains(err.Error(), "open the port of names (https "+taken.Addr().String()) {
+		t.Errorf("Listen at a port that is taken: %v", err)
+	}
+	if c, err := net.Dial("tcp", p.Addr().String()); err == nil {
+		c.Close()
+		t.Error("the link port is open after Listen failed")
+	}
+}
+
+// TestSilentAtTheNames: those who say nothing do not keep others from their names.
+func TestSilentAtTheNames(t *testing.T) {
+	k := key(t, "nas", "tls/*")
+	w := start(t, Config{HTTPS: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "tls/a.example")
+	gate := w.p.names.gate
+	gate.mu.Lock()
+	gate.room.most = 8
+	gate.mu.Unlock()
+	var silent []*net.TCPConn
+	for range 40 {
+		silent = append(silent, w.user(w.p.names.ln.Addr().String()))
+	}
+	u, _ := w.hello("a.example")
+	b.stream()
+	u.Close()
+	gone := 0
+	for _, c := range silent[:32] {
+		if _, err := c.Read(make([]byte, 1)); errors.Is(err, io.EOF) || err != nil {
+			gone++
+		}
+	}
+	if gone != 32 {
+		t.Errorf("%d of the first 32 that said nothing were sent away", gone)
+	}
+}
