@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 )
 
 // LogFile is the log of a service, in its state directory, where the manager keeps none. When it has grown to a megabyte it
@@ -132,13 +133,20 @@ func lastLines(path string, n int) []string {
 	return lines
 }
 
-// warnings are the last n lines that warn of something.
+// recent is how long a warning is worth to be shown of a service that runs.
+const recent = 10 * time.Minute
+
+// warnings are the last n of the lines that warn of something, without those that are older than recent.
 func warnings(lines []string, n int) []string {
 	var found []string
 	for _, l := range lines {
-		if strings.Contains(l, " WRN ") || strings.Contains(l, " ERR ") || strings.Contains(l, `"level":"WARN"`) || strings.Contains(l, `"level":"ERROR"`) {
-			found = append(found, l)
+		if !strings.Contains(l, " WRN ") && !strings.Contains(l, " ERR ") && !strings.Contains(l, `"level":"WARN"`) && !strings.Contains(l, `"level":"ERROR"`) {
+			continue
 		}
+		if at, err := time.ParseInLocation(time.DateTime, l[:min(len(l), len(time.DateTime))], time.Local); err == nil && time.Since(at) > recent {
+			continue
+		}
+		found = append(found, l)
 	}
 	return found[max(len(found)-n, 0):]
 }

@@ -407,3 +407,14 @@ func TestLogFile(t *testing.T) {
 		t.Errorf("lastLines of no file = %q", got)
 	}
 }
+
+func TestWarnings(t *testing.T) {
+	at := func(ago time.Duration) string { return time.Now().Add(-ago).Format(time.DateTime) }
+	lines := []string{at(time.Hour) + " WRN old", at(time.Minute) + " INF pair created", at(time.Minute) + " WRN one", at(time.Second) + " ERR two", `{"level":"WARN","msg":"three"}`, "WRN"}
+	if got, want := warnings(lines, 3), []string{lines[2], lines[3], lines[4]}; !slices.Equal(got, want) {
+		t.Errorf("warnings = %q, want %q", got, want)
+	}
+	if got, want := warnings(lines, 1), []string{lines[4]}; !slices.Equal(got, want) {
+		t.Errorf("the last warning is %q, want %q", got, want)
+	}
+}
