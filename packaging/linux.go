@@ -218,7 +218,8 @@ var everywhere = []string{"/", "/etc", "/usr", "/usr/bin", "/usr/lib", "/usr/lib
 
 // directories are those that a package brings: rpm leaves behind what no package has.
 func directories(contents files.Contents) []string {
-	dirs := []string{"/etc/reverser"}
+	// Whoever makes the first key makes what is in /var/lib/reverser, but the users of services must get through it.
+	dirs := []string{"/etc/reverser", "/var/lib/reverser"}
 	for _, c := range contents {
 		for dir := path.Dir(c.Destination); !slices.Contains(everywhere, dir); dir = path.Dir(dir) {
 			dirs = append(dirs, dir)

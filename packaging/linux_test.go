@@ -252,6 +252,9 @@ func testDeb(d *debian, before map[string]string) {
 
 	// As the documents say: a proxy and a bridge of their files, and a bridge of `service install`.
 	d.run("umask 077; reverser key add nas --allow tcp/9000 --state /var/lib/reverser/proxy-x >/etc/reverser/bridge-nas.token")
+	if info, err := os.Stat(d.path("/var/lib/reverser")); err != nil || info.Mode() != fs.ModeDir|0o755 {
+		t.Errorf("/var/lib/reverser is %v, %v: the users of services must get through it", info.Mode(), err)
+	}
 	d.run("cp /usr/share/doc/reverser/examples/proxy.toml /etc/reverser/proxy-x.toml")
 	d.write("/etc/reverser/bridge-nas.toml", "proxy = \"127.0.0.1\"\n[[expose]]\npublic = 9000\n", 0o644)
 	d.run("reverser check /etc/reverser/bridge-nas.toml")
