@@ -1,8 +1,10 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"os"
 
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
@@ -23,7 +25,7 @@ func (p *Proxy) listenNames(lc net.ListenConfig) (err error) {
 		return nil
 	}
 	p.names.gate = newGate(p.port.descriptors.Size(sys.ForUsers))
-	p.names.gate.about = "connections to the port of names (https) that did not say a name"
+	p.names.gate.about = "connections to the port of names (https) that reached no service"
 	if p.names.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.HTTPS), p.cfg.HTTPS); err != nil {
 		return fmt.Errorf("open the port of names (https %s): %w", p.cfg.HTTPS, err)
 	}
@@ -49,7 +51,9 @@ func (p *Proxy) acceptNames(ln net.Listener) {
 			}
 			if err != nil {
 				traffic.Reset(conn)
-				p.names.gate.report(p.log, conn.RemoteAddr(), err)
+				if errors.Is(err, entrance.ErrNoHello) || errors.Is(err, os.ErrDeadlineExceeded) { // else it was a scan or a balancer's check
+					p.names.gate.report(p.log, conn.RemoteAddr(), err)
+				}
 				return
 			}
 			p.greeted(conn, hello)
@@ -69,6 +73,7 @@ func (p *Proxy) greeted(conn net.Conn, hello *entrance.Hello) {
 	if rt == nil {
 		conn.Write(entrance.Unrecognized) // a new connection has room for seven bytes
 		conn.Close()
+		p.names.gate.report(p.log, conn.RemoteAddr(), fmt.Errorf("no service has the name %q", hello.Name))
 		return
 	}
 	a, err := p.conns.Admit(p.service(rt).account, traffic.AddrPort(conn.RemoteAddr()), traffic.Wait)

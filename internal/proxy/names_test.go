@@ -92,6 +92,9 @@ func TestNamesRefused(t *testing.T) {
 	for _, name := range []string{"b.example", "x.a.example", ""} {
 		w.wantUnrecognized(name)
 	}
+	eventually(t, "the operator is told of the first one", func() bool {
+		return w.log.Count("that reached no service", "count=1", `no service has the name "b.example"`) == 1
+	})
 	u := w.user(w.p.names.ln.Addr().String())
 	u.Write([]byte("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"))
 	wantReset(t, u)
