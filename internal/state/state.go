@@ -19,6 +19,7 @@
 package state
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/rand"
 	"encoding/hex"
@@ -445,7 +446,15 @@ func (d *Dir) readSecret(name string) ([]byte, error) {
 	if err := d.checkFile(f, full); err != nil {
 		return nil, err
 	}
-	return readAll(f, info.Size())
+	b, err := readAll(f, info.Size())
+	if err != nil {
+		return nil, err
+	}
+	// Whoever looks at it with Notepad, and saves it, adds a mark.
+	if bytes.HasPrefix(b, []byte("\xff\xfe")) || bytes.HasPrefix(b, []byte("\xfe\xff")) {
+		return nil, fmt.Errorf("%s was saved as UTF-16: save it as UTF-8 (in Notepad: Save as, Encoding, UTF-8)", full)
+	}
+	return bytes.TrimPrefix(b, []byte("\xef\xbb\xbf")), nil
 }
 
 // plain drops the path from an error whose caller says it in full.

@@ -2,6 +2,7 @@ package state_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -343,6 +344,39 @@ func TestLooseModeIsRefused(t *testing.T) {
 	}
 	if _, err := d.Keys(); err == nil || !strings.Contains(err.Error(), "chmod 600") || !strings.Contains(err.Error(), file) {
 		t.Errorf("Keys = %v, want the file and the remedy", err)
+	}
+}
+
+// Files that were looked at with Notepad and saved are what they were, or it is said what to do. None of them is to be removed for that.
+func TestFilesSavedByNotepad(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	if _, _, err := d.Identity(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.SetKeys([]state.Key{{Name: "nas", ID: [16]byte{1}, Secret: [32]byte{2}, Allow: grammar.DefaultPolicy()}}); err != nil {
+		t.Fatal(err)
+	}
+	read := map[string]func() error{
+		"identity.pem": func() error { _, _, err := d.Identity(); return err },
+		"keys.json":    func() error { _, err := d.Keys(); return err },
+	}
+	for name, read := range read {
+		b, err := os.ReadFile(filepath.Join(path, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for mark, want := range map[string]string{"\xef\xbb\xbf": "", "\xff\xfe": "save it as UTF-8", "\xfe\xff": "save it as UTF-8"} {
+			if err := os.WriteFile(filepath.Join(path, name), append([]byte(mark), bytes.ReplaceAll(b, []byte("\n"), []byte("\r\n"))...), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			switch err := read(); {
+			case want == "" && err != nil:
+				t.Errorf("%s with the mark %q: %v", name, mark, err)
+			case want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), name)):
+				t.Errorf("%s with the mark %q: %v; want %q", name, mark, err, want)
+			}
+		}
 	}
 }
 
