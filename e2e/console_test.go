@@ -1,0 +1,53 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestConsoleEnds: when the console window of a Windows program is closed, or its user logs off, Windows ends it after 5 seconds. It
+// uses them: who is connected may finish, and whoever is left is reset, with a reason in the log.
+func TestConsoleEnds(t *testing.T) {
+	t.Parallel()
+	words := strings.Fields(os.Getenv("REVERSER_E2E_CONSOLE"))
+	if len(words) == 0 {
+		t.Skip("needs a program of Windows: .ci/wine runs it")
+	}
+	for _, role := range []string{"proxy", "bridge"} {
+		if !onWine(role) {
+			continue
+		}
+		for _, event := range []string{"close", "logoff", "shutdown"} {
+			t.Run(event+" of the "+role, func(t *testing.T) {
+				t.Parallel()
+				tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+				c := tun.dial(t)
+				exchange(t, c, "hello")
+				p, state := tun.proxy.testProcess, tun.proxy.state
+				if role == "bridge" {
+					p, state = tun.bridge.testProcess, tun.bridge.state
+				}
+				lock, err := os.ReadFile(filepath.Join(state, "lock"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				run(t, words[0], append(words[1:], strings.TrimSpace(string(lock)), event)...)
+				stopping := p.awaitRecord("stopping when the last connection ends", "signal", "terminated")
+				exchange(t, c, "who is connected may finish")
+				if code := p.awaitEnd(); code != 0 {
+					t.Errorf("exit code %d; want 0", code)
+				}
+				wantReset(t, c, 0)
+				released := p.awaitRecord("pair released", "service", tun.service, "reason", "drain")
+				// 4 seconds, and what a busy machine adds; the drain that everybody else gets takes 30.
+				if took := released.Time().Sub(stopping.Time()); took > 15*time.Second {
+					t.Errorf("it took %v to stop; Windows would have ended it before", took)
+				}
+			})
+		}
+	}
+}
