@@ -1,11 +1,12 @@
 //go:build windows
 
 // Command console does to a process of Windows what Windows does when its console window is closed, or its user logs off: it starts a
-// thread in it that runs the process's control handlers. There is no other way without a window.
+// thread in it that runs the process's control handlers. There is no other way without a window. Or it ends the process as the task
+// manager does.
 //
-//	console PID close|logoff|shutdown
+//	console PID close|logoff|shutdown|kill
 //
-// Windows ends the process behind that, after 5 seconds at the latest; this program does not.
+// Windows ends a process behind the others, too, after 5 seconds at the latest; this program does not.
 package main
 
 import (
@@ -27,19 +28,22 @@ func main() {
 }
 
 func run(args []string) error {
-	if len(args) != 2 || events[args[1]] == 0 {
-		return fmt.Errorf("usage: console PID close|logoff|shutdown")
+	if len(args) != 2 || events[args[1]] == 0 && args[1] != "kill" {
+		return fmt.Errorf("usage: console PID close|logoff|shutdown|kill")
 	}
 	pid, err := strconv.ParseUint(args[0], 10, 32)
 	if err != nil {
 		return err
 	}
-	const rights = windows.PROCESS_CREATE_THREAD | windows.PROCESS_QUERY_INFORMATION | windows.PROCESS_VM_OPERATION | windows.PROCESS_VM_WRITE | windows.PROCESS_VM_READ
+	const rights = windows.PROCESS_TERMINATE | windows.PROCESS_CREATE_THREAD | windows.PROCESS_QUERY_INFORMATION | windows.PROCESS_VM_OPERATION | windows.PROCESS_VM_WRITE | windows.PROCESS_VM_READ
 	process, err := windows.OpenProcess(rights, false, uint32(pid))
 	if err != nil {
 		return fmt.Errorf("open process %d: %w", pid, err)
 	}
 	defer windows.CloseHandle(process)
+	if args[1] == "kill" {
+		return windows.TerminateProcess(process, 1)
+	}
 	// kernelbase.dll is at the same place in all processes.
 	routine := windows.NewLazySystemDLL("kernelbase.dll").NewProc("CtrlRoutine")
 	if err := routine.Find(); err != nil {

@@ -85,7 +85,7 @@ var rules = []rule{
 	{pkg: "internal/model", why: "the protocol's rules a second time, without the program, so that a mistake in the code is not copied"},
 	{pkg: "e2e", why: "runs the built programs from outside"},
 	{pkg: "e2e/process", why: "starts, reads and ends programs; it knows none of them"},
-	{pkg: "e2e/console", why: "does to a process of Windows what the end of its console does; it does not know which one"},
+	{pkg: "e2e/console", why: "does to a process of Windows what the end of its console does, or ends it; it does not know which one"},
 	{pkg: "e2e/netlab", why: "three hosts and the faults between them; it does not know what runs there"},
 	{pkg: "e2e/faultnet", why: "a relay that breaks what passes; it does not know what that means"},
 	{pkg: "e2e/attacks", own: "auth grammar state wire", why: "plays those who wish a tunnel ill: it speaks the protocol by itself, and never with the code that it attacks"},

@@ -53,10 +53,11 @@ const noteEvery = 2 * time.Second
 
 // outDone notes the EOF of the socket. The pair is over when the other direction has ended, too. It returns false if the EOF stands for a
 // reset: the kernel reports a reset only once, and after a failed write has consumed it, a read returns EOF. Such a socket is closed both
-// ways although we sent no FIN.
+// ways although we sent no FIN, or the system still knows of the reset.
 func (p *Pair) outDone() bool {
 	p.life.mu.Lock()
-	if p.life.poisoned || !p.life.finSent && p.sock.hungUp() {
+	reset, ended := p.sock.ended()
+	if p.life.poisoned || reset || !p.life.finSent && ended {
 		p.life.mu.Unlock()
 		return false
 	}

@@ -269,13 +269,12 @@ func (s *socket) gone() bool {
 	return reset
 }
 
-// hungUp reports whether both directions of a TCP connection have ended: by FINs, or by a reset.
-func (s *socket) hungUp() bool {
+// ended reports whether a TCP connection was reset, and whether both directions of it have ended: by FINs, or by a reset.
+func (s *socket) ended() (reset, both bool) {
 	if !s.isTCP() {
-		return false
+		return false, false
 	}
-	_, over := s.state()
-	return over
+	return s.state()
 }
 
 func (s *socket) isTCP() bool {
