@@ -58,6 +58,7 @@ func TestReloadUnderLoad(t *testing.T) {
 		return bridge.Service{Public: e.Public, Target: e.Target}
 	}
 	settings := func(n int) (s bridge.Settings) {
+		s.Drain = time.Hour // the users stay until the end, however slow the machine is
 		s.Services = append(s.Services, service(stays, targets[n%2]))
 		if n%3 != 1 {
 			s.Services = append(s.Services, service(goes, targets[0]))
