@@ -29,4 +29,4 @@ bench:
 # 5,000 bridges need 15,500 open files (ulimit -n). FLEETS='-fleets 100,1000' measures others, with -peers DIRECTORY frp too.
 .PHONY: fleets
 fleets:
-	go run ./bench/compare -rows '^fleet' -fleets 100,400/1,1000,5000 -rounds 1 -return docs/return.svg $(FLEETS)
+	go run ./bench/compare -rows '^fleet' -fleets 100,400/1,1000,5000 -rounds 1 -return docs/return.svg -fleetdoc docs/RELIABILITY.md $(FLEETS)

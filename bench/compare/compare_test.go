@@ -306,10 +306,12 @@ func TestPage(t *testing.T) {
 		}
 	}
 	write("no marks\n")
-	wantError(t, sampleReport().into(file), "has no lines")
-	write("before\n" + beginMark + "\nold\n" + endMark + "\nafter\n")
+	p := page{file: file, by: "bench"}
+	wantError(t, p.write("x"), "has no lines")
+	begin, end := p.marks()
+	write("before\n" + begin + "\nold\n" + end + "\nafter\n")
 	for range 2 { // the second time it replaces itself
-		if err := sampleReport().into(file); err != nil {
+		if err := p.write(sampleReport().markdown()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -324,6 +326,17 @@ func TestPage(t *testing.T) {
 	}
 	if strings.Contains(string(text), "old") {
 		t.Error("the old table is still there")
+	}
+}
+
+// TestFleetsTable: the table of the fleets has their rows alone, and a column for each contender that was measured in them.
+func TestFleetsTable(t *testing.T) {
+	r := sampleReport()
+	r.add("fleet", kind{Name: "fleet of 100: all serve", Unit: "s", Low: true}, reverser, sample{1, 1.5, 0.1}, "")
+	r.finish()
+	text := r.fleets()
+	if !strings.Contains(text, "| | | reverser | disturbed rounds | goal |\n|---|---|---|---|---|\n| fleet of 100: all serve | s |") || strings.Contains(text, "bulk") {
+		t.Errorf("the table of the fleets is\n%s", text)
 	}
 }
 

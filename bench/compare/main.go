@@ -59,7 +59,7 @@ func main() {
 // run returns the exit code: 1 when the measurement broke or was interrupted, 2 when it could not begin.
 func run(args []string, stdout, stderr io.Writer) int {
 	set := settings{Size: "full"}
-	var out, doc, returns string
+	var out, doc, fleets, returns string
 	var quick, list bool
 	fl := flag.NewFlagSet("compare", flag.ContinueOnError)
 	fl.SetOutput(stderr)
@@ -77,6 +77,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fl.BoolVar(&list, "list", false, "print the names of the rows")
 	fl.StringVar(&set.peers, "peers", "", "look in this `DIRECTORY` before the PATH for frps, frpc, rathole, chisel, ssh and sshd")
 	fl.StringVar(&out, "out", "", "write table, numbers and chart into this `DIRECTORY`")
+	fl.StringVar(&fleets, "fleetdoc", "", "put the table of the fleets between the marks of this `FILE`")
 	fl.StringVar(&doc, "doc", "", "after a full run, put the table between the marks of this `FILE`")
 	if err := fl.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -146,8 +147,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 			return fail(2, fmt.Errorf("make the directory of -out: %w", err))
 		}
 	}
-	if doc != "" {
-		if _, err := splitPage(doc); err != nil {
+	pages := []struct {
+		page
+		table func(*report) string
+		now   bool
+	}{
+		{page{file: doc, by: "bench"}, (*report).markdown, set.Size == "full"},
+		{page{file: fleets, by: "fleets"}, (*report).fleets, true},
+	}
+	for _, p := range pages {
+		if p.file == "" {
+			continue
+		}
+		if err := p.open(); err != nil {
 			return fail(2, err)
 		}
 	}
@@ -175,8 +187,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 			return fail(1, err)
 		}
 	}
-	if doc != "" && set.Size == "full" {
-		if err := rep.into(doc); err != nil {
+	for _, p := range pages {
+		if p.file == "" || !p.now {
+			continue
+		}
+		if err := p.write(p.table(rep)); err != nil {
 			return fail(1, err)
 		}
 	}

@@ -3,35 +3,64 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
-const (
-	beginMark = "<!-- written by make bench: begin -->"
-	endMark   = "<!-- written by make bench: end -->"
-)
-
-// splitPage returns what stands before and after the place for the table.
-func splitPage(file string) (parts [2]string, err error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return parts, err
-	}
-	before, rest, ok1 := strings.Cut(string(text), beginMark)
-	_, after, ok2 := strings.Cut(rest, endMark)
-	if !ok1 || !ok2 {
-		return parts, fmt.Errorf("%s has no lines %q and %q to write between", file, beginMark, endMark)
-	}
-	return [2]string{before, after}, nil
+// A page is a file with a place for a table, between two marks.
+type page struct {
+	file  string
+	by    string // the make target that writes the table, which the marks name
+	parts [2]string
 }
 
-// into puts the table between the marks of the file.
-func (r *report) into(file string) error {
-	parts, err := splitPage(file)
+func (p *page) marks() (begin, end string) {
+	return "<!-- written by make " + p.by + ": begin -->", "<!-- written by make " + p.by + ": end -->"
+}
+
+// open reads what stands before and after the place for the table.
+func (p *page) open() error {
+	text, err := os.ReadFile(p.file)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, []byte(parts[0]+beginMark+"\n\n"+r.markdown()+"\n"+endMark+parts[1]), 0o644)
+	begin, end := p.marks()
+	before, rest, ok1 := strings.Cut(string(text), begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok1 || !ok2 {
+		return fmt.Errorf("%s has no lines %q and %q to write between", p.file, begin, end)
+	}
+	p.parts = [2]string{before, after}
+	return nil
+}
+
+// write puts a table between the marks, as the file stands now.
+func (p *page) write(table string) error {
+	if err := p.open(); err != nil {
+		return err
+	}
+	begin, end := p.marks()
+	return os.WriteFile(p.file, []byte(p.parts[0]+begin+"\n\n"+table+"\n"+end+p.parts[1]), 0o644)
+}
+
+// fleets is the table of the rows about fleets: only who was measured there has a column.
+func (r *report) fleets() string {
+	var part report = *r
+	part.Rows, part.Columns = nil, nil
+	for _, x := range r.Rows {
+		if strings.HasPrefix(x.Name, "fleet") {
+			part.Rows = append(part.Rows, x)
+		}
+	}
+	for _, c := range r.Columns {
+		for _, x := range part.Rows {
+			if len(x.values(c.Name)) > 0 {
+				part.Columns = append(part.Columns, c)
+				break
+			}
+		}
+	}
+	return part.markdown()
 }
 
 // markdown is the table with medians alone; a figure that reverser is measured by has its range too.
@@ -44,7 +73,15 @@ func (r *report) markdown() string {
 	for _, c := range r.Columns {
 		fmt.Fprintf(&s, " %s |", c.Title)
 	}
-	s.WriteString(" reverser / haproxies | disturbed rounds | goal |\n|---|---|" + strings.Repeat("---|", len(r.Columns)+3) + "\n")
+	ratios := slices.ContainsFunc(r.Rows, func(x *row) bool { return len(x.Ratio) > 0 })
+	if ratios {
+		s.WriteString(" reverser / haproxies |")
+	}
+	s.WriteString(" disturbed rounds | goal |\n|" + strings.Repeat("---|", len(r.Columns)+4))
+	if ratios {
+		s.WriteString("---|")
+	}
+	s.WriteString("\n")
 	for _, x := range r.Rows {
 		fmt.Fprintf(&s, "| %s | %s |", x.Name, x.Unit)
 		for _, c := range r.Columns {
@@ -59,7 +96,10 @@ func (r *report) markdown() string {
 			text := strings.NewReplacer("<=", "≤", ">=", "≥", " x ", " × ").Replace(x.text(v))
 			texts = append(texts, strings.Replace(text, "missed", "**missed**", 1))
 		}
-		fmt.Fprintf(&s, " %s | %s | %s |\n", cell(x.Ratio), x.mark(), strings.Join(texts, "; "))
+		if ratios {
+			fmt.Fprintf(&s, " %s |", cell(x.Ratio))
+		}
+		fmt.Fprintf(&s, " %s | %s |\n", x.mark(), strings.Join(texts, "; "))
 	}
 	for _, line := range append(r.Failures, r.Absent...) {
 		first, _, _ := strings.Cut(line, "\n")
