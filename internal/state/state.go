@@ -151,7 +151,15 @@ func Open(path string, trusted ...int) (*Dir, error) {
 		return nil, fmt.Errorf("state directory %s: %w", path, err)
 	}
 	_, missing := os.Lstat(abs)
-	if err := os.MkdirAll(abs, 0o700); err != nil {
+	// What root makes above the directory is passable: /var/lib/reverser has the directories of services with users of their own.
+	above := fs.FileMode(0o700)
+	if os.Geteuid() == 0 {
+		above = 0o755
+	}
+	if err := os.MkdirAll(filepath.Dir(abs), above); err != nil {
+		return nil, unusable(abs, err)
+	}
+	if err := os.Mkdir(abs, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, unusable(abs, err)
 	}
 	if errors.Is(missing, fs.ErrNotExist) {
