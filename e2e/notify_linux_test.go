@@ -10,7 +10,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // A manager is the end of the notification protocol that systemd has.
@@ -153,13 +152,7 @@ func TestNotifyNobody(t *testing.T) {
 	state, link := t.TempDir(), freePort(t)
 	proxy := start(t, "proxy", reverser(t), []string{"NOTIFY_SOCKET=" + filepath.Join(t.TempDir(), "nobody")}, "proxy", "--listen", loopback(link), "--state", state, "--log-format", "json")
 	proxy.awaitLogged("service manager", "no such file")
-	eventually(t, "the proxy listens", func() bool {
-		c, err := net.DialTimeout("tcp", loopback(link), time.Second)
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
-	})
+	proxy.awaitRecord("proxy listening")
 	signal(t, proxy, syscall.SIGTERM)
 	wantExit(t, proxy)
 }
