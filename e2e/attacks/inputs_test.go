@@ -38,6 +38,14 @@ var inputs = []struct {
 		"an error of the connection, before memory is taken for what was announced", []string{"internal/link A9 2^32-1 streams", "internal/link A9 the same id twice",
 			"internal/link A9 ids out of order", "internal/link A9 a table that is cut short", "internal/link A9 a wrong checksum"}},
 
+	// Connections to the port that names share (--https).
+	{"names: silence", "silence, half a ClientHello, a byte now and then",
+		"closed 10 s after it came, sooner when others need the place", []string{"internal/entrance TestReadHelloDeadline", "internal/proxy TestSilentAtTheNames"}},
+	{"names: no hello", "HTTP, noise, records and messages that are too long or never end",
+		"reset; one line a minute for all of them, with their number; a hello has 128 KiB", []string{"internal/entrance TestReadHelloRefuses", "internal/proxy TestNamesRefused"}},
+	{"names: unknown", "a name that no service has, or none",
+		"the TLS alert unrecognized_name, and closed", []string{"internal/proxy TestNamesRefused", "internal/entrance TestNames"}},
+
 	// Tables and frames of a session.
 	{"R1", "a table that takes back what was acknowledged",
 		"the session ends", []string{"internal/link R1 below what was acked"}},
@@ -82,8 +90,14 @@ var inputs = []struct {
 	{"C5", "files that others can read or write",
 		"refused, with what to do about it", []string{"internal/config TestLooseFiles", "internal/config TestWritableByOthers", "internal/config TestOwnedByOthers",
 			"internal/state TestDirectoryThatOthersCanWrite", "internal/state TestFileThatOthersCanWrite", "internal/state TestHardLinkIsRefused"}},
-	{"D3, D4", "requests at the admin socket that make no sense, or too many",
-		"an error as its kind has one; 8 connections at once", []string{"internal/admin TestStrangeRequests", "internal/admin TestCrowd"}},
+	{"D1, D2", "requests over TCP without a token, with a foreign Host or Origin",
+		"there is no API on TCP yet: --admin ADDR is refused at the start. There is only the admin socket (on Windows a named pipe), which only the process's own user and administrators can open, and no page in a browser",
+		[]string{"cmd/reverser TestNoAdminOnTCP", "internal/state TestAdminSocketIsPrivate", "internal/state TestAdminPipeIsPrivate"}},
+	{"D3", "requests at the admin socket with another method: a GET of what changes something, OPTIONS of a page in a browser",
+		"405 with the methods that there are; nothing is changed, and no header lets pages in", []string{"internal/admin TestStrangeRequests"}},
+	{"D4", "odd paths, no HTTP, large headers and bodies, slow ones, and too many at once",
+		"400, 404, 409, 413 or 431; a header has 20 KiB, a request 1 MiB and 10 s; 8 connections at once", []string{"internal/admin TestStrangeRequests", "internal/admin TestStrangeBytes",
+			"internal/admin TestSlowHeader", "internal/admin TestCrowd"}},
 	{"D5", "escape sequences",
 		"escaped, in one line, 4 KiB at the most", []string{"cmd/reverser TestHostileBridge", "cmd/reverser TestHostileProxy", "cmd/reverser TestHostileRequest", "internal/escape TestText", "e2e/faults N7"}},
 
@@ -102,6 +116,9 @@ var inputs = []struct {
 	{"log lines", "a key that makes the log say something thousands of times",
 		"ten a second of a kind and key, then their number", []string{"internal/lines TestFlood", "internal/lines TestManyParties", "internal/archtest TestLogsAreBounded", "internal/traffic TestRefusalsOfManyServices",
 			"internal/traffic TestAcceptFailsNowAndThen", "internal/bridge TestReportsAreBounded", "e2e/faults N3"}},
+	{"operator", "a proxy that is out of descriptors or disk",
+		"16 descriptors are kept for orders: status, key and reload are answered, and status and log say what ran out and who has most of it; a key that is removed stays removed though the disk is full",
+		[]string{"e2e TestDescriptorsRunOut", "e2e TestRemoveOnAFullDisk", "internal/traffic TestStrain"}},
 	{"events of one bridge", "a bridge with thousands of services that comes and goes",
 		"costs what it touches: nothing that happens to one walks over all, or over all services of one", []string{"internal/registry TestCost", "internal/registry TestLinkUpWakesCallers", "internal/proxy TestFlappingBridge"}},
 	{"addresses", "a proxy that names hosts to a bridge",

@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -59,6 +60,7 @@ type Server struct {
 
 const (
 	maxRequest = 1 << 20
+	maxHeader  = 16 << 10 // net/http takes 4 KiB more
 	// A stuck client must not hold a descriptor for ever.
 	requestTimeout = 10 * time.Second
 	stopGrace      = time.Second
@@ -76,11 +78,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	handler := &counted{Handler: s.handler()}
 	defer handler.end()
 	srv := &http.Server{
-		Handler:      handler,
-		ReadTimeout:  requestTimeout,
-		WriteTimeout: requestTimeout,
-		IdleTimeout:  requestTimeout,
-		ErrorLog:     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		Handler:        handler,
+		ReadTimeout:    requestTimeout,
+		WriteTimeout:   requestTimeout,
+		IdleTimeout:    requestTimeout,
+		MaxHeaderBytes: maxHeader,
+		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	// A request that is being answered may be writing the keys: let it end, but
 	// do not let a client that never asks anything hold up the stop.
@@ -174,7 +177,12 @@ func (c *counted) end() {
 
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /api/v1/status", func(w http.ResponseWriter, r *http.Request) {
+	methods := make(map[string][]string) // of a path
+	handle := func(method, path string, h http.HandlerFunc) {
+		mux.HandleFunc(method+" "+path, h)
+		methods[path] = append(methods[path], method)
+	}
+	handle("GET", "/api/v1/status", func(w http.ResponseWriter, r *http.Request) {
 		snap := s.Status()
 		if r.URL.Query().Get("pairs") == "false" {
 			snap.Pairs = nil
@@ -182,14 +190,21 @@ func (s *Server) handler() http.Handler {
 		reply(w, http.StatusOK, snap)
 	})
 	if s.Keys != nil {
-		mux.HandleFunc("GET /api/v1/keys", s.listKeys)
-		mux.HandleFunc("POST /api/v1/keys", s.addKey)
-		mux.HandleFunc("DELETE /api/v1/keys/{name}", s.removeKey)
+		handle("GET", "/api/v1/keys", s.listKeys)
+		handle("POST", "/api/v1/keys", s.addKey)
+		handle("DELETE", "/api/v1/keys/{name}", s.removeKey)
 	} else {
 		mux.HandleFunc("/api/v1/keys", noKeys)
 		mux.HandleFunc("/api/v1/keys/{name}", noKeys)
 	}
-	mux.HandleFunc("POST /api/v1/reload", s.reload)
+	handle("POST", "/api/v1/reload", s.reload)
+	for path, methods := range methods {
+		allow := strings.Join(methods, ", ")
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { // else "/" would take it, with 404
+			w.Header().Set("Allow", allow)
+			refuse(w, http.StatusMethodNotAllowed, fmt.Errorf("%s takes %s, not %s", r.URL.Path, allow, r.Method))
+		})
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, fmt.Errorf("there is no %s", r.URL.Path))
 	})
@@ -226,7 +241,11 @@ func (s *Server) addKey(w http.ResponseWriter, r *http.Request) {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&req); err != nil {
-		refuse(w, http.StatusBadRequest, fmt.Errorf("read the request: %w", err))
+		code := http.StatusBadRequest
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			code = http.StatusRequestEntityTooLarge
+		}
+		refuse(w, code, fmt.Errorf("read the request: %w", err))
 		return
 	}
 	token, err := s.Keys.Add(req)

@@ -1,6 +1,7 @@
 package admin_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -157,41 +159,147 @@ func TestBridgeHasNoKeys(t *testing.T) {
 	}
 }
 
+// TestStrangeRequests: each is refused, says what is wrong, and changes nothing.
 func TestStrangeRequests(t *testing.T) {
-	keys := &fakeKeys{}
-	dial := serve(t, &admin.Server{Status: snapshot, Keys: keys})
-	hc := &http.Client{Transport: &http.Transport{
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
-		DisableKeepAlives: true,
-	}}
+	keys := &fakeKeys{names: []string{"nas"}}
+	orders := &fakeOrders{}
+	dial := serve(t, &admin.Server{Status: snapshot, Keys: keys, Orders: orders})
 	tests := []struct {
 		method, path, body string
 		want               int
+		allow              string // the methods that the answer names
 	}{
-		{"GET", "/", "", 404},
-		{"GET", "/api/v1/nothing", "", 404},
-		{"POST", "/api/v1/keys", "", 400},
-		{"POST", "/api/v1/keys", `{"name":"x","nonsense":1}`, 400},
-		{"POST", "/api/v1/keys", `{"name":"` + strings.Repeat("x", 2<<20) + `"}`, 400},
+		{"GET", "/", "", 404, ""},
+		{"GET", "/api/v1/nothing", "", 404, ""},
+		{"POST", "/api/v1/keys", "", 400, ""},
+		{"POST", "/api/v1/keys", `{"name":"x","nonsense":1}`, 400, ""},
+		{"POST", "/api/v1/keys", `{"name":"` + strings.Repeat("x", 2<<20) + `"}`, 413, ""},
+
+		{"GET", "/api/v1/reload", "", 405, "POST"}, // what changes something does not do it when it is looked at
+		{"HEAD", "/api/v1/reload", "", 405, "POST"},
+		{"GET", "/api/v1/keys/nas", "", 405, "DELETE"},
+		{"PUT", "/api/v1/keys", `{"name":"x"}`, 405, "GET, POST"},
+		{"DELETE", "/api/v1/keys", "", 405, "GET, POST"},
+		{"POST", "/api/v1/status", "", 405, "GET"},
+		{"TRACE", "/api/v1/status", "", 405, "GET"},
+		{"OPTIONS", "/api/v1/keys", "", 405, "GET, POST"}, // the preflight of a page in a browser
+		{"OPTIONS", "*", "", 200, ""},                     // net/http answers, about the server as a whole
+		{"CONNECT", "example.com:80", "", 404, ""},
+
+		{"GET", "//", "", 307, ""}, // to /, which there is not
+		{"GET", "//api//v1/reload", "", 307, ""},
+		{"GET", "/api/v1/../v1/reload", "", 307, ""},
+		{"DELETE", "/api/v1/keys/%2e%2e", "", 409, ""}, // a name like another, of no key
+		{"DELETE", "/api/v1/keys/%2e%2e%2f%2e%2e", "", 409, ""},
+		{"DELETE", "/api/v1/keys/", "", 404, ""},
+		{"GET", "/api/v1/keys/%zz", "", 400, ""},
+		{"GET", "api/v1/keys", "", 400, ""},
+		{"GET", "/" + strings.Repeat("a", 1<<20), "", 431, ""},
 	}
 	for _, tt := range tests {
-		req, err := http.NewRequest(tt.method, "http://x"+tt.path, strings.NewReader(tt.body))
+		what := fmt.Sprintf("%s %.60q", tt.method, tt.path)
+		resp, body := ask(t, dial, fmt.Sprintf("%s %s HTTP/1.1\r\nHost: x\r\nOrigin: http://evil.example\r\nAccess-Control-Request-Method: POST\r\nContent-Length: %d\r\n\r\n%s",
+			tt.method, tt.path, len(tt.body), tt.body))
+		if resp.StatusCode != tt.want || resp.Header.Get("Allow") != tt.allow {
+			t.Errorf("%s = %d %.200s with Allow %q, want %d and %q", what, resp.StatusCode, body, resp.Header.Get("Allow"), tt.want, tt.allow)
+		}
+		if strings.HasPrefix(tt.path, "/") && tt.method != "HEAD" && (tt.want == 404 || tt.want == 405 || tt.want == 413) && !strings.Contains(body, `"error"`) {
+			t.Errorf("%s = %q, want an error in JSON", what, body)
+		}
+		for name := range resp.Header {
+			if strings.HasPrefix(name, "Access-Control-") {
+				t.Errorf("%s: the answer has %s, which lets pages in browsers ask", what, name)
+			}
+		}
+	}
+	if !slices.Equal(keys.names, []string{"nas"}) {
+		t.Errorf("the keys are %v, want nas alone as before", keys.names)
+	}
+	if n := orders.reloads.Load(); n != 0 {
+		t.Errorf("the settings were read %d times", n)
+	}
+}
+
+// TestStrangeBytes: what is hardly HTTP, and headers and bodies that are far too large, are refused before they are there.
+func TestStrangeBytes(t *testing.T) {
+	dial := serve(t, &admin.Server{Status: snapshot, Keys: &fakeKeys{}})
+	for what, tt := range map[string]struct {
+		sent string
+		want int
+	}{
+		"no HTTP":              {"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n", 400},
+		"HTTP/2":               {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400},
+		"no host":              {"GET /api/v1/status HTTP/1.1\r\n\r\n", 400},
+		"a header of 1 MiB":    {"GET /api/v1/status HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 1<<20) + "\r\n\r\n", 431},
+		"many headers":         {"GET /api/v1/status HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X: x\r\n", 1<<17) + "\r\n", 431},
+		"two lengths":          {"POST /api/v1/keys HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400},
+		"a length below 0":     {"POST /api/v1/keys HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400},
+		"another coding":       {"POST /api/v1/keys HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501},
+		"a body of 1 GiB":      {"POST /api/v1/keys HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n" + strings.Repeat(" ", 1<<20) + "  ", 413},
+		"1 GiB that none asks": {"GET /api/v1/status HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n", 200},
+	} {
+		if resp, body := ask(t, dial, tt.sent); resp.StatusCode != tt.want {
+			t.Errorf("%s = %d %.200s, want %d", what, resp.StatusCode, body, tt.want)
+		}
+	}
+}
+
+// ask sends bytes on a connection of their own and returns the answer. It does not wait for the server to take all of them.
+func ask(t *testing.T, dial func(context.Context) (net.Conn, error), sent string) (*http.Response, string) {
+	t.Helper()
+	c, err := dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer c.Close()
+	sending.Go(func() { io.WriteString(c, sent) })
+	method, _, _ := strings.Cut(sent, " ")
+	resp, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: method})
+	if err != nil {
+		t.Fatalf("%.60q: %v", sent, err)
+	}
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+	return resp, string(body)
+}
+
+// TestSlowHeader: a client that sends its header a byte at a time has as long as one that is silent.
+func TestSlowHeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		l, err := n.Listen("127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp, err := hc.Do(req)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- (&admin.Server{Status: snapshot}).Serve(ctx, l) }()
+		c, err := n.Dial(ctx, l.Addr().String())
 		if err != nil {
-			t.Fatalf("%s %s: %v", tt.method, tt.path, err)
+			t.Fatal(err)
 		}
-		body, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode != tt.want || !strings.Contains(string(body), `"error"`) {
-			t.Errorf("%s %s = %d %s, want %d and an error", tt.method, tt.path, resp.StatusCode, body, tt.want)
+		defer c.Close()
+		begin := time.Now()
+		var sending sync.WaitGroup
+		sending.Go(func() {
+			for _, b := range []byte("GET /api/v1/status HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 100)) {
+				if _, err := c.Write([]byte{b}); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		})
+		got, _ := io.ReadAll(c)
+		if d := time.Since(begin); d > 11*time.Second || strings.Contains(string(got), "200 OK") {
+			t.Errorf("%q after %s, want the end after 10 s", got, d)
 		}
-	}
-	if len(keys.names) != 0 {
-		t.Errorf("keys were made: %v", keys.names)
-	}
+		sending.Wait()
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve = %v", err)
+		}
+	})
 }
 
 // TestCrowd: who asks and says nothing holds up the others until its time is over, and takes no more connections than a few.
@@ -310,11 +418,15 @@ func isUsage(err error) bool {
 }
 
 type fakeOrders struct {
-	done admin.Reloaded
-	err  error
+	done    admin.Reloaded
+	err     error
+	reloads atomic.Int32
 }
 
-func (f *fakeOrders) Reload(context.Context) (admin.Reloaded, error) { return f.done, f.err }
+func (f *fakeOrders) Reload(context.Context) (admin.Reloaded, error) {
+	f.reloads.Add(1)
+	return f.done, f.err
+}
 
 func TestReload(t *testing.T) {
 	orders := &fakeOrders{done: admin.Reloaded{Changed: []string{"a", "b"}, Unconfirmed: []string{"c"}}}
