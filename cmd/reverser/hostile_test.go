@@ -344,8 +344,11 @@ func TestHostileProxy(t *testing.T) {
 	l.heard(t, "textword1")
 	l.heard(t, "textword2")
 	showStatus(t, "the bridge's", b.Status(), "textword1", "textword2")
+	fl.Say(1<<40, wire.AppendGoAway(nil, wire.GoAway{DrainMillis: 60_000, Text: evil("goawayword")}))
+	l.heard(t, "proxy is stopping")
+	fl = <-o.attached // the bridge begins another session
 	o.angry.Store(true)
-	fl.Kill(net.ErrClosed) // the bridge claims again
+	fl.Kill(net.ErrClosed) // it claims again
 	l.heard(t, "errword")
 	l.wantHarmless(t, "the bridge's")
 }

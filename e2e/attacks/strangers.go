@@ -1,6 +1,7 @@
 package attacks
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"net"
@@ -177,14 +178,15 @@ func Blocks(n int) []netip.Addr {
 	return all
 }
 
-// Shout connects like a TLS client that names the protocols, and returns why the server did not go on.
-func Shout(addr, name string, protocols ...string) error {
-	conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
+// Shout connects like a TLS client that names the protocols, and returns why the server did not go on, or that ctx has ended.
+func Shout(ctx context.Context, addr, name string, protocols ...string) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	c := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, ServerName: name, NextProtos: protocols})
 	if err := c.Handshake(); err != nil {
 		return fmt.Errorf("handshake: %w", err)

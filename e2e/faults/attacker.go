@@ -139,12 +139,9 @@ func beKnown(ctx context.Context, token grammar.Token, proxy netip.AddrPort, fro
 func (t *tunnel) attack(ctx context.Context, h *netlab.Host, name string, a attack) (stop func() counts, err error) {
 	a.Addr = netip.MustParseAddrPort(t.link)
 	if name != "" {
-		if t.keys[name] == "" {
-			if _, t.keys[name], err = t.key(ctx, name); err != nil {
-				return nil, err
-			}
+		if a.Token, err = t.attackersKey(ctx, name); err != nil {
+			return nil, err
 		}
-		a.Token = t.keys[name]
 	}
 	text, err := json.Marshal(a)
 	if err != nil {
@@ -185,6 +182,14 @@ func (t *tunnel) attack(ctx context.Context, h *netlab.Host, name string, a atta
 		}
 		return c
 	}), nil
+}
+
+// attackersKey returns the token of an attacker's key, which it adds the first time.
+func (t *tunnel) attackersKey(ctx context.Context, name string) (text string, err error) {
+	if t.keys[name] == "" {
+		_, t.keys[name], err = t.key(ctx, name)
+	}
+	return t.keys[name], err
 }
 
 // crowd calls f n times, so many at once, until stop is called, which waits for them. Whoever got a connection holds it until then.

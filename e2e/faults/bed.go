@@ -130,6 +130,7 @@ type tunnel struct {
 	peerRun                 *peerRun
 	proxyState, bridgeState string
 	proxy, bridge           *process.Process
+	terminal                *terminal // what the proxy writes to; nil: a file
 	target                  *net.TCPListener
 	next                    atomic.Uint64
 
@@ -147,6 +148,7 @@ type options struct {
 	bridgeOnly []string
 	files      int                   // descriptors that the proxy may have; 0: as this process
 	between    func(t *tunnel) error // called when the proxy listens, before the bridge starts
+	terminal   bool                  // the proxy's log is that for people, at a terminal
 	peer       *peer                 // another program in reverser's place
 	peerPaths  map[string]string
 }
@@ -228,8 +230,15 @@ func (t *tunnel) startProxy(ctx context.Context) (err error) {
 		t.proxy, err = t.peerProcess("server", t.opts.peer.server)
 		return err
 	}
-	args := append([]string{"proxy", "--listen", t.link, "--state", t.proxyState, "--log-format", "json"}, t.opts.both...)
+	args := append([]string{"proxy", "--listen", t.link, "--state", t.proxyState}, t.opts.both...)
 	path, args := t.bin, append(args, t.opts.proxyOnly...)
+	if t.opts.terminal {
+		if t.terminal, t.proxy, err = t.onTerminal("proxy", nil, args...); err != nil {
+			return err
+		}
+		return t.awaitListening(ctx)
+	}
+	args = append(args, "--log-format", "json")
 	if t.opts.files > 0 {
 		path, args = "/bin/sh", append([]string{"-c", fmt.Sprintf(`ulimit -n %d && exec "$@"`, t.opts.files), "sh", t.bin}, args...)
 	}
@@ -237,9 +246,19 @@ func (t *tunnel) startProxy(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	return await(ctx, "the proxy listens", func() bool {
-		return len(t.proxy.Said("proxy listening")) > 0 || !t.proxy.Running()
-	})
+	return t.awaitListening(ctx)
+}
+
+func (t *tunnel) awaitListening(ctx context.Context) error {
+	return await(ctx, "the proxy listens", func() bool { return t.proxySaid("proxy listening") || !t.proxy.Running() })
+}
+
+// proxySaid reports whether the present proxy's log has a line with the words.
+func (t *tunnel) proxySaid(words string) bool {
+	if t.terminal != nil {
+		return strings.Contains(t.terminal.wrote.String(), words)
+	}
+	return len(t.proxy.Said(words)) > 0
 }
 
 func (t *tunnel) startBridge(context.Context) (err error) {
@@ -259,7 +278,7 @@ func (t *tunnel) startBridge(context.Context) (err error) {
 func (t *tunnel) awaitUp(ctx context.Context) error {
 	bridge := t.bridge
 	err := await(ctx, "the service is up", func() bool {
-		return len(bridge.Said("service up")) > 0 && len(t.proxy.Said("service up")) > 0 || !bridge.Running()
+		return len(bridge.Said("service up")) > 0 && t.proxySaid("service up") || !bridge.Running()
 	})
 	if err == nil && !bridge.Running() {
 		err = fmt.Errorf("the bridge has ended: %s", bridge.Stderr.String())

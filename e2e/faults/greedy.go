@@ -43,6 +43,9 @@ func unfinishedTables(ctx context.Context, b *bed) error {
 		if err := n.newcomer(ctx, "beside them", time.Second); err != nil {
 			return err
 		}
+		if err := n.newBridge(ctx, "beside them", netip.AddrFrom4([4]byte{127, 8, 3, 9}), 5*time.Second); err != nil {
+			return err
+		}
 		return n.cut(ctx, "beside them", time.Second)
 	}})
 	peak := over()
@@ -163,7 +166,11 @@ func (g *greedyBridge) claim(host string, ports int) error {
 
 // greedyPort starts such a bridge that claims port 20,000 of a host, and returns when it is open.
 func (t *tunnel) greedyPort(ctx context.Context, host string, opened func(g *greedyBridge, slot int, f wire.Frame)) (*greedyBridge, error) {
-	token, _, err := t.key(ctx, "greedy")
+	text, err := t.attackersKey(ctx, "greedy")
+	if err != nil {
+		return nil, err
+	}
+	token, err := grammar.ParseToken(text)
 	if err != nil {
 		return nil, err
 	}
@@ -279,47 +286,55 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 		b.fail("the download alone has %.1f MB/s over 200 ms within %v: with less than %.1f nothing can be said of what a greedy key takes", before, patience, telling)
 	}
 
-	bridge, err := n.greedyPort(ctx, greedyHost, func(g *greedyBridge, slot int, f wire.Frame) {
-		_ = g.Send(slot, wire.AppendAck(nil, f.Stream, 0, 1<<40)) // a session that has ended is seen below
-	})
-	if err != nil {
+	newAddr := netip.AddrFrom4([4]byte{10, 2, 0, 100}) // of the lan host
+	if err := n.lab.AddAddress(newAddr); err != nil {
 		return err
 	}
-	closeBridge := sync.OnceFunc(bridge.Close)
-	defer closeBridge()
 	var taken atomic.Int64
-	_, stop := crowd(ctx, users, users, func(ctx context.Context, _ int) (net.Conn, error) {
-		c, err := n.pub.Dial(ctx, greedyHost+":20000")
+	var beside float64
+	var held int64
+	err = n.beside(ctx, onslaught{what: fmt.Sprintf("%d streams that a key acknowledges nothing of", users), begin: func(t *tunnel) (func(), error) {
+		taken.Store(0)
+		bridge, err := t.greedyPort(ctx, greedyHost, func(g *greedyBridge, slot int, f wire.Frame) {
+			_ = g.Send(slot, wire.AppendAck(nil, f.Stream, 0, 1<<40)) // a session that has ended is seen below
+		})
 		if err != nil {
 			return nil, err
 		}
-		wg.Go(func() {
-			for {
-				m, err := c.Write(noiseAt(1, 0, chunk))
-				taken.Add(int64(m))
-				if err != nil {
-					return
-				}
+		_, stop := crowd(ctx, users, users, func(ctx context.Context, _ int) (net.Conn, error) {
+			c, err := t.pub.Dial(ctx, greedyHost+":20000")
+			if err != nil {
+				return nil, err
 			}
+			wg.Go(func() {
+				for {
+					m, err := c.Write(noiseAt(1, 0, chunk))
+					taken.Add(int64(m))
+					if err != nil {
+						return
+					}
+				}
+			})
+			return c, nil
 		})
-		return c, nil
-	})
-	stop = sync.OnceFunc(stop)
-	defer stop()
-	pass(ctx, by(b, time.Second, 3*time.Second, 10*time.Second)) // until it has what it can get
-	beside := speed()
-	held := taken.Load()
-	if err := n.operator(ctx, "beside it"); err != nil {
+		return func() { stop(); bridge.Close() }, nil
+	}, under: func() error {
+		pass(ctx, by(b, time.Second, 3*time.Second, 10*time.Second)) // until it has what it can get
+		beside, held = speed(), taken.Load()
+		if err := n.operator(ctx, "beside it"); err != nil {
+			return err
+		}
+		if err := n.newcomer(ctx, "beside it", 3*time.Second); err != nil {
+			return err
+		}
+		if err := n.newBridge(ctx, "beside it", newAddr, 7*time.Second); err != nil { // two handshakes of some round trips each
+			return err
+		}
+		return n.cut(ctx, "beside it", 3*time.Second)
+	}})
+	if err != nil {
 		return err
 	}
-	if err := n.newcomer(ctx, "beside it", 3*time.Second); err != nil {
-		return err
-	}
-	if err := n.cut(ctx, "beside it", 3*time.Second); err != nil {
-		return err
-	}
-	stop()
-	closeBridge()
 	pass(ctx, by(b, 2*time.Second, 3*time.Second, 3*time.Second))
 	after := speed()
 	close(down.stop)
