@@ -124,7 +124,7 @@ func TestSecondSignalStopsNow(t *testing.T) {
 	}
 }
 
-// served says whether an echo service behind addr answers.
+// served reports whether an echo service behind addr answers.
 func served(addr string) bool {
 	c, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {

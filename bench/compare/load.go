@@ -49,7 +49,7 @@ func farBulk(flags ...string) measurement {
 	}
 }
 
-// tryIperf tells whether the iperf3 server answers at addr.
+// tryIperf returns an error unless the iperf3 server answers at addr.
 func (b *bed) tryIperf(ctx context.Context, addr string) error {
 	_, err := b.iperfOnce(ctx, addr, 0, "-n", "1K")
 	return err

@@ -171,7 +171,7 @@ func cpuModel(cpuinfo string) string {
 	return "unknown " + runtime.GOARCH
 }
 
-// loadAverage tells whether the machine had anything else to do.
+// loadAverage returns the load of the last minute, which shows whether the machine had anything else to do.
 func loadAverage() string {
 	first, _, _ := strings.Cut(readFile("/proc/loadavg"), " ")
 	return first

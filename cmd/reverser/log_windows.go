@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// canColor turns escape sequences on in a Windows console, and tells whether
+// canColor turns escape sequences on in a Windows console, and reports whether
 // it takes them: the ones before Windows 10 print them as they are.
 func canColor(w io.Writer) bool {
 	f, ok := w.(*os.File)

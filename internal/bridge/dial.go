@@ -90,7 +90,7 @@ type news struct {
 // one that won or that the error is about.
 func (u *uplink) race(ctx context.Context, ways []way, prove link.Prove) (*auth.Conn, way, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	heard := make(chan news, 2*len(ways)) // what a way has to say at the most, so that none of them waits
+	heard := make(chan news, 2*len(ways)) // two values for each way, so that no try waits
 	var trying sync.WaitGroup
 	var spare news // of a server that does not hold the session
 	defer func() {
@@ -198,7 +198,7 @@ func worse(ways []way, a, b news) bool {
 	return rank(a) > rank(b)
 }
 
-// try tries one way. It says twice what there is to say at the most.
+// try tries one way. It sends at most two values to heard.
 func (u *uplink) try(ctx context.Context, i int, w way, prove link.Prove, heard chan<- news) {
 	begin := time.Now()
 	segment := 0

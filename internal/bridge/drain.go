@@ -125,7 +125,7 @@ func (b *Bridge) setClosing(closing bool) (ls []*link.Link) {
 	return ls
 }
 
-// drainLeft is what GOAWAY says: the time that is left, and none at all while nobody is to come.
+// drainLeft returns the remaining drain time for GOAWAY, or 0 while no new users are to be sent here.
 func (b *Bridge) drainLeft() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -136,7 +136,7 @@ func (b *Bridge) drainLeft() time.Duration {
 }
 
 // How long a stopping bridge waits for the proxy to have what its pairs said last: after a drain, and when it was told to
-// stop now. A proxy that is there answers in milliseconds, but for a busy machine. Tests wait longer.
+// stop now. A live proxy answers within milliseconds unless its machine is busy. Tests wait longer.
 const flushLimit = 5 * time.Second
 
 var lastWords = 500 * time.Millisecond

@@ -22,8 +22,8 @@ import (
 //
 //  1. Services.Apply gives every service an id. A service that was there before keeps its id.
 //  2. Link.Attached and Services.Apply put frames into the queue of each link: CLAIM, UNCLAIM, ROUND. Link.Take
-//     returns them, and the caller sends them on slot 0 in this order.
-//  3. Link.Claimed takes the proxy's answer to a CLAIM, Link.Unclaimed that to an UNCLAIM.
+//     returns them, and the caller sends them on slot 0 in this order. Say.Append makes their bytes.
+//  3. AnswerOf reads a CLAIMED. Link.Claimed takes the proxy's answer to a CLAIM, Link.Unclaimed that to an UNCLAIM.
 //  4. Link.Opened finds the service of a new stream. A service that was removed is retired: it serves the streams that
 //     the proxy opened before it gave the service back.
 
@@ -129,6 +129,28 @@ const (
 	SayUnclaim
 	SayRound
 )
+
+// sayRoundName names ROUND in the queue of the control connection, beside the ids of claims.
+const sayRoundName = 1 << 32
+
+// Name is the same for frames of which a later one takes the place of an earlier one that was not sent.
+func (f Say) Name() uint64 {
+	if f.Kind == SayRound {
+		return sayRoundName
+	}
+	return uint64(f.ID)
+}
+
+// Append appends the frame.
+func (f Say) Append(b []byte) []byte {
+	switch f.Kind {
+	case SayClaim:
+		return wire.AppendClaim(b, f.ID, wire.Claim{Public: f.Service.Public.String(), Target: f.Service.TargetName()})
+	case SayUnclaim:
+		return wire.AppendUnclaim(b, f.ID)
+	}
+	return wire.AppendRound(b)
+}
 
 // New returns what a bridge without services and proxies has.
 func New() *Services {
@@ -295,13 +317,13 @@ func (c *Link) Ended() {
 	}
 }
 
-// Left is what a session serves that goes on beside the next one, because its proxy is stopping.
+// Left holds the services of a session whose proxy is stopping. The session continues beside its successor.
 type Left struct {
 	of      *Services
 	retired map[uint32]*retired
 }
 
-// Leave is Ended for a session that goes on beside the next one. What is retired stays so there until that session ends.
+// Leave is Ended for a session that continues beside its successor. Left keeps its retired services until that session ends.
 func (c *Link) Leave() *Left {
 	l := &Left{c.of, c.retired}
 	c.retired = make(map[uint32]*retired)
@@ -342,7 +364,22 @@ type Answer struct {
 	Reason string
 }
 
-// Heard is a claim before and after an answer. The zero value says that the answer was of no interest.
+// states are the states of services by the status that the proxy says. An unknown status means that the service is not up.
+var states = map[wire.ClaimStatus]string{wire.ClaimUp: status.ServiceUp, wire.ClaimDenied: status.ServiceDenied}
+
+// AnswerOf returns what a CLAIMED says.
+func AnswerOf(c wire.Claimed) Answer {
+	a := Answer{State: states[c.Status], Reason: c.Text}
+	if a.State == "" {
+		a.State = status.ServiceRetrying
+	}
+	if pub, err := grammar.ParsePublic(c.Public); err == nil && pub.Kind != grammar.KindOffered {
+		a.Public = pub
+	}
+	return a
+}
+
+// Heard is a claim before and after an answer. The zero value means that the answer changed nothing: the service was removed.
 type Heard struct {
 	Service     *Offered
 	Before, Now Claim
@@ -472,7 +509,8 @@ func (r *retired) mayOpen(stream uint64) bool {
 	return !r.answered || slices.ContainsFunc(r.marks, func(m mark) bool { return m.slot == uint8(stream) && stream <= m.stream })
 }
 
-// Tick says that a slot has had a connection for d more, or needed none because the proxy has no stream there. It is needed while Waiting reports true.
+// Tick adds d to the time for which a slot has had a connection, or needed none because the proxy has no stream there. The caller
+// calls it while Waiting reports true.
 func (c *Link) Tick(slot uint8, d time.Duration) {
 	at := c.slots[slot]
 	at.attached += d

@@ -70,7 +70,7 @@ type doc struct {
 	warnings []Warning
 }
 
-// private tells whether nobody else can read or write a file.
+// private returns a fault if somebody else can read or write a file.
 type private func() (notes []string, fault *access.Fault)
 
 // open reads a file. What it says itself about trusted users counts for the files that it names, and not for itself.

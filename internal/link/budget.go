@@ -169,9 +169,9 @@ func (s *share) lend(n int64) {
 // hold is used.
 func (s *share) roomy() bool { return s.spare() > s.total() }
 
-// window returns want, or how large a window may be if that is less: an eighth of what is free. Credit cannot be taken back, and
-// whoever comes later finds room too. The last quarter of the pool and the last eighth of the share are for windows up to openWindow, or
-// a few dozen streams that were fast once and are idle now would leave all others the floor.
+// window returns the smaller of want and an eighth of what is free. Windows up to openWindow are not cut. Credit cannot be taken back,
+// and whoever comes later must find room too. The last quarter of the pool and the last eighth of the share do not count as free: they
+// are for windows up to openWindow, or a few dozen streams that were fast once and are idle now would leave all others the floor.
 func (s *share) window(want uint64) uint64 {
 	spare := s.spare()
 	free := max(min(s.pool.size-s.pool.size/4-s.pool.used.Load(), spare-(s.total()+spare)/8), 0)

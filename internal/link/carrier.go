@@ -68,7 +68,7 @@ type outbound struct {
 	writing   atomic.Int64 // when the writer began to wait for the socket; 0: it does not. Not guarded
 }
 
-// writer says whether writeLoop runs.
+// writer is the state of writeLoop.
 type writer uint8
 
 const (
@@ -242,9 +242,9 @@ func (c *carrier) writeLoop() {
 	}
 }
 
-// send writes what there is to send, a batch at a time, until there is nothing more or somebody else is at it, who looks
-// again. Without wait it writes one batch, as far as the socket takes it, and leaves the rest to the writer: the reader of a
-// connection must not wait for its writer, nor one user work for all others. slot.mu is held, and released meanwhile.
+// send writes batches until nothing is left. If another goroutine is already sending, it returns: that one checks again. Without
+// wait it writes one batch, as much of it as the socket takes at once, and leaves the rest to the writer: the reader of a connection
+// must not wait for its writer, nor one user work for all others. slot.mu is held, and released during a write.
 func (c *carrier) send(wait bool) {
 	sl := c.slot
 	for sl.cur == c && !c.sending {

@@ -124,8 +124,8 @@ func (c *core) roundTrip() time.Duration {
 	return rtt
 }
 
-// shortest is the shortest round trip of the last minutes: the way may become longer without the connection's end. One that was
-// measured while nothing moved is what the way takes now, whatever it took before.
+// shortest is the shortest round trip of the last minutes, since the path may get longer while the connection lives. A round trip
+// measured while idle replaces earlier ones.
 type shortest struct {
 	since     time.Duration // when now began
 	now, last time.Duration // in this period, in the one before; 0: none

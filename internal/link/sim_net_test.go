@@ -492,7 +492,7 @@ func (w *sim) attach(k *conn, gen uint64, a wire.Attach, table []wire.StreamStat
 	w.leakAtOnce(atProxy)
 }
 
-// lieFor says whether a lie about the stream must be noticed: nothing is checked of one that is over.
+// lieFor reports whether a lie about the stream must be noticed: nothing is checked of one that is over.
 func (w *sim) lieFor(e int, id uint64) bool {
 	c := w.procs[e].core
 	return id != 0 && c.streams[id] != nil && !c.streams[id].send.dropped

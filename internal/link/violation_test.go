@@ -70,7 +70,7 @@ type scene struct {
 	ln     net.Listener
 	stop   context.CancelFunc
 	offer  wire.Features // of connections that are dialled by hand
-	quiet  func()        // ends the good stream and says whether it suffered
+	quiet  func()        // ends the good stream and fails the test if it suffered
 }
 
 func testAuth(lookup func([16]byte) bool) (*auth.ServerConfig, auth.ClientConfig) {
@@ -442,7 +442,7 @@ func newEvilBridge(w *scene) *evilBridge {
 	return e
 }
 
-// withEvilBridge has f play a bridge in a scene and a bubble of its own. ends says whether its session is to be over behind that.
+// withEvilBridge has f play a bridge in a scene and a bubble of its own. ends reports whether its session must have ended after that.
 func withEvilBridge(t *testing.T, ends bool, f func(t *testing.T, w *scene, e *evilBridge)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newScene(t)
@@ -453,7 +453,7 @@ func withEvilBridge(t *testing.T, ends bool, f func(t *testing.T, w *scene, e *e
 	})
 }
 
-// close says whether the session ended, as it should, and ends it.
+// close fails the test unless the session ended exactly when it should, and ends it.
 func (e *evilBridge) close(ends bool) {
 	e.w.t.Helper()
 	synctest.Wait()

@@ -301,7 +301,7 @@ func (p *Proxy) drainLeft() (left time.Duration, draining bool) {
 }
 
 // lastWords is how long a proxy that stops, or removes a key, waits for bridges to know that their pairs were reset, and why.
-// Who is there answers in milliseconds, but for a busy machine. Tests wait longer.
+// A live bridge answers within milliseconds unless its machine is busy. Tests wait longer.
 var lastWords = 500 * time.Millisecond
 
 func portOf(a net.Addr) uint16 {

@@ -15,15 +15,19 @@ import (
 //
 // Its rules, for connections that are not proven yet:
 //
-//   - Known is an address that a bridge was connected from lately. A quarter of the places is for known addresses only, and a quarter
-//     for strangers.
-//   - When there is no place for a known one, a stranger goes; when there is none for a stranger, a known one that has sent nothing.
-//     Within a class whoever has sent nothing goes first: of the block of addresses that has most of these the oldest. Whoever has sent
-//     something goes only for a block that has two places fewer than its own has in the same stage, and those that wait for their
-//     peer before those that wait for this process. Else the newcomer is refused.
-//   - As many handshakes are computed at once as there are processors, half as many of strangers. Known ones go first, then blocks in
-//     turn, and within a block whoever came first.
-//   - A block of strangers has strangerRate turns a second. Who sends nothing takes none.
+//  1. An address is known if a bridge was connected from it within a day. Connections from other addresses are strangers.
+//  2. A quarter of the places is for known addresses only, and a quarter for strangers only.
+//  3. When no place is free for a known address, a stranger goes, unless strangers have only their quarter left: a silent one, else one
+//     that waits for its peer, else one that waits for this process.
+//  4. Otherwise a silent connection of the newcomer's class goes. If the newcomer is a stranger and no stranger is silent, a silent
+//     known connection goes, unless known addresses have only their quarter left.
+//  5. Of silent connections the oldest goes, of the block of addresses that has most of them.
+//  6. Otherwise a connection of the newcomer's class goes that has sent something: one that waits for its peer before one that waits
+//     for this process. Its block must have at least two places more in that stage than the newcomer's block has in all.
+//  7. Otherwise the newcomer is refused.
+//  8. As many handshakes are computed at once as there are processors, half as many of strangers. Known addresses go first, then blocks
+//     in turn, and within a block the oldest connection.
+//  9. A block of strangers has strangerRate turns a second. A connection that sends nothing takes none.
 //
 // Everything costs the same however many connections and blocks there are.
 type room struct {

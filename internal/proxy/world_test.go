@@ -457,7 +457,7 @@ func wantReset(t testing.TB, c net.Conn) {
 	}
 }
 
-// refused says whether nobody listens at addr.
+// refused reports whether nobody listens at addr.
 func refused(addr string) bool {
 	c, err := net.Dial("tcp", addr)
 	if err == nil {

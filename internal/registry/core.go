@@ -257,7 +257,7 @@ func (co *core) end(id SessionID) {
 	}
 }
 
-// linkUp says whether the session can carry newcomers.
+// linkUp records whether the session can carry newcomers.
 func (co *core) linkUp(id SessionID, up bool) {
 	s := co.sessions[id]
 	if s == nil {

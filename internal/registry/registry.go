@@ -85,10 +85,10 @@ func (r *Registry) Begin(b Session) (id SessionID, err error) {
 	return id, err
 }
 
-// LinkUp says whether a session can carry newcomers.
+// LinkUp records whether a session can carry newcomers.
 func (r *Registry) LinkUp(id SessionID, up bool) { r.change(func(co *core) { co.linkUp(id, up) }) }
 
-// Leaving says that the bridge is stopping. It goes on serving until a successor does.
+// Leaving records that the bridge is stopping. It goes on serving until a successor does.
 func (r *Registry) Leaving(id SessionID) { r.change(func(co *core) { co.leaving(id) }) }
 
 // End forgets a session.

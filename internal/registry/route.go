@@ -68,7 +68,7 @@ func (rt *Route) Data(make func() any) any {
 	return rt.data
 }
 
-// set, remove and wake change the state. Registry.mu is held, and nobody waits for it: see try.
+// set, remove and wake change the state. The caller holds Registry.mu. They never block, because try reads the state without a lock.
 func (rt *Route) set(offers []*Offer) {
 	if st := rt.state.Load(); !slices.Equal(st.offers, offers) {
 		rt.next(&routeState{offers: offers})
@@ -200,7 +200,7 @@ func (rt *Route) try(o wire.Open) (t Taken, changed <-chan struct{}, err error) 
 			switch {
 			case err == nil:
 				return Taken{s, best}, nil, nil
-			case !errors.Is(err, errRetired) && !errors.Is(err, link.ErrEnded): // those are as away as they were a moment later
+			case !errors.Is(err, errRetired) && !errors.Is(err, link.ErrEnded): // a retired offer or an ended link counts as away: the next state will not have it
 				full = err
 			}
 			if tried == nil {

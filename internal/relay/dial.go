@@ -209,7 +209,7 @@ type queue struct {
 	dials int           // that are in the queue; guarded by Dialer.mu
 }
 
-// How long whoever waits for a local port pauses between two attempts.
+// Pauses between two attempts to get a local port: the first, and the longest.
 const (
 	portPause     = 50 * time.Millisecond
 	portPauseMost = 400 * time.Millisecond

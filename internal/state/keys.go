@@ -94,7 +94,7 @@ type keysJSON struct {
 	Keys []keyJSON `json:"keys"`
 }
 
-// HasKeysFile tells whether keys were ever stored, none included. Without it a
+// HasKeysFile reports whether keys were ever stored, none included. Without it a
 // proxy is at its first start; with it, a removed default key stays removed.
 func (d *Dir) HasKeysFile() bool {
 	_, err := d.root.Lstat(keysFile)

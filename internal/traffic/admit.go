@@ -89,7 +89,7 @@ func (c *Conns) Admit(account *Account, client netip.AddrPort, p Patience) (*Adm
 	return a, nil
 }
 
-// charge has the connection counted at its accounts, with a place.
+// charge counts the connection in its accounts and takes a place for it.
 func (a *Admission) charge(p Patience) (err error) {
 	c := a.conns
 	if _, err = a.account.charge(a, NoWait); err == ErrFull && c.makeRoom(a) {

@@ -17,7 +17,7 @@ type Claim struct {
 	Unknown uint8
 }
 
-// Health says whether a target answers its bridge.
+// Health is whether a target answers its bridge.
 type Health uint8
 
 // The values of Health. One that is not known means HealthUnknown.
