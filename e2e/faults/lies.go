@@ -294,8 +294,13 @@ func (b *bed) statusOnTerminal(ctx context.Context, state string) (string, error
 	if _, err := p.AwaitEnd(ctx); err != nil {
 		return "", err
 	}
-	err = await(ctx, "the status is shown", func() bool { return t.wrote.Len() > 0 })
-	return t.wrote.String(), err
+	t.slave.Close() // nobody else has it: all that was written is read, and then the reader ends
+	select {
+	case <-t.done:
+		return t.wrote.String(), nil
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
 }
 
 // shouts are what strangers may say at a link port.
