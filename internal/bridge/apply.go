@@ -30,7 +30,7 @@ func (s Settings) drain() time.Duration {
 	return max(s.Drain, 0)
 }
 
-// Applied is a change of the settings that has been made at this end.
+// Applied is a change of the settings that is in force at this end; Wait waits for the proxies.
 type Applied struct {
 	b   *Bridge
 	ids []uint32
@@ -147,7 +147,7 @@ func (b *Bridge) unconfirmed(open map[*uplink][]uint32) (names []string) {
 	return names
 }
 
-// changedLocked wakes those who wait for an answer of a proxy.
+// changedLocked wakes the goroutines that wait for an answer of a proxy.
 func (b *Bridge) changedLocked() {
 	close(b.changed)
 	b.changed = make(chan struct{})

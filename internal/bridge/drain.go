@@ -10,9 +10,9 @@ import (
 	"reverser/internal/wire"
 )
 
-// Drain announces the stop to the proxies; Run returns as soon as no connection is left. Until then newcomers are served, for as
-// long as the proxies have nobody else for them: when a successor attaches with the same key, they go there. After the time in
-// Settings what is left is reset.
+// Drain announces the stop to the proxies; Run returns as soon as no connection is left. Until then new users are
+// served, unless a successor has attached with the same key: then the proxies send them there. After Settings.Drain the connections that
+// are left are reset.
 func (b *Bridge) Drain() {
 	b.drainOnce.Do(func() {
 		b.draining.Store(true)
@@ -112,7 +112,7 @@ func (b *Bridge) serveOn() {
 	}
 }
 
-// setClosing returns the links that are to be told: the proxy of any other is stopping, and sends nobody.
+// setClosing returns the links that are to be told. The proxy of any other link is stopping and sends no users.
 func (b *Bridge) setClosing(closing bool) (ls []*link.Link) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -185,7 +185,7 @@ func (p *probe) latestLocked() bool {
 	return p.u.link == p.l && k != nil && k.Answers == p.answers
 }
 
-// errNoAnswer says that the port was reached, and that whoever took the connection did not answer.
+// errNoAnswer means that the port was reached, and that no answer came on the connection.
 var errNoAnswer = errors.New("wait for the proxy's answer")
 
 var errOther = errors.New("something else than the proxy answers there")

@@ -40,7 +40,7 @@ const (
 	over             // none, or one that did not answer: attach another one
 )
 
-// standing says what the slot's connection is worth now, and returns a channel that is closed when that may have changed.
+// standing returns the state of the slot's connection, and a channel that is closed when that may have changed.
 func (sl *slot) standing() (standing, <-chan struct{}) {
 	changed := sl.news.wait()
 	sl.mu.Lock()
@@ -152,8 +152,8 @@ func (c *carrier) streamsMoved(now time.Duration) {
 	c.streamsAt = now
 }
 
-// expectAnswer notes that a batch of streams' frames is about to go out. Behind a silence a PING goes with it, with a short
-// deadline: nobody has looked whether the connection is still there. slot.mu is held.
+// expectAnswer notes that a batch of streams' frames is about to go out. After a silence a PING goes with it, with a short
+// deadline, since the connection may have died unnoticed. slot.mu is held.
 func (c *carrier) expectAnswer(now time.Duration) {
 	heard := time.Duration(c.lastRead.Load())
 	if c.sentAt > heard { // noted

@@ -172,8 +172,8 @@ func (l *Link) accept(h *Host, conn *auth.Conn, gen uint64, a wire.Attach, sum [
 // millis is how a limit of an outage is told to the peer.
 func millis(d time.Duration) uint32 { return uint32(min(max(d.Milliseconds(), 1), math.MaxUint32)) }
 
-// shorter is the limit of an outage that counts at both ends: the own one, or what the peer says of its. Less than a second is
-// nothing that a peer can ask for.
+// shorter returns the limit of an outage for both ends: the shorter one of this end's and the peer's. A peer cannot make it less than a
+// second.
 func shorter(own time.Duration, peer uint32) time.Duration {
 	if peer == 0 {
 		return own

@@ -26,7 +26,7 @@ const (
 // Budget bounds the memory that peers may make one process hold beyond the floor of each stream. It is divided into shares:
 // at a proxy the sessions of a key have one, at a bridge each proxy has one.
 type Budget struct {
-	// Short, unless nil, is called when somebody got less than they asked for and much is used, at most once a second. It is set
+	// Short, unless nil, is called when a stream got less than it asked for and much is used, at most once a second. It is set
 	// before the first link.
 	Short func()
 
@@ -89,14 +89,14 @@ func (b *Budget) share(key [16]byte) *share {
 	return s
 }
 
-// only returns a share of nobody else's, which takes everything while no other one is in use.
+// only returns a share of its own, which may take everything while no other one is in use.
 func (b *Budget) only() *share {
 	s := &share{pool: b, whole: true}
 	rand.Read(s.key[:])
 	return s
 }
 
-// join notes that l lives: others may ask for what it holds.
+// join adds l to the links of the share: other shares may ask for what it holds.
 func (s *share) join(l *Link) {
 	b := s.pool
 	b.mu.Lock()

@@ -151,7 +151,7 @@ func (as *attempts) age() time.Duration {
 	return age
 }
 
-// progress is for how much longer an attempt that is connected may be expected to succeed; 0: there is none.
+// progress returns for how much longer a connected attempt may be expected to succeed, or 0 if there is none.
 func (as *attempts) progress() (left time.Duration) {
 	for _, a := range as.running {
 		if took := time.Duration(a.connected.Load()); took > 0 {

@@ -128,7 +128,7 @@ func (sl *slot) fence(err error) {
 	}
 }
 
-// drop takes the slot's connection away from it: its writer stops, but for what it has in hand. slot.mu is held.
+// drop takes the slot's connection away from it. The writer finishes the batch in hand and stops. slot.mu is held.
 func (sl *slot) drop(err error) {
 	c := sl.cur
 	c.err = err
@@ -212,8 +212,8 @@ func (c *carrier) wakeWriter() {
 	c.work.Signal()
 }
 
-// dismissWriter lets the writer end, which an idle connection does without: who has something to send now and then sends it
-// himself. slot.mu is held.
+// dismissWriter lets the writer's goroutine end: an idle connection needs none. A goroutine that has something to send now and then
+// sends it itself. slot.mu is held.
 func (c *carrier) dismissWriter() {
 	if c.writer == present {
 		c.writer = dismissed

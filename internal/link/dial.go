@@ -134,7 +134,7 @@ func (d *Dialer) pause(ctx context.Context, pause time.Duration) {
 	}
 }
 
-// Last says that no new session is to begin: Run returns when those that there are have ended.
+// Last keeps new sessions from beginning: Run returns when the present ones have ended.
 func (d *Dialer) Last() { d.noMore() }
 
 // beside keeps a session whose proxy is stopping next to the one that takes its place, which begins now. The oldest gives way
@@ -162,8 +162,8 @@ func (d *Dialer) forget(s *session) {
 	d.leaving = slices.DeleteFunc(d.leaving, func(other *session) bool { return other == s })
 }
 
-// Changed says that the network of this machine may have changed: every connection is asked for a sign of life at once, those
-// whose local address is gone are replaced, and nobody waits any longer for the next attempt.
+// Changed is called when the network of this machine may have changed. Every connection is asked for a sign of life at once,
+// connections whose local address is gone are replaced, and the next attempt begins without a pause.
 func (d *Dialer) Changed(gone func(net.Addr) bool) {
 	d.mu.Lock()
 	alive := slices.Clone(d.leaving)
@@ -403,13 +403,13 @@ func (k *keeper) failed(err error, brokeAtOnce bool) {
 	streams, up := len(k.sl.core.streams), k.sl.cur != nil
 	k.sl.mu.Unlock()
 	k.pause = k.d.cfg.Backoff(k.failures, err, streams)
-	if !up { // a spare is nobody's business before the connection is lost
+	if !up { // a spare matters only when the connection is lost
 		k.d.cfg.Failed(int(k.sl.index), err, k.pause)
 	}
 }
 
 // Backoff is the default pause after n attempts in a row that failed. It is short for about a minute, and for as long as
-// streams wait: who mends the path does not wait for the bridge then. A refusal, which time alone seldom mends, makes it long.
+// streams wait, so that the bridge is back soon after somebody repairs the path. After a refusal, which seldom passes by itself, it is long.
 // Half of it is random, so that bridges that lost the same proxy do not come back in step.
 func Backoff(n int, err error, streams int) time.Duration {
 	r, _ := errors.AsType[*peerRefusal](err)

@@ -14,7 +14,7 @@ import (
 
 type recordType uint16
 
-// needed is the bit of records without which nobody can go on.
+// needed is the bit of records that a reader must know.
 const needed recordType = 1 << 15
 
 const recordHeader = 6

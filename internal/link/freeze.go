@@ -14,7 +14,7 @@ import (
 // no slot any more and stand in a document of their own. Ids do not name them, since they may be of an earlier session: a stream is
 // named by its place in its document.
 //
-// The clock stands still meanwhile: a document says what the time was, and whoever reads it moves every time in it.
+// The clock stands still meanwhile: a document says what the time was, and its reader shifts every time in it.
 
 // The records of a slot and of a stream.
 const (
@@ -308,7 +308,7 @@ func (s *Stream) possible(unread uint64) bool {
 	return r.win >= floorWindow && r.win <= maxWindow && r.charged >= 0 && r.charged <= max(int64(r.granted-r.consumed)-floorWindow, 0)
 }
 
-// charge charges what a stream of a document holds. It was charged in the other process, so nobody is asked.
+// charge charges what a stream of a document holds. It was charged in the other process, so it is charged here without a limit.
 func (s *Stream) charge(b *share) {
 	b.add(s.recv.charged)
 	s.send.charge(b)

@@ -26,8 +26,8 @@ import (
 var ErrFrozen = errors.New("the process is being handed over")
 
 // Freeze stops the link until Thaw: its connections are closed, nothing comes from the peer, no stream is opened, no timer of a
-// stream runs, and Room fails. It returns when nobody works for a connection any more, a second later at the most. Streams can still be given what a
-// socket had, and told what it took.
+// stream runs, and Room fails. It returns when no goroutine works for a connection any more, after a second
+// at the latest. Streams still take bytes that a socket had, and are still told what a socket took.
 func (l *Link) Freeze() {
 	for _, sl := range l.slots {
 		sl.mu.Lock()
@@ -249,7 +249,7 @@ func (sl *slot) thaw(v []byte) (streams []*Stream, err error) {
 	return streams, nil
 }
 
-// discardThawed gives back what streams of a document are charged that nobody will use.
+// discardThawed gives back what is charged for streams of a document that will not be used.
 func (l *Link) discardThawed(streams []*Stream) {
 	for _, s := range streams {
 		s.slot.core.remove(&s.streamCore)

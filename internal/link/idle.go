@@ -54,7 +54,7 @@ func (u *upkeep) agree(f wire.Features, keepalive time.Duration) {
 	u.keepalive.Store(int64(keepalive))
 }
 
-// keepaliveOf is the interval that a bridge says.
+// keepaliveOf returns the interval that a bridge announced.
 func keepaliveOf(ms uint32) time.Duration {
 	if ms == 0 {
 		return Keepalive
@@ -87,8 +87,7 @@ func (sl *slot) further() bool {
 	return sl.link.dials && sl.index > idleCarriers && sl.link.upkeep.interval() != 0
 }
 
-// keepKnown has the kernel of the bridge send something on a carrier now and then, or NATs and firewalls forget it: nobody asks
-// there while its streams say nothing.
+// keepKnown turns TCP keepalives on, so that NATs and firewalls do not forget a carrier whose streams are silent: no PING is sent there.
 func (c *carrier) keepKnown() {
 	if every := c.slot.link.upkeep.interval(); every != 0 && c.slot.index != 0 {
 		sys.KeepAlive(c.conn.Conn, every)

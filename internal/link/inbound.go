@@ -277,11 +277,11 @@ func (s *Stream) limitFlush() {
 	s.flush.thaw(s.slot.link.now(), s.giveUpFlush) // behind Detach
 }
 
-// giveUpFlush ends a stream whose last bytes nobody took.
+// giveUpFlush ends a stream whose last bytes were not taken in time.
 func (s *Stream) giveUpFlush() {
 	s.slot.mu.Lock()
 	late, r, code := s.flush.over(), s.receiver, s.recv.code
-	if late && r == nil { // nobody has the stream yet: whoever gets it is told
+	if late && r == nil { // no receiver yet: the next one is told
 		s.flush.left = 0
 	}
 	s.slot.mu.Unlock()
@@ -319,7 +319,7 @@ func (s *Stream) Backlog() []byte {
 	return nil
 }
 
-// Consumed says that the receiver has taken n bytes of what Backlog returned.
+// Consumed is called when the receiver has taken n bytes of what Backlog returned.
 func (s *Stream) Consumed(n int) {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()

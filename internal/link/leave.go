@@ -36,8 +36,8 @@ func (l *Link) Leaving() bool { return l.leaving.peer.Load() || l.dials && l.lea
 // no stream any more.
 func (l *Link) GoAway(drain time.Duration) { l.GoAwayFor(drain, 0) }
 
-// GoAwayFor is GoAway that also says when the peer may come back to whoever takes this process's place: where many peers hear of a stop
-// at once they would all come at once. 0: when it likes.
+// GoAwayFor is GoAway that also tells the peer how long to wait before it connects to this process's successor. Without that, all peers
+// that hear of a stop at once would come at once. 0: it need not wait.
 func (l *Link) GoAwayFor(drain, comeBack time.Duration) {
 	sl := l.slots[0]
 	sl.mu.Lock()
@@ -49,7 +49,7 @@ func (l *Link) GoAwayFor(drain, comeBack time.Duration) {
 // mostComeBack is the longest that a peer can keep this end away.
 const mostComeBack = time.Minute
 
-// ComeBack is how long behind its GOAWAY the peer would like this end to wait before it comes back; 0: it does not mind.
+// ComeBack returns how long after its GOAWAY the peer wants this end to wait before it connects again; 0: it need not wait.
 func (l *Link) ComeBack() time.Duration { return time.Duration(l.leaving.comeBack.Load()) }
 
 // goingAway takes a GOAWAY.
@@ -102,7 +102,8 @@ func (l *Link) Settle(d time.Duration) {
 	}
 }
 
-// StopResuming says that no connection of the session will come back once it is gone: the ports of the proxy are another process's.
+// StopResuming is called when connections of the session cannot come back once they are gone, because the ports of the proxy belong to
+// another process.
 // A slot that loses its connection loses its streams, and without any connection the session ends.
 func (l *Link) StopResuming() {
 	l.leaving.once.Do(func() {
@@ -134,8 +135,8 @@ func (sl *slot) resetIfFinal() {
 	}
 }
 
-// Finished reports whether every stream was closed or reset by its user here: nobody would miss the session. The peer may not know of it
-// yet, and would see a reset in either case.
+// Finished reports whether every stream was closed or reset by its user here, so that the session can end without a loss. The peer may
+// not know of it yet, and would see a reset in either case.
 func (l *Link) Finished() bool {
 	for _, sl := range l.slots {
 		sl.mu.Lock()

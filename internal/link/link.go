@@ -177,7 +177,7 @@ func (l *Link) idlest() (best *slot) {
 	return best
 }
 
-// load says what keeps a new stream from a carrier, the worst first.
+// load is what counts against a carrier for a new stream, the most important first.
 type load struct {
 	full    int    // 1: it may not have more, or was never there, and may never be
 	away    int    // 0: it is connected, 1: it was, 2: it never was
@@ -330,7 +330,7 @@ func (l *Link) CheckMarks(marks []wire.Mark) error {
 }
 
 // Ping asks for a sign of life on every connection and reports whether one came within d. A connection that takes a slot
-// meanwhile is one too. Where there is none left the answer is no, at once.
+// meanwhile counts as one. Without any connection it returns false at once.
 func (l *Link) Ping(d time.Duration) bool {
 	type seen struct {
 		c    *carrier

@@ -36,7 +36,7 @@ type recvHalf struct {
 	behind   bool // the socket holds bytes that it could not send: it is what limits the stream, not the window
 }
 
-// acked is what an ACK says: everything below is in this process's custody, END included.
+// acked is the offset for an ACK: everything below is in this process's custody, END included.
 func (r *recvHalf) acked() uint64 {
 	n := r.nxt
 	if r.end != 0 {
@@ -170,10 +170,10 @@ func (c *core) receiveUnknown(f wire.Frame) (event, error) {
 	return event{}, nil
 }
 
-// close notes that nobody here has the stream any more.
+// close records that the stream has no user at this end any more.
 func (s *streamCore) close() { s.closed = true }
 
-// decline resets a stream that the peer opened and that nobody here is to have.
+// decline resets a stream that the peer opened and that no user here gets.
 func (c *core) decline(s *streamCore, code wire.Code) {
 	c.end(s, wire.RST, code)
 	s.recv.discard = true

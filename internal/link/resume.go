@@ -75,8 +75,8 @@ func (c *core) accept(gen uint64, f wire.Features, theirs []wire.StreamState) (t
 	return table, crc, events, nil
 }
 
-// resumed goes on at the bridge where the table of the ATTACHED of generation gen says. The answer to an attempt that a
-// later one overtook counts no more.
+// resumed goes on at the bridge where the table of the ATTACHED of generation gen says. It ignores the answer to an
+// attempt that a later one has replaced.
 func (c *core) resumed(gen uint64, theirs []wire.StreamState) (events []event, err error) {
 	if gen != c.gen || c.bound != 0 {
 		return nil, errFenced
@@ -94,7 +94,7 @@ func (c *core) current(gen uint64) bool {
 	return gen != 0 && gen == c.bound
 }
 
-// lost says that the connection of generation gen is over. One that was replaced is over already.
+// lost is called when the connection of generation gen is over. It ignores one that was replaced: that is over already.
 func (c *core) lost(gen uint64) {
 	if gen != 0 && gen == c.bound {
 		c.fence()

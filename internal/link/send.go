@@ -14,7 +14,7 @@ import (
 //  4. The bytes stay in the send queue until receiveAck frees them: the queue is flow-control window and
 //     retransmission buffer at once.
 
-// sendHalf is the outgoing direction of a stream: una ≤ nxt ≤ max ≤ total, and q.end ≤ credit but for what a socket that was
+// sendHalf is the outgoing direction of a stream: una ≤ nxt ≤ max ≤ total, and q.end ≤ credit, except for what a socket that was
 // reset left behind (Stream.SendRest). An END is one unit of offset space behind the last byte; a RST after a FIN is a second one.
 type sendHalf struct {
 	q       queue
@@ -61,7 +61,7 @@ func (h *sendHalf) total() uint64 {
 
 func (h *sendHalf) reset() bool { return h.end == wire.RST || h.abort }
 
-// drop frees what was not acknowledged, because nobody reads it any more: the peer reset the stream, or the stream is over.
+// drop frees what was not acknowledged, because the peer will not read it: the peer reset the stream, or the stream is over.
 func (h *sendHalf) drop(b *share) {
 	h.dropped, h.cur = true, nil
 	h.q.drop()
@@ -212,8 +212,8 @@ func (c *core) streamsWait() bool {
 }
 
 // fillFlows shares the batch between the streams with something to send: deficit round robin over two lists as in
-// FQ-CoDel (RFC 8290 section 4). A stream that was idle goes ahead with one quantum; whoever uses its quantum up queues
-// with the bulk. So a keystroke passes a download, and downloads share evenly.
+// FQ-CoDel (RFC 8290 section 4). A stream that was idle goes ahead with one quantum. A stream that has used its quantum
+// up queues with the bulk. So a keystroke passes a download, and downloads share evenly.
 func (c *core) fillFlows(b *bundle, limit int) {
 	for b.size() < limit {
 		from := &c.fresh

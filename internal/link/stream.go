@@ -30,7 +30,7 @@ type Stream struct {
 	source
 }
 
-// source is what there is to know of whoever sends: a socket, or the user of the net.Conn.
+// source is the state of the sender of a stream: a socket, or the user of the net.Conn.
 type source struct {
 	noWait       bool        // the socket is dead: Room waits no more
 	writing      bool        // a Write is under way: the bytes of each stay together
@@ -83,7 +83,7 @@ func (s *Stream) Paused() bool {
 var ErrReset error = fmt.Errorf("stream: %w", syscall.ECONNRESET)
 
 // Room waits until bytes may be sent and returns how many. It returns an error when none may be sent any more. While it
-// waits nobody reads the socket: gone, unless nil, is asked now and then whether the socket is dead.
+// waits, the socket is not read. Therefore it calls gone, unless nil, now and then to see whether the socket is dead.
 func (s *Stream) Room(gone func() bool) (int, error) {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
@@ -303,7 +303,7 @@ func (s *Stream) end(kind wire.EndKind, code wire.Code) {
 	s.change.Broadcast()
 }
 
-// Discard throws away what has arrived and what will: there is nobody to give it to.
+// Discard throws away what has arrived and what will arrive.
 func (s *Stream) Discard() {
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()

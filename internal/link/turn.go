@@ -52,7 +52,7 @@ func (t *turnstile) end() {
 	t.free <- struct{}{}
 }
 
-// fit makes as many turns as the processors of now allow. One too many that somebody has is gone when it ends.
+// fit makes as many turns as the present number of processors allows. A turn too many that is taken is removed when it ends.
 func (t *turnstile) fit() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -70,8 +70,8 @@ func (t *turnstile) fit() {
 }
 
 // TakeTurn waits until a batch of n bytes may be processed. A small one is not bulk and does not wait. EndTurn, with the same
-// n, says that it is done; nothing in between may wait for a socket or a peer. Nor may the callback of a RawConn wait for a turn:
-// closing the socket waits for the callback, and slot.mu may be held meanwhile, which somebody in his turn wants.
+// n, ends the turn; nothing in between may wait for a socket or a peer. Nor may the callback of a RawConn wait for a turn:
+// closing the socket waits for the callback, perhaps with slot.mu held, for which the goroutine that has the turn may wait.
 func TakeTurn(n int) {
 	if n >= ChunkSize {
 		turns.take()

@@ -72,7 +72,7 @@ func near(rt *registry.Route, conn net.Conn) bool {
 	return false
 }
 
-// refusal is how a user who got no stream is counted, and what the log says of it; "": nothing.
+// refusal returns the reason under which a user who got no stream is counted, and the log's message, or "" if nothing is logged.
 func refusal(err error) (why traffic.Refusal, said string) {
 	switch {
 	case errors.Is(err, context.Canceled):

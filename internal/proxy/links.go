@@ -67,8 +67,8 @@ func (p *Proxy) attachLink(conn net.Conn, pass *pass) (serve func()) {
 	return func() { ended(run()) }
 }
 
-// reportDuplicate says, at most once in reportStrangersPer for a key, that a second bridge uses it: that one's operator may
-// be somebody else.
+// reportDuplicate logs that a second bridge uses a key, at most once in reportStrangersPer for each key. The two bridges may have
+// different operators.
 func (p *Proxy) reportDuplicate(id [16]byte, remote net.Addr) {
 	now := time.Now()
 	p.mu.Lock()

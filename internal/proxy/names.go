@@ -14,7 +14,7 @@ import (
 	"reverser/internal/wire"
 )
 
-// namePort is the port that names share: whoever connects says there which one is meant.
+// namePort is the port that names share: a client that connects says first which name it wants.
 type namePort struct {
 	ln   net.Listener // nil: there is none
 	gate *gate        // for those who have not said it yet
@@ -32,8 +32,8 @@ func (p *Proxy) listenNames(lc net.ListenConfig) (err error) {
 	return nil
 }
 
-// acceptNames takes users who say the name of their service first. Until they have, they take a descriptor of the users' and a place at
-// the gate, which sends away who says nothing when others come.
+// acceptNames accepts users, who say the name of their service first. Until then, each takes a descriptor for users and a place at the
+// gate, which closes silent connections when others come.
 func (p *Proxy) acceptNames(ln net.Listener) {
 	pool := p.port.descriptors
 	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, sys.ForUsers, p.port.short), p.log, func(conn net.Conn) {

@@ -132,8 +132,8 @@ func (p *Proxy) awaitReturn(l *link.Link) {
 	}
 }
 
-// GoingAway implements link.Owner. The bridge serves on until its successor claims what it has, or until it says that it takes
-// nobody any more.
+// GoingAway implements link.Owner. The bridge continues to serve until its successor claims its names, or until it says that it
+// takes no users any more.
 func (p *Proxy) GoingAway(l *link.Link, drain time.Duration) {
 	s := &p.sessions
 	s.mu.Lock()
@@ -248,7 +248,7 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 	p.say.Say(slog.LevelInfo, l.KeyID(), "bridge session ended", "key", p.logName(l.KeyID()), "bridge", l.PeerName(), "err", err)
 }
 
-// endReplaced ends a session that nobody came to replace.
+// endReplaced ends a session whose successor did not come in time.
 func (p *Proxy) endReplaced(key [16]byte, id registry.SessionID) {
 	s := &p.sessions
 	s.mu.Lock()
@@ -285,7 +285,7 @@ func (p effects) Tell(t registry.Told) { link.InTurn(func() { p.tell(t) }) }
 
 func (p effects) tell(t registry.Told) {
 	answer := t.Claimed()
-	// A bridge proves no port that the proxy chose, and no name; and whoever says nothing would be taken for its probe for a while.
+	// A bridge does not prove a port that the proxy chose, nor a name. A nonce would only delay silent users there, who might be its probe.
 	proves := t.Public.Kind == grammar.KindTCP && t.Asked.Public != string(grammar.KindOffered)
 	if rt := p.registry.View().Find(t.Public); t.Status == wire.ClaimUp && rt != nil && proves {
 		answer.Nonce = p.service(rt).probes.Expect(t.Fresh)

@@ -278,7 +278,7 @@ func (co *core) linkUp(id SessionID, up bool) {
 	}
 }
 
-// leaving says that the bridge is stopping: it serves newcomers until a successor does.
+// leaving records that the bridge is stopping: it serves newcomers until a successor does.
 func (co *core) leaving(id SessionID) {
 	if s := co.sessions[id]; s != nil {
 		s.leaving = true
@@ -366,7 +366,7 @@ func (co *core) unclaim(id SessionID, cid uint32) error {
 	return nil
 }
 
-// endRound says that the bridge has said everything that it claims: inherited names that it did not are given up.
+// endRound is called when the bridge has said all its claims. Inherited names that it did not claim are given up.
 func (co *core) endRound(id SessionID) {
 	s := co.sessions[id]
 	if s == nil {

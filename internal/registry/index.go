@@ -7,8 +7,8 @@ import (
 	"reverser/internal/grammar"
 )
 
-// Here is who wants which name: the index of core, which events change and settle reads. Each claim and each inherited name stands
-// with its name, and each key has its names in the order in which it asked for them.
+// This is the index of core: which claims want which name. Events change it, and settle reads it. Each claim and each inherited name is
+// listed at its name, and each key has its names in the order in which it asked for them.
 
 // enter puts a claim that judge has seen among those who want its name; at is its place in line unless its key has one already.
 func (co *core) enter(c *claim, at uint64) {

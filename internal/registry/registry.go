@@ -109,7 +109,8 @@ func (r *Registry) Unclaim(s SessionID, id uint32) (err error) {
 // Round takes a ROUND: the bridge has said everything that it claims.
 func (r *Registry) Round(s SessionID) { r.change(func(co *core) { co.endRound(s) }) }
 
-// Opened says what became of an attempt to open a socket. false: nobody wants to know any more.
+// Opened takes the result of an attempt to open a socket. It returns false if the attempt is not the present one any more: then the
+// caller closes the socket.
 func (r *Registry) Opened(s Socket, attempt uint64, err error) (present bool) {
 	r.change(func(co *core) { present = co.opened(s, attempt, err) })
 	return present
@@ -117,7 +118,7 @@ func (r *Registry) Opened(s Socket, attempt uint64, err error) (present bool) {
 
 func (a Answer) up() bool { return a.Status == wire.ClaimUp }
 
-// words says why a claim is not up, for the operators of the proxy and of the bridge.
+// words returns why a claim is not up, for the operators of the proxy and of the bridge.
 func (co *core) words(c *claim, a Answer) (here, there string) {
 	key := func(id KeyID) string {
 		if k := co.policy.keys[id]; k != nil {

@@ -102,7 +102,7 @@ func (rt *Route) Ways(yield func(Way) bool) {
 	}
 }
 
-// User is who wants to be served.
+// User is a connection that wants to be served.
 type User struct {
 	Open wire.Open   // without the service
 	Left func() bool // reports whether the user has left; asked now and then while they wait
@@ -131,7 +131,7 @@ func (rt *Route) Take(ctx context.Context, u User) (Taken, error) {
 	defer late.Stop()
 	defer look.Stop()
 	for {
-		// At first once more: who changed something before this user was counted has woken nobody.
+		// The first round repeats the attempt above: a change that came before this user was counted did not wake it.
 		st := rt.state.Load()
 		st.call(rt, 1)
 		if t, changed, err = rt.try(u.Open); changed == (<-chan struct{})(st.changed) { // else other offers are to be called
@@ -301,7 +301,7 @@ func (o *Offer) load() load {
 	return l
 }
 
-// compare is negative if a newcomer goes to a rather than to b: the healthy go first, then who has fewer users for its weight.
+// compare is negative if a newcomer goes to a rather than to b: healthy offers first, then the offer with fewer users for its weight.
 func (a load) compare(b load) int {
 	return cmp.Or(cmp.Compare(a.unhealthy, b.unhealthy), cmp.Compare(a.users*b.weight, b.users*a.weight))
 }

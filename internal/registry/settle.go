@@ -11,7 +11,7 @@ import (
 )
 
 // settle derives for every name that was touched, in this order: who holds it; whether a name that overlaps stands in its way; its
-// sockets; its offers; the answers to its claims. To settle again changes nothing.
+// sockets; its offers; the answers to its claims. Settling twice changes nothing.
 func (co *core) settle() {
 	if len(co.touched) == 0 {
 		return
@@ -38,7 +38,7 @@ func (co *core) settle() {
 	co.settled += len(batch)
 }
 
-// shares reports whether a claim of a key, for a group, belongs to who holds the name.
+// shares reports whether a claim of a key, for a group, is of the key or group that holds the name.
 func (h *holding) shares(key KeyID, group string) bool {
 	return key == h.key || group != "" && group == h.group
 }

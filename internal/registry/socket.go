@@ -49,7 +49,7 @@ const (
 	failed // it is tried again
 )
 
-// lookAt has a socket opened or closed if it is not as it should be.
+// lookAt queues the effect that opens or closes a socket, if it is open and should not be or the other way round.
 func (co *core) lookAt(s Socket) {
 	wanted, rec := len(co.wanters[s]) > 0, co.sockets[s]
 	switch {
@@ -137,7 +137,7 @@ func (co *core) bind(s Socket, rec *socket) {
 	co.bound[at] = append(co.bound[at], s)
 }
 
-// unbind says that a socket holds its port no longer. Those that waited for it are looked at.
+// unbind records that a socket has given up its port, and looks at the sockets that waited for it.
 func (co *core) unbind(s Socket, rec *socket) {
 	co.addTaken(rec.key, -1)
 	at := placeOf(grammar.Public(s))
@@ -152,7 +152,7 @@ func (co *core) unbind(s Socket, rec *socket) {
 	}
 }
 
-// opened says what became of an attempt. It reports whether the attempt is the present one.
+// opened takes the result of an attempt. It reports whether the attempt is the present one.
 func (co *core) opened(s Socket, attempt uint64, err error) bool {
 	rec := co.sockets[s]
 	if rec == nil || rec.state != opening || rec.attempt != attempt {
@@ -170,7 +170,7 @@ func (co *core) opened(s Socket, attempt uint64, err error) bool {
 	return true
 }
 
-// closed says that a socket is closed.
+// closed records that a socket is closed.
 func (co *core) closed(s Socket) {
 	if rec := co.sockets[s]; rec != nil && rec.state == closing {
 		delete(co.sockets, s)

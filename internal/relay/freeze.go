@@ -19,17 +19,17 @@ import (
 // ErrOver is what Freeze returns for a pair that has ended, or that never moved: there is nothing to freeze.
 var ErrOver = errors.New("relay: the pair is over")
 
-// ending is what somebody wanted to end a frozen pair with.
+// ending is how a pair was to be ended while it was frozen.
 type ending struct {
 	reason Reason
 	code   wire.Code
 }
 
-// past is a deadline that has passed: whoever waits for the socket stops.
+// past is a deadline that has passed: setting it ends every wait for the socket.
 var past = time.Unix(1, 0)
 
-// Freeze stops the pair between two bytes. When it returns nil, no goroutine, timer or poller touches the socket, and nobody
-// takes from the stream; what arrives there waits. It waits for no peer. If the pair ends meanwhile, it ends as always, and Freeze
+// Freeze stops the pair between two bytes. When it returns nil, no goroutine, timer or poller touches the socket, and
+// nothing is taken from the stream; what arrives there waits. It waits for no peer. If the pair ends meanwhile, it ends as always, and Freeze
 // returns ErrOver.
 func (p *Pair) Freeze() error {
 	life := &p.life
@@ -95,8 +95,8 @@ func (p *Pair) Descriptor() (*os.File, error) {
 	return sys.Duplicate(p.sock.conn)
 }
 
-// GiveAway ends a frozen pair whose socket somebody else has now. The socket is closed and nothing else: options and shutdown act on
-// the connection, whoever calls them. Nobody is told of an end, since there is none.
+// GiveAway ends a frozen pair whose socket another process has now. It only closes the socket here: options and shutdown would act on
+// the connection, which both processes share. No end is reported, since the connection goes on.
 func (p *Pair) GiveAway() {
 	p.life.mu.Lock()
 	defer p.life.mu.Unlock()

@@ -181,7 +181,7 @@ func (p *Pair) End(reason Reason, code wire.Code) {
 	p.finish(reason, true)
 }
 
-// enter announces work that the end of the pair, and who freezes it, wait for. It reports false when there is to be no more.
+// enter announces work for which the end of the pair, and Freeze, wait. It returns false if no more work may begin.
 func (p *Pair) enter() bool {
 	p.life.mu.Lock()
 	defer p.life.mu.Unlock()

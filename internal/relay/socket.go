@@ -247,7 +247,7 @@ func (s *socket) noteWrite() {
 	}
 }
 
-// settle is how long after a write the bytes are taken to be on their way, where nobody tells. In units of stamp.
+// settle is how long after a write its bytes count as not acknowledged where the system does not tell, in units of stamp.
 const settle = 1000
 
 // stamp is the time in milliseconds, which overflows.

@@ -142,7 +142,7 @@ func (p *Pool) Return(u Use, n int) {
 	}
 }
 
-// Await has f called, once, when a descriptor is given back.
+// Await sets f to be called, once, when a descriptor is given back.
 func (p *Pool) Await(f func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

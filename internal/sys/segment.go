@@ -25,8 +25,7 @@ func DialLink(ctx context.Context, from netip.Addr, network, addr string, segmen
 	return c, err
 }
 
-// KeepAlive has the kernel send a probe on an idle connection of the link: the link itself says nothing there. Other connections
-// of the link it watches over itself.
+// KeepAlive has the kernel probe an idle connection of the link. It is for connections on which the link itself sends no PING.
 func KeepAlive(c net.Conn, every time.Duration) {
 	if tcp, ok := c.(*net.TCPConn); ok {
 		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: every, Interval: min(every, 15*time.Second), Count: 4})

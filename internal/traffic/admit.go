@@ -120,8 +120,8 @@ func (a *Admission) await(w *waiter) error {
 	return <-w.answer
 }
 
-// AwaitTurn returns when a user of the account's key would get a place, or may wait for one. It is for whoever accepts connections, when Admit
-// refused one that was to wait: the next one waits in the kernel.
+// AwaitTurn returns when a user of the account's key would get a place, or may wait for one. An accept loop calls it when Admit refused a
+// user who was to wait: the next one waits in the kernel.
 func (c *Conns) AwaitTurn(account *Account) {
 	l := &c.ledger
 	l.mu.Lock()
@@ -172,7 +172,7 @@ func (a *Admission) list() bool {
 	return true
 }
 
-// Finally has f called when the connection is over, whatever became of it. It is for whoever has the admission, once, before Bind.
+// Finally sets f to be called when the connection is over, however it ends. Call it at most once, before Bind.
 func (a *Admission) Finally(f func()) { a.finally = f }
 
 // ID is unique in the process.
@@ -198,13 +198,14 @@ func (a *Admission) Go(f func()) {
 	})
 }
 
-// Hold says that the connection waits for a stream, and returns a context that ends when it should not wait any longer.
+// Hold records that the connection waits for a stream, and returns a context that ends when it should not wait any longer.
 func (a *Admission) Hold() context.Context {
 	a.enterPhase(held)
 	return a.conns.holding
 }
 
-// Dial says that the connection's target is about to be dialled; false: too many are, and it is not. Dialled says that this is over.
+// Dial takes a place for dialling the connection's target. It returns false if too many targets are being dialled: this one must not be.
+// Dialled gives the place back.
 func (a *Admission) Dial() bool {
 	c := a.conns
 	select {
@@ -283,7 +284,8 @@ func (a *Admission) Leave() {
 	}
 }
 
-// Refuse is Leave for a user who was not served. It counts why, and logs msg unless it is empty: at most once a second for each service.
+// Refuse is Leave for a user who was not served. It counts the reason and, unless msg is empty, logs msg, at most once a second for each
+// service.
 func (a *Admission) Refuse(why Refusal, msg string, args ...any) {
 	if !a.depart(bound) {
 		return

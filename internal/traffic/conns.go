@@ -194,7 +194,7 @@ func (l *roster) each(yield func(*Admission) bool) {
 	}
 }
 
-// Shut refuses what arrives from now on, and lets those go who wait for a bridge that is away.
+// Shut refuses connections that arrive from now on, and those that wait for a bridge that is away.
 func (c *Conns) Shut() {
 	l := &c.roster
 	for i := range l.shards {

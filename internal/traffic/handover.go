@@ -8,7 +8,7 @@ import (
 	"reverser/internal/relay"
 )
 
-// Pair returns the pair, for whoever freezes and thaws it; nil for what is none.
+// Pair returns the pair, to freeze and thaw it, or nil if the admission has none.
 func (a *Admission) Pair() *relay.Pair {
 	if !a.isPair() {
 		return nil

@@ -23,15 +23,15 @@ type Strain struct {
 	count uint64    // how many
 }
 
-// strainOver is how long nobody must have been refused, or have to wait, until something is no longer short.
+// strainOver is how long no user must have been refused or made to wait until something is no longer short.
 const strainOver = 10 * time.Second
 
-// NewStrain returns a Strain that nothing was noted of.
+// NewStrain returns a Strain of something that does not run short.
 func NewStrain(log *slog.Logger, describe func() status.Pressure) *Strain {
 	return &Strain{log: log, describe: describe}
 }
 
-// Note says that somebody was refused for want of it, or has to wait.
+// Note records that a user was refused, or has to wait, because it runs short.
 func (s *Strain) Note(why error) {
 	s.mu.Lock()
 	first := s.since.IsZero()

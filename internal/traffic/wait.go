@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// line is who waits for a place at a proxy: a few users with an open socket, and behind them public sockets that take nobody, so that
-// further users wait in the kernel. It is guarded by ledger.mu.
+// line holds the users who wait for a place at a proxy: a few with an open socket, and behind them public sockets that accept no
+// connection, so that further users wait in the kernel. It is guarded by ledger.mu.
 //
 // Keys share the places in line, too: a key may have as many users there as could come behind them. A socket goes on when a user of its
 // key would get a place, or may wait.
@@ -26,7 +26,7 @@ type waiter struct {
 	answer chan error // nil: it has the place
 }
 
-// blocked are the keys with sockets that take nobody at present. It is a heap: the key whose users have the fewest places comes first.
+// blocked are the keys with sockets that accept no connection at present. It is a heap: the key whose users have the fewest places comes first.
 type blocked []*Account
 
 // turns is what a key has in line.
@@ -93,7 +93,7 @@ func (l *ledger) waitLocked(h holder, why error) (*waiter, error) {
 	return w, why
 }
 
-// awaitLocked has wake called when a descriptor is given back. What was given back before counts for whoever looks after this call.
+// awaitLocked arranges that wake is called when a descriptor is given back. For descriptors given back before, look after this call.
 func (l *ledger) awaitLocked() {
 	if p := &l.places; !p.line.awaits {
 		p.line.awaits = true
