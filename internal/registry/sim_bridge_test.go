@@ -94,6 +94,21 @@ func (b *simBridge) target() grammar.Target {
 	return grammar.Target{Network: "tcp", Address: fmt.Sprintf("t:%d", 1+b.pick("target", 3))}
 }
 
+// withdraw is a reload that only takes one service away.
+func (b *simBridge) withdraw(id uint32) {
+	var want []claims.Service
+	for _, i := range b.s.IDs() {
+		if i != id {
+			want = append(want, b.s.Offered(i).Service)
+		}
+	}
+	if len(want) == len(b.s.IDs()) {
+		return // it went before
+	}
+	b.trace("service %d of key %d goes", id, b.key)
+	b.apply(want)
+}
+
 func (b *simBridge) apply(want []claims.Service) {
 	before := make(map[grammar.Public]uint32)
 	for _, id := range b.s.IDs() {

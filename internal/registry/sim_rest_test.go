@@ -14,8 +14,11 @@ import (
 func (w *sim) drain() {
 	w.calm = true
 	for _, p := range w.proxies {
-		if w.pick("roomy", 2) == 0 {
+		switch w.pick("roomy", 4) {
+		case 0, 1:
 			p.room = 1000
+		case 2:
+			p.room = min(p.room, w.pick("room", 10))
 		}
 	}
 	w.trace("to rest")

@@ -46,13 +46,22 @@ var actions = []action{
 			l.learn()
 		}
 	}},
-	{"an OPEN arrives", 24, func(w *sim) { w.link().slot().deliver() }},
+	{"an OPEN arrives", 30, func(w *sim) {
+		if sl := w.flying(); sl != nil {
+			sl.deliver()
+		}
+	}},
 	{"a slot", 4, func(w *sim) { sl := w.link().slot(); sl.down = !sl.down && w.pick("down", 3) == 0 }},
 	{"time", 4, func(w *sim) { w.link().time() }},
 	{"a socket", 10, func(w *sim) { w.proxy().result() }},
-	{"a user comes", 30, func(w *sim) { w.proxy().come() }},
-	{"a user moves", 70, func(w *sim) { w.proxy().move() }},
-	{"a user ends", 12, func(w *sim) { w.proxy().hangUp() }},
+	{"a user comes", 45, func(w *sim) { w.proxy().come() }},
+	{"a user moves", 70, func(w *sim) {
+		p := w.proxy()
+		for n := w.few(); n > 0; n-- {
+			p.move()
+		}
+	}},
+	{"a user ends", 18, func(w *sim) { w.proxy().hangUp() }},
 	{"carriers", 8, func(w *sim) {
 		if l := w.link(); l.id != 0 {
 			l.up = w.pick("up", 4) > 0
@@ -69,6 +78,11 @@ var actions = []action{
 		}
 	}},
 	{"reload of a bridge", 4, func(w *sim) { w.bridge().reload() }},
+	{"a service goes while a user is on the way", 5, func(w *sim) {
+		if sl := w.flying(); sl != nil {
+			sl.l.u.b.withdraw(sl.flight[w.pick("stream", len(sl.flight))].service)
+		}
+	}},
 	{"bad reload of a bridge", 1, func(w *sim) { w.bridge().badReload() }},
 	{"alter", 3, func(w *sim) { w.bridge().alter() }},
 	{"leave", 3, func(w *sim) {
@@ -98,7 +112,7 @@ var actions = []action{
 	}},
 	{"policy", 2, func(w *sim) { w.proxy().configure() }},
 	{"retry", 2, func(w *sim) { w.proxy().retry() }},
-	{"descriptors", 1, func(w *sim) {
+	{"descriptors", 2, func(w *sim) {
 		p := w.proxy()
 		p.room = w.pick("room", 30)
 		w.trace("  room for %d sockets", p.room)
@@ -107,8 +121,8 @@ var actions = []action{
 	{"hand-over of a proxy that is given up", 1, func(w *sim) { w.proxy().giveUpHandover() }},
 	{"hand-over of a bridge", 1, func(w *sim) { w.bridge().handover() }},
 	{"hand-over of a bridge that is given up", 1, func(w *sim) { w.bridge().giveUpHandover() }},
-	{"a bridge lies", 1, func(w *sim) { w.link().lieToProxy() }},
-	{"a proxy lies", 2, func(w *sim) { w.link().lieToBridge() }},
+	{"a bridge lies", 3, func(w *sim) { w.link().lieToProxy() }},
+	{"a proxy lies", 5, func(w *sim) { w.link().lieToBridge() }},
 }
 
 // few is how much is done at once: one thing, or a few.

@@ -88,10 +88,16 @@ func (w *simProxy) hangUp() {
 	w.over(u)
 }
 
-// move lets a user do a step of Take, whose parts others may come in between.
+// move lets a user without a stream do a step of Take, whose parts others may come in between.
 func (w *simProxy) move() {
-	if len(w.users) > 0 {
-		w.step(w.users[w.pick("user", len(w.users))])
+	var moving []*simUser
+	for _, u := range w.users {
+		if u.stream == nil {
+			moving = append(moving, u)
+		}
+	}
+	if len(moving) > 0 {
+		w.step(moving[w.pick("user", len(moving))])
 	}
 }
 

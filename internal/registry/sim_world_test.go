@@ -85,6 +85,24 @@ func (w *sim) link() *simLink {
 	return p.links[w.pick("link", len(p.links))]
 }
 
+// flying returns a slot whose next OPEN can arrive; nil: there is none.
+func (w *sim) flying() *simSlot {
+	var all []*simSlot
+	for _, p := range w.proxies {
+		for _, l := range p.links {
+			for _, sl := range l.slots {
+				if len(sl.flight) > 0 && !sl.down {
+					all = append(all, sl)
+				}
+			}
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return all[w.pick("flying", len(all))]
+}
+
 // simLink is a session. It is the registry's Way.
 type simLink struct {
 	p        *simProxy
