@@ -31,7 +31,7 @@ type uplink struct {
 	carriers map[int]bool // slots that have a connection, but for the control connection
 	remote   net.Addr     // that the control connection reached last
 	problem  error        // why there is no control connection; nil while there is one
-	telling  bool         // somebody sends what claims has to say
+	telling  bool         // a goroutine sends the frames of claims
 	ticking  bool         // tick runs
 }
 
@@ -50,12 +50,12 @@ func (b *Bridge) newUplink(p Proxy) *uplink {
 	return u
 }
 
-// say has a line written that the proxy caused.
+// say queues a log line that the proxy caused.
 func (u *uplink) say(_ *link.Link, level slog.Level, msg string, args ...any) {
 	u.b.say.Say(level, u.proxy, msg, append(args, "proxy", u.proxy)...)
 }
 
-// newDialer makes what keeps the link.
+// newDialer makes the dialer that keeps the link.
 func (u *uplink) newDialer() {
 	b := u.b
 	u.dialer = link.NewDialer(link.DialerConfig{
@@ -93,7 +93,7 @@ func (u *uplink) Attached(l *link.Link, slot int) {
 	case !mine:
 	case slot == 0:
 		u.problem = nil
-		if remote != nil { // else it broke already
+		if remote != nil { // nil: it broke already
 			u.remote = remote
 		}
 		u.claims.Attached()
@@ -128,7 +128,7 @@ func (u *uplink) beginLocked(l *link.Link) bool {
 	return true
 }
 
-// leaveLocked puts the present session beside the one that is to come: its proxy is stopping, or was replaced without a word.
+// leaveLocked moves the present session beside the next one: its proxy is stopping, or was replaced without a GOAWAY.
 func (u *uplink) leaveLocked() {
 	if u.link != nil && u.link.Err() == nil {
 		u.leaving = append(u.leaving, leaving{u.link, u.claims.Leave()})
@@ -148,8 +148,8 @@ func (u *uplink) endLocked() {
 	}
 }
 
-// tell sends what the claims have to say. One goroutine at a time does it, so that frames stay in order; the others leave
-// it what there is.
+// tell sends what the claims have to say. Only one goroutine at a time sends, so that frames stay in order. It also
+// sends what the others bring meanwhile.
 func (u *uplink) tell() {
 	b := u.b
 	b.mu.Lock()
@@ -196,7 +196,7 @@ func (u *uplink) Detached(l *link.Link, slot int, err error) {
 	}
 }
 
-// GoingAway implements link.Owner. What has a connection to the proxy goes on; the link begins a new session beside.
+// GoingAway implements link.Owner. The session continues while it has a connection, and the link begins a new session beside it.
 func (u *uplink) GoingAway(l *link.Link, drain time.Duration) {
 	b := u.b
 	b.mu.Lock()
@@ -256,7 +256,7 @@ func (u *uplink) Message(l *link.Link, f wire.Frame) error {
 	return link.Violation(wire.ErrUnexpected, "%s from a proxy", f.Type)
 }
 
-// heardClaimed takes the proxy's answer to a claim. An error says that the proxy broke the protocol.
+// heardClaimed takes the proxy's answer to a claim. An error means that the proxy broke the protocol.
 func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 	b := u.b
 	b.mu.Lock()
@@ -311,7 +311,7 @@ func (u *uplink) aboutService(h claims.Heard) sayFunc {
 // tickEvery is how often time counts for services that are retired.
 const tickEvery = 5 * time.Second
 
-// heardUnclaimed takes the proxy's answer to UNCLAIM. An error says that the proxy broke the protocol.
+// heardUnclaimed takes the proxy's answer to UNCLAIM. An error means that the proxy broke the protocol.
 func (u *uplink) heardUnclaimed(l *link.Link, id uint32, marks []wire.Mark) error {
 	b := u.b
 	b.mu.Lock()

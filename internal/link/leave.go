@@ -11,12 +11,11 @@ import (
 
 // How a session ends when a process stops, and another one may take over:
 //
-//   - A bridge that stops says GOAWAY and serves on. Its successor begins a session of its own beside, and gets the users from
-//     then on (Host.find). When nothing is left to serve, the bridge says GOAWAY with no time left: no stream is opened any
-//     more, and when those that were under way are over it ends. Where they are not over soon, it says GOAWAY again.
-//   - A proxy that stops frees its ports, says GOAWAY, and ends what it has. No connection can come back to it, so one that
-//     breaks takes its streams along. The bridge begins a session with whoever listens in its place, beside the old one
-//     (Dialer.Run).
+//   - A bridge that stops sends GOAWAY and continues to serve. Its successor begins a session of its own beside it, and gets new
+//     users from then on (Host.find). When nothing is left to serve, the bridge sends GOAWAY with no time left: the proxy opens no
+//     more streams, and the session ends when those under way have ended. If they do not end soon, the bridge sends GOAWAY again.
+//   - A proxy that stops frees its ports, sends GOAWAY, and finishes its streams. A connection that breaks cannot come back, so
+//     its streams are reset. The bridge begins a session with the proxy that listens there next, beside the old one (Dialer.Run).
 type leaving struct {
 	comeBack atomic.Int64  // bridge: when the proxy would like the next session to begin, after its GOAWAY; a time.Duration
 	peer     atomic.Bool   // the peer said that it is stopping
@@ -65,8 +64,8 @@ func (l *Link) goingAway(g wire.GoAway) {
 	}
 }
 
-// Settle waits until the peer knows of the last GOAWAY and everything has arrived that it sent before, at most d. Connections
-// that break are not waited for.
+// Settle waits until the peer knows of the last GOAWAY and everything has arrived that it sent before, at most d. It does
+// not wait for connections that break.
 func (l *Link) Settle(d time.Duration) {
 	late := time.NewTimer(max(d, soonest))
 	defer late.Stop()
@@ -181,8 +180,8 @@ func (l *Link) Reset(code wire.Code) {
 	}
 }
 
-// Flush waits until the peer has everything that streams sent, and a GOAWAY is out, at most d. A slot without a connection
-// is not waited for.
+// Flush waits until the peer has everything that streams sent, and a GOAWAY is out, at most d. It does not wait
+// for a slot without a connection.
 func (l *Link) Flush(d time.Duration) {
 	const step = 5 * time.Millisecond
 	t := time.NewTicker(step)
@@ -199,7 +198,7 @@ func (l *Link) Flush(d time.Duration) {
 func (l *Link) unacked() bool {
 	for _, sl := range l.slots {
 		sl.mu.Lock()
-		if sl.cur == nil { // nobody to wait for
+		if sl.cur == nil { // no peer to wait for
 			sl.mu.Unlock()
 			continue
 		}

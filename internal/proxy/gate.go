@@ -15,8 +15,8 @@ import (
 
 // gate bounds what strangers can take of the link port: places, and the time of processors for handshakes. Its rules are the room's.
 //
-// Connections are accepted as they come, and cost little until their handshake is computed. So the kernel's queue of a busy proxy
-// holds no more than a moment's, and bridges that are known find a place whatever strangers do.
+// Connections are accepted as they come, and cost little until their handshake is computed. So the kernel's accept queue
+// stays short even when the proxy is busy, and bridges from known addresses find a place whatever strangers do.
 type gate struct {
 	about string // what its lines in the log are about
 
@@ -40,7 +40,7 @@ type pass struct {
 	gone  error  // why the gate sent it away
 }
 
-// reportStrangersPer is how often strangers are worth a line.
+// reportStrangersPer is the interval between log lines about strangers.
 const reportStrangersPer = time.Minute
 
 func newGate(descriptors int) *gate {
@@ -85,7 +85,7 @@ func (g *gate) enter(log *slog.Logger, conn net.Conn) *pass {
 	return p
 }
 
-// expelLocked notes that a connection has to go. The caller closes it.
+// expelLocked records that a connection must go. The caller closes it.
 func (g *gate) expelLocked(p *pass, why error) {
 	p.gone = why
 	delete(g.inside, p)
@@ -122,7 +122,7 @@ func (p *pass) heard(hungUp func() bool) error {
 	return nil
 }
 
-// waits gives the turn back while the peer is waited for.
+// waits gives the turn back while the handshake waits for the peer.
 func (p *pass) waits() {
 	p.computed()
 	g := p.gate
@@ -140,7 +140,7 @@ func (p *pass) computed() {
 	}
 }
 
-// nextLocked gives turns to those whose turn it is.
+// nextLocked starts the handshakes that may be computed now.
 func (g *gate) nextLocked() {
 	for at := g.room.next(); at != nil; at = g.room.next() {
 		at.conn.(*pass).turn <- nil
@@ -164,15 +164,15 @@ func (p *pass) leave(proven bool) (why error) {
 	return p.gone
 }
 
-// report logs failed authentications, at most once in reportStrangersPer: the internet scans every port. Who leaves before a
-// hello has said nothing wrong and is neither counted nor worth a line: a scan, a load balancer's check, or an attempt that a
-// bridge gives up because another one was faster.
+// report logs failed authentications, at most once in reportStrangersPer: the internet scans every port. A peer that leaves
+// before its hello is neither counted nor logged: it is a scan, a load balancer's check, or an attempt that a bridge gave up because
+// another one was faster.
 func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
 	if errors.Is(err, auth.ErrHungUp) || errors.Is(err, errGone) {
 		return
 	}
 	g.mu.Lock()
-	if g.closed { // everybody was sent away
+	if g.closed { // all were closed
 		g.mu.Unlock()
 		return
 	}

@@ -43,7 +43,7 @@ type index struct {
 	short   int                 // those of them that wait for descriptors
 }
 
-// todo is what events leave behind.
+// todo is the work that events leave to do.
 type todo struct {
 	touched []*name             // to be settled
 	dirty   []*overlaps         // to be decided anew
@@ -134,7 +134,7 @@ type Answer struct {
 	Text   string         // WhyDenied, WhySocket: more; WhyLimit: the limit
 }
 
-// holding is who has a name: one key, or one group of bridges. Without a cluster it is given to whoever stands first, at once.
+// holding is the key, or the group of bridges, that has a name. Without a cluster, the first in line gets the name at once.
 type holding struct {
 	key     KeyID
 	group   string
@@ -164,7 +164,7 @@ type tenant struct {
 	id       KeyID
 	key      *Key       // of the policy; nil once that has none
 	sessions []*session // oldest first
-	newest   SessionID  // the newest one that was up and has said all its claims; older ones serve nobody any more
+	newest   SessionID  // the newest one that was up and has said all its claims; older ones get no new users
 	order    []*wish    // the names that it wants, by place
 	within   int        // how many of order, from its beginning, the key's limit allows
 	size     int        // of those
@@ -193,7 +193,7 @@ const MaxClaims = 16_384
 // maxOwed bounds the UNCLAIMs of a session that wait for their answer. A bridge may have given back more services than it has.
 const maxOwed = 4 * MaxClaims
 
-// begin makes a session known. One that replaces another of its key inherits what that held.
+// begin adds a session. If it replaces another one of its key, it inherits that one's names.
 func (co *core) begin(b Session) (*session, error) {
 	key := co.policy.keys[b.Key]
 	if key == nil {
@@ -241,7 +241,7 @@ func (co *core) end(id SessionID) {
 	if s == nil {
 		return
 	}
-	for _, c := range slices.Backward(sortedClaims(s)) { // from the end: nobody moves up for a moment
+	for _, c := range slices.Backward(sortedClaims(s)) { // from the end, so that no claim moves up for a moment
 		co.leave(c)
 		delete(s.claims, c.id)
 	}
@@ -415,7 +415,7 @@ func (co *core) configure(p Policy) {
 			r.fit(co.touch)
 		}
 	}
-	slices.SortFunc(again, byPlace) // those who stood in line before others still do
+	slices.SortFunc(again, byPlace) // the order of the line stays
 	for _, c := range again {
 		public, denied := c.public, c.denied
 		if co.policy.judge(c); c.public == public && (c.denied == "") == (denied == "") {
@@ -432,7 +432,7 @@ func (co *core) configure(p Policy) {
 	}
 }
 
-// stop closes every socket. Who was let in is still served.
+// stop closes every socket. Users who were let in are still served.
 func (co *core) stop() {
 	co.stopping = true
 	for _, n := range co.names {

@@ -11,11 +11,11 @@ import (
 type Doer interface {
 	// Room returns how many sockets could be opened now.
 	Room() int
-	// Open begins to open a socket. Registry.Opened says what became of it.
+	// Open begins to open a socket. It calls Registry.Opened with the result, later.
 	Open(s Socket, attempt uint64)
 	// Close closes a socket that is open. When it returns, another one can be opened in its place.
 	Close(s Socket)
-	// Tell answers a CLAIM, or says that the answer is another one now.
+	// Tell answers a CLAIM, or tells the bridge that the answer has changed.
 	Tell(Told)
 	// Unclaimed answers an UNCLAIM. From now on no stream to the claim is opened on the way.
 	Unclaimed(w Way, id uint32)
@@ -38,12 +38,12 @@ type Told struct {
 	News    bool   // it is not what the bridge was told last
 }
 
-// Claimed is the frame that tells it, but for the nonce.
+// Claimed is the frame with the answer, without the nonce.
 func (t Told) Claimed() wire.Claimed {
 	return wire.Claimed{Status: t.Status, Public: t.Public.String(), Text: t.Bridge}
 }
 
-// effect is something to be done. It says where to look: what is right is decided when its turn comes.
+// effect is something to be done. It names a thing, not an action: what to do with it is decided when its turn comes.
 type effect struct {
 	do      func(*core, effect) func(Doer, *Registry) // decides under the lock what to do without it; nil: nothing any more
 	socket  Socket

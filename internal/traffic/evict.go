@@ -85,8 +85,8 @@ func (sh *shard) some(to []*Admission) []*Admission {
 	return to
 }
 
-// replace charges a and gives it the place of v, which is told to go. Until it has, its descriptor is one of those that are kept for
-// this, so no limit is exceeded. It returns false when v has left already, too many others are leaving, or a limit of a's accounts was
+// replace charges a and gives it the place of v, which is told to go. Until v has gone, its descriptor counts as one of those that are
+// kept for this, so no limit is exceeded. It returns false when v has left already, too many others are leaving, or a limit of a's accounts was
 // reached meanwhile.
 func (a *Admission) replace(v *Admission) bool {
 	l := &a.conns.ledger

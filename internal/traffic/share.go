@@ -15,21 +15,21 @@ var (
 	ErrClientShare = errors.New("the client has as many connections as are left for the key's other clients")
 )
 
-// places shares the descriptors for users. A key may have as many as are free: alone it gets half of all, and whoever comes later
-// gets half of the rest. Within that, a client may have as many as its key may still take. So newcomers of the largest are refused
-// first, and whoever has nothing gets in while anything is free (when nothing is: see evict.go). A key that is the only one may have all, as that
-// of a bridge.
+// places shares the descriptors for users. A key may have as many as are free: the first key gets half of all, and a later
+// one half of the rest. Within that, a client may have as many as its key may still take. So newcomers of the largest key or client are
+// refused first, and the first user of a key gets in while anything is free (evict.go: when nothing is). A single key, as at a bridge, may
+// have all.
 //
 // It is guarded by ledger.mu. Each operation costs the same however many keys, clients and connections there are.
 type places struct {
 	pool  *sys.Pool
 	most  int  // at once, also if the pool has more
-	byKey bool // keys share
-	alone bool // there is one key, which need not
+	byKey bool // keys share the places
+	alone bool // there is one key, which may have all
 
 	used    int
 	holders map[holder]int      // how many each has
-	leaving map[*Admission]bool // whose places others have, and who are about to go; at most yields
+	leaving map[*Admission]bool // that were told to go, and whose places other users have already; at most yields
 	yields  int                 // their descriptors are not in the pool
 	line    line
 }
