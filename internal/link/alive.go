@@ -198,7 +198,7 @@ func (c *carrier) checkLocked() (silent bool) {
 	sl := c.slot
 	now, heard, write := sl.link.now(), time.Duration(c.lastRead.Load()), time.Duration(c.writing.Load())
 	ask := c.askAfter(heard)
-	due := heard + min(ask, never-heard)
+	due := heard + min(ask, never-max(heard, 0))
 	if c.sentAt > heard {
 		due = min(due, c.sentAt+pingUsed)
 	}
@@ -211,6 +211,7 @@ func (c *carrier) checkLocked() (silent bool) {
 	}
 	if (now >= due || c.unanswered()) && now-c.pingedAt >= again {
 		c.ping(now)
+		heard = time.Duration(c.lastRead.Load()) // the answer may be there already
 	}
 	c.restWhenIdle(now)
 	if now-max(c.streamsAt, c.sentAt, sl.since) >= pingUsed {
@@ -270,18 +271,19 @@ func (c *carrier) askAfter(heard time.Duration) time.Duration {
 
 // deadAt is when the connection is given up if nothing is read any more. slot.mu is held.
 func (c *carrier) deadAt(heard, ask time.Duration) time.Duration {
+	unanswered := c.askedAt > heard // by what heard is: more may be read at any time
 	patience := max(deadAfter, 8*c.slot.core.rtt)
 	switch {
-	case c.unanswered() && c.prompted == c.askedAt:
+	case unanswered && c.prompted == c.askedAt:
 		// The peer may find out only by its own next question, on the control connection. Until then users are held.
 		return c.askedAt + patience + c.slot.link.upkeep.interval()
-	case ask == never && c.unanswered():
+	case ask == never && unanswered:
 		return c.askedAt + patience
 	case ask == never:
 		return never
 	}
 	dead := heard + max(patience, ask+deadAfter-pingAfter)
-	if c.unanswered() { // it may have been asked late: ask is shorter when users come to an idle link
+	if unanswered { // it may have been asked late: ask is shorter when users come to an idle link
 		dead = max(dead, c.askedAt+deadAfter-pingAfter)
 	}
 	return dead

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -527,4 +528,49 @@ func TestPing(t *testing.T) {
 			t.Errorf("Ping of a connection that breaks = %t after %s; want false at once", alive, took)
 		}
 	})
+}
+
+// TestAnAnswerWhileItIsAsked: a connection whose answer arrives before its question is out of hand is alive, however long it was silent
+// before: a check that asks late must not go by what was heard until then. Whether the answer is so quick is up to the scheduler, so it
+// is tried often.
+func TestAnAnswerWhileItIsAsked(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorldOn(t, 0, 0, ln, func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", ln.Addr().String())
+	})
+	defer w.close()
+	sl := w.br.session().slots[0]
+	quick := 0
+	for range 2000 {
+		sl.mu.Lock()
+		c := sl.cur
+		if c == nil {
+			t.Fatal("the connection was given up though it had answered")
+		}
+		c.dismissWriter()
+		if c.writer == absent {
+			const silence = 25 * time.Second
+			since := sl.link.now() - silence
+			c.lastRead.Store(int64(since))
+			c.streamsAt, c.askedAt, c.pingedAt, c.sentAt, c.suspectSince = since, since, since, since, 0
+			c.checkLocked()
+			if time.Duration(c.lastRead.Load()) > since {
+				quick++
+			}
+			if sl.cur != c {
+				t.Errorf("the connection was given up though it had answered (%d answers were so quick)", quick)
+			}
+		}
+		failed := t.Failed()
+		sl.mu.Unlock()
+		if failed {
+			return
+		}
+		runtime.Gosched()
+	}
+	t.Logf("%d answers were quick", quick)
 }
