@@ -174,3 +174,22 @@ func Protect(path string, also ...Grant) error {
 	}
 	return nil
 }
+
+// Owned reports whether a file or directory is this user's, the administrators' or the system's: its owner may always open it. owner is
+// the SID.
+func Owned(path string) (mine bool, owner string, err error) {
+	sd, err := windows.GetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION)
+	if err != nil {
+		return false, "", fmt.Errorf("ask who owns %s: %w", path, err)
+	}
+	sid, _, err := sd.Owner()
+	if err != nil {
+		return false, "", fmt.Errorf("ask who owns %s: %w", path, err)
+	}
+	id, err := me()
+	if err != nil {
+		return false, "", err
+	}
+	mine = sid.String() == id || sid.IsWellKnown(windows.WinLocalSystemSid) || sid.IsWellKnown(windows.WinBuiltinAdministratorsSid)
+	return mine, sid.String(), nil
+}

@@ -20,6 +20,7 @@ func New() Manager {
 		programs: knownFolder(windows.FOLDERID_ProgramFiles, `C:\Program Files`),
 		data:     knownFolder(windows.FOLDERID_ProgramData, `C:\ProgramData`),
 		protect:  protect,
+		owned:    owned,
 	}
 }
 

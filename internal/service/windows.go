@@ -29,6 +29,9 @@ type windowsServices struct {
 	data     string // the directory for what belongs to no user
 	// protect closes a file or directory to all but the system, administrators and one account.
 	protect func(path string, account string, full bool) error
+	// owned returns an error when somebody else than the system, an administrator or this user made a file or directory: whoever
+	// made it may open it again.
+	owned func(path string) error
 }
 
 // scm is the service control manager.
@@ -353,14 +356,20 @@ func (m *windowsServices) sweep() {
 // makeDirs makes the state directory and the file of the token.
 func (m *windowsServices) makeDirs(s Spec, account string, undo *undoing) error {
 	home, state := m.home(), m.stateOf(s)
+	// Everybody may make directories where home is.
+	for _, dir := range []string{home, state} {
+		if err := m.owned(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	if _, err := os.Stat(home); errors.Is(err, fs.ErrNotExist) {
 		if err := undo.mkdir(home); err != nil {
 			return err
 		}
-		// Before anything is in it.
-		if err := m.protect(home, "", true); err != nil {
-			return fmt.Errorf("close %s to other users: %w", home, err)
-		}
+	}
+	// Before anything is in it.
+	if err := m.protect(home, "", true); err != nil {
+		return fmt.Errorf("close %s to other users: %w", home, err)
 	}
 	if _, err := os.Stat(state); errors.Is(err, fs.ErrNotExist) {
 		if err := undo.mkdir(filepath.Dir(state)); err != nil {

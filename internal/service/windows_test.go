@@ -167,6 +167,9 @@ func newWorld(t *testing.T) *world {
 			}
 			w.open[path] = fmt.Sprint(account, " ", full)
 			return nil
+		}, owned: func(path string) error {
+			_, err := os.Stat(path)
+			return err
 		}}
 	return w
 }
@@ -284,6 +287,9 @@ func TestWindowsGoesOn(t *testing.T) {
 		{name: "no access lists", change: func(w *world, _ *Spec) {
 			w.m.protect = func(string, string, bool) error { return errors.New("a FAT disk") }
 		}, err: "a FAT disk"},
+		{name: "a directory of somebody else", change: func(w *world, _ *Spec) {
+			w.m.owned = func(path string) error { return fmt.Errorf("%s was made by somebody else", path) }
+		}, err: "was made by somebody else"},
 	} {
 		for _, before := range []string{"nothing", "running", "stopped"} {
 			t.Run(c.name+", "+before, func(t *testing.T) {
