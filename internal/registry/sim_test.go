@@ -46,13 +46,13 @@ var actions = []action{
 			l.learn()
 		}
 	}},
-	{"an OPEN arrives", 30, func(w *sim) {
+	{"an OPEN arrives", 22, func(w *sim) {
 		if sl := w.flying(); sl != nil {
 			sl.deliver()
 		}
 	}},
-	{"a slot", 4, func(w *sim) { sl := w.link().slot(); sl.down = !sl.down && w.pick("down", 3) == 0 }},
-	{"time", 4, func(w *sim) { w.link().time() }},
+	{"a slot", 8, func(w *sim) { sl := w.link().slot(); sl.down = !sl.down && w.pick("down", 3) == 0 }},
+	{"time", 8, func(w *sim) { w.link().time() }},
 	{"a socket", 10, func(w *sim) { w.proxy().result() }},
 	{"a user comes", 45, func(w *sim) { w.proxy().come() }},
 	{"a user moves", 70, func(w *sim) {
@@ -78,7 +78,7 @@ var actions = []action{
 		}
 	}},
 	{"reload of a bridge", 4, func(w *sim) { w.bridge().reload() }},
-	{"a service goes while a user is on the way", 5, func(w *sim) {
+	{"a service goes while a user is on the way", 4, func(w *sim) {
 		if sl := w.flying(); sl != nil {
 			sl.l.u.b.withdraw(sl.flight[w.pick("stream", len(sl.flight))].service)
 		}
