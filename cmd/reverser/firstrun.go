@@ -136,7 +136,7 @@ func (f *firstRun) ask() (args config.BridgeArgs, err error) {
 		}
 		break
 	}
-	// It is one that LooksToken: whether it is whole, ParseToken says.
+	// LooksToken accepted it; ParseToken reports whether it is complete.
 	tok, err := grammar.ParseToken(args.Token)
 	if err != nil {
 		f.print(fmt.Sprintf(f.say.fails, err))

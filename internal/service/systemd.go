@@ -76,7 +76,7 @@ func (m *systemd) unit(s Spec) (string, error) {
 	line("# Made by `reverser service install %s`, which --replace makes anew. For changes of your own: systemctl edit %s", s.Role, unitFile(s.Role))
 	line("[Unit]")
 	line("Description=%s", describe(s.Role))
-	line("# The network need not be up: the service waits for it by itself. It is up for as long as the service has connections to finish.")
+	line("# The network need not be up: the service waits for it by itself. After= also orders the stop: the network stays up until the service has finished its connections.")
 	line("After=network.target")
 	line("StartLimitIntervalSec=0")
 	line("")
