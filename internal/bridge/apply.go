@@ -42,6 +42,8 @@ type Applied struct {
 func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
 	b.mu.Lock()
 	ids, err := b.services.Apply(s.Services)
+	// Now, before the proxies hear of it: when they have answered, a service may be forgotten while its connections go on.
+	gone := b.removedLocked(ids)
 	if err == nil {
 		b.drainTime = s.drain()
 		b.targets.SetSources(s.Sources)
@@ -55,8 +57,8 @@ func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
 	for _, u := range b.uplinks {
 		u.tell()
 	}
-	if r := b.removed(ids); len(r.names) > 0 {
-		timer := time.AfterFunc(s.drain(), func() { b.end(r) })
+	if len(gone.names) > 0 {
+		timer := time.AfterFunc(s.drain(), func() { b.end(gone) })
 		context.AfterFunc(b.ctx, func() { timer.Stop() })
 	}
 	return Applied{b, ids}, nil
@@ -68,11 +70,9 @@ type removal struct {
 	newest uint64                    // connection at the time
 }
 
-// removed returns the services among ids that are not offered any more.
-func (b *Bridge) removed(ids []uint32) removal {
+// removedLocked returns the services among ids that are not offered any more.
+func (b *Bridge) removedLocked(ids []uint32) removal {
 	r := removal{names: make(map[string]grammar.Public), newest: b.conns.Newest()}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	for _, id := range ids {
 		for _, u := range b.uplinks {
 			if old, public := u.claims.Retired(id); old != nil {

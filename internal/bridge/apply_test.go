@@ -219,7 +219,9 @@ func TestRemovedServiceHasItsTime(t *testing.T) {
 
 	// A service that is back when the time is over keeps its new connections.
 	ids := b.apply(t).ids
-	removed := b.removed(ids)
+	b.mu.Lock()
+	removed := b.removedLocked(ids)
+	b.mu.Unlock()
 	if left := b.apply(t, nine).Wait(t.Context()); left != nil {
 		t.Errorf("not confirmed: %q", left)
 	}
