@@ -20,9 +20,7 @@ be refused, 2.`,
 		Args:    takes("reverser check proxy.toml", "FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			role, warnings, err := config.Check(args[0], trusted...)
-			for _, w := range warnings {
-				fmt.Fprintf(c.stderr, "warning: %s\n", w)
-			}
+			c.printWarnings(warnings)
 			if err != nil {
 				return usage(err)
 			}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -208,9 +207,7 @@ func (c *cli) keyList(ctx context.Context, at stateDir, asJSON bool) error {
 		if keys == nil {
 			keys = []admin.KeyInfo{}
 		}
-		enc := json.NewEncoder(c.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(keys)
+		return c.printJSON(keys)
 	}
 	if len(keys) == 0 {
 		fmt.Fprintln(c.stderr, "no keys: `reverser key add NAME --allow tcp/9000` makes one")

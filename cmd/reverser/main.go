@@ -7,6 +7,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -302,3 +303,10 @@ var negative = regexp.MustCompile(`^unknown shorthand flag: '[0-9]' in (-[0-9]+)
 // redact is the last guard: whoever quotes an argument in an error must not
 // thereby print a token.
 func redact(s string) string { return tokenPattern.ReplaceAllString(s, "rv1_…") }
+
+// printJSON prints what --json asks for.
+func (c *cli) printJSON(v any) error {
+	enc := json.NewEncoder(c.stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

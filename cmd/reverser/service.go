@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -46,6 +45,17 @@ func (c *cli) services() (service.Manager, error) {
 			hint: "have the system's own one run `reverser proxy` or `reverser bridge`"}
 	}
 	return c.manager, nil
+}
+
+// withServices is what a command does that asks the service manager.
+func (c *cli) withServices(f func(ctx context.Context, m service.Manager, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		m, err := c.services()
+		if err != nil {
+			return err
+		}
+		return f(cmd.Context(), m, args)
+	}
 }
 
 // serviceError gives an error of a service manager its exit code and hint.
@@ -95,12 +105,8 @@ with the same tokens. --purge removes that too.`,
 		Example:   `  sudo reverser service uninstall bridge`,
 		Args:      takesRole(false),
 		ValidArgs: roles,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := c.services()
-			if err != nil {
-				return err
-			}
-			kept, err := m.Uninstall(cmd.Context(), args[0], purge)
+		RunE: c.withServices(func(ctx context.Context, m service.Manager, args []string) error {
+			kept, err := m.Uninstall(ctx, args[0], purge)
 			if err != nil {
 				return serviceError(err)
 			}
@@ -109,7 +115,7 @@ with the same tokens. --purge removes that too.`,
 				fmt.Fprintf(c.stdout, "kept: %s\n", path)
 			}
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&purge, "purge", false, "remove the state directory as well: a proxy's identity and keys are gone then")
 	return cmd
@@ -122,16 +128,12 @@ func (c *cli) serviceStartCommand() *cobra.Command {
 		Example:   `  sudo reverser service start bridge`,
 		Args:      takesRole(false),
 		ValidArgs: roles,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := c.services()
-			if err != nil {
-				return err
-			}
-			if err := m.Start(cmd.Context(), args[0]); err != nil {
+		RunE: c.withServices(func(ctx context.Context, m service.Manager, args []string) error {
+			if err := m.Start(ctx, args[0]); err != nil {
 				return serviceError(err)
 			}
-			return c.printServiceState(cmd.Context(), m, args[0])
-		},
+			return c.printServiceState(ctx, m, args[0])
+		}),
 	}
 }
 
@@ -144,17 +146,13 @@ connections finish first, as --drain says.`,
 		Example:   `  sudo reverser service stop bridge`,
 		Args:      takesRole(false),
 		ValidArgs: roles,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := c.services()
-			if err != nil {
-				return err
-			}
-			if err := m.Stop(cmd.Context(), args[0]); err != nil {
+		RunE: c.withServices(func(ctx context.Context, m service.Manager, args []string) error {
+			if err := m.Stop(ctx, args[0]); err != nil {
 				return serviceError(err)
 			}
 			fmt.Fprintf(c.stdout, "%s is stopped\n", service.UnitName(args[0]))
 			return nil
-		},
+		}),
 	}
 }
 
@@ -171,13 +169,9 @@ that are installed.`,
   reverser service status bridge --json`,
 		Args:      takesRole(true),
 		ValidArgs: roles,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := c.services()
-			if err != nil {
-				return err
-			}
-			return c.serviceStatus(cmd.Context(), m, args, asJSON)
-		},
+		RunE: c.withServices(func(ctx context.Context, m service.Manager, args []string) error {
+			return c.serviceStatus(ctx, m, args, asJSON)
+		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
@@ -221,9 +215,7 @@ func (c *cli) serviceStatus(ctx context.Context, m service.Manager, asked []stri
 		}
 	}
 	if asJSON {
-		enc := json.NewEncoder(c.stdout)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(list); err != nil {
+		if err := c.printJSON(list); err != nil {
 			return err
 		}
 	}

@@ -1,11 +1,11 @@
 package entrance
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"reverser/internal/grammar"
@@ -41,7 +41,7 @@ func ReadHello(conn net.Conn) (*Hello, error) {
 	err := tls.Server(l, &tls.Config{GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
 		h = &Hello{Name: info.ServerName, ALPN: info.SupportedProtos}
 		return nil, stop
-	}}).HandshakeContext(context.Background())
+	}}).Handshake()
 	switch {
 	case h == nil && l.failed != nil:
 		return nil, l.failed
@@ -72,11 +72,7 @@ func (l *listening) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (l *listening) Write(b []byte) (int, error)        { return len(b), nil }
-func (l *listening) Close() error                       { return nil }
-func (l *listening) SetDeadline(time.Time) error        { return nil }
-func (l *listening) SetReadDeadline(t time.Time) error  { return nil }
-func (l *listening) SetWriteDeadline(t time.Time) error { return nil }
+func (l *listening) Write(b []byte) (int, error) { return len(b), nil }
 
 // Unrecognized is the alert for a client whose name nobody serves (RFC 6066, section 3): fatal, unrecognized_name.
 var Unrecognized = []byte{21, 3, 3, 0, 2, 2, 112}
@@ -84,15 +80,12 @@ var Unrecognized = []byte{21, 3, 3, 0, 2, 2, 112}
 // Names returns the names of a kind that stand for a host, the most specific one first. There is none for what is no host name.
 func Names(kind grammar.Kind, host string) []grammar.Public {
 	exact, err := grammar.ParsePublic(string(kind) + "/" + host)
-	if err != nil || exact.Host == "*" || len(exact.Host) > 1 && exact.Host[0] == '*' {
+	if err != nil || strings.HasPrefix(exact.Host, "*") {
 		return nil
 	}
 	names := []grammar.Public{exact}
-	for i := range exact.Host {
-		if exact.Host[i] == '.' {
-			names = append(names, grammar.Public{Kind: kind, Host: "*" + exact.Host[i:]})
-			break
-		}
+	if _, rest, ok := strings.Cut(exact.Host, "."); ok {
+		names = append(names, grammar.Public{Kind: kind, Host: "*." + rest})
 	}
 	return append(names, grammar.Public{Kind: kind, Host: "*"})
 }

@@ -16,23 +16,30 @@ import (
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
 	pool := p.port.descriptors
-	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, sys.ForLinks, p.port.short), p.log, func(conn net.Conn) {
-		pass := p.port.gate.enter(p.log, conn)
-		if pass == nil {
+	p.acceptThrough(p.port.gate, ln, sys.ForLinks, func(conn net.Conn, pass *pass) {
+		serve := p.attachLink(conn, pass)
+		if serve == nil {
 			pool.Give(sys.ForLinks)
 			return
 		}
 		p.wg.Go(func() {
-			serve := p.attachLink(conn, pass)
-			if serve == nil {
-				pool.Give(sys.ForLinks)
-				return
-			}
-			p.wg.Go(func() {
-				defer pool.Give(sys.ForLinks)
-				serve()
-			})
+			defer pool.Give(sys.ForLinks)
+			serve()
 		})
+	})
+}
+
+// acceptThrough calls begin for each connection that a gate lets in, in a goroutine of its own, which has a descriptor of the use to give
+// back.
+func (p *Proxy) acceptThrough(g *gate, ln net.Listener, use sys.Use, begin func(net.Conn, *pass)) {
+	pool := p.port.descriptors
+	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, use, p.port.short), p.log, func(conn net.Conn) {
+		pass := g.enter(p.log, conn)
+		if pass == nil {
+			pool.Give(use)
+			return
+		}
+		p.wg.Go(func() { begin(conn, pass) })
 	})
 }
 

@@ -35,29 +35,21 @@ func (p *Proxy) listenNames(lc net.ListenConfig) (err error) {
 // acceptNames accepts users, who say the name of their service first. Until then, each takes a descriptor for users and a place at the
 // gate, which closes silent connections when others come.
 func (p *Proxy) acceptNames(ln net.Listener) {
-	pool := p.port.descriptors
-	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, sys.ForUsers, p.port.short), p.log, func(conn net.Conn) {
-		pass := p.names.gate.enter(p.log, conn)
-		if pass == nil {
-			pool.Give(sys.ForUsers)
+	p.acceptThrough(p.names.gate, ln, sys.ForUsers, func(conn net.Conn, pass *pass) {
+		defer p.port.descriptors.Give(sys.ForUsers) // behind its admission, which takes one of its own
+		hello, err := entrance.ReadHello(conn)
+		if gone := pass.leave(false); gone != nil {
+			conn.Close()
 			return
 		}
-		p.wg.Go(func() {
-			defer pool.Give(sys.ForUsers) // behind its admission, which takes one of its own
-			hello, err := entrance.ReadHello(conn)
-			if gone := pass.leave(false); gone != nil {
-				conn.Close()
-				return
+		if err != nil {
+			traffic.Reset(conn)
+			if errors.Is(err, entrance.ErrNoHello) || errors.Is(err, os.ErrDeadlineExceeded) { // else it was a scan or a balancer's check
+				p.names.gate.report(p.log, conn.RemoteAddr(), err)
 			}
-			if err != nil {
-				traffic.Reset(conn)
-				if errors.Is(err, entrance.ErrNoHello) || errors.Is(err, os.ErrDeadlineExceeded) { // else it was a scan or a balancer's check
-					p.names.gate.report(p.log, conn.RemoteAddr(), err)
-				}
-				return
-			}
-			p.greeted(conn, hello)
-		})
+			return
+		}
+		p.greeted(conn, hello)
 	})
 }
 

@@ -126,27 +126,15 @@ func (m *launchd) Install(ctx context.Context, s Spec, replace bool) (err error)
 	ran := m.loaded(ctx, s.Role)
 
 	var undo undoing
-	defer func() {
-		if err != nil {
-			if failed := undo.all(); failed != nil {
-				err = errors.Join(err, failed)
-			}
-		}
-	}()
+	defer undo.unless(&err)
 	for _, dir := range []string{daemonDir, supportDir} {
 		if err := undo.mkdir(m.path(dir)); err != nil {
 			return err
 		}
 	}
 	state := m.path(m.stateOf(s))
-	if _, err := os.Stat(state); errors.Is(err, fs.ErrNotExist) {
-		if err := undo.mkdir(filepath.Dir(state)); err != nil {
-			return err
-		}
-		undo.add(func() error { return os.RemoveAll(state) })
-		if err := os.Mkdir(state, 0o700); err != nil {
-			return err
-		}
+	if err := undo.mkdirState(state); err != nil {
+		return err
 	}
 	if s.Prepare != nil {
 		if err := s.Prepare(state); err != nil {

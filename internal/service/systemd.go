@@ -192,13 +192,7 @@ func (m *systemd) Install(ctx context.Context, s Spec, replace bool) (err error)
 	}
 
 	var undo undoing
-	defer func() {
-		if err != nil {
-			if failed := undo.all(); failed != nil {
-				err = errors.Join(err, failed)
-			}
-		}
-	}()
+	defer undo.unless(&err)
 	ran := before["ActiveState"] == "active" || before["ActiveState"] == "activating" || before["ActiveState"] == "reloading"
 	undo.add(func() error { return m.settleBack(s.Role, ours, ran) })
 	for _, dir := range []string{unitDir, configDir} {

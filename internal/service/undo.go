@@ -26,6 +26,28 @@ func (u *undoing) all() (err error) {
 	return nil
 }
 
+// unless takes everything back if err is not nil, and adds to it what could not be.
+func (u *undoing) unless(err *error) {
+	if *err == nil {
+		return
+	}
+	if failed := u.all(); failed != nil {
+		*err = errors.Join(*err, failed)
+	}
+}
+
+// mkdirState makes a state directory, with what is above it, if there is none.
+func (u *undoing) mkdirState(path string) error {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := u.mkdir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	u.add(func() error { return os.RemoveAll(path) })
+	return os.Mkdir(path, 0o700)
+}
+
 // mkdir makes a directory that everybody may look into, if there is none.
 func (u *undoing) mkdir(path string) error {
 	if _, err := os.Stat(path); err == nil {

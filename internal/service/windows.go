@@ -204,13 +204,7 @@ func (m *windowsServices) Install(ctx context.Context, s Spec, replace bool) (er
 	}
 
 	var undo undoing
-	defer func() {
-		if err != nil {
-			if failed := undo.all(); failed != nil {
-				err = errors.Join(err, failed)
-			}
-		}
-	}()
+	defer undo.unless(&err)
 	if existed && ran {
 		undo.add(func() error { return m.startAndWait(context.Background(), s.Role) }) // the last step, when all is as it was
 	}
@@ -362,23 +356,15 @@ func (m *windowsServices) makeDirs(s Spec, account string, undo *undoing) error 
 			return err
 		}
 	}
-	if _, err := os.Stat(home); errors.Is(err, fs.ErrNotExist) {
-		if err := undo.mkdir(home); err != nil {
-			return err
-		}
+	if err := undo.mkdir(home); err != nil {
+		return err
 	}
 	// Before anything is in it.
 	if err := m.protect(home, "", true); err != nil {
 		return fmt.Errorf("close %s to other users: %w", home, err)
 	}
-	if _, err := os.Stat(state); errors.Is(err, fs.ErrNotExist) {
-		if err := undo.mkdir(filepath.Dir(state)); err != nil {
-			return err
-		}
-		undo.add(func() error { return os.RemoveAll(state) })
-		if err := os.Mkdir(state, 0o700); err != nil {
-			return err
-		}
+	if err := undo.mkdirState(state); err != nil {
+		return err
 	}
 	if err := m.protect(state, account, true); err != nil {
 		return fmt.Errorf("close %s to other users: %w", state, err)
