@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"reverser/internal/access"
 	"reverser/internal/config"
 	"reverser/internal/export"
 	"reverser/internal/service"
@@ -373,7 +372,7 @@ func checkNew(path string, force bool) error {
 // writeNew makes a file that nobody else can read: whole, and on the disk, or not at all. Without force it replaces none.
 func writeNew(path string, data []byte, force bool) error {
 	if force {
-		return writeWhole(path, data)
+		return access.WriteFile(path, data, 0o600)
 	}
 	// Whoever has the name has it now. The empty file is replaced by the whole one.
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -381,44 +380,9 @@ func writeNew(path string, data []byte, force bool) error {
 		return err
 	}
 	f.Close()
-	if err := writeWhole(path, data); err != nil {
+	if err := access.WriteFile(path, data, 0o600); err != nil {
 		os.Remove(path)
 		return err
-	}
-	return nil
-}
-
-// writeWhole puts a file in place of what has the name.
-func writeWhole(path string, data []byte) (err error) {
-	var random [6]byte
-	rand.Read(random[:])
-	dir, name := filepath.Split(path)
-	tmp := filepath.Join(dir, "."+name+"."+hex.EncodeToString(random[:]))
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close() // a second Close does no harm
-			os.Remove(tmp)
-		}
-	}()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	if d, err := os.Open(filepath.Join(dir, ".")); err == nil {
-		d.Sync() // some systems cannot; the name is then as durable as they make it
-		d.Close()
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"reverser/internal/access"
 )
 
 // undoing remembers how to take back what an installation has done so far.
@@ -86,38 +88,11 @@ func (u *undoing) replace(path, text string, mode fs.FileMode) error {
 		if err != nil {
 			return err
 		}
-		u.add(func() error { return writeFile(path, string(old), info.Mode().Perm()) })
+		u.add(func() error { return access.WriteFile(path, old, info.Mode().Perm()) })
 	}
-	if err := writeFile(path, text, mode); err != nil {
+	if err := access.WriteFile(path, []byte(text), mode); err != nil {
 		u.steps = u.steps[:len(u.steps)-1]
 		return err
 	}
 	return nil
-}
-
-// writeFile replaces a file so that nobody ever sees half of it, nor a secret with another mode.
-func writeFile(path, text string, mode fs.FileMode) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close() // a second Close does no harm
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err := f.WriteString(text); err != nil {
-		return err
-	}
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
