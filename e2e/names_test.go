@@ -70,35 +70,12 @@ func TestTLSNames(t *testing.T) {
 			t.Fatal(err)
 		}
 		sums[host] = randomFile(t, filepath.Join(www, "big"), 8<<20)
-		asUser := ""
-		if os.Getuid() == 0 {
-			asUser = "user root;" // the workers must reach our temporary directory
-		}
-		conf := filepath.Join(dir, host+".conf")
-		if err := os.WriteFile(conf, fmt.Appendf(nil, `%[1]s
-daemon off;
-worker_processes 1;
-pid %[2]s/nginx.pid;
-error_log stderr;
-events { worker_connections 64; }
-http {
-	access_log off;
-	client_body_temp_path %[2]s/body; proxy_temp_path %[2]s/proxy; fastcgi_temp_path %[2]s/fastcgi; uwsgi_temp_path %[2]s/uwsgi; scgi_temp_path %[2]s/scgi;
-	server {
-		listen 127.0.0.1:%[3]d ssl http2;
-		ssl_certificate %[4]s;
-		ssl_certificate_key %[5]s;
-		root %[2]s;
-	}
-}
-`, asUser, www, port, cert, key), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		start(t, "nginx", nginx.path(t), nil, "-c", conf, "-p", www, "-e", "stderr")
-		eventually(t, "nginx answers", func() bool {
-			c, err := os.ReadFile(filepath.Join(www, "nginx.pid"))
-			return err == nil && len(c) > 0
-		})
+		startNginx(t, www, fmt.Sprintf(`
+		listen 127.0.0.1:%d ssl http2;
+		ssl_certificate %s;
+		ssl_certificate_key %s;
+		root %s;
+`, port, cert, key, www))
 		exposes, services = append(exposes, fmt.Sprintf("tls/%s=%d", host, port)), append(services, "tls/"+host)
 	}
 	b := startBridge(t, token, append(exposes, "--proxy", loopback(p.link))...)

@@ -65,14 +65,9 @@ func sumOfFile(t *testing.T, path string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-func TestNginxAndCurl(t *testing.T) {
-	t.Parallel()
-	need(t, nginx, curl)
-	dir, port := t.TempDir(), freePort(t)
-	www := filepath.Join(dir, "www")
-	if err := os.Mkdir(www, 0o755); err != nil {
-		t.Fatal(err)
-	}
+// startNginx starts nginx with one server, whose files of its own are in dir, and waits until it listens.
+func startNginx(t *testing.T, dir, server string) {
+	t.Helper()
 	asUser := ""
 	if os.Getuid() == 0 {
 		asUser = "user root;" // the workers must reach our temporary directory
@@ -92,13 +87,9 @@ http {
 	uwsgi_temp_path %[2]s/uwsgi;
 	scgi_temp_path %[2]s/scgi;
 	client_max_body_size 0;
-	server {
-		listen 127.0.0.1:%[3]d;
-		root %[2]s/www;
-		location / { dav_methods PUT; }
-	}
+	server {%[3]s}
 }
-`, asUser, dir, port), 0o644)
+`, asUser, dir, server), 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,6 +98,21 @@ http {
 		c, err := os.ReadFile(filepath.Join(dir, "nginx.pid"))
 		return err == nil && len(c) > 0
 	})
+}
+
+func TestNginxAndCurl(t *testing.T) {
+	t.Parallel()
+	need(t, nginx, curl)
+	dir, port := t.TempDir(), freePort(t)
+	www := filepath.Join(dir, "www")
+	if err := os.Mkdir(www, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	startNginx(t, dir, fmt.Sprintf(`
+		listen 127.0.0.1:%d;
+		root %s/www;
+		location / { dav_methods PUT; }
+`, port, dir))
 	tun := startTunnel(t, strconv.Itoa(port))
 	url := "http://" + tun.addr()
 	fetch := func(args ...string) string {
