@@ -117,7 +117,7 @@ func (b bridgeRole) Apply(ctx context.Context, set config.Settings) (func(contex
 func bridgeSettings(set config.Settings) bridge.Settings {
 	services := make([]bridge.Service, 0, len(set.Bridge.Services))
 	for _, e := range set.Bridge.Services {
-		services = append(services, bridge.Service{Public: e.Public, Target: e.Target})
+		services = append(services, bridge.Service{Public: e.Public, Target: e.Target, Options: e.Options})
 	}
 	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, NoPairs: set.NoPairs, Drain: set.Drain}
 }

@@ -6,6 +6,7 @@
 package claims
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -45,8 +46,9 @@ type Services struct {
 
 // Service is one thing that a bridge is to offer.
 type Service struct {
-	Public grammar.Public
-	Target grammar.Target
+	Public  grammar.Public
+	Target  grammar.Target
+	Options grammar.Options
 	// Handle, when set, takes the connections in place of Target. It is called in a goroutine of its own and closes the
 	// connection.
 	Handle func(net.Conn)
@@ -65,6 +67,7 @@ func (s Service) TargetName() string {
 type Offered struct {
 	ID uint32
 	Service
+	options []byte // what its claim says of Service.Options
 }
 
 // Link is what one proxy knows of the services: what it was told, what it answered, and what it has to give back.
@@ -145,7 +148,7 @@ func (f Say) Name() uint64 {
 func (f Say) Append(b []byte) []byte {
 	switch f.Kind {
 	case SayClaim:
-		return wire.AppendClaim(b, f.ID, wire.Claim{Public: f.Service.Public.String(), Target: f.Service.TargetName()})
+		return wire.AppendClaim(b, f.ID, wire.Claim{Public: f.Service.Public.String(), Target: f.Service.TargetName(), Options: f.Service.options})
 	case SayUnclaim:
 		return wire.AppendUnclaim(b, f.ID)
 	}
@@ -178,10 +181,17 @@ func (s *Services) Apply(want []Service) (changed []uint32, err error) {
 		return nil, fmt.Errorf("%d services, one bridge exposes at most %d", len(want), MaxServices)
 	}
 	wanted := make(map[grammar.Public]bool, len(want))
+	options, all := make([][]byte, len(want)), 0
 	added := 0
-	for _, w := range want {
+	for i, w := range want {
 		if wanted[w.Public] {
 			return nil, fmt.Errorf("%s is there twice", w.Public)
+		}
+		if options[i], err = w.Options.Proxy.Encode(); err != nil {
+			return nil, fmt.Errorf("%s: %w", w.Public, err)
+		}
+		if all += len(options[i]); all > grammar.MaxAllProxyOptions {
+			return nil, fmt.Errorf("the options of all services for the proxy are more than %d bytes", grammar.MaxAllProxyOptions)
 		}
 		wanted[w.Public] = true
 		if s.byName[w.Public] == nil {
@@ -197,8 +207,8 @@ func (s *Services) Apply(want []Service) (changed []uint32, err error) {
 			changed = append(changed, id)
 		}
 	}
-	for _, w := range want {
-		if s.offer(w) {
+	for i, w := range want {
+		if s.offer(w, options[i]) {
 			changed = append(changed, s.byName[w.Public].ID)
 		}
 	}
@@ -222,9 +232,9 @@ func (s *Services) IDs() []uint32 {
 }
 
 // offer adds a service, or changes it. It reports whether the proxies must be told.
-func (s *Services) offer(w Service) bool {
+func (s *Services) offer(w Service, options []byte) bool {
 	old := s.byName[w.Public]
-	svc := &Offered{Service: w}
+	svc := &Offered{Service: w, options: options}
 	if old != nil {
 		svc.ID = old.ID
 	} else {
@@ -232,7 +242,7 @@ func (s *Services) offer(w Service) bool {
 		svc.ID = s.last
 	}
 	s.offered[svc.ID], s.byName[w.Public] = svc, svc
-	if old != nil && old.TargetName() == svc.TargetName() {
+	if old != nil && old.TargetName() == svc.TargetName() && bytes.Equal(old.options, svc.options) {
 		return false
 	}
 	for _, c := range s.links {

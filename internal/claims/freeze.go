@@ -19,6 +19,7 @@ type Frozen struct {
 type frozenService struct {
 	ID             uint32
 	Public, Target string
+	Options        grammar.Options
 }
 
 type frozenClaims struct {
@@ -67,7 +68,7 @@ func (s *Services) Freeze() (f Frozen) {
 }
 
 func (svc *Offered) freeze() frozenService {
-	return frozenService{svc.ID, svc.Public.String(), svc.Target.String()}
+	return frozenService{svc.ID, svc.Public.String(), svc.Target.String(), svc.Options}
 }
 
 func (c *Link) freeze() (f frozenClaims) {
@@ -153,5 +154,9 @@ func (fs frozenService) thaw() (*Offered, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Offered{fs.ID, Service{Public: pub, Target: target}}, nil
+	said, err := fs.Options.Proxy.Encode()
+	if err != nil {
+		return nil, err
+	}
+	return &Offered{fs.ID, Service{Public: pub, Target: target, Options: fs.Options}, said}, nil
 }

@@ -82,7 +82,7 @@ func (d *doc) bridge() *bridgeFile {
 	}, "")
 	b.CommonArgs = d.common()
 
-	for i, t := range d.tables("expose", "public", "target") {
+	for i, t := range d.tables("expose", exposeKeys()...) {
 		at := func(k string) string { return fmt.Sprintf("expose[%d].%s", i, k) }
 		public, target := d.inner(t, at("public"), "public"), d.inner(t, at("target"), "target")
 		if _, ok := t["public"]; !ok {
@@ -109,6 +109,7 @@ func (d *doc) bridge() *bridgeFile {
 			d.fail(&Error{Line: d.line(at("public")), Text: err.Error(), Err: err})
 			continue
 		}
+		d.exposeOptions(t, at, &e)
 		b.Expose = append(b.Expose, e)
 		b.exposed = append(b.exposed, Place{d.file, d.line(at("public")), "public"})
 	}

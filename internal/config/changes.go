@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"reverser/internal/grammar"
 	"reverser/internal/state"
 )
 
@@ -101,23 +102,25 @@ func (c *changes) bridge(old, next Bridge) {
 		c.refuse(place, "another token")
 	}
 
-	was, is := make(map[string]string), make(map[string]string)
+	was, is := make(map[string]grammar.Expose), make(map[string]grammar.Expose)
 	for _, e := range old.Services {
-		was[e.Public.String()] = e.Target.String()
+		was[e.Public.String()] = e
 	}
 	for _, e := range next.Services {
-		is[e.Public.String()] = e.Target.String()
+		is[e.Public.String()] = e
 	}
 	for _, public := range names(was, is) {
 		a, before := was[public]
 		b, after := is[public]
 		switch {
 		case !before:
-			c.say("service %s added, target %s", public, b)
+			c.say("service %s added, target %s", public, b.Target)
 		case !after:
 			c.say("service %s removed", public)
-		case a != b:
-			c.say("service %s has target %s instead of %s", public, b, a)
+		case a.Target != b.Target:
+			c.say("service %s has target %s instead of %s", public, b.Target, a.Target)
+		case !a.Options.Equal(b.Options):
+			c.say("service %s has other options", public)
 		}
 	}
 }

@@ -240,8 +240,9 @@ func (t *Target) UnmarshalText(b []byte) (err error) {
 
 // Expose is one service of a bridge.
 type Expose struct {
-	Public Public
-	Target Target
+	Public  Public
+	Target  Target
+	Options Options
 }
 
 // ParseExpose parses PUBLIC=TARGET. A tcp port alone, 9000 or tcp/9000, means

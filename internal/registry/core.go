@@ -92,6 +92,7 @@ type session struct {
 	inherited map[grammar.Public]inheritance // names of the session that it replaced, until round
 	used      intervals                      // claim ids that were given back
 	owed      map[uint32]struct{}            // UNCLAIMs without an answer
+	options   int                            // bytes of Options of all claims
 
 	way      Way
 	tenant   *tenant
@@ -302,6 +303,13 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 	case c != nil && c.asked.Public != asked.Public:
 		return violation("claim id %d stands for %q and cannot become %q", cid, c.asked.Public, asked.Public)
 	}
+	was := 0
+	if c != nil {
+		was = len(c.asked.Options)
+	}
+	if s.options += len(asked.Options) - was; s.options > grammar.MaxAllProxyOptions {
+		return violation("options of more than %d bytes in all claims", grammar.MaxAllProxyOptions)
+	}
 	if c == nil {
 		c = &claim{id: cid, session: s, asked: asked, born: co.next(), owed: true}
 		s.claims[cid] = c
@@ -316,7 +324,7 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 	}
 	before := c.asked
 	c.asked = asked
-	if before.Group != asked.Group || before.Unknown != asked.Unknown {
+	if before.Group != asked.Group || before.Unknown != asked.Unknown || !understood(before.Options) || !understood(asked.Options) {
 		if s.retiring >= maxOwed {
 			return violation("the claims of a session change faster than this proxy follows")
 		}
@@ -327,7 +335,7 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 		return nil
 	}
 	if c.offer != nil {
-		c.offer.attrs.Store(&asked) // users read it without the lock: it is not c.asked, which changes
+		c.offer.attrs.Store(newAttrs(asked)) // users read it without the lock: it is not c.asked, which changes
 	}
 	co.review(c)
 	if c.name != nil && s.first[c.public] == c {
@@ -350,6 +358,7 @@ func (co *core) unclaim(id SessionID, cid uint32) error {
 	if c := s.claims[cid]; c != nil {
 		co.leave(c)
 		delete(s.claims, cid)
+		s.options -= len(c.asked.Options)
 	}
 	if !s.used.add(cid) {
 		return violation("the ids of claims that were given back are scattered over more than %d places", maxIntervals)

@@ -136,6 +136,7 @@ func (c *claim) freeze(e *encoder) {
 	e.text(c.asked.Group)
 	e.num(uint64(c.asked.Weight))
 	e.num(uint64(c.asked.Unknown))
+	e.text(c.asked.Options)
 	e.flags(c.asked.Unhealthy, c.asked.Drained, c.owed)
 	e.num(c.born)
 	e.num(c.place)
@@ -249,6 +250,7 @@ func thawSession(d *decoder) *session {
 		c := thawClaim(d)
 		c.session = s
 		s.claims[c.id] = c
+		s.options += len(c.asked.Options)
 	})
 	d.list(func() {
 		name := d.public()
@@ -261,7 +263,7 @@ func thawSession(d *decoder) *session {
 
 func thawClaim(d *decoder) *claim {
 	c := &claim{id: uint32(d.num())}
-	c.asked = Claim{Public: d.text(), Target: d.text(), Group: d.text(), Weight: uint32(d.num()), Unknown: uint8(d.num())}
+	c.asked = Claim{Public: d.text(), Target: d.text(), Group: d.text(), Weight: uint32(d.num()), Unknown: uint8(d.num()), Options: d.text()}
 	d.flags(&c.asked.Unhealthy, &c.asked.Drained, &c.owed)
 	c.born, c.place = d.num(), d.num()
 	c.told = Answer{

@@ -66,7 +66,7 @@ var mutants = []struct{ name, file, from, to string }{
 	{"what waits for a port keeps its obstacle", "settle.go", "if was != nil && was.granted() && was.held.granted == n.behind {", "if was != nil {"},
 	{"the view is not changed", "registry.go", "if len(r.core.changed) > 0 {", "if len(r.core.changed) > 1 {"},
 	// The bridge's side of claims.
-	{"another target is not said", "../claims/claims.go", "if old != nil && old.TargetName() == svc.TargetName() {", "if old != nil {"},
+	{"another target is not said", "../claims/claims.go", "if old != nil && old.TargetName() == svc.TargetName() && bytes.Equal(old.options, svc.options) {", "if old != nil && bytes.Equal(old.options, svc.options) {"},
 	{"another target, another id", "../claims/claims.go", "\t\tsvc.ID = old.ID\n", "\t\ts.last++\n\t\tsvc.ID = s.last\n"},
 	{"ids are used again", "../claims/claims.go", "\t\ts.last++\n\t\tsvc.ID = s.last\n", "\t\tfor svc.ID = 1; s.offered[svc.ID] != nil; svc.ID++ {\n\t\t}\n\t\ts.last = max(s.last, svc.ID)\n"},
 	{"a service is dropped when it is removed", "../claims/claims.go", "c.retired[svc.ID] = &retired{Offered: svc, public: k.Public}", "_ = k"},

@@ -43,13 +43,14 @@ type Claim struct {
 	Unhealthy bool   // gets newcomers when no other does
 	Drained   bool   // gets no newcomers
 	Unknown   uint8  // a critical field of the claim that this program does not know; 0: none
+	Options   string // for grammar.ParseProxyOptions
 }
 
 // ClaimOf is what a CLAIM asks for.
 func ClaimOf(c wire.Claim) Claim {
 	return Claim{
 		Public: c.Public, Target: c.Target, Group: c.Group, Weight: c.Weight, Unhealthy: c.Health == wire.HealthBad,
-		Drained: c.Drained, Unknown: c.Unknown,
+		Drained: c.Drained, Unknown: c.Unknown, Options: string(c.Options),
 	}
 }
 
@@ -88,6 +89,7 @@ func (p *policy) judge(c *claim) {
 		pub = p.Offer[i]
 	}
 	c.public = pub
+	_, wrong := grammar.ParseProxyOptions([]byte(c.asked.Options))
 	switch {
 	case c.asked.Unknown != 0:
 		c.denied = fmt.Sprintf("%s denied: the bridge asks for something that this proxy does not know (field %d of its claim): update the proxy", pub, c.asked.Unknown)
@@ -97,6 +99,8 @@ func (p *policy) judge(c *claim) {
 		c.denied = fmt.Sprintf("%s denied: %s", pub, missingEntrance(pub.Kind))
 	case slices.Contains(p.Own, pub.Port):
 		c.denied = fmt.Sprintf("%s denied: the link itself uses this port", pub)
+	case wrong != nil:
+		c.denied = fmt.Sprintf("%s denied: %s", pub, wrong)
 	case c.asked.Group != "" && !slices.Contains(key.Groups, c.asked.Group):
 		c.denied = fmt.Sprintf("%s denied: key %q is not in group %q", pub, key.Name, c.asked.Group)
 	}

@@ -93,6 +93,14 @@ func (rt *Route) Up() bool {
 	return slices.ContainsFunc(rt.state.Load().offers, func(o *Offer) bool { return !o.attrs.Load().Drained && o.way.Up() })
 }
 
+// Options are those of the offer that came first, which count for all of them where no offer was chosen yet; nil: there is no offer.
+func (rt *Route) Options() *grammar.ProxyOptions {
+	if offers := rt.state.Load().offers; len(offers) > 0 {
+		return offers[0].Options()
+	}
+	return nil
+}
+
 // Ways yields the ways to the bridges that serve the name.
 func (rt *Route) Ways(yield func(Way) bool) {
 	for _, o := range rt.state.Load().offers {
@@ -266,7 +274,7 @@ type Offer struct {
 	way     Way
 	callers *callers // of the session
 	id      uint32   // of the claim
-	attrs   atomic.Pointer[Claim]
+	attrs   atomic.Pointer[attrs]
 	users   atomic.Int64
 
 	mu      sync.RWMutex
@@ -275,10 +283,28 @@ type Offer struct {
 
 func newOffer(c *claim) *Offer {
 	o := &Offer{Key: c.session.key, Session: c.session.id, way: c.session.way, callers: &c.session.callers, id: c.id}
-	asked := c.asked
-	o.attrs.Store(&asked)
+	o.attrs.Store(newAttrs(c.asked))
 	return o
 }
+
+// attrs are what a claim says of an offer. They are never changed.
+type attrs struct {
+	Claim
+	options grammar.ProxyOptions
+}
+
+func newAttrs(c Claim) *attrs {
+	o, _ := grammar.ParseProxyOptions([]byte(c.Options)) // a claim with others is denied
+	return &attrs{c, o}
+}
+
+func understood(options string) bool {
+	_, err := grammar.ParseProxyOptions([]byte(options))
+	return err == nil
+}
+
+// Options are what the bridge asks of the proxy. The same pointer means the same options.
+func (o *Offer) Options() *grammar.ProxyOptions { return &o.attrs.Load().options }
 
 // Target is what the bridge says that it connects users to.
 func (o *Offer) Target() string { return o.attrs.Load().Target }

@@ -12,6 +12,7 @@ type Claim struct {
 	Drained bool   // field 3: new connections go to others of the group
 	Limits  []byte // field 4: limits that the bridge asks for
 	Group   string // field 128: those that share the address
+	Options []byte // field 129: what the proxy must do for the service beyond that, as JSON
 
 	// Unknown is the first critical field that is not known here: the claim is denied. 0: there is none.
 	Unknown uint8
@@ -33,6 +34,7 @@ const (
 	fieldDrained = 3
 	fieldLimits  = 4
 	fieldGroup   = 128
+	fieldOptions = 129
 )
 
 // claimHead begins a frame about a claim.
@@ -60,11 +62,18 @@ func AppendClaim(b []byte, id uint32, c Claim) []byte {
 	if len(c.Limits) != 0 {
 		b = AppendField(b, fieldLimits, c.Limits[:min(len(c.Limits), maxLimits)])
 	}
-	return setLength(appendTextField(b, fieldGroup, c.Group, MaxText), at)
+	b = appendTextField(b, fieldGroup, c.Group, MaxText)
+	if len(c.Options) != 0 {
+		b = AppendField(b, fieldOptions, c.Options)
+	}
+	return setLength(b, at)
 }
 
-// maxLimits leaves the other fields of a CLAIM room.
-const maxLimits = 3072
+// maxLimits and MaxOptions leave the other fields of a CLAIM room.
+const (
+	maxLimits  = 1024
+	MaxOptions = 2560
+)
 
 // ParseClaim decodes a CLAIM.
 func ParseClaim(f Frame) (id uint32, c Claim, err error) {
@@ -102,6 +111,9 @@ func ParseClaim(f Frame) (id uint32, c Claim, err error) {
 			return true, len(f.Value) <= maxLimits
 		case fieldGroup:
 			return true, f.text(&c.Group, MaxText)
+		case fieldOptions:
+			c.Options = append([]byte(nil), f.Value...)
+			return true, len(f.Value) <= MaxOptions
 		}
 		return false, false
 	})

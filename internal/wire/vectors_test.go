@@ -121,7 +121,7 @@ func fields(f Frame) map[string]any {
 		id, c, _ := ParseClaim(f)
 		return map[string]any{
 			"id": id, "public": c.Public, "target": c.Target, "weight": c.Weight, "health": c.Health, "drained": c.Drained,
-			"limits": hex.EncodeToString(c.Limits), "group": c.Group, "unknown": c.Unknown,
+			"limits": hex.EncodeToString(c.Limits), "group": c.Group, "options": string(c.Options), "unknown": c.Unknown,
 		}
 	case TypeClaimed:
 		id, c, _ := ParseClaimed(f)
