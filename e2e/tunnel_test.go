@@ -161,7 +161,10 @@ type (
 		UptimeSeconds float64         `json:"uptime_seconds"`
 		Links         []linkStatus    `json:"links"`
 		Services      []serviceStatus `json:"services"`
-		Pairs         []pairStatus    `json:"pairs"`
+		Reload        *struct {
+			Error string `json:"error"`
+		} `json:"reload"`
+		Pairs []pairStatus `json:"pairs"`
 	}
 	linkStatus struct {
 		Key     string    `json:"key"`
