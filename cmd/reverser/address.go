@@ -5,8 +5,18 @@ import (
 	"net/netip"
 	"strconv"
 
+	"reverser/internal/config"
 	"reverser/internal/grammar"
 )
+
+// reach is how bridges reach a proxy. guessed is its address where the settings say none; "": it is not known.
+func reach(set config.Proxy, guessed string) grammar.Reach {
+	r := grammar.Reach{SNI: set.SNI}
+	if addr := first(set.Advertise, guessed); addr != "" {
+		r.Addrs = append(r.Addrs, addr)
+	}
+	return r
+}
 
 // guessAddress is the address that bridges can dial, as far as the proxy can
 // know it: the host of --listen if it names one, else a public address of an

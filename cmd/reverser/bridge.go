@@ -65,6 +65,7 @@ func addBridgeFlags(fl *pflag.FlagSet, args *config.BridgeArgs, admin *string) {
 	fl.StringVar(&args.TokenFile, "token-file", "", "`FILE` that holds the token, readable only by you; - is stdin")
 	fl.StringArrayVar(&args.Proxies, "proxy", nil, "`HOST[:PORT]` of the proxy, in place of the token's address (default port 3010); several are several proxies")
 	fl.StringVar(&args.ProxyTransfer, "proxy-transfer", "", "`HOST:PORT` of the proxy's --transfer port, where a NAT changes it")
+	fl.StringVar(&args.SNI, "sni", "", "`NAME` that the TLS of the link asks for, where something in between goes by it (default: the token's, else reverser.invalid); the proxy is known by its key as ever")
 	fl.StringVar(&args.Keepalive, "keepalive", "", "`DURATION` of silence after which an idle link is kept alive, 5s to 1h (default 25s): less for a NAT that forgets sooner, more for a metered line")
 	fl.StringArrayVar(&args.Sources, "source", nil, "`IP` of this machine that targets are dialled from (default: the system chooses); several take turns, each with some 28,000 ports of its own")
 	addCommonFlags(fl, &args.CommonArgs, &args.Config, admin)
@@ -84,6 +85,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 		Settings:     bridgeSettings(set),
 		Budget:       boundMemory(),
 		ResumeWithin: set.ResumeWithin,
+		SNI:          set.Bridge.SNI,
 		Keepalive:    set.Bridge.Keepalive,
 		Version:      version(),
 		Log:          log,

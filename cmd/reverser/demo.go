@@ -203,7 +203,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 	}
 
 	pin := state.Pin(identity)
-	editor := &admin.KeyEditor{Dir: d.dir, Pin: pin, Address: d.dir.Address, InForce: storedKeys(d.dir, pin), Log: d.log}
+	editor := &admin.KeyEditor{Dir: d.dir, Pin: pin, Reach: d.dir.Reach, InForce: storedKeys(d.dir, pin), Log: d.log}
 	tok, err := editor.Make("demo", allow, state.Limits{})
 	if err != nil {
 		return err
@@ -223,9 +223,8 @@ func (d *demo) start(ctx context.Context) (err error) {
 		held.Close()
 	}
 	d.run(ctx, "proxy", d.proxy.Run)
-	addr := d.proxy.Addr().String()
-	tok.Addrs = []string{addr}
-	editor.Address = func() string { return addr }
+	tok.Addrs = []string{d.proxy.Addr().String()}
+	editor.Reach = func() grammar.Reach { return grammar.Reach{Addrs: tok.Addrs} }
 	editor.Edited = func() error {
 		keys, err := editor.InForce()
 		if err != nil {

@@ -235,7 +235,7 @@ func TestFirstRunTries(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	editor := &admin.KeyEditor{Dir: dir, Pin: state.Pin(identity), Address: dir.Address, InForce: storedKeys(dir, state.Pin(identity)), Log: log}
+	editor := &admin.KeyEditor{Dir: dir, Pin: state.Pin(identity), Reach: dir.Reach, InForce: storedKeys(dir, state.Pin(identity)), Log: log}
 	tok, err := editor.Make("pc", allow, state.Limits{})
 	if err != nil {
 		t.Fatal(err)

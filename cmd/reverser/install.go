@@ -354,11 +354,11 @@ func (c *cli) prepareProxy(path string, set config.Settings) error {
 		return dir.SetKeys(nil)
 	}
 	port := grammar.PortOf(set.Proxy.Listen, defaultPort)
-	address := first(set.Proxy.Advertise, guessAddress(&net.TCPAddr{Port: int(port)}, set.Proxy.Listen, interfaceAddrs()))
-	if err := dir.SetAddress(address); err != nil {
+	guessed := guessAddress(&net.TCPAddr{Port: int(port)}, set.Proxy.Listen, interfaceAddrs())
+	if err := dir.SetReach(reach(set.Proxy, guessed)); err != nil {
 		return usage(err)
 	}
-	keys := &admin.KeyEditor{Dir: dir, Pin: pin, Address: dir.Address, InForce: storedKeys(dir, pin)}
+	keys := &admin.KeyEditor{Dir: dir, Pin: pin, Reach: dir.Reach, InForce: storedKeys(dir, pin)}
 	return c.makeDefaultKey(keys, set.Proxy.Offer, port, slog.New(slog.DiscardHandler))
 }
 

@@ -341,7 +341,7 @@ func openOffline(dir *state.Dir) (keyStore, error) {
 		return nil, usage(err)
 	}
 	pin := state.Pin(identity)
-	return offline{&admin.KeyEditor{Dir: dir, Pin: pin, Address: dir.Address, InForce: storedKeys(dir, pin)}}, nil
+	return offline{&admin.KeyEditor{Dir: dir, Pin: pin, Reach: dir.Reach, InForce: storedKeys(dir, pin)}}, nil
 }
 
 // storedKeys are the keys in force where no configuration file has any.

@@ -78,6 +78,7 @@ func addProxyFlags(fl *pflag.FlagSet, args *config.ProxyArgs, admin *string) {
 	fl.StringVar(&args.Transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
 	fl.StringVar(&args.HTTPS, "https", "", "`ADDR` that tls/HOST services share, such as :443: the server name of the TLS client decides (default: none)")
 	fl.StringVar(&args.Advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
+	fl.StringVar(&args.SNI, "sni", "", "`NAME` that bridges ask for in their TLS to this proxy, for the tokens it makes: by it a router or firewall tells proxies apart")
 	addCommonFlags(fl, &args.CommonArgs, &args.Config, admin)
 }
 
@@ -134,7 +135,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		return listenError(err, set.Origin)
 	}
 	guessed := guessAddress(p.Addr(), set.Proxy.Listen, interfaceAddrs())
-	if err := dir.SetAddress(first(set.Proxy.Advertise, guessed)); err != nil {
+	if err := dir.SetReach(reach(set.Proxy, guessed)); err != nil {
 		return usage(err)
 	}
 	source.UseState(dir.Keys, pin)
@@ -144,7 +145,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	keys := &admin.KeyEditor{
 		Dir: dir, Pin: pin, Log: log,
 		InForce: func() ([]config.Key, error) { return r.settings().Proxy.Keys, nil },
-		Address: func() string { return first(r.settings().Proxy.Advertise, guessed) },
+		Reach:   func() grammar.Reach { return reach(r.settings().Proxy, guessed) },
 		Edited:  func() error { return r.edited(dir.Keys, pin) },
 		Revoked: r.revoked,
 	}
@@ -206,7 +207,7 @@ func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(contex
 		return nil, err
 	}
 	// For `reverser key add` while no proxy runs. The settings do not depend on it.
-	if err := p.dir.SetAddress(first(set.Proxy.Advertise, p.guessed)); err != nil {
+	if err := p.dir.SetReach(reach(set.Proxy, p.guessed)); err != nil {
 		p.log.Warn("the address for new tokens could not be stored", "err", err)
 	}
 	return wait, nil

@@ -284,8 +284,8 @@ func (c *cli) importState(ctx context.Context, at stateDir, file, passphraseFile
 	if kept != "" {
 		fmt.Fprintf(c.stderr, "what it held before is in %s: it has secrets, so remove it when you do not need it any more\n", filepath.Join(dir.Path(), kept))
 	}
-	if addr := picture.Address(); addr != "" {
-		fmt.Fprintf(c.stderr, "tokens name the proxy %s: lead that to this machine, or start bridges with --proxy\n", addr)
+	if at := picture.Reach(); len(at.Addrs) > 0 {
+		fmt.Fprintf(c.stderr, "tokens name the proxy %s: lead that to this machine, or start bridges with --proxy\n", at)
 	}
 	if picture.Role() == state.RoleProxy {
 		fmt.Fprintln(c.stderr, "stop the proxy that was exported: what is changed at one of the two, such as a key that is removed, is not changed at the other")

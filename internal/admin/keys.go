@@ -54,7 +54,7 @@ type KeyEditor struct {
 	Dir     *state.Dir
 	Pin     [32]byte                     // of the proxy's identity, for new tokens
 	InForce func() ([]config.Key, error) // the keys that the proxy honours
-	Address func() string                // for new tokens; "": unknown
+	Reach   func() grammar.Reach         // for new tokens
 	Edited  func() error                 // makes a live proxy honour what the directory holds now; nil when none runs
 	Revoked func(id [16]byte) error      // makes a live proxy honour a key no longer, whatever the directory holds; nil when none runs
 	Log     *slog.Logger                 // nil discards
@@ -124,11 +124,8 @@ func (e *KeyEditor) Make(name string, policy grammar.Policy, limits state.Limits
 		return grammar.Token{}, err
 	}
 	e.log().Info("key added", "key", name, "allow", policy.String())
-	tok := grammar.Token{KeyID: k.ID, Secret: k.Secret, Pin: e.Pin}
-	if addr := e.Address(); addr != "" {
-		tok.Addrs = []string{addr}
-	}
-	return tok, nil
+	at := e.Reach()
+	return grammar.Token{Addrs: at.Addrs, SNI: at.SNI, KeyID: k.ID, Secret: k.Secret, Pin: e.Pin}, nil
 }
 
 func (e *KeyEditor) store(name string, policy grammar.Policy, limits state.Limits) (state.Key, error) {

@@ -6,6 +6,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"crypto/hkdf"
 	"crypto/hmac"
@@ -29,6 +30,9 @@ const Timeout = 10 * time.Second
 
 // alpn keeps other TLS programs away from the link, and the link away from them.
 const alpn = "reverser/1"
+
+// constantSNI is said where no name is given: an observer learns none.
+const constantSNI = "reverser.invalid"
 
 // The exporter label. RFC 5705 section 4 reserves the prefix EXPERIMENTAL for labels without registration; a private
 // label keeps this binding apart from every other protocol's (RFC 9266 would share one).
@@ -76,6 +80,8 @@ type Conn struct {
 
 	// Took is how long TLS and the proofs took, at the bridge: two round trips, and the computing.
 	Took time.Duration
+	// Relayed is set by who dialled, if something in between ends TCP: the kernel's keep-alive does not get beyond it.
+	Relayed bool
 }
 
 // Pin is the SHA-256 of a certificate's SubjectPublicKeyInfo, as in RFC 7469 section 2.4.
@@ -86,6 +92,7 @@ type ClientConfig struct {
 	KeyID    [16]byte
 	Secret   [32]byte
 	Pin      [32]byte
+	SNI      string // the name to ask for, which decides nothing here; "": a constant one
 	Instance [16]byte
 	Role     wire.Role     // 0: a bridge
 	Features wire.Features // that this end has
@@ -111,8 +118,8 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 	tc, err := record.Client(ctx, conn, &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		NextProtos:         []string{alpn},
-		ServerName:         "reverser.invalid", // constant: an observer learns no name
-		InsecureSkipVerify: true,               // the pin takes the place of a CA
+		ServerName:         cmp.Or(cfg.SNI, constantSNI),
+		InsecureSkipVerify: true, // the pin takes the place of a CA
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			if len(cs.PeerCertificates) == 0 {
 				return ErrPin

@@ -245,6 +245,35 @@ func TestExporterIsOfOneConnection(t *testing.T) {
 	})
 }
 
+// TestSNI: the name is for others. Whatever it is, the pin decides.
+func TestSNI(t *testing.T) {
+	for sni, want := range map[string]string{"": "reverser.invalid", "tunnel.example.com": "tunnel.example.com"} {
+		bubble(t, func(t *testing.T) {
+			bridge, proxy := connect(t)
+			cfg := serverConfig()
+			heard := ""
+			tlsConfig := cfg.TLS()
+			tlsConfig.GetConfigForClient = func(info *tls.ClientHelloInfo) (*tls.Config, error) {
+				heard = info.ServerName
+				return nil, nil
+			}
+			served := make(chan error, 1)
+			go func() {
+				_, err := Server(proxy, tlsConfig, cfg)
+				served <- err
+			}()
+			client := clientConfig()
+			client.SNI = sni
+			if _, err := Client(t.Context(), bridge, client); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-served; err != nil || heard != want {
+				t.Errorf("with the SNI %q the proxy heard %q, %v; want %q", sni, heard, err, want)
+			}
+		})
+	}
+}
+
 // What Client sends and expects, against the specification.
 func TestClientFollowsTheSpecification(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -9,6 +9,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -58,6 +59,8 @@ type Config struct {
 	Budget   int64        // bytes that the links may hold in flight beyond each stream's floor; 0: 128 MiB
 	// ResumeWithin is how long connections outlive a break of the link; 0: link.DetachLimit.
 	ResumeWithin time.Duration
+	// SNI is the name to say to whoever leads connections to the proxy; "": the token's, or a constant one.
+	SNI string
 	// Keepalive is how long an idle link may say nothing; 0: link.Keepalive.
 	Keepalive time.Duration
 }
@@ -148,6 +151,9 @@ func New(cfg Config) (*Bridge, error) {
 
 // key names the key in log and status: the bridge knows its id only, and `reverser key list` shows as much of it.
 func (b *Bridge) key() string { return keyPrefix(b.cfg.Token.KeyID) }
+
+// sni is the name that the links ask for; "": the constant one. Where there is one, something in between goes by it.
+func (b *Bridge) sni() string { return cmp.Or(b.cfg.SNI, b.cfg.Token.SNI) }
 
 func keyPrefix(id [16]byte) string { return hex.EncodeToString(id[:4]) }
 

@@ -60,6 +60,7 @@ func (u *uplink) dial(ctx context.Context, carrier bool, transfer uint16, prove 
 	case dialErr != nil:
 		return nil, fmt.Errorf("dial the proxy at %s: %w%s", addr, dialErr, dialHint(dialErr))
 	}
+	conn.Relayed = u.b.sni() != ""
 	u.b.names.reached(host, at.addr.Addr())
 	if u.paths.proven(at.addr, at.small) {
 		u.say(nil, slog.LevelWarn, "the proxy answers only when packets are small: the path to it seems to swallow larger ones without a word (MTU). "+

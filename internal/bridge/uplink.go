@@ -60,7 +60,10 @@ func (u *uplink) newDialer() {
 	b := u.b
 	u.dialer = link.NewDialer(link.DialerConfig{
 		Owner: u, Say: u.say, Name: b.name, Dial: u.dial, Failed: u.failed, Detach: b.cfg.ResumeWithin, Keepalive: b.cfg.Keepalive, Budget: b.budget,
-		Auth: auth.ClientConfig{KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, Instance: b.instance, Features: link.Features},
+		Auth: auth.ClientConfig{
+			KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, SNI: b.sni(),
+			Instance: b.instance, Features: link.Features,
+		},
 	})
 }
 

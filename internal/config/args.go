@@ -31,6 +31,7 @@ type ProxyArgs struct {
 	Transfer  string
 	HTTPS     string
 	Advertise string
+	SNI       string
 }
 
 // BridgeArgs is the command line and the environment of a bridge. "" is nothing.
@@ -42,6 +43,7 @@ type BridgeArgs struct {
 	TokenEnv      string // what the environment variable TokenEnv holds
 	Proxies       []string
 	ProxyTransfer string
+	SNI           string
 	Keepalive     string
 	Sources       []string
 	Expose        []string

@@ -14,6 +14,7 @@ type bridgeFile struct {
 	Token, TokenFile string
 	Proxies          []string // host:port
 	ProxyTransfer    string   // host:port
+	SNI              string
 	Keepalive        string
 	Sources          []string // IP addresses
 	// NoProxy is set where the file has a placeholder for the proxy's address: wrong, unless a flag gives one. Proxies and
@@ -75,6 +76,7 @@ func (d *doc) bridge() *bridgeFile {
 	b.Proxies = d.addresses("proxy", func(s string) (string, error) { return grammar.ParseHost(s, defaultPort) },
 		`give the proxy's address, "server.example.com" or "server.example.com:3010", or a list of them`)
 	b.ProxyTransfer = d.address("proxy_transfer", grammar.ParseHostPort, `give host and port, such as "server.example.com:3020"`)
+	b.SNI = d.sni()
 	b.Keepalive = d.checked("keepalive", func(s string) error { _, err := ParseKeepalive(s); return err }, "")
 	b.Sources = d.addresses("source", func(s string) (string, error) {
 		ip, err := ParseSource(s)

@@ -45,6 +45,7 @@ func (c *changes) proxy(old, next Proxy) {
 	c.fixed("https", cmp.Or(old.HTTPS, "none"), cmp.Or(next.HTTPS, "none"))
 	c.value("resume_within", duration(c.old.ResumeWithin), duration(c.next.ResumeWithin))
 	c.value("advertise", cmp.Or(old.Advertise, "none"), cmp.Or(next.Advertise, "none"))
+	c.value("sni", cmp.Or(old.SNI, "none"), cmp.Or(next.SNI, "none"))
 
 	was, is := make(map[string]Key), make(map[string]Key)
 	for _, k := range old.Keys {
@@ -92,6 +93,7 @@ func (c *changes) bridge(old, next Bridge) {
 	const tokens = "the token's address"
 	c.fixed("proxy", cmp.Or(strings.Join(old.Proxies, ", "), tokens), cmp.Or(strings.Join(next.Proxies, ", "), tokens))
 	c.fixed("proxy_transfer", cmp.Or(old.ProxyTransfer, "none"), cmp.Or(next.ProxyTransfer, "none"))
+	c.fixed("sni", cmp.Or(old.SNI, "the token's"), cmp.Or(next.SNI, "the token's"))
 	c.fixed("keepalive", duration(old.Keepalive), duration(next.Keepalive))
 	c.value("source", sources(old.Sources), sources(next.Sources))
 	if old.Token.Encode() != next.Token.Encode() {

@@ -52,6 +52,7 @@ type Proxy struct {
 	Transfer  string // "": Listen carries everything
 	HTTPS     string // the port of tls/ names; "": none
 	Advertise string // host:port for new tokens, "" if not given
+	SNI       string // for new tokens; "": none
 	Tables    []KeyTable
 	Keys      []Key            // that are in force, see InForce; none before the state directory is open
 	Offer     []grammar.Public // WorkPort of the source system's XML
@@ -62,6 +63,7 @@ type Bridge struct {
 	Token         grammar.Token
 	Proxies       []string      // host:port, each gets a link of its own; none: the token has it
 	ProxyTransfer string        // host:port; "": the proxy announces it
+	SNI           string        // in place of the token's; "": the token's
 	Keepalive     time.Duration // 0: the default
 	Sources       []netip.Addr  // of this machine, that targets are dialled from; none: the system chooses
 	Services      []grammar.Expose

@@ -398,6 +398,10 @@ func (d *doc) address(key string, parse func(string) (string, error), hint strin
 	return addr
 }
 
+func (d *doc) sni() string {
+	return d.address("sni", grammar.ParseSNI, `give a host name, such as "tunnel.example.com"`)
+}
+
 // addresses is one address, or a list of them.
 func (d *doc) addresses(key string, parse func(string) (string, error), hint string) (all []string) {
 	list, ok := d.options[key].([]any)

@@ -14,6 +14,7 @@ type proxyFile struct {
 	CommonArgs
 	Listen, Transfer, HTTPS string
 	Advertise               string // host or host:port, for grammar.ParseHost
+	SNI                     string
 	Tables                  []KeyTable
 	Offer                   []grammar.Public // WorkPort of the source system's XML
 	origin                  map[string]Place
@@ -71,6 +72,7 @@ func (d *doc) proxy() *proxyFile {
 			d.fault("advertise", err, "give the address under which bridges reach this proxy, HOST or HOST:PORT")
 		}
 	}
+	p.SNI = d.sni()
 	p.CommonArgs = d.common()
 	d.keys(p)
 	return p

@@ -143,13 +143,29 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 			return Settings{}, argError("", "--advertise: %w", err)
 		}
 	}
+	if p.SNI, err = joinSNI(args.SNI, file.SNI); err != nil {
+		return Settings{}, err
+	}
 	set.Role, set.Proxy, set.Origin = RoleProxy, p, file.origin
 	args.override(set.Origin)
 	override(set.Origin, "listen", args.Listen)
 	override(set.Origin, "transfer", args.Transfer)
 	override(set.Origin, "https", args.HTTPS)
 	override(set.Origin, "advertise", args.Advertise)
+	override(set.Origin, "sni", args.SNI)
 	return set, nil
+}
+
+func joinSNI(arg, file string) (string, error) {
+	word := cmp.Or(arg, file)
+	if word == "" {
+		return "", nil
+	}
+	name, err := grammar.ParseSNI(word)
+	if err != nil {
+		return "", argError("", "--sni: %w", err)
+	}
+	return name, nil
 }
 
 // BridgeSource is the source of a bridge's settings.
@@ -206,6 +222,7 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, warnings []Warning,
 	args.override(set.Origin)
 	override(set.Origin, "proxy", strings.Join(args.Proxies, ","))
 	override(set.Origin, "proxy_transfer", args.ProxyTransfer)
+	override(set.Origin, "sni", args.SNI)
 	override(set.Origin, "keepalive", args.Keepalive)
 	override(set.Origin, "source", strings.Join(args.Sources, ","))
 	for _, option := range []string{"token", "token_file"} {
@@ -240,6 +257,9 @@ func (s *BridgeSource) bridge(file *bridgeFile, tok grammar.Token) (b Bridge, er
 	}
 	if len(b.Proxies) == 0 && b.Token.Addr() == "" {
 		return Bridge{}, argError(fmt.Sprintf("--proxy YOUR.SERVER:%d", defaultPort), "the token carries no address of the proxy, and --proxy gives none")
+	}
+	if b.SNI, err = joinSNI(args.SNI, file.SNI); err != nil {
+		return Bridge{}, err
 	}
 	if word := cmp.Or(args.Keepalive, file.Keepalive); word != "" {
 		if b.Keepalive, err = ParseKeepalive(word); err != nil {

@@ -43,6 +43,7 @@ func TestProxySource(t *testing.T) {
 listen = ":4000"
 transfer = ":4001"
 advertise = "proxy.example.com"
+sni = "Tunnel.example.com."
 state = "st"
 log_format = "json"
 log_level = "debug"
@@ -50,21 +51,21 @@ drain = "0s"
 resume_within = "2m"
 `+keyTable)
 	set := loaded(t, NewProxySource(ProxyArgs{Config: path}))
-	if set.Role != RoleProxy || set.Proxy.Listen != ":4000" || set.Proxy.Transfer != ":4001" || set.Proxy.Advertise != "proxy.example.com:4000" ||
+	if set.Role != RoleProxy || set.Proxy.Listen != ":4000" || set.Proxy.Transfer != ":4001" || set.Proxy.Advertise != "proxy.example.com:4000" || set.Proxy.SNI != "tunnel.example.com" ||
 		set.State != filepath.Join(dir, "st") || set.LogFormat != "json" || set.LogLevel != slog.LevelDebug || set.Drain >= 0 || set.ResumeWithin != 2*time.Minute ||
 		len(set.Proxy.Tables) != 1 || len(set.Proxy.Keys) != 0 {
 		t.Errorf("of the file: %+v", set)
 	}
-	if got := set.Origin["drain"]; got != (Place{path, 8, "drain"}) {
+	if got := set.Origin["drain"]; got != (Place{path, 9, "drain"}) {
 		t.Errorf("origin of drain = %+v", got)
 	}
 
 	// An argument wins, and has no origin in the file.
 	set = loaded(t, NewProxySource(ProxyArgs{
-		Config: path, Listen: "127.0.0.1:5000", Transfer: "5001", Advertise: "other.example.com:7",
+		Config: path, Listen: "127.0.0.1:5000", Transfer: "5001", Advertise: "other.example.com:7", SNI: "other",
 		CommonArgs: CommonArgs{State: "here", LogFormat: "text", LogLevel: "error", Drain: "3s", ResumeWithin: "4s"},
 	}))
-	if set.Proxy.Listen != "127.0.0.1:5000" || set.Proxy.Transfer != ":5001" || set.Proxy.Advertise != "other.example.com:7" ||
+	if set.Proxy.Listen != "127.0.0.1:5000" || set.Proxy.Transfer != ":5001" || set.Proxy.Advertise != "other.example.com:7" || set.Proxy.SNI != "other" ||
 		set.State != "here" || set.LogFormat != "text" || set.LogLevel != slog.LevelError || set.Drain != 3*time.Second || set.ResumeWithin != 4*time.Second ||
 		len(set.Proxy.Tables) != 1 {
 		t.Errorf("of the arguments: %+v", set)
@@ -108,6 +109,7 @@ token_file = "office.token"
 proxy = "a.example.com"
 proxy_transfer = "a.example.com:3020"
 keepalive = "2m"
+sni = "tunnel.example.com"
 source = ["192.0.2.1", "2001:DB8::1"]
 log_level = "warn"
 [[expose]]
@@ -116,7 +118,7 @@ target = "nas:80"
 `)
 	set := loaded(t, NewBridgeSource(BridgeArgs{Config: path, Expose: []string{"9001=22"}}))
 	b := set.Bridge
-	if set.Role != RoleBridge || b.Token.Encode() != testToken(1).Encode() || fmt.Sprint(b.Proxies) != "[a.example.com:3010]" || b.ProxyTransfer != "a.example.com:3020" || b.Keepalive != 2*time.Minute || fmt.Sprint(b.Sources) != "[192.0.2.1 2001:db8::1]" || set.LogLevel != slog.LevelWarn {
+	if set.Role != RoleBridge || b.Token.Encode() != testToken(1).Encode() || fmt.Sprint(b.Proxies) != "[a.example.com:3010]" || b.ProxyTransfer != "a.example.com:3020" || b.Keepalive != 2*time.Minute || b.SNI != "tunnel.example.com" || fmt.Sprint(b.Sources) != "[192.0.2.1 2001:db8::1]" || set.LogLevel != slog.LevelWarn {
 		t.Errorf("of the file: %+v", set)
 	}
 	if got := fmt.Sprint(b.Services); got != "[tcp/9000=nas:80 tcp/9001=127.0.0.1:22]" {
@@ -125,13 +127,13 @@ target = "nas:80"
 
 	// Tokens, in their order.
 	write(t, filepath.Join(dir, "zero.token"), testToken(0).Encode())
-	args := BridgeArgs{Config: path, Token: testToken(2).Encode(), TokenFile: filepath.Join(dir, "zero.token"), TokenEnv: testToken(1).Encode(), Proxies: []string{"b:1"}, ProxyTransfer: "b:2", Keepalive: "10s", Sources: []string{"::ffff:192.0.2.2"}}
+	args := BridgeArgs{Config: path, Token: testToken(2).Encode(), TokenFile: filepath.Join(dir, "zero.token"), TokenEnv: testToken(1).Encode(), Proxies: []string{"b:1"}, ProxyTransfer: "b:2", SNI: "other", Keepalive: "10s", Sources: []string{"::ffff:192.0.2.2"}}
 	for _, id := range []byte{2, 0, 1} {
 		set := loaded(t, NewBridgeSource(args))
-		if set.Bridge.Token.KeyID[0] != id || fmt.Sprint(set.Bridge.Proxies) != "[b:1]" || set.Bridge.ProxyTransfer != "b:2" || set.Bridge.Keepalive != 10*time.Second || fmt.Sprint(set.Bridge.Sources) != "[192.0.2.2]" {
+		if set.Bridge.Token.KeyID[0] != id || fmt.Sprint(set.Bridge.Proxies) != "[b:1]" || set.Bridge.ProxyTransfer != "b:2" || set.Bridge.Keepalive != 10*time.Second || set.Bridge.SNI != "other" || fmt.Sprint(set.Bridge.Sources) != "[192.0.2.2]" {
 			t.Errorf("with a token of key %d: %+v", id, set.Bridge)
 		}
-		for _, option := range []string{"token_file", "proxy", "proxy_transfer", "keepalive", "source"} {
+		for _, option := range []string{"token_file", "proxy", "proxy_transfer", "sni", "keepalive", "source"} {
 			if p, ok := set.Origin[option]; ok {
 				t.Errorf("origin of %s = %v; want none", option, p)
 			}
@@ -311,6 +313,8 @@ func TestBadArgs(t *testing.T) {
 		{NewBridgeSource(BridgeArgs{Token: "rv1_x", Expose: []string{"9000"}}), false, []string{"token of the first argument"}},
 		{NewBridgeSource(BridgeArgs{TokenEnv: "rv1_x", Expose: []string{"9000"}}), false, []string{"token of REVERSER_TOKEN"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Expose: []string{"9000"}}), true, []string{"the token carries no address"}},
+		{NewProxySource(ProxyArgs{SNI: "a:1"}), false, []string{"--sni: ", "write the name alone"}},
+		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, SNI: "192.0.2.1", Expose: []string{"9000"}}), false, []string{"--sni: ", "is an address"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Keepalive: "4s", Expose: []string{"9000"}}), false, []string{"--keepalive: ", "not between 5s and 1h"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Keepalive: "61m", Expose: []string{"9000"}}), false, []string{"--keepalive: ", "not between 5s and 1h"}},
 		{NewBridgeSource(BridgeArgs{Token: tok.Encode(), Proxies: []string{"a"}, Keepalive: "25", Expose: []string{"9000"}}), false, []string{"--keepalive: ", "no unit"}},
@@ -411,6 +415,7 @@ func TestChanges(t *testing.T) {
 		{"a comment", "listen = 4000\n# a\n", "# b\nlisten = 4000\n", nil, nil},
 		{"a limit", "listen = 4000\n", "listen = 4000\ndrain = \"0s\"\nresume_within = \"1m\"\n", []string{"drain is 0s instead of the default", "resume_within is 1m0s instead of the default"}, nil},
 		{"a level", "listen = 4000\nlog_level = \"debug\"", "listen = 4000\n", []string{"log_level is info instead of debug"}, nil},
+		{"an SNI for tokens", "", "sni = \"a\"", []string{"sni is a instead of none"}, nil},
 		{"an address for tokens", "advertise = \"a\"", "advertise = \"b:1\"", []string{"advertise is b:1 instead of a:3010"}, nil},
 		{"a key more", "listen = 4000\n", "listen = 4000\n" + keyTable, []string{"key office added, allowed tcp/9000"}, nil},
 		{"a key less", "listen = 4000\n" + keyTable, "listen = 4000\n", []string{"key office removed"}, nil},

@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"regexp"
 	"strings"
 
@@ -23,11 +25,27 @@ const (
 // The fields of a token.
 const (
 	fieldAddrs = 1 // host:port, several with commas between
-	// 2 is reserved for a name to send as SNI, 3 for a way out (a proxy on the way to the proxy), 4 for a public key.
+	fieldSNI   = 2 // a host name
+	// 3 is reserved for a way out (a proxy on the way to the proxy), 4 for a public key.
 )
 
 // maxAddrs is how many addresses a token has at the most.
 const maxAddrs = 8
+
+// Reach is how bridges reach a proxy: what all tokens of it have in common, apart from the pin.
+type Reach struct {
+	Addrs []string // as in Token
+	SNI   string   // as in Token
+}
+
+// String is how people read it.
+func (r Reach) String() string {
+	text := cmp.Or(strings.Join(r.Addrs, ", "), "no address")
+	if r.SNI != "" {
+		text += " (SNI " + r.SNI + ")"
+	}
+	return text
+}
 
 // What can be wrong with a token, for errors.Is. The text of an error says
 // what to do.
@@ -55,8 +73,9 @@ func (e *refused) Unwrap() error { return e.kind }
 // of SHA-256 over "reverser token v1" and everything before it. It keeps slips of the mouse away from the network and proves
 // nothing: the secret does that. No error and no printed form of a Token holds any of its text.
 type Token struct {
-	// Addrs are where the proxy's link port is, host:port, the best first; none where the proxy could not know it.
+	// Addrs are where the proxy takes the link, host:port, the best first; none where the proxy could not know it.
 	Addrs  []string
+	SNI    string // the name that the bridge sends as SNI, as ParseSNI returns it; "": the constant one
 	KeyID  [16]byte
 	Secret [32]byte
 	Pin    [32]byte // SHA-256 of the proxy's SubjectPublicKeyInfo
@@ -68,6 +87,25 @@ func (t Token) Addr() string {
 		return ""
 	}
 	return t.Addrs[0]
+}
+
+// ParseSNI parses a name to send as SNI (RFC 6066 section 3): a host name, which needs no address. It is returned in lower case,
+// without a trailing dot.
+func ParseSNI(s string) (string, error) {
+	if looksSecret(s) {
+		return "", errTokenAsAddress
+	}
+	if host, _, err := cutHostPort(s); err == nil {
+		return "", fmt.Errorf("%q has a port: write the name alone, %s", s, host)
+	}
+	host, err := CanonicalHost(s)
+	if err != nil {
+		return "", err
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return "", fmt.Errorf("%s is an address, and TLS sends names only: write a host name", host)
+	}
+	return strings.TrimSuffix(host, "."), nil
 }
 
 // base is strict: with the unused bits of the last character free, several
@@ -165,6 +203,11 @@ func (t *Token) takeFields(b []byte) error {
 					return &refused{ErrTokenMistyped, "the address inside the token is not host:port: make a new token with `reverser key add` on the proxy"}
 				}
 			}
+		case f.Type == fieldSNI:
+			t.SNI = string(f.Value)
+			if name, err := ParseSNI(t.SNI); err != nil || name != t.SNI {
+				return &refused{ErrTokenMistyped, "the SNI inside the token is no host name: make a new token with `reverser key add` on the proxy"}
+			}
 		case f.Type >= wire.Critical:
 			return &refused{ErrTokenVersion, fmt.Sprintf("the token says something that this program must understand and does not (field %d): use the same version of reverser as on the proxy", f.Type)}
 		}
@@ -175,8 +218,7 @@ func (t *Token) takeFields(b []byte) error {
 	return nil
 }
 
-// Encode writes the token: the one form that holds the secret. Addrs hold
-// what ParseHostPort takes.
+// Encode writes the token: the one form that holds the secret. Addrs hold what ParseHostPort takes, and SNI what ParseSNI returned.
 func (t Token) Encode() string {
 	raw := make([]byte, 0, fixed+64+checksum)
 	raw = append(raw, t.KeyID[:]...)
@@ -191,6 +233,9 @@ func (t Token) Encode() string {
 			}
 		}
 		raw = wire.AppendField(raw, fieldAddrs, []byte(strings.Join(addrs, ",")))
+	}
+	if t.SNI != "" {
+		raw = wire.AppendField(raw, fieldSNI, []byte(t.SNI))
 	}
 	check := sum(raw)
 	return prefix + base.EncodeToString(append(raw, check[:]...))
@@ -233,11 +278,7 @@ func sum(b []byte) [checksum]byte {
 
 // String names the key and the address, which are no secrets, and nothing else.
 func (t Token) String() string {
-	addr := strings.Join(t.Addrs, ", ")
-	if addr == "" {
-		addr = "no address"
-	}
-	return fmt.Sprintf("rv1_(key %s, %s, secret withheld)", hex.EncodeToString(t.KeyID[:4]), addr)
+	return fmt.Sprintf("rv1_(key %s, %s, secret withheld)", hex.EncodeToString(t.KeyID[:4]), Reach{t.Addrs, t.SNI})
 }
 
 // GoString is String.

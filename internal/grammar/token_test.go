@@ -46,6 +46,30 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("a token with address %q does not look like one", addr)
 		}
 	}
+	want := example("a:1")
+	want.SNI = "tunnel.example.com"
+	if got, err := ParseToken(want.Encode()); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("Parse of a token with an SNI = %v, %v", got, err)
+	}
+	if got, want := want.String(), "rv1_(key 00010203, a:1 (SNI tunnel.example.com), secret withheld)"; got != want {
+		t.Errorf("String = %s, want %s", got, want)
+	}
+}
+
+func TestParseSNI(t *testing.T) {
+	for in, want := range map[string]string{"a": "a", "Tunnel.Example.com": "tunnel.example.com", "tunnel.example.com.": "tunnel.example.com", "xn--bcher-kva.example": "xn--bcher-kva.example"} {
+		if got, err := ParseSNI(in); got != want || err != nil {
+			t.Errorf("ParseSNI(%q) = %q, %v; want %q", in, got, err, want)
+		}
+	}
+	for in, word := range map[string]string{
+		"": "empty", "203.0.113.7": "is an address", "2001:db8::1": "is an address", "tunnel.example.com:443": "write the name alone, tunnel.example.com",
+		"*.example.com": "placeholder", "a b": `" " in it`, "bücher.example": "xn--", strings.Repeat("a.", 127) + "example": "longer than 253", "rv1_x": "token", "[::1]:443": "write the name alone",
+	} {
+		if got, err := ParseSNI(in); err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("ParseSNI(%q) = %q, %v; want an error with %q", in, got, err, word)
+		}
+	}
 }
 
 // What stands around the token is named as what is wrong, not the token.
@@ -201,7 +225,7 @@ func TestFieldsInside(t *testing.T) {
 	}
 	for name, fields := range map[string][]byte{
 		"twice":         append(bytes.Clone(addr), addr...),
-		"out of order":  append(wire.AppendField(nil, 2, nil), addr...),
+		"out of order":  append(wire.AppendField(nil, 2, []byte("a")), addr...),
 		"field 0":       {0, 0, 0},
 		"as text":       []byte("server.example.com:3010"), // how a token was before it had fields
 		"too much":      wire.AppendField(nil, 100, make([]byte, wire.MaxFields-2)),

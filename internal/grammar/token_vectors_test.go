@@ -27,6 +27,7 @@ type tokenVector struct {
 	Name   string   `json:"name"`
 	Token  string   `json:"token"`
 	Addrs  []string `json:"addrs"`
+	SNI    string   `json:"sni,omitempty"`
 	KeyID  string   `json:"key_id"`
 	Secret string   `json:"secret"`
 	Pin    string   `json:"pin"`
@@ -44,20 +45,24 @@ func makeVectors() (v tokenVectors) {
 	for _, c := range []struct {
 		name  string
 		addrs []string
+		sni   string
 	}{
-		{"without-address", []string{}},
-		{"name", []string{"server.example.com:3010"}},
-		{"ipv4", []string{"203.0.113.7:3010"}},
-		{"ipv6", []string{"[2001:db8::1]:65535"}},
-		{"shortest-address", []string{"a:1"}},
-		{"several-addresses", []string{"one.example.com:3010", "[2001:db8::1]:3010", "203.0.113.7:3009"}},
+		{"without-address", []string{}, ""},
+		{"name", []string{"server.example.com:3010"}, ""},
+		{"ipv4", []string{"203.0.113.7:3010"}, ""},
+		{"ipv6", []string{"[2001:db8::1]:65535"}, ""},
+		{"shortest-address", []string{"a:1"}, ""},
+		{"several-addresses", []string{"one.example.com:3010", "[2001:db8::1]:3010", "203.0.113.7:3009"}, ""},
+		{"sni", []string{"203.0.113.7:443"}, "tunnel.example.com"},
+		{"sni-without-address", []string{}, "a"},
 	} {
 		t := example(c.addrs...)
-		v.Tokens = append(v.Tokens, tokenVector{c.name, t.Encode(), t.Addrs, hex.EncodeToString(t.KeyID[:]), hex.EncodeToString(t.Secret[:]), hex.EncodeToString(t.Pin[:])})
+		t.SNI = c.sni
+		v.Tokens = append(v.Tokens, tokenVector{c.name, t.Encode(), t.Addrs, t.SNI, hex.EncodeToString(t.KeyID[:]), hex.EncodeToString(t.Secret[:]), hex.EncodeToString(t.Pin[:])})
 	}
 	t := example("a:1")
 	v.Tokens = append(v.Tokens, tokenVector{
-		"with-an-unknown-field", forged(wire.AppendField(wire.AppendField(nil, 1, []byte("a:1")), 127, []byte("later"))), t.Addrs,
+		"with-an-unknown-field", forged(wire.AppendField(wire.AppendField(nil, 1, []byte("a:1")), 127, []byte("later"))), t.Addrs, "",
 		hex.EncodeToString(t.KeyID[:]), hex.EncodeToString(t.Secret[:]), hex.EncodeToString(t.Pin[:]),
 	})
 	s := example("server.example.com:3010").Encode()
@@ -77,6 +82,11 @@ func makeVectors() (v tokenVectors) {
 		{"an-address-in-upper-case", forged(wire.AppendField(nil, 1, []byte("SERVER.example.com:3010"))), "mistyped"},
 		{"an-empty-address", forged(wire.AppendField(nil, 1, []byte("a:1,"))), "mistyped"},
 		{"a-space-between-addresses", forged(wire.AppendField(nil, 1, []byte("a:1, b:1"))), "mistyped"},
+		{"an-empty-sni", forged(wire.AppendField(nil, 2, nil)), "mistyped"},
+		{"an-sni-in-upper-case", forged(wire.AppendField(nil, 2, []byte("Tunnel.example.com"))), "mistyped"},
+		{"an-sni-with-a-trailing-dot", forged(wire.AppendField(nil, 2, []byte("tunnel.example.com."))), "mistyped"},
+		{"an-sni-that-is-an-address", forged(wire.AppendField(nil, 2, []byte("203.0.113.7"))), "mistyped"},
+		{"an-sni-with-a-port", forged(wire.AppendField(nil, 2, []byte("tunnel.example.com:443"))), "mistyped"},
 		{"an-unknown-critical-field", forged(wire.AppendField(nil, 128, nil)), "version"},
 		{"a-field-beyond-the-end", forged([]byte{1, 0, 4, 'a', ':', '1'}), "mistyped"},
 		{"the-same-field-twice", forged([]byte{100, 0, 0, 100, 0, 0}), "mistyped"},
@@ -130,7 +140,7 @@ func TestVectors(t *testing.T) {
 			t.Errorf("%s: %v", c.Name, err)
 			continue
 		}
-		if !slices.Equal(got.Addrs, c.Addrs) || hex.EncodeToString(got.KeyID[:]) != c.KeyID || hex.EncodeToString(got.Secret[:]) != c.Secret || hex.EncodeToString(got.Pin[:]) != c.Pin {
+		if !slices.Equal(got.Addrs, c.Addrs) || got.SNI != c.SNI || hex.EncodeToString(got.KeyID[:]) != c.KeyID || hex.EncodeToString(got.Secret[:]) != c.Secret || hex.EncodeToString(got.Pin[:]) != c.Pin {
 			t.Errorf("%s: the fields are others", c.Name)
 		}
 		if c.Name != "with-an-unknown-field" && got.Encode() != c.Token {

@@ -266,7 +266,11 @@ func (c *carrier) askAfter(heard time.Duration) time.Duration {
 	if c.streamsAt != 0 && heard-c.streamsAt < pingAfter {
 		return pingUsed
 	}
-	return c.slot.link.upkeep.askAfter(c.slot, heard)
+	ask := c.slot.link.upkeep.askAfter(c.slot, heard)
+	if ask == never && c.relayed {
+		return c.slot.link.upkeep.interval()
+	}
+	return ask
 }
 
 // deadAt is when the connection is given up if nothing is read any more. slot.mu is held.

@@ -268,7 +268,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		}
 	}
 	c := newCarrier(sl, conn.Conn)
-	c.gen = gen
+	c.gen, c.relayed = gen, conn.Relayed
 	if err := sl.resume(c, table, rtt); err != nil {
 		return nil, at, err
 	}

@@ -16,7 +16,8 @@ import (
 //   - An idle link has one carrier. When that has two streams at once, or moves much, the bridge dials the others. One that has
 //     had no stream for restAfter goes again: the bridge sends RETIRE, and the proxy closes the connection unless it has opened
 //     a stream meanwhile.
-//   - Nobody looks whether an idle carrier is still there; the bridge's kernel keeps it known to NATs. So a PING goes with the
+//   - Nobody looks whether an idle carrier is still there; the bridge's kernel keeps it known to NATs, unless something in between
+//     ends TCP: then a PING does. So a PING goes with the
 //     first frame of a stream behind a silence, and must be answered soon (carrier.expectAnswer).
 //   - The proxy cannot dial. It sends CHECK when a carrier with streams does not answer, or is gone: the bridge sees to it.
 //
@@ -87,7 +88,8 @@ func (sl *slot) further() bool {
 	return sl.link.dials && sl.index > idleCarriers && sl.link.upkeep.interval() != 0
 }
 
-// keepKnown turns TCP keepalives on, so that NATs and firewalls do not forget a carrier whose streams are silent: no PING is sent there.
+// keepKnown turns TCP keepalives on, so that NATs and firewalls do not forget a carrier whose streams are silent: no PING is sent there
+// unless the connection is relayed.
 func (c *carrier) keepKnown() {
 	if every := c.slot.link.upkeep.interval(); every != 0 && c.slot.index != 0 {
 		sys.KeepAlive(c.conn.Conn, every)

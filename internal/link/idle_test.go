@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"reverser/internal/auth"
 	"reverser/internal/memnet"
 	"reverser/internal/wire"
 )
@@ -64,7 +65,7 @@ func (ms *meters) take() (bytes, packets []int) {
 }
 
 // newIdleWorld has ends that keep an idle link cheap, unless the proxy is an old one.
-func newIdleWorld(t testing.TB, keepalive time.Duration, old bool) (*world, *meters) {
+func newIdleWorld(t testing.TB, keepalive time.Duration, old bool, changes ...func(*DialerConfig)) (*world, *meters) {
 	n := &memnet.Net{}
 	ln, err := n.Listen("proxy:3010")
 	if err != nil {
@@ -85,7 +86,7 @@ func newIdleWorld(t testing.TB, keepalive time.Duration, old bool) (*world, *met
 		ms.all = append(ms.all, m)
 		ms.mu.Unlock()
 		return m, nil
-	}, func(cfg *DialerConfig) { cfg.Keepalive = keepalive })
+	}, append(changes, func(cfg *DialerConfig) { cfg.Keepalive = keepalive })...)
 	w.net = n
 	return w, ms
 }
@@ -143,6 +144,38 @@ func TestIdleLinkCosts(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestRelayedCarriers: where something in between ends TCP, an idle carrier is asked as the control connection is. Nothing of it is
+// silent for long enough to be cut there.
+func TestRelayedCarriers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, ms := newIdleWorld(t, time.Minute, false, func(cfg *DialerConfig) {
+			dial := cfg.Dial
+			cfg.Dial = func(ctx context.Context, carrier bool, transfer uint16, prove Prove) (*auth.Conn, error) {
+				conn, err := dial(ctx, carrier, transfer, prove)
+				if err == nil {
+					conn.Relayed = true
+				}
+				return conn, err
+			}
+		})
+		defer w.close()
+		time.Sleep(20 * time.Minute)
+		ms.take()
+		for range 100 {
+			time.Sleep(time.Minute + 10*time.Second)
+			_, packets := ms.take()
+			if len(packets) != 1+idleCarriers {
+				t.Fatalf("%d connections, want %d", len(packets), 1+idleCarriers)
+			}
+			for slot, n := range packets {
+				if n < 2 || n > 4 {
+					t.Errorf("%d packets on connection %d within a minute, want a PING and its answer", n, slot)
+				}
+			}
+		}
+	})
 }
 
 // TestOldProxyKeepsAll: a proxy that does not know of idle links has all connections, and all are asked.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"reverser/internal/access"
+	"reverser/internal/grammar"
 )
 
 // movable are the files that move with a process to another machine. What else a directory holds belongs to one process or one machine.
@@ -160,7 +161,7 @@ func (p Picture) Check() error {
 		case knownFile:
 			_, err = parseKnown(f.Data)
 		case addressFile:
-			if len(f.Data) > 1<<10 {
+			if len(f.Data) > 4<<10 {
 				err = fmt.Errorf("%d bytes are no address", len(f.Data))
 			}
 		}
@@ -220,8 +221,8 @@ func (p Picture) Keys() ([]Key, error) {
 	return parseKeys(b)
 }
 
-// Address is what Dir.Address returned where the picture was made.
-func (p Picture) Address() string { return strings.TrimSpace(string(p.data(addressFile))) }
+// Reach is what Dir.Reach returned where the picture was made.
+func (p Picture) Reach() grammar.Reach { return parseReach(p.data(addressFile)) }
 
 // WithoutKeys returns the picture without the keys of these names.
 func (p Picture) WithoutKeys(names []string) (Picture, error) {

@@ -33,7 +33,7 @@ func filled(t *testing.T, names ...string) (path string, p Picture) {
 			t.Fatal(err)
 		}
 	}
-	if err := d.SetAddress(strings.Join(names, ".") + ":3010"); err != nil {
+	if err := d.SetReach(grammar.Reach{Addrs: []string{strings.Join(names, ".") + ":3010"}}); err != nil {
 		t.Fatal(err)
 	}
 	if p, err = d.Picture(); err != nil {

@@ -35,6 +35,7 @@ import (
 	"sync/atomic"
 
 	"reverser/internal/access"
+	"reverser/internal/grammar"
 )
 
 // Roles that have a default directory.
@@ -363,22 +364,48 @@ func (d *Dir) Close() error {
 	return errors.Join(d.dropLock(), d.root.Close())
 }
 
-// Address is the address that SetAddress stored last, "" if none.
-func (d *Dir) Address() string {
+// Reach is what SetReach stored last.
+func (d *Dir) Reach() grammar.Reach {
 	b, err := d.root.ReadFile(addressFile)
 	if err != nil {
-		return ""
+		return grammar.Reach{}
 	}
-	return strings.TrimSpace(string(b))
+	return parseReach(b)
 }
 
-// SetAddress remembers the address by which bridges reach this proxy, so that
-// `reverser key add` can put it into a token while the proxy is stopped.
-func (d *Dir) SetAddress(addr string) error {
-	if d.Address() == addr {
+// SetReach remembers how bridges reach this proxy, so that `reverser key add` can put it into a token while the proxy is stopped.
+func (d *Dir) SetReach(r grammar.Reach) error {
+	text := formatReach(r)
+	b, err := d.root.ReadFile(addressFile)
+	if bytes.Equal(b, text) || errors.Is(err, fs.ErrNotExist) && len(text) <= len("\n") {
 		return nil
 	}
-	return d.edit(func() error { return d.write(addressFile, []byte(addr+"\n")) })
+	return d.edit(func() error { return d.write(addressFile, text) })
+}
+
+// formatReach writes a line with the addresses, with commas between, and one with the SNI if there is one.
+func formatReach(r grammar.Reach) []byte {
+	text := strings.Join(r.Addrs, ",") + "\n"
+	if r.SNI != "" {
+		text += sniWord + r.SNI + "\n"
+	}
+	return []byte(text)
+}
+
+const sniWord = "sni "
+
+// parseReach reads what formatReach wrote, and leaves out what no token could carry.
+func parseReach(b []byte) (r grammar.Reach) {
+	addrs, rest, _ := strings.Cut(string(b), "\n")
+	for addr := range strings.SplitSeq(addrs, ",") {
+		if addr, err := grammar.ParseHostPort(strings.TrimSpace(addr)); err == nil {
+			r.Addrs = append(r.Addrs, addr)
+		}
+	}
+	if name, ok := strings.CutPrefix(rest, sniWord); ok {
+		r.SNI, _ = grammar.ParseSNI(strings.TrimSpace(name))
+	}
+	return r
 }
 
 // unusable wraps the reason why a directory cannot serve.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -430,16 +431,31 @@ func TestKeyNames(t *testing.T) {
 	}
 }
 
-func TestAddress(t *testing.T) {
-	d := open(t, t.TempDir())
-	if got := d.Address(); got != "" {
-		t.Errorf("Address = %q, want none", got)
+func TestReach(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	for _, want := range []grammar.Reach{
+		{}, {Addrs: []string{"example.com:3010"}}, {SNI: "a.example"},
+		{Addrs: []string{"example.com:3010", "[2001:db8::1]:443"}, SNI: "a.example"},
+	} {
+		if err := d.SetReach(want); err != nil {
+			t.Fatal(err)
+		}
+		if got := d.Reach(); !reflect.DeepEqual(got, want) {
+			t.Errorf("Reach = %v, want %v", got, want)
+		}
 	}
-	if err := d.SetAddress("example.com:3010"); err != nil {
-		t.Fatal(err)
-	}
-	if got := d.Address(); got != "example.com:3010" {
-		t.Errorf("Address = %q", got)
+	for text, want := range map[string]grammar.Reach{
+		"example.com:3010":                    {Addrs: []string{"example.com:3010"}}, // without a line's end
+		"not an address\nsni not a name\n":    {},
+		"a:1,b,c:2\nother 1\nsni a.example\n": {Addrs: []string{"a:1", "c:2"}},
+	} {
+		if err := os.WriteFile(filepath.Join(path, "address"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := d.Reach(); !reflect.DeepEqual(got, want) {
+			t.Errorf("Reach of %q = %v, want %v", text, got, want)
+		}
 	}
 }
 
