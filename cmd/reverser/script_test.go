@@ -1,13 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,28 +32,32 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
-			// The default state directories, inside the story's own.
-			env.Setenv("HOME", env.WorkDir+"/home")
-			env.Setenv("USERPROFILE", env.WorkDir+"/home")
-			env.Setenv("LocalAppData", env.WorkDir+"/home")
+			// The default state directories, inside the story's own: $STATES/ROLE.
+			home := filepath.Join(env.WorkDir, "home")
+			for _, name := range []string{"HOME", "USERPROFILE", "LocalAppData"} {
+				env.Setenv(name, home)
+			}
+			states := map[string]string{"windows": home, "darwin": filepath.Join(home, "Library", "Application Support")}[runtime.GOOS]
+			env.Setenv("STATES", filepath.Join(cmp.Or(states, filepath.Join(home, ".local", "state")), "reverser"))
 			// The race detector holds every exit up for a second by default.
 			env.Setenv("GORACE", "atexit_sleep_ms=0")
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"freeport": freePortCmd,
-			"occupy":   occupyCmd,
-			"running":  runningCmd,
-			"token":    tokenCmd,
-			"exitcode": exitCodeCmd,
-			"mode":     modeCmd,
-			"envsubst": envSubstCmd,
-			"service":  serviceCmd,
-			"answer":   answerCmd,
-			"stays":    staysCmd,
-			"empty":    emptyCmd,
-			"within":   withinCmd,
-			"nodumps":  noDumpsCmd,
+			"freeport":  freePortCmd,
+			"interrupt": interruptCmd,
+			"occupy":    occupyCmd,
+			"running":   runningCmd,
+			"token":     tokenCmd,
+			"exitcode":  exitCodeCmd,
+			"mode":      modeCmd,
+			"envsubst":  envSubstCmd,
+			"service":   serviceCmd,
+			"answer":    answerCmd,
+			"stays":     staysCmd,
+			"empty":     emptyCmd,
+			"within":    withinCmd,
+			"nodumps":   noDumpsCmd,
 		},
 	})
 }
@@ -61,6 +69,20 @@ func freePortCmd(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 		ts.Setenv(name, strconv.Itoa(port))
 	}
+}
+
+// interrupt WORD does what Ctrl-C does to the program in the background that has WORD on its command line.
+func interruptCmd(ts *testscript.TestScript, neg bool, args []string) {
+	var found []*exec.Cmd
+	for _, cmd := range ts.BackgroundCmds() {
+		if slices.Contains(cmd.Args, args[0]) {
+			found = append(found, cmd)
+		}
+	}
+	if len(found) != 1 {
+		ts.Fatalf("%d programs in the background have %q on their command line, want one", len(found), args[0])
+	}
+	ts.Check(interrupt(found[0].Process))
 }
 
 // nodumps checks that no program in the background leaves a core dump.
