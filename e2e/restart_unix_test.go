@@ -171,10 +171,17 @@ func TestSuccessorOfTheBridge(t *testing.T) {
 	expose := fmt.Sprintf("%d=127.0.0.1:%d", tun.public, target)
 	next := tun.bridge.again(t, tun.token, expose)
 	next.awaitRecord("service up", "service", tun.service)
-	before := len(tun.bridge.Records("pair created"))
-	users.more(t, 50)
-	if n := len(tun.bridge.Records("pair created")) - before; n > 5 { // those under way
-		t.Errorf("%d users came to the old process behind its successor's start", n)
+	for range 20 {
+		c := tun.dial(t)
+		exchange(t, c, "a new user")
+		client := c.LocalAddr().String()
+		eventually(t, "a process knows of the user", func() bool {
+			return len(tun.bridge.Records("pair created", "client", client))+len(next.Records("pair created", "client", client)) > 0
+		})
+		if len(next.Records("pair created", "client", client)) == 0 {
+			t.Error("a user came to the old process behind its successor's start")
+		}
+		c.Close()
 	}
 	st := mustStatus(t, next.state)
 	if len(st.Links) != 1 || st.Links[0].State != "up" {

@@ -86,11 +86,7 @@ func TestSystemSCM(t *testing.T) {
 	}
 	start := func() {
 		t.Helper()
-		err := scm.start(testService)
-		if errors.Is(err, windows.ERROR_SERVICE_REQUEST_TIMEOUT) && onWine() {
-			t.Skip("Wine's service manager did not wait long enough for the process: ", err)
-		}
-		must(t, err)
+		must(t, scm.start(testService))
 	}
 	start()
 	if st := await(Starting); st.State != Running || st.PID == 0 {
