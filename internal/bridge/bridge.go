@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -77,6 +78,7 @@ type Bridge struct {
 	life
 	network
 	uplinks []*uplink      // one for each proxy
+	hellos  handshakes     // of users whose TLS ends here
 	conns   *traffic.Conns // streams that are connected to a target, or on the way to it
 	targets relay.Dialer
 
@@ -128,6 +130,7 @@ func New(cfg Config) (*Bridge, error) {
 	for _, p := range cfg.Proxies {
 		b.uplinks = append(b.uplinks, b.newUplink(p))
 	}
+	b.hellos.init(mostHandshakes, runtime.GOMAXPROCS(0))
 	b.targets.SetSources(cfg.Settings.Sources)
 	b.conns.LogPairs(!cfg.Settings.NoPairs)
 	b.targets.Warn = func(err error) { b.log.Warn("users wait for a connection to their target", "err", err) }

@@ -30,12 +30,19 @@ func (u *uplink) Opened(s *link.Stream) {
 		s.Reset(wire.CodeDrain)
 	case err != nil:
 		s.Reset(wire.CodeLimit)
+	case svc.TLS != nil:
+		b.serveTLS(a, s, svc.Service)
 	case !a.Dial():
-		a.Refuse(traffic.RefusedDials, "client refused", "service", a.Service(), "client", a.ClientName(), "err", errDials)
-		s.Reset(wire.CodeLimit)
+		refuseDial(a, s)
 	default:
 		a.Go(func() { b.serve(a, s, svc.Service) })
 	}
+}
+
+// refuseDial refuses a user whose target is one too many to be dialled.
+func refuseDial(a *traffic.Admission, s *link.Stream) {
+	a.Refuse(traffic.RefusedDials, "client refused", "service", a.Service(), "client", a.ClientName(), "err", errDials)
+	s.Reset(wire.CodeLimit)
 }
 
 // service returns what a stream that the proxy opened is for, and the public name that the user came to; nil: it is for
@@ -59,12 +66,18 @@ func (b *Bridge) serve(a *traffic.Admission, s *link.Stream, svc Service) {
 		svc.Handle(s)
 		return
 	}
+	if conn := b.reach(a, s, svc); conn != nil {
+		a.Bind(conn, s, nil, svc.TargetName())
+	}
+}
+
+// reach connects to the target of a service, or resets the stream and returns nil. It ends what a.Dial began.
+func (b *Bridge) reach(a *traffic.Admission, s *link.Stream, svc Service) net.Conn {
 	conn, err := b.dialTarget(svc)
 	a.Dialled()
 	switch {
 	case err == nil:
-		a.Bind(conn, s, nil, svc.TargetName())
-		return
+		return conn
 	case b.ctx.Err() == nil:
 		why := traffic.RefusedUnreachable
 		if sys.Refused(err) {
@@ -73,6 +86,7 @@ func (b *Bridge) serve(a *traffic.Admission, s *link.Stream, svc Service) {
 		a.Refuse(why, "target cannot be reached, the client gets a reset", "service", a.Service(), "client", a.ClientName(), "target", svc.TargetName(), "err", err)
 	}
 	s.Reset(targetCode(err))
+	return nil
 }
 
 // dialTime bounds the connect to a target.

@@ -8,6 +8,7 @@ package claims
 import (
 	"bytes"
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -52,6 +53,8 @@ type Service struct {
 	// Handle, when set, takes the connections in place of Target. It is called in a goroutine of its own and closes the
 	// connection.
 	Handle func(net.Conn)
+	// TLS, when set, has the bridge end the users' TLS: Target gets the plain text.
+	TLS *tls.Config
 }
 
 // TargetName names what a service leads to, for logs and status.

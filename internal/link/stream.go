@@ -189,6 +189,23 @@ func (s *Stream) Send(cs ...*Chunk) {
 	sl.mu.Unlock()
 }
 
+// SendBytes is Send for bytes that the caller keeps.
+func (s *Stream) SendBytes(p []byte) {
+	sl := s.slot
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if len(p) == 0 || s.send.end != 0 || s.send.dropped || s.forgotten {
+		return
+	}
+	s.send.q.write(p)
+	sl.core.touch(&s.streamCore)
+	if len(p) >= ChunkSize && sl.cur != nil {
+		sl.cur.send(false)
+	} else {
+		sl.wake()
+	}
+}
+
 // SendRest queues the bytes that a reset socket still held. It ignores the flow-control window; Reset follows.
 // It returns false, and drops the bytes, when the share of the memory for windows is used up.
 func (s *Stream) SendRest(cs ...*Chunk) bool {

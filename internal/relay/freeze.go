@@ -19,6 +19,9 @@ import (
 // ErrOver is what Freeze returns for a pair that has ended, or that never moved: there is nothing to freeze.
 var ErrOver = errors.New("relay: the pair is over")
 
+// ErrTLS is what Freeze returns for a pair that ends the user's TLS: crypto/tls does not give away the keys.
+var ErrTLS = errors.New("relay: the pair ends TLS, which another process cannot go on with")
+
 // ending is how a pair was to be ended while it was frozen.
 type ending struct {
 	reason Reason
@@ -37,6 +40,10 @@ func (p *Pair) Freeze() error {
 	if life.reason != "" || life.phase != moving || p.poller == nil {
 		life.mu.Unlock()
 		return ErrOver
+	}
+	if p.tls != nil {
+		life.mu.Unlock()
+		return ErrTLS
 	}
 	life.phase = freezing
 	// Deregistered by name: the kernel forgets a socket by itself only when its last descriptor is closed, and there will be another.

@@ -11,6 +11,9 @@ import (
 
 // Receive implements link.Receiver. It writes to the socket at once; what that does not take waits in the stream.
 func (p *Pair) Receive(bufs [][]byte) int {
+	if p.tls != nil {
+		return 0 // to decrypt them takes longer than the link's reader should be held up
+	}
 	p.inward.fresh = false
 	n, err := p.sock.tryWrite(bufs)
 	p.inward.bytes.Add(uint64(n))
@@ -27,6 +30,12 @@ func (p *Pair) Behind() bool { return p.sock.unsent() > 0 }
 // Backlogged implements link.Receiver. A new socket usually has room for what arrived while it was being connected, so that is written
 // without a goroutine.
 func (p *Pair) Backlogged() {
+	if p.tls != nil {
+		if !p.start(p.decrypt) && p.over() {
+			p.discardBacklog()
+		}
+		return
+	}
 	if p.inward.fresh {
 		b := p.stream.Backlog()
 		if b == nil { // the stream was reset meanwhile
@@ -39,9 +48,14 @@ func (p *Pair) Backlogged() {
 		}
 	}
 	if !p.start(p.drain) && p.over() {
-		p.stream.Discard()
-		p.stream.Backlog() // there is none any more
+		p.discardBacklog()
 	}
+}
+
+// discardBacklog throws away what arrived for a pair that is over.
+func (p *Pair) discardBacklog() {
+	p.stream.Discard()
+	p.stream.Backlog() // there is none any more
 }
 
 // drain writes what the socket did not take at once. It may wait as long as the socket's peer does.
@@ -76,23 +90,39 @@ func (p *Pair) writeFailed() {
 
 // Ended implements link.Receiver.
 func (p *Pair) Ended(kind wire.EndKind, code wire.Code) {
-	if kind == wire.FIN {
-		p.life.mu.Lock()
-		if p.life.reason != "" { // or a RST that is under way would become a FIN
-			p.life.mu.Unlock()
-			return
-		}
-		p.life.finSent = true
-		err := p.sock.closeWrite(p.life.outDone) // if the peer has finished already, closing the socket is all that remains
-		p.life.mu.Unlock()
-		if err != nil && !errors.Is(err, net.ErrClosed) && !sys.NotConnected(err) {
-			p.localReset()
-			return
-		}
-		p.inDone()
+	if p.tls != nil && p.tls.closed && kind == wire.FIN {
+		return // the user had said so by close_notify
+	}
+	if p.tls != nil && kind == wire.FIN {
+		p.truncated()
 		return
 	}
-	reason := p.remote(code)
+	if kind == wire.FIN {
+		p.endIn()
+		return
+	}
+	p.remoteReset(p.remote(code))
+}
+
+// endIn passes on that the user has finished.
+func (p *Pair) endIn() {
+	p.life.mu.Lock()
+	if p.life.reason != "" { // or a RST that is under way would become a FIN
+		p.life.mu.Unlock()
+		return
+	}
+	p.life.finSent = true
+	err := p.sock.closeWrite(p.life.outDone) // if the peer has finished already, closing the socket is all that remains
+	p.life.mu.Unlock()
+	if err != nil && !errors.Is(err, net.ErrClosed) && !sys.NotConnected(err) {
+		p.localReset()
+		return
+	}
+	p.inDone()
+}
+
+// remoteReset resets the socket behind what was written to it.
+func (p *Pair) remoteReset(reason Reason) {
 	if p.sock.queued(p.inward.bytes.Load()) == 0 {
 		p.finish(reason, true)
 		return

@@ -38,6 +38,10 @@ func (p *Pair) readable(more bool) (flush bool) {
 		return false
 	}
 	p.sock.eager = false
+	if p.tls != nil { // what it sends may have to wait for credit
+		p.start(p.outbound)
+		return false
+	}
 	for room := p.stream.TryRoom(); room > 0 && !p.sock.eager; room = p.stream.TryRoom() {
 		n, err := p.sock.tryRead(room)
 		if n > 0 {
@@ -90,7 +94,9 @@ func (p *Pair) outbound() {
 			if watched {
 				p.readUntil(time.Now().Add(bulkPause))
 			}
-			if n, err = p.sock.read(room); n > 0 {
+			if n, err = p.sock.read(room); n > 0 && p.tls != nil {
+				p.encrypt(n)
+			} else if n > 0 {
 				link.TakeTurn(n)
 				p.send(n)
 				link.EndTurn(n)
@@ -99,6 +105,9 @@ func (p *Pair) outbound() {
 		silent := errors.Is(err, os.ErrDeadlineExceeded) && (watched || !p.mayMove())
 		switch {
 		case errors.Is(err, io.EOF) && p.outDone():
+			if p.tls != nil {
+				p.tls.closeWrite()
+			}
 			p.stream.CloseWrite()
 			if !watched && p.sock.raw != nil {
 				p.noteResetLater()
@@ -125,7 +134,7 @@ const bulkPause = time.Second
 // readBulk reads what a busy socket has already, and sends it, in one turn (link.TakeTurn). Waiting for the socket is not part of a
 // turn: readBulk returns errNothing instead.
 func (p *Pair) readBulk(room int) (n int, err error) {
-	if !p.sock.eager || p.sock.raw == nil {
+	if !p.sock.eager || p.sock.raw == nil || p.tls != nil {
 		return 0, errNothing
 	}
 	link.TakeTurn(link.ChunkSize)
@@ -146,6 +155,10 @@ func (p *Pair) send(n int) {
 // sendRest sends what the peer had sent before it reset the connection: the rest of the head, and the bytes that the kernel still
 // holds. It ignores the flow-control window.
 func (p *Pair) sendRest() {
+	if p.tls != nil {
+		p.encryptRest()
+		return
+	}
 	for len(p.outward.head) > 0 {
 		if !p.stream.SendRest(p.takeHead(len(p.outward.head))) {
 			return

@@ -11,6 +11,7 @@
 //  3. poller.go, poller_linux.go: the socket is readable.
 //  4. outward.go, socket.go: from the socket into the stream.
 //  5. inward.go: from the stream into the socket.
+//     tls.go: both ways, where the TLS of the user ends here.
 //  6. end.go, resets.go: ends of either side, and what is left to do behind them.
 //  7. freeze.go, state.go: a pair stands still, and another process goes on with it.
 package relay
@@ -56,6 +57,7 @@ type Pair struct {
 	side   Side
 	sock   socket
 	stream *link.Stream
+	tls    *TLS           // that the user speaks over the stream, and the socket does not; nil: bytes pass as they are
 	poller *Poller        // set by Start
 	wg     sync.WaitGroup // work that the end of the pair waits for
 
@@ -105,6 +107,14 @@ func New(side Side, conn net.Conn, s *link.Stream, head []byte) *Pair {
 	p.outward.head = head
 	p.inward.fresh = true
 	p.sock.init(conn)
+	return p
+}
+
+// NewTLS is New for a stream over which the user speaks TLS, which ends here: the socket has the plain text, and the pair counts that.
+func NewTLS(side Side, conn net.Conn, s *link.Stream, t *TLS) *Pair {
+	p := New(side, conn, s, nil)
+	p.tls = t
+	t.bind(p)
 	return p
 }
 

@@ -72,6 +72,7 @@ const (
 	RefusedAway        Refusal = "away"               // the bridge was away for too long, or too many waited for it
 	RefusedRemoved     Refusal = "service-removed"    // the service was removed meanwhile
 	RefusedLeft        Refusal = "client-left"        // the client did not wait
+	RefusedHandshake   Refusal = "handshake"          // the client's TLS handshake failed, or was not over in time
 	RefusedTarget      Refusal = "target-refused"     // the target refused the connection
 	RefusedUnreachable Refusal = "target-unreachable" // the target did not answer in time, or there is no way to it
 )

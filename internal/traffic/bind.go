@@ -30,6 +30,13 @@ func (a *Admission) Bind(conn net.Conn, s *link.Stream, head []byte, target stri
 	a.bind(p, target)
 }
 
+// BindTLS is Bind for a connection whose TLS ended here.
+func (a *Admission) BindTLS(conn net.Conn, s *link.Stream, t *relay.TLS, target string) {
+	p := relay.NewTLS(a.conns.side, conn, s, t)
+	a.countInto(p)
+	a.bind(p, target)
+}
+
 // countInto makes a pair add its bytes to the accounts of its service and client.
 func (a *Admission) countInto(p *relay.Pair) {
 	p.CountInto(&a.account.sent, &a.account.received)
