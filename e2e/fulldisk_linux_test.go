@@ -18,7 +18,7 @@ import (
 func TestRemoveOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	if out, err := exec.Command("unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt").CombinedOutput(); err != nil {
-		t.Skipf("no mounts in a namespace of one's own: %v: %s", err, out)
+		lacks(t, fmt.Sprintf("no mounts in a namespace of one's own: %v: %s", err, out))
 	}
 	disk := t.TempDir()
 	link := freePort(t)

@@ -1,18 +1,17 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 )
 
 // A machine is a systemd of its own: process 1 of new namespaces, on top of this machine's files, which it does not change. Its
@@ -22,47 +21,11 @@ type machine struct {
 	pid string // of its process 1, as seen from here
 }
 
-// bootScript prepares the files of a machine and becomes its process 1. What a systemd in a container expects is in
-// https://systemd.io/CONTAINER_INTERFACE.
-const bootScript = `
-set -e
-echo $$ >"$CGROUP/cgroup.procs"
-exec unshare --mount --pid --fork --kill-child --ipc --uts --net --cgroup --propagation private sh -c '
-set -e
-mount -t tmpfs tmpfs "$DIR"
-R=$DIR/root
-mkdir "$DIR/up" "$DIR/work" "$R"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$DIR/up,workdir=$DIR/work" "$R"
-mount -t proc proc "$R/proc"
-mount -t sysfs sysfs "$R/sys"
-mount -t cgroup2 cgroup2 "$R/sys/fs/cgroup"
-mount -t tmpfs -o mode=755 tmpfs "$R/run"
-mount -t tmpfs -o mode=755 tmpfs "$R/dev"
-for n in null zero full random urandom tty; do : >"$R/dev/$n"; mount --bind "/dev/$n" "$R/dev/$n"; done
-mkdir "$R/dev/shm" "$R/dev/pts"
-mount -t devpts -o newinstance,ptmxmode=0666 devpts "$R/dev/pts"
-ln -s pts/ptmx "$R/dev/ptmx"
-ln -s /proc/self/fd "$R/dev/fd"
-install -m 755 "$PROGRAM" "$R/usr/local/bin/reverser"
-rm -rf "$R/var/log/journal" "$R/etc/reverser" "$R/etc/machine-id"
-echo 0123456789abcdef0123456789abcdef >"$R/etc/machine-id"
-ip link set lo up
-mount --make-rshared /
-exec env -i container=test PATH=/usr/sbin:/usr/bin chroot "$R" /lib/systemd/systemd --unit=basic.target
-'
-`
-
-// boot starts a machine, or skips the test and says why none can run here.
+// boot starts a machine.
 func boot(t *testing.T) *machine {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("a machine with systemd needs root")
-	}
+	needRoot(t)
 	need(t, program{"/lib/systemd/systemd", "systemd"}, program{"unshare", "util-linux"}, program{"ip", "iproute2"}, program{"curl", "curl"}, program{"busybox", "busybox-static"})
-	group, err := newGroup()
-	if err != nil {
-		t.Skip("a machine with systemd needs a control group of its own: ", err)
-	}
 	// Without the race detector, which wants memory that is writable and executable: the unit refuses that.
 	bin := filepath.Join(t.TempDir(), "reverser")
 	build := exec.Command("go", "build", "-o", bin, "./cmd/reverser")
@@ -70,76 +33,41 @@ func boot(t *testing.T) *machine {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	var out bytes.Buffer
-	cmd := exec.Command("sh", "-c", bootScript)
-	cmd.Env = append(os.Environ(), "CGROUP="+group, "DIR="+t.TempDir(), "PROGRAM="+bin)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd := exec.Command("testdata/machine", t.TempDir(), "/")
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
 	m := &machine{t: t}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the log of the machine:\n%s", m.try("journalctl", "--no-pager", "--lines", "60"))
 		}
-		cmd.Process.Kill()
-		<-ended
-		removeGroup(group)
+		stdin.Close()
+		cmd.Wait()
 	})
-	eventually(t, "systemd runs", func() bool {
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Skipf("no machine with systemd can run here: %v\n%s", err, out.String())
-		default:
-		}
-		if m.pid == "" {
-			children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid))
-			m.pid = strings.TrimSpace(string(children))
-			return false
-		}
-		name, _ := os.ReadFile("/proc/" + m.pid + "/comm")
-		return string(name) == "systemd\n" && strings.TrimSpace(m.try("systemctl", "is-active", "basic.target")) == "active"
-	})
-	return m
-}
-
-// newGroup makes a control group of the second version, which a systemd can have for itself.
-func newGroup() (string, error) {
-	mounts, err := os.Open("/proc/self/mounts")
+	out, err := io.ReadAll(stdout) // it closes this when it has come up
+	if m.pid = strings.TrimSpace(string(out)); err != nil || m.pid == "" {
+		lacks(t, fmt.Sprintf("no machine with systemd can run here: %v\n%s", err, said.String()))
+	}
+	program, err := os.ReadFile(bin)
 	if err != nil {
-		return "", err
+		t.Fatal(err)
 	}
-	defer mounts.Close()
-	for s := bufio.NewScanner(mounts); s.Scan(); {
-		if f := strings.Fields(s.Text()); len(f) > 2 && f[2] == "cgroup2" {
-			return os.MkdirTemp(f[1], "reverser-e2e-")
-		}
+	to := "/proc/" + m.pid + "/root/usr/local/bin/reverser"
+	if err := errors.Join(os.WriteFile(to, program, 0o755), os.Chmod(to, 0o755)); err != nil {
+		t.Fatal(err)
 	}
-	return "", errors.New("no cgroup2 file system is mounted")
-}
-
-// removeGroup removes a control group when its processes have ended, as they do a moment after their process 1.
-func removeGroup(dir string) {
-	for range 100 {
-		var dirs []string
-		filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-		for i := len(dirs) - 1; i >= 0; i-- {
-			os.Remove(dirs[i])
-		}
-		if _, err := os.Stat(dir); err != nil {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	return m
 }
 
 func (m *machine) command(args ...string) *exec.Cmd {
@@ -202,7 +130,11 @@ func TestSystemd(t *testing.T) {
 	if token == "" {
 		t.Fatalf("no token in %q", line)
 	}
-	out := m.do("reverser", "service", "install", "bridge", token, "9000=9904")
+	// Paths with everything that a unit reads in its own way.
+	const state, config = `/var/lib/reverser/it's "here", 5% $HOME`, `/etc/reverser/a 'b' "c" 5% $d.toml`
+	m.do("mkdir", "-p", "/etc/reverser")
+	m.do("sh", "-c", `printf 'drain = "2s"\n' >"$0"`, config)
+	out := m.do("reverser", "service", "install", "bridge", token, "9000=9904", "--state", state, "--config", config)
 	if !strings.Contains(out, "link up, 1 of 1 service up") {
 		t.Errorf("service install says %q", out)
 	}
@@ -211,9 +143,14 @@ func TestSystemd(t *testing.T) {
 	if status := m.do("cat", "/proc/"+first+"/status"); !regexp.MustCompile(`(?m)^CapBnd:\s+0+$`).MatchString(status) || regexp.MustCompile(`(?m)^Uid:\s+0\s`).MatchString(status) {
 		t.Errorf("the bridge has capabilities, or is root:\n%s", status)
 	}
-	if words := m.do("cat", "/proc/"+first+"/cmdline"); strings.Contains(words, "rv1_") {
+	words := strings.Split(m.do("cat", "/proc/"+first+"/cmdline"), "\x00")
+	if strings.Contains(strings.Join(words, " "), "rv1_") {
 		t.Error("the token stands on the command line")
 	}
+	if !slices.Contains(words, state) || !slices.Contains(words, "--config="+config) {
+		t.Errorf("the command line is %q; want %q and %q in it", words, state, config)
+	}
+	m.do("test", "-f", state+"/lock")
 	if mode := m.do("stat", "-c", "%a %U", "/etc/reverser/bridge.token"); mode != "600 root\n" {
 		t.Errorf("the file of the token is %q", mode)
 	}
@@ -256,7 +193,9 @@ func TestSystemd(t *testing.T) {
 	m.do("mkdir", "-p", "/etc/systemd/system/reverser-bridge.service.d")
 	m.do("sh", "-c", "printf '[Service]\nWatchdogSec=2\nRestartSec=100ms\n' >/etc/systemd/system/reverser-bridge.service.d/test.conf")
 	m.do("systemctl", "daemon-reload")
-	m.do("reverser", "service", "install", "bridge", "9000=9904", "9001=9904", "--replace") // with the token that it has
+	m.do("reverser", "service", "install", "bridge", "9000=9904", "9001=9904", "--replace") // with the token and the state directory that it has
+	m.do("test", "-S", state+"/admin.sock")
+	m.do("rm", config)
 	m.serves("9001")
 	for n, sig := range []string{"KILL", "STOP"} {
 		m.do("sh", "-c", "kill -"+sig+" "+m.property("MainPID"))
@@ -278,7 +217,7 @@ func TestSystemd(t *testing.T) {
 
 	m.do("reverser", "service", "stop", "bridge")
 	m.refuses(1, "stopped", "reverser", "service", "status", "bridge")
-	if out := m.do("reverser", "service", "uninstall", "proxy"); !strings.Contains(out, "kept: /var/lib/reverser/proxy") {
+	if out := m.do("reverser", "service", "uninstall", "proxy"); !strings.Contains(out, "still there: /var/lib/reverser/proxy (the state directory, with the identity and the keys") {
 		t.Errorf("service uninstall says %q", out)
 	}
 	m.do("reverser", "service", "uninstall", "proxy", "--purge")

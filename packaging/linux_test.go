@@ -19,8 +19,7 @@ import (
 	"time"
 )
 
-// debian is a small Debian in a folder. Its systemctl is one that writes down what it is asked for, and nothing runs there but what
-// a test starts.
+// debian is a small Debian in a folder. Nothing runs there but what a test starts.
 type debian struct {
 	t    *testing.T
 	root string
@@ -47,9 +46,14 @@ func newDebian(t *testing.T) *debian {
 	} else {
 		d.host("debootstrap", "--variant=minbase", "--include=systemd", "bookworm", d.root)
 	}
+	return d
+}
+
+// pretend puts a systemctl there that writes down what it is asked for.
+func (d *debian) pretend() {
+	d.t.Helper()
 	d.write("/usr/bin/systemctl", "#!/bin/sh\necho \"$@\" >>/var/log/systemctl\n[ ! -e /run/systemctl-fails ]\n", 0o755)
 	d.write("/run/systemd/system/.keep", "", 0o644)
-	return d
 }
 
 // host runs a program outside of the folder.
@@ -126,17 +130,24 @@ func (d *debian) wantVersion(when, want string) {
 	}
 }
 
-// files are all files of the folder, with what matters of them, but for logs, caches and what dpkg keeps for itself.
-func (d *debian) files() map[string]string {
-	d.t.Helper()
+// files are all files of the folder, with what matters of them.
+func (d *debian) files() map[string]string { d.t.Helper(); return filesOf(d.t, d.root) }
+
+// filesOf leaves out logs, caches, and what dpkg and systemd keep for themselves.
+func filesOf(t *testing.T, root string) map[string]string {
+	t.Helper()
 	all := map[string]string{}
-	err := filepath.WalkDir(d.root, func(path string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		name := strings.TrimPrefix(path, d.root)
-		for _, left := range []string{"/var/log", "/var/cache", "/var/lib/dpkg/status-old", "/var/lib/dpkg/lock", "/var/lib/dpkg/triggers", "/var/lib/dpkg/available", "/dev", "/proc", "/run", "/sys"} {
+		name := strings.TrimPrefix(path, root)
+		for _, left := range []string{"/var/log", "/var/cache", "/var/lib/systemd", "/var/lib/dpkg/status-old", "/var/lib/dpkg/lock", "/var/lib/dpkg/triggers",
+			"/var/lib/dpkg/available", "/var/lib/apt", "/dev", "/proc", "/run", "/sys"} {
 			if strings.HasPrefix(name, left) {
+				if e.IsDir() {
+					return fs.SkipDir
+				}
 				return nil
 			}
 		}
@@ -164,7 +175,7 @@ func (d *debian) files() map[string]string {
 		return nil
 	})
 	if err != nil {
-		d.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return all
 }
@@ -172,15 +183,19 @@ func (d *debian) files() map[string]string {
 // wantNoTrace compares with what files returned before.
 func (d *debian) wantNoTrace(when string, before map[string]string) {
 	d.t.Helper()
-	after := d.files()
+	wantSame(d.t, when, before, d.files())
+}
+
+func wantSame(t *testing.T, when string, before, after map[string]string) {
+	t.Helper()
 	for _, name := range slices.Sorted(maps.Keys(after)) {
 		if before[name] != after[name] {
-			d.t.Errorf("%s, %s is %s; it was %q", when, name, after[name], before[name])
+			t.Errorf("%s, %s is %s; it was %q", when, name, after[name], before[name])
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(before)) {
 		if after[name] == "" {
-			d.t.Errorf("%s, %s is gone", when, name)
+			t.Errorf("%s, %s is gone", when, name)
 		}
 	}
 }
@@ -213,6 +228,16 @@ func makePackages(t *testing.T, version string) (deb, rpm string) {
 	return deb, rpm
 }
 
+// await waits until a condition holds.
+func await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited a minute, without success, for: %s", what)
+		}
+	}
+}
+
 // ourUnits are the services of the package, as systemctl is asked for them.
 const ourUnits = " reverser-proxy@*.service reverser-bridge@*.service"
 
@@ -232,6 +257,9 @@ func TestPackages(t *testing.T) {
 		}
 	}
 	d.run("ldconfig; :") // whatever is made at first use is there
+	t.Run("deb under systemd", func(t *testing.T) { d.t = t; testDebServices(d) })
+	d.t = t
+	d.pretend()
 	before := d.files()
 
 	t.Run("deb", func(t *testing.T) { d.t = t; testDeb(d, before) })
@@ -284,14 +312,14 @@ func testDeb(d *debian, before map[string]string) {
 		running.Process.Kill()
 		<-ended
 	}()
-	for deadline := time.Now().Add(30 * time.Second); !d.exists("/var/lib/reverser/proxy-x/admin.sock"); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) || len(ended) > 0 {
-			running.Process.Kill()
+	await(t, "the proxy runs", func() bool {
+		if len(ended) > 0 {
 			err := <-ended
 			ended <- nil
 			t.Fatalf("the proxy does not start: %v\n%s", err, log.Bytes())
 		}
-	}
+		return d.exists("/var/lib/reverser/proxy-x/admin.sock")
+	})
 	d.run("dpkg -i /root/new.deb")
 	d.wantAsked("after the upgrade", "daemon-reload", "--no-block try-restart"+ourUnits+" reverser-bridge.service")
 	d.wantVersion("after the upgrade", "v1.1.0-rc.1")

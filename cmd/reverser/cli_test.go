@@ -96,7 +96,7 @@ nas   up     192.0.2.1:5  b1      12.3 ms  4         3        1m0s ago
 SERVICE   STATE     TARGET            CONNECTIONS  KEY  REASON
 tcp/9000  retrying  evil\u001b[2J\tx  0            nas  port in use
 
-in all 23 connections, 1 now, 1.2 MB sent, 12 B received, 2 refused; 1 of the services was removed
+23 connections in all, 1 now, 1.2 MB sent, 12 B received, 2 refused; 1 of the services was removed
 the most from 192.0.2.9 to tcp/9000 of n\u001bas: 1 now, 4 in all, 10 B sent, 0 B received
 
 PAIR  SERVICE   CLIENT  TARGET  STATE  SENT   RECEIVED  SINCE

@@ -63,7 +63,7 @@ func (c *cli) installBridgeCommand() *cobra.Command {
 ` + "`reverser bridge`" + `. The token comes from the first argument, --token-file (- is
 stdin), ` + config.TokenEnv + ` or the configuration file, and goes into a file that
 only the administrator and the service can read. With --replace it may be left
-out: the service keeps the one it has.
+out: the service keeps the one it has, and its state directory.
 
 The service starts with the machine, before anybody logs on and whether or not
 the network is up, and again when it fails. A service that does not come up is
@@ -113,7 +113,8 @@ stands in no log.
 
 The service starts with the machine, whether or not the network is up, and
 again when it fails. A service that does not come up is not left behind: what
-was there before is there again.`,
+was there before is there again. With --replace it keeps its state directory,
+and with it the identity and the keys.`,
 		Example: `  sudo reverser service install proxy --advertise tunnel.example.com
 
   # bridges may open ports below 1024
@@ -155,7 +156,7 @@ func afterDash(fl *pflag.FlagSet, words []string) ([]string, error) {
 }
 
 // specOf is what both roles have in common.
-func specOf(fl *pflag.FlagSet, role, configFile string, set config.Settings, f installFlags) (s service.Spec, err error) {
+func specOf(m service.Manager, fl *pflag.FlagSet, role, configFile string, set config.Settings, f installFlags) (s service.Spec, err error) {
 	s = service.Spec{Role: role, User: f.user, Drain: drainOf(set)}
 	if s.Program, err = os.Executable(); err != nil {
 		return s, err
@@ -164,6 +165,8 @@ func specOf(fl *pflag.FlagSet, role, configFile string, set config.Settings, f i
 		if s.State, err = filepath.Abs(set.State); err != nil {
 			return s, err
 		}
+	} else if f.replace {
+		s.State = m.State(role) // the identity and the keys of a proxy are there
 	}
 	if configFile != "" {
 		if s.Config, err = filepath.Abs(configFile); err != nil {
@@ -199,7 +202,7 @@ func (c *cli) installBridge(ctx context.Context, fl *pflag.FlagSet, args config.
 		return badSettings(err)
 	}
 	c.printWarnings(warnings)
-	s, err := specOf(fl, config.RoleBridge, args.Config, set, f)
+	s, err := specOf(m, fl, config.RoleBridge, args.Config, set, f)
 	if err != nil {
 		return err
 	}
@@ -266,7 +269,7 @@ func (c *cli) installProxy(ctx context.Context, fl *pflag.FlagSet, args config.P
 		return badSettings(err)
 	}
 	c.printWarnings(warnings)
-	s, err := specOf(fl, config.RoleProxy, args.Config, set, f)
+	s, err := specOf(m, fl, config.RoleProxy, args.Config, set, f)
 	if err != nil {
 		return err
 	}
@@ -318,6 +321,12 @@ func (c *cli) printPlan(plan service.Plan) error {
 	fmt.Fprintln(c.stdout)
 	for _, command := range plan.Commands {
 		fmt.Fprintf(c.stdout, "# run: %s\n", command)
+	}
+	if plan.Obstacle != nil {
+		fmt.Fprintf(c.stderr, "warning: on this machine the installation would be refused: %v\n", plan.Obstacle)
+		if e, ok := errors.AsType[*service.Error](plan.Obstacle); ok && e.Hint != "" {
+			fmt.Fprintf(c.stderr, "hint: %s\n", e.Hint)
+		}
 	}
 	return nil
 }

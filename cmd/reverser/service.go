@@ -111,8 +111,8 @@ with the same tokens. --purge removes that too.`,
 				return serviceError(err)
 			}
 			fmt.Fprintf(c.stdout, "%s is not a service any more\n", service.UnitName(args[0]))
-			for _, path := range kept {
-				fmt.Fprintf(c.stdout, "kept: %s\n", path)
+			for _, k := range kept {
+				fmt.Fprintf(c.stdout, "still there: %s (%s)\n", k.Path, k.Why)
 			}
 			return nil
 		}),

@@ -296,7 +296,7 @@ func printTotals(w io.Writer, s status.Snapshot) error {
 	if all.Total+all.Refused == 0 {
 		return nil
 	}
-	line := fmt.Sprintf("in all %d connections, %d now, %s sent, %s received", all.Total, all.Connections, size(all.Sent), size(all.Received))
+	line := fmt.Sprintf("%s in all, %d now, %s sent, %s received", count(int(all.Total), "connection"), all.Connections, size(all.Sent), size(all.Received))
 	if all.Refused > 0 {
 		line += ", " + strconv.FormatUint(all.Refused, 10) + " refused"
 	}

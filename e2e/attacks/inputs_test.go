@@ -123,6 +123,27 @@ var inputs = []struct {
 		"costs what it touches: nothing that happens to one walks over all, or over all services of one", []string{"internal/registry TestCost", "internal/registry TestLinkUpWakesCallers", "internal/proxy TestFlappingBridge"}},
 	{"addresses", "a proxy that names hosts to a bridge",
 		"never dialled: a port is proven at the link's own address and the configured port", []string{"internal/bridge TestFalseProxyNamesAddresses", "internal/bridge TestProbeAddr", "e2e/faults N6"}},
+
+	// Services of the system, packages, exports.
+	{"a service twice", "an installation where there is one already, or where a package has a unit of that name",
+		"refused, with --replace as the remedy, and for a package with `systemctl edit`; what runs is not touched",
+		[]string{"internal/service TestSystemdTwice", "internal/service TestSystemdForeignUnit", "internal/service TestWindowsTwice", "internal/service TestLaunchd", "e2e TestSystemd"}},
+	{"a service without rights", "an installation, start, stop or removal by a user who may not, or where no service manager runs",
+		"refused before anything is written, with what to do", []string{"internal/service no rights", "internal/service no systemd", "internal/service TestLaunchdGoesOn", "e2e TestSystemd"}},
+	{"a service with hard paths", "spaces, quotes, backslashes, %, $ and Chinese in paths and options",
+		"the service gets them as they are; what a unit cannot have (a line break, quotes in the path of the program) is refused with another place", []string{"internal/service TestQuoteWord", "internal/service TestSystemdVerify",
+			"internal/service a quote in the program", "internal/service a line break", "internal/service TestLaunchdList", "internal/service TestSystemSCM", "e2e TestSystemd"}},
+	{"a service that cannot reach its files", "a program, configuration, socket or state directory where the user of the service has no access",
+		"refused with the path and a place that works; --dry-run warns of it", []string{"internal/service a program at home", "internal/service a state directory elsewhere", "internal/service a socket in /tmp",
+			"internal/service a closed configuration", "cmd/reverser TestScripts"}},
+	{"a service that does not come up", "a token that is mistyped, of another proxy or of a removed key; a port that is taken; a configuration with a mistake; a process that hangs",
+		"mistyped: refused before anything is written; else the error says how the process ended and what it said, and what ran before runs again, or nothing is left", []string{"e2e TestSystemd", "internal/service it does not come up",
+			"internal/service it hangs", "cmd/reverser TestStillLinked", "packaging TestPackages"}},
+	{"a package over another", "another version while services run, an older one, half a file, a broken or unfinished installation, a systemd that does not answer",
+		"who is connected finishes, then services run the new program; half a file changes nothing; everything else is mended by the installation", []string{"packaging TestPackages"}},
+	{"a damaged export", "cut off or changed at any byte, a wrong passphrase, a newer format, files that are none of a state directory, a disk that is full, a machine that fails in the middle",
+		"exit code 2 and what is wrong; the directory is as it was, also with --replace; after a crash the next start finds the old state or the new one, whole", []string{"internal/export TestDamage", "internal/export TestWrongPassphrase", "internal/export TestStrangeFiles",
+			"internal/export TestStrangeDocuments", "cmd/reverser TestImportOfADamagedExport", "internal/state TestReplaceCutShort", "internal/state TestReplaceFails"}},
 }
 
 var update = flag.Bool("update", false, "write the table of docs/BAD-INPUT.md anew")

@@ -18,8 +18,6 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
-
 	"reverser/e2e/attacks"
 	"reverser/e2e/process"
 	"reverser/internal/grammar"
@@ -231,30 +229,11 @@ type terminal struct {
 
 // terminal opens one. It lasts until the end of the scenario.
 func (b *bed) terminal() (*terminal, error) {
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	master, slave, err := process.Terminal()
 	if err != nil {
 		return nil, err
 	}
-	t := &terminal{done: make(chan struct{})}
-	n := 0
-	raw, err := master.SyscallConn()
-	if err == nil {
-		ctl := raw.Control(func(fd uintptr) {
-			if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err == nil {
-				n, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
-			}
-		})
-		if ctl != nil {
-			err = ctl
-		}
-	}
-	if err == nil {
-		t.slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	}
-	if err != nil {
-		master.Close()
-		return nil, err
-	}
+	t := &terminal{slave: slave, done: make(chan struct{})}
 	go func() {
 		defer close(t.done)
 		buf := make([]byte, 4096)

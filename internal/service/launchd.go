@@ -133,6 +133,7 @@ func (m *launchd) Install(ctx context.Context, s Spec, replace bool) (err error)
 		}
 	}
 	state := m.path(m.stateOf(s))
+	hadState := m.exists(m.stateOf(s))
 	if err := undo.mkdirState(state); err != nil {
 		return err
 	}
@@ -140,6 +141,9 @@ func (m *launchd) Install(ctx context.Context, s Spec, replace bool) (err error)
 		if err := s.Prepare(state); err != nil {
 			return err
 		}
+	}
+	if before := m.userBefore(s.Role); before != "" && before != m.userOf(s) && hadState {
+		undo.add(func() error { return m.give(state, before) })
 	}
 	if err := m.give(state, m.userOf(s)); err != nil {
 		return err
@@ -172,7 +176,7 @@ func (m *launchd) Install(ctx context.Context, s Spec, replace bool) (err error)
 		err = s.Check(ctx, m)
 	}
 	if err != nil {
-		return takenBack(err, existed)
+		return takenBack(err, existed, hadState)
 	}
 	if s.Token == "" { // of the service that was replaced
 		os.Remove(m.path(m.token(s.Role)))
@@ -218,7 +222,7 @@ func rest(ctx context.Context) bool {
 }
 
 // Uninstall implements [Manager].
-func (m *launchd) Uninstall(ctx context.Context, role string, purge bool) (kept []string, err error) {
+func (m *launchd) Uninstall(ctx context.Context, role string, purge bool) (kept []Kept, err error) {
 	if err := m.usable("uninstall"); err != nil {
 		return nil, err
 	}
@@ -231,7 +235,7 @@ func (m *launchd) Uninstall(ctx context.Context, role string, purge bool) (kept 
 			return nil, err
 		}
 	}
-	for _, path := range []string{m.plistPath(role), m.token(role)} {
+	for _, path := range []string{m.plistPath(role), m.token(role), besides(m.plistPath(role)), besides(m.token(role))} {
 		if err := os.Remove(m.path(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
@@ -243,9 +247,9 @@ func (m *launchd) Uninstall(ctx context.Context, role string, purge bool) (kept 
 	}
 	os.Remove(m.path(supportDir)) // if nothing else is in it
 	if m.exists(state) {
-		kept = append(kept, state)
+		kept = append(kept, keptState(state, role))
 	} else if m.exists(supportDir) {
-		kept = append(kept, supportDir)
+		kept = append(kept, keptOwn(supportDir))
 	}
 	return kept, nil
 }
@@ -341,28 +345,33 @@ func launchdProperties(out string) map[string]string {
 }
 
 // State implements [Manager].
-func (m *launchd) State(role string) string {
+func (m *launchd) State(role string) string { return m.listed(role, "--state") }
+
+// userBefore is who runs the service that is installed, "" if none is.
+func (m *launchd) userBefore(role string) string { return m.listed(role, "UserName") }
+
+// listed is the string that follows a word in the list of an installed service: the value of a key, or the next argument. "" if there is
+// none.
+func (m *launchd) listed(role, before string) string {
 	text, err := os.ReadFile(m.path(m.plistPath(role)))
 	if err != nil {
 		return ""
 	}
-	// Of all strings of the list the one behind --state.
 	d := xml.NewDecoder(bytes.NewReader(text))
-	last := ""
-	for {
+	for last := ""; ; {
 		t, err := d.Token()
 		if err != nil {
 			return ""
 		}
 		start, ok := t.(xml.StartElement)
-		if !ok || start.Name.Local != "string" {
+		if !ok || start.Name.Local != "string" && start.Name.Local != "key" {
 			continue
 		}
 		var word string
 		if d.DecodeElement(&word, &start) != nil {
 			return ""
 		}
-		if last == "--state" {
+		if last == before && start.Name.Local == "string" {
 			return word
 		}
 		last = word

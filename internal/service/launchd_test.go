@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/xml"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -22,13 +21,13 @@ type fakeLaunchd struct {
 	loaded bool
 	broken bool
 	orders []string
-	owners map[string]string
+	owners grants
 }
 
 func newFakeLaunchd(t *testing.T) (*fakeLaunchd, *launchd) {
-	f := &fakeLaunchd{root: t.TempDir(), owners: map[string]string{}}
+	f := &fakeLaunchd{root: t.TempDir(), owners: grants{t: t}}
 	return f, &launchd{root: f.root, sudo: "me", run: f.run, give: func(path, user string) error {
-		f.owners[strings.TrimPrefix(path, f.root)] = user
+		f.owners.set(path, user)
 		return nil
 	}}
 }
@@ -63,14 +62,22 @@ func (f *fakeLaunchd) run(_ context.Context, name string, args ...string) (strin
 	return "", nil
 }
 
+// wantOwner wants the files of the bridge to be a user's.
+func (f *fakeLaunchd) wantOwner(user string) {
+	f.owners.t.Helper()
+	for _, name := range []string{"bridge", "bridge.token"} {
+		if got := f.owners.of(f.root + supportDir + "/" + name); got != user {
+			f.owners.t.Errorf("%s belongs to %q, want %q", name, got, user)
+		}
+	}
+}
+
 func TestLaunchd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, m := newFakeLaunchd(t)
 		s := bridgeSpec("9000=9904", `--config=/a "b" <c> & 'd'`)
 		must(t, m.Install(t.Context(), s, false))
-		if want := map[string]string{"/Library/Application Support/reverser/bridge": "me", "/Library/Application Support/reverser/bridge.token": "me"}; fmt.Sprint(f.owners) != fmt.Sprint(want) {
-			t.Errorf("owners %v, want %v", f.owners, want)
-		}
+		f.wantOwner("me")
 		if info, err := os.Stat(f.root + "/Library/Application Support/reverser/bridge.token"); err != nil || info.Mode() != 0o600 {
 			t.Errorf("the token's file: %v, %v", info, err)
 		}
@@ -141,9 +148,17 @@ func TestLaunchdGoesOn(t *testing.T) {
 				t.Errorf("Install without rights = %v", err)
 			}
 			m.uid = 0
-			err := m.Install(t.Context(), bridgeSpec("broken"), before)
+			s := bridgeSpec("broken")
+			s.User = "another"
+			err := m.Install(t.Context(), s, before)
 			if err == nil || !strings.Contains(err.Error(), "exit code 2") {
 				t.Errorf("Install = %v, want the reason", err)
+			}
+			if e, _ := errors.AsType[*Error](err); e == nil || strings.Contains(e.Hint, LogFile) != before {
+				t.Errorf("%v has a hint at the log; want one exactly where there is a log: %t", e, before)
+			}
+			if before {
+				f.wantOwner("me")
 			}
 			text, _ := os.ReadFile(f.root + "/Library/LaunchDaemons/reverser-bridge.plist")
 			if f.loaded != before || f.broken && before || strings.Contains(string(text), "9000") != before || strings.Contains(string(text), "broken") {

@@ -79,6 +79,16 @@ func (m systemSCM) config(name string) (c scmConfig, err error) {
 			return fmt.Errorf("the command line of the service %s cannot be read: %q: %w", name, line, err)
 		}
 		c = scmConfig{Display: windows.UTF16PtrToString(q.DisplayName), Program: words[0], Args: words[1:], Account: windows.UTF16PtrToString(q.ServiceStartName)}
+		// What tune sets. A manager that does not know a level has nothing there.
+		b := make([]byte, 8192) // the most that there can be
+		n := uint32(len(b))
+		if windows.QueryServiceConfig2(s.Handle, windows.SERVICE_CONFIG_DESCRIPTION, &b[0], n, &n) == nil {
+			c.Description = windows.UTF16PtrToString((*windows.SERVICE_DESCRIPTION)(unsafe.Pointer(&b[0])).Description)
+		}
+		n = uint32(len(b))
+		if windows.QueryServiceConfig2(s.Handle, configPreshutdown, &b[0], n, &n) == nil {
+			c.StopWithin = time.Duration(*(*uint32)(unsafe.Pointer(&b[0]))) * time.Millisecond
+		}
 		return nil
 	})
 	return c, err

@@ -71,7 +71,7 @@ func TestSystemSCM(t *testing.T) {
 	must(t, scm.create(testService, c))
 	defer scm.remove(testService)
 	got, err := scm.config(testService)
-	if err != nil || got.Program != exe || !slices.Equal(got.Args, c.Args) || got.Display != c.Display || got.Account != accountSystem {
+	if err != nil || got.Program != exe || !slices.Equal(got.Args, c.Args) || got.Display != c.Display || got.Description != c.Description || got.Account != accountSystem {
 		t.Errorf("config = %+v, %v; want %+v", got, err, c)
 	}
 	must(t, scm.addSource(testService))

@@ -47,8 +47,8 @@ type Manager interface {
 	// Install makes the service, has the system start it from now on, and starts it. A service of that role that is there already is
 	// an error unless replace is true. When the new one does not come up, all is as it was before.
 	Install(ctx context.Context, s Spec, replace bool) error
-	// Uninstall stops the service and removes it. kept says what is left, and where; with purge nothing is.
-	Uninstall(ctx context.Context, role string, purge bool) (kept []string, err error)
+	// Uninstall stops the service and removes it, with purge its state too. kept is what is left.
+	Uninstall(ctx context.Context, role string, purge bool) (kept []Kept, err error)
 	Start(ctx context.Context, role string) error
 	Stop(ctx context.Context, role string) error
 	Status(ctx context.Context, role string) (Status, error)
@@ -58,10 +58,32 @@ type Manager interface {
 	TokenFile(role string) string
 }
 
+// Kept is a file or directory that is there when a service has been uninstalled.
+type Kept struct {
+	Path string
+	Why  string // what it is, and what to do about it
+}
+
+// keptState is a state directory that stays.
+func keptState(path, role string) Kept {
+	what := "the state directory"
+	if role == "proxy" {
+		what += ", with the identity and the keys"
+	}
+	return Kept{path, what + "; the next installation takes it over, and --purge removes it"}
+}
+
+// keptOwn are files that somebody else has put beside those of the service.
+func keptOwn(path string) Kept {
+	return Kept{path, "there are files in it that are not of the service"}
+}
+
 // Plan is what an installation does.
 type Plan struct {
 	Files    []File
 	Commands []string
+	// Obstacle is why Install would refuse it on this machine, nil if nothing is known.
+	Obstacle error
 }
 
 // File is one file of a service.
@@ -100,6 +122,8 @@ type Error struct {
 	Err   error
 	Hint  string // "" where Err has it
 	Usage bool   // the command line or the configuration is wrong
+
+	ofLog bool // Hint is where the log of the service is
 }
 
 func (e *Error) Error() string { return e.Err.Error() }
@@ -177,11 +201,12 @@ func doesNotComeUp(role string, st Status, cause error) error {
 	if why == "" && cause != nil {
 		why = cause.Error()
 	}
-	return hint(st.LogHint, "%s does not come up: %s", UnitName(role), why)
+	return &Error{Err: fmt.Errorf("%s does not come up: %s", UnitName(role), why), Hint: st.LogHint, ofLog: true}
 }
 
-// takenBack adds to the error of an installation that failed what is there now.
-func takenBack(err error, existed bool) error {
+// takenBack adds to the error of an installation that failed what is there now. logStays reports whether the log of the service is
+// still where it was.
+func takenBack(err error, existed, logStays bool) error {
 	now := "nothing of it is left"
 	if existed {
 		now = "the service that was there before is back"
@@ -190,7 +215,11 @@ func takenBack(err error, existed bool) error {
 	if e == nil {
 		return fmt.Errorf("%w; %s", err, now)
 	}
-	return &Error{Err: fmt.Errorf("%w; %s", e.Err, now), Hint: e.Hint, Usage: e.Usage}
+	back := &Error{Err: fmt.Errorf("%w; %s", e.Err, now), Hint: e.Hint, Usage: e.Usage}
+	if e.ofLog && !logStays {
+		back.Hint = ""
+	}
+	return back
 }
 
 // lastLine is the last line that is no hint to the one before it.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,7 +46,7 @@ func (m *systemd) Plan(s Spec) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	p := Plan{Files: []File{{Path: unitPath(s.Role), Text: text}}}
+	p := Plan{Files: []File{{Path: unitPath(s.Role), Text: text}}, Obstacle: m.reachable(s)}
 	if s.Token != "" {
 		p.Files = append(p.Files, File{Path: tokenPath(s.Role), Note: "the token; only root can read it, and systemd hands it to the service"})
 	}
@@ -106,7 +107,7 @@ func (m *systemd) unit(s Spec) (string, error) {
 		line("User=%s", s.User)
 	}
 	if rel, ok := strings.CutPrefix(state, stateBase+"/"); ok {
-		line("StateDirectory=%s", quoteWord(rel))
+		line("StateDirectory=%s", quoteDirectory(rel))
 		line("StateDirectoryMode=0700")
 	} else {
 		line("ReadWritePaths=%s", quoteWord(state))
@@ -167,6 +168,44 @@ func quoteWord(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `%`, `%%`).Replace(s) + `"`
 }
 
+// quoteDirectory writes the path of StateDirectory=, which is read in two steps: quotes are taken away and white space divides, then a
+// colon divides and what is escaped becomes itself.
+func quoteDirectory(s string) string {
+	percent := strings.ReplaceAll(s, "%", "%%")
+	switch {
+	case quoteWord(s) == s && !strings.Contains(s, ":"):
+		return s
+	case !strings.ContainsAny(s, `"\:`):
+		return `"` + percent + `"`
+	case !strings.ContainsAny(s, `'\:`):
+		return "'" + percent + "'"
+	}
+	var b strings.Builder
+	for _, c := range []byte(percent) {
+		if strings.IndexByte(" \t\"'\\:", c) >= 0 {
+			fmt.Fprintf(&b, `\x%02x`, c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+var hexByte = regexp.MustCompile(`\\x[0-9a-f]{2}`)
+
+// unquoteDirectory reads what quoteDirectory wrote.
+func unquoteDirectory(s string) string {
+	if len(s) >= 2 && (s[0] == '"' || s[0] == '\'') {
+		s = s[1 : len(s)-1]
+	} else {
+		s = hexByte.ReplaceAllStringFunc(s, func(x string) string {
+			c, _ := strconv.ParseUint(x[2:], 16, 8)
+			return string([]byte{byte(c)})
+		})
+	}
+	return strings.ReplaceAll(s, "%%", "%")
+}
+
 // Install implements [Manager].
 func (m *systemd) Install(ctx context.Context, s Spec, replace bool) (err error) {
 	text, err := m.unit(s)
@@ -194,7 +233,8 @@ func (m *systemd) Install(ctx context.Context, s Spec, replace bool) (err error)
 	var undo undoing
 	defer undo.unless(&err)
 	ran := before["ActiveState"] == "active" || before["ActiveState"] == "activating" || before["ActiveState"] == "reloading"
-	undo.add(func() error { return m.settleBack(s.Role, ours, ran) })
+	started := false
+	undo.add(func() error { return m.settleBack(s.Role, ours && ran, started) })
 	for _, dir := range []string{unitDir, configDir} {
 		if err := undo.mkdir(m.path(dir)); err != nil {
 			return err
@@ -212,11 +252,12 @@ func (m *systemd) Install(ctx context.Context, s Spec, replace bool) (err error)
 		// While systemd still knows the unit.
 		undo.add(func() error { m.run(context.Background(), "systemctl", "disable", unitFile(s.Role)); return nil })
 	}
+	state := m.path(s.statePath())
+	if !m.exists(s.statePath()) && under(s.statePath(), stateBase) {
+		// The start makes it.
+		undo.add(func() error { return m.removeState(s.statePath()) })
+	}
 	if s.Prepare != nil {
-		state := m.path(s.statePath())
-		if _, err := os.Stat(state); errors.Is(err, fs.ErrNotExist) {
-			undo.add(func() error { return m.removeState(s.statePath()) })
-		}
 		// The user of the service looks for its own directory in this one.
 		if err := undo.mkdir(filepath.Dir(state)); err != nil {
 			return err
@@ -231,12 +272,15 @@ func (m *systemd) Install(ctx context.Context, s Spec, replace bool) (err error)
 	if _, err := m.run(ctx, "systemctl", "enable", unitFile(s.Role)); err != nil {
 		return err
 	}
+	started = true
+	// It may be about to be started again.
+	undo.add(func() error { m.run(context.Background(), "systemctl", "stop", unitFile(s.Role)); return nil })
 	err = m.start(ctx, s.Role, "restart")
 	if err == nil && s.Check != nil {
 		err = s.Check(ctx, m)
 	}
 	if err != nil {
-		return takenBack(err, ours)
+		return takenBack(err, ours, true) // the journal has the log
 	}
 	if s.Token == "" { // of the service that was replaced
 		m.remove(tokenPath(s.Role))
@@ -244,18 +288,20 @@ func (m *systemd) Install(ctx context.Context, s Spec, replace bool) (err error)
 	return nil
 }
 
-// settleBack has systemd do what the files say that are there again after an installation that failed.
-func (m *systemd) settleBack(role string, existed, ran bool) error {
+// settleBack has systemd do what the files say that are there again after an installation that failed. ran reports whether the service
+// ran before, started whether the new one was started.
+func (m *systemd) settleBack(role string, ran, started bool) error {
 	ctx := context.Background()
 	if _, err := m.run(ctx, "systemctl", "daemon-reload"); err != nil {
 		return err
 	}
-	if existed && ran {
+	if !started {
+		return nil // what runs is the old one
+	}
+	if ran {
 		_, err := m.run(ctx, "systemctl", "restart", unitFile(role))
 		return err
 	}
-	// The new one may be about to be started again, though its file is gone.
-	m.run(ctx, "systemctl", "stop", unitFile(role))
 	m.run(ctx, "systemctl", "reset-failed", unitFile(role)) // an error if there is nothing to reset
 	return nil
 }
@@ -337,7 +383,7 @@ func (m *systemd) usable(ctx context.Context, order string) error {
 }
 
 // Uninstall implements [Manager].
-func (m *systemd) Uninstall(ctx context.Context, role string, purge bool) (kept []string, err error) {
+func (m *systemd) Uninstall(ctx context.Context, role string, purge bool) (kept []Kept, err error) {
 	if err := m.usable(ctx, "uninstall"); err != nil {
 		return nil, err
 	}
@@ -358,8 +404,10 @@ func (m *systemd) Uninstall(ctx context.Context, role string, purge bool) (kept 
 		}
 		m.run(ctx, "systemctl", "reset-failed", unitFile(role)) // an error if there is nothing to reset
 	}
-	if err := m.remove(tokenPath(role)); err != nil {
-		return nil, err
+	for _, path := range []string{tokenPath(role), besides(tokenPath(role)), besides(unitPath(role))} {
+		if err := m.remove(path); err != nil {
+			return nil, err
+		}
 	}
 	dropIns := unitPath(role) + ".d"
 	if purge {
@@ -374,13 +422,13 @@ func (m *systemd) Uninstall(ctx context.Context, role string, purge bool) (kept 
 	}
 	os.Remove(m.path(configDir)) // if nothing else is in it
 	if m.exists(state) {
-		kept = append(kept, state)
+		kept = append(kept, keptState(state, role))
 	}
 	if m.exists(dropIns) {
-		kept = append(kept, dropIns)
+		kept = append(kept, Kept{dropIns, "your changes to the unit; the next installation takes them over, and --purge removes them"})
 	}
 	if m.exists(configDir) {
-		kept = append(kept, configDir)
+		kept = append(kept, keptOwn(configDir))
 	}
 	return kept, nil
 }
@@ -589,7 +637,7 @@ func (m *systemd) State(role string) string {
 	for l := range strings.Lines(string(text)) {
 		l = strings.TrimSpace(l)
 		if dir, ok := strings.CutPrefix(l, "StateDirectory="); ok {
-			return stateBase + "/" + unquoteWord(dir)
+			return stateBase + "/" + unquoteDirectory(dir)
 		}
 		if dir, ok := strings.CutPrefix(l, "ReadWritePaths="); ok {
 			return unquoteWord(dir)

@@ -26,6 +26,7 @@ type fakeSystemd struct {
 	active  string // text of the unit that runs, "" if none does
 	failed  bool
 	enabled bool
+	starts  int
 	said    []string // orders in order
 }
 
@@ -79,6 +80,8 @@ func (f *fakeSystemd) run(_ context.Context, name string, args ...string) (strin
 			return "", errors.New("exit status 5: Unit not found.")
 		}
 		f.active, f.failed = f.loaded, strings.Contains(f.loaded, "broken")
+		f.starts++
+		f.makeState()
 		if f.failed {
 			f.active = ""
 			return "", errors.New("exit status 1: Job for reverser-bridge.service failed.")
@@ -91,6 +94,21 @@ func (f *fakeSystemd) run(_ context.Context, name string, args ...string) (strin
 		f.t.Errorf("unknown order %q", order)
 	}
 	return "", nil
+}
+
+// makeState makes the directory of StateDirectory=, as each start does.
+func (f *fakeSystemd) makeState() {
+	_, dir, ok := strings.Cut(f.loaded, "\nStateDirectory=")
+	if !ok {
+		return
+	}
+	dir, _, _ = strings.Cut(dir, "\n")
+	private, link := f.root+"/var/lib/private/"+dir, f.root+"/var/lib/"+dir
+	must(f.t, os.MkdirAll(private, 0o700))
+	must(f.t, os.MkdirAll(filepath.Dir(link), 0o755))
+	if err := os.Symlink(private, link); err != nil && !errors.Is(err, fs.ErrExist) {
+		f.t.Error(err)
+	}
 }
 
 func (f *fakeSystemd) show() string {
@@ -174,7 +192,7 @@ func TestSystemdInstall(t *testing.T) {
 	if got := m.State("proxy"); got != "" {
 		t.Errorf("State of what is not installed = %q", got)
 	}
-	kept, err := m.Uninstall(t.Context(), "bridge", false)
+	kept, err := m.Uninstall(t.Context(), "bridge", true)
 	if err != nil || len(kept) > 0 {
 		t.Errorf("Uninstall = %v, %v", kept, err)
 	}
@@ -184,7 +202,7 @@ func TestSystemdInstall(t *testing.T) {
 	delete(before, "etc")
 	delete(before, "etc/systemd")
 	after := f.tree()
-	for _, dir := range []string{"etc", "etc/systemd", "etc/systemd/system"} { // the system's own
+	for _, dir := range []string{"etc", "etc/systemd", "etc/systemd/system", "var", "var/lib", "var/lib/private"} { // the system's own
 		delete(after, dir)
 	}
 	if !maps.Equal(before, after) {
@@ -198,21 +216,18 @@ func TestSystemdUninstallKeeps(t *testing.T) {
 	if err := m.Install(t.Context(), bridgeSpec("9000"), false); err != nil {
 		t.Fatal(err)
 	}
-	state := f.root + "/var/lib/private/reverser/bridge"
-	must(t, os.MkdirAll(state, 0o700))
-	must(t, os.MkdirAll(f.root+"/var/lib/reverser", 0o755))
-	must(t, os.Symlink("../private/reverser/bridge", f.root+"/var/lib/reverser/bridge"))
-	must(t, os.WriteFile(state+"/lock", nil, 0o600))
+	must(t, os.WriteFile(f.root+"/var/lib/private/reverser/bridge/lock", nil, 0o600))
 	must(t, os.WriteFile(f.root+"/etc/reverser/bridge.toml", nil, 0o644))
+	must(t, os.Mkdir(f.root+unitPath("bridge")+".d", 0o755))
 	kept, err := m.Uninstall(t.Context(), "bridge", false)
-	if want := []string{"/var/lib/reverser/bridge", "/etc/reverser"}; err != nil || !slices.Equal(kept, want) {
+	if want := []string{"/var/lib/reverser/bridge", unitPath("bridge") + ".d", "/etc/reverser"}; err != nil || !slices.Equal(paths(kept), want) {
 		t.Errorf("Uninstall = %v, %v; want %v", kept, err, want)
 	}
 	if _, err := m.Uninstall(t.Context(), "bridge", false); !errors.Is(err, ErrNotInstalled) {
 		t.Errorf("a second Uninstall = %v, want ErrNotInstalled", err)
 	}
 	kept, err = m.Uninstall(t.Context(), "bridge", true)
-	if want := []string{"/etc/reverser"}; err != nil || !slices.Equal(kept, want) {
+	if want := []string{"/etc/reverser"}; err != nil || !slices.Equal(paths(kept), want) {
 		t.Errorf("Uninstall with purge = %v, %v; want %v", kept, err, want)
 	}
 	for _, gone := range []string{"/var/lib/private/reverser", "/var/lib/reverser"} {
@@ -251,7 +266,7 @@ func TestSystemdGoesOn(t *testing.T) {
 				if replace {
 					must(t, m.Install(t.Context(), bridgeSpec("9000"), false))
 				}
-				before, active, enabled, loaded := f.tree(), f.active, f.enabled, f.loaded
+				before, active, enabled, loaded, starts := f.tree(), f.active, f.enabled, f.loaded, f.starts
 				if c.spec.Role == "" {
 					c.spec = bridgeSpec("9001")
 				}
@@ -269,7 +284,16 @@ func TestSystemdGoesOn(t *testing.T) {
 				if f.active != active || f.enabled != enabled || f.loaded != loaded || f.failed {
 					t.Errorf("active %q, enabled %t, loaded %q, failed %t; want what was before:\nactive %q, enabled %t, loaded %q\norders: %q", f.active, f.enabled, f.loaded, f.failed, active, enabled, loaded, f.said)
 				}
-				if after := f.tree(); !maps.Equal(before, after) {
+				if n := f.starts - starts; n > 0 && c.name != "it does not come up" {
+					t.Errorf("the service that ran was started %d times, for an installation that did not come that far: %q", n, f.said)
+				}
+				after := f.tree()
+				if !replace { // directories of the system's own
+					for _, dir := range []string{"var", "var/lib", "var/lib/private"} {
+						delete(after, dir)
+					}
+				}
+				if !maps.Equal(before, after) {
 					t.Errorf("files are %v, want what was before: %v", after, before)
 				}
 			})
@@ -361,13 +385,16 @@ func TestSystemdStartSaysWhy(t *testing.T) {
 
 // hardWords are what a path may have and a unit reads in its own way.
 var hardWords = []string{
-	"plain", "with space", `double"quote`, "single'quote", "100%", "%d", "$HOME", "${HOME}", `back\slash`, `\n`, ";", "two  spaces", "#", "ünï/中文", "-", "{}", "~", "a=b",
+	"plain", "with space", `it's "all": of \ 100%`, "a:b", `say "it"`, `double"quote`, "single'quote", "100%", "%d", "$HOME", "${HOME}", `back\slash`, `\n`, ";", "two  spaces", "#", "ünï/中文", "-", "{}", "~", "a=b",
 }
 
 func TestQuoteWord(t *testing.T) {
 	for _, w := range hardWords {
 		if got := unquoteWord(quoteWord(w)); got != w {
 			t.Errorf("%q is written as %s and read as %q", w, quoteWord(w), got)
+		}
+		if got := unquoteDirectory(quoteDirectory(w)); got != w {
+			t.Errorf("the directory %q is written as %s and read as %q", w, quoteDirectory(w), got)
 		}
 	}
 }
@@ -389,6 +416,8 @@ func TestSystemdVerify(t *testing.T) {
 		"plain":    {Role: "bridge", Program: program, Args: []string{"9000"}, Token: "rv1_x"},
 		"hard":     {Role: "bridge", Program: program, Args: hardWords, Token: "rv1_x", State: "/var/lib/a b/c%d"},
 		"proxy":    {Role: "proxy", Program: program, LowPorts: true, Drain: time.Hour},
+		"quotes":   {Role: "bridge", Program: program, Args: hardWords, State: `/var/lib/reverser/say "it" 5% $HOME`},
+		"all":      {Role: "bridge", Program: program, Args: hardWords, State: `/var/lib/reverser/it's "all": of \ 100% 中`},
 		"own user": {Role: "proxy", Program: program, User: "daemon", State: `/srv/it's "here" 5%`},
 	} {
 		text, err := m.unit(s)
@@ -401,6 +430,10 @@ func TestSystemdVerify(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		if err != nil || len(strings.TrimSpace(string(out))) > 0 {
 			t.Errorf("%s: systemd-analyze verify: %v\n%s\n%s", name, err, out, text)
+		}
+		// How exposed the system is to it: 1.4 of 10, and 1.7 with low ports.
+		if out, err := exec.Command(analyze, "security", "--no-pager", "--offline=true", "--threshold=17", unit).CombinedOutput(); err != nil {
+			t.Errorf("%s: systemd-analyze security: %v\n%s", name, err, out)
 		}
 	}
 }

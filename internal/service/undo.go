@@ -11,8 +11,11 @@ import (
 	"reverser/internal/access"
 )
 
-// undoing remembers how to take back what an installation has done so far.
-type undoing struct{ steps []func() error }
+// undoing remembers how to take back what an installation has done so far, and what to tidy up when it has succeeded.
+type undoing struct {
+	steps []func() error
+	tidy  []func()
+}
 
 func (u *undoing) add(step func() error) { u.steps = append(u.steps, step) }
 
@@ -31,6 +34,9 @@ func (u *undoing) all() (err error) {
 // unless takes everything back if err is not nil, and adds to it what could not be.
 func (u *undoing) unless(err *error) {
 	if *err == nil {
+		for _, f := range u.tidy {
+			f()
+		}
 		return
 	}
 	if failed := u.all(); failed != nil {
@@ -75,24 +81,40 @@ func (u *undoing) mkdirAbove(path string) error {
 	return nil
 }
 
-// replace writes a file whole, in place of one that may be there.
+// replace writes a file whole, in place of one that may be there. That one is kept until the installation has succeeded: with its owner
+// and its access list, without which its service could not read it.
 func (u *undoing) replace(path, text string, mode fs.FileMode) error {
-	old, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		u.add(func() error { return os.Remove(path) })
-	case err != nil:
-		return err
-	default:
-		info, err := os.Stat(path)
-		if err != nil {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := access.WriteFile(path, []byte(text), mode); err != nil {
 			return err
 		}
-		u.add(func() error { return access.WriteFile(path, old, info.Mode().Perm()) })
+		u.add(func() error { return os.Remove(path) })
+		return nil
 	}
-	if err := access.WriteFile(path, []byte(text), mode); err != nil {
-		u.steps = u.steps[:len(u.steps)-1]
+	if err != nil {
 		return err
 	}
-	return nil
+	old := besides(path)
+	if err := os.Remove(old); err != nil && !errors.Is(err, fs.ErrNotExist) { // of an installation that was killed
+		return err
+	}
+	if os.Link(path, old) != nil { // some file systems have no links
+		if err := os.Rename(path, old); err != nil {
+			return err
+		}
+	}
+	u.add(func() error {
+		if same(old, path) { // nothing was written
+			return os.Remove(old)
+		}
+		return os.Rename(old, path)
+	})
+	u.tidy = append(u.tidy, func() { os.Remove(old) })
+	return access.WriteFile(path, []byte(text), mode)
+}
+
+// besides is where a file is kept while another one takes its place.
+func besides(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".before")
 }

@@ -203,6 +203,9 @@ func (m *windowsServices) Install(ctx context.Context, s Spec, replace bool) (er
 		ran = st.State == Running || st.State == Starting
 	}
 
+	_, err = os.Stat(m.stateOf(s))
+	hadState := err == nil
+
 	var undo undoing
 	defer undo.unless(&err)
 	if existed && ran {
@@ -211,7 +214,11 @@ func (m *windowsServices) Install(ctx context.Context, s Spec, replace bool) (er
 	if err := m.copyProgram(s.Program, &undo); err != nil {
 		return m.refused(err, "install")
 	}
-	if err := m.makeDirs(s, c.Account, &undo); err != nil {
+	before := ""
+	if stateIn(old) == m.stateOf(s) {
+		before = old.Account
+	}
+	if err := m.makeDirs(s, c.Account, before, &undo); err != nil {
 		return m.refused(err, "install")
 	}
 	if s.Prepare != nil {
@@ -241,7 +248,7 @@ func (m *windowsServices) Install(ctx context.Context, s Spec, replace bool) (er
 	}
 	if err != nil {
 		undo.add(func() error { return m.stopAndWait(context.Background(), name) })
-		return takenBack(err, existed)
+		return takenBack(err, existed, hadState)
 	}
 	if s.Token == "" { // of the service that was replaced
 		os.Remove(m.token(s.Role))
@@ -347,8 +354,8 @@ func (m *windowsServices) sweep() {
 	}
 }
 
-// makeDirs makes the state directory and the file of the token.
-func (m *windowsServices) makeDirs(s Spec, account string, undo *undoing) error {
+// makeDirs makes the state directory and the file of the token. before is the account that has the directory so far, "" if none has.
+func (m *windowsServices) makeDirs(s Spec, account, before string, undo *undoing) error {
 	home, state := m.home(), m.stateOf(s)
 	// Everybody may make directories where home is.
 	for _, dir := range []string{home, state} {
@@ -365,6 +372,9 @@ func (m *windowsServices) makeDirs(s Spec, account string, undo *undoing) error 
 	}
 	if err := undo.mkdirState(state); err != nil {
 		return err
+	}
+	if before != "" && before != account {
+		undo.add(func() error { return m.protect(state, before, true) })
 	}
 	if err := m.protect(state, account, true); err != nil {
 		return fmt.Errorf("close %s to other users: %w", state, err)
@@ -383,7 +393,7 @@ func (m *windowsServices) makeDirs(s Spec, account string, undo *undoing) error 
 }
 
 // Uninstall implements [Manager].
-func (m *windowsServices) Uninstall(ctx context.Context, role string, purge bool) (kept []string, err error) {
+func (m *windowsServices) Uninstall(ctx context.Context, role string, purge bool) (kept []Kept, err error) {
 	name := UnitName(role)
 	c, err := m.scm.config(name)
 	there := err == nil
@@ -403,8 +413,10 @@ func (m *windowsServices) Uninstall(ctx context.Context, role string, purge bool
 		}
 		m.scm.removeSource(name)
 	}
-	if err := os.Remove(m.token(role)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, m.refused(err, "uninstall")
+	for _, path := range []string{m.token(role), besides(m.token(role))} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, m.refused(err, "uninstall")
+		}
 	}
 	if purge {
 		if err := os.RemoveAll(state); err != nil {
@@ -421,10 +433,15 @@ func (m *windowsServices) Uninstall(ctx context.Context, role string, purge bool
 		os.Remove(filepath.Dir(m.program()))
 	}
 	os.Remove(m.home()) // if nothing else is in it
-	for _, path := range []string{state, m.home(), m.program()} {
-		if _, err := os.Stat(path); err == nil && !(path == m.program() && others) && !(path == m.home() && strings.HasPrefix(state, path) && len(kept) > 0) {
-			kept = append(kept, path)
-		}
+	exists := func(path string) bool { _, err := os.Stat(path); return err == nil }
+	if exists(state) {
+		kept = append(kept, keptState(state, role))
+	}
+	if exists(m.home()) && !(exists(state) && strings.HasPrefix(state, m.home())) {
+		kept = append(kept, keptOwn(m.home()))
+	}
+	if exists(m.program()) && !others {
+		kept = append(kept, Kept{m.program(), "Windows keeps a program that runs: delete it when this command has ended"})
 	}
 	return kept, nil
 }

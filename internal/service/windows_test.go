@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -148,13 +149,57 @@ type world struct {
 	root string
 	scm  *fakeSCM
 	m    *windowsServices
-	open map[string]string // account that may open a path, besides the administrator
-	exe  string            // the program that somebody has downloaded
+	open grants // accounts that may open a file, besides the administrator
+	exe  string // the program that somebody has downloaded
+}
+
+// grants are who may use files, as owner or by an access list. That goes with the file, whatever its name is, and ends with it.
+type grants struct {
+	t   *testing.T
+	all []*grant
+}
+
+type grant struct {
+	info fs.FileInfo
+	who  string
+}
+
+func (g *grants) set(path, who string) {
+	info, err := os.Stat(path)
+	must(g.t, err)
+	for _, had := range g.all {
+		if os.SameFile(had.info, info) {
+			had.who = who
+			return
+		}
+	}
+	g.all = append(g.all, &grant{info, who})
+	if runtime.GOOS == "windows" {
+		return
+	}
+	// No other file gets its number for as long as it is open.
+	f, err := os.Open(path)
+	must(g.t, err)
+	g.t.Cleanup(func() { f.Close() })
+}
+
+// of is "" for a file that nobody got.
+func (g *grants) of(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	for _, had := range g.all {
+		if os.SameFile(had.info, info) {
+			return had.who
+		}
+	}
+	return ""
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, root: t.TempDir(), scm: &fakeSCM{services: map[string]*fakeService{}, sources: map[string]bool{}}, open: map[string]string{}}
+	w := &world{t: t, root: t.TempDir(), scm: &fakeSCM{services: map[string]*fakeService{}, sources: map[string]bool{}}, open: grants{t: t}}
 	w.exe = filepath.Join(w.root, "Downloads 100%", "reverser.exe")
 	for _, dir := range []string{"Downloads 100%", "Program Files", "ProgramData"} {
 		must(t, os.Mkdir(filepath.Join(w.root, dir), 0o755))
@@ -165,7 +210,7 @@ func newWorld(t *testing.T) *world {
 			if _, err := os.Stat(path); err != nil {
 				return err
 			}
-			w.open[path] = fmt.Sprint(account, " ", full)
+			w.open.set(path, fmt.Sprint(account, " ", full))
 			return nil
 		}, owned: func(path string) error {
 			_, err := os.Stat(path)
@@ -211,8 +256,10 @@ func TestWindowsInstall(t *testing.T) {
 			t.Errorf("the program is %s with %q, want a copy", s.Program, text)
 		}
 		want := map[string]string{home: " true", filepath.Join(home, "bridge"): s.Account + " true", token: s.Account + " false"}
-		if !maps.Equal(w.open, want) {
-			t.Errorf("who may open what: %v, want %v", w.open, want)
+		for path, who := range want {
+			if got := w.open.of(path); got != who {
+				t.Errorf("%s is open to %q, want %q", path, got, who)
+			}
 		}
 		if text, _ := os.ReadFile(token); string(text) != "rv1_secret\n" {
 			t.Errorf("the token's file has %q", text)
@@ -238,6 +285,13 @@ func TestWindowsInstall(t *testing.T) {
 	})
 }
 
+func paths(kept []Kept) (all []string) {
+	for _, k := range kept {
+		all = append(all, k.Path)
+	}
+	return all
+}
+
 func TestWindowsUninstallKeeps(t *testing.T) {
 	w := newWorld(t)
 	must(t, w.m.Install(t.Context(), w.spec("9000"), false))
@@ -246,7 +300,7 @@ func TestWindowsUninstallKeeps(t *testing.T) {
 	must(t, w.m.Install(t.Context(), proxy, false))
 	home := filepath.Join(w.root, "ProgramData", "reverser")
 	kept, err := w.m.Uninstall(t.Context(), "bridge", false)
-	if want := []string{filepath.Join(home, "bridge")}; err != nil || !slices.Equal(kept, want) {
+	if want := []string{filepath.Join(home, "bridge")}; err != nil || !slices.Equal(paths(kept), want) {
 		t.Errorf("Uninstall = %v, %v; want %v", kept, err, want)
 	}
 	if s := w.scm.services["reverser-proxy"]; s == nil || s.State != Running {
@@ -275,6 +329,7 @@ func TestWindowsGoesOn(t *testing.T) {
 		err    string
 	}{
 		{name: "no rights", change: func(w *world, _ *Spec) { w.scm.denied = true }, err: "this user may not"},
+		{name: "another account, and it does not come up", args: []string{"broken"}, change: func(_ *world, s *Spec) { s.User = "LocalService" }, err: "exit code 2"},
 		{name: "it does not come up", args: []string{"broken"}, err: "exit code 2: wrong usage or configuration; it said: reverser: the port is taken (hint: stop the other one)"},
 		{name: "it hangs", args: []string{"stuck"}, err: "makes no progress"},
 		{name: "no program", change: func(_ *world, s *Spec) { s.Program += ".gone" }, err: "reverser.exe.gone"},
@@ -303,6 +358,8 @@ func TestWindowsGoesOn(t *testing.T) {
 						must(t, w.m.Stop(t.Context(), "bridge"))
 					}
 					files, s := w.files(), w.spec(c.args...)
+					token, state := w.m.token("bridge"), filepath.Join(w.m.home(), "bridge")
+					users := []string{w.open.of(token), w.open.of(state)}
 					var was scmConfig
 					if before != "nothing" {
 						was = w.scm.services["reverser-bridge"].scmConfig
@@ -314,6 +371,7 @@ func TestWindowsGoesOn(t *testing.T) {
 					if err == nil || !strings.Contains(err.Error(), c.err) {
 						t.Fatalf("Install = %v, want an error with %q", err, c.err)
 					}
+					wantHintThatHolds(t, err)
 					now := w.scm.services["reverser-bridge"]
 					switch {
 					case before == "nothing" && now != nil && !now.stuck: // one that hangs cannot be removed
@@ -325,6 +383,9 @@ func TestWindowsGoesOn(t *testing.T) {
 					case before == "running" && now.State != Running || before == "stopped" && now.State != Stopped:
 						t.Errorf("the service is %s and was %s before (%v)", now.State, before, w.scm.orders)
 					}
+					if got := []string{w.open.of(token), w.open.of(state)}; before != "nothing" && !slices.Equal(got, users) && !now.stuck {
+						t.Errorf("token and state directory are open to %q, and were to %q", got, users)
+					}
 					after := w.files()
 					delete(after, filepath.Join(w.root, "ProgramData", "reverser", "bridge", LogFile))
 					if !maps.Equal(files, after) && !(now != nil && now.stuck) {
@@ -332,6 +393,21 @@ func TestWindowsGoesOn(t *testing.T) {
 					}
 				})
 			})
+		}
+	}
+}
+
+// wantHintThatHolds wants the log that a hint names to be there.
+func wantHintThatHolds(t *testing.T, err error) {
+	t.Helper()
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		return
+	}
+	if _, path, ok := strings.Cut(e.Hint, "the whole log: "); ok {
+		path, _, _ = strings.Cut(path, "; ")
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("the hint is %q: %v", e.Hint, err)
 		}
 	}
 }
