@@ -93,7 +93,7 @@ func TestSet(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a := <-w.arrived; a.name != grammar.Public(one) {
+		if a := <-w.arrived; a.name != one.Public() {
 			t.Errorf("somebody came for %s, want %s", a.name, one)
 		} else {
 			a.conn.Close()

@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"time"
-
-	"reverser/internal/grammar"
 )
 
 // Hello is what a TLS client says before anything is decided: its ClientHello (RFC 8446, section 4.1.2).
@@ -76,16 +73,3 @@ func (l *listening) Write(b []byte) (int, error) { return len(b), nil }
 
 // Unrecognized is the alert for a client whose name nobody serves (RFC 6066, section 3): fatal, unrecognized_name.
 var Unrecognized = []byte{21, 3, 3, 0, 2, 2, 112}
-
-// Names returns the names of a kind that stand for a host, the most specific one first. There is none for what is no host name.
-func Names(kind grammar.Kind, host string) []grammar.Public {
-	exact, err := grammar.ParsePublic(string(kind) + "/" + host)
-	if err != nil || strings.HasPrefix(exact.Host, "*") {
-		return nil
-	}
-	names := []grammar.Public{exact}
-	if _, rest, ok := strings.Cut(exact.Host, "."); ok {
-		names = append(names, grammar.Public{Kind: kind, Host: "*." + rest})
-	}
-	return append(names, grammar.Public{Kind: kind, Host: "*"})
-}

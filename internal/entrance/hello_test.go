@@ -12,8 +12,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"reverser/internal/grammar"
 )
 
 // helloOf is what a client of crypto/tls sends first.
@@ -141,32 +139,6 @@ func TestReadHelloDeadline(t *testing.T) {
 		client.Close()
 		<-done
 	})
-}
-
-func TestNames(t *testing.T) {
-	for host, want := range map[string]string{
-		"a.b.example":             "tls/a.b.example tls/*.b.example tls/*",
-		"A.Example.":              "tls/a.example tls/*.example tls/*",
-		"localhost":               "tls/localhost tls/*",
-		"":                        "",
-		"*":                       "",
-		"*.b.example":             "",
-		"a b":                     "",
-		"a..b":                    "",
-		"a/b":                     "",
-		"x*.example":              "",
-		"-a.example":              "",
-		"münchen.example":         "",
-		strings.Repeat("a.", 127): "tls/" + strings.Repeat("a.", 126) + "a tls/*." + strings.Repeat("a.", 125) + "a tls/*",
-	} {
-		var got []string
-		for _, n := range Names(grammar.KindTLS, host) {
-			got = append(got, n.String())
-		}
-		if strings.Join(got, " ") != want {
-			t.Errorf("%q: %q, want %q", host, got, want)
-		}
-	}
 }
 
 // FuzzReadHello: no input makes a panic, and what was read is a part of what was sent.

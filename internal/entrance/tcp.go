@@ -90,7 +90,7 @@ func (s *Set) serve(sock registry.Socket, attempt uint64, taken bool) {
 	if err != nil {
 		return
 	}
-	name := grammar.Public(sock) // a tcp/ socket stands for one name
+	name := sock.Public() // a tcp/ socket stands for one name
 	traffic.Accept(s.ctx, ln, s.cfg.Log, func(conn net.Conn) { s.cfg.Arrived(name, conn) })
 }
 

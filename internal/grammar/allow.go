@@ -12,10 +12,14 @@ type Allow struct {
 	Kind Kind
 	// Host is, for tcp and udp, the one bind address that the rule covers, or ""
 	// for every one; for http, https and tls a host name, "*.example.com" for one
-	// label in front of example.com, or "*" for any; for private the name.
+	// label in front of example.com, or "*" for any, or an IP address of http
+	// and https; for private the name.
 	Host string
 	// Low and High are the first and the last port of tcp and udp.
 	Low, High uint16
+	// Path is for http and https the path that the rule covers, with all that is
+	// below. "" is every path.
+	Path string
 }
 
 // ParseAllow parses a rule: the PUBLIC form with port ranges (tcp/9000-9010)
@@ -50,7 +54,7 @@ func parseAllow(s string) (Allow, error) {
 	case KindPrivate:
 		a.Host, err = parsePrivate(rest)
 	default:
-		a.Host, err = parsePattern(kind, rest)
+		a.Host, a.Path, err = parseName(kind, rest)
 	}
 	if err != nil {
 		return Allow{}, fmt.Errorf("allow %q: %w", s, err)
@@ -103,21 +107,6 @@ func (a *Allow) parsePorts(s string) error {
 	return nil
 }
 
-func parsePattern(kind Kind, s string) (string, error) {
-	if s == "*" {
-		return s, nil
-	}
-	base, wild := strings.CutPrefix(s, "*.")
-	if strings.Contains(base, "*") {
-		return "", fmt.Errorf("a wildcard stands for the first label: write %s/*.example.com, or %s/* for any host", kind, kind)
-	}
-	name, err := parseHostname(base)
-	if wild && err == nil {
-		name = "*." + name
-	}
-	return name, err
-}
-
 // String is the canonical form, which parses to the same rule.
 func (a Allow) String() string {
 	switch a.Kind {
@@ -130,7 +119,7 @@ func (a Allow) String() string {
 	case "":
 		return ""
 	default:
-		return string(a.Kind) + "/" + a.Host
+		return string(a.Kind) + "/" + patternString(a.Host) + a.Path
 	}
 }
 
@@ -159,6 +148,9 @@ func (a Allow) Permits(p Public) bool {
 	case KindTCP, KindUDP:
 		return (a.Host == "" || a.Host == p.Host) && a.Low <= p.Port && p.Port <= a.High
 	case KindHTTP, KindHTTPS, KindTLS:
+		if !Covers(a.Path, p.Path) {
+			return false
+		}
 		if a.Host == "*" {
 			return p.Host != ""
 		}

@@ -40,14 +40,18 @@ type Public struct {
 	// Host is the bind address of tcp and udp ("" is every address, IPv4 and
 	// IPv6; otherwise the canonical form of netip), the host name of http, https
 	// and tls, or "*.example.com" for one label in front of example.com, or "*"
-	// for any, and the name of a private service.
+	// for any, or the IP address of http and https, and the name of a private
+	// service.
 	Host string
 	Port uint16 // tcp and udp only
+	// Path is for http and https the path whose requests it serves, with all
+	// that is below: "/a/b". "" is every path.
+	Path string
 }
 
 // ParsePublic parses the PUBLIC form: 9000, tcp/9000, tcp/127.0.0.1:9000,
-// tcp/[::1]:9000, udp/53, http/app.example.com, https/…, tls/…, private/NAME,
-// or offered. It knows kinds that this version does not serve: see Supported.
+// tcp/[::1]:9000, udp/53, http/app.example.com/path, https/…, tls/…,
+// private/NAME, or offered. It knows kinds that this version does not serve: see Supported.
 func ParsePublic(s string) (Public, error) {
 	p, err := parsePublic(s)
 	return p, explain("public", s, err, func(s string) bool { _, err := parsePublic(s); return err == nil }, meantPublic)
@@ -77,7 +81,7 @@ func parsePublic(s string) (Public, error) {
 			return Public{}, fmt.Errorf("public %q: %w", s, err)
 		}
 	default:
-		if p.Host, err = parsePattern(kind, rest); err != nil {
+		if p.Host, p.Path, err = parseName(kind, rest); err != nil {
 			return Public{}, fmt.Errorf("public %q: %w", s, err)
 		}
 	}
@@ -93,7 +97,7 @@ func (p Public) String() string {
 	case KindOffered, "":
 		return string(p.Kind)
 	default:
-		return string(p.Kind) + "/" + p.Host
+		return string(p.Kind) + "/" + patternString(p.Host) + p.Path
 	}
 }
 
@@ -130,10 +134,14 @@ func (p Public) ListenNetwork() string {
 }
 
 // Overlaps reports whether p and q cannot both be open on one proxy: they are
-// the same, or the bind address of one covers that of the other.
+// the same, the bind address of one covers that of the other, or both want the
+// TLS clients of one name: the proxy ends TLS for https, and does not for tls.
 func (p Public) Overlaps(q Public) bool {
 	if p == q {
 		return true
+	}
+	if p.Kind == KindHTTPS && q.Kind == KindTLS || p.Kind == KindTLS && q.Kind == KindHTTPS {
+		return p.Host == q.Host
 	}
 	if p.Kind != q.Kind || p.Port != q.Port || p.Kind != KindTCP && p.Kind != KindUDP {
 		return false
@@ -335,6 +343,9 @@ func CheckExpose(earlier []Expose, e Expose) error {
 		case e.Public == other.Public:
 			return fmt.Errorf("public %s is given twice, for target %s and for target %s: keep one", e.Public, other.Target, e.Target)
 		case e.Public.Overlaps(other.Public):
+			if e.Public.Kind.Named() {
+				return fmt.Errorf("public %s and public %s overlap, both want the TLS clients of %s: keep one, or give one another name", other.Public, e.Public, e.Public.Host)
+			}
 			return fmt.Errorf("public %s and public %s overlap, one covers the bind address of the other: keep one, or give one another port", other.Public, e.Public)
 		}
 	}
@@ -523,8 +534,12 @@ func cutKind(s string) (Kind, string, error) {
 	case KindTCP, KindUDP, KindHTTP, KindHTTPS, KindTLS, KindPrivate:
 		return k, rest, nil
 	}
-	if strings.HasPrefix(rest, "/") {
-		return "", "", fmt.Errorf("public %q is a URL: give a port (9000) or tcp/9000", s)
+	if rest, ok := strings.CutPrefix(rest, "/"); ok {
+		hint := "give a port (9000) or tcp/9000"
+		if kind == "http:" || kind == "https:" {
+			hint += fmt.Sprintf(", or write %s/%s", kind[:len(kind)-1], rest)
+		}
+		return "", "", fmt.Errorf("public %q is a URL: %s", s, hint)
 	}
 	return "", "", fmt.Errorf("public %q: there is no kind %q: the kinds are %s", s, kind+"/", kindsHelp)
 }

@@ -13,21 +13,31 @@ func TestParsePublic(t *testing.T) {
 		text            string
 		network, listen string
 	}{
-		"9000":                   {Public{KindTCP, "", 9000}, "tcp/9000", "tcp", ":9000"},
-		"tcp/1":                  {Public{KindTCP, "", 1}, "tcp/1", "tcp", ":1"},
-		"tcp/65535":              {Public{KindTCP, "", 65535}, "tcp/65535", "tcp", ":65535"},
-		"127.0.0.1:9000":         {Public{KindTCP, "127.0.0.1", 9000}, "tcp/127.0.0.1:9000", "tcp4", "127.0.0.1:9000"},
-		"tcp/0.0.0.0:9000":       {Public{KindTCP, "0.0.0.0", 9000}, "tcp/0.0.0.0:9000", "tcp4", "0.0.0.0:9000"},
-		"tcp/[::1]:9000":         {Public{KindTCP, "::1", 9000}, "tcp/[::1]:9000", "tcp6", "[::1]:9000"},
-		"tcp/[0:0::0:1]:9000":    {Public{KindTCP, "::1", 9000}, "tcp/[::1]:9000", "tcp6", "[::1]:9000"},
-		"tcp/[::ffff:1.2.3.4]:9": {Public{KindTCP, "1.2.3.4", 9}, "tcp/1.2.3.4:9", "tcp4", "1.2.3.4:9"},
-		"tcp/[fe80::1%eth0]:9":   {Public{KindTCP, "fe80::1%eth0", 9}, "tcp/[fe80::1%eth0]:9", "tcp6", "[fe80::1%eth0]:9"},
-		"udp/53":                 {Public{KindUDP, "", 53}, "udp/53", "udp", ":53"},
-		"http/App.Example.COM.":  {Public{KindHTTP, "app.example.com", 0}, "http/app.example.com", "", ""},
-		"https/a":                {Public{KindHTTPS, "a", 0}, "https/a", "", ""},
-		"tls/my_host.lan":        {Public{KindTLS, "my_host.lan", 0}, "tls/my_host.lan", "", ""},
-		"private/DB":             {Public{KindPrivate, "db", 0}, "private/db", "", ""},
-		"offered":                {Public{KindOffered, "", 0}, "offered", "", ""},
+		"9000":                   {Public{KindTCP, "", 9000, ""}, "tcp/9000", "tcp", ":9000"},
+		"tcp/1":                  {Public{KindTCP, "", 1, ""}, "tcp/1", "tcp", ":1"},
+		"tcp/65535":              {Public{KindTCP, "", 65535, ""}, "tcp/65535", "tcp", ":65535"},
+		"127.0.0.1:9000":         {Public{KindTCP, "127.0.0.1", 9000, ""}, "tcp/127.0.0.1:9000", "tcp4", "127.0.0.1:9000"},
+		"tcp/0.0.0.0:9000":       {Public{KindTCP, "0.0.0.0", 9000, ""}, "tcp/0.0.0.0:9000", "tcp4", "0.0.0.0:9000"},
+		"tcp/[::1]:9000":         {Public{KindTCP, "::1", 9000, ""}, "tcp/[::1]:9000", "tcp6", "[::1]:9000"},
+		"tcp/[0:0::0:1]:9000":    {Public{KindTCP, "::1", 9000, ""}, "tcp/[::1]:9000", "tcp6", "[::1]:9000"},
+		"tcp/[::ffff:1.2.3.4]:9": {Public{KindTCP, "1.2.3.4", 9, ""}, "tcp/1.2.3.4:9", "tcp4", "1.2.3.4:9"},
+		"tcp/[fe80::1%eth0]:9":   {Public{KindTCP, "fe80::1%eth0", 9, ""}, "tcp/[fe80::1%eth0]:9", "tcp6", "[fe80::1%eth0]:9"},
+		"udp/53":                 {Public{KindUDP, "", 53, ""}, "udp/53", "udp", ":53"},
+		"http/App.Example.COM.":  {Public{KindHTTP, "app.example.com", 0, ""}, "http/app.example.com", "", ""},
+		"http/a.b/C/d~1/":        {Public{KindHTTP, "a.b", 0, "/C/d~1"}, "http/a.b/C/d~1", "", ""},
+		"http/a.b/":              {Public{KindHTTP, "a.b", 0, ""}, "http/a.b", "", ""},
+		"http/*/v2":              {Public{KindHTTP, "*", 0, "/v2"}, "http/*/v2", "", ""},
+		"http/*.B.c/x":           {Public{KindHTTP, "*.b.c", 0, "/x"}, "http/*.b.c/x", "", ""},
+		"http/203.0.113.7/x":     {Public{KindHTTP, "203.0.113.7", 0, "/x"}, "http/203.0.113.7/x", "", ""},
+		"https/[2001:DB8:0::1]":  {Public{KindHTTPS, "2001:db8::1", 0, ""}, "https/[2001:db8::1]", "", ""},
+		"https/2001:db8::1/x":    {Public{KindHTTPS, "2001:db8::1", 0, "/x"}, "https/[2001:db8::1]/x", "", ""},
+		"http/[::ffff:1.2.3.4]":  {Public{KindHTTP, "1.2.3.4", 0, ""}, "http/1.2.3.4", "", ""},
+		"http/a/%e6%96%87":       {Public{KindHTTP, "a", 0, "/%E6%96%87"}, "http/a/%E6%96%87", "", ""},
+		"http/a/_x.y/z-1":        {Public{KindHTTP, "a", 0, "/_x.y/z-1"}, "http/a/_x.y/z-1", "", ""},
+		"https/a":                {Public{KindHTTPS, "a", 0, ""}, "https/a", "", ""},
+		"tls/my_host.lan":        {Public{KindTLS, "my_host.lan", 0, ""}, "tls/my_host.lan", "", ""},
+		"private/DB":             {Public{KindPrivate, "db", 0, ""}, "private/db", "", ""},
+		"offered":                {Public{KindOffered, "", 0, ""}, "offered", "", ""},
 	} {
 		got, err := ParsePublic(in)
 		if err != nil || got != want.public || got.String() != want.text {
@@ -75,29 +85,59 @@ func TestBadPorts(t *testing.T) {
 
 func TestParsePublicErrors(t *testing.T) {
 	for in, want := range map[string]string{
-		"":                                  "public is empty",
-		"web":                               "neither a port nor",
-		"ftp/x":                             `no kind "ftp/"`,
-		"http://example.com":                `is a URL`,
-		"tcp/":                              `port ""`,
-		"tcp/:9000":                         "write tcp/9000",
-		"tcp/*:9000":                        "write tcp/9000",
-		"tcp/localhost:9000":                `bind address "localhost" is not an IP address of the proxy's machine: write tcp/127.0.0.1:9000`,
-		"tcp/::1:9000":                      "goes in brackets",
-		"tcp/[::1]":                         "port is missing",
-		"tcp/[::1:9000":                     "not closed",
-		"tcp/[127.0.0.1]:9000":              "brackets are for IPv6",
-		"tcp/[fe80::1%a b]:9":               "zone",
-		"tcp/9000-9010":                     `port "9000-9010"`,
-		"http/":                             "host name is empty",
-		"http/*.example.com":                "",
-		"http/a..b":                         "empty part",
-		"http/-a.b":                         "starts or ends with -",
-		"http/a b":                          `" " in it`,
-		"http/bücher.example":               "xn--",
-		"http/app.example.com:80":           `":" in it`,
-		"http/" + strings.Repeat("a", 64):   "longer than 63",
-		"http/" + strings.Repeat("a.", 127): "", // 253 without the final dot
+		"":                                   "public is empty",
+		"web":                                "neither a port nor",
+		"ftp/x":                              `no kind "ftp/"`,
+		"http://example.com":                 `is a URL`,
+		"tcp/":                               `port ""`,
+		"tcp/:9000":                          "write tcp/9000",
+		"tcp/*:9000":                         "write tcp/9000",
+		"tcp/localhost:9000":                 `bind address "localhost" is not an IP address of the proxy's machine: write tcp/127.0.0.1:9000`,
+		"tcp/::1:9000":                       "goes in brackets",
+		"tcp/[::1]":                          "port is missing",
+		"tcp/[::1:9000":                      "not closed",
+		"tcp/[127.0.0.1]:9000":               "brackets are for IPv6",
+		"tcp/[fe80::1%a b]:9":                "zone",
+		"tcp/9000-9010":                      `port "9000-9010"`,
+		"http/":                              "host name is empty",
+		"http/*.example.com":                 "",
+		"http/a..b":                          "empty part",
+		"http/-a.b":                          "starts or ends with -",
+		"http/a b":                           `" " in it`,
+		"http/bücher.example":                "xn--",
+		"http/app.example.com:80":            `":" in it: leave out the port, all http/ services share one of the proxy's: write http/app.example.com`,
+		"https/example.com/":                 "",
+		"https://example.com/x":              "or write https/example.com/x",
+		"http/a_/x":                          "ends with _",
+		"http/a_.b":                          "ends with _",
+		"http/*.*.b":                         "stands for the first label",
+		"http/a.*/x":                         "stands for the first label",
+		"http/10.0.0.256":                    "neither an IP address nor a host name",
+		"http/[a]":                           "brackets are for IPv6",
+		"http/[1.2.3.4]":                     "brackets are for IPv6",
+		"http/[::1":                          "brackets are for IPv6",
+		"http/[fe80::1%eth0]":                "zone",
+		"tls/203.0.113.7":                    "sends no address as its server name",
+		"tls/[::1]":                          "sends no address as its server name",
+		"tls/a/x":                            "found by the server name alone",
+		"http/a/../b":                        `".." in it`,
+		"http/a/./b":                         `"." in it`,
+		"http/a//b":                          "empty part",
+		"http/a//":                           "empty part",
+		"http/a/%2fb":                        `"%2f" in it`,
+		"http/a/%41":                         `"%41" in it`,
+		"http/a/%e":                          `"%e" in it`,
+		"http/a/%zz":                         `"%zz" in it`,
+		"http/a/%+1":                         `"%+1" in it`,
+		"http/a/文":                           "is not ASCII",
+		"http/a/b c":                         `" " in it`,
+		"http/a/b;c":                         `";" in it`,
+		"http/a/b?c":                         `"?" in it`,
+		"http/a/b*":                          `"*" in it`,
+		"http/a/b\\c":                        `"\\" in it`,
+		"http/a/" + strings.Repeat("b", 128): "longer than 128",
+		"http/" + strings.Repeat("a", 64):    "longer than 63",
+		"http/" + strings.Repeat("a.", 127):  "", // 253 without the final dot
 		"http/" + strings.Repeat("a.", 127) + "a": "longer than 253",
 		"private/":      "1 to 63",
 		"private/a/b":   "letters, digits",
@@ -373,6 +413,10 @@ func TestAllow(t *testing.T) {
 		{"http/*.Example.com.", "http/*.example.com", "http/a.example.com", "http/example.com http/a.b.example.com https/a.example.com http/aexample.com"},
 		{"http/*", "http/*", "http/a http/a.example.com", "https/a tcp/80"},
 		{"tls/a.example", "tls/a.example", "tls/A.example.", "tls/b.a.example"},
+		{"http/a.b/X/", "http/a.b/X", "http/a.b/X http/a.b/X/y", "http/a.b http/a.b/Xy http/a.b/x http/a.c/X https/a.b/X"},
+		{"http/*/v2", "http/*/v2", "http/a/v2 http/*/v2 http/*.b/v2/x", "http/a http/a/v22"},
+		{"https/[::1]", "https/[::1]", "https/0::1/x", "https/::2 http/::1 https/*"},
+		{"https/*.0.example", "https/*.0.example", "https/a.0.example/x https/*.0.example", "https/a.b.0.example https/1.2.3.0"},
 		{"private/db", "private/db", "private/DB", "private/db2"},
 	} {
 		a, err := ParseAllow(c.rule)
@@ -408,6 +452,9 @@ func TestAllow(t *testing.T) {
 		"http/a.*":       "first label",
 		"http/*.*.b":     "first label",
 		"http/*.":        "empty",
+		"http/*.0.0.1":   "neither an IP address",
+		"http/a/..":      `".." in it`,
+		"tls/a/b":        "server name alone",
 		"private/*":      "letters, digits",
 		"gopher/x":       "no kind",
 		"rv1_AAAAAAAAAA": "allow is a token",
@@ -424,14 +471,14 @@ func TestAllow(t *testing.T) {
 func TestPolicy(t *testing.T) {
 	p := DefaultPolicy()
 	for port, want := range map[uint16]bool{1: false, 1023: false, 1024: true, 65535: true} {
-		if got := p.Permits(Public{KindTCP, "", port}); got != want {
+		if got := p.Permits(Public{KindTCP, "", port, ""}); got != want {
 			t.Errorf("the default policy permits tcp/%d = %v; want %v", port, got, want)
 		}
 	}
-	if p.Permits(Public{}) || (Policy{{}}).Permits(Public{}) || Policy(nil).Permits(Public{KindTCP, "", 9000}) {
+	if p.Permits(Public{}) || (Policy{{}}).Permits(Public{}) || Policy(nil).Permits(Public{KindTCP, "", 9000, ""}) {
 		t.Error("an empty rule or policy permits something")
 	}
-	if got := append(p, Allow{KindPrivate, "db", 0, 0}).String(); got != "tcp/1024-65535, private/db" {
+	if got := append(p, Allow{KindPrivate, "db", 0, 0, ""}).String(); got != "tcp/1024-65535, private/db" {
 		t.Errorf("String = %q", got)
 	}
 	if got := Policy(nil).String(); got != "nothing" {
@@ -519,7 +566,7 @@ func TestAddressErrors(t *testing.T) {
 
 var fuzzSeeds = []string{
 	"9000", "tcp/9000", "tcp/127.0.0.1:9000=9904", "tcp/[::1]:9000=[::1]:80", "tcp/[::ffff:1.2.3.4]:9", "tcp/[fe80::1%eth0]:9=a:1",
-	"udp/53", "http/*.example.com", "http/*", "HTTP/x", "tls/A.b.", "private/db", "offered=1", "tcp/9000-9010", "tcp/1.2.3.4:1-2",
+	"udp/53", "http/*.example.com", "http/a/b/C%e6", "https/[::1]/x/", "http/*/x", "https/1.2.3.4", "http/*", "HTTP/x", "tls/A.b.", "private/db", "offered=1", "tcp/9000-9010", "tcp/1.2.3.4:1-2",
 	"9000=unix:/a=b", "localhost:80", "47.109.*.*:3010", "90x0", "-1", "rv1_AAAA", "=", "tcp/", "[", "tcp/[::]:", "::1", "a.:1",
 }
 
@@ -588,4 +635,37 @@ func FuzzParseAddresses(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestOverlapOfNames: of one name only one service gets the TLS clients, unless all of them leave TLS to the proxy.
+func TestOverlapOfNames(t *testing.T) {
+	for pair, want := range map[string]bool{
+		"https/a tls/a": true, "https/a/x tls/a": true, "https/*.b tls/*.b": true, "https/* tls/*": true,
+		"https/a https/a/x": false, "https/a tls/b": false, "https/a.b tls/*.b": false, "http/a tls/a": false, "http/a https/a": false, "http/a http/a/x": false,
+	} {
+		a, b, _ := strings.Cut(pair, " ")
+		p, errP := ParsePublic(a)
+		q, errQ := ParsePublic(b)
+		if errP != nil || errQ != nil || p.Overlaps(q) != want || q.Overlaps(p) != want {
+			t.Errorf("%s: %v, want %v (%v, %v)", pair, p.Overlaps(q), want, errP, errQ)
+		}
+	}
+	if err := CheckExpose([]Expose{{Public: Public{Kind: KindTLS, Host: "a"}}}, Expose{Public: Public{Kind: KindHTTPS, Host: "a", Path: "/x"}}); err == nil ||
+		!strings.Contains(err.Error(), "both want the TLS clients of a") {
+		t.Errorf("CheckExpose: %v", err)
+	}
+}
+
+func TestRequestHost(t *testing.T) {
+	for in, want := range map[string]string{
+		"a.example": "a.example", "A.Example.": "a.example", "a.example:80": "a.example", "a.example:": "a.example", "1.2.3.4": "1.2.3.4", "1.2.3.4:8080": "1.2.3.4",
+		"[::1]": "::1", "[0:0::1]:443": "::1", "[::ffff:1.2.3.4]:80": "1.2.3.4", "my_host": "my_host", "localhost:1": "localhost",
+		"": "", "::1": "", "[::1": "", "::1]": "", "[a]": "", "[1.2.3.4]": "", "[fe80::1%25eth0]": "", "a:0": "", "a:99999": "", "a:b": "", "a:80:80": "", ":80": "", "a b": "",
+		"a..b": "", "a,b": "", "a/b": "", "user@a": "", "a%2e": "", "*": "", "*.b": "", "bücher.example": "", strings.Repeat("a.", 127) + "a": "",
+	} {
+		got, err := RequestHost(in)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("RequestHost(%q) = %q, %v; want %q", in, got, err, want)
+		}
+	}
 }

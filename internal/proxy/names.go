@@ -55,13 +55,8 @@ func (p *Proxy) acceptNames(ln net.Listener) {
 
 // greeted takes a user who has said a name. The most specific service of that name has them.
 func (p *Proxy) greeted(conn net.Conn, hello *entrance.Hello) {
-	view := p.registry.View()
-	var rt *registry.Route
-	for _, name := range entrance.Names(grammar.KindTLS, hello.Name) {
-		if rt = view.Find(name); rt != nil {
-			break
-		}
-	}
+	host, _ := grammar.RequestHost(hello.Name)
+	rt := p.find(grammar.KindTLS, host, "")
 	if rt == nil {
 		conn.Write(entrance.Unrecognized) // a new connection has room for seven bytes
 		conn.Close()
@@ -74,4 +69,15 @@ func (p *Proxy) greeted(conn net.Conn, hello *entrance.Hello) {
 		return
 	}
 	a.Go(func() { p.forward(rt, a, conn, wire.EntranceTLS, hello.Read) })
+}
+
+// find returns the route of the most specific name for a host and a path; nil: nobody serves it.
+func (p *Proxy) find(kind grammar.Kind, host, path string) *registry.Route {
+	view := p.registry.View()
+	for name := range entrance.Names(kind, host, path) {
+		if rt := view.Find(name); rt != nil {
+			return rt
+		}
+	}
+	return nil
 }

@@ -15,7 +15,7 @@ import (
 // The document of a registry: a version, then parts, each a type, a length and that many bytes. A reader skips parts that it does
 // not know. Within a part numbers are uvarints, and a text is its length and its bytes. What the successor reads for itself, the
 // policy, is not in it.
-const documentVersion = 1
+const documentVersion = 2
 
 const (
 	partSeq = 1 + iota
@@ -46,10 +46,16 @@ func Thaw(doc []byte, p Policy, way func(SessionID) Way) (*Registry, error) {
 
 type encoder struct{ b []byte }
 
-func (e *encoder) num(v uint64)    { e.b = binary.AppendUvarint(e.b, v) }
-func (e *encoder) raw(b []byte)    { e.b = append(e.b, b...) }
-func (e *encoder) text(s string)   { e.num(uint64(len(s))); e.b = append(e.b, s...) }
-func (e *encoder) public(p pub)    { e.text(string(p.Kind)); e.text(p.Host); e.num(uint64(p.Port)) }
+func (e *encoder) num(v uint64)  { e.b = binary.AppendUvarint(e.b, v) }
+func (e *encoder) raw(b []byte)  { e.b = append(e.b, b...) }
+func (e *encoder) text(s string) { e.num(uint64(len(s))); e.b = append(e.b, s...) }
+func (e *encoder) public(p pub) {
+	e.text(string(p.Kind))
+	e.text(p.Host)
+	e.num(uint64(p.Port))
+	e.text(p.Path)
+}
+
 func (e *encoder) flags(f ...bool) { e.b = append(e.b, bits(f)) }
 func (e *encoder) part(t byte, w func(*encoder)) {
 	at := len(e.b) + 5
@@ -87,7 +93,7 @@ func (co *core) freeze() []byte {
 	}
 	names := make(map[pub]*socket, len(co.sockets))
 	for s, rec := range co.sockets {
-		names[pub(s)] = rec
+		names[s.Public()] = rec
 	}
 	for _, s := range sortedNames(names) {
 		e.part(partSocket, func(e *encoder) {
@@ -186,7 +192,7 @@ func (d *decoder) secret() (s [32]byte) {
 	return s
 }
 func (d *decoder) public() pub {
-	return pub{Kind: grammar.Kind(d.text()), Host: d.text(), Port: uint16(d.num())}
+	return pub{Kind: grammar.Kind(d.text()), Host: d.text(), Port: uint16(d.num()), Path: d.text()}
 }
 func (d *decoder) flags(f ...*bool) {
 	b := d.take(1)
@@ -225,7 +231,7 @@ func thaw(doc []byte, p Policy, way func(SessionID) Way) (*core, error) {
 			h := &holding{key: part.id(), group: part.text(), seq: part.num(), granted: part.num()}
 			co.holdings[name] = h
 		case partSocket:
-			s := Socket(part.public())
+			s := socketOf(part.public())
 			rec := &socket{state: socketState(part.num()), attempt: part.num(), why: part.text()}
 			part.flags(&rec.short)
 			co.sockets[s] = rec
@@ -334,7 +340,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 		co.renew(r)
 	}
 	for s := range co.sockets {
-		co.touch(co.nameOf(pub(s)))
+		co.touch(co.nameOf(s.Public()))
 	}
 	co.settle()
 	for _, s := range sessions {

@@ -241,5 +241,5 @@ func sortedNames[V any](m map[grammar.Public]V) []grammar.Public {
 }
 
 func comparePublic(a, b grammar.Public) int {
-	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Path, b.Path))
 }

@@ -24,7 +24,7 @@ var mutants = []struct{ name, file, from, to string }{
 	{"a session that replaces another inherits nothing", "core.go", "co.inherit(s, pub, left[pub])", "_ = pub"},
 	{"what was inherited is kept for ever", "core.go", "s.round = true\n\tfor _, pub := range sortedNames(s.inherited) {", "s.round = true\n\tfor _, pub := range sortedNames(s.inherited)[:0] {"},
 	{"names that overlap are both served", "settle.go", "if o.public.Overlaps(n.public) &&", "if o.public == n.public &&"},
-	{"an address is opened before one that overlaps is closed", "socket.go", "return grammar.Public(o).Overlaps(grammar.Public(s))", "return o == s"},
+	{"an address is opened before one that overlaps is closed", "socket.go", "return o.Public().Overlaps(s.Public())", "return o == s"},
 	{"what waited for a port is forgotten", "socket.go", "for _, o := range waiting {", "for _, o := range waiting[:0] {"},
 	{"whoever came first takes a name from who has it", "settle.go", "keep := cmp.Or(same, own, group); keep != nil", "keep := cmp.Or(same, own, group); keep != nil && keep == first"},
 	{"any key may join any group", "policy.go", "c.asked.Group != \"\" && !slices", "false && !slices"},

@@ -670,3 +670,30 @@ func BenchmarkLinkUp(b *testing.B) {
 		r.LinkUp(s, true)
 	}
 }
+
+// TestNamesOverlap: the TLS clients of a name go to whoever had it first, tls/ or https/; paths of one host may be of several keys.
+func TestNamesOverlap(t *testing.T) {
+	a, b := testKey(0, "https/*", "tls/*"), testKey(1, "https/*", "tls/*", "http/*")
+	w := newWorld(t)
+	w.Configure(Policy{Keys: []Key{a, b}, Named: []grammar.Kind{grammar.KindHTTPS, grammar.KindTLS, grammar.KindHTTP}})
+	one, _ := w.begin(a, 0)
+	two, _ := w.begin(b, 0)
+	w.claim(one, 1, "https/a.example/x")
+	w.claim(two, 2, "tls/a.example")
+	w.claim(two, 3, "https/a.example")
+	w.claim(two, 4, "https/a.example/x")
+	w.claim(two, 5, "http/a.example/x")
+	w.do()
+	w.want(1, wire.ClaimUp, "", "")
+	w.want(2, wire.ClaimRetrying, "tls/a.example overlaps https/a.example/x, which is held by key \""+a.Name+"\"", "tls/a.example overlaps https/a.example/x, which is held by another key")
+	w.want(3, wire.ClaimUp, "", "")
+	w.want(4, wire.ClaimRetrying, "https/a.example/x is held by key \""+a.Name+"\"", "https/a.example/x is held by another key")
+	w.want(5, wire.ClaimUp, "", "")
+	for id, s := range map[uint32]SessionID{1: one, 3: two, 4: two} {
+		if err := w.Unclaim(s, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.do()
+	w.want(2, wire.ClaimUp, "", "")
+}

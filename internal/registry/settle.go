@@ -335,10 +335,13 @@ func (co *core) placeOf(n *name) *overlaps {
 }
 
 func placeOf(pub grammar.Public) place {
-	if pub.Kind != grammar.KindTCP {
-		return place{kind: pub.Kind, name: pub.Host}
+	switch pub.Kind {
+	case grammar.KindTCP:
+		return place{kind: pub.Kind, port: pub.Port}
+	case grammar.KindHTTPS, grammar.KindTLS:
+		return place{kind: grammar.KindTLS, name: pub.Host}
 	}
-	return place{kind: pub.Kind, port: pub.Port}
+	return place{kind: pub.Kind, name: pub.Host + pub.Path}
 }
 
 // gain adds a name that is held from now on.
@@ -428,7 +431,7 @@ func (ov *overlaps) obstacle(n *name) *name {
 
 func family(pub grammar.Public) int {
 	switch addr, err := netip.ParseAddr(pub.Host); {
-	case err != nil || addr.IsUnspecified():
+	case err != nil || addr.IsUnspecified() || pub.Kind.Named():
 		return familyWild
 	case addr.Is4():
 		return family4

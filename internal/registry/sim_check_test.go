@@ -265,7 +265,7 @@ func (w *simProxy) checkName(n *name) {
 			w.stats.Group++
 		}
 	}
-	if rec := w.r.core.sockets[Socket(n.public)]; n.granted() && !w.r.core.stopping && rec != nil && rec.state != failed && rec.key != n.held.key {
+	if rec := w.r.core.sockets[socketOf(n.public)]; n.granted() && !w.r.core.stopping && rec != nil && rec.state != failed && rec.key != n.held.key {
 		w.fail("C9: %s is held by key %x and charged to key %x", n.public, n.held.key[0], rec.key[0])
 	}
 	if n.granted() && !n.route.Up() {
@@ -417,7 +417,7 @@ func (co *core) derived() string {
 	}
 	wanted := make(map[pub]bool)
 	for s := range co.wanters {
-		wanted[pub(s)] = true
+		wanted[s.Public()] = true
 	}
 	fmt.Fprintln(&b, sortedNames(wanted))
 	return b.String()

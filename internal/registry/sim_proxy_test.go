@@ -200,7 +200,7 @@ func (w *simProxy) retry() {
 
 func (w *simProxy) Open(s Socket, attempt uint64) {
 	w.unlocked("Doer.Open")
-	if key := w.r.core.names[pub(s)].held.key; w.holds(key) >= w.Room() {
+	if key := w.r.core.names[s.Public()].held.key; w.holds(key) >= w.Room() {
 		w.fail("C14: %s is opened for key %x, which has %d sockets, with room for %d", s, key[0], w.holds(key), w.Room())
 	}
 	w.trace("  begin to open %s (%d)", s, attempt)
@@ -316,7 +316,7 @@ func (w *simProxy) apply(p Policy) {
 		if now != nil && was.equal(now) && slices.Equal(w.policy.Offer, p.Offer) {
 			kept[rt.Public] = rt
 			if w.r.core.names[rt.Public].granted() {
-				attempts[Socket(rt.Public)] = w.open[Socket(rt.Public)]
+				attempts[socketOf(rt.Public)] = w.open[socketOf(rt.Public)]
 			}
 		}
 	}
@@ -445,7 +445,7 @@ func (w *simProxy) result() {
 		return
 	}
 	for s := range w.open {
-		if pub(s).Overlaps(pub(p.socket)) {
+		if s.Public().Overlaps(p.socket.Public()) {
 			w.fail("C3: %s is opened beside %s", p.socket, s)
 		}
 	}

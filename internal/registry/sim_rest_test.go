@@ -209,7 +209,7 @@ func (w *simProxy) rest() {
 			served[id]++
 		}
 		if n.granted() {
-			rec := co.sockets[Socket(n.public)]
+			rec := co.sockets[socketOf(n.public)]
 			if rec != nil && rec.short {
 				w.stats.Short++
 				if w.holds(n.held.key) < w.Room() {
@@ -218,7 +218,7 @@ func (w *simProxy) rest() {
 				continue
 			}
 			wanted++
-			if w.open[Socket(n.public)] == 0 {
+			if w.open[socketOf(n.public)] == 0 {
 				w.fail("C3: %s is held and not open", n.public)
 			}
 		}

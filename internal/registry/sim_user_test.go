@@ -11,11 +11,11 @@ import (
 )
 
 func (w *simProxy) come() {
-	socks := slices.SortedFunc(maps.Keys(w.open), func(a, b Socket) int { return comparePublic(pub(a), pub(b)) })
+	socks := slices.SortedFunc(maps.Keys(w.open), func(a, b Socket) int { return comparePublic(a.Public(), b.Public()) })
 	if len(socks) == 0 {
 		return
 	}
-	u := &simUser{name: pub(socks[w.pick("socket", len(socks))])}
+	u := &simUser{name: socks[w.pick("socket", len(socks))].Public()}
 	if u.route = w.r.View().Find(u.name); u.route == nil {
 		w.stats.Removed++ // closed in this moment
 		return

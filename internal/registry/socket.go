@@ -16,19 +16,26 @@ type Socket struct {
 }
 
 // Network and Addr are what to listen on; see grammar.Public.
-func (s Socket) Network() string { return grammar.Public(s).ListenNetwork() }
+func (s Socket) Network() string { return s.Public().ListenNetwork() }
 
 // Addr is the address to listen on.
-func (s Socket) Addr() string { return grammar.Public(s).ListenAddr() }
+func (s Socket) Addr() string { return s.Public().ListenAddr() }
 
-func (s Socket) String() string { return grammar.Public(s).String() }
+func (s Socket) String() string { return s.Public().String() }
+
+// Public is the name that the socket alone stands for.
+func (s Socket) Public() grammar.Public {
+	return grammar.Public{Kind: s.Kind, Host: s.Host, Port: s.Port}
+}
+
+func socketOf(pub grammar.Public) Socket { return Socket{pub.Kind, pub.Host, pub.Port} }
 
 // socketsOf returns the sockets that a name needs. One that shares a port of the process's own needs none.
 func socketsOf(pub grammar.Public) []Socket {
 	if pub.Kind != grammar.KindTCP {
 		return nil
 	}
-	return []Socket{Socket(pub)}
+	return []Socket{socketOf(pub)}
 }
 
 // socket is what became of opening one. It is an input; where there is none, none was tried.
@@ -60,7 +67,7 @@ func (co *core) lookAt(s Socket) {
 		return
 	case rec != nil && rec.state != open: // what is under way comes to an end first
 		return
-	case slices.Contains(co.waiting[placeOf(grammar.Public(s))], s):
+	case slices.Contains(co.waiting[placeOf(s.Public())], s):
 		return
 	}
 	if _, twice := co.looking[s]; !twice {
@@ -76,8 +83,8 @@ func (co *core) begun(s Socket) (what socketState, attempt uint64) {
 	wanted, rec := len(co.wanters[s]) > 0, co.sockets[s]
 	switch {
 	case wanted && rec == nil:
-		at := placeOf(grammar.Public(s))
-		if slices.ContainsFunc(co.bound[at], func(o Socket) bool { return grammar.Public(o).Overlaps(grammar.Public(s)) }) {
+		at := placeOf(s.Public())
+		if slices.ContainsFunc(co.bound[at], func(o Socket) bool { return o.Public().Overlaps(s.Public()) }) {
 			if !slices.Contains(co.waiting[at], s) {
 				co.waiting[at] = append(co.waiting[at], s)
 			}
@@ -133,14 +140,14 @@ func (co *core) forget(s Socket) {
 func (co *core) bind(s Socket, rec *socket) {
 	co.sockets[s] = rec
 	co.addTaken(rec.key, 1)
-	at := placeOf(grammar.Public(s))
+	at := placeOf(s.Public())
 	co.bound[at] = append(co.bound[at], s)
 }
 
 // unbind records that a socket has given up its port, and looks at the sockets that waited for it.
 func (co *core) unbind(s Socket, rec *socket) {
 	co.addTaken(rec.key, -1)
-	at := placeOf(grammar.Public(s))
+	at := placeOf(s.Public())
 	co.bound[at] = slices.DeleteFunc(co.bound[at], func(o Socket) bool { return o == s })
 	if len(co.bound[at]) == 0 {
 		delete(co.bound, at)
