@@ -58,9 +58,9 @@ func (p *Proxy) greeted(conn net.Conn, hello *entrance.Hello) {
 	host, _ := grammar.RequestHost(hello.Name)
 	rt := p.find(grammar.KindTLS, host, "")
 	if rt == nil {
+		p.names.gate.report(p.log, conn.RemoteAddr(), fmt.Errorf("no service has the name %q", hello.Name))
 		conn.Write(entrance.Unrecognized) // a new connection has room for seven bytes
 		conn.Close()
-		p.names.gate.report(p.log, conn.RemoteAddr(), fmt.Errorf("no service has the name %q", hello.Name))
 		return
 	}
 	a, err := p.conns.Admit(p.service(rt).account, traffic.AddrPort(conn.RemoteAddr()), traffic.Wait)
