@@ -77,6 +77,7 @@ func addProxyFlags(fl *pflag.FlagSet, args *config.ProxyArgs, admin *string) {
 	fl.StringVar(&args.Listen, "listen", "", "`ADDR` where bridges connect; 0.0.0.0 is IPv4 only, [::] IPv6 only (default "+defaultListen+")")
 	fl.StringVar(&args.Transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
 	fl.StringVar(&args.HTTPS, "https", "", "`ADDR` that tls/HOST services share, such as :443: the server name of the TLS client decides (default: none)")
+	fl.StringArrayVar(&args.ProxyProtocolFrom, "proxy-protocol-from", nil, "`CIDR` of a balancer in front: at public ports, a header of the PROXY protocol is required from there, and names the user; may be given several times (default: none)")
 	fl.StringVar(&args.Advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
 	fl.StringVar(&args.SNI, "sni", "", "`NAME` that bridges ask for in their TLS to this proxy, for the tokens it makes: by it a router or firewall tells proxies apart")
 	addCommonFlags(fl, &args.CommonArgs, &args.Config, admin)
@@ -214,7 +215,10 @@ func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(contex
 }
 
 func proxySettings(set config.Settings) proxy.Settings {
-	return proxy.Settings{Keys: proxyKeys(set.Proxy.Keys), Offer: set.Proxy.Offer, NoPairs: set.NoPairs, Drain: set.Drain, ResumeWithin: set.ResumeWithin}
+	return proxy.Settings{
+		Keys: proxyKeys(set.Proxy.Keys), Offer: set.Proxy.Offer, NoPairs: set.NoPairs, Drain: set.Drain, ResumeWithin: set.ResumeWithin,
+		ProxyProtocolFrom: set.Proxy.ProxyProtocolFrom,
+	}
 }
 
 // knownAddresses turns what one package knows of addresses into what another one does.

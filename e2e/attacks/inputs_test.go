@@ -47,6 +47,11 @@ var inputs = []struct {
 		"the TLS alert unrecognized_name, and closed", []string{"internal/proxy TestNamesRefused", "internal/entrance TestNames"}},
 
 	// Tables and frames of a session.
+	{"balancers: no header", "from an address of proxy_protocol_from: silence, HTTP, a header that is malformed, too long, of another version or with a wrong checksum",
+		"reset, at once or after 10 s; one line a minute for all of them, with their number; a header has 16 KiB, and no byte behind it is read", []string{"internal/proxyproto TestParseRefuses",
+			"internal/entrance TestReadHeaderRefuses", "internal/proxy TestNoHeader", "e2e TestBalancerWithoutHeader"}},
+	{"balancers: false header", "a header from any other address",
+		"not read: its bytes are the user's, and the address is that of the connection", []string{"internal/proxy TestNoHeader", "e2e TestBalancersInFront"}},
 	{"R1", "a table that takes back what was acknowledged",
 		"the session ends", []string{"internal/link R1 below what was acked"}},
 	{"R2", "a table with more than was sent",

@@ -41,6 +41,8 @@ var rules = []rule{
 	{pkg: "internal/status", why: "plain data that proxy, bridge and admin share: it knows none of them"},
 	{pkg: "internal/escape", why: "what strangers say, made harmless for terminals and logs: it knows none who says it, nor who writes it"},
 	{pkg: "internal/lines", why: "which log lines are left out where somebody causes many: it knows neither who it is, nor what they say"},
+	{pkg: "internal/proxyproto", not: "net os io sync context log/slog",
+		why: "headers of the PROXY protocol and back: no I/O, no clock; whom to believe is not its to know. Libraries for it bring a listener, which would stand on the path of a byte"},
 	{pkg: "internal/grammar", own: "wire", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out; wire for the fields of a token"},
 	{pkg: "internal/access", why: "who else can read or change a file: what is in it, and what it is for, is not its to know"},
 	{pkg: "internal/state", own: "access grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
@@ -58,13 +60,13 @@ var rules = []rule{
 	{pkg: "internal/traffic", own: "link relay status sys wire", why: "counts connections and ends them; where one leads is its role's business"},
 	{pkg: "internal/registry", own: "grammar link wire", not: "net os log/slog",
 		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},
-	{pkg: "internal/entrance", own: "grammar link registry sys traffic",
+	{pkg: "internal/entrance", own: "grammar link proxyproto registry sys traffic",
 		why: "turns what arrives at a socket into a name; who serves the name is not its to know"},
 	{pkg: "internal/proxy", own: "auth entrance grammar lines link registry relay status sys traffic wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
 	{pkg: "internal/claims", own: "grammar status wire", not: "os io sync context log/slog",
 		why: "the bridge's side of claims, as deterministic as the registry: the simulation of both drives it step by step"},
-	{pkg: "internal/bridge", own: "auth claims grammar lines link relay status sys traffic wire",
+	{pkg: "internal/bridge", own: "auth claims grammar lines link proxyproto relay status sys traffic wire",
 		why: "the LAN role. It never sees the proxy's package, nor the registry: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
@@ -122,7 +124,7 @@ var banned = []struct{ prefix, why string }{
 }
 
 // dataPath are the packages on the path of a byte: everything they pull in is read by whoever audits it.
-var dataPath = []string{"wire", "auth", "link", "relay", "traffic", "registry", "claims", "entrance", "proxy", "bridge"}
+var dataPath = []string{"wire", "auth", "link", "relay", "traffic", "registry", "claims", "proxyproto", "entrance", "proxy", "bridge"}
 
 // TestImports holds the rules for all platforms at once, by reading the files rather than building them.
 func TestImports(t *testing.T) {

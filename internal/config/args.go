@@ -6,9 +6,12 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"reverser/internal/grammar"
 )
 
 // TokenEnv is the environment variable that may hold a bridge's token.
@@ -32,6 +35,8 @@ type ProxyArgs struct {
 	HTTPS     string
 	Advertise string
 	SNI       string
+	// ProxyProtocolFrom are addresses and ranges of them.
+	ProxyProtocolFrom []string
 }
 
 // BridgeArgs is the command line and the environment of a bridge. "" is nothing.
@@ -48,6 +53,27 @@ type BridgeArgs struct {
 	Sources       []string
 	Expose        []string
 	Stdin         io.Reader
+}
+
+// mostBalancers is how many addresses and ranges proxy_protocol_from may have: each new connection is compared with them.
+const mostBalancers = 256
+
+// parseBalancers parses proxy_protocol_from.
+func parseBalancers(words []string) (from []netip.Prefix, err error) {
+	if len(words) > mostBalancers {
+		return nil, fmt.Errorf("%d addresses and ranges, at most %d are possible: write ranges that hold several", len(words), mostBalancers)
+	}
+	for _, word := range words {
+		p, err := grammar.ParsePrefix(word)
+		if err != nil {
+			return nil, err
+		}
+		if slices.Contains(from, p) {
+			return nil, fmt.Errorf("%s is there twice", p)
+		}
+		from = append(from, p)
+	}
+	return from, nil
 }
 
 // join parses what args say and, where they say nothing, the file.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,6 +45,7 @@ func (c *changes) proxy(old, next Proxy) {
 	c.value("resume_within", duration(c.old.ResumeWithin), duration(c.next.ResumeWithin))
 	c.value("advertise", cmp.Or(old.Advertise, "none"), cmp.Or(next.Advertise, "none"))
 	c.value("sni", cmp.Or(old.SNI, "none"), cmp.Or(next.SNI, "none"))
+	c.value("proxy_protocol_from", list(old.ProxyProtocolFrom, "nobody"), list(next.ProxyProtocolFrom, "nobody"))
 
 	was, is := make(map[string]Key), make(map[string]Key)
 	for _, k := range old.Keys {
@@ -95,7 +95,7 @@ func (c *changes) bridge(old, next Bridge) {
 	c.fixed("proxy_transfer", cmp.Or(old.ProxyTransfer, "none"), cmp.Or(next.ProxyTransfer, "none"))
 	c.fixed("sni", cmp.Or(old.SNI, "the token's"), cmp.Or(next.SNI, "the token's"))
 	c.fixed("keepalive", duration(old.Keepalive), duration(next.Keepalive))
-	c.value("source", sources(old.Sources), sources(next.Sources))
+	c.value("source", list(old.Sources, "the system's choice"), list(next.Sources, "the system's choice"))
 	if old.Token.Encode() != next.Token.Encode() {
 		place, ok := c.next.Origin["token_file"]
 		if !ok {
@@ -164,14 +164,14 @@ func (c *changes) place(option string) Place {
 	return p
 }
 
-// sources are the addresses that targets are dialled from, as people read them.
-func sources(ips []netip.Addr) string {
-	if len(ips) == 0 {
-		return "the system's choice"
+// list is a list as people read it; none is what an empty one means.
+func list[T fmt.Stringer](all []T, none string) string {
+	if len(all) == 0 {
+		return none
 	}
-	words := make([]string, len(ips))
-	for i, ip := range ips {
-		words[i] = ip.String()
+	words := make([]string, len(all))
+	for i, v := range all {
+		words[i] = v.String()
 	}
 	return strings.Join(words, ", ")
 }

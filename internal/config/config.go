@@ -53,9 +53,11 @@ type Proxy struct {
 	HTTPS     string // the port of tls/ names; "": none
 	Advertise string // host:port for new tokens, "" if not given
 	SNI       string // for new tokens; "": none
-	Tables    []KeyTable
-	Keys      []Key            // that are in force, see InForce; none before the state directory is open
-	Offer     []grammar.Public // WorkPort of the source system's XML
+	// ProxyProtocolFrom are the balancers that say by the PROXY protocol whose connection one is.
+	ProxyProtocolFrom []netip.Prefix
+	Tables            []KeyTable
+	Keys              []Key            // that are in force, see InForce; none before the state directory is open
+	Offer             []grammar.Public // WorkPort of the source system's XML
 }
 
 // Bridge are the settings that only a bridge has.

@@ -291,7 +291,7 @@ func inOther(file string) string {
 
 func roleOf(key string) string {
 	switch key {
-	case "listen", "transfer", "https", "advertise", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
+	case "listen", "transfer", "https", "advertise", "proxy_protocol_from", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
 		return RoleProxy
 	case "token", "token_file", "proxy", "proxy_transfer", "keepalive", "source", "expose",
 		xmlProxyServerIP, xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerIP, xmlRealServerPort:

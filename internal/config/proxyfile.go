@@ -15,6 +15,7 @@ type proxyFile struct {
 	Listen, Transfer, HTTPS string
 	Advertise               string // host or host:port, for grammar.ParseHost
 	SNI                     string
+	ProxyProtocolFrom       []string
 	Tables                  []KeyTable
 	Offer                   []grammar.Public // WorkPort of the source system's XML
 	origin                  map[string]Place
@@ -73,6 +74,14 @@ func (d *doc) proxy() *proxyFile {
 		}
 	}
 	p.SNI = d.sni()
+	p.ProxyProtocolFrom = d.addresses("proxy_protocol_from", func(s string) (string, error) {
+		prefix, err := grammar.ParsePrefix(s)
+		return prefix.String(), err
+	}, "")
+	if len(p.ProxyProtocolFrom) > mostBalancers {
+		_, err := parseBalancers(p.ProxyProtocolFrom)
+		d.fault("proxy_protocol_from", err, "")
+	}
 	p.CommonArgs = d.common()
 	d.keys(p)
 	return p

@@ -85,6 +85,9 @@ func (s *ProxySource) Load() (Settings, []Warning, error) {
 	if w, ok := uselessAddress(set); ok {
 		warnings = append(warnings, w)
 	}
+	if w, ok := everybodyBalances(set); ok {
+		warnings = append(warnings, w)
+	}
 	return set, warnings, nil
 }
 
@@ -98,6 +101,21 @@ func uselessAddress(set Settings) (Warning, bool) {
 		at.File = "--advertise"
 	}
 	return Warning{at.File, at.Line, fmt.Sprintf("tokens will carry %s, where every machine finds only itself: give the name or the public address of this server, unless the bridges are on this machine too", set.Proxy.Advertise)}, true
+}
+
+// everybodyBalances warns of a proxy that believes anybody.
+func everybodyBalances(set Settings) (Warning, bool) {
+	for _, p := range set.Proxy.ProxyProtocolFrom {
+		if p.Bits() > 0 {
+			continue
+		}
+		at, ok := set.Origin["proxy_protocol_from"]
+		if !ok {
+			at.File = "--proxy-protocol-from"
+		}
+		return Warning{at.File, at.Line, fmt.Sprintf("proxy_protocol_from has %s: whoever reaches a public port can pass for any user, unless a firewall lets only balancers in", p)}, true
+	}
+	return Warning{}, false
 }
 
 func isLoopback(addr string) bool {
@@ -146,6 +164,13 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 	if p.SNI, err = joinSNI(args.SNI, file.SNI); err != nil {
 		return Settings{}, err
 	}
+	words := args.ProxyProtocolFrom
+	if len(words) == 0 {
+		words = file.ProxyProtocolFrom
+	}
+	if p.ProxyProtocolFrom, err = parseBalancers(words); err != nil {
+		return Settings{}, argError("", "--proxy-protocol-from: %w", err)
+	}
 	set.Role, set.Proxy, set.Origin = RoleProxy, p, file.origin
 	args.override(set.Origin)
 	override(set.Origin, "listen", args.Listen)
@@ -153,6 +178,7 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 	override(set.Origin, "https", args.HTTPS)
 	override(set.Origin, "advertise", args.Advertise)
 	override(set.Origin, "sni", args.SNI)
+	override(set.Origin, "proxy_protocol_from", strings.Join(args.ProxyProtocolFrom, ","))
 	return set, nil
 }
 

@@ -17,7 +17,7 @@ import (
 // tomlKeys are the options of both roles in this version, in the order of the
 // help.
 var tomlKeys = []string{
-	"listen", "transfer", "https", "advertise", "sni", "key",
+	"listen", "transfer", "https", "advertise", "sni", "proxy_protocol_from", "key",
 	"token", "token_file", "proxy", "proxy_transfer", "keepalive", "source", "expose",
 	"state", "trust_owner", "drain", "resume_within", "log_format", "log_level", "pairs",
 }

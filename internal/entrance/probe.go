@@ -149,6 +149,22 @@ func (p *Probes) Answer(ctx context.Context, conn net.Conn, near bool) (got []by
 	return got, false
 }
 
+// AnswerBegun answers a bridge that proves its port on a connection of which got was read already, and that is no user's if it is no
+// bridge's. It reports whether it is.
+func (p *Probes) AnswerBegun(conn net.Conn, got []byte) bool {
+	if prefix, _, _ := p.match(got); len(got) == 0 || len(got) >= nonceLen || !prefix {
+		return false
+	}
+	question := append(make([]byte, 0, nonceLen), got...)
+	conn.SetReadDeadline(time.Now().Add(strangerTime))
+	n, _ := io.ReadFull(conn, question[len(got):nonceLen])
+	_, whole, nonce := p.match(question[:len(got)+n])
+	if whole {
+		answer(conn, nonce)
+	}
+	return whole
+}
+
 // answer tells the bridge that it reached the proxy, and waits a moment until it has heard it.
 func answer(conn net.Conn, nonce [nonceLen]byte) {
 	a := link.ProbeAnswer(nonce)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 
+	"reverser/internal/entrance"
 	"reverser/internal/grammar"
 	"reverser/internal/registry"
 	"reverser/internal/sys"
@@ -21,25 +22,38 @@ func (p *Proxy) arrived(name grammar.Public, conn net.Conn) {
 		traffic.Reset(conn)
 		return
 	}
-	account := p.service(rt).account
-	a, err := p.conns.Admit(account, traffic.AddrPort(conn.RemoteAddr()), traffic.Wait)
+	if p.balancers.sent(conn) {
+		p.arrivedBalanced(name, rt, conn)
+		return
+	}
+	if account := p.service(rt).account; !p.enter(rt, account, conn) {
+		p.conns.AwaitTurn(account)
+	}
+}
+
+// enter lets a user in to a name. It returns false if the key or all keys have as many as they may: others should wait.
+func (p *Proxy) enter(rt *registry.Route, account *traffic.Account, conn net.Conn) bool {
+	a, err := p.conns.Admit(account, entrance.Client(conn), traffic.Wait)
 	if err != nil {
 		traffic.Reset(conn)
-		if errors.Is(err, traffic.ErrFull) || errors.Is(err, traffic.ErrKeyShare) {
-			p.conns.AwaitTurn(account)
-		}
-		return
+		return !errors.Is(err, traffic.ErrFull) && !errors.Is(err, traffic.ErrKeyShare)
 	}
 	a.Go(func() {
 		var head []byte
+		var over bool
 		if probes := &p.service(rt).probes; probes.Expected() {
-			var over bool
 			if head, over = probes.Answer(p.life.ctx, conn, near(rt, conn)); over {
+				return
+			}
+		}
+		if len(head) == 0 {
+			if head, over = entrance.Checked(conn); over {
 				return
 			}
 		}
 		p.forward(rt, a, conn, wire.EntranceTCP, head)
 	})
+	return true
 }
 
 // forward makes a pair of one user's connection, of which head was read: find a bridge, open a stream, bind both. The pair goes on by

@@ -37,7 +37,12 @@ func (p *Proxy) listenNames(lc net.ListenConfig) (err error) {
 func (p *Proxy) acceptNames(ln net.Listener) {
 	p.acceptThrough(p.names.gate, ln, sys.ForUsers, func(conn net.Conn, pass *pass) {
 		defer p.port.descriptors.Give(sys.ForUsers) // behind its admission, which takes one of its own
-		hello, err := entrance.ReadHello(conn)
+		user, err := p.introduced(conn)
+		var hello *entrance.Hello
+		if err == nil {
+			conn = user
+			hello, err = entrance.ReadHello(conn)
+		}
 		if gone := pass.leave(false); gone != nil {
 			conn.Close()
 			return
@@ -63,7 +68,7 @@ func (p *Proxy) greeted(conn net.Conn, hello *entrance.Hello) {
 		conn.Close()
 		return
 	}
-	a, err := p.conns.Admit(p.service(rt).account, traffic.AddrPort(conn.RemoteAddr()), traffic.Wait)
+	a, err := p.conns.Admit(p.service(rt).account, entrance.Client(conn), traffic.Wait)
 	if err != nil {
 		traffic.Reset(conn)
 		return

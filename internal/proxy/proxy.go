@@ -75,6 +75,7 @@ type Proxy struct {
 	start     time.Time
 	port      linkPort
 	names     namePort
+	balancers balancers
 	registry  *registry.Registry
 	entrances *entrance.Set
 	conns     *traffic.Conns // of users
@@ -131,6 +132,8 @@ func New(cfg Config) *Proxy {
 		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), tidier: newTidier(), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}
+	p.balancers.gate = newGate(descriptors.Size(sys.ForUsers))
+	p.balancers.gate.about = "connections from an address of proxy_protocol_from without a header of the PROXY protocol, reset"
 	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Descriptors: cfg.Descriptors})
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
 	p.port.memory = traffic.NewStrain(cfg.Log, p.memoryPressure)
@@ -207,6 +210,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 		p.log.Info("names listening", "https", p.names.ln.Addr().String())
 		p.wg.Go(func() { p.acceptNames(p.names.ln) })
 	}
+	if from := p.settings().ProxyProtocolFrom; len(from) > 0 {
+		p.log.Info("headers of the PROXY protocol are required", "from", fmt.Sprint(from))
+	}
 	select {
 	case <-ctx.Done():
 	case <-p.life.drain:
@@ -223,6 +229,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.life.stop()
 	p.closePorts()
 	p.port.gate.closeAll()
+	p.balancers.gate.closeAll()
 	if p.names.gate != nil {
 		p.names.gate.closeAll()
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"net/netip"
 	"time"
 
 	"reverser/internal/grammar"
@@ -19,6 +20,8 @@ type Settings struct {
 	Drain        time.Duration    // 0: DefaultDrain; negative: reset at once
 	NoPairs      bool             // the beginning and the end of each pair are not logged
 	ResumeWithin time.Duration    // how long connections outlive a break of their link; 0: link.DetachLimit. For links to come
+	// ProxyProtocolFrom are the addresses of balancers, of which a header of the PROXY protocol is required at every port for users.
+	ProxyProtocolFrom []netip.Prefix
 }
 
 // Apply puts settings in force, whole. When it returns, no new user enters under the old ones, and what a key that is gone held has
@@ -54,6 +57,7 @@ func (p *Proxy) setKeys(set Settings) {
 	}
 	p.conns.SetKeys(limits)
 	p.conns.LogPairs(!set.NoPairs)
+	p.balancers.from.Store(&set.ProxyProtocolFrom)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.set = set

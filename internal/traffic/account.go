@@ -75,6 +75,7 @@ const (
 	RefusedHandshake   Refusal = "handshake"          // the client's TLS handshake failed, or was not over in time
 	RefusedTarget      Refusal = "target-refused"     // the target refused the connection
 	RefusedUnreachable Refusal = "target-unreachable" // the target did not answer in time, or there is no way to it
+	RefusedHeader      Refusal = "proxy-protocol"     // a balancer did not say by a header whose connection it is
 )
 
 func refusal(err error) Refusal {
@@ -267,6 +268,9 @@ func (a *Account) refused(why Refusal, client netip.AddrPort) {
 	}
 	a.ledger.guestLocked(a, client, false).refused++
 }
+
+// TurnAway counts a connection that was never admitted, of a client that is not known.
+func (a *Account) TurnAway(why Refusal) { a.refused(why, netip.AddrPort{}) }
 
 // addLost counts a pair of an unlisted service at its key. ledger.mu is held.
 func (a *Account) addLost(reason relay.Reason, sent, received uint64) {

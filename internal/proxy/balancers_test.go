@@ -1,0 +1,237 @@
+package proxy
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"reverser/internal/proxyproto"
+	"reverser/internal/wire"
+)
+
+var balancersHere = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+
+// header is a header of the PROXY protocol for a user's address at 198.51.100.2:443; "": it names nobody.
+func header(version int, user string) []byte {
+	var h proxyproto.Header
+	if user != "" {
+		h = proxyproto.Header{Client: netip.MustParseAddrPort(user), Local: netip.MustParseAddrPort("198.51.100.2:443")}
+	}
+	return proxyproto.Append(nil, version, h)
+}
+
+// through connects to a public port as a balancer does for a user.
+func (w *world) through(addr string, version int, user, says string) *net.TCPConn {
+	w.t.Helper()
+	c := w.user(addr)
+	if _, err := c.Write(append(header(version, user), says...)); err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+// TestBalancer: the address in the header of a balancer is the user's everywhere, and the header is not the user's.
+func TestBalancer(t *testing.T) {
+	k := key(t, "nas", "tcp/1-65535", "tls/*")
+	w := start(t, Config{HTTPS: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}, ProxyProtocolFrom: balancersHere}})
+	addr, public := free(t)
+	b := w.bridge(k, how{instance: 1}, public, "tls/a.example") // and proves the port from an address of which a header is required
+	if !proven(w, public) {
+		t.Error("the port is not proven")
+	}
+	for version := 1; version <= 2; version++ {
+		user := fmt.Sprintf("192.0.2.%d:1234", version)
+		c := w.through(addr, version, user, "hello")
+		s := b.stream()
+		if o := s.Open(); o.Client.String() != user || o.Local.String() != "198.51.100.2:443" || o.Entrance != wire.EntranceTCP {
+			t.Errorf("version %d: OPEN %+v", version, o)
+		}
+		got := make([]byte, 5)
+		if _, err := io.ReadFull(s, got); err != nil || string(got) != "hello" {
+			t.Errorf("version %d: the bridge read %q, %v", version, got, err)
+		}
+		talk(t, s, c, "there")
+		if st := w.p.Status(); len(st.Pairs) != 1 || st.Pairs[0].Client != user || st.Pairs[0].Sent != 5 {
+			t.Errorf("version %d: status has %+v", version, st.Pairs)
+		}
+		c.CloseWrite()
+		if rest, err := io.ReadAll(s); len(rest) != 0 || err != nil {
+			t.Errorf("version %d: behind half a close %q, %v", version, rest, err)
+		}
+		s.CloseWrite()
+		eventually(t, "the log has the user's address", func() bool {
+			return w.log.Count("pair created", "client="+user) == 1 && w.log.Count("pair released", "client="+user, "sent=5", "received=5") == 1
+		})
+	}
+	c := w.user(w.p.names.ln.Addr().String())
+	c.Write(header(2, "[2001:db8::1]:1"))
+	_, hello := w.hello("a.example")
+	c.Write(hello)
+	s := b.stream()
+	if o := s.Open(); o.Client.String() != "[2001:db8::1]:1" || o.Entrance != wire.EntranceTLS {
+		t.Errorf("by a name: OPEN %+v", o)
+	}
+	got := make([]byte, len(hello))
+	if _, err := io.ReadFull(s, got); err != nil || string(got) != string(hello) {
+		t.Errorf("by a name: the bridge read %d bytes, %v", len(got), err)
+	}
+	s.Reset(wire.CodeReset)
+	wantReset(t, c)
+}
+
+// proven reports whether a bridge has shown that the port of a service answers.
+func proven(w *world, public string) bool {
+	return w.p.service(w.route(public)).probes.Expect(false) == [16]byte{}
+}
+
+// TestNoHeader: what a balancer sends without a header reaches nobody, and is counted and told once. From other addresses, a header is the
+// user's.
+func TestNoHeader(t *testing.T) {
+	k := key(t, "nas", "tcp/1-65535", "tls/*")
+	w := start(t, Config{HTTPS: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}, ProxyProtocolFrom: balancersHere}})
+	addr, public := free(t)
+	b := w.bridge(k, how{instance: 1}, public, "tls/a.example")
+	for _, says := range []string{"GET / HTTP/1.1\r\n\r\n", "PROXY TCP4 192.0.2.1 198.51.100.2 1 99999\r\n", "\r\n\r\n\x00\r\nQUIT\n\x31\x11\x00\x0c"} {
+		for _, at := range []string{addr, w.p.names.ln.Addr().String()} {
+			c := w.user(at)
+			c.Write([]byte(says))
+			wantReset(t, c)
+		}
+	}
+	if n := w.log.Count("without a header of the PROXY protocol", "count=1", "last_remote=127.0.0.1:", "no PROXY header"); n != 1 {
+		t.Errorf("%d lines about it, want 1:\n%s", n, strings.Join(w.log.All(), "\n"))
+	}
+	eventually(t, "the service has counted its three", func() bool { return w.p.Status().Services[0].Refused == 3 })
+	for range 3 { // checks of the port
+		w.user(addr).Close()
+	}
+	gate := w.p.balancers.gate
+	eventually(t, "nobody is waited for", func() bool {
+		gate.mu.Lock()
+		defer gate.mu.Unlock()
+		return len(gate.inside) == 0
+	})
+	if st := w.p.Status(); st.Services[0].Refused != 3 {
+		t.Errorf("%d connections are refused, want 3: those that said nothing are not counted", st.Services[0].Refused)
+	}
+	select {
+	case s := <-b.streams:
+		t.Errorf("a stream was opened for %v", s.Open().Client)
+	default:
+	}
+
+	set := w.p.settings()
+	set.ProxyProtocolFrom = []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32"), netip.MustParsePrefix("10.0.0.0/8")}
+	if err := w.p.Apply(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	const says = "PROXY TCP4 192.0.2.1 198.51.100.2 1 2\r\n"
+	u := w.user(addr)
+	u.Write([]byte(says))
+	s := b.stream()
+	got := make([]byte, len(says))
+	if _, err := io.ReadFull(s, got); err != nil || string(got) != says || s.Open().Client.String() != u.LocalAddr().String() {
+		t.Errorf("from elsewhere: %q of %v, %v", got, s.Open().Client, err)
+	}
+}
+
+// TestBalancerReload: a connection whose address is taken off the list while its header is awaited does not get in.
+func TestBalancerReload(t *testing.T) {
+	k := key(t, "nas", "tcp/1-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	addr, public := free(t)
+	b := w.bridge(k, how{instance: 1}, public)
+	w.pair(b, addr)
+	set := w.p.settings()
+	set.ProxyProtocolFrom = balancersHere
+	if err := w.p.Apply(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	c, late := w.through(addr, 2, "192.0.2.1:1", "hello"), w.user(addr)
+	if s := b.stream(); s.Open().Client.String() != "192.0.2.1:1" {
+		t.Errorf("OPEN %+v", s.Open())
+	}
+	c.Close()
+	gate := w.p.balancers.gate
+	eventually(t, "the late one is waited for", func() bool {
+		gate.mu.Lock()
+		defer gate.mu.Unlock()
+		return len(gate.inside) == 1
+	})
+	set.ProxyProtocolFrom = nil
+	if err := w.p.Apply(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	late.Write(header(1, "192.0.2.1:2"))
+	wantReset(t, late)
+	w.pair(b, addr)
+}
+
+// TestBalancersShare: users who come through one balancer have shares of their own, and those whom it does not name are not taken for one
+// client that has too many.
+func TestBalancersShare(t *testing.T) {
+	k := key(t, "nas", "tcp/1-65535")
+	w := start(t, Config{MaxConns: 16, Settings: Settings{Keys: []Key{k}, ProxyProtocolFrom: balancersHere}})
+	addr, public := free(t)
+	b := w.bridge(k, how{instance: 1}, public)
+	for _, c := range []struct {
+		what, user string
+		enter      int // users who do
+		full       bool
+	}{{"one user", "192.0.2.1:1", 8, true}, {"several users", "192.0.2.%d:1", 12, false}, {"nobody", "", 12, false}} {
+		var conns []*net.TCPConn
+		come := func() *net.TCPConn {
+			user := c.user
+			if strings.Contains(user, "%") {
+				user = fmt.Sprintf(user, len(conns))
+			}
+			conns = append(conns, w.through(addr, 2, user, "?"))
+			return conns[len(conns)-1]
+		}
+		for range c.enter {
+			come()
+			if s := b.stream(); s.Open().Client.IsValid() != (c.user != "") {
+				t.Errorf("%s: OPEN %+v", c.what, s.Open())
+			}
+		}
+		if c.full {
+			wantReset(t, come())
+		}
+		for _, conn := range conns {
+			conn.SetLinger(0)
+			conn.Close()
+		}
+		eventually(t, c.what+" has left", func() bool { return len(w.p.Status().Pairs) == 0 })
+	}
+	if st := w.p.Status(); len(st.Clients) == 0 || strings.HasPrefix(st.Clients[0].Client, "127.") {
+		t.Errorf("status has the clients %+v", st.Clients)
+	}
+}
+
+// TestBalancerChecks: a balancer that looks whether the port answers opens no connection to the target, unless it says or waits for
+// something.
+func TestBalancerChecks(t *testing.T) {
+	k := key(t, "nas", "tcp/1-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, ProxyProtocolFrom: balancersHere}})
+	addr, public := free(t)
+	b := w.bridge(k, how{instance: 1}, public)
+	for _, graceful := range []bool{true, false} {
+		c := w.through(addr, 2, "", "")
+		if !graceful {
+			c.SetLinger(0)
+		}
+		c.Close()
+	}
+	waits := w.through(addr, 2, "", "")
+	s := b.stream()
+	if s.Open().Client.IsValid() {
+		t.Errorf("OPEN %+v, want no client", s.Open())
+	}
+	talk(t, s, waits, "220 ready")
+	if n := w.log.Count("pair created"); n != 1 {
+		t.Errorf("%d pairs, want that of the check that waits", n)
+	}
+}
