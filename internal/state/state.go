@@ -6,6 +6,7 @@
 //	keys.json     the keys that `reverser key` manages
 //	address       the address the proxy last gave out in tokens
 //	known         addresses that bridges came from
+//	tls           certificates, their keys, and the account at their authority
 //	admin.sock    the admin socket of the live process
 //	admin.path    where the admin socket is, if not at admin.sock
 //	import.ready  the files of an import, until each one is in its place
@@ -27,6 +28,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -424,13 +426,13 @@ func unusable(path string, err error) error {
 // write replaces a file, under the lock, so that a reader, or a crash at any moment, sees the
 // old one or the new one whole.
 func (d *Dir) write(name string, data []byte) (err error) {
-	tmp := tempName(name)
+	tmp := path.Join(path.Dir(name), tempName(path.Base(name)))
 	err = d.create(tmp, data)
 	if err == nil {
 		if err = d.root.Rename(tmp, name); err != nil {
 			d.root.Remove(tmp)
 		} else {
-			err = d.syncDir(".")
+			err = d.syncDir(path.Dir(name))
 		}
 	}
 	if err != nil {

@@ -52,6 +52,9 @@ type Snapshot struct {
 	Unstored      *Unstored  `json:"unstored,omitempty"` // nil: all orders are stored
 	Reload        *Reload    `json:"reload,omitempty"`   // the last one; nil: none since the start
 	Faults        []string   `json:"faults,omitempty"`   // what became of the state directory behind the process's back, and what to do
+
+	// Certificates are those of names for which this process ends TLS.
+	Certificates []Certificate `json:"certificates,omitempty"`
 }
 
 // Pressure says that something ran out: somebody is refused for want of it, or waits.
@@ -114,6 +117,26 @@ type Service struct {
 	Sent     uint64 `json:"sent,omitempty"`     // bytes client → target
 	Received uint64 `json:"received,omitempty"` // bytes target → client
 	Refused  uint64 `json:"refused,omitempty"`  // users who were not served
+}
+
+// States of a [Certificate].
+const (
+	CertificateValid   = "valid"   // there is one
+	CertificatePending = "pending" // it is being asked for, or waits for its turn
+	CertificateFailed  = "failed"  // there is none, or it has expired: Error says why
+)
+
+// Certificate is the certificate of one name for which this process ends TLS.
+type Certificate struct {
+	Host     string    `json:"host"`
+	Key      string    `json:"key,omitempty"` // whose service it is for, at the proxy
+	State    string    `json:"state"`
+	From     string    `json:"from"` // the directory of the authority, or the file
+	NotAfter time.Time `json:"not_after,omitzero"`
+	RenewAt  time.Time `json:"renew_at,omitzero"` // of one that comes by itself
+	Error    string    `json:"error,omitempty"`   // of the last attempt to get one, or a newer one, in the authority's words
+	Hint     string    `json:"hint,omitempty"`    // what to do about Error
+	RetryAt  time.Time `json:"retry_at,omitzero"` // when it is tried again
 }
 
 // Key is what the services of one key carried since the process started, those that were removed included.
