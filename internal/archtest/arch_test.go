@@ -51,6 +51,9 @@ var rules = []rule{
 	{pkg: "internal/config", own: "access grammar state", third: "github.com/pelletier/go-toml/v2 github.com/fsnotify/fsnotify",
 		why: "where settings come from: the one place that knows TOML and XML, so that nothing on the path of a byte does, and no role"},
 
+	{pkg: "internal/certs", own: "escape lines status", third: "github.com/caddyserver/certmagic github.com/mholt/acmez go.uber.org/zap",
+		why: "certificates that come by themselves: who accepts connections, who wants a name, and where files lie, is told to it"},
+
 	// The path of a byte.
 	{pkg: "internal/sys", why: "what differs between operating systems; what sockets carry, and what a change of the network means, is not its to know"},
 	{pkg: "internal/record", own: "sys", why: "TLS records and back; who the peer is, and what it says, is not its business"},
@@ -83,6 +86,7 @@ var rules = []rule{
 	{pkg: "internal/leaktest", why: "for tests only: see testOnly"},
 	{pkg: "internal/logtest", why: "what a program logs, for tests only: see testOnly"},
 	{pkg: "internal/freeport", why: "ports for what tests start, one at a time for all of them; not what listens there"},
+	{pkg: "internal/acmetest", own: "freeport", why: "an authority that issues certificates, for tests only: see testOnly"},
 	{pkg: "internal/archtest", why: "this test"},
 	{pkg: "internal/model", why: "the protocol's rules a second time, without the program, so that a mistake in the code is not copied"},
 	{pkg: "e2e", why: "runs the built programs from outside"},
@@ -100,7 +104,7 @@ var rules = []rule{
 }
 
 // testOnly are packages that only test files import.
-var testOnly = []string{"internal/memnet", "internal/leaktest", "internal/logtest"}
+var testOnly = []string{"internal/memnet", "internal/leaktest", "internal/logtest", "internal/acmetest"}
 
 // banned are packages that the library must not pull in, not even through others; a prefix counts.
 var banned = []struct{ prefix, why string }{
@@ -112,6 +116,8 @@ var banned = []struct{ prefix, why string }{
 	{"github.com/caddyserver/certmagic", "certificates for public names are the proxy's"},
 	{"github.com/mholt/acmez", "certificates for public names are the proxy's"},
 	{"filippo.io/age", "the state directory, and what becomes of it, is the program's"},
+	{"go.uber.org/zap", "logs of others are the program's"},
+	{module + "/internal/certs", "certificates for public names are the program's"},
 	{"golang.org/x/crypto/acme", "certificates for public names are the proxy's"},
 	{"github.com/prometheus/", "metrics are the program's; a library's user has their own"},
 	{"github.com/lmittmann/tint", "how log lines look is the program's choice: the library takes a *slog.Logger"},

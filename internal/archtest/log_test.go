@@ -42,7 +42,7 @@ var mayLog = map[string]string{
 func TestLogsAreBounded(t *testing.T) {
 	methods := []string{"Debug", "Info", "Warn", "Error", "Log", "LogAttrs", "DebugContext", "InfoContext", "WarnContext", "ErrorContext"}
 	found := make(map[string]bool)
-	for _, pkg := range []string{"auth", "bridge", "claims", "entrance", "link", "proxy", "record", "registry", "relay", "traffic", "wire"} {
+	for _, pkg := range []string{"auth", "bridge", "certs", "claims", "entrance", "link", "proxy", "record", "registry", "relay", "traffic", "wire"} {
 		files, err := filepath.Glob(filepath.Join("..", pkg, "*.go"))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("package %s: %d files, %v", pkg, len(files), err)

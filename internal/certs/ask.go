@@ -87,6 +87,10 @@ func keyOf(directory string) string {
 
 // order asks for a certificate. The authority is told which one it replaces, if one is there.
 func (a *asker) order(ctx context.Context, csr *x509.CertificateRequest, replaces *x509.Certificate) (*certmagic.IssuedCertificate, error) {
+	dir, err := a.client.GetDirectory(ctx)
+	if err != nil {
+		return nil, &directoryError{err}
+	}
 	account, err := a.accountOf(ctx)
 	if err != nil {
 		return nil, err
@@ -96,14 +100,8 @@ func (a *asker) order(ctx context.Context, csr *x509.CertificateRequest, replace
 		return nil, err
 	}
 	params.Replaces = replaces
-	if len(csr.IPAddresses) > 0 {
-		dir, err := a.client.GetDirectory(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if dir.Meta != nil && dir.Meta.Profiles[shortLived] != "" {
-			params.Profile = shortLived
-		}
+	if len(csr.IPAddresses) > 0 && dir.Meta != nil && dir.Meta.Profiles[shortLived] != "" {
+		params.Profile = shortLived
 	}
 	chains, err := a.client.ObtainCertificate(ctx, params)
 	problem, said := errors.AsType[acme.Problem](err)
@@ -120,6 +118,12 @@ func (a *asker) order(ctx context.Context, csr *x509.CertificateRequest, replace
 	}
 	return nil, err
 }
+
+// directoryError says that there is no authority where one should be.
+type directoryError struct{ err error }
+
+func (e *directoryError) Error() string { return e.err.Error() }
+func (e *directoryError) Unwrap() error { return e.err }
 
 // stored is an account as it is kept.
 type stored struct {

@@ -239,11 +239,6 @@ func (m *Manager) Run(ctx context.Context) {
 	}
 }
 
-type job struct {
-	*entry
-	ctx context.Context
-}
-
 // due returns the hosts whose turn it is to be read from the disk or to ask the authority, and when there are others.
 func (m *Manager) due(ctx context.Context, now time.Time) (jobs []job, next time.Time) {
 	m.mu.Lock()
@@ -295,8 +290,8 @@ func (m *Manager) do(j job) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer j.entry.cancel()
 	e := j.entry
-	e.cancel()
 	e.busy, e.missing = false, missing
 	switch {
 	case !e.wanted: // any more

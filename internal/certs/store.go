@@ -2,7 +2,6 @@ package certs
 
 import (
 	"context"
-	"io/fs"
 	"log/slog"
 	"slices"
 	"sync"

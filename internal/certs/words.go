@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -30,10 +31,20 @@ const mostSaid = 600
 // explain says what an error means for whoever runs this program.
 func (m *Manager) explain(ctx context.Context, host string, err error) *failure {
 	f := &failure{at: time.Now(), authority: true}
+	_, noDirectory := errors.AsType[*directoryError](err)
+	_, unreached := errors.AsType[*url.Error](err)
 	problem, said := errors.AsType[acme.Problem](err)
-	if !said {
-		f.text = fmt.Sprintf("the authority at %s cannot be asked: %s", m.cfg.Directory, plain(err))
-		f.hint = "see that this machine reaches it, that --acme-directory is the URL of an ACME directory, and --acme-root the root of its certificate if that is not a public one"
+	switch {
+	case unreached:
+		f.text = fmt.Sprintf("the authority at %s cannot be reached: %s", m.cfg.Directory, short(err.Error()))
+		f.hint = "see that this machine reaches it, and that --acme-root has the root of its certificate if that is not a public one"
+		return f
+	case noDirectory:
+		f.text = fmt.Sprintf("%s is no ACME directory: %s", m.cfg.Directory, short(err.Error()))
+		f.hint = "give the URL of one with --acme-directory"
+		return f
+	case !said:
+		f.text, f.hint = short(err.Error()), "it is asked again later"
 		return f
 	}
 	f.text = words(problem)
@@ -95,8 +106,6 @@ func words(p acme.Problem) string {
 	}
 	return short(s)
 }
-
-func plain(err error) string { return short(err.Error()) }
 
 // short makes a text harmless, and cuts it.
 func short(s string) string {
