@@ -293,7 +293,8 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 	var taken atomic.Int64
 	var beside float64
 	var held int64
-	err = n.beside(ctx, onslaught{what: fmt.Sprintf("%d streams that a key acknowledges nothing of", users), begin: func(t *tunnel) (func(), error) {
+	look := by(b, 0, 8*time.Second, 20*time.Second)
+	err = n.beside(ctx, onslaught{what: fmt.Sprintf("%d streams that a key acknowledges nothing of", users), look: look, begin: func(t *tunnel) (func(), error) {
 		taken.Store(0)
 		bridge, err := t.greedyPort(ctx, greedyHost, func(g *greedyBridge, slot int, f wire.Frame) {
 			_ = g.Send(slot, wire.AppendAck(nil, f.Stream, 0, 1<<40)) // a session that has ended is seen below

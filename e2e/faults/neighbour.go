@@ -122,7 +122,8 @@ type onslaught struct {
 	begin func(*tunnel) (stop func(), err error) // on a tunnel's proxy
 	// elsewhere says that the attack is also made on the proxy of another tunnel, which the neighbour does not use.
 	elsewhere bool
-	under     func() error // called while the attack goes on for the last time
+	look      time.Duration // at least so long is each look; over a distance there are few echoes
+	under     func() error  // called while the attack goes on for the last time
 }
 
 // beside runs an attack in turns with rest and compares what the users saw.
@@ -131,6 +132,7 @@ type onslaught struct {
 // while the same attack is made on another proxy: what they notice then is the machine's doing. What they notice beyond is the proxy's.
 func (n *neighbour) beside(ctx context.Context, o onslaught) error {
 	rounds, each := by(n.bed, 2, 2, 5), by(n.bed, 700*time.Millisecond, 1500*time.Millisecond, 5*time.Second)
+	each = max(each, o.look)
 	if o.elsewhere && n.other == nil {
 		other, err := n.bed.tunnel(ctx, options{files: n.opts.files})
 		if err != nil {
