@@ -150,3 +150,115 @@ func TestBalancerWithoutHeader(t *testing.T) {
 		t.Errorf("the line is %v", r)
 	}
 }
+
+// startTold starts a proxy that believes balancerIP and a bridge whose services tell their targets, by that version of the header, whose
+// connection one is. It returns the public port for each target.
+func startTold(t *testing.T, version string, targets ...int) (p *proxyProcess, b *bridgeProcess, r *router, public []int) {
+	t.Helper()
+	p = startProxy(t, "--proxy-protocol-from", balancerIP)
+	r = startRouter(t, p.link)
+	var conf strings.Builder
+	fmt.Fprintf(&conf, "proxy = %q\n", loopback(r.port))
+	var services []string
+	for _, target := range targets {
+		public = append(public, freePort(t))
+		fmt.Fprintf(&conf, "[[expose]]\npublic = \"tcp/%d\"\ntarget = \"%d\"\nproxy_protocol = %q\n", public[len(public)-1], target, version)
+		services = append(services, fmt.Sprintf("tcp/%d", public[len(public)-1]))
+	}
+	file := writeFile(t, filepath.Join(t.TempDir(), "bridge.toml"), conf.String())
+	b = startBridge(t, addKey(t, p.state, "nas", "tcp/1024-65535"), "--config", file)
+	b.awaitUp(services...)
+	return p, b, r, public
+}
+
+// TestServersBehind: HAProxy and nginx hear of each user's address, of those who come directly and of those who come through a balancer in
+// front. What a balancer's own check says reaches them with no address but the bridge's.
+func TestServersBehind(t *testing.T) {
+	t.Parallel()
+	need(t, haproxy, nginx, curl)
+	for _, version := range []string{"v1", "v2"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			first, second, dir := freePort(t), freePort(t), t.TempDir()
+			startHAProxy(t, first, fmt.Sprintf(`	mode http
+frontend told
+	bind 127.0.0.1:%d accept-proxy
+	http-request return status 200 content-type text/plain lf-string "%%[src]:%%[src_port] %%[dst]:%%[dst_port]"
+`, first))
+			startNginx(t, dir, fmt.Sprintf(`
+		listen 127.0.0.1:%d proxy_protocol;
+		location / { return 200 "$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr:$proxy_protocol_server_port"; }
+`, second))
+			_, b, _, public := startTold(t, version, first, second)
+			front, checks := []int{freePort(t), freePort(t)}, freePort(t)
+			send := map[string]string{"v1": "send-proxy", "v2": "send-proxy-v2"}[version]
+			stats := startHAProxy(t, checks, fmt.Sprintf(`	mode tcp
+	source %[1]s
+listen first
+	bind 127.0.0.1:%[2]d
+	server tunnel 127.0.0.1:%[3]d %[7]s
+listen second
+	bind 127.0.0.1:%[4]d
+	server tunnel 127.0.0.1:%[5]d %[7]s
+listen checks
+	bind 127.0.0.1:%[6]d
+	mode http
+	option httpchk GET /check
+	server first 127.0.0.1:%[3]d %[7]s check inter 50ms fall 1
+`, balancerIP, front[0], public[0], front[1], public[1], checks, send))
+			for i := range public {
+				for j, at := range []int{public[i], front[i]} {
+					for k := range 3 {
+						user := dialFrom(t, fmt.Sprintf("127.0.%d.%d", 2+j, k+1), loopback(at))
+						fmt.Fprintf(user, "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n")
+						got, err := io.ReadAll(user)
+						// A balancer tells where the user reached it.
+						if want := fmt.Sprintf("%s %s", user.LocalAddr(), loopback(at)); err != nil || !strings.HasSuffix(string(got), want) {
+							t.Errorf("server %d behind balancer %d: %q, %v; want %q", i, j, got, err, want)
+						}
+					}
+				}
+			}
+			eventually(t, "HAProxy has checked the server behind ten times", func() bool {
+				return len(b.Records("pair created", "client", "")) >= 10
+			})
+			if text := haproxyStats(t, stats); !strings.Contains(text, ",L7OK,") || strings.Contains(text, ",DOWN,") {
+				t.Errorf("HAProxy does not call the server up:\n%s", text)
+			}
+		})
+	}
+}
+
+// TestToldThroughCuts: the header comes first and once, whatever happens to the link, and every byte behind it is the user's.
+func TestToldThroughCuts(t *testing.T) {
+	t.Parallel()
+	const n, cuts = 20 << 20, 20
+	headers := make(chan string, 1)
+	target := serve(t, func(c *net.TCPConn) {
+		line := make([]byte, 0, 107)
+		for b := make([]byte, 1); len(line) < cap(line) && !strings.HasSuffix(string(line), "\r\n"); line = append(line, b[0]) {
+			if _, err := c.Read(b); err != nil {
+				break
+			}
+		}
+		headers <- string(line)
+		io.Copy(c, c)
+	})
+	_, b, r, public := startTold(t, "v1", target)
+	c := dialFrom(t, balancerIP, loopback(public[0]))
+	io.WriteString(c, "PROXY TCP6 2001:db8::7 2001:db8::1 1234 443\r\n")
+	if got, want := <-headers, "PROXY TCP6 2001:db8::7 2001:db8::1 1234 443\r\n"; got != want { // though the user has not said anything
+		t.Errorf("the target is told %q, want %q", got, want)
+	}
+	go func() {
+		io.Copy(c, newPattern(n))
+		c.CloseWrite()
+	}()
+	got, err := readPattern(&interrupting{r: c, every: n / (cuts + 1), interrupt: r.cut})
+	if got != n || err != nil {
+		t.Errorf("%d bytes came back, then %s; want %d and a clean end", got, describe(err), n)
+	}
+	if r := b.awaitRecord("pair released", "client", "[2001:db8::7]:1234"); r.Number("sent") != n || r.Number("received") != n || r.Text("reason") != "eof" {
+		t.Errorf("the pair ended as %v", r)
+	}
+}

@@ -212,6 +212,7 @@ func (c *cli) installBridge(ctx context.Context, fl *pflag.FlagSet, args config.
 		if e.Target.Network == "unix" {
 			s.Sockets = append(s.Sockets, e.Target.Address)
 		}
+		s.UsersAddresses = s.UsersAddresses || e.Options.Transparent
 	}
 	if f.replace && linked(ctx, m.State(config.RoleBridge)) {
 		s.Check = stillLinked

@@ -110,6 +110,12 @@ func (h *Host) run(line string) error {
 	return nil
 }
 
+// Run runs a program of the system, by its words, to its end.
+func (h *Host) Run(line string) error { return h.run(line) }
+
+// Close lets go of the host.
+func (h *Host) Close() { h.close() }
+
 func (h *Host) runAll(lines ...string) error {
 	for _, line := range lines {
 		if err := h.run(line); err != nil {

@@ -102,6 +102,29 @@ func New() (lab *Lab, err error) {
 	return lab, nil
 }
 
+// Addresses of the host that Behind makes, and of the lan host as its router.
+const (
+	BehindIP       = "10.3.0.1"
+	behindRouterIP = "10.3.0.254"
+)
+
+// Behind makes another host, to which the lan host is the only way. The caller calls it once, and closes it.
+func (lab *Lab) Behind() (h *Host, err error) {
+	if h, err = newHost("behind"); err != nil {
+		return nil, err
+	}
+	err = lab.LAN.runAll(fmt.Sprintf("ip link add eth1 type veth peer name eth0 netns /proc/%d/fd/%d", os.Getpid(), h.ns.Fd()),
+		"ip addr add "+behindRouterIP+"/24 dev eth1", "ip link set eth1 up")
+	if err == nil {
+		err = h.runAll("ip link set lo up", "ip addr add "+BehindIP+"/24 dev eth0", "ip link set eth0 up", "ip route add default via "+behindRouterIP)
+	}
+	if err != nil {
+		h.close()
+		return nil, err
+	}
+	return h, nil
+}
+
 // Close removes everything but what still runs on the hosts.
 func (lab *Lab) Close() {
 	_ = lab.SetDelay(0) // the devices go with the namespace whatever happens here

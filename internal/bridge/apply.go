@@ -11,6 +11,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/relay"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
@@ -21,6 +22,21 @@ type Settings struct {
 	Sources  []netip.Addr  // of this machine, that targets are dialled from, in turn; none: the system chooses
 	NoPairs  bool          // the beginning and the end of each pair are not logged
 	Drain    time.Duration // how long the connections of what is removed may go on; 0: DefaultDrain; negative: they are reset at once
+}
+
+var checkTransparent = sys.CheckTransparent // that of tests
+
+// check returns why this machine cannot serve as the settings say.
+func (s Settings) check() error {
+	for _, svc := range s.Services {
+		if svc.Options.Transparent {
+			if err := checkTransparent(); err != nil {
+				return fmt.Errorf("%s: transparent = true: %w", svc.Public, err)
+			}
+			return nil
+		}
+	}
+	return nil
 }
 
 func (s Settings) drain() time.Duration {
@@ -40,6 +56,9 @@ type Applied struct {
 // connections; where only its target changes, new connections go to the new one, and from the new sources. The proxies are told at once, or when their
 // link is back.
 func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
+	if err := s.check(); err != nil {
+		return Applied{}, err
+	}
 	b.mu.Lock()
 	ids, err := b.services.Apply(s.Services)
 	// Now, before the proxies hear of it: when they have answered, a service may be forgotten while its connections go on.

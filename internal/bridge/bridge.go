@@ -124,6 +124,9 @@ func New(cfg Config) (*Bridge, error) {
 		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target, Name: keyPrefix}),
 		services: claims.New(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
+	if err := cfg.Settings.check(); err != nil {
+		return nil, err
+	}
 	if _, err := b.services.Apply(cfg.Settings.Services); err != nil {
 		return nil, err
 	}

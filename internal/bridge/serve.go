@@ -3,12 +3,15 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"reverser/internal/claims"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
+	"reverser/internal/proxyproto"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
@@ -73,7 +76,7 @@ func (b *Bridge) serve(a *traffic.Admission, s *link.Stream, svc Service) {
 
 // reach connects to the target of a service, or resets the stream and returns nil. It ends what a.Dial began.
 func (b *Bridge) reach(a *traffic.Admission, s *link.Stream, svc Service) net.Conn {
-	conn, err := b.dialTarget(svc)
+	conn, err := b.dialTarget(svc, s.Open())
 	a.Dialled()
 	switch {
 	case err == nil:
@@ -92,11 +95,42 @@ func (b *Bridge) reach(a *traffic.Admission, s *link.Stream, svc Service) net.Co
 // dialTime bounds the connect to a target.
 const dialTime = 10 * time.Second
 
-// dialTarget connects to the real server of a service.
-func (b *Bridge) dialTarget(svc Service) (net.Conn, error) {
+// dialTarget connects to the real server of a service, and tells it whose connection it is, if the service says so. That comes before
+// anything of the user's, who may never say anything.
+func (b *Bridge) dialTarget(svc Service, o wire.Open) (net.Conn, error) {
+	conn, err := b.connect(svc, o.Client.Addr())
+	if err != nil || svc.Options.ProxyProtocol == 0 {
+		return conn, err
+	}
+	header := proxyproto.Append(nil, svc.Options.ProxyProtocol, proxyproto.Header{Client: o.Client, Local: o.Local})
+	if _, err := conn.Write(header); err != nil { // a new connection has room for it
+		traffic.Reset(conn)
+		return nil, fmt.Errorf("send the header of the PROXY protocol: %w", err)
+	}
+	return conn, nil
+}
+
+// connect dials a target. A user whose address is not known, such as a balancer that looks whether all works, has that of the bridge.
+func (b *Bridge) connect(svc Service, user netip.Addr) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, dialTime)
 	defer cancel()
-	return b.targets.Dial(ctx, svc.Target.Network, svc.Target.Address)
+	if !svc.Options.Transparent || !user.IsValid() {
+		return b.targets.Dial(ctx, svc.Target.Network, svc.Target.Address)
+	}
+	conn, err := b.targets.DialAs(ctx, user, svc.Target.Network, svc.Target.Address)
+	at := dialled(err)
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() && at.IsValid() {
+		err = fmt.Errorf("%w: with transparent = true, its answers to %s have to come back here: %s", err, user.Unmap(), sys.TransparentRoutes(at))
+	}
+	return conn, err
+}
+
+// dialled is the address of the target that a dial was about; the zero value if there is none.
+func dialled(err error) netip.Addr {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Addr != nil {
+		return traffic.AddrPort(op.Addr).Addr()
+	}
+	return netip.Addr{}
 }
 
 // targetCode is the code of the reset that a user gets when the target was not connected.

@@ -263,6 +263,10 @@ func TestTOMLErrors(t *testing.T) {
 		{"an empty public", "[[expose]]\npublic = \"\"", []string{":2: public is empty"}},
 		{"no target", "[[expose]]\npublic = \"tcp/127.0.0.1:9000\"", []string{":2: public", "target is missing"}},
 		{"an empty target", "[[expose]]\npublic = 9000\ntarget = \"\"", []string{":3: target", "empty"}},
+		{"no version of a header", "[[expose]]\npublic = 9000\nproxy_protocol = 2", []string{":3: proxy_protocol", "no version of the PROXY protocol", `write "v1" or "v2"`}},
+		{"a version that there is not", "[[expose]]\npublic = 9000\nproxy_protocol = \"v3\"", []string{":3: proxy_protocol", `write "v1" or "v2"`}},
+		{"neither true nor false", "[[expose]]\npublic = 9000\ntransparent = \"true\"", []string{":3: transparent", "without quotes"}},
+		{"a unix socket that sees addresses", "[[expose]]\npublic = 9000\ntarget = \"unix:/run/app.sock\"\ntransparent = true", []string{":4: transparent", "come from no address", "proxy_protocol"}},
 		{"a bad target", "[[expose]]\npublic = 9000\ntarget = \"localhost\"", []string{":3: target", "no port"}},
 		{"a kind of another version", "[[expose]]\npublic = \"udp/53\"\ntarget = 53", []string{":2: public", "udp/ services are not in this version"}},
 		{"two for one", "[[expose]]\npublic = 9000\n[[expose]]\npublic = \"tcp/9000\"\ntarget = 1", []string{":4: public tcp/9000 is given twice"}},
@@ -527,11 +531,25 @@ func TestExampleTOML(t *testing.T) {
 		t.Errorf("bridge.toml with everything = %q, %v, %v", role, warnings, err)
 	}
 	b, _, err = loadBridge(path)
-	if err != nil || len(b.Expose) != 4 || len(b.Proxies) == 0 || b.ProxyTransfer == "" {
+	if err != nil || len(b.Expose) < 4 || len(b.Proxies) == 0 || b.ProxyTransfer == "" {
 		t.Errorf("bridge.toml with everything = %+v, %v", b, err)
 	}
 
+	var options grammar.Options
+	for _, e := range b.Expose {
+		options.ProxyProtocol += e.Options.ProxyProtocol
+		options.Transparent = options.Transparent || e.Options.Transparent
+	}
+	if options.ProxyProtocol != 2 || !options.Transparent {
+		t.Errorf("the services of bridge.toml have the options %+v", options)
+	}
+
 	// Complete: every key that there is stands in the example of its role.
+	for _, o := range exposeOptions {
+		if !regexp.MustCompile(`(?m)^` + o.key + ` = `).MatchString(bridgeText) {
+			t.Errorf("bridge.toml does not show %s", o.key)
+		}
+	}
 	for _, key := range tomlKeys {
 		mentioned := regexp.MustCompile(`(?m)^(\[\[` + key + `\]\]|(# )?` + key + ` = )`)
 		role := roleOf(key)

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,7 +18,40 @@ type exposeOption struct {
 }
 
 // exposeOptions are all of them, in the order in which they are read.
-var exposeOptions []exposeOption
+var exposeOptions = []exposeOption{
+	{key: "proxy_protocol", read: func(_ *doc, v any, e *grammar.Expose) (hint string, err error) {
+		switch v {
+		case "v1":
+			e.Options.ProxyProtocol = 1
+		case "v2":
+			e.Options.ProxyProtocol = 2
+		default:
+			return `write "v1" or "v2", as the target has it, or leave it out`, errors.New("this is no version of the PROXY protocol")
+		}
+		oneClient(e)
+		return "", nil
+	}},
+	{key: "transparent", read: func(_ *doc, v any, e *grammar.Expose) (hint string, err error) {
+		yes, ok := v.(bool)
+		switch {
+		case !ok:
+			return "write one of the two, without quotes", errors.New("the value is neither true nor false")
+		case yes && e.Target.Network == "unix":
+			return "leave it out: proxy_protocol tells the address there", errors.New("connections to a unix socket come from no address")
+		}
+		if e.Options.Transparent = yes; yes {
+			oneClient(e)
+		}
+		return "", nil
+	}},
+}
+
+// oneClient keeps the requests of several clients apart, where the target takes a connection for one client's.
+func oneClient(e *grammar.Expose) {
+	if e.Public.Kind == grammar.KindHTTP || e.Public.Kind == grammar.KindHTTPS {
+		e.Options.Proxy.OneClient = true
+	}
+}
 
 // exposeKeys are the keys that an [[expose]] may have.
 func exposeKeys() []string {

@@ -14,13 +14,20 @@ import (
 // tag. The zero value has the default of each.
 type Options struct {
 	Proxy ProxyOptions // what the proxy has to know
+
+	ProxyProtocol int  // version of the header that tells the target whose connection one is, 1 or 2; 0: none
+	Transparent   bool // the target is dialled from the user's address
 }
 
 // Equal reports whether o and p say the same.
 func (o Options) Equal(p Options) bool { return reflect.DeepEqual(o, p) }
 
 // ProxyOptions are the options that the proxy acts on. A bridge says them with its claim, in the form of Encode.
-type ProxyOptions struct{}
+type ProxyOptions struct {
+	// OneClient is for http/ and https/ services: a connection to the target is used for the requests of one client alone, since the
+	// target takes it for that client's.
+	OneClient bool `json:"one_client,omitempty"`
+}
 
 // MaxProxyOptions is how many bytes Encode may return for a service, and MaxAllProxyOptions for all services of a bridge.
 const (

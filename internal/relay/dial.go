@@ -22,6 +22,7 @@ type Dialer struct {
 
 	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error)                // of tests; nil: the system's
 	from   func(ctx context.Context, source netip.Addr, network, addr string) (net.Conn, error) // of tests; nil: sys.DialFrom
+	as     func(ctx context.Context, user netip.Addr, network, addr string) (net.Conn, error)   // of tests; nil: sys.DialAs
 
 	sources atomic.Pointer[[]netip.Addr] // nil: none
 
@@ -49,12 +50,21 @@ const (
 
 // Dial connects to addr, which is HOST:PORT for "tcp" and a path for "unix", until ctx ends.
 func (d *Dialer) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	return d.DialAs(ctx, netip.Addr{}, network, addr)
+}
+
+// DialAs is Dial from the address of a user, unless that is the zero value; see sys.DialAs. The target needs an address of the same family.
+func (d *Dialer) DialAs(ctx context.Context, user netip.Addr, network, addr string) (net.Conn, error) {
+	user = user.Unmap()
 	host, port, err := net.SplitHostPort(addr)
 	if network == "unix" || err != nil || host == "" {
 		return sys.Dial(ctx, network, addr)
 	}
-	if _, err := netip.ParseAddr(host); err == nil {
-		return d.connect(ctx, network, addr)
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if !sameFamily(user, ip) {
+			return nil, &FamilyError{user, addr}
+		}
+		return d.connect(ctx, user, network, addr)
 	}
 	lookup := d.lookup
 	if lookup == nil {
@@ -67,13 +77,33 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (net.Conn, erro
 	if len(ips) == 0 {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: &net.DNSError{Err: "no addresses", Name: host, IsNotFound: true}}
 	}
+	if ips = slices.DeleteFunc(ips, func(ip netip.Addr) bool { return !sameFamily(user, ip) }); len(ips) == 0 {
+		return nil, &FamilyError{user, addr}
+	}
 	ips = alternate(ips)
 	addrs := make([]string, 0, len(ips))
 	for _, ip := range ips[:min(len(ips), mostAddresses)] {
 		addrs = append(addrs, net.JoinHostPort(ip.String(), port))
 	}
-	return d.race(ctx, network, d.failedLast(addrs))
+	return d.race(ctx, user, network, d.failedLast(addrs))
 }
+
+// FamilyError is why a dial from a user's address failed: the target has no address of that family.
+type FamilyError struct {
+	User netip.Addr
+	Addr string // that was to be dialled
+}
+
+func (e *FamilyError) Error() string {
+	family := "IPv6"
+	if e.User.Is4() {
+		family = "IPv4"
+	}
+	return "dial " + e.Addr + " from the user's address " + e.User.String() + ": the target has no " + family + " address"
+}
+
+// sameFamily reports whether an address can be dialled from that of a user.
+func sameFamily(user, ip netip.Addr) bool { return !user.IsValid() || user.Is4() == ip.Unmap().Is4() }
 
 // alternate puts addresses of both families in turn, so that a family that does not work costs one pause (RFC 8305 section 4).
 func alternate(ips []netip.Addr) []netip.Addr {
@@ -99,7 +129,7 @@ func alternate(ips []netip.Addr) []netip.Addr {
 }
 
 // race dials the addresses, each a moment after the one before it or when that failed. The first that answers wins.
-func (d *Dialer) race(ctx context.Context, network string, addrs []string) (net.Conn, error) {
+func (d *Dialer) race(ctx context.Context, user netip.Addr, network string, addrs []string) (net.Conn, error) {
 	type answer struct {
 		conn net.Conn
 		i    int
@@ -125,7 +155,7 @@ func (d *Dialer) race(ctx context.Context, network string, addrs []string) (net.
 		if i := started; i < len(addrs) {
 			started++
 			dialling.Go(func() {
-				c, err := d.connect(ctx, network, addrs[i])
+				c, err := d.connect(ctx, user, network, addrs[i])
 				answers <- answer{c, i, err}
 			})
 			next.Reset(nextAddress)
@@ -220,7 +250,14 @@ const warnEvery = time.Minute
 
 // connect dials an address of digits. While no local port is free it waits: ports become free all the time where many connections
 // end.
-func (d *Dialer) connect(ctx context.Context, network, addr string) (net.Conn, error) {
+func (d *Dialer) connect(ctx context.Context, user netip.Addr, network, addr string) (net.Conn, error) {
+	if user.IsValid() {
+		as := d.as
+		if as == nil {
+			as = sys.DialAs
+		}
+		return as(ctx, user, network, addr) // the user has few connections: its ports are free
+	}
 	c, err := d.fromSources(ctx, network, addr)
 	if _, noPort := errors.AsType[*sys.NoPortError](err); !noPort {
 		return c, err

@@ -246,3 +246,37 @@ func TestSources(t *testing.T) {
 		}
 	})
 }
+
+// TestDialAs: a user's address leads to the target's addresses of the same family, and to no other.
+func TestDialAs(t *testing.T) {
+	n := &lan{names: map[string][]string{"both.lan": {"2001:db8::5", "192.0.2.5"}, "four.lan": {"192.0.2.5"}}}
+	n.listen(t, "192.0.2.5:80", "[2001:db8::5]:80")
+	d := n.dialer()
+	var from []string
+	d.as = func(ctx context.Context, user netip.Addr, _, addr string) (net.Conn, error) {
+		from = append(from, user.String()+">"+addr)
+		return n.Dial(ctx, addr)
+	}
+	for _, c := range []struct{ user, addr, want string }{
+		{"198.51.100.7", "both.lan:80", "198.51.100.7>192.0.2.5:80"},
+		{"2001:db8::7", "both.lan:80", "2001:db8::7>[2001:db8::5]:80"},
+		{"::ffff:198.51.100.7", "192.0.2.5:80", "198.51.100.7>192.0.2.5:80"},
+		{"2001:db8::7", "192.0.2.5:80", "the target has no IPv6 address"},
+		{"2001:db8::7", "four.lan:80", "the target has no IPv6 address"},
+		{"198.51.100.7", "[2001:db8::5]:80", "the target has no IPv4 address"},
+	} {
+		from = nil
+		conn, err := d.DialAs(t.Context(), netip.MustParseAddr(c.user), "tcp", c.addr)
+		if err == nil {
+			conn.Close()
+			if len(from) != 1 || from[0] != c.want {
+				t.Errorf("from %s to %s: dialled %q, want %q", c.user, c.addr, from, c.want)
+			}
+		} else if _, family := errors.AsType[*FamilyError](err); !family || !strings.Contains(err.Error(), c.want) || len(from) > 0 {
+			t.Errorf("from %s to %s: %v, want %q", c.user, c.addr, err, c.want)
+		}
+	}
+	if n.tried != nil {
+		t.Errorf("dialled %q from an address of its own", n.tried)
+	}
+}

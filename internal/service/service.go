@@ -30,7 +30,9 @@ type Spec struct {
 	User    string   // who runs the service, "" for the manager's choice
 	// LowPorts lets the service listen on ports below 1024.
 	LowPorts bool
-	Drain    time.Duration // that connections get to finish at a stop
+	// UsersAddresses lets it connect to targets from addresses that are its users', not this machine's.
+	UsersAddresses bool
+	Drain          time.Duration // that connections get to finish at a stop
 
 	// Prepare is called before the service starts for the first time, with its state directory. nil does nothing.
 	Prepare func(state string) error

@@ -114,12 +114,17 @@ func (m *systemd) unit(s Spec) (string, error) {
 	}
 	line("")
 	line("# It needs the network, its state directory, and nothing else.")
+	var capabilities []string
 	if s.LowPorts {
-		line("AmbientCapabilities=CAP_NET_BIND_SERVICE")
-		line("CapabilityBoundingSet=CAP_NET_BIND_SERVICE")
-	} else {
-		line("CapabilityBoundingSet=")
+		capabilities = append(capabilities, "CAP_NET_BIND_SERVICE")
 	}
+	if s.UsersAddresses {
+		capabilities = append(capabilities, "CAP_NET_ADMIN")
+	}
+	if len(capabilities) > 0 {
+		line("AmbientCapabilities=%s", strings.Join(capabilities, " "))
+	}
+	line("CapabilityBoundingSet=%s", strings.Join(capabilities, " "))
 	for _, l := range hardening {
 		line("%s", l)
 	}

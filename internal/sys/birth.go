@@ -33,7 +33,19 @@ func DialFrom(ctx context.Context, source netip.Addr, network, addr string) (net
 	return dialFrom(ctx, source, network, addr, nil)
 }
 
-// dialFrom is DialFrom for tests that set more options.
+// DialAs is DialFrom from the address of a user, which this machine need not have. CheckTransparent says whether this process may, and
+// TransparentRoutes what else it takes.
+func DialAs(ctx context.Context, user netip.Addr, network, addr string) (net.Conn, error) {
+	user = user.Unmap().WithZone("")
+	var failed error
+	c, err := dialFrom(ctx, user, network, addr, func(fd uintptr) { failed = setTransparent(int(fd), user) })
+	if failed != nil {
+		err = &net.OpError{Op: "dial", Net: network, Err: failed}
+	}
+	return c, err
+}
+
+// dialFrom is DialFrom with more options for the socket.
 func dialFrom(ctx context.Context, source netip.Addr, network, addr string, options func(fd uintptr)) (net.Conn, error) {
 	if !source.IsValid() && options == nil {
 		if c, err := dialLocal(network, addr); c != nil || err != nil {
