@@ -16,6 +16,9 @@ import (
 func addCommonFlags(fl *pflag.FlagSet, args *config.CommonArgs, file, admin *string) {
 	fl.StringVar(&args.Drain, "drain", "", "`DURATION` that open connections get to finish after a signal to stop (default 30s)")
 	fl.StringVar(&args.ResumeWithin, "resume-within", "", "`DURATION` that connections outlive a break of the link, then they are reset (default 5m)")
+	fl.StringVar(&args.ACMEEmail, "acme-email", "", "`EMAIL` that the authority of certificates may write to (default: none)")
+	fl.StringVar(&args.ACMEDirectory, "acme-directory", "", "`URL` of the ACME directory of the authority that certificates come from (default: Let's Encrypt)")
+	fl.StringVar(&args.ACMERoot, "acme-root", "", "`FILE` with the root certificate of an authority that is not a public one")
 	addStateFlag(fl, &args.State)
 	addTrustFlag(fl, &args.TrustOwner)
 	fl.StringVar(file, "config", "", "configuration `FILE` (TOML, or the source system's XML); flags win over it")

@@ -120,7 +120,11 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	if err != nil {
 		log.Warn("the addresses that bridges came from are forgotten: strangers may delay them until they have connected once", "err", err)
 	}
-	p := proxy.New(proxy.Config{
+	keeping, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	cfg := proxy.Config{
 		Listen:    set.Proxy.Listen,
 		Transfer:  set.Proxy.Transfer,
 		HTTPS:     set.Proxy.HTTPS,
@@ -131,7 +135,13 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		Known:     knownAddresses[proxy.Known](known),
 		SaveKnown: func(list []proxy.Known) error { return dir.SetKnown(knownAddresses[state.Known](list)) },
 		Settings:  proxySettings(set),
-	})
+	}
+	if set.Proxy.HTTPS != "" {
+		authority := newAuthority(set.Common, dir, log)
+		cfg.Certificates = authority
+		wg.Go(func() { authority.run(keeping) })
+	}
+	p := proxy.New(cfg)
 	if err := p.Listen(); err != nil {
 		return listenError(err, set.Origin)
 	}
@@ -163,13 +173,8 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 			return err
 		}
 	}
-	keeping, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var wg sync.WaitGroup
 	wg.Go(func() { keys.Keep(keeping) })
-	err = serve(ctx, role, dir, keys, r, log)
-	stop()
-	wg.Wait()
-	return err
+	return serve(ctx, role, dir, keys, r, log)
 }
 
 // proxyRole is a proxy that takes settings as config has them.

@@ -246,6 +246,10 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		}
 	}
 
+	if err := printCertificates(w, s.Certificates, now); err != nil {
+		return err
+	}
+
 	if err := printTotals(w, s); err != nil {
 		return err
 	}
@@ -278,6 +282,44 @@ func printPressure(w io.Writer, all []status.Pressure, now time.Time) error {
 		}
 		if _, err := fmt.Fprintf(w, "%s\n  %s\n", printable(line), printable(p.Hint)); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// printCertificates says what became of each certificate, and of those that failed, why and what to do.
+func printCertificates(w io.Writer, all []status.Certificate, now time.Time) error {
+	if len(all) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	at := func(t time.Time) string {
+		if t.IsZero() {
+			return "-"
+		}
+		return t.Local().Format(time.DateTime)
+	}
+	t := newTable(w)
+	t.row("CERTIFICATE", "STATE", "KEY", "EXPIRES", "IS RENEWED", "FROM")
+	for _, c := range all {
+		t.row(c.Host, c.State, c.Key, at(c.NotAfter), at(c.RenewAt), c.From)
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	for _, c := range all {
+		if c.Error == "" {
+			continue
+		}
+		again := ""
+		if !c.RetryAt.IsZero() {
+			again = ", tried again in " + span(c.RetryAt.Sub(now))
+		}
+		if _, err := fmt.Fprintf(w, "certificate of %s: %s%s\n", printable(c.Host), printable(c.Error), again); err != nil {
+			return err
+		}
+		if c.Hint != "" {
+			fmt.Fprintf(w, "  %s\n", printable(c.Hint))
 		}
 	}
 	return nil

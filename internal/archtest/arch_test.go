@@ -77,7 +77,7 @@ var rules = []rule{
 	{pkg: "", own: "bridge escape grammar status",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
 	{pkg: "internal/service", own: "access", why: "what service managers read and say; what the service does, and what its settings mean, is not its to know"},
-	{pkg: "cmd/reverser", own: "access admin bridge config escape export grammar proxy relay service state status sys",
+	{pkg: "cmd/reverser", own: "access admin bridge certs config escape export grammar lines proxy relay service state status sys",
 		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
 		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
 

@@ -24,6 +24,9 @@ type CommonArgs struct {
 	LogFormat, LogLevel string
 	Pairs               string // "true" or "false"
 	Drain, ResumeWithin string
+	ACMEEmail           string
+	ACMEDirectory       string
+	ACMERoot            string // a file
 }
 
 // ProxyArgs is the command line of a proxy. "" is nothing.
@@ -106,6 +109,9 @@ func (args CommonArgs) join(file CommonArgs) (c Common, err error) {
 			return Common{}, argError("", "--resume-within: %w", err)
 		}
 	}
+	if c.ACME, err = args.acme(file, c.TrustOwner); err != nil {
+		return Common{}, err
+	}
 	return c, nil
 }
 
@@ -120,6 +126,9 @@ func (args CommonArgs) override(origin map[string]Place) {
 	override(origin, "pairs", args.Pairs)
 	override(origin, "drain", args.Drain)
 	override(origin, "resume_within", args.ResumeWithin)
+	override(origin, "acme_email", args.ACMEEmail)
+	override(origin, "acme_directory", args.ACMEDirectory)
+	override(origin, "acme_root", args.ACMERoot)
 }
 
 func override(origin map[string]Place, option, arg string) {

@@ -24,6 +24,9 @@ func (set Settings) Changes(next Settings) ([]string, error) {
 	c.value("log_level", strings.ToLower(set.LogLevel.String()), strings.ToLower(next.LogLevel.String()))
 	c.value("pairs", strconv.FormatBool(!set.NoPairs), strconv.FormatBool(!next.NoPairs))
 	c.value("drain", duration(set.Drain), duration(next.Drain))
+	c.fixed("acme_email", cmp.Or(set.ACME.Email, "none"), cmp.Or(next.ACME.Email, "none"))
+	c.fixed("acme_directory", cmp.Or(set.ACME.Directory, "the default one"), cmp.Or(next.ACME.Directory, "the default one"))
+	c.fixed("acme_root", cmp.Or(set.ACME.Root, "none"), cmp.Or(next.ACME.Root, "none"))
 	if set.Role == RoleProxy {
 		c.proxy(set.Proxy, next.Proxy)
 	} else {

@@ -44,6 +44,7 @@ type Common struct {
 	NoPairs      bool          // the beginning and the end of each user's connection are not logged
 	Drain        time.Duration // 0: the role's default; negative: at once
 	ResumeWithin time.Duration // 0: the role's default
+	ACME         ACME
 }
 
 // Proxy are the settings that only a proxy has.

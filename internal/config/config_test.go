@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"reverser/internal/access"
+	"reverser/internal/acmetest"
 	"reverser/internal/grammar"
 )
 
@@ -517,6 +518,8 @@ func TestExampleTOML(t *testing.T) {
 	for i, name := range []string{"office.token", "workshop.token", "bridge.token"} {
 		write(t, filepath.Join(dir, name), testToken(byte(i)).Encode())
 	}
+	chain, _ := acmetest.Certificate(t, "acme.example.com")
+	write(t, filepath.Join(dir, "authority.pem"), string(chain))
 	proxyText, bridgeText := uncommented(t, "proxy.toml"), uncommented(t, "bridge.toml")
 	path := write(t, filepath.Join(dir, "proxy.toml"), proxyText)
 	if role, warnings, err := Check(path); role != RoleProxy || len(warnings) != 0 || err != nil {

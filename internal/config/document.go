@@ -328,6 +328,18 @@ func (d *doc) common() CommonArgs {
 	c.TrustOwner = d.rules.Trusted
 	c.Drain = d.checked("drain", func(s string) error { _, err := ParseDrain(s); return err }, "")
 	c.ResumeWithin = d.checked("resume_within", func(s string) error { _, err := ParseResumeWithin(s); return err }, "")
+	c.ACMEEmail = d.checked("acme_email", checkEmail, `give an address, "admin@example.com", or leave the key out`)
+	c.ACMEDirectory = d.checked("acme_directory", checkDirectory, `give the URL of the authority's directory, "https://HOST/PATH", or leave the key out`)
+	if c.ACMERoot = d.text("acme_root"); c.ACMERoot != "" {
+		c.ACMERoot = d.relative(c.ACMERoot)
+		notes, err := d.acmeRoot(c.ACMERoot)
+		if err != nil {
+			d.fault("acme_root", err, "")
+		}
+		for _, note := range notes {
+			d.warn(d.line("acme_root"), "%s", note)
+		}
+	}
 	return c
 }
 

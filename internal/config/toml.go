@@ -20,6 +20,7 @@ var tomlKeys = []string{
 	"listen", "transfer", "https", "advertise", "sni", "proxy_protocol_from", "key",
 	"token", "token_file", "proxy", "proxy_transfer", "keepalive", "source", "expose",
 	"state", "trust_owner", "drain", "resume_within", "log_format", "log_level", "pairs",
+	"acme_email", "acme_directory", "acme_root",
 }
 
 // later are keys of versions to come. They are refused by name, so that a file

@@ -73,3 +73,33 @@ func (l *listening) Write(b []byte) (int, error) { return len(b), nil }
 
 // Unrecognized is the alert for a client whose name nobody serves (RFC 6066, section 3): fatal, unrecognized_name.
 var Unrecognized = []byte{21, 3, 3, 0, 2, 2, 112}
+
+// Again returns the connection as it was before read was read of it.
+func Again(conn net.Conn, read []byte) net.Conn { return &again{Conn: conn, read: read} }
+
+type again struct {
+	net.Conn
+	read []byte
+}
+
+func (a *again) Read(b []byte) (int, error) {
+	if len(a.read) == 0 {
+		return a.Conn.Read(b)
+	}
+	n := copy(b, a.read)
+	if a.read = a.read[n:]; len(a.read) == 0 {
+		a.read = nil
+	}
+	return n, nil
+}
+
+// NetConn is the connection below.
+func (a *again) NetConn() net.Conn { return a.Conn }
+
+// CloseWrite ends the direction to the client.
+func (a *again) CloseWrite() error {
+	if w, ok := a.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}

@@ -43,6 +43,11 @@ func (p *Proxy) acceptNames(ln net.Listener) {
 			conn = user
 			hello, err = entrance.ReadHello(conn)
 		}
+		if err == nil && p.asksForProof(hello) {
+			p.prove(conn, hello)
+			pass.leave(false)
+			return
+		}
 		if gone := pass.leave(false); gone != nil {
 			conn.Close()
 			return

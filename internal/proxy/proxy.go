@@ -61,6 +61,8 @@ type Config struct {
 	Known    []Known      // where bridges came from at the time of an earlier process, the latest last
 	// SaveKnown keeps what is known for the next process. It is called rarely. nil: it is forgotten.
 	SaveKnown func([]Known) error
+	// Certificates is where those of https/ names come from; nil: there are none.
+	Certificates Certificates
 	// Descriptors is what connections and public sockets are taken from; nil: that of the process, and with MaxConns users have
 	// one of their own.
 	Descriptors *sys.Pool
@@ -209,6 +211,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if p.names.ln != nil {
 		p.log.Info("names listening", "https", p.names.ln.Addr().String())
 		p.wg.Go(func() { p.acceptNames(p.names.ln) })
+		if p.cfg.Certificates != nil {
+			p.wg.Go(p.tendCertificates)
+		}
 	}
 	if from := p.settings().ProxyProtocolFrom; len(from) > 0 {
 		p.log.Info("headers of the PROXY protocol are required", "from", fmt.Sprint(from))

@@ -38,6 +38,9 @@ func (p *Proxy) Status() status.Snapshot {
 	}
 	p.conns.Show(&snap, shown)
 	snap.Pressure = p.pressure(&snap)
+	if p.cfg.Certificates != nil {
+		snap.Certificates = p.cfg.Certificates.Status()
+	}
 	slices.SortFunc(snap.Links, func(a, b status.Link) int { return cmp.Or(cmp.Compare(a.Key, b.Key), a.Since.Compare(b.Since)) })
 	slices.SortFunc(snap.Services, func(a, b status.Service) int {
 		return cmp.Or(cmp.Compare(a.Public, b.Public), cmp.Compare(a.Key, b.Key))

@@ -405,7 +405,7 @@ func (co *core) configure(p Policy) {
 	for _, s := range gone {
 		co.end(s.id)
 	}
-	ports := !slices.Equal(old.Offer, p.Offer) || !slices.Equal(old.Own, p.Own)
+	ports := !slices.Equal(old.Offer, p.Offer) || !slices.Equal(old.Own, p.Own) || !slices.Equal(old.Given, p.Given)
 	var again []*claim
 	for id, r := range co.tenants {
 		was, now := old.keys[id], co.policy.keys[id]

@@ -3,6 +3,7 @@ package registry
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"reverser/internal/grammar"
 	"reverser/internal/wire"
@@ -17,6 +18,7 @@ type Policy struct {
 	Offer []grammar.Public // public ports that the proxy owns; each goes to a claim of grammar.KindOffered whose key allows it
 	Own   []uint16         // ports of the process itself, which no claim gets
 	Named []grammar.Kind   // kinds whose names share a port of the process itself, which is open
+	Given []string         // names of the certificates from files; of a wildcard none comes by itself
 }
 
 // Key is what one key may do.
@@ -97,6 +99,8 @@ func (p *policy) judge(c *claim) {
 		c.denied = fmt.Sprintf("%s denied: the policy of key %q allows %s", pub, key.Name, key.Allow)
 	case !p.serves(pub):
 		c.denied = fmt.Sprintf("%s denied: %s", pub, missingEntrance(pub.Kind))
+	case !p.certifies(pub):
+		c.denied = fmt.Sprintf("%s denied: no certificate for a wildcard comes by itself: give the proxy one from files ([[certificate]] in its file), or claim each host by its name", pub)
 	case slices.Contains(p.Own, pub.Port):
 		c.denied = fmt.Sprintf("%s denied: the link itself uses this port", pub)
 	case wrong != nil:
@@ -111,9 +115,20 @@ func (p *policy) serves(pub grammar.Public) bool {
 	return pub.Kind == grammar.KindTCP || slices.Contains(p.Named, pub.Kind)
 }
 
+// certifies reports whether the proxy has a certificate for a name, or gets one by itself.
+func (p *policy) certifies(pub grammar.Public) bool {
+	switch {
+	case pub.Kind != grammar.KindHTTPS || !strings.HasPrefix(pub.Host, "*"):
+		return true
+	case pub.Host == "*": // for each host that one of them is for
+		return len(p.Given) > 0
+	}
+	return slices.Contains(p.Given, pub.Host)
+}
+
 // missingEntrance says why names of a kind are not served.
 func missingEntrance(k grammar.Kind) string {
-	if k == grammar.KindTLS {
+	if k == grammar.KindTLS || k == grammar.KindHTTPS {
 		return "the proxy has no port for names: start it with --https ADDR, such as --https :443"
 	}
 	return "this proxy serves tcp/ and tls/ only"
@@ -128,7 +143,7 @@ func (p *policy) admits(s *session) bool {
 // permits reports whether a session's key may still have a name that it inherited.
 func (p *policy) permits(s *session, pub grammar.Public) bool {
 	key := p.keys[s.key]
-	return key.Allow.Permits(pub) && p.serves(pub) && !slices.Contains(p.Own, pub.Port)
+	return key.Allow.Permits(pub) && p.serves(pub) && p.certifies(pub) && !slices.Contains(p.Own, pub.Port)
 }
 
 // policy is a Policy with an index.

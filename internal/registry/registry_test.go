@@ -697,3 +697,47 @@ func TestNamesOverlap(t *testing.T) {
 	w.do()
 	w.want(2, wire.ClaimUp, "", "")
 }
+
+// TestSecure: the proxy ends TLS for a host as long as somebody serves a https/ name of it, under whatever path. A wildcard needs a
+// certificate from files.
+func TestSecure(t *testing.T) {
+	a := testKey(0, "https/*", "tls/*")
+	policy := Policy{Keys: []Key{a}, Named: []grammar.Kind{grammar.KindHTTPS, grammar.KindTLS}}
+	w := newWorld(t)
+	w.Configure(policy)
+	s, _ := w.begin(a, 0)
+	for i, public := range []string{"https/a.example/x", "https/a.example/y", "https/b.example", "tls/c.example", "https/*.example", "https/*"} {
+		w.claim(s, uint32(i+1), public)
+	}
+	w.do()
+	secure := func(want ...string) {
+		t.Helper()
+		for _, host := range []string{"a.example", "b.example", "c.example", "*.example", "*"} {
+			if got := w.View().Secure(host); got != slices.Contains(want, host) {
+				t.Errorf("Secure(%s) = %t", host, got)
+			}
+		}
+	}
+	secure("a.example", "b.example")
+	denied := " denied: no certificate for a wildcard comes by itself: give the proxy one from files ([[certificate]] in its file), or claim each host by its name"
+	w.want(5, wire.ClaimDenied, "https/*.example"+denied, "https/*.example"+denied)
+	w.want(6, wire.ClaimDenied, "https/*"+denied, "https/*"+denied)
+	policy.Given = []string{"*.example"}
+	w.Configure(policy)
+	w.do()
+	secure("a.example", "b.example", "*.example", "*")
+	policy.Given = []string{"a.example"}
+	w.Configure(policy)
+	w.do()
+	secure("a.example", "b.example", "*")
+	for id := range uint32(2) {
+		if err := w.Unclaim(s, id+1); err != nil {
+			t.Fatal(err)
+		}
+		w.do()
+		secure([]string{"a.example", "b.example", "*"}[id:]...)
+	}
+	w.End(s)
+	w.do()
+	secure()
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"reverser/internal/certs"
+	"reverser/internal/config"
+	"reverser/internal/lines"
+	"reverser/internal/state"
+)
+
+// authority is where the certificates of this process come from that come by themselves.
+type authority struct {
+	*certs.Manager
+	say *lines.Log
+}
+
+// newAuthority returns one that keeps what it gets in the state directory. A client that connects to port 443 of a name reaches it.
+func newAuthority(set config.Common, dir *state.Dir, log *slog.Logger) *authority {
+	say := lines.New(log)
+	return &authority{certs.New(certs.Config{
+		Files: dir.TLS(), Email: set.ACME.Email, Directory: set.ACME.Directory, Roots: set.ACME.Roots, TLS: true, Log: say,
+	}), say}
+}
+
+// run gets and renews certificates until ctx ends.
+func (a *authority) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(a.say.Run)
+	a.Run(ctx)
+	a.say.Stop()
+	wg.Wait()
+}
