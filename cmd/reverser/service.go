@@ -208,6 +208,8 @@ func (c *cli) serviceStatus(ctx context.Context, m service.Manager, asked []stri
 		}
 		if st.State != service.Running {
 			down = append(down, service.UnitName(role))
+		} else if words := askedNow(ctx, m.State(role)); words != "" {
+			st.Text = words // what the manager was told is some seconds old, and some managers are told nothing
 		}
 		list = append(list, serviceJSON{service.UnitName(role), role, m.Name(), st.State, st.Since, st.PID, st.Text, st.Boot, st.Why, st.Log})
 		if !asJSON {
@@ -221,17 +223,42 @@ func (c *cli) serviceStatus(ctx context.Context, m service.Manager, asked []stri
 	}
 	switch {
 	case len(list) == 0:
-		return &exitError{code: exitFailed, err: errors.New("no service is installed: neither a proxy nor a bridge"), hint: "`reverser service install --help` shows how; `reverser status` asks a process that is no service"}
+		return &exitError{code: exitFailed, err: errors.New("no service is installed: neither a proxy nor a bridge"),
+			hint: "`reverser service install --help` shows how; `reverser status` asks a process that is no service" + elsewhere(m)}
 	case len(down) > 0:
 		return &exitError{code: exitFailed, err: fmt.Errorf("not running: %s", strings.Join(down, ", "))}
 	}
 	return nil
 }
 
+// askedNow is what the process of a state directory says of itself, "" if it says nothing within a moment, or not to this user.
+func askedNow(ctx context.Context, dir string) string {
+	if dir == "" {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	client := adminOf(dir)
+	defer client.Close()
+	s, err := client.Summary(ctx)
+	if err != nil {
+		return ""
+	}
+	return inWords(s)
+}
+
+// elsewhere is where else to look for services: those of a package have names, and this command does not know them.
+func elsewhere(m service.Manager) string {
+	if m.Name() != "systemd" {
+		return ""
+	}
+	return "; services of files, as a package has them: systemctl status 'reverser-*@*'"
+}
+
 func printService(w io.Writer, name, manager string, st service.Status, now time.Time) {
 	line := name + "  " + st.State
 	if !st.Since.IsZero() {
-		line += " since " + ago(now, st.Since)
+		line += " for " + span(now.Sub(st.Since))
 	}
 	if st.PID != 0 {
 		line += fmt.Sprintf(", pid %d", st.PID)
@@ -242,7 +269,7 @@ func printService(w io.Writer, name, manager string, st service.Status, now time
 		line += ", does not start with the machine"
 	}
 	fmt.Fprintf(w, "%s (%s)\n", line, manager)
-	if st.Text != "" && st.State != service.Failed {
+	if st.Text != "" && st.State != service.Failed && st.State != service.Stopped { // of these it is what the last process said
 		fmt.Fprintf(w, "  %s\n", printable(st.Text))
 	}
 	if st.Why != "" {
@@ -269,6 +296,7 @@ func (c *cli) printServiceState(ctx context.Context, m service.Manager, role str
 	if err != nil {
 		return serviceError(err)
 	}
+	st.Text = first(askedNow(ctx, m.State(role)), st.Text)
 	if len(st.Log) > 0 { // it has warned of something already
 		printService(c.stdout, service.UnitName(role), m.Name(), st, time.Now())
 		return nil

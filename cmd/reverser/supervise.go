@@ -217,9 +217,13 @@ func linksUp(s status.Snapshot) (all, up int) {
 // inWords is a line about a process, for the status of its service.
 func inWords(s status.Snapshot) string {
 	_, links := linksUp(s)
-	up := 0
+	up, connections := 0, 0
+	for _, v := range s.Removed {
+		connections += v.Connections
+	}
 	var bad []string
 	for _, v := range s.Services {
+		connections += v.Connections
 		switch {
 		case v.State == status.ServiceUp:
 			up++
@@ -240,7 +244,7 @@ func inWords(s status.Snapshot) string {
 	default:
 		words = append(words, fmt.Sprintf("%d links up", links))
 	}
-	words = append(words, fmt.Sprintf("%d of %s up", up, count(len(s.Services), "service")), count(len(s.Pairs), "connection"))
+	words = append(words, fmt.Sprintf("%d of %s up", up, count(len(s.Services), "service")), count(connections, "connection"))
 	const most = 3
 	if len(bad) > most {
 		bad = append(bad[:most], fmt.Sprintf("and %d more", len(bad)-most))

@@ -613,6 +613,9 @@ var showProperties = []string{
 
 func (m *systemd) show(ctx context.Context, role string) (map[string]string, error) {
 	out, err := m.run(ctx, "systemctl", "show", "--timestamp=unix", "--property", strings.Join(showProperties, ","), unitFile(role))
+	if err != nil && m.uid != 0 { // without D-Bus it talks to root alone
+		return nil, hint("run it as root: sudo reverser service …", "systemd does not tell this user: %w", err)
+	}
 	if err != nil {
 		return nil, err
 	}
