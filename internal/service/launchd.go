@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,7 +51,7 @@ func (m *launchd) Plan(s Spec) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	p := Plan{Files: []File{{Path: m.plistPath(s.Role), Text: text}, {Path: m.stateOf(s), Note: "the state directory, of the user " + m.userOf(s)}}}
+	p := Plan{Obstacle: m.reachable(s), Files: []File{{Path: m.plistPath(s.Role), Text: text}, {Path: m.stateOf(s), Note: "the state directory, of the user " + m.userOf(s)}}}
 	if s.Token != "" {
 		p.Files = append(p.Files, File{Path: m.token(s.Role), Note: "the token; only the user " + m.userOf(s) + " can read it"})
 	}
@@ -103,6 +104,18 @@ func (m *launchd) plist(s Spec) (string, error) {
 	return b.String(), nil
 }
 
+// reachable refuses what macOS keeps services away from, whoever they run as.
+func (m *launchd) reachable(s Spec) error {
+	for _, path := range []string{s.Program, s.Config, s.State} {
+		parts := strings.Split(filepath.ToSlash(filepath.Clean(path)), "/") // "", "Users", NAME, folder, …
+		if len(parts) > 4 && parts[1] == "Users" && slices.Contains([]string{"Desktop", "Documents", "Downloads"}, parts[3]) {
+			return misuse("move it elsewhere: a program to /usr/local/bin, a file to /usr/local/etc",
+				"%s: macOS lets no service into the folder %s of a user", path, parts[3])
+		}
+	}
+	return nil
+}
+
 func (m *launchd) usable(order string) error {
 	if m.uid != 0 {
 		return hint("run it as root: sudo reverser service …", "service %s changes the system, and this user may not", order)
@@ -122,6 +135,9 @@ func (m *launchd) Install(ctx context.Context, s Spec, replace bool) (err error)
 	existed := m.exists(m.plistPath(s.Role))
 	if existed && !replace {
 		return installed(s.Role)
+	}
+	if err := m.reachable(s); err != nil {
+		return err
 	}
 	ran := m.loaded(ctx, s.Role)
 

@@ -148,6 +148,14 @@ func TestLaunchdGoesOn(t *testing.T) {
 				t.Errorf("Install without rights = %v", err)
 			}
 			m.uid = 0
+			away := bridgeSpec("9001")
+			away.Program = "/Users/me/Downloads/reverser_1.2.3_darwin_arm64/reverser"
+			if p, err := m.Plan(away); err != nil || p.Obstacle == nil {
+				t.Errorf("Plan of a program in Downloads has no obstacle, %v", err)
+			}
+			if err := m.Install(t.Context(), away, before); err == nil || !strings.Contains(err.Error(), "the folder Downloads") {
+				t.Errorf("Install of a program in Downloads = %v", err)
+			}
 			s := bridgeSpec("broken")
 			s.User = "another"
 			err := m.Install(t.Context(), s, before)
