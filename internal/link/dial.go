@@ -102,11 +102,16 @@ func (d *Dialer) Run(ctx context.Context) error {
 			case <-s.link.Done():
 				lived, err = s.end()
 			case <-s.link.leaving.left:
-				n = 0
 				d.beside(s)
 				ending.Go(func() { s.end() })
-				if s.link.ComeBack() > 0 {
-					d.pause(ctx, s.link.ComeBack())
+				pause := s.link.ComeBack()
+				if n++; time.Since(s.begun) > shortLived {
+					n = 0
+				} else if n > 1 { // who says so again and again is not to be dialled all the time
+					pause = max(pause, d.cfg.Backoff(n, nil, 0))
+				}
+				if pause > 0 {
+					d.pause(ctx, pause)
 				}
 				continue
 			}

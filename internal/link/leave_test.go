@@ -109,6 +109,28 @@ func TestProxyIsSucceeded(t *testing.T) {
 	})
 }
 
+// TestProxyAlwaysStopping: a proxy that says in each session at once that it stops is not dialled again without a pause.
+func TestProxyAlwaysStopping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		seen := make(map[*Link]bool)
+		for begin := time.Now(); time.Since(begin) < 20*time.Second; time.Sleep(time.Millisecond) {
+			for _, l := range w.host.Links() {
+				if !seen[l] {
+					seen[l] = true
+					l.GoAway(time.Minute)
+				}
+			}
+		}
+		if n := len(seen); n < 5 || n > 60 {
+			t.Errorf("%d sessions in 20 s; want some, and a pause between them", n)
+		}
+		w.close()
+		w.host.Close(errors.New("test over"))
+		w.wg.Wait()
+	})
+}
+
 // TestProxySaysWhenToComeBack: the bridge begins its session with the successor then, or a minute later at most, and what it has goes
 // on meanwhile. When its network changes it waits no longer.
 func TestProxySaysWhenToComeBack(t *testing.T) {
