@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -24,9 +26,21 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	buildDir = dir
+	moreAtOnce()
 	code := leaktest.Run(m)
 	os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// moreAtOnce has more tests run at a time than there are processors, unless -parallel says how many: most of them wait.
+func moreAtOnce() {
+	const atOnce = 6
+	flag.Parse()
+	asked := false
+	flag.Visit(func(f *flag.Flag) { asked = asked || f.Name == "test.parallel" })
+	if !asked {
+		flag.Set("test.parallel", strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0))))
+	}
 }
 
 var buildDir string

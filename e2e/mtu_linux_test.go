@@ -13,6 +13,7 @@ import (
 // A path swallows packets of more than 1,280 bytes, in one direction or in both, and tells nobody. The link comes up with small
 // ones, users' bytes pass whole, and the bridge says what is wrong.
 func TestAPathThatSwallowsLargePackets(t *testing.T) {
+	t.Parallel()
 	if err := netlab.Available(); err != nil {
 		lacks(t, err.Error())
 	}
@@ -20,6 +21,7 @@ func TestAPathThatSwallowsLargePackets(t *testing.T) {
 		"to the proxy": {netlab.ToProxy}, "to the bridge": {netlab.ToBridge}, "both ways": {netlab.ToProxy, netlab.ToBridge},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			lab, err := netlab.New()
 			if err != nil {
 				t.Fatal(err)

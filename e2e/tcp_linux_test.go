@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
 	"strconv"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,7 +44,14 @@ func TestResetWaitsForASlowReader(t *testing.T) {
 		pairs := mustStatus(t, tun.proxy.state).Pairs
 		return len(pairs) == 0 || pairs[0].Received == n
 	})
-	wantReset(t, c, n)
+	begin := time.Now()
+	got, err := readPattern(c)
+	// Wine does not tell what the client's system has, and so the reset follows the last write by a second. On a machine so busy that the
+	// client was not done by then, it may have lost bytes.
+	late := onWine("proxy") && time.Since(begin) > 500*time.Millisecond
+	if !errors.Is(err, syscall.ECONNRESET) || got != n && !(late && got < n) {
+		t.Errorf("read %d bytes, then %v; want %d, then a reset", got, describe(err), n)
+	}
 }
 
 func unacknowledged(t *testing.T, c *net.TCPConn) int {

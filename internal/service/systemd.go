@@ -532,6 +532,9 @@ func (m *systemd) Status(ctx context.Context, role string) (Status, error) {
 		st.Log = m.journal(ctx, role, p["InvocationID"], "--lines", "3", "--priority", "warning", "--since", "-10min")
 		return st, nil
 	}
+	if m.uid == 0 {
+		_, _ = m.run(ctx, "journalctl", "--sync") // what the process said at its end may be on its way
+	}
 	st.Log = m.journal(ctx, role, p["InvocationID"], "--lines", "10")
 	if st.Why != "" && len(st.Log) == 0 && m.uid != 0 {
 		st.LogHint = "run it as root to see what the service said: sudo reverser service status " + role
