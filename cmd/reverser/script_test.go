@@ -26,9 +26,14 @@ import (
 
 // TestScripts runs the stories in testdata: the commands as a user types them.
 func TestScripts(t *testing.T) {
+	end, ok := t.Deadline()
+	if !ok {
+		end = time.Now().Add(10 * time.Minute)
+	}
+	end = end.Add(-30 * time.Second)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
-		Deadline:            time.Now().Add(5 * time.Minute), // all stories share it; a command that does not end fails before the package does
+		Deadline:            end, // all stories share it; a command that does not end fails before the package does
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {

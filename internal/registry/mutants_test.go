@@ -78,7 +78,7 @@ var mutants = []struct{ name, file, from, to string }{
 	{"nothing is waited for below a mark", "../claims/claims.go", "c.slots[m.Slot].attached + RetireAfter", "c.slots[m.Slot].attached"},
 	{"what is retired outlives its session", "../claims/claims.go", "\tclear(c.retired)\n", ""},
 	{"frames wait while slot 0 is away", "../claims/claims.go", "\tif c.attach {\n\t\tk.said = true\n", "\tif true {\n\t\tk.said = true\n"},
-	{"a bad reload changes a part", "../claims/claims.go", "\t\twanted[w.Public] = true\n", "\t\twanted[w.Public] = true\n\t\ts.offer(w)\n"},
+	{"a bad reload changes a part", "../claims/claims.go", "\t\twanted[w.Public] = true\n", "\t\twanted[w.Public] = true\n\t\ts.offer(w, options[i])\n"},
 	{"a hand-over forgets the next id", "../claims/freeze.go", "s.last = f.Last", "for _, o := range f.Offered {\n\t\ts.last = max(s.last, o.ID)\n\t}"},
 	{"a hand-over forgets what is retired", "../claims/freeze.go", "c.retired[svc.ID] = r\n", ""},
 	{"a hand-over forgets what the slots saw", "../claims/freeze.go", "for _, at := range fc.Slots {", "for _, at := range fc.Slots[:0] {"},
