@@ -17,6 +17,7 @@ import (
 // TestTransparent: without routes, the log says what leads a target's answers back. With exactly these routes, targets on the bridge's
 // machine and behind it see each user's own address.
 func TestTransparent(t *testing.T) {
+	t.Parallel() // it mostly waits
 	need(t, iptables)
 	lab := needLab(t)
 	behind, err := lab.Behind()

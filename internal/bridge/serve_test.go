@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -69,6 +70,36 @@ func TestProxyProtocol(t *testing.T) {
 			if got, err := io.ReadAll(s); string(got) != "answers" || err != nil {
 				t.Errorf("%s: the user reads %q, %v", svc.Public, got, err)
 			}
+		}
+		// A user who resets the connection resets it behind the header and what was said, and a target that does so resets the user.
+		for _, byUser := range []bool{true, false} {
+			s, err := l.Open(wire.Open{Service: uint32(i + 1), Client: netip.MustParseAddrPort("192.0.2.7:1"), Local: netip.MustParseAddrPort("198.51.100.2:9001")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.SetDeadline(time.Now().Add(limit))
+			s.Write([]byte("last words"))
+			c := srvs[i].accept()
+			want := string(proxyproto.Append(nil, svc.Options.ProxyProtocol, proxyproto.Header{Client: s.Open().Client, Local: s.Open().Local})) + "last words"
+			if byUser {
+				s.Reset(wire.CodeReset)
+			}
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+				t.Errorf("%s: the target reads %q, %v; want %q", svc.Public, got, err, want)
+			}
+			tcp, isTCP := c.(*net.TCPConn)
+			switch {
+			case byUser && isTCP:
+				if n, err := c.Read(got); n != 0 || !sys.Reset(err) {
+					t.Errorf("%s: behind it %d bytes, %v; want a reset", svc.Public, n, err)
+				}
+			case isTCP:
+				tcp.SetLinger(0)
+				c.Close()
+				wantCode(t, s, wire.CodeReset)
+			}
+			c.Close()
 		}
 		eventually(t, "the header is not counted", func() bool {
 			return b.log.Count("pair released service="+svc.Public.String()+" client=192.0.2.7:1234", "sent=5 received=7", "reason=eof") == 1

@@ -166,3 +166,42 @@ func TestAnswerBegun(t *testing.T) {
 		t.Error("a nonce is answered twice")
 	}
 }
+
+// FuzzReadHeader: whatever comes, and however it is cut, no byte behind a header is read.
+func FuzzReadHeader(f *testing.F) {
+	for version := 1; version <= 2; version++ {
+		f.Add(proxyproto.Append(nil, version, someone), uint8(1))
+		f.Add(proxyproto.Append(nil, version, proxyproto.Header{}), uint8(7))
+	}
+	f.Add([]byte("PROXY TCP4 192.0.2.1"), uint8(3))
+	f.Fuzz(func(t *testing.T, sent []byte, size uint8) {
+		const behind = "what the user says"
+		r := &pieces{[]byte(string(sent) + behind), int(size)%64 + 1}
+		h, read, err := readHeader(r)
+		if got := string(read) + string(r.left); got != string(sent)+behind {
+			t.Fatalf("of %q, %q was read and %q is left", sent, read, r.left)
+		}
+		whole, more, again := proxyproto.Parse(read)
+		if err == nil && (whole != h || more != 0 || again != nil) {
+			t.Fatalf("%q was read as %v, and is %v, %d more, %v", read, h, whole, more, again)
+		}
+		if err != nil && !errors.Is(err, ErrNoHeader) && err != io.EOF {
+			t.Fatal(err)
+		}
+	})
+}
+
+// pieces gives what is left in pieces.
+type pieces struct {
+	left []byte
+	size int
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if len(p.left) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b[:min(len(b), p.size)], p.left)
+	p.left = p.left[n:]
+	return n, nil
+}
