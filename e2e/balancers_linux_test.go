@@ -187,7 +187,9 @@ frontend told
 `, first))
 			startNginx(t, dir, fmt.Sprintf(`
 		listen 127.0.0.1:%d proxy_protocol;
-		location / { return 200 "$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr:$proxy_protocol_server_port"; }
+		set_real_ip_from 127.0.0.1;
+		real_ip_header proxy_protocol;
+		location / { return 200 "$remote_addr is $proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr:$proxy_protocol_server_port"; }
 `, second))
 			_, b, _, public := startTold(t, version, first, second)
 			front, checks := []int{freePort(t), freePort(t)}, freePort(t)
@@ -215,6 +217,9 @@ listen checks
 						// A balancer tells where the user reached it.
 						if want := fmt.Sprintf("%s %s", user.LocalAddr(), loopback(at)); err != nil || !strings.HasSuffix(string(got), want) {
 							t.Errorf("server %d behind balancer %d: %q, %v; want %q", i, j, got, err, want)
+						}
+						if want := user.LocalAddr().(*net.TCPAddr).IP.String() + " is "; i == 1 && !strings.Contains(string(got), want) {
+							t.Errorf("behind balancer %d, nginx says %q; want %q", j, got, want)
 						}
 					}
 				}
