@@ -96,8 +96,8 @@ func (p *Proxy) awaitHeader(name grammar.Public, conn net.Conn, pass *pass) {
 	case !errors.Is(err, entrance.ErrNoHeader): // it has gone, as a check of the port does
 		traffic.Reset(conn)
 	case !p.service(rt).probes.AnswerBegun(conn, read):
-		traffic.Reset(conn)
 		p.balancers.gate.report(p.log, conn.RemoteAddr(), err)
 		p.service(rt).account.TurnAway(traffic.RefusedHeader)
+		traffic.Reset(conn)
 	}
 }

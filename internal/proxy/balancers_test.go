@@ -108,14 +108,17 @@ func TestNoHeader(t *testing.T) {
 	for range 3 { // checks of the port
 		w.user(addr).Close()
 	}
+	last := w.user(addr) // it is accepted behind them
+	last.Write([]byte("GET /"))
+	wantReset(t, last)
 	gate := w.p.balancers.gate
 	eventually(t, "nobody is waited for", func() bool {
 		gate.mu.Lock()
 		defer gate.mu.Unlock()
 		return len(gate.inside) == 0
 	})
-	if st := w.p.Status(); st.Services[0].Refused != 3 {
-		t.Errorf("%d connections are refused, want 3: those that said nothing are not counted", st.Services[0].Refused)
+	if st := w.p.Status(); st.Services[0].Refused != 4 {
+		t.Errorf("%d connections are refused, want 4: those that said nothing are not counted", st.Services[0].Refused)
 	}
 	select {
 	case s := <-b.streams:
