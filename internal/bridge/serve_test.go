@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -129,4 +130,26 @@ func TestTransparentIsRefused(t *testing.T) {
 	if b.services.Find(services[0].Public).Options.Transparent {
 		t.Error("a change that was refused is in force")
 	}
+}
+
+// TestProxyProtocolBehindTLS: where the bridge ends the user's TLS, the header comes before the first plain byte.
+func TestProxyProtocolBehindTLS(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	svc := tlsService(t, srv.target())
+	svc.Options.ProxyProtocol = 2
+	start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{svc}}})
+	p.ready()
+	u := tls.Client(p.from("192.0.2.7:1234"), userTLS("http/1.1"))
+	if _, err := u.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	c := srv.accept()
+	want := string(proxyproto.Append(nil, 2, proxyproto.Header{Client: netip.MustParseAddrPort("192.0.2.7:1234")})) + "hello"
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+		t.Errorf("the target reads %q, %v; want %q", got, err, want)
+	}
+	u.Close()
+	c.Close()
 }
