@@ -10,6 +10,7 @@ import (
 
 	"reverser/internal/auth"
 	"reverser/internal/link"
+	"reverser/internal/status"
 	"reverser/internal/traffic"
 )
 
@@ -19,6 +20,7 @@ import (
 // stays short even when the proxy is busy, and bridges from known addresses find a place whatever strangers do.
 type gate struct {
 	about string // what its lines in the log are about
+	what  string // its places, in status
 
 	mu       sync.Mutex
 	room     room // guarded by mu, as all below
@@ -26,6 +28,7 @@ type gate struct {
 	closed   bool
 	refused  int // since reported
 	reported time.Time
+	crowded  *traffic.Strain // for want of places; nil: there was none yet
 }
 
 // pass is a connection's time at the gate.
@@ -44,7 +47,7 @@ type pass struct {
 const reportStrangersPer = time.Minute
 
 func newGate(descriptors int) *gate {
-	return &gate{about: "connections to the link port that were no bridge with a valid key", room: *newRoom(placesOf(descriptors), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
+	return &gate{about: "connections to the link port that were no bridge with a valid key", what: "places at the link port for who has not proven a key", room: *newRoom(placesOf(descriptors), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
 }
 
 // placesOf is how many connections may wait to be proven, by the descriptor limit.
@@ -65,8 +68,14 @@ func (g *gate) enter(log *slog.Logger, conn net.Conn) *pass {
 		return nil
 	}
 	at, victim, why, ok := g.room.enter(traffic.AddrPort(conn.RemoteAddr()).Addr(), time.Now())
+	crowded := g.crowded
+	if why != nil && crowded == nil {
+		crowded = traffic.NewStrain(log, g.pressure)
+		g.crowded = crowded
+	}
 	if !ok {
 		g.mu.Unlock()
+		crowded.Note(why)
 		traffic.Reset(conn)
 		g.report(log, conn.RemoteAddr(), why)
 		return nil
@@ -80,6 +89,7 @@ func (g *gate) enter(log *slog.Logger, conn net.Conn) *pass {
 	}
 	g.mu.Unlock()
 	if old != nil {
+		crowded.Note(why)
 		traffic.Reset(old.conn)
 	}
 	return p
@@ -191,10 +201,39 @@ func (g *gate) report(log *slog.Logger, from net.Addr, err error) {
 	log.Warn(g.about, args...)
 }
 
+// pressure describes how many places are taken, and by whom most.
+func (g *gate) pressure() status.Pressure {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	held, most := g.room.held()
+	pr := status.Pressure{
+		What: g.what, Used: int64(held), Limit: int64(g.room.most),
+		Hint: "known addresses have places of their own, so nothing needs to be done; a firewall in front can keep the others out",
+	}
+	if most.IsValid() {
+		pr.Largest.Client = most.String()
+	}
+	return pr
+}
+
+// appendTo appends to a list for status that places are short, if they are.
+func (g *gate) appendTo(list []status.Pressure) []status.Pressure {
+	g.mu.Lock()
+	crowded := g.crowded
+	g.mu.Unlock()
+	if crowded == nil {
+		return list
+	}
+	return crowded.AppendTo(list)
+}
+
 // closeAll ends what is unfinished.
 func (g *gate) closeAll() {
 	g.mu.Lock()
 	g.closed = true
+	if g.crowded != nil {
+		defer g.crowded.Close()
+	}
 	var all []*pass
 	for p := range g.inside {
 		all = append(all, p)

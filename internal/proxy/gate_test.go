@@ -57,8 +57,14 @@ func TestGateCloses(t *testing.T) {
 	}
 	for i := range 4 {
 		enter(fmt.Sprintf("192.0.%d.1", i))
+		if i == 2 && len(g.appendTo(nil)) != 0 {
+			t.Error("places are short before one is missing")
+		}
 	}
 	wantClosed("one more than may be", 0)
+	if short := g.appendTo(nil); len(short) != 1 || short[0].Used != 3 || short[0].Limit != 4 || short[0].Largest.Client == "" || short[0].Since.IsZero() {
+		t.Errorf("what status says is short: %+v; want the places", short)
+	}
 	if why := in[0].leave(false); why != errSilent {
 		t.Errorf("why it had to go: %v, want %v", why, errSilent)
 	}

@@ -26,6 +26,7 @@ func (p *Proxy) listenNames(lc net.ListenConfig) (err error) {
 	}
 	p.names.gate = newGate(p.port.descriptors.Size(sys.ForUsers))
 	p.names.gate.about = "connections to the port of names (https) that reached no service"
+	p.names.gate.what = "places at the port of names (https) for who has said none"
 	if p.names.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.HTTPS), p.cfg.HTTPS); err != nil {
 		return fmt.Errorf("open the port of names (https %s): %w", p.cfg.HTTPS, err)
 	}

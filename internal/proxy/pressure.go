@@ -11,6 +11,10 @@ import (
 // pressure lists what runs short, for a snapshot in which links and services stand already.
 func (p *Proxy) pressure(snap *status.Snapshot) []status.Pressure {
 	list := p.port.memory.AppendTo(p.port.short.AppendTo(p.conns.Pressure(nil)))
+	list = p.balancers.gate.appendTo(p.port.gate.appendTo(list))
+	if p.names.gate != nil {
+		list = p.names.gate.appendTo(list)
+	}
 	if pool := p.port.descriptors; p.registry.Short() > 0 || pool.Free(sys.ForListeners) == 0 && pool.Taken(sys.ForListeners) > 0 {
 		list = append(list, status.Pressure{
 			What: "descriptors for public ports", Used: int64(pool.Taken(sys.ForListeners)), Limit: int64(pool.Taken(sys.ForListeners) + pool.Free(sys.ForListeners)),

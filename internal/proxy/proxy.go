@@ -136,6 +136,7 @@ func New(cfg Config) *Proxy {
 	}
 	p.balancers.gate = newGate(descriptors.Size(sys.ForUsers))
 	p.balancers.gate.about = "connections from an address of proxy_protocol_from without a header of the PROXY protocol, reset"
+	p.balancers.gate.what = "places for connections of balancers that have not said their header"
 	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Descriptors: cfg.Descriptors})
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
 	p.port.memory = traffic.NewStrain(cfg.Log, p.memoryPressure)
