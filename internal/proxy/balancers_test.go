@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"reverser/internal/link"
 	"reverser/internal/proxyproto"
 	"reverser/internal/wire"
 )
@@ -236,5 +237,26 @@ func TestBalancerChecks(t *testing.T) {
 	talk(t, s, waits, "220 ready")
 	if n := w.log.Count("pair created"); n != 1 {
 		t.Errorf("%d pairs, want that of the check that waits", n)
+	}
+}
+
+// TestProbeThroughABalancer: a bridge proves its port through a balancer, which says that the connection is the bridge's, or does not know.
+func TestProbeThroughABalancer(t *testing.T) {
+	k := key(t, "nas", "tcp/1-65535")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}, ProxyProtocolFrom: balancersHere}})
+	for i, user := range []string{"192.0.2.1:1", "127.0.0.1:1", ""} {
+		addr, public := free(t)
+		b := w.bridge(k, how{instance: byte(i + 1), silent: true}, public)
+		nonce := b.claim(0).Nonce
+		question, want := link.ProbeQuestion(nonce), link.ProbeAnswer(nonce)
+		c := w.through(addr, 2, user, string(question[:]))
+		if got, err := io.ReadAll(c); string(got) != string(want[:]) || err != nil {
+			t.Errorf("of %q: %x, %v; want the answer", user, got, err)
+		}
+		if !proven(w, public) {
+			t.Errorf("of %q: the port is not proven", user)
+		}
+		b.stop()
+		<-b.done
 	}
 }
