@@ -237,7 +237,7 @@ listen checks
 // TestToldThroughCuts: the header comes first and once, whatever happens to the link, and every byte behind it is the user's.
 func TestToldThroughCuts(t *testing.T) {
 	t.Parallel()
-	const n, cuts = 20 << 20, 20
+	const n, cuts = 8 << 20, 20
 	headers := make(chan string, 1)
 	target := serve(t, func(c *net.TCPConn) {
 		line := make([]byte, 0, 107)

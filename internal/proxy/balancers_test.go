@@ -10,6 +10,7 @@ import (
 
 	"reverser/internal/link"
 	"reverser/internal/proxyproto"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -259,4 +260,45 @@ func TestProbeThroughABalancer(t *testing.T) {
 		b.stop()
 		<-b.done
 	}
+}
+
+// TestSilentBalancer: connections whose header does not come keep nobody from the port, and take nothing when they are gone.
+func TestSilentBalancer(t *testing.T) {
+	k := key(t, "nas", "tcp/1-65535")
+	pool := sys.NewPool(512, 0)
+	w := start(t, Config{Descriptors: pool, Settings: Settings{Keys: []Key{k}, ProxyProtocolFrom: balancersHere}})
+	addr, public := free(t)
+	b := w.bridge(k, how{instance: 1}, public)
+	gate := w.p.balancers.gate
+	gate.mu.Lock()
+	gate.room.most = 8
+	gate.mu.Unlock()
+	before := pool.Taken(sys.ForUsers)
+	var silent []*net.TCPConn
+	for i := range 40 {
+		c := w.user(addr)
+		if i%2 == 1 {
+			c.Write([]byte("PROXY TCP4 192.0.2.1 "))
+		}
+		silent = append(silent, c)
+	}
+	u := w.through(addr, 1, "192.0.2.9:1", "?")
+	if s := b.stream(); s.Open().Client.String() != "192.0.2.9:1" {
+		t.Errorf("OPEN %+v", s.Open())
+	}
+	for _, c := range silent[:32] {
+		if _, err := c.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+			t.Errorf("one of the first that said nothing is still there: %v", err)
+		}
+	}
+	for _, c := range append(silent, u) {
+		c.SetLinger(0)
+		c.Close()
+	}
+	eventually(t, "all descriptors are given back", func() bool { return pool.Taken(sys.ForUsers) == before })
+}
+
+func isTimeout(err error) bool {
+	e, ok := err.(net.Error)
+	return ok && e.Timeout()
 }
