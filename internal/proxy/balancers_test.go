@@ -302,3 +302,29 @@ func isTimeout(err error) bool {
 	e, ok := err.(net.Error)
 	return ok && e.Timeout()
 }
+
+// at is a connection from an address.
+type at struct {
+	net.Conn
+	from net.TCPAddr
+}
+
+func (a at) RemoteAddr() net.Addr { return &a.from }
+
+// TestSentByABalancer: an IPv4 address is one also where a socket of both families shows it as IPv6, and a zone is no part of an address.
+func TestSentByABalancer(t *testing.T) {
+	var b balancers
+	if b.sent(at{from: net.TCPAddr{IP: net.IPv4(10, 0, 0, 5)}}) {
+		t.Error("there are balancers before any was set")
+	}
+	b.from.Store(&[]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("fe80::/64")})
+	for from, want := range map[string]bool{
+		"10.0.0.5": true, "::ffff:10.0.0.5": true, "10.0.1.5": false, "192.0.2.7": true, "192.0.2.8": false,
+		"fe80::1%eth0": true, "fe80:0:0:1::1": false, "::a00:5": false,
+	} {
+		ip := netip.MustParseAddr(from)
+		if got := b.sent(at{from: net.TCPAddr{IP: ip.AsSlice(), Zone: ip.Zone()}}); got != want {
+			t.Errorf("%s: %v, want %v", from, got, want)
+		}
+	}
+}
