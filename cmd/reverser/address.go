@@ -12,8 +12,18 @@ import (
 // reach is how bridges reach a proxy. guessed is its address where the settings say none; "": it is not known.
 func reach(set config.Proxy, guessed string) grammar.Reach {
 	r := grammar.Reach{SNI: set.SNI}
-	if addr := first(set.Advertise, guessed); addr != "" {
-		r.Addrs = append(r.Addrs, addr)
+	addr := first(set.Advertise, guessed)
+	if addr == "" {
+		return r
+	}
+	r.Addrs = append(r.Addrs, addr)
+	// The link is taken at the port of names as well. Who advertises another port than the proxy listens on, such as a router's, said
+	// all that there is to say.
+	host, port, _ := net.SplitHostPort(addr)
+	listen, listenPort, _ := net.SplitHostPort(set.Listen)
+	https, httpsPort, err := net.SplitHostPort(set.HTTPS)
+	if err == nil && port == listenPort && httpsPort != port && httpsPort != "0" && (https == "" || https == listen) {
+		r.Addrs = append(r.Addrs, net.JoinHostPort(host, httpsPort))
 	}
 	return r
 }

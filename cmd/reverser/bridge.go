@@ -124,14 +124,15 @@ func bridgeSettings(set config.Settings) bridge.Settings {
 	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, NoPairs: set.NoPairs, Drain: set.Drain}
 }
 
-// bridgeProxies are the proxies that get a link; none: the token has the address.
+// bridgeProxies are the proxies that get a link. Where the settings name none, the token has the address.
 func bridgeProxies(set config.Bridge) (all []bridge.Proxy) {
-	addrs := set.Proxies
-	if len(addrs) == 0 {
-		addrs = []string{set.Token.Addr()}
-	}
-	for _, addr := range addrs {
+	for _, addr := range set.Proxies {
 		all = append(all, bridge.Proxy{Addr: addr, Transfer: set.ProxyTransfer})
+	}
+	if len(all) == 0 {
+		p := bridge.ProxyOf(set.Token)
+		p.Transfer = set.ProxyTransfer
+		all = append(all, p)
 	}
 	return all
 }

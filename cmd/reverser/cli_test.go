@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"reverser/internal/config"
 	"reverser/internal/status"
 )
 
@@ -50,6 +51,29 @@ func TestGuessAddress(t *testing.T) {
 		got := guessAddress(&net.TCPAddr{Port: 3010}, tt.listen, tt.interfaces)
 		if got != tt.want {
 			t.Errorf("guessAddress(%s, %v) = %q, want %q", tt.listen, tt.interfaces, got, tt.want)
+		}
+	}
+}
+
+// TestReach: tokens carry the port of names behind the link's, where both are ports of one address.
+func TestReach(t *testing.T) {
+	for _, tt := range []struct {
+		set     config.Proxy
+		guessed string
+		want    string
+	}{
+		{config.Proxy{Listen: ":3010"}, "", "no address"},
+		{config.Proxy{Listen: ":3010", HTTPS: ":443"}, "", "no address"},
+		{config.Proxy{Listen: ":3010", SNI: "a.example"}, "8.8.8.8:3010", "8.8.8.8:3010 (SNI a.example)"},
+		{config.Proxy{Listen: ":3010", HTTPS: ":443"}, "8.8.8.8:3010", "8.8.8.8:3010, 8.8.8.8:443"},
+		{config.Proxy{Listen: ":3010", HTTPS: ":443", Advertise: "a.example:3010"}, "8.8.8.8:3010", "a.example:3010, a.example:443"},
+		{config.Proxy{Listen: "[2001:db8::1]:3010", HTTPS: "[2001:db8::1]:443"}, "[2001:db8::1]:3010", "[2001:db8::1]:3010, [2001:db8::1]:443"},
+		{config.Proxy{Listen: ":443", HTTPS: ":443"}, "8.8.8.8:443", "8.8.8.8:443"},
+		{config.Proxy{Listen: ":3010", HTTPS: "127.0.0.1:443"}, "8.8.8.8:3010", "8.8.8.8:3010"},
+		{config.Proxy{Listen: ":3010", HTTPS: ":443", Advertise: "a.example:8443"}, "", "a.example:8443"},
+	} {
+		if got := reach(tt.set, tt.guessed).String(); got != tt.want {
+			t.Errorf("reach(%+v, %q) = %s, want %s", tt.set, tt.guessed, got, tt.want)
 		}
 	}
 }

@@ -28,8 +28,8 @@ import (
 // Timeout covers a connection from its first byte to the end of authentication.
 const Timeout = 10 * time.Second
 
-// alpn keeps other TLS programs away from the link, and the link away from them.
-const alpn = "reverser/1"
+// ALPN keeps other TLS programs away from the link, and the link away from them. It names the link where both share a port.
+const ALPN = "reverser/1"
 
 // constantSNI is said where no name is given: an observer learns none.
 const constantSNI = "reverser.invalid"
@@ -117,7 +117,7 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 	defer stop()
 	tc, err := record.Client(ctx, conn, &tls.Config{
 		MinVersion:         tls.VersionTLS13,
-		NextProtos:         []string{alpn},
+		NextProtos:         []string{ALPN},
 		ServerName:         cmp.Or(cfg.SNI, constantSNI),
 		InsecureSkipVerify: true, // the pin takes the place of a CA
 		VerifyConnection: func(cs tls.ConnectionState) error {
@@ -148,7 +148,7 @@ func Client(ctx context.Context, conn net.Conn, cfg ClientConfig) (_ *Conn, err 
 		return nil, fmt.Errorf("TLS handshake: %w", err)
 	}
 	cs := tc.ConnectionState()
-	if cs.NegotiatedProtocol != alpn {
+	if cs.NegotiatedProtocol != ALPN {
 		return nil, ErrNotProxy
 	}
 	exporter, err := cs.ExportKeyingMaterial(exporterLabel, nil, 32)
@@ -226,7 +226,7 @@ type ServerConfig struct {
 func (c *ServerConfig) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion:                  tls.VersionTLS13,
-		NextProtos:                  []string{alpn},
+		NextProtos:                  []string{ALPN},
 		Certificates:                []tls.Certificate{c.Identity},
 		SessionTicketsDisabled:      true,
 		DynamicRecordSizingDisabled: true,
@@ -273,7 +273,7 @@ func ServerSteps(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig, steps 
 		return nil, noHello(err)
 	}
 	cs := tc.ConnectionState()
-	if cs.NegotiatedProtocol != alpn {
+	if cs.NegotiatedProtocol != ALPN {
 		return nil, fmt.Errorf("%w: ALPN %q", ErrNoHello, cs.NegotiatedProtocol)
 	}
 	exporter, err := cs.ExportKeyingMaterial(exporterLabel, nil, 32)

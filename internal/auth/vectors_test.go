@@ -20,7 +20,7 @@ const vectorFile = "../../spec/vectors/handshake.json"
 // handshakeVectors are the two proofs and what is derived, for a fixed key and a fixed exporter. Byte strings are hex,
 // integers above 32 bits decimal strings.
 type handshakeVectors struct {
-	ALPN          string `json:"alpn"`
+	ALPN          string `json:"ALPN"`
 	ExporterLabel string `json:"exporter_label"`
 	SPKI          string `json:"spki"`
 	Pin           string `json:"pin"`
@@ -77,7 +77,7 @@ func makeVectors() handshakeVectors {
 	sid := [16]byte(from(0xd0, 16))
 	session := SessionSecret(&Conn{Secret: key, Exporter: exporter}, sid)
 	v := handshakeVectors{
-		ALPN: alpn, ExporterLabel: exporterLabel, SPKI: hex.EncodeToString(spki), Pin: hex.EncodeToString(pin[:]),
+		ALPN: ALPN, ExporterLabel: exporterLabel, SPKI: hex.EncodeToString(spki), Pin: hex.EncodeToString(pin[:]),
 		Secret: hex.EncodeToString(key[:]), Exporter: hex.EncodeToString(exporter), KeyID: hex.EncodeToString(h.KeyID[:]),
 		BridgeInstance: hex.EncodeToString(h.Instance[:]), ProxyInstance: hex.EncodeToString(w.Instance[:]),
 		AuthKey: hex.EncodeToString(authKey(key)), Hello: hex.EncodeToString(msg), Welcome: hex.EncodeToString(reply), Lacking: hex.EncodeToString(lacking),

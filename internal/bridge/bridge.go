@@ -45,9 +45,13 @@ type Service = claims.Service
 
 // Proxy says where a proxy is.
 type Proxy struct {
-	Addr     string // host:port
-	Transfer string // host:port that carriers dial; "": what the proxy announces
+	Addr     string   // host:port
+	Others   []string // host:port, under which it can be reached too
+	Transfer string   // host:port that carriers dial; "": what the proxy announces
 }
+
+// ProxyOf is the proxy that a token names. The token has an address.
+func ProxyOf(t grammar.Token) Proxy { return Proxy{Addr: t.Addrs[0], Others: t.Addrs[1:]} }
 
 // Config says what a Bridge does.
 type Config struct {
@@ -117,7 +121,7 @@ func New(cfg Config) (*Bridge, error) {
 		return nil, errors.New("the token carries no address of the proxy: name it with --proxy HOST:3010")
 	}
 	if len(cfg.Proxies) == 0 {
-		cfg.Proxies = []Proxy{{Addr: cfg.Token.Addr()}}
+		cfg.Proxies = []Proxy{ProxyOf(cfg.Token)}
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), budget: link.NewBudget(cfg.Budget),

@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,42 +28,26 @@ const (
 
 // dial makes an authenticated connection of the link.
 func (u *uplink) dial(ctx context.Context, carrier bool, transfer uint16, prove link.Prove) (*auth.Conn, error) {
-	addr := u.proxy
-	if carrier {
-		switch {
-		case u.transfer != "":
-			addr = u.transfer
-		case transfer != 0:
-			host, _, _ := net.SplitHostPort(addr)
-			addr = net.JoinHostPort(host, strconv.Itoa(int(transfer)))
-		}
+	targets := u.targets(carrier, transfer)
+	places, err := u.places(ctx, targets)
+	what := "dial the proxy at " + strings.Join(targets, " or ")
+	if len(places) == 0 {
+		return nil, fmt.Errorf("%s: %w%s", what, err, dialHint(err))
 	}
-	host, portName, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, fmt.Errorf("dial the proxy at %s: %w", addr, err)
-	}
-	port, err := net.DefaultResolver.LookupPort(ctx, "tcp", portName)
-	if err != nil {
-		return nil, fmt.Errorf("dial the proxy at %s: %w", addr, err)
-	}
-	addrs, err := u.b.names.addresses(ctx, host)
-	if err != nil && addrs == nil {
-		return nil, fmt.Errorf("dial the proxy at %s: %w%s", addr, err, dialHint(err))
-	}
-	conn, at, dialErr := u.race(ctx, u.paths.order(addrs, uint16(port)), prove)
+	conn, at, dialErr := u.race(ctx, u.paths.order(places), prove)
 	switch {
 	case dialErr != nil && at.connected && err == nil:
-		if len(addrs) > 1 {
+		if len(places) > 1 {
 			return nil, fmt.Errorf("the proxy at %s: %w", at.addr, dialErr)
 		}
 		return nil, dialErr
 	case dialErr != nil && err != nil:
-		return nil, fmt.Errorf("dial the proxy at %s, at its last known address: %w%s, and: %w", addr, dialErr, dialHint(dialErr), err)
+		return nil, fmt.Errorf("%s, at its last known address: %w%s, and: %w", what, dialErr, dialHint(dialErr), err)
 	case dialErr != nil:
-		return nil, fmt.Errorf("dial the proxy at %s: %w%s", addr, dialErr, dialHint(dialErr))
+		return nil, fmt.Errorf("%s: %w%s", what, dialErr, dialHint(dialErr))
 	}
 	conn.Relayed = u.b.sni() != ""
-	u.b.names.reached(host, at.addr.Addr())
+	u.b.names.reached(at.host, at.addr.Addr())
 	if u.paths.proven(at.addr, at.small) {
 		u.say(nil, slog.LevelWarn, "the proxy answers only when packets are small: the path to it seems to swallow larger ones without a word (MTU). "+
 			"Connections to it are kept to small packets from now on. The remedy is to let ICMP \"fragmentation needed\" and \"packet too big\" through, "+
@@ -70,9 +56,55 @@ func (u *uplink) dial(ctx context.Context, carrier bool, transfer uint16, prove 
 	return conn, nil
 }
 
+// targets are what may be dialled for a connection, host:port, the best first. Where the proxy has a port for carriers, its link port is
+// not for them, but its further addresses are: behind a firewall they may be all that there is.
+func (u *uplink) targets(carrier bool, transfer uint16) []string {
+	addr := u.proxy
+	switch {
+	case carrier && u.transfer != "":
+		addr = u.transfer
+	case carrier && transfer != 0:
+		host, _, _ := net.SplitHostPort(addr)
+		addr = net.JoinHostPort(host, strconv.Itoa(int(transfer)))
+	}
+	return append([]string{addr}, u.others...)
+}
+
+// place is where a target is.
+type place struct {
+	addr netip.AddrPort
+	host string // of the target, as it was looked up
+}
+
+// places looks the targets up, in their order. The error is why one of them, or the present addresses of one, are not known; there may
+// be places all the same.
+func (u *uplink) places(ctx context.Context, targets []string) (all []place, err error) {
+	var hosts []string
+	for _, t := range targets {
+		if host, _, err := net.SplitHostPort(t); err == nil && !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	addrs, err := u.b.names.all(ctx, hosts)
+	for _, t := range targets {
+		host, portName, splitErr := net.SplitHostPort(t)
+		if splitErr != nil {
+			return nil, splitErr
+		}
+		port, portErr := net.DefaultResolver.LookupPort(ctx, "tcp", portName)
+		if portErr != nil {
+			return nil, portErr
+		}
+		for _, a := range addrs[host] {
+			all = append(all, place{netip.AddrPortFrom(a, uint16(port)), host})
+		}
+	}
+	return all, err
+}
+
 // way is a way to the proxy that a race tries.
 type way struct {
-	addr      netip.AddrPort
+	place
 	small     bool // with small segments
 	connected bool // TCP was connected
 }

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -58,6 +59,43 @@ func (n *names) addresses(ctx context.Context, host string) ([]netip.Addr, error
 	case <-ctx.Done():
 	}
 	return last.addrs, &net.DNSError{Err: "no answer in time", Name: host, IsTimeout: true}
+}
+
+// all is addresses for several hosts at once. When one of them has answered, the others get a moment more.
+func (n *names) all(ctx context.Context, hosts []string) (map[string][]netip.Addr, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type found struct {
+		host  string
+		addrs []netip.Addr
+		err   error
+	}
+	heard := make(chan found, len(hosts))
+	for _, host := range hosts {
+		n.wg.Go(func() {
+			addrs, err := n.addresses(ctx, host)
+			heard <- found{host, addrs, err}
+		})
+	}
+	known := make(map[string][]netip.Addr)
+	var errs []error
+	for i := range hosts {
+		f := <-heard
+		if f.err != nil {
+			errs = append(errs, f.err)
+		}
+		if f.addrs != nil {
+			known[f.host] = f.addrs
+		}
+		if i == 0 && f.err == nil && len(hosts) > 1 {
+			late := time.AfterFunc(lookupPatience, cancel)
+			defer late.Stop()
+		}
+	}
+	if len(errs) == 1 {
+		return known, errs[0]
+	}
+	return known, errors.Join(errs...)
 }
 
 // ask starts a lookup of the host. The channel receives its error, or nil. A good answer is kept even if nobody waits for it any more.
@@ -120,8 +158,17 @@ func toFront(addrs []netip.Addr, first netip.Addr) {
 // watchName looks the proxy's name up now and then. It calls changed, once for each new answer, when the addresses no longer contain
 // the one that the link is connected to, or, while it is not connected, when they are others than before.
 func (u *uplink) watchName(changed func()) {
-	host, _, err := net.SplitHostPort(u.proxy)
-	if _, noName := netip.ParseAddr(host); err != nil || host == "" || noName == nil {
+	var hosts []string
+	var fixed []netip.Addr
+	for _, addr := range append([]string{u.proxy}, u.others...) {
+		host, _, err := net.SplitHostPort(addr)
+		if ip, noName := netip.ParseAddr(host); noName == nil {
+			fixed = append(fixed, ip)
+		} else if err == nil && host != "" && !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	if len(hosts) == 0 {
 		return
 	}
 	tick := time.NewTicker(lookupEvery)
@@ -133,17 +180,26 @@ func (u *uplink) watchName(changed func()) {
 			return
 		case <-tick.C:
 		}
-		before := sorted(u.b.names.last(host).addrs)
-		if err := <-u.b.names.ask(host); err != nil {
+		before := u.b.names.lastOf(hosts)
+		var asked []<-chan error
+		for _, host := range hosts {
+			asked = append(asked, u.b.names.ask(host))
+		}
+		failed := false
+		for _, done := range asked {
+			failed = <-done != nil || failed
+		}
+		if failed {
 			continue
 		}
-		now := sorted(u.b.names.last(host).addrs)
+		now := u.b.names.lastOf(hosts)
 		u.b.mu.Lock()
 		up, remote := u.link != nil, u.remote
 		u.b.mu.Unlock()
 		moved := !slices.Equal(before, now)
 		if tcp, ok := remote.(*net.TCPAddr); up && ok {
-			moved = !slices.Contains(now, tcp.AddrPort().Addr().Unmap())
+			at := tcp.AddrPort().Addr().Unmap()
+			moved = !slices.Contains(now, at) && !slices.Contains(fixed, at)
 		}
 		if moved && !slices.Equal(said, now) {
 			said = now
@@ -153,6 +209,11 @@ func (u *uplink) watchName(changed func()) {
 	}
 }
 
-func sorted(addrs []netip.Addr) []netip.Addr {
-	return slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)
+// lastOf returns the last good answers of hosts together, in order.
+func (n *names) lastOf(hosts []string) (addrs []netip.Addr) {
+	for _, host := range hosts {
+		addrs = append(addrs, n.last(host).addrs...)
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return addrs
 }

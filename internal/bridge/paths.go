@@ -37,16 +37,16 @@ type path struct {
 const believed = 2
 
 // order returns the ways to try, the most promising first.
-func (p *paths) order(addrs []netip.Addr, port uint16) []way {
+func (p *paths) order(places []place) []way {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	ways := make([]way, len(addrs))
+	ways := make([]way, len(places))
 	failed := make(map[netip.AddrPort]time.Time)
-	for i, a := range addrs {
-		addr := netip.AddrPortFrom(a, port)
+	for i, pl := range places {
+		addr := pl.addr
 		at := p.at[addr]
-		ways[i] = way{addr: addr, small: at.helps >= believed && now.Sub(at.helped) < keepSmall}
+		ways[i] = way{place: pl, small: at.helps >= believed && now.Sub(at.helped) < keepSmall}
 		if at.stalled && now.Sub(at.failed) < retrySmall {
 			ways[i].small = !at.small
 		}

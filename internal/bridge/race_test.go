@@ -242,13 +242,14 @@ func TestPathsAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p paths
 		a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-		first := func() netip.Addr { return p.order([]netip.Addr{a, b}, 3010)[0].addr.Addr() }
-		p.failed(way{addr: netip.AddrPortFrom(a, 3010)}, true)
+		at := func(a netip.Addr, port int) place { return place{addr: netip.AddrPortFrom(a, uint16(port))} }
+		first := func() netip.Addr { return p.order([]place{at(a, 3010), at(b, 3010)})[0].addr.Addr() }
+		p.failed(way{place: at(a, 3010)}, true)
 		if got := first(); got != b {
 			t.Errorf("%s goes first after %s failed", got, a)
 		}
 		time.Sleep(failureCounts / 2)
-		p.failed(way{addr: netip.AddrPortFrom(b, 3010)}, true)
+		p.failed(way{place: at(b, 3010)}, true)
 		if got := first(); got != a {
 			t.Errorf("%s goes first when both failed, %s last", got, b)
 		}
@@ -258,7 +259,7 @@ func TestPathsAreForgotten(t *testing.T) {
 		}
 		for i := range 2 * mostPaths {
 			time.Sleep(time.Second)
-			p.failed(way{addr: netip.AddrPortFrom(a, uint16(i+1))}, true)
+			p.failed(way{place: at(a, i+1)}, true)
 		}
 		if len(p.at) != mostPaths {
 			t.Errorf("%d addresses are remembered, want %d", len(p.at), mostPaths)
@@ -267,6 +268,43 @@ func TestPathsAreForgotten(t *testing.T) {
 			t.Error("the latest failure is not among them")
 		}
 	})
+}
+
+// TestSecondAddressOfAToken: a firewall swallows what goes to the first address, also what carriers would use. All connections come up
+// at the second one, and behind a break they are there at once.
+func TestSecondAddressOfAToken(t *testing.T) {
+	for name, transfer := range map[string]uint16{"one port": 0, "a port for carriers": 3020} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var n memnet.Net
+				var d dns
+				for _, addr := range []string{addrA, "192.0.2.1:3020", "192.0.2.1:443"} {
+					n.SetDials(addr, memnet.DialHang)
+				}
+				p := newProxy(t)
+				p.transfer = transfer
+				d.set(false, nil, "192.0.2.1")
+				b := onMemnet(t, &n, &d)
+				b.uplinks[0].others = []string{"proxy.test:8443"}
+				defer p.serveAs(1, identity(), &n, "192.0.2.1:8443")()
+				ctx, cancel := context.WithCancel(t.Context())
+				var wg sync.WaitGroup
+				wg.Go(func() { b.Run(ctx) })
+				defer func() { cancel(); wg.Wait() }()
+				time.Sleep(2*nextAddress + time.Millisecond)
+				if at := upAt(b); at != "192.0.2.1:8443" {
+					t.Fatalf("connected to %q, want the second address of the token", at)
+				}
+				for _, c := range n.Conns() {
+					c.Reset()
+				}
+				time.Sleep(500 * time.Millisecond)
+				if at := upAt(b); at != "192.0.2.1:8443" {
+					t.Errorf("connected to %q at once after a break, want what worked last", at)
+				}
+			})
+		})
+	}
 }
 
 // TestWhichFailureIsTold: the proxy's word counts more than a wrong server's answer, and that more than silence.

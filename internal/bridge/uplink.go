@@ -18,8 +18,9 @@ import (
 // first. All uplinks offer the same services.
 type uplink struct {
 	b        *Bridge
-	proxy    string // host:port
-	transfer string // host:port that carriers dial; "": what the proxy announces
+	proxy    string   // host:port
+	others   []string // host:port, which lead to the same proxy
+	transfer string   // host:port that carriers dial; "": what the proxy announces
 	report   *reporter
 	paths    paths
 	dialer   *link.Dialer
@@ -43,6 +44,9 @@ type leaving struct {
 
 func (b *Bridge) newUplink(p Proxy) *uplink {
 	u := &uplink{b: b, proxy: withPort(p.Addr), claims: b.services.AddLink()}
+	for _, addr := range p.Others {
+		u.others = append(u.others, withPort(addr))
+	}
 	if p.Transfer != "" {
 		u.transfer = withPort(p.Transfer)
 	}

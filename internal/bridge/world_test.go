@@ -74,6 +74,7 @@ type proxy struct {
 	t        *testing.T
 	host     *link.Host
 	features wire.Features // of a proxy on memnet
+	transfer uint16        // that it announces
 	ln       []net.Listener
 	wg       sync.WaitGroup
 	closing  sync.Once

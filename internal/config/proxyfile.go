@@ -65,8 +65,8 @@ func (d *doc) proxy() *proxyFile {
 	if p.Transfer != "" && p.Transfer == cmp.Or(p.Listen, ":3010") {
 		d.fault("transfer", fmt.Errorf("%s is the address of listen", p.Transfer), "give it another port, or leave transfer out: everything uses listen then")
 	}
-	if p.HTTPS = d.listen("https"); p.HTTPS != "" && (p.HTTPS == p.Transfer || p.HTTPS == cmp.Or(p.Listen, ":3010")) {
-		d.fault("https", fmt.Errorf("%s is the address of listen or transfer", p.HTTPS), "give it a port of its own, such as :443")
+	if p.HTTPS = d.listen("https"); p.HTTPS != "" && p.HTTPS == p.Transfer {
+		d.fault("https", fmt.Errorf("%s is the address of transfer", p.HTTPS), "give it a port of its own, such as :443, or the address of listen")
 	}
 	if p.Advertise = d.text("advertise"); p.Advertise != "" {
 		if _, err := grammar.ParseAdvertise(p.Advertise, 3010); err != nil {

@@ -151,8 +151,8 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 		if p.HTTPS, err = grammar.ParseListen(p.HTTPS); err != nil {
 			return Settings{}, argError("", "--https: %w", err)
 		}
-		if grammar.ListenOverlap(p.Listen, p.HTTPS) || p.Transfer != "" && grammar.ListenOverlap(p.Transfer, p.HTTPS) {
-			return Settings{}, argError("give --https a port of its own, such as :443",
+		if p.HTTPS != p.Listen && grammar.ListenOverlap(p.Listen, p.HTTPS) || p.Transfer != "" && grammar.ListenOverlap(p.Transfer, p.HTTPS) {
+			return Settings{}, argError("give --https a port of its own, such as :443, or the very address of --listen, for both to share it",
 				"--https %s (in a file: https) is a port of the link, --listen %s or --transfer %s", p.HTTPS, p.Listen, cmp.Or(p.Transfer, "none"))
 		}
 	}

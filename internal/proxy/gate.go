@@ -37,6 +37,8 @@ type pass struct {
 	conn net.Conn
 	turn chan error // receives once: nil for its turn, or why there is none
 
+	begun []byte // what was read before it came here
+
 	computes bool // in a turn (link.TakeTurn); only the handshake's goroutine uses it
 
 	place *place // guarded by gate.mu, as gone
@@ -106,7 +108,7 @@ func (g *gate) expelLocked(p *pass, why error) {
 }
 
 // steps are those of the connection's handshake.
-func (p *pass) steps() auth.Steps { return auth.Steps{Heard: p.heard, Waits: p.waits} }
+func (p *pass) steps() auth.Steps { return auth.Steps{Begun: p.begun, Heard: p.heard, Waits: p.waits} }
 
 // heard waits for the turn of a connection whose first record is there. The answer is computed in a turn of the link's as well, so
 // that a processor stays free for streams.

@@ -15,17 +15,20 @@ import (
 // acceptLinks takes connections of bridges. Nothing that a stranger does may hold it up: everything else happens in the
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
+	p.acceptThrough(p.port.gate, ln, sys.ForLinks, p.serveLink)
+}
+
+// serveLink attaches a connection and serves it, in a goroutine of its own. It has a descriptor for links to give back.
+func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
 	pool := p.port.descriptors
-	p.acceptThrough(p.port.gate, ln, sys.ForLinks, func(conn net.Conn, pass *pass) {
-		serve := p.attachLink(conn, pass)
-		if serve == nil {
-			pool.Give(sys.ForLinks)
-			return
-		}
-		p.wg.Go(func() {
-			defer pool.Give(sys.ForLinks)
-			serve()
-		})
+	serve := p.attachLink(conn, pass)
+	if serve == nil {
+		pool.Give(sys.ForLinks)
+		return
+	}
+	p.wg.Go(func() {
+		defer pool.Give(sys.ForLinks)
+		serve()
 	})
 }
 

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 
+	"reverser/internal/auth"
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
 	"reverser/internal/registry"
@@ -14,9 +16,9 @@ import (
 	"reverser/internal/wire"
 )
 
-// namePort is the port that names share: a client that connects says first which name it wants.
+// namePort is the port that names share: a client that connects says first which name it wants. The link may share it too.
 type namePort struct {
-	ln   net.Listener // nil: there is none
+	ln   net.Listener // nil: there is none. It may be the link port's
 	gate *gate        // for those who have not said it yet
 }
 
@@ -24,20 +26,24 @@ func (p *Proxy) listenNames(lc net.ListenConfig) (err error) {
 	if p.cfg.HTTPS == "" {
 		return nil
 	}
-	p.names.gate = newGate(p.port.descriptors.Size(sys.ForUsers))
+	p.names.gate = newGate(p.port.descriptors.Size(sys.ForHellos))
 	p.names.gate.about = "connections to the port of names (https) that reached no service"
 	p.names.gate.what = "places at the port of names (https) for who has said none"
+	if p.cfg.HTTPS == p.cfg.Listen && grammar.PortOf(p.cfg.Listen, 0) != 0 { // port 0 is another one each time
+		p.names.ln = p.port.ln
+		return nil
+	}
 	if p.names.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.HTTPS), p.cfg.HTTPS); err != nil {
 		return fmt.Errorf("open the port of names (https %s): %w", p.cfg.HTTPS, err)
 	}
 	return nil
 }
 
-// acceptNames accepts users, who say the name of their service first. Until then, each takes a descriptor for users and a place at the
-// gate, which closes silent connections when others come.
+// acceptNames accepts users, who say the name of their service first, and bridges, whose ALPN says what they are. Until then, each takes
+// a descriptor for hellos and a place at the gate, which closes silent connections when others come.
 func (p *Proxy) acceptNames(ln net.Listener) {
-	p.acceptThrough(p.names.gate, ln, sys.ForUsers, func(conn net.Conn, pass *pass) {
-		defer p.port.descriptors.Give(sys.ForUsers) // behind its admission, which takes one of its own
+	p.acceptThrough(p.names.gate, ln, sys.ForHellos, func(conn net.Conn, pass *pass) {
+		defer p.port.descriptors.Give(sys.ForHellos) // behind its admission, which takes one of its own
 		user, err := p.introduced(conn)
 		var hello *entrance.Hello
 		if err == nil {
@@ -60,8 +66,25 @@ func (p *Proxy) acceptNames(ln net.Listener) {
 			}
 			return
 		}
+		if slices.Contains(hello.ALPN, auth.ALPN) {
+			p.linkGreeted(conn, hello)
+			return
+		}
 		p.greeted(conn, hello)
 	})
+}
+
+// linkGreeted takes a connection of the link, whatever name it says, to the door of the link. There it is as if it had just come.
+func (p *Proxy) linkGreeted(conn net.Conn, hello *entrance.Hello) {
+	if pool := p.port.descriptors; !pool.Take(sys.ForLinks) {
+		p.port.short.Note(traffic.ErrNoDescriptor)
+		traffic.Reset(conn)
+	} else if pass := p.port.gate.enter(p.log, conn); pass == nil {
+		pool.Give(sys.ForLinks)
+	} else {
+		pass.begun = hello.Read
+		p.wg.Go(func() { p.serveLink(conn, pass) })
+	}
 }
 
 // greeted takes a user who has said a name. The most specific service of that name has them.

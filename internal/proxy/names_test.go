@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"reverser/internal/auth"
+	"reverser/internal/freeport"
+	"reverser/internal/sys"
 	"reverser/internal/wire"
 )
 
@@ -103,6 +106,88 @@ func TestNamesRefused(t *testing.T) {
 		return w.log.Count("service cannot be opened, trying again service=tls/a.example key=pc", `held by key "nas"`) == 1
 	})
 	eventually(t, "the port of names is nobody's", func() bool { return w.log.Count("the link itself uses this port") == 1 })
+}
+
+// TestLinkAtTheNames: a bridge comes in at the port of names, by its ALPN and whatever name it says, and never reaches a service there;
+// who says another ALPN never reaches the link.
+func TestLinkAtTheNames(t *testing.T) {
+	k, other := key(t, "nas", "tls/*"), key(t, "pc", "tcp/1-65535")
+	for what, cfg := range map[string]Config{"a port of its own": {HTTPS: "127.0.0.1:0"}, "one port for all": {Listen: oneAddr(t)}} {
+		t.Run(what, func(t *testing.T) {
+			if cfg.HTTPS == "" {
+				cfg.HTTPS = cfg.Listen
+			}
+			cfg.Keys = []Key{k, other}
+			w := start(t, cfg)
+			b := w.bridge(k, how{instance: 1, names: true}, "tls/*")
+			u, sent := w.hello("a.example")
+			s := b.stream()
+			got := make([]byte, len(sent))
+			if _, err := io.ReadFull(s, got); err != nil || !bytes.Equal(got, sent) {
+				t.Errorf("the bridge read %d bytes, %v; want the hello", len(got), err)
+			}
+			b.cut() // and it comes back the same way
+			second := w.bridge(other, how{instance: 2, names: true})
+			u.Write([]byte("on"))
+			if _, err := io.ReadFull(s, got[:2]); err != nil || string(got[:2]) != "on" {
+				t.Errorf("behind a break: %q, %v", got[:2], err)
+			}
+			s.Reset(wire.CodeReset)
+			wantReset(t, u)
+			for _, sni := range []string{"a.example", "reverser.invalid"} {
+				conn := tls.Client(w.user(w.p.names.ln.Addr().String()), &tls.Config{ServerName: sni, NextProtos: []string{"h2", auth.ALPN}, InsecureSkipVerify: true})
+				if err := conn.Handshake(); err != nil || conn.ConnectionState().NegotiatedProtocol != auth.ALPN {
+					t.Errorf("%s: %v, ALPN %q; want the link's", sni, err, conn.ConnectionState().NegotiatedProtocol)
+				}
+				conn.Close()
+			}
+			if st := w.p.Status(); len(st.Pairs) != 0 || len(st.Links) != 2 {
+				t.Errorf("status has %d pairs and %d links, want none and 2", len(st.Pairs), len(st.Links))
+			}
+			if taken := w.p.port.descriptors.Taken(sys.ForHellos); taken > 1 { // the next one's
+				t.Errorf("%d descriptors are taken for hellos", taken)
+			}
+			second.cut()
+		})
+	}
+}
+
+// oneAddr is an address to listen on.
+func oneAddr(t *testing.T) string {
+	addr, err := freeport.Addr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
+
+// TestLinkAtTheNamesBesideUsers: users who stay have taken all descriptors that users may have. A bridge still comes in.
+func TestLinkAtTheNamesBesideUsers(t *testing.T) {
+	k, other := key(t, "nas", "tls/*"), key(t, "pc")
+	pool := sys.NewPool(128, 12)
+	w := start(t, Config{HTTPS: "127.0.0.1:0", Descriptors: pool, Settings: Settings{Keys: []Key{k, other}}})
+	w.bridge(k, how{instance: 1}, "tls/*")
+	for range pool.Free(sys.ForUsers) {
+		if !pool.Take(sys.ForUsers) {
+			t.Fatal("a descriptor that was free is not")
+		}
+	}
+	w.bridge(other, how{instance: 2, names: true})
+}
+
+// TestStrangersAtTheLinkByName: noise behind a hello of the link is one of the link's strangers, told once.
+func TestStrangersAtTheLinkByName(t *testing.T) {
+	w := start(t, Config{HTTPS: "127.0.0.1:0", Settings: Settings{Keys: []Key{key(t, "nas", "tls/*")}}})
+	conn := tls.Client(w.user(w.p.names.ln.Addr().String()), &tls.Config{NextProtos: []string{auth.ALPN}, InsecureSkipVerify: true})
+	conn.Write(bytes.Repeat([]byte("noise"), 100))
+	if got, err := io.ReadAll(conn); len(got) != 0 {
+		t.Errorf("a stranger got %d bytes, %v; want none", len(got), err)
+	}
+	conn.Close()
+	eventually(t, "the operator is told", func() bool { return w.log.Count("connections to the link port that were no bridge", "count=1") == 1 })
+	if n := w.log.Count("that reached no service"); n != 0 {
+		t.Errorf("%d lines call it a user", n)
+	}
 }
 
 // TestNamesNeedAPort: without --https a name is denied by a word that says so.

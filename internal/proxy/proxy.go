@@ -52,7 +52,7 @@ type Key struct {
 type Config struct {
 	Listen   string          // link address, such as ":3010"
 	Transfer string          // address for carriers; "": the link address
-	HTTPS    string          // address that tls/ names share; "": none
+	HTTPS    string          // address that tls/ names share, and the link, which knows itself by its ALPN; it may be Listen. "": none
 	Identity tls.Certificate // that tokens pin
 	Version  string
 	Log      *slog.Logger // nil: discard
@@ -205,7 +205,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.life.running.Store(true)
 	p.wg.Go(func() { p.registry.Run(p.life.ctx, effects{p}) })
 	p.wg.Go(p.keepKnown)
-	p.wg.Go(func() { p.acceptLinks(p.port.ln) })
+	if p.names.ln != p.port.ln {
+		p.wg.Go(func() { p.acceptLinks(p.port.ln) })
+	}
 	if p.port.carrier != nil {
 		p.wg.Go(func() { p.acceptLinks(p.port.carrier) })
 	}

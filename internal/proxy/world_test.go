@@ -298,6 +298,7 @@ type how struct {
 	instance byte
 	silent   bool   // does not prove its ports
 	from     string // source address
+	names    bool   // comes in at the port of names
 }
 
 // dial runs a bridge until the end of the test.
@@ -320,6 +321,9 @@ func (w *world) dial(k Key, h how, publics ...string) *bridge {
 			addr := w.p.Addr().String()
 			if carrier && transfer != 0 {
 				addr = fmt.Sprintf("127.0.0.1:%d", transfer)
+			}
+			if h.names {
+				addr = w.p.names.ln.Addr().String()
 			}
 			b.mu.Lock()
 			b.dialled = append(b.dialled, dialled{carrier, addr})

@@ -70,6 +70,8 @@ func Client(ctx context.Context, sock net.Conn, cfg *tls.Config) (*Conn, error) 
 // Steps are told of the steps of a handshake at the accepting side, where strangers come: what it costs can be given to one after
 // the other. The zero value tells nobody.
 type Steps struct {
+	// Begun is what was read of the connection before: its first bytes.
+	Begun []byte
 	// Heard is called when the peer's first record is there, and before anything is computed for it. An error ends the handshake.
 	// hungUp reports whether the peer has ended the connection meanwhile.
 	Heard func(hungUp func() bool) error
@@ -80,7 +82,7 @@ type Steps struct {
 // Server is Client for the accepting side. Until Trust is called the connection holds little more memory than what its peer has sent.
 func Server(ctx context.Context, sock net.Conn, cfg *tls.Config, steps Steps) (*Conn, error) {
 	c := newConn(sock)
-	c.waits = steps.Waits
+	c.in, c.waits = steps.Begun, steps.Waits
 	if err := c.hear(); err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ const (
 	forItself    = 16  // what a process has open anyway, at the least: standard files, pollers, listeners, the lock
 	spareFiles   = 8   // what it opens now and then, as for a name that it looks up
 	keptForLinks = 224 // what users and their sockets leave to links, unless half of all is less
+	lentToHellos = 32  // of these, what those may have who have not said yet whether they are a link's, unless a quarter is less
 )
 
 // fewest is what a process can work with: the sockets and files that one has for itself, a link, and a few user connections.
@@ -36,13 +37,15 @@ const (
 	ForUsers     Use = iota // connections of users and to targets
 	ForListeners            // public sockets
 	ForLinks                // connections between proxy and bridge, authenticated or not
+	ForHellos               // connections that have not said yet whether they are a user's or a link's
 	uses
 )
 
 // Pool shares the descriptors of a process among those who ask for one before they open it. The operator's are not in it, and users
-// and listeners leave some to links.
+// and listeners leave some to links. A few of these are for those who may be a link's.
 type Pool struct {
-	all, public int // what may be taken in all, and for users and listeners together
+	all, public int // what may be taken in all, and for users, listeners and hellos together
+	lent        int // how many more hellos may have
 
 	mu      sync.Mutex
 	taken   [uses]int // guarded by mu, as all below
@@ -55,13 +58,17 @@ var Descriptors = sync.OnceValue(func() *Pool { return NewPool(descriptorLimit()
 // NewPool returns a pool for a limit of which some descriptors are open.
 func NewPool(limit, open int) *Pool {
 	all := max(limit-forOperator-max(forItself, open+spareFiles), fewest/4)
-	return &Pool{all: all, public: all - min(keptForLinks, all/2)}
+	kept := min(keptForLinks, all/2)
+	return &Pool{all: all, public: all - kept, lent: min(lentToHellos, kept/4)}
 }
 
 // Size returns how many descriptors there are for a use if no other takes any.
 func (p *Pool) Size(u Use) int {
-	if u == ForLinks {
+	switch u {
+	case ForLinks:
 		return p.all
+	case ForHellos:
+		return p.public + p.lent
 	}
 	return p.public
 }
@@ -74,9 +81,13 @@ func (p *Pool) Free(u Use) int {
 }
 
 func (p *Pool) freeLocked(u Use) int {
-	public := p.taken[ForUsers] + p.taken[ForListeners]
+	public := p.taken[ForUsers] + p.taken[ForListeners] + p.taken[ForHellos]
 	free := p.all - public - p.taken[ForLinks]
-	if u != ForLinks {
+	switch u {
+	case ForLinks:
+	case ForHellos: // users who stay must not keep bridges out
+		free = min(free, p.public+p.lent-public)
+	default:
 		free = min(free, p.public-public)
 	}
 	return max(free, 0)

@@ -31,6 +31,14 @@ func TestPool(t *testing.T) {
 		if left := limit - users - links; left < forOperator+forItself {
 			t.Errorf("limit %d: %d are left for everything else", limit, left)
 		}
+		p.Return(ForLinks, links)
+		if hellos := take(ForHellos); hellos == 0 || hellos > lentToHellos {
+			t.Errorf("limit %d: %d for hellos beside %d users, want some", limit, hellos, users)
+		} else if got := take(ForLinks); got != links-hellos {
+			t.Errorf("limit %d: %d for links beside %d hellos, want the rest of %d", limit, got, hellos, links)
+		} else if p.Return(ForHellos, hellos); take(ForLinks) != hellos {
+			t.Errorf("limit %d: links do not get what hellos gave back", limit)
+		}
 		p.Return(ForUsers, users)
 		if n := p.Free(ForUsers); n != users {
 			t.Errorf("limit %d: %d users are free again, want %d", limit, n, users)

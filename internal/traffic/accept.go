@@ -49,7 +49,8 @@ func Reserve(ctx context.Context, ln net.Listener, pool *sys.Pool, use sys.Use, 
 	return &reserving{Listener: ln, ctx: ctx, pool: pool, use: use, short: short}
 }
 
-var errNoDescriptor = errors.New("no descriptor is free")
+// ErrNoDescriptor says that a connection waits, or was not taken, for want of a descriptor.
+var ErrNoDescriptor = errors.New("no descriptor is free")
 
 type reserving struct {
 	net.Listener
@@ -62,7 +63,7 @@ type reserving struct {
 
 func (r *reserving) Accept() (net.Conn, error) {
 	if !r.has && !r.pool.Take(r.use) {
-		r.short.Note(errNoDescriptor)
+		r.short.Note(ErrNoDescriptor)
 		if !r.pool.Acquire(r.ctx, r.use) {
 			return nil, net.ErrClosed
 		}
