@@ -12,6 +12,7 @@ import (
 	"reverser/internal/escape"
 	"reverser/internal/grammar"
 	"reverser/internal/status"
+	"reverser/internal/via"
 )
 
 // Client is one link to a proxy with any number of listeners on it. A proxy takes one link of a key at a time, so a program
@@ -20,10 +21,12 @@ import (
 type Client struct {
 	Token string       // that `reverser key add` printed
 	Proxy string       // host:port of the proxy's link port; "": the token's
+	Via   string       // an HTTP proxy or SOCKS5 server on the way out, http://[user:password@]host:port or socks5://…; "": none
 	Log   *slog.Logger // nil: discard
 
 	mu        sync.Mutex
 	bridge    *bridge.Bridge // nil before the first Listen; guarded by mu, as all below
+	way       via.Choice
 	stop      context.CancelFunc
 	listeners map[grammar.Public]*listener
 	closed    bool
@@ -111,6 +114,12 @@ func (c *Client) connectLocked() error {
 		return fmt.Errorf("token: %w", err)
 	}
 	cfg := bridge.Config{Token: tok, Log: c.Log, Version: "library"}
+	if c.Via != "" {
+		if c.way.Way, err = via.Parse(c.Via); err != nil {
+			return fmt.Errorf("via: %w", err)
+		}
+		cfg.Settings.Via = c.way
+	}
 	if c.Proxy != "" {
 		cfg.Proxies = []bridge.Proxy{{Addr: c.Proxy}}
 	}
@@ -139,7 +148,7 @@ func (c *Client) applyLocked() error {
 	for _, l := range c.listeners {
 		services = append(services, bridge.Service{Public: l.pub, Handle: l.hand})
 	}
-	_, err := c.bridge.Apply(context.Background(), bridge.Settings{Services: services})
+	_, err := c.bridge.Apply(context.Background(), bridge.Settings{Services: services, Via: c.way})
 	return err
 }
 

@@ -1,15 +1,18 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"reverser/internal/grammar"
@@ -84,15 +87,35 @@ func TestOneOpenPort(t *testing.T) {
 	})
 	startBridge(t, token.Encode(), fmt.Sprintf("tls/*=%d", port)).awaitUp("tls/*")
 	c := tls.Client(dial(t, loopback(https)), &tls.Config{RootCAs: pool, ServerName: "app.example"})
-	const n, cuts = 16 << 20, 8
+	echoThrough(t, c, 16<<20, 8, router.cut)
+	c.Close()
+	if r := p.awaitRecord("pair released", "service", "tls/*"); r.Text("reason") != "eof" || r.Number("resumes") == 0 {
+		t.Errorf("the pair ended as %q after %d resumes", r.Text("reason"), int(r.Number("resumes")))
+	}
+	// The ALPN decides, not the name.
+	for alpn, subject := range map[string]string{"h2": "CN = app.example", "reverser/1": "CN = reverser"} {
+		out := runInput(t, os.DevNull, "/bin/sh", "-c", openssl.path(t)+` s_client -connect "$@" 2>&1 || true`, "sh", loopback(https), "-servername", "app.example", "-alpn", alpn)
+		if !strings.Contains(strings.ReplaceAll(out, "CN=", "CN = "), subject) {
+			t.Errorf("with the ALPN %s s_client says %.600q, want a certificate of %s", alpn, out, subject)
+		}
+	}
+}
+
+// echoThrough sends n bytes to a service that echoes them, and checks each of them, while what is in between is cut again and again.
+func echoThrough(t *testing.T, c interface {
+	net.Conn
+	CloseWrite() error
+}, n int64, cuts int, cut func(),
+) {
+	t.Helper()
 	sent := make(chan error, 1)
 	go func() {
 		_, err := io.Copy(c, newPattern(n))
 		sent <- err
 	}()
-	want, buf, expected := newPattern(n), make([]byte, n/cuts), make([]byte, n/cuts)
+	want, buf, expected := newPattern(n), make([]byte, n/int64(cuts)), make([]byte, n/int64(cuts))
 	for i := range cuts {
-		router.cut()
+		cut()
 		io.ReadFull(want, expected)
 		if _, err := io.ReadFull(c, buf); err != nil || !bytes.Equal(buf, expected) {
 			t.Fatalf("part %d of %d is wrong: %v", i+1, cuts, err)
@@ -105,15 +128,161 @@ func TestOneOpenPort(t *testing.T) {
 	if rest, err := io.ReadAll(c); len(rest) > 0 || err != nil {
 		t.Errorf("at the end %d bytes more, %v", len(rest), err)
 	}
-	c.Close()
-	if r := p.awaitRecord("pair released", "service", "tls/*"); r.Text("reason") != "eof" || r.Number("resumes") == 0 {
-		t.Errorf("the pair ended as %q after %d resumes", r.Text("reason"), int(r.Number("resumes")))
+}
+
+var (
+	tinyproxy  = program{"tinyproxy", "tinyproxy-bin"}
+	microsocks = program{"microsocks", "microsocks"}
+	danted     = program{"danted", "dante-server"}
+)
+
+// TestWaysOut: the link goes through programs that networks have on their way out, with and without a password, and survives that they
+// are killed and started again. A wrong password is told, with what to do, and not tried over and over.
+func TestWaysOut(t *testing.T) {
+	const user, password = "alice", "s3cretpassword"
+	type server struct {
+		program program
+		scheme  string
+		auth    bool
+		args    func(dir string, port int) []string
 	}
-	// The ALPN decides, not the name.
-	for alpn, subject := range map[string]string{"h2": "CN = app.example", "reverser/1": "CN = reverser"} {
-		out := runInput(t, os.DevNull, "/bin/sh", "-c", openssl.path(t)+` s_client -connect "$@" 2>&1 || true`, "sh", loopback(https), "-servername", "app.example", "-alpn", alpn)
-		if !strings.Contains(strings.ReplaceAll(out, "CN=", "CN = "), subject) {
-			t.Errorf("with the ALPN %s s_client says %.600q, want a certificate of %s", alpn, out, subject)
+	conf := func(dir, format string, args ...any) string {
+		return writeFile(t, filepath.Join(dir, "conf"), fmt.Sprintf(format, args...))
+	}
+	tiny := func(more string) func(string, int) []string {
+		return func(dir string, port int) []string {
+			return []string{"-d", "-c", conf(dir, "Port %d\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 600\nMaxClients 100\n%s", port, more)}
+		}
+	}
+	socks := func(more ...string) func(string, int) []string {
+		return func(_ string, port int) []string {
+			return append([]string{"-i", "127.0.0.1", "-p", strconv.Itoa(port)}, more...)
+		}
+	}
+	for name, s := range map[string]server{
+		"tinyproxy":                 {tinyproxy, "http", false, tiny("")},
+		"tinyproxy with passwords":  {tinyproxy, "http", true, tiny("BasicAuth " + user + " " + password + "\n")},
+		"microsocks":                {microsocks, "socks5", false, socks()},
+		"microsocks with passwords": {microsocks, "socks5", true, socks("-u", user, "-P", password)},
+		"dante": {danted, "socks5", false, func(dir string, port int) []string {
+			return []string{"-f", conf(dir, "logoutput: stderr\ninternal: 127.0.0.1 port = %d\nexternal: 127.0.0.1\nclientmethod: none\nsocksmethod: none\n"+
+				"client pass { from: 127.0.0.0/8 to: 0.0.0.0/0 }\nsocks pass { from: 127.0.0.0/8 to: 0.0.0.0/0 }\n", port)}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			need(t, s.program)
+			dir, port, public := t.TempDir(), freePort(t), freePort(t)
+			args := s.args(dir, port)
+			run := func() *testProcess {
+				way := start(t, s.program.name, s.program.path(t), nil, args...)
+				way.awaitListener(port)
+				return way
+			}
+			way := run()
+			p := startProxy(t)
+			token := addKey(t, p.state, "nas", fmt.Sprintf("tcp/%d", public))
+			service, expose := fmt.Sprintf("tcp/%d", public), fmt.Sprintf("%d=%d", public, serve(t, echo))
+			right := []string{"--via", fmt.Sprintf("%s://%s", s.scheme, loopback(port))}
+			if s.auth {
+				right = []string{"--via-file", writeFile(t, filepath.Join(dir, "via"), fmt.Sprintf("%s://%s:%s@%s\n", s.scheme, user, password, loopback(port)))}
+				for i, wrong := range []string{loopback(port), user + ":" + password + "wrong@" + loopback(port)} {
+					b := startBridge(t, token, expose, "--proxy", loopback(p.link), "--via", s.scheme+"://"+wrong)
+					r := b.awaitRecord("no connection to the proxy, trying again")
+					if word := []string{"USER:PASSWORD", `check user "alice"`}[i]; !strings.Contains(r.Text("err"), word) || r.Number("retry_in") < 1 {
+						t.Errorf("with %s: %s, again in %v s; want %q, and no haste", wrong, r.Text("err"), r.Number("retry_in"), word)
+					}
+					b.Kill()
+				}
+			}
+			b := startBridge(t, token, append(right, expose, "--proxy", loopback(p.link))...)
+			b.awaitUp(service)
+			c := dial(t, loopback(public))
+			echoThrough(t, c, 16<<20, 4, func() {
+				way.Kill()
+				way = run()
+			})
+			c.Close()
+			if r := p.awaitRecord("pair released", "service", service); r.Text("reason") != "eof" || r.Number("resumes") == 0 {
+				t.Errorf("the pair ended as %q after %d resumes", r.Text("reason"), int(r.Number("resumes")))
+			}
+			status := runReverser(t, "status", "--json", "--state", b.state) + runReverser(t, "status", "--state", b.state)
+			if !strings.Contains(status, s.scheme+"://") || !strings.Contains(status, loopback(port)) {
+				t.Errorf("status does not name the way out: %s", status)
+			}
+			if said := status + b.Stdout.String() + b.Stderr.String(); strings.Contains(said, password) {
+				t.Error("the password is in status or log")
+			}
+			way.Kill() // nothing is beside it
+			eventually(t, "the proxy has no connection of the bridge", func() bool { return mustStatus(t, p.state).Links[0].State == "down" })
+		})
+	}
+}
+
+// connectServer is an HTTP proxy that knows one name, which leads to port, and counts who came.
+func connectServer(t *testing.T, name string, port int, asked *atomic.Int64) (at int) {
+	return serve(t, func(c *net.TCPConn) {
+		r := bufio.NewReader(c)
+		req, err := http.ReadRequest(r)
+		if err != nil {
+			return
+		}
+		if req.Method != http.MethodConnect || req.Host != name {
+			fmt.Fprint(c, "HTTP/1.1 403 Forbidden\r\n\r\n")
+			return
+		}
+		asked.Add(1)
+		far, err := net.Dial("tcp", loopback(port))
+		if err != nil {
+			fmt.Fprint(c, "HTTP/1.1 503 Service Unavailable\r\n\r\n")
+			return
+		}
+		defer far.Close()
+		fmt.Fprint(c, "HTTP/1.1 200 OK\r\n\r\n")
+		go func() {
+			io.Copy(far, r)
+			far.Close()
+		}()
+		io.Copy(c, far)
+	})
+}
+
+// TestWayOutOfTheEnvironment: HTTPS_PROXY, ALL_PROXY and NO_PROXY count where nothing else is said. The name of the proxy, which
+// this machine cannot look up, is looked up on the way out.
+func TestWayOutOfTheEnvironment(t *testing.T) {
+	t.Parallel()
+	p := startProxy(t)
+	var asked atomic.Int64
+	const name = "tunnel.invalid:443"
+	way := loopback(connectServer(t, name, p.link, &asked))
+	for i, tt := range []struct {
+		env  []string
+		args []string
+		up   bool
+	}{
+		{[]string{"HTTPS_PROXY=http://" + way}, []string{"--proxy", name}, true},
+		{[]string{"HTTPS_PROXY=", "all_proxy=" + way}, []string{"--proxy", name}, true},
+		{[]string{"HTTPS_PROXY=http://" + way, "NO_PROXY=.invalid"}, []string{"--proxy", name}, false},
+		{[]string{"HTTPS_PROXY=http://" + way}, []string{"--proxy", name, "--via", "none"}, false},
+		{[]string{"HTTPS_PROXY=http://127.0.0.1:1"}, []string{"--proxy", name, "--via", "http://" + way}, true},
+	} {
+		public := freePort(t)
+		token := addKey(t, p.state, fmt.Sprintf("key%d", i), fmt.Sprintf("tcp/%d", public))
+		b := &bridgeProcess{state: t.TempDir()}
+		env := append([]string{"HTTP_PROXY=", "https_proxy=", "ALL_PROXY=", "no_proxy=", "NO_PROXY="}, tt.env...)
+		b.testProcess = startReverser(t, "bridge", env, append([]string{"bridge", token, fmt.Sprintf("%d=%d", public, serve(t, echo)), "--state", b.state, "--log-format", "json"}, tt.args...)...)
+		if !tt.up {
+			before := asked.Load()
+			if r := b.awaitRecord("no connection to the proxy, trying again"); !strings.Contains(r.Text("err"), "dial the proxy at "+name) || asked.Load() != before {
+				t.Errorf("%v: %s", tt, r.Text("err"))
+			}
+			b.Kill()
+			continue
+		}
+		b.awaitUp(fmt.Sprintf("tcp/%d", public))
+		exchange(t, dial(t, loopback(public)), "hello")
+		if r := b.awaitRecord("service up"); !strings.Contains(r.Text("public"), "goes through http://"+way) {
+			t.Errorf("%v: the log says %q of the public port", tt, r.Text("public"))
 		}
 	}
 }

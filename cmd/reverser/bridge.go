@@ -66,12 +66,15 @@ func addBridgeFlags(fl *pflag.FlagSet, args *config.BridgeArgs, admin *string) {
 	fl.StringArrayVar(&args.Proxies, "proxy", nil, "`HOST[:PORT]` of the proxy, in place of the token's address (default port 3010); several are several proxies")
 	fl.StringVar(&args.ProxyTransfer, "proxy-transfer", "", "`HOST:PORT` of the proxy's --transfer port, where a NAT changes it")
 	fl.StringVar(&args.SNI, "sni", "", "`NAME` that the TLS of the link asks for, where something in between goes by it (default: the token's, else reverser.invalid); the proxy is known by its key as ever")
+	fl.StringVar(&args.Via, "via", "", "`URL` of an HTTP proxy or SOCKS5 server on the way out, http://HOST:PORT or socks5://HOST:PORT; none for no such thing (default: what HTTPS_PROXY, ALL_PROXY and NO_PROXY say)")
+	fl.StringVar(&args.ViaFile, "via-file", "", "`FILE` that holds that URL with user and password, http://USER:PASSWORD@HOST:PORT, readable only by you")
 	fl.StringVar(&args.Keepalive, "keepalive", "", "`DURATION` of silence after which an idle link is kept alive, 5s to 1h (default 25s): less for a NAT that forgets sooner, more for a metered line")
 	fl.StringArrayVar(&args.Sources, "source", nil, "`IP` of this machine that targets are dialled from (default: the system chooses); several take turns, each with some 28,000 ports of its own")
 	addCommonFlags(fl, &args.CommonArgs, &args.Config, admin)
 }
 
 func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error) {
+	args.Environ = os.Getenv
 	source := config.NewBridgeSource(args)
 	run, err := c.begin(source)
 	if err != nil {
@@ -121,7 +124,7 @@ func bridgeSettings(set config.Settings) bridge.Settings {
 	for _, e := range set.Bridge.Services {
 		services = append(services, bridge.Service{Public: e.Public, Target: e.Target, Options: e.Options})
 	}
-	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, NoPairs: set.NoPairs, Drain: set.Drain}
+	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, Via: set.Bridge.Via, NoPairs: set.NoPairs, Drain: set.Drain}
 }
 
 // bridgeProxies are the proxies that get a link. Where the settings name none, the token has the address.

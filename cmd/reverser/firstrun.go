@@ -335,6 +335,7 @@ func phrasesFor(chinese bool) *phrases {
 
 // tryBridge runs a bridge, without a trace on disk, until it is clear whether its services are up.
 func (c *cli) tryBridge(ctx context.Context, args config.BridgeArgs) error {
+	args.Environ = os.Getenv
 	set, _, err := config.NewBridgeSource(args).Load()
 	if err != nil {
 		return err

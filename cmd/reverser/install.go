@@ -179,6 +179,9 @@ func specOf(m service.Manager, fl *pflag.FlagSet, role, configFile string, set c
 			return
 		}
 		values := []string{flag.Value.String()}
+		if flag.Name == "via-file" { // the service has another working directory
+			values[0], err = filepath.Abs(values[0])
+		}
 		if several, ok := flag.Value.(pflag.SliceValue); ok {
 			values = several.GetSlice()
 		}
@@ -186,7 +189,7 @@ func specOf(m service.Manager, fl *pflag.FlagSet, role, configFile string, set c
 			s.Args = append(s.Args, "--"+flag.Name+"="+v)
 		}
 	})
-	return s, nil
+	return s, err
 }
 
 func (c *cli) installBridge(ctx context.Context, fl *pflag.FlagSet, args config.BridgeArgs, f installFlags) error {
@@ -202,6 +205,10 @@ func (c *cli) installBridge(ctx context.Context, fl *pflag.FlagSet, args config.
 		return badSettings(err)
 	}
 	c.printWarnings(warnings)
+	if args.Via != "" && set.Bridge.Via.Way.HasPassword() {
+		return usageHint("write the URL to a file that only the administrator and the service's user can read, and give --via-file FILE",
+			"--via has a password, which would stand in the definition of the service for everybody to read")
+	}
 	s, err := specOf(m, fl, config.RoleBridge, args.Config, set, f)
 	if err != nil {
 		return err

@@ -218,7 +218,11 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 			if l.RTTMillis > 0 {
 				rtt = strconv.FormatFloat(l.RTTMillis, 'f', 1, 64) + " ms"
 			}
-			t.row(l.Key, l.State, l.Remote, l.Bridge, rtt, strconv.Itoa(l.Carriers), strconv.FormatUint(l.Resumes, 10), ago(now, l.Since))
+			remote := l.Remote
+			if l.Via != "" {
+				remote += " via " + l.Via
+			}
+			t.row(l.Key, l.State, remote, l.Bridge, rtt, strconv.Itoa(l.Carriers), strconv.FormatUint(l.Resumes, 10), ago(now, l.Since))
 		}
 		if err := t.flush(); err != nil {
 			return err

@@ -48,7 +48,8 @@ var rules = []rule{
 	{pkg: "internal/state", own: "access grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
 	{pkg: "internal/export", own: "state", third: "filippo.io/age", not: "os net",
 		why: "a state directory as one encrypted file: which files there are, and where they lie, is known to state"},
-	{pkg: "internal/config", own: "access grammar state", third: "github.com/pelletier/go-toml/v2 github.com/fsnotify/fsnotify",
+	{pkg: "internal/via", own: "escape grammar", why: "what servers on the way out of a network say; who wants to get out, and why, is not its to know"},
+	{pkg: "internal/config", own: "access grammar state via", third: "github.com/pelletier/go-toml/v2 github.com/fsnotify/fsnotify",
 		why: "where settings come from: the one place that knows TOML and XML, so that nothing on the path of a byte does, and no role"},
 
 	{pkg: "internal/certs", own: "escape lines status", third: "github.com/caddyserver/certmagic github.com/mholt/acmez go.uber.org/zap",
@@ -69,12 +70,12 @@ var rules = []rule{
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
 	{pkg: "internal/claims", own: "grammar status wire", not: "os io sync context log/slog",
 		why: "the bridge's side of claims, as deterministic as the registry: the simulation of both drives it step by step"},
-	{pkg: "internal/bridge", own: "auth claims grammar lines link proxyproto relay status sys traffic wire",
+	{pkg: "internal/bridge", own: "auth claims grammar lines link proxyproto relay status sys traffic via wire",
 		why: "the LAN role. It never sees the proxy's package, nor the registry: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
 	{pkg: "internal/admin", own: "config escape grammar state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
-	{pkg: "", own: "bridge escape grammar status",
+	{pkg: "", own: "bridge escape grammar status via",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
 	{pkg: "internal/service", own: "access", why: "what service managers read and say; what the service does, and what its settings mean, is not its to know"},
 	{pkg: "cmd/reverser", own: "access admin bridge certs config escape export grammar lines proxy relay service state status sys",

@@ -13,6 +13,7 @@ import (
 	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
+	"reverser/internal/via"
 	"reverser/internal/wire"
 )
 
@@ -20,6 +21,7 @@ import (
 type Settings struct {
 	Services []Service
 	Sources  []netip.Addr  // of this machine, that targets are dialled from, in turn; none: the system chooses
+	Via      via.Choice    // of the way out to the proxies. Connections that are there stay where they are
 	NoPairs  bool          // the beginning and the end of each pair are not logged
 	Drain    time.Duration // how long the connections of what is removed may go on; 0: DefaultDrain; negative: they are reset at once
 }
@@ -66,6 +68,7 @@ func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
 	if err == nil {
 		b.drainTime = s.drain()
 		b.targets.SetSources(s.Sources)
+		b.via.Store(&s.Via)
 		b.conns.LogPairs(!s.NoPairs)
 		b.changedLocked()
 	}

@@ -32,6 +32,7 @@ import (
 	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
+	"reverser/internal/via"
 )
 
 // DefaultPort is the link port where an address names none.
@@ -108,6 +109,7 @@ type life struct {
 // network is how a bridge reaches its proxies.
 type network struct {
 	names  *names
+	via    atomic.Pointer[via.Choice]                                                     // of Settings
 	socket func(ctx context.Context, network, addr string, segment int) (net.Conn, error) // segment: the largest of TCP; 0: the system's choice
 	watch  func(ctx context.Context, changed func(sys.NetworkEvent))
 }
@@ -139,6 +141,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b.hellos.init(mostHandshakes, runtime.GOMAXPROCS(0))
 	b.targets.SetSources(cfg.Settings.Sources)
+	b.via.Store(&cfg.Settings.Via)
 	b.conns.LogPairs(!cfg.Settings.NoPairs)
 	b.targets.Warn = func(err error) { b.log.Warn("users wait for a connection to their target", "err", err) }
 	rand.Read(b.instance[:])
@@ -165,6 +168,9 @@ func (b *Bridge) key() string { return keyPrefix(b.cfg.Token.KeyID) }
 // sni is the name that the links ask for; "": the constant one. Where there is one, something in between goes by it.
 func (b *Bridge) sni() string { return cmp.Or(b.cfg.SNI, b.cfg.Token.SNI) }
 
+// wayTo is the way out to an address; nil: it is dialled directly.
+func (b *Bridge) wayTo(addr string) *via.Way { return b.via.Load().For(addr) }
+
 func keyPrefix(id [16]byte) string { return hex.EncodeToString(id[:4]) }
 
 func withPort(addr string) string {
@@ -188,7 +194,11 @@ func (b *Bridge) Run(ctx context.Context) error {
 	go b.say.Run() // Stop waits for it
 	b.wg.Go(b.awaitDrain)
 	for _, u := range b.uplinks {
-		b.log.Info("bridge starting", "proxy", u.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
+		log := b.log
+		if b.wayTo(u.proxy) != nil {
+			log = log.With("via", b.via.Load().String())
+		}
+		log.Info("bridge starting", "proxy", u.proxy, "key", b.key(), "version", b.cfg.Version, "budget_mib", b.budget.Size()>>20)
 		b.wg.Go(u.run)
 	}
 	b.wg.Go(func() {

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/link"
 	"reverser/internal/sys"
+	"reverser/internal/via"
 )
 
 // The addresses of the proxy race through the handshake: a kernel accepts for a server that hangs as well, so that TCP is
@@ -30,30 +32,67 @@ const (
 func (u *uplink) dial(ctx context.Context, carrier bool, transfer uint16, prove link.Prove) (*auth.Conn, error) {
 	targets := u.targets(carrier, transfer)
 	places, err := u.places(ctx, targets)
-	what := "dial the proxy at " + strings.Join(targets, " or ")
 	if len(places) == 0 {
-		return nil, fmt.Errorf("%s: %w%s", what, err, dialHint(err))
+		hint := dialHint(err)
+		if u.b.wayTo(targets[0]) != nil {
+			hint = u.wayHint()
+		}
+		return nil, fmt.Errorf("%s: %w%s", u.dialling(targets), err, hint)
 	}
 	conn, at, dialErr := u.race(ctx, u.paths.order(places), prove)
 	switch {
+	case dialErr != nil && at.way != nil:
+		return nil, u.wayError(at, dialErr)
 	case dialErr != nil && at.connected && err == nil:
 		if len(places) > 1 {
 			return nil, fmt.Errorf("the proxy at %s: %w", at.addr, dialErr)
 		}
 		return nil, dialErr
 	case dialErr != nil && err != nil:
-		return nil, fmt.Errorf("%s, at its last known address: %w%s, and: %w", what, dialErr, dialHint(dialErr), err)
+		return nil, fmt.Errorf("%s, at its last known address: %w%s, and: %w", u.dialling(targets), dialErr, dialHint(dialErr), err)
 	case dialErr != nil:
-		return nil, fmt.Errorf("%s: %w%s", what, dialErr, dialHint(dialErr))
+		return nil, fmt.Errorf("%s: %w%s", u.dialling(targets), dialErr, dialHint(dialErr))
 	}
-	conn.Relayed = u.b.sni() != ""
+	conn.Relayed = at.way != nil || u.b.sni() != ""
 	u.b.names.reached(at.host, at.addr.Addr())
-	if u.paths.proven(at.addr, at.small) {
+	if u.paths.proven(at.lead, at.small) {
 		u.say(nil, slog.LevelWarn, "the proxy answers only when packets are small: the path to it seems to swallow larger ones without a word (MTU). "+
 			"Connections to it are kept to small packets from now on. The remedy is to let ICMP \"fragmentation needed\" and \"packet too big\" through, "+
 			"or to lower the MTU of this machine's interface", "remote", at.addr, "segment", smallSegment)
 	}
 	return conn, nil
+}
+
+// dialling says what is dialled.
+func (u *uplink) dialling(targets []string) string {
+	if w := u.b.wayTo(targets[0]); w != nil {
+		return fmt.Sprintf("dial %s, the way out to the proxy at %s", w, strings.Join(targets, " or "))
+	}
+	return "dial the proxy at " + strings.Join(targets, " or ")
+}
+
+// wayError is why a way out led to no proxy. What it said itself says where.
+func (u *uplink) wayError(at way, err error) error {
+	switch _, ok := errors.AsType[*via.Error](err); {
+	case ok:
+		return err
+	case at.connected:
+		return fmt.Errorf("the proxy at %s, through %s: %w", at.target, at.way, err)
+	}
+	return fmt.Errorf("dial %s, the way out to the proxy at %s: %w%s", at.way, at.target, err, u.wayHint())
+}
+
+// wayHint is what helps where the way out itself cannot be reached.
+func (u *uplink) wayHint() string {
+	return fmt.Sprintf(" (is the way out right, which %s says? --via none dials the proxy directly)", cmp.Or(u.b.via.Load().From, "--via"))
+}
+
+// backoff is the pause after n attempts that failed. A server on the way out is not tried with a wrong password over and over.
+func backoff(n int, err error, streams int) time.Duration {
+	if via.Lasting(err) {
+		err = auth.ErrRefused
+	}
+	return link.Backoff(n, err, streams)
 }
 
 // targets are what may be dialled for a connection, host:port, the best first. Where the proxy has a port for carriers, its link port is
@@ -70,24 +109,35 @@ func (u *uplink) targets(carrier bool, transfer uint16) []string {
 	return append([]string{addr}, u.others...)
 }
 
-// place is where a target is.
-type place struct {
-	addr netip.AddrPort
-	host string // of the target, as it was looked up
+// lead is what a connection is made to.
+type lead struct {
+	addr   netip.AddrPort // that is dialled
+	target string         // that the way out there is asked for; "": there is none
 }
 
-// places looks the targets up, in their order. The error is why one of them, or the present addresses of one, are not known; there may
-// be places all the same.
+// place is where a target is.
+type place struct {
+	lead
+	host string   // of addr, as it was looked up
+	way  *via.Way // that addr is of; nil: addr is the target's
+}
+
+// places looks up the targets, or the ways out to them, in their order. The error is why one of them, or the present addresses of one, are
+// not known; there may be places all the same.
 func (u *uplink) places(ctx context.Context, targets []string) (all []place, err error) {
 	var hosts []string
-	for _, t := range targets {
-		if host, _, err := net.SplitHostPort(t); err == nil && !slices.Contains(hosts, host) {
+	ways, dialled := make([]*via.Way, len(targets)), slices.Clone(targets)
+	for i, t := range targets {
+		if ways[i] = u.b.wayTo(t); ways[i] != nil {
+			dialled[i] = ways[i].Addr()
+		}
+		if host, _, err := net.SplitHostPort(dialled[i]); err == nil && !slices.Contains(hosts, host) {
 			hosts = append(hosts, host)
 		}
 	}
 	addrs, err := u.b.names.all(ctx, hosts)
-	for _, t := range targets {
-		host, portName, splitErr := net.SplitHostPort(t)
+	for i, t := range targets {
+		host, portName, splitErr := net.SplitHostPort(dialled[i])
 		if splitErr != nil {
 			return nil, splitErr
 		}
@@ -96,7 +146,11 @@ func (u *uplink) places(ctx context.Context, targets []string) (all []place, err
 			return nil, portErr
 		}
 		for _, a := range addrs[host] {
-			all = append(all, place{netip.AddrPortFrom(a, uint16(port)), host})
+			p := place{lead{addr: netip.AddrPortFrom(a, uint16(port))}, host, ways[i]}
+			if p.way != nil {
+				p.target = t
+			}
+			all = append(all, p)
 		}
 	}
 	return all, err
@@ -205,6 +259,10 @@ func (u *uplink) race(ctx context.Context, ways []way, prove link.Prove) (*auth.
 					first = n
 				}
 			}
+			if errors.Is(n.err, via.ErrAuth) { // another address is no other password
+				left -= len(ways) - started
+				started = len(ways)
+			}
 			if left == 0 && spare.conn != nil {
 				return take()
 			}
@@ -244,6 +302,13 @@ func (u *uplink) try(ctx context.Context, i int, w way, prove link.Prove, heard 
 		return
 	}
 	heard <- news{i: i, took: max(time.Since(begin), 1)}
+	if w.way != nil {
+		if err := w.way.Connect(ctx, sock, w.target); err != nil {
+			sock.Close()
+			heard <- news{i: i, err: err}
+			return
+		}
+	}
 	conn, other, err := prove(ctx, sock)
 	heard <- news{i: i, conn: conn, other: other, err: err}
 }

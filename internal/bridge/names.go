@@ -180,6 +180,9 @@ func (u *uplink) watchName(changed func()) {
 			return
 		case <-tick.C:
 		}
+		if u.b.wayTo(u.proxy) != nil { // which looks the name up
+			continue
+		}
 		before := u.b.names.lastOf(hosts)
 		var asked []<-chan error
 		for _, host := range hosts {

@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"cmp"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -20,8 +19,8 @@ const (
 // last, however well TCP connects to it.
 type paths struct {
 	mu   sync.Mutex
-	at   map[netip.AddrPort]path // guarded by mu, as said: at most mostPaths
-	said bool                    // that small segments help
+	at   map[lead]path // guarded by mu, as said: at most mostPaths
+	said bool          // that small segments help
 }
 
 // path is what is known of one address. The zero value says that nothing is known.
@@ -42,19 +41,18 @@ func (p *paths) order(places []place) []way {
 	defer p.mu.Unlock()
 	now := time.Now()
 	ways := make([]way, len(places))
-	failed := make(map[netip.AddrPort]time.Time)
+	failed := make(map[lead]time.Time)
 	for i, pl := range places {
-		addr := pl.addr
-		at := p.at[addr]
+		at := p.at[pl.lead]
 		ways[i] = way{place: pl, small: at.helps >= believed && now.Sub(at.helped) < keepSmall}
 		if at.stalled && now.Sub(at.failed) < retrySmall {
 			ways[i].small = !at.small
 		}
 		if now.Sub(at.failed) < failureCounts {
-			failed[addr] = at.failed
+			failed[pl.lead] = at.failed
 		}
 	}
-	slices.SortStableFunc(ways, func(a, b way) int { return failed[a.addr].Compare(failed[b.addr]) })
+	slices.SortStableFunc(ways, func(a, b way) int { return failed[a.lead].Compare(failed[b.lead]) })
 	return ways
 }
 
@@ -62,13 +60,13 @@ func (p *paths) order(places []place) []way {
 func (p *paths) failed(w way, slow bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	at := p.at[w.addr]
+	at := p.at[w.lead]
 	at.failed, at.stalled, at.small = time.Now(), w.connected && slow, w.small
-	p.put(w.addr, at)
+	p.put(w.lead, at)
 }
 
 // proven notes that the server at an address was proven. It reports whether small segments turned out to help: once.
-func (p *paths) proven(addr netip.AddrPort, small bool) (news bool) {
+func (p *paths) proven(addr lead, small bool) (news bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.at[addr]
@@ -87,19 +85,19 @@ func (p *paths) proven(addr netip.AddrPort, small bool) (news bool) {
 }
 
 // put keeps what is known of an address, in place of what is oldest where there is too much. mu is held.
-func (p *paths) put(addr netip.AddrPort, at path) {
+func (p *paths) put(addr lead, at path) {
 	if _, known := p.at[addr]; !known && len(p.at) >= mostPaths {
-		var oldest netip.AddrPort
-		age := func(a netip.AddrPort) time.Time { return latest(p.at[a]) }
+		var oldest lead
+		age := func(a lead) time.Time { return latest(p.at[a]) }
 		for a := range p.at {
-			if !oldest.IsValid() || age(a).Before(age(oldest)) {
+			if oldest == (lead{}) || age(a).Before(age(oldest)) {
 				oldest = a
 			}
 		}
 		delete(p.at, oldest)
 	}
 	if p.at == nil {
-		p.at = make(map[netip.AddrPort]path)
+		p.at = make(map[lead]path)
 	}
 	p.at[addr] = at
 }

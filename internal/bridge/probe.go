@@ -135,6 +135,9 @@ func (p *probe) prove(ctx context.Context) {
 	if why == "" && p.nonce == ([16]byte{}) {
 		why = "the proxy asks for no probe"
 	}
+	if w := p.u.b.wayTo(p.u.proxy); w != nil { // its address is what the control connection reached
+		why = "the way to the proxy goes through " + w.String()
+	}
 	if p.claimed.Kind != grammar.KindTCP {
 		why = "names are not probed"
 	}

@@ -242,7 +242,9 @@ func TestPathsAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p paths
 		a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-		at := func(a netip.Addr, port int) place { return place{addr: netip.AddrPortFrom(a, uint16(port))} }
+		at := func(a netip.Addr, port int) place {
+			return place{lead: lead{addr: netip.AddrPortFrom(a, uint16(port))}}
+		}
 		first := func() netip.Addr { return p.order([]place{at(a, 3010), at(b, 3010)})[0].addr.Addr() }
 		p.failed(way{place: at(a, 3010)}, true)
 		if got := first(); got != b {
@@ -264,7 +266,7 @@ func TestPathsAreForgotten(t *testing.T) {
 		if len(p.at) != mostPaths {
 			t.Errorf("%d addresses are remembered, want %d", len(p.at), mostPaths)
 		}
-		if _, ok := p.at[netip.AddrPortFrom(a, 2*mostPaths)]; !ok {
+		if _, ok := p.at[lead{addr: netip.AddrPortFrom(a, 2*mostPaths)}]; !ok {
 			t.Error("the latest failure is not among them")
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/link"
 	"reverser/internal/traffic"
+	"reverser/internal/via"
 )
 
 // reporter turns what happens to the connections of a link into few log lines. A break of the network takes all of them
@@ -222,7 +223,7 @@ func (r *reporter) ended(l *link.Link, err error) {
 
 // toMend returns what of err does not pass by waiting, nil if nothing does: that is said at once.
 func toMend(err error) error {
-	for _, e := range []error{auth.ErrPin, auth.ErrFake, auth.ErrNotProxy, auth.ErrRefused, link.ErrDuplicate} {
+	for _, e := range []error{auth.ErrPin, auth.ErrFake, auth.ErrNotProxy, auth.ErrRefused, link.ErrDuplicate, via.ErrAuth, via.ErrBarred, via.ErrPortal, via.ErrOther} {
 		if errors.Is(err, e) {
 			return e
 		}

@@ -63,7 +63,7 @@ func (u *uplink) say(_ *link.Link, level slog.Level, msg string, args ...any) {
 func (u *uplink) newDialer() {
 	b := u.b
 	u.dialer = link.NewDialer(link.DialerConfig{
-		Owner: u, Say: u.say, Name: b.name, Dial: u.dial, Failed: u.failed, Detach: b.cfg.ResumeWithin, Keepalive: b.cfg.Keepalive, Budget: b.budget,
+		Owner: u, Say: u.say, Name: b.name, Dial: u.dial, Failed: u.failed, Backoff: backoff, Detach: b.cfg.ResumeWithin, Keepalive: b.cfg.Keepalive, Budget: b.budget,
 		Auth: auth.ClientConfig{
 			KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, SNI: b.sni(),
 			Instance: b.instance, Features: link.Features,
@@ -385,15 +385,20 @@ func (u *uplink) linksLocked() (all []*link.Link) {
 // snapshotLocked describes the link, and those beside it whose proxy is stopping.
 func (u *uplink) snapshotLocked() (links []status.Link) {
 	b := u.b
+	way := ""
+	if w := b.wayTo(u.proxy); w != nil {
+		way = w.String()
+	}
 	for _, l := range u.linksLocked() {
 		st := l.Snapshot(b.key(), b.name, b.draining.Load() || l.Leaving())
 		if st.Remote == "" {
 			st.Remote = u.proxy
 		}
+		st.Via = way
 		links = append(links, st)
 	}
 	if links == nil {
-		links = []status.Link{{Key: b.key(), Bridge: b.name, Remote: u.proxy, State: status.LinkDown, Since: b.start}}
+		links = []status.Link{{Key: b.key(), Bridge: b.name, Remote: u.proxy, Via: way, State: status.LinkDown, Since: b.start}}
 	}
 	return links
 }

@@ -52,10 +52,13 @@ type BridgeArgs struct {
 	Proxies       []string
 	ProxyTransfer string
 	SNI           string
+	Via           string
+	ViaFile       string
 	Keepalive     string
 	Sources       []string
 	Expose        []string
 	Stdin         io.Reader
+	Environ       func(name string) string // the variables that may name a way out; nil: none counts
 }
 
 // mostBalancers is how many addresses and ranges proxy_protocol_from may have: each new connection is compared with them.

@@ -15,6 +15,7 @@ type bridgeFile struct {
 	Proxies          []string // host:port
 	ProxyTransfer    string   // host:port
 	SNI              string
+	Via, ViaFile     string // at most one is set
 	Keepalive        string
 	Sources          []string // IP addresses
 	// NoProxy is set where the file has a placeholder for the proxy's address: wrong, unless a flag gives one. Proxies and
@@ -77,6 +78,7 @@ func (d *doc) bridge() *bridgeFile {
 		`give the proxy's address, "server.example.com" or "server.example.com:3010", or a list of them`)
 	b.ProxyTransfer = d.address("proxy_transfer", grammar.ParseHostPort, `give host and port, such as "server.example.com:3020"`)
 	b.SNI = d.sni()
+	d.via(b)
 	b.Keepalive = d.checked("keepalive", func(s string) error { _, err := ParseKeepalive(s); return err }, "")
 	b.Sources = d.addresses("source", func(s string) (string, error) {
 		ip, err := ParseSource(s)

@@ -97,6 +97,7 @@ func (c *changes) bridge(old, next Bridge) {
 	c.fixed("proxy", cmp.Or(strings.Join(old.Proxies, ", "), tokens), cmp.Or(strings.Join(next.Proxies, ", "), tokens))
 	c.fixed("proxy_transfer", cmp.Or(old.ProxyTransfer, "none"), cmp.Or(next.ProxyTransfer, "none"))
 	c.fixed("sni", cmp.Or(old.SNI, "the token's"), cmp.Or(next.SNI, "the token's"))
+	c.sayVia(old.Via, next.Via)
 	c.fixed("keepalive", duration(old.Keepalive), duration(next.Keepalive))
 	c.value("source", list(old.Sources, "the system's choice"), list(next.Sources, "the system's choice"))
 	if old.Token.Encode() != next.Token.Encode() {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"reverser/internal/grammar"
+	"reverser/internal/via"
 )
 
 // The roles that Check tells.
@@ -67,6 +68,7 @@ type Bridge struct {
 	Proxies       []string      // host:port, each gets a link of its own; none: the token has it
 	ProxyTransfer string        // host:port; "": the proxy announces it
 	SNI           string        // in place of the token's; "": the token's
+	Via           via.Choice    // the way out to the proxies
 	Keepalive     time.Duration // 0: the default
 	Sources       []netip.Addr  // of this machine, that targets are dialled from; none: the system chooses
 	Services      []grammar.Expose

@@ -293,7 +293,7 @@ func roleOf(key string) string {
 	switch key {
 	case "listen", "transfer", "https", "advertise", "proxy_protocol_from", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
 		return RoleProxy
-	case "token", "token_file", "proxy", "proxy_transfer", "keepalive", "source", "expose",
+	case "token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "expose",
 		xmlProxyServerIP, xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerIP, xmlRealServerPort:
 		return RoleBridge
 	}

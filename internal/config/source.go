@@ -244,11 +244,18 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, warnings []Warning,
 	if err != nil {
 		return Settings{}, nil, err
 	}
+	way, notes, err := s.joinVia(file, access.Rules{Trusted: set.TrustOwner})
+	if err != nil {
+		return Settings{}, nil, err
+	}
+	set.Bridge.Via, warnings = way, append(warnings, notes...)
 	set.Role, set.Origin = RoleBridge, file.origin
 	args.override(set.Origin)
 	override(set.Origin, "proxy", strings.Join(args.Proxies, ","))
 	override(set.Origin, "proxy_transfer", args.ProxyTransfer)
 	override(set.Origin, "sni", args.SNI)
+	override(set.Origin, "via", cmp.Or(args.Via, args.ViaFile))
+	override(set.Origin, "via_file", cmp.Or(args.Via, args.ViaFile))
 	override(set.Origin, "keepalive", args.Keepalive)
 	override(set.Origin, "source", strings.Join(args.Sources, ","))
 	for _, option := range []string{"token", "token_file"} {

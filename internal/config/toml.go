@@ -18,7 +18,7 @@ import (
 // help.
 var tomlKeys = []string{
 	"listen", "transfer", "https", "advertise", "sni", "proxy_protocol_from", "key",
-	"token", "token_file", "proxy", "proxy_transfer", "keepalive", "source", "expose",
+	"token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "expose",
 	"state", "trust_owner", "drain", "resume_within", "log_format", "log_level", "pairs",
 	"acme_email", "acme_directory", "acme_root",
 }

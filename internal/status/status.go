@@ -90,9 +90,10 @@ type Reload struct {
 // Link is the connection between one bridge and one proxy, however many TCP
 // connections it takes and has taken.
 type Link struct {
-	Key       string    `json:"key"`    // name of the key; the bridge knows only its id
-	Bridge    string    `json:"bridge"` // instance id of the bridge process
-	Remote    string    `json:"remote"` // address of the other side
+	Key       string    `json:"key"`           // name of the key; the bridge knows only its id
+	Bridge    string    `json:"bridge"`        // instance id of the bridge process
+	Remote    string    `json:"remote"`        // address of the other side
+	Via       string    `json:"via,omitempty"` // the way out through which it is dialled, which Remote then is
 	State     string    `json:"state"`
 	RTTMillis float64   `json:"rtt_ms"`
 	Carriers  int       `json:"carriers"` // of the connections for data, how many are there
