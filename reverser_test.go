@@ -1,6 +1,7 @@
 package reverser_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -11,6 +12,8 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -90,6 +93,60 @@ func TestListen(t *testing.T) {
 	ln.Close()
 	if _, err := ln.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept = %v, want net.ErrClosed", err)
+	}
+}
+
+// TestClientVia: a program's link goes through the way out that it names, and one that is none is refused.
+func TestClientVia(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer ln.Close()
+	asked := make(chan string, 100)
+	wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				r := bufio.NewReader(c)
+				req, err := http.ReadRequest(r)
+				if err != nil {
+					return
+				}
+				asked <- req.Method + " " + req.Host
+				far, err := net.Dial("tcp", req.Host)
+				if err != nil {
+					return
+				}
+				defer far.Close()
+				io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+				wg.Go(func() {
+					io.Copy(far, r)
+					far.Close()
+				})
+				io.Copy(c, far)
+			})
+		}
+	})
+	tok, addr := startProxy(t, "tcp/1024-65535"), freeAddr(t)
+	c := &reverser.Client{Token: tok, Via: "http://" + ln.Addr().String()}
+	defer c.Close()
+	if _, err := c.Listen(t.Context(), "tcp/"+addr); err != nil {
+		t.Fatal(err)
+	}
+	if parsed, _ := grammar.ParseToken(tok); <-asked != "CONNECT "+parsed.Addr() {
+		t.Error("the way out was asked for something else than the proxy")
+	}
+	bad := &reverser.Client{Token: tok, Via: "ftp://alice:s3cret@h"}
+	defer bad.Close()
+	if _, err := bad.Listen(t.Context(), "tcp/"+addr); err == nil || !strings.Contains(err.Error(), "via: ") || strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("Listen with a bad way out = %v", err)
 	}
 }
 

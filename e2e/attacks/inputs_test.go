@@ -82,10 +82,18 @@ var inputs = []struct {
 	{"P7", "frames that are unknown or in the wrong place",
 		"an error, or skipped where the type says that it may be", []string{"internal/link P7 unknown type", "internal/link P7 PING before ATTACH", "internal/link P7 a second Hello",
 			"internal/link P7 ATTACH on an attached connection"}},
+	{"P7", "GOAWAY in every session, at once",
+		"the bridge begins the next session after a pause that grows to a second", []string{"internal/link TestProxyAlwaysStopping"}},
 	{"P8", "TLS that is allowed and meant badly",
 		"taken as TLS has it; a record that is none ends the connection, and the session goes on", []string{"internal/record TestKeyUpdate", "internal/record TestBadRecords", "internal/link TestCutInsideAFrame"}},
 	{"A20", "claims of what a key may not have",
 		"DENIED or RETRYING for that claim alone, with the reason", []string{"internal/proxy TestClaimsDenied", "internal/proxy TestHeldByAnotherKey", "internal/proxy TestClaimsThatAreWrong", "internal/grammar TestParsePublicErrors"}},
+
+	{"ways out: odd answers", "a server on the way out that refuses, is silent, answers with a page, another protocol, or without end",
+		"an error that says what it answered, in few words and escaped, and what to do; 10 s and 16 KB at the most; a wrong password is said once in a minute or so", []string{"internal/via TestConnect",
+			"internal/bridge TestWayOutWantsAnotherPassword"}},
+	{"names: a link's ALPN", "noise, or another's key, behind a ClientHello of the link at the port of names",
+		"as at the link port: the same gate, limits and line of the log; no service is reached", []string{"internal/proxy TestStrangersAtTheLinkByName", "internal/proxy TestLinkAtTheNames"}},
 
 	// What is configured.
 	{"C1", "keys and tokens that are no keys",

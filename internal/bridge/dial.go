@@ -322,9 +322,9 @@ func dialHint(err error) string {
 	case sys.Reset(err):
 		return " (the proxy may be busy or stopping; or is something else in between?)"
 	case errors.As(err, &dns):
-		return " (is the name right, and does this machine have DNS?)"
+		return " (is the name right, and does this machine have DNS? Where the network wants an HTTP proxy or SOCKS5 server, name it with --via)"
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return " (does a firewall or the cloud's security group block this port?)"
+		return " (does a firewall or the cloud's security group block this port? Where the network wants an HTTP proxy or SOCKS5 server, name it with --via)"
 	}
 	return ""
 }

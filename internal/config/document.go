@@ -36,6 +36,13 @@ func Check(path string, trusted ...int) (role string, warnings []Warning, err er
 				d.fault("token_file", err, "")
 			}
 		}
+		if b.ViaFile != "" {
+			_, notes, err := readVia(b.ViaFile, d.rules)
+			if err != nil {
+				d.fault("via_file", err, "")
+			}
+			d.warnings = append(d.warnings, notes...)
+		}
 		if len(b.Expose) == 0 && d.err() == nil {
 			d.warn(0, "no [[expose]]: the bridge needs its services as arguments then")
 		}

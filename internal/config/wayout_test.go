@@ -98,6 +98,8 @@ func TestBadVia(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("%s: the password is in %v", what, err)
 		}
+		_, _, err = Check(path)
+		want(t, what+", by check", err, tt.words...)
 	}
 	tok := testToken(1).Encode()
 	for what, tt := range map[string]struct {
