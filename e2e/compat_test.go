@@ -149,20 +149,23 @@ func programOf(t *testing.T, build func() (string, error)) string {
 func TestTwoVersionsTogether(t *testing.T) {
 	t.Parallel()
 	base, head := baseProgram(t), reverser(t)
-	for name, c := range map[string]struct{ proxy, bridge string }{
-		"the base's proxy with this bridge": {base, head},
-		"this proxy with the base's bridge": {head, base},
+	for name, c := range map[string]struct {
+		proxy, bridge string
+		more          []string // for the proxy: what its token says and an older bridge skips
+	}{
+		"the base's proxy with this bridge": {base, head, nil},
+		"this proxy with the base's bridge": {head, base, []string{"--sni", "tunnel.example.com", "--https", loopback(freePort(t))}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			twoVersions(t, c.proxy, c.bridge)
+			twoVersions(t, c.proxy, c.bridge, c.more...)
 		})
 	}
 }
 
-func twoVersions(t *testing.T, proxy, bridge string) {
+func twoVersions(t *testing.T, proxy, bridge string, more ...string) {
 	link, public := freePort(t), freePort(t)
-	p := start(t, "proxy", proxy, nil, "proxy", "--listen", loopback(link), "--state", t.TempDir(), "--log-format", "json")
+	p := start(t, "proxy", proxy, nil, append([]string{"proxy", "--listen", loopback(link), "--state", t.TempDir(), "--log-format", "json"}, more...)...)
 	p.awaitRecord("proxy listening")
 	p.awaitOutput("reverser bridge rv1_")
 	token := tokenPattern.FindString(p.Stdout.String())
