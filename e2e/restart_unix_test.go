@@ -34,13 +34,22 @@ func newCrowd(addr string) *crowd {
 	c.wg.Go(func() {
 		tick := time.NewTicker(10 * time.Millisecond)
 		defer tick.Stop()
+		room := make(chan struct{}, 50) // a machine that is slow gets no more to do than it can
 		for n := 0; ; n++ {
 			select {
 			case <-c.stop:
 				return
 			case <-tick.C:
 			}
-			c.wg.Go(func() { c.visit(addr, n) })
+			select {
+			case <-c.stop:
+				return
+			case room <- struct{}{}:
+			}
+			c.wg.Go(func() {
+				defer func() { <-room }()
+				c.visit(addr, n)
+			})
 		}
 	})
 	return c

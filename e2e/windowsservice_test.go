@@ -38,6 +38,9 @@ func (h hosted) must(code int, words string, args ...string) string {
 	return said
 }
 
+// state is where the installation puts the state directory.
+func (h hosted) state() string { return `C:\ProgramData\reverser\` + h.role }
+
 // onWindows is a path as a program of Windows knows it.
 func onWindows(path string) string { return "Z:" + path }
 
@@ -97,7 +100,7 @@ func TestWindowsServiceBridge(t *testing.T) {
 	h.must(0, "starts with the machine (Windows services)", "service", "status")
 	c := dial(t, loopback(public))
 	exchange(t, c, "hello")
-	h.must(0, "", "status", "--check", strconv.Itoa(public)) // it finds the state directory by itself
+	h.must(0, "", "status", "--check", strconv.Itoa(public), "--state", h.state())
 
 	// A stop drains: who is connected may finish.
 	stopped := make(chan struct{})
@@ -148,8 +151,8 @@ func TestWindowsServiceProxy(t *testing.T) {
 	b := startBridge(t, token, fmt.Sprintf("%d=%d", public, serve(t, echo)))
 	b.awaitUp(fmt.Sprintf("tcp/%d", public))
 	exchangeSoon(t, public, "hello")
-	h.must(0, "default", "key", "list")
-	h.must(0, "", "status", "--check", strconv.Itoa(public))
+	h.must(0, "default", "key", "list", "--state", h.state())
+	h.must(0, "", "status", "--check", strconv.Itoa(public), "--state", h.state())
 	h.breakAndMend(config, text)
 	exchangeSoon(t, public, "hello again")
 

@@ -240,9 +240,18 @@ func Certificate(t testing.TB, names ...string) (chain, key []byte) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw})
 }
 
+// programsEnv names a directory with the programs of the authority, for tests where no Go is: .ci/wine builds those of Windows.
+const programsEnv = "REVERSER_ACMETEST_PROGRAMS"
+
 // program builds a program of the module in e2e/pebble, unless it was built before, and returns its path.
 func program(t testing.TB, name string) string {
 	t.Helper()
+	if dir := os.Getenv(programsEnv); dir != "" {
+		if runtime.GOOS == "windows" {
+			name += ".exe"
+		}
+		return filepath.Join(dir, name)
+	}
 	_, here, _, _ := runtime.Caller(0)
 	dir := filepath.Join(filepath.Dir(here), "..", "..", "e2e", "pebble")
 	cmd := exec.Command("go", "tool", "-n", name)
