@@ -75,8 +75,9 @@ func TestFirstRunOfTheZip(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tty.Close()
-	wine := strings.Fields(os.Getenv(programEnv["bridge"]))[0]
-	p := prepare(t, "reverser.exe", wine, nil, filepath.Join(folder, "reverser.exe"))
+	words := strings.Fields(os.Getenv(programEnv["bridge"])) // Wine, and a program
+	words[len(words)-1] = filepath.Join(folder, "reverser.exe")
+	p := prepare(t, "reverser.exe", words[0], nil, words[1:]...)
 	p.Cmd.Stdin, p.Cmd.Stdout, p.Cmd.Stderr = program, program, program
 	p.Cmd.SysProcAttr.Setpgid, p.Cmd.SysProcAttr.Setsid, p.Cmd.SysProcAttr.Setctty = false, true, true // a session has a group of its own
 	p.start()

@@ -2,7 +2,6 @@ package link
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,7 +11,9 @@ import (
 	"testing"
 )
 
-var simMutants = flag.Bool("sim.mutants", false, "let TestMutants break one rule after the other")
+// simMutants lets TestMutants break one rule after the other. Of a flag go test would not remember what passed, and of a variable it knows
+// only when a test asks for it.
+func simMutants() bool { return os.Getenv("SIM_MUTANTS") != "" }
 
 // mutants is what testdata/mutants.txt says: the names of the rules that can be broken, and the files of the package with the
 // changes that break them.
@@ -115,8 +116,8 @@ func TestMutants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !*simMutants || testing.Short() || raceEnabled {
-		t.Skip("breaks the rules of the protocol one by one, in a build of its own: go test -run TestMutants -sim.mutants")
+	if !simMutants() || testing.Short() || raceEnabled {
+		t.Skip("breaks the rules of the protocol one by one, in a build of its own: SIM_MUTANTS=1 go test -run TestMutants")
 	}
 	bin := m.build(t)
 	found := regexp.MustCompile(`seed (\d+): (.*)`)

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"encoding/json"
-	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +11,9 @@ import (
 	"testing"
 )
 
-var simMutants = flag.Bool("sim.mutants", false, "let TestMutants break one rule after the other")
+// simMutants lets TestMutants break one rule after the other. Of a flag go test would not remember what passed, and of a variable it knows
+// only when a test asks for it.
+func simMutants() bool { return os.Getenv("SIM_MUTANTS") != "" }
 
 // mutants are rules of the registry, each with the change of the source that breaks it. The build takes the changed file by
 // an overlay: the production code knows nothing of it.
@@ -102,8 +103,8 @@ const mutantSeeds = 500
 // TestMutants breaks each rule and wants the simulation to notice; with no rule broken it must pass. Each mutant is one build, which
 // stops at the first seed that notices it; two are tried at a time.
 func TestMutants(t *testing.T) {
-	if !*simMutants || testing.Short() {
-		t.Skip("breaks the rules of the registry one by one, each in a build of its own: go test -run TestMutants -sim.mutants")
+	if !simMutants() || testing.Short() {
+		t.Skip("breaks the rules of the registry one by one, each in a build of its own: SIM_MUTANTS=1 go test -run TestMutants")
 	}
 	found := regexp.MustCompile(`(seed \d+: .*)`)
 	turn := make(chan struct{}, 2)
