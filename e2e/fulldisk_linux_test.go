@@ -17,18 +17,7 @@ import (
 // system has no such namespaces, internal/admin tests the same with files that cannot be written.
 func TestRemoveOnAFullDisk(t *testing.T) {
 	t.Parallel()
-	if out, err := exec.Command("unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt").CombinedOutput(); err != nil {
-		lacks(t, fmt.Sprintf("no mounts in a namespace of one's own: %v: %s", err, out))
-	}
-	disk := t.TempDir()
-	link := freePort(t)
-	p := &proxyProcess{link: link}
-	p.testProcess = start(t, "proxy", "unshare", nil, "-rm", "/bin/sh", "-c",
-		`mount -t tmpfs -o size=64k,mode=700 none "$1" && mkdir -m 700 "$1/state" && exec "$2" proxy --listen "$3" --state "$1/state" --log-format json`,
-		"sh", disk, reverser(t), loopback(link))
-	root := fmt.Sprintf("/proc/%d/root%s", p.Cmd.Process.Pid, disk)
-	p.state = filepath.Join(root, "state")
-	p.awaitReady()
+	p, root := startProxyOnDisk(t, "64k")
 	service := serve(t, echo)
 	port := freePort(t)
 	public := fmt.Sprintf("tcp/%d", port)
@@ -40,19 +29,7 @@ func TestRemoveOnAFullDisk(t *testing.T) {
 	other := filepath.Join(root, "other")
 	addKey(t, other, "other", "tcp/9000")
 
-	filler := filepath.Join(root, "filler")
-	f, err := os.Create(filler)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for size := 4096; size > 0; { // to the last byte
-		if _, err := f.Write(make([]byte, size)); errors.Is(err, syscall.ENOSPC) {
-			size /= 2
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
-	f.Close()
+	filler := fillDisk(t, root)
 
 	out, err := exec.Command(reverser(t), "key", "remove", "stolen", "--state", p.state).CombinedOutput()
 	if ee, ok := errors.AsType[*exec.ExitError](err); !ok || ee.ExitCode() != 1 {
@@ -98,6 +75,42 @@ func TestRemoveOnAFullDisk(t *testing.T) {
 	eventually(t, "status says no more of it", func() bool {
 		return !strings.Contains(quick(t, "status", "--state", p.state), "NOT STORED")
 	})
+}
+
+// startProxyOnDisk starts a proxy whose working directory, with the state directory in it, is a disk of its own, and returns where that is.
+func startProxyOnDisk(t *testing.T, size string, args ...string) (p *proxyProcess, root string) {
+	t.Helper()
+	if out, err := exec.Command("unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt").CombinedOutput(); err != nil {
+		lacks(t, fmt.Sprintf("no mounts in a namespace of one's own: %v: %s", err, out))
+	}
+	disk := t.TempDir()
+	p = &proxyProcess{link: freePort(t)}
+	p.testProcess = start(t, "proxy", "unshare", nil, append([]string{"-rm", "/bin/sh", "-c",
+		`d=$1 p=$2 l=$3; shift 3; mount -t tmpfs -o size=` + size + `,mode=700 none "$d" && mkdir -m 700 "$d/state" && cd "$d" && exec "$p" proxy --listen "$l" --state "$d/state" --log-format json "$@"`,
+		"sh", disk, reverser(t), loopback(p.link)}, args...)...)
+	root = fmt.Sprintf("/proc/%d/root%s", p.Cmd.Process.Pid, disk)
+	p.state = filepath.Join(root, "state")
+	p.awaitReady()
+	return p, root
+}
+
+// fillDisk fills a disk to the last byte, and returns the file that does it.
+func fillDisk(t *testing.T, disk string) string {
+	t.Helper()
+	filler := filepath.Join(disk, "filler")
+	f, err := os.Create(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for size := 4096; size > 0; {
+		if _, err := f.Write(make([]byte, size)); errors.Is(err, syscall.ENOSPC) {
+			size /= 2
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filler
 }
 
 // exportWithout exports a state directory, in whose file a key is that was removed, and returns the export. That key is not in it.

@@ -164,6 +164,11 @@ type (
 		Reload        *struct {
 			Error string `json:"error"`
 		} `json:"reload"`
+		AccessLog *struct {
+			File    string `json:"file"`
+			Written uint64 `json:"written"`
+			Lost    uint64 `json:"lost"`
+		} `json:"access_log"`
 		Pairs []pairStatus `json:"pairs"`
 	}
 	linkStatus struct {

@@ -92,6 +92,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 		Keepalive:    set.Bridge.Keepalive,
 		Version:      version(),
 		Log:          log,
+		Over:         run.lines.over,
 	})
 	if err != nil {
 		return usage(err)
@@ -101,7 +102,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 		return err
 	}
 	defer dir.Close()
-	r := newReloader(source, bridgeRole{b}, set, run.level, log)
+	r := newReloader(source, bridgeRole{b}, set, run.level, run.lines, log)
 	r.host = run.host
 	return serve(ctx, b, dir, nil, r, log)
 }

@@ -29,6 +29,7 @@ func addCommonFlags(fl *pflag.FlagSet, args *config.CommonArgs, file, admin *str
 	fl.Bool(hosted, false, "a service manager has started this process: the log goes to a file in the state directory")
 	fl.MarkHidden(hosted)
 	fl.StringVar(&args.LogLevel, "log-level", "", "least `LEVEL` that is logged: debug, info, warn or error (default info)")
+	fl.StringVar(&args.AccessLog, "access-log", "", "`FILE` that gets a line of JSON for each connection of a user, - is standard output (default: none)")
 	fl.StringVar(&args.Pairs, "pairs", "", "`BOOL`: whether each connection of a user is logged, when it begins and when it ends (default true)")
 }
 

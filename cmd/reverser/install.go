@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"reverser/internal/accesslog"
 	"reverser/internal/admin"
 	"reverser/internal/config"
 	"reverser/internal/grammar"
@@ -186,6 +187,11 @@ func specOf(m service.Manager, fl *pflag.FlagSet, role, configFile string, set c
 			values = several.GetSlice()
 		}
 		for _, v := range values {
+			if flag.Name == "access-log" && v != accesslog.Stdout {
+				if v, err = filepath.Abs(v); err != nil {
+					return
+				}
+			}
 			s.Args = append(s.Args, "--"+flag.Name+"="+v)
 		}
 	})

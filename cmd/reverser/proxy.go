@@ -132,6 +132,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		Budget:    boundMemory(),
 		Version:   version(),
 		Log:       log,
+		Over:      run.lines.over,
 		Known:     knownAddresses[proxy.Known](known),
 		SaveKnown: func(list []proxy.Known) error { return dir.SetKnown(knownAddresses[state.Known](list)) },
 		Settings:  proxySettings(set),
@@ -151,7 +152,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	}
 	source.UseState(dir.Keys, pin)
 	role := &proxyRole{Proxy: p, dir: dir, guessed: guessed, log: log}
-	r := newReloader(source, role, set, run.level, log)
+	r := newReloader(source, role, set, run.level, run.lines, log)
 	r.host = run.host
 	keys := &admin.KeyEditor{
 		Dir: dir, Pin: pin, Log: log,

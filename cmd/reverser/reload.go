@@ -35,6 +35,7 @@ type reloader struct {
 	level  *slog.LevelVar // of the log; nil where it does not change
 	log    *slog.Logger
 	host   *supervision // hears of reloads; nil: nobody does
+	lines  *accessLog   // is opened anew at each reload: the file may have been moved aside
 
 	turn chan struct{} // has room for one: who makes a change
 
@@ -50,8 +51,8 @@ type confirmation struct {
 	wait func(context.Context) (unconfirmed []string)
 }
 
-func newReloader(source config.Source, role applier, now config.Settings, level *slog.LevelVar, log *slog.Logger) *reloader {
-	return &reloader{source: source, role: role, level: level, log: log, now: now, turn: make(chan struct{}, 1)}
+func newReloader(source config.Source, role applier, now config.Settings, level *slog.LevelVar, lines *accessLog, log *slog.Logger) *reloader {
+	return &reloader{source: source, role: role, level: level, lines: lines, log: log, now: now, turn: make(chan struct{}, 1)}
 }
 
 // errStopping is the answer of a process that is about to end: whatever it opened would be gone in a moment.
@@ -126,6 +127,9 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 	for _, w := range warnings {
 		done.Warnings = append(done.Warnings, w.String())
 	}
+	if err := r.lines.Open(next.AccessLog); err != nil {
+		return admin.Reloaded{}, err
+	}
 	if len(changes) == 0 {
 		return done, nil
 	}
@@ -133,6 +137,9 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 		done.Warnings = append(done.Warnings, noKeyLeft)
 	}
 	if err := r.put(ctx, next); err != nil {
+		if back := r.lines.Open(r.settings().AccessLog); back != nil {
+			err = errors.Join(err, back)
+		}
 		return admin.Reloaded{}, err
 	}
 	done.Changed = changes

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -16,7 +19,9 @@ import (
 	"reverser/internal/admin"
 	"reverser/internal/config"
 	"reverser/internal/grammar"
+	"reverser/internal/relay"
 	"reverser/internal/state"
+	"reverser/internal/traffic"
 )
 
 // fakeSource says what a test wants it to.
@@ -99,9 +104,12 @@ type reloadTest struct {
 	out    *syncBuffer
 }
 
-func newReloadTest(set config.Settings) *reloadTest {
+func newReloadTest(t *testing.T, set config.Settings) *reloadTest {
 	rt := &reloadTest{source: &fakeSource{set: set}, role: &fakeRole{}, level: new(slog.LevelVar), out: &syncBuffer{}}
-	rt.reloader = newReloader(rt.source, rt.role, set, rt.level, slog.New(slog.NewTextHandler(rt.out, nil)))
+	log := slog.New(slog.NewTextHandler(rt.out, nil))
+	lines := newAccessLog(log)
+	t.Cleanup(lines.Close)
+	rt.reloader = newReloader(rt.source, rt.role, set, rt.level, lines, log)
 	return rt
 }
 
@@ -143,7 +151,7 @@ func TestReload(t *testing.T) {
 		{name: "the role refuses", set: next, apply: errors.New("too many services"), err: "too many services"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			rt := newReloadTest(start)
+			rt := newReloadTest(t, start)
 			if rt.lastReload() != nil {
 				t.Error("there is word of a reload before the first one")
 			}
@@ -193,7 +201,7 @@ func TestReload(t *testing.T) {
 }
 
 func TestReloadWarnings(t *testing.T) {
-	rt := newReloadTest(exposing(t, "9000"))
+	rt := newReloadTest(t, exposing(t, "9000"))
 	rt.source.warnings = []config.Warning{{File: "b.config", Line: 4, Text: "ignored"}}
 	done, err := rt.Reload(t.Context())
 	if err != nil || !slices.Equal(done.Warnings, []string{"b.config:4: ignored"}) || !strings.Contains(rt.out.String(), "b.config:4: ignored") {
@@ -204,7 +212,7 @@ func TestReloadWarnings(t *testing.T) {
 // TestReloadConfirmed: a reload waits for the other end, but not for ever, and nobody else has to wait for that.
 func TestReloadConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rt := newReloadTest(exposing(t, "9000"))
+		rt := newReloadTest(t, exposing(t, "9000"))
 		confirmed := make(chan struct{})
 		rt.role.wait = func(ctx context.Context) []string {
 			select {
@@ -258,7 +266,7 @@ func TestReloadConfirmed(t *testing.T) {
 // TestReloadOneByOne: an order waits for the one before it, and reads the settings when it is its turn.
 func TestReloadOneByOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rt := newReloadTest(exposing(t, "9000"))
+		rt := newReloadTest(t, exposing(t, "9000"))
 		rt.role.busy = make(chan struct{})
 		rt.source.say(exposing(t, "9000", "9001"), nil)
 		gone, cancel := context.WithCancel(t.Context())
@@ -293,7 +301,7 @@ func TestReloadOneByOne(t *testing.T) {
 }
 
 func TestReloadWhileStopping(t *testing.T) {
-	rt := newReloadTest(exposing(t, "9000"))
+	rt := newReloadTest(t, exposing(t, "9000"))
 	rt.stop()
 	_, err := rt.Reload(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "stopping") || rt.source.loads != 0 || rt.lastReload() != nil {
@@ -310,7 +318,7 @@ func TestEditedKeys(t *testing.T) {
 	}
 	start := config.Settings{Role: config.RoleProxy}
 	start.Proxy.Tables = []config.KeyTable{table("office", 1)}
-	rt := newReloadTest(start)
+	rt := newReloadTest(t, start)
 	later := start
 	later.Proxy.Tables = append(later.Proxy.Tables, table("new", 2))
 	rt.source.say(later, nil)
@@ -336,7 +344,7 @@ func TestEditedKeys(t *testing.T) {
 // TestReloadWatch: a signal and a change of the file are orders to reload.
 func TestReloadWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rt := newReloadTest(exposing(t, "9000"))
+		rt := newReloadTest(t, exposing(t, "9000"))
 		rt.source.changed = make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
 		asked := make(chan struct{}, 1)
@@ -362,7 +370,7 @@ func TestReloadWatch(t *testing.T) {
 	})
 
 	// Where the file cannot be watched, there is a word, and signals still work.
-	rt := newReloadTest(exposing(t, "9000"))
+	rt := newReloadTest(t, exposing(t, "9000"))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	rt.watch(ctx, nil)
@@ -377,7 +385,7 @@ func TestLastKeyGone(t *testing.T) {
 		{Name: "nas", ID: [16]byte{1}, Table: config.Place{File: "f"}}, {Name: "desk", ID: [16]byte{2}},
 	}}}
 	without := config.Settings{Role: config.RoleProxy}
-	rt := newReloadTest(with)
+	rt := newReloadTest(t, with)
 	rt.source.say(without, nil)
 	if done, err := rt.Reload(t.Context()); err != nil || !slices.Contains(done.Warnings, noKeyLeft) {
 		t.Errorf("Reload = %+v, %v; want a warning", done, err)
@@ -396,15 +404,76 @@ func TestLastKeyGone(t *testing.T) {
 	// By an order: keys of the file stay.
 	one := with
 	one.Proxy.Keys = with.Proxy.Keys[1:]
-	rt = newReloadTest(one)
+	rt = newReloadTest(t, one)
 	if err := rt.revoked([16]byte{9}); err != nil || strings.Contains(rt.out.String(), "no key any more") {
 		t.Errorf("%v, and the log has %s", err, rt.out.String())
 	}
 	if err := rt.revoked([16]byte{2}); err != nil || !strings.Contains(rt.out.String(), "no key any more") {
 		t.Errorf("%v, and the log has %s", err, rt.out.String())
 	}
-	rt = newReloadTest(with)
+	rt = newReloadTest(t, with)
 	if err := rt.revoked([16]byte{1}); err != nil || len(rt.settings().Proxy.Keys) != 2 {
 		t.Errorf("%v, and %v are left", err, rt.settings().Proxy.Keys)
+	}
+}
+
+// TestReloadOpensTheAccessLog: a reload opens the access log anew, also when nothing else is different, and with an error it stays as it is.
+func TestReloadOpensTheAccessLog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "access.log")
+	set := exposing(t, "9000=80")
+	set.AccessLog = path
+	rt := newReloadTest(t, set)
+	if err := rt.lines.Open(path); err != nil {
+		t.Fatal(err)
+	}
+	lines := func(path string) int {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Count(b, []byte{'\n'})
+	}
+	write := func(service string) {
+		before := rt.lines.State().Written
+		rt.lines.over(traffic.Over{Service: service, Reason: relay.ReasonEOF})
+		for end := time.Now().Add(10 * time.Second); rt.lines.State().Written == before; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the line is not written")
+			}
+		}
+	}
+	write("tcp/1")
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rt.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	write("tcp/2")
+	if lines(path) != 1 || lines(path+".1") != 1 {
+		t.Errorf("the file has %d lines, the one that was moved aside %d; want 1 each", lines(path), lines(path+".1"))
+	}
+	other := exposing(t, "9000=80")
+	other.AccessLog = filepath.Join(path, "no", "such")
+	rt.source.say(other, nil)
+	if _, err := rt.Reload(t.Context()); err == nil || !strings.Contains(err.Error(), "access log") {
+		t.Errorf("Reload = %v", err)
+	}
+	failing := exposing(t, "9001=80")
+	failing.AccessLog = path + ".2"
+	rt.source.say(failing, nil)
+	rt.role.err = errors.New("too many services")
+	if _, err := rt.Reload(t.Context()); err == nil {
+		t.Error("Reload succeeded")
+	}
+	if st := rt.lines.status(); st == nil || st.File != path || st.Lost != 0 {
+		t.Errorf("after reloads that were refused: %+v", st)
+	}
+	off := exposing(t, "9000=80")
+	rt.role.err = nil
+	rt.source.say(off, nil)
+	done, err := rt.Reload(t.Context())
+	if err != nil || len(done.Changed) != 1 || done.Changed[0] != "access_log is none instead of "+path || rt.lines.status() != nil {
+		t.Errorf("Reload = %+v, %v, and %+v", done, err, rt.lines.status())
 	}
 }

@@ -34,6 +34,7 @@ type begun struct {
 	level *slog.LevelVar
 	log   *slog.Logger
 	host  *supervision
+	lines *accessLog
 	flush func() // writes what is left of the log
 }
 
@@ -59,12 +60,19 @@ func (c *cli) begin(source config.Source) (_ begun, err error) {
 		flush()
 		return begun{}, err
 	}
+	lines := newAccessLog(log)
+	if err := lines.Open(set.AccessLog); err != nil {
+		lines.Close()
+		flush()
+		return begun{}, usage(err)
+	}
 	supervision, leave := c.supervision(log)
 	end := func() {
 		leave()
+		lines.Close()
 		flush()
 	}
-	return begun{set, level, log, supervision, end}, nil
+	return begun{set, level, log, supervision, lines, end}, nil
 }
 
 // serve runs s, with its admin socket, until it ends or is asked to: the first
@@ -100,6 +108,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	snapshot := func() status.Snapshot {
 		snap := s.Status()
 		snap.Reload, snap.Stopping, snap.Faults = r.lastReload(), stopping.Load(), tend.found()
+		snap.AccessLog = r.lines.status()
 		return snap
 	}
 	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, Log: log}

@@ -203,6 +203,16 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		}
 	}
 
+	if l := s.AccessLog; l != nil && (l.Lost > 0 || l.Error != "") {
+		line := fmt.Sprintf("the access log %s lost %d lines", l.File, l.Lost)
+		if l.Error != "" {
+			line += ", and cannot be written: " + l.Error
+		}
+		if _, err := fmt.Fprintln(w, printable(line)); err != nil {
+			return err
+		}
+	}
+
 	if err := printPressure(w, s.Pressure, now); err != nil {
 		return err
 	}

@@ -69,6 +69,8 @@ type Config struct {
 	SNI string
 	// Keepalive is how long an idle link may say nothing; 0: link.Keepalive.
 	Keepalive time.Duration
+	// Over is told of each connection that is over, or was refused, as traffic.Config has it.
+	Over func(traffic.Over)
 }
 
 // Bridge is the LAN role. New makes one, Run serves.
@@ -127,7 +129,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), budget: link.NewBudget(cfg.Budget),
-		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target, Name: keyPrefix}),
+		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target, Name: keyPrefix, Over: cfg.Over}),
 		services: claims.New(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
 	if err := cfg.Settings.check(); err != nil {

@@ -22,6 +22,7 @@ type CommonArgs struct {
 	State               string
 	TrustOwner          []int // users whose files are taken as one's own
 	LogFormat, LogLevel string
+	AccessLog           string // a file, or - for standard output
 	Pairs               string // "true" or "false"
 	Drain, ResumeWithin string
 	ACMEEmail           string
@@ -96,6 +97,7 @@ func (args CommonArgs) join(file CommonArgs) (c Common, err error) {
 	if c.LogLevel, err = parseLogLevel(cmp.Or(args.LogLevel, file.LogLevel)); err != nil {
 		return Common{}, argError("", `--log-level: %w: it is debug, info, warn or error`, err)
 	}
+	c.AccessLog = cmp.Or(args.AccessLog, file.AccessLog)
 	if s := cmp.Or(args.Pairs, file.Pairs, "true"); s != "true" && s != "false" {
 		return Common{}, argError("", "--pairs: %q is neither true nor false", s)
 	} else {
@@ -126,6 +128,7 @@ func (args CommonArgs) override(origin map[string]Place) {
 	}
 	override(origin, "log_format", args.LogFormat)
 	override(origin, "log_level", args.LogLevel)
+	override(origin, "access_log", args.AccessLog)
 	override(origin, "pairs", args.Pairs)
 	override(origin, "drain", args.Drain)
 	override(origin, "resume_within", args.ResumeWithin)

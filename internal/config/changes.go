@@ -22,6 +22,7 @@ func (set Settings) Changes(next Settings) ([]string, error) {
 	c.fixed("trust_owner", owners(set.TrustOwner), owners(next.TrustOwner))
 	c.fixed("log_format", cmp.Or(set.LogFormat, "text"), cmp.Or(next.LogFormat, "text"))
 	c.value("log_level", strings.ToLower(set.LogLevel.String()), strings.ToLower(next.LogLevel.String()))
+	c.value("access_log", cmp.Or(set.AccessLog, "none"), cmp.Or(next.AccessLog, "none"))
 	c.value("pairs", strconv.FormatBool(!set.NoPairs), strconv.FormatBool(!next.NoPairs))
 	c.value("drain", duration(set.Drain), duration(next.Drain))
 	c.fixed("acme_email", cmp.Or(set.ACME.Email, "none"), cmp.Or(next.ACME.Email, "none"))

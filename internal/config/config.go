@@ -42,6 +42,7 @@ type Common struct {
 	TrustOwner   []int  // users, by their ids, whose files are taken as one's own
 	LogFormat    string // "", "text" or "json"
 	LogLevel     slog.Level
+	AccessLog    string        // the file with a line for each connection of a user, or - for standard output; "": none
 	NoPairs      bool          // the beginning and the end of each user's connection are not logged
 	Drain        time.Duration // 0: the role's default; negative: at once
 	ResumeWithin time.Duration // 0: the role's default

@@ -331,6 +331,9 @@ func (d *doc) common() CommonArgs {
 	}
 	c.LogFormat = d.checked("log_format", checkLogFormat, `write "text" or "json"`)
 	c.LogLevel = d.checked("log_level", func(s string) error { _, err := parseLogLevel(s); return err }, `write "debug", "info", "warn" or "error"`)
+	if c.AccessLog = d.text("access_log"); c.AccessLog != "" && c.AccessLog != "-" {
+		c.AccessLog = d.relative(c.AccessLog)
+	}
 	c.Pairs = d.yesNo("pairs")
 	c.TrustOwner = d.rules.Trusted
 	c.Drain = d.checked("drain", func(s string) error { _, err := ParseDrain(s); return err }, "")

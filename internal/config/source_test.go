@@ -49,11 +49,12 @@ log_format = "json"
 log_level = "debug"
 drain = "0s"
 resume_within = "2m"
+access_log = "access.log"
 `+keyTable)
 	set := loaded(t, NewProxySource(ProxyArgs{Config: path}))
 	if set.Role != RoleProxy || set.Proxy.Listen != ":4000" || set.Proxy.Transfer != ":4001" || set.Proxy.Advertise != "proxy.example.com:4000" || set.Proxy.SNI != "tunnel.example.com" ||
 		set.State != filepath.Join(dir, "st") || set.LogFormat != "json" || set.LogLevel != slog.LevelDebug || set.Drain >= 0 || set.ResumeWithin != 2*time.Minute ||
-		len(set.Proxy.Tables) != 1 || len(set.Proxy.Keys) != 0 {
+		set.AccessLog != filepath.Join(dir, "access.log") || len(set.Proxy.Tables) != 1 || len(set.Proxy.Keys) != 0 {
 		t.Errorf("of the file: %+v", set)
 	}
 	if got := set.Origin["drain"]; got != (Place{path, 9, "drain"}) {
@@ -63,9 +64,9 @@ resume_within = "2m"
 	// An argument wins, and has no origin in the file.
 	set = loaded(t, NewProxySource(ProxyArgs{
 		Config: path, Listen: "127.0.0.1:5000", Transfer: "5001", Advertise: "other.example.com:7", SNI: "other",
-		CommonArgs: CommonArgs{State: "here", LogFormat: "text", LogLevel: "error", Drain: "3s", ResumeWithin: "4s"},
+		CommonArgs: CommonArgs{State: "here", LogFormat: "text", LogLevel: "error", AccessLog: "lines", Drain: "3s", ResumeWithin: "4s"},
 	}))
-	if set.Proxy.Listen != "127.0.0.1:5000" || set.Proxy.Transfer != ":5001" || set.Proxy.Advertise != "other.example.com:7" || set.Proxy.SNI != "other" ||
+	if set.AccessLog != "lines" || set.Proxy.Listen != "127.0.0.1:5000" || set.Proxy.Transfer != ":5001" || set.Proxy.Advertise != "other.example.com:7" || set.Proxy.SNI != "other" ||
 		set.State != "here" || set.LogFormat != "text" || set.LogLevel != slog.LevelError || set.Drain != 3*time.Second || set.ResumeWithin != 4*time.Second ||
 		len(set.Proxy.Tables) != 1 {
 		t.Errorf("of the arguments: %+v", set)
@@ -112,13 +113,14 @@ keepalive = "2m"
 sni = "tunnel.example.com"
 source = ["192.0.2.1", "2001:DB8::1"]
 log_level = "warn"
+access_log = "-"
 [[expose]]
 public = 9000
 target = "nas:80"
 `)
 	set := loaded(t, NewBridgeSource(BridgeArgs{Config: path, Expose: []string{"9001=22"}}))
 	b := set.Bridge
-	if set.Role != RoleBridge || b.Token.Encode() != testToken(1).Encode() || fmt.Sprint(b.Proxies) != "[a.example.com:3010]" || b.ProxyTransfer != "a.example.com:3020" || b.Keepalive != 2*time.Minute || b.SNI != "tunnel.example.com" || fmt.Sprint(b.Sources) != "[192.0.2.1 2001:db8::1]" || set.LogLevel != slog.LevelWarn {
+	if set.Role != RoleBridge || b.Token.Encode() != testToken(1).Encode() || fmt.Sprint(b.Proxies) != "[a.example.com:3010]" || b.ProxyTransfer != "a.example.com:3020" || b.Keepalive != 2*time.Minute || b.SNI != "tunnel.example.com" || fmt.Sprint(b.Sources) != "[192.0.2.1 2001:db8::1]" || set.LogLevel != slog.LevelWarn || set.AccessLog != "-" {
 		t.Errorf("of the file: %+v", set)
 	}
 	if got := fmt.Sprint(b.Services); got != "[tcp/9000=nas:80 tcp/9001=127.0.0.1:22]" {
@@ -415,6 +417,7 @@ func TestChanges(t *testing.T) {
 		{"a comment", "listen = 4000\n# a\n", "# b\nlisten = 4000\n", nil, nil},
 		{"a limit", "listen = 4000\n", "listen = 4000\ndrain = \"0s\"\nresume_within = \"1m\"\n", []string{"drain is 0s instead of the default", "resume_within is 1m0s instead of the default"}, nil},
 		{"a level", "listen = 4000\nlog_level = \"debug\"", "listen = 4000\n", []string{"log_level is info instead of debug"}, nil},
+		{"an access log", "listen = 4000\n", "listen = 4000\naccess_log = \"-\"\n", []string{"access_log is - instead of none"}, nil},
 		{"an SNI for tokens", "", "sni = \"a\"", []string{"sni is a instead of none"}, nil},
 		{"an address for tokens", "advertise = \"a\"", "advertise = \"b:1\"", []string{"advertise is b:1 instead of a:3010"}, nil},
 		{"a key more", "listen = 4000\n", "listen = 4000\n" + keyTable, []string{"key office added, allowed tcp/9000"}, nil},

@@ -21,6 +21,7 @@ var tomlKeys = []string{
 	"token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "expose",
 	"state", "trust_owner", "drain", "resume_within", "log_format", "log_level", "pairs",
 	"acme_email", "acme_directory", "acme_root",
+	"access_log",
 }
 
 // later are keys of versions to come. They are refused by name, so that a file

@@ -63,6 +63,8 @@ type Config struct {
 	SaveKnown func([]Known) error
 	// Certificates is where those of https/ names come from; nil: there are none.
 	Certificates Certificates
+	// Over is told of each user's connection that is over, or was refused, as traffic.Config has it.
+	Over func(traffic.Over)
 	// Descriptors is what connections and public sockets are taken from; nil: that of the process, and with MaxConns users have
 	// one of their own.
 	Descriptors *sys.Pool
@@ -137,7 +139,7 @@ func New(cfg Config) *Proxy {
 	p.balancers.gate = newGate(descriptors.Size(sys.ForUsers))
 	p.balancers.gate.about = "connections from an address of proxy_protocol_from without a header of the PROXY protocol, reset"
 	p.balancers.gate.what = "places for connections of balancers that have not said their header"
-	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Descriptors: cfg.Descriptors})
+	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Over: cfg.Over, Descriptors: cfg.Descriptors})
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
 	p.port.memory = traffic.NewStrain(cfg.Log, p.memoryPressure)
 	p.port.budget.Short = func() { p.port.memory.Note(errWindows) }

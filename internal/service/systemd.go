@@ -26,6 +26,7 @@ const (
 	unitDir   = "/etc/systemd/system"
 	configDir = "/etc/reverser"
 	stateBase = "/var/lib"
+	logBase   = "/var/log"
 
 	// leastSystemd has LoadCredential, %d and everything else that the unit needs.
 	leastSystemd = 250
@@ -39,6 +40,14 @@ func tokenPath(role string) string { return configDir + "/" + role + ".token" }
 
 // statePath is where the state directory of a unit is.
 func (s Spec) statePath() string { return cmp.Or(s.State, stateBase+"/reverser/"+s.Role) }
+
+// logsOf is where the unit with a state directory may write an access log; "": nowhere.
+func logsOf(state string) string {
+	if rel, ok := strings.CutPrefix(state, stateBase+"/"); ok {
+		return filepath.Join(logBase, rel)
+	}
+	return ""
+}
 
 // Plan implements [Manager].
 func (m *systemd) Plan(s Spec) (Plan, error) {
@@ -111,6 +120,11 @@ func (m *systemd) unit(s Spec) (string, error) {
 		line("StateDirectoryMode=0700")
 	} else {
 		line("ReadWritePaths=%s", quoteWord(state))
+	}
+	if logs := logsOf(state); logs != "" {
+		line("# For --access-log.")
+		line("LogsDirectory=%s", quoteDirectory(strings.TrimPrefix(logs, logBase+"/")))
+		line("LogsDirectoryMode=0750")
 	}
 	line("")
 	line("# It needs the network, its state directory, and nothing else.")
@@ -260,7 +274,7 @@ func (m *systemd) Install(ctx context.Context, s Spec, replace bool) (err error)
 	state := m.path(s.statePath())
 	if !m.exists(s.statePath()) && under(s.statePath(), stateBase) {
 		// The start makes it.
-		undo.add(func() error { return m.removeState(s.statePath()) })
+		undo.add(func() error { return m.removeMade(stateBase, s.statePath()) })
 	}
 	if s.Prepare != nil {
 		// The user of the service looks for its own directory in this one.
@@ -420,14 +434,23 @@ func (m *systemd) Uninstall(ctx context.Context, role string, purge bool) (kept 
 			return nil, err
 		}
 		if under(state, stateBase) {
-			if err := m.removeState(state); err != nil {
+			if err := m.removeMade(stateBase, state); err != nil {
 				return nil, err
 			}
+		}
+	}
+	logs := logsOf(state)
+	if entries, err := os.ReadDir(m.path(logs)); logs != "" && (purge || err == nil && len(entries) == 0) {
+		if err := m.removeMade(logBase, logs); err != nil {
+			return nil, err
 		}
 	}
 	os.Remove(m.path(configDir)) // if nothing else is in it
 	if m.exists(state) {
 		kept = append(kept, keptState(state, role))
+	}
+	if logs != "" && m.exists(logs) {
+		kept = append(kept, Kept{logs, "the access log; --purge removes it"})
 	}
 	if m.exists(dropIns) {
 		kept = append(kept, Kept{dropIns, "your changes to the unit; the next installation takes them over, and --purge removes them"})
@@ -438,11 +461,11 @@ func (m *systemd) Uninstall(ctx context.Context, role string, purge bool) (kept 
 	return kept, nil
 }
 
-// removeState removes a state directory, which with DynamicUser is a link to the place where it is, and the directories above that
-// are empty then.
-func (m *systemd) removeState(state string) error {
-	rel := strings.TrimPrefix(state, stateBase+"/")
-	for _, base := range []string{stateBase, stateBase + "/private"} {
+// removeMade removes a directory that systemd made below another one, to which with DynamicUser it is a link, and the directories above
+// that are empty then.
+func (m *systemd) removeMade(below, dir string) error {
+	rel := strings.TrimPrefix(dir, below+"/")
+	for _, base := range []string{below, below + "/private"} {
 		if err := os.RemoveAll(m.path(filepath.Join(base, rel))); err != nil {
 			return err
 		}

@@ -217,10 +217,14 @@ func TestSystemdUninstallKeeps(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, os.WriteFile(f.root+"/var/lib/private/reverser/bridge/lock", nil, 0o600))
+	must(t, os.MkdirAll(f.root+"/var/log/private/reverser/bridge", 0o750))
+	must(t, os.MkdirAll(f.root+"/var/log/reverser", 0o755))
+	must(t, os.Symlink("../private/reverser/bridge", f.root+"/var/log/reverser/bridge"))
+	must(t, os.WriteFile(f.root+"/var/log/reverser/bridge/access.log", nil, 0o640))
 	must(t, os.WriteFile(f.root+"/etc/reverser/bridge.toml", nil, 0o644))
 	must(t, os.Mkdir(f.root+unitPath("bridge")+".d", 0o755))
 	kept, err := m.Uninstall(t.Context(), "bridge", false)
-	if want := []string{"/var/lib/reverser/bridge", unitPath("bridge") + ".d", "/etc/reverser"}; err != nil || !slices.Equal(paths(kept), want) {
+	if want := []string{"/var/lib/reverser/bridge", "/var/log/reverser/bridge", unitPath("bridge") + ".d", "/etc/reverser"}; err != nil || !slices.Equal(paths(kept), want) {
 		t.Errorf("Uninstall = %v, %v; want %v", kept, err, want)
 	}
 	if _, err := m.Uninstall(t.Context(), "bridge", false); !errors.Is(err, ErrNotInstalled) {
@@ -230,10 +234,34 @@ func TestSystemdUninstallKeeps(t *testing.T) {
 	if want := []string{"/etc/reverser"}; err != nil || !slices.Equal(paths(kept), want) {
 		t.Errorf("Uninstall with purge = %v, %v; want %v", kept, err, want)
 	}
-	for _, gone := range []string{"/var/lib/private/reverser", "/var/lib/reverser"} {
+	for _, gone := range []string{"/var/lib/private/reverser", "/var/lib/reverser", "/var/log/private/reverser", "/var/log/reverser"} {
 		if _, err := os.Lstat(f.root + gone); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s is there behind a purge: %v", gone, err)
 		}
+	}
+}
+
+// The directory of an access log goes with the service when nothing is in it.
+func TestSystemdUninstallLogs(t *testing.T) {
+	f, m := newFakeSystemd(t)
+	if err := m.Install(t.Context(), bridgeSpec("9000"), false); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(f.active, "\nLogsDirectory=reverser/bridge\n") {
+		t.Errorf("the unit has no directory for an access log:\n%s", f.active)
+	}
+	must(t, os.MkdirAll(f.root+"/var/log/reverser/bridge", 0o750))
+	kept, err := m.Uninstall(t.Context(), "bridge", false)
+	if want := []string{"/var/lib/reverser/bridge"}; err != nil || !slices.Equal(paths(kept), want) {
+		t.Errorf("Uninstall = %v, %v; want %v", kept, err, want)
+	}
+	if _, err := os.Lstat(f.root + "/var/log/reverser"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory is there: %v", err)
+	}
+	elsewhere := bridgeSpec("9000")
+	elsewhere.State = "/srv/reverser"
+	if text, err := m.unit(elsewhere); err != nil || strings.Contains(text, "LogsDirectory") {
+		t.Errorf("a unit whose state is elsewhere: %v\n%s", err, text)
 	}
 }
 

@@ -53,6 +53,8 @@ type Snapshot struct {
 	Reload        *Reload    `json:"reload,omitempty"`   // the last one; nil: none since the start
 	Faults        []string   `json:"faults,omitempty"`   // what became of the state directory behind the process's back, and what to do
 
+	AccessLog *AccessLog `json:"access_log,omitempty"` // nil: there is none
+
 	// Certificates are those of names for which this process ends TLS.
 	Certificates []Certificate `json:"certificates,omitempty"`
 }
@@ -85,6 +87,14 @@ type Unstored struct {
 type Reload struct {
 	At    time.Time `json:"at"`
 	Error string    `json:"error"` // why nothing was changed; "" if all is in force
+}
+
+// AccessLog is what became of the lines about users' connections and requests since the start.
+type AccessLog struct {
+	File    string `json:"file"`
+	Written uint64 `json:"written"`         // lines
+	Lost    uint64 `json:"lost"`            // lines
+	Error   string `json:"error,omitempty"` // why the last line could not be written
 }
 
 // Link is the connection between one bridge and one proxy, however many TCP

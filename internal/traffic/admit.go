@@ -291,6 +291,9 @@ func (a *Admission) Refuse(why Refusal, msg string, args ...any) {
 		return
 	}
 	a.account.refused(why, a.client)
+	if tell := a.conns.over; tell != nil {
+		tell(Over{Service: a.Service(), Key: a.conns.keyName(a.Key()), Client: a.ClientName(), Refused: why})
+	}
 	if msg != "" {
 		a.conns.sayRefusal(a.account, msg, args)
 	}

@@ -68,6 +68,12 @@ func (a *Admission) released(reason relay.Reason) {
 			slog.Uint64("sent", sent), slog.Uint64("received", received), slog.Float64("duration", Seconds(time.Since(a.since))),
 			slog.String("reason", string(reason)), slog.Uint64("resumes", a.pair.Resumes()))
 	}
+	if tell := a.conns.over; tell != nil {
+		tell(Over{
+			Service: a.Service(), Key: a.conns.keyName(a.Key()), Client: a.ClientName(), Target: a.target, Sent: sent, Received: received,
+			Duration: time.Since(a.since), Reason: reason, Resumes: a.pair.Resumes(),
+		})
+	}
 	a.account.addPair(-1)
 	a.depart(over)
 	a.giveBack(reason, sent, received)

@@ -32,7 +32,24 @@ type Config struct {
 	Clients int                       // clients with an account of their own; 0: DefaultClients
 	Name    func(key [16]byte) string // a key's name for people; "", as without a function: its id stands for it
 
+	// Over is told of each connection that is over, or was refused. It does not wait for anything. nil: nobody is told.
+	Over func(Over)
+
 	Descriptors *sys.Pool // that connections are taken from; nil: that of the process, or with Max one of their own
+}
+
+// Over is a connection that is over.
+type Over struct {
+	Service  string // canonical PUBLIC
+	Key      string // as people call it
+	Client   string
+	Target   string // "": it was refused
+	Sent     uint64 // bytes client → target
+	Received uint64 // bytes target → client
+	Duration time.Duration
+	Reason   relay.Reason // "": it was refused
+	Resumes  uint64
+	Refused  Refusal // "": it was served
 }
 
 // Defaults of Config.
@@ -46,6 +63,7 @@ type Conns struct {
 	log    *slog.Logger
 	side   relay.Side
 	name   func(key [16]byte) string
+	over   func(Over) // nil: nobody is told
 	ledger ledger
 	crew   *crew
 	poller relay.Poller
@@ -97,7 +115,7 @@ func New(cfg Config) *Conns {
 	if cfg.Clients == 0 {
 		cfg.Clients = DefaultClients
 	}
-	c := &Conns{log: cfg.Log, side: cfg.Side, name: cfg.Name, crew: newCrew()}
+	c := &Conns{log: cfg.Log, side: cfg.Side, name: cfg.Name, over: cfg.Over, crew: newCrew()}
 	c.room.dials = make(chan struct{}, cfg.Dials)
 	c.roster.idle, c.roster.quiet = make(chan struct{}), make(chan struct{}, 1)
 	for i := range c.roster.shards {
