@@ -388,7 +388,7 @@ func (c *cli) prepareProxy(path string, set config.Settings) error {
 // wantsLowPorts reports whether a proxy was told of a port below 1024: to listen there, or by what a key may open.
 func (c *cli) wantsLowPorts(ctx context.Context, set config.Settings, dir string) bool {
 	const least = 1024
-	for _, addr := range []string{set.Proxy.Listen, set.Proxy.Transfer, set.Proxy.HTTPS} {
+	for _, addr := range []string{set.Proxy.Listen, set.Proxy.Transfer, set.Proxy.HTTP, set.Proxy.HTTPS} {
 		if port := grammar.PortOf(addr, least); port != 0 && port < least {
 			return true
 		}

@@ -76,6 +76,7 @@ and lets the open connections finish (--drain). A second one stops now.`,
 func addProxyFlags(fl *pflag.FlagSet, args *config.ProxyArgs, admin *string) {
 	fl.StringVar(&args.Listen, "listen", "", "`ADDR` where bridges connect; 0.0.0.0 is IPv4 only, [::] IPv6 only (default "+defaultListen+")")
 	fl.StringVar(&args.Transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
+	fl.StringVar(&args.HTTP, "http", "", "`ADDR` that http/HOST[/PATH] services share, such as :80: host and path of each request decide (default: none)")
 	fl.StringVar(&args.HTTPS, "https", "", "`ADDR` that tls/HOST services share, such as :443: the server name of the TLS client decides (default: none)")
 	fl.StringArrayVar(&args.ProxyProtocolFrom, "proxy-protocol-from", nil, "`CIDR` of a balancer in front: at public ports, a header of the PROXY protocol is required from there, and names the user; may be given several times (default: none)")
 	fl.StringVar(&args.Advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
@@ -127,6 +128,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	cfg := proxy.Config{
 		Listen:    set.Proxy.Listen,
 		Transfer:  set.Proxy.Transfer,
+		HTTP:      set.Proxy.HTTP,
 		HTTPS:     set.Proxy.HTTPS,
 		Identity:  identity,
 		Budget:    boundMemory(),
@@ -304,7 +306,7 @@ set REVERSER_TOKEN.
 // which options of the configuration file are behind it.
 func listenError(err error, origin map[string]config.Place) error {
 	var set []string
-	for _, option := range []string{"listen", "transfer", "https"} {
+	for _, option := range []string{"listen", "transfer", "http", "https"} {
 		if at, ok := origin[option]; ok {
 			set = append(set, fmt.Sprintf("%s in %s", at.Key, at))
 		}
@@ -315,9 +317,9 @@ func listenError(err error, origin map[string]config.Place) error {
 	hint := ""
 	switch {
 	case isPortTaken(err):
-		hint = "another process has that port: stop it, or choose another port with --listen, --transfer or --https"
+		hint = "another process has that port: stop it, or choose another port with --listen, --transfer, --http or --https"
 	case isPortRefused(err):
-		hint = "this user may not open that port: choose one from 1024 on with --listen, --transfer or --https"
+		hint = "this user may not open that port: choose one from 1024 on with --listen, --transfer, --http or --https"
 		if more := sys.PortHint(err); more != "" {
 			hint += "; " + more
 		}

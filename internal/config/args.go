@@ -36,6 +36,7 @@ type ProxyArgs struct {
 	Config    string // the file
 	Listen    string
 	Transfer  string
+	HTTP      string
 	HTTPS     string
 	Advertise string
 	SNI       string

@@ -117,5 +117,6 @@ func (d *doc) bridge() *bridgeFile {
 		b.Expose = append(b.Expose, e)
 		b.exposed = append(b.exposed, Place{d.file, d.line(at("public")), "public"})
 	}
+	b.others = d.others
 	return b
 }

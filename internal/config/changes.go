@@ -45,6 +45,7 @@ type changes struct {
 func (c *changes) proxy(old, next Proxy) {
 	c.fixed("listen", old.Listen, next.Listen)
 	c.fixed("transfer", cmp.Or(old.Transfer, "none"), cmp.Or(next.Transfer, "none"))
+	c.fixed("http", cmp.Or(old.HTTP, "none"), cmp.Or(next.HTTP, "none"))
 	c.fixed("https", cmp.Or(old.HTTPS, "none"), cmp.Or(next.HTTPS, "none"))
 	c.value("resume_within", duration(c.old.ResumeWithin), duration(c.next.ResumeWithin))
 	c.value("advertise", cmp.Or(old.Advertise, "none"), cmp.Or(next.Advertise, "none"))

@@ -53,6 +53,7 @@ type Common struct {
 type Proxy struct {
 	Listen    string // ":3010" or "127.0.0.1:3010"
 	Transfer  string // "": Listen carries everything
+	HTTP      string // the port of http/ names; "": none
 	HTTPS     string // the port of tls/ names; "": none
 	Advertise string // host:port for new tokens, "" if not given
 	SNI       string // for new tokens; "": none

@@ -298,7 +298,7 @@ func inOther(file string) string {
 
 func roleOf(key string) string {
 	switch key {
-	case "listen", "transfer", "https", "advertise", "proxy_protocol_from", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
+	case "listen", "transfer", "http", "https", "advertise", "proxy_protocol_from", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
 		return RoleProxy
 	case "token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "expose",
 		xmlProxyServerIP, xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerIP, xmlRealServerPort:
@@ -493,7 +493,7 @@ func (d *doc) relative(path string) string {
 }
 
 // ports are the keys whose value may be a port alone, and so a number, and those for which a number is refused in better words.
-var ports = []string{"listen", "transfer", "https", "public", "target", "drain", "resume_within", "keepalive"}
+var ports = []string{"listen", "transfer", "http", "https", "public", "target", "drain", "resume_within", "keepalive"}
 
 var errNumber = errors.New("the value is a number: write a text, in quotes")
 

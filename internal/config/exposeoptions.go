@@ -18,7 +18,10 @@ type exposeOption struct {
 }
 
 // exposeOptions are all of them, in the order in which they are read.
-var exposeOptions = []exposeOption{
+var exposeOptions = slices.Concat(targetOptions, httpOptions)
+
+// targetOptions are about what the target learns of a user.
+var targetOptions = []exposeOption{
 	{key: "proxy_protocol", read: func(_ *doc, v any, e *grammar.Expose) (hint string, err error) {
 		switch v {
 		case "v1":

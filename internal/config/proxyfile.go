@@ -12,14 +12,14 @@ import (
 // proxyFile is what a file says to a proxy. What it does not say is empty. Addresses are canonical.
 type proxyFile struct {
 	CommonArgs
-	Listen, Transfer, HTTPS string
-	Advertise               string // host or host:port, for grammar.ParseHost
-	SNI                     string
-	ProxyProtocolFrom       []string
-	Tables                  []KeyTable
-	Offer                   []grammar.Public // WorkPort of the source system's XML
-	origin                  map[string]Place
-	others                  []string // files that it names and that settings are read from; also with an error
+	Listen, Transfer, HTTP, HTTPS string
+	Advertise                     string // host or host:port, for grammar.ParseHost
+	SNI                           string
+	ProxyProtocolFrom             []string
+	Tables                        []KeyTable
+	Offer                         []grammar.Public // WorkPort of the source system's XML
+	origin                        map[string]Place
+	others                        []string // files that it names and that settings are read from; also with an error
 }
 
 // KeyTable is one [[key]] of a proxy's file.
@@ -65,7 +65,12 @@ func (d *doc) proxy() *proxyFile {
 	if p.Transfer != "" && p.Transfer == cmp.Or(p.Listen, ":3010") {
 		d.fault("transfer", fmt.Errorf("%s is the address of listen", p.Transfer), "give it another port, or leave transfer out: everything uses listen then")
 	}
-	if p.HTTPS = d.listen("https"); p.HTTPS != "" && p.HTTPS == p.Transfer {
+	if p.HTTP = d.listen("http"); p.HTTP != "" && (p.HTTP == p.Transfer || p.HTTP == cmp.Or(p.Listen, ":3010")) {
+		d.fault("http", fmt.Errorf("%s is the address of listen or transfer", p.HTTP), "give it a port of its own, such as :80")
+	}
+	if p.HTTPS = d.listen("https"); p.HTTPS != "" && p.HTTPS == p.HTTP {
+		d.fault("https", fmt.Errorf("%s is the address of http", p.HTTPS), "give it a port of its own, such as :443")
+	} else if p.HTTPS != "" && p.HTTPS == p.Transfer {
 		d.fault("https", fmt.Errorf("%s is the address of transfer", p.HTTPS), "give it a port of its own, such as :443, or the address of listen")
 	}
 	if p.Advertise = d.text("advertise"); p.Advertise != "" {

@@ -147,6 +147,15 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 				"--listen %s and --transfer %s (in a file: listen or IcPort, transfer or TransferPort) are the same port", p.Listen, p.Transfer)
 		}
 	}
+	if p.HTTP = cmp.Or(args.HTTP, file.HTTP); p.HTTP != "" {
+		if p.HTTP, err = grammar.ParseListen(p.HTTP); err != nil {
+			return Settings{}, argError("", "--http: %w", err)
+		}
+		if grammar.ListenOverlap(p.Listen, p.HTTP) || p.Transfer != "" && grammar.ListenOverlap(p.Transfer, p.HTTP) {
+			return Settings{}, argError("give --http a port of its own, such as :80",
+				"--http %s (in a file: http) is a port of the link, --listen %s or --transfer %s", p.HTTP, p.Listen, cmp.Or(p.Transfer, "none"))
+		}
+	}
 	if p.HTTPS = cmp.Or(args.HTTPS, file.HTTPS); p.HTTPS != "" {
 		if p.HTTPS, err = grammar.ParseListen(p.HTTPS); err != nil {
 			return Settings{}, argError("", "--https: %w", err)
@@ -155,6 +164,10 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 			return Settings{}, argError("give --https a port of its own, such as :443, or the very address of --listen, for both to share it",
 				"--https %s (in a file: https) is a port of the link, --listen %s or --transfer %s", p.HTTPS, p.Listen, cmp.Or(p.Transfer, "none"))
 		}
+	}
+	if p.HTTP != "" && p.HTTPS != "" && grammar.ListenOverlap(p.HTTP, p.HTTPS) {
+		return Settings{}, argError("give one of them another port, such as --http :80 --https :443",
+			"--http %s and --https %s (in a file: http, https) are the same port", p.HTTP, p.HTTPS)
 	}
 	if p.Advertise = cmp.Or(args.Advertise, file.Advertise); p.Advertise != "" {
 		if p.Advertise, err = grammar.ParseAdvertise(p.Advertise, grammar.PortOf(p.Listen, defaultPort)); err != nil {
@@ -175,6 +188,7 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 	args.override(set.Origin)
 	override(set.Origin, "listen", args.Listen)
 	override(set.Origin, "transfer", args.Transfer)
+	override(set.Origin, "http", args.HTTP)
 	override(set.Origin, "https", args.HTTPS)
 	override(set.Origin, "advertise", args.Advertise)
 	override(set.Origin, "sni", args.SNI)

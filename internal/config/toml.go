@@ -17,7 +17,7 @@ import (
 // tomlKeys are the options of both roles in this version, in the order of the
 // help.
 var tomlKeys = []string{
-	"listen", "transfer", "https", "advertise", "sni", "proxy_protocol_from", "key",
+	"listen", "transfer", "http", "https", "advertise", "sni", "proxy_protocol_from", "key",
 	"token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "expose",
 	"state", "trust_owner", "drain", "resume_within", "log_format", "log_level", "pairs",
 	"acme_email", "acme_directory", "acme_root",
@@ -26,7 +26,7 @@ var tomlKeys = []string{
 
 // later are keys of versions to come. They are refused by name, so that a file
 // from there is not taken for a file with a slip in it.
-var later = []string{"admin", "http", "https", "allow_connect", "connect", "email", "group"}
+var later = []string{"admin", "allow_connect", "connect", "email", "group"}
 
 func (d *doc) readTOML(text string) {
 	var options map[string]any

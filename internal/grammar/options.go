@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
+	"time"
 )
 
 // Options say how a service is served: what an [[expose]] of a file has besides public and target. Each field is named there as in its
@@ -27,6 +30,78 @@ type ProxyOptions struct {
 	// OneClient is for http/ and https/ services: a connection to the target is used for the requests of one client alone, since the
 	// target takes it for that client's.
 	OneClient bool `json:"one_client,omitempty"`
+
+	// Of http/ and https/.
+	H2C            bool              `json:"h2c,omitempty"`             // the target speaks HTTP/2 without TLS
+	HostHeader     string            `json:"host_header,omitempty"`     // the Host that the target gets; "": the client's
+	SetHeader      map[string]string `json:"set_header,omitempty"`      // of requests
+	RemoveHeader   []string          `json:"remove_header,omitempty"`   // of requests
+	TrustedProxies []netip.Prefix    `json:"trusted_proxies,omitempty"` // whose word of who the client is counts
+	BasicAuth      []string          `json:"basic_auth,omitempty"`      // NAME:HASH; see ParseUser
+	AnswerTime     Duration          `json:"answer_time,omitempty"`     // for the head of an answer; 0: the default
+}
+
+// Duration is a time.Duration, as text in JSON.
+type Duration time.Duration
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	t, err := time.ParseDuration(string(b))
+	if err == nil && t < 0 {
+		err = errors.New("a duration is not negative")
+	}
+	*d = Duration(t)
+	return err
+}
+
+// check refuses options that no version of a bridge says.
+func (o ProxyOptions) check() error {
+	for _, u := range o.BasicAuth {
+		if _, err := ParseUser(u); err != nil {
+			return fmt.Errorf("basic_auth: %w", err)
+		}
+	}
+	for name, value := range o.SetHeader {
+		if err := CheckHeader(name, value); err != nil {
+			return err
+		}
+	}
+	for _, name := range o.RemoveHeader {
+		if err := CheckHeader(name, ""); err != nil {
+			return err
+		}
+	}
+	if o.HostHeader != "" {
+		if _, err := RequestHost(o.HostHeader); err != nil {
+			return fmt.Errorf("host_header: %w", err)
+		}
+	}
+	return nil
+}
+
+// framing are the headers that say where a message ends, or concern one connection only: they are nobody's to set.
+var framing = []string{"connection", "content-length", "host", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+
+// CheckHeader refuses what cannot be set as a header of a request (RFC 9110, section 5).
+func CheckHeader(name, value string) error {
+	if name == "" || strings.ContainsFunc(name, func(r rune) bool {
+		return r > '~' || r <= ' ' || strings.ContainsRune("\"(),/:;<=>?@[\\]{}", r)
+	}) {
+		return fmt.Errorf("%.80q is no name of a header", name)
+	}
+	if slices.Contains(framing, strings.ToLower(name)) {
+		if strings.EqualFold(name, "host") {
+			return errors.New("the header Host has an option of its own: host_header")
+		}
+		return fmt.Errorf("the header %s is about the connection, and not to be changed", name)
+	}
+	if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+		return fmt.Errorf("the value of header %s has a control character in it", name)
+	}
+	return nil
 }
 
 // MaxProxyOptions is how many bytes Encode may return for a service, and MaxAllProxyOptions for all services of a bridge.
@@ -59,6 +134,9 @@ func ParseProxyOptions(b []byte) (o ProxyOptions, err error) {
 		if _, more := d.Token(); !errors.Is(more, io.EOF) {
 			err = errors.New("there is more behind them")
 		}
+	}
+	if err == nil {
+		err = o.check()
 	}
 	if err == nil {
 		return o, nil

@@ -153,7 +153,7 @@ func (p Public) Overlaps(q Public) bool {
 // the kind of p.
 func (p Public) Supported() error {
 	switch p.Kind {
-	case KindTCP, KindTLS, KindOffered:
+	case KindTCP, KindHTTP, KindTLS, KindOffered:
 		return nil
 	}
 	return &UnsupportedKindError{Kind: p.Kind}
@@ -164,10 +164,8 @@ func (p Public) Supported() error {
 type UnsupportedKindError struct{ Kind Kind }
 
 func (e *UnsupportedKindError) Error() string {
-	remedy := "this version serves tcp/ and tls/ only"
+	remedy := "this version serves tcp/, http/ and tls/ only"
 	switch e.Kind {
-	case KindHTTP:
-		remedy += ": give the service a port of its own, such as tcp/9000"
 	case KindHTTPS:
 		remedy += ": give the service a port of its own, such as tcp/9000, or let it speak TLS itself, as tls/app.example.com"
 	case KindPrivate:

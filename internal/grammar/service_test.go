@@ -267,7 +267,7 @@ func TestParseExpose(t *testing.T) {
 		}
 	}
 	for in, kind := range map[string]Kind{
-		"udp/53": KindUDP, "udp/53=53": KindUDP, "http/a.example=80": KindHTTP,
+		"udp/53": KindUDP, "udp/53=53": KindUDP,
 		"https/a.example=80": KindHTTPS, "private/db=5432": KindPrivate,
 	} {
 		_, err := ParseExpose(in)
@@ -385,6 +385,8 @@ func TestCheckExposes(t *testing.T) {
 		{"tcp/0.0.0.0:9000=1 tcp/127.0.0.1:9000=1", "overlap"},
 		{"tcp/[::]:9000=1 tcp/[::1]:9000=1", "overlap"},
 		{"offered=1 offered=2", "public offered is given twice"},
+		{"http/a http/a/x http/* http/*.b tls/a", ""},
+		{"http/a/x http/A./x/", "public http/a/x is given twice"},
 	} {
 		var exposes []Expose
 		for f := range strings.FieldsSeq(c.in) {
@@ -588,7 +590,7 @@ func FuzzParseExpose(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if again, err := ParseExpose(e.String()); err != nil || again != e {
+		if again, err := ParseExpose(e.String()); err != nil || again.String() != e.String() {
 			t.Errorf("ParseExpose(%q) = %v, then %v, %v", s, e, again, err)
 		}
 		if err := CheckExposes([]Expose{e, e}); err == nil {

@@ -333,6 +333,16 @@ func (s *Stream) discardLocked() {
 	}
 }
 
+// Code says why the stream was reset; CodeNone: it was not, or there is no word of it.
+func (s *Stream) Code() wire.Code {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	if s.dead {
+		return s.deadCode
+	}
+	return s.recv.code
+}
+
 // kill ends the stream because its session is gone, or the peer does not know it any more. slot.mu is held; the result is told of it
 // without the lock, a receiver that comes later by SetReceiver.
 func (s *Stream) kill(code wire.Code) Receiver {

@@ -10,7 +10,6 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
-	"reverser/internal/registry"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
@@ -103,15 +102,4 @@ func (p *Proxy) greeted(conn net.Conn, hello *entrance.Hello) {
 		return
 	}
 	a.Go(func() { p.forward(rt, a, conn, wire.EntranceTLS, hello.Read) })
-}
-
-// find returns the route of the most specific name for a host and a path; nil: nobody serves it.
-func (p *Proxy) find(kind grammar.Kind, host, path string) *registry.Route {
-	view := p.registry.View()
-	for name := range entrance.Names(kind, host, path) {
-		if rt := view.Find(name); rt != nil {
-			return rt
-		}
-	}
-	return nil
 }

@@ -52,6 +52,7 @@ type Key struct {
 type Config struct {
 	Listen   string          // link address, such as ":3010"
 	Transfer string          // address for carriers; "": the link address
+	HTTP     string          // address that http/ names share; "": none
 	HTTPS    string          // address that tls/ names share, and the link, which knows itself by its ALPN; it may be Listen. "": none
 	Identity tls.Certificate // that tokens pin
 	Version  string
@@ -80,6 +81,7 @@ type Proxy struct {
 	port      linkPort
 	names     namePort
 	balancers balancers
+	web       webPort
 	registry  *registry.Registry
 	entrances *entrance.Set
 	conns     *traffic.Conns // of users
@@ -143,6 +145,7 @@ func New(cfg Config) *Proxy {
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
 	p.port.memory = traffic.NewStrain(cfg.Log, p.memoryPressure)
 	p.port.budget.Short = func() { p.port.memory.Note(errWindows) }
+	p.web.server.Find, p.web.server.Failed = p.findSite, p.webFailed
 	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
@@ -168,9 +171,11 @@ func (p *Proxy) Listen() (err error) {
 		}
 		port = portOf(p.TransferAddr())
 	}
-	if err := p.listenNames(lc); err != nil {
-		p.closePorts()
-		return err
+	for _, listen := range []func(net.ListenConfig) error{p.listenNames, p.listenWeb} {
+		if err := listen(lc); err != nil {
+			p.closePorts()
+			return err
+		}
 	}
 	p.listening(port)
 	return nil
@@ -223,6 +228,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if from := p.settings().ProxyProtocolFrom; len(from) > 0 {
 		p.log.Info("headers of the PROXY protocol are required", "from", fmt.Sprint(from))
 	}
+	p.web.server.Start()
+	if p.web.ln != nil {
+		p.log.Info("HTTP listening", "http", p.web.ln.Addr().String())
+		p.wg.Go(func() { p.acceptWeb(p.web.ln) })
+	}
 	select {
 	case <-ctx.Done():
 	case <-p.life.drain:
@@ -239,10 +249,12 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.life.stop()
 	p.closePorts()
 	p.port.gate.closeAll()
-	p.balancers.gate.closeAll()
-	if p.names.gate != nil {
-		p.names.gate.closeAll()
+	for _, g := range []*gate{p.balancers.gate, p.names.gate, p.web.gate} {
+		if g != nil {
+			g.closeAll()
+		}
 	}
+	p.web.server.Close()
 	p.port.tidier.stop()
 	p.port.host.Close(errors.New("the proxy stopped"))
 	p.sessions.forget()
@@ -268,6 +280,7 @@ func (p *Proxy) Drain() {
 		p.conns.Shut()
 		p.closePorts()
 		if p.life.running.Load() { // else nothing is open, and nobody does what the registry decides
+			p.web.server.Drain()
 			p.closeSockets()
 		}
 		close(p.life.drain)
@@ -277,7 +290,7 @@ func (p *Proxy) Drain() {
 
 // closePorts closes the ports that are the proxy's own, as far as they are open.
 func (p *Proxy) closePorts() {
-	for _, ln := range []net.Listener{p.port.ln, p.port.carrier, p.names.ln} {
+	for _, ln := range []net.Listener{p.port.ln, p.port.carrier, p.names.ln, p.web.ln} {
 		if ln != nil {
 			ln.Close()
 		}

@@ -12,6 +12,7 @@ import (
 	"reverser/internal/registry"
 	"reverser/internal/relay"
 	"reverser/internal/traffic"
+	"reverser/internal/web"
 	"reverser/internal/wire"
 )
 
@@ -327,8 +328,11 @@ func (p effects) End(w registry.Way) {
 type service struct {
 	account *traffic.Account
 	probes  entrance.Probes
+	site    *web.Site // of http and https names
 }
 
 func (p *Proxy) service(rt *registry.Route) *service {
-	return rt.Data(func() any { return &service{account: p.conns.Account(rt.Key, rt.Public.String())} }).(*service)
+	return rt.Data(func() any {
+		return &service{account: p.conns.Account(rt.Key, rt.Public.String()), site: p.newSite(rt)}
+	}).(*service)
 }

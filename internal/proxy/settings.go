@@ -90,6 +90,10 @@ func (p *Proxy) policy(set Settings) registry.Policy {
 		rp.Own = append(rp.Own, portOf(p.names.ln.Addr()))
 		rp.Named = append(rp.Named, grammar.KindTLS)
 	}
+	if p.web.ln != nil {
+		rp.Own = append(rp.Own, portOf(p.web.ln.Addr()))
+		rp.Named = append(rp.Named, grammar.KindHTTP)
+	}
 	return rp
 }
 

@@ -131,7 +131,10 @@ func missingEntrance(k grammar.Kind) string {
 	if k == grammar.KindTLS || k == grammar.KindHTTPS {
 		return "the proxy has no port for names: start it with --https ADDR, such as --https :443"
 	}
-	return "this proxy serves tcp/ and tls/ only"
+	if k == grammar.KindHTTP {
+		return "the proxy has no port for HTTP: start it with --http ADDR, such as --http :80"
+	}
+	return "this proxy serves tcp/, http/ and tls/ only"
 }
 
 // admits reports whether the key that a session proved is still there.

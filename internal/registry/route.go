@@ -101,6 +101,14 @@ func (rt *Route) Options() *grammar.ProxyOptions {
 	return nil
 }
 
+// Target is what the bridge of the first offer says that it connects users to; "": there is none.
+func (rt *Route) Target() string {
+	if offers := rt.state.Load().offers; len(offers) > 0 {
+		return offers[0].Target()
+	}
+	return ""
+}
+
 // Ways yields the ways to the bridges that serve the name.
 func (rt *Route) Ways(yield func(Way) bool) {
 	for _, o := range rt.state.Load().offers {
@@ -278,7 +286,8 @@ type Offer struct {
 	users   atomic.Int64
 
 	mu      sync.RWMutex
-	retired bool // guarded by mu
+	retired bool                 // guarded by mu, as all below
+	told    map[*func()]struct{} // see WhenRetired
 }
 
 func newOffer(c *claim) *Offer {
@@ -353,6 +362,33 @@ func (o *Offer) open(open wire.Open) (*link.Stream, error) {
 
 func (o *Offer) retire() {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.retired = true
+	told := o.told
+	o.told = nil
+	o.mu.Unlock()
+	for f := range told {
+		(*f)()
+	}
+}
+
+// WhenRetired has f called when no stream is opened to the offer any more, at once if that is so already. f returns soon. Whoever calls stop
+// is not interested any longer.
+func (o *Offer) WhenRetired(f func()) (stop func()) {
+	o.mu.Lock()
+	retired := o.retired
+	if !retired {
+		if o.told == nil {
+			o.told = make(map[*func()]struct{})
+		}
+		o.told[&f] = struct{}{}
+	}
+	o.mu.Unlock()
+	if retired {
+		f()
+	}
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		delete(o.told, &f)
+	}
 }

@@ -32,7 +32,7 @@ type Admission struct {
 	end   *ending // what is to become of it as soon as it is a pair; guarded by the shard's mu
 
 	// Set by Bind, before the phase is bound.
-	pair   pair
+	pair   Pair
 	since  time.Time
 	target string
 }
@@ -203,6 +203,9 @@ func (a *Admission) Hold() context.Context {
 	a.enterPhase(held)
 	return a.conns.holding
 }
+
+// Holding returns the context of Hold for what is a pair already.
+func (a *Admission) Holding() context.Context { return a.conns.holding }
 
 // Dial takes a place for dialling the connection's target. It returns false if too many targets are being dialled: this one must not be.
 // Dialled gives the place back.

@@ -12,8 +12,8 @@ import (
 	"reverser/internal/wire"
 )
 
-// pair is what moves the bytes of a connection: a *relay.Pair.
-type pair interface {
+// Pair is what moves the bytes of a connection: a *relay.Pair, or a client's time at a service that is spoken to in a language of its own.
+type Pair interface {
 	Start(poller *relay.Poller, ended func(relay.Reason))
 	End(reason relay.Reason, code wire.Code)
 	Counts() (sent, received uint64)
@@ -37,13 +37,27 @@ func (a *Admission) BindTLS(conn net.Conn, s *link.Stream, t *relay.TLS, target 
 	a.bind(p, target)
 }
 
+// BindPair is Bind for what moves bytes by itself, and says so with Moved.
+func (a *Admission) BindPair(p Pair, target string) { a.bind(p, target) }
+
+// Moved counts bytes of what BindPair was given, while it is not over.
+func (a *Admission) Moved(sent, received uint64) {
+	a.account.sent.Add(sent)
+	a.account.received.Add(received)
+	a.guest.sent.Add(sent)
+	a.guest.received.Add(received)
+}
+
+// Note logs something about the service, as rarely as refusals are.
+func (a *Admission) Note(msg string, args ...any) { a.conns.sayRefusal(a.account, msg, args) }
+
 // countInto makes a pair add its bytes to the accounts of its service and client.
 func (a *Admission) countInto(p *relay.Pair) {
 	p.CountInto(&a.account.sent, &a.account.received)
 	p.CountInto(&a.guest.sent, &a.guest.received)
 }
 
-func (a *Admission) bind(p pair, target string) {
+func (a *Admission) bind(p Pair, target string) {
 	a.pair, a.since, a.target = p, time.Now(), target
 	a.account.addPair(1)
 	a.account.total.Add(1)

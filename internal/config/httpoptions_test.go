@@ -1,0 +1,86 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const bcryptLine = "ann:$2y$05$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234"
+
+func TestHTTPOptions(t *testing.T) {
+	dir := t.TempDir()
+	users := write(t, filepath.Join(dir, "users"), "# who may come in\n"+bcryptLine+"\n\nbob:$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$c3Vtc3Vtc3Vtc3Vtc3Vtc3Vt\n")
+	if err := os.Chmod(users, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path := write(t, filepath.Join(dir, "bridge.toml"), `
+[[expose]]
+public = "http/app.example.com/api"
+target = 8080
+h2c = true
+host_header = "app.lan:8080"
+set_header = { X-Stage = "test", x-empty = "" }
+remove_header = ["Cookie"]
+trusted_proxies = ["192.0.2.0/24", "2001:db8::1"]
+basic_auth_file = "users"
+answer_time = "30s"
+`)
+	b, _, err := loadBridge(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := b.Expose[0].Options.Proxy
+	if !o.H2C || o.HostHeader != "app.lan:8080" || len(o.SetHeader) != 2 || o.SetHeader["X-Stage"] != "test" || len(o.RemoveHeader) != 1 ||
+		len(o.TrustedProxies) != 2 || o.TrustedProxies[1].String() != "2001:db8::1/128" || len(o.BasicAuth) != 2 || o.BasicAuth[0] != bcryptLine || time.Duration(o.AnswerTime) != 30*time.Second {
+		t.Errorf("options %+v", o)
+	}
+	if len(b.others) != 1 || b.others[0] != users {
+		t.Errorf("files that are watched: %q, want %q", b.others, users)
+	}
+	for options, want := range map[string]string{
+		"h2c = 1":                                    "neither true nor false",
+		"host_header = \"a b\"":                      "host name",
+		"host_header = 1":                            "no text",
+		"set_header = \"X: y\"":                      "no table",
+		"set_header = { X = 1 }":                     "no text",
+		"set_header = { Host = \"a\" }":              "host_header",
+		"set_header = { Transfer-Encoding = \"x\" }": "about the connection",
+		"set_header = { \"X Y\" = \"x\" }":           "no name of a header",
+		"set_header = { X = \"a\\r\\nB: c\" }":       "control character",
+		"remove_header = \"X\"":                      "no list",
+		"remove_header = [\"Content-Length\"]":       "about the connection",
+		"trusted_proxies = [\"192.0.2.1/24\"]":       "192.0.2.0/24",
+		"trusted_proxies = [\"proxy.lan\"]":          "no IP address",
+		"basic_auth_file = \"missing\"":              "no such file",
+		"basic_auth_file = \"empty\"":                "names nobody",
+		"basic_auth_file = \"md5\"":                  "MD5 and SHA-1",
+		"basic_auth_file = \"plain\"":                "bcrypt",
+		"basic_auth_file = \"costly\"":               "seconds for each password",
+		"basic_auth_file = \"huge\"":                 "costs the proxy too much",
+		"basic_auth_file = \"twice\"":                "twice",
+		"basic_auth_file = \"writable\"":             "can write",
+		"answer_time = \"5\"":                        "no unit",
+		"answer_time = \"-5s\"":                      "negative",
+	} {
+		for name, text := range map[string]string{
+			"empty": "# nobody\n", "md5": "ann:$apr1$x$y", "plain": "ann:secret", "costly": strings.Replace(bcryptLine, "$05$", "$20$", 1),
+			"huge": "ann:$argon2id$v=19$m=4194304,t=3,p=4$c2FsdHNhbHQ$c3Vtc3Vtc3Vtc3Vtc3Vtc3Vt", "twice": bcryptLine + "\n" + bcryptLine, "writable": bcryptLine,
+		} {
+			os.Chmod(write(t, filepath.Join(dir, name), text), map[bool]os.FileMode{true: 0o666, false: 0o600}[name == "writable"])
+		}
+		if strings.Contains(options, "writable") && os.PathSeparator == '\\' {
+			continue // there, access control lists decide
+		}
+		_, _, err := loadBridge(write(t, filepath.Join(dir, "bad.toml"), "[[expose]]\npublic = \"http/a\"\ntarget = 80\n"+options+"\n"))
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), ":4: ") {
+			t.Errorf("%s: %v; want line 4 and %q", options, err, want)
+		}
+	}
+	_, _, err = loadBridge(write(t, filepath.Join(dir, "bad.toml"), "[[expose]]\npublic = 9000\nh2c = true\n"))
+	if err == nil || !strings.Contains(err.Error(), "this is for services of http/, https/, and tcp/9000 is none") {
+		t.Errorf("h2c of a port: %v", err)
+	}
+}

@@ -1,0 +1,277 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"reverser/internal/entrance"
+	"reverser/internal/grammar"
+	"reverser/internal/link"
+	"reverser/internal/registry"
+	"reverser/internal/relay"
+	"reverser/internal/sys"
+	"reverser/internal/traffic"
+	"reverser/internal/web"
+	"reverser/internal/wire"
+)
+
+// webPort is the port of http/ names, and the server for what speaks HTTP there or elsewhere.
+type webPort struct {
+	ln     net.Listener // nil: there is none
+	gate   *gate        // for those who have not sent a request yet
+	server web.Server
+}
+
+func (p *Proxy) listenWeb(lc net.ListenConfig) (err error) {
+	if p.cfg.HTTP == "" {
+		return nil
+	}
+	p.web.gate = newGate(p.port.descriptors.Size(sys.ForUsers))
+	p.web.gate.about = "connections to the port for HTTP (http) that sent no request"
+	if p.web.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.HTTP), p.cfg.HTTP); err != nil {
+		return fmt.Errorf("open the port for HTTP (http %s): %w", p.cfg.HTTP, err)
+	}
+	return nil
+}
+
+// acceptWeb accepts clients. Until the first request of each is there, it has a place at the gate.
+func (p *Proxy) acceptWeb(ln net.Listener) {
+	p.acceptThrough(p.web.gate, ln, sys.ForUsers, func(conn net.Conn, pass *pass) {
+		user, err := p.introduced(conn)
+		if err != nil {
+			pass.leave(false)
+			traffic.Reset(conn)
+			p.port.descriptors.Give(sys.ForUsers)
+			return
+		}
+		p.serveWeb(user, pass)
+	})
+}
+
+// door is what a client of HTTP took when it came.
+type door struct {
+	pass       *pass
+	descriptor atomic.Bool // until a service has admitted it, which takes another one
+}
+
+// serveWeb hands a connection to the server. It takes over the descriptor and the pass.
+func (p *Proxy) serveWeb(conn net.Conn, pass *pass) {
+	p.web.server.Serve(p.webClient(conn, pass))
+}
+
+// webClient makes a client of a connection. With TLS it is what TLS is spoken over. It takes over the descriptor and the pass; nil: the
+// connection has left the gate already.
+func (p *Proxy) webClient(conn net.Conn, pass *pass) *web.Client {
+	d := &door{pass: pass}
+	d.descriptor.Store(true)
+	leave := func() {
+		if pass != nil {
+			pass.leave(false)
+		}
+	}
+	c := p.web.server.NewClient(conn, leave, func(heard bool) {
+		if !heard {
+			leave()
+		}
+		p.giveDoor(d)
+	})
+	c.Data = d
+	return c
+}
+
+func (p *Proxy) giveDoor(d *door) {
+	if d.descriptor.CompareAndSwap(true, false) {
+		p.port.descriptors.Give(sys.ForUsers)
+	}
+}
+
+// findSite returns the site of the most specific name for a request.
+func (p *Proxy) findSite(secure bool, host, path string) *web.Site {
+	kind := grammar.KindHTTP
+	if secure {
+		kind = grammar.KindHTTPS
+	}
+	if rt := p.find(kind, host, path); rt != nil {
+		return p.service(rt).site
+	}
+	return nil
+}
+
+// newSite makes a site of a route.
+func (p *Proxy) newSite(rt *registry.Route) *web.Site {
+	return &web.Site{
+		Name: rt.Public.String(), Options: rt.Options,
+		Enter: func(v *web.Visit) (func(bool), func(uint64, uint64), error) { return p.visit(rt, v) },
+		Dial: func(ctx context.Context, call web.Call, retired func()) (*web.Upstream, error) {
+			return dialRoute(ctx, rt, call, retired)
+		},
+	}
+}
+
+// visit counts a client in at a service, as a pair: one for each connection and service.
+func (p *Proxy) visit(rt *registry.Route, v *web.Visit) (left func(bool), moved func(uint64, uint64), err error) {
+	a, err := p.conns.Admit(p.service(rt).account, entrance.Client(v.Client.Conn), traffic.NoWait)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", web.ErrLimit, err)
+	}
+	if d, ok := v.Client.Data.(*door); ok {
+		p.giveDoor(d)
+	}
+	vr := &visitor{visit: v, wg: &p.wg}
+	v.Data = a
+	a.BindPair(vr, rt.Target())
+	return vr.left, a.Moved, nil
+}
+
+// visitor is a web.Visit as traffic sees it.
+type visitor struct {
+	visit *web.Visit
+	wg    *sync.WaitGroup
+
+	mu     sync.Mutex
+	ended  func(relay.Reason) // guarded by mu, as all below
+	reason relay.Reason       // why it was ended here; "": it was not
+}
+
+// Start implements traffic.Pair.
+func (v *visitor) Start(_ *relay.Poller, ended func(relay.Reason)) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.ended = ended
+}
+
+// End implements traffic.Pair.
+func (v *visitor) End(reason relay.Reason, _ wire.Code) {
+	v.mu.Lock()
+	first := v.reason == ""
+	if first {
+		v.reason = reason
+	}
+	v.mu.Unlock()
+	if first {
+		v.wg.Go(v.visit.End)
+	}
+}
+
+// left is called once, when the visit is over.
+func (v *visitor) left(complete bool) {
+	v.mu.Lock()
+	if v.reason == "" {
+		v.reason = relay.ReasonEOF
+		if !complete {
+			v.reason = relay.ReasonClientReset
+		}
+	}
+	reason := v.reason
+	v.mu.Unlock()
+	v.ended(reason)
+}
+
+// Counts, HalfClosed, Paused and Resumes implement traffic.Pair.
+func (v *visitor) Counts() (sent, received uint64) { return v.visit.Counts() }
+
+// HalfClosed implements traffic.Pair.
+func (v *visitor) HalfClosed() bool { return false }
+
+// Paused implements traffic.Pair.
+func (v *visitor) Paused() bool { return v.visit.Paused() }
+
+// Resumes implements traffic.Pair.
+func (v *visitor) Resumes() uint64 { return v.visit.Resumes() }
+
+// dialRoute opens a stream for a request. While the bridge is away, it waits as other users do.
+func dialRoute(ctx context.Context, rt *registry.Route, call web.Call, retired func()) (*web.Upstream, error) {
+	client := call.Visit.Client
+	by := wire.EntranceHTTP
+	if rt.Public.Kind == grammar.KindHTTPS {
+		by = wire.EntranceHTTPS
+	}
+	a := call.Visit.Data.(*traffic.Admission)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(a.Holding(), func() { cancel(web.ErrAway) })()
+	t, err := rt.Take(ctx, registry.User{
+		Open: wire.Open{
+			Client: entrance.Client(client.Conn), Local: traffic.AddrPort(client.LocalAddr()), Entrance: by,
+			More: &wire.OpenMore{Host: call.Host, Trace: call.ID},
+		},
+		Left: func() bool { return ctx.Err() != nil },
+	})
+	switch {
+	case errors.Is(err, registry.ErrAway), errors.Is(err, context.Canceled) && a.Holding().Err() != nil:
+		return nil, fmt.Errorf("%w: %w", web.ErrAway, err)
+	case errors.Is(err, registry.ErrRemoved):
+		return nil, fmt.Errorf("%w: %w", web.ErrRemoved, err)
+	case errors.Is(err, registry.ErrLeft), errors.Is(err, context.Canceled):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", web.ErrLimit, err)
+	}
+	forget := t.Offer.WhenRetired(retired)
+	leave := func() {
+		forget()
+		t.Leave()
+	}
+	return &web.Upstream{Conn: &targetConn{Stream: t.Stream, leave: leave}, Paused: t.Stream.Paused, Resumes: t.Stream.Resumes, ID: call.ID}, nil
+}
+
+// targetConn is a stream to a target, as web sees it.
+type targetConn struct {
+	*link.Stream
+	leave func()
+	once  sync.Once
+}
+
+// Read implements net.Conn. Its error says what the bridge said.
+func (c *targetConn) Read(b []byte) (int, error) {
+	n, err := c.Stream.Read(b)
+	if err != nil && errors.Is(err, link.ErrReset) {
+		why := map[wire.Code]error{
+			wire.CodeRefused: web.ErrRefused, wire.CodeUnreachable: web.ErrUnreachable, wire.CodeLimit: web.ErrLimit, wire.CodeService: web.ErrRemoved,
+			wire.CodeDrain: web.ErrAway,
+		}[c.Stream.Code()]
+		if why != nil {
+			err = fmt.Errorf("%w: %w", why, err)
+		}
+	}
+	return n, err
+}
+
+// Close implements net.Conn.
+func (c *targetConn) Close() error {
+	c.once.Do(c.leave)
+	return c.Stream.Close()
+}
+
+// Reset closes the connection so that the target sees a reset.
+func (c *targetConn) Reset() {
+	c.Stream.Reset(wire.CodeReset)
+	c.Close()
+}
+
+// webFailed logs a request that its target did not answer.
+func (p *Proxy) webFailed(f web.Failure) {
+	if f.Visit == nil { // nothing was taken for it: the refusal has been said
+		return
+	}
+	args := []any{"service", f.Site.Name, "client", f.Client.RemoteAddr().String(), "request", f.ID, "status", f.Status, "err", f.Err}
+	if f.Opened != "" && f.Opened != f.ID {
+		args = append(args, "opened", f.Opened) // by an earlier request, whose id the bridge has
+	}
+	f.Visit.Data.(*traffic.Admission).Note("request not answered by its target", args...)
+}
+
+// find returns the route of the most specific name for a host and a path; nil: nobody serves it.
+func (p *Proxy) find(kind grammar.Kind, host, path string) *registry.Route {
+	view := p.registry.View()
+	for name := range entrance.Names(kind, host, path) {
+		if rt := view.Find(name); rt != nil {
+			return rt
+		}
+	}
+	return nil
+}

@@ -1,0 +1,327 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"reverser/internal/link"
+	"reverser/internal/relay"
+	"reverser/internal/traffic"
+	"reverser/internal/wire"
+)
+
+// streamListener is the streams of a bridge as a listener of the HTTP server that plays their target.
+type streamListener struct {
+	b     *bridge
+	close chan struct{}
+	seen  atomic.Int64 // streams
+}
+
+func (l *streamListener) Accept() (net.Conn, error) {
+	select {
+	case s := <-l.b.streams:
+		l.seen.Add(1)
+		return s, nil
+	case <-l.close:
+		return nil, net.ErrClosed
+	}
+}
+func (l *streamListener) Close() error   { return nil }
+func (l *streamListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+// target answers the requests that reach a bridge.
+func (b *bridge) target(h http.HandlerFunc) *streamListener {
+	l := &streamListener{b: b, close: make(chan struct{})}
+	srv := &http.Server{Handler: h, ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, streamKey{}, c) }}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		srv.Serve(l)
+	}()
+	b.w.t.Cleanup(func() {
+		close(l.close)
+		srv.Close()
+		<-done
+	})
+	return l
+}
+
+type streamKey struct{}
+
+// openOf is the OPEN of the stream on which a request came.
+func openOf(r *http.Request) wire.Open { return r.Context().Value(streamKey{}).(*link.Stream).Open() }
+
+// httpUser is a connection to the port for HTTP.
+type httpUser struct {
+	t *testing.T
+	net.Conn
+	r *bufio.Reader
+}
+
+func (w *world) httpUser() *httpUser {
+	c := w.user(w.p.web.ln.Addr().String())
+	return &httpUser{w.t, c, bufio.NewReader(c)}
+}
+
+// ask sends a request as it is, and returns the answer with its body.
+func (u *httpUser) ask(request string) (*http.Response, string) {
+	u.t.Helper()
+	if _, err := io.WriteString(u, request); err != nil {
+		u.t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(u.r, nil)
+	if err != nil {
+		u.t.Fatalf("the answer to %.60q: %v", request, err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		u.t.Fatalf("the answer to %.60q: %v", request, err)
+	}
+	return resp, string(body)
+}
+
+func get(host, path string) string { return "GET " + path + " HTTP/1.1\r\nHost: " + host + "\r\n\r\n" }
+
+func say(text string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %d %s %s", text, openOf(r).Service, r.Host, r.URL.RequestURI())
+	}
+}
+
+// TestWeb: host and longest path decide who answers, for each request of one connection; upstream connections are used again; the clients
+// of a service are pairs.
+func TestWeb(t *testing.T) {
+	nas, pc := key(t, "nas", "http/*"), key(t, "pc", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{nas, pc}}})
+	one := w.bridge(nas, how{instance: 1}, "http/a.example", "http/a.example/api", "http/*.example", "http/203.0.113.7", "http/[::1]")
+	two := w.bridge(pc, how{instance: 2}, "http/*", "http/a.example/api/v2")
+	first, second := one.target(say("nas")), two.target(say("pc"))
+	u := w.httpUser()
+	for _, c := range []struct{ host, path, want string }{
+		{"a.example", "/", "nas 1 a.example /"},
+		{"A.EXAMPLE.:8080", "/x?y=%2f;z", "nas 1 A.EXAMPLE.:8080 /x?y=%2f;z"},
+		{"a.example", "/api", "nas 2 a.example /api"},
+		{"a.example", "/api/v2/x%2Fy", "pc 2 a.example /api/v2/x%2Fy"},
+		{"a.example", "/api/v22", "nas 2 a.example /api/v22"},
+		{"a.example", "/apix", "nas 1 a.example /apix"},
+		{"b.example", "/api", "nas 3 b.example /api"},
+		{"b.b.example", "/", "pc 1 b.b.example /"},
+		{"203.0.113.7", "/", "nas 4 203.0.113.7 /"},
+		{"[0:0::1]:80", "/", "nas 5 [0:0::1]:80 /"},
+		{"203.0.113.8", "/", "pc 1 203.0.113.8 /"},
+	} {
+		if _, body := u.ask(get(c.host, c.path)); body != c.want {
+			t.Errorf("%s%s: %q, want %q", c.host, c.path, body, c.want)
+		}
+	}
+	before := first.seen.Load() + second.seen.Load()
+	for range 20 {
+		u.ask(get("a.example", "/"))
+	}
+	if now := first.seen.Load() + second.seen.Load(); now > before+1 { // they may have been idle for too long
+		t.Errorf("20 requests one after the other opened %d streams", now-before)
+	}
+	st := w.p.Status()
+	if len(st.Pairs) != 7 {
+		t.Errorf("one client at seven services is %d pairs", len(st.Pairs))
+	}
+	for _, p := range st.Pairs {
+		if p.Service == "http/a.example" && (p.Received == 0 || p.Client != u.LocalAddr().String() || p.Target != "10.0.0.1:80") {
+			t.Errorf("pair %+v", p)
+		}
+	}
+	u.Close()
+	eventually(t, "the client has left every service", func() bool { return len(w.p.Status().Pairs) == 0 })
+	if n := w.log.Count("pair released service=http/a.example/api/v2", "reason=eof"); n != 1 {
+		t.Errorf("the end of the visit is logged %d times", n)
+	}
+}
+
+// TestWebOpen: a bridge learns who the client is, which host it asked for, and the id that a page would show.
+func TestWebOpen(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example")
+	u := w.httpUser()
+	io.WriteString(u, get("a.example", "/"))
+	s := b.stream()
+	o := s.Open()
+	if o.Entrance != wire.EntranceHTTP || o.Client.String() != u.LocalAddr().String() || o.Local.String() != u.RemoteAddr().String() || o.Rest().Host != "a.example" || o.Rest().Trace == [16]byte{} {
+		t.Errorf("OPEN %+v %+v", o, o.Rest())
+	}
+	s.Reset(wire.CodeRefused)
+	resp, err := http.ReadResponse(u.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	id := fmt.Sprintf("%x", o.Rest().Trace)
+	if resp.StatusCode != http.StatusBadGateway || resp.Header.Get("X-Request-Id") != id || !strings.Contains(string(body), id) || strings.Contains(string(body), "10.0.0") {
+		t.Errorf("%d %v %q, want 502 with the id %s", resp.StatusCode, resp.Header, body, id)
+	}
+	eventually(t, "the log has the id", func() bool {
+		return w.log.Count("request not answered by its target service=http/a.example", "request="+id, "status=502", "refuses connections") == 1
+	})
+}
+
+// TestWebPages: each way in which a request finds no target has an answer of its own, and the connection can be used again.
+func TestWebPages(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example")
+	u := w.httpUser()
+	if resp, _ := u.ask(get("b.example", "/")); resp.StatusCode != http.StatusNotFound {
+		t.Errorf("an unknown host: %s", resp.Status)
+	}
+	for code, want := range map[wire.Code]int{
+		wire.CodeRefused: 502, wire.CodeUnreachable: 502, wire.CodeReset: 502, wire.CodeLimit: 503, wire.CodeDrain: 503, wire.CodeService: 404,
+	} {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s := b.stream()
+			io.ReadFull(s, make([]byte, 1))
+			s.Reset(code)
+		}()
+		resp, _ := u.ask(get("a.example", "/"))
+		if resp.StatusCode != want || (want == 503) != (resp.Header.Get("Retry-After") == "10") {
+			t.Errorf("code %d: %s, Retry-After %q; want %d", code, resp.Status, resp.Header.Get("Retry-After"), want)
+		}
+		<-done
+	}
+}
+
+// TestWebRetired: no request reaches a target over a connection of a service that was given back, however many are kept.
+func TestWebRetired(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example", "http/*")
+	b.target(say("nas"))
+	u := w.httpUser()
+	if _, body := u.ask(get("a.example", "/")); !strings.HasPrefix(body, "nas 1 ") {
+		t.Errorf("%q", body)
+	}
+	rt := w.route("http/a.example")
+	b.unclaim(0)
+	if _, body := u.ask(get("a.example", "/")); !strings.HasPrefix(body, "nas 2 ") {
+		t.Errorf("%q, want the answer of http/*", body)
+	}
+	if st := rt.Target(); st != "" {
+		t.Errorf("the route of a removed service leads to %q", st)
+	}
+}
+
+// TestWebEnd: an order ends the exchanges of a client at a service with RST, and one to another service goes on.
+func TestWebEnd(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example", "http/b.example")
+	hold := make(chan struct{})
+	b.target(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "begun")
+		w.(http.Flusher).Flush()
+		if openOf(r).Service == 1 {
+			select {
+			case <-r.Context().Done():
+			case <-hold:
+			}
+		}
+	})
+	defer close(hold)
+	u, other := w.httpUser(), w.httpUser()
+	other.ask(get("b.example", "/"))
+	io.WriteString(u, get("a.example", "/"))
+	resp, err := http.ReadResponse(u.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.ReadFull(resp.Body, make([]byte, 5))
+	if n := w.p.conns.EndKey(relay.ReasonRemoved, wire.CodeService, [16]byte{}); n != 0 {
+		t.Errorf("%d connections of no key", n)
+	}
+	if n := w.p.conns.End(relay.ReasonRemoved, wire.CodeService, func(a *traffic.Admission) bool { return a.Service() == "http/a.example" }); n != 1 {
+		t.Errorf("%d pairs ended, want 1", n)
+	}
+	if _, err := io.ReadAll(resp.Body); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("the answer that was ended is complete: %v", err)
+	}
+	eventually(t, "its end is logged", func() bool {
+		return w.log.Count("pair released service=http/a.example", "reason=service-removed") == 1
+	})
+	other.ask(get("b.example", "/"))
+}
+
+// TestWebNeedsAPort: without --http a name is denied by a word that says so.
+func TestWebNeedsAPort(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	w.dial(k, how{instance: 1}, "http/a.example")
+	eventually(t, "it is denied", func() bool { return w.log.Count("http/a.example denied", "--http :80") == 1 })
+}
+
+// TestSilentAtTheWeb: those who say nothing do not keep others from their services.
+func TestSilentAtTheWeb(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example")
+	b.target(say("nas"))
+	gate := w.p.web.gate
+	gate.mu.Lock()
+	gate.room.most = 8
+	gate.mu.Unlock()
+	var silent []*httpUser
+	for range 40 {
+		silent = append(silent, w.httpUser())
+	}
+	u := w.httpUser()
+	u.ask(get("a.example", "/"))
+	for i, c := range silent[:32] {
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Errorf("the %d. that said nothing was answered", i)
+		}
+	}
+	u.ask(get("a.example", "/"))
+}
+
+// TestWebDrain: a proxy that stops lets a request finish, and closes idle connections at once.
+func TestWebDrain(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example")
+	begun, finish := make(chan struct{}), make(chan struct{})
+	b.target(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			close(begun)
+			<-finish
+		}
+		io.WriteString(w, "done")
+	})
+	idle, busy := w.httpUser(), w.httpUser()
+	idle.ask(get("a.example", "/"))
+	io.WriteString(busy, get("a.example", "/slow"))
+	<-begun
+	w.p.Drain()
+	if b, err := io.ReadAll(idle.r); err != nil || len(b) > 0 {
+		t.Errorf("an idle connection read %q, %v; want EOF", b, err)
+	}
+	close(finish)
+	resp, err := http.ReadResponse(busy.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "done" {
+		t.Errorf("the request that was under way: %q, %v", body, err)
+	}
+	<-w.done
+	if w.err != nil {
+		t.Error(w.err)
+	}
+}

@@ -1,0 +1,288 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// mostVisits is how many services one connection may visit at once.
+const mostVisits = 16
+
+// Client is the connection of a client, below TLS where there is any. It is a net.Conn, and net/http's to close.
+type Client struct {
+	net.Conn
+	Data any // the owner's
+
+	server *Server
+	first  func() // called with the first request
+	gone   func() // called at the end
+	once   sync.Once
+	said   atomic.Bool
+
+	mu     sync.Mutex
+	visits map[*Site]*Visit // guarded by mu, as all below
+	order  []*Visit         // the one that was used last at the end
+	over   bool
+	reset  bool
+}
+
+// NewClient makes a client of a connection. heard, unless nil, is called when its first request is there, and gone when it is over; when heard
+// was not called before, gone is told so.
+func (s *Server) NewClient(conn net.Conn, heard func(), gone func(heard bool)) *Client {
+	c := &Client{Conn: conn, server: s, first: heard, visits: make(map[*Site]*Visit)}
+	c.gone = func() {
+		if gone != nil {
+			gone(!c.said.CompareAndSwap(false, true))
+		}
+	}
+	s.mu.Lock()
+	closed := s.closed
+	if !closed {
+		s.clients[c] = struct{}{}
+		s.left.Add(1)
+	}
+	s.mu.Unlock()
+	if closed {
+		c.once.Do(c.gone)
+		conn.Close()
+	}
+	return c
+}
+
+func (c *Client) heard() {
+	if c.said.CompareAndSwap(false, true) && c.first != nil {
+		c.first()
+	}
+}
+
+// Close implements net.Conn. The client leaves every service.
+func (c *Client) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(c.leave)
+	return err
+}
+
+func (c *Client) leave() {
+	c.mu.Lock()
+	c.over = true
+	all := c.order
+	c.order = nil
+	clear(c.visits)
+	c.mu.Unlock()
+	for _, v := range all {
+		v.leave()
+	}
+	c.gone()
+	c.server.mu.Lock()
+	delete(c.server.clients, c)
+	c.server.mu.Unlock()
+	c.server.left.Done()
+}
+
+// Reset closes the connection with RST, so that what was sent is not taken for complete.
+func (c *Client) Reset() {
+	c.mu.Lock()
+	c.reset = true
+	c.mu.Unlock()
+	for conn := c.Conn; conn != nil; {
+		if l, ok := conn.(interface{ SetLinger(int) error }); ok {
+			l.SetLinger(0)
+			break
+		}
+		below, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		conn = below.NetConn()
+	}
+	c.Close()
+}
+
+// CloseWrite ends the direction to the client, where the connection can.
+func (c *Client) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// Visit is a client's time at one service: the exchanges of one connection with it.
+type Visit struct {
+	Client *Client
+	Site   *Site
+	Data   any // the owner's, set by Site.Enter
+
+	resumes        atomic.Uint64 // under exchanges that are over
+	sent, received atomic.Uint64
+	left           func(clean bool)            // told when it is over
+	moved          func(sent, received uint64) // told of bytes
+
+	mu      sync.Mutex
+	running map[*exchange]context.CancelCauseFunc // guarded by mu, as all below
+	pool    *pool                                 // where connections are not shared with other clients
+	over    bool
+	broken  bool // an exchange of it did not come to its end
+}
+
+// Errors of visits.
+var (
+	errTooMany = errors.New("the connection has requests under way at too many services")
+	errEnded   = errors.New("the client's connection to the service was ended")
+)
+
+// visit returns the client's visit at a site, and begins it if it is the first request.
+func (c *Client) visit(site *Site) (*Visit, error) {
+	c.mu.Lock()
+	if v := c.visits[site]; v != nil {
+		i := slices.Index(c.order, v)
+		copy(c.order[i:], c.order[i+1:])
+		c.order[len(c.order)-1] = v
+		c.mu.Unlock()
+		return v, nil
+	}
+	var old *Visit
+	if len(c.order) >= mostVisits {
+		i := slices.IndexFunc(c.order, (*Visit).idle)
+		if i < 0 {
+			c.mu.Unlock()
+			return nil, errTooMany
+		}
+		old = c.order[i]
+		c.order = slices.Delete(c.order, i, i+1)
+		delete(c.visits, old.Site)
+	}
+	c.mu.Unlock()
+	if old != nil {
+		old.leave()
+	}
+	v := &Visit{Client: c, Site: site, running: make(map[*exchange]context.CancelCauseFunc)}
+	var err error
+	if v.left, v.moved, err = site.Enter(v); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	other := c.visits[site] // of another request of the same connection
+	if other == nil && !c.over {
+		c.visits[site] = v
+		c.order = append(c.order, v)
+	}
+	over := c.over
+	c.mu.Unlock()
+	switch {
+	case over:
+		v.leave()
+		return nil, net.ErrClosed
+	case other != nil:
+		v.leave()
+		return other, nil
+	}
+	return v, nil
+}
+
+// Counts returns the bytes of bodies, from the client to the target and back.
+func (v *Visit) Counts() (sent, received uint64) { return v.sent.Load(), v.received.Load() }
+
+// End aborts the exchanges of the visit. The connection goes on if it is at other services as well.
+func (v *Visit) End() {
+	c := v.Client
+	c.mu.Lock()
+	if c.visits[v.Site] == v {
+		delete(c.visits, v.Site)
+		c.order = slices.DeleteFunc(c.order, func(o *Visit) bool { return o == v })
+	}
+	alone := len(c.order) == 0
+	c.mu.Unlock()
+	if alone {
+		c.Reset() // before an exchange that is aborted closes the connection as if it were complete
+	}
+	v.abort()
+	v.leave()
+}
+
+func (v *Visit) abort() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.over = true
+	for _, cancel := range v.running {
+		v.broken = true
+		cancel(errEnded)
+	}
+}
+
+func (v *Visit) idle() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.running) == 0
+}
+
+// leave is the end of a visit.
+func (v *Visit) leave() {
+	v.abort()
+	v.mu.Lock()
+	left := v.left
+	v.left = nil
+	clean := !v.broken
+	pool := v.pool
+	v.mu.Unlock()
+	if pool != nil {
+		pool.discard()
+	}
+	if left != nil {
+		left(clean)
+	}
+}
+
+// begin adds an exchange to the visit.
+func (v *Visit) begin(x *exchange, cancel context.CancelCauseFunc) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.over {
+		return errEnded
+	}
+	v.running[x] = cancel
+	return nil
+}
+
+func (v *Visit) end(x *exchange, complete bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.running, x)
+	v.resumes.Add(x.resumed())
+	v.broken = v.broken || !complete
+}
+
+// Paused reports whether the visit waits for a connection to the target that has none itself.
+func (v *Visit) Paused() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for x := range v.running {
+		if up := x.upstream.Load(); up != nil && up.Paused != nil && up.Paused() {
+			return true
+		}
+	}
+	return false
+}
+
+// Resumes counts how often a connection to the target stood still and went on.
+func (v *Visit) Resumes() uint64 {
+	n := v.resumes.Load()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for x := range v.running {
+		n += x.resumed()
+	}
+	return n
+}
+
+func (v *Visit) count(sent, received int) {
+	if sent == 0 && received == 0 {
+		return
+	}
+	v.sent.Add(uint64(sent))
+	v.received.Add(uint64(received))
+	v.moved(uint64(sent), uint64(received))
+}

@@ -1,0 +1,329 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/http/httputil"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"reverser/internal/grammar"
+)
+
+// exchange is one request and its answer.
+type exchange struct {
+	server   *Server
+	client   *Client
+	site     *Site // nil: not found yet
+	visit    *Visit
+	options  *grammar.ProxyOptions
+	id       requestID
+	host     string
+	user     string // who has given a password
+	upstream atomic.Pointer[Upstream]
+	resumes0 atomic.Uint64 // of upstream, when the exchange got it
+}
+
+// resumed counts how often the connection to the target stood still and went on under the exchange.
+func (x *exchange) resumed() uint64 {
+	if up := x.upstream.Load(); up != nil && up.Resumes != nil {
+		return up.Resumes() - x.resumes0.Load()
+	}
+	return 0
+}
+
+type exchangeKey struct{}
+
+// serve carries the exchange to the target.
+func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
+	x.options = x.site.options()
+	if !x.authorized(w, r) {
+		return
+	}
+	var err error
+	if x.visit, err = x.client.visit(x.site); err != nil {
+		x.refuse(w, r, err)
+		return
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	if err := x.visit.begin(x, cancel); err != nil {
+		x.refuse(w, r, err)
+		return
+	}
+	pool := x.site.poolOf(x.visit, x.options)
+	complete := false
+	defer func() {
+		x.visit.end(x, complete)
+		if pool.old.Load() {
+			pool.transport.CloseIdleConnections()
+		}
+		if !complete && r.ProtoMajor < 2 {
+			x.client.Reset() // an answer without a length would look complete
+		}
+	}()
+	ctx = context.WithValue(ctx, exchangeKey{}, x)
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		if up, ok := info.Conn.(*Upstream); ok {
+			if up.Resumes != nil {
+				x.resumes0.Store(up.Resumes())
+			}
+			x.upstream.Store(up)
+		}
+	}})
+	if r.ProtoMajor < 2 && r.ContentLength != 0 {
+		http.NewResponseController(w).EnableFullDuplex()
+	}
+	proxy := httputil.ReverseProxy{
+		Rewrite: x.rewrite, Transport: &pool.transport, FlushInterval: -1, BufferPool: buffers{}, ErrorLog: silent,
+		ModifyResponse: x.answered, ErrorHandler: x.failed,
+	}
+	proxy.ServeHTTP(counting{w, x.visit}, r.WithContext(ctx))
+	complete = ctx.Err() == nil
+}
+
+var silent = log.New(io.Discard, "", 0)
+
+// buffers lends ReverseProxy what it copies with.
+type buffers struct{}
+
+var bufferPool = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
+func (buffers) Get() []byte  { return *bufferPool.Get().(*[]byte) }
+func (buffers) Put(b []byte) { bufferPool.Put(&b) }
+
+// rewrite makes the request that the target gets.
+func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
+	out, o := pr.Out, x.options
+	out.URL.Scheme, out.URL.Host = "http", "target" // where Dial leads; the transport keeps one list of connections
+	out.Host = pr.In.Host
+	out.URL.RawQuery = pr.In.URL.RawQuery // what the client wrote: net/http's idea of a good query is not the target's
+	x.forwarded(pr)
+	if o.HostHeader != "" {
+		out.Host = o.HostHeader
+	}
+	for name, value := range o.SetHeader {
+		out.Header.Set(name, value)
+	}
+	for _, name := range o.RemoveHeader {
+		out.Header.Del(name)
+	}
+	if _, ok := out.Header["User-Agent"]; !ok {
+		out.Header["User-Agent"] = nil // or net/http writes its own
+	}
+	if out.Body != nil && out.Body != http.NoBody {
+		out.Body = &sending{out.Body, x.visit}
+	}
+}
+
+// forwarded says who the client is. What it says itself of that counts only if it is one of those who are trusted.
+func (x *exchange) forwarded(pr *httputil.ProxyRequest) {
+	out, in := pr.Out.Header, pr.In.Header
+	client := clientAddr(x.client.RemoteAddr())
+	trusted := false
+	for _, p := range x.options.TrustedProxies {
+		trusted = trusted || p.Contains(client)
+	}
+	for name := range out {
+		if speaksOfClient(name) {
+			delete(out, name) // also those that CGI does not tell from ours, such as X_Forwarded_For
+		}
+	}
+	proto := "http"
+	if pr.In.TLS != nil {
+		proto = "https"
+	}
+	host := pr.In.Host
+	var chain, forwarded []string
+	if trusted {
+		chain, forwarded = in["X-Forwarded-For"], in["Forwarded"]
+		for name, values := range in {
+			if strings.HasPrefix(name, "X-Forwarded-") || name == "X-Real-Ip" {
+				out[name] = values
+			}
+		}
+		proto, host = first(in.Get("X-Forwarded-Proto"), proto), first(in.Get("X-Forwarded-Host"), host)
+	} else {
+		out.Set("X-Real-Ip", client.String())
+	}
+	out.Set("X-Forwarded-For", strings.Join(append(chain[:len(chain):len(chain)], client.String()), ", "))
+	out.Set("X-Forwarded-Proto", proto)
+	out.Set("X-Forwarded-Host", host)
+	node := client.String()
+	if client.Is6() {
+		node = `"[` + node + `]"`
+	}
+	element := "for=" + node + ";host=" + quoted(pr.In.Host) + ";proto=" + map[bool]string{true: "https", false: "http"}[pr.In.TLS != nil]
+	out.Set("Forwarded", strings.Join(append(forwarded[:len(forwarded):len(forwarded)], element), ", "))
+	if x.user != "" {
+		out.Set("X-Forwarded-User", x.user)
+		out.Del("Authorization") // it was for this service's password, which is not the target's to know
+	}
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// quoted is a value of RFC 7239: a host with a port, or an address, is no token.
+func quoted(s string) string {
+	if strings.ContainsAny(s, ":[]") {
+		return `"` + s + `"`
+	}
+	return s
+}
+
+// speaksOfClient reports whether targets take a header for what a proxy says of a client.
+func speaksOfClient(name string) bool {
+	name = strings.ReplaceAll(name, "_", "-")
+	return len(name) >= 12 && strings.EqualFold(name[:12], "X-Forwarded-") || strings.EqualFold(name, "Forwarded") || strings.EqualFold(name, "X-Real-Ip")
+}
+
+func clientAddr(a net.Addr) netip.Addr {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return t.AddrPort().Addr().Unmap().WithZone("")
+	}
+	return netip.IPv4Unspecified()
+}
+
+// answered sees the answer before the client does.
+func (x *exchange) answered(r *http.Response) error {
+	if r.StatusCode == http.StatusSwitchingProtocols {
+		if body, ok := r.Body.(io.ReadWriteCloser); ok {
+			r.Body = &upgraded{body, x}
+		}
+	}
+	return nil
+}
+
+// failed answers in the place of the target.
+func (x *exchange) failed(w http.ResponseWriter, r *http.Request, err error) {
+	if cause := context.Cause(r.Context()); errors.Is(cause, errEnded) || r.Context().Err() != nil {
+		panic(http.ErrAbortHandler)
+	}
+	if up := x.upstream.Load(); up != nil {
+		if why := up.failed.Load(); why != nil {
+			err = errors.Join(err, *why)
+		}
+	}
+	x.refuse(w, r, err)
+}
+
+// refuse answers with the page for err.
+func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	status := http.StatusBadGateway
+	timeout, _ := errors.AsType[net.Error](err)
+	switch {
+	case errors.Is(err, ErrRemoved):
+		status = http.StatusNotFound
+	case errors.Is(err, errTooMany):
+		status = http.StatusMisdirectedRequest
+	case errors.Is(err, ErrRefused), errors.Is(err, ErrUnreachable):
+	case errors.Is(err, ErrAway), errors.Is(err, ErrLimit), errors.Is(err, errEnded):
+		status = http.StatusServiceUnavailable
+	case timeout != nil && timeout.Timeout():
+		status = http.StatusGatewayTimeout
+	}
+	if x.server.Failed != nil {
+		f := Failure{Site: x.site, Client: x.client, Visit: x.visit, ID: x.id.String(), Status: status, Err: err}
+		if up := x.upstream.Load(); up != nil {
+			f.Opened = requestID(up.ID).String()
+		}
+		x.server.Failed(f)
+	}
+	x.page(w, r, status, err)
+}
+
+// counting counts the bytes of an answer.
+type counting struct {
+	http.ResponseWriter
+	visit *Visit
+}
+
+func (w counting) Write(b []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(b)
+	w.visit.count(0, n)
+	return n, err
+}
+
+// Unwrap is for http.ResponseController.
+func (w counting) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// sending counts the bytes of a request.
+type sending struct {
+	io.ReadCloser
+	visit *Visit
+}
+
+func (s *sending) Read(b []byte) (int, error) {
+	n, err := s.ReadCloser.Read(b)
+	s.visit.count(n, 0)
+	return n, err
+}
+
+// upgraded is the connection to a target that has left HTTP. A reset of either end becomes one of the other.
+type upgraded struct {
+	io.ReadWriteCloser
+	x *exchange
+}
+
+func (u *upgraded) Read(b []byte) (int, error) {
+	n, err := u.ReadWriteCloser.Read(b)
+	u.x.visit.count(0, n)
+	if err != nil && err != io.EOF && !errors.Is(err, net.ErrClosed) {
+		u.x.client.Reset()
+	}
+	return n, err
+}
+
+func (u *upgraded) Write(b []byte) (int, error) {
+	n, err := u.ReadWriteCloser.Write(b)
+	u.x.visit.count(n, 0)
+	return n, err
+}
+
+// ReadFrom copies what the client says. It sees when the client's connection breaks.
+func (u *upgraded) ReadFrom(r io.Reader) (n int64, err error) {
+	b := buffers{}.Get()
+	defer buffers{}.Put(b)
+	for {
+		k, err := r.Read(b)
+		if k > 0 {
+			w, werr := u.Write(b[:k])
+			n += int64(w)
+			if werr != nil {
+				return n, werr
+			}
+		}
+		switch {
+		case err == io.EOF:
+			return n, nil
+		case err != nil:
+			if up := u.x.upstream.Load(); up != nil {
+				up.reset()
+			}
+			return n, err
+		}
+	}
+}
+
+// CloseWrite ends the direction to the target.
+func (u *upgraded) CloseWrite() error {
+	if w, ok := u.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	if up := u.x.upstream.Load(); up != nil {
+		return up.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}

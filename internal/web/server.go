@@ -1,0 +1,224 @@
+// Package web serves HTTP for services whose targets speak it: it finds the service of each request and carries the exchange there.
+//
+// It knows neither who serves what nor how a target is reached, neither certificates nor links: a Server is given connections, and asks
+// its owner for the Site of a request. The way of a request through it:
+//  1. server.go takes the connection; net/http reads the request.
+//  2. path.go and the checks below it decide which service the request names. One that could name two is refused.
+//  3. client.go counts the client in at the service.
+//  4. auth.go asks for a password, where the service wants one.
+//  5. forward.go writes what the target is told of the client, and httputil.ReverseProxy carries the exchange.
+//  6. site.go keeps connections to the target and uses them again.
+//  7. page.go answers where the target does not.
+//
+// Goroutines: net/http has one for each connection, and two for each connection to a target. Server.Close waits for the clients.
+package web
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"reverser/internal/grammar"
+)
+
+// Limits of what a client may do before it is known what for.
+const (
+	headerTime = 10 * time.Second // for the head of a request, from its first byte
+	idleTime   = 75 * time.Second // between two requests of a connection
+	maxHeader  = 64 << 10         // bytes of a head
+	maxStreams = 100              // requests at once on one connection of HTTP/2
+)
+
+// Server serves HTTP on the connections that it is given. Its fields are set before Start.
+type Server struct {
+	// Find returns the site of the most specific service for a host, as grammar.RequestHost returns it, and a path; nil: there is none.
+	Find func(secure bool, host, path string) *Site
+	// Failed is told of each request that was answered by a page of its own because the target did not answer it.
+	Failed func(f Failure)
+	// Page, when set, may answer a request for which there is no site, and reports whether it did.
+	Page func(http.ResponseWriter, *http.Request) bool
+
+	http    http.Server
+	conns   chan net.Conn
+	life    context.Context // ends with Close
+	stop    context.CancelFunc
+	guesses guesses
+
+	mu      sync.Mutex
+	clients map[*Client]struct{} // guarded by mu, as all below
+	closed  bool
+	left    sync.WaitGroup // clients
+	serving sync.WaitGroup
+}
+
+// Failure is a request that a page answered in the place of the target.
+type Failure struct {
+	Site   *Site
+	Client *Client
+	Visit  *Visit // nil: the client was not let in
+	ID     string // of the request
+	Opened string // id of the request for which the connection to the target was opened; "": there is none
+	Status int
+	Err    error
+}
+
+// Start makes the server ready for connections. Close ends what it starts.
+func (s *Server) Start() {
+	s.conns = make(chan net.Conn)
+	s.life, s.stop = context.WithCancel(context.Background())
+	s.clients = make(map[*Client]struct{})
+	s.http = http.Server{
+		Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
+		ErrorLog: log.New(io.Discard, "", 0), // it says what strangers do
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, clientKey{}, clientOf(c))
+		},
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		Protocols: new(http.Protocols),
+	}
+	s.http.Protocols.SetHTTP1(true)
+	s.http.Protocols.SetHTTP2(true)
+	s.http.Protocols.SetUnencryptedHTTP2(true)
+	s.serving.Go(func() { s.http.Serve(handed{s}) })
+}
+
+// Serve takes a connection: a *Client, or a *tls.Conn above one whose handshake is over. It does not wait for its end.
+func (s *Server) Serve(conn net.Conn) {
+	select {
+	case s.conns <- conn:
+	case <-s.life.Done():
+		conn.Close()
+	}
+}
+
+// Drain lets every connection finish the request that it is at, and closes it then.
+func (s *Server) Drain() {
+	s.http.SetKeepAlivesEnabled(false)
+	s.serving.Go(func() { s.http.Shutdown(s.life) })
+}
+
+// Close ends every connection and waits until all have ended.
+func (s *Server) Close() {
+	s.mu.Lock()
+	first := !s.closed
+	s.closed = true
+	all := make([]*Client, 0, len(s.clients))
+	for c := range s.clients {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	if first {
+		s.stop()
+		s.http.Close()
+		for _, c := range all {
+			c.Reset()
+		}
+	}
+	s.left.Wait()
+	s.serving.Wait()
+}
+
+// handed is the listener of those connections that Serve is given.
+type handed struct{ s *Server }
+
+func (h handed) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.s.conns:
+		return c, nil
+	case <-h.s.life.Done():
+		return nil, net.ErrClosed
+	}
+}
+func (h handed) Close() error   { return nil }
+func (h handed) Addr() net.Addr { return &net.TCPAddr{} }
+
+// requestID names a request in both logs, for its user, and for the target.
+type requestID [16]byte
+
+func newID() (id requestID) {
+	rand.Read(id[:])
+	return id
+}
+
+func (id requestID) String() string { return hex.EncodeToString(id[:]) }
+
+// ServeHTTP serves one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c := r.Context().Value(clientKey{}).(*Client)
+	c.heard()
+	x := &exchange{server: s, client: c, id: newID()}
+	host, err := x.check(r)
+	if err != nil {
+		r.Close = true
+		w.Header().Set("Connection", "close")
+		x.page(w, r, http.StatusBadRequest, err)
+		return
+	}
+	site, err := s.find(r, host)
+	switch {
+	case err != nil:
+		x.page(w, r, http.StatusBadRequest, err)
+		return
+	case site == nil && s.Page != nil && s.Page(w, r):
+		return
+	case site == nil:
+		x.page(w, r, http.StatusNotFound, nil)
+		return
+	}
+	x.site, x.host = site, host
+	x.serve(w, r)
+}
+
+// check refuses a request that is not what it seems, and returns the host that it names.
+func (x *exchange) check(r *http.Request) (host string, err error) {
+	if r.Method == http.MethodConnect {
+		return "", errors.New("this is no proxy for clients: CONNECT leads nowhere")
+	}
+	if r.ProtoMajor < 2 && r.URL.Host != "" {
+		if scheme := map[bool]string{true: "https", false: "http"}[r.TLS != nil]; !strings.EqualFold(r.URL.Scheme, scheme) {
+			return "", fmt.Errorf("the request is for %s, and this is %s", r.URL.Scheme, scheme)
+		}
+	}
+	if said := r.Header.Values("Host"); len(said) > 0 { // HTTP/2: beside :authority
+		for _, h := range said {
+			if !strings.EqualFold(h, r.Host) {
+				return "", errors.New("the request names two hosts")
+			}
+		}
+		r.Header.Del("Host")
+	}
+	return grammar.RequestHost(r.Host)
+}
+
+// find returns the site of a request. All ways in which targets read a path must lead to the same one: no request may reach a service
+// other than the one that it names.
+func (s *Server) find(r *http.Request, host string) (*Site, error) {
+	secure := r.TLS != nil
+	site := s.Find(secure, host, r.URL.EscapedPath())
+	for reading := range readings(r.URL.EscapedPath()) {
+		if s.Find(secure, host, reading) != site {
+			return nil, errors.New("the path can be read in two ways, which lead to different services")
+		}
+	}
+	return site, nil
+}
+
+// clientOf finds the client below a connection.
+func clientOf(conn net.Conn) *Client {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	return conn.(*Client)
+}
+
+type clientKey struct{}

@@ -1,0 +1,181 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"reverser/internal/grammar"
+)
+
+// Connections to a target are kept for a moment. It is shorter than the time after which most servers close them: a request that is sent while
+// that happens is lost.
+const (
+	keepTime = 4 * time.Second
+	mostKept = 32 // for each service
+)
+
+// DefaultAnswerTime is how long a target has for the head of its answer, from the end of the request.
+const DefaultAnswerTime = 5 * time.Minute
+
+// Why a target could not be reached: what Dial, and reads of the connection that it returned, report.
+var (
+	ErrAway        = errors.New("the bridge of the service is away")
+	ErrRemoved     = errors.New("the service was removed")
+	ErrRefused     = errors.New("the target refuses connections")
+	ErrUnreachable = errors.New("the target cannot be reached")
+	ErrLimit       = errors.New("there is no room for another connection")
+)
+
+// Site is one service. Its fields are set before it is used.
+type Site struct {
+	// Name is the canonical PUBLIC.
+	Name string
+	// Options returns what the service's bridge asks for. Another pointer means other options.
+	Options func() *grammar.ProxyOptions
+	// Enter counts a client in. left is called when it is over, and told whether all of its exchanges came to their end; moved is told of
+	// bytes of bodies as they move.
+	Enter func(v *Visit) (left func(complete bool), moved func(sent, received uint64), err error)
+	// Dial opens a connection to the target. It calls retired when no request may use the connection any more that is not under way.
+	Dial func(ctx context.Context, call Call, retired func()) (*Upstream, error)
+
+	mu   sync.Mutex
+	pool *pool // guarded by mu
+}
+
+// Call says for whom a connection to a target is opened.
+type Call struct {
+	Visit *Visit
+	ID    [16]byte // of the request
+	Host  string   // that it names
+}
+
+// Upstream is a connection to a target.
+type Upstream struct {
+	net.Conn
+	// Unless nil: whether it stands still, and how often it went on.
+	Paused  func() bool
+	Resumes func() uint64
+	ID      [16]byte // of the request for which it was opened
+
+	failed atomic.Pointer[error]
+}
+
+// Read implements net.Conn, and keeps why it failed.
+func (u *Upstream) Read(b []byte) (int, error) {
+	n, err := u.Conn.Read(b)
+	if err != nil && err != io.EOF {
+		u.failed.Store(&err)
+	}
+	return n, err
+}
+
+// CloseWrite ends the direction to the target.
+func (u *Upstream) CloseWrite() error {
+	if w, ok := u.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// reset closes the connection so that what was sent is not taken for complete.
+func (u *Upstream) reset() {
+	if r, ok := u.Conn.(interface{ Reset() }); ok {
+		r.Reset()
+	}
+	u.Close()
+}
+
+// pool keeps connections to one target under one set of options.
+type pool struct {
+	site      *Site
+	options   *grammar.ProxyOptions
+	transport http.Transport
+	old       atomic.Bool // another pool is in its place: connections are closed as soon as they are idle
+}
+
+func newPool(site *Site, options *grammar.ProxyOptions) *pool {
+	p := &pool{site: site, options: options}
+	p.transport = http.Transport{
+		DialContext: p.dial, DisableCompression: true, MaxIdleConnsPerHost: mostKept, IdleConnTimeout: keepTime,
+		ExpectContinueTimeout: time.Second, ResponseHeaderTimeout: DefaultAnswerTime, MaxResponseHeaderBytes: 256 << 10,
+		Protocols: new(http.Protocols),
+	}
+	if options.AnswerTime > 0 {
+		p.transport.ResponseHeaderTimeout = time.Duration(options.AnswerTime)
+	}
+	p.transport.Protocols.SetHTTP1(!options.H2C)
+	p.transport.Protocols.SetUnencryptedHTTP2(options.H2C)
+	return p
+}
+
+func (p *pool) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	x, _ := ctx.Value(exchangeKey{}).(*exchange)
+	if x == nil {
+		return nil, errors.New("a connection to a target belongs to a request")
+	}
+	up, err := p.site.Dial(ctx, Call{Visit: x.visit, ID: x.id, Host: x.host}, func() { p.site.retire(p) })
+	if err != nil {
+		return nil, err
+	}
+	return up, nil
+}
+
+// options are the present ones.
+func (s *Site) options() *grammar.ProxyOptions {
+	if o := s.Options(); o != nil {
+		return o
+	}
+	return &noOptions
+}
+
+// poolOf returns the pool for options: that of all clients, or where a connection is to be used for one client alone, that of the visit.
+func (s *Site) poolOf(v *Visit, options *grammar.ProxyOptions) *pool {
+	mu, at := &s.mu, &s.pool
+	if options.OneClient {
+		mu, at = &v.mu, &v.pool
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if *at == nil || (*at).options != options || (*at).old.Load() {
+		old := *at
+		*at = newPool(s, options)
+		if old != nil {
+			old.discard()
+		}
+	}
+	return *at
+}
+
+var noOptions grammar.ProxyOptions
+
+// retire takes a pool out of use: requests that come are sent on new connections.
+func (s *Site) retire(p *pool) {
+	s.mu.Lock()
+	if s.pool == p {
+		s.pool = nil
+	}
+	s.mu.Unlock()
+	p.discard()
+}
+
+func (p *pool) discard() {
+	p.old.Store(true)
+	p.transport.CloseIdleConnections()
+}
+
+// Close closes the connections to the target that no request uses, now or later.
+func (s *Site) Close() {
+	s.mu.Lock()
+	p := s.pool
+	s.pool = nil
+	s.mu.Unlock()
+	if p != nil {
+		p.discard()
+	}
+}
