@@ -151,6 +151,26 @@ func TestBalancerWithoutHeader(t *testing.T) {
 	}
 }
 
+// TestBridgeThroughABalancer: a bridge whose link shares the port of names comes through a balancer as users do, and is who it is.
+func TestBridgeThroughABalancer(t *testing.T) {
+	t.Parallel()
+	need(t, haproxy)
+	https, front, public := freePort(t), freePort(t), freePort(t)
+	p := startProxy(t, "--https", loopback(https), "--proxy-protocol-from", balancerIP)
+	startHAProxy(t, front, fmt.Sprintf(`	mode tcp
+	source %s
+listen names
+	bind 127.0.0.1:%d
+	server tunnel %s send-proxy-v2
+`, balancerIP, front, loopback(https)))
+	b := startBridge(t, p.defaultToken(), fmt.Sprintf("%d=%d", public, serve(t, echo)), "--proxy", loopback(front))
+	b.awaitUp(fmt.Sprintf("tcp/%d", public))
+	exchange(t, dial(t, loopback(public)), "hello")
+	if links := mustStatus(t, p.state).Links; len(links) != 1 || !strings.HasPrefix(links[0].Remote, "127.0.0.1:") {
+		t.Errorf("the links are %+v; want the one of the bridge's own address", links)
+	}
+}
+
 // startTold starts a proxy that believes balancerIP and a bridge whose services tell their targets, by that version of the header, whose
 // connection one is. It returns the public port for each target.
 func startTold(t *testing.T, version string, targets ...int) (p *proxyProcess, b *bridgeProcess, r *router, public []int) {
