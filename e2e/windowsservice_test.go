@@ -126,7 +126,7 @@ func TestWindowsServiceBridge(t *testing.T) {
 	h.must(1, "the service that was there before is back", "service", "install", "bridge", "--replace", "--proxy", loopback(freePort(t)), strconv.Itoa(public))
 	exchangeSoon(t, other, "hello still")
 
-	if said := h.must(0, "is not a service any more", "service", "uninstall", "bridge", "--purge"); strings.Contains(said, "kept: ") {
+	if said := h.must(0, "is not a service any more", "service", "uninstall", "bridge", "--purge"); strings.Contains(said, "still there: ") {
 		t.Errorf("uninstall left something: %s", said)
 	}
 	h.must(1, "is not installed", "service", "status", "bridge")
@@ -156,12 +156,12 @@ func TestWindowsServiceProxy(t *testing.T) {
 	h.breakAndMend(config, text)
 	exchangeSoon(t, public, "hello again")
 
-	h.must(0, "kept: ", "service", "uninstall", "proxy")
+	h.must(0, "still there: ", "service", "uninstall", "proxy")
 	if said := h.must(0, "running", install...); tokenPattern.MatchString(said) {
 		t.Error("the second installation printed a token; want the first one to be good still")
 	}
 	exchangeSoon(t, public, "hello once more")
-	if said := h.must(0, "is not a service any more", "service", "uninstall", "proxy", "--purge"); strings.Contains(said, "kept: ") {
+	if said := h.must(0, "is not a service any more", "service", "uninstall", "proxy", "--purge"); strings.Contains(said, "still there: ") {
 		t.Errorf("uninstall left something: %s", said)
 	}
 }
