@@ -20,7 +20,7 @@ const vectorFile = "../../spec/vectors/handshake.json"
 // handshakeVectors are the two proofs and what is derived, for a fixed key and a fixed exporter. Byte strings are hex,
 // integers above 32 bits decimal strings.
 type handshakeVectors struct {
-	ALPN          string `json:"ALPN"`
+	ALPN          string `json:"alpn"`
 	ExporterLabel string `json:"exporter_label"`
 	SPKI          string `json:"spki"`
 	Pin           string `json:"pin"`
