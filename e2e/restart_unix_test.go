@@ -180,7 +180,7 @@ func TestSuccessorOfTheBridge(t *testing.T) {
 	expose := fmt.Sprintf("%d=127.0.0.1:%d", tun.public, target)
 	next := tun.bridge.again(t, tun.token, expose)
 	eventually(t, "the successor's service is up", func() bool { return len(next.Said("service up")) > 0 }) // though nothing may have come back from there on a busy machine
-	for range 20 {
+	for range 5 {
 		c := tun.dial(t)
 		exchange(t, c, "a new user")
 		client := c.LocalAddr().String()
