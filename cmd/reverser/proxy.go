@@ -77,7 +77,7 @@ func addProxyFlags(fl *pflag.FlagSet, args *config.ProxyArgs, admin *string) {
 	fl.StringVar(&args.Listen, "listen", "", "`ADDR` where bridges connect; 0.0.0.0 is IPv4 only, [::] IPv6 only (default "+defaultListen+")")
 	fl.StringVar(&args.Transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
 	fl.StringVar(&args.HTTP, "http", "", "`ADDR` that http/HOST[/PATH] services share, such as :80: host and path of each request decide (default: none)")
-	fl.StringVar(&args.HTTPS, "https", "", "`ADDR` that tls/HOST services share, such as :443: the server name of the TLS client decides (default: none)")
+	fl.StringVar(&args.HTTPS, "https", "", "`ADDR` that tls/HOST services share, such as :443: the server name of the TLS client decides; bridges may come in there, too (default: none)")
 	fl.StringArrayVar(&args.ProxyProtocolFrom, "proxy-protocol-from", nil, "`CIDR` of a balancer in front: at public ports, a header of the PROXY protocol is required from there, and names the user; may be given several times (default: none)")
 	fl.StringVar(&args.Advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
 	fl.StringVar(&args.SNI, "sni", "", "`NAME` that bridges ask for in their TLS to this proxy, for the tokens it makes: by it a router or firewall tells proxies apart")
