@@ -82,8 +82,10 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	defer cancel()
 	var stopping atomic.Bool
 	host := r.host
+	noticeCtx, endNotices := context.WithCancel(ctx)
 	drain := func() {
 		stopping.Store(true)
+		endNotices() // what ends now was asked to
 		host.stop(drainOf(r.settings()))
 		r.stop()
 		s.Drain() // which has freed the ports: a successor may start
@@ -111,8 +113,10 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 		snap.AccessLog = r.lines.status()
 		return snap
 	}
-	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, Log: log}
+	notices := newNotices(r, log)
+	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, TestNotices: notices.test, Log: log}
 	var wg sync.WaitGroup
+	wg.Go(func() { notices.run(noticeCtx, s.Status) })
 	wg.Go(func() { r.watch(adminCtx, reload) })
 	listening := make(chan struct{})
 	wg.Go(func() { tend.run(adminCtx) })
@@ -121,6 +125,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	wg.Go(func() { host.run(adminCtx, snapshot) })
 	err := s.Run(ctx)
 	stopAdmin()
+	endNotices()
 	wg.Wait()
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil // asked to stop now

@@ -140,6 +140,9 @@ var inputs = []struct {
 	{"addresses", "a proxy that names hosts to a bridge",
 		"never dialled: a port is proven at the link's own address and the configured port", []string{"internal/bridge TestFalseProxyNamesAddresses", "internal/bridge TestProbeAddr", "e2e/faults N6"}},
 
+	{"notices", "a webhook that answers slowly, wrongly or never, or leads elsewhere; everything flaps while it does",
+		"tried again for an hour, 16 messages wait at the most, what is dropped is logged; its secret is in no log, and goes nowhere else", []string{"internal/notify TestSendErrors", "internal/notify TestRun", "internal/notify TestWaitingIsBounded", "internal/notify TestFormats"}},
+
 	// Services of the system, packages, exports.
 	{"a service twice", "an installation where there is one already, or where a package has a unit of that name",
 		"refused, with --replace as the remedy, and for a package with `systemctl edit`; what runs is not touched",

@@ -6,6 +6,7 @@
 //	POST   /api/v1/keys         {"name","allow","max_services"} makes a key; the answer has its token
 //	DELETE /api/v1/keys/NAME    ends a key
 //	POST   /api/v1/reload       reads the settings again; the answer is a Reloaded
+//	POST   /api/v1/notify/test  sends a message to each [[notify]]; the answer says what became of it
 //
 // Whoever can open the socket may do everything: its mode lets only the
 // process's own user in. The package reads snapshots, edits the stored keys and
@@ -43,6 +44,12 @@ type Orders interface {
 	Reload(context.Context) (Reloaded, error)
 }
 
+// Notified is what became of a test of one [[notify]].
+type Notified struct {
+	To    string `json:"to"`
+	Error string `json:"error"` // "" if it took the message
+}
+
 // Reloaded is what a reload did, in words for people.
 type Reloaded struct {
 	Changed     []string `json:"changed"`     // one for each setting that is different
@@ -54,8 +61,10 @@ type Reloaded struct {
 type Server struct {
 	Status func() status.Snapshot
 	Keys   Keys
-	Orders Orders       // nil: it takes none
-	Log    *slog.Logger // nil discards
+	Orders Orders // nil: it takes none
+	// TestNotices sends a message to each [[notify]].
+	TestNotices func(context.Context) []Notified
+	Log         *slog.Logger // nil discards
 }
 
 const (
@@ -198,6 +207,7 @@ func (s *Server) handler() http.Handler {
 		mux.HandleFunc("/api/v1/keys/{name}", noKeys)
 	}
 	handle("POST", "/api/v1/reload", s.reload)
+	handle("POST", "/api/v1/notify/test", s.testNotices)
 	for path, methods := range methods {
 		allow := strings.Join(methods, ", ")
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { // else "/" would take it, with 404
@@ -209,6 +219,23 @@ func (s *Server) handler() http.Handler {
 		refuse(w, http.StatusNotFound, fmt.Errorf("there is no %s", r.URL.Path))
 	})
 	return mux
+}
+
+type notifiedReply struct {
+	Results []Notified `json:"results"`
+}
+
+// noticeLimit leaves time for the answer.
+const noticeLimit = requestTimeout - 2*time.Second
+
+func (s *Server) testNotices(w http.ResponseWriter, r *http.Request) {
+	results := notifiedReply{Results: []Notified{}}
+	if s.TestNotices != nil {
+		ctx, cancel := context.WithTimeout(r.Context(), noticeLimit)
+		defer cancel()
+		results.Results = append(results.Results, s.TestNotices(ctx)...)
+	}
+	reply(w, http.StatusOK, results)
 }
 
 type keyReply struct {

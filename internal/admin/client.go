@@ -72,6 +72,13 @@ func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
 	return r, err
 }
 
+// TestNotices has the process send a message to each [[notify]].
+func (c *Client) TestNotices(ctx context.Context) ([]Notified, error) {
+	var r notifiedReply
+	err := c.do(ctx, http.MethodPost, "/api/v1/notify/test", nil, &r)
+	return r.Results, err
+}
+
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
 	var body bytes.Buffer
 	if in != nil {

@@ -27,7 +27,8 @@ type CommonArgs struct {
 	Drain, ResumeWithin string
 	ACMEEmail           string
 	ACMEDirectory       string
-	ACMERoot            string // a file
+	ACMERoot            string   // a file
+	Notify              []Notify // in a file only
 }
 
 // ProxyArgs is the command line of a proxy. "" is nothing.
@@ -87,6 +88,7 @@ func parseBalancers(words []string) (from []netip.Prefix, err error) {
 // join parses what args say and, where they say nothing, the file.
 func (args CommonArgs) join(file CommonArgs) (c Common, err error) {
 	c.State = cmp.Or(args.State, file.State)
+	c.Notify = file.Notify
 	c.TrustOwner = args.TrustOwner
 	if len(c.TrustOwner) == 0 {
 		c.TrustOwner = file.TrustOwner

@@ -47,6 +47,7 @@ type Common struct {
 	Drain        time.Duration // 0: the role's default; negative: at once
 	ResumeWithin time.Duration // 0: the role's default
 	ACME         ACME
+	Notify       []Notify // who is told what happens
 }
 
 // Proxy are the settings that only a proxy has.

@@ -350,6 +350,7 @@ func (d *doc) common() CommonArgs {
 			d.warn(d.line("acme_root"), "%s", note)
 		}
 	}
+	c.Notify = d.notify()
 	return c
 }
 

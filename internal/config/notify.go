@@ -1,0 +1,101 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Notify is one [[notify]]: where word goes of what happens.
+type Notify struct {
+	URL    string // a secret: whoever has it can write there
+	Format string // of notifyFormats
+	On     []string
+	After  time.Duration // how long something has to be so until it is told
+}
+
+func (n Notify) equal(o Notify) bool {
+	return n.URL == o.URL && n.Format == o.Format && n.After == o.After && slices.Equal(n.On, o.On)
+}
+
+var (
+	notifyFormats = []string{"json", "slack", "wecom", "dingtalk", "feishu"}
+	notifyEvents  = []string{"bridge-down", "bridge-up", "service-down", "service-up"}
+	// laterEvents are those of versions to come.
+	laterEvents = []string{"key-expiring", "quota", "ban", "certificate"}
+)
+
+const (
+	defaultNotifyAfter = 30 * time.Second
+	mostNotifyAfter    = 24 * time.Hour
+	mostNotify         = 20 // each has a goroutine, and looks at every snapshot
+)
+
+// notify reads the tables [[notify]]. No error has a URL: it holds a secret.
+func (d *doc) notify() (all []Notify) {
+	tables := d.tables("notify", "url", "format", "on", "after")
+	if len(tables) > mostNotify {
+		d.fail(&Error{Line: d.line("notify"), Key: "notify", Text: fmt.Sprintf("%d tables, at most %d are possible", len(tables), mostNotify), Hint: "a program behind one url can tell all others"})
+		return nil
+	}
+	for i, t := range tables {
+		at := func(k string) string { return fmt.Sprintf("notify[%d].%s", i, k) }
+		fault := func(key, text, hint string) {
+			d.fail(&Error{Line: d.line(at(key)), Key: key, Text: text, Hint: hint})
+		}
+		n := Notify{URL: d.inner(t, at("url"), "url"), Format: "json", On: notifyEvents, After: defaultNotifyAfter}
+		if n.URL == "" {
+			d.missing(at("url"), "url", "give the address of the chat's webhook, or of a program of yours")
+		} else if err := checkNotifyURL(n.URL); err != nil {
+			fault("url", err.Error(), `write the whole address: url = "https://HOST/PATH"`)
+		}
+		if _, ok := t["format"]; ok {
+			if n.Format = d.inner(t, at("format"), "format"); !slices.Contains(notifyFormats, n.Format) {
+				fault("format", fmt.Sprintf("%.40q is no format", n.Format), "it is "+strings.Join(notifyFormats, ", "))
+			}
+		}
+		if v, ok := t["on"]; ok {
+			n.On = nil
+			list, isList := v.([]any)
+			for _, v := range list {
+				event, isText := v.(string)
+				switch {
+				case !isText:
+					isList = false
+				case slices.Contains(laterEvents, event):
+					fault("on", event+" is not in this version", "leave it out")
+				case !slices.Contains(notifyEvents, event):
+					fault("on", fmt.Sprintf("%.40q is no event", event), "the events are "+strings.Join(notifyEvents, ", "))
+				case !slices.Contains(n.On, event):
+					n.On = append(n.On, event)
+				}
+			}
+			if !isList || len(list) == 0 {
+				fault("on", "this is no list of events", `write on = ["bridge-down", "bridge-up"], or leave it out: all are told then`)
+			}
+		}
+		if _, ok := t["after"]; ok {
+			after, err := time.ParseDuration(d.inner(t, at("after"), "after"))
+			if err != nil || after < 0 || after > mostNotifyAfter {
+				fault("after", "this is no time from 0s to 24h", `write after = "30s", a number with s, m or h`)
+			}
+			n.After = after
+		}
+		all = append(all, n)
+	}
+	return all
+}
+
+func checkNotifyURL(s string) error {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Host == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }):
+		return errors.New("this is no address of a web server")
+	case u.Scheme != "https" && u.Scheme != "http":
+		return errors.New("this does not begin with https:// or http://")
+	}
+	return nil
+}

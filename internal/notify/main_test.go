@@ -1,0 +1,9 @@
+package notify
+
+import (
+	"testing"
+
+	"reverser/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }

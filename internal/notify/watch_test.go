@@ -1,0 +1,97 @@
+package notify
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"reverser/internal/status"
+)
+
+// at is a proxy with these bridges connected, each with a service of its own that is up.
+func at(bridges ...string) status.Snapshot {
+	s := status.Snapshot{Role: "proxy"}
+	for _, b := range bridges {
+		s.Links = append(s.Links, status.Link{Key: b, State: status.LinkUp})
+		s.Services = append(s.Services, status.Service{Public: "tcp/" + b, Key: b, State: status.ServiceUp})
+	}
+	return s
+}
+
+func with(s status.Snapshot, change func(*status.Snapshot)) status.Snapshot {
+	change(&s)
+	return s
+}
+
+func TestWatch(t *testing.T) {
+	away := with(at("a"), func(s *status.Snapshot) {
+		s.Services[0].State, s.Services[0].Reason = status.ServiceAway, "the bridge is draining"
+	})
+	down := with(at("a"), func(s *status.Snapshot) { s.Links[0].State = status.LinkDown })
+	type step struct {
+		after int // seconds since the step before
+		s     status.Snapshot
+		want  []string
+	}
+	for name, steps := range map[string][]step{
+		"nothing happens": {{0, at("a"), nil}, {100, at("a"), nil}},
+		"a bridge goes and comes": {{0, at("a"), nil}, {10, at(), nil}, {29, at(), nil}, {1, at(), []string{"bridge-down a", "service-down tcp/a"}}, {500, at(), nil},
+			{1, at("a"), nil}, {30, at("a"), []string{"bridge-up a", "service-up tcp/a"}}, {500, at("a"), nil}},
+		"a flap":                    {{0, at("a"), nil}, {1, at(), nil}, {29, at(), nil}, {1, at("a"), nil}, {100, at("a"), nil}},
+		"a flap within an outage":   {{0, at("a"), nil}, {1, at(), nil}, {30, at(), []string{"bridge-down a", "service-down tcp/a"}}, {5, at("a"), nil}, {20, at(), nil}, {100, at(), nil}},
+		"a link that is lost":       {{0, at("a"), nil}, {1, down, nil}, {30, down, []string{"bridge-down a"}}},
+		"a service alone":           {{0, at("a"), nil}, {1, away, nil}, {30, away, []string{"service-down tcp/a"}}, {1, at("a"), nil}, {30, at("a"), []string{"service-up tcp/a"}}},
+		"never up":                  {{0, down, nil}, {30, down, []string{"bridge-down a"}}},
+		"one of two":                {{0, at("a", "b"), nil}, {1, at("b"), nil}, {30, at("b"), []string{"bridge-down a", "service-down tcp/a"}}},
+		"a service that is removed": {{0, at("a"), nil}, {1, with(at("a"), func(s *status.Snapshot) { s.Services = nil }), nil}, {100, with(at("a"), func(s *status.Snapshot) { s.Services = nil }), nil}},
+		"one that never comes back": {{0, at("a"), nil}, {1, at(), nil}, {30, at(), []string{"bridge-down a", "service-down tcp/a"}}, {2 * 24 * 3600, at(), nil}, {1, at("a"), nil}, {30, at("a"), nil}},
+	} {
+		w := watch{after: 30 * time.Second}
+		now := time.Unix(1_000_000, 0)
+		for i, step := range steps {
+			now = now.Add(time.Duration(step.after) * time.Second)
+			var got []string
+			for _, e := range w.look(step.s, now) {
+				got = append(got, e.Event+" "+e.Name)
+			}
+			if !slices.Equal(got, step.want) {
+				t.Errorf("%s, step %d: told %q, want %q", name, i, got, step.want)
+			}
+		}
+		if n := len(w.subjects); n > 4 {
+			t.Errorf("%s: %d subjects are remembered", name, n)
+		}
+	}
+}
+
+// A bridge is up when one of its links is. A service that it gives up is nothing to tell.
+func TestWatchOfABridge(t *testing.T) {
+	s := func(states ...string) status.Snapshot {
+		s := status.Snapshot{Role: "bridge", Services: []status.Service{{Public: "tcp/9000", State: status.ServiceUp}}}
+		for _, state := range states {
+			s.Links = append(s.Links, status.Link{Key: "0123", State: state})
+		}
+		return s
+	}
+	w := watch{}
+	now := time.Unix(1_000_000, 0)
+	look := func(s status.Snapshot, want string) {
+		t.Helper()
+		now = now.Add(time.Second)
+		var got []string
+		for _, e := range w.look(s, now) {
+			got = append(got, e.words())
+		}
+		if fmt.Sprint(got) != want {
+			t.Errorf("told %q, want %q", got, want)
+		}
+	}
+	look(s(status.LinkUp, status.LinkDown), "[]")
+	look(s(status.LinkDown, status.LinkDown), "[bridge 0123 is down since "+now.Add(time.Second).Format("2006-01-02 15:04:05 MST")+"]")
+	look(s(status.LinkDown, status.LinkUp), "[bridge 0123 is up again, after 1s]")
+	none := s(status.LinkUp)
+	none.Services = nil
+	look(none, "[]")
+	look(none, "[]")
+}
