@@ -35,7 +35,7 @@ func newDebian(t *testing.T) *debian {
 	if runtime.GOOS != "linux" || os.Getuid() != 0 {
 		missing("packages are installed in a folder by root, on Linux")
 	}
-	for _, name := range []string{"debootstrap", "dpkg", "rpm", "chroot", "unshare"} {
+	for _, name := range []string{"debootstrap", "dpkg", "rpm", "chroot", "unshare", "nsenter", "setpriv", "ip"} {
 		if _, err := exec.LookPath(name); err != nil {
 			missing(name + " is not installed")
 		}

@@ -256,14 +256,14 @@ func (m *launchd) Uninstall(ctx context.Context, role string, purge bool) (kept 
 			return nil, err
 		}
 	}
-	if purge {
+	if purge && under(state, supportDir) {
 		if err := os.RemoveAll(m.path(state)); err != nil {
 			return nil, err
 		}
 	}
 	os.Remove(m.path(supportDir)) // if nothing else is in it
 	if m.exists(state) {
-		kept = append(kept, keptState(state, role))
+		kept = append(kept, keptState(state, role, under(state, supportDir)))
 	} else if m.exists(supportDir) {
 		kept = append(kept, keptOwn(supportDir))
 	}

@@ -105,6 +105,25 @@ func TestLaunchd(t *testing.T) {
 	})
 }
 
+// What somebody named as the state directory may have more in it.
+func TestLaunchdPurgeOfAnotherDirectory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, m := newFakeLaunchd(t)
+		s := bridgeSpec("9000")
+		s.State = "/Users/me/things"
+		must(t, os.MkdirAll(f.root+s.State, 0o755))
+		must(t, os.WriteFile(f.root+s.State+"/thesis.txt", nil, 0o644))
+		must(t, m.Install(t.Context(), s, false))
+		kept, err := m.Uninstall(t.Context(), "bridge", true)
+		if err != nil || !slices.Equal(paths(kept), []string{s.State}) || !strings.Contains(kept[0].Why, "yours to remove") {
+			t.Errorf("Uninstall = %v, %v; want what --state named to stay", kept, err)
+		}
+		if _, err := os.Stat(f.root + s.State + "/thesis.txt"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // A list that launchd can read, whatever stands in it.
 func TestLaunchdList(t *testing.T) {
 	_, m := newFakeLaunchd(t)

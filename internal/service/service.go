@@ -66,11 +66,15 @@ type Kept struct {
 	Why  string // what it is, and what to do about it
 }
 
-// keptState is a state directory that stays.
-func keptState(path, role string) Kept {
+// keptState is a state directory that stays. ours reports whether it is in the manager's place: what somebody named with --state may be a
+// directory with more in it, and is not removed.
+func keptState(path, role string, ours bool) Kept {
 	what := "the state directory"
 	if role == "proxy" {
 		what += ", with the identity and the keys"
+	}
+	if !ours {
+		return Kept{path, what + "; --state named it, so it is yours to remove"}
 	}
 	return Kept{path, what + "; the next installation takes it over, and --purge removes it"}
 }

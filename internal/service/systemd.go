@@ -447,7 +447,7 @@ func (m *systemd) Uninstall(ctx context.Context, role string, purge bool) (kept 
 	}
 	os.Remove(m.path(configDir)) // if nothing else is in it
 	if m.exists(state) {
-		kept = append(kept, keptState(state, role))
+		kept = append(kept, keptState(state, role, under(state, stateBase)))
 	}
 	if logs != "" && m.exists(logs) {
 		kept = append(kept, Kept{logs, "the access log; --purge removes it"})

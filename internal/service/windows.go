@@ -418,7 +418,8 @@ func (m *windowsServices) Uninstall(ctx context.Context, role string, purge bool
 			return nil, m.refused(err, "uninstall")
 		}
 	}
-	if purge {
+	ours := strings.HasPrefix(filepath.Clean(state), m.home()+string(filepath.Separator))
+	if purge && ours {
 		if err := os.RemoveAll(state); err != nil {
 			return nil, m.refused(err, "uninstall")
 		}
@@ -435,7 +436,7 @@ func (m *windowsServices) Uninstall(ctx context.Context, role string, purge bool
 	os.Remove(m.home()) // if nothing else is in it
 	exists := func(path string) bool { _, err := os.Stat(path); return err == nil }
 	if exists(state) {
-		kept = append(kept, keptState(state, role))
+		kept = append(kept, keptState(state, role, ours))
 	}
 	if exists(m.home()) && !(exists(state) && strings.HasPrefix(state, m.home())) {
 		kept = append(kept, keptOwn(m.home()))

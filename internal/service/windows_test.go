@@ -320,6 +320,23 @@ func TestWindowsUninstallKeeps(t *testing.T) {
 	}
 }
 
+// What somebody named as the state directory may have more in it.
+func TestWindowsPurgeOfAnotherDirectory(t *testing.T) {
+	w := newWorld(t)
+	s := w.spec("9000")
+	s.State = filepath.Join(w.root, "things")
+	must(t, os.Mkdir(s.State, 0o755))
+	must(t, os.WriteFile(filepath.Join(s.State, "thesis.txt"), nil, 0o644))
+	must(t, w.m.Install(t.Context(), s, false))
+	kept, err := w.m.Uninstall(t.Context(), "bridge", true)
+	if err != nil || !slices.Equal(paths(kept), []string{s.State}) || !strings.Contains(kept[0].Why, "yours to remove") {
+		t.Errorf("Uninstall = %v, %v; want what --state named to stay", kept, err)
+	}
+	if _, err := os.Stat(filepath.Join(s.State, "thesis.txt")); err != nil {
+		t.Error(err)
+	}
+}
+
 // Whatever goes wrong, what ran before goes on.
 func TestWindowsGoesOn(t *testing.T) {
 	for _, c := range []struct {
