@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"bufio"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -251,6 +253,59 @@ listen checks
 				t.Errorf("HAProxy does not call the server up:\n%s", text)
 			}
 		})
+	}
+}
+
+// TestHTTPToldByBalancers: what holds for ports holds for the port of HTTP. The target hears of each client on connections that are that
+// client's alone, though requests of several come in turn.
+func TestHTTPToldByBalancers(t *testing.T) {
+	t.Parallel()
+	need(t, haproxy, nginx)
+	dir, target, port, front := t.TempDir(), freePort(t), freePort(t), freePort(t)
+	startNginx(t, dir, fmt.Sprintf(`
+		listen 127.0.0.1:%d proxy_protocol;
+		location / { return 200 "$proxy_protocol_addr:$proxy_protocol_port for $http_x_forwarded_for on $connection\n"; }
+`, target))
+	p := startProxy(t, "--http", loopback(port), "--proxy-protocol-from", balancerIP)
+	conf := fmt.Sprintf("proxy = %q\n[[expose]]\npublic = \"http/a.example\"\ntarget = \"%d\"\nproxy_protocol = \"v2\"\n", loopback(p.link), target)
+	b := startBridge(t, addKey(t, p.state, "web", "http/*"), "--config", writeFile(t, filepath.Join(dir, "bridge.toml"), conf))
+	b.awaitUp("http/a.example")
+	startHAProxy(t, front, fmt.Sprintf(`	mode tcp
+	source %s
+listen web
+	bind 127.0.0.1:%d
+	server tunnel %s send-proxy-v2
+`, balancerIP, front, loopback(port)))
+	type client struct {
+		*net.TCPConn
+		answers *bufio.Reader
+	}
+	var clients []client
+	for i := range 4 {
+		c := dialFrom(t, fmt.Sprintf("127.0.4.%d", i+1), loopback([]int{port, front}[i%2]))
+		clients = append(clients, client{c, bufio.NewReader(c)})
+	}
+	on := make(map[string]int) // whose each connection to the target is
+	for range 5 {
+		for i, c := range clients {
+			io.WriteString(c, "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+			resp, err := http.ReadResponse(c.answers, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			got, number, _ := strings.Cut(string(body), " on ")
+			if want := fmt.Sprintf("%s for %s", c.LocalAddr(), c.LocalAddr().(*net.TCPAddr).IP); err != nil || got != want {
+				t.Errorf("client %d: the target was told %q, %v; want %q", i, got, err, want)
+			}
+			if other, ok := on[number]; ok && other != i {
+				t.Errorf("clients %d and %d share a connection to the target", i, other)
+			}
+			on[number] = i
+		}
+	}
+	if len(on) > 3*len(clients) {
+		t.Errorf("%d connections to the target for %d clients: none was used again", len(on), len(clients))
 	}
 }
 
