@@ -119,7 +119,7 @@ func (r *release) manual(ctx context.Context, src string) (file, error) {
 	fmt.Fprintf(&b, ".TH REVERSER 1 %q %q\n.SH NAME\n%s \\- %s\n", r.date.Format("2006-01-02"), program+" "+r.plainVersion(), program, roff(strings.ToLower(summary[:1])+summary[1:]))
 	fmt.Fprint(&b, ".SH SYNOPSIS\n.B reverser\n.I command\n[\\fIoptions\\fR]\n")
 	for _, command := range []string{
-		"", "proxy", "bridge", "key", "key add", "key list", "key remove", "status", "reload", "notify", "check",
+		"", "proxy", "bridge", "key", "key add", "key list", "key remove", "status", "reload", "notify", "inspect", "check",
 		"service", "service install proxy", "service install bridge", "service uninstall", "service start", "service stop", "service status", "demo",
 	} {
 		help, err := output(ctx, src, nil, exe, append(strings.Fields(command), "--help")...)

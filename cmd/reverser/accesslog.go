@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"reverser/internal/accesslog"
+	"reverser/internal/proxy"
 	"reverser/internal/status"
 	"reverser/internal/traffic"
 )
@@ -40,4 +41,20 @@ func (l *accessLog) status() *status.AccessLog {
 		st.Error = s.Err.Error()
 	}
 	return st
+}
+
+// requests returns what writes a line about a request that is over; nil: there is no access log.
+func (l *accessLog) requests() func(proxy.Request) {
+	if !l.On() {
+		return nil
+	}
+	return func(r proxy.Request) {
+		l.Write(&accesslog.Entry{
+			Time: time.Now(), Kind: accesslog.KindRequest, Service: r.Service, Key: r.Key, Client: r.Client, Target: r.Target,
+			Sent: r.Sent, Received: r.Received, Duration: traffic.Seconds(r.Duration),
+			Request: &accesslog.Request{
+				ID: r.ID, Method: r.Method, Host: r.Host, Path: r.Path, Proto: r.Proto, Status: r.Status, UserAgent: r.UserAgent, Referer: r.Referer,
+			},
+		})
+	}
 }

@@ -125,19 +125,23 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop()
+	budget := boundMemory()
 	cfg := proxy.Config{
-		Listen:    set.Proxy.Listen,
-		Transfer:  set.Proxy.Transfer,
-		HTTP:      set.Proxy.HTTP,
-		HTTPS:     set.Proxy.HTTPS,
-		Identity:  identity,
-		Budget:    boundMemory(),
-		Version:   version(),
-		Log:       log,
-		Over:      run.lines.over,
-		Known:     knownAddresses[proxy.Known](known),
-		SaveKnown: func(list []proxy.Known) error { return dir.SetKnown(knownAddresses[state.Known](list)) },
-		Settings:  proxySettings(set),
+		Listen:   set.Proxy.Listen,
+		Transfer: set.Proxy.Transfer,
+		HTTP:     set.Proxy.HTTP,
+		HTTPS:    set.Proxy.HTTPS,
+		Identity: identity,
+		Budget:   budget,
+		// A process with little memory keeps less of what is inspected, too.
+		InspectMemory: budget / 2,
+		Version:       version(),
+		Log:           log,
+		Over:          run.lines.over,
+		Requests:      run.lines.requests,
+		Known:         knownAddresses[proxy.Known](known),
+		SaveKnown:     func(list []proxy.Known) error { return dir.SetKnown(knownAddresses[state.Known](list)) },
+		Settings:      proxySettings(set),
 	}
 	if set.Proxy.HTTPS != "" {
 		authority := newAuthority(set.Common, dir, log)

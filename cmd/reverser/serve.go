@@ -15,6 +15,8 @@ import (
 
 	"reverser/internal/admin"
 	"reverser/internal/config"
+	"reverser/internal/grammar"
+	"reverser/internal/inspect"
 	"reverser/internal/proxy"
 	"reverser/internal/state"
 	"reverser/internal/status"
@@ -26,6 +28,11 @@ type server interface {
 	Run(context.Context) error
 	Drain()
 	Status() status.Snapshot
+}
+
+// inspecting is a role that speaks HTTP for services.
+type inspecting interface {
+	Inspected(grammar.Public) *inspect.Recorder
 }
 
 // begun is what a role needs before it is made.
@@ -115,6 +122,9 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	}
 	notices := newNotices(r, log)
 	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, TestNotices: notices.test, Log: log}
+	if in, ok := s.(inspecting); ok {
+		a.Inspected = in.Inspected
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { notices.run(noticeCtx, s.Status) })
 	wg.Go(func() { r.watch(adminCtx, reload) })

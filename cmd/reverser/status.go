@@ -253,6 +253,9 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		}
 		row(status.Service{Public: "SERVICE", State: "STATE", Target: "TARGET"}, "CONNECTIONS", "KEY", "REASON")
 		for _, v := range s.Services {
+			if v.Inspect {
+				v.State += ", inspected"
+			}
 			row(v, strconv.Itoa(v.Connections), v.Key, v.Reason)
 		}
 		if err := t.flush(); err != nil {

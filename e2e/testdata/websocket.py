@@ -1,4 +1,4 @@
-"""An echo over WebSocket, and a client of it: websocket.py serve|check PORT."""
+"""An echo over WebSocket, and clients of it: websocket.py serve|check PORT, or talk PORT with Host app.example.com."""
 import asyncio
 import os
 import sys
@@ -32,4 +32,17 @@ async def check(port):
     print("all as it should be")
 
 
-asyncio.run({"serve": serve, "check": check}[sys.argv[1]](int(sys.argv[2])))
+async def talk(port):
+    # The library compresses messages unless it is told not to.
+    async with websockets.connect("ws://app.example.com/talk", host="127.0.0.1", port=port) as ws:
+        for text in ("hello 词", "hello 词 again", "\x1b[31mred"):
+            await ws.send(text)
+            assert await ws.recv() == text
+        await ws.send(b"\xff\x00")
+        assert await ws.recv() == b"\xff\x00"
+        await (await ws.ping(b"ping"))
+        await ws.close(4000, "enough")
+    print("all as it should be")
+
+
+asyncio.run({"serve": serve, "check": check, "talk": talk}[sys.argv[1]](int(sys.argv[2])))

@@ -8,6 +8,10 @@
 //	POST   /api/v1/reload       reads the settings again; the answer is a Reloaded
 //	POST   /api/v1/notify/test  sends a message to each [[notify]]; the answer says what became of it
 //
+//	GET    /api/v1/services/SERVICE/exchanges             what was exchanged last; with ?follow=true, events as they happen
+//	GET    /api/v1/services/SERVICE/exchanges/ID          all of one
+//	POST   /api/v1/services/SERVICE/exchanges/ID/replay   sends its request again; the answer is the new one
+//
 // Whoever can open the socket may do everything: its mode lets only the
 // process's own user in. The package reads snapshots, edits the stored keys and
 // passes orders on; it knows neither proxy nor bridge. The socket is answered also when the process
@@ -28,6 +32,8 @@ import (
 	"time"
 
 	"reverser/internal/escape"
+	"reverser/internal/grammar"
+	"reverser/internal/inspect"
 	"reverser/internal/status"
 )
 
@@ -62,6 +68,8 @@ type Server struct {
 	Status func() status.Snapshot
 	Keys   Keys
 	Orders Orders // nil: it takes none
+	// Inspected returns what is kept of the exchanges of a service; nil: nothing is. Without the function the process speaks no HTTP.
+	Inspected func(grammar.Public) *inspect.Recorder
 	// TestNotices sends a message to each [[notify]].
 	TestNotices func(context.Context) []Notified
 	Log         *slog.Logger // nil discards
@@ -84,7 +92,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	handler := &counted{Handler: s.handler()}
+	handler := &counted{Handler: s.handler(ctx)}
 	defer handler.end()
 	srv := &http.Server{
 		Handler:        handler,
@@ -184,7 +192,7 @@ func (c *counted) end() {
 	c.running.Wait()
 }
 
-func (s *Server) handler() http.Handler {
+func (s *Server) handler(stopping context.Context) http.Handler {
 	mux := http.NewServeMux()
 	methods := make(map[string][]string) // of a path
 	handle := func(method, path string, h http.HandlerFunc) {
@@ -208,6 +216,7 @@ func (s *Server) handler() http.Handler {
 	}
 	handle("POST", "/api/v1/reload", s.reload)
 	handle("POST", "/api/v1/notify/test", s.testNotices)
+	s.handleInspect(stopping, handle)
 	for path, methods := range methods {
 		allow := strings.Join(methods, ", ")
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { // else "/" would take it, with 404

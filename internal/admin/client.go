@@ -80,36 +80,11 @@ func (c *Client) TestNotices(ctx context.Context) ([]Notified, error) {
 }
 
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
-	var body bytes.Buffer
-	if in != nil {
-		if err := json.NewEncoder(&body).Encode(in); err != nil {
-			return err
-		}
-	}
-	// The host is a name for the Host header only; the socket is the address.
-	req, err := http.NewRequestWithContext(ctx, method, "http://reverser"+path, &body)
+	resp, err := c.send(ctx, method, path, in)
 	if err != nil {
-		return err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		// The URL that net/http puts in front says nothing to a person.
-		if ue, ok := errors.AsType[*url.Error](err); ok {
-			err = ue.Err
-		}
 		return err
 	}
 	defer drain(resp.Body)
-	if resp.StatusCode >= 400 {
-		var r errorReply
-		if err := json.NewDecoder(resp.Body).Decode(&r); err != nil || r.Error == "" {
-			return fmt.Errorf("the process answered %s", resp.Status)
-		}
-		if resp.StatusCode < 500 {
-			return &UsageError{errors.New(r.Error)}
-		}
-		return errors.New(r.Error)
-	}
 	if out == nil {
 		return nil
 	}
@@ -117,4 +92,39 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		return fmt.Errorf("read the process's answer: %w", err)
 	}
 	return nil
+}
+
+// send returns the answer, unless it is an error.
+func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	var body bytes.Buffer
+	if in != nil {
+		if err := json.NewEncoder(&body).Encode(in); err != nil {
+			return nil, err
+		}
+	}
+	// The host is a name for the Host header only; the socket is the address.
+	req, err := http.NewRequestWithContext(ctx, method, "http://reverser"+path, &body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		// The URL that net/http puts in front says nothing to a person.
+		if ue, ok := errors.AsType[*url.Error](err); ok {
+			err = ue.Err
+		}
+		return nil, err
+	}
+	if resp.StatusCode >= 400 {
+		defer drain(resp.Body)
+		var r errorReply
+		if err := json.NewDecoder(resp.Body).Decode(&r); err != nil || r.Error == "" {
+			return nil, fmt.Errorf("the process answered %s", resp.Status)
+		}
+		if resp.StatusCode < 500 {
+			return nil, &UsageError{errors.New(r.Error)}
+		}
+		return nil, errors.New(r.Error)
+	}
+	return resp, nil
 }

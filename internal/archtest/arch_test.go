@@ -67,9 +67,10 @@ var rules = []rule{
 		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},
 	{pkg: "internal/entrance", own: "grammar link proxyproto registry sys traffic",
 		why: "turns what arrives at a socket into a name; who serves the name is not its to know"},
-	{pkg: "internal/web", own: "grammar",
+	{pkg: "internal/inspect", why: "stands beside HTTP and keeps what passes; who serves, and where a service is, is not its to know"},
+	{pkg: "internal/web", own: "grammar inspect",
 		why: "HTTP for services: it finds the service of a request and carries the exchange; who serves what, links and certificates are its owner's"},
-	{pkg: "internal/proxy", own: "auth entrance grammar lines link registry relay status sys traffic web wire",
+	{pkg: "internal/proxy", own: "auth entrance grammar inspect lines link registry relay status sys traffic web wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
 	{pkg: "internal/claims", own: "grammar status wire", not: "os io sync context log/slog",
 		why: "the bridge's side of claims, as deterministic as the registry: the simulation of both drives it step by step"},
@@ -77,12 +78,12 @@ var rules = []rule{
 		why: "the LAN role. It never sees the proxy's package, nor the registry: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
-	{pkg: "internal/admin", own: "config escape grammar state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
+	{pkg: "internal/admin", own: "config escape grammar inspect state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
 	{pkg: "", own: "bridge escape grammar status via",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
 	{pkg: "internal/notify", own: "escape status", why: "tells chats and programs elsewhere what snapshots show; it cannot reach into a role, and nothing waits for it"},
 	{pkg: "internal/service", own: "access", why: "what service managers read and say; what the service does, and what its settings mean, is not its to know"},
-	{pkg: "cmd/reverser", own: "access accesslog admin bridge certs config escape export grammar lines notify proxy relay service state status sys traffic",
+	{pkg: "cmd/reverser", own: "access accesslog admin bridge certs config escape export grammar inspect lines notify proxy relay service state status sys traffic",
 		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
 		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
 

@@ -212,7 +212,7 @@ func (b *Bridge) outcomeLocked(pub grammar.Public) (st status.Service, settled b
 	denied := 0
 	for _, u := range b.uplinks {
 		k := u.claims.Known(svc.ID)
-		st = status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason}
+		st = status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason, Inspect: svc.Options.Proxy.Inspect}
 		switch {
 		case k.State == status.ServiceUp && !k.Pending:
 			return st, true, nil

@@ -406,7 +406,7 @@ func (u *uplink) snapshotLocked() (links []status.Link) {
 // serviceLocked describes a service as users of this proxy find it.
 func (u *uplink) serviceLocked(svc *claims.Offered) status.Service {
 	k := u.claims.Known(svc.ID)
-	st := status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason}
+	st := status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason, Inspect: svc.Options.Proxy.Inspect}
 	switch {
 	case st.State != status.ServiceUp:
 	case u.link == nil || !u.link.Up():

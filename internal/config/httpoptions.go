@@ -21,6 +21,14 @@ var httpOptions = []exposeOption{
 		e.Options.Proxy.H2C = yes
 		return "", nil
 	}},
+	{"inspect", httpKinds, func(_ *doc, v any, e *grammar.Expose) (string, error) {
+		yes, ok := v.(bool)
+		if !ok {
+			return "write true if its last exchanges are to be kept for `reverser inspect`", fmt.Errorf("%v is neither true nor false", v)
+		}
+		e.Options.Proxy.Inspect = yes
+		return "", nil
+	}},
 	{"host_header", httpKinds, func(_ *doc, v any, e *grammar.Expose) (string, error) {
 		s, ok := v.(string)
 		if !ok {

@@ -27,13 +27,14 @@ remove_header = ["Cookie"]
 trusted_proxies = ["192.0.2.0/24", "2001:db8::1"]
 basic_auth_file = "users"
 answer_time = "30s"
+inspect = true
 `)
 	b, _, err := loadBridge(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := b.Expose[0].Options.Proxy
-	if !o.H2C || o.HostHeader != "app.lan:8080" || len(o.SetHeader) != 2 || o.SetHeader["X-Stage"] != "test" || len(o.RemoveHeader) != 1 ||
+	if !o.H2C || !o.Inspect || o.HostHeader != "app.lan:8080" || len(o.SetHeader) != 2 || o.SetHeader["X-Stage"] != "test" || len(o.RemoveHeader) != 1 ||
 		len(o.TrustedProxies) != 2 || o.TrustedProxies[1].String() != "2001:db8::1/128" || len(o.BasicAuth) != 2 || o.BasicAuth[0] != bcryptLine || time.Duration(o.AnswerTime) != 30*time.Second {
 		t.Errorf("options %+v", o)
 	}
@@ -62,6 +63,7 @@ answer_time = "30s"
 		"basic_auth_file = \"huge\"":                 "costs the proxy too much",
 		"basic_auth_file = \"twice\"":                "twice",
 		"basic_auth_file = \"writable\"":             "can write",
+		"inspect = \"yes\"":                          "neither true nor false",
 		"answer_time = \"5\"":                        "no unit",
 		"answer_time = \"-5s\"":                      "negative",
 	} {

@@ -39,6 +39,7 @@ type ProxyOptions struct {
 	TrustedProxies []netip.Prefix    `json:"trusted_proxies,omitempty"` // whose word of who the client is counts
 	BasicAuth      []string          `json:"basic_auth,omitempty"`      // NAME:HASH; see ParseUser
 	AnswerTime     Duration          `json:"answer_time,omitempty"`     // for the head of an answer; 0: the default
+	Inspect        bool              `json:"inspect,omitempty"`         // the last exchanges are kept
 }
 
 // Duration is a time.Duration, as text in JSON.

@@ -34,6 +34,7 @@ func (p *Proxy) keepKnown() {
 		select {
 		case <-next.C:
 			p.saveKnown()
+			p.forgetInspected()
 			next.Reset(saveKnown)
 		case <-p.life.drain:
 			return

@@ -26,6 +26,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
+	"reverser/internal/inspect"
 	"reverser/internal/lines"
 	"reverser/internal/link"
 	"reverser/internal/registry"
@@ -64,8 +65,13 @@ type Config struct {
 	SaveKnown func([]Known) error
 	// Certificates is where those of https/ names come from; nil: there are none.
 	Certificates Certificates
-	// Over is told of each user's connection that is over, or was refused, as traffic.Config has it.
+	// Over is told of each user's connection that is over, or was refused, as traffic.Config has it, but for those to http/ and https/ services.
 	Over func(traffic.Over)
+	// Requests returns what is told of each request to an http/ or https/ service that is over; nil: nobody wants to hear of them at present.
+	// It does not wait. Without the function nobody ever does.
+	Requests func() func(Request)
+	// InspectMemory is how many bytes what is kept of exchanges may take; 0: inspect.DefaultMemory.
+	InspectMemory int64
 	// Descriptors is what connections and public sockets are taken from; nil: that of the process, and with MaxConns users have
 	// one of their own.
 	Descriptors *sys.Pool
@@ -82,6 +88,7 @@ type Proxy struct {
 	names     namePort
 	balancers balancers
 	web       webPort
+	inspected inspected
 	registry  *registry.Registry
 	entrances *entrance.Set
 	conns     *traffic.Conns // of users
@@ -141,10 +148,11 @@ func New(cfg Config) *Proxy {
 	p.balancers.gate = newGate(descriptors.Size(sys.ForUsers))
 	p.balancers.gate.about = "connections from an address of proxy_protocol_from without a header of the PROXY protocol, reset"
 	p.balancers.gate.what = "places for connections of balancers that have not said their header"
-	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Over: cfg.Over, Descriptors: cfg.Descriptors})
+	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Over: connectionsOnly(cfg.Over), Descriptors: cfg.Descriptors})
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
 	p.port.memory = traffic.NewStrain(cfg.Log, p.memoryPressure)
 	p.port.budget.Short = func() { p.port.memory.Note(errWindows) }
+	p.inspected = inspected{store: inspect.New(cfg.InspectMemory), of: make(map[*registry.Route]*inspect.Recorder)}
 	p.web.server.Find, p.web.server.Failed = p.findSite, p.webFailed
 	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
@@ -254,6 +262,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 			g.closeAll()
 		}
 	}
+	p.inspected.store.Close()
 	p.web.server.Close()
 	p.port.tidier.stop()
 	p.port.host.Close(errors.New("the proxy stopped"))

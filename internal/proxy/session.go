@@ -292,6 +292,7 @@ func (p effects) tell(t registry.Told) {
 		answer.Nonce = p.service(rt).probes.Expect(t.Fresh)
 	}
 	linkOf(t.Way).Say(uint64(t.ID), wire.AppendClaimed(nil, t.ID, answer))
+	p.Inspected(t.Public) // begins or ends, when the bridge has changed its mind
 	if !t.News {
 		return
 	}
@@ -308,6 +309,7 @@ func (p effects) tell(t registry.Told) {
 // Unclaimed sends an UNCLAIMED.
 func (p effects) Unclaimed(w registry.Way, id uint32) {
 	linkOf(w).Say(uint64(id), wire.AppendUnclaimed(nil, id, w.Marks()))
+	p.forgetInspected()
 }
 
 // errKeyRemoved ends the links of a key.

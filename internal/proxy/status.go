@@ -26,11 +26,14 @@ func (p *Proxy) Status() status.Snapshot {
 		snap.Links = append(snap.Links, l.Snapshot(s.KeyName, l.PeerName(), s.Leaving || draining))
 	}
 	shown := make(map[*traffic.Account]bool)
+	inspected := p.inspectedBy()
 	for _, s := range p.registry.Services() {
 		st := describe(s)
 		if draining && st.State != status.ServiceDenied {
 			st.State, st.Reason = status.ServiceAway, registry.StoppingText
 		}
+		by, on := inspected[st.Public]
+		st.Inspect = on && by == s.Key
 		account := p.conns.Find(s.Key, st.Public)
 		account.Describe(&st)
 		shown[account] = true

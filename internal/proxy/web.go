@@ -10,6 +10,7 @@ import (
 
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
+	"reverser/internal/inspect"
 	"reverser/internal/link"
 	"reverser/internal/registry"
 	"reverser/internal/relay"
@@ -105,7 +106,9 @@ func (p *Proxy) findSite(secure bool, host, path string) *web.Site {
 func (p *Proxy) newSite(rt *registry.Route) *web.Site {
 	return &web.Site{
 		Name: rt.Public.String(), Options: rt.Options,
-		Enter: func(v *web.Visit) (func(bool), func(uint64, uint64), error) { return p.visit(rt, v) },
+		Inspect: func(o *grammar.ProxyOptions) *inspect.Recorder { return p.record(rt, o) },
+		Over:    func() func(web.Request) { return p.requestOver(rt) },
+		Enter:   func(v *web.Visit) (func(bool), func(uint64, uint64), error) { return p.visit(rt, v) },
 		Dial: func(ctx context.Context, call web.Call, retired func()) (*web.Upstream, error) {
 			return dialRoute(ctx, rt, call, retired)
 		},

@@ -123,6 +123,9 @@ type Service struct {
 	Connections int    `json:"connections"`
 	Reason      string `json:"reason,omitempty"` // why State is not ServiceUp, where there is more to say
 
+	// Inspect is whether the last exchanges of the service are kept, see `reverser inspect`.
+	Inspect bool `json:"inspect,omitempty"`
+
 	// What was counted since the process started. The bytes move while a connection lives.
 	Total    uint64 `json:"total,omitempty"`    // connections
 	Sent     uint64 `json:"sent,omitempty"`     // bytes client → target

@@ -176,7 +176,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x.site, x.host = site, host
-	x.serve(w, r)
+	x.watched(w, r)
 }
 
 // check refuses a request that is not what it seems, and returns the host that it names.

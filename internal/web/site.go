@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"reverser/internal/grammar"
+	"reverser/internal/inspect"
 )
 
 // Connections to a target are kept for a moment. It is shorter than the time after which most servers close them: a request that is sent while
@@ -43,6 +44,12 @@ type Site struct {
 	Enter func(v *Visit) (left func(complete bool), moved func(sent, received uint64), err error)
 	// Dial opens a connection to the target. It calls retired when no request may use the connection any more that is not under way.
 	Dial func(ctx context.Context, call Call, retired func()) (*Upstream, error)
+
+	// Inspect returns what keeps the exchanges under these options, which are nil while nobody knows them; nil: nothing does. It may be nil
+	// itself.
+	Inspect func(*grammar.ProxyOptions) *inspect.Recorder
+	// Over returns what is told of requests that are over, nil: nobody wants to hear of them. It may be nil itself.
+	Over func() func(Request)
 
 	mu   sync.Mutex
 	pool *pool // guarded by mu
