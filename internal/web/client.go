@@ -22,6 +22,7 @@ type Client struct {
 	gone   func() // called at the end
 	once   sync.Once
 	said   atomic.Bool
+	frames framing
 
 	mu     sync.Mutex
 	visits map[*Site]*Visit // guarded by mu, as all below
@@ -34,6 +35,7 @@ type Client struct {
 // was not called before, gone is told so.
 func (s *Server) NewClient(conn net.Conn, heard func(), gone func(heard bool)) *Client {
 	c := &Client{Conn: conn, server: s, first: heard, visits: make(map[*Site]*Visit)}
+	c.frames.begin()
 	c.gone = func() {
 		if gone != nil {
 			gone(!c.said.CompareAndSwap(false, true))
@@ -51,6 +53,13 @@ func (s *Server) NewClient(conn net.Conn, heard func(), gone func(heard bool)) *
 		conn.Close()
 	}
 	return c
+}
+
+// Read implements net.Conn.
+func (c *Client) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.frames.read(b[:n])
+	return n, err
 }
 
 func (c *Client) heard() {

@@ -26,6 +26,7 @@ type exchange struct {
 	options  *grammar.ProxyOptions
 	id       requestID
 	host     string
+	last     bool   // of its connection
 	user     string // who has given a password
 	upstream atomic.Pointer[Upstream]
 	resumes0 atomic.Uint64 // of upstream, when the exchange got it
@@ -118,6 +119,7 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	if _, ok := out.Header["User-Agent"]; !ok {
 		out.Header["User-Agent"] = nil // or net/http writes its own
 	}
+	out.Trailer = pr.In.Trailer // the same map: it is filled when the body was read
 	if out.Body != nil && out.Body != http.NoBody {
 		out.Body = &sending{out.Body, x.visit}
 	}

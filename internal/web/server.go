@@ -86,6 +86,11 @@ func (s *Server) Start() {
 		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		Protocols: new(http.Protocols),
 	}
+	s.http.ConnState = func(c net.Conn, state http.ConnState) {
+		if state == http.StateIdle {
+			clientOf(c).frames.idle()
+		}
+	}
 	s.http.Protocols.SetHTTP1(true)
 	s.http.Protocols.SetHTTP2(true)
 	s.http.Protocols.SetUnencryptedHTTP2(true)
@@ -159,10 +164,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{server: s, client: c, id: newID()}
 	host, err := x.check(r)
 	if err != nil {
-		r.Close = true
 		w.Header().Set("Connection", "close")
 		x.page(w, r, http.StatusBadRequest, err)
 		return
+	}
+	if x.last {
+		w.Header().Set("Connection", "close")
 	}
 	site, err := s.find(r, host)
 	switch {
@@ -183,6 +190,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (x *exchange) check(r *http.Request) (host string, err error) {
 	if r.Method == http.MethodConnect {
 		return "", errors.New("this is no proxy for clients: CONNECT leads nowhere")
+	}
+	if r.ProtoMajor < 2 {
+		mixed, unsure := x.client.frames.check(r)
+		if mixed {
+			return "", errors.New("the request has both Content-Length and Transfer-Encoding")
+		}
+		x.last = unsure
 	}
 	if r.ProtoMajor < 2 && r.URL.Host != "" {
 		if scheme := map[bool]string{true: "https", false: "http"}[r.TLS != nil]; !strings.EqualFold(r.URL.Scheme, scheme) {

@@ -1,0 +1,77 @@
+package web
+
+import (
+	"bytes"
+	"net/http"
+	"sync"
+)
+
+// framing watches the head of each request on a connection for what net/http does not tell: that it has both Content-Length and
+// Transfer-Encoding. Such a request may be an attempt to hide another one from whoever reads the other of the two.
+//
+// It knows where a head begins only while nothing was sent ahead of an answer, and no body had an end of its own. Otherwise, and below
+// TLS, it is blind.
+type framing struct {
+	mu     sync.Mutex
+	blind  bool // guarded by mu, as all below
+	inside bool // of a head
+	length bool // the head has a Content-Length
+	coding bool // the head has a Transfer-Encoding
+	line   []byte
+	behind int64 // bytes behind the head
+	body   int64 // how long the body is; negative: that is not known
+}
+
+var (
+	nameLength = []byte("content-length")
+	nameCoding = []byte("transfer-encoding")
+)
+
+// begin expects a head.
+func (f *framing) begin() {
+	f.inside, f.length, f.coding, f.line, f.behind, f.body = true, false, false, f.line[:0], 0, 0
+}
+
+// read sees what was read of the connection.
+func (f *framing) read(b []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, c := range b {
+		if !f.inside {
+			f.behind += int64(len(b) - i)
+			return
+		}
+		switch {
+		case c == '\n' && len(bytes.TrimRight(f.line, "\r")) == 0:
+			f.inside = false
+		case c == '\n':
+			f.line = f.line[:0]
+		case len(f.line) <= len(nameCoding):
+			f.line = append(f.line, lower(c))
+			name, colon := bytes.CutSuffix(f.line, []byte(":"))
+			f.length = f.length || colon && bytes.Equal(name, nameLength)
+			f.coding = f.coding || colon && bytes.Equal(name, nameCoding)
+		}
+	}
+}
+
+// check looks at the request whose head was read. mixed: it has both headers. unsure: it may have, and nothing may follow it.
+func (f *framing) check(r *http.Request) (mixed, unsure bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.body = r.ContentLength
+	if r.TLS != nil || f.inside {
+		f.blind = true
+	}
+	chunked := len(r.TransferEncoding) > 0
+	return chunked && !f.blind && f.length && f.coding, chunked && f.blind
+}
+
+// idle notes that the answer is complete.
+func (f *framing) idle() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.blind = f.blind || f.inside || f.body < 0 || f.behind != f.body; !f.blind {
+		f.begin()
+	}
+}

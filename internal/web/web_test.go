@@ -1,0 +1,681 @@
+package web
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+
+	"reverser/internal/grammar"
+)
+
+// limit is long after everything that a test waits for.
+const limit = 20 * time.Second
+
+// world is a server on loopback, with targets that the test plays.
+type world struct {
+	t     *testing.T
+	s     *Server
+	addr  string
+	sites map[string]*Site // by host and path
+	wg    sync.WaitGroup
+
+	mu     sync.Mutex
+	failed []Failure // guarded by mu, as all below
+	dials  int
+	fails  error // what the next dials return
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, s: new(Server), sites: make(map[string]*Site)}
+	w.s.Find = func(secure bool, host, path string) *Site {
+		for p := strings.TrimSuffix(path, "/"); ; p = p[:max(strings.LastIndexByte(p, '/'), 0)] {
+			if s := w.sites[host+p]; s != nil && !secure {
+				return s
+			}
+			if p == "" {
+				return nil
+			}
+		}
+	}
+	w.s.Failed = func(f Failure) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.failed = append(w.failed, f)
+	}
+	w.s.Start()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.addr = ln.Addr().String()
+	w.wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			w.s.Serve(w.s.NewClient(c, nil, nil))
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		w.wg.Wait()
+		w.s.Close()
+		for _, s := range w.sites {
+			s.Close()
+		}
+	})
+	return w
+}
+
+// site makes a service whose target is at addr.
+func (w *world) site(name, addr string, o grammar.ProxyOptions) *Site {
+	s := &Site{Name: "http/" + name, Options: func() *grammar.ProxyOptions { return &o }}
+	s.Enter = func(*Visit) (func(bool), func(uint64, uint64), error) {
+		return func(bool) {}, func(uint64, uint64) {}, nil
+	}
+	s.Dial = func(ctx context.Context, call Call, _ func()) (*Upstream, error) {
+		w.mu.Lock()
+		w.dials++
+		err := w.fails
+		w.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+		return &Upstream{Conn: resetting{c.(*net.TCPConn)}, ID: call.ID}, nil
+	}
+	w.sites[name] = s
+	return s
+}
+
+// resetting is a connection that can be reset, as a stream of a link can.
+type resetting struct{ *net.TCPConn }
+
+func (c resetting) Reset() {
+	c.SetLinger(0)
+	c.Close()
+}
+
+// target serves h until the end of the test.
+func (w *world) target(h http.HandlerFunc) (addr string) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	srv := &http.Server{Handler: h, Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		srv.Serve(ln)
+	}()
+	w.t.Cleanup(func() {
+		srv.Close()
+		<-done
+	})
+	return ln.Addr().String()
+}
+
+// user is a connection to the server.
+type user struct {
+	*net.TCPConn
+	t *testing.T
+	r *bufio.Reader
+}
+
+func (w *world) user() *user {
+	w.t.Helper()
+	c, err := net.Dial("tcp", w.addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(limit))
+	return &user{c.(*net.TCPConn), w.t, bufio.NewReader(c)}
+}
+
+func (u *user) ask(request string) (*http.Response, string) {
+	u.t.Helper()
+	io.WriteString(u, request)
+	return u.answer(request)
+}
+
+func (u *user) answer(what string) (*http.Response, string) {
+	u.t.Helper()
+	resp, err := http.ReadResponse(u.r, nil)
+	if err != nil {
+		u.t.Fatalf("the answer to %.80q: %v", what, err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		u.t.Fatalf("the answer to %.80q: %v", what, err)
+	}
+	return resp, string(body)
+}
+
+// echo answers with what it was told.
+func echo(w http.ResponseWriter, r *http.Request) {
+	b, _ := io.ReadAll(r.Body)
+	fmt.Fprintf(w, "%s %s %s|%s", r.Method, r.Host, r.RequestURI, b)
+}
+
+// TestAmbiguous is the table of docs/NAMES.md: what could be read in two ways ends here, and no request reaches a target that it does not name.
+func TestAmbiguous(t *testing.T) {
+	w := newWorld(t)
+	var secret, reached sync.Map
+	w.site("a.example", w.target(func(rw http.ResponseWriter, r *http.Request) {
+		reached.Store(r.RequestURI, true)
+		echo(rw, r)
+	}), grammar.ProxyOptions{})
+	w.site("a.example/admin", w.target(func(rw http.ResponseWriter, r *http.Request) {
+		secret.Store(r.RequestURI, true)
+		fmt.Fprintf(rw, "admin %s", r.RequestURI)
+	}), grammar.ProxyOptions{})
+	w.site("one.example", w.target(echo), grammar.ProxyOptions{})
+	long := strings.Repeat("x", maxHeader)
+	for _, c := range []struct {
+		name, request string
+		status        int
+		want          string // in the body
+		closed        bool
+	}{
+		{"CL and TE", "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "", true},
+		{"TE and CL, in other letters", "POST / HTTP/1.1\r\nHost: a.example\r\ntransfer-encoding: Chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n", 400, "", true},
+		{"two lengths", "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400, "", true},
+		{"the same length twice", "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", 200, "POST a.example /|hello", false},
+		{"a signed length", "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: +5\r\n\r\nhello", 400, "", true},
+		{"two codings", "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501, "", true},
+		{"an unknown coding", "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: xchunked\r\n\r\n", 501, "", true},
+		{"a space before the colon", "POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n", 400, "", true},
+		{"obs-fold", "GET / HTTP/1.1\r\nHost: a.example\r\nX-A: b\r\n c\r\n\r\n", 200, "GET a.example /", false},
+		{"a folded first line", "GET / HTTP/1.1\r\n Host: a.example\r\n\r\n", 400, "", true},
+		{"a bare CR in a value", "GET / HTTP/1.1\r\nHost: a.example\r\nX-A: b\rX-B: c\r\n\r\n", 400, "", true},
+		{"a NUL in a value", "GET / HTTP/1.1\r\nHost: a.example\r\nX-A: b\x00\r\n\r\n", 400, "", true},
+		{"bare LF", "GET / HTTP/1.1\nHost: a.example\n\n", 200, "GET a.example /", false},
+		{"no Host", "GET / HTTP/1.1\r\n\r\n", 400, "", true},
+		{"no Host in HTTP/1.0", "GET / HTTP/1.0\r\n\r\n", 400, "", true},
+		{"two Hosts", "GET / HTTP/1.1\r\nHost: a.example\r\nHost: one.example\r\n\r\n", 400, "", true},
+		{"the same Host twice", "GET / HTTP/1.1\r\nHost: a.example\r\nHost: a.example\r\n\r\n", 400, "", true},
+		{"two hosts in one", "GET / HTTP/1.1\r\nHost: a.example, one.example\r\n\r\n", 400, "", true},
+		{"a user in Host", "GET / HTTP/1.1\r\nHost: one.example@a.example\r\n\r\n", 400, "", true},
+		{"absolute form", "GET http://one.example/x?y HTTP/1.1\r\nHost: a.example\r\n\r\n", 200, "GET one.example /x?y|", false},
+		{"absolute form of another scheme", "GET https://one.example/ HTTP/1.1\r\nHost: one.example\r\n\r\n", 400, "the request is for https", true},
+		{"CONNECT", "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "no proxy for clients", true},
+		{"upper case, a dot and a port", "GET / HTTP/1.1\r\nHost: A.Example.:8080\r\n\r\n", 200, "GET A.Example.:8080 /|", false},
+		{"a bad port", "GET / HTTP/1.1\r\nHost: a.example:x\r\n\r\n", 400, "", true},
+		{"a host that is not ASCII", "GET / HTTP/1.1\r\nHost: b\xc3\xbccher.example\r\n\r\n", 400, "", true},
+		{"xn--", "GET / HTTP/1.1\r\nHost: xn--bcher-kva.example\r\n\r\n", 404, "", false},
+		{"IPv6", "GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", 404, "", false},
+		{"IPv6 without brackets", "GET / HTTP/1.1\r\nHost: ::1\r\n\r\n", 400, "", true},
+		{"a huge head", "GET / HTTP/1.1\r\nHost: a.example\r\nX-A: " + long + long + "\r\n\r\n", 431, "", true},
+		{"dots out of a path", "GET /admin/../x HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"dots into a path", "GET /x/../admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"encoded dots", "GET /x/%2e%2E/admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"encoded twice", "GET /x/%252e%252e/admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"an encoded slash", "GET /%2fadmin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"an encoded letter", "GET /%61dmin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"two slashes", "GET //admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"a backslash", "GET /x/..\\admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"an encoded backslash", "GET /%5cadmin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"a parameter", "GET /x/..;a=b/admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"a parameter of the segment", "GET /admin;a=b HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"an encoded slash within one service", "GET /x/a%2Fb HTTP/1.1\r\nHost: a.example\r\n\r\n", 200, "GET a.example /x/a%2Fb|", false},
+		{"dots within one service", "GET /x/../y//z;a HTTP/1.1\r\nHost: one.example\r\n\r\n", 200, "GET one.example /x/../y//z;a|", false},
+		{"a question mark that is encoded", "GET /x%3f/../admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"the path itself", "GET /admin/x HTTP/1.1\r\nHost: a.example\r\n\r\n", 200, "admin /admin/x", false},
+		{"no HTTP", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "", true},
+	} {
+		u := w.user()
+		io.WriteString(u, c.request)
+		if c.name == "no HTTP" {
+			u.CloseWrite()
+		}
+		resp, body := u.answer(c.name)
+		if resp.StatusCode != c.status || !strings.Contains(body, c.want) {
+			t.Errorf("%s: %s %q; want %d %q", c.name, resp.Status, body, c.status, c.want)
+		}
+		if !c.closed {
+			continue
+		}
+		if more, _ := io.ReadAll(u.r); len(more) > 0 {
+			t.Errorf("%s: a second answer, %.80q", c.name, more)
+		}
+	}
+	secret.Range(func(uri, _ any) bool {
+		if uri != "/admin/x" {
+			t.Errorf("/admin was reached by %s", uri)
+		}
+		return true
+	})
+	reached.Range(func(uri, _ any) bool {
+		if strings.Contains(uri.(string), "admin") {
+			t.Errorf("the service of / was reached by %s", uri)
+		}
+		return true
+	})
+}
+
+// TestReadings: whatever a target may take a path for is one of its readings.
+func TestReadings(t *testing.T) {
+	for in, want := range map[string]string{
+		"/a/b": "", "/a/%2e%2e/b": "/b", "/a%2fb": "/a/b", "/a\\b": "/a/b", "/a/..;x/b": "/b", "//a": "/a", "/%E6%96%87/../x": "/x", "/%e6%96%87%2f": "/%E6%96%87", "/a/./b": "/a/b",
+	} {
+		found := want == ""
+		for r := range readings(in) {
+			found = found || r == want
+			if want == "" {
+				t.Errorf("%q has the reading %q", in, r)
+			}
+		}
+		if !found {
+			t.Errorf("%q has no reading %q", in, want)
+		}
+	}
+}
+
+// TestForwarded: the target learns who the client is from the proxy, and from the client only if it is trusted.
+func TestForwarded(t *testing.T) {
+	w := newWorld(t)
+	show := w.target(func(rw http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Real-Ip", "Forwarded", "X_forwarded_for", "Cookie", "X-Stage", "Te", "Keep-Alive"} {
+			if v := r.Header.Values(name); len(v) > 0 {
+				fmt.Fprintf(rw, "%s=%s\n", name, strings.Join(v, "&"))
+			}
+		}
+		fmt.Fprintf(rw, "Host=%s", r.Host)
+	})
+	w.site("plain", show, grammar.ProxyOptions{})
+	w.site("trusting", show, grammar.ProxyOptions{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
+	w.site("changing", show, grammar.ProxyOptions{HostHeader: "app.lan:8080", SetHeader: map[string]string{"X-Stage": "test", "X-Forwarded-Proto": "https"}, RemoveHeader: []string{"Cookie"}})
+	lies := "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Port: 1\r\nX-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nX_Forwarded_For: 6.6.6.6\r\n" +
+		"Connection: X-Forwarded-For, Keep-Alive\r\nKeep-Alive: x\r\nCookie: a=b\r\n"
+	for host, want := range map[string]string{
+		"plain:80": "X-Forwarded-For=127.0.0.1\nX-Forwarded-Proto=http\nX-Forwarded-Host=plain:80\nX-Real-Ip=127.0.0.1\nForwarded=for=127.0.0.1;host=\"plain:80\";proto=http\nCookie=a=b\nHost=plain:80",
+		"trusting": "X-Forwarded-For=6.6.6.6, 127.0.0.1\nX-Forwarded-Proto=https\nX-Forwarded-Host=evil\nX-Forwarded-Port=1\nX-Real-Ip=6.6.6.6\nForwarded=for=6.6.6.6, for=127.0.0.1;host=trusting;proto=http\nCookie=a=b\nHost=trusting",
+		"changing": "X-Forwarded-For=127.0.0.1\nX-Forwarded-Proto=https\nX-Forwarded-Host=changing\nX-Real-Ip=127.0.0.1\nForwarded=for=127.0.0.1;host=changing;proto=http\nX-Stage=test\nHost=app.lan:8080",
+	} {
+		if _, body := w.user().ask("GET / HTTP/1.1\r\nHost: " + host + "\r\n" + lies + "\r\n"); body != want {
+			t.Errorf("%s:\n%s\nwant\n%s", host, body, want)
+		}
+	}
+}
+
+// TestPage: the form and the language of a page are the client's choice, and no page tells a stranger what stands behind the proxy.
+func TestPage(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", "127.0.0.1:1", grammar.ProxyOptions{})
+	for _, c := range []struct{ headers, kind, word string }{
+		{"Accept: */*\r\n", "text/plain; charset=utf-8", "502 The service does not answer"},
+		{"", "text/plain; charset=utf-8", "502 The service does not answer"},
+		{"Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\n", "text/html; charset=utf-8", "<h1>The service does not answer</h1>"},
+		{"Accept: text/html\r\nAccept-Language: zh-CN,zh;q=0.9,en;q=0.8\r\n", "text/html; charset=utf-8", "<h1>服务没有响应</h1>"},
+		{"Accept: text/html\r\nAccept-Language: en;q=0.9, zh;q=0.1\r\n", "text/html; charset=utf-8", "does not answer"},
+		{"Accept: application/json\r\n", "application/problem+json", `"status":502`},
+		{"Accept: application/vnd.api+json;q=1\r\nAccept-Language: zh\r\n", "application/problem+json", "服务没有响应"},
+	} {
+		resp, body := w.user().ask("GET / HTTP/1.1\r\nHost: a\r\n" + c.headers + "\r\n")
+		id := resp.Header.Get("X-Request-Id")
+		if resp.StatusCode != 502 || resp.Header.Get("Content-Type") != c.kind || !strings.Contains(body, c.word) || len(id) != 32 || !strings.Contains(body, id) {
+			t.Errorf("%q: %v\n%s", c.headers, resp.Header, body)
+		}
+		if strings.Contains(body, "127.0.0.1") || strings.Contains(fmt.Sprint(resp.Header), "127.0.0.1") {
+			t.Errorf("%q: a stranger learns of the target: %s", c.headers, body)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if f := w.failed[0]; f.Status != 502 || !errors.Is(f.Err, ErrRefused) || len(f.ID) != 32 {
+		t.Errorf("the owner was told %+v", f)
+	}
+}
+
+// TestFailures: each way in which a target is not reached has its status.
+func TestFailures(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", "", grammar.ProxyOptions{})
+	for err, want := range map[error]int{ErrAway: 503, ErrLimit: 503, ErrRemoved: 404, ErrRefused: 502, ErrUnreachable: 502, errors.New("other"): 502} {
+		w.mu.Lock()
+		w.fails = err
+		w.mu.Unlock()
+		resp, _ := w.user().ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		if resp.StatusCode != want || (want == 503) != (resp.Header.Get("Retry-After") != "") {
+			t.Errorf("%v: %s, Retry-After %q", err, resp.Status, resp.Header.Get("Retry-After"))
+		}
+	}
+	hold := make(chan struct{})
+	defer close(hold)
+	w.site("slow", w.target(func(http.ResponseWriter, *http.Request) { <-hold }), grammar.ProxyOptions{AnswerTime: grammar.Duration(50 * time.Millisecond)})
+	w.mu.Lock()
+	w.fails = nil
+	w.mu.Unlock()
+	if resp, _ := w.user().ask("GET / HTTP/1.1\r\nHost: slow\r\n\r\n"); resp.StatusCode != 504 {
+		t.Errorf("a slow target: %s", resp.Status)
+	}
+}
+
+// TestTruncated: an answer that the target broke off is never complete for the client, whatever tells its end.
+func TestTruncated(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/length" {
+			rw.Header().Set("Content-Length", "100")
+		}
+		io.WriteString(rw, "begun")
+		rw.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	}), grammar.ProxyOptions{})
+	for _, request := range []string{"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET /length HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.0\r\nHost: a\r\n\r\n"} {
+		u := w.user()
+		io.WriteString(u, request)
+		resp, err := http.ReadResponse(u.r, nil)
+		if err == nil {
+			_, err = io.ReadAll(resp.Body)
+		}
+		if err == nil {
+			t.Errorf("%q: the answer is complete", request)
+		}
+	}
+}
+
+// TestUpgrade: behind 101 both directions are the client's and the target's, half-close and reset included.
+func TestUpgrade(t *testing.T) {
+	w := newWorld(t)
+	ends := make(chan string, 8)
+	w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+		c, brw, _ := http.NewResponseController(rw).Hijack()
+		defer c.Close()
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+r.Header.Get("Upgrade")+"\r\n\r\n")
+		if r.URL.Path == "/reset" {
+			io.WriteString(c, "x")
+			brw.ReadByte()
+			c.(*net.TCPConn).SetLinger(0)
+			return
+		}
+		b, err := io.ReadAll(brw)
+		ends <- fmt.Sprintf("%s %v", b, err == nil)
+		io.WriteString(c, "all")
+	}), grammar.ProxyOptions{})
+	upgrade := func(path string) *user {
+		u := w.user()
+		io.WriteString(u, "GET "+path+" HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n")
+		resp, err := http.ReadResponse(u.r, nil)
+		if err != nil || resp.StatusCode != 101 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		return u
+	}
+	u := upgrade("/")
+	io.WriteString(u, "hello")
+	u.CloseWrite()
+	if b, err := io.ReadAll(u.r); string(b) != "all" || err != nil {
+		t.Errorf("behind a half-close: %q, %v", b, err)
+	}
+	if got := <-ends; got != "hello true" {
+		t.Errorf("the target read %s", got)
+	}
+	u = upgrade("/")
+	io.WriteString(u, "cut")
+	u.SetLinger(0)
+	u.Close()
+	if got := <-ends; !strings.HasSuffix(got, " false") { // the bytes may be gone with the reset
+		t.Errorf("a client that was reset is an end of file for the target: %s", got)
+	}
+	u = upgrade("/reset")
+	u.r.ReadByte()
+	io.WriteString(u, "y")
+	if b, err := io.ReadAll(u.r); err == nil {
+		t.Errorf("a target that was reset is an end of file for the client behind %q", b)
+	}
+}
+
+// TestStreams: nothing waits for the end of a body, in either direction, and trailers and informational answers pass.
+func TestStreams(t *testing.T) {
+	for _, h2c := range []bool{false, true} {
+		w := newWorld(t)
+		w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+			rc := http.NewResponseController(rw)
+			rc.EnableFullDuplex()
+			rw.Header().Set("Link", "</x>")
+			rw.WriteHeader(http.StatusEarlyHints)
+			rw.Header().Set("Trailer", "X-Sum")
+			buf := make([]byte, 100)
+			for {
+				n, err := r.Body.Read(buf)
+				if n > 0 {
+					rw.Write([]byte(strings.ToUpper(string(buf[:n]))))
+					rc.Flush()
+				}
+				if err != nil {
+					break
+				}
+			}
+			rw.Header().Set("X-Sum", r.Trailer.Get("X-Client")+r.Proto)
+		}), grammar.ProxyOptions{H2C: h2c})
+		u := w.user()
+		io.WriteString(u, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Client\r\n\r\n3\r\none\r\n")
+		early, err := http.ReadResponse(u.r, nil)
+		if err != nil || early.StatusCode != 103 {
+			t.Fatalf("h2c %v: %v, %v; want 103", h2c, early, err)
+		}
+		resp, err := http.ReadResponse(u.r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 3)
+		io.ReadFull(resp.Body, got)
+		if string(got) != "ONE" {
+			t.Errorf("h2c %v: %q before the end of the request", h2c, got)
+		}
+		io.WriteString(u, "3\r\ntwo\r\n0\r\nX-Client: me \r\n\r\n")
+		rest, err := io.ReadAll(resp.Body)
+		want := map[bool]string{false: "meHTTP/1.1", true: "meHTTP/2.0"}[h2c]
+		if string(rest) != "TWO" || err != nil || resp.Trailer.Get("X-Sum") != want {
+			t.Errorf("h2c %v: %q, %v, trailer %v", h2c, rest, err, resp.Trailer)
+		}
+	}
+}
+
+// TestHTTP2: a client may speak HTTP/2 without TLS; its requests are those of one connection, and two names for a host are refused.
+func TestHTTP2(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.target(echo), grammar.ProxyOptions{})
+	tr := &http.Transport{Protocols: new(http.Protocols), DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", w.addr)
+	}}
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	defer tr.CloseIdleConnections()
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() {
+			resp, err := tr.RoundTrip(must(http.NewRequest("POST", fmt.Sprintf("http://a/%d", i), strings.NewReader("x"))))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			b, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if want := fmt.Sprintf("POST a /%d|x", i); resp.ProtoMajor != 2 || string(b) != want {
+				t.Errorf("%s %q, want %q", resp.Proto, b, want)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func must(r *http.Request, err error) *http.Request {
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
+
+// TestBasicAuth: names and passwords are compared with bcrypt and argon2id; wrong ones slow their address down, and no one else.
+func TestBasicAuth(t *testing.T) {
+	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// argon2 -id -t 1 -m 6 -p 1 of "secret" with the salt "saltsalt"
+	w := newWorld(t)
+	w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(rw, "%s %q", r.Header.Get("X-Forwarded-User"), r.Header.Get("Authorization"))
+	}), grammar.ProxyOptions{BasicAuth: []string{"ann:" + string(hash)}})
+	ask := func(from, name, password string) (*http.Response, string) {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		c, err := d.Dial("tcp", w.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		r := must(http.NewRequest("GET", "http://a/", nil))
+		if name != "" {
+			r.SetBasicAuth(name, password)
+		}
+		r.Header.Set("X-Forwarded-User", "root")
+		r.Write(c)
+		u := &user{c.(*net.TCPConn), t, bufio.NewReader(c)}
+		return u.answer("basic auth")
+	}
+	if resp, _ := ask("127.0.0.1", "", ""); resp.StatusCode != 401 || !strings.HasPrefix(resp.Header.Get("WWW-Authenticate"), `Basic realm="http/a"`) {
+		t.Errorf("without a password: %s %v", resp.Status, resp.Header)
+	}
+	if resp, body := ask("127.0.0.1", "ann", "secret"); resp.StatusCode != 200 || body != `ann ""` {
+		t.Errorf("with the password: %s %q", resp.Status, body)
+	}
+	for i := range freeGuesses {
+		if resp, _ := ask("127.0.0.2", "ann", fmt.Sprint(i)); resp.StatusCode != 401 {
+			t.Errorf("wrong password %d: %s", i, resp.Status)
+		}
+	}
+	if resp, _ := ask("127.0.0.2", "ann", "another"); resp.StatusCode != 429 || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("one wrong password more: %s", resp.Status)
+	}
+	if resp, _ := ask("127.0.0.1", "ann", "secret"); resp.StatusCode != 200 {
+		t.Errorf("another address: %s", resp.Status)
+	}
+	if resp, _ := ask("127.0.0.3", "bob", "secret"); resp.StatusCode != 401 {
+		t.Errorf("another name: %s", resp.Status)
+	}
+	g := &w.s.guesses
+	for i := range 2 * mostGuessers {
+		g.wrong(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32), time.Now())
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.from) > mostGuessers {
+		t.Errorf("%d addresses are remembered", len(g.from))
+	}
+}
+
+func TestPasswords(t *testing.T) {
+	for hash, want := range map[string]bool{
+		// argon2id of "password" with the salt "somesalt", t=2, m=65536, p=1: a vector of the reference implementation
+		"$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc": true,
+		"$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$DTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc": false,
+		"": false, "$2y$05$x": false,
+	} {
+		if got := matches(hash, "password"); got != want {
+			t.Errorf("%s: %v, want %v", hash, got, want)
+		}
+	}
+}
+
+// TestOneClient: where the target takes a connection for one client's, it gets the requests of no other.
+func TestOneClient(t *testing.T) {
+	w := newWorld(t)
+	tell := w.target(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, r.RemoteAddr) })
+	w.site("alone", tell, grammar.ProxyOptions{OneClient: true})
+	w.site("shared", tell, grammar.ProxyOptions{})
+	get := func(u *user, host string) string {
+		_, body := u.ask("GET / HTTP/1.1\r\nHost: " + host + "\r\n\r\n")
+		return body
+	}
+	a, b := w.user(), w.user()
+	if get(a, "alone") == get(b, "alone") {
+		t.Error("two clients share a connection")
+	}
+	if first := get(a, "alone"); first != get(a, "alone") {
+		t.Error("one client has a connection for each request")
+	}
+	if get(a, "shared") != get(b, "shared") {
+		t.Error("two clients do not share a connection one after the other")
+	}
+}
+
+// TestVisits: a connection that goes from service to service leaves those that it has not been at for longest.
+func TestVisits(t *testing.T) {
+	w := newWorld(t)
+	addr := w.target(echo)
+	var mu sync.Mutex
+	entered, left := 0, 0
+	for i := range 3 * mostVisits {
+		s := w.site(fmt.Sprintf("h%d", i), addr, grammar.ProxyOptions{})
+		s.Enter = func(*Visit) (func(bool), func(uint64, uint64), error) {
+			mu.Lock()
+			defer mu.Unlock()
+			entered++
+			return func(bool) { mu.Lock(); left++; mu.Unlock() }, func(uint64, uint64) {}, nil
+		}
+	}
+	u := w.user()
+	for i := range 3 * mostVisits {
+		u.ask(fmt.Sprintf("GET / HTTP/1.1\r\nHost: h%d\r\n\r\n", i))
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if entered-left > mostVisits {
+		t.Errorf("one connection is at %d services", entered-left)
+	}
+}
+
+// TestFraming: a request with both Content-Length and Transfer-Encoding is noticed behind others on its connection too, and where it
+// cannot be, nothing follows it.
+func TestFraming(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.target(echo), grammar.ProxyOptions{})
+	const mixed = "POST /mixed HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+	const plain = "GET /plain HTTP/1.1\r\nHost: a\r\n\r\n"
+	const text = "Content-Length: 1\r\nTransfer-Encoding: x\r\n\r\n1"
+	body := fmt.Sprintf("POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", len(text), text)
+	const chunked = "POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+	u := w.user()
+	for _, r := range []string{plain, body, plain, chunked} {
+		if resp, got := u.ask(r); resp.StatusCode != 200 || resp.Close {
+			t.Errorf("%.20q: %s %q", r, resp.Status, got)
+		}
+	}
+	if resp, _ := u.ask(chunked); resp.StatusCode != 200 || !resp.Close {
+		t.Errorf("a chunked request whose head cannot be told apart: %s, close %v", resp.Status, resp.Close)
+	}
+	u = w.user()
+	u.ask(plain)
+	u.ask(body)
+	if resp, _ := u.ask(mixed); resp.StatusCode != 400 || !resp.Close {
+		t.Errorf("behind two others: %s", resp.Status)
+	}
+	u = w.user()
+	io.WriteString(u, plain+mixed+plain) // sent ahead
+	u.answer("the first")
+	if resp, _ := u.answer("the second"); !resp.Close {
+		t.Errorf("one that was sent ahead: %s, and the connection goes on", resp.Status)
+	}
+	if rest, _ := io.ReadAll(u.r); len(rest) > 0 {
+		t.Errorf("a third answer: %q", rest)
+	}
+}
