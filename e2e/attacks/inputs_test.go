@@ -45,6 +45,16 @@ var inputs = []struct {
 		"reset; one line a minute for all of them, with their number; a hello has 128 KiB", []string{"internal/entrance TestReadHelloRefuses", "internal/proxy TestNamesRefused"}},
 	{"names: unknown", "a name that no service has, or none",
 		"the TLS alert unrecognized_name, and closed", []string{"internal/proxy TestNamesRefused", "internal/entrance TestNames"}},
+	{"HTTP: silence", "no request",
+		"closed 10 s after it came, sooner when others need the place", []string{"internal/proxy TestSilentAtTheWeb"}},
+	{"HTTP: two readings", "lengths and codings that contradict each other, two hosts, paths that lead to another service when they are decoded, folded lines, bare CR, huge heads",
+		"400 or 431, and closed, or one reading only (docs/NAMES.md has the table); nothing reaches a service that the request does not name", []string{"internal/web TestAmbiguous", "internal/web TestFraming", "internal/web TestReadings"}},
+	{"HTTP: who the client is", "X-Forwarded-For, Forwarded and their like from a client, spelled as CGI reads them too",
+		"removed, unless the client is one of trusted_proxies", []string{"internal/web TestForwarded"}},
+	{"HTTP: passwords", "one after the other, from one address or from many",
+		"401, and 429 with a wait that doubles up to a minute for the address; 4,096 addresses are remembered", []string{"internal/web TestBasicAuth"}},
+	{"HTTP: options", "hosts, headers, files and hashes that are none, or cost the proxy too much",
+		"refused with the line", []string{"internal/config TestHTTPOptions"}},
 
 	// Tables and frames of a session.
 	{"balancers: no header", "from an address of proxy_protocol_from: silence, HTTP, a header that is malformed, too long, of another version or with a wrong checksum",

@@ -19,6 +19,8 @@ type framing struct {
 	coding bool // the head has a Transfer-Encoding
 	line   []byte
 	behind int64 // bytes behind the head
+	single byte  // what the last read brought, if it was one byte
+	ones   bool
 	body   int64 // how long the body is; negative: that is not known
 }
 
@@ -36,6 +38,13 @@ func (f *framing) begin() {
 func (f *framing) read(b []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.ones = len(b) == 1; f.ones {
+		f.single = b[0]
+	}
+	f.readLocked(b)
+}
+
+func (f *framing) readLocked(b []byte) {
 	for i, c := range b {
 		if !f.inside {
 			f.behind += int64(len(b) - i)
@@ -71,7 +80,12 @@ func (f *framing) check(r *http.Request) (mixed, unsure bool) {
 func (f *framing) idle() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.blind = f.blind || f.inside || f.body < 0 || f.behind != f.body; !f.blind {
+	// net/http reads one byte ahead while an answer is under way, to see whether the client is there.
+	ahead := f.ones && f.behind == f.body+1
+	if f.blind = f.blind || f.inside || f.body < 0 || f.behind != f.body && !ahead; !f.blind {
 		f.begin()
+		if ahead {
+			f.readLocked([]byte{f.single})
+		}
 	}
 }
