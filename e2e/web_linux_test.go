@@ -19,14 +19,11 @@ import (
 var apache = program{"apache2", "apache2-bin"}
 
 // startWeb starts a proxy with a port for HTTP, and a bridge with services behind it: PUBLIC=TARGET, or the text of a file.
-func startWeb(t *testing.T, link int, file string, exposes ...string) (p *proxyProcess, port int) {
+func startWeb(t *testing.T, file string, exposes ...string) (p *proxyProcess, b *bridgeProcess, port int) {
 	t.Helper()
 	port = freePort(t)
 	p = startProxy(t, "--http", loopback(port))
-	if link == 0 {
-		link = p.link
-	}
-	args := append(exposes, "--proxy", loopback(link))
+	args := append(exposes, "--proxy", loopback(p.link))
 	var services []string
 	for _, e := range exposes {
 		public, _, _ := strings.Cut(e, "=")
@@ -40,9 +37,9 @@ func startWeb(t *testing.T, link int, file string, exposes ...string) (p *proxyP
 			}
 		}
 	}
-	b := startBridge(t, addKey(t, p.state, "web", "http/*"), args...)
+	b = startBridge(t, addKey(t, p.state, "web", "http/*"), args...)
 	b.awaitUp(services...)
-	return p, port
+	return p, b, port
 }
 
 // curlTo runs curl against a host that is served at a port, and returns what it writes.
@@ -90,7 +87,7 @@ LoadModule dir_module %[3]smod_dir.so
 `, dir, two, modules, user))
 	server := start(t, "apache2", apache.path(t), nil, "-X", "-f", conf)
 	server.awaitListener(two)
-	p, port := startWeb(t, 0, "", fmt.Sprintf("http/app.example=%d", one), fmt.Sprintf("http/app.example/manual=%d", two))
+	p, b, port := startWeb(t, "", fmt.Sprintf("http/app.example=%d", one), fmt.Sprintf("http/app.example/manual=%d", two))
 	for _, version := range []string{"--http1.1", "--http2-prior-knowledge"} {
 		got := filepath.Join(dir, "got")
 		var out string
@@ -126,6 +123,7 @@ LoadModule dir_module %[3]smod_dir.so
 	if r := p.awaitRecord("request not answered by its target", "service", "http/app.example/manual"); r.Text("request") != id {
 		t.Errorf("the log has the request %s, the page %s", r.Text("request"), id)
 	}
+	b.awaitRecord("target cannot be reached, the client gets a reset", "request", id)
 }
 
 // TestWebPrograms: WebSocket and all four kinds of gRPC calls, by programs that nobody here wrote.
@@ -140,7 +138,7 @@ func TestWebPrograms(t *testing.T) {
 			port := freePort(t)
 			server := start(t, "server", python.path(t), nil, c.script, "serve", strconv.Itoa(port))
 			server.awaitOutput("listening")
-			_, public := startWeb(t, 0, fmt.Sprintf("[[expose]]\npublic = \"http/127.0.0.1\"\ntarget = %d\n%s", port, c.options))
+			_, _, public := startWeb(t, fmt.Sprintf("[[expose]]\npublic = \"http/127.0.0.1\"\ntarget = %d\n%s", port, c.options))
 			client := start(t, "client", python.path(t), nil, c.script, "check", strconv.Itoa(public))
 			if code := client.awaitEnd(); code != 0 || !strings.Contains(client.Stdout.String(), "all as it should be") {
 				t.Errorf("the client: exit code %d, %q\n%s", code, client.Stdout.String(), client.Stderr.String())
@@ -172,7 +170,7 @@ func TestWebGit(t *testing.T) {
 	git("-C", work, "commit", "-qm", "first")
 	backend := filepath.Join(strings.TrimSpace(git("--exec-path")), "git-http-backend")
 	target := serveHTTP(t, (&cgi.Handler{Path: backend, Env: append(env, "GIT_PROJECT_ROOT="+filepath.Join(dir, "repos"), "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*")}).ServeHTTP)
-	_, port := startWeb(t, 0, "", fmt.Sprintf("http/127.0.0.1/r.git=%d", target))
+	_, _, port := startWeb(t, "", fmt.Sprintf("http/127.0.0.1/r.git=%d", target))
 	url := "http://" + loopback(port) + "/r.git"
 	git("-C", work, "push", "-q", url, "main")
 	git("clone", "-q", url, filepath.Join(dir, "clone"))
@@ -266,7 +264,7 @@ func TestWebUpload(t *testing.T) {
 	})
 	file := filepath.Join(t.TempDir(), "layer")
 	want := randomFile(t, file, size)
-	_, port := startWeb(t, 0, "", fmt.Sprintf("http/registry.example=%d", target))
+	_, _, port := startWeb(t, "", fmt.Sprintf("http/registry.example=%d", target))
 	upload := []string{"--upload-file", file, "--header", "Expect: 100-continue", "--expect100-timeout", "60", "http://registry.example/v2/blobs/uploads/1"}
 	if out := curlTo(t, port, append(upload, "--write-out", "%{http_code} %{size_upload}")...); out != "401 0" {
 		t.Errorf("a refused upload is %s, want 401 and no byte", out)

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -86,7 +87,11 @@ func (b *Bridge) reach(a *traffic.Admission, s *link.Stream, svc Service) net.Co
 		if sys.Refused(err) {
 			why = traffic.RefusedTarget
 		}
-		a.Refuse(why, "target cannot be reached, the client gets a reset", "service", a.Service(), "client", a.ClientName(), "target", svc.TargetName(), "err", err)
+		args := []any{"service", a.Service(), "client", a.ClientName(), "target", svc.TargetName(), "err", err}
+		if id := s.Open().Rest().Trace; id != [16]byte{} { // the proxy, and the page that its client sees, have the same
+			args = append(args, "request", hex.EncodeToString(id[:]))
+		}
+		a.Refuse(why, "target cannot be reached, the client gets a reset", args...)
 	}
 	s.Reset(targetCode(err))
 	return nil

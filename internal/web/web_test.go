@@ -2,6 +2,7 @@ package web
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/bcrypt"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"reverser/internal/grammar"
 )
@@ -523,6 +526,82 @@ func must(r *http.Request, err error) *http.Request {
 		panic(err)
 	}
 	return r
+}
+
+// TestRapidReset: a client that begins requests and resets them at once has no more of them at the target than it may have at once.
+func TestRapidReset(t *testing.T) {
+	w := newWorld(t)
+	var mu sync.Mutex
+	now, most := 0, 0
+	w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		now++
+		most = max(most, now)
+		mu.Unlock()
+		<-r.Context().Done()
+		mu.Lock()
+		now--
+		mu.Unlock()
+	}), grammar.ProxyOptions{})
+	w.site("b", w.target(echo), grammar.ProxyOptions{})
+	u := w.user()
+	io.WriteString(u, http2.ClientPreface)
+	fr := http2.NewFramer(u, u.r)
+	fr.WriteSettings()
+	go io.Copy(io.Discard, u.r)
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	for i := range 20_000 {
+		head.Reset()
+		for _, h := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "a"}, {":path", "/"}} {
+			enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+		}
+		id := uint32(2*i + 1)
+		if fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: head.Bytes(), EndStream: true, EndHeaders: true}) != nil || fr.WriteRSTStream(id, http2.ErrCodeCancel) != nil {
+			break // the server has had enough of it
+		}
+	}
+	if _, body := w.user().ask("GET / HTTP/1.1\r\nHost: b\r\n\r\n"); body != "GET b /|" {
+		t.Errorf("beside it: %q", body)
+	}
+	u.Close()
+	mu.Lock()
+	defer mu.Unlock()
+	if most > 2*maxStreams { // those that were reset may still be on their way out
+		t.Errorf("%d requests of one connection at the target at once", most)
+	}
+}
+
+// TestTwoNames: HTTP/2 may say the host twice, and then it must be the same.
+func TestTwoNames(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.target(echo), grammar.ProxyOptions{})
+	w.site("b", w.target(echo), grammar.ProxyOptions{})
+	for host, want := range map[string]string{"a": "200", "b": "400"} {
+		u := w.user()
+		io.WriteString(u, http2.ClientPreface)
+		fr := http2.NewFramer(u, u.r)
+		fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+		fr.WriteSettings()
+		var head bytes.Buffer
+		enc := hpack.NewEncoder(&head)
+		for _, h := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "a"}, {":path", "/"}, {"host", host}} {
+			enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+		}
+		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndStream: true, EndHeaders: true})
+		for {
+			f, err := fr.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h, ok := f.(*http2.MetaHeadersFrame); ok {
+				if got := h.PseudoValue("status"); got != want {
+					t.Errorf(":authority a and host %s: %s, want %s", host, got, want)
+				}
+				break
+			}
+		}
+	}
 }
 
 // TestBasicAuth: names and passwords are compared with bcrypt and argon2id; wrong ones slow their address down, and no one else.
