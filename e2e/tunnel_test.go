@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"reverser/internal/status"
 )
 
 // A proxyProcess is a running `reverser proxy`.
@@ -169,7 +171,8 @@ type (
 			Written uint64 `json:"written"`
 			Lost    uint64 `json:"lost"`
 		} `json:"access_log"`
-		Pairs []pairStatus `json:"pairs"`
+		Pairs        []pairStatus         `json:"pairs"`
+		Certificates []status.Certificate `json:"certificates"`
 	}
 	linkStatus struct {
 		Key     string    `json:"key"`

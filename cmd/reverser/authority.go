@@ -17,11 +17,12 @@ type authority struct {
 	say *lines.Log
 }
 
-// newAuthority returns one that keeps what it gets in the state directory. A client that connects to port 443 of a name reaches it.
-func newAuthority(set config.Common, dir *state.Dir, log *slog.Logger) *authority {
+// newAuthority returns one that keeps what it gets in the state directory. A client that connects to port 443 of a name reaches it, when
+// ready says so (nil: always).
+func newAuthority(set config.Common, dir *state.Dir, ready func(host string) bool, log *slog.Logger) *authority {
 	say := lines.New(log)
 	return &authority{certs.New(certs.Config{
-		Files: dir.TLS(), Email: set.ACME.Email, Directory: set.ACME.Directory, Roots: set.ACME.Roots, TLS: true, Log: say,
+		Files: dir.TLS(), Email: set.ACME.Email, Directory: set.ACME.Directory, Roots: set.ACME.Roots, TLS: true, Log: say, Ready: ready,
 	}), say}
 }
 

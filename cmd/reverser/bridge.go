@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -70,6 +71,7 @@ func addBridgeFlags(fl *pflag.FlagSet, args *config.BridgeArgs, admin *string) {
 	fl.StringVar(&args.ViaFile, "via-file", "", "`FILE` that holds that URL with user and password, http://USER:PASSWORD@HOST:PORT, readable only by you")
 	fl.StringVar(&args.Keepalive, "keepalive", "", "`DURATION` of silence after which an idle link is kept alive, 5s to 1h (default 25s): less for a NAT that forgets sooner, more for a metered line")
 	fl.StringArrayVar(&args.Sources, "source", nil, "`IP` of this machine that targets are dialled from (default: the system chooses); several take turns, each with some 28,000 ports of its own")
+	fl.BoolVar(&args.AutoCert, "auto-cert", false, "end the TLS of users here, for all services of tls/ without a certificate of their own, with certificates that come by themselves: the proxy sees no plain text")
 	addCommonFlags(fl, &args.CommonArgs, &args.Config, admin)
 }
 
@@ -82,10 +84,12 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	}
 	defer run.flush()
 	set, log := run.set, run.log
+	ends := newEndings(set, log)
+	settings, done := bridgeSettings(set, ends)
 	b, err := bridge.New(bridge.Config{
 		Token:        set.Bridge.Token,
 		Proxies:      bridgeProxies(set.Bridge),
-		Settings:     bridgeSettings(set),
+		Settings:     settings,
 		Budget:       boundMemory(),
 		ResumeWithin: set.ResumeWithin,
 		SNI:          set.Bridge.SNI,
@@ -97,35 +101,43 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	if err != nil {
 		return usage(err)
 	}
+	done()
 	dir, err := openState(ctx, set.Common, state.RoleBridge, log)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	r := newReloader(source, bridgeRole{b}, set, run.level, run.lines, log)
+	keeping, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	ends.begin(&wg, keeping, dir, b)
+	r := newReloader(source, bridgeRole{b, ends}, set, run.level, run.lines, log)
 	r.host = run.host
-	return serve(ctx, b, dir, nil, r, log)
+	return serve(ctx, endingBridge{b, ends}, dir, nil, r, log)
 }
 
 // bridgeRole is a bridge that takes settings as config has them.
-type bridgeRole struct{ *bridge.Bridge }
+type bridgeRole struct {
+	*bridge.Bridge
+	endings *endings
+}
 
 // Apply implements applier.
 func (b bridgeRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
-	applied, err := b.Bridge.Apply(ctx, bridgeSettings(set))
+	settings, done := bridgeSettings(set, b.endings)
+	applied, err := b.Bridge.Apply(ctx, settings)
 	if err != nil {
 		return nil, err
 	}
+	done()
 	return applied.Wait, nil
 }
 
-// bridgeSettings are what a bridge needs to know of the settings while it runs.
-func bridgeSettings(set config.Settings) bridge.Settings {
-	services := make([]bridge.Service, 0, len(set.Bridge.Services))
-	for _, e := range set.Bridge.Services {
-		services = append(services, bridge.Service{Public: e.Public, Target: e.Target, Options: e.Options})
-	}
-	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, Via: set.Bridge.Via, NoPairs: set.NoPairs, Drain: set.Drain}
+// bridgeSettings are what a bridge needs to know of the settings while it runs. done is to be called when they are in force.
+func bridgeSettings(set config.Settings, e *endings) (s bridge.Settings, done func()) {
+	services, done := e.services(set.Bridge)
+	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, Via: set.Bridge.Via, NoPairs: set.NoPairs, Drain: set.Drain}, done
 }
 
 // bridgeProxies are the proxies that get a link. Where the settings name none, the token has the address.

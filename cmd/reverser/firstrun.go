@@ -340,8 +340,9 @@ func (c *cli) tryBridge(ctx context.Context, args config.BridgeArgs) error {
 	if err != nil {
 		return err
 	}
+	settings, _ := bridgeSettings(set, newEndings(set, slog.New(slog.DiscardHandler)))
 	b, err := bridge.New(bridge.Config{
-		Token: set.Bridge.Token, Proxies: bridgeProxies(set.Bridge), Settings: bridgeSettings(set), Version: version(), Log: slog.New(slog.DiscardHandler),
+		Token: set.Bridge.Token, Proxies: bridgeProxies(set.Bridge), Settings: settings, Version: version(), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err

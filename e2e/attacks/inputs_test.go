@@ -57,6 +57,13 @@ var inputs = []struct {
 		"401, and 429 with a wait that doubles up to a minute for the address; 4,096 addresses are remembered", []string{"internal/web TestBasicAuth"}},
 	{"HTTP: options", "hosts, headers, files and hashes that are none, or cost the proxy too much",
 		"refused with the line", []string{"internal/config TestHTTPOptions"}},
+	{"names: handshakes at the bridge", "where the bridge ends TLS: silence, another version or protocol, and crowds of them",
+		"a TLS alert, or a reset after 10 s; 512 at once, of which the oldest of the client with most goes first; the target is not dialled, and half of the processors are left to others",
+		[]string{"internal/relay TestTLSHandshake", "internal/bridge TestTLSTarget", "internal/bridge TestTLSSilent", "internal/bridge TestTLSFlood"}},
+	{"names: cut short", "where the bridge ends TLS: an end without close_notify, records that are none",
+		"the target gets a reset, never a clean end", []string{"internal/relay TestTLSTruncated"}},
+	{"names: certificates", "files that are no certificate, do not fit each other or the name, or that others can read or write",
+		"refused at the start and at a reload, with the line and what to do; the old ones go on", []string{"internal/config TestCertificateRefused", "internal/config TestCertificateOfOthers", "e2e TestTLSEndsAtTheBridge"}},
 
 	// Tables and frames of a session.
 	{"balancers: no header", "from an address of proxy_protocol_from: silence, HTTP, a header that is malformed, too long, of another version or with a wrong checksum",

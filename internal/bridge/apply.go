@@ -226,3 +226,25 @@ func (b *Bridge) outcomeLocked(pub grammar.Public) (st status.Service, settled b
 	}
 	return st, denied == len(b.uplinks), problem
 }
+
+// Up returns those of some services that are up at a proxy, none while the bridge is stopping. changed is closed when there may be others.
+func (b *Bridge) Up(some []grammar.Public) (up map[grammar.Public]bool, changed <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	up = make(map[grammar.Public]bool)
+	if b.draining.Load() {
+		return up, b.changed
+	}
+	for _, public := range some {
+		svc := b.services.Find(public)
+		if svc == nil {
+			continue
+		}
+		for _, u := range b.uplinks {
+			if k := u.claims.Known(svc.ID); k != nil && k.State == status.ServiceUp {
+				up[public] = true
+			}
+		}
+	}
+	return up, b.changed
+}

@@ -60,6 +60,9 @@ type Config struct {
 	Roots     *x509.CertPool // that the authority's own certificate is checked with; nil: the system's
 	HTTP, TLS bool           // whether port 80 of the names leads to Page, and port 443 to GetCertificate
 	Log       *lines.Log     // nil: discard
+	// Ready reports whether the authority gets through to this process for a host, if it is asked now; nil: always. It is called with a lock
+	// held. Call Want when it may say something else.
+	Ready func(host string) bool
 
 	// For tests; 0 is what is right for an authority of the internet.
 	LookEvery  time.Duration // between looks at which certificates are due
@@ -252,6 +255,9 @@ func (m *Manager) due(ctx context.Context, now time.Time) (jobs []job, next time
 			continue
 		}
 		if e.busy || e.loaded || m.givenFor(host) != nil {
+			continue
+		}
+		if e.missing && m.cfg.Ready != nil && !m.cfg.Ready(host) {
 			continue
 		}
 		if !now.Before(e.next) && e.missing {

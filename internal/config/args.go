@@ -58,6 +58,7 @@ type BridgeArgs struct {
 	Via           string
 	ViaFile       string
 	Keepalive     string
+	AutoCert      bool
 	Sources       []string
 	Expose        []string
 	Stdin         io.Reader

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -17,6 +18,7 @@ type bridgeFile struct {
 	SNI              string
 	Via, ViaFile     string // at most one is set
 	Keepalive        string
+	AutoCert         string   // "true" or "false"
 	Sources          []string // IP addresses
 	// NoProxy is set where the file has a placeholder for the proxy's address: wrong, unless a flag gives one. Proxies and
 	// ProxyTransfer are empty then.
@@ -24,7 +26,8 @@ type bridgeFile struct {
 	// TransferPort is the port alone of the XML's ProxyTransfer, for when a flag names another host; 0: none.
 	TransferPort uint16
 	Expose       []grammar.Expose
-	exposed      []Place // where each of Expose is, its PUBLIC
+	exposed      []Place                             // where each of Expose is, its PUBLIC
+	Certificates map[grammar.Public]*tls.Certificate // from the files that services name
 	origin       map[string]Place
 	others       []string // files that it names and that settings are read from; also with an error
 }
@@ -45,11 +48,12 @@ func loadBridge(path string, trusted ...int) (*bridgeFile, []Warning, error) {
 	if err := d.err(); err != nil {
 		return &bridgeFile{others: d.others}, d.warnings, err
 	}
+	b.others = d.others
 	return b, d.warnings, nil
 }
 
 func (d *doc) bridge() *bridgeFile {
-	b := &bridgeFile{origin: d.origin, others: d.others}
+	b := &bridgeFile{origin: d.origin, others: d.others, Certificates: make(map[grammar.Public]*tls.Certificate)}
 	if d.xml {
 		d.xmlBridge(b)
 		return b
@@ -80,6 +84,7 @@ func (d *doc) bridge() *bridgeFile {
 	b.SNI = d.sni()
 	d.via(b)
 	b.Keepalive = d.checked("keepalive", func(s string) error { _, err := ParseKeepalive(s); return err }, "")
+	b.AutoCert = d.yesNo("auto_cert")
 	b.Sources = d.addresses("source", func(s string) (string, error) {
 		ip, err := ParseSource(s)
 		return ip.String(), err
@@ -114,6 +119,9 @@ func (d *doc) bridge() *bridgeFile {
 			continue
 		}
 		d.exposeOptions(t, at, &e)
+		if c := d.certificate(at, &e); c != nil {
+			b.Certificates[e.Public] = c
+		}
 		b.Expose = append(b.Expose, e)
 		b.exposed = append(b.exposed, Place{d.file, d.line(at("public")), "public"})
 	}

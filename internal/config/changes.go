@@ -1,7 +1,9 @@
 package config
 
 import (
+	"bytes"
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -132,8 +134,18 @@ func (c *changes) bridge(old, next Bridge) {
 			c.say("service %s has target %s instead of %s", public, b.Target, a.Target)
 		case !a.Options.Equal(b.Options):
 			c.say("service %s has other options", public)
+		default:
+			c.certificate(public, old.Certificates[a.Public], next.Certificates[b.Public])
 		}
 	}
+}
+
+// certificate says that the files of a service have another certificate.
+func (c *changes) certificate(public string, old, next *tls.Certificate) {
+	if old == nil || next == nil || slices.EqualFunc(old.Certificate, next.Certificate, bytes.Equal) {
+		return
+	}
+	c.say("service %s has another certificate, valid until %s UTC", public, next.Leaf.NotAfter.UTC().Format(time.DateTime))
 }
 
 func (c *changes) say(format string, args ...any) {

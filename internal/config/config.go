@@ -12,6 +12,7 @@
 package config
 
 import (
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -75,6 +76,7 @@ type Bridge struct {
 	Keepalive     time.Duration // 0: the default
 	Sources       []netip.Addr  // of this machine, that targets are dialled from; none: the system chooses
 	Services      []grammar.Expose
+	Certificates  map[grammar.Public]*tls.Certificate // from the files that services name
 }
 
 // Place is where something stands in a file.

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -530,6 +532,9 @@ func TestExampleTOML(t *testing.T) {
 	write(t, filepath.Join(dir, "app.users"), bcryptLine)
 	chain, _ := acmetest.Certificate(t, "acme.example.com")
 	write(t, filepath.Join(dir, "authority.pem"), string(chain))
+	c := certificateFor(t, soon(), "app.example.com")
+	write(t, filepath.Join(dir, "fullchain.pem"), c.chain)
+	write(t, filepath.Join(dir, "privkey.pem"), c.key)
 	proxyText, bridgeText := uncommented(t, "proxy.toml"), uncommented(t, "bridge.toml")
 	path := write(t, filepath.Join(dir, "proxy.toml"), proxyText)
 	if role, warnings, err := Check(path); role != RoleProxy || len(warnings) != 0 || err != nil {
@@ -788,6 +793,9 @@ func judge(t *testing.T, path, text string) {
 	})
 	d.readToken = func(string, access.Rules) (grammar.Token, []string, error) { return testToken(1), nil, nil }
 	d.readOther = func(string, access.Rules) (string, []string, error) { return text, nil, nil }
+	d.readCertificate = func(string, string, access.Rules) (*tls.Certificate, []string, error) {
+		return &tls.Certificate{Leaf: new(x509.Certificate)}, nil, nil
+	}
 	d.readText(text)
 	role := d.role()
 	if role == RoleProxy && !d.broken {

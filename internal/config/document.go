@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -69,8 +70,9 @@ type doc struct {
 	others    []string          // files that this one names and that settings were read from, or would be if they were there
 
 	// Seams for fuzzing, which must not open what it likes.
-	readToken func(path string, rules access.Rules) (grammar.Token, []string, error)
-	readOther func(path string, rules access.Rules) (string, []string, error)
+	readToken       func(path string, rules access.Rules) (grammar.Token, []string, error)
+	readOther       func(path string, rules access.Rules) (string, []string, error)
+	readCertificate func(chain, key string, rules access.Rules) (*tls.Certificate, []string, error)
 
 	broken   bool // there is no use in looking at the options
 	errs     []*Error
@@ -166,7 +168,7 @@ func newDoc(path string, private private) *doc {
 		file: path, private: private,
 		lines: map[string]int{}, options: map[string]any{}, origin: map[string]Place{},
 		elsewhere: map[string]string{},
-		readToken: readToken, readOther: readOther,
+		readToken: readToken, readOther: readOther, readCertificate: ReadCertificate,
 	}
 }
 
@@ -300,7 +302,7 @@ func roleOf(key string) string {
 	switch key {
 	case "listen", "transfer", "http", "https", "advertise", "proxy_protocol_from", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
 		return RoleProxy
-	case "token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "expose",
+	case "token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "auto_cert", "expose",
 		xmlProxyServerIP, xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerIP, xmlRealServerPort:
 		return RoleBridge
 	}

@@ -271,6 +271,9 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, warnings []Warning,
 	override(set.Origin, "via", cmp.Or(args.Via, args.ViaFile))
 	override(set.Origin, "via_file", cmp.Or(args.Via, args.ViaFile))
 	override(set.Origin, "keepalive", args.Keepalive)
+	if args.AutoCert {
+		delete(set.Origin, "auto_cert")
+	}
 	override(set.Origin, "source", strings.Join(args.Sources, ","))
 	for _, option := range []string{"token", "token_file"} {
 		override(set.Origin, option, cmp.Or(args.Token, args.TokenFile, args.TokenEnv))
@@ -285,6 +288,12 @@ func (s *BridgeSource) bridge(file *bridgeFile, tok grammar.Token) (b Bridge, er
 	if b.Services, err = joinExposes(file, args); err != nil {
 		return Bridge{}, err
 	}
+	if args.AutoCert || file.AutoCert == "true" {
+		if err := autoCertificates(b.Services); err != nil {
+			return Bridge{}, err
+		}
+	}
+	b.Certificates = file.Certificates
 	b.Proxies = file.Proxies
 	if len(args.Proxies) > 0 {
 		b.Proxies = nil

@@ -18,7 +18,7 @@ import (
 // help.
 var tomlKeys = []string{
 	"listen", "transfer", "http", "https", "advertise", "sni", "proxy_protocol_from", "key",
-	"token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "expose",
+	"token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "auto_cert", "expose",
 	"state", "trust_owner", "drain", "resume_within", "log_format", "log_level", "pairs", "notify",
 	"acme_email", "acme_directory", "acme_root",
 	"access_log",

@@ -16,11 +16,18 @@ import (
 // Options say how a service is served: what an [[expose]] of a file has besides public and target. Each field is named there as in its
 // tag. The zero value has the default of each.
 type Options struct {
+	Certificate    string   // path of a certificate, or AutoCertificate, with which the bridge ends the TLS of the service's users; "": the target does
+	CertificateKey string   // path of its key
+	ALPN           []string // that the target speaks behind such TLS, the best first; nil: HTTP/1.1; empty: what the client likes
+
 	Proxy ProxyOptions // what the proxy has to know
 
 	ProxyProtocol int  // version of the header that tells the target whose connection one is, 1 or 2; 0: none
 	Transparent   bool // the target is dialled from the user's address
 }
+
+// AutoCertificate stands for a certificate that comes by itself.
+const AutoCertificate = "auto"
 
 // Equal reports whether o and p say the same.
 func (o Options) Equal(p Options) bool { return reflect.DeepEqual(o, p) }
