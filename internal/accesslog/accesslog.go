@@ -184,7 +184,7 @@ func open(path string) (io.WriteCloser, error) {
 		}
 		return nil, fmt.Errorf("access log %s: this is %s: name a file, or - for standard output", path, what)
 	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, fileMode)
+	file, err := openToAppend(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("access log: %w: make the directory first", err)
 	}
