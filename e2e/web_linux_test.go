@@ -244,12 +244,13 @@ func TestWebSurvivesBreaks(t *testing.T) {
 	}
 }
 
-// TestWebUpload: an upload as a registry of container images gets it, of which the client sends nothing before it may.
+// TestWebUpload: an upload as a registry of container images gets it, of which the client sends nothing before it may. It is of
+// REVERSER_E2E_UPLOAD_BYTES.
 func TestWebUpload(t *testing.T) {
 	need(t, curl)
 	heavy(t)
-	size := int64(256 << 20)
-	if n, err := strconv.ParseInt(os.Getenv("E2E_UPLOAD_BYTES"), 10, 64); err == nil {
+	size := int64(64 << 20)
+	if n, err := strconv.ParseInt(os.Getenv("REVERSER_E2E_UPLOAD_BYTES"), 10, 64); err == nil {
 		size = n
 	}
 	target := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {

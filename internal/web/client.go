@@ -169,9 +169,17 @@ func (c *Client) visit(site *Site) (*Visit, error) {
 		old.leave()
 	}
 	v := &Visit{Client: c, Site: site, running: make(map[*exchange]context.CancelCauseFunc)}
-	var err error
-	if v.left, v.moved, err = site.Enter(v); err != nil {
+	left, moved, err := site.Enter(v)
+	if err != nil {
 		return nil, err
+	}
+	v.mu.Lock()
+	v.left, v.moved = left, moved
+	ended := v.over // meanwhile
+	v.mu.Unlock()
+	if ended {
+		v.leave()
+		return nil, errEnded
 	}
 	c.mu.Lock()
 	other := c.visits[site] // of another request of the same connection

@@ -758,3 +758,23 @@ func TestFraming(t *testing.T) {
 		t.Errorf("a third answer: %q", rest)
 	}
 }
+
+// TestEndedOnEntry: a visit that is ended while it begins is left, once, and its request is not served.
+func TestEndedOnEntry(t *testing.T) {
+	w := newWorld(t)
+	site := w.site("a", w.target(echo), grammar.ProxyOptions{})
+	left := make(chan bool, 2)
+	site.Enter = func(v *Visit) (func(bool), func(uint64, uint64), error) {
+		v.End()
+		return func(complete bool) { left <- complete }, func(uint64, uint64) {}, nil
+	}
+	u := w.user()
+	io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	if b, err := io.ReadAll(u.r); err == nil || len(b) > 0 {
+		t.Errorf("%q, %v; want a reset", b, err)
+	}
+	<-left
+	if n := len(left); n > 0 {
+		t.Errorf("it was left %d times more", n)
+	}
+}
