@@ -354,5 +354,8 @@ func testDebServices(d *debian) {
 	if out := m.do("systemctl list-units --all --plain --no-legend 'reverser*'; systemctl list-unit-files --no-legend 'reverser*' || :"); out != "" {
 		t.Errorf("after the purge, systemd knows of\n%s", out)
 	}
+	if out := m.do("find /var/log -name '*reverser*'"); out != "" {
+		t.Errorf("after the purge, these logs are left:\n%s", out)
+	}
 	wantSame(t, "after the purge", before, filesOf(t, m.path("")))
 }

@@ -5,13 +5,16 @@ purge)
 	for role in proxy bridge; do
 		if ours $role || [ ! -e /etc/systemd/system/reverser-$role.service ]; then
 			rm -rf /etc/systemd/system/reverser-$role.service /etc/systemd/system/reverser-$role.service.d \
-				/etc/reverser/$role.token /var/lib/reverser/$role /var/lib/private/reverser/$role
+				/etc/reverser/$role.token /var/lib/reverser/$role /var/lib/private/reverser/$role \
+				/var/log/reverser/$role /var/log/private/reverser/$role
 		fi
 		rm -rf /etc/systemd/system/reverser-$role@*.service.d /etc/reverser/$role-*.toml /etc/reverser/$role-*.token \
-			/var/lib/reverser/$role-* /var/lib/private/reverser/$role-*
+			/var/lib/reverser/$role-* /var/lib/private/reverser/$role-* /var/log/reverser/$role-* /var/log/private/reverser/$role-*
 	done
 	# What is left in them is of others.
-	rmdir /etc/reverser /var/lib/reverser /var/lib/private/reverser 2>/dev/null || true
+	for dir in /etc/reverser /var/lib/reverser /var/lib/private/reverser /var/log/reverser /var/log/private/reverser; do
+		rmdir $dir 2>/dev/null || true
+	done
 	;;
 esac
 case "$1" in
