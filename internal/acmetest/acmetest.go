@@ -90,6 +90,7 @@ func Start(t testing.TB, c Config) *Authority {
 	server.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1", "PEBBLE_AUTHZREUSE=0", "PEBBLE_WFE_NONCEREJECT=0")
 	run(server)
 	a.await(a.Directory)
+	a.await(a.management + "/roots/0")
 	a.await(a.names)
 	return a
 }
