@@ -17,12 +17,12 @@ type authority struct {
 	say *lines.Log
 }
 
-// newAuthority returns one that keeps what it gets in the state directory. A client that connects to port 443 of a name reaches it, when
-// ready says so (nil: always).
-func newAuthority(set config.Common, dir *state.Dir, ready func(host string) bool, log *slog.Logger) *authority {
+// newAuthority returns one that keeps what it gets in the state directory. Whoever connects to port 443 of a name reaches it, and to port
+// 80 if web says so. No authority is asked before ready says that a host can be reached (nil: always).
+func newAuthority(set config.Common, web bool, dir *state.Dir, ready func(host string) bool, log *slog.Logger) *authority {
 	say := lines.New(log)
 	return &authority{certs.New(certs.Config{
-		Files: dir.TLS(), Email: set.ACME.Email, Directory: set.ACME.Directory, Roots: set.ACME.Roots, TLS: true, Log: say, Ready: ready,
+		Files: dir.TLS(), Email: set.ACME.Email, Directory: set.ACME.Directory, Roots: set.ACME.Roots, HTTP: web, TLS: true, Log: say, Ready: ready,
 	}), say}
 }
 

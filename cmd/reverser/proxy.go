@@ -144,7 +144,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		Settings:      proxySettings(set),
 	}
 	if set.Proxy.HTTPS != "" {
-		authority := newAuthority(set.Common, dir, nil, log)
+		authority := newAuthority(set.Common, set.Proxy.HTTP != "", dir, nil, log)
 		cfg.Certificates = authority
 		wg.Go(func() { authority.run(keeping) })
 	}

@@ -254,7 +254,7 @@ func (m *Manager) due(ctx context.Context, now time.Time) (jobs []job, next time
 			}
 			continue
 		}
-		if e.busy || e.loaded || m.givenFor(host) != nil {
+		if e.busy || e.loaded || m.givenFor(host) != nil || strings.HasPrefix(host, "*") { // of a wildcard none comes by itself
 			continue
 		}
 		if e.missing && m.cfg.Ready != nil && !m.cfg.Ready(host) {

@@ -74,9 +74,9 @@ func (m *Manager) explain(ctx context.Context, host string, err error) *failure 
 	case "caa":
 		f.hint = fmt.Sprintf("a CAA record of %s, or of a domain above it, does not allow this authority: add the authority to it", host)
 	case "rejectedIdentifier", "unsupportedIdentifier":
-		f.hint = fmt.Sprintf("this authority issues nothing for %s: give a certificate of your own ([[certificate]] in the file), or use another --acme-directory", host)
+		f.hint = fmt.Sprintf("this authority issues nothing for %s: use another --acme-directory, or another name", host)
 	case "externalAccountRequired":
-		f.hint = "this authority wants an account that was made on its site, which is not supported: use another --acme-directory, or give certificates from files"
+		f.hint = "this authority wants an account that was made on its site, which is not supported: use another --acme-directory"
 	case "invalidContact", "unsupportedContact":
 		f.hint = "give another address with --acme-email"
 	case "userActionRequired":

@@ -18,7 +18,7 @@ type exposeOption struct {
 }
 
 // exposeOptions are all of them, in the order in which they are read.
-var exposeOptions = slices.Concat(targetOptions, tlsOptions, httpOptions)
+var exposeOptions = slices.Concat(secureOptions, targetOptions, tlsOptions, httpOptions)
 
 // targetOptions are about what the target learns of a user.
 var targetOptions = []exposeOption{

@@ -47,6 +47,7 @@ type ProxyOptions struct {
 	BasicAuth      []string          `json:"basic_auth,omitempty"`      // NAME:HASH; see ParseUser
 	AnswerTime     Duration          `json:"answer_time,omitempty"`     // for the head of an answer; 0: the default
 	Inspect        bool              `json:"inspect,omitempty"`         // the last exchanges are kept
+	HSTS           Duration          `json:"hsts,omitempty"`            // for how long browsers are to come by TLS only; 0: that is not said
 }
 
 // Duration is a time.Duration, as text in JSON.

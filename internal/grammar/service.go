@@ -153,7 +153,7 @@ func (p Public) Overlaps(q Public) bool {
 // the kind of p.
 func (p Public) Supported() error {
 	switch p.Kind {
-	case KindTCP, KindHTTP, KindTLS, KindOffered:
+	case KindTCP, KindHTTP, KindHTTPS, KindTLS, KindOffered:
 		return nil
 	}
 	return &UnsupportedKindError{Kind: p.Kind}
@@ -164,11 +164,8 @@ func (p Public) Supported() error {
 type UnsupportedKindError struct{ Kind Kind }
 
 func (e *UnsupportedKindError) Error() string {
-	remedy := "this version serves tcp/, http/ and tls/ only"
-	switch e.Kind {
-	case KindHTTPS:
-		remedy += ": give the service a port of its own, such as tcp/9000, or let it speak TLS itself, as tls/app.example.com"
-	case KindPrivate:
+	remedy := "this version serves tcp/, http/, https/ and tls/ only"
+	if e.Kind == KindPrivate {
 		remedy += ": tcp/127.0.0.1:PORT opens a port that only the proxy's own machine reaches"
 	}
 	return fmt.Sprintf("%s/ services are not in this version: %s", e.Kind, remedy)

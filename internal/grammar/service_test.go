@@ -268,7 +268,7 @@ func TestParseExpose(t *testing.T) {
 	}
 	for in, kind := range map[string]Kind{
 		"udp/53": KindUDP, "udp/53=53": KindUDP,
-		"https/a.example=80": KindHTTPS, "private/db=5432": KindPrivate,
+		"private/db=5432": KindPrivate,
 	} {
 		_, err := ParseExpose(in)
 		var unsupported *UnsupportedKindError

@@ -2,14 +2,22 @@ package proxy
 
 import (
 	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
 	"reverser/internal/registry"
 	"reverser/internal/status"
+	"reverser/internal/sys"
+	"reverser/internal/traffic"
 )
 
 // Certificates is where the certificates of https/ names come from. A *certs.Manager is one.
@@ -38,7 +46,9 @@ func (p *Proxy) tendCertificates() {
 	for {
 		if view := p.registry.View(); view != seen {
 			seen = view
-			p.cfg.Certificates.Want(p.secureHosts(view))
+			hosts := p.secureHosts(view)
+			p.cfg.Certificates.Want(hosts)
+			p.names.addresses.Store(addresses(hosts))
 		}
 		select {
 		case <-look.C:
@@ -51,15 +61,25 @@ func (p *Proxy) tendCertificates() {
 	}
 }
 
-// secureHosts are the hosts of https/ names, with the names of their keys. For one with a wildcard no certificate comes by itself.
+// secureHosts are the hosts of https/ names, with the names of their keys. Those with a wildcard have certificates from files.
 func (p *Proxy) secureHosts(view *registry.View) map[string]string {
 	hosts := make(map[string]string)
 	for rt := range view.All {
-		if pub := rt.Public; pub.Kind == grammar.KindHTTPS && pub.Host[0] != '*' {
+		if pub := rt.Public; pub.Kind == grammar.KindHTTPS && pub.Host != "*" {
 			hosts[pub.Host] = p.logName(rt.Key)
 		}
 	}
 	return hosts
+}
+
+// addresses is how many of the hosts are IP addresses.
+func addresses(hosts map[string]string) (n int32) {
+	for host := range hosts {
+		if _, err := netip.ParseAddr(host); err == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // asksForProof reports whether a client is an authority that wants a proof of a name for which this proxy has asked it.
@@ -73,4 +93,108 @@ func (p *Proxy) prove(conn net.Conn, hello *entrance.Hello) {
 	t := tls.Server(entrance.Again(conn, hello.Read), &tls.Config{GetCertificate: p.cfg.Certificates.GetCertificate, NextProtos: []string{acmeProtocol}})
 	_ = t.Handshake() // the authority says what was wrong with it
 	t.Close()
+}
+
+// endsTLS reports whether the TLS of a client ends here: the most specific name that is served for its server name is a https/ one. A
+// client that names none wants an address, which is no server name.
+func (p *Proxy) endsTLS(hello *entrance.Hello) bool {
+	if p.cfg.Certificates == nil {
+		return false
+	}
+	view := p.registry.View()
+	host, err := grammar.RequestHost(hello.Name)
+	if hello.Name == "" {
+		return p.names.addresses.Load() > 0 || view.Secure("*")
+	}
+	if err != nil {
+		return false
+	}
+	for name := range entrance.Names(grammar.KindTLS, host, "") {
+		switch {
+		case view.Find(name) != nil:
+			return false
+		case view.Secure(name.Host):
+			return true
+		}
+	}
+	return false
+}
+
+// serveSecure ends the TLS of a client and hands the connection to the server for HTTP. Until the first request is there, it has its place
+// at the gate. It takes over the pass.
+func (p *Proxy) serveSecure(conn net.Conn, hello *entrance.Hello, pass *pass) {
+	if !p.port.descriptors.Take(sys.ForUsers) {
+		pass.leave(false)
+		traffic.Reset(conn)
+		return
+	}
+	conn.SetDeadline(time.Now().Add(entrance.HelloTime))
+	client := p.webClient(entrance.Again(conn, hello.Read), pass)
+	t := tls.Server(client, p.names.tls)
+	if err := t.Handshake(); err != nil {
+		t.Close()
+		if _, broken := errors.AsType[*net.OpError](err); !broken { // its connection, or it did not like the certificate
+			p.names.gate.report(p.log, conn.RemoteAddr(), fmt.Errorf("TLS for %q: %w", hello.Name, err))
+		}
+		return
+	}
+	conn.SetDeadline(time.Time{})
+	p.web.server.Serve(t)
+}
+
+// secureTLS is how the TLS of https/ names ends.
+func (p *Proxy) secureTLS() *tls.Config {
+	return &tls.Config{GetCertificate: p.cfg.Certificates.GetCertificate, NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS12}
+}
+
+// covers reports whether the certificate that a client was shown is for a host too: browsers send requests for several hosts of one
+// certificate through one connection of HTTP/2.
+func (p *Proxy) covers(state *tls.ConnectionState, host string) bool {
+	shown, err := grammar.RequestHost(state.ServerName)
+	if err != nil { // it named none, and wants an address
+		_, err := netip.ParseAddr(host)
+		return err == nil
+	}
+	if shown == host {
+		return true
+	}
+	cert, err := p.cfg.Certificates.GetCertificate(&tls.ClientHelloInfo{ServerName: shown, SupportedVersions: []uint16{state.Version}})
+	if err != nil || cert.Leaf == nil {
+		return false
+	}
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return cert.Leaf.VerifyHostname(host) == nil
+}
+
+// proof answers an authority that looks for a proof at port 80. It reports whether it did.
+func (p *Proxy) proof(w http.ResponseWriter, r *http.Request) bool {
+	if p.cfg.Certificates == nil || r.TLS != nil || r.Method != http.MethodGet {
+		return false
+	}
+	text, ok := p.cfg.Certificates.Page(r.Host, r.URL.Path)
+	if ok {
+		w.Header().Set("Content-Type", "text/plain")
+		io.WriteString(w, text)
+	}
+	return ok
+}
+
+// toSecure sends a client that speaks plain HTTP where the host and path are served by TLS only. It reports whether it did.
+func (p *Proxy) toSecure(w http.ResponseWriter, r *http.Request) bool {
+	host, err := grammar.RequestHost(r.Host)
+	if err != nil || r.TLS != nil || p.names.ln == nil || p.find(grammar.KindHTTPS, host, r.URL.EscapedPath()) == nil {
+		return false
+	}
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	// Who comes to the usual port finds the usual one of HTTPS, whatever is forwarded where. Others come to this machine's own ports.
+	if _, port, err := net.SplitHostPort(r.Host); err == nil && port != "" {
+		host = fmt.Sprintf("%s:%d", host, portOf(p.names.ln.Addr()))
+	}
+	w.Header().Set("Location", "https://"+host+r.URL.RequestURI())
+	w.WriteHeader(http.StatusPermanentRedirect)
+	return true
 }

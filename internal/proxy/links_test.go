@@ -39,7 +39,7 @@ func TestClaimsDenied(t *testing.T) {
 		{"tcp/127.0.0.1:80", []string{`tcp/127.0.0.1:80 denied: the policy of key "nas" allows tcp/1024-65535`}},
 		{"tcp/" + linkPort, []string{"denied", "the link itself uses this port"}},
 		{"tcp/127.0.0.1:" + transferPort, []string{"denied", "the link itself uses this port"}},
-		{"udp/53", []string{"udp/53 denied", "serves tcp/, http/ and tls/ only"}},
+		{"udp/53", []string{"udp/53 denied", "serves tcp/, http/, https/ and tls/ only"}},
 		{"http/a.example", []string{"denied", "--http ADDR"}},
 		{"private/db", []string{"denied", "policy of key"}},
 		{"tcp/0", []string{"denied", "not a number from 1 to 65535"}},

@@ -1,11 +1,13 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"slices"
+	"sync/atomic"
 
 	"reverser/internal/auth"
 	"reverser/internal/entrance"
@@ -19,6 +21,9 @@ import (
 type namePort struct {
 	ln   net.Listener // nil: there is none. It may be the link port's
 	gate *gate        // for those who have not said it yet
+	tls  *tls.Config  // for https/ names
+
+	addresses atomic.Int32 // how many https/ names are IP addresses
 }
 
 func (p *Proxy) listenNames(lc net.ListenConfig) (err error) {
@@ -52,6 +57,10 @@ func (p *Proxy) acceptNames(ln net.Listener) {
 		if err == nil && p.asksForProof(hello) {
 			p.prove(conn, hello)
 			pass.leave(false)
+			return
+		}
+		if err == nil && !slices.Contains(hello.ALPN, auth.ALPN) && p.endsTLS(hello) {
+			p.serveSecure(conn, hello, pass)
 			return
 		}
 		if gone := pass.leave(false); gone != nil {

@@ -154,6 +154,11 @@ func New(cfg Config) *Proxy {
 	p.port.budget.Short = func() { p.port.memory.Note(errWindows) }
 	p.inspected = inspected{store: inspect.New(cfg.InspectMemory), of: make(map[*registry.Route]*inspect.Recorder)}
 	p.web.server.Find, p.web.server.Failed = p.findSite, p.webFailed
+	p.web.server.Page = p.toSecure
+	if cfg.Certificates != nil {
+		p.web.server.Before, p.web.server.Covers = p.proof, p.covers
+		p.names.tls = p.secureTLS()
+	}
 	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte

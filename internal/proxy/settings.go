@@ -89,6 +89,9 @@ func (p *Proxy) policy(set Settings) registry.Policy {
 	if p.names.ln != nil {
 		rp.Own = append(rp.Own, portOf(p.names.ln.Addr()))
 		rp.Named = append(rp.Named, grammar.KindTLS)
+		if p.cfg.Certificates != nil {
+			rp.Named = append(rp.Named, grammar.KindHTTPS)
+		}
 	}
 	if p.web.ln != nil {
 		rp.Own = append(rp.Own, portOf(p.web.ln.Addr()))

@@ -10,9 +10,11 @@ import (
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"reverser/internal/grammar"
 )
@@ -28,6 +30,7 @@ type exchange struct {
 	host     string
 	last     bool   // of its connection
 	user     string // who has given a password
+	secure   bool   // it came by TLS
 	upstream atomic.Pointer[Upstream]
 	resumes0 atomic.Uint64 // of upstream, when the exchange got it
 }
@@ -200,6 +203,9 @@ func clientAddr(a net.Addr) netip.Addr {
 
 // answered sees the answer before the client does.
 func (x *exchange) answered(r *http.Response) error {
+	if d := time.Duration(x.options.HSTS); d > 0 && x.secure && r.Header.Get("Strict-Transport-Security") == "" {
+		r.Header.Set("Strict-Transport-Security", "max-age="+strconv.Itoa(int(d.Seconds())))
+	}
 	if r.StatusCode == http.StatusSwitchingProtocols {
 		if body, ok := r.Body.(io.ReadWriteCloser); ok {
 			r.Body = &upgraded{body, x}

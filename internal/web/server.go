@@ -45,6 +45,11 @@ type Server struct {
 	Find func(secure bool, host, path string) *Site
 	// Failed is told of each request that was answered by a page of its own because the target did not answer it.
 	Failed func(f Failure)
+	// Before, when set, may answer a request before a site is looked for, and reports whether it did.
+	Before func(http.ResponseWriter, *http.Request) bool
+	// Covers, when set, reports whether the certificate that a connection was shown is for a host too. Where it is not, the client is told
+	// to connect anew (421).
+	Covers func(state *tls.ConnectionState, host string) bool
 	// Page, when set, may answer a request for which there is no site, and reports whether it did.
 	Page func(http.ResponseWriter, *http.Request) bool
 
@@ -171,6 +176,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if x.last {
 		w.Header().Set("Connection", "close")
 	}
+	if s.Before != nil && s.Before(w, r) {
+		return
+	}
+	if r.TLS != nil && s.Covers != nil && !s.Covers(r.TLS, host) {
+		x.page(w, r, http.StatusMisdirectedRequest, nil)
+		return
+	}
 	site, err := s.find(r, host)
 	switch {
 	case err != nil:
@@ -182,7 +194,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.page(w, r, http.StatusNotFound, nil)
 		return
 	}
-	x.site, x.host = site, host
+	x.site, x.host, x.secure = site, host, r.TLS != nil
 	x.watched(w, r)
 }
 

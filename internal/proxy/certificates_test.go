@@ -1,0 +1,167 @@
+package proxy
+
+import (
+	"bufio"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"reverser/internal/acmetest"
+	"reverser/internal/status"
+	"reverser/internal/wire"
+)
+
+// fakeCertificates has one certificate, and is being asked for a proof of prove.example.
+type fakeCertificates struct {
+	cert  tls.Certificate
+	roots *x509.CertPool
+
+	mu     sync.Mutex
+	wanted map[string]string // guarded by mu
+}
+
+func newFakeCertificates(t *testing.T, names ...string) *fakeCertificates {
+	t.Helper()
+	chain, key := acmetest.Certificate(t, names...)
+	f := &fakeCertificates{roots: x509.NewCertPool()}
+	var err error
+	if f.cert, err = tls.X509KeyPair(chain, key); err != nil {
+		t.Fatal(err)
+	}
+	f.roots.AppendCertsFromPEM(chain)
+	return f
+}
+
+func (f *fakeCertificates) Want(hosts map[string]string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wanted = hosts
+}
+
+func (f *fakeCertificates) GetCertificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if h.ServerName == "none.example" {
+		return nil, errors.New("there is none yet")
+	}
+	return &f.cert, nil
+}
+
+func (f *fakeCertificates) Proves(name string) bool { return name == "prove.example" }
+
+func (f *fakeCertificates) Page(host, path string) (string, bool) {
+	return "proof", host == "a.example" && path == "/.well-known/acme-challenge/token"
+}
+
+func (f *fakeCertificates) Status() []status.Certificate { return nil }
+
+// secure connects to the port of names, and speaks TLS.
+func (w *world) secure(f *fakeCertificates, name string, protocols ...string) (*tls.Conn, error) {
+	w.t.Helper()
+	c := tls.Client(w.user(w.p.names.ln.Addr().String()), &tls.Config{ServerName: name, RootCAs: f.roots, NextProtos: protocols})
+	return c, c.Handshake()
+}
+
+// TestSecure: the most specific name decides where TLS ends, and the certificate which hosts may be asked for.
+func TestSecure(t *testing.T) {
+	f := newFakeCertificates(t, "a.example", "c.example", "none.example", "prove.example")
+	nas, pc := key(t, "nas", "https/*", "http/*"), key(t, "pc", "tls/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", HTTPS: "127.0.0.1:0", Certificates: f, Settings: Settings{Keys: []Key{nas, pc}}})
+	one := w.bridge(nas, how{instance: 1}, "https/a.example", "https/a.example/api", "https/c.example", "https/d.example", "https/none.example", "http/a.example/plain")
+	two := w.bridge(pc, how{instance: 2}, "tls/*.example")
+	target := one.target(say("nas"))
+	w.eventually("certificates are wanted for what is served", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.wanted) == 4 && f.wanted["a.example"] == "nas" && f.wanted["none.example"] == "nas"
+	})
+
+	conn, err := w.secure(f, "A.Example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &httpUser{t, conn, bufio.NewReader(conn)}
+	for _, c := range []struct {
+		host, path, want string
+		status           int
+	}{
+		{"a.example", "/x", "nas 1 a.example /x", http.StatusOK},
+		{"a.example:8443", "/api/y", "nas 2 a.example:8443 /api/y", http.StatusOK},
+		{"c.example", "/", "nas 3 c.example /", http.StatusOK},
+		{"d.example", "/", "", http.StatusMisdirectedRequest},
+		{"a.example", "/plain", "nas 1 a.example /plain", http.StatusOK},
+	} {
+		resp, body := u.ask(get(c.host, c.path))
+		if resp.StatusCode != c.status || c.want != "" && body != c.want {
+			t.Errorf("%s%s: %s %q; want %d %q", c.host, c.path, resp.Status, body, c.status, c.want)
+		}
+	}
+	if n := target.seen.Load(); n == 0 {
+		t.Error("no stream was opened")
+	}
+	conn.Close()
+
+	h2, err := w.secure(f, "c.example", "h2", "http/1.1")
+	if err != nil || h2.ConnectionState().NegotiatedProtocol != "h2" {
+		t.Errorf("%q, %v; want h2", h2.ConnectionState().NegotiatedProtocol, err)
+	}
+	h2.Close()
+
+	raw, sent := w.hello("b.example") // tls/*.example is the most specific one
+	s := two.stream()
+	got := make([]byte, len(sent))
+	if _, err := io.ReadFull(s, got); err != nil || string(got) != string(sent) || s.Open().Entrance != wire.EntranceTLS {
+		t.Errorf("a tls/ name beside: %d bytes, %v, OPEN %+v", len(got), err, s.Open())
+	}
+	s.Reset(wire.CodeReset)
+	wantReset(t, raw)
+
+	if _, err := w.secure(f, "none.example"); err == nil {
+		t.Error("a name without a certificate is served")
+	}
+	w.wantUnrecognized("elsewhere.invalid")
+	w.wantUnrecognized("")
+
+	proof, err := w.secure(f, "prove.example", acmeProtocol)
+	if err != nil || proof.ConnectionState().NegotiatedProtocol != acmeProtocol {
+		t.Errorf("an authority that asks for a proof: %v", err)
+	}
+	proof.Close()
+
+	plain := w.httpUser()
+	if _, body := plain.ask(get("a.example", "/.well-known/acme-challenge/token")); body != "proof" {
+		t.Errorf("an authority at the port for HTTP: %q", body)
+	}
+	for _, c := range []struct{ host, path, want string }{
+		{"a.example", "/x?y=%2f", "https://a.example/x?y=%2f"},
+		{"c.example", "/.well-known/acme-challenge/token", "https://c.example/.well-known/acme-challenge/token"},
+		{"a.example:80", "/", "https://a.example:" + port(w.p.names.ln.Addr()) + "/"},
+	} {
+		resp, _ := plain.ask(get(c.host, c.path))
+		if resp.StatusCode != http.StatusPermanentRedirect || resp.Header.Get("Location") != c.want {
+			t.Errorf("%s%s: %s to %q; want 308 to %q", c.host, c.path, resp.Status, resp.Header.Get("Location"), c.want)
+		}
+	}
+	if resp, body := plain.ask(get("a.example", "/plain")); resp.StatusCode != http.StatusOK || body != "nas 6 a.example /plain" {
+		t.Errorf("a service without TLS on the same host: %s %q", resp.Status, body)
+	}
+}
+
+func port(a net.Addr) string {
+	_, p, _ := net.SplitHostPort(a.String())
+	return p
+}
+
+// eventually waits until something is true.
+func (w *world) eventually(what string, ok func() bool) {
+	w.t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			w.t.Fatalf("never: %s", what)
+		}
+	}
+}
