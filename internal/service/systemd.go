@@ -276,6 +276,9 @@ func (m *systemd) Install(ctx context.Context, s Spec, replace bool) (err error)
 		// The start makes it.
 		undo.add(func() error { return m.removeMade(stateBase, s.statePath()) })
 	}
+	if logs := logsOf(s.statePath()); logs != "" && !m.exists(logs) {
+		undo.add(func() error { return m.removeMade(logBase, logs) })
+	}
 	if s.Prepare != nil {
 		// The user of the service looks for its own directory in this one.
 		if err := undo.mkdir(filepath.Dir(state)); err != nil {

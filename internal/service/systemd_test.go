@@ -96,18 +96,20 @@ func (f *fakeSystemd) run(_ context.Context, name string, args ...string) (strin
 	return "", nil
 }
 
-// makeState makes the directory of StateDirectory=, as each start does.
+// makeState makes the directories of StateDirectory= and LogsDirectory=, as each start does.
 func (f *fakeSystemd) makeState() {
-	_, dir, ok := strings.Cut(f.loaded, "\nStateDirectory=")
-	if !ok {
-		return
-	}
-	dir, _, _ = strings.Cut(dir, "\n")
-	private, link := f.root+"/var/lib/private/"+dir, f.root+"/var/lib/"+dir
-	must(f.t, os.MkdirAll(private, 0o700))
-	must(f.t, os.MkdirAll(filepath.Dir(link), 0o755))
-	if err := os.Symlink(private, link); err != nil && !errors.Is(err, fs.ErrExist) {
-		f.t.Error(err)
+	for key, base := range map[string]string{"StateDirectory": "/var/lib/", "LogsDirectory": "/var/log/"} {
+		_, dir, ok := strings.Cut(f.loaded, "\n"+key+"=")
+		if !ok {
+			continue
+		}
+		dir, _, _ = strings.Cut(dir, "\n")
+		private, link := f.root+base+"private/"+dir, f.root+base+dir
+		must(f.t, os.MkdirAll(private, 0o700))
+		must(f.t, os.MkdirAll(filepath.Dir(link), 0o755))
+		if err := os.Symlink(private, link); err != nil && !errors.Is(err, fs.ErrExist) {
+			f.t.Error(err)
+		}
 	}
 }
 
@@ -202,7 +204,7 @@ func TestSystemdInstall(t *testing.T) {
 	delete(before, "etc")
 	delete(before, "etc/systemd")
 	after := f.tree()
-	for _, dir := range []string{"etc", "etc/systemd", "etc/systemd/system", "var", "var/lib", "var/lib/private"} { // the system's own
+	for _, dir := range []string{"etc", "etc/systemd", "etc/systemd/system", "var", "var/lib", "var/lib/private", "var/log", "var/log/private"} { // the system's own
 		delete(after, dir)
 	}
 	if !maps.Equal(before, after) {
@@ -217,9 +219,6 @@ func TestSystemdUninstallKeeps(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t, os.WriteFile(f.root+"/var/lib/private/reverser/bridge/lock", nil, 0o600))
-	must(t, os.MkdirAll(f.root+"/var/log/private/reverser/bridge", 0o750))
-	must(t, os.MkdirAll(f.root+"/var/log/reverser", 0o755))
-	must(t, os.Symlink("../private/reverser/bridge", f.root+"/var/log/reverser/bridge"))
 	must(t, os.WriteFile(f.root+"/var/log/reverser/bridge/access.log", nil, 0o640))
 	must(t, os.WriteFile(f.root+"/etc/reverser/bridge.toml", nil, 0o644))
 	must(t, os.Mkdir(f.root+unitPath("bridge")+".d", 0o755))
@@ -317,7 +316,7 @@ func TestSystemdGoesOn(t *testing.T) {
 				}
 				after := f.tree()
 				if !replace { // directories of the system's own
-					for _, dir := range []string{"var", "var/lib", "var/lib/private"} {
+					for _, dir := range []string{"var", "var/lib", "var/lib/private", "var/log", "var/log/private"} {
 						delete(after, dir)
 					}
 				}
