@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -212,4 +214,73 @@ func TestHTTPSRenewedAtStart(t *testing.T) {
 		c := certificates(t, p.state)["app.example.com"]
 		return c.State == status.CertificateValid && c.NotAfter.After(first.NotAfter)
 	})
+}
+
+// TestHTTPSFromFiles: certificates of a proxy's file go before, and stand for wildcards; they are changed while connections go on, and a
+// pair that does not fit changes nothing. Browsers are told to come by TLS only where a service says so.
+func TestHTTPSFromFiles(t *testing.T) {
+	t.Parallel()
+	https443, dir := freePort(t), t.TempDir()
+	put := func(name string, b []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	chain, key := acmetest.Certificate(t, "*.example.com")
+	next, nextKey := acmetest.Certificate(t, "*.example.com", "example.org")
+	put("chain.pem", chain)
+	put("key.pem", key)
+	put("proxy.toml", []byte("https = \""+loopback(https443)+"\"\nacme_directory = \"https://"+loopback(freePort(t))+"/dir\"\n[[certificate]]\nchain = \"chain.pem\"\nkey = \"key.pem\"\n"))
+	p := startProxy(t, "--config", filepath.Join(dir, "proxy.toml"))
+	put("bridge.token", []byte(addKey(t, p.state, "web", "https/*")))
+	put("bridge.toml", []byte(fmt.Sprintf("token_file = \"bridge.token\"\n[[expose]]\npublic = \"https/*.example.com\"\ntarget = %d\nhsts = \"30d\"\n[[expose]]\npublic = \"https/plain.example.com\"\ntarget = %d\n",
+		webTarget(t, "wild"), webTarget(t, "plain"))))
+	b := startReverser(t, "bridge", nil, "bridge", "--state", t.TempDir(), "--log-format", "json", "--config", filepath.Join(dir, "bridge.toml"), "--proxy", loopback(p.link))
+	b.awaitRecord("service up", "service", "https/*.example.com")
+	b.awaitRecord("service up", "service", "https/plain.example.com")
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(chain)
+	roots.AppendCertsFromPEM(next)
+	shown := func(c *http.Client, host, want string) *x509.Certificate {
+		t.Helper()
+		resp, body := get(t, c, "https://"+host+"/")
+		if !strings.HasPrefix(body, want+" got https") {
+			t.Errorf("%s: %s %q", host, resp.Status, body)
+		}
+		if got := resp.Header.Get("Strict-Transport-Security"); (want == "wild") != (got == "max-age=2592000") {
+			t.Errorf("%s: Strict-Transport-Security is %q", host, got)
+		}
+		return resp.TLS.PeerCertificates[0]
+	}
+	open := browser(t, 0, https443, roots)
+	first := shown(open, "a.example.com", "wild")
+	shown(open, "plain.example.com", "plain")
+	if c := awaitCertificate(t, p.state, "*.example.com", status.CertificateValid); !strings.HasSuffix(c.From, "chain.pem") || !c.NotAfter.Equal(first.NotAfter) {
+		t.Errorf("%+v", c)
+	}
+
+	put("key.pem", nextKey)
+	run := startReverser(t, "reload", nil, "reload", "--state", p.state)
+	run.quiet = true
+	if code := run.awaitEnd(); code == 0 || !strings.Contains(run.Stderr.String(), "is not that of the certificate in") {
+		t.Errorf("a reload with a key of another certificate: exit code %d, %s", code, run.Stderr.String())
+	}
+	if again := shown(browser(t, 0, https443, roots), "a.example.com", "wild"); !again.Equal(first) {
+		t.Error("the certificate was changed by a reload that was refused")
+	}
+	put("chain.pem", next)
+	eventually(t, "a new connection has the new certificate", func() bool {
+		c := browser(t, 0, https443, roots)
+		resp, err := c.Get("https://a.example.com/")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		c.CloseIdleConnections()
+		return !resp.TLS.PeerCertificates[0].Equal(first)
+	})
+	if again := shown(open, "a.example.com", "wild"); !again.Equal(first) {
+		t.Error("the connection from before the change is another one")
+	}
 }

@@ -26,6 +26,15 @@ func newAuthority(set config.Common, web bool, dir *state.Dir, ready func(host s
 	}), say}
 }
 
+// take puts the certificates from files in the place of those that were in force.
+func (a *authority) take(set config.Proxy) {
+	var all []certs.Given
+	for _, g := range set.Given {
+		all = append(all, certs.Given{Certificate: *g.Certificate, Names: g.Names, File: g.Chain})
+	}
+	a.Give(all)
+}
+
 // run gets and renews certificates until ctx ends.
 func (a *authority) run(ctx context.Context) {
 	var wg sync.WaitGroup

@@ -143,10 +143,12 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		SaveKnown:     func(list []proxy.Known) error { return dir.SetKnown(knownAddresses[state.Known](list)) },
 		Settings:      proxySettings(set),
 	}
+	var issuing *authority // nil: there is no port for TLS
 	if set.Proxy.HTTPS != "" {
-		authority := newAuthority(set.Common, set.Proxy.HTTP != "", dir, nil, log)
-		cfg.Certificates = authority
-		wg.Go(func() { authority.run(keeping) })
+		issuing = newAuthority(set.Common, set.Proxy.HTTP != "", dir, nil, log)
+		issuing.take(set.Proxy)
+		cfg.Certificates = issuing
+		wg.Go(func() { issuing.run(keeping) })
 	}
 	p := proxy.New(cfg)
 	if err := p.Listen(); err != nil {
@@ -157,7 +159,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		return usage(err)
 	}
 	source.UseState(dir.Keys, pin)
-	role := &proxyRole{Proxy: p, dir: dir, guessed: guessed, log: log}
+	role := &proxyRole{Proxy: p, authority: issuing, dir: dir, guessed: guessed, log: log}
 	r := newReloader(source, role, set, run.level, run.lines, log)
 	r.host = run.host
 	keys := &admin.KeyEditor{
@@ -187,9 +189,10 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 // proxyRole is a proxy that takes settings as config has them.
 type proxyRole struct {
 	*proxy.Proxy
-	dir     *state.Dir
-	guessed string // address for tokens where none is advertised
-	log     *slog.Logger
+	authority *authority
+	dir       *state.Dir
+	guessed   string // address for tokens where none is advertised
+	log       *slog.Logger
 }
 
 // Status implements server.
@@ -201,8 +204,18 @@ func (p *proxyRole) Status() status.Snapshot {
 	return snap
 }
 
+// Again has certificates asked for again: those that were refused may be there now.
+func (p *proxyRole) Again() {
+	if p.authority != nil {
+		p.authority.Again()
+	}
+}
+
 // Apply implements applier.
 func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
+	if p.authority != nil {
+		p.authority.take(set.Proxy)
+	}
 	// All is in force when Apply begins to wait, for sockets and for the last words to bridges. A proxy that stops meanwhile may never
 	// have done them.
 	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
@@ -227,8 +240,13 @@ func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(contex
 }
 
 func proxySettings(set config.Settings) proxy.Settings {
+	var given []string
+	for _, g := range set.Proxy.Given {
+		given = append(given, g.Names...)
+	}
 	return proxy.Settings{
-		Keys: proxyKeys(set.Proxy.Keys), Offer: set.Proxy.Offer, NoPairs: set.NoPairs, Drain: set.Drain, ResumeWithin: set.ResumeWithin,
+		Given: given,
+		Keys:  proxyKeys(set.Proxy.Keys), Offer: set.Proxy.Offer, NoPairs: set.NoPairs, Drain: set.Drain, ResumeWithin: set.ResumeWithin,
 		ProxyProtocolFrom: set.Proxy.ProxyProtocolFrom,
 	}
 }

@@ -130,6 +130,9 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 	if err := r.lines.Open(next.AccessLog); err != nil {
 		return admin.Reloaded{}, err
 	}
+	if again, ok := r.role.(interface{ Again() }); ok { // what depends on more than the settings
+		again.Again()
+	}
 	if len(changes) == 0 {
 		return done, nil
 	}

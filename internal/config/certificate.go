@@ -288,3 +288,71 @@ func (d *doc) certificate(at func(string) string, e *grammar.Expose) *tls.Certif
 	}
 	return c
 }
+
+// Given is one [[certificate]] of a proxy's file.
+type Given struct {
+	Chain, Key  string // files
+	Certificate *tls.Certificate
+	Names       []string // that it is for, in lower case; with wildcards
+}
+
+// given reads the certificates that a proxy's file names.
+func (d *doc) given() (all []Given) {
+	for i, t := range d.tables("certificate", "chain", "key") {
+		at := func(k string) string { return fmt.Sprintf("certificate[%d].%s", i, k) }
+		g := Given{Chain: d.inner(t, at("chain"), "chain"), Key: d.inner(t, at("key"), "key")}
+		if g.Chain == "" {
+			d.missing(at("chain"), "chain", "name the file with the certificate, in PEM, such as fullchain.pem")
+		}
+		if g.Key == "" {
+			d.missing(at("key"), "key", "name the file with the certificate's key, in PEM, such as privkey.pem")
+		}
+		if g.Chain == "" || g.Key == "" {
+			continue
+		}
+		g.Chain, g.Key = d.relative(g.Chain), d.relative(g.Key)
+		d.others = append(d.others, g.Chain, g.Key)
+		pair, notes, err := d.readCertificate(g.Chain, g.Key, d.rules)
+		for _, note := range notes {
+			d.warn(d.line(at("chain")), "%s", note)
+		}
+		if err == nil {
+			g.Certificate, g.Names = pair, namesOf(pair.Leaf)
+			if len(g.Names) == 0 {
+				err = &CertificateError{Text: fmt.Sprintf("the certificate in %s is for no name: it has neither a DNS name nor an IP address (subjectAltName)", g.Chain), Hint: "give one that was made for the names of services"}
+			}
+		}
+		if err != nil {
+			key, hint := "chain", ""
+			if fault, ok := errors.AsType[*CertificateError](err); ok {
+				hint = fault.Hint
+				if fault.Key {
+					key = "key"
+				}
+			}
+			d.fail(&Error{Line: d.line(at(key)), Key: key, Text: err.Error(), Hint: hint, Err: err})
+			continue
+		}
+		for _, other := range all {
+			for _, name := range g.Names {
+				if slices.Contains(other.Names, name) {
+					d.fail(&Error{Line: d.line(at("chain")), Key: "chain", Text: fmt.Sprintf("the certificates in %s and %s are both for %s", other.Chain, g.Chain, name), Hint: "keep one of the two"})
+					break
+				}
+			}
+		}
+		all = append(all, g)
+	}
+	return all
+}
+
+// namesOf are the names that a certificate is for.
+func namesOf(leaf *x509.Certificate) (names []string) {
+	for _, name := range leaf.DNSNames {
+		names = append(names, strings.ToLower(strings.TrimSuffix(name, ".")))
+	}
+	for _, ip := range leaf.IPAddresses {
+		names = append(names, ip.String())
+	}
+	return names
+}

@@ -57,6 +57,7 @@ func (c *changes) proxy(old, next Proxy) {
 	c.value("sni", cmp.Or(old.SNI, "none"), cmp.Or(next.SNI, "none"))
 	c.value("proxy_protocol_from", list(old.ProxyProtocolFrom, "nobody"), list(next.ProxyProtocolFrom, "nobody"))
 
+	c.given(old.Given, next.Given)
 	was, is := make(map[string]Key), make(map[string]Key)
 	for _, k := range old.Keys {
 		was[k.Name] = k
@@ -146,6 +147,31 @@ func (c *changes) certificate(public string, old, next *tls.Certificate) {
 		return
 	}
 	c.say("service %s has another certificate, valid until %s UTC", public, next.Leaf.NotAfter.UTC().Format(time.DateTime))
+}
+
+// given are the certificates of a proxy from files.
+func (c *changes) given(old, next []Given) {
+	find := func(list []Given, chain string) *tls.Certificate {
+		for _, g := range list {
+			if g.Chain == chain {
+				return g.Certificate
+			}
+		}
+		return nil
+	}
+	for _, g := range next {
+		switch was := find(old, g.Chain); {
+		case was == nil:
+			c.say("certificate of %s from %s", strings.Join(g.Names, ", "), g.Chain)
+		case !slices.EqualFunc(was.Certificate, g.Certificate.Certificate, bytes.Equal):
+			c.say("another certificate of %s from %s, valid until %s UTC", strings.Join(g.Names, ", "), g.Chain, g.Certificate.Leaf.NotAfter.UTC().Format(time.DateTime))
+		}
+	}
+	for _, g := range old {
+		if find(next, g.Chain) == nil {
+			c.say("no certificate of %s from %s any more", strings.Join(g.Names, ", "), g.Chain)
+		}
+	}
 }
 
 func (c *changes) say(format string, args ...any) {

@@ -62,6 +62,7 @@ type Proxy struct {
 	// ProxyProtocolFrom are the balancers that say by the PROXY protocol whose connection one is.
 	ProxyProtocolFrom []netip.Prefix
 	Tables            []KeyTable
+	Given             []Given          // certificates from files
 	Keys              []Key            // that are in force, see InForce; none before the state directory is open
 	Offer             []grammar.Public // WorkPort of the source system's XML
 }

@@ -530,8 +530,10 @@ func TestExampleTOML(t *testing.T) {
 		write(t, filepath.Join(dir, name), testToken(byte(i)).Encode())
 	}
 	write(t, filepath.Join(dir, "app.users"), bcryptLine)
-	chain, _ := acmetest.Certificate(t, "acme.example.com")
+	chain, key := acmetest.Certificate(t, "*.example.com")
 	write(t, filepath.Join(dir, "authority.pem"), string(chain))
+	write(t, filepath.Join(dir, "wildcard.pem"), string(chain))
+	write(t, filepath.Join(dir, "wildcard.key"), string(key))
 	c := certificateFor(t, soon(), "app.example.com")
 	write(t, filepath.Join(dir, "fullchain.pem"), c.chain)
 	write(t, filepath.Join(dir, "privkey.pem"), c.key)

@@ -16,6 +16,7 @@ type proxyFile struct {
 	Advertise                     string // host or host:port, for grammar.ParseHost
 	SNI                           string
 	ProxyProtocolFrom             []string
+	Given                         []Given
 	Tables                        []KeyTable
 	Offer                         []grammar.Public // WorkPort of the source system's XML
 	origin                        map[string]Place
@@ -51,6 +52,7 @@ func loadProxy(path string, trusted ...int) (*proxyFile, []Warning, error) {
 	if err := d.err(); err != nil {
 		return &proxyFile{others: d.others}, d.warnings, err
 	}
+	p.others = d.others
 	return p, d.warnings, nil
 }
 
@@ -89,6 +91,7 @@ func (d *doc) proxy() *proxyFile {
 	}
 	p.CommonArgs = d.common()
 	d.keys(p)
+	p.Given = d.given()
 	return p
 }
 

@@ -133,7 +133,7 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 	if set.Common, err = args.CommonArgs.join(file.CommonArgs); err != nil {
 		return Settings{}, err
 	}
-	p := Proxy{Tables: file.Tables, Offer: file.Offer}
+	p := Proxy{Tables: file.Tables, Given: file.Given, Offer: file.Offer}
 	if p.Listen, err = grammar.ParseListen(cmp.Or(args.Listen, file.Listen, defaultListen)); err != nil {
 		return Settings{}, argError("", "--listen: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 // Settings is what may change while the proxy runs.
 type Settings struct {
 	Keys         []Key
+	Given        []string         // names of the certificates from files
 	Offer        []grammar.Public // public ports that the proxy owns and offers to whom its key allows them
 	Drain        time.Duration    // 0: DefaultDrain; negative: reset at once
 	NoPairs      bool             // the beginning and the end of each pair are not logged
@@ -74,7 +75,7 @@ func (p *Proxy) setKeys(set Settings) {
 
 // policy is what the registry needs to know of the settings.
 func (p *Proxy) policy(set Settings) registry.Policy {
-	rp := registry.Policy{Offer: set.Offer}
+	rp := registry.Policy{Offer: set.Offer, Given: set.Given}
 	for _, k := range set.Keys {
 		rp.Keys = append(rp.Keys, registry.Key{
 			ID: k.ID, Incarnation: sha256.Sum256(k.Secret[:]), Name: k.Name, Allow: k.Allow, MaxServices: k.MaxServices,
