@@ -65,6 +65,24 @@ var inputs = []struct {
 	{"names: certificates", "files that are no certificate, do not fit each other or the name, or that others can read or write",
 		"refused at the start and at a reload, with the line and what to do; the old ones go on", []string{"internal/config TestCertificateRefused", "internal/config TestCertificateOfOthers", "e2e TestTLSEndsAtTheBridge"}},
 
+	// Certificates that come by themselves, and the port that ends TLS with them.
+	{"certificates: authority", "an ACME directory that is no URL, or not https://",
+		"refused at the start, with what to give", []string{"internal/config TestACME"}},
+	{"certificates: authority", "one that is away, is no ACME directory, or has a certificate that is not trusted",
+		"all else is served; log and status say what was tried and what to do, and it is asked again", []string{"internal/certs TestNoAuthority", "e2e TestHTTPSWithoutAuthority"}},
+	{"certificates: authority", "a refusal, a name that leads elsewhere",
+		"the authority's words, cut at 600 bytes and escaped, the address that the name leads to, and what to do", []string{"internal/certs TestRefusal"}},
+	{"certificates: files", "a key of another certificate, a certificate for no name, two for one name",
+		"refused at the start or reload with file and line; the old ones stay", []string{"internal/config TestGiven", "e2e TestHTTPSFromFiles"}},
+	{"certificates: wildcards", "a claim of https/*.example.com without a certificate from files",
+		"DENIED, with the reason", []string{"internal/registry TestSecure", "e2e TestHTTPS"}},
+	{"certificates: a greedy key", "a key that claims thousands of names",
+		"20 certificates at once, then one every two minutes; three of the eight places for asking", []string{"internal/certs TestTurns"}},
+	{"certificates: strangers", "a client that names a host nobody claims, or plays the authority",
+		"unrecognized_name; nothing is asked of the authority, and no proof is given", []string{"internal/certs TestProofs", "e2e TestHTTPS"}},
+	{"https: another host", "a request for a host that the connection's certificate is not for",
+		"421", []string{"e2e TestHTTPS"}},
+
 	// Tables and frames of a session.
 	{"balancers: no header", "from an address of proxy_protocol_from: silence, HTTP, a header that is malformed, too long, of another version or with a wrong checksum",
 		"reset, at once or after 10 s; one line a minute for all of them, with their number; a header has 16 KiB, and no byte behind it is read", []string{"internal/proxyproto TestParseRefuses",
