@@ -10,7 +10,7 @@ import (
 	"reverser/internal/wire"
 )
 
-// check looks at the invariants after a step. Their names are those of the document of the control plane:
+// check looks at the invariants after a step. Their names are those of docs/ARCHITECTURE.md:
 //
 //	C1  what the index holds is what is found anew from the inputs
 //	C2  a name is served by one key, or by one group
