@@ -45,6 +45,9 @@ func (b *balanced) LocalAddr() net.Addr {
 // Client returns the address of the user of a connection. It is the zero value where a balancer names none: its own address would stand
 // for all its users.
 func Client(conn net.Conn) netip.AddrPort {
+	if a, ok := conn.(*again); ok {
+		conn = a.Conn
+	}
 	if b, ok := conn.(*balanced); ok {
 		return b.header.Client
 	}

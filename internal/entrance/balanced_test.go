@@ -96,7 +96,7 @@ func TestReadHeaderOfNobody(t *testing.T) {
 }
 
 func ofNobody(t *testing.T, far *net.TCPConn, own net.Conn) {
-	if own.RemoteAddr().String() != far.LocalAddr().String() || own.LocalAddr().String() != far.RemoteAddr().String() || Client(own).IsValid() {
+	if own.RemoteAddr().String() != far.LocalAddr().String() || own.LocalAddr().String() != far.RemoteAddr().String() || Client(own).IsValid() || Client(Again(own, nil)).IsValid() {
 		t.Errorf("the addresses are %v, %v, %v", own.RemoteAddr(), own.LocalAddr(), Client(own))
 	}
 	far.Write([]byte("PING"))

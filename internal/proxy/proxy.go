@@ -221,7 +221,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if p.port.carrier != nil {
 		p.log.Info("carriers listening", "transfer", p.TransferAddr().String())
 	}
-	go p.say.Run() // Stop waits for it
+	go p.say.Run()       // Stop waits for it
+	p.web.server.Start() // before anybody comes, or Drain stops it
 	p.life.running.Store(true)
 	p.wg.Go(func() { p.registry.Run(p.life.ctx, effects{p}) })
 	p.wg.Go(p.keepKnown)
@@ -241,7 +242,6 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if from := p.settings().ProxyProtocolFrom; len(from) > 0 {
 		p.log.Info("headers of the PROXY protocol are required", "from", fmt.Sprint(from))
 	}
-	p.web.server.Start()
 	if p.web.ln != nil {
 		p.log.Info("HTTP listening", "http", p.web.ln.Addr().String())
 		p.wg.Go(func() { p.acceptWeb(p.web.ln) })

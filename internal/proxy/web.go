@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -213,6 +214,12 @@ func dialRoute(ctx context.Context, rt *registry.Route, call web.Call, retired f
 		return nil, err
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", web.ErrLimit, err)
+	}
+	if !slices.Equal(t.Offer.Options().BasicAuth, call.Options.BasicAuth) { // they were changed while the request waited
+		t.Stream.Reset(wire.CodeReset)
+		t.Stream.Close()
+		t.Leave()
+		return nil, fmt.Errorf("%w: the passwords of the service were changed", web.ErrAway)
 	}
 	forget := t.Offer.WhenRetired(retired)
 	leave := func() {

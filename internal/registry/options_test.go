@@ -72,3 +72,39 @@ func TestOptionsBounded(t *testing.T) {
 		t.Errorf("options of more than %d bytes are no violation", grammar.MaxAllProxyOptions)
 	}
 }
+
+// TestOptionsBetweenSessions: while a newer session of the key has not said its claims yet, a service is what it was. Who comes then is
+// asked for the same password.
+func TestOptionsBetweenSessions(t *testing.T) {
+	a := testKey(0, "tcp/1024-65535")
+	w := newWorld(t, a)
+	s, _ := w.begin(a, 0)
+	claim := func(s SessionID, options string) {
+		t.Helper()
+		if err := w.Claim(s, 1, Claim{Public: "tcp/9000", Target: "t:1", Options: options}); err != nil {
+			t.Fatal(err)
+		}
+		w.do()
+	}
+	claim(s, `{"h2c":true}`)
+	rt := w.find("tcp/9000")
+	if o := rt.Options(); o == nil || !o.H2C {
+		t.Fatalf("the options are %+v; want those of the claim", o)
+	}
+	next, _ := w.begin(a, s)
+	w.do()
+	if w.find("tcp/9000") != rt {
+		t.Fatal("the service has another route")
+	}
+	if o := rt.Options(); o == nil || !o.H2C {
+		t.Errorf("before the new session has said its claim, the options are %+v; want those of before", o)
+	}
+	rt.wake()
+	if o := rt.Options(); o == nil || !o.H2C {
+		t.Errorf("after those who wait were woken, the options are %+v; want those of before", o)
+	}
+	claim(next, "")
+	if o := rt.Options(); o == nil || o.H2C {
+		t.Errorf("the options are %+v; want those of the new claim", o)
+	}
+}

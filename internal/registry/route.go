@@ -52,6 +52,7 @@ type Route struct {
 // routeState is never changed.
 type routeState struct {
 	offers  []*Offer
+	before  *grammar.ProxyOptions // without offers: those of the first one that there was last; nil: there was none
 	removed bool
 	changed chan struct{} // closed when there is another state, or an offer of this one may be up
 }
@@ -71,7 +72,7 @@ func (rt *Route) Data(make func() any) any {
 // set, remove and wake change the state. The caller holds Registry.mu. They never block, because try reads the state without a lock.
 func (rt *Route) set(offers []*Offer) {
 	if st := rt.state.Load(); !slices.Equal(st.offers, offers) {
-		rt.next(&routeState{offers: offers})
+		rt.next(&routeState{offers: offers, before: rt.Options()})
 	}
 }
 
@@ -79,7 +80,7 @@ func (rt *Route) remove() { rt.next(&routeState{removed: true}) }
 
 func (rt *Route) wake() {
 	if st := rt.state.Load(); !st.removed && rt.held.Load() > 0 {
-		rt.next(&routeState{offers: st.offers})
+		rt.next(&routeState{offers: st.offers, before: st.before})
 	}
 }
 
@@ -93,12 +94,14 @@ func (rt *Route) Up() bool {
 	return slices.ContainsFunc(rt.state.Load().offers, func(o *Offer) bool { return !o.attrs.Load().Drained && o.way.Up() })
 }
 
-// Options are those of the offer that came first, which count for all of them where no offer was chosen yet; nil: there is no offer.
+// Options are those of the offer that came first, which count for all of them where no offer was chosen yet. While a bridge is away,
+// or another one takes its place, they stay what they were: who waits is asked for a password as before. nil: there was no offer yet.
 func (rt *Route) Options() *grammar.ProxyOptions {
-	if offers := rt.state.Load().offers; len(offers) > 0 {
-		return offers[0].Options()
+	st := rt.state.Load()
+	if len(st.offers) > 0 {
+		return st.offers[0].Options()
 	}
-	return nil
+	return st.before
 }
 
 // Target is what the bridge of the first offer says that it connects users to; "": there is none.

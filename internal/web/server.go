@@ -26,6 +26,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"reverser/internal/grammar"
@@ -53,8 +54,11 @@ type Server struct {
 	// Page, when set, may answer a request for which there is no site, and reports whether it did.
 	Page func(http.ResponseWriter, *http.Request) bool
 
+	once    sync.Once // prepares what follows
 	http    http.Server
 	conns   chan net.Conn
+	drained atomic.Bool     // no connection is taken any more
+	ended   chan struct{}   // closed when the goroutine that takes connections has ended
 	life    context.Context // ends with Close
 	stop    context.CancelFunc
 	guesses guesses
@@ -77,9 +81,20 @@ type Failure struct {
 	Err    error
 }
 
-// Start makes the server ready for connections. Close ends what it starts.
+// Start takes connections from now on. Close ends what it starts.
 func (s *Server) Start() {
-	s.conns = make(chan net.Conn)
+	s.prepare()
+	s.serving.Go(func() {
+		defer close(s.ended)
+		s.http.Serve(handed{s})
+	})
+}
+
+// prepare comes before everything else that a server does: it may be stopped before it was started.
+func (s *Server) prepare() { s.once.Do(s.prepareOnce) }
+
+func (s *Server) prepareOnce() {
+	s.conns, s.ended = make(chan net.Conn), make(chan struct{})
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.clients = make(map[*Client]struct{})
 	s.http = http.Server{
@@ -99,13 +114,19 @@ func (s *Server) Start() {
 	s.http.Protocols.SetHTTP1(true)
 	s.http.Protocols.SetHTTP2(true)
 	s.http.Protocols.SetUnencryptedHTTP2(true)
-	s.serving.Go(func() { s.http.Serve(handed{s}) })
 }
 
 // Serve takes a connection: a *Client, or a *tls.Conn above one whose handshake is over. It does not wait for its end.
 func (s *Server) Serve(conn net.Conn) {
+	s.prepare()
+	if s.drained.Load() {
+		conn.Close()
+		return
+	}
 	select {
 	case s.conns <- conn:
+	case <-s.ended: // it was stopped before it began
+		conn.Close()
 	case <-s.life.Done():
 		conn.Close()
 	}
@@ -113,12 +134,15 @@ func (s *Server) Serve(conn net.Conn) {
 
 // Drain lets every connection finish the request that it is at, and closes it then.
 func (s *Server) Drain() {
+	s.prepare()
+	s.drained.Store(true)
 	s.http.SetKeepAlivesEnabled(false)
 	s.serving.Go(func() { s.http.Shutdown(s.life) })
 }
 
 // Close ends every connection and waits until all have ended.
 func (s *Server) Close() {
+	s.prepare()
 	s.mu.Lock()
 	first := !s.closed
 	s.closed = true

@@ -60,6 +60,8 @@ type Call struct {
 	Visit *Visit
 	ID    [16]byte // of the request
 	Host  string   // that it names
+	// Options are those under which the request was let in.
+	Options *grammar.ProxyOptions
 }
 
 // Upstream is a connection to a target.
@@ -126,7 +128,7 @@ func (p *pool) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	if x == nil {
 		return nil, errors.New("a connection to a target belongs to a request")
 	}
-	up, err := p.site.Dial(ctx, Call{Visit: x.visit, ID: x.id, Host: x.host}, func() { p.site.retire(p) })
+	up, err := p.site.Dial(ctx, Call{Visit: x.visit, ID: x.id, Host: x.host, Options: p.options}, func() { p.site.retire(p) })
 	if err != nil {
 		return nil, err
 	}
