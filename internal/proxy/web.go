@@ -239,16 +239,29 @@ type targetConn struct {
 // Read implements net.Conn. Its error says what the bridge said.
 func (c *targetConn) Read(b []byte) (int, error) {
 	n, err := c.Stream.Read(b)
-	if err != nil && errors.Is(err, link.ErrReset) {
-		why := map[wire.Code]error{
-			wire.CodeRefused: web.ErrRefused, wire.CodeUnreachable: web.ErrUnreachable, wire.CodeLimit: web.ErrLimit, wire.CodeService: web.ErrRemoved,
-			wire.CodeDrain: web.ErrAway,
-		}[c.Stream.Code()]
-		if why != nil {
-			err = fmt.Errorf("%w: %w", why, err)
+	return n, c.explain(err)
+}
+
+// Write implements net.Conn. It may meet a reset before Read does.
+func (c *targetConn) Write(b []byte) (int, error) {
+	n, err := c.Stream.Write(b)
+	return n, c.explain(err)
+}
+
+// resets are what the codes of a bridge's resets mean for a request.
+var resets = map[wire.Code]error{
+	wire.CodeRefused: web.ErrRefused, wire.CodeUnreachable: web.ErrUnreachable, wire.CodeLimit: web.ErrLimit, wire.CodeService: web.ErrRemoved,
+	wire.CodeDrain: web.ErrAway,
+}
+
+// explain adds to an error what the bridge said.
+func (c *targetConn) explain(err error) error {
+	if errors.Is(err, link.ErrReset) {
+		if why := resets[c.Stream.Code()]; why != nil {
+			return fmt.Errorf("%w: %w", why, err)
 		}
 	}
-	return n, err
+	return err
 }
 
 // Close implements net.Conn.
