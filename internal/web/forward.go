@@ -107,6 +107,7 @@ func (buffers) Put(b []byte) { bufferPool.Put(&b) }
 func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	out, o := pr.Out, x.options
 	out.URL.Scheme, out.URL.Host = "http", "target" // where Dial leads; the transport keeps one list of connections
+	out.URL.Opaque = ""                             // it would be written in the place of the path; check lets none through
 	out.Host = pr.In.Host
 	out.URL.RawQuery = pr.In.URL.RawQuery // what the client wrote: net/http's idea of a good query is not the target's
 	x.forwarded(pr)

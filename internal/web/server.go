@@ -234,6 +234,9 @@ func (x *exchange) check(r *http.Request) (host string, err error) {
 		}
 		x.last = unsure
 	}
+	if err := checkForm(r); err != nil {
+		return "", err
+	}
 	if r.ProtoMajor < 2 && r.URL.Host != "" {
 		if scheme := map[bool]string{true: "https", false: "http"}[r.TLS != nil]; !strings.EqualFold(r.URL.Scheme, scheme) {
 			return "", fmt.Errorf("the request is for %s, and this is %s", r.URL.Scheme, scheme)
@@ -248,6 +251,22 @@ func (x *exchange) check(r *http.Request) (host string, err error) {
 		r.Header.Del("Host")
 	}
 	return grammar.RequestHost(r.Host)
+}
+
+// checkForm refuses a request target that is neither a path nor, in HTTP/1, a URL with a host (RFC 9112, section 3.2). net/url has no path
+// for the rest of "x:http://b/c", and writes it to the target as it is: it would lead past the choice of the service. net/http itself
+// answers "OPTIONS *".
+func checkForm(r *http.Request) error {
+	u := r.URL
+	path := u.Scheme == "" && u.Host == ""
+	absolute := r.ProtoMajor < 2 && u.Scheme != "" && u.Host != ""
+	if absolute && u.Path == "" {
+		u.Path = "/"
+	}
+	if !path && !absolute || u.Opaque != "" || !strings.HasPrefix(u.Path, "/") {
+		return errors.New("what is asked for is neither a path nor a URL with a host")
+	}
+	return nil
 }
 
 // find returns the site of a request. All ways in which targets read a path must lead to the same one: no request may reach a service

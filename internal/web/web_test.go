@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"sync"
@@ -219,6 +220,14 @@ func TestAmbiguous(t *testing.T) {
 		{"a user in Host", "GET / HTTP/1.1\r\nHost: one.example@a.example\r\n\r\n", 400, "", true},
 		{"absolute form", "GET http://one.example/x?y HTTP/1.1\r\nHost: a.example\r\n\r\n", 200, "GET one.example /x?y|", false},
 		{"absolute form of another scheme", "GET https://one.example/ HTTP/1.1\r\nHost: one.example\r\n\r\n", 400, "the request is for https", true},
+		{"absolute form without a path", "GET http://one.example?y HTTP/1.1\r\nHost: a.example\r\n\r\n", 200, "GET one.example /?y|", false},
+		{"a scheme before another URL", "GET x:http://a.example/admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "neither a path nor", true},
+		{"a scheme before a host", "GET http:a.example/admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "neither a path nor", true},
+		{"a scheme before a path", "GET http:/x HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "neither a path nor", true},
+		{"absolute form without a host", "GET http:///x HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "neither a path nor", true},
+		{"a scheme alone", "GET http: HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "neither a path nor", true},
+		{"an asterisk", "GET * HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "neither a path nor", true},
+		{"OPTIONS with an asterisk", "OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n", 200, "", false},
 		{"CONNECT", "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "no proxy for clients", true},
 		{"upper case, a dot and a port", "GET / HTTP/1.1\r\nHost: A.Example.:8080\r\n\r\n", 200, "GET A.Example.:8080 /|", false},
 		{"a bad port", "GET / HTTP/1.1\r\nHost: a.example:x\r\n\r\n", 400, "", true},
@@ -272,6 +281,19 @@ func TestAmbiguous(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// TestAgainPath: a request that is sent again without being read from a connection has no other way past its path either.
+func TestAgainPath(t *testing.T) {
+	w := newWorld(t)
+	site := w.site("a.example", w.target(echo), grammar.ProxyOptions{})
+	r := httptest.NewRequest("GET", "/x", nil)
+	r.Host, r.URL.Opaque = "a.example", "http://b.example/y"
+	answer := httptest.NewRecorder()
+	w.s.Again(site, answer, r)
+	if got, want := answer.Body.String(), "GET a.example /x|"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
 }
 
 // TestReadings: whatever a target may take a path for is one of its readings.
@@ -572,12 +594,19 @@ func TestRapidReset(t *testing.T) {
 	}
 }
 
-// TestTwoNames: HTTP/2 may say the host twice, and then it must be the same.
+// TestTwoNames: HTTP/2 may say the host twice, and then it must be the same. Its path is no URL.
 func TestTwoNames(t *testing.T) {
 	w := newWorld(t)
 	w.site("a", w.target(echo), grammar.ProxyOptions{})
 	w.site("b", w.target(echo), grammar.ProxyOptions{})
-	for host, want := range map[string]string{"a": "200", "b": "400"} {
+	for _, c := range []struct{ path, host, want string }{
+		{"/", "a", "200"},
+		{"/", "b", "400"},
+		{"x:http://b/", "a", "400"},
+		{"http://b/", "a", "400"},
+		{"http:/", "a", "400"},
+		{"*", "a", "400"},
+	} {
 		u := w.user()
 		io.WriteString(u, http2.ClientPreface)
 		fr := http2.NewFramer(u, u.r)
@@ -585,7 +614,7 @@ func TestTwoNames(t *testing.T) {
 		fr.WriteSettings()
 		var head bytes.Buffer
 		enc := hpack.NewEncoder(&head)
-		for _, h := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "a"}, {":path", "/"}, {"host", host}} {
+		for _, h := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "a"}, {":path", c.path}, {"host", c.host}} {
 			enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
 		}
 		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndStream: true, EndHeaders: true})
@@ -595,8 +624,8 @@ func TestTwoNames(t *testing.T) {
 				t.Fatal(err)
 			}
 			if h, ok := f.(*http2.MetaHeadersFrame); ok {
-				if got := h.PseudoValue("status"); got != want {
-					t.Errorf(":authority a and host %s: %s, want %s", host, got, want)
+				if got := h.PseudoValue("status"); got != c.want {
+					t.Errorf(":authority a, host %s and :path %s: %s, want %s", c.host, c.path, got, c.want)
 				}
 				break
 			}
