@@ -110,6 +110,7 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	out.URL.Opaque = ""                             // it would be written in the place of the path; check lets none through
 	out.Host = pr.In.Host
 	out.URL.RawQuery = pr.In.URL.RawQuery // what the client wrote: net/http's idea of a good query is not the target's
+	withoutHTTPUpgrade(out.Header)
 	x.forwarded(pr)
 	if o.HostHeader != "" {
 		out.Host = o.HostHeader
@@ -127,6 +128,29 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	if out.Body != nil && out.Body != http.NoBody {
 		out.Body = &sending{out.Body, x.visit}
 	}
+}
+
+// withoutHTTPUpgrade removes from a request the protocols that carry further requests: behind an upgrade to one of these nobody would look
+// at Host and path any more. A server may ignore an Upgrade (RFC 9110, section 7.8), and HTTP/2 no longer has one (RFC 9113, section 3.1).
+// It runs behind ReverseProxy, which has left one field of Upgrade, with nothing else in Connection.
+func withoutHTTPUpgrade(h http.Header) {
+	h.Del("HTTP2-Settings")
+	var kept []string
+	for protocol := range strings.SplitSeq(h.Get("Upgrade"), ",") {
+		protocol = strings.Trim(protocol, " \t")
+		name, _, _ := strings.Cut(protocol, "/")
+		switch strings.ToLower(name) {
+		case "", "h2c", "h2", "http", "tls": // tls: RFC 2817, HTTP is spoken above it
+		default:
+			kept = append(kept, protocol)
+		}
+	}
+	if len(kept) > 0 {
+		h.Set("Upgrade", strings.Join(kept, ", "))
+		return
+	}
+	h.Del("Upgrade")
+	h.Del("Connection")
 }
 
 // forwarded says who the client is. What it says itself of that counts only if it is one of those who are trusted.

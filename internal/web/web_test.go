@@ -469,6 +469,30 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
+// TestUpgradeToHTTP: no connection becomes one of HTTP again behind the choice of the service. The request is served without that.
+func TestUpgradeToHTTP(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(rw, "%q %q %q", r.Header["Connection"], r.Header["Upgrade"], r.Header["Http2-Settings"])
+	}), grammar.ProxyOptions{})
+	for _, c := range []struct{ headers, want string }{
+		{"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n", "[] [] []"},
+		{"Connection: upgrade\r\nupgrade: H2C\r\nhttp2-settings: AAMAAABk\r\n", "[] [] []"},
+		{"Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n", `["Upgrade"] ["websocket"] []`},
+		{"Connection: Upgrade\r\nUpgrade: h2c ,chat/2 ,\r\n", `["Upgrade"] ["chat/2"] []`},
+		{"Connection: Upgrade\r\nUpgrade: h2\r\nUpgrade: h2c\r\n", "[] [] []"},
+		{"Connection: Upgrade\r\nUpgrade: HTTP/2.0, TLS/1.0\r\n", "[] [] []"},
+		{"Connection: Upgrade\r\nUpgrade: h2cx\r\n", `["Upgrade"] ["h2cx"] []`},
+		{"Upgrade: h2c\r\n", "[] [] []"},
+		{"HTTP2-Settings: AAMAAABk\r\n", "[] [] []"},
+	} {
+		resp, body := w.user().ask("GET / HTTP/1.1\r\nHost: a\r\n" + c.headers + "\r\n")
+		if resp.StatusCode != 200 || body != c.want {
+			t.Errorf("%q: %s, the target got %s; want %s", c.headers, resp.Status, body, c.want)
+		}
+	}
+}
+
 // TestStreams: nothing waits for the end of a body, in either direction, and trailers and informational answers pass.
 func TestStreams(t *testing.T) {
 	for _, h2c := range []bool{false, true} {
