@@ -15,6 +15,7 @@ type framing struct {
 	mu     sync.Mutex
 	blind  bool // guarded by mu, as all below
 	inside bool // of a head
+	begun  bool // the head has a line: net/http skips empty ones before it, behind a POST
 	length bool // the head has a Content-Length
 	coding bool // the head has a Transfer-Encoding
 	line   []byte
@@ -31,7 +32,7 @@ var (
 
 // begin expects a head.
 func (f *framing) begin() {
-	f.inside, f.length, f.coding, f.line, f.behind, f.body = true, false, false, f.line[:0], 0, 0
+	f.inside, f.begun, f.length, f.coding, f.line, f.behind, f.body = true, false, false, false, f.line[:0], 0, 0
 }
 
 // read sees what was read of the connection.
@@ -51,9 +52,10 @@ func (f *framing) readLocked(b []byte) {
 			return
 		}
 		switch {
-		case c == '\n' && len(bytes.TrimRight(f.line, "\r")) == 0:
-			f.inside = false
 		case c == '\n':
+			empty := len(bytes.TrimRight(f.line, "\r")) == 0
+			f.inside = !empty || !f.begun
+			f.begun = f.begun || !empty
 			f.line = f.line[:0]
 		case len(f.line) <= len(nameCoding):
 			f.line = append(f.line, lower(c))

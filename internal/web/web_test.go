@@ -801,6 +801,29 @@ func TestFraming(t *testing.T) {
 	if resp, _ := u.ask(mixed); resp.StatusCode != 400 || !resp.Close {
 		t.Errorf("behind two others: %s", resp.Status)
 	}
+	for _, empty := range []string{"\r\n", "\n", "\r\n\r\n", "\n\n\n\n", "\r", "\r\r\n"} { // net/http takes them behind a POST
+		u = w.user()
+		u.ask(body)
+		if resp, got := u.ask(empty + mixed); resp.StatusCode != 400 || !resp.Close {
+			t.Errorf("behind a POST and %q: %s %q, close %v", empty, resp.Status, got, resp.Close)
+		}
+		u = w.user()
+		for _, r := range []string{body, empty + body, empty + chunked} {
+			if resp, got := u.ask(r); resp.StatusCode != 200 || resp.Close {
+				t.Errorf("%.20q: %s %q, close %v", r, resp.Status, got, resp.Close)
+			}
+		}
+		u = w.user()
+		u.ask(body + empty) // sent ahead
+		if resp, _ := u.ask(mixed); !resp.Close {
+			t.Errorf("behind a POST that was sent with %q: %s, and the connection goes on", empty, resp.Status)
+		}
+	}
+	u = w.user()
+	u.ask(plain)
+	if resp, _ := u.ask("\r\n" + plain); resp.StatusCode != 400 || !resp.Close {
+		t.Errorf("an empty line behind a GET: %s", resp.Status)
+	}
 	u = w.user()
 	io.WriteString(u, plain+mixed+plain) // sent ahead
 	u.answer("the first")
