@@ -106,6 +106,7 @@ func (s *Server) prepareOnce() {
 		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		Protocols: new(http.Protocols),
 	}
+	s.http.DisableGeneralOptionsHandler = true // it answers "OPTIONS *" before check has seen the request
 	s.http.ConnState = func(c net.Conn, state http.ConnState) {
 		if state == http.StateIdle {
 			clientOf(c).frames.idle()
@@ -200,6 +201,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if x.last {
 		w.Header().Set("Connection", "close")
 	}
+	if r.URL.Path == "*" { // OPTIONS, of this server as a whole
+		w.Header().Set("Content-Length", "0")
+		return
+	}
 	if s.Before != nil && s.Before(w, r) {
 		return
 	}
@@ -254,14 +259,16 @@ func (x *exchange) check(r *http.Request) (host string, err error) {
 }
 
 // checkForm refuses a request target that is neither a path nor, in HTTP/1, a URL with a host (RFC 9112, section 3.2). net/url has no path
-// for the rest of "x:http://b/c", and writes it to the target as it is: it would lead past the choice of the service. net/http itself
-// answers "OPTIONS *".
+// for the rest of "x:http://b/c", and writes it to the target as it is: it would lead past the choice of the service.
 func checkForm(r *http.Request) error {
 	u := r.URL
 	path := u.Scheme == "" && u.Host == ""
 	absolute := r.ProtoMajor < 2 && u.Scheme != "" && u.Host != ""
 	if absolute && u.Path == "" {
 		u.Path = "/"
+	}
+	if path && u.Path == "*" && r.Method == http.MethodOptions {
+		return nil
 	}
 	if !path && !absolute || u.Opaque != "" || !strings.HasPrefix(u.Path, "/") {
 		return errors.New("what is asked for is neither a path nor a URL with a host")

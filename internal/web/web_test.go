@@ -228,6 +228,8 @@ func TestAmbiguous(t *testing.T) {
 		{"a scheme alone", "GET http: HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "neither a path nor", true},
 		{"an asterisk", "GET * HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "neither a path nor", true},
 		{"OPTIONS with an asterisk", "OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n", 200, "", false},
+		{"OPTIONS with an asterisk, CL and TE", "OPTIONS * HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "both Content-Length", true},
+		{"OPTIONS with an asterisk and two hosts in one", "OPTIONS * HTTP/1.1\r\nHost: a.example, one.example\r\n\r\n", 400, "", true},
 		{"CONNECT", "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "no proxy for clients", true},
 		{"upper case, a dot and a port", "GET / HTTP/1.1\r\nHost: A.Example.:8080\r\n\r\n", 200, "GET A.Example.:8080 /|", false},
 		{"a bad port", "GET / HTTP/1.1\r\nHost: a.example:x\r\n\r\n", 400, "", true},
