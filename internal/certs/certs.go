@@ -328,16 +328,42 @@ func (m *Manager) read(ctx context.Context, host string) (missing bool, err erro
 		return false, ctx.Err()
 	}
 	defer func() { <-m.disk }()
-	cert, err := m.magic.CacheManagedCertificate(ctx, host)
+	cert, err := m.load(ctx, host)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil
 	}
 	return err == nil && cert.NeedsRenewal(m.magic), err
 }
 
+// load takes the certificate of a host from the disk. The error is fs.ErrNotExist if there is none, or none that can be used.
+//
+// A certificate is three files, which are written one after the other. A crash between them leaves a key and a certificate that do not
+// belong together. Then the last one is removed, and the certificate is as incomplete as one that was never written to its end: whoever
+// asks the authority for another one replaces all three.
+func (m *Manager) load(ctx context.Context, host string) (certmagic.Certificate, error) {
+	cert, err := m.magic.CacheManagedCertificate(ctx, host)
+	if err == nil || errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil {
+		return cert, err
+	}
+	key, crt, meta := certmagic.StorageKeys.SitePrivateKey, certmagic.StorageKeys.SiteCert, certmagic.StorageKeys.SiteMeta
+	for _, file := range []func(issuer, host string) string{key, crt, meta} {
+		if _, err := m.cfg.Files.Read(file(m.ask.key, host)); err != nil {
+			return cert, err // what cannot be read now may be whole
+		}
+	}
+	if err := m.cfg.Files.Remove(meta(m.ask.key, host)); err != nil {
+		return cert, fmt.Errorf("remove a certificate that cannot be used: %w", err)
+	}
+	m.mu.Lock()
+	owner := m.names[host].owner // it is busy, so the entry is there
+	m.mu.Unlock()
+	m.say(slog.LevelWarn, owner, "certificate on the disk cannot be used, another one is asked for", "host", host, "key", owner, "err", err)
+	return cert, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+}
+
 // obtain asks the authority for a certificate, or for a newer one.
 func (m *Manager) obtain(ctx context.Context, host string) error {
-	old, err := m.magic.CacheManagedCertificate(ctx, host)
+	old, err := m.load(ctx, host)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = m.magic.ObtainCertSync(ctx, host)

@@ -41,6 +41,7 @@ type world struct {
 	https    net.Listener
 	http     *httptest.Server
 	stop     func()
+	wrap     func(Files) Files // nil: the manager has the files as they are
 }
 
 // listen opens the ports that an authority connects to.
@@ -91,6 +92,9 @@ func (w *world) run(cfg Config) {
 	say := lines.New(slog.New(w.journal))
 	go say.Run()
 	cfg.Files, cfg.Log = dir.TLS(), say
+	if w.wrap != nil {
+		cfg.Files = w.wrap(cfg.Files)
+	}
 	if cfg.LookEvery == 0 {
 		cfg.LookEvery = 100 * time.Millisecond
 	}
