@@ -44,7 +44,7 @@ func (b *Bridge) serveTLS(a *traffic.Admission, s *link.Stream, svc Service) {
 	}
 	a.Go(func() {
 		s.SetDeadline(time.Now().Add(b.hellos.time))
-		t, err := relay.Handshake(s, svc.TLS, h.waits, h.heard)
+		t, err := relay.Handshake(s, svc.TLS, h.computes.Waits, h.computes.Heard)
 		s.SetDeadline(time.Time{})
 		if why := h.leave(); why != nil {
 			err = why
@@ -86,7 +86,7 @@ func refuseHandshake(a *traffic.Admission, s *link.Stream, err error) {
 // handshakes bounds what users can take who are not through their handshake: places, and the time of processors. When all places are
 // taken, the oldest handshake of the client that has most of them goes, if it has at least two more than the newcomer.
 type handshakes struct {
-	turns chan struct{} // one element for each that is computed now
+	turns *traffic.Handshakes
 	time  time.Duration // that each has
 
 	mu      sync.Mutex
@@ -97,24 +97,24 @@ type handshakes struct {
 
 // handshake is a place.
 type handshake struct {
-	of     *handshakes
-	client netip.Prefix
-	stream *link.Stream
-	turn   bool // only the handshake's goroutine uses it
+	of       *handshakes
+	client   netip.Prefix
+	stream   *link.Stream
+	computes *traffic.Handshake // only the handshake's goroutine uses it
 
 	at   *list.Element // guarded by of.mu, as gone; nil: it is out
 	gone bool          // made way for another
 }
 
-// init sets how many there may be. Half of the processors compute them, so that a flood leaves the other half to those who are through.
+// init sets how many there may be.
 func (hs *handshakes) init(most, processors int) {
 	hs.time = handshakeTime
-	hs.most, hs.turns, hs.clients = most, make(chan struct{}, max(processors/2, 1)), make(map[netip.Prefix]*list.List)
+	hs.most, hs.turns, hs.clients = most, traffic.NewHandshakes(processors), make(map[netip.Prefix]*list.List)
 }
 
 // enter takes a place for the handshake on a stream. It returns nil if there is none.
 func (hs *handshakes) enter(s *link.Stream) *handshake {
-	h := &handshake{of: hs, client: traffic.Block(s.Open().Client.Addr()), stream: s}
+	h := &handshake{of: hs, client: traffic.Block(s.Open().Client.Addr()), stream: s, computes: hs.turns.Handshake()}
 	victim, ok := hs.place(h)
 	if victim != nil {
 		victim.stream.Reset(wire.CodeLimit)
@@ -170,25 +170,9 @@ func (hs *handshakes) removeLocked(h *handshake) {
 	hs.n--
 }
 
-// heard waits for a turn to compute: one of the few for handshakes, then one of the link's, so that a processor stays free for streams.
-func (h *handshake) heard() {
-	h.of.turns <- struct{}{}
-	link.TakeTurn(link.ChunkSize)
-	h.turn = true
-}
-
-// waits gives the turn back.
-func (h *handshake) waits() {
-	if h.turn {
-		h.turn = false
-		link.EndTurn(link.ChunkSize)
-		<-h.of.turns
-	}
-}
-
 // leave gives everything back. It returns an error if the place was taken away.
 func (h *handshake) leave() error {
-	h.waits()
+	h.computes.Waits()
 	h.of.mu.Lock()
 	defer h.of.mu.Unlock()
 	h.of.removeLocked(h)
