@@ -90,9 +90,58 @@ func (p *Proxy) asksForProof(hello *entrance.Hello) bool {
 // prove answers an authority. The proof is in the handshake.
 func (p *Proxy) prove(conn net.Conn, hello *entrance.Hello) {
 	conn.SetDeadline(time.Now().Add(entrance.HelloTime))
-	t := tls.Server(entrance.Again(conn, hello.Read), &tls.Config{GetCertificate: p.cfg.Certificates.GetCertificate, NextProtos: []string{acmeProtocol}})
+	turned := p.inTurn(conn)
+	t := tls.Server(entrance.Again(turned, hello.Read), &tls.Config{GetCertificate: p.cfg.Certificates.GetCertificate, NextProtos: []string{acmeProtocol}})
 	_ = t.Handshake() // the authority says what was wrong with it
+	turned.over()
 	t.Close()
+}
+
+// turned is a connection during its TLS handshake, which is computed in a turn. While it waits for the client it has none.
+type turned struct {
+	net.Conn
+	handshake *traffic.Handshake // nil: it is over
+}
+
+// inTurn waits for a turn to compute a handshake whose first bytes are there. over ends the last turn.
+func (p *Proxy) inTurn(conn net.Conn) *turned {
+	t := &turned{conn, p.names.handshakes.Handshake()}
+	t.handshake.Heard()
+	return t
+}
+
+// over is called when the handshake is, before others use the connection.
+func (t *turned) over() {
+	t.handshake.Waits()
+	t.handshake = nil
+}
+
+// Read implements net.Conn. Who left while it was waited for takes no other turn.
+func (t *turned) Read(b []byte) (int, error) { return t.do(t.Conn.Read, b) }
+
+// Write implements net.Conn.
+func (t *turned) Write(b []byte) (int, error) { return t.do(t.Conn.Write, b) }
+
+func (t *turned) do(move func([]byte) (int, error), b []byte) (n int, err error) {
+	if t.handshake == nil {
+		return move(b)
+	}
+	t.handshake.Waits()
+	if n, err = move(b); err == nil {
+		t.handshake.Heard()
+	}
+	return n, err
+}
+
+// NetConn is the connection below.
+func (t *turned) NetConn() net.Conn { return t.Conn }
+
+// CloseWrite ends the direction to the client.
+func (t *turned) CloseWrite() error {
+	if w, ok := t.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // endsTLS reports whether the TLS of a client ends here: the most specific name that is served for its server name is a https/ one. A
@@ -129,9 +178,11 @@ func (p *Proxy) serveSecure(conn net.Conn, hello *entrance.Hello, pass *pass) {
 		return
 	}
 	conn.SetDeadline(time.Now().Add(entrance.HelloTime))
-	client := p.webClient(entrance.Again(conn, hello.Read), pass)
-	t := tls.Server(client, p.names.tls)
-	if err := t.Handshake(); err != nil {
+	turned := p.inTurn(conn)
+	t := tls.Server(p.webClient(entrance.Again(turned, hello.Read), pass), p.names.tls)
+	err := t.Handshake()
+	turned.over()
+	if err != nil {
 		t.Close()
 		if _, broken := errors.AsType[*net.OpError](err); !broken { // its connection, or it did not like the certificate
 			p.names.gate.report(p.log, conn.RemoteAddr(), fmt.Errorf("TLS for %q: %w", hello.Name, err))

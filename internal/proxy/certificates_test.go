@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -164,4 +166,78 @@ func (w *world) eventually(what string, ok func() bool) {
 			w.t.Fatalf("never: %s", what)
 		}
 	}
+}
+
+// crowded counts who is in GetCertificate at once, and keeps each there until too many are, or for a moment.
+type crowded struct {
+	*fakeCertificates
+	most    int32
+	inside  atomic.Int32
+	tooMany chan struct{} // closed when more than most are inside
+	once    sync.Once
+}
+
+func (c *crowded) GetCertificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	defer c.inside.Add(-1)
+	if c.inside.Add(1) > c.most {
+		c.once.Do(func() { close(c.tooMany) })
+	}
+	select {
+	case <-c.tooMany:
+	case <-time.After(10 * time.Millisecond):
+	}
+	return c.fakeCertificates.GetCertificate(h)
+}
+
+// TestSecureTurns: half of the processors compute the handshakes of strangers, also those of whoever looks for a proof. A client that is
+// waited for keeps nobody out.
+func TestSecureTurns(t *testing.T) {
+	f := &crowded{fakeCertificates: newFakeCertificates(t, "a.example", "none.example", "prove.example"), tooMany: make(chan struct{})}
+	f.most = int32(max(runtime.GOMAXPROCS(0)/2, 1))
+	nas := key(t, "nas", "https/*")
+	w := start(t, Config{HTTPS: "127.0.0.1:0", Certificates: f, Settings: Settings{Keys: []Key{nas}}})
+	w.bridge(nas, how{instance: 1}, "https/a.example", "https/none.example").target(say("nas"))
+
+	var wg sync.WaitGroup
+	for i := range int(f.most) + 12 {
+		conn := w.user(w.p.names.ln.Addr().String())
+		name := []string{"a.example", "none.example", "prove.example"}[i%3]
+		cfg := &tls.Config{ServerName: name, RootCAs: f.roots}
+		if name == "prove.example" {
+			cfg.NextProtos = []string{acmeProtocol}
+		}
+		wg.Go(func() {
+			if err := tls.Client(conn, cfg).Handshake(); (err == nil) == (name == "none.example") {
+				t.Errorf("a handshake for %s: %v", name, err)
+			}
+		})
+	}
+	wg.Wait()
+	select {
+	case <-f.tooMany:
+		t.Errorf("more than %d handshakes are computed at once", f.most)
+	default:
+	}
+
+	// They say hello, and nothing more.
+	var silent []net.Conn
+	for range f.most + 4 {
+		conn, _ := w.hello("a.example")
+		silent = append(silent, conn)
+		if _, err := conn.Read(make([]byte, 1)); err != nil {
+			t.Fatalf("the server's part of the handshake: %s", err)
+		}
+	}
+	conn, err := w.secure(f.fakeCertificates, "a.example")
+	if err != nil {
+		t.Fatalf("beside clients that say nothing: %s", err)
+	}
+	u := &httpUser{t, conn, bufio.NewReader(conn)}
+	if resp, body := u.ask(get("a.example", "/")); resp.StatusCode != http.StatusOK {
+		t.Errorf("beside clients that say nothing: %s %q", resp.Status, body)
+	}
+	for _, conn := range silent {
+		conn.Close()
+	}
+	w.eventually("no turn is taken", func() bool { return w.p.names.handshakes.Computing() == 0 })
 }

@@ -23,6 +23,8 @@ type namePort struct {
 	gate *gate        // for those who have not said it yet
 	tls  *tls.Config  // for https/ names
 
+	handshakes *traffic.Handshakes // of those whose TLS ends here
+
 	addresses atomic.Int32 // how many https/ names are IP addresses
 }
 

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -157,7 +158,7 @@ func New(cfg Config) *Proxy {
 	p.web.server.Page = p.toSecure
 	if cfg.Certificates != nil {
 		p.web.server.Before, p.web.server.Covers = p.proof, p.covers
-		p.names.tls = p.secureTLS()
+		p.names.tls, p.names.handshakes = p.secureTLS(), traffic.NewHandshakes(runtime.GOMAXPROCS(0))
 	}
 	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
