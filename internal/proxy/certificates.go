@@ -169,8 +169,8 @@ func (p *Proxy) endsTLS(hello *entrance.Hello) bool {
 	return false
 }
 
-// serveSecure ends the TLS of a client and hands the connection to the server for HTTP. Until the first request is there, it has its place
-// at the gate. It takes over the pass.
+// serveSecure ends the TLS of a client and hands the connection to the server for HTTP. Until a service lets it in, it has its place at
+// the gate. It takes over the pass.
 func (p *Proxy) serveSecure(conn net.Conn, hello *entrance.Hello, pass *pass) {
 	if !p.port.descriptors.Take(sys.ForUsers) {
 		pass.leave(false)

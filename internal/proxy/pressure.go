@@ -12,8 +12,10 @@ import (
 func (p *Proxy) pressure(snap *status.Snapshot) []status.Pressure {
 	list := p.port.memory.AppendTo(p.port.short.AppendTo(p.conns.Pressure(nil)))
 	list = p.balancers.gate.appendTo(p.port.gate.appendTo(list))
-	if p.names.gate != nil {
-		list = p.names.gate.appendTo(list)
+	for _, g := range []*gate{p.names.gate, p.web.gate} {
+		if g != nil {
+			list = g.appendTo(list)
+		}
 	}
 	if pool := p.port.descriptors; p.registry.Short() > 0 || pool.Free(sys.ForListeners) == 0 && pool.Taken(sys.ForListeners) > 0 {
 		list = append(list, status.Pressure{

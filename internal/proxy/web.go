@@ -24,7 +24,7 @@ import (
 // webPort is the port of http/ names, and the server for what speaks HTTP there or elsewhere.
 type webPort struct {
 	ln     net.Listener // nil: there is none
-	gate   *gate        // for those who have not sent a request yet
+	gate   *gate        // for those whom no service has let in yet
 	server web.Server
 }
 
@@ -33,14 +33,16 @@ func (p *Proxy) listenWeb(lc net.ListenConfig) (err error) {
 		return nil
 	}
 	p.web.gate = newGate(p.port.descriptors.Size(sys.ForUsers))
-	p.web.gate.about = "connections to the port for HTTP (http) that sent no request"
+	p.web.gate.about = "connections to the port for HTTP (http) that reached no service"
+	p.web.gate.what = "places at the port for HTTP (http) for who has reached no service"
 	if p.web.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.HTTP), p.cfg.HTTP); err != nil {
 		return fmt.Errorf("open the port for HTTP (http %s): %w", p.cfg.HTTP, err)
 	}
 	return nil
 }
 
-// acceptWeb accepts clients. Until the first request of each is there, it has a place at the gate.
+// acceptWeb accepts clients. Until a service lets it in, each has a place at the gate, as those have who say nothing: who asks for nothing
+// that is served here is among the first to go when others come.
 func (p *Proxy) acceptWeb(ln net.Listener) {
 	p.acceptThrough(p.web.gate, ln, sys.ForUsers, func(conn net.Conn, pass *pass) {
 		user, err := p.introduced(conn)
@@ -75,8 +77,8 @@ func (p *Proxy) webClient(conn net.Conn, pass *pass) *web.Client {
 			pass.leave(false)
 		}
 	}
-	c := p.web.server.NewClient(conn, leave, func(heard bool) {
-		if !heard {
+	c := p.web.server.NewClient(conn, leave, func(entered bool) {
+		if !entered {
 			leave()
 		}
 		p.giveDoor(d)

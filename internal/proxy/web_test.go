@@ -8,12 +8,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"reverser/internal/link"
 	"reverser/internal/relay"
+	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
@@ -289,6 +291,74 @@ func TestSilentAtTheWeb(t *testing.T) {
 		}
 	}
 	u.ask(get("a.example", "/"))
+}
+
+// TestWebStrangers: those who ask for nothing that is served here are the first to go when others come, with TLS and without, and what they
+// took is given back once. A client that a service has let in stays.
+func TestWebStrangers(t *testing.T) {
+	f := newFakeCertificates(t, "a.example", "none.example")
+	k := key(t, "nas", "http/*", "https/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", HTTPS: "127.0.0.1:0", Certificates: f, Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example", "https/a.example")
+	b.target(say("nas"))
+	pool := w.p.port.descriptors
+	eventually(t, "each port has a descriptor for who comes next", func() bool { return pool.Taken(sys.ForHellos) == 1 })
+	users, hellos := pool.Taken(sys.ForUsers), pool.Taken(sys.ForHellos)
+	for what, c := range map[string]struct {
+		gate *gate
+		user func() *httpUser
+	}{
+		"plain": {w.p.web.gate, w.httpUser},
+		"TLS": {w.p.names.gate, func() *httpUser {
+			conn, err := w.secure(f, "a.example")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return &httpUser{t, conn, bufio.NewReader(conn)}
+		}},
+	} {
+		c.gate.mu.Lock()
+		c.gate.room.most = 8
+		c.gate.mu.Unlock()
+		inside := func() int {
+			c.gate.mu.Lock()
+			defer c.gate.mu.Unlock()
+			n, _ := c.gate.room.held()
+			return n
+		}
+		served := c.user()
+		served.ask(get("a.example", "/"))
+		var strangers []*httpUser
+		for i := range 40 {
+			u := c.user()
+			if resp, _ := u.ask(get("none.example", "/")); resp.StatusCode/100 != 4 {
+				t.Errorf("%s: the %d. stranger: %s, want a page", what, i, resp.Status)
+			}
+			strangers = append(strangers, u)
+		}
+		for i, u := range strangers[:32] {
+			if _, err := u.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatalf("%s: the %d. stranger was not sent away: %v", what, i, err)
+			}
+		}
+		last := strangers[39]
+		last.ask(get("none.example", "/"))
+		before := inside()
+		last.ask(get("a.example", "/"))
+		last.ask(get("none.example", "/"))
+		if now := inside(); now != before-1 {
+			t.Errorf("%s: one that a service has let in has left %d places at the gate, want 1", what, before-now)
+		}
+		for _, u := range append(strangers, served) {
+			if u == served {
+				u.ask(get("a.example", "/"))
+			}
+			u.Close()
+		}
+		eventually(t, what+": all have given back what they took", func() bool {
+			return inside() == 0 && pool.Taken(sys.ForUsers) == users && pool.Taken(sys.ForHellos) == hellos
+		})
+	}
 }
 
 // TestWebDrain: a proxy that stops lets a request finish, and closes idle connections at once.

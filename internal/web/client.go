@@ -18,10 +18,10 @@ type Client struct {
 	Data any // the owner's
 
 	server *Server
-	first  func() // called with the first request
+	first  func() // called when a service lets it in for the first time
 	gone   func() // called at the end
 	once   sync.Once
-	said   atomic.Bool
+	said   atomic.Bool // first was called, or is not to be any more
 	frames framing
 
 	mu     sync.Mutex
@@ -31,10 +31,11 @@ type Client struct {
 	reset  bool
 }
 
-// NewClient makes a client of a connection. heard, unless nil, is called when its first request is there, and gone when it is over; when heard
-// was not called before, gone is told so.
-func (s *Server) NewClient(conn net.Conn, heard func(), gone func(heard bool)) *Client {
-	c := &Client{Conn: conn, server: s, first: heard, visits: make(map[*Site]*Visit)}
+// NewClient makes a client of a connection. entered, unless nil, is called when a service lets it in for the first time: whoever only gets
+// pages of this server's own costs no service anything, and none counts it. gone is called when the connection is over, and told whether
+// entered was called before.
+func (s *Server) NewClient(conn net.Conn, entered func(), gone func(entered bool)) *Client {
+	c := &Client{Conn: conn, server: s, first: entered, visits: make(map[*Site]*Visit)}
 	c.frames.begin()
 	c.gone = func() {
 		if gone != nil {
@@ -62,7 +63,8 @@ func (c *Client) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (c *Client) heard() {
+// entered says that a service has let the client in.
+func (c *Client) entered() {
 	if c.said.CompareAndSwap(false, true) && c.first != nil {
 		c.first()
 	}
@@ -173,6 +175,7 @@ func (c *Client) visit(site *Site) (*Visit, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.entered()
 	v.mu.Lock()
 	v.left, v.moved = left, moved
 	ended := v.over // meanwhile

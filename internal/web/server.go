@@ -190,7 +190,6 @@ func (id requestID) String() string { return hex.EncodeToString(id[:]) }
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(clientKey{}).(*Client)
-	c.heard()
 	x := &exchange{server: s, client: c, id: newID()}
 	host, err := x.check(r)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -854,5 +855,44 @@ func TestEndedOnEntry(t *testing.T) {
 	<-left
 	if n := len(left); n > 0 {
 		t.Errorf("it was left %d times more", n)
+	}
+}
+
+// TestEntered: the owner of a client hears once that a service has let it in, and never of a client that only gets pages.
+func TestEntered(t *testing.T) {
+	w := newWorld(t)
+	addr := w.target(echo)
+	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.site("a", addr, grammar.ProxyOptions{})
+	w.site("b", addr, grammar.ProxyOptions{})
+	w.site("locked", addr, grammar.ProxyOptions{BasicAuth: []string{"ann:" + string(hash)}})
+	w.site("full", addr, grammar.ProxyOptions{}).Enter = func(*Visit) (func(bool), func(uint64, uint64), error) { return nil, nil, ErrLimit }
+	for host, want := range map[string]int{"a": 200, "b": 200, "none": 404, "locked": 401, "full": 503} {
+		var entered atomic.Int64
+		gone := make(chan bool, 2)
+		near, far := net.Pipe()
+		w.s.Serve(w.s.NewClient(near, func() { entered.Add(1) }, func(entered bool) { gone <- entered }))
+		u := &user{t: t, r: bufio.NewReader(far)}
+		for range 3 {
+			io.WriteString(far, "GET / HTTP/1.1\r\nHost: "+host+"\r\n\r\n")
+			if resp, _ := u.answer(host); resp.StatusCode != want {
+				t.Errorf("%s: %s, want %d", host, resp.Status, want)
+			}
+		}
+		if want == 200 {
+			io.WriteString(far, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+			u.answer("another service")
+		}
+		far.Close()
+		said, times := <-gone, entered.Load()
+		if said != (want == 200) || times != map[bool]int64{true: 1, false: 0}[want == 200] {
+			t.Errorf("%s: it entered %d times, and gone says %v", host, times, said)
+		}
+		if len(gone) > 0 {
+			t.Errorf("%s: gone twice", host)
+		}
 	}
 }
