@@ -12,9 +12,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"reverser/internal/link"
+	"reverser/internal/registry"
 	"reverser/internal/relay"
+	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
@@ -358,6 +361,41 @@ func TestWebStrangers(t *testing.T) {
 		eventually(t, what+": all have given back what they took", func() bool {
 			return inside() == 0 && pool.Taken(sys.ForUsers) == users && pool.Taken(sys.ForHellos) == hellos
 		})
+	}
+}
+
+// TestWebLeftWhileAway: who leaves while the bridge is away does not keep the place of those who wait for it.
+func TestWebLeftWhileAway(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example")
+	b.stop()
+	<-b.done
+	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
+	begun := time.Now()
+	pairs := func() int { return len(w.p.Status().Pairs) }
+	var users []*httpUser
+	for range registry.MaxHeld {
+		u := w.httpUser()
+		io.WriteString(u, get("a.example", "/"))
+		users = append(users, u)
+	}
+	eventually(t, "all are pairs", func() bool { return pairs() == len(users) })
+	for _, u := range users {
+		u.Close()
+	}
+	eventually(t, "none is", func() bool { return pairs() == 0 })
+	for {
+		u := w.httpUser()
+		io.WriteString(u, get("a.example", "/"))
+		u.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		if _, err := u.r.ReadByte(); errors.Is(err, os.ErrDeadlineExceeded) {
+			return // it waits
+		}
+		u.Close()
+		if time.Since(begun) > registry.Hold {
+			t.Fatal("no other could wait before those who left had waited for as long as anybody may")
+		}
 	}
 }
 

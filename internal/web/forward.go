@@ -25,6 +25,7 @@ type exchange struct {
 	client   *Client
 	site     *Site // nil: not found yet
 	visit    *Visit
+	ctx      context.Context // of the request; ends with the visit, too
 	options  *grammar.ProxyOptions
 	id       requestID
 	host     string
@@ -73,6 +74,7 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 			x.client.Reset() // an answer without a length would look complete
 		}
 	}()
+	x.ctx = ctx
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
 		if up, ok := info.Conn.(*Upstream); ok {

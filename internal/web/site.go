@@ -42,7 +42,8 @@ type Site struct {
 	// Enter counts a client in. left is called when it is over, and told whether all of its exchanges came to their end; moved is told of
 	// bytes of bodies as they move.
 	Enter func(v *Visit) (left func(complete bool), moved func(sent, received uint64), err error)
-	// Dial opens a connection to the target. It calls retired when no request may use the connection any more that is not under way.
+	// Dial opens a connection to the target. ctx ends with the request that needs one, so at the latest when its client leaves. Dial calls
+	// retired when no request may use the connection any more that is not under way.
 	Dial func(ctx context.Context, call Call, retired func()) (*Upstream, error)
 
 	// Inspect returns what keeps the exchanges under these options, which are nil while nobody knows them; nil: nothing does. It may be nil
@@ -128,6 +129,10 @@ func (p *pool) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	if x == nil {
 		return nil, errors.New("a connection to a target belongs to a request")
 	}
+	// net/http dials on when the request is over, for others that may come. But what is waited for here is counted as the client's.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(x.ctx, cancel)()
 	up, err := p.site.Dial(ctx, Call{Visit: x.visit, ID: x.id, Host: x.host, Options: p.options}, func() { p.site.retire(p) })
 	if err != nil {
 		return nil, err

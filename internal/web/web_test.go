@@ -896,3 +896,27 @@ func TestEntered(t *testing.T) {
 		}
 	}
 }
+
+// TestLeftWhileDialled: who leaves while the target is being dialled is not dialled for any more.
+func TestLeftWhileDialled(t *testing.T) {
+	w := newWorld(t)
+	for _, h2c := range []bool{false, true} {
+		begun, over := make(chan struct{}), make(chan error, 1)
+		w.site("a", "", grammar.ProxyOptions{H2C: h2c}).Dial = func(ctx context.Context, _ Call, _ func()) (*Upstream, error) {
+			close(begun)
+			select {
+			case <-ctx.Done():
+			case <-time.After(limit):
+			}
+			over <- ctx.Err()
+			return nil, ErrAway
+		}
+		u := w.user()
+		io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		<-begun
+		u.Close()
+		if err := <-over; err == nil {
+			t.Errorf("h2c %v: the dial goes on", h2c)
+		}
+	}
+}
