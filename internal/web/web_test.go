@@ -709,7 +709,7 @@ func TestBasicAuth(t *testing.T) {
 	}
 	g := &w.s.guesses
 	for i := range 2 * mostGuessers {
-		g.wrong(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32), time.Now())
+		g.begin(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32), time.Now())
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -918,5 +918,83 @@ func TestLeftWhileDialled(t *testing.T) {
 		if err := <-over; err == nil {
 			t.Errorf("h2c %v: the dial goes on", h2c)
 		}
+	}
+}
+
+// TestGuessesAtOnce: passwords that come at once are no more than those that come one after the other. Few of one address wait to be
+// looked at, and requests with the same password wait for one look.
+func TestGuessesAtOnce(t *testing.T) {
+	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	w.site("a", w.target(echo), grammar.ProxyOptions{BasicAuth: []string{"ann:" + string(hash)}})
+	g := &w.s.guesses
+	g.init()
+	var busy, asked sync.WaitGroup
+	for range cap(g.turns) {
+		g.turns <- struct{}{}
+	}
+	statuses := make(chan int, 100)
+	ask := func(from, password string) {
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).Dial("tcp", w.addr)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		r := must(http.NewRequest("GET", "http://a/", nil))
+		r.SetBasicAuth("ann", password)
+		r.Write(c)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		statuses <- resp.StatusCode
+	}
+	guesser := netip.MustParsePrefix("127.0.0.2/32")
+	for range freeGuesses - 1 {
+		g.begin(guesser, time.Now())
+	}
+	const n = 20
+	for i := range n {
+		busy.Go(func() { ask("127.0.0.2", fmt.Sprint(i)) })
+	}
+	for range n - mostQueued {
+		if got := <-statuses; got != http.StatusTooManyRequests {
+			t.Errorf("beside %d that wait: %d, want 429", mostQueued, got)
+		}
+	}
+	for range n {
+		asked.Go(func() { ask("127.0.0.3", "secret") })
+	}
+	for end := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
+		g.mu.Lock()
+		waiting := len(g.checks)
+		g.mu.Unlock()
+		if waiting == mostQueued+1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d passwords wait to be looked at, want %d", waiting, mostQueued+1)
+		}
+	}
+	for range cap(g.turns) {
+		<-g.turns
+	}
+	busy.Wait()
+	asked.Wait()
+	close(statuses)
+	got := make(map[int]int)
+	for s := range statuses {
+		got[s]++
+	}
+	if got[401] != 1 || got[429] != mostQueued-1 || got[200] != n {
+		t.Errorf("answers %v; want 1 wrong one, %d that came too early, and %d let in", got, mostQueued-1, n)
+	}
+	if len(g.checks)+len(g.queued) > 0 {
+		t.Errorf("%d passwords of %d addresses are left behind", len(g.checks), len(g.queued))
 	}
 }
