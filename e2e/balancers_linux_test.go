@@ -40,6 +40,7 @@ func startHAProxy(t *testing.T, port int, sections string) (stats string) {
 	stats socket %s mode 600 level admin
 defaults
 	timeout connect 10s
+	timeout check 10s
 	timeout client 90s
 	timeout server 90s
 %s`, stats, sections))
