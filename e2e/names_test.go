@@ -119,17 +119,28 @@ func TestTLSNamesSurviveABreak(t *testing.T) {
 	b := startBridge(t, addKey(t, p.state, "web", "tls/app.example"), "tls/app.example="+strconv.Itoa(port), "--proxy", loopback(r.port))
 	b.awaitUp("tls/app.example")
 	c := tls.Client(dial(t, loopback(https)), &tls.Config{RootCAs: pool, ServerName: "app.example"})
-	const n, cuts = 20 << 20, 4
+	echoThrough(t, c, 20<<20, 4, r.cut)
+	c.Close()
+	if r := p.awaitRecord("pair released", "service", "tls/app.example"); r.Text("reason") != "eof" || r.Number("resumes") == 0 {
+		t.Errorf("the pair ended as %q after %d resumes", r.Text("reason"), int(r.Number("resumes")))
+	}
+}
+
+// echoThrough sends n bytes to a service that echoes them, and checks each of them, while what is in between is cut again and again.
+func echoThrough(t *testing.T, c interface {
+	net.Conn
+	CloseWrite() error
+}, n int64, cuts int, cut func(),
+) {
+	t.Helper()
 	sent := make(chan error, 1)
 	go func() {
 		_, err := io.Copy(c, newPattern(n))
 		sent <- err
 	}()
-	buf := make([]byte, n/cuts)
-	want := newPattern(n)
-	expected := make([]byte, n/cuts)
+	want, buf, expected := newPattern(n), make([]byte, n/int64(cuts)), make([]byte, n/int64(cuts))
 	for i := range cuts {
-		r.cut()
+		cut()
 		io.ReadFull(want, expected)
 		if _, err := io.ReadFull(c, buf); err != nil || !bytes.Equal(buf, expected) {
 			t.Fatalf("part %d of %d is wrong: %v", i+1, cuts, err)
@@ -141,9 +152,5 @@ func TestTLSNamesSurviveABreak(t *testing.T) {
 	c.CloseWrite()
 	if rest, err := io.ReadAll(c); len(rest) > 0 || err != nil {
 		t.Errorf("at the end %d bytes more, %v", len(rest), err)
-	}
-	c.Close()
-	if r := p.awaitRecord("pair released", "service", "tls/app.example"); r.Text("reason") != "eof" || r.Number("resumes") == 0 {
-		t.Errorf("the pair ended as %q after %d resumes", r.Text("reason"), int(r.Number("resumes")))
 	}
 }

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -98,35 +97,6 @@ func TestOneOpenPort(t *testing.T) {
 		if !strings.Contains(strings.ReplaceAll(out, "CN=", "CN = "), subject) {
 			t.Errorf("with the ALPN %s s_client says %.600q, want a certificate of %s", alpn, out, subject)
 		}
-	}
-}
-
-// echoThrough sends n bytes to a service that echoes them, and checks each of them, while what is in between is cut again and again.
-func echoThrough(t *testing.T, c interface {
-	net.Conn
-	CloseWrite() error
-}, n int64, cuts int, cut func(),
-) {
-	t.Helper()
-	sent := make(chan error, 1)
-	go func() {
-		_, err := io.Copy(c, newPattern(n))
-		sent <- err
-	}()
-	want, buf, expected := newPattern(n), make([]byte, n/int64(cuts)), make([]byte, n/int64(cuts))
-	for i := range cuts {
-		cut()
-		io.ReadFull(want, expected)
-		if _, err := io.ReadFull(c, buf); err != nil || !bytes.Equal(buf, expected) {
-			t.Fatalf("part %d of %d is wrong: %v", i+1, cuts, err)
-		}
-	}
-	if err := <-sent; err != nil {
-		t.Fatal(err)
-	}
-	c.CloseWrite()
-	if rest, err := io.ReadAll(c); len(rest) > 0 || err != nil {
-		t.Errorf("at the end %d bytes more, %v", len(rest), err)
 	}
 }
 
