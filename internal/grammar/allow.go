@@ -119,7 +119,7 @@ func (a Allow) String() string {
 	case "":
 		return ""
 	default:
-		return string(a.Kind) + "/" + patternString(a.Host) + a.Path
+		return string(a.Kind) + "/" + HostString(a.Host) + a.Path
 	}
 }
 

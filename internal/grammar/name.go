@@ -20,7 +20,7 @@ func parseName(kind Kind, s string) (host, path string, err error) {
 		return host, "", err
 	}
 	if kind == KindTLS {
-		return "", "", fmt.Errorf("%s/ services are found by the server name alone, before there is a path: write %s/%s", kind, kind, patternString(host))
+		return "", "", fmt.Errorf("%s/ services are found by the server name alone, before there is a path: write %s/%s", kind, kind, HostString(host))
 	}
 	path, err = parsePath("/" + path)
 	return host, path, err
@@ -82,8 +82,8 @@ func literalIP(s string) (netip.Addr, bool) {
 	return ip, err == nil && (!bracket || ip.Is6())
 }
 
-// patternString is HOST as people write it, an IPv6 address in brackets.
-func patternString(host string) string {
+// HostString is HOST, a name or an address, as people write it, an IPv6 address in brackets.
+func HostString(host string) string {
 	if strings.Contains(host, ":") {
 		return "[" + host + "]"
 	}

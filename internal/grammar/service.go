@@ -97,7 +97,7 @@ func (p Public) String() string {
 	case KindOffered, "":
 		return string(p.Kind)
 	default:
-		return string(p.Kind) + "/" + patternString(p.Host) + p.Path
+		return string(p.Kind) + "/" + HostString(p.Host) + p.Path
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"reverser/internal/entrance"
@@ -213,10 +212,7 @@ func (p *Proxy) covers(state *tls.ConnectionState, host string) bool {
 	if err != nil || cert.Leaf == nil {
 		return false
 	}
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	return cert.Leaf.VerifyHostname(host) == nil
+	return cert.Leaf.VerifyHostname(grammar.HostString(host)) == nil
 }
 
 // proof answers an authority that looks for a proof at port 80. It reports whether it did.
@@ -238,9 +234,7 @@ func (p *Proxy) toSecure(w http.ResponseWriter, r *http.Request) bool {
 	if err != nil || r.TLS != nil || p.names.ln == nil || p.find(grammar.KindHTTPS, host, r.URL.EscapedPath()) == nil {
 		return false
 	}
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
+	host = grammar.HostString(host)
 	// Who comes to the usual port finds the usual one of HTTPS, whatever is forwarded where. Others come to this machine's own ports.
 	if _, port, err := net.SplitHostPort(r.Host); err == nil && port != "" {
 		host = fmt.Sprintf("%s:%d", host, portOf(p.names.ln.Addr()))

@@ -52,31 +52,20 @@ func (p *Proxy) acceptWeb(ln net.Listener) {
 			p.port.descriptors.Give(sys.ForUsers)
 			return
 		}
-		p.serveWeb(user, pass)
+		p.web.server.Serve(p.webClient(user, pass))
 	})
 }
 
 // door is what a client of HTTP took when it came.
 type door struct {
-	pass       *pass
 	descriptor atomic.Bool // until a service has admitted it, which takes another one
 }
 
-// serveWeb hands a connection to the server. It takes over the descriptor and the pass.
-func (p *Proxy) serveWeb(conn net.Conn, pass *pass) {
-	p.web.server.Serve(p.webClient(conn, pass))
-}
-
-// webClient makes a client of a connection. With TLS it is what TLS is spoken over. It takes over the descriptor and the pass; nil: the
-// connection has left the gate already.
+// webClient makes a client of a connection. With TLS it is what TLS is spoken over. It takes over the descriptor and the pass.
 func (p *Proxy) webClient(conn net.Conn, pass *pass) *web.Client {
-	d := &door{pass: pass}
+	d := &door{}
 	d.descriptor.Store(true)
-	leave := func() {
-		if pass != nil {
-			pass.leave(false)
-		}
-	}
+	leave := func() { pass.leave(false) }
 	c := p.web.server.NewClient(conn, leave, func(entered bool) {
 		if !entered {
 			leave()
