@@ -1,16 +1,9 @@
-// Package admin is how the command line talks to a live process: HTTP over the
+// Package admin is how the command line and the page talk to a live process: HTTP over the
 // unix socket in the state directory.
 //
-//	GET    /api/v1/status       the status.Snapshot; with ?pairs=false, its list of connections is empty
-//	GET    /api/v1/keys         the keys, without their secrets
-//	POST   /api/v1/keys         {"name","allow","max_services"} makes a key; the answer has its token
-//	DELETE /api/v1/keys/NAME    ends a key
-//	POST   /api/v1/reload       reads the settings again; the answer is a Reloaded
-//	POST   /api/v1/notify/test  sends a message to each [[notify]]; the answer says what became of it
-//
-//	GET    /api/v1/services/SERVICE/exchanges             what was exchanged last; with ?follow=true, events as they happen
-//	GET    /api/v1/services/SERVICE/exchanges/ID          all of one
-//	POST   /api/v1/services/SERVICE/exchanges/ID/replay   sends its request again; the answer is the new one
+// openapi.yaml describes all that is answered, and is an answer itself: GET /api/v1/openapi.yaml. Each part
+// of the API has a file here with its handlers, the calls of [Client] for them, and a function that [Server.newAPI] calls to register
+// them. Errors are problems as in RFC 9457.
 //
 // Whoever can open the socket may do everything: its mode lets only the
 // process's own user in. The package reads snapshots, edits the stored keys and
@@ -20,18 +13,15 @@ package admin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
-	"reverser/internal/escape"
 	"reverser/internal/grammar"
 	"reverser/internal/inspect"
 	"reverser/internal/status"
@@ -39,7 +29,12 @@ import (
 
 // UsageError is a refusal of what was asked, as against a failure to do it.
 // It crosses the socket, so that the command line can exit with 2.
-type UsageError struct{ Err error }
+type UsageError struct {
+	Err error
+	// Code is the status of HTTP that says so: 400 if what was asked makes no sense, 404 if it is about something that is not there, and
+	// 409, also for 0, if it cannot be done as things are.
+	Code int
+}
 
 func (e *UsageError) Error() string { return e.Err.Error() }
 func (e *UsageError) Unwrap() error { return e.Err }
@@ -92,7 +87,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	handler := &counted{Handler: s.handler(ctx)}
+	handler := &counted{Handler: s.newAPI(ctx, maxConnections/2).handler()}
 	defer handler.end()
 	srv := &http.Server{
 		Handler:        handler,
@@ -192,44 +187,6 @@ func (c *counted) end() {
 	c.running.Wait()
 }
 
-func (s *Server) handler(stopping context.Context) http.Handler {
-	mux := http.NewServeMux()
-	methods := make(map[string][]string) // of a path
-	handle := func(method, path string, h http.HandlerFunc) {
-		mux.HandleFunc(method+" "+path, h)
-		methods[path] = append(methods[path], method)
-	}
-	handle("GET", "/api/v1/status", func(w http.ResponseWriter, r *http.Request) {
-		snap := s.Status()
-		if r.URL.Query().Get("pairs") == "false" {
-			snap.Pairs = nil
-		}
-		reply(w, http.StatusOK, snap)
-	})
-	if s.Keys != nil {
-		handle("GET", "/api/v1/keys", s.listKeys)
-		handle("POST", "/api/v1/keys", s.addKey)
-		handle("DELETE", "/api/v1/keys/{name}", s.removeKey)
-	} else {
-		mux.HandleFunc("/api/v1/keys", noKeys)
-		mux.HandleFunc("/api/v1/keys/{name}", noKeys)
-	}
-	handle("POST", "/api/v1/reload", s.reload)
-	handle("POST", "/api/v1/notify/test", s.testNotices)
-	s.handleInspect(stopping, handle)
-	for path, methods := range methods {
-		allow := strings.Join(methods, ", ")
-		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { // else "/" would take it, with 404
-			w.Header().Set("Allow", allow)
-			refuse(w, http.StatusMethodNotAllowed, fmt.Errorf("%s takes %s, not %s", r.URL.Path, allow, r.Method))
-		})
-	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, http.StatusNotFound, fmt.Errorf("there is no %s", r.URL.Path))
-	})
-	return mux
-}
-
 type notifiedReply struct {
 	Results []Notified `json:"results"`
 }
@@ -256,10 +213,6 @@ type keysReply struct {
 	Keys []KeyInfo `json:"keys"`
 }
 
-type errorReply struct {
-	Error string `json:"error"`
-}
-
 func (s *Server) listKeys(w http.ResponseWriter, _ *http.Request) {
 	keys, err := s.Keys.List()
 	if err != nil {
@@ -274,14 +227,7 @@ func (s *Server) listKeys(w http.ResponseWriter, _ *http.Request) {
 
 func (s *Server) addKey(w http.ResponseWriter, r *http.Request) {
 	var req NewKey
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&req); err != nil {
-		code := http.StatusBadRequest
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			code = http.StatusRequestEntityTooLarge
-		}
-		refuse(w, code, fmt.Errorf("read the request: %w", err))
+	if !read(w, r, &req) {
 		return
 	}
 	token, err := s.Keys.Add(req)
@@ -318,28 +264,14 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, done)
 }
 
-func noKeys(w http.ResponseWriter, _ *http.Request) {
-	refuse(w, http.StatusConflict, errors.New("this state directory belongs to a bridge: keys are managed on the proxy"))
-}
-
-func fail(w http.ResponseWriter, err error) {
-	if _, ok := errors.AsType[*UsageError](err); ok {
-		refuse(w, http.StatusConflict, err)
-		return
+// withKeys returns h for a process that has keys, which a bridge has not.
+func (s *Server) withKeys(h http.HandlerFunc) http.HandlerFunc {
+	if s.Keys != nil {
+		return h
 	}
-	refuse(w, http.StatusInternalServerError, err)
-}
-
-func refuse(w http.ResponseWriter, code int, err error) {
-	reply(w, code, errorReply{err.Error()})
-}
-
-func reply(w http.ResponseWriter, code int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store") // an answer may hold a token
-	w.WriteHeader(code)
-	// Whoever asks with another program than ours may print the answer on a terminal. The reader is gone if this fails; there is nobody to tell.
-	_ = json.NewEncoder(escape.NewWriter(w)).Encode(v)
+	return func(w http.ResponseWriter, _ *http.Request) {
+		refuse(w, http.StatusConflict, errors.New("this state directory belongs to a bridge: keys are managed on the proxy"))
+	}
 }
 
 // drain reads what is left, so that the connection ends without a reset.

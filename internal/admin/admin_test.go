@@ -48,7 +48,7 @@ func (f *fakeKeys) Add(k admin.NewKey) (string, error) {
 func (f *fakeKeys) Remove(name string) error {
 	i := slices.Index(f.names, name)
 	if i < 0 {
-		return &admin.UsageError{Err: errors.New("no such key")}
+		return &admin.UsageError{Err: state.ErrNoKey}
 	}
 	f.names = slices.Delete(f.names, i, i+1)
 	return nil
@@ -173,6 +173,8 @@ func TestStrangeRequests(t *testing.T) {
 		{"GET", "/api/v1/nothing", "", 404, ""},
 		{"POST", "/api/v1/keys", "", 400, ""},
 		{"POST", "/api/v1/keys", `{"name":"x","nonsense":1}`, 400, ""},
+		{"POST", "/api/v1/keys", `{"name":"x"}{"name":"y"}`, 400, ""},
+		{"POST", "/api/v1/keys", `{"name":`, 400, ""},
 		{"POST", "/api/v1/keys", `{"name":"` + strings.Repeat("x", 2<<20) + `"}`, 413, ""},
 
 		{"GET", "/api/v1/reload", "", 405, "POST"}, // what changes something does not do it when it is looked at
@@ -189,8 +191,8 @@ func TestStrangeRequests(t *testing.T) {
 		{"GET", "//", "", 307, ""}, // to /, which there is not
 		{"GET", "//api//v1/reload", "", 307, ""},
 		{"GET", "/api/v1/../v1/reload", "", 307, ""},
-		{"DELETE", "/api/v1/keys/%2e%2e", "", 409, ""}, // a name like another, of no key
-		{"DELETE", "/api/v1/keys/%2e%2e%2f%2e%2e", "", 409, ""},
+		{"DELETE", "/api/v1/keys/%2e%2e", "", 404, ""}, // a name like another, of no key
+		{"DELETE", "/api/v1/keys/%2e%2e%2f%2e%2e", "", 404, ""},
 		{"DELETE", "/api/v1/keys/", "", 404, ""},
 		{"GET", "/api/v1/keys/%zz", "", 400, ""},
 		{"GET", "api/v1/keys", "", 400, ""},
@@ -203,8 +205,8 @@ func TestStrangeRequests(t *testing.T) {
 		if resp.StatusCode != tt.want || resp.Header.Get("Allow") != tt.allow {
 			t.Errorf("%s = %d %.200s with Allow %q, want %d and %q", what, resp.StatusCode, body, resp.Header.Get("Allow"), tt.want, tt.allow)
 		}
-		if strings.HasPrefix(tt.path, "/") && tt.method != "HEAD" && (tt.want == 404 || tt.want == 405 || tt.want == 413) && !strings.Contains(body, `"error"`) {
-			t.Errorf("%s = %q, want an error in JSON", what, body)
+		if strings.HasPrefix(tt.path, "/") && tt.method != "HEAD" && (tt.want == 404 || tt.want == 405 || tt.want == 413) && (!isProblem(body, tt.want) || resp.Header.Get("Content-Type") != "application/problem+json") {
+			t.Errorf("%s = %q as %s, want a problem", what, body, resp.Header.Get("Content-Type"))
 		}
 		for name := range resp.Header {
 			if strings.HasPrefix(name, "Access-Control-") {
@@ -410,6 +412,16 @@ func TestServeWaitsForRequests(t *testing.T) {
 			t.Errorf("Serve = %v, want nil", err)
 		}
 	})
+}
+
+// isProblem reports whether an answer is an error as RFC 9457 has it.
+func isProblem(body string, code int) bool {
+	var p struct {
+		Type, Title, Detail string
+		Status              int
+	}
+	err := json.Unmarshal([]byte(body), &p)
+	return err == nil && p.Type == "about:blank" && p.Title == http.StatusText(code) && p.Status == code && p.Detail != ""
 }
 
 func isUsage(err error) bool {

@@ -117,14 +117,14 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	}
 	if resp.StatusCode >= 400 {
 		defer drain(resp.Body)
-		var r errorReply
-		if err := json.NewDecoder(resp.Body).Decode(&r); err != nil || r.Error == "" {
+		var p problem
+		if err := json.NewDecoder(resp.Body).Decode(&p); err != nil || p.Detail == "" {
 			return nil, fmt.Errorf("the process answered %s", resp.Status)
 		}
 		if resp.StatusCode < 500 {
-			return nil, &UsageError{errors.New(r.Error)}
+			return nil, &UsageError{Err: errors.New(p.Detail), Code: resp.StatusCode}
 		}
-		return nil, errors.New(r.Error)
+		return nil, errors.New(p.Detail)
 	}
 	return resp, nil
 }

@@ -1,49 +1,36 @@
 package admin
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"time"
 
-	"reverser/internal/escape"
 	"reverser/internal/grammar"
 	"reverser/internal/inspect"
 	"reverser/internal/status"
 )
 
-// followers is how many may follow services at once: the others of the few connections stay for orders.
-const followers = maxConnections / 2
-
 type exchangesReply struct {
 	Exchanges []inspect.Summary `json:"exchanges"`
 }
 
-// handleInspect adds what is answered about exchanges. stopping ends with Serve.
-func (s *Server) handleInspect(stopping context.Context, handle func(method, path string, h http.HandlerFunc)) {
-	follow := make(chan struct{}, followers)
-	handle("GET", "/api/v1/services/{service}/exchanges", func(w http.ResponseWriter, r *http.Request) {
+// handleInspect adds what is answered about exchanges.
+func (a *api) handleInspect() {
+	s := a.server
+	a.handle("GET", "/api/v1/services/{service}/exchanges", func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("follow") == "true" {
-			select {
-			case follow <- struct{}{}:
-				defer func() { <-follow }()
-				s.followExchanges(stopping, w, r)
-			default:
-				refuse(w, http.StatusTooManyRequests, fmt.Errorf("%d follow exchanges already, which is as many as may: end one of them", followers))
-			}
+			a.followExchanges(w, r)
 			return
 		}
 		s.answer(w, r, func(rec *inspect.Recorder) (any, error) { return exchangesReply{rec.List()}, nil })
 	})
-	handle("GET", "/api/v1/services/{service}/exchanges/{id}", func(w http.ResponseWriter, r *http.Request) {
+	a.handle("GET", "/api/v1/services/{service}/exchanges/{id}", func(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, r, func(rec *inspect.Recorder) (any, error) { return rec.Exchange(r.PathValue("id")) })
 	})
-	handle("POST", "/api/v1/services/{service}/exchanges/{id}/replay", func(w http.ResponseWriter, r *http.Request) {
+	a.handle("POST", "/api/v1/services/{service}/exchanges/{id}/replay", func(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, r, func(rec *inspect.Recorder) (any, error) { return rec.Replay(r.Context(), r.PathValue("id")) })
 	})
 }
@@ -65,14 +52,14 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, ask func(*inspec
 func (s *Server) inspected(r *http.Request) (*inspect.Recorder, error) {
 	public, err := grammar.ParsePublic(r.PathValue("service"))
 	if err != nil {
-		return nil, &UsageError{err}
+		return nil, &UsageError{Err: err, Code: http.StatusBadRequest}
 	}
 	if s.Inspected != nil {
 		if rec := s.Inspected(public); rec != nil {
 			return rec, nil
 		}
 	}
-	return nil, &UsageError{s.notInspected(public)}
+	return nil, s.notInspected(public)
 }
 
 func failInspect(w http.ResponseWriter, err error) {
@@ -99,46 +86,33 @@ func (s *Server) notInspected(public grammar.Public) error {
 	}
 	switch {
 	case of == nil:
-		return snap.Check(service) // says that there is no such service
+		err := snap.Check(service) // says that there is no such service
+		if err == nil {            // it has come just now
+			err = fmt.Errorf("there is no %s", service)
+		}
+		return &UsageError{Err: err, Code: http.StatusNotFound}
 	case public.Kind != grammar.KindHTTP && public.Kind != grammar.KindHTTPS:
-		return fmt.Errorf("%s is passed on unread: only of http/ and https/ services are exchanges kept", service)
+		return &UsageError{Err: fmt.Errorf("%s is passed on unread: only of http/ and https/ services are exchanges kept", service)}
 	case snap.Role == "bridge":
-		return fmt.Errorf("the proxy speaks HTTP for %s, and keeps its exchanges: run `reverser inspect %s` there", service, service)
+		return &UsageError{Err: fmt.Errorf("the proxy speaks HTTP for %s, and keeps its exchanges: run `reverser inspect %s` there", service, service)}
 	}
-	return fmt.Errorf("the exchanges of %s are not kept: write inspect = true into its [[expose]] at the bridge, and `reverser reload` there", service)
+	return &UsageError{Err: fmt.Errorf("the exchanges of %s are not kept: write inspect = true into its [[expose]] at the bridge, and `reverser reload` there", service)}
 }
 
 // followExchanges writes events, as server-sent ones, until the process stops or the reader goes.
-func (s *Server) followExchanges(stopping context.Context, w http.ResponseWriter, r *http.Request) {
-	rec, err := s.inspected(r)
+func (a *api) followExchanges(w http.ResponseWriter, r *http.Request) {
+	rec, err := a.server.inspected(r)
 	if err != nil {
 		failInspect(w, err)
 		return
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	defer context.AfterFunc(stopping, cancel)()
-	rc := http.NewResponseController(w)
-	rc.SetReadDeadline(time.Time{}) // or the reader would be taken for gone
-	out := escape.NewWriter(w)
-	begun := func() error {
-		rc.SetWriteDeadline(time.Now().Add(requestTimeout))
-		w.Header().Set("Content-Type", "text/event-stream")
-		w.Header().Set("Cache-Control", "no-store")
-		w.WriteHeader(http.StatusOK)
-		return rc.Flush()
+	out, err := a.follow(w, r)
+	if err != nil {
+		fail(w, err)
+		return
 	}
-	err = rec.Follow(ctx, begun, func(e inspect.Event) error {
-		b, err := json.Marshal(e)
-		if err != nil {
-			return err
-		}
-		rc.SetWriteDeadline(time.Now().Add(requestTimeout))
-		if _, err := fmt.Fprintf(out, "data: %s\n\n", b); err != nil {
-			return err
-		}
-		return rc.Flush()
-	})
+	defer out.close()
+	err = rec.Follow(out.ctx, out.begin, func(e inspect.Event) error { return out.send("", "", e) })
 	if errors.Is(err, inspect.ErrNotInspected) || errors.Is(err, inspect.ErrFollowers) { // before the first word
 		failInspect(w, err)
 	}
@@ -174,31 +148,15 @@ var errFollowOver = errors.New("the process keeps no more exchanges of this serv
 
 // Follow calls tell with what happens at a service, until ctx ends or tell returns an error.
 func (c *Client) Follow(ctx context.Context, service string, tell func(inspect.Event) error) error {
-	long := &Client{http: &http.Client{Transport: c.http.Transport}} // without a timeout
-	resp, err := long.send(ctx, http.MethodGet, exchangesPath(service)+"?follow=true", nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewReader(resp.Body)
-	for {
-		line, err := lines.ReadBytes('\n')
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return errFollowOver
-		}
-		data, ok := bytes.CutPrefix(line, []byte("data: "))
-		if !ok {
-			continue
-		}
+	err := c.events(ctx, exchangesPath(service)+"?follow=true", func(_ string, data []byte) error {
 		var e inspect.Event
 		if err := json.Unmarshal(data, &e); err != nil {
 			return fmt.Errorf("read the process's answer: %w", err)
 		}
-		if err := tell(e); err != nil {
-			return err
-		}
+		return tell(e)
+	})
+	if errors.Is(err, errStreamOver) {
+		return errFollowOver
 	}
+	return err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -89,10 +90,10 @@ func (e *KeyEditor) List() ([]KeyInfo, error) {
 func (e *KeyEditor) Add(k NewKey) (string, error) {
 	policy, err := grammar.ParsePolicy(k.Allow)
 	if err != nil {
-		return "", &UsageError{Err: err}
+		return "", &UsageError{Err: err, Code: http.StatusBadRequest}
 	}
 	if err := k.Limits.Check(); err != nil {
-		return "", &UsageError{Err: err}
+		return "", &UsageError{Err: err, Code: http.StatusBadRequest}
 	}
 	tok, err := e.Make(k.Name, policy, k.Limits)
 	if err != nil {
@@ -104,7 +105,7 @@ func (e *KeyEditor) Add(k NewKey) (string, error) {
 // Make makes a key, stores it, and returns its token.
 func (e *KeyEditor) Make(name string, policy grammar.Policy, limits state.Limits) (grammar.Token, error) {
 	if err := state.CheckKeyName(name); err != nil {
-		return grammar.Token{}, &UsageError{Err: err}
+		return grammar.Token{}, &UsageError{Err: err, Code: http.StatusBadRequest}
 	}
 	keys, err := e.InForce()
 	if err != nil {
@@ -151,7 +152,7 @@ func (e *KeyEditor) Remove(name string) error {
 	}
 	err = e.drop(name)
 	if errors.Is(err, state.ErrNoKey) {
-		return &UsageError{Err: err}
+		return &UsageError{Err: err, Code: http.StatusNotFound}
 	}
 	if err != nil {
 		return err

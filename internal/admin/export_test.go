@@ -1,0 +1,17 @@
+package admin
+
+import (
+	"context"
+	"slices"
+)
+
+// Routes are the methods and paths that are answered, such as "GET /api/v1/status".
+func (s *Server) Routes() (all []string) {
+	for path, methods := range s.newAPI(context.Background(), 1).methods {
+		for _, m := range methods {
+			all = append(all, m+" "+path)
+		}
+	}
+	slices.Sort(all)
+	return all
+}

@@ -1,0 +1,125 @@
+package admin
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"reverser/internal/escape"
+)
+
+// eventWriter is an answer that goes on, of server-sent events.
+type eventWriter struct {
+	ctx   context.Context // ends when the reader goes, or the process stops
+	close func()          // ends ctx and gives the place back
+
+	w     http.ResponseWriter
+	rc    *http.ResponseController
+	begun bool
+}
+
+// follow takes a place for an answer that goes on. An error is a refusal. Until begin or send, another answer can be given.
+func (a *api) follow(w http.ResponseWriter, r *http.Request) (*eventWriter, error) {
+	select {
+	case a.places <- struct{}{}:
+	default:
+		return nil, &UsageError{
+			Err:  fmt.Errorf("%d follow what happens already, which is as many as may: end one of them", cap(a.places)),
+			Code: http.StatusTooManyRequests,
+		}
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	stop := context.AfterFunc(a.stopping, cancel)
+	rc := http.NewResponseController(w)
+	rc.SetReadDeadline(time.Time{}) // or the reader would be taken for gone
+	return &eventWriter{ctx: ctx, w: w, rc: rc, close: func() {
+		stop()
+		cancel()
+		<-a.places
+	}}, nil
+}
+
+// begin sends the header, so that the reader knows that it follows.
+func (e *eventWriter) begin() error {
+	e.rc.SetWriteDeadline(time.Now().Add(requestTimeout))
+	e.w.Header().Set("Content-Type", "text/event-stream")
+	e.w.Header().Set("Cache-Control", "no-store")
+	e.w.WriteHeader(http.StatusOK)
+	e.begun = true
+	return e.rc.Flush()
+}
+
+// send sends one event. A name of "" is a message, an id of "" is none.
+func (e *eventWriter) send(name, id string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var text bytes.Buffer
+	escape.NewWriter(&text).Write(b)
+	return e.sendText(name, id, text.Bytes())
+}
+
+// sendText sends an event whose data, of one line, is made already.
+func (e *eventWriter) sendText(name, id string, data []byte) error {
+	if !e.begun {
+		if err := e.begin(); err != nil {
+			return err
+		}
+	}
+	e.rc.SetWriteDeadline(time.Now().Add(requestTimeout)) // a reader that takes nothing is gone
+	var head bytes.Buffer
+	if name != "" {
+		fmt.Fprintf(&head, "event: %s\n", name)
+	}
+	if id != "" {
+		fmt.Fprintf(&head, "id: %s\n", id)
+	}
+	head.WriteString("data: ")
+	for _, b := range [][]byte{head.Bytes(), data, []byte("\n\n")} {
+		if _, err := e.w.Write(b); err != nil {
+			return err
+		}
+	}
+	return e.rc.Flush()
+}
+
+// errStreamOver is the end of a stream of events that the process ended.
+var errStreamOver = errors.New("the process tells no more: it is stopping, or this took its words too slowly")
+
+// events calls tell with what the process sends at path, until ctx ends, or tell returns an error.
+func (c *Client) events(ctx context.Context, path string, tell func(name string, data []byte) error) error {
+	long := &Client{http: &http.Client{Transport: c.http.Transport}} // without a timeout
+	resp, err := long.send(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewReader(resp.Body)
+	name := ""
+	for {
+		line, err := lines.ReadBytes('\n')
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return errStreamOver
+		}
+		field, value, _ := bytes.Cut(bytes.TrimSuffix(line, []byte("\n")), []byte(": "))
+		switch string(field) {
+		case "event":
+			name = string(value)
+		case "data": // of which our events have one line each
+			if err := tell(name, value); err != nil {
+				return err
+			}
+		case "":
+			name = ""
+		}
+	}
+}
