@@ -35,10 +35,10 @@ func (r *report) chart() string {
 <style>
 .bg { fill: #ffffff } text { fill: #24292f } .dim { fill: #57606a } .grid { stroke: #d8dee4 } .one { stroke: #8c959f; stroke-width: 1.5 }
 .range { stroke: #0969da; stroke-width: 3; opacity: .45 } .goal { stroke: #bc4c00; stroke-width: 2.5 } .edge { stroke: none }
-.reverser { fill: #0969da } .direct { fill: #8c959f } .splice { fill: #1a7f37 } .frp { fill: #cf222e } .rathole { fill: #8250df } .chisel { fill: #9a6700 } .ssh { fill: #bf3989 }
+.reverser { fill: #0969da } .direct { fill: #8c959f } .splice { fill: #1a7f37 } .frp { fill: #cf222e } .earlier { fill: #bf8700 } .rathole { fill: #8250df } .chisel { fill: #9a6700 } .ssh { fill: #bf3989 }
 @media (prefers-color-scheme: dark) {
 .bg { fill: #0d1117 } text { fill: #e6edf3 } .dim { fill: #9198a1 } .grid { stroke: #2a313c } .one { stroke: #656c76 }
-.range { stroke: #58a6ff } .goal { stroke: #f0883e } .reverser { fill: #58a6ff } .splice { fill: #3fb950 } .frp { fill: #ff7b72 } .rathole { fill: #bc8cff } .chisel { fill: #d29922 } .ssh { fill: #f778ba }
+.range { stroke: #58a6ff } .goal { stroke: #f0883e } .reverser { fill: #58a6ff } .splice { fill: #3fb950 } .frp { fill: #ff7b72 } .earlier { fill: #e3b341 } .rathole { fill: #bc8cff } .chisel { fill: #d29922 } .ssh { fill: #f778ba }
 }
 </style>
 <rect class="bg" width="%d" height="%d"/>

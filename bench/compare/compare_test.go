@@ -231,6 +231,14 @@ Left out:
 	}
 }
 
+// TestAbsent: people are told of the peers that are missing, with where to get them, and not of an earlier reverser.
+func TestAbsent(t *testing.T) {
+	lines := strings.Join(tools{}.absent(), "\n")
+	if !strings.Contains(lines, "frp is not measured: no frps") || strings.Contains(lines, earlier) {
+		t.Errorf("said of what is missing:\n%s", lines)
+	}
+}
+
 // Ratios are of the same round, whoever is missing in another one.
 func TestRatioOfTheSameRound(t *testing.T) {
 	x := &row{Runs: map[string][]sample{

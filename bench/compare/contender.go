@@ -19,8 +19,13 @@ const (
 	splicing = "splice"
 	haproxy  = "haproxy"
 	reverser = "reverser"
+	earlier  = "earlier"
 	frp      = "frp"
 )
+
+// earlierProgram is reverser as it was: whoever wants to see what has changed puts the program of another revision into the directory of
+// -peers under this name.
+const earlierProgram = "reverser-earlier"
 
 // A way is a kind of contender. All but the first are two processes, one behind the other: users at the first.
 type way struct {
@@ -38,6 +43,7 @@ var ways = []way{
 	{name: splicing, title: "2 splices", outward: true, front: spliceFront, back: spliceBack},
 	{name: haproxy, title: "2 haproxies", programs: []string{"haproxy"}, outward: true, front: haproxyFront, back: haproxyBack},
 	{name: reverser, title: "reverser", setup: addKey, front: reverserFront, back: reverserBack},
+	{name: earlier, title: "reverser, earlier", programs: []string{earlierProgram}, setup: addKey, front: reverserFront, back: reverserBack},
 	{name: frp, title: "frp", programs: []string{"frps", "frpc"}, front: frpFront, back: frpBack},
 	{name: "rathole", title: "rathole", programs: []string{"rathole"}, front: ratholeFront, back: ratholeBack},
 	{name: "chisel", title: "chisel", programs: []string{"chisel"}, front: chiselFront, back: chiselBack},
@@ -130,7 +136,7 @@ func (b *bed) path(program string) string {
 	switch program {
 	case "compare":
 		return b.self
-	case "reverser":
+	case reverser:
 		return b.reverser
 	}
 	return b.tools[program]
@@ -247,7 +253,14 @@ defaults
 
 // addKey makes the key before the proxy's first start, which then prints no token of its own.
 func addKey(ctx context.Context, b *bed, c *contender) error {
-	cmd := command(ctx, b.reverser, "key", "add", "compare", "--allow", "tcp/1024-65535", "--state", c.dir+"/proxy")
+	token, err := newToken(ctx, c.programs[0], c.dir+"/proxy", "compare", "tcp/1024-65535")
+	c.env = []string{"REVERSER_TOKEN=" + token}
+	return err
+}
+
+// newToken has a program of ours make a key.
+func newToken(ctx context.Context, program, dir, name, allow string) (string, error) {
+	cmd := command(ctx, program, "key", "add", name, "--allow", allow, "--state", dir)
 	cmd.Env = environ()
 	token, err := cmd.Output()
 	if err != nil {
@@ -255,22 +268,29 @@ func addKey(ctx context.Context, b *bed, c *contender) error {
 		if errors.As(err, &exit) {
 			err = fmt.Errorf("%w\n%s", err, exit.Stderr)
 		}
-		return fmt.Errorf("add a key: %w", err)
+		return "", fmt.Errorf("add a key: %w", err)
 	}
-	c.env = []string{"REVERSER_TOKEN=" + strings.TrimSpace(string(token))}
-	return nil
+	return strings.TrimSpace(string(token)), nil
 }
 
-func reverserFront(b *bed, c *contender) []string {
-	return []string{"reverser", "proxy", "--listen", c.link, "--state", c.dir + "/proxy"}
+func reverserFront(_ *bed, c *contender) []string {
+	return []string{programOf(c), "proxy", "--listen", c.link, "--state", c.dir + "/proxy"}
 }
 
 func reverserBack(b *bed, c *contender) []string {
-	args := []string{"reverser", "bridge", "--proxy", c.link, "--state", c.dir + "/bridge"}
+	args := []string{programOf(c), "bridge", "--proxy", c.link, "--state", c.dir + "/bridge"}
 	for _, s := range c.services(b) {
 		args = append(args, "tcp/"+s[0]+"="+s[1])
 	}
 	return args
+}
+
+// programOf is the one of ours that a contender is.
+func programOf(c *contender) string {
+	if c.name == earlier {
+		return earlierProgram
+	}
+	return reverser
 }
 
 // The peers have what their documentation shows for a port, and their defaults for everything else.

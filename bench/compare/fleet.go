@@ -27,7 +27,7 @@ import (
 //
 //  1. runFleet       starts a proxy and weighs it, starts the bridges, weighs both, restarts the proxy
 //  2. ownFleet       reverser's: the bridges are in one process (fleetHelper), each with an address of its own
-//  3. frpFleet       frp's: a process for each frpc
+//  3. processFleet   frp's, and that of an earlier reverser: a process for each bridge
 //  4. return.go      the bridges that serve over time, as a picture
 
 // fleetSize is a row: so many bridges, in networks of their own or behind one address.
@@ -106,8 +106,8 @@ const (
 	filesPerBridge = 3
 	// mostBridges is for how many there are ports.
 	mostBridges = 15_000
-	// mostFrpc is how many frpc this runs beside each other: each is a process.
-	mostFrpc = 200
+	// mostProcesses is how many bridges this runs of which each is a process.
+	mostProcesses = 400
 	// fleetUsers is through how many of the bridges a user is sent before a figure counts.
 	fleetUsers = 50
 	// mostWeighed is the largest fleet that is weighed, which takes three minutes: what one more bridge costs is known by then.
@@ -135,8 +135,8 @@ func fleetProbe(s fleetSize) probe {
 	p := probe{name: s.String(), once: true, who: []string{reverser}, run: func(ctx context.Context, b *bed, c *contender, set settings) ([]float64, string, error) {
 		return runFleet(ctx, b, c.name, s, set)
 	}}
-	if s.bridges <= mostFrpc {
-		p.who = append(p.who, frp)
+	if s.bridges <= mostProcesses {
+		p.who = append(p.who, earlier, frp)
 	}
 	name := s.String() + ": "
 	p.kinds = []kind{
@@ -326,8 +326,11 @@ func (b *bed) newFleet(name string, size fleetSize) (fleet, error) {
 		return nil, err
 	}
 	common := fleetParts{b: b, size: size, dir: dir, link: ports[0], public: ports[1:]}
-	if name == frp {
-		return &frpFleet{fleetParts: common}, nil
+	switch name {
+	case frp:
+		return newFrpFleet(common)
+	case earlier:
+		return newEarlierFleet(common)
 	}
 	return &ownFleet{fleetParts: common}, nil
 }
@@ -481,33 +484,36 @@ func (f *ownFleet) stop() {
 	}
 }
 
-// frpFleet has a frpc for each bridge.
-type frpFleet struct {
+// processFleet has a process for each bridge.
+type processFleet struct {
 	fleetParts
+	program string   // of the proxy
+	args    []string // of the proxy
+	// bridge is the command line of bridge i, and what is added to its environment.
+	bridge  func(ctx context.Context, i int) (program string, args, env []string, err error)
 	clients []*process
 }
 
-func (f *frpFleet) startProxy(ctx context.Context) (*process, error) {
-	host, port, _ := net.SplitHostPort(f.link)
-	conf, err := f.b.file("fleet-frps.toml", fmt.Sprintf("bindAddr = %q\nproxyBindAddr = \"127.0.0.1\"\nbindPort = %s\nauth.token = \"measured\"\nlog.level = \"error\"\n", host, port))
-	if err != nil {
-		return nil, err
-	}
-	return f.start(ctx, "frps", "-c", conf)
+func (f *processFleet) startProxy(ctx context.Context) (*process, error) {
+	return f.start(ctx, f.program, f.args...)
 }
 
-func (f *frpFleet) startBridges(context.Context) error {
-	host, link, _ := net.SplitHostPort(f.link)
-	echoHost, echo, _ := net.SplitHostPort(f.b.servers.echo)
-	f.begun = time.Now()
-	for i, addr := range f.public {
-		conf, err := f.b.file(fmt.Sprintf("fleet-frpc-%d.toml", i), fmt.Sprintf(
-			"serverAddr = %q\nserverPort = %s\nauth.token = \"measured\"\nloginFailExit = false\nlog.level = \"error\"\ntransport.connectServerLocalIP = %q\n"+
-				"[[proxies]]\nname = \"b%d\"\ntype = \"tcp\"\nlocalIP = %q\nlocalPort = %s\nremotePort = %s\n", host, link, f.size.from(i), i, echoHost, echo, port(addr)))
+func (f *processFleet) startBridges(ctx context.Context) error {
+	type line struct {
+		program   string
+		args, env []string
+	}
+	var lines []line
+	for i := range f.public { // all before the first one starts: what is measured is the start
+		program, args, env, err := f.bridge(ctx, i)
 		if err != nil {
 			return err
 		}
-		p, err := f.b.start(here{}, "fleet-frpc-"+strconv.Itoa(i), nil, f.b.tools["frpc"], "-c", conf)
+		lines = append(lines, line{program, args, env})
+	}
+	f.begun = time.Now()
+	for i, l := range lines {
+		p, err := f.b.start(here{}, fmt.Sprintf("fleet-%s-%d", filepath.Base(l.program), i), l.env, f.b.path(l.program), l.args...)
 		if err != nil {
 			return err
 		}
@@ -516,13 +522,47 @@ func (f *frpFleet) startBridges(context.Context) error {
 	return nil
 }
 
-func (f *frpFleet) again() error {
+func newFrpFleet(parts fleetParts) (fleet, error) {
+	host, link, _ := net.SplitHostPort(parts.link)
+	conf, err := parts.b.file("fleet-frps.toml", fmt.Sprintf("bindAddr = %q\nproxyBindAddr = \"127.0.0.1\"\nbindPort = %s\nauth.token = \"measured\"\nlog.level = \"error\"\n", host, link))
+	if err != nil {
+		return nil, err
+	}
+	f := &processFleet{fleetParts: parts, program: "frps", args: []string{"-c", conf}}
+	f.bridge = func(_ context.Context, i int) (string, []string, []string, error) {
+		echoHost, echo, _ := net.SplitHostPort(f.b.servers.echo)
+		conf, err := f.b.file(fmt.Sprintf("fleet-frpc-%d.toml", i), fmt.Sprintf(
+			"serverAddr = %q\nserverPort = %s\nauth.token = \"measured\"\nloginFailExit = false\nlog.level = \"error\"\ntransport.connectServerLocalIP = %q\n"+
+				"[[proxies]]\nname = \"b%d\"\ntype = \"tcp\"\nlocalIP = %q\nlocalPort = %s\nremotePort = %s\n", host, link, f.size.from(i), i, echoHost, echo, port(f.public[i])))
+		return "frpc", []string{"-c", conf}, nil, err
+	}
+	return f, nil
+}
+
+// newEarlierFleet is a fleet of an earlier reverser, whose bridges all dial from one address: it may have no way to say another one.
+func newEarlierFleet(parts fleetParts) (fleet, error) {
+	state := filepath.Join(parts.dir, "proxy")
+	f := &processFleet{fleetParts: parts, program: earlierProgram, args: []string{"proxy", "--listen", parts.link, "--state", state}}
+	tokens := make([]string, len(parts.public))
+	f.bridge = func(ctx context.Context, i int) (_ string, _, _ []string, err error) {
+		if tokens[i] == "" {
+			if tokens[i], err = newToken(ctx, f.b.path(earlierProgram), state, fmt.Sprintf("bridge%d", i), "tcp/"+f.public[i]); err != nil {
+				return "", nil, nil, err
+			}
+		}
+		args := []string{"bridge", "--proxy", f.link, "--state", filepath.Join(f.dir, fmt.Sprintf("bridge%d", i)), "tcp/" + f.public[i] + "=" + f.b.servers.echo}
+		return earlierProgram, args, []string{"REVERSER_TOKEN=" + tokens[i]}, nil
+	}
+	return f, nil
+}
+
+func (f *processFleet) again() error {
 	f.begun = time.Now()
 	return nil
 }
 
 // await sends users until one is served by each bridge. Before a bridge is there its port is closed.
-func (f *frpFleet) await(ctx context.Context, limit time.Duration) (s served, err error) {
+func (f *processFleet) await(ctx context.Context, limit time.Duration) (s served, err error) {
 	ctx, cancel := context.WithDeadline(ctx, f.begun.Add(limit))
 	defer cancel()
 	var mu sync.Mutex
@@ -545,9 +585,9 @@ func (f *frpFleet) await(ctx context.Context, limit time.Duration) (s served, er
 }
 
 // resident is of processes that share nothing, which compares with nothing.
-func (f *frpFleet) resident() float64 { return math.NaN() }
+func (f *processFleet) resident() float64 { return math.NaN() }
 
-func (f *frpFleet) stop() {
+func (f *processFleet) stop() {
 	for _, p := range f.clients {
 		p.terminate()
 	}

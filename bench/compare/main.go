@@ -75,7 +75,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fl.StringVar(&returns, "return", "", "draw the return of the fleets after a restart of the proxy into this `FILE`")
 	fl.StringVar(&set.Rows, "rows", "", "measure only rows that match this regular `EXPRESSION`")
 	fl.BoolVar(&list, "list", false, "print the names of the rows")
-	fl.StringVar(&set.peers, "peers", "", "look in this `DIRECTORY` before the PATH for frps, frpc, rathole, chisel, ssh and sshd")
+	fl.StringVar(&set.peers, "peers", "", "look in this `DIRECTORY` before the PATH for frps, frpc, rathole, chisel, ssh and sshd, and for "+earlierProgram+", reverser of another revision")
 	fl.StringVar(&out, "out", "", "write table, numbers and chart into this `DIRECTORY`")
 	fl.StringVar(&fleets, "fleetdoc", "", "put the table of the fleets between the marks of this `FILE`")
 	fl.StringVar(&doc, "doc", "", "after a full run, put the table between the marks of this `FILE`")

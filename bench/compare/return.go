@@ -33,17 +33,17 @@ func (r *report) drawReturns() string {
 <title>Bridges that serve after a restart of their proxy</title>
 <style>
 .bg { fill: #ffffff } text { fill: #24292f } .dim { fill: #57606a } .axis { stroke: #8c959f; fill: none } .grid { stroke: #d8dee4 }
-.line { fill: none; stroke-width: 2 } .reverser { stroke: #0969da } .frp { stroke: #cf222e } .swreverser { fill: #0969da } .swfrp { fill: #cf222e }
+.line { fill: none; stroke-width: 2 } .reverser { stroke: #0969da } .frp { stroke: #cf222e } .earlier { stroke: #8250df } .swearlier { fill: #8250df } .swreverser { fill: #0969da } .swfrp { fill: #cf222e }
 @media (prefers-color-scheme: dark) {
 .bg { fill: #0d1117 } text { fill: #e6edf3 } .dim { fill: #9198a1 } .axis { stroke: #656c76 } .grid { stroke: #2a313c }
-.reverser { stroke: #58a6ff } .frp { stroke: #ff7b72 } .swreverser { fill: #58a6ff } .swfrp { fill: #ff7b72 }
+.reverser { stroke: #58a6ff } .frp { stroke: #ff7b72 } .earlier { stroke: #bc8cff } .swearlier { fill: #bc8cff } .swreverser { fill: #58a6ff } .swfrp { fill: #ff7b72 }
 }
 </style>
 <rect class="bg" width="%d" height="%d"/>
 <text x="%d" y="22" font-size="16" font-weight="600">The proxy is restarted; how many of its bridges serve again</text>
 `, returnWidth, height, returnWidth, height, returnLeft)
 	x := float64(returnLeft)
-	for _, name := range []string{reverser, frp} {
+	for _, name := range []string{reverser, earlier, frp} {
 		if slices.ContainsFunc(r.Returns, func(f returned) bool { return f.Contender == name }) {
 			fmt.Fprintf(&s, "<rect class=\"sw%s\" x=\"%.0f\" y=\"34\" width=\"12\" height=\"12\" rx=\"2\"/><text x=\"%.0f\" y=\"45\">%s</text>\n", name, x, x+18, name)
 			x += 110

@@ -42,10 +42,10 @@ type probe struct {
 var nothing = math.NaN()
 
 // core are the contenders of rows that would take too long with all of them.
-var core = []string{direct, haproxy, reverser}
+var core = []string{direct, haproxy, reverser, earlier}
 
 // between are those that have processes in the path.
-var between = []string{haproxy, reverser}
+var between = []string{haproxy, reverser, earlier}
 
 // The round trips of the far bed, and its loss.
 const (

@@ -23,8 +23,9 @@ var needed = []struct{ program, pkg, version string }{
 	{"wrk", "wrk", "-v"},
 }
 
-// welcome are programs that are measured where they are there.
+// welcome are programs that are measured where they are there. Nobody is told of those that have no place to get them from.
 var welcome = []struct{ program, version, get string }{
+	{earlierProgram, "version", ""},
 	{"frps", "--version", "github.com/fatedier/frp"},
 	{"frpc", "--version", "github.com/fatedier/frp"},
 	{"rathole", "--version", "github.com/rathole-org/rathole"},
@@ -72,7 +73,7 @@ func (t tools) absent() (lines []string) {
 	for _, w := range ways {
 		for _, program := range w.programs {
 			i := slices.IndexFunc(welcome, func(x struct{ program, version, get string }) bool { return x.program == program })
-			if _, ok := t[program]; !ok && i >= 0 {
+			if _, ok := t[program]; !ok && i >= 0 && welcome[i].get != "" {
 				lines = append(lines, fmt.Sprintf("%s is not measured: no %s on the PATH or in the directory of -peers; it comes from %s", w.title, program, welcome[i].get))
 				break
 			}
