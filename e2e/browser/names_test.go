@@ -1,0 +1,139 @@
+package browser
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"reverser/e2e/faultnet"
+	"reverser/e2e/process"
+	"reverser/internal/acmetest"
+)
+
+// A site is one web server behind a proxy: as http://plain.example.com, and as https://app.example.com, whose TLS the proxy ends.
+type site struct {
+	proxy        *process.Process
+	state        string // of the proxy
+	link         *faultnet.Relay
+	plain, https string // origins
+	cert         *x509.Certificate
+}
+
+func startSite(t *testing.T, h http.Handler) *site {
+	t.Helper()
+	target := httptest.NewServer(h)
+	t.Cleanup(target.Close)
+	dir, plain, https := t.TempDir(), freePort(t), freePort(t)
+	chain, key := acmetest.Certificate(t, "*.example.com")
+	conf := "[[certificate]]\nchain = \"chain.pem\"\nkey = \"key.pem\"\n"
+	for name, b := range map[string][]byte{"chain.pem": chain, "key.pem": key, "proxy.toml": []byte(conf)} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := &site{plain: fmt.Sprintf("http://plain.example.com:%d", plain), https: fmt.Sprintf("https://app.example.com:%d", https)}
+	block, _ := pem.Decode(chain)
+	var err error
+	if s.cert, err = x509.ParseCertificate(block.Bytes); err != nil {
+		t.Fatal(err)
+	}
+	var link int
+	s.proxy, s.state, link = startProxy(t, "--http", loopback(plain), "--https", loopback(https), "--config", filepath.Join(dir, "proxy.toml"))
+	s.link = startRelay(t, link)
+	at := strings.TrimPrefix(target.URL, "http://127.0.0.1:")
+	startBridge(t, s.state, s.link.Addr(), "http/plain.example.com="+at, "https/app.example.com="+at)
+	return s
+}
+
+// origins are the two names of a site, as the names of subtests.
+func (s *site) origins() map[string]string {
+	return map[string]string{"http": s.plain, "https": s.https}
+}
+
+// browse starts a browser that trusts the site's certificate.
+func (s *site) browse(t *testing.T) *Browser {
+	t.Helper()
+	return Start(t, Config{Trust: []*x509.Certificate{s.cert}})
+}
+
+// blank is a page without anything, of which a browser wants nothing more.
+const blank = `<!doctype html><html lang="en"><title>blank</title><link rel="icon" href="data:,">`
+
+// TestPages: a page with a style, a module, a picture and data that it fetches, forms and cookies, over http/ and https/; and the pages
+// that the proxy itself makes. A server that shows another certificate is not believed.
+func TestPages(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		http.SetCookie(w, &http.Cookie{Name: "seen", Value: "yes", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.Header.Get("X-Forwarded-Proto") == "https"})
+		w.Header().Set("Content-Security-Policy", "default-src 'self'; img-src 'self' data:")
+		fmt.Fprint(w, `<!doctype html><html lang="en"><title>shop</title><link rel="icon" href="data:,"><link rel="stylesheet" href="/style.css">
+<h1>loading</h1><img src="/picture.svg" alt="a picture"><form method="post" action="/order"><input name="what" value="tea &amp; 茶"><button>order</button></form>
+<script type="module" src="/shop.js"></script>`)
+	})
+	serve := func(path, kind, text string) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", kind)
+			fmt.Fprint(w, text)
+		})
+	}
+	serve("/style.css", "text/css", "h1 { color: rgb(1, 2, 3) }")
+	serve("/picture.svg", "image/svg+xml", `<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><circle cx="15" cy="15" r="10"/></svg>`)
+	serve("/shop.js", "text/javascript", `const answer = await (await fetch("/data?x=%2F&y=a+b")).json();
+document.querySelector("h1").textContent = answer.text;`)
+	mux.HandleFunc("GET /data", func(w http.ResponseWriter, r *http.Request) {
+		cookie := "no cookie"
+		if c, err := r.Cookie("seen"); err == nil {
+			cookie = c.Value
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"text":"%s, %s, %s, 你好"}`, r.URL.RawQuery, cookie, r.Header.Get("X-Forwarded-Proto"))
+	})
+	mux.HandleFunc("POST /order", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, blank+"<h1>%s ordered %s</h1>", r.Header.Get("Origin"), r.FormValue("what"))
+	})
+	type look struct {
+		Color              string
+		Picture            int
+		Secure             bool
+		Via, Script, Fetch string
+	}
+	s := startSite(t, mux)
+	b := s.browse(t)
+	for scheme, origin := range s.origins() {
+		t.Run(scheme, func(t *testing.T) {
+			p := b.Open(t, origin+"/")
+			want := "x=%2F&y=a+b, yes, " + scheme + ", 你好"
+			p.Await(fmt.Sprintf("document.querySelector('h1').textContent == %q", want))
+			got := Eval[look](p, `const via = name => performance.getEntriesByName(new URL(name, location).href)[0]?.nextHopProtocol ?? "not loaded";
+				return {Color: getComputedStyle(document.querySelector("h1")).color, Picture: document.querySelector("img").naturalWidth, Secure: isSecureContext,
+					Via: performance.getEntriesByType("navigation")[0].nextHopProtocol, Script: via("/shop.js"), Fetch: via("/data?x=%2F&y=a+b")}`)
+			version := map[string]string{"http": "http/1.1", "https": "h2"}[scheme]
+			if got.Color != "rgb(1, 2, 3)" || got.Picture != 40 || got.Secure != (scheme == "https") || got.Via != version || got.Script != version || got.Fetch != version {
+				t.Errorf("the page is %+v; want the color of its style, the picture, and all by %s", got, version)
+			}
+			p.Picture("page-" + scheme)
+			p.Script(`document.querySelector("button").click()`)
+			p.Await(fmt.Sprintf("document.querySelector('h1')?.textContent == %q", origin+" ordered tea & 茶"))
+			p.Quiet()
+
+			p.Forget()
+			other := strings.Replace(strings.Replace(origin, "app.", "nobody.", 1), "plain.", "nobody.", 1)
+			if scheme == "http" { // a page of the proxy's own, which the browser complains of as of every error
+				p = b.Open(t, other+"/")
+				p.Await("document.body.innerText.includes('404')")
+				p.Picture("page-404")
+			}
+		})
+	}
+
+	p := Start(t, Config{}).Tab(t)
+	if err := p.Go(s.https + "/"); err == nil || !strings.Contains(err.Error(), "ERR_CERT_AUTHORITY_INVALID") {
+		t.Errorf("a browser that does not know the certificate: %v", err)
+	}
+}
