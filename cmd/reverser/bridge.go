@@ -114,7 +114,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	ends.begin(&wg, keeping, dir, b)
 	r := newReloader(source, bridgeRole{b, ends}, set, run.level, run.lines, log)
 	r.host = run.host
-	return serve(ctx, endingBridge{b, ends}, dir, nil, r, log)
+	return serve(ctx, endingBridge{b, ends}, dir, nil, r, run.said, log)
 }
 
 // bridgeRole is a bridge that takes settings as config has them.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"reverser/internal/escape"
+	"reverser/internal/events"
 	"reverser/internal/service"
 )
 
@@ -69,13 +70,17 @@ func newTextHandler(out io.Writer, level slog.Leveler, layout string, color bool
 
 // logsJSON reports whether a logger of newLogger writes JSON.
 func logsJSON(log *slog.Logger) bool {
-	q, _ := log.Handler().(queuedHandler)
+	h := log.Handler()
+	if kept, ok := h.(events.Handler); ok {
+		h = kept.Next
+	}
+	q, _ := h.(queuedHandler)
 	next := q.Handler
 	if j, ok := next.(priorityHandler); ok {
 		next = j.Handler
 	}
-	h, _ := next.(escape.Handler)
-	_, ok := h.Next.(*slog.JSONHandler)
+	last, _ := next.(escape.Handler)
+	_, ok := last.Next.(*slog.JSONHandler)
 	return ok
 }
 

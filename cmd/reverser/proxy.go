@@ -183,7 +183,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		}
 	}
 	wg.Go(func() { keys.Keep(keeping) })
-	return serve(ctx, role, dir, keys, r, log)
+	return serve(ctx, role, dir, keys, r, run.said, log)
 }
 
 // proxyRole is a proxy that takes settings as config has them.

@@ -15,6 +15,7 @@ import (
 
 	"reverser/internal/admin"
 	"reverser/internal/config"
+	"reverser/internal/events"
 	"reverser/internal/grammar"
 	"reverser/internal/inspect"
 	"reverser/internal/proxy"
@@ -42,7 +43,8 @@ type begun struct {
 	log   *slog.Logger
 	host  *supervision
 	lines *accessLog
-	flush func() // writes what is left of the log
+	said  *events.Log // what log said last
+	flush func()      // writes what is left of the log
 }
 
 // begin reads the settings of a role, and makes the process ready to run it for long.
@@ -59,6 +61,8 @@ func (c *cli) begin(source config.Source) (_ begun, err error) {
 	if err != nil {
 		return begun{}, err
 	}
+	said := events.New()
+	log = slog.New(said.Handler(log.Handler()))
 	logWarnings(log, warnings)
 	if dumps != nil {
 		log.Warn("core dumps of this process cannot be turned off: one would hold its keys", "err", dumps)
@@ -79,12 +83,12 @@ func (c *cli) begin(source config.Source) (_ begun, err error) {
 		lines.Close()
 		flush()
 	}
-	return begun{set, level, log, supervision, lines, end}, nil
+	return begun{set, level, log, supervision, lines, said, end}, nil
 }
 
 // serve runs s, with its admin socket, until it ends or is asked to: the first
 // signal drains it, the second one stops it. Meanwhile r changes its settings.
-func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *reloader, log *slog.Logger) error {
+func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *reloader, said *events.Log, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var stopping atomic.Bool
@@ -121,7 +125,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 		return snap
 	}
 	notices := newNotices(r, log)
-	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, TestNotices: notices.test, Log: log}
+	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, Events: said, TestNotices: notices.test, Log: log}
 	if in, ok := s.(inspecting); ok {
 		a.Inspected = in.Inspected
 	}

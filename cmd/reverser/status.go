@@ -121,11 +121,16 @@ func (c *cli) checkStatus(ctx context.Context, path string, service []string, as
 // askRunning has ask put a question to the process that runs on a state directory; "" is the proxy's default one, or else the
 // bridge's, or else that of a service.
 func (c *cli) askRunning(path, command string, ask func(*admin.Client) error) error {
+	_, err := c.askWhich(path, command, ask)
+	return err
+}
+
+// askWhich is askRunning, and returns the directory that it was.
+func (c *cli) askWhich(path, command string, ask func(*admin.Client) error) (found string, err error) {
 	paths := []string{path}
 	if path == "" {
-		var err error
 		if paths, err = c.usualStates(state.RoleProxy, state.RoleBridge); err != nil {
-			return err
+			return "", err
 		}
 	}
 	for _, path := range paths {
@@ -134,11 +139,11 @@ func (c *cli) askRunning(path, command string, ask func(*admin.Client) error) er
 			continue
 		}
 		if err != nil {
-			return notMine(fmt.Errorf("%s of %s: %w", command, path, err), path, command)
+			return path, notMine(fmt.Errorf("%s of %s: %w", command, path, err), path, command)
 		}
-		return nil
+		return path, nil
 	}
-	return &exitError{
+	return "", &exitError{
 		code: exitFailed,
 		err:  fmt.Errorf("%w in %s", state.ErrNotRunning, strings.Join(paths, " or ")),
 		hint: "if one runs with another --state DIR, give the same one here",

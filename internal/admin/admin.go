@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"reverser/internal/events"
 	"reverser/internal/grammar"
 	"reverser/internal/inspect"
 	"reverser/internal/status"
@@ -65,6 +66,8 @@ type Server struct {
 	Orders Orders // nil: it takes none
 	// Inspected returns what is kept of the exchanges of a service; nil: nothing is. Without the function the process speaks no HTTP.
 	Inspected func(grammar.Public) *inspect.Recorder
+	// Events is what was logged last; nil: nothing is kept.
+	Events *events.Log
 	// TestNotices sends a message to each [[notify]].
 	TestNotices func(context.Context) []Notified
 	Log         *slog.Logger // nil discards

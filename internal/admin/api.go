@@ -50,6 +50,7 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 	a.handle("POST", "/api/v1/reload", s.reload)
 	a.handle("POST", "/api/v1/notify/test", s.testNotices)
 	a.handleInspect()
+	a.handleEvents()
 	return a
 }
 

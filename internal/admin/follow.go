@@ -8,10 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"reverser/internal/escape"
 )
+
+// wantsEvents reports whether a request asks for an answer that goes on.
+func wantsEvents(r *http.Request) bool {
+	return r.URL.Query().Get("follow") == "true" || strings.HasPrefix(r.Header.Get("Accept"), "text/event-stream")
+}
 
 // eventWriter is an answer that goes on, of server-sent events.
 type eventWriter struct {
@@ -85,6 +91,18 @@ func (e *eventWriter) sendText(name, id string, data []byte) error {
 		if _, err := e.w.Write(b); err != nil {
 			return err
 		}
+	}
+	return e.rc.Flush()
+}
+
+// signOfLife is how often a reader of events that seldom come is sent something, so that one that is gone is noticed.
+const signOfLife = 15 * time.Second
+
+// alive sends what means nothing.
+func (e *eventWriter) alive() error {
+	e.rc.SetWriteDeadline(time.Now().Add(requestTimeout))
+	if _, err := e.w.Write([]byte(":\n\n")); err != nil {
+		return err
 	}
 	return e.rc.Flush()
 }

@@ -21,7 +21,7 @@ type exchangesReply struct {
 func (a *api) handleInspect() {
 	s := a.server
 	a.handle("GET", "/api/v1/services/{service}/exchanges", func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Query().Get("follow") == "true" {
+		if wantsEvents(r) {
 			a.followExchanges(w, r)
 			return
 		}

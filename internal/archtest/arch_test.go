@@ -41,6 +41,7 @@ var rules = []rule{
 	{pkg: "internal/status", why: "plain data that proxy, bridge and admin share: it knows none of them"},
 	{pkg: "internal/escape", why: "what strangers say, made harmless for terminals and logs: it knows none who says it, nor who writes it"},
 	{pkg: "internal/lines", why: "which log lines are left out where somebody causes many: it knows neither who it is, nor what they say"},
+	{pkg: "internal/events", own: "escape", why: "what was logged last, kept and handed out: it knows neither who logs, nor who asks"},
 	{pkg: "internal/accesslog", own: "escape", why: "lines of JSON in a file that may be full or moved aside; what connections and requests are is not its to know"},
 	{pkg: "internal/proxyproto", not: "net os io sync context log/slog",
 		why: "headers of the PROXY protocol and back: no I/O, no clock; whom to believe is not its to know. Libraries for it bring a listener, which would stand on the path of a byte"},
@@ -78,12 +79,12 @@ var rules = []rule{
 		why: "the LAN role. It never sees the proxy's package, nor the registry: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
-	{pkg: "internal/admin", own: "config escape grammar inspect state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
+	{pkg: "internal/admin", own: "config escape events grammar inspect state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
 	{pkg: "", own: "bridge escape grammar status via",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
 	{pkg: "internal/notify", own: "escape status", why: "tells chats and programs elsewhere what snapshots show; it cannot reach into a role, and nothing waits for it"},
 	{pkg: "internal/service", own: "access", why: "what service managers read and say; what the service does, and what its settings mean, is not its to know"},
-	{pkg: "cmd/reverser", own: "access accesslog admin bridge certs config escape export grammar inspect lines notify proxy relay service state status sys traffic",
+	{pkg: "cmd/reverser", own: "access accesslog admin bridge certs config escape events export grammar inspect lines notify proxy relay service state status sys traffic",
 		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
 		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
 
