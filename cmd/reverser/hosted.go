@@ -9,11 +9,13 @@ import (
 	"strings"
 
 	"reverser/internal/service"
+	"reverser/internal/state"
 )
 
 // isHosted reports whether a service manager that does not read stderr has started this process.
 func isHosted(args []string) bool {
-	return slices.Contains(args, service.HostedFlag) || startedByManager()
+	role := len(args) > 0 && (args[0] == state.RoleProxy || args[0] == state.RoleBridge) // --service of other commands is another one
+	return role && slices.Contains(args, service.HostedFlag) || startedByManager()
 }
 
 // runHosted runs a role for such a manager: whatever it would write to stderr goes to the log of the service. What it would write to

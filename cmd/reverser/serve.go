@@ -22,6 +22,7 @@ import (
 	"reverser/internal/state"
 	"reverser/internal/status"
 	"reverser/internal/sys"
+	"reverser/internal/traffic"
 )
 
 // server is what proxy and bridge have in common.
@@ -29,6 +30,7 @@ type server interface {
 	Run(context.Context) error
 	Drain()
 	Status() status.Snapshot
+	EndPairs(traffic.Which) int
 }
 
 // inspecting is a role that speaks HTTP for services.
@@ -125,7 +127,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 		return snap
 	}
 	notices := newNotices(r, log)
-	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, Events: said, TestNotices: notices.test, Log: log}
+	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, End: endPairs(s), Events: said, TestNotices: notices.test, Log: log}
 	if in, ok := s.(inspecting); ok {
 		a.Inspected = in.Inspected
 	}

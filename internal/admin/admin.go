@@ -64,6 +64,8 @@ type Server struct {
 	Status func() status.Snapshot
 	Keys   Keys
 	Orders Orders // nil: it takes none
+	// End resets the connections that are meant, and returns how many they were.
+	End func(Which) int
 	// Inspected returns what is kept of the exchanges of a service; nil: nothing is. Without the function the process speaks no HTTP.
 	Inspected func(grammar.Public) *inspect.Recorder
 	// Events is what was logged last; nil: nothing is kept.

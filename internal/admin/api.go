@@ -49,6 +49,7 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 	a.handle("DELETE", "/api/v1/keys/{name}", s.withKeys(s.removeKey))
 	a.handle("POST", "/api/v1/reload", s.reload)
 	a.handle("POST", "/api/v1/notify/test", s.testNotices)
+	a.handleEnd()
 	a.handleInspect()
 	a.handleEvents()
 	return a

@@ -233,6 +233,9 @@ func (b *Bridge) Status() status.Snapshot {
 	return snap
 }
 
+// EndPairs resets the connections that an operator means, and returns how many they were.
+func (b *Bridge) EndPairs(w traffic.Which) int { return b.conns.EndThese(w) }
+
 // describe writes links and services into a snapshot, and returns the accounts of the services.
 func (b *Bridge) describe(snap *status.Snapshot) map[*traffic.Account]bool {
 	b.mu.Lock()

@@ -52,6 +52,9 @@ func (p *Proxy) Status() status.Snapshot {
 	return snap
 }
 
+// EndPairs resets the connections that an operator means, and returns how many they were.
+func (p *Proxy) EndPairs(w traffic.Which) int { return p.conns.EndThese(w) }
+
 // describe is a claim as status shows it.
 func describe(s registry.Service) status.Service {
 	st := status.Service{Public: s.Public, Target: s.Target, Key: s.KeyName, Reason: s.Reason}

@@ -100,7 +100,7 @@ func (p *Proxy) newSite(rt *registry.Route) *web.Site {
 		Name: rt.Public.String(), Options: rt.Options,
 		Inspect: func(o *grammar.ProxyOptions) *inspect.Recorder { return p.record(rt, o) },
 		Over:    func() func(web.Request) { return p.requestOver(rt) },
-		Enter:   func(v *web.Visit) (func(bool), func(uint64, uint64), error) { return p.visit(rt, v) },
+		Enter:   func(v *web.Visit) (func(error), func(uint64, uint64), error) { return p.visit(rt, v) },
 		Dial: func(ctx context.Context, call web.Call, retired func()) (*web.Upstream, error) {
 			return dialRoute(ctx, rt, call, retired)
 		},
@@ -108,7 +108,7 @@ func (p *Proxy) newSite(rt *registry.Route) *web.Site {
 }
 
 // visit counts a client in at a service, as a pair: one for each connection and service.
-func (p *Proxy) visit(rt *registry.Route, v *web.Visit) (left func(bool), moved func(uint64, uint64), err error) {
+func (p *Proxy) visit(rt *registry.Route, v *web.Visit) (left func(error), moved func(uint64, uint64), err error) {
 	a, err := p.conns.Admit(p.service(rt).account, entrance.Client(v.Client.Conn), traffic.NoWait)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", web.ErrLimit, err)
@@ -139,8 +139,8 @@ func (v *visitor) Start(_ *relay.Poller, ended func(relay.Reason)) {
 	v.ended = ended
 }
 
-// End implements traffic.Pair.
-func (v *visitor) End(reason relay.Reason, _ wire.Code) {
+// End implements traffic.Pair. The bridge is told the code too, where the client has connections to the target for itself.
+func (v *visitor) End(reason relay.Reason, code wire.Code) {
 	v.mu.Lock()
 	first := v.reason == ""
 	if first {
@@ -148,18 +148,27 @@ func (v *visitor) End(reason relay.Reason, _ wire.Code) {
 	}
 	v.mu.Unlock()
 	if first {
-		v.wg.Go(v.visit.End)
+		v.wg.Go(func() {
+			v.visit.End(func(target net.Conn) {
+				if c, ok := target.(*targetConn); ok {
+					c.Stream.Reset(code)
+				}
+			})
+		})
 	}
 }
 
 // left is called once, when the visit is over.
-func (v *visitor) left(complete bool) {
+func (v *visitor) left(broken error) {
 	v.mu.Lock()
-	if v.reason == "" {
+	switch {
+	case v.reason != "":
+	case broken == nil:
 		v.reason = relay.ReasonEOF
-		if !complete {
-			v.reason = relay.ReasonClientReset
-		}
+	case errors.Is(broken, web.ErrEnded):
+		v.reason = relay.ReasonEnded
+	default:
+		v.reason = relay.ReasonClientReset
 	}
 	reason := v.reason
 	v.mu.Unlock()
@@ -242,7 +251,7 @@ func (c *targetConn) Write(b []byte) (int, error) {
 // resets are what the codes of a bridge's resets mean for a request.
 var resets = map[wire.Code]error{
 	wire.CodeRefused: web.ErrRefused, wire.CodeUnreachable: web.ErrUnreachable, wire.CodeLimit: web.ErrLimit, wire.CodeService: web.ErrRemoved,
-	wire.CodeDrain: web.ErrAway,
+	wire.CodeDrain: web.ErrAway, wire.CodeEnded: web.ErrEnded,
 }
 
 // explain adds to an error what the bridge said.

@@ -433,3 +433,44 @@ func TestWebDrain(t *testing.T) {
 		t.Error(w.err)
 	}
 }
+
+// TestWebEnded: an order at the proxy ends the client's connection, and the bridge hears its reason; one at the bridge ends the connection
+// to the target, and the proxy says the same.
+func TestWebEnded(t *testing.T) {
+	for name, atBridge := range map[string]bool{"at the proxy": false, "at the bridge": true} {
+		t.Run(name, func(t *testing.T) {
+			k := key(t, "nas", "http/*")
+			w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+			b := w.bridge(k, how{instance: 1}, "http/a.example")
+			streams := make(chan *link.Stream, 1)
+			b.target(func(w http.ResponseWriter, r *http.Request) {
+				io.WriteString(w, "begun")
+				w.(http.Flusher).Flush()
+				streams <- r.Context().Value(streamKey{}).(*link.Stream)
+				<-r.Context().Done()
+			})
+			u := w.httpUser()
+			io.WriteString(u, get("a.example", "/"))
+			resp, err := http.ReadResponse(u.r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.ReadFull(resp.Body, make([]byte, 5))
+			s := <-streams
+			if atBridge {
+				s.Reset(wire.CodeEnded)
+			} else if n := w.p.EndPairs(traffic.Which{Key: "nas"}); n != 1 {
+				t.Errorf("%d pairs ended, want 1", n)
+			}
+			if _, err := io.ReadAll(resp.Body); err == nil || errors.Is(err, io.EOF) {
+				t.Errorf("the answer that was ended is complete: %v", err)
+			}
+			eventually(t, "its end is logged", func() bool {
+				return w.log.Count("pair released service=http/a.example", "reason=ended") == 1
+			})
+			if !atBridge {
+				eventually(t, "the bridge has the code", func() bool { return s.Code() == wire.CodeEnded })
+			}
+		})
+	}
+}

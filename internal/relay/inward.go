@@ -157,6 +157,8 @@ func (p *Pair) remote(code wire.Code) Reason {
 		return ReasonDrain
 	case wire.CodeChecksum:
 		return ReasonChecksum
+	case wire.CodeEnded:
+		return ReasonEnded
 	}
 	if p.side == Client {
 		return ReasonTargetReset

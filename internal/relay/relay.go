@@ -41,6 +41,7 @@ const (
 	ReasonDrain       Reason = "drain"              // the process stopped
 	ReasonLimit       Reason = "limit"              // no room for another connection
 	ReasonChecksum    Reason = "checksum"           // the bytes of a direction did not arrive as they were sent
+	ReasonEnded       Reason = "ended"              // an operator ended the connection
 )
 
 // Side names which end of the whole connection the socket is.

@@ -287,7 +287,7 @@ func TestCodes(t *testing.T) {
 	defer w.close()
 	for code, want := range map[wire.Code]Reason{
 		wire.CodeRefused: ReasonRefused, wire.CodeUnreachable: ReasonUnreachable, wire.CodeLimit: ReasonLimit,
-		wire.CodeService: ReasonRemoved, wire.CodeDrain: ReasonDrain, wire.CodeChecksum: ReasonChecksum,
+		wire.CodeService: ReasonRemoved, wire.CodeDrain: ReasonDrain, wire.CodeEnded: ReasonEnded, wire.CodeChecksum: ReasonChecksum,
 		wire.CodeReset: ReasonTargetReset, wire.CodeAborted: ReasonTargetReset,
 	} {
 		px, br := w.open(l)

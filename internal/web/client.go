@@ -1,8 +1,10 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -129,20 +131,21 @@ type Visit struct {
 
 	resumes        atomic.Uint64 // under exchanges that are over
 	sent, received atomic.Uint64
-	left           func(clean bool)            // told when it is over
+	left           func(broken error)          // told when it is over
 	moved          func(sent, received uint64) // told of bytes
 
 	mu      sync.Mutex
 	running map[*exchange]context.CancelCauseFunc // guarded by mu, as all below
 	pool    *pool                                 // where connections are not shared with other clients
 	over    bool
-	broken  bool // an exchange of it did not come to its end
+	broken  error // why an exchange of it did not come to its end; nil: all did
 }
 
 // Errors of visits.
 var (
 	errTooMany = errors.New("the connection has requests under way at too many services")
 	errEnded   = errors.New("the client's connection to the service was ended")
+	errBroken  = errors.New("an exchange did not come to its end")
 )
 
 // visit returns the client's visit at a site, and begins it if it is the first request.
@@ -206,8 +209,9 @@ func (c *Client) visit(site *Site) (*Visit, error) {
 // Counts returns the bytes of bodies, from the client to the target and back.
 func (v *Visit) Counts() (sent, received uint64) { return v.sent.Load(), v.received.Load() }
 
-// End aborts the exchanges of the visit. The connection goes on if it is at other services as well.
-func (v *Visit) End() {
+// End aborts the exchanges of the visit. The connection goes on if it is at other services as well. reset, unless nil, is called with
+// each connection to the target that such an exchange has for itself, before it is closed.
+func (v *Visit) End(reset func(target net.Conn)) {
 	c := v.Client
 	c.mu.Lock()
 	if c.visits[v.Site] == v {
@@ -219,16 +223,22 @@ func (v *Visit) End() {
 	if alone {
 		c.Reset() // before an exchange that is aborted closes the connection as if it were complete
 	}
-	v.abort()
+	v.abort(reset)
 	v.leave()
 }
 
-func (v *Visit) abort() {
+func (v *Visit) abort(reset func(target net.Conn)) {
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	v.over = true
-	for _, cancel := range v.running {
-		v.broken = true
+	running := maps.Clone(v.running)
+	if len(running) > 0 {
+		v.broken = cmp.Or(v.broken, errBroken)
+	}
+	v.mu.Unlock()
+	for x, cancel := range running {
+		if up := x.upstream.Load(); reset != nil && up != nil && !x.options.H2C && up.user.Load() == x {
+			reset(up.Conn)
+		}
 		cancel(errEnded)
 	}
 }
@@ -241,18 +251,18 @@ func (v *Visit) idle() bool {
 
 // leave is the end of a visit.
 func (v *Visit) leave() {
-	v.abort()
+	v.abort(nil)
 	v.mu.Lock()
 	left := v.left
 	v.left = nil
-	clean := !v.broken
+	broken := v.broken
 	pool := v.pool
 	v.mu.Unlock()
 	if pool != nil {
 		pool.discard()
 	}
 	if left != nil {
-		left(clean)
+		left(broken)
 	}
 }
 
@@ -272,7 +282,13 @@ func (v *Visit) end(x *exchange, complete bool) {
 	defer v.mu.Unlock()
 	delete(v.running, x)
 	v.resumes.Add(x.resumed())
-	v.broken = v.broken || !complete
+	switch up := x.upstream.Load(); {
+	case complete:
+	case up != nil && up.ended():
+		v.broken = ErrEnded
+	default:
+		v.broken = cmp.Or(v.broken, errBroken)
+	}
 }
 
 // Paused reports whether the visit waits for a connection to the target that has none itself.

@@ -81,6 +81,7 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 			if up.Resumes != nil {
 				x.resumes0.Store(up.Resumes())
 			}
+			up.user.Store(x)
 			x.upstream.Store(up)
 		}
 	}})

@@ -31,6 +31,7 @@ var (
 	ErrRefused     = errors.New("the target refuses connections")
 	ErrUnreachable = errors.New("the target cannot be reached")
 	ErrLimit       = errors.New("there is no room for another connection")
+	ErrEnded       = errors.New("an operator ended the connection to the target")
 )
 
 // Site is one service. Its fields are set before it is used.
@@ -39,9 +40,9 @@ type Site struct {
 	Name string
 	// Options returns what the service's bridge asks for. Another pointer means other options.
 	Options func() *grammar.ProxyOptions
-	// Enter counts a client in. left is called when it is over, and told whether all of its exchanges came to their end; moved is told of
-	// bytes of bodies as they move.
-	Enter func(v *Visit) (left func(complete bool), moved func(sent, received uint64), err error)
+	// Enter counts a client in. left is called when it is over, and told nil if all of its exchanges came to their end, ErrEnded if one was
+	// ended at the target's side, else another error; moved is told of bytes of bodies as they move.
+	Enter func(v *Visit) (left func(broken error), moved func(sent, received uint64), err error)
 	// Dial opens a connection to the target. ctx ends with the request that needs one, so at the latest when its client leaves. Dial calls
 	// retired when no request may use the connection any more that is not under way.
 	Dial func(ctx context.Context, call Call, retired func()) (*Upstream, error)
@@ -74,6 +75,7 @@ type Upstream struct {
 	ID      [16]byte // of the request for which it was opened
 
 	failed atomic.Pointer[error]
+	user   atomic.Pointer[exchange] // the last one that got it
 }
 
 // Read implements net.Conn, and keeps why it failed.
@@ -83,6 +85,12 @@ func (u *Upstream) Read(b []byte) (int, error) {
 		u.failed.Store(&err)
 	}
 	return n, err
+}
+
+// ended reports whether somebody ended the connection by an order at the other end.
+func (u *Upstream) ended() bool {
+	why := u.failed.Load()
+	return why != nil && errors.Is(*why, ErrEnded)
 }
 
 // CloseWrite ends the direction to the target.

@@ -87,8 +87,8 @@ func newWorld(t *testing.T) *world {
 // site makes a service whose target is at addr.
 func (w *world) site(name, addr string, o grammar.ProxyOptions) *Site {
 	s := &Site{Name: "http/" + name, Options: func() *grammar.ProxyOptions { return &o }}
-	s.Enter = func(*Visit) (func(bool), func(uint64, uint64), error) {
-		return func(bool) {}, func(uint64, uint64) {}, nil
+	s.Enter = func(*Visit) (func(error), func(uint64, uint64), error) {
+		return func(error) {}, func(uint64, uint64) {}, nil
 	}
 	s.Dial = func(ctx context.Context, call Call, _ func()) (*Upstream, error) {
 		w.mu.Lock()
@@ -761,11 +761,11 @@ func TestVisits(t *testing.T) {
 	entered, left := 0, 0
 	for i := range 3 * mostVisits {
 		s := w.site(fmt.Sprintf("h%d", i), addr, grammar.ProxyOptions{})
-		s.Enter = func(*Visit) (func(bool), func(uint64, uint64), error) {
+		s.Enter = func(*Visit) (func(error), func(uint64, uint64), error) {
 			mu.Lock()
 			defer mu.Unlock()
 			entered++
-			return func(bool) { mu.Lock(); left++; mu.Unlock() }, func(uint64, uint64) {}, nil
+			return func(error) { mu.Lock(); left++; mu.Unlock() }, func(uint64, uint64) {}, nil
 		}
 	}
 	u := w.user()
@@ -842,10 +842,10 @@ func TestFraming(t *testing.T) {
 func TestEndedOnEntry(t *testing.T) {
 	w := newWorld(t)
 	site := w.site("a", w.target(echo), grammar.ProxyOptions{})
-	left := make(chan bool, 2)
-	site.Enter = func(v *Visit) (func(bool), func(uint64, uint64), error) {
-		v.End()
-		return func(complete bool) { left <- complete }, func(uint64, uint64) {}, nil
+	left := make(chan error, 2)
+	site.Enter = func(v *Visit) (func(error), func(uint64, uint64), error) {
+		v.End(nil)
+		return func(broken error) { left <- broken }, func(uint64, uint64) {}, nil
 	}
 	u := w.user()
 	io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -869,7 +869,7 @@ func TestEntered(t *testing.T) {
 	w.site("a", addr, grammar.ProxyOptions{})
 	w.site("b", addr, grammar.ProxyOptions{})
 	w.site("locked", addr, grammar.ProxyOptions{BasicAuth: []string{"ann:" + string(hash)}})
-	w.site("full", addr, grammar.ProxyOptions{}).Enter = func(*Visit) (func(bool), func(uint64, uint64), error) { return nil, nil, ErrLimit }
+	w.site("full", addr, grammar.ProxyOptions{}).Enter = func(*Visit) (func(error), func(uint64, uint64), error) { return nil, nil, ErrLimit }
 	for host, want := range map[string]int{"a": 200, "b": 200, "none": 404, "locked": 401, "full": 503} {
 		var entered atomic.Int64
 		gone := make(chan bool, 2)

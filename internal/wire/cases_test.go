@@ -68,6 +68,7 @@ func frames() []named {
 		{"end-fin", AppendEnd(nil, id, 5, End{Kind: FIN, CRC: crc32.Checksum([]byte("hello"), crc32.MakeTable(crc32.Castagnoli))})},
 		{"end-fin-of-an-empty-direction", AppendEnd(nil, id, 0, End{Kind: FIN})},
 		{"end-rst-after-fin", AppendEnd(nil, id, 6, End{Kind: RST, Code: CodeReset, CRC: crc32.Checksum([]byte("hello"), crc32.MakeTable(crc32.Castagnoli))})},
+		{"end-rst-ended", AppendEnd(nil, id, 0, End{Kind: RST, Code: CodeEnded})},
 		{"end-rst-unsupported", AppendEnd(nil, id, 0, End{Kind: RST, Code: CodeUnsupported})},
 		{"end-rst-code-of-a-later-version", AppendEnd(nil, id, 0, End{Kind: RST, Code: 255})},
 		{"forget", AppendEmpty(nil, TypeForget, id, 0)},

@@ -204,7 +204,7 @@ const (
 	CodeChecksum         // the checksums of a direction differ
 	CodeAborted          // the local program gave up the connection
 	CodeUnsupported      // the OPEN needs something that is not known here
-	codeEnd
+	CodeEnded            // an operator ended the connection
 )
 
 // End closes a direction. CRC is the CRC-32C (Castagnoli, RFC 3720 section 12.1) of all its bytes.

@@ -131,7 +131,7 @@ func TestNumbers(t *testing.T) {
 		got, want int
 	}{
 		{"last type", int(TypeDatagram), 18}, {"first type to skip", int(TypeSkip), 128}, {"last mode", int(ModeJoin), 3}, {"last status", int(StatusUnsupported), 8},
-		{"last error", int(ErrClaimInvalid), 11}, {"last code", int(CodeUnsupported), 9}, {"RST", int(RST), 2},
+		{"last error", int(ErrClaimInvalid), 11}, {"last code", int(CodeEnded), 10}, {"RST", int(RST), 2},
 		{"last claim status", int(ClaimRetrying), 3}, {"last verdict", int(VerdictFeatures), 4}, {"last role", int(RoleProxy), 3},
 		{"last kind of OPEN", int(OpenDatagrams), 2}, {"last kind of entrance", int(EntrancePrivate), 6}, {"last health", int(HealthBad), 2},
 		{"datagrams", int(FeatureDatagrams), 1}, {"dialling end opens", int(FeatureDialOpens), 2}, {"cluster", int(FeatureCluster), 4},
