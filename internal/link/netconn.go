@@ -43,6 +43,13 @@ func (s *Stream) Read(p []byte) (int, error) {
 	}
 }
 
+// Quiet reports whether Read would wait: nothing has arrived, and the stream has not ended.
+func (s *Stream) Quiet() bool {
+	s.slot.mu.Lock()
+	defer s.slot.mu.Unlock()
+	return s.recv.q.head == nil && s.recv.end == 0 && !s.closed && !s.dead && !s.send.reset()
+}
+
 // Write implements net.Conn.
 func (s *Stream) Write(p []byte) (n int, err error) {
 	s.slot.mu.Lock()

@@ -226,7 +226,7 @@ func dialRoute(ctx context.Context, rt *registry.Route, call web.Call, retired f
 		forget()
 		t.Leave()
 	}
-	return &web.Upstream{Conn: &targetConn{Stream: t.Stream, leave: leave}, Paused: t.Stream.Paused, Resumes: t.Stream.Resumes, ID: call.ID}, nil
+	return &web.Upstream{Conn: &targetConn{Stream: t.Stream, leave: leave}, Paused: t.Stream.Paused, Resumes: t.Stream.Resumes, Quiet: t.Stream.Quiet, ID: call.ID}, nil
 }
 
 // targetConn is a stream to a target, as web sees it.

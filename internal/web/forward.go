@@ -34,6 +34,25 @@ type exchange struct {
 	secure   bool   // it came by TLS
 	upstream atomic.Pointer[Upstream]
 	resumes0 atomic.Uint64 // of upstream, when the exchange got it
+
+	answer    *http.ResponseController // to the client
+	unflushed bool                     // it has bytes that the client was not sent yet
+}
+
+// flush sends the client what there is of the answer.
+func (x *exchange) flush() {
+	if x.unflushed {
+		x.unflushed = false
+		x.answer.Flush()
+	}
+}
+
+// took notes the connection to the target that the exchange has got.
+func (x *exchange) took(up *Upstream) {
+	if up.Resumes != nil {
+		x.resumes0.Store(up.Resumes())
+	}
+	x.upstream.Store(up)
 }
 
 // resumed counts how often the connection to the target stood still and went on under the exchange.
@@ -67,30 +86,25 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 	complete := false
 	defer func() {
 		x.visit.end(x, complete)
-		if pool.old.Load() {
-			pool.transport.CloseIdleConnections()
-		}
+		pool.tidy()
 		if !complete && r.ProtoMajor < 2 {
 			x.client.Reset() // an answer without a length would look complete
 		}
 	}()
 	x.ctx = ctx
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		if up, ok := info.Conn.(*Upstream); ok {
-			if up.Resumes != nil {
-				x.resumes0.Store(up.Resumes())
-			}
-			up.user.Store(x)
-			x.upstream.Store(up)
-		}
-	}})
+	x.answer = http.NewResponseController(w)
 	if r.ProtoMajor < 2 && r.ContentLength != 0 {
 		http.NewResponseController(w).EnableFullDuplex()
 	}
-	proxy := httputil.ReverseProxy{
-		Rewrite: x.rewrite, Transport: &pool.transport, FlushInterval: -1, BufferPool: buffers{}, ErrorLog: silent,
-		ModifyResponse: x.answered, ErrorHandler: x.failed,
+	proxy := httputil.ReverseProxy{Rewrite: x.rewrite, Transport: pool, BufferPool: buffers{}, ErrorLog: silent, ModifyResponse: x.answered, ErrorHandler: x.failed}
+	if pool.http2 != nil {
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+			if up, ok := info.Conn.(*Upstream); ok {
+				x.took(up)
+			}
+		}})
+		proxy.Transport, proxy.FlushInterval = pool.http2, -1
 	}
 	proxy.ServeHTTP(counting{w, x.visit}, r.WithContext(ctx))
 	complete = ctx.Err() == nil
@@ -233,6 +247,9 @@ func clientAddr(a net.Addr) netip.Addr {
 func (x *exchange) answered(r *http.Response) error {
 	if d := time.Duration(x.options.HSTS); d > 0 && x.secure && r.Header.Get("Strict-Transport-Security") == "" {
 		r.Header.Set("Strict-Transport-Security", "max-age="+strconv.Itoa(int(d.Seconds())))
+	}
+	if _, ok := r.Body.(*answer); ok {
+		r.ContentLength, x.unflushed = 0, true // or ReverseProxy flushes what has no length with each write
 	}
 	if r.StatusCode == http.StatusSwitchingProtocols {
 		if body, ok := r.Body.(io.ReadWriteCloser); ok {

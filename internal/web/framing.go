@@ -58,10 +58,11 @@ func (f *framing) readLocked(b []byte) {
 			f.begun = f.begun || !empty
 			f.line = f.line[:0]
 		case len(f.line) <= len(nameCoding):
-			f.line = append(f.line, lower(c))
-			name, colon := bytes.CutSuffix(f.line, []byte(":"))
-			f.length = f.length || colon && bytes.Equal(name, nameLength)
-			f.coding = f.coding || colon && bytes.Equal(name, nameCoding)
+			if f.line = append(f.line, lower(c)); c == ':' {
+				name := f.line[:len(f.line)-1]
+				f.length = f.length || bytes.Equal(name, nameLength)
+				f.coding = f.coding || bytes.Equal(name, nameCoding)
+			}
 		}
 	}
 }

@@ -7,10 +7,12 @@
 //  3. client.go counts the client in at the service.
 //  4. auth.go asks for a password, where the service wants one.
 //  5. forward.go writes what the target is told of the client, and httputil.ReverseProxy carries the exchange.
-//  6. site.go keeps connections to the target and uses them again.
+//  6. site.go finds the connections to the target, and target.go sends the request on one of them, reads the answer, and keeps it for
+//     others. Where the target speaks HTTP/2, net/http does that.
 //  7. page.go answers where the target does not.
 //
-// Goroutines: net/http has one for each connection, and two for each connection to a target. Server.Close waits for the clients.
+// Goroutines: net/http has one for each connection, and two for each connection to a target that speaks HTTP/2. The body of a request for a
+// target that speaks HTTP/1.1 has one until it is sent, or can be sent no more. Server.Close waits for the clients.
 package web
 
 import (

@@ -18,7 +18,7 @@ import (
 // that happens is lost.
 const (
 	keepTime = 4 * time.Second
-	mostKept = 32 // for each service
+	mostKept = 100 // for each service
 )
 
 // DefaultAnswerTime is how long a target has for the head of its answer, from the end of the request.
@@ -72,10 +72,13 @@ type Upstream struct {
 	// Unless nil: whether it stands still, and how often it went on.
 	Paused  func() bool
 	Resumes func() uint64
-	ID      [16]byte // of the request for which it was opened
+	// Quiet reports whether Read would wait: nothing has arrived, and neither end has ended the connection. It may be nil.
+	Quiet func() bool
+	ID    [16]byte // of the request for which it was opened
 
 	failed atomic.Pointer[error]
 	user   atomic.Pointer[exchange] // the last one that got it
+	gone   func()                   // called by Close; nil: nobody is told
 }
 
 // Read implements net.Conn, and keeps why it failed.
@@ -91,6 +94,14 @@ func (u *Upstream) Read(b []byte) (int, error) {
 func (u *Upstream) ended() bool {
 	why := u.failed.Load()
 	return why != nil && errors.Is(*why, ErrEnded)
+}
+
+// Close implements net.Conn.
+func (u *Upstream) Close() error {
+	if u.gone != nil {
+		u.gone()
+	}
+	return u.Conn.Close()
 }
 
 // CloseWrite ends the direction to the target.
@@ -109,43 +120,80 @@ func (u *Upstream) reset() {
 	u.Close()
 }
 
+func (u *Upstream) paused() bool { return u.Paused != nil && u.Paused() }
+
 // pool keeps connections to one target under one set of options.
 type pool struct {
-	site      *Site
-	options   *grammar.ProxyOptions
-	transport http.Transport
-	old       atomic.Bool // another pool is in its place: connections are closed as soon as they are idle
+	site       *Site
+	options    *grammar.ProxyOptions
+	answerTime time.Duration
+	http2      *http.Transport // nil: the target speaks HTTP/1.1
+	old        atomic.Bool     // another pool is in its place: connections are closed as soon as they are idle
+
+	mu     sync.Mutex
+	kept   []*target              // that speak HTTP/1.1, the one that was used last at the end; guarded by mu, as all below
+	shared map[*Upstream]struct{} // that speak HTTP/2
+}
+
+// stalled reports whether a request could come onto a connection of HTTP/2 that stands still. net/http does not know that, and nobody knows
+// for how long: where the bridge is away, Dial is who decides how long that is waited for.
+func (p *pool) stalled() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for up := range p.shared {
+		if up.paused() {
+			return true
+		}
+	}
+	return false
 }
 
 func newPool(site *Site, options *grammar.ProxyOptions) *pool {
-	p := &pool{site: site, options: options}
-	p.transport = http.Transport{
-		DialContext: p.dial, DisableCompression: true, MaxIdleConnsPerHost: mostKept, IdleConnTimeout: keepTime,
-		ExpectContinueTimeout: time.Second, ResponseHeaderTimeout: DefaultAnswerTime, MaxResponseHeaderBytes: 256 << 10,
-		Protocols: new(http.Protocols),
-	}
+	p := &pool{site: site, options: options, answerTime: DefaultAnswerTime}
 	if options.AnswerTime > 0 {
-		p.transport.ResponseHeaderTimeout = time.Duration(options.AnswerTime)
+		p.answerTime = time.Duration(options.AnswerTime)
 	}
-	p.transport.Protocols.SetHTTP1(!options.H2C)
-	p.transport.Protocols.SetUnencryptedHTTP2(options.H2C)
+	if options.H2C {
+		p.shared = make(map[*Upstream]struct{})
+		p.http2 = &http.Transport{
+			DialContext: p.dial, DisableCompression: true, IdleConnTimeout: keepTime, ResponseHeaderTimeout: p.answerTime, MaxResponseHeaderBytes: maxAnswerHead,
+			Protocols: new(http.Protocols),
+		}
+		p.http2.Protocols.SetUnencryptedHTTP2(true)
+	}
 	return p
 }
 
+var errNoExchange = errors.New("a connection to a target belongs to a request")
+
+// dial opens a connection for HTTP/2.
 func (p *pool) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	x, _ := ctx.Value(exchangeKey{}).(*exchange)
 	if x == nil {
-		return nil, errors.New("a connection to a target belongs to a request")
+		return nil, errNoExchange
 	}
 	// net/http dials on when the request is over, for others that may come. But what is waited for here is counted as the client's.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(x.ctx, cancel)()
-	up, err := p.site.Dial(ctx, Call{Visit: x.visit, ID: x.id, Host: x.host, Options: p.options}, func() { p.site.retire(p) })
+	up, err := p.open(ctx, x)
 	if err != nil {
 		return nil, err
 	}
+	up.gone = func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.shared, up)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shared[up] = struct{}{}
 	return up, nil
+}
+
+// open opens a connection for a request.
+func (p *pool) open(ctx context.Context, x *exchange) (*Upstream, error) {
+	return p.site.Dial(ctx, Call{Visit: x.visit, ID: x.id, Host: x.host, Options: p.options}, func() { p.site.retire(p) })
 }
 
 // options are the present ones.
@@ -164,7 +212,7 @@ func (s *Site) poolOf(v *Visit, options *grammar.ProxyOptions) *pool {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if *at == nil || (*at).options != options || (*at).old.Load() {
+	if *at == nil || (*at).options != options || (*at).old.Load() || (*at).stalled() {
 		old := *at
 		*at = newPool(s, options)
 		if old != nil {
@@ -187,8 +235,24 @@ func (s *Site) retire(p *pool) {
 }
 
 func (p *pool) discard() {
+	p.mu.Lock()
 	p.old.Store(true)
-	p.transport.CloseIdleConnections()
+	kept := p.kept
+	p.kept = nil
+	p.mu.Unlock()
+	for _, t := range kept {
+		if t.disarm() {
+			t.up.Close()
+		}
+	}
+	p.tidy()
+}
+
+// tidy closes connections of a pool that is out of use.
+func (p *pool) tidy() {
+	if p.http2 != nil && p.old.Load() {
+		p.http2.CloseIdleConnections()
+	}
 }
 
 // Close closes the connections to the target that no request uses, now or later.

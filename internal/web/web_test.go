@@ -397,6 +397,55 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+// TestStandsStill: a request does not go to a kept connection whose link stands still. Its target is dialled, which ends after a while. What
+// is under way there goes on when the link does.
+func TestStandsStill(t *testing.T) {
+	for _, h2c := range []bool{false, true} {
+		w := newWorld(t)
+		var paused atomic.Bool
+		more := make(chan struct{})
+		s := w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+			io.WriteString(rw, "begun")
+			if rw.(http.Flusher).Flush(); r.URL.Path == "/long" {
+				<-more
+			}
+			io.WriteString(rw, " and done")
+		}), grammar.ProxyOptions{H2C: h2c})
+		dial := s.Dial
+		s.Dial = func(ctx context.Context, call Call, retired func()) (*Upstream, error) {
+			if paused.Load() {
+				return nil, ErrAway
+			}
+			up, err := dial(ctx, call, retired)
+			if err == nil {
+				up.Paused = paused.Load
+			}
+			return up, err
+		}
+		long, short := w.user(), w.user()
+		io.WriteString(long, "GET /long HTTP/1.1\r\nHost: a\r\n\r\n")
+		resp, err := http.ReadResponse(long.r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		short.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n") // its connection is kept
+		paused.Store(true)
+		for range 2 {
+			if resp, _ := short.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n"); resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" {
+				t.Errorf("h2c %v: %s, Retry-After %q", h2c, resp.Status, resp.Header.Get("Retry-After"))
+			}
+		}
+		paused.Store(false)
+		if _, body := short.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n"); body != "begun and done" {
+			t.Errorf("h2c %v: %q when the link goes on", h2c, body)
+		}
+		close(more)
+		if body, err := io.ReadAll(resp.Body); string(body) != "begun and done" || err != nil {
+			t.Errorf("h2c %v: what was under way is %q, %v", h2c, body, err)
+		}
+	}
+}
+
 // TestTruncated: an answer that the target broke off is never complete for the client, whatever tells its end.
 func TestTruncated(t *testing.T) {
 	w := newWorld(t)

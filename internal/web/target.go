@@ -1,0 +1,543 @@
+package web
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+// A target that speaks HTTP/1.1 is spoken to by the goroutine that serves the request: it writes the request and reads the answer. Only the
+// body of a request has one of its own, so that an answer may come before its end. The transport of net/http has two for each connection,
+// and passes each request and answer from one to the other.
+
+// maxAnswerHead is how long the head of an answer may be, informational ones each for itself.
+const maxAnswerHead = 256 << 10
+
+const (
+	continueTime = time.Second           // for which a body waits for the target's word, where the client waits too
+	sentTime     = 50 * time.Millisecond // for which a connection waits for the end of a request whose answer is complete
+)
+
+// target is a connection to a target. One exchange has it at a time.
+type target struct {
+	pool *pool
+	up   *Upstream
+	used bool // an exchange before this one got its answer
+
+	// Of the exchange that has it.
+	x     *exchange
+	br    *bufio.Reader
+	room  int           // bytes that may still be read of the head of an answer; negative: any number
+	reads bool          // a byte of an answer was read
+	sent  chan struct{} // closed when nothing more of the request will be written; nil: it was written already
+	wrote bool          // a byte of the request was
+	stop  func() bool   // undoes that the end of the exchange closes the connection
+
+	timer *time.Timer
+
+	mu       sync.Mutex
+	answered bool // the head of the answer is there, or nobody waits for it any more; guarded by mu, as all below
+	armed    bool
+	due      time.Time
+	late     error // why the timer closes the connection; nil: nobody uses it any more
+	why      error // why it was closed here
+}
+
+var (
+	readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
+	writers = sync.Pool{New: func() any { return bufio.NewWriter(nil) }}
+)
+
+// tooSlow is why a target that did not begin its answer is given up.
+type tooSlow struct{}
+
+func (tooSlow) Error() string   { return "the target did not begin its answer in time" }
+func (tooSlow) Timeout() bool   { return true }
+func (tooSlow) Temporary() bool { return true }
+
+// lost is an error of a connection on which no byte of an answer came.
+type lost struct{ error }
+
+func (l lost) Unwrap() error { return l.error }
+
+// RoundTrip implements http.RoundTripper.
+func (p *pool) RoundTrip(r *http.Request) (*http.Response, error) {
+	x, _ := r.Context().Value(exchangeKey{}).(*exchange)
+	if x == nil {
+		return nil, errNoExchange
+	}
+	if err := writable(r); err != nil {
+		return nil, err
+	}
+	for t := p.take(); ; t = nil {
+		kept := t != nil
+		if !kept {
+			up, err := p.open(r.Context(), x)
+			if err != nil {
+				return nil, err
+			}
+			t = &target{pool: p, up: up}
+		}
+		resp, err := t.exchange(x, r)
+		if err == nil {
+			return resp, nil
+		}
+		t.over(false)
+		// The target may close a connection that was kept at any time. Then it has not seen the request, or does not mind to see it again.
+		if l, ok := err.(lost); !kept || !ok || r.Context().Err() != nil || !t.repeatable(r) {
+			if ok {
+				err = l.error
+			}
+			return nil, err
+		}
+	}
+}
+
+// writable looks at what net/http's Request.Write does not.
+func writable(r *http.Request) error {
+	for _, h := range []http.Header{r.Header, r.Trailer} {
+		for name, values := range h {
+			if !httpguts.ValidHeaderFieldName(name) {
+				return fmt.Errorf("the name of the header %q is none", name)
+			}
+			for _, v := range values {
+				if !httpguts.ValidHeaderFieldValue(v) {
+					return fmt.Errorf("the value of the header %s has control characters", name)
+				}
+			}
+		}
+	}
+	if !httpguts.ValidHeaderFieldName(r.Method) { // both are tokens
+		return fmt.Errorf("the method %q is none", r.Method)
+	}
+	return nil
+}
+
+// repeatable reports whether a request may be sent again (RFC 9110, section 9.2.2).
+func (t *target) repeatable(r *http.Request) bool {
+	if r.Body != nil {
+		return false
+	}
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return !t.wrote || r.Header["Idempotency-Key"] != nil || r.Header["X-Idempotency-Key"] != nil
+}
+
+// take returns a kept connection that can be used; nil: there is none.
+func (p *pool) take() *target {
+	for {
+		p.mu.Lock()
+		i := len(p.kept) - 1
+		for i >= 0 && p.kept[i].up.paused() {
+			i-- // nobody knows when it goes on: where the bridge is away, Dial knows how long that is waited for
+		}
+		if i < 0 {
+			p.mu.Unlock()
+			return nil
+		}
+		t := p.kept[i]
+		p.kept = append(p.kept[:i], p.kept[i+1:]...)
+		p.mu.Unlock()
+		if t.disarm() && (t.up.Quiet == nil || t.up.Quiet()) {
+			return t
+		}
+		t.up.Close() // its target has closed it, or said something that nobody asked for
+	}
+}
+
+// keep keeps a connection for requests to come.
+func (p *pool) keep(t *target) {
+	t.arm(keepTime, nil)
+	p.mu.Lock()
+	kept := !p.old.Load() && len(p.kept) < mostKept
+	if kept {
+		p.kept = append(p.kept, t)
+	}
+	p.mu.Unlock()
+	if !kept && t.disarm() {
+		t.up.Close()
+	}
+}
+
+// drop takes a connection out of those that are kept, and reports whether it was one.
+func (p *pool) drop(t *target) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, k := range p.kept {
+		if k == t {
+			p.kept = append(p.kept[:i], p.kept[i+1:]...)
+			return true
+		}
+	}
+	return false
+}
+
+// arm has the connection closed after d.
+func (t *target) arm(d time.Duration, late error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.armLocked(d, late)
+}
+
+func (t *target) armLocked(d time.Duration, late error) {
+	t.armed, t.due, t.late = true, time.Now().Add(d), late
+	if t.timer == nil {
+		t.timer = time.AfterFunc(d, t.expire)
+	} else {
+		t.timer.Reset(d)
+	}
+}
+
+// answer notes that nobody waits for the head of an answer.
+func (t *target) answer() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.answered = true
+	t.disarmLocked()
+}
+
+// disarm undoes arm. false: it was too late, or there was none.
+func (t *target) disarm() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.disarmLocked()
+}
+
+func (t *target) disarmLocked() bool {
+	armed := t.armed
+	if t.armed = false; armed {
+		t.timer.Stop()
+	}
+	return armed
+}
+
+func (t *target) expire() {
+	t.mu.Lock()
+	passed := t.armed && !time.Now().Before(t.due)
+	late := t.late
+	if passed {
+		t.armed = false
+	}
+	t.mu.Unlock()
+	switch {
+	case !passed:
+	case late != nil:
+		t.fail(late)
+	default:
+		t.pool.drop(t)
+		t.up.Close()
+	}
+}
+
+// fail closes the connection under the exchange that has it. What waits for it gets err.
+func (t *target) fail(err error) {
+	t.mu.Lock()
+	if t.why == nil {
+		t.why = err
+	}
+	t.mu.Unlock()
+	t.up.Close()
+}
+
+// because returns the reason of an error: why the connection was closed here, if it was.
+func (t *target) because(err error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.why != nil {
+		return t.why
+	}
+	return err
+}
+
+// exchange sends the request and reads the head of the answer. Whoever gets an answer ends the exchange with its body.
+func (t *target) exchange(x *exchange, r *http.Request) (*http.Response, error) {
+	t.x, t.room, t.reads, t.wrote, t.sent = x, maxAnswerHead, false, false, nil
+	t.mu.Lock()
+	t.answered = false
+	t.mu.Unlock()
+	t.br = readers.Get().(*bufio.Reader)
+	t.br.Reset(t)
+	ctx := r.Context()
+	t.stop = context.AfterFunc(ctx, func() { t.fail(context.Cause(ctx)) })
+	x.took(t.up)
+	var word chan bool
+	if r.Body == nil {
+		if err := t.write(r); err != nil {
+			return nil, t.because(lost{err})
+		}
+	} else {
+		if r.ProtoAtLeast(1, 1) && httpguts.HeaderValuesContainsToken(r.Header["Expect"], "100-continue") {
+			word = make(chan bool, 1)
+			r = r.WithContext(ctx) // a copy
+			r.Body = &waiting{ReadCloser: r.Body, ctx: ctx, word: word}
+		}
+		t.sent = make(chan struct{})
+		go t.send(r)
+	}
+	resp, err := t.head(r, word)
+	if err != nil {
+		if !t.reads {
+			err = lost{err}
+		}
+		return nil, t.because(err)
+	}
+	t.answer()
+	switch keep := !resp.Close && !r.Close && resp.StatusCode >= 200; {
+	case resp.StatusCode == http.StatusSwitchingProtocols && switches(resp.Header):
+		resp.Body = &switched{t}
+	case r.Method == http.MethodHead || resp.ContentLength == 0:
+		t.over(keep)
+		resp.Body = http.NoBody
+	default:
+		resp.Body = &answer{ReadCloser: resp.Body, t: t, keep: keep}
+	}
+	return resp, nil
+}
+
+// switches reports whether the head of an answer says to which protocol its connection goes over.
+func switches(h http.Header) bool {
+	return h.Get("Upgrade") != "" && httpguts.HeaderValuesContainsToken(h["Connection"], "Upgrade")
+}
+
+// write writes a request with its body. The time for the answer begins with its end.
+func (t *target) write(r *http.Request) error {
+	w := writers.Get().(*bufio.Writer)
+	w.Reset(sender{t})
+	err := r.Write(w)
+	if err == nil {
+		err = w.Flush()
+	}
+	w.Reset(nil)
+	writers.Put(w)
+	t.mu.Lock()
+	if !t.answered {
+		t.armLocked(t.pool.answerTime, tooSlow{})
+	}
+	t.mu.Unlock()
+	return err
+}
+
+// send is the goroutine that writes a request with a body.
+func (t *target) send(r *http.Request) {
+	defer close(t.sent)
+	if err := t.write(r); err != nil && !errors.Is(err, errUnsent) {
+		t.fail(err) // the target must not take it for complete
+	}
+}
+
+// errUnsent marks an error of the connection to the target. There may be an answer to read nevertheless, and if there is none, reading
+// fails too.
+var errUnsent = errors.New("the request could not be written")
+
+// sender is the connection as what a request is written to.
+type sender struct{ t *target }
+
+func (s sender) Write(b []byte) (int, error) {
+	n, err := s.t.up.Write(b)
+	s.t.wrote = s.t.wrote || n > 0
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errUnsent, err)
+	}
+	return n, err
+}
+
+// ReadFrom has bodies written as they come.
+func (s sender) ReadFrom(r io.Reader) (n int64, err error) {
+	b := buffers{}.Get()
+	defer buffers{}.Put(b)
+	for {
+		k, err := r.Read(b)
+		if k > 0 {
+			w, err := s.Write(b[:k])
+			if n += int64(w); err != nil {
+				return n, err
+			}
+		}
+		switch err {
+		case nil:
+		case io.EOF:
+			return n, nil
+		default:
+			return n, err
+		}
+	}
+}
+
+// waiting is a body that the client sends when the target has said that it wants it, or a while after that.
+type waiting struct {
+	io.ReadCloser
+	ctx  context.Context
+	word chan bool
+}
+
+var errUnwanted = errors.New("the target does not want the body")
+
+func (w *waiting) Read(b []byte) (int, error) {
+	if w.word != nil {
+		late := time.NewTimer(continueTime)
+		defer late.Stop()
+		select {
+		case wanted := <-w.word:
+			if !wanted {
+				return 0, errUnwanted
+			}
+		case <-late.C:
+		case <-w.ctx.Done():
+			return 0, context.Cause(w.ctx)
+		}
+		w.word = nil
+	}
+	return w.ReadCloser.Read(b)
+}
+
+// head reads the head of the answer, and passes informational ones on.
+func (t *target) head(r *http.Request, word chan<- bool) (*http.Response, error) {
+	if _, err := t.br.Peek(1); err != nil {
+		if err == io.EOF {
+			err = errors.New("the target has closed the connection without an answer")
+		}
+		return nil, err
+	}
+	t.reads = true
+	for {
+		resp, err := http.ReadResponse(t.br, r)
+		if err != nil {
+			if t.room == 0 {
+				err = fmt.Errorf("the head of the answer has more than %d bytes", maxAnswerHead)
+			}
+			return nil, err
+		}
+		if resp.StatusCode == http.StatusContinue && word != nil {
+			word <- true
+			word = nil
+		}
+		if resp.StatusCode/100 == 1 && resp.StatusCode != http.StatusSwitchingProtocols {
+			if trace := httptrace.ContextClientTrace(r.Context()); trace != nil && trace.Got1xxResponse != nil {
+				if err := trace.Got1xxResponse(resp.StatusCode, textproto.MIMEHeader(resp.Header)); err != nil {
+					return nil, err
+				}
+			}
+			t.room = maxAnswerHead
+			continue
+		}
+		if t.room = -1; word != nil {
+			word <- !resp.Close // a connection that goes on needs the whole request
+		}
+		return resp, nil
+	}
+}
+
+// Read reads what the target says. Before it waits, the client gets what there is of the answer.
+func (t *target) Read(b []byte) (int, error) {
+	switch {
+	case t.room == 0:
+		return 0, errors.New("the head is too long")
+	case t.room > 0:
+		b = b[:min(len(b), t.room)]
+	}
+	if t.x.unflushed && (t.up.Quiet == nil || t.up.Quiet()) {
+		t.x.flush()
+	}
+	n, err := t.up.Read(b)
+	if t.room > 0 {
+		t.room -= n
+	}
+	return n, err
+}
+
+// over ends the exchange. keep: the connection may be used for others.
+func (t *target) over(keep bool) {
+	t.answer()
+	if !t.stop() {
+		keep = false // it is being closed
+	}
+	if keep && t.sent != nil {
+		late := time.NewTimer(sentTime)
+		select {
+		case <-t.sent:
+		case <-late.C:
+			keep = false
+		}
+		late.Stop()
+	}
+	keep = keep && t.br.Buffered() == 0 && t.because(nil) == nil
+	t.br.Reset(nil)
+	readers.Put(t.br)
+	t.br = nil
+	if !keep {
+		t.up.Close()
+		return
+	}
+	t.x, t.used = nil, true
+	t.pool.keep(t)
+}
+
+// answer is the body of an answer.
+type answer struct {
+	io.ReadCloser
+	t     *target
+	keep  bool
+	ended bool
+	err   error // behind what was read
+}
+
+func (a *answer) Read(b []byte) (int, error) {
+	if a.ended {
+		return 0, a.err
+	}
+	n, err := a.ReadCloser.Read(b)
+	if n > 0 {
+		a.t.x.unflushed = true
+	}
+	if err != nil {
+		a.ended, a.err = true, err
+		if x := a.t.x; err != io.EOF {
+			a.err = a.t.because(err)
+			if n == 0 {
+				x.flush() // what came before
+			} else {
+				err = nil
+			}
+		}
+		a.t.over(a.keep && a.err == io.EOF)
+	}
+	return n, err
+}
+
+// Close implements io.Closer. What was not read of the answer is given up with the connection.
+func (a *answer) Close() error {
+	if !a.ended {
+		a.ended, a.err = true, http.ErrBodyReadAfterClose
+		a.t.over(false)
+	}
+	return nil
+}
+
+// switched is a connection that has left HTTP.
+type switched struct{ t *target }
+
+func (s *switched) Read(b []byte) (int, error) {
+	if s.t.br.Buffered() > 0 {
+		return s.t.br.Read(b)
+	}
+	return s.t.up.Read(b)
+}
+
+func (s *switched) Write(b []byte) (int, error) { return s.t.up.Write(b) }
+func (s *switched) CloseWrite() error           { return s.t.up.CloseWrite() }
+
+func (s *switched) Close() error {
+	s.t.stop()
+	return s.t.up.Close()
+}
