@@ -52,6 +52,7 @@ func (x *exchange) took(up *Upstream) {
 	if up.Resumes != nil {
 		x.resumes0.Store(up.Resumes())
 	}
+	up.user.Store(x)
 	x.upstream.Store(up)
 }
 
