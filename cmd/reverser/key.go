@@ -20,18 +20,19 @@ import (
 func (c *cli) keyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "key",
-		Short: "Add, list and remove the keys that bridges use",
-		Long: `Add, list and remove the keys that bridges use. A key is for one bridge.
+		Short: "Add, list, edit and remove the keys that bridges use",
+		Long: `Add, list, edit and remove the keys that bridges use. A key is for one bridge.
 
 The command talks to the proxy that is running on the state directory, which
 honours a change at once; when none is running, it edits the directory.`,
 		Example: `  reverser key add nas --allow tcp/9000
   reverser key list
+  reverser key edit nas --allow tcp/9000-9009
   reverser key remove nas`,
 		Args: noSuchCommand,
 		RunE: needsSubcommand,
 	}
-	cmd.AddCommand(c.keyAddCommand(), c.keyListCommand(), c.keyRemoveCommand())
+	cmd.AddCommand(c.keyAddCommand(), c.keyListCommand(), c.keyEditCommand(), c.keyRemoveCommand())
 	return cmd
 }
 
@@ -65,8 +66,7 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(connect) > 0 {
-				return usageHint("leave it out: a key's bridge offers services, and nobody visits them through it",
-					"--allow-connect %s: visiting private services is not in this version", connect[0])
+				return refuseConnect(connect[0])
 			}
 			if len(allow) == 0 {
 				return usageHint(fmt.Sprintf("reverser key add %s --allow tcp/9000", args[0]),
@@ -91,6 +91,72 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 	cmd.Flags().StringSliceVar(&connect, "allow-connect", nil, "not in this version: `NAME` of a private service that the key may visit")
 	cmd.Flags().MarkHidden("allow-connect")
 	return cmd
+}
+
+func (c *cli) keyEditCommand() *cobra.Command {
+	var dir stateDir
+	var allow, connect []string
+	var services, connections int
+	cmd := &cobra.Command{
+		Use:   "edit NAME [--allow PUBLIC...] [--max-services N] [--max-connections N]",
+		Short: "Change what a key allows",
+		Long: `Change what a key allows. What is not named stays as it is; --allow takes the
+place of all that the key allowed before. The token stays the same.
+
+A running proxy honours the change before the command returns: services that
+are no longer allowed are closed, and their bridge is told so; all connections
+that are there go on. A key of the proxy's configuration file is changed there.`,
+		Example: `  reverser key edit nas --allow tcp/9000-9009
+  reverser key edit shop --max-services 5 --max-connections 0`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 || len(args) > 1 && len(allow) == 0 {
+				return takes("reverser key edit nas --allow tcp/9000", "NAME")(cmd, args)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(connect) > 0 {
+				return refuseConnect(connect[0])
+			}
+			var e admin.KeyEdit
+			if len(allow) > 0 {
+				allow = append(allow, args[1:]...) // "--allow tcp/9000 tcp/9001" leaves the second one as an argument
+				if _, err := grammar.ParsePolicy(allow); err != nil {
+					return usage(err)
+				}
+				e.Allow = &allow
+			}
+			for flag, n := range map[string]*int{"max-services": &services, "max-connections": &connections} {
+				if cmd.Flags().Changed(flag) && *n < 0 {
+					return usageHint("0 is no limit", "--%s %d: a limit is 1 or more", flag, *n)
+				}
+			}
+			if cmd.Flags().Changed("max-services") {
+				e.MaxServices = &services
+			}
+			if cmd.Flags().Changed("max-connections") {
+				e.MaxConnections = &connections
+			}
+			if e == (admin.KeyEdit{}) {
+				return usageHint(fmt.Sprintf("reverser key edit %s --allow tcp/9000", args[0]), "key edit %s: say what to change, with --allow, --max-services or --max-connections", args[0])
+			}
+			return c.keyEdit(cmd.Context(), dir, args[0], e)
+		},
+	}
+	addStateFlag(cmd.Flags(), &dir.path)
+	addTrustFlag(cmd.Flags(), &dir.trusted)
+	cmd.Flags().StringSliceVar(&allow, "allow", nil, "`PUBLIC` that the key's bridge may open, such as tcp/9000 or tcp/9000-9010, in the place of what it might before (repeatable)")
+	cmd.Flags().IntVar(&services, "max-services", 0, "how many services the key may have at once, `N`; 0 for no limit")
+	cmd.Flags().IntVar(&connections, "max-connections", 0, "how many connections of users the key's services may have at once, `N`; 0 for no limit; those that are there stay")
+	cmd.Flags().StringSliceVar(&connect, "allow-connect", nil, "not in this version: `NAME` of a private service that the key may visit")
+	cmd.Flags().MarkHidden("allow-connect")
+	return cmd
+}
+
+// refuseConnect is for --allow-connect, of which nothing is there so far.
+func refuseConnect(name string) error {
+	return usageHint("leave it out: a key's bridge offers services, and nobody visits them through it",
+		"--allow-connect %s: visiting private services is not in this version", name)
 }
 
 const keyAddExample = "reverser key add nas --allow tcp/9000"
@@ -145,6 +211,7 @@ type stateDir struct {
 type keyStore interface {
 	ListKeys(context.Context) ([]admin.KeyInfo, error)
 	AddKey(ctx context.Context, k admin.NewKey) (string, error)
+	EditKey(ctx context.Context, name string, e admin.KeyEdit) (admin.KeyInfo, error)
 	RemoveKey(ctx context.Context, name string) error
 	Close()
 }
@@ -235,6 +302,24 @@ func mostWord(n int) string {
 
 // shortID is as much of a key's id as a bridge shows in its status.
 func shortID(id string) string { return id[:min(len(id), 8)] }
+
+func (c *cli) keyEdit(ctx context.Context, at stateDir, name string, e admin.KeyEdit) error {
+	store, err := c.openKeys(ctx, at, false)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	k, err := store.EditKey(ctx, name, e)
+	if err != nil {
+		return keyError(err)
+	}
+	limit := ""
+	if k.Limits != (state.Limits{}) {
+		limit = fmt.Sprintf(", %s at once", k.Limits)
+	}
+	fmt.Fprintf(c.stderr, "key %q is allowed %s%s\n", k.Name, strings.Join(k.Allow, ", "), limit)
+	return nil
+}
 
 func (c *cli) keyRemove(ctx context.Context, at stateDir, name string) error {
 	store, err := c.openKeys(ctx, at, false)
@@ -358,6 +443,10 @@ func storedKeys(dir *state.Dir, pin [32]byte) func() ([]config.Key, error) {
 func (o offline) ListKeys(context.Context) ([]admin.KeyInfo, error) { return o.List() }
 
 func (o offline) AddKey(_ context.Context, k admin.NewKey) (string, error) { return o.Add(k) }
+
+func (o offline) EditKey(_ context.Context, name string, e admin.KeyEdit) (admin.KeyInfo, error) {
+	return o.Edit(name, e)
+}
 
 func (o offline) RemoveKey(_ context.Context, name string) error { return o.Remove(name) }
 

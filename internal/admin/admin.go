@@ -243,6 +243,19 @@ func (s *Server) addKey(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusCreated, keyReply{req.Name, token})
 }
 
+func (s *Server) editKey(w http.ResponseWriter, r *http.Request) {
+	var edit KeyEdit
+	if !read(w, r, &edit) {
+		return
+	}
+	k, err := s.Keys.Edit(r.PathValue("name"), edit)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	reply(w, http.StatusOK, k)
+}
+
 func (s *Server) removeKey(w http.ResponseWriter, r *http.Request) {
 	if err := s.Keys.Remove(r.PathValue("name")); err != nil {
 		fail(w, err)

@@ -45,6 +45,13 @@ func (f *fakeKeys) Add(k admin.NewKey) (string, error) {
 	return fmt.Sprintf("token-of-%s-%s-%d", k.Name, strings.Join(k.Allow, ","), k.MaxServices), nil
 }
 
+func (f *fakeKeys) Edit(name string, e admin.KeyEdit) (admin.KeyInfo, error) {
+	if !slices.Contains(f.names, name) {
+		return admin.KeyInfo{}, &admin.UsageError{Err: state.ErrNoKey}
+	}
+	return admin.KeyInfo{Name: name, ID: "00", Allow: *e.Allow, Source: admin.SourceState}, nil
+}
+
 func (f *fakeKeys) Remove(name string) error {
 	i := slices.Index(f.names, name)
 	if i < 0 {
@@ -185,7 +192,7 @@ func TestStrangeRequests(t *testing.T) {
 
 		{"GET", "/api/v1/reload", "", 405, "POST"}, // what changes something does not do it when it is looked at
 		{"HEAD", "/api/v1/reload", "", 405, "POST"},
-		{"GET", "/api/v1/keys/nas", "", 405, "DELETE"},
+		{"GET", "/api/v1/keys/nas", "", 405, "PATCH, DELETE"},
 		{"PUT", "/api/v1/keys", `{"name":"x"}`, 405, "GET, POST"},
 		{"DELETE", "/api/v1/keys", "", 405, "GET, POST"},
 		{"POST", "/api/v1/status", "", 405, "GET"},

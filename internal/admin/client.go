@@ -60,6 +60,13 @@ func (c *Client) AddKey(ctx context.Context, k NewKey) (string, error) {
 	return r.Token, err
 }
 
+// EditKey changes a key at once, and returns what it is then.
+func (c *Client) EditKey(ctx context.Context, name string, e KeyEdit) (KeyInfo, error) {
+	var k KeyInfo
+	err := c.do(ctx, http.MethodPatch, "/api/v1/keys/"+url.PathEscape(name), e, &k)
+	return k, err
+}
+
 // RemoveKey ends a key, its links and its connections.
 func (c *Client) RemoveKey(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodDelete, "/api/v1/keys/"+url.PathEscape(name), nil, nil)

@@ -35,6 +35,46 @@ type NewKey struct {
 	state.Limits
 }
 
+// KeyEdit is what is to become of a key. What is nil stays as it is.
+type KeyEdit struct {
+	Allow          *[]string `json:"allow,omitempty"`
+	MaxServices    *int      `json:"max_services,omitempty"`    // 0: no limit
+	MaxConnections *int      `json:"max_connections,omitempty"` // 0: no limit
+}
+
+// change makes the edit, which was read from what people wrote.
+func (e KeyEdit) change() (func(*state.Key), error) {
+	if e == (KeyEdit{}) {
+		return nil, errors.New("nothing is to be changed: say what")
+	}
+	var allow grammar.Policy
+	if e.Allow != nil {
+		var err error
+		if allow, err = grammar.ParsePolicy(*e.Allow); err != nil {
+			return nil, err
+		}
+	}
+	limits := func(l *state.Limits) {
+		if e.MaxServices != nil {
+			l.MaxServices = *e.MaxServices
+		}
+		if e.MaxConnections != nil {
+			l.MaxConnections = *e.MaxConnections
+		}
+	}
+	var asked state.Limits
+	limits(&asked)
+	if err := asked.Check(); err != nil {
+		return nil, err
+	}
+	return func(k *state.Key) {
+		if e.Allow != nil {
+			k.Allow = allow
+		}
+		limits(&k.Limits)
+	}, nil
+}
+
 // Sources of a key.
 const (
 	SourceState  = "state"  // keys.json of the state directory
@@ -46,6 +86,7 @@ const (
 type Keys interface {
 	List() ([]KeyInfo, error)
 	Add(NewKey) (token string, err error)
+	Edit(name string, e KeyEdit) (KeyInfo, error)
 	Remove(name string) error
 }
 
@@ -74,16 +115,65 @@ func (e *KeyEditor) List() ([]KeyInfo, error) {
 	}
 	infos := make([]KeyInfo, 0, len(keys))
 	for _, k := range keys {
-		info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig, Limits: k.Limits}
-		for _, a := range k.Allow {
-			info.Allow = append(info.Allow, a.String())
-		}
-		if !k.InFile() {
-			info.Source, info.Created = SourceState, &k.Created
-		}
-		infos = append(infos, info)
+		infos = append(infos, infoOf(k))
 	}
 	return infos, nil
+}
+
+// infoOf is what may be shown of a key.
+func infoOf(k config.Key) KeyInfo {
+	info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig, Limits: k.Limits}
+	for _, a := range k.Allow {
+		info.Allow = append(info.Allow, a.String())
+	}
+	if !k.InFile() {
+		info.Source, info.Created = SourceState, &k.Created
+	}
+	return info
+}
+
+// find returns a key that is honoured.
+func (e *KeyEditor) find(name string) (config.Key, error) {
+	keys, err := e.InForce()
+	if err != nil {
+		return config.Key{}, err
+	}
+	if i := slices.IndexFunc(keys, func(k config.Key) bool { return k.Name == name }); i >= 0 {
+		return keys[i], nil
+	}
+	return config.Key{}, &UsageError{Err: fmt.Errorf("key %q: %w (`reverser key list` shows them)", name, state.ErrNoKey), Code: http.StatusNotFound}
+}
+
+// Edit implements [Keys].
+func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
+	change, err := edit.change()
+	if err != nil {
+		return KeyInfo{}, &UsageError{Err: err, Code: http.StatusBadRequest}
+	}
+	k, err := e.find(name)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	if k.InFile() {
+		return KeyInfo{}, &UsageError{Err: fmt.Errorf("key %q cannot be edited by command: it stands in %s: change it there and reload, with `reverser reload`", name, k.Table)}
+	}
+	e.mu.Lock()
+	err = e.Dir.EditKey(name, func(k *state.Key) error { change(k); return nil })
+	e.mu.Unlock()
+	if errors.Is(err, state.ErrNoKey) {
+		return KeyInfo{}, &UsageError{Err: err}
+	}
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	if err := e.edited(); err != nil {
+		return KeyInfo{}, err
+	}
+	if k, err = e.find(name); err != nil { // it was removed meanwhile
+		return KeyInfo{}, err
+	}
+	e.log().Info("key edited", "key", name, "allow", k.Allow.String(), "limits", k.Limits.String())
+	return infoOf(k), nil
 }
 
 // Add implements [Keys].

@@ -223,6 +223,17 @@ func (d *Dir) AddKey(name string, allow grammar.Policy, limits Limits) (Key, err
 	return k, nil
 }
 
+// EditKey changes a key as f does, which must leave its name, id and secrets alone. An unknown name is ErrNoKey.
+func (d *Dir) EditKey(name string, f func(*Key) error) error {
+	return d.change(func(keys []Key) ([]Key, error) {
+		i := slices.IndexFunc(keys, func(k Key) bool { return k.Name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("edit key %q: %w in %s (`reverser key list` shows them)", name, ErrNoKey, d.path)
+		}
+		return keys, f(&keys[i])
+	})
+}
+
 // RemoveKey deletes a key for good. An unknown name is ErrNoKey.
 func (d *Dir) RemoveKey(name string) error {
 	return d.change(func(keys []Key) ([]Key, error) {
