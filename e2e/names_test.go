@@ -26,13 +26,19 @@ var openssl = program{"openssl", "openssl"}
 // certificate writes a certificate for a name and its key into dir, and returns both paths and what a client is to trust.
 func certificate(t *testing.T, dir, name string) (cert, key string, pool *x509.CertPool) {
 	t.Helper()
+	return certificateUntil(t, dir, name, time.Now().Add(24*time.Hour))
+}
+
+// certificateUntil is certificate for one that is valid until then, since two days before.
+func certificateUntil(t *testing.T, dir, name string, until time.Time) (cert, key string, pool *x509.CertPool) {
+	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		NotBefore: until.Add(-48 * time.Hour), NotAfter: until,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &k.PublicKey, k)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"reverser/internal/bridge"
 	"reverser/internal/config"
+	"reverser/internal/doctor"
 	"reverser/internal/grammar"
 	"reverser/internal/state"
 )
@@ -88,7 +89,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	settings, done := bridgeSettings(set, ends)
 	b, err := bridge.New(bridge.Config{
 		Token:        set.Bridge.Token,
-		Proxies:      bridgeProxies(set.Bridge),
+		Proxies:      doctor.ProxiesOf(set.Bridge),
 		Settings:     settings,
 		Budget:       boundMemory(),
 		ResumeWithin: set.ResumeWithin,
@@ -138,19 +139,6 @@ func (b bridgeRole) Apply(ctx context.Context, set config.Settings) (func(contex
 func bridgeSettings(set config.Settings, e *endings) (s bridge.Settings, done func()) {
 	services, done := e.services(set.Bridge)
 	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, Via: set.Bridge.Via, NoPairs: set.NoPairs, Drain: set.Drain}, done
-}
-
-// bridgeProxies are the proxies that get a link. Where the settings name none, the token has the address.
-func bridgeProxies(set config.Bridge) (all []bridge.Proxy) {
-	for _, addr := range set.Proxies {
-		all = append(all, bridge.Proxy{Addr: addr, Transfer: set.ProxyTransfer})
-	}
-	if len(all) == 0 {
-		p := bridge.ProxyOf(set.Token)
-		p.Transfer = set.ProxyTransfer
-		all = append(all, p)
-	}
-	return all
 }
 
 // cutToken takes the token off the arguments, where it is the first one. What

@@ -17,6 +17,7 @@ import (
 
 	"reverser/internal/bridge"
 	"reverser/internal/config"
+	"reverser/internal/doctor"
 	"reverser/internal/grammar"
 	"reverser/internal/status"
 )
@@ -342,7 +343,7 @@ func (c *cli) tryBridge(ctx context.Context, args config.BridgeArgs) error {
 	}
 	settings, _ := bridgeSettings(set, newEndings(set, slog.New(slog.DiscardHandler)))
 	b, err := bridge.New(bridge.Config{
-		Token: set.Bridge.Token, Proxies: bridgeProxies(set.Bridge), Settings: settings, Version: version(), Log: slog.New(slog.DiscardHandler),
+		Token: set.Bridge.Token, Proxies: doctor.ProxiesOf(set.Bridge), Settings: settings, Version: version(), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err

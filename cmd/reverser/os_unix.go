@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"os"
 	"os/signal"
 	"os/user"
@@ -36,9 +35,6 @@ func asksReload(sig os.Signal) bool {
 // behind `| head` or a `| tee` that Ctrl-C ended first. By default it would
 // kill the process, and every connection with it.
 func outliveReaders() { signal.Ignore(syscall.SIGPIPE) }
-
-func isPortTaken(err error) bool   { return errors.Is(err, syscall.EADDRINUSE) }
-func isPortRefused(err error) bool { return errors.Is(err, syscall.EACCES) }
 
 // ownerOf is the name of the user who owns a file, "" if that cannot be told.
 func ownerOf(path string) string {

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"errors"
 	"os"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/windows"
 
 	"reverser/internal/service"
 )
@@ -29,10 +26,5 @@ func asksReload(sig os.Signal) bool { return service.AsksReload(sig) }
 
 // outliveReaders has nothing to do: a write to a closed pipe is an error here.
 func outliveReaders() {}
-
-func isPortTaken(err error) bool { return errors.Is(err, windows.WSAEADDRINUSE) }
-
-// isPortRefused is also what a port that Hyper-V or another has reserved gives.
-func isPortRefused(err error) bool { return errors.Is(err, windows.WSAEACCES) }
 
 func ownerOf(string) string { return "" }

@@ -15,11 +15,11 @@ import (
 
 	"reverser/internal/admin"
 	"reverser/internal/config"
+	"reverser/internal/doctor"
 	"reverser/internal/grammar"
 	"reverser/internal/proxy"
 	"reverser/internal/state"
 	"reverser/internal/status"
-	"reverser/internal/sys"
 )
 
 const (
@@ -336,17 +336,7 @@ func listenError(err error, origin map[string]config.Place) error {
 	if len(set) > 0 {
 		err = fmt.Errorf("%w (from %s)", err, strings.Join(set, ", "))
 	}
-	hint := ""
-	switch {
-	case isPortTaken(err):
-		hint = "another process has that port: stop it, or choose another port with --listen, --transfer, --http or --https"
-	case isPortRefused(err):
-		hint = "this user may not open that port: choose one from 1024 on with --listen, --transfer, --http or --https"
-		if more := sys.PortHint(err); more != "" {
-			hint += "; " + more
-		}
-	}
-	return &exitError{code: exitUsage, err: err, hint: hint}
+	return &exitError{code: exitUsage, err: err, hint: doctor.ListenHint(err)}
 }
 
 func logWarnings(log *slog.Logger, warnings []config.Warning) {

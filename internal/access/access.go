@@ -31,6 +31,9 @@ type Fault struct {
 
 func (f *Fault) Error() string { return f.Text + ": " + f.Hint }
 
+// Remedy is the end of the text that says what to do.
+func (f *Fault) Remedy() string { return f.Hint }
+
 // ParseOwner parses the value of --trust-owner.
 func ParseOwner(s string) (uid int, err error) {
 	// The last id means "no user" to the system.

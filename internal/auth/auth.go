@@ -38,20 +38,27 @@ const constantSNI = "reverser.invalid"
 // label keeps this binding apart from every other protocol's (RFC 9266 would share one).
 const exporterLabel = "EXPERIMENTAL-reverser-auth-v1"
 
+// fault is an error with the remedy, which is a part of its text.
+type fault struct{ what, remedy string }
+
+func (f *fault) Error() string { return f.what + ": " + f.remedy }
+
+// Remedy is the end of the text that says what to do.
+func (f *fault) Remedy() string { return f.remedy }
+
 // Errors of the bridge's side, with the remedy: they are shown to whoever runs the bridge.
 var (
-	ErrPin = errors.New("the TLS server there is not the proxy that this token was made for: check the address (--proxy); " +
+	ErrPin error = &fault{"the TLS server there is not the proxy that this token was made for", "check the address (--proxy); " +
 		"if the token is of another proxy, or the proxy has a new identity, make a new token there with `reverser key add`; " +
-		"if neither, something in between intercepts TLS")
-	ErrNotProxy = errors.New("what answers there is no reverser proxy: check host and port (--proxy, --proxy-transfer); " +
-		"another program may listen there, or something in between, such as a firewall or a proxy for HTTPS, intercepts TLS")
-	ErrClosed = errors.New("the connection was closed before an answer came: the proxy may be busy or stopping; " +
-		"if it stays so, check host and port (--proxy, --proxy-transfer), where another program may listen")
-	ErrFake = errors.New("what answers there has the proxy's identity but failed to prove the key, so the bridge goes no further: " +
-		"check who runs there; if the identity may have been copied, move the proxy's state directory away " +
-		"and make new tokens with `reverser key add`")
-	ErrRefused = errors.New("the proxy refused the key: it was removed, or the token is of another proxy; " +
-		"make a new one there with `reverser key add`")
+		"if neither, something in between intercepts TLS"}
+	ErrNotProxy error = &fault{"what answers there is no reverser proxy", "check host and port (--proxy, --proxy-transfer); " +
+		"another program may listen there, or something in between, such as a firewall or a proxy for HTTPS, intercepts TLS"}
+	ErrClosed error = &fault{"the connection was closed before an answer came", "the proxy may be busy or stopping; " +
+		"if it stays so, check host and port (--proxy, --proxy-transfer), where another program may listen"}
+	ErrFake error = &fault{"what answers there has the proxy's identity but failed to prove the key, so the bridge goes no further", "check who runs there; if the identity may have been copied, move the proxy's state directory away " +
+		"and make new tokens with `reverser key add`"}
+	ErrRefused error = &fault{"the proxy refused the key", "it was removed, or the token is of another proxy; " +
+		"make a new one there with `reverser key add`"}
 )
 
 // VersionError says that the proxy speaks other versions of the protocol.

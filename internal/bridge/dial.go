@@ -33,11 +33,7 @@ func (u *uplink) dial(ctx context.Context, carrier bool, transfer uint16, prove 
 	targets := u.targets(carrier, transfer)
 	places, err := u.places(ctx, targets)
 	if len(places) == 0 {
-		hint := dialHint(err)
-		if u.b.wayTo(targets[0]) != nil {
-			hint = u.wayHint()
-		}
-		return nil, fmt.Errorf("%s: %w%s", u.dialling(targets), err, hint)
+		return nil, u.nowhere(targets, err)
 	}
 	conn, at, dialErr := u.race(ctx, u.paths.order(places), prove)
 	switch {
@@ -49,9 +45,9 @@ func (u *uplink) dial(ctx context.Context, carrier bool, transfer uint16, prove 
 		}
 		return nil, dialErr
 	case dialErr != nil && err != nil:
-		return nil, fmt.Errorf("%s, at its last known address: %w%s, and: %w", u.dialling(targets), dialErr, dialHint(dialErr), err)
+		return nil, fmt.Errorf("%s, at its last known address: %w, and: %w", u.dialling(targets), hinted(dialErr, dialHint(dialErr)), err)
 	case dialErr != nil:
-		return nil, fmt.Errorf("%s: %w%s", u.dialling(targets), dialErr, dialHint(dialErr))
+		return nil, fmt.Errorf("%s: %w", u.dialling(targets), hinted(dialErr, dialHint(dialErr)))
 	}
 	conn.Relayed = at.way != nil || u.b.sni() != ""
 	u.b.names.reached(at.host, at.addr.Addr())
@@ -62,6 +58,35 @@ func (u *uplink) dial(ctx context.Context, carrier bool, transfer uint16, prove 
 	}
 	return conn, nil
 }
+
+// nowhere is why none of the targets, nor the way out to them, has an address.
+func (u *uplink) nowhere(targets []string, err error) error {
+	hint := dialHint(err)
+	if u.b.wayTo(targets[0]) != nil {
+		hint = u.wayHint()
+	}
+	return fmt.Errorf("%s: %w", u.dialling(targets), hinted(err, hint))
+}
+
+// hint is an error with the remedy behind it, in brackets.
+type hint struct {
+	err    error
+	remedy string
+}
+
+// hinted adds a remedy to an error, unless it is "".
+func hinted(err error, remedy string) error {
+	if remedy == "" {
+		return err
+	}
+	return &hint{err, remedy}
+}
+
+func (h *hint) Error() string { return h.err.Error() + " (" + h.remedy + ")" }
+func (h *hint) Unwrap() error { return h.err }
+
+// Remedy is what to do.
+func (h *hint) Remedy() string { return h.remedy }
 
 // dialling says what is dialled.
 func (u *uplink) dialling(targets []string) string {
@@ -79,12 +104,12 @@ func (u *uplink) wayError(at way, err error) error {
 	case at.connected:
 		return fmt.Errorf("the proxy at %s, through %s: %w", at.target, at.way, err)
 	}
-	return fmt.Errorf("dial %s, the way out to the proxy at %s: %w%s", at.way, at.target, err, u.wayHint())
+	return fmt.Errorf("dial %s, the way out to the proxy at %s: %w", at.way, at.target, hinted(err, u.wayHint()))
 }
 
 // wayHint is what helps where the way out itself cannot be reached.
 func (u *uplink) wayHint() string {
-	return fmt.Sprintf(" (is the way out right, which %s says? --via none dials the proxy directly)", cmp.Or(u.b.via.Load().From, "--via"))
+	return fmt.Sprintf("is the way out right, which %s says? --via none dials the proxy directly", cmp.Or(u.b.via.Load().From, "--via"))
 }
 
 // backoff is the pause after n attempts that failed. A server on the way out is not tried with a wrong password over and over.
@@ -318,13 +343,15 @@ func dialHint(err error) string {
 	var timeout net.Error
 	switch {
 	case sys.Refused(err):
-		return " (is `reverser proxy` running there, on this port?)"
+		return "is `reverser proxy` running there, on this port?"
 	case sys.Reset(err):
-		return " (the proxy may be busy or stopping; or is something else in between?)"
+		return "the proxy may be busy or stopping; or is something else in between?"
+	case sys.Forbidden(err):
+		return "a firewall or security module of this very machine forbids it"
 	case errors.As(err, &dns):
-		return " (is the name right, and does this machine have DNS? Where the network wants an HTTP proxy or SOCKS5 server, name it with --via)"
+		return "is the name right, and does this machine have DNS? Where the network wants an HTTP proxy or SOCKS5 server, name it with --via"
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return " (does a firewall or the cloud's security group block this port? Where the network wants an HTTP proxy or SOCKS5 server, name it with --via)"
+		return "does a firewall or the cloud's security group block this port? Where the network wants an HTTP proxy or SOCKS5 server, name it with --via"
 	}
 	return ""
 }

@@ -14,6 +14,7 @@ import (
 
 	"reverser/internal/grammar"
 	"reverser/internal/link"
+	"reverser/internal/status"
 )
 
 const (
@@ -145,7 +146,7 @@ func (p *probe) prove(ctx context.Context) {
 		why = "its turn came too late behind those of other services"
 	}
 	if why != "" {
-		if p.over(true) {
+		if p.over(true, status.Probe{State: status.ProbeNone, Text: why}) {
 			p.say(slog.LevelInfo, "service up", "public", "not proven: "+why)
 		}
 		return
@@ -157,19 +158,26 @@ func (p *probe) prove(ctx context.Context) {
 	}
 	took := time.Since(begin)
 	failed := err != nil && !noRoute(err)
+	outcome := status.Probe{State: status.ProbeAnswered, Text: addr}
 	switch {
-	case !p.over(!failed) || ctx.Err() != nil:
+	case failed:
+		outcome = status.Probe{State: status.ProbeFailed, Text: fmt.Sprintf("%s: %v%s", addr, err, probeHint(err))}
+	case err != nil:
+		outcome = status.Probe{State: status.ProbeNone, Text: "this machine has no way to " + addr}
+	}
+	switch {
+	case !p.over(!failed, outcome) || ctx.Err() != nil:
 	case err == nil:
 		p.say(slog.LevelInfo, "service up", "public", addr, "answered_ms", float64(took.Microseconds())/1000)
 	case failed:
 		p.say(slog.LevelWarn, "service up, but its public port did not answer from here"+probeHint(err), "public", addr, "err", err)
 	default:
-		p.say(slog.LevelInfo, "service up", "public", "not proven: this machine has no way to "+addr)
+		p.say(slog.LevelInfo, "service up", "public", "not proven: "+outcome.Text)
 	}
 }
 
-// over notes whether there is nothing to prove any more. It reports whether the outcome is still of interest.
-func (p *probe) over(done bool) bool {
+// over notes what came of the probe, and whether there is nothing to prove any more. It reports whether the outcome is still of interest.
+func (p *probe) over(done bool, outcome status.Probe) bool {
 	b := p.u.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -179,6 +187,7 @@ func (p *probe) over(done bool) bool {
 	if done {
 		p.u.claims.Proved(p.id, p.answers)
 	}
+	p.u.claims.Probed(p.id, p.answers, outcome)
 	return true
 }
 

@@ -64,11 +64,16 @@ func (u *uplink) newDialer() {
 	b := u.b
 	u.dialer = link.NewDialer(link.DialerConfig{
 		Owner: u, Say: u.say, Name: b.name, Dial: u.dial, Failed: u.failed, Backoff: backoff, Detach: b.cfg.ResumeWithin, Keepalive: b.cfg.Keepalive, Budget: b.budget,
-		Auth: auth.ClientConfig{
-			KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, SNI: b.sni(),
-			Instance: b.instance, Features: link.Features,
-		},
+		Auth: b.auth(),
 	})
+}
+
+// auth is what the bridge proves itself with, and how it knows its proxy.
+func (b *Bridge) auth() auth.ClientConfig {
+	return auth.ClientConfig{
+		KeyID: b.cfg.Token.KeyID, Secret: b.cfg.Token.Secret, Pin: b.cfg.Token.Pin, SNI: b.sni(),
+		Instance: b.instance, Features: link.Features,
+	}
 }
 
 // run keeps the link until the bridge stops.
@@ -395,18 +400,29 @@ func (u *uplink) snapshotLocked() (links []status.Link) {
 			st.Remote = u.proxy
 		}
 		st.Via = way
+		if st.State == status.LinkDown {
+			st.Reason = u.problemLocked()
+		}
 		links = append(links, st)
 	}
 	if links == nil {
-		links = []status.Link{{Key: b.key(), Bridge: b.name, Remote: u.proxy, Via: way, State: status.LinkDown, Since: b.start}}
+		links = []status.Link{{Key: b.key(), Bridge: b.name, Remote: u.proxy, Via: way, State: status.LinkDown, Since: b.start, Reason: u.problemLocked()}}
 	}
 	return links
+}
+
+// problemLocked is why there is no control connection, "" if there is one or nothing is known yet.
+func (u *uplink) problemLocked() string {
+	if u.problem == nil {
+		return ""
+	}
+	return u.problem.Error()
 }
 
 // serviceLocked describes a service as users of this proxy find it.
 func (u *uplink) serviceLocked(svc *claims.Offered) status.Service {
 	k := u.claims.Known(svc.ID)
-	st := status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason, Inspect: svc.Options.Proxy.Inspect}
+	st := status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason, Probe: k.Probe, Inspect: svc.Options.Proxy.Inspect}
 	switch {
 	case st.State != status.ServiceUp:
 	case u.link == nil || !u.link.Up():

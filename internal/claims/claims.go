@@ -95,6 +95,7 @@ type Claim struct {
 	Reason  string         // why it is not up
 	Answers int            // of the proxy, so far
 	Proven  bool           // the public port has answered since the service came up
+	Probe   status.Probe   // what came of the last probe of the public port
 }
 
 // retired is a service that was removed and serves the streams that the proxy opened before it knew.
@@ -326,7 +327,7 @@ func (c *Link) Ended() {
 	clear(c.retired)
 	clear(c.slots)
 	for _, k := range c.known {
-		k.said, k.Proven, k.Pending, k.State, k.Reason = false, false, true, status.ServiceAway, ""
+		k.said, k.Proven, k.Pending, k.State, k.Reason, k.Probe = false, false, true, status.ServiceAway, "", status.Probe{}
 	}
 }
 
@@ -426,7 +427,7 @@ func (c *Link) Claimed(id uint32, a Answer) (h Heard, err error) {
 			k.Public = a.Public
 		}
 	} else {
-		k.Proven = false
+		k.Proven, k.Probe = false, status.Probe{}
 	}
 	h.Now = *k
 	return h, nil
@@ -436,6 +437,13 @@ func (c *Link) Claimed(id uint32, a Answer) (h Heard, err error) {
 func (c *Link) Proved(id uint32, answers int) {
 	if k := c.known[id]; k != nil && k.Answers == answers && k.State == status.ServiceUp {
 		k.Proven = true
+	}
+}
+
+// Probed notes what came of a probe of the public port, under the same condition.
+func (c *Link) Probed(id uint32, answers int, outcome status.Probe) {
+	if k := c.known[id]; k != nil && k.Answers == answers && k.State == status.ServiceUp {
+		k.Probe = outcome
 	}
 }
 

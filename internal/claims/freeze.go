@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"reverser/internal/grammar"
+	"reverser/internal/status"
 )
 
 // Frozen is the state of services and of all links as plain data, for a successor of this process.
@@ -33,6 +34,7 @@ type frozenClaim struct {
 	Said, Pending, Proven bool
 	State, Public, Reason string
 	Answers               int
+	Probe                 status.Probe
 }
 
 type frozenRetired struct {
@@ -73,7 +75,7 @@ func (svc *Offered) freeze() frozenService {
 
 func (c *Link) freeze() (f frozenClaims) {
 	for id, k := range c.known {
-		f.Known = append(f.Known, frozenClaim{id, k.said, k.Pending, k.Proven, k.State, k.Public.String(), k.Reason, k.Answers})
+		f.Known = append(f.Known, frozenClaim{id, k.said, k.Pending, k.Proven, k.State, k.Public.String(), k.Reason, k.Answers, k.Probe})
 	}
 	slices.SortFunc(f.Known, func(a, b frozenClaim) int { return cmp.Compare(a.ID, b.ID) })
 	for _, r := range c.retired {
@@ -117,7 +119,7 @@ func Thaw(f Frozen) (*Services, error) {
 			if err != nil {
 				return nil, err
 			}
-			c.known[k.ID] = &Claim{k.Said, k.Pending, k.State, pub, k.Reason, k.Answers, k.Proven}
+			c.known[k.ID] = &Claim{k.Said, k.Pending, k.State, pub, k.Reason, k.Answers, k.Proven, k.Probe}
 		}
 		for _, fr := range fc.Retired {
 			svc, err := fr.Service.thaw()

@@ -53,15 +53,15 @@ func ReadCertificate(chainFile, keyFile string, rules access.Rules) (c *tls.Cert
 		return nil, nil, &CertificateError{Text: fmt.Sprintf("the certificate in %s and the key in %s cannot be used: %s", chainFile, keyFile, strings.TrimPrefix(err.Error(), "tls: ")), Err: err,
 			Hint: "give both in PEM, as certbot and openssl write them"}
 	}
-	if note := dated(pair.Leaf, time.Now()); note != "" {
+	if note := Dated(pair.Leaf, time.Now()); note != "" {
 		notes = append(notes, fmt.Sprintf("the certificate in %s %s", chainFile, note))
 	}
 	return &pair, notes, nil
 }
 
-// dated is what is wrong with a certificate's time; "": nothing. A server goes on with one that has expired: its users are told, and some of
+// Dated is what is wrong with a certificate's time; "": nothing. A server goes on with one that has expired: its users are told, and some of
 // them can do something about it.
-func dated(leaf *x509.Certificate, now time.Time) string {
+func Dated(leaf *x509.Certificate, now time.Time) string {
 	switch {
 	case now.After(leaf.NotAfter):
 		return "has expired on " + leaf.NotAfter.Format(time.DateTime) + " UTC: clients refuse it, get a new one"

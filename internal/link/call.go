@@ -241,17 +241,23 @@ func (al *alarm) set(d time.Duration) {
 func (k *keeper) prove(ctx context.Context, connected func(net.Conn)) (*auth.Conn, error) {
 	return k.d.cfg.Dial(ctx, k.sl.index > 0, k.transfer, func(ctx context.Context, sock net.Conn) (*auth.Conn, bool, error) {
 		connected(sock)
-		sys.TuneLink(sock, batch)
-		conn, err := auth.Client(ctx, sock, k.d.cfg.Auth)
-		switch {
-		case err == nil:
-			other, err := k.sl.link.foreign(conn)
-			return conn, other, err
-		case errors.Is(ctx.Err(), context.DeadlineExceeded):
-			return nil, false, fmt.Errorf("the proxy did not complete the handshake within %s: it may be busy, or the path to it holds packets back", callLimit)
+		conn, err := Authenticate(ctx, sock, k.d.cfg.Auth, callLimit)
+		if err != nil {
+			return nil, false, err
 		}
-		return nil, false, err
+		other, err := k.sl.link.foreign(conn)
+		return conn, other, err
 	})
+}
+
+// Authenticate proves both ends of a socket, which it closes on error. limit is what ctx allows for it.
+func Authenticate(ctx context.Context, sock net.Conn, cfg auth.ClientConfig, limit time.Duration) (*auth.Conn, error) {
+	sys.TuneLink(sock, batch)
+	conn, err := auth.Client(ctx, sock, cfg)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil, fmt.Errorf("the proxy did not complete the handshake within %s: it may be busy, or the path to it holds packets back", limit)
+	}
+	return conn, err
 }
 
 // foreign reports whether the server at the other end of conn is not the one that holds the session, and has taken its place

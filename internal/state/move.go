@@ -212,6 +212,9 @@ func (p Picture) Identity() (pin [32]byte, ok bool) {
 	return Pin(cert), true
 }
 
+// HasKeys reports whether keys were ever stored, none included, as Dir.HasKeysFile does.
+func (p Picture) HasKeys() bool { return p.data(keysFile) != nil }
+
 // Keys are the keys in the picture.
 func (p Picture) Keys() ([]Key, error) {
 	b := p.data(keysFile)

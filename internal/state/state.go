@@ -205,10 +205,8 @@ func (d *Dir) open() error {
 	if err := d.judge(); err != nil {
 		return err
 	}
-	for _, name := range []string{lockFile, identityFile, keysFile, addressFile, knownFile, socketPathFile} {
-		if err := d.check(name); err != nil {
-			return err
-		}
+	if err := d.checkAll(); err != nil {
+		return err
 	}
 	if err := d.takeLock(); err != nil {
 		return err
@@ -229,6 +227,16 @@ func (d *Dir) open() error {
 	}
 	if err := d.finishReplace(); err != nil { // of an import that the end of its process cut short
 		return fmt.Errorf("state directory %s: %w", d.path, err)
+	}
+	return nil
+}
+
+// checkAll is check for every file.
+func (d *Dir) checkAll() error {
+	for _, name := range []string{lockFile, identityFile, keysFile, addressFile, knownFile, socketPathFile} {
+		if err := d.check(name); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -420,8 +428,24 @@ func unusable(path string, err error) error {
 	if errors.Is(err, fs.ErrPermission) {
 		remedy = cmp.Or(access.Unusable(path), remedy)
 	}
-	return fmt.Errorf("state directory %s cannot be used: %w (%s)", path, err, remedy)
+	return &unusableError{path, err, remedy}
 }
+
+// unusableError is why a directory cannot serve, and what to do.
+type unusableError struct {
+	path   string
+	err    error
+	remedy string
+}
+
+func (e *unusableError) Error() string {
+	return fmt.Sprintf("state directory %s cannot be used: %v (%s)", e.path, e.err, e.remedy)
+}
+
+func (e *unusableError) Unwrap() error { return e.err }
+
+// Remedy is what to do.
+func (e *unusableError) Remedy() string { return e.remedy }
 
 // write replaces a file, under the lock, so that a reader, or a crash at any moment, sees the
 // old one or the new one whole.

@@ -86,3 +86,8 @@ func (d *Dir) syncDir(name string) error {
 	}
 	return nil
 }
+
+// mayWrite reports why this process may not make files in a directory.
+func mayWrite(dir string) error {
+	return unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS)
+}

@@ -109,6 +109,7 @@ type Link struct {
 	Carriers  int       `json:"carriers"` // of the connections for data, how many are there
 	Resumes   uint64    `json:"resumes"`  // how often a broken slot went on where it stood
 	Since     time.Time `json:"since"`
+	Reason    string    `json:"reason,omitempty"` // why State is LinkDown, at the bridge
 
 	// ChecksumErrors counts directions of connections that did not arrive as they were sent, and were reset for it.
 	ChecksumErrors uint64 `json:"checksum_errors,omitempty"`
@@ -123,6 +124,9 @@ type Service struct {
 	Connections int    `json:"connections"`
 	Reason      string `json:"reason,omitempty"` // why State is not ServiceUp, where there is more to say
 
+	// Probe is what came of the bridge's last probe of the public port, at the bridge.
+	Probe Probe `json:"probe,omitzero"`
+
 	// Inspect is whether the last exchanges of the service are kept, see `reverser inspect`.
 	Inspect bool `json:"inspect,omitempty"`
 
@@ -131,6 +135,19 @@ type Service struct {
 	Sent     uint64 `json:"sent,omitempty"`     // bytes client → target
 	Received uint64 `json:"received,omitempty"` // bytes target → client
 	Refused  uint64 `json:"refused,omitempty"`  // users who were not served
+}
+
+// States of a [Probe].
+const (
+	ProbeAnswered = "answered" // by the proxy
+	ProbeFailed   = "failed"   // nobody answered, or somebody else
+	ProbeNone     = "none"     // the port was not probed
+)
+
+// Probe is what came of an attempt to reach a public port as a user does.
+type Probe struct {
+	State string `json:"state"`
+	Text  string `json:"text"` // where, and for ProbeFailed and ProbeNone why
 }
 
 // States of a [Certificate].

@@ -22,12 +22,18 @@ const fewest = 64
 
 // CheckDescriptors returns an error if the descriptor limit is too low to serve anybody. The process would start, but once its
 // users have taken the descriptors it could not even be asked for its status.
-func CheckDescriptors() error {
-	if limit := descriptorLimit(); limit < fewest {
+func CheckDescriptors() error { return CheckDescriptorLimit(descriptorLimit()) }
+
+// CheckDescriptorLimit is CheckDescriptors for the limit of any process.
+func CheckDescriptorLimit(limit int) error {
+	if limit < fewest {
 		return fmt.Errorf("this process may have %d files and connections open, and it needs %d at least", limit, fewest)
 	}
 	return nil
 }
+
+// DescriptorLimit returns how many descriptors this process may hold.
+func DescriptorLimit() int { return descriptorLimit() }
 
 // Use is what a descriptor is taken for.
 type Use int

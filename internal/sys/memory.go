@@ -9,6 +9,9 @@ const mostBudget = 128 * mib
 // process; 0 where the system does not tell.
 func AvailableMemory() int64 { return available() }
 
+// MemoryAvailableTo is AvailableMemory for another process of this machine.
+func MemoryAvailableTo(pid int) int64 { return availableTo(pid) }
+
 // MemoryBudget is how many bytes streams may hold in flight where that much memory is available: a quarter of it, so that
 // the kernel's own socket buffers, which are about as large, and everything else fit beside it.
 func MemoryBudget(available int64) int64 {

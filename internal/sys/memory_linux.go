@@ -8,17 +8,20 @@ import (
 	"strings"
 )
 
-func available() int64 { return read(os.DirFS("/")) }
+func available() int64 { return read(os.DirFS("/"), "self") }
 
-// read finds the limits below root, which is the file system's.
-func read(root fs.FS) int64 {
+// availableTo is available for another process; 0 where the system does not tell.
+func availableTo(pid int) int64 { return read(os.DirFS("/"), strconv.Itoa(pid)) }
+
+// read finds the limits of a process below root, which is the file system's.
+func read(root fs.FS, process string) int64 {
 	least := meminfo(root)
 	take := func(n int64) {
 		if n > 0 && (least == 0 || n < least) {
 			least = n
 		}
 	}
-	text, err := fs.ReadFile(root, "proc/self/cgroup")
+	text, err := fs.ReadFile(root, path.Join("proc", process, "cgroup"))
 	if err != nil { // /proc is hidden: in a container the mount begins with the container's own group
 		group(root, "sys/fs/cgroup", "/", "memory.max", take)
 		group(root, "sys/fs/cgroup/memory", "/", "memory.limit_in_bytes", take)

@@ -50,7 +50,7 @@ func TestRead(t *testing.T) {
 		for file, text := range c.files {
 			fsys[file] = &fstest.MapFile{Data: []byte(text)}
 		}
-		if got := read(fsys) / mib; got != c.want {
+		if got := read(fsys, "self") / mib; got != c.want {
 			t.Errorf("%s: %d MiB, want %d", name, got, c.want)
 		}
 	}

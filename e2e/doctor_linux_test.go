@@ -1,0 +1,382 @@
+package e2e
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A finding is a check of `doctor --json`.
+type finding struct{ Role, Name, State, Found, Hint string }
+
+// doctor runs `reverser doctor` and returns what it found. The exit code is 1 exactly when something failed.
+func doctor(t *testing.T, args ...string) []finding {
+	t.Helper()
+	return doctorBy(t, nil, reverser(t), append([]string{"doctor"}, args...)...)
+}
+
+// doctorBy is doctor for a program that runs reverser, with changes to how it is started.
+func doctorBy(t *testing.T, change func(*exec.Cmd), path string, args ...string) (all []finding) {
+	t.Helper()
+	p := prepare(t, "doctor", path, nil, append(args, "--json")...)
+	if change != nil {
+		change(p.Cmd)
+	}
+	p.start()
+	code := p.awaitEnd()
+	if err := json.Unmarshal(p.Stdout.Bytes(), &all); err != nil {
+		t.Fatalf("doctor wrote %q, stderr %q: %v", p.Stdout.String(), p.Stderr.String(), err)
+	}
+	want := 0
+	if slices.ContainsFunc(all, func(f finding) bool { return f.State == "fail" }) {
+		want = 1
+	}
+	if code != want {
+		t.Errorf("doctor ended with %d, want %d: %+v", code, want, all)
+	}
+	for _, f := range all {
+		if f.Name == "" || f.Found == "" || !slices.Contains([]string{"ok", "warn", "fail", "skip"}, f.State) {
+			t.Errorf("doctor found %+v", f)
+		}
+	}
+	return all
+}
+
+// wrong are the checks that are not well, each with its state. The machine that the tests run on may have less of something than doctor
+// wants; what they make of it themselves fails.
+func wrong(all []finding) map[string]string {
+	bad := make(map[string]string)
+	for _, f := range all {
+		switch {
+		case slices.Contains([]string{"kernel", "memory"}, f.Name):
+		case f.State == "fail":
+			bad[f.Name] = "fail"
+		case f.State == "warn" && bad[f.Name] == "" && f.Name != "disk" && f.Name != "descriptors":
+			bad[f.Name] = "warn"
+		}
+	}
+	return bad
+}
+
+// mustFind wants the checks of want, and no other, to be wrong, and the words in what is said about the first of them.
+func mustFind(t *testing.T, all []finding, want map[string]string, check string, words ...string) {
+	t.Helper()
+	if got := wrong(all); !maps.Equal(got, want) {
+		t.Errorf("wrong are %v, want %v", got, want)
+	}
+	text := ""
+	for _, f := range all {
+		if f.Name == check && (f.State == "fail" || f.State == "warn") {
+			text += f.Found + " → " + f.Hint + "\n"
+		}
+	}
+	for _, word := range words {
+		if !strings.Contains(text, word) {
+			t.Errorf("%s does not say %q:\n%s", check, word, text)
+		}
+	}
+	if t.Failed() {
+		for _, f := range all {
+			t.Logf("%+v", f)
+		}
+	}
+}
+
+// silent is a port of this machine that answers no SYN: its queue is full. It returns the address.
+func silent(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := loopback(at.(*unix.SockaddrInet4).Port)
+	for unanswered := 0; unanswered < 3; unanswered++ { // a busy machine may lose a SYN by itself
+		c, err := net.DialTimeout("tcp", addr, time.Second)
+		if err == nil {
+			unanswered = 0
+			t.Cleanup(func() { c.Close() })
+		}
+	}
+	return addr
+}
+
+// TestDoctorWay: what stands between a bridge and its proxy is named, and nothing else is.
+func TestDoctorWay(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t)
+	token := proxy.defaultToken()
+	target := strconv.Itoa(serve(t, echo))
+	other := startProxy(t)
+	removed := addKey(t, proxy.state, "removed", "tcp/9000")
+	runReverser(t, "key", "remove", "removed", "--state", proxy.state)
+	server := strconv.Itoa(serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }))
+	overTLS := serve(t, func(c *net.TCPConn) {
+		tls.Server(c, &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}}).Handshake()
+	})
+	ssh := serve(t, func(c *net.TCPConn) {
+		io.WriteString(c, "SSH-2.0-OpenSSH_9.9\x1b[31m\r\n")
+		io.Copy(io.Discard, c)
+	})
+	mute := serve(t, func(c *net.TCPConn) { io.Copy(io.Discard, c) })
+	barred := serveHTTP(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Proxy-Authenticate", "Basic realm=x")
+		w.WriteHeader(http.StatusProxyAuthRequired)
+	})
+	cases := []struct {
+		name  string
+		token string
+		args  []string
+		wrong string // the check that fails; "": none
+		words []string
+	}{
+		{"well", token, nil, "", nil},
+		{"no such name", token, []string{"--proxy", "nosuchhost.invalid"}, "name", []string{"nosuchhost.invalid", "is the name right"}},
+		{"nothing listens", token, []string{"--proxy", loopback(freePort(t))}, "link port", []string{"refused", "is `reverser proxy` running there"}},
+		{"no answer", token, []string{"--proxy", silent(t)}, "link port", []string{"does not answer", "firewall"}},
+		{"a web server", token, []string{"--proxy", "127.0.0.1:" + server}, "identity", []string{"a web server", "check host and port"}},
+		{"a web server over TLS", token, []string{"--proxy", loopback(overTLS)}, "identity", []string{"a server of TLS 1.3 with a certificate for", "check"}},
+		{"an SSH server", token, []string{"--proxy", loopback(ssh)}, "identity", []string{"an SSH server", `"SSH-2.0-OpenSSH_9.9\x1b[31m"`, "check host and port"}},
+		{"a mute server", token, []string{"--proxy", loopback(mute)}, "identity", []string{"handshake"}},
+		{"another proxy", token, []string{"--proxy", loopback(other.link)}, "identity", []string{"another reverser proxy", "check the address"}},
+		{"a removed key", removed, []string{"--proxy", loopback(proxy.link)}, "key", []string{"refused the key", "`reverser key add`"}},
+		{"a way out that wants a password", token, []string{"--via", "http://" + loopback(barred), "--proxy", "192.0.2.1:3010"}, "way out", []string{"407", "user and password"}},
+		{"a way out that is not there", token, []string{"--via", "socks5://" + loopback(freePort(t)), "--proxy", "192.0.2.1:3010"}, "way out", []string{"refused", "--via none"}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			state := filepath.Join(t.TempDir(), "state")
+			all := doctor(t, append([]string{"bridge", c.token, "9000=" + target, "--state", state}, c.args...)...)
+			want := map[string]string{}
+			if c.wrong != "" {
+				want[c.wrong] = "fail"
+			}
+			mustFind(t, all, want, c.wrong, c.words...)
+			if _, err := os.Stat(state); err == nil {
+				t.Error("doctor made the state directory")
+			}
+		})
+	}
+}
+
+// TestDoctorLeavesLinksAlone: a key is tried without a session, so whoever uses it goes on.
+func TestDoctorLeavesLinksAlone(t *testing.T) {
+	t.Parallel()
+	tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
+	c := tun.dial(t)
+	exchange(t, c, "before")
+	for range 3 {
+		mustFind(t, doctor(t, "bridge", tun.token, "9000="+strconv.Itoa(serve(t, echo)), "--state", t.TempDir()), map[string]string{}, "")
+	}
+	mustFind(t, doctor(t, "--state", tun.bridge.state), map[string]string{}, "")
+	mustFind(t, doctor(t, "--state", tun.proxy.state), map[string]string{}, "")
+	exchange(t, c, "after")
+	if st := mustStatus(t, tun.proxy.state); len(st.Links) != 1 || st.Links[0].Resumes != 0 {
+		t.Errorf("links behind doctor: %+v; want the one of before", st.Links)
+	}
+	if n := len(tun.proxy.Records("pair created")); n != 1 {
+		t.Errorf("%d pairs; want 1: a look is no user", n)
+	}
+}
+
+// TestDoctorOfRunning: a process that runs says what is wrong with it.
+func TestDoctorOfRunning(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t)
+	token := addKey(t, proxy.state, "nas", "tcp/1024-65535")
+	holder, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	held := holder.Addr().(*net.TCPAddr).Port
+	target := strconv.Itoa(serve(t, echo))
+
+	first := startBridge(t, token, fmt.Sprintf("127.0.0.1:%d=%s", held, target))
+	public := fmt.Sprintf("tcp/127.0.0.1:%d", held)
+	first.awaitService(public, "retrying")
+	t.Run("a port that another program has", func(t *testing.T) {
+		mustFind(t, doctor(t, "--state", first.state), map[string]string{"services": "fail"}, "services", public, "address already in use", "says who has the port")
+		own := strconv.Itoa(os.Getpid())
+		mustFind(t, doctor(t, "--state", proxy.state), map[string]string{"services": "fail"}, "services", public, "(pid "+own+")")
+	})
+	t.Run("a second bridge with the key", func(t *testing.T) {
+		second := startBridge(t, token, "9100="+target)
+		eventually(t, "the second bridge is refused", func() bool {
+			return strings.Contains(second.Stderr.String(), "another live bridge holds this key")
+		})
+		all := doctor(t, "--state", second.state)
+		bad := wrong(all)
+		delete(bad, "services") // which are away with the link
+		if !maps.Equal(bad, map[string]string{"link": "fail"}) {
+			t.Errorf("wrong are %v, want the link", bad)
+		}
+		mustFind(t, all, wrong(all), "link", "another live bridge holds this key", "give each bridge a key of its own")
+	})
+}
+
+// TestDoctorOfPolicies: what a key may not have is named at both ends. The proxy's part of it is well.
+func TestDoctorOfPolicies(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t)
+	port, target := freePort(t), strconv.Itoa(serve(t, echo))
+	b := startBridge(t, addKey(t, proxy.state, "narrow", fmt.Sprintf("tcp/%d", port)), fmt.Sprintf("%d=%s", port, target), "80="+target)
+	b.awaitUp(fmt.Sprintf("tcp/%d", port))
+	b.awaitService("tcp/80", "denied")
+	mustFind(t, doctor(t, "--state", b.state), map[string]string{"services": "fail"}, "services", "tcp/80 is denied", `the policy of key "narrow"`, "key add")
+	mustFind(t, doctor(t, "--state", proxy.state), map[string]string{"services": "warn"}, "services", "tcp/80 is denied (key narrow)")
+}
+
+// TestDoctorOfTargets: targets that do not answer are named, each with what it mostly means.
+func TestDoctorOfTargets(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t)
+	token := proxy.defaultToken()
+	down, far, good := loopback(freePort(t)), silent(t), serve(t, echo)
+	all := doctor(t, "bridge", token, "9000="+down, "9001="+far, fmt.Sprintf("9002=%d", good), "9003=unix:/nowhere/at.all", "--state", t.TempDir())
+	mustFind(t, all, map[string]string{"targets": "fail"}, "targets",
+		down+", where tcp/9000 leads, refused the connection → nothing listens there", far+", where tcp/9001 leads, does not answer → is the machine on",
+		"unix:/nowhere/at.all, where tcp/9003 leads, cannot be reached: no such file or directory → is the service running")
+	if !slices.ContainsFunc(all, func(f finding) bool {
+		return f.Name == "targets" && f.State == "ok" && strings.Contains(f.Found, "1 of 4 answer: "+loopback(good))
+	}) {
+		t.Errorf("nothing says that one answers: %+v", all)
+	}
+
+	args := []string{"bridge", token, "--state", t.TempDir()}
+	for i := range 2000 {
+		args = append(args, fmt.Sprintf("%d=127.77.%d.%d:%s", 20000+i, i/250, 1+i%250, portOf(down)))
+	}
+	all = doctor(t, args...)
+	mustFind(t, all, map[string]string{"targets": "fail"}, "targets", "1990 more targets do not answer")
+}
+
+// portOf is the port of an address.
+func portOf(addr string) string {
+	_, port, _ := net.SplitHostPort(addr)
+	return port
+}
+
+// publicProgram is reverser where every user can run it. A copy could not be run for as long as another test starts a program.
+func publicProgram(t *testing.T) string {
+	t.Helper()
+	to := filepath.Join(publicDir(t), "reverser")
+	if err := os.Link(reverser(t), to); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+// TestDoctorOfSurroundings: what is wrong with settings, state directory, ports, certificates, descriptors and disk.
+func TestDoctorOfSurroundings(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t)
+	token := proxy.defaultToken()
+	target := strconv.Itoa(serve(t, echo))
+	bridge := func(state string) []string { return []string{"bridge", token, "9000=" + target, "--state", state} }
+
+	t.Run("settings", func(t *testing.T) {
+		file := writeFile(t, filepath.Join(t.TempDir(), "bridge.toml"), "listne = 3\n[[expose]]\npublic = \"9000\"\n")
+		mustFind(t, doctor(t, "bridge", token, "--config", file, "--state", t.TempDir()), map[string]string{"settings": "fail"}, "settings", file+":1", "listne")
+	})
+	t.Run("state directory open to all", func(t *testing.T) {
+		dir := makeDir(t, filepath.Join(t.TempDir(), "state"))
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		mustFind(t, doctor(t, bridge(dir)...), map[string]string{"state": "fail"}, "state", "can write it (mode 0777)", "chmod go-w "+dir)
+	})
+	t.Run("state directory of another user", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			lacks(t, "only root makes a directory of another user")
+		}
+		dir := makeDir(t, filepath.Join(publicDir(t), "state"))
+		if err := os.Chown(dir, 12345, 12345); err != nil {
+			t.Fatal(err)
+		}
+		program := publicProgram(t)
+		all := doctorBy(t, func(cmd *exec.Cmd) {
+			cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 23456, Gid: 23456}
+			cmd.Dir = "/"
+		}, program, append([]string{"doctor"}, bridge(dir)...)...)
+		mustFind(t, all, map[string]string{"state": "fail"}, "state", "belongs to", "12345", "chown")
+	})
+	t.Run("state directory in use", func(t *testing.T) {
+		all := doctor(t, "proxy", "--listen", loopback(freePort(t)), "--state", proxy.state)
+		mustFind(t, all, map[string]string{"links": "warn"}, "links", "no bridge is connected")
+	})
+	t.Run("a port of the proxy that another program has", func(t *testing.T) {
+		addr := loopback(proxy.link)
+		mustFind(t, doctor(t, "proxy", "--listen", addr, "--state", t.TempDir()), map[string]string{"ports": "fail"}, "ports", addr, "address already in use",
+			fmt.Sprintf("(pid %d)", proxy.Cmd.Process.Pid), "another process has that port")
+	})
+	t.Run("few descriptors", func(t *testing.T) {
+		args := append([]string{"-c", `ulimit -n 40; exec "$@"`, "sh", reverser(t), "doctor"}, bridge(t.TempDir())...)
+		mustFind(t, doctorBy(t, nil, "/bin/sh", args...), map[string]string{"descriptors": "fail"}, "descriptors", "may have 40 open", "ulimit -n")
+	})
+	t.Run("an expired certificate", func(t *testing.T) {
+		dir := t.TempDir()
+		cert, key, _ := certificateUntil(t, dir, "old.example", time.Now().Add(-time.Hour))
+		file := writeFile(t, filepath.Join(dir, "proxy.toml"), fmt.Sprintf("https = %q\n[[certificate]]\nchain = %q\nkey = %q\n", loopback(freePort(t)), cert, key))
+		mustFind(t, doctor(t, "proxy", "--config", file, "--listen", loopback(freePort(t)), "--state", filepath.Join(dir, "state")),
+			map[string]string{"certificates": "fail"}, "certificates", cert, "has expired on", "get a new one")
+	})
+	t.Run("a full disk", func(t *testing.T) {
+		full, root := startProxyOnDisk(t, "64k")
+		fillDisk(t, root)
+		all := doctorBy(t, nil, "nsenter", append([]string{"-t", strconv.Itoa(full.Cmd.Process.Pid), "-U", "-m", "--preserve-credentials", reverser(t), "doctor"}, "--state", strings.TrimPrefix(full.state, fmt.Sprintf("/proc/%d/root", full.Cmd.Process.Pid)))...)
+		mustFind(t, all, map[string]string{"disk": "fail", "links": "warn"}, "disk", "no space left", "make room")
+	})
+	t.Run("nothing runs", func(t *testing.T) {
+		out, err := exec.Command(reverser(t), "doctor", "--state", t.TempDir()).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "no reverser process is running") || !strings.Contains(string(out), "`reverser doctor bridge TOKEN 9000`") {
+			t.Errorf("doctor = %v: %s", err, out)
+		}
+	})
+}
+
+// TestDoctorOfNames: a name whose addresses are not of this machine.
+func TestDoctorOfNames(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t, "--http", loopback(freePort(t)), "--https", loopback(freePort(t)), "--acme-directory", "https://"+loopback(freePort(t)), "--advertise", "127.0.0.1")
+	b := startBridge(t, addKey(t, proxy.state, "web", "http/*", "https/*"), "http/192.0.2.7="+strconv.Itoa(serve(t, echo)), "http/127.0.0.1="+strconv.Itoa(serve(t, echo)), "https/192.0.2.8=1", "--proxy", loopback(proxy.link))
+	b.awaitUp("http/192.0.2.7", "http/127.0.0.1", "https/192.0.2.8")
+	var all []finding
+	eventually(t, "the certificate was refused", func() bool {
+		all = doctor(t, "--state", proxy.state)
+		return wrong(all)["certificates"] == "fail"
+	})
+	mustFind(t, all, map[string]string{"names": "fail", "certificates": "fail"}, "names",
+		"192.0.2.7 leads to 192.0.2.7, which is no address of this machine", "192.0.2.8 leads to 192.0.2.8", "correct its A and AAAA records")
+	if !slices.ContainsFunc(all, func(f finding) bool {
+		return f.Name == "names" && f.State == "ok" && strings.Contains(f.Found, "127.0.0.1")
+	}) {
+		t.Errorf("nothing says that a name leads here: %+v", all)
+	}
+}

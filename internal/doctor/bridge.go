@@ -1,0 +1,523 @@
+package doctor
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/bridge"
+	"reverser/internal/config"
+	"reverser/internal/grammar"
+	"reverser/internal/relay"
+	"reverser/internal/status"
+	"reverser/internal/sys"
+	"reverser/internal/via"
+)
+
+// token is well-formed where settings could be read.
+func (w *World) token(_ context.Context, v *visit) []Check {
+	if v.Settings == nil {
+		return nil
+	}
+	t := v.Settings.Bridge.Token
+	return []Check{ok("token", "key %s, for the proxy with the identity %s", hex.EncodeToString(t.KeyID[:4]), hex.EncodeToString(t.Pin[:4]))}
+}
+
+// link is that of a bridge that runs.
+func (w *World) link(_ context.Context, v *visit) (all []Check) {
+	if v.Snapshot == nil {
+		return nil
+	}
+	const name = "link"
+	for _, l := range v.Snapshot.Links {
+		at := l.Remote
+		if l.Via != "" {
+			at += " via " + l.Via
+		}
+		switch {
+		case l.State == status.LinkUp && l.Carriers == 0:
+			all = append(all, warn(name, "it may be so for a moment; where it stays so, is the --transfer port of the proxy open?", "up to %s, but without a connection for users", at))
+		case l.State == status.LinkUp:
+			all = append(all, ok(name, "up to %s for %s, round trip %.1f ms: in use by the running process, and left alone", at, w.since(l.Since), l.RTTMillis))
+		case l.State == status.LinkDraining:
+			all = append(all, ok(name, "to %s ends with its last connection", at))
+		case l.Reason != "":
+			all = append(all, fail(name, "the process goes on trying; mend what it says", "%s to %s: %s", l.State, at, l.Reason))
+		default:
+			all = append(all, fail(name, "the process goes on trying, and its log says why", "%s to %s", l.State, at))
+		}
+	}
+	return few(all, "links")
+}
+
+func (w *World) since(t time.Time) time.Duration { return max(w.Now().Sub(t), 0).Round(time.Second) }
+
+// way goes the way to the proxy, unless a process of ours has a link there.
+func (w *World) way(ctx context.Context, v *visit) (all []Check) {
+	if v.Settings == nil || v.hasLink() {
+		return nil
+	}
+	set := v.Settings.Bridge
+	cfg := bridge.Config{Token: set.Token, Proxies: ProxiesOf(set), Settings: bridge.Settings{Via: set.Via}, SNI: set.SNI}
+	examined, err := w.Walk(ctx, cfg)
+	if err != nil {
+		return []Check{faulty("settings", err, "")}
+	}
+	for _, e := range examined {
+		of := ""
+		if len(examined) > 1 {
+			of = " of " + e.Proxy
+		}
+		for _, c := range w.wayTo(ctx, e, set.Via) {
+			c.Name += of
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// ProxiesOf are the proxies that get a link. Where the settings name none, the token has the address.
+func ProxiesOf(set config.Bridge) (all []bridge.Proxy) {
+	for _, addr := range set.Proxies {
+		all = append(all, bridge.Proxy{Addr: addr, Transfer: set.ProxyTransfer})
+	}
+	if len(all) == 0 {
+		p := bridge.ProxyOf(set.Token)
+		p.Transfer = set.ProxyTransfer
+		all = append(all, p)
+	}
+	return all
+}
+
+// hasLink reports whether the process that runs has a link.
+func (v *visit) hasLink() bool {
+	if v.Snapshot == nil {
+		return false
+	}
+	for _, l := range v.Snapshot.Links {
+		if l.State == status.LinkUp {
+			return true
+		}
+	}
+	return false
+}
+
+// The steps of the way to a proxy.
+const (
+	stepName     = "name"
+	stepWay      = "way out"
+	stepRoute    = "route"
+	stepPort     = "link port"
+	stepIdentity = "identity"
+	stepKey      = "key"
+)
+
+// wayTo tells one way to a proxy step by step. Behind the first that fails the others are skipped.
+func (w *World) wayTo(ctx context.Context, e bridge.Examined, choice via.Choice) (all []Check) {
+	steps := []string{stepName, stepWay, stepRoute, stepPort, stepIdentity, stepKey}
+	say := func(c Check) { all = append(all, c) }
+	rest := func(behind string) []Check {
+		for _, step := range steps[len(all):] {
+			say(skip(step, "not looked at: %s failed", behind))
+		}
+		return all
+	}
+	// The name: of the proxy, or of the way out to it, which looks the proxy's name up itself.
+	var addrs []string
+	for _, a := range e.Addrs {
+		addrs = append(addrs, a.Addr().String())
+	}
+	dialled := e.Proxy
+	if e.Way != nil {
+		dialled = e.Way.Addr()
+	}
+	host, _, _ := net.SplitHostPort(dialled)
+	_, noName := netip.ParseAddr(host)
+	switch {
+	case len(e.Addrs) == 0 && e.Err != nil:
+		c := faulty(stepName, e.Err, "")
+		if dns, isDNS := errors.AsType[*net.DNSError](e.Err); isDNS && dns.IsNotFound {
+			c.Found = fmt.Sprintf("there is no such name as %s: %v", host, dns)
+		}
+		say(c)
+		return rest(stepName)
+	case e.Err != nil:
+		c := faulty(stepName, e.Err, "")
+		c.State = Warn
+		say(c)
+	case noName == nil:
+		say(ok(stepName, "%s is an address", host))
+	default:
+		say(ok(stepName, "%s has %s", host, names(addrs)))
+	}
+	best := furthest(e.Tries)
+	if _, said := errors.AsType[*via.Error](best.Err); e.Way != nil && (best.TCP == 0 || said) {
+		say(faulty(stepWay, best.Err, "docs/NETWORKS.md says what each answer of a way out means"))
+		return rest(stepWay)
+	}
+	if e.Way != nil {
+		say(ok(stepWay, "%s leads there", choice))
+	} else {
+		say(ok(stepWay, "none: it is dialled directly"))
+	}
+	from := best.Local
+	if !from.IsValid() {
+		var err error
+		if from, err = w.Route(best.Addr); err != nil {
+			say(faulty(stepRoute, fmt.Errorf("this machine has no way to %s: %w", best.Addr.Addr(), err), "is it connected to a network? `ip route` shows its ways"))
+			return rest(stepRoute)
+		}
+	}
+	say(ok(stepRoute, "from %s", from))
+	switch {
+	case best.TCP == 0:
+		say(unanswered(stepPort, best.Addr.String(), best.Err))
+		return rest(stepPort)
+	case e.Way != nil:
+		say(ok(stepPort, "%s through the way out", best.Target))
+	default:
+		say(ok(stepPort, "%s took the connection after %s", best.Addr, best.TCP.Round(time.Microsecond*100)))
+	}
+	switch err := best.Err; {
+	case err == nil:
+		say(ok(stepIdentity, "the proxy that the token was made for, by TLS 1.3"))
+		say(ok(stepKey, "accepted after %s in all; whether another bridge uses it shows when a bridge starts", best.Proven.Round(time.Microsecond*100)))
+	case errors.Is(err, auth.ErrRefused):
+		say(ok(stepIdentity, "the proxy that the token was made for, by TLS 1.3"))
+		say(faulty(stepKey, err, ""))
+	default:
+		c := faulty(stepIdentity, err, "")
+		if e.Way == nil && !isVersion(err) {
+			if who := w.whoAnswers(ctx, best.Addr.String()); who != "" {
+				c.Found = fmt.Sprintf("%s answers at %s: %s", who, best.Addr, c.Found)
+			}
+		}
+		say(c)
+		return rest(stepIdentity)
+	}
+	for _, t := range e.Tries { // those that a bridge would not need
+		if best.Err == nil && t.Err != nil {
+			c := unanswered(stepPort, "another address of the proxy, "+t.Addr.String()+",", t.Err)
+			c.State = Warn
+			say(c)
+		}
+	}
+	return all
+}
+
+// isVersion reports whether the proxy is the right one, and too old or too new.
+func isVersion(err error) bool {
+	_, version := errors.AsType[*auth.VersionError](err)
+	_, feature := errors.AsType[*auth.FeatureError](err)
+	return version || feature || errors.Is(err, auth.ErrFake)
+}
+
+// furthest is the try that got furthest. There is one.
+func furthest(tries []bridge.Try) bridge.Try {
+	far := func(t bridge.Try) int {
+		switch {
+		case t.Err == nil:
+			return 4
+		case errors.Is(t.Err, auth.ErrRefused):
+			return 3
+		case t.Reached:
+			return 2
+		case t.TCP > 0:
+			return 1
+		}
+		return 0
+	}
+	best := tries[0]
+	for _, t := range tries[1:] {
+		if far(t) > far(best) {
+			best = t
+		}
+	}
+	return best
+}
+
+// unanswered is fail for a dial, which has the remedy in its error, or is told what it mostly means.
+func unanswered(name, what string, err error) Check {
+	hint := remedyOf(err)
+	if hint == "" {
+		hint = meaning(err)
+	}
+	return fail(name, hint, "%s %s", what, outcome(err))
+}
+
+// outcome is what came of a dial, for a sentence that begins with who was dialled.
+func outcome(err error) string {
+	var timeout net.Error
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return "cannot be looked up: there is no such name"
+	case errors.As(err, &dns):
+		return "cannot be looked up: " + dns.Error()
+	case sys.Refused(err):
+		return "refused the connection"
+	case sys.Reset(err):
+		return "reset the connection"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "does not answer"
+	}
+	text := err.Error()
+	if h, ok := errors.AsType[interface {
+		error
+		Remedy() string
+	}](err); ok {
+		text = faulty("", h, "").Found
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		text = plain(op.Err).Error()
+	}
+	return "cannot be reached: " + text
+}
+
+// meaning is what a failed dial mostly means, for errors that have no remedy of their own.
+func meaning(err error) string {
+	var timeout net.Error
+	var dns *net.DNSError
+	switch {
+	case sys.Forbidden(err):
+		return "a firewall or security module of this very machine forbids it"
+	case errors.As(err, &dns):
+		return "is the name right, and does this machine have DNS?"
+	case sys.Refused(err):
+		return "nothing listens there: is the service running, and on this address and port?"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "is the machine on, and does a firewall in between drop what is sent?"
+	}
+	return "is the address right, and is there a way to it from this machine?"
+}
+
+// services are what the proxy said about each one.
+func (w *World) services(_ context.Context, v *visit) (all []Check) {
+	const name = "services"
+	if v.Snapshot == nil {
+		if v.Role == config.RoleBridge {
+			return []Check{skip(name, "whether the key may have them shows when a bridge starts")}
+		}
+		return nil
+	}
+	up := 0
+	for _, s := range v.Snapshot.Services {
+		reason := ""
+		if s.Reason != "" {
+			reason = ": " + s.Reason
+		}
+		state := Fail
+		whose := ""
+		if v.Role == config.RoleProxy { // what a bridge asks for and does not get is that bridge's to mend
+			state, whose = Warn, fmt.Sprintf(" (key %s)", s.Key)
+		}
+		switch s.State {
+		case status.ServiceUp:
+			up++
+		case status.ServiceDenied:
+			all = append(all, Check{name, state, fmt.Sprintf("%s is denied%s%s", s.Public, whose, reason),
+				"at the proxy, let the key have it (`reverser key add NAME --allow " + s.Public + "`), or ask for what it may have"})
+		case status.ServiceRetrying:
+			all = append(all, w.retrying(s, v.Role, whose))
+		default:
+			hint := "it comes back with the link"
+			if v.Role == config.RoleProxy {
+				hint = "its bridge is not connected: `reverser doctor` there says why"
+			}
+			all = append(all, Check{name, Warn, fmt.Sprintf("%s is %s%s%s", s.Public, s.State, whose, reason), hint})
+		}
+	}
+	all = few(all, "services are not up")
+	if len(v.Snapshot.Services) == 0 {
+		return []Check{ok(name, "none")}
+	}
+	if up > 0 {
+		all = append([]Check{ok(name, "%d of %d up", up, len(v.Snapshot.Services))}, all...)
+	}
+	return all
+}
+
+// retrying is a service whose port the proxy could not open.
+func (w *World) retrying(s status.Service, role, whose string) Check {
+	c := fail("services", "the proxy goes on trying; `reverser doctor` there says who has the port", "%s cannot be opened%s: %s", s.Public, whose, s.Reason)
+	public, err := grammar.ParsePublic(s.Public)
+	if role != config.RoleProxy || err != nil || public.Port == 0 {
+		return c
+	}
+	c.Hint = "stop who has the port, or have the bridge ask for another one"
+	if who := w.holders(public.Port); who != "" {
+		c.Found += ": " + who
+	}
+	return c
+}
+
+// holders says who listens on a port of this machine, "" if nobody does or that is not known.
+func (w *World) holders(port uint16) string {
+	holders, taken := w.Holders(port)
+	var who []string
+	for _, h := range holders {
+		who = append(who, h.String())
+	}
+	switch {
+	case len(who) > 0:
+		return fmt.Sprintf("port %d is held by %s", port, names(who))
+	case taken:
+		return fmt.Sprintf("port %d is held by a process of another user: root sees which", port)
+	}
+	return ""
+}
+
+// probes are what came of the bridge's own look at its public ports.
+func (w *World) probes(_ context.Context, v *visit) (all []Check) {
+	const name = "public ports"
+	if v.Snapshot == nil {
+		return []Check{skip(name, "a bridge that runs dials them itself")}
+	}
+	answered, none := 0, make(map[string]int)
+	for _, s := range v.Snapshot.Services {
+		switch {
+		case s.State != status.ServiceUp:
+		case s.Probe.State == status.ProbeFailed:
+			what, hint, found := strings.Cut(s.Probe.Text, ": does ")
+			if found {
+				hint = "does " + hint
+			}
+			all = append(all, fail(name, hint, "%s is up at the proxy, and did not answer from here: %s", s.Public, what))
+		case s.Probe.State == status.ProbeAnswered:
+			answered++
+		default:
+			none[s.Probe.Text]++
+		}
+	}
+	all = few(all, "ports did not answer")
+	if answered > 0 {
+		all = append([]Check{ok(name, "%s answered from here when it came up", count(answered, "port"))}, all...)
+	}
+	for why, n := range none {
+		if why == "" {
+			why = "nothing came of it yet"
+		}
+		all = append(all, skip(name, "%s not probed: %s", count(n, "service"), why))
+	}
+	return all
+}
+
+const (
+	targetLimit   = 4 * time.Second  // for one target
+	targetsLimit  = 10 * time.Second // for all of them
+	targetsAtOnce = 64
+)
+
+// target is where services lead.
+type target struct {
+	grammar.Target
+	public string // the first service that leads there
+	err    error
+	done   bool
+}
+
+// targets are dialled as for a user. What answers is let go again without a word.
+func (w *World) targets(ctx context.Context, v *visit) (all []Check) {
+	const name = "targets"
+	list := v.targets()
+	if len(list) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, targetsLimit)
+	defer cancel()
+	var dialer relay.Dialer
+	if v.Settings != nil {
+		dialer.SetSources(v.Settings.Bridge.Sources)
+	}
+	next := make(chan *target)
+	var dialling sync.WaitGroup
+	for range min(targetsAtOnce, len(list)) {
+		dialling.Go(func() {
+			for t := range next {
+				t.err = knock(ctx, &dialer, t.Target)
+				t.done = t.err == nil || ctx.Err() == nil
+			}
+		})
+	}
+feed:
+	for _, t := range list {
+		select {
+		case next <- t:
+		case <-ctx.Done():
+			break feed
+		}
+	}
+	close(next)
+	dialling.Wait()
+	checked, answered := 0, 0
+	var good []string
+	for _, t := range list {
+		switch {
+		case !t.done:
+			continue
+		case t.err == nil:
+			answered++
+			good = append(good, t.String())
+		default:
+			c := unanswered(name, fmt.Sprintf("%s, where %s leads,", t.Target, t.public), t.err)
+			if t.Network == "unix" {
+				c.Hint = "is the service running, and may this user open its socket?"
+			}
+			all = append(all, c)
+		}
+		checked++
+	}
+	all = few(all, "targets do not answer")
+	if left := len(list) - checked; left > 0 {
+		all = append(all, skip(name, "%d of %d were not looked at: there was no time left", left, len(list)))
+	}
+	if answered > 0 {
+		all = append([]Check{ok(name, "%d of %d answer: %s", answered, checked, names(good))}, all...)
+	}
+	return all
+}
+
+// targets are those of the settings, or else of the process.
+func (v *visit) targets() (list []*target) {
+	seen := make(map[grammar.Target]bool)
+	add := func(public string, t grammar.Target) {
+		if !seen[t] {
+			seen[t] = true
+			list = append(list, &target{Target: t, public: public})
+		}
+	}
+	switch {
+	case v.Settings != nil:
+		for _, e := range v.Settings.Bridge.Services {
+			add(e.Public.String(), e.Target)
+		}
+	case v.Snapshot != nil:
+		for _, s := range v.Snapshot.Services {
+			if t, err := grammar.ParseTarget(s.Target); err == nil {
+				add(s.Public, t)
+			}
+		}
+	}
+	return list
+}
+
+// knock connects to a target and closes the connection as one does who has nothing to say.
+func knock(ctx context.Context, dialer *relay.Dialer, t grammar.Target) error {
+	ctx, cancel := context.WithTimeout(ctx, targetLimit)
+	defer cancel()
+	conn, err := dialer.Dial(ctx, t.Network, t.Address)
+	if err != nil {
+		return err
+	}
+	if c, isTCP := conn.(interface{ SetLinger(int) error }); isTCP {
+		c.SetLinger(-1) // sockets of users are born so that their close is a reset
+	}
+	return conn.Close()
+}

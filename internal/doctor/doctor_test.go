@@ -1,0 +1,336 @@
+package doctor
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/bridge"
+	"reverser/internal/config"
+	"reverser/internal/grammar"
+	"reverser/internal/state"
+	"reverser/internal/status"
+	"reverser/internal/sys"
+	"reverser/internal/via"
+)
+
+var now = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+
+// well is a world in which nothing is wrong, with a state directory.
+func well(t *testing.T) (*World, Patient) {
+	dir := t.TempDir()
+	w := &World{
+		Now: func() time.Time { return now }, Built: now.Add(-24 * time.Hour * 30),
+		Machine: fstest.MapFS{
+			"proc/sys/net/core/somaxconn":                    {Data: []byte("4096\n")},
+			"proc/sys/net/ipv4/tcp_max_syn_backlog":          {Data: []byte("1024\n")},
+			"proc/sys/net/ipv4/ip_local_port_range":          {Data: []byte("32768\t60999\n")},
+			"proc/sys/net/ipv4/tcp_wmem":                     {Data: []byte("4096\t16384\t4194304\n")},
+			"proc/sys/net/core/wmem_max":                     {Data: []byte("212992\n")},
+			"proc/sys/net/ipv4/tcp_mem":                      {Data: []byte("100 200 300\n")},
+			"proc/sys/fs/file-nr":                            {Data: []byte("1000 0 100000\n")},
+			"proc/net/sockstat":                              {Data: []byte("sockets: used 100\nTCP: inuse 3 orphan 0 tw 0 alloc 4 mem 150\nUDP: inuse 1 mem 999\n")},
+			"proc/sys/net/netfilter/nf_conntrack_max":        {Data: []byte("1000\n")},
+			"proc/sys/net/netfilter/nf_conntrack_count":      {Data: []byte("10\n")},
+			"proc/sys/net/ipv4/ip_unprivileged_port_start":   {Data: []byte("1024\n")},
+			"proc/sys/net/netfilter/nf_conntrack_tcp_nobody": {},
+		},
+		Lookup: func(_ context.Context, _, host string) ([]netip.Addr, error) {
+			switch host {
+			case "here.example":
+				return []netip.Addr{netip.MustParseAddr("::ffff:203.0.113.5")}, nil
+			case "elsewhere.example":
+				return []netip.Addr{netip.MustParseAddr("203.0.113.9")}, nil
+			}
+			return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+		},
+		Addrs:       func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("203.0.113.5")} },
+		Route:       func(netip.AddrPort) (netip.Addr, error) { return netip.MustParseAddr("203.0.113.5"), nil },
+		Dial:        func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("nobody is there") },
+		Listen:      func(string, string) (net.Listener, error) { return nil, syscall.EADDRINUSE },
+		Holders:     func(uint16) ([]sys.Holder, bool) { return []sys.Holder{{PID: 7, Program: "nginx"}}, true },
+		LookAt:      func(dir string, _ ...int) (state.Looked, error) { return state.Looked{Path: dir}, nil },
+		Disk:        func(string) (sys.Disk, error) { return sys.Disk{Free: 1 << 40, Size: 1 << 41}, nil },
+		Descriptors: func(int) int { return 20000 },
+		Memory:      func(int) int64 { return 1 << 30 },
+	}
+	return w, Patient{Role: config.RoleBridge, State: dir, Snapshot: &status.Snapshot{Role: config.RoleBridge, Version: "v1"}}
+}
+
+// look examines, and returns what is not well: "NAME STATE FOUND → HINT".
+func look(t *testing.T, w *World, p Patient) (lines []string) {
+	t.Helper()
+	w.Examine(t.Context(), p, func(c Check) {
+		if c.Name == "" || c.Found == "" {
+			t.Errorf("an empty check: %+v", c)
+		}
+		if c.State == Warn || c.State == Fail {
+			lines = append(lines, fmt.Sprintf("%s %s %s → %s", c.Name, c.State, c.Found, c.Hint))
+		}
+	})
+	return lines
+}
+
+// mustFind wants one line, which begins so and has the words.
+func mustFind(t *testing.T, lines []string, begin string, words ...string) {
+	t.Helper()
+	if len(lines) != 1 || !strings.HasPrefix(lines[0], begin) {
+		t.Fatalf("found %q, want one line that begins with %q", lines, begin)
+	}
+	for _, word := range words {
+		if !strings.Contains(lines[0], word) {
+			t.Errorf("%q does not say %q", lines[0], word)
+		}
+	}
+}
+
+// TestMachine: each thing that is wrong with a machine is named, and nothing else.
+func TestMachine(t *testing.T) {
+	number := func(name, value string) func(*World, *Patient) {
+		return func(w *World, _ *Patient) {
+			w.Machine.(fstest.MapFS)["proc/"+name] = &fstest.MapFile{Data: []byte(value)}
+		}
+	}
+	proxy := func(change func(*World, *Patient)) func(*World, *Patient) {
+		return func(w *World, p *Patient) {
+			p.Role = config.RoleProxy
+			p.Snapshot = nil
+			change(w, p)
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*World, *Patient)
+		begin  string // "": all is well
+		words  []string
+	}{
+		{"well", func(*World, *Patient) {}, "", nil},
+		{"a clock of 1980", func(w *World, _ *Patient) {
+			w.Now = func() time.Time { return time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC) }
+		},
+			"clock fail it says 1980-01-01 00:00:00 UTC", []string{"timedatectl"}},
+		{"a clock of last year", func(w *World, _ *Patient) { w.Built = now.Add(48 * time.Hour) }, "clock fail", []string{"before this program was written"}},
+		{"a clock that nobody can tell", func(w *World, _ *Patient) { w.Built = time.Time{} }, "", nil},
+		{"a clock that went back", func(w *World, p *Patient) {
+			touch(t, filepath.Join(p.State, "keys.json"), now.Add(48*time.Hour))
+		}, "clock warn", []string{"keys.json was written at 2026-11-03"}},
+		{"no descriptors", func(w *World, _ *Patient) { w.Descriptors = func(int) int { return 40 } }, "descriptors fail", []string{"may have 40 open", "LimitNOFILE="}},
+		{"few descriptors", func(w *World, _ *Patient) { w.Descriptors = func(int) int { return 256 } }, "descriptors warn", []string{"256"}},
+		{"no word about descriptors", func(w *World, _ *Patient) { w.Descriptors = func(int) int { return 0 } }, "", nil},
+		{"little memory", func(w *World, _ *Patient) { w.Memory = func(int) int64 { return 32 << 20 } }, "memory warn 32 MiB", nil},
+		{"a full disk", func(w *World, p *Patient) {
+			w.LookAt = func(dir string, _ ...int) (state.Looked, error) {
+				return state.Looked{Path: dir}, fmt.Errorf("write: %w", &fs.PathError{Op: "write", Path: dir, Err: syscall.ENOSPC})
+			}
+		}, "disk fail", []string{"no space left", "make room"}},
+		{"a disk that is nearly full", func(w *World, _ *Patient) {
+			w.Disk = func(string) (sys.Disk, error) { return sys.Disk{Free: 3 << 20, Size: 1 << 30}, nil }
+		}, "disk warn 3 MB free of 1.0 GB", nil},
+		{"a disk that does not tell", func(w *World, _ *Patient) {
+			w.Disk = func(string) (sys.Disk, error) { return sys.Disk{}, errors.ErrUnsupported }
+		}, "", nil},
+		{"no ports to dial from", number("sys/net/ipv4/ip_local_port_range", "60000 61000"), "kernel warn net.ipv4.ip_local_port_range has 1001 ports", []string{"--source"}},
+		{"no ports to dial from, at a proxy", proxy(number("sys/net/ipv4/ip_local_port_range", "60000 61000")), "", nil},
+		{"a short queue", proxy(number("sys/net/core/somaxconn", "128")), "kernel warn net.core.somaxconn is 128", []string{"sysctl"}},
+		{"a short queue, at a bridge", number("sys/net/core/somaxconn", "128"), "", nil},
+		{"a short queue of SYNs", proxy(number("sys/net/ipv4/tcp_max_syn_backlog", "64")), "kernel warn net.ipv4.tcp_max_syn_backlog is 64", nil},
+		{"small buffers", number("sys/net/ipv4/tcp_wmem", "4096 16384 65536"), "kernel warn", []string{"416 KB", "34 Mbit/s"}},
+		{"a full table of the firewall", number("sys/net/netfilter/nf_conntrack_count", "1000"), "kernel fail the table of the firewall's connections is full (1000)", nil},
+		{"a table of the firewall that is nearly full", number("sys/net/netfilter/nf_conntrack_count", "900"), "kernel warn", []string{"900 of 1000"}},
+		{"many files", number("sys/fs/file-nr", "95000 0 100000"), "kernel warn the machine has 95000 of 100000 files open", nil},
+		{"sockets that are slowed down", number("sys/net/ipv4/tcp_mem", "50 120 300"), "kernel warn", []string{"150 pages", "from 120 on"}},
+		{"garbage in /proc", number("sys/net/netfilter/nf_conntrack_count", "\x1b[31m"), "", nil},
+		{"no /proc", func(w *World, _ *Patient) { w.Machine = nil }, "", nil},
+		{"an empty /proc", func(w *World, _ *Patient) { w.Machine = fstest.MapFS{} }, "", nil},
+		{"a process that is stopping", func(_ *World, p *Patient) { p.Snapshot.Stopping = true }, "process warn version v1", nil},
+		{"a key that comes back", func(_ *World, p *Patient) {
+			p.Snapshot.Unstored = &status.Unstored{Removed: []string{"nas"}, Error: "no space"}
+		}, "process fail the removal of key nas is not stored", []string{"make room"}},
+		{"a directory that was exchanged", func(_ *World, p *Patient) { p.Snapshot.Faults = []string{"keys.json was removed"} }, "process fail keys.json was removed", nil},
+		{"pressure", func(_ *World, p *Patient) {
+			p.Snapshot.Pressure = []status.Pressure{{What: "descriptors", Used: 99, Limit: 100, Largest: status.Holder{Key: "nas", Used: 90}, Hint: "raise it"}}
+		}, "process warn short of descriptors: 99 of 100 used, 90 by key nas → raise it", nil},
+		{"an access log without a disk", func(_ *World, p *Patient) {
+			p.Snapshot.AccessLog = &status.AccessLog{File: "/x/log", Lost: 3, Error: "no space"}
+		}, "access log fail /x/log cannot be written, and 3 lines are lost", nil},
+		{"an access log that lost lines", func(_ *World, p *Patient) {
+			p.Snapshot.AccessLog = &status.AccessLog{File: "/x/log", Lost: 3}
+		}, "access log warn", nil},
+		{"a reload that was refused", func(_ *World, p *Patient) {
+			p.Snapshot.Reload = &status.Reload{Error: "bridge.toml:3: unknown"}
+		}, "settings fail the last reload was refused", []string{"bridge.toml:3"}},
+		{"a process that cannot be asked", func(_ *World, p *Patient) {
+			p.Snapshot, p.AskErr = nil, errors.New("permission denied")
+		}, "state fail permission denied", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, p := well(t)
+			c.change(w, &p)
+			lines := look(t, w, p)
+			if c.begin == "" {
+				if len(lines) > 0 {
+					t.Errorf("found %q, want nothing", lines)
+				}
+				return
+			}
+			mustFind(t, lines, c.begin, c.words...)
+		})
+	}
+}
+
+func touch(t *testing.T, file string, at time.Time) {
+	t.Helper()
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(file, at, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// withBridge gives the patient the settings of a bridge, and no process.
+func withBridge(w *World, p *Patient, e bridge.Examined) {
+	p.Snapshot, p.Settings = nil, &config.Settings{Role: config.RoleBridge, Bridge: config.Bridge{Token: grammar.Token{Addrs: []string{"tunnel.example:3010"}}}}
+	w.Walk = func(context.Context, bridge.Config) ([]bridge.Examined, error) { return []bridge.Examined{e}, nil }
+}
+
+// TestWay: of several addresses one is enough, and the others are named; the first step that fails hides the rest.
+func TestWay(t *testing.T) {
+	good, bad := netip.MustParseAddrPort("203.0.113.1:3010"), netip.MustParseAddrPort("[2001:db8::1]:3010")
+	proven := bridge.Try{Target: "tunnel.example:3010", Addr: good, TCP: 1, Reached: true, Proven: 2, Local: netip.MustParseAddr("192.0.2.2")}
+	failed := bridge.Try{Target: "tunnel.example:3010", Addr: bad, Err: &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}}
+	way, err := via.Parse("http://192.0.2.3:3128")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name  string
+		e     bridge.Examined
+		begin string
+		words []string
+	}{
+		{"well", bridge.Examined{Addrs: []netip.AddrPort{good}, Tries: []bridge.Try{proven}}, "", nil},
+		{"one of two", bridge.Examined{Addrs: []netip.AddrPort{bad, good}, Tries: []bridge.Try{failed, proven}},
+			"link port warn another address of the proxy, [2001:db8::1]:3010, cannot be reached", nil},
+		{"none of two", bridge.Examined{Addrs: []netip.AddrPort{bad, bad}, Tries: []bridge.Try{failed, failed}}, "link port fail [2001:db8::1]:3010 cannot be reached", nil},
+		{"one of two, which refuses the key", bridge.Examined{Addrs: []netip.AddrPort{bad, good}, Tries: []bridge.Try{failed, {Addr: good, TCP: 1, Reached: true, Err: auth.ErrRefused}}},
+			"key fail the proxy refused the key", []string{"→ it was removed"}},
+		{"too old", bridge.Examined{Addrs: []netip.AddrPort{good}, Tries: []bridge.Try{{Addr: good, TCP: 1, Reached: true, Err: &auth.VersionError{Proxy: 9}}}},
+			"identity fail the proxy speaks protocol version 9", []string{"update the older"}},
+		{"a portal", bridge.Examined{Way: way, Addrs: []netip.AddrPort{good}, Tries: []bridge.Try{{Addr: good, TCP: 1, Err: &via.Error{Way: way, Target: "tunnel.example:3010", Kind: via.ErrPortal, Text: "it answered 302"}}}},
+			"way out fail connect to tunnel.example:3010 through http://192.0.2.3:3128: it answered 302", []string{"docs/NETWORKS.md"}},
+		{"stale DNS", bridge.Examined{Err: errors.New("the name is not known"), Addrs: []netip.AddrPort{good}, Tries: []bridge.Try{proven}}, "name warn the name is not known", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, p := well(t)
+			c.e.Proxy = "tunnel.example:3010"
+			withBridge(w, &p, c.e)
+			lines := look(t, w, p)
+			if c.begin == "" && len(lines) == 0 {
+				return
+			}
+			mustFind(t, lines, c.begin, c.words...)
+		})
+	}
+	t.Run("no route", func(t *testing.T) {
+		w, p := well(t)
+		withBridge(w, &p, bridge.Examined{Proxy: "203.0.113.1:3010", Addrs: []netip.AddrPort{bad}, Tries: []bridge.Try{failed}})
+		w.Route = func(netip.AddrPort) (netip.Addr, error) { return netip.Addr{}, syscall.ENETUNREACH }
+		mustFind(t, look(t, w, p), "route fail this machine has no way to 2001:db8::1", "ip route")
+	})
+	t.Run("a link of ours", func(t *testing.T) {
+		w, p := well(t)
+		snap := p.Snapshot
+		withBridge(w, &p, bridge.Examined{})
+		w.Walk = func(context.Context, bridge.Config) ([]bridge.Examined, error) {
+			t.Error("the way was gone, with a link that is up")
+			return nil, nil
+		}
+		snap.Links = []status.Link{{State: status.LinkUp, Carriers: 1, Remote: "203.0.113.1:3010"}}
+		p.Snapshot = snap
+		if lines := look(t, w, p); len(lines) > 0 {
+			t.Errorf("found %q", lines)
+		}
+	})
+}
+
+// TestNames: names that lead elsewhere, with and without a certificate, and certificates that expire.
+func TestNames(t *testing.T) {
+	w, p := well(t)
+	p.Role = config.RoleProxy
+	p.Snapshot = &status.Snapshot{
+		Role: config.RoleProxy,
+		Services: []status.Service{
+			{Public: "https/here.example", State: status.ServiceUp}, {Public: "https/*.here.example", State: status.ServiceUp},
+			{Public: "https/elsewhere.example", State: status.ServiceUp}, {Public: "http/elsewhere.example/path", State: status.ServiceUp},
+			{Public: "tls/nowhere.example", State: status.ServiceUp}, {Public: "http/denied.example", State: status.ServiceDenied, Key: "web"},
+			{Public: "tcp/9000", State: status.ServiceRetrying, Key: "web", Reason: "in use"},
+		},
+		Certificates: []status.Certificate{
+			{Host: "here.example", State: status.CertificateValid, NotAfter: now.Add(time.Hour)},
+			{Host: "elsewhere.example", State: status.CertificateFailed, Error: "refused", Hint: "open port 80"},
+		},
+	}
+	want := []string{
+		"links warn no bridge is connected",
+		"services warn http/denied.example is denied (key web) → at the proxy",
+		"services fail tcp/9000 cannot be opened (key web): in use: port 9000 is held by nginx (pid 7)",
+		"advertised warn tokens carry no address",
+		"names fail elsewhere.example leads to 203.0.113.9, which is no address of this machine → correct its A and AAAA records",
+		"names fail nowhere.example cannot be looked up",
+		"certificates warn that of here.example expires on 2026-11-01 13:00:00 UTC",
+		"certificates fail that of elsewhere.example: refused → open port 80",
+	}
+	lines := look(t, w, p)
+	if len(lines) != len(want) {
+		t.Fatalf("found\n%s\nwant %d lines", strings.Join(lines, "\n"), len(want))
+	}
+	for i, line := range lines {
+		if !strings.HasPrefix(line, want[i]) {
+			t.Errorf("found %q, want %q", line, want[i])
+		}
+	}
+}
+
+// TestExpired: a certificate of a file is told once, though its reader warns of it too.
+func TestExpired(t *testing.T) {
+	w, p := well(t)
+	leaf := &x509.Certificate{NotAfter: now.Add(-time.Hour)}
+	p.Role, p.Snapshot = config.RoleProxy, nil
+	p.Settings = &config.Settings{Role: config.RoleProxy, Proxy: config.Proxy{Listen: ":3010"}}
+	p.Settings.Proxy.Given = []config.Given{{Chain: "chain.pem", Certificate: certificateOf(leaf)}}
+	p.Warnings = []config.Warning{{File: "proxy.toml", Line: 3, Text: "the certificate in chain.pem " + config.Dated(leaf, time.Now())}}
+	lines := look(t, w, p)
+	if len(lines) != 2 {
+		t.Fatalf("found %q, want the port and the certificate", lines)
+	}
+	mustFind(t, lines[:1], "ports fail --listen :3010 cannot be opened: address already in use: port 3010 is held by nginx (pid 7)", "another process has that port")
+	mustFind(t, lines[1:], "certificates fail that in chain.pem has expired on", "→ clients refuse it, get a new one")
+}
+
+// TestFew: of very many faults some are told, and how many there are besides.
+func TestFew(t *testing.T) {
+	w, p := well(t)
+	for i := range 5000 {
+		p.Snapshot.Services = append(p.Snapshot.Services, status.Service{Public: fmt.Sprintf("tcp/%d", 1024+i), State: status.ServiceDenied})
+	}
+	lines := look(t, w, p)
+	if len(lines) != mostLines+1 || !strings.Contains(lines[mostLines], "4990 more services are not up") {
+		t.Errorf("found %d lines, the last is %q", len(lines), lines[len(lines)-1])
+	}
+}
+
+func certificateOf(leaf *x509.Certificate) *tls.Certificate { return &tls.Certificate{Leaf: leaf} }

@@ -1,0 +1,423 @@
+package doctor
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"reverser/internal/auth"
+	"reverser/internal/bridge"
+	"reverser/internal/config"
+	"reverser/internal/grammar"
+	"reverser/internal/state"
+	"reverser/internal/status"
+	"reverser/internal/sys"
+	"reverser/internal/via"
+)
+
+// port is one that a proxy opens for itself.
+type port struct{ name, addr string }
+
+// portsOf are the ports of a proxy, the link port first.
+func portsOf(set config.Proxy) []port {
+	all := []port{{"listen", set.Listen}}
+	for _, p := range []port{{"transfer", set.Transfer}, {"http", set.HTTP}, {"https", set.HTTPS}} {
+		if p.addr != "" && p.addr != set.Listen { // names and links may share a port
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// ListenHint says what to do about a port of its own that a proxy cannot open; "": nothing is known.
+func ListenHint(err error) string {
+	switch {
+	case sys.PortTaken(err):
+		return "another process has that port: stop it, or choose another port with --listen, --transfer, --http or --https"
+	case sys.PortRefused(err):
+		hint := "this user may not open that port: choose one from 1024 on with --listen, --transfer, --http or --https"
+		if more := sys.PortHint(err); more != "" {
+			hint += "; " + more
+		}
+		return hint
+	}
+	return ""
+}
+
+// ports are opened for a moment, unless a process of ours has them.
+func (w *World) ports(_ context.Context, v *visit) (all []Check) {
+	const name = "ports"
+	if v.Settings == nil || v.Snapshot != nil || v.seen.Held {
+		return nil
+	}
+	var free []string
+	for _, p := range portsOf(v.Settings.Proxy) {
+		l, err := w.Listen(grammar.ListenNetwork("tcp", p.addr), p.addr)
+		if err == nil {
+			l.Close()
+			free = append(free, p.addr)
+			continue
+		}
+		c := faulty(name, fmt.Errorf("--%s %s cannot be opened: %w", p.name, p.addr, err), ListenHint(err))
+		if who := w.holders(grammar.PortOf(p.addr, 0)); who != "" && sys.PortTaken(err) {
+			c.Found += ": " + who
+		}
+		all = append(all, c)
+	}
+	if len(free) > 0 {
+		all = append([]Check{ok(name, "%s can be opened", names(free))}, all...)
+	}
+	return all
+}
+
+// keys are those of the state directory and of the file.
+func (w *World) keys(_ context.Context, v *visit) []Check {
+	const name = "keys"
+	const add = "`reverser key add NAME --allow tcp/9000` makes one and prints its token"
+	var all []string
+	kinds := make(map[grammar.Kind]string) // that some key may have → the first such key
+	note := func(key string, policy grammar.Policy) {
+		all = append(all, key)
+		for _, a := range policy {
+			if kinds[a.Kind] == "" {
+				kinds[a.Kind] = key
+			}
+		}
+	}
+	picture, err := v.picture()
+	if err != nil {
+		return []Check{faulty(name, err, "")}
+	}
+	stored, err := picture.Keys()
+	if err != nil {
+		return []Check{faulty(name, err, "")}
+	}
+	for _, k := range stored {
+		note(k.Name, k.Allow)
+	}
+	if v.Settings != nil {
+		for _, t := range v.Settings.Proxy.Tables {
+			if !slices.Contains(all, t.Name) {
+				note(t.Name, t.Allow)
+			}
+		}
+	}
+	switch {
+	case len(all) == 0 && v.Settings == nil:
+		return []Check{skip(name, "none in the state directory")}
+	case len(all) == 0 && !picture.HasKeys():
+		return []Check{ok(name, "none: the first start makes one and prints its token")}
+	case len(all) == 0:
+		return []Check{fail(name, add, "none, so no bridge can connect")}
+	}
+	checks := []Check{ok(name, "%s: %s", count(len(all), "key"), names(all))}
+	if v.Settings == nil {
+		return checks
+	}
+	for _, missing := range []struct {
+		kind grammar.Kind
+		port string
+		flag string
+	}{{grammar.KindHTTP, v.Settings.Proxy.HTTP, "--http :80"}, {grammar.KindHTTPS, v.Settings.Proxy.HTTPS, "--https :443"}, {grammar.KindTLS, v.Settings.Proxy.HTTPS, "--https :443"}} {
+		if key := kinds[missing.kind]; key != "" && missing.port == "" {
+			checks = append(checks, warn(name, "start the proxy with "+missing.flag, "key %s may have %s/ names, and the proxy has no port for them", key, missing.kind))
+		}
+	}
+	return checks
+}
+
+// picture is what the state directory holds; none if it is not there or is refused, as stateDir says.
+func (v *visit) picture() (state.Picture, error) {
+	if v.seen.Missing || v.seenErr != nil && !sys.DiskFull(v.seenErr) {
+		return nil, nil
+	}
+	p, _, err := state.Read(v.seen.Path, v.Trusted...)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return p, err
+}
+
+// links are those of a proxy that runs.
+func (w *World) links(_ context.Context, v *visit) (all []Check) {
+	const name = "links"
+	if v.Snapshot == nil {
+		return nil
+	}
+	up := 0
+	for _, l := range v.Snapshot.Links {
+		switch {
+		case l.State == status.LinkDown:
+			all = append(all, warn(name, "`reverser doctor` at that bridge says why", "that of key %s is down for %s; its users wait", l.Key, w.since(l.Since)))
+		case l.State == status.LinkUp:
+			up++
+		}
+	}
+	all = few(all, "links are down")
+	if up == 0 && len(all) == 0 {
+		return []Check{warn(name, "start a bridge with the token of a key; where one runs, `reverser doctor` there says why it does not come here", "no bridge is connected")}
+	}
+	if up > 0 {
+		all = append([]Check{ok(name, "%s connected", count(up, "bridge"))}, all...)
+	}
+	return all
+}
+
+// advertised goes from this machine to the address that tokens carry.
+func (w *World) advertised(ctx context.Context, v *visit) []Check {
+	const name = "advertised"
+	picture, err := v.picture()
+	if err != nil || v.Snapshot == nil { // before the start nobody can answer
+		return nil
+	}
+	reach := picture.Reach()
+	keys, err := picture.Keys()
+	pin, known := picture.Identity()
+	switch {
+	case len(reach.Addrs) == 0:
+		return []Check{warn(name, "give the proxy --advertise HOST, and new tokens carry it", "tokens carry no address, so each bridge needs --proxy")}
+	case err != nil || !known || len(keys) == 0:
+		return []Check{skip(name, "there is no key in the state directory to try %s with", names(reach.Addrs))}
+	}
+	tok := grammar.Token{Addrs: reach.Addrs, SNI: reach.SNI, KeyID: keys[0].ID, Secret: keys[0].Secret, Pin: pin}
+	examined, err := w.Walk(ctx, bridge.Config{Token: tok, Settings: bridge.Settings{Via: via.Choice{}}})
+	if err != nil {
+		return []Check{faulty(name, err, "")}
+	}
+	var all []Check
+	for _, e := range examined {
+		if len(e.Addrs) == 0 {
+			all = append(all, faulty(name, e.Err, ""))
+			continue
+		}
+		for _, t := range e.Tries {
+			at := t.Target
+			if host, _, _ := net.SplitHostPort(t.Target); host != t.Addr.Addr().String() {
+				at = fmt.Sprintf("%s (%s)", t.Target, t.Addr)
+			}
+			switch {
+			case t.Err == nil || errors.Is(t.Err, auth.ErrRefused): // a key of a file may stand in its place
+				all = append(all, ok(name, "%s leads to this proxy, from this machine; a firewall of the provider shows from outside only", at))
+			case errors.Is(t.Err, auth.ErrPin), errors.Is(t.Err, auth.ErrNotProxy):
+				all = append(all, fail(name, "let the name, or the router, lead here, or give --advertise the right one", "%s leads to something else: %s", at, faulty("", t.Err, "").Found))
+			default:
+				all = append(all, warn(name, "is the port open in the firewall? A router that does not let this machine reach itself by its public address is no fault", "%s does not answer this machine: %s", at, faulty("", t.Err, "").Found))
+			}
+		}
+	}
+	return few(all, "addresses")
+}
+
+const (
+	dnsLimit  = 5 * time.Second
+	dnsAtOnce = 16
+	mostHosts = 500 // that are looked up
+)
+
+// dns looks the names of services up: they have to lead to this machine.
+func (w *World) dns(ctx context.Context, v *visit) (all []Check) {
+	const name = "names"
+	if v.Snapshot == nil {
+		return nil
+	}
+	hosts, secure := hostsOf(v.Snapshot)
+	if len(hosts) == 0 {
+		return nil
+	}
+	left := max(len(hosts)-mostHosts, 0)
+	hosts = hosts[:len(hosts)-left]
+	ctx, cancel := context.WithTimeout(ctx, dnsLimit)
+	defer cancel()
+	mine := w.mine(ctx, v)
+	found := make([]Check, len(hosts))
+	place := make(chan int)
+	var looking sync.WaitGroup
+	for range min(dnsAtOnce, len(hosts)) {
+		looking.Go(func() {
+			for i := range place {
+				found[i] = w.leadsHere(ctx, hosts[i], secure[hosts[i]], mine)
+			}
+		})
+	}
+	for i := range hosts {
+		place <- i
+	}
+	close(place)
+	looking.Wait()
+	var good []string
+	for i, c := range found {
+		if c.State == OK {
+			good = append(good, hosts[i])
+		} else {
+			all = append(all, c)
+		}
+	}
+	all = few(all, "names")
+	if len(good) > 0 {
+		all = append([]Check{ok(name, "%s to this machine: %s", lead(len(good)), names(good))}, all...)
+	}
+	if left > 0 {
+		all = append(all, skip(name, "%d more were not looked up", left))
+	}
+	return all
+}
+
+func lead(n int) string {
+	if n == 1 {
+		return "1 name leads"
+	}
+	return fmt.Sprintf("%d names lead", n)
+}
+
+// hostsOf are the hosts of the services that are claimed, and those of them for which this proxy ends TLS without a certificate as yet.
+func hostsOf(s *status.Snapshot) (hosts []string, wanting map[string]bool) {
+	wanting = make(map[string]bool)
+	for _, c := range s.Certificates {
+		if c.State != status.CertificateValid {
+			wanting[c.Host] = true
+		}
+	}
+	for _, service := range s.Services {
+		public, err := grammar.ParsePublic(service.Public)
+		if err != nil || strings.Contains(public.Host, "*") || service.State == status.ServiceDenied {
+			continue
+		}
+		switch public.Kind {
+		case grammar.KindHTTP, grammar.KindHTTPS, grammar.KindTLS:
+			if !slices.Contains(hosts, public.Host) {
+				hosts = append(hosts, public.Host)
+			}
+		}
+	}
+	return hosts, wanting
+}
+
+// mine are the addresses of this machine, and those under which it is advertised.
+func (w *World) mine(ctx context.Context, v *visit) []netip.Addr {
+	mine := w.Addrs()
+	picture, _ := v.picture()
+	for _, addr := range picture.Reach().Addrs {
+		host, _, _ := net.SplitHostPort(addr)
+		if ips, err := w.lookUp(ctx, host); err == nil {
+			mine = append(mine, ips...)
+		}
+	}
+	return mine
+}
+
+func (w *World) lookUp(ctx context.Context, host string) ([]netip.Addr, error) {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{ip.Unmap()}, nil
+	}
+	ips, err := w.Lookup(ctx, "ip", host)
+	for i := range ips {
+		ips[i] = ips[i].Unmap()
+	}
+	return ips, err
+}
+
+// leadsHere is what is found of one name. wanting says that its certificate has not come.
+func (w *World) leadsHere(ctx context.Context, host string, wanting bool, mine []netip.Addr) Check {
+	const name = "names"
+	ips, err := w.lookUp(ctx, host)
+	if err != nil {
+		return fail(name, "make an A record, and AAAA where the machine has IPv6, with the public address of this machine", "%s cannot be looked up: %v", host, err)
+	}
+	var elsewhere []string
+	for _, ip := range ips {
+		if !slices.Contains(mine, ip) {
+			elsewhere = append(elsewhere, ip.String())
+		}
+	}
+	if len(elsewhere) == 0 {
+		return ok(name, "%s", host)
+	}
+	c := warn(name, "behind a NAT, or with a server in front, that may be right; else correct its A and AAAA records", "%s leads to %s, which is no address of this machine", host, names(elsewhere))
+	if wanting {
+		c.State = Fail
+		c.Hint = "correct its A and AAAA records: a certificate comes only once the name leads here"
+	}
+	return c
+}
+
+// certificates are those of files and those that come by themselves.
+func (w *World) certificates(_ context.Context, v *visit) (all []Check) {
+	const name = "certificates"
+	now := w.Now()
+	var good []string
+	judge := func(what string, until time.Time) {
+		if left := until.Sub(now); left < soon {
+			all = append(all, warn(name, "get a new one", "that of %s expires on %s", what, until.UTC().Format(time.DateTime+" UTC")))
+			return
+		}
+		good = append(good, what)
+	}
+	if v.Settings != nil {
+		for _, g := range givenOf(v.Settings) {
+			if fault := config.Dated(g.leaf, now); fault != "" {
+				what, hint, _ := strings.Cut(fault, ": ")
+				all = append(all, fail(name, hint, "that in %s %s", g.file, what))
+				continue
+			}
+			judge(g.file, g.leaf.NotAfter)
+		}
+	}
+	if v.Snapshot != nil {
+		for _, c := range v.Snapshot.Certificates {
+			switch c.State {
+			case status.CertificateValid:
+				judge(c.Host, c.NotAfter)
+			case status.CertificateFailed:
+				all = append(all, fail(name, c.Hint, "that of %s: %s", c.Host, c.Error))
+			default:
+				text := c.Error
+				if text == "" {
+					text = "it is being asked for"
+				}
+				all = append(all, warn(name, c.Hint, "that of %s has not come yet: %s", c.Host, text))
+			}
+		}
+	}
+	all = few(all, "certificates")
+	if len(good) > 0 {
+		all = append([]Check{ok(name, "%s valid: %s", count(len(good), "certificate"), names(good))}, all...)
+	}
+	return all
+}
+
+// soon is when a certificate should have been renewed.
+const soon = 7 * 24 * time.Hour
+
+// given is a certificate of a file.
+type given struct {
+	file string
+	leaf *x509.Certificate
+}
+
+// givenOf are the certificates that settings name.
+func givenOf(set *config.Settings) (all []given) {
+	for _, g := range set.Proxy.Given {
+		all = append(all, given{g.Chain, g.Certificate.Leaf})
+	}
+	for public, c := range set.Bridge.Certificates {
+		all = append(all, given{"the file of " + public.String(), c.Leaf})
+	}
+	slices.SortFunc(all, func(a, b given) int { return strings.Compare(a.file, b.file) })
+	return all
+}
+
+// isOfCertificate reports whether a warning is about a certificate's time.
+func (w *World) isOfCertificate(set *config.Settings, text string) bool {
+	return slices.ContainsFunc(givenOf(set), func(g given) bool {
+		fault := config.Dated(g.leaf, time.Now()) // as the settings were read
+		return fault != "" && strings.Contains(text, fault)
+	})
+}

@@ -1,0 +1,113 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"reverser/internal/config"
+	"reverser/internal/sys"
+)
+
+// settings are read as the role reads them.
+func (w *World) settings(_ context.Context, v *visit) (all []Check) {
+	const name = "settings"
+	switch {
+	case v.SettingsErr != nil:
+		hint := ""
+		if e, ok := errors.AsType[*config.ArgError](v.SettingsErr); ok {
+			hint = e.Hint
+		}
+		if e, ok := errors.AsType[*config.Error](v.SettingsErr); ok && hint == "" {
+			hint = e.Hint
+		}
+		c := fail(name, hint, "%v", v.SettingsErr)
+		c.Found = strings.TrimSuffix(c.Found, ": "+hint)
+		all = append(all, c)
+	case v.Settings == nil && v.Snapshot != nil && v.Snapshot.Reload != nil && v.Snapshot.Reload.Error != "":
+		all = append(all, fail(name, "mend the file, and `reverser reload`", "the last reload was refused, those before are in force: %s", v.Snapshot.Reload.Error))
+	case v.Settings == nil:
+		all = append(all, ok(name, "those of the running process"))
+	default:
+		all = append(all, ok(name, "%s", describe(v.Settings)))
+	}
+	for _, warning := range v.Warnings {
+		if v.Settings != nil && w.isOfCertificate(v.Settings, warning.Text) {
+			continue // which has a line of its own
+		}
+		all = append(all, warn(name, "", "%s", warning))
+	}
+	return all
+}
+
+// describe says in a few words what settings are.
+func describe(set *config.Settings) string {
+	if set.Role == config.RoleBridge {
+		return count(len(set.Bridge.Services), "service")
+	}
+	words := []string{"--listen " + set.Proxy.Listen}
+	for _, port := range portsOf(set.Proxy)[1:] {
+		words = append(words, "--"+port.name+" "+port.addr)
+	}
+	return strings.Join(words, ", ")
+}
+
+// stateDir is looked at as a start does it.
+func (w *World) stateDir(_ context.Context, v *visit) []Check {
+	const name = "state"
+	held := ""
+	if v.seen.Held {
+		held = ", held by a process that runs"
+		if v.seen.PID != 0 {
+			held = fmt.Sprintf(", held by the process that runs (pid %d)", v.seen.PID)
+		}
+	}
+	switch {
+	case v.AskErr != nil:
+		return []Check{faulty(name, v.AskErr, "")}
+	case v.seenErr != nil && !sys.DiskFull(v.seenErr): // which disk says
+		return []Check{faulty(name, v.seenErr, "")}
+	case v.seen.Missing:
+		return []Check{ok(name, "%s is not there yet, and can be made", v.seen.Path)}
+	case v.seen.Note != "":
+		return []Check{warn(name, "", "%s: %s", v.seen.Path, v.seen.Note)}
+	}
+	return []Check{ok(name, "%s%s", v.seen.Path, held)}
+}
+
+// troubles are what a process that runs says of itself.
+func (w *World) troubles(_ context.Context, v *visit) (all []Check) {
+	s := v.Snapshot
+	if s == nil {
+		return nil
+	}
+	up := time.Duration(s.UptimeSeconds * float64(time.Second)).Round(time.Second)
+	if s.Stopping {
+		all = append(all, warn("process", "a successor may start on the same state directory", "version %s, up %s, is stopping", s.Version, up))
+	} else {
+		all = append(all, ok("process", "version %s, up %s", s.Version, up))
+	}
+	if u := s.Unstored; u != nil {
+		all = append(all, fail("process", "make room: until it is stored, a restart brings the key back", "the removal of key %s is not stored: %s", names(u.Removed), u.Error))
+	}
+	for _, fault := range s.Faults {
+		all = append(all, fail("process", "", "%s", fault))
+	}
+	for _, p := range s.Pressure {
+		who := ""
+		if p.Largest.Key != "" {
+			who = fmt.Sprintf(", %d by key %s", p.Largest.Used, p.Largest.Key)
+		}
+		all = append(all, warn("process", p.Hint, "short of %s: %d of %d used%s", p.What, p.Used, p.Limit, who))
+	}
+	if l := s.AccessLog; l != nil && l.Error != "" {
+		all = append(all, fail("access log", "users are served all the same: make room, or mend its directory", "%s cannot be written, and %d lines are lost: %s", l.File, l.Lost, l.Error))
+	} else if l != nil && l.Lost > 0 {
+		all = append(all, warn("access log", "", "%s lost %d lines since the start, and is written again", l.File, l.Lost))
+	} else if l != nil {
+		all = append(all, ok("access log", "%s, %s", l.File, count(int(l.Written), "line")))
+	}
+	return all
+}

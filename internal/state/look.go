@@ -1,0 +1,80 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"reverser/internal/access"
+)
+
+// Looked is what Look found.
+type Looked struct {
+	Path    string // absolute
+	Missing bool   // Open would make it
+	Note    string // who else can change what is in it; mostly empty
+	Held    bool   // a live process holds it
+	PID     int    // of that process; 0: it is not known, or none does
+}
+
+// Look finds out whether Open would take a directory, or why not, and leaves it as it is: it writes a file and removes it, as Open does. A
+// directory that a live process holds is no error. Where an error says that the directory cannot be used, Looked has what is known of it.
+func Look(path string, trusted ...int) (l Looked, err error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return Looked{Path: path}, fmt.Errorf("state directory %s: %w", path, err)
+	}
+	l.Path = abs
+	root, err := os.OpenRoot(abs)
+	if errors.Is(err, fs.ErrNotExist) {
+		l.Missing = true
+		return l, creatable(abs)
+	}
+	if err != nil {
+		return l, unusable(abs, err)
+	}
+	d := &Dir{path: abs, root: root, rules: access.Rules{Trusted: trusted}}
+	defer root.Close()
+	l.PID, l.Held = lockHolder(abs)
+	if err := d.judge(); err != nil {
+		return l, err
+	}
+	l.Note = d.note
+	if err := d.checkAll(); err != nil {
+		return l, err
+	}
+	return l, d.tryWrite()
+}
+
+// creatable reports why a directory that is not there cannot be made.
+func creatable(abs string) error {
+	for dir := filepath.Dir(abs); ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir):
+			continue
+		case err != nil:
+			return unusable(abs, err)
+		case !info.IsDir():
+			return unusable(abs, fmt.Errorf("%s is no directory", dir))
+		}
+		if err := mayWrite(dir); err != nil {
+			return unusable(abs, fmt.Errorf("make it in %s: %w", dir, err))
+		}
+		return nil
+	}
+}
+
+// tryWrite finds out whether the disk takes a file.
+func (d *Dir) tryWrite() error {
+	name := tempName("probe")
+	if err := d.create(name, make([]byte, 4<<10)); err != nil {
+		return unusable(d.path, err)
+	}
+	if err := d.root.Remove(name); err != nil {
+		return unusable(d.path, err)
+	}
+	return nil
+}
