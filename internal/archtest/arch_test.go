@@ -80,6 +80,7 @@ var rules = []rule{
 
 	// What people and programs hold in their hands.
 	{pkg: "internal/admin", own: "config escape events grammar inspect state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
+	{pkg: "internal/page", why: "files for a browser, which know the process by its API alone"},
 	{pkg: "", own: "bridge escape grammar status via",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
 	{pkg: "internal/notify", own: "escape status", why: "tells chats and programs elsewhere what snapshots show; it cannot reach into a role, and nothing waits for it"},

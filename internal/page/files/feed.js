@@ -1,0 +1,240 @@
+// The worker behind live.js: it listens to the process, keeps the connections, and tells the page what it shows of them.
+import { matcher } from './search.js';
+
+let source = null;
+let withPairs = false;
+let resting = false; // nobody looks at the page
+let retry = 0;
+let attempts = 0;
+let heard = Date.now(); // when the process spoke last
+let told = false; // that it is lost
+
+const silence = 6_000; // a process that says nothing for so long is lost
+const delays = [500, 1_000, 2_000, 3_000, 5_000];
+
+function open() {
+	close();
+	if (resting) return;
+	heardAtOpen = Date.now();
+	source = new EventSource(withPairs ? '/api/v1/stream?pairs=true' : '/api/v1/stream');
+	source.addEventListener('status', (event) => {
+		alive();
+		postMessage({ kind: 'status', at: Date.now(), snap: JSON.parse(event.data) });
+	});
+	source.addEventListener('pairs', (event) => {
+		alive();
+		takePairs(JSON.parse(event.data));
+		show();
+	});
+	source.onerror = () => again();
+}
+
+let heardAtOpen = 0;
+
+function close() {
+	clearTimeout(retry);
+	retry = 0;
+	source?.close();
+	source = null;
+}
+
+function alive() {
+	heard = Date.now();
+	attempts = 0;
+	told = false;
+}
+
+// again finds out why the stream ended, and opens it anew after a while.
+async function again() {
+	close();
+	retry = setTimeout(open, delays[Math.min(attempts++, delays.length - 1)]);
+	let why = '';
+	try {
+		const response = await fetch('/api/v1/status?pairs=false', { cache: 'no-store' });
+		if (response.status === 401) {
+			close();
+			postMessage({ kind: 'signed-out' });
+			return;
+		}
+		if (response.ok) {
+			const stream = await refusal();
+			if (stream) why = stream;
+		}
+	} catch {
+		// nobody answers: there is no more to say
+	}
+	if (attempts > 1 || why || Date.now() - heard > silence) tellLost(why);
+}
+
+// refusal asks for the stream in a way that shows the words of a refusal, which an EventSource does not.
+async function refusal() {
+	const ended = new AbortController();
+	try {
+		const response = await fetch('/api/v1/stream', { cache: 'no-store', signal: ended.signal });
+		if (response.ok) return '';
+		return (await response.json()).detail || '';
+	} catch {
+		return '';
+	} finally {
+		ended.abort();
+	}
+}
+
+function tellLost(why) {
+	told = true;
+	postMessage({ kind: 'lost', since: heard, why });
+}
+
+setInterval(() => {
+	if (!source || resting) return;
+	if (Date.now() - Math.max(heard, heardAtOpen) > silence) { // a connection whose other end is gone says nothing
+		again();
+	} else if (!told && Date.now() - heard > silence) {
+		tellLost('');
+	}
+}, 1_000);
+
+// The connections.
+
+const rows = new Map(); // by id
+let order = []; // of what matches
+let held = false; // the order stays as it is: somebody points at a row
+let view = null; // what the page shows
+let before = 0; // when the last change was told
+let sums = null;
+
+function takePairs({ reset, changed, gone }) {
+	const now = performance.now();
+	const seconds = before && !reset ? Math.max((now - before) / 1000, 0.2) : 0;
+	before = now;
+	for (const row of rows.values()) {
+		row.sentRate = row.receivedRate = row.rate = 0;
+		if (row.ended) {
+			if (!held) rows.delete(row.id);
+		}
+	}
+	const seen = reset ? new Set() : null;
+	for (const pair of changed) {
+		seen?.add(pair.id);
+		const row = rows.get(pair.id);
+		if (!row) {
+			rows.set(pair.id, { ...pair, at: Date.parse(pair.since), sentRate: 0, receivedRate: 0, rate: 0, ended: false });
+			continue;
+		}
+		if (seconds) {
+			row.sentRate = (pair.sent - row.sent) / seconds;
+			row.receivedRate = (pair.received - row.received) / seconds;
+			row.rate = row.sentRate + row.receivedRate;
+		}
+		Object.assign(row, pair);
+	}
+	const end = (row) => {
+		if (held) Object.assign(row, { ended: true, state: 'ended' });
+		else rows.delete(row.id);
+	};
+	if (seen) {
+		for (const row of rows.values()) if (!seen.has(row.id)) end(row);
+	}
+	for (const id of gone || []) {
+		const row = rows.get(id);
+		if (row) end(row);
+	}
+}
+
+const compare = {
+	client: (a, b) => text(a.client, b.client),
+	service: (a, b) => text(a.service, b.service),
+	target: (a, b) => text(a.target, b.target),
+	key: (a, b) => text(a.key || '', b.key || ''),
+	state: (a, b) => text(a.state, b.state),
+	sentRate: (a, b) => a.sentRate - b.sentRate,
+	receivedRate: (a, b) => a.receivedRate - b.receivedRate,
+	rate: (a, b) => a.rate - b.rate,
+	sent: (a, b) => a.sent - b.sent,
+	received: (a, b) => a.received - b.received,
+	age: (a, b) => b.at - a.at,
+};
+
+function text(a, b) {
+	return a < b ? -1 : a > b ? 1 : 0;
+}
+
+// arrange finds what matches, and puts it in order.
+function arrange() {
+	const matches = matcher(view.search);
+	sums = { sentRate: 0, receivedRate: 0, live: 0 };
+	const found = [];
+	for (const row of rows.values()) {
+		if (!matches(row)) continue;
+		sums.sentRate += row.sentRate;
+		sums.receivedRate += row.receivedRate;
+		if (!row.ended) sums.live++;
+		found.push(row);
+	}
+	if (held) {
+		const there = new Set(found.map((row) => row.id));
+		const kept = order.filter((id) => there.has(id));
+		const known = new Set(kept);
+		for (const row of found) if (!known.has(row.id)) kept.push(row.id); // new ones come last
+		order = kept;
+		return;
+	}
+	const by = compare[view.sort] || compare.rate;
+	const sign = view.down ? -1 : 1;
+	found.sort((a, b) => sign * by(a, b) || b.at - a.at || text(a.id, b.id));
+	order = found.map((row) => row.id);
+}
+
+function show() {
+	if (!view || !before) return;
+	arrange();
+	showRows();
+}
+
+function showRows() {
+	const from = Math.max(0, Math.min(view.from, order.length));
+	const to = Math.min(order.length, view.to);
+	const part = [];
+	for (let i = from; i < to; i++) part.push(rows.get(order[i]));
+	postMessage({ kind: 'pairs', from, rows: part, matched: order.length, all: rows.size, live: sums.live, sentRate: sums.sentRate, receivedRate: sums.receivedRate, search: view.search });
+}
+
+function setView(next) {
+	const had = view;
+	view = next;
+	if (Boolean(next) !== withPairs) {
+		withPairs = Boolean(next);
+		rows.clear();
+		order = [];
+		before = 0;
+		held = false;
+		open();
+		return;
+	}
+	if (!next || !before) return;
+	const same = had && had.sort === next.sort && had.down === next.down && JSON.stringify(had.search) === JSON.stringify(next.search);
+	if (same && next.held === held) {
+		showRows(); // somebody scrolls
+		return;
+	}
+	held = same && next.held;
+	show();
+	held = next.held;
+}
+
+onmessage = ({ data }) => {
+	switch (data.kind) {
+		case 'open':
+			if (source && !resting) break;
+			resting = false;
+			open();
+			break;
+		case 'rest':
+			resting = true;
+			close();
+			break;
+		case 'view':
+			setView(data.view);
+			break;
+	}
+};
