@@ -105,7 +105,7 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 				x.took(up)
 			}
 		}})
-		proxy.Transport, proxy.FlushInterval = pool.http2, -1
+		proxy.Transport = pool.http2
 	}
 	proxy.ServeHTTP(counting{w, x.visit}, r.WithContext(ctx))
 	complete = ctx.Err() == nil
@@ -249,8 +249,14 @@ func (x *exchange) answered(r *http.Response) error {
 	if d := time.Duration(x.options.HSTS); d > 0 && x.secure && r.Header.Get("Strict-Transport-Security") == "" {
 		r.Header.Set("Strict-Transport-Security", "max-age="+strconv.Itoa(int(d.Seconds())))
 	}
-	if _, ok := r.Body.(*answer); ok {
-		r.ContentLength, x.unflushed = 0, true // or ReverseProxy flushes what has no length with each write
+	// ReverseProxy takes from the length of a body when to flush, which the client does not get to see.
+	switch _, ours := r.Body.(*answer); {
+	case ours:
+		r.ContentLength, x.unflushed = 0, true // target.go flushes
+	case r.ContentLength > 0:
+		r.ContentLength = -1 // after each write
+	case r.ContentLength == 0:
+		// Not at all: a call of gRPC that fails at once is a head that ends its stream, and a flush would make it a head that does not.
 	}
 	if r.StatusCode == http.StatusSwitchingProtocols {
 		if body, ok := r.Body.(io.ReadWriteCloser); ok {

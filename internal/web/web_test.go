@@ -709,6 +709,40 @@ func TestTwoNames(t *testing.T) {
 	}
 }
 
+// TestHeadAlone: an answer of HTTP/2 that is a head alone stays one. For gRPC, the head is what ends a call that failed at once.
+func TestHeadAlone(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) { rw.Header().Set("Grpc-Status", "7") }), grammar.ProxyOptions{H2C: true})
+	u := w.user()
+	io.WriteString(u, http2.ClientPreface)
+	fr := http2.NewFramer(u, u.r)
+	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	fr.WriteSettings()
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	for i := range 500 {
+		head.Reset()
+		for _, h := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "a"}, {":path", "/t.T/Refuse"}, {"te", "trailers"}} {
+			enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+		}
+		id := uint32(2*i + 1)
+		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: head.Bytes(), EndHeaders: true})
+		fr.WriteData(id, true, []byte("hello"))
+		for {
+			f, err := fr.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h, ok := f.(*http2.MetaHeadersFrame); ok {
+				if !h.StreamEnded() {
+					t.Fatalf("the head of answer %d does not end its stream", i)
+				}
+				break
+			}
+		}
+	}
+}
+
 // TestBasicAuth: names and passwords are compared with bcrypt and argon2id; wrong ones slow their address down, and no one else.
 func TestBasicAuth(t *testing.T) {
 	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
