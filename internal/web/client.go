@@ -277,9 +277,13 @@ func (v *Visit) begin(x *exchange, cancel context.CancelCauseFunc) error {
 	return nil
 }
 
+// end takes an exchange from the visit. The first word counts.
 func (v *Visit) end(x *exchange, complete bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if _, ok := v.running[x]; !ok {
+		return
+	}
 	delete(v.running, x)
 	v.resumes.Add(x.resumed())
 	switch up := x.upstream.Load(); {

@@ -260,7 +260,7 @@ func (x *exchange) answered(r *http.Response) error {
 	}
 	if r.StatusCode == http.StatusSwitchingProtocols {
 		if body, ok := r.Body.(io.ReadWriteCloser); ok {
-			r.Body = &upgraded{body, x}
+			r.Body = &upgraded{ReadWriteCloser: body, x: x}
 		}
 	}
 	return nil
@@ -334,13 +334,25 @@ func (s *sending) Read(b []byte) (int, error) {
 // upgraded is the connection to a target that has left HTTP. A reset of either end becomes one of the other.
 type upgraded struct {
 	io.ReadWriteCloser
-	x *exchange
+	x           *exchange
+	said, heard atomic.Bool // all that the client, or the target, has to say
+}
+
+// ended completes the exchange when both directions have come to their ends: ReverseProxy closes the client's connection before it returns.
+func (u *upgraded) ended() {
+	if u.said.Load() && u.heard.Load() {
+		u.x.visit.end(u.x, true)
+	}
 }
 
 func (u *upgraded) Read(b []byte) (int, error) {
 	n, err := u.ReadWriteCloser.Read(b)
 	u.x.visit.count(0, n)
-	if err != nil && err != io.EOF && !errors.Is(err, net.ErrClosed) {
+	switch {
+	case err == io.EOF:
+		u.heard.Store(true)
+		u.ended()
+	case err != nil && !errors.Is(err, net.ErrClosed):
 		u.x.client.Reset()
 	}
 	return n, err
@@ -367,6 +379,8 @@ func (u *upgraded) ReadFrom(r io.Reader) (n int64, err error) {
 		}
 		switch {
 		case err == io.EOF:
+			u.said.Store(true)
+			u.ended()
 			return n, nil
 		case err != nil:
 			if up := u.x.upstream.Load(); up != nil {

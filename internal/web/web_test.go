@@ -470,11 +470,12 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// TestUpgrade: behind 101 both directions are the client's and the target's, half-close and reset included.
+// TestUpgrade: behind 101 both directions are the client's and the target's, half-close and reset included. Who has said all there was to
+// say, and heard it, has left in order; who was reset, or whose target was, has not.
 func TestUpgrade(t *testing.T) {
 	w := newWorld(t)
-	ends := make(chan string, 8)
-	w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+	ends, left := make(chan string, 8), make(chan error, 8)
+	site := w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
 		c, brw, _ := http.NewResponseController(rw).Hijack()
 		defer c.Close()
 		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+r.Header.Get("Upgrade")+"\r\n\r\n")
@@ -488,6 +489,9 @@ func TestUpgrade(t *testing.T) {
 		ends <- fmt.Sprintf("%s %v", b, err == nil)
 		io.WriteString(c, "all")
 	}), grammar.ProxyOptions{})
+	site.Enter = func(*Visit) (func(error), func(uint64, uint64), error) {
+		return func(broken error) { left <- broken }, func(uint64, uint64) {}, nil
+	}
 	upgrade := func(path string) *user {
 		u := w.user()
 		io.WriteString(u, "GET "+path+" HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: chat\r\n\r\n")
@@ -506,6 +510,9 @@ func TestUpgrade(t *testing.T) {
 	if got := <-ends; got != "hello true" {
 		t.Errorf("the target read %s", got)
 	}
+	if broken := <-left; broken != nil {
+		t.Errorf("a client that has left in order is told as one that broke off: %v", broken)
+	}
 	u = upgrade("/")
 	io.WriteString(u, "cut")
 	u.SetLinger(0)
@@ -513,11 +520,17 @@ func TestUpgrade(t *testing.T) {
 	if got := <-ends; !strings.HasSuffix(got, " false") { // the bytes may be gone with the reset
 		t.Errorf("a client that was reset is an end of file for the target: %s", got)
 	}
+	if broken := <-left; broken == nil {
+		t.Error("a client that was reset is told as one that has left in order")
+	}
 	u = upgrade("/reset")
 	u.r.ReadByte()
 	io.WriteString(u, "y")
 	if b, err := io.ReadAll(u.r); err == nil {
 		t.Errorf("a target that was reset is an end of file for the client behind %q", b)
+	}
+	if broken := <-left; broken == nil {
+		t.Error("a client whose target was reset is told as one that has left in order")
 	}
 }
 
