@@ -1,4 +1,5 @@
-"""A gRPC service of all four kinds, and a client of it: grpc_streams.py serve|check PORT."""
+"""A gRPC service of all four kinds, and clients of it: grpc_streams.py serve|check PORT, or unary|many|total|both PORT for one long
+call with the name KIND.grpc.example.com."""
 import concurrent.futures
 import os
 import sys
@@ -12,8 +13,9 @@ def unary(request, context):
 
 
 def many(request, context):
-    for i in range(int(request)):
-        yield b"%d" % i
+    n, _, size = request.partition(b" of ")
+    for i in range(int(n)):
+        yield (b"%d" % i).ljust(int(size or 0))
 
 
 def total(requests, context):
@@ -71,4 +73,32 @@ def check(port):
     print("all as it should be")
 
 
-{"serve": serve, "check": check}[sys.argv[1]](int(sys.argv[2]))
+def long_call(kind):
+    def call(port):
+        options = [("grpc.enable_http_proxy", 0), ("grpc.default_authority", kind + ".grpc.example.com")]
+        with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            if kind == "unary":
+                big = os.urandom(3 << 20)
+                assert channel.unary_unary("/t.T/Unary")(big, timeout=300) == big
+            elif kind == "many":
+                answers = list(channel.unary_stream("/t.T/Many")(b"3072 of 1024", timeout=300))
+                assert answers == [(b"%d" % i).ljust(1024) for i in range(3072)], len(answers)
+            elif kind == "total":
+                assert channel.stream_unary("/t.T/Total")(iter([b"x" * 1024] * 3072), timeout=300) == b"3145728"
+            else:
+                turn = threading.Semaphore(1)
+
+                def requests():
+                    for i in range(600):
+                        turn.acquire()
+                        yield (b"turn %d" % i).ljust(1024)
+
+                for i, answer in enumerate(channel.stream_stream("/t.T/Both")(requests(), timeout=300)):
+                    assert answer == (b"turn %d" % i).ljust(1024), answer
+                    turn.release()
+                assert i == 599, i
+    return call
+
+
+calls = {kind: long_call(kind) for kind in ("unary", "many", "total", "both")}
+{**calls, "serve": serve, "check": check}[sys.argv[1]](int(sys.argv[2]))

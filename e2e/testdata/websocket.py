@@ -1,4 +1,4 @@
-"""An echo over WebSocket, and clients of it: websocket.py serve|check PORT, or talk PORT with Host app.example.com."""
+"""An echo over WebSocket, and clients of it: websocket.py serve|check PORT, or talk|turns PORT with Host app|socket.example.com."""
 import asyncio
 import os
 import sys
@@ -8,18 +8,21 @@ import websockets
 
 async def echo(ws, *_):
     async for message in ws:
+        if message == "close":
+            await ws.close(4002, "as you say, 好")
+            return
         await ws.send(message)
 
 
 async def serve(port):
-    async with websockets.serve(echo, "127.0.0.1", port, max_size=None):
+    async with websockets.serve(echo, "127.0.0.1", port, max_size=None, ping_interval=None):
         print("listening", flush=True)
         await asyncio.Future()
 
 
 async def check(port):
     async with websockets.connect(f"ws://127.0.0.1:{port}", max_size=None) as ws:
-        for size in (0, 1, 125, 126, 65535, 65536, 4 << 20):
+        for size in (0, 1, 125, 126, 65535, 65536, 16 << 20):
             message = os.urandom(size)
             await ws.send(message)
             assert await ws.recv() == message, size
@@ -45,4 +48,31 @@ async def talk(port):
     print("all as it should be")
 
 
-asyncio.run({"serve": serve, "check": check, "talk": talk}[sys.argv[1]](int(sys.argv[2])))
+async def fragments(ws, message):
+    """Parts of a message, with a ping between them that is answered before the message is whole."""
+    for at in range(0, len(message), 1000):
+        yield message[at:at + 1000]
+        await (await ws.ping())
+
+
+async def turns(port):
+    def connect():
+        return websockets.connect("ws://socket.example.com/", host="127.0.0.1", port=port, compression=None, ping_interval=None, close_timeout=120)
+
+    async with connect() as ws:
+        for i in range(800):
+            message = os.urandom(4096)
+            await ws.send(fragments(ws, message) if i % 8 == 0 else message)
+            assert await ws.recv() == message, i
+        await ws.close(4001, "enough")
+    assert ws.close_code == 4001, ws.close_code
+    async with connect() as ws:
+        await ws.send("close")
+        try:
+            raise AssertionError(await ws.recv())
+        except websockets.ConnectionClosed as e:
+            assert (e.rcvd.code, e.rcvd.reason) == (4002, "as you say, 好"), e
+    print("all as it should be")
+
+
+asyncio.run({"serve": serve, "check": check, "talk": talk, "turns": turns}[sys.argv[1]](int(sys.argv[2])))
