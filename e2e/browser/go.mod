@@ -6,6 +6,7 @@ go 1.26.6
 require (
 	github.com/chromedp/cdproto v0.160.1
 	github.com/chromedp/chromedp v0.23.1
+	github.com/coder/websocket v1.8.15
 	reverser v0.0.0
 )
 

@@ -68,6 +68,7 @@ const blank = `<!doctype html><html lang="en"><title>blank</title><link rel="ico
 // TestPages: a page with a style, a module, a picture and data that it fetches, forms and cookies, over http/ and https/; and the pages
 // that the proxy itself makes. A server that shows another certificate is not believed.
 func TestPages(t *testing.T) {
+	t.Parallel()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
 		http.SetCookie(w, &http.Cookie{Name: "seen", Value: "yes", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.Header.Get("X-Forwarded-Proto") == "https"})
