@@ -18,7 +18,6 @@ import (
 
 func (c *cli) bridgeCommand() *cobra.Command {
 	var args config.BridgeArgs
-	var adminAddr string
 	cmd := &cobra.Command{
 		Use:   "bridge [TOKEN] [EXPOSE...]",
 		Short: "Run the private side, next to the service",
@@ -49,9 +48,6 @@ second signal stops now.`,
     --config ` + sourceBridgeFile,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, words []string) (err error) {
-			if err := refuseAdmin(adminAddr); err != nil {
-				return err
-			}
 			if args.Token, args.Expose, err = cutToken(words); err != nil {
 				return err
 			}
@@ -59,11 +55,11 @@ second signal stops now.`,
 			return c.runBridge(cmd.Context(), args)
 		},
 	}
-	addBridgeFlags(cmd.Flags(), &args, &adminAddr)
+	addBridgeFlags(cmd.Flags(), &args)
 	return cmd
 }
 
-func addBridgeFlags(fl *pflag.FlagSet, args *config.BridgeArgs, admin *string) {
+func addBridgeFlags(fl *pflag.FlagSet, args *config.BridgeArgs) {
 	fl.StringVar(&args.TokenFile, "token-file", "", "`FILE` that holds the token, readable only by you; - is stdin")
 	fl.StringArrayVar(&args.Proxies, "proxy", nil, "`HOST[:PORT]` of the proxy, in place of the token's address (default port 3010); several are several proxies")
 	fl.StringVar(&args.ProxyTransfer, "proxy-transfer", "", "`HOST:PORT` of the proxy's --transfer port, where a NAT changes it")
@@ -73,7 +69,7 @@ func addBridgeFlags(fl *pflag.FlagSet, args *config.BridgeArgs, admin *string) {
 	fl.StringVar(&args.Keepalive, "keepalive", "", "`DURATION` of silence after which an idle link is kept alive, 5s to 1h (default 25s): less for a NAT that forgets sooner, more for a metered line")
 	fl.StringArrayVar(&args.Sources, "source", nil, "`IP` of this machine that targets are dialled from (default: the system chooses); several take turns, each with some 28,000 ports of its own")
 	fl.BoolVar(&args.AutoCert, "auto-cert", false, "end the TLS of users here, for all services of tls/ without a certificate of their own, with certificates that come by themselves: the proxy sees no plain text")
-	addCommonFlags(fl, &args.CommonArgs, &args.Config, admin)
+	addCommonFlags(fl, &args.CommonArgs, &args.Config)
 }
 
 func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error) {
@@ -112,10 +108,18 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop()
+	web, err := openAdminAddress(set, dir, log)
+	if err != nil {
+		return err
+	}
+	defer web.close()
 	ends.begin(&wg, keeping, dir, b)
 	r := newReloader(source, bridgeRole{b, ends}, set, run.level, run.lines, log)
 	r.host = run.host
-	return serve(ctx, endingBridge{b, ends}, dir, nil, r, run.said, log)
+	if web != nil {
+		web.settings = r.settings
+	}
+	return serve(ctx, endingBridge{b, ends}, dir, nil, web, r, run.said, log)
 }
 
 // bridgeRole is a bridge that takes settings as config has them.

@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -173,25 +171,6 @@ func TestTokenInTheWrongPlace(t *testing.T) {
 		}
 		if strings.Contains(out.String()+errOut.String(), strings.Repeat("x", 20)) {
 			t.Errorf("%v prints the token: %s", args[:1], errOut.String())
-		}
-	}
-}
-
-// TestNoAdminOnTCP: there is no API on TCP, on loopback neither, and nobody is let believe that there is.
-func TestNoAdminOnTCP(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "proxy.toml")
-	if err := os.WriteFile(file, []byte("admin = \"127.0.0.1:3011\"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, args := range [][]string{
-		{"proxy", "--admin", "127.0.0.1:3011", "--state", t.TempDir()},
-		{"bridge", "--admin", ":3011", "--state", t.TempDir()},
-		{"proxy", "--config", file, "--state", t.TempDir()},
-		{"check", file},
-	} {
-		var out, errOut bytes.Buffer
-		if code := run(args, strings.NewReader(""), &out, &errOut); code != exitUsage || !strings.Contains(errOut.String(), "not in this version") {
-			t.Errorf("%v exits with %d and says %q, want %d and that it is not in this version", args, code, errOut.String(), exitUsage)
 		}
 	}
 }

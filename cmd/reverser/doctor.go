@@ -59,7 +59,6 @@ func addDoctorJSON(cmd *cobra.Command, asJSON *bool) {
 
 func (c *cli) doctorBridgeCommand() *cobra.Command {
 	var args config.BridgeArgs
-	var adminAddr string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "bridge [TOKEN] [EXPOSE...]",
@@ -72,9 +71,6 @@ a session, so a bridge elsewhere that uses it notices nothing.`,
   reverser doctor bridge --config bridge.toml`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, words []string) (err error) {
-			if err := refuseAdmin(adminAddr); err != nil {
-				return err
-			}
 			if args.Token, args.Expose, err = cutToken(words); err != nil {
 				return err
 			}
@@ -82,14 +78,13 @@ a session, so a bridge elsewhere that uses it notices nothing.`,
 			return c.doctorOf(cmd.Context(), config.RoleBridge, args.State, args.TrustOwner, config.NewBridgeSource(args), asJSON)
 		},
 	}
-	addBridgeFlags(cmd.Flags(), &args, &adminAddr)
+	addBridgeFlags(cmd.Flags(), &args)
 	addDoctorJSON(cmd, &asJSON)
 	return cmd
 }
 
 func (c *cli) doctorProxyCommand() *cobra.Command {
 	var args config.ProxyArgs
-	var adminAddr string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "proxy",
@@ -101,13 +96,10 @@ the state directory, its keys, the names of services, and the machine.`,
   reverser doctor proxy --config proxy.toml`,
 		Args: takes("reverser doctor proxy --listen :3010"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := refuseAdmin(adminAddr); err != nil {
-				return err
-			}
 			return c.doctorOf(cmd.Context(), config.RoleProxy, args.State, args.TrustOwner, config.NewProxySource(args), asJSON)
 		},
 	}
-	addProxyFlags(cmd.Flags(), &args, &adminAddr)
+	addProxyFlags(cmd.Flags(), &args)
 	addDoctorJSON(cmd, &asJSON)
 	return cmd
 }

@@ -13,7 +13,7 @@ import (
 
 // addCommonFlags adds what proxy and bridge share. All defaults are empty, so
 // that a flag which is not given leaves the word to the configuration file.
-func addCommonFlags(fl *pflag.FlagSet, args *config.CommonArgs, file, admin *string) {
+func addCommonFlags(fl *pflag.FlagSet, args *config.CommonArgs, file *string) {
 	fl.StringVar(&args.Drain, "drain", "", "`DURATION` that open connections get to finish after a signal to stop (default 30s)")
 	fl.StringVar(&args.ResumeWithin, "resume-within", "", "`DURATION` that connections outlive a break of the link, then they are reset (default 5m)")
 	fl.StringVar(&args.ACMEEmail, "acme-email", "", "`EMAIL` that the authority of certificates may write to (default: none)")
@@ -22,7 +22,11 @@ func addCommonFlags(fl *pflag.FlagSet, args *config.CommonArgs, file, admin *str
 	addStateFlag(fl, &args.State)
 	addTrustFlag(fl, &args.TrustOwner)
 	fl.StringVar(file, "config", "", "configuration `FILE` (TOML, or the source system's XML); flags win over it")
-	fl.StringVar(admin, "admin", "", "not in this version: `ADDR` of the HTTP API and page")
+	fl.StringVar(&args.Admin.Addr, "admin", "", "`ADDR` of the HTTP API and page, such as 127.0.0.1:3011 (default: only the admin socket in the state directory)")
+	fl.StringArrayVar(&args.Admin.Hosts, "admin-host", nil, "`NAME` in the address of the page, where it is not that of --admin, of its certificate or of loopback; may be given several times")
+	fl.StringVar(&args.Admin.CertificateFile, "admin-certificate", "", "`FILE` with the certificate of the --admin address, in PEM, with those of the authorities behind it (default: no TLS)")
+	fl.StringVar(&args.Admin.KeyFile, "admin-certificate-key", "", "`FILE` with the key of that certificate, in PEM, readable only by you")
+	fl.BoolVar(&args.Admin.Plain, "admin-plain", false, "let other machines reach the --admin address without TLS, though its token can be read on the way")
 	fl.StringVar(&args.LogFormat, "log-format", "", "`FORMAT` of the log on stderr: text or json (default text)")
 	// isHosted looks for it before the command line is read.
 	hosted := strings.TrimPrefix(service.HostedFlag, "--")

@@ -38,6 +38,9 @@ func (f *installFlags) add(fl *pflag.FlagSet) {
 // ofInstall are the flags that a service does not get, or not as they were given.
 var ofInstall = []string{"dry-run", "replace", "user", "low-ports", "token-file", "state", "config", "service", "help"}
 
+// fileFlags are the flags whose value is a path: the service has another working directory.
+var fileFlags = []string{"via-file", "acme-root", "admin-certificate", "admin-certificate-key"}
+
 func (c *cli) serviceInstallCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "install",
@@ -55,7 +58,6 @@ the role, which are checked before anything is written.`,
 
 func (c *cli) installBridgeCommand() *cobra.Command {
 	var args config.BridgeArgs
-	var adminAddr string
 	var f installFlags
 	cmd := &cobra.Command{
 		Use:   "bridge [TOKEN] [EXPOSE...]",
@@ -85,9 +87,6 @@ not left behind: what was there before is there again.`,
 			if err != nil {
 				return err
 			}
-			if err := refuseAdmin(adminAddr); err != nil {
-				return err
-			}
 			if args.Token, args.Expose, err = cutToken(words); err != nil {
 				return err
 			}
@@ -95,14 +94,13 @@ not left behind: what was there before is there again.`,
 			return c.installBridge(cmd.Context(), cmd.Flags(), args, f)
 		},
 	}
-	addBridgeFlags(cmd.Flags(), &args, &adminAddr)
+	addBridgeFlags(cmd.Flags(), &args)
 	f.add(cmd.Flags())
 	return cmd
 }
 
 func (c *cli) installProxyCommand() *cobra.Command {
 	var args config.ProxyArgs
-	var adminAddr string
 	var f installFlags
 	cmd := &cobra.Command{
 		Use:   "proxy",
@@ -131,13 +129,10 @@ and with it the identity and the keys.`,
 			if err := takes("reverser service install proxy --listen :3010")(cmd, words); err != nil {
 				return err
 			}
-			if err := refuseAdmin(adminAddr); err != nil {
-				return err
-			}
 			return c.installProxy(cmd.Context(), cmd.Flags(), args, f)
 		},
 	}
-	addProxyFlags(cmd.Flags(), &args, &adminAddr)
+	addProxyFlags(cmd.Flags(), &args)
 	f.add(cmd.Flags())
 	cmd.Flags().BoolVar(&f.lowPorts, "low-ports", false, "let the service open ports below 1024 (default: if an option or key names one)")
 	return cmd
@@ -180,7 +175,7 @@ func specOf(m service.Manager, fl *pflag.FlagSet, role, configFile string, set c
 			return
 		}
 		values := []string{flag.Value.String()}
-		if flag.Name == "via-file" { // the service has another working directory
+		if slices.Contains(fileFlags, flag.Name) {
 			values[0], err = filepath.Abs(values[0])
 		}
 		if several, ok := flag.Value.(pflag.SliceValue); ok {

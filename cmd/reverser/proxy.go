@@ -36,7 +36,6 @@ const (
 
 func (c *cli) proxyCommand() *cobra.Command {
 	var args config.ProxyArgs
-	var adminAddr string
 	cmd := &cobra.Command{
 		Use:   "proxy",
 		Short: "Run the public side, on a server that users can reach",
@@ -63,17 +62,14 @@ and lets the open connections finish (--drain). A second one stops now.`,
   reverser proxy --config TcpReverser.ProxyServer.dll.config`,
 		Args: takes("reverser proxy --listen :3010"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := refuseAdmin(adminAddr); err != nil {
-				return err
-			}
 			return c.runProxy(cmd.Context(), args)
 		},
 	}
-	addProxyFlags(cmd.Flags(), &args, &adminAddr)
+	addProxyFlags(cmd.Flags(), &args)
 	return cmd
 }
 
-func addProxyFlags(fl *pflag.FlagSet, args *config.ProxyArgs, admin *string) {
+func addProxyFlags(fl *pflag.FlagSet, args *config.ProxyArgs) {
 	fl.StringVar(&args.Listen, "listen", "", "`ADDR` where bridges connect; 0.0.0.0 is IPv4 only, [::] IPv6 only (default "+defaultListen+")")
 	fl.StringVar(&args.Transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
 	fl.StringVar(&args.HTTP, "http", "", "`ADDR` that http/HOST[/PATH] services share, such as :80: host and path of each request decide (default: none)")
@@ -81,7 +77,7 @@ func addProxyFlags(fl *pflag.FlagSet, args *config.ProxyArgs, admin *string) {
 	fl.StringArrayVar(&args.ProxyProtocolFrom, "proxy-protocol-from", nil, "`CIDR` of a balancer in front: at public ports, a header of the PROXY protocol is required from there, and names the user; may be given several times (default: none)")
 	fl.StringVar(&args.Advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
 	fl.StringVar(&args.SNI, "sni", "", "`NAME` that bridges ask for in their TLS to this proxy, for the tokens it makes: by it a router or firewall tells proxies apart")
-	addCommonFlags(fl, &args.CommonArgs, &args.Config, admin)
+	addCommonFlags(fl, &args.CommonArgs, &args.Config)
 }
 
 func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
@@ -169,6 +165,14 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		Edited:  func() error { return r.edited(dir.Keys, pin) },
 		Revoked: r.revoked,
 	}
+	web, err := openAdminAddress(set, dir, log)
+	if err != nil {
+		return err
+	}
+	defer web.close()
+	if web != nil {
+		web.settings = r.settings
+	}
 	if firstStart {
 		if len(set.Proxy.Keys) == 0 && onJournal(c.out) {
 			log.Warn("no key is there, and none was made, because its token would stand in the journal: no bridge can connect until somebody makes one, and sees its token",
@@ -183,7 +187,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		}
 	}
 	wg.Go(func() { keys.Keep(keeping) })
-	return serve(ctx, role, dir, keys, r, run.said, log)
+	return serve(ctx, role, dir, keys, web, r, run.said, log)
 }
 
 // proxyRole is a proxy that takes settings as config has them.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,6 +60,7 @@ func TestScripts(t *testing.T) {
 			"envsubst":  envSubstCmd,
 			"service":   serviceCmd,
 			"answer":    answerCmd,
+			"fetch":     fetchCmd,
 			"stays":     staysCmd,
 			"empty":     emptyCmd,
 			"within":    withinCmd,
@@ -241,6 +243,36 @@ func answerCmd(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	if got != args[2] {
 		ts.Fatalf("port %s answered %q, want %q", args[0], got, args[2])
+	}
+}
+
+// fetch CODE URL [TOKENFILE] gets something by HTTP, with the token in a file, waits for it to be served, and prints it to stdout.
+func fetchCmd(ts *testscript.TestScript, neg bool, args []string) {
+	req, err := http.NewRequest(http.MethodGet, args[1], nil)
+	ts.Check(err)
+	if len(args) > 2 {
+		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(ts.ReadFile(args[2])))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for {
+		resp, err := client.Do(req.WithContext(ctx))
+		if err != nil {
+			if !pause(ctx, 10*time.Millisecond) {
+				ts.Fatalf("%s is not served: %v", args[1], err)
+			}
+			continue
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		ts.Check(err)
+		if got := strconv.Itoa(resp.StatusCode); got != args[0] {
+			ts.Fatalf("%s answers %s, want %s: %s", args[1], got, args[0], body)
+		}
+		_, err = ts.Stdout().Write(body)
+		ts.Check(err)
+		return
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"reverser/internal/events"
 	"reverser/internal/grammar"
 	"reverser/internal/inspect"
+	"reverser/internal/page"
 	"reverser/internal/proxy"
 	"reverser/internal/state"
 	"reverser/internal/status"
@@ -88,9 +89,9 @@ func (c *cli) begin(source config.Source) (_ begun, err error) {
 	return begun{set, level, log, supervision, lines, said, end}, nil
 }
 
-// serve runs s, with its admin socket, until it ends or is asked to: the first
+// serve runs s, with its admin socket and its admin address, until it ends or is asked to: the first
 // signal drains it, the second one stops it. Meanwhile r changes its settings.
-func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *reloader, said *events.Log, log *slog.Logger) error {
+func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *adminAddress, r *reloader, said *events.Log, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var stopping atomic.Bool
@@ -102,6 +103,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 		host.stop(drainOf(r.settings()))
 		r.stop()
 		s.Drain() // which has freed the ports: a successor may start
+		web.close()
 		if err := dir.Yield(); err != nil {
 			log.Warn("the state directory cannot be given up early: a successor has to wait until this process has ended", "err", err)
 		}
@@ -127,7 +129,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 		return snap
 	}
 	notices := newNotices(r, log)
-	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, End: endPairs(s), Events: said, TestNotices: notices.test, Log: log}
+	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, End: endPairs(s), Events: said, TestNotices: notices.test, Page: page.Handler(), Log: log}
 	if in, ok := s.(inspecting); ok {
 		a.Inspected = in.Inspected
 	}
@@ -138,6 +140,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, r *re
 	wg.Go(func() { tend.run(adminCtx) })
 	wg.Go(func() { serveAdmin(adminCtx, a, dir, listening, log) })
 	<-listening // so that whoever sees the role serve can ask it
+	wg.Go(func() { web.serve(adminCtx, a) })
 	wg.Go(func() { host.run(adminCtx, snapshot) })
 	err := s.Run(ctx)
 	stopAdmin()
@@ -353,15 +356,6 @@ func pause(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// refuseAdmin is for every --admin: the unix socket is all there is so far.
-func refuseAdmin(addr string) error {
-	if addr == "" {
-		return nil
-	}
-	return usageHint("leave it out: `reverser status` and `reverser key` use the socket in the state directory",
-		"--admin %s: the HTTP API and page on an address of their own are not in this version", addr)
 }
 
 // first is the first value that is given.

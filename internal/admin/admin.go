@@ -6,7 +6,8 @@
 // them. Errors are problems as in RFC 9457.
 //
 // Whoever can open the socket may do everything: its mode lets only the
-// process's own user in. The package reads snapshots, edits the stored keys and
+// process's own user in. A TCP address, which [Server.ServeTCP] serves, may be asked by anybody, pages in browsers included: guard.go
+// stands in front of it. The package reads snapshots, edits the stored keys and
 // passes orders on; it knows neither proxy nor bridge. The socket is answered also when the process
 // is out of file descriptors: what users and bridges take comes from sys.Pool, which keeps some for it.
 package admin
@@ -59,7 +60,7 @@ type Reloaded struct {
 	Warnings    []string `json:"warnings"`    // about the configuration
 }
 
-// Server answers on the admin socket. Status must be set; a bridge has no Keys.
+// Server answers on the admin socket, and at a TCP address. Status must be set; a bridge has no Keys.
 type Server struct {
 	Status func() status.Snapshot
 	Keys   Keys
@@ -72,7 +73,13 @@ type Server struct {
 	Events *events.Log
 	// TestNotices sends a message to each [[notify]].
 	TestNotices func(context.Context) []Notified
-	Log         *slog.Logger // nil discards
+	// Page answers what is not of the API, to GET and HEAD, and to whoever asks: at a TCP address it is served without the token. nil:
+	// there is no page.
+	Page http.Handler
+	Log  *slog.Logger // nil discards
+
+	watchOnce sync.Once
+	watch     *watch
 }
 
 const (
@@ -85,23 +92,27 @@ const (
 	maxConnections = 8
 )
 
-// Serve answers on l until ctx ends, and closes l. Nothing is at work for a
+// Serve answers on the admin socket l until ctx ends, and closes l. Nothing is at work for a
 // request any more when it returns.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	log := s.Log
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	handler := &counted{Handler: s.newAPI(ctx, maxConnections/2).handler()}
-	defer handler.end()
+	a := s.newAPI(ctx, maxConnections/2)
+	a.handleProfiles()
 	srv := &http.Server{
-		Handler:        handler,
+		Handler:        a.handler(),
 		ReadTimeout:    requestTimeout,
 		WriteTimeout:   requestTimeout,
 		IdleTimeout:    requestTimeout,
 		MaxHeaderBytes: maxHeader,
-		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+	return s.run(ctx, srv, &bounded{Listener: l, places: make(chan struct{}, maxConnections), done: ctx.Done()}, false)
+}
+
+// run has srv serve until ctx ends. With mayClose, others may close l before that: whoever is being answered is then served to the end.
+func (s *Server) run(ctx context.Context, srv *http.Server, l net.Listener, mayClose bool) error {
+	handler := &counted{Handler: srv.Handler}
+	defer handler.end()
+	srv.Handler = handler
+	srv.ErrorLog = slog.NewLogLogger(s.log().Handler(), slog.LevelDebug)
 	// A request that is being answered may be writing the keys: let it end, but
 	// do not let a client that never asks anything hold up the stop.
 	done := make(chan struct{})
@@ -113,13 +124,27 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			srv.Close()
 		}
 	})
-	err := srv.Serve(&bounded{Listener: l, places: make(chan struct{}, maxConnections), done: ctx.Done()})
+	err := srv.Serve(l)
+	if mayClose && errors.Is(err, net.ErrClosed) {
+		srv.Shutdown(ctx)
+		err = nil
+	}
 	if stop() {
 		srv.Close()
-		return fmt.Errorf("serve the admin socket: %w", err)
+		if err != nil {
+			return fmt.Errorf("serve the API at %s: %w", l.Addr(), err)
+		}
+		return nil
 	}
 	<-done
 	return nil
+}
+
+func (s *Server) log() *slog.Logger {
+	if s.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return s.Log
 }
 
 // bounded is a listener with so many connections at once; the next ones wait in the kernel.

@@ -53,6 +53,7 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 	a.handleEnd()
 	a.handleInspect()
 	a.handleEvents()
+	a.handleHealth()
 	return a
 }
 
@@ -71,11 +72,26 @@ func (a *api) handler() http.Handler {
 			refuse(w, http.StatusMethodNotAllowed, fmt.Errorf("%s takes %s, not %s", r.URL.Path, allow, r.Method))
 		})
 	}
-	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	missing := func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, fmt.Errorf("there is no %s", r.URL.Path))
+	}
+	a.mux.HandleFunc("/api/", missing)
+	a.mux.HandleFunc(pagePattern, func(w http.ResponseWriter, r *http.Request) {
+		switch page := a.server.Page; {
+		case page == nil:
+			missing(w, r)
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+			w.Header().Set("Allow", "GET")
+			refuse(w, http.StatusMethodNotAllowed, fmt.Errorf("%s takes GET, not %s", r.URL.Path, r.Method))
+		default:
+			page.ServeHTTP(w, r)
+		}
 	})
 	return a.mux
 }
+
+// pagePattern is of what is no part of the API.
+const pagePattern = "/"
 
 // problem is an error as RFC 9457 has it.
 type problem struct {

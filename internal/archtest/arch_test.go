@@ -87,7 +87,7 @@ var rules = []rule{
 	{pkg: "internal/doctor", own: "accesslog auth bridge config grammar relay state status sys via",
 		why: "looks at a role from outside, by its settings and its status, and changes nothing: it cannot reach into one, and how to dial, read or store is asked of who knows"},
 	{pkg: "internal/service", own: "access", why: "what service managers read and say; what the service does, and what its settings mean, is not its to know"},
-	{pkg: "cmd/reverser", own: "access accesslog admin bridge certs config doctor escape events export grammar inspect lines notify proxy relay service state status sys traffic",
+	{pkg: "cmd/reverser", own: "access accesslog admin bridge certs config doctor escape events export grammar inspect lines notify page proxy relay service state status sys traffic",
 		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
 		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
 

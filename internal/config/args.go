@@ -29,6 +29,7 @@ type CommonArgs struct {
 	ACMEDirectory       string
 	ACMERoot            string   // a file
 	Notify              []Notify // in a file only
+	Admin               AdminArgs
 }
 
 // ProxyArgs is the command line of a proxy. "" is nothing.
@@ -118,6 +119,9 @@ func (args CommonArgs) join(file CommonArgs) (c Common, err error) {
 			return Common{}, argError("", "--resume-within: %w", err)
 		}
 	}
+	if c.Admin, err = args.Admin.join(file.Admin, c.TrustOwner); err != nil {
+		return Common{}, err
+	}
 	if c.ACME, err = args.acme(file, c.TrustOwner); err != nil {
 		return Common{}, err
 	}
@@ -139,6 +143,7 @@ func (args CommonArgs) override(origin map[string]Place) {
 	override(origin, "acme_email", args.ACMEEmail)
 	override(origin, "acme_directory", args.ACMEDirectory)
 	override(origin, "acme_root", args.ACMERoot)
+	args.Admin.override(origin)
 }
 
 func override(origin map[string]Place, option, arg string) {

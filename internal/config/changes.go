@@ -30,6 +30,7 @@ func (set Settings) Changes(next Settings) ([]string, error) {
 	c.fixed("acme_email", cmp.Or(set.ACME.Email, "none"), cmp.Or(next.ACME.Email, "none"))
 	c.fixed("acme_directory", cmp.Or(set.ACME.Directory, "the default one"), cmp.Or(next.ACME.Directory, "the default one"))
 	c.fixed("acme_root", cmp.Or(set.ACME.Root, "none"), cmp.Or(next.ACME.Root, "none"))
+	c.admin(set.Admin, next.Admin)
 	if !slices.EqualFunc(set.Notify, next.Notify, Notify.equal) {
 		c.say("notify has other tables")
 	}

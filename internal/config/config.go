@@ -49,6 +49,7 @@ type Common struct {
 	ResumeWithin time.Duration // 0: the role's default
 	ACME         ACME
 	Notify       []Notify // who is told what happens
+	Admin        Admin
 }
 
 // Proxy are the settings that only a proxy has.

@@ -240,7 +240,8 @@ func TestTOMLErrors(t *testing.T) {
 		{"a source of many machines", "source = \"224.0.0.1\"", []string{":1: source", "address of many machines"}},
 		{"sources that are none", "source = [\n]", []string{":1: source", "the list is empty"}},
 		{"a source of a proxy", "listen = 1\nsource = \"127.0.0.9\"", []string{":2: source", "this key is a bridge's"}},
-		{"an HTTP address", "listen = 1\nadmin = \"127.0.0.1:3011\"", []string{":2: admin", "not in this version"}},
+		{"an open admin address", "listen = 1\nadmin = \":3011\"", []string{":2: admin", "other machines may reach"}},
+		{"what is to come", "listen = 1\ngroup = \"x\"", []string{":2: group", "not in this version"}},
 		{"the placeholder", "proxy = \"47.109.*.*:3010\"", []string{":1: proxy", "put the server's address there"}},
 		{"the printed placeholder", "proxy = \"YOUR.SERVER:3010\"", []string{":1: proxy", "put the server's address there"}},
 		{"no port", "proxy_transfer = \"example.com\"", []string{":1: proxy_transfer", "port is missing"}},
@@ -533,6 +534,8 @@ func TestExampleTOML(t *testing.T) {
 	chain, key := acmetest.Certificate(t, "*.example.com")
 	write(t, filepath.Join(dir, "authority.pem"), string(chain))
 	write(t, filepath.Join(dir, "wildcard.pem"), string(chain))
+	write(t, filepath.Join(dir, "admin.pem"), string(chain))
+	write(t, filepath.Join(dir, "admin.key"), string(key))
 	write(t, filepath.Join(dir, "wildcard.key"), string(key))
 	c := certificateFor(t, soon(), "app.example.com")
 	write(t, filepath.Join(dir, "fullchain.pem"), c.chain)

@@ -353,6 +353,7 @@ func (d *doc) common() CommonArgs {
 		}
 	}
 	c.Notify = d.notify()
+	c.Admin = d.admin()
 	return c
 }
 
@@ -496,7 +497,7 @@ func (d *doc) relative(path string) string {
 }
 
 // ports are the keys whose value may be a port alone, and so a number, and those for which a number is refused in better words.
-var ports = []string{"listen", "transfer", "http", "https", "public", "target", "drain", "resume_within", "keepalive"}
+var ports = []string{"listen", "transfer", "http", "https", "public", "target", "drain", "resume_within", "keepalive", "admin"}
 
 var errNumber = errors.New("the value is a number: write a text, in quotes")
 

@@ -88,7 +88,7 @@ func (s *ProxySource) Load() (Settings, []Warning, error) {
 	if w, ok := everybodyBalances(set); ok {
 		warnings = append(warnings, w)
 	}
-	return set, warnings, nil
+	return set, append(warnings, openAdmin(set)...), nil
 }
 
 // uselessAddress warns of tokens that lead a bridge to itself.
@@ -184,6 +184,9 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 	if p.ProxyProtocolFrom, err = parseBalancers(words); err != nil {
 		return Settings{}, argError("", "--proxy-protocol-from: %w", err)
 	}
+	if err := set.Admin.overlaps(p); err != nil {
+		return Settings{}, err
+	}
 	set.Role, set.Proxy, set.Origin = RoleProxy, p, file.origin
 	args.override(set.Origin)
 	override(set.Origin, "listen", args.Listen)
@@ -237,7 +240,7 @@ func (s *BridgeSource) Load() (Settings, []Warning, error) {
 	if err != nil {
 		return Settings{}, nil, err
 	}
-	return set, append(warnings, notes...), nil
+	return set, slices.Concat(warnings, notes, openAdmin(set)), nil
 }
 
 // Watch implements [Source]: it watches the file.

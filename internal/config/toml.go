@@ -22,11 +22,12 @@ var tomlKeys = []string{
 	"state", "trust_owner", "drain", "resume_within", "log_format", "log_level", "pairs", "notify",
 	"acme_email", "acme_directory", "acme_root",
 	"access_log",
+	"admin", "admin_host", "admin_certificate", "admin_certificate_key", "admin_plain",
 }
 
 // later are keys of versions to come. They are refused by name, so that a file
 // from there is not taken for a file with a slip in it.
-var later = []string{"admin", "allow_connect", "connect", "email", "group"}
+var later = []string{"allow_connect", "connect", "email", "group"}
 
 func (d *doc) readTOML(text string) {
 	var options map[string]any

@@ -233,7 +233,7 @@ func (d *Dir) open() error {
 
 // checkAll is check for every file.
 func (d *Dir) checkAll() error {
-	for _, name := range []string{lockFile, identityFile, keysFile, addressFile, knownFile, socketPathFile} {
+	for _, name := range []string{lockFile, identityFile, keysFile, addressFile, knownFile, socketPathFile, adminTokenFile} {
 		if err := d.check(name); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package status
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -13,7 +14,14 @@ const maxNamed = 5
 //
 // A proxy serves when it listens and is not stopping, whatever bridges are connected. A bridge serves when a link and all its
 // services are up. With public, a canonical PUBLIC, only that service counts, at a bridge with the link.
-func (s *Snapshot) Check(public string) error {
+func (s *Snapshot) Check(public string) error { return s.check(public, ServiceUp) }
+
+// Ready returns nil when the process does all that is up to it, and else an error that says in one line what is missing. It is what Check
+// wants, but for services that the proxy has denied: waiting changes nothing about them.
+func (s *Snapshot) Ready() error { return s.check("", ServiceUp, ServiceDenied) }
+
+// check is Check, for services in one of the states.
+func (s *Snapshot) check(public string, states ...string) error {
 	if s.Stopping {
 		return fmt.Errorf("the %s is stopping", s.Role)
 	}
@@ -30,7 +38,7 @@ func (s *Snapshot) Check(public string) error {
 	}
 	var down []string
 	for _, v := range s.Services {
-		if v.State != ServiceUp {
+		if !slices.Contains(states, v.State) {
 			down = append(down, v.fault())
 		}
 	}

@@ -1,0 +1,382 @@
+package admin
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// Address is how the API and the page are served at a TCP address, where whoever reaches the port may ask.
+type Address struct {
+	// Token is the secret that opens everything.
+	Token string
+	// Hosts are the names under which it may be asked for, in lower case, besides those of loopback, of the certificate, and the address
+	// at which a connection came in; nil: there are none.
+	Hosts func() []string
+	// Certificate returns the certificate; nil: there is no TLS.
+	Certificate func() *tls.Certificate
+	// Connections is how many there may be at once.
+	Connections int
+}
+
+// Bounds of what strangers may send.
+const (
+	headerTimeout = 5 * time.Second
+	tcpWriteLimit = 30 * time.Second // an answer may be long, and the way to its reader slow
+	tcpMaxBody    = 64 << 10
+	maxStreams    = 64 // of HTTP/2 in one connection
+)
+
+// Wrong tokens: some at once, then one a second is looked at and told so. The others are told to wait. The right token is never among them:
+// nobody guesses 256 bits, however often, and whoever tries must not lock out whoever knows.
+const (
+	failuresAtOnce = 5
+	failuresPer    = time.Second
+	failuresSaid   = time.Minute // a line in the log at most
+)
+
+// contentSecurityPolicy lets the page load what it brings itself, and nobody put it into a frame.
+const contentSecurityPolicy = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+
+// ServeTCP answers at a TCP address until ctx ends, and closes l. When l is closed before that, those who are being answered are served to
+// their end, or to that of ctx.
+func (s *Server) ServeTCP(ctx context.Context, l net.Listener, at Address) error {
+	g := newGuard(s, ctx, at)
+	srv := &http.Server{
+		Handler:                      g,
+		ReadHeaderTimeout:            headerTimeout,
+		ReadTimeout:                  requestTimeout,
+		WriteTimeout:                 tcpWriteLimit,
+		IdleTimeout:                  tcpWriteLimit,
+		MaxHeaderBytes:               maxHeader,
+		DisableGeneralOptionsHandler: true,
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, guestOf(c))
+		},
+	}
+	l = newRoom(l, at.Connections)
+	if at.Certificate != nil {
+		srv.TLSConfig = &tls.Config{
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return at.Certificate(), nil },
+			NextProtos:     []string{"h2", "http/1.1"},
+		}
+		l = tls.NewListener(l, srv.TLSConfig)
+	}
+	return s.run(ctx, srv, l, true)
+}
+
+// guard stands in front of the API at a TCP address.
+type guard struct {
+	at       Address
+	api      http.Handler
+	routes   *api
+	token    [sha256.Size]byte
+	origin   http.CrossOriginProtection
+	failures *rate.Limiter
+	sessions sessions
+	log      *slog.Logger
+
+	mu     sync.Mutex
+	failed int       // since said; guarded by mu
+	said   time.Time // guarded by mu
+}
+
+// open are the patterns of what is answered without the token.
+var open = []string{"GET /healthz", "GET /readyz", "POST /api/v1/login", pagePattern}
+
+func newGuard(s *Server, stopping context.Context, at Address) *guard {
+	a := s.newAPI(stopping, max(at.Connections/2, 1))
+	g := &guard{
+		at: at, routes: a, token: sha256.Sum256([]byte(at.Token)), log: s.log(),
+		failures: rate.NewLimiter(rate.Every(failuresPer), failuresAtOnce),
+	}
+	a.handle("POST", "/api/v1/login", g.login)
+	a.handle("POST", "/api/v1/logout", g.logout)
+	g.api = a.handler()
+	return g
+}
+
+func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	for name, value := range map[string]string{
+		"Content-Security-Policy":      contentSecurityPolicy,
+		"X-Content-Type-Options":       "nosniff",
+		"Referrer-Policy":              "no-referrer",
+		"Cross-Origin-Opener-Policy":   "same-origin",
+		"Cross-Origin-Resource-Policy": "same-origin",
+	} {
+		w.Header().Set(name, value)
+	}
+	_, pattern := g.routes.mux.Handler(r)
+	health := pattern == "GET /healthz" || pattern == "GET /readyz"
+	// Whoever watches the health asks under any name, and learns nothing else.
+	if !health {
+		if err := g.checkHost(r); err != nil {
+			refuse(w, http.StatusMisdirectedRequest, err)
+			return
+		}
+	}
+	if pattern != pagePattern && !health {
+		if err := g.checkOrigin(r); err != nil {
+			refuse(w, http.StatusForbidden, err)
+			return
+		}
+	}
+	known, err := g.authenticate(r)
+	switch {
+	case known:
+		knownGuest(r)
+	case !slices.Contains(open, pattern):
+		g.challenge(w, err)
+		return
+	default:
+		r = r.WithContext(context.WithValue(r.Context(), strangerKey{}, true))
+	}
+	if err := checkContent(r); err != nil {
+		refuse(w, http.StatusForbidden, err)
+		return
+	}
+	if r.ContentLength > tcpMaxBody {
+		w.Header().Set("Connection", "close")
+		refuse(w, http.StatusRequestEntityTooLarge, fmt.Errorf("the body of a request may have %d bytes", tcpMaxBody))
+		return
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, tcpMaxBody)
+	g.api.ServeHTTP(w, r)
+}
+
+// strangerKey is in the context of requests without the token.
+type strangerKey struct{}
+
+func isStranger(r *http.Request) bool { return r.Context().Value(strangerKey{}) != nil }
+
+// checkHost refuses a request for another server. A page elsewhere whose name leads to this address, after it was loaded, would
+// otherwise be taken for the one that is served here (DNS rebinding).
+func (g *guard) checkHost(r *http.Request) error {
+	host, _ := splitHost(r.Host)
+	if host == "localhost" {
+		return nil
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+		if ip.IsLoopback() || local != nil && addrOf(local.String()) == ip.Unmap() {
+			return nil
+		}
+	}
+	if g.at.Hosts != nil && slices.Contains(g.at.Hosts(), host) {
+		return nil
+	}
+	if g.at.Certificate != nil {
+		if c := g.at.Certificate(); c != nil && c.Leaf != nil && host != "" && c.Leaf.VerifyHostname(host) == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("this is not %.100q: --admin-host NAME, or admin_host in the file, adds a name by which it may be asked for", r.Host)
+}
+
+// splitHost returns the host of a Host header, in lower case, and its port.
+func splitHost(hostport string) (host, port string) {
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil {
+		host, port = strings.TrimSuffix(strings.TrimPrefix(hostport, "["), "]"), ""
+	}
+	return strings.ToLower(strings.TrimSuffix(host, ".")), port
+}
+
+func addrOf(hostport string) netip.Addr {
+	ap, _ := netip.ParseAddrPort(hostport)
+	return ap.Addr().Unmap().WithZone("")
+}
+
+// checkOrigin refuses what a page of another origin asks for, also to read: its answers would tell nothing to that page, but there is no
+// reason to give any.
+func (g *guard) checkOrigin(r *http.Request) error {
+	asked := *r
+	asked.Method = http.MethodPost // or what only reads would pass
+	if g.origin.Check(&asked) != nil {
+		return errors.New("a page of another origin asks, and only the page that is served here may")
+	}
+	return nil
+}
+
+// checkContent refuses orders that are not JSON: a form of a page elsewhere sends those without asking anybody.
+func checkContent(r *http.Request) error {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+		return nil
+	}
+	given := r.Header.Get("Content-Type")
+	if given == "" && r.ContentLength == 0 {
+		return nil
+	}
+	if kind, _, err := mime.ParseMediaType(given); err != nil || kind != "application/json" {
+		return fmt.Errorf("the request is %.100q: an order is application/json, or has no body", given)
+	}
+	return nil
+}
+
+// authenticate reports whether a request comes with the token, or with a session that was opened with it. An error says what is wrong with
+// the token that it has.
+func (g *guard) authenticate(r *http.Request) (bool, error) {
+	if words := r.Header["Authorization"]; len(words) > 0 {
+		scheme, token, _ := strings.Cut(words[0], " ")
+		if len(words) == 1 && strings.EqualFold(scheme, "Bearer") && g.right(strings.TrimSpace(token)) {
+			return true, nil
+		}
+		return false, g.wrong(r)
+	}
+	c, err := r.Cookie(cookieName(r))
+	return err == nil && g.sessions.open(c.Value), nil
+}
+
+func (g *guard) right(token string) bool {
+	got := sha256.Sum256([]byte(token))
+	return subtle.ConstantTimeCompare(got[:], g.token[:]) == 1
+}
+
+// errThrottled is the answer to too many wrong tokens.
+var errThrottled = errors.New("too many wrong tokens: wait a second")
+
+// wrong counts a wrong token, and returns the answer to it.
+func (g *guard) wrong(r *http.Request) error {
+	g.mu.Lock()
+	g.failed++
+	now, n := time.Now(), 0
+	if now.Sub(g.said) >= failuresSaid || g.said.IsZero() {
+		n, g.failed, g.said = g.failed, 0, now
+	}
+	g.mu.Unlock()
+	if n > 0 {
+		g.log.Warn("somebody asked the admin address with a wrong token", "remote", r.RemoteAddr, "times", n)
+	}
+	if !g.failures.Allow() {
+		return errThrottled
+	}
+	return errors.New("the token is not that of admin.token in the state directory")
+}
+
+// challenge answers a request without the token.
+func (g *guard) challenge(w http.ResponseWriter, err error) {
+	if errors.Is(err, errThrottled) {
+		w.Header().Set("Retry-After", "1")
+		refuse(w, http.StatusTooManyRequests, err)
+		return
+	}
+	if err == nil {
+		err = errors.New("this needs the token in admin.token of the state directory: Authorization: Bearer TOKEN")
+	}
+	w.Header().Set("WWW-Authenticate", "Bearer")
+	refuse(w, http.StatusUnauthorized, err)
+}
+
+type loginRequest struct {
+	Token string `json:"token"`
+}
+
+// login opens a session for whoever has the token: a page keeps it in a cookie that no script can read.
+func (g *guard) login(w http.ResponseWriter, r *http.Request) {
+	var req loginRequest
+	if !read(w, r, &req) {
+		return
+	}
+	if !g.right(strings.TrimSpace(req.Token)) {
+		g.challenge(w, g.wrong(r))
+		return
+	}
+	http.SetCookie(w, g.cookie(r, g.sessions.begin(), int(sessionLife/time.Second)))
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (g *guard) logout(w http.ResponseWriter, r *http.Request) {
+	if c, err := r.Cookie(cookieName(r)); err == nil {
+		g.sessions.end(c.Value)
+	}
+	http.SetCookie(w, g.cookie(r, "", -1))
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (g *guard) cookie(r *http.Request, value string, life int) *http.Cookie {
+	return &http.Cookie{
+		Name: cookieName(r), Value: value, Path: "/", MaxAge: life,
+		Secure: r.TLS != nil, HttpOnly: true, SameSite: http.SameSiteStrictMode,
+	}
+}
+
+// cookieName has the port as the browser knows it: it sends cookies to all ports of a host, and there may be several processes.
+func cookieName(r *http.Request) string {
+	_, port := splitHost(r.Host)
+	if port == "" || strings.ContainsFunc(port, func(r rune) bool { return r < '0' || r > '9' }) {
+		return "reverser_session"
+	}
+	return "reverser_session_" + port
+}
+
+const (
+	sessionLife  = 12 * time.Hour
+	mostSessions = 64
+)
+
+// sessions are those who have logged in. Only digests of what the cookies hold are kept.
+type sessions struct {
+	mu   sync.Mutex
+	ends map[[sha256.Size]byte]time.Time // guarded by mu
+}
+
+// begin opens a session, in the place of the oldest where there are many, and returns the secret for its cookie.
+func (s *sessions) begin() string {
+	b := make([]byte, 32)
+	rand.Read(b)
+	secret := hex.EncodeToString(b)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ends == nil {
+		s.ends = make(map[[sha256.Size]byte]time.Time)
+	}
+	if len(s.ends) >= mostSessions {
+		var first [sha256.Size]byte
+		for id, end := range s.ends {
+			if at, ok := s.ends[first]; !ok || end.Before(at) {
+				first = id
+			}
+		}
+		delete(s.ends, first)
+	}
+	s.ends[sha256.Sum256([]byte(secret))] = time.Now().Add(sessionLife)
+	return secret
+}
+
+func (s *sessions) open(secret string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := sha256.Sum256([]byte(secret))
+	end, ok := s.ends[id]
+	if ok && time.Now().After(end) {
+		delete(s.ends, id)
+		ok = false
+	}
+	return ok
+}
+
+func (s *sessions) end(secret string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.ends, sha256.Sum256([]byte(secret)))
+}

@@ -1,0 +1,610 @@
+package admin_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"reverser/internal/acmetest"
+	"reverser/internal/admin"
+	"reverser/internal/memnet"
+	"reverser/internal/status"
+)
+
+const adminToken = "0123456789abcdef0123456789abcdef"
+
+type dialer func(context.Context) (net.Conn, error)
+
+// serveTCP starts a server at an address and returns how to reach it; it ends with the test.
+func serveTCP(t *testing.T, s *admin.Server, at admin.Address) (dial dialer, addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at.Token = adminToken
+	if at.Connections == 0 {
+		at.Connections = 64
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.ServeTCP(ctx, l, at) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("ServeTCP = %v, want nil after cancel", err)
+		}
+	})
+	addr = l.Addr().String()
+	return func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", addr)
+	}, addr
+}
+
+// TestHostileRequests has what comes to an address that anybody may ask. Each is refused and changes nothing, and no answer lets a page
+// elsewhere read it.
+func TestHostileRequests(t *testing.T) {
+	keys := &fakeKeys{names: []string{"nas"}}
+	orders := &fakeOrders{}
+	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "the page") })
+	dial, addr := serveTCP(t, &admin.Server{Status: snapshot, Keys: keys, Orders: orders, Page: page}, admin.Address{Hosts: func() []string { return []string{"admin.example.com"} }})
+	_, port, _ := net.SplitHostPort(addr)
+	const right = "Authorization: Bearer " + adminToken + "\r\n"
+	const json = "Content-Type: application/json\r\n"
+	login := `{"token":"` + adminToken + `"}`
+	tests := []struct {
+		name, method, path, host, header, body string
+		want                                   int
+	}{
+		{"D1 no token", "GET", "/api/v1/status", addr, "", "", 401},
+		{"D1 no token, for what is not there", "GET", "/api/v1/nothing", addr, "", "", 401},
+		{"D1 a token in the query", "GET", "/api/v1/status?token=" + adminToken + "&access_token=" + adminToken, addr, "", "", 401},
+		{"D1 an empty token", "GET", "/api/v1/status", addr, "Authorization: Bearer \r\n", "", 401},
+		{"D1 the beginning of the token", "GET", "/api/v1/status", addr, "Authorization: Bearer " + adminToken[:31] + "\r\n", "", 401},
+		{"D1 another scheme", "GET", "/api/v1/status", addr, "Authorization: Basic " + adminToken + "\r\n", "", 401},
+		{"D1 the token as a session", "GET", "/api/v1/status", addr, "Cookie: reverser_session_" + port + "=" + adminToken + "\r\n", "", 401},
+		{"the token", "GET", "/api/v1/status", addr, right, "", 200},
+		{"the page, to whoever asks", "GET", "/", addr, "", "", 200},
+		{"its files", "GET", "/app.js", addr, "", "", 200},
+		{"a file for another method", "POST", "/app.js", addr, right, "", 405},
+
+		{"D2 another host", "GET", "/api/v1/status", "evil.example", right, "", 421},
+		{"D2 another host, for the page", "GET", "/", "evil.example", "", "", 421},
+		{"D2 another host, for a login", "POST", "/api/v1/login", "evil.example:" + port, json, login, 421},
+		{"D2 another address", "GET", "/api/v1/status", "192.0.2.7:" + port, right, "", 421},
+		{"D2 a host that begins like ours", "GET", "/api/v1/status", "localhost.evil.example", right, "", 421},
+		{"D2 no host", "GET", "/api/v1/status", "", right, "", 421},
+		{"the host of loopback", "GET", "/api/v1/status", "LocalHost:" + port, right, "", 200},
+		{"the host of loopback in IPv6", "GET", "/api/v1/status", "[::1]:" + port, right, "", 200},
+		{"a configured host", "GET", "/api/v1/status", "Admin.Example.com.", right, "", 200},
+		{"D2 a page of another origin", "GET", "/api/v1/status", addr, right + "Origin: https://evil.example\r\n", "", 403},
+		{"D2 a page of another origin, that changes something", "DELETE", "/api/v1/keys/nas", addr, right + "Origin: https://evil.example\r\n", "", 403},
+		{"D2 a page of no origin", "POST", "/api/v1/reload", addr, right + "Origin: null\r\n", "", 403},
+		{"D2 a page of another port", "POST", "/api/v1/reload", addr, right + "Origin: http://127.0.0.1:1\r\n", "", 403},
+		{"D2 a browser says that another site asks", "GET", "/api/v1/status", addr, right + "Sec-Fetch-Site: cross-site\r\n", "", 403},
+		{"D2 a browser says that another port asks", "POST", "/api/v1/reload", addr, right + "Sec-Fetch-Site: same-site\r\n", "", 403},
+		{"D2 a login by another site", "POST", "/api/v1/login", addr, json + "Sec-Fetch-Site: cross-site\r\n", login, 403},
+		{"the page itself asks", "GET", "/api/v1/status", addr, right + "Sec-Fetch-Site: same-origin\r\nOrigin: http://" + addr + "\r\n", "", 200},
+		{"D2 an order as text", "POST", "/api/v1/keys", addr, right + "Content-Type: text/plain\r\n", `{"name":"x","allow":["tcp/1"]}`, 403},
+		{"D2 an order as a form", "POST", "/api/v1/reload", addr, right + "Content-Type: application/x-www-form-urlencoded\r\n", "a=b", 403},
+		{"D2 an order of no kind", "POST", "/api/v1/keys", addr, right, `{"name":"x","allow":["tcp/1"]}`, 403},
+		{"D2 a login as text", "POST", "/api/v1/login", addr, "Content-Type: text/plain\r\n", login, 403},
+
+		{"D3 an order by GET", "GET", "/api/v1/reload", addr, right, "", 405},
+		{"D3 an order by HEAD", "HEAD", "/api/v1/reload", addr, right, "", 405},
+		{"D3 another method", "PUT", "/api/v1/keys", addr, right + json, `{"name":"x"}`, 405},
+		{"D3 a login by GET", "GET", "/api/v1/login?token=" + adminToken, addr, right, "", 405},
+		{"D3 a preflight", "OPTIONS", "/api/v1/keys", addr, "Access-Control-Request-Method: POST\r\nOrigin: https://evil.example\r\n", "", 403},
+		{"D3 a preflight of our own", "OPTIONS", "/api/v1/keys", addr, right + "Access-Control-Request-Method: POST\r\nOrigin: http://" + addr + "\r\n", "", 405},
+		{"D3 a preflight for all", "OPTIONS", "*", addr, "", "", 400},
+
+		{"D4 a header of 1 MiB", "GET", "/api/v1/status", addr, right + "X: " + strings.Repeat("x", 1<<20) + "\r\n", "", 431},
+		{"D4 many headers", "GET", "/api/v1/status", addr, right + strings.Repeat("X: x\r\n", 1<<17), "", 431},
+		{"D4 a body of 1 MiB", "POST", "/api/v1/keys", addr, right + json, `{"name":"` + strings.Repeat("x", 1<<20) + `"}`, 413},
+		{"D4 a body that a stranger sends", "POST", "/api/v1/login", addr, json, `{"token":"` + strings.Repeat("x", 1<<20) + `"}`, 413},
+		{"D4 //", "GET", "//", addr, right, "", 307},
+		{"D4 // before a path", "GET", "//api//v1/status", addr, right, "", 307},
+		{"D4 // before a path, without the token", "GET", "//api//v1/status", addr, "", "", 401},
+		{"D4 dots", "GET", "/api/v1/../v1/status", addr, right, "", 307},
+		{"D4 escaped dots", "DELETE", "/api/v1/keys/%2e%2e", addr, right, "", 404},
+		{"D4 escaped dots and slashes, without the token", "DELETE", "/api/v1/keys/%2e%2e%2f%2e%2e", addr, "", "", 401},
+		{"D4 a path that is none", "GET", "/api/v1/keys/%zz", addr, right, "", 400},
+		{"D4 no HTTP", "\x16\x03\x01\x00\xa5\x01\x00", "", addr, "", "", 400},
+		{"D4 a tunnel", "CONNECT", "/api/v1/status", addr, right, "", 405},
+		{"D4 pprof", "GET", "/debug/pprof/", addr, right, "", 200}, // which is the page, as all that is not there
+	}
+	for _, tt := range tests {
+		length := ""
+		if tt.body != "" {
+			length = fmt.Sprintf("Content-Length: %d\r\n", len(tt.body))
+		}
+		resp, body := ask(t, dial, fmt.Sprintf("%s %s HTTP/1.1\r\nHost: %s\r\n%s%s\r\n%s", tt.method, tt.path, tt.host, tt.header, length, tt.body))
+		if resp.StatusCode != tt.want {
+			t.Errorf("%s: %d %.200s, want %d", tt.name, resp.StatusCode, body, tt.want)
+		}
+		ours := resp.Header.Get("X-Content-Type-Options") != "" // or net/http has answered, for want of a request
+		if ours != (tt.want != 400 && tt.want != 431) && tt.path != "*" {
+			t.Errorf("%s: the answer has the header %v", tt.name, resp.Header)
+		}
+		if ours && (resp.Header.Get("X-Content-Type-Options") != "nosniff" || resp.Header.Get("Referrer-Policy") != "no-referrer" ||
+			resp.Header.Get("Content-Security-Policy") != "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'") {
+			t.Errorf("%s: the answer has the header %v", tt.name, resp.Header)
+		}
+		if ours && tt.want > 400 && tt.method != "HEAD" && !isProblem(body, tt.want) {
+			t.Errorf("%s: %.200q is no problem with %d", tt.name, body, tt.want)
+		}
+		if tt.path == "/debug/pprof/" && body != "the page" {
+			t.Errorf("%s: %.200q", tt.name, body)
+		}
+		for name := range resp.Header {
+			if strings.HasPrefix(name, "Access-Control-") {
+				t.Errorf("%s: the answer has %s, which lets pages elsewhere ask", tt.name, name)
+			}
+		}
+	}
+	if !slices.Equal(keys.names, []string{"nas"}) {
+		t.Errorf("the keys are %v, want nas alone as before", keys.names)
+	}
+	if n := orders.reloads.Load(); n != 0 {
+		t.Errorf("the settings were read %d times", n)
+	}
+	// Half of a body of 1 GiB that is only announced is not waited for.
+	if resp, body := ask(t, dial, "POST /api/v1/keys HTTP/1.1\r\nHost: "+addr+"\r\n"+right+json+"Content-Length: 1073741824\r\n\r\n{"); resp.StatusCode != 413 {
+		t.Errorf("D4 a body of 1 GiB: %d %s", resp.StatusCode, body)
+	}
+	if resp, body := ask(t, dial, "POST /api/v1/keys HTTP/1.1\r\nHost: "+addr+"\r\n"+right+json+"Transfer-Encoding: chunked\r\n\r\n20001\r\n\""+strings.Repeat("x", 1<<17)); resp.StatusCode != 413 {
+		t.Errorf("D4 a body without a length: %d %s", resp.StatusCode, body)
+	}
+}
+
+// inBubble serves an address of a network in memory, for a test in a bubble. The returned function ends it.
+func inBubble(t *testing.T, s *admin.Server, at admin.Address) (dial dialer, l net.Listener, end func()) {
+	t.Helper()
+	n := new(memnet.Net)
+	l, err := n.Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at.Token = adminToken
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.ServeTCP(ctx, l, at) }()
+	return func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, l.Addr().String()) }, l, func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("ServeTCP = %v, want nil after cancel", err)
+		}
+	}
+}
+
+func get(path, header string) string {
+	return "GET " + path + " HTTP/1.1\r\nHost: localhost\r\n" + header + "Connection: close\r\n\r\n"
+}
+
+func bearer(token string) string { return "Authorization: Bearer " + token + "\r\n" }
+
+// TestWrongTokens: D1. Some wrong tokens are looked at, then one a second, and the log has a line a minute. The right one is taken all
+// the while.
+func TestWrongTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lines bytes.Buffer
+		var mu sync.Mutex
+		s := &admin.Server{Status: snapshot, Log: slog.New(slog.NewTextHandler(&locked{w: &lines, mu: &mu}, nil))}
+		dial, _, end := inBubble(t, s, admin.Address{Connections: 8})
+		defer end()
+		guess := func() int {
+			resp, _ := ask(t, dial, get("/api/v1/status", bearer("guess")))
+			if (resp.StatusCode == 429) != (resp.Header.Get("Retry-After") == "1") {
+				t.Errorf("%d has Retry-After %q", resp.StatusCode, resp.Header.Get("Retry-After"))
+			}
+			return resp.StatusCode
+		}
+		answers := make(map[int]int)
+		for range 100 {
+			answers[guess()]++
+		}
+		if answers[401] != 5 || answers[429] != 95 {
+			t.Errorf("100 wrong tokens at once are answered %v, want 401 to 5 and 429 to the others", answers)
+		}
+		if resp, _ := ask(t, dial, get("/api/v1/status", bearer(adminToken))); resp.StatusCode != 200 {
+			t.Errorf("the right token, meanwhile: %d", resp.StatusCode)
+		}
+		const login = "POST /api/v1/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+		body := `{"token":"guess"}`
+		if resp, _ := ask(t, dial, fmt.Sprintf(login, len(body), body)); resp.StatusCode != 429 {
+			t.Errorf("a login with a wrong token, meanwhile: %d, want 429", resp.StatusCode)
+		}
+		time.Sleep(time.Second)
+		if a, b := guess(), guess(); a != 401 || b != 429 {
+			t.Errorf("a second later, two are answered %d and %d, want 401 and 429", a, b)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if got := lines.String(); strings.Count(got, "wrong token") != 1 || strings.Contains(got, "guess") {
+			t.Errorf("the log has %q, want one line without the token", got)
+		}
+	})
+}
+
+type locked struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l *locked) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(b)
+}
+
+// TestSessions: a login gives a cookie that opens what the token does, for 12 hours or until a logout, and only at its own port. There
+// are 64 at most.
+func TestSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dial, _, end := inBubble(t, &admin.Server{Status: snapshot}, admin.Address{Connections: 8})
+		defer end()
+		login := func(token string) (int, *http.Cookie) {
+			body := `{"token":"` + token + `"}`
+			resp, _ := ask(t, dial, fmt.Sprintf("POST /api/v1/login HTTP/1.1\r\nHost: localhost:3011\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+			if all := resp.Cookies(); len(all) == 1 {
+				return resp.StatusCode, all[0]
+			}
+			return resp.StatusCode, nil
+		}
+		with := func(method, path, host string, c *http.Cookie) int {
+			resp, _ := ask(t, dial, fmt.Sprintf("%s %s HTTP/1.1\r\nHost: %s\r\nCookie: other=1; %s=%s\r\n\r\n", method, path, host, c.Name, c.Value))
+			return resp.StatusCode
+		}
+		if code, c := login("guess"); code != 401 || c != nil {
+			t.Errorf("a wrong token: %d, %v", code, c)
+		}
+		code, c := login(adminToken)
+		if code != 204 || c == nil {
+			t.Fatalf("login = %d, %v", code, c)
+		}
+		if !c.HttpOnly || c.SameSite != http.SameSiteStrictMode || c.Secure || c.Path != "/" || c.Domain != "" || c.Name != "reverser_session_3011" || len(c.Value) < 64 || c.MaxAge != 12*3600 {
+			t.Errorf("the cookie is %v", c)
+		}
+		if code := with("GET", "/api/v1/status", "localhost:3011", c); code != 200 {
+			t.Errorf("with the cookie: %d", code)
+		}
+		if code := with("GET", "/api/v1/status", "localhost:3012", c); code != 401 {
+			t.Errorf("with the cookie of another port: %d", code)
+		}
+		if code := with("POST", "/api/v1/logout", "localhost:3011", c); code != 204 {
+			t.Errorf("logout: %d", code)
+		}
+		if code := with("GET", "/api/v1/status", "localhost:3011", c); code != 401 {
+			t.Errorf("after the logout: %d", code)
+		}
+		_, first := login(adminToken)
+		time.Sleep(time.Hour)
+		var last *http.Cookie
+		for range 64 {
+			_, last = login(adminToken)
+		}
+		if code := with("GET", "/api/v1/status", "localhost:3011", first); code != 401 {
+			t.Errorf("the first session, after 64 others: %d", code)
+		}
+		if code := with("GET", "/api/v1/status", "localhost:3011", last); code != 200 {
+			t.Errorf("the last session: %d", code)
+		}
+		time.Sleep(12*time.Hour + time.Second)
+		if code := with("GET", "/api/v1/status", "localhost:3011", last); code != 401 {
+			t.Errorf("after 12 hours: %d", code)
+		}
+	})
+}
+
+// TestRoom: strangers who hold all connections keep nobody out, and close none of those who have shown the token.
+func TestRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dial, _, end := inBubble(t, &admin.Server{Status: snapshot}, admin.Address{Connections: 4})
+		defer end()
+		begun := time.Now()
+		friend := func() (net.Conn, *bufio.Reader) {
+			c, err := dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c, bufio.NewReader(c)
+		}
+		status := func(c net.Conn, r *bufio.Reader) error {
+			fmt.Fprintf(c, "GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\n%s\r\n", bearer(adminToken))
+			resp, err := http.ReadResponse(r, nil)
+			if err == nil {
+				_, err = io.Copy(io.Discard, resp.Body)
+			}
+			return err
+		}
+		strangers := func() {
+			for range 50 {
+				c, err := dial(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { c.Close() })
+			}
+			synctest.Wait()
+		}
+		strangers()
+		c, r := friend()
+		defer c.Close()
+		if err := status(c, r); err != nil {
+			t.Fatalf("while strangers hold all connections: %v", err)
+		}
+		strangers()
+		if err := status(c, r); err != nil {
+			t.Errorf("once more, after other strangers: %v", err)
+		}
+		for range 3 {
+			c, r := friend()
+			defer c.Close()
+			if err := status(c, r); err != nil {
+				t.Errorf("another one: %v", err)
+			}
+		}
+		strangers() // for whom there is no room any more
+		if err := status(c, r); err != nil {
+			t.Errorf("while four have shown the token: %v", err)
+		}
+		if d := time.Since(begun); d > 0 {
+			t.Errorf("all that took %s, so that somebody was waited for", d)
+		}
+	})
+}
+
+// TestSlowAtTCP: D4. A header that comes a byte at a time has 5 s, and a body 10 s.
+func TestSlowAtTCP(t *testing.T) {
+	for what, tt := range map[string]struct {
+		first string
+		most  time.Duration
+	}{
+		"header": {"GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\nX: ", 6 * time.Second},
+		"body":   {"POST /api/v1/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{", 12 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			dial, _, end := inBubble(t, &admin.Server{Status: snapshot}, admin.Address{Connections: 4})
+			defer end()
+			c, err := dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			begun := time.Now()
+			var sending sync.WaitGroup
+			defer sending.Wait()
+			defer c.Close()
+			sending.Go(func() {
+				io.WriteString(c, tt.first)
+				for range 100 {
+					time.Sleep(time.Second)
+					if _, err := c.Write([]byte("x")); err != nil {
+						return
+					}
+				}
+			})
+			got, _ := io.ReadAll(c)
+			if d := time.Since(begun); d > tt.most || strings.Contains(string(got), "200 OK") {
+				t.Errorf("a slow %s: %q after %s", what, got, d)
+			}
+		})
+	}
+}
+
+// TestAdminTLS: with a certificate there is TLS and HTTP/2, under the certificate's names, and sessions are for TLS only. D4: who resets
+// thousands of requests at once holds nobody up.
+func TestAdminTLS(t *testing.T) {
+	chain, key := acmetest.Certificate(t, "admin.example.com")
+	pair, err := tls.X509KeyPair(chain, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	now, most := 0, 0
+	look := func() status.Snapshot {
+		mu.Lock()
+		now++
+		most = max(most, now)
+		mu.Unlock()
+		defer func() {
+			mu.Lock()
+			now--
+			mu.Unlock()
+		}()
+		return snapshot()
+	}
+	dial, addr := serveTCP(t, &admin.Server{Status: look}, admin.Address{Certificate: func() *tls.Certificate { return &pair }})
+	roots := x509.NewCertPool()
+	for rest := chain; ; {
+		var b *pem.Block
+		if b, rest = pem.Decode(rest); b == nil {
+			break
+		}
+		if c, err := x509.ParseCertificate(b.Bytes); err == nil {
+			roots.AddCert(c)
+		}
+	}
+	config := &tls.Config{RootCAs: roots, ServerName: "admin.example.com"}
+	transport := &http.Transport{
+		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		TLSClientConfig: config, ForceAttemptHTTP2: true,
+	}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+	request := func(method, url, body string) *http.Response {
+		t.Helper()
+		req, err := http.NewRequest(method, url, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Authorization", "Bearer "+adminToken)
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		return resp
+	}
+	if resp := request("GET", "https://admin.example.com/api/v1/status", ""); resp.StatusCode != 200 || resp.ProtoMajor != 2 {
+		t.Errorf("by TLS: %s by %s", resp.Status, resp.Proto)
+	}
+	resp := request("POST", "https://admin.example.com/api/v1/login", `{"token":"`+adminToken+`"}`)
+	if all := resp.Cookies(); len(all) != 1 || !all[0].Secure || all[0].Name != "reverser_session" {
+		t.Errorf("login = %s with %v, want a cookie for TLS only", resp.Status, all)
+	}
+	// By HTTP/2 the host is a pseudo-header.
+	client.Transport = &http.Transport{DialContext: transport.DialContext, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
+	if resp := request("GET", "https://evil.example/api/v1/status", ""); resp.StatusCode != 421 || resp.ProtoMajor != 2 {
+		t.Errorf("D2 another host: %s by %s", resp.Status, resp.Proto)
+	}
+	client.CloseIdleConnections()
+	client.Transport = transport
+
+	raw, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: roots, ServerName: "admin.example.com", NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	defer raw.Close()
+	io.WriteString(raw, http2.ClientPreface)
+	fr := http2.NewFramer(raw, raw)
+	fr.WriteSettings()
+	reading.Go(func() { io.Copy(io.Discard, raw) })
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	for i := range 20_000 {
+		head.Reset()
+		for _, h := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "admin.example.com"}, {":path", "/api/v1/status"}, {"authorization", "Bearer " + adminToken}} {
+			enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+		}
+		id := uint32(2*i + 1)
+		if fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: head.Bytes(), EndStream: true, EndHeaders: true}) != nil || fr.WriteRSTStream(id, http2.ErrCodeCancel) != nil {
+			break // the server has had enough of it
+		}
+	}
+	if resp := request("GET", "https://admin.example.com/api/v1/status", ""); resp.StatusCode != 200 {
+		t.Errorf("beside it: %s", resp.Status)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if most > 2*64 {
+		t.Errorf("%d requests of one connection at once", most)
+	}
+}
+
+// TestHealth: whoever watches asks without the token and under any name, and learns no names; whoever has it is told what is missing.
+func TestHealth(t *testing.T) {
+	var mu sync.Mutex
+	now := snapshot()
+	set := func(s status.Snapshot) {
+		mu.Lock()
+		now = s
+		mu.Unlock()
+	}
+	synctest.Test(t, func(t *testing.T) {
+		dial, _, end := inBubble(t, &admin.Server{Status: func() status.Snapshot { mu.Lock(); defer mu.Unlock(); return now }}, admin.Address{Connections: 8})
+		defer end()
+		for _, tt := range []struct {
+			what string
+			snap status.Snapshot
+			want int
+		}{
+			{"a proxy", snapshot(), 200},
+			{"a proxy that is stopping", status.Snapshot{Role: "proxy", Stopping: true}, 503},
+			{"a bridge without a link", status.Snapshot{Role: "bridge", Links: []status.Link{{State: status.LinkDown, Remote: "192.0.2.7:3010"}}}, 503},
+			{"a bridge whose services are up or denied", status.Snapshot{Role: "bridge", Links: []status.Link{{State: status.LinkUp}},
+				Services: []status.Service{{Public: "tcp/9000", State: status.ServiceUp}, {Public: "tcp/9001", State: status.ServiceDenied}}}, 200},
+			{"a bridge whose service is not up", status.Snapshot{Role: "bridge", Links: []status.Link{{State: status.LinkUp}},
+				Services: []status.Service{{Public: "tcp/9000", State: status.ServiceRetrying}}}, 503},
+		} {
+			set(tt.snap)
+			time.Sleep(time.Second) // what they are told is a second old at most
+			if resp, body := ask(t, dial, "GET /healthz HTTP/1.1\r\nHost: balancer\r\n\r\n"); resp.StatusCode != 200 {
+				t.Errorf("%s: /healthz = %d %s", tt.what, resp.StatusCode, body)
+			}
+			resp, body := ask(t, dial, "GET /readyz HTTP/1.1\r\nHost: balancer\r\n\r\n")
+			if resp.StatusCode != tt.want || strings.Contains(body, "tcp/9000") || strings.Contains(body, "192.0.2.7") {
+				t.Errorf("%s: /readyz = %d %s, want %d without names", tt.what, resp.StatusCode, body, tt.want)
+			}
+			resp, body = ask(t, dial, get("/readyz", bearer(adminToken)))
+			if known := strings.Contains(body, "tcp/9000") || strings.Contains(body, "192.0.2.7") || strings.Contains(body, "stopping"); resp.StatusCode != tt.want || known != (tt.want == 503) {
+				t.Errorf("%s: /readyz with the token = %d %s, want %d and why", tt.what, resp.StatusCode, body, tt.want)
+			}
+		}
+	})
+}
+
+// TestHostileNames: D5. What strangers and peers name reaches a terminal, a log and a page as text.
+func TestHostileNames(t *testing.T) {
+	const hostile = "<script>alert(1)</script>\r\nSet-Cookie: a=b\x1b[2J\u009b31m\u202e"
+	look := func() status.Snapshot {
+		s := snapshot()
+		s.Services = []status.Service{{Public: "http/" + hostile, Target: hostile, State: status.ServiceUp, Reason: hostile}}
+		s.Links[0].Bridge = hostile
+		return s
+	}
+	dial, addr := serveTCP(t, &admin.Server{Status: look, Keys: &fakeKeys{}}, admin.Address{})
+	for _, path := range []string{"/api/v1/status", "/api/v1/keys/%3Cscript%3E%0d%0aX:y%1b%5b2J", "/api/v1/services/%3Cscript%3E%0d%0a%1b%5b2J/exchanges", "/api/v1/%3Cscript%3E%0d%0a%1b%5b2J", "/%3Cscript%3E%0d%0a%1b%5b2J"} {
+		resp, body := ask(t, dial, fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n", path, addr, bearer(adminToken)))
+		if strings.ContainsAny(body, "\x1b\r\u009b\u202e") || strings.Contains(body, "<script") || strings.Count(body, "\n") != 1 {
+			t.Errorf("%s: %q", path, body)
+		}
+		if kind := resp.Header.Get("Content-Type"); kind != "application/json" && kind != "application/problem+json" {
+			t.Errorf("%s is %s", path, kind)
+		}
+		if resp.Header.Get("X") != "" || resp.Header.Get("Set-Cookie") != "" {
+			t.Errorf("%s: the header is %v", path, resp.Header)
+		}
+	}
+	if resp, body := ask(t, dial, "GET /api/v1/status HTTP/1.1\r\nHost: <script>\x1b[2J\r\n\r\n"); resp.StatusCode < 400 || strings.ContainsAny(body, "\x1b") || strings.Contains(body, "<script") {
+		t.Errorf("a hostile host: %d %q", resp.StatusCode, body)
+	}
+}
+
+// TestAddressGivenUp: when the listener is closed, for a successor, those who are being answered go on, and no other comes.
+func TestAddressGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys := &slowKeys{began: make(chan struct{}), goesOn: make(chan struct{})}
+		s := &admin.Server{Status: snapshot, Keys: keys}
+		dial, l, end := inBubble(t, s, admin.Address{Connections: 4})
+		answered := make(chan int)
+		go func() {
+			resp, _ := ask(t, dial, "DELETE /api/v1/keys/nas HTTP/1.1\r\nHost: localhost\r\n"+bearer(adminToken)+"\r\n")
+			answered <- resp.StatusCode
+		}()
+		<-keys.began
+		l.Close()
+		synctest.Wait()
+		if c, err := dial(t.Context()); err == nil {
+			c.Close()
+			t.Error("the address is still there")
+		}
+		close(keys.goesOn)
+		if code := <-answered; code != 204 {
+			t.Errorf("who was being answered got %d", code)
+		}
+		end()
+	})
+}
