@@ -8,6 +8,9 @@ export const signedIn = signal(null);
 // operations are what the process answers, such as "DELETE /api/v1/pairs/{}"; null until they are known.
 export const operations = signal(null);
 
+// keysExpire is whether a key can have an end.
+export const keysExpire = signal(false);
+
 export const can = (operation) => operations.value !== null && operations.value.has(operation);
 
 // Problem is a refusal in the process's words. Its status is 0 if the process could not be reached.
@@ -61,6 +64,7 @@ export async function begin() {
 		if (m && path) found.add(`${m[1].toUpperCase()} ${path}`);
 	}
 	operations.value = found;
+	keysExpire.value = /^ +expires:/m.test(description);
 	signedIn.value = true;
 	keep('in', 'yes');
 }

@@ -3,7 +3,7 @@ import { html, signal, useEffect, useRef, useState } from './html.js';
 import { ask, can } from './api.js';
 import { shown, snapshot, watchPairs } from './live.js';
 import { t } from './words.js';
-import { count, rate, size, span, when } from './format.js';
+import { count, rate, size, span, speedOf, when } from './format.js';
 import { Badge, Confirm, Empty, say } from './ui.js';
 import { Table } from './table.js';
 import { clientOf } from './search.js';
@@ -95,7 +95,7 @@ export function Connections() {
 		</div>
 		<div class="sums">
 			<p>${got && html`<strong>${got.matched < got.all || filtered ? t('conn.shown', { n: count(got.live), all: count(got.all) }) : t('conn.all', { n: count(got.live) })}</strong>
-				<span class="figure">↑ ${size(got.sentRate)}/s</span> <span class="figure">↓ ${size(got.receivedRate)}/s</span>`}
+				<span class="figure">↑ ${speedOf(got.sentRate)}</span> <span class="figure">↓ ${speedOf(got.receivedRate)}</span>`}
 				${held && html`<span class="dim wide">${t('conn.held')}</span>`}</p>
 			${endsMany && filtered && current && got.live > 0 && html`<p>${canEndAll
 				? html`<button type="button" class="small" id="end-all" onClick=${() => setEndingAll({ ...which, n: got.live, what: whatAll })}>${t('conn.endAll', { n: count(got.live) })}</button>`

@@ -101,12 +101,14 @@ let order = []; // of what matches
 let held = false; // the order stays as it is: somebody points at a row
 let view = null; // what the page shows
 let before = 0; // when the last change was told
+let paced = false; // whether there was an earlier one to compare it with
 let sums = null;
 
 function takePairs({ reset, changed, gone }) {
 	const now = performance.now();
 	const seconds = before && !reset ? Math.max((now - before) / 1000, 0.2) : 0;
 	before = now;
+	paced = seconds > 0;
 	for (const row of rows.values()) {
 		row.sentRate = row.receivedRate = row.rate = 0;
 		if (row.ended) {
@@ -196,7 +198,7 @@ function showRows() {
 	const to = Math.min(order.length, view.to);
 	const part = [];
 	for (let i = from; i < to; i++) part.push(rows.get(order[i]));
-	postMessage({ kind: 'pairs', from, rows: part, matched: order.length, all: rows.size, live: sums.live, sentRate: sums.sentRate, receivedRate: sums.receivedRate, search: view.search });
+	postMessage({ kind: 'pairs', from, rows: part, matched: order.length, all: rows.size, live: sums.live, sentRate: paced ? sums.sentRate : null, receivedRate: paced ? sums.receivedRate : null, search: view.search });
 }
 
 function setView(next) {

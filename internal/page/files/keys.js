@@ -1,6 +1,6 @@
 // The keys of a proxy: who may connect, and what they may publish.
 import { html, useRef, useState } from './html.js';
-import { ask, can } from './api.js';
+import { ask, can, keysExpire } from './api.js';
 import { snapshot } from './live.js';
 import { t } from './words.js';
 import { count, day, span } from './format.js';
@@ -48,7 +48,7 @@ export function Keys() {
 		{ id: 'online', head: t('keys.online'), cls: 'wide', cell: (k) => (now.get(k.name).links > 0 ? html`<span class="badge good">${t('keys.connected')}</span>` : html`<span class="badge dim">${t('keys.notConnected')}</span>`) },
 		{ id: 'connections', head: t('keys.connections'), cls: 'num wide', cell: (k) => count(now.get(k.name).connections) },
 		{ id: 'expires', head: t('keys.expires'), cls: 'wide', cell: (k) => expiry(k) },
-		{ id: 'created', head: t('keys.created'), cls: 'wide', cell: (k) => (k.created ? day(k.created) : '–') },
+		{ id: 'created', head: t('keys.created'), cls: 'wide nowrap', cell: (k) => (k.created ? day(k.created) : '–') },
 		{
 			id: 'do', head: t('app.actions'), hidden: true, cls: 'do',
 			cell: (k) => html`<span class="row">
@@ -66,7 +66,7 @@ export function Keys() {
 		${keys.length === 0 ? html`<${Empty}><p>${t('keys.none')}</p><${Command}>reverser key add nas --allow tcp/9000</></>`
 			: html`<${Table} id="keys" label=${t('view.keys')} columns=${columns} count=${keys.length} row=${(i) => keys[i]} keyOf=${(k) => k.id} measured=${true} height=${45} />`}
 		${(is === 'add' || is === 'edit') && html`<${Edit} of=${is === 'edit' ? key : null} onClose=${close} onToken=${(token) => setOpen({ dialog: 'token', key: token })} />`}
-		${is === 'token' && html`<${Token} name=${key.name} token=${key.token} onClose=${close} />`}
+		${is === 'token' && html`<${Token} of=${key} onClose=${close} />`}
 		${is === 'remove' && html`<${Confirm} title=${t('keys.removeTitle', key)} button=${t('keys.remove')} danger=${true} onClose=${close} act=${async () => {
 			await ask('DELETE', pathOf(key.name));
 			say(t('keys.removed', key));
@@ -117,7 +117,7 @@ function Edit({ of: key, onClose, onToken }) {
 				say(t('keys.saved', key));
 				onClose();
 			} else {
-				onToken(await ask('POST', '/api/v1/keys', { name: value('name'), ...body }));
+				onToken({ ...(await ask('POST', '/api/v1/keys', { name: value('name'), ...body })), allow: body.allow });
 			}
 		} catch (err) {
 			setError(failed(err));
@@ -133,7 +133,7 @@ function Edit({ of: key, onClose, onToken }) {
 				<label><span>${t('keys.maxServices')}</span><input name="max_services" type="number" min="0" step="1" inputmode="numeric" placeholder=${t('keys.unlimited')} defaultValue=${key?.max_services || ''} /></label>
 				<label><span>${t('keys.maxConnections')}</span><input name="max_connections" type="number" min="0" step="1" inputmode="numeric" placeholder=${t('keys.unlimited')} defaultValue=${key?.max_connections || ''} /></label>
 			</div>
-			${can('PATCH /api/v1/keys/{}') && html`<label><span>${t('keys.expires')}</span><input name="expires" autocomplete="off" spellcheck="false" aria-describedby="expires-hint" /></label><p class="note" id="expires-hint">${t(key ? 'keys.expiresEditHint' : 'keys.expiresHint')}</p>`}
+			${keysExpire.value && html`<label><span>${t('keys.expires')}</span><input name="expires" autocomplete="off" spellcheck="false" aria-describedby="expires-hint" /></label><p class="note" id="expires-hint">${t(key ? 'keys.expiresEditHint' : 'keys.expiresHint')}</p>`}
 			${error && html`<p class="problem" role="alert">${error}</p>`}
 			<div class="buttons">
 				<button type="button" onClick=${onClose}>${t('app.cancel')}</button>
@@ -150,7 +150,7 @@ function Rotate({ of: key, onClose, onToken }) {
 	const go = async () => {
 		setBusy(true);
 		try {
-			onToken({ name: key.name, ...(await ask('POST', pathOf(key.name) + '/rotate')) });
+			onToken({ allow: key.allow, name: key.name, ...(await ask('POST', pathOf(key.name) + '/rotate')) });
 		} catch (err) {
 			setError(failed(err));
 			setBusy(false);
@@ -166,8 +166,14 @@ function Rotate({ of: key, onClose, onToken }) {
 	</>`;
 }
 
+// example is something that a bridge can publish with a key.
+function example(allow = []) {
+	const port = /^tcp\/(\d+)(-\d+)?$/.exec(allow[0] || 'tcp/9000');
+	return port ? port[1] : `${allow[0].replace('*', 'app').replace(/-\d+$/, '')}=8080`;
+}
+
 // Token shows a token this once.
-function Token({ name, token, onClose }) {
+function Token({ of: { name, token, allow }, onClose }) {
 	const text = useRef(null);
 	const [done, setDone] = useState('');
 	const copy = async () => setDone((await copyText(text.current)) ? 'keys.copied' : 'keys.notCopied');
@@ -176,7 +182,7 @@ function Token({ name, token, onClose }) {
 		<p class="token"><code id="token-text" ref=${text}>${token}</code></p>
 		<p><button type="button" class="primary" id="copy-token" autofocus onClick=${copy}>${t('keys.copy')}</button> <span role="status" class="note">${done && t(done)}</span></p>
 		<p>${t('keys.tokenUse')}</p>
-		<${Command}>reverser bridge --token-file ${name}.token 9000</>
+		<${Command}>reverser bridge --token-file ${name}.token ${example(allow)}</>
 		<div class="buttons"><button type="button" onClick=${onClose}>${t('keys.done')}</button></div>
 	</>`;
 }

@@ -75,7 +75,7 @@ onSnapshot((snap, now) => {
 	seen.value = { at: push(was.at, Date.now() / 1000), sent: push(was.sent, now.sent), received: push(was.received, now.received), connections: push(was.connections, totals(snap).connections) };
 });
 
-const max = (...lists) => lists.reduce((m, list) => list.reduce((a, b) => Math.max(a, b ?? 0), m), 0);
+const max = (list) => list.reduce((a, b) => Math.max(a, b ?? 0), 0);
 
 function Charts() {
 	const [kept, setKept] = useState(null);
@@ -106,7 +106,7 @@ function Charts() {
 	const now = speed.value;
 	const where = asks ? t('over.lastHour') : t('over.sinceOpen');
 	return html`<div class="charts">
-		<${Chart} title=${t('over.throughput')} says=${`${where}; ${t('over.chartNow', { now: speedOf(now ? now.sent + now.received : null), most: speedOf(max(h.sent, h.received)) })}`}
+		<${Chart} title=${t('over.throughput')} says=${`${where}; ${t('over.chartNow', { now: speedOf(now ? now.sent + now.received : null), most: speedOf(max(h.sent.map((n, i) => n + h.received[i]))) })}`}
 			data=${traffic} format=${speedOf} series=${[{ name: '↑ ' + t('over.sent'), colour: '--up' }, { name: '↓ ' + t('over.received'), colour: '--down' }]} />
 		<${Chart} title=${t('over.connections')} says=${`${where}; ${t('over.chartNow', { now: count(h.connections[h.connections.length - 1] ?? 0), most: count(max(h.connections)) })}`}
 			data=${connections} format=${count} series=${[{ name: t('over.connections'), colour: '--down' }]} />

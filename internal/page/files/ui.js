@@ -63,6 +63,15 @@ export function Dialog({ title, onClose, children, wide }) {
 		const from = document.activeElement;
 		const dialog = ref.current;
 		dialog.showModal();
+		const keep = (e) => { // the focus of a modal dialog may otherwise go to the browser's own buttons
+			if (e.key !== 'Tab') return;
+			const all = [...dialog.querySelectorAll('button, input, select, textarea')].filter((x) => !x.disabled);
+			const end = e.shiftKey ? all[0] : all[all.length - 1];
+			if (document.activeElement !== end) return;
+			e.preventDefault();
+			(e.shiftKey ? all[all.length - 1] : all[0]).focus();
+		};
+		dialog.addEventListener('keydown', keep);
 		return () => {
 			if (dialog.open) dialog.close();
 			if (from && from.isConnected) from.focus();

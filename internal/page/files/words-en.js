@@ -251,7 +251,7 @@ export const en = {
 	'keys.undrained': 'The key {name} takes users again.',
 	'keys.tokenTitle': 'The token of {name}',
 	'keys.tokenOnce': 'It is shown this once, and cannot be shown again. Keep it like a password.',
-	'keys.tokenUse': 'On the LAN machine:',
+	'keys.tokenUse': 'On the LAN machine, with the token in a file that only you can read:',
 	'keys.copy': 'Copy',
 	'keys.copied': 'Copied.',
 	'keys.notCopied': 'This browser does not copy here: the text is selected, copy it by hand.',

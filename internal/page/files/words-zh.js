@@ -251,7 +251,7 @@ export const zh = {
 	'keys.undrained': '密钥 {name} 重新接收用户。',
 	'keys.tokenTitle': '{name} 的令牌',
 	'keys.tokenOnce': '只显示这一次，之后无法再查看。请像密码一样保管。',
-	'keys.tokenUse': '在内网机器上：',
+	'keys.tokenUse': '在内网机器上，把令牌放进只有您能读的文件：',
 	'keys.copy': '复制',
 	'keys.copied': '已复制。',
 	'keys.notCopied': '浏览器不允许在此复制：文字已选中，请手动复制。',
