@@ -61,7 +61,7 @@ export function Connections() {
 		order.value = was.by === by ? { by, down: !was.down } : { by, down: numeric.has(by) && by !== 'age' };
 	};
 	const columns = [
-		{ id: 'client', head: t('conn.client'), sort: true, header: true, cell: (p) => html`<span class="cut">${p.client}</span><span class="narrow sub">${p.service}${p.key ? ' · ' + p.key : ''}</span>` },
+		{ id: 'client', head: t('conn.client'), sort: true, header: true, cell: (p) => html`<span class="cut" title=${p.client}>${p.client}</span><span class="narrow sub">${p.service}${p.key ? ' · ' + p.key : ''}</span>` },
 		{ id: 'service', head: t('conn.service'), sort: true, cls: 'wide', cell: (p) => html`<span class="cut" title=${p.target}>${p.service}</span>` },
 		proxy && { id: 'key', head: t('conn.key'), sort: true, cls: 'wide', cell: (p) => html`<span class="cut">${p.key || '–'}</span>` },
 		!proxy && { id: 'target', head: t('conn.target'), sort: true, cls: 'wide', cell: (p) => html`<span class="cut">${p.target}</span>` },

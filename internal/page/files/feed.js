@@ -99,6 +99,7 @@ setInterval(() => {
 const rows = new Map(); // by id
 let order = []; // of what matches
 let held = false; // the order stays as it is: somebody points at a row
+let settled = false; // whether there was an order yet that knew how fast each is
 let view = null; // what the page shows
 let before = 0; // when the last change was told
 let paced = false; // whether there was an earlier one to compare it with
@@ -173,7 +174,7 @@ function arrange() {
 		if (!row.ended) sums.live++;
 		found.push(row);
 	}
-	if (held) {
+	if (held && settled) {
 		const there = new Set(found.map((row) => row.id));
 		const kept = order.filter((id) => there.has(id));
 		const known = new Set(kept);
@@ -185,6 +186,7 @@ function arrange() {
 	const sign = view.down ? -1 : 1;
 	found.sort((a, b) => sign * by(a, b) || b.at - a.at || text(a.id, b.id));
 	order = found.map((row) => row.id);
+	settled = paced;
 }
 
 function show() {
@@ -209,7 +211,7 @@ function setView(next) {
 		rows.clear();
 		order = [];
 		before = 0;
-		held = false;
+		held = settled = false;
 		open();
 		return;
 	}

@@ -1,0 +1,44 @@
+package browser
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/chromedp/chromedp"
+)
+
+// What an operator does with the page.
+
+type action = chromedp.Action[chromedp.Void]
+
+func click(what string) action { return chromedp.Click(what) }
+func keys(text string) action  { return chromedp.KeyEvent(text) }
+func press(key string) action  { return chromedp.KeyEvent(key) }
+func quote(text string) string { b, _ := json.Marshal(text); return string(b) }
+func row(table, has string) string {
+	return fmt.Sprintf(`[...document.querySelectorAll('#%s tbody tr')].find((r) => r.textContent.includes(%s))`, table, quote(has))
+}
+
+func logIn(p *Page, token string) {
+	p.t.Helper()
+	typeInto(p, "#token", token)
+	p.Do(click("form button"))
+	p.Await(`document.querySelector('nav')`)
+}
+
+// show goes to a view of the page.
+func show(p *Page, view string) {
+	p.t.Helper()
+	p.Script(fmt.Sprintf("location.hash = '#/%s'", view))
+	p.Await(fmt.Sprintf(`document.querySelector('main').classList.contains(%q)`, view))
+}
+
+// typeInto puts text into a field in the place of what is there, as if it were typed.
+func typeInto(p *Page, field, text string) {
+	p.t.Helper()
+	p.Await(fmt.Sprintf("document.querySelector(%q)", field))
+	p.Script(fmt.Sprintf(`const field = document.querySelector(%q); field.focus(); field.select();`, field))
+	p.Do(keys(text))
+	p.Await(fmt.Sprintf("document.querySelector(%q).value == %q", field, strings.TrimSpace(text)))
+}
