@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -60,7 +59,7 @@ func well(t *testing.T) (*World, Patient) {
 		Addrs:       func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("203.0.113.5")} },
 		Route:       func(netip.AddrPort) (netip.Addr, error) { return netip.MustParseAddr("203.0.113.5"), nil },
 		Dial:        func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("nobody is there") },
-		Listen:      func(string, string) (net.Listener, error) { return nil, syscall.EADDRINUSE },
+		Listen:      func(string, string) (net.Listener, error) { return nil, errPortTaken },
 		Holders:     func(uint16) ([]sys.Holder, bool) { return []sys.Holder{{PID: 7, Program: "nginx"}}, true },
 		LookAt:      func(dir string, _ ...int) (state.Looked, error) { return state.Looked{Path: dir}, nil },
 		Disk:        func(string) (sys.Disk, error) { return sys.Disk{Free: 1 << 40, Size: 1 << 41}, nil },
@@ -133,9 +132,9 @@ func TestMachine(t *testing.T) {
 		{"little memory", func(w *World, _ *Patient) { w.Memory = func(int) int64 { return 32 << 20 } }, "memory warn 32 MiB", nil},
 		{"a full disk", func(w *World, p *Patient) {
 			w.LookAt = func(dir string, _ ...int) (state.Looked, error) {
-				return state.Looked{Path: dir}, fmt.Errorf("write: %w", &fs.PathError{Op: "write", Path: dir, Err: syscall.ENOSPC})
+				return state.Looked{Path: dir}, fmt.Errorf("write: %w", &fs.PathError{Op: "write", Path: dir, Err: errDiskFull})
 			}
-		}, "disk fail", []string{"no space left", "make room"}},
+		}, "disk fail", []string{errDiskFull.Error(), "make room"}},
 		{"a disk that is nearly full", func(w *World, _ *Patient) {
 			w.Disk = func(string) (sys.Disk, error) { return sys.Disk{Free: 3 << 20, Size: 1 << 30}, nil }
 		}, "disk warn 3 MB free of 1.0 GB", nil},
@@ -211,7 +210,7 @@ func withBridge(w *World, p *Patient, e bridge.Examined) {
 func TestWay(t *testing.T) {
 	good, bad := netip.MustParseAddrPort("203.0.113.1:3010"), netip.MustParseAddrPort("[2001:db8::1]:3010")
 	proven := bridge.Try{Target: "tunnel.example:3010", Addr: good, TCP: 1, Reached: true, Proven: 2, Local: netip.MustParseAddr("192.0.2.2")}
-	failed := bridge.Try{Target: "tunnel.example:3010", Addr: bad, Err: &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}}
+	failed := bridge.Try{Target: "tunnel.example:3010", Addr: bad, Err: &net.OpError{Op: "dial", Err: errNoWay}}
 	way, err := via.Parse("http://192.0.2.3:3128")
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +247,7 @@ func TestWay(t *testing.T) {
 	t.Run("no route", func(t *testing.T) {
 		w, p := well(t)
 		withBridge(w, &p, bridge.Examined{Proxy: "203.0.113.1:3010", Addrs: []netip.AddrPort{bad}, Tries: []bridge.Try{failed}})
-		w.Route = func(netip.AddrPort) (netip.Addr, error) { return netip.Addr{}, syscall.ENETUNREACH }
+		w.Route = func(netip.AddrPort) (netip.Addr, error) { return netip.Addr{}, errNoWay }
 		mustFind(t, look(t, w, p), "route fail this machine has no way to 2001:db8::1", "ip route")
 	})
 	t.Run("a link of ours", func(t *testing.T) {
@@ -317,7 +316,7 @@ func TestExpired(t *testing.T) {
 	if len(lines) != 2 {
 		t.Fatalf("found %q, want the port and the certificate", lines)
 	}
-	mustFind(t, lines[:1], "ports fail --listen :3010 cannot be opened: address already in use: port 3010 is held by nginx (pid 7)", "another process has that port")
+	mustFind(t, lines[:1], "ports fail --listen :3010 cannot be opened: "+errPortTaken.Error()+": port 3010 is held by nginx (pid 7)", "another process has that port")
 	mustFind(t, lines[1:], "certificates fail that in chain.pem has expired on", "→ clients refuse it, get a new one")
 }
 
