@@ -192,7 +192,13 @@ func TestDoctorLeavesLinksAlone(t *testing.T) {
 	c := tun.dial(t)
 	exchange(t, c, "before")
 	for range 3 {
-		mustFind(t, doctor(t, "bridge", tun.token, "9000="+strconv.Itoa(serve(t, echo)), "--state", t.TempDir()), map[string]string{}, "")
+		mustFind(t, doctor(t, "bridge", tun.token, "9000="+strconv.Itoa(serve(t, echo)), "--state", t.TempDir()),
+			map[string]string{"key": "fail"}, "key", "accepted, and in use", "another live bridge", "a key of its own")
+	}
+	all := doctor(t, "bridge", tun.token, "9000="+strconv.Itoa(serve(t, echo)), "--state", tun.bridge.state)
+	mustFind(t, all, map[string]string{}, "")
+	if !slices.ContainsFunc(all, func(f finding) bool { return f.Name == "link" && strings.Contains(f.Found, "left alone") }) {
+		t.Errorf("nothing says that the link of the running process is left alone: %+v", all)
 	}
 	mustFind(t, doctor(t, "--state", tun.bridge.state), map[string]string{}, "")
 	mustFind(t, doctor(t, "--state", tun.proxy.state), map[string]string{}, "")
@@ -246,11 +252,17 @@ func TestDoctorOfPolicies(t *testing.T) {
 	t.Parallel()
 	proxy := startProxy(t)
 	port, target := freePort(t), strconv.Itoa(serve(t, echo))
-	b := startBridge(t, addKey(t, proxy.state, "narrow", fmt.Sprintf("tcp/%d", port)), fmt.Sprintf("%d=%s", port, target), "80="+target)
+	token := addKey(t, proxy.state, "narrow", fmt.Sprintf("tcp/%d", port))
+	mustFind(t, doctor(t, "bridge", token, fmt.Sprintf("%d=%s", port, target), "80="+target, "--state", t.TempDir()),
+		map[string]string{"services": "fail"}, "services", `tcp/80 would not be served: tcp/80 denied: the policy of key "narrow" allows`, "key edit")
+	b := startBridge(t, token, fmt.Sprintf("%d=%s", port, target), "80="+target)
 	b.awaitUp(fmt.Sprintf("tcp/%d", port))
 	b.awaitService("tcp/80", "denied")
-	mustFind(t, doctor(t, "--state", b.state), map[string]string{"services": "fail"}, "services", "tcp/80 is denied", `the policy of key "narrow"`, "key add")
+	mustFind(t, doctor(t, "--state", b.state), map[string]string{"services": "fail"}, "services", "tcp/80 is denied", `the policy of key "narrow"`, "key edit")
 	mustFind(t, doctor(t, "--state", proxy.state), map[string]string{"services": "warn"}, "services", "tcp/80 is denied (key narrow)")
+	other := addKey(t, proxy.state, "other", "tcp/1024-65535")
+	mustFind(t, doctor(t, "bridge", other, fmt.Sprintf("%d=%s", port, target), "--state", t.TempDir()),
+		map[string]string{"services": "fail"}, "services", fmt.Sprintf("tcp/%d is held by another key", port))
 }
 
 // TestDoctorOfTargets: targets that do not answer are named, each with what it mostly means.

@@ -84,7 +84,7 @@ var rules = []rule{
 	{pkg: "", own: "bridge escape grammar status via",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
 	{pkg: "internal/notify", own: "escape status", why: "tells chats and programs elsewhere what snapshots show; it cannot reach into a role, and nothing waits for it"},
-	{pkg: "internal/doctor", own: "accesslog auth bridge config grammar relay state status sys via",
+	{pkg: "internal/doctor", own: "accesslog auth bridge config grammar link relay state status sys via",
 		why: "looks at a role from outside, by its settings and its status, and changes nothing: it cannot reach into one, and how to dial, read or store is asked of who knows"},
 	{pkg: "internal/service", own: "access", why: "what service managers read and say; what the service does, and what its settings mean, is not its to know"},
 	{pkg: "cmd/reverser", own: "access accesslog admin bridge certs config doctor escape events export grammar inspect lines notify page proxy relay service state status sys traffic",

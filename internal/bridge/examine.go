@@ -32,13 +32,15 @@ type Try struct {
 	Reached bool          // the way out led to the target; true where there is none and TCP was connected
 	Proven  time.Duration // until both ends were proven, TCP included; 0: they were not
 	Err     error         // why not; with the remedy
+	Answer  link.Answer   // to the question which services the key would get, as Config.Settings has them; if AskErr is nil
+	AskErr  error         // why there is no answer
 }
 
 // examineLimit is how long one address may take.
 const examineLimit = 6 * time.Second
 
-// Examine goes the way to each proxy as a bridge with this configuration would, until both ends are proven, and ends the connection there.
-// No session begins, so a bridge that is connected with the same key notices nothing, and nothing at the proxy changes. All addresses are
+// Examine goes the way to each proxy as a bridge with this configuration would, until both ends are proven, asks which
+// services the key would get, and ends the connection. No session begins, so a bridge that is connected with the same key notices nothing, and nothing at the proxy changes. All addresses are
 // tried at once.
 func Examine(ctx context.Context, cfg Config) ([]Examined, error) {
 	b, err := New(cfg)
@@ -78,6 +80,16 @@ func (u *uplink) examine(ctx context.Context) Examined {
 	return e
 }
 
+// publics are the names that the bridge would claim.
+func (b *Bridge) publics() (all []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, id := range b.services.IDs() {
+		all = append(all, b.services.Offered(id).Public.String())
+	}
+	return all
+}
+
 // examineWay is one try of a race.
 func (u *uplink) examineWay(ctx context.Context, w way) Try {
 	ctx, cancel := context.WithTimeout(ctx, examineLimit)
@@ -105,7 +117,7 @@ func (u *uplink) examineWay(ctx context.Context, w way) Try {
 			t.Err = u.tryError(w, n.err)
 		default:
 			t.Proven = time.Since(begun)
-			n.conn.Close()
+			t.Answer, t.AskErr = link.Ask(ctx, n.conn, u.b.publics())
 		}
 	}
 	return t

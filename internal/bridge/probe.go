@@ -9,12 +9,12 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"syscall"
 	"time"
 
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 )
 
 const (
@@ -157,7 +157,7 @@ func (p *probe) prove(ctx context.Context) {
 		err = p.u.b.ask(ctx, addr, p.nonce) // the kernel of a busy proxy takes a connection long before the proxy does
 	}
 	took := time.Since(begin)
-	failed := err != nil && !noRoute(err)
+	failed := err != nil && !sys.NoRoute(err)
 	outcome := status.Probe{State: status.ProbeAnswered, Text: addr}
 	switch {
 	case failed:
@@ -211,11 +211,6 @@ func probeHint(err error) string {
 		return ": has the proxy as many users as its descriptor limit or this key's limit allows (its log says so), or does something in between take connections?"
 	}
 	return ": does a firewall or the cloud's security group block it?"
-}
-
-// noRoute reports whether the dial never left this machine: the other end is of a family of addresses that it does not have.
-func noRoute(err error) bool {
-	return errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
 // probeAddr returns where the public port of a service is probed, or why it is not. The bridge dials nothing that a proxy

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"reverser/internal/bridge"
 	"reverser/internal/config"
 	"reverser/internal/grammar"
+	"reverser/internal/link"
 	"reverser/internal/relay"
 	"reverser/internal/status"
 	"reverser/internal/sys"
@@ -65,7 +67,11 @@ func (w *World) way(ctx context.Context, v *visit) (all []Check) {
 		return nil
 	}
 	set := v.Settings.Bridge
-	cfg := bridge.Config{Token: set.Token, Proxies: ProxiesOf(set), Settings: bridge.Settings{Via: set.Via}, SNI: set.SNI}
+	settings := bridge.Settings{Via: set.Via}
+	for _, e := range set.Services {
+		settings.Services = append(settings.Services, bridge.Service{Public: e.Public, Target: e.Target})
+	}
+	cfg := bridge.Config{Token: set.Token, Proxies: ProxiesOf(set), Settings: settings, SNI: set.SNI}
 	examined, err := w.Walk(ctx, cfg)
 	if err != nil {
 		return []Check{faulty("settings", err, "")}
@@ -75,7 +81,7 @@ func (w *World) way(ctx context.Context, v *visit) (all []Check) {
 		if len(examined) > 1 {
 			of = " of " + e.Proxy
 		}
-		for _, c := range w.wayTo(ctx, e, set.Via) {
+		for _, c := range w.wayTo(ctx, e, v.Settings) {
 			c.Name += of
 			all = append(all, c)
 		}
@@ -117,11 +123,12 @@ const (
 	stepPort     = "link port"
 	stepIdentity = "identity"
 	stepKey      = "key"
+	stepServices = "services"
 )
 
 // wayTo tells one way to a proxy step by step. Behind the first that fails the others are skipped.
-func (w *World) wayTo(ctx context.Context, e bridge.Examined, choice via.Choice) (all []Check) {
-	steps := []string{stepName, stepWay, stepRoute, stepPort, stepIdentity, stepKey}
+func (w *World) wayTo(ctx context.Context, e bridge.Examined, set *config.Settings) (all []Check) {
+	steps := []string{stepName, stepWay, stepRoute, stepPort, stepIdentity, stepKey, stepServices}
 	say := func(c Check) { all = append(all, c) }
 	rest := func(behind string) []Check {
 		for _, step := range steps[len(all):] {
@@ -163,19 +170,23 @@ func (w *World) wayTo(ctx context.Context, e bridge.Examined, choice via.Choice)
 		return rest(stepWay)
 	}
 	if e.Way != nil {
-		say(ok(stepWay, "%s leads there", choice))
+		say(ok(stepWay, "%s leads there", set.Bridge.Via))
 	} else {
 		say(ok(stepWay, "none: it is dialled directly"))
 	}
-	from := best.Local
+	from, known := best.Local, error(nil)
 	if !from.IsValid() {
-		var err error
-		if from, err = w.Route(best.Addr); err != nil {
-			say(faulty(stepRoute, fmt.Errorf("this machine has no way to %s: %w", best.Addr.Addr(), err), "is it connected to a network? `ip route` shows its ways"))
-			return rest(stepRoute)
-		}
+		from, known = w.Route(best.Addr)
 	}
-	say(ok(stepRoute, "from %s", from))
+	switch {
+	case sys.NoRoute(best.Err) || sys.NoRoute(known):
+		say(fail(stepRoute, "is it connected to a network? `ip route` shows its ways", "this machine has no way to %s: %v", best.Addr.Addr(), plain(cmp.Or(known, best.Err))))
+		return rest(stepRoute)
+	case known != nil:
+		say(skip(stepRoute, "this system does not say from which address it would dial: %v", known))
+	default:
+		say(ok(stepRoute, "from %s", from))
+	}
 	switch {
 	case best.TCP == 0:
 		say(unanswered(stepPort, best.Addr.String(), best.Err))
@@ -188,10 +199,11 @@ func (w *World) wayTo(ctx context.Context, e bridge.Examined, choice via.Choice)
 	switch err := best.Err; {
 	case err == nil:
 		say(ok(stepIdentity, "the proxy that the token was made for, by TLS 1.3"))
-		say(ok(stepKey, "accepted after %s in all; whether another bridge uses it shows when a bridge starts", best.Proven.Round(time.Microsecond*100)))
+		all = append(all, answers(best, set.Bridge.Services)...)
 	case errors.Is(err, auth.ErrRefused):
 		say(ok(stepIdentity, "the proxy that the token was made for, by TLS 1.3"))
 		say(faulty(stepKey, err, ""))
+		return rest(stepKey)
 	default:
 		c := faulty(stepIdentity, err, "")
 		if e.Way == nil && !isVersion(err) {
@@ -211,6 +223,40 @@ func (w *World) wayTo(ctx context.Context, e bridge.Examined, choice via.Choice)
 	}
 	return all
 }
+
+// answers are what the proxy said of the key and of the services.
+func answers(t bridge.Try, asked []grammar.Expose) (all []Check) {
+	took := t.Proven.Round(100 * time.Microsecond)
+	switch err := t.Answer.Err; {
+	case t.AskErr != nil:
+		return []Check{ok(stepKey, "accepted after %s in all", took), skip(stepServices, "whether the key may have them shows when a bridge starts: %v", t.AskErr)}
+	case errors.Is(err, link.ErrDuplicate):
+		all = append(all, fail(stepKey, "give each bridge a key of its own (`reverser key add NAME --allow …` at the proxy), or stop the other bridge",
+			"accepted, and in use: another live bridge holds it, so this one would be refused"))
+	case err != nil:
+		all = append(all, faulty(stepKey, fmt.Errorf("accepted, but no session would begin: %w", err), ""))
+	default:
+		all = append(all, ok(stepKey, "accepted after %s in all, and no other bridge uses it", took))
+	}
+	var denied []Check
+	for i, why := range t.Answer.Why {
+		if why != "" {
+			denied = append(denied, fail(stepServices, allowHint, "%s would not be served: %s", asked[i].Public, why))
+		}
+	}
+	n := len(t.Answer.Why)
+	if len(denied) < n || n == 0 {
+		all = append(all, ok(stepServices, "the proxy would serve %d of %d; whether their ports are free shows when a bridge starts", n-len(denied), n))
+	}
+	all = append(all, few(denied, "services would not be served")...)
+	if left := len(asked) - n; left > 0 && n > 0 {
+		all = append(all, skip(stepServices, "%d more were not asked for", left))
+	}
+	return all
+}
+
+// allowHint is what to do about a service that a key may not have.
+const allowHint = "at the proxy, let the key have it (`reverser key edit NAME --allow …`), or ask for what it may have"
 
 // isVersion reports whether the proxy is the right one, and too old or too new.
 func isVersion(err error) bool {
@@ -301,10 +347,7 @@ func meaning(err error) string {
 // services are what the proxy said about each one.
 func (w *World) services(_ context.Context, v *visit) (all []Check) {
 	const name = "services"
-	if v.Snapshot == nil {
-		if v.Role == config.RoleBridge {
-			return []Check{skip(name, "whether the key may have them shows when a bridge starts")}
-		}
+	if v.Snapshot == nil { // way has asked
 		return nil
 	}
 	up := 0
@@ -323,7 +366,7 @@ func (w *World) services(_ context.Context, v *visit) (all []Check) {
 			up++
 		case status.ServiceDenied:
 			all = append(all, Check{name, state, fmt.Sprintf("%s is denied%s%s", s.Public, whose, reason),
-				"at the proxy, let the key have it (`reverser key add NAME --allow " + s.Public + "`), or ask for what it may have"})
+				allowHint})
 		case status.ServiceRetrying:
 			all = append(all, w.retrying(s, v.Role, whose))
 		default:

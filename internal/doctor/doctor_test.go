@@ -210,7 +210,7 @@ func withBridge(w *World, p *Patient, e bridge.Examined) {
 func TestWay(t *testing.T) {
 	good, bad := netip.MustParseAddrPort("203.0.113.1:3010"), netip.MustParseAddrPort("[2001:db8::1]:3010")
 	proven := bridge.Try{Target: "tunnel.example:3010", Addr: good, TCP: 1, Reached: true, Proven: 2, Local: netip.MustParseAddr("192.0.2.2")}
-	failed := bridge.Try{Target: "tunnel.example:3010", Addr: bad, Err: &net.OpError{Op: "dial", Err: errNoWay}}
+	failed := bridge.Try{Target: "tunnel.example:3010", Addr: bad, Err: &net.OpError{Op: "dial", Err: errors.New("silence")}}
 	way, err := via.Parse("http://192.0.2.3:3128")
 	if err != nil {
 		t.Fatal(err)

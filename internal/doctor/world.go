@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"time"
 
 	"reverser/internal/bridge"
@@ -50,7 +51,7 @@ func NewWorld(built time.Time) *World {
 			return sys.MemoryAvailableTo(pid)
 		},
 	}
-	if _, err := os.Stat("/proc/sys/net"); err == nil {
+	if runtime.GOOS == "linux" { // Wine shows programs of Windows the files of Linux
 		w.Machine = os.DirFS("/")
 	}
 	return w

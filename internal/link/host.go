@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +27,8 @@ type HostConfig struct {
 	Admit func(keyID [16]byte, secret [32]byte) bool
 	// Draining reports whether new sessions are refused.
 	Draining func() bool
+	// Ask says of each PUBLIC why the key would not get it, "" if it would; nil: nothing is said.
+	Ask func(keyID [16]byte, public []string) (why []string)
 }
 
 // Host is the proxy's end of all links: it decides which session a connection belongs to.
@@ -107,6 +110,10 @@ func (h *Host) attach(conn *auth.Conn) (l *Link, c *carrier, err error) {
 	buf := make([]byte, attachScratch)
 	a, gen, err := readAttach(conn, buf)
 	unread := a.Streams > 0
+	if err == nil && a.Ask != "" {
+		conn.Write(wire.AppendAttached(nil, gen, h.answer(conn, a, gen)))
+		return nil, nil, errAsked
+	}
 	if err == nil {
 		h.arrivals.said(conn)
 		l, err = h.find(conn, a, gen)
@@ -154,16 +161,67 @@ func readAttach(conn *auth.Conn, buf []byte) (a wire.Attach, gen uint64, err err
 	return a, f.Offset, checkTable(a.Streams)
 }
 
-// find returns the session that the connection belongs to, and makes a new one where that is asked for and possible.
-func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
+// errAsked ends a connection that only asked.
+var errAsked = errors.New("it asked, and got its answer")
+
+// answer is what a bridge would be told that begins a session, and nothing begins or ends by it.
+func (h *Host) answer(conn *auth.Conn, a wire.Attach, gen uint64) wire.Attached {
+	at := wire.Attached{Status: wire.StatusOK}
+	refused := h.mayAttach(conn, a, gen)
+	if refused == nil {
+		h.mu.Lock()
+		old := h.byKey[conn.KeyID]
+		h.mu.Unlock()
+		switch {
+		case h.cfg.Draining():
+			refused = refuseDraining()
+		case old != nil && !old.Leaving() && !old.frozen() && old.Ping(oldLinkTimeout):
+			refused = refuseDuplicate()
+		}
+	}
+	if refused != nil {
+		at.Status, at.Text, at.ComeBack = refused.status, refused.text, uint32(refused.comeBack.Milliseconds())
+	}
+	if h.cfg.Ask == nil || at.Status == wire.StatusDenied {
+		return at
+	}
+	for _, why := range h.cfg.Ask(conn.KeyID, strings.Split(strings.TrimSuffix(a.Ask, "\n"), "\n")) {
+		line := strings.ReplaceAll(why, "\n", " ") + "\n"
+		if len(at.Answers)+len(line) > wire.MaxAsk {
+			break
+		}
+		at.Answers += line
+	}
+	return at
+}
+
+func refuseDraining() *ownRefusal {
+	return &ownRefusal{status: wire.StatusDraining, text: "the proxy is stopping", comeBack: time.Second}
+}
+
+func refuseDuplicate() *ownRefusal {
+	return &ownRefusal{status: wire.StatusDuplicate, comeBack: 5 * time.Second,
+		text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
+}
+
+// mayAttach refuses a connection that may not have any session.
+func (h *Host) mayAttach(conn *auth.Conn, a wire.Attach, gen uint64) *ownRefusal {
 	if a.Mode == wire.ModeNew && gen != 1 {
-		return nil, &ownRefusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d, a new session starts with 1", gen)}
+		return &ownRefusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d, a new session starts with 1", gen)}
 	}
 	if !h.cfg.Admit(conn.KeyID, conn.Secret) {
-		return nil, &ownRefusal{status: wire.StatusDenied, text: "the key was removed"}
+		return &ownRefusal{status: wire.StatusDenied, text: "the key was removed"}
 	}
 	if conn.Role != wire.RoleBridge {
-		return nil, &ownRefusal{status: wire.StatusUnsupported, text: "this proxy serves bridges only, and neither visitors nor other proxies: update it"}
+		return &ownRefusal{status: wire.StatusUnsupported, text: "this proxy serves bridges only, and neither visitors nor other proxies: update it"}
+	}
+	return nil
+}
+
+// find returns the session that the connection belongs to, and makes a new one where that is asked for and possible.
+func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
+	if refused := h.mayAttach(conn, a, gen); refused != nil {
+		return nil, refused
 	}
 	if a.Mode != wire.ModeNew {
 		h.mu.Lock()
@@ -180,7 +238,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 	h.mu.Lock()
 	old := h.byKey[conn.KeyID]
 	h.mu.Unlock()
-	draining := &ownRefusal{status: wire.StatusDraining, text: "the proxy is stopping", comeBack: time.Second}
+	draining := refuseDraining()
 	successor := old != nil && old.peer != conn.Peer && old.Leaving() && !h.cfg.Draining() && !old.frozen()
 	if old != nil && !successor { // also while draining: or the drain would wait for streams whose bridge is gone for good
 		if old.frozen() {
@@ -193,8 +251,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 		case alive && stopping:
 			return nil, draining
 		case alive:
-			return nil, &ownRefusal{status: wire.StatusDuplicate, comeBack: 5 * time.Second,
-				text: "another live bridge holds this key; give each bridge a key of its own (reverser key add NAME --allow ...)"}
+			return nil, refuseDuplicate()
 		}
 		old.Kill(ErrReplaced)
 		h.forget(old)

@@ -201,6 +201,7 @@ func (p *Proxy) listening(transfer uint16) {
 		Owner: p, Say: p.sayLink, Instance: p.port.auth.Instance, Transfer: transfer, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
 		Admit:    func(id [16]byte, secret [32]byte) bool { now, ok := p.secret(id); return ok && now == secret },
 		Draining: p.conns.Draining,
+		Ask:      func(key [16]byte, public []string) []string { return p.registry.Ask(registry.KeyID(key), public) },
 	})
 	p.registry.Configure(p.policy(p.settings()))
 }

@@ -109,6 +109,32 @@ func (r *Registry) Unclaim(s SessionID, id uint32) (err error) {
 // Round takes a ROUND: the bridge has said everything that it claims.
 func (r *Registry) Round(s SessionID) { r.change(func(co *core) { co.endRound(s) }) }
 
+// Ask returns for each PUBLIC why a session of the key would not get it, "" if it would, as far as policy and other keys say: whether a
+// socket can be opened is seen when it is. Nothing changes.
+func (r *Registry) Ask(key KeyID, public []string) (why []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range public {
+		why = append(why, r.core.ask(key, p))
+	}
+	return why
+}
+
+func (co *core) ask(key KeyID, public string) string {
+	if co.policy.keys[key] == nil {
+		return ErrNoKey.Error()
+	}
+	c := &claim{session: &session{key: key}, asked: Claim{Public: public}}
+	if co.policy.judge(c); c.denied != "" {
+		return c.denied
+	}
+	if n := co.names[c.public]; n != nil && n.held != nil && n.held.key != key {
+		_, there := co.words(c, Answer{Public: c.public, Why: WhyHeld, By: n.held.key})
+		return there
+	}
+	return ""
+}
+
 // Opened takes the result of an attempt to open a socket. It returns false if the attempt is not the present one any more: then the
 // caller closes the socket.
 func (r *Registry) Opened(s Socket, attempt uint64, err error) (present bool) {

@@ -741,3 +741,44 @@ func TestSecure(t *testing.T) {
 	w.do()
 	secure()
 }
+
+// TestAsk: what a key would get is told by the policy and by what others have, and nothing changes.
+func TestAsk(t *testing.T) {
+	allow := func(s string) grammar.Policy {
+		p, err := grammar.ParsePolicy([]string{s})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	a, b := Key{ID: KeyID{1}, Name: "a", Allow: allow("tcp/9000-9009")}, Key{ID: KeyID{2}, Name: "b", Allow: allow("tcp/1024-65535")}
+	w := newWorld(t, a, b)
+	s, _ := w.begin(a, 0)
+	w.claim(s, 1, "tcp/9000")
+	w.do()
+	asked := []string{"tcp/9000", "tcp/9001", "tcp/3010", "tcp/80", "nonsense"}
+	for _, c := range []struct {
+		key  KeyID
+		want []string // what the answers begin with
+	}{
+		{a.ID, []string{"", "", `tcp/3010 denied: the policy of key "a" allows tcp/9000-9009`, "tcp/80 denied", "denied: "}},
+		{b.ID, []string{"tcp/9000 is held by another key", "", "tcp/3010 denied: the link itself uses this port", `tcp/80 denied: the policy of key "b"`, "denied: "}},
+		{KeyID{3}, []string{"the key was removed", "the key was removed", "the key was removed", "the key was removed", "the key was removed"}},
+	} {
+		got := w.Ask(c.key, asked)
+		if len(got) != len(c.want) {
+			t.Fatalf("Ask = %q, want %d answers", got, len(c.want))
+		}
+		for i, why := range got {
+			if !strings.HasPrefix(why, c.want[i]) || c.want[i] == "" && why != "" {
+				t.Errorf("Ask of key %d for %s = %q, want %q", c.key[0], asked[i], why, c.want[i])
+			}
+		}
+	}
+	if log := w.do(); len(log) > 0 {
+		t.Errorf("a question had effects: %q", log)
+	}
+	if len(w.core.names) != 1 {
+		t.Errorf("a question left %d names, want the one that is claimed", len(w.core.names))
+	}
+}

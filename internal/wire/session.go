@@ -30,7 +30,13 @@ type Attach struct {
 	MAC          [32]byte // proof of the session secret; zero with ModeNew
 	Name         string   // field 1: of the dialling end's host, for display
 	Keepalive    uint32   // field 2, with FeatureIdle: milliseconds of silence after which the dialling end sends PING on slot 0; 0: not said
+	// Ask is field 128, with ModeNew: the end only asks what would be answered to it, and what of these it might have. Each PUBLIC ends
+	// with a line feed. "": it does not ask.
+	Ask string
 }
+
+// MaxAsk is how many bytes Attach.Ask and Attached.Answers have, at the most.
+const MaxAsk = 3072
 
 const attachLen = 4 + 16 + 16 + 5*4 + 32
 
@@ -38,6 +44,7 @@ const attachLen = 4 + 16 + 16 + 5*4 + 32
 const (
 	fieldAttachName      = 1
 	fieldAttachKeepalive = 2
+	fieldAttachAsk       = Critical // who does not know it would begin a session
 )
 
 // AppendAttach appends an ATTACH of generation gen.
@@ -53,7 +60,8 @@ func AppendAttach(b []byte, gen uint64, a Attach) []byte {
 	b = binary.BigEndian.AppendUint32(b, a.MaxStreams)
 	b = binary.BigEndian.AppendUint32(b, a.Detach)
 	b = append(b, a.MAC[:]...)
-	return setLength(appendUint32Field(appendTextField(b, fieldAttachName, a.Name, MaxText), fieldAttachKeepalive, a.Keepalive), at)
+	b = appendUint32Field(appendTextField(b, fieldAttachName, a.Name, MaxText), fieldAttachKeepalive, a.Keepalive)
+	return setLength(appendTextField(b, fieldAttachAsk, a.Ask, MaxAsk), at)
 }
 
 func entry(n uint8) uint8 {
@@ -90,6 +98,8 @@ func ParseAttach(f Frame) (a Attach, err error) {
 	}
 	return a, parseFields(TypeAttach, p[attachLen:], func(f Field) (known, ok bool) {
 		switch f.Type {
+		case fieldAttachAsk:
+			return true, a.Mode == ModeNew && len(f.Value) > 0 && f.text(&a.Ask, MaxAsk)
 		case fieldAttachName:
 			return true, f.text(&a.Name, MaxText)
 		case fieldAttachKeepalive:
@@ -138,6 +148,9 @@ type Attached struct {
 	Detach     uint32 // milliseconds without a connection after which the accepting end ends the session; 0: not said
 	Text       string // field 1, for people; why not
 	ComeBack   uint32 // field 2: milliseconds after which to try again; 0: not said
+	// Answers is field 3, the answer to Attach.Ask: for each PUBLIC, in order, why it would not be had, or nothing, and a line feed. Those
+	// at the end may be left out.
+	Answers string
 }
 
 const attachedLen = 4 + 4*4 + 4 + 4
@@ -146,6 +159,7 @@ const attachedLen = 4 + 4*4 + 4 + 4
 const (
 	fieldText     = 1
 	fieldComeBack = 2
+	fieldAnswers  = 3 // of ATTACHED alone
 )
 
 // AppendAttached appends an ATTACHED of generation gen.
@@ -160,7 +174,8 @@ func AppendAttached(b []byte, gen uint64, a Attached) []byte {
 	b = binary.BigEndian.AppendUint16(b, a.Transfer)
 	b = append(b, 0, 0)
 	b = binary.BigEndian.AppendUint32(b, a.Detach)
-	return setLength(appendUint32Field(appendTextField(b, fieldText, a.Text, MaxText), fieldComeBack, a.ComeBack), at)
+	b = appendUint32Field(appendTextField(b, fieldText, a.Text, MaxText), fieldComeBack, a.ComeBack)
+	return setLength(appendTextField(b, fieldAnswers, a.Answers, MaxAsk), at)
 }
 
 // ParseAttached decodes the payload of an ATTACHED.
@@ -178,7 +193,13 @@ func ParseAttached(f Frame) (a Attached, err error) {
 	if a.Status == StatusOK && a.Entry < StreamStateLen {
 		return a, malformed(TypeAttached, "table entries of %d bytes, want at least %d", a.Entry, StreamStateLen)
 	}
-	return a, parseFields(TypeAttached, p[attachedLen:], textAndComeBack(&a.Text, &a.ComeBack))
+	rest := textAndComeBack(&a.Text, &a.ComeBack)
+	return a, parseFields(TypeAttached, p[attachedLen:], func(f Field) (known, ok bool) {
+		if f.Type == fieldAnswers {
+			return true, f.text(&a.Answers, MaxAsk)
+		}
+		return rest(f)
+	})
 }
 
 func textAndComeBack(text *string, comeBack *uint32) func(Field) (known, ok bool) {

@@ -80,13 +80,13 @@ func fields(f Frame) map[string]any {
 		a, _ := ParseAttach(f)
 		return map[string]any{
 			"mode": a.Mode, "slot": a.Slot, "entry": a.Entry, "session": hex.EncodeToString(a.Session[:]), "want_instance": hex.EncodeToString(a.WantInstance[:]),
-			"streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window, "max_streams": a.MaxStreams, "detach": a.Detach, "mac": hex.EncodeToString(a.MAC[:]), "name": a.Name, "keepalive": a.Keepalive,
+			"streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window, "max_streams": a.MaxStreams, "detach": a.Detach, "mac": hex.EncodeToString(a.MAC[:]), "name": a.Name, "keepalive": a.Keepalive, "ask": a.Ask,
 		}
 	case TypeAttached:
 		a, _ := ParseAttached(f)
 		return map[string]any{
 			"status": a.Status, "slot": a.Slot, "carriers": a.Carriers, "entry": a.Entry, "streams": a.Streams, "table_crc": a.TableCRC, "window": a.Window,
-			"max_streams": a.MaxStreams, "transfer": a.Transfer, "detach": a.Detach, "text": a.Text, "come_back": a.ComeBack,
+			"max_streams": a.MaxStreams, "transfer": a.Transfer, "detach": a.Detach, "text": a.Text, "come_back": a.ComeBack, "answers": a.Answers,
 		}
 	case TypeST:
 		return map[string]any{"entries": entries(f.Payload)}
