@@ -23,7 +23,12 @@ soak:
 # a distance are left out.
 .PHONY: bench
 bench:
-	go run ./bench/compare -out bench/results -doc docs/PERFORMANCE.md $(BENCH)
+	go run ./bench/compare -out bench/results -doc docs/PERFORMANCE.md -namedoc docs/PERFORMANCE.md $(BENCH)
+
+# The part of these that is about names instead of ports: http/, https/ and tls/, two minutes.
+.PHONY: bench-names
+bench-names:
+	go run ./bench/compare -rows '^(http|https|tls)/' -namedoc docs/PERFORMANCE.md $(BENCH)
 
 # Fleets of bridges: how long until all serve, and what each costs; and a picture of their return after a restart of the proxy.
 # 5,000 bridges need 15,500 open files (ulimit -n). FLEETS='-fleets 100,1000' measures others, with -peers DIRECTORY frp too.

@@ -348,6 +348,22 @@ func TestFleetsTable(t *testing.T) {
 	}
 }
 
+// TestNamesTable: the rows about names have a table of their own, and are in no other.
+func TestNamesTable(t *testing.T) {
+	r := sampleReport()
+	r.Columns = append(r.Columns, column{nginxes, "2 nginx"})
+	http := kind{Name: "http/, 50 clients", Unit: "1000/s", Goals: []goal{{nginxes, 0.8}}}
+	r.add("http", http, reverser, sample{1, 27, 0.1}, "")
+	r.add("http", http, nginxes, sample{1, 30, 0.1}, "")
+	r.finish()
+	if text := r.names(); !strings.Contains(text, "| | | reverser | 2 nginx |") || !strings.Contains(text, "≥ 0.8 × nginx: met, 0.90") || strings.Contains(text, "bulk") {
+		t.Errorf("the table of the names is\n%s", text)
+	}
+	if text := r.bench(); strings.Contains(text, "nginx") || !strings.Contains(text, "bulk") {
+		t.Errorf("the table of the others is\n%s", text)
+	}
+}
+
 func TestParseStat(t *testing.T) {
 	const stat = "4711 (a) b (c) S 12 4711 4711 0 -1 4194560 1 2 3 4 100 50 30 20 20 0 7 0 12345 1 2\n"
 	pid, got, err := parseStat(stat)

@@ -27,7 +27,8 @@ const (
 // -peers under this name.
 const earlierProgram = "reverser-earlier"
 
-// A way is a kind of contender. All but the first are two processes, one behind the other: users at the first.
+// A way is a kind of contender. All but the first are two processes, one behind the other: users at the first. What has no front is
+// in some rows only, which start it.
 type way struct {
 	name     string
 	title    string   // of the column
@@ -47,6 +48,7 @@ var ways = []way{
 	{name: frp, title: "frp", programs: []string{"frps", "frpc"}, front: frpFront, back: frpBack},
 	{name: "rathole", title: "rathole", programs: []string{"rathole"}, front: ratholeFront, back: ratholeBack},
 	{name: "chisel", title: "chisel", programs: []string{"chisel"}, front: chiselFront, back: chiselBack},
+	{name: nginxes, title: "2 nginx", programs: []string{"nginx"}}, // see names.go
 	{name: "ssh", title: "ssh -R", programs: []string{"sshd", "ssh", "ssh-keygen"},
 		setup: sshKeys, front: sshFront, back: sshBack},
 }
@@ -67,8 +69,11 @@ type contender struct {
 
 // compete starts a contender that can hold conns connections.
 func (b *bed) compete(ctx context.Context, w way, conns int) (*contender, error) {
-	if w.name == direct {
+	switch {
+	case w.name == direct:
 		return b.servers, nil
+	case w.front == nil:
+		return &contender{name: w.name}, nil // the rows that it is in start it
 	}
 	ports, err := freePorts(b.frontIP, 4)
 	if err != nil {

@@ -13,7 +13,8 @@
 //  8. report.go     medians, ratios, goals, disturbed rounds: the table and the JSON
 //  9. chart.go, page.go   the same as a picture, and in docs/PERFORMANCE.md
 //
-// Rows about many bridges of one proxy have files of their own: fleet.go and fleethelper.go, and return.go for their picture.
+// Rows about many bridges of one proxy have files of their own: fleet.go and fleethelper.go, and return.go for their picture. So have
+// those about names instead of ports: names.go.
 //
 // process.go starts and ends processes, usage.go reads from /proc what they use. helper.go and echo.go are what this
 // program does in processes of its own. Everything that starts one runs on the main goroutine.
@@ -59,7 +60,7 @@ func main() {
 // run returns the exit code: 1 when the measurement broke or was interrupted, 2 when it could not begin.
 func run(args []string, stdout, stderr io.Writer) int {
 	set := settings{Size: "full"}
-	var out, doc, fleets, returns string
+	var out, doc, fleets, names, returns string
 	var quick, list bool
 	fl := flag.NewFlagSet("compare", flag.ContinueOnError)
 	fl.SetOutput(stderr)
@@ -78,6 +79,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fl.StringVar(&set.peers, "peers", "", "look in this `DIRECTORY` before the PATH for frps, frpc, rathole, chisel, ssh and sshd, and for "+earlierProgram+", reverser of another revision")
 	fl.StringVar(&out, "out", "", "write table, numbers and chart into this `DIRECTORY`")
 	fl.StringVar(&fleets, "fleetdoc", "", "put the table of the fleets between the marks of this `FILE`")
+	fl.StringVar(&names, "namedoc", "", "put the table of the names between the marks of this `FILE`")
 	fl.StringVar(&doc, "doc", "", "after a full run, put the table between the marks of this `FILE`")
 	if err := fl.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -152,7 +154,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		table func(*report) string
 		now   bool
 	}{
-		{page{file: doc, by: "bench"}, (*report).markdown, set.Size == "full"},
+		{page{file: doc, by: "bench"}, (*report).bench, set.Size == "full"},
+		{page{file: names, by: "bench-names"}, (*report).names, true},
 		{page{file: fleets, by: "fleets"}, (*report).fleets, true},
 	}
 	for _, p := range pages {

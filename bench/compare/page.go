@@ -43,24 +43,38 @@ func (p *page) write(table string) error {
 	return os.WriteFile(p.file, []byte(p.parts[0]+begin+"\n\n"+table+"\n"+end+p.parts[1]), 0o644)
 }
 
-// fleets is the table of the rows about fleets: only who was measured there has a column.
+// fleets is the table of the rows about fleets.
 func (r *report) fleets() string {
-	var part report = *r
+	return r.part(func(row string) bool { return strings.HasPrefix(row, "fleet") }).markdown()
+}
+
+// names is the table of the rows about names. Of who is absent only frp would be in it.
+func (r *report) names() string {
+	part := r.part(ofNames)
+	part.Absent = slices.DeleteFunc(slices.Clone(part.Absent), func(line string) bool { return !strings.HasPrefix(line, frp+" ") })
+	return part.markdown()
+}
+
+// bench is the table of all others.
+func (r *report) bench() string {
+	return r.part(func(row string) bool { return !ofNames(row) }).markdown()
+}
+
+// part has some of the rows, and only who was measured there as a column.
+func (r *report) part(in func(row string) bool) *report {
+	part := *r
 	part.Rows, part.Columns = nil, nil
 	for _, x := range r.Rows {
-		if strings.HasPrefix(x.Name, "fleet") {
+		if in(x.Name) {
 			part.Rows = append(part.Rows, x)
 		}
 	}
 	for _, c := range r.Columns {
-		for _, x := range part.Rows {
-			if len(x.values(c.Name)) > 0 {
-				part.Columns = append(part.Columns, c)
-				break
-			}
+		if slices.ContainsFunc(part.Rows, func(x *row) bool { return len(x.values(c.Name)) > 0 }) {
+			part.Columns = append(part.Columns, c)
 		}
 	}
-	return part.markdown()
+	return &part
 }
 
 // markdown is the table with medians alone; a figure that reverser is measured by has its range too.

@@ -32,7 +32,7 @@ type goal struct {
 type probe struct {
 	name  string
 	kinds []kind
-	who   []string // nil: everybody
+	who   []string // nil: everybody but nginxes
 	once  bool     // in the first round only
 	path  string   // the condition of the far bed that it wants; "" is loopback
 	run   func(ctx context.Context, b *bed, c *contender, set settings) (figures []float64, note string, err error)
@@ -125,6 +125,9 @@ func probes(set settings) []probe {
 		{Name: "echo beside 50 stalled readers: p99", Unit: "ms", Low: true, Goals: []goal{{direct, 2}}},
 	}})
 
+	// Names.
+	all = append(all, nameProbes(set)...)
+
 	// Once for each program.
 	add(probe{name: "start-up", run: startup, kinds: []kind{{Name: "start-up, until a user is served", Unit: "ms", Low: true}}})
 	add(probe{name: "size", run: size, kinds: []kind{{Name: "size of the programs", Unit: "MB", Low: true}}})
@@ -197,7 +200,12 @@ func choose(all []probe, pattern string) ([]probe, error) {
 	return chosen, nil
 }
 
-func (p probe) wants(contender string) bool { return p.who == nil || slices.Contains(p.who, contender) }
+func (p probe) wants(contender string) bool {
+	if p.who == nil {
+		return contender != nginxes
+	}
+	return slices.Contains(p.who, contender)
+}
 
 func startup(_ context.Context, _ *bed, c *contender, _ settings) ([]float64, string, error) {
 	if c.took == 0 {
