@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"testing"
-	"time"
 
 	"reverser/internal/grammar"
 )
@@ -66,5 +65,3 @@ func BenchmarkRequest(b *testing.B) {
 type withAddress struct{ net.Conn }
 
 func (withAddress) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1} }
-
-func (c withAddress) SetReadDeadline(t time.Time) error { return c.Conn.SetReadDeadline(t) }

@@ -4,17 +4,23 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
+	"net/textproto"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 
 	"reverser/internal/grammar"
 )
@@ -92,12 +98,22 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 			x.client.Reset() // an answer without a length would look complete
 		}
 	}()
-	x.ctx = ctx
-	ctx = context.WithValue(ctx, exchangeKey{}, x)
-	x.answer = http.NewResponseController(w)
+	x.ctx, x.answer = ctx, http.NewResponseController(w)
 	if r.ProtoMajor < 2 && r.ContentLength != 0 {
-		http.NewResponseController(w).EnableFullDuplex()
+		x.answer.EnableFullDuplex()
 	}
+	w = counting{w, x}
+	if pool.http2 == nil && !httpguts.HeaderValuesContainsToken(r.Header["Connection"], "Upgrade") {
+		x.carry(w, r, pool)
+	} else {
+		x.carryAny(w, r, pool)
+	}
+	complete = ctx.Err() == nil
+}
+
+// carryAny carries a request of any kind to a target of any kind.
+func (x *exchange) carryAny(w http.ResponseWriter, r *http.Request, pool *pool) {
+	ctx := context.WithValue(x.ctx, exchangeKey{}, x)
 	proxy := httputil.ReverseProxy{Rewrite: x.rewrite, Transport: pool, BufferPool: buffers{}, ErrorLog: silent, ModifyResponse: x.answered, ErrorHandler: x.failed}
 	if pool.http2 != nil {
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
@@ -107,8 +123,164 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		}})
 		proxy.Transport = pool.http2
 	}
-	proxy.ServeHTTP(counting{w, x.visit}, r.WithContext(ctx))
-	complete = ctx.Err() == nil
+	proxy.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// carry is what carryAny does, for the most frequent case in fewer steps: the target speaks HTTP/1.1, and the connection will not leave HTTP.
+func (x *exchange) carry(w http.ResponseWriter, r *http.Request, pool *pool) {
+	out := r.WithContext(x.ctx)
+	u := *r.URL
+	out.URL, out.Header, out.Close = &u, endToEnd(r.Header), false
+	if httpguts.HeaderValuesContainsToken(r.Header["Te"], "trailers") {
+		out.Header["Te"] = []string{"trailers"}
+	}
+	if out.Body = nil; r.ContentLength != 0 {
+		body := &borrowed{ReadCloser: r.Body}
+		defer body.Close() // who sends it may be at it longer than this
+		out.Body = body
+	}
+	x.rewrite(&httputil.ProxyRequest{In: r, Out: out})
+	header := w.Header()
+	res, err := pool.roundTrip(x, out, func(code int, h http.Header) {
+		add(header, h)
+		w.WriteHeader(code)
+		clear(header)
+	})
+	if err == nil && res.StatusCode == http.StatusSwitchingProtocols {
+		res.Body.Close()
+		err = errors.New("the target goes over to a protocol that nobody asked for")
+	}
+	if err != nil {
+		x.failed(w, out, err)
+		return
+	}
+	withoutHops(res.Header)
+	x.answered(res)
+	add(header, res.Header)
+	announced := len(res.Trailer)
+	if announced > 0 {
+		header.Add("Trailer", strings.Join(slices.Collect(maps.Keys(res.Trailer)), ", "))
+	}
+	w.WriteHeader(res.StatusCode)
+	err = copyBody(w, res.Body)
+	res.Body.Close()
+	if err != nil {
+		if r.Context().Value(http.ServerContextKey) != nil {
+			panic(http.ErrAbortHandler) // the client must not take it for complete
+		}
+		return
+	}
+	if len(res.Trailer) == 0 {
+		return
+	}
+	x.answer.Flush() // or net/http gives the answer a length, and then it can have no trailer
+	prefix := ""
+	if len(res.Trailer) != announced {
+		prefix = http.TrailerPrefix // some were not announced
+	}
+	for name, values := range res.Trailer {
+		for _, v := range values {
+			header.Add(prefix+name, v)
+		}
+	}
+}
+
+func copyBody(w io.Writer, body io.Reader) error {
+	if body == http.NoBody {
+		return nil
+	}
+	b := buffers{}.Get()
+	defer buffers{}.Put(b)
+	for {
+		n, err := body.Read(b)
+		if n > 0 {
+			if _, err := w.Write(b[:n]); err != nil {
+				return err
+			}
+		}
+		switch err {
+		case nil:
+		case io.EOF:
+			return nil
+		default:
+			return err
+		}
+	}
+}
+
+// isHop reports whether a header is for the next server alone (RFC 9110, section 7.6.1), or is written anew by each.
+func isHop(name string) bool {
+	switch name {
+	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+		return true
+	}
+	return false
+}
+
+// namedHops yields the headers that others call such.
+func namedHops(h http.Header) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, v := range h["Connection"] {
+			for name := range strings.SplitSeq(v, ",") {
+				if name = textproto.TrimString(name); name != "" && !yield(http.CanonicalHeaderKey(name)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// endToEnd returns the headers that are for the target. It shares their values.
+func endToEnd(h http.Header) http.Header {
+	out := make(http.Header, len(h)+8)
+	for name, values := range h {
+		if !isHop(name) {
+			out[name] = slices.Clip(values)
+		}
+	}
+	for name := range namedHops(h) {
+		delete(out, name)
+	}
+	return out
+}
+
+func withoutHops(h http.Header) {
+	for name := range namedHops(h) {
+		delete(h, name)
+	}
+	for name := range h {
+		if isHop(name) {
+			delete(h, name)
+		}
+	}
+}
+
+func add(to, from http.Header) {
+	for name, values := range from {
+		if to[name] == nil {
+			to[name] = values
+		} else {
+			to[name] = append(to[name], values...)
+		}
+	}
+}
+
+// borrowed is the body of a request for those who may only read it, and that only while its handler runs.
+type borrowed struct {
+	io.ReadCloser
+	over atomic.Bool
+}
+
+func (b *borrowed) Read(p []byte) (int, error) {
+	if b.over.Load() {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	return b.ReadCloser.Read(p)
+}
+
+func (b *borrowed) Close() error {
+	b.over.Store(true)
+	return nil
 }
 
 var silent = log.New(io.Discard, "", 0)
@@ -175,6 +347,7 @@ func withoutHTTPUpgrade(h http.Header) {
 func (x *exchange) forwarded(pr *httputil.ProxyRequest) {
 	out, in := pr.Out.Header, pr.In.Header
 	client := clientAddr(x.client.RemoteAddr())
+	address := client.String()
 	trusted := false
 	for _, p := range x.options.TrustedProxies {
 		trusted = trusted || p.Contains(client)
@@ -184,11 +357,11 @@ func (x *exchange) forwarded(pr *httputil.ProxyRequest) {
 			delete(out, name) // also those that CGI does not tell from ours, such as X_Forwarded_For
 		}
 	}
-	proto := "http"
+	scheme := "http"
 	if pr.In.TLS != nil {
-		proto = "https"
+		scheme = "https"
 	}
-	host := pr.In.Host
+	proto, host := scheme, pr.In.Host
 	var chain, forwarded []string
 	if trusted {
 		chain, forwarded = in["X-Forwarded-For"], in["Forwarded"]
@@ -199,16 +372,16 @@ func (x *exchange) forwarded(pr *httputil.ProxyRequest) {
 		}
 		proto, host = first(in.Get("X-Forwarded-Proto"), proto), first(in.Get("X-Forwarded-Host"), host)
 	} else {
-		out.Set("X-Real-Ip", client.String())
+		out.Set("X-Real-Ip", address)
 	}
-	out.Set("X-Forwarded-For", strings.Join(append(chain[:len(chain):len(chain)], client.String()), ", "))
+	out.Set("X-Forwarded-For", strings.Join(append(chain[:len(chain):len(chain)], address), ", "))
 	out.Set("X-Forwarded-Proto", proto)
 	out.Set("X-Forwarded-Host", host)
-	node := client.String()
+	node := address
 	if client.Is6() {
 		node = `"[` + node + `]"`
 	}
-	element := "for=" + node + ";host=" + quoted(pr.In.Host) + ";proto=" + map[bool]string{true: "https", false: "http"}[pr.In.TLS != nil]
+	element := "for=" + node + ";host=" + quoted(pr.In.Host) + ";proto=" + scheme
 	out.Set("Forwarded", strings.Join(append(forwarded[:len(forwarded):len(forwarded)], element), ", "))
 	if x.user != "" {
 		out.Set("X-Forwarded-User", x.user)
@@ -307,13 +480,21 @@ func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, err error) {
 // counting counts the bytes of an answer.
 type counting struct {
 	http.ResponseWriter
-	visit *Visit
+	x *exchange
 }
 
 func (w counting) Write(b []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(b)
-	w.visit.count(0, n)
+	w.x.visit.count(0, n)
 	return n, err
+}
+
+// WriteHeader says again that the connection ends, if it does: behind an informational answer, all headers begin anew.
+func (w counting) WriteHeader(status int) {
+	if w.x.last && status >= 200 {
+		w.Header().Set("Connection", "close")
+	}
+	w.ResponseWriter.WriteHeader(status)
 }
 
 // Unwrap is for http.ResponseController.

@@ -75,6 +75,15 @@ func (p *pool) RoundTrip(r *http.Request) (*http.Response, error) {
 	if x == nil {
 		return nil, errNoExchange
 	}
+	return p.roundTrip(x, r, func(code int, h http.Header) {
+		if trace := httptrace.ContextClientTrace(r.Context()); trace != nil && trace.Got1xxResponse != nil {
+			trace.Got1xxResponse(code, textproto.MIMEHeader(h))
+		}
+	})
+}
+
+// roundTrip sends a request and returns the answer. early is called with the heads of informational ones before it.
+func (p *pool) roundTrip(x *exchange, r *http.Request, early func(code int, h http.Header)) (*http.Response, error) {
 	if err := writable(r); err != nil {
 		return nil, err
 	}
@@ -87,7 +96,7 @@ func (p *pool) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 			t = &target{pool: p, up: up}
 		}
-		resp, err := t.exchange(x, r)
+		resp, err := t.exchange(x, r, early)
 		if err == nil {
 			return resp, nil
 		}
@@ -261,7 +270,7 @@ func (t *target) because(err error) error {
 }
 
 // exchange sends the request and reads the head of the answer. Whoever gets an answer ends the exchange with its body.
-func (t *target) exchange(x *exchange, r *http.Request) (*http.Response, error) {
+func (t *target) exchange(x *exchange, r *http.Request, early func(code int, h http.Header)) (*http.Response, error) {
 	t.x, t.room, t.reads, t.wrote, t.sent = x, maxAnswerHead, false, false, nil
 	t.mu.Lock()
 	t.answered = false
@@ -285,7 +294,7 @@ func (t *target) exchange(x *exchange, r *http.Request) (*http.Response, error) 
 		t.sent = make(chan struct{})
 		go t.send(r)
 	}
-	resp, err := t.head(r, word)
+	resp, err := t.head(r, early, word)
 	if err != nil {
 		if !t.reads {
 			err = lost{err}
@@ -402,7 +411,7 @@ func (w *waiting) Read(b []byte) (int, error) {
 }
 
 // head reads the head of the answer, and passes informational ones on.
-func (t *target) head(r *http.Request, word chan<- bool) (*http.Response, error) {
+func (t *target) head(r *http.Request, early func(code int, h http.Header), word chan<- bool) (*http.Response, error) {
 	if _, err := t.br.Peek(1); err != nil {
 		if err == io.EOF {
 			err = errors.New("the target has closed the connection without an answer")
@@ -423,11 +432,7 @@ func (t *target) head(r *http.Request, word chan<- bool) (*http.Response, error)
 			word = nil
 		}
 		if resp.StatusCode/100 == 1 && resp.StatusCode != http.StatusSwitchingProtocols {
-			if trace := httptrace.ContextClientTrace(r.Context()); trace != nil && trace.Got1xxResponse != nil {
-				if err := trace.Got1xxResponse(resp.StatusCode, textproto.MIMEHeader(resp.Header)); err != nil {
-					return nil, err
-				}
-			}
+			early(resp.StatusCode, resp.Header)
 			t.room = maxAnswerHead
 			continue
 		}

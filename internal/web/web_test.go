@@ -894,6 +894,21 @@ func TestFraming(t *testing.T) {
 	if resp, _ := u.ask(chunked); resp.StatusCode != 200 || !resp.Close {
 		t.Errorf("a chunked request whose head cannot be told apart: %s, close %v", resp.Status, resp.Close)
 	}
+	for _, h2c := range []bool{false, true} { // each has a way of its own
+		w.site("early", w.target(func(rw http.ResponseWriter, r *http.Request) {
+			rw.WriteHeader(http.StatusEarlyHints)
+			echo(rw, r)
+		}), grammar.ProxyOptions{H2C: h2c})
+		u = w.user()
+		u.ask(chunked)
+		io.WriteString(u, strings.Replace(chunked, "Host: a", "Host: early", 1))
+		if resp, _ := u.answer("one with hints"); resp.StatusCode != 103 {
+			t.Fatalf("h2c %v: %s, want 103", h2c, resp.Status)
+		}
+		if resp, _ := u.answer("the answer behind hints"); resp.StatusCode != 200 || !resp.Close {
+			t.Errorf("h2c %v: behind hints, a chunked request whose head cannot be told apart: %s, close %v", h2c, resp.Status, resp.Close)
+		}
+	}
 	u = w.user()
 	u.ask(plain)
 	u.ask(body)
