@@ -24,6 +24,7 @@ import (
 	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
+	meter "reverser/internal/usage" // usage is an error here
 )
 
 // server is what proxy and bridge have in common.
@@ -32,6 +33,7 @@ type server interface {
 	Drain()
 	Status() status.Snapshot
 	EndPairs(traffic.Which) int
+	meter.Source
 }
 
 // inspecting is a role that speaks HTTP for services.
@@ -122,14 +124,17 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 	// far it is.
 	adminCtx, stopAdmin := context.WithCancel(context.WithoutCancel(ctx))
 	tend := &tender{dir: dir, log: log}
+	store := meter.New(s, dir.Usage(), log)
 	snapshot := func() status.Snapshot {
 		snap := s.Status()
 		snap.Reload, snap.Stopping, snap.Faults = r.lastReload(), stopping.Load(), tend.found()
 		snap.AccessLog = r.lines.status()
+		kept := store.State()
+		snap.Usage = &kept
 		return snap
 	}
 	notices := newNotices(r, log)
-	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, End: endPairs(s), Events: said, TestNotices: notices.test, Page: page.Handler(), Log: log}
+	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, End: endPairs(s), Events: said, Usage: store, TestNotices: notices.test, Page: page.Handler(), Log: log}
 	if in, ok := s.(inspecting); ok {
 		a.Inspected = in.Inspected
 	}
@@ -138,6 +143,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 	wg.Go(func() { r.watch(adminCtx, reload) })
 	listening := make(chan struct{})
 	wg.Go(func() { tend.run(adminCtx) })
+	wg.Go(func() { store.Run(adminCtx) }) // which ends after the last connection has
 	wg.Go(func() { serveAdmin(adminCtx, a, dir, listening, log) })
 	<-listening // so that whoever sees the role serve can ask it
 	wg.Go(func() { web.serve(adminCtx, a) })

@@ -218,6 +218,17 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		}
 	}
 
+	if u := s.Usage; u != nil && u.Error != "" {
+		if _, err := fmt.Fprintf(w, "usage cannot be stored in %s, and is kept in memory: %s\n", printable(u.File), printable(u.Error)); err != nil {
+			return err
+		}
+	}
+	if u := s.Usage; u != nil && u.PutAside != "" {
+		if _, err := fmt.Fprintf(w, "the file of usage was damaged and put aside as %s: %s\n", printable(u.PutAside), printable(u.Damage)); err != nil {
+			return err
+		}
+	}
+
 	if err := printPressure(w, s.Pressure, now); err != nil {
 		return err
 	}

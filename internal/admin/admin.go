@@ -71,6 +71,7 @@ type Server struct {
 	Inspected func(grammar.Public) *inspect.Recorder
 	// Events is what was logged last; nil: nothing is kept.
 	Events *events.Log
+	Usage  Usage // nil: it keeps none
 	// TestNotices sends a message to each [[notify]].
 	TestNotices func(context.Context) []Notified
 	// Page answers what is not of the API, to GET and HEAD, and to whoever asks: at a TCP address it is served without the token. nil:

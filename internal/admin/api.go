@@ -54,6 +54,7 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 	a.handleInspect()
 	a.handleEvents()
 	a.handleHealth()
+	a.handleUsage()
 	return a
 }
 

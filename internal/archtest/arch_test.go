@@ -79,7 +79,9 @@ var rules = []rule{
 		why: "the LAN role. It never sees the proxy's package, nor the registry: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.
-	{pkg: "internal/admin", own: "config escape events grammar inspect state status", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
+	{pkg: "internal/usage", own: "status", third: "go.etcd.io/bbolt",
+		why: "what counters had, kept on disk: who counts, and where the file lies, is told to it; nothing on the path of a byte waits for it"},
+	{pkg: "internal/admin", own: "config escape events grammar inspect state status usage", why: "reads snapshots, edits keys and passes orders on through interfaces: it cannot reach into a role"},
 	{pkg: "internal/page", why: "files for a browser, which know the process by its API alone"},
 	{pkg: "", own: "bridge escape grammar status via",
 		why: "the library: whoever imports it gets the LAN role and nothing of the program"},
@@ -87,7 +89,7 @@ var rules = []rule{
 	{pkg: "internal/doctor", own: "accesslog auth bridge config grammar link relay state status sys via",
 		why: "looks at a role from outside, by its settings and its status, and changes nothing: it cannot reach into one, and how to dial, read or store is asked of who knows"},
 	{pkg: "internal/service", own: "access", why: "what service managers read and say; what the service does, and what its settings mean, is not its to know"},
-	{pkg: "cmd/reverser", own: "access accesslog admin bridge certs config doctor escape events export grammar inspect lines notify page proxy relay service state status sys traffic",
+	{pkg: "cmd/reverser", own: "access accesslog admin bridge certs config doctor escape events export grammar inspect lines notify page proxy relay service state status sys traffic usage",
 		third: "github.com/spf13/cobra github.com/spf13/pflag github.com/lmittmann/tint",
 		why:   "flags, files, terminal and signals: the place for libraries that are none of the library's business"},
 
@@ -129,6 +131,7 @@ var banned = []struct{ prefix, why string }{
 	{"go.uber.org/zap", "logs of others are the program's"},
 	{module + "/internal/certs", "certificates for public names are the program's"},
 	{"golang.org/x/crypto/acme", "certificates for public names are the proxy's"},
+	{"go.etcd.io/bbolt", "what is kept of usage is the program's"},
 	{"github.com/prometheus/", "metrics are the program's; a library's user has their own"},
 	{"github.com/lmittmann/tint", "how log lines look is the program's choice: the library takes a *slog.Logger"},
 	{"net/http", "the library hands out a net.Listener; serving on it is its user's choice"},

@@ -236,6 +236,12 @@ func (b *Bridge) Status() status.Snapshot {
 // EndPairs resets the connections that an operator means, and returns how many they were.
 func (b *Bridge) EndPairs(w traffic.Which) int { return b.conns.EndThese(w) }
 
+// Counted yields what each service counted since the start, those that are gone included.
+func (b *Bridge) Counted(yield func(status.Counted) bool) { b.conns.Counted(yield) }
+
+// KeyName stands for the bridge's key, whose name only the proxy knows.
+func (b *Bridge) KeyName(id [16]byte) string { return keyPrefix(id) }
+
 // describe writes links and services into a snapshot, and returns the accounts of the services.
 func (b *Bridge) describe(snap *status.Snapshot) map[*traffic.Account]bool {
 	b.mu.Lock()

@@ -114,6 +114,9 @@ func (p *Proxy) secret(id [16]byte) (secret [32]byte, ok bool) {
 	return k.Secret, ok
 }
 
+// KeyName is what people call a key; "" if there is none with that id.
+func (p *Proxy) KeyName(id [16]byte) string { return p.keyName(id) }
+
 func (p *Proxy) keyName(id [16]byte) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -55,6 +55,9 @@ func (p *Proxy) Status() status.Snapshot {
 // EndPairs resets the connections that an operator means, and returns how many they were.
 func (p *Proxy) EndPairs(w traffic.Which) int { return p.conns.EndThese(w) }
 
+// Counted yields what each service counted since the start, those that are gone included.
+func (p *Proxy) Counted(yield func(status.Counted) bool) { p.conns.Counted(yield) }
+
 // describe is a claim as status shows it.
 func describe(s registry.Service) status.Service {
 	st := status.Service{Public: s.Public, Target: s.Target, Key: s.KeyName, Reason: s.Reason}

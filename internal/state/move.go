@@ -134,9 +134,9 @@ func (d *Dir) unknown() (names []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("state directory %s: %w", d.path, plain(err))
 	}
-	stay := append([]string{lockFile, socketFile, socketPathFile, adminTokenFile, damagedFile, stagingDir, readyDir, tlsFolder}, movable...)
+	stay := append([]string{lockFile, socketFile, socketPathFile, adminTokenFile, damagedFile, usageFile, stagingDir, readyDir, tlsFolder}, movable...)
 	for _, e := range entries {
-		if name := e.Name(); !slices.Contains(stay, name) && !strings.HasPrefix(name, keptPrefix) && name[0] != '.' {
+		if name := e.Name(); !slices.Contains(stay, name) && !strings.HasPrefix(name, keptPrefix) && !strings.HasPrefix(name, usageAside) && name[0] != '.' {
 			names = append(names, name)
 		}
 	}

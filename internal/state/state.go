@@ -6,6 +6,7 @@
 //	keys.json     the keys that `reverser key` manages
 //	address       the address the proxy last gave out in tokens
 //	known         addresses that bridges came from
+//	usage.db      what was counted of connections
 //	tls           certificates, their keys, and the account at their authority
 //	admin.sock    the admin socket of the live process
 //	admin.path    where the admin socket is, if not at admin.sock

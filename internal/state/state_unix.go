@@ -91,3 +91,6 @@ func (d *Dir) syncDir(name string) error {
 func mayWrite(dir string) error {
 	return unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS)
 }
+
+// unlock takes back a flock, also while memory is mapped to the open file, which keeps it open.
+func unlock(f *os.File) error { return flock(f, unix.LOCK_UN) }

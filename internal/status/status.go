@@ -54,6 +54,7 @@ type Snapshot struct {
 	Faults        []string   `json:"faults,omitempty"`   // what became of the state directory behind the process's back, and what to do
 
 	AccessLog *AccessLog `json:"access_log,omitempty"` // nil: there is none
+	Usage     *Usage     `json:"usage,omitempty"`      // nil: none is kept
 
 	// Certificates are those of names for which this process ends TLS.
 	Certificates []Certificate `json:"certificates,omitempty"`
@@ -232,4 +233,25 @@ func (s Snapshot) MarshalJSON() ([]byte, error) {
 		p.Removed = []Service{}
 	}
 	return json.Marshal(p)
+}
+
+// Usage says what became of the file that keeps what was counted.
+type Usage struct {
+	File     string    `json:"file"`
+	Saved    time.Time `json:"saved,omitzero"`      // when it was written last; zero: not since the start
+	Failures uint64    `json:"failures"`            // how often it could not be written since the start
+	Error    string    `json:"error,omitempty"`     // why the last time
+	PutAside string    `json:"put_aside,omitempty"` // as what a damaged file was put aside since the start
+	Damage   string    `json:"damage,omitempty"`    // what was wrong with it
+}
+
+// Counted is what a service of a key counted since the process started. But for Open it only grows, also when the service is gone.
+type Counted struct {
+	Key         [16]byte
+	Service     string // canonical PUBLIC
+	Open        int64  // connections at present
+	Connections uint64 // that were made
+	Sent        uint64 // bytes client → target
+	Received    uint64 // bytes target → client
+	Refused     uint64 // users who were not served
 }

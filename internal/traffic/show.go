@@ -68,6 +68,29 @@ func (l *ledger) all() (keys, services []*Account) {
 	return l.tenants, l.services
 }
 
+// Counted yields what the account of each service counted. Services that a key has too many of are added up as service "other". It holds
+// nothing up.
+func (c *Conns) Counted(yield func(status.Counted) bool) {
+	keys, services := c.ledger.all()
+	for _, list := range [][]*Account{services, keys} {
+		for _, a := range list {
+			n := status.Counted{
+				Key: a.Key, Service: a.Service, Open: a.pairs.Load(), Connections: a.total.Load(),
+				Sent: a.sent.Load(), Received: a.received.Load(), Refused: a.turnedAway.Load(),
+			}
+			if a.Service == "" {
+				if n.Connections == 0 && n.Refused == 0 && n.Open == 0 {
+					continue
+				}
+				n.Service = "other"
+			}
+			if !yield(n) {
+				return
+			}
+		}
+	}
+}
+
 func (a *Account) addTo(st *status.Key) {
 	st.Connections += int(a.pairs.Load())
 	st.Total += a.total.Load()

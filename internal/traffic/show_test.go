@@ -2,6 +2,7 @@ package traffic
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -74,5 +75,46 @@ func TestShowIsBounded(t *testing.T) {
 		if len(s.Removed) != mostRemoved || len(s.Clients) != mostClients || len(s.Keys) != 1 || s.Keys[0].Total != n {
 			t.Errorf("%d removed, %d clients, keys %+v", len(s.Removed), len(s.Clients), s.Keys)
 		}
+	})
+}
+
+// TestCounted: what services counted is yielded each by each, and what those counted that a key has too many of, as one.
+func TestCounted(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
+		c.Account(keyB, "tcp/82") // never used
+		first := c.Account(keyA, "tcp/0")
+		for i := range maxServices - 1 {
+			c.Account(keyA, fmt.Sprint("tcp/", i+1))
+		}
+		further := []*Account{c.Account(keyA, "http/a.example"), c.Account(keyA, "http/b.example")}
+		live := &fake{sent: 1, received: 2}
+		admit(t, first, alice).bind(live, "")
+		first.sent.Add(1)
+		first.received.Add(2)
+		for _, a := range further {
+			f := &fake{sent: 10, received: 20}
+			admit(t, a, bob).bind(f, "")
+			f.End(relay.ReasonEOF, 0)
+		}
+		admit(t, further[0], bob).Refuse(RefusedAway, "")
+		synctest.Wait()
+		got := make(map[string]status.Counted)
+		for n := range c.Counted {
+			if n != (status.Counted{Key: n.Key, Service: n.Service}) {
+				got[n.Service] = n
+			}
+		}
+		want := map[string]status.Counted{
+			"tcp/0": {Key: keyA, Service: "tcp/0", Open: 1, Connections: 1, Sent: 1, Received: 2},
+			"other": {Key: keyA, Service: "other", Connections: 2, Sent: 20, Received: 40, Refused: 1},
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("Counted yields %+v, want %+v", got, want)
+		}
+		for range c.Counted {
+			break
+		}
+		live.End(relay.ReasonEOF, 0)
+		synctest.Wait()
 	})
 }
