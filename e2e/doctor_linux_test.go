@@ -365,12 +365,41 @@ func TestDoctorOfSurroundings(t *testing.T) {
 		all := doctorBy(t, nil, "nsenter", append([]string{"-t", strconv.Itoa(full.Cmd.Process.Pid), "-U", "-m", "--preserve-credentials", reverser(t), "doctor"}, "--state", strings.TrimPrefix(full.state, fmt.Sprintf("/proc/%d/root", full.Cmd.Process.Pid)))...)
 		mustFind(t, all, map[string]string{"disk": "fail", "links": "warn"}, "disk", "no space left", "make room")
 	})
+	t.Run("no network", func(t *testing.T) {
+		if out, err := exec.Command("unshare", "-rn", "true").CombinedOutput(); err != nil {
+			lacks(t, fmt.Sprintf("no network of its own: %v: %s", err, out))
+		}
+		socket := filepath.Join(t.TempDir(), "s")
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		serveUnix(t, l)
+		all := doctorBy(t, nil, "unshare", "-rn", reverser(t), "doctor", "bridge", token, "9000=unix:"+socket, "--proxy", "192.0.2.1:3010", "--state", t.TempDir())
+		mustFind(t, all, map[string]string{"route": "fail"}, "route", "this machine has no way to 192.0.2.1", "ip route")
+	})
 	t.Run("nothing runs", func(t *testing.T) {
 		out, err := exec.Command(reverser(t), "doctor", "--state", t.TempDir()).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), "no reverser process is running") || !strings.Contains(string(out), "`reverser doctor bridge TOKEN 9000`") {
 			t.Errorf("doctor = %v: %s", err, out)
 		}
 	})
+}
+
+// serveUnix accepts connections until the end of the test, and closes them.
+func serveUnix(t *testing.T, l net.Listener) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
 }
 
 // TestDoctorOfNames: a name whose addresses are not of this machine.

@@ -144,6 +144,15 @@ func (c *cli) doctorOfRunning(ctx context.Context, path string, trusted []int, a
 		patients = append(patients, doctor.Patient{Role: snap.Role, State: path, Trusted: trusted, Snapshot: &snap})
 	}
 	if len(patients) == 0 {
+		for _, role := range []string{state.RoleProxy, state.RoleBridge} {
+			if path == "" && c.manager != nil && c.manager.State(role) != "" {
+				return &exitError{
+					code: exitFailed,
+					err:  fmt.Errorf("the %s is installed as a service, and does not run", role),
+					hint: "`reverser service status` says why, with the last lines of its log",
+				}
+			}
+		}
 		return &exitError{
 			code: exitFailed,
 			err:  fmt.Errorf("%w in %s", state.ErrNotRunning, strings.Join(paths, " or ")),

@@ -253,6 +253,14 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		if err := t.flush(); err != nil {
 			return err
 		}
+		for _, l := range s.Links {
+			if l.Reason == "" {
+				continue
+			}
+			if _, err := fmt.Fprintf(w, "no link to %s: %s\n  `reverser doctor` looks at each step of the way\n", printable(l.Remote), printable(l.Reason)); err != nil {
+				return err
+			}
+		}
 	}
 
 	fmt.Fprintln(w)

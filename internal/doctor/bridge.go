@@ -160,7 +160,7 @@ func (w *World) wayTo(ctx context.Context, e bridge.Examined, set *config.Settin
 		c.State = Warn
 		say(c)
 	case noName == nil:
-		say(ok(stepName, "%s is an address", host))
+		say(ok(stepName, "%s is an address: there is nothing to look up", host))
 	default:
 		say(ok(stepName, "%s has %s", host, names(addrs)))
 	}

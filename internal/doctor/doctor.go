@@ -65,7 +65,7 @@ func (w *World) Examine(ctx context.Context, p Patient, say func(Check)) {
 	} else {
 		steps = append(steps, w.ports, w.keys, w.links, w.services, w.advertised, w.dns)
 	}
-	steps = append(steps, w.certificates, w.descriptors, w.memory, w.kernel, w.clock, w.disk)
+	steps = append(steps, w.certificates, w.adminPort, w.notices, w.descriptors, w.memory, w.kernel, w.clock, w.disk)
 	var looking sync.WaitGroup
 	defer looking.Wait()
 	found := make([]chan []Check, len(steps))

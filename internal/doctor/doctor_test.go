@@ -320,6 +320,73 @@ func TestExpired(t *testing.T) {
 	mustFind(t, lines[1:], "certificates fail that in chain.pem has expired on", "→ clients refuse it, get a new one")
 }
 
+// TestAdmin: who reaches the address of the API, and whether anybody does.
+func TestAdmin(t *testing.T) {
+	expired := certificateOf(&x509.Certificate{NotAfter: now.Add(-time.Hour)})
+	for _, c := range []struct {
+		name    string
+		admin   config.Admin
+		running bool
+		want    []string
+	}{
+		{"here", config.Admin{Addr: "127.0.0.1:3011"}, false, nil},
+		{"taken", config.Admin{Addr: "127.0.0.1:1"}, false, []string{"admin fail --admin 127.0.0.1:1 cannot be opened: " + errPortTaken.Error() + ": port 1 is held by nginx (pid 7)"}},
+		{"in the clear", config.Admin{Addr: ":3011", Plain: true}, false, []string{"admin warn other machines reach :3011 without TLS"}},
+		{"by TLS", config.Admin{Addr: ":3011", CertificateFile: "admin.pem", Certificate: expired}, false, []string{"admin fail the certificate in admin.pem has expired on"}},
+		{"not there", config.Admin{Addr: ":3011", Plain: true}, true, []string{"admin warn other machines", "admin warn :3011 cannot be reached: nobody is there"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, p := well(t)
+			snap := p.Snapshot
+			withBridge(w, &p, bridge.Examined{})
+			w.Walk = func(context.Context, bridge.Config) ([]bridge.Examined, error) { return nil, nil }
+			w.Listen = func(_, addr string) (net.Listener, error) {
+				if strings.HasSuffix(addr, ":1") {
+					return nil, errPortTaken
+				}
+				return nowhere{}, nil
+			}
+			p.Settings.Admin = c.admin
+			if c.running {
+				p.Snapshot = snap
+			}
+			lines := look(t, w, p)
+			if len(lines) != len(c.want) {
+				t.Fatalf("found %q, want %q", lines, c.want)
+			}
+			for i, line := range lines {
+				if !strings.HasPrefix(line, c.want[i]) {
+					t.Errorf("found %q, want %q", line, c.want[i])
+				}
+			}
+		})
+	}
+	for addr, want := range map[string]string{":3011": "127.0.0.1:3011", "0.0.0.0:3011": "127.0.0.1:3011", "[::]:3011": "[::1]:3011", "192.0.2.1:3011": "192.0.2.1:3011"} {
+		if got := reachable(addr); got != want {
+			t.Errorf("reachable(%s) = %s, want %s", addr, got, want)
+		}
+	}
+}
+
+// TestTargetsWithoutTime: what there was no time for is said, and nothing is called dead that was not tried.
+func TestTargetsWithoutTime(t *testing.T) {
+	w, p := well(t)
+	for i := range 5000 {
+		p.Snapshot.Services = append(p.Snapshot.Services, status.Service{Public: "tcp/9000", Target: fmt.Sprintf("192.0.2.1:%d", 1024+i), State: status.ServiceUp})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	all := w.targets(ctx, &visit{Patient: p})
+	if len(all) != 1 || all[0].State != Skip || all[0].Found != "5000 of 5000 were not looked at: there was no time left" {
+		t.Errorf("found %+v", all)
+	}
+}
+
+// nowhere is a listener that nobody comes to.
+type nowhere struct{ net.Listener }
+
+func (nowhere) Close() error { return nil }
+
 // TestFew: of very many faults some are told, and how many there are besides.
 func TestFew(t *testing.T) {
 	w, p := well(t)

@@ -60,22 +60,30 @@ func (w *World) ports(_ context.Context, v *visit) (all []Check) {
 	}
 	var free []string
 	for _, p := range portsOf(v.Settings.Proxy) {
-		l, err := w.Listen(grammar.ListenNetwork("tcp", p.addr), p.addr)
-		if err == nil {
-			l.Close()
+		if c := w.canListen(name, p.name, p.addr); c.State == OK {
 			free = append(free, p.addr)
-			continue
+		} else {
+			all = append(all, c)
 		}
-		c := faulty(name, fmt.Errorf("--%s %s cannot be opened: %w", p.name, p.addr, err), ListenHint(err))
-		if who := w.holders(grammar.PortOf(p.addr, 0)); who != "" && sys.PortTaken(err) {
-			c.Found += ": " + who
-		}
-		all = append(all, c)
 	}
 	if len(free) > 0 {
 		all = append([]Check{ok(name, "%s can be opened", names(free))}, all...)
 	}
 	return all
+}
+
+// canListen opens a port for a moment.
+func (w *World) canListen(name, option, addr string) Check {
+	l, err := w.Listen(grammar.ListenNetwork("tcp", addr), addr)
+	if err == nil {
+		l.Close()
+		return ok(name, "%s can be opened", addr)
+	}
+	c := fail(name, ListenHint(err), "--%s %s cannot be opened: %v", option, addr, plain(err))
+	if who := w.holders(grammar.PortOf(addr, 0)); who != "" && sys.PortTaken(err) {
+		c.Found += ": " + who
+	}
+	return c
 }
 
 // keys are those of the state directory and of the file.

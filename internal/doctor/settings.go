@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -110,4 +112,60 @@ func (w *World) troubles(_ context.Context, v *visit) (all []Check) {
 		all = append(all, ok("access log", "%s, %s", l.File, count(int(l.Written), "line")))
 	}
 	return all
+}
+
+// adminPort is where the API and the page are served besides the admin socket.
+func (w *World) adminPort(ctx context.Context, v *visit) (all []Check) {
+	const name = "admin"
+	if v.Settings == nil || v.Settings.Admin.Addr == "" {
+		return nil
+	}
+	a := v.Settings.Admin
+	who := "only this machine reaches it"
+	switch {
+	case a.Loopback():
+	case a.Certificate == nil:
+		all = append(all, warn(name, "listen on 127.0.0.1 and reach it through `ssh -L`, or give --admin-certificate and --admin-certificate-key",
+			"other machines reach %s without TLS: whoever listens on the way reads the token that opens everything", a.Addr))
+	default:
+		who = "other machines reach it by TLS"
+		if fault := config.Dated(a.Certificate.Leaf, w.Now()); fault != "" {
+			what, hint, _ := strings.Cut(fault, ": ")
+			all = append(all, fail(name, hint, "the certificate in %s %s", a.CertificateFile, what))
+		}
+	}
+	if v.Snapshot == nil && !v.seen.Held {
+		c := w.canListen(name, "admin", a.Addr)
+		if c.State == OK {
+			c.Found += "; " + who
+		}
+		return append([]Check{c}, all...)
+	}
+	conn, err := w.Dial(ctx, "tcp", reachable(a.Addr))
+	if err != nil {
+		return append(all, warn(name, "its log says why; `reverser doctor --state DIR` and the other commands use the admin socket", "%s %s", a.Addr, outcome(err)))
+	}
+	conn.Close()
+	return append([]Check{ok(name, "%s takes connections; %s", a.Addr, who)}, all...)
+}
+
+// reachable is where this machine reaches what listens on an address.
+func reachable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	ip, _ := netip.ParseAddr(host)
+	switch {
+	case err != nil || host != "" && !ip.IsUnspecified():
+		return addr
+	case ip.IsValid() && ip.Is6():
+		return net.JoinHostPort("::1", port)
+	}
+	return net.JoinHostPort("127.0.0.1", port)
+}
+
+// notices are not sent to look whether they arrive.
+func (w *World) notices(_ context.Context, v *visit) []Check {
+	if v.Settings == nil || len(v.Settings.Notify) == 0 {
+		return nil
+	}
+	return []Check{skip("notify", "%s in the file: `reverser notify --test` sends to each, while the process runs", count(len(v.Settings.Notify), "[[notify]]"))}
 }
