@@ -405,9 +405,9 @@ func (c programClient) run(name, path string, env []string, args ...string) (str
 	return p.Stdout.String(), nil
 }
 
-// upload is a layer that a registry of images gets from curl, which asks first.
+// upload is a layer of REVERSER_E2E_UPLOAD_BYTES that a registry of images gets from curl, which asks first.
 func (c programClient) upload() kind {
-	const size = 16 << 20
+	size := uploadBytes(16 << 20)
 	file := filepath.Join(c.dir, "layer")
 	want := randomFile(c.t, file, size)
 	target := serveHTTP(c.t, func(w http.ResponseWriter, r *http.Request) {

@@ -244,15 +244,20 @@ func TestWebSurvivesBreaks(t *testing.T) {
 	}
 }
 
+// uploadBytes is how much uploads carry: what the environment says, as a registry of images may get a gigabyte, or fewer.
+func uploadBytes(fewer int64) int64 {
+	if n, err := strconv.ParseInt(os.Getenv("REVERSER_E2E_UPLOAD_BYTES"), 10, 64); err == nil {
+		return n
+	}
+	return fewer
+}
+
 // TestWebUpload: an upload as a registry of container images gets it, of which the client sends nothing before it may. It is of
 // REVERSER_E2E_UPLOAD_BYTES.
 func TestWebUpload(t *testing.T) {
 	need(t, curl)
 	heavy(t)
-	size := int64(64 << 20)
-	if n, err := strconv.ParseInt(os.Getenv("REVERSER_E2E_UPLOAD_BYTES"), 10, 64); err == nil {
-		size = n
-	}
+	size := uploadBytes(64 << 20)
 	target := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") == "" { // before a byte of the body was read
 			w.Header().Set("Connection", "close")
