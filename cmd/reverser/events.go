@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -108,18 +107,18 @@ func (v eventsView) follow(ctx context.Context) error {
 		if out, ok := errors.AsType[*outputError](err); ok {
 			return out.err
 		}
-		if _, refused := errors.AsType[*admin.UsageError](err); refused || errors.Is(err, fs.ErrPermission) {
+		if err != nil && notWorthWaiting(err) {
 			return notMine(fmt.Errorf("events of %s: %w", path, err), path, "events")
 		}
 		if ctx.Err() == nil {
-			fmt.Fprintln(v.stderr, "reverser: the process has gone, waiting for the next one")
+			v.sayGone(admin.ErrGone)
 		}
 		if got, err = v.next(ctx, path, seen); ctx.Err() != nil {
 			return nil
 		} else if err != nil {
 			return notMine(fmt.Errorf("events of %s: %w", path, err), path, "events")
 		}
-		fmt.Fprintln(v.stderr, "reverser: the process is there again")
+		v.sayGone(nil)
 	}
 }
 
@@ -138,7 +137,7 @@ func (v eventsView) next(ctx context.Context, path string, seen uint64) (admin.E
 	defer client.Close()
 	for {
 		got, err := client.Events(ctx, seen)
-		if err == nil || errors.Is(err, fs.ErrPermission) {
+		if err == nil || notWorthWaiting(err) {
 			return got, err
 		}
 		if !pause(ctx, goneWait) {

@@ -16,6 +16,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/state"
 	"reverser/internal/status"
+	"reverser/internal/units"
 )
 
 // checkLimit is how long `status --check` waits for the process. Kubernetes gives a probe a second, the start of the program included.
@@ -406,33 +407,5 @@ func ago(now, t time.Time) string {
 	return span(now.Sub(t)) + " ago"
 }
 
-// span is a duration in its two largest units.
-func span(d time.Duration) string {
-	d = max(d, 0).Truncate(time.Second)
-	const day = 24 * time.Hour
-	switch {
-	case d >= day:
-		return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
-	case d >= time.Hour:
-		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
-	case d >= time.Minute:
-		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
-	default:
-		return fmt.Sprintf("%ds", d/time.Second)
-	}
-}
-
-// size is a byte count in the largest unit that leaves a whole number before
-// the point.
-func size(n uint64) string {
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, unit := float64(n), ""
-	for _, unit = range []string{"kB", "MB", "GB", "TB", "PB", "EB"} {
-		if v /= 1000; v < 999.95 {
-			break
-		}
-	}
-	return fmt.Sprintf("%.1f %s", v, unit)
-}
+// span and size are how all commands write durations and bytes.
+var span, size = units.Span, units.Size
