@@ -289,6 +289,31 @@ func TestAcceptIsStopped(t *testing.T) {
 	})
 }
 
+// TestPace: a crowd is taken in parts with pauses between them, and those who come one after the other wait for nothing.
+func TestPace(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
+		const parts = 10
+		at := crowd * runtime.GOMAXPROCS(0)
+		took := func(n int, between time.Duration) time.Duration {
+			conn := func() (net.Conn, error) { time.Sleep(between); p, _ := net.Pipe(); return p, nil }
+			steps := append(slices.Repeat([]func() (net.Conn, error){conn}, n), func() (net.Conn, error) { return nil, net.ErrClosed })
+			begun := time.Now()
+			Accept(t.Context(), &script{steps: steps}, c.log, func(conn net.Conn) { conn.Close() })
+			return time.Since(begun)
+		}
+		if d := took(parts*at, 0); d != parts*pacePause {
+			t.Errorf("%d who came at once were taken in %s, want %d pauses of %s", parts*at, d, parts, pacePause)
+		}
+		if d := took(at-1, 0); d != 0 {
+			t.Errorf("%d who came at once were taken in %s, want at once", at-1, d)
+		}
+		between := pacePause/time.Duration(at-1) + time.Nanosecond
+		if d := took(parts*at, between); d != time.Duration(parts*at)*between {
+			t.Errorf("%d who came one after the other were taken in %s, want no pause", parts*at, d)
+		}
+	})
+}
+
 // TestDials: so many at once, and a drain counts them.
 func TestDials(t *testing.T) {
 	bubble(t, Config{Dials: 1, Side: relay.Target}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
