@@ -98,6 +98,12 @@ func (c *Client) leave() {
 
 // Reset closes the connection with RST, so that what was sent is not taken for complete.
 func (c *Client) Reset() {
+	c.resetAtClose()
+	c.Close()
+}
+
+// resetAtClose has the connection closed with RST, whoever closes it.
+func (c *Client) resetAtClose() {
 	c.mu.Lock()
 	c.reset = true
 	c.mu.Unlock()
@@ -112,7 +118,6 @@ func (c *Client) Reset() {
 		}
 		conn = below.NetConn()
 	}
-	c.Close()
 }
 
 // CloseWrite ends the direction to the client, where the connection can.
@@ -221,26 +226,32 @@ func (v *Visit) End(reset func(target net.Conn)) {
 	alone := len(c.order) == 0
 	c.mu.Unlock()
 	if alone {
-		c.Reset() // before an exchange that is aborted closes the connection as if it were complete
+		c.resetAtClose() // or an exchange that breaks closes the connection as if it were complete
 	}
-	v.abort(reset)
-	v.leave()
-}
-
-func (v *Visit) abort(reset func(target net.Conn)) {
-	v.mu.Lock()
-	v.over = true
-	running := maps.Clone(v.running)
-	if len(running) > 0 {
-		v.broken = cmp.Or(v.broken, errBroken)
-	}
-	v.mu.Unlock()
-	for x, cancel := range running {
+	running := v.stop()
+	for x := range running { // before the end of the client closes them, which says less
 		if up := x.upstream.Load(); reset != nil && up != nil && !x.options.H2C && up.user.Load() == x {
 			reset(up.Conn)
 		}
+	}
+	if alone {
+		c.Close()
+	}
+	for _, cancel := range running {
 		cancel(errEnded)
 	}
+	v.leave()
+}
+
+// stop lets no exchange begin any more, and returns those that run.
+func (v *Visit) stop() map[*exchange]context.CancelCauseFunc {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.over = true
+	if len(v.running) > 0 {
+		v.broken = cmp.Or(v.broken, errBroken)
+	}
+	return maps.Clone(v.running)
 }
 
 func (v *Visit) idle() bool {
@@ -251,7 +262,9 @@ func (v *Visit) idle() bool {
 
 // leave is the end of a visit.
 func (v *Visit) leave() {
-	v.abort(nil)
+	for _, cancel := range v.stop() {
+		cancel(errEnded)
+	}
 	v.mu.Lock()
 	left := v.left
 	v.left = nil
