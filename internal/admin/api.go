@@ -50,11 +50,13 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 	a.handle("DELETE", "/api/v1/keys/{name}", s.withKeys(s.removeKey))
 	a.handle("POST", "/api/v1/reload", s.reload)
 	a.handle("POST", "/api/v1/notify/test", s.testNotices)
+	a.handlePairs()
 	a.handleEnd()
 	a.handleInspect()
 	a.handleEvents()
 	a.handleHealth()
 	a.handleUsage()
+	a.handleStream()
 	return a
 }
 

@@ -14,7 +14,7 @@ func (a *api) handleHealth() {
 	s := a.server
 	// The process is alive when it can say how it is, which takes all its locks.
 	a.handle("GET", "/healthz", func(w http.ResponseWriter, r *http.Request) {
-		if _, err := s.newest(r.Context()); err != nil {
+		if _, err := s.watched().newest(r.Context()); err != nil {
 			fail(w, err)
 			return
 		}
@@ -22,7 +22,7 @@ func (a *api) handleHealth() {
 	})
 	// It is ready when users are served, as far as that is up to it.
 	a.handle("GET", "/readyz", func(w http.ResponseWriter, r *http.Request) {
-		now, err := s.newest(r.Context())
+		now, err := s.watched().newest(r.Context())
 		if err != nil {
 			fail(w, err)
 			return

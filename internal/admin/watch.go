@@ -1,10 +1,13 @@
 package admin
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"sync"
 	"time"
 
+	"reverser/internal/escape"
 	"reverser/internal/status"
 )
 
@@ -12,50 +15,230 @@ import (
 const lookEvery = time.Second
 
 // watch has the newest snapshot for all who look at the process as it runs. One is taken when somebody asks, once a second at most,
-// however many ask: it is a walk through all connections.
+// however many ask: it is a walk through all connections. While nobody asks, none is.
 type watch struct {
-	turn chan struct{} // has room for one: who takes a snapshot
+	take func() status.Snapshot
+	turn chan struct{} // has room for one: who takes a snapshot, or uses rows
+	rows rows          // guarded by turn
 
-	mu   sync.Mutex
-	last look // guarded by mu
+	mu      sync.Mutex
+	last    *look // nil: none yet; guarded by mu, as below
+	readers int   // who are told again and again
+	ofRows  int   // of them, who are told of connections
 }
 
 // look is a snapshot and when it was taken.
 type look struct {
 	at   time.Time
 	snap status.Snapshot
-}
 
-// newest returns a snapshot that is not older than lookEvery.
-func (s *Server) newest(ctx context.Context) (look, error) {
-	w := s.watched()
-	if l, ok := w.fresh(); ok {
-		return l, nil
-	}
-	select {
-	case w.turn <- struct{}{}:
-		defer func() { <-w.turn }()
-	case <-ctx.Done():
-		return look{}, context.Cause(ctx)
-	}
-	if l, ok := w.fresh(); ok { // another one has looked meanwhile
-		return l, nil
-	}
-	l := look{at: time.Now()}
-	l.snap = s.Status()
-	w.mu.Lock()
-	w.last = l
-	w.mu.Unlock()
-	return l, nil
-}
-
-func (w *watch) fresh() (look, bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.last, !w.last.at.IsZero() && time.Since(w.last.at) < lookEvery
+	once    sync.Once
+	summary []byte // snap without connections, as JSON in one line
 }
 
 func (s *Server) watched() *watch {
-	s.watchOnce.Do(func() { s.watch = &watch{turn: make(chan struct{}, 1)} })
+	s.watchOnce.Do(func() { s.watch = &watch{take: s.Status, turn: make(chan struct{}, 1)} })
 	return s.watch
+}
+
+// newest returns a snapshot that is not older than lookEvery.
+func (w *watch) newest(ctx context.Context) (*look, error) {
+	if l := w.fresh(); l != nil {
+		return l, nil
+	}
+	if err := w.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer w.end()
+	return w.look(), nil
+}
+
+// fresh returns the last look, or nil if it is too old.
+func (w *watch) fresh() *look {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.last == nil || time.Since(w.last.at) >= lookEvery {
+		return nil
+	}
+	return w.last
+}
+
+// look is newest for whoever has the turn.
+func (w *watch) look() *look {
+	if l := w.fresh(); l != nil { // another one has looked meanwhile
+		return l
+	}
+	l := &look{at: time.Now()}
+	l.snap = w.take()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.readers == 0 {
+		l.snap.Pairs = nil // who asks about health needs none of them, and memory is kept for nobody
+	}
+	w.last = l
+	return l
+}
+
+func (w *watch) begin(ctx context.Context) error {
+	select {
+	case w.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (w *watch) end() { <-w.turn }
+
+// enter counts a reader that is told again and again; leave takes it away.
+func (w *watch) enter(ofRows bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.readers++; w.readers == 1 {
+		w.last = nil // it may have no connections
+	}
+	if ofRows {
+		w.ofRows++
+	}
+}
+
+func (w *watch) leave(ofRows bool) {
+	w.mu.Lock()
+	if ofRows {
+		w.ofRows--
+	}
+	if w.readers--; w.readers == 0 {
+		w.last = nil
+	}
+	empty := w.ofRows == 0
+	w.mu.Unlock()
+	if !empty {
+		return
+	}
+	w.turn <- struct{}{}
+	defer w.end()
+	w.mu.Lock()
+	empty = w.ofRows == 0
+	w.mu.Unlock()
+	if empty {
+		w.rows = rows{}
+	}
+}
+
+// text is the snapshot without connections. It is made once for all readers.
+func (l *look) text() []byte {
+	l.once.Do(func() {
+		s := l.snap
+		s.Pairs = nil
+		l.summary = line(s)
+	})
+	return l.summary
+}
+
+// changes returns what of the connections is different from those that a reader was told last, which seen stands for; 0: it was told of
+// none. The text is shared with other readers.
+func (w *watch) changes(ctx context.Context, seen uint64) (text []byte, now uint64, err error) {
+	if err := w.begin(ctx); err != nil {
+		return nil, 0, err
+	}
+	defer w.end()
+	l := w.look()
+	if w.rows.of != l {
+		w.rows.take(l)
+	}
+	return w.rows.since(seen), w.rows.n, nil
+}
+
+// rows are the connections of the newest look, and when each has changed.
+type rows struct {
+	of   *look
+	n    uint64 // counts looks, from 1
+	all  map[string]*row
+	gone []goneRow // those that are gone, the oldest first; the last mostGone of them
+	lost uint64    // up to this look, what is gone is not known any more
+
+	texts map[uint64][]byte // of n, by what the reader has seen: most have seen the same
+}
+
+type row struct {
+	pair status.Pair
+	n    uint64 // the look in which it was different from the one before
+	seen uint64 // the last look that had it
+}
+
+type goneRow struct {
+	id string
+	n  uint64
+}
+
+// mostGone bounds what is remembered for readers that are slow. One that is slower is told of all connections again.
+const mostGone = 20_000
+
+func (r *rows) take(l *look) {
+	if r.all == nil {
+		r.all = make(map[string]*row, len(l.snap.Pairs))
+	}
+	r.of, r.texts = l, make(map[uint64][]byte)
+	r.n++
+	for _, p := range l.snap.Pairs {
+		known, ok := r.all[p.ID]
+		if !ok {
+			known = &row{pair: p, n: r.n}
+			r.all[p.ID] = known
+		} else if known.pair != p {
+			known.pair, known.n = p, r.n
+		}
+		known.seen = r.n
+	}
+	if len(r.all) == len(l.snap.Pairs) {
+		return
+	}
+	for id, known := range r.all {
+		if known.seen != r.n {
+			delete(r.all, id)
+			r.gone = append(r.gone, goneRow{id, r.n})
+		}
+	}
+	if over := len(r.gone) - mostGone; over > 0 {
+		r.lost = r.gone[over-1].n
+		r.gone = append(r.gone[:0], r.gone[over:]...)
+	}
+}
+
+// PairChanges is what of the connections is different from those that were told before.
+type PairChanges struct {
+	Reset   bool          `json:"reset"`   // Changed has all of them, and what was told before counts no more
+	Changed []status.Pair `json:"changed"` // the oldest first
+	Gone    []string      `json:"gone"`    // ids, of which some may never have been told
+}
+
+// since returns what is different from the look that had the number.
+func (r *rows) since(seen uint64) []byte {
+	if text, ok := r.texts[seen]; ok {
+		return text
+	}
+	c := PairChanges{Reset: seen == 0 || seen < r.lost, Changed: []status.Pair{}, Gone: []string{}}
+	for _, p := range r.of.snap.Pairs {
+		if c.Reset || r.all[p.ID].n > seen {
+			c.Changed = append(c.Changed, p)
+		}
+	}
+	for i := len(r.gone) - 1; i >= 0 && !c.Reset && r.gone[i].n > seen; i-- {
+		c.Gone = append(c.Gone, r.gone[i].id)
+	}
+	text := line(c)
+	r.texts[seen] = text
+	return text
+}
+
+// line is JSON in one line that a terminal only prints.
+func line(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // plain data
+	}
+	var text bytes.Buffer
+	text.Grow(len(b))
+	escape.NewWriter(&text).Write(b)
+	return text.Bytes()
 }

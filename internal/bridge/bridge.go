@@ -223,10 +223,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 // Status returns a snapshot.
 func (b *Bridge) Status() status.Snapshot {
 	snap := status.Snapshot{Role: "bridge", Version: b.cfg.Version, UptimeSeconds: time.Since(b.start).Seconds()}
-	b.conns.Walk(func(a *traffic.Admission) bool {
-		snap.Pairs = append(snap.Pairs, a.Status())
-		return true
-	})
+	snap.Pairs = b.conns.Pairs()
 	shown := b.describe(&snap)
 	b.conns.Show(&snap, shown)
 	snap.Pressure = b.conns.Pressure(nil)

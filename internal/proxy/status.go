@@ -14,9 +14,7 @@ import (
 // Status returns a snapshot.
 func (p *Proxy) Status() status.Snapshot {
 	snap := status.Snapshot{Role: "proxy", Version: p.cfg.Version, UptimeSeconds: time.Since(p.start).Seconds()}
-	for a := range p.conns.Walk {
-		snap.Pairs = append(snap.Pairs, a.Status())
-	}
+	snap.Pairs = p.conns.Pairs()
 	draining := p.conns.Draining()
 	for _, s := range p.registry.Sessions() {
 		l := linkOf(s.Way)
@@ -48,7 +46,6 @@ func (p *Proxy) Status() status.Snapshot {
 	slices.SortFunc(snap.Services, func(a, b status.Service) int {
 		return cmp.Or(cmp.Compare(a.Public, b.Public), cmp.Compare(a.Key, b.Key))
 	})
-	slices.SortFunc(snap.Pairs, func(a, b status.Pair) int { return a.Since.Compare(b.Since) })
 	return snap
 }
 

@@ -197,7 +197,8 @@ type Client struct {
 // Pair is one user's connection, bound to its connection to the target.
 type Pair struct {
 	ID       string    `json:"id"`
-	Service  string    `json:"service"` // canonical PUBLIC
+	Service  string    `json:"service"`       // canonical PUBLIC
+	Key      string    `json:"key,omitempty"` // whose connection it is: its name; the id of one that was removed, and at the bridge
 	Client   string    `json:"client"`
 	Target   string    `json:"target"`
 	Sent     uint64    `json:"sent"`     // bytes client → target

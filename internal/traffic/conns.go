@@ -13,6 +13,7 @@ package traffic
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -170,6 +171,20 @@ func (c *Conns) Walk(f func(*Admission) bool) {
 			return
 		}
 	}
+}
+
+// Pairs returns all pairs as status shows them, the oldest first.
+func (c *Conns) Pairs() []status.Pair {
+	all := make([]status.Pair, 0, c.Load().Pairs)
+	names := make(map[[16]byte]string)
+	c.Walk(func(a *Admission) bool {
+		p := a.Status()
+		p.Key = remember(names, a.Key(), c.keyName)
+		all = append(all, p)
+		return true
+	})
+	slices.SortFunc(all, func(a, b status.Pair) int { return a.Since.Compare(b.Since) })
+	return all
 }
 
 // End resets the connections for which match returns true (nil: all), and returns how many they were. A connection that is not a pair

@@ -67,11 +67,11 @@ func (c *Conns) isKey(id [16]byte, said string) bool {
 // shortID is how much of a key's id status shows.
 const shortID = 8
 
-func remember[K comparable](known map[K]bool, k K, ask func(K) bool) bool {
-	yes, ok := known[k]
+func remember[K comparable, V any](known map[K]V, k K, ask func(K) V) V {
+	v, ok := known[k]
 	if !ok {
-		yes = ask(k)
-		known[k] = yes
+		v = ask(k)
+		known[k] = v
 	}
-	return yes
+	return v
 }
