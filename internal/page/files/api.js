@@ -1,9 +1,19 @@
 // What the page asks of the process, and what it may ask for: a part of the page is shown only if the process has its API.
 import { signal } from './lib/signals.js';
-import { keep } from './words.js';
+import { keep, kept } from './words.js';
 
 // signedIn is null until it is known.
 export const signedIn = signal(null);
+
+// ended is whether a session ended that nobody had ended here.
+export const ended = signal(false);
+
+// signedOut is called when the process knows nothing of a session any more.
+export function signedOut() {
+	ended.value = kept('in') !== null;
+	keep('in', '');
+	signedIn.value = false;
+}
 
 // operations are what the process answers, such as "DELETE /api/v1/pairs/{}"; null until they are known.
 export const operations = signal(null);
@@ -44,7 +54,7 @@ export async function ask(method, path, body) {
 				// the status says enough
 			}
 		}
-		if (response.status === 401 && path !== '/api/v1/login') signedIn.value = false;
+		if (response.status === 401 && path !== '/api/v1/login') signedOut();
 		throw new Problem(response.status, detail);
 	}
 	if (response.status === 204) return null;
@@ -65,6 +75,7 @@ export async function begin() {
 	}
 	operations.value = found;
 	keysExpire.value = /^ +expires:/m.test(description);
+	ended.value = false;
 	signedIn.value = true;
 	keep('in', 'yes');
 }

@@ -6,6 +6,9 @@ import { theme } from './theme.js';
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+// steps are those of an axis of whole numbers.
+const steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6];
+
 // pad leaves room for half a bar at either end.
 function pad(at, low, high) {
 	const half = at.length > 1 ? (at[at.length - 1] - at[at.length - 2]) / 2 : 1800;
@@ -15,14 +18,15 @@ function pad(at, low, high) {
 // stamps are the labels of an axis of time: the hour within a day, or the day.
 function stamps(format) {
 	return (_, splits) => {
-		const f = new Intl.DateTimeFormat(lang.value === 'zh' ? 'zh-CN' : undefined, format);
+		const short = format.hour && splits[splits.length - 1] - splits[0] < 600;
+		const f = new Intl.DateTimeFormat(lang.value === 'zh' ? 'zh-CN' : undefined, short ? { ...format, second: '2-digit' } : format);
 		return splits.map((s) => f.format(s * 1000));
 	};
 }
 
 // Chart draws series over time: data is [times in seconds, values…], series [{name, colour}]. What it shows is said in words beside it,
 // for those who do not see it.
-export function Chart({ title, says, data, series, format, bars = false, stamp = { hour: '2-digit', minute: '2-digit' }, space = 70 }) {
+export function Chart({ title, says, data, series, format, whole = false, bars = false, stamp = { hour: '2-digit', minute: '2-digit' }, space = 70 }) {
 	const box = useRef(null);
 	const plot = useRef(null);
 	const look = theme.value;
@@ -38,7 +42,7 @@ export function Chart({ title, says, data, series, format, bars = false, stamp =
 			scales: { x: { time: true, range: bars ? (u, low, high) => pad(u.data[0], low, high) : undefined }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
 			axes: [
 				{ ...axis, size: 30, values: stamps(stamp), space },
-				{ ...axis, size: 66, values: (_, splits) => splits.map((v) => (v < 0 ? '' : format(v))), space: 34 },
+				{ ...axis, size: 66, incrs: whole ? steps : undefined, values: (_, splits) => splits.map((v) => (v < 0 ? '' : format(v))), space: 34 },
 			],
 			series: [
 				{ label: t('usage.period'), value: (_, v) => (v === null || v === undefined ? '' : new Intl.DateTimeFormat(words === 'zh' ? 'zh-CN' : undefined, bars ? stamp : { timeStyle: 'medium' }).format(v * 1000)) },

@@ -1,6 +1,6 @@
 // What the process tells every second. A worker listens to it, so that ten thousand connections that move never hold up the page.
 import { signal, batch } from './lib/signals.js';
-import { signedIn } from './api.js';
+import { signedOut } from './api.js';
 
 // snapshot is the newest status, without connections; null before the first.
 export const snapshot = signal(null);
@@ -41,7 +41,9 @@ function take(message) {
 			batch(() => {
 				const snap = message.snap;
 				const now = { at: message.at, up: snap.uptime_seconds, ...totals(snap) };
-				if (last && now.up > last.up && now.sent >= last.sent && now.received >= last.received) {
+				if (last && now.up === last.up) {
+					// the same again
+				} else if (last && now.up > last.up && now.sent >= last.sent && now.received >= last.received) {
 					const seconds = Math.max(now.up - last.up, 0.001);
 					speed.value = { sent: (now.sent - last.sent) / seconds, received: (now.received - last.received) / seconds };
 				} else {
@@ -64,7 +66,7 @@ function take(message) {
 			last = null;
 			break;
 		case 'signed-out':
-			signedIn.value = false;
+			signedOut();
 			break;
 	}
 }

@@ -1,6 +1,6 @@
 // The page: who is logged in, which view is shown, and what is true of all of them.
 import { html, render, signal, useEffect, useRef, useState } from './html.js';
-import { begin, can, logIn, logOut, operations, signedIn } from './api.js';
+import { begin, can, ended, logIn, logOut, operations, signedIn } from './api.js';
 import { lost, otherVersion, snapshot, start, stop } from './live.js';
 import { kept, lang, speak, t } from './words.js';
 import { choice, paint } from './theme.js';
@@ -49,6 +49,7 @@ function Login() {
 	};
 	return html`<main id="content" class="login" tabindex="-1">
 		<h1>reverser</h1>
+		${ended.value && html`<p class="lost">${t('login.ended')}</p>`}
 		<form onSubmit=${submit}>
 			<label for="token">${t('login.token')}</label>
 			<input id="token" name="token" type="password" autocomplete="current-password" spellcheck="false" required ref=${field} aria-describedby="where" aria-invalid=${error ? 'true' : undefined} />
@@ -119,7 +120,7 @@ function Lost() {
 		return () => clearInterval(timer);
 	}, [is]);
 	return html`<div role="status" aria-live="polite" aria-atomic="false">
-		${is && html`<div class="lost">${t('app.lost', { time: clock(is.since), span: span((Date.now() - is.since) / 1000) })} ${is.why}</div>`}
+		${is && html`<div class="lost">${t('app.lost', { time: clock(is.since) })} <span aria-hidden="true">(${span((Date.now() - is.since) / 1000)})</span> ${is.why}</div>`}
 		${!is && otherVersion.value && html`<div class="lost">${t('app.otherVersion', { version: otherVersion.value })} <button type="button" class="small" onClick=${() => location.reload()}>${t('app.reloadPage')}</button></div>`}
 	</div>`;
 }
@@ -133,10 +134,11 @@ function Page() {
 	}, [known]);
 	const open = views.filter((v) => (!v.needs || can(v.needs)) && !(v.id === 'keys' && snapshot.value?.role === 'bridge'));
 	const here = open.find((v) => v.id === place.value) || open[0];
+	const role = known ? snapshot.value?.role : '';
 	const title = known && here ? t('view.' + here.id) : t('login.title');
 	useEffect(() => {
-		document.title = `${title} · reverser`;
-	}, [title]);
+		document.title = [title, 'reverser', role].filter(Boolean).join(' · ');
+	}, [title, role]);
 	const was = useRef('');
 	useEffect(() => { // a new view begins at its top, and a screen reader hears of it
 		if (was.current && was.current !== here?.id) {

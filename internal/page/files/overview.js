@@ -109,7 +109,7 @@ function Charts() {
 		<${Chart} title=${t('over.throughput')} says=${`${where}; ${t('over.chartNow', { now: speedOf(now ? now.sent + now.received : null), most: speedOf(max(h.sent.map((n, i) => n + h.received[i]))) })}`}
 			data=${traffic} format=${speedOf} series=${[{ name: '↑ ' + t('over.sent'), colour: '--up' }, { name: '↓ ' + t('over.received'), colour: '--down' }]} />
 		<${Chart} title=${t('over.connections')} says=${`${where}; ${t('over.chartNow', { now: count(h.connections[h.connections.length - 1] ?? 0), most: count(max(h.connections)) })}`}
-			data=${connections} format=${count} series=${[{ name: t('over.connections'), colour: '--down' }]} />
+			data=${connections} format=${count} whole=${true} series=${[{ name: t('over.connections'), colour: '--down' }]} />
 	</div>`;
 }
 

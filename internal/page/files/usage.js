@@ -16,6 +16,7 @@ const periods = {
 };
 
 const by = signal('day');
+const found = { service: new Set(), key: new Set() }; // names that were seen
 const subject = signal(''); // "", "key NAME" or "service PUBLIC"
 
 function query(more) {
@@ -60,7 +61,9 @@ export function Usage() {
 	const parts = useMemo(() => {
 		if (!got) return [];
 		const sums = new Map();
+		const begin = starts(got.by)[0]; // the answer has the latest periods in which there was something
 		for (const r of got.parts.rows) {
+			if (Date.parse(r.start) / 1000 < begin) continue;
 			const id = `${r.key} ${r.service}`;
 			const sum = sums.get(id) || { id, key: r.key, service: r.service, sent: 0, received: 0, connections: 0 };
 			for (const field of ['sent', 'received', 'connections']) sum[field] += r[field];
@@ -71,10 +74,9 @@ export function Usage() {
 	const times = useMemo(() => (data ? data[0].map((at, i) => ({ at, sent: data[1][i], received: data[2][i], connections: data[3][i] })).filter((r) => r.sent || r.received || r.connections).reverse() : []), [data]);
 	const full = new Intl.DateTimeFormat(lang.value === 'zh' ? 'zh-CN' : undefined, shape.full);
 
-	// What may be chosen: what there is now, and what there was in the time shown.
+	// What may be chosen: what there is now, and what there was in the times shown so far.
 	const proxy = snapshot.value?.role === 'proxy';
 	const seen = useMemo(() => {
-		const found = { service: new Set(), key: new Set() };
 		for (const s of snapshot.value?.services || []) found.service.add(s.public);
 		for (const r of got?.parts.rows || []) {
 			found.service.add(r.service);
