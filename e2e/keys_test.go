@@ -106,6 +106,32 @@ func TestRemovedKeyEndsEverything(t *testing.T) {
 	}
 }
 
+// A key ends at its moment, with a word at both sides, and its bridge is back when the key gets more time.
+func TestKeyExpires(t *testing.T) {
+	t.Parallel()
+	p := startProxy(t)
+	public := freePort(t)
+	tok := addKey(t, p.state, "guest", fmt.Sprintf("tcp/%d", public))
+	b := startBridge(t, tok, fmt.Sprintf("%d=%d", public, serve(t, echo)))
+	b.awaitUp(fmt.Sprintf("tcp/%d", public))
+	c := dial(t, loopback(public))
+	exchange(t, c, "hello")
+	runReverser(t, "key", "edit", "guest", "--expires", "2s", "--state", p.state)
+	wantReset(t, c, 0)
+	eventually(t, "the public port is closed", func() bool {
+		_, err := readPattern(tryDial(loopback(public)))
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
+	for _, side := range []*testProcess{p.testProcess, b.testProcess} {
+		side.awaitLogged(`"pair released"`, `"service-removed"`)
+	}
+	p.awaitLogged(`"key expired`, `"guest"`)
+	b.awaitLogged(`"level":"WARN"`, "the key expired at", "reverser key edit NAME --expires 30d")
+	runReverser(t, "key", "edit", "guest", "--expires", "never", "--state", p.state)
+	b.awaitUp(fmt.Sprintf("tcp/%d", public))
+	exchange(t, dial(t, loopback(public)), "and again")
+}
+
 func TestSecondBridgeWithTheSameKey(t *testing.T) {
 	t.Parallel()
 	service := serve(t, echo)

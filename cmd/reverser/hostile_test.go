@@ -289,7 +289,7 @@ func falseProxy(t *testing.T) (*owner, grammar.Token) {
 	sc := &auth.ServerConfig{Identity: cert, Instance: [16]byte{9}, Lookup: func([16]byte) ([32]byte, bool) { return secret, true }}
 	host := link.NewHost(link.HostConfig{
 		Owner: o, Instance: sc.Instance,
-		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte, bool) error { return nil }, Draining: func() bool { return false },
 	})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -40,6 +40,7 @@ func (c *cli) keyAddCommand() *cobra.Command {
 	var dir stateDir
 	var allow, connect []string
 	var limits state.Limits
+	var expires string
 	cmd := &cobra.Command{
 		Use:   "add NAME --allow PUBLIC...",
 		Short: "Make a key and print its token",
@@ -57,7 +58,10 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 
   # no more than three ports and a hundred users' connections at once
   reverser key add shop --allow tcp/9000-9999 --max-services 3 \
-    --max-connections 100`,
+    --max-connections 100
+
+  # for a month
+  reverser key add guest --allow tcp/9000 --expires 30d`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return takes(keyAddExample, "NAME")(cmd, args)
@@ -79,8 +83,13 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 			if n := limits.MaxConnections; n < 1 && cmd.Flags().Changed("max-connections") {
 				return usageHint(noLimit, "--max-connections %d: a key may have 1 connection or more", n)
 			}
+			if cmd.Flags().Changed("expires") {
+				if _, err := grammar.ParseExpiry(expires, time.Now()); err != nil {
+					return usage(fmt.Errorf("--expires %w", err))
+				}
+			}
 			// "--allow tcp/9000 tcp/9001" leaves the second one as an argument.
-			return c.keyAdd(cmd.Context(), dir, admin.NewKey{Name: args[0], Allow: append(allow, args[1:]...), Limits: limits})
+			return c.keyAdd(cmd.Context(), dir, admin.NewKey{Name: args[0], Allow: append(allow, args[1:]...), Limits: limits, Expires: expires})
 		},
 	}
 	addStateFlag(cmd.Flags(), &dir.path)
@@ -88,6 +97,7 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 	cmd.Flags().StringSliceVar(&allow, "allow", nil, "`PUBLIC` that the key's bridge may open, such as tcp/9000 or tcp/9000-9010 (repeatable)")
 	cmd.Flags().IntVar(&limits.MaxServices, "max-services", 0, "how many services the key may have at once, `N`; the earliest ones have the places (default: no limit)")
 	cmd.Flags().IntVar(&limits.MaxConnections, "max-connections", 0, "how many connections of users the key's services may have at once, `N`; further ones are reset (default: no limit)")
+	cmd.Flags().StringVar(&expires, "expires", "", "when the key is honoured no longer: after `TIME` such as 12h or 30d, or at 2027-01-31T00:00:00Z (default: never)")
 	cmd.Flags().StringSliceVar(&connect, "allow-connect", nil, "not in this version: `NAME` of a private service that the key may visit")
 	cmd.Flags().MarkHidden("allow-connect")
 	return cmd
@@ -97,17 +107,20 @@ func (c *cli) keyEditCommand() *cobra.Command {
 	var dir stateDir
 	var allow, connect []string
 	var services, connections int
+	var expires string
 	cmd := &cobra.Command{
-		Use:   "edit NAME [--allow PUBLIC...] [--max-services N] [--max-connections N]",
-		Short: "Change what a key allows",
-		Long: `Change what a key allows. What is not named stays as it is; --allow takes the
+		Use:   "edit NAME [--allow PUBLIC...] [--expires TIME] [--max-services N] ...",
+		Short: "Change what a key allows, and for how long",
+		Long: `Change what a key allows, and for how long. What is not named stays as it is; --allow takes the
 place of all that the key allowed before. The token stays the same.
 
 A running proxy honours the change before the command returns: services that
 are no longer allowed are closed, and their bridge is told so; all connections
 that are there go on. A key of the proxy's configuration file is changed there.`,
 		Example: `  reverser key edit nas --allow tcp/9000-9009
-  reverser key edit shop --max-services 5 --max-connections 0`,
+  reverser key edit shop --max-services 5 --max-connections 0
+  reverser key edit guest --expires 30d
+  reverser key edit guest --expires never`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 || len(args) > 1 && len(allow) == 0 {
 				return takes("reverser key edit nas --allow tcp/9000", "NAME")(cmd, args)
@@ -137,8 +150,14 @@ that are there go on. A key of the proxy's configuration file is changed there.`
 			if cmd.Flags().Changed("max-connections") {
 				e.MaxConnections = &connections
 			}
+			if cmd.Flags().Changed("expires") {
+				if _, err := grammar.ParseExpiry(expires, time.Now()); err != nil {
+					return usage(fmt.Errorf("--expires %w", err))
+				}
+				e.Expires = &expires
+			}
 			if e == (admin.KeyEdit{}) {
-				return usageHint(fmt.Sprintf("reverser key edit %s --allow tcp/9000", args[0]), "key edit %s: say what to change, with --allow, --max-services or --max-connections", args[0])
+				return usageHint(fmt.Sprintf("reverser key edit %s --allow tcp/9000", args[0]), "key edit %s: say what to change, with --allow, --expires, --max-services or --max-connections", args[0])
 			}
 			return c.keyEdit(cmd.Context(), dir, args[0], e)
 		},
@@ -148,6 +167,7 @@ that are there go on. A key of the proxy's configuration file is changed there.`
 	cmd.Flags().StringSliceVar(&allow, "allow", nil, "`PUBLIC` that the key's bridge may open, such as tcp/9000 or tcp/9000-9010, in the place of what it might before (repeatable)")
 	cmd.Flags().IntVar(&services, "max-services", 0, "how many services the key may have at once, `N`; 0 for no limit")
 	cmd.Flags().IntVar(&connections, "max-connections", 0, "how many connections of users the key's services may have at once, `N`; 0 for no limit; those that are there stay")
+	cmd.Flags().StringVar(&expires, "expires", "", "when the key is honoured no longer: after `TIME` such as 12h or 30d from now, at 2027-01-31T00:00:00Z, or never; one that has expired is honoured again")
 	cmd.Flags().StringSliceVar(&connect, "allow-connect", nil, "not in this version: `NAME` of a private service that the key may visit")
 	cmd.Flags().MarkHidden("allow-connect")
 	return cmd
@@ -243,7 +263,11 @@ func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey) error {
 	if k.Limits != (state.Limits{}) {
 		limit = fmt.Sprintf(", %s at once", k.Limits)
 	}
-	fmt.Fprintf(c.stderr, "key %q made, allowed %s%s. Its token is printed only this once; use it on the other machine:\n", k.Name, strings.Join(k.Allow, ", "), limit)
+	until := ""
+	if at, err := grammar.ParseExpiry(k.Expires, time.Now()); err == nil && !at.IsZero() {
+		until = ", until " + when(at)
+	}
+	fmt.Fprintf(c.stderr, "key %q made, allowed %s%s%s. Its token is printed only this once; use it on the other machine:\n", k.Name, strings.Join(k.Allow, ", "), limit, until)
 	tok, err := grammar.ParseToken(encoded)
 	if err != nil {
 		return err
@@ -281,15 +305,26 @@ func (c *cli) keyList(ctx context.Context, at stateDir, asJSON bool) error {
 		return nil
 	}
 	t := newTable(c.stdout)
-	t.row("NAME", "ID", "ALLOW", "SERVICES", "CONNECTIONS", "CREATED", "FROM")
+	t.row("NAME", "ID", "ALLOW", "SERVICES", "CONNECTIONS", "EXPIRES", "CREATED", "FROM")
 	for _, k := range keys {
 		created := "-"
 		if k.Created != nil {
 			created = when(*k.Created)
 		}
-		t.row(k.Name, shortID(k.ID), strings.Join(k.Allow, ", "), mostWord(k.MaxServices), mostWord(k.MaxConnections), created, k.Source)
+		t.row(k.Name, shortID(k.ID), strings.Join(k.Allow, ", "), mostWord(k.MaxServices), mostWord(k.MaxConnections), expiryWord(k), created, k.Source)
 	}
 	return t.flush()
+}
+
+// expiryWord is when a key expires, in a table.
+func expiryWord(k admin.KeyInfo) string {
+	switch {
+	case k.Expires == nil:
+		return "never"
+	case k.Expired:
+		return "expired " + when(*k.Expires)
+	}
+	return when(*k.Expires)
 }
 
 // mostWord is a limit in a table.
@@ -317,7 +352,11 @@ func (c *cli) keyEdit(ctx context.Context, at stateDir, name string, e admin.Key
 	if k.Limits != (state.Limits{}) {
 		limit = fmt.Sprintf(", %s at once", k.Limits)
 	}
-	fmt.Fprintf(c.stderr, "key %q is allowed %s%s\n", k.Name, strings.Join(k.Allow, ", "), limit)
+	until := ""
+	if k.Expires != nil {
+		until = ", until " + when(*k.Expires)
+	}
+	fmt.Fprintf(c.stderr, "key %q is allowed %s%s%s\n", k.Name, strings.Join(k.Allow, ", "), limit, until)
 	return nil
 }
 

@@ -267,7 +267,7 @@ func knownAddresses[To, From state.Known | proxy.Known](list []From) []To {
 func proxyKeys(keys []config.Key) []proxy.Key {
 	list := make([]proxy.Key, 0, len(keys))
 	for _, k := range keys {
-		list = append(list, proxy.Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, MaxServices: k.MaxServices, MaxConnections: k.MaxConnections})
+		list = append(list, proxy.Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, Expires: k.Expires, MaxServices: k.MaxServices, MaxConnections: k.MaxConnections})
 	}
 	return list
 }

@@ -230,6 +230,10 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		}
 	}
 
+	if err := printExpiry(w, s.Keys, now); err != nil {
+		return err
+	}
+
 	if err := printPressure(w, s.Pressure, now); err != nil {
 		return err
 	}
@@ -307,6 +311,27 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		t.row(p.ID, p.Service, p.Client, p.Target, p.State, size(p.Sent), size(p.Received), ago(now, p.Since))
 	}
 	return t.flush()
+}
+
+// expirySoon is how long before a key expires status has a line about it.
+const expirySoon = 7 * 24 * time.Hour
+
+// printExpiry says which keys have expired, or do so soon.
+func printExpiry(w io.Writer, keys []status.Key, now time.Time) error {
+	for _, k := range keys {
+		var err error
+		switch left := k.Expires.Sub(now); {
+		case k.Expires.IsZero() || left > expirySoon:
+		case k.Expired:
+			_, err = fmt.Fprintf(w, "key %s expired %s: `reverser key edit %[1]s --expires 30d` gives it more time, `key remove %[1]s` removes it\n", printable(k.Key), ago(now, k.Expires))
+		default:
+			_, err = fmt.Fprintf(w, "key %s expires in %s\n", printable(k.Key), span(left))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // printPressure says what runs short, for whom, and what to do.

@@ -164,6 +164,12 @@ var inputs = []struct {
 			"internal/admin TestSlowAtTCP", "internal/admin TestRoom", "internal/admin TestAdminTLS"}},
 	{"D5", "escape sequences, line breaks and HTML in names",
 		"escaped, in one line, 4 KiB at the most", []string{"internal/admin TestHostileNames", "cmd/reverser TestHostileBridge", "cmd/reverser TestHostileProxy", "cmd/reverser TestHostileRequest", "internal/escape TestText", "e2e/faults N7"}},
+	{"orders: end", "an order to end connections that chooses none, is cut short or says a word that is not known",
+		"400, and nobody is reset", []string{"internal/admin TestEndRefused", "internal/traffic TestEndOne"}},
+	{"orders: expiry", "times that are over, are none or never come; a clock that jumps a year ahead or back",
+		"refused with what to write; the clock alone decides, once a second, and the log says what it changed", []string{"internal/grammar TestParseExpiry", "internal/proxy TestClockJumps"}},
+	{"orders: an expired key", "its bridge, and strangers who ask for it",
+		"refused, and told why only when it has proven the key; another key notices nothing", []string{"internal/proxy TestKeyExpires", "internal/proxy TestExpiredAtTheStart"}},
 
 	// More than somebody's share.
 	{"place before authentication", "floods of strangers",

@@ -26,6 +26,8 @@ type KeyInfo struct {
 	Source  string     `json:"source"`            // "state" or "config"
 
 	state.Limits
+	Expires *time.Time `json:"expires,omitempty"` // nil: never
+	Expired bool       `json:"expired,omitempty"` // its time is over: nobody is let in with it
 }
 
 // NewKey is what is asked of a key that is to be made.
@@ -33,6 +35,7 @@ type NewKey struct {
 	Name  string   `json:"name"`
 	Allow []string `json:"allow"`
 	state.Limits
+	Expires string `json:"expires,omitempty"` // as grammar.ParseExpiry has it; "": never
 }
 
 // KeyEdit is what is to become of a key. What is nil stays as it is.
@@ -40,6 +43,7 @@ type KeyEdit struct {
 	Allow          *[]string `json:"allow,omitempty"`
 	MaxServices    *int      `json:"max_services,omitempty"`    // 0: no limit
 	MaxConnections *int      `json:"max_connections,omitempty"` // 0: no limit
+	Expires        *string   `json:"expires,omitempty"`         // as grammar.ParseExpiry has it
 }
 
 // change makes the edit, which was read from what people wrote.
@@ -67,9 +71,19 @@ func (e KeyEdit) change() (func(*state.Key), error) {
 	if err := asked.Check(); err != nil {
 		return nil, err
 	}
+	var expires time.Time
+	if e.Expires != nil {
+		var err error
+		if expires, err = grammar.ParseExpiry(*e.Expires, time.Now()); err != nil {
+			return nil, fmt.Errorf("expires: %w", err)
+		}
+	}
 	return func(k *state.Key) {
 		if e.Allow != nil {
 			k.Allow = allow
+		}
+		if e.Expires != nil {
+			k.Expires = expires
 		}
 		limits(&k.Limits)
 	}, nil
@@ -129,6 +143,9 @@ func infoOf(k config.Key) KeyInfo {
 	if !k.InFile() {
 		info.Source, info.Created = SourceState, &k.Created
 	}
+	if !k.Expires.IsZero() {
+		info.Expires, info.Expired = &k.Expires, !time.Now().Before(k.Expires)
+	}
 	return info
 }
 
@@ -172,7 +189,7 @@ func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
 	if k, err = e.find(name); err != nil { // it was removed meanwhile
 		return KeyInfo{}, err
 	}
-	e.log().Info("key edited", "key", name, "allow", k.Allow.String(), "limits", k.Limits.String())
+	e.log().Info("key edited", "key", name, "allow", k.Allow.String(), "limits", k.Limits.String(), "expires", expiryName(k.Expires))
 	return infoOf(k), nil
 }
 
@@ -185,7 +202,16 @@ func (e *KeyEditor) Add(k NewKey) (string, error) {
 	if err := k.Limits.Check(); err != nil {
 		return "", &UsageError{Err: err, Code: http.StatusBadRequest}
 	}
-	tok, err := e.Make(k.Name, policy, k.Limits)
+	made, err := state.NewKey(k.Name, policy, k.Limits)
+	if err != nil {
+		return "", &UsageError{Err: err, Code: http.StatusBadRequest}
+	}
+	if k.Expires != "" {
+		if made.Expires, err = grammar.ParseExpiry(k.Expires, time.Now()); err != nil {
+			return "", &UsageError{Err: fmt.Errorf("expires: %w", err), Code: http.StatusBadRequest}
+		}
+	}
+	tok, err := e.add(made)
 	if err != nil {
 		return "", err
 	}
@@ -194,17 +220,25 @@ func (e *KeyEditor) Add(k NewKey) (string, error) {
 
 // Make makes a key, stores it, and returns its token.
 func (e *KeyEditor) Make(name string, policy grammar.Policy, limits state.Limits) (grammar.Token, error) {
-	if err := state.CheckKeyName(name); err != nil {
+	k, err := state.NewKey(name, policy, limits)
+	if err != nil {
 		return grammar.Token{}, &UsageError{Err: err, Code: http.StatusBadRequest}
 	}
+	return e.add(k)
+}
+
+// add stores a key and returns its token.
+func (e *KeyEditor) add(k state.Key) (grammar.Token, error) {
 	keys, err := e.InForce()
 	if err != nil {
 		return grammar.Token{}, err
 	}
-	if inFile(keys, name) {
-		return grammar.Token{}, &UsageError{Err: fmt.Errorf("key %q %w in the proxy's configuration file: choose another name", name, state.ErrKeyExists)}
+	if inFile(keys, k.Name) {
+		return grammar.Token{}, &UsageError{Err: fmt.Errorf("key %q %w in the proxy's configuration file: choose another name", k.Name, state.ErrKeyExists)}
 	}
-	k, err := e.store(name, policy, limits)
+	e.mu.Lock()
+	err = e.Dir.Add(k)
+	e.mu.Unlock()
 	if errors.Is(err, state.ErrKeyExists) {
 		return grammar.Token{}, &UsageError{Err: err}
 	}
@@ -214,15 +248,17 @@ func (e *KeyEditor) Make(name string, policy grammar.Policy, limits state.Limits
 	if err := e.edited(); err != nil {
 		return grammar.Token{}, err
 	}
-	e.log().Info("key added", "key", name, "allow", policy.String())
+	e.log().Info("key added", "key", k.Name, "allow", k.Allow.String(), "expires", expiryName(k.Expires))
 	at := e.Reach()
 	return grammar.Token{Addrs: at.Addrs, SNI: at.SNI, KeyID: k.ID, Secret: k.Secret, Pin: e.Pin}, nil
 }
 
-func (e *KeyEditor) store(name string, policy grammar.Policy, limits state.Limits) (state.Key, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.Dir.AddKey(name, policy, limits)
+// expiryName is when a key expires, for the log.
+func expiryName(at time.Time) string {
+	if at.IsZero() {
+		return "never"
+	}
+	return at.UTC().Format(time.RFC3339)
 }
 
 // Remove implements [Keys].

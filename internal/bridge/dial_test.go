@@ -294,7 +294,7 @@ func (p *proxy) serveAs(instance byte, id tls.Certificate, n *memnet.Net, addrs 
 	sc := &auth.ServerConfig{Identity: id, Instance: [16]byte{instance}, Features: p.features, Lookup: func(id [16]byte) ([32]byte, bool) { return secret, id == keyID }}
 	host := link.NewHost(link.HostConfig{
 		Owner: p, Instance: sc.Instance, Carriers: 2, Transfer: p.transfer,
-		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte, bool) error { return nil }, Draining: func() bool { return false },
 	})
 	tc := sc.TLS()
 	var wg sync.WaitGroup

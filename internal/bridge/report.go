@@ -223,7 +223,7 @@ func (r *reporter) ended(l *link.Link, err error) {
 
 // toMend returns what of err does not pass by waiting, nil if nothing does: that is said at once.
 func toMend(err error) error {
-	for _, e := range []error{auth.ErrPin, auth.ErrFake, auth.ErrNotProxy, auth.ErrRefused, link.ErrDuplicate, via.ErrAuth, via.ErrBarred, via.ErrPortal, via.ErrOther} {
+	for _, e := range []error{auth.ErrPin, auth.ErrFake, auth.ErrNotProxy, auth.ErrRefused, link.ErrDuplicate, link.ErrDenied, via.ErrAuth, via.ErrBarred, via.ErrPortal, via.ErrOther} {
 		if errors.Is(err, e) {
 			return e
 		}

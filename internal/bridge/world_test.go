@@ -185,7 +185,7 @@ func listen(t *testing.T, addr string, transfer bool) *proxy {
 	}
 	p.host = link.NewHost(link.HostConfig{
 		Owner: p, Instance: instance, Carriers: 2, Transfer: port,
-		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte, bool) error { return nil }, Draining: func() bool { return false },
 	})
 	tc := sc.TLS()
 	for _, ln := range p.ln {

@@ -83,6 +83,9 @@ func (c *changes) proxy(old, next Proxy) {
 			if a.MaxServices != b.MaxServices {
 				c.say("max_services of key %s is %s instead of %s", name, atMost(b.MaxServices), atMost(a.MaxServices))
 			}
+			if !a.Expires.Equal(b.Expires) {
+				c.say("key %s expires %s instead of %s", name, expiry(b.Expires), expiry(a.Expires))
+			}
 			if a.MaxConnections != b.MaxConnections {
 				c.say("max_connections of key %s is %s instead of %s", name, atMost(b.MaxConnections), atMost(a.MaxConnections))
 			}
@@ -242,6 +245,14 @@ func atMost(n int) string {
 		return "without limit"
 	}
 	return strconv.Itoa(n)
+}
+
+// expiry is when a key expires, as people read it.
+func expiry(at time.Time) string {
+	if at.IsZero() {
+		return "never"
+	}
+	return "at " + at.UTC().Format(time.RFC3339)
 }
 
 func withLimit(k Key) string {

@@ -18,6 +18,7 @@ type Key struct {
 	Allow  grammar.Policy
 	state.Limits
 	Created time.Time // zero for a key of the file
+	Expires time.Time // zero: never
 	Table   Place     // of the file that has it; zero for a key of the state directory
 }
 
@@ -51,7 +52,7 @@ func InForce(tables []KeyTable, stored []state.Key, pin [32]byte) ([]Key, error)
 			errs = append(errs, t.fault("secret_file", fmt.Sprintf("%s holds a token of another proxy, or this proxy's identity is new", t.SecretFile), "make a token with `reverser key add` here"))
 		}
 		byID[t.Token.KeyID], byName[t.Name] = t, t
-		keys = append(keys, Key{Name: t.Name, ID: t.Token.KeyID, Secret: t.Token.Secret, Allow: t.Allow, Limits: t.Limits, Table: Place{t.File, t.Line, "key"}})
+		keys = append(keys, Key{Name: t.Name, ID: t.Token.KeyID, Secret: t.Token.Secret, Allow: t.Allow, Limits: t.Limits, Expires: t.Expires, Table: Place{t.File, t.Line, "key"}})
 	}
 	for _, k := range stored {
 		if t, ok := byID[k.ID]; ok {
@@ -64,7 +65,7 @@ func InForce(tables []KeyTable, stored []state.Key, pin [32]byte) ([]Key, error)
 			errs = append(errs, t.fault("name", fmt.Sprintf("the state directory has a key %q too, with another token", k.Name), fmt.Sprintf("give this one another name, or remove the other with `reverser key remove %s`", k.Name)))
 			continue
 		}
-		keys = append(keys, Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, Limits: k.Limits, Created: k.Created})
+		keys = append(keys, Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, Limits: k.Limits, Created: k.Created, Expires: k.Expires})
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)

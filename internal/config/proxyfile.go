@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"time"
 
 	"reverser/internal/grammar"
 	"reverser/internal/state"
@@ -30,8 +31,9 @@ type KeyTable struct {
 	Token      grammar.Token // what SecretFile holds
 	Allow      grammar.Policy
 	state.Limits
-	File string // that has the table
-	Line int    // of the table
+	Expires time.Time // zero: never
+	File    string    // that has the table
+	Line    int       // of the table
 
 	nameLine, secretLine int
 }
@@ -96,7 +98,7 @@ func (d *doc) proxy() *proxyFile {
 }
 
 func (d *doc) keys(p *proxyFile) {
-	for i, t := range d.tables("key", "name", "secret_file", "allow", "max_services", "max_connections") {
+	for i, t := range d.tables("key", "name", "secret_file", "allow", "max_services", "max_connections", "expires") {
 		at := func(k string) string { return fmt.Sprintf("key[%d].%s", i, k) }
 		k := KeyTable{
 			Name: d.inner(t, at("name"), "name"),
@@ -122,6 +124,12 @@ func (d *doc) keys(p *proxyFile) {
 		k.Allow = d.policy(t, at("allow"))
 		k.MaxServices = d.limit(t, at("max_services"), "max_services", "services", 10)
 		k.MaxConnections = d.limit(t, at("max_connections"), "max_connections", "connections", 100)
+		if s := d.inner(t, at("expires"), "expires"); s != "" {
+			var err error
+			if k.Expires, err = grammar.ParseMoment(s); err != nil {
+				d.fail(&Error{Line: d.line(at("expires")), Key: "expires", Text: err.Error(), Hint: "a file has no now to count from: `reverser key add NAME --expires 30d` has"})
+			}
+		}
 		for _, earlier := range p.Tables {
 			switch {
 			case k.Name != "" && k.Name == earlier.Name:

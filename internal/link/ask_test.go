@@ -76,7 +76,7 @@ func TestAsk(t *testing.T) {
 		if got, err := w.ask(t, "tcp/9000"); err != nil || got.Err == nil || !strings.Contains(got.Err.Error(), "stopping") {
 			t.Errorf("Ask while the proxy is stopping = %+v, %v", got, err)
 		}
-		w.host.cfg.Admit = func([16]byte, [32]byte) bool { return false }
+		w.host.cfg.Admit = func([16]byte, [32]byte, bool) error { return errors.New("the key was removed") }
 		if got, err := w.ask(t, "tcp/9000"); err != nil || got.Err == nil || !strings.Contains(got.Err.Error(), "removed") || len(got.Why) != 0 {
 			t.Errorf("Ask with a key that was removed meanwhile = %+v, %v", got, err)
 		}

@@ -91,6 +91,10 @@ func refusalText(st wire.Status, text string) string {
 // because another live one holds its key.
 var ErrDuplicate = errors.New("another live bridge holds the key")
 
+// ErrDenied is what errors.Is finds in what DialerConfig.Failed is told where the key was proven, and may have no session all the same: it
+// has expired, or its token was replaced.
+var ErrDenied = errors.New("the key may have no session")
+
 // Is implements the interface of errors.Is.
 func (r *ownRefusal) Is(target error) bool {
 	return target == ErrDuplicate && r.status == wire.StatusDuplicate
@@ -98,5 +102,5 @@ func (r *ownRefusal) Is(target error) bool {
 
 // Is implements the interface of errors.Is.
 func (r *peerRefusal) Is(target error) bool {
-	return target == ErrDuplicate && r.status == wire.StatusDuplicate
+	return target == ErrDuplicate && r.status == wire.StatusDuplicate || target == ErrDenied && r.status == wire.StatusDenied
 }

@@ -23,8 +23,9 @@ type HostConfig struct {
 	Carriers int           // 0: the default
 	Transfer uint16        // port for carriers that ATTACHED announces; 0: none
 	Detach   time.Duration // 0: DetachLimit
-	// Admit reports whether the key may (still) have a session; it is asked at every attach.
-	Admit func(keyID [16]byte, secret [32]byte) bool
+	// Admit returns why the key may not have a session (any more), in words for whoever runs the bridge, of MaxText bytes at the most; nil:
+	// it may. It is asked at every attach. begins: the session is a new one.
+	Admit func(keyID [16]byte, secret [32]byte, begins bool) error
 	// Draining reports whether new sessions are refused.
 	Draining func() bool
 	// Ask says of each PUBLIC why the key would not get it, "" if it would; nil: nothing is said.
@@ -209,8 +210,8 @@ func (h *Host) mayAttach(conn *auth.Conn, a wire.Attach, gen uint64) *ownRefusal
 	if a.Mode == wire.ModeNew && gen != 1 {
 		return &ownRefusal{status: wire.StatusStale, text: fmt.Sprintf("generation %d, a new session starts with 1", gen)}
 	}
-	if !h.cfg.Admit(conn.KeyID, conn.Secret) {
-		return &ownRefusal{status: wire.StatusDenied, text: "the key was removed"}
+	if why := h.cfg.Admit(conn.KeyID, conn.Secret, a.Mode == wire.ModeNew); why != nil {
+		return &ownRefusal{status: wire.StatusDenied, text: why.Error()}
 	}
 	if conn.Role != wire.RoleBridge {
 		return &ownRefusal{status: wire.StatusUnsupported, text: "this proxy serves bridges only, and neither visitors nor other proxies: update it"}
@@ -266,11 +267,11 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l.limit = shorter(h.detach, a.Detach)
-	switch {
-	case h.closed || h.cfg.Draining():
+	if h.closed || h.cfg.Draining() {
 		return nil, draining
-	case !h.cfg.Admit(conn.KeyID, conn.Secret): // it may have gone while the old link was asked for a sign of life
-		return nil, &ownRefusal{status: wire.StatusDenied, text: "the key was removed"}
+	}
+	if why := h.cfg.Admit(conn.KeyID, conn.Secret, true); why != nil { // it may have gone while the old link was asked for a sign of life
+		return nil, &ownRefusal{status: wire.StatusDenied, text: why.Error()}
 	}
 	if now := h.byKey[conn.KeyID]; h.bySID[a.Session] != nil || now != nil && !(successor && now == old) {
 		return nil, &ownRefusal{status: wire.StatusDuplicate, text: "another bridge attached with this key at the same time"}

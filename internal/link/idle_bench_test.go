@@ -81,7 +81,7 @@ func idleLinks(b *testing.B, links int, features wire.Features, connections int)
 	px := newRecorder()
 	host := NewHost(HostConfig{
 		Owner: px, Instance: cfg.Instance,
-		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte, bool) error { return nil }, Draining: func() bool { return false },
 	})
 	tc := cfg.TLS()
 	var wg sync.WaitGroup

@@ -28,7 +28,7 @@ func nextProxy(w *world, instance byte) (*recorder, *Host) {
 	cfg := &auth.ServerConfig{Identity: testIdentity(), Instance: [16]byte{instance}, Lookup: func([16]byte) ([32]byte, bool) { return [32]byte{2}, true }}
 	h := NewHost(HostConfig{
 		Owner: px, Instance: cfg.Instance, Carriers: testCarriers,
-		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte, bool) error { return nil }, Draining: func() bool { return false },
 	})
 	tc := cfg.TLS()
 	w.wg.Go(func() {

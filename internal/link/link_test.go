@@ -180,7 +180,7 @@ func startWorld(t testing.TB, f wire.Features, detach, bridgeDetach time.Duratio
 	w.ctx = ctx
 	w.hostConfig = HostConfig{
 		Owner: w.px, Say: w.say, Instance: cfg.Instance, Carriers: testCarriers, Detach: detach,
-		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte, bool) error { return nil }, Draining: func() bool { return false },
 	}
 	w.host = NewHost(w.hostConfig)
 	tc := cfg.TLS()

@@ -41,7 +41,12 @@ func TestRemovedKeyGetsASession(t *testing.T) {
 		w := newWorld(t, 0)
 		var admit atomic.Bool
 		admit.Store(true)
-		w.host.cfg.Admit = func([16]byte, [32]byte) bool { return admit.Load() }
+		w.host.cfg.Admit = func([16]byte, [32]byte, bool) error {
+			if admit.Load() {
+				return nil
+			}
+			return errors.New("the key was removed")
+		}
 		old := w.px.link
 		for _, c := range w.net.Conns() {
 			c.BlackHole(memnet.Both)

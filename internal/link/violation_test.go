@@ -87,7 +87,7 @@ func newScene(t *testing.T) *scene {
 	sc, cc := testAuth(func(id [16]byte) bool { return id == goodKey || id == evilKey })
 	w.host = NewHost(HostConfig{
 		Owner: w.owners, Instance: sc.Instance, Carriers: 1,
-		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte, bool) error { return nil }, Draining: func() bool { return false },
 	})
 	tc := sc.TLS()
 	w.wg.Go(func() {

@@ -46,8 +46,9 @@ type Key struct {
 	ID             [16]byte
 	Secret         [32]byte
 	Allow          grammar.Policy
-	MaxServices    int // at once; 0: no limit
-	MaxConnections int // of users at once; 0: no limit
+	Expires        time.Time // zero: never
+	MaxServices    int       // at once; 0: no limit
+	MaxConnections int       // of users at once; 0: no limit
 }
 
 // Config says what a Proxy does. Identity and at least one key are needed for it to be of use.
@@ -76,7 +77,9 @@ type Config struct {
 	// Descriptors is what connections and public sockets are taken from; nil: that of the process, and with MaxConns users have
 	// one of their own.
 	Descriptors *sys.Pool
-	Settings    // at first; see Apply
+	// Now is the wall clock that says when keys expire; nil: the system's.
+	Now      func() time.Time
+	Settings // at first; see Apply
 }
 
 // Proxy is the public role. New makes one, Listen opens its link ports, Run serves.
@@ -102,6 +105,7 @@ type Proxy struct {
 	mu         sync.Mutex
 	set        Settings               // guarded by mu, as all below
 	keys       map[[16]byte]Key       // of set
+	expired    map[[16]byte]bool      // those of keys whose time is over
 	duplicates map[[16]byte]time.Time // by key: when a second bridge with it was last logged
 }
 
@@ -135,6 +139,9 @@ type life struct {
 func New(cfg Config) *Proxy {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	descriptors := cfg.Descriptors
 	if descriptors == nil {
@@ -199,7 +206,7 @@ func (p *Proxy) Listen() (err error) {
 func (p *Proxy) listening(transfer uint16) {
 	p.port.host = link.NewHost(link.HostConfig{
 		Owner: p, Say: p.sayLink, Instance: p.port.auth.Instance, Transfer: transfer, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
-		Admit:    func(id [16]byte, secret [32]byte) bool { now, ok := p.secret(id); return ok && now == secret },
+		Admit:    p.admit,
 		Draining: p.conns.Draining,
 		Ask:      func(key [16]byte, public []string) []string { return p.registry.Ask(registry.KeyID(key), public) },
 	})
@@ -228,6 +235,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.life.running.Store(true)
 	p.wg.Go(func() { p.registry.Run(p.life.ctx, effects{p}) })
 	p.wg.Go(p.keepKnown)
+	p.wg.Go(p.tendExpiry)
 	if p.names.ln != p.port.ln {
 		p.wg.Go(func() { p.acceptLinks(p.port.ln) })
 	}

@@ -220,7 +220,7 @@ var awaitSuccessor = registry.Hold
 // that is only starting: users wait for it as they do for one that is away.
 func (p *Proxy) Ended(l *link.Link, err error) {
 	newest := p.port.host.Link(l.KeyID())
-	left := l.Leaving() && (newest == nil || newest == l) && !p.conns.Draining() && !errors.Is(err, errKeyRemoved)
+	left := l.Leaving() && (newest == nil || newest == l) && !p.conns.Draining() && !isKeyGone(err)
 	heir := left || errors.Is(err, link.ErrReplaced)
 	s := &p.sessions
 	s.mu.Lock()
@@ -312,17 +312,15 @@ func (p effects) Unclaimed(w registry.Way, id uint32) {
 	p.forgetInspected()
 }
 
-// errKeyRemoved ends the links of a key.
-var errKeyRemoved = errors.New("the key was removed")
-
-// End resets the connections of a removed key. Its link goes when the bridge knows why, or it would learn no more than that the
-// link is lost.
+// End resets the connections of a key that was removed, or has expired. Its link goes when the bridge knows why, or it would learn no
+// more than that the link is lost.
 func (p effects) End(w registry.Way) {
 	l := linkOf(w)
+	why := p.whyGone(l.KeyID())
 	p.conns.EndKey(relay.ReasonRemoved, wire.CodeService, l.KeyID())
 	p.wg.Go(func() {
 		l.Flush(lastWords)
-		l.Kill(errKeyRemoved)
+		l.Kill(why)
 	})
 }
 

@@ -59,24 +59,37 @@ func (p *Proxy) setKeys(set Settings) {
 	p.conns.SetKeys(limits)
 	p.conns.LogPairs(!set.NoPairs)
 	p.balancers.from.Store(&set.ProxyProtocolFrom)
+	p.sayExpiry(p.putKeys(set))
+}
+
+func (p *Proxy) putKeys(set Settings) (news []expiryNews) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	before := p.keys
 	p.set = set
 	p.keys = make(map[[16]byte]Key, len(set.Keys))
 	for _, k := range set.Keys {
 		p.keys[k.ID] = k
 	}
+	news = p.markExpired(before)
 	for id := range p.duplicates {
 		if _, still := p.keys[id]; !still {
 			delete(p.duplicates, id)
 		}
 	}
+	return news
 }
 
 // policy is what the registry needs to know of the settings.
 func (p *Proxy) policy(set Settings) registry.Policy {
 	rp := registry.Policy{Offer: set.Offer, Given: set.Given}
+	p.mu.Lock()
+	expired := p.expired // which is never changed
+	p.mu.Unlock()
 	for _, k := range set.Keys {
+		if expired[k.ID] {
+			continue // as if it were not there
+		}
 		rp.Keys = append(rp.Keys, registry.Key{
 			ID: k.ID, Incarnation: sha256.Sum256(k.Secret[:]), Name: k.Name, Allow: k.Allow, MaxServices: k.MaxServices,
 		})

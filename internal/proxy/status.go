@@ -38,6 +38,7 @@ func (p *Proxy) Status() status.Snapshot {
 		snap.Services = append(snap.Services, st)
 	}
 	p.conns.Show(&snap, shown)
+	p.showExpiry(&snap)
 	snap.Pressure = p.pressure(&snap)
 	if p.cfg.Certificates != nil {
 		snap.Certificates = p.cfg.Certificates.Status()

@@ -75,7 +75,7 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 	w.budget = link.NewBudget(0)
 	host := link.NewHost(link.HostConfig{
 		Owner: &w.px, Budget: w.budget, Instance: sc.Instance, Carriers: carriers,
-		Admit: func([16]byte, [32]byte) bool { return true }, Draining: func() bool { return false },
+		Admit: func([16]byte, [32]byte, bool) error { return nil }, Draining: func() bool { return false },
 	})
 	ln, err := w.net.Listen("proxy:3010")
 	if err != nil {

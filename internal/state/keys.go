@@ -34,6 +34,7 @@ type Key struct {
 	Allow  grammar.Policy
 	Limits
 	Created time.Time
+	Expires time.Time // the zero time: never
 }
 
 // Limits are how much a key may have at once; 0: no limit. A program that does not know a limit refuses a file with it; it reads one
@@ -88,6 +89,8 @@ type keyJSON struct {
 	Allow   []string  `json:"allow"`
 	Created time.Time `json:"created"`
 	Limits
+	// A program that does not know it refuses the file, and would honour the key for ever otherwise.
+	Expires time.Time `json:"expires,omitzero"`
 }
 
 type keysJSON struct {
@@ -205,22 +208,26 @@ func NewKey(name string, allow grammar.Policy, limits Limits) (Key, error) {
 // is ErrKeyExists.
 func (d *Dir) AddKey(name string, allow grammar.Policy, limits Limits) (Key, error) {
 	k, err := NewKey(name, allow, limits)
-	if err != nil {
-		return Key{}, err
+	if err == nil {
+		err = d.Add(k)
 	}
-	err = d.change(func(keys []Key) ([]Key, error) {
-		if err := d.sameIdentity(); err != nil { // its token would be worth nothing after a restart
-			return nil, err
-		}
-		if slices.ContainsFunc(keys, func(k Key) bool { return k.Name == name }) {
-			return nil, fmt.Errorf("key %q %w: choose another name, or remove it first with `reverser key remove %s`", name, ErrKeyExists, name)
-		}
-		return append(keys, k), nil
-	})
 	if err != nil {
 		return Key{}, err
 	}
 	return k, nil
+}
+
+// Add stores a key of NewKey. A name that is taken is ErrKeyExists.
+func (d *Dir) Add(k Key) error {
+	return d.change(func(keys []Key) ([]Key, error) {
+		if err := d.sameIdentity(); err != nil { // its token would be worth nothing after a restart
+			return nil, err
+		}
+		if slices.ContainsFunc(keys, func(o Key) bool { return o.Name == k.Name }) {
+			return nil, fmt.Errorf("key %q %w: choose another name, or remove it first with `reverser key remove %s`", k.Name, ErrKeyExists, k.Name)
+		}
+		return append(keys, k), nil
+	})
 }
 
 // EditKey changes a key as f does, which must leave its name, id and secrets alone. An unknown name is ErrNoKey.
@@ -295,7 +302,8 @@ func toJSON(k Key) keyJSON {
 		Allow:   make([]string, 0, len(k.Allow)),
 		Created: k.Created,
 
-		Limits: k.Limits,
+		Limits:  k.Limits,
+		Expires: k.Expires,
 	}
 	for _, a := range k.Allow {
 		kj.Allow = append(kj.Allow, a.String())
@@ -310,7 +318,7 @@ func (kj keyJSON) key() (Key, error) {
 	if err := kj.Limits.Check(); err != nil {
 		return Key{}, err
 	}
-	k := Key{Name: kj.Name, Created: kj.Created, Limits: kj.Limits}
+	k := Key{Name: kj.Name, Created: kj.Created, Limits: kj.Limits, Expires: kj.Expires}
 	// hex's own error would quote the secret's character: say only which.
 	if n, err := hex.Decode(k.ID[:], fit(kj.ID, len(k.ID))); err != nil || n != len(k.ID) {
 		return Key{}, errors.New("id is not 32 hexadecimal digits")

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"reverser/internal/grammar"
 	"reverser/internal/state"
@@ -297,8 +298,8 @@ func TestKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	file, err := os.ReadFile(filepath.Join(path, "keys.json"))
-	if err != nil || strings.Contains(string(file), "max_") { // an older program refuses the file
-		t.Errorf("the file of a key without limits has one: %s, %v", file, err)
+	if err != nil || strings.Contains(string(file), "max_") || strings.Contains(string(file), "expires") { // an older program refuses the file
+		t.Errorf("the file of a key without limits and end has one: %s, %v", file, err)
 	}
 	if _, err := d.AddKey("nas", grammar.Policy{a}, state.Limits{}); !errors.Is(err, state.ErrKeyExists) {
 		t.Errorf("AddKey twice = %v, want ErrKeyExists", err)
@@ -327,6 +328,38 @@ func TestKeys(t *testing.T) {
 	}
 	if !d.HasKeysFile() {
 		t.Error("HasKeysFile forgot that there were keys")
+	}
+}
+
+// TestKeyThatExpires: when a key expires is stored, and taken out of the file when it never does any more.
+func TestKeyThatExpires(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	at := time.Date(2027, 1, 31, 0, 0, 0, 0, time.UTC)
+	k, err := state.NewKey("guest", nil, state.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Expires = at
+	if err := d.Add(k); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.ReadFile(filepath.Join(path, "keys.json"))
+	if err != nil || !strings.Contains(string(file), `"expires": "2027-01-31T00:00:00Z"`) {
+		t.Errorf("%s, %v", file, err)
+	}
+	if keys, err := d.Keys(); err != nil || len(keys) != 1 || !keys[0].Expires.Equal(at) {
+		t.Errorf("Keys = %+v, %v", keys, err)
+	}
+	if err := d.EditKey("guest", func(k *state.Key) error { k.Expires = time.Time{}; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.EditKey("nobody", func(k *state.Key) error { t.Error("edited"); return nil }); !errors.Is(err, state.ErrNoKey) {
+		t.Errorf("EditKey of no key = %v", err)
+	}
+	file, err = os.ReadFile(filepath.Join(path, "keys.json"))
+	if err != nil || strings.Contains(string(file), "expires") {
+		t.Errorf("%s, %v", file, err)
 	}
 }
 

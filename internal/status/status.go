@@ -45,7 +45,7 @@ type Snapshot struct {
 	Links         []Link     `json:"links"`
 	Services      []Service  `json:"services"`
 	Pairs         []Pair     `json:"pairs"`
-	Keys          []Key      `json:"keys"`               // what each carried since the start
+	Keys          []Key      `json:"keys"`               // what each carried since the start; at a proxy also those that carried nothing and expire
 	Clients       []Client   `json:"clients"`            // those with the most connections, or bytes where these are equal; 20 at most
 	Removed       []Service  `json:"removed"`            // services that are gone, with what they counted; 100 at most, the largest first
 	Pressure      []Pressure `json:"pressure"`           // what ran out
@@ -180,6 +180,9 @@ type Key struct {
 	Sent        uint64 `json:"sent"`        // bytes client → target
 	Received    uint64 `json:"received"`    // bytes target → client
 	Refused     uint64 `json:"refused"`     // users who were not served
+
+	Expires time.Time `json:"expires,omitzero"`  // left out: never
+	Expired bool      `json:"expired,omitempty"` // its time is over: nobody is let in with it
 }
 
 // Client is what one address, or network of 64 bits in IPv6, did at one service.
