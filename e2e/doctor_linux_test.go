@@ -166,6 +166,7 @@ func TestDoctorWay(t *testing.T) {
 		{"another proxy", token, []string{"--proxy", loopback(other.link)}, "identity", []string{"another reverser proxy", "check the address"}},
 		{"a removed key", removed, []string{"--proxy", loopback(proxy.link)}, "key", []string{"refused the key", "`reverser key add`"}},
 		{"a way out that wants a password", token, []string{"--via", "http://" + loopback(barred), "--proxy", "192.0.2.1:3010"}, "way out", []string{"407", "user and password"}},
+		{"a way out of another kind", token, []string{"--via", "socks5://" + loopback(mute), "--proxy", "192.0.2.1:3010"}, "way out", []string{"did not answer", "another kind"}},
 		{"a way out that is not there", token, []string{"--via", "socks5://" + loopback(freePort(t)), "--proxy", "192.0.2.1:3010"}, "way out", []string{"refused", "--via none"}},
 	}
 	for _, c := range cases {
@@ -254,7 +255,7 @@ func TestDoctorOfPolicies(t *testing.T) {
 	port, target := freePort(t), strconv.Itoa(serve(t, echo))
 	token := addKey(t, proxy.state, "narrow", fmt.Sprintf("tcp/%d", port))
 	mustFind(t, doctor(t, "bridge", token, fmt.Sprintf("%d=%s", port, target), "80="+target, "--state", t.TempDir()),
-		map[string]string{"services": "fail"}, "services", `tcp/80 would not be served: tcp/80 denied: the policy of key "narrow" allows`, "key edit")
+		map[string]string{"services": "fail"}, "services", `tcp/80 denied: the policy of key "narrow" allows`, "key edit")
 	b := startBridge(t, token, fmt.Sprintf("%d=%s", port, target), "80="+target)
 	b.awaitUp(fmt.Sprintf("tcp/%d", port))
 	b.awaitService("tcp/80", "denied")

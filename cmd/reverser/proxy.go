@@ -340,7 +340,7 @@ func listenError(err error, origin map[string]config.Place) error {
 	if len(set) > 0 {
 		err = fmt.Errorf("%w (from %s)", err, strings.Join(set, ", "))
 	}
-	return &exitError{code: exitUsage, err: err, hint: doctor.ListenHint(err)}
+	return &exitError{code: exitUsage, err: err, hint: doctor.ListenHint(err, doctor.LinkOptions)}
 }
 
 func logWarnings(log *slog.Logger, warnings []config.Warning) {

@@ -114,7 +114,7 @@ func (u *uplink) examineWay(ctx context.Context, w way) Try {
 		case n.took > 0:
 			t.TCP, w.connected = n.took, true
 		case n.err != nil:
-			t.Err = u.tryError(w, n.err)
+			t.Err = u.tryError(w, t.Reached, n.err)
 		default:
 			t.Proven = time.Since(begun)
 			t.Answer, t.AskErr = link.Ask(ctx, n.conn, u.b.publics())
@@ -124,8 +124,10 @@ func (u *uplink) examineWay(ctx context.Context, w way) Try {
 }
 
 // tryError is why one way led to no proxy, with the remedy.
-func (u *uplink) tryError(w way, err error) error {
+func (u *uplink) tryError(w way, reached bool, err error) error {
 	switch _, said := errors.AsType[*via.Error](err); {
+	case w.way != nil && w.connected && !reached && errors.Is(err, context.DeadlineExceeded):
+		return w.way.Silent(w.target, examineLimit)
 	case w.way != nil && !said:
 		return u.wayError(w, err)
 	case w.way != nil || w.connected:

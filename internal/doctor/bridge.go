@@ -20,7 +20,6 @@ import (
 	"reverser/internal/relay"
 	"reverser/internal/status"
 	"reverser/internal/sys"
-	"reverser/internal/via"
 )
 
 // token is well-formed where settings could be read.
@@ -165,7 +164,7 @@ func (w *World) wayTo(ctx context.Context, e bridge.Examined, set *config.Settin
 		say(ok(stepName, "%s has %s", host, names(addrs)))
 	}
 	best := furthest(e.Tries)
-	if _, said := errors.AsType[*via.Error](best.Err); e.Way != nil && (best.TCP == 0 || said) {
+	if e.Way != nil && !best.Reached {
 		say(faulty(stepWay, best.Err, "docs/NETWORKS.md says what each answer of a way out means"))
 		return rest(stepWay)
 	}
@@ -239,9 +238,13 @@ func answers(t bridge.Try, asked []grammar.Expose) (all []Check) {
 		all = append(all, ok(stepKey, "accepted after %s in all, and no other bridge uses it", took))
 	}
 	var denied []Check
-	for i, why := range t.Answer.Why {
+	for _, why := range t.Answer.Why {
 		if why != "" {
-			denied = append(denied, fail(stepServices, allowHint, "%s would not be served: %s", asked[i].Public, why))
+			hint := "ask for another one, or change at the proxy what stands in the way"
+			if strings.Contains(why, "the policy of key") {
+				hint = allowHint
+			}
+			denied = append(denied, fail(stepServices, hint, "%s", why))
 		}
 	}
 	n := len(t.Answer.Why)
@@ -368,7 +371,7 @@ func (w *World) services(_ context.Context, v *visit) (all []Check) {
 			all = append(all, Check{name, state, fmt.Sprintf("%s is denied%s%s", s.Public, whose, reason),
 				allowHint})
 		case status.ServiceRetrying:
-			all = append(all, w.retrying(s, v.Role, whose))
+			all = append(all, w.retrying(s, v.Role, whose, len(all) < mostLines))
 		default:
 			hint := "it comes back with the link"
 			if v.Role == config.RoleProxy {
@@ -387,16 +390,19 @@ func (w *World) services(_ context.Context, v *visit) (all []Check) {
 	return all
 }
 
-// retrying is a service whose port the proxy could not open.
-func (w *World) retrying(s status.Service, role, whose string) Check {
+// retrying is a service whose port the proxy could not open. Who has it is looked for where find is true: that takes a look at every
+// process.
+func (w *World) retrying(s status.Service, role, whose string, find bool) Check {
 	c := fail("services", "the proxy goes on trying; `reverser doctor` there says who has the port", "%s cannot be opened%s: %s", s.Public, whose, s.Reason)
 	public, err := grammar.ParsePublic(s.Public)
 	if role != config.RoleProxy || err != nil || public.Port == 0 {
 		return c
 	}
 	c.Hint = "stop who has the port, or have the bridge ask for another one"
-	if who := w.holders(public.Port); who != "" {
-		c.Found += ": " + who
+	if find {
+		if who := w.holders(public.Port); who != "" {
+			c.Found += ": " + who
+		}
 	}
 	return c
 }

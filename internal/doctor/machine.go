@@ -185,8 +185,8 @@ func (w *World) disk(_ context.Context, v *visit) (all []Check) {
 		switch {
 		case i == 0 && sys.DiskFull(v.seenErr):
 			all = append(all, fail("disk", hint, "that of %s is full: %v", path, plain(v.seenErr)))
-		case err != nil:
-			all = append(all, skip("disk", "the room at %s is not known: %v", path, err))
+		case err != nil || d.Size == 0: // of what is no disk, such as /proc
+			all = append(all, skip("disk", "the room at %s is not known", path))
 		case i == 0 && d.Free < littleDisk:
 			all = append(all, warn("disk", hint, "%s free of %s at %s", size(d.Free), size(d.Size), path))
 		case d.Free < littleDisk:

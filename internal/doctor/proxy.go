@@ -37,17 +37,23 @@ func portsOf(set config.Proxy) []port {
 	return all
 }
 
-// ListenHint says what to do about a port of its own that a proxy cannot open; "": nothing is known.
-func ListenHint(err error) string {
+// LinkOptions name the options for the ports that a proxy opens for bridges and names.
+const LinkOptions = "--listen, --transfer, --http or --https"
+
+// ListenHint says what to do about a port of its own that a process cannot open, with the options that choose another one; "": nothing is
+// known.
+func ListenHint(err error, options string) string {
 	switch {
 	case sys.PortTaken(err):
-		return "another process has that port: stop it, or choose another port with --listen, --transfer, --http or --https"
+		return "another process has that port: stop it, or choose another port with " + options
 	case sys.PortRefused(err):
-		hint := "this user may not open that port: choose one from 1024 on with --listen, --transfer, --http or --https"
+		hint := "this user may not open that port: choose one from 1024 on with " + options
 		if more := sys.PortHint(err); more != "" {
 			hint += "; " + more
 		}
 		return hint
+	case sys.NoRoute(err):
+		return "this machine has no such address: leave it out, as in :3010; where a router or cloud has the public one, --advertise names it"
 	}
 	return ""
 }
@@ -60,7 +66,7 @@ func (w *World) ports(_ context.Context, v *visit) (all []Check) {
 	}
 	var free []string
 	for _, p := range portsOf(v.Settings.Proxy) {
-		if c := w.canListen(name, p.name, p.addr); c.State == OK {
+		if c := w.canListen(name, p.name, p.addr, LinkOptions); c.State == OK {
 			free = append(free, p.addr)
 		} else {
 			all = append(all, c)
@@ -73,13 +79,13 @@ func (w *World) ports(_ context.Context, v *visit) (all []Check) {
 }
 
 // canListen opens a port for a moment.
-func (w *World) canListen(name, option, addr string) Check {
+func (w *World) canListen(name, option, addr, options string) Check {
 	l, err := w.Listen(grammar.ListenNetwork("tcp", addr), addr)
 	if err == nil {
 		l.Close()
 		return ok(name, "%s can be opened", addr)
 	}
-	c := fail(name, ListenHint(err), "--%s %s cannot be opened: %v", option, addr, plain(err))
+	c := fail(name, ListenHint(err, options), "--%s %s cannot be opened: %v", option, addr, plain(err))
 	if who := w.holders(grammar.PortOf(addr, 0)); who != "" && sys.PortTaken(err) {
 		c.Found += ": " + who
 	}

@@ -124,9 +124,8 @@ func (w *World) adminPort(ctx context.Context, v *visit) (all []Check) {
 	who := "only this machine reaches it"
 	switch {
 	case a.Loopback():
-	case a.Certificate == nil:
-		all = append(all, warn(name, "listen on 127.0.0.1 and reach it through `ssh -L`, or give --admin-certificate and --admin-certificate-key",
-			"other machines reach %s without TLS: whoever listens on the way reads the token that opens everything", a.Addr))
+	case a.Certificate == nil: // of which the settings warn
+		who = "other machines reach it without TLS"
 	default:
 		who = "other machines reach it by TLS"
 		if fault := config.Dated(a.Certificate.Leaf, w.Now()); fault != "" {
@@ -135,7 +134,7 @@ func (w *World) adminPort(ctx context.Context, v *visit) (all []Check) {
 		}
 	}
 	if v.Snapshot == nil && !v.seen.Held {
-		c := w.canListen(name, "admin", a.Addr)
+		c := w.canListen(name, "admin", a.Addr, "--admin")
 		if c.State == OK {
 			c.Found += "; " + who
 		}

@@ -53,11 +53,16 @@ func (w *Way) fail(target string, kind error, format string, args ...any) error 
 
 // broken is an error of the socket before there was a whole answer.
 func (w *Way) broken(target string, err error) error {
-	text := "it closed the connection without an answer: check its address, and whether it is of this kind (http or socks5)"
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		text, err = fmt.Sprintf("it did not answer within %s: it may not get there, or be of another kind (http or socks5)", Timeout), nil
+		return w.Silent(target, Timeout)
 	}
+	text := "it closed the connection without an answer: check its address, and whether it is of this kind (http or socks5)"
 	return &Error{Way: w, Target: target, Kind: ErrSilent, Text: text, Err: err}
+}
+
+// Silent is the error of a server that did not answer in time.
+func (w *Way) Silent(target string, within time.Duration) error {
+	return w.fail(target, ErrSilent, "it did not answer within %s: it may not get there, or be of another kind (http or socks5)", within)
 }
 
 func (w *Way) connectHTTP(sock net.Conn, target string) error {
