@@ -23,9 +23,9 @@ func (n Notify) equal(o Notify) bool {
 
 var (
 	notifyFormats = []string{"json", "slack", "wecom", "dingtalk", "feishu"}
-	notifyEvents  = []string{"bridge-down", "bridge-up", "service-down", "service-up"}
+	notifyEvents  = []string{"bridge-down", "bridge-up", "service-down", "service-up", "key-expiring", "certificate"}
 	// laterEvents are those of versions to come.
-	laterEvents = []string{"key-expiring", "quota", "ban", "certificate"}
+	laterEvents = []string{"quota", "ban"}
 )
 
 const (

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"reverser/internal/escape"
+	"reverser/internal/status"
 )
 
 // Formats are those that a target may have.
@@ -54,16 +55,58 @@ func (m message) text() string {
 const mostReason = 200
 
 func (e Event) words() string {
+	const layout = "2006-01-02 15:04:05 MST"
+	name := cut(escape.Text(e.Name), mostReason)
+	switch {
+	case e.Event == keyExpiring:
+		return fmt.Sprintf("key %s expires at %s, in %s: %s", name, e.Expires.Format(layout), inWords(e.was), e.Reason)
+	case e.Event == certificate:
+		return e.ofCertificate(name, layout)
+	}
 	kind, what, _ := strings.Cut(e.Event, "-")
-	line := fmt.Sprintf("%s %s is %s", kind, cut(escape.Text(e.Name), mostReason), what)
+	line := fmt.Sprintf("%s %s is %s", kind, name, what)
 	if what == "up" {
 		return line + " again, after " + e.was.Round(time.Second).String()
 	}
-	line += " since " + e.Since.Format("2006-01-02 15:04:05 MST")
+	line += " since " + e.Since.Format(layout)
 	if e.Reason != "" {
 		line += ": " + cut(escape.Text(e.Reason), mostReason)
 	}
 	return line
+}
+
+// ofCertificate says what is wrong with a certificate, or that it is well again.
+func (e Event) ofCertificate(name, layout string) string {
+	until := ""
+	if !e.Expires.IsZero() {
+		until = " until " + e.Expires.Format(layout)
+	}
+	line := ""
+	switch {
+	case e.State == status.CertificateValid:
+		return "certificate of " + name + " is well again" + until
+	case e.State == stateExpiring:
+		line = "certificate of " + name + " was not renewed, and is good" + until
+	case e.Expires.IsZero():
+		line = "certificate of " + name + " cannot be had"
+	default:
+		line = "certificate of " + name + " cannot be renewed, and was good" + until
+	}
+	if e.Reason != "" {
+		line += ": " + cut(escape.Text(e.Reason), 2*mostReason)
+	}
+	return line
+}
+
+// inWords is a time of days or hours, as people say it.
+func inWords(d time.Duration) string {
+	if n := int(d.Round(time.Hour) / (24 * time.Hour)); n > 1 {
+		return fmt.Sprintf("%d days", n)
+	}
+	if n := int(d.Round(time.Hour) / time.Hour); n > 1 {
+		return fmt.Sprintf("%d hours", n)
+	}
+	return fmt.Sprintf("%d minutes", int(d.Round(time.Minute)/time.Minute))
 }
 
 // cut is at most n bytes of s, whole characters.

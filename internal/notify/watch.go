@@ -3,20 +3,31 @@ package notify
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"reverser/internal/status"
 )
 
 // Events are what can be told.
-var Events = []string{"bridge-down", "bridge-up", "service-down", "service-up"}
+var Events = []string{"bridge-down", "bridge-up", "service-down", "service-up", keyExpiring, certificate}
+
+const (
+	keyExpiring = "key-expiring"
+	certificate = "certificate"
+
+	stateExpiring = "expiring"
+)
 
 // Event is something that has been so for long enough.
 type Event struct {
 	Event  string    `json:"event"`  // one of Events
-	Name   string    `json:"name"`   // of the key of the bridge, or the service's PUBLIC
+	Name   string    `json:"name"`   // of the key of the bridge, the service's PUBLIC, or the host of the certificate
 	Reason string    `json:"reason"` // why it is down, where that is known
 	Since  time.Time `json:"since"`
+
+	State   string    `json:"state,omitempty"`  // of a certificate: CertificateFailed, stateExpiring, or CertificateValid when it is well again
+	Expires time.Time `json:"expires,omitzero"` // of a key or a certificate
 
 	was time.Duration // how long it was down, of one that is up
 }
@@ -25,9 +36,10 @@ type Event struct {
 type watch struct {
 	after    time.Duration
 	subjects map[subject]*state
+	keys     map[string]*expiry
 }
 
-type subject struct{ kind, name string } // "bridge" or "service"
+type subject struct{ kind, name string } // "bridge", "service" or certificate
 
 type state struct {
 	key    string // of a service: the key of its bridge
@@ -36,7 +48,28 @@ type state struct {
 	since  time.Time // of up
 	toldUp bool      // what was told last; at first that it is up, which nobody has to be told
 	downAt time.Time // since when it was down that was told
+
+	seen time.Time          // of a certificate: when it was there last
+	cert status.Certificate // as it was then
 }
+
+// expiry is what is to be said of a key that expires.
+type expiry struct {
+	at    time.Time // when it does
+	stage int       // of warnings, how many are due
+	since time.Time // of stage
+	told  int       // of stage
+}
+
+// warnings are how long before its end a key is told of, once each.
+var warnings = []time.Duration{7 * 24 * time.Hour, 24 * time.Hour}
+
+const (
+	// lastDays is how long before its end a certificate that was not renewed is told of.
+	lastDays = 7 * 24 * time.Hour
+	// renewal is how long a renewal may take, of which no error is known.
+	renewal = time.Hour
+)
 
 // forget is when something that is down, and of which the process knows nothing any more, is not waited for any longer.
 const forget = 24 * time.Hour
@@ -65,6 +98,21 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 	for _, v := range s.Services {
 		note(subject{"service", v.Public}, v.Key, v.State == status.ServiceUp, cmp.Or(v.Reason, v.State))
 	}
+	for host, c := range certificates(s, now) {
+		sub := subject{certificate, host}
+		note(sub, "", !unwell(c, now), c.Error)
+		st := w.subjects[sub]
+		st.seen, st.cert = now, c
+	}
+	for sub, st := range w.subjects {
+		switch {
+		case sub.kind != certificate || seen[sub]:
+		case now.Sub(st.seen) > forget:
+			delete(w.subjects, sub)
+		default: // nobody serves the name at present: there is nothing new to say
+			st.up = st.toldUp
+		}
+	}
 	for _, kind := range []string{"bridge", "service"} { // of a service it matters what became of its bridge
 		for sub, st := range w.subjects {
 			switch {
@@ -89,11 +137,83 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 		} else {
 			e.Event, e.Reason, st.downAt = sub.kind+"-down", st.reason, st.since
 		}
+		if sub.kind == certificate {
+			e.Event, e.State, e.Expires = certificate, status.CertificateValid, st.cert.NotAfter
+			switch {
+			case st.up:
+			case st.cert.State == status.CertificateFailed:
+				e.State = status.CertificateFailed
+			default:
+				e.State = stateExpiring
+			}
+			if !st.up && st.cert.Hint != "" {
+				e.Reason = strings.TrimPrefix(e.Reason+": "+st.cert.Hint, ": ")
+			}
+		}
 		st.toldUp = st.up
 		events = append(events, e)
 	}
+	events = append(events, w.expiring(s, now)...)
 	slices.SortFunc(events, func(a, b Event) int { return cmp.Or(cmp.Compare(a.Event, b.Event), cmp.Compare(a.Name, b.Name)) })
 	return events
+}
+
+// expiring are the keys of which it is to be told now that they expire soon.
+func (w *watch) expiring(s status.Snapshot, now time.Time) (events []Event) {
+	before := w.keys
+	w.keys = make(map[string]*expiry)
+	for _, k := range s.Keys {
+		if k.Expires.IsZero() {
+			continue
+		}
+		x := before[k.Key]
+		if x == nil || !x.at.Equal(k.Expires) { // it was given another end
+			x = &expiry{at: k.Expires}
+		}
+		w.keys[k.Key] = x
+		left, stage := k.Expires.Sub(now), 0
+		for stage < len(warnings) && left <= warnings[stage] {
+			stage++
+		}
+		if stage != x.stage {
+			x.stage, x.since = stage, now
+		}
+		if left <= 0 || x.stage <= x.told || now.Sub(x.since) < w.after { // that it has ended is word of its bridge
+			continue
+		}
+		x.told = x.stage
+		events = append(events, Event{
+			Event: keyExpiring, Name: k.Key, Since: x.since, Expires: k.Expires, was: left,
+			Reason: "`reverser key edit` with --expires gives it more time",
+		})
+	}
+	return events
+}
+
+// certificates are those of a process, by their hosts. Of several for one host there is the one that is not well.
+func certificates(s status.Snapshot, now time.Time) map[string]status.Certificate {
+	all := make(map[string]status.Certificate)
+	for _, c := range s.Certificates {
+		if had, there := all[c.Host]; !there || !unwell(had, now) {
+			all[c.Host] = c
+		}
+	}
+	return all
+}
+
+// unwell reports whether somebody has to look after a certificate: it could not be issued, or it ends soon and was not renewed in time.
+func unwell(c status.Certificate, now time.Time) bool {
+	switch {
+	case c.State == status.CertificateFailed:
+		return true
+	case c.NotAfter.IsZero() || c.NotAfter.Sub(now) > lastDays:
+		return false
+	case c.RenewAt.IsZero(): // it does not come by itself
+		return true
+	case c.Error != "":
+		return !now.Before(c.RenewAt)
+	}
+	return now.Sub(c.RenewAt) > renewal
 }
 
 func (w *watch) isUp(sub subject) bool {
