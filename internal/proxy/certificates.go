@@ -157,15 +157,21 @@ func (p *Proxy) endsTLS(hello *entrance.Hello) bool {
 	if err != nil {
 		return false
 	}
+	ends, _ := tlsOf(view, host)
+	return ends
+}
+
+// tlsOf tells from the most specific name that is served for a host whether its TLS ends here or is passed on. Neither: nobody serves it.
+func tlsOf(view *registry.View, host string) (ends, passed bool) {
 	for name := range entrance.Names(grammar.KindTLS, host, "") {
 		switch {
 		case view.Find(name) != nil:
-			return false
+			return false, true
 		case view.Secure(name.Host):
-			return true
+			return true, false
 		}
 	}
-	return false
+	return false, false
 }
 
 // serveSecure ends the TLS of a client and hands the connection to the server for HTTP. Until a service lets it in, it has its place at
@@ -198,8 +204,11 @@ func (p *Proxy) secureTLS() *tls.Config {
 }
 
 // covers reports whether the certificate that a client was shown is for a host too: browsers send requests for several hosts of one
-// certificate through one connection of HTTP/2.
+// certificate through one connection of HTTP/2. They do so with a host whose TLS is passed on, too, which nobody may read here.
 func (p *Proxy) covers(state *tls.ConnectionState, host string) bool {
+	if _, passed := tlsOf(p.registry.View(), host); passed {
+		return false
+	}
 	shown, err := grammar.RequestHost(state.ServerName)
 	if err != nil { // it named none, and wants an address
 		_, err := netip.ParseAddr(host)

@@ -153,6 +153,26 @@ func TestSecure(t *testing.T) {
 	}
 }
 
+// TestSecureBesidePassedOn: a connection of a https/ service is none for a host whose TLS is passed on, though the certificate is for both.
+// Browsers try that, and come with a connection of its own then.
+func TestSecureBesidePassedOn(t *testing.T) {
+	f := newFakeCertificates(t, "*.a.example")
+	nas, pc := key(t, "nas", "https/*"), key(t, "pc", "tls/*")
+	w := start(t, Config{HTTPS: "127.0.0.1:0", Certificates: f, Settings: Settings{Keys: []Key{nas, pc}, Given: []string{"*.a.example"}}})
+	w.bridge(nas, how{instance: 1}, "https/*.a.example").target(say("nas"))
+	w.bridge(pc, how{instance: 2}, "tls/own.a.example")
+	conn, err := w.secure(f, "one.a.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &httpUser{t, conn, bufio.NewReader(conn)}
+	for host, want := range map[string]int{"one.a.example": http.StatusOK, "two.a.example": http.StatusOK, "own.a.example": http.StatusMisdirectedRequest, "Own.A.example.": http.StatusMisdirectedRequest} {
+		if resp, body := u.ask(get(host, "/")); resp.StatusCode != want {
+			t.Errorf("%s: %s %q; want %d", host, resp.Status, body, want)
+		}
+	}
+}
+
 func port(a net.Addr) string {
 	_, p, _ := net.SplitHostPort(a.String())
 	return p
