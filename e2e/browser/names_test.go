@@ -16,38 +16,46 @@ import (
 	"reverser/internal/acmetest"
 )
 
-// A site is one web server behind a proxy: as http://plain.example.com, and as https://app.example.com, whose TLS the proxy ends.
+// A site is one web server behind a proxy: as http://plain.example.com, as https://app.example.com, whose TLS the proxy ends, and as
+// https://bridge.example.com, whose TLS the bridge ends.
 type site struct {
-	proxy        *process.Process
-	state        string // of the proxy
-	link         *faultnet.Relay
-	plain, https string // origins
-	cert         *x509.Certificate
+	proxy                *process.Process
+	link                 *faultnet.Relay
+	plain, https, bridge string // origins
+	cert                 *x509.Certificate
 }
 
 func startSite(t *testing.T, h http.Handler) *site {
 	t.Helper()
-	target := httptest.NewServer(h)
+	target := httptest.NewUnstartedServer(h)
+	target.Config.Protocols = new(http.Protocols)
+	target.Config.Protocols.SetHTTP1(true)
+	target.Config.Protocols.SetUnencryptedHTTP2(true) // for the bridge, which says h2 to browsers
+	target.Start()
 	t.Cleanup(target.Close)
 	dir, plain, https := t.TempDir(), freePort(t), freePort(t)
 	chain, key := acmetest.Certificate(t, "*.example.com")
+	at := strings.TrimPrefix(target.URL, "http://127.0.0.1:")
 	conf := "[[certificate]]\nchain = \"chain.pem\"\nkey = \"key.pem\"\n"
-	for name, b := range map[string][]byte{"chain.pem": chain, "key.pem": key, "proxy.toml": []byte(conf)} {
+	const ended = "tls/bridge.example.com"
+	expose := fmt.Sprintf("[[expose]]\npublic = %q\ntarget = %s\ncertificate = \"chain.pem\"\ncertificate_key = \"key.pem\"\nalpn = [\"h2\", \"http/1.1\"]\n", ended, at)
+	for name, b := range map[string][]byte{"chain.pem": chain, "key.pem": key, "proxy.toml": []byte(conf), "bridge.toml": []byte(expose)} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s := &site{plain: fmt.Sprintf("http://plain.example.com:%d", plain), https: fmt.Sprintf("https://app.example.com:%d", https)}
+	s := &site{plain: fmt.Sprintf("http://plain.example.com:%d", plain), https: fmt.Sprintf("https://app.example.com:%d", https), bridge: fmt.Sprintf("https://bridge.example.com:%d", https)}
 	block, _ := pem.Decode(chain)
 	var err error
 	if s.cert, err = x509.ParseCertificate(block.Bytes); err != nil {
 		t.Fatal(err)
 	}
 	var link int
-	s.proxy, s.state, link = startProxy(t, "--http", loopback(plain), "--https", loopback(https), "--config", filepath.Join(dir, "proxy.toml"))
+	var state string
+	s.proxy, state, link = startProxy(t, "--http", loopback(plain), "--https", loopback(https), "--config", filepath.Join(dir, "proxy.toml"))
 	s.link = startRelay(t, link)
-	at := strings.TrimPrefix(target.URL, "http://127.0.0.1:")
-	startBridge(t, s.state, s.link.Addr(), "http/plain.example.com="+at, "https/app.example.com="+at)
+	b := startBridge(t, state, s.link.Addr(), "--config", filepath.Join(dir, "bridge.toml"), "http/plain.example.com="+at, "https/app.example.com="+at)
+	said(t, b, "service up", "service", ended)
 	return s
 }
 
@@ -65,13 +73,13 @@ func (s *site) browse(t *testing.T) *Browser {
 // blank is a page without anything, of which a browser wants nothing more.
 const blank = `<!doctype html><html lang="en"><title>blank</title><link rel="icon" href="data:,">`
 
-// TestPages: a page with a style, a module, a picture and data that it fetches, forms and cookies, over http/ and https/; and the pages
-// that the proxy itself makes. A server that shows another certificate is not believed.
+// TestPages: a page with a style, a module, a picture and data that it fetches, forms and cookies, over http/, https/ and tls/ that the
+// bridge ends; and a page that the proxy itself makes. A server that shows another certificate is not believed.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
-		http.SetCookie(w, &http.Cookie{Name: "seen", Value: "yes", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.Header.Get("X-Forwarded-Proto") == "https"})
+		http.SetCookie(w, &http.Cookie{Name: "seen", Value: "yes", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.Header.Get("X-Forwarded-Proto") != "http"})
 		w.Header().Set("Content-Security-Policy", "default-src 'self'; img-src 'self' data:")
 		fmt.Fprint(w, `<!doctype html><html lang="en"><title>shop</title><link rel="icon" href="data:,"><link rel="stylesheet" href="/style.css">
 <h1>loading</h1><img src="/picture.svg" alt="a picture"><form method="post" action="/order"><input name="what" value="tea &amp; 茶"><button>order</button></form>
@@ -106,27 +114,28 @@ document.querySelector("h1").textContent = answer.text;`)
 	}
 	s := startSite(t, mux)
 	b := s.browse(t)
-	for scheme, origin := range s.origins() {
-		t.Run(scheme, func(t *testing.T) {
+	for scheme, origin := range map[string]string{"http": s.plain, "https": s.https, "": s.bridge} {
+		t.Run(strings.NewReplacer("://", " ", ".example.com", "").Replace(origin), func(t *testing.T) {
 			p := b.Open(t, origin+"/")
-			want := "x=%2F&y=a+b, yes, " + scheme + ", 你好"
+			want := "x=%2F&y=a+b, yes, " + scheme + ", 你好" // the bridge adds nothing to a request
 			p.Await(fmt.Sprintf("document.querySelector('h1').textContent == %q", want))
 			got := Eval[look](p, `const via = name => performance.getEntriesByName(new URL(name, location).href)[0]?.nextHopProtocol ?? "not loaded";
 				return {Color: getComputedStyle(document.querySelector("h1")).color, Picture: document.querySelector("img").naturalWidth, Secure: isSecureContext,
 					Via: performance.getEntriesByType("navigation")[0].nextHopProtocol, Script: via("/shop.js"), Fetch: via("/data?x=%2F&y=a+b")}`)
-			version := map[string]string{"http": "http/1.1", "https": "h2"}[scheme]
-			if got.Color != "rgb(1, 2, 3)" || got.Picture != 40 || got.Secure != (scheme == "https") || got.Via != version || got.Script != version || got.Fetch != version {
+			version := "h2"
+			if scheme == "http" {
+				version = "http/1.1"
+			}
+			if got.Color != "rgb(1, 2, 3)" || got.Picture != 40 || got.Secure != (scheme != "http") || got.Via != version || got.Script != version || got.Fetch != version {
 				t.Errorf("the page is %+v; want the color of its style, the picture, and all by %s", got, version)
 			}
-			p.Picture("page-" + scheme)
+			p.Picture("page-" + map[string]string{"http": "http", "https": "https", "": "tls"}[scheme])
 			p.Script(`document.querySelector("button").click()`)
 			p.Await(fmt.Sprintf("document.querySelector('h1')?.textContent == %q", origin+" ordered tea & 茶"))
 			p.Quiet()
 
-			p.Forget()
-			other := strings.Replace(strings.Replace(origin, "app.", "nobody.", 1), "plain.", "nobody.", 1)
 			if scheme == "http" { // a page of the proxy's own, which the browser complains of as of every error
-				p = b.Open(t, other+"/")
+				p = b.Open(t, strings.Replace(origin, "plain.", "nobody.", 1)+"/")
 				p.Await("document.body.innerText.includes('404')")
 				p.Picture("page-404")
 			}
