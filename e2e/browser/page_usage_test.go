@@ -1,0 +1,107 @@
+package browser
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/chromedp/chromedp"
+
+	"reverser/internal/state"
+	"reverser/internal/status"
+	"reverser/internal/usage"
+)
+
+// month is a process that carried something every day.
+type month struct {
+	days uint64
+	keys []string
+}
+
+func (m *month) Counted(yield func(status.Counted) bool) {
+	for i := range m.keys {
+		n := m.days * uint64(i+1)
+		if !yield(status.Counted{Key: [16]byte{byte(i)}, Service: fmt.Sprintf("tcp/900%d", i), Connections: n, Sent: n * 1e9, Received: n * 1e10}) {
+			return
+		}
+	}
+}
+
+func (m *month) KeyName(id [16]byte) string { return m.keys[id[0]] }
+
+// TestPageUsage: what a proxy carried in a month, before this one was started, is shown by day, by month, and for each service and key.
+func TestPageUsage(t *testing.T) {
+	t.Parallel()
+	const days = 31
+	dir := t.TempDir()
+	run(t, "key", "add", "nas", "--state", dir, "--allow", "tcp/9000") // makes the directory
+	today := time.Now().UTC()
+	now := time.Date(today.Year(), today.Month(), today.Day(), 0, 0, 1, 0, time.UTC)
+	synctest.Test(t, func(t *testing.T) { // where a month passes at once
+		time.Sleep(time.Until(now.AddDate(0, 0, -days+1)))
+		place, err := state.OpenUsage(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer place.Close()
+		source := &month{keys: []string{"nas", "desk"}}
+		store := usage.New(source, place, nil)
+		if err := store.Save(t.Context()); err != nil { // what is counted before is not of a period
+			t.Fatal(err)
+		}
+		for range days {
+			source.days++
+			if err := store.Save(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(24 * time.Hour)
+		}
+	})
+	port := freePort(t)
+	p := start(t, "proxy", "--listen", loopback(freePort(t)), "--state", dir, "--log-format", "json", "--admin", loopback(port))
+	said(t, p, "proxy listening")
+	token, err := os.ReadFile(filepath.Join(dir, "admin.token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := Start(t, Config{}).Open(t, "http://"+loopback(port)+"/")
+	logIn(b, strings.TrimSpace(string(token)))
+	show(b, "usage")
+	b.Await(`document.querySelector('.chart canvas')`)
+	b.Await(row("usage-parts", "tcp/9001") + `?.textContent.includes('desk')`)
+	if rows := Eval[int](b, `return document.querySelectorAll('#usage-times tbody tr').length`); rows != days {
+		t.Errorf("the table has %d days, want %d", rows, days)
+	}
+	// 31 × (1 + 2) GB to the targets, and ten times that back.
+	b.Await(`/↑ 93\.0 GB, ↓ 930\.0 GB/.test(document.querySelector('.chart figcaption').textContent)`)
+	b.Await(row("usage-parts", "tcp/9000") + `.textContent.includes('31.0 GB310.0 GB31')`)
+	drawn := Eval[bool](b, `const c = document.querySelector('.chart canvas');
+		const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+		return d.some((v) => v > 0);`)
+	if !drawn {
+		t.Error("the chart is empty")
+	}
+	accessible(t, b, "usage")
+	b.Picture("usage")
+	choose := func(what, value string) {
+		t.Helper()
+		b.Script(fmt.Sprintf(`const choice = document.querySelector(%q);
+			choice.value = %q;
+			choice.dispatchEvent(new Event('change', {bubbles: true}));`, what, value))
+	}
+	choose("#of", "key desk")
+	b.Await(`/↑ 62\.0 GB, ↓ 620\.0 GB/.test(document.querySelector('.chart figcaption').textContent)`)
+	choose("#of", "service tcp/9000")
+	b.Await(`/↑ 31\.0 GB/.test(document.querySelector('.chart figcaption').textContent)`)
+	choose("#of", "")
+	choose("#by", "month")
+	b.Await(`/↑ 93\.0 GB/.test(document.querySelector('.chart figcaption')?.textContent) && document.querySelectorAll('#usage-times tbody tr').length < 4`)
+	b.Do(chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile))
+	b.Await(`document.documentElement.scrollWidth <= innerWidth`)
+	b.Picture("phone-usage")
+	b.Quiet()
+}
