@@ -228,6 +228,13 @@ func TestPage(t *testing.T) {
 		if _, err := io.ReadFull(user, make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
+		p.Script(`document.querySelector('#keys button[aria-label="Edit: desk"]').focus()`)
+		p.Do(press(kb.Enter))
+		p.Await(`document.activeElement.name == 'allow' && document.activeElement.value == ` + quote(fmt.Sprintf("tcp/%d", other)))
+		p.Do(press(kb.Tab), keys("3"), press(kb.Tab), press(kb.Tab), keys("2d"), press(kb.Enter))
+		p.Await(`document.querySelector('.said').textContent.includes('desk is changed')`)
+		p.Await(fmt.Sprintf(`/: 3/.test(%[1]s?.textContent) && /in 1d 23h/.test(%[1]s?.textContent)`, row("keys", "desk")))
+
 		remove := `document.querySelector('#keys button[aria-label="Remove: desk"]')`
 		p.Await(`document.querySelector('.pulse.good')`)
 		p.Script(remove + `.focus()`)

@@ -23,7 +23,7 @@ export function problems(snap) {
 		add(true, t('over.pressure', { what: p.what, used: count(p.used), limit: count(p.limit) }), why, p.hint);
 	}
 	if (snap.role === 'bridge') {
-		for (const l of snap.links.filter((l) => l.state === 'down')) add(true, t('over.link', { remote: l.remote }), '', t('over.linkHint'));
+		for (const l of snap.links.filter((l) => l.state === 'down')) add(true, t('over.link', { remote: l.remote }), l.reason, t('over.linkHint'));
 	}
 	if (snap.reload?.error) add(true, t('over.reload', { span: since(snap.reload.at) }), snap.reload.error, t('over.reloadHint'));
 	for (const c of (snap.certificates || []).filter((c) => c.state === 'failed' || c.error)) {
@@ -131,7 +131,7 @@ function Links({ snap }) {
 	const proxy = snap.role === 'proxy';
 	const columns = [
 		{ id: 'key', head: t('over.key'), header: true, cell: (l) => html`<span class="cut">${l.key || '–'}</span><span class="narrow sub">${l.remote}</span>` },
-		{ id: 'state', head: t('over.state'), cell: (l) => html`<${Badge} is=${l.state} />` },
+		{ id: 'state', head: t('over.state'), cell: (l) => html`<${Badge} is=${l.state} />${l.reason && html`<span class="reason">${l.reason}</span>`}` },
 		{ id: 'remote', head: t('over.remote'), cls: 'wide', cell: (l) => html`<span class="cut">${l.remote}${l.via ? ' ' + t('over.via', { via: l.via }) : ''}</span>` },
 		{ id: 'bridge', head: t('over.bridge'), cls: 'wide', cell: (l) => html`<span class="cut mono dim" title=${l.bridge}>${l.bridge}</span>` },
 		{ id: 'rtt', head: t('over.rtt'), cls: 'num', cell: (l) => rtt(l.rtt_ms) },
