@@ -266,6 +266,26 @@ func TestDoctorOfPolicies(t *testing.T) {
 		map[string]string{"services": "fail"}, "services", fmt.Sprintf("tcp/%d is held by another key", port))
 }
 
+// TestDoctorOfExpiry: a key whose time is over, or soon will be.
+func TestDoctorOfExpiry(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t)
+	target := strconv.Itoa(serve(t, echo))
+	token := addKey(t, proxy.state, "guest", "tcp/9000")
+	b := func() []finding { return doctor(t, "bridge", token, "9000="+target, "--state", t.TempDir()) }
+	runReverser(t, "key", "edit", "guest", "--expires", "2d", "--state", proxy.state)
+	mustFind(t, b(), map[string]string{}, "")
+	mustFind(t, doctor(t, "--state", proxy.state), map[string]string{"keys": "warn", "links": "warn"}, "keys", "key guest expires at", "`reverser key edit guest --expires 30d`")
+	runReverser(t, "key", "edit", "guest", "--expires", "1s", "--state", proxy.state)
+	var all []finding
+	eventually(t, "the key has expired", func() bool {
+		all = b()
+		return len(wrong(all)) > 0
+	})
+	mustFind(t, all, map[string]string{"key": "fail"}, "key", "the key expired at", "at the proxy, `reverser key edit NAME --expires 30d`")
+	mustFind(t, doctor(t, "--state", proxy.state), map[string]string{"keys": "warn", "links": "warn"}, "keys", "key guest expired at", "its bridge is refused")
+}
+
 // TestDoctorOfTargets: targets that do not answer are named, each with what it mostly means.
 func TestDoctorOfTargets(t *testing.T) {
 	t.Parallel()

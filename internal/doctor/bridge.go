@@ -233,7 +233,11 @@ func answers(t bridge.Try, asked []grammar.Expose) (all []Check) {
 		all = append(all, fail(stepKey, "give each bridge a key of its own (`reverser key add NAME --allow …` at the proxy), or stop the other bridge",
 			"accepted, and in use: another live bridge holds it, so this one would be refused"))
 	case err != nil:
-		all = append(all, faulty(stepKey, fmt.Errorf("accepted, but no session would begin: %w", err), ""))
+		what, hint, _ := strings.Cut(t.Answer.Text, ": at the proxy, ")
+		if hint != "" {
+			hint = "at the proxy, " + hint
+		}
+		return []Check{fail(stepKey, hint, "proven, but the proxy would begin no session: %s", cmp.Or(what, err.Error())), skip(stepServices, "not looked at: %s failed", stepKey)}
 	default:
 		all = append(all, ok(stepKey, "accepted after %s in all, and no other bridge uses it", took))
 	}
@@ -259,7 +263,7 @@ func answers(t bridge.Try, asked []grammar.Expose) (all []Check) {
 }
 
 // allowHint is what to do about a service that a key may not have.
-const allowHint = "at the proxy, let the key have it (`reverser key edit NAME --allow …`), or ask for what it may have"
+const allowHint = "at the proxy, let the key have it (`reverser key edit NAME --allow …`, with all that it may have), or ask for what it may have"
 
 // isVersion reports whether the proxy is the right one, and too old or too new.
 func isVersion(err error) bool {

@@ -98,8 +98,17 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 	const add = "`reverser key add NAME --allow tcp/9000` makes one and prints its token"
 	var all []string
 	kinds := make(map[grammar.Kind]string) // that some key may have → the first such key
-	note := func(key string, policy grammar.Policy) {
+	var ending []Check
+	note := func(key string, policy grammar.Policy, expires time.Time) {
 		all = append(all, key)
+		more := fmt.Sprintf("`reverser key edit %s --expires 30d` gives it more time", key)
+		switch left := expires.Sub(w.Now()); {
+		case expires.IsZero():
+		case left <= 0:
+			ending = append(ending, warn(name, more+", or remove it", "key %s expired at %s: its bridge is refused", key, expires.UTC().Format(time.DateTime+" UTC")))
+		case left < soon:
+			ending = append(ending, warn(name, more, "key %s expires at %s", key, expires.UTC().Format(time.DateTime+" UTC")))
+		}
 		for _, a := range policy {
 			if kinds[a.Kind] == "" {
 				kinds[a.Kind] = key
@@ -115,12 +124,12 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 		return []Check{faulty(name, err, "")}
 	}
 	for _, k := range stored {
-		note(k.Name, k.Allow)
+		note(k.Name, k.Allow, k.Expires)
 	}
 	if v.Settings != nil {
 		for _, t := range v.Settings.Proxy.Tables {
 			if !slices.Contains(all, t.Name) {
-				note(t.Name, t.Allow)
+				note(t.Name, t.Allow, t.Expires)
 			}
 		}
 	}
@@ -132,7 +141,7 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 	case len(all) == 0:
 		return []Check{fail(name, add, "none, so no bridge can connect")}
 	}
-	checks := []Check{ok(name, "%s: %s", count(len(all), "key"), names(all))}
+	checks := append([]Check{ok(name, "%s: %s", count(len(all), "key"), names(all))}, few(ending, "keys expire")...)
 	if v.Settings == nil {
 		return checks
 	}

@@ -14,8 +14,9 @@ import (
 
 // Answer is what a proxy would say to a bridge that began a session.
 type Answer struct {
-	Err error    // why it would not begin, such as ErrDuplicate; nil: it would
-	Why []string // of each name that was asked for, why the key would not get it, "" if it would. Those at the end may be missing
+	Err  error    // why it would not begin, such as ErrDuplicate; nil: it would
+	Text string   // the same in the proxy's own words
+	Why  []string // of each name that was asked for, why the key would not get it, "" if it would. Those at the end may be missing
 }
 
 // ErrNotAsked says that a proxy does not answer questions: its version is older.
@@ -59,6 +60,7 @@ func Ask(ctx context.Context, conn *auth.Conn, public []string) (a Answer, err e
 		return a, ErrNotAsked
 	}
 	if at.Status != wire.StatusOK {
+		a.Text = at.Text
 		a.Err = &peerRefusal{at.Status, at.Text, time.Duration(at.ComeBack) * time.Millisecond}
 	}
 	if at.Answers != "" {
