@@ -41,6 +41,7 @@ func (c *cli) keyAddCommand() *cobra.Command {
 	var allow, connect []string
 	var limits state.Limits
 	var expires string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "add NAME --allow PUBLIC...",
 		Short: "Make a key and print its token",
@@ -89,11 +90,12 @@ tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
 				}
 			}
 			// "--allow tcp/9000 tcp/9001" leaves the second one as an argument.
-			return c.keyAdd(cmd.Context(), dir, admin.NewKey{Name: args[0], Allow: append(allow, args[1:]...), Limits: limits, Expires: expires})
+			return c.keyAdd(cmd.Context(), dir, admin.NewKey{Name: args[0], Allow: append(allow, args[1:]...), Limits: limits, Expires: expires}, asJSON)
 		},
 	}
 	addStateFlag(cmd.Flags(), &dir.path)
 	addTrustFlag(cmd.Flags(), &dir.trusted)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print name and token as JSON")
 	cmd.Flags().StringSliceVar(&allow, "allow", nil, "`PUBLIC` that the key's bridge may open, such as tcp/9000 or tcp/9000-9010 (repeatable)")
 	cmd.Flags().IntVar(&limits.MaxServices, "max-services", 0, "how many services the key may have at once, `N`; the earliest ones have the places (default: no limit)")
 	cmd.Flags().IntVar(&limits.MaxConnections, "max-connections", 0, "how many connections of users the key's services may have at once, `N`; further ones are reset (default: no limit)")
@@ -108,6 +110,7 @@ func (c *cli) keyEditCommand() *cobra.Command {
 	var allow, connect []string
 	var services, connections int
 	var expires string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "edit NAME [--allow PUBLIC...] [--expires TIME] [--max-services N] ...",
 		Short: "Change what a key allows, and for how long",
@@ -159,11 +162,12 @@ that are there go on. A key of the proxy's configuration file is changed there.`
 			if e == (admin.KeyEdit{}) {
 				return usageHint(fmt.Sprintf("reverser key edit %s --allow tcp/9000", args[0]), "key edit %s: say what to change, with --allow, --expires, --max-services or --max-connections", args[0])
 			}
-			return c.keyEdit(cmd.Context(), dir, args[0], e)
+			return c.keyEdit(cmd.Context(), dir, args[0], e, asJSON)
 		},
 	}
 	addStateFlag(cmd.Flags(), &dir.path)
 	addTrustFlag(cmd.Flags(), &dir.trusted)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the key as JSON, as key list does")
 	cmd.Flags().StringSliceVar(&allow, "allow", nil, "`PUBLIC` that the key's bridge may open, such as tcp/9000 or tcp/9000-9010, in the place of what it might before (repeatable)")
 	cmd.Flags().IntVar(&services, "max-services", 0, "how many services the key may have at once, `N`; 0 for no limit")
 	cmd.Flags().IntVar(&connections, "max-connections", 0, "how many connections of users the key's services may have at once, `N`; 0 for no limit; those that are there stay")
@@ -236,7 +240,7 @@ type keyStore interface {
 	Close()
 }
 
-func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey) error {
+func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey, asJSON bool) error {
 	// Bad input is refused before anything is made.
 	if err := state.CheckKeyName(k.Name); err != nil {
 		return usage(err)
@@ -279,6 +283,9 @@ func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey) error {
 	fmt.Fprintf(c.stderr, "  %s\n", example)
 	if tok.Addr() == "" {
 		fmt.Fprintf(c.stderr, "It carries no address, as the proxy's is not known here: name it with --proxy there.\n")
+	}
+	if asJSON {
+		return c.printJSON(map[string]string{"name": k.Name, "token": encoded})
 	}
 	_, err = fmt.Fprintln(c.stdout, encoded)
 	return err
@@ -338,7 +345,7 @@ func mostWord(n int) string {
 // shortID is as much of a key's id as a bridge shows in its status.
 func shortID(id string) string { return id[:min(len(id), 8)] }
 
-func (c *cli) keyEdit(ctx context.Context, at stateDir, name string, e admin.KeyEdit) error {
+func (c *cli) keyEdit(ctx context.Context, at stateDir, name string, e admin.KeyEdit, asJSON bool) error {
 	store, err := c.openKeys(ctx, at, false)
 	if err != nil {
 		return err
@@ -347,6 +354,9 @@ func (c *cli) keyEdit(ctx context.Context, at stateDir, name string, e admin.Key
 	k, err := store.EditKey(ctx, name, e)
 	if err != nil {
 		return keyError(err)
+	}
+	if asJSON {
+		return c.printJSON(k)
 	}
 	limit := ""
 	if k.Limits != (state.Limits{}) {

@@ -49,7 +49,7 @@ func (n *notices) test(ctx context.Context) (all []admin.Notified) {
 
 func (c *cli) notifyCommand() *cobra.Command {
 	var path string
-	var test bool
+	var test, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "notify --test",
 		Short: "Try the chats and programs that are told of outages",
@@ -62,15 +62,16 @@ code is 1 when one was not taken, or when there is none.`,
 			if !test {
 				return usageHint("reverser notify --test", "%s does nothing but --test: what is told, and where, stands in the configuration file", cmd.CommandPath())
 			}
-			return c.testNotices(cmd.Context(), path)
+			return c.testNotices(cmd.Context(), path, asJSON)
 		},
 	}
 	addStateFlag(cmd.Flags(), &path)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&test, "test", false, "send a message to each [[notify]] now")
 	return cmd
 }
 
-func (c *cli) testNotices(ctx context.Context, path string) error {
+func (c *cli) testNotices(ctx context.Context, path string, asJSON bool) error {
 	var results []admin.Notified
 	err := c.askRunning(path, "notify --test", func(client *admin.Client) (err error) {
 		results, err = client.TestNotices(ctx)
@@ -79,17 +80,24 @@ func (c *cli) testNotices(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	if asJSON {
+		if err := c.printJSON(map[string]any{"results": append([]admin.Notified{}, results...)}); err != nil {
+			return err
+		}
+	}
 	if len(results) == 0 {
 		return &exitError{code: exitFailed, err: errors.New("the process has no [[notify]] in its configuration file"), hint: "examples/config has one with comments; `reverser reload` puts it in force"}
 	}
 	failed := 0
 	for _, r := range results {
-		if r.Error == "" {
-			fmt.Fprintf(c.stdout, "sent: %s\n", printable(r.To))
-			continue
+		line := "sent: " + printable(r.To)
+		if r.Error != "" {
+			failed++
+			line = "NOT SENT: " + printable(r.To) + ": " + printable(r.Error)
 		}
-		failed++
-		fmt.Fprintf(c.stdout, "NOT SENT: %s: %s\n", printable(r.To), printable(r.Error))
+		if !asJSON {
+			fmt.Fprintln(c.stdout, line)
+		}
 	}
 	if failed > 0 {
 		return &exitError{code: exitFailed, err: fmt.Errorf("%d of %d took no message", failed, len(results))}

@@ -13,6 +13,7 @@ import (
 
 func (c *cli) reloadCommand() *cobra.Command {
 	var path string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "reload",
 		Short: "Have the running process read its configuration again",
@@ -31,14 +32,15 @@ after 5 seconds with a word about what it has not confirmed yet.`,
   reverser reload --state /var/lib/reverser/bridge`,
 		Args: takes("reverser reload --state DIR"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.reload(cmd.Context(), path)
+			return c.reload(cmd.Context(), path, asJSON)
 		},
 	}
 	addStateFlag(cmd.Flags(), &path)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-func (c *cli) reload(ctx context.Context, path string) error {
+func (c *cli) reload(ctx context.Context, path string, asJSON bool) error {
 	var done admin.Reloaded
 	err := c.askRunning(path, "reload", func(client *admin.Client) (err error) {
 		done, err = client.Reload(ctx)
@@ -50,6 +52,9 @@ func (c *cli) reload(ctx context.Context, path string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if asJSON {
+		return c.printJSON(done)
 	}
 	for _, w := range done.Warnings {
 		fmt.Fprintf(c.stderr, "warning: %s\n", w)
