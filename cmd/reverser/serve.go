@@ -18,6 +18,7 @@ import (
 	"reverser/internal/events"
 	"reverser/internal/grammar"
 	"reverser/internal/inspect"
+	"reverser/internal/metrics"
 	"reverser/internal/page"
 	"reverser/internal/proxy"
 	"reverser/internal/state"
@@ -34,6 +35,7 @@ type server interface {
 	Status() status.Snapshot
 	EndPairs(traffic.Which) int
 	meter.Source
+	metrics.Process
 }
 
 // inspecting is a role that speaks HTTP for services.
@@ -135,6 +137,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 	}
 	notices := newNotices(r, log)
 	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, End: endPairs(s), Events: said, Usage: store, TestNotices: notices.test, Page: page.Handler(), Log: log}
+	a.Metrics = metrics.Handler(s, snapshot, keysOf(keys, r))
 	if in, ok := s.(inspecting); ok {
 		a.Inspected = in.Inspected
 	}
@@ -156,6 +159,19 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 		return nil // asked to stop now
 	}
 	return err
+}
+
+// keysOf returns the keys for metrics; nil: a bridge has one.
+func keysOf(keys admin.Keys, r *reloader) func() []metrics.Key {
+	if keys == nil {
+		return nil
+	}
+	return func() (list []metrics.Key) {
+		for _, k := range r.settings().Proxy.Keys {
+			list = append(list, metrics.Key{Name: k.Name})
+		}
+		return list
+	}
 }
 
 // adminRetry is how long serveAdmin waits before it opens the admin socket again.

@@ -72,6 +72,8 @@ type Server struct {
 	// Events is what was logged last; nil: nothing is kept.
 	Events *events.Log
 	Usage  Usage // nil: it keeps none
+	// Metrics answers scrapes of Prometheus; nil: there are none.
+	Metrics http.Handler
 	// TestNotices sends a message to each [[notify]].
 	TestNotices func(context.Context) []Notified
 	// Page answers what is not of the API, to GET and HEAD, and to whoever asks: at a TCP address it is served without the token. nil:

@@ -56,6 +56,7 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 	a.handleEvents()
 	a.handleHealth()
 	a.handleUsage()
+	a.handleMetrics()
 	a.handleStream()
 	return a
 }

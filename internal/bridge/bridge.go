@@ -239,6 +239,14 @@ func (b *Bridge) Counted(yield func(status.Counted) bool) { b.conns.Counted(yiel
 // KeyName stands for the bridge's key, whose name only the proxy knows.
 func (b *Bridge) KeyName(id [16]byte) string { return keyPrefix(id) }
 
+// Tallies yields what each service counted since the start, reason by reason.
+func (b *Bridge) Tallies(yield func(status.Tally) bool) { b.conns.Tallies(yield) }
+
+// Measures is what the bridge measured of itself.
+func (b *Bridge) Measures() status.Measures {
+	return status.Measures{BudgetUsed: b.budget.Used(), BudgetSize: b.budget.Size()}
+}
+
 // describe writes links and services into a snapshot, and returns the accounts of the services.
 func (b *Bridge) describe(snap *status.Snapshot) map[*traffic.Account]bool {
 	b.mu.Lock()

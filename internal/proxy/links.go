@@ -48,8 +48,12 @@ func (p *Proxy) acceptThrough(g *gate, ln net.Listener, use sys.Use, begin func(
 
 // attachLink authenticates a connection and attaches it to its link. serve serves it; it is nil where there is nothing to serve.
 func (p *Proxy) attachLink(conn net.Conn, pass *pass) (serve func()) {
+	begun := time.Now()
 	ac, err := auth.ServerSteps(conn, p.port.tls, p.port.auth, pass.steps())
 	gone := pass.leave(err == nil)
+	if err == nil {
+		p.port.handshakes.add(time.Since(begun))
+	}
 	if err != nil {
 		if gone != nil {
 			err = gone

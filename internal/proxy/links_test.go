@@ -495,6 +495,17 @@ func TestBridgeLost(t *testing.T) {
 	if st := w.p.Status(); len(st.Links) != 1 || st.Links[0].Resumes == 0 || len(st.Pairs) != 4 {
 		t.Errorf("status %+v, want one link that resumed, with 4 pairs", st)
 	}
+	// What was measured stays when the session is over.
+	before := w.p.Measures()
+	if before.Resumes["nas"] == 0 || before.Handshakes.Count < 4 || before.BudgetSize == 0 {
+		t.Errorf("Measures = %+v, want resumes of nas, and a handshake for each connection", before)
+	}
+	w.setKeys()
+	eventually(t, "the session is over", func() bool { return len(w.p.Status().Links) == 0 })
+	w.setKeys(k) // or it would have no name
+	if n := w.p.Measures().Resumes["nas"]; n < before.Resumes["nas"] {
+		t.Errorf("%d resumes when the session is over, %d before", n, before.Resumes["nas"])
+	}
 }
 
 // TestKeyRemovedWhileABridgeComes: in whatever moment of its coming the key goes, nothing of the bridge stays.

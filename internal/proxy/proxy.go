@@ -123,6 +123,8 @@ type linkPort struct {
 	descriptors *sys.Pool       // that its connections are taken from
 	short       *traffic.Strain // for want of one
 	memory      *traffic.Strain // for want of the budget's
+
+	handshakes durations // of those who proved a key
 }
 
 // life is the course of a Proxy's.

@@ -21,6 +21,7 @@ type sessions struct {
 	mu       sync.Mutex
 	ids      map[*link.Link]registry.SessionID // guarded by mu, as all below
 	replaced map[[16]byte]replaced             // by key: a session that a newer one is about to replace, or may
+	resumed  map[[16]byte]uint64               // by key: how often the links of sessions that are over went on
 	going    map[*link.Link]time.Time          // those whose bridge is stopping, and until when it is waited for
 }
 
@@ -222,9 +223,16 @@ func (p *Proxy) Ended(l *link.Link, err error) {
 	newest := p.port.host.Link(l.KeyID())
 	left := l.Leaving() && (newest == nil || newest == l) && !p.conns.Draining() && !isKeyGone(err)
 	heir := left || errors.Is(err, link.ErrReplaced)
+	resumes := resumesOf(l)
 	s := &p.sessions
 	s.mu.Lock()
 	id, known := s.ids[l]
+	if known && resumes > 0 {
+		if s.resumed == nil {
+			s.resumed = make(map[[16]byte]uint64)
+		}
+		s.resumed[l.KeyID()] += resumes
+	}
 	delete(s.ids, l)
 	delete(s.going, l)
 	var former replaced

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"encoding/hex"
 	"slices"
 	"time"
 
@@ -55,6 +56,23 @@ func (p *Proxy) EndPairs(w traffic.Which) int { return p.conns.EndThese(w) }
 
 // Counted yields what each service counted since the start, those that are gone included.
 func (p *Proxy) Counted(yield func(status.Counted) bool) { p.conns.Counted(yield) }
+
+// Tallies yields what each service counted since the start, reason by reason.
+func (p *Proxy) Tallies(yield func(status.Tally) bool) { p.conns.Tallies(yield) }
+
+// Measures is what the proxy measured of itself.
+func (p *Proxy) Measures() status.Measures {
+	m := status.Measures{
+		BudgetUsed: p.port.budget.Used(), BudgetSize: p.port.budget.Size(),
+		Resumes: make(map[string]uint64), Handshakes: p.port.handshakes.read(),
+	}
+	for key, n := range p.sessions.resumes() {
+		m.Resumes[p.keyOrID(key)] += n
+	}
+	return m
+}
+
+func (p *Proxy) keyOrID(id [16]byte) string { return cmp.Or(p.keyName(id), hex.EncodeToString(id[:])) }
 
 // describe is a claim as status shows it.
 func describe(s registry.Service) status.Service {

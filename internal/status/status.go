@@ -259,3 +259,27 @@ type Counted struct {
 	Received    uint64 // bytes target → client
 	Refused     uint64 // users who were not served
 }
+
+// Tally is what one service, of one key, counted since the process started, reason by reason. But for Open it only grows.
+type Tally struct {
+	Service        string // canonical PUBLIC
+	Open           int64  // connections at present
+	Sent, Received uint64
+	Ended          map[string]uint64 // connections, by the reason of their end
+	Refused        map[string]uint64 // users who were not served, by the reason
+}
+
+// Measures is what a process measured of itself.
+type Measures struct {
+	BudgetUsed, BudgetSize int64             // bytes of memory for what is in flight
+	Resumes                map[string]uint64 // by key; nil: they stand in the links
+	Handshakes             *Histogram        // of bridges; nil: there are none
+}
+
+// Histogram counts durations.
+type Histogram struct {
+	Bounds []float64 // seconds, ascending
+	Counts []uint64  // of durations up to each bound
+	Count  uint64
+	Sum    float64 // seconds
+}

@@ -91,6 +91,45 @@ func (c *Conns) Counted(yield func(status.Counted) bool) {
 	}
 }
 
+// Tallies yields what the account of each service counted, reason by reason, in the order in which they came, which stays. Services that a
+// key has too many of are added up as service "other". It holds up one account after the other.
+func (c *Conns) Tallies(yield func(status.Tally) bool) {
+	keys, services := c.ledger.all()
+	for _, list := range [][]*Account{services, keys} {
+		for _, a := range list {
+			t := a.tally()
+			if a.Service == "" {
+				if t.Open == 0 && len(t.Ended) == 0 && len(t.Refused) == 0 {
+					continue
+				}
+				t.Service = "other"
+			}
+			if !yield(t) {
+				return
+			}
+		}
+	}
+}
+
+func (a *Account) tally() status.Tally {
+	t := status.Tally{Service: a.Service, Open: a.pairs.Load(), Sent: a.sent.Load(), Received: a.received.Load()}
+	a.ledger.mu.Lock()
+	defer a.ledger.mu.Unlock()
+	if len(a.ended) > 0 {
+		t.Ended = make(map[string]uint64, len(a.ended))
+	}
+	for why, n := range a.ended {
+		t.Ended[string(why)] = n
+	}
+	if len(a.refusals) > 0 {
+		t.Refused = make(map[string]uint64, len(a.refusals))
+	}
+	for why, n := range a.refusals {
+		t.Refused[string(why)] = n
+	}
+	return t
+}
+
 func (a *Account) addTo(st *status.Key) {
 	st.Connections += int(a.pairs.Load())
 	st.Total += a.total.Load()
