@@ -286,6 +286,18 @@ func TestDoctorOfExpiry(t *testing.T) {
 	mustFind(t, doctor(t, "--state", proxy.state), map[string]string{"keys": "warn", "links": "warn"}, "keys", "key guest expired at", "its bridge is refused")
 }
 
+// TestDoctorOfAdvertised: tokens carry an address where another proxy is, or nobody.
+func TestDoctorOfAdvertised(t *testing.T) {
+	t.Parallel()
+	other := startProxy(t)
+	elsewhere := startProxy(t, "--advertise", loopback(other.link))
+	mustFind(t, doctor(t, "--state", elsewhere.state), map[string]string{"advertised": "fail", "links": "warn"}, "advertised",
+		loopback(other.link)+" leads to something else", "the TLS server there is not the proxy", "--advertise")
+	nowhere := loopback(freePort(t))
+	silent := startProxy(t, "--advertise", nowhere)
+	mustFind(t, doctor(t, "--state", silent.state), map[string]string{"advertised": "warn", "links": "warn"}, "advertised", nowhere+" does not answer this machine", "is the port open in the firewall?")
+}
+
 // TestDoctorOfTargets: targets that do not answer are named, each with what it mostly means.
 func TestDoctorOfTargets(t *testing.T) {
 	t.Parallel()
