@@ -146,13 +146,14 @@ function Links({ snap }) {
 	</div>`;
 }
 
-// drained is whether a service was told to take no new users; the process says so in its reason.
-const isDrained = (s) => s.drained === true || (s.state === 'away' && /\bdrain/.test(s.reason || ''));
+// isDrained is whether an order lets nobody new in to a service; the process says so in its reason.
+export const isDrained = (s) => s.state === 'away' && /^drained\b/.test(s.reason || '');
 const pathOf = (s) => `/api/v1/services/${encodeURIComponent(s.public)}/drain`;
 
 function Services({ snap }) {
 	const [draining, setDraining] = useState(null);
-	const drains = can('POST /api/v1/services/{}/drain');
+	const proxy = snap.role === 'proxy';
+	const drains = proxy && can('POST /api/v1/services/{}/drain'); // users are turned away where they come in
 	const undo = async (s) => {
 		try {
 			await ask('DELETE', pathOf(s));
@@ -161,7 +162,6 @@ function Services({ snap }) {
 			say(failed(err), true);
 		}
 	};
-	const proxy = snap.role === 'proxy';
 	const columns = [
 		{ id: 'public', head: t('over.public'), header: true, cell: (s) => html`<span class="cut">${s.public}</span>${s.inspect && html` <span class="badge dim">${t('over.inspected')}</span>`}<span class="narrow sub">${s.target || '–'} · ${t('over.nConnections', { n: count(s.connections) })}</span>${s.reason && html`<span class="narrow sub">${s.reason}</span>`}` },
 		{ id: 'state', head: t('over.state'), cell: (s) => html`<${Badge} is=${s.state} />${s.reason && html`<span class="reason wide">${s.reason}</span>`}` },
