@@ -162,6 +162,8 @@ var inputs = []struct {
 		"400, 404, 413 or 431; a header has 20 KiB and 10 s, at the --admin address 5 s; a request 1 MiB and 10 s, at the --admin address 64 KiB; 8 connections at once, at the --admin address 64, of which those that have not shown the token go for newer ones", []string{"internal/admin TestStrangeRequests", "internal/admin TestStrangeBytes",
 			"internal/admin TestSlowHeader", "internal/admin TestCrowd", "internal/admin D4 a header of 1 MiB", "internal/admin D4 a body of 1 MiB", "internal/admin D4 //", "internal/admin D4 escaped dots",
 			"internal/admin TestSlowAtTCP", "internal/admin TestRoom", "internal/admin TestAdminTLS"}},
+	{"API", "whatever a program makes up for each operation of openapi.yaml (schemathesis), at a live proxy and a live bridge",
+		"what is described there, what does not fit is refused, and never 5xx", []string{"e2e/openapi TestSchemathesis", "e2e/openapi TestAnswers", "internal/admin TestDescription"}},
 	{"D5", "escape sequences, line breaks and HTML in names",
 		"escaped, in one line, 4 KiB at the most", []string{"internal/admin TestHostileNames", "cmd/reverser TestHostileBridge", "cmd/reverser TestHostileProxy", "cmd/reverser TestHostileRequest", "internal/escape TestText", "e2e/faults N7"}},
 	{"orders: end", "an order to end connections that chooses none, is cut short or says a word that is not known",

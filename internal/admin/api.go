@@ -38,8 +38,13 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 		w.Write(openapi)
 	})
 	a.handle("GET", "/api/v1/status", func(w http.ResponseWriter, r *http.Request) {
+		pairs, err := yesNo(r, "pairs", true)
+		if err != nil {
+			refuse(w, http.StatusBadRequest, err)
+			return
+		}
 		snap := s.Status()
-		if r.URL.Query().Get("pairs") == "false" {
+		if !pairs {
 			snap.Pairs = nil
 		}
 		reply(w, http.StatusOK, snap)
@@ -96,6 +101,18 @@ func (a *api) handler() http.Handler {
 
 // pagePattern is of what is no part of the API.
 const pagePattern = "/"
+
+// yesNo returns what a query says by true or false.
+func yesNo(r *http.Request, word string, usual bool) (bool, error) {
+	switch value := r.URL.Query().Get(word); {
+	case !r.URL.Query().Has(word):
+		return usual, nil
+	case value == "true", value == "false":
+		return value == "true", nil
+	default:
+		return false, fmt.Errorf("%s: %.100q is neither true nor false", word, value)
+	}
+}
 
 // problem is an error as RFC 9457 has it.
 type problem struct {

@@ -41,7 +41,12 @@ func (a *api) handleEvents() {
 		if log == nil {
 			log = events.New() // which stays empty
 		}
-		if wantsEvents(r) {
+		follow, err := wantsEvents(r)
+		switch {
+		case err != nil:
+			refuse(w, http.StatusBadRequest, err)
+			return
+		case follow:
 			a.followEvents(w, r, log, since)
 			return
 		}

@@ -15,8 +15,8 @@ import (
 )
 
 // wantsEvents reports whether a request asks for an answer that goes on.
-func wantsEvents(r *http.Request) bool {
-	return r.URL.Query().Get("follow") == "true" || strings.HasPrefix(r.Header.Get("Accept"), "text/event-stream")
+func wantsEvents(r *http.Request) (bool, error) {
+	return yesNo(r, "follow", strings.HasPrefix(r.Header.Get("Accept"), "text/event-stream"))
 }
 
 // eventWriter is an answer that goes on, of server-sent events.

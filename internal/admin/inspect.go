@@ -21,7 +21,12 @@ type exchangesReply struct {
 func (a *api) handleInspect() {
 	s := a.server
 	a.handle("GET", "/api/v1/services/{service}/exchanges", func(w http.ResponseWriter, r *http.Request) {
-		if wantsEvents(r) {
+		follow, err := wantsEvents(r)
+		switch {
+		case err != nil:
+			refuse(w, http.StatusBadRequest, err)
+			return
+		case follow:
 			a.followExchanges(w, r)
 			return
 		}

@@ -19,7 +19,11 @@ const (
 // handleStream adds the stream of those who look at the process as it runs, such as the page.
 func (a *api) handleStream() {
 	a.handle("GET", "/api/v1/stream", func(w http.ResponseWriter, r *http.Request) {
-		ofPairs := r.URL.Query().Get("pairs") == "true"
+		ofPairs, err := yesNo(r, "pairs", false)
+		if err != nil {
+			refuse(w, http.StatusBadRequest, err)
+			return
+		}
 		out, err := a.follow(w, r)
 		if err != nil {
 			fail(w, err)
