@@ -1,8 +1,11 @@
 package browser
 
 import (
+	"flag"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"reverser/internal/leaktest"
@@ -15,6 +18,10 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	buildDir = dir
+	flag.Parse()
+	if !slices.ContainsFunc(os.Args[1:], func(a string) bool { return strings.HasPrefix(strings.TrimLeft(a, "-"), "test.parallel") }) {
+		flag.Set("test.parallel", "4") // most of them wait
+	}
 	code := leaktest.Run(m)
 	os.RemoveAll(dir)
 	os.Exit(code)

@@ -20,7 +20,7 @@ import (
 )
 
 // TestWebSocketPrograms: a program talks to a server over WebSocket with messages of 16 MiB in fragments, with pings of both ends between the
-// fragments, while the link is cut, 20 times with http/. Both ends see the code and the reason of the other one's close.
+// fragments, while the link is cut again and again. Both ends see the code and the reason of the other one's close.
 func TestWebSocketPrograms(t *testing.T) {
 	t.Parallel()
 	const size = 16 << 20
@@ -119,7 +119,7 @@ func TestWebSocketPrograms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			sum, cuts := sha256.New(), map[string]int{"http": 20, "https": 4}[scheme]
+			sum, cuts := sha256.New(), map[string]int{"http": 10, "https": 4}[scheme]
 			for i := range cuts {
 				if _, err := io.CopyN(sum, in, int64(size/cuts)); err != nil {
 					t.Fatalf("behind %d cuts: %v", i, err)
