@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -104,6 +106,87 @@ func TestRemovedKeyEndsEverything(t *testing.T) {
 	if !b.Running() {
 		t.Errorf("the bridge has ended: %v; want it to try on", b.Cmd.ProcessState)
 	}
+}
+
+// A bridge changes over to a new token in the middle of a transfer, and the old token is worthless then.
+func TestRotateUnderTransfer(t *testing.T) {
+	t.Parallel()
+	p := startProxy(t)
+	public := freePort(t)
+	service := serve(t, echo)
+	expose, name := fmt.Sprintf("%d=%d", public, service), fmt.Sprintf("tcp/%d", public)
+	old := addKey(t, p.state, "nas", name)
+	file := filepath.Join(t.TempDir(), "token")
+	write := func(token string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(old)
+	b := &bridgeProcess{state: t.TempDir()}
+	b.testProcess = startReverser(t, "bridge", nil, "bridge", "--token-file", file, expose, "--state", b.state, "--log-format", "json")
+	b.awaitUp(name)
+
+	c := dial(t, loopback(public))
+	const size = 64 << 20
+	sent := make(chan error, 1)
+	half := make(chan struct{})
+	go func() {
+		block := make([]byte, 64<<10)
+		for n := 0; n < size; n += len(block) {
+			for i := range block {
+				block[i] = byte((n + i) % 251)
+			}
+			if n == size/2 {
+				close(half)
+			}
+			if _, err := c.Write(block); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- c.CloseWrite()
+	}()
+	got := make(chan error, 1)
+	go func() {
+		block := make([]byte, 64<<10)
+		n := 0
+		for {
+			k, err := c.Read(block)
+			for i := range k {
+				if block[i] != byte((n+i)%251) {
+					got <- fmt.Errorf("byte %d is another one", n+i)
+					return
+				}
+			}
+			if n += k; err != nil {
+				if err != io.EOF || n != size {
+					got <- fmt.Errorf("%d of %d bytes, then %w", n, size, err)
+				}
+				close(got)
+				return
+			}
+		}
+	}()
+	<-half
+	newer := strings.TrimSpace(runReverser(t, "key", "rotate", "nas", "--state", p.state))
+	write(newer)
+	runReverser(t, "reload", "--state", b.state)
+	p.awaitLogged("the new token of a key is in use", `"nas"`)
+	for _, ch := range []chan error{sent, got} {
+		if err := <-ch; err != nil {
+			t.Error(err)
+		}
+	}
+	thief := startBridge(t, old, expose)
+	thief.awaitLogged("this token was replaced (reverser key rotate)")
+	exchange(t, dial(t, loopback(public)), "still here")
+	b.Kill()
+	again := startBridge(t, newer, expose)
+	again.awaitUp(name)
+	exchange(t, dial(t, loopback(public)), "and with the new token")
+	thief.Kill()
 }
 
 // A key ends at its moment, with a word at both sides, and its bridge is back when the key gets more time.

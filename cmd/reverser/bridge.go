@@ -142,7 +142,7 @@ func (b bridgeRole) Apply(ctx context.Context, set config.Settings) (func(contex
 // bridgeSettings are what a bridge needs to know of the settings while it runs. done is to be called when they are in force.
 func bridgeSettings(set config.Settings, e *endings) (s bridge.Settings, done func()) {
 	services, done := e.services(set.Bridge)
-	return bridge.Settings{Services: services, Sources: set.Bridge.Sources, Via: set.Bridge.Via, NoPairs: set.NoPairs, Drain: set.Drain}, done
+	return bridge.Settings{Secret: set.Bridge.Token.Secret, Services: services, Sources: set.Bridge.Sources, Via: set.Bridge.Via, NoPairs: set.NoPairs, Drain: set.Drain}, done
 }
 
 // cutToken takes the token off the arguments, where it is the first one. What

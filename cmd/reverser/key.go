@@ -28,11 +28,12 @@ honours a change at once; when none is running, it edits the directory.`,
 		Example: `  reverser key add nas --allow tcp/9000
   reverser key list
   reverser key edit nas --allow tcp/9000-9009
+  reverser key rotate nas
   reverser key remove nas`,
 		Args: noSuchCommand,
 		RunE: needsSubcommand,
 	}
-	cmd.AddCommand(c.keyAddCommand(), c.keyListCommand(), c.keyEditCommand(), c.keyRemoveCommand())
+	cmd.AddCommand(c.keyAddCommand(), c.keyListCommand(), c.keyEditCommand(), c.keyRotateCommand(), c.keyRemoveCommand())
 	return cmd
 }
 
@@ -177,6 +178,45 @@ that are there go on. A key of the proxy's configuration file is changed there.`
 	return cmd
 }
 
+func (c *cli) keyRotateCommand() *cobra.Command {
+	var dir stateDir
+	cmd := &cobra.Command{
+		Use:   "rotate NAME",
+		Short: "Make another token for a key",
+		Long: `Make another token for a key and print it, alone, on stdout, this once.
+
+Both tokens count until a bridge has used the new one; from then on the one
+before is worthless. No connection is dropped: put the new token in the place of
+the old one at the bridge, then reload or restart that. A new token that was not
+used so far is replaced by the next one.`,
+		Example: `  (umask 077; reverser key rotate nas > nas.token)
+  # at the bridge, when its token file has it
+  reverser reload`,
+		Args: takes("reverser key rotate nas", "NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.keyRotate(cmd.Context(), dir, args[0])
+		},
+	}
+	addStateFlag(cmd.Flags(), &dir.path)
+	addTrustFlag(cmd.Flags(), &dir.trusted)
+	return cmd
+}
+
+func (c *cli) keyRotate(ctx context.Context, at stateDir, name string) error {
+	store, err := c.openKeys(ctx, at, false)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	token, err := store.RotateKey(ctx, name)
+	if err != nil {
+		return keyError(err)
+	}
+	fmt.Fprintf(c.stderr, "key %q has a new token, which is printed only this once. The one before counts until the new one was used; at the bridge, put it into the token file and run\n  reverser reload\n", name)
+	_, err = fmt.Fprintln(c.stdout, token)
+	return err
+}
+
 // refuseConnect is for --allow-connect, of which nothing is there so far.
 func refuseConnect(name string) error {
 	return usageHint("leave it out: a key's bridge offers services, and nobody visits them through it",
@@ -236,6 +276,7 @@ type keyStore interface {
 	ListKeys(context.Context) ([]admin.KeyInfo, error)
 	AddKey(ctx context.Context, k admin.NewKey) (string, error)
 	EditKey(ctx context.Context, name string, e admin.KeyEdit) (admin.KeyInfo, error)
+	RotateKey(ctx context.Context, name string) (string, error)
 	RemoveKey(ctx context.Context, name string) error
 	Close()
 }
@@ -496,6 +537,8 @@ func (o offline) AddKey(_ context.Context, k admin.NewKey) (string, error) { ret
 func (o offline) EditKey(_ context.Context, name string, e admin.KeyEdit) (admin.KeyInfo, error) {
 	return o.Edit(name, e)
 }
+
+func (o offline) RotateKey(_ context.Context, name string) (string, error) { return o.Rotate(name) }
 
 func (o offline) RemoveKey(_ context.Context, name string) error { return o.Remove(name) }
 

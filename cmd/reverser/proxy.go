@@ -146,6 +146,8 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		cfg.Certificates = issuing
 		wg.Go(func() { issuing.run(keeping) })
 	}
+	var keys *admin.KeyEditor
+	cfg.Used = func(id [16]byte, secret [32]byte) { keys.Used(id, secret) } // when bridges are served, keys is there
 	p := proxy.New(cfg)
 	if err := p.Listen(); err != nil {
 		return listenError(err, set.Origin)
@@ -158,7 +160,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	role := &proxyRole{Proxy: p, authority: issuing, dir: dir, guessed: guessed, log: log}
 	r := newReloader(source, role, set, run.level, run.lines, log)
 	r.host = run.host
-	keys := &admin.KeyEditor{
+	keys = &admin.KeyEditor{
 		Dir: dir, Pin: pin, Log: log,
 		InForce: func() ([]config.Key, error) { return r.settings().Proxy.Keys, nil },
 		Reach:   func() grammar.Reach { return reach(r.settings().Proxy, guessed) },
@@ -267,7 +269,7 @@ func knownAddresses[To, From state.Known | proxy.Known](list []From) []To {
 func proxyKeys(keys []config.Key) []proxy.Key {
 	list := make([]proxy.Key, 0, len(keys))
 	for _, k := range keys {
-		list = append(list, proxy.Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, Expires: k.Expires, MaxServices: k.MaxServices, MaxConnections: k.MaxConnections})
+		list = append(list, proxy.Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Next: k.Next, Allow: k.Allow, Expires: k.Expires, MaxServices: k.MaxServices, MaxConnections: k.MaxConnections})
 	}
 	return list
 }

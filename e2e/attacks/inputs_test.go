@@ -170,6 +170,9 @@ var inputs = []struct {
 		"400, and nobody is reset", []string{"internal/admin TestEndRefused", "internal/traffic TestEndOne"}},
 	{"orders: expiry", "times that are over, are none or never come; a clock that jumps a year ahead or back",
 		"refused with what to write; the clock alone decides, once a second, and the log says what it changed", []string{"internal/grammar TestParseExpiry", "internal/proxy TestClockJumps"}},
+	{"orders: rotation", "the token that was replaced, a token that was never used, a live bridge with the old one, a disk that takes nothing",
+		"refused; the bridge with the newer token takes the place; what was used counts and is stored later", []string{"internal/proxy TestRotate", "internal/proxy TestNewTokenTakesOver",
+			"internal/proxy TestUnusedTokenIsReplaced", "internal/state TestRotateKey", "internal/auth TestOtherSecrets", "e2e TestRotateUnderTransfer"}},
 	{"orders: an expired key", "its bridge, and strangers who ask for it",
 		"refused, and told why only when it has proven the key; another key notices nothing", []string{"internal/proxy TestKeyExpires", "internal/proxy TestExpiredAtTheStart"}},
 

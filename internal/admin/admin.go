@@ -284,6 +284,16 @@ func (s *Server) editKey(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, k)
 }
 
+func (s *Server) rotateKey(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	token, err := s.Keys.Rotate(name)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	reply(w, http.StatusOK, keyReply{name, token})
+}
+
 func (s *Server) removeKey(w http.ResponseWriter, r *http.Request) {
 	if err := s.Keys.Remove(r.PathValue("name")); err != nil {
 		fail(w, err)

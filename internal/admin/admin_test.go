@@ -52,6 +52,13 @@ func (f *fakeKeys) Edit(name string, e admin.KeyEdit) (admin.KeyInfo, error) {
 	return admin.KeyInfo{Name: name, ID: "00", Allow: *e.Allow, Source: admin.SourceState}, nil
 }
 
+func (f *fakeKeys) Rotate(name string) (string, error) {
+	if !slices.Contains(f.names, name) {
+		return "", &admin.UsageError{Err: state.ErrNoKey}
+	}
+	return "new-token-of-" + name, nil
+}
+
 func (f *fakeKeys) Remove(name string) error {
 	i := slices.Index(f.names, name)
 	if i < 0 {

@@ -52,6 +52,7 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 	a.handle("GET", "/api/v1/keys", s.withKeys(s.listKeys))
 	a.handle("POST", "/api/v1/keys", s.withKeys(s.addKey))
 	a.handle("PATCH", "/api/v1/keys/{name}", s.withKeys(s.editKey))
+	a.handle("POST", "/api/v1/keys/{name}/rotate", s.withKeys(s.rotateKey))
 	a.handle("DELETE", "/api/v1/keys/{name}", s.withKeys(s.removeKey))
 	a.handle("POST", "/api/v1/reload", s.reload)
 	a.handle("POST", "/api/v1/notify/test", s.testNotices)

@@ -67,6 +67,13 @@ func (c *Client) EditKey(ctx context.Context, name string, e KeyEdit) (KeyInfo, 
 	return k, err
 }
 
+// RotateKey gives a key another token, and returns it.
+func (c *Client) RotateKey(ctx context.Context, name string) (string, error) {
+	var r keyReply
+	err := c.do(ctx, http.MethodPost, "/api/v1/keys/"+url.PathEscape(name)+"/rotate", nil, &r)
+	return r.Token, err
+}
+
 // RemoveKey ends a key, its links and its connections.
 func (c *Client) RemoveKey(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodDelete, "/api/v1/keys/"+url.PathEscape(name), nil, nil)

@@ -28,6 +28,7 @@ type KeyInfo struct {
 	state.Limits
 	Expires *time.Time `json:"expires,omitempty"` // nil: never
 	Expired bool       `json:"expired,omitempty"` // its time is over: nobody is let in with it
+	Rotated bool       `json:"rotated,omitempty"` // it has a new token that was not used so far
 }
 
 // NewKey is what is asked of a key that is to be made.
@@ -101,6 +102,7 @@ type Keys interface {
 	List() ([]KeyInfo, error)
 	Add(NewKey) (token string, err error)
 	Edit(name string, e KeyEdit) (KeyInfo, error)
+	Rotate(name string) (token string, err error)
 	Remove(name string) error
 }
 
@@ -136,7 +138,7 @@ func (e *KeyEditor) List() ([]KeyInfo, error) {
 
 // infoOf is what may be shown of a key.
 func infoOf(k config.Key) KeyInfo {
-	info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig, Limits: k.Limits}
+	info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig, Limits: k.Limits, Rotated: k.Next != nil}
 	for _, a := range k.Allow {
 		info.Allow = append(info.Allow, a.String())
 	}
@@ -261,6 +263,45 @@ func expiryName(at time.Time) string {
 	return at.UTC().Format(time.RFC3339)
 }
 
+// Rotate implements [Keys].
+func (e *KeyEditor) Rotate(name string) (string, error) {
+	k, err := e.find(name)
+	if err != nil {
+		return "", err
+	}
+	if k.InFile() {
+		return "", &UsageError{Err: fmt.Errorf("key %q cannot be rotated by command: its token is that of the secret_file in %s: put another token there and reload, with `reverser reload`", name, k.Table)}
+	}
+	e.mu.Lock()
+	rotated, err := e.Dir.RotateKey(name)
+	e.mu.Unlock()
+	if errors.Is(err, state.ErrNoKey) {
+		return "", &UsageError{Err: err}
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := e.edited(); err != nil {
+		return "", err
+	}
+	e.log().Info("key rotated: both tokens count until the new one was used", "key", name)
+	at := e.Reach()
+	return grammar.Token{Addrs: at.Addrs, SNI: at.SNI, KeyID: rotated.ID, Secret: *rotated.Next, Pin: e.Pin}.Encode(), nil
+}
+
+// Used stores that the new secret of a key has taken the place of the one before, which counts already.
+func (e *KeyEditor) Used(id [16]byte, secret [32]byte) {
+	e.mu.Lock()
+	err := e.Dir.UseSecret(id, secret)
+	e.mu.Unlock()
+	if err != nil {
+		e.log().Error("the use of a new token is not stored, and tried again: after a restart, the one before counts until the new one is used again", "err", err)
+	}
+	if err := e.edited(); err != nil {
+		e.log().Error("the stored keys cannot be read again", "err", err)
+	}
+}
+
 // Remove implements [Keys].
 func (e *KeyEditor) Remove(name string) error {
 	keys, err := e.InForce()
@@ -324,11 +365,12 @@ func (e *KeyEditor) Keep(ctx context.Context) {
 			more = false
 		}
 		names, _ := e.Dir.Unstored()
-		if len(names) == 0 {
+		if e.Dir.AllStored() {
 			continue
 		}
 		err := e.storeRevoked()
 		switch {
+		case len(names) == 0:
 		case err == nil:
 			e.log().Info("the removal of keys is stored now", "keys", strings.Join(names, ", "))
 		case !more:

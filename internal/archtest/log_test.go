@@ -26,6 +26,7 @@ var mayLog = map[string]string{
 	"bridge.watchName":   "once for each lookup, which has its pauses",
 	"proxy.Run":          "once",
 	"proxy.finishPairs":  "once",
+	"proxy.sayRotated":   "once for each order to rotate a key",
 	"proxy.sayExpiry":    "once for each key and change of the clock",
 	"proxy.report":       "once in reportStrangersPer",
 	"proxy.saveKnown":    "once in saveKnown",

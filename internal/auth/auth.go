@@ -227,7 +227,12 @@ type ServerConfig struct {
 	Features wire.Features // that this end has
 	// Lookup returns the secret of a key.
 	Lookup func(id [16]byte) (secret [32]byte, ok bool)
+	// Others returns further secrets of a key, MostOthers at the most: the dialling end may prove one of them instead. nil: there are none.
+	Others func(id [16]byte) [][32]byte
 }
+
+// MostOthers is how many secrets a key may have beside the one of ServerConfig.Lookup.
+const MostOthers = 2
 
 // TLS returns the TLS configuration of the accepting side; make it once and pass it to Server.
 func (c *ServerConfig) TLS() *tls.Config {
@@ -308,11 +313,8 @@ func ServerSteps(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig, steps 
 		}
 		return nil, fmt.Errorf("hello of protocol version %d to %d", hello.VersionMin, hello.VersionMax)
 	}
-	// An unknown key costs the same work as a wrong MAC, so that time does not tell which ids exist.
-	secret, known := cfg.Lookup(hello.KeyID)
-	key := authKey(secret)
-	proven := hmac.Equal(macOf(key, dialWord, exporter, msg[:wire.HelloMACed]), hello.MAC[:])
-	if !known || !proven || hello.Role < wire.RoleBridge || hello.Role > wire.RoleProxy || hello.Auth != wire.AuthPSK {
+	secret, key, proven := cfg.proven(hello, exporter, msg[:wire.HelloMACed])
+	if !proven || hello.Role < wire.RoleBridge || hello.Role > wire.RoleProxy || hello.Auth != wire.AuthPSK {
 		if err := refuse(tc, w); err != nil {
 			return nil, err
 		}
@@ -338,6 +340,27 @@ func ServerSteps(conn net.Conn, tlsConfig *tls.Config, cfg *ServerConfig, steps 
 	return &Conn{
 		Conn: tc, Exporter: exporter, Peer: hello.Instance, KeyID: hello.KeyID, Secret: secret, Role: hello.Role, Features: w.Features,
 	}, nil
+}
+
+// proven returns which secret of its key the dialling end has proven. An unknown key costs the same work as a wrong MAC, and one secret the
+// same as three, so that time tells neither which ids exist nor which keys have a new token.
+func (c *ServerConfig) proven(hello wire.Hello, exporter, msg []byte) (secret [32]byte, key []byte, ok bool) {
+	var all [1 + MostOthers][32]byte
+	have := 0
+	first, known := c.Lookup(hello.KeyID)
+	if all[0] = first; known {
+		have = 1
+		if c.Others != nil {
+			have += copy(all[1:], c.Others(hello.KeyID))
+		}
+	}
+	for i, s := range all {
+		k := authKey(s)
+		if hmac.Equal(macOf(k, dialWord, exporter, msg), hello.MAC[:]) && i < have {
+			secret, key, ok = s, k, true
+		}
+	}
+	return secret, key, ok
 }
 
 // refuse answers with random bytes where a MAC would stand: every refusal looks the same.

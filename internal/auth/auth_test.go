@@ -399,6 +399,41 @@ func TestReservedBytesOfAHello(t *testing.T) {
 }
 
 // Nobody learns from a refusal which keys exist.
+// TestOtherSecrets: a key may have further secrets, of which each proves it, and nothing else does.
+func TestOtherSecrets(t *testing.T) {
+	other, third := [32]byte{7}, [32]byte{8}
+	for name, c := range map[string]struct {
+		id     [16]byte
+		proves [32]byte
+		want   bool
+	}{
+		"the first": {keyID, secret, true}, "the second": {keyID, other, true}, "the third": {keyID, third, true},
+		"none of them": {keyID, [32]byte{9}, false}, "zeros": {keyID, [32]byte{}, false}, "zeros, of no key": {[16]byte{9}, [32]byte{}, false},
+		"another key's": {[16]byte{9}, other, false},
+	} {
+		bubble(t, func(t *testing.T) {
+			bridge, proxy := connect(t)
+			sc := serverConfig()
+			sc.Others = func([16]byte) [][32]byte { return [][32]byte{other, third} }
+			cc := clientConfig()
+			cc.KeyID, cc.Secret = c.id, c.proves
+			served, dialled := serve(proxy, sc), dial(t.Context(), bridge, cc)
+			s, d := <-served, <-dialled
+			if (s.err == nil) != c.want || (d.err == nil) != c.want {
+				t.Errorf("%s: Server = %v, Client = %v", name, s.err, d.err)
+			}
+			if c.want && s.err == nil && s.conn.Secret != c.proves {
+				t.Errorf("%s: the secret that was proven is another one", name)
+			}
+			for _, o := range []outcome{s, d} {
+				if o.conn != nil {
+					o.conn.Close()
+				}
+			}
+		})
+	}
+}
+
 func TestRefusalsLookAlike(t *testing.T) {
 	changes := map[string]func(b []byte){
 		"wrong key":      func(b []byte) { copy(b[96:], mac([32]byte{9}, "dial", b[:96])) },

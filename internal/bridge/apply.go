@@ -19,6 +19,7 @@ import (
 
 // Settings is what may change while a bridge runs.
 type Settings struct {
+	Secret   [32]byte // of the token's key, if it has another one by now; zero: it stays
 	Services []Service
 	Sources  []netip.Addr  // of this machine, that targets are dialled from, in turn; none: the system chooses
 	Via      via.Choice    // of the way out to the proxies. Connections that are there stay where they are
@@ -57,8 +58,14 @@ type Applied struct {
 // Apply makes s the settings, as a whole or, with an error, not at all. A service that stays keeps its id and its
 // connections; where only its target changes, new connections go to the new one, and from the new sources. The proxies are told at once, or when their
 // link is back.
-func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
+//
+// Another secret is put in force only if no proxy that answers refuses it.
+func (b *Bridge) Apply(ctx context.Context, s Settings) (Applied, error) {
 	if err := s.check(); err != nil {
+		return Applied{}, err
+	}
+	rotated, err := b.trySecret(ctx, s.Secret)
+	if err != nil {
 		return Applied{}, err
 	}
 	b.mu.Lock()
@@ -77,6 +84,9 @@ func (b *Bridge) Apply(_ context.Context, s Settings) (Applied, error) {
 		return Applied{}, err
 	}
 	for _, u := range b.uplinks {
+		if rotated {
+			u.dialer.SetSecret(s.Secret)
+		}
 		u.tell()
 	}
 	if len(gone.names) > 0 {

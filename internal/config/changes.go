@@ -77,6 +77,9 @@ func (c *changes) proxy(old, next Proxy) {
 		case a.ID != b.ID || a.Secret != b.Secret:
 			c.say("key %s has another token, allowed %s%s", name, b.Allow, withLimit(b))
 		default:
+			if a.InFile() != b.InFile() { // who may change it from now on
+				c.say("key %s %s", name, map[bool]string{true: "stands in the file", false: "stands in the file no longer"}[b.InFile()])
+			}
 			if a.Allow.String() != b.Allow.String() {
 				c.say("key %s allowed %s instead of %s", name, b.Allow, a.Allow)
 			}
@@ -112,7 +115,12 @@ func (c *changes) bridge(old, next Bridge) {
 	c.sayVia(old.Via, next.Via)
 	c.fixed("keepalive", duration(old.Keepalive), duration(next.Keepalive))
 	c.value("source", list(old.Sources, "the system's choice"), list(next.Sources, "the system's choice"))
-	if old.Token.Encode() != next.Token.Encode() {
+	switch same := old.Token.KeyID == next.Token.KeyID && old.Token.Pin == next.Token.Pin; {
+	case old.Token.Encode() == next.Token.Encode():
+	case same && old.Token.Secret != next.Token.Secret:
+		c.say("token is a newer one of the same key")
+	case same: // what else is in it counts at the next start, and needs no word: the proxies are reached
+	default:
 		place, ok := c.next.Origin["token_file"]
 		if !ok {
 			place = c.place("token")

@@ -15,6 +15,7 @@ type Key struct {
 	Name   string
 	ID     [16]byte
 	Secret [32]byte
+	Next   *[32]byte // see state.Key
 	Allow  grammar.Policy
 	state.Limits
 	Created time.Time // zero for a key of the file
@@ -56,7 +57,7 @@ func InForce(tables []KeyTable, stored []state.Key, pin [32]byte) ([]Key, error)
 	}
 	for _, k := range stored {
 		if t, ok := byID[k.ID]; ok {
-			if t.Token.Secret != k.Secret {
+			if t.Token.Secret != k.Secret && (k.Next == nil || t.Token.Secret != *k.Next) {
 				errs = append(errs, t.fault("secret_file", fmt.Sprintf("%s holds another secret than the key %q of the state directory has", t.SecretFile, k.Name), "take the token that was made last for that key, or make a new key with `reverser key add`"))
 			}
 			continue
@@ -65,7 +66,7 @@ func InForce(tables []KeyTable, stored []state.Key, pin [32]byte) ([]Key, error)
 			errs = append(errs, t.fault("name", fmt.Sprintf("the state directory has a key %q too, with another token", k.Name), fmt.Sprintf("give this one another name, or remove the other with `reverser key remove %s`", k.Name)))
 			continue
 		}
-		keys = append(keys, Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Allow: k.Allow, Limits: k.Limits, Created: k.Created, Expires: k.Expires})
+		keys = append(keys, Key{Name: k.Name, ID: k.ID, Secret: k.Secret, Next: k.Next, Allow: k.Allow, Limits: k.Limits, Created: k.Created, Expires: k.Expires})
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)

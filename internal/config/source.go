@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -432,18 +433,29 @@ func (s *BridgeSource) token(file *bridgeFile, rules access.Rules) (grammar.Toke
 	return tok, nil, nil
 }
 
-// readOnce reads a file that the command line names, or standard input. It may be gone the next time.
+// readOnce reads a file that the command line names, or standard input. It may be gone the next time: then the token stays what it was. A
+// file that is there is read again, for it may hold a newer token.
 func (s *BridgeSource) readOnce(path string, rules access.Rules) (grammar.Token, []Warning, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if tok, ok := s.once[path]; ok {
-		return tok, nil, nil
+	before, again := s.once[path]
+	if again && !isFile(path) {
+		return before, nil, nil
 	}
 	tok, warnings, err := s.readToken(path, rules, Place{})
-	if err == nil {
+	switch {
+	case err == nil:
 		s.once[path] = tok
+	case again && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)):
+		return before, nil, nil
 	}
 	return tok, warnings, err
+}
+
+// isFile reports whether a path names a file that can be read more than once. - is standard input.
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return path != "-" && err == nil && info.Mode().IsRegular()
 }
 
 // readToken reads a token file. Place is where a configuration file names it, if one does.

@@ -268,7 +268,7 @@ func (d *Dialer) attach(ctx context.Context, l *Link, i int, mode wire.Mode, sid
 		}
 	}
 	c := newCarrier(sl, conn.Conn)
-	c.gen, c.relayed = gen, conn.Relayed
+	c.gen, c.relayed, c.secret = gen, conn.Relayed, conn.Secret
 	if err := sl.resume(c, table, rtt); err != nil {
 		return nil, at, err
 	}

@@ -241,7 +241,7 @@ func (al *alarm) set(d time.Duration) {
 func (k *keeper) prove(ctx context.Context, connected func(net.Conn)) (*auth.Conn, error) {
 	return k.d.cfg.Dial(ctx, k.sl.index > 0, k.transfer, func(ctx context.Context, sock net.Conn) (*auth.Conn, bool, error) {
 		connected(sock)
-		conn, err := Authenticate(ctx, sock, k.d.cfg.Auth, callLimit)
+		conn, err := Authenticate(ctx, sock, k.d.authConfig(), callLimit)
 		if err != nil {
 			return nil, false, err
 		}

@@ -92,6 +92,7 @@ type liveness struct {
 	retiredAt    time.Duration // when RETIRE was sent; 0: it was not
 	hungUp       bool          // the kernel says that the peer ended it
 	addrGone     bool          // the local address is gone
+	secret       [32]byte      // bridge: of the key, that was proven; set before the carrier is used
 	relayed      bool          // something in between ends TCP, see auth.Conn; set before the carrier is used
 	lastRead     atomic.Int64  // time.Duration of the link's clock. Not guarded
 }

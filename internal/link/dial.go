@@ -65,6 +65,7 @@ type Dialer struct {
 	mu      sync.Mutex
 	present *session   // guarded by mu, as leaving; nil: there is none
 	leaving []*session // whose proxy is stopping, the oldest first
+	auth    auth.ClientConfig
 }
 
 // NewDialer returns a Dialer that has not dialled yet.
@@ -84,7 +85,7 @@ func NewDialer(cfg DialerConfig) *Dialer {
 	if cfg.Backoff == nil {
 		cfg.Backoff = Backoff
 	}
-	d := &Dialer{cfg: cfg, memory: cfg.Budget.only()}
+	d := &Dialer{cfg: cfg, memory: cfg.Budget.only(), auth: cfg.Auth}
 	d.last, d.noMore = context.WithCancel(context.Background())
 	return d
 }
@@ -182,6 +183,31 @@ func (d *Dialer) Changed(gone func(net.Addr) bool) {
 		}
 	}
 	d.network.ring()
+}
+
+// SetSecret has another secret of the same key proven from now on. The control connection is replaced by one that proves it; all streams
+// go on.
+func (d *Dialer) SetSecret(secret [32]byte) {
+	d.mu.Lock()
+	d.auth.Secret = secret
+	s := d.present
+	d.mu.Unlock()
+	if s != nil {
+		s.link.slots[0].renew()
+	}
+}
+
+// renew has another connection take the place of the slot's.
+func (sl *slot) renew() { sl.networkChanged(func(net.Addr) bool { return true }) }
+
+// Proves reports whether a secret is the one that connections prove.
+func (d *Dialer) Proves(secret [32]byte) bool { return d.authConfig().Secret == secret }
+
+// authConfig is what the next connection proves.
+func (d *Dialer) authConfig() auth.ClientConfig {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.auth
 }
 
 // shortLived is how long a connection or session must have lived for the next dial to come at once again.
@@ -286,6 +312,9 @@ func (k *keeper) keep(ctx context.Context, c *carrier) {
 			k.last, k.since, c = served, time.Now(), nil
 			l.back.ring()
 			k.d.cfg.Owner.Attached(l, i)
+			if i == 0 && !k.d.Proves(served.secret) { // another one was set while this one was on its way
+				k.sl.renew()
+			}
 			serving.Go(func() { k.d.cfg.Owner.Detached(l, i, served.run()) })
 		}
 		conn, err := k.next(ctx)

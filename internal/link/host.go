@@ -26,6 +26,8 @@ type HostConfig struct {
 	// Admit returns why the key may not have a session (any more), in words for whoever runs the bridge, of MaxText bytes at the most; nil:
 	// it may. It is asked at every attach. begins: the session is a new one.
 	Admit func(keyID [16]byte, secret [32]byte, begins bool) error
+	// Attached is told which secret of its key a connection has proven that was attached. nil: nobody is.
+	Attached func(keyID [16]byte, secret [32]byte)
 	// Draining reports whether new sessions are refused.
 	Draining func() bool
 	// Ask says of each PUBLIC why the key would not get it, "" if it would; nil: nothing is said.
@@ -94,6 +96,10 @@ func (h *Host) Attach(conn *auth.Conn) (serve func() error, err error) {
 	if err != nil {
 		conn.Close()
 		return nil, err
+	}
+	l.proved(conn.Secret)
+	if h.cfg.Attached != nil {
+		h.cfg.Attached(conn.KeyID, conn.Secret)
 	}
 	h.cfg.Owner.Attached(l, int(c.slot.index))
 	if c.slot.index == 0 {
@@ -176,7 +182,7 @@ func (h *Host) answer(conn *auth.Conn, a wire.Attach, gen uint64) wire.Attached 
 		switch {
 		case h.cfg.Draining():
 			refused = refuseDraining()
-		case old != nil && !old.Leaving() && !old.frozen() && old.Ping(oldLinkTimeout):
+		case old != nil && !old.Leaving() && !old.frozen() && !old.superseded(conn.Secret) && old.Ping(oldLinkTimeout):
 			refused = refuseDuplicate()
 		}
 	}
@@ -248,7 +254,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 		stopping := h.cfg.Draining()
 		// The same process knows best what became of its own link, but it may finish that one beside a session elsewhere. Another one
 		// has to wait until the old one is silent.
-		switch alive := (old.peer != conn.Peer || stopping) && old.Ping(oldLinkTimeout); {
+		switch alive := (old.peer != conn.Peer && !old.superseded(conn.Secret) || stopping) && old.Ping(oldLinkTimeout); {
 		case alive && stopping:
 			return nil, draining
 		case alive:
@@ -260,6 +266,7 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 	l := newLink(false, h.cfg.Owner, h.cfg.Say, h.cfg.Budget.share(conn.KeyID), h.cfg.Carriers)
 	l.begin(conn, a.Session)
 	l.peerName = a.Name
+	l.proved(conn.Secret)
 	l.agree(a.Window, a.MaxStreams)
 	if successor {
 		h.makeRoom(conn.KeyID)
@@ -281,6 +288,20 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 	}
 	h.addLocked(l)
 	return l, nil
+}
+
+// proved notes which secret of its key the bridge of a session has proven last.
+func (l *Link) proved(secret [32]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keySecret = secret
+}
+
+// superseded reports whether a bridge that proved a secret has a newer token than the bridge of this session. Admit lets no older one begin.
+func (l *Link) superseded(secret [32]byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.keySecret != secret
 }
 
 // maxBeside is how many bridges of one key may finish their streams beside their successor.

@@ -70,6 +70,8 @@ type Link struct {
 	err     error       // why the session ended; guarded by mu, as all below
 	outages *time.Timer // calls checkOutages
 	atEnd   func()
+
+	keySecret [32]byte // proxy: of the key, that the bridge has proven last
 }
 
 // SayFunc logs what a peer caused, which it may do as often as it likes: the function bounds the lines of each key or proxy, whatever

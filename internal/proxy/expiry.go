@@ -34,11 +34,17 @@ func isKeyGone(err error) bool {
 }
 
 // admit returns why a key may not have a session (any more).
-func (p *Proxy) admit(id [16]byte, secret [32]byte, _ bool) error {
+func (p *Proxy) admit(id [16]byte, secret [32]byte, begins bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch k, there := p.keys[id]; {
-	case !there || k.Secret != secret:
+	k, there := p.keys[id]
+	former := p.rotation[id].former
+	switch replaced := former != nil && secret == *former; {
+	case !there:
+		return errKeyRemoved
+	case replaced && begins:
+		return errTokenReplaced
+	case !replaced && secret != k.Secret && (k.Next == nil || secret != *k.Next):
 		return errKeyRemoved
 	case p.expired[id]:
 		return keyExpired(k.Expires)

@@ -45,6 +45,7 @@ type Key struct {
 	Name           string
 	ID             [16]byte
 	Secret         [32]byte
+	Next           *[32]byte // counts as well, and takes the place of Secret when a bridge has used it; nil: there is none
 	Allow          grammar.Policy
 	Expires        time.Time // zero: never
 	MaxServices    int       // at once; 0: no limit
@@ -77,6 +78,8 @@ type Config struct {
 	// Descriptors is what connections and public sockets are taken from; nil: that of the process, and with MaxConns users have
 	// one of their own.
 	Descriptors *sys.Pool
+	// Used is told of each Key.Next that has taken the place of its Secret, to store that. It may take its time. nil: nobody is.
+	Used func(key [16]byte, secret [32]byte)
 	// Now is the wall clock that says when keys expire; nil: the system's.
 	Now      func() time.Time
 	Settings // at first; see Apply
@@ -106,6 +109,7 @@ type Proxy struct {
 	set        Settings               // guarded by mu, as all below
 	keys       map[[16]byte]Key       // of set
 	expired    map[[16]byte]bool      // those of keys whose time is over
+	rotation   map[[16]byte]rotation  // of keys
 	duplicates map[[16]byte]time.Time // by key: when a second bridge with it was last logged
 }
 
@@ -173,7 +177,7 @@ func New(cfg Config) *Proxy {
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
 	rand.Read(instance[:])
-	p.port.auth = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Features: link.Features, Lookup: p.secret}
+	p.port.auth = &auth.ServerConfig{Identity: cfg.Identity, Instance: instance, Features: link.Features, Lookup: p.secret, Others: p.otherSecrets}
 	p.port.tls = p.port.auth.TLS()
 	p.port.gate.room.known.load(cfg.Known, time.Now())
 	p.setKeys(cfg.Settings)
@@ -209,6 +213,7 @@ func (p *Proxy) listening(transfer uint16) {
 	p.port.host = link.NewHost(link.HostConfig{
 		Owner: p, Say: p.sayLink, Instance: p.port.auth.Instance, Transfer: transfer, Detach: p.settings().ResumeWithin, Budget: p.port.budget,
 		Admit:    p.admit,
+		Attached: p.secretUsed,
 		Draining: p.conns.Draining,
 		Ask:      func(key [16]byte, public []string) []string { return p.registry.Ask(registry.KeyID(key), public) },
 	})

@@ -3,7 +3,6 @@ package proxy
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"net/netip"
 	"time"
@@ -71,6 +70,7 @@ func (p *Proxy) putKeys(set Settings) (news []expiryNews) {
 	for _, k := range set.Keys {
 		p.keys[k.ID] = k
 	}
+	p.keepSecrets(before)
 	news = p.markExpired(before)
 	for id := range p.duplicates {
 		if _, still := p.keys[id]; !still {
@@ -84,14 +84,14 @@ func (p *Proxy) putKeys(set Settings) (news []expiryNews) {
 func (p *Proxy) policy(set Settings) registry.Policy {
 	rp := registry.Policy{Offer: set.Offer, Given: set.Given}
 	p.mu.Lock()
-	expired := p.expired // which is never changed
+	expired, rotation := p.expired, p.rotation // which are never changed
 	p.mu.Unlock()
 	for _, k := range set.Keys {
 		if expired[k.ID] {
 			continue // as if it were not there
 		}
 		rp.Keys = append(rp.Keys, registry.Key{
-			ID: k.ID, Incarnation: sha256.Sum256(k.Secret[:]), Name: k.Name, Allow: k.Allow, MaxServices: k.MaxServices,
+			ID: k.ID, Incarnation: rotation[k.ID].incarnation, Name: k.Name, Allow: k.Allow, MaxServices: k.MaxServices,
 		})
 	}
 	if p.port.ln != nil {

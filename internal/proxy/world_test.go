@@ -141,6 +141,7 @@ type dialled struct {
 
 // bridge is a Dialer without the rest of a bridge: the test plays that.
 type bridge struct {
+	dialer  *link.Dialer
 	w       *world
 	claims  []wire.Claim
 	prove   bool // show the nonces of CLAIMED, as bridges do
@@ -348,7 +349,7 @@ func (w *world) dial(k Key, h how, publics ...string) *bridge {
 		Backoff: func(int, error, int) time.Duration { return 10 * time.Millisecond },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
-	b.stop = cancel
+	b.stop, b.dialer = cancel, ld
 	go func() {
 		defer close(b.done)
 		ld.Run(ctx)

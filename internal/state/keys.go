@@ -31,6 +31,7 @@ type Key struct {
 	Name   string
 	ID     [16]byte
 	Secret [32]byte
+	Next   *[32]byte // counts as well, and takes the place of Secret when it was used once; nil: there is none
 	Allow  grammar.Policy
 	Limits
 	Created time.Time
@@ -91,6 +92,7 @@ type keyJSON struct {
 	Limits
 	// A program that does not know it refuses the file, and would honour the key for ever otherwise.
 	Expires time.Time `json:"expires,omitzero"`
+	Next    string    `json:"next_secret,omitempty"`
 }
 
 type keysJSON struct {
@@ -122,7 +124,11 @@ func (d *Dir) Keys() ([]Key, error) {
 		return nil, damaged(full, err)
 	}
 	d.hasKeys.Store(true)
-	return slices.DeleteFunc(all, func(k Key) bool { return d.unstored.has(k.ID) }), nil
+	all = slices.DeleteFunc(all, func(k Key) bool { return d.unstored.has(k.ID) })
+	for i := range all {
+		d.unstored.apply(&all[i])
+	}
+	return all, nil
 }
 
 // parseKeys reads the content of the file.
@@ -241,6 +247,19 @@ func (d *Dir) EditKey(name string, f func(*Key) error) error {
 	})
 }
 
+// RotateKey gives a key a further secret, in the place of one that was not used so far, and returns the key.
+func (d *Dir) RotateKey(name string) (Key, error) {
+	var next [32]byte
+	rand.Read(next[:])
+	var rotated Key
+	err := d.EditKey(name, func(k *Key) error {
+		k.Next = &next
+		rotated = *k
+		return nil
+	})
+	return rotated, err
+}
+
 // RemoveKey deletes a key for good. An unknown name is ErrNoKey.
 func (d *Dir) RemoveKey(name string) error {
 	return d.change(func(keys []Key) ([]Key, error) {
@@ -259,7 +278,7 @@ func (d *Dir) change(f func([]Key) ([]Key, error)) error {
 
 // changeLocked is change for whoever holds the lock.
 func (d *Dir) changeLocked(f func([]Key) ([]Key, error)) error {
-	revoked := d.unstored.ids()
+	revoked, used := d.unstored.ids(), d.unstored.secrets()
 	keys, err := d.Keys()
 	if err != nil {
 		return err
@@ -270,7 +289,7 @@ func (d *Dir) changeLocked(f func([]Key) ([]Key, error)) error {
 	if err := d.setKeys(keys); err != nil {
 		return err
 	}
-	d.unstored.forget(revoked)
+	d.unstored.forget(revoked, used)
 	return nil
 }
 
@@ -305,6 +324,9 @@ func toJSON(k Key) keyJSON {
 		Limits:  k.Limits,
 		Expires: k.Expires,
 	}
+	if k.Next != nil {
+		kj.Next = hex.EncodeToString(k.Next[:])
+	}
 	for _, a := range k.Allow {
 		kj.Allow = append(kj.Allow, a.String())
 	}
@@ -325,6 +347,12 @@ func (kj keyJSON) key() (Key, error) {
 	}
 	if n, err := hex.Decode(k.Secret[:], fit(kj.Secret, len(k.Secret))); err != nil || n != len(k.Secret) {
 		return Key{}, errors.New("secret is not 64 hexadecimal digits")
+	}
+	if kj.Next != "" {
+		k.Next = new([32]byte)
+		if n, err := hex.Decode(k.Next[:], fit(kj.Next, len(k.Next))); err != nil || n != len(k.Next) {
+			return Key{}, errors.New("next_secret is not 64 hexadecimal digits")
+		}
 	}
 	for _, s := range kj.Allow {
 		a, err := grammar.ParseAllow(s)

@@ -6,11 +6,48 @@ import (
 	"sync"
 )
 
-// unstored is the keys that were revoked, and stand in the file still: the disk may be full.
+// unstored is what counts and is not in the file yet: the disk may be full.
 type unstored struct {
 	mu   sync.Mutex
-	keys map[[16]byte]string // names; guarded by mu, as all below
-	err  error               // why they are not stored
+	keys map[[16]byte]string   // that were revoked, with their names; guarded by mu, as all below
+	used map[[16]byte][32]byte // the secrets of Key.Next that were used
+	err  error                 // why the keys that were revoked are not stored
+}
+
+// UseSecret has the further secret of a key take the place of the one before. It is so for this process whatever becomes of the file: with
+// an error the file has both still, and Store writes it later.
+func (d *Dir) UseSecret(id [16]byte, secret [32]byte) error {
+	u := &d.unstored
+	u.mu.Lock()
+	if u.used == nil {
+		u.used = make(map[[16]byte][32]byte)
+	}
+	u.used[id] = secret
+	u.mu.Unlock()
+	return d.Store()
+}
+
+// apply has a key be what it is, whatever the file says.
+func (u *unstored) apply(k *Key) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if used, ok := u.used[k.ID]; ok && k.Next != nil && *k.Next == used {
+		k.Secret, k.Next = used, nil
+	}
+}
+
+func (u *unstored) secrets() map[[16]byte][32]byte {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return maps.Clone(u.used)
+}
+
+// AllStored reports whether the file says all that counts.
+func (d *Dir) AllStored() bool {
+	u := &d.unstored
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.keys)+len(u.used) == 0
 }
 
 // Revoke takes a key out for good. It is so for this process whatever becomes of the file: with an error the file has the key still,
@@ -26,9 +63,9 @@ func (d *Dir) Revoke(id [16]byte, name string) error {
 	return d.Store()
 }
 
-// Store writes the keys without those that were revoked, unless the file has none of them.
+// Store writes the keys as they are, unless the file has them so.
 func (d *Dir) Store() error {
-	if len(d.unstored.ids()) == 0 {
+	if d.AllStored() {
 		return nil
 	}
 	return d.unstored.note(d.edit(d.storeLocked))
@@ -59,11 +96,16 @@ func (u *unstored) ids() [][16]byte {
 	return slices.Collect(maps.Keys(u.keys))
 }
 
-func (u *unstored) forget(ids [][16]byte) {
+func (u *unstored) forget(ids [][16]byte, used map[[16]byte][32]byte) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, id := range ids {
 		delete(u.keys, id)
+	}
+	for id, secret := range used {
+		if u.used[id] == secret {
+			delete(u.used, id)
+		}
 	}
 	if len(u.keys) == 0 {
 		u.err = nil

@@ -363,6 +363,75 @@ func TestKeyThatExpires(t *testing.T) {
 	}
 }
 
+// TestRotateKey: a further secret is stored beside the present one, and takes its place when it was used, also while the disk takes nothing.
+func TestRotateKey(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	first, err := d.AddKey("nas", nil, state.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unused, err := d.RotateKey("nas")
+	if err != nil || unused.Next == nil || unused.Secret != first.Secret || unused.ID != first.ID {
+		t.Fatalf("RotateKey = %v, %v", unused, err)
+	}
+	second, err := d.RotateKey("nas")
+	if err != nil || second.Next == nil || *second.Next == *unused.Next {
+		t.Fatalf("RotateKey again = %v, %v", second, err)
+	}
+	if _, err := d.RotateKey("nobody"); !errors.Is(err, state.ErrNoKey) {
+		t.Errorf("RotateKey of no key = %v", err)
+	}
+	stored := func() state.Key {
+		t.Helper()
+		keys, err := d.Keys()
+		if err != nil || len(keys) != 1 {
+			t.Fatalf("Keys = %v, %v", keys, err)
+		}
+		return keys[0]
+	}
+	if k := stored(); k.Next == nil || *k.Next != *second.Next || k.Secret != first.Secret {
+		t.Error("another secret is stored than RotateKey returned")
+	}
+	if err := d.UseSecret(first.ID, *unused.Next); err != nil { // it is none of the key's
+		t.Fatal(err)
+	}
+	if k := stored(); k.Next == nil || k.Secret != first.Secret {
+		t.Error("a secret that was replaced took the place of the present one")
+	}
+	file := filepath.Join(path, "keys.json")
+	before, err := os.ReadFile(file)
+	if err != nil || !strings.Contains(string(before), `"next_secret"`) {
+		t.Errorf("%d bytes without next_secret, %v", len(before), err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(file, "x"), 0o700); err != nil { // no file takes its place
+		t.Fatal(err)
+	}
+	if err := d.UseSecret(first.ID, *second.Next); err == nil || d.AllStored() {
+		t.Errorf("UseSecret = %v, without a place for the file", err)
+	}
+	if err := os.RemoveAll(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if k := stored(); k.Next != nil || k.Secret != *second.Next {
+		t.Error("what was used does not count as long as it is not stored")
+	}
+	if err := d.Store(); err != nil || !d.AllStored() {
+		t.Errorf("Store = %v", err)
+	}
+	d.Close()
+	d = open(t, path)
+	if k := stored(); k.Next != nil || k.Secret != *second.Next || k.ID != first.ID {
+		t.Error("what was used is not stored")
+	}
+}
+
 func TestLooseModeIsRefused(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("no modes here")
