@@ -170,6 +170,8 @@ var inputs = []struct {
 		"400, and nobody is reset", []string{"internal/admin TestEndRefused", "internal/traffic TestEndOne"}},
 	{"orders: expiry", "times that are over, are none or never come; a clock that jumps a year ahead or back",
 		"refused with what to write; the clock alone decides, once a second, and the log says what it changed", []string{"internal/grammar TestParseExpiry", "internal/proxy TestClockJumps"}},
+	{"orders: drain", "names that are no service, keys that are none, an undo of what was not ordered",
+		"400, 404 or 409 with what is drained, and nothing changes", []string{"internal/admin TestDrainRefused", "internal/proxy TestDrainOrders"}},
 	{"orders: rotation", "the token that was replaced, a token that was never used, a live bridge with the old one, a disk that takes nothing",
 		"refused; the bridge with the newer token takes the place; what was used counts and is stored later", []string{"internal/proxy TestRotate", "internal/proxy TestNewTokenTakesOver",
 			"internal/proxy TestUnusedTokenIsReplaced", "internal/state TestRotateKey", "internal/auth TestOtherSecrets", "e2e TestRotateUnderTransfer"}},

@@ -67,6 +67,8 @@ type Server struct {
 	Orders Orders // nil: it takes none
 	// End resets the connections that are meant, and returns how many they were.
 	End func(Which) int
+	// Drain lets nobody new in to some services, or undoes that; nil: it is no order for this process.
+	Drain func(context.Context, DrainOrder) (Drained, error)
 	// Inspected returns what is kept of the exchanges of a service; nil: nothing is. Without the function the process speaks no HTTP.
 	Inspected func(grammar.Public) *inspect.Recorder
 	// Events is what was logged last; nil: nothing is kept.

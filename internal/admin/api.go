@@ -58,6 +58,7 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 	a.handle("POST", "/api/v1/notify/test", s.testNotices)
 	a.handlePairs()
 	a.handleEnd()
+	a.handleDrain()
 	a.handleInspect()
 	a.handleEvents()
 	a.handleHealth()

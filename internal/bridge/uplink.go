@@ -302,6 +302,10 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 		say(slog.LevelError, "service denied by the proxy", "reason", c.Text)
 	case h.Now.State == status.ServiceRetrying:
 		say(slog.LevelWarn, "service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
+	case h.Now.State == status.ServiceUp && c.Text != "":
+		say(slog.LevelWarn, "service takes no new users", "reason", c.Text)
+	case h.Now.State == status.ServiceUp && h.Before.State == status.ServiceUp:
+		say(slog.LevelInfo, "service takes new users again")
 	}
 	return nil
 }
@@ -425,6 +429,8 @@ func (u *uplink) serviceLocked(svc *claims.Offered) status.Service {
 	st := status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason, Probe: k.Probe, Inspect: svc.Options.Proxy.Inspect}
 	switch {
 	case st.State != status.ServiceUp:
+	case st.Reason != "": // users go to it no more, by order of the proxy's operator
+		st.State = status.ServiceAway
 	case u.link == nil || !u.link.Up():
 		st.State = status.ServiceAway
 		if u.link != nil && u.link.RemoteAddr() != nil {

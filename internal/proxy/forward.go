@@ -91,6 +91,8 @@ func refusal(err error) (why traffic.Refusal, said string) {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return traffic.RefusedDrain, ""
+	case errors.Is(err, registry.ErrDrained):
+		return traffic.RefusedDrained, "client refused"
 	case errors.Is(err, registry.ErrRemoved):
 		return traffic.RefusedRemoved, "client refused"
 	case errors.Is(err, registry.ErrLeft):

@@ -110,6 +110,7 @@ type Proxy struct {
 	keys       map[[16]byte]Key       // of set
 	expired    map[[16]byte]bool      // those of keys whose time is over
 	rotation   map[[16]byte]rotation  // of keys
+	drains     []registry.Drain       // that an operator has ordered
 	duplicates map[[16]byte]time.Time // by key: when a second bridge with it was last logged
 }
 

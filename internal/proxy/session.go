@@ -306,6 +306,10 @@ func (p effects) tell(t registry.Told) {
 	}
 	switch public := t.Public.String(); t.Status {
 	case wire.ClaimUp:
+		if t.Reason != "" {
+			p.say.Say(slog.LevelInfo, t.Key, "service drained: it takes no new users", "service", public, "key", t.KeyName)
+			return
+		}
 		p.say.Say(slog.LevelInfo, t.Key, "service up", "service", public, "key", t.KeyName, "target", t.Asked.Target)
 	case wire.ClaimDenied:
 		p.say.Say(slog.LevelWarn, t.Key, "service denied", "service", t.Asked.Public, "key", t.KeyName, "reason", t.Reason)

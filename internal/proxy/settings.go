@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"time"
 
 	"reverser/internal/grammar"
@@ -85,6 +86,7 @@ func (p *Proxy) policy(set Settings) registry.Policy {
 	rp := registry.Policy{Offer: set.Offer, Given: set.Given}
 	p.mu.Lock()
 	expired, rotation := p.expired, p.rotation // which are never changed
+	rp.Drained = slices.Clone(p.drains)
 	p.mu.Unlock()
 	for _, k := range set.Keys {
 		if expired[k.ID] {

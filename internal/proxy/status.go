@@ -84,6 +84,8 @@ func describe(s registry.Service) status.Service {
 		st.State = status.ServiceRetrying
 	case s.Status == 0:
 		st.State, st.Reason = status.ServiceRetrying, "its port is being opened"
+	case l.Connected() && s.Reason != "": // it is drained
+		st.State = status.ServiceAway
 	case l.Connected():
 		st.State = status.ServiceUp
 	default:

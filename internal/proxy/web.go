@@ -113,6 +113,10 @@ func (p *Proxy) visit(rt *registry.Route, v *web.Visit) (left func(error), moved
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", web.ErrLimit, err)
 	}
+	if rt.Drained() {
+		a.Refuse(traffic.RefusedDrained, "client refused", "service", a.Service(), "client", v.Client.RemoteAddr().String(), "err", registry.ErrDrained)
+		return nil, nil, fmt.Errorf("%w: %w", web.ErrAway, registry.ErrDrained)
+	}
 	if d, ok := v.Client.Data.(*door); ok {
 		p.giveDoor(d)
 	}
@@ -204,6 +208,7 @@ func dialRoute(ctx context.Context, rt *registry.Route, call web.Call, retired f
 			More: &wire.OpenMore{Host: call.Host, Trace: call.ID},
 		},
 		Left: func() bool { return ctx.Err() != nil },
+		In:   true, // visit has let the client in
 	})
 	switch {
 	case errors.Is(err, registry.ErrAway), errors.Is(err, context.Canceled) && a.Holding().Err() != nil:

@@ -405,6 +405,11 @@ func (co *core) configure(p Policy) {
 	for _, s := range gone {
 		co.end(s.id)
 	}
+	if !slices.Equal(old.Drained, p.Drained) { // an order that is rare
+		for _, n := range co.names {
+			co.touch(n)
+		}
+	}
 	ports := !slices.Equal(old.Offer, p.Offer) || !slices.Equal(old.Own, p.Own) || !slices.Equal(old.Given, p.Given)
 	var again []*claim
 	for id, r := range co.tenants {

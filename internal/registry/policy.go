@@ -19,6 +19,24 @@ type Policy struct {
 	Own   []uint16         // ports of the process itself, which no claim gets
 	Named []grammar.Kind   // kinds whose names share a port of the process itself, which is open
 	Given []string         // names of the certificates from files; of a wildcard none comes by itself
+	// Drained are the names that let no newcomers in.
+	Drained []Drain
+}
+
+// Drain says which names let no newcomers in: those that Allow covers, or all of a key.
+type Drain struct {
+	Allow grammar.Allow
+	Key   KeyID
+}
+
+// DrainedText is why a service that is drained lets nobody in.
+const DrainedText = "drained by the operator of the proxy: it takes no new users"
+
+// drains reports whether a name of a key lets no newcomers in.
+func (p *policy) drains(pub grammar.Public, key KeyID) bool {
+	return slices.ContainsFunc(p.Drained, func(d Drain) bool {
+		return d.Allow.Permits(pub) || d.Allow == (grammar.Allow{}) && d.Key == key
+	})
 }
 
 // Key is what one key may do.

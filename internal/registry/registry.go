@@ -154,6 +154,7 @@ func (co *core) words(c *claim, a Answer) (here, there string) {
 	}
 	switch a.Why {
 	case WhyNone:
+		here = a.Text
 	case WhyStopping:
 		here = StoppingText
 	case WhyTwice:

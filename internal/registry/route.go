@@ -29,6 +29,7 @@ var (
 	ErrAway    = errors.New("the bridge is away")
 	ErrRemoved = errors.New("the service was removed")
 	ErrLeft    = errors.New("the client has left")
+	ErrDrained = errors.New("the service is drained: it takes no new users")
 )
 
 // Way leads to a bridge; a *link.Link is one. A registry calls it without its lock.
@@ -45,6 +46,7 @@ type Route struct {
 
 	state atomic.Pointer[routeState]
 	held  atomic.Int32 // users that wait for an offer
+	shut  atomic.Bool  // by an operator: nobody new is let in
 	slot  sync.Once
 	data  any // guarded by slot
 }
@@ -83,6 +85,16 @@ func (rt *Route) wake() {
 		rt.next(&routeState{offers: st.offers, before: st.before})
 	}
 }
+
+// drain has nobody new let in, or ends that. Those who wait are told.
+func (rt *Route) drain(yes bool) {
+	if rt.shut.Swap(yes) != yes {
+		rt.wake()
+	}
+}
+
+// Drained reports whether nobody new is let in.
+func (rt *Route) Drained() bool { return rt.shut.Load() }
 
 func (rt *Route) next(st *routeState) {
 	st.changed = make(chan struct{})
@@ -125,6 +137,7 @@ func (rt *Route) Ways(yield func(Way) bool) {
 type User struct {
 	Open wire.Open   // without the service
 	Left func() bool // reports whether the user has left; asked now and then while they wait
+	In   bool        // the user was let in before: that a name is drained does not concern them
 }
 
 // Taken is a user's place at an offer.
@@ -138,6 +151,9 @@ func (t Taken) Leave() { t.Offer.users.Add(-1) }
 
 // Take opens a stream for a user. While no offer is up it waits up to Hold for one.
 func (rt *Route) Take(ctx context.Context, u User) (Taken, error) {
+	if rt.Drained() && !u.In {
+		return Taken{}, ErrDrained
+	}
 	t, changed, err := rt.try(u.Open)
 	if changed == nil {
 		return t, err
@@ -152,6 +168,9 @@ func (rt *Route) Take(ctx context.Context, u User) (Taken, error) {
 	for {
 		// The first round repeats the attempt above: a change that came before this user was counted did not wake it.
 		st := rt.state.Load()
+		if rt.Drained() && !u.In {
+			return Taken{}, ErrDrained
+		}
 		st.call(rt, 1)
 		if t, changed, err = rt.try(u.Open); changed == (<-chan struct{})(st.changed) { // else other offers are to be called
 			select {

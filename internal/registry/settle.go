@@ -204,6 +204,7 @@ func (co *core) serve(n *name) {
 	}
 	if n.route != nil {
 		n.route.set(offers)
+		n.route.drain(co.policy.drains(n.public, n.held.key))
 	}
 	for _, o := range n.left {
 		co.retire(o)
@@ -288,7 +289,9 @@ func (co *core) answer(c *claim) Answer {
 	}
 	switch o := co.outcome(n); o.state {
 	case open:
-		a.Status = wire.ClaimUp
+		if a.Status = wire.ClaimUp; co.policy.drains(n.public, n.held.key) {
+			a.Text = DrainedText
+		}
 		return a
 	case failed:
 		if o.short {

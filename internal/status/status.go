@@ -23,7 +23,7 @@ const (
 	ServiceUp       = "up"       // its public port answers
 	ServiceDenied   = "denied"   // the key's policy does not allow it; Reason says which
 	ServiceRetrying = "retrying" // could not be opened, is tried again; Reason says why
-	ServiceAway     = "away"     // its bridge is not connected, or not for data, or one of both ends is stopping: Reason says which
+	ServiceAway     = "away"     // its bridge is not connected, or not for data, or one of both ends is stopping, or an operator lets no new users in: Reason says which
 )
 
 // ServiceRemoved is the state of those in Snapshot.Removed, and of no other.

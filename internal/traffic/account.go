@@ -70,6 +70,7 @@ const (
 	RefusedDials       Refusal = "dials"              // too many targets were being dialled
 	RefusedLimit       Refusal = "limit"              // a limit of an account
 	RefusedAway        Refusal = "away"               // the bridge was away for too long, or too many waited for it
+	RefusedDrained     Refusal = "drained"            // an operator lets nobody in
 	RefusedRemoved     Refusal = "service-removed"    // the service was removed meanwhile
 	RefusedLeft        Refusal = "client-left"        // the client did not wait
 	RefusedHandshake   Refusal = "handshake"          // the client's TLS handshake failed, or was not over in time

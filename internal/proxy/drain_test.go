@@ -1,0 +1,194 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"reverser/internal/grammar"
+	"reverser/internal/registry"
+	"reverser/internal/status"
+	"reverser/internal/sys"
+	"reverser/internal/wire"
+)
+
+func allow(t *testing.T, s string) grammar.Allow {
+	t.Helper()
+	a, err := grammar.ParseAllow(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// drain gives an order and wants it to be about some services.
+func (w *world) drain(o DrainOrder, connections int, services ...string) {
+	w.t.Helper()
+	done, err := w.p.DrainUsers(context.Background(), o)
+	if slices.Sort(services); err != nil || !slices.Equal(done.Services, services) || done.Connections != connections {
+		w.t.Errorf("DrainUsers(%+v) = %+v, %v; want %d connections of %q", o, done, err, connections, services)
+	}
+}
+
+// turnedAway wants a new user to be reset, which may come before it knows that it is connected.
+func (w *world) turnedAway(addr string) {
+	w.t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if sys.Reset(err) {
+		return
+	}
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(limit))
+	wantReset(w.t, c)
+}
+
+func (w *world) state(public string) (state, reason string) {
+	for _, s := range w.p.Status().Services {
+		if s.Public == public {
+			return s.State, s.Reason
+		}
+	}
+	return "", ""
+}
+
+// TestDrainService: a drained service resets new users at once, and those who wait for its bridge; connections go on, and the bridge and
+// status say why. Another service notices nothing, a reload changes nothing, and an undo ends it.
+func TestDrainService(t *testing.T) {
+	addr, public := free(t)
+	otherAddr, otherPublic := free(t)
+	k := key(t, "nas", public, otherPublic)
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, public, otherPublic)
+	u, s := w.pair(b, addr)
+
+	w.drain(DrainOrder{Service: allow(t, public)}, 1, public)
+	w.turnedAway(addr)
+	talk(t, u, s, "goes on")
+	talk(t, s, u, "both ways")
+	w.pair(b, otherAddr)
+	if state, reason := w.state(public); state != status.ServiceAway || reason != registry.DrainedText {
+		t.Errorf("status says %s, %q", state, reason)
+	}
+	if state, _ := w.state(otherPublic); state != status.ServiceUp {
+		t.Errorf("the other one is %s", state)
+	}
+	eventually(t, "the bridge hears why", func() bool { return strings.Contains(b.claim(0).Text, "drained by the operator") })
+	if c := b.claim(0); c.Status != wire.ClaimUp {
+		t.Errorf("the claim is %v", c.Status)
+	}
+	w.setKeys(k) // a reload
+	w.turnedAway(addr)
+	if n := w.log.Count("service drained", public); n != 1 {
+		t.Errorf("%d lines say that it is drained", n)
+	}
+	b.cut() // the next connection proves the port anew, which is no user's
+	talk(t, u, s, "through a break")
+	w.turnedAway(addr)
+
+	w.drain(DrainOrder{Service: allow(t, public), Undo: true}, 1, public)
+	w.pair(b, addr)
+	if state, reason := w.state(public); state != status.ServiceUp || reason != "" {
+		t.Errorf("status says %s, %q", state, reason)
+	}
+	eventually(t, "the bridge hears it", func() bool { return b.claim(0).Text == "" })
+}
+
+// TestDrainWhileAway: users who wait for a bridge that is away are reset by the order, long before their time is over.
+func TestDrainWhileAway(t *testing.T) {
+	addr, public := free(t)
+	k := key(t, "nas", public)
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, public)
+	b.mu.Lock()
+	b.mute = true
+	b.mu.Unlock()
+	b.cut()
+	eventually(t, "it is away", func() bool { return !w.route(public).Up() })
+	u := w.user(addr)
+	if _, err := u.Write([]byte("?")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the user waits", func() bool { return w.p.conns.Load().Held == 1 })
+	w.drain(DrainOrder{Key: "nas"}, 0, public)
+	wantReset(t, u)
+	eventually(t, "it is refused as drained", func() bool { return w.log.Count("client refused", "the service is drained") == 1 })
+}
+
+// TestDrainWeb: new clients of an http/ service get the page 503, though connections to its target are kept; those who are there go on.
+func TestDrainWeb(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example", "http/b.example")
+	b.target(say("nas"))
+	before := w.httpUser()
+	before.ask(get("a.example", "/"))
+	w.drain(DrainOrder{Service: allow(t, "http/a.example")}, 1, "http/a.example")
+	if resp, _ := w.httpUser().ask(get("a.example", "/")); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a new client gets %s", resp.Status)
+	}
+	if resp, _ := w.httpUser().ask(get("b.example", "/")); resp.StatusCode != http.StatusOK {
+		t.Errorf("another service gives %s", resp.Status)
+	}
+	for range 2 {
+		if resp, _ := before.ask(get("a.example", "/")); resp.StatusCode != http.StatusOK {
+			t.Errorf("a client that is there gets %s", resp.Status)
+		}
+	}
+	w.drain(DrainOrder{Service: allow(t, "http/a.example"), Undo: true}, 1, "http/a.example")
+	if resp, _ := w.httpUser().ask(get("a.example", "/")); resp.StatusCode != http.StatusOK {
+		t.Errorf("a new client gets %s after the undo", resp.Status)
+	}
+}
+
+// TestDrainOrders: ranges, wildcards and keys stand for what they cover, also for what comes later; an undo takes the words of its order.
+func TestDrainOrders(t *testing.T) {
+	k, other := key(t, "nas", "http/*", "tcp/1024-65535"), key(t, "office", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k, other}}})
+	addr, public := free(t)
+	b := w.bridge(k, how{instance: 1}, "http/a.example.com", public)
+	w.drain(DrainOrder{Service: allow(t, "http/*.example.com")}, 0, "http/a.example.com")
+	w.drain(DrainOrder{Service: allow(t, "http/*.example.com")}, 0, "http/a.example.com") // asked again
+	ob := w.bridge(other, how{instance: 2}, "http/b.example.com", "http/c.example")
+	eventually(t, "what comes later is drained as well", func() bool { return ob.claim(0).Text != "" })
+	if c := ob.claim(1); c.Text != "" {
+		t.Errorf("what is not covered is told %q", c.Text)
+	}
+	w.drain(DrainOrder{Key: "office"}, 0, "http/b.example.com", "http/c.example")
+	w.drain(DrainOrder{Service: allow(t, "http/*.example.com"), Undo: true}, 0, "http/a.example.com", "http/b.example.com")
+	if state, _ := w.state("http/b.example.com"); state != status.ServiceAway {
+		t.Errorf("of two orders one was undone, and it is %s", state)
+	}
+	w.drain(DrainOrder{Key: "office", Undo: true}, 0, "http/b.example.com", "http/c.example")
+	w.pair(b, addr)
+	for _, c := range []struct {
+		o     DrainOrder
+		there bool
+		words string
+	}{
+		{DrainOrder{Service: allow(t, "http/none.example")}, false, "there is no service http/none.example"},
+		{DrainOrder{Key: "nobody"}, false, `there is no key "nobody"`},
+		{DrainOrder{Service: allow(t, "http/*.example.com"), Undo: true}, true, "http/*.example.com was not drained"},
+		{DrainOrder{Key: "nas", Undo: true}, true, `key "nas" was not drained`},
+	} {
+		_, err := w.p.DrainUsers(context.Background(), c.o)
+		refused, ok := errors.AsType[*DrainError](err)
+		if !ok || refused.There != c.there || !strings.Contains(refused.Text, c.words) {
+			t.Errorf("DrainUsers(%+v) = %v", c.o, err)
+		}
+	}
+	w.drain(DrainOrder{Key: "nas"}, 1, "http/a.example.com", public)
+	_, err := w.p.DrainUsers(context.Background(), DrainOrder{Service: allow(t, "http/a.example.com"), Undo: true})
+	if err == nil || !strings.Contains(err.Error(), "was not drained, but key nas") {
+		t.Errorf("%v; want what is drained", err)
+	}
+	w.turnedAway(addr)
+}
