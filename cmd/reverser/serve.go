@@ -168,7 +168,7 @@ func keysOf(keys admin.Keys, r *reloader) func() []metrics.Key {
 	}
 	return func() (list []metrics.Key) {
 		for _, k := range r.settings().Proxy.Keys {
-			list = append(list, metrics.Key{Name: k.Name})
+			list = append(list, metrics.Key{Name: k.Name, Expires: k.Expires})
 		}
 		return list
 	}

@@ -116,7 +116,7 @@ var rules = []rule{
 	{pkg: "e2e/faults", own: "freeport grammar wire /e2e/attacks /e2e/faultnet /e2e/netlab /e2e/process", why: "breaks what the built program depends on and looks from outside"},
 	{pkg: "bench/...", own: "bridge grammar state /e2e/netlab",
 		why: "measures the built programs from outside, also over a distance; thousands of bridges fit into one process only"},
-	{pkg: "deploy", why: "files for containers, and their tests"},
+	{pkg: "deploy", why: "files for containers and for Prometheus, and their tests"},
 	{pkg: "examples/...", own: "/ /examples/asr", why: "what a user of the library could write, so the library is all they see"},
 }
 
