@@ -455,8 +455,16 @@ func (t *target) Read(b []byte) (int, error) {
 		t.x.flush()
 	}
 	n, err := t.up.Read(b)
+	for err == nil && n < len(b) && t.up.Quiet != nil && !t.up.Quiet() { // what has come is passed on at once, in few writes
+		var more int
+		more, err = t.up.Read(b[n:])
+		n += more
+	}
 	if t.room > 0 {
 		t.room -= n
+	}
+	if n > 0 {
+		err = nil // it will be said again
 	}
 	return n, err
 }
