@@ -88,7 +88,7 @@ func TestPrintStatus(t *testing.T) {
 	s := status.Snapshot{
 		Role: "proxy", Version: "v1", UptimeSeconds: 3700,
 		Links:    []status.Link{{Key: "nas", Bridge: "b1", Remote: "192.0.2.1:5", State: status.LinkUp, RTTMillis: 12.34, Carriers: 4, Resumes: 3, Since: now.Add(-time.Minute)}},
-		Services: []status.Service{{Public: "tcp/9000", Key: "nas", Target: "evil\x1b[2J\tx", State: status.ServiceRetrying, Reason: "port in use"}},
+		Services: []status.Service{{Public: "tcp/9000", Key: "nas", Target: "evil\x1b[2J\tx", State: status.ServiceRetrying, Reason: "port in use", TargetState: status.TargetRefused, TargetAt: now.Add(-5 * time.Second), TargetError: "no\x1b"}},
 		Pairs:    []status.Pair{{ID: "7", Service: "tcp/9000", Client: "c:1", Target: "t:2", Sent: 999, Received: 1234567, Since: now.Add(-26 * time.Hour), State: status.PairOpen}},
 		Keys: []status.Key{
 			{Key: "nas", Connections: 1, Total: 20, Sent: 1234567, Received: 5, Refused: 2},
@@ -115,8 +115,8 @@ short of things: 1 of 1 used
 LINK  STATE  REMOTE       BRIDGE  RTT      CARRIERS  RESUMES  SINCE
 nas   up     192.0.2.1:5  b1      12.3 ms  4         3        1m0s ago
 
-SERVICE   STATE     TARGET            CONNECTIONS  KEY  REASON
-tcp/9000  retrying  evil\u001b[2J\tx  0            nas  port in use
+SERVICE   STATE     TARGET            CONNECTIONS  KEY  TARGET STATE               REASON
+tcp/9000  retrying  evil\u001b[2J\tx  0            nas  refused, 5s ago: no\u001b  port in use
 
 23 connections in all, 1 now, 1.2 MB sent, 12 B received, 2 refused; 1 of the services was removed
 the most from 192.0.2.9 to tcp/9000 of n\u001bas: 1 now, 4 in all, 10 B sent, 0 B received

@@ -275,16 +275,17 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		t := newTable(w)
 		row := func(v status.Service, connections, key, reason string) {
 			if s.Role == "bridge" { // all are of its one key, which is above
-				t.row(v.Public, v.State, v.Target, connections, reason)
+				t.row(v.Public, v.State, v.Target, connections, v.TargetState, reason)
 				return
 			}
-			t.row(v.Public, v.State, v.Target, connections, key, reason)
+			t.row(v.Public, v.State, v.Target, connections, key, v.TargetState, reason)
 		}
-		row(status.Service{Public: "SERVICE", State: "STATE", Target: "TARGET"}, "CONNECTIONS", "KEY", "REASON")
+		row(status.Service{Public: "SERVICE", State: "STATE", Target: "TARGET", TargetState: "TARGET STATE"}, "CONNECTIONS", "KEY", "REASON")
 		for _, v := range s.Services {
 			if v.Inspect {
 				v.State += ", inspected"
 			}
+			v.TargetState = targetWords(v, now)
 			row(v, strconv.Itoa(v.Connections), v.Key, v.Reason)
 		}
 		if err := t.flush(); err != nil {
@@ -332,6 +333,18 @@ func printExpiry(w io.Writer, keys []status.Key, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// targetWords is whether the target of a service answered the last user, and when.
+func targetWords(v status.Service, now time.Time) string {
+	if v.TargetAt.IsZero() {
+		return v.TargetState
+	}
+	words := fmt.Sprintf("%s, %s", v.TargetState, ago(now, v.TargetAt))
+	if v.TargetError != "" {
+		words += ": " + v.TargetError
+	}
+	return words
 }
 
 // printPressure says what runs short, for whom, and what to do.

@@ -81,6 +81,7 @@ func (b *Bridge) reach(a *traffic.Admission, s *link.Stream, svc Service) net.Co
 	a.Dialled()
 	switch {
 	case err == nil:
+		a.Reached()
 		return conn
 	case b.ctx.Err() == nil:
 		why := traffic.RefusedUnreachable
@@ -91,6 +92,7 @@ func (b *Bridge) reach(a *traffic.Admission, s *link.Stream, svc Service) net.Co
 		if id := s.Open().Rest().Trace; id != [16]byte{} { // the proxy, and the page that its client sees, have the same
 			args = append(args, "request", hex.EncodeToString(id[:]))
 		}
+		a.NotReached(why, err)
 		a.Refuse(why, "target cannot be reached, the client gets a reset", args...)
 	}
 	s.Reset(targetCode(err))

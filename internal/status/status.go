@@ -131,6 +131,11 @@ type Service struct {
 	// Inspect is whether the last exchanges of the service are kept, see `reverser inspect`.
 	Inspect bool `json:"inspect,omitempty"`
 
+	// Whether the target answered the last user. Nobody is connected to it for this alone.
+	TargetState string    `json:"target_state,omitempty"` // left out: of a service that is gone
+	TargetAt    time.Time `json:"target_at,omitzero"`     // when it was so
+	TargetError string    `json:"target_error,omitempty"` // why it did not answer, where that is known: at the bridge
+
 	// What was counted since the process started. The bytes move while a connection lives.
 	Total    uint64 `json:"total,omitempty"`    // connections
 	Sent     uint64 `json:"sent,omitempty"`     // bytes client → target
@@ -150,6 +155,14 @@ type Probe struct {
 	State string `json:"state"`
 	Text  string `json:"text"` // where, and for ProbeFailed and ProbeNone why
 }
+
+// States of the target of a [Service].
+const (
+	TargetAnswers     = "answers"
+	TargetRefused     = "refused"     // it refused the last connection
+	TargetUnreachable = "unreachable" // it did not answer the last connection in time, or there is no way to it
+	TargetUnknown     = "unknown"     // nobody came yet
+)
 
 // States of a [Certificate].
 const (

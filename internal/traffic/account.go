@@ -28,6 +28,7 @@ type Account struct {
 	turnedAway     atomic.Uint64 // connections that did not become a pair
 	members        members       // of a key
 	held           atomic.Int64  // of a key: places that its users have; changes under ledger.mu
+	target         target        // of a service: whether it answers
 	unlisted       bool          // the key has too many services: what this one counted goes to the key when a pair is over
 
 	// Guarded by ledger.mu.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"slices"
+	"time"
 
 	"reverser/internal/status"
 )
@@ -18,10 +19,12 @@ const (
 // Describe writes what was counted into the status of the service. It takes no lock; a service without an account was never used.
 func (a *Account) Describe(st *status.Service) {
 	if a == nil {
+		st.TargetState = status.TargetUnknown
 		return
 	}
 	st.Connections, st.Total = int(a.pairs.Load()), a.total.Load()
 	st.Sent, st.Received, st.Refused = a.sent.Load(), a.received.Load(), a.turnedAway.Load()
+	a.target.describe(st)
 }
 
 // Show writes into a snapshot, in which the present services stand already, what was counted for keys, clients and services that are
@@ -46,6 +49,7 @@ func (c *Conns) Show(snap *status.Snapshot, shown map[*Account]bool) {
 		}
 		st := status.Service{Public: a.Service, Key: snap.Keys[i].Key, State: status.ServiceRemoved}
 		a.Describe(&st)
+		st.TargetState, st.TargetAt, st.TargetError = "", time.Time{}, ""
 		snap.Removed = append(snap.Removed, st)
 	}
 	slices.SortStableFunc(snap.Removed, func(a, b status.Service) int {
