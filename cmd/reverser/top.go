@@ -63,8 +63,10 @@ func (c *cli) top(ctx context.Context, path string, asJSON bool) error {
 	}
 	client := adminOf(path)
 	defer client.Close()
+	live := newStreamed(ctx, client)
+	defer live.close()
 	src := top.Source{
-		Look: client.Status,
+		Look: live.look,
 		End: func(ctx context.Context, id string) error {
 			_, err := client.EndPair(ctx, id)
 			return err

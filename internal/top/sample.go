@@ -47,10 +47,15 @@ type item struct {
 
 // take makes a sample of a snapshot. before is the one before it, without a snapshot at first.
 func take(at time.Time, snap status.Snapshot, before sample) sample {
+	// The process's own clock says what lies between two snapshots, however long they were under way.
+	seconds := snap.UptimeSeconds - before.snap.UptimeSeconds
+	if before.totals != nil && seconds == 0 { // the same one
+		before.at = at
+		return before
+	}
 	s := sample{at: at, snap: snap, totals: make(map[string]counts, len(snap.Pairs)+len(snap.Services)+len(snap.Keys))}
-	seconds := at.Sub(before.at).Seconds()
 	// A process that was started meanwhile counts from zero.
-	first := before.totals == nil || snap.UptimeSeconds < before.snap.UptimeSeconds || seconds <= 0
+	first := before.totals == nil || seconds < 0
 	rate := func(what string, sent, received uint64, since time.Time) (float64, float64) {
 		s.totals[what] = counts{sent, received}
 		was, known := before.totals[what]
