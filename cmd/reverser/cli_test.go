@@ -183,7 +183,7 @@ func TestWidth(t *testing.T) {
 			texts[fmt.Sprintf("first start, %v %v", offered, noAddress)] = firstStartWords(offered, noAddress)
 		}
 	}
-	for _, command := range []string{"", "proxy", "bridge", "key", "key add", "key list", "key remove", "status", "check", "demo", "version",
+	for _, command := range []string{"", "proxy", "bridge", "key", "key add", "key list", "key edit", "key rotate", "key remove", "end", "drain", "status", "check", "demo", "version",
 		"service", "service install", "service install proxy", "service install bridge", "service uninstall", "service start", "service stop", "service status"} {
 		var out bytes.Buffer
 		if code := run(append(strings.Fields(command), "--help"), strings.NewReader(""), &out, &out); code != exitOK {

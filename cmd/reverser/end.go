@@ -18,8 +18,8 @@ func (c *cli) endCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "end PAIR... | --service PUBLIC | --key NAME | --client CIDR",
 		Short: "Reset connections of users",
-		Long: `Reset connections of users: those that ` + "`reverser status`" + ` shows under PAIR, or all
-of a service, a key or a client; of several options, those that all of them
+		Long: `Reset connections of users: those that ` + "`reverser status`" + ` shows under PAIR, or
+all of a service, a key or a client; of several options, those that all of them
 mean. User and target see a reset, and both sides log the reason ended. Users
 may come back at once.
 

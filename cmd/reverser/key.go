@@ -113,10 +113,11 @@ func (c *cli) keyEditCommand() *cobra.Command {
 	var expires string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "edit NAME [--allow PUBLIC...] [--expires TIME] [--max-services N] ...",
+		Use:   "edit NAME [--allow PUBLIC...] [--expires TIME] ...",
 		Short: "Change what a key allows, and for how long",
-		Long: `Change what a key allows, and for how long. What is not named stays as it is; --allow takes the
-place of all that the key allowed before. The token stays the same.
+		Long: `Change what a key allows, and for how long. What is not named stays as it is;
+--allow takes the place of all that the key allowed before. The token stays the
+same.
 
 A running proxy honours the change before the command returns: services that
 are no longer allowed are closed, and their bridge is told so; all connections
