@@ -15,16 +15,13 @@ export function Certificates() {
 		const seconds = (Date.parse(at) - Date.now()) / 1000;
 		return seconds > 0 ? html`<span title=${when(at)}>${t('keys.in', { span: span(seconds) })}</span>` : when(at);
 	};
+	const wrong = (c) => [c.error, c.hint, Date.parse(c.retry_at) > Date.now() && t('over.retryAt', { span: span((Date.parse(c.retry_at) - Date.now()) / 1000) })].filter(Boolean);
 	const columns = [
-		{ id: 'host', head: t('cert.host'), header: true, cell: (c) => html`<span class="wrap">${c.host}</span>` },
-		{
-			id: 'state', head: t('cert.state'),
-			cell: (c) => html`<${Badge} is=${c.state} />${c.error && html`<span class="reason">${c.error}</span>`}${c.hint && html`<span class="reason">${c.hint}</span>`}
-				${Date.parse(c.retry_at) > Date.now() && html`<span class="reason">${t('over.retryAt', { span: span((Date.parse(c.retry_at) - Date.now()) / 1000) })}</span>`}`,
-		},
+		{ id: 'host', head: t('cert.host'), header: true, cell: (c) => html`<span class="host">${c.host}</span>${wrong(c).map((w) => html`<span class="narrow sub">${w}</span>`)}` },
+		{ id: 'state', head: t('cert.state'), cell: (c) => html`<${Badge} is=${c.state} />${wrong(c).map((w) => html`<span class="reason wide">${w}</span>`)}` },
 		snap.role === 'proxy' && { id: 'key', head: t('cert.key'), cls: 'wide', cell: (c) => html`<span class="cut">${c.key || '–'}</span>` },
-		{ id: 'expires', head: t('cert.expires'), cell: (c) => (c.not_after ? left(c.not_after) : '–') },
-		{ id: 'renewed', head: t('cert.renewed'), cls: 'wide', cell: (c) => (c.renew_at ? left(c.renew_at) : '–') },
+		{ id: 'expires', head: t('cert.expires'), cls: 'nowrap', cell: (c) => (c.not_after ? left(c.not_after) : '–') },
+		{ id: 'renewed', head: t('cert.renewed'), cls: 'wide nowrap', cell: (c) => (c.renew_at ? left(c.renew_at) : '–') },
 		{ id: 'from', head: t('cert.from'), cls: 'wide', cell: (c) => html`<span class="wrap dim">${c.from}</span>` },
 	].filter(Boolean);
 	return html`<${Table} label=${t('view.certificates')} columns=${columns} count=${all.length} row=${(i) => all[i]} keyOf=${(c) => `${c.host} ${c.key}`} measured=${true} />`;

@@ -107,7 +107,7 @@ function Pulse() {
 	const snap = snapshot.value;
 	if (!snap) return html`<span class="pulse warn">${t('app.connecting')}</span>`;
 	if (snap.stopping) return html`<span class="pulse warn">${t('app.stopping')}</span>`;
-	return html`<span class="pulse good"><span>${t('app.live')}<span class="wide">, ${t('app.up', { span: span(snap.uptime_seconds) })}</span></span></span>`;
+	return html`<span class="pulse good"><span>${t('app.live')}<span class="wide">${t('app.up', { span: span(snap.uptime_seconds) })}</span></span></span>`;
 }
 
 // Lost says that the process is silent, and since when: the words once for screen readers, the seconds for the eyes.

@@ -2,7 +2,7 @@
 export const en = {
 	'app.skip': 'Skip to the content',
 	'app.views': 'Views',
-	'app.up': 'up {span}',
+	'app.up': ', up {span}',
 	'app.live': 'live',
 	'app.connecting': 'connecting…',
 	'app.stopping': 'stopping',

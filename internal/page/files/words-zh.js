@@ -2,7 +2,7 @@
 export const zh = {
 	'app.skip': '跳到内容',
 	'app.views': '视图',
-	'app.up': '已运行 {span}',
+	'app.up': '，已运行 {span}',
 	'app.live': '实时',
 	'app.connecting': '正在连接……',
 	'app.stopping': '正在停止',
