@@ -1,5 +1,5 @@
 // The small parts that the views share.
-import { html, signal, useEffect, useRef, useState } from './html.js';
+import { html, signal, useEffect, useLayoutEffect, useRef, useState } from './html.js';
 import { Problem } from './api.js';
 import { t } from './words.js';
 import { state } from './format.js';
@@ -59,7 +59,7 @@ export async function copyText(element) {
 // Dialog is modal: the focus stays in it, Escape closes it, and the focus then goes back to where it was.
 export function Dialog({ title, onClose, children, wide }) {
 	const ref = useRef(null);
-	useEffect(() => {
+	useLayoutEffect(() => { // at once, not when there is time: the focus must not come back to a place that was left meanwhile
 		const from = document.activeElement;
 		const dialog = ref.current;
 		dialog.showModal();
