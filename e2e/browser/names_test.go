@@ -22,7 +22,7 @@ type site struct {
 	proxy                *process.Process
 	link                 *faultnet.Relay
 	plain, https, bridge string // origins
-	cert                 *x509.Certificate
+	certs                []*x509.Certificate
 }
 
 func startSite(t *testing.T, h http.Handler) *site {
@@ -38,17 +38,22 @@ func startSite(t *testing.T, h http.Handler) *site {
 	at := strings.TrimPrefix(target.URL, "http://127.0.0.1:")
 	conf := "[[certificate]]\nchain = \"chain.pem\"\nkey = \"key.pem\"\n"
 	const ended = "tls/bridge.example.com"
-	expose := fmt.Sprintf("[[expose]]\npublic = %q\ntarget = %s\ncertificate = \"chain.pem\"\ncertificate_key = \"key.pem\"\nalpn = [\"h2\", \"http/1.1\"]\n", ended, at)
-	for name, b := range map[string][]byte{"chain.pem": chain, "key.pem": key, "proxy.toml": []byte(conf), "bridge.toml": []byte(expose)} {
+	expose := fmt.Sprintf("[[expose]]\npublic = %q\ntarget = %s\ncertificate = \"own.pem\"\ncertificate_key = \"ownkey.pem\"\nalpn = [\"h2\", \"http/1.1\"]\n", ended, at)
+	// A certificate for its name alone: what browsers send for other names of a certificate would come to the bridge's target as well.
+	own, ownKey := acmetest.Certificate(t, "bridge.example.com")
+	for name, b := range map[string][]byte{"chain.pem": chain, "key.pem": key, "own.pem": own, "ownkey.pem": ownKey, "proxy.toml": []byte(conf), "bridge.toml": []byte(expose)} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s := &site{plain: fmt.Sprintf("http://plain.example.com:%d", plain), https: fmt.Sprintf("https://app.example.com:%d", https), bridge: fmt.Sprintf("https://bridge.example.com:%d", https)}
-	block, _ := pem.Decode(chain)
-	var err error
-	if s.cert, err = x509.ParseCertificate(block.Bytes); err != nil {
-		t.Fatal(err)
+	for _, chain := range [][]byte{chain, own} {
+		block, _ := pem.Decode(chain)
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.certs = append(s.certs, cert)
 	}
 	var link int
 	var state string
@@ -67,7 +72,7 @@ func (s *site) origins() map[string]string {
 // browse starts a browser that trusts the site's certificate.
 func (s *site) browse(t *testing.T) *Browser {
 	t.Helper()
-	return Start(t, Config{Trust: []*x509.Certificate{s.cert}})
+	return Start(t, Config{Trust: s.certs})
 }
 
 // blank is a page without anything, of which a browser wants nothing more.
@@ -114,7 +119,9 @@ document.querySelector("h1").textContent = answer.text;`)
 	}
 	s := startSite(t, mux)
 	b := s.browse(t)
-	for scheme, origin := range map[string]string{"http": s.plain, "https": s.https, "": s.bridge} {
+	// In this order: a browser that has a connection to app.example.com, whose certificate is for *.example.com, tries it for bridge.example.com.
+	for _, c := range []struct{ scheme, origin string }{{"http", s.plain}, {"https", s.https}, {"", s.bridge}} {
+		scheme, origin := c.scheme, c.origin
 		t.Run(strings.NewReplacer("://", " ", ".example.com", "").Replace(origin), func(t *testing.T) {
 			p := b.Open(t, origin+"/")
 			want := "x=%2F&y=a+b, yes, " + scheme + ", 你好" // the bridge adds nothing to a request

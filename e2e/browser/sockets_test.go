@@ -75,7 +75,7 @@ func TestWebSocketPrograms(t *testing.T) {
 	})
 	s := startSite(t, mux)
 	roots := x509.NewCertPool()
-	roots.AddCert(s.cert)
+	roots.AddCert(s.certs[0])
 	for scheme, origin := range s.origins() {
 		t.Run(scheme, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
