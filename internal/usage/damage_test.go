@@ -18,8 +18,9 @@ import (
 // filled is a file with pages of all kinds, also free ones, and what was in it at the last save and at the one before.
 func filled(t *testing.T) (file []byte, last, before Counts) {
 	w := newWorld(t)
-	for i := range 60 {
-		for k := range 40 {
+	const hours, keys = 30, 24
+	for i := range hours {
+		for k := range keys {
 			w.src.count(k, fmt.Sprintf("http/service-%d.example.com/with/a/path/%d", k, i%7), uint64(i))
 		}
 		before = w.total()
@@ -29,7 +30,7 @@ func filled(t *testing.T) (file []byte, last, before Counts) {
 	last = w.total()
 	w.want(Query{By: Month, Group: GroupTotal, Last: 1}, w.rows(Query{By: Month, Group: GroupTotal})...)
 	// The last save alone, without what the read before it found.
-	before.Sent, before.Received, before.Connections = last.Sent-59*40, last.Received-2*59*40, last.Connections-40
+	before.Sent, before.Received, before.Connections = last.Sent-(hours-1)*keys, last.Received-2*(hours-1)*keys, last.Connections-keys
 	b, err := os.ReadFile(w.place.Name())
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +90,7 @@ func TestCut(t *testing.T) {
 func TestFlip(t *testing.T) {
 	file, last, before := filled(t)
 	rnd := rand.New(rand.NewPCG(1, 2))
-	flips := 300
+	flips := 200
 	if testing.Short() {
 		flips /= 5
 	}
