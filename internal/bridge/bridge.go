@@ -190,9 +190,11 @@ func (b *Bridge) Run(ctx context.Context) error {
 		b.stop()
 	})
 	defer stop()
+	b.mu.Lock() // an order may ask for the dialers already
 	for _, u := range b.uplinks {
 		u.newDialer()
 	}
+	b.mu.Unlock()
 	go b.say.Run() // Stop waits for it
 	b.wg.Go(b.awaitDrain)
 	for _, u := range b.uplinks {

@@ -18,7 +18,7 @@ const tryLimit = 3 * time.Second
 // trySecret reports whether a secret is another one than that which is proven at present, zero apart. The error says that a proxy refuses
 // it: it must not take the place of one that is good. Nothing that this does counts as a use of the secret.
 func (b *Bridge) trySecret(ctx context.Context, secret [32]byte) (another bool, err error) {
-	if secret == ([32]byte{}) || len(b.uplinks) == 0 || b.uplinks[0].dialer == nil || b.uplinks[0].dialer.Proves(secret) {
+	if secret == ([32]byte{}) || b.proves(secret) {
 		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, tryLimit)
@@ -30,6 +30,17 @@ func (b *Bridge) trySecret(ctx context.Context, secret [32]byte) (another bool, 
 	}
 	trying.Wait()
 	return true, errors.Join(refused...)
+}
+
+// proves reports whether connections prove a secret. Those of a bridge that has not begun to dial will.
+func (b *Bridge) proves(secret [32]byte) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.uplinks[0].dialer == nil {
+		b.cfg.Token.Secret = secret
+		return true
+	}
+	return b.uplinks[0].dialer.Proves(secret)
 }
 
 // trySecret makes a connection that proves a secret, and ends it. It returns an error only if the proxy refuses the secret.
