@@ -235,6 +235,34 @@ func TestPage(t *testing.T) {
 		p.Await(`document.querySelector('.said').textContent.includes('desk is changed')`)
 		p.Await(fmt.Sprintf(`/: 3/.test(%[1]s?.textContent) && /in 1d 23h/.test(%[1]s?.textContent)`, row("keys", "desk")))
 
+		p.Script(`document.querySelector('#keys button[aria-label="New secret: desk"]').focus()`)
+		p.Do(press(kb.Enter))
+		p.Await(`document.querySelector('dialog[open]')?.textContent.includes('The old one stays valid')`)
+		p.Do(press(kb.Tab))
+		p.Await(`document.activeElement.classList.contains('primary')`)
+		p.Do(press(kb.Enter))
+		p.Await(`document.querySelector('#token-text')`)
+		next := Eval[string](p, `return document.querySelector('#token-text').textContent`)
+		if next == shown {
+			t.Error("the new token is the old one")
+		}
+		p.Do(press(kb.Escape))
+		p.Await(`!document.querySelector('dialog')`)
+		if _, err := io.ReadFull(user, make([]byte, 1<<20)); err != nil {
+			t.Errorf("a connection, when its key has a new secret: %v", err)
+		}
+		b.Kill()
+		b = start(t, "bridge", next, "--proxy", loopback(link), "--state", t.TempDir(), "--log-format", "json", fmt.Sprintf("%d=%s", other, echo.Addr()))
+		said(t, b, "service up", "service", fmt.Sprintf("tcp/%d", other))
+		p.Await(row("keys", "desk") + `?.querySelector('.badge.good')`)
+		if user, err = net.Dial("tcp", loopback(other)); err != nil {
+			t.Fatal(err)
+		}
+		defer user.Close()
+		if _, err := io.ReadFull(user, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+
 		remove := `document.querySelector('#keys button[aria-label="Remove: desk"]')`
 		p.Await(`document.querySelector('.pulse.good')`)
 		p.Script(remove + `.focus()`)
@@ -248,6 +276,36 @@ func TestPage(t *testing.T) {
 		if _, err := io.Copy(io.Discard, user); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("the connection of a removed key ends with %v, want a reset", err)
 		}
+	})
+
+	t.Run("drain", func(t *testing.T) {
+		show(p, "overview")
+		user, err := net.Dial("tcp", loopback(public))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer user.Close()
+		if _, err := io.ReadFull(user, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		p.Do(click(fmt.Sprintf(`button[aria-label="Drain: %s"]`, service)))
+		p.Do(click("dialog button.danger"))
+		p.Await(`document.querySelector('.said').textContent.includes('takes no new users')`)
+		undo := fmt.Sprintf(`button[aria-label="Undo drain: %s"]`, service)
+		p.Await(fmt.Sprintf("document.querySelector(%s)", quote(undo)))
+		p.Await(`document.querySelector('.wrong')?.textContent.includes('drained by the operator')`)
+		if _, err := io.ReadFull(user, make([]byte, 1<<20)); err != nil {
+			t.Errorf("a connection of a drained service: %v", err)
+		}
+		if late, err := net.Dial("tcp", loopback(public)); err == nil {
+			if n, err := io.Copy(io.Discard, late); n > 0 || err == nil {
+				t.Errorf("a new user of a drained service gets %d bytes, %v; want a reset", n, err)
+			}
+			late.Close()
+		}
+		p.Do(click(undo))
+		p.Await(`document.querySelector('.said').textContent.includes('takes users again')`)
+		p.Await(`document.body.textContent.includes('Nothing is wrong')`)
 	})
 
 	t.Run("reload", func(t *testing.T) {
