@@ -181,6 +181,7 @@ that are there go on. A key of the proxy's configuration file is changed there.`
 
 func (c *cli) keyRotateCommand() *cobra.Command {
 	var dir stateDir
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "rotate NAME",
 		Short: "Make another token for a key",
@@ -195,15 +196,16 @@ used so far is replaced by the next one.`,
   reverser reload`,
 		Args: takes("reverser key rotate nas", "NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.keyRotate(cmd.Context(), dir, args[0])
+			return c.keyRotate(cmd.Context(), dir, args[0], asJSON)
 		},
 	}
 	addStateFlag(cmd.Flags(), &dir.path)
 	addTrustFlag(cmd.Flags(), &dir.trusted)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print name and token as JSON")
 	return cmd
 }
 
-func (c *cli) keyRotate(ctx context.Context, at stateDir, name string) error {
+func (c *cli) keyRotate(ctx context.Context, at stateDir, name string, asJSON bool) error {
 	store, err := c.openKeys(ctx, at, false)
 	if err != nil {
 		return err
@@ -214,6 +216,9 @@ func (c *cli) keyRotate(ctx context.Context, at stateDir, name string) error {
 		return keyError(err)
 	}
 	fmt.Fprintf(c.stderr, "key %q has a new token, which is printed only this once. The one before counts until the new one was used; at the bridge, put it into the token file and run\n  reverser reload\n", name)
+	if asJSON {
+		return c.printJSON(map[string]string{"name": name, "token": token})
+	}
 	_, err = fmt.Fprintln(c.stdout, token)
 	return err
 }

@@ -95,6 +95,12 @@ func TestAnswers(t *testing.T) {
 		{"POST", "/api/v1/keys", nil, "", `{"name":"x","allow":["nonsense/1"]}`, 400, 409},
 		{"PATCH", "/api/v1/keys/{name}", []string{"spare"}, "", `{"allow":["tcp/2","http/*"],"max_services":3}`, 200, 409},
 		{"PATCH", "/api/v1/keys/{name}", []string{"nobody"}, "", `{"max_services":3}`, 404, 409},
+		{"POST", "/api/v1/keys/{name}/rotate", []string{"spare"}, "", "", 200, 409},
+		{"POST", "/api/v1/keys/{name}/rotate", []string{"nobody"}, "", "", 404, 409},
+		{"POST", "/api/v1/keys/{name}/drain", []string{"spare"}, "", "", 200, 409},
+		{"DELETE", "/api/v1/keys/{name}/drain", []string{"spare"}, "", "", 200, 409},
+		{"POST", "/api/v1/services/{service}/drain", []string{service}, "", "", 200, 409},
+		{"DELETE", "/api/v1/services/{service}/drain", []string{service}, "", "", 200, 409},
 		{"DELETE", "/api/v1/keys/{name}", []string{"spare"}, "", "", 204, 409},
 		{"DELETE", "/api/v1/keys/{name}", []string{"spare"}, "", "", 404, 409},
 		{"GET", "/api/v1/pairs", nil, "", "", 200, 200},
@@ -123,6 +129,11 @@ func TestAnswers(t *testing.T) {
 	}
 	// What was not thought of here is asked for all the same.
 	for path, item := range doc.Paths.Map() {
+		for method := range item.Operations() {
+			if method != "GET" && !known[method+" "+path] {
+				t.Errorf("nothing asks %s %s", method, path)
+			}
+		}
 		if op := item.Get; op != nil && !known["GET "+path] {
 			c := call{method: "GET", path: path}
 			for _, p := range op.Parameters {

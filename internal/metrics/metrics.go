@@ -67,6 +67,9 @@ type names struct {
 	all  map[string]bool
 }
 
+// has reports whether a name has series of its own.
+func (n *names) has(name string) bool { return n.all[escape.Text(name)] }
+
 // label is the label of a name.
 func (n *names) label(name string) string {
 	name = escape.Text(name)
@@ -213,6 +216,9 @@ func (c *collector) states(s sink, snap *status.Snapshot) {
 	count := map[string]int{status.ServiceUp: 0, status.ServiceDenied: 0, status.ServiceRetrying: 0, status.ServiceAway: 0}
 	for _, svc := range snap.Services {
 		count[svc.State]++
+		if svc.State == status.ServiceDenied && !c.services.has(svc.Public) { // a bridge may ask for thousands that its key must not have
+			continue
+		}
 		if label := c.services.label(svc.Public); label != other {
 			ups[label] = ups[label] || svc.State == status.ServiceUp
 		}

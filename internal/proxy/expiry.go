@@ -138,19 +138,29 @@ func (p *Proxy) expire() {
 
 // showExpiry writes into a snapshot when keys expire.
 func (p *Proxy) showExpiry(snap *status.Snapshot) {
+	at := make(map[string]int, len(snap.Keys)) // in snap.Keys, by id
+	for i, k := range snap.Keys {
+		at[k.ID] = i
+	}
+	for _, k := range p.expiries() { // without p.mu, for which bridges that come wait
+		i, ok := at[k.ID]
+		if !ok {
+			i = len(snap.Keys)
+			snap.Keys = append(snap.Keys, status.Key{Key: k.Key, ID: k.ID})
+		}
+		snap.Keys[i].Expires, snap.Keys[i].Expired = k.Expires, k.Expired
+	}
+	slices.SortFunc(snap.Keys, func(a, b status.Key) int { return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.ID, b.ID)) })
+}
+
+// expiries are the keys that expire, with no more than that.
+func (p *Proxy) expiries() (list []status.Key) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for id, k := range p.keys {
-		if k.Expires.IsZero() {
-			continue
+		if !k.Expires.IsZero() {
+			list = append(list, status.Key{Key: k.Name, ID: hex.EncodeToString(id[:]), Expires: k.Expires, Expired: p.expired[id]})
 		}
-		name := hex.EncodeToString(id[:])
-		i := slices.IndexFunc(snap.Keys, func(s status.Key) bool { return s.ID == name })
-		if i < 0 {
-			i = len(snap.Keys)
-			snap.Keys = append(snap.Keys, status.Key{Key: k.Name, ID: name})
-		}
-		snap.Keys[i].Expires, snap.Keys[i].Expired = k.Expires, p.expired[id]
 	}
-	slices.SortFunc(snap.Keys, func(a, b status.Key) int { return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.ID, b.ID)) })
+	return list
 }
