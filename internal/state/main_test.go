@@ -3,7 +3,9 @@ package state_test
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"testing"
+	"time"
 
 	"reverser/internal/leaktest"
 	"reverser/internal/state"
@@ -22,7 +24,10 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		fmt.Println("held")
-		select {}
+		for { // until it is killed
+			time.Sleep(time.Hour)
+			runtime.KeepAlive(d) // or the lock goes with it
+		}
 	}
 	leaktest.Main(m)
 }
