@@ -72,7 +72,10 @@ func (c *crowd) end(id string) bool {
 func (c *crowd) serve(t *testing.T) string {
 	mux := http.NewServeMux()
 	mux.Handle("/", page.Handler())
-	mux.HandleFunc("POST /api/v1/login", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc("POST /api/v1/login", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"session":"any"}`)
+	})
 	mux.HandleFunc("GET /api/v1/openapi.yaml", func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, "paths:\n  /api/v1/stream:\n    get:\n  /api/v1/pairs/{id}:\n    delete:\n")
 	})

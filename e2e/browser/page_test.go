@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,7 +103,7 @@ func TestPage(t *testing.T) {
 	p.Forget() // the browser says of each refusal that it was one
 	logIn(p, token)
 	p.Await(`document.querySelector('.pulse.good')`)
-	if stored := Eval[string](p, `return JSON.stringify({...localStorage}) + document.cookie + location.href`); strings.Contains(stored, token) {
+	if stored := Eval[string](p, `return JSON.stringify([{...localStorage}, {...sessionStorage}]) + document.cookie + location.href`); strings.Contains(stored, token) {
 		t.Errorf("the browser keeps the token where scripts can read it: %s", stored)
 	}
 
@@ -340,7 +342,8 @@ func TestPage(t *testing.T) {
 		if err := phone.Go(at); err != nil {
 			t.Fatal(err)
 		}
-		phone.Await(`document.querySelector('nav')`) // the session is the browser's
+		logIn(phone, token) // a session is a tab's
+		phone.Await(`document.querySelector('nav')`)
 		phone.Script(`for (const [i, value] of ['zh', 'dark'].entries()) {
 			const choice = document.querySelectorAll('.choices select')[i];
 			choice.value = value;
@@ -369,6 +372,34 @@ func TestPage(t *testing.T) {
 			phone.Picture("phone-" + view)
 		}
 		phone.Quiet()
+	})
+
+	t.Run("another port of the host", func(t *testing.T) {
+		sent := make(chan http.Header, 16)
+		service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/" {
+				sent <- r.Header.Clone()
+			}
+			w.Header().Set("Content-Type", "text/html")
+		}))
+		defer service.Close()
+		other := browser.Open(t, service.URL) // 127.0.0.1 too, as the page
+		req, err := http.NewRequest("GET", at+"api/v1/status", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = <-sent
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("with what a browser sends to another service of the host the API answers %s: %v", resp.Status, req.Header)
+		}
+		if kept := Eval[string](other, `return JSON.stringify([{...localStorage}, {...sessionStorage}]) + document.cookie`); kept != "[{},{}]" {
+			t.Errorf("another service of the host can read %s", kept)
+		}
 	})
 
 	t.Run("a process that is silent", func(t *testing.T) {

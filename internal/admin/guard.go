@@ -241,8 +241,7 @@ func (g *guard) authenticate(r *http.Request) (bool, error) {
 		}
 		return false, g.wrong(r)
 	}
-	c, err := r.Cookie(cookieName(r))
-	return err == nil && g.sessions.open(c.Value), nil
+	return g.sessions.open(r.Header.Get(sessionHeader)), nil
 }
 
 func (g *guard) right(token string) bool {
@@ -289,7 +288,15 @@ type loginRequest struct {
 	Token string `json:"token"`
 }
 
-// login opens a session for whoever has the token: a page keeps it in a cookie that no script can read.
+// sessionHeader has the secret of a session. It is no cookie: a browser sends those of a host to all of its ports, so that another service there
+// would get them.
+const sessionHeader = "X-Reverser-Session"
+
+type loginReply struct {
+	Session string `json:"session"`
+}
+
+// login opens a session for whoever has the token, so that a page need not keep that.
 func (g *guard) login(w http.ResponseWriter, r *http.Request) {
 	var req loginRequest
 	if !read(w, r, &req) {
@@ -299,34 +306,14 @@ func (g *guard) login(w http.ResponseWriter, r *http.Request) {
 		g.challenge(w, g.wrong(r))
 		return
 	}
-	http.SetCookie(w, g.cookie(r, g.sessions.begin(), int(sessionLife/time.Second)))
 	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(http.StatusNoContent)
+	reply(w, http.StatusOK, loginReply{g.sessions.begin()})
 }
 
 func (g *guard) logout(w http.ResponseWriter, r *http.Request) {
-	if c, err := r.Cookie(cookieName(r)); err == nil {
-		g.sessions.end(c.Value)
-	}
-	http.SetCookie(w, g.cookie(r, "", -1))
+	g.sessions.end(r.Header.Get(sessionHeader))
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNoContent)
-}
-
-func (g *guard) cookie(r *http.Request, value string, life int) *http.Cookie {
-	return &http.Cookie{
-		Name: cookieName(r), Value: value, Path: "/", MaxAge: life,
-		Secure: r.TLS != nil, HttpOnly: true, SameSite: http.SameSiteStrictMode,
-	}
-}
-
-// cookieName has the port as the browser knows it: it sends cookies to all ports of a host, and there may be several processes.
-func cookieName(r *http.Request) string {
-	_, port := splitHost(r.Host)
-	if port == "" || strings.ContainsFunc(port, func(r rune) bool { return r < '0' || r > '9' }) {
-		return "reverser_session"
-	}
-	return "reverser_session_" + port
 }
 
 const (
@@ -334,13 +321,13 @@ const (
 	mostSessions = 64
 )
 
-// sessions are those who have logged in. Only digests of what the cookies hold are kept.
+// sessions are those who have logged in. Only digests of their secrets are kept.
 type sessions struct {
 	mu   sync.Mutex
 	ends map[[sha256.Size]byte]time.Time // guarded by mu
 }
 
-// begin opens a session, in the place of the oldest where there are many, and returns the secret for its cookie.
+// begin opens a session, in the place of the oldest where there are many, and returns its secret.
 func (s *sessions) begin() string {
 	b := make([]byte, 32)
 	rand.Read(b)

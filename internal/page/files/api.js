@@ -1,6 +1,30 @@
 // What the page asks of the process, and what it may ask for: a part of the page is shown only if the process has its API.
 import { signal } from './lib/signals.js';
-import { keep, kept } from './words.js';
+import { Problem, follow as followWith, send } from './http.js';
+
+export { Problem };
+
+// The secret of the session is kept for this tab alone, and for this origin: a cookie would reach every port of the host.
+const place = 'reverser.session';
+let secret = '';
+try {
+	secret = sessionStorage.getItem(place) || '';
+} catch {
+	// it holds until the page is loaded again
+}
+
+// session is what opens the API; '' if nobody is logged in.
+export const session = () => secret;
+
+function setSession(value) {
+	secret = value;
+	try {
+		if (value) sessionStorage.setItem(place, value);
+		else sessionStorage.removeItem(place);
+	} catch {
+		// as above
+	}
+}
 
 // signedIn is null until it is known.
 export const signedIn = signal(null);
@@ -10,8 +34,8 @@ export const ended = signal(false);
 
 // signedOut is called when the process knows nothing of a session any more.
 export function signedOut() {
-	ended.value = kept('in') !== null;
-	keep('in', '');
+	ended.value ||= secret !== ''; // several requests may hear of it
+	setSession('');
 	signedIn.value = false;
 }
 
@@ -23,42 +47,33 @@ export const keysExpire = signal(false);
 
 export const can = (operation) => operations.value !== null && operations.value.has(operation);
 
-// Problem is a refusal in the process's words. Its status is 0 if the process could not be reached.
-export class Problem extends Error {
-	constructor(status, detail) {
-		super(detail);
-		this.status = status;
-	}
-}
-
 // ask returns the answer to a request, and throws a Problem otherwise.
 export async function ask(method, path, body) {
-	let response;
-	const request = { method, headers: { Accept: 'application/json' }, cache: 'no-store' };
+	const request = { method, headers: { Accept: 'application/json' } };
 	if (method !== 'GET') {
 		request.headers['Content-Type'] = 'application/json';
 		if (body !== undefined) request.body = JSON.stringify(body);
 	}
+	let response;
 	try {
-		response = await fetch(path, request);
+		response = await send(path, secret, request);
 	} catch (err) {
-		throw new Problem(0, String(err.message || err));
-	}
-	const type = response.headers.get('Content-Type') || '';
-	if (!response.ok) {
-		let detail = `${response.status} ${response.statusText}`;
-		if (type.includes('json')) {
-			try {
-				detail = (await response.json()).detail || detail;
-			} catch {
-				// the status says enough
-			}
-		}
-		if (response.status === 401 && path !== '/api/v1/login') signedOut();
-		throw new Problem(response.status, detail);
+		if (err.status === 401 && path !== '/api/v1/login') signedOut();
+		throw err;
 	}
 	if (response.status === 204) return null;
+	const type = response.headers.get('Content-Type') || '';
 	return type.includes('json') ? response.json() : response.text();
+}
+
+// follow calls event(name, data) with each of the server-sent events at path, until signal ends them; it throws a Problem.
+export async function follow(path, signal, hooks) {
+	try {
+		await followWith(path, secret, signal, hooks);
+	} catch (err) {
+		if (err.status === 401) signedOut();
+		throw err;
+	}
 }
 
 // begin finds out whether somebody is logged in, and what the process answers.
@@ -77,16 +92,15 @@ export async function begin() {
 	keysExpire.value = /^ +expires:/m.test(description);
 	ended.value = false;
 	signedIn.value = true;
-	keep('in', 'yes');
 }
 
 export async function logIn(token) {
-	await ask('POST', '/api/v1/login', { token });
+	setSession((await ask('POST', '/api/v1/login', { token })).session);
 	await begin();
 }
 
 export async function logOut() {
 	await ask('POST', '/api/v1/logout');
-	keep('in', '');
+	setSession('');
 	signedIn.value = false;
 }

@@ -1,5 +1,6 @@
 // The event log: what the process said since its start, live.
 import { html, signal, useEffect, useState } from './html.js';
+import { follow } from './api.js';
 import { t } from './words.js';
 import { count, moment, when } from './format.js';
 import { Empty } from './ui.js';
@@ -15,7 +16,7 @@ export function Events() {
 	useEffect(() => {
 		let kept = [];
 		let waiting = 0;
-		let source = null;
+		const over = new AbortController();
 		let retry = 0;
 		const show = () => {
 			waiting = 0;
@@ -25,24 +26,27 @@ export function Events() {
 			kept = [item, ...kept.slice(0, most - 1)];
 			waiting ||= setTimeout(show, 50); // many come at once
 		};
-		const open = () => {
+		const open = async () => {
 			const last = kept.find((e) => !e.lost);
-			source = new EventSource(`/api/v1/events?follow=true&since=${last ? last.id : 0}`);
-			source.onopen = () => (waiting ||= setTimeout(show, 300)); // there may be none
-			source.onmessage = (m) => add(JSON.parse(m.data));
-			source.addEventListener('lost', (m) => {
-				if (kept.length) add({ id: 'lost ' + kept[0].id, lost: JSON.parse(m.data).lost });
-			});
-			source.onerror = () => {
-				source.close();
-				retry = setTimeout(open, 3000);
-			};
+			try {
+				await follow(`/api/v1/events?follow=true&since=${last ? last.id : 0}`, over.signal, {
+					opened: () => (waiting ||= setTimeout(show, 300)), // there may be none
+					event: (name, data) => {
+						const item = JSON.parse(data);
+						if (name === 'message') add(item);
+						else if (name === 'lost' && kept.length) add({ id: 'lost ' + kept[0].id, lost: item.lost });
+					},
+				});
+			} catch {
+				// the worker finds out why, and tells
+			}
+			if (!over.signal.aborted) retry = setTimeout(open, 3000);
 		};
 		open();
 		return () => {
 			clearTimeout(waiting);
 			clearTimeout(retry);
-			source.close();
+			over.abort();
 		};
 	}, []);
 	if (!list) return html`<p class="dim">${t('app.loading')}</p>`;

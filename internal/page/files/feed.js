@@ -1,7 +1,9 @@
 // The worker behind live.js: it listens to the process, keeps the connections, and tells the page what it shows of them.
+import { follow } from './http.js';
 import { matcher } from './search.js';
 
-let source = null;
+let session = '';
+let source = null; // what ends the stream that is listened to
 let withPairs = false;
 let resting = false; // nobody looks at the page
 let retry = 0;
@@ -12,21 +14,28 @@ let told = false; // that it is lost
 const silence = 6_000; // a process that says nothing for so long is lost
 const delays = [500, 1_000, 2_000, 3_000, 5_000];
 
-function open() {
+async function open() {
 	close();
 	if (resting) return;
 	heardAtOpen = Date.now();
-	source = new EventSource(withPairs ? '/api/v1/stream?pairs=true' : '/api/v1/stream');
-	source.addEventListener('status', (event) => {
-		alive();
-		postMessage({ kind: 'status', at: Date.now(), snap: JSON.parse(event.data) });
-	});
-	source.addEventListener('pairs', (event) => {
-		alive();
-		takePairs(JSON.parse(event.data));
+	const mine = new AbortController();
+	source = mine;
+	let problem = null;
+	try {
+		await follow(withPairs ? '/api/v1/stream?pairs=true' : '/api/v1/stream', session, mine.signal, { heard: alive, event: take });
+	} catch (err) {
+		problem = err;
+	}
+	if (source === mine) again(problem);
+}
+
+function take(name, data) {
+	if (name === 'status') {
+		postMessage({ kind: 'status', at: Date.now(), snap: JSON.parse(data) });
+	} else if (name === 'pairs') {
+		takePairs(JSON.parse(data));
 		show();
-	});
-	source.onerror = () => again();
+	}
 }
 
 let heardAtOpen = 0;
@@ -34,7 +43,7 @@ let heardAtOpen = 0;
 function close() {
 	clearTimeout(retry);
 	retry = 0;
-	source?.close();
+	source?.abort();
 	source = null;
 }
 
@@ -44,40 +53,16 @@ function alive() {
 	told = false;
 }
 
-// again finds out why the stream ended, and opens it anew after a while.
-async function again() {
+// again opens the stream anew after a while. problem is why it has not begun; null if it has ended.
+function again(problem) {
 	close();
+	if (problem?.status === 401) {
+		postMessage({ kind: 'signed-out' });
+		return;
+	}
 	retry = setTimeout(open, delays[Math.min(attempts++, delays.length - 1)]);
-	let why = '';
-	try {
-		const response = await fetch('/api/v1/status?pairs=false', { cache: 'no-store' });
-		if (response.status === 401) {
-			close();
-			postMessage({ kind: 'signed-out' });
-			return;
-		}
-		if (response.ok) {
-			const stream = await refusal();
-			if (stream) why = stream;
-		}
-	} catch {
-		// nobody answers: there is no more to say
-	}
+	const why = problem?.status ? problem.message : ''; // or nobody answers, and there is no more to say
 	if (attempts > 1 || why || Date.now() - heard > silence) tellLost(why);
-}
-
-// refusal asks for the stream in a way that shows the words of a refusal, which an EventSource does not.
-async function refusal() {
-	const ended = new AbortController();
-	try {
-		const response = await fetch('/api/v1/stream', { cache: 'no-store', signal: ended.signal });
-		if (response.ok) return '';
-		return (await response.json()).detail || '';
-	} catch {
-		return '';
-	} finally {
-		ended.abort();
-	}
 }
 
 function tellLost(why) {
@@ -88,7 +73,7 @@ function tellLost(why) {
 setInterval(() => {
 	if (!source || resting) return;
 	if (Date.now() - Math.max(heard, heardAtOpen) > silence) { // a connection whose other end is gone says nothing
-		again();
+		again(null);
 	} else if (!told && Date.now() - heard > silence) {
 		tellLost('');
 	}
@@ -229,6 +214,7 @@ function setView(next) {
 onmessage = ({ data }) => {
 	switch (data.kind) {
 		case 'open':
+			session = data.session;
 			if (source && !resting) break;
 			resting = false;
 			open();

@@ -1,6 +1,6 @@
 // What the process tells every second. A worker listens to it, so that ten thousand connections that move never hold up the page.
 import { signal, batch } from './lib/signals.js';
-import { signedOut } from './api.js';
+import { session, signedOut } from './api.js';
 
 // snapshot is the newest status, without connections; null before the first.
 export const snapshot = signal(null);
@@ -76,7 +76,7 @@ export function start() {
 	if (worker) return;
 	worker = new Worker('feed.js', { type: 'module' });
 	worker.onmessage = (event) => take(event.data);
-	worker.postMessage({ kind: 'open' });
+	worker.postMessage({ kind: 'open', session: session() });
 }
 
 export function stop() {
@@ -101,5 +101,5 @@ let hiding = 0;
 document.addEventListener('visibilitychange', () => {
 	clearTimeout(hiding);
 	if (document.hidden) hiding = setTimeout(() => worker?.postMessage({ kind: 'rest' }), hiddenFor);
-	else worker?.postMessage({ kind: 'open' });
+	else worker?.postMessage({ kind: 'open', session: session() });
 });

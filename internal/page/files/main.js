@@ -1,8 +1,8 @@
 // The page: who is logged in, which view is shown, and what is true of all of them.
 import { html, render, signal, useEffect, useRef, useState } from './html.js';
-import { begin, can, ended, logIn, logOut, operations, signedIn } from './api.js';
+import { begin, can, ended, logIn, logOut, operations, session, signedIn } from './api.js';
 import { lost, otherVersion, snapshot, start, stop } from './live.js';
-import { kept, lang, speak, t } from './words.js';
+import { lang, speak, t } from './words.js';
 import { choice, paint } from './theme.js';
 import { Failure, Said, failed, say } from './ui.js';
 import { clock, span } from './format.js';
@@ -165,7 +165,7 @@ function Page() {
 // A page where nobody logged in before does not ask only to be refused.
 async function first() {
 	unreachable.value = null;
-	if (!kept('in')) {
+	if (!session()) {
 		signedIn.value = false;
 		return;
 	}
