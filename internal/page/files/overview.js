@@ -37,6 +37,9 @@ export function problems(snap) {
 		for (const s of down.slice(0, most)) add(is !== 'away', t('over.service', { public: s.public, state: state(is) }), s.reason);
 		if (down.length > most) add(is !== 'away', t('over.more', { n: count(down.length - most) }), t('over.services', { n: count(down.length), state: state(is) }));
 	}
+	const deaf = snap.services.filter((s) => s.target_state === 'refused' || s.target_state === 'unreachable');
+	for (const s of deaf.slice(0, most)) add(true, t(s.target_state === 'refused' ? 'over.targetRefused' : 'over.targetUnreachable', { public: s.public, target: s.target }), s.target_error, t('over.targetAgo', { span: since(s.target_at) }));
+	if (deaf.length > most) add(true, t('over.more', { n: count(deaf.length - most) }), t('over.targets', { n: count(deaf.length) }));
 	if (snap.role === 'proxy' && snap.links.length === 0) add(false, t('over.noLinks'), '', t('over.noLinksHint'));
 	return list.sort((a, b) => b.bad - a.bad);
 }
