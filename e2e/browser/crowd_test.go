@@ -103,7 +103,15 @@ func (c *crowd) serve(t *testing.T) string {
 			}
 			send("status", snap)
 			if r.URL.Query().Get("pairs") == "true" {
-				send("pairs", map[string]any{"reset": first, "changed": pairs, "gone": gone})
+				for reset := first; ; reset = false {
+					n := min(len(pairs), 500)
+					part := pairs[:n]
+					pairs = pairs[n:]
+					send("pairs", map[string]any{"reset": reset, "changed": part, "gone": gone, "more": len(pairs) > 0})
+					if gone = nil; len(pairs) == 0 {
+						break
+					}
+				}
 			}
 			if http.NewResponseController(w).Flush() != nil {
 				return

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,6 +72,9 @@ func (e *eventWriter) send(name, id string, v any) error {
 	return e.sendText(name, id, text.Bytes())
 }
 
+// pieceSize is how much a reader has to take in requestTimeout: one at a slow line takes that, and not all of a large event.
+const pieceSize = 16 << 10
+
 // sendText sends an event whose data, of one line, is made already.
 func (e *eventWriter) sendText(name, id string, data []byte) error {
 	if !e.begun {
@@ -78,7 +82,6 @@ func (e *eventWriter) sendText(name, id string, data []byte) error {
 			return err
 		}
 	}
-	e.rc.SetWriteDeadline(time.Now().Add(requestTimeout)) // a reader that takes nothing is gone
 	var head bytes.Buffer
 	if name != "" {
 		fmt.Fprintf(&head, "event: %s\n", name)
@@ -88,8 +91,11 @@ func (e *eventWriter) sendText(name, id string, data []byte) error {
 	}
 	head.WriteString("data: ")
 	for _, b := range [][]byte{head.Bytes(), data, []byte("\n\n")} {
-		if _, err := e.w.Write(b); err != nil {
-			return err
+		for part := range slices.Chunk(b, pieceSize) {
+			e.rc.SetWriteDeadline(time.Now().Add(requestTimeout)) // a reader that takes nothing is gone
+			if _, err := e.w.Write(part); err != nil {
+				return err
+			}
 		}
 	}
 	return e.rc.Flush()

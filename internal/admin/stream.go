@@ -56,9 +56,14 @@ func stream(out *eventWriter, w *watch, ofPairs bool) {
 			return
 		}
 		if ofPairs {
-			var text []byte
-			if text, seen, err = w.changes(out.ctx, seen); err != nil || out.sendText(pairsName, "", text) != nil {
+			var texts [][]byte
+			if texts, seen, err = w.changes(out.ctx, seen); err != nil {
 				return
+			}
+			for _, text := range texts {
+				if out.sendText(pairsName, "", text) != nil {
+					return
+				}
 			}
 		}
 		next.Reset(time.Until(now.at.Add(lookEvery)))
@@ -78,6 +83,7 @@ func (c *Client) Stream(ctx context.Context, ofPairs bool, tell func(Update) err
 	if ofPairs {
 		path += "?pairs=true"
 	}
+	var pairs *PairChanges // those of which more is to come
 	return c.events(ctx, path, func(name string, data []byte) error {
 		var u Update
 		var v any
@@ -93,6 +99,17 @@ func (c *Client) Stream(ctx context.Context, ofPairs bool, tell func(Update) err
 		}
 		if err := json.Unmarshal(data, v); err != nil {
 			return fmt.Errorf("read the process's answer: %w", err)
+		}
+		if u.Pairs != nil {
+			if pairs != nil {
+				u.Pairs.Reset = pairs.Reset
+				u.Pairs.Changed = append(pairs.Changed, u.Pairs.Changed...)
+				u.Pairs.Gone = append(pairs.Gone, u.Pairs.Gone...)
+			}
+			if pairs = u.Pairs; pairs.More {
+				return nil
+			}
+			pairs = nil
 		}
 		return tell(u)
 	})

@@ -242,6 +242,11 @@ func TestSlowReader(t *testing.T) {
 				if err := json.Unmarshal([]byte(data), &p); err != nil {
 					return all, err
 				}
+				if n := len(all); n > 0 && all[n-1].More {
+					p.Reset = p.Reset || all[n-1].Reset
+					p.Changed = append(all[n-1].Changed, p.Changed...)
+					all = all[:n-1]
+				}
 				all = append(all, p)
 			}
 		}
@@ -291,6 +296,77 @@ func TestSlowReader(t *testing.T) {
 			t.Errorf("whoever takes nothing is not left: %v", err)
 		}
 	})
+}
+
+// slowLine is a connection by which 100 kB a second come in.
+type slowLine struct{ net.Conn }
+
+func (c slowLine) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b[:min(len(b), 10_000)])
+	time.Sleep(time.Duration(n) * time.Second / 100_000)
+	return n, err
+}
+
+// TestSlowLine: whoever has a slow line is told of 10,000 connections all the same, though that takes longer than anything else may; at the
+// socket and at a TCP address.
+func TestSlowLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &crowd{pairs: somePairs(10_000)}
+		s := &admin.Server{Status: c.status}
+		dial, end := socketInBubble(t, s)
+		defer end()
+		atTCP, _, endTCP := inBubble(t, s, admin.Address{Connections: 4})
+		defer endTCP()
+		var readers sync.WaitGroup
+		defer readers.Wait()
+		for name, dial := range map[string]dialer{"the socket": dial, "a TCP address": func(ctx context.Context) (net.Conn, error) {
+			conn, err := atTCP(ctx)
+			return withToken{conn}, err
+		}} {
+			readers.Go(func() {
+				client := admin.NewClient(func(ctx context.Context) (net.Conn, error) {
+					conn, err := dial(ctx)
+					return slowLine{conn}, err
+				})
+				begun := time.Now()
+				r := new(reader)
+				enough := errors.New("enough")
+				err := client.Stream(t.Context(), true, func(u admin.Update) error {
+					c.change(func(all []status.Pair) []status.Pair { // all of them move
+						for i := range all {
+							all[i].Sent++
+						}
+						return all
+					})
+					if err := r.take(u); err != nil {
+						return err
+					}
+					if r.told == 2 {
+						return enough
+					}
+					return nil
+				})
+				if err != enough || r.resets != 1 || len(r.pairs) != 10_000 || r.rows != 10_000 {
+					t.Errorf("%s: told of %d connections in %d times, then %v", name, len(r.pairs), r.told, err)
+				}
+				if d := time.Since(begun); d < 20*time.Second {
+					t.Errorf("%s: that took %s, so that the line was not slow", name, d)
+				}
+			})
+		}
+	})
+}
+
+// withToken puts the token into the one request that a connection has.
+type withToken struct{ net.Conn }
+
+func (c withToken) Write(b []byte) (int, error) {
+	text := strings.Replace(string(b), "\r\nHost: ", "\r\nAuthorization: Bearer "+adminToken+"\r\nHost: ", 1)
+	text = strings.Replace(text, "Host: reverser", "Host: localhost", 1)
+	if _, err := c.Conn.Write([]byte(text)); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 // TestStreamPlaces: streams leave places to orders at the admin socket, and end with the process.

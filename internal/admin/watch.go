@@ -136,8 +136,8 @@ func (l *look) text() []byte {
 }
 
 // changes returns what of the connections is different from those that a reader was told last, which seen stands for; 0: it was told of
-// none. The text is shared with other readers.
-func (w *watch) changes(ctx context.Context, seen uint64) (text []byte, now uint64, err error) {
+// none. The texts, one for each event, are shared with other readers.
+func (w *watch) changes(ctx context.Context, seen uint64) (texts [][]byte, now uint64, err error) {
 	if err := w.begin(ctx); err != nil {
 		return nil, 0, err
 	}
@@ -157,7 +157,7 @@ type rows struct {
 	gone []goneRow // those that are gone, the oldest first; the last mostGone of them
 	lost uint64    // up to this look, what is gone is not known any more
 
-	texts map[uint64][]byte // of n, by what the reader has seen: most have seen the same
+	texts map[uint64][][]byte // of n, by what the reader has seen: most have seen the same
 }
 
 type row struct {
@@ -178,7 +178,7 @@ func (r *rows) take(l *look) {
 	if r.all == nil {
 		r.all = make(map[string]*row, len(l.snap.Pairs))
 	}
-	r.of, r.texts = l, make(map[uint64][]byte)
+	r.of, r.texts = l, make(map[uint64][][]byte)
 	r.n++
 	for _, p := range l.snap.Pairs {
 		known, ok := r.all[p.ID]
@@ -210,25 +210,38 @@ type PairChanges struct {
 	Reset   bool          `json:"reset"`   // Changed has all of them, and what was told before counts no more
 	Changed []status.Pair `json:"changed"` // the oldest first
 	Gone    []string      `json:"gone"`    // ids, of which some may never have been told
+	More    bool          `json:"more"`    // the next event has more of the same look, and no Reset
 }
 
-// since returns what is different from the look that had the number.
-func (r *rows) since(seen uint64) []byte {
-	if text, ok := r.texts[seen]; ok {
-		return text
+// mostTold is how many connections an event tells of. Whoever reads at a slow line sees the first ones soon.
+const mostTold = 500
+
+// since returns what is different from the look that had the number, in the texts of one event or several.
+func (r *rows) since(seen uint64) [][]byte {
+	if texts, ok := r.texts[seen]; ok {
+		return texts
 	}
-	c := PairChanges{Reset: seen == 0 || seen < r.lost, Changed: []status.Pair{}, Gone: []string{}}
+	all := PairChanges{Reset: seen == 0 || seen < r.lost, Changed: []status.Pair{}, Gone: []string{}} // lists, where they are empty too
 	for _, p := range r.of.snap.Pairs {
-		if c.Reset || r.all[p.ID].n > seen {
-			c.Changed = append(c.Changed, p)
+		if all.Reset || r.all[p.ID].n > seen {
+			all.Changed = append(all.Changed, p)
 		}
 	}
-	for i := len(r.gone) - 1; i >= 0 && !c.Reset && r.gone[i].n > seen; i-- {
-		c.Gone = append(c.Gone, r.gone[i].id)
+	for i := len(r.gone) - 1; i >= 0 && !all.Reset && r.gone[i].n > seen; i-- {
+		all.Gone = append(all.Gone, r.gone[i].id)
 	}
-	text := line(c)
-	r.texts[seen] = text
-	return text
+	var texts [][]byte
+	for more := true; more; {
+		changed := min(len(all.Changed), mostTold)
+		gone := min(len(all.Gone), mostTold-changed)
+		part := PairChanges{Reset: all.Reset && texts == nil, Changed: all.Changed[:changed], Gone: all.Gone[:gone]}
+		all.Changed, all.Gone = all.Changed[changed:], all.Gone[gone:]
+		more = len(all.Changed)+len(all.Gone) > 0
+		part.More = more
+		texts = append(texts, line(part))
+	}
+	r.texts[seen] = texts
+	return texts
 }
 
 // line is JSON in one line that a terminal only prints.

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"testing"
@@ -26,8 +27,26 @@ func TestRows(t *testing.T) {
 	for range 3 {
 		turn()
 	}
-	if text := string(r.since(seen)); text[:14] != `{"reset":false` {
-		t.Errorf("after 3 looks: %.40s", text)
+	// told puts the events together, and wants of each that it is small.
+	told := func(seen uint64) (all PairChanges) {
+		t.Helper()
+		texts := r.since(seen)
+		for i, text := range texts {
+			var part PairChanges
+			if err := json.Unmarshal(text, &part); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(part.Changed) + len(part.Gone); n > mostTold || n == 0 || part.More != (i < len(texts)-1) || part.Reset && i > 0 {
+				t.Errorf("event %d of %d has %d rows, reset %t, more %t", i+1, len(texts), n, part.Reset, part.More)
+			}
+			all.Reset = all.Reset || part.Reset
+			all.Changed = append(all.Changed, part.Changed...)
+			all.Gone = append(all.Gone, part.Gone...)
+		}
+		return all
+	}
+	if c := told(seen); c.Reset || len(c.Changed) != mostGone/4 || len(c.Gone) != mostGone/4*3 {
+		t.Errorf("after 3 looks: reset %t, %d changed, %d gone", c.Reset, len(c.Changed), len(c.Gone))
 	}
 	for range 7 {
 		turn()
@@ -35,11 +54,16 @@ func TestRows(t *testing.T) {
 	if len(r.gone) > mostGone || len(r.all) != mostGone/4 {
 		t.Errorf("%d are remembered as gone, and %d as there", len(r.gone), len(r.all))
 	}
-	if text := string(r.since(seen)); text[:13] != `{"reset":true` {
-		t.Errorf("after 10 looks: %.40s", text)
+	if c := told(seen); !c.Reset || len(c.Changed) != mostGone/4 || len(c.Gone) != 0 {
+		t.Errorf("after 10 looks: reset %t, %d changed, %d gone", c.Reset, len(c.Changed), len(c.Gone))
 	}
-	if text := string(r.since(r.n - 1)); text[:14] != `{"reset":false` {
-		t.Errorf("whoever was told just before: %.40s", text)
+	if c := told(r.n - 1); c.Reset || len(c.Changed) != mostGone/4 || len(c.Gone) != mostGone/4 {
+		t.Errorf("whoever was told just before: reset %t, %d changed, %d gone", c.Reset, len(c.Changed), len(c.Gone))
+	}
+	r.take(&look{})
+	r.take(&look{})
+	if texts := r.since(r.n - 1); len(texts) != 1 || string(texts[0]) != `{"reset":false,"changed":[],"gone":[],"more":false}` {
+		t.Errorf("when there is nothing: %s", texts)
 	}
 }
 
@@ -68,7 +92,10 @@ func BenchmarkRows(b *testing.B) {
 			for b.Loop() {
 				i++
 				r.take(looks[i%2])
-				bytes = len(r.since(r.n - 1))
+				bytes = 0
+				for _, text := range r.since(r.n - 1) {
+					bytes += len(text)
+				}
 			}
 			b.ReportMetric(float64(bytes), "text-bytes")
 		})

@@ -33,8 +33,9 @@ function take(name, data) {
 	if (name === 'status') {
 		postMessage({ kind: 'status', at: Date.now(), snap: JSON.parse(data) });
 	} else if (name === 'pairs') {
-		takePairs(JSON.parse(data));
-		show();
+		const whole = takePairs(JSON.parse(data));
+		// At a slow line the parts of the first list take a while: what has come is shown.
+		if (whole || batch.reset && performance.now() - Math.max(before, showedAt) > 500) show();
 	}
 }
 
@@ -89,44 +90,49 @@ let view = null; // what the page shows
 let before = 0; // when the last change was told
 let paced = false; // whether there was an earlier one to compare it with
 let sums = null;
+let showedAt = 0; // when the list was put in order last
 
-function takePairs({ reset, changed, gone }) {
-	const now = performance.now();
-	const seconds = before && !reset ? Math.max((now - before) / 1000, 0.2) : 0;
-	before = now;
-	paced = seconds > 0;
-	for (const row of rows.values()) {
-		row.sentRate = row.receivedRate = row.rate = 0;
-		if (row.ended) {
-			if (!held) rows.delete(row.id);
-		}
+let batch = null; // changes of one moment, which may come in several events: how long after those before, and whom they told of
+
+// takePairs takes what one event tells of connections, and returns whether that is all of a moment.
+function takePairs({ reset, changed, gone, more }) {
+	if (reset || !batch) {
+		const now = performance.now();
+		batch = { seconds: before && !reset ? Math.max((now - before) / 1000, 0.2) : 0, reset, seen: new Set() };
+		before = now;
+		if (reset) paced = false;
+		if (!held) for (const row of rows.values()) if (row.ended) rows.delete(row.id);
 	}
-	const seen = reset ? new Set() : null;
+	const { seconds, seen } = batch;
 	for (const pair of changed) {
-		seen?.add(pair.id);
+		seen.add(pair.id);
 		const row = rows.get(pair.id);
 		if (!row) {
 			rows.set(pair.id, { ...pair, at: Date.parse(pair.since), sentRate: 0, receivedRate: 0, rate: 0, ended: false });
 			continue;
 		}
-		if (seconds) {
-			row.sentRate = (pair.sent - row.sent) / seconds;
-			row.receivedRate = (pair.received - row.received) / seconds;
-			row.rate = row.sentRate + row.receivedRate;
-		}
+		row.sentRate = seconds && (pair.sent - row.sent) / seconds;
+		row.receivedRate = seconds && (pair.received - row.received) / seconds;
+		row.rate = row.sentRate + row.receivedRate;
 		Object.assign(row, pair);
 	}
 	const end = (row) => {
-		if (held) Object.assign(row, { ended: true, state: 'ended' });
+		if (held) Object.assign(row, { ended: true, state: 'ended', sentRate: 0, receivedRate: 0, rate: 0 });
 		else rows.delete(row.id);
 	};
-	if (seen) {
-		for (const row of rows.values()) if (!seen.has(row.id)) end(row);
-	}
 	for (const id of gone || []) {
 		const row = rows.get(id);
 		if (row) end(row);
 	}
+	if (more) return false;
+	for (const row of rows.values()) {
+		if (seen.has(row.id)) continue;
+		if (batch.reset) end(row);
+		else row.sentRate = row.receivedRate = row.rate = 0;
+	}
+	paced = seconds > 0;
+	batch = null;
+	return true;
 }
 
 const compare = {
@@ -178,6 +184,7 @@ function show() {
 	if (!view || !before) return;
 	arrange();
 	showRows();
+	showedAt = performance.now();
 }
 
 function showRows() {
@@ -196,6 +203,7 @@ function setView(next) {
 		rows.clear();
 		order = [];
 		before = 0;
+		batch = null;
 		held = settled = false;
 		open();
 		return;
