@@ -197,7 +197,7 @@ func settled(s status.Snapshot) bool {
 		return false
 	}
 	for _, v := range s.Services {
-		if v.State == status.ServiceAway || v.State == status.ServiceRetrying && v.Reason == "" {
+		if v.State == status.ServiceAway && !v.Drained || v.State == status.ServiceRetrying && v.Reason == "" {
 			return false
 		}
 	}

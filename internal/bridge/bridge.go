@@ -289,6 +289,7 @@ func mergeServices(all []status.Service, proxies []string) status.Service {
 	}
 	st.Reason = ""
 	for i, other := range all {
+		st.Drained = st.Drained && (other.State != st.State || other.Drained) // else another proxy has an outage
 		if other.State == status.ServiceUp {
 			continue
 		}

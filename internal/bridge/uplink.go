@@ -426,7 +426,7 @@ func (u *uplink) problemLocked() string {
 // serviceLocked describes a service as users of this proxy find it.
 func (u *uplink) serviceLocked(svc *claims.Offered) status.Service {
 	k := u.claims.Known(svc.ID)
-	st := status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason, Probe: k.Probe, Inspect: svc.Options.Proxy.Inspect}
+	st := status.Service{Public: k.Public.String(), Target: svc.TargetName(), State: k.State, Reason: k.Reason, Drained: k.Drained, Probe: k.Probe, Inspect: svc.Options.Proxy.Inspect}
 	switch {
 	case st.State != status.ServiceUp:
 	case st.Reason != "": // users go to it no more, by order of the proxy's operator

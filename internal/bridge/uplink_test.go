@@ -177,3 +177,27 @@ func TestStreamsBehindAGoAway(t *testing.T) {
 		}
 	})
 }
+
+// TestMergeDrained: a service of several proxies is drained if that is why it is up at none of them. An outage at one is no order.
+func TestMergeDrained(t *testing.T) {
+	up, drained := status.Service{State: status.ServiceUp}, status.Service{State: status.ServiceAway, Drained: true}
+	away, denied, retrying := status.Service{State: status.ServiceAway}, status.Service{State: status.ServiceDenied}, status.Service{State: status.ServiceRetrying}
+	for _, c := range []struct {
+		all   []status.Service
+		state string
+		want  bool
+	}{
+		{[]status.Service{drained}, status.ServiceAway, true},
+		{[]status.Service{drained, drained}, status.ServiceAway, true},
+		{[]status.Service{drained, denied}, status.ServiceAway, true},
+		{[]status.Service{denied, drained}, status.ServiceAway, true},
+		{[]status.Service{drained, up}, status.ServiceUp, false},
+		{[]status.Service{drained, away}, status.ServiceAway, false},
+		{[]status.Service{away, drained}, status.ServiceAway, false},
+		{[]status.Service{drained, retrying}, status.ServiceRetrying, false},
+	} {
+		if st := mergeServices(c.all, make([]string, len(c.all))); st.State != c.state || st.Drained != c.want {
+			t.Errorf("mergeServices(%+v) is %s, drained: %t; want %s, %t", c.all, st.State, st.Drained, c.state, c.want)
+		}
+	}
+}

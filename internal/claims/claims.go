@@ -93,6 +93,7 @@ type Claim struct {
 	State   string         // one of the states of status.Service
 	Public  grammar.Public // that the proxy serves
 	Reason  string         // why it is not up
+	Drained bool           // the proxy lets no new users in, by order of its operator
 	Answers int            // of the proxy, so far
 	Proven  bool           // the public port has answered since the service came up
 	Probe   status.Probe   // what came of the last probe of the public port
@@ -327,7 +328,7 @@ func (c *Link) Ended() {
 	clear(c.retired)
 	clear(c.slots)
 	for _, k := range c.known {
-		k.said, k.Proven, k.Pending, k.State, k.Reason, k.Probe = false, false, true, status.ServiceAway, "", status.Probe{}
+		k.said, k.Proven, k.Pending, k.State, k.Reason, k.Drained, k.Probe = false, false, true, status.ServiceAway, "", false, status.Probe{}
 	}
 }
 
@@ -376,6 +377,8 @@ type Answer struct {
 	State  string         // one of the states of status.Service
 	Public grammar.Public // that is served; it counts where the bridge's own configuration names no port
 	Reason string
+
+	Drained bool // it is up, but no new users come, by order of the proxy's operator
 }
 
 // states are the states of services by the status that the proxy says. An unknown status means that the service is not up.
@@ -383,7 +386,7 @@ var states = map[wire.ClaimStatus]string{wire.ClaimUp: status.ServiceUp, wire.Cl
 
 // AnswerOf returns what a CLAIMED says.
 func AnswerOf(c wire.Claimed) Answer {
-	a := Answer{State: states[c.Status], Reason: c.Text}
+	a := Answer{State: states[c.Status], Reason: c.Text, Drained: c.Drained && c.Status == wire.ClaimUp}
 	if a.State == "" {
 		a.State = status.ServiceRetrying
 	}
@@ -420,7 +423,7 @@ func (c *Link) Claimed(id uint32, a Answer) (h Heard, err error) {
 		return h, nil
 	}
 	h.Service, h.Before = c.of.offered[id], *k
-	k.Pending, k.State, k.Reason = false, a.State, a.Reason
+	k.Pending, k.State, k.Reason, k.Drained = false, a.State, a.Reason, a.Drained
 	k.Answers++
 	if a.State == status.ServiceUp {
 		if h.Service.Public.Kind == grammar.KindOffered && a.Public != (grammar.Public{}) {

@@ -33,6 +33,7 @@ type frozenClaim struct {
 	ID                    uint32
 	Said, Pending, Proven bool
 	State, Public, Reason string
+	Drained               bool
 	Answers               int
 	Probe                 status.Probe
 }
@@ -75,7 +76,7 @@ func (svc *Offered) freeze() frozenService {
 
 func (c *Link) freeze() (f frozenClaims) {
 	for id, k := range c.known {
-		f.Known = append(f.Known, frozenClaim{id, k.said, k.Pending, k.Proven, k.State, k.Public.String(), k.Reason, k.Answers, k.Probe})
+		f.Known = append(f.Known, frozenClaim{id, k.said, k.Pending, k.Proven, k.State, k.Public.String(), k.Reason, k.Drained, k.Answers, k.Probe})
 	}
 	slices.SortFunc(f.Known, func(a, b frozenClaim) int { return cmp.Compare(a.ID, b.ID) })
 	for _, r := range c.retired {
@@ -119,7 +120,7 @@ func Thaw(f Frozen) (*Services, error) {
 			if err != nil {
 				return nil, err
 			}
-			c.known[k.ID] = &Claim{k.Said, k.Pending, k.State, pub, k.Reason, k.Answers, k.Proven, k.Probe}
+			c.known[k.ID] = &Claim{k.Said, k.Pending, k.State, pub, k.Reason, k.Drained, k.Answers, k.Proven, k.Probe}
 		}
 		for _, fr := range fc.Retired {
 			svc, err := fr.Service.thaw()

@@ -378,7 +378,9 @@ func (w *World) services(_ context.Context, v *visit) (all []Check) {
 			all = append(all, w.retrying(s, v.Role, whose, len(all) < mostLines))
 		default:
 			hint := "it comes back with the link"
-			if v.Role == config.RoleProxy {
+			if s.Drained {
+				hint = "`reverser drain` with --undo at the proxy lets new users in again"
+			} else if v.Role == config.RoleProxy {
 				hint = "its bridge is not connected: `reverser doctor` there says why"
 			}
 			all = append(all, Check{name, Warn, fmt.Sprintf("%s is %s%s%s", s.Public, s.State, whose, reason), hint})

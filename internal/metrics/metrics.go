@@ -101,7 +101,7 @@ var (
 	refusedTotal     = desc("refused_total", "Users who were not served, by the reason.", "service", "reason")
 
 	services  = desc("services", "Services, by their state.", "state")
-	serviceUp = desc("service_up", "Whether the service serves users.", "service")
+	serviceUp = desc("service_up", "Whether the service serves users, or lets no new ones in by order.", "service")
 
 	links      = desc("links", "Links between bridge and proxy, by their state.", "state")
 	linkUp     = desc("link_up", "Whether a link of the key is up. At a proxy, of every key that it honours.", "key")
@@ -220,7 +220,7 @@ func (c *collector) states(s sink, snap *status.Snapshot) {
 			continue
 		}
 		if label := c.services.label(svc.Public); label != other {
-			ups[label] = ups[label] || svc.State == status.ServiceUp
+			ups[label] = ups[label] || svc.State == status.ServiceUp || svc.Drained
 		}
 	}
 	s.counts(services, count)

@@ -95,7 +95,9 @@ func busy() *process {
 }
 
 func TestMetrics(t *testing.T) {
-	got := scrape(t, busy().handler())
+	p := busy()
+	p.snap.Services = append(p.snap.Services, status.Service{Public: "tcp/23", State: status.ServiceAway, Drained: true})
+	got := scrape(t, p.handler())
 	for _, want := range []string{
 		`reverser_connections{service="tcp/9000"} 2`,
 		`reverser_connections{service="http/a.example"} 0`,
@@ -104,8 +106,8 @@ func TestMetrics(t *testing.T) {
 		`reverser_bytes_total{direction="sent",service="tcp/9000"} 15`,
 		`reverser_bytes_total{direction="received",service="tcp/9000"} 20`,
 		`reverser_refused_total{reason="away",service="tcp/9000"} 3`,
-		`reverser_services{state="up"} 1`, `reverser_services{state="away"} 1`, `reverser_services{state="denied"} 1`, `reverser_services{state="retrying"} 0`,
-		`reverser_service_up{service="tcp/9000"} 1`,
+		`reverser_services{state="up"} 1`, `reverser_services{state="away"} 2`, `reverser_services{state="denied"} 1`, `reverser_services{state="retrying"} 0`,
+		`reverser_service_up{service="tcp/9000"} 1`, `reverser_service_up{service="tcp/23"} 1`,
 		`reverser_links{state="up"} 1`, `reverser_links{state="down"} 1`, `reverser_links{state="draining"} 1`,
 		`reverser_link_up{key="nas"} 1`, `reverser_link_up{key="old"} 0`, `reverser_link_up{key="spare"} 0`,
 		`reverser_link_rtt_seconds{key="nas"} 0.03`,

@@ -96,7 +96,7 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 		note(sub, "", up, "")
 	}
 	for _, v := range s.Services {
-		note(subject{"service", v.Public}, v.Key, v.State == status.ServiceUp, cmp.Or(v.Reason, v.State))
+		note(subject{"service", v.Public}, v.Key, v.State == status.ServiceUp || v.Drained, cmp.Or(v.Reason, v.State))
 	}
 	for host, c := range certificates(s, now) {
 		sub := subject{certificate, host}

@@ -28,6 +28,10 @@ func TestWatch(t *testing.T) {
 	away := with(at("a"), func(s *status.Snapshot) {
 		s.Services[0].State, s.Services[0].Reason = status.ServiceAway, "the bridge is draining"
 	})
+	drained := with(away, func(s *status.Snapshot) {
+		s.Services = slices.Clone(s.Services)
+		s.Services[0].Drained = true
+	})
 	down := with(at("a"), func(s *status.Snapshot) { s.Links[0].State = status.LinkDown })
 	type step struct {
 		after int // seconds since the step before
@@ -42,6 +46,7 @@ func TestWatch(t *testing.T) {
 		"a flap within an outage":   {{0, at("a"), nil}, {1, at(), nil}, {30, at(), []string{"bridge-down a", "service-down tcp/a"}}, {5, at("a"), nil}, {20, at(), nil}, {100, at(), nil}},
 		"a link that is lost":       {{0, at("a"), nil}, {1, down, nil}, {30, down, []string{"bridge-down a"}}},
 		"a service alone":           {{0, at("a"), nil}, {1, away, nil}, {30, away, []string{"service-down tcp/a"}}, {1, at("a"), nil}, {30, at("a"), []string{"service-up tcp/a"}}},
+		"a service that is drained": {{0, at("a"), nil}, {1, drained, nil}, {100, drained, nil}, {1, away, nil}, {30, away, []string{"service-down tcp/a"}}, {1, drained, nil}, {30, drained, []string{"service-up tcp/a"}}},
 		"never up":                  {{0, down, nil}, {30, down, []string{"bridge-down a"}}},
 		"one of two":                {{0, at("a", "b"), nil}, {1, at("b"), nil}, {30, at("b"), []string{"bridge-down a", "service-down tcp/a"}}},
 		"a service that is removed": {{0, at("a"), nil}, {1, with(at("a"), func(s *status.Snapshot) { s.Services = nil }), nil}, {100, with(at("a"), func(s *status.Snapshot) { s.Services = nil }), nil}},

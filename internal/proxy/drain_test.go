@@ -51,6 +51,10 @@ func (w *world) turnedAway(addr string) {
 	wantReset(w.t, c)
 }
 
+func (w *world) isDrained(public string) bool {
+	return slices.ContainsFunc(w.p.Status().Services, func(s status.Service) bool { return s.Public == public && s.Drained })
+}
+
 func (w *world) state(public string) (state, reason string) {
 	for _, s := range w.p.Status().Services {
 		if s.Public == public {
@@ -78,12 +82,15 @@ func TestDrainService(t *testing.T) {
 	if state, reason := w.state(public); state != status.ServiceAway || reason != registry.DrainedText {
 		t.Errorf("status says %s, %q", state, reason)
 	}
+	if !w.isDrained(public) || w.isDrained(otherPublic) {
+		t.Error("status does not say that one of both is drained")
+	}
 	if state, _ := w.state(otherPublic); state != status.ServiceUp {
 		t.Errorf("the other one is %s", state)
 	}
 	eventually(t, "the bridge hears why", func() bool { return strings.Contains(b.claim(0).Text, "drained by the operator") })
-	if c := b.claim(0); c.Status != wire.ClaimUp {
-		t.Errorf("the claim is %v", c.Status)
+	if c := b.claim(0); c.Status != wire.ClaimUp || !c.Drained {
+		t.Errorf("the claim is %v, drained: %t; want up, and drained", c.Status, c.Drained)
 	}
 	w.setKeys(k) // a reload
 	w.turnedAway(addr)
@@ -99,7 +106,10 @@ func TestDrainService(t *testing.T) {
 	if state, reason := w.state(public); state != status.ServiceUp || reason != "" {
 		t.Errorf("status says %s, %q", state, reason)
 	}
-	eventually(t, "the bridge hears it", func() bool { return b.claim(0).Text == "" })
+	eventually(t, "the bridge hears it", func() bool { return b.claim(0).Text == "" && !b.claim(0).Drained })
+	if w.isDrained(public) {
+		t.Error("status says that it is drained")
+	}
 }
 
 // TestDrainWhileAway: users who wait for a bridge that is away are reset by the order, long before their time is over.

@@ -29,7 +29,7 @@ func (p *Proxy) Status() status.Snapshot {
 	for _, s := range p.registry.Services() {
 		st := describe(s)
 		if draining && st.State != status.ServiceDenied {
-			st.State, st.Reason = status.ServiceAway, registry.StoppingText
+			st.State, st.Reason, st.Drained = status.ServiceAway, registry.StoppingText, false
 		}
 		by, on := inspected[st.Public]
 		st.Inspect = on && by == s.Key
@@ -76,7 +76,7 @@ func (p *Proxy) keyOrID(id [16]byte) string { return cmp.Or(p.keyName(id), hex.E
 
 // describe is a claim as status shows it.
 func describe(s registry.Service) status.Service {
-	st := status.Service{Public: s.Public, Target: s.Target, Key: s.KeyName, Reason: s.Reason}
+	st := status.Service{Public: s.Public, Target: s.Target, Key: s.KeyName, Reason: s.Reason, Drained: s.Drained}
 	switch l := linkOf(s.Way); {
 	case s.Status == wire.ClaimDenied:
 		st.State = status.ServiceDenied
@@ -84,13 +84,13 @@ func describe(s registry.Service) status.Service {
 		st.State = status.ServiceRetrying
 	case s.Status == 0:
 		st.State, st.Reason = status.ServiceRetrying, "its port is being opened"
-	case l.Connected() && s.Reason != "": // it is drained
+	case l.Connected() && s.Drained:
 		st.State = status.ServiceAway
 	case l.Connected():
 		st.State = status.ServiceUp
 	default:
 		st.State = status.ServiceAway
-		if l.RemoteAddr() != nil && !s.Leaving {
+		if l.RemoteAddr() != nil && !s.Leaving && !s.Drained {
 			st.Reason = "the bridge is connected, but none of its connections for data is"
 		}
 	}

@@ -40,7 +40,7 @@ type Told struct {
 
 // Claimed is the frame with the answer, without the nonce.
 func (t Told) Claimed() wire.Claimed {
-	return wire.Claimed{Status: t.Status, Public: t.Public.String(), Text: t.Bridge}
+	return wire.Claimed{Status: t.Status, Public: t.Public.String(), Text: t.Bridge, Drained: t.drained()}
 }
 
 // effect is something to be done. It names a thing, not an action: what to do with it is decided when its turn comes.

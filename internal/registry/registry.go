@@ -144,6 +144,9 @@ func (r *Registry) Opened(s Socket, attempt uint64, err error) (present bool) {
 
 func (a Answer) up() bool { return a.Status == wire.ClaimUp }
 
+// drained reports whether a claim is up and lets no newcomers in.
+func (a Answer) drained() bool { return a.up() && a.Text != "" }
+
 // words returns why a claim is not up, for the operators of the proxy and of the bridge.
 func (co *core) words(c *claim, a Answer) (here, there string) {
 	key := func(id KeyID) string {
@@ -206,6 +209,7 @@ type Service struct {
 	Target  string
 	Status  wire.ClaimStatus // as told last; 0: nothing yet
 	Reason  string           // for the proxy's operator
+	Drained bool             // it is up, and lets no newcomers in by order
 	Way     Way
 	Leaving bool
 }
@@ -227,6 +231,7 @@ func (r *Registry) Services() []Service {
 				sv.Public = c.asked.Public
 			}
 			sv.Reason, _ = r.core.words(c, c.told)
+			sv.Drained = c.told.drained()
 			all = append(all, sv)
 		}
 	})

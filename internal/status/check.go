@@ -13,7 +13,8 @@ const maxNamed = 5
 // Check returns nil when users are served, and else an error that says in one line what is down.
 //
 // A proxy serves when it listens and is not stopping, whatever bridges are connected. A bridge serves when a link and all its
-// services are up. With public, a canonical PUBLIC, only that service counts, at a bridge with the link.
+// services are up, or drained by order of the proxy's operator. With public, a canonical PUBLIC, only that service counts, at a bridge
+// with the link, and must be up.
 func (s *Snapshot) Check(public string) error { return s.check(public, ServiceUp) }
 
 // Ready returns nil when the process does all that is up to it, and else an error that says in one line what is missing. It is what Check
@@ -38,7 +39,7 @@ func (s *Snapshot) check(public string, states ...string) error {
 	}
 	var down []string
 	for _, v := range s.Services {
-		if !slices.Contains(states, v.State) {
+		if !v.Drained && !slices.Contains(states, v.State) {
 			down = append(down, v.fault())
 		}
 	}

@@ -15,6 +15,8 @@ func TestCheck(t *testing.T) {
 	up, down, draining := link(status.LinkUp), link(status.LinkDown), link(status.LinkDraining)
 	good := service("tcp/9000", status.ServiceUp, "")
 	denied := service("tcp/22", status.ServiceDenied, "the policy of key nas allows tcp/9000 only")
+	drained := service("tcp/9000", status.ServiceAway, "drained by the operator of the proxy")
+	drained.Drained = true
 	var many []status.Service
 	for i := range 8 {
 		many = append(many, service(fmt.Sprintf("tcp/%d", 9001+i), status.ServiceRetrying, ""))
@@ -51,6 +53,11 @@ func TestCheck(t *testing.T) {
 		{"bridge, no link", bridge(nil), "", "there is no link"},
 		{"bridge, stopping", stopping(bridge([]status.Link{up}, good)), "tcp/9000", "the bridge is stopping"},
 		{"bridge, no data connection", bridge([]status.Link{up}, service("tcp/9000", status.ServiceAway, "")), "", "tcp/9000 is away: no bridge is connected for it"},
+		{"bridge, drained", bridge([]status.Link{up}, drained), "", ""},
+		{"bridge, drained, another denied", bridge([]status.Link{up}, drained, denied), "", "tcp/22 is denied: the policy of key nas allows tcp/9000 only"},
+		{"bridge, drained, link down", bridge([]status.Link{down}, drained), "", "the link to 192.0.2.1:3010 is down"},
+		{"bridge, the drained service", bridge([]status.Link{up}, drained), "tcp/9000", "tcp/9000 is away: drained by the operator of the proxy"},
+		{"proxy, the drained service", proxy(drained), "tcp/9000", "tcp/9000 is away: drained by the operator of the proxy"},
 		{"proxy", proxy(), "", ""},
 		{"proxy, a bridge's trouble", proxy(good, denied), "", ""},
 		{"proxy, service", proxy(good), "tcp/9000", ""},

@@ -125,6 +125,9 @@ type Service struct {
 	Connections int    `json:"connections"`
 	Reason      string `json:"reason,omitempty"` // why State is not ServiceUp, where there is more to say
 
+	// Drained says that no new users are let in by order of the proxy's operator. ServiceAway is what was asked for then.
+	Drained bool `json:"drained,omitempty"`
+
 	// Probe is what came of the bridge's last probe of the public port, at the bridge.
 	Probe Probe `json:"probe,omitzero"`
 

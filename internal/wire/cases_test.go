@@ -91,6 +91,7 @@ func frames() []named {
 		{"claimed-up", AppendClaimed(nil, 1, Claimed{Status: ClaimUp, Nonce: seq[[16]byte](0xa0), Public: "tcp/9000"})},
 		{"claimed-denied", AppendClaimed(nil, 2, Claimed{Status: ClaimDenied, Public: "tcp/22", Text: "tcp/22 denied: the policy of key \"nas\" allows tcp/1024-65535"})},
 		{"claimed-longest", AppendClaimed(nil, 1<<32-1, Claimed{Status: ClaimRetrying, Public: strings.Repeat("p", 255), Text: strings.Repeat("t", MaxText)})},
+		{"claimed-drained", AppendClaimed(nil, 1, Claimed{Status: ClaimUp, Public: "tcp/9000", Text: "no new users", Drained: true})},
 		{"claimed-status-of-a-later-version", AppendClaimed(nil, 1, Claimed{Status: 77, Public: "tcp/9000"})},
 		{"unclaim", AppendUnclaim(nil, 1)},
 		{"unclaimed", AppendUnclaimed(nil, 1, []Mark{{1, 5<<8 | 1}, {2, 0}, {4, 1<<62 | 4}})},

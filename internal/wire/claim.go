@@ -35,6 +35,8 @@ const (
 	fieldLimits  = 4
 	fieldGroup   = 128
 	fieldOptions = 129
+
+	fieldClaimedDrained = 1
 )
 
 // claimHead begins a frame about a claim.
@@ -139,6 +141,8 @@ type Claimed struct {
 	Nonce  [16]byte // what the bridge's probe proves to have; zero: do not probe
 	Public string   // the public address that is served
 	Text   string   // why not
+
+	Drained bool // field 1: it is up, and no new users come, by order of the proxy's operator
 }
 
 // AppendClaimed appends a CLAIMED with the id of the claim.
@@ -146,7 +150,11 @@ func AppendClaimed(b []byte, id uint32, c Claimed) []byte {
 	at := len(b)
 	b = append(claimHead(b, TypeClaimed, id), byte(c.Status))
 	b = append(b, c.Nonce[:]...)
-	return setLength(appendString(appendString(b, c.Public), cutText(c.Text)), at)
+	b = appendString(appendString(b, c.Public), cutText(c.Text))
+	if c.Drained {
+		b = AppendField(b, fieldClaimedDrained, []byte{1})
+	}
+	return setLength(b, at)
 }
 
 // ParseClaimed decodes a CLAIMED.
@@ -164,7 +172,15 @@ func ParseClaimed(f Frame) (id uint32, c Claimed, err error) {
 	if !ok || len(c.Text) > MaxText {
 		return id, c, malformed(TypeClaimed, "bad text")
 	}
-	return id, c, parseFields(TypeClaimed, rest, func(Field) (known, ok bool) { return false, false })
+	return id, c, parseFields(TypeClaimed, rest, func(f Field) (known, ok bool) {
+		if f.Type != fieldClaimedDrained {
+			return false, false
+		}
+		var d uint8
+		ok = f.uint8(&d)
+		c.Drained = d != 0
+		return true, ok
+	})
 }
 
 // AppendUnclaim appends an UNCLAIM: the bridge gives the claim back.

@@ -125,7 +125,7 @@ func fields(f Frame) map[string]any {
 		}
 	case TypeClaimed:
 		id, c, _ := ParseClaimed(f)
-		return map[string]any{"id": id, "status": c.Status, "nonce": hex.EncodeToString(c.Nonce[:]), "public": c.Public, "text": c.Text}
+		return map[string]any{"id": id, "status": c.Status, "nonce": hex.EncodeToString(c.Nonce[:]), "public": c.Public, "text": c.Text, "drained": c.Drained}
 	case TypeUnclaim:
 		id, _ := ParseUnclaim(f)
 		return map[string]any{"id": id}

@@ -100,7 +100,7 @@ func TestLayout(t *testing.T) {
 		{"0d 00 001d 0000000000000000 00000000ffffffff 01 61 01 62 01 0004 00000005 02 0001 02 03 0001 01 04 0002 6c6d 80 0002 6767", AppendClaim(nil, 1<<32-1, Claim{
 			Public: "a", Target: "b", Weight: 5, Health: HealthBad, Drained: true, Limits: []byte("lm"), Group: "gg",
 		})},
-		{"0e 00 001d 0000000000000000 0000000000000002 01 a0a1a2a3a4a5a6a7a8a9aaabacadaeaf 08 7463702f39303030 02 6f6b", AppendClaimed(nil, 2, Claimed{ClaimUp, seq[[16]byte](0xa0), "tcp/9000", "ok"})},
+		{"0e 00 001d 0000000000000000 0000000000000002 01 a0a1a2a3a4a5a6a7a8a9aaabacadaeaf 08 7463702f39303030 02 6f6b", AppendClaimed(nil, 2, Claimed{Status: ClaimUp, Nonce: seq[[16]byte](0xa0), Public: "tcp/9000", Text: "ok"})},
 		{"0f 00 0000 0000000000000000 0000000000000002", AppendUnclaim(nil, 2)},
 		{"10 00 0013 0000000000000000 0000000000000002 02 01 0000000000000501 04 0000000000000000", AppendUnclaimed(nil, 2, []Mark{{1, 0x501}, {4, 0}})},
 		{"11 00 0000 0000000000000000 0000000000000000", AppendRound(nil)},

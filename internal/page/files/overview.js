@@ -149,8 +149,8 @@ function Links({ snap }) {
 	</div>`;
 }
 
-// isDrained is whether an order lets nobody new in to a service; the process says so in its reason.
-export const isDrained = (s) => s.state === 'away' && /^drained\b/.test(s.reason || '');
+// isDrained is whether an order lets nobody new in to a service.
+export const isDrained = (s) => !!s.drained;
 const pathOf = (s) => `/api/v1/services/${encodeURIComponent(s.public)}/drain`;
 
 function Services({ snap }) {
