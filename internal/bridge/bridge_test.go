@@ -613,10 +613,10 @@ func TestAnswersToClaims(t *testing.T) {
 		}
 		cancel()
 	}
-	if b.log.Count("ERROR service denied by the proxy", "service=tcp/80", "reason=tcp/80 denied") != 1 ||
-		b.log.Count("WARN service cannot be opened at the proxy", "service=tcp/9002", "in use") != 1 {
-		t.Error("the answers are not in the log")
-	}
+	eventually(t, "the answers are in the log", func() bool {
+		return b.log.Count("ERROR service denied by the proxy", "service=tcp/80", "reason=tcp/80 denied") == 1 &&
+			b.log.Count("WARN service cannot be opened at the proxy", "service=tcp/9002", "in use") == 1
+	})
 }
 
 // TestTotals: a service's bytes are counted while the connection lives, and stay counted.
