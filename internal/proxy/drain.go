@@ -8,6 +8,7 @@ import (
 
 	"reverser/internal/grammar"
 	"reverser/internal/registry"
+	"reverser/internal/traffic"
 )
 
 // DrainOrder says for which services nobody new is to be let in any more: those that Allow covers, or all of a key.
@@ -102,17 +103,20 @@ func (p *Proxy) notDrained(o DrainOrder) error {
 // drained are the services that an order is about.
 func (p *Proxy) drained(d registry.Drain) (found Drained) {
 	found.Services = []string{}
+	counted := make(map[*traffic.Account]bool)
 	for _, s := range p.registry.Services() {
 		public, err := grammar.ParsePublic(s.Public)
-		if err != nil || !d.Allow.Permits(public) && (d.Allow != (grammar.Allow{}) || d.Key != s.Key) || slices.Contains(found.Services, s.Public) {
+		if err != nil || !d.Allow.Permits(public) && (d.Allow != (grammar.Allow{}) || d.Key != s.Key) {
 			continue
 		}
 		found.Services = append(found.Services, s.Public)
-		if account := p.conns.Find(s.Key, s.Public); account != nil {
+		if account := p.conns.Find(s.Key, s.Public); account != nil && !counted[account] {
+			counted[account] = true
 			found.Connections += account.Usage().Pairs
 		}
 	}
 	slices.Sort(found.Services)
+	found.Services = slices.Compact(found.Services) // several keys may ask for one
 	return found
 }
 

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
@@ -201,4 +202,35 @@ func TestDrainOrders(t *testing.T) {
 		t.Errorf("%v; want what is drained", err)
 	}
 	w.turnedAway(addr)
+}
+
+// TestDrainedKeyIsRemoved: an order about a key ends with the key, since nobody could undo it. One about names stays, whoever has them.
+func TestDrainedKeyIsRemoved(t *testing.T) {
+	addr, public := free(t)
+	k, other := key(t, "nas", "tcp/1-65535"), key(t, "office", "tcp/1-65535")
+	_, others := free(t)
+	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
+	w.bridge(k, how{instance: 1}, others)
+	w.drain(DrainOrder{Key: "office"}, 0)
+	w.drain(DrainOrder{Service: allow(t, others)}, 0, others)
+	w.setKeys(k)
+	_, err := w.p.DrainUsers(context.Background(), DrainOrder{Key: "nas", Undo: true})
+	if err == nil || err.Error() != fmt.Sprintf("key %q was not drained, but %s", "nas", others) {
+		t.Errorf("%v; want the order that is left alone", err)
+	}
+	w.setKeys(k, other)
+	w.pair(w.bridge(other, how{instance: 2}, public), addr)
+}
+
+// TestDrainCountsEachService: a service that several keys ask for is named once, and the connections are those of the one that has it.
+func TestDrainCountsEachService(t *testing.T) {
+	addr, public := free(t)
+	k, other := key(t, "nas", public), key(t, "office", public)
+	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
+	b := w.bridge(k, how{instance: 1}, public)
+	w.pair(b, addr)
+	w.bridge(other, how{instance: 2}, public)
+	for range 20 { // they come in any order
+		w.drain(DrainOrder{Service: allow(t, public)}, 1, public)
+	}
 }

@@ -73,6 +73,10 @@ func (p *Proxy) putKeys(set Settings) (news []expiryNews) {
 	}
 	p.keepSecrets(before)
 	news = p.markExpired(before)
+	p.drains = slices.DeleteFunc(slices.Clone(p.drains), func(d registry.Drain) bool { // or nobody could undo it
+		_, still := p.keys[d.Key]
+		return d.Allow == (grammar.Allow{}) && !still
+	})
 	for id := range p.duplicates {
 		if _, still := p.keys[id]; !still {
 			delete(p.duplicates, id)
