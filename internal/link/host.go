@@ -290,18 +290,29 @@ func (h *Host) find(conn *auth.Conn, a wire.Attach, gen uint64) (*Link, error) {
 	return l, nil
 }
 
-// proved notes which secret of its key the bridge of a session has proven last.
+// proved notes which secret of its key a connection of a session has proven. They come in any order: one that was under way for long may
+// prove the former secret when others have proven the new one.
 func (l *Link) proved(secret [32]byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.keySecret = secret
+	if slices.Contains(l.proven, secret) {
+		return
+	}
+	if len(l.proven) == mostProven {
+		l.proven = slices.Delete(l.proven, 0, 1)
+	}
+	l.proven = append(l.proven, secret)
 }
 
-// superseded reports whether a bridge that proved a secret has a newer token than the bridge of this session. Admit lets no older one begin.
+// mostProven bounds what a session remembers of its secrets. A connection proves the present one, its successor or the one before.
+const mostProven = 4
+
+// superseded reports whether a bridge that proved a secret has a newer token than the bridge of this session, which never proved that one.
+// Admit lets no older one begin. Of a session that was handed over nothing is known until it has a connection.
 func (l *Link) superseded(secret [32]byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.keySecret != secret
+	return len(l.proven) > 0 && !slices.Contains(l.proven, secret)
 }
 
 // maxBeside is how many bridges of one key may finish their streams beside their successor.

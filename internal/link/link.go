@@ -71,7 +71,7 @@ type Link struct {
 	outages *time.Timer // calls checkOutages
 	atEnd   func()
 
-	keySecret [32]byte // proxy: of the key, that the bridge has proven last
+	proven [][32]byte // proxy: the secrets of the key that connections of the session have proven, the last few
 }
 
 // SayFunc logs what a peer caused, which it may do as often as it likes: the function bounds the lines of each key or proxy, whatever

@@ -277,3 +277,56 @@ func TestSuccessors(t *testing.T) {
 		}
 	})
 }
+
+// TestSecretsOfASession: connections of a session prove an old and a new secret in any order. Once one has proven the new one, another
+// bridge that has it is a duplicate; until then it takes over.
+func TestSecretsOfASession(t *testing.T) {
+	const control, carrier = 0, 1
+	type step struct {
+		slot   int
+		mode   wire.Mode
+		secret [32]byte
+	}
+	for name, c := range map[string]struct {
+		steps []step
+		want  wire.Status
+	}{
+		"a late JOIN with the old one": {[]step{{control, wire.ModeNew, testSecret}, {control, wire.ModeResume, nextSecret}, {carrier, wire.ModeJoin, testSecret}}, wire.StatusDuplicate},
+		"a JOIN with the new one":      {[]step{{control, wire.ModeNew, testSecret}, {carrier, wire.ModeJoin, nextSecret}}, wire.StatusDuplicate},
+		"the old one alone":            {[]step{{control, wire.ModeNew, testSecret}, {carrier, wire.ModeJoin, testSecret}}, wire.StatusOK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newScene(t)
+				defer w.close()
+				w.net.SetLatency(memnet.Both, time.Millisecond) // a sign of life is one that came later than the last
+				e := &evilBridge{w: w, sid: [16]byte{0x51}}
+				for _, s := range c.steps {
+					w.prove = func(cc *auth.ClientConfig) { cc.Secret = s.secret }
+					if st := e.attach(s.slot, s.mode); st != wire.StatusOK {
+						t.Fatalf("slot %d, mode %d: %s", s.slot, s.mode, st)
+					}
+				}
+				w.wg.Go(func() { // the session is alive
+					for {
+						f, err := e.at[control].hear(wire.TypePing)
+						if err != nil {
+							return
+						}
+						e.at[control].say(wire.AppendEmpty(nil, wire.TypePong, 0, f.Offset))
+					}
+				})
+				w.prove = func(cc *auth.ClientConfig) { cc.Secret, cc.Instance = nextSecret, [16]byte{0xef} }
+				second := &evilBridge{w: w, sid: [16]byte{0x52}}
+				if st := second.attach(control, wire.ModeNew); st != c.want {
+					t.Errorf("another bridge with the new secret: %s, want %s", st, c.want)
+				}
+				for _, v := range []*voice{e.at[control], e.at[carrier], second.at[control]} {
+					if v != nil {
+						v.conn.Close()
+					}
+				}
+			})
+		})
+	}
+}

@@ -28,6 +28,7 @@ import (
 var (
 	goodKey, evilKey = [16]byte{1}, [16]byte{0xe}
 	testSecret       = [32]byte{2}
+	nextSecret       = [32]byte{3} // of the same keys, which counts as well
 	hostInstance     = [16]byte{9}
 )
 
@@ -69,12 +70,13 @@ type scene struct {
 	wg     sync.WaitGroup
 	ln     net.Listener
 	stop   context.CancelFunc
-	offer  wire.Features // of connections that are dialled by hand
-	quiet  func()        // ends the good stream and fails the test if it suffered
+	offer  wire.Features            // of connections that are dialled by hand
+	prove  func(*auth.ClientConfig) // changes what these prove; nil: nothing
+	quiet  func()                   // ends the good stream and fails the test if it suffered
 }
 
 func testAuth(lookup func([16]byte) bool) (*auth.ServerConfig, auth.ClientConfig) {
-	return &auth.ServerConfig{Identity: testIdentity(), Instance: hostInstance, Features: wire.FeatureDialOpens, Lookup: func(id [16]byte) ([32]byte, bool) { return testSecret, lookup(id) }},
+	return &auth.ServerConfig{Identity: testIdentity(), Instance: hostInstance, Features: wire.FeatureDialOpens, Lookup: func(id [16]byte) ([32]byte, bool) { return testSecret, lookup(id) }, Others: func([16]byte) [][32]byte { return [][32]byte{nextSecret} }},
 		auth.ClientConfig{Secret: testSecret, Pin: auth.Pin(testIdentity().Leaf.RawSubjectPublicKeyInfo), Instance: [16]byte{7}, Features: wire.FeatureDialOpens}
 }
 
@@ -357,6 +359,9 @@ func (w *scene) dial(key [16]byte) *voice {
 	}
 	_, cc := testAuth(nil)
 	cc.KeyID, cc.Instance, cc.Features = key, [16]byte{0xee}, w.offer
+	if w.prove != nil {
+		w.prove(&cc)
+	}
 	conn, err := auth.Client(w.t.Context(), sock, cc)
 	if err != nil {
 		w.t.Fatal(err)
