@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -350,8 +351,8 @@ func TestRoom(t *testing.T) {
 			}
 			return err
 		}
-		strangers := func() {
-			for range 50 {
+		strangers := func() { // fewer than there is a pace for, all in all
+			for range 30 {
 				c, err := dial(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -385,6 +386,71 @@ func TestRoom(t *testing.T) {
 			t.Errorf("all that took %s, so that somebody was waited for", d)
 		}
 	})
+}
+
+// TestPace: D4. Of a flood of connections 100 a second are taken, each of which may begin a handshake, and whoever waits behind it is answered.
+func TestPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := new(memnet.Net)
+		ln, err := n.Listen("127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := &counting{Listener: ln}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- (&admin.Server{Status: snapshot}).ServeTCP(ctx, l, admin.Address{Token: adminToken, Connections: 64})
+		}()
+		dial := func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, ln.Addr().String()) }
+		var strangers sync.WaitGroup
+		for range 450 {
+			strangers.Go(func() {
+				if c, err := dial(ctx); err == nil {
+					io.Copy(io.Discard, c) // until it has to go
+					c.Close()
+				}
+			})
+		}
+		check := func(when string, least, most int64) {
+			t.Helper()
+			synctest.Wait()
+			if got := l.taken.Load(); got < least || got > most {
+				t.Errorf("%s: %d connections were taken, want %d to %d", when, got, least, most)
+			}
+		}
+		check("at once", 100, 100)
+		time.Sleep(time.Second)
+		check("a second later", 195, 200)
+		begun := time.Now()
+		if resp, _ := ask(t, dial, get("/api/v1/status", bearer(adminToken))); resp.StatusCode != 200 {
+			t.Errorf("whoever has the token, behind the flood: %d", resp.StatusCode)
+		}
+		if d := time.Since(begun); d > 4*time.Second {
+			t.Errorf("whoever has the token is answered after %s", d)
+		}
+		time.Sleep(5 * time.Second)
+		check("all of them", 451, 451)
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("ServeTCP = %v", err)
+		}
+		strangers.Wait()
+	})
+}
+
+// counting counts the connections that a listener has handed over.
+type counting struct {
+	net.Listener
+	taken atomic.Int64
+}
+
+func (l *counting) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.taken.Add(1)
+	}
+	return c, err
 }
 
 // TestSlowAtTCP: D4. A header that comes a byte at a time has 5 s, and a body 10 s.

@@ -5,13 +5,18 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // room is a listener with so many connections at once. When it is full, the oldest of those that have not shown the token is closed for
-// the next one: strangers who hold connections open keep nobody out for longer than it takes to ask.
+// the next one: strangers who hold connections open keep nobody out for longer than it takes to ask. Where very many come at once, they are
+// taken at a pace, and the rest waits in the kernel: each may cost a handshake of TLS, and the processors are there for users.
 type room struct {
 	net.Listener
 	most int
+	pace *rate.Limiter
 
 	mu     sync.Mutex
 	guests []*guest // guarded by mu; the oldest first
@@ -24,10 +29,16 @@ type guest struct {
 	known bool // guarded by room.mu; it has shown the token
 }
 
-func newRoom(l net.Listener, most int) *room { return &room{Listener: l, most: max(most, 1)} }
+// The pace of new connections: so many a second, and at once after a quiet second.
+const newPerSecond = 100
+
+func newRoom(l net.Listener, most int) *room {
+	return &room{Listener: l, most: max(most, 1), pace: rate.NewLimiter(newPerSecond, newPerSecond)}
+}
 
 func (r *room) Accept() (net.Conn, error) {
 	for {
+		time.Sleep(r.pace.Reserve().Delay()) // 10 ms at the most, since one goroutine accepts
 		c, err := r.Listener.Accept()
 		if err != nil {
 			return nil, err
