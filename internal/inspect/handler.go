@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // Serve has next answer a request, and keeps what passes.
@@ -18,16 +19,22 @@ func (r *Recorder) Serve(w http.ResponseWriter, req *http.Request, next http.Han
 		return
 	}
 	rw := &writer{ResponseWriter: w, x: x, asked: upgradeOf(req.Header)}
+	var body *requestBody
 	if req.Body != nil && req.Body != http.NoBody {
-		// In place, since the server puts trailers into this very request.
-		req.Body = &requestBody{ReadCloser: req.Body, x: x}
+		req = req.WithContext(req.Context()) // a copy: by the type of its own body, the server knows whether a connection can go on
+		body = &requestBody{ReadCloser: req.Body, x: x}
+		req.Body = body
 	} else {
 		x.take(&x.request.body, nil, true)
 	}
 	complete := false
 	defer func() {
 		rw.finish()
-		x.end(complete, req.Trailer, rw.trailer())
+		var trailer http.Header
+		if body == nil || body.over.Load() { // else somebody may be reading it, who fills the trailer at its end
+			trailer = req.Trailer
+		}
+		x.end(complete, trailer, rw.trailer())
 	}()
 	next.ServeHTTP(rw, req)
 	complete = true
@@ -36,13 +43,17 @@ func (r *Recorder) Serve(w http.ResponseWriter, req *http.Request, next http.Han
 // requestBody is a body that is being read.
 type requestBody struct {
 	io.ReadCloser
-	x *exchange
+	x    *exchange
+	over atomic.Bool // it was read to its end
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if n > 0 || err != nil {
 		b.x.take(&b.x.request.body, p[:n], err == io.EOF)
+	}
+	if err == io.EOF {
+		b.over.Store(true)
 	}
 	return n, err
 }

@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // mostVisits is how many services one connection may visit at once.
@@ -24,6 +26,7 @@ type Client struct {
 	gone   func() // called at the end
 	once   sync.Once
 	said   atomic.Bool // first was called, or is not to be any more
+	early  atomic.Bool // an answer is complete whose request was not read to its end: nothing follows it
 	frames framing
 
 	mu     sync.Mutex
@@ -72,8 +75,23 @@ func (c *Client) entered() {
 	}
 }
 
+// earlyTime is for how long the rest of a request is read whose answer is complete: a system that closes a connection on which something
+// was not read resets it, and the reset may overtake the answer.
+const earlyTime = 500 * time.Millisecond
+
+// SetReadDeadline implements net.Conn. The rest of a request whose answer is complete has a limit, whatever net/http says.
+func (c *Client) SetReadDeadline(t time.Time) error {
+	if t.IsZero() && c.early.Load() {
+		t = time.Now().Add(earlyTime)
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
 // Close implements net.Conn. The client leaves every service.
 func (c *Client) Close() error {
+	if c.early.CompareAndSwap(true, false) && !c.resets() && c.CloseWrite() == nil && c.Conn.SetReadDeadline(time.Now().Add(earlyTime)) == nil {
+		io.Copy(io.Discard, c.Conn) // its end is that of the connection, whatever it is
+	}
 	err := c.Conn.Close()
 	c.once.Do(c.leave)
 	return err
@@ -94,6 +112,12 @@ func (c *Client) leave() {
 	delete(c.server.clients, c)
 	c.server.mu.Unlock()
 	c.server.left.Done()
+}
+
+func (c *Client) resets() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.reset
 }
 
 // Reset closes the connection with RST, so that what was sent is not taken for complete.

@@ -36,8 +36,10 @@ type exchange struct {
 	id       requestID
 	host     string
 	last     bool   // of its connection
+	body     *whole // of the request; nil: it has none, or its connection does not depend on it
 	user     string // who has given a password
 	secure   bool   // it came by TLS
+	old      bool   // the client speaks HTTP/1.0
 	upstream atomic.Pointer[Upstream]
 	resumes0 atomic.Uint64 // of upstream, when the exchange got it
 
@@ -98,9 +100,13 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 			x.client.Reset() // an answer without a length would look complete
 		}
 	}()
+	x.old = !r.ProtoAtLeast(1, 1)
 	x.ctx, x.answer = ctx, http.NewResponseController(w)
 	if r.ProtoMajor < 2 && r.ContentLength != 0 {
 		x.answer.EnableFullDuplex()
+		x.body = &whole{ReadCloser: r.Body}
+		r = r.WithContext(r.Context()) // a copy: by the type of its own body, net/http knows whether a connection can go on
+		r.Body = x.body
 	}
 	w = counting{w, x}
 	if pool.http2 == nil && !httpguts.HeaderValuesContainsToken(r.Header["Connection"], "Upgrade") {
@@ -109,6 +115,10 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		x.carryAny(w, r, pool)
 	}
 	complete = ctx.Err() == nil
+	if complete && x.last && x.body != nil && !x.body.over.Load() {
+		x.client.early.Store(true)
+		x.answer.SetReadDeadline(time.Time{}) // for as long as Client allows
+	}
 }
 
 // carryAny carries a request of any kind to a target of any kind.
@@ -489,12 +499,39 @@ func (w counting) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// WriteHeader says again that the connection ends, if it does: behind an informational answer, all headers begin anew.
+// WriteHeader says again that the connection ends, if it does: behind an informational answer, all headers begin anew. It ends behind an
+// answer that begins before the request was read to its end, too: what comes of that later would be taken for another request.
 func (w counting) WriteHeader(status int) {
-	if w.x.last && status >= 200 {
-		w.Header().Set("Connection", "close")
+	x := w.x
+	switch {
+	case status < 200 && status != http.StatusSwitchingProtocols:
+		if x.old {
+			return // RFC 9110, section 15.2
+		}
+	case status >= 200:
+		if x.last || x.body != nil && !x.body.over.Load() {
+			x.last = true
+			w.Header().Set("Connection", "close")
+		}
+		if _, ok := w.Header()["Content-Type"]; !ok {
+			w.Header()["Content-Type"] = nil // or net/http guesses one
+		}
 	}
 	w.ResponseWriter.WriteHeader(status)
+}
+
+// whole is the body of a request, and knows whether it was read to its end.
+type whole struct {
+	io.ReadCloser
+	over atomic.Bool
+}
+
+func (b *whole) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		b.over.Store(true)
+	}
+	return n, err
 }
 
 // Unwrap is for http.ResponseController.

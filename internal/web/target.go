@@ -40,6 +40,7 @@ type target struct {
 	reads bool          // a byte of an answer was read
 	sent  chan struct{} // closed when nothing more of the request will be written; nil: it was written already
 	wrote bool          // a byte of the request was
+	torn  bool          // the rest of the request cannot be written, or is not wanted; the answer may come all the same
 	stop  func() bool   // undoes that the end of the exchange closes the connection
 
 	timer *time.Timer
@@ -271,7 +272,7 @@ func (t *target) because(err error) error {
 
 // exchange sends the request and reads the head of the answer. Whoever gets an answer ends the exchange with its body.
 func (t *target) exchange(x *exchange, r *http.Request, early func(code int, h http.Header)) (*http.Response, error) {
-	t.x, t.room, t.reads, t.wrote, t.sent = x, maxAnswerHead, false, false, nil
+	t.x, t.room, t.reads, t.wrote, t.torn, t.sent = x, maxAnswerHead, false, false, false, nil
 	t.mu.Lock()
 	t.answered = false
 	t.mu.Unlock()
@@ -289,7 +290,7 @@ func (t *target) exchange(x *exchange, r *http.Request, early func(code int, h h
 		if r.ProtoAtLeast(1, 1) && httpguts.HeaderValuesContainsToken(r.Header["Expect"], "100-continue") {
 			word = make(chan bool, 1)
 			r = r.WithContext(ctx) // a copy
-			r.Body = &waiting{ReadCloser: r.Body, ctx: ctx, word: word}
+			r.Body = &waiting{ReadCloser: r.Body, t: t, ctx: ctx, word: word}
 		}
 		t.sent = make(chan struct{})
 		go t.send(r)
@@ -340,14 +341,10 @@ func (t *target) write(r *http.Request) error {
 // send is the goroutine that writes a request with a body.
 func (t *target) send(r *http.Request) {
 	defer close(t.sent)
-	if err := t.write(r); err != nil && !errors.Is(err, errUnsent) {
+	if err := t.write(r); err != nil && !t.torn {
 		t.fail(err) // the target must not take it for complete
 	}
 }
-
-// errUnsent marks an error of the connection to the target. There may be an answer to read nevertheless, and if there is none, reading
-// fails too.
-var errUnsent = errors.New("the request could not be written")
 
 // sender is the connection as what a request is written to.
 type sender struct{ t *target }
@@ -356,7 +353,7 @@ func (s sender) Write(b []byte) (int, error) {
 	n, err := s.t.up.Write(b)
 	s.t.wrote = s.t.wrote || n > 0
 	if err != nil {
-		err = fmt.Errorf("%w: %w", errUnsent, err)
+		s.t.torn = true // there may be an answer to read nevertheless, and if there is none, reading fails too
 	}
 	return n, err
 }
@@ -386,6 +383,7 @@ func (s sender) ReadFrom(r io.Reader) (n int64, err error) {
 // waiting is a body that the client sends when the target has said that it wants it, or a while after that.
 type waiting struct {
 	io.ReadCloser
+	t    *target
 	ctx  context.Context
 	word chan bool
 }
@@ -399,6 +397,7 @@ func (w *waiting) Read(b []byte) (int, error) {
 		select {
 		case wanted := <-w.word:
 			if !wanted {
+				w.t.torn = true
 				return 0, errUnwanted
 			}
 		case <-late.C:
@@ -427,12 +426,15 @@ func (t *target) head(r *http.Request, early func(code int, h http.Header), word
 			}
 			return nil, err
 		}
-		if resp.StatusCode == http.StatusContinue && word != nil {
-			word <- true
-			word = nil
+		if resp.StatusCode < 100 {
+			return nil, fmt.Errorf("the status of the answer is %03d, which is none", resp.StatusCode)
 		}
 		if resp.StatusCode/100 == 1 && resp.StatusCode != http.StatusSwitchingProtocols {
 			early(resp.StatusCode, resp.Header)
+			if resp.StatusCode == http.StatusContinue && word != nil {
+				word <- true
+				word = nil
+			}
 			t.room = maxAnswerHead
 			continue
 		}
@@ -484,7 +486,7 @@ func (t *target) over(keep bool) {
 		}
 		late.Stop()
 	}
-	keep = keep && t.br.Buffered() == 0 && t.because(nil) == nil
+	keep = keep && !t.torn && t.br.Buffered() == 0 && t.because(nil) == nil
 	t.br.Reset(nil)
 	readers.Put(t.br)
 	t.br = nil

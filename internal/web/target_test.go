@@ -3,10 +3,12 @@ package web
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	"reverser/internal/grammar"
+	"reverser/internal/inspect"
 )
 
 // said is what a scripted target was told: which connection, counted from 1, and which request on it.
@@ -240,6 +243,147 @@ func TestEarlyAnswer(t *testing.T) {
 			t.Errorf("behind %d bytes: %s", sent, resp.Status)
 		}
 		u.Close()
+	}
+}
+
+// TestNothingBehindAnEarlyAnswer: what comes of a request behind its answer is never read as another request, whoever watches the exchange.
+func TestNothingBehindAnEarlyAnswer(t *testing.T) {
+	for _, head := range []string{"Transfer-Encoding: chunked\r\n\r\n100\r\n", "Content-Length: 256\r\n\r\n", "Content-Length: 50000000\r\n\r\n",
+		"Expect: 100-continue\r\nContent-Length: 256\r\n\r\n", "Connection: Upgrade\r\nUpgrade: x\r\nContent-Length: 50000000\r\n\r\n"} {
+		for _, watched := range []string{"by nobody", "by the access log", "by the inspector"} {
+			t.Run(fmt.Sprintf("%q %s", head, watched), func(t *testing.T) {
+				w := newWorld(t)
+				s := w.site("a", w.script(func(s said) bool {
+					io.WriteString(s.out, hello)
+					io.Copy(io.Discard, s.Body)
+					return true
+				}), grammar.ProxyOptions{Inspect: true})
+				w.site("b", w.target(func(http.ResponseWriter, *http.Request) { t.Error("the hidden request arrived") }), grammar.ProxyOptions{})
+				switch watched {
+				case "by the access log":
+					s.Over = func() func(Request) { return func(Request) {} }
+				case "by the inspector":
+					store := inspect.New(1 << 20)
+					defer store.Close()
+					rec := store.Record("http/a", http.NotFoundHandler())
+					s.Inspect = func(*grammar.ProxyOptions) *inspect.Recorder { return rec }
+				}
+				u := w.user()
+				resp, _ := u.ask("POST / HTTP/1.1\r\nHost: a\r\n" + head)
+				if resp.StatusCode != 200 || !resp.Close {
+					t.Errorf("%s, and the connection goes on: %v", resp.Status, !resp.Close)
+				}
+				io.WriteString(u, "GET /hidden HTTP/1.1\r\nHost: b\r\n\r\n")
+				u.SetReadDeadline(time.Now().Add(time.Minute))
+				if second, err := http.ReadResponse(u.r, nil); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("a second answer, or no end: %v, %v", second, err)
+				}
+			})
+		}
+	}
+}
+
+// TestRefusedBeforeTheBody: a page for a client that waits with its body does not wait for the body.
+func TestRefusedBeforeTheBody(t *testing.T) {
+	for _, logged := range []bool{false, true} {
+		w := newWorld(t)
+		s := w.site("a", "", grammar.ProxyOptions{BasicAuth: []string{"ann:$2y$05$x"}})
+		if logged {
+			s.Over = func() func(Request) { return func(Request) {} }
+		}
+		u := w.user()
+		u.SetReadDeadline(time.Now().Add(time.Minute))
+		if resp, _ := u.ask("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"); resp.StatusCode != 401 {
+			t.Errorf("logged %v: %s", logged, resp.Status)
+		}
+	}
+}
+
+// tearing is a connection whose writes fail from the second one on: a target does that which resets its direction.
+type tearing struct {
+	net.Conn
+	n    int
+	torn chan struct{}
+}
+
+func (c *tearing) Write(b []byte) (int, error) {
+	if c.n++; c.n == 2 {
+		close(c.torn)
+	}
+	if c.n > 1 {
+		return 0, errors.New("reset")
+	}
+	return c.Conn.Write(b)
+}
+
+// TestTorn: an answer that comes when the rest of the request cannot be written any more reaches the client.
+func TestTorn(t *testing.T) {
+	for _, body := range []string{"Content-Length: 100\r\n\r\n" + strings.Repeat("x", 100), "Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"} {
+		w := newWorld(t)
+		s := w.site("a", "", grammar.ProxyOptions{})
+		s.Dial = func(ctx context.Context, call Call, _ func()) (*Upstream, error) {
+			near, far := net.Pipe()
+			torn := make(chan struct{})
+			go func() {
+				http.ReadRequest(bufio.NewReader(far))
+				<-torn
+				io.WriteString(far, "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nno\n")
+			}()
+			return &Upstream{Conn: &tearing{Conn: near, torn: torn}, ID: call.ID}, nil
+		}
+		u := w.user()
+		if resp, said := u.ask("POST / HTTP/1.1\r\nHost: a\r\n" + body); resp.StatusCode != 413 || said != "no\n" {
+			t.Errorf("%q: %s %q", body[:20], resp.Status, said)
+		}
+	}
+}
+
+// TestUnwanted: the answer of a target that does not want the body arrives whole, though it comes in parts.
+func TestUnwanted(t *testing.T) {
+	w := newWorld(t)
+	arrived := make(chan struct{})
+	w.site("a", w.script(func(s said) bool {
+		io.WriteString(s.out, "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 10000\r\n\r\n")
+		<-arrived
+		io.WriteString(s.out, strings.Repeat("x", 10000))
+		return false
+	}), grammar.ProxyOptions{})
+	u := w.user()
+	io.WriteString(u, "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+	resp, err := http.ReadResponse(u.r, nil)
+	close(arrived)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(resp.Body); len(b) != 10000 {
+		t.Errorf("%d bytes arrived: %v", len(b), err)
+	}
+}
+
+// TestOddAnswers: what a client cannot understand, or nobody said, does not reach it.
+func TestOddAnswers(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.script(func(s said) bool {
+		switch s.URL.Path {
+		case "/early":
+			io.WriteString(s.out, "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"+hello)
+		case "/099":
+			io.WriteString(s.out, "HTTP/1.1 099 Low\r\nContent-Length: 0\r\n\r\n")
+		default:
+			io.WriteString(s.out, hello)
+		}
+		return true
+	}), grammar.ProxyOptions{})
+	if resp, _ := w.user().ask("GET /early HTTP/1.0\r\nHost: a\r\n\r\n"); resp.StatusCode != 200 {
+		t.Errorf("to HTTP/1.0: %s", resp.Status)
+	}
+	if resp, _ := w.user().ask("GET /099 HTTP/1.1\r\nHost: a\r\n\r\n"); resp.StatusCode != 502 {
+		t.Errorf("for a status below 100: %s", resp.Status)
+	}
+	for _, upgrade := range []string{"", "Connection: Upgrade\r\nUpgrade: x\r\n"} {
+		if resp, _ := w.user().ask("GET / HTTP/1.1\r\nHost: a\r\n" + upgrade + "\r\n"); resp.Header["Content-Type"] != nil {
+			t.Errorf("%q: a Content-Type that nobody said: %q", upgrade, resp.Header["Content-Type"])
+		}
 	}
 }
 

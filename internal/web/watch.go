@@ -30,7 +30,8 @@ func (x *exchange) watched(w http.ResponseWriter, r *http.Request) {
 		t := &tally{ResponseWriter: w}
 		w = t
 		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = &tallied{r.Body, t} // in place, since net/http puts trailers into this very request
+			r = r.WithContext(r.Context()) // a copy: by the type of its own body, net/http knows whether a connection can go on
+			r.Body = &tallied{r.Body, t}
 		}
 		begun := time.Now()
 		defer func() {
