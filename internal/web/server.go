@@ -6,7 +6,8 @@
 //  2. path.go and the checks below it decide which service the request names. One that could name two is refused.
 //  3. client.go counts the client in at the service.
 //  4. auth.go asks for a password, where the service wants one.
-//  5. forward.go writes what the target is told of the client, and httputil.ReverseProxy carries the exchange.
+//  5. forward.go writes what the target is told of the client, and carries the exchange: a plain one itself, an upgrade or HTTP/2
+//     by httputil.ReverseProxy.
 //  6. site.go finds the connections to the target, and target.go sends the request on one of them, reads the answer, and keeps it for
 //     others. Where the target speaks HTTP/2, net/http does that.
 //  7. page.go answers where the target does not.
