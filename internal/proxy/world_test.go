@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -457,7 +458,11 @@ func talk(t testing.TB, from, to net.Conn, text string) {
 // wantReset reads until the connection's end, which is to be a RST.
 func wantReset(t testing.TB, c net.Conn) {
 	t.Helper()
-	if got, err := io.ReadAll(c); len(got) != 0 || !sys.Reset(err) {
+	got, err := io.ReadAll(c)
+	if err == nil && runtime.GOOS == "windows" { // Wine tells some of those who read of an end, and a reset only when they write
+		_, err = c.Write([]byte{0})
+	}
+	if len(got) != 0 || !sys.Reset(err) {
 		t.Errorf("read %q, %v; want ECONNRESET", got, err)
 	}
 }
