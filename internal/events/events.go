@@ -44,7 +44,7 @@ type Log struct {
 
 // New returns a Log without events.
 func New() *Log {
-	first := uint64(max(time.Now().UnixMilli(), 1))
+	first := uint64(max(time.Now().UnixMicro(), 1)) // no process logs more than an event in a microsecond
 	return &Log{first: first, next: first, kinds: make(map[string]int), followers: make(map[*Follower]struct{})}
 }
 
