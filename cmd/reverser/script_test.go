@@ -235,7 +235,7 @@ func serviceCmd(ts *testscript.TestScript, neg bool, args []string) {
 func answerCmd(ts *testscript.TestScript, neg bool, args []string) {
 	got, err := ask(args[0], args[1])
 	if neg {
-		if err == nil {
+		if err == nil && (got != "" || runtime.GOOS != "windows") { // Wine tells some readers of a reset that nothing more comes
 			ts.Fatalf("port %s answered %q", args[0], got)
 		}
 		return
