@@ -170,12 +170,12 @@ func (b *bounded) Accept() (net.Conn, error) {
 		<-b.places
 		return nil, err
 	}
-	return &placed{Conn: conn, leave: sync.OnceFunc(func() { <-b.places })}, nil
+	return &placed{halfCloser: halfCloser{conn}, leave: sync.OnceFunc(func() { <-b.places })}, nil
 }
 
 // placed is a connection that gives its place back.
 type placed struct {
-	net.Conn
+	halfCloser
 	leave func()
 }
 
@@ -184,9 +184,12 @@ func (p *placed) Close() error {
 	return p.Conn.Close()
 }
 
-// CloseWrite lets net/http end an answer before it gives up on the rest of the question.
-func (p *placed) CloseWrite() error {
-	if c, ok := p.Conn.(interface{ CloseWrite() error }); ok {
+// halfCloser is a connection whose CloseWrite is that of the one below: it lets net/http end an answer before it gives up on the rest of the
+// question.
+type halfCloser struct{ net.Conn }
+
+func (h halfCloser) CloseWrite() error {
+	if c, ok := h.Conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()
 	}
 	return nil

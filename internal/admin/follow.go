@@ -4,15 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
-
-	"reverser/internal/escape"
 )
 
 // wantsEvents reports whether a request asks for an answer that goes on.
@@ -63,13 +60,11 @@ func (e *eventWriter) begin() error {
 
 // send sends one event. A name of "" is a message, an id of "" is none.
 func (e *eventWriter) send(name, id string, v any) error {
-	b, err := json.Marshal(v)
+	text, err := oneLine(v)
 	if err != nil {
 		return err
 	}
-	var text bytes.Buffer
-	escape.NewWriter(&text).Write(b)
-	return e.sendText(name, id, text.Bytes())
+	return e.sendText(name, id, text)
 }
 
 // pieceSize is how much a reader has to take in requestTimeout: one at a slow line takes that, and not all of a large event.
@@ -92,8 +87,7 @@ func (e *eventWriter) sendText(name, id string, data []byte) error {
 	head.WriteString("data: ")
 	for _, b := range [][]byte{head.Bytes(), data, []byte("\n\n")} {
 		for part := range slices.Chunk(b, pieceSize) {
-			e.rc.SetWriteDeadline(time.Now().Add(requestTimeout)) // a reader that takes nothing is gone
-			if _, err := e.w.Write(part); err != nil {
+			if err := e.write(part); err != nil {
 				return err
 			}
 		}
@@ -106,11 +100,17 @@ const signOfLife = 15 * time.Second
 
 // alive sends what means nothing.
 func (e *eventWriter) alive() error {
-	e.rc.SetWriteDeadline(time.Now().Add(requestTimeout))
-	if _, err := e.w.Write([]byte(":\n\n")); err != nil {
+	if err := e.write([]byte(":\n\n")); err != nil {
 		return err
 	}
 	return e.rc.Flush()
+}
+
+// write gives the reader requestTimeout: one that takes nothing is gone.
+func (e *eventWriter) write(b []byte) error {
+	e.rc.SetWriteDeadline(time.Now().Add(requestTimeout))
+	_, err := e.w.Write(b)
+	return err
 }
 
 // errStreamOver is the end of a stream of events that the process ended.

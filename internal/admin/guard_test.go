@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -396,7 +395,7 @@ func TestPace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := &counting{Listener: ln}
+		l := &countedListener{Listener: ln}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
@@ -415,7 +414,7 @@ func TestPace(t *testing.T) {
 		check := func(when string, least, most int64) {
 			t.Helper()
 			synctest.Wait()
-			if got := l.taken.Load(); got < least || got > most {
+			if got := l.accepted.Load(); got < least || got > most {
 				t.Errorf("%s: %d connections were taken, want %d to %d", when, got, least, most)
 			}
 		}
@@ -437,20 +436,6 @@ func TestPace(t *testing.T) {
 		}
 		strangers.Wait()
 	})
-}
-
-// counting counts the connections that a listener has handed over.
-type counting struct {
-	net.Listener
-	taken atomic.Int64
-}
-
-func (l *counting) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err == nil {
-		l.taken.Add(1)
-	}
-	return c, err
 }
 
 // TestSlowAtTCP: D4. A header that comes a byte at a time has 5 s, and a body 10 s.

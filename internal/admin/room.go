@@ -24,7 +24,7 @@ type room struct {
 
 // guest is a connection in a room.
 type guest struct {
-	net.Conn
+	halfCloser
 	room  *room
 	known bool // guarded by room.mu; it has shown the token
 }
@@ -43,7 +43,7 @@ func (r *room) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		g := &guest{Conn: c, room: r}
+		g := &guest{halfCloser: halfCloser{c}, room: r}
 		if r.enter(g) {
 			return g, nil
 		}
@@ -88,14 +88,6 @@ func (g *guest) Close() error {
 	g.room.leaveLocked(g)
 	g.room.mu.Unlock()
 	return g.Conn.Close()
-}
-
-// CloseWrite lets net/http end an answer before it gives up on the rest of the question.
-func (g *guest) CloseWrite() error {
-	if c, ok := g.Conn.(interface{ CloseWrite() error }); ok {
-		return c.CloseWrite()
-	}
-	return nil
 }
 
 // connKey is in the context of requests, for the guest whose connection they came by.

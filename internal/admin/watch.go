@@ -244,14 +244,22 @@ func (r *rows) since(seen uint64) [][]byte {
 	return texts
 }
 
-// line is JSON in one line that a terminal only prints.
+// line is JSON of plain data in one line that a terminal only prints.
 func line(v any) []byte {
+	text, err := oneLine(v)
+	if err != nil {
+		panic(err)
+	}
+	return text
+}
+
+func oneLine(v any) ([]byte, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // plain data
+		return nil, err
 	}
 	var text bytes.Buffer
 	text.Grow(len(b))
 	escape.NewWriter(&text).Write(b)
-	return text.Bytes()
+	return text.Bytes(), nil
 }
