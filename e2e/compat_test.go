@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"reverser/e2e/process"
 )
 
 // compatBase names the commit that this version must work with, by its full hash: the last release, or, before the first one, the
@@ -64,10 +66,8 @@ func buildCommit(file string) (string, error) {
 	if runtime.GOOS == "windows" {
 		bin += ".exe"
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-o", bin, "./cmd/reverser")
-	build.Dir = dir
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build of commit %s: %w\n%s", hash, err, out)
+	if err := process.Build(ctx, dir, bin); err != nil {
+		return "", fmt.Errorf("commit %s: %w", hash, err)
 	}
 	return bin, nil
 }

@@ -84,16 +84,17 @@ func TestTwoKeysAndPolicy(t *testing.T) {
 	}
 }
 
-func TestRemovedKeyEndsEverything(t *testing.T) {
-	t.Parallel()
-	p := startProxy(t)
-	public := freePort(t)
+// endsKey runs an order that ends a key whose bridge has a user, and returns the bridge and its public port when both sides have ended
+// what the key had.
+func endsKey(t *testing.T, p *proxyProcess, order ...string) (b *bridgeProcess, public int) {
+	t.Helper()
+	public = freePort(t)
 	tok := addKey(t, p.state, "guest", fmt.Sprintf("tcp/%d", public))
-	b := startBridge(t, tok, fmt.Sprintf("%d=%d", public, serve(t, echo)))
+	b = startBridge(t, tok, fmt.Sprintf("%d=%d", public, serve(t, echo)))
 	b.awaitUp(fmt.Sprintf("tcp/%d", public))
 	c := dial(t, loopback(public))
 	exchange(t, c, "hello")
-	runReverser(t, "key", "remove", "guest", "--state", p.state)
+	runReverser(t, order...)
 	wantReset(t, c, 0)
 	eventually(t, "the public port is closed", func() bool {
 		_, err := readPattern(tryDial(loopback(public)))
@@ -102,6 +103,13 @@ func TestRemovedKeyEndsEverything(t *testing.T) {
 	for _, side := range []*testProcess{p.testProcess, b.testProcess} {
 		side.awaitLogged(`"pair released"`, `"service-removed"`)
 	}
+	return b, public
+}
+
+func TestRemovedKeyEndsEverything(t *testing.T) {
+	t.Parallel()
+	p := startProxy(t)
+	b, _ := endsKey(t, p, "key", "remove", "guest", "--state", p.state)
 	b.awaitLogged(`"level":"WARN"`, "refused", "key")
 	if !b.Running() {
 		t.Errorf("the bridge has ended: %v; want it to try on", b.Cmd.ProcessState)
@@ -193,21 +201,7 @@ func TestRotateUnderTransfer(t *testing.T) {
 func TestKeyExpires(t *testing.T) {
 	t.Parallel()
 	p := startProxy(t)
-	public := freePort(t)
-	tok := addKey(t, p.state, "guest", fmt.Sprintf("tcp/%d", public))
-	b := startBridge(t, tok, fmt.Sprintf("%d=%d", public, serve(t, echo)))
-	b.awaitUp(fmt.Sprintf("tcp/%d", public))
-	c := dial(t, loopback(public))
-	exchange(t, c, "hello")
-	runReverser(t, "key", "edit", "guest", "--expires", "2s", "--state", p.state)
-	wantReset(t, c, 0)
-	eventually(t, "the public port is closed", func() bool {
-		_, err := readPattern(tryDial(loopback(public)))
-		return errors.Is(err, syscall.ECONNREFUSED)
-	})
-	for _, side := range []*testProcess{p.testProcess, b.testProcess} {
-		side.awaitLogged(`"pair released"`, `"service-removed"`)
-	}
+	b, public := endsKey(t, p, "key", "edit", "guest", "--expires", "2s", "--state", p.state)
 	p.awaitLogged(`"key expired`, `"guest"`)
 	b.awaitLogged(`"level":"WARN"`, "the key expired at", "reverser key edit NAME --expires 30d")
 	runReverser(t, "key", "edit", "guest", "--expires", "never", "--state", p.state)

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"reverser/e2e/process"
 )
 
 // A machine is a systemd of its own: process 1 of new namespaces, on top of this machine's files, which it does not change. Its
@@ -28,10 +30,8 @@ func boot(t *testing.T) *machine {
 	need(t, program{"/lib/systemd/systemd", "systemd"}, program{"unshare", "util-linux"}, program{"ip", "iproute2"}, program{"curl", "curl"}, program{"busybox", "busybox-static"})
 	// Without the race detector, which wants memory that is writable and executable: the unit refuses that.
 	bin := filepath.Join(t.TempDir(), "reverser")
-	build := exec.Command("go", "build", "-o", bin, "./cmd/reverser")
-	build.Dir = ".."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+	if err := process.Build(t.Context(), "..", bin); err != nil {
+		t.Fatal(err)
 	}
 	cmd := exec.Command("testdata/machine", t.TempDir(), "/")
 	var said bytes.Buffer

@@ -1,9 +1,9 @@
 package browser
 
 import (
+	"context"
 	"fmt"
 	"net"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -21,12 +21,7 @@ var buildDir string
 // reverser builds the program, once.
 var reverser = sync.OnceValues(func() (string, error) {
 	bin := filepath.Join(buildDir, "reverser")
-	cmd := exec.Command("go", "build", "-o", bin, "./cmd/reverser")
-	cmd.Dir = filepath.Join("..", "..")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build ./cmd/reverser: %w\n%s", err, out)
-	}
-	return bin, nil
+	return bin, process.Build(context.Background(), filepath.Join("..", ".."), bin)
 })
 
 func freePort(t *testing.T) int {

@@ -2,13 +2,13 @@
 package openapi
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -37,12 +37,7 @@ func TestMain(m *testing.M) {
 // reverser builds the program, once.
 var reverser = sync.OnceValues(func() (string, error) {
 	bin := filepath.Join(buildDir, "reverser")
-	cmd := exec.Command("go", "build", "-o", bin, "./cmd/reverser")
-	cmd.Dir = filepath.Join("..", "..")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build ./cmd/reverser: %w\n%s", err, out)
-	}
-	return bin, nil
+	return bin, process.Build(context.Background(), filepath.Join("..", ".."), bin)
 })
 
 // missing skips a test for want of something, which is no excuse where everything was to be there.

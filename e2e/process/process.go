@@ -18,6 +18,16 @@ import (
 	"time"
 )
 
+// Build builds the program of a checkout of the repository into the file bin.
+func Build(ctx context.Context, checkout, bin string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin, "./cmd/reverser")
+	cmd.Dir = checkout
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build ./cmd/reverser in %s: %w\n%s", checkout, err, out)
+	}
+	return nil
+}
+
 // A Process is a program that was started.
 type Process struct {
 	Name           string
