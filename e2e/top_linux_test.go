@@ -150,13 +150,13 @@ func TestTop(t *testing.T) {
 	}
 	x.await(`2 of 3 services up   0 connections`)
 	x.press("q")
-	x.await(`exit=0`)
-	x.await(`proxy .*, up`) // the next one, without colours
-	raw, err := os.ReadFile(x.raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	coloured, _, _ := bytes.Cut(raw, []byte("exit=0"))
+	// The next one, without colours, may take the whole screen before anybody has seen how the first ended.
+	var coloured []byte
+	eventually(t, "the first ends with 0", func() (over bool) {
+		coloured, _, over = bytes.Cut([]byte(readText(t, x.raw)), []byte("exit=0"))
+		return over
+	})
+	x.await(`proxy .*, up`)
 	for _, name := range []string{"before", "after"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
@@ -178,10 +178,7 @@ func TestTop(t *testing.T) {
 	x.await(`the process does not answer, waiting for it`)
 	x.press("q")
 	x.await(`exit=0(.|\n)*TERM=dumb: it cannot move its cursor(.|\n)*reverser status(.|\n)*exit=2`)
-	if raw, err = os.ReadFile(x.raw); err != nil {
-		t.Fatal(err)
-	}
-	if plain := raw[len(coloured):]; red.Match(plain) {
+	if plain := readText(t, x.raw)[len(coloured):]; red.MatchString(plain) {
 		t.Error("it is red with NO_COLOR")
 	}
 	if got := strings.TrimSpace(x.tmux("display-message", "-p", "#{alternate_on} #{cursor_flag} #{pane_title}")); !strings.HasPrefix(got, "0 1 ") || strings.Contains(got, "owned") {
