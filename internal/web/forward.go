@@ -42,6 +42,10 @@ type exchange struct {
 	old      bool   // the client speaks HTTP/1.0
 	upstream atomic.Pointer[Upstream]
 	resumes0 atomic.Uint64 // of upstream, when the exchange got it
+	begun    atomic.Bool   // the head of the answer is there
+
+	cancel     context.CancelCauseFunc // ends ctx
+	answerTime time.Duration           // that the target has for the head of its answer
 
 	answer    *http.ResponseController // to the client
 	unflushed bool                     // it has bytes that the client was not sent yet
@@ -101,7 +105,7 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	x.old = !r.ProtoAtLeast(1, 1)
-	x.ctx, x.answer = ctx, http.NewResponseController(w)
+	x.ctx, x.cancel, x.answer, x.answerTime = ctx, cancel, http.NewResponseController(w), pool.answerTime
 	if r.ProtoMajor < 2 && r.ContentLength != 0 {
 		x.answer.EnableFullDuplex()
 		x.body = &whole{ReadCloser: r.Body}
@@ -114,7 +118,7 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 	} else {
 		x.carryAny(w, r, pool)
 	}
-	complete = ctx.Err() == nil
+	complete = ctx.Err() == nil || errors.Is(context.Cause(ctx), errNotTaken) // it got the page that says so
 	if complete && x.last && x.body != nil && !x.body.over.Load() {
 		x.client.early.Store(true)
 		x.answer.SetReadDeadline(time.Time{}) // for as long as Client allows
@@ -326,7 +330,7 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	}
 	out.Trailer = pr.In.Trailer // the same map: it is filled when the body was read
 	if out.Body != nil && out.Body != http.NoBody {
-		out.Body = &sending{out.Body, x.visit}
+		out.Body = &sending{ReadCloser: out.Body, x: x}
 	}
 }
 
@@ -451,7 +455,10 @@ func (x *exchange) answered(r *http.Response) error {
 
 // failed answers in the place of the target.
 func (x *exchange) failed(w http.ResponseWriter, r *http.Request, err error) {
-	if cause := context.Cause(r.Context()); errors.Is(cause, errEnded) || r.Context().Err() != nil {
+	switch cause := context.Cause(r.Context()); {
+	case errors.Is(cause, errNotTaken):
+		err = cause
+	case cause != nil:
 		panic(http.ErrAbortHandler)
 	}
 	if up := x.upstream.Load(); up != nil {
@@ -509,6 +516,7 @@ func (w counting) WriteHeader(status int) {
 			return // RFC 9110, section 15.2
 		}
 	case status >= 200:
+		x.begun.Store(true)
 		if x.last || x.body != nil && !x.body.over.Load() {
 			x.last = true
 			w.Header().Set("Connection", "close")
@@ -537,16 +545,65 @@ func (b *whole) Read(p []byte) (int, error) {
 // Unwrap is for http.ResponseController.
 func (w counting) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// sending counts the bytes of a request.
+// sending is the body of a request on its way to the target. It counts the bytes, and gives the exchange up when the target takes none of
+// what was read for as long as it has for its answer. The time in which the client sends nothing, or the link stands still, does not count.
 type sending struct {
 	io.ReadCloser
-	visit *Visit
+	x *exchange
+
+	mu      sync.Mutex
+	timer   *time.Timer // guarded by mu, as all below
+	armed   bool        // the target is to take what was read
+	resumes uint64      // since the timer runs
 }
 
 func (s *sending) Read(b []byte) (int, error) {
+	s.arm(false)
 	n, err := s.ReadCloser.Read(b)
-	s.visit.count(n, 0)
+	s.x.visit.count(n, 0)
+	if n > 0 {
+		s.arm(true)
+	}
 	return n, err
+}
+
+// Close implements io.Closer.
+func (s *sending) Close() error {
+	s.arm(false)
+	return s.ReadCloser.Close()
+}
+
+func (s *sending) arm(armed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.armed = armed
+	switch {
+	case armed:
+		s.armLocked()
+	case s.timer != nil:
+		s.timer.Stop()
+	}
+}
+
+func (s *sending) armLocked() {
+	if s.resumes = s.x.resumed(); s.timer == nil {
+		s.timer = time.AfterFunc(s.x.answerTime, s.late)
+	} else {
+		s.timer.Reset(s.x.answerTime)
+	}
+}
+
+// late is called when the target has had its time.
+func (s *sending) late() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch up := s.x.upstream.Load(); {
+	case !s.armed, s.x.begun.Load(): // an answer may begin before the end of the request, and take as long as it likes
+	case up == nil, up.paused(), s.x.resumed() != s.resumes:
+		s.armLocked()
+	default:
+		s.x.cancel(errNotTaken)
+	}
 }
 
 // upgraded is the connection to a target that has left HTTP. A reset of either end becomes one of the other.

@@ -58,12 +58,17 @@ var (
 	writers = sync.Pool{New: func() any { return bufio.NewWriter(nil) }}
 )
 
-// tooSlow is why a target that did not begin its answer is given up.
-type tooSlow struct{}
+// tooSlow is why a target is given up.
+type tooSlow string
 
-func (tooSlow) Error() string   { return "the target did not begin its answer in time" }
+func (s tooSlow) Error() string { return string(s) }
 func (tooSlow) Timeout() bool   { return true }
 func (tooSlow) Temporary() bool { return true }
+
+const (
+	errNotBegun = tooSlow("the target did not begin its answer in time")
+	errNotTaken = tooSlow("the target did not take the request in time")
+)
 
 // lost is an error of a connection on which no byte of an answer came.
 type lost struct{ error }
@@ -332,7 +337,7 @@ func (t *target) write(r *http.Request) error {
 	writers.Put(w)
 	t.mu.Lock()
 	if !t.answered {
-		t.armLocked(t.pool.answerTime, tooSlow{})
+		t.armLocked(t.pool.answerTime, errNotBegun)
 	}
 	t.mu.Unlock()
 	return err

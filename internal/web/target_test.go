@@ -436,3 +436,85 @@ func TestAnswerTime(t *testing.T) {
 		site.Close()
 	})
 }
+
+// TestNotTaken: a target that takes nothing of a body has the same time. A link that stands still, and an answer that has begun, have no limit.
+func TestNotTaken(t *testing.T) {
+	const answerTime = time.Hour
+	for _, c := range []struct {
+		name   string
+		target func(r io.Reader, w io.Writer, paused *atomic.Bool, resumes *atomic.Uint64)
+		after  time.Duration // until the whole answer
+		status int
+	}{
+		{name: "takes nothing", target: func(io.Reader, io.Writer, *atomic.Bool, *atomic.Uint64) {}, after: answerTime, status: 504},
+		{name: "takes a little now and then, and then nothing", target: func(r io.Reader, _ io.Writer, _ *atomic.Bool, _ *atomic.Uint64) {
+			for range 5 {
+				time.Sleep(answerTime - time.Minute)
+				io.CopyN(io.Discard, r, 32<<10)
+			}
+		}, after: 5*(answerTime-time.Minute) + answerTime, status: 504},
+		{name: "takes all, slowly", target: func(r io.Reader, w io.Writer, _ *atomic.Bool, _ *atomic.Uint64) {
+			for rest := int64(512 << 10); rest > 0; rest -= 100 << 10 {
+				time.Sleep(answerTime - time.Minute)
+				io.CopyN(io.Discard, r, min(rest, 100<<10))
+			}
+			io.WriteString(w, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		}, after: 6 * (answerTime - time.Minute), status: 200},
+		{name: "is behind a link that stands still", target: func(_ io.Reader, _ io.Writer, paused *atomic.Bool, resumes *atomic.Uint64) {
+			paused.Store(true)
+			time.Sleep(5*answerTime - time.Minute)
+			paused.Store(false)
+			resumes.Add(1)
+		}, after: 6 * answerTime, status: 504},
+		{name: "answers, and takes nothing", target: func(_ io.Reader, w io.Writer, _ *atomic.Bool, _ *atomic.Uint64) {
+			io.WriteString(w, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+			time.Sleep(3 * answerTime)
+			io.WriteString(w, "ok")
+		}, after: 3 * answerTime, status: 200},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				options := &grammar.ProxyOptions{AnswerTime: grammar.Duration(answerTime)}
+				site := &Site{Name: "http/a", Options: func() *grammar.ProxyOptions { return options }}
+				site.Enter = func(*Visit) (func(error), func(uint64, uint64), error) {
+					return func(error) {}, func(uint64, uint64) {}, nil
+				}
+				var paused atomic.Bool
+				var resumes atomic.Uint64
+				site.Dial = func(context.Context, Call, func()) (*Upstream, error) {
+					near, far := net.Pipe()
+					go func() {
+						r := bufio.NewReader(far)
+						if _, err := http.ReadRequest(r); err != nil {
+							t.Error(err)
+						}
+						c.target(io.MultiReader(r), far, &paused, &resumes)
+					}()
+					return &Upstream{Conn: near, Paused: paused.Load, Resumes: resumes.Load}, nil
+				}
+				var failed []error
+				s := Server{Find: func(bool, string, string) *Site { return site }, Failed: func(f Failure) { failed = append(failed, f.Err) }}
+				s.Start()
+				near, far := net.Pipe()
+				s.Serve(s.NewClient(near, nil, nil))
+				begun := time.Now()
+				go func() {
+					const size = 512 << 10
+					fmt.Fprintf(far, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n", size)
+					far.Write(make([]byte, size)) // fails where nobody wants it
+				}()
+				u := &user{t: t, r: bufio.NewReader(far)}
+				if resp, body := u.answer(c.name); resp.StatusCode != c.status || time.Since(begun).Round(time.Second) != c.after || c.status == 200 && body != "ok" {
+					t.Errorf("%s %q after %v, want %d after %v", resp.Status, body, time.Since(begun), c.status, c.after)
+				}
+				if c.status == 504 && (len(failed) != 1 || !errors.Is(failed[0], errNotTaken)) {
+					t.Errorf("the log was told %v", failed)
+				}
+				far.Close()
+				s.Close()
+				site.Close()
+				time.Sleep(time.Second) // net/http's goroutine lingers
+			})
+		})
+	}
+}
