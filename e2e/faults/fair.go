@@ -78,7 +78,7 @@ func strangers(ctx context.Context, b *bed) error {
 		back := time.Second
 		if far {
 			back = 3 * time.Second
-			if err := n.delay(100 * time.Millisecond); err != nil {
+			if err := n.delay(ctx, 100*time.Millisecond); err != nil {
 				return err
 			}
 		}
@@ -104,7 +104,7 @@ func strangers(ctx context.Context, b *bed) error {
 			return err
 		}
 		if n.lab != nil {
-			if err := n.delay(0); err != nil {
+			if err := n.lab.SetDelay(0); err != nil {
 				return err
 			}
 		}

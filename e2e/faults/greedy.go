@@ -253,7 +253,7 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 	if err != nil {
 		return err
 	}
-	if err := n.delay(100 * time.Millisecond); err != nil {
+	if err := n.delay(ctx, 100*time.Millisecond); err != nil {
 		return err
 	}
 	l, err := n.connect(ctx)

@@ -48,10 +48,16 @@ func (b *bed) neighbour(ctx context.Context, o options) (_ *neighbour, err error
 	return n, err
 }
 
-// delay makes the way between bridge and proxy so long, in each direction.
-func (n *neighbour) delay(d time.Duration) error {
+// delay makes the way between bridge and proxy so long, in each direction, and has the bridge connect over it: TCP takes a round trip for
+// what it was at first for many seconds, in which it sends next to nothing.
+func (n *neighbour) delay(ctx context.Context, d time.Duration) error {
 	n.rtt = 2 * d
-	return n.lab.SetDelay(d)
+	if err := n.lab.SetDelay(d); err != nil {
+		return err
+	}
+	n.relay.Cut()
+	_, err := stalls(ctx, n.users, time.Now().Add(n.rtt))
+	return err
 }
 
 // finish ends the users. None of them may have lost a byte or their connection.
