@@ -136,7 +136,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 		return snap
 	}
 	notices := newNotices(r, log)
-	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, End: endPairs(s), Drain: drainUsers(s), Events: said, Usage: store, TestNotices: notices.test, Page: page.Handler(), Log: log}
+	a := &admin.Server{Status: snapshot, Keys: keys, Orders: r, End: endPairs(s), Drain: drainUsers(s), Events: said, Usage: store, TestNotices: notices.test, Page: page.New(), Log: log}
 	a.Metrics = metrics.Handler(s, snapshot, keysOf(keys, r))
 	if in, ok := s.(inspecting); ok {
 		a.Inspected = in.Inspected

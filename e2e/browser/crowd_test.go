@@ -71,7 +71,7 @@ func (c *crowd) end(id string) bool {
 
 func (c *crowd) serve(t *testing.T) string {
 	mux := http.NewServeMux()
-	mux.Handle("/", page.Handler())
+	mux.Handle("/", page.New())
 	mux.HandleFunc("POST /api/v1/login", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		io.WriteString(w, `{"session":"any"}`)

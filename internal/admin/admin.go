@@ -60,6 +60,13 @@ type Reloaded struct {
 	Warnings    []string `json:"warnings"`    // about the configuration
 }
 
+// Page serves a page and the files that it loads. It is asked by GET and HEAD only. At a TCP address the files are for everybody, and so is the
+// page for browsers: none may hold anything of the process.
+type Page interface {
+	http.Handler
+	Has(path string) bool // the path is that of the page or of one of its files
+}
+
 // Server answers on the admin socket, and at a TCP address. Status must be set; a bridge has no Keys.
 type Server struct {
 	Status func() status.Snapshot
@@ -78,10 +85,8 @@ type Server struct {
 	Metrics http.Handler
 	// TestNotices sends a message to each [[notify]].
 	TestNotices func(context.Context) []Notified
-	// Page answers what is not of the API, to GET and HEAD, and to whoever asks: at a TCP address it is served without the token. nil:
-	// there is no page.
-	Page http.Handler
-	Log  *slog.Logger // nil discards
+	Page        Page         // for people, with a browser; nil: there is none
+	Log         *slog.Logger // nil discards
 
 	watchOnce sync.Once
 	watch     *watch

@@ -89,7 +89,7 @@ func (a *api) handler() http.Handler {
 	a.mux.HandleFunc("/api/", missing)
 	a.mux.HandleFunc(pagePattern, func(w http.ResponseWriter, r *http.Request) {
 		switch page := a.server.Page; {
-		case page == nil:
+		case page == nil || !page.Has(r.URL.Path):
 			missing(w, r)
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
 			w.Header().Set("Allow", "GET")

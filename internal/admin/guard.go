@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -98,8 +99,8 @@ type guard struct {
 	said   time.Time // guarded by mu
 }
 
-// open are the patterns of what is answered without the token.
-var open = []string{"GET /healthz", "GET /readyz", "POST /api/v1/login", pagePattern}
+// open are the patterns of what is answered without the token, besides the page: see isOpen.
+var open = []string{"GET /healthz", "GET /readyz", "POST /api/v1/login"}
 
 func newGuard(s *Server, stopping context.Context, at Address) *guard {
 	a := s.newAPI(stopping, max(at.Connections/2, 1))
@@ -138,11 +139,14 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if isDocument(r.URL.Path) {
+		w.Header().Set("Vary", "Accept")
+	}
 	known, err := g.authenticate(r)
 	switch {
 	case known:
 		knownGuest(r)
-	case !slices.Contains(open, pattern):
+	case !g.isOpen(r, pattern):
 		g.challenge(w, err)
 		return
 	default:
@@ -159,6 +163,47 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, tcpMaxBody)
 	g.api.ServeHTTP(w, r)
+}
+
+// isOpen reports whether a request is answered without the token. Whoever has to log in needs the page, which asks for the token, and its
+// files. None of them holds anything of the process. A program that asks for / gets 401, as for everything else: it would take the page for an
+// answer.
+func (g *guard) isOpen(r *http.Request, pattern string) bool {
+	if pattern != pagePattern {
+		return slices.Contains(open, pattern)
+	}
+	page := g.routes.server.Page
+	switch {
+	case page == nil, r.Method != http.MethodGet && r.Method != http.MethodHead, !page.Has(r.URL.Path):
+		return false
+	case isDocument(r.URL.Path):
+		return accepts(r.Header["Accept"], "text/html")
+	}
+	return true
+}
+
+// isDocument reports whether a path is that of the page itself, as against a file that it loads.
+func isDocument(path string) bool { return path == "/" || path == "/index.html" }
+
+// accepts reports whether the fields of an Accept header name a media type and do not exclude it (q=0). A wildcard such as */* names none: that
+// is what programs send which take anything.
+func accepts(fields []string, kind string) bool {
+	for _, field := range fields {
+		for part := range strings.SplitSeq(field, ",") {
+			name, params, err := mime.ParseMediaType(part)
+			if err != nil || name != kind {
+				continue
+			}
+			text, weighted := params["q"]
+			if !weighted {
+				return true
+			}
+			if q, err := strconv.ParseFloat(text, 64); err == nil && q > 0 && q <= 1 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // strangerKey is in the context of requests without the token.

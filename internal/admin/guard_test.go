@@ -60,16 +60,56 @@ func serveTCP(t *testing.T, s *admin.Server, at admin.Address) (dial dialer, add
 	}, addr
 }
 
+// fakePage has the page and one more file.
+type fakePage struct{}
+
+func (fakePage) Has(path string) bool {
+	return path == "/" || path == "/index.html" || path == "/app.js"
+}
+
+func (fakePage) ServeHTTP(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "the page") }
+
+// TestPageIsNegotiated: without the token the page is for those who name text/html, as a browser does for what it shows, and for nobody else.
+func TestPageIsNegotiated(t *testing.T) {
+	dial, addr := serveTCP(t, &admin.Server{Status: snapshot, Page: fakePage{}}, admin.Address{})
+	for accept, want := range map[string]int{
+		"":                                  401,
+		"Accept: */*\r\n":                   401,
+		"Accept: \r\n":                      401,
+		"Accept: text/*\r\n":                401,
+		"Accept: text/plain, */*;q=0.1\r\n": 401,
+		"Accept: text/htmlx\r\n":            401,
+		"Accept: application/text/html\r\n": 401,
+		"Accept: text/html;q=0\r\n":         401,
+		"Accept: application/json, text/html; q=0.000, */*\r\n": 401,
+		"Accept: text/html;q=none\r\n":                          401,
+		"Accept: text/html;q=-1\r\n":                            401,
+		"Accept: text/html\r\n":                                 200,
+		"Accept: Text/HTML\r\n":                                 200,
+		"Accept: text/html;level=1;q=0.1\r\n":                   200,
+		"Accept: application/json,text/html;q=0.5\r\n":          200,
+		"Accept: application/json\r\nAccept: text/html\r\n":     200,
+	} {
+		resp, body := ask(t, dial, fmt.Sprintf("GET / HTTP/1.1\r\nHost: %s\r\n%sConnection: close\r\n\r\n", addr, accept))
+		if resp.StatusCode != want || (body == "the page") != (want == 200) {
+			t.Errorf("%q: %d %.200s, want %d", accept, resp.StatusCode, body, want)
+		}
+		if resp.Header.Get("Vary") != "Accept" {
+			t.Errorf("%q: the answer has the header %v, want Vary: Accept", accept, resp.Header)
+		}
+	}
+}
+
 // TestHostileRequests has what comes to an address that anybody may ask. Each is refused and changes nothing, and no answer lets a page
 // elsewhere read it.
 func TestHostileRequests(t *testing.T) {
 	keys := &fakeKeys{names: []string{"nas"}}
 	orders := &fakeOrders{}
-	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "the page") })
-	dial, addr := serveTCP(t, &admin.Server{Status: snapshot, Keys: keys, Orders: orders, Page: page}, admin.Address{Hosts: func() []string { return []string{"admin.example.com"} }})
+	dial, addr := serveTCP(t, &admin.Server{Status: snapshot, Keys: keys, Orders: orders, Page: fakePage{}}, admin.Address{Hosts: func() []string { return []string{"admin.example.com"} }})
 	_, port, _ := net.SplitHostPort(addr)
 	const right = "Authorization: Bearer " + adminToken + "\r\n"
 	const json = "Content-Type: application/json\r\n"
+	const browser = "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Site: cross-site\r\n"
 	login := `{"token":"` + adminToken + `"}`
 	tests := []struct {
 		name, method, path, host, header, body string
@@ -84,12 +124,23 @@ func TestHostileRequests(t *testing.T) {
 		{"D1 the token as a session", "GET", "/api/v1/status", addr, "X-Reverser-Session: " + adminToken + "\r\n", "", 401},
 		{"D1 no session", "GET", "/api/v1/status", addr, "X-Reverser-Session: \r\n", "", 401},
 		{"the token", "GET", "/api/v1/status", addr, right, "", 200},
-		{"the page, to whoever asks", "GET", "/", addr, "", "", 200},
-		{"its files", "GET", "/app.js", addr, "", "", 200},
+		{"D1 no token, for the page, by a program", "GET", "/", addr, "", "", 401},
+		{"D1 no token, for the page, by a program that takes anything", "GET", "/", addr, "Accept: */*\r\n", "", 401},
+		{"D1 no token, for what is no file of the page", "GET", "/nope", addr, "Accept: text/html\r\n", "", 401},
+		{"D1 no token, for the page by its name", "GET", "/index.html", addr, "Accept: application/json\r\n", "", 401},
+		{"D1 a wrong token, for the page", "GET", "/", addr, "Authorization: Bearer x\r\n", "", 401},
+		{"D1 no token, for another method of the page", "POST", "/", addr, "Accept: text/html\r\n", "", 401},
+		{"the page, in a browser", "GET", "/", addr, browser, "", 200},
+		{"the page by its name, in a browser", "GET", "/index.html", addr, browser, "", 200},
+		{"the head of the page, in a browser", "HEAD", "/", addr, browser, "", 200},
+		{"the page, with the token", "GET", "/", addr, right, "", 200},
+		{"the page by its name, with the token", "GET", "/index.html", addr, right + "Accept: */*\r\n", "", 200},
+		{"its files", "GET", "/app.js", addr, "Accept: */*\r\n", "", 200},
 		{"a file for another method", "POST", "/app.js", addr, right, "", 405},
+		{"what is no file of the page, with the token", "GET", "/nope", addr, right, "", 404},
 
 		{"D2 another host", "GET", "/api/v1/status", "evil.example", right, "", 421},
-		{"D2 another host, for the page", "GET", "/", "evil.example", "", "", 421},
+		{"D2 another host, for the page", "GET", "/", "evil.example", browser, "", 421},
 		{"D2 another host, for a login", "POST", "/api/v1/login", "evil.example:" + port, json, login, 421},
 		{"D2 another address", "GET", "/api/v1/status", "192.0.2.7:" + port, right, "", 421},
 		{"D2 a host that begins like ours", "GET", "/api/v1/status", "localhost.evil.example", right, "", 421},
@@ -116,7 +167,8 @@ func TestHostileRequests(t *testing.T) {
 		{"D3 a login by GET", "GET", "/api/v1/login?token=" + adminToken, addr, right, "", 405},
 		{"D3 a preflight", "OPTIONS", "/api/v1/keys", addr, "Access-Control-Request-Method: POST\r\nOrigin: https://evil.example\r\n", "", 403},
 		{"D3 a preflight of our own", "OPTIONS", "/api/v1/keys", addr, right + "Access-Control-Request-Method: POST\r\nOrigin: http://" + addr + "\r\n", "", 405},
-		{"D3 a preflight for all", "OPTIONS", "*", addr, "", "", 400},
+		{"D3 a preflight for all", "OPTIONS", "*", addr, right, "", 400},
+		{"D3 a preflight for all, without the token", "OPTIONS", "*", addr, "", "", 401},
 
 		{"D4 a header of 1 MiB", "GET", "/api/v1/status", addr, right + "X: " + strings.Repeat("x", 1<<20) + "\r\n", "", 431},
 		{"D4 many headers", "GET", "/api/v1/status", addr, right + strings.Repeat("X: x\r\n", 1<<17), "", 431},
@@ -131,7 +183,7 @@ func TestHostileRequests(t *testing.T) {
 		{"D4 a path that is none", "GET", "/api/v1/keys/%zz", addr, right, "", 400},
 		{"D4 no HTTP", "\x16\x03\x01\x00\xa5\x01\x00", "", addr, "", "", 400},
 		{"D4 a tunnel", "CONNECT", "/api/v1/status", addr, right, "", 405},
-		{"D4 pprof", "GET", "/debug/pprof/", addr, right, "", 200}, // which is the page, as all that is not there
+		{"D4 pprof", "GET", "/debug/pprof/", addr, right, "", 404}, // it is on the socket alone
 	}
 	for _, tt := range tests {
 		length := ""
@@ -153,8 +205,8 @@ func TestHostileRequests(t *testing.T) {
 		if ours && tt.want > 400 && tt.method != "HEAD" && !isProblem(body, tt.want) {
 			t.Errorf("%s: %.200q is no problem with %d", tt.name, body, tt.want)
 		}
-		if tt.path == "/debug/pprof/" && body != "the page" {
-			t.Errorf("%s: %.200q", tt.name, body)
+		if tt.want == 401 && resp.Header.Get("WWW-Authenticate") != "Bearer" {
+			t.Errorf("%s: the answer has the header %v", tt.name, resp.Header)
 		}
 		for name := range resp.Header {
 			if strings.HasPrefix(name, "Access-Control-") {

@@ -30,8 +30,14 @@ var types = map[string]string{
 	"":      "text/plain; charset=utf-8", // licences
 }
 
-// Handler serves the page at /. It is to be asked with GET and HEAD only, and with the headers that the guard of the API sets.
-func Handler() http.Handler {
+// Page serves the page at /, and its files. It is to be asked with GET and HEAD only, and with the headers that the guard of the API sets.
+type Page struct {
+	root fs.FS
+	tags map[string]string // of each file, by its path, for ETag
+}
+
+// New returns the page.
+func New() *Page {
 	root, err := fs.Sub(files, "files")
 	if err != nil {
 		panic(err) // the name is wrong
@@ -48,26 +54,36 @@ func Handler() http.Handler {
 	}); err != nil {
 		panic(err) // they are in the program
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name := r.URL.Path
-		if name == "/" {
-			name = "/index.html"
-		}
-		tag, ok := tags[name]
-		if !ok {
-			http.NotFound(w, r)
-			return
-		}
-		f, err := root.Open(name[1:])
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		defer f.Close()
-		// Files of one version belong together: a browser asks each time whether its copy is still the one.
-		w.Header().Set("Cache-Control", "no-cache")
-		w.Header().Set("ETag", tag)
-		w.Header().Set("Content-Type", types[path.Ext(name)])
-		http.ServeContent(w, r, name, time.Time{}, f.(io.ReadSeeker)) // files of embed can seek
-	})
+	return &Page{root, tags}
+}
+
+// file returns the path of the file that a request for a path gets.
+func file(path string) string {
+	if path == "/" {
+		return "/index.html"
+	}
+	return path
+}
+
+// Has reports whether there is a file at a path.
+func (p *Page) Has(path string) bool { return p.tags[file(path)] != "" }
+
+func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	name := file(r.URL.Path)
+	tag, ok := p.tags[name]
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	f, err := p.root.Open(name[1:])
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer f.Close()
+	// Files of one version belong together: a browser asks each time whether its copy is still the one.
+	w.Header().Set("Cache-Control", "no-cache")
+	w.Header().Set("ETag", tag)
+	w.Header().Set("Content-Type", types[path.Ext(name)])
+	http.ServeContent(w, r, name, time.Time{}, f.(io.ReadSeeker)) // files of embed can seek
 }

@@ -50,7 +50,7 @@ func get(t *testing.T, h http.Handler, method, path string, header ...string) *h
 }
 
 func TestHandler(t *testing.T) {
-	h := page.Handler()
+	h := page.New()
 	for _, tt := range []struct{ path, kind string }{
 		{"/", "text/html; charset=utf-8"},
 		{"/index.html", "text/html; charset=utf-8"},
@@ -71,10 +71,16 @@ func TestHandler(t *testing.T) {
 		if r := get(t, h, "HEAD", tt.path); r.StatusCode != 200 {
 			t.Errorf("HEAD %s = %d", tt.path, r.StatusCode)
 		}
+		if !h.Has(tt.path) {
+			t.Errorf("Has(%q) = false", tt.path)
+		}
 	}
 	for _, path := range []string{"/lib", "/lib/", "/nothing.js", "/../page.go", "/files/index.html", "//main.js", "/main.js/"} {
 		if r := get(t, h, "GET", path); r.StatusCode != 404 {
 			t.Errorf("GET %s = %d, want 404", path, r.StatusCode)
+		}
+		if h.Has(path) {
+			t.Errorf("Has(%q) = true", path)
 		}
 	}
 }
@@ -86,7 +92,7 @@ func TestNothingFromOutside(t *testing.T) {
 	if lib > 200_000 {
 		t.Errorf("the libraries have %d bytes, want 200,000 at most", lib)
 	}
-	h := page.Handler()
+	h := page.New()
 	imports := regexp.MustCompile(`(?m)(?:^import|^export) (?:[^;]*? from )?'([^']+)';`)
 	loads := regexp.MustCompile(`(?:src|href)="([^"#]+)"`)
 	never := regexp.MustCompile(`innerHTML|outerHTML|insertAdjacentHTML|dangerouslySetInnerHTML|document\.write|\beval\(|new Function|srcdoc|javascript:|\son[a-z]+="|style="|<style|<script>`)
