@@ -22,11 +22,12 @@ var openapi []byte
 
 // api is what one listener answers.
 type api struct {
-	server   *Server
-	mux      *http.ServeMux
-	methods  map[string][]string // of a path
-	stopping context.Context     // ends when the server of the listener does
-	places   chan struct{}       // of answers that go on, see follow
+	server    *Server
+	mux       *http.ServeMux
+	ofService []serviceRoute      // at paths that mux does not understand
+	methods   map[string][]string // of a path
+	stopping  context.Context     // ends when the server of the listener does
+	places    chan struct{}       // of answers that go on, see follow
 }
 
 // newAPI makes the API for a listener whose server ends with stopping. So many answers may go on at once: the other connections stay for
@@ -77,28 +78,36 @@ func (a *api) handle(method, path string, h http.HandlerFunc) {
 // handler returns the handler of all that was registered, which refuses everything else.
 func (a *api) handler() http.Handler {
 	for path, methods := range a.methods {
-		allow := strings.Join(methods, ", ")
-		a.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { // else "/" would take it, with 404
-			w.Header().Set("Allow", allow)
-			refuse(w, http.StatusMethodNotAllowed, fmt.Errorf("%s takes %s, not %s", r.URL.Path, allow, r.Method))
-		})
-	}
-	missing := func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, http.StatusNotFound, fmt.Errorf("there is no %s", r.URL.Path))
+		if strings.HasPrefix(path, servicesPath+"/") {
+			continue // serveService answers
+		}
+		a.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { notAllowed(w, r, methods) }) // else "/" would take it, with 404
 	}
 	a.mux.HandleFunc("/api/", missing)
+	a.mux.HandleFunc(servicesPath+"/", a.serveService)
 	a.mux.HandleFunc(pagePattern, func(w http.ResponseWriter, r *http.Request) {
 		switch page := a.server.Page; {
 		case page == nil || !page.Has(r.URL.Path):
 			missing(w, r)
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
-			w.Header().Set("Allow", "GET")
-			refuse(w, http.StatusMethodNotAllowed, fmt.Errorf("%s takes GET, not %s", r.URL.Path, r.Method))
+			notAllowed(w, r, []string{http.MethodGet})
 		default:
 			page.ServeHTTP(w, r)
 		}
 	})
 	return a.mux
+}
+
+// missing answers where there is nothing.
+func missing(w http.ResponseWriter, r *http.Request) {
+	refuse(w, http.StatusNotFound, fmt.Errorf("there is no %s", r.URL.Path))
+}
+
+// notAllowed answers a request with a method that its path does not take.
+func notAllowed(w http.ResponseWriter, r *http.Request, methods []string) {
+	allow := strings.Join(methods, ", ")
+	w.Header().Set("Allow", allow)
+	refuse(w, http.StatusMethodNotAllowed, fmt.Errorf("%s takes %s, not %s", r.URL.Path, allow, r.Method))
 }
 
 // pagePattern is of what is no part of the API.

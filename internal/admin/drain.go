@@ -27,7 +27,7 @@ type Drained struct {
 // handleDrain adds the orders that let nobody new in.
 func (a *api) handleDrain() {
 	for method, undo := range map[string]bool{"POST": false, "DELETE": true} {
-		a.handle(method, "/api/v1/services/{service}/drain", func(w http.ResponseWriter, r *http.Request) {
+		a.handleService(method, "drain", func(w http.ResponseWriter, r *http.Request) {
 			allow, err := grammar.ParseAllow(r.PathValue("service"))
 			if err != nil {
 				refuse(w, http.StatusBadRequest, err)
@@ -68,7 +68,7 @@ func (s *Server) drainElsewhere() error {
 
 // Drain lets nobody new in to some services, or undoes that.
 func (c *Client) Drain(ctx context.Context, o DrainOrder) (Drained, error) {
-	path, method := "/api/v1/services/"+url.PathEscape(o.Service.String())+"/drain", http.MethodPost
+	path, method := servicesPath+"/"+url.PathEscape(o.Service.String())+"/drain", http.MethodPost
 	if o.Key != "" {
 		path = "/api/v1/keys/" + url.PathEscape(o.Key) + "/drain"
 	}

@@ -20,7 +20,7 @@ type exchangesReply struct {
 // handleInspect adds what is answered about exchanges.
 func (a *api) handleInspect() {
 	s := a.server
-	a.handle("GET", "/api/v1/services/{service}/exchanges", func(w http.ResponseWriter, r *http.Request) {
+	a.handleService("GET", "exchanges", func(w http.ResponseWriter, r *http.Request) {
 		follow, err := wantsEvents(r)
 		switch {
 		case err != nil:
@@ -32,10 +32,10 @@ func (a *api) handleInspect() {
 		}
 		s.answer(w, r, func(rec *inspect.Recorder) (any, error) { return exchangesReply{rec.List()}, nil })
 	})
-	a.handle("GET", "/api/v1/services/{service}/exchanges/{id}", func(w http.ResponseWriter, r *http.Request) {
+	a.handleService("GET", "exchanges/{id}", func(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, r, func(rec *inspect.Recorder) (any, error) { return rec.Exchange(r.PathValue("id")) })
 	})
-	a.handle("POST", "/api/v1/services/{service}/exchanges/{id}/replay", func(w http.ResponseWriter, r *http.Request) {
+	a.handleService("POST", "exchanges/{id}/replay", func(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, r, func(rec *inspect.Recorder) (any, error) { return rec.Replay(r.Context(), r.PathValue("id")) })
 	})
 }
@@ -124,7 +124,7 @@ func (a *api) followExchanges(w http.ResponseWriter, r *http.Request) {
 }
 
 func exchangesPath(service string) string {
-	return "/api/v1/services/" + url.PathEscape(service) + "/exchanges"
+	return servicesPath + "/" + url.PathEscape(service) + "/exchanges"
 }
 
 // Exchanges is what is kept of a service's exchanges, the oldest first.
