@@ -57,6 +57,7 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 	a.handle("DELETE", "/api/v1/keys/{name}", s.withKeys(s.removeKey))
 	a.handle("POST", "/api/v1/reload", s.reload)
 	a.handle("POST", "/api/v1/notify/test", s.testNotices)
+	a.handleServices()
 	a.handlePairs()
 	a.handleEnd()
 	a.handleDrain()

@@ -5,10 +5,27 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+
+	"reverser/internal/status"
 )
 
 // servicesPath is of the services. What is answered about one of them is below it.
 const servicesPath = "/api/v1/services"
+
+type servicesReply struct {
+	Services []status.Service `json:"services"`
+}
+
+// handleServices adds the list of services. What is answered about one is in drain.go and inspect.go.
+func (a *api) handleServices() {
+	a.handle("GET", servicesPath, func(w http.ResponseWriter, _ *http.Request) {
+		list := a.server.Status().Services
+		if list == nil {
+			list = []status.Service{}
+		}
+		reply(w, http.StatusOK, servicesReply{list})
+	})
+}
 
 // serviceRoute is what is answered about one service, at servicesPath/PUBLIC/WORDS.
 type serviceRoute struct {

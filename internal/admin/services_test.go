@@ -2,6 +2,7 @@ package admin_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -85,5 +86,33 @@ func TestServicePaths(t *testing.T) {
 		if tt.want >= 400 && tt.method != "HEAD" && !strings.Contains(resp.Header.Get("Content-Type"), "problem+json") {
 			t.Errorf("%s %s: %q is no problem", tt.method, tt.path, body)
 		}
+	}
+}
+
+// TestServices: the list of services is that of the status.
+func TestServices(t *testing.T) {
+	var snap status.Snapshot
+	dial := serve(t, &admin.Server{Status: func() status.Snapshot { return snap }})
+	list := func() string {
+		resp, body := ask(t, dial, "GET /api/v1/services HTTP/1.1\r\nHost: x\r\n\r\n")
+		if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s, %v", resp.Status, resp.Header)
+		}
+		return strings.TrimSpace(body)
+	}
+	if got := list(); got != `{"services":[]}` {
+		t.Errorf("of none: %s", got)
+	}
+	snap.Services = []status.Service{{Public: "tcp/9000", Target: "127.0.0.1:80", State: status.ServiceUp, Connections: 2}, {Public: "http/a", State: status.ServiceDenied, Reason: "policy"}}
+	whole, err := json.Marshal(snap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := list()
+	if services := strings.TrimSuffix(strings.TrimPrefix(got, `{"services":`), "}"); !strings.Contains(string(whole), `"services":`+services+`,`) || !strings.Contains(got, "tcp/9000") {
+		t.Errorf("%s; want the services of %s", got, whole)
+	}
+	if resp, _ := ask(t, dial, "POST /api/v1/services HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"); resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("POST: %s", resp.Status)
 	}
 }

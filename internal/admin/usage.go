@@ -57,8 +57,11 @@ func (a *api) handleUsage() {
 
 // parseUsage reads what GET /api/v1/usage is asked.
 func parseUsage(v url.Values) (q usage.Query, err error) {
-	if q.By, err = usage.ParsePeriod(v.Get("by")); err != nil {
-		return q, fmt.Errorf("by: %w", err)
+	q.By = usage.Day // as the command has it
+	if v.Has("by") {
+		if q.By, err = usage.ParsePeriod(v.Get("by")); err != nil {
+			return q, fmt.Errorf("by: %w", err)
+		}
 	}
 	q.Key = v.Get("key")
 	// A service that has a name of its own is a PUBLIC; another one is what too many are added up as.

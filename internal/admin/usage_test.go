@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,11 +68,14 @@ func TestUsageRefused(t *testing.T) {
 		return resp.StatusCode, string(b)
 	}
 	whole := &admin.Server{Status: snapshot, Usage: fakeUsage{asked: new(usage.Query)}}
-	for _, query := range []string{"", "by=week", "by=day&last=0", "by=day&last=-1", "by=day&last=x", "by=day&last=99999999999999999999",
+	for _, query := range []string{"by=", "by=week", "by=day&last=0", "by=day&last=-1", "by=day&last=x", "by=day&last=99999999999999999999",
 		"by=day&group=client", "by=day&service=nonsense/x", "by=day&service=%1b%5b2J"} {
 		if code, body := get(whole, "/api/v1/usage?"+query); code != http.StatusBadRequest {
 			t.Errorf("%s: %d %s, want 400", query, code, body)
 		}
+	}
+	if code, body := get(whole, "/api/v1/usage"); code != http.StatusOK || !strings.Contains(body, `"by":"day"`) {
+		t.Errorf("without by: %d %s, want days", code, body)
 	}
 	if code, body := get(&admin.Server{Status: snapshot}, "/api/v1/usage?by=day"); code != http.StatusConflict {
 		t.Errorf("without usage: %d %s, want 409", code, body)
