@@ -129,14 +129,14 @@ type bridgeRole struct {
 }
 
 // Apply implements applier.
-func (b bridgeRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
+func (b bridgeRole) Apply(ctx context.Context, set config.Settings) (confirmation, error) {
 	settings, done := bridgeSettings(set, b.endings)
 	applied, err := b.Bridge.Apply(ctx, settings)
 	if err != nil {
 		return nil, err
 	}
 	done()
-	return applied.Wait, nil
+	return applied, nil
 }
 
 // bridgeSettings are what a bridge needs to know of the settings while it runs. done is to be called when they are in force.

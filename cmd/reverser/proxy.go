@@ -218,7 +218,7 @@ func (p *proxyRole) Again() {
 }
 
 // Apply implements applier.
-func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
+func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (confirmation, error) {
 	if p.authority != nil {
 		p.authority.take(set.Proxy)
 	}
@@ -226,15 +226,10 @@ func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(contex
 	// have done them.
 	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
 	defer cancel()
-	var wait func(context.Context) []string
+	var c confirmation
 	switch err := p.Proxy.Apply(ctx, proxySettings(set)); {
 	case errors.Is(err, context.DeadlineExceeded):
-		wait = func(ctx context.Context) []string {
-			if p.Settled(ctx) != nil {
-				return []string{"which ports are open now"}
-			}
-			return nil
-		}
+		c = unsettled{p}
 	case err != nil:
 		return nil, err
 	}
@@ -242,8 +237,20 @@ func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (func(contex
 	if err := p.dir.SetReach(reach(set.Proxy, p.guessed)); err != nil {
 		p.log.Warn("the address for new tokens could not be stored", "err", err)
 	}
-	return wait, nil
+	return c, nil
 }
+
+// unsettled is a change of a proxy whose ports are not all opened and closed so far.
+type unsettled struct{ p *proxyRole }
+
+func (u unsettled) Wait(ctx context.Context) []string {
+	if u.p.Settled(ctx) != nil {
+		return []string{"which ports are open now"}
+	}
+	return nil
+}
+
+func (u unsettled) Refused() []string { return nil }
 
 func proxySettings(set config.Settings) proxy.Settings {
 	var given []string

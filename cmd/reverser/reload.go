@@ -22,9 +22,16 @@ const confirmLimit = 5 * time.Second
 // applier is a role whose settings may change while it runs.
 type applier interface {
 	// Apply makes set what the role does: whole or, with an error, not at all. When it returns, no new user enters under the old
-	// settings. wait, if there is anything to wait for, returns when the other end has confirmed what changed there, or when its
-	// context ends, with what is not confirmed by then.
-	Apply(ctx context.Context, set config.Settings) (wait func(context.Context) (unconfirmed []string), err error)
+	// settings. The confirmation is nil if there is nothing to confirm.
+	Apply(ctx context.Context, set config.Settings) (confirmation, error)
+}
+
+// confirmation is what the other end makes of a change.
+type confirmation interface {
+	// Wait returns when the other end has confirmed what changed there, or when ctx ends, with what is not confirmed by then.
+	Wait(ctx context.Context) (unconfirmed []string)
+	// Refused returns what of the change the other end does not serve at present, with the reason.
+	Refused() []string
 }
 
 // reloader changes the settings of a process that runs. Its changes come one after the other: orders to reload, signals, changes
@@ -42,13 +49,14 @@ type reloader struct {
 	mu       sync.Mutex
 	now      config.Settings // in force; guarded by mu, as all below
 	last     *status.Reload  // nil: none yet
-	pending  *confirmation   // of the last change; nil: there is nothing to wait for any more
+	change   *change         // the last one; nil: none yet, or there was nothing to confirm
 	stopping bool
 }
 
-// confirmation is that of the other end for a change.
-type confirmation struct {
-	wait func(context.Context) (unconfirmed []string)
+// change is a change of the settings that concerns the other end.
+type change struct {
+	confirmation
+	confirmed bool // there is nothing to wait for any more
 }
 
 func newReloader(source config.Source, role applier, now config.Settings, level *slog.LevelVar, lines *accessLog, log *slog.Logger) *reloader {
@@ -75,32 +83,35 @@ func (r *reloader) Reload(ctx context.Context) (admin.Reloaded, error) {
 	} else {
 		r.log.Info("reloaded: nothing is different")
 	}
-	if done.Unconfirmed = r.confirm(ctx); len(done.Unconfirmed) > 0 {
+	var refused []string
+	done.Unconfirmed, refused = r.confirm(ctx)
+	if len(done.Unconfirmed) > 0 {
 		r.log.Warn("the other end has not confirmed everything yet", "missing", strings.Join(done.Unconfirmed, ", "))
 	}
+	done.Warnings = append(done.Warnings, refused...) // which the role has logged
 	return done, nil
 }
 
 // confirm waits for the confirmation of the last change, whoever made it: who orders a reload after a change of the file was
 // noticed finds nothing to do, and wants to know the same.
-func (r *reloader) confirm(ctx context.Context) (unconfirmed []string) {
+func (r *reloader) confirm(ctx context.Context) (unconfirmed, refused []string) {
 	r.mu.Lock()
-	c := r.pending
+	c := r.change
+	wait := c != nil && !c.confirmed
 	r.mu.Unlock()
 	if c == nil {
-		return nil
+		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
-	defer cancel()
-	if unconfirmed = c.wait(ctx); len(unconfirmed) > 0 {
-		return unconfirmed
+	if wait {
+		ctx, cancel := context.WithTimeout(ctx, confirmLimit)
+		defer cancel()
+		if unconfirmed = c.Wait(ctx); len(unconfirmed) == 0 {
+			r.mu.Lock()
+			c.confirmed = true
+			r.mu.Unlock()
+		}
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.pending == c {
-		r.pending = nil
-	}
-	return nil
+	return unconfirmed, c.Refused()
 }
 
 func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) {
@@ -168,7 +179,7 @@ func (r *reloader) putKeys(next config.Settings) error {
 
 // put puts settings in force, for whoever has the turn. It is done also when whoever asked for it has gone.
 func (r *reloader) put(ctx context.Context, next config.Settings) error {
-	wait, err := r.role.Apply(context.WithoutCancel(ctx), next)
+	c, err := r.role.Apply(context.WithoutCancel(ctx), next)
 	if err != nil {
 		return err
 	}
@@ -177,9 +188,9 @@ func (r *reloader) put(ctx context.Context, next config.Settings) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.now, r.pending = next, nil
-	if wait != nil {
-		r.pending = &confirmation{wait}
+	r.now, r.change = next, nil
+	if c != nil {
+		r.change = &change{confirmation: c}
 	}
 	return nil
 }

@@ -66,11 +66,20 @@ type fakeRole struct {
 	mu      sync.Mutex
 	applied []config.Settings // guarded by mu, as all below
 	err     error
-	busy    chan struct{} // an Apply waits for it
-	wait    func(context.Context) []string
+	busy    chan struct{}                  // an Apply waits for it
+	wait    func(context.Context) []string // of the confirmation; nil: there is none
+	refused []string                       // that it tells of
 }
 
-func (r *fakeRole) Apply(ctx context.Context, set config.Settings) (func(context.Context) []string, error) {
+type fakeConfirmation struct {
+	wait    func(context.Context) []string
+	refused []string
+}
+
+func (c fakeConfirmation) Wait(ctx context.Context) []string { return c.wait(ctx) }
+func (c fakeConfirmation) Refused() []string                 { return c.refused }
+
+func (r *fakeRole) Apply(ctx context.Context, set config.Settings) (confirmation, error) {
 	r.mu.Lock()
 	busy := r.busy
 	r.mu.Unlock()
@@ -87,7 +96,10 @@ func (r *fakeRole) Apply(ctx context.Context, set config.Settings) (func(context
 		return nil, r.err
 	}
 	r.applied = append(r.applied, set)
-	return r.wait, nil
+	if r.wait == nil {
+		return nil, nil
+	}
+	return fakeConfirmation{r.wait, r.refused}, nil
 }
 
 func (r *fakeRole) count() int {
@@ -256,11 +268,35 @@ func TestReloadConfirmed(t *testing.T) {
 		close(confirmed)
 		wg.Wait()
 		// What is confirmed is not asked for again.
-		rt.role.wait = nil
-		if rt.pending != nil {
+		if !rt.change.confirmed {
 			t.Error("a confirmation is still waited for")
 		}
 	})
+}
+
+// TestReloadRefused: a reload says which services of the change the other end does not serve, and so does the next one, which finds nothing to
+// do because a change of the file was noticed. That is no change of what is in force.
+func TestReloadRefused(t *testing.T) {
+	rt := newReloadTest(t, exposing(t, "9000"))
+	waits := 0
+	rt.role.wait = func(context.Context) []string { waits++; return nil }
+	rt.role.refused = []string{"service tcp/9001 is denied at p:3010: not allowed"}
+	rt.source.warnings = []config.Warning{{File: "b.config", Line: 4, Text: "ignored"}}
+	rt.source.say(exposing(t, "9000", "9001"), nil)
+	for _, changes := range []int{1, 0} {
+		done, err := rt.Reload(t.Context())
+		if err != nil || len(done.Changed) != changes || !slices.Equal(done.Warnings, []string{"b.config:4: ignored", rt.role.refused[0]}) {
+			t.Errorf("Reload = %+v, %v; want %d changes and a word about tcp/9001", done, err, changes)
+		}
+	}
+	if waits != 1 {
+		t.Errorf("the confirmation was waited for %d times, want once", waits)
+	}
+	rt.role.refused = nil
+	rt.source.say(exposing(t, "9000"), nil)
+	if done, err := rt.Reload(t.Context()); err != nil || len(done.Warnings) != 1 {
+		t.Errorf("Reload = %+v, %v; want no word about a service that is gone", done, err)
+	}
 }
 
 // TestReloadOneByOne: an order waits for the one before it, and reads the settings when it is its turn.

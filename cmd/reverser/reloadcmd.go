@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"reverser/internal/admin"
+	"reverser/internal/escape"
 )
 
 func (c *cli) reloadCommand() *cobra.Command {
@@ -27,7 +28,8 @@ service finish, those of a removed key are reset. A file with a fault changes
 nothing: the exit code is 1, and the fault is told.
 
 The command returns when the other side has confirmed what changed there, or
-after 5 seconds with a word about what it has not confirmed yet.`,
+after 5 seconds with a word about what it has not confirmed yet. A service of
+the change that the proxy does not serve is named with its reason.`,
 		Example: `  reverser reload
   reverser reload --state /var/lib/reverser/bridge`,
 		Args: takes("reverser reload --state DIR"),
@@ -57,7 +59,7 @@ func (c *cli) reload(ctx context.Context, path string, asJSON bool) error {
 		return c.printJSON(done)
 	}
 	for _, w := range done.Warnings {
-		fmt.Fprintf(c.stderr, "warning: %s\n", w)
+		fmt.Fprintf(c.stderr, "warning: %s\n", escape.Text(w)) // it may be the proxy's words
 	}
 	if len(done.Unconfirmed) > 0 {
 		fmt.Fprintf(c.stderr, "note: the other side has not confirmed yet: %s\n", strings.Join(done.Unconfirmed, ", "))

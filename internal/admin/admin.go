@@ -57,7 +57,7 @@ type Notified struct {
 type Reloaded struct {
 	Changed     []string `json:"changed"`     // one for each setting that is different
 	Unconfirmed []string `json:"unconfirmed"` // what the other end has not confirmed so far
-	Warnings    []string `json:"warnings"`    // about the configuration
+	Warnings    []string `json:"warnings"`    // about the configuration, and services that the other end does not serve
 }
 
 // Page serves a page and the files that it loads. It is asked by GET and HEAD only. At a TCP address the files are for everybody, and so is the

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"reverser/internal/grammar"
@@ -149,6 +150,25 @@ func (a Applied) Wait(ctx context.Context) (unconfirmed []string) {
 		}
 		return a.b.unconfirmed(open)
 	}
+}
+
+// Refused returns those services of the change that a proxy has answered for and does not serve: denied by it, or retried, with the reason.
+func (a Applied) Refused() (refused []string) {
+	a.b.mu.Lock()
+	defer a.b.mu.Unlock()
+	for _, id := range a.ids {
+		for _, u := range a.b.uplinks {
+			k := u.claims.Known(id)
+			if k == nil || k.Pending || k.State != status.ServiceDenied && k.State != status.ServiceRetrying {
+				continue
+			}
+			name := u.claims.Name(id)
+			// Proxies begin their reason with these words.
+			reason := strings.TrimPrefix(strings.TrimPrefix(k.Reason, name+" "), status.ServiceDenied+": ")
+			refused = append(refused, fmt.Sprintf("service %s is %s at %s: %s", name, k.State, u.proxy, cmp.Or(reason, "it does not say why")))
+		}
+	}
+	return refused
 }
 
 // passConfirmed takes the ids at the front that are confirmed by now off, and proxies that have confirmed all. It returns what is closed

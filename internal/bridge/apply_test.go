@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"reverser/internal/claims"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/memnet"
 	"reverser/internal/status"
@@ -77,6 +78,54 @@ func TestApply(t *testing.T) {
 		t.Errorf("Apply = %v, want an error that names the service that is there twice", err)
 	}
 	talk(t, p.open(1), two.accept(), "still")
+}
+
+// TestApplyRefused: a change tells which of its services a proxy does not serve, and why, and nothing of those that it is not about.
+func TestApplyRefused(t *testing.T) {
+	p := listen(t, "127.0.0.1:0", false)
+	p.mu.Lock()
+	p.answer = func(l *link.Link, id uint32, c wire.Claim) {
+		a := wire.Claimed{Status: wire.ClaimUp, Public: c.Public}
+		switch c.Public {
+		case "tcp/80":
+			a = wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: `tcp/80 denied: the policy of key "nas" allows tcp/9000`}
+		case "tcp/81":
+			a = wire.Claimed{Status: wire.ClaimDenied, Public: c.Public}
+		case "tcp/9002":
+			a = wire.Claimed{Status: wire.ClaimRetrying, Public: c.Public, Text: "open tcp/9002: in use"}
+		}
+		claimed(l, id, a)
+	}
+	p.mu.Unlock()
+	services := func(all ...string) (list []Service) {
+		for _, s := range all {
+			list = append(list, Service{Public: public(t, s), Target: grammar.Target{Network: "tcp", Address: "127.0.0.1:1"}})
+		}
+		return list
+	}
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: services("9000", "81")}})
+	p.ready()
+	a := b.apply(t, services("9000", "80", "81", "9001", "9002")...)
+	if left := a.Wait(t.Context()); left != nil {
+		t.Errorf("not confirmed: %q", left)
+	}
+	want := []string{
+		"service tcp/80 is denied at " + p.addr() + `: the policy of key "nas" allows tcp/9000`,
+		"service tcp/9002 is retrying at " + p.addr() + ": open tcp/9002: in use",
+	}
+	if got := a.Refused(); !slices.Equal(got, want) {
+		t.Errorf("Refused = %q, want %q", got, want)
+	}
+	if a = b.apply(t, services("9000", "81")...); a.Wait(t.Context()) != nil || a.Refused() != nil {
+		t.Errorf("Refused = %q of a change that takes services away", a.Refused())
+	}
+	if a = b.apply(t, services("9000")...); a.Wait(t.Context()) != nil || a.Refused() != nil {
+		t.Errorf("Refused = %q of a change that takes services away", a.Refused())
+	}
+	a = b.apply(t, services("9000", "81")...)
+	if got, want := append(a.Wait(t.Context()), a.Refused()...), []string{"service tcp/81 is denied at " + p.addr() + ": it does not say why"}; !slices.Equal(got, want) {
+		t.Errorf("Refused = %q, want %q", got, want)
+	}
 }
 
 // TestSources: a target sees its connections come from the sources, and from others after a change.
