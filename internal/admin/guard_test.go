@@ -111,6 +111,8 @@ func TestHostileRequests(t *testing.T) {
 	const json = "Content-Type: application/json\r\n"
 	const browser = "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Site: cross-site\r\n"
 	login := `{"token":"` + adminToken + `"}`
+	_, answer := ask(t, dial, fmt.Sprintf("POST /api/v1/login HTTP/1.1\r\nHost: %s\r\n%sContent-Length: %d\r\n\r\n%s", addr, json, len(login), login))
+	session := "X-Reverser-Session: " + strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(answer), `{"session":"`), `"}`) + "\r\n"
 	tests := []struct {
 		name, method, path, host, header, body string
 		want                                   int
@@ -124,6 +126,7 @@ func TestHostileRequests(t *testing.T) {
 		{"D1 the token as a session", "GET", "/api/v1/status", addr, "X-Reverser-Session: " + adminToken + "\r\n", "", 401},
 		{"D1 no session", "GET", "/api/v1/status", addr, "X-Reverser-Session: \r\n", "", 401},
 		{"the token", "GET", "/api/v1/status", addr, right, "", 200},
+		{"a session", "GET", "/api/v1/status", addr, session, "", 200},
 		{"D1 no token, for the page, by a program", "GET", "/", addr, "", "", 401},
 		{"D1 no token, for the page, by a program that takes anything", "GET", "/", addr, "Accept: */*\r\n", "", 401},
 		{"D1 no token, for what is no file of the page", "GET", "/nope", addr, "Accept: text/html\r\n", "", 401},
@@ -156,9 +159,11 @@ func TestHostileRequests(t *testing.T) {
 		{"D2 a browser says that another port asks", "POST", "/api/v1/reload", addr, right + "Sec-Fetch-Site: same-site\r\n", "", 403},
 		{"D2 a login by another site", "POST", "/api/v1/login", addr, json + "Sec-Fetch-Site: cross-site\r\n", login, 403},
 		{"the page itself asks", "GET", "/api/v1/status", addr, right + "Sec-Fetch-Site: same-origin\r\nOrigin: http://" + addr + "\r\n", "", 200},
-		{"D2 an order as text", "POST", "/api/v1/keys", addr, right + "Content-Type: text/plain\r\n", `{"name":"x","allow":["tcp/1"]}`, 403},
-		{"D2 an order as a form", "POST", "/api/v1/reload", addr, right + "Content-Type: application/x-www-form-urlencoded\r\n", "a=b", 403},
-		{"D2 an order of no kind", "POST", "/api/v1/keys", addr, right, `{"name":"x","allow":["tcp/1"]}`, 403},
+		{"D2 an order as text", "POST", "/api/v1/keys", addr, session + "Content-Type: text/plain\r\n", `{"name":"x","allow":["tcp/1"]}`, 403},
+		{"D2 an order as a form", "POST", "/api/v1/reload", addr, session + "Content-Type: application/x-www-form-urlencoded\r\n", "a=b", 403},
+		{"D2 an order of no kind", "POST", "/api/v1/keys", addr, session, `{"name":"x","allow":["tcp/1"]}`, 403},
+		{"D2 an order as a form of a page of another origin, with the token", "POST", "/api/v1/reload", addr, right + "Origin: https://evil.example\r\nContent-Type: application/x-www-form-urlencoded\r\n", "a=b", 403},
+		{"D2 an order as a form, with a wrong token", "POST", "/api/v1/reload", addr, "Authorization: Bearer x\r\nContent-Type: application/x-www-form-urlencoded\r\n", "a=b", 401},
 		{"D2 a login as text", "POST", "/api/v1/login", addr, "Content-Type: text/plain\r\n", login, 403},
 
 		{"D3 an order by GET", "GET", "/api/v1/reload", addr, right, "", 405},
@@ -226,6 +231,36 @@ func TestHostileRequests(t *testing.T) {
 	}
 	if resp, body := ask(t, dial, "POST /api/v1/keys HTTP/1.1\r\nHost: "+addr+"\r\n"+right+json+"Transfer-Encoding: chunked\r\n\r\n20001\r\n\""+strings.Repeat("x", 1<<17)); resp.StatusCode != 413 {
 		t.Errorf("D4 a body without a length: %d %s", resp.StatusCode, body)
+	}
+}
+
+// TestContentType: with the token itself an order may have any content type, as curl -d sends it. No browser has the token by itself. A session
+// and a login are told what is missing.
+func TestContentType(t *testing.T) {
+	keys := &fakeKeys{}
+	orders := &fakeOrders{}
+	dial, addr := serveTCP(t, &admin.Server{Status: snapshot, Keys: keys, Orders: orders}, admin.Address{})
+	order := func(path, header, body string) (int, string) {
+		resp, text := ask(t, dial, fmt.Sprintf("POST %s HTTP/1.1\r\nHost: %s\r\n%sContent-Length: %d\r\n\r\n%s", path, addr, header, len(body), body))
+		return resp.StatusCode, text
+	}
+	const form = "Content-Type: application/x-www-form-urlencoded\r\n"
+	for i, kind := range []string{form, "", "Content-Type: text/plain\r\n", "Content-Type: application/json\r\n"} {
+		if code, text := order("/api/v1/keys", bearer(adminToken)+kind, fmt.Sprintf(`{"name":"k%d","allow":["tcp/1"]}`, i)); code != 201 {
+			t.Errorf("%q: %d %s, want 201", kind, code, text)
+		}
+	}
+	if code, text := order("/api/v1/reload", bearer(adminToken)+form, ""); code != 200 || orders.reloads.Load() != 1 {
+		t.Errorf("a reload: %d %s", code, text)
+	}
+	if code, text := order("/api/v1/keys", bearer(adminToken)+form, "name=k"); code != 400 {
+		t.Errorf("what is no JSON: %d %s, want 400", code, text)
+	}
+	for kind, want := range map[string]string{form: "x-www-form-urlencoded", "": "no Content-Type"} {
+		code, text := order("/api/v1/login", kind, `{"token":"`+adminToken+`"}`)
+		if code != 403 || !strings.Contains(text, want) || !strings.Contains(text, "needs Content-Type: application/json") {
+			t.Errorf("a login with %q: %d %s, want 403 and what to send", kind, code, text)
+		}
 	}
 }
 
