@@ -116,9 +116,9 @@ func TestEventStream(t *testing.T) {
 	s := &admin.Server{Status: func() status.Snapshot { return status.Snapshot{} }, Events: kept}
 	dial := serve(t, s)
 	h := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}}
-	get := func(header ...string) *http.Response {
+	ask := func(query string, header ...string) *http.Response {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://reverser/api/v1/events", nil)
+		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://reverser/api/v1/events"+query, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,6 +130,26 @@ func TestEventStream(t *testing.T) {
 			t.Fatal(err)
 		}
 		return resp
+	}
+	get := func(header ...string) *http.Response { t.Helper(); return ask("", header...) }
+	for _, tt := range []struct{ query, accept, want string }{
+		{"", "", "application/json"},
+		{"", "*/*", "application/json"},
+		{"", "application/json", "application/json"},
+		{"", "text/event-stream", "text/event-stream"},
+		{"?follow=true", "", "text/event-stream"},
+		{"?follow=true", "*/*", "text/event-stream"},
+		{"?follow=false", "text/event-stream", "application/json"},
+	} {
+		var header []string
+		if tt.accept != "" {
+			header = []string{"Accept", tt.accept}
+		}
+		resp := ask(tt.query, header...)
+		if got := resp.Header.Get("Content-Type"); got != tt.want || resp.StatusCode != http.StatusOK {
+			t.Errorf("%q with Accept %q is %s, %s; want %s", tt.query, tt.accept, resp.Status, got, tt.want)
+		}
+		resp.Body.Close()
 	}
 	id := strconv.FormatUint(all[0].ID, 10)
 	resp := get("Accept", "text/event-stream", "Last-Event-ID", id)
