@@ -72,7 +72,7 @@ log_format = "json"
 [[key]]
 name = "office"
 secret_file = "office.token"
-allow = ["tcp/9000", 9001, "tcp/9100-9110", "http/*.example.com"]
+allow = ["tcp/9000", 9001, "tcp/9100-9110", "http/*.example.com", "private/*"]
 `)
 	p, warnings, err := loadProxy(path)
 	if err != nil || len(warnings) != 0 {
@@ -86,7 +86,7 @@ allow = ["tcp/9000", 9001, "tcp/9100-9110", "http/*.example.com"]
 	}
 	if len(p.Tables) != 1 || p.Tables[0].Name != "office" || p.Tables[0].Token.Encode() != testToken(1).Encode() ||
 		p.Tables[0].SecretFile != filepath.Join(dir, "office.token") ||
-		p.Tables[0].Allow.String() != "tcp/9000, tcp/9001, tcp/9100-9110, http/*.example.com" {
+		p.Tables[0].Allow.String() != "tcp/9000, tcp/9001, tcp/9100-9110, http/*.example.com, private/*" {
 		t.Errorf("Keys = %+v", p.Tables)
 	}
 	if got, want := p.origin["transfer"], (Place{path, 3, "transfer"}); got != want {

@@ -13,7 +13,7 @@ type Allow struct {
 	// Host is, for tcp and udp, the one bind address that the rule covers, or ""
 	// for every one; for http, https and tls a host name, "*.example.com" for one
 	// label in front of example.com, or "*" for any, or an IP address of http
-	// and https; for private the name.
+	// and https; for private the name, or "*" for any.
 	Host string
 	// Low and High are the first and the last port of tcp and udp.
 	Low, High uint16
@@ -23,7 +23,7 @@ type Allow struct {
 }
 
 // ParseAllow parses a rule: the PUBLIC form with port ranges (tcp/9000-9010)
-// and wildcards (http/*.example.com, http/*). It takes every kind: a key may
+// and wildcards (http/*.example.com, http/*, private/*). It takes every kind: a key may
 // be allowed more than this version serves.
 func ParseAllow(s string) (Allow, error) {
 	a, err := parseAllow(s)
@@ -52,7 +52,9 @@ func parseAllow(s string) (Allow, error) {
 	case KindTCP, KindUDP:
 		err = a.parsePorts(rest)
 	case KindPrivate:
-		a.Host, err = parsePrivate(rest)
+		if a.Host = rest; rest != "*" {
+			a.Host, err = parsePrivate(rest)
+		}
 	default:
 		a.Host, a.Path, err = parseName(kind, rest)
 	}
@@ -157,6 +159,10 @@ func (a Allow) Permits(p Public) bool {
 		if base, wild := strings.CutPrefix(a.Host, "*."); wild {
 			label, rest, ok := strings.Cut(p.Host, ".")
 			return ok && label != "" && rest == base
+		}
+	case KindPrivate:
+		if a.Host == "*" {
+			return p.Host != ""
 		}
 	}
 	return a.Host == p.Host

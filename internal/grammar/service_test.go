@@ -141,6 +141,7 @@ func TestParsePublicErrors(t *testing.T) {
 		"http/" + strings.Repeat("a.", 127) + "a": "longer than 253",
 		"private/":      "1 to 63",
 		"private/a/b":   "letters, digits",
+		"private/*":     "letters, digits", // a rule, and no name
 		"tls/exa\nmple": "in it",
 		"rv1_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA": "public is a token",
 	} {
@@ -420,6 +421,7 @@ func TestAllow(t *testing.T) {
 		{"https/[::1]", "https/[::1]", "https/0::1/x", "https/::2 http/::1 https/*"},
 		{"https/*.0.example", "https/*.0.example", "https/a.0.example/x https/*.0.example", "https/a.b.0.example https/1.2.3.0"},
 		{"private/db", "private/db", "private/DB", "private/db2"},
+		{"private/*", "private/*", "private/DB private/a.b_c-1", "tcp/9000 http/db"},
 	} {
 		a, err := ParseAllow(c.rule)
 		if err != nil || a.String() != c.text {
@@ -457,7 +459,8 @@ func TestAllow(t *testing.T) {
 		"http/*.0.0.1":   "neither an IP address",
 		"http/a/..":      `".." in it`,
 		"tls/a/b":        "server name alone",
-		"private/*":      "letters, digits",
+		"private/*x":     "letters, digits",
+		"private/":       "1 to 63 characters",
 		"gopher/x":       "no kind",
 		"rv1_AAAAAAAAAA": "allow is a token",
 	} {
