@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -178,11 +177,13 @@ func parseLogLevel(s string) (slog.Level, error) {
 const mostDuration = 1000 * time.Hour
 
 // ParseDrain parses how long a stopping process lets connections finish: "30s". Nothing is 0: they are reset at once.
-func ParseDrain(s string) (time.Duration, error) { return parseDuration(s, 0, `"30s" or "2m"`) }
+func ParseDrain(s string) (time.Duration, error) {
+	return parseDuration(s, 0, mostDuration, `"30s" or "2m"`)
+}
 
 // ParseResumeWithin parses how long connections outlive a break of the link: "5m".
 func ParseResumeWithin(s string) (time.Duration, error) {
-	return parseDuration(s, time.Second, `"5m" or "90s"`)
+	return parseDuration(s, time.Second, mostDuration, `"5m" or "90s"`)
 }
 
 // The bounds of --keepalive: less would cost more than a connection in use, and no NAT keeps a connection for longer.
@@ -193,11 +194,7 @@ const (
 
 // ParseKeepalive parses how long the link of a bridge may say nothing: "25s".
 func ParseKeepalive(s string) (time.Duration, error) {
-	d, err := parseDuration(s, 0, `"25s" or "5m"`)
-	if err == nil && (d < leastKeepalive || d > mostKeepalive) {
-		return 0, fmt.Errorf("%q is not between %s and %s: 25s suits most NATs and firewalls", s, leastKeepalive, "1h")
-	}
-	return d, err
+	return parseDuration(s, leastKeepalive, mostKeepalive, `"25s", which suits most NATs and firewalls`)
 }
 
 // ParseSource parses an address of this machine that targets are dialled from: "192.168.1.7". Whether the machine has it is seen when
@@ -215,20 +212,23 @@ func ParseSource(s string) (netip.Addr, error) {
 	return ip, nil
 }
 
-func parseDuration(s string, least time.Duration, example string) (time.Duration, error) {
-	v, err := time.ParseDuration(s)
-	switch {
-	case err != nil:
-		if _, bare := strconv.ParseFloat(s, 64); bare == nil {
-			return 0, fmt.Errorf("%q has no unit: write a number with ms, s, m or h, such as %s", s, example)
-		}
-		return 0, fmt.Errorf("%q is no length of time: write a number with ms, s, m or h, such as %s", s, example)
-	case v < 0:
-		return 0, fmt.Errorf("%q is negative: write a number with ms, s, m or h, such as %s", s, example)
-	case v < least:
-		return 0, fmt.Errorf("%q is less than %s: give the link time to come back, such as %s", s, least, example)
-	case v > mostDuration:
-		return 0, fmt.Errorf("%q is more than 1000h: give less, such as %s", s, example)
+// parseDuration parses a length of time from least to most.
+func parseDuration(s string, least, most time.Duration, example string) (time.Duration, error) {
+	d, err := grammar.ParseDuration(s, example)
+	if err == nil && (d < least || d > most) {
+		return 0, fmt.Errorf("%q is not between %s and %s: write one in between, such as %s", s, lengthOf(least), lengthOf(most), example)
 	}
-	return v, nil
+	return d, err
+}
+
+// lengthOf is a length of time as people write it.
+func lengthOf(d time.Duration) string {
+	const day = 24 * time.Hour
+	switch {
+	case d > day && d%day == 0:
+		return fmt.Sprintf("%dd", d/day)
+	case d > 0 && d%time.Hour == 0:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	}
+	return d.String()
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"reverser/internal/grammar"
 )
@@ -47,6 +48,18 @@ var targetOptions = []exposeOption{
 		}
 		return "", nil
 	}},
+}
+
+// durationOption is a length of time from least to most.
+func durationOption(v any, least, most time.Duration, example string) (time.Duration, error) {
+	s, err := scalar(v)
+	if err != nil {
+		return 0, err
+	}
+	if strings.Contains(s, "rv1_") { // the error quotes what it refuses
+		return 0, errors.New("the value is a token, which goes into a file of its own")
+	}
+	return parseDuration(s, least, most, example)
 }
 
 // oneClient keeps the requests of several clients apart, where the target takes a connection for one client's.

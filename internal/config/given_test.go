@@ -84,13 +84,18 @@ func TestGiven(t *testing.T) {
 
 // TestHSTS: how long browsers are to come by TLS only.
 func TestHSTS(t *testing.T) {
+	hsts := func(s string) (time.Duration, error) {
+		var e grammar.Expose
+		_, err := secureOptions[0].read(nil, s, &e)
+		return time.Duration(e.Options.Proxy.HSTS), err
+	}
 	for s, want := range map[string]time.Duration{"1h": time.Hour, "365d": 365 * 24 * time.Hour, "730d": mostHSTS} {
-		if d, err := parseDays(s); err != nil || d != want {
+		if d, err := hsts(s); err != nil || d != want {
 			t.Errorf("%s is %s, %v", s, d, err)
 		}
 	}
 	for _, s := range []string{"", "d", "-1d", "1.5d", "731d", "0s", "-1h", "20000h", "65536d", "1y"} {
-		if d, err := parseDays(s); err == nil {
+		if d, err := hsts(s); err == nil {
 			t.Errorf("%q is %s", s, d)
 		}
 	}

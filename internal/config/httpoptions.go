@@ -81,10 +81,9 @@ var httpOptions = []exposeOption{
 		return d.basicAuth(d.relative(path), e)
 	}},
 	{"answer_time", httpKinds, func(_ *doc, v any, e *grammar.Expose) (string, error) {
-		s, _ := v.(string)
-		t, err := parseDuration(s, time.Millisecond, `"5m" or "30s"`)
+		t, err := durationOption(v, time.Millisecond, mostDuration, `"5m" or "30s"`)
 		e.Options.Proxy.AnswerTime = grammar.Duration(t)
-		return `write a number with ms, s, m or h, such as "5m"`, err
+		return "", err
 	}},
 }
 

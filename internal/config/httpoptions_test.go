@@ -26,7 +26,7 @@ set_header = { X-Stage = "test", x-empty = "" }
 remove_header = ["Cookie"]
 trusted_proxies = ["192.0.2.0/24", "2001:db8::1"]
 basic_auth_file = "users"
-answer_time = "30s"
+answer_time = "1d"
 inspect = true
 `)
 	b, _, err := loadBridge(path)
@@ -35,7 +35,7 @@ inspect = true
 	}
 	o := b.Expose[0].Options.Proxy
 	if !o.H2C || !o.Inspect || o.HostHeader != "app.lan:8080" || len(o.SetHeader) != 2 || o.SetHeader["X-Stage"] != "test" || len(o.RemoveHeader) != 1 ||
-		len(o.TrustedProxies) != 2 || o.TrustedProxies[1].String() != "2001:db8::1/128" || len(o.BasicAuth) != 2 || o.BasicAuth[0] != bcryptLine || time.Duration(o.AnswerTime) != 30*time.Second {
+		len(o.TrustedProxies) != 2 || o.TrustedProxies[1].String() != "2001:db8::1/128" || len(o.BasicAuth) != 2 || o.BasicAuth[0] != bcryptLine || time.Duration(o.AnswerTime) != 24*time.Hour {
 		t.Errorf("options %+v", o)
 	}
 	if len(b.others) != 1 || b.others[0] != users {
@@ -66,6 +66,10 @@ inspect = true
 		"inspect = \"yes\"":                          "neither true nor false",
 		"answer_time = \"5\"":                        "no unit",
 		"answer_time = \"-5s\"":                      "negative",
+		"answer_time = 5":                            `answer_time: "5" has no unit: write a number with ms, s, m, h or d, such as "5m" or "30s"`,
+		"answer_time = true":                         "answer_time: the value is no text: write it in quotes",
+		"answer_time = \"0s\"":                       "not between 1ms and 1000h",
+		"answer_time = \"42d\"":                      "not between 1ms and 1000h",
 	} {
 		for name, text := range map[string]string{
 			"empty": "# nobody\n", "md5": "ann:$apr1$x$y", "plain": "ann:secret", "costly": strings.Replace(bcryptLine, "$05$", "$20$", 1),
@@ -79,6 +83,8 @@ inspect = true
 		_, _, err := loadBridge(write(t, filepath.Join(dir, "bad.toml"), "[[expose]]\npublic = \"http/a\"\ntarget = 80\n"+options+"\n"))
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), ":4: ") {
 			t.Errorf("%s: %v; want line 4 and %q", options, err, want)
+		} else if strings.HasPrefix(options, "answer_time") && strings.Count(err.Error(), "write ") > 1 {
+			t.Errorf("%s: %v; want the remedy once", options, err)
 		}
 	}
 	_, _, err = loadBridge(write(t, filepath.Join(dir, "bad.toml"), "[[expose]]\npublic = 9000\nh2c = true\n"))

@@ -78,11 +78,10 @@ func (d *doc) notify() (all []Notify) {
 			}
 		}
 		if _, ok := t["after"]; ok {
-			after, err := time.ParseDuration(d.inner(t, at("after"), "after"))
-			if err != nil || after < 0 || after > mostNotifyAfter {
-				fault("after", "this is no time from 0s to 24h", `write after = "30s", a number with s, m or h`)
+			var err error
+			if n.After, err = durationOption(t["after"], 0, mostNotifyAfter, `"30s" or "5m"`); err != nil {
+				fault("after", err.Error(), "")
 			}
-			n.After = after
 		}
 		all = append(all, n)
 	}

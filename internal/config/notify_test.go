@@ -3,6 +3,7 @@ package config
 import (
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 )
@@ -17,11 +18,11 @@ url = "https://chat.example.com/hooks/a"
 url = "http://127.0.0.1:8080/b?key=c"
 format = "wecom"
 on = ["bridge-down", "service-up", "bridge-down"]
-after = "5m"
+after = "1d"
 `)
 	want := []Notify{
 		{"https://chat.example.com/hooks/a", "json", notifyEvents, 30 * time.Second},
-		{"http://127.0.0.1:8080/b?key=c", "wecom", []string{"bridge-down", "service-up"}, 5 * time.Minute},
+		{"http://127.0.0.1:8080/b?key=c", "wecom", []string{"bridge-down", "service-up"}, 24 * time.Hour},
 	}
 	p, _, err := NewProxySource(ProxyArgs{Config: path}).Load()
 	if err != nil || !reflect.DeepEqual(p.Notify, want) {
@@ -35,5 +36,22 @@ after = "5m"
 	next.Notify = want[:1]
 	if said, err := p.Changes(next); err != nil || !reflect.DeepEqual(said, []string{"notify has other tables"}) {
 		t.Errorf("Changes = %q, %v", said, err)
+	}
+}
+
+// A notice that is wrong is told once, without its URL.
+func TestNotifyRefused(t *testing.T) {
+	for line, want := range map[string]string{
+		`after = "25h"`: `after: "25h" is not between 0s and 24h: write one in between, such as "30s" or "5m"`,
+		`after = "2d"`:  `after: "2d" is not between 0s and 24h`,
+		`after = "-1s"`: `after: "-1s" is negative`,
+		`after = 30`:    `after: "30" has no unit: write a number with ms, s, m, h or d, such as "30s" or "5m"`,
+		`after = ["a"]`: `after: the value is a list or a table`,
+	} {
+		path := write(t, filepath.Join(t.TempDir(), "c.toml"), "listen = 3010\n[[notify]]\nurl = \"https://chat.example.com/hooks/a\"\n"+line+"\n")
+		_, _, err := Check(path)
+		if err == nil || !strings.Contains(err.Error(), ":4: "+want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v; want line 4 and %q", line, err, want)
+		}
 	}
 }

@@ -48,12 +48,12 @@ state = "st"
 log_format = "json"
 log_level = "debug"
 drain = "0s"
-resume_within = "2m"
+resume_within = "2d"
 access_log = "access.log"
 `+keyTable)
 	set := loaded(t, NewProxySource(ProxyArgs{Config: path}))
 	if set.Role != RoleProxy || set.Proxy.Listen != ":4000" || set.Proxy.Transfer != ":4001" || set.Proxy.Advertise != "proxy.example.com:4000" || set.Proxy.SNI != "tunnel.example.com" ||
-		set.State != filepath.Join(dir, "st") || set.LogFormat != "json" || set.LogLevel != slog.LevelDebug || set.Drain >= 0 || set.ResumeWithin != 2*time.Minute ||
+		set.State != filepath.Join(dir, "st") || set.LogFormat != "json" || set.LogLevel != slog.LevelDebug || set.Drain >= 0 || set.ResumeWithin != 48*time.Hour ||
 		set.AccessLog != filepath.Join(dir, "access.log") || len(set.Proxy.Tables) != 1 || len(set.Proxy.Keys) != 0 {
 		t.Errorf("of the file: %+v", set)
 	}
@@ -64,10 +64,10 @@ access_log = "access.log"
 	// An argument wins, and has no origin in the file.
 	set = loaded(t, NewProxySource(ProxyArgs{
 		Config: path, Listen: "127.0.0.1:5000", Transfer: "5001", Advertise: "other.example.com:7", SNI: "other",
-		CommonArgs: CommonArgs{State: "here", LogFormat: "text", LogLevel: "error", AccessLog: "lines", Drain: "3s", ResumeWithin: "4s"},
+		CommonArgs: CommonArgs{State: "here", LogFormat: "text", LogLevel: "error", AccessLog: "lines", Drain: "1d", ResumeWithin: "4s"},
 	}))
 	if set.AccessLog != "lines" || set.Proxy.Listen != "127.0.0.1:5000" || set.Proxy.Transfer != ":5001" || set.Proxy.Advertise != "other.example.com:7" || set.Proxy.SNI != "other" ||
-		set.State != "here" || set.LogFormat != "text" || set.LogLevel != slog.LevelError || set.Drain != 3*time.Second || set.ResumeWithin != 4*time.Second ||
+		set.State != "here" || set.LogFormat != "text" || set.LogLevel != slog.LevelError || set.Drain != 24*time.Hour || set.ResumeWithin != 4*time.Second ||
 		len(set.Proxy.Tables) != 1 {
 		t.Errorf("of the arguments: %+v", set)
 	}
@@ -309,7 +309,7 @@ func TestBadArgs(t *testing.T) {
 		{NewProxySource(common(CommonArgs{LogFormat: "yaml"})), false, []string{"--log-format", `"yaml"`, "text or json"}},
 		{NewProxySource(common(CommonArgs{LogLevel: "loud"})), false, []string{"--log-level", `"loud"`, "debug, info, warn or error"}},
 		{NewProxySource(common(CommonArgs{Drain: "30"})), false, []string{"--drain", "no unit"}},
-		{NewProxySource(common(CommonArgs{ResumeWithin: "0s"})), false, []string{"--resume-within", "less than 1s"}},
+		{NewProxySource(common(CommonArgs{ResumeWithin: "0s"})), false, []string{"--resume-within", "not between 1s and 1000h"}},
 		{NewBridgeSource(BridgeArgs{Expose: []string{"9000"}}), true, []string{"the bridge has no token"}},
 		{NewBridgeSource(BridgeArgs{Expose: []string{"ghp_x"}}), true, []string{`argument 1, "ghp_x", is neither a token`}},
 		{NewBridgeSource(BridgeArgs{Token: "rv1_x", Expose: []string{"9000"}}), false, []string{"token of the first argument"}},

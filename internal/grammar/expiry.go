@@ -1,10 +1,7 @@
 package grammar
 
 import (
-	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -12,7 +9,7 @@ import (
 const never = "never"
 
 // mostExpiry is how far ahead an expiry may be: what is more has one key too many.
-const mostExpiry = 100 * 365 * 24 * time.Hour
+const mostExpiry = 100 * 365 * day
 
 // ParseExpiry parses when something is to end: a length of time from now on, such as 90s, 12h or 30d, a time as RFC 3339 has it, or never,
 // which is the zero time.
@@ -22,7 +19,7 @@ func ParseExpiry(s string, now time.Time) (time.Time, error) {
 	}
 	at, err := ParseMoment(s)
 	if err != nil {
-		d, notLength := parseLength(s)
+		d, notLength := ParseDuration(s, "30d")
 		if notLength != nil {
 			return time.Time{}, fmt.Errorf("%q: write a length of time from now on, such as 90s, 12h or 30d, a time such as 2027-01-31T00:00:00Z, or never", s)
 		}
@@ -44,20 +41,4 @@ func ParseMoment(s string) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("%q is no time: write it as 2027-01-31T00:00:00Z", s)
 	}
 	return at.UTC().Truncate(time.Second), nil
-}
-
-// parseLength parses a length of time, which may be in days.
-func parseLength(s string) (time.Duration, error) {
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		n, err := strconv.ParseUint(days, 10, 32)
-		if err != nil || n > uint64(2*mostExpiry/(24*time.Hour)) {
-			return 0, errors.New("no number of days")
-		}
-		return time.Duration(n) * 24 * time.Hour, nil
-	}
-	d, err := time.ParseDuration(s)
-	if err != nil || d < 0 {
-		return 0, errors.New("no length of time")
-	}
-	return d, nil
 }
