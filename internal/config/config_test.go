@@ -734,6 +734,27 @@ func TestXMLWarnings(t *testing.T) {
 	}
 }
 
+// Keys of the application whose file it is are warned of, whatever they look like. Only a key of the file's own role that is missing may
+// be meant.
+func TestXMLForeignKeys(t *testing.T) {
+	for _, c := range []struct {
+		text, key, want string
+	}{
+		{bridgeXML, "Port", "none of the source system's"}, {bridgeXML, "MyPort", "none of the source system's"}, {bridgeXML, "DbPort", "none of the source system's"},
+		{bridgeXML, "WsPort", "none of the source system's"}, {bridgeXML, "IPort", "none of the source system's"}, {bridgeXML, "WorkPorts", "none of the source system's"},
+		{proxyXML, "ProxyPort", "none of the source system's"}, {proxyXML, "RealServer", "none of the source system's"}, {proxyXML, "WorkPorts", "none of the source system's"},
+		{strings.Replace(proxyXML, "TransferPort", "Other", 1), "TransfrPort", "did you mean TransferPort?"},
+		{strings.Replace(proxyXML, "TransferPort", "Other", 1), "ProxyTransfrPort", "none of the source system's"},
+		{strings.Replace(bridgeXML, "ProxyTransferPort", "Other", 1), "ProxyTransferPorts", "did you mean ProxyTransferPort?"},
+	} {
+		path := write(t, "c.config", "<appSettings>\n<add key=\""+c.key+"\" value=\"1\"/>\n"+c.text+"</appSettings>")
+		_, warnings, err := Check(path)
+		if err != nil || !strings.Contains(fmt.Sprint(warnings), fmt.Sprintf("%s:2: the key %q is ignored: ", path, c.key)) || !strings.Contains(fmt.Sprint(warnings), c.want) {
+			t.Errorf("%s: %v, %v; want a warning with %q", c.key, warnings, err, c.want)
+		}
+	}
+}
+
 func TestXMLErrors(t *testing.T) {
 	for _, c := range []struct {
 		name, text string
@@ -770,7 +791,8 @@ func TestXMLErrors(t *testing.T) {
 		{"another case of a section", "<configuration>\n<AppSettings>" + proxyXML + "</AppSettings></configuration>", []string{":2: there is no element <AppSettings>", "write <appSettings>"}},
 		{"another case of the root", "<Configuration><appSettings>" + proxyXML + "</appSettings></Configuration>", []string{":1: there is no element <Configuration>", "write <configuration>"}},
 		{"a location", "<configuration>\n<location path='.'><a><appSettings>" + proxyXML + "</appSettings></a></location></configuration>", []string{":2: there is an <appSettings> in <location>", "move it out"}},
-		{"a slip in an optional key", strings.Replace(proxyXML, "TransferPort", "TransfrPort", 1), []string{":3: TransfrPort", "did you mean TransferPort?"}},
+		{"a slip in a key", strings.Replace(proxyXML, "IcPort", "IcPorts", 1), []string{":2: IcPorts", "did you mean IcPort?"}},
+		{"a slip in each key", `<add key="WorkPrt" value="9000"/>` + "\n" + `<add key="IcPrt" value="3010"/>`, []string{":1: WorkPrt", "did you mean WorkPort?", ":2: IcPrt", "did you mean IcPort?"}},
 		{"encrypted", "<configuration>\n<appSettings configProtectionProvider='DataProtectionConfigurationProvider'><EncryptedData><CipherData/></EncryptedData></appSettings></configuration>", []string{":2: the section is encrypted", "aspnet_regiis -pdf"}},
 		{"encrypted without a word", "<appSettings><EncryptedData/></appSettings>", []string{":1: the section is encrypted"}},
 		{"values from a program", "<appSettings configBuilders='Environment'>" + proxyXML + "</appSettings>", []string{"configBuilders", "write the values themselves"}},

@@ -311,22 +311,43 @@ func (s *appSettings) finish() {
 			d.elsewhere[key] = set.file
 		}
 	}
+	required, optional := s.missing()
 	for _, f := range s.foreign {
 		key, hint := f.key, "it is none of the source system's"
-		near := nearest(key, xmlKeys)
 		if strings.Contains(key, "rv1_") {
 			key = "(a token)"
 		}
-		if _, there := s.values[near]; near != "" && !there {
-			// A slip in an optional key would be other settings than were meant.
+		if near := nearest(f.key, required); near != "" {
 			d.fail(&Error{File: f.file, Line: f.line, Key: key, Text: "there is no such key", Hint: "did you mean " + near + "?"})
 			continue
 		}
-		if strings.Contains(strings.ToLower(f.key), "token") {
+		if near := nearest(f.key, optional); near != "" {
+			hint = "did you mean " + near + "?"
+		} else if strings.Contains(strings.ToLower(f.key), "token") {
 			hint = "the token comes from --token-file or REVERSER_TOKEN"
 		}
 		d.warnAt(f.file, f.line, "the key %q is ignored: %s", key, hint)
 	}
+}
+
+// missing are the keys that are not there, of the role that the others tell. A file of an application has keys of its own, such as Port,
+// that look like one of the other role's.
+func (s *appSettings) missing() (required, optional []string) {
+	roles := make(map[string]bool)
+	for key := range s.values {
+		roles[roleOf(key)] = true
+	}
+	for _, key := range xmlKeys {
+		if _, there := s.values[key]; there || len(roles) > 0 && !roles[roleOf(key)] {
+			continue
+		}
+		if key == xmlTransferPort || key == xmlProxyTransferPort {
+			optional = append(optional, key)
+		} else {
+			required = append(required, key)
+		}
+	}
+	return required, optional
 }
 
 func (d *doc) xmlProxy(p *proxyFile) {
