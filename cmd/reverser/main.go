@@ -135,6 +135,9 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 			return fmt.Errorf("%q is no port: a port is a number from 1 to 65535", m[1])
 		}
 		if m := unknownFlag.FindStringSubmatch(err.Error()); m != nil {
+			if err := laterFlag(m[1]); err != nil {
+				return err
+			}
 			if hint := foreignFlags[m[1]+m[2]]; hint != "" {
 				return usageHint(hint, "%w", err)
 			}
@@ -165,6 +168,7 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 		c.demoCommand(),
 		c.versionCommand(),
 	)
+	addLaterCommands(root)
 	// Cobra's own two commands print their help for what they do not know, and say that all is well.
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

@@ -101,7 +101,7 @@ func (d *doc) bridge() *bridgeFile {
 		if _, ok := t["target"]; ok && target == "" && !d.failedAt(at("target")) {
 			d.fail(&Error{Line: d.line(at("target")), Key: "target", Text: "target is empty", Hint: "give a port (9904), host:port, or unix:/path"})
 		}
-		if d.failedAt(at("public")) || d.failedAt(at("target")) {
+		if d.failedAt(at("public")) || d.failedAt(at("target")) || d.failedAt(at("targets")) {
 			continue
 		}
 		e, err := grammar.NewExpose(public, target)

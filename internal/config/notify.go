@@ -24,7 +24,7 @@ func (n Notify) equal(o Notify) bool {
 var (
 	notifyFormats = []string{"json", "slack", "wecom", "dingtalk", "feishu"}
 	notifyEvents  = []string{"bridge-down", "bridge-up", "service-down", "service-up", "key-expiring", "certificate"}
-	// laterEvents are those of versions to come.
+	// laterEvents are those of versions to come. A file may have them: they never happen here.
 	laterEvents = []string{"quota", "ban"}
 )
 
@@ -65,11 +65,13 @@ func (d *doc) notify() (all []Notify) {
 				switch {
 				case !isText:
 					isList = false
+				case slices.Contains(n.On, event):
 				case slices.Contains(laterEvents, event):
-					fault("on", event+" is not in this version", "leave it out")
+					d.warn(d.line(at("on")), "on has %q, of which this version has nothing to tell", event)
+					n.On = append(n.On, event)
 				case !slices.Contains(notifyEvents, event):
 					fault("on", fmt.Sprintf("%.40q is no event", event), "the events are "+strings.Join(notifyEvents, ", "))
-				case !slices.Contains(n.On, event):
+				default:
 					n.On = append(n.On, event)
 				}
 			}

@@ -55,3 +55,20 @@ func TestNotifyRefused(t *testing.T) {
 		}
 	}
 }
+
+// What only later versions tell of is taken, with a word. A notice of nothing else is not one of everything.
+func TestNotifyLaterEvents(t *testing.T) {
+	path := write(t, filepath.Join(t.TempDir(), "c.toml"), `listen = 3010
+[[notify]]
+url = "https://chat.example.com/hooks/a"
+on = ["quota", "ban", "quota"]
+`)
+	set, warnings, err := NewProxySource(ProxyArgs{Config: path}).Load()
+	if err != nil || len(set.Notify) != 1 || !reflect.DeepEqual(set.Notify[0].On, []string{"quota", "ban"}) {
+		t.Fatalf("Load = %+v, %v", set.Notify, err)
+	}
+	want := []Warning{{path, 4, `on has "quota", of which this version has nothing to tell`}, {path, 4, `on has "ban", of which this version has nothing to tell`}}
+	if !reflect.DeepEqual(warnings, want) {
+		t.Errorf("warnings %v; want %v", warnings, want)
+	}
+}

@@ -25,9 +25,16 @@ var tomlKeys = []string{
 	"admin", "admin_host", "admin_certificate", "admin_certificate_key", "admin_plain",
 }
 
-// later are keys of versions to come. They are refused by name, so that a file
+// later are keys of versions to come, by the table that they are for; "" is the file itself. They are refused by name, so that a file
 // from there is not taken for a file with a slip in it.
-var later = []string{"allow_connect", "connect", "email", "group"}
+var later = map[string][]string{
+	"": {
+		"cluster", "advertise_peer", "keys_from", "uplink", "accept_services", "policy", "connect",
+		"sealed", "country", "datagrams", "close_when_down",
+	},
+	"key":    {"allow_connect", "group", "bandwidth"},
+	"expose": {"targets", "balance", "health", "weight", "group", "close_when_down", "sealed", "datagrams"},
+}
 
 func (d *doc) readTOML(text string) {
 	var options map[string]any
@@ -91,7 +98,7 @@ var foreign = map[string]string{
 	"serverPort": `the port in proxy = "HOST:PORT"`, "server_port": `the port in proxy = "HOST:PORT"`,
 	"bindPort": `listen = ":PORT"`, "bind_port": `listen = ":PORT"`, "bindAddr": `listen = "ADDRESS:PORT"`, "bind_addr": `listen = "ADDRESS:PORT"`, "port": `listen = ":PORT"`,
 	"proxies": "[[expose]] with public and target", "services": "[[expose]] with public and target", "remotes": "[[expose]] with public and target", "tunnels": "[[expose]] with public and target",
-	"auth": `token_file = "FILE"`, "default_token": `token_file = "FILE"`,
+	"email": `acme_email = "EMAIL"`, "auth": `token_file = "FILE"`, "default_token": `token_file = "FILE"`,
 	"common": "written without a section", "client": "written without a section", "bridge": "written without a section",
 	"localPort": "target", "local_port": "target", "localIP": "target", "local_ip": "target", "local_addr": "target", "remotePort": "public", "remote_port": "public",
 }
@@ -115,9 +122,15 @@ func (d *doc) known(path, key string, keys []string) {
 	}
 	text := "there is no such key"
 	hint := "the keys here are " + strings.Join(keys, ", ")
-	if slices.Contains(later, key) {
-		text = "this is not in this version"
-		hint = "leave it out"
+	table, _, inside := strings.Cut(path, "[")
+	if !inside {
+		table = ""
+	}
+	if slices.Contains(later[table], key) {
+		text = "this is not in this version yet"
+		if hint = "leave it out"; key == "targets" {
+			hint = `give one: target = "…"`
+		}
 	} else if here, ok := foreign[key]; ok {
 		hint = "another program's file has that: here it is " + here
 	} else if near := nearest(key, keys); near != "" {
