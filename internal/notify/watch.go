@@ -71,6 +71,9 @@ const (
 	renewal = time.Hour
 )
 
+// notConnected is why a service is down that nobody asks for any more.
+const notConnected = "its bridge is not connected"
+
 // forget is when something that is down, and of which the process knows nothing any more, is not waited for any longer.
 const forget = 24 * time.Hour
 
@@ -92,11 +95,17 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 		st.key, st.reason = key, reason
 		seen[sub] = true
 	}
-	for sub, up := range bridges(s) {
+	connected := bridges(s)
+	for sub, up := range connected {
 		note(sub, "", up, "")
 	}
-	for _, v := range s.Services {
-		note(subject{"service", v.Public}, v.Key, v.State == status.ServiceUp || v.Drained, cmp.Or(v.Reason, v.State))
+	for public, v := range w.services(s) {
+		sub := subject{"service", public}
+		if st := w.subjects[sub]; st != nil && v.State == status.ServiceDenied && v.Key != st.key && !connected[subject{"bridge", st.key}] && now.Sub(st.since) <= forget {
+			note(sub, st.key, false, notConnected) // that others may not have the name is not why it is down
+			continue
+		}
+		note(sub, v.Key, serves(v), cmp.Or(v.Reason, v.State))
 	}
 	for host, c := range certificates(s, now) {
 		sub := subject{certificate, host}
@@ -122,7 +131,7 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 			case st.up:
 				st.up, st.since, st.reason = false, now, ""
 				if kind == "service" {
-					st.reason = "its bridge is not connected"
+					st.reason = notConnected
 				}
 			}
 		}
@@ -157,6 +166,41 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 	slices.SortFunc(events, func(a, b Event) int { return cmp.Or(cmp.Compare(a.Event, b.Event), cmp.Compare(a.Name, b.Name)) })
 	return events
 }
+
+// services are those of a process, by their PUBLIC. Of several claims of one name there is the best, and of two that are alike the one
+// of the key that had the best before.
+func (w *watch) services(s status.Snapshot) map[string]status.Service {
+	best := make(map[string]status.Service, len(s.Services))
+	for _, v := range s.Services {
+		had, there := best[v.Public]
+		if there && rank(v) == rank(had) {
+			st := w.subjects[subject{"service", v.Public}]
+			there = st == nil || st.key != v.Key
+		} else if there {
+			there = rank(v) < rank(had)
+		}
+		if !there {
+			best[v.Public] = v
+		}
+	}
+	return best
+}
+
+// rank is higher the nearer a claim is to serving users.
+func rank(v status.Service) int {
+	switch {
+	case serves(v):
+		return 3
+	case v.State == status.ServiceAway:
+		return 2
+	case v.State == status.ServiceRetrying:
+		return 1
+	}
+	return 0
+}
+
+// serves reports whether nobody has to look after a service: users are served, or by order no new ones are let in.
+func serves(v status.Service) bool { return v.State == status.ServiceUp || v.Drained }
 
 // expiring are the keys of which it is to be told now that they expire soon.
 func (w *watch) expiring(s status.Snapshot, now time.Time) (events []Event) {

@@ -100,3 +100,72 @@ func TestWatchOfABridge(t *testing.T) {
 	look(none, "[]")
 	look(none, "[]")
 }
+
+// Several keys may claim one name. It is up while one of the claims is, and what is said of it is of the claim that comes nearest to that.
+func TestWatchOfSeveralClaims(t *testing.T) {
+	const why = `key "bob" may not have tcp/a`
+	claims := func(state, order string) status.Snapshot { // alice's service in a state, and bob's claim of it
+		s := at("bob")
+		s.Services = nil
+		if state != "gone" {
+			s.Links = append(s.Links, status.Link{Key: "alice", State: status.LinkUp})
+			s.Services = append(s.Services, status.Service{Public: "tcp/a", Key: "alice", State: state})
+		}
+		if state == status.ServiceAway {
+			s.Services[0].Reason = "no connection for data"
+		}
+		s.Services = append(s.Services, status.Service{Public: "tcp/a", Key: "bob", State: status.ServiceDenied, Reason: why})
+		if order == "bob first" {
+			slices.Reverse(s.Services)
+		}
+		return s
+	}
+	for _, order := range []string{"alice first", "bob first"} {
+		for _, after := range []int{0, 30} {
+			w := watch{after: time.Duration(after) * time.Second}
+			now := time.Unix(1_000_000, 0)
+			look := func(s status.Snapshot, want ...string) {
+				t.Helper()
+				now = now.Add(time.Second)
+				if first := w.look(s, now); after > 0 && len(first) > 0 {
+					t.Errorf("%s, after %d s: told %v at once", order, after, first)
+				} else if after > 0 {
+					now = now.Add(30 * time.Second)
+					s.Services = slices.Clone(s.Services)
+					first = w.look(s, now)
+					check(t, first, want)
+				} else {
+					check(t, first, want)
+				}
+			}
+			look(claims(status.ServiceUp, order))
+			for range 2 {
+				look(claims("gone", order), "bridge-down alice ", "service-down tcp/a its bridge is not connected")
+				look(claims("gone", order))
+				look(claims(status.ServiceUp, order), "bridge-up alice ", "service-up tcp/a ")
+				look(claims(status.ServiceAway, order), "service-down tcp/a no connection for data")
+				look(claims(status.ServiceUp, order), "service-up tcp/a ")
+			}
+			drained := claims(status.ServiceAway, order)
+			for i := range drained.Services {
+				drained.Services[i].Drained = drained.Services[i].Key == "alice"
+			}
+			look(drained)
+		}
+	}
+	w := watch{}
+	check(t, w.look(claims("gone", ""), time.Unix(1_000_000, 0)), []string{"service-down tcp/a " + why})
+	check(t, w.look(claims("gone", ""), time.Unix(1_000_001, 0)), nil)
+}
+
+// check wants these events, each with its reason.
+func check(t *testing.T, events []Event, want []string) {
+	t.Helper()
+	var got []string
+	for _, e := range events {
+		got = append(got, e.Event+" "+e.Name+" "+e.Reason)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("told %q, want %q", got, want)
+	}
+}
