@@ -63,7 +63,7 @@ func (w *World) Examine(ctx context.Context, p Patient, say func(Check)) {
 	if p.Role == config.RoleBridge {
 		steps = append(steps, w.token, w.link, w.way, w.services, w.probes, w.targets)
 	} else {
-		steps = append(steps, w.ports, w.keys, w.links, w.services, w.advertised, w.dns)
+		steps = append(steps, w.ports, w.keys, w.links, w.services, w.lastUsers, w.advertised, w.dns)
 	}
 	steps = append(steps, w.certificates, w.adminPort, w.notices, w.descriptors, w.memory, w.kernel, w.clock, w.disk)
 	var looking sync.WaitGroup

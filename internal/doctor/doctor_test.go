@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -301,6 +302,48 @@ func TestNames(t *testing.T) {
 		if !strings.HasPrefix(line, want[i]) {
 			t.Errorf("found %q, want %q", line, want[i])
 		}
+	}
+}
+
+// TestLastUsers: a target that did not answer its last user is named at the proxy, as status and page do.
+func TestLastUsers(t *testing.T) {
+	w, p := well(t)
+	p.Role = config.RoleProxy
+	p.Snapshot.Links = []status.Link{{Key: "nas", State: status.LinkUp}}
+	p.Snapshot.Services = []status.Service{
+		{Public: "tcp/9000", Target: "127.0.0.1:9904", Key: "nas", State: status.ServiceUp, TargetState: status.TargetRefused, TargetAt: now.Add(-time.Minute)},
+		{Public: "tcp/9001", Target: "192.0.2.1:1", Key: "nas", State: status.ServiceUp, TargetState: status.TargetUnreachable, TargetAt: now.Add(-time.Second)},
+		{Public: "tcp/9002", Target: "127.0.0.1:1", Key: "nas", State: status.ServiceUp, TargetState: status.TargetAnswers, TargetAt: now},
+		{Public: "tcp/9003", Target: "127.0.0.1:2", Key: "nas", State: status.ServiceUp, TargetState: status.TargetUnknown},
+	}
+	lines := look(t, w, p)
+	if len(lines) != 3 { // tokens carry no address
+		t.Fatalf("found %q, want two targets and the address", lines)
+	}
+	mustFind(t, lines[:1], "targets warn 127.0.0.1:9904 of tcp/9000 (key nas) refused the last user, 1m0s ago", "`reverser doctor` at that bridge")
+	mustFind(t, lines[1:2], "targets warn 192.0.2.1:1 of tcp/9001 (key nas) could not be reached for the last user, 1s ago")
+}
+
+// TestKeysWithoutBridge: with some bridges connected, the keys whose bridge is gone are named, and that is no fault.
+func TestKeysWithoutBridge(t *testing.T) {
+	w, p := well(t)
+	p.Role, p.Settings = config.RoleProxy, &config.Settings{Role: config.RoleProxy}
+	for _, k := range []struct {
+		name    string
+		expires time.Time
+	}{{"nas", time.Time{}}, {"office", time.Time{}}, {"shop", now.Add(30 * 24 * time.Hour)}, {"old", now.Add(-time.Hour)}} {
+		p.Settings.Proxy.Tables = append(p.Settings.Proxy.Tables, config.KeyTable{Name: k.name, Expires: k.expires})
+	}
+	p.Snapshot.Links = []status.Link{{Key: "nas", State: status.LinkUp}}
+	var found []string
+	w.Examine(t.Context(), p, func(c Check) {
+		if c.Name == "links" {
+			found = append(found, string(c.State)+" "+c.Found)
+		}
+	})
+	want := []string{"ok 1 bridge connected", "ok no bridge is connected with 2 keys: office, shop"}
+	if !slices.Equal(found, want) {
+		t.Errorf("found %q, want %q", found, want)
 	}
 }
 

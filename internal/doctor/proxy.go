@@ -191,7 +191,56 @@ func (w *World) links(_ context.Context, v *visit) (all []Check) {
 	if up > 0 {
 		all = append([]Check{ok(name, "%s connected", count(up, "bridge"))}, all...)
 	}
+	if idle := w.withoutBridge(v); len(idle) > 0 {
+		all = append(all, ok(name, "no bridge is connected with %s: %s", count(len(idle), "key"), names(idle)))
+	}
 	return all
+}
+
+// withoutBridge returns the names of the keys that no bridge uses at present. A key may wait for its bridge for months, so that is no
+// fault; but the link of a bridge that is gone for longer than its session is not in the snapshot, and nothing else would tell of it.
+func (w *World) withoutBridge(v *visit) (idle []string) {
+	used := make(map[string]bool)
+	for _, l := range v.Snapshot.Links {
+		used[l.Key] = true
+	}
+	add := func(key string, expires time.Time) {
+		if !used[key] && (expires.IsZero() || expires.After(w.Now())) {
+			used[key] = true // at most once in the list
+			idle = append(idle, key)
+		}
+	}
+	picture, _ := v.picture() // keys says what is wrong with it
+	stored, _ := picture.Keys()
+	for _, k := range stored {
+		add(k.Name, k.Expires)
+	}
+	if v.Settings != nil {
+		for _, t := range v.Settings.Proxy.Tables {
+			add(t.Name, t.Expires)
+		}
+	}
+	return idle
+}
+
+// lastUsers says which targets did not answer their last user. The proxy cannot dial them: their bridge's doctor does.
+func (w *World) lastUsers(_ context.Context, v *visit) (all []Check) {
+	if v.Snapshot == nil {
+		return nil
+	}
+	for _, s := range v.Snapshot.Services {
+		did := ""
+		switch s.TargetState {
+		case status.TargetRefused:
+			did = "refused the last user"
+		case status.TargetUnreachable:
+			did = "could not be reached for the last user"
+		}
+		if did != "" && s.State == status.ServiceUp {
+			all = append(all, warn("targets", "`reverser doctor` at that bridge dials it and says more", "%s of %s (key %s) %s, %s ago", s.Target, s.Public, s.Key, did, w.since(s.TargetAt)))
+		}
+	}
+	return few(all, "targets did not answer")
 }
 
 // advertised goes from this machine to the address that tokens carry.
