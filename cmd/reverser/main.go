@@ -299,7 +299,7 @@ var tokenPattern = regexp.MustCompile(`rv[0-9]{1,2}_[A-Za-z0-9_-]+`)
 var foreignFlags = map[string]string{
 	"R": exposeHint, "L": exposeHint, "local-port": exposeHint, "remote-port": exposeHint, "local": exposeHint, "remote": exposeHint, "expose": exposeHint, "publish": exposeHint,
 	"p":    "the port of the proxy is --listen :3010, and a service is an argument of its own: `reverser bridge TOKEN 9000=localhost:9904`",
-	"port": "--listen :3010 is the proxy's own port; the public ports are what bridges ask for", "bind-port": "--listen :3010", "bind": "--listen :3010", "host": "--listen ADDRESS:3010",
+	"port": "--listen :3010 is the proxy's own port; the public ports are what bridges ask for", "bind-port": "--listen :3010", "host": "--listen ADDRESS:3010",
 	"token": "the token is the first argument, or stands in a file that --token-file names", "t": "the token is the first argument, or stands in a file that --token-file names",
 	"auth": "the token is the first argument, or stands in a file that --token-file names", "key": "the token is the first argument, or stands in a file that --token-file names",
 	"server": "--proxy HOST:3010", "server-addr": "--proxy HOST:3010", "s": "--proxy HOST:3010", "c": "--config FILE", "config-file": "--config FILE",

@@ -74,6 +74,7 @@ func addProxyFlags(fl *pflag.FlagSet, args *config.ProxyArgs) {
 	fl.StringVar(&args.Transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
 	fl.StringVar(&args.HTTP, "http", "", "`ADDR` that http/HOST[/PATH] services share, such as :80: host and path of each request decide (default: none)")
 	fl.StringVar(&args.HTTPS, "https", "", "`ADDR` that tls/HOST services share, such as :443: the server name of the TLS client decides; bridges may come in there, too (default: none)")
+	fl.StringVar(&args.Bind, "bind", "", "`IP` of this machine where public ports are opened that name no address of their own; 0.0.0.0 is IPv4 only, :: IPv6 only (default: every address)")
 	fl.StringArrayVar(&args.ProxyProtocolFrom, "proxy-protocol-from", nil, "`CIDR` of a balancer in front: at public ports, a header of the PROXY protocol is required from there, and names the user; may be given several times (default: none)")
 	fl.StringVar(&args.Advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")
 	fl.StringVar(&args.SNI, "sni", "", "`NAME` that bridges ask for in their TLS to this proxy, for the tokens it makes: by it a router or firewall tells proxies apart")
@@ -127,6 +128,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		Transfer: set.Proxy.Transfer,
 		HTTP:     set.Proxy.HTTP,
 		HTTPS:    set.Proxy.HTTPS,
+		Bind:     set.Proxy.Bind,
 		Identity: identity,
 		Budget:   budget,
 		// A process with little memory keeps less of what is inspected, too.
@@ -340,6 +342,14 @@ set REVERSER_TOKEN.
 // listenError says what to do about a link port that cannot be opened, and
 // which options of the configuration file are behind it.
 func listenError(err error, origin map[string]config.Place) error {
+	if _, ok := errors.AsType[*proxy.BindError](err); ok {
+		if at, ok := origin["bind"]; ok {
+			err = fmt.Errorf("%w (from %s in %s)", err, at.Key, at)
+		} else {
+			err = fmt.Errorf("--bind: %w", err)
+		}
+		return &exitError{code: exitUsage, err: err, hint: doctor.BindHint}
+	}
 	var set []string
 	for _, option := range []string{"listen", "transfer", "http", "https"} {
 		if at, ok := origin[option]; ok {

@@ -587,7 +587,7 @@ func TestAnswersToClaims(t *testing.T) {
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: services}})
 	p.ready()
 	want := []status.Service{
-		{Public: "tcp/9000", Target: "127.0.0.1:1", State: status.ServiceUp, Probe: status.Probe{State: status.ProbeNone, Text: "the proxy asks for no probe"}},
+		{Public: "tcp/9000", Target: "127.0.0.1:1", State: status.ServiceUp, Probe: status.Probe{State: status.ProbeNone, Text: "the proxy asks for no probe: its public ports may have another address than its link (--bind there)"}},
 		{Public: "tcp/80", Target: "127.0.0.1:1", State: status.ServiceDenied, Reason: "tcp/80 denied: the policy says so"},
 		{Public: "tcp/9002", Target: "127.0.0.1:1", State: status.ServiceRetrying, Reason: "open tcp/9002: in use"},
 		{Public: "tcp/9003", Target: "127.0.0.1:1", State: status.ServiceUp, Probe: status.Probe{State: status.ProbeNone, Text: "names are not probed"}},

@@ -134,7 +134,7 @@ func (pr *prober) nextLocked(u *uplink) (next *probe) {
 func (p *probe) prove(ctx context.Context) {
 	addr, why := probeAddr(p.claimed, p.remote)
 	if why == "" && p.nonce == ([16]byte{}) {
-		why = "the proxy asks for no probe"
+		why = "the proxy asks for no probe: its public ports may have another address than its link (--bind there)"
 	}
 	if w := p.u.b.wayTo(p.u.proxy); w != nil { // its address is what the control connection reached
 		why = "the way to the proxy goes through " + w.String()

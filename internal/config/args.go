@@ -39,6 +39,7 @@ type ProxyArgs struct {
 	Transfer  string
 	HTTP      string
 	HTTPS     string
+	Bind      string
 	Advertise string
 	SNI       string
 	// ProxyProtocolFrom are addresses and ranges of them.

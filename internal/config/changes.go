@@ -53,6 +53,7 @@ func (c *changes) proxy(old, next Proxy) {
 	c.fixed("transfer", cmp.Or(old.Transfer, "none"), cmp.Or(next.Transfer, "none"))
 	c.fixed("http", cmp.Or(old.HTTP, "none"), cmp.Or(next.HTTP, "none"))
 	c.fixed("https", cmp.Or(old.HTTPS, "none"), cmp.Or(next.HTTPS, "none"))
+	c.fixed("bind", cmp.Or(old.Bind, "every address"), cmp.Or(next.Bind, "every address"))
 	c.value("resume_within", duration(c.old.ResumeWithin), duration(c.next.ResumeWithin))
 	c.value("advertise", cmp.Or(old.Advertise, "none"), cmp.Or(next.Advertise, "none"))
 	c.value("sni", cmp.Or(old.SNI, "none"), cmp.Or(next.SNI, "none"))

@@ -58,6 +58,7 @@ type Proxy struct {
 	Transfer  string // "": Listen carries everything
 	HTTP      string // the port of http/ names; "": none
 	HTTPS     string // the port of tls/ names; "": none
+	Bind      string // IP address of public ports that have none of their own; "": every one
 	Advertise string // host:port for new tokens, "" if not given
 	SNI       string // for new tokens; "": none
 	// ProxyProtocolFrom are the balancers that say by the PROXY protocol whose connection one is.

@@ -233,6 +233,8 @@ func TestTOMLErrors(t *testing.T) {
 		{"an empty value", "listen = \"\"", []string{":1: listen", "empty"}},
 		{"twice", "listen = 1\nlisten = 2", []string{":2"}},
 		{"the same port twice", "transfer = 3010", []string{":1: transfer", "address of listen"}},
+		{"a bad bind", "listen = 1\nbind = \"203.0.113.5:9000\"", []string{":2: bind", "no IP address", "without a port"}},
+		{"a bind of many machines", "listen = 1\nbind = \"239.1.2.3\"", []string{":2: bind", "many machines"}},
 		{"a bad advertise", "listen = 1\nadvertise = \"a b\"", []string{":2: advertise", "HOST or HOST:PORT"}},
 		{"a bad format", "log_format = \"xml\"\nlisten = 1", []string{":1: log_format", `"text" or "json"`}},
 		{"a short keepalive", "proxy = \"a\"\nkeepalive = \"4s\"", []string{":2: keepalive", "not between 5s and 1h"}},

@@ -300,7 +300,7 @@ func inOther(file string) string {
 
 func roleOf(key string) string {
 	switch key {
-	case "listen", "transfer", "http", "https", "advertise", "proxy_protocol_from", "certificate", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
+	case "listen", "transfer", "http", "https", "bind", "advertise", "proxy_protocol_from", "certificate", "key", xmlWorkPort, xmlIcPort, xmlTransferPort:
 		return RoleProxy
 	case "token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "auto_cert", "expose",
 		xmlProxyServerIP, xmlProxyIcPort, xmlProxyTransferPort, xmlRealServerIP, xmlRealServerPort:

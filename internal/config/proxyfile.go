@@ -14,6 +14,7 @@ import (
 type proxyFile struct {
 	CommonArgs
 	Listen, Transfer, HTTP, HTTPS string
+	Bind                          string
 	Advertise                     string // host or host:port, for grammar.ParseHost
 	SNI                           string
 	ProxyProtocolFrom             []string
@@ -77,6 +78,7 @@ func (d *doc) proxy() *proxyFile {
 	} else if p.HTTPS != "" && p.HTTPS == p.Transfer {
 		d.fault("https", fmt.Errorf("%s is the address of transfer", p.HTTPS), "give it a port of its own, such as :443, or the address of listen")
 	}
+	p.Bind = d.address("bind", grammar.ParseBind, "")
 	if p.Advertise = d.text("advertise"); p.Advertise != "" {
 		if _, err := grammar.ParseAdvertise(p.Advertise, 3010); err != nil {
 			d.fault("advertise", err, "give the address under which bridges reach this proxy, HOST or HOST:PORT")

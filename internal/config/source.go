@@ -170,6 +170,11 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 		return Settings{}, argError("give one of them another port, such as --http :80 --https :443",
 			"--http %s and --https %s (in a file: http, https) are the same port", p.HTTP, p.HTTPS)
 	}
+	if p.Bind = cmp.Or(args.Bind, file.Bind); p.Bind != "" {
+		if p.Bind, err = grammar.ParseBind(p.Bind); err != nil {
+			return Settings{}, argError("", "--bind: %w", err)
+		}
+	}
 	if p.Advertise = cmp.Or(args.Advertise, file.Advertise); p.Advertise != "" {
 		if p.Advertise, err = grammar.ParseAdvertise(p.Advertise, grammar.PortOf(p.Listen, defaultPort)); err != nil {
 			return Settings{}, argError("", "--advertise: %w", err)
@@ -194,6 +199,7 @@ func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
 	override(set.Origin, "transfer", args.Transfer)
 	override(set.Origin, "http", args.HTTP)
 	override(set.Origin, "https", args.HTTPS)
+	override(set.Origin, "bind", args.Bind)
 	override(set.Origin, "advertise", args.Advertise)
 	override(set.Origin, "sni", args.SNI)
 	override(set.Origin, "proxy_protocol_from", strings.Join(args.ProxyProtocolFrom, ","))

@@ -43,6 +43,7 @@ func TestProxySource(t *testing.T) {
 listen = ":4000"
 transfer = ":4001"
 advertise = "proxy.example.com"
+bind = "::ffff:192.0.2.1"
 sni = "Tunnel.example.com."
 state = "st"
 log_format = "json"
@@ -52,21 +53,21 @@ resume_within = "2d"
 access_log = "access.log"
 `+keyTable)
 	set := loaded(t, NewProxySource(ProxyArgs{Config: path}))
-	if set.Role != RoleProxy || set.Proxy.Listen != ":4000" || set.Proxy.Transfer != ":4001" || set.Proxy.Advertise != "proxy.example.com:4000" || set.Proxy.SNI != "tunnel.example.com" ||
+	if set.Role != RoleProxy || set.Proxy.Listen != ":4000" || set.Proxy.Transfer != ":4001" || set.Proxy.Advertise != "proxy.example.com:4000" || set.Proxy.Bind != "192.0.2.1" || set.Proxy.SNI != "tunnel.example.com" ||
 		set.State != filepath.Join(dir, "st") || set.LogFormat != "json" || set.LogLevel != slog.LevelDebug || set.Drain >= 0 || set.ResumeWithin != 48*time.Hour ||
 		set.AccessLog != filepath.Join(dir, "access.log") || len(set.Proxy.Tables) != 1 || len(set.Proxy.Keys) != 0 {
 		t.Errorf("of the file: %+v", set)
 	}
-	if got := set.Origin["drain"]; got != (Place{path, 9, "drain"}) {
+	if got := set.Origin["drain"]; got != (Place{path, 10, "drain"}) {
 		t.Errorf("origin of drain = %+v", got)
 	}
 
 	// An argument wins, and has no origin in the file.
 	set = loaded(t, NewProxySource(ProxyArgs{
-		Config: path, Listen: "127.0.0.1:5000", Transfer: "5001", Advertise: "other.example.com:7", SNI: "other",
+		Config: path, Listen: "127.0.0.1:5000", Transfer: "5001", Advertise: "other.example.com:7", Bind: "2001:DB8::1", SNI: "other",
 		CommonArgs: CommonArgs{State: "here", LogFormat: "text", LogLevel: "error", AccessLog: "lines", Drain: "1d", ResumeWithin: "4s"},
 	}))
-	if set.AccessLog != "lines" || set.Proxy.Listen != "127.0.0.1:5000" || set.Proxy.Transfer != ":5001" || set.Proxy.Advertise != "other.example.com:7" || set.Proxy.SNI != "other" ||
+	if set.AccessLog != "lines" || set.Proxy.Listen != "127.0.0.1:5000" || set.Proxy.Transfer != ":5001" || set.Proxy.Advertise != "other.example.com:7" || set.Proxy.Bind != "2001:db8::1" || set.Proxy.SNI != "other" ||
 		set.State != "here" || set.LogFormat != "text" || set.LogLevel != slog.LevelError || set.Drain != 24*time.Hour || set.ResumeWithin != 4*time.Second ||
 		len(set.Proxy.Tables) != 1 {
 		t.Errorf("of the arguments: %+v", set)
@@ -434,6 +435,7 @@ func TestChanges(t *testing.T) {
 		{"the link port", "listen = 4000\n", "\nlisten = 4001\n", nil, []string{"c.toml:2: listen: a change from :4000 to :4001 needs a restart"}},
 		{"the link port again by default", "listen = 4000\n" + keyTable, keyTable, nil, []string{"c.toml: listen: a change from :4000 to :3010 needs a restart"}},
 		{"a transfer port", "listen = 4000\n", "listen = 4000\ntransfer = 4001", nil, []string{"c.toml:2: transfer: a change from none to :4001 needs a restart"}},
+		{"an address of public ports", "listen = 4000\n", "listen = 4000\nbind = \"192.0.2.1\"", nil, []string{"c.toml:2: bind: a change from every address to 192.0.2.1 needs a restart"}},
 		{"a state directory", "listen = 1\n", "listen = 1\nstate = \"x\"", nil, []string{"c.toml:2: state: a change from the default directory to ", "needs a restart"}},
 		{"a format", "listen = 1\n", "listen = 1\nlog_format = \"json\"", nil, []string{"c.toml:2: log_format: a change from text to json needs a restart"}},
 		{"several", "listen = 1\ntransfer = 2", "listen = 3\ntransfer = 4\ndrain = \"1s\"", []string{"drain is 1s instead of the default"}, []string{"c.toml:1: listen", "c.toml:2: transfer"}},

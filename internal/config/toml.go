@@ -17,7 +17,7 @@ import (
 // tomlKeys are the options of both roles in this version, in the order of the
 // help.
 var tomlKeys = []string{
-	"listen", "transfer", "http", "https", "advertise", "sni", "proxy_protocol_from", "certificate", "key",
+	"listen", "transfer", "http", "https", "bind", "advertise", "sni", "proxy_protocol_from", "certificate", "key",
 	"token", "token_file", "proxy", "proxy_transfer", "via", "via_file", "keepalive", "source", "auto_cert", "expose",
 	"state", "trust_owner", "drain", "resume_within", "log_format", "log_level", "pairs", "notify",
 	"acme_email", "acme_directory", "acme_root",

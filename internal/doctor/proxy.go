@@ -58,6 +58,9 @@ func ListenHint(err error, options string) string {
 	return ""
 }
 
+// BindHint says what to do about an address at which no public port can be opened.
+const BindHint = "give --bind an address of this machine, or leave it out; where a router or cloud has the public address, give the private one that it leads to"
+
 // ports are opened for a moment, unless a process of ours has them.
 func (w *World) ports(_ context.Context, v *visit) (all []Check) {
 	const name = "ports"
@@ -70,6 +73,14 @@ func (w *World) ports(_ context.Context, v *visit) (all []Check) {
 			free = append(free, p.addr)
 		} else {
 			all = append(all, c)
+		}
+	}
+	if bind := v.Settings.Proxy.Bind; bind != "" {
+		addr := net.JoinHostPort(bind, "0")
+		if l, err := w.Listen(grammar.ListenNetwork("tcp", addr), addr); err != nil {
+			all = append(all, fail(name, BindHint, "public ports cannot be opened at %s (--bind): %v", bind, plain(err)))
+		} else {
+			l.Close()
 		}
 	}
 	if len(free) > 0 {

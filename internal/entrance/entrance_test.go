@@ -89,7 +89,7 @@ func TestSet(t *testing.T) {
 		w := newWorld(t)
 		w.Open(one, 1)
 		w.want("tcp/10.0.0.1:1")
-		c, err := w.dial(one.Addr())
+		c, err := w.dial(one.Public().ListenAddr())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,14 +108,14 @@ func TestSet(t *testing.T) {
 		w.opened = nil
 		w.mu.Unlock()
 		w.Close(one)
-		if _, err := w.dial(one.Addr()); !sys.Refused(err) {
+		if _, err := w.dial(one.Public().ListenAddr()); !sys.Refused(err) {
 			t.Errorf("dial of a closed socket = %v", err)
 		}
 		w.Close(one)
 		w.Open(one, 3)
 		w.want("tcp/10.0.0.1:1")
 		w.Shut()
-		if _, err := w.dial(one.Addr()); !sys.Refused(err) {
+		if _, err := w.dial(one.Public().ListenAddr()); !sys.Refused(err) {
 			t.Errorf("dial after Shut = %v", err)
 		}
 		w.Open(two, 4)
@@ -124,11 +124,37 @@ func TestSet(t *testing.T) {
 }
 
 // TestSlowListen: a socket that takes long to open holds up no other one, and what is opened after Shut is closed.
+// TestBind: a socket without an address is opened at the one that the Set has for those, and stands for its name as ever.
+func TestBind(t *testing.T) {
+	for bind, want := range map[string]string{"10.0.0.9": "tcp4 10.0.0.9:1", "::1": "tcp6 [::1]:1", "0.0.0.0": "tcp4 0.0.0.0:1", "": "tcp :1"} {
+		var asked []string
+		opened := make(chan registry.Socket, 1)
+		s := New(Config{
+			Log: slog.New(slog.DiscardHandler), Bind: bind, Descriptors: sys.NewPool(256, 0),
+			Listen: func(network, addr string) (net.Listener, error) {
+				asked = append(asked, network+" "+addr)
+				return nil, net.ErrClosed
+			},
+			Opened: func(s registry.Socket, _ uint64, _ error) bool { opened <- s; return false },
+		})
+		for _, sock := range []registry.Socket{{Kind: "tcp", Port: 1}, one} {
+			s.Open(sock, 1)
+			if got := <-opened; got != sock {
+				t.Errorf("%s was opened, want %s", got, sock)
+			}
+		}
+		s.Shut()
+		if !slices.Equal(asked, []string{want, "tcp4 10.0.0.1:1"}) {
+			t.Errorf("with %q: listened at %q, want %q and the address of the socket's own", bind, asked, want)
+		}
+	}
+}
+
 func TestSlowListen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		slow := make(chan struct{})
-		w.slow[one.Addr()] = slow
+		w.slow[one.Public().ListenAddr()] = slow
 		w.Open(one, 1)
 		w.Open(two, 2)
 		w.want("tcp/10.0.0.1:2")
@@ -142,7 +168,7 @@ func TestSlowListen(t *testing.T) {
 		close(slow)
 		<-done
 		w.want("tcp/10.0.0.1:1: " + net.ErrClosed.Error())
-		if _, err := w.dial(one.Addr()); !sys.Refused(err) {
+		if _, err := w.dial(one.Public().ListenAddr()); !sys.Refused(err) {
 			t.Errorf("dial = %v", err)
 		}
 	})
@@ -155,7 +181,7 @@ func TestUnwanted(t *testing.T) {
 		w.refuse = true
 		w.Open(one, 1)
 		w.want("tcp/10.0.0.1:1")
-		if _, err := w.dial(one.Addr()); !sys.Refused(err) {
+		if _, err := w.dial(one.Public().ListenAddr()); !sys.Refused(err) {
 			t.Errorf("dial = %v", err)
 		}
 		w.Shut()

@@ -23,6 +23,7 @@ import (
 // Config says what a Set does with what it opens.
 type Config struct {
 	Log     *slog.Logger
+	Bind    string                                                       // address of sockets that have none of their own; "": every one
 	Listen  func(network, addr string) (net.Listener, error)             // nil: sys.Listen
 	Opened  func(s registry.Socket, attempt uint64, err error) (ok bool) // what became of opening a socket; false: nobody wants it any more
 	Arrived func(name grammar.Public, conn net.Conn)                     // somebody connected; the next one is accepted when it returns
@@ -101,7 +102,8 @@ func (s *Set) listen(sock registry.Socket) (net.Listener, error) {
 	case <-s.ctx.Done():
 		return nil, net.ErrClosed
 	}
-	ln, err := s.cfg.Listen(sock.Network(), sock.Addr())
+	at := sock.Public().At(s.cfg.Bind)
+	ln, err := s.cfg.Listen(at.ListenNetwork(), at.ListenAddr())
 	if err != nil {
 		if hint := sys.PortHint(err); hint != "" {
 			err = fmt.Errorf("%w: %s", err, hint)

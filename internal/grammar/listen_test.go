@@ -2,6 +2,7 @@ package grammar
 
 import (
 	"net"
+	"strings"
 	"testing"
 )
 
@@ -58,5 +59,44 @@ func TestListenTakesAddressesLiterally(t *testing.T) {
 			}
 		}
 		ln.Close()
+	}
+}
+
+func TestParseBind(t *testing.T) {
+	for in, want := range map[string]string{
+		"203.0.113.5": "203.0.113.5", "::ffff:203.0.113.5": "203.0.113.5", "2001:DB8::1": "2001:db8::1", "fe80::1%eth0": "fe80::1%eth0", "0.0.0.0": "0.0.0.0", "::": "::", "127.0.0.1": "127.0.0.1",
+	} {
+		got, err := ParseBind(in)
+		if err != nil || got != want {
+			t.Errorf("ParseBind(%q) = %q, %v; want %q", in, got, err, want)
+		}
+		if again, err := ParseBind(got); err != nil || again != got {
+			t.Errorf("ParseBind(%q) = %q, %v; want the same again", got, again, err)
+		}
+	}
+	for in, want := range map[string]string{
+		"": "is no IP address", "eth0": "is no IP address", "203.0.113.5:9000": "without a port", "[::1]": "is no IP address", "203.0.113.0/24": "is no IP address",
+		"224.0.0.1": "many machines", "255.255.255.255": "many machines", "ff02::1": "many machines", "fe80::1%a/b": "interface name", "rv1_AAAA": "a token stands where",
+	} {
+		if got, err := ParseBind(in); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "rv1_") {
+			t.Errorf("ParseBind(%q) = %q, %v; want %q", in, got, err, want)
+		}
+	}
+}
+
+func TestAt(t *testing.T) {
+	for in, want := range map[string]string{
+		"tcp/9000": "tcp/10.0.0.1:9000", "udp/53": "udp/10.0.0.1:53", "tcp/127.0.0.1:9000": "tcp/127.0.0.1:9000", "http/*": "http/*", "private/db": "private/db", "offered": "offered",
+	} {
+		p, err := ParsePublic(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.At("10.0.0.1").String(); got != want {
+			t.Errorf("%s at 10.0.0.1 = %s; want %s", in, got, want)
+		}
+		if got := p.At(""); got != p {
+			t.Errorf("%s at every address = %s", in, got)
+		}
 	}
 }

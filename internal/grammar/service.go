@@ -115,6 +115,14 @@ func (p *Public) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
+// At is p with the bind address host, where it is a port without an address of its own.
+func (p Public) At(host string) Public {
+	if p.Host == "" && (p.Kind == KindTCP || p.Kind == KindUDP) {
+		p.Host = host
+	}
+	return p
+}
+
 // ListenAddr is the address to listen on for tcp and udp, such as ":9000" or
 // "127.0.0.1:9000", and "" for the other kinds.
 func (p Public) ListenAddr() string {

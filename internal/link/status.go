@@ -70,11 +70,27 @@ func (l *Link) Streams() (n int) {
 
 // RemoteAddr is the peer's address on the control connection, nil while there is none.
 func (l *Link) RemoteAddr() net.Addr {
+	if conn := l.control(); conn != nil {
+		return conn.RemoteAddr()
+	}
+	return nil
+}
+
+// LocalAddr is this machine's address on the control connection, nil while there is none.
+func (l *Link) LocalAddr() net.Addr {
+	if conn := l.control(); conn != nil {
+		return conn.LocalAddr()
+	}
+	return nil
+}
+
+// control is the control connection, nil while there is none.
+func (l *Link) control() net.Conn {
 	sl := l.slots[0]
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
 	if sl.cur == nil {
 		return nil
 	}
-	return sl.cur.conn.RemoteAddr()
+	return sl.cur.conn
 }

@@ -58,6 +58,7 @@ type Config struct {
 	Transfer string          // address for carriers; "": the link address
 	HTTP     string          // address that http/ names share; "": none
 	HTTPS    string          // address that tls/ names share, and the link, which knows itself by its ALPN; it may be Listen. "": none
+	Bind     string          // address of public ports that have none of their own, such as 203.0.113.5; "": every one
 	Identity tls.Certificate // that tokens pin
 	Version  string
 	Log      *slog.Logger // nil: discard
@@ -155,7 +156,7 @@ func New(cfg Config) *Proxy {
 		descriptors = sys.Descriptors()
 	}
 	p := &Proxy{
-		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{}),
+		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{Bind: cfg.Bind}),
 		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]time.Time)},
 		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), tidier: newTidier(), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
@@ -174,7 +175,7 @@ func New(cfg Config) *Proxy {
 		p.web.server.Before, p.web.server.Covers = p.proof, p.covers
 		p.names.tls, p.names.handshakes = p.secureTLS(), traffic.NewHandshakes(runtime.GOMAXPROCS(0))
 	}
-	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
+	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Bind: cfg.Bind, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})
 	p.life.ctx, p.life.stop = context.WithCancel(context.Background())
 	var instance [16]byte
 	rand.Read(instance[:])
@@ -185,9 +186,21 @@ func New(cfg Config) *Proxy {
 	return p
 }
 
+// BindError says that no public port can be opened at Config.Bind.
+type BindError struct {
+	Bind string
+	Err  error
+}
+
+func (e *BindError) Error() string { return fmt.Sprintf("open public ports at %s: %v", e.Bind, e.Err) }
+func (e *BindError) Unwrap() error { return e.Err }
+
 // Listen opens the link ports.
 func (p *Proxy) Listen() (err error) {
 	lc := net.ListenConfig{KeepAlive: -1} // the link watches over itself
+	if err := p.tryBind(lc); err != nil {
+		return err
+	}
 	if p.port.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.Listen), p.cfg.Listen); err != nil {
 		return fmt.Errorf("open the link port (listen %s): %w", p.cfg.Listen, err)
 	}
@@ -207,6 +220,19 @@ func (p *Proxy) Listen() (err error) {
 	}
 	p.listening(port)
 	return nil
+}
+
+// tryBind looks whether this machine has the address of public ports, before a bridge asks for one.
+func (p *Proxy) tryBind(lc net.ListenConfig) error {
+	if p.cfg.Bind == "" {
+		return nil
+	}
+	addr := net.JoinHostPort(p.cfg.Bind, "0")
+	ln, err := lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", addr), addr)
+	if err != nil {
+		return &BindError{p.cfg.Bind, err}
+	}
+	return ln.Close()
 }
 
 // listening prepares what serves the link ports, which are open. transfer is the second one; 0: there is none.
@@ -235,6 +261,9 @@ func (p *Proxy) TransferAddr() net.Addr {
 // Run serves until ctx ends, which resets every connection, or until a drain is complete.
 func (p *Proxy) Run(ctx context.Context) error {
 	p.log.Info("proxy listening", "listen", p.Addr().String(), "version", p.cfg.Version, "budget_mib", p.port.budget.Size()>>20)
+	if p.cfg.Bind != "" {
+		p.log.Info("public ports without an address of their own are opened at one", "bind", p.cfg.Bind)
+	}
 	if p.port.carrier != nil {
 		p.log.Info("carriers listening", "transfer", p.TransferAddr().String())
 	}

@@ -3,6 +3,8 @@ package proxy
 import (
 	"errors"
 	"log/slog"
+	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -295,7 +297,7 @@ func (p effects) Tell(t registry.Told) { link.InTurn(func() { p.tell(t) }) }
 func (p effects) tell(t registry.Told) {
 	answer := t.Claimed()
 	// A bridge does not prove a port that the proxy chose, nor a name. A nonce would only delay silent users there, who might be its probe.
-	proves := t.Public.Kind == grammar.KindTCP && t.Asked.Public != string(grammar.KindOffered)
+	proves := t.Public.Kind == grammar.KindTCP && t.Asked.Public != string(grammar.KindOffered) && p.reaches(linkOf(t.Way), t.Public)
 	if rt := p.registry.View().Find(t.Public); t.Status == wire.ClaimUp && rt != nil && proves {
 		answer.Nonce = p.service(rt).probes.Expect(t.Fresh)
 	}
@@ -316,6 +318,20 @@ func (p effects) tell(t registry.Told) {
 	case wire.ClaimRetrying:
 		p.say.Say(slog.LevelWarn, t.Key, "service cannot be opened, trying again", "service", public, "key", t.KeyName, "reason", t.Reason)
 	}
+}
+
+// reaches reports whether a bridge that dials the address of its link finds a public port there. With Config.Bind it may not: then it is
+// asked for no probe, which would blame a firewall.
+func (p *Proxy) reaches(l *link.Link, pub grammar.Public) bool {
+	if p.cfg.Bind == "" || pub.Host != "" {
+		return true
+	}
+	tcp, ok := l.LocalAddr().(*net.TCPAddr)
+	if !ok {
+		return false
+	}
+	local, bind := tcp.AddrPort().Addr().Unmap(), netip.MustParseAddr(p.cfg.Bind)
+	return local == bind || bind.IsUnspecified() && bind.Is4() == local.Is4()
 }
 
 // Unclaimed sends an UNCLAIMED.

@@ -100,6 +100,7 @@ func (p *Proxy) policy(set Settings) registry.Policy {
 			ID: k.ID, Incarnation: rotation[k.ID].incarnation, Name: k.Name, Allow: k.Allow, MaxServices: k.MaxServices,
 		})
 	}
+	rp.Bind = p.cfg.Bind
 	if p.port.ln != nil {
 		rp.Own = append(rp.Own, portOf(p.Addr()))
 	}

@@ -391,6 +391,7 @@ func (co *core) endRound(id SessionID) {
 // configure takes another policy. It returns after deciding everything anew that the change may concern.
 func (co *core) configure(p Policy) {
 	old := co.policy
+	p.Bind = old.Bind // sockets and their order stand on it
 	co.policy = newPolicy(p)
 	for id, r := range co.tenants {
 		r.key = co.policy.keys[id]

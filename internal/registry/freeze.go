@@ -301,7 +301,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 		n := co.nameOf(name)
 		n.held, n.route = co.holdings[name], newRoute(name, co.holdings[name].key)
 		ov := co.placeOf(n)
-		if f := family(name); n.granted() {
+		if f := family(co.policy.at(name)); n.granted() {
 			ov.granted[f] = append(ov.granted[f], n)
 		} else {
 			if !ov.block(co, n) {

@@ -18,6 +18,7 @@ type Policy struct {
 	Offer []grammar.Public // public ports that the proxy owns; each goes to a claim of grammar.KindOffered whose key allows it
 	Own   []uint16         // ports of the process itself, which no claim gets
 	Named []grammar.Kind   // kinds whose names share a port of the process itself, which is open
+	Bind  string           // address of public ports that have none of their own; "": every one. What New or Thaw was given stays
 	Given []string         // names of the certificates from files; of a wildcard none comes by itself
 	// Drained are the names that let no newcomers in.
 	Drained []Drain
@@ -31,6 +32,23 @@ type Drain struct {
 
 // DrainedText is why a service that is drained lets nobody in.
 const DrainedText = "drained by the operator of the proxy: it takes no new users"
+
+// at is where users of a name connect.
+func (p *policy) at(pub grammar.Public) grammar.Public { return pub.At(p.Bind) }
+
+// twin is the other name of the very same port: with Bind, one names the address and the other does not. There is none without Bind.
+func (p *policy) twin(pub grammar.Public) (twin grammar.Public, ok bool) {
+	switch {
+	case p.Bind == "" || pub.Kind != grammar.KindTCP:
+		return grammar.Public{}, false
+	case pub.Host == "":
+		return p.at(pub), true
+	case pub.Host == p.Bind:
+		pub.Host = ""
+		return pub, true
+	}
+	return grammar.Public{}, false
+}
 
 // drains reports whether a name of a key lets no newcomers in.
 func (p *policy) drains(pub grammar.Public, key KeyID) bool {

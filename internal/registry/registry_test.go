@@ -698,6 +698,55 @@ func TestNamesOverlap(t *testing.T) {
 	w.want(2, wire.ClaimUp, "", "")
 }
 
+// TestBind: where public ports without an address are opened at one, that decides what stands in the way of what. The names stay.
+func TestBind(t *testing.T) {
+	a, b := testKey(0, "tcp/9000-9009"), testKey(1, "tcp/9000-9009")
+	for _, c := range []struct {
+		bind, first, second string
+		overlap             bool
+	}{
+		{"10.0.0.1", "tcp/9000", "tcp/127.0.0.1:9000", false},
+		{"10.0.0.1", "tcp/127.0.0.1:9000", "tcp/9000", false},
+		{"10.0.0.1", "tcp/9000", "tcp/[::1]:9000", false},
+		{"10.0.0.1", "tcp/9000", "tcp/10.0.0.1:9000", true},
+		{"10.0.0.1", "tcp/10.0.0.1:9000", "tcp/9000", true},
+		{"10.0.0.1", "tcp/9000", "tcp/0.0.0.0:9000", true},
+		{"10.0.0.1", "tcp/0.0.0.0:9000", "tcp/9000", true},
+		{"10.0.0.1", "tcp/9000", "tcp/[::]:9000", false},
+		{"0.0.0.0", "tcp/9000", "tcp/127.0.0.1:9000", true},
+		{"0.0.0.0", "tcp/127.0.0.1:9000", "tcp/9000", true},
+		{"0.0.0.0", "tcp/9000", "tcp/0.0.0.0:9000", true},
+		{"0.0.0.0", "tcp/9000", "tcp/[::1]:9000", false},
+		{"::1", "tcp/9000", "tcp/[::1]:9000", true},
+		{"::1", "tcp/9000", "tcp/[::]:9000", true},
+		{"", "tcp/9000", "tcp/127.0.0.1:9000", true},
+	} {
+		r := New(Policy{Bind: c.bind})
+		w := &world{r, t, &told{t: t, r: r, answers: make(map[uint32]Told), fails: make(map[Socket]bool), room: 1 << 20}}
+		w.Configure(Policy{Keys: []Key{a, b}, Bind: "192.0.2.1"}) // which stays what New was given
+		one, _ := w.begin(a, 0)
+		two, _ := w.begin(b, 0)
+		w.claim(one, 1, c.first)
+		w.claim(two, 2, c.second)
+		w.do()
+		w.want(1, wire.ClaimUp, "", "")
+		if !c.overlap {
+			w.want(2, wire.ClaimUp, "", "")
+		} else {
+			over := c.second + " overlaps " + c.first + ", which is held by "
+			w.want(2, wire.ClaimRetrying, over+"key \""+a.Name+"\"", over+"another key")
+		}
+		if again, err := Thaw(w.Freeze(), Policy{Keys: []Key{a, b}, Bind: c.bind}, func(SessionID) Way { return newWay() }); err != nil || again.core.derived() != w.core.derived() {
+			t.Errorf("%+v: Thaw = %v, or something else than was frozen", c, err)
+		}
+		if err := w.Unclaim(one, 1); err != nil {
+			t.Fatal(err)
+		}
+		w.do()
+		w.want(2, wire.ClaimUp, "", "")
+	}
+}
+
 // TestSecure: the proxy ends TLS for a host as long as somebody serves a https/ name of it, under whatever path. A wildcard needs a
 // certificate from files.
 func TestSecure(t *testing.T) {

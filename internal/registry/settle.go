@@ -363,7 +363,7 @@ func (ov *overlaps) gain(co *core, n *name) {
 func (ov *overlaps) lose(co *core, n *name) {
 	list, by := &ov.waiting, func(h *holding) uint64 { return h.seq }
 	if n.held.granted != 0 {
-		list, by = &ov.granted[family(n.public)], func(h *holding) uint64 { return h.granted }
+		list, by = &ov.granted[family(co.policy.at(n.public))], func(h *holding) uint64 { return h.granted }
 		if !ov.dirty {
 			ov.dirty = true
 			co.dirty = append(co.dirty, ov)
@@ -397,14 +397,14 @@ func (ov *overlaps) decide(co *core) {
 
 func (ov *overlaps) grant(co *core, n *name) {
 	n.held.granted = co.next()
-	f := family(n.public)
+	f := family(co.policy.at(n.public))
 	ov.granted[f] = append(ov.granted[f], n)
 }
 
 // block notes what stands in the way of n. It reports whether anything does.
 func (ov *overlaps) block(co *core, n *name) bool {
 	co.looks++
-	if n.blocked = ov.obstacle(n); n.blocked == nil {
+	if n.blocked = ov.obstacle(co, n); n.blocked == nil {
 		return false
 	}
 	n.behind = n.blocked.held.granted
@@ -412,21 +412,26 @@ func (ov *overlaps) block(co *core, n *name) bool {
 }
 
 // obstacle returns the name that has been granted the port for the longest, of those that overlap n.
-func (ov *overlaps) obstacle(n *name) *name {
+func (ov *overlaps) obstacle(co *core, n *name) *name {
 	var first *name
+	at := co.policy.at(n.public)
 	try := func(o *name) {
-		if o.public.Overlaps(n.public) && (first == nil || o.held.granted < first.held.granted) {
+		if co.policy.at(o.public).Overlaps(at) && (first == nil || o.held.granted < first.held.granted) {
 			first = o
 		}
 	}
 	for _, o := range ov.granted[familyWild] {
 		try(o)
 	}
-	if family(n.public) == familyWild { // it covers all of a family or none
+	if family(at) == familyWild { // it covers all of a family or none
 		for _, f := range ov.granted[family4:] {
 			if len(f) > 0 {
 				try(f[0])
 			}
+		}
+	} else if twin, ok := co.policy.twin(n.public); ok { // two other addresses of one family never cover each other
+		if o := co.names[twin]; o != nil && o.granted() {
+			try(o)
 		}
 	}
 	return first

@@ -11,15 +11,9 @@ import (
 // Socket is where users connect: an address and a port.
 type Socket struct {
 	Kind grammar.Kind // tcp
-	Host string
+	Host string       // "": Policy.Bind
 	Port uint16
 }
-
-// Network and Addr are what to listen on; see grammar.Public.
-func (s Socket) Network() string { return s.Public().ListenNetwork() }
-
-// Addr is the address to listen on.
-func (s Socket) Addr() string { return s.Public().ListenAddr() }
 
 func (s Socket) String() string { return s.Public().String() }
 
@@ -84,7 +78,7 @@ func (co *core) begun(s Socket) (what socketState, attempt uint64) {
 	switch {
 	case wanted && rec == nil:
 		at := placeOf(s.Public())
-		if slices.ContainsFunc(co.bound[at], func(o Socket) bool { return o.Public().Overlaps(s.Public()) }) {
+		if slices.ContainsFunc(co.bound[at], func(o Socket) bool { return co.policy.at(o.Public()).Overlaps(co.policy.at(s.Public())) }) {
 			if !slices.Contains(co.waiting[at], s) {
 				co.waiting[at] = append(co.waiting[at], s)
 			}
