@@ -13,9 +13,11 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"reverser/internal/config"
 	"reverser/internal/escape"
@@ -133,6 +135,9 @@ a link that the bridge keeps to the proxy, and survive a break of it.`,
 		// -1 is a port with a slip in it, and a hint at flags leads astray.
 		if m := negative.FindStringSubmatch(err.Error()); m != nil {
 			return fmt.Errorf("%q is no port: a port is a number from 1 to 65535", m[1])
+		}
+		if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+			return badValue(e)
 		}
 		if m := unknownFlag.FindStringSubmatch(err.Error()); m != nil {
 			if err := laterFlag(m[1]); err != nil {
@@ -309,6 +314,21 @@ var foreignFlags = map[string]string{
 const exposeHint = "a service is an argument of its own, PUBLIC=TARGET: `reverser bridge TOKEN 9000=localhost:9904`"
 
 var unknownFlag = regexp.MustCompile(`^(?:unknown flag: --([a-z-]+)|unknown shorthand flag: '(.)' in )`)
+
+// badValue says in plain words what package strconv says in its own.
+func badValue(e *pflag.InvalidValueError) error {
+	name, value := "--"+e.GetFlag().Name, e.GetValue()
+	number, ok := errors.AsType[*strconv.NumError](e)
+	switch {
+	case !ok:
+		return fmt.Errorf("%s: %w", name, e.Unwrap())
+	case number.Func == "ParseBool":
+		return fmt.Errorf("%s: %q is neither true nor false", name, value)
+	case errors.Is(number, strconv.ErrRange):
+		return fmt.Errorf("%s: %q is out of range", name, value)
+	}
+	return fmt.Errorf("%s: %q is no number", name, value)
+}
 
 var negative = regexp.MustCompile(`^unknown shorthand flag: '[0-9]' in (-[0-9]+)$`)
 

@@ -294,13 +294,14 @@ type Given struct {
 	Chain, Key  string // files
 	Certificate *tls.Certificate
 	Names       []string // that it is for, in lower case; with wildcards
+	Table       Place    // of the file that has it
 }
 
 // given reads the certificates that a proxy's file names.
 func (d *doc) given() (all []Given) {
 	for i, t := range d.tables("certificate", "chain", "key") {
 		at := func(k string) string { return fmt.Sprintf("certificate[%d].%s", i, k) }
-		g := Given{Chain: d.inner(t, at("chain"), "chain"), Key: d.inner(t, at("key"), "key")}
+		g := Given{Chain: d.inner(t, at("chain"), "chain"), Key: d.inner(t, at("key"), "key"), Table: Place{d.file, d.line(fmt.Sprintf("certificate[%d]", i)), "certificate"}}
 		if g.Chain == "" {
 			d.missing(at("chain"), "chain", "name the file with the certificate, in PEM, such as fullchain.pem")
 		}
@@ -342,6 +343,17 @@ func (d *doc) given() (all []Given) {
 			}
 		}
 		all = append(all, g)
+	}
+	return all
+}
+
+// unusedCertificates warns of certificates that nobody gets to see.
+func unusedCertificates(https string, given []Given) (all []Warning) {
+	if https != "" {
+		return nil
+	}
+	for _, g := range given {
+		all = append(all, Warning{g.Table.File, g.Table.Line, "this [[certificate]] is not used: the proxy has no port for TLS without https = \":443\" or --https"})
 	}
 	return all
 }

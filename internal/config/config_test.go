@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -295,6 +296,28 @@ func TestTOMLErrors(t *testing.T) {
 		path := write(t, filepath.Join(dir, "c.toml"), c.text)
 		_, _, err := Check(path)
 		want(t, c.name, err, append(c.words, path)...)
+	}
+}
+
+// TestExpires: the moment of a key is a time as TOML has it, or a text.
+func TestExpires(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "good.token"), testToken(1).Encode())
+	const key = "[[key]]\nname = \"a\"\nsecret_file = \"good.token\"\nallow = [\"tcp/9000\"]\nexpires = "
+	at := time.Date(2027, 1, 31, 0, 0, 0, 0, time.UTC)
+	for _, value := range []string{"2027-01-31T00:00:00Z", `"2027-01-31T00:00:00Z"`, "2027-01-31 01:00:00+01:00", "2027-01-31T00:00:00.7Z"} {
+		p, _, err := loadProxy(write(t, filepath.Join(dir, "p.toml"), key+value+"\n"))
+		if err != nil || !p.Tables[0].Expires.Equal(at) {
+			t.Errorf("expires = %s: %+v, %v; want %s", value, p.Tables, err, at)
+		}
+	}
+	for value, word := range map[string]string{
+		"2027-01-31T00:00:00": "2027-01-31T00:00:00 is no moment: it has no time zone", "2027-01-31": "2027-01-31 is no moment", "07:32:00": "is no moment",
+		"1801353600": "the value is a number", "true": "the value is no text", `"30d"`: "a file has no now to count from", "1969-01-01T00:00:00Z": "is no time",
+	} {
+		path := write(t, filepath.Join(dir, "p.toml"), key+value+"\n")
+		_, _, err := loadProxy(path)
+		want(t, "expires = "+value, err, path+":5: expires: ", word)
 	}
 }
 

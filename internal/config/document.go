@@ -26,7 +26,8 @@ func Check(path string, trusted ...int) (role string, warnings []Warning, err er
 	}
 	switch role = d.role(); role {
 	case RoleProxy:
-		d.proxy()
+		p := d.proxy()
+		d.warnings = append(d.warnings, unusedCertificates(p.HTTPS, p.Given)...)
 	case RoleBridge:
 		b := d.bridge()
 		if b.NoProxy != nil {

@@ -39,9 +39,19 @@ func TestGiven(t *testing.T) {
 	file := filepath.Join(dir, "p.toml")
 	put("p.toml", tables("a.pem", "a.key", "b.pem", "b.key"))
 	source := NewProxySource(ProxyArgs{Config: file})
-	set, _, err := source.Load()
+	set, warnings, err := source.Load()
 	if err != nil {
 		t.Fatal(err)
+	}
+	// Without a port for TLS nobody gets to see them, which is told at a start, a reload and a check.
+	_, checked, err := Check(file)
+	for _, all := range [][]Warning{warnings, checked} {
+		if err != nil || len(all) != 2 || !strings.HasPrefix(all[0].String(), file+":2: this [[certificate]] is not used: ") || !strings.HasPrefix(all[1].String(), file+":5: ") {
+			t.Errorf("warnings %v, %v; want one for each certificate", all, err)
+		}
+	}
+	if _, warnings, err := NewProxySource(ProxyArgs{Config: file, HTTPS: ":443"}).Load(); err != nil || len(warnings) != 0 {
+		t.Errorf("with --https: %v, %v", warnings, err)
 	}
 	if g := set.Proxy.Given; len(g) != 2 || !slices.Equal(g[0].Names, []string{"*.example.com", "example.com"}) || g[0].Certificate == nil || g[1].Chain != filepath.Join(dir, "b.pem") {
 		t.Errorf("%+v", g)

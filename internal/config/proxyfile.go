@@ -6,6 +6,8 @@ import (
 	"math"
 	"time"
 
+	"github.com/pelletier/go-toml/v2"
+
 	"reverser/internal/grammar"
 	"reverser/internal/state"
 )
@@ -126,12 +128,7 @@ func (d *doc) keys(p *proxyFile) {
 		k.Allow = d.policy(t, at("allow"))
 		k.MaxServices = d.limit(t, at("max_services"), "max_services", "services", 10)
 		k.MaxConnections = d.limit(t, at("max_connections"), "max_connections", "connections", 100)
-		if s := d.inner(t, at("expires"), "expires"); s != "" {
-			var err error
-			if k.Expires, err = grammar.ParseMoment(s); err != nil {
-				d.fail(&Error{Line: d.line(at("expires")), Key: "expires", Text: err.Error(), Hint: "a file has no now to count from: `reverser key add NAME --expires 30d` has"})
-			}
-		}
+		k.Expires = d.moment(t, at("expires"), "expires")
 		for _, earlier := range p.Tables {
 			switch {
 			case k.Name != "" && k.Name == earlier.Name:
@@ -142,6 +139,27 @@ func (d *doc) keys(p *proxyFile) {
 		}
 		p.Tables = append(p.Tables, k)
 	}
+}
+
+// moment is a time, as TOML has it or in quotes; zero without the key.
+func (d *doc) moment(t map[string]any, path, key string) (at time.Time) {
+	var s string
+	switch v := t[key].(type) {
+	case time.Time:
+		s = v.Format(time.RFC3339)
+	case toml.LocalDateTime, toml.LocalDate, toml.LocalTime:
+		d.fail(&Error{Line: d.line(path), Key: key, Text: fmt.Sprintf("%v is no moment: it has no time zone, or is half of a time", v), Hint: fmt.Sprintf("write %s = 2027-01-31T00:00:00Z", key)})
+		return at
+	default:
+		if s = d.inner(t, path, key); s == "" {
+			return at
+		}
+	}
+	at, err := grammar.ParseMoment(s)
+	if err != nil {
+		d.fail(&Error{Line: d.line(path), Key: key, Text: err.Error(), Hint: "a file has no now to count from: `reverser key add NAME --expires 30d` has"})
+	}
+	return at
 }
 
 // limit is how many of what a key may have at once.

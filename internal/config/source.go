@@ -83,6 +83,7 @@ func (s *ProxySource) Load() (Settings, []Warning, error) {
 			return Settings{}, nil, err
 		}
 	}
+	warnings = append(warnings, unusedCertificates(set.Proxy.HTTPS, set.Proxy.Given)...)
 	if w, ok := uselessAddress(set); ok {
 		warnings = append(warnings, w)
 	}
