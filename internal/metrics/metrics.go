@@ -1,8 +1,8 @@
 // Package metrics tells Prometheus, when it asks, what a process counts anyway. Nothing is counted for it, and nothing on the path of a byte
 // knows it.
 //
-// Labels are bounded: the first services, keys and names that there were have series of their own, the others are added up as "other".
-// Which ones stay the same as long as the process runs, since a counter must never become less. No goroutine is started.
+// Labels are bounded: what has no series of its own is added up as "other". Of keys and names of certificates the first ones that there were
+// have series, as long as the process runs; labels.go says which services have. No goroutine is started.
 package metrics
 
 import (
@@ -23,7 +23,7 @@ import (
 
 // How many have series of their own.
 const (
-	mostServices = 1000
+	mostServices = 5000
 	mostKeys     = 5000
 	mostHosts    = 1000
 )
@@ -36,7 +36,7 @@ const atOnce = 2
 
 // Process is a role.
 type Process interface {
-	// Tallies yields what services counted; what came first comes first, always.
+	// Tallies yields what services counted, those that are gone included, always.
 	Tallies(yield func(status.Tally) bool)
 	Measures() status.Measures
 }
@@ -54,7 +54,7 @@ func Handler(p Process, snapshot func() status.Snapshot, keys func() []Key) http
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(
-		&collector{process: p, snapshot: snapshot, keys: keys, services: names{most: mostServices}, named: names{most: mostKeys}, hosts: names{most: mostHosts}},
+		&collector{process: p, snapshot: snapshot, keys: keys, services: labels{most: mostServices}, named: names{most: mostKeys}, hosts: names{most: mostHosts}},
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -66,9 +66,6 @@ type names struct {
 	most int
 	all  map[string]bool
 }
-
-// has reports whether a name has series of its own.
-func (n *names) has(name string) bool { return n.all[escape.Text(name)] }
 
 // label is the label of a name.
 func (n *names) label(name string) string {
@@ -135,8 +132,9 @@ type collector struct {
 	snapshot func() status.Snapshot
 	keys     func() []Key
 
-	mu                     sync.Mutex
-	services, named, hosts names // guarded by mu
+	mu           sync.Mutex
+	services     labels // guarded by mu, as all below
+	named, hosts names
 }
 
 // Describe says nothing: which series there are depends on what there is.
@@ -151,7 +149,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	s.gauge(buildInfo, 1, snap.Version, runtime.Version(), snap.Role)
 	s.gauge(uptime, snap.UptimeSeconds)
 	s.gauge(stopping, one(snap.Stopping))
-	c.tallies(s)
+	c.ofServices(s, &snap)
 	c.states(s, &snap)
 	c.measures(s)
 	c.stored(s, &snap)
@@ -175,23 +173,29 @@ func one(yes bool) float64 {
 	return 0
 }
 
-// tallies is what services counted.
-func (c *collector) tallies(s sink) {
-	all := make(map[string]*status.Tally)
+// ofServices is what services counted, and which of them are up.
+func (c *collector) ofServices(s sink, snap *status.Snapshot) {
+	sums := make(map[string]*status.Tally)
 	for t := range c.process.Tallies {
-		label := c.services.label(t.Service)
-		sum := all[label]
+		name := escape.Text(t.Service)
+		sum := sums[name]
 		if sum == nil {
-			sum = &status.Tally{Ended: make(map[string]uint64), Refused: make(map[string]uint64)}
-			all[label] = sum
+			sum = new(status.Tally)
+			sums[name] = sum
 		}
 		sum.Open += t.Open
-		sum.Sent += t.Sent
-		sum.Received += t.Received
-		add(sum.Ended, t.Ended)
-		add(sum.Refused, t.Refused)
+		addTo(sum, &t)
 	}
-	for service, t := range all {
+	count := map[string]int{status.ServiceUp: 0, status.ServiceDenied: 0, status.ServiceRetrying: 0, status.ServiceAway: 0}
+	for _, svc := range snap.Services {
+		count[svc.State]++
+	}
+	s.counts(services, count)
+	ups := c.services.update(snap.Services, sums)
+	for service, up := range ups {
+		s.gauge(serviceUp, one(up), service)
+	}
+	for service, t := range c.services.split(sums) {
 		s.gauge(connections, float64(t.Open), service)
 		s.counter(bytesTotal, t.Sent, service, "sent")
 		s.counter(bytesTotal, t.Received, service, "received")
@@ -204,30 +208,8 @@ func (c *collector) tallies(s sink) {
 	}
 }
 
-func add(to, n map[string]uint64) {
-	for k, v := range n {
-		to[k] += v
-	}
-}
-
-// states is what links, services and certificates are at present.
+// states is what links and certificates are at present.
 func (c *collector) states(s sink, snap *status.Snapshot) {
-	ups := make(map[string]bool)
-	count := map[string]int{status.ServiceUp: 0, status.ServiceDenied: 0, status.ServiceRetrying: 0, status.ServiceAway: 0}
-	for _, svc := range snap.Services {
-		count[svc.State]++
-		if svc.State == status.ServiceDenied && !c.services.has(svc.Public) { // a bridge may ask for thousands that its key must not have
-			continue
-		}
-		if label := c.services.label(svc.Public); label != other {
-			ups[label] = ups[label] || svc.State == status.ServiceUp || svc.Drained
-		}
-	}
-	s.counts(services, count)
-	for service, up := range ups {
-		s.gauge(serviceUp, one(up), service)
-	}
-
 	type link struct {
 		up  bool
 		rtt float64
@@ -243,7 +225,7 @@ func (c *collector) states(s sink, snap *status.Snapshot) {
 			s.gauge(keyExpiry, seconds(k.Expires), label)
 		}
 	}
-	count = map[string]int{status.LinkUp: 0, status.LinkDown: 0, status.LinkDraining: 0}
+	count := map[string]int{status.LinkUp: 0, status.LinkDown: 0, status.LinkDraining: 0}
 	broken := uint64(0)
 	resumed := make(map[string]uint64)
 	for _, l := range snap.Links {

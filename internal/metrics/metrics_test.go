@@ -2,13 +2,17 @@ package metrics
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"reverser/internal/status"
@@ -79,6 +83,7 @@ func busy() *process {
 			},
 			Services: []status.Service{
 				{Public: "tcp/9000", State: status.ServiceUp}, {Public: "tcp/9000", State: status.ServiceAway}, {Public: "tcp/22", State: status.ServiceDenied},
+				{Public: "http/a.example", State: status.ServiceUp},
 			},
 			Pressure: []status.Pressure{{What: "descriptors for users", Used: 90, Limit: 100}, {What: "descriptors for users", Used: 1, Limit: 2}},
 			Certificates: []status.Certificate{
@@ -106,7 +111,7 @@ func TestMetrics(t *testing.T) {
 		`reverser_bytes_total{direction="sent",service="tcp/9000"} 15`,
 		`reverser_bytes_total{direction="received",service="tcp/9000"} 20`,
 		`reverser_refused_total{reason="away",service="tcp/9000"} 3`,
-		`reverser_services{state="up"} 1`, `reverser_services{state="away"} 2`, `reverser_services{state="denied"} 1`, `reverser_services{state="retrying"} 0`,
+		`reverser_services{state="up"} 2`, `reverser_services{state="away"} 2`, `reverser_services{state="denied"} 1`, `reverser_services{state="retrying"} 0`,
 		`reverser_service_up{service="tcp/9000"} 1`, `reverser_service_up{service="tcp/23"} 1`,
 		`reverser_links{state="up"} 1`, `reverser_links{state="down"} 1`, `reverser_links{state="draining"} 1`,
 		`reverser_link_up{key="nas"} 1`, `reverser_link_up{key="old"} 0`, `reverser_link_up{key="spare"} 0`,
@@ -149,12 +154,10 @@ func TestBridge(t *testing.T) {
 	}
 }
 
-// TestLabelsAreBounded: names beyond the bounds are one series, and who has one of their own keeps it, whatever comes and goes.
+// TestLabelsAreBounded: names beyond the bounds are one series.
 func TestLabelsAreBounded(t *testing.T) {
 	p := busy()
-	h := p.handler()
-	scrape(t, h)
-	for i := range 3 * mostServices {
+	for i := range 2 * mostServices {
 		p.tallies = append(p.tallies, status.Tally{Service: fmt.Sprintf("http/h%d.example", i), Sent: 1, Ended: map[string]uint64{"eof": 1}})
 		p.snap.Services = append(p.snap.Services, status.Service{Public: fmt.Sprintf("http/h%d.example", i), State: status.ServiceUp})
 	}
@@ -165,37 +168,139 @@ func TestLabelsAreBounded(t *testing.T) {
 	for i := range 3 * mostHosts {
 		p.snap.Certificates = append(p.snap.Certificates, status.Certificate{Host: fmt.Sprintf("h%d.example", i), State: status.CertificateValid, NotAfter: time.Unix(2_000_000_000, 0)})
 	}
-	for i := range 3 * mostServices { // which take no series from others
-		p.snap.Services = slices.Insert(p.snap.Services, 0, status.Service{Public: fmt.Sprintf("tcp/127.0.0.1:%d", i), State: status.ServiceDenied})
-	}
-	first := scrape(t, h)
-	if i := slices.IndexFunc(first, func(s string) bool { return strings.Contains(s, "tcp/127.0.0.1:") }); i >= 0 {
-		t.Errorf("a service that is denied has the series %s", first[i])
-	}
-	count := func(prefix string) (n int) {
-		for _, s := range first {
-			if strings.HasPrefix(s, prefix+"{") {
-				n++
-			}
-		}
-		return n
-	}
+	got := scrape(t, p.handler())
 	for metric, want := range map[string]int{"reverser_connections": mostServices + 1, "reverser_service_up": mostServices, "reverser_link_up": mostKeys,
 		"reverser_certificate_expiry_timestamp_seconds": mostHosts + 1} {
-		if got := count(metric); got > want || got < want-3 {
+		if got := count(got, metric); got > want || got < want-3 {
 			t.Errorf("%d series of %s, want %d", got, metric, want)
 		}
 	}
-	rest := fmt.Sprintf(`reverser_bytes_total{direction="sent",service="other"} %d`, 3*mostServices-(mostServices-2))
-	if !slices.Contains(first, rest) {
+	rest := fmt.Sprintf(`reverser_bytes_total{direction="sent",service="other"} %d`, 2*mostServices-(mostServices-2))
+	if !slices.Contains(got, rest) {
 		t.Errorf("there is no %s", rest)
 	}
-	p.snap.Services = nil // who has a series keeps it
-	p.tallies = append(p.tallies, status.Tally{Service: "tcp/1", Sent: 5})
-	again := scrape(t, h)
-	rest = fmt.Sprintf(`reverser_bytes_total{direction="sent",service="other"} %d`, 3*mostServices-(mostServices-2)+5)
-	if !slices.Contains(again, rest) || !slices.Contains(again, `reverser_bytes_total{direction="sent",service="http/h0.example"} 1`) {
-		t.Errorf("there is no %s", rest)
+}
+
+func count(samples []string, metric string) (n int) {
+	for _, s := range samples {
+		if strings.HasPrefix(s, metric+"{") {
+			n++
+		}
+	}
+	return n
+}
+
+// TestOneKeyLeavesLabels: a key with very many services has a share of the labels, and none for what it does not get.
+func TestOneKeyLeavesLabels(t *testing.T) {
+	p := &process{}
+	h := p.handler()
+	for i := range 2 * mostServices {
+		p.snap.Services = append(p.snap.Services,
+			status.Service{Public: fmt.Sprintf("tcp/127.0.0.1:%d", i), Key: "greedy", State: status.ServiceDenied},
+			status.Service{Public: fmt.Sprintf("tcp/127.0.0.2:%d", i), Key: "greedy", State: status.ServiceRetrying},
+			status.Service{Public: fmt.Sprintf("tcp/%d", 10000+i), Key: "greedy", State: status.ServiceUp})
+	}
+	for range 3 { // it does not take more with time
+		if n := count(scrape(t, h), "reverser_service_up"); n != mostServices/5 {
+			t.Fatalf("a key has the labels of %d services, want a quarter of what is free, %d", n, mostServices/5)
+		}
+	}
+	for i := range mostServices - mostServices/5 + 1 {
+		key := fmt.Sprint("k", i)
+		p.snap.Services = append(p.snap.Services, status.Service{Public: "http/" + key, Key: key, State: status.ServiceUp})
+	}
+	got := scrape(t, h)
+	if n := count(got, "reverser_service_up"); n != mostServices {
+		t.Errorf("%d services have a label, want %d", n, mostServices)
+	}
+	if first := `reverser_service_up{service="http/k0"} 1`; !slices.Contains(got, first) {
+		t.Errorf("there is no %s", first)
+	}
+	p.snap.Services = []status.Service{ // what it had and has no more shows it, for alerts
+		{Public: "tcp/10000", Key: "greedy", State: status.ServiceDenied}, {Public: "tcp/10001", Key: "greedy", State: status.ServiceRetrying},
+		{Public: "tcp/10002", Key: "greedy", State: status.ServiceUp}, {Public: "tcp/10002", Key: "k1", State: status.ServiceDenied}, {Public: "http/k0", Key: "k1", State: status.ServiceDenied},
+		{Public: "http/k0", Key: "k0", State: status.ServiceAway},
+	}
+	got = slices.DeleteFunc(scrape(t, h), func(s string) bool { return !strings.HasPrefix(s, "reverser_service_up") })
+	want := []string{`reverser_service_up{service="http/k0"} 0`, `reverser_service_up{service="tcp/10000"} 0`, `reverser_service_up{service="tcp/10001"} 0`, `reverser_service_up{service="tcp/10002"} 1`}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestLabelsAreGivenBack: a service that is gone keeps its series until another needs them. Whatever comes and goes, no counter becomes
+// less, and nothing is counted twice.
+func TestLabelsAreGivenBack(t *testing.T) {
+	p := &process{}
+	c := &collector{process: p, snapshot: func() status.Snapshot { return p.snap }, keys: func() []Key { return nil }, services: labels{most: 8}, named: names{most: 8}, hosts: names{most: 8}}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(c)
+	h := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range 24 {
+		p.tallies = append(p.tallies, status.Tally{Service: fmt.Sprintf("tcp/%d", i), Ended: map[string]uint64{}, Refused: map[string]uint64{}})
+	}
+	had := make(map[string]uint64) // values of series, as they were last
+	gone, back := 0, 0
+	for range 400 {
+		p.snap.Services = nil
+		for i := range p.tallies {
+			if a := &p.tallies[i]; rnd.IntN(3) == 0 {
+				a.Sent += uint64(rnd.IntN(10))
+				a.Ended["eof"]++
+				a.Refused["away"] += uint64(rnd.IntN(2))
+			}
+			if state := rnd.IntN(8); state < 4 {
+				p.snap.Services = append(p.snap.Services, status.Service{
+					Public: p.tallies[i].Service, Key: fmt.Sprint("k", i),
+					State: []string{status.ServiceUp, status.ServiceUp, status.ServiceDenied, status.ServiceRetrying}[state],
+				})
+			}
+		}
+		now := make(map[string]uint64)
+		for _, s := range scrape(t, h) {
+			if series, value, _ := strings.Cut(s, " "); strings.Contains(series, "_total{") {
+				n, err := strconv.ParseFloat(value, 64)
+				if err != nil || n < float64(had[series]) {
+					t.Fatalf("%s is %s after %d", series, value, had[series])
+				}
+				if _, there := had[series]; !there {
+					back++
+				}
+				now[series], had[series] = uint64(n), uint64(n)
+			}
+		}
+		var want, all uint64
+		for _, a := range p.tallies {
+			want += a.Sent
+		}
+		for series, n := range had { // what is not shown counts as it was last
+			if _, there := now[series]; !there {
+				gone++
+			}
+			if strings.Contains(series, `direction="sent"`) {
+				all += n
+			}
+		}
+		if n := len(c.services.held); n > 8 || all > want {
+			t.Fatalf("%d labels, and %d bytes of %d", n, all, want)
+		}
+	}
+	if gone == 0 || back < 30 {
+		t.Errorf("labels went %d times, and came %d times", gone, back)
+	}
+}
+
+func BenchmarkScrape(b *testing.B) {
+	p := &process{}
+	for i := range mostServices {
+		name := fmt.Sprintf("http/h%d.example", i)
+		p.tallies = append(p.tallies, status.Tally{Service: name, Sent: 1, Ended: map[string]uint64{"eof": 1}})
+		p.snap.Services = append(p.snap.Services, status.Service{Public: name, Key: fmt.Sprint("k", i), State: status.ServiceUp})
+	}
+	h := p.handler()
+	for b.Loop() {
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil))
 	}
 }
 
