@@ -531,6 +531,7 @@ func TestMask(t *testing.T) {
 		{"X-Gitlab-Token", "k", "[1 bytes]"}, {"X-Hub-Signature-256", "k", "[1 bytes]"}, {"X-Client-Secret", "k", "[1 bytes]"}, {"X_api_key", "k", "[1 bytes]"},
 		{"Cf-Access-Jwt-Assertion", "k", "[1 bytes]"}, {"X-Session-Id", "k", "[1 bytes]"}, {"Cookie2", "k", "[1 bytes]"}, {"Private-Token", "k", "[1 bytes]"},
 		{"Content-Type", "text/plain", "text/plain"}, {"Sec-Websocket-Key", "k", "k"}, {"Idempotency-Key", "k", "k"}, {"Www-Authenticate", "Basic realm=x", "Basic realm=x"},
+		{"Sec-WebSocket-Protocol", "chat, base64url.bearer.authorization.eyJhbGciOiJIUzI1NiJ9", "chat,[51 bytes]"},
 		{"X-Author", "me", "me"}, {"Etag", "k", "k"}, {"Host", "h", "h"}, {"X-Forwarded-For", "192.0.2.1", "192.0.2.1"}, {"Access-Control-Allow-Origin", "*", "*"},
 	} {
 		list := []Field{{c.name, c.value}}

@@ -19,8 +19,17 @@ var secretKeys = []string{"api", "access", "secret", "private", "auth", "subscri
 // schemes of Authorization are shown: they say what went wrong more often than not.
 var schemes = []string{"basic", "bearer", "digest", "negotiate", "ntlm", "token", "apikey", "hawk", "aws4-hmac-sha256", "dpop", "scram-sha-256"}
 
+// webSocketProtocol is the only header in which a page can send a token with a WebSocket.
+const webSocketProtocol = "Sec-WebSocket-Protocol"
+
+// longestProtocol is how long the name of a protocol may be that is no token.
+const longestProtocol = 24
+
 // secret reports whether the values of a header field are secrets.
 func secret(name string) bool {
+	if strings.EqualFold(name, webSocketProtocol) {
+		return true
+	}
 	words := strings.FieldsFunc(strings.ToLower(name), func(r rune) bool { return r == '-' || r == '_' || r == '.' })
 	for i, w := range words {
 		if slices.Contains(secretWords, w) || w == "key" && i > 0 && slices.Contains(secretKeys, words[i-1]) {
@@ -53,6 +62,14 @@ func masked(name, value string) string {
 			parts[i] = maskedCookie(part)
 		}
 		return strings.Join(parts, ";")
+	case http.CanonicalHeaderKey(webSocketProtocol):
+		parts := strings.Split(value, ",")
+		for i, part := range parts {
+			if part = strings.TrimSpace(part); len(part) > longestProtocol {
+				parts[i] = hidden(part)
+			}
+		}
+		return strings.Join(parts, ",")
 	case "Set-Cookie":
 		first, attributes, ok := strings.Cut(value, ";")
 		if ok {

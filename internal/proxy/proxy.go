@@ -171,6 +171,9 @@ func New(cfg Config) *Proxy {
 	p.inspected = inspected{store: inspect.New(cfg.InspectMemory), of: make(map[*registry.Route]*inspect.Recorder)}
 	p.web.server.Find, p.web.server.Failed = p.findSite, p.webFailed
 	p.web.server.Page = p.toSecure
+	p.web.server.Panicked = func(text string) {
+		p.say.Say(slog.LevelError, nil, "a mistake of this program broke a request off: please report it", "panic", text)
+	}
 	if cfg.Certificates != nil {
 		p.web.server.Before, p.web.server.Covers = p.proof, p.covers
 		p.names.tls, p.names.handshakes = p.secureTLS(), traffic.NewHandshakes(runtime.GOMAXPROCS(0))

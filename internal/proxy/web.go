@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"sync"
@@ -281,9 +282,10 @@ func (c *targetConn) Reset() {
 	c.Close()
 }
 
-// webFailed logs a request that its target did not answer.
+// webFailed logs a request that a page answered.
 func (p *Proxy) webFailed(f web.Failure) {
-	if f.Visit == nil { // nothing was taken for it: the refusal has been said
+	if f.Visit == nil {
+		p.webRefused(f)
 		return
 	}
 	args := []any{"service", f.Site.Name, "client", f.Client.RemoteAddr().String(), "request", f.ID, "status", f.Status, "err", f.Err}
@@ -291,6 +293,25 @@ func (p *Proxy) webFailed(f web.Failure) {
 		args = append(args, "opened", f.Opened) // by an earlier request, whose id the bridge has
 	}
 	f.Visit.Data.(*traffic.Admission).Note("request not answered by its target", args...)
+}
+
+// webRefused logs a request that came to no service. What strangers ask for is of interest to those who look for it.
+func (p *Proxy) webRefused(f web.Failure) {
+	level, who, service := slog.LevelDebug, any(p.web.gate), ""
+	switch {
+	case errors.Is(f.Err, web.ErrLimit), errors.Is(f.Err, web.ErrAway):
+		return // it has been said
+	case f.Site != nil && f.Status != 401: // which is how a browser learns that a password is needed
+		level, who, service = slog.LevelInfo, f.Site, f.Site.Name
+	}
+	args := []any{"client", f.Client.RemoteAddr().String(), "request", f.ID, "status", f.Status}
+	if service != "" {
+		args = append(args, "service", service)
+	}
+	if f.Err != nil {
+		args = append(args, "err", f.Err)
+	}
+	p.say.Say(level, who, "request refused", args...)
 }
 
 // find returns the route of the most specific name for a host and a path; nil: nobody serves it.

@@ -35,11 +35,12 @@ type exchange struct {
 	options  *grammar.ProxyOptions
 	id       requestID
 	host     string
-	last     bool   // of its connection
-	body     *whole // of the request; nil: it has none, or its connection does not depend on it
-	user     string // who has given a password
-	secure   bool   // it came by TLS
-	old      bool   // the client speaks HTTP/1.0
+	last     bool     // of its connection
+	body     *whole   // of the request; nil: it has none, or its connection does not depend on it
+	sending  *sending // the body on its way to the target; nil: there is none
+	user     string   // who has given a password
+	secure   bool     // it came by TLS
+	old      bool     // the client speaks HTTP/1.0
 	upstream atomic.Pointer[Upstream]
 	resumes0 atomic.Uint64 // of upstream, when the exchange got it
 	begun    atomic.Bool   // the head of the answer is there
@@ -130,11 +131,18 @@ func (x *exchange) carryAny(w http.ResponseWriter, r *http.Request, pool *pool) 
 	ctx := context.WithValue(x.ctx, exchangeKey{}, x)
 	proxy := httputil.ReverseProxy{Rewrite: x.rewrite, Transport: pool, BufferPool: buffers{}, ErrorLog: silent, ModifyResponse: x.answered, ErrorHandler: x.failed}
 	if pool.http2 != nil {
-		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-			if up, ok := info.Conn.(*Upstream); ok {
-				x.took(up)
-			}
-		}})
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+			GotConn: func(info httptrace.GotConnInfo) {
+				if up, ok := info.Conn.(*Upstream); ok {
+					x.took(up)
+				}
+			},
+			WroteRequest: func(httptrace.WroteRequestInfo) { // net/http does not always read a body to its end
+				if x.sending != nil {
+					x.sending.arm(false)
+				}
+			},
+		})
 		proxy.Transport = pool.http2
 	}
 	proxy.ServeHTTP(w, r.WithContext(ctx))
@@ -179,10 +187,7 @@ func (x *exchange) carry(w http.ResponseWriter, r *http.Request, pool *pool) {
 	err = copyBody(w, res.Body)
 	res.Body.Close()
 	if err != nil {
-		if r.Context().Value(http.ServerContextKey) != nil {
-			panic(http.ErrAbortHandler) // the client must not take it for complete
-		}
-		return
+		panic(http.ErrAbortHandler) // the client must not take it for complete
 	}
 	if len(res.Trailer) == 0 {
 		return
@@ -328,10 +333,33 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	if _, ok := out.Header["User-Agent"]; !ok {
 		out.Header["User-Agent"] = nil // or net/http writes its own
 	}
-	out.Trailer = pr.In.Trailer // the same map: it is filled when the body was read
-	if out.Body != nil && out.Body != http.NoBody {
-		out.Body = &sending{ReadCloser: out.Body, x: x}
+	if out.Trailer = nil; out.Body != nil && out.Body != http.NoBody {
+		x.sending = &sending{ReadCloser: out.Body, x: x, said: pr.In}
+		out.Body, out.Trailer = x.sending, x.announced(pr.In.Trailer)
+		x.sending.trailer = out.Trailer
 	}
+}
+
+// announced returns those trailers of a request that the target gets, without their values, which come behind the body. A target may take
+// trailers for headers: what the client may not say in a header it may not say there.
+func (x *exchange) announced(in http.Header) http.Header {
+	var out http.Header
+	for name := range in {
+		_, set := x.options.SetHeader[name]
+		switch {
+		case set, isHop(name), speaksOfClient(name), slices.ContainsFunc(x.options.RemoveHeader, func(r string) bool { return strings.EqualFold(r, name) }):
+			continue
+		}
+		switch name {
+		case "Host", "Content-Length", "Authorization", "Cookie", "Expect", "Content-Type", "Content-Encoding", "Content-Range", "Range": // RFC 9110, section 6.5.1
+			continue
+		}
+		if out == nil {
+			out = make(http.Header)
+		}
+		out[name] = nil
+	}
+	return out
 }
 
 // withoutHTTPUpgrade removes from a request the protocols that carry further requests: behind an upgrade to one of these nobody would look
@@ -385,8 +413,9 @@ func (x *exchange) forwarded(pr *httputil.ProxyRequest) {
 			}
 		}
 		proto, host = first(in.Get("X-Forwarded-Proto"), proto), first(in.Get("X-Forwarded-Host"), host)
-	} else {
-		out.Set("X-Real-Ip", address)
+	}
+	if _, ok := out["X-Real-Ip"]; !ok {
+		out.Set("X-Real-Ip", realAddress(chain, address))
 	}
 	out.Set("X-Forwarded-For", strings.Join(append(chain[:len(chain):len(chain)], address), ", "))
 	out.Set("X-Forwarded-Proto", proto)
@@ -401,6 +430,19 @@ func (x *exchange) forwarded(pr *httputil.ProxyRequest) {
 		out.Set("X-Forwarded-User", x.user)
 		out.Del("Authorization") // it was for this service's password, which is not the target's to know
 	}
+}
+
+// realAddress is who the last one in a chain of trusted proxies says that it serves; without such a word, whoever has connected.
+func realAddress(chain []string, connected string) string {
+	if len(chain) == 0 {
+		return connected
+	}
+	all := chain[len(chain)-1]
+	last := strings.TrimSpace(all[strings.LastIndexByte(all, ',')+1:])
+	if _, err := netip.ParseAddr(last); err != nil {
+		return connected
+	}
+	return last
 }
 
 func first(a, b string) string {
@@ -484,13 +526,6 @@ func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	case timeout != nil && timeout.Timeout():
 		status = http.StatusGatewayTimeout
 	}
-	if x.server.Failed != nil {
-		f := Failure{Site: x.site, Client: x.client, Visit: x.visit, ID: x.id.String(), Status: status, Err: err}
-		if up := x.upstream.Load(); up != nil {
-			f.Opened = requestID(up.ID).String()
-		}
-		x.server.Failed(f)
-	}
 	x.page(w, r, status, err)
 }
 
@@ -549,7 +584,9 @@ func (w counting) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // what was read for as long as it has for its answer. The time in which the client sends nothing, or the link stands still, does not count.
 type sending struct {
 	io.ReadCloser
-	x *exchange
+	x       *exchange
+	said    *http.Request // has the trailers when the body was read
+	trailer http.Header   // what the target gets of them
 
 	mu      sync.Mutex
 	timer   *time.Timer // guarded by mu, as all below
@@ -563,6 +600,11 @@ func (s *sending) Read(b []byte) (int, error) {
 	s.x.visit.count(n, 0)
 	if n > 0 {
 		s.arm(true)
+	}
+	if err == io.EOF {
+		for name := range s.trailer {
+			s.trailer[name] = slices.DeleteFunc(slices.Clone(s.said.Trailer[name]), func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) })
+		}
 	}
 	return n, err
 }

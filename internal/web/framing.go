@@ -7,7 +7,8 @@ import (
 )
 
 // framing watches the head of each request on a connection for what net/http does not tell: that it has both Content-Length and
-// Transfer-Encoding. Such a request may be an attempt to hide another one from whoever reads the other of the two.
+// Transfer-Encoding, or that one of HTTP/1.0 has the latter, which net/http ignores there. Such a request may be an attempt to hide another
+// one from whoever reads the other of the two.
 //
 // It knows where a head begins only while nothing was sent ahead of an answer, and no body had an end of its own. Otherwise, and below
 // TLS, it is blind.
@@ -67,7 +68,8 @@ func (f *framing) readLocked(b []byte) {
 	}
 }
 
-// check looks at the request whose head was read. mixed: it has both headers. unsure: it may have, and nothing may follow it.
+// check looks at the request whose head was read. mixed: it says its end in two ways, or in one that its version does not have. unsure: it
+// may, and nothing may follow it (RFC 9112, section 6.1).
 func (f *framing) check(r *http.Request) (mixed, unsure bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -75,8 +77,11 @@ func (f *framing) check(r *http.Request) (mixed, unsure bool) {
 	if r.TLS != nil || f.inside {
 		f.blind = true
 	}
-	chunked := len(r.TransferEncoding) > 0
-	return chunked && !f.blind && f.length && f.coding, chunked && f.blind
+	old := !r.ProtoAtLeast(1, 1)
+	if coded := old || len(r.TransferEncoding) > 0; !coded {
+		return false, false
+	}
+	return !f.blind && f.coding && (f.length || old), f.blind
 }
 
 // idle notes that the answer is complete.

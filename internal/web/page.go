@@ -2,11 +2,13 @@ package web
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html/template"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // retryAfter is what a client is told when the bridge is away: it has been waited for already.
@@ -51,6 +53,12 @@ var texts = map[int]map[string]words{
 	},
 }
 
+// crowded is the page of 503 where there is no room.
+var crowded = map[string]words{
+	"en": {"Too many connections", "There is no room for another connection to this service at present. Please try again in a moment."},
+	"zh": {"连接过多", "此服务目前无法接受更多连接，请稍后重试。"},
+}
+
 var pageTemplate = template.Must(template.New("page").Parse(`<!doctype html>
 <html lang="{{.Lang}}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>{{.Title}}</title><style>
@@ -63,8 +71,18 @@ main{max-width:34rem;padding:2rem}h1{font-size:1.5rem;margin:0 0 .5rem}small{col
 // page answers a request in the place of a target, in the form and language that the client asks for. Of err only what is about the
 // request itself is said.
 func (x *exchange) page(w http.ResponseWriter, r *http.Request, status int, err error) {
+	if x.server.Failed != nil {
+		f := Failure{Site: x.site, Client: x.client, Visit: x.visit, ID: x.id.String(), Status: status, Err: err}
+		if up := x.upstream.Load(); up != nil {
+			f.Opened = requestID(up.ID).String()
+		}
+		x.server.Failed(f)
+	}
 	lang := language(r.Header.Get("Accept-Language"))
 	t := texts[status][lang]
+	if errors.Is(err, ErrLimit) {
+		t = crowded[lang]
+	}
 	if status == http.StatusBadRequest && err != nil {
 		t.text += " (" + err.Error() + ")"
 	}
@@ -99,9 +117,19 @@ func (x *exchange) page(w http.ResponseWriter, r *http.Request, status int, err 
 		body = fmt.Sprintf("%d %s: %s\n%s: %s\n", status, t.title, t.text, "request", x.id)
 	}
 	h.Set("Content-Length", strconv.Itoa(len(body)))
+	var rest *http.ResponseController
+	if r.ProtoMajor < 2 && r.ContentLength != 0 && x.body == nil { // net/http would read the body first, which may never come
+		rest = http.NewResponseController(w)
+		rest.EnableFullDuplex()
+		h.Set("Connection", "close")
+	}
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
 		w.Write([]byte(body))
+	}
+	if rest != nil {
+		x.client.early.Store(true)
+		rest.SetReadDeadline(time.Time{}) // for as long as Client allows
 	}
 }
 

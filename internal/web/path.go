@@ -9,11 +9,19 @@ import (
 // mostDecoded is how often a path is decoded in the search for what it may mean.
 const mostDecoded = 4
 
+// maxReadings is how long a path may be of which several readings are looked at: that takes far longer than a plain one.
+const maxReadings = 8 << 10
+
+// ambiguous reports whether there are several readings of an escaped path.
+func ambiguous(escaped string) bool {
+	return strings.ContainsAny(escaped, "%\\;") || strings.Contains(escaped, "//") || strings.Contains(escaped, "/.")
+}
+
 // readings yields the paths that a target may take an escaped path for, beside the path itself: decoded, also more than once, with dot
 // segments resolved, slashes merged, backslashes as slashes, and without parameters (";x") in its segments.
 func readings(escaped string) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		if !strings.ContainsAny(escaped, "%\\;") && !strings.Contains(escaped, "//") && !strings.Contains(escaped, "/.") {
+		if !ambiguous(escaped) {
 			return
 		}
 		p := escaped

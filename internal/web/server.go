@@ -17,13 +17,13 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log"
 	"net"
 	"net/http"
@@ -47,8 +47,10 @@ const (
 type Server struct {
 	// Find returns the site of the most specific service for a host, as grammar.RequestHost returns it, and a path; nil: there is none.
 	Find func(secure bool, host, path string) *Site
-	// Failed is told of each request that was answered by a page of its own because the target did not answer it.
+	// Failed is told of each request that was answered by a page of its own.
 	Failed func(f Failure)
+	// Panicked is told of a mistake of the program in the handling of a request. The client's connection is closed.
+	Panicked func(text string)
 	// Before, when set, may answer a request before a site is looked for, and reports whether it did.
 	Before func(http.ResponseWriter, *http.Request) bool
 	// Covers, when set, reports whether the certificate that a connection was shown is for a host too. Where it is not, the client is told
@@ -75,7 +77,7 @@ type Server struct {
 
 // Failure is a request that a page answered in the place of the target.
 type Failure struct {
-	Site   *Site
+	Site   *Site // nil: there is none for it
 	Client *Client
 	Visit  *Visit // nil: the client was not let in
 	ID     string // of the request
@@ -102,7 +104,7 @@ func (s *Server) prepareOnce() {
 	s.clients = make(map[*Client]struct{})
 	s.http = http.Server{
 		Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
-		ErrorLog: log.New(io.Discard, "", 0), // it says what strangers do
+		ErrorLog: log.New(panics{s}, "", 0),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, clientKey{}, clientOf(c))
 		},
@@ -180,6 +182,16 @@ func (h handed) Accept() (net.Conn, error) {
 func (h handed) Close() error   { return nil }
 func (h handed) Addr() net.Addr { return &net.TCPAddr{} }
 
+// panics takes what net/http logs. All else there is about what strangers do.
+type panics struct{ s *Server }
+
+func (p panics) Write(b []byte) (int, error) {
+	if p.s.Panicked != nil && bytes.Contains(b, []byte("panic serving")) {
+		p.s.Panicked(string(b))
+	}
+	return len(b), nil
+}
+
 // requestID names a request in both logs, for its user, and for the target.
 type requestID [16]byte
 
@@ -226,6 +238,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x.site, x.host, x.secure = site, host, r.TLS != nil
+	if r.ProtoMajor < 2 && r.Header["Upgrade"] != nil {
+		w = hijacked{w}
+	}
 	x.watched(w, r)
 }
 
@@ -236,8 +251,11 @@ func (x *exchange) check(r *http.Request) (host string, err error) {
 	}
 	if r.ProtoMajor < 2 {
 		mixed, unsure := x.client.frames.check(r)
-		if mixed {
+		switch {
+		case mixed && r.ProtoAtLeast(1, 1):
 			return "", errors.New("the request has both Content-Length and Transfer-Encoding")
+		case mixed:
+			return "", errors.New("the request has a Transfer-Encoding, which HTTP/1.0 does not know")
 		}
 		x.last = unsure
 	}
@@ -275,6 +293,9 @@ func checkForm(r *http.Request) error {
 	if !path && !absolute || u.Opaque != "" || !strings.HasPrefix(u.Path, "/") {
 		return errors.New("what is asked for is neither a path nor a URL with a host")
 	}
+	if strings.ContainsFunc(u.RawQuery, func(c rune) bool { return c <= ' ' || c == 0x7f }) { // HTTP/2 can carry it, the request line of HTTP/1.1 cannot
+		return errors.New("the query has a space or a control character")
+	}
 	return nil
 }
 
@@ -282,8 +303,12 @@ func checkForm(r *http.Request) error {
 // other than the one that it names.
 func (s *Server) find(r *http.Request, host string) (*Site, error) {
 	secure := r.TLS != nil
-	site := s.Find(secure, host, r.URL.EscapedPath())
-	for reading := range readings(r.URL.EscapedPath()) {
+	escaped := r.URL.EscapedPath()
+	site := s.Find(secure, host, escaped)
+	if len(escaped) > maxReadings && ambiguous(escaped) {
+		return nil, fmt.Errorf("the path has more than %d bytes and can be read in several ways", maxReadings)
+	}
+	for reading := range readings(escaped) {
 		if s.Find(secure, host, reading) != site {
 			return nil, errors.New("the path can be read in two ways, which lead to different services")
 		}

@@ -21,6 +21,10 @@ const (
 	mostKept = 100 // for each service
 )
 
+// maxBehind is how much of an answer of HTTP/2 waits for a client that reads slowly. net/http's own limit is 4 MiB, and a client of HTTP/2 has
+// a hundred answers at once.
+const maxBehind = 256 << 10
+
 // DefaultAnswerTime is how long a target has for the head of its answer, from the end of the request.
 const DefaultAnswerTime = 5 * time.Minute
 
@@ -157,7 +161,7 @@ func newPool(site *Site, options *grammar.ProxyOptions) *pool {
 		p.shared = make(map[*Upstream]struct{})
 		p.http2 = &http.Transport{
 			DialContext: p.dial, DisableCompression: true, IdleConnTimeout: keepTime, ResponseHeaderTimeout: p.answerTime, MaxResponseHeaderBytes: maxAnswerHead,
-			Protocols: new(http.Protocols),
+			Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: maxBehind},
 		}
 		p.http2.Protocols.SetUnencryptedHTTP2(true)
 	}

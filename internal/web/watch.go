@@ -152,12 +152,15 @@ func (b *tallied) Read(p []byte) (int, error) {
 }
 
 // Again serves a request of an earlier client once more. The request has that client's address, and its answer goes to w alone.
+// It panics with http.ErrAbortHandler when the answer is broken off.
 func (s *Server) Again(site *Site, w http.ResponseWriter, r *http.Request) {
 	client, _ := net.ResolveTCPAddr("tcp", r.RemoteAddr) // an address, not a name
 	c := s.NewClient(&nobody{client: client, closed: make(chan struct{})}, nil, nil)
 	defer c.Close()
 	x := &exchange{server: s, client: c, site: site, id: newID(), host: r.Host}
-	x.watched(w, r.WithContext(context.WithValue(r.Context(), clientKey{}, c)))
+	ctx := context.WithValue(r.Context(), clientKey{}, c)
+	ctx = context.WithValue(ctx, http.ServerContextKey, &s.http) // so that ReverseProxy says by a panic that an answer was broken off
+	x.watched(w, r.WithContext(ctx))
 }
 
 // nobody is the connection of a client that is not there any more.

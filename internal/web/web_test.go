@@ -203,6 +203,8 @@ func TestAmbiguous(t *testing.T) {
 	}{
 		{"CL and TE", "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "", true},
 		{"TE and CL, in other letters", "POST / HTTP/1.1\r\nHost: a.example\r\ntransfer-encoding: Chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n", 400, "", true},
+		{"CL and TE in HTTP/1.0", "POST / HTTP/1.0\r\nHost: a.example\r\nConnection: keep-alive\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "HTTP/1.0 does not know", true},
+		{"TE in HTTP/1.0", "POST / HTTP/1.0\r\nHost: a.example\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "HTTP/1.0 does not know", true},
 		{"two lengths", "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400, "", true},
 		{"the same length twice", "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", 200, "POST a.example /|hello", false},
 		{"a signed length", "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: +5\r\n\r\nhello", 400, "", true},
@@ -246,6 +248,8 @@ func TestAmbiguous(t *testing.T) {
 		{"encoded twice", "GET /x/%252e%252e/admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
 		{"an encoded slash", "GET /%2fadmin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
 		{"an encoded letter", "GET /%61dmin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"a long path that can be read in many ways", "GET /x" + strings.Repeat("/%25", maxReadings/4) + " HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "in several ways", false},
+		{"a long path", "GET /x" + strings.Repeat("/y", maxReadings) + " HTTP/1.1\r\nHost: a.example\r\n\r\n", 200, "", false},
 		{"two slashes", "GET //admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
 		{"a backslash", "GET /x/..\\admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
 		{"an encoded backslash", "GET /%5cadmin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
@@ -341,6 +345,11 @@ func TestForwarded(t *testing.T) {
 	} {
 		if _, body := w.user().ask("GET / HTTP/1.1\r\nHost: " + host + "\r\n" + lies + "\r\n"); body != want {
 			t.Errorf("%s:\n%s\nwant\n%s", host, body, want)
+		}
+	}
+	for chain, want := range map[string]string{"": "127.0.0.1", "X-Forwarded-For: 192.0.2.7, 192.0.2.8\r\n": "192.0.2.8", "X-Forwarded-For: unknown\r\n": "127.0.0.1", "X-Real-IP: 192.0.2.9\r\nX-Forwarded-For: 192.0.2.8\r\n": "192.0.2.9"} {
+		if _, body := w.user().ask("GET / HTTP/1.1\r\nHost: trusting\r\n" + chain + "\r\n"); !strings.Contains(body, "X-Real-Ip="+want+"\n") {
+			t.Errorf("%q from one who is trusted: %s, want the address %s", chain, body, want)
 		}
 	}
 }
@@ -699,6 +708,7 @@ func TestTwoNames(t *testing.T) {
 		{"http://b/", "a", "400"},
 		{"http:/", "a", "400"},
 		{"*", "a", "400"},
+		{"/?a HTTP/1.1", "a", "400"},
 	} {
 		u := w.user()
 		io.WriteString(u, http2.ClientPreface)
@@ -950,6 +960,22 @@ func TestFraming(t *testing.T) {
 	}
 	if rest, _ := io.ReadAll(u.r); len(rest) > 0 {
 		t.Errorf("a third answer: %q", rest)
+	}
+}
+
+// TestOldBehindTheUnknown: where the beginning of a head is not known, nothing follows a request of HTTP/1.0, which could have a
+// Transfer-Encoding that net/http ignores.
+func TestOldBehindTheUnknown(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.target(echo), grammar.ProxyOptions{})
+	u := w.user()
+	const old = "GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n"
+	if resp, _ := u.ask(old); resp.Close {
+		t.Error("the connection ends behind an ordinary request")
+	}
+	u.ask("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+	if resp, _ := u.ask(old); !resp.Close {
+		t.Error("the connection goes on")
 	}
 }
 
