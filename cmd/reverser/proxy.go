@@ -110,8 +110,8 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	// no key is what somebody wanted.
 	firstStart := !dir.HasKeysFile()
 	if len(set.Proxy.Keys) == 0 && !firstStart {
-		return usageHint(fmt.Sprintf("`reverser key add NAME --allow tcp/9000 --state %s` makes one and prints its token", dir.Path()),
-			"the proxy has no key, so no bridge could connect (state directory %s)", dir.Path())
+		// An error would have a service manager start it again and again, and `reverser key add` counts at once while it runs.
+		log.Warn(noKey, "command", keyAddIn(dir.Path()))
 	}
 
 	known, err := dir.Known()
@@ -180,7 +180,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	if firstStart {
 		if len(set.Proxy.Keys) == 0 && onJournal(c.out) {
 			log.Warn("no key is there, and none was made, because its token would stand in the journal: no bridge can connect until somebody makes one, and sees its token",
-				"command", "reverser key add NAME --allow tcp/9000 --state "+dir.Path())
+				"command", keyAddIn(dir.Path()))
 		} else if len(set.Proxy.Keys) == 0 {
 			err = c.makeDefaultKey(keys, set.Proxy.Offer, grammar.PortOf(p.Addr().String(), defaultPort), log)
 		} else {
@@ -319,6 +319,9 @@ func (c *cli) makeDefaultKey(keys *admin.KeyEditor, offer []grammar.Public, port
 	fmt.Fprint(c.stderr, firstStartWords(len(offer) > 0, tok.Addr() == ""))
 	return nil
 }
+
+// keyAddIn is the command that makes a key of a proxy.
+func keyAddIn(dir string) string { return "reverser key add NAME --allow tcp/9000 --state " + dir }
 
 func firstStartWords(offered, noAddress bool) string {
 	var b strings.Builder

@@ -160,8 +160,11 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 	return done, nil
 }
 
-// noKeyLeft is what a proxy that starts without a key refuses to start with.
-const noKeyLeft = "the proxy has no key any more, so no bridge can connect: `reverser key add NAME --allow tcp/9000` makes one"
+// What is said of a proxy without a key, when the last one goes and when it starts so. It goes on: a key that is added counts at once.
+const (
+	noKeyLeft = "the proxy has no key any more, so no bridge can connect: `reverser key add NAME --allow tcp/9000` makes one"
+	noKey     = "the proxy has no key, so no bridge can connect until one is made"
+)
 
 func lastKeyGone(old, next config.Settings) bool {
 	return next.Role == config.RoleProxy && len(old.Proxy.Keys) > 0 && len(next.Proxy.Keys) == 0

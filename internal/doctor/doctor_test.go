@@ -347,6 +347,29 @@ func TestKeysWithoutBridge(t *testing.T) {
 	}
 }
 
+// TestNoKey: a proxy runs without a key, and no bridge comes to it. Before its first start that is as it should be.
+func TestNoKey(t *testing.T) {
+	w, p := well(t)
+	w.Listen, w.Now, w.Built = net.Listen, time.Now, time.Time{} // the files are of today
+	p.Role, p.Snapshot = config.RoleProxy, nil
+	p.Settings = &config.Settings{Role: config.RoleProxy, Proxy: config.Proxy{Listen: "127.0.0.1:0"}}
+	if lines := look(t, w, p); len(lines) > 0 {
+		t.Errorf("before the first start: found %q", lines)
+	}
+	d, err := state.Open(p.State)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if _, _, err := d.Identity(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.SetKeys(nil); err != nil {
+		t.Fatal(err)
+	}
+	mustFind(t, look(t, w, p), "keys warn none, so no bridge can connect", "reverser key add")
+}
+
 // TestExpired: a certificate of a file is told once, though its reader warns of it too.
 func TestExpired(t *testing.T) {
 	w, p := well(t)
