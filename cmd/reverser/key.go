@@ -365,7 +365,11 @@ func (c *cli) keyList(ctx context.Context, at stateDir, asJSON bool) error {
 		if k.Created != nil {
 			created = when(*k.Created)
 		}
-		t.row(k.Name, shortID(k.ID), strings.Join(k.Allow, ", "), mostWord(k.MaxServices), mostWord(k.MaxConnections), expiryWord(k), created, k.Source)
+		from := k.Source
+		if k.InPlaceOf != "" && k.InPlaceOf != k.Name {
+			from += ", in place of " + k.InPlaceOf
+		}
+		t.row(k.Name, shortID(k.ID), strings.Join(k.Allow, ", "), mostWord(k.MaxServices), mostWord(k.MaxConnections), expiryWord(k), created, from)
 	}
 	return t.flush()
 }
@@ -427,6 +431,9 @@ func (c *cli) keyRemove(ctx context.Context, at stateDir, name string) error {
 		return keyError(err)
 	}
 	fmt.Fprintf(c.stderr, "key %q removed\n", name)
+	if _, ok := store.(offline); ok {
+		fmt.Fprintln(c.stderr, "note: no proxy runs, so its configuration file was not looked at: a [[key]] table there with the same token lets its bridge in")
+	}
 	return nil
 }
 

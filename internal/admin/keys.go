@@ -25,6 +25,10 @@ type KeyInfo struct {
 	Created *time.Time `json:"created,omitempty"` // nil for a key of the configuration file
 	Source  string     `json:"source"`            // "state" or "config"
 
+	// InPlaceOf is, of a key of the configuration file, the name of the key of the state directory that has the same token: while the file has
+	// that, the file's name and rights count.
+	InPlaceOf string `json:"in_place_of,omitempty"`
+
 	state.Limits
 	Expires *time.Time `json:"expires,omitempty"` // nil: never
 	Expired bool       `json:"expired,omitempty"` // its time is over: nobody is let in with it
@@ -138,7 +142,7 @@ func (e *KeyEditor) List() ([]KeyInfo, error) {
 
 // infoOf is what may be shown of a key.
 func infoOf(k config.Key) KeyInfo {
-	info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig, Limits: k.Limits, Rotated: k.Next != nil}
+	info := KeyInfo{Name: k.Name, ID: hex.EncodeToString(k.ID[:]), Allow: make([]string, 0, len(k.Allow)), Source: SourceConfig, InPlaceOf: k.Stored, Limits: k.Limits, Rotated: k.Next != nil}
 	for _, a := range k.Allow {
 		info.Allow = append(info.Allow, a.String())
 	}
@@ -151,8 +155,8 @@ func infoOf(k config.Key) KeyInfo {
 	return info
 }
 
-// find returns a key that is honoured.
-func (e *KeyEditor) find(name string) (config.Key, error) {
+// find returns a key that is honoured. done is what the order does with it: "edited".
+func (e *KeyEditor) find(name, done string) (config.Key, error) {
 	keys, err := e.InForce()
 	if err != nil {
 		return config.Key{}, err
@@ -160,7 +164,22 @@ func (e *KeyEditor) find(name string) (config.Key, error) {
 	if i := slices.IndexFunc(keys, func(k config.Key) bool { return k.Name == name }); i >= 0 {
 		return keys[i], nil
 	}
+	if err := inPlaceOf(keys, name, done); err != nil {
+		return config.Key{}, err
+	}
 	return config.Key{}, &UsageError{Err: fmt.Errorf("key %q: %w (`reverser key list` shows them)", name, state.ErrNoKey), Code: http.StatusNotFound}
+}
+
+// inPlaceOf refuses an order for a key of the state directory that has the token of a key of the file: it would change nothing, or let the
+// token count while somebody believes that it was revoked. done is what the order does: "edited".
+func inPlaceOf(keys []config.Key, name, done string) error {
+	for _, k := range keys {
+		if k.Stored == name {
+			return &UsageError{Err: fmt.Errorf("key %q cannot be %s by command: its token is that of the key %q in %s, which counts in its place: take that out there, reload with `reverser reload`, and give the order again",
+				name, done, k.Name, k.Table)}
+		}
+	}
+	return nil
 }
 
 // Edit implements [Keys].
@@ -169,7 +188,7 @@ func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
 	if err != nil {
 		return KeyInfo{}, &UsageError{Err: err, Code: http.StatusBadRequest}
 	}
-	k, err := e.find(name)
+	k, err := e.find(name, "edited")
 	if err != nil {
 		return KeyInfo{}, err
 	}
@@ -188,7 +207,7 @@ func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
 	if err := e.edited(); err != nil {
 		return KeyInfo{}, err
 	}
-	if k, err = e.find(name); err != nil { // it was removed meanwhile
+	if k, err = e.find(name, "edited"); err != nil { // it was removed meanwhile
 		return KeyInfo{}, err
 	}
 	e.log().Info("key edited", "key", name, "allow", k.Allow.String(), "limits", k.Limits.String(), "expires", expiryName(k.Expires))
@@ -265,7 +284,7 @@ func expiryName(at time.Time) string {
 
 // Rotate implements [Keys].
 func (e *KeyEditor) Rotate(name string) (string, error) {
-	k, err := e.find(name)
+	k, err := e.find(name, "rotated")
 	if err != nil {
 		return "", err
 	}
@@ -308,10 +327,20 @@ func (e *KeyEditor) Remove(name string) error {
 	if err != nil {
 		return err
 	}
-	if inFile(keys, name) {
-		return &UsageError{Err: fmt.Errorf("key %q comes from the proxy's configuration file: take it out there and reload, with `reverser reload`", name)}
+	i := slices.IndexFunc(keys, func(k config.Key) bool { return k.Name == name })
+	switch {
+	case i < 0:
+		if err := inPlaceOf(keys, name, "removed"); err != nil {
+			return err
+		}
+	case keys[i].InFile():
+		then := ""
+		if stored := keys[i].Stored; stored != "" {
+			then = fmt.Sprintf("; its token is in the state directory, too, and would count from then on: end that with `reverser key remove %s`", stored)
+		}
+		return &UsageError{Err: fmt.Errorf("key %q comes from the proxy's configuration file: take it out there (%s) and reload, with `reverser reload`%s", name, keys[i].Table, then)}
 	}
-	if i := slices.IndexFunc(keys, func(k config.Key) bool { return k.Name == name }); e.Revoked != nil && i >= 0 {
+	if e.Revoked != nil && i >= 0 {
 		return e.revoke(keys[i])
 	}
 	if names, _ := e.Dir.Unstored(); slices.Contains(names, name) { // asked again

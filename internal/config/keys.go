@@ -21,6 +21,7 @@ type Key struct {
 	Created time.Time // zero for a key of the file
 	Expires time.Time // zero: never
 	Table   Place     // of the file that has it; zero for a key of the state directory
+	Stored  string    // of a key of the file: the name of the key of the state directory that has the same token; "": none has
 }
 
 // InFile reports whether the key comes from the configuration file.
@@ -45,18 +46,20 @@ func (set Settings) WithKeys(stored []state.Key, pin [32]byte) (Settings, error)
 // names and tokens of their own already; pin is that of the proxy's identity.
 func InForce(tables []KeyTable, stored []state.Key, pin [32]byte) ([]Key, error) {
 	keys := make([]Key, 0, len(tables)+len(stored))
-	byID := make(map[[16]byte]KeyTable, len(tables))
+	byID := make(map[[16]byte]int, len(tables))
 	byName := make(map[string]KeyTable, len(tables))
 	var errs []error
-	for _, t := range tables {
+	for i, t := range tables {
 		if t.Token.Pin != pin {
 			errs = append(errs, t.fault("secret_file", fmt.Sprintf("%s holds a token of another proxy, or this proxy's identity is new", t.SecretFile), "make a token with `reverser key add` here"))
 		}
-		byID[t.Token.KeyID], byName[t.Name] = t, t
+		byID[t.Token.KeyID], byName[t.Name] = i, t
 		keys = append(keys, Key{Name: t.Name, ID: t.Token.KeyID, Secret: t.Token.Secret, Allow: t.Allow, Limits: t.Limits, Expires: t.Expires, Table: Place{t.File, t.Line, "key"}})
 	}
 	for _, k := range stored {
-		if t, ok := byID[k.ID]; ok {
+		if i, ok := byID[k.ID]; ok {
+			t := tables[i]
+			keys[i].Stored = k.Name
 			if t.Token.Secret != k.Secret && (k.Next == nil || t.Token.Secret != *k.Next) {
 				errs = append(errs, t.fault("secret_file", fmt.Sprintf("%s holds another secret than the key %q of the state directory has", t.SecretFile, k.Name), "take the token that was made last for that key, or make a new key with `reverser key add`"))
 			}

@@ -361,17 +361,17 @@ func TestInForce(t *testing.T) {
 		name   string
 		tables []KeyTable
 		stored []state.Key
-		keys   string // name, id, and f for one of the file
+		keys   string // name, id, f for one of the file, and the stored key in whose place it stands
 		words  []string
 	}{
 		{name: "none", keys: ""},
 		{name: "stored alone", stored: []state.Key{stored("a", 1), stored("b", 2)}, keys: "a1 b2"},
 		{name: "tables add to them", tables: []KeyTable{table("c", 3)}, stored: []state.Key{stored("a", 1)}, keys: "c3f a1"},
-		{name: "a table of a stored token and its name", tables: []KeyTable{table("a", 1)}, stored: []state.Key{stored("a", 1), stored("b", 2)}, keys: "a1f b2"},
-		{name: "a table of a stored token, with another name", tables: []KeyTable{table("x", 1)}, stored: []state.Key{stored("a", 1)}, keys: "x1f"},
-		{name: "names exchanged", tables: []KeyTable{table("b", 1), table("a", 2)}, stored: []state.Key{stored("a", 1), stored("b", 2)}, keys: "b1f a2f"},
+		{name: "a table of a stored token and its name", tables: []KeyTable{table("a", 1)}, stored: []state.Key{stored("a", 1), stored("b", 2)}, keys: "a1f:a b2"},
+		{name: "a table of a stored token, with another name", tables: []KeyTable{table("x", 1)}, stored: []state.Key{stored("a", 1)}, keys: "x1f:a"},
+		{name: "names exchanged", tables: []KeyTable{table("b", 1), table("a", 2)}, stored: []state.Key{stored("a", 1), stored("b", 2)}, keys: "b1f:a a2f:b"},
 		{name: "a stored name with another token", tables: []KeyTable{table("a", 3)}, stored: []state.Key{stored("a", 1)}, words: []string{"p.toml:31: name", `"a"`, "key remove a"}},
-		{name: "a stored name that another table stands for", tables: []KeyTable{table("b", 1), table("a", 3)}, stored: []state.Key{stored("a", 1)}, keys: "b1f a3f"},
+		{name: "a stored name that another table stands for", tables: []KeyTable{table("b", 1), table("a", 3)}, stored: []state.Key{stored("a", 1)}, keys: "b1f:a a3f"},
 		{name: "a token of another proxy", tables: []KeyTable{foreign}, words: []string{"p.toml:52: secret_file", "foreign.token", "token of another proxy", "key add"}},
 		{name: "an old secret", tables: []KeyTable{table("nas", 2)}, stored: []state.Key{rotated}, words: []string{"p.toml:22: secret_file", "nas.token holds another secret"}},
 		{name: "several faults", tables: []KeyTable{foreign, table("a", 3)}, stored: []state.Key{stored("a", 1)}, words: []string{"p.toml:52: ", "p.toml:31: "}},
@@ -392,6 +392,9 @@ func TestInForce(t *testing.T) {
 			s := fmt.Sprint(k.Name, k.ID[0])
 			if k.InFile() {
 				s += "f"
+			}
+			if k.Stored != "" {
+				s += ":" + k.Stored
 			}
 			if k.Created.IsZero() != k.InFile() {
 				t.Errorf("%s: %s was created %v", c.name, k.Name, k.Created)
