@@ -497,6 +497,10 @@ func (c *cli) openKeys(ctx context.Context, at stateDir, create bool) (keyStore,
 			if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 				return nil, usageHint("--state DIR names the directory that the proxy uses", "there is no state directory %s", path)
 			}
+			if !state.HasIdentity(path) { // to open it would make one
+				return nil, usageHint("--state DIR names the directory that the proxy uses; for a new proxy, `reverser key add NAME --allow tcp/9000` makes identity and key",
+					"%s is no proxy's state directory: there is no identity.pem in it", path)
+			}
 		}
 		dir, err := state.Open(path, at.trusted...)
 		if err == nil {

@@ -77,6 +77,16 @@ func IsStateDir(dir string) (bool, error) {
 	return false, nil
 }
 
+// HasIdentity reports whether dir has the identity of a proxy, readable or not, or an import is about to put one there.
+func HasIdentity(dir string) bool {
+	for _, name := range []string{identityFile, filepath.Join(readyDir, identityFile)} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
+}
+
 // Read is the function Read for a directory that this process holds.
 func (d *Dir) Read() (p Picture, unknown []string, err error) {
 	if p, err = d.Picture(); err != nil {
