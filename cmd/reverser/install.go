@@ -377,7 +377,7 @@ func (c *cli) prepareProxy(path string, set config.Settings) error {
 		return usage(err)
 	}
 	keys := &admin.KeyEditor{Dir: dir, Pin: pin, Reach: dir.Reach, InForce: storedKeys(dir, pin)}
-	return c.makeDefaultKey(keys, set.Proxy.Offer, port, slog.New(slog.DiscardHandler))
+	return c.makeDefaultKey(keys, set.Proxy.OfferPolicy(), port, slog.New(slog.DiscardHandler))
 }
 
 // wantsLowPorts reports whether a proxy was told of a port below 1024: to listen there, or by what a key may open.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,7 +29,6 @@ const (
 
 	// placeholderHost stands in the printed line where we cannot know better.
 	placeholderHost = "YOUR.SERVER"
-	defaultKeyName  = "default"
 
 	// sourceBridgeFile is what the source system calls its bridge's file.
 	sourceBridgeFile = "TcpReverser.BridgeServer.dll.config"
@@ -114,6 +114,17 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		log.Warn(noKey, "command", keyAddIn(dir.Path()))
 	}
 
+	for _, k := range set.Proxy.Keys {
+		before := slices.IndexFunc(stored, func(o state.Key) bool { return o.ID == k.ID && o.Offered && o.Allow.String() != k.Allow.String() })
+		if before >= 0 && !k.InFile() {
+			log.Info("key allowed another port, which the configuration file offers now", "key", k.Name, "allow", k.Allow.String(), "before", stored[before].Allow.String())
+		}
+	}
+	storeOffered(dir, set, log)
+	for _, words := range set.Proxy.Unclaimable() {
+		log.Warn(words)
+	}
+
 	known, err := dir.Known()
 	if err != nil {
 		log.Warn("the addresses that bridges came from are forgotten: strangers may delay them until they have connected once", "err", err)
@@ -182,7 +193,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 			log.Warn("no key is there, and none was made, because its token would stand in the journal: no bridge can connect until somebody makes one, and sees its token",
 				"command", keyAddIn(dir.Path()))
 		} else if len(set.Proxy.Keys) == 0 {
-			err = c.makeDefaultKey(keys, set.Proxy.Offer, grammar.PortOf(p.Addr().String(), defaultPort), log)
+			err = c.makeDefaultKey(keys, set.Proxy.OfferPolicy(), grammar.PortOf(p.Addr().String(), defaultPort), log)
 		} else {
 			err = dir.SetKeys(nil)
 		}
@@ -239,6 +250,7 @@ func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (confirmatio
 	if err := p.dir.SetReach(reach(set.Proxy, p.guessed)); err != nil {
 		p.log.Warn("the address for new tokens could not be stored", "err", err)
 	}
+	storeOffered(p.dir, set, p.log)
 	return c, nil
 }
 
@@ -253,6 +265,13 @@ func (u unsettled) Wait(ctx context.Context) []string {
 }
 
 func (u unsettled) Refused() []string { return nil }
+
+// storeOffered is for `reverser key list` while no proxy runs, and for the copy of keys.json. The settings do not depend on it.
+func storeOffered(dir *state.Dir, set config.Settings, log *slog.Logger) {
+	if err := dir.FollowOffer(config.DefaultKey, set.Proxy.OfferPolicy()); err != nil {
+		log.Warn("what a key is allowed could not be stored: it counts, and the file has the port that was offered before", "err", err)
+	}
+}
 
 func proxySettings(set config.Settings) proxy.Settings {
 	var given []string
@@ -283,25 +302,21 @@ func proxyKeys(keys []config.Key) []proxy.Key {
 	return list
 }
 
-// makeDefaultKey makes the first key and prints, this once, how to use it.
-func (c *cli) makeDefaultKey(keys *admin.KeyEditor, offer []grammar.Public, port uint16, log *slog.Logger) error {
-	allow := grammar.DefaultPolicy()
-	if len(offer) > 0 {
-		allow = nil
-		for _, public := range offer {
-			a, err := grammar.ParseAllow(public.String())
-			if err != nil {
-				return err
-			}
-			allow = append(allow, a)
-		}
+// makeDefaultKey makes the first key and prints, this once, how to use it. With an offer of the file, the key is allowed that alone.
+func (c *cli) makeDefaultKey(keys *admin.KeyEditor, offer grammar.Policy, port uint16, log *slog.Logger) error {
+	var tok grammar.Token
+	var err error
+	offered := offer != nil
+	if offered {
+		tok, err = keys.MakeOffered(config.DefaultKey, offer)
+	} else {
+		tok, err = keys.Make(config.DefaultKey, grammar.DefaultPolicy(), state.Limits{})
 	}
-	tok, err := keys.Make(defaultKeyName, allow, state.Limits{})
 	if err != nil {
 		return err
 	}
 	line := "reverser bridge " + tok.Encode()
-	if len(offer) > 0 {
+	if offered {
 		// That file names the proxy's address and the target itself.
 		line += " --config " + sourceBridgeFile
 	} else {
@@ -311,12 +326,12 @@ func (c *cli) makeDefaultKey(keys *admin.KeyEditor, offer []grammar.Public, port
 		}
 	}
 	if _, err := fmt.Fprintln(c.stdout, line); err != nil {
-		return fmt.Errorf("print the token of key %q: %w (nobody saw it: remove the key and add one with `reverser key`)", defaultKeyName, err)
+		return fmt.Errorf("print the token of key %q: %w (nobody saw it: remove the key and add one with `reverser key`)", config.DefaultKey, err)
 	}
 	if logsJSON(log) {
 		return nil // whoever reads that is no person at a terminal
 	}
-	fmt.Fprint(c.stderr, firstStartWords(len(offer) > 0, tok.Addr() == ""))
+	fmt.Fprint(c.stderr, firstStartWords(offered, tok.Addr() == ""))
 	return nil
 }
 

@@ -138,6 +138,7 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 	for _, w := range warnings {
 		done.Warnings = append(done.Warnings, w.String())
 	}
+	done.Warnings = append(done.Warnings, next.Proxy.Unclaimable()...)
 	if err := r.lines.Open(next.AccessLog); err != nil {
 		return admin.Reloaded{}, err
 	}
@@ -172,12 +173,19 @@ func lastKeyGone(old, next config.Settings) bool {
 
 // putKeys is put after an edit of the stored keys. Nobody reads warnings about it but in the log.
 func (r *reloader) putKeys(next config.Settings) error {
-	last := lastKeyGone(r.settings(), next)
-	err := r.put(context.Background(), next)
-	if err == nil && last {
+	before := r.settings()
+	if err := r.put(context.Background(), next); err != nil {
+		return err
+	}
+	if lastKeyGone(before, next) {
 		r.log.Warn(noKeyLeft)
 	}
-	return err
+	if words := next.Proxy.Unclaimable(); !slices.Equal(words, before.Proxy.Unclaimable()) {
+		for _, w := range words {
+			r.log.Warn(w)
+		}
+	}
+	return nil
 }
 
 // put puts settings in force, for whoever has the turn. It is done also when whoever asked for it has gone.

@@ -85,7 +85,7 @@ func (e KeyEdit) change() (func(*state.Key), error) {
 	}
 	return func(k *state.Key) {
 		if e.Allow != nil {
-			k.Allow = allow
+			k.Allow, k.Offered = allow, false // from now on it is what somebody wants, whatever the file offers
 		}
 		if e.Expires != nil {
 			k.Expires = expires
@@ -245,6 +245,16 @@ func (e *KeyEditor) Make(name string, policy grammar.Policy, limits state.Limits
 	if err != nil {
 		return grammar.Token{}, &UsageError{Err: err, Code: http.StatusBadRequest}
 	}
+	return e.add(k)
+}
+
+// MakeOffered makes a key that is allowed what the proxy's file offers, now and when it offers something else.
+func (e *KeyEditor) MakeOffered(name string, offer grammar.Policy) (grammar.Token, error) {
+	k, err := state.NewKey(name, offer, state.Limits{})
+	if err != nil {
+		return grammar.Token{}, &UsageError{Err: err, Code: http.StatusBadRequest}
+	}
+	k.Offered = true
 	return e.add(k)
 }
 

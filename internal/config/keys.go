@@ -33,12 +33,61 @@ func (k Key) GoString() string { return k.Name }
 
 // WithKeys returns the settings with the keys that are in force when the state directory holds these.
 func (set Settings) WithKeys(stored []state.Key, pin [32]byte) (Settings, error) {
-	keys, err := InForce(set.Proxy.Tables, stored, pin)
+	keys, err := InForce(set.Proxy.Tables, set.Proxy.follow(stored), pin)
 	if err != nil {
 		return Settings{}, err
 	}
 	set.Proxy.Keys = keys
 	return set, nil
+}
+
+// DefaultKey is the name of the key that a proxy makes at its first start.
+const DefaultKey = "default"
+
+// OfferPolicy allows what the file offers; nil: it offers nothing.
+func (p Proxy) OfferPolicy() (policy grammar.Policy) {
+	for _, public := range p.Offer {
+		policy = append(policy, grammar.Allow{Kind: public.Kind, Host: public.Host, Low: public.Port, High: public.Port})
+	}
+	return policy
+}
+
+// follow has the stored key that is allowed what the file offers be allowed what it offers now.
+func (p Proxy) follow(stored []state.Key) []state.Key {
+	offer := p.OfferPolicy()
+	if offer == nil {
+		return stored
+	}
+	stored = slices.Clone(stored)
+	for i := range stored {
+		if stored[i].Offered {
+			stored[i].Allow = offer
+		}
+	}
+	return stored
+}
+
+// Unclaimable says of each public port that the file offers, and that no key may have, what to do. Of a proxy without any key it says nothing.
+func (p Proxy) Unclaimable() (words []string) {
+	if len(p.Keys) == 0 {
+		return nil
+	}
+	for _, public := range p.Offer {
+		if slices.ContainsFunc(p.Keys, func(k Key) bool { return k.Allow.Permits(public) }) {
+			continue
+		}
+		name, besides := "NAME", ""
+		for _, k := range p.Keys {
+			if !k.InFile() && (len(p.Keys) == 1 || k.Name == DefaultKey) {
+				name = k.Name
+				if len(k.Allow) != 1 || k.Allow[0].Kind != grammar.KindTCP || k.Allow[0].Low != k.Allow[0].High {
+					besides = fmt.Sprintf(" gives it that in the place of %s", k.Allow)
+				}
+			}
+		}
+		words = append(words, fmt.Sprintf("no key may have %s, which the configuration file offers: `reverser key edit %s --allow %s`%s", public, name, public, besides))
+	}
+	return words
 }
 
 // InForce decides which keys a proxy honours: those of its file's tables, and those of its state directory. A table whose token

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"reverser/internal/grammar"
 	"reverser/internal/state"
 )
 
@@ -407,6 +408,53 @@ func TestInForce(t *testing.T) {
 		if s := fmt.Sprintf("%v %+v %#v", keys, keys, keys); strings.Contains(s, "7, 0, 0") || strings.Contains(s, "7 0 0") {
 			t.Errorf("%s: a secret is in %s", c.name, s)
 		}
+	}
+}
+
+// TestOffer: the key that follows what the file offers is allowed that, and a port that is offered to nobody is said.
+func TestOffer(t *testing.T) {
+	allow := func(words ...string) grammar.Policy {
+		policy, err := grammar.ParsePolicy(words)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return policy
+	}
+	following := state.Key{Name: "default", ID: [16]byte{1}, Allow: allow("tcp/29000"), Offered: true}
+	edited, nas := following, state.Key{Name: "nas", ID: [16]byte{2}, Allow: allow("tcp/9000-9009", "http/*")}
+	edited.Offered = false
+	offered := Settings{Role: RoleProxy, Proxy: Proxy{Offer: []grammar.Public{{Kind: grammar.KindTCP, Port: 29001}}}}
+	const nobody = "no key may have tcp/29001, which the configuration file offers: "
+	for _, c := range []struct {
+		name   string
+		set    Settings
+		stored []state.Key
+		allow  string // of the first key
+		said   string
+	}{
+		{"it follows", offered, []state.Key{following, nas}, "tcp/29001", ""},
+		{"nothing is offered", Settings{}, []state.Key{following}, "tcp/29000", ""},
+		{"it was edited", offered, []state.Key{edited, nas}, "tcp/29000", nobody + "`reverser key edit default --allow tcp/29001`"},
+		{"another key", offered, []state.Key{nas}, "tcp/9000-9009, http/*", nobody + "`reverser key edit nas --allow tcp/29001` gives it that in the place of tcp/9000-9009, http/*"},
+		{"two other keys", offered, []state.Key{nas, {Name: "b", ID: [16]byte{3}}}, "tcp/9000-9009, http/*", nobody + "`reverser key edit NAME --allow tcp/29001`"},
+		{"a key with a range", offered, []state.Key{{Name: "b", ID: [16]byte{3}, Allow: grammar.DefaultPolicy()}}, "tcp/1024-65535", ""},
+	} {
+		set, err := c.set.WithKeys(c.stored, testToken(1).Pin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := set.Proxy.Keys[0].Allow.String(); got != c.allow {
+			t.Errorf("%s: allowed %s, want %s", c.name, got, c.allow)
+		}
+		if got := strings.Join(set.Proxy.Unclaimable(), "\n"); got != c.said {
+			t.Errorf("%s: said %q, want %q", c.name, got, c.said)
+		}
+	}
+	if following.Allow.String() != "tcp/29000" {
+		t.Error("what was stored is changed")
+	}
+	if words := offered.Proxy.Unclaimable(); words != nil {
+		t.Errorf("without a key: %q", words)
 	}
 }
 

@@ -134,6 +134,7 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 	if err != nil {
 		return []Check{faulty(name, err, "")}
 	}
+	state.MarkOffered(v.seen.Path, stored)
 	for _, k := range stored {
 		note(k.Name, k.Allow, k.Expires)
 	}
@@ -155,6 +156,13 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 	checks := append([]Check{ok(name, "%s: %s", count(len(all), "key"), names(all))}, few(ending, "keys expire")...)
 	if v.Settings == nil {
 		return checks
+	}
+	pin, _ := picture.Identity()
+	if set, err := v.Settings.WithKeys(stored, pin); err == nil { // else a start says why
+		for _, words := range set.Proxy.Unclaimable() {
+			found, hint, _ := strings.Cut(words, ": ")
+			checks = append(checks, warn(name, hint, "%s", found))
+		}
 	}
 	for _, missing := range []struct {
 		kind grammar.Kind

@@ -36,6 +36,7 @@ type Key struct {
 	Limits
 	Created time.Time
 	Expires time.Time // the zero time: never
+	Offered bool      // Allow is the public port that the proxy's configuration file offers, whichever that is
 }
 
 // Limits are how much a key may have at once; 0: no limit. A program that does not know a limit refuses a file with it; it reads one
@@ -128,6 +129,8 @@ func (d *Dir) Keys() ([]Key, error) {
 	for i := range all {
 		d.unstored.apply(&all[i])
 	}
+	f, _ := d.readFollower()
+	f.markOffered(all)
 	return all, nil
 }
 
@@ -180,6 +183,9 @@ func (d *Dir) SetKeys(keys []Key) error {
 func (d *Dir) setKeys(keys []Key) error {
 	b, err := formatKeys(keys)
 	if err != nil {
+		return err
+	}
+	if err := d.setFollower(keys); err != nil {
 		return err
 	}
 	if err := d.write(keysFile, b); err != nil {

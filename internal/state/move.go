@@ -144,7 +144,7 @@ func (d *Dir) unknown() (names []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("state directory %s: %w", d.path, plain(err))
 	}
-	stay := append([]string{lockFile, socketFile, socketPathFile, adminTokenFile, damagedFile, usageFile, stagingDir, readyDir, tlsFolder}, movable...)
+	stay := append([]string{lockFile, socketFile, socketPathFile, adminTokenFile, damagedFile, usageFile, offeredFile, stagingDir, readyDir, tlsFolder}, movable...)
 	for _, e := range entries {
 		if name := e.Name(); !slices.Contains(stay, name) && !strings.HasPrefix(name, keptPrefix) && !strings.HasPrefix(name, usageAside) && name[0] != '.' {
 			names = append(names, name)
@@ -402,6 +402,9 @@ func (d *Dir) finishReplace() error {
 		if err != nil {
 			return fmt.Errorf("they cannot be put in place: %w", err)
 		}
+	}
+	if err := d.root.RemoveAll(offeredFile); err != nil { // it is about the keys of before
+		return fmt.Errorf("they cannot be put in place: %w", err)
 	}
 	if err := d.syncDir("."); err != nil {
 		return err

@@ -4,6 +4,7 @@
 //	lock          held by the live process; says its process id
 //	identity.pem  the proxy's private key and certificate
 //	keys.json     the keys that `reverser key` manages
+//	offered       which of the keys is allowed the port that the proxy's file offers
 //	address       the address the proxy last gave out in tokens
 //	known         addresses that bridges came from
 //	usage.db      what was counted of connections
@@ -234,7 +235,7 @@ func (d *Dir) open() error {
 
 // checkAll is check for every file.
 func (d *Dir) checkAll() error {
-	for _, name := range []string{lockFile, identityFile, keysFile, addressFile, knownFile, socketPathFile, adminTokenFile} {
+	for _, name := range []string{lockFile, identityFile, keysFile, offeredFile, addressFile, knownFile, socketPathFile, adminTokenFile} {
 		if err := d.check(name); err != nil {
 			return err
 		}
