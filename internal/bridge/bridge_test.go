@@ -577,11 +577,13 @@ func TestAnswersToClaims(t *testing.T) {
 			claimed(l, id, wire.Claimed{Status: wire.ClaimRetrying, Public: c.Public, Text: "open tcp/9002: in use"})
 		case 4:
 			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9003"}) // it owns the port and offers it
+		case 5:
+			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public})
 		}
 	}
 	p.mu.Unlock()
 	var services []Service
-	for _, s := range []string{"9000", "80", "9002", "offered"} {
+	for _, s := range []string{"9000", "80", "9002", "offered", "http/a.example"} {
 		services = append(services, Service{Public: public(t, s), Target: grammar.Target{Network: "tcp", Address: "127.0.0.1:1"}})
 	}
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: services}})
@@ -590,7 +592,8 @@ func TestAnswersToClaims(t *testing.T) {
 		{Public: "tcp/9000", Target: "127.0.0.1:1", State: status.ServiceUp, Probe: status.Probe{State: status.ProbeNone, Text: "the proxy asks for no probe: its public ports may have another address than its link (--bind there)"}},
 		{Public: "tcp/80", Target: "127.0.0.1:1", State: status.ServiceDenied, Reason: "tcp/80 denied: the policy says so"},
 		{Public: "tcp/9002", Target: "127.0.0.1:1", State: status.ServiceRetrying, Reason: "open tcp/9002: in use"},
-		{Public: "tcp/9003", Target: "127.0.0.1:1", State: status.ServiceUp, Probe: status.Probe{State: status.ProbeNone, Text: "names are not probed"}},
+		{Public: "tcp/9003", Target: "127.0.0.1:1", State: status.ServiceUp, Probe: status.Probe{State: status.ProbeNone, Text: "the proxy chose its port"}},
+		{Public: "http/a.example", Target: "127.0.0.1:1", State: status.ServiceUp, Probe: status.Probe{State: status.ProbeNone, Text: "names are not probed"}},
 	}
 	for i := range want {
 		want[i].TargetState = status.TargetUnknown

@@ -139,7 +139,8 @@ func (p *probe) prove(ctx context.Context) {
 	if w := p.u.b.wayTo(p.u.proxy); w != nil { // its address is what the control connection reached
 		why = "the way to the proxy goes through " + w.String()
 	}
-	if p.claimed.Kind != grammar.KindTCP {
+	switch p.claimed.Kind {
+	case grammar.KindHTTP, grammar.KindHTTPS, grammar.KindTLS:
 		why = "names are not probed"
 	}
 	if time.Since(p.came) > probeAge { // it would go to the service as a user's connection

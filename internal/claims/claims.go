@@ -375,7 +375,7 @@ func (c *Link) Excess() error {
 // Answer is the proxy's answer to a CLAIM.
 type Answer struct {
 	State  string         // one of the states of status.Service
-	Public grammar.Public // that is served; it counts where the bridge's own configuration names no port
+	Public grammar.Public // that is served, or is not; it counts where the bridge's own configuration names no port
 	Reason string
 
 	Drained bool // it is up, but no new users come, by order of the proxy's operator
@@ -425,11 +425,10 @@ func (c *Link) Claimed(id uint32, a Answer) (h Heard, err error) {
 	h.Service, h.Before = c.of.offered[id], *k
 	k.Pending, k.State, k.Reason, k.Drained = false, a.State, a.Reason, a.Drained
 	k.Answers++
-	if a.State == status.ServiceUp {
-		if h.Service.Public.Kind == grammar.KindOffered && a.Public != (grammar.Public{}) {
-			k.Public = a.Public
-		}
-	} else {
+	if h.Service.Public.Kind == grammar.KindOffered && a.Public != (grammar.Public{}) {
+		k.Public = a.Public // also of a service that is denied: people want to know what
+	}
+	if a.State != status.ServiceUp {
 		k.Proven, k.Probe = false, status.Probe{}
 	}
 	h.Now = *k

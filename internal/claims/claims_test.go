@@ -312,6 +312,13 @@ func TestAnswers(t *testing.T) {
 	if _, public := x.c.Opened(2, on(1, 1)); public != port {
 		t.Errorf("a user came to %s, want %s", public, port)
 	}
+	other := exposes(t, "3011=1")[0].Public
+	if h, _ = x.c.Claimed(2, Answer{State: status.ServiceDenied, Public: other}); h.Now.Public != other {
+		t.Errorf("denied is %s, want %s", h.Now.Public, other)
+	}
+	if h, _ = x.c.Claimed(2, Answer{State: status.ServiceDenied}); h.Now.Public != other {
+		t.Errorf("denied is %s, want the port that was named before", h.Now.Public)
+	}
 	x.Apply("offered=9905")
 	if h, err := x.c.Claimed(1, Answer{State: status.ServiceUp}); err != nil || h.Service != nil {
 		t.Errorf("an answer that crossed UNCLAIM = %v, %v; want nothing", h, err)

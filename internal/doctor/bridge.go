@@ -360,8 +360,8 @@ func (w *World) services(_ context.Context, v *visit) (all []Check) {
 	up := 0
 	for _, s := range v.Snapshot.Services {
 		reason := ""
-		if s.Reason != "" {
-			reason = ": " + s.Reason
+		if why := s.Why(); why != "" {
+			reason = ": " + why
 		}
 		state := Fail
 		whose := ""

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"net"
@@ -314,7 +315,7 @@ func (p effects) tell(t registry.Told) {
 		}
 		p.say.Say(slog.LevelInfo, t.Key, "service up", "service", public, "key", t.KeyName, "target", t.Asked.Target)
 	case wire.ClaimDenied:
-		p.say.Say(slog.LevelWarn, t.Key, "service denied", "service", t.Asked.Public, "key", t.KeyName, "reason", t.Reason)
+		p.say.Say(slog.LevelWarn, t.Key, "service denied", "service", cmp.Or(public, t.Asked.Public), "key", t.KeyName, "reason", t.Reason)
 	case wire.ClaimRetrying:
 		p.say.Say(slog.LevelWarn, t.Key, "service cannot be opened, trying again", "service", public, "key", t.KeyName, "reason", t.Reason)
 	}

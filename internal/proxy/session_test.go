@@ -36,7 +36,7 @@ func TestOfferedLost(t *testing.T) {
 	if !refused(addr) {
 		t.Error("the port is open, though the key may not have it")
 	}
-	b.wantClaim(0, wire.ClaimDenied, "offers no public port")
+	b.wantClaim(0, wire.ClaimDenied, "denied: the policy of key")
 	talk(t, u, s, "still here")
 	w.setKeys(key(t, "nas", pub))
 	b.wantClaim(0, wire.ClaimUp)

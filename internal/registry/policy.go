@@ -119,12 +119,12 @@ func (p *policy) judge(c *claim) {
 		return
 	}
 	if pub.Kind == grammar.KindOffered {
-		i := slices.IndexFunc(p.Offer, key.Allow.Permits)
-		if i < 0 {
-			c.denied = fmt.Sprintf("denied: the proxy offers no public port that key %q is allowed (%s)", key.Name, key.Allow)
+		if len(p.Offer) == 0 {
+			c.denied = fmt.Sprintf("%s denied: the proxy offers no public port: WorkPort in its file does, or the bridge names one that key %q is allowed (%s)", pub, key.Name, key.Allow)
 			return
 		}
-		pub = p.Offer[i]
+		// Where the key is allowed none of them, the first one is denied as if the bridge had named it.
+		pub = p.Offer[max(0, slices.IndexFunc(p.Offer, key.Allow.Permits))]
 	}
 	c.public = pub
 	_, wrong := grammar.ParseProxyOptions([]byte(c.asked.Options))

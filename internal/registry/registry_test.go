@@ -141,7 +141,7 @@ func TestWords(t *testing.T) {
 	same(13, wire.ClaimDenied, "tcp/3010 denied: the link itself uses this port")
 	same(14, wire.ClaimDenied, `udp/53 denied: the policy of key "key1" allows tcp/1024-65535`)
 	same(15, wire.ClaimRetrying, "open tcp/9004 on the proxy: no luck")
-	same(16, wire.ClaimDenied, `denied: the proxy offers no public port that key "key1" is allowed (tcp/1024-65535)`)
+	same(16, wire.ClaimDenied, `offered denied: the proxy offers no public port: WorkPort in its file does, or the bridge names one that key "key1" is allowed (tcp/1024-65535)`)
 	if a := w.d.answers[17]; a.Status != wire.ClaimDenied || !strings.HasPrefix(a.Reason, "denied: public") {
 		t.Errorf("%+v", a)
 	}
@@ -314,13 +314,22 @@ func TestOfferedLost(t *testing.T) {
 	if got := w.do(); !slices.Contains(got, "close tcp/9000") || !o.retired || w.find("tcp/9000") != nil {
 		t.Errorf("the right to the port is gone: %q, retired %t", got, o.retired)
 	}
-	if a := w.d.answers[1]; a.Status != wire.ClaimDenied || !strings.Contains(a.Reason, "offers no public port") {
-		t.Errorf("the bridge is told %+v", a)
+	w.want(1, wire.ClaimDenied, `tcp/9000 denied: the policy of key "key0" allows tcp/9001`, `tcp/9000 denied: the policy of key "key0" allows tcp/9001`)
+	if a := w.d.answers[1]; a.Public != offer[0] {
+		t.Errorf("%s is denied, want the port that is offered", a.Public)
 	}
 	// And to another port with the offer.
 	w.Configure(Policy{Keys: []Key{testKey(0, "tcp/9001"), b}, Offer: []grammar.Public{{Kind: "tcp", Port: 9001}}})
 	if got := w.do(); !slices.Contains(got, "open tcp/9001") || !w.d.answers[1].Fresh {
 		t.Errorf("another port is offered: %q, %+v", got, w.d.answers[1])
+	}
+	// A port that it may not have, and another one: what is denied has the name of the time.
+	for _, port := range []uint16{9002, 9003} {
+		w.Configure(Policy{Keys: []Key{testKey(0, "tcp/9001"), b}, Offer: []grammar.Public{{Kind: "tcp", Port: port}}})
+		w.do()
+		if a := w.d.answers[1]; a.Status != wire.ClaimDenied || a.Public.Port != port || w.Services()[0].Public != fmt.Sprintf("tcp/%d", port) {
+			t.Errorf("tcp/%d is offered: %+v, %+v", port, a, w.Services())
+		}
 	}
 }
 

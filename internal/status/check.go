@@ -97,7 +97,7 @@ func (s *Snapshot) checkService(public string) error {
 
 // fault says what is wrong with a service that is not up.
 func (v *Service) fault() string {
-	reason := v.Reason
+	reason := v.Why()
 	if reason == "" && v.State == ServiceAway {
 		reason = "no bridge is connected for it"
 	}
@@ -105,4 +105,10 @@ func (v *Service) fault() string {
 		return fmt.Sprintf("%s is %s", v.Public, v.State)
 	}
 	return fmt.Sprintf("%s is %s: %s", v.Public, v.State, reason)
+}
+
+// Why is Reason for a line that says name and state before it: a refusal has both in it.
+func (v *Service) Why() string {
+	why := strings.TrimPrefix(v.Reason, v.Public+" ")
+	return strings.TrimPrefix(why, v.State+": ")
 }

@@ -41,6 +41,8 @@ func TestCheck(t *testing.T) {
 		{"bridge, its service", bridge([]status.Link{up}, good, denied), "tcp/9000", ""},
 		{"bridge, another service denied", bridge([]status.Link{up}, good, denied), "", "tcp/22 is denied: the policy of key nas allows tcp/9000 only"},
 		{"bridge, denied", bridge([]status.Link{up}, good, denied), "tcp/22", "tcp/22 is denied: the policy of key nas allows tcp/9000 only"},
+		{"bridge, denied by a proxy, which names it itself", bridge([]status.Link{up}, service("tcp/22", status.ServiceDenied, "tcp/22 denied: the policy of key nas")), "", "tcp/22 is denied: the policy of key nas"},
+		{"bridge, denied without a name", bridge([]status.Link{up}, service("x/y", status.ServiceDenied, "denied: there is no x/")), "", "x/y is denied: there is no x/"},
 		{"bridge, no such service", bridge([]status.Link{up}, good, denied), "tcp/23", "tcp/23 is none of this bridge's services: tcp/9000, tcp/22"},
 		{"bridge, none of many", bridge([]status.Link{up}, many...), "tcp/1", "tcp/1 is none of this bridge's services: tcp/9001, tcp/9002, tcp/9003, tcp/9004, tcp/9005, …"},
 		{"bridge, no service at all", bridge([]status.Link{up}), "", ""},

@@ -199,7 +199,7 @@ func (s sample) troubles() (lines []string) {
 	}
 	for _, v := range snap.Services {
 		if v.State != status.ServiceUp {
-			say(v.Public, " is ", v.State, colon(strings.TrimPrefix(v.Reason, v.Public+" "+v.State+": ")))
+			say(v.Public, " is ", v.State, colon(v.Why()))
 		}
 	}
 	for _, c := range snap.Certificates {
