@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -93,8 +94,13 @@ type inspector struct {
 	json          bool
 }
 
+// ask gives a refusal of what was named its exit code. That too many follow already is nobody's slip.
 func (v inspector) ask(ask func(*admin.Client) error) error {
-	return v.askRunning(v.path, "inspect", ask)
+	err := v.askRunning(v.path, "inspect", ask)
+	if refused, ok := errors.AsType[*admin.UsageError](err); ok && refused.Code == http.StatusTooManyRequests {
+		return err
+	}
+	return keyError(err)
 }
 
 func (v inspector) list(ctx context.Context) error {
