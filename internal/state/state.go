@@ -453,9 +453,14 @@ func (e *unusableError) Remedy() string { return e.remedy }
 // old one or the new one whole.
 func (d *Dir) write(name string, data []byte) (err error) {
 	tmp := path.Join(path.Dir(name), tempName(path.Base(name)))
-	err = d.create(tmp, data)
-	if err == nil {
-		if err = d.root.Rename(tmp, name); err != nil {
+	if err = d.create(tmp, data); err == nil {
+		if before, gone := d.root.Lstat(name); gone == nil {
+			err = d.owner.like(d.root, tmp, before)
+		}
+		if err == nil {
+			err = d.root.Rename(tmp, name)
+		}
+		if err != nil {
 			d.root.Remove(tmp)
 		} else {
 			err = d.syncDir(path.Dir(name))

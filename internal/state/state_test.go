@@ -587,6 +587,47 @@ func TestNoTemporaryFilesAreLeft(t *testing.T) {
 	}
 }
 
+// TestGroupKeepsItsRights: where the users of a group share a directory, an edit leaves the files as they were.
+func TestGroupKeepsItsRights(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no modes here")
+	}
+	path := t.TempDir()
+	d, err := state.Open(path, os.Getuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	file := filepath.Join(path, "keys.json")
+	for _, mode := range []os.FileMode{0o600, 0o640, 0o660} {
+		name := fmt.Sprintf("nas%o", mode)
+		if _, err := d.AddKey(name, nil, state.Limits{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(file, mode); err != nil {
+			t.Fatal(err)
+		}
+		for what, order := range map[string]func() error{
+			"edit":   func() error { return d.EditKey(name, func(k *state.Key) error { k.MaxServices = 3; return nil }) },
+			"rotate": func() error { _, err := d.RotateKey(name); return err },
+			"add":    func() error { _, err := d.AddKey(name+".2", nil, state.Limits{}); return err },
+		} {
+			if err := order(); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			if info, err := os.Stat(file); err != nil || info.Mode().Perm() != mode {
+				t.Errorf("%s: %v, %v; want mode %04o", what, info.Mode(), err, mode)
+			}
+		}
+		if err := d.RemoveKey(name); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("remove: %v, %v; want mode %04o", info.Mode(), err, mode)
+		}
+	}
+}
+
 func TestRootKeepsTheOwner(t *testing.T) {
 	if runtime.GOOS == "windows" || os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -596,13 +637,43 @@ func TestRootKeepsTheOwner(t *testing.T) {
 		t.Skip(err)
 	}
 	d := open(t, path)
-	if _, err := d.AddKey("nas", nil, state.Limits{}); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"keys.json", "lock"} {
-		if uid := uidOf(t, filepath.Join(path, name)); uid != 12345 {
-			t.Errorf("%s belongs to %d, want 12345", name, uid)
+	for _, c := range []struct {
+		what  string
+		order func() error
+	}{
+		{"add", func() error { _, err := d.AddKey("nas", port(29000), state.Limits{}); return err }},
+		{"add another", func() error { _, err := d.AddKey("desk", nil, state.Limits{}); return err }},
+		{"edit", func() error { return d.EditKey("nas", func(k *state.Key) error { k.MaxServices = 3; return nil }) }},
+		{"rotate", func() error { _, err := d.RotateKey("nas"); return err }},
+		{"use of the new token", func() error {
+			keys, err := d.Keys()
+			if err != nil {
+				return err
+			}
+			return d.UseSecret(keys[0].ID, *keys[0].Next)
+		}},
+		{"another offer", func() error { return d.FollowOffer("nas", port(29000)) }},
+		{"remove", func() error { return d.RemoveKey("nas") }},
+	} {
+		if err := c.order(); err != nil {
+			t.Fatalf("%s: %v", c.what, err)
 		}
+		for _, name := range []string{"keys.json", "lock", "offered"} {
+			file := filepath.Join(path, name)
+			info, err := os.Stat(file)
+			if err != nil && name != "offered" {
+				t.Fatal(err)
+			}
+			if err != nil {
+				continue // there is none before the offer
+			}
+			if uid := uidOf(t, file); uid != 12345 || info.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %s belongs to %d and has mode %04o, want 12345 and 0600", c.what, name, uid, info.Mode().Perm())
+			}
+		}
+	}
+	if _, err := os.Stat(filepath.Join(path, "offered")); err != nil {
+		t.Error(err)
 	}
 	// A link that the owner left must not lead root out of the directory.
 	outside := filepath.Join(t.TempDir(), "outside")

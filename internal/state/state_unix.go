@@ -59,6 +59,19 @@ func (o owner) give(f *os.File) error {
 	return nil
 }
 
+// like gives a file that takes the place of another one the rights of that one's group. They are there where several users of a group
+// run proxy and commands (--trust-owner), and one's edit must not shut the others out.
+func (o owner) like(root *os.Root, name string, before fs.FileInfo) error {
+	mode := before.Mode().Perm()
+	if mode&0o070 == 0 || mode&0o007 != 0 || ownerOf(before).gid != o.gid {
+		return nil
+	}
+	if err := root.Chown(name, -1, o.gid); err != nil { // first: the mode is for that group
+		return err
+	}
+	return root.Chmod(name, mode)
+}
+
 // links is how many names a file has.
 func links(_ *os.File, info fs.FileInfo) uint64 {
 	st, ok := info.Sys().(*syscall.Stat_t)

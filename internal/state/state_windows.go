@@ -46,6 +46,8 @@ func ownerOf(fs.FileInfo) owner { return owner{} }
 
 func (owner) give(*os.File) error { return nil }
 
+func (owner) like(*os.Root, string, fs.FileInfo) error { return nil }
+
 // links is how many names a file has.
 func links(f *os.File, _ fs.FileInfo) uint64 {
 	var info windows.ByHandleFileInformation
