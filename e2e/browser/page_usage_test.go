@@ -87,6 +87,12 @@ func TestPageUsage(t *testing.T) {
 	}
 	accessible(t, b, "usage")
 	b.Picture("usage")
+	wrong := Eval[string](b, `const {problems} = await import('/overview.js');
+		const list = problems({role: 'proxy', pressure: [], services: [], links: [{state: 'up'}], usage: {file: '/x/usage.db', error: 'no space', put_aside: '/x/aside', damage: 'a bad checksum'}});
+		return list.map((p) => [p.bad, p.what, p.why].join(' ')).join('; ');`)
+	if want := "true Usage cannot be stored in /x/usage.db, and is kept in memory no space; false The file of usage was damaged, and put aside as /x/aside a bad checksum"; wrong != want {
+		t.Errorf("the page says %q, want %q", wrong, want)
+	}
 	choose := func(what, value string) {
 		t.Helper()
 		b.Script(fmt.Sprintf(`const choice = document.querySelector(%q);

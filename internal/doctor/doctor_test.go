@@ -169,6 +169,12 @@ func TestMachine(t *testing.T) {
 		{"an access log that lost lines", func(_ *World, p *Patient) {
 			p.Snapshot.AccessLog = &status.AccessLog{File: "/x/log", Lost: 3}
 		}, "access log warn", nil},
+		{"usage without a disk", func(_ *World, p *Patient) {
+			p.Snapshot.Usage = &status.Usage{File: "/x/usage.db", Error: "no space"}
+		}, "usage fail /x/usage.db cannot be written", []string{"no space", "make room"}},
+		{"usage that was damaged", func(_ *World, p *Patient) {
+			p.Snapshot.Usage = &status.Usage{File: "/x/usage.db", PutAside: "/x/usage.db.damaged", Damage: "a bad checksum"}
+		}, "usage warn a damaged file was put aside as /x/usage.db.damaged: a bad checksum", nil},
 		{"a reload that was refused", func(_ *World, p *Patient) {
 			p.Snapshot.Reload = &status.Reload{Error: "bridge.toml:3: unknown"}
 		}, "settings fail the last reload was refused", []string{"bridge.toml:3"}},

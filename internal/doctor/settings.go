@@ -104,6 +104,12 @@ func (w *World) troubles(_ context.Context, v *visit) (all []Check) {
 		}
 		all = append(all, warn("process", p.Hint, "short of %s: %d of %d used%s", p.What, p.Used, p.Limit, who))
 	}
+	if u := s.Usage; u != nil && u.Error != "" {
+		all = append(all, fail("usage", "users are served all the same: make room, or mend the directory", "%s cannot be written, what was counted is kept in memory: %s", u.File, u.Error))
+	}
+	if u := s.Usage; u != nil && u.PutAside != "" {
+		all = append(all, warn("usage", "what it held before is missing from `reverser usage`", "a damaged file was put aside as %s: %s", u.PutAside, u.Damage))
+	}
 	if l := s.AccessLog; l != nil && l.Error != "" {
 		all = append(all, fail("access log", "users are served all the same: make room, or mend its directory", "%s cannot be written, and %d lines are lost: %s", l.File, l.Lost, l.Error))
 	} else if l != nil && l.Lost > 0 {

@@ -210,6 +210,12 @@ func (s sample) troubles() (lines []string) {
 	if r := snap.Reload; r != nil && r.Error != "" {
 		say("the last reload was refused: ", strings.ReplaceAll(r.Error, "\n", "; "))
 	}
+	if u := snap.Usage; u != nil && u.Error != "" {
+		say("usage cannot be stored, and is kept in memory: ", u.Error)
+	}
+	if u := snap.Usage; u != nil && u.PutAside != "" {
+		say("the file of usage was damaged and put aside as ", u.PutAside, colon(u.Damage))
+	}
 	if l := snap.AccessLog; l != nil && l.Error != "" {
 		say("the access log cannot be written: ", l.Error)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -99,6 +100,20 @@ func TestScreen(t *testing.T) {
 	m.Update(sampled{at: begun.Add(time.Minute), snap: snapshot(3, 1)})
 	if s := screen(m); strings.Contains(s, "does not answer") || !strings.Contains(s, "sent 0 B/s") {
 		t.Errorf("the next process, whose counters began anew:\n%s", s)
+	}
+}
+
+// TestTroublesOfUsage: what cannot be stored is wrong, and so is a file that was damaged.
+func TestTroublesOfUsage(t *testing.T) {
+	snap := status.Snapshot{Role: "proxy", Usage: &status.Usage{File: "/x/usage.db", Error: "no space", PutAside: "/x/usage.db.damaged", Damage: "a bad checksum"}}
+	got := (&sample{snap: snap}).troubles()
+	want := []string{"usage cannot be stored, and is kept in memory: no space", "the file of usage was damaged and put aside as /x/usage.db.damaged: a bad checksum"}
+	if !slices.Equal(got, want) {
+		t.Errorf("troubles = %q, want %q", got, want)
+	}
+	snap.Usage = &status.Usage{File: "/x/usage.db"}
+	if got := (&sample{snap: snap}).troubles(); got != nil {
+		t.Errorf("troubles = %q, want none", got)
 	}
 }
 

@@ -32,6 +32,9 @@ export function problems(snap) {
 	}
 	const log = snap.access_log;
 	if (log && (log.lost > 0 || log.error)) add(false, t('over.accessLog', { file: log.file, lost: count(log.lost) }), log.error, t('over.accessLogHint'));
+	const usage = snap.usage;
+	if (usage?.error) add(true, t('over.usage', { file: usage.file }), usage.error, t('over.accessLogHint'));
+	if (usage?.put_aside) add(false, t('over.usageAside', { file: usage.put_aside }), usage.damage);
 	for (const is of ['denied', 'retrying', 'away']) {
 		const down = snap.services.filter((s) => s.state === is);
 		for (const s of down.slice(0, most)) add(is !== 'away', t('over.service', { public: s.public, state: state(is) }), s.reason);

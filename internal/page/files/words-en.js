@@ -67,6 +67,8 @@ export const en = {
 	'over.retryAt': 'It is tried again in {span}.',
 	'over.accessLog': 'The access log {file} lost {lost} lines',
 	'over.accessLogHint': 'Make room, or see that the file can be written.',
+	'over.usage': 'Usage cannot be stored in {file}, and is kept in memory',
+	'over.usageAside': 'The file of usage was damaged, and put aside as {file}',
 	'over.link': 'The link to {remote} is down',
 	'over.linkHint': 'It is dialled again without end. If it stays: is the proxy running, and is its port open? `reverser doctor` looks.',
 	'over.noLinks': 'No bridge is connected',

@@ -67,6 +67,8 @@ export const zh = {
 	'over.retryAt': '{span}后重试。',
 	'over.accessLog': '访问日志 {file} 丢失了 {lost} 行',
 	'over.accessLogHint': '请腾出磁盘空间，或确认文件可写。',
+	'over.usage': '用量无法写入 {file}，暂存于内存',
+	'over.usageAside': '用量文件已损坏，已另存为 {file}',
 	'over.link': '到 {remote} 的链路已断开',
 	'over.linkHint': 'bridge 会一直重拨。如果一直不通：proxy 在运行吗？它的端口开放吗？可用 `reverser doctor` 检查。',
 	'over.noLinks': '没有 bridge 连接',
