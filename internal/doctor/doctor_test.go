@@ -392,6 +392,24 @@ func TestExpired(t *testing.T) {
 	mustFind(t, lines[1:], "certificates fail that in chain.pem has expired on", "→ clients refuse it, get a new one")
 }
 
+// TestBind: an address for public ports that is not this machine's is told before the start.
+func TestBind(t *testing.T) {
+	w, p := well(t)
+	w.Listen = func(network, addr string) (net.Listener, error) {
+		if addr == "192.0.2.7:0" {
+			return nil, errNoWay
+		}
+		return net.Listen("tcp", "127.0.0.1:0")
+	}
+	p.Role, p.Snapshot = config.RoleProxy, nil
+	p.Settings = &config.Settings{Role: config.RoleProxy, Proxy: config.Proxy{Listen: ":3010", Bind: "192.0.2.7"}}
+	mustFind(t, look(t, w, p), "ports fail public ports cannot be opened at 192.0.2.7 (--bind): "+errNoWay.Error(), "give --bind an address of this machine, or leave it out")
+	p.Settings.Proxy.Bind = "192.0.2.8"
+	if lines := look(t, w, p); len(lines) > 0 {
+		t.Errorf("with an address that is there: found %q", lines)
+	}
+}
+
 // TestAdmin: who reaches the address of the API, and whether anybody does.
 func TestAdmin(t *testing.T) {
 	expired := certificateOf(&x509.Certificate{NotAfter: now.Add(-time.Hour)})
