@@ -95,61 +95,67 @@ func TestInspect(t *testing.T) {
 func TestFollow(t *testing.T) {
 	store := inspect.New(0)
 	defer store.Close()
-	rec := store.Record("http/a", nil)
-	visit := func(path string) {
+	services := []string{"http/a", "http/b", "http/c", "http/d"}
+	all := make(map[string]*inspect.Recorder)
+	for _, service := range services {
+		all[service] = store.Record(service, nil)
+	}
+	visit := func(service, path string) {
 		req := httptest.NewRequest("GET", "/", nil)
 		req.RequestURI = path
-		rec.Serve(httptest.NewRecorder(), req, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	}
-	all := map[string]*inspect.Recorder{"http/a": rec}
-	for _, other := range []string{"http/b", "http/c", "http/d"} {
-		all[other] = store.Record(other, nil)
+		all[service].Serve(httptest.NewRecorder(), req, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	}
 	find := func(p grammar.Public) *inspect.Recorder { return all[p.String()] }
 	s := &admin.Server{Status: func() status.Snapshot { return status.Snapshot{Role: "proxy"} }, Inspected: find}
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute) // which only bounds a test that hangs
 	defer stop()
 	c := client(t, s)
-	events := make(chan string, 100)
+	begun := make(map[string]chan struct{}) // closed with the first event of a service
+	for _, service := range services {
+		begun[service] = make(chan struct{})
+	}
+	second := make(chan string, 1) // the path of the visit behind the first ones
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop()
-	for _, service := range []string{"http/a", "http/b", "http/c", "http/d"} {
+	for _, service := range services {
 		wg.Go(func() {
-			if err := c.Follow(ctx, service, func(e inspect.Event) error { events <- e.Exchange.Path; return nil }); err != nil {
+			first, found := sync.OnceFunc(func() { close(begun[service]) }), false
+			if err := c.Follow(ctx, service, func(e inspect.Event) error {
+				first()
+				if !found && strings.HasPrefix(e.Exchange.Path, "/second") {
+					found = true
+					second <- e.Exchange.Path
+				}
+				return nil
+			}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	end := time.Now().Add(10 * time.Second)
-	for begun := false; !begun; { // until a follower is there
-		visit("/first")
-		select {
-		case <-events:
-			begun = true
-		case <-time.After(time.Millisecond):
-		}
-		if time.Now().After(end) {
-			t.Fatal("no event comes")
-		}
-	}
-	visit("/second\x1b[2J")
-	for path := range events {
-		if strings.HasPrefix(path, "/second") {
-			if path != "/second\x1b[2J" {
-				t.Errorf("the path is %q", path)
+	for _, service := range services { // each follower has its place
+		for there := false; !there; {
+			visit(service, "/first")
+			select {
+			case <-begun[service]:
+				there = true
+			case <-time.After(time.Millisecond):
+			case <-ctx.Done():
+				t.Fatalf("no event of %s comes", service)
 			}
-			break
 		}
 	}
-	for full := false; !full; { // the others may have to arrive first
-		once, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
-		err := c.Follow(once, "http/a", func(inspect.Event) error { return nil })
-		cancel()
-		full = err != nil && strings.Contains(err.Error(), "as many as may")
-		if time.Now().After(end) {
-			t.Fatalf("a fifth one may follow: %v", err)
+	visit("http/a", "/second\x1b[2J")
+	select {
+	case path := <-second:
+		if path != "/second\x1b[2J" {
+			t.Errorf("the path is %q", path)
 		}
+	case <-ctx.Done():
+		t.Fatal("the event of the second visit does not come")
+	}
+	if err := c.Follow(ctx, "http/a", func(inspect.Event) error { return nil }); err == nil || !strings.Contains(err.Error(), "as many as may") {
+		t.Fatalf("a fifth one follows: %v", err)
 	}
 	if _, err := c.Status(t.Context()); err != nil {
 		t.Errorf("status, while four follow: %v", err)
