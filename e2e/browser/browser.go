@@ -63,7 +63,7 @@ func Start(t testing.TB, c Config) *Browser {
 	}
 	profile := filepath.Join(t.TempDir(), "profile")
 	args := []string{
-		"--headless", "--remote-debugging-port=0", "--user-data-dir=" + filepath.Join(t.TempDir(), "profile"), "--window-size=1280,800",
+		"--headless", "--remote-debugging-port=0", "--user-data-dir=" + profile, "--window-size=1280,800",
 		// Nobody is asked anything, and nothing is said to anybody.
 		"--no-first-run", "--no-default-browser-check", "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
 		"--disable-domain-reliability", "--disable-extensions", "--disable-sync", "--metrics-recording-only", "--no-pings", "--no-proxy-server",
