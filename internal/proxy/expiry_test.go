@@ -102,9 +102,7 @@ func TestClockJumps(t *testing.T) {
 	<-first.done
 	c.set(begin)
 	w.p.expire()
-	if n := w.log.Count("key is honoured again"); n != 1 {
-		t.Errorf("%d lines say that it is honoured again", n)
-	}
+	eventually(t, "the log says that it is honoured again", func() bool { return w.log.Count("key is honoured again") == 1 }) // the proxy looks by itself too, and may be at it
 	again := w.bridge(k, how{instance: 2}, public)
 	w.pair(again, addr)
 	w.setKeys(k) // a reload says nothing new
