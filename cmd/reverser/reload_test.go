@@ -472,7 +472,7 @@ func TestReloadOpensTheAccessLog(t *testing.T) {
 	write := func(service string) {
 		before := rt.lines.State().Written
 		rt.lines.over(traffic.Over{Service: service, Reason: relay.ReasonEOF})
-		for end := time.Now().Add(10 * time.Second); rt.lines.State().Written == before; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); rt.lines.State().Written == before; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("the line is not written")
 			}

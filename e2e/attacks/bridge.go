@@ -118,7 +118,7 @@ func (b *Bridge) attach(ctx context.Context, slot int, a wire.Attach) error {
 		a.MAC = auth.ResumeMAC(b.secret, conn.Exporter, b.session, a.Slot, 1, sha256.Sum256(nil))
 	}
 	c := newFrames(conn)
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute)) // which only bounds a proxy that hangs
 	if err := c.write(wire.AppendAttach(nil, 1, a)); err != nil {
 		conn.Close()
 		return err

@@ -9,7 +9,7 @@ import (
 )
 
 func connect(to netip.AddrPort, from netip.Addr) (net.Conn, error) {
-	d := net.Dialer{Timeout: time.Second}
+	d := net.Dialer{Timeout: time.Minute} // which only bounds a proxy that hangs
 	if from.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
 	}

@@ -26,7 +26,7 @@ import (
 )
 
 // limit is long after everything that a test waits for.
-const limit = 20 * time.Second
+const limit = time.Minute
 
 // world is a server on loopback, with targets that the test plays.
 type world struct {
