@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"reverser/internal/grammar"
 )
@@ -86,7 +87,7 @@ func TestTwoKeysAndPolicy(t *testing.T) {
 
 // endsKey runs an order that ends a key whose bridge has a user, and returns the bridge and its public port when both sides have ended
 // what the key had.
-func endsKey(t *testing.T, p *proxyProcess, order ...string) (b *bridgeProcess, public int) {
+func endsKey(t *testing.T, p *proxyProcess, order func()) (b *bridgeProcess, public int) {
 	t.Helper()
 	public = freePort(t)
 	tok := addKey(t, p.state, "guest", fmt.Sprintf("tcp/%d", public))
@@ -94,7 +95,7 @@ func endsKey(t *testing.T, p *proxyProcess, order ...string) (b *bridgeProcess, 
 	b.awaitUp(fmt.Sprintf("tcp/%d", public))
 	c := dial(t, loopback(public))
 	exchange(t, c, "hello")
-	runReverser(t, order...)
+	order()
 	wantReset(t, c, 0)
 	eventually(t, "the public port is closed", func() bool {
 		_, err := readPattern(tryDial(loopback(public)))
@@ -109,7 +110,7 @@ func endsKey(t *testing.T, p *proxyProcess, order ...string) (b *bridgeProcess, 
 func TestRemovedKeyEndsEverything(t *testing.T) {
 	t.Parallel()
 	p := startProxy(t)
-	b, _ := endsKey(t, p, "key", "remove", "guest", "--state", p.state)
+	b, _ := endsKey(t, p, func() { runReverser(t, "key", "remove", "guest", "--state", p.state) })
 	b.awaitLogged(`"level":"WARN"`, "refused", "key")
 	if !b.Running() {
 		t.Errorf("the bridge has ended: %v; want it to try on", b.Cmd.ProcessState)
@@ -201,7 +202,16 @@ func TestRotateUnderTransfer(t *testing.T) {
 func TestKeyExpires(t *testing.T) {
 	t.Parallel()
 	p := startProxy(t)
-	b, public := endsKey(t, p, "key", "edit", "guest", "--expires", "2s", "--state", p.state)
+	b, public := endsKey(t, p, func() {
+		for seconds := 3; ; seconds *= 2 {
+			begun := time.Now()
+			runReverser(t, "key", "edit", "guest", "--expires", fmt.Sprintf("%ds", seconds), "--state", p.state)
+			// A key that is stored when its time is over ends without the word of the proxy. The time is stored in whole seconds.
+			if time.Since(begun) < time.Duration(seconds-1)*time.Second {
+				break
+			}
+		}
+	})
 	p.awaitLogged(`"key expired`, `"guest"`)
 	b.awaitLogged(`"level":"WARN"`, "the key expired at", "reverser key edit NAME --expires 30d")
 	runReverser(t, "key", "edit", "guest", "--expires", "never", "--state", p.state)
