@@ -71,7 +71,10 @@ func TestProxyRestart(t *testing.T) {
 	}
 }
 
-// Who connects while the bridge is away is held for ten seconds.
+// held is how long the proxy holds users whose bridge is away.
+const held = 10 * time.Second
+
+// Who connects while the bridge is away is held for that long.
 func TestClientWaitsForTheBridge(t *testing.T) {
 	t.Parallel()
 	service := serve(t, echo)
@@ -84,11 +87,25 @@ func TestClientWaitsForTheBridge(t *testing.T) {
 	begin := time.Now() // before the proxy may have begun to hold it
 	early := tun.dial(t)
 	wantReset(t, early, 0)
-	if held := time.Since(begin); held < 8*time.Second || held > 30*time.Second {
-		t.Errorf("the client was held for %v; want 10s", held)
+	if waited := time.Since(begin); waited < held {
+		t.Errorf("the client was held for %v; want %v", waited, held)
 	}
-	// The next bridge runs before anybody is held, so that it does not matter how long a program takes to start, and finds its way to the
-	// proxy after that.
+	// A bridge that takes longer to find its way than anybody is held says nothing: then the next one may be faster.
+	for end := time.Now().Add(2 * patience); ; {
+		waited, err := tun.waitForTheNext(t, service)
+		if err == nil {
+			break
+		}
+		if waited < held || time.Now().After(end) {
+			t.Fatalf("the client who waited for %v read %v; want its echo", waited, err)
+		}
+	}
+}
+
+// waitForTheNext has a client wait while a bridge finds its way to the proxy, and returns for how long it did, and nil for its echo. The
+// bridge runs before anybody waits, so that it does not matter how long a program takes to start.
+func (tun *tunnel) waitForTheNext(t *testing.T, service int) (time.Duration, error) {
+	t.Helper()
 	clear := make(chan struct{})
 	open := sync.OnceFunc(func() { close(clear) })
 	defer open()
@@ -96,14 +113,19 @@ func TestClientWaitsForTheBridge(t *testing.T) {
 		<-clear
 		passOn(c, tun.proxy.link, new(atomic.Int64))
 	})
-	startBridge(t, tun.token, fmt.Sprintf("%d=%d", tun.public, service), "--proxy", loopback(way)).awaitLogged("bridge starting")
+	b := startBridge(t, tun.token, fmt.Sprintf("%d=%d", tun.public, service), "--proxy", loopback(way))
+	defer b.Kill()
+	b.awaitLogged("bridge starting")
+	begin := time.Now()
 	lucky := tun.dial(t)
 	lucky.Write([]byte("hello"))
 	open()
 	got := make([]byte, 5)
-	if _, err := io.ReadFull(lucky, got); err != nil || string(got) != "hello" {
-		t.Errorf("the client who waited read %q, %v; want its echo", got, err)
+	_, err := io.ReadFull(lucky, got)
+	if err == nil && string(got) != "hello" {
+		t.Fatalf("the client who waited read %q; want its echo", got)
 	}
+	return time.Since(begin), err
 }
 
 // The bridge proves that the public port answers. The service sees nothing of it, and

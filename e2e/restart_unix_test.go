@@ -25,10 +25,6 @@ type crowd struct {
 	failed  []error
 }
 
-// held is how long the proxy holds users whose bridge is away. Who waited for that long came in vain, and says nothing of a restart: the
-// machine took as long to start the next process.
-const held = 10 * time.Second
-
 // newCrowd has users connect to addr until end is called.
 func newCrowd(addr string) *crowd {
 	c := &crowd{stop: make(chan struct{})}
@@ -86,7 +82,7 @@ func (c *crowd) visit(addr string, n int) {
 	case err == nil:
 		c.served++
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
-		if time.Since(begun) < held {
+		if time.Since(begun) < held { // else the machine took as long to start the next process, which says nothing of a restart
 			c.refused++
 		}
 	default:

@@ -40,6 +40,9 @@ func TestPageUsage(t *testing.T) {
 	dir := t.TempDir()
 	run(t, "key", "add", "nas", "--state", dir, "--allow", "tcp/9000") // makes the directory
 	today := time.Now().UTC()
+	if left := time.Until(time.Date(today.Year(), today.Month(), today.Day()+1, 0, 0, 0, 0, time.UTC)); left < 10*time.Minute {
+		t.Skipf("the day ends in %v, and the page would show one that this test does not know of", left)
+	}
 	now := time.Date(today.Year(), today.Month(), today.Day(), 0, 0, 1, 0, time.UTC)
 	synctest.Test(t, func(t *testing.T) { // where a month passes at once
 		time.Sleep(time.Until(now.AddDate(0, 0, -days+1)))
