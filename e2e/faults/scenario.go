@@ -168,7 +168,7 @@ func runScenario(ctx context.Context, s scenario, set settings) *result {
 			return &b.result
 		}
 	}
-	limit := by(b, 5*time.Minute, 10*time.Minute, 2*time.Hour) + set.soak
+	limit := by(b, 9*time.Minute, 10*time.Minute, 2*time.Hour) + set.soak // go test gives a package ten
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s took more than %v", s.id, limit))
 	defer cancel()
 	begin := time.Now()
