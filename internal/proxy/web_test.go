@@ -364,6 +364,54 @@ func TestWebStrangers(t *testing.T) {
 	}
 }
 
+// TestWebWhileAway: a request waits for a bridge that is away, and is served when it is back. When it has waited for as long as users do, its
+// page says when to come again.
+func TestWebWhileAway(t *testing.T) {
+	t.Parallel()
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	away := func(b *bridge) {
+		b.stop()
+		<-b.done
+		eventually(t, "the proxy knows", func() bool {
+			s := w.p.Status().Services
+			return len(s) == 1 && s[0].State == status.ServiceAway
+		})
+	}
+	away(w.bridge(k, how{instance: 1}, "http/a.example"))
+	waiting := w.httpUser()
+	io.WriteString(waiting, get("a.example", "/"))
+	eventually(t, "it waits", func() bool { return len(w.p.Status().Pairs) == 1 })
+	b := w.bridge(k, how{instance: 2}, "http/a.example")
+	b.target(say("nas"))
+	if resp, err := http.ReadResponse(waiting.r, nil); err != nil || resp.StatusCode != 200 {
+		t.Fatalf("when the bridge is back: %v, %v", resp, err)
+	}
+	away(b)
+	late := w.httpUser()
+	late.SetReadDeadline(time.Now().Add(10 * registry.Hold))
+	begun := time.Now()
+	resp, body := late.ask(get("a.example", "/"))
+	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "10" || !strings.Contains(body, "not connected") || time.Since(begun) < registry.Hold {
+		t.Errorf("while the bridge stays away: %s %q after %v, Retry-After %q", resp.Status, body, time.Since(begun), resp.Header.Get("Retry-After"))
+	}
+}
+
+// TestWebRefusedIsLogged: the id on a page is in the log. What strangers ask for is there for those who look for it.
+func TestWebRefusedIsLogged(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	w.bridge(k, how{instance: 1}, "http/a.example")
+	for request, status := range map[string]int{get("b.example", "/"): 404, "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n": 400} {
+		resp, _ := w.httpUser().ask(request)
+		id := resp.Header.Get("X-Request-Id")
+		if resp.StatusCode != status || id == "" {
+			t.Errorf("%q: %s, id %q", request, resp.Status, id)
+		}
+		eventually(t, "the log has it", func() bool { return w.log.Count("request refused", id) == 1 })
+	}
+}
+
 // TestWebLeftWhileAway: who leaves while the bridge is away does not keep the place of those who wait for it.
 func TestWebLeftWhileAway(t *testing.T) {
 	// All has to happen before the first user has waited for as long as anybody may. Where a machine is too slow for that, fewer users still
