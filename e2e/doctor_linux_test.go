@@ -298,6 +298,34 @@ func TestDoctorOfExpiry(t *testing.T) {
 	mustFind(t, func() []finding { return doctor(t, "--state", proxy.state) }, map[string]string{"keys": "warn", "links": "warn"}, "keys", "key guest expired at", "its bridge is refused")
 }
 
+// TestDoctorOfPublicPorts: the proxy tries its ports at the address that tokens carry. The target hears nothing of it.
+func TestDoctorOfPublicPorts(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t)
+	port, local, told := freePort(t), freePort(t), make(chan string, 100)
+	target := strconv.Itoa(serve(t, func(c *net.TCPConn) {
+		told <- c.RemoteAddr().String()
+		echo(c)
+	}))
+	b := startBridge(t, addKey(t, proxy.state, "nas", "tcp/1024-65535"), fmt.Sprintf("%d=%s", port, target), fmt.Sprintf("127.0.0.1:%d=%s", local, target))
+	b.awaitUp(fmt.Sprintf("tcp/%d", port), fmt.Sprintf("tcp/127.0.0.1:%d", local))
+	for range 3 {
+		all := mustFind(t, func() []finding { return doctor(t, "--state", proxy.state) }, map[string]string{}, "")
+		for _, want := range []struct{ state, found string }{
+			{"ok", "1 of 1 answered when this machine dialled them as users do"}, {"skip", "1 service not tried: it is bound to an address that only this machine reaches"},
+		} {
+			if !slices.ContainsFunc(all, func(f finding) bool {
+				return f.Name == "public ports" && f.State == want.state && strings.Contains(f.Found, want.found)
+			}) {
+				t.Errorf("nothing says %q: %+v", want.found, all)
+			}
+		}
+	}
+	if n := len(proxy.Records("pair created")); n != 0 || len(told) > 0 {
+		t.Errorf("%d pairs, %d connections at the target; want none of both", n, len(told))
+	}
+}
+
 // TestDoctorOfAdvertised: tokens carry an address where another proxy is, or nobody.
 func TestDoctorOfAdvertised(t *testing.T) {
 	t.Parallel()

@@ -116,7 +116,7 @@ func (c *cli) doctorOf(ctx context.Context, role, path string, trusted []int, so
 		return err
 	}
 	if snap, err := snapshotOf(ctx, p.State); err == nil {
-		p.Snapshot = &snap
+		p.Snapshot, p.Ask = &snap, doctorAt(p.State)
 	} else if !errors.Is(err, state.ErrNotRunning) {
 		p.AskErr = err
 	}
@@ -141,7 +141,7 @@ func (c *cli) doctorOfRunning(ctx context.Context, path string, trusted []int, a
 		if err != nil {
 			return notMine(fmt.Errorf("doctor of %s: %w", path, err), path, "doctor")
 		}
-		patients = append(patients, doctor.Patient{Role: snap.Role, State: path, Trusted: trusted, Snapshot: &snap})
+		patients = append(patients, doctor.Patient{Role: snap.Role, State: path, Trusted: trusted, Snapshot: &snap, Ask: doctorAt(path)})
 	}
 	if len(patients) == 0 {
 		for _, role := range []string{state.RoleProxy, state.RoleBridge} {
@@ -245,6 +245,27 @@ func built() time.Time {
 		}
 	}
 	return time.Time{}
+}
+
+// doctorAt has the process of a state directory look at what only it can.
+func doctorAt(path string) func(context.Context) ([]doctor.Check, error) {
+	return func(ctx context.Context) (all []doctor.Check, err error) {
+		client := adminOf(path)
+		defer client.Close()
+		found, err := client.Doctor(ctx)
+		for _, c := range found {
+			all = append(all, doctor.Check{Name: c.Name, State: doctor.State(c.State), Found: c.Found, Hint: c.Hint})
+		}
+		return all, err
+	}
+}
+
+// checksOf are checks as the admin socket has them.
+func checksOf(all []doctor.Check) (list []status.Check) {
+	for _, c := range all {
+		list = append(list, status.Check{Name: c.Name, State: string(c.State), Found: c.Found, Hint: c.Hint})
+	}
+	return list
 }
 
 // snapshotOf asks the process of a state directory for its state.

@@ -223,6 +223,15 @@ func (p *proxyRole) Status() status.Snapshot {
 	return snap
 }
 
+// Examine implements examined: the proxy tries its public ports under the address that tokens carry.
+func (p *proxyRole) Examine(ctx context.Context, set config.Settings) []doctor.Check {
+	host := ""
+	if addrs := reach(set.Proxy, p.guessed).Addrs; len(addrs) > 0 {
+		host, _, _ = net.SplitHostPort(addrs[0])
+	}
+	return doctor.PublicPorts(p.TryPublic(ctx, host))
+}
+
 // Again has certificates asked for again: those that were refused may be there now.
 func (p *proxyRole) Again() {
 	if p.authority != nil {

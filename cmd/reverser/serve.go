@@ -15,6 +15,7 @@ import (
 
 	"reverser/internal/admin"
 	"reverser/internal/config"
+	"reverser/internal/doctor"
 	"reverser/internal/events"
 	"reverser/internal/grammar"
 	"reverser/internal/inspect"
@@ -41,6 +42,11 @@ type server interface {
 // inspecting is a role that speaks HTTP for services.
 type inspecting interface {
 	Inspected(grammar.Public) *inspect.Recorder
+}
+
+// examined is a role that looks at what only it can, for `reverser doctor`.
+type examined interface {
+	Examine(context.Context, config.Settings) []doctor.Check
 }
 
 // begun is what a role needs before it is made.
@@ -140,6 +146,9 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 	a.Metrics = metrics.Handler(s, snapshot, keysOf(keys, r))
 	if in, ok := s.(inspecting); ok {
 		a.Inspected = in.Inspected
+	}
+	if e, ok := s.(examined); ok {
+		a.Doctor = func(ctx context.Context) []status.Check { return checksOf(e.Examine(ctx, r.settings())) }
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { notices.run(noticeCtx, s.Status) })

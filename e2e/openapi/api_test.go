@@ -112,6 +112,7 @@ func TestAnswers(t *testing.T) {
 		{"DELETE", "/api/v1/pairs/{id}", []string{"123456789"}, "", "", 404, 404},
 		{"POST", "/api/v1/reload", nil, "", "", 200, 200},
 		{"POST", "/api/v1/notify/test", nil, "", "", 200, 200},
+		{"POST", "/api/v1/doctor", nil, "", "", 200, 200},
 		{"GET", "/api/v1/events", nil, "", "", 200, 200},
 		{"GET", "/api/v1/events", nil, "since=x", "", 400, 400},
 		{"GET", "/api/v1/usage", nil, "", "", 200, 200},

@@ -85,9 +85,12 @@ type Server struct {
 	Metrics http.Handler
 	// TestNotices sends a message to each [[notify]].
 	TestNotices func(context.Context) []Notified
-	Page        Page         // for people, with a browser; nil: there is none
-	Log         *slog.Logger // nil discards
+	// Doctor returns what only the process itself can look at for `reverser doctor`; nil: nothing is.
+	Doctor func(context.Context) []status.Check
+	Page   Page         // for people, with a browser; nil: there is none
+	Log    *slog.Logger // nil discards
 
+	examining sync.Mutex // held while Doctor looks
 	watchOnce sync.Once
 	watch     *watch
 }

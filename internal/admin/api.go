@@ -58,6 +58,7 @@ func (s *Server) newAPI(stopping context.Context, followers int) *api {
 	a.handle("POST", "/api/v1/reload", s.reload)
 	a.handle("POST", "/api/v1/notify/test", s.testNotices)
 	a.handleServices()
+	a.handle("POST", "/api/v1/doctor", a.doctor)
 	a.handlePairs()
 	a.handleEnd()
 	a.handleDrain()

@@ -431,7 +431,7 @@ func (w *World) holders(port uint16) string {
 
 // probes are what came of the bridge's own look at its public ports.
 func (w *World) probes(_ context.Context, v *visit) (all []Check) {
-	const name = "public ports"
+	const name = stepPublic
 	if v.Snapshot == nil {
 		return []Check{skip(name, "a bridge that runs dials them itself")}
 	}

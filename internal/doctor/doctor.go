@@ -48,6 +48,8 @@ type Patient struct {
 	SettingsErr error            // why there are no settings; nil without settings: they are those of the process, which nobody gave
 	Snapshot    *status.Snapshot // what the running process says; nil: none runs, or it cannot be asked
 	AskErr      error            // why a process that runs cannot be asked
+	// Ask has the process that runs look at what only it can; errors.ErrUnsupported says that its version cannot. nil: it is not asked.
+	Ask func(context.Context) ([]Check, error)
 }
 
 // limit bounds the whole examination.
@@ -63,7 +65,7 @@ func (w *World) Examine(ctx context.Context, p Patient, say func(Check)) {
 	if p.Role == config.RoleBridge {
 		steps = append(steps, w.token, w.link, w.way, w.services, w.probes, w.targets)
 	} else {
-		steps = append(steps, w.ports, w.keys, w.links, w.services, w.lastUsers, w.advertised, w.dns)
+		steps = append(steps, w.ports, w.keys, w.links, w.services, w.lastUsers, w.publicPorts, w.advertised, w.dns)
 	}
 	steps = append(steps, w.certificates, w.adminPort, w.notices, w.descriptors, w.memory, w.kernel, w.clock, w.disk)
 	var looking sync.WaitGroup

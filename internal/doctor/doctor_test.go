@@ -376,6 +376,55 @@ func TestNoKey(t *testing.T) {
 	mustFind(t, look(t, w, p), "keys warn none, so no bridge can connect", "reverser key add")
 }
 
+// TestPublicPorts: what the proxy found of its own ports, with what it means.
+func TestPublicPorts(t *testing.T) {
+	port := func(n int, state, text string, bridge bool) status.PortTry {
+		return status.PortTry{Public: fmt.Sprintf("tcp/%d", n), Addr: fmt.Sprintf("203.0.113.5:%d", n), State: state, Text: text, Bridge: bridge}
+	}
+	var lines []string
+	for _, c := range PublicPorts(status.PublicTry{Host: "203.0.113.5", Left: 7, Names: 2, Ports: []status.PortTry{
+		port(1, status.TryAnswered, "", true), port(2, status.TryAnswered, "", false),
+		port(3, status.TrySilent, "no answer within 3s", false), port(4, status.TrySilent, "no answer within 3s", true),
+		port(5, status.TryOther, "it gives another answer than this proxy", false),
+		port(6, status.TryNone, "it is bound to an address that only this machine reaches", false),
+	}}) {
+		lines = append(lines, fmt.Sprintf("%s %s %s → %s", c.Name, c.State, c.Found, c.Hint))
+	}
+	want := []string{
+		"public ports ok 2 of 5 answered when this machine dialled them as users do, 1 of these also their bridges",
+		"public ports warn tcp/3 at 203.0.113.5:3 does not answer this machine: no answer within 3s → does a firewall or the cloud's security group block the port?",
+		"public ports fail tcp/5 at 203.0.113.5:5 is not answered by this proxy: it gives another answer than this proxy → let the name, or the router, lead here",
+		"public ports ok tcp/4 at 203.0.113.5:4 does not answer this machine (no answer within 3s), and answered its bridge when it came up",
+		"public ports skip 1 service not tried: it is bound to an address that only this machine reaches",
+		"public ports skip 7 more were not tried",
+		"public ports skip 2 services of --http and --https not tried",
+	}
+	if len(lines) != len(want) {
+		t.Fatalf("found %q, want %d lines", lines, len(want))
+	}
+	for i := range want {
+		if !strings.HasPrefix(lines[i], want[i]) {
+			t.Errorf("found %q, want %q", lines[i], want[i])
+		}
+	}
+	// The running proxy is asked; an older one does not know of it.
+	w, p := well(t)
+	p.Role = config.RoleProxy
+	for err, state := range map[error]State{nil: Fail, errors.ErrUnsupported: Skip, errors.New("it is gone"): Skip} {
+		p.Ask = func(context.Context) ([]Check, error) {
+			if err != nil {
+				return nil, err
+			}
+			return []Check{fail(stepPublic, "", "asked")}, nil
+		}
+		w.Examine(t.Context(), p, func(c Check) {
+			if c.Name == stepPublic && c.State != state {
+				t.Errorf("with %v the process that runs finds %+v, want %s", err, c, state)
+			}
+		})
+	}
+}
+
 // TestExpired: a certificate of a file is told once, though its reader warns of it too.
 func TestExpired(t *testing.T) {
 	w, p := well(t)

@@ -305,6 +305,57 @@ func TestUsersWhileAProbeIsExpected(t *testing.T) {
 	}, answered{"", true, look})
 }
 
+// TestOwnProbe: the proxy itself may ask, as often as it likes. Its nonce is good until it is withdrawn, and says nothing about bridges.
+func TestOwnProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n memnet.Net
+		var p Probes
+		for range maxNonces + 1 { // which a bridge's do not push out
+			p.Expect(true)
+		}
+		own, withdraw := p.ExpectOwn()
+		for range maxNonces + 1 {
+			p.Expect(true)
+		}
+		user, conn := pipe(t, &n)
+		a := ask(&p, conn, false)
+		question := link.ProbeQuestion(own)
+		user.Write(question[:])
+		got, err := io.ReadAll(user)
+		if want := link.ProbeAnswer(own); err != nil || string(got) != string(want[:]) || !(<-a).over {
+			t.Errorf("the proxy read %x, %v; want %x", got, err, want)
+		}
+		user.Close()
+		if p.Proven() {
+			t.Error("the proxy's own look counts as a bridge's")
+		}
+		withdraw()
+		bridges := p.Expect(true)
+		question = link.ProbeQuestion(bridges)
+		if _, whole, is := p.match(question[:]); !whole || is != bridges || !p.Proven() {
+			t.Error("a bridge's nonce is not good beside the proxy's own")
+		}
+		_, withdraw = p.ExpectOwn()
+		if !p.Expected() {
+			t.Error("the proxy's own nonce is not expected")
+		}
+		withdraw()
+		clear(p.nonces)
+		if p.Expected() {
+			t.Error("a nonce is expected that was withdrawn")
+		}
+		// A user waits for a moment at the most.
+		_, withdraw = p.ExpectOwn()
+		defer withdraw()
+		user, conn = pipe(t, &n)
+		if a := <-ask(&p, conn, false); a.over || a.took > strangerTime+look {
+			t.Errorf("a silent user beside the proxy's own look: %+v", a)
+		}
+		user.Close()
+		conn.Close()
+	})
+}
+
 // TestLateProbe: a bridge with many ports comes late to some, and only users from its own network wait a little for that.
 func TestLateProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

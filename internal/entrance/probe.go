@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"sync"
 	"time"
@@ -14,16 +15,17 @@ import (
 	"reverser/internal/traffic"
 )
 
-// Probes are the nonces by which a bridge may prove that the sockets of a name answer. The zero value expects none.
+// Probes are the nonces by which a bridge, or this proxy itself, may prove that the sockets of a name answer. The zero value expects none.
 type Probes struct {
 	mu     sync.Mutex
-	nonces map[[nonceLen]byte]nonce // by what a bridge shows of it; guarded by mu, as all below
-	proven bool
+	nonces map[[nonceLen]byte]nonce // by what is shown of it; guarded by mu, as all below
+	proven bool                     // by a bridge
 }
 
 type nonce struct {
 	is    [nonceLen]byte
 	given time.Time
+	own   bool // of this proxy
 }
 
 const nonceLen = 16
@@ -48,31 +50,61 @@ func (p *Probes) Expect(again bool) (n [nonceLen]byte) {
 	}
 	rand.Read(n[:])
 	now := time.Now()
+	bridges := 0
 	for k, at := range p.nonces {
 		if now.Sub(at.given) > MostProbeTime {
 			delete(p.nonces, k)
+		} else if !at.own {
+			bridges++
 		}
 	}
-	if len(p.nonces) >= maxNonces {
-		clear(p.nonces)
+	if bridges >= maxNonces {
+		maps.DeleteFunc(p.nonces, func(_ [nonceLen]byte, n nonce) bool { return !n.own })
 	}
-	if p.nonces == nil {
-		p.nonces = make(map[[nonceLen]byte]nonce)
-	}
-	p.nonces[link.ProbeQuestion(n)] = nonce{n, now}
+	p.addLocked(nonce{is: n, given: now})
 	return n
 }
 
-// Expected reports whether a probe may come.
-func (p *Probes) Expected() bool { return p.expected(MostProbeTime) }
+// ExpectOwn returns a nonce for this proxy's own attempt to reach the sockets as users do. It is good until withdraw is called. Whether a
+// bridge has proven them does not matter to it, nor does it change that.
+func (p *Probes) ExpectOwn() (n [nonceLen]byte, withdraw func()) {
+	rand.Read(n[:])
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.addLocked(nonce{is: n, given: time.Now(), own: true})
+	return n, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.nonces, link.ProbeQuestion(n))
+	}
+}
 
-// expected reports whether a nonce was given no longer than d ago.
-func (p *Probes) expected(d time.Duration) bool {
+func (p *Probes) addLocked(n nonce) {
+	if p.nonces == nil {
+		p.nonces = make(map[[nonceLen]byte]nonce)
+	}
+	p.nonces[link.ProbeQuestion(n.is)] = n
+}
+
+// Proven reports whether a bridge has proven that the sockets answer, and is not asked to prove it again.
+func (p *Probes) Proven() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.proven
+}
+
+// Expected reports whether a probe may come.
+func (p *Probes) Expected() bool {
+	return p.expected(MostProbeTime, false) || p.expected(MostProbeTime, true)
+}
+
+// expected reports whether a nonce was given no longer than d ago, to this proxy itself or to a bridge.
+func (p *Probes) expected(d time.Duration, own bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
 	for _, n := range p.nonces {
-		if now.Sub(n.given) < d {
+		if n.own == own && now.Sub(n.given) < d {
 			return true
 		}
 	}
@@ -93,7 +125,7 @@ func (p *Probes) match(b []byte) (prefix, whole bool, is [nonceLen]byte) {
 			continue
 		}
 		delete(p.nonces, question)
-		p.proven = true
+		p.proven = p.proven || !n.own
 		return true, true, n.is
 	}
 	return prefix, false, is
@@ -106,15 +138,16 @@ const strangerTime = 300 * time.Millisecond
 // look is how long one read waits for the first bytes of a connection, between two looks whether a probe is still expected.
 const look = 20 * time.Millisecond
 
-// Answer answers a bridge that proves its port, and tells it from a user by the first bytes. It waits for them only while a probe is
+// Answer answers whoever proves the port, a bridge or this proxy itself, and tells it from a user by the first bytes. It waits for them only while a probe is
 // expected, and returns what it read of a user's, or that the connection is over. near says that it comes from where the bridge's link
 // does.
 func (p *Probes) Answer(ctx context.Context, conn net.Conn, near bool) (got []byte, over bool) {
 	var patience time.Duration
-	switch fresh := p.expected(ProbeTime); {
-	case fresh && near:
+	fresh, own := p.expected(ProbeTime, false), p.expected(MostProbeTime, true)
+	switch {
+	case fresh && near, own && fromHere(conn):
 		patience = ProbeTime
-	case fresh || near && p.Expected():
+	case fresh, own, near && p.Expected(): // a router may lead this proxy back to itself under another address
 		patience = strangerTime
 	default: // a late probe from elsewhere is not worth a user's time
 		return nil, false
@@ -147,6 +180,12 @@ func (p *Probes) Answer(ctx context.Context, conn net.Conn, near bool) (got []by
 	}
 	conn.SetReadDeadline(time.Time{})
 	return got, false
+}
+
+// fromHere reports whether a connection comes from this machine.
+func fromHere(conn net.Conn) bool {
+	from, to := traffic.AddrPort(conn.RemoteAddr()).Addr(), traffic.AddrPort(conn.LocalAddr()).Addr()
+	return from.IsValid() && (from.Unmap() == to.Unmap() || from.Unmap().IsLoopback())
 }
 
 // AnswerBegun answers a bridge that proves its port on a connection of which got was read already, and that is no user's if it is no

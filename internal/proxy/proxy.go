@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -104,6 +105,9 @@ type Proxy struct {
 	life      life
 	wg        sync.WaitGroup
 
+	dialPublic func(ctx context.Context, network, addr string) (net.Conn, error) // for TryPublic; tests have their own
+	localAddrs func() []netip.Addr                                               // of this machine's interfaces
+
 	applying sync.Mutex // held by one Apply at a time, and taken first
 
 	mu         sync.Mutex
@@ -161,6 +165,7 @@ func New(cfg Config) *Proxy {
 		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), tidier: newTidier(), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
 	}
+	p.dialPublic, p.localAddrs = (&net.Dialer{}).DialContext, interfaceAddrs
 	p.balancers.gate = newGate(descriptors.Size(sys.ForUsers))
 	p.balancers.gate.about = "connections from an address of proxy_protocol_from without a header of the PROXY protocol, reset"
 	p.balancers.gate.what = "places for connections of balancers that have not said their header"

@@ -159,6 +159,40 @@ type Probe struct {
 	Text  string `json:"text"` // where, and for ProbeFailed and ProbeNone why
 }
 
+// Check is one thing that `reverser doctor` looked at, as the process itself found it.
+type Check struct {
+	Name  string `json:"name"`
+	State string `json:"state"` // ok, warn, fail or skip
+	Found string `json:"found"`
+	Hint  string `json:"hint"` // what to do; "" where nothing is to be done
+}
+
+// PublicTry is what came of a proxy's attempt to reach public ports of its own as users do.
+type PublicTry struct {
+	Host  string // under which others reach the proxy; "": it is not known
+	Ports []PortTry
+	Left  int // ports that were not tried, for want of time or because a sample is enough
+	Names int // services that share the ports for names, which are not tried
+}
+
+// States of a [PortTry].
+const (
+	TryAnswered = "answered" // by this proxy
+	TrySilent   = "silent"   // nobody took the connection in time
+	TryFailed   = "failed"   // no connection, for another reason
+	TryOther    = "other"    // somebody took the connection, and it was not this proxy
+	TryNone     = "none"     // it was not tried
+)
+
+// PortTry is what came of one port.
+type PortTry struct {
+	Public string // canonical
+	Addr   string // that was dialled
+	State  string
+	Text   string // why, unless it answered
+	Bridge bool   // its bridge reached it when the service came up
+}
+
 // States of the target of a [Service].
 const (
 	TargetAnswers     = "answers"
