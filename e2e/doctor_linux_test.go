@@ -257,9 +257,12 @@ func TestDoctorOfRunning(t *testing.T) {
 		eventually(t, "the second bridge is refused", func() bool {
 			return strings.Contains(second.Stderr.String(), "another live bridge holds this key")
 		})
-		mustFind(t, func() []finding {
+		all := mustFind(t, func() []finding {
 			return slices.DeleteFunc(doctor(t, "--state", second.state), func(f finding) bool { return f.Name == "services" }) // which are away with the link
-		}, map[string]string{"link": "fail"}, "link", "another live bridge holds this key", "give each bridge a key of its own")
+		}, map[string]string{"link": "fail", "key": "fail"}, "link", "another live bridge holds this key", "give each bridge a key of its own")
+		if !slices.ContainsFunc(all, func(f finding) bool { return f.Name == "key" && strings.Contains(f.Found, "accepted, and in use") }) {
+			t.Errorf("the key is said to be in use nowhere: %+v", all)
+		}
 	})
 }
 
@@ -296,6 +299,68 @@ func TestDoctorOfExpiry(t *testing.T) {
 	runReverser(t, "key", "edit", "guest", "--expires", "1s", "--state", proxy.state)
 	mustFind(t, b, map[string]string{"key": "fail"}, "key", "the key expired at", "at the proxy, `reverser key edit NAME --expires 30d`")
 	mustFind(t, func() []finding { return doctor(t, "--state", proxy.state) }, map[string]string{"keys": "warn", "links": "warn"}, "keys", "key guest expired at", "its bridge is refused")
+}
+
+// TestDoctorWayOfRunning: beside a bridge that runs and whose link is down, the way is gone step by step too. The process goes it: doctor
+// has no token.
+func TestDoctorWayOfRunning(t *testing.T) {
+	t.Parallel()
+	target := strconv.Itoa(serve(t, echo))
+	// steps wants the steps before the one that fails to be well, and those behind it not to be looked at.
+	steps := func(t *testing.T, b *bridgeProcess, fails string, words ...string) {
+		t.Helper()
+		eventually(t, "the link is down", func() bool {
+			st := mustStatus(t, b.state)
+			return len(st.Links) == 1 && st.Links[0].State == "down"
+		})
+		all := mustFind(t, func() []finding {
+			return slices.DeleteFunc(doctor(t, "--state", b.state), func(f finding) bool { return f.Name == "services" }) // which are away with the link
+		}, map[string]string{"link": "fail", fails: "fail"}, fails, words...)
+		state := "ok"
+		for _, step := range []string{"name", "way out", "route", "link port", "identity", "key"} {
+			want := state
+			if step == fails {
+				want, state = "fail", "skip"
+			}
+			if !slices.ContainsFunc(all, func(f finding) bool { return f.Name == step && f.State == want }) {
+				t.Errorf("%s is not %s: %+v", step, want, all)
+			}
+		}
+		for _, f := range all {
+			if strings.Contains(f.Found+f.Hint, "rv1_") {
+				t.Errorf("%+v shows a token", f)
+			}
+		}
+	}
+	t.Run("a stopped proxy, and another one in its place", func(t *testing.T) {
+		t.Parallel()
+		proxy := startProxy(t)
+		b := startBridge(t, addKey(t, proxy.state, "nas", "tcp/1024-65535"), fmt.Sprintf("%d=%s", freePort(t), target))
+		eventually(t, "the link is up", func() bool {
+			st, err := statusOf(t, b.state)
+			return err == nil && len(st.Links) == 1 && st.Links[0].State == "up"
+		})
+		proxy.Kill()
+		steps(t, b, "link port", "refused", "is `reverser proxy` running there")
+		startProxyAt(t, t.TempDir(), proxy.link)
+		steps(t, b, "identity", "another reverser proxy", "check the address")
+	})
+	t.Run("a firewall that drops", func(t *testing.T) {
+		t.Parallel()
+		proxy := startProxy(t)
+		b := startBridge(t, addKey(t, proxy.state, "nas", "tcp/1024-65535"), fmt.Sprintf("%d=%s", freePort(t), target), "--proxy", silent(t))
+		eventually(t, "the bridge tells its status", func() bool { _, err := statusOf(t, b.state); return err == nil })
+		steps(t, b, "link port", "does not answer", "firewall")
+	})
+	t.Run("a removed key", func(t *testing.T) {
+		t.Parallel()
+		proxy := startProxy(t)
+		token := addKey(t, proxy.state, "nas", "tcp/1024-65535")
+		runReverser(t, "key", "remove", "nas", "--state", proxy.state)
+		b := startBridge(t, token, fmt.Sprintf("%d=%s", freePort(t), target))
+		eventually(t, "the bridge tells its status", func() bool { _, err := statusOf(t, b.state); return err == nil })
+		steps(t, b, "key", "refused the key")
+	})
 }
 
 // TestDoctorOfPublicPorts: the proxy tries its ports at the address that tokens carry. The target hears nothing of it.

@@ -14,6 +14,7 @@ import (
 	"reverser/internal/bridge"
 	"reverser/internal/certs"
 	"reverser/internal/config"
+	"reverser/internal/doctor"
 	"reverser/internal/grammar"
 	"reverser/internal/state"
 	"reverser/internal/status"
@@ -173,6 +174,14 @@ func (e *endings) tend(ctx context.Context, b *bridge.Bridge) {
 type endingBridge struct {
 	*bridge.Bridge
 	endings *endings
+}
+
+// Examine implements examined: while there is no link, the bridge goes the way to its proxy.
+func (b endingBridge) Examine(ctx context.Context, set config.Settings) []doctor.Check {
+	if snap := b.Bridge.Status(); doctor.HasLink(&snap) {
+		return nil
+	}
+	return doctor.NewWorld(built()).Way(ctx, &set)
 }
 
 // Status implements server.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -60,12 +61,28 @@ func (w *World) link(_ context.Context, v *visit) (all []Check) {
 
 func (w *World) since(t time.Time) time.Duration { return max(w.Now().Sub(t), 0).Round(time.Second) }
 
-// way goes the way to the proxy, unless a process of ours has a link there.
+// way is gone unless a process of ours has a link there. Without settings, the process that runs goes it: it has the token.
 func (w *World) way(ctx context.Context, v *visit) (all []Check) {
-	if v.Settings == nil || v.hasLink() {
+	switch {
+	case v.Snapshot != nil && (v.Snapshot.Stopping || HasLink(v.Snapshot)): // of one that stops, a successor may use the key
 		return nil
+	case v.Settings != nil:
+		all = w.Way(ctx, v.Settings)
+	default:
+		all = v.asked(ctx, "link")
 	}
-	set := v.Settings.Bridge
+	if v.Snapshot == nil {
+		return all
+	}
+	return slices.DeleteFunc(all, func(c Check) bool { // services has those of the process that runs
+		return strings.HasPrefix(c.Name, stepServices) && (c.State == OK || c.State == Skip)
+	})
+}
+
+// Way goes the way to each proxy of a bridge with these settings, up to the proof of the key, and says what is found step by step. No
+// session begins.
+func (w *World) Way(ctx context.Context, s *config.Settings) (all []Check) {
+	set := s.Bridge
 	settings := bridge.Settings{Via: set.Via}
 	for _, e := range set.Services {
 		settings.Services = append(settings.Services, bridge.Service{Public: e.Public, Target: e.Target})
@@ -80,7 +97,7 @@ func (w *World) way(ctx context.Context, v *visit) (all []Check) {
 		if len(examined) > 1 {
 			of = " of " + e.Proxy
 		}
-		for _, c := range w.wayTo(ctx, e, v.Settings) {
+		for _, c := range w.wayTo(ctx, e, s) {
 			c.Name += of
 			all = append(all, c)
 		}
@@ -101,17 +118,9 @@ func ProxiesOf(set config.Bridge) (all []bridge.Proxy) {
 	return all
 }
 
-// hasLink reports whether the process that runs has a link.
-func (v *visit) hasLink() bool {
-	if v.Snapshot == nil {
-		return false
-	}
-	for _, l := range v.Snapshot.Links {
-		if l.State == status.LinkUp {
-			return true
-		}
-	}
-	return false
+// HasLink reports whether a process has a link.
+func HasLink(s *status.Snapshot) bool {
+	return slices.ContainsFunc(s.Links, func(l status.Link) bool { return l.State == status.LinkUp })
 }
 
 // The steps of the way to a proxy.

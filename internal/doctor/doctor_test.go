@@ -273,6 +273,42 @@ func TestWay(t *testing.T) {
 	})
 }
 
+// TestWayOfRunning: without settings the process that runs goes the way, while it has no link and does not stop. Its services are told once.
+func TestWayOfRunning(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		snap  status.Snapshot
+		asked bool
+	}{
+		{"down", status.Snapshot{Links: []status.Link{{State: status.LinkDown, Remote: "203.0.113.1:3010"}}}, true},
+		{"up", status.Snapshot{Links: []status.Link{{State: status.LinkUp, Carriers: 1}}}, false},
+		{"stopping", status.Snapshot{Stopping: true, Links: []status.Link{{State: status.LinkDraining}}}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, p := well(t)
+			p.Snapshot = &c.snap
+			asked := false
+			p.Ask = func(context.Context) ([]Check, error) {
+				asked = true
+				return []Check{ok(stepName, "it is there"), fail(stepPort, "", "it is shut"), skip(stepKey, "not looked at"), skip(stepServices, "not looked at")}, nil
+			}
+			var shown []string
+			w.Examine(t.Context(), p, func(c Check) { shown = append(shown, c.Name+" "+string(c.State)) })
+			if asked != c.asked {
+				t.Errorf("asked = %t, want %t", asked, c.asked)
+			}
+			for _, line := range []string{"name ok", "link port fail", "key skip"} {
+				if slices.Contains(shown, line) != c.asked {
+					t.Errorf("%q is in %q, or not: want %t", line, shown, c.asked)
+				}
+			}
+			if slices.Contains(shown, "services skip") {
+				t.Errorf("services are told twice: %q", shown)
+			}
+		})
+	}
+}
+
 // TestNames: names that lead elsewhere, with and without a certificate, and certificates that expire.
 func TestNames(t *testing.T) {
 	w, p := well(t)

@@ -18,7 +18,7 @@ func (v *visit) asked(ctx context.Context, name string) []Check {
 	all, err := v.Ask(ctx)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
-		return []Check{skip(name, "the process that runs is of a version that does not look at them")}
+		return []Check{skip(name, "the process that runs is of a version that cannot look at that for itself")}
 	case err != nil:
 		return []Check{skip(name, "the process that runs does not say: %v", err)}
 	}
