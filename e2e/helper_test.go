@@ -91,7 +91,7 @@ func serveOn(t *testing.T, l net.Listener, handle func(*net.TCPConn)) {
 			mu.Unlock()
 			wg.Go(func() {
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(patience))
+				c.SetDeadline(time.Now().Add(lifetime))
 				handle(c.(*net.TCPConn))
 			})
 		}

@@ -17,6 +17,9 @@ import (
 // ends as soon as its condition holds.
 const patience = 90 * time.Second
 
+// lifetime is how long a connection may be there. Many steps of a test share one, and a busy machine takes some time for each.
+const lifetime = 4 * patience
+
 // eventually waits until cond holds.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
