@@ -369,6 +369,9 @@ func (c *cli) keyList(ctx context.Context, at stateDir, asJSON bool) error {
 		if k.InPlaceOf != "" && k.InPlaceOf != k.Name {
 			from += ", in place of " + k.InPlaceOf
 		}
+		if k.Drained {
+			from += ", drained"
+		}
 		t.row(k.Name, shortID(k.ID), strings.Join(k.Allow, ", "), mostWord(k.MaxServices), mostWord(k.MaxConnections), expiryWord(k), created, from)
 	}
 	return t.flush()

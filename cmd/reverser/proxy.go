@@ -179,6 +179,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		Reach:   func() grammar.Reach { return reach(r.settings().Proxy, guessed) },
 		Edited:  func() error { return r.edited(dir.Keys, pin) },
 		Revoked: r.revoked,
+		Drained: p.DrainedKeys,
 	}
 	web, err := openAdminAddress(set, dir, log)
 	if err != nil {

@@ -33,6 +33,7 @@ type KeyInfo struct {
 	Expires *time.Time `json:"expires,omitempty"` // nil: never
 	Expired bool       `json:"expired,omitempty"` // its time is over: nobody is let in with it
 	Rotated bool       `json:"rotated,omitempty"` // it has a new token that was not used so far
+	Drained bool       `json:"drained,omitempty"` // by an order, its services let no new users in
 }
 
 // NewKey is what is asked of a key that is to be made.
@@ -117,6 +118,7 @@ type KeyEditor struct {
 	Pin     [32]byte                     // of the proxy's identity, for new tokens
 	InForce func() ([]config.Key, error) // the keys that the proxy honours
 	Reach   func() grammar.Reach         // for new tokens
+	Drained func() map[[16]byte]bool     // the keys that are drained; nil when no proxy runs
 	Edited  func() error                 // makes a live proxy honour what the directory holds now; nil when none runs
 	Revoked func(id [16]byte) error      // makes a live proxy honour a key no longer, whatever the directory holds; nil when none runs
 	Log     *slog.Logger                 // nil discards
@@ -136,6 +138,12 @@ func (e *KeyEditor) List() ([]KeyInfo, error) {
 	infos := make([]KeyInfo, 0, len(keys))
 	for _, k := range keys {
 		infos = append(infos, infoOf(k))
+	}
+	if e.Drained != nil {
+		drained := e.Drained()
+		for i, k := range keys {
+			infos[i].Drained = drained[k.ID]
+		}
 	}
 	return infos, nil
 }
@@ -211,7 +219,9 @@ func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
 		return KeyInfo{}, err
 	}
 	e.log().Info("key edited", "key", name, "allow", k.Allow.String(), "limits", k.Limits.String(), "expires", expiryName(k.Expires))
-	return infoOf(k), nil
+	info := infoOf(k)
+	info.Drained = e.Drained != nil && e.Drained()[k.ID]
+	return info, nil
 }
 
 // Add implements [Keys].

@@ -120,6 +120,19 @@ func (p *Proxy) drained(d registry.Drain) (found Drained) {
 	return found
 }
 
+// DrainedKeys are the keys about which there is an order to drain, whether they have services at present or not.
+func (p *Proxy) DrainedKeys() map[[16]byte]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	keys := make(map[[16]byte]bool)
+	for _, d := range p.drains {
+		if d.Allow == (grammar.Allow{}) {
+			keys[d.Key] = true
+		}
+	}
+	return keys
+}
+
 // keyID finds a key by what people call it: its name, or the beginning of its id as status shows it.
 func (p *Proxy) keyID(name string) (id [16]byte, ok bool) {
 	p.mu.Lock()

@@ -213,7 +213,13 @@ func TestDrainedKeyIsRemoved(t *testing.T) {
 	w.bridge(k, how{instance: 1}, others)
 	w.drain(DrainOrder{Key: "office"}, 0)
 	w.drain(DrainOrder{Service: allow(t, others)}, 0, others)
+	if got := w.p.DrainedKeys(); len(got) != 1 || !got[other.ID] { // not that of a service that is
+		t.Errorf("DrainedKeys = %v, want office alone, which has no bridge", got)
+	}
 	w.setKeys(k)
+	if got := w.p.DrainedKeys(); len(got) != 0 {
+		t.Errorf("DrainedKeys = %v without the key", got)
+	}
 	_, err := w.p.DrainUsers(context.Background(), DrainOrder{Key: "nas", Undo: true})
 	if err == nil || err.Error() != fmt.Sprintf("key %q was not drained, but %s", "nas", others) {
 		t.Errorf("%v; want the order that is left alone", err)

@@ -6,7 +6,6 @@ import { t } from './words.js';
 import { count, day, span } from './format.js';
 import { Command, Confirm, Dialog, Empty, Failure, copyText, failed, say, useAsked } from './ui.js';
 import { Table } from './table.js';
-import { isDrained } from './overview.js';
 
 const pathOf = (name) => '/api/v1/keys/' + encodeURIComponent(name);
 
@@ -29,13 +28,9 @@ export function Keys() {
 	const snap = snapshot.value;
 	if (!asked.value) return asked.error ? html`<${Failure} error=${asked.error} again=${asked.again} />` : html`<p class="dim">${t('app.loading')}</p>`;
 	const keys = asked.value.keys;
-	const now = new Map(keys.map((k) => [k.name, { links: 0, services: 0, connections: 0, drained: false }]));
+	const now = new Map(keys.map((k) => [k.name, { links: 0, services: 0, connections: 0 }]));
 	for (const l of snap?.links ?? []) if (l.state !== 'down' && now.has(l.key)) now.get(l.key).links++;
-	for (const s of snap?.services ?? []) {
-		if (!now.has(s.key)) continue;
-		now.get(s.key).services++;
-		if (isDrained(s)) now.get(s.key).drained = true;
-	}
+	for (const s of snap?.services ?? []) if (now.has(s.key)) now.get(s.key).services++;
 	for (const k of snap?.keys ?? []) if (now.has(k.key)) now.get(k.key).connections += k.connections;
 	const button = (dialog, key, word, extra = '') => html`<button type="button" class=${'small ' + extra} aria-label=${`${t(word)}: ${key.name}`} onClick=${() => setOpen({ dialog, key })}>${t(word)}</button>`;
 	const undo = async (key) => {
@@ -48,7 +43,7 @@ export function Keys() {
 		}
 	};
 	const columns = [
-		{ id: 'name', head: t('keys.name'), header: true, cell: (k) => html`<span class="cut">${k.name}</span>${k.source === 'config' && html` <span class="badge dim">${t('keys.source.config')}</span>`}${k.rotated && html` <span class="badge warn">${t('keys.rotated')}</span>`}<span class="narrow sub">${may(k)}</span>` },
+		{ id: 'name', head: t('keys.name'), header: true, cell: (k) => html`<span class="cut">${k.name}</span>${k.source === 'config' && html` <span class="badge dim">${t('keys.source.config')}</span>`}${k.rotated && html` <span class="badge warn">${t('keys.rotated')}</span>`}${k.drained && html` <span class="badge warn">${t('keys.isDrained')}</span>`}<span class="narrow sub">${may(k)}</span>` },
 		{ id: 'allow', head: t('keys.allow'), cls: 'wide', cell: (k) => html`<span class="wrap">${may(k)}</span>${limits(k) && html`<span class="reason">${limits(k)}</span>`}${k.source === 'config' && html`<span class="reason">${t('keys.inFile')}</span>`}` },
 		{ id: 'online', head: t('keys.online'), cls: 'wide', cell: (k) => (now.get(k.name).links > 0 ? html`<span class="badge good">${t('keys.connected')}</span>` : html`<span class="badge dim">${t('keys.notConnected')}</span>`) },
 		{ id: 'connections', head: t('keys.connections'), cls: 'num wide', cell: (k) => count(now.get(k.name).connections) },
@@ -59,7 +54,7 @@ export function Keys() {
 			cell: (k) => html`<span class="row">
 				${k.source !== 'config' && can('PATCH /api/v1/keys/{}') && button('edit', k, 'keys.edit')}
 				${k.source !== 'config' && can('POST /api/v1/keys/{}/rotate') && button('rotate', k, 'keys.rotate')}
-				${can('POST /api/v1/keys/{}/drain') && (now.get(k.name).drained ? html`<button type="button" class="small" aria-label=${`${t('keys.undrain')}: ${k.name}`} onClick=${() => undo(k)}>${t('keys.undrain')}</button>` : button('drain', k, 'keys.drain'))}
+				${can('POST /api/v1/keys/{}/drain') && (k.drained ? html`<button type="button" class="small" aria-label=${`${t('keys.undrain')}: ${k.name}`} onClick=${() => undo(k)}>${t('keys.undrain')}</button>` : button('drain', k, 'keys.drain'))}
 				${k.source !== 'config' && can('DELETE /api/v1/keys/{}') && button('remove', k, 'keys.remove', 'danger')}
 			</span>`,
 		},

@@ -253,6 +253,7 @@ export const en = {
 	'keys.rotateTitle': 'A new secret for {name}?',
 	'keys.rotateText': 'You get a new token. The old one stays valid until the new one was used, so that no connection is dropped.',
 	'keys.rotated': 'new secret not used yet',
+	'keys.isDrained': 'drained',
 	'keys.rotateButton': 'Make it',
 	'keys.drainTitle': 'Drain the key {name}?',
 	'keys.drainText': 'Its services ({services}) take no new users; their connections ({connections}) go on. A restart of this process forgets it.',

@@ -253,6 +253,7 @@ export const zh = {
 	'keys.rotateTitle': '为 {name} 更换令牌？',
 	'keys.rotateText': '会生成新令牌。旧令牌在新令牌被使用之前仍然有效，因此不会断开任何连接。',
 	'keys.rotated': '新令牌尚未使用',
+	'keys.isDrained': '已停止接纳新用户',
 	'keys.rotateButton': '生成',
 	'keys.drainTitle': '排空密钥 {name}？',
 	'keys.drainText': '它的 {services} 个服务不再接收新用户；现有的 {connections} 个连接继续。进程重启后不再保留此设置。',
