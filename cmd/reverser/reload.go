@@ -139,8 +139,11 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 		done.Warnings = append(done.Warnings, w.String())
 	}
 	done.Warnings = append(done.Warnings, next.Proxy.Unclaimable()...)
-	if err := r.lines.Open(next.AccessLog); err != nil {
+	logMoves := next.AccessLog != r.settings().AccessLog
+	if err := r.lines.Open(next.AccessLog); err != nil && logMoves {
 		return admin.Reloaded{}, err
+	} else if err != nil { // what it costs is lines: it must not hold up who takes a key away
+		done.Warnings = append(done.Warnings, fmt.Sprintf("%v; everything else is reloaded, mend it and reload again", err))
 	}
 	if again, ok := r.role.(interface{ Again() }); ok { // what depends on more than the settings
 		again.Again()
@@ -152,8 +155,8 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 		done.Warnings = append(done.Warnings, noKeyLeft)
 	}
 	if err := r.put(ctx, next); err != nil {
-		if back := r.lines.Open(r.settings().AccessLog); back != nil {
-			err = errors.Join(err, back)
+		if logMoves {
+			err = errors.Join(err, r.lines.Open(r.settings().AccessLog))
 		}
 		return admin.Reloaded{}, err
 	}

@@ -505,8 +505,28 @@ func TestReloadOpensTheAccessLog(t *testing.T) {
 	if st := rt.lines.status(); st == nil || st.File != path || st.Lost != 0 {
 		t.Errorf("after reloads that were refused: %+v", st)
 	}
-	off := exposing(t, "9000=80")
 	rt.role.err = nil
+	if err := os.Rename(path, path+".3"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil { // so that it cannot be opened any more
+		t.Fatal(err)
+	}
+	fewer := exposing(t, "9001=80")
+	fewer.AccessLog = path
+	rt.source.say(fewer, nil)
+	if done, err := rt.Reload(t.Context()); err != nil || len(done.Changed) == 0 || len(done.Warnings) != 1 || !strings.Contains(done.Warnings[0], "access log") {
+		t.Errorf("Reload = %+v, %v; want everything but the access log", done, err)
+	}
+	rt.source.say(set, nil)
+	if _, err := rt.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	write("tcp/3")
+	if lines(path+".3") != 2 {
+		t.Error("without another file, lines do not go to the one before")
+	}
+	off := exposing(t, "9000=80")
 	rt.source.say(off, nil)
 	done, err := rt.Reload(t.Context())
 	if err != nil || len(done.Changed) != 1 || done.Changed[0] != "access_log is none instead of "+path || rt.lines.status() != nil {

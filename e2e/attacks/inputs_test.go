@@ -201,7 +201,7 @@ var inputs = []struct {
 		"escaped where it is shown, on lines of its own; kept up to a bound for each exchange, service and process, the service with most gives way; what cannot be unpacked stays packed",
 		[]string{"cmd/reverser TestPrintExchange", "internal/inspect TestMemory", "internal/inspect TestBomb", "internal/inspect TestManyFrames", "internal/inspect TestPieces", "e2e TestInspect"}},
 	{"access log", "a full disk, a file that takes nothing, one that cannot be opened",
-		"lines are lost and counted, none is there in part, and nobody waits; a reload is refused and the old file stays in use",
+		"lines are lost and counted, none is there in part, and nobody waits; a reload that names such a file is refused and the old one stays in use; with the name as before, all else of the reload is in force",
 		[]string{"e2e TestAccessLogOnAFullDisk", "internal/accesslog TestFullDisk", "internal/accesslog TestStuck", "internal/accesslog TestOpen", "cmd/reverser TestReloadOpensTheAccessLog"}},
 	{"usage", "a file that is cut off or changed at any byte, noise, a disk that is full, a clock that is years off, a key whose services have new names all the time, another process that holds the file",
 		"a damaged file is put aside with a word and a new one begins; what cannot be stored waits in memory; nothing is lost or counted twice; names beyond 1,024 of a key are added up",

@@ -4,7 +4,7 @@
 // counted. No line is ever written in part. The file is opened anew whenever somebody has moved it aside and says so ([Log.Open]).
 // The package does not know what connections and requests are.
 //
-// Goroutines: run, which New starts and Close ends.
+// Goroutines: run, which New starts and Close ends; and one for each Open, which ends with it unless the system does not answer.
 package accesslog
 
 import (
@@ -69,6 +69,7 @@ const (
 	waiting   = 2048             // entries at the most: a few megabytes
 	batch     = 64 << 10         // bytes that are written at once, about
 	turnWait  = time.Second      // how long Open and Close wait for a write that does not end
+	openWait  = 5 * time.Second  // how long Open waits for the system to open a file
 	saidEvery = time.Minute      // how often the log is told of a disk that is full again and again
 	pathMost  = 2048             // bytes
 	nameMost  = 512              // bytes of host, user agent and referer
@@ -86,6 +87,9 @@ type Log struct {
 	stop    chan struct{}
 	done    chan struct{}
 
+	open    func(path string) (io.WriteCloser, error)
+	opening chan struct{} // has room for one
+
 	turn chan struct{} // has room for one: who uses the file. A write may never end
 	file io.WriteCloser
 	rest []byte    // of a line of which the beginning was written
@@ -101,6 +105,7 @@ type Log struct {
 func New(log *slog.Logger) *Log {
 	l := &Log{
 		log: log, queue: make(chan *Entry, waiting), stop: make(chan struct{}), done: make(chan struct{}), turn: make(chan struct{}, 1),
+		open: open, opening: make(chan struct{}, 1),
 	}
 	go l.run()
 	return l
@@ -109,7 +114,7 @@ func New(log *slog.Logger) *Log {
 // Open has lines written to the end of a file from now on, which is made if it is not there, and nothing to the file before. "" turns the
 // log off. With an error everything is as it was.
 func (l *Log) Open(path string) error {
-	file, err := open(path)
+	file, err := l.openInTime(path)
 	if err != nil {
 		return err
 	}
@@ -133,6 +138,41 @@ func (l *Log) Open(path string) error {
 		old.Close() // what was written is in the hands of the system
 	}
 	return nil
+}
+
+// openInTime opens a file, unless that takes too long: the file may be on a disk of the network that does not answer.
+func (l *Log) openInTime(path string) (io.WriteCloser, error) {
+	select {
+	case l.opening <- struct{}{}:
+	default:
+		return nil, fmt.Errorf("access log %s: it cannot be opened while the opening of a file before it does not end", path)
+	}
+	type opened struct {
+		file io.WriteCloser
+		err  error
+	}
+	got, late := make(chan opened), make(chan struct{})
+	go func() { // nobody can wait for it when the system does not come back
+		file, err := l.open(path)
+		select {
+		case got <- opened{file, err}:
+		case <-late:
+			if file != nil {
+				file.Close()
+			}
+			<-l.opening
+		}
+	}()
+	limit := time.NewTimer(openWait)
+	defer limit.Stop()
+	select {
+	case o := <-got:
+		<-l.opening
+		return o.file, o.err
+	case <-limit.C:
+		close(late)
+		return nil, fmt.Errorf("access log %s: its opening has not ended after %v: see that its disk answers", path, openWait)
+	}
 }
 
 func (l *Log) take() bool {

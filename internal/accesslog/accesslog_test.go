@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -271,4 +273,35 @@ func TestOpen(t *testing.T) {
 	if got := entries(t, read(t, path)); len(got) != 1 || got[0].Service != "still" {
 		t.Errorf("the file has %+v", got)
 	}
+}
+
+// TestOpenThatDoesNotEnd: a disk that does not answer holds nobody up for ever, and not one more call of the system for each attempt.
+func TestOpenThatDoesNotEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog(t, nil)
+		defer l.Close()
+		release, opens := make(chan struct{}), new(atomic.Int32)
+		late := stuck{begun: make(chan struct{}, 1), release: release}
+		l.open = func(string) (io.WriteCloser, error) {
+			opens.Add(1)
+			<-release
+			return late, nil
+		}
+		for range 3 {
+			if err := l.Open("/net/access.log"); err == nil || !strings.Contains(err.Error(), "/net/access.log") {
+				t.Errorf("Open = %v", err)
+			}
+		}
+		if n := opens.Load(); n != 1 || l.On() {
+			t.Errorf("%d files are being opened, want 1", n)
+		}
+		close(release)
+		synctest.Wait()
+		if l.On() {
+			t.Error("a file that came too late is used")
+		}
+		if err := l.Open("/net/access.log"); err != nil || !l.On() {
+			t.Errorf("Open = %v when the disk answers again", err)
+		}
+	})
 }
