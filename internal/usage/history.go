@@ -1,6 +1,9 @@
 package usage
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // HistoryStep is the time between two points of the history, which has HistoryLength of them.
 const (
@@ -37,10 +40,16 @@ func (h *history) step(now time.Time) {
 	h.length = min(h.length+1, HistoryLength)
 }
 
+// all is the history, but for what was before a clock that was set back has come to the same time again: whoever draws it needs times that
+// go on.
 func (h *history) all() History {
 	points := make([]Point, 0, h.length)
 	for i := range h.length {
-		points = append(points, h.points[(h.next-h.length+i+HistoryLength)%HistoryLength])
+		p := h.points[(h.next-1-i+HistoryLength)%HistoryLength]
+		if i == 0 || p.At.Before(points[len(points)-1].At) {
+			points = append(points, p)
+		}
 	}
+	slices.Reverse(points)
 	return History{StepSeconds: HistoryStep.Seconds(), Points: points}
 }

@@ -493,3 +493,23 @@ func TestHistory(t *testing.T) {
 		}
 	}
 }
+
+// TestHistoryOfAClockSetBack: times of the history only go on. What a wrong clock dated later is left out.
+func TestHistoryOfAClockSetBack(t *testing.T) {
+	w := newWorld(t)
+	for i := range 9 {
+		w.now = w.now.Add(HistoryStep)
+		if i == 6 {
+			w.now = w.now.Add(-3*HistoryStep - time.Second)
+		}
+		w.src.count(1, "tcp/9000", uint64(i))
+		w.step()
+	}
+	var got []int
+	for _, p := range w.History().Points {
+		got = append(got, int(p.At.Sub(noon)/time.Second))
+	}
+	if want := []int{10, 20, 30, 39, 49, 59}; !slices.Equal(got, want) {
+		t.Errorf("points at %v, want %v", got, want)
+	}
+}

@@ -61,9 +61,9 @@ export function Usage() {
 	const parts = useMemo(() => {
 		if (!got) return [];
 		const sums = new Map();
-		const begin = starts(got.by)[0]; // the answer has the latest periods in which there was something
+		const shown = new Set(starts(got.by)); // the answer has the latest periods in which there was something, also those of a clock that was wrong
 		for (const r of got.parts.rows) {
-			if (Date.parse(r.start) / 1000 < begin) continue;
+			if (!shown.has(Date.parse(r.start) / 1000)) continue;
 			const id = `${r.key} ${r.service}`;
 			const sum = sums.get(id) || { id, key: r.key, service: r.service, sent: 0, received: 0, connections: 0 };
 			for (const field of ['sent', 'received', 'connections']) sum[field] += r[field];
