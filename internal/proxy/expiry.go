@@ -74,12 +74,13 @@ func (p *Proxy) over() map[[16]byte]bool {
 	return over
 }
 
-// markExpired notes which keys have expired, and returns those for which the clock has changed that: before, the keys were these. mu is held.
+// markExpired notes which keys have expired, and returns those that have now, also by a new time that has passed already, and those for
+// which the clock was set back. Before, the keys were these. mu is held.
 func (p *Proxy) markExpired(before map[[16]byte]Key) (changed []expiryNews) {
 	was := p.expired
 	p.expired = p.over()
 	for id, k := range p.keys {
-		if old, there := before[id]; there && old.Expires.Equal(k.Expires) && was[id] != p.expired[id] {
+		if old, there := before[id]; there && was[id] != p.expired[id] && (p.expired[id] || old.Expires.Equal(k.Expires)) {
 			changed = append(changed, expiryNews{k, p.expired[id]})
 		}
 	}

@@ -111,6 +111,28 @@ func TestClockJumps(t *testing.T) {
 	}
 }
 
+// TestNewTimeIsOver: a key whose new time has passed when it is put in force has expired, and the log says so.
+func TestNewTimeIsOver(t *testing.T) {
+	begin := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	var c clock
+	c.set(begin)
+	k := key(t, "guest", "tcp/9000")
+	w := start(t, Config{Now: c.now, Settings: Settings{Keys: []Key{k}}})
+	for i := range 2 { // of a key that never expired, and of one that did
+		k.Expires = begin.Add(time.Duration(i) * time.Second)
+		c.set(k.Expires.Add(time.Millisecond)) // while it was stored
+		w.setKeys(k)
+		if n := w.log.Count("key expired", "key=guest"); n != i+1 {
+			t.Errorf("the log says %d times that the key expired, want %d", n, i+1)
+		}
+		k.Expires = begin.Add(time.Hour)
+		w.setKeys(k)
+	}
+	if n := w.log.Count("honoured again"); n != 0 {
+		t.Error("an edit that gives a key more time is told as a clock that was set back")
+	}
+}
+
 // TestExpiredAtTheStart: a key whose time was over before the proxy began is refused, and nothing is logged about it.
 func TestExpiredAtTheStart(t *testing.T) {
 	_, public := free(t)
