@@ -1,10 +1,14 @@
 package e2e
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strconv"
 	"strings"
@@ -12,6 +16,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"reverser/internal/acmetest"
+	"reverser/internal/status"
 )
 
 // wantReset reads to the end and checks that it is a reset after exactly n bytes of
@@ -406,6 +413,76 @@ func TestKilledProxyIsNoCleanEnd(t *testing.T) {
 	for name, c := range map[string]net.Conn{"idle": idle, "streaming": streaming} {
 		if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("%s connection: %s; want a reset", name, describe(err))
+		}
+	}
+}
+
+// Nor is it one at the ports that names share: an answer without a length would be taken for complete.
+func TestKilledProxyIsNoCleanEndByName(t *testing.T) {
+	t.Parallel()
+	const half = "half of it"
+	http80, https443 := freePort(t), freePort(t)
+	over := make(chan struct{})
+	target := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, half)
+		http.NewResponseController(w).Flush()
+		if r.URL.Path == "/endless" {
+			<-over
+		}
+	}))
+	t.Cleanup(target.Close)
+	t.Cleanup(func() { close(over) })
+	cert, key, pool := certificate(t, t.TempDir(), "passed.example")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	passed := serve(t, func(c *net.TCPConn) {
+		server := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{pair}})
+		io.WriteString(server, half)
+		io.Copy(io.Discard, server)
+	})
+	a := acmetest.Start(t, acmetest.Config{HTTPPort: http80, TLSPort: https443})
+	p := startProxy(t, "--http", loopback(http80), "--https", loopback(https443), "--acme-directory", a.Directory, "--acme-root", a.Root)
+	b := startBridge(t, addKey(t, p.state, "web", "http/*", "https/*", "tls/*"), "--proxy", loopback(p.link),
+		fmt.Sprintf("http/a.example=%d", target.Listener.Addr().(*net.TCPAddr).Port),
+		fmt.Sprintf("https/a.example=%d", target.Listener.Addr().(*net.TCPAddr).Port), fmt.Sprintf("tls/passed.example=%d", passed))
+	b.awaitUp("http/a.example", "https/a.example", "tls/passed.example")
+	awaitCertificate(t, p.state, "a.example", status.CertificateValid)
+
+	plain := func() net.Conn { return dial(t, loopback(http80)) }
+	secure := func(name string, roots *x509.CertPool) net.Conn {
+		return tls.Client(dial(t, loopback(https443)), &tls.Config{ServerName: name, RootCAs: roots})
+	}
+	const old, kept = "GET /endless HTTP/1.0\r\nHost: a.example\r\n\r\n", "GET /endless HTTP/1.1\r\nHost: a.example\r\n\r\n"
+	conns := map[string]net.Conn{}
+	for name, c := range map[string]struct {
+		net.Conn
+		request string
+	}{
+		"http/, HTTP/1.0":  {plain(), old},
+		"http/, HTTP/1.1":  {plain(), kept},
+		"http/, idle":      {plain(), "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"},
+		"https/, HTTP/1.0": {secure("a.example", a.Issuers()), old},
+		"https/, HTTP/1.1": {secure("a.example", a.Issuers()), kept},
+		"tls/":             {secure("passed.example", pool), "hello"},
+	} {
+		if _, err := io.WriteString(c, c.request); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for got := ""; !strings.Contains(got, half); {
+			b := make([]byte, 4096)
+			n, err := c.Read(b)
+			if got += string(b[:n]); err != nil {
+				t.Fatalf("%s: %q, then %s; want %q", name, got, describe(err), half)
+			}
+		}
+		conns[name] = c
+	}
+	p.Kill()
+	for name, c := range conns {
+		if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: %s; want a reset", name, describe(err))
 		}
 	}
 }

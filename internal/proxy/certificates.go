@@ -93,7 +93,8 @@ func (p *Proxy) prove(conn net.Conn, hello *entrance.Hello) {
 	t := tls.Server(entrance.Again(turned, hello.Read), &tls.Config{GetCertificate: p.cfg.Certificates.GetCertificate, NextProtos: []string{acmeProtocol}})
 	_ = t.Handshake() // the authority says what was wrong with it
 	turned.over()
-	t.Close()
+	_ = t.CloseWrite() // close_notify
+	traffic.Close(conn)
 }
 
 // turned is a connection during its TLS handshake, which is computed in a turn. While it waits for the client it has none.

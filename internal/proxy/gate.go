@@ -244,6 +244,6 @@ func (g *gate) closeAll() {
 	}
 	g.mu.Unlock()
 	for _, p := range all {
-		p.conn.Close()
+		traffic.Close(p.conn)
 	}
 }

@@ -28,21 +28,26 @@ type namePort struct {
 	addresses atomic.Int32 // how many https/ names are IP addresses
 }
 
-func (p *Proxy) listenNames(lc net.ListenConfig) (err error) {
+func (p *Proxy) listenNames() (err error) {
 	if p.cfg.HTTPS == "" {
 		return nil
 	}
 	p.names.gate = newGate(p.port.descriptors.Size(sys.ForHellos))
 	p.names.gate.about = "connections to the port of names (https) that reached no service"
 	p.names.gate.what = "places at the port of names (https) for who has said none"
-	if p.cfg.HTTPS == p.cfg.Listen && grammar.PortOf(p.cfg.Listen, 0) != 0 { // port 0 is another one each time
+	if p.namesAtLink() {
 		p.names.ln = p.port.ln
 		return nil
 	}
-	if p.names.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.HTTPS), p.cfg.HTTPS); err != nil {
+	if p.names.ln, err = sys.Listen(grammar.ListenNetwork("tcp", p.cfg.HTTPS), p.cfg.HTTPS); err != nil {
 		return fmt.Errorf("open the port of names (https %s): %w", p.cfg.HTTPS, err)
 	}
 	return nil
+}
+
+// namesAtLink reports whether the port of names is the link port.
+func (p *Proxy) namesAtLink() bool {
+	return p.cfg.HTTPS == p.cfg.Listen && grammar.PortOf(p.cfg.Listen, 0) != 0 // port 0 is another one each time
 }
 
 // acceptNames accepts users, who say the name of their service first, and bridges, whose ALPN says what they are. Until then, each takes
@@ -86,6 +91,7 @@ func (p *Proxy) acceptNames(ln net.Listener) {
 
 // linkGreeted takes a connection of the link, whatever name it says, to the door of the link. There it is as if it had just come.
 func (p *Proxy) linkGreeted(conn net.Conn, hello *entrance.Hello) {
+	sys.Plain(conn)
 	if pool := p.port.descriptors; !pool.Take(sys.ForLinks) {
 		p.port.short.Note(traffic.ErrNoDescriptor)
 		traffic.Reset(conn)
@@ -104,7 +110,7 @@ func (p *Proxy) greeted(conn net.Conn, hello *entrance.Hello) {
 	if rt == nil {
 		p.names.gate.report(p.log, conn.RemoteAddr(), fmt.Errorf("no service has the name %q", hello.Name))
 		conn.Write(entrance.Unrecognized) // a new connection has room for seven bytes
-		conn.Close()
+		traffic.Close(conn)
 		return
 	}
 	a, err := p.conns.Admit(p.service(rt).account, entrance.Client(conn), traffic.Wait)

@@ -209,7 +209,11 @@ func (p *Proxy) Listen() (err error) {
 	if err := p.tryBind(lc); err != nil {
 		return err
 	}
-	if p.port.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.Listen), p.cfg.Listen); err != nil {
+	listen := func(network, addr string) (net.Listener, error) { return lc.Listen(p.life.ctx, network, addr) }
+	if p.namesAtLink() {
+		listen = sys.Listen // users come there, too; linkGreeted gives the link what it has elsewhere
+	}
+	if p.port.ln, err = listen(grammar.ListenNetwork("tcp", p.cfg.Listen), p.cfg.Listen); err != nil {
 		return fmt.Errorf("open the link port (listen %s): %w", p.cfg.Listen, err)
 	}
 	var port uint16
@@ -220,8 +224,8 @@ func (p *Proxy) Listen() (err error) {
 		}
 		port = portOf(p.TransferAddr())
 	}
-	for _, listen := range []func(net.ListenConfig) error{p.listenNames, p.listenWeb} {
-		if err := listen(lc); err != nil {
+	for _, listen := range []func() error{p.listenNames, p.listenWeb} {
+		if err := listen(); err != nil {
 			p.closePorts()
 			return err
 		}

@@ -29,14 +29,14 @@ type webPort struct {
 	server web.Server
 }
 
-func (p *Proxy) listenWeb(lc net.ListenConfig) (err error) {
+func (p *Proxy) listenWeb() (err error) {
 	if p.cfg.HTTP == "" {
 		return nil
 	}
 	p.web.gate = newGate(p.port.descriptors.Size(sys.ForUsers))
 	p.web.gate.about = "connections to the port for HTTP (http) that reached no service"
 	p.web.gate.what = "places at the port for HTTP (http) for who has reached no service"
-	if p.web.ln, err = lc.Listen(p.life.ctx, grammar.ListenNetwork("tcp", p.cfg.HTTP), p.cfg.HTTP); err != nil {
+	if p.web.ln, err = sys.Listen(grammar.ListenNetwork("tcp", p.cfg.HTTP), p.cfg.HTTP); err != nil {
 		return fmt.Errorf("open the port for HTTP (http %s): %w", p.cfg.HTTP, err)
 	}
 	return nil

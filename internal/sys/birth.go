@@ -23,6 +23,18 @@ func Listen(network, addr string) (net.Listener, error) {
 	return l, wordListenError(err)
 }
 
+// Plain gives a connection of Listen what other listeners give theirs: the kernel closes it in order when this process dies, and does
+// not watch over it. Urgent bytes stay in the stream.
+func Plain(conn net.Conn) {
+	if c, ok := conn.(interface {
+		SetLinger(int) error
+		SetKeepAlive(bool) error
+	}); ok {
+		c.SetLinger(-1)
+		c.SetKeepAlive(false)
+	}
+}
+
 // Dial connects to a target. The socket is born as those of Listen are.
 func Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	return DialFrom(ctx, netip.Addr{}, network, addr)

@@ -120,6 +120,14 @@ func Reset(conn net.Conn) {
 	conn.Close()
 }
 
+// Close closes a connection in order: the client gets all that was written, and then FIN. Those of sys.Listen would be reset otherwise.
+func Close(conn net.Conn) error {
+	if c, ok := conn.(interface{ SetLinger(int) error }); ok {
+		c.SetLinger(-1)
+	}
+	return conn.Close()
+}
+
 // AddrPort is the address of a TCP connection's end, an IPv4 address as such; the zero value for any other.
 func AddrPort(a net.Addr) netip.AddrPort {
 	if t, ok := a.(*net.TCPAddr); ok {

@@ -92,6 +92,7 @@ func (c *Client) Close() error {
 	if c.early.CompareAndSwap(true, false) && !c.resets() && c.CloseWrite() == nil && c.Conn.SetReadDeadline(time.Now().Add(earlyTime)) == nil {
 		io.Copy(io.Discard, c.Conn) // its end is that of the connection, whatever it is
 	}
+	c.orderly()
 	err := c.Conn.Close()
 	c.once.Do(c.leave)
 	return err
@@ -129,11 +130,26 @@ func (c *Client) Reset() {
 // resetAtClose has the connection closed with RST, whoever closes it.
 func (c *Client) resetAtClose() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.reset = true
-	c.mu.Unlock()
+	c.lingerLocked(0)
+}
+
+// orderly has the connection closed with FIN behind all that was written, unless it is to be reset. It comes last: until then the kernel
+// resets the connection if this process dies (sys.Listen), so that nobody takes what they have of an answer for all of it.
+func (c *Client) orderly() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.reset {
+		c.lingerLocked(-1)
+	}
+}
+
+// lingerLocked says how the kernel ends the connection when it is closed.
+func (c *Client) lingerLocked(sec int) {
 	for conn := c.Conn; conn != nil; {
 		if l, ok := conn.(interface{ SetLinger(int) error }); ok {
-			l.SetLinger(0)
+			l.SetLinger(sec)
 			break
 		}
 		below, ok := conn.(interface{ NetConn() net.Conn })
