@@ -240,21 +240,32 @@ func (i issuer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*certm
 		m.mu.Unlock()
 		return nil, certmagic.ErrNoRetry{Err: errors.New("it is no longer wanted")}
 	}
-	owner := e.owner
+	owner, issued := e.owner, e.issued
 	var replaces *x509.Certificate
 	if cert, ok := m.current(host); ok {
 		replaces = cert.Leaf
 	}
 	m.mu.Unlock()
 
+	if issued {
+		// What it issued could not be stored, and it issues only so many of a name: five in a week, says Let's Encrypt.
+		if err := m.ask.tryStore(ctx); err != nil {
+			return nil, m.unstored(host, fmt.Errorf("store a certificate: %w", err))
+		}
+	}
 	give, err := m.turns.take(ctx, owner)
 	if err != nil {
 		return nil, err
 	}
 	defer give()
-	issued, err := m.ask.order(ctx, csr, replaces)
+	cert, err := m.ask.order(ctx, csr, replaces)
+	if err == nil {
+		m.mu.Lock()
+		e.issued = true
+		m.mu.Unlock()
+	}
 	if err == nil || ctx.Err() != nil {
-		return issued, err
+		return cert, err
 	}
 	f := m.explain(ctx, host, err)
 	m.mu.Lock()
@@ -262,6 +273,26 @@ func (i issuer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*certm
 	m.mu.Unlock()
 	m.say(slog.LevelWarn, owner, "certificate not obtained", "host", host, "key", owner, "authority", m.cfg.Directory, "err", f.text, "hint", f.hint)
 	return nil, err
+}
+
+// unstored notes that nothing can be stored. A renewal, which certmagic tries by itself, is told by nothing else.
+func (m *Manager) unstored(host string, err error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.names[host]
+	if e == nil {
+		return err
+	}
+	e.failed = &failure{at: time.Now(), text: err.Error()}
+	m.say(slog.LevelWarn, e.owner, "certificate not obtained", "host", host, "key", e.owner, "err", err)
+	return err
+}
+
+// tryStore reports why what the authority issues could not be stored now.
+func (a *asker) tryStore(ctx context.Context) error {
+	name := path.Join("acme", a.key, "room")
+	defer a.files.Remove(name)
+	return a.files.Write(ctx, name, make([]byte, 16<<10)) // more than a certificate and its key
 }
 
 // hostOf is the one name of a request.

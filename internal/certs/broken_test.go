@@ -1,15 +1,19 @@
 package certs
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/certmagic"
 
 	"reverser/internal/acmetest"
+	"reverser/internal/status"
 )
 
 // triple is the files of one certificate, by what they hold.
@@ -139,6 +143,49 @@ func (u unreadable) Read(name string) ([]byte, error) {
 		return nil, errors.New("too many open files")
 	}
 	return u.Files.Read(name)
+}
+
+// full is Files on a disk that is full when it says so.
+type full struct {
+	Files
+	is *atomic.Bool
+}
+
+func (f full) Write(ctx context.Context, name string, data []byte) error {
+	if f.is.Load() {
+		return errors.New("no space left on device")
+	}
+	return f.Files.Write(ctx, name, data)
+}
+
+// TestUnstored: a certificate that cannot be stored is told, also behind a refusal, and no other one is asked for until there is room.
+func TestUnstored(t *testing.T) {
+	w := listen(t)
+	a := acmetest.Start(t, acmetest.Config{TLSPort: port(w.https.Addr())})
+	a.Point("app.example.com", "127.0.0.9") // nobody listens there
+	var disk atomic.Bool
+	w.wrap = func(f Files) Files { return full{f, &disk} }
+	w.run(Config{TLS: true, Directory: a.Directory, Roots: a.Roots})
+	w.Want(map[string]string{"app.example.com": "nas"})
+	w.await("app.example.com", failed)
+	disk.Store(true)
+	a.Point("app.example.com", "127.0.0.1")
+	w.await("app.example.com", func(c status.Certificate) bool { return failed(c) && strings.Contains(c.Error, "no space left") })
+	said := func() int { return strings.Count(w.said(), "no space left") }
+	for end := time.Now().Add(time.Minute); said() < 3; time.Sleep(5 * time.Millisecond) {
+		w.Again()
+		if time.Now().After(end) {
+			t.Fatalf("it is not told:\n%s", w.said())
+		}
+	}
+	if n := strings.Count(a.Output(), "Issued certificate"); n != 1 {
+		t.Errorf("the authority issued %d certificates that cannot be stored, want 1", n)
+	}
+	disk.Store(false)
+	w.Again()
+	if c := w.await("app.example.com", valid); c.Error != "" {
+		t.Errorf("what was wrong is still there: %+v", c)
+	}
 }
 
 // TestUnreadable: a file that cannot be read now may be whole. Nothing is removed, and no other certificate is asked for.

@@ -95,6 +95,7 @@ type entry struct {
 	next        time.Time // when to ask again
 	failures    int       // since the last success
 	failed      *failure  // the last one; nil: none since the last success
+	issued      bool      // by the authority, and not stored yet
 	cancel      context.CancelFunc
 
 	renewAt time.Time // when the one that is there is renewed
@@ -274,7 +275,7 @@ func (m *Manager) due(ctx context.Context, now time.Time) (jobs []job, next time
 		e.busy = true
 		own, cancel := context.WithCancel(ctx)
 		e.cancel = cancel
-		jobs = append(jobs, job{own, e, e.host, e.owner, e.missing})
+		jobs = append(jobs, job{own, e, e.host, e.owner, e.missing, e.failed})
 	}
 	return jobs, next
 }
@@ -284,7 +285,8 @@ type job struct {
 	ctx         context.Context
 	entry       *entry
 	host, owner string
-	ask         bool // the authority; otherwise the disk is read
+	ask         bool     // the authority; otherwise the disk is read
+	failed      *failure // the entry's when it began
 }
 
 func (m *Manager) do(j job) {
@@ -307,7 +309,7 @@ func (m *Manager) do(j job) {
 		e.loaded, e.failures = true, 0
 	default:
 		e.missing = j.ask
-		if e.failed == nil || !e.failed.authority {
+		if e.failed == j.failed { // else it has been said
 			e.failed = &failure{at: time.Now(), text: err.Error()}
 			m.say(slog.LevelWarn, e.owner, "certificate not obtained", "host", j.host, "key", j.owner, "err", err)
 		}
@@ -405,7 +407,7 @@ func (m *Manager) event(_ context.Context, event string, data map[string]any) er
 	if e == nil {
 		return nil
 	}
-	e.failed, e.failures, e.renewOf = nil, 0, ""
+	e.failed, e.failures, e.renewOf, e.issued = nil, 0, "", false
 	said := "certificate obtained"
 	if renewal {
 		said = "certificate renewed"

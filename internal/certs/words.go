@@ -18,11 +18,10 @@ import (
 
 // failure is why a certificate was not obtained.
 type failure struct {
-	at        time.Time
-	text      string // in the authority's words, where it said something
-	hint      string // what to do
-	authority bool   // it answered, or was asked at least
-	limited   bool   // it was asked too often
+	at      time.Time
+	text    string // in the authority's words, where it said something
+	hint    string // what to do
+	limited bool   // the authority was asked too often
 }
 
 // mostSaid is how much of an authority's words is kept.
@@ -30,7 +29,7 @@ const mostSaid = 600
 
 // explain says what an error means for whoever runs this program.
 func (m *Manager) explain(ctx context.Context, host string, err error) *failure {
-	f := &failure{at: time.Now(), authority: true}
+	f := &failure{at: time.Now()}
 	_, noDirectory := errors.AsType[*directoryError](err)
 	_, unreached := errors.AsType[*url.Error](err)
 	problem, said := errors.AsType[acme.Problem](err)
