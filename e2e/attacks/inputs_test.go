@@ -58,7 +58,7 @@ var inputs = []struct {
 	{"HTTP: who the client is", "X-Forwarded-For, Forwarded and their like from a client, spelled as CGI reads them too",
 		"removed, unless the client is one of trusted_proxies", []string{"internal/web TestForwarded"}},
 	{"HTTP: passwords", "one after the other or at once, from one address or from many",
-		"401, and 429 with a wait that doubles up to a minute for the address; 4 of an address wait to be looked at, others get 429 at once; 4,096 addresses are remembered", []string{"internal/web TestBasicAuth", "internal/web TestGuessesAtOnce"}},
+		"401, and 429 with a wait that doubles up to a minute for the address at that service; 4 of an address wait to be looked at, others get 429 at once; 4,096 addresses are remembered", []string{"internal/web TestBasicAuth", "internal/web TestGuessesAtOnce"}},
 	{"HTTP: options", "hosts, headers, files and hashes that are none, or cost the proxy too much",
 		"refused with the line", []string{"internal/config TestHTTPOptions"}},
 	{"names: handshakes at the bridge", "where the bridge ends TLS: silence, another version or protocol, and crowds of them",

@@ -15,17 +15,17 @@ import (
 	"time"
 )
 
-// guesses slows those down who try passwords, by address. Its memory is bounded.
+// guesses slows those down who try passwords, by service and address. Its memory is bounded.
 type guesses struct {
 	once   sync.Once
 	secret [32]byte      // for known
 	turns  chan struct{} // how many passwords are checked at once: each costs a processor some time, and memory
 
 	mu     sync.Mutex
-	from   map[netip.Prefix]*guesser // guarded by mu, as all below
-	known  map[[32]byte]time.Time    // passwords that were right a moment ago
-	checks map[[32]byte]*check       // passwords that wait for a turn, or have it
-	queued map[netip.Prefix]int      // how many of them came from an address
+	from   map[netip.Prefix]guesser // guarded by mu, as all below
+	known  map[[32]byte]time.Time   // passwords that were right a moment ago
+	checks map[[32]byte]*check      // passwords that wait for a turn, or have it
+	queued map[netip.Prefix]int     // how many of them came from an address
 }
 
 // check is a password that is being looked at. Requests that come with the same one meanwhile wait for the answer.
@@ -35,10 +35,63 @@ type check struct {
 	right  bool
 }
 
-// guesser is an address from which wrong passwords came.
-type guesser struct {
+// asker is who comes with a password, and for which service: who knows one of a service gains nothing at another.
+type asker struct {
+	service string
+	from    netip.Prefix
+}
+
+// guesser is an address from which wrong passwords came, by service. Behind mostServices, all others are one: "".
+type guesser map[string]*record
+
+// record is of the wrong passwords for a service since the last right one.
+type record struct {
 	failed int
+	at     time.Time // of the last one
 	until  time.Time // no other is looked at before
+}
+
+// mostServices is how many services of one address have a record of their own, and staleAfter when it makes room for another one's.
+const (
+	mostServices = 16
+	staleAfter   = time.Hour
+)
+
+// of returns the record that counts for a service; nil: there is none.
+func (f guesser) of(service string) *record {
+	if r := f[service]; r != nil || len(f) < mostServices {
+		return r
+	}
+	return f[""]
+}
+
+// note returns the record for a wrong password, and makes it if there is none.
+func (f guesser) note(service string, now time.Time) *record {
+	if f[service] == nil && len(f) >= mostServices {
+		for s, r := range f {
+			if now.Sub(r.at) > staleAfter {
+				delete(f, s)
+			}
+		}
+		if len(f) >= mostServices {
+			service = ""
+		}
+	}
+	if f[service] == nil {
+		f[service] = new(record)
+	}
+	f[service].at = now
+	return f[service]
+}
+
+// waits reports whether some service waits before it looks at another password.
+func (f guesser) waits(now time.Time) bool {
+	for _, r := range f {
+		if now.Before(r.until) {
+			return true
+		}
+	}
+	return false
 }
 
 const (
@@ -54,58 +107,67 @@ func (g *guesses) init() {
 	g.once.Do(func() {
 		rand.Read(g.secret[:])
 		g.turns = make(chan struct{}, max(runtime.GOMAXPROCS(0)/2, 1))
-		g.from, g.known = make(map[netip.Prefix]*guesser), make(map[[32]byte]time.Time)
+		g.from, g.known = make(map[netip.Prefix]guesser), make(map[[32]byte]time.Time)
 		g.checks, g.queued = make(map[[32]byte]*check), make(map[netip.Prefix]int)
 	})
 }
 
 // wait is how long an address must wait before it may try again.
-func (g *guesses) wait(from netip.Prefix, now time.Time) time.Duration {
+func (g *guesses) wait(a asker, now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if f := g.from[from]; f != nil {
-		return f.until.Sub(now)
+	if r := g.from[a.from].of(a.service); r != nil {
+		return r.until.Sub(now)
 	}
 	return 0
 }
 
 // begin reports whether a password may be looked at now. It counts as wrong until it was right: others of the same address that are
 // looked at meanwhile must not be more than could come one after the other.
-func (g *guesses) begin(from netip.Prefix, now time.Time) bool {
+func (g *guesses) begin(a asker, now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if f := g.from[from]; f != nil && now.Before(f.until) {
+	if r := g.from[a.from].of(a.service); r != nil && now.Before(r.until) {
 		return false
 	}
-	g.wrongLocked(from, now)
+	g.wrongLocked(a, now)
 	return true
 }
 
 // wrongLocked notes a wrong password.
-func (g *guesses) wrongLocked(from netip.Prefix, now time.Time) {
-	f := g.from[from]
+func (g *guesses) wrongLocked(a asker, now time.Time) {
+	f := g.from[a.from]
 	if f == nil {
-		for a, o := range g.from { // map order is random: one guesser cannot choose who is forgotten
+		for from, o := range g.from { // map order is random: one guesser cannot choose who is forgotten
 			if len(g.from) < mostGuessers {
 				break
 			}
-			if o.until.Before(now) || len(g.from) >= mostGuessers {
-				delete(g.from, a)
+			if !o.waits(now) || len(g.from) >= mostGuessers {
+				delete(g.from, from)
 			}
 		}
-		f = new(guesser)
-		g.from[from] = f
+		f = make(guesser)
+		g.from[a.from] = f
 	}
-	if f.failed++; f.failed >= freeGuesses {
-		f.until = now.Add(min(time.Second<<min(f.failed-freeGuesses, 10), longestWait))
+	r := f.note(a.service, now)
+	if r.failed++; r.failed >= freeGuesses {
+		r.until = now.Add(min(time.Second<<min(r.failed-freeGuesses, 10), longestWait))
 	}
 }
 
 // right notes a right password.
-func (g *guesses) right(from netip.Prefix, sum [32]byte, now time.Time) {
+func (g *guesses) right(a asker, sum [32]byte, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.from, from)
+	f := g.from[a.from]
+	if r := f.of(a.service); r != nil && f[a.service] == nil { // others are counted there, too
+		if r.failed--; r.failed < freeGuesses {
+			r.until = time.Time{}
+		}
+	}
+	if delete(f, a.service); len(f) == 0 {
+		delete(g.from, a.from)
+	}
 	for s, until := range g.known {
 		if len(g.known) < mostKnown && !until.Before(now) {
 			break
@@ -129,20 +191,20 @@ var (
 
 // try reports whether a password is right, of which look tells that. With errSlow and errQueue it was not looked at. Any other error is
 // that of ctx.
-func (g *guesses) try(ctx context.Context, from netip.Prefix, sum [32]byte, look func() bool) (right bool, err error) {
+func (g *guesses) try(ctx context.Context, a asker, sum [32]byte, look func() bool) (right bool, err error) {
 	for {
 		if g.knows(sum, time.Now()) {
 			return true, nil
 		}
-		if g.wait(from, time.Now()) > 0 {
+		if g.wait(a, time.Now()) > 0 {
 			return false, errSlow
 		}
-		c, first, err := g.enqueue(from, sum)
+		c, first, err := g.enqueue(a.from, sum)
 		switch {
 		case err != nil:
 			return false, err
 		case first:
-			return g.check(ctx, c, from, sum, look)
+			return g.check(ctx, c, a, sum, look)
 		}
 		select {
 		case <-c.over:
@@ -172,21 +234,21 @@ func (g *guesses) enqueue(from netip.Prefix, sum [32]byte) (c *check, first bool
 }
 
 // check looks at a password when its turn comes, unless the address has to wait by then.
-func (g *guesses) check(ctx context.Context, c *check, from netip.Prefix, sum [32]byte, look func() bool) (right bool, err error) {
-	defer g.checked(c, from, sum)
+func (g *guesses) check(ctx context.Context, c *check, a asker, sum [32]byte, look func() bool) (right bool, err error) {
+	defer g.checked(c, a.from, sum)
 	select {
 	case g.turns <- struct{}{}:
 		defer func() { <-g.turns }()
 	case <-ctx.Done():
 		return false, ctx.Err()
 	}
-	if !g.begin(from, time.Now()) {
+	if !g.begin(a, time.Now()) {
 		return false, errSlow
 	}
 	c.right = look()
 	c.looked = true
 	if c.right {
-		g.right(from, sum, time.Now())
+		g.right(a, sum, time.Now())
 	}
 	return c.right, nil
 }
@@ -217,14 +279,14 @@ func (x *exchange) authorized(w http.ResponseWriter, r *http.Request) bool {
 			mac.Write([]byte(strconv.Itoa(len(s)) + ":" + s))
 		}
 		sum := [32]byte(mac.Sum(nil))
-		from := block(x.client)
-		right, err := g.try(r.Context(), from, sum, func() bool { return checkPassword(users, name, password) })
+		a := asker{x.site.Name, block(x.client)}
+		right, err := g.try(r.Context(), a, sum, func() bool { return checkPassword(users, name, password) })
 		switch {
 		case right:
 			x.user = name
 			return true
 		case err == errSlow, err == errQueue:
-			w.Header().Set("Retry-After", strconv.Itoa(int(max(g.wait(from, time.Now()), 0)/time.Second)+1))
+			w.Header().Set("Retry-After", strconv.Itoa(int(max(g.wait(a, time.Now()), 0)/time.Second)+1))
 			x.page(w, r, http.StatusTooManyRequests, err)
 			return false
 		case err != nil: // the client has left

@@ -820,7 +820,7 @@ func TestBasicAuth(t *testing.T) {
 	}
 	g := &w.s.guesses
 	for i := range 2 * mostGuessers {
-		g.begin(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32), time.Now())
+		g.begin(asker{"http/a", netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)}, time.Now())
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -1063,6 +1063,77 @@ func TestLeftWhileDialled(t *testing.T) {
 	}
 }
 
+// TestGuessesBesideARightOne: who knows a password of one service guesses those of another no faster for it.
+func TestGuessesBesideARightOne(t *testing.T) {
+	var hashes []string
+	for _, password := range []string{"own", "secret"} {
+		h, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hashes = append(hashes, "ann:"+string(h))
+	}
+	w := newWorld(t)
+	w.site("own", w.target(echo), grammar.ProxyOptions{BasicAuth: hashes[:1]})
+	w.site("a", w.target(echo), grammar.ProxyOptions{BasicAuth: hashes[1:]})
+	u := w.user()
+	ask := func(host, password string) int {
+		r := must(http.NewRequest("GET", "http://"+host+"/", nil))
+		r.SetBasicAuth("ann", password)
+		r.Write(u)
+		resp, _ := u.answer(host)
+		return resp.StatusCode
+	}
+	for i := range freeGuesses {
+		if got := ask("a", fmt.Sprint(i)); got != 401 {
+			t.Errorf("wrong password %d: %d", i, got)
+		}
+		if got := ask("own", "own"); got != 200 {
+			t.Errorf("the password of the own service: %d", got)
+		}
+		g := &w.s.guesses
+		g.mu.Lock()
+		clear(g.known) // as after some minutes, or with another file of passwords
+		g.mu.Unlock()
+	}
+	if got := ask("a", "another"); got != 429 {
+		t.Errorf("one wrong password more: %d, want 429", got)
+	}
+	if got := ask("own", "own"); got != 200 {
+		t.Errorf("the own service beside that: %d", got)
+	}
+}
+
+// TestGuessesAtManyServices: services of one's own push nothing out of what is remembered of an address, and what is remembered is bounded.
+func TestGuessesAtManyServices(t *testing.T) {
+	var g guesses
+	g.init()
+	from := netip.MustParsePrefix("127.0.0.2/32")
+	now := time.Now()
+	for range freeGuesses {
+		g.begin(asker{"http/a", from}, now)
+	}
+	for i := range 100 * mostServices {
+		service := asker{fmt.Sprintf("http/own%d", i), from}
+		g.begin(service, now)
+		g.right(service, [32]byte{byte(i)}, now)
+		g.begin(service, now)
+	}
+	if g.begin(asker{"http/a", from}, now) {
+		t.Error("wrong passwords elsewhere let an address try again at once")
+	}
+	if n := len(g.from[from]); n > mostServices+1 {
+		t.Errorf("%d services of an address are remembered", n)
+	}
+	if g.begin(asker{"http/another", from}, now) {
+		t.Error("services without a record of their own do not wait together")
+	}
+	now = now.Add(staleAfter + time.Minute)
+	if !g.begin(asker{"http/another", from}, now) || g.from[from]["http/another"] == nil {
+		t.Error("records that are old make no room")
+	}
+}
+
 // TestGuessesAtOnce: passwords that come at once are no more than those that come one after the other. Few of one address wait to be
 // looked at, and requests with the same password wait for one look.
 func TestGuessesAtOnce(t *testing.T) {
@@ -1096,7 +1167,7 @@ func TestGuessesAtOnce(t *testing.T) {
 		}
 		statuses <- resp.StatusCode
 	}
-	guesser := netip.MustParsePrefix("127.0.0.2/32")
+	guesser := asker{"http/a", netip.MustParsePrefix("127.0.0.2/32")}
 	for range freeGuesses - 1 {
 		g.begin(guesser, time.Now())
 	}
