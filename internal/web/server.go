@@ -41,6 +41,7 @@ const (
 	idleTime   = 75 * time.Second // between two requests of a connection
 	maxHeader  = 64 << 10         // bytes of a head
 	maxStreams = 100              // requests at once on one connection of HTTP/2
+	pingTime   = time.Minute      // without a word on such a connection before it is asked for a sign of life, and then until it is over
 )
 
 // Server serves HTTP on the connections that it is given. Its fields are set before Start.
@@ -108,7 +109,7 @@ func (s *Server) prepareOnce() {
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, clientKey{}, clientOf(c))
 		},
-		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: pingTime, PingTimeout: pingTime},
 		Protocols: new(http.Protocols),
 	}
 	s.http.DisableGeneralOptionsHandler = true // it answers "OPTIONS *" before check has seen the request
