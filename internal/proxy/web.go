@@ -59,7 +59,8 @@ func (p *Proxy) acceptWeb(ln net.Listener) {
 
 // door is what a client of HTTP took when it came.
 type door struct {
-	descriptor atomic.Bool // until a service has admitted it, which takes another one
+	descriptor atomic.Bool   // until a service has admitted it, which takes another one
+	held       registry.Held // requests that wait for a bridge
 }
 
 // webClient makes a client of a connection. With TLS it is what TLS is spoken over. It takes over the descriptor and the pass.
@@ -199,6 +200,10 @@ func dialRoute(ctx context.Context, rt *registry.Route, call web.Call, retired f
 	if rt.Public.Kind == grammar.KindHTTPS {
 		by = wire.EntranceHTTPS
 	}
+	var held *registry.Held
+	if d, ok := client.Data.(*door); ok {
+		held = &d.held
+	}
 	a := call.Visit.Data.(*traffic.Admission)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -210,6 +215,7 @@ func dialRoute(ctx context.Context, rt *registry.Route, call web.Call, retired f
 		},
 		Left: func() bool { return ctx.Err() != nil },
 		In:   true, // visit has let the client in
+		Held: held,
 	})
 	switch {
 	case errors.Is(err, registry.ErrAway), errors.Is(err, context.Canceled) && a.Holding().Err() != nil:

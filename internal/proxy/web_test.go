@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -464,6 +465,50 @@ func leftWhileAway(t *testing.T, n int) bool {
 		t.Fatalf("one who came when the others had left is answered %s; want them to wait for the bridge", resp.Status)
 	}
 	return false
+}
+
+// TestWebManyWaitOnOneConnection: requests of one connection of HTTP/2 leave others room to wait while the bridge is away. Those for which
+// there is none are told at once, and the others are served when the bridge is back.
+func TestWebManyWaitOnOneConnection(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example")
+	b.stop()
+	<-b.done
+	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
+	conn := w.user(w.p.web.ln.Addr().String())
+	tr := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }}
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	defer tr.CloseIdleConnections()
+	client := &http.Client{Transport: tr, Timeout: limit}
+	const n = 50
+	answers := make(chan *http.Response, n)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ask := func() {
+		resp, err := client.Get("http://a.example/")
+		if err != nil {
+			t.Error(err)
+			resp = new(http.Response)
+		} else {
+			resp.Body.Close()
+		}
+		answers <- resp
+	}
+	for range n {
+		wg.Go(ask)
+	}
+	for range n - registry.MaxHeldEach {
+		if resp := <-answers; resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+			t.Errorf("a request beside %d that wait: %s, Retry-After %q; want 503", registry.MaxHeldEach, resp.Status, resp.Header.Get("Retry-After"))
+		}
+	}
+	w.bridge(k, how{instance: 2}, "http/a.example").target(say("nas"))
+	for range registry.MaxHeldEach {
+		if resp := <-answers; resp.StatusCode != http.StatusOK {
+			t.Errorf("one that waited: %s, want 200", resp.Status)
+		}
+	}
 }
 
 // TestWebDrain: a proxy that stops lets a request finish, and closes idle connections at once.

@@ -16,10 +16,12 @@ import (
 	"reverser/internal/wire"
 )
 
-// Hold is how long a newcomer waits for a bridge that is away, and MaxHeld how many of one name do.
+// Hold is how long a newcomer waits for a bridge that is away, and MaxHeld how many of one name do. MaxHeldEach is how many requests of one
+// connection are among them: a few connections of HTTP/2 would take all places.
 const (
-	Hold    = 10 * time.Second
-	MaxHeld = 256
+	Hold        = 10 * time.Second
+	MaxHeld     = 256
+	MaxHeldEach = 8
 )
 
 const lookEvery = time.Second
@@ -138,7 +140,11 @@ type User struct {
 	Open wire.Open   // without the service
 	Left func() bool // reports whether the user has left; asked now and then while they wait
 	In   bool        // the user was let in before: that a name is drained does not concern them
+	Held *Held       // of the connection, if several users come on it
 }
+
+// Held counts the users of one connection who wait for a bridge.
+type Held struct{ n atomic.Int32 }
 
 // Taken is a user's place at an offer.
 type Taken struct {
@@ -157,6 +163,12 @@ func (rt *Route) Take(ctx context.Context, u User) (Taken, error) {
 	t, changed, err := rt.try(u.Open)
 	if changed == nil {
 		return t, err
+	}
+	if u.Held != nil {
+		defer u.Held.n.Add(-1)
+		if u.Held.n.Add(1) > MaxHeldEach {
+			return t, fmt.Errorf("%w, and %d requests of the connection wait for it already", ErrAway, MaxHeldEach)
+		}
 	}
 	defer rt.held.Add(-1)
 	if rt.held.Add(1) > MaxHeld {
