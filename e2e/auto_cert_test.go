@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,6 +13,7 @@ import (
 	"io/fs"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -193,4 +195,43 @@ func TestAutoCertWithoutAuthority(t *testing.T) {
 		t.Errorf("the log says %v", r)
 	}
 	exchange(t, dial(t, loopback(public)), "hello again")
+}
+
+// TestAutoCertThroughAWayOut: the authority is asked through the way out that the link takes.
+func TestAutoCertThroughAWayOut(t *testing.T) {
+	t.Parallel()
+	https := freePort(t)
+	a := acmetest.Start(t, acmetest.Config{TLSPort: https})
+	p := startProxy(t, "--https", loopback(https))
+	token := addKey(t, p.state, "web", "tls/*")
+	asked := make(chan string, 1000)
+	way := serve(t, func(c *net.TCPConn) {
+		r := bufio.NewReader(c)
+		req, err := http.ReadRequest(r)
+		if err != nil || req.Method != http.MethodConnect {
+			return
+		}
+		asked <- req.Host
+		far, err := net.Dial("tcp", req.Host)
+		if err != nil {
+			return
+		}
+		defer far.Close()
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+		go func() {
+			io.Copy(far, r)
+			far.(*net.TCPConn).CloseWrite()
+		}()
+		io.Copy(c, far)
+	})
+	b := startBridge(t, token, fmt.Sprintf("tls/app.example=%d", serve(t, func(c *net.TCPConn) { io.Copy(c, c) })), "--auto-cert", "--proxy", loopback(p.link),
+		"--via", "http://"+loopback(way), "--acme-directory", a.Directory, "--acme-root", a.Root)
+	b.certificateOf("app.example", "valid")
+	authority := strings.TrimSuffix(strings.TrimPrefix(a.Directory, "https://"), "/dir")
+	for len(asked) > 0 {
+		if <-asked == authority {
+			return
+		}
+	}
+	t.Errorf("the way out was not asked for the authority at %s", authority)
 }

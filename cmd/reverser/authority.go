@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"net"
 	"sync"
 
 	"reverser/internal/certs"
@@ -18,11 +19,12 @@ type authority struct {
 }
 
 // newAuthority returns one that keeps what it gets in the state directory. Whoever connects to port 443 of a name reaches it, and to port
-// 80 if web says so. No authority is asked before ready says that a host can be reached (nil: always).
-func newAuthority(set config.Common, web bool, dir *state.Dir, ready func(host string) bool, log *slog.Logger) *authority {
+// 80 if web says so. The authority is reached by dial (nil: as the environment says), and not asked before ready says that a host can be
+// reached (nil: always).
+func newAuthority(set config.Common, web bool, dir *state.Dir, ready func(host string) bool, dial func(ctx context.Context, network, addr string) (net.Conn, error), log *slog.Logger) *authority {
 	say := lines.New(log)
 	return &authority{certs.New(certs.Config{
-		Files: dir.TLS(), Email: set.ACME.Email, Directory: set.ACME.Directory, Roots: set.ACME.Roots, HTTP: web, TLS: true, Log: say, Ready: ready,
+		Files: dir.TLS(), Email: set.ACME.Email, Directory: set.ACME.Directory, Roots: set.ACME.Roots, HTTP: web, TLS: true, Log: say, Ready: ready, Dial: dial,
 	}), say}
 }
 

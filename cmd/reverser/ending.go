@@ -121,7 +121,7 @@ func (e *endings) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, err
 
 // begin gets and renews certificates until ctx ends. It is called before the bridge runs.
 func (e *endings) begin(wg *sync.WaitGroup, ctx context.Context, dir *state.Dir, b *bridge.Bridge) {
-	e.authority = newAuthority(e.common, false, dir, e.isReady, e.log)
+	e.authority = newAuthority(e.common, false, dir, e.isReady, b.DialOut, e.log)
 	wg.Go(func() { e.authority.run(ctx) })
 	wg.Go(func() { e.tend(ctx, b) })
 }

@@ -154,7 +154,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	}
 	var issuing *authority // nil: there is no port for TLS
 	if set.Proxy.HTTPS != "" {
-		issuing = newAuthority(set.Common, set.Proxy.HTTP != "", dir, nil, log)
+		issuing = newAuthority(set.Common, set.Proxy.HTTP != "", dir, nil, nil, log)
 		issuing.take(set.Proxy)
 		cfg.Certificates = issuing
 		wg.Go(func() { issuing.run(keeping) })

@@ -140,6 +140,26 @@ type lead struct {
 	target string         // that the way out there is asked for; "": there is none
 }
 
+// DialOut connects to something that is neither a proxy nor a target, such as a certificate authority, by the way out that the links take.
+func (b *Bridge) DialOut(ctx context.Context, network, addr string) (net.Conn, error) {
+	way, to := b.wayTo(addr), addr
+	if way != nil {
+		to = way.Addr()
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, network, to)
+	switch {
+	case way == nil:
+		return conn, err
+	case err != nil:
+		return nil, fmt.Errorf("connect to %s through %s (%s): %w", addr, way, cmp.Or(b.via.Load().From, "--via"), err)
+	}
+	if err := way.Connect(ctx, conn, addr); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
 // place is where a target is.
 type place struct {
 	lead

@@ -48,16 +48,17 @@ type asker struct {
 }
 
 func newAsker(cfg Config, p *proofs) *asker {
-	client := &http.Client{
-		Timeout: answerWithin,
-		Transport: &http.Transport{
-			Proxy:             http.ProxyFromEnvironment,
-			DialContext:       (&net.Dialer{Timeout: answerWithin}).DialContext,
-			TLSClientConfig:   &tls.Config{RootCAs: cfg.Roots},
-			ForceAttemptHTTP2: true,
-			IdleConnTimeout:   time.Minute,
-		},
+	transport := &http.Transport{
+		Proxy:             http.ProxyFromEnvironment,
+		DialContext:       (&net.Dialer{Timeout: answerWithin}).DialContext,
+		TLSClientConfig:   &tls.Config{RootCAs: cfg.Roots},
+		ForceAttemptHTTP2: true,
+		IdleConnTimeout:   time.Minute,
 	}
+	if cfg.Dial != nil {
+		transport.Proxy, transport.DialContext = nil, cfg.Dial
+	}
+	client := &http.Client{Timeout: answerWithin, Transport: transport}
 	a := &asker{http: client, files: cfg.Files, email: cfg.Email, key: keyOf(cfg.Directory)}
 	a.client = &acmez.Client{
 		Client: &acme.Client{

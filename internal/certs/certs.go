@@ -58,8 +58,10 @@ type Config struct {
 	Email     string         // that the authority may write to; "": none
 	Directory string         // URL of the authority's directory; "": DefaultDirectory
 	Roots     *x509.CertPool // that the authority's own certificate is checked with; nil: the system's
-	HTTP, TLS bool           // whether port 80 of the names leads to Page, and port 443 to GetCertificate
-	Log       *lines.Log     // nil: discard
+	// Dial connects to the authority; nil: as the environment says, HTTPS_PROXY and NO_PROXY.
+	Dial      func(ctx context.Context, network, addr string) (net.Conn, error)
+	HTTP, TLS bool       // whether port 80 of the names leads to Page, and port 443 to GetCertificate
+	Log       *lines.Log // nil: discard
 	// Ready reports whether the authority gets through to this process for a host, if it is asked now; nil: always. It is called with a lock
 	// held. Call Want when it may say something else.
 	Ready func(host string) bool
