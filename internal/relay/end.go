@@ -129,5 +129,7 @@ func (p *Pair) finish(reason Reason, reset bool) {
 // say waits for the pair's work and then tells its owner why it ended.
 func (p *Pair) say() {
 	p.wg.Wait()
+	p.inward.count.Lock() // the last bytes may be with the user already, and not counted yet
+	p.inward.count.Unlock()
 	p.life.ended(p.life.reason)
 }

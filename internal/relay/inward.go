@@ -14,13 +14,21 @@ func (p *Pair) Receive(bufs [][]byte) int {
 	if p.tls != nil {
 		return 0 // to decrypt them takes longer than the link's reader should be held up
 	}
-	p.inward.fresh = false
-	n, err := p.sock.tryWrite(bufs)
-	p.inward.bytes.Add(uint64(n))
+	n, err := p.write(bufs)
 	if err != nil {
 		p.writeFailed()
 	}
 	return n
+}
+
+// write writes to the socket what it takes at once, and counts it.
+func (p *Pair) write(bufs [][]byte) (int, error) {
+	p.inward.count.Lock() // nobody else wants it but say
+	defer p.inward.count.Unlock()
+	p.inward.fresh = false
+	n, err := p.sock.tryWrite(bufs)
+	p.inward.bytes.Add(uint64(n))
+	return n, err
 }
 
 // Behind implements link.Receiver. Without it, the kernel's buffer would hide that a user is slower than the link: the window would grow

@@ -73,6 +73,7 @@ type Pair struct {
 	inward struct {
 		bytes sharedCounter // written so far
 		fresh bool          // nothing was written yet; guarded by the stream, which has one writer
+		count sync.Mutex    // held by Receive, for which wg does not wait, until what it wrote is in bytes
 	}
 
 	// life is how far the pair has come.
