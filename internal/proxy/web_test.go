@@ -8,12 +8,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"reverser/internal/link"
 	"reverser/internal/registry"
@@ -477,16 +480,16 @@ func TestWebManyWaitOnOneConnection(t *testing.T) {
 	<-b.done
 	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
 	conn := w.user(w.p.web.ln.Addr().String())
-	tr := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }}
-	tr.Protocols.SetUnencryptedHTTP2(true)
-	defer tr.CloseIdleConnections()
-	client := &http.Client{Transport: tr, Timeout: limit}
+	client, err := (&http2.Transport{AllowHTTP: true}).NewClientConn(conn) // an http.Transport may dial once for each request
+	if err != nil {
+		t.Fatal(err)
+	}
 	const n = 50
 	answers := make(chan *http.Response, n)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ask := func() {
-		resp, err := client.Get("http://a.example/")
+		resp, err := client.RoundTrip(httptest.NewRequest("GET", "http://a.example/", nil))
 		if err != nil {
 			t.Error(err)
 			resp = new(http.Response)
