@@ -41,7 +41,6 @@ const (
 	idleTime   = 75 * time.Second // between two requests of a connection
 	maxHeader  = 64 << 10         // bytes of a head
 	maxStreams = 100              // requests at once on one connection of HTTP/2
-	pingTime   = time.Minute      // without a word on such a connection before it is asked for a sign of life, and then until it is over
 )
 
 // Server serves HTTP on the connections that it is given. Its fields are set before Start.
@@ -109,7 +108,8 @@ func (s *Server) prepareOnce() {
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, clientKey{}, clientOf(c))
 		},
-		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: pingTime, PingTimeout: pingTime},
+		// No pings: they would end a client that stands at a breakpoint, for which its system still answers. Who is gone is TCP's to notice.
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		Protocols: new(http.Protocols),
 	}
 	s.http.DisableGeneralOptionsHandler = true // it answers "OPTIONS *" before check has seen the request
