@@ -362,7 +362,7 @@ func TestStateOfAnotherUser(t *testing.T) {
 
 	open := h.volume("open", host, 0o770) // of group 0, as the process
 	h.refused([]string{open, "belongs to another user, uid 41000", "--trust-owner 41000"}, proxy(open)...)
-	h.refused([]string{open, "--trust-owner 41000"}, "key", "list", "--state", open)
+	h.refused([]string{open, "--trust-owner 41000"}, "key", "add", "nas", "--allow", "tcp/9000", "--state", open)
 	p := runs(proxy(open, "--trust-owner", "41000")...)
 	key := h.start("key", "key", "add", "nas", "--allow", "tcp/9000", "--state", open, "--trust-owner", "41000")
 	if code := key.awaitEnd(); code != 0 {

@@ -94,7 +94,7 @@ type inspector struct {
 	json          bool
 }
 
-// ask gives a refusal of what was named its exit code. That too many follow already is nobody's slip.
+// ask gives a refusal of what was named its exit code. That too many do the same already is nobody's slip.
 func (v inspector) ask(ask func(*admin.Client) error) error {
 	err := v.askRunning(v.path, "inspect", ask)
 	if refused, ok := errors.AsType[*admin.UsageError](err); ok && refused.Code == http.StatusTooManyRequests {

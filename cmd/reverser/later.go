@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// laterCommands are commands of versions to come, each with what does it, or part of it, today. They are refused by name, so that nobody
+// laterCommands are commands of versions to come, each with what to use until then. They are refused by name, so that nobody
 // looks for a slip.
 var laterCommands = []struct{ name, today string }{
 	{"connect", "until then, tcp/127.0.0.1:PORT opens a port that only the proxy's own machine reaches"},

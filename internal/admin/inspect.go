@@ -73,7 +73,7 @@ func failInspect(w http.ResponseWriter, err error) {
 		refuse(w, http.StatusNotFound, err)
 	case errors.Is(err, inspect.ErrNoReplay), errors.Is(err, inspect.ErrNotInspected):
 		refuse(w, http.StatusConflict, err)
-	case errors.Is(err, inspect.ErrFollowers):
+	case errors.Is(err, inspect.ErrFollowers), errors.Is(err, inspect.ErrReplays):
 		refuse(w, http.StatusTooManyRequests, err)
 	default:
 		fail(w, err)

@@ -140,13 +140,17 @@ type lead struct {
 	target string         // that the way out there is asked for; "": there is none
 }
 
+// dialOutTime is for how long DialOut tries one address: the next one is to have its turn, whenever its caller gives up.
+const dialOutTime = 10 * time.Second
+
 // DialOut connects to something that is neither a proxy nor a target, such as a certificate authority, by the way out that the links take.
 func (b *Bridge) DialOut(ctx context.Context, network, addr string) (net.Conn, error) {
 	way, to := b.wayTo(addr), addr
 	if way != nil {
 		to = way.Addr()
 	}
-	conn, err := new(net.Dialer).DialContext(ctx, network, to)
+	d := net.Dialer{Timeout: dialOutTime}
+	conn, err := d.DialContext(ctx, network, to)
 	switch {
 	case way == nil:
 		return conn, err

@@ -311,7 +311,7 @@ func (m *Manager) do(j job) {
 		e.loaded, e.failures = true, 0
 	default:
 		e.missing = j.ask
-		if e.failed == j.failed { // else it has been said
+		if e.failed == nil || e.failed == j.failed { // else it has been said
 			e.failed = &failure{at: time.Now(), text: err.Error()}
 			m.say(slog.LevelWarn, e.owner, "certificate not obtained", "host", j.host, "key", j.owner, "err", err)
 		}

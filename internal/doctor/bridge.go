@@ -61,7 +61,7 @@ func (w *World) link(_ context.Context, v *visit) (all []Check) {
 
 func (w *World) since(t time.Time) time.Duration { return max(w.Now().Sub(t), 0).Round(time.Second) }
 
-// way is gone unless a process of ours has a link there. Without settings, the process that runs goes it: it has the token.
+// way tests each step to the proxy, unless a process of ours has a link there. Without settings, the process that runs does it: it has the token.
 func (w *World) way(ctx context.Context, v *visit) (all []Check) {
 	switch {
 	case v.Snapshot != nil && (v.Snapshot.Stopping || HasLink(v.Snapshot)): // of one that stops, a successor may use the key

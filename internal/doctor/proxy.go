@@ -231,13 +231,17 @@ func (w *World) withoutBridge(v *visit) (idle []string) {
 	}
 	picture, _ := v.picture() // keys says what is wrong with it
 	stored, _ := picture.Keys()
+	if v.Settings != nil { // a table of the file may stand in the place of a stored key
+		pin, _ := picture.Identity()
+		if set, err := v.Settings.WithKeys(stored, pin); err == nil {
+			for _, k := range set.Proxy.Keys {
+				add(k.Name, k.Expires)
+			}
+			return idle
+		}
+	}
 	for _, k := range stored {
 		add(k.Name, k.Expires)
-	}
-	if v.Settings != nil {
-		for _, t := range v.Settings.Proxy.Tables {
-			add(t.Name, t.Expires)
-		}
 	}
 	return idle
 }

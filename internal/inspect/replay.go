@@ -35,6 +35,9 @@ type replays struct {
 // ErrNoReplay is the error for a request that cannot be sent again.
 var ErrNoReplay = errors.New("it cannot be sent again")
 
+// ErrReplays is the error for a request that would be sent again while too many are.
+var ErrReplays = errors.New("too many requests are being sent again already")
+
 // replay is in the context of a request that is sent again.
 type replay struct {
 	of    uint64
@@ -50,7 +53,7 @@ func (r *Recorder) Replay(ctx context.Context, id string) (Summary, error) {
 	select {
 	case p.places <- struct{}{}:
 	default:
-		return Summary{}, fmt.Errorf("exchange %s of %s: %w: %d requests are being sent again already", id, service, ErrNoReplay, replaysAtOnce)
+		return Summary{}, fmt.Errorf("exchange %s of %s: %w: %d", id, service, ErrReplays, replaysAtOnce)
 	}
 	begun, done := make(chan *exchange, 1), make(chan error, 1)
 	req, cancel, err := r.request(p.ctx, id, begun)

@@ -101,7 +101,7 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 	}
 	for public, v := range w.services(s) {
 		sub := subject{"service", public}
-		if st := w.subjects[sub]; st != nil && v.State == status.ServiceDenied && v.Key != st.key && !connected[subject{"bridge", st.key}] && now.Sub(st.since) <= forget {
+		if st := w.subjects[sub]; st != nil && v.State == status.ServiceDenied && v.Key != st.key && !connected[subject{"bridge", st.key}] && (st.up || now.Sub(st.since) <= forget) {
 			note(sub, st.key, false, notConnected) // that others may not have the name is not why it is down
 			continue
 		}

@@ -139,6 +139,7 @@ func TestWatchOfSeveralClaims(t *testing.T) {
 				}
 			}
 			look(claims(status.ServiceUp, order))
+			now = now.Add(2 * forget) // it was up for long
 			for range 2 {
 				look(claims("gone", order), "bridge-down alice ", "service-down tcp/a its bridge is not connected")
 				look(claims("gone", order))

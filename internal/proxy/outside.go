@@ -102,7 +102,7 @@ func (p *Proxy) tryPort(ctx context.Context, public grammar.Public, host string)
 		return status.PortTry{}
 	}
 	t := status.PortTry{Public: public.String(), Bridge: p.service(rt).probes.Proven()}
-	where, why := p.whereTried(public.Host, host)
+	where, why := p.whereTried(public.At(p.cfg.Bind).Host, host)
 	if why != "" {
 		t.State, t.Text = status.TryNone, why
 		return t

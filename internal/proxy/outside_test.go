@@ -13,6 +13,7 @@ import (
 
 	"reverser/internal/link"
 	"reverser/internal/status"
+	"reverser/internal/wire"
 )
 
 // TestTryPublic: the proxy reaches its own ports as a user does. Its bridge hears nothing of it, and it is no pair.
@@ -119,6 +120,19 @@ func TestTryPublic(t *testing.T) {
 		t.Errorf("the first stream is %s's, want %s's: a try reached the target", s.Open().Client, u.LocalAddr())
 	}
 	eventually(t, "the user's pair is created, and no other", func() bool { return w.log.Count("pair created") == 1 })
+}
+
+// TestTryPublicOfBind: ports that --bind opens are tried at that address.
+func TestTryPublicOfBind(t *testing.T) {
+	addr, _ := free(t)
+	nas := key(t, "nas", "tcp/1024-65535")
+	w := start(t, Config{Bind: "127.0.0.1", Settings: Settings{Keys: []Key{nas}}})
+	b := w.bridge(nas, how{instance: 1, silent: true}, "tcp/"+addr[strings.LastIndex(addr, ":")+1:])
+	b.wantClaim(0, wire.ClaimUp)
+	got := w.p.TryPublic(t.Context(), "203.0.113.5").Ports
+	if len(got) != 1 || got[0].State != status.TryNone || got[0].Addr != "" {
+		t.Errorf("TryPublic = %+v, want nothing dialled: only this machine reaches the port", got)
+	}
 }
 
 // TestWhereTried: only the operator's host and addresses of this machine are dialled, whatever a bridge asks for.

@@ -329,7 +329,7 @@ func (p *Proxy) reaches(l *link.Link, pub grammar.Public) bool {
 	}
 	tcp, ok := l.LocalAddr().(*net.TCPAddr)
 	if !ok {
-		return false
+		return true // the link has no connection at this moment
 	}
 	local, bind := tcp.AddrPort().Addr().Unmap(), netip.MustParseAddr(p.cfg.Bind)
 	return local == bind || bind.IsUnspecified() && bind.Is4() == local.Is4()

@@ -470,8 +470,8 @@ func leftWhileAway(t *testing.T, n int) bool {
 	return false
 }
 
-// TestWebManyWaitOnOneConnection: requests of one connection of HTTP/2 leave others room to wait while the bridge is away. Those for which
-// there is none are told at once, and the others are served when the bridge is back.
+// TestWebManyWaitOnOneConnection: the requests of a page that is loaded by HTTP/2 wait for the bridge, and are served when it is back. Further
+// connections with as many leave others room: those for which there is none are told at once.
 func TestWebManyWaitOnOneConnection(t *testing.T) {
 	k := key(t, "nas", "http/*")
 	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
@@ -479,38 +479,45 @@ func TestWebManyWaitOnOneConnection(t *testing.T) {
 	b.stop()
 	<-b.done
 	eventually(t, "the proxy knows", func() bool { return w.p.Status().Services[0].State == status.ServiceAway })
-	conn := w.user(w.p.web.ln.Addr().String())
-	client, err := (&http2.Transport{AllowHTTP: true}).NewClientConn(conn) // an http.Transport may dial once for each request
-	if err != nil {
-		t.Fatal(err)
-	}
-	const n = 50
-	answers := make(chan *http.Response, n)
+	const conns, each = 3, 100
+	answers := make(chan *http.Response, conns*each)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	ask := func() {
-		resp, err := client.RoundTrip(httptest.NewRequest("GET", "http://a.example/", nil))
+	for range conns {
+		conn := w.user(w.p.web.ln.Addr().String())
+		client, err := (&http2.Transport{AllowHTTP: true}).NewClientConn(conn) // an http.Transport may dial once for each request
 		if err != nil {
-			t.Error(err)
-			resp = new(http.Response)
-		} else {
-			resp.Body.Close()
+			t.Fatal(err)
 		}
-		answers <- resp
+		for range each {
+			wg.Go(func() {
+				resp, err := client.RoundTrip(httptest.NewRequest("GET", "http://a.example/", nil))
+				if err != nil {
+					t.Error(err)
+					resp = new(http.Response)
+				} else {
+					resp.Body.Close()
+				}
+				answers <- resp
+			})
+		}
 	}
-	for range n {
-		wg.Go(ask)
-	}
-	for range n - registry.MaxHeldEach {
+	// Of the connections whose requests come in any order, each may have a few that come when half of the places are taken.
+	const most = registry.MaxHeld/2 + conns*registry.MaxHeldEach
+	for range conns*each - most {
 		if resp := <-answers; resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
-			t.Errorf("a request beside %d that wait: %s, Retry-After %q; want 503", registry.MaxHeldEach, resp.Status, resp.Header.Get("Retry-After"))
+			t.Errorf("one of too many: %s, Retry-After %q; want 503", resp.Status, resp.Header.Get("Retry-After"))
 		}
 	}
 	w.bridge(k, how{instance: 2}, "http/a.example").target(say("nas"))
-	for range registry.MaxHeldEach {
-		if resp := <-answers; resp.StatusCode != http.StatusOK {
-			t.Errorf("one that waited: %s, want 200", resp.Status)
+	served := 0
+	for range most {
+		if resp := <-answers; resp.StatusCode == http.StatusOK {
+			served++
 		}
+	}
+	if served < registry.MaxHeld/2 {
+		t.Errorf("%d that waited were served, want at least %d", served, registry.MaxHeld/2)
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 // Hold is how long a newcomer waits for a bridge that is away, and MaxHeld how many of one name do. MaxHeldEach is how many requests of one
-// connection are among them: a few connections of HTTP/2 would take all places.
+// connection are among them when half of the places are taken: a few connections of HTTP/2 would take all of them.
 const (
 	Hold        = 10 * time.Second
 	MaxHeld     = 256
@@ -164,15 +164,16 @@ func (rt *Route) Take(ctx context.Context, u User) (Taken, error) {
 	if changed == nil {
 		return t, err
 	}
+	defer rt.held.Add(-1)
+	held := rt.held.Add(1)
+	if held > MaxHeld {
+		return t, fmt.Errorf("%w, and %d clients wait for it already", ErrAway, MaxHeld)
+	}
 	if u.Held != nil {
 		defer u.Held.n.Add(-1)
-		if u.Held.n.Add(1) > MaxHeldEach {
-			return t, fmt.Errorf("%w, and %d requests of the connection wait for it already", ErrAway, MaxHeldEach)
+		if u.Held.n.Add(1) > MaxHeldEach && held > MaxHeld/2 {
+			return t, fmt.Errorf("%w, and %d clients wait for it already, with %d requests of this connection", ErrAway, held-1, MaxHeldEach)
 		}
-	}
-	defer rt.held.Add(-1)
-	if rt.held.Add(1) > MaxHeld {
-		return t, fmt.Errorf("%w, and %d clients wait for it already", ErrAway, MaxHeld)
 	}
 	late, look := time.NewTimer(Hold), time.NewTicker(lookEvery)
 	defer late.Stop()

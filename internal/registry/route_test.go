@@ -187,6 +187,55 @@ func TestMaxHeld(t *testing.T) {
 	})
 }
 
+// TestMaxHeldEach: one connection may have many requests wait, as a page has that is loaded by HTTP/2, until half of the places are taken.
+// Then it has a few, and other connections find places.
+func TestMaxHeldEach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWay()
+		w.up.Store(false)
+		rt := routeOf(offerOf(w, Claim{}))
+		refused, served := 0, make(chan error, 1000)
+		ask := func(of *Held, n int) {
+			for range n {
+				go func() {
+					_, err := rt.Take(t.Context(), User{Left: stays, Held: of})
+					served <- err
+				}()
+				synctest.Wait()
+			}
+			for {
+				select {
+				case err := <-served:
+					if !errors.Is(err, ErrAway) {
+						t.Errorf("Take = %v, want ErrAway", err)
+					}
+					refused++
+				default:
+					return
+				}
+			}
+		}
+		greedy, other := new(Held), new(Held)
+		if ask(greedy, 200); refused != 200-MaxHeld/2 {
+			t.Errorf("%d of 200 requests of one connection were refused, want %d", refused, 200-MaxHeld/2)
+		}
+		refused = 0
+		if ask(other, 20); refused != 20-MaxHeldEach {
+			t.Errorf("%d of 20 requests of another one were refused, want %d", refused, 20-MaxHeldEach)
+		}
+		w.up.Store(true)
+		rt.wake()
+		for range MaxHeld/2 + MaxHeldEach {
+			if err := <-served; err != nil {
+				t.Errorf("Take = %v after the bridge's return", err)
+			}
+		}
+		if n := greedy.n.Load() + other.n.Load() + rt.held.Load(); n != 0 {
+			t.Errorf("%d are counted as waiting", n)
+		}
+	})
+}
+
 // TestTakeEnded: a session that ends in this moment is as away as it was a moment later; another offer takes the user, or the
 // user waits.
 func TestTakeEnded(t *testing.T) {

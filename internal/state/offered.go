@@ -19,8 +19,11 @@ const offeredFile = "offered"
 // follower is what the file says. The zero value is that no key follows.
 type follower struct {
 	id   [16]byte
-	gave []string // what it was made to allow last, and before that: a crash may leave either in keys.json
+	gave []string // what it was made to allow, last and before: where keys.json could not be written, it has one of these
 }
+
+// mostGiven is how much of what the follower was made to allow is kept.
+const mostGiven = 8
 
 // is reports whether a key is the follower. One that allows something else was edited by a version that does not know of it.
 func (f follower) is(k Key) bool { return k.ID == f.id && slices.Contains(f.gave, k.Allow.String()) }
@@ -69,10 +72,11 @@ func (d *Dir) setFollower(keys []Key) error {
 	allow := keys[i].Allow.String()
 	gave := []string{allow}
 	if was.id == keys[i].ID {
-		if slices.Contains(was.gave, allow) {
+		if was.gave[0] == allow {
 			return nil
 		}
-		gave = append(gave, was.gave[0])
+		before := slices.DeleteFunc(was.gave, func(g string) bool { return g == allow })
+		gave = append(gave, before[:min(len(before), mostGiven-1)]...)
 	}
 	return d.write(offeredFile, []byte(hex.EncodeToString(keys[i].ID[:])+"\n"+strings.Join(gave, "\n")+"\n"))
 }

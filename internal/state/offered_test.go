@@ -89,6 +89,26 @@ func TestOfferedKeyFollows(t *testing.T) {
 	wantKey(t, d, "after a crash", "tcp/29000", true)
 	follow(t, d, 29003)
 	wantKey(t, d, "and an offer", "tcp/29003", true)
+
+	// An offer that came back, and keys that could not be written behind the next ones.
+	follow(t, d, 29000)
+	follow(t, d, 29003)
+	d.Close()
+	if before, err = os.ReadFile(filepath.Join(path, "keys.json")); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []uint16{29004, 29005} {
+		d = open(t, path)
+		follow(t, d, n)
+		d.Close()
+		if err := os.WriteFile(filepath.Join(path, "keys.json"), before, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d = open(t, path)
+	wantKey(t, d, "after two failures", "tcp/29003", true)
+	follow(t, d, 29005)
+	wantKey(t, d, "and a success", "tcp/29005", true)
 }
 
 // TestEditedKeyDoesNotFollow: what somebody allowed the key is not changed, whichever version it was edited with, and whatever it is.

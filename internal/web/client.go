@@ -115,6 +115,14 @@ func (c *Client) leave() {
 	c.server.left.Done()
 }
 
+// busy reports whether a service is at a request of the client.
+func (c *Client) busy() bool {
+	c.mu.Lock()
+	all := slices.Clone(c.order)
+	c.mu.Unlock()
+	return slices.ContainsFunc(all, func(v *Visit) bool { return !v.idle() })
+}
+
 func (c *Client) resets() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

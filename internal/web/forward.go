@@ -580,6 +580,9 @@ func (b *whole) Read(p []byte) (int, error) {
 // Unwrap is for http.ResponseController.
 func (w counting) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
+// leastTaking is what a target has at least to take what was read of a body at once, which may be 32 KiB, and the link slow.
+const leastTaking = time.Minute
+
 // sending is the body of a request on its way to the target. It counts the bytes, and gives the exchange up when the target takes none of
 // what was read for as long as it has for its answer. The time in which the client sends nothing, or the link stands still, does not count.
 type sending struct {
@@ -628,10 +631,11 @@ func (s *sending) arm(armed bool) {
 }
 
 func (s *sending) armLocked() {
+	d := max(s.x.answerTime, leastTaking)
 	if s.resumes = s.x.resumed(); s.timer == nil {
-		s.timer = time.AfterFunc(s.x.answerTime, s.late)
+		s.timer = time.AfterFunc(d, s.late)
 	} else {
-		s.timer.Reset(s.x.answerTime)
+		s.timer.Reset(d)
 	}
 }
 

@@ -59,6 +59,12 @@ var crowded = map[string]words{
 	"zh": {"连接过多", "此服务目前无法接受更多连接，请稍后重试。"},
 }
 
+// notTaken is the page of 504 where the target did not even take the request.
+var notTaken = map[string]words{
+	"en": {"The service is too slow", "The service did not take the whole request in time. Please try again later."},
+	"zh": {"服务响应超时", "服务未能及时接收完整的请求，请稍后重试。"},
+}
+
 var pageTemplate = template.Must(template.New("page").Parse(`<!doctype html>
 <html lang="{{.Lang}}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>{{.Title}}</title><style>
@@ -80,8 +86,11 @@ func (x *exchange) page(w http.ResponseWriter, r *http.Request, status int, err 
 	}
 	lang := language(r.Header.Get("Accept-Language"))
 	t := texts[status][lang]
-	if errors.Is(err, ErrLimit) {
+	switch {
+	case errors.Is(err, ErrLimit):
 		t = crowded[lang]
+	case errors.Is(err, errNotTaken):
+		t = notTaken[lang]
 	}
 	if status == http.StatusBadRequest && err != nil {
 		t.text += " (" + err.Error() + ")"

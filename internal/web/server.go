@@ -160,6 +160,11 @@ func (s *Server) Close() {
 	s.mu.Unlock()
 	if first {
 		s.stop()
+		for _, c := range all {
+			if c.busy() {
+				c.resetAtClose() // or net/http ends it as if its answer were complete
+			}
+		}
 		s.http.Close()
 		for _, c := range all {
 			c.Reset()
