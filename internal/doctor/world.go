@@ -69,13 +69,6 @@ func route(to netip.AddrPort) (netip.Addr, error) {
 
 // addrs are the addresses of this machine.
 func addrs() (all []netip.Addr) {
-	list, _ := net.InterfaceAddrs()
-	for _, a := range list {
-		if n, ok := a.(*net.IPNet); ok {
-			if ip, ok := netip.AddrFromSlice(n.IP); ok {
-				all = append(all, ip.Unmap())
-			}
-		}
-	}
+	all, _ = sys.Addrs()
 	return all
 }

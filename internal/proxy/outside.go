@@ -18,6 +18,7 @@ import (
 	"reverser/internal/link"
 	"reverser/internal/registry"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 )
 
 // Bounds of one TryPublic.
@@ -137,14 +138,7 @@ func (p *Proxy) whereTried(bind, host string) (where, why string) {
 
 // interfaceAddrs are the addresses of this machine.
 func interfaceAddrs() (all []netip.Addr) {
-	list, _ := net.InterfaceAddrs()
-	for _, a := range list {
-		if n, ok := a.(*net.IPNet); ok {
-			if ip, ok := netip.AddrFromSlice(n.IP); ok {
-				all = append(all, ip.Unmap())
-			}
-		}
-	}
+	all, _ = sys.Addrs()
 	return all
 }
 

@@ -125,19 +125,28 @@ func lasting(addrs map[netip.Addr]bool) map[netip.Addr]bool {
 
 // addresses returns those of this machine, nil when it does not say.
 func addresses() map[netip.Addr]bool {
-	list, err := net.InterfaceAddrs()
+	list, err := Addrs()
 	if err != nil {
 		return nil
 	}
 	m := make(map[netip.Addr]bool)
+	for _, ip := range list {
+		m[ip] = true
+	}
+	return m
+}
+
+// Addrs returns the addresses of this machine's interfaces.
+func Addrs() (all []netip.Addr, err error) {
+	list, err := net.InterfaceAddrs()
 	for _, a := range list {
 		if n, ok := a.(*net.IPNet); ok {
 			if ip, ok := netip.AddrFromSlice(n.IP); ok {
-				m[ip.Unmap()] = true
+				all = append(all, ip.Unmap())
 			}
 		}
 	}
-	return m
+	return all, err
 }
 
 // pollEvery is the tick where the system does not tell.

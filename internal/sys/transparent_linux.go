@@ -3,9 +3,9 @@ package sys
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,11 +52,6 @@ func TransparentRoutes(target netip.Addr) string {
 
 // isOwn reports whether an address is one of this machine's.
 func isOwn(ip netip.Addr) bool {
-	all, _ := net.InterfaceAddrs()
-	for _, a := range all {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == ip {
-			return true
-		}
-	}
-	return false
+	all, _ := Addrs()
+	return slices.Contains(all, ip)
 }
