@@ -46,7 +46,7 @@ func (l *labels) update(services []status.Service, sums map[string]*status.Tally
 	for _, svc := range services {
 		name := escape.Text(svc.Public)
 		had, there := claims[name]
-		if !there || rank(svc) > rank(had) {
+		if !there || svc.Rank() > had.Rank() {
 			claims[name] = svc
 		}
 		if !there && l.held[name] == nil {
@@ -60,7 +60,7 @@ func (l *labels) update(services []status.Service, sums map[string]*status.Tally
 	for name, h := range l.held {
 		svc, claimed := claims[name]
 		if claimed {
-			ups[name] = rank(svc) == rankUp
+			ups[name] = svc.Rank() == status.RankUp
 		}
 		if claimed = claimed && svc.State != status.ServiceDenied; claimed {
 			h.key = svc.Key
@@ -77,7 +77,7 @@ func (l *labels) update(services []status.Service, sums map[string]*status.Tally
 		if used >= l.most {
 			break
 		}
-		if rank(svc) < rankAway || svc.Key != "" && share*living[svc.Key] >= l.most-used {
+		if svc.Rank() < status.RankAway || svc.Key != "" && share*living[svc.Key] >= l.most-used {
 			continue
 		}
 		if len(l.held) >= l.most {
@@ -93,29 +93,9 @@ func (l *labels) update(services []status.Service, sums map[string]*status.Tally
 		l.held[name] = &label{svc.Key, l.now}
 		living[svc.Key]++
 		used++
-		ups[name] = rank(svc) == rankUp
+		ups[name] = svc.Rank() == status.RankUp
 	}
 	return ups
-}
-
-// The ranks of claims of a service.
-const (
-	rankDenied = iota
-	rankRetrying
-	rankAway
-	rankUp // or drained by order
-)
-
-func rank(svc status.Service) int {
-	switch {
-	case svc.State == status.ServiceUp || svc.Drained:
-		return rankUp
-	case svc.State == status.ServiceAway:
-		return rankAway
-	case svc.State == status.ServiceRetrying:
-		return rankRetrying
-	}
-	return rankDenied
 }
 
 // gone are the services with a label that were not seen at this scrape.

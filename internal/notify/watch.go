@@ -105,7 +105,7 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 			note(sub, st.key, false, notConnected) // that others may not have the name is not why it is down
 			continue
 		}
-		note(sub, v.Key, serves(v), cmp.Or(v.Reason, v.State))
+		note(sub, v.Key, v.Rank() == status.RankUp, cmp.Or(v.Reason, v.State))
 	}
 	for host, c := range certificates(s, now) {
 		sub := subject{certificate, host}
@@ -173,11 +173,11 @@ func (w *watch) services(s status.Snapshot) map[string]status.Service {
 	best := make(map[string]status.Service, len(s.Services))
 	for _, v := range s.Services {
 		had, there := best[v.Public]
-		if there && rank(v) == rank(had) {
+		if there && v.Rank() == had.Rank() {
 			st := w.subjects[subject{"service", v.Public}]
 			there = st == nil || st.key != v.Key
 		} else if there {
-			there = rank(v) < rank(had)
+			there = v.Rank() < had.Rank()
 		}
 		if !there {
 			best[v.Public] = v
@@ -185,22 +185,6 @@ func (w *watch) services(s status.Snapshot) map[string]status.Service {
 	}
 	return best
 }
-
-// rank is higher the nearer a claim is to serving users.
-func rank(v status.Service) int {
-	switch {
-	case serves(v):
-		return 3
-	case v.State == status.ServiceAway:
-		return 2
-	case v.State == status.ServiceRetrying:
-		return 1
-	}
-	return 0
-}
-
-// serves reports whether nobody has to look after a service: users are served, or by order no new ones are let in.
-func serves(v status.Service) bool { return v.State == status.ServiceUp || v.Drained }
 
 // expiring are the keys of which it is to be told now that they expire soon.
 func (w *watch) expiring(s status.Snapshot, now time.Time) (events []Event) {

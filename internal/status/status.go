@@ -146,6 +146,30 @@ type Service struct {
 	Refused  uint64 `json:"refused,omitempty"`  // users who were not served
 }
 
+// Rank is how near a claim is to serving users. Of several claims of one name, the one of the highest rank says how the service is.
+type Rank int
+
+// The ranks.
+const (
+	RankDenied Rank = iota
+	RankRetrying
+	RankAway
+	RankUp // or drained by order: nobody has to look after it
+)
+
+// Rank returns the rank of the claim.
+func (s Service) Rank() Rank {
+	switch {
+	case s.State == ServiceUp || s.Drained:
+		return RankUp
+	case s.State == ServiceAway:
+		return RankAway
+	case s.State == ServiceRetrying:
+		return RankRetrying
+	}
+	return RankDenied
+}
+
 // States of a [Probe].
 const (
 	ProbeAnswered = "answered" // by the proxy
