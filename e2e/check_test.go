@@ -103,6 +103,6 @@ func TestStatusCheckOfUnknownTarget(t *testing.T) {
 	t.Parallel()
 	tun := startTunnel(t, strconv.Itoa(freePort(t)))
 	wantServed(t, tun.bridge.state, tun.service)
-	wantResetOf(t, tun.addr(), func(*net.TCPConn) {})
+	wantResetOf(t, tun.addr(), func(*net.TCPConn) error { return nil })
 	wantServed(t, tun.bridge.state)
 }

@@ -237,7 +237,7 @@ func TestRemoteDebugging(t *testing.T) {
 	// The IDE restarts the server: the old listener is gone for a while, the old
 	// connections are not.
 	l1.Close()
-	wantResetOf(t, tun.addr(), func(*net.TCPConn) {})
+	wantResetOf(t, tun.addr(), func(*net.TCPConn) error { return nil })
 	second := startService(t, port)
 	fresh := tun.dial(t)
 	fresh.Write([]byte("pid\n"))

@@ -15,7 +15,8 @@ func PortHolders(port uint16) (holders []Holder, taken bool) { return portHolder
 
 func portHolders(root fs.FS, port uint16) (holders []Holder, taken bool) {
 	sockets := make(map[string]bool)
-	for _, name := range []string{"proc/self/net/tcp", "proc/self/net/tcp6"} {
+	// Of this thread, not of the process: /proc/self/net is the network namespace of the main thread, which may be another one.
+	for _, name := range []string{"proc/thread-self/net/tcp", "proc/thread-self/net/tcp6"} {
 		text, _ := fs.ReadFile(root, name)
 		for line := range strings.Lines(string(text)) {
 			// sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode; 0A is LISTEN (proc(5)).
