@@ -62,6 +62,7 @@ type begun struct {
 
 // begin reads the settings of a role, and makes the process ready to run it for long.
 func (c *cli) begin(source config.Source) (_ begun, err error) {
+	sys.WidenDescriptorTable()
 	dumps := sys.NoCoreDumps() // before a secret is read
 	set, warnings, err := source.Load()
 	if err != nil {

@@ -208,21 +208,34 @@ func (l line) echoes(n int64) error {
 	return err
 }
 
-// echo starts a user of an echo service.
-func (l line) echo(every time.Duration) *echoUser {
+// echo starts a user of an echo service. The first message waits for a while: users who all speak at once would see the same moments, and
+// one moment would count as many.
+func (l line) echo(every, wait time.Duration) *echoUser {
 	e := &echoUser{line: l, every: every, stop: make(chan struct{})}
 	e.wg.Go(func() {
 		if l.echoes(math.MaxInt64) == nil {
 			l.lan.CloseWrite()
 		}
 	})
-	e.wg.Go(func() { e.err = e.run() })
+	e.wg.Go(func() { e.err = e.run(time.Now().Add(wait)) })
 	return e
 }
 
-func (e *echoUser) run() error {
+// run sends the first message at next, and then one in each period, unless the last answer is late.
+func (e *echoUser) run(next time.Time) error {
 	msg, got := make([]byte, echoSize), make([]byte, echoSize)
 	for n := uint64(1); ; n++ {
+		t := time.NewTimer(time.Until(next))
+		select {
+		case <-t.C:
+		case <-e.stop:
+			t.Stop()
+			e.user.CloseWrite()
+			if rest, err := io.Copy(io.Discard, e.user); rest != 0 || err != nil {
+				return fmt.Errorf("at the end came %d bytes too many, %w", rest, err)
+			}
+			return nil
+		}
 		begin := time.Now()
 		for i := 0; i < echoSize; i += 8 {
 			binary.BigEndian.PutUint64(msg[i:], n*0x9e3779b97f4a7c15+uint64(i))
@@ -240,17 +253,8 @@ func (e *echoUser) run() error {
 		e.mu.Lock()
 		e.samples = append(e.samples, sample{now, now.Sub(begin)})
 		e.mu.Unlock()
-		t := time.NewTimer(e.every - now.Sub(begin))
-		select {
-		case <-t.C:
-		case <-e.stop:
-			t.Stop()
-			e.user.CloseWrite()
-			if rest, err := io.Copy(io.Discard, e.user); rest != 0 || err != nil {
-				return fmt.Errorf("at the end came %d bytes too many, %w", rest, err)
-			}
-			return nil
-		}
+		late := max(now.Sub(next), 0)
+		next = next.Add(late.Truncate(e.every) + e.every)
 	}
 }
 
@@ -297,7 +301,7 @@ func (t *tunnel) echoUsers(ctx context.Context, n int, every time.Duration) ([]*
 	}
 	users := make([]*echoUser, n)
 	for i, l := range lines {
-		users[i] = l.echo(every)
+		users[i] = l.echo(every, time.Duration(i)*every/time.Duration(n))
 	}
 	return users, nil
 }

@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Bulk work, a batch at a time, waits for its turn here. The Go scheduler looks for sockets that became ready when one of its
@@ -91,4 +92,33 @@ func InTurn(f func()) {
 	turns.take()
 	defer turns.end()
 	f()
+}
+
+// Pace slows down one source of work, such as a listener at which a crowd arrives or a bridge that claims thousands of services. A process
+// that does all it can get has no call on a processor left when something comes for another user, and waits until the kernel has served
+// all others that want one. One that pauses is woken at once. While 3,000 users of one address came to another key's port, on two
+// processors that all shared, the p99 of a neighbour's echoes was 5.0 to 11.1 ms, and 1.5 to 2.1 with the pauses, in five runs each.
+//
+// The zero Pace is ready. It is for one goroutine.
+type Pace struct {
+	n     int // calls since begun
+	begun time.Time
+}
+
+// Pause is for how long a Pace sleeps.
+const Pause = time.Millisecond
+
+// Keep is called after each part of the work, outside of a turn. It sleeps for a moment when a crowd came at once: so many parts in Pause,
+// for each processor.
+func (p *Pace) Keep(crowd int) {
+	if p.n == 0 {
+		p.begun = time.Now()
+	}
+	if p.n++; p.n < crowd*runtime.GOMAXPROCS(0) {
+		return
+	}
+	p.n = 0
+	if time.Since(p.begun) < Pause {
+		time.Sleep(Pause)
+	}
 }

@@ -1,9 +1,11 @@
 package link
 
 import (
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"reverser/internal/wire"
 )
@@ -47,6 +49,40 @@ func TestClaimsGiveWay(t *testing.T) {
 		}
 		e.at[0].say(all)
 		px.wait(func() bool { return px.said[wire.TypeClaim] == many })
+	})
+}
+
+// TestClaimsAtAPace: where very many claims come at once there are pauses between them, and the claims of a usual bridge have none.
+func TestClaimsAtAPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newScene(t)
+		defer w.close()
+		e := newEvilBridge(w)
+		defer e.close(false)
+		px := w.owners.key(evilKey)
+		at := messageCrowd * runtime.GOMAXPROCS(0)
+		came := make(chan time.Time, 11*at)
+		px.note(func() { px.message = func(wire.Frame) { came <- time.Now() } })
+		took := func(n int) time.Duration {
+			var all []byte
+			for i := range n {
+				all = wire.AppendClaim(all, uint32(i+1), wire.Claim{Public: "tcp/9000"})
+			}
+			e.at[0].say(all)
+			first := <-came
+			last := first
+			for range n - 1 {
+				last = <-came
+			}
+			return last.Sub(first)
+		}
+		if d := took(at); d != 0 {
+			t.Errorf("%d claims took %s, want no pause before the last", at, d)
+		}
+		time.Sleep(2 * Pause)
+		if d := took(10*at + 1); d != 10*Pause {
+			t.Errorf("%d claims took %s, want 10 pauses of %s", 10*at+1, d, Pause)
+		}
 	})
 }
 

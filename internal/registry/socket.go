@@ -184,8 +184,10 @@ func (co *core) closed(s Socket) {
 // key's share of the descriptors was used up is tried only if the share has room for it now.
 func (co *core) retry() {
 	var again []Socket
-	for s := range co.failed {
-		again = append(again, s)
+	for s := range co.failed { // of a key that claims very many, most are short, and stay so
+		if !co.sockets[s].short || co.shareLeft(co.wanters[s][0].held.key, 1) {
+			again = append(again, s)
+		}
 	}
 	slices.SortFunc(again, func(a, b Socket) int {
 		return cmp.Compare(co.wanters[a][0].held.seq, co.wanters[b][0].held.seq)

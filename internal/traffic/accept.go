@@ -6,28 +6,31 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"runtime"
 	"time"
 
+	"reverser/internal/link"
 	"reverser/internal/sys"
 )
 
 // acceptFailedPer is how often a listener that cannot accept is worth a line: failures and connections may follow each other quickly.
 const acceptFailedPer = time.Minute
 
+// crowd is a crowd of connections: more than come where each does something.
+const crowd = 8
+
 // Accept hands each connection of ln to handle until ln is closed or ctx ends. Being out of descriptors and the like passes: it
 // tries again. The next connection is accepted when handle has returned, so what handle counts was counted by then. Where very many come
 // at once, they are taken at a pace that leaves the processors room for others.
 func Accept(ctx context.Context, ln net.Listener, log *slog.Logger, handle func(net.Conn)) {
 	pause, failed, said := time.Duration(0), 0, time.Time{}
-	var pace pace
+	var pace link.Pace // of a crowd, the rest waits in the kernel for a moment
 	for {
 		conn, err := ln.Accept()
 		switch {
 		case err == nil:
 			pause = 0
 			handle(conn)
-			pace.keep()
+			pace.Keep(crowd)
 			continue
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -44,35 +47,6 @@ func Accept(ctx context.Context, ln net.Listener, log *slog.Logger, handle func(
 		case <-ctx.Done():
 			return
 		}
-	}
-}
-
-// pace slows down a listener at which a crowd arrives: the rest of it waits in the kernel for a moment. A process that takes all it can get
-// has no call on a processor left when something comes for another user, and waits until the kernel has served all others that want one.
-// One that pauses is woken at once. While 3,000 users of one address came to another key's port, on two processors that all shared, the p99
-// of a neighbour's echoes was 5.0 to 11.1 ms, and 1.5 to 2.1 with the pauses, in five runs each.
-type pace struct {
-	n     int // connections since begun
-	begun time.Time
-}
-
-const (
-	// A crowd is so many connections in pacePause, for each processor: more than come where each does something.
-	crowd     = 8
-	pacePause = time.Millisecond
-)
-
-// keep is called after each connection.
-func (p *pace) keep() {
-	if p.n == 0 {
-		p.begun = time.Now()
-	}
-	if p.n++; p.n < crowd*runtime.GOMAXPROCS(0) {
-		return
-	}
-	p.n = 0
-	if time.Since(p.begun) < pacePause {
-		time.Sleep(pacePause)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"reverser/internal/link"
 	"reverser/internal/logtest"
 	"reverser/internal/relay"
 	"reverser/internal/status"
@@ -301,13 +302,13 @@ func TestPace(t *testing.T) {
 			Accept(t.Context(), &script{steps: steps}, c.log, func(conn net.Conn) { conn.Close() })
 			return time.Since(begun)
 		}
-		if d := took(parts*at, 0); d != parts*pacePause {
-			t.Errorf("%d who came at once were taken in %s, want %d pauses of %s", parts*at, d, parts, pacePause)
+		if d := took(parts*at, 0); d != parts*link.Pause {
+			t.Errorf("%d who came at once were taken in %s, want %d pauses of %s", parts*at, d, parts, link.Pause)
 		}
 		if d := took(at-1, 0); d != 0 {
 			t.Errorf("%d who came at once were taken in %s, want at once", at-1, d)
 		}
-		between := pacePause/time.Duration(at-1) + time.Nanosecond
+		between := link.Pause/time.Duration(at-1) + time.Nanosecond
 		if d := took(parts*at, between); d != time.Duration(parts*at)*between {
 			t.Errorf("%d who came one after the other were taken in %s, want no pause", parts*at, d)
 		}

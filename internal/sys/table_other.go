@@ -1,0 +1,6 @@
+//go:build !linux
+
+package sys
+
+// WidenDescriptorTable does nothing: it is for Linux.
+func WidenDescriptorTable() {}
