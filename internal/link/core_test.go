@@ -100,6 +100,32 @@ func (e *ends) resume() (pe, be error) {
 	return nil, be
 }
 
+// TestForgottenBetweenTables: a stream that its opener gives up while its table is on its way to the peer is gone there, too.
+func TestForgottenBetweenTables(t *testing.T) {
+	e := newEnds(t)
+	s := e.b.open(wire.Open{Service: 1})
+	e.settle()
+	write(e.b, s, make([]byte, floorWindow+1))
+	e.cut()
+	e.b.negotiate(wire.FeatureDialOpens)
+	gen, tb, _ := e.b.dial()
+	scarce := func() bool { return true }
+	e.b.withdraw(1, scarce)
+	if e.b.withdraw(1+withdrawAfter, scarce); e.b.streams[s.id] != nil {
+		t.Fatal("the bridge has the stream still")
+	}
+	tp, _, _, err := e.p.accept(gen, wire.FeatureDialOpens, parseTable(t, tb))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.b.resumed(gen, parseTable(t, tp)); err != nil {
+		t.Fatal(err)
+	}
+	if e.settle(); len(e.p.streams) != 0 {
+		t.Error("the proxy has the stream still, and nobody will end it")
+	}
+}
+
 func parseTable(t testing.TB, b []byte) []wire.StreamState {
 	t.Helper()
 	table, err := wire.ParseTable(b, wire.StreamStateLen)

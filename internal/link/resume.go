@@ -117,12 +117,12 @@ func (c *core) fence() {
 	for _, s := range c.streams {
 		s.ackWaits = false
 	}
-	c.forgets = nil // absence from this end's table says the same
 	c.glitches = 0
 }
 
-// table encodes what this end has in custody, for every stream of the slot.
+// table encodes what this end has in custody, for every stream of the slot. Of a stream that it lacks the peer needs no FORGET.
 func (c *core) table() (b []byte, crc uint32) {
+	c.forgets = nil
 	streams := c.sorted()
 	b = make([]byte, 0, len(streams)*wire.StreamStateLen)
 	for _, s := range streams {

@@ -61,7 +61,7 @@ func (c *core) withdraw(now time.Duration, scarce func() bool) (events []event) 
 		}
 		s.send.code = wire.CodeLimit
 		c.remove(s)
-		if s.openSent && c.bound != 0 { // else its absence from the table says so
+		if s.openSent { // without a connection, too: the table of the next one may be on its way already, and have it
 			c.forgets = append(c.forgets, s.id)
 		}
 		events = append(events, event{kind: evReset, stream: s})
