@@ -310,6 +310,63 @@ func TestPage(t *testing.T) {
 		p.Await(`document.body.textContent.includes('Nothing is wrong')`)
 	})
 
+	// Its order is there before its services are, and can be taken back without them.
+	t.Run("drain a key that has no bridge", func(t *testing.T) {
+		other := freePort(t)
+		token := strings.TrimSpace(run(t, "key", "add", "spare", "--state", state, "--allow", fmt.Sprintf("tcp/%d", other)))
+		show(p, "keys")
+		p.Await(row("keys", "spare") + `?.textContent.includes('not connected')`)
+		drain := `#keys button[aria-label="Drain: spare"]`
+		undo := `#keys button[aria-label="Undo drain: spare"]`
+		isDrained := row("keys", "spare") + `?.querySelector('.badge.warn')?.textContent == 'drained'`
+		drained := func() {
+			t.Helper()
+			p.Script(fmt.Sprintf(`document.querySelector(%s).focus()`, quote(drain)))
+			p.Do(press(kb.Enter))
+			p.Await(`/services \(0\).*connections \(0\)/.test(document.querySelector('dialog[open]')?.textContent)`)
+			p.Do(press(kb.Tab))
+			p.Await(`document.activeElement.classList.contains('danger')`)
+			p.Do(press(kb.Enter))
+			p.Await(`document.querySelector('.said').textContent.includes('The key spare takes no new users')`)
+			p.Await(isDrained)
+			p.Await(fmt.Sprintf(`document.activeElement.matches(%s)`, quote(undo))) // where the focus was
+		}
+		undone := func() {
+			t.Helper()
+			p.Do(press(kb.Enter))
+			p.Await(`document.querySelector('.said').textContent.includes('The key spare takes users again')`)
+			p.Await(fmt.Sprintf(`!(%s) && document.activeElement.matches(%s)`, isDrained, quote(drain)))
+		}
+		drained()
+		accessible(t, p, "a drained key")
+		p.Picture("drained-key")
+		undone()
+		drained()
+		show(p, "overview")
+		p.Await(`document.body.textContent.includes('Nothing is wrong')`)
+		show(p, "keys")
+		p.Await(isDrained) // as the process says
+		p.Script(fmt.Sprintf(`document.querySelector(%s).focus()`, quote(undo)))
+		undone()
+
+		echo := listen(t, "tcp", "127.0.0.1:0")
+		startSource(t, echo)
+		b := start(t, "bridge", token, "--proxy", loopback(link), "--state", t.TempDir(), "--log-format", "json", fmt.Sprintf("%d=%s", other, echo.Addr()))
+		said(t, b, "service up", "service", fmt.Sprintf("tcp/%d", other))
+		user, err := net.Dial("tcp", loopback(other))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer user.Close()
+		if _, err := io.ReadFull(user, make([]byte, 1)); err != nil {
+			t.Errorf("a user, behind the undo: %v", err)
+		}
+		user.Close()
+		b.Kill()
+		run(t, "key", "remove", "spare", "--state", state)
+		p.Await(`!` + row("keys", "spare"))
+	})
+
 	t.Run("reload", func(t *testing.T) {
 		show(p, "overview")
 		write("drain = \"1m\"\nmax_pairs = \"many\"\n")
