@@ -220,6 +220,34 @@ func connectServer(t *testing.T, name string, port int, asked *atomic.Int64) (at
 	})
 }
 
+// TestWayOutToTheAuthority: a proxy reaches the authority for certificates as its environment says.
+func TestWayOutToTheAuthority(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	const authority = "authority.invalid:443"
+	way := loopback(connectServer(t, authority, freePort(t), &asked))
+	for _, tt := range []struct {
+		env []string
+		by  bool
+	}{
+		{[]string{"HTTPS_PROXY=http://" + way}, true},
+		{[]string{"HTTPS_PROXY=http://" + way, "NO_PROXY=.invalid"}, false},
+	} {
+		asked.Store(0)
+		p := &proxyProcess{state: t.TempDir(), link: freePort(t)}
+		env := append([]string{"HTTP_PROXY=", "https_proxy=", "ALL_PROXY=", "no_proxy=", "NO_PROXY="}, tt.env...)
+		p.testProcess = startReverser(t, "proxy", env, "proxy", "--listen", loopback(p.link), "--https", loopback(freePort(t)), "--state", p.state, "--log-format", "json",
+			"--acme-directory", "https://"+authority+"/dir")
+		p.awaitReady()
+		b := startBridge(t, addKey(t, p.state, "web", "https/*"), fmt.Sprintf("https/app.example.com=%d", webTarget(t, "app")), "--proxy", loopback(p.link))
+		b.awaitUp("https/app.example.com")
+		p.awaitRecord("certificate not obtained", "host", "app.example.com") // nobody is there
+		if n := asked.Load(); n > 0 != tt.by {
+			t.Errorf("%v: the server on the way out was asked %d times", tt.env, n)
+		}
+	}
+}
+
 // TestWayOutOfTheEnvironment: HTTPS_PROXY, ALL_PROXY and NO_PROXY count where nothing else is said. The name of the proxy, which
 // this machine cannot look up, is looked up on the way out.
 func TestWayOutOfTheEnvironment(t *testing.T) {
