@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"reverser/internal/acmetest"
 )
 
 // A finding is a check of `doctor --json`.
@@ -384,6 +386,43 @@ func TestDoctorOfPublicPorts(t *testing.T) {
 			}) {
 				t.Errorf("nothing says %q: %+v", want.found, all)
 			}
+		}
+	}
+	if n := len(proxy.Records("pair created")); n != 0 || len(told) > 0 {
+		t.Errorf("%d pairs, %d connections at the target; want none of both", n, len(told))
+	}
+}
+
+// TestDoctorOfPublicNames: the proxy tries the ports of names at the address that tokens carry, and looks at the certificates that are shown
+// there. The targets hear nothing of it.
+func TestDoctorOfPublicNames(t *testing.T) {
+	t.Parallel()
+	dir, web, secure, told := t.TempDir(), freePort(t), freePort(t), make(chan string, 100)
+	target := serve(t, func(c *net.TCPConn) {
+		told <- c.RemoteAddr().String()
+		echo(c)
+	})
+	chain, key := acmetest.Certificate(t, "localhost")
+	roots := writeFile(t, filepath.Join(dir, "chain.pem"), string(chain))
+	writeFile(t, filepath.Join(dir, "key.pem"), string(key))
+	conf := writeFile(t, filepath.Join(dir, "proxy.toml"), "[[certificate]]\nchain = \"chain.pem\"\nkey = \"key.pem\"\n")
+	proxy := &proxyProcess{state: t.TempDir(), link: freePort(t)}
+	proxy.testProcess = startReverser(t, "proxy", []string{"SSL_CERT_FILE=" + roots}, "proxy", "--listen", loopback(proxy.link), "--state", proxy.state, "--log-format", "json",
+		"--config", conf, "--http", fmt.Sprintf(":%d", web), "--https", fmt.Sprintf(":%d", secure))
+	proxy.awaitReady()
+	b := startBridge(t, addKey(t, proxy.state, "nas", "http/*", "https/*", "tls/*"), fmt.Sprintf("http/*=%d", target), fmt.Sprintf("https/localhost=%d", target), fmt.Sprintf("tls/*=%d", target))
+	b.awaitUp("http/*", "https/localhost", "tls/*")
+	all := mustFind(t, func() []finding { return doctor(t, "--state", proxy.state) }, map[string]string{"certificates": "warn"}, "certificates", "expires on") // it is valid for a day
+	for _, want := range []finding{
+		{"", "public names", "ok", fmt.Sprintf("--http at %s and --https at %s answered", loopback(web), loopback(secure)), ""},
+		{"", "public names", "ok", "the certificate that users of localhost are shown is valid until ", ""},
+		{"", "names", "ok", "1 name leads to this machine: localhost", ""},
+		{"", "names", "skip", "2 services with a * not looked up", ""},
+	} {
+		if !slices.ContainsFunc(all, func(f finding) bool {
+			return f.Name == want.Name && f.State == want.State && strings.Contains(f.Found, want.Found)
+		}) {
+			t.Errorf("nothing says %q: %+v", want.Found, all)
 		}
 	}
 	if n := len(proxy.Records("pair created")); n != 0 || len(told) > 0 {

@@ -182,6 +182,8 @@ func names(all []string) string {
 	return strings.Join(all, ", ")
 }
 
+func inUTC(t time.Time) string { return t.UTC().Format(time.DateTime + " UTC") }
+
 func count(n int, what string) string {
 	if n != 1 {
 		what += "s"

@@ -316,7 +316,7 @@ func TestNames(t *testing.T) {
 	p.Snapshot = &status.Snapshot{
 		Role: config.RoleProxy,
 		Services: []status.Service{
-			{Public: "https/here.example", State: status.ServiceUp}, {Public: "https/*.here.example", State: status.ServiceUp},
+			{Public: "https/here.example", State: status.ServiceUp}, {Public: "https/*.here.example", State: status.ServiceUp}, {Public: "http/*", State: status.ServiceUp},
 			{Public: "https/elsewhere.example", State: status.ServiceUp}, {Public: "http/elsewhere.example/path", State: status.ServiceUp},
 			{Public: "tls/nowhere.example", State: status.ServiceUp}, {Public: "http/denied.example", State: status.ServiceDenied, Key: "web"},
 			{Public: "tcp/9000", State: status.ServiceRetrying, Key: "web", Reason: "in use"},
@@ -344,6 +344,44 @@ func TestNames(t *testing.T) {
 		if !strings.HasPrefix(line, want[i]) {
 			t.Errorf("found %q, want %q", line, want[i])
 		}
+	}
+	var names []string
+	w.Examine(t.Context(), p, func(c Check) {
+		if c.Name == "names" && (c.State == OK || c.State == Skip) {
+			names = append(names, string(c.State)+" "+c.Found)
+		}
+	})
+	if want := []string{"ok 1 name leads to this machine: here.example", "skip 2 services with a * not looked up: DNS has no such name"}; !slices.Equal(names, want) {
+		t.Errorf("found %q, want %q", names, want)
+	}
+}
+
+// TestShortCertificates: one that is valid for six days from the first on is well until it should have been renewed.
+func TestShortCertificates(t *testing.T) {
+	for _, c := range []struct {
+		renew time.Duration // from now
+		err   string
+		want  string
+	}{
+		{4 * 24 * time.Hour, "", ""},
+		{-time.Minute, "", ""},
+		{-2 * time.Hour, "", "certificates warn that of 203.0.113.7 expires on 2026-11-03 12:00:00 UTC, and was to be renewed at 2026-11-01 10:00:00 UTC"},
+		{-2 * time.Hour, "no route", "certificates warn that of 203.0.113.7 expires on 2026-11-03 12:00:00 UTC, and was to be renewed at 2026-11-01 10:00:00 UTC: no route → look at the router"},
+	} {
+		w, p := well(t)
+		hint := ""
+		if c.err != "" {
+			hint = "look at the router"
+		}
+		p.Snapshot.Certificates = []status.Certificate{{Host: "203.0.113.7", State: status.CertificateValid, NotAfter: now.AddDate(0, 0, 2), RenewAt: now.Add(c.renew), Error: c.err, Hint: hint}}
+		lines := slices.DeleteFunc(look(t, w, p), func(line string) bool { return !strings.HasPrefix(line, "certificates ") })
+		if c.want == "" {
+			if len(lines) > 0 {
+				t.Errorf("to be renewed in %v: found %q", c.renew, lines)
+			}
+			continue
+		}
+		mustFind(t, lines, c.want)
 	}
 }
 
@@ -418,7 +456,7 @@ func TestPublicPorts(t *testing.T) {
 		return status.PortTry{Public: fmt.Sprintf("tcp/%d", n), Addr: fmt.Sprintf("203.0.113.5:%d", n), State: state, Text: text, Bridge: bridge}
 	}
 	var lines []string
-	for _, c := range PublicPorts(status.PublicTry{Host: "203.0.113.5", Left: 7, Names: 2, Ports: []status.PortTry{
+	for _, c := range PublicPorts(status.PublicTry{Host: "203.0.113.5", Left: 7, Ports: []status.PortTry{
 		port(1, status.TryAnswered, "", true), port(2, status.TryAnswered, "", false),
 		port(3, status.TrySilent, "no answer within 3s", false), port(4, status.TrySilent, "no answer within 3s", true),
 		port(5, status.TryOther, "it gives another answer than this proxy", false),
@@ -433,7 +471,6 @@ func TestPublicPorts(t *testing.T) {
 		"public ports ok tcp/4 at 203.0.113.5:4 does not answer this machine (no answer within 3s), and answered its bridge when it came up",
 		"public ports skip 1 service not tried: it is bound to an address that only this machine reaches",
 		"public ports skip 7 more were not tried",
-		"public ports skip 2 services of --http and --https not tried",
 	}
 	if len(lines) != len(want) {
 		t.Fatalf("found %q, want %d lines", lines, len(want))
@@ -458,6 +495,69 @@ func TestPublicPorts(t *testing.T) {
 				t.Errorf("with %v the process that runs finds %+v, want %s", err, c, state)
 			}
 		})
+	}
+}
+
+// TestPublicNames: what the proxy found of the ports for names, and of the certificates that are shown there.
+func TestPublicNames(t *testing.T) {
+	door := func(option string, port int, state, text string) status.PortTry {
+		return status.PortTry{Public: option, Addr: fmt.Sprintf("203.0.113.5:%d", port), State: state, Text: text}
+	}
+	shown := func(host, state, text string, days int) status.CertificateTry {
+		return status.CertificateTry{Host: host, Addr: "203.0.113.5:443", State: state, Text: text, Until: now.AddDate(0, 0, days)}
+	}
+	for _, c := range []struct {
+		try  status.PublicTry
+		want []string
+	}{
+		{status.PublicTry{}, nil},
+		{
+			status.PublicTry{
+				Doors:            []status.PortTry{door("--http", 80, status.TryAnswered, ""), door("--https", 443, status.TryAnswered, "")},
+				CertificatesLeft: 3,
+				Certificates: []status.CertificateTry{
+					shown("a.example", status.TryAnswered, "", 60), shown("b.example", status.TryAnswered, "", 30), shown("c.example", status.TryOther, "it is for other names: x.example", 30),
+					shown("d.example", status.TryUnknown, "it is of an authority that this machine does not know (office)", 10), shown("e.example", status.TryFailed, "no TLS: EOF", 0),
+				},
+			},
+			[]string{
+				"ok --http at 203.0.113.5:80 and --https at 203.0.113.5:443 answered when this machine dialled as users do → ",
+				"ok the certificates that users of 2 names are shown are valid until 2026-12-01 12:00:00 UTC at least: a.example, b.example → ",
+				"fail users of c.example at 203.0.113.5:443 are shown a certificate that they refuse: it is for other names: x.example → `reverser status` says where it comes from",
+				"warn the certificate of d.example at 203.0.113.5:443 is valid until 2026-11-11 12:00:00 UTC, and most programs refuse it: it is of an authority that this machine does not know (office) → get one of a public authority",
+				"fail users of e.example at 203.0.113.5:443 are shown no certificate: no TLS: EOF → ",
+				"skip the certificates of 3 more names were not tried",
+			},
+		},
+		{
+			status.PublicTry{Doors: []status.PortTry{door("--https", 443, status.TryAnswered, "")}, Certificates: []status.CertificateTry{shown("a.example", status.TryAnswered, "", 60)}},
+			[]string{"ok --https at 203.0.113.5:443 answered", "ok the certificate that users of a.example are shown is valid until 2026-12-31 12:00:00 UTC → "},
+		},
+		{
+			status.PublicTry{Doors: []status.PortTry{door("--http", 80, status.TryNone, "it is bound to an address that only this machine reaches"), door("--https", 443, status.TryOther, "it gives another answer than this proxy")}},
+			[]string{
+				"skip --http not tried: it is bound to an address that only this machine reaches → ",
+				"fail --https at 203.0.113.5:443 is not answered by this proxy: it gives another answer than this proxy → let the name, or the router, lead here",
+			},
+		},
+		{
+			status.PublicTry{Doors: []status.PortTry{door("--http", 8080, status.TryFailed, "connection refused"), door("--https", 443, status.TrySilent, "no answer within 3s")}},
+			[]string{
+				"warn --http at 203.0.113.5:8080 does not answer this machine: connection refused → does a firewall or the cloud's security group block the port? A router that does not let this machine reach itself by its public address is no fault, nor is one that leads port 80 to this port here",
+				"warn --https at 203.0.113.5:443 does not answer this machine: no answer within 3s → does a firewall or the cloud's security group block the port? A router that does not let this machine reach itself by its public address is no fault",
+			},
+		},
+	} {
+		all := PublicPorts(c.try)
+		if len(all) != len(c.want) {
+			t.Errorf("found %+v, want %d lines", all, len(c.want))
+			continue
+		}
+		for i, f := range all {
+			if line := fmt.Sprintf("%s %s → %s", f.State, f.Found, f.Hint); f.Name != stepShown || !strings.HasPrefix(line, c.want[i]) {
+				t.Errorf("found %s %q, want %q", f.Name, line, c.want[i])
+			}
+		}
 	}
 }
 

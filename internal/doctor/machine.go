@@ -157,15 +157,15 @@ func (w *World) clock(_ context.Context, v *visit) []Check {
 		oldest = w.Built
 	}
 	if now.Before(oldest.Add(-slack)) {
-		return []Check{fail(name, hint, "it says %s, which was before this program was written", now.UTC().Format(time.DateTime+" UTC"))}
+		return []Check{fail(name, hint, "it says %s, which was before this program was written", inUTC(now))}
 	}
 	for _, file := range []string{"lock", "identity.pem", "keys.json"} {
 		if info, err := os.Stat(filepath.Join(v.State, file)); err == nil && info.ModTime().After(now.Add(slack)) {
-			return []Check{warn(name, hint, "it says %s, and %s was written at %s: it went back, or was ahead then", now.UTC().Format(time.DateTime+" UTC"),
-				filepath.Join(v.State, file), info.ModTime().UTC().Format(time.DateTime+" UTC"))}
+			return []Check{warn(name, hint, "it says %s, and %s was written at %s: it went back, or was ahead then", inUTC(now),
+				filepath.Join(v.State, file), inUTC(info.ModTime()))}
 		}
 	}
-	return []Check{ok(name, "%s", now.UTC().Format(time.DateTime+" UTC"))}
+	return []Check{ok(name, "%s", inUTC(now))}
 }
 
 // littleDisk is where a disk is nearly full: state is small, and logs are not.

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -116,9 +117,9 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 		switch left := expires.Sub(w.Now()); {
 		case expires.IsZero():
 		case left <= 0:
-			ending = append(ending, warn(name, more+", or remove it", "key %s expired at %s: its bridge is refused", key, expires.UTC().Format(time.DateTime+" UTC")))
+			ending = append(ending, warn(name, more+", or remove it", "key %s expired at %s: its bridge is refused", key, inUTC(expires)))
 		case left < soon:
-			ending = append(ending, warn(name, more, "key %s expires at %s", key, expires.UTC().Format(time.DateTime+" UTC")))
+			ending = append(ending, warn(name, more, "key %s expires at %s", key, inUTC(expires)))
 		}
 		for _, a := range policy {
 			if kinds[a.Kind] == "" {
@@ -323,9 +324,12 @@ func (w *World) dns(ctx context.Context, v *visit) (all []Check) {
 	if v.Snapshot == nil {
 		return nil
 	}
-	hosts, secure := hostsOf(v.Snapshot)
+	hosts, secure, wildcards := hostsOf(v.Snapshot)
+	if wildcards > 0 {
+		all = append(all, skip(name, "%s with a * not looked up: DNS has no such name", count(wildcards, "service")))
+	}
 	if len(hosts) == 0 {
-		return nil
+		return all
 	}
 	left := max(len(hosts)-mostHosts, 0)
 	hosts = hosts[:len(hosts)-left]
@@ -348,14 +352,15 @@ func (w *World) dns(ctx context.Context, v *visit) (all []Check) {
 	close(place)
 	looking.Wait()
 	var good []string
+	var bad []Check
 	for i, c := range found {
 		if c.State == OK {
 			good = append(good, hosts[i])
 		} else {
-			all = append(all, c)
+			bad = append(bad, c)
 		}
 	}
-	all = few(all, "names")
+	all = append(few(bad, "names"), all...)
 	if len(good) > 0 {
 		all = append([]Check{ok(name, "%s to this machine: %s", lead(len(good)), names(good))}, all...)
 	}
@@ -373,7 +378,8 @@ func lead(n int) string {
 }
 
 // hostsOf are the hosts of the services that are claimed, and those of them for which this proxy ends TLS without a certificate as yet.
-func hostsOf(s *status.Snapshot) (hosts []string, wanting map[string]bool) {
+// wildcards is how many services stand for no host in particular.
+func hostsOf(s *status.Snapshot) (hosts []string, wanting map[string]bool, wildcards int) {
 	wanting = make(map[string]bool)
 	for _, c := range s.Certificates {
 		if c.State != status.CertificateValid {
@@ -382,17 +388,15 @@ func hostsOf(s *status.Snapshot) (hosts []string, wanting map[string]bool) {
 	}
 	for _, service := range s.Services {
 		public, err := grammar.ParsePublic(service.Public)
-		if err != nil || strings.Contains(public.Host, "*") || service.State == status.ServiceDenied {
-			continue
-		}
-		switch public.Kind {
-		case grammar.KindHTTP, grammar.KindHTTPS, grammar.KindTLS:
-			if !slices.Contains(hosts, public.Host) {
-				hosts = append(hosts, public.Host)
-			}
+		switch {
+		case err != nil || !public.Kind.Named() || service.State == status.ServiceDenied:
+		case strings.Contains(public.Host, "*"):
+			wildcards++
+		case !slices.Contains(hosts, public.Host):
+			hosts = append(hosts, public.Host)
 		}
 	}
-	return hosts, wanting
+	return hosts, wanting, wildcards
 }
 
 // mine are the addresses of this machine, and those under which it is advertised.
@@ -450,7 +454,7 @@ func (w *World) certificates(_ context.Context, v *visit) (all []Check) {
 	var good []string
 	judge := func(what string, until time.Time) {
 		if left := until.Sub(now); left < soon {
-			all = append(all, warn(name, "get a new one", "that of %s expires on %s", what, until.UTC().Format(time.DateTime+" UTC")))
+			all = append(all, warn(name, "get a new one", "that of %s expires on %s", what, inUTC(until)))
 			return
 		}
 		good = append(good, what)
@@ -469,7 +473,19 @@ func (w *World) certificates(_ context.Context, v *visit) (all []Check) {
 		for _, c := range v.Snapshot.Certificates {
 			switch c.State {
 			case status.CertificateValid:
-				judge(c.Host, c.NotAfter)
+				switch late := now.Sub(c.RenewAt); {
+				case c.RenewAt.IsZero(): // it does not come by itself
+					judge(c.Host, c.NotAfter)
+				case late < renewal || c.NotAfter.Sub(now) > soon: // one for an address is never valid for more than six days
+					good = append(good, c.Host)
+				default:
+					why := ""
+					if c.Error != "" {
+						why = ": " + c.Error
+					}
+					all = append(all, warn(name, cmp.Or(c.Hint, "`reverser events` may say why; `reverser reload` has it asked for again"),
+						"that of %s expires on %s, and was to be renewed at %s%s", c.Host, inUTC(c.NotAfter), inUTC(c.RenewAt), why))
+				}
 			case status.CertificateFailed:
 				all = append(all, fail(name, c.Hint, "that of %s: %s", c.Host, c.Error))
 			default:
@@ -488,8 +504,11 @@ func (w *World) certificates(_ context.Context, v *visit) (all []Check) {
 	return all
 }
 
-// soon is when a certificate should have been renewed.
-const soon = 7 * 24 * time.Hour
+// soon is when a certificate should have been renewed, and renewal how long that may take.
+const (
+	soon    = 7 * 24 * time.Hour
+	renewal = time.Hour
+)
 
 // given is a certificate of a file.
 type given struct {

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
+	"strings"
+	"time"
 
 	"reverser/internal/status"
 )
@@ -70,8 +73,69 @@ func PublicPorts(t status.PublicTry) (all []Check) {
 	if t.Left > 0 {
 		all = append(all, skip(stepPublic, "%d more were not tried: a sample is enough, and the time is short", t.Left))
 	}
-	if t.Names > 0 {
-		all = append(all, skip(stepPublic, "%s of --http and --https not tried: a request would reach the target", count(t.Names, "service")))
+	return append(append(all, doors(t)...), certificatesShown(t)...)
+}
+
+const stepShown = "public names"
+
+// doors says what a proxy found of the ports that names share, as PublicPorts does.
+func doors(t status.PublicTry) (all []Check) {
+	usual := map[string]string{"--http": "80", "--https": "443"}
+	var good []string
+	for _, d := range t.Doors {
+		switch d.State {
+		case status.TryAnswered:
+			good = append(good, d.Public+" at "+d.Addr)
+		case status.TryNone:
+			all = append(all, skip(stepShown, "%s not tried: %s", d.Public, d.Text))
+		case status.TryOther:
+			all = append(all, fail(stepShown, "let the name, or the router, lead here, or give --advertise the right address",
+				"%s at %s is not answered by this proxy: %s", d.Public, d.Addr, d.Text))
+		default:
+			hint := "does a firewall or the cloud's security group block the port? A router that does not let this machine reach itself by its public address is no fault"
+			if _, port, _ := net.SplitHostPort(d.Addr); port != usual[d.Public] {
+				hint += fmt.Sprintf(", nor is one that leads port %s to this port here", usual[d.Public])
+			}
+			all = append(all, warn(stepShown, hint, "%s at %s does not answer this machine: %s", d.Public, d.Addr, d.Text))
+		}
+	}
+	if len(good) > 0 {
+		all = append([]Check{ok(stepShown, "%s answered when this machine dialled as users do", strings.Join(good, " and "))}, all...)
+	}
+	return all
+}
+
+// certificatesShown says what a proxy found of the certificates that users are shown for https/ names.
+func certificatesShown(t status.PublicTry) (all []Check) {
+	var good []string
+	var until time.Time // when the first of them ends
+	for _, c := range t.Certificates {
+		switch c.State {
+		case status.TryAnswered:
+			good = append(good, c.Host)
+			if until.IsZero() || c.Until.Before(until) {
+				until = c.Until
+			}
+		case status.TryUnknown:
+			all = append(all, warn(stepShown, "get one of a public authority, unless all users of the name know this one",
+				"the certificate of %s at %s is valid until %s, and most programs refuse it: %s", c.Host, c.Addr, inUTC(c.Until), c.Text))
+		case status.TryOther:
+			all = append(all, fail(stepShown, "`reverser status` says where it comes from: replace it there, or, where something stands in front of this proxy, there",
+				"users of %s at %s are shown a certificate that they refuse: %s", c.Host, c.Addr, c.Text))
+		default:
+			all = append(all, fail(stepShown, "`reverser status` says what became of its certificate", "users of %s at %s are shown no certificate: %s", c.Host, c.Addr, c.Text))
+		}
+	}
+	all = few(all, "certificates")
+	switch len(good) {
+	case 0:
+	case 1:
+		all = append([]Check{ok(stepShown, "the certificate that users of %s are shown is valid until %s", good[0], inUTC(until))}, all...)
+	default:
+		all = append([]Check{ok(stepShown, "the certificates that users of %d names are shown are valid until %s at least: %s", len(good), inUTC(until), names(good))}, all...)
+	}
+	if t.CertificatesLeft > 0 {
+		all = append(all, skip(stepShown, "the certificates of %d more names were not tried: a sample is enough, and the time is short", t.CertificatesLeft))
 	}
 	return all
 }

@@ -24,6 +24,8 @@ type fakeCertificates struct {
 	cert  tls.Certificate
 	roots *x509.CertPool
 
+	states []status.Certificate // that it tells of
+
 	mu     sync.Mutex
 	wanted map[string]string // guarded by mu
 }
@@ -59,7 +61,7 @@ func (f *fakeCertificates) Page(host, path string) (string, bool) {
 	return "proof", host == "a.example" && path == "/.well-known/acme-challenge/token"
 }
 
-func (f *fakeCertificates) Status() []status.Certificate { return nil }
+func (f *fakeCertificates) Status() []status.Certificate { return f.states }
 
 // secure connects to the port of names, and speaks TLS.
 func (w *world) secure(f *fakeCertificates, name string, protocols ...string) (*tls.Conn, error) {

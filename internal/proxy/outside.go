@@ -23,7 +23,7 @@ import (
 
 // Bounds of one TryPublic.
 const (
-	triedPorts  = 32 // at most
+	triedMost   = 32 // ports, and hosts of https/ names
 	triedAtOnce = 8
 	triedDial   = 3 * time.Second // until a port that does not answer is given up
 	triedAnswer = 5 * time.Second // behind that: the kernel of a busy machine takes a connection long before the proxy does
@@ -32,7 +32,7 @@ const (
 
 // TryPublic connects to public ports of services that are up, as a user would who dials host, this proxy's own address for others. A
 // service with a bind address of its own is tried there. Each connection shows a nonce, and the entrance answers it: no target sees it,
-// and it is no pair. Where there are many services, a sample of them is tried.
+// and it is no pair. Where there are many services, a sample of them is tried. outsidenames.go has what is done for names.
 //
 // The host is the operator's. Of what bridges ask for, only ports count that this proxy has opened itself, and bind addresses that are
 // this machine's.
@@ -40,39 +40,24 @@ func (p *Proxy) TryPublic(ctx context.Context, host string) status.PublicTry {
 	ctx, cancel := context.WithTimeout(ctx, triedAll)
 	defer cancel()
 	result := status.PublicTry{Host: host}
-	var names []grammar.Public
+	var ports, names []grammar.Public
 	for _, s := range p.registry.Services() {
 		public, err := grammar.ParsePublic(s.Public)
 		switch {
 		case err != nil || describe(s).State != status.ServiceUp || p.conns.Draining():
 		case public.Kind.Named():
-			result.Names++
-		case public.Kind == grammar.KindTCP && !slices.Contains(names, public):
 			names = append(names, public)
+		case public.Kind == grammar.KindTCP && !slices.Contains(ports, public):
+			ports = append(ports, public)
 		}
 	}
-	slices.SortFunc(names, func(a, b grammar.Public) int { return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Host, b.Host)) })
-	chosen := sample(names, triedPorts)
-	result.Left = len(names) - len(chosen)
+	slices.SortFunc(ports, func(a, b grammar.Public) int { return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Host, b.Host)) })
+	chosen := sample(ports, triedMost)
+	result.Left = len(ports) - len(chosen)
 	tries := make([]status.PortTry, len(chosen))
-	next := make(chan int)
 	var trying sync.WaitGroup
-	for range min(triedAtOnce, len(chosen)) {
-		trying.Go(func() {
-			for i := range next {
-				tries[i] = p.tryPort(ctx, chosen[i], host)
-			}
-		})
-	}
-feed:
-	for i := range chosen {
-		select {
-		case next <- i:
-		case <-ctx.Done():
-			break feed
-		}
-	}
-	close(next)
+	trying.Go(func() { p.tryNames(ctx, names, &result) })
+	tryEach(ctx, len(chosen), func(i int) { tries[i] = p.tryPort(ctx, chosen[i], host) })
 	trying.Wait()
 	for _, t := range tries {
 		if t.State == "" { // there was no time left
@@ -82,6 +67,29 @@ feed:
 		result.Ports = append(result.Ports, t)
 	}
 	return result
+}
+
+// tryEach calls try for 0 to n-1, a few at once, until ctx ends, and waits.
+func tryEach(ctx context.Context, n int, try func(i int)) {
+	next := make(chan int)
+	var trying sync.WaitGroup
+	for range min(triedAtOnce, n) {
+		trying.Go(func() {
+			for i := range next {
+				try(i)
+			}
+		})
+	}
+feed:
+	for i := range n {
+		select {
+		case next <- i:
+		case <-ctx.Done():
+			break feed
+		}
+	}
+	close(next)
+	trying.Wait()
 }
 
 // sample returns at most n of all, from everywhere in it.
@@ -144,10 +152,24 @@ func interfaceAddrs() (all []netip.Addr) {
 
 // reachItself dials addr and says what came of it: whether this proxy answers there.
 func (p *Proxy) reachItself(ctx context.Context, rt *registry.Route, addr string) (state, text string) {
-	dialling, cancel := context.WithTimeout(ctx, triedDial)
-	defer cancel()
 	nonce, withdraw := p.service(rt).probes.ExpectOwn()
 	defer withdraw()
+	return p.converse(ctx, addr, func(conn net.Conn) (answered bool, n int, err error) {
+		question := link.ProbeQuestion(nonce)
+		if _, err := conn.Write(question[:]); err != nil {
+			return false, 0, err
+		}
+		var answer [16]byte
+		n, err = io.ReadFull(conn, answer[:])
+		return err == nil && answer == link.ProbeAnswer(nonce), n, err
+	})
+}
+
+// converse dials addr and has ask find out whether this proxy answers there. ask returns how much it has heard, too. The state is "" if ctx
+// ended before anything could be said.
+func (p *Proxy) converse(ctx context.Context, addr string, ask func(net.Conn) (answered bool, n int, err error)) (state, text string) {
+	dialling, cancel := context.WithTimeout(ctx, triedDial)
+	defer cancel()
 	conn, err := p.dialPublic(dialling, "tcp", addr)
 	var timeout net.Error
 	switch {
@@ -164,14 +186,9 @@ func (p *Proxy) reachItself(ctx context.Context, rt *registry.Route, addr string
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	conn.SetDeadline(time.Now().Add(triedAnswer))
-	question := link.ProbeQuestion(nonce)
-	if _, err := conn.Write(question[:]); err != nil {
-		return status.TryOther, "it closed the connection without an answer"
-	}
-	var answer [16]byte
-	n, err := io.ReadFull(conn, answer[:])
+	answered, n, err := ask(conn)
 	switch {
-	case err == nil && answer == link.ProbeAnswer(nonce):
+	case answered:
 		return status.TryAnswered, ""
 	case ctx.Err() != nil:
 		return "", ""

@@ -15,10 +15,12 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -105,8 +107,9 @@ type Proxy struct {
 	life      life
 	wg        sync.WaitGroup
 
-	dialPublic func(ctx context.Context, network, addr string) (net.Conn, error) // for TryPublic; tests have their own
-	localAddrs func() []netip.Addr                                               // of this machine's interfaces
+	dialPublic  func(ctx context.Context, network, addr string) (net.Conn, error) // for TryPublic; tests have their own
+	localAddrs  func() []netip.Addr                                               // of this machine's interfaces
+	publicRoots *x509.CertPool                                                    // of authorities that users know; nil: those that this machine knows
 
 	applying sync.Mutex // held by one Apply at a time, and taken first
 
@@ -176,11 +179,12 @@ func New(cfg Config) *Proxy {
 	p.inspected = inspected{store: inspect.New(cfg.InspectMemory), of: make(map[*registry.Route]*inspect.Recorder)}
 	p.web.server.Find, p.web.server.Failed = p.findSite, p.webFailed
 	p.web.server.Page = p.toSecure
+	p.web.server.Before = func(w http.ResponseWriter, r *http.Request) bool { return p.answersItself(w, r) || p.proof(w, r) }
 	p.web.server.Panicked = func(text string) {
 		p.say.Say(slog.LevelError, nil, "a mistake of this program broke a request off: please report it", "panic", text)
 	}
 	if cfg.Certificates != nil {
-		p.web.server.Before, p.web.server.Covers = p.proof, p.covers
+		p.web.server.Covers = p.covers
 		p.names.tls, p.names.handshakes = p.secureTLS(), traffic.NewHandshakes(runtime.GOMAXPROCS(0))
 	}
 	p.entrances = entrance.New(entrance.Config{Log: cfg.Log, Bind: cfg.Bind, Opened: p.registry.Opened, Arrived: p.arrived, Descriptors: p.port.descriptors})

@@ -196,16 +196,20 @@ type PublicTry struct {
 	Host  string // under which others reach the proxy; "": it is not known
 	Ports []PortTry
 	Left  int // ports that were not tried, for want of time or because a sample is enough
-	Names int // services that share the ports for names, which are not tried
+
+	Doors            []PortTry // the ports that names share, each named by its option, where names are served
+	Certificates     []CertificateTry
+	CertificatesLeft int // hosts whose certificates were not tried, as Left
 }
 
-// States of a [PortTry].
+// States of a [PortTry] and a [CertificateTry].
 const (
 	TryAnswered = "answered" // by this proxy
 	TrySilent   = "silent"   // nobody took the connection in time
 	TryFailed   = "failed"   // no connection, for another reason
 	TryOther    = "other"    // somebody took the connection, and it was not this proxy
 	TryNone     = "none"     // it was not tried
+	TryUnknown  = "unknown"  // of a certificate: it is for the host, and of an authority that this machine does not know
 )
 
 // PortTry is what came of one port.
@@ -215,6 +219,15 @@ type PortTry struct {
 	State  string
 	Text   string // why, unless it answered
 	Bridge bool   // its bridge reached it when the service came up
+}
+
+// CertificateTry is what came of a TLS handshake for the host of a https/ name.
+type CertificateTry struct {
+	Host  string
+	Addr  string    // that was dialled
+	State string    // TryAnswered: a certificate was shown that is good for the host. TryOther: one that is not
+	Text  string    // why, unless it answered
+	Until time.Time // when the certificate that was shown ends; zero: none was
 }
 
 // States of the target of a [Service].
