@@ -73,7 +73,7 @@ else the bridge's, or else that of a service.`,
 	fl.BoolVar(&month, "month", false, "the same as --by month")
 	fl.StringVar(&service, "service", "", "only `SERVICE`, in the form of PUBLIC")
 	fl.StringVar(&q.Key, "key", "", "only the key with this `NAME`")
-	fl.IntVar(&q.Last, "last", 0, "only the latest `N` periods (default: 24 hours, 31 days, all months)")
+	fl.IntVar(&q.Last, "last", 0, "only the latest `N` periods up to now (default: 24 hours, 31 days, all months)")
 	fl.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -93,7 +93,7 @@ func (c *cli) showUsage(ctx context.Context, dir stateDir, q meter.Query, asJSON
 	case asJSON:
 		return c.printJSON(r)
 	}
-	return printUsage(c.stdout, r)
+	return printUsage(c.stdout, r, time.Now())
 }
 
 // storedUsage reads the file of the first directory that has one.
@@ -130,13 +130,18 @@ func (c *cli) storedUsage(dir stateDir, q meter.Query) (meter.Report, error) {
 	}
 }
 
-func printUsage(w io.Writer, r meter.Report) error {
+func printUsage(w io.Writer, r meter.Report, now time.Time) error {
 	if len(r.Rows) == 0 {
 		_, err := fmt.Fprintln(w, "nothing was counted")
 		return err
 	}
 	if r.More {
 		if _, err := fmt.Fprintf(w, "earlier ones are left out, since there are more than %d rows: --last, --service and --key choose\n", meter.MostAnswered); err != nil {
+			return err
+		}
+	}
+	if n := r.Ahead(now); n > 0 {
+		if _, err := fmt.Fprintf(w, "%s of the future: the clock was ahead when they were counted, or is behind now\n", count(n, string(r.By))); err != nil {
 			return err
 		}
 	}

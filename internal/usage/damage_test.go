@@ -188,7 +188,7 @@ func TestCutUnderRead(t *testing.T) {
 			if err := os.Truncate(f.Name(), 8192); err != nil {
 				t.Skipf("a file that is mapped cannot be cut off here: %v", err)
 			}
-			return newSums().read(tx, Query{By: Day})
+			return newSums().read(tx, Query{By: Day}, noon)
 		})
 		if _, ok := errors.AsType[*damage](err); !ok {
 			t.Errorf("write %v: %v, want damage", write, err)

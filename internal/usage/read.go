@@ -27,7 +27,7 @@ type Query struct {
 	By      Period
 	Service string // canonical PUBLIC; "": all
 	Key     string // name; "": all
-	Last    int    // so many periods, the latest ones; 0: all that are kept
+	Last    int    // so many periods, the latest ones up to now, and those that lie ahead; 0: all that are kept
 	Group   Group
 }
 
@@ -57,25 +57,26 @@ type rowID struct {
 
 // Usage answers what was counted up to now.
 func (s *Store) Usage(ctx context.Context, q Query) (Report, error) {
-	s.counted.read(s.now())
+	now := s.now()
+	s.counted.read(now)
 	if err := s.begin(ctx); err != nil {
 		return Report{}, err
 	}
 	defer s.end()
-	found, err := s.stored(q)
+	found, err := s.stored(q, now)
 	if d, ok := errors.AsType[*damage](err); ok {
 		if err = s.putAside(d); err == nil {
-			found, err = s.stored(q)
+			found, err = s.stored(q, now)
 		}
 	}
 	if err != nil {
 		return Report{}, err
 	}
-	return found.report(q), nil
+	return found.report(q, now), nil
 }
 
 // stored is what is in the file and what is not yet.
-func (s *Store) stored(q Query) (*sums, error) {
+func (s *Store) stored(q Query, now time.Time) (*sums, error) {
 	found := newSums()
 	later := make(batch)
 	unsaved := s.inFlight
@@ -83,7 +84,7 @@ func (s *Store) stored(q Query) (*sums, error) {
 		if saves := bucket(tx, savesBucket); saves != nil && savedLast(saves, s.process) == s.number {
 			unsaved = nil // it was stored, though the disk said something else
 		}
-		return found.read(tx, q)
+		return found.read(tx, q, now)
 	})
 	if err != nil && err != errNothing {
 		return nil, err
@@ -102,15 +103,15 @@ func (s *Store) stored(q Query) (*sums, error) {
 // Read answers from the file alone, for when no process runs.
 func Read(place Place, q Query) (Report, error) {
 	f := file{place: place}
-	found := newSums()
-	err := f.view(func(tx *bolt.Tx) error { return found.read(tx, q) })
+	found, now := newSums(), time.Now()
+	err := f.view(func(tx *bolt.Tx) error { return found.read(tx, q, now) })
 	if d, ok := errors.AsType[*damage](err); ok {
 		return Report{}, fmt.Errorf("%s is damaged: %w. The next process that runs there puts it aside and begins a new one", place.Name(), d)
 	}
 	if err != nil && err != errNothing {
 		return Report{}, err
 	}
-	return found.report(q), nil
+	return found.report(q, now), nil
 }
 
 func bucket(tx *bolt.Tx, name []byte) *bolt.Bucket {
@@ -147,13 +148,14 @@ func (s *sums) add(q Query, start int64, n name, c Counts) {
 	s.rows[id] = sum
 }
 
-// read adds what is stored, the latest periods first, until there are more rows than an answer has.
-func (s *sums) read(tx *bolt.Tx, q Query) error {
+// read adds what is stored, the latest periods first, until there are more rows than an answer has. Periods that lie ahead have no place
+// among the last ones: the clock was set back behind them, and they would keep out what was counted since.
+func (s *sums) read(tx *bolt.Tx, q Query, now time.Time) error {
 	all := bucket(tx, []byte(q.By))
 	if all == nil {
 		return nil
 	}
-	c, n := all.Cursor(), 0
+	c, n, present := all.Cursor(), 0, q.By.start(now)
 	for start, _ := c.Last(); start != nil; start, _ = c.Prev() {
 		if q.Last > 0 && n == q.Last {
 			return nil
@@ -162,7 +164,10 @@ func (s *sums) read(tx *bolt.Tx, q Query) error {
 		if b == nil {
 			continue
 		}
-		if n++; len(s.rows) >= MostAnswered {
+		if !keyTime(start).After(present) {
+			n++
+		}
+		if len(s.rows) >= MostAnswered {
 			s.more = true
 			return nil
 		}
@@ -180,7 +185,7 @@ func (s *sums) read(tx *bolt.Tx, q Query) error {
 	return nil
 }
 
-func (s *sums) report(q Query) Report {
+func (s *sums) report(q Query, now time.Time) Report {
 	r := Report{By: q.By, Rows: make([]Row, 0, len(s.rows)), More: s.more}
 	for id, c := range s.rows {
 		r.Rows = append(r.Rows, Row{time.Unix(id.start, 0).UTC(), id.key, id.service, c})
@@ -188,25 +193,36 @@ func (s *sums) report(q Query) Report {
 	slices.SortFunc(r.Rows, func(a, b Row) int {
 		return cmp.Or(a.Start.Compare(b.Start), name{a.Key, a.Service}.compare(name{b.Key, b.Service}))
 	})
-	r.keepLast(q.Last)
+	r.keepLast(q.Last, now)
 	if n := len(r.Rows) - MostAnswered; n > 0 {
 		r.Rows, r.More = r.Rows[n:], true
 	}
 	return r
 }
 
-// keepLast keeps the rows of the latest periods. What is not stored yet may have begun one more.
-func (r *Report) keepLast(last int) {
+// keepLast keeps the rows of the latest periods up to now, and those that lie ahead. What is not stored yet may have begun one more.
+func (r *Report) keepLast(last int, now time.Time) {
 	if last <= 0 {
 		return
 	}
-	n := 0
+	n, present := 0, r.By.start(now)
 	for i := len(r.Rows) - 1; i >= 0; i-- {
-		if i == len(r.Rows)-1 || !r.Rows[i].Start.Equal(r.Rows[i+1].Start) {
+		if start := r.Rows[i].Start; !start.After(present) && (i == len(r.Rows)-1 || !start.Equal(r.Rows[i+1].Start)) {
 			if n++; n > last {
 				r.Rows = r.Rows[i+1:]
 				return
 			}
 		}
 	}
+}
+
+// Ahead returns how many of the periods lie ahead of a time: they were counted while the clock was wrong.
+func (r Report) Ahead(now time.Time) (n int) {
+	present := r.By.start(now)
+	for i := len(r.Rows) - 1; i >= 0 && r.Rows[i].Start.After(present); i-- {
+		if i == len(r.Rows)-1 || !r.Rows[i].Start.Equal(r.Rows[i+1].Start) {
+			n++
+		}
+	}
+	return n
 }

@@ -267,6 +267,47 @@ func TestClock(t *testing.T) {
 	}
 }
 
+// TestLastBesideTheFuture: what was counted while the clock was ahead has no place among the last periods, and is not hidden.
+func TestLastBesideTheFuture(t *testing.T) {
+	w := newWorld(t)
+	w.now = noon.AddDate(100, 0, 0)
+	w.src.count(1, "tcp/9000", 1)
+	w.save()
+	w.now = noon.AddDate(100, 0, 1)
+	w.src.count(1, "tcp/9000", 2)
+	w.src.count(1, "tcp/9001", 2)
+	w.save()
+	for i, n := range []uint64{10, 20, 30} { // it was set back
+		w.now = noon.AddDate(0, 0, i)
+		w.src.count(1, "tcp/9000", n)
+		w.save()
+	}
+	ahead := []string{"2126-03-10T00 key1 tcp/9000 1/2/1/0", "2126-03-11T00 key1 tcp/9000 2/4/1/0", "2126-03-11T00 key1 tcp/9001 2/4/1/0"}
+	last := func(past ...string) []string { return append(past, ahead...) }
+	w.want(Query{By: Day, Last: 1}, last("2026-03-12T00 key1 tcp/9000 30/60/1/0")...)
+	w.want(Query{By: Day, Last: 2}, last("2026-03-11T00 key1 tcp/9000 20/40/1/0", "2026-03-12T00 key1 tcp/9000 30/60/1/0")...)
+	w.want(Query{By: Day, Last: 1, Service: "tcp/9001"}, ahead[2])
+	// The same while the present is not stored.
+	w.now = noon.AddDate(0, 0, 3)
+	w.src.count(1, "tcp/9000", 40)
+	w.want(Query{By: Day, Last: 2}, last("2026-03-12T00 key1 tcp/9000 30/60/1/0", "2026-03-13T00 key1 tcp/9000 40/80/1/0")...)
+	w.save()
+	// And from the file alone, when no process runs.
+	r, err := Read(w.place, Query{By: Day, Last: 1})
+	if want := last("2026-03-13T00 key1 tcp/9000 40/80/1/0"); err != nil || !slices.Equal(texts(r), want) {
+		t.Errorf("Read = %q, %v; want %q", texts(r), err, want)
+	}
+	if n := r.Ahead(w.now); n != 2 {
+		t.Errorf("%d days are ahead, want 2", n)
+	}
+	if n := r.Ahead(noon.AddDate(100, 0, 0)); n != 1 {
+		t.Errorf("%d days are ahead a hundred years later, want 1", n)
+	}
+	if n := (Report{By: Day}).Ahead(w.now); n != 0 {
+		t.Errorf("%d days of none are ahead", n)
+	}
+}
+
 func TestPeriodsAreBounded(t *testing.T) {
 	w := newWorld(t)
 	for range 400 {

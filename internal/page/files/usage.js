@@ -61,7 +61,7 @@ export function Usage() {
 	const parts = useMemo(() => {
 		if (!got) return [];
 		const sums = new Map();
-		const shown = new Set(starts(got.by)); // the answer has the latest periods in which there was something, also those of a clock that was wrong
+		const shown = new Set(starts(got.by)); // the answer has the latest periods in which there was something, and those that lie ahead of a clock that was set back
 		for (const r of got.parts.rows) {
 			if (!shown.has(Date.parse(r.start) / 1000)) continue;
 			const id = `${r.key} ${r.service}`;
