@@ -159,6 +159,27 @@ func TestPage(t *testing.T) {
 		return
 	}
 
+	// While somebody is at the list, what has ended stands in it.
+	t.Run("a connection that has ended", func(t *testing.T) {
+		show(p, "connections")
+		var users [2]net.Conn
+		for i := range users {
+			var err error
+			if users[i], err = net.Dial("tcp", loopback(public)); err != nil {
+				t.Fatal(err)
+			}
+			defer users[i].Close()
+			p.Await(row("pairs", users[i].LocalAddr().String()))
+		}
+		p.Script(fmt.Sprintf(`document.querySelector('#pairs button[aria-label*=%s]').focus()`, quote(users[0].LocalAddr().String())))
+		p.Await(`document.body.textContent.includes('The order stands still')`)
+		users[1].Close()
+		p.Await(row("pairs", users[1].LocalAddr().String()) + `?.classList.contains('ended')`)
+		accessible(t, p, "a connection that has ended")
+		p.Script(`document.activeElement.blur()`)
+		p.Await(`!` + row("pairs", users[1].LocalAddr().String()))
+	})
+
 	t.Run("end those of a service", func(t *testing.T) {
 		show(p, "connections")
 		var users []net.Conn
@@ -365,6 +386,30 @@ func TestPage(t *testing.T) {
 		b.Kill()
 		run(t, "key", "remove", "spare", "--state", state)
 		p.Await(`!` + row("keys", "spare"))
+	})
+
+	t.Run("the charts say what is now", func(t *testing.T) {
+		show(p, "overview")
+		p.Await(`document.querySelectorAll('.charts > *').length == 2`)
+		for range 3 {
+			user, err := net.Dial("tcp", loopback(public))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer user.Close()
+			if _, err := io.ReadFull(user, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		said := Eval[[]int](p, `const frame = () => new Promise(requestAnimationFrame);
+			const open = () => Number(document.querySelector('.figures dd').firstChild.textContent);
+			while (open() < 3) await frame();
+			await frame();
+			const [, now, most] = /now (\d+), highest (\d+)/.exec(document.querySelectorAll('.charts > *')[1].textContent);
+			return [open(), Number(now), Number(most)]`)
+		if said[0] != said[1] || said[2] < said[1] { // the history comes every ten seconds
+			t.Errorf("%d connections are open, and the chart says that %d are now, and %d were at most", said[0], said[1], said[2])
+		}
 	})
 
 	t.Run("reload", func(t *testing.T) {

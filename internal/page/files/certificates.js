@@ -17,10 +17,10 @@ export function Certificates() {
 	};
 	const wrong = (c) => [c.error, c.hint, Date.parse(c.retry_at) > Date.now() && t('over.retryAt', { span: span((Date.parse(c.retry_at) - Date.now()) / 1000) })].filter(Boolean);
 	const columns = [
-		{ id: 'host', head: t('cert.host'), header: true, cell: (c) => html`<span class="host">${c.host}</span>${wrong(c).map((w) => html`<span class="narrow sub">${w}</span>`)}` },
+		{ id: 'host', head: t('cert.host'), header: true, cell: (c) => html`<span class="host">${c.host}</span>${c.not_after && html`<span class="narrow sub">${t('cert.expires')}: ${left(c.not_after)}</span>`}${wrong(c).map((w) => html`<span class="narrow sub">${w}</span>`)}` },
 		{ id: 'state', head: t('cert.state'), cell: (c) => html`<${Badge} is=${c.state} />${wrong(c).map((w) => html`<span class="reason wide">${w}</span>`)}` },
 		snap.role === 'proxy' && { id: 'key', head: t('cert.key'), cls: 'wide', cell: (c) => html`<span class="cut">${c.key || '–'}</span>` },
-		{ id: 'expires', head: t('cert.expires'), cls: 'nowrap', cell: (c) => (c.not_after ? left(c.not_after) : '–') },
+		{ id: 'expires', head: t('cert.expires'), cls: 'wide nowrap', cell: (c) => (c.not_after ? left(c.not_after) : '–') },
 		{ id: 'renewed', head: t('cert.renewed'), cls: 'wide nowrap', cell: (c) => (c.renew_at ? left(c.renew_at) : '–') },
 		{ id: 'from', head: t('cert.from'), cls: 'wide', cell: (c) => html`<span class="wrap dim">${c.from}</span>` },
 	].filter(Boolean);

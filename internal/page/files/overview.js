@@ -83,7 +83,7 @@ onSnapshot((snap, now) => {
 
 const max = (list) => list.reduce((a, b) => Math.max(a, b ?? 0), 0);
 
-function Charts() {
+function Charts({ snap }) {
 	const [kept, setKept] = useState(null);
 	const asks = can('GET /api/v1/history');
 	useEffect(() => {
@@ -109,12 +109,14 @@ function Charts() {
 	const traffic = useMemo(() => h && [h.at, h.sent, h.received], [h]);
 	const connections = useMemo(() => h && [h.at, h.connections], [h]);
 	if (!h || h.at.length < 2) return null;
-	const now = speed.value;
+	// The history may be some seconds old: what is now is what the figures above say.
+	const now = speed.value ? speed.value.sent + speed.value.received : null;
+	const open = totals(snap).connections;
 	const where = asks ? t('over.lastHour') : t('over.sinceOpen');
 	return html`<div class="charts">
-		<${Chart} title=${t('over.throughput')} says=${`${where}; ${t('over.chartNow', { now: speedOf(now ? now.sent + now.received : null), most: speedOf(max(h.sent.map((n, i) => n + h.received[i]))) })}`}
+		<${Chart} title=${t('over.throughput')} says=${`${where}; ${t('over.chartNow', { now: speedOf(now), most: speedOf(max([...h.sent.map((n, i) => n + h.received[i]), now])) })}`}
 			data=${traffic} format=${speedOf} series=${[{ name: '↑ ' + t('over.sent'), colour: '--up' }, { name: '↓ ' + t('over.received'), colour: '--down' }]} />
-		<${Chart} title=${t('over.connections')} says=${`${where}; ${t('over.chartNow', { now: count(h.connections[h.connections.length - 1] ?? 0), most: count(max(h.connections)) })}`}
+		<${Chart} title=${t('over.connections')} says=${`${where}; ${t('over.chartNow', { now: count(open), most: count(max([...h.connections, open])) })}`}
 			data=${connections} format=${count} whole=${true} series=${[{ name: t('over.connections'), colour: '--down' }]} />
 	</div>`;
 }
@@ -230,7 +232,7 @@ export function Overview() {
 	if (!snap) return html`<p class="dim">${t('app.connecting')}</p>`;
 	return html`<${Wrong} snap=${snap} />
 		<${Figures} snap=${snap} />
-		<${Charts} />
+		<${Charts} snap=${snap} />
 		<${Services} snap=${snap} />
 		<${Links} snap=${snap} />
 		${can('POST /api/v1/reload') && html`<${Configuration} snap=${snap} />`}`;
