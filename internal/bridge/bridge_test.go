@@ -593,7 +593,7 @@ func TestAnswersToClaims(t *testing.T) {
 		{Public: "tcp/80", Target: "127.0.0.1:1", State: status.ServiceDenied, Reason: "tcp/80 denied: the policy says so"},
 		{Public: "tcp/9002", Target: "127.0.0.1:1", State: status.ServiceRetrying, Reason: "open tcp/9002: in use"},
 		{Public: "tcp/9003", Target: "127.0.0.1:1", State: status.ServiceUp, Probe: status.Probe{State: status.ProbeNone, Text: "the proxy chose its port"}},
-		{Public: "http/a.example", Target: "127.0.0.1:1", State: status.ServiceUp, Probe: status.Probe{State: status.ProbeNone, Text: "names are not probed"}},
+		{Public: "http/a.example", Target: "127.0.0.1:1", State: status.ServiceUp, Probe: status.Probe{State: status.ProbeNone, Text: "names have no port of their own"}},
 	}
 	for i := range want {
 		want[i].TargetState = status.TargetUnknown

@@ -141,7 +141,7 @@ func (p *probe) prove(ctx context.Context) {
 	}
 	switch p.claimed.Kind {
 	case grammar.KindHTTP, grammar.KindHTTPS, grammar.KindTLS:
-		why = "names are not probed"
+		why = "names have no port of their own"
 	}
 	if time.Since(p.came) > probeAge { // it would go to the service as a user's connection
 		why = "its turn came too late behind those of other services"

@@ -333,7 +333,7 @@ func TestNoAuthority(t *testing.T) {
 		want      string
 		hint      string
 	}{
-		"away":         {"https://" + away.Addr().String() + "/dir", nil, "cannot be reached", "reaches it"},
+		"away":         {"https://" + away.Addr().String() + "/dir", nil, "/dir cannot be reached: dial tcp ", "reaches it"},
 		"no directory": {page.URL, trusted, "is no ACME directory", "--acme-directory"},
 		"unknown root": {page.URL, nil, "certificate", "--acme-root"},
 	} {

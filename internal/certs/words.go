@@ -31,11 +31,15 @@ const mostSaid = 600
 func (m *Manager) explain(ctx context.Context, host string, err error) *failure {
 	f := &failure{at: time.Now()}
 	_, noDirectory := errors.AsType[*directoryError](err)
-	_, unreached := errors.AsType[*url.Error](err)
+	unreached, isUnreached := errors.AsType[*url.Error](err)
 	problem, said := errors.AsType[acme.Problem](err)
 	switch {
-	case unreached:
-		f.text = fmt.Sprintf("the authority at %s cannot be reached: %s", m.cfg.Directory, short(err.Error()))
+	case isUnreached:
+		at, why := m.cfg.Directory, unreached.Err.Error() // around it stands what the library did
+		if unreached.URL != at {
+			at = fmt.Sprintf("%s, asked at %s,", at, unreached.URL)
+		}
+		f.text = short(fmt.Sprintf("the authority at %s cannot be reached: %s", at, why))
 		f.hint = "see that this machine reaches it, and that --acme-root has the root of its certificate if that is not a public one"
 		return f
 	case noDirectory:

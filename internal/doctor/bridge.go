@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -464,11 +465,8 @@ func (w *World) probes(_ context.Context, v *visit) (all []Check) {
 	if answered > 0 {
 		all = append([]Check{ok(name, "%s answered from here when it came up", count(answered, "port"))}, all...)
 	}
-	for why, n := range none {
-		if why == "" {
-			why = "nothing came of it yet"
-		}
-		all = append(all, skip(name, "%s not probed: %s", count(n, "service"), why))
+	for _, why := range slices.Sorted(maps.Keys(none)) {
+		all = append(all, skip(name, "%s not probed: %s", count(none[why], "service"), cmp.Or(why, "nothing came of it yet")))
 	}
 	return all
 }

@@ -465,7 +465,7 @@ func TestPublicPorts(t *testing.T) {
 		lines = append(lines, fmt.Sprintf("%s %s %s → %s", c.Name, c.State, c.Found, c.Hint))
 	}
 	want := []string{
-		"public ports ok 2 of 5 answered when this machine dialled them as users do, 1 of these also their bridges",
+		"public ports ok 2 of 5 answered when this machine dialled them as users do, 1 of these answered their bridges, too",
 		"public ports warn tcp/3 at 203.0.113.5:3 does not answer this machine: no answer within 3s → does a firewall or the cloud's security group block the port?",
 		"public ports fail tcp/5 at 203.0.113.5:5 is not answered by this proxy: it gives another answer than this proxy → let the name, or the router, lead here",
 		"public ports ok tcp/4 at 203.0.113.5:4 does not answer this machine (no answer within 3s), and answered its bridge when it came up",

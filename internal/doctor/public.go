@@ -65,7 +65,7 @@ func PublicPorts(t status.PublicTry) (all []Check) {
 	}
 	all = append(few(all, "public ports"), few(good, "public ports answered their bridges")...)
 	if answered > 0 {
-		all = append([]Check{ok(stepPublic, "%d of %d answered when this machine dialled them as users do, %d of these also their bridges; a firewall of the provider shows from outside only", answered, tried, proven)}, all...)
+		all = append([]Check{ok(stepPublic, "%d of %d answered when this machine dialled them as users do, %d of these answered their bridges, too; a firewall of the provider shows from outside only", answered, tried, proven)}, all...)
 	}
 	for _, why := range slices.Sorted(maps.Keys(not)) {
 		all = append(all, skip(stepPublic, "%s not tried: %s", count(not[why], "service"), why))

@@ -203,8 +203,14 @@ func (s sample) troubles() (lines []string) {
 		}
 	}
 	for _, c := range snap.Certificates {
-		if c.Error != "" || c.State == status.CertificateFailed {
-			say("certificate of ", c.Host, " is ", c.State, colon(c.Error))
+		switch {
+		case c.State == status.CertificateFailed:
+			say("certificate of ", c.Host, " failed", colon(c.Error))
+		case c.Error == "":
+		case c.State == status.CertificateValid:
+			say("certificate of ", c.Host, " was not renewed", colon(c.Error))
+		default:
+			say("certificate of ", c.Host, " has not come yet", colon(c.Error))
 		}
 	}
 	if r := snap.Reload; r != nil && r.Error != "" {

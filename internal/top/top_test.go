@@ -117,6 +117,20 @@ func TestTroublesOfUsage(t *testing.T) {
 	}
 }
 
+// TestTroublesOfCertificates: what is wrong with a certificate, by its state.
+func TestTroublesOfCertificates(t *testing.T) {
+	snap := status.Snapshot{Role: "proxy", Certificates: []status.Certificate{
+		{Host: "a", State: status.CertificateFailed, Error: "no route"}, {Host: "b", State: status.CertificateFailed},
+		{Host: "c", State: status.CertificateValid, Error: "no route"}, {Host: "d", State: status.CertificatePending, Error: "no route"},
+		{Host: "e", State: status.CertificateValid}, {Host: "f", State: status.CertificatePending},
+	}}
+	got := (&sample{snap: snap}).troubles()
+	want := []string{"certificate of a failed: no route", "certificate of b failed", "certificate of c was not renewed: no route", "certificate of d has not come yet: no route"}
+	if !slices.Equal(got, want) {
+		t.Errorf("troubles = %q, want %q", got, want)
+	}
+}
+
 // TestFits: at any size, in any state, whatever strangers say, nothing is wider or higher than the screen, and nothing moves its cursor.
 func TestFits(t *testing.T) {
 	evil := "中\x1b]52;c;ZXZpbA==\x07\x1b[2J\r\n\u009b31m\u202e界" + strings.Repeat("é́́́", 2000)
