@@ -22,15 +22,26 @@ const (
 	probeTimes = 2                // how often a busy proxy is asked
 	probeAge   = 50 * time.Second // how long a nonce is good for; the proxy knows it for a minute
 	maxProbes  = 16               // at once
+	probeRest  = time.Second      // between two of a service: a proxy that lies may ask for one with each answer
 )
 
 // prober proves public ports: it dials them as a user would and checks that this proxy answers there. It runs one probe at
-// a time for each service of a proxy, and maxProbes at once. A probe waits until the link has a carrier: the port may be open,
+// a time for each service of a proxy, one in probeRest on one link, and maxProbes at once. A probe waits until the link has a carrier: the port may be open,
 // and the carriers' own port blocked, which the reporter says. Its fields are guarded by Bridge.mu.
 type prober struct {
 	waiting map[*uplink][]*probe // the oldest first
 	queued  map[probed]*probe    // those in waiting, one for each service
 	running map[probed]bool
+	asked   map[probed]asked  // when one was last queued that had not to rest
+	resting map[probed]*probe // came too soon behind the last one; the latest of each service
+	timed   bool              // a goroutine waits for the end of their rest
+	turn    int               // of the uplink that is asked first for the next probe
+}
+
+// asked is when a service was to be probed, on which link.
+type asked struct {
+	l  *link.Link
+	at time.Time
 }
 
 // probed names a service of a proxy.
@@ -56,14 +67,61 @@ func (b *Bridge) probeSoonLocked(p *probe) {
 	pr := &b.probes
 	if pr.queued == nil {
 		pr.waiting, pr.queued, pr.running = make(map[*uplink][]*probe), make(map[probed]*probe), make(map[probed]bool)
+		pr.asked, pr.resting = make(map[probed]asked), make(map[probed]*probe)
 	}
-	if q := pr.queued[p.probed]; q != nil {
+	q := pr.queued[p.probed]
+	switch last := pr.asked[p.probed]; {
+	case q != nil:
 		*q = *p
-	} else {
-		pr.queued[p.probed] = p
-		pr.waiting[p.u] = append(pr.waiting[p.u], p)
+	case last.l == p.l && time.Since(last.at) < probeRest:
+		pr.resting[p.probed] = p
+		if !pr.timed {
+			pr.timed = true
+			b.wg.Go(b.endRests)
+		}
+		return
+	default:
+		pr.queueLocked(p)
 	}
 	b.startProbesLocked()
+}
+
+func (pr *prober) queueLocked(p *probe) {
+	pr.asked[p.probed] = asked{p.l, time.Now()}
+	pr.queued[p.probed] = p
+	pr.waiting[p.u] = append(pr.waiting[p.u], p)
+}
+
+// endRests queues the probes that have rested, until none rests.
+func (b *Bridge) endRests() {
+	pr := &b.probes
+	again := time.NewTicker(probeRest)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+		case <-b.ctx.Done():
+			return
+		}
+		b.mu.Lock()
+		for of, last := range pr.asked {
+			if time.Since(last.at) < probeRest {
+				continue
+			}
+			delete(pr.asked, of)
+			if p := pr.resting[of]; p != nil {
+				delete(pr.resting, of)
+				pr.queueLocked(p)
+			}
+		}
+		b.startProbesLocked()
+		pr.timed = len(pr.resting) > 0
+		done := !pr.timed
+		b.mu.Unlock()
+		if done {
+			return
+		}
+	}
 }
 
 // startProbesLocked starts the probes that may run now. It is called from the goroutines of the links only, which Run waits
@@ -89,13 +147,17 @@ func (b *Bridge) probeOn(p *probe) {
 	}
 }
 
-// nextProbeLocked takes a probe that may run now off the queue.
+// nextProbeLocked takes a probe that may run now off the queue. The proxies have their turns: one may ask for probes without end.
 func (b *Bridge) nextProbeLocked() *probe {
-	for _, u := range b.uplinks {
+	pr := &b.probes
+	for i := range b.uplinks {
+		at := (pr.turn + i) % len(b.uplinks)
+		u := b.uplinks[at]
 		if len(u.carriers) == 0 || b.ctx.Err() != nil {
 			continue
 		}
-		if p := b.probes.nextLocked(u); p != nil {
+		if p := pr.nextLocked(u); p != nil {
+			pr.turn = at + 1
 			return p
 		}
 	}

@@ -267,6 +267,65 @@ func TestFewProbesAtOnce(t *testing.T) {
 	})
 }
 
+// TestProbesRest: a proxy that asks for a probe again and again has one a second, and the last one is about its last word.
+func TestProbesRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const answers = 60
+		var n memnet.Net
+		var d dns
+		d.set(false, nil, "192.0.2.1")
+		p := newProxy(t)
+		var saying sync.WaitGroup
+		p.answer = func(l *link.Link, id uint32, c wire.Claim) {
+			saying.Go(func() {
+				for i := range answers {
+					claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{1, byte(i)}})
+					time.Sleep(50 * time.Millisecond)
+				}
+			})
+		}
+		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
+		ln, err := n.Listen("192.0.2.1:9000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var questions [][16]byte
+		var serving sync.WaitGroup
+		serving.Go(func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				var question [16]byte
+				io.ReadFull(c, question[:])
+				questions = append(questions, question)
+				c.Close()
+			}
+		})
+		b := onMemnet(t, &n, &d)
+		if _, err := b.Apply(t.Context(), Settings{Services: []Service{{Public: grammar.Public{Kind: grammar.KindTCP, Port: 9000}, Handle: func(c net.Conn) { c.Close() }}}}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { b.Run(ctx) })
+		time.Sleep(20 * time.Second)
+		cancel()
+		running.Wait()
+		ln.Close()
+		serving.Wait()
+		saying.Wait()
+		stop()
+		if got := len(questions); got < 3 || got > 5 {
+			t.Errorf("%d probes for %d answers in 3 s, want one a second", got, answers)
+		}
+		if want := link.ProbeQuestion([16]byte{1, answers - 1}); len(questions) == 0 || questions[len(questions)-1] != want {
+			t.Errorf("the last question is about another answer than the last")
+		}
+	})
+}
+
 // TestProbesWait: those of services of an uplink without a carrier wait beside those of another one, and one of each service at most. The
 // latest counts.
 func TestProbesWait(t *testing.T) {
