@@ -16,7 +16,7 @@ import (
 const acceptFailedPer = time.Minute
 
 // crowd is a crowd of connections: more than come where each does something.
-const crowd = 8
+const crowd = 4
 
 // Accept hands each connection of ln to handle until ln is closed or ctx ends. Being out of descriptors and the like passes: it
 // tries again. The next connection is accepted when handle has returned, so what handle counts was counted by then. Where very many come
