@@ -16,14 +16,15 @@ import (
 	"reverser/internal/sys"
 )
 
-// An attempt that hangs is not waited for; one that is connected, and whose handshake may be waiting for a busy proxy, is. A SYN that got lost is repeated by the operating system at ever longer intervals;
-// with a new attempt every second one is under way within a second of the path's return, however long it was gone.
+// An attempt that hangs is not waited for; one that is connected, and whose handshake may be waiting for a busy proxy, is. A SYN that got
+// lost is repeated by the operating system at ever longer intervals. With a new attempt every 0.75 seconds users go on within a second of
+// the path's return, however long it was gone.
 const (
-	callLimit   = 10 * time.Second // for the socket, TLS and the handshake of one attempt
-	stagger     = time.Second      // until another attempt is made beside one that has no connection yet
-	stalled     = 3 * time.Second  // until another attempt is made beside one that is connected, or 4 times what TCP took
-	busyWait    = 4 * time.Second  // the same beside one whose bytes were all acknowledged: the proxy may be busy with others
-	maxAttempts = 3                // attempts of a slot at once, at the most; later ones take the place of earlier ones
+	callLimit   = 10 * time.Second       // for the socket, TLS and the handshake of one attempt
+	stagger     = 750 * time.Millisecond // until another attempt is made beside one that has no connection yet
+	stalled     = 3 * time.Second        // until another attempt is made beside one that is connected, or 4 times what TCP took
+	busyWait    = 4 * time.Second        // the same beside one whose bytes were all acknowledged: the proxy may be busy with others
+	maxAttempts = 3                      // attempts of a slot at once, at the most; later ones take the place of earlier ones
 )
 
 // call makes an authenticated connection for the slot: it makes attempts, some beside each other, until one succeeds and the
