@@ -137,7 +137,7 @@ func TestTryNames(t *testing.T) {
 // TestTryNamesElsewhere: a port that only this machine reaches is not dialled, and without names none is.
 func TestTryNamesElsewhere(t *testing.T) {
 	nas := key(t, "nas", "http/*", "tls/*", "tcp/1024-65535")
-	w := prepare(t, Config{HTTP: "localhost:0", HTTPS: ":0", Settings: Settings{Keys: []Key{nas}}})
+	w := prepare(t, Config{HTTP: "127.0.0.1:0", HTTPS: ":0", Settings: Settings{Keys: []Key{nas}}})
 	w.p.dialPublic = func(context.Context, string, string) (net.Conn, error) {
 		t.Error("something was dialled")
 		return nil, net.ErrClosed
