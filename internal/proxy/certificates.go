@@ -225,31 +225,39 @@ func (p *Proxy) covers(state *tls.ConnectionState, host string) bool {
 	return cert.Leaf.VerifyHostname(grammar.HostString(host)) == nil
 }
 
-// proof answers an authority that looks for a proof at port 80. It reports whether it did.
-func (p *Proxy) proof(w http.ResponseWriter, r *http.Request) bool {
+// proof answers an authority that looks for a proof at port 80; nil: the request is none of that kind.
+func (p *Proxy) proof(r *http.Request) http.HandlerFunc {
 	if p.cfg.Certificates == nil || r.TLS != nil || r.Method != http.MethodGet {
-		return false
+		return nil
 	}
 	text, ok := p.cfg.Certificates.Page(r.Host, r.URL.Path)
-	if ok {
+	if !ok {
+		return nil
+	}
+	return plain(text)
+}
+
+// plain answers with a text.
+func plain(text string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain")
 		io.WriteString(w, text)
 	}
-	return ok
 }
 
-// toSecure sends a client that speaks plain HTTP where the host and path are served by TLS only. It reports whether it did.
-func (p *Proxy) toSecure(w http.ResponseWriter, r *http.Request) bool {
+// toSecure sends a client that speaks plain HTTP where the host and path are served by TLS only; nil: they are not.
+func (p *Proxy) toSecure(r *http.Request) http.HandlerFunc {
 	host, err := grammar.RequestHost(r.Host)
 	if err != nil || r.TLS != nil || p.names.ln == nil || p.find(grammar.KindHTTPS, host, r.URL.EscapedPath()) == nil {
-		return false
+		return nil
 	}
 	host = grammar.HostString(host)
 	// Who comes to the usual port finds the usual one of HTTPS, whatever is forwarded where. Others come to this machine's own ports.
 	if _, port, err := net.SplitHostPort(r.Host); err == nil && port != "" {
 		host = fmt.Sprintf("%s:%d", host, portOf(p.names.ln.Addr()))
 	}
-	w.Header().Set("Location", "https://"+host+r.URL.RequestURI())
-	w.WriteHeader(http.StatusPermanentRedirect)
-	return true
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Location", "https://"+host+r.URL.RequestURI())
+		w.WriteHeader(http.StatusPermanentRedirect)
+	}
 }

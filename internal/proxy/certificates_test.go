@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -152,6 +153,44 @@ func TestSecure(t *testing.T) {
 	}
 	if resp, body := plain.ask(get("a.example", "/plain")); resp.StatusCode != http.StatusOK || body != "nas 6 a.example /plain" {
 		t.Errorf("a service without TLS on the same host: %s %q", resp.Status, body)
+	}
+}
+
+// TestRedirectBeforeTheBody: neither the way to TLS nor a proof waits for the body of its request. A client whose body does not come is let go.
+func TestRedirectBeforeTheBody(t *testing.T) {
+	f := newFakeCertificates(t, "a.example")
+	nas := key(t, "nas", "https/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", HTTPS: "127.0.0.1:0", Certificates: f, Settings: Settings{Keys: []Key{nas}}})
+	w.bridge(nas, how{instance: 1}, "https/a.example")
+	const proof = "GET /.well-known/acme-challenge/token"
+	users := make(map[string]*httpUser)
+	for request, want := range map[string]int{
+		"POST /x HTTP/1.1\r\nHost: a.example\r\nContent-Length: 1000000\r\n\r\n":                          308,
+		"POST /x HTTP/1.1\r\nHost: a.example\r\nContent-Length: 10\r\n\r\nhalf":                           308,
+		"POST /x HTTP/1.1\r\nHost: a.example\r\nContent-Length: 4\r\n\r\nbody":                            308,
+		"PUT /x HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n":          308,
+		"PUT /x HTTP/1.1\r\nHost: a.example\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n":        308,
+		"POST /x HTTP/1.0\r\nHost: a.example\r\nConnection: keep-alive\r\nContent-Length: 10\r\n\r\nhalf": 308,
+		proof + " HTTP/1.1\r\nHost: a.example\r\nContent-Length: 10\r\n\r\n":                              200,
+		proof + " HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n":        200,
+	} {
+		u := w.httpUser()
+		resp, _ := u.ask(request)
+		if resp.StatusCode != want || !resp.Close || want == 308 && resp.Header.Get("Location") != "https://a.example/x" {
+			t.Errorf("%q: %s to %q, close %v; want %d and the end of the connection", request, resp.Status, resp.Header.Get("Location"), resp.Close, want)
+		}
+		users[request] = u
+	}
+	for request, u := range users {
+		if _, err := u.r.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%q: the connection stays: %v", request, err)
+		}
+	}
+	again := w.httpUser() // one without a body may go on
+	for range 2 {
+		if resp, _ := again.ask(get("a.example", "/x")); resp.StatusCode != http.StatusPermanentRedirect || resp.Close {
+			t.Errorf("%s, close %v; want 308 on a connection that stays", resp.Status, resp.Close)
+		}
 	}
 }
 

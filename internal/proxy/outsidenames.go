@@ -132,17 +132,16 @@ func (h *heard) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// answersItself answers what reachWeb asks. It reports whether it did.
-func (p *Proxy) answersItself(w http.ResponseWriter, r *http.Request) bool {
+// answersItself answers what reachWeb asks; nil: it is none of that.
+func (p *Proxy) answersItself(r *http.Request) http.HandlerFunc {
 	if !strings.HasPrefix(r.URL.Path, triedPages) {
-		return false
+		return nil
 	}
 	answer, ok := p.web.tried.Load(r.URL.Path)
-	if ok {
-		w.Header().Set("Content-Type", "text/plain")
-		io.WriteString(w, answer.(string))
+	if !ok {
+		return nil
 	}
-	return ok
+	return plain(answer.(string))
 }
 
 // reachNames says whether the port of names of this proxy answers at addr. It hangs up before it would have to prove a key.

@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -179,7 +178,7 @@ func New(cfg Config) *Proxy {
 	p.inspected = inspected{store: inspect.New(cfg.InspectMemory), of: make(map[*registry.Route]*inspect.Recorder)}
 	p.web.server.Find, p.web.server.Failed = p.findSite, p.webFailed
 	p.web.server.Page = p.toSecure
-	p.web.server.Before = func(w http.ResponseWriter, r *http.Request) bool { return p.answersItself(w, r) || p.proof(w, r) }
+	p.web.server.Before = p.before
 	p.web.server.Panicked = func(text string) {
 		p.say.Say(slog.LevelError, nil, "a mistake of this program broke a request off: please report it", "panic", text)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -95,6 +96,14 @@ func (p *Proxy) findSite(secure bool, host, path string) *web.Site {
 		return p.service(rt).site
 	}
 	return nil
+}
+
+// before returns what the proxy answers itself, whoever serves the host and path; nil: the request is for a service.
+func (p *Proxy) before(r *http.Request) http.HandlerFunc {
+	if answer := p.answersItself(r); answer != nil {
+		return answer
+	}
+	return p.proof(r)
 }
 
 // newSite makes a site of a route.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -112,7 +113,8 @@ func TestAheadOfAnUpgrade(t *testing.T) {
 	}
 }
 
-// TestPageBeforeTheBody: a page does not wait for the body of its request, and ends the connection in time when it does not come.
+// TestPageBeforeTheBody: an answer of the server's own does not wait for the body of its request, and ends the connection in time when it
+// does not come.
 func TestPageBeforeTheBody(t *testing.T) {
 	w := newWorld(t)
 	w.site("a", w.target(echo), grammar.ProxyOptions{BasicAuth: []string{"ann:$2y$05$x"}})
@@ -122,12 +124,13 @@ func TestPageBeforeTheBody(t *testing.T) {
 		"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n":      401,
 		"POST / HTTP/1.1\r\nHost: a, b\r\nContent-Length: 10\r\n\r\n":                         400,
 		"POST / HTTP/1.1\r\nHost: none\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n": 404,
+		"OPTIONS * HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n":                         200,
 	} {
 		u := w.user()
 		if resp, _ := u.ask(request); resp.StatusCode != want || !resp.Close {
 			t.Errorf("%q: %s, close %v, want %d and the end of the connection", request, resp.Status, resp.Close, want)
 		}
-		if _, err := u.r.ReadByte(); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		if _, err := u.r.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%q: the connection stays: %v", request, err)
 		}
 	}

@@ -126,20 +126,27 @@ func (x *exchange) page(w http.ResponseWriter, r *http.Request, status int, err 
 		body = fmt.Sprintf("%d %s: %s\n%s: %s\n", status, t.title, t.text, "request", x.id)
 	}
 	h.Set("Content-Length", strconv.Itoa(len(body)))
-	var rest *http.ResponseController
-	if r.ProtoMajor < 2 && r.ContentLength != 0 && x.body == nil { // net/http would read the body first, which may never come
-		rest = http.NewResponseController(w)
-		rest.EnableFullDuplex()
-		h.Set("Connection", "close")
+	x.own(w, r, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(status)
+		if r.Method != http.MethodHead {
+			w.Write([]byte(body))
+		}
+	})
+}
+
+// own writes an answer of this server's own, which does not depend on the body of the request. It is sent at once, and the connection ends
+// behind it if there is a body: net/http would read that first, and it may never come.
+func (x *exchange) own(w http.ResponseWriter, r *http.Request, answer http.HandlerFunc) {
+	if r.ProtoMajor >= 2 || r.ContentLength == 0 || x.body != nil {
+		answer(w, r)
+		return
 	}
-	w.WriteHeader(status)
-	if r.Method != http.MethodHead {
-		w.Write([]byte(body))
-	}
-	if rest != nil {
-		x.client.early.Store(true)
-		rest.SetReadDeadline(time.Time{}) // for as long as Client allows
-	}
+	rest := http.NewResponseController(w)
+	rest.EnableFullDuplex()
+	w.Header().Set("Connection", "close")
+	answer(w, r)
+	x.client.early.Store(true)
+	rest.SetReadDeadline(time.Time{}) // for as long as Client allows
 }
 
 const (

@@ -51,13 +51,13 @@ type Server struct {
 	Failed func(f Failure)
 	// Panicked is told of a mistake of the program in the handling of a request. The client's connection is closed.
 	Panicked func(text string)
-	// Before, when set, may answer a request before a site is looked for, and reports whether it did.
-	Before func(http.ResponseWriter, *http.Request) bool
+	// Before, when set, returns what answers a request before a site is looked for; nil: nothing does.
+	Before func(*http.Request) http.HandlerFunc
 	// Covers, when set, reports whether the certificate that a connection was shown is for a host too. Where it is not, the client is told
 	// to connect anew (421).
 	Covers func(state *tls.ConnectionState, host string) bool
-	// Page, when set, may answer a request for which there is no site, and reports whether it did.
-	Page func(http.ResponseWriter, *http.Request) bool
+	// Page, when set, returns what answers a request for which there is no site; nil: a page of this server's own does.
+	Page func(*http.Request) http.HandlerFunc
 
 	once    sync.Once // prepares what follows
 	http    http.Server
@@ -222,11 +222,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
 	}
 	if r.URL.Path == "*" { // OPTIONS, of this server as a whole
-		w.Header().Set("Content-Length", "0")
+		x.own(w, r, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "0") })
 		return
 	}
-	if s.Before != nil && s.Before(w, r) {
-		return
+	if s.Before != nil {
+		if answer := s.Before(r); answer != nil {
+			x.own(w, r, answer)
+			return
+		}
 	}
 	if r.TLS != nil && s.Covers != nil && !s.Covers(r.TLS, host) {
 		x.page(w, r, http.StatusMisdirectedRequest, nil)
@@ -237,9 +240,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		x.page(w, r, http.StatusBadRequest, err)
 		return
-	case site == nil && s.Page != nil && s.Page(w, r):
-		return
 	case site == nil:
+		if s.Page != nil {
+			if answer := s.Page(r); answer != nil {
+				x.own(w, r, answer)
+				return
+			}
+		}
 		x.page(w, r, http.StatusNotFound, nil)
 		return
 	}
