@@ -86,7 +86,7 @@ func (w *world) request(method, path, body string) *http.Request {
 // await returns the exchange with the index, counted from the oldest, when it is over.
 func (w *world) await(i int) Exchange {
 	w.Helper()
-	for end := time.Now().Add(10 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		list := w.rec.List()
 		if len(list) > i && list[i].State != StateOpen {
 			x, err := w.rec.Exchange(list[i].ID)

@@ -102,7 +102,7 @@ func TestUrgentData(t *testing.T) {
 				unix.Sendto(int(fd), []byte("efg"), 0, nil)
 			})
 			var b [7]byte
-			way[1].SetReadDeadline(time.Now().Add(20 * time.Second))
+			way[1].SetReadDeadline(time.Now().Add(limit))
 			if n, err := io.ReadFull(way[1], b[:]); err != nil || string(b[:]) != "abc!efg" {
 				t.Fatalf("got %q, %v; want all seven bytes", b[:n], err)
 			}

@@ -28,7 +28,7 @@ func listen(t *testing.T, name string) *net.UnixConn {
 // heard is the next message that a service manager gets.
 func heard(t *testing.T, c *net.UnixConn) string {
 	t.Helper()
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	b := make([]byte, 4096)
 	n, err := c.Read(b)
 	if err != nil {
