@@ -134,9 +134,7 @@ func TestTLSEnds(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if !s.target.HalfClosed() {
-			t.Error("the pair is not half-closed behind the user's close_notify")
-		}
+		eventually(t, "the pair is half-closed behind the user's close_notify", s.target.HalfClosed) // the server may know before the pair does
 		talkOn := noise(3, 100)
 		s.server.Write(talkOn)
 		s.server.CloseWrite()
@@ -278,6 +276,7 @@ func TestTLSBackPressure(t *testing.T) {
 	if err := <-rest; err != nil {
 		t.Error(err)
 	}
+	s.tls.SetDeadline(time.Now().Add(limit))
 	sent := make(chan error, 1)
 	go func() {
 		_, err := s.tls.Write(big)
@@ -314,10 +313,10 @@ func TestTLSDeadServer(t *testing.T) {
 	for {
 		s.server.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
 		m, err := s.server.Write(big[n:])
-		if n += m; m == 0 {
-			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Fatal(err)
-			}
+		if n += m; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("%d bytes went, %v: nothing stopped them", n, err)
+		}
+		if m == 0 && n > 0 { // a busy machine may have let the time pass before the first byte
 			break
 		}
 	}
