@@ -4,6 +4,8 @@ import (
 	"net"
 	"strings"
 	"testing"
+
+	"reverser/internal/freeport"
 )
 
 // accept returns both ends of a connection to a listener of Listen.
@@ -42,12 +44,11 @@ func dial(t *testing.T) (server, dialled net.Conn) {
 
 func TestDialRefused(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := freeport.Addr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln.Close()
-	if c, err := Dial(t.Context(), "tcp", ln.Addr().String()); !Refused(err) {
+	if c, err := Dial(t.Context(), "tcp", addr); !Refused(err) {
 		t.Errorf("Dial = %v, %v; want ECONNREFUSED", c, err)
 	}
 }

@@ -6,19 +6,26 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"reverser/internal/freeport"
 )
 
 // TestDialLocal: a connection that was made without net is like one of net's.
 func TestDialLocal(t *testing.T) {
-	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
-		ln, err := net.Listen("tcp", addr)
-		if err != nil && strings.HasPrefix(addr, "[") {
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		port, err := freeport.Get() // when it is closed, the kernel gives it to nobody else, nor to the socket that is to be refused
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		if err != nil && host == "::1" {
 			t.Log("no IPv6 here")
 			continue
 		}

@@ -3,18 +3,26 @@ package sys
 import (
 	"net"
 	"os"
+	"strconv"
 	"testing"
+
+	"reverser/internal/freeport"
 )
 
 // TestPortHolders: the listener of this process is found, of a port that nobody listens on nobody is.
 func TestPortHolders(t *testing.T) {
-	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		own, err := freeport.Get() // one that the kernel gives to nobody else meanwhile, under whichever address
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := net.JoinHostPort(host, strconv.Itoa(own))
 		l, err := net.Listen("tcp", at)
 		if err != nil {
 			t.Logf("no listener at %s: %v", at, err)
 			continue
 		}
-		port := uint16(l.Addr().(*net.TCPAddr).Port)
+		port := uint16(own)
 		holders, taken := PortHolders(port)
 		if !taken || len(holders) != 1 || holders[0].PID != os.Getpid() || holders[0].Program == "" {
 			t.Errorf("PortHolders of %s = %v, %v; want this process", l.Addr(), holders, taken)
