@@ -100,7 +100,8 @@ func socketOf(t *testing.T, port int) (inode uint64) {
 	if runtime.GOOS != "linux" {
 		return 0
 	}
-	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+	// Of this thread: /proc/net is of the main one, which may stand in the network namespace of another test at the moment.
+	for _, table := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
 		f, err := os.Open(table)
 		if err != nil {
 			t.Fatal(err)
