@@ -85,10 +85,33 @@ func TestDescriptorsRunOut(t *testing.T) {
 	before := dial(t, loopback(ports["small"]))
 	exchange(t, before, "before")
 
-	idleUsers(t, 3000, 1, ports["one"])  // idle users of one address
-	idleUsers(t, 500, 200, ports["one"]) // and of many
-	idleUsers(t, 500, 200, ports["two"])
-	idleUsers(t, 500, 200, p.link) // strangers
+	come := make(chan struct{})
+	defer func() { <-come }()
+	go func() {
+		defer close(come)
+		idleUsers(t, 3000, 1, ports["one"])  // idle users of one address
+		idleUsers(t, 500, 200, ports["one"]) // and of many
+		idleUsers(t, 500, 200, ports["two"])
+		idleUsers(t, 500, 200, p.link) // strangers
+	}()
+	var st struct {
+		Pressure []struct {
+			What, Hint  string
+			Used, Limit int
+			Largest     struct{ Key string }
+		}
+	}
+	// While they come: when nobody has been refused for some seconds, nothing is said to be short any more.
+	eventually(t, "status says what runs short", func() bool {
+		if err := json.Unmarshal([]byte(quick(t, "status", "--json", "--state", p.state)), &st); err != nil {
+			t.Fatal(err)
+		}
+		return len(st.Pressure) > 0 && strings.Contains(quick(t, "status", "--state", p.state), "descriptors for users")
+	})
+	if short := st.Pressure[0]; short.Largest.Key == "" || short.Largest.Key == "small" || short.Hint == "" || short.Used == 0 {
+		t.Errorf("status has the pressure %+v, want key one or two to be the largest, which have as many", st.Pressure)
+	}
+	<-come
 	if n := p.open(); n > limit-16 {
 		t.Errorf("%d descriptors are open, want 16 of %d to be left", n, limit)
 	}
@@ -99,28 +122,11 @@ func TestDescriptorsRunOut(t *testing.T) {
 		exchange(t, c, "newcomer")
 		c.Close()
 	}
-	var st struct {
-		Pressure []struct {
-			What, Hint  string
-			Used, Limit int
-			Largest     struct{ Key string }
-		}
-		Keys []struct {
-			Key     string
-			Refused int
-		}
-	}
-	if err := json.Unmarshal([]byte(quick(t, "status", "--json", "--state", p.state)), &st); err != nil {
-		t.Fatal(err)
-	}
-	if len(st.Pressure) == 0 || st.Pressure[0].Largest.Key == "" || st.Pressure[0].Largest.Key == "small" || st.Pressure[0].Hint == "" || st.Pressure[0].Used == 0 {
-		t.Errorf("status has the pressure %+v, want key one or two to be the largest, which have as many", st.Pressure)
-	}
-	if text := quick(t, "status", "--state", p.state); !strings.Contains(text, "descriptors for users") {
-		t.Errorf("status does not say what runs short:\n%.2000s", text)
-	}
-	if n := len(p.Records("running short, some are refused or wait", "of", "descriptors for users")); n != 1 {
-		t.Errorf("the log says %d times that descriptors run short, want once", n)
+	quick(t, "status", "--json", "--state", p.state)
+	n := len(p.Records("running short, some are refused or wait", "of", "descriptors for users"))
+	over := len(p.Records("no longer running short", "of", "descriptors for users")) // where the machine is so busy that they come slowly
+	if n == 0 || n > over+1 {
+		t.Errorf("the log says %d times that descriptors run short, and %d times that they do no longer; want each time once", n, over)
 	}
 	if n := len(p.Records("client refused")); n > 200 {
 		t.Errorf("the log has %d lines about refused users", n)
