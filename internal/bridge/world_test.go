@@ -89,7 +89,8 @@ type proxy struct {
 	keep    bool // answer no UNCLAIM
 	leaving time.Duration
 	ended   []error
-	conns   []net.Conn // of the link, as accepted
+	conns   []net.Conn    // of the link, as accepted
+	hold    chan struct{} // unless nil, for which new connections wait
 	answer  func(l *link.Link, id uint32, c wire.Claim)
 }
 
@@ -197,8 +198,12 @@ func listen(t *testing.T, addr string, transfer bool) *proxy {
 				}
 				p.mu.Lock()
 				p.conns = append(p.conns, c)
+				hold := p.hold
 				p.mu.Unlock()
 				p.wg.Go(func() {
+					if hold != nil {
+						<-hold
+					}
 					if ac, err := auth.Server(c, tc, sc); err == nil {
 						p.mu.Lock()
 						p.via[c.RemoteAddr().String()] = ln.Addr().String()
