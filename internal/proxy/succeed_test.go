@@ -186,7 +186,19 @@ func TestLeavingBridgeStays(t *testing.T) {
 
 // TestLeavingBridgeGoesOn: a bridge that wants no new users for a moment, while young connections may end, has its whole time behind that.
 func TestLeavingBridgeGoesOn(t *testing.T) {
+	// On a busy machine the first limit may be over before the bridge has said that there is more time.
+	for grace, intime := 50*time.Millisecond, false; !intime && !t.Failed(); grace *= 4 {
+		t.Run(grace.String(), func(t *testing.T) { intime = leavesAndGoesOn(t, grace) })
+		if grace > limit {
+			t.Fatal("a bridge that leaves cannot go on in time")
+		}
+	}
+}
+
+// leavesAndGoesOn reports whether the bridge said that there is more time before the first limit was over.
+func leavesAndGoesOn(t *testing.T, grace time.Duration) (intime bool) {
 	shorten(t, &leaveGrace)
+	leaveGrace = grace
 	_, pub := free(t)
 	_, other := free(t)
 	busy, gone := key(t, "nas", "tcp/1024-65535"), key(t, "other", "tcp/1024-65535")
@@ -194,16 +206,19 @@ func TestLeavingBridgeGoesOn(t *testing.T) {
 	w.bridge(busy, how{instance: 1}, pub)
 	w.bridge(gone, how{instance: 2}, other)
 	l := w.p.port.host.Link(busy.ID)
+	begin := time.Now()
 	w.p.GoingAway(l, 0)
 	w.p.GoingAway(l, time.Hour)
+	intime = time.Since(begin) < grace
 	w.p.GoingAway(l, 0)
 	w.p.GoingAway(w.p.port.host.Link(gone.ID), leaveGrace) // so that its end comes later than that of the first GOAWAY
 	eventually(t, "the session of the other bridge is over", func() bool {
 		return w.log.Count("bridge session ended", link.ErrLeft.Error()) >= 1
 	})
-	if err := l.Err(); err != nil {
+	if err := l.Err(); err != nil && intime {
 		t.Errorf("the session of the bridge that had time left ended: %v", err)
 	}
+	return intime
 }
 
 // TestNoSuccessor: the ports of a bridge that left are given up when nobody comes for them, and who waited is told.
