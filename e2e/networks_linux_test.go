@@ -245,6 +245,8 @@ func TestWayOutToTheAuthority(t *testing.T) {
 		if n := asked.Load(); n > 0 != tt.by {
 			t.Errorf("%v: the server on the way out was asked %d times", tt.env, n)
 		}
+		b.Kill()
+		p.Kill() // before it tries again
 	}
 }
 
