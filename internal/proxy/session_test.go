@@ -172,9 +172,10 @@ func TestKilledBridge(t *testing.T) {
 		t.Error("the port was given up meanwhile")
 	}
 	w.pair(next, addr)
-	if st := w.p.Status(); len(st.Links) != 1 || len(st.Services) != 1 {
-		t.Errorf("status %+v, want the new session's only", st)
-	}
+	eventually(t, "status shows the new session only", func() bool {
+		st := w.p.Status()
+		return len(st.Links) == 1 && len(st.Services) == 1
+	})
 }
 
 // TestNobodyReplaces: a session that was replaced by one that never came leaves nothing behind.
@@ -196,9 +197,10 @@ func TestNobodyReplaces(t *testing.T) {
 	}
 	old.timer.Reset(0) // its time is over
 	eventually(t, "the port is closed", func() bool { return refused(addr) })
-	if st := w.p.Status(); len(st.Links) != 0 || len(st.Services) != 0 {
-		t.Errorf("status %+v, want nothing", st)
-	}
+	eventually(t, "status shows nothing", func() bool {
+		st := w.p.Status()
+		return len(st.Links) == 0 && len(st.Services) == 0
+	})
 }
 
 // TestSuccessor: a bridge that is stopping serves newcomers until another one with its key is up, and finishes its own connections.
