@@ -453,23 +453,26 @@ func TestKilledProxyIsNoCleanEndByName(t *testing.T) {
 	awaitCertificate(t, p.state, "a.example", status.CertificateValid)
 
 	plain := func() net.Conn { return dial(t, loopback(http80)) }
-	secure := func(name string, roots *x509.CertPool) net.Conn {
-		return tls.Client(dial(t, loopback(https443)), &tls.Config{ServerName: name, RootCAs: roots})
+	secure := func(name string, roots *x509.CertPool) func() net.Conn {
+		return func() net.Conn {
+			return tls.Client(dial(t, loopback(https443)), &tls.Config{ServerName: name, RootCAs: roots})
+		}
 	}
 	const old, kept = "GET /endless HTTP/1.0\r\nHost: a.example\r\n\r\n", "GET /endless HTTP/1.1\r\nHost: a.example\r\n\r\n"
 	conns := map[string]net.Conn{}
-	for name, c := range map[string]struct {
-		net.Conn
+	for name, k := range map[string]struct {
+		dial    func() net.Conn // each when it is its turn: who says nothing is not waited for
 		request string
 	}{
-		"http/, HTTP/1.0":  {plain(), old},
-		"http/, HTTP/1.1":  {plain(), kept},
-		"http/, idle":      {plain(), "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"},
+		"http/, HTTP/1.0":  {plain, old},
+		"http/, HTTP/1.1":  {plain, kept},
+		"http/, idle":      {plain, "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"},
 		"https/, HTTP/1.0": {secure("a.example", a.Issuers()), old},
 		"https/, HTTP/1.1": {secure("a.example", a.Issuers()), kept},
 		"tls/":             {secure("passed.example", pool), "hello"},
 	} {
-		if _, err := io.WriteString(c, c.request); err != nil {
+		c := k.dial()
+		if _, err := io.WriteString(c, k.request); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		for got := ""; !strings.Contains(got, half); {

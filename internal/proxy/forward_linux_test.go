@@ -65,7 +65,9 @@ func TestKeyShare(t *testing.T) {
 	for range 3 {
 		b.stream()
 	}
-	if n := w.log.Count("running short", "of=descriptors for users"); n != 1 {
-		t.Errorf("%d lines about the limit, want 1", n)
+	n := w.log.Count("running short, some are refused or wait", "of=descriptors for users")
+	over := w.log.Count("no longer running short", "of=descriptors for users") // where the machine is so busy that they come slowly
+	if n == 0 || n > over+1 {
+		t.Errorf("%d lines about the limit, and %d that it is over; want each time one", n, over)
 	}
 }

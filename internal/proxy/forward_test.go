@@ -261,8 +261,6 @@ func TestClientShare(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	o := w.bridge(other, how{instance: 2, silent: true}, otherPub)
-	w.pair(o, otherAddr)
 	if n := w.log.Count("running short", "of=descriptors for users", "largest_key=nas", "largest_key_has=4", "largest_client=127.0.0.1"); n != 1 {
 		t.Errorf("%d lines that descriptors run short, want 1", n)
 	}
@@ -275,6 +273,8 @@ func TestClientShare(t *testing.T) {
 			t.Errorf("service %+v, want 20 refused", s)
 		}
 	}
+	o := w.bridge(other, how{instance: 2, silent: true}, otherPub)
+	w.pair(o, otherAddr)
 }
 
 // TestKeyConnections: users beyond the limit of a key are reset, at all its services together. A change of the limit is for newcomers, and
