@@ -44,7 +44,7 @@ func TestNamesThroughCuts(t *testing.T) {
 	heavy(t)
 	const cuts = 20
 	dir, http80, https443 := t.TempDir(), freePort(t), freePort(t)
-	chain, key := acmetest.Certificate(t, "*.example.com")
+	chain, key := acmetest.Certificate(t, "*.example.com", "*.grpc.example.com")
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(chain)
 	pair, err := tls.X509KeyPair(chain, key)
@@ -55,7 +55,7 @@ func TestNamesThroughCuts(t *testing.T) {
 
 	client := browser(t, http80, https443, roots)
 	client.Timeout = cutsPatience
-	pc := programClient{t: t, dir: dir, port: http80}
+	pc := programClient{t: t, dir: dir, port: http80, secure: https443, roots: chainFile}
 	kinds := []kind{
 		downloadKind(t, client, "http/get.example.com", 1),
 		downloadKind(t, client, "https/get.example.com", 2),
@@ -63,7 +63,6 @@ func TestNamesThroughCuts(t *testing.T) {
 		bothWaysKind(t, client),
 		eventsKind(t, client),
 		longPollKind(t, client),
-		pc.webSocket(),
 		tlsEchoKind("tls/passed.example.com", "", serve(t, func(c *net.TCPConn) {
 			c.SetDeadline(time.Now().Add(cutsPatience))
 			s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{pair}})
@@ -76,6 +75,7 @@ func TestNamesThroughCuts(t *testing.T) {
 		}), https443, roots),
 		pc.git(),
 	}
+	kinds = append(kinds, pc.webSocket()...)
 	kinds = append(kinds, pc.grpc()...)
 
 	p := startProxy(t, "--http", loopback(http80), "--https", loopback(https443),
@@ -387,9 +387,19 @@ func tlsEchoKind(public, options string, target, https443 int, roots *x509.CertP
 
 // A programClient makes the kinds whose clients are programs.
 type programClient struct {
-	t    *testing.T
-	dir  string
-	port int // of http/
+	t      *testing.T
+	dir    string
+	port   int    // of http/
+	secure int    // of https/
+	roots  string // file with the root of the certificates there
+}
+
+// to tells a script where names of http or https are.
+func (c programClient) to(scheme string) []string {
+	if scheme == "https" {
+		return []string{strconv.Itoa(c.secure), c.roots}
+	}
+	return []string{strconv.Itoa(c.port)}
 }
 
 // run runs a program to its end.
@@ -428,27 +438,32 @@ func (c programClient) upload() kind {
 	}}
 }
 
-// webSocket is a conversation of 800 turns, with fragments, pings between them, and codes of the end.
-func (c programClient) webSocket() kind {
+// webSocket is a conversation of 800 turns, with fragments, pings between them, and codes of the end: without TLS and with it.
+func (c programClient) webSocket() (kinds []kind) {
 	target := freePort(c.t)
 	server := start(c.t, "websocket.py", python.path(c.t), nil, "testdata/websocket.py", "serve", strconv.Itoa(target))
 	server.awaitOutput("listening")
-	return kind{"http/socket.example.com", "inspect = true\n", target, 800 * 2 * 4096, func() error {
-		_, err := c.run("websocket.py", python.path(c.t), nil, "testdata/websocket.py", "turns", strconv.Itoa(c.port))
-		return err
-	}}
+	for _, scheme := range []string{"http", "https"} {
+		kinds = append(kinds, kind{scheme + "/socket.example.com", "inspect = true\n", target, 800 * 2 * 4096, func() error {
+			_, err := c.run("websocket.py over "+scheme, python.path(c.t), nil, append([]string{"testdata/websocket.py", "turns"}, c.to(scheme)...)...)
+			return err
+		}})
+	}
+	return kinds
 }
 
-// grpc are the four kinds of calls.
+// grpc are the four kinds of calls, without TLS and with it.
 func (c programClient) grpc() (kinds []kind) {
 	target := freePort(c.t)
 	server := start(c.t, "grpc_streams.py", python.path(c.t), nil, "testdata/grpc_streams.py", "serve", strconv.Itoa(target))
 	server.awaitOutput("listening")
 	for call, bytes := range map[string]int64{"unary": 2 * 3 << 20, "many": 3 << 20, "total": 3 << 20, "both": 600 * 2 * 1024} {
-		kinds = append(kinds, kind{"http/" + call + ".grpc.example.com", "h2c = true\n", target, bytes, func() error {
-			_, err := c.run("grpc "+call, python.path(c.t), nil, "testdata/grpc_streams.py", call, strconv.Itoa(c.port))
-			return err
-		}})
+		for _, scheme := range []string{"http", "https"} {
+			kinds = append(kinds, kind{scheme + "/" + call + ".grpc.example.com", "h2c = true\n", target, bytes, func() error {
+				_, err := c.run("grpc "+call+" over "+scheme, python.path(c.t), nil, append([]string{"testdata/grpc_streams.py", call}, c.to(scheme)...)...)
+				return err
+			}})
+		}
 	}
 	return kinds
 }

@@ -1,5 +1,5 @@
-"""A gRPC service of all four kinds, and clients of it: grpc_streams.py serve|check PORT, or unary|many|total|both PORT for one long
-call with the name KIND.grpc.example.com."""
+"""A gRPC service of all four kinds, and clients of it: grpc_streams.py serve|check PORT, or unary|many|total|both PORT [ROOTS] for one
+long call with the name KIND.grpc.example.com. With ROOTS, a file of certificates, it is over TLS."""
 import concurrent.futures
 import os
 import sys
@@ -31,7 +31,7 @@ def refuse(request, context):
 
 
 def serve(port):
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(16))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Many": grpc.unary_stream_rpc_method_handler(many),
@@ -74,9 +74,17 @@ def check(port):
 
 
 def long_call(kind):
-    def call(port):
-        options = [("grpc.enable_http_proxy", 0), ("grpc.default_authority", kind + ".grpc.example.com")]
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+    def connect(port, roots):
+        name, address = kind + ".grpc.example.com", f"127.0.0.1:{port}"
+        options = [("grpc.enable_http_proxy", 0), ("grpc.default_authority", name)]
+        if roots is None:
+            return grpc.insecure_channel(address, options=options)
+        with open(roots, "rb") as f:
+            credentials = grpc.ssl_channel_credentials(f.read())
+        return grpc.secure_channel(address, credentials, options=options + [("grpc.ssl_target_name_override", name)])
+
+    def call(port, roots=None):
+        with connect(port, roots) as channel:
             if kind == "unary":
                 big = os.urandom(3 << 20)
                 assert channel.unary_unary("/t.T/Unary")(big, timeout=300) == big
@@ -101,4 +109,4 @@ def long_call(kind):
 
 
 calls = {kind: long_call(kind) for kind in ("unary", "many", "total", "both")}
-{**calls, "serve": serve, "check": check}[sys.argv[1]](int(sys.argv[2]))
+{**calls, "serve": serve, "check": check}[sys.argv[1]](int(sys.argv[2]), *sys.argv[3:])

@@ -1,6 +1,8 @@
-"""An echo over WebSocket, and clients of it: websocket.py serve|check PORT, or talk|turns PORT with Host app|socket.example.com."""
+"""An echo over WebSocket, and clients of it: websocket.py serve|check PORT, or talk|turns PORT [ROOTS] with Host app|socket.example.com.
+With ROOTS, a file of certificates, it is over TLS."""
 import asyncio
 import os
+import ssl
 import sys
 
 import websockets
@@ -35,9 +37,18 @@ async def check(port):
     print("all as it should be")
 
 
-async def talk(port):
+def named(url, port, roots, **options):
+    """A connection to a name that is served at a port of this machine."""
+    if roots:
+        url = url.replace("ws:", "wss:")
+        options["ssl"] = ssl.create_default_context(cafile=roots)
+        options["server_hostname"] = url.split("/")[2]
+    return websockets.connect(url, host="127.0.0.1", port=port, **options)
+
+
+async def talk(port, roots=None):
     # The library compresses messages unless it is told not to.
-    async with websockets.connect("ws://app.example.com/talk", host="127.0.0.1", port=port) as ws:
+    async with named("ws://app.example.com/talk", port, roots) as ws:
         for text in ("hello 词", "hello 词 again", "\x1b[31mred"):
             await ws.send(text)
             assert await ws.recv() == text
@@ -55,9 +66,9 @@ async def fragments(ws, message):
         await (await ws.ping())
 
 
-async def turns(port):
+async def turns(port, roots=None):
     def connect():
-        return websockets.connect("ws://socket.example.com/", host="127.0.0.1", port=port, compression=None, ping_interval=None, close_timeout=120)
+        return named("ws://socket.example.com/", port, roots, compression=None, ping_interval=None, close_timeout=120)
 
     async with connect() as ws:
         for i in range(800):
@@ -75,4 +86,4 @@ async def turns(port):
     print("all as it should be")
 
 
-asyncio.run({"serve": serve, "check": check, "talk": talk, "turns": turns}[sys.argv[1]](int(sys.argv[2])))
+asyncio.run({"serve": serve, "check": check, "talk": talk, "turns": turns}[sys.argv[1]](int(sys.argv[2]), *sys.argv[3:]))
