@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"reverser/internal/acmetest"
 )
 
 // Balancers in front of the proxy that say whose connection one is, and servers behind the bridge that are told.
@@ -307,6 +311,76 @@ listen web
 	}
 	if len(on) > 3*len(clients) {
 		t.Errorf("%d connections to the target for %d clients: none was used again", len(on), len(clients))
+	}
+}
+
+// TestHTTPSToldByBalancers: what HAProxy says with either version of the header, before the client's TLS begins, is who the client of a
+// https/ name is: for the target, with HTTP/1.1 and HTTP/2, and for the log. What the client says itself does not count.
+func TestHTTPSToldByBalancers(t *testing.T) {
+	t.Parallel()
+	need(t, haproxy)
+	dir, port, public := t.TempDir(), freePort(t), "https/a.example"
+	chain, key := acmetest.Certificate(t, "a.example")
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(chain)
+	writeFile(t, filepath.Join(dir, "chain.pem"), string(chain))
+	writeFile(t, filepath.Join(dir, "key.pem"), string(key))
+	target := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		h := r.Header
+		fmt.Fprintf(w, "%q %q %q %q", h["X-Forwarded-For"], h["X-Real-Ip"], h["X-Forwarded-Proto"], h["Forwarded"])
+	})
+	p := startProxy(t, "--https", loopback(port), "--proxy-protocol-from", balancerIP,
+		"--config", writeFile(t, filepath.Join(dir, "proxy.toml"), "[[certificate]]\nchain = \"chain.pem\"\nkey = \"key.pem\"\n"))
+	b := startBridge(t, addKey(t, p.state, "web", "https/*"), fmt.Sprintf("%s=%d", public, target), "--proxy", loopback(p.link))
+	b.awaitUp(public)
+	ways := map[string]int{"directly": port, "send-proxy": freePort(t), "send-proxy-v2": freePort(t)}
+	startHAProxy(t, ways["send-proxy-v2"], fmt.Sprintf(`	mode tcp
+	source %[1]s
+listen v1
+	bind 127.0.0.1:%[3]d
+	server tunnel %[2]s send-proxy
+listen v2
+	bind 127.0.0.1:%[4]d
+	server tunnel %[2]s send-proxy-v2 proxy-v2-options crc32c,ssl,authority
+`, balancerIP, loopback(port), ways["send-proxy"], ways["send-proxy-v2"]))
+	n := 0
+	for way, at := range ways {
+		for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+			n++
+			user := fmt.Sprintf("127.0.5.%d", n)
+			var from []string // of the connections
+			tr := &http.Transport{
+				TLSClientConfig: &tls.Config{RootCAs: roots}, Protocols: new(http.Protocols),
+				DialContext: func(context.Context, string, string) (net.Conn, error) {
+					c := dialFrom(t, user, loopback(at))
+					from = append(from, c.LocalAddr().String())
+					return c, nil
+				},
+			}
+			tr.Protocols.SetHTTP1(proto == "HTTP/1.1")
+			tr.Protocols.SetHTTP2(proto == "HTTP/2.0")
+			for range 2 {
+				r, err := http.NewRequest("GET", "https://a.example/", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.Header = http.Header{"X-Forwarded-For": {"192.0.2.1"}, "Forwarded": {"for=192.0.2.1"}, "X-Real-Ip": {"192.0.2.1"}}
+				resp, err := tr.RoundTrip(r)
+				if err != nil {
+					t.Fatalf("%s, %s: %v", way, proto, err)
+				}
+				body, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if want := fmt.Sprintf(`["%s"] ["%[1]s"] ["https"] ["for=%[1]s;host=a.example;proto=https"]`, user); err != nil || resp.Proto != proto || string(body) != want {
+					t.Errorf("%s, %s: %s, the target was told %s, %v; want %s", way, proto, resp.Proto, body, err, want)
+				}
+			}
+			tr.CloseIdleConnections()
+			if len(from) != 1 {
+				t.Errorf("%s, %s: %d connections for two requests", way, proto, len(from))
+			}
+			p.awaitRecord("pair released", "service", public, "client", from[0])
+		}
 	}
 }
 

@@ -4,12 +4,17 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"reverser/internal/accesslog"
+	"reverser/internal/acmetest"
 	"reverser/internal/inspect"
 )
 
@@ -188,5 +193,101 @@ func TestInspect(t *testing.T) {
 		if strings.ContainsAny(s.Text(), "\x1b\x07") {
 			t.Errorf("the terminal gets %q", s.Text())
 		}
+	}
+}
+
+// TestInspectHTTPS: what clients say over TLS, with HTTP/1.1, HTTP/2, WebSockets and gRPC, can be looked at, followed and sent again as what
+// they say without it.
+func TestInspectHTTPS(t *testing.T) {
+	t.Parallel()
+	need(t, curl)
+	pythonModule(t, "websockets", "python3-websockets")
+	pythonModule(t, "grpc", "python3-grpcio")
+	const app, talk, call = "https/app.example.com", "https/app.example.com/talk", "https/unary.grpc.example.com"
+	dir, https443, sockets, calls := t.TempDir(), freePort(t), freePort(t), freePort(t)
+	chain, key := acmetest.Certificate(t, "*.example.com", "*.grpc.example.com")
+	roots := writeFile(t, filepath.Join(dir, "chain.pem"), string(chain))
+	writeFile(t, filepath.Join(dir, "key.pem"), string(key))
+	asked := make(chan string, 8)
+	web := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		asked <- fmt.Sprintf("%s %s://%s%s %q %q %s", r.Method, r.Header.Get("X-Forwarded-Proto"), r.Host, r.RequestURI, r.Header["Authorization"], r.Header["X-Forwarded-For"], body)
+		w.Header().Set("Set-Cookie", "sid=s3cr3t; Secure")
+		fmt.Fprintf(w, "you say %s", body)
+	})
+	for script, port := range map[string]int{"testdata/websocket.py": sockets, "testdata/grpc_streams.py": calls} {
+		start(t, script, python.path(t), nil, script, "serve", strconv.Itoa(port)).awaitOutput("listening")
+	}
+	p := startProxy(t, "--https", loopback(https443), "--config", writeFile(t, filepath.Join(dir, "proxy.toml"), "[[certificate]]\nchain = \"chain.pem\"\nkey = \"key.pem\"\n"))
+	conf := fmt.Sprintf("[[expose]]\npublic = %q\ntarget = %d\ninspect = true\n", app, web)
+	conf += fmt.Sprintf("[[expose]]\npublic = %q\ntarget = %d\ninspect = true\n", talk, sockets)
+	conf += fmt.Sprintf("[[expose]]\npublic = %q\ntarget = %d\ninspect = true\nh2c = true\n", call, calls)
+	b := startBridge(t, addKey(t, p.state, "web", "https/*"), "--proxy", loopback(p.link), "--config", writeFile(t, filepath.Join(dir, "bridge.toml"), conf))
+	b.awaitUp(app, talk, call)
+	only := func(service string, n int) (x inspect.Exchange) {
+		t.Helper()
+		var list []inspect.Summary
+		eventually(t, fmt.Sprintf("exchange %d of %s is over", n, service), func() bool {
+			list = inspectedList(t, p.state, service)
+			return len(list) == n && list[n-1].State != inspect.StateOpen
+		})
+		return inspectedExchange(t, p.state, service, list[n-1].ID)
+	}
+
+	follower := startReverser(t, "inspect", nil, "inspect", app, "--follow", "--state", p.state)
+	follower.awaitOutput("CLIENT")
+	n := 0
+	for flag, proto := range map[string]string{"--http1.1": "HTTP/1.1", "--http2": "HTTP/2.0"} {
+		n++
+		got := run(t, curl.path(t), "--silent", "--show-error", "--noproxy", "*", "--max-time", "60", "--connect-to", "::"+loopback(https443), "--cacert", roots,
+			flag, "--data", "hello over "+proto, "--header", "Authorization: Bearer s3cr3t", "https://app.example.com/x?by="+flag)
+		if want := "you say hello over " + proto; got != want {
+			t.Errorf("%s: curl got %q, want %q", flag, got, want)
+		}
+		first := <-asked
+		x := only(app, n)
+		if x.Scheme != "https" || x.Proto != proto || x.Method != "POST" || x.Host != "app.example.com" || x.Path != "/x?by="+flag || x.Status != 200 || x.State != inspect.StateDone ||
+			x.Request.Body != "hello over "+proto || x.Response.Body != got {
+			t.Errorf("%s: the exchange is %+v", flag, x)
+		}
+		if text := fmt.Sprint(x); strings.Contains(text, "s3cr3t") {
+			t.Errorf("%s: a secret is shown: %s", flag, text)
+		}
+		follower.awaitOutput("/x?by=" + flag)
+
+		n++
+		if text := runReverser(t, "inspect", app, "--replay", x.ID, "--state", p.state); !strings.Contains(text, "replay of "+x.ID) || !strings.Contains(text, "< you say hello over "+proto+"\n") {
+			t.Errorf("%s: the replay is\n%s", flag, text)
+		}
+		if again := <-asked; again != first || !strings.Contains(again, "Bearer s3cr3t") || !strings.Contains(again, "POST https://app.example.com/") {
+			t.Errorf("%s: the target was asked %q, and again %q", flag, first, again)
+		}
+		if x := only(app, n); x.Scheme != "https" || x.Proto != proto || x.Response.Body != got {
+			t.Errorf("%s: the replay is %+v", flag, x)
+		}
+	}
+
+	run(t, python.path(t), "testdata/websocket.py", "talk", strconv.Itoa(https443), roots)
+	x := only(talk, 1)
+	var said strings.Builder
+	for _, f := range x.LastFrames {
+		if f.Type == "text" {
+			fmt.Fprintf(&said, "%s %q\n", f.From, f.Body)
+		}
+	}
+	var want strings.Builder
+	for _, text := range []string{"hello 词", "hello 词 again", "\x1b[31mred"} {
+		fmt.Fprintf(&want, "client %q\ntarget %[1]q\n", text)
+	}
+	if x.Scheme != "https" || x.Status != 101 || x.Upgrade != "websocket" || said.String() != want.String() {
+		t.Errorf("the WebSocket is %+v, its texts are\n%swant\n%s", x.Summary, said.String(), want.String())
+	}
+
+	run(t, python.path(t), "testdata/grpc_streams.py", "unary", strconv.Itoa(https443), roots)
+	x = only(call, 1)
+	status := slices.ContainsFunc(x.Response.Trailer, func(f inspect.Field) bool { return strings.EqualFold(f.Name, "grpc-status") && f.Value == "0" })
+	if x.Scheme != "https" || x.Proto != "HTTP/2.0" || x.Path != "/t.T/Unary" || x.Status != 200 || x.State != inspect.StateDone ||
+		x.Sent != 3<<20+5 || x.Received != x.Sent || !status {
+		t.Errorf("the call is %+v, its trailers are %v; want HTTP/2.0, 3 MiB both ways and grpc-status 0", x.Summary, x.Response.Trailer)
 	}
 }
