@@ -95,6 +95,7 @@ func TestDrainService(t *testing.T) {
 	}
 	w.setKeys(k) // a reload
 	w.turnedAway(addr)
+	eventually(t, "a line says that it is drained", func() bool { return w.log.Count("service drained", public) > 0 }) // which comes last
 	if n := w.log.Count("service drained", public); n != 1 {
 		t.Errorf("%d lines say that it is drained", n)
 	}
