@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	signals "os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"reverser/internal/leaktest"
@@ -19,6 +21,9 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(helperEnv); role != "" {
 		helperMain(role)
 		return
+	}
+	if signals.Ignored(syscall.SIGHUP) { // as under nohup: what is started here would ignore it, too
+		signals.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	dir, err := os.MkdirTemp("", "reverser-e2e-")
 	if err != nil {

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"os/signal"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -20,4 +23,9 @@ func TestMain(m *testing.M) {
 // leakCheck fails a run that leaves goroutines behind.
 type leakCheck struct{ m *testing.M }
 
-func (l leakCheck) Run() int { return leaktest.Run(l.m) }
+func (l leakCheck) Run() int {
+	if signal.Ignored(syscall.SIGHUP) { // as under nohup: what is started here would ignore it, too
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
+	return leaktest.Run(l.m)
+}
