@@ -339,6 +339,7 @@ func (c *core) release(s *streamCore) {
 	delete(c.streams, s.id)
 	*c.ids.count(c.mine(s.id))--
 	s.send.drop(c.budget)
+	s.recv.takeBack(c.budget) // what is left is held, and no credit any more
 	s.recv.settleCharge(c.budget, s.recv.held()-floorWindow)
 }
 

@@ -80,10 +80,14 @@ func (r *recvHalf) lend(b *share) {
 // takeBack charges what was lent again: the peer is back and may use it.
 func (c *core) takeBack() {
 	for _, s := range c.streams {
-		if r := &s.recv; r.lent > 0 {
-			c.budget.lend(-r.lent)
-			r.lent = 0
-		}
+		s.recv.takeBack(c.budget)
+	}
+}
+
+func (r *recvHalf) takeBack(b *share) {
+	if r.lent > 0 {
+		b.lend(-r.lent)
+		r.lent = 0
 	}
 }
 
