@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"strconv"
@@ -35,6 +36,7 @@ type prober struct {
 	asked   map[probed]asked  // when one was last queued that had not to rest
 	resting map[probed]*probe // came too soon behind the last one; the latest of each service
 	timed   bool              // a goroutine waits for the end of their rest
+	sweep   int               // how many of asked are looked through for those that matter no more
 	turn    int               // of the uplink that is asked first for the next probe
 }
 
@@ -87,6 +89,12 @@ func (b *Bridge) probeSoonLocked(p *probe) {
 }
 
 func (pr *prober) queueLocked(p *probe) {
+	if len(pr.asked) >= pr.sweep { // services come and go
+		maps.DeleteFunc(pr.asked, func(of probed, last asked) bool {
+			return pr.resting[of] == nil && time.Since(last.at) >= probeRest
+		})
+		pr.sweep = 2*len(pr.asked) + 64
+	}
 	pr.asked[p.probed] = asked{p.l, time.Now()}
 	pr.queued[p.probed] = p
 	pr.waiting[p.u] = append(pr.waiting[p.u], p)
@@ -124,8 +132,7 @@ func (b *Bridge) endRests() {
 	}
 }
 
-// startProbesLocked starts the probes that may run now. It is called from the goroutines of the links only, which Run waits
-// for.
+// startProbesLocked starts the probes that may run now. It is called from goroutines that Run waits for only.
 func (b *Bridge) startProbesLocked() {
 	for len(b.probes.running) < maxProbes {
 		p := b.nextProbeLocked()

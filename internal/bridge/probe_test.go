@@ -326,6 +326,20 @@ func TestProbesRest(t *testing.T) {
 	})
 }
 
+// TestProbesForget: what is remembered of services that were probed does not grow with those that came and went.
+func TestProbesForget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pr := &prober{waiting: make(map[*uplink][]*probe), queued: make(map[probed]*probe), asked: make(map[probed]asked), resting: make(map[probed]*probe)}
+		for id := range uint32(1000) {
+			pr.queueLocked(&probe{probed: probed{id: id}})
+			time.Sleep(probeRest / 10)
+		}
+		if n := len(pr.asked); n > 2*(10+64) {
+			t.Errorf("%d services are remembered, of 1,000 that were probed one after the other", n)
+		}
+	})
+}
+
 // TestProbesWait: those of services of an uplink without a carrier wait beside those of another one, and one of each service at most. The
 // latest counts.
 func TestProbesWait(t *testing.T) {

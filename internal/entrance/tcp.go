@@ -92,7 +92,7 @@ func (s *Set) serve(sock registry.Socket, attempt uint64, taken bool) {
 		return
 	}
 	name := sock.Public() // a tcp/ socket stands for one name
-	traffic.Accept(s.ctx, ln, s.cfg.Log, func(conn net.Conn) { s.cfg.Arrived(name, conn) })
+	traffic.Accept(s.ctx, ln, traffic.Crowd, s.cfg.Log, func(conn net.Conn) { s.cfg.Arrived(name, conn) })
 }
 
 func (s *Set) listen(sock registry.Socket) (net.Listener, error) {

@@ -105,11 +105,11 @@ type Pace struct {
 	begun time.Time
 }
 
-// Pause is for how long a Pace sleeps.
+// Pause is the least time in which a crowd is taken.
 const Pause = time.Millisecond
 
-// Keep is called after each part of the work, outside of a turn. It sleeps for a moment when a crowd came at once: so many parts in Pause,
-// for each processor.
+// Keep is called after each part of the work, outside of a turn. When a crowd came in less than Pause, so many parts for each processor, it
+// sleeps for what is left of it.
 func (p *Pace) Keep(crowd int) {
 	if p.n == 0 {
 		p.begun = time.Now()
@@ -118,7 +118,7 @@ func (p *Pace) Keep(crowd int) {
 		return
 	}
 	p.n = 0
-	if time.Since(p.begun) < Pause {
-		time.Sleep(Pause)
+	if rest := Pause - time.Since(p.begun); rest > 0 {
+		time.Sleep(rest)
 	}
 }

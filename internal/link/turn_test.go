@@ -60,7 +60,7 @@ func TestClaimsAtAPace(t *testing.T) {
 		e := newEvilBridge(w)
 		defer e.close(false)
 		px := w.owners.key(evilKey)
-		at := messageCrowd * runtime.GOMAXPROCS(0)
+		at := claimCrowd * runtime.GOMAXPROCS(0)
 		came := make(chan time.Time, 11*at)
 		px.note(func() { px.message = func(wire.Frame) { came <- time.Now() } })
 		took := func(n int) time.Duration {

@@ -15,22 +15,26 @@ import (
 // acceptFailedPer is how often a listener that cannot accept is worth a line: failures and connections may follow each other quickly.
 const acceptFailedPer = time.Minute
 
-// crowd is a crowd of connections: more than come where each does something.
-const crowd = 4
+// Crowd is a crowd of connections at one port: more than come where each does something.
+const Crowd = 8
 
 // Accept hands each connection of ln to handle until ln is closed or ctx ends. Being out of descriptors and the like passes: it
-// tries again. The next connection is accepted when handle has returned, so what handle counts was counted by then. Where very many come
-// at once, they are taken at a pace that leaves the processors room for others.
-func Accept(ctx context.Context, ln net.Listener, log *slog.Logger, handle func(net.Conn)) {
+// tries again. The next connection is accepted when handle has returned, so what handle counts was counted by then.
+//
+// Where a crowd comes at once, its rest waits in the kernel for a moment, which leaves the processors room for others: see link.Pace. 0 is
+// for a port that several keys share: there the pause would be everybody's.
+func Accept(ctx context.Context, ln net.Listener, crowd int, log *slog.Logger, handle func(net.Conn)) {
 	pause, failed, said := time.Duration(0), 0, time.Time{}
-	var pace link.Pace // of a crowd, the rest waits in the kernel for a moment
+	var pace link.Pace
 	for {
 		conn, err := ln.Accept()
 		switch {
 		case err == nil:
 			pause = 0
 			handle(conn)
-			pace.Keep(crowd)
+			if crowd > 0 {
+				pace.Keep(crowd)
+			}
 			continue
 		case errors.Is(err, net.ErrClosed):
 			return

@@ -206,7 +206,7 @@ func TestAccept(t *testing.T) {
 		}
 		hold := make(chan struct{})
 		begin := time.Now()
-		Accept(t.Context(), ln, c.log, func(conn net.Conn) {
+		Accept(t.Context(), ln, Crowd, c.log, func(conn net.Conn) {
 			a, err := c.Admit(acc, netip.AddrPort{}, Wait)
 			if err != nil {
 				t.Error(err)
@@ -241,7 +241,7 @@ func TestAcceptOfAClientThatLeft(t *testing.T) {
 				return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("acceptex", left)}
 			},
 			func() (net.Conn, error) { return nil, net.ErrClosed },
-		}}, c.log, nil)
+		}}, Crowd, c.log, nil)
 		if n := log.Count("accept failed, trying again"); n != 0 || time.Since(begin) != 0 {
 			t.Errorf("%d lines after %s; want none, at once", n, time.Since(begin))
 		}
@@ -269,7 +269,7 @@ func TestAcceptFailsNowAndThen(t *testing.T) {
 		ln := &script{steps: slices.Repeat([]func() (net.Conn, error){fail, conn}, 1000)}
 		ln.steps = append(ln.steps, func() (net.Conn, error) { time.Sleep(acceptFailedPer); return nil, syscall.EMFILE },
 			func() (net.Conn, error) { return nil, net.ErrClosed })
-		Accept(t.Context(), ln, c.log, func(conn net.Conn) { conn.Close() })
+		Accept(t.Context(), ln, Crowd, c.log, func(conn net.Conn) { conn.Close() })
 		if lines := log.All("accept failed, trying again"); len(lines) != 2 || !strings.Contains(lines[1], "times=1000") {
 			t.Errorf("the log says %q, want one line and one with the count", lines)
 		}
@@ -286,7 +286,7 @@ func TestAcceptIsStopped(t *testing.T) {
 			time.Sleep(3 * time.Second)
 			cancel()
 		}()
-		Accept(ctx, ln, slog.New(slog.DiscardHandler), func(net.Conn) {})
+		Accept(ctx, ln, Crowd, slog.New(slog.DiscardHandler), func(net.Conn) {})
 	})
 }
 
@@ -294,22 +294,25 @@ func TestAcceptIsStopped(t *testing.T) {
 func TestPace(t *testing.T) {
 	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
 		const parts = 10
-		at := crowd * runtime.GOMAXPROCS(0)
-		took := func(n int, between time.Duration) time.Duration {
+		at := Crowd * runtime.GOMAXPROCS(0)
+		took := func(n, crowd int, between time.Duration) time.Duration {
 			conn := func() (net.Conn, error) { time.Sleep(between); p, _ := net.Pipe(); return p, nil }
 			steps := append(slices.Repeat([]func() (net.Conn, error){conn}, n), func() (net.Conn, error) { return nil, net.ErrClosed })
 			begun := time.Now()
-			Accept(t.Context(), &script{steps: steps}, c.log, func(conn net.Conn) { conn.Close() })
+			Accept(t.Context(), &script{steps: steps}, crowd, c.log, func(conn net.Conn) { conn.Close() })
 			return time.Since(begun)
 		}
-		if d := took(parts*at, 0); d != parts*link.Pause {
+		if d := took(parts*at, Crowd, 0); d != parts*link.Pause {
 			t.Errorf("%d who came at once were taken in %s, want %d pauses of %s", parts*at, d, parts, link.Pause)
 		}
-		if d := took(at-1, 0); d != 0 {
+		if d := took(at-1, Crowd, 0); d != 0 {
 			t.Errorf("%d who came at once were taken in %s, want at once", at-1, d)
 		}
+		if d := took(parts*at, 0, 0); d != 0 {
+			t.Errorf("at a port that keys share %d were taken in %s, want at once", parts*at, d)
+		}
 		between := link.Pause/time.Duration(at-1) + time.Nanosecond
-		if d := took(parts*at, between); d != time.Duration(parts*at)*between {
+		if d := took(parts*at, Crowd, between); d != time.Duration(parts*at)*between {
 			t.Errorf("%d who came one after the other were taken in %s, want no pause", parts*at, d)
 		}
 	})
