@@ -30,6 +30,9 @@ import (
 // all others below are the targets'.
 const triedPages = "/.well-known/reverser/"
 
+// answerMost bounds what is read of an answer: anybody may be at the address that is dialled.
+const answerMost = 64 << 10
+
 // tryNames tries the ports that the named services share, and the certificates that https/ hosts show there. What answers is this
 // proxy itself: at the port for HTTP a page that only it knows, at the port of names the identity of its link, which shares that port. For a
 // certificate there is a TLS handshake, and no request. So no target hears of any of it, and it is no pair.
@@ -109,7 +112,7 @@ func (p *Proxy) reachWeb(ctx context.Context, addr, host string) (state, text st
 		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: reverser\r\nConnection: close\r\n\r\n", path, grammar.HostString(host)); err != nil {
 			return false, 0, err
 		}
-		heard := &heard{Reader: conn}
+		heard := &heard{Reader: io.LimitReader(conn, answerMost)}
 		resp, err := http.ReadResponse(bufio.NewReader(heard), nil)
 		if err != nil {
 			return false, heard.n, err

@@ -134,6 +134,30 @@ func TestTryNames(t *testing.T) {
 	eventually(t, "the user's pair is created, and no other", func() bool { return w.log.Count("pair created") == 1 })
 }
 
+// TestReachWebBound: whoever answers at the proxy's address may send a header without end, and little of it is read.
+func TestReachWebBound(t *testing.T) {
+	w := prepare(t, Config{})
+	const most = 1 << 20
+	sent := make(chan int, 1)
+	w.p.dialPublic = func(context.Context, string, string) (net.Conn, error) {
+		here, there := net.Pipe()
+		go func() {
+			defer there.Close()
+			there.Read(make([]byte, 4096))
+			n, _ := io.WriteString(there, "HTTP/1.1 200 OK\r\n"+strings.Repeat("A: "+strings.Repeat("a", 1000)+"\r\n", most/1000))
+			sent <- n
+		}()
+		return here, nil
+	}
+	state, text := w.p.reachWeb(t.Context(), "203.0.113.5:80", "a.example")
+	if state != status.TryOther || text != "it gives another answer than this proxy" {
+		t.Errorf("reachWeb = %s, %q", state, text)
+	}
+	if n := <-sent; n > answerMost {
+		t.Errorf("%d bytes were read, want %d at most", n, answerMost)
+	}
+}
+
 // TestTryNamesElsewhere: a port that only this machine reaches is not dialled, and without names none is.
 func TestTryNamesElsewhere(t *testing.T) {
 	nas := key(t, "nas", "http/*", "tls/*", "tcp/1024-65535")
