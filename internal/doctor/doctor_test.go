@@ -518,6 +518,7 @@ func TestPublicNames(t *testing.T) {
 				Certificates: []status.CertificateTry{
 					shown("a.example", status.TryAnswered, "", 60), shown("b.example", status.TryAnswered, "", 30), shown("c.example", status.TryOther, "it is for other names: x.example", 30),
 					shown("d.example", status.TryUnknown, "it is of an authority that this machine does not know (office)", 10), shown("e.example", status.TryFailed, "no TLS: EOF", 0),
+					shown("f.example", status.TryAlone, "its chain may lack the certificate of its issuer (R11), which this machine does not know", 10), shown("g.example", status.TryNone, "this machine has no list of authorities", 10),
 				},
 			},
 			[]string{
@@ -526,6 +527,8 @@ func TestPublicNames(t *testing.T) {
 				"fail users of c.example at 203.0.113.5:443 are shown a certificate that they refuse: it is for other names: x.example → `reverser status` says where it comes from",
 				"warn the certificate of d.example at 203.0.113.5:443 is valid until 2026-11-11 12:00:00 UTC, and most programs refuse it: it is of an authority that this machine does not know (office) → get one of a public authority",
 				"fail users of e.example at 203.0.113.5:443 are shown no certificate: no TLS: EOF → ",
+				"warn the certificate of f.example at 203.0.113.5:443 is valid until 2026-11-11 12:00:00 UTC, and most programs refuse it: its chain may lack the certificate of its issuer (R11), which this machine does not know → its file is to hold the full chain",
+				"skip the certificate of g.example at 203.0.113.5:443 is valid until 2026-11-11 12:00:00 UTC, its authority was not looked at: this machine has no list of authorities → ",
 				"skip the certificates of 3 more names were not tried",
 			},
 		},

@@ -119,6 +119,11 @@ func certificatesShown(t status.PublicTry) (all []Check) {
 		case status.TryUnknown:
 			all = append(all, warn(stepShown, "get one of a public authority, unless all users of the name know this one",
 				"the certificate of %s at %s is valid until %s, and most programs refuse it: %s", c.Host, c.Addr, inUTC(c.Until), c.Text))
+		case status.TryAlone:
+			all = append(all, warn(stepShown, "its file is to hold the full chain, with the certificate of its issuer behind its own; an authority of your own has to be known to all users of the name",
+				"the certificate of %s at %s is valid until %s, and most programs refuse it: %s", c.Host, c.Addr, inUTC(c.Until), c.Text))
+		case status.TryNone:
+			all = append(all, skip(stepShown, "the certificate of %s at %s is valid until %s, its authority was not looked at: %s", c.Host, c.Addr, inUTC(c.Until), c.Text))
 		case status.TryOther:
 			all = append(all, fail(stepShown, "`reverser status` says where it comes from: replace it there, or, where something stands in front of this proxy, there",
 				"users of %s at %s are shown a certificate that they refuse: %s", c.Host, c.Addr, c.Text))

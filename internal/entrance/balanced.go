@@ -65,6 +65,9 @@ func ReadHeader(conn net.Conn) (user net.Conn, read []byte, err error) {
 	return readHeaderIn(tcp, HeaderTime)
 }
 
+// HeaderOfNobody is the header that a balancer says before a connection of its own.
+func HeaderOfNobody() []byte { return proxyproto.Append(nil, 2, proxyproto.Header{}) }
+
 func readHeaderIn(tcp *net.TCPConn, within time.Duration) (user net.Conn, read []byte, err error) {
 	if err := tcp.SetReadDeadline(time.Now().Add(within)); err != nil {
 		return nil, nil, err

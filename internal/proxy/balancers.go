@@ -22,11 +22,16 @@ type balancers struct {
 
 // sent reports whether a connection comes from a balancer.
 func (b *balancers) sent(conn net.Conn) bool {
+	return b.has(traffic.AddrPort(conn.RemoteAddr()).Addr())
+}
+
+// has reports whether an address is a balancer's.
+func (b *balancers) has(ip netip.Addr) bool {
 	from := b.from.Load()
 	if from == nil || len(*from) == 0 {
 		return false
 	}
-	ip := traffic.AddrPort(conn.RemoteAddr()).Addr().WithZone("")
+	ip = ip.WithZone("")
 	for _, p := range *from {
 		if p.Contains(ip) {
 			return true

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,9 +22,11 @@ import (
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/entrance"
 	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/status"
+	"reverser/internal/traffic"
 )
 
 // triedPages is the beginning of the paths that this proxy asks itself for. Only a path with a nonce that it has just made is answered here:
@@ -96,8 +99,35 @@ func (p *Proxy) tryDoor(ctx context.Context, option, cfg string, ln net.Listener
 		return t
 	}
 	t.Addr = net.JoinHostPort(where, strconv.Itoa(int(portOf(ln.Addr()))))
-	t.State, t.Text = reach(t.Addr)
+	if t.State, t.Text = reach(t.Addr); t.State == status.TryNone {
+		t.Addr = ""
+	}
 	return t
+}
+
+// converseNamed is converse for a port that names share. Where this machine's own address is one of proxy_protocol_from, the proxy wants a
+// header of it. It gets one where the connection does not leave the machine. On the way to another address there may be a balancer, for
+// which the header would be the user's: there is none then, and who hangs up without an answer may be this proxy.
+func (p *Proxy) converseNamed(ctx context.Context, addr string, ask func(net.Conn) (answered bool, n int, err error)) (state, text string) {
+	var refusable netip.Addr
+	n := 0
+	state, text = p.converse(ctx, addr, func(conn net.Conn) (answered bool, _ int, err error) {
+		if local := traffic.AddrPort(conn.LocalAddr()).Addr(); p.balancers.has(local) {
+			if local == traffic.AddrPort(conn.RemoteAddr()).Addr() {
+				if _, err := conn.Write(entrance.HeaderOfNobody()); err != nil {
+					return false, 0, err
+				}
+			} else {
+				refusable = local
+			}
+		}
+		answered, n, err = ask(conn)
+		return answered, n, err
+	})
+	if state == status.TryOther && n == 0 && refusable.IsValid() {
+		return status.TryNone, fmt.Sprintf("its own address %s is one of proxy_protocol_from, of which it takes no connection without a header", refusable)
+	}
+	return state, text
 }
 
 // reachWeb says whether the port for HTTP of this proxy answers at addr.
@@ -108,7 +138,7 @@ func (p *Proxy) reachWeb(ctx context.Context, addr, host string) (state, text st
 	path, want := triedPages+hex.EncodeToString(question[:]), hex.EncodeToString(answer[:])
 	p.web.tried.Store(path, want)
 	defer p.web.tried.Delete(path)
-	return p.converse(ctx, addr, func(conn net.Conn) (answered bool, n int, err error) {
+	return p.converseNamed(ctx, addr, func(conn net.Conn) (answered bool, n int, err error) {
 		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: reverser\r\nConnection: close\r\n\r\n", path, grammar.HostString(host)); err != nil {
 			return false, 0, err
 		}
@@ -149,7 +179,7 @@ func (p *Proxy) answersItself(r *http.Request) http.HandlerFunc {
 
 // reachNames says whether the port of names of this proxy answers at addr. It hangs up before it would have to prove a key.
 func (p *Proxy) reachNames(ctx context.Context, addr, name string) (state, text string) {
-	return p.converse(ctx, addr, func(conn net.Conn) (answered bool, n int, err error) {
+	return p.converseNamed(ctx, addr, func(conn net.Conn) (answered bool, n int, err error) {
 		heard := &heardConn{Conn: conn, heard: heard{Reader: conn}}
 		c := tls.Client(heard, &tls.Config{
 			MinVersion: tls.VersionTLS13, NextProtos: []string{auth.ALPN}, ServerName: name, InsecureSkipVerify: true, // it is compared below
@@ -204,7 +234,7 @@ func (p *Proxy) tryCertificate(ctx context.Context, host, addr string) status.Ce
 	t := status.CertificateTry{Host: host, Addr: addr}
 	var shown []*x509.Certificate
 	var handshake error
-	t.State, t.Text = p.converse(ctx, addr, func(conn net.Conn) (answered bool, n int, err error) {
+	t.State, t.Text = p.converseNamed(ctx, addr, func(conn net.Conn) (answered bool, n int, err error) {
 		c := tls.Client(conn, &tls.Config{NextProtos: []string{"h2", "http/1.1"}, ServerName: host, InsecureSkipVerify: true}) // it is looked at below
 		if handshake = c.HandshakeContext(ctx); handshake != nil {
 			return false, 0, handshake
@@ -238,10 +268,27 @@ func (p *Proxy) judge(host string, shown []*x509.Certificate) (state, text strin
 	for _, c := range shown[1:] {
 		between.AddCert(c)
 	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: p.publicRoots, Intermediates: between, CurrentTime: now}); err != nil {
-		return status.TryUnknown, fmt.Sprintf("it is of an authority that this machine does not know (%s)", cmp.Or(leaf.Issuer.CommonName, leaf.Issuer.String()))
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: p.publicRoots, Intermediates: between, CurrentTime: now})
+	return judged(shown, err)
+}
+
+// judged says what it means that certificates which are for a host, and valid now, were verified with err.
+func judged(shown []*x509.Certificate, err error) (state, text string) {
+	leaf := shown[0]
+	issuer := cmp.Or(leaf.Issuer.CommonName, leaf.Issuer.String())
+	if err == nil {
+		return status.TryAnswered, ""
 	}
-	return status.TryAnswered, ""
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		if len(shown) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
+			return status.TryAlone, fmt.Sprintf("its chain may lack the certificate of its issuer (%s), which this machine does not know", issuer)
+		}
+		return status.TryUnknown, fmt.Sprintf("it is of an authority that this machine does not know (%s)", issuer)
+	}
+	if _, ok := errors.AsType[x509.SystemRootsError](err); ok {
+		return status.TryNone, "this machine has no list of authorities"
+	}
+	return status.TryOther, "it cannot be verified: " + strings.TrimPrefix(err.Error(), "x509: ")
 }
 
 // namesIn are some of the names that a certificate is for.

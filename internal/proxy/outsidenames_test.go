@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
@@ -158,6 +159,43 @@ func TestReachWebBound(t *testing.T) {
 	}
 }
 
+// farConn is a connection whose other end seems to be at an address that is not this machine's.
+type farConn struct{ net.Conn }
+
+func (farConn) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(203, 0, 113, 5), Port: 443} }
+
+// TestTryNamesBalanced: a proxy that wants a header of its own address gets one on the way that does not leave the machine. On another it
+// does not take its own refusal for somebody else's.
+func TestTryNamesBalanced(t *testing.T) {
+	f := newFakeCertificates(t, "a.example")
+	nas := key(t, "nas", "https/*")
+	w := prepare(t, Config{HTTP: ":0", HTTPS: ":0", Certificates: f, Settings: Settings{Keys: []Key{nas}, ProxyProtocolFrom: balancersHere}})
+	w.p.publicRoots = f.roots
+	w.run()
+	b := w.bridge(nas, how{instance: 1}, "https/a.example")
+	b.settled()
+	result := w.p.TryPublic(t.Context(), "127.0.0.1")
+	if d := result.Doors; len(d) != 2 || d[0].State != status.TryAnswered || d[1].State != status.TryAnswered {
+		t.Errorf("the ports: %+v, want both answered", d)
+	}
+	if c := result.Certificates; len(c) != 1 || c[0].State != status.TryAnswered {
+		t.Errorf("the certificates: %+v, want one that is good", c)
+	}
+	if n := w.log.Count("without a header of the PROXY protocol"); n != 0 {
+		t.Errorf("the log has %d lines about the proxy's own connections", n)
+	}
+
+	w.p.dialPublic = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+		return farConn{conn}, err
+	}
+	const text = "its own address 127.0.0.1 is one of proxy_protocol_from, of which it takes no connection without a header"
+	want := []status.PortTry{{Public: "--http", State: status.TryNone, Text: text}, {Public: "--https", State: status.TryNone, Text: text}}
+	if d := w.p.TryPublic(t.Context(), "127.0.0.1").Doors; !slices.Equal(d, want) {
+		t.Errorf("the ports of another address: %+v, want %+v", d, want)
+	}
+}
+
 // TestTryNamesElsewhere: a port that only this machine reaches is not dialled, and without names none is.
 func TestTryNamesElsewhere(t *testing.T) {
 	nas := key(t, "nas", "http/*", "tls/*", "tcp/1024-65535")
@@ -197,6 +235,29 @@ func TestJudge(t *testing.T) {
 		p := &Proxy{cfg: Config{Now: func() time.Time { return c.at }}, publicRoots: f.roots}
 		if state, text := p.judge(c.host, []*x509.Certificate{leaf}); state != c.state || !strings.HasPrefix(text, c.text) || (text == "") != (c.text == "") {
 			t.Errorf("%s at %s: %s %q; want %s %q", c.host, c.at, state, text, c.state, c.text)
+		}
+	}
+}
+
+// TestJudgeUnverified: each error of the verification has its own words, since each has its own remedy.
+func TestJudgeUnverified(t *testing.T) {
+	issued := &x509.Certificate{RawSubject: []byte("a"), RawIssuer: []byte("R11"), Issuer: pkix.Name{CommonName: "R11"}}
+	office := &x509.Certificate{RawSubject: []byte("a"), RawIssuer: []byte("a"), Issuer: pkix.Name{CommonName: "office"}}
+	for _, c := range []struct {
+		shown []*x509.Certificate
+		err   error
+		state string
+		text  string
+	}{
+		{[]*x509.Certificate{issued}, nil, status.TryAnswered, ""},
+		{[]*x509.Certificate{issued}, x509.UnknownAuthorityError{}, status.TryAlone, "its chain may lack the certificate of its issuer (R11), which this machine does not know"},
+		{[]*x509.Certificate{issued, office}, x509.UnknownAuthorityError{}, status.TryUnknown, "it is of an authority that this machine does not know (R11)"},
+		{[]*x509.Certificate{office}, x509.UnknownAuthorityError{}, status.TryUnknown, "it is of an authority that this machine does not know (office)"},
+		{[]*x509.Certificate{issued}, x509.SystemRootsError{}, status.TryNone, "this machine has no list of authorities"},
+		{[]*x509.Certificate{issued}, x509.CertificateInvalidError{Reason: x509.IncompatibleUsage}, status.TryOther, "it cannot be verified: certificate specifies an incompatible key usage"},
+	} {
+		if state, text := judged(c.shown, c.err); state != c.state || text != c.text {
+			t.Errorf("%v of %d: %s %q; want %s %q", c.err, len(c.shown), state, text, c.state, c.text)
 		}
 	}
 }

@@ -210,6 +210,7 @@ const (
 	TryOther    = "other"    // somebody took the connection, and it was not this proxy
 	TryNone     = "none"     // it was not tried
 	TryUnknown  = "unknown"  // of a certificate: it is for the host, and of an authority that this machine does not know
+	TryAlone    = "alone"    // of a certificate: it is for the host, and was shown without that of its issuer, which this machine does not know
 )
 
 // PortTry is what came of one port.
