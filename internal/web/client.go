@@ -28,12 +28,15 @@ type Client struct {
 	said   atomic.Bool // first was called, or is not to be any more
 	early  atomic.Bool // an answer is complete whose request was not read to its end: nothing follows it
 	frames framing
+	ahead  []byte      // was read of the connection before it became net/http's
+	idle   atomic.Bool // it waits for another simple request
 
 	mu     sync.Mutex
 	visits map[*Site]*Visit // guarded by mu, as all below
 	order  []*Visit         // the one that was used last at the end
 	over   bool
 	reset  bool
+	closed []func() // called when the connection is closed here
 }
 
 // NewClient makes a client of a connection. entered, unless nil, is called when a service lets it in for the first time: whoever only gets
@@ -63,9 +66,28 @@ func (s *Server) NewClient(conn net.Conn, entered func(), gone func(entered bool
 
 // Read implements net.Conn.
 func (c *Client) Read(b []byte) (int, error) {
+	if len(c.ahead) > 0 {
+		n := copy(b, c.ahead)
+		c.ahead = c.ahead[n:]
+		c.frames.read(b[:n])
+		return n, nil
+	}
 	n, err := c.Conn.Read(b)
 	c.frames.read(b[:n])
 	return n, err
+}
+
+// onClose has f called when the connection is closed here.
+func (c *Client) onClose(f func()) {
+	c.mu.Lock()
+	over := c.over
+	if !over {
+		c.closed = append(c.closed, f)
+	}
+	c.mu.Unlock()
+	if over {
+		f()
+	}
 }
 
 // entered says that a service has let the client in.
@@ -104,7 +126,12 @@ func (c *Client) leave() {
 	all := c.order
 	c.order = nil
 	clear(c.visits)
+	closed := c.closed
+	c.closed = nil
 	c.mu.Unlock()
+	for _, f := range closed {
+		f()
+	}
 	for _, v := range all {
 		v.leave()
 	}

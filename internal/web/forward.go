@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -48,7 +49,9 @@ type exchange struct {
 	cancel     context.CancelCauseFunc // ends ctx
 	answerTime time.Duration           // that the target has for the head of its answer
 
-	answer    *http.ResponseController // to the client
+	head      []byte                   // of the request, as the target gets it; nil: net/http writes it
+	out       *bufio.Writer            // to the client of a simple exchange; nil: it is none
+	answer    *http.ResponseController // to the client of any other
 	unflushed bool                     // it has bytes that the client was not sent yet
 }
 
@@ -56,6 +59,10 @@ type exchange struct {
 func (x *exchange) flush() {
 	if x.unflushed {
 		x.unflushed = false
+		if x.out != nil {
+			x.out.Flush()
+			return
+		}
 		x.answer.Flush()
 	}
 }

@@ -2,7 +2,8 @@
 //
 // It knows neither who serves what nor how a target is reached, neither certificates nor links: a Server is given connections, and asks
 // its owner for the Site of a request. The way of a request through it:
-//  1. server.go takes the connection; net/http reads the request.
+//  1. server.go takes the connection. Most requests are simple: simple.go reads and answers them itself, from step 3 on with what others
+//     use, too. A connection with any other request is net/http's from that one on.
 //  2. path.go and the checks below it decide which service the request names. One that could name two is refused.
 //  3. client.go counts the client in at the service.
 //  4. auth.go asks for a password, where the service wants one.
@@ -25,8 +26,10 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -126,6 +129,28 @@ func (s *Server) prepareOnce() {
 // Serve takes a connection: a *Client, or a *tls.Conn above one whose handshake is over. It does not wait for its end.
 func (s *Server) Serve(conn net.Conn) {
 	s.prepare()
+	c, ok := conn.(*Client)
+	if !ok {
+		s.hand(conn)
+		return
+	}
+	s.mu.Lock()
+	closed := s.closed || s.drained.Load()
+	if !closed {
+		s.serving.Go(func() {
+			if !s.serveSimple(c) {
+				s.hand(c)
+			}
+		})
+	}
+	s.mu.Unlock()
+	if closed {
+		c.Close()
+	}
+}
+
+// hand hands a connection to net/http.
+func (s *Server) hand(conn net.Conn) {
 	if s.drained.Load() {
 		conn.Close()
 		return
@@ -144,6 +169,14 @@ func (s *Server) Drain() {
 	s.prepare()
 	s.drained.Store(true)
 	s.http.SetKeepAlivesEnabled(false)
+	s.mu.Lock()
+	all := slices.Collect(maps.Keys(s.clients))
+	s.mu.Unlock()
+	for _, c := range all {
+		if c.idle.CompareAndSwap(true, false) {
+			c.Close()
+		}
+	}
 	s.serving.Go(func() { s.http.Shutdown(s.life) })
 }
 

@@ -329,7 +329,12 @@ func switches(h http.Header) bool {
 func (t *target) write(r *http.Request) error {
 	w := writers.Get().(*bufio.Writer)
 	w.Reset(sender{t})
-	err := r.Write(w)
+	var err error
+	if t.x.head != nil {
+		_, err = w.Write(t.x.head)
+	} else {
+		err = r.Write(w)
+	}
 	if err == nil {
 		err = w.Flush()
 	}
