@@ -70,7 +70,7 @@ var rules = []rule{
 	{pkg: "internal/entrance", own: "grammar link proxyproto registry sys traffic",
 		why: "turns what arrives at a socket into a name; who serves the name is not its to know"},
 	{pkg: "internal/inspect", why: "stands beside HTTP and keeps what passes; who serves, and where a service is, is not its to know"},
-	{pkg: "internal/web", own: "grammar inspect",
+	{pkg: "internal/web", own: "grammar inspect sys",
 		why: "HTTP for services: it finds the service of a request and carries the exchange; who serves what, links and certificates are its owner's"},
 	{pkg: "internal/proxy", own: "auth entrance grammar inspect lines link registry relay status sys traffic web wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
