@@ -373,7 +373,8 @@ func (m *simple) looked() {
 // early passes an informational answer on.
 func (m *simple) early(code int, h http.Header) {
 	m.line(code)
-	h.Write(m.out)
+	withoutHops(h)
+	h.WriteSubset(m.out, withoutLength)
 	m.out.WriteString("\r\n")
 	m.out.Flush()
 }
@@ -386,7 +387,10 @@ func (m *simple) line(code int) {
 	fmt.Fprintf(m.out, "HTTP/1.1 %03d %s\r\n", code, text)
 }
 
-var withoutLength = map[string]bool{"Content-Length": true}
+var (
+	withoutLength = map[string]bool{"Content-Length": true}
+	notModified   = map[string]bool{"Content-Length": true, "Content-Type": true}
+)
 
 // answer passes an answer on.
 func (m *simple) answer(x *exchange, q simpleRequest, res *http.Response) error {
@@ -396,8 +400,11 @@ func (m *simple) answer(x *exchange, q simpleRequest, res *http.Response) error 
 	x.answered(res)
 	m.line(res.StatusCode)
 	var without map[string]bool
-	if chunked || res.StatusCode == http.StatusNoContent { // RFC 9110, section 8.6
+	switch {
+	case chunked, res.StatusCode == http.StatusNoContent: // RFC 9110, section 8.6
 		without = withoutLength
+	case res.StatusCode == http.StatusNotModified: // what net/http leaves out, too: no client has to know that such a length is not the answer's
+		without = notModified
 	}
 	res.Header.WriteSubset(m.out, without)
 	if len(res.Header["Date"]) == 0 {
