@@ -194,8 +194,11 @@ func (s *Server) Close() {
 	if first {
 		s.stop()
 		for _, c := range all {
-			if c.busy() {
+			switch {
+			case c.busy():
 				c.resetAtClose() // or net/http ends it as if its answer were complete
+			case c.idle.CompareAndSwap(true, false):
+				c.Close()
 			}
 		}
 		s.http.Close()

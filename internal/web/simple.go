@@ -43,6 +43,7 @@ type simple struct {
 	from   string    // the client's address
 	node   string    // the same, as Forwarded has it
 	until  time.Time // the deadline that the client's connection has for reads
+	last   bool      // the present request is the last one
 
 	asked    atomic.Bool // an exchange is under way
 	watching atomic.Bool // the timer runs
@@ -95,6 +96,7 @@ func (s *Server) serveSimple(c *Client) (over bool) {
 		x, q, size := m.take(raw)
 		if x == nil {
 			c.ahead = bytes.Clone(raw)
+			m.in, m.head = nil, nil // the connection may live long, and has its own
 			c.SetReadDeadline(time.Time{})
 			return false
 		}
@@ -103,7 +105,7 @@ func (s *Server) serveSimple(c *Client) (over bool) {
 		case !complete:
 			c.Reset() // an answer without a length would look complete
 			return true
-		case q.last:
+		case m.last:
 			c.Close()
 			return true
 		}
@@ -305,9 +307,7 @@ func isValue(c byte) bool { return c >= ' ' && c != 0x7f || c == '\t' }
 
 // serve carries an exchange. It reports whether the connection can go on: the answer, or a page in its place, is complete.
 func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete bool) {
-	if m.server.drained.Load() {
-		q.last = true
-	}
+	m.last = q.last
 	m.out = writers.Get().(*bufio.Writer)
 	m.out.Reset(m.client.Conn)
 	defer func() {
@@ -321,7 +321,7 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 		err = x.visit.begin(x, m.cancel)
 	}
 	if err != nil {
-		return m.page(x, q, asked, func(w http.ResponseWriter, r *http.Request) { x.refuse(w, r, err) })
+		return m.page(x, asked, func(w http.ResponseWriter, r *http.Request) { x.refuse(w, r, err) })
 	}
 	defer func() { x.visit.end(x, complete) }()
 	pool := x.site.poolOf(x.visit, x.options)
@@ -337,7 +337,7 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 		if m.ctx.Err() != nil {
 			return false
 		}
-		return m.page(x, q, asked, func(w http.ResponseWriter, r *http.Request) { x.failed(w, r, err) })
+		return m.page(x, asked, func(w http.ResponseWriter, r *http.Request) { x.failed(w, r, err) })
 	}
 	defer res.Body.Close()
 	return m.answer(x, q, res) == nil && m.ctx.Err() == nil
@@ -387,6 +387,12 @@ func (m *simple) line(code int) {
 	fmt.Fprintf(m.out, "HTTP/1.1 %03d %s\r\n", code, text)
 }
 
+// ends reports whether the answer whose head is written is the last one of its connection. From then on it is.
+func (m *simple) ends() bool {
+	m.last = m.last || m.server.drained.Load()
+	return m.last
+}
+
 var (
 	withoutLength = map[string]bool{"Content-Length": true}
 	notModified   = map[string]bool{"Content-Length": true, "Content-Type": true}
@@ -410,7 +416,7 @@ func (m *simple) answer(x *exchange, q simpleRequest, res *http.Response) error 
 	if len(res.Header["Date"]) == 0 {
 		m.out.WriteString("Date: " + time.Now().UTC().Format(http.TimeFormat) + "\r\n")
 	}
-	if q.last {
+	if m.ends() {
 		m.out.WriteString("Connection: close\r\n")
 	}
 	if !chunked {
@@ -453,7 +459,7 @@ func (w countedWriter) Write(b []byte) (int, error) {
 }
 
 // page has a page written in the place of an answer.
-func (m *simple) page(x *exchange, q simpleRequest, asked []byte, write func(http.ResponseWriter, *http.Request)) bool {
+func (m *simple) page(x *exchange, asked []byte, write func(http.ResponseWriter, *http.Request)) bool {
 	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(asked)))
 	if err != nil {
 		return false
@@ -462,7 +468,7 @@ func (m *simple) page(x *exchange, q simpleRequest, asked []byte, write func(htt
 	write(w, r.WithContext(m.ctx))
 	m.line(w.status)
 	w.header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
-	if q.last {
+	if m.ends() {
 		w.header.Set("Connection", "close")
 	}
 	w.header.Write(m.out)
