@@ -30,6 +30,7 @@ type Client struct {
 	frames framing
 	ahead  []byte      // was read of the connection before it became net/http's
 	idle   atomic.Bool // it waits for another simple request
+	paid   atomic.Bool // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
 
 	mu     sync.Mutex
 	visits map[*Site]*Visit // guarded by mu, as all below

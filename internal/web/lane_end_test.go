@@ -183,6 +183,34 @@ func TestSimpleStopped(t *testing.T) {
 	}
 }
 
+// TestSimpleEnded: an order ends a client's visit under an answer: it looks complete to neither side.
+func TestSimpleEnded(t *testing.T) {
+	w := newWorld(t)
+	over, visits, left := make(chan struct{}), make(chan *Visit, 1), make(chan error, 1)
+	target := newRawTarget(t, map[string]rawAnswer{"/": {text: "HTTP/1.1 200 OK\r\n\r\nhello", then: func(*net.TCPConn) { <-over }}})
+	t.Cleanup(func() { close(over) })
+	w.site("a", target.addr(), grammar.ProxyOptions{}).Enter = func(v *Visit) (func(error), func(uint64, uint64), error) {
+		visits <- v
+		return func(err error) { left <- err }, func(uint64, uint64) {}, nil
+	}
+	u, _ := w.client(true)
+	io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	resp, err := http.ReadResponse(u.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(resp.Body, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	(<-visits).End(nil)
+	if _, err := io.Copy(io.Discard, u.TCPConn); err == nil && runtime.GOOS != "windows" {
+		t.Error("the client got an orderly end")
+	}
+	if err := <-left; err == nil {
+		t.Error("the visit ended as if all of its exchanges were complete")
+	}
+}
+
 // TestSimplePanic: a mistake ends the connection, and is told.
 func TestSimplePanic(t *testing.T) {
 	w := newWorld(t)

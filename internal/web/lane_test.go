@@ -3,6 +3,7 @@ package web
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -275,6 +276,9 @@ func TestSimpleAsOthers(t *testing.T) {
 		{name: "a target that is down, HEAD", ask: strings.Replace(hosted("down.example"), "GET", "HEAD", 1), simple: true},
 		{name: "a target that is down, the last request", ask: strings.Replace(hosted("down.example"), "x-simple: y", "Connection: close", 1), simple: true},
 		{name: "a target that is slow", ask: hosted("slow.example"), simple: true},
+		{name: "a bridge that is away", ask: hosted("away.example"), simple: true},
+		{name: "a service that was removed", ask: hosted("removed.example"), simple: true},
+		{name: "no room at a service", ask: hosted("full.example"), simple: true},
 		{name: "no service", ask: hosted("none.example")},
 		{name: "Connection: close", ask: get("/c", "Connection: close"), simple: true},
 		{name: "Connection: keep-alive", ask: get("/c", "Connection: keep-alive"), simple: true},
@@ -333,6 +337,12 @@ func TestSimpleAsOthers(t *testing.T) {
 				w.site(name, target.addr(), grammar.ProxyOptions{})
 			}
 			w.site("down.example", down.Addr().String(), grammar.ProxyOptions{})
+			dialled := func(err error) func(context.Context, Call, func()) (*Upstream, error) {
+				return func(context.Context, Call, func()) (*Upstream, error) { return nil, err }
+			}
+			w.site("away.example", "", grammar.ProxyOptions{}).Dial = dialled(ErrAway)
+			w.site("removed.example", "", grammar.ProxyOptions{}).Dial = dialled(ErrRemoved)
+			w.site("full.example", "", grammar.ProxyOptions{}).Enter = func(*Visit) (func(error), func(uint64, uint64), error) { return nil, nil, ErrLimit }
 			release := make(chan struct{})
 			slow := newRawTarget(t, map[string]rawAnswer{"/c": {then: func(*net.TCPConn) { <-release }}})
 			t.Cleanup(func() { close(release) })
@@ -396,5 +406,35 @@ func TestMixedBehindSimple(t *testing.T) {
 	}
 	if target.head("/2") != nil || target.head("/3") != nil {
 		t.Error("the target got it, or what is in it")
+	}
+}
+
+// TestUpgradeBehindSimple: a connection leaves HTTP behind simple requests, with all that was sent at once.
+func TestUpgradeBehindSimple(t *testing.T) {
+	w := newWorld(t)
+	target := newRawTarget(t, map[string]rawAnswer{"/socket": {text: "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", then: func(c *net.TCPConn) { io.Copy(c, c) }}})
+	w.site("a", target.addr(), grammar.ProxyOptions{})
+	for _, at := range []string{"at once", "later"} {
+		u, _ := w.client(true)
+		const first = "GET /1 HTTP/1.1\r\nHost: a\r\nx-simple: y\r\n\r\n"
+		const upgrade = "GET /socket HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello "
+		if at == "at once" {
+			u.ask(first + upgrade)
+		} else {
+			u.ask(first)
+			io.WriteString(u, upgrade)
+		}
+		if !bytes.Contains(target.head("/1"), []byte("x-simple")) {
+			t.Errorf("%s: the first was not served as a simple one", at)
+		}
+		resp, err := http.ReadResponse(u.r, nil)
+		if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+			t.Fatalf("%s: %v, %v", at, resp, err)
+		}
+		io.WriteString(u, "world")
+		u.CloseWrite()
+		if got, err := io.ReadAll(u.r); err != nil || string(got) != "hello world" {
+			t.Errorf("%s: %q, %v", at, got, err)
+		}
 	}
 }

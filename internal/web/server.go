@@ -195,10 +195,10 @@ func (s *Server) Close() {
 		s.stop()
 		for _, c := range all {
 			switch {
+			case c.paid.Load(): // the end of a simple request's answer can be seen, even if Close were to cut it off
+				c.Close()
 			case c.busy():
 				c.resetAtClose() // or net/http ends it as if its answer were complete
-			case c.idle.CompareAndSwap(true, false):
-				c.Close()
 			}
 		}
 		s.http.Close()

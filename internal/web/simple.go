@@ -87,6 +87,7 @@ func (s *Server) serveSimple(c *Client) (over bool) {
 	m.watch = time.AfterFunc(time.Hour, m.looked)
 	m.watch.Stop()
 	c.onClose(func() { m.cancel(net.ErrClosed); m.watch.Stop() })
+	c.paid.Store(true)
 	for wait := headerTime; ; wait = idleTime {
 		if err := m.await(wait, wait == idleTime); err != nil {
 			c.Close()
@@ -96,6 +97,7 @@ func (s *Server) serveSimple(c *Client) (over bool) {
 		x, q, size := m.take(raw)
 		if x == nil {
 			c.ahead = bytes.Clone(raw)
+			c.paid.Store(false)
 			m.in, m.head = nil, nil // the connection may live long, and has its own
 			c.SetReadDeadline(time.Time{})
 			return false
@@ -308,6 +310,7 @@ func isValue(c byte) bool { return c >= ' ' && c != 0x7f || c == '\t' }
 // serve carries an exchange. It reports whether the connection can go on: the answer, or a page in its place, is complete.
 func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete bool) {
 	m.last = q.last
+	m.client.paid.Store(false)
 	m.out = writers.Get().(*bufio.Writer)
 	m.out.Reset(m.client.Conn)
 	defer func() {
@@ -387,6 +390,12 @@ func (m *simple) line(code int) {
 	fmt.Fprintf(m.out, "HTTP/1.1 %03d %s\r\n", code, text)
 }
 
+// finish sends the last bytes of an answer.
+func (m *simple) finish() error {
+	m.client.paid.Store(true)
+	return m.out.Flush()
+}
+
 // ends reports whether the answer whose head is written is the last one of its connection. From then on it is.
 func (m *simple) ends() bool {
 	m.last = m.last || m.server.drained.Load()
@@ -426,7 +435,7 @@ func (m *simple) answer(x *exchange, q simpleRequest, res *http.Response) error 
 				return err
 			}
 		}
-		return m.out.Flush()
+		return m.finish()
 	}
 	for name := range res.Trailer {
 		m.out.WriteString("Trailer: " + name + "\r\n")
@@ -439,7 +448,7 @@ func (m *simple) answer(x *exchange, q simpleRequest, res *http.Response) error 
 	body.Close()
 	res.Trailer.Write(m.out)
 	m.out.WriteString("\r\n")
-	return m.out.Flush()
+	return m.finish()
 }
 
 func (m *simple) copy(x *exchange, w io.Writer, body io.Reader) error {
@@ -477,7 +486,7 @@ func (m *simple) page(x *exchange, asked []byte, write func(http.ResponseWriter,
 	if x.visit != nil {
 		x.visit.count(0, n)
 	}
-	return m.out.Flush() == nil
+	return m.finish() == nil
 }
 
 // paper is what a page is written on.
