@@ -410,9 +410,11 @@ var (
 // answer passes an answer on.
 func (m *simple) answer(x *exchange, q simpleRequest, res *http.Response) error {
 	bodiless := q.method == http.MethodHead || res.StatusCode == http.StatusNoContent || res.StatusCode == http.StatusNotModified
-	chunked := !bodiless && res.ContentLength < 0
+	unknown := res.ContentLength < 0
 	withoutHops(res.Header)
 	x.answered(res)
+	// The length is in the header, unless Connection names it: without any, a body would be read as further answers, of other services too.
+	chunked := !bodiless && (unknown || len(res.Header["Content-Length"]) == 0)
 	m.line(res.StatusCode)
 	var without map[string]bool
 	switch {
