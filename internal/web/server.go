@@ -54,7 +54,8 @@ type Server struct {
 	Failed func(f Failure)
 	// Panicked is told of a mistake of the program in the handling of a request. The client's connection is closed.
 	Panicked func(text string)
-	// Before, when set, returns what answers a request before a site is looked for; nil: nothing does.
+	// Before, when set, returns what answers a request before a site is looked for; nil: nothing does. It is asked only of requests that are not
+	// simple, so only about paths with a segment that begins with a dot, as /.well-known/ does, can it rely on being asked.
 	Before func(*http.Request) http.HandlerFunc
 	// Covers, when set, reports whether the certificate that a connection was shown is for a host too. Where it is not, the client is told
 	// to connect anew (421).
