@@ -234,6 +234,10 @@ func quietForHours(t *testing.T, proto string, secure, h2c, inspected bool) {
 			return read(body, string(make([]byte, 1<<20)), 2*quiet, true)
 		},
 	}
+	if h2c {
+		// ReverseProxy's timer waits for a lock that a write to such a client holds, and in a bubble no time passes while anybody waits for a lock.
+		delete(exchanges, "an answer that nobody reads")
+	}
 	if proto == "HTTP/1.1" && !h2c {
 		exchanges["a WebSocket"] = func() error {
 			body, err := ask("GET", "/socket", nil, http.StatusSwitchingProtocols)
