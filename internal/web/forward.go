@@ -170,15 +170,11 @@ func (x *exchange) carry(w http.ResponseWriter, r *http.Request, pool *pool) {
 	}
 	x.rewrite(&httputil.ProxyRequest{In: r, Out: out})
 	header := w.Header()
-	res, err := pool.roundTrip(x, out, func(code int, h http.Header) {
+	res, err := pool.ask(x, out, func(code int, h http.Header) {
 		add(header, h)
 		w.WriteHeader(code)
 		clear(header)
 	})
-	if err == nil && res.StatusCode == http.StatusSwitchingProtocols {
-		res.Body.Close()
-		err = errors.New("the target goes over to a protocol that nobody asked for")
-	}
 	if err != nil {
 		x.failed(w, out, err)
 		return

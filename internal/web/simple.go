@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
+
 	"reverser/internal/grammar"
 	"reverser/internal/sys"
 )
@@ -224,17 +226,17 @@ func parseSimple(head, b []byte) (q simpleRequest, _ []byte, ok bool) {
 		}
 		name, value, found := bytes.Cut(field, []byte(":"))
 		value = bytes.Trim(value, " \t")
-		if !found || len(name) == 0 || !all(name, isToken) || !all(value, isValue) {
+		if !found || !httpguts.ValidHeaderFieldName(string(name)) || !httpguts.ValidHeaderFieldValue(string(value)) {
 			return q, b, false
 		}
-		switch special(name) {
-		case "host":
+		switch known := http.CanonicalHeaderKey(string(name)); {
+		case known == "Host":
 			if host != nil || len(value) == 0 {
 				return q, b, false
 			}
 			host = value
 			continue
-		case "connection":
+		case known == "Connection":
 			switch {
 			case bytes.EqualFold(value, []byte("close")):
 				q.last = true
@@ -242,8 +244,7 @@ func parseSimple(head, b []byte) (q simpleRequest, _ []byte, ok bool) {
 				return q, b, false
 			}
 			continue
-		case "":
-		default:
+		case isHop(known), speaksOfClient(known), known == "Content-Length", known == "Expect", known == "Http2-Settings":
 			return q, b, false
 		}
 		fields = append(fields, name...)
@@ -270,23 +271,9 @@ func parseSimple(head, b []byte) (q simpleRequest, _ []byte, ok bool) {
 	return q, fields, true
 }
 
-// special returns the name, in small letters, of a header that is not simply passed on; "" for all others.
-func special(name []byte) string {
-	if speaksOfClient(string(name)) {
-		return "forwarded"
-	}
-	for _, s := range [...]string{"host", "connection", "content-length", "transfer-encoding", "upgrade", "expect", "te", "trailer", "keep-alive",
-		"proxy-connection", "proxy-authenticate", "proxy-authorization", "http2-settings"} {
-		if len(name) == len(s) && strings.EqualFold(string(name), s) {
-			return s
-		}
-	}
-	return ""
-}
-
 // simplePath reports whether a path needs no decoding and can be read in one way only.
 func simplePath(p []byte) bool {
-	return len(p) > 0 && p[0] == '/' && all(p, isPath) && !bytes.Contains(p, []byte("//")) && !bytes.Contains(p, []byte("/."))
+	return len(p) > 0 && p[0] == '/' && all(p, isPath) && !ambiguous(string(p))
 }
 
 func all(b []byte, is func(c byte) bool) bool {
@@ -304,8 +291,6 @@ func isAlphanumeric(c byte) bool {
 
 func isPath(c byte) bool  { return isAlphanumeric(c) || strings.IndexByte("/-._~!$&'()*+,=:@", c) >= 0 }
 func isQuery(c byte) bool { return '!' <= c && c <= '~' && strings.IndexByte("\"#<>\\^`{|}", c) < 0 }
-func isToken(c byte) bool { return isAlphanumeric(c) || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0 } // RFC 9110, section 5.6.2
-func isValue(c byte) bool { return c >= ' ' && c != 0x7f || c == '\t' }
 
 // serve carries an exchange. It reports whether the connection can go on: the answer, or a page in its place, is complete.
 func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete bool) {
@@ -331,11 +316,7 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 	x.ctx, x.cancel, x.answerTime, x.out = m.ctx, m.cancel, pool.answerTime, m.out
 	m.look()
 	defer m.asked.Store(false)
-	res, err := pool.roundTrip(x, r, m.early)
-	if err == nil && res.StatusCode == http.StatusSwitchingProtocols {
-		res.Body.Close()
-		err = errors.New("the target goes over to a protocol that nobody asked for")
-	}
+	res, err := pool.ask(x, r, m.early)
 	if err != nil {
 		if m.ctx.Err() != nil {
 			return false
@@ -390,6 +371,8 @@ func (m *simple) line(code int) {
 	fmt.Fprintf(m.out, "HTTP/1.1 %03d %s\r\n", code, text)
 }
 
+func date() string { return time.Now().UTC().Format(http.TimeFormat) }
+
 // finish sends the last bytes of an answer.
 func (m *simple) finish() error {
 	m.client.paid.Store(true)
@@ -425,7 +408,7 @@ func (m *simple) answer(x *exchange, q simpleRequest, res *http.Response) error 
 	}
 	res.Header.WriteSubset(m.out, without)
 	if len(res.Header["Date"]) == 0 {
-		m.out.WriteString("Date: " + time.Now().UTC().Format(http.TimeFormat) + "\r\n")
+		m.out.WriteString("Date: " + date() + "\r\n")
 	}
 	if m.ends() {
 		m.out.WriteString("Connection: close\r\n")
@@ -478,7 +461,7 @@ func (m *simple) page(x *exchange, asked []byte, write func(http.ResponseWriter,
 	w := &paper{header: make(http.Header)}
 	write(w, r.WithContext(m.ctx))
 	m.line(w.status)
-	w.header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	w.header.Set("Date", date())
 	if m.ends() {
 		w.header.Set("Connection", "close")
 	}

@@ -117,6 +117,16 @@ func (p *pool) roundTrip(x *exchange, r *http.Request, early func(code int, h ht
 	}
 }
 
+// ask is roundTrip for a request that asks for no other protocol.
+func (p *pool) ask(x *exchange, r *http.Request, early func(code int, h http.Header)) (*http.Response, error) {
+	res, err := p.roundTrip(x, r, early)
+	if err == nil && res.StatusCode == http.StatusSwitchingProtocols {
+		res.Body.Close()
+		return nil, errors.New("the target goes over to a protocol that nobody asked for")
+	}
+	return res, err
+}
+
 // writable looks at what net/http's Request.Write does not.
 func writable(r *http.Request) error {
 	for _, h := range []http.Header{r.Header, r.Trailer} {
