@@ -168,9 +168,12 @@ func TestCrowd(t *testing.T) {
 	p.Await(fastest(7*256 + 255))
 	p.Do(click(`#pairs button[aria-label*="198.51.7.255:40000"]`))
 	p.Do(click(`dialog button.danger`))
-	p.Await(`document.querySelector('.said').textContent.includes('198.51.7.255:40000 was ended')`)
-	p.Script(`document.querySelector('#search').focus()`) // a list that somebody is at keeps its rows in place
+	hears(p, "198.51.7.255:40000 was ended")
+	// The dialog gives the focus back to the row: while somebody is at the list its rows keep their places, and the sums say what lives.
+	p.Script(`document.querySelector('#pairs button[aria-label*="198.51.7.254:40000"]').focus()`)
 	p.Await(`document.querySelector('.sums').textContent.includes('255 of 9,999 connections')`)
+	p.Do(click("#search"))
+	p.Await(`document.querySelector('.sums').textContent.includes('255 of 9,999 connections') && !document.querySelector('#pairs tr.ended')`)
 	typeInto(p, "#search", "tcp/9042")
 	p.Await(`document.querySelector('.sums').textContent.includes('100 of 9,999 connections')`)
 

@@ -27,6 +27,12 @@ func logIn(p *Page, token string) {
 	p.Await(`document.querySelector('nav')`)
 }
 
+// hears waits until the page has said what came of an order, and its dialog has closed: a closing one gives the focus back.
+func hears(p *Page, words string) {
+	p.t.Helper()
+	p.Await(fmt.Sprintf(`document.querySelector('.said').textContent.includes(%s) && !document.querySelector('dialog')`, quote(words)))
+}
+
 // show goes to a view of the page.
 func show(p *Page, view string) {
 	p.t.Helper()

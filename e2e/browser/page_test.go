@@ -153,7 +153,7 @@ func TestPage(t *testing.T) {
 		if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("the connection ends with %v, want a reset", err)
 		}
-		p.Await(`document.querySelector('.said').textContent.includes('was ended')`)
+		hears(p, "was ended")
 	})
 	if t.Failed() {
 		return
@@ -195,7 +195,7 @@ func TestPage(t *testing.T) {
 		p.Await(`document.querySelector('#end-all')?.textContent.includes('5')`)
 		p.Do(click("#end-all"))
 		p.Do(click("dialog button.danger"))
-		p.Await(`document.querySelector('.said').textContent.includes('Connections ended: 5')`)
+		hears(p, "Connections ended: 5")
 		for _, user := range users {
 			if _, err := io.Copy(io.Discard, user); !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("a connection ends with %v, want a reset", err)
@@ -255,7 +255,7 @@ func TestPage(t *testing.T) {
 		p.Do(press(kb.Enter))
 		p.Await(`document.activeElement.name == 'allow' && document.activeElement.value == ` + quote(fmt.Sprintf("tcp/%d", other)))
 		p.Do(press(kb.Tab), keys("3"), press(kb.Tab), press(kb.Tab), keys("2d"), press(kb.Enter))
-		p.Await(`document.querySelector('.said').textContent.includes('desk is changed')`)
+		hears(p, "desk is changed")
 		p.Await(fmt.Sprintf(`/: 3/.test(%[1]s?.textContent) && /in 1d 23h/.test(%[1]s?.textContent)`, row("keys", "desk")))
 
 		p.Script(`document.querySelector('#keys button[aria-label="New secret: desk"]').focus()`)
@@ -294,7 +294,7 @@ func TestPage(t *testing.T) {
 		p.Do(press(kb.Tab))
 		p.Await(`document.activeElement.classList.contains('danger')`)
 		p.Do(press(kb.Enter))
-		p.Await(`document.querySelector('.said').textContent.includes('desk is removed')`)
+		hears(p, "desk is removed")
 		p.Await(`!` + row("keys", "desk"))
 		if _, err := io.Copy(io.Discard, user); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("the connection of a removed key ends with %v, want a reset", err)
@@ -313,7 +313,7 @@ func TestPage(t *testing.T) {
 		}
 		p.Do(click(fmt.Sprintf(`button[aria-label="Drain: %s"]`, service)))
 		p.Do(click("dialog button.danger"))
-		p.Await(`document.querySelector('.said').textContent.includes('takes no new users')`)
+		hears(p, "takes no new users")
 		undo := fmt.Sprintf(`button[aria-label="Undo drain: %s"]`, service)
 		p.Await(fmt.Sprintf("document.querySelector(%s)", quote(undo)))
 		p.Await(`document.querySelector('.wrong')?.textContent.includes('drained by the operator')`)
@@ -327,7 +327,7 @@ func TestPage(t *testing.T) {
 			late.Close()
 		}
 		p.Do(click(undo))
-		p.Await(`document.querySelector('.said').textContent.includes('takes users again')`)
+		hears(p, "takes users again")
 		p.Await(`document.body.textContent.includes('Nothing is wrong')`)
 	})
 
@@ -348,14 +348,14 @@ func TestPage(t *testing.T) {
 			p.Do(press(kb.Tab))
 			p.Await(`document.activeElement.classList.contains('danger')`)
 			p.Do(press(kb.Enter))
-			p.Await(`document.querySelector('.said').textContent.includes('The key spare takes no new users')`)
+			hears(p, "The key spare takes no new users")
 			p.Await(isDrained)
 			p.Await(fmt.Sprintf(`document.activeElement.matches(%s)`, quote(undo))) // where the focus was
 		}
 		undone := func() {
 			t.Helper()
 			p.Do(press(kb.Enter))
-			p.Await(`document.querySelector('.said').textContent.includes('The key spare takes users again')`)
+			hears(p, "The key spare takes users again")
 			p.Await(fmt.Sprintf(`!(%s) && document.activeElement.matches(%s)`, isDrained, quote(drain)))
 		}
 		drained()

@@ -94,7 +94,7 @@ export function Connections() {
 			</select></label>
 		</div>
 		<div class="sums">
-			<p>${got && html`<strong>${got.matched < got.all || filtered ? t('conn.shown', { n: count(got.live), all: count(got.all) }) : got.live === 1 ? t('conn.one') : t('conn.all', { n: count(got.live) })}</strong>
+			<p>${got && html`<strong>${got.live < got.all || filtered ? t('conn.shown', { n: count(got.live), all: count(got.all) }) : got.live === 1 ? t('conn.one') : t('conn.all', { n: count(got.live) })}</strong>
 				<span class="figure">↑ ${speedOf(got.sentRate)}</span> <span class="figure">↓ ${speedOf(got.receivedRate)}</span>`}
 				${held && html`<span class="dim wide">${t('conn.held')}</span>`}</p>
 			${endsMany && filtered && current && got.live > 0 && html`<p>${canEndAll

@@ -156,9 +156,10 @@ function text(a, b) {
 // arrange finds what matches, and puts it in order.
 function arrange() {
 	const matches = matcher(view.search);
-	sums = { sentRate: 0, receivedRate: 0, live: 0 };
+	sums = { sentRate: 0, receivedRate: 0, live: 0, all: 0 };
 	const found = [];
 	for (const row of rows.values()) {
+		if (!row.ended) sums.all++;
 		if (!matches(row)) continue;
 		sums.sentRate += row.sentRate;
 		sums.receivedRate += row.receivedRate;
@@ -192,7 +193,7 @@ function showRows() {
 	const to = Math.min(order.length, view.to);
 	const part = [];
 	for (let i = from; i < to; i++) part.push(rows.get(order[i]));
-	postMessage({ kind: 'pairs', from, rows: part, matched: order.length, all: rows.size, live: sums.live, sentRate: paced ? sums.sentRate : null, receivedRate: paced ? sums.receivedRate : null, search: view.search });
+	postMessage({ kind: 'pairs', from, rows: part, matched: order.length, all: sums.all, live: sums.live, sentRate: paced ? sums.sentRate : null, receivedRate: paced ? sums.receivedRate : null, search: view.search });
 }
 
 function setView(next) {
