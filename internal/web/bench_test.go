@@ -1,11 +1,10 @@
 package web
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"io"
 	"net"
-	"net/http"
 	"testing"
 
 	"reverser/internal/grammar"
@@ -30,7 +29,8 @@ func (c *canned) Read(b []byte) (int, error) {
 
 func (c *canned) Close() error { return nil }
 
-// BenchmarkRequest is what a small request of a client that is there already costs this package and net/http, without any network.
+// BenchmarkRequest is what a small request of a client that is there already costs this package and net/http: a simple one, over loopback, and
+// one that is net/http's.
 func BenchmarkRequest(b *testing.B) {
 	options := &grammar.ProxyOptions{}
 	site := &Site{Name: "http/a", Options: func() *grammar.ProxyOptions { return options }}
@@ -44,21 +44,40 @@ func BenchmarkRequest(b *testing.B) {
 	var s Server
 	s.Find = func(bool, string, string) *Site { return site }
 	s.Start()
-	near, far := net.Pipe()
-	s.Serve(s.NewClient(withAddress{near}, nil, nil))
-	r := bufio.NewReader(far)
-	b.ReportAllocs()
-	for b.Loop() {
-		io.WriteString(far, "GET / HTTP/1.1\r\nHost: app.example\r\n\r\n")
-		resp, err := http.ReadResponse(r, nil)
-		if err != nil {
-			b.Fatal(err)
-		}
-		io.Copy(io.Discard, resp.Body)
+	defer site.Close()
+	defer s.Close()
+	for name, request := range map[string]string{
+		"simple":   "GET / HTTP/1.1\r\nHost: app.example\r\n\r\n",
+		"net-http": "OPTIONS / HTTP/1.1\r\nHost: app.example\r\n\r\n",
+	} {
+		b.Run(name, func(b *testing.B) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer ln.Close()
+			go func() {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				s.Serve(s.NewClient(conn, nil, nil))
+			}()
+			conn, err := net.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer conn.Close()
+			answer := make([]byte, 1024)
+			b.ReportAllocs()
+			for b.Loop() {
+				io.WriteString(conn, request)
+				if n, err := conn.Read(answer); err != nil || !bytes.HasSuffix(answer[:n], []byte("hello world\n")) {
+					b.Fatalf("%q, %v", answer[:n], err)
+				}
+			}
+		})
 	}
-	far.Close()
-	s.Close()
-	site.Close()
 }
 
 // withAddress is a connection from an address.

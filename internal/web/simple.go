@@ -13,12 +13,11 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"golang.org/x/net/http/httpguts"
 
 	"reverser/internal/grammar"
 	"reverser/internal/sys"
@@ -34,18 +33,19 @@ const mostSimple = 4 << 10
 
 // simple is a connection whose requests so far were simple.
 type simple struct {
-	server *Server
-	client *Client
-	raw    syscall.RawConn // of the client's connection, to see whether the client has left
-	in     *bufio.Reader
-	out    *bufio.Writer // to the client; nil between two exchanges
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	head   []byte    // of the present request, as the target gets it
-	from   string    // the client's address
-	node   string    // the same, as Forwarded has it
-	until  time.Time // the deadline that the client's connection has for reads
-	last   bool      // the present request is the last one
+	server  *Server
+	client  *Client
+	raw     syscall.RawConn // of the client's connection, to see whether the client has left
+	in      *bufio.Reader
+	out     *bufio.Writer // to the client; nil between two exchanges
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	head    []byte        // of the present request, as the target gets it
+	request *http.Request // what the last answer was read for
+	from    string        // the client's address
+	node    string        // the same, as Forwarded has it
+	until   time.Time     // the deadline that the client's connection has for reads
+	last    bool          // the present request is the last one
 
 	asked    atomic.Bool // an exchange is under way
 	watching atomic.Bool // the timer runs
@@ -153,8 +153,8 @@ func (m *simple) await(limit time.Duration, idle bool) error {
 // take returns an exchange for the request at the beginning of raw, if it is simple and its service asks for nothing special, and how long
 // its head is.
 func (m *simple) take(raw []byte) (*exchange, simpleRequest, int) {
-	size := bytes.Index(raw, []byte("\r\n\r\n")) + 4
-	if size < 4 {
+	size := bytes.Index(raw, endOfHead) + len(endOfHead)
+	if size < len(endOfHead) {
 		return nil, simpleRequest{}, 0
 	}
 	q, fields, ok := parseSimple(raw[:size], m.head[:0])
@@ -196,51 +196,39 @@ func ordinary(o *grammar.ProxyOptions) bool {
 // parseSimple reads the head of a request. It appends to b the head that the target gets, as far as the client determines it. ok is false
 // unless the request is simple: then no server reads anything else in it.
 func parseSimple(head, b []byte) (q simpleRequest, _ []byte, ok bool) {
-	line, rest, _ := bytes.Cut(head, []byte("\r\n"))
-	method, line, _ := bytes.Cut(line, []byte(" "))
-	target, version, _ := bytes.Cut(line, []byte(" "))
-	switch string(method) {
-	case http.MethodGet:
-		q.method = http.MethodGet
-	case http.MethodHead:
-		q.method = http.MethodHead
-	default:
+	line, rest, _ := strings.Cut(string(head), "\r\n")
+	method, line, _ := strings.Cut(line, " ")
+	target, version, _ := strings.Cut(line, " ")
+	path, query, _ := strings.Cut(target, "?")
+	if method != http.MethodGet && method != http.MethodHead || version != "HTTP/1.1" || !simplePath(path) || !all(query, isQuery) {
 		return q, b, false
 	}
-	path, query, asks := bytes.Cut(target, []byte("?"))
-	if string(version) != "HTTP/1.1" || !simplePath(path) || !all(query, isQuery) {
-		return q, b, false
-	}
-	q.target = string(target)
-	if q.path = q.target; asks {
-		q.path = q.target[:len(path)]
-	}
-	var host, fields = []byte(nil), b
+	q.method, q.target, q.path = method, target, path
+	fields := b
 	for {
-		field, more, found := bytes.Cut(rest, []byte("\r\n"))
+		field, more, found := strings.Cut(rest, "\r\n")
 		if !found {
 			return q, b, false
 		}
-		if rest = more; len(field) == 0 {
+		if rest = more; field == "" {
 			break
 		}
-		name, value, found := bytes.Cut(field, []byte(":"))
-		value = bytes.Trim(value, " \t")
-		if !found || !httpguts.ValidHeaderFieldName(string(name)) || !httpguts.ValidHeaderFieldValue(string(value)) {
+		name, value, ok := cutField(field)
+		if !ok {
 			return q, b, false
 		}
-		switch known := http.CanonicalHeaderKey(string(name)); {
+		switch known := http.CanonicalHeaderKey(name); {
 		case known == "Host":
-			if host != nil || len(value) == 0 {
+			if q.host != "" || value == "" {
 				return q, b, false
 			}
-			host = value
+			q.host = value
 			continue
 		case known == "Connection":
 			switch {
-			case bytes.EqualFold(value, []byte("close")):
+			case strings.EqualFold(value, "close"):
 				q.last = true
-			case !bytes.EqualFold(value, []byte("keep-alive")):
+			case !strings.EqualFold(value, "keep-alive"):
 				return q, b, false
 			}
 			continue
@@ -252,10 +240,9 @@ func parseSimple(head, b []byte) (q simpleRequest, _ []byte, ok bool) {
 		fields = append(fields, value...)
 		fields = append(fields, "\r\n"...)
 	}
-	if len(rest) > 0 || host == nil {
+	if rest != "" || q.host == "" {
 		return q, b, false
 	}
-	q.host = string(host)
 	// The first line and Host go in front of what was appended.
 	first := len(q.method) + 1 + len(q.target) + len(" HTTP/1.1\r\nHost: ") + len(q.host) + 2
 	n, kept := len(b), len(fields)-len(b)
@@ -272,13 +259,13 @@ func parseSimple(head, b []byte) (q simpleRequest, _ []byte, ok bool) {
 }
 
 // simplePath reports whether a path needs no decoding and can be read in one way only.
-func simplePath(p []byte) bool {
-	return len(p) > 0 && p[0] == '/' && all(p, isPath) && !ambiguous(string(p))
+func simplePath(p string) bool {
+	return strings.HasPrefix(p, "/") && all(p, isPath) && !ambiguous(p)
 }
 
-func all(b []byte, is func(c byte) bool) bool {
-	for _, c := range b {
-		if !is(c) {
+func all(s string, is func(c byte) bool) bool {
+	for i := range len(s) {
+		if !is(s[i]) {
 			return false
 		}
 	}
@@ -303,7 +290,6 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 		writers.Put(m.out)
 		m.out = nil
 	}()
-	r := (&http.Request{Method: q.method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(m.ctx)
 	var err error
 	if x.visit, err = m.client.visit(x.site); err == nil {
 		err = x.visit.begin(x, m.cancel)
@@ -316,7 +302,7 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 	x.ctx, x.cancel, x.answerTime, x.out = m.ctx, m.cancel, pool.answerTime, m.out
 	m.look()
 	defer m.asked.Store(false)
-	res, err := pool.ask(x, r, m.early)
+	res, err := pool.ask(x, m.asking(q.method), m.early)
 	if err != nil {
 		if m.ctx.Err() != nil {
 			return false
@@ -325,6 +311,14 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 	}
 	defer res.Body.Close()
 	return m.answer(x, q, res) == nil && m.ctx.Err() == nil
+}
+
+// asking returns what answers are read for. It is the same for all requests of a method.
+func (m *simple) asking(method string) *http.Request {
+	if m.request == nil || m.request.Method != method {
+		m.request = (&http.Request{Method: method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(m.ctx)
+	}
+	return m.request
 }
 
 // lookTime is how often it is looked whether a client has left that waits for an answer.
@@ -368,7 +362,11 @@ func (m *simple) line(code int) {
 	if text == "" {
 		text = fmt.Sprintf("status code %d", code)
 	}
-	fmt.Fprintf(m.out, "HTTP/1.1 %03d %s\r\n", code, text)
+	b := append(m.out.AvailableBuffer(), "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(code), 10)
+	b = append(b, ' ')
+	b = append(b, text...)
+	m.out.Write(append(b, "\r\n"...))
 }
 
 func date() string { return time.Now().UTC().Format(http.TimeFormat) }

@@ -439,7 +439,7 @@ func (t *target) head(r *http.Request, early func(code int, h http.Header), word
 	}
 	t.reads = true
 	for {
-		resp, err := http.ReadResponse(t.br, r)
+		resp, err := readAnswer(t.br, r)
 		if err != nil {
 			if t.room == 0 {
 				err = fmt.Errorf("the head of the answer has more than %d bytes", maxAnswerHead)
