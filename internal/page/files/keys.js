@@ -42,8 +42,15 @@ export function Keys() {
 			say(failed(err), true);
 		}
 	};
+	// present is what the wide columns say of a key, in one line.
+	const present = (k) => {
+		const { links, connections } = now.get(k.name);
+		const at = Date.parse(k.expires);
+		const ends = at > 0 && (at > Date.now() ? `${t('keys.expires')}: ${t('keys.in', { span: span((at - Date.now()) / 1000) })}` : t('keys.expired'));
+		return [t(links > 0 ? 'keys.connected' : 'keys.notConnected'), connections > 0 && t('over.nConnections', { n: count(connections) }), ends].filter(Boolean).join(' · ');
+	};
 	const columns = [
-		{ id: 'name', head: t('keys.name'), header: true, cell: (k) => html`<span class="cut">${k.name}</span>${k.source === 'config' && html` <span class="badge dim">${t('keys.source.config')}</span>`}${k.rotated && html` <span class="badge warn">${t('keys.rotated')}</span>`}${k.drained && html` <span class="badge warn">${t('keys.isDrained')}</span>`}<span class="narrow sub">${may(k)}</span>` },
+		{ id: 'name', head: t('keys.name'), header: true, cell: (k) => html`<span class="cut">${k.name}</span>${k.source === 'config' && html` <span class="badge dim">${t('keys.source.config')}</span>`}${k.rotated && html` <span class="badge warn">${t('keys.rotated')}</span>`}${k.drained && html` <span class="badge warn">${t('keys.isDrained')}</span>`}<span class="narrow sub">${may(k)}</span><span class="narrow sub">${present(k)}</span>` },
 		{ id: 'allow', head: t('keys.allow'), cls: 'wide', cell: (k) => html`<span class="wrap">${may(k)}</span>${limits(k) && html`<span class="reason">${limits(k)}</span>`}${k.source === 'config' && html`<span class="reason">${t('keys.inFile')}</span>`}` },
 		{ id: 'online', head: t('keys.online'), cls: 'wide', cell: (k) => (now.get(k.name).links > 0 ? html`<span class="badge good">${t('keys.connected')}</span>` : html`<span class="badge dim">${t('keys.notConnected')}</span>`) },
 		{ id: 'connections', head: t('keys.connections'), cls: 'num wide', cell: (k) => count(now.get(k.name).connections) },
