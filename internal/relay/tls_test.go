@@ -248,21 +248,7 @@ func TestTLSBackPressure(t *testing.T) {
 	defer w.close()
 	s := w.secure(l, loopback, tls.VersionTLS13, 0)
 	big := noise(5, 64<<20)
-	stalls := func(c net.Conn) (n int) {
-		for {
-			c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-			m, err := c.Write(big[n:])
-			n += m
-			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Fatalf("%d bytes went, %v: nothing stopped them", n, err)
-			}
-			if m == 0 {
-				c.SetWriteDeadline(time.Time{})
-				return n
-			}
-		}
-	}
-	n := stalls(s.server) // TLS of the user cannot go on behind a write that was cut short
+	n := fill(t, s.server, big) // TLS of the user cannot go on behind a write that was cut short
 	s.tls.SetDeadline(time.Now().Add(limit))
 	rest := make(chan error, 1)
 	go func() {
@@ -309,17 +295,7 @@ func TestTLSDeadServer(t *testing.T) {
 	defer w.close()
 	s := w.secure(l, loopback, tls.VersionTLS13, 0)
 	big := noise(6, 64<<20)
-	n := 0
-	for {
-		s.server.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-		m, err := s.server.Write(big[n:])
-		if n += m; !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatalf("%d bytes went, %v: nothing stopped them", n, err)
-		}
-		if m == 0 && n > 0 { // a busy machine may have let the time pass before the first byte
-			break
-		}
-	}
+	fill(t, s.server, big)
 	s.server.SetLinger(0)
 	s.server.Close()
 	select {

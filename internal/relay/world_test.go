@@ -11,6 +11,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"os"
 	"runtime"
 	"sync"
 	"syscall"
@@ -324,4 +325,25 @@ func noise(seed byte, n int) []byte {
 		b[i] = byte(x)
 	}
 	return b
+}
+
+// fill writes b to a socket until nothing is taken any more, and returns how much was. It writes little at a time: Wine can forget to end a
+// write that is given up while a part of it goes.
+func fill(t *testing.T, c net.Conn, b []byte) (n int) {
+	t.Helper()
+	for {
+		c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		m, err := c.Write(b[n:min(n+16<<10, len(b))])
+		n += m
+		switch {
+		case n == len(b):
+			t.Fatalf("all %d bytes were taken: nothing stopped them", n)
+		case err == nil, errors.Is(err, os.ErrDeadlineExceeded) && (m > 0 || n == 0): // a busy machine may let the time pass before the first byte
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			c.SetWriteDeadline(time.Time{})
+			return n
+		default:
+			t.Fatalf("%d bytes went, then %v", n, err)
+		}
+	}
 }
