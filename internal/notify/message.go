@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,6 +32,9 @@ const (
 	mostLines = 20   // of a text for people; the rest is counted
 	mostText  = 1900 // bytes; WeCom takes 2048
 	mostReply = 4 << 10
+
+	shortestSecret = 6  // what is shorter is no secret, in userinfo and query
+	shortestKey    = 16 // nor is this, as a part of a path
 )
 
 // text is the message for people.
@@ -153,6 +157,36 @@ func (t Target) name() string {
 	return t.Format + " at " + u.Host
 }
 
+// masked is a text of the server without what is secret of the URL. Many servers repeat the path of a request in their errors.
+func (t Target) masked(text string) string {
+	u, err := url.Parse(t.URL)
+	if err != nil {
+		return ""
+	}
+	parts := []string{u.EscapedPath(), u.Path, u.RawQuery}
+	for _, segment := range append(strings.Split(u.EscapedPath(), "/"), strings.Split(u.Path, "/")...) {
+		if len(segment) >= shortestKey { // others are words, such as webhook
+			parts = append(parts, segment)
+		}
+	}
+	for _, values := range u.Query() {
+		for _, v := range values {
+			parts = append(parts, v, url.QueryEscape(v))
+		}
+	}
+	if u.User != nil {
+		password, _ := u.User.Password()
+		parts = append(parts, u.User.String(), u.User.Username(), password)
+	}
+	slices.SortFunc(parts, func(a, b string) int { return len(b) - len(a) }) // a part of another one would leave the rest of it
+	for _, p := range parts {
+		if len(p) >= shortestSecret {
+			text = strings.ReplaceAll(text, p, "…")
+		}
+	}
+	return text
+}
+
 // send sends a message once. Its error has no secret, and names what to do where that is known.
 func send(ctx context.Context, t Target, m message) error {
 	body, err := m.body(t.Format)
@@ -179,7 +213,7 @@ func send(ctx context.Context, t Target, m message) error {
 	if err != nil {
 		return fmt.Errorf("read the answer: %w", err)
 	}
-	said := cut(escape.Text(strings.Join(strings.Fields(string(reply)), " ")), mostReason)
+	said := cut(escape.Text(strings.Join(strings.Fields(t.masked(string(reply))), " ")), mostReason)
 	switch {
 	case resp.StatusCode/100 == 3:
 		return fmt.Errorf("the answer is %d: it leads elsewhere; give the url that it leads to", resp.StatusCode)

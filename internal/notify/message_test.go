@@ -96,6 +96,22 @@ func TestFormats(t *testing.T) {
 	}
 }
 
+// TestMasked: a server that repeats what it was asked for tells no secret.
+func TestMasked(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		w.WriteHeader(404)
+		fmt.Fprintf(w, "Cannot POST %s by %s:%s, key %q, path %q, %s; invalid webhook", r.RequestURI, user, password, r.URL.Query().Get("key"), strings.Split(r.URL.Path, "/"), strings.ReplaceAll(r.URL.Path, "/", `\/`))
+	}))
+	defer srv.Close()
+	for _, at := range []string{"/webhook/T0123456/s3cret-0123456789abc", "/webhook/s3cret%2B0123456789abc?key=s3cret+abc", "/webhook?a=b&key=s3cret-0123", "/webhook/s3cret%C3%A40123456789?s3cret"} {
+		err := send(t.Context(), Target{URL: strings.Replace(srv.URL, "//", "//s3cret-user:s3cret-password@", 1) + at, Format: "slack"}, message{test: true})
+		if err == nil || strings.Contains(err.Error(), "s3cret") || !strings.Contains(err.Error(), "Cannot POST …") || !strings.Contains(err.Error(), "invalid webhook") {
+			t.Errorf("%s: %v", at, err)
+		}
+	}
+}
+
 // What goes wrong is told, and no secret.
 func TestSendErrors(t *testing.T) {
 	answers := map[string]struct {
