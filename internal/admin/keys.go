@@ -380,17 +380,20 @@ func (e *KeyEditor) Remove(name string) error {
 	return nil
 }
 
-// revoke has a live proxy honour a key no longer, and then stores it: a full disk must not keep a stolen token alive.
+// revoke has a live proxy honour a key no longer, and then stores it: a full disk must not keep a stolen token alive. The directory leaves
+// the key out before that, or whoever reads it meanwhile, for another order or a reload, would have the key honoured again.
 func (e *KeyEditor) revoke(k config.Key) error {
-	if err := e.Revoked(k.ID); err != nil {
-		return err
+	e.Dir.MarkRevoked(k.ID, k.Name)
+	failed := e.Revoked(k.ID)
+	if failed == nil {
+		e.log().Info("key removed", "key", k.Name)
 	}
-	e.log().Info("key removed", "key", k.Name)
-	e.mu.Lock()
-	err := e.Dir.Revoke(k.ID, k.Name)
-	e.mu.Unlock()
+	err := e.storeRevoked()
 	if err != nil {
 		e.log().Error("the removal of a key is not stored, and tried again: a restart would bring the key back", "key", k.Name, "err", err)
+	}
+	if failed != nil {
+		return failed
 	}
 	return e.stored(k.Name, err)
 }

@@ -13,6 +13,7 @@ import (
 
 	"reverser/internal/admin"
 	"reverser/internal/config"
+	"reverser/internal/grammar"
 	"reverser/internal/state"
 )
 
@@ -88,5 +89,54 @@ func TestRemoveThatCannotBeStored(t *testing.T) {
 	}
 	if err := c.RemoveKey(t.Context(), "stolen"); !isUsage(err) {
 		t.Errorf("RemoveKey of a key that is gone = %v", err)
+	}
+}
+
+// TestRemoveBesideAnotherOrder: an order for another key, or a reload, that reads the stored keys while a key is taken out does not bring it
+// back.
+func TestRemoveBesideAnotherOrder(t *testing.T) {
+	dir, err := state.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if _, err := dir.AddKey("stolen", nil, state.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	var honoured []config.Key
+	reload := func() error {
+		keys, err := dir.Keys()
+		if err != nil {
+			return err
+		}
+		honoured = nil
+		for _, k := range keys {
+			honoured = append(honoured, config.Key{Name: k.Name, ID: k.ID, Secret: k.Secret})
+		}
+		return nil
+	}
+	if err := reload(); err != nil {
+		t.Fatal(err)
+	}
+	var e *admin.KeyEditor
+	e = &admin.KeyEditor{
+		Dir:     dir,
+		InForce: func() ([]config.Key, error) { return slices.Clone(honoured), nil },
+		Reach:   func() grammar.Reach { return grammar.Reach{} },
+		Edited:  reload,
+		Revoked: func(id [16]byte) error {
+			honoured = slices.DeleteFunc(honoured, func(k config.Key) bool { return k.ID == id })
+			_, err := e.Make("other", nil, state.Limits{}) // before the removal is stored
+			return err
+		},
+	}
+	if err := e.Remove("stolen"); err != nil {
+		t.Fatal(err)
+	}
+	if len(honoured) != 1 || honoured[0].Name != "other" {
+		t.Errorf("the keys %v are honoured; want the other one alone", honoured)
+	}
+	if keys, err := dir.Keys(); err != nil || len(keys) != 1 || keys[0].Name != "other" {
+		t.Errorf("the file has %v, %v; want the other key alone", keys, err)
 	}
 }

@@ -109,6 +109,17 @@ func (d *Dir) HasKeysFile() bool {
 
 // Keys are the stored keys in the order they were added, without those that were revoked.
 func (d *Dir) Keys() ([]Key, error) {
+	all, err := d.unstored.over(d.readKeys)
+	if err != nil {
+		return nil, err
+	}
+	f, _ := d.readFollower()
+	f.markOffered(all)
+	return all, nil
+}
+
+// readKeys returns the keys that the file has.
+func (d *Dir) readKeys() ([]Key, error) {
 	full := filepath.Join(d.path, keysFile)
 	b, err := d.readSecret(keysFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -125,12 +136,6 @@ func (d *Dir) Keys() ([]Key, error) {
 		return nil, damaged(full, err)
 	}
 	d.hasKeys.Store(true)
-	all = slices.DeleteFunc(all, func(k Key) bool { return d.unstored.has(k.ID) })
-	for i := range all {
-		d.unstored.apply(&all[i])
-	}
-	f, _ := d.readFollower()
-	f.markOffered(all)
 	return all, nil
 }
 

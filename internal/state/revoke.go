@@ -12,6 +12,8 @@ type unstored struct {
 	keys map[[16]byte]string   // that were revoked, with their names; guarded by mu, as all below
 	used map[[16]byte][32]byte // the secrets of Key.Next that were used
 	err  error                 // why the keys that were revoked are not stored
+
+	stores int // how often something of it was stored
 }
 
 // UseSecret has the further secret of a key take the place of the one before. It is so for this process whatever becomes of the file: with
@@ -27,13 +29,42 @@ func (d *Dir) UseSecret(id [16]byte, secret [32]byte) error {
 	return d.Store()
 }
 
-// apply has a key be what it is, whatever the file says.
-func (u *unstored) apply(k *Key) {
+// over has the keys that read returns be what they are, whatever the file says. It reads again when something was stored meanwhile: read may
+// have seen the file of before, and what was stored is not known here any more.
+func (u *unstored) over(read func() ([]Key, error)) ([]Key, error) {
+	for {
+		stores := u.stored()
+		keys, err := read()
+		if err != nil {
+			return nil, err
+		}
+		if keys, ok := u.apply(keys, stores); ok {
+			return keys, nil
+		}
+	}
+}
+
+func (u *unstored) stored() int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if used, ok := u.used[k.ID]; ok && k.Next != nil && *k.Next == used {
-		k.Secret, k.Next = used, nil
+	return u.stores
+}
+
+// apply is over for keys that were read when so many stores were done; false: there was another one since.
+func (u *unstored) apply(keys []Key, stores int) ([]Key, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.stores != stores {
+		return nil, false
 	}
+	keys = slices.DeleteFunc(keys, func(k Key) bool { _, revoked := u.keys[k.ID]; return revoked })
+	for i := range keys {
+		k := &keys[i]
+		if used, ok := u.used[k.ID]; ok && k.Next != nil && *k.Next == used {
+			k.Secret, k.Next = used, nil
+		}
+	}
+	return keys, true
 }
 
 func (u *unstored) secrets() map[[16]byte][32]byte {
@@ -53,6 +84,12 @@ func (d *Dir) AllStored() bool {
 // Revoke takes a key out for good. It is so for this process whatever becomes of the file: with an error the file has the key still,
 // and Store writes it later.
 func (d *Dir) Revoke(id [16]byte, name string) error {
+	d.MarkRevoked(id, name)
+	return d.Store()
+}
+
+// MarkRevoked is Revoke without the file: from now on Keys leaves the key out, and Store writes that.
+func (d *Dir) MarkRevoked(id [16]byte, name string) {
 	u := &d.unstored
 	u.mu.Lock()
 	if u.keys == nil {
@@ -60,7 +97,6 @@ func (d *Dir) Revoke(id [16]byte, name string) error {
 	}
 	u.keys[id] = name
 	u.mu.Unlock()
-	return d.Store()
 }
 
 // Store writes the keys as they are, unless the file has them so.
@@ -83,13 +119,6 @@ func (d *Dir) Unstored() (names []string, err error) {
 	return slices.Sorted(maps.Values(u.keys)), u.err
 }
 
-func (u *unstored) has(id [16]byte) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	_, in := u.keys[id]
-	return in
-}
-
 func (u *unstored) ids() [][16]byte {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -99,6 +128,9 @@ func (u *unstored) ids() [][16]byte {
 func (u *unstored) forget(ids [][16]byte, used map[[16]byte][32]byte) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if len(ids)+len(used) > 0 {
+		u.stores++
+	}
 	for _, id := range ids {
 		delete(u.keys, id)
 	}
