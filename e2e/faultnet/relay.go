@@ -100,6 +100,15 @@ func (r *Relay) Stall(ds ...Direction) {
 	}
 }
 
+// Drop lets nothing more pass in the connections that there are, without an end, as where a router on the way has forgotten them. New ones work.
+func (r *Relay) Drop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.conns {
+		c.dropped = true
+	}
+}
+
 // Heal ends all stalls.
 func (r *Relay) Heal() {
 	r.mu.Lock()
@@ -160,6 +169,7 @@ type conn struct {
 	once  sync.Once
 
 	reached atomic.Bool // After
+	dropped bool        // guarded by relay.mu
 }
 
 func (r *Relay) serve(from *net.TCPConn, fault Fault) {
@@ -231,6 +241,9 @@ func (c *conn) wait(d Direction) bool {
 	for {
 		c.relay.mu.Lock()
 		gate := c.relay.gates[d]
+		if c.dropped {
+			gate = make(chan struct{}) // for ever
+		}
 		c.relay.mu.Unlock()
 		if gate == nil {
 			return !c.isOver()

@@ -1,6 +1,6 @@
 // What the page asks of the process, and what it may ask for: a part of the page is shown only if the process has its API.
 import { signal } from './lib/signals.js';
-import { Problem, follow as followWith, send } from './http.js';
+import { Problem, get, send } from './http.js';
 
 export { Problem };
 
@@ -49,31 +49,20 @@ export const can = (operation) => operations.value !== null && operations.value.
 
 // ask returns the answer to a request, and throws a Problem otherwise.
 export async function ask(method, path, body) {
-	const request = { method, headers: { Accept: 'application/json' } };
-	if (method !== 'GET') {
-		request.headers['Content-Type'] = 'application/json';
-		if (body !== undefined) request.body = JSON.stringify(body);
-	}
-	let response;
 	try {
-		response = await send(path, secret, request);
+		return method === 'GET' ? await get(path, secret) : await order(method, path, body);
 	} catch (err) {
 		if (err.status === 401 && path !== '/api/v1/login') signedOut();
 		throw err;
 	}
+}
+
+async function order(method, path, body) {
+	const headers = { Accept: 'application/json', 'Content-Type': 'application/json' };
+	const response = await send(path, secret, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
 	if (response.status === 204) return null;
 	const type = response.headers.get('Content-Type') || '';
 	return type.includes('json') ? response.json() : response.text();
-}
-
-// follow calls event(name, data) with each of the server-sent events at path, until signal ends them; it throws a Problem.
-export async function follow(path, signal, hooks) {
-	try {
-		await followWith(path, secret, signal, hooks);
-	} catch (err) {
-		if (err.status === 401) signedOut();
-		throw err;
-	}
 }
 
 // begin finds out whether somebody is logged in, and what the process answers.

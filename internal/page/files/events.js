@@ -1,9 +1,10 @@
-// The event log: what the process said since its start, live.
+// The event log: what the process said since its start, and says.
 import { html, signal, useEffect, useState } from './html.js';
-import { follow } from './api.js';
+import { ask } from './api.js';
+import { lost } from './live.js';
 import { t } from './words.js';
 import { count, moment, when } from './format.js';
-import { Empty } from './ui.js';
+import { Empty, failed, whileSeen } from './ui.js';
 import { Table } from './table.js';
 
 const most = 1000; // as many as the process keeps
@@ -13,42 +14,33 @@ const wants = { all: () => true, warn: (e) => e.level === 'WARN' || e.level === 
 
 export function Events() {
 	const [list, setList] = useState(null); // the newest first
+	const [problem, setProblem] = useState(null);
+	// No answer that goes on: each holds a connection, of which a browser has six to a host in all its tabs.
 	useEffect(() => {
 		let kept = [];
-		let waiting = 0;
-		const over = new AbortController();
-		let retry = 0;
-		const show = () => {
-			waiting = 0;
-			setList(kept);
-		};
-		const add = (item) => {
-			kept = [item, ...kept.slice(0, most - 1)];
-			waiting ||= setTimeout(show, 50); // many come at once
-		};
-		const open = async () => {
+		let over = false;
+		const asking = whileSeen(2, async () => {
 			const last = kept.find((e) => !e.lost);
 			try {
-				await follow(`/api/v1/events?follow=true&since=${last ? last.id : 0}`, over.signal, {
-					opened: () => (waiting ||= setTimeout(show, 300)), // there may be none
-					event: (name, data) => {
-						const item = JSON.parse(data);
-						if (name === 'message') add(item);
-						else if (name === 'lost' && kept.length) add({ id: 'lost ' + kept[0].id, lost: item.lost });
-					},
-				});
-			} catch {
-				// the worker finds out why, and tells
+				const got = await ask('GET', `/api/v1/events?since=${last ? last.id : 0}`);
+				if (over) return;
+				const fresh = got.events.reverse();
+				if (got.lost && last) fresh.push({ id: 'lost after ' + last.id, lost: got.lost });
+				if (fresh.length) kept = [...fresh, ...kept].slice(0, most);
+				setList(kept);
+				setProblem(null);
+			} catch (err) {
+				if (!over) setProblem(err);
 			}
-			if (!over.signal.aborted) retry = setTimeout(open, 3000);
-		};
-		open();
+		});
 		return () => {
-			clearTimeout(waiting);
-			clearTimeout(retry);
-			over.abort();
+			over = true;
+			asking.end();
 		};
 	}, []);
+	// While the process is silent the head of the page says so.
+	const wrong = problem && !lost.value && html`<p class="problem" role="alert">${failed(problem)}</p>`;
+	if (!list && wrong) return wrong;
 	if (!list) return html`<p class="dim">${t('app.loading')}</p>`;
 	const rows = list.filter((e) => e.lost || wants[level.value](e));
 	const columns = [
@@ -56,7 +48,8 @@ export function Events() {
 		{ id: 'level', head: t('events.level'), cls: 'level wide', cell: (e) => (e.lost ? '' : html`<${Level} is=${e.level} />`) },
 		{ id: 'event', head: t('events.event'), header: true, cell: (e) => e.lost ? html`<span class="dim">${t('events.lost', { n: count(e.lost) })}</span>` : html`<span class="narrow sub">${moment(e.at)} <${Level} is=${e.level} /></span><span class="wrap">${e.event}</span> <${Fields} of=${e.fields} />` },
 	];
-	return html`<div class="tools">
+	return html`${wrong}
+		<div class="tools">
 			<label><span>${t('events.level')}</span><select id="level" value=${level.value} onChange=${(e) => (level.value = e.currentTarget.value)}>
 				${Object.keys(wants).map((name) => html`<option key=${name} value=${name}>${t('events.' + name)}</option>`)}
 			</select></label>

@@ -1,5 +1,5 @@
 // The worker behind live.js: it listens to the process, keeps the connections, and tells the page what it shows of them.
-import { follow } from './http.js';
+import { follow, silence } from './http.js';
 import { matcher } from './search.js';
 
 let session = '';
@@ -11,7 +11,6 @@ let attempts = 0;
 let heard = Date.now(); // when the process spoke last
 let told = false; // that it is lost
 
-const silence = 6_000; // a process that says nothing for so long is lost
 const delays = [500, 1_000, 2_000, 3_000, 5_000];
 
 async function open() {

@@ -77,10 +77,12 @@ export function start() {
 	worker = new Worker('feed.js', { type: 'module' });
 	worker.onmessage = (event) => take(event.data);
 	worker.postMessage({ kind: 'open', session: session() });
+	rest(); // a tab may be opened where nobody sees it
 }
 
 export function stop() {
 	if (!worker) return;
+	clearTimeout(hiding);
 	worker.terminate();
 	worker = null;
 	last = null;
@@ -98,8 +100,11 @@ export function watchPairs(view) {
 // A page that nobody sees costs the process nothing, and takes no place from those that are seen.
 const hiddenFor = 30_000;
 let hiding = 0;
-document.addEventListener('visibilitychange', () => {
+function rest() {
 	clearTimeout(hiding);
 	if (document.hidden) hiding = setTimeout(() => worker?.postMessage({ kind: 'rest' }), hiddenFor);
-	else worker?.postMessage({ kind: 'open', session: session() });
+}
+document.addEventListener('visibilitychange', () => {
+	rest();
+	if (!document.hidden) worker?.postMessage({ kind: 'open', session: session() });
 });

@@ -4,7 +4,7 @@ import { ask, can } from './api.js';
 import { onSnapshot, snapshot, speed, totals } from './live.js';
 import { t } from './words.js';
 import { count, since, size, span, speedOf, state } from './format.js';
-import { Badge, Command, Confirm, Empty, failed, say } from './ui.js';
+import { Badge, Command, Confirm, Empty, failed, say, whileSeen } from './ui.js';
 import { Table } from './table.js';
 import { Chart } from './chart.js';
 
@@ -89,20 +89,17 @@ function Charts({ snap }) {
 	useEffect(() => {
 		if (!asks) return undefined;
 		let over = false;
-		let timer = 0;
-		const go = async () => {
+		const asking = whileSeen(10, async () => {
 			try {
 				const history = await ask('GET', '/api/v1/history');
 				if (!over) setKept(readHistory(history));
 			} catch {
 				// the page says elsewhere that the process is away; what was there stays
 			}
-			if (!over) timer = setTimeout(go, 10_000);
-		};
-		go();
+		});
 		return () => {
 			over = true;
-			clearTimeout(timer);
+			asking.end();
 		};
 	}, [asks]);
 	const h = asks ? kept : seen.value;

@@ -109,31 +109,58 @@ export function Confirm({ title, button, act, onClose, danger, children }) {
 	</>`;
 }
 
+// whileSeen calls ask at once and then every so many seconds, one call after the other, and not while the tab is hidden. again has it called
+// once more without a wait, and end ends it. ask throws nothing.
+export function whileSeen(seconds, ask) {
+	let timer = 0;
+	let asking = false;
+	let more = false;
+	let over = false;
+	const again = async () => {
+		clearTimeout(timer);
+		more = true;
+		if (asking) return;
+		asking = true;
+		while (more && !over) {
+			more = false;
+			await ask();
+		}
+		asking = false;
+		if (!over && seconds) timer = setTimeout(seen, seconds * 1000);
+	};
+	const seen = () => {
+		if (!document.hidden) again();
+	};
+	document.addEventListener('visibilitychange', seen);
+	seen();
+	const end = () => {
+		over = true;
+		clearTimeout(timer);
+		document.removeEventListener('visibilitychange', seen);
+	};
+	return { again, end };
+}
+
 // useAsked asks for something when the view appears, and again every so many seconds.
 export function useAsked(get, every, deps = []) {
 	const [got, setGot] = useState({ value: null, error: null });
-	const again = useRef(null);
+	const asking = useRef(null);
 	useEffect(() => {
 		let over = false;
-		let timer = 0;
-		const go = async () => {
-			clearTimeout(timer);
+		asking.current = whileSeen(every, async () => {
 			try {
 				const value = await get();
 				if (!over) setGot({ value, error: null });
 			} catch (error) {
 				if (!over) setGot((was) => ({ value: was.value, error }));
 			}
-			if (!over && every) timer = setTimeout(go, every * 1000);
-		};
-		again.current = go;
-		go();
+		});
 		return () => {
 			over = true;
-			clearTimeout(timer);
+			asking.current.end();
 		};
 	}, deps);
-	return { ...got, again: () => again.current?.() };
+	return { ...got, again: () => asking.current?.again() };
 }
 
 // Failure is what a view shows in the place of what it could not get.
