@@ -176,12 +176,17 @@ type endingBridge struct {
 	endings *endings
 }
 
-// Examine implements examined: while there is no link, the bridge goes the way to its proxy.
-func (b endingBridge) Examine(ctx context.Context, set config.Settings) []doctor.Check {
-	if snap := b.Bridge.Status(); doctor.HasLink(&snap) {
-		return nil
+// Examine implements examined: the bridge dials its targets, and while there is no link, it goes the way to its proxy.
+func (b endingBridge) Examine(ctx context.Context, set config.Settings) (all []doctor.Check) {
+	w := doctor.NewWorld(built())
+	var targets []doctor.Check
+	var dialling sync.WaitGroup
+	dialling.Go(func() { targets = w.Targets(ctx, &set) })
+	if snap := b.Bridge.Status(); !doctor.HasLink(&snap) {
+		all = w.Way(ctx, &set)
 	}
-	return doctor.NewWorld(built()).Way(ctx, &set)
+	dialling.Wait()
+	return append(all, targets...)
 }
 
 // Status implements server.

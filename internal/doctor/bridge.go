@@ -70,7 +70,7 @@ func (w *World) way(ctx context.Context, v *visit) (all []Check) {
 	case v.Settings != nil:
 		all = w.Way(ctx, v.Settings)
 	default:
-		all = v.asked(ctx, "link")
+		all = v.asked(ctx, "link", func(name string) bool { return name != stepTargets && name != stepSource })
 	}
 	if v.Snapshot == nil {
 		return all
@@ -472,6 +472,11 @@ func (w *World) probes(_ context.Context, v *visit) (all []Check) {
 }
 
 const (
+	stepTargets = "targets"
+	stepSource  = "source"
+)
+
+const (
 	targetLimit   = 4 * time.Second  // for one target
 	targetsLimit  = 10 * time.Second // for all of them
 	targetsAtOnce = 64
@@ -485,25 +490,82 @@ type target struct {
 	done   bool
 }
 
-// targets are dialled as for a user. What answers is let go again without a word.
-func (w *World) targets(ctx context.Context, v *visit) (all []Check) {
-	const name = "targets"
-	list := v.targets()
+// SourceHint says what to do about an address that targets cannot be dialled from.
+const SourceHint = "give --source an address of this machine, or leave it out"
+
+// targets are dialled by the process that runs: it has rights and sources of its own. What only the settings have, it does not dial yet.
+func (w *World) targets(ctx context.Context, v *visit) []Check {
+	if v.Snapshot == nil && v.Settings == nil {
+		return nil
+	}
+	if v.Snapshot == nil {
+		return w.Targets(ctx, v.Settings)
+	}
+	running := targetsOf(v.Snapshot)
+	all := v.asked(ctx, stepTargets, func(name string) bool { return name == stepTargets || name == stepSource })
+	if !slices.ContainsFunc(all, func(c Check) bool { return c.State != Skip }) { // an older one cannot do it
+		all = w.dialTargets(ctx, running, sourcesOf(v.Settings), "%d of %d answer this command, which dials with its own rights: %s")
+	}
+	if v.Settings != nil {
+		more := slices.DeleteFunc(targetsIn(v.Settings), func(t *target) bool {
+			return slices.ContainsFunc(running, func(r *target) bool { return r.Target == t.Target })
+		})
+		all = append(all, w.dialTargets(ctx, more, sourcesOf(v.Settings), "%d of %d that the process does not have yet answer: %s")...)
+	}
+	if Worst(all) != Fail {
+		all = append(all, w.lastUsers(ctx, v)...)
+	}
+	return all
+}
+
+// Targets says which targets of a bridge with these settings answer, and which of its sources they cannot be dialled from.
+func (w *World) Targets(ctx context.Context, set *config.Settings) []Check {
+	return append(w.sources(set), w.dialTargets(ctx, targetsIn(set), sourcesOf(set), "%d of %d answer: %s")...)
+}
+
+// sources are those that are no address of this machine.
+func (w *World) sources(set *config.Settings) (all []Check) {
+	for _, source := range set.Bridge.Sources {
+		addr := net.JoinHostPort(source.String(), "0")
+		l, err := w.Listen(grammar.ListenNetwork("tcp", addr), addr)
+		switch {
+		case err == nil:
+			l.Close()
+		case sys.NoRoute(err):
+			all = append(all, warn(stepSource, SourceHint, "%s is no address of this machine: no target is dialled from it", source))
+		default:
+			all = append(all, warn(stepSource, SourceHint, "%s cannot be dialled from: %v", source, plain(err)))
+		}
+	}
+	if len(all) == len(set.Bridge.Sources) { // else the others serve
+		for i := range all {
+			all[i].State = Fail
+		}
+	}
+	return few(all, "sources cannot be dialled from")
+}
+
+// dialTargets dials as for a user. What answers is let go again without a word. good tells of those that answer, of how many, and which.
+func (w *World) dialTargets(ctx context.Context, list []*target, sources []netip.Addr, good string) (all []Check) {
 	if len(list) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, targetsLimit)
 	defer cancel()
 	var dialer relay.Dialer
-	if v.Settings != nil {
-		dialer.SetSources(v.Settings.Bridge.Sources)
-	}
+	dialer.SetSources(sources)
+	// In a process that runs, users may need the descriptors.
+	pool := sys.Descriptors()
 	next := make(chan *target)
 	var dialling sync.WaitGroup
-	for range min(targetsAtOnce, len(list)) {
+	for range min(targetsAtOnce, len(list), max(pool.Free(sys.ForUsers)/4, 1)) {
 		dialling.Go(func() {
 			for t := range next {
+				if !pool.Acquire(ctx, sys.ForUsers) {
+					continue
+				}
 				t.err = knock(ctx, &dialer, t.Target)
+				pool.Give(sys.ForUsers)
 				t.done = t.err == nil || ctx.Err() == nil
 			}
 		})
@@ -518,56 +580,82 @@ feed:
 	}
 	close(next)
 	dialling.Wait()
-	checked, answered := 0, 0
-	var good []string
+	checked, sourceless := 0, 0
+	var answered []string
 	for _, t := range list {
+		_, noSource := errors.AsType[*relay.SourceError](t.err)
 		switch {
 		case !t.done:
 			continue
 		case t.err == nil:
-			answered++
-			good = append(good, t.String())
+			answered = append(answered, t.String())
+		case noSource:
+			sourceless++
 		default:
-			c := unanswered(name, fmt.Sprintf("%s, where %s leads,", t.Target, t.public), t.err)
+			c := unanswered(stepTargets, fmt.Sprintf("%s, where %s leads,", t.Target, t.public), t.err)
 			if t.Network == "unix" {
-				c.Hint = "is the service running, and may this user open its socket?"
+				c.Hint = "is the service running, and may the user that the bridge runs as open its socket?"
 			}
 			all = append(all, c)
 		}
 		checked++
 	}
 	all = few(all, "targets do not answer")
-	if left := len(list) - checked; left > 0 {
-		all = append(all, skip(name, "%d of %d were not looked at: there was no time left", left, len(list)))
+	if sourceless > 0 {
+		all = append(all, skip(stepTargets, "%d of %d cannot be dialled from any --source", sourceless, len(list)))
 	}
-	if answered > 0 {
-		all = append([]Check{ok(name, "%d of %d answer: %s", answered, checked, names(good))}, all...)
+	if left := len(list) - checked; left > 0 {
+		all = append(all, skip(stepTargets, "%d of %d were not looked at: there was no time left", left, len(list)))
+	}
+	if len(answered) > 0 {
+		all = append([]Check{ok(stepTargets, good, len(answered), checked, names(answered))}, all...)
 	}
 	return all
 }
 
-// targets are those of the settings, or else of the process.
-func (v *visit) targets() (list []*target) {
-	seen := make(map[grammar.Target]bool)
-	add := func(public string, t grammar.Target) {
-		if !seen[t] {
-			seen[t] = true
-			list = append(list, &target{Target: t, public: public})
+// targetsIn are the targets of settings, each once.
+func targetsIn(set *config.Settings) []*target {
+	var list targetList
+	for _, e := range set.Bridge.Services {
+		list.add(e.Public.String(), e.Target)
+	}
+	return list.all
+}
+
+// targetsOf are the targets of a process, each once.
+func targetsOf(s *status.Snapshot) []*target {
+	var list targetList
+	for _, service := range s.Services {
+		if t, err := grammar.ParseTarget(service.Target); err == nil {
+			list.add(service.Public, t)
 		}
 	}
-	switch {
-	case v.Settings != nil:
-		for _, e := range v.Settings.Bridge.Services {
-			add(e.Public.String(), e.Target)
-		}
-	case v.Snapshot != nil:
-		for _, s := range v.Snapshot.Services {
-			if t, err := grammar.ParseTarget(s.Target); err == nil {
-				add(s.Public, t)
-			}
-		}
+	return list.all
+}
+
+// targetList has each target once.
+type targetList struct {
+	all  []*target
+	seen map[grammar.Target]bool
+}
+
+func (l *targetList) add(public string, t grammar.Target) {
+	if l.seen[t] {
+		return
 	}
-	return list
+	if l.seen == nil {
+		l.seen = make(map[grammar.Target]bool)
+	}
+	l.seen[t] = true
+	l.all = append(l.all, &target{Target: t, public: public})
+}
+
+// sourcesOf are those of settings, if there are any.
+func sourcesOf(set *config.Settings) []netip.Addr {
+	if set == nil {
+		return nil
+	}
+	return set.Bridge.Sources
 }
 
 // knock connects to a target and closes the connection as one does who has nothing to say.

@@ -87,6 +87,10 @@ type visit struct {
 	Patient
 	seen    state.Looked // of the state directory
 	seenErr error
+
+	asking    sync.Once // of the process that runs
+	answer    []Check
+	answerErr error
 }
 
 // pid is that of the process that runs; 0: none does, or its number is not known.

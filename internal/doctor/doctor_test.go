@@ -276,9 +276,9 @@ func TestWay(t *testing.T) {
 // TestWayOfRunning: without settings the process that runs goes the way, while it has no link and does not stop. Its services are told once.
 func TestWayOfRunning(t *testing.T) {
 	for _, c := range []struct {
-		name  string
-		snap  status.Snapshot
-		asked bool
+		name string
+		snap status.Snapshot
+		way  bool
 	}{
 		{"down", status.Snapshot{Links: []status.Link{{State: status.LinkDown, Remote: "203.0.113.1:3010"}}}, true},
 		{"up", status.Snapshot{Links: []status.Link{{State: status.LinkUp, Carriers: 1}}}, false},
@@ -294,12 +294,12 @@ func TestWayOfRunning(t *testing.T) {
 			}
 			var shown []string
 			w.Examine(t.Context(), p, func(c Check) { shown = append(shown, c.Name+" "+string(c.State)) })
-			if asked != c.asked {
-				t.Errorf("asked = %t, want %t", asked, c.asked)
+			if !asked { // for the targets at least
+				t.Error("the process was not asked")
 			}
 			for _, line := range []string{"name ok", "link port fail", "key skip"} {
-				if slices.Contains(shown, line) != c.asked {
-					t.Errorf("%q is in %q, or not: want %t", line, shown, c.asked)
+				if slices.Contains(shown, line) != c.way {
+					t.Errorf("%q is in %q, or not: want %t", line, shown, c.way)
 				}
 			}
 			if slices.Contains(shown, "services skip") {
@@ -646,6 +646,85 @@ func TestAdmin(t *testing.T) {
 	}
 }
 
+// TestTargetsOfRunning: the process dials its targets itself, for its rights and sources are not those of whoever asks.
+func TestTargetsOfRunning(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // which answers this test
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	here := l.Addr().String()
+	service := status.Service{Public: "tcp/9000", Target: here, State: status.ServiceUp, TargetState: status.TargetUnreachable, TargetAt: now.Add(-time.Minute), TargetError: "permission denied"}
+	answers := ok(stepTargets, "1 of 1 answer: %s", here)
+	refused := fail(stepTargets, "ask its owner", "%s, where tcp/9000 leads, cannot be reached: permission denied", here)
+	const lastUser = "targets warn %s of tcp/9000 could not be reached for the last user, 1m0s ago: permission denied"
+	for _, c := range []struct {
+		name  string
+		found []Check
+		err   error
+		ok    string // how the line begins that is well; "": there is none
+		bad   string // and that of what is not well; "": as ok
+	}{
+		{"it cannot reach them", []Check{refused}, nil, "", "targets fail " + refused.Found},
+		{"it reaches them again", []Check{answers}, nil, "ok 1 of 1 answer: " + here, fmt.Sprintf(lastUser, here)},
+		{"an older one, without a link", []Check{fail(stepPort, "", "shut")}, nil, "ok 1 of 1 answer this command, which dials with its own rights: " + here, fmt.Sprintf(lastUser, here)},
+		{"an older one", nil, errors.ErrUnsupported, "ok 1 of 1 answer this command, which dials with its own rights: " + here, fmt.Sprintf(lastUser, here)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, p := well(t)
+			p.Snapshot.Links = []status.Link{{State: status.LinkUp, Carriers: 1}}
+			p.Snapshot.Services = []status.Service{service}
+			asked := 0
+			p.Ask = func(context.Context) ([]Check, error) { asked++; return c.found, c.err }
+			good := ""
+			w.Examine(t.Context(), p, func(c Check) {
+				if c.Name == stepTargets && c.State == OK {
+					good += string(c.State) + " " + c.Found
+				}
+			})
+			if good != c.ok || asked != 1 {
+				t.Errorf("found %q as well, asked %d times; want %q, once", good, asked, c.ok)
+			}
+			mustFind(t, look(t, w, p), c.bad)
+		})
+	}
+}
+
+// TestSources: an address that is not this machine's is told, and the targets that cannot be dialled for that are not blamed.
+func TestSources(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, c := range []struct {
+		name    string
+		sources []string
+		want    string
+	}{
+		{"another machine's", []string{"192.0.2.77"}, "source fail 192.0.2.77 is no address of this machine: no target is dialled from it → give --source an address of this machine"},
+		{"one of two is another machine's", []string{"192.0.2.77", "127.0.0.1"}, "source warn 192.0.2.77 is no address of this machine: no target is dialled from it → give --source an address of this machine"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, p := well(t)
+			withBridge(w, &p, bridge.Examined{})
+			w.Walk = func(context.Context, bridge.Config) ([]bridge.Examined, error) { return nil, nil }
+			w.Listen = func(_, addr string) (net.Listener, error) {
+				if addr == "192.0.2.77:0" {
+					return nil, errNoWay
+				}
+				return nowhere{}, nil
+			}
+			public, target := grammar.Public{Kind: grammar.KindTCP, Port: 9000}, grammar.Target{Network: "tcp", Address: l.Addr().String()}
+			p.Settings.Bridge.Services = []grammar.Expose{{Public: public, Target: target}}
+			for _, s := range c.sources {
+				p.Settings.Bridge.Sources = append(p.Settings.Bridge.Sources, netip.MustParseAddr(s))
+			}
+			mustFind(t, look(t, w, p), c.want)
+		})
+	}
+}
+
 // TestTargetsWithoutTime: what there was no time for is said, and nothing is called dead that was not tried.
 func TestTargetsWithoutTime(t *testing.T) {
 	w, p := well(t)
@@ -654,7 +733,7 @@ func TestTargetsWithoutTime(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	all := w.targets(ctx, &visit{Patient: p})
+	all := w.dialTargets(ctx, targetsOf(p.Snapshot), nil, "%d of %d answer: %s")
 	if len(all) != 1 || all[0].State != Skip || all[0].Found != "5000 of 5000 were not looked at: there was no time left" {
 		t.Errorf("found %+v", all)
 	}

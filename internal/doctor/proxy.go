@@ -260,9 +260,18 @@ func (w *World) lastUsers(_ context.Context, v *visit) (all []Check) {
 		case status.TargetUnreachable:
 			did = "could not be reached for the last user"
 		}
-		if did != "" && s.State == status.ServiceUp {
-			all = append(all, warn("targets", "`reverser doctor` at that bridge dials it and says more", "%s of %s (key %s) %s, %s ago", s.Target, s.Public, s.Key, did, w.since(s.TargetAt)))
+		if did == "" || s.State != status.ServiceUp {
+			continue
 		}
+		whose, hint := fmt.Sprintf(" (key %s)", s.Key), "`reverser doctor` at that bridge dials it and says more"
+		if v.Role == config.RoleBridge {
+			whose, hint = "", "it answers now; where the next user has the same, the log of the bridge says more"
+		}
+		c := warn(stepTargets, hint, "%s of %s%s %s, %s ago", s.Target, s.Public, whose, did, w.since(s.TargetAt))
+		if s.TargetError != "" {
+			c.Found += ": " + s.TargetError
+		}
+		all = append(all, c)
 	}
 	return few(all, "targets did not answer")
 }

@@ -13,25 +13,33 @@ import (
 	"reverser/internal/status"
 )
 
-// asked are the checks of the process that runs: what only it can look at.
-func (v *visit) asked(ctx context.Context, name string) []Check {
+// asked are the checks of the process that runs, which only it can make. It is asked once for all steps: is reports which of its checks
+// belong to the one with this name.
+func (v *visit) asked(ctx context.Context, name string, is func(check string) bool) (mine []Check) {
 	if v.Snapshot == nil || v.Ask == nil {
 		return nil
 	}
-	all, err := v.Ask(ctx)
+	v.asking.Do(func() { v.answer, v.answerErr = v.Ask(ctx) })
 	switch {
-	case errors.Is(err, errors.ErrUnsupported):
+	case errors.Is(v.answerErr, errors.ErrUnsupported):
 		return []Check{skip(name, "the process that runs is of a version that cannot look at that for itself")}
-	case err != nil:
-		return []Check{skip(name, "the process that runs does not say: %v", err)}
+	case v.answerErr != nil:
+		return []Check{skip(name, "the process that runs does not say: %v", v.answerErr)}
 	}
-	return all
+	for _, c := range v.answer {
+		if is(c.Name) {
+			mine = append(mine, c)
+		}
+	}
+	return mine
 }
 
 const stepPublic = "public ports"
 
 // publicPorts are tried by the proxy that runs.
-func (w *World) publicPorts(ctx context.Context, v *visit) []Check { return v.asked(ctx, stepPublic) }
+func (w *World) publicPorts(ctx context.Context, v *visit) []Check {
+	return v.asked(ctx, stepPublic, func(string) bool { return true })
+}
 
 // PublicPorts says what a proxy found that tried its own public ports. What it cannot reach itself may be reached by others all the same,
 // as behind a router that does not lead it back: only a foreign answer is a failure.

@@ -102,6 +102,18 @@ func (e *FamilyError) Error() string {
 	return "dial " + e.Addr + " from the user's address " + e.User.String() + ": the target has no " + family + " address"
 }
 
+// SourceError is why nothing can be dialled from a source, whatever the target.
+type SourceError struct {
+	Source netip.Addr
+	Err    error
+}
+
+func (e *SourceError) Error() string {
+	return fmt.Sprintf("source %s: is it an address of this machine? %v", e.Source, e.Err)
+}
+
+func (e *SourceError) Unwrap() error { return e.Err }
+
 // sameFamily reports whether an address can be dialled from that of a user.
 func sameFamily(user, ip netip.Addr) bool { return !user.IsValid() || user.Is4() == ip.Unmap().Is4() }
 
@@ -333,7 +345,7 @@ func (d *Dialer) fromSources(ctx context.Context, network, addr string) (net.Con
 			return c, err
 		}
 		if _, noPort := errors.AsType[*sys.NoPortError](err); !noPort {
-			err = fmt.Errorf("source %s: is it an address of this machine? %w", source, err)
+			err = &SourceError{source, err}
 		}
 		if first == nil {
 			first = err
