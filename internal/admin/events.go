@@ -74,7 +74,7 @@ func (a *api) followEvents(w http.ResponseWriter, r *http.Request, log *events.L
 		case <-alive.C:
 			err = out.alive()
 		case <-out.ctx.Done():
-			if r.Context().Err() == nil { // the last words of a process that stops
+			if a.stopping.Err() != nil && r.Context().Err() == nil { // the last words of a process that stops
 				out.sendEvents(follower.Next())
 			}
 			return

@@ -19,7 +19,7 @@ func wantsEvents(r *http.Request) (bool, error) {
 
 // eventWriter is an answer that goes on, of server-sent events.
 type eventWriter struct {
-	ctx   context.Context // ends when the reader goes, or the process stops
+	ctx   context.Context // ends when the reader goes, their session ends, or the process stops
 	close func()          // ends ctx and gives the place back
 
 	w     http.ResponseWriter
@@ -39,10 +39,15 @@ func (a *api) follow(w http.ResponseWriter, r *http.Request) (*eventWriter, erro
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	stop := context.AfterFunc(a.stopping, cancel)
+	stopSession := func() bool { return true }
+	if session, ok := r.Context().Value(sessionKey{}).(context.Context); ok {
+		stopSession = context.AfterFunc(session, cancel)
+	}
 	rc := http.NewResponseController(w)
 	rc.SetReadDeadline(time.Time{}) // or the reader would be taken for gone
 	return &eventWriter{ctx: ctx, w: w, rc: rc, close: func() {
 		stop()
+		stopSession()
 		cancel()
 		<-a.places
 	}}, nil

@@ -80,6 +80,7 @@ func (s *Server) ServeTCP(ctx context.Context, l net.Listener, at Address) error
 		}
 		l = tls.NewListener(l, srv.TLSConfig)
 	}
+	defer g.sessions.endAll()
 	return s.run(ctx, srv, l, true)
 }
 
@@ -115,6 +116,8 @@ func newGuard(s *Server, stopping context.Context, at Address) *guard {
 }
 
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	guest := beginGuest(r)
+	defer endGuest(guest)
 	for name, value := range map[string]string{
 		"Content-Security-Policy":      contentSecurityPolicy,
 		"X-Content-Type-Options":       "nosniff",
@@ -142,10 +145,13 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if isDocument(r.URL.Path) {
 		w.Header().Set("Vary", "Accept")
 	}
-	known, err := g.authenticate(r)
+	by, err := g.authenticate(r)
 	switch {
-	case known:
-		knownGuest(r)
+	case by.known():
+		knownGuest(guest)
+		if by.session != nil {
+			r = r.WithContext(context.WithValue(r.Context(), sessionKey{}, by.session))
+		}
 	case !g.isOpen(r, pattern):
 		g.challenge(w, err)
 		return
@@ -153,7 +159,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		r = r.WithContext(context.WithValue(r.Context(), strangerKey{}, true))
 	}
 	// No browser adds the token by itself, as it would a cookie, so a page elsewhere cannot send an order with it.
-	if byToken := known && len(r.Header["Authorization"]) > 0; !byToken {
+	if !by.token {
 		if err := checkContent(r); err != nil {
 			refuse(w, http.StatusForbidden, err)
 			return
@@ -283,17 +289,29 @@ func checkContent(r *http.Request) error {
 	return fmt.Errorf("the order has %s: without the token (Authorization: Bearer TOKEN) it needs Content-Type: application/json, or no body", what)
 }
 
-// authenticate reports whether a request comes with the token, or with a session that was opened with it. An error says what is wrong with
-// the token that it has.
-func (g *guard) authenticate(r *http.Request) (bool, error) {
-	if words := r.Header["Authorization"]; len(words) > 0 {
-		scheme, token, _ := strings.Cut(words[0], " ")
-		if len(words) == 1 && strings.EqualFold(scheme, "Bearer") && g.right(strings.TrimSpace(token)) {
-			return true, nil
+// credentials are what a request comes with: the token, or a session that was opened with it.
+type credentials struct {
+	token   bool
+	session context.Context // ends with it; nil: there is none
+}
+
+func (c credentials) known() bool { return c.token || c.session != nil }
+
+// authenticate returns what a request comes with. An error says what is wrong with the token that it has. Only Bearer brings a token: a reverse
+// proxy may pass a login of its own on, as Basic.
+func (g *guard) authenticate(r *http.Request) (credentials, error) {
+	words := r.Header["Authorization"]
+	for _, word := range words {
+		scheme, token, _ := strings.Cut(word, " ")
+		if !strings.EqualFold(scheme, "Bearer") {
+			continue
 		}
-		return false, g.wrong(r)
+		if len(words) == 1 && g.right(strings.TrimSpace(token)) {
+			return credentials{token: true}, nil
+		}
+		return credentials{}, g.wrong(r)
 	}
-	return g.sessions.open(r.Header.Get(sessionHeader)), nil
+	return credentials{session: g.sessions.find(r.Header.Get(sessionHeader))}, nil
 }
 
 func (g *guard) right(token string) bool {
@@ -373,10 +391,19 @@ const (
 	mostSessions = 64
 )
 
+// sessionKey is in the context of requests with a session, for the context that ends with the session.
+type sessionKey struct{}
+
 // sessions are those who have logged in. Only digests of their secrets are kept.
 type sessions struct {
 	mu   sync.Mutex
-	ends map[[sha256.Size]byte]time.Time // guarded by mu
+	open map[[sha256.Size]byte]*session // guarded by mu
+}
+
+type session struct {
+	ctx    context.Context // ends with it
+	ends   time.Time       // at the latest
+	cancel context.CancelFunc
 }
 
 // begin opens a session, in the place of the oldest where there are many, and returns its secret.
@@ -386,36 +413,55 @@ func (s *sessions) begin() string {
 	secret := hex.EncodeToString(b)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ends == nil {
-		s.ends = make(map[[sha256.Size]byte]time.Time)
+	if s.open == nil {
+		s.open = make(map[[sha256.Size]byte]*session)
 	}
-	if len(s.ends) >= mostSessions {
-		var first [sha256.Size]byte
-		for id, end := range s.ends {
-			if at, ok := s.ends[first]; !ok || end.Before(at) {
-				first = id
-			}
+	var oldest [sha256.Size]byte
+	for id, other := range s.open {
+		if other.ctx.Err() != nil {
+			delete(s.open, id)
+		} else if first, ok := s.open[oldest]; !ok || other.ends.Before(first.ends) {
+			oldest = id
 		}
-		delete(s.ends, first)
 	}
-	s.ends[sha256.Sum256([]byte(secret))] = time.Now().Add(sessionLife)
+	if len(s.open) >= mostSessions {
+		s.endLocked(oldest)
+	}
+	// A session is of no request. Its timer ends it.
+	ctx, cancel := context.WithTimeout(context.Background(), sessionLife)
+	s.open[sha256.Sum256([]byte(secret))] = &session{ctx, time.Now().Add(sessionLife), cancel}
 	return secret
 }
 
-func (s *sessions) open(secret string) bool {
+// find returns the context of a session; nil: there is no such session.
+func (s *sessions) find(secret string) context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	id := sha256.Sum256([]byte(secret))
-	end, ok := s.ends[id]
-	if ok && time.Now().After(end) {
-		delete(s.ends, id)
-		ok = false
+	found, ok := s.open[sha256.Sum256([]byte(secret))]
+	if !ok || found.ctx.Err() != nil || time.Now().After(found.ends) {
+		return nil
 	}
-	return ok
+	return found.ctx
 }
 
 func (s *sessions) end(secret string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.ends, sha256.Sum256([]byte(secret)))
+	s.endLocked(sha256.Sum256([]byte(secret)))
+}
+
+func (s *sessions) endLocked(id [sha256.Size]byte) {
+	if found, ok := s.open[id]; ok {
+		found.cancel()
+		delete(s.open, id)
+	}
+}
+
+// endAll leaves no timer behind.
+func (s *sessions) endAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.open {
+		s.endLocked(id)
+	}
 }

@@ -8,11 +8,13 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -416,6 +418,105 @@ func TestSessions(t *testing.T) {
 	})
 }
 
+// TestSessionEndsStreams: an answer that goes on ends with the session that asked for it, and not with another one.
+func TestSessionEndsStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dial, _, end := inBubble(t, &admin.Server{Status: snapshot}, admin.Address{Connections: 8})
+		defer end()
+		login := func() string {
+			body := `{"token":"` + adminToken + `"}`
+			_, text := ask(t, dial, fmt.Sprintf("POST /api/v1/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+			var got struct{ Session string }
+			if err := json.Unmarshal([]byte(text), &got); err != nil {
+				t.Fatalf("login: %q: %v", text, err)
+			}
+			return got.Session
+		}
+		follow := func(path, session string) (over chan struct{}) {
+			c, err := dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: localhost\r\nX-Reverser-Session: %s\r\nConnection: close\r\n\r\n", path, session)
+			over = make(chan struct{})
+			go func() {
+				defer close(over)
+				io.Copy(io.Discard, c)
+			}()
+			return over
+		}
+		isOver := func(c chan struct{}) bool {
+			synctest.Wait()
+			select {
+			case <-c:
+				return true
+			default:
+				return false
+			}
+		}
+		mine, other := login(), login()
+		status, events := follow("/api/v1/stream", mine), follow("/api/v1/events?follow=true", mine)
+		others := follow("/api/v1/stream", other)
+		time.Sleep(11 * time.Hour)
+		if isOver(status) || isOver(events) || isOver(others) {
+			t.Fatal("a stream ended before its session")
+		}
+		ask(t, dial, "POST /api/v1/logout HTTP/1.1\r\nHost: localhost\r\nX-Reverser-Session: "+mine+"\r\nConnection: close\r\n\r\n")
+		if !isOver(status) || !isOver(events) {
+			t.Errorf("after the logout: the stream of states is over: %v, of events: %v; want both", isOver(status), isOver(events))
+		}
+		if isOver(others) {
+			t.Error("the logout ended a stream of another session")
+		}
+		time.Sleep(time.Hour)
+		if !isOver(others) {
+			t.Error("a stream goes on after the 12 hours of its session")
+		}
+	})
+}
+
+// TestOtherAuthorization: a server in front may have logins of its own, which are no tokens.
+func TestOtherAuthorization(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lines bytes.Buffer
+		var mu sync.Mutex
+		s := &admin.Server{Status: snapshot, Page: fakePage{}, Log: slog.New(slog.NewTextHandler(&locked{w: &lines, mu: &mu}, nil))}
+		dial, _, end := inBubble(t, s, admin.Address{Connections: 8})
+		defer end()
+		const basic = "Authorization: Basic dXNlcjpwYXNz\r\n"
+		body := `{"token":"` + adminToken + `"}`
+		resp, text := ask(t, dial, fmt.Sprintf("POST /api/v1/login HTTP/1.1\r\nHost: localhost\r\n%sContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", basic, len(body), body))
+		var got struct{ Session string }
+		if json.Unmarshal([]byte(text), &got); resp.StatusCode != 200 {
+			t.Fatalf("login: %d %s", resp.StatusCode, text)
+		}
+		session := "X-Reverser-Session: " + got.Session + "\r\n"
+		for _, tt := range []struct {
+			path, header string
+			want         int
+		}{
+			{"/", basic + "Accept: text/html\r\n", 200},
+			{"/api/v1/status", basic, 401},
+			{"/api/v1/status", basic + session, 200},
+			{"/api/v1/status", session, 200},
+		} {
+			if resp, text := ask(t, dial, get(tt.path, tt.header)); resp.StatusCode != tt.want {
+				t.Errorf("GET %s with %q: %d, want %d: %s", tt.path, tt.header, resp.StatusCode, tt.want, text)
+			}
+		}
+		resp, _ = ask(t, dial, "POST /api/v1/logout HTTP/1.1\r\nHost: localhost\r\n"+basic+session+"Content-Type: text/plain\r\nContent-Length: 0\r\n\r\n")
+		if resp.StatusCode != 403 {
+			t.Errorf("an order as text/plain, with a session and without the token: %d, want 403", resp.StatusCode)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if strings.Contains(lines.String(), "wrong token") {
+			t.Errorf("the log has %q", lines.String())
+		}
+	})
+}
+
 // TestRoom: strangers who hold all connections keep nobody out, and close none of those who have shown the token.
 func TestRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -464,12 +565,74 @@ func TestRoom(t *testing.T) {
 				t.Errorf("another one: %v", err)
 			}
 		}
-		strangers() // for whom there is no room any more
-		if err := status(c, r); err != nil {
+		if err := status(c, r); err != nil { // the others have been idle for longer
 			t.Errorf("while four have shown the token: %v", err)
+		}
+		strangers() // who get the place of one of the four
+		if err := status(c, r); err != nil {
+			t.Errorf("while strangers want the places of four who have shown the token: %v", err)
 		}
 		if d := time.Since(begun); d > 0 {
 			t.Errorf("all that took %s, so that somebody was waited for", d)
+		}
+	})
+}
+
+// TestRoomForOthers: whoever has the token, and holds all connections, leaves some to others: those that are idle make way, the longest idle first.
+// A request under way is never cut.
+func TestRoomForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dial, _, end := inBubble(t, &admin.Server{Status: snapshot}, admin.Address{Connections: 16})
+		defer end()
+		ask := func(path string) (net.Conn, *http.Response) {
+			c, err := dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n", path, bearer(adminToken))
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Fatalf("GET %s: %v", path, err)
+			}
+			return c, resp
+		}
+		var streams, idle []net.Conn
+		for range 8 { // as many as may
+			c, _ := ask("/api/v1/events?follow=true")
+			streams = append(streams, c)
+		}
+		for range 8 {
+			c, resp := ask("/api/v1/status?pairs=false")
+			io.Copy(io.Discard, resp.Body)
+			idle = append(idle, c)
+			time.Sleep(time.Second)
+		}
+		isOpen := func(c net.Conn) bool {
+			c.SetReadDeadline(time.Now().Add(time.Millisecond))
+			_, err := io.Copy(io.Discard, c)
+			return errors.Is(err, os.ErrDeadlineExceeded)
+		}
+		for range 8 { // strangers who stay
+			c, err := dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			fmt.Fprint(c, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+			if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 200 {
+				t.Fatalf("/healthz beside 16 who have shown the token: %v, %v", resp, err)
+			}
+		}
+		for i, c := range idle {
+			if open := isOpen(c); open != (i >= 2) {
+				t.Errorf("idle connection %d is open: %v; want the two closed that were idle for longest", i, open)
+			}
+		}
+		for i, c := range streams {
+			if !isOpen(c) {
+				t.Errorf("stream %d was closed", i)
+			}
 		}
 	})
 }

@@ -10,8 +10,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// room is a listener with so many connections at once. When it is full, the oldest of those that have not shown the token is closed for
-// the next one: strangers who hold connections open keep nobody out for longer than it takes to ask. Where very many come at once, they are
+// room is a listener with so many connections at once. When it is full, one is closed for the next one: the oldest of those that have not
+// shown the token, so that strangers who hold connections open keep nobody out for longer than it takes to ask. Those that have shown it
+// leave some places to others, as to whoever watches the health: the longest idle of them makes way. Where very many come at once, they are
 // taken at a pace, and the rest waits in the kernel: each may cost a handshake of TLS, and the processors are there for users.
 type room struct {
 	net.Listener
@@ -20,14 +21,20 @@ type room struct {
 
 	mu     sync.Mutex
 	guests []*guest // guarded by mu; the oldest first
+	ends   uint64   // of requests; guarded by mu
 }
 
 // guest is a connection in a room.
 type guest struct {
 	halfCloser
-	room  *room
-	known bool // guarded by room.mu; it has shown the token
+	room    *room
+	known   bool   // guarded by room.mu, as what follows; it has shown the token
+	running int    // requests under way
+	idle    uint64 // when the last one ended: room.ends
 }
+
+// placesForOthers is which part of a room those that have shown the token leave to others.
+const placesForOthers = 8
 
 // The pace of new connections: so many a second, and at once after a quiet second.
 const newPerSecond = 100
@@ -51,26 +58,39 @@ func (r *room) Accept() (net.Conn, error) {
 	}
 }
 
-// enter takes a connection in, in the place of a stranger's if there is no other. It returns false if there is none.
+// enter takes a connection in, in the place of another one if there is no more room. It returns false if none makes way.
 func (r *room) enter(g *guest) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.guests) >= r.most {
-		at := -1
-		for i, other := range r.guests {
-			if !other.known {
-				at = i
-				break
-			}
-		}
-		if at < 0 {
+		out := r.makesWayLocked()
+		if out == nil {
 			return false
 		}
-		r.guests[at].Conn.Close()
-		r.leaveLocked(r.guests[at])
+		out.Conn.Close()
+		r.leaveLocked(out)
 	}
 	r.guests = append(r.guests, g)
 	return true
+}
+
+func (r *room) makesWayLocked() *guest {
+	var stranger, idle *guest
+	strangers := 0
+	for _, g := range r.guests {
+		switch {
+		case !g.known:
+			if strangers++; stranger == nil {
+				stranger = g
+			}
+		case g.running == 0 && (idle == nil || g.idle < idle.idle):
+			idle = g
+		}
+	}
+	if idle != nil && strangers < max(r.most/placesForOthers, 1) {
+		return idle
+	}
+	return stranger
 }
 
 func (r *room) leaveLocked(g *guest) {
@@ -101,10 +121,32 @@ func guestOf(c net.Conn) *guest {
 	return g
 }
 
-// knownGuest keeps the connection of a request that has shown the token. The next request may be without: the room is shared by
+// beginGuest counts a request of a connection, and endGuest its end.
+func beginGuest(r *http.Request) *guest {
+	g, _ := r.Context().Value(connKey{}).(*guest)
+	if g != nil {
+		g.room.mu.Lock()
+		g.running++
+		g.room.mu.Unlock()
+	}
+	return g
+}
+
+func endGuest(g *guest) {
+	if g == nil {
+		return
+	}
+	g.room.mu.Lock()
+	defer g.room.mu.Unlock()
+	g.running--
+	g.room.ends++
+	g.idle = g.room.ends
+}
+
+// knownGuest keeps that a connection has shown the token. The next request may be without: the room is shared by
 // people, and this is no more than a hint about whose connections to close.
-func knownGuest(r *http.Request) {
-	if g, _ := r.Context().Value(connKey{}).(*guest); g != nil {
+func knownGuest(g *guest) {
+	if g != nil {
 		g.room.mu.Lock()
 		g.known = true
 		g.room.mu.Unlock()
