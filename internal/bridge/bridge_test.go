@@ -15,10 +15,13 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"reverser/internal/grammar"
 	"reverser/internal/link"
+	"reverser/internal/memnet"
+	"reverser/internal/relay"
 	"reverser/internal/status"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
@@ -444,6 +447,47 @@ func TestDrainWhileDialling(t *testing.T) {
 		t.Errorf("the user read %q, %v", got, err)
 	}
 	<-b.done
+}
+
+// held is a pair that ends when the test says so.
+type held struct {
+	traffic.Pair
+	ended func(relay.Reason)
+}
+
+func (p *held) Start(_ *relay.Poller, ended func(relay.Reason)) { p.ended = ended }
+func (*held) Counts() (sent, received uint64)                   { return 0, 0 }
+func (*held) Resumes() uint64                                   { return 0 }
+
+// TestDrainEndsWithItsLastPair: the drain is over as soon as the last pair is, also behind a pause that was for nothing.
+func TestDrainEndsWithItsLastPair(t *testing.T) {
+	for _, after := range []time.Duration{drainLook / 2, 2 * pauseLimit, pauseEvery, 2 * pauseEvery} {
+		synctest.Test(t, func(t *testing.T) {
+			var n memnet.Net
+			b := onMemnet(t, &n, new(dns))
+			defer b.conns.Close()
+			defer b.stop()
+			a, err := b.conns.Admit(b.conns.Account(b.cfg.Token.KeyID, "tcp/9000"), netip.AddrPort{}, traffic.NoWait)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := new(held)
+			var ends time.Time
+			if !a.Dial() {
+				t.Fatal("a dial was refused")
+			}
+			a.Dialled()
+			a.BindPair(p, "x")
+			time.AfterFunc(after, func() {
+				ends = time.Now()
+				p.ended(relay.ReasonEOF)
+			})
+			b.finish(time.Minute)
+			if late := time.Since(ends); ends.IsZero() || late > drainLook+settleLimit {
+				t.Errorf("a pair that ended %s after the drain began: it was over %s after that", after, late)
+			}
+		})
+	}
 }
 
 // TestDrainIsOver: who does not finish in time is reset at both ends, with the reason.

@@ -65,7 +65,7 @@ func (b *Bridge) finish(limit time.Duration) {
 			b.conns.Drain(b.ctx, time.Until(ends))
 			return
 		}
-		if !now.Before(next) && b.endsSoon(now) {
+		if idle := b.conns.Load() == (traffic.Load{}); idle || !now.Before(next) && b.endsSoon(now) {
 			b.sendNobody()
 			b.conns.AwaitIdle(b.ctx, min(pauseLimit, time.Until(ends)))
 			if b.conns.Load() == (traffic.Load{}) {
