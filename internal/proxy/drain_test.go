@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -158,6 +159,43 @@ func TestDrainWeb(t *testing.T) {
 	w.drain(DrainOrder{Service: allow(t, "http/a.example"), Undo: true}, 1, "http/a.example")
 	if resp, _ := w.httpUser().ask(get("a.example", "/")); resp.StatusCode != http.StatusOK {
 		t.Errorf("a new client gets %s after the undo", resp.Status)
+	}
+}
+
+// TestDrainWebWhileAway: requests of new clients that wait for a bridge that is away get the page 503 by the order, long before their time is
+// over. A client that was served waits on.
+func TestDrainWebWhileAway(t *testing.T) {
+	const public = "http/a.example"
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, public)
+	b.target(say("nas"))
+	before, comes := w.httpUser(), w.httpUser()
+	before.ask(get("a.example", "/"))
+	b.mu.Lock()
+	b.mute = true
+	b.mu.Unlock()
+	b.cut()
+	eventually(t, "it is away", func() bool { return !w.route(public).Up() })
+	for _, u := range []*httpUser{comes, before} {
+		if _, err := io.WriteString(u, get("a.example", "/")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "both are in", func() bool { return w.p.conns.Load().Pairs == 2 })
+	w.drain(DrainOrder{Service: allow(t, public)}, 2, public)
+	resp, err := http.ReadResponse(comes.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a client that waits gets %s", resp.Status)
+	}
+	if n := w.log.Count("request not answered", "drained", comes.LocalAddr().String()); n != 1 {
+		t.Errorf("%d lines say why", n)
+	}
+	if w.log.Count("request not answered", before.LocalAddr().String()) > 0 {
+		t.Error("the client that was served does not wait")
 	}
 }
 

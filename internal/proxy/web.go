@@ -224,11 +224,13 @@ func dialRoute(ctx context.Context, rt *registry.Route, call web.Call, retired f
 			More: &wire.OpenMore{Host: call.Host, Trace: call.ID},
 		},
 		Left: func() bool { return ctx.Err() != nil },
-		In:   true, // visit has let the client in
+		In:   call.Visit.Served(),
 		Held: held,
 	})
 	switch {
 	case errors.Is(err, registry.ErrAway), errors.Is(err, context.Canceled) && a.Holding().Err() != nil:
+		return nil, fmt.Errorf("%w: %w", web.ErrAway, err)
+	case errors.Is(err, registry.ErrDrained): // while the request waited
 		return nil, fmt.Errorf("%w: %w", web.ErrAway, err)
 	case errors.Is(err, registry.ErrRemoved):
 		return nil, fmt.Errorf("%w: %w", web.ErrRemoved, err)

@@ -210,6 +210,7 @@ type Visit struct {
 	Site   *Site
 	Data   any // the owner's, set by Site.Enter
 
+	served         atomic.Bool   // a request had a connection to the target
 	resumes        atomic.Uint64 // under exchanges that are over
 	sent, received atomic.Uint64
 	left           func(broken error)          // told when it is over
@@ -383,6 +384,9 @@ func (v *Visit) end(x *exchange, complete bool) {
 		v.broken = cmp.Or(v.broken, errBroken)
 	}
 }
+
+// Served reports whether a request of the visit had a connection to the target.
+func (v *Visit) Served() bool { return v.served.Load() }
 
 // Paused reports whether the visit waits for a connection to the target that has none itself.
 func (v *Visit) Paused() bool {

@@ -72,6 +72,7 @@ func (x *exchange) took(up *Upstream) {
 	if up.Resumes != nil {
 		x.resumes0.Store(up.Resumes())
 	}
+	x.visit.served.Store(true)
 	up.user.Store(x)
 	x.upstream.Store(up)
 }
