@@ -52,12 +52,13 @@ type exchange struct {
 	head      []byte                   // of the request, as the target gets it; nil: net/http writes it
 	out       *bufio.Writer            // to the client of a simple exchange; nil: it is none
 	answer    *http.ResponseController // to the client of any other
+	proxied   bool                     // ReverseProxy carries the exchange, and flushes it
 	unflushed bool                     // it has bytes that the client was not sent yet
 }
 
-// flush sends the client what there is of the answer.
+// flush sends the client what there is of the answer. ReverseProxy does so from a goroutine of its own, and must be the only one.
 func (x *exchange) flush() {
-	if x.unflushed {
+	if x.unflushed && !x.proxied {
 		x.unflushed = false
 		if x.out != nil {
 			x.out.Flush()
@@ -136,6 +137,7 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 
 // carryAny carries a request of any kind to a target of any kind.
 func (x *exchange) carryAny(w http.ResponseWriter, r *http.Request, pool *pool) {
+	x.proxied = true
 	ctx := context.WithValue(x.ctx, exchangeKey{}, x)
 	proxy := httputil.ReverseProxy{Rewrite: x.rewrite, Transport: pool, BufferPool: buffers{}, ErrorLog: silent, ModifyResponse: x.answered, ErrorHandler: x.failed}
 	if pool.http2 != nil {
@@ -484,9 +486,9 @@ func (x *exchange) answered(r *http.Response) error {
 	}
 	// ReverseProxy takes from the length of a body when to flush, which the client does not get to see.
 	switch _, ours := r.Body.(*answer); {
-	case ours:
-		r.ContentLength, x.unflushed = 0, true // target.go flushes
-	case r.ContentLength > 0:
+	case ours && !x.proxied:
+		x.unflushed = true // target.go flushes
+	case ours, r.ContentLength > 0:
 		r.ContentLength = -1 // after each write
 	case r.ContentLength == 0:
 		// Not at all: a call of gRPC that fails at once is a head that ends its stream, and a flush would make it a head that does not.

@@ -310,3 +310,21 @@ func TestSimpleQuiet(t *testing.T) {
 		})
 	}
 }
+
+// TestEventsBehindAnUpgrade: a client may offer an upgrade with any request, as curl --http2 and Java do. Then ReverseProxy carries the answer,
+// and flushes server-sent events from a goroutine of its own: nobody else may do so at the same time. The race detector sees it.
+func TestEventsBehindAnUpgrade(t *testing.T) {
+	w := newWorld(t)
+	target := newRawTarget(t, map[string]rawAnswer{"/": {text: "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n", then: func(c *net.TCPConn) {
+		io.WriteString(c, "9\r\ndata: 0\n\n\r\n")
+		io.WriteString(c, "9\r\ndata: 1\n\n\r\n0\r\n\r\n")
+	}}})
+	w.site("a", target.addr(), grammar.ProxyOptions{})
+	u := w.user()
+	for i := range 50 {
+		const offer = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+		if _, body := u.ask(offer); body != "data: 0\n\ndata: 1\n\n" {
+			t.Fatalf("answer %d is %q", i, body)
+		}
+	}
+}
