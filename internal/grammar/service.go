@@ -6,6 +6,7 @@
 package grammar
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -73,6 +74,9 @@ func parsePublic(s string) (Public, error) {
 			return Public{}, fmt.Errorf("public %q: %w", s, err)
 		}
 		if p.Port, err = ParsePort(port); err != nil {
+			if isRange(port) {
+				err = cmp.Or(p.Supported(), errRange)
+			}
 			return Public{}, fmt.Errorf("public %q: %w", s, err)
 		}
 		p.Host = host
@@ -86,6 +90,16 @@ func parsePublic(s string) (Public, error) {
 		}
 	}
 	return p, nil
+}
+
+var errRange = errors.New("a service is one port in this version: write one for each")
+
+// isRange reports whether s is LOW-HIGH.
+func isRange(s string) bool {
+	low, high, found := strings.Cut(s, "-")
+	_, noLow := ParsePort(low)
+	_, noHigh := ParsePort(high)
+	return found && noLow == nil && noHigh == nil
 }
 
 // String is the canonical form: "tcp/9000", "tcp/[::1]:9000", "offered". For a

@@ -98,7 +98,7 @@ func TestParsePublicErrors(t *testing.T) {
 		"tcp/[::1:9000":                      "not closed",
 		"tcp/[127.0.0.1]:9000":               "brackets are for IPv6",
 		"tcp/[fe80::1%a b]:9":                "zone",
-		"tcp/9000-9010":                      `port "9000-9010"`,
+		"tcp/9000-9010":                      "a service is one port",
 		"http/":                              "host name is empty",
 		"http/*.example.com":                 "",
 		"http/a..b":                          "empty part",
@@ -262,13 +262,16 @@ func TestParseExpose(t *testing.T) {
 		"9000:localhost:80":  "write 9000=localhost:80",
 		"9000:[::1]:80":      "write 9000=[::1]:80",
 		"9000:9904=80":       "write 9000=9904",
+		"9000-9010=9000":     "a service is one port",
+		"tcp/9000-9010":      "a service is one port",
+		"9000-x=9000":        "is not a number",
 	} {
 		if _, err := ParseExpose(in); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("ParseExpose(%q): %v; want %q in it", in, err, want)
 		}
 	}
 	for in, kind := range map[string]Kind{
-		"udp/53": KindUDP, "udp/53=53": KindUDP,
+		"udp/53": KindUDP, "udp/53=53": KindUDP, "udp/5000-5010=5000": KindUDP,
 		"private/db=5432": KindPrivate,
 	} {
 		_, err := ParseExpose(in)
