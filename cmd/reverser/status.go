@@ -314,15 +314,12 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 	return t.flush()
 }
 
-// expirySoon is how long before a key expires status has a line about it.
-const expirySoon = 7 * 24 * time.Hour
-
 // printExpiry says which keys have expired, or do so soon.
 func printExpiry(w io.Writer, keys []status.Key, now time.Time) error {
 	for _, k := range keys {
 		var err error
 		switch left := k.Expires.Sub(now); {
-		case k.Expires.IsZero() || left > expirySoon:
+		case k.Expires.IsZero() || left > status.Soon:
 		case k.Expired:
 			_, err = fmt.Fprintf(w, "key %s expired %s: `reverser key edit %[1]s --expires 30d` gives it more time, `key remove %[1]s` removes it\n", printable(k.Key), ago(now, k.Expires))
 		default:

@@ -96,6 +96,57 @@ func TestPageUsage(t *testing.T) {
 	if want := "true Usage cannot be stored in /x/usage.db, and is kept in memory no space; false The file of usage was damaged, and put aside as /x/aside a bad checksum"; wrong != want {
 		t.Errorf("the page says %q, want %q", wrong, want)
 	}
+	ends := Eval[string](b, `const {problems} = await import('/overview.js');
+		const at = (seconds) => new Date(Date.now() + seconds * 1000).toISOString(), day = 86400;
+		const list = problems({role: 'proxy', pressure: [], services: [], links: [{state: 'up'}],
+			keys: [{key: 'never'}, {key: 'later', expires: at(8 * day)}, {key: 'soon', expires: at(2 * day + 5400)}, {key: 'over', expires: at(-90 * day), expired: true}],
+			certificates: [
+				{host: 'later', state: 'valid', not_after: at(8 * day)}, {host: 'soon', state: 'valid', not_after: at(3 * day + 5400)},
+				{host: 'renews', state: 'valid', not_after: at(5 * day), renew_at: at(day)}, {host: 'busy', state: 'valid', not_after: at(5 * day), renew_at: at(-60)},
+				{host: 'late', state: 'valid', not_after: at(5 * day + 5400), renew_at: at(-7200)},
+			]});
+		return list.map((p) => p.what).join('; ');`)
+	if want := "Key over expired 90d 0h ago; Key soon expires in 2d 1h; The certificate of soon expires in 3d 1h; The certificate of late expires in 5d 1h"; ends != want {
+		t.Errorf("the page says %q, want %q", ends, want)
+	}
+	room := Eval[string](b, `const {Chart} = await import('/chart.js');
+		const {html, render} = await import('/html.js');
+		const {speedOf} = await import('/format.js');
+		const box = document.body.appendChild(document.createElement('div'));
+		let longest = '';
+		const format = (n) => { const text = speedOf(n); if (text.length > longest.length) longest = text; return text; };
+		const made = new Promise((done) => new MutationObserver(() => box.querySelector('.u-over') && done()).observe(box, {subtree: true, childList: true}));
+		render(html`+"`<${Chart} title=x says=x data=${[[1, 2, 3], [0, 123456789, 654321000]]} format=${format} series=${[{name: 'x', colour: '--up'}]} />`"+`, box);
+		await made;
+		await new Promise((done) => setTimeout(done));
+		const pen = document.createElement('canvas').getContext('2d');
+		pen.font = '11px system-ui, sans-serif';
+		const wide = pen.measureText(longest).width;
+		const left = box.querySelector('.u-over').offsetLeft;
+		render(null, box);
+		box.remove();
+		return left >= wide + 9 ? '' : longest + ' is ' + wide + ' wide, and there is room for ' + left;`)
+	if room != "" {
+		t.Errorf("a label of a chart is cut: %s", room)
+	}
+	covered := Eval[string](b, `const box = document.body.appendChild(document.createElement('dialog'));
+		box.innerHTML = '<label><span>x</span><input></label><p class="note">hint</p><label><span>x</span><textarea rows="3"></textarea></label><p class="note">hint</p>';
+		box.showModal();
+		const bad = [];
+		for (const field of box.querySelectorAll('input, textarea')) {
+			field.focus();
+			const look = getComputedStyle(field);
+			const end = field.getBoundingClientRect().bottom + parseFloat(look.outlineWidth) + parseFloat(look.outlineOffset);
+			const words = document.createRange();
+			words.selectNodeContents(field.closest('label').nextElementSibling);
+			const begin = words.getBoundingClientRect().top;
+			if (look.outlineStyle === 'none' || end > begin) bad.push(field.tagName + ': the ring ends at ' + end + ', the hint begins at ' + begin);
+		}
+		box.remove();
+		return bad.join('; ')`)
+	if covered != "" {
+		t.Errorf("the focus ring covers the hint: %s", covered)
+	}
 	choose := func(what, value string) {
 		t.Helper()
 		b.Script(fmt.Sprintf(`const choice = document.querySelector(%q);

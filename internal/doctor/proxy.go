@@ -515,7 +515,7 @@ func (w *World) certificates(_ context.Context, v *visit) (all []Check) {
 
 // soon is when a certificate should have been renewed, and renewal how long that may take.
 const (
-	soon    = 7 * 24 * time.Hour
+	soon    = status.Soon
 	renewal = time.Hour
 )
 

@@ -246,6 +246,21 @@ const (
 	CertificateFailed  = "failed"  // there is none, or it has expired: Error says why
 )
 
+// Soon is how long before the end of a key or a certificate people are told of it.
+const Soon = 7 * 24 * time.Hour
+
+// renewalTime is how long a certificate may take to be renewed before it is late.
+const renewalTime = time.Hour
+
+// EndsSoon reports whether a certificate is valid, and ends soon without a newer one under way.
+func (c Certificate) EndsSoon(now time.Time) bool {
+	if c.State != CertificateValid || c.NotAfter.IsZero() || c.NotAfter.Sub(now) > Soon {
+		return false
+	}
+	// One for an address is never valid for more than six days: what counts is whether its renewal is late.
+	return c.RenewAt.IsZero() || now.Sub(c.RenewAt) >= renewalTime
+}
+
 // Certificate is the certificate of one name for which this process ends TLS.
 type Certificate struct {
 	Host     string    `json:"host"`

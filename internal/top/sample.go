@@ -8,6 +8,7 @@ import (
 
 	"reverser/internal/escape"
 	"reverser/internal/status"
+	"reverser/internal/units"
 )
 
 // sample is the state of the process at one moment, with how fast it moves bytes.
@@ -202,11 +203,23 @@ func (s sample) troubles() (lines []string) {
 			say(v.Public, " is ", v.State, colon(v.Why()))
 		}
 	}
+	for _, k := range snap.Keys {
+		switch left := k.Expires.Sub(s.at); {
+		case k.Expires.IsZero() || left > status.Soon:
+		case k.Expired:
+			say("key ", k.Key, " expired ", units.Span(-left), " ago")
+		default:
+			say("key ", k.Key, " expires in ", units.Span(left))
+		}
+	}
 	for _, c := range snap.Certificates {
 		switch {
 		case c.State == status.CertificateFailed:
 			say("certificate of ", c.Host, " failed", colon(c.Error))
 		case c.Error == "":
+			if c.EndsSoon(s.at) {
+				say("certificate of ", c.Host, " expires in ", units.Span(c.NotAfter.Sub(s.at)))
+			}
 		case c.State == status.CertificateValid:
 			say("certificate of ", c.Host, " was not renewed", colon(c.Error))
 		default:

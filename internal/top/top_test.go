@@ -131,6 +131,31 @@ func TestTroublesOfCertificates(t *testing.T) {
 	}
 }
 
+// TestTroublesOfEnds: what ends within a week is said, and of a certificate that renews itself once that is late.
+func TestTroublesOfEnds(t *testing.T) {
+	at := func(d time.Duration) time.Time { return begun.Add(d) }
+	const day = 24 * time.Hour
+	snap := status.Snapshot{Role: "proxy",
+		Keys: []status.Key{
+			{Key: "never"}, {Key: "later", Expires: at(8 * day)}, {Key: "soon", Expires: at(40 * time.Minute)}, {Key: "over", Expires: at(-3 * time.Minute), Expired: true},
+		},
+		Certificates: []status.Certificate{
+			{Host: "later", State: status.CertificateValid, NotAfter: at(8 * day)}, {Host: "soon", State: status.CertificateValid, NotAfter: at(3*day + 2*time.Hour)},
+			{Host: "renews", State: status.CertificateValid, NotAfter: at(5 * day), RenewAt: at(day)},
+			{Host: "busy", State: status.CertificateValid, NotAfter: at(5 * day), RenewAt: at(-time.Minute)},
+			{Host: "late", State: status.CertificateValid, NotAfter: at(5 * day), RenewAt: at(-2 * time.Hour)},
+		},
+	}
+	got := (&sample{at: begun, snap: snap}).troubles()
+	want := []string{
+		"key soon expires in 40m0s", "key over expired 3m0s ago",
+		"certificate of soon expires in 3d2h", "certificate of late expires in 5d0h",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("troubles = %q, want %q", got, want)
+	}
+}
+
 // TestFits: at any size, in any state, whatever strangers say, nothing is wider or higher than the screen, and nothing moves its cursor.
 func TestFits(t *testing.T) {
 	evil := "中\x1b]52;c;ZXZpbA==\x07\x1b[2J\r\n\u009b31m\u202e界" + strings.Repeat("é́́́", 2000)

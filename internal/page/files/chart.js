@@ -15,6 +15,17 @@ function pad(at, low, high) {
 	return [low - half, high + half];
 }
 
+// room is how wide an axis is, in pixels: its longest label, the marks beside it, and not much less than others, so that charts look alike.
+function room(plot, labels, i, turn) {
+	const axis = plot.axes[i];
+	if (turn > 1) return axis._size; // it was measured, and must come to rest
+	plot.ctx.save();
+	plot.ctx.font = axis.font[0];
+	const wide = Math.max(0, ...(labels || []).map((label) => plot.ctx.measureText(label).width)) / devicePixelRatio;
+	plot.ctx.restore();
+	return Math.max(66, Math.ceil(wide) + axis.ticks.size + axis.gap + 1);
+}
+
 // stamps are the labels of an axis of time: the hour within a day, or the day.
 function stamps(format) {
 	return (_, splits) => {
@@ -42,7 +53,7 @@ export function Chart({ title, says, data, series, format, whole = false, bars =
 			scales: { x: { time: true, range: bars ? (u, low, high) => pad(u.data[0], low, high) : undefined }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
 			axes: [
 				{ ...axis, size: 30, values: stamps(stamp), space },
-				{ ...axis, size: 66, incrs: whole ? steps : undefined, values: (_, splits) => splits.map((v) => (v < 0 ? '' : format(v))), space: 34 },
+				{ ...axis, size: room, incrs: whole ? steps : undefined, values: (_, splits) => splits.map((v) => (v < 0 ? '' : format(v))), space: 34 },
 			],
 			series: [
 				{ label: t('usage.period'), value: (_, v) => (v === null || v === undefined ? '' : new Intl.DateTimeFormat(words === 'zh' ? 'zh-CN' : undefined, bars ? stamp : { timeStyle: 'medium' }).format(v * 1000)) },

@@ -46,6 +46,11 @@ export function since(at) {
 	return then > 0 ? span((Date.now() - then) / 1000) : '–';
 }
 
+// until is how many seconds there are until a time of the process; NaN if there is none.
+export function until(at) {
+	return (Date.parse(at) - Date.now()) / 1000;
+}
+
 const known = new Map(); // Intl is slow to make
 
 function formatter(kind, make) {

@@ -3,12 +3,22 @@ import { html, signal, useEffect, useMemo, useState } from './html.js';
 import { ask, can } from './api.js';
 import { onSnapshot, snapshot, speed, totals } from './live.js';
 import { t } from './words.js';
-import { count, since, size, span, speedOf, state } from './format.js';
+import { count, since, size, span, speedOf, state, until } from './format.js';
 import { Badge, Command, Confirm, Empty, failed, say, whileSeen } from './ui.js';
 import { Table } from './table.js';
 import { Chart } from './chart.js';
 
 const most = 5; // of one kind, among what is wrong
+
+// Seconds: how long before its end a key or a certificate is named, and how long the renewal of a certificate may take. `status` has the same.
+const soon = 7 * 86400;
+const renewalTime = 3600;
+
+// endsSoon is whether a certificate is valid, and ends soon without a newer one under way.
+function endsSoon(c) {
+	if (c.state !== 'valid' || c.error || !c.not_after || until(c.not_after) > soon) return false;
+	return !c.renew_at || until(c.renew_at) <= -renewalTime;
+}
 
 // problems lists what is wrong with a process, the worst first: [{bad, what, why, hint}].
 export function problems(snap) {
@@ -27,9 +37,16 @@ export function problems(snap) {
 	}
 	if (snap.reload?.error) add(true, t('over.reload', { span: since(snap.reload.at) }), snap.reload.error, t('over.reloadHint'));
 	for (const c of (snap.certificates || []).filter((c) => c.state === 'failed' || c.error)) {
-		const left = (Date.parse(c.retry_at) - Date.now()) / 1000;
+		const left = until(c.retry_at);
 		add(c.state === 'failed', t('over.certificate', { host: c.host }), c.error, [c.hint, left > 0 && t('over.retryAt', { span: span(left) })].filter(Boolean).join('\n'));
 	}
+	const over = (snap.keys || []).filter((k) => k.expired);
+	for (const k of over.slice(0, most)) add(true, t('over.keyExpired', { key: k.key, span: since(k.expires) }), '', t('over.keyExpiredHint', { key: k.key }));
+	if (over.length > most) add(true, t('over.more', { n: count(over.length - most) }), t('over.keysExpired', { n: count(over.length) }));
+	const ending = (snap.keys || []).filter((k) => k.expires && !k.expired && until(k.expires) <= soon).sort((a, b) => until(a.expires) - until(b.expires));
+	for (const k of ending.slice(0, most)) add(false, t('over.keyEnds', { key: k.key, span: span(until(k.expires)) }), '', t('over.keyEndsHint', { key: k.key }));
+	if (ending.length > most) add(false, t('over.more', { n: count(ending.length - most) }), t('over.keysEnd', { n: count(ending.length) }));
+	for (const c of (snap.certificates || []).filter(endsSoon)) add(false, t('over.certificateEnds', { host: c.host, span: span(until(c.not_after)) }), '', t(c.renew_at ? 'over.certificateLateHint' : 'over.certificateEndsHint', { from: c.from }));
 	const log = snap.access_log;
 	if (log && (log.lost > 0 || log.error)) add(false, t('over.accessLog', { file: log.file, lost: count(log.lost) }), log.error, t('over.accessLogHint'));
 	const usage = snap.usage;
