@@ -94,9 +94,12 @@ func notWorthWaiting(err error) bool {
 
 // sayGone says that the process does not answer any more, or, of no error, that it does again.
 func (c *cli) sayGone(err error) {
-	if err == nil {
+	switch {
+	case err == nil:
 		fmt.Fprintln(c.stderr, "reverser: the process is there again")
-		return
+	case errors.Is(err, top.ErrSilent):
+		fmt.Fprintln(c.stderr, "reverser: the process does not answer, waiting for it")
+	default:
+		fmt.Fprintln(c.stderr, "reverser: the process has gone, waiting for the next one")
 	}
-	fmt.Fprintln(c.stderr, "reverser: the process has gone, waiting for the next one")
 }

@@ -80,7 +80,8 @@ func (s sample) line() Line {
 func whole(perSecond float64) float64 { return float64(uint64(perSecond)) }
 
 // Lines writes a line of JSON about the process once a second, from the second look on, until ctx ends, a write fails, or an error is fatal.
-// gone is called when the process does not answer any more, with the error, and with nil when it does again. It is not written about meanwhile.
+// gone is called when the process does not answer any more, with the error or ErrSilent, and with nil when it does again. It is not written about
+// meanwhile.
 func Lines(ctx context.Context, src Source, first status.Snapshot, out io.Writer, gone func(error)) error {
 	now := take(time.Now(), first, sample{})
 	enc := json.NewEncoder(out)
@@ -93,9 +94,19 @@ func Lines(ctx context.Context, src Source, first status.Snapshot, out io.Writer
 		case <-ctx.Done():
 			return nil
 		}
-		look, cancel := context.WithTimeout(ctx, lookLimit)
-		snap, err := src.Look(look)
-		cancel()
+		answer := make(chan sampled, 1)
+		go func() { answer <- src.look(ctx) }()
+		var s sampled
+		select {
+		case s = <-answer:
+		case <-time.After(silence):
+			if !away && ctx.Err() == nil {
+				away = true
+				gone(ErrSilent)
+			}
+			s = <-answer
+		}
+		snap, err := s.snap, s.err
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -111,7 +122,7 @@ func Lines(ctx context.Context, src Source, first status.Snapshot, out io.Writer
 			away = false
 			gone(nil)
 		}
-		now = take(time.Now(), snap, now)
+		now = take(s.at, snap, now)
 		if err := enc.Encode(now.line()); err != nil {
 			return err
 		}

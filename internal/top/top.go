@@ -11,6 +11,7 @@ package top
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,10 +35,14 @@ type Source struct {
 }
 
 const (
-	every     = time.Second // how often the process is looked at
+	every     = time.Second     // how often the process is looked at
+	silence   = 6 * time.Second // a process that is asked for so long is said not to answer, as the page says it
 	lookLimit = 30 * time.Second
 	mostText  = 64 // characters of a filter
 )
+
+// ErrSilent is told of a process that is there and does not answer.
+var ErrSilent = errors.New("it does not answer")
 
 // Show shows the process on a terminal until the user has seen enough, or ctx ends.
 func Show(ctx context.Context, src Source, first status.Snapshot, in io.Reader, out io.Writer) error {
@@ -62,7 +67,9 @@ type model struct {
 	width, height int
 
 	now    sample
-	gone   error // of the last look; nil: the process answered
+	gone   error // of the last look, or ErrSilent; nil: the process answered
+	asked  int   // numbers the looks
+	asking bool  // the last one has no answer yet
 	fatal  error // that ends it all
 	paused bool
 
@@ -99,6 +106,9 @@ type sampled struct {
 // due says that it is time to look.
 type due struct{}
 
+// overdue says that the look with the number should have its answer by now.
+type overdue int
+
 // ended is what became of the order to end a connection.
 type ended struct {
 	pair status.Pair
@@ -113,9 +123,17 @@ func wait(d time.Duration) tea.Cmd {
 }
 
 func (m *model) look() tea.Msg {
-	ctx, cancel := context.WithTimeout(m.ctx, lookLimit)
+	return m.src.look(m.ctx)
+}
+
+// look looks at the process, which may take lookLimit.
+func (src Source) look(ctx context.Context) sampled {
+	limited, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
-	snap, err := m.src.Look(ctx)
+	snap, err := src.Look(limited)
+	if limited.Err() != nil && ctx.Err() == nil && err != nil {
+		err = ErrSilent
+	}
 	return sampled{time.Now(), snap, err}
 }
 
@@ -136,8 +154,16 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		if m.paused {
 			return m, wait(every)
 		}
-		return m, m.look
+		m.asked++
+		m.asking = true
+		n := overdue(m.asked)
+		return m, tea.Batch(m.look, tea.Tick(silence, func(time.Time) tea.Msg { return n }))
+	case overdue:
+		if m.asking && int(msg) == m.asked && m.gone == nil {
+			m.gone = ErrSilent
+		}
 	case sampled:
+		m.asking = false
 		if m.accept(msg) {
 			return m, tea.Quit
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -101,6 +102,91 @@ func TestScreen(t *testing.T) {
 	if s := screen(m); strings.Contains(s, "does not answer") || !strings.Contains(s, "sent 0 B/s") {
 		t.Errorf("the next process, whose counters began anew:\n%s", s)
 	}
+}
+
+// TestSilence: a process that is there and does not answer is said to be silent long before a look at it is given up.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		look := func(context.Context) (status.Snapshot, error) {
+			<-answer
+			return snapshot(3, 20), nil
+		}
+		m := newModel(t.Context(), Source{Look: look})
+		m.accept(sampled{at: time.Now(), snap: snapshot(3, 10)})
+		// Commands run as the program runs them: each by itself, and their messages come one after the other.
+		messages := make(chan tea.Msg, 16)
+		do := func(cmd tea.Cmd) {
+			if cmd == nil {
+				return
+			}
+			go func() { messages <- cmd() }()
+		}
+		next := func() {
+			switch msg := (<-messages).(type) {
+			case tea.BatchMsg:
+				for _, cmd := range msg {
+					do(cmd)
+				}
+			default:
+				_, cmd := m.Update(msg)
+				do(cmd)
+			}
+		}
+		begun := time.Now()
+		do(m.Init())
+		for !strings.Contains(screen(m), "does not answer") {
+			next()
+		}
+		if took := time.Since(begun); took < silence || took > silence+2*every {
+			t.Errorf("it is said after %s, want %s and not much more", took, silence)
+		}
+		close(answer)
+		for strings.Contains(screen(m), "does not answer") {
+			next()
+		}
+		for range 100 { // what was waited for before counts no more
+			next()
+			if strings.Contains(screen(m), "does not answer") {
+				t.Fatalf("it answers, and is said not to:\n%s", screen(m))
+			}
+		}
+		end := time.Now()
+		for time.Since(end) < 2*silence { // all that waits comes to its end
+			time.Sleep(every)
+			for len(messages) > 0 {
+				<-messages
+			}
+		}
+	})
+}
+
+// TestLinesOfSilence: the same in lines, once.
+func TestLinesOfSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		began, looks := time.Now(), 0
+		src := Source{Look: func(ctx context.Context) (status.Snapshot, error) {
+			if looks++; looks == 2 {
+				time.Sleep(20 * time.Second)
+			}
+			if looks == 4 {
+				cancel()
+			}
+			return snapshot(3, 10+time.Since(began).Seconds()), nil
+		}}
+		var told []string
+		if err := Lines(ctx, src, snapshot(3, 10), io.Discard, func(err error) {
+			told = append(told, fmt.Sprint(time.Since(began).Truncate(time.Second), " ", err))
+		}); err != nil {
+			t.Errorf("Lines = %v", err)
+		}
+		want := []string{"8s " + ErrSilent.Error(), "22s <nil>"}
+		if !slices.Equal(told, want) {
+			t.Errorf("told %q, want %q", told, want)
+		}
+	})
 }
 
 // TestTroublesOfUsage: what cannot be stored is wrong, and so is a file that was damaged.

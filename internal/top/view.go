@@ -54,7 +54,10 @@ func (m *model) head() (lines []string) {
 		number(m.now.connections, "connection"),
 	}, "   ")))
 	var wrong []string
-	if m.gone != nil {
+	switch {
+	case m.gone == ErrSilent:
+		wrong = append(wrong, "the process does not answer: this is of "+m.now.at.Format(time.TimeOnly))
+	case m.gone != nil:
 		wrong = append(wrong, "the process does not answer, waiting for it: "+m.gone.Error())
 	}
 	wrong = append(wrong, m.now.troubles()...)
