@@ -71,9 +71,10 @@ func (b *Bridge) Apply(ctx context.Context, s Settings) (Applied, error) {
 	}
 	b.mu.Lock()
 	ids, err := b.services.Apply(s.Services)
-	// Now, before the proxies hear of it: when they have answered, a service may be forgotten while its connections go on.
-	gone := b.removedLocked(ids)
+	var gone *removal
 	if err == nil {
+		// Now, before the proxies hear of it: when they have answered, a service may be forgotten while its connections go on.
+		gone = b.removeLocked(ids)
 		b.drainTime = s.drain()
 		b.targets.SetSources(s.Sources)
 		b.via.Store(&s.Via)
@@ -90,7 +91,7 @@ func (b *Bridge) Apply(ctx context.Context, s Settings) (Applied, error) {
 		}
 		u.tell()
 	}
-	if len(gone.names) > 0 {
+	if gone != nil {
 		timer := time.AfterFunc(s.drain(), func() { b.end(gone) })
 		context.AfterFunc(b.ctx, func() { timer.Stop() })
 	}
@@ -99,34 +100,77 @@ func (b *Bridge) Apply(ctx context.Context, s Settings) (Applied, error) {
 
 // removal is a set of services that were removed, and whose connections have a while to finish.
 type removal struct {
+	ids    []uint32
 	names  map[string]grammar.Public // that users came to, with what was claimed
 	newest uint64                    // connection at the time
+	late   map[uint64]bool           // later connections: their users were on the way; guarded by Bridge.mu; nil: the time is over
 }
 
-// removedLocked returns the services among ids that are not offered any more.
-func (b *Bridge) removedLocked(ids []uint32) removal {
-	r := removal{names: make(map[string]grammar.Public), newest: b.conns.Newest()}
+// removeLocked begins the removal of those services among ids that are not offered any more; nil: there are none.
+func (b *Bridge) removeLocked(ids []uint32) *removal {
+	r := &removal{names: make(map[string]grammar.Public), newest: b.conns.Newest(), late: make(map[uint64]bool)}
 	for _, id := range ids {
+		retired := false
 		for _, u := range b.uplinks {
 			if old, public := u.claims.Retired(id); old != nil {
 				r.names[public.String()] = old.Public
+				retired = true
 			}
 		}
+		if retired {
+			r.ids = append(r.ids, id)
+			b.removals[id] = r
+		}
+	}
+	if r.ids == nil {
+		return nil
 	}
 	return r
 }
 
-// end resets the connections of removed services. Where a service is offered again, those that are newer than its removal stay.
-func (b *Bridge) end(r removal) {
+// servesLocked reports whether a user of a service is served: it is offered, or the time of its removal runs, which is returned then.
+func (b *Bridge) servesLocked(id uint32) (r *removal, yes bool) {
+	if b.services.Offered(id) != nil {
+		return nil, true
+	}
+	r = b.removals[id]
+	return r, r != nil
+}
+
+// mayStay reports whether a connection to a service may stay now that it is admitted, so that the end of a removal does not miss it. If the
+// service is being removed, the connection ends with the others.
+func (b *Bridge) mayStay(id uint32, a *traffic.Admission) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r, yes := b.servesLocked(id)
+	if r != nil {
+		r.late[a.ID()] = true
+		a.Finally(func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			delete(r.late, a.ID())
+		})
+	}
+	return yes
+}
+
+// end resets the connections of removed services. Users who come later are refused. Where a service is offered again, its connections that
+// are newer than the removal stay.
+func (b *Bridge) end(r *removal) {
 	back := make(map[string]bool)
 	b.mu.Lock()
 	for name, pub := range r.names {
 		back[name] = b.services.Find(pub) != nil
 	}
+	for _, id := range r.ids {
+		delete(b.removals, id)
+	}
+	late := r.late
+	r.late = nil
 	b.mu.Unlock()
 	b.conns.End(relay.ReasonRemoved, wire.CodeService, func(a *traffic.Admission) bool {
 		again, mine := back[a.Service()]
-		return mine && (!again || a.ID() <= r.newest)
+		return mine && (!again || a.ID() <= r.newest || late[a.ID()])
 	})
 }
 

@@ -19,6 +19,7 @@ import (
 	"reverser/internal/link"
 	"reverser/internal/memnet"
 	"reverser/internal/status"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -179,7 +180,10 @@ func TestRetiredServiceIsServed(t *testing.T) {
 	p.mu.Unlock()
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
-	a := b.apply(t)
+	a, err := b.Apply(t.Context(), Settings{Drain: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
 	late := p.open(1)
 	talk(t, late, srv.accept(), "on the way")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -267,10 +271,10 @@ func TestRemovedServiceHasItsTime(t *testing.T) {
 	talk(t, stays, staysAt, "still")
 
 	// A service that is back when the time is over keeps its new connections.
-	ids := b.apply(t).ids
-	b.mu.Lock()
-	removed := b.removedLocked(ids)
-	b.mu.Unlock()
+	if _, err := b.Apply(t.Context(), Settings{Drain: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	removed := b.removal(1)
 	if left := b.apply(t, nine).Wait(t.Context()); left != nil {
 		t.Errorf("not confirmed: %q", left)
 	}
@@ -280,6 +284,97 @@ func TestRemovedServiceHasItsTime(t *testing.T) {
 	b.end(removed)
 	wantCode(t, stays, wire.CodeService)
 	talk(t, fresh, freshAt, "still")
+}
+
+// removal is that of a service whose connections may still finish; nil: there is none.
+func (r *running) removal(id uint32) *removal {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.removals[id]
+}
+
+// TestUsersOnTheWayHaveTheTimeOfTheRemoval: a user who was on the way when a service was removed is reset with those who were there,
+// and at once when their time is over already.
+func TestUsersOnTheWayHaveTheTimeOfTheRemoval(t *testing.T) {
+	srv := serve(t, "tcp", "127.0.0.1:0")
+	p := listen(t, "127.0.0.1:0", false)
+	p.mu.Lock()
+	p.keep = true // UNCLAIM is not answered: users may be on the way for as long as the test likes
+	p.mu.Unlock()
+	nine, ten := Service{Public: public(t, "9000"), Target: srv.target()}, Service{Public: public(t, "9010"), Target: srv.target()}
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{nine, ten}}})
+	p.ready()
+	user := func(id uint32) (s *link.Stream, at net.Conn) {
+		s, at = p.open(id), srv.accept()
+		talk(t, s, at, "?")
+		return s, at
+	}
+	there, _ := user(1)
+	if _, err := b.Apply(t.Context(), Settings{Services: []Service{ten}, Drain: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	onTheWay, onTheWayAt := user(1)
+	gone, _ := user(1)
+	gone.Reset(wire.CodeReset)
+	removed := b.removal(1)
+	eventually(t, "a connection that is over is forgotten", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(removed.late) == 1
+	})
+	// The name is offered again, with another number: its connections have nothing to do with the removal.
+	b.apply(t, nine, ten)
+	fresh, freshAt := user(3)
+	b.end(removed)
+	wantCode(t, there, wire.CodeService)
+	wantCode(t, onTheWay, wire.CodeService)
+	wantReset(t, onTheWayAt)
+	talk(t, fresh, freshAt, "still")
+	wantCode(t, p.open(1), wire.CodeService)
+	if b.removal(1) != nil {
+		t.Error("the removal is kept when its time is over")
+	}
+
+	// Without a time, whoever was on the way is reset at once.
+	there, _ = user(2)
+	if _, err := b.Apply(t.Context(), Settings{Services: []Service{nine}, Drain: -1}); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, there, wire.CodeService)
+	wantCode(t, p.open(2), wire.CodeService)
+	talk(t, fresh, freshAt, "still")
+}
+
+// TestRemovedWhileAdmitted: the time of a removal may end between the look at a service and the admission of its user.
+func TestRemovedWhileAdmitted(t *testing.T) {
+	p := listen(t, "127.0.0.1:0", false)
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000")}}}})
+	p.ready()
+	admit := func() *traffic.Admission {
+		a, err := b.conns.Admit(b.conns.Account(keyID, "tcp/9000"), netip.AddrPort{}, traffic.NoWait)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(a.Leave)
+		return a
+	}
+	if !b.mayStay(1, admit()) {
+		t.Error("a user of a service that is offered may not stay")
+	}
+	if _, err := b.Apply(t.Context(), Settings{Drain: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	late := admit()
+	if !b.mayStay(1, late) {
+		t.Error("a user of a service that was just removed may not stay")
+	}
+	b.end(b.removal(1))
+	if !late.Ended() {
+		t.Error("the end of the removal's time does not end a user who came after the removal")
+	}
+	if b.mayStay(1, admit()) {
+		t.Error("a user stays whom the end of the removal's time has missed")
+	}
 }
 
 // TestApplyBeforeTheLink: what is applied while the proxy is away counts when it is there.

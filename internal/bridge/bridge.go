@@ -90,7 +90,8 @@ type Bridge struct {
 	targets relay.Dialer
 
 	mu        sync.Mutex
-	services  *claims.Services // guarded by mu, as all below
+	services  *claims.Services    // guarded by mu, as all below
+	removals  map[uint32]*removal // of services whose connections may still finish, by the service's id
 	probes    prober
 	drainTime time.Duration // of Settings
 	drainEnds time.Time     // when what is left is reset; zero: no drain has begun
@@ -130,7 +131,7 @@ func New(cfg Config) (*Bridge, error) {
 	b := &Bridge{
 		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), budget: link.NewBudget(cfg.Budget),
 		conns:    traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Target, Name: keyPrefix, Over: cfg.Over}),
-		services: claims.New(), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
+		services: claims.New(), removals: make(map[uint32]*removal), drainTime: cfg.Settings.drain(), changed: make(chan struct{}),
 	}
 	if err := cfg.Settings.check(); err != nil {
 		return nil, err

@@ -34,6 +34,9 @@ func (u *uplink) Opened(s *link.Stream) {
 		s.Reset(wire.CodeDrain)
 	case err != nil:
 		s.Reset(wire.CodeLimit)
+	case !b.mayStay(svc.ID, a):
+		a.Leave()
+		s.Reset(wire.CodeService)
 	case svc.TLS != nil:
 		b.serveTLS(a, s, svc.Service)
 	case !a.Dial():
@@ -55,12 +58,14 @@ func (u *uplink) service(l *link.Link, id uint32, stream uint64) (svc *claims.Of
 	u.b.mu.Lock()
 	defer u.b.mu.Unlock()
 	if i := u.besideLocked(l); i >= 0 {
-		return u.leaving[i].claims.Opened(id, stream)
+		svc, public = u.leaving[i].claims.Opened(id, stream)
+	} else if u.beginLocked(l) {
+		svc, public = u.claims.Opened(id, stream)
 	}
-	if !u.beginLocked(l) {
+	if _, yes := u.b.servesLocked(id); !yes { // the time of its removal is over
 		return nil, public
 	}
-	return u.claims.Opened(id, stream)
+	return svc, public
 }
 
 // serve connects a stream to its service. The pair goes on by itself.
