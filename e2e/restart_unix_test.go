@@ -251,6 +251,33 @@ func TestSuccessorOfTheProxy(t *testing.T) {
 	}
 }
 
+// A key that is removed at the successor of a proxy ends at the process before, too. What other keys have there goes on.
+func TestKeyRemovedAtTheSuccessor(t *testing.T) {
+	t.Parallel()
+	p, target := startProxy(t, "--drain", "1h"), serve(t, echo)
+	user := func(name string) (c net.Conn, service string) {
+		public := freePort(t)
+		service = fmt.Sprintf("tcp/%d", public)
+		b := startBridge(t, addKey(t, p.state, name, service), fmt.Sprintf("%d=%d", public, target))
+		b.awaitUp(service)
+		c = dial(t, loopback(public))
+		exchange(t, c, "before")
+		return c, service
+	}
+	goes, removed := user("lost")
+	stays, _ := user("nas")
+	p.stop()
+	next := p.again(t)
+	next.awaitRecord("service up", "service", removed)
+	exchange(t, goes, "behind the successor's start")
+	runReverser(t, "key", "remove", "lost", "--state", next.state)
+	wantReset(t, goes, 0)
+	p.awaitRecord("pair released", "service", removed, "reason", "service-removed")
+	exchange(t, stays, "behind the removal")
+	stays.Close()
+	wantExit(t, p.testProcess)
+}
+
 // A service manager restarts the proxy: the next process starts when the last one has ended. New users are refused in between,
 // and none hangs.
 func TestRestartOfTheProxy(t *testing.T) {

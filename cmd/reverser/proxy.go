@@ -203,6 +203,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		}
 	}
 	wg.Go(func() { keys.Keep(keeping) })
+	wg.Go(func() { r.follow(keeping, dir.Succeeded) })
 	return serve(ctx, role, dir, keys, web, r, run.said, log)
 }
 
@@ -255,6 +256,9 @@ func (p *proxyRole) Apply(ctx context.Context, set config.Settings) (confirmatio
 		c = unsettled{p}
 	case err != nil:
 		return nil, err
+	}
+	if p.dir.HasYielded() { // what is stored is the successor's
+		return c, nil
 	}
 	// For `reverser key add` while no proxy runs. The settings do not depend on it.
 	if err := p.dir.SetReach(reach(set.Proxy, p.guessed)); err != nil {

@@ -44,7 +44,8 @@ type reloader struct {
 	host   *supervision // hears of reloads; nil: nobody does
 	lines  *accessLog   // is opened anew at each reload: the file may have been moved aside
 
-	turn chan struct{} // has room for one: who makes a change
+	turn    chan struct{} // has room for one: who makes a change
+	stopped chan struct{} // closed by stop
 
 	mu       sync.Mutex
 	now      config.Settings // in force; guarded by mu, as all below
@@ -60,7 +61,7 @@ type change struct {
 }
 
 func newReloader(source config.Source, role applier, now config.Settings, level *slog.LevelVar, lines *accessLog, log *slog.Logger) *reloader {
-	return &reloader{source: source, role: role, level: level, lines: lines, log: log, now: now, turn: make(chan struct{}, 1)}
+	return &reloader{source: source, role: role, level: level, lines: lines, log: log, now: now, turn: make(chan struct{}, 1), stopped: make(chan struct{})}
 }
 
 // errStopping is the answer of a process that is about to end: whatever it opened would be gone in a moment.
@@ -238,6 +239,65 @@ func (r *reloader) revoked(id [16]byte) error {
 	return r.putKeys(next)
 }
 
+// followEvery is how often a process that is stopping looks which keys its successor has removed: they end within a second.
+const followEvery = time.Second / 2
+
+// follow has a process that is stopping end the keys that its successor removes, until ctx ends. There the orders go that are given meanwhile.
+// stored are the keys that the successor has stored.
+func (r *reloader) follow(ctx context.Context, stored func() ([]state.Key, error)) {
+	select {
+	case <-r.stopped:
+	case <-ctx.Done():
+		return
+	}
+	failed := false
+	for pause(ctx, followEvery) {
+		err := r.followKeys(stored)
+		if err != nil && !failed {
+			r.log.Error("what became of the keys at the process that has taken over is not in force here so far", "err", err)
+		}
+		failed = err != nil
+	}
+}
+
+// followKeys takes over which of the stored keys are left, and until when. All else is the successor's, secrets included: rotated ones are
+// those of the same key.
+func (r *reloader) followKeys(stored func() ([]state.Key, error)) error {
+	if err := r.begin(context.Background()); err != nil {
+		return err
+	}
+	defer r.end()
+	left, err := stored()
+	if err != nil {
+		return nil // the file may be away for a moment; nobody was removed by that
+	}
+	next := r.settings()
+	var removed []string
+	var keys []config.Key
+	changed := false
+	for _, k := range next.Proxy.Keys {
+		if !k.InFile() {
+			i := slices.IndexFunc(left, func(l state.Key) bool { return l.ID == k.ID })
+			if i < 0 {
+				removed = append(removed, k.Name)
+				continue
+			}
+			changed = changed || !k.Expires.Equal(left[i].Expires)
+			k.Expires = left[i].Expires
+		}
+		keys = append(keys, k)
+	}
+	if !changed && len(removed) == 0 {
+		return nil
+	}
+	next.Proxy.Keys = keys
+	err = r.put(context.Background(), next)
+	if err == nil && len(removed) > 0 {
+		r.log.Info("keys were removed at the process that has taken over", "keys", strings.Join(removed, ", "))
+	}
+	return err
+}
+
 func (r *reloader) begin(ctx context.Context) error {
 	select {
 	case r.turn <- struct{}{}:
@@ -261,11 +321,12 @@ func (r *reloader) isStopping() bool {
 	return r.stopping
 }
 
-// stop refuses what comes from now on.
+// stop refuses what comes from now on. It is called once.
 func (r *reloader) stop() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stopping = true
+	close(r.stopped)
 }
 
 func (r *reloader) note(at time.Time, err error) {

@@ -377,6 +377,72 @@ func TestEditedKeys(t *testing.T) {
 	}
 }
 
+// TestFollowSuccessor: a process that is stopping ends the keys that its successor removes, within a second, and takes nothing else from there.
+func TestFollowSuccessor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		soon, later := time.Now().Add(time.Minute), time.Now().Add(time.Hour)
+		set := config.Settings{Role: config.RoleProxy, Proxy: config.Proxy{Keys: []config.Key{
+			{Name: "office", ID: [16]byte{1}, Table: config.Place{File: "f"}},
+			{Name: "nas", ID: [16]byte{2}, Secret: [32]byte{2}},
+			{Name: "desk", ID: [16]byte{3}, Expires: later},
+		}}}
+		rt := newReloadTest(t, set)
+		var mu sync.Mutex
+		var left []state.Key
+		var failure error
+		say := func(err error, keys ...state.Key) {
+			mu.Lock()
+			defer mu.Unlock()
+			left, failure = keys, err
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var following sync.WaitGroup
+		following.Go(func() {
+			rt.follow(ctx, func() ([]state.Key, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				return left, failure
+			})
+		})
+		nas, desk := state.Key{Name: "nas", ID: [16]byte{2}, Secret: [32]byte{2}}, state.Key{Name: "desk", ID: [16]byte{3}, Expires: later}
+		rotated := nas
+		rotated.Secret = [32]byte{9}
+		for i, c := range []struct {
+			err   error
+			left  []state.Key
+			want  string
+			count int
+		}{
+			{nil, nil, "[office nas desk]", 0}, // it is not stopping so far
+			{errors.New("the file is away"), nil, "[office nas desk]", 0},
+			{nil, []state.Key{nas, desk}, "[office nas desk]", 0},
+			{nil, []state.Key{rotated, desk, {Name: "new", ID: [16]byte{4}}}, "[office nas desk]", 0},
+			{nil, []state.Key{rotated, {Name: "desk", ID: [16]byte{3}, Expires: soon}}, "[office nas desk]", 1},
+			{nil, []state.Key{{Name: "nas", ID: [16]byte{5}}, {Name: "desk", ID: [16]byte{3}, Expires: soon}}, "[office desk]", 2}, // another key of that name
+			{nil, []state.Key{nas}, "[office]", 3},
+		} {
+			say(c.err, c.left...)
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if got := fmt.Sprint(rt.settings().Proxy.Keys); got != c.want || rt.role.count() != c.count {
+				t.Errorf("step %d: the keys %s, applied %d times; want %s, %d", i, got, rt.role.count(), c.want, c.count)
+			}
+			if c.count == 1 && !rt.settings().Proxy.Keys[2].Expires.Equal(soon) {
+				t.Errorf("desk expires at %s, want %s", rt.settings().Proxy.Keys[2].Expires, soon)
+			}
+			if i == 0 {
+				say(nil, nas, desk)
+				rt.stop()
+			}
+		}
+		cancel()
+		following.Wait()
+		if out := rt.out.String(); strings.Count(out, "keys=nas") != 1 || strings.Count(out, "keys=desk") != 1 {
+			t.Errorf("the log has %s", out)
+		}
+	})
+}
+
 // TestReloadWatch: a signal and a change of the file are orders to reload.
 func TestReloadWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -139,7 +139,21 @@ func (d *Dir) readKeys() ([]Key, error) {
 	return all, nil
 }
 
-// parseKeys reads the content of the file.
+// Succeeded returns the keys that the file has by now, for a process that has given its directory up: a successor may have removed some. What
+// a successor of a newer version has added to them is left out.
+func (d *Dir) Succeeded() ([]Key, error) {
+	b, err := d.readSecret(keysFile)
+	if err != nil {
+		return nil, err
+	}
+	all, err := parseKeys(b)
+	if err != nil && !errors.Is(err, errNewer) {
+		return nil, damaged(filepath.Join(d.path, keysFile), err)
+	}
+	return all, nil
+}
+
+// parseKeys reads the content of the file. With errNewer it returns what this version knows of the keys.
 func parseKeys(b []byte) ([]Key, error) {
 	var file keysJSON
 	dec := json.NewDecoder(bytes.NewReader(b))
@@ -163,7 +177,7 @@ func parseKeys(b []byte) ([]Key, error) {
 		keys = append(keys, k)
 	}
 	if strict != nil { // nothing is wrong but that it has more
-		return nil, fmt.Errorf("%w (%w)", errNewer, strict)
+		return keys, fmt.Errorf("%w (%w)", errNewer, strict)
 	}
 	return keys, nil
 }

@@ -342,6 +342,13 @@ func (d *Dir) Yield() error {
 	return d.dropLock()
 }
 
+// HasYielded reports whether Yield was called.
+func (d *Dir) HasYielded() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.yielded
+}
+
 // ErrSucceeded is what errors.Is finds when a process that gave up its
 // directory would change a file there, and a successor holds it.
 var ErrSucceeded = errors.New("a newer process has taken over")

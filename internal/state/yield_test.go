@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -189,5 +190,71 @@ func TestKeysOfAYieldedDirectory(t *testing.T) {
 	}
 	if keys, err := successor.Keys(); err != nil || len(keys) != 1 {
 		t.Errorf("the successor has %v, %v; want one key", keys, err)
+	}
+}
+
+// TestSucceeded: a process that has yielded sees which keys its successor has left, also where that is of a newer version. What cannot be
+// read, or is away, is an error and no word about keys.
+func TestSucceeded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	old := open(t, path)
+	var policy grammar.Policy
+	for _, name := range []string{"nas", "desk"} {
+		if _, err := old.AddKey(name, policy, state.Limits{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if old.HasYielded() {
+		t.Error("HasYielded before Yield")
+	}
+	if err := old.Yield(); err != nil || !old.HasYielded() {
+		t.Fatalf("Yield = %v, HasYielded = %t", err, old.HasYielded())
+	}
+	successor := open(t, path)
+	names := func() (all []string) {
+		t.Helper()
+		keys, err := old.Succeeded()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range keys {
+			all = append(all, k.Name)
+		}
+		return all
+	}
+	if got := names(); !slices.Equal(got, []string{"nas", "desk"}) {
+		t.Errorf("the keys %q before any is removed", got)
+	}
+	if err := successor.RemoveKey("nas"); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(); !slices.Equal(got, []string{"desk"}) {
+		t.Errorf("the keys %q, want desk", got)
+	}
+	file := filepath.Join(path, "keys.json")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(strings.Replace(string(b), `"name"`, `"colour": "red", "name"`, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := old.Keys(); err == nil {
+		t.Error("Keys of a newer version has no error")
+	}
+	if got := names(); !slices.Equal(got, []string{"desk"}) {
+		t.Errorf("the keys %q of a newer version, want desk", got)
+	}
+	for name, spoil := range map[string]func() error{
+		"cut off": func() error { return os.WriteFile(file, b[:len(b)/2], 0o600) },
+		"empty":   func() error { return os.WriteFile(file, nil, 0o600) },
+		"away":    func() error { return os.Remove(file) },
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		if keys, err := old.Succeeded(); err == nil || keys != nil {
+			t.Errorf("%s: the keys %v, %v; want an error", name, keys, err)
+		}
 	}
 }
