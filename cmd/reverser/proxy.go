@@ -231,7 +231,7 @@ func (p *proxyRole) Examine(ctx context.Context, set config.Settings) []doctor.C
 	if addrs := reach(set.Proxy, p.guessed).Addrs; len(addrs) > 0 {
 		host, _, _ = net.SplitHostPort(addrs[0])
 	}
-	return doctor.PublicPorts(p.TryPublic(ctx, host))
+	return append(doctor.PublicPorts(p.TryPublic(ctx, host)), doctor.OnlyHere(set.Proxy)...)
 }
 
 // Again has certificates asked for again: those that were refused may be there now.

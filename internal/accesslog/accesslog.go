@@ -15,6 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -216,22 +217,74 @@ func open(path string) (io.WriteCloser, error) {
 	case Stdout:
 		return standardOutput{}, nil
 	}
-	// The open of a pipe would wait for a reader.
+	if err := isFile(path); err != nil {
+		return nil, err
+	}
+	file, err := openToAppend(path)
+	if err != nil {
+		return nil, whyNot(err)
+	}
+	return file, nil
+}
+
+// isFile refuses what is there and no file. The open of a pipe would wait for a reader.
+func isFile(path string) error {
 	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() && fi.Mode()&os.ModeCharDevice == 0 {
 		what := "no file"
 		if fi.IsDir() {
 			what = "a directory"
 		}
-		return nil, fmt.Errorf("access log %s: this is %s: name a file, or - for standard output", path, what)
+		return &fault{fmt.Errorf("access log %s: this is %s", path, what), "name a file, or - for standard output"}
 	}
-	file, err := openToAppend(path)
+	return nil
+}
+
+// whyNot is why a file was not opened, with what to do.
+func whyNot(err error) error {
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("access log: %w: make the directory first", err)
+		return &fault{fmt.Errorf("access log: %w", err), "make the directory first"}
 	}
+	return fmt.Errorf("access log: %w", err)
+}
+
+// fault is an error with the remedy, which is a part of its text.
+type fault struct {
+	err    error
+	remedy string
+}
+
+func (f *fault) Error() string { return f.err.Error() + ": " + f.remedy }
+func (f *fault) Unwrap() error { return f.err }
+
+// Remedy is the end of the text that says what to do.
+func (f *fault) Remedy() string { return f.remedy }
+
+// Look reports why Open would refuse a path. It makes no file.
+func Look(path string) error {
+	if path == "" || path == Stdout {
+		return nil
+	}
+	if err := isFile(path); err != nil {
+		return err
+	}
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		dir := filepath.Dir(path)
+		_, err := os.Stat(dir)
+		if err == nil {
+			err = mayMake(dir)
+		} else if pe, ok := errors.AsType[*os.PathError](err); ok {
+			err = pe.Err
+		}
+		if err != nil {
+			return whyNot(&os.PathError{Op: "open", Path: path, Err: err})
+		}
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
-		return nil, fmt.Errorf("access log: %w", err)
+		return whyNot(err)
 	}
-	return file, nil
+	return f.Close()
 }
 
 // standardOutput is not closed: it is not the log's own.

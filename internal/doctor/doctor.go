@@ -61,7 +61,7 @@ func (w *World) Examine(ctx context.Context, p Patient, say func(Check)) {
 	defer cancel()
 	v := &visit{Patient: p}
 	v.seen, v.seenErr = w.LookAt(p.State, p.Trusted...)
-	steps := []step{w.settings, w.stateDir, w.troubles}
+	steps := []step{w.settings, w.stateDir, w.troubles, w.usage, w.accessLog}
 	if p.Role == config.RoleBridge {
 		steps = append(steps, w.token, w.link, w.way, w.services, w.probes, w.targets)
 	} else {

@@ -174,7 +174,7 @@ const littleDisk = 16 << 20
 func (w *World) disk(_ context.Context, v *visit) (all []Check) {
 	const hint = "make room: keys and certificates cannot be stored without"
 	places := []string{existing(v.State)}
-	if log := v.accessLog(); log != "" {
+	if log := v.accessLogFile(); log != "" {
 		places = append(places, existing(filepath.Dir(log)))
 	}
 	for i, path := range places {
@@ -198,8 +198,8 @@ func (w *World) disk(_ context.Context, v *visit) (all []Check) {
 	return all
 }
 
-// accessLog is the file of the access log, "" if there is none or it is no file.
-func (v *visit) accessLog() string {
+// accessLogFile is the file of the access log, "" if there is none or it is no file.
+func (v *visit) accessLogFile() string {
 	file := ""
 	switch {
 	case v.Settings != nil:

@@ -128,7 +128,10 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 		}
 	}
 	picture, err := v.picture()
-	if err != nil {
+	switch {
+	case errors.Is(err, state.ErrIdentity):
+		return []Check{faulty(stepIdentity, err, "")}
+	case err != nil:
 		return []Check{faulty(name, err, "")}
 	}
 	stored, err := picture.Keys()
@@ -179,7 +182,7 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 
 // picture is what the state directory holds; none if it is not there or is refused, as stateDir says.
 func (v *visit) picture() (state.Picture, error) {
-	if v.seen.Missing || v.seenErr != nil && !sys.DiskFull(v.seenErr) {
+	if !v.hasFiles() {
 		return nil, nil
 	}
 	p, _, err := state.Read(v.seen.Path, v.Trusted...)
@@ -276,11 +279,36 @@ func (w *World) lastUsers(_ context.Context, v *visit) (all []Check) {
 	return few(all, "targets did not answer")
 }
 
+const stepAdvertised = "advertised"
+
+// OnlyHere warns of a link port that only this machine reaches, where tokens carry an address of a wider world. It may be right: something
+// on this machine may pass on what comes to that address.
+func OnlyHere(set config.Proxy) []Check {
+	if set.Advertise == "" || !onlyHere(set.Listen) || onlyHere(set.Advertise) || set.HTTPS != "" && !onlyHere(set.HTTPS) { // where links are taken, too
+		return nil
+	}
+	_, port, _ := net.SplitHostPort(set.Listen)
+	return []Check{warn(stepAdvertised, fmt.Sprintf("listen on :%s, unless something on this machine leads from there to --listen", port),
+		"--listen %s is reached from this machine only, and tokens send bridges to %s", set.Listen, set.Advertise)}
+}
+
+// onlyHere reports whether an address is reached from its own machine only.
+func onlyHere(addr string) bool {
+	host, _, _ := net.SplitHostPort(addr)
+	ip, _ := netip.ParseAddr(host)
+	return ip.Unmap().IsLoopback() || host == "localhost"
+}
+
 // advertised goes from this machine to the address that tokens carry.
 func (w *World) advertised(ctx context.Context, v *visit) []Check {
-	const name = "advertised"
+	const name = stepAdvertised
 	picture, err := v.picture()
-	if err != nil || v.Snapshot == nil { // before the start nobody can answer
+	switch {
+	case err != nil:
+		return nil
+	case v.Snapshot == nil && v.Settings != nil: // before the start nobody can answer
+		return OnlyHere(v.Settings.Proxy)
+	case v.Snapshot == nil:
 		return nil
 	}
 	reach := picture.Reach()
@@ -314,6 +342,10 @@ func (w *World) advertised(ctx context.Context, v *visit) []Check {
 			case errors.Is(t.Err, auth.ErrPin), errors.Is(t.Err, auth.ErrNotProxy):
 				all = append(all, fail(name, "let the name, or the router, lead here, or give --advertise the right one", "%s leads to something else: %s", at, faulty("", t.Err, "").Found))
 			default:
+				if here := v.asked(ctx, name, func(check string) bool { return check == name }); Worst(here) == Warn {
+					here[0].State = Fail
+					return here
+				}
 				all = append(all, warn(name, "is the port open in the firewall? A router that does not let this machine reach itself by its public address is no fault", "%s does not answer this machine: %s", at, faulty("", t.Err, "").Found))
 			}
 		}

@@ -38,7 +38,7 @@ const stepPublic = "public ports"
 
 // publicPorts are tried by the proxy that runs.
 func (w *World) publicPorts(ctx context.Context, v *visit) []Check {
-	return v.asked(ctx, stepPublic, func(string) bool { return true })
+	return v.asked(ctx, stepPublic, func(name string) bool { return name != stepAdvertised })
 }
 
 // PublicPorts says what a proxy found that tried its own public ports. What it cannot reach itself may be reached by others all the same,

@@ -9,7 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"reverser/internal/accesslog"
 	"reverser/internal/config"
+	"reverser/internal/state"
 	"reverser/internal/sys"
 )
 
@@ -120,6 +122,39 @@ func (w *World) troubles(_ context.Context, v *visit) (all []Check) {
 	return all
 }
 
+// hasFiles reports whether the state directory is there and can be used.
+func (v *visit) hasFiles() bool {
+	return !v.seen.Missing && (v.seenErr == nil || sys.DiskFull(v.seenErr))
+}
+
+// usage is what is counted: it has to find its file. Of a disk that fails, the process that runs tells.
+func (w *World) usage(_ context.Context, v *visit) []Check {
+	const name = "usage"
+	if !v.hasFiles() || v.Snapshot != nil && v.Snapshot.Usage != nil && v.Snapshot.Usage.Error != "" {
+		return nil
+	}
+	if err := state.LookUsage(v.seen.Path, v.Trusted...); err != nil {
+		c := faulty(name, err, "")
+		c.Found += ": what is counted cannot be stored"
+		return []Check{c}
+	}
+	return []Check{ok(name, "what is counted can be stored")}
+}
+
+// accessLog is looked at as a start opens it. A process that runs has it open, and troubles tells of it.
+func (w *World) accessLog(_ context.Context, v *visit) []Check {
+	const name = "access log"
+	if v.Settings == nil || v.Settings.AccessLog == "" || v.Snapshot != nil {
+		return nil
+	}
+	if err := accesslog.Look(v.Settings.AccessLog); err != nil {
+		c := faulty(name, err, "name a file that this user can write with --access-log")
+		c.Found = strings.TrimLeft(strings.TrimPrefix(c.Found, name), ": ")
+		return []Check{c}
+	}
+	return []Check{ok(name, "%s can be written", v.Settings.AccessLog)}
+}
+
 // adminPort is where the API and the page are served besides the admin socket.
 func (w *World) adminPort(ctx context.Context, v *visit) (all []Check) {
 	const name = "admin"
@@ -137,6 +172,13 @@ func (w *World) adminPort(ctx context.Context, v *visit) (all []Check) {
 		if fault := config.Dated(a.Certificate.Leaf, w.Now()); fault != "" {
 			what, hint, _ := strings.Cut(fault, ": ")
 			all = append(all, fail(name, hint, "the certificate in %s %s", a.CertificateFile, what))
+		} else if until := a.Certificate.Leaf.NotAfter; until.Sub(w.Now()) < soon {
+			all = append(all, warn(name, "get a new one", "the certificate in %s expires on %s", a.CertificateFile, inUTC(until)))
+		}
+	}
+	if v.hasFiles() {
+		if err := state.LookAdminToken(v.seen.Path, v.Trusted...); err != nil {
+			all = append(all, faulty(name, err, ""))
 		}
 	}
 	if v.Snapshot == nil && !v.seen.Held {

@@ -29,9 +29,16 @@ func (d *Dir) AdminToken() (token, file string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	token = strings.TrimSpace(string(b))
-	if len(token) < leastToken || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "", "", fmt.Errorf("%s holds no token, which is a word of %d characters or more: remove the file, and the next start makes one", file, leastToken)
+	if token, err = parseAdminToken(file, b); err != nil {
+		return "", "", err
 	}
 	return token, file, nil
+}
+
+func parseAdminToken(file string, b []byte) (string, error) {
+	token := strings.TrimSpace(string(b))
+	if len(token) < leastToken || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", &fault{fmt.Errorf("%s holds no token, which is a word of %d characters or more", file, leastToken), "remove the file, and the next start makes one"}
+	}
+	return token, nil
 }

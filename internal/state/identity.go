@@ -36,12 +36,21 @@ func (d *Dir) Identity() (cert tls.Certificate, created bool, err error) {
 	}
 	cert, err = tls.X509KeyPair(b, b)
 	if err != nil {
-		return tls.Certificate{}, false, fmt.Errorf("read the identity %s: %w (restore it from a backup, such as one of `reverser state export`; removing it makes a new identity, and every token must then be replaced)", full, err)
+		return tls.Certificate{}, false, noIdentity(full, err)
 	}
 	d.mu.Lock()
 	d.identity = b
 	d.mu.Unlock()
 	return cert, created, nil
+}
+
+// ErrIdentity is what errors.Is finds when the file of the identity holds none.
+var ErrIdentity = errors.New("it holds no identity")
+
+// noIdentity says what to do about a file that no proxy wrote, or not to its end.
+func noIdentity(full string, err error) error {
+	return &fault{fmt.Errorf("read %s: %w: %w", full, ErrIdentity, err),
+		"restore it from a backup, such as one of `reverser state export`; removing it makes a new identity, and every token must then be replaced"}
 }
 
 // Pin is the SHA-256 of the certificate's SubjectPublicKeyInfo: what a token

@@ -189,9 +189,9 @@ var errNewer = errors.New("a newer version of the program wrote it, and this one
 // Nothing replaces it: it may be the only copy of what the bridges' tokens hold.
 func damaged(full string, err error) error {
 	if errors.Is(err, errNewer) {
-		return fmt.Errorf("read %s: %w: run that version, and have it remove what is new, or import an export from before with `reverser state import FILE --replace`", full, err)
+		return &fault{fmt.Errorf("read %s: %w", full, err), "run that version, and have it remove what is new, or import an export from before with `reverser state import FILE --replace`"}
 	}
-	return fmt.Errorf("read %s: %w: restore it from a copy, or remove it: then all its keys are gone, and bridges need new tokens", full, err)
+	return &fault{fmt.Errorf("read %s: %w", full, err), "restore it from a copy, or remove it: then all its keys are gone, and bridges need new tokens"}
 }
 
 // SetKeys replaces the stored keys.

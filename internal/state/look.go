@@ -78,3 +78,38 @@ func (d *Dir) tryWrite() error {
 	}
 	return nil
 }
+
+// LookAdminToken reports why AdminToken would fail in a directory. It makes none.
+func LookAdminToken(dir string, trusted ...int) error {
+	u, err := OpenUsage(dir, trusted...)
+	if err != nil {
+		return err
+	}
+	defer u.Close()
+	b, err := u.dir.readSecret(adminTokenFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = parseAdminToken(filepath.Join(u.dir.path, adminTokenFile), b)
+	return err
+}
+
+// LookUsage reports why a process on a directory could not store there what it counts. It makes no file.
+func LookUsage(dir string, trusted ...int) error {
+	u, err := OpenUsage(dir, trusted...)
+	if err != nil {
+		return err
+	}
+	defer u.Close()
+	f, err := u.Open(os.O_RDWR)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}

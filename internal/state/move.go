@@ -114,6 +114,15 @@ func (d *Dir) Picture() (Picture, error) {
 		}
 		p = append(p, File{name, b})
 	}
+	for _, f := range p {
+		switch err := f.check(); {
+		case err == nil:
+		case f.Name == identityFile:
+			return nil, noIdentity(filepath.Join(d.path, f.Name), err)
+		case f.Name == keysFile:
+			return nil, damaged(filepath.Join(d.path, f.Name), err)
+		}
+	}
 	if len(p) > 0 {
 		if err := p.Check(); err != nil {
 			return nil, fmt.Errorf("state directory %s: %w", d.path, err)
@@ -162,20 +171,7 @@ func (p Picture) Check() error {
 		if slices.ContainsFunc(p[:i], func(o File) bool { return o.Name == f.Name }) {
 			return fmt.Errorf("%s is there twice", f.Name)
 		}
-		var err error
-		switch f.Name {
-		case identityFile:
-			_, err = tls.X509KeyPair(f.Data, f.Data)
-		case keysFile:
-			_, err = parseKeys(f.Data)
-		case knownFile:
-			_, err = parseKnown(f.Data)
-		case addressFile:
-			if len(f.Data) > 4<<10 {
-				err = fmt.Errorf("%d bytes are no address", len(f.Data))
-			}
-		}
-		if err != nil {
+		if err := f.check(); err != nil {
 			return fmt.Errorf("%s: %w", f.Name, err)
 		}
 	}
@@ -183,6 +179,23 @@ func (p Picture) Check() error {
 		return fmt.Errorf("there is no %s, without which all else is of no use", identityFile)
 	}
 	return nil
+}
+
+// check reports why this version cannot use the content of a file.
+func (f File) check() (err error) {
+	switch f.Name {
+	case identityFile:
+		_, err = tls.X509KeyPair(f.Data, f.Data)
+	case keysFile:
+		_, err = parseKeys(f.Data)
+	case knownFile:
+		_, err = parseKnown(f.Data)
+	case addressFile:
+		if len(f.Data) > 4<<10 {
+			err = fmt.Errorf("%d bytes are no address", len(f.Data))
+		}
+	}
+	return err
 }
 
 func (p Picture) data(name string) []byte {

@@ -456,6 +456,18 @@ func (e *unusableError) Unwrap() error { return e.err }
 // Remedy is what to do.
 func (e *unusableError) Remedy() string { return e.remedy }
 
+// fault is an error with the remedy, which is a part of its text.
+type fault struct {
+	err    error
+	remedy string
+}
+
+func (f *fault) Error() string { return f.err.Error() + ": " + f.remedy }
+func (f *fault) Unwrap() error { return f.err }
+
+// Remedy is the end of the text that says what to do.
+func (f *fault) Remedy() string { return f.remedy }
+
 // write replaces a file, under the lock, so that a reader, or a crash at any moment, sees the
 // old one or the new one whole.
 func (d *Dir) write(name string, data []byte) (err error) {

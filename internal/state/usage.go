@@ -60,7 +60,7 @@ func (u *Usage) Stat() (fs.FileInfo, error) { return u.dir.root.Stat(usageFile) 
 // Open opens the file. One that others can change is refused.
 func (u *Usage) Open(flag int) (_ *os.File, err error) {
 	if info, err := u.Stat(); err == nil && !info.Mode().IsRegular() { // to open a named pipe would wait for whoever writes it
-		return nil, fmt.Errorf("%s is no regular file (%s): remove it", u.Name(), info.Mode())
+		return nil, &fault{fmt.Errorf("%s is no regular file (%s)", u.Name(), info.Mode()), "remove it"}
 	}
 	f, err := u.dir.root.OpenFile(usageFile, flag, 0o600)
 	if err != nil {
