@@ -138,6 +138,14 @@ func (c *cli) doctorOfRunning(ctx context.Context, path string, trusted []int, a
 		if errors.Is(err, state.ErrNotRunning) {
 			continue
 		}
+		if _, silent := errors.AsType[*state.SilentError](err); silent { // which is one of the faults
+			role := state.RoleBridge
+			if state.HasIdentity(path) {
+				role = state.RoleProxy
+			}
+			patients = append(patients, doctor.Patient{Role: role, State: path, Trusted: trusted, AskErr: err})
+			continue
+		}
 		if err != nil {
 			return notMine(fmt.Errorf("doctor of %s: %w", path, err), path, "doctor")
 		}
@@ -270,6 +278,8 @@ func checksOf(all []doctor.Check) (list []status.Check) {
 
 // snapshotOf asks the process of a state directory for its state.
 func snapshotOf(ctx context.Context, path string) (snap status.Snapshot, err error) {
+	ctx, cancel := context.WithTimeout(ctx, doctor.AskLimit)
+	defer cancel()
 	err = askOne(path, func(client *admin.Client) error {
 		snap, err = client.Summary(ctx)
 		return err

@@ -376,7 +376,9 @@ func stopping(ctx context.Context, path string) bool {
 
 // adminOf asks the process of a state directory.
 func adminOf(path string) *admin.Client {
-	return admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) })
+	client := admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, path) })
+	client.Silent = func() error { return state.Silent(path) }
+	return client
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

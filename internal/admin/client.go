@@ -15,6 +15,9 @@ import (
 
 // Client asks a live process. Close it after use.
 type Client struct {
+	// Silent, unless nil, makes the error for a process that does not answer in time.
+	Silent func() error
+
 	http *http.Client
 }
 
@@ -126,6 +129,9 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 		// The URL that net/http puts in front says nothing to a person.
 		if ue, ok := errors.AsType[*url.Error](err); ok {
 			err = ue.Err
+		}
+		if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() && c.Silent != nil {
+			err = c.Silent()
 		}
 		return nil, err
 	}

@@ -42,7 +42,7 @@ func (a *api) doctor(w http.ResponseWriter, r *http.Request) {
 func (c *Client) Doctor(ctx context.Context) ([]status.Check, error) {
 	ctx, cancel := context.WithTimeout(ctx, doctorLimit+requestTimeout)
 	defer cancel()
-	patient := &Client{http: &http.Client{Transport: c.http.Transport}} // other calls are answered sooner
+	patient := &Client{Silent: c.Silent, http: &http.Client{Transport: c.http.Transport}} // other calls are answered sooner
 	var r doctorReply
 	err := patient.do(ctx, http.MethodPost, "/api/v1/doctor", nil, &r)
 	if refusal, ok := errors.AsType[*UsageError](err); ok && refusal.Code == http.StatusNotFound {

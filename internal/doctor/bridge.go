@@ -73,6 +73,11 @@ func (w *World) way(ctx context.Context, v *visit) (all []Check) {
 		all = v.asked(ctx, "link", func(name string) bool { return name != stepTargets && name != stepSource })
 	}
 	if v.Snapshot == nil {
+		for i, c := range all {
+			if c.Found == keyInUse && v.AskErr != nil { // mostly by the process that cannot be asked
+				all[i] = ok(c.Name, keyInUse)
+			}
+		}
 		return all
 	}
 	return slices.DeleteFunc(all, func(c Check) bool { // services has those of the process that runs
@@ -233,6 +238,8 @@ func (w *World) wayTo(ctx context.Context, e bridge.Examined, set *config.Settin
 	return all
 }
 
+const keyInUse = "accepted, and in use: another live bridge holds it, so this one would be refused"
+
 // answers are what the proxy said of the key and of the services.
 func answers(t bridge.Try, asked []grammar.Expose) (all []Check) {
 	took := t.Proven.Round(100 * time.Microsecond)
@@ -241,7 +248,7 @@ func answers(t bridge.Try, asked []grammar.Expose) (all []Check) {
 		return []Check{ok(stepKey, "accepted after %s in all", took), skip(stepServices, "whether the key may have them shows when a bridge starts: %v", t.AskErr)}
 	case errors.Is(err, link.ErrDuplicate):
 		all = append(all, fail(stepKey, "give each bridge a key of its own (`reverser key add NAME --allow …` at the proxy), or stop the other bridge",
-			"accepted, and in use: another live bridge holds it, so this one would be refused"))
+			keyInUse))
 	case err != nil:
 		what, hint, _ := strings.Cut(t.Answer.Text, ": at the proxy, ")
 		if hint != "" {

@@ -52,14 +52,22 @@ type Patient struct {
 	Ask func(context.Context) ([]Check, error)
 }
 
-// limit bounds the whole examination.
-const limit = 14 * time.Second
+// limit bounds the whole examination, and AskLimit the wait for a Snapshot before it: less than others wait, since the rest is looked at
+// without it.
+const (
+	limit    = 14 * time.Second
+	AskLimit = 5 * time.Second
+)
 
 // Examine looks at the patient and tells say what it finds, in order.
 func (w *World) Examine(ctx context.Context, p Patient, say func(Check)) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
 	v := &visit{Patient: p}
+	within := limit
+	if v.silent() { // which took its time
+		within -= AskLimit
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
 	v.seen, v.seenErr = w.LookAt(p.State, p.Trusted...)
 	steps := []step{w.settings, w.stateDir, w.troubles, w.usage, w.accessLog}
 	if p.Role == config.RoleBridge {
@@ -95,7 +103,7 @@ type visit struct {
 
 // pid is that of the process that runs; 0: none does, or its number is not known.
 func (v *visit) pid() int {
-	if v.Snapshot == nil {
+	if v.Snapshot == nil && v.AskErr == nil {
 		return 0
 	}
 	return v.seen.PID

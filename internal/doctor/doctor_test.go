@@ -181,6 +181,9 @@ func TestMachine(t *testing.T) {
 		{"a process that cannot be asked", func(_ *World, p *Patient) {
 			p.Snapshot, p.AskErr = nil, errors.New("permission denied")
 		}, "state fail permission denied", nil},
+		{"a process that does not answer", func(_ *World, p *Patient) {
+			p.Snapshot, p.AskErr = nil, &state.SilentError{Path: "/x"}
+		}, "process fail the process that runs on state directory /x does not answer → is it stopped, or very busy?", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w, p := well(t)

@@ -32,6 +32,8 @@ func (w *World) settings(_ context.Context, v *visit) (all []Check) {
 		all = append(all, c)
 	case v.Settings == nil && v.Snapshot != nil && v.Snapshot.Reload != nil && v.Snapshot.Reload.Error != "":
 		all = append(all, fail(name, "mend the file, and `reverser reload`", "the last reload was refused, those before are in force: %s", v.Snapshot.Reload.Error))
+	case v.Settings == nil && v.Snapshot == nil:
+		all = append(all, skip(name, "the process that runs does not say"))
 	case v.Settings == nil:
 		all = append(all, ok(name, "those of the running process"))
 	default:
@@ -69,7 +71,7 @@ func (w *World) stateDir(_ context.Context, v *visit) []Check {
 		}
 	}
 	switch {
-	case v.AskErr != nil:
+	case v.AskErr != nil && !v.silent():
 		return []Check{faulty(name, v.AskErr, "")}
 	case v.seenErr != nil && !sys.DiskFull(v.seenErr): // which disk says
 		return []Check{faulty(name, v.seenErr, "")}
@@ -81,10 +83,19 @@ func (w *World) stateDir(_ context.Context, v *visit) []Check {
 	return []Check{ok(name, "%s%s", v.seen.Path, held)}
 }
 
+// silent reports whether a process runs and does not answer.
+func (v *visit) silent() bool {
+	_, is := errors.AsType[*state.SilentError](v.AskErr)
+	return is
+}
+
 // troubles are what a process that runs says of itself.
 func (w *World) troubles(_ context.Context, v *visit) (all []Check) {
 	s := v.Snapshot
-	if s == nil {
+	switch {
+	case v.silent():
+		return []Check{faulty("process", v.AskErr, "")}
+	case s == nil:
 		return nil
 	}
 	up := time.Duration(s.UptimeSeconds * float64(time.Second)).Round(time.Second)

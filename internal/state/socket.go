@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 )
 
@@ -82,6 +83,35 @@ func (e *UnreachableError) Error() string {
 
 // Is makes errors.Is(err, ErrUnreachable) true.
 func (e *UnreachableError) Is(target error) bool { return target == ErrUnreachable }
+
+// SilentError says that the process of a state directory took a connection to its admin socket, or let it wait, and gave no answer.
+type SilentError struct {
+	Path string
+	PID  int // 0 when unknown
+}
+
+// Silent is the error for the process that holds a state directory now.
+func Silent(dir string) *SilentError {
+	pid, _ := lockHolder(dir)
+	return &SilentError{Path: dir, PID: pid}
+}
+
+func (e *SilentError) Error() string {
+	who := "the process"
+	if e.PID != 0 {
+		who = fmt.Sprintf("the process (pid %d)", e.PID)
+	}
+	return fmt.Sprintf("%s that runs on state directory %s does not answer: %s", who, e.Path, e.Remedy())
+}
+
+// Remedy is the end of the text that says what to do.
+func (e *SilentError) Remedy() string {
+	again := "where that stays so, end it and start it again"
+	if runtime.GOOS == "windows" || e.PID == 0 {
+		return "is it stopped, or very busy? " + again
+	}
+	return fmt.Sprintf("is it stopped, or very busy? `kill -CONT %d` has a stopped one go on; %s", e.PID, again)
+}
 
 // ErrNotRunning is what errors.Is finds when no live process answers for a
 // state directory.
