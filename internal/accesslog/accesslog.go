@@ -269,11 +269,13 @@ func Look(path string) error {
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		dir := filepath.Dir(path)
-		_, err := os.Stat(dir)
-		if err == nil {
-			err = mayMake(dir)
-		} else if pe, ok := errors.AsType[*os.PathError](err); ok {
+		info, err := os.Stat(dir)
+		if pe, ok := errors.AsType[*os.PathError](err); ok {
 			err = pe.Err
+		} else if !info.IsDir() { // which Windows does not tell from one that is not there
+			err = os.ErrNotExist
+		} else {
+			err = mayMake(dir)
 		}
 		if err != nil {
 			return whyNot(&os.PathError{Op: "open", Path: path, Err: err})
