@@ -34,13 +34,13 @@ type inputs struct {
 type index struct {
 	names   map[grammar.Public]*name
 	tenants map[KeyID]*tenant
-	places  map[place]*overlaps // by port: which names cover each other
-	wanters map[Socket][]*name  // what wants the socket open
-	bound   map[place][]Socket  // the sockets of a port that are open, or may be
-	waiting map[place][]Socket  // sockets that wait until one that overlaps is closed
-	taken   map[KeyID]int       // how many sockets each key is charged for
-	failed  map[Socket]struct{} // sockets that are to be tried again
-	short   int                 // those of them that wait for descriptors
+	places  map[place]*overlaps           // by port: which names cover each other
+	wanters map[Socket][]*name            // what wants the socket open
+	bound   map[place][3]int              // how many sockets of a port are open, or may be, by family
+	waiting map[place]map[Socket]struct{} // sockets that wait until one that overlaps is closed
+	taken   map[KeyID]int                 // how many sockets each key is charged for
+	failed  map[Socket]struct{}           // sockets that are to be tried again
+	short   int                           // those of them that wait for descriptors
 }
 
 // todo is the work that events leave to do.
@@ -52,7 +52,7 @@ type todo struct {
 	room    int                 // how many sockets could be opened, as the Doer said before this event
 	changed []*name             // whose route is another one than the view's
 	settled int                 // how many names settle looked at; tests bound it, and looks
-	looks   int                 // how often a claim was reviewed, or an obstacle of a name looked for
+	looks   int                 // how often a claim was reviewed, an obstacle of a name looked for, or a socket compared with another one
 }
 
 func newCore(p Policy) *core {
@@ -63,7 +63,7 @@ func newCore(p Policy) *core {
 		},
 		index: index{
 			names: make(map[grammar.Public]*name), tenants: make(map[KeyID]*tenant), places: make(map[place]*overlaps),
-			wanters: make(map[Socket][]*name), bound: make(map[place][]Socket), waiting: make(map[place][]Socket),
+			wanters: make(map[Socket][]*name), bound: make(map[place][3]int), waiting: make(map[place]map[Socket]struct{}),
 			taken: make(map[KeyID]int), failed: make(map[Socket]struct{}),
 		},
 		todo: todo{looking: make(map[Socket]struct{})},

@@ -540,20 +540,25 @@ func TestFloods(t *testing.T) {
 }
 
 // TestManyClaimsOfOneSession: a bridge with many claims holds nobody up while it comes, changes and goes. The names are all different, all
-// the same, or wait for one that overlaps them.
+// the same, addresses of one port that wait for one that overlaps them, or such that are opened.
 func TestManyClaimsOfOneSession(t *testing.T) {
 	for name, public := range map[string]func(i int) string{
 		"different": func(i int) string { return fmt.Sprintf("tcp/%d", 1024+i) },
 		"the same":  func(int) string { return "tcp/9000" },
 		"one port":  func(i int) string { return fmt.Sprintf("tcp/127.0.%d.%d:9000", i>>8, i&255) },
+		"addresses": func(i int) string { return fmt.Sprintf("tcp/127.0.%d.%d:9001", i>>8, i&255) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			k, other := testKey(0, "tcp/1024-65535"), testKey(1, "tcp/1024-65535")
 			r := New(Policy{Keys: []Key{k, other}})
+			d := &told{t: t, r: r, answers: make(map[uint32]Told), room: 1 << 20}
 			before := 0
 			took := func(what string) { // each claim a few times, and not once for each other claim
-				if n := r.core.looks - before; n > 4*MaxClaims {
-					t.Errorf("%s: looks %d times at a claim", what, n)
+				t.Helper()
+				for r.step(d) {
+				}
+				if n := r.core.looks - before; n > 12*MaxClaims {
+					t.Errorf("%s: looks %d times at a claim or a socket", what, n)
 				}
 				before = r.core.looks
 			}
@@ -579,8 +584,16 @@ func TestManyClaimsOfOneSession(t *testing.T) {
 				r.Unclaim(s, i+1)
 			}
 			took("1,000 UNCLAIMs")
+			r.Unclaim(o, 1)
+			took("the end of what stood in their way")
+			r.Claim(o, 5000, Claim{Public: "tcp/0.0.0.0:9001"})
+			r.Claim(o, 5001, Claim{Public: "tcp/0.0.0.0:9000"})
+			took("one that they stand in the way of")
 			r.End(s)
 			took("the end")
+			if d.open != 2 {
+				t.Errorf("%d sockets are open, want the two of the other key", d.open)
+			}
 		})
 	}
 }

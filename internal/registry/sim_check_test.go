@@ -129,12 +129,27 @@ func (w *simProxy) checkBounds() {
 			w.fail("C14: claim %d of session %d has %d answers to UNCLAIM", c.id, c.session, n)
 		}
 	}
-	for at, waiting := range co.waiting {
-		for i, s := range waiting {
-			if slices.Contains(waiting[:i], s) || len(co.bound[at]) == 0 {
-				w.fail("C14: %s waits for a port twice, or for none", s)
+	for _, waiting := range co.waiting {
+		for s := range waiting {
+			if !co.covered(s) {
+				w.fail("C14: %s waits, and its port is free", s)
 			}
 		}
+	}
+	bound := make(map[place][3]int)
+	for s, rec := range co.sockets {
+		if of := bound[placeOf(s.Public())]; rec.state != failed {
+			of[family(s.Public())]++
+			bound[placeOf(s.Public())] = of
+		}
+		for o, other := range co.sockets {
+			if s != o && s.Public().Overlaps(o.Public()) && rec.state != failed && other.state != failed {
+				w.fail("C3: %s and %s are both open, or may be", s, o)
+			}
+		}
+	}
+	if !maps.Equal(bound, co.bound) {
+		w.fail("C1: of the ports %v may be open, and %v are counted", bound, co.bound)
 	}
 	held := make(map[*Route]int32)
 	for _, u := range w.users {

@@ -3,6 +3,7 @@ package registry
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"reverser/internal/grammar"
@@ -61,7 +62,8 @@ func (co *core) lookAt(s Socket) {
 		return
 	case rec != nil && rec.state != open: // what is under way comes to an end first
 		return
-	case slices.Contains(co.waiting[placeOf(s.Public())], s):
+	}
+	if _, waits := co.waiting[placeOf(s.Public())][s]; waits {
 		return
 	}
 	if _, twice := co.looking[s]; !twice {
@@ -77,11 +79,12 @@ func (co *core) begun(s Socket) (what socketState, attempt uint64) {
 	wanted, rec := len(co.wanters[s]) > 0, co.sockets[s]
 	switch {
 	case wanted && rec == nil:
-		at := placeOf(s.Public())
-		if slices.ContainsFunc(co.bound[at], func(o Socket) bool { return co.policy.at(o.Public()).Overlaps(co.policy.at(s.Public())) }) {
-			if !slices.Contains(co.waiting[at], s) {
-				co.waiting[at] = append(co.waiting[at], s)
+		if co.covered(s) {
+			at := placeOf(s.Public())
+			if co.waiting[at] == nil {
+				co.waiting[at] = make(map[Socket]struct{})
 			}
+			co.waiting[at][s] = struct{}{}
 			return 0, 0
 		}
 		key := co.wanters[s][0].held.key
@@ -134,22 +137,76 @@ func (co *core) forget(s Socket) {
 func (co *core) bind(s Socket, rec *socket) {
 	co.sockets[s] = rec
 	co.addTaken(rec.key, 1)
+	co.addBound(s, 1)
+}
+
+// addBound counts a socket among those of its port that are open, or may be, by the family of its address.
+func (co *core) addBound(s Socket, n int) {
 	at := placeOf(s.Public())
-	co.bound[at] = append(co.bound[at], s)
+	of := co.bound[at]
+	of[family(co.policy.at(s.Public()))] += n
+	if co.bound[at] = of; of == [3]int{} {
+		delete(co.bound, at)
+	}
+}
+
+// covered reports whether a socket that is open, or may be, overlaps s. A port may have very many sockets, each of an address of its own.
+func (co *core) covered(s Socket) bool {
+	for _, o := range co.near(s) {
+		if rec := co.sockets[o]; rec != nil && rec.state != failed {
+			return true
+		}
+	}
+	at, of := co.policy.at(s.Public()), co.bound[placeOf(s.Public())]
+	switch {
+	case family(at) != familyWild:
+		return false
+	case at.Host == "":
+		return of[family4]+of[family6] > 0
+	case at.Host == wild4:
+		return of[family4] > 0
+	}
+	return of[family6] > 0
+}
+
+// The addresses that cover all of a family.
+const wild4, wild6 = "0.0.0.0", "::"
+
+// near returns the sockets of which it depends on the addresses alone whether they overlap s, and which do: s itself, its twin, and those
+// of wild addresses. Two other addresses of one family never cover each other.
+func (co *core) near(s Socket) []Socket {
+	all := []Socket{s, {s.Kind, "", s.Port}, {s.Kind, wild4, s.Port}, {s.Kind, wild6, s.Port}}
+	if twin, ok := co.policy.twin(s.Public()); ok {
+		all = append(all, socketOf(twin))
+	}
+	at := co.policy.at(s.Public())
+	return slices.DeleteFunc(all, func(o Socket) bool {
+		co.looks++
+		return !co.policy.at(o.Public()).Overlaps(at)
+	})
 }
 
 // unbind records that a socket has given up its port, and looks at the sockets that waited for it.
 func (co *core) unbind(s Socket, rec *socket) {
 	co.addTaken(rec.key, -1)
 	at := placeOf(s.Public())
-	co.bound[at] = slices.DeleteFunc(co.bound[at], func(o Socket) bool { return o == s })
-	if len(co.bound[at]) == 0 {
-		delete(co.bound, at)
-	}
+	co.addBound(s, -1)
 	waiting := co.waiting[at]
-	delete(co.waiting, at)
-	for _, o := range waiting {
-		co.lookAt(o)
+	if len(waiting) == 0 {
+		return
+	}
+	again := co.near(s)
+	if family(co.policy.at(s.Public())) == familyWild {
+		again = slices.SortedFunc(maps.Keys(waiting), func(a, b Socket) int { return comparePublic(a.Public(), b.Public()) })
+	}
+	for _, o := range again {
+		if _, waits := waiting[o]; waits {
+			delete(waiting, o)
+			co.lookAt(o)
+		}
+	}
+	if len(waiting) == 0 {
+		delete(co.waiting, at)
 	}
 }
 
