@@ -2,6 +2,7 @@ package registry
 
 import (
 	"cmp"
+	"container/list"
 	"fmt"
 	"slices"
 
@@ -39,7 +40,7 @@ type index struct {
 	bound   map[place][3]int              // how many sockets of a port are open, or may be, by family
 	waiting map[place]map[Socket]struct{} // sockets that wait until one that overlaps is closed
 	taken   map[KeyID]int                 // how many sockets each key is charged for
-	failed  map[Socket]struct{}           // sockets that are to be tried again
+	failed  map[trials]*list.List         // sockets that are to be tried again, those that have waited longest first
 	short   int                           // those of them that wait for descriptors
 }
 
@@ -47,7 +48,7 @@ type index struct {
 type todo struct {
 	touched []*name             // to be settled
 	dirty   []*overlaps         // to be decided anew
-	effects []effect            // to be done, in order
+	effects queue               // to be done
 	looking map[Socket]struct{} // sockets that effects has a doSocket for
 	room    int                 // how many sockets could be opened, as the Doer said before this event
 	changed []*name             // whose route is another one than the view's
@@ -64,7 +65,7 @@ func newCore(p Policy) *core {
 		index: index{
 			names: make(map[grammar.Public]*name), tenants: make(map[KeyID]*tenant), places: make(map[place]*overlaps),
 			wanters: make(map[Socket][]*name), bound: make(map[place][3]int), waiting: make(map[place]map[Socket]struct{}),
-			taken: make(map[KeyID]int), failed: make(map[Socket]struct{}),
+			taken: make(map[KeyID]int), failed: make(map[trials]*list.List),
 		},
 		todo: todo{looking: make(map[Socket]struct{})},
 	}
@@ -371,7 +372,7 @@ func (co *core) unclaim(id SessionID, cid uint32) error {
 	}
 	s.owed[cid] = struct{}{}
 	co.settle() // the offer is retired first
-	co.effects = append(co.effects, effect{do: doUnclaim, session: s, id: cid})
+	co.effects.add(s.key, effect{do: doUnclaim, session: s, id: cid})
 	return nil
 }
 
@@ -443,7 +444,7 @@ func (co *core) configure(p Policy) {
 	}
 	co.settle()
 	for _, s := range gone { // after its offers were retired
-		co.effects = append(co.effects, effect{do: doEnd, session: s})
+		co.effects.add(s.key, effect{do: doEnd, session: s})
 	}
 }
 

@@ -2,12 +2,13 @@ package registry
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"reverser/internal/wire"
 )
 
-// Doer does what a registry decided. Run calls it from one goroutine, in order, without a lock. It must not wait.
+// Doer does what a registry decided. Run calls it from one goroutine, of each key in order, without a lock. It must not wait.
 type Doer interface {
 	// Room returns how many sockets could be opened now.
 	Room() int
@@ -51,6 +52,41 @@ type effect struct {
 	offer   *Offer
 	session *session
 	id      uint32
+}
+
+// queue is what is to be done: what concerns one key in order, and the keys in turn. So a key for which there is very much to do keeps no
+// other one waiting.
+type queue struct {
+	of   map[KeyID][]effect
+	turn []KeyID // those of of, the next one first
+	n    int     // effects
+}
+
+func (q *queue) add(key KeyID, e effect) {
+	if q.of == nil {
+		q.of = make(map[KeyID][]effect)
+	}
+	if len(q.of[key]) == 0 {
+		q.turn = append(q.turn, key)
+	}
+	q.of[key] = append(q.of[key], e)
+	q.n++
+}
+
+// take returns the next effect, of which there is one.
+func (q *queue) take() effect {
+	key := q.turn[0]
+	list := q.of[key]
+	e := list[0]
+	list[0] = effect{}
+	q.n--
+	q.turn = q.turn[1:]
+	if q.of[key] = list[1:]; len(list) > 1 {
+		q.turn = append(q.turn, key)
+	} else {
+		delete(q.of, key) // what was done is not kept
+	}
+	return e
 }
 
 func doSocket(co *core, e effect) func(Doer, *Registry) {
@@ -130,19 +166,16 @@ func (r *Registry) Run(ctx context.Context, d Doer) {
 	}
 }
 
-// step does the first effect. It reports whether there was one.
+// step does the next effect. It reports whether there was one.
 func (r *Registry) step(d Doer) bool {
 	room := d.Room()
 	r.mu.Lock()
 	r.core.room = room
-	if len(r.core.effects) == 0 {
-		r.core.effects = nil // what was done is not kept
+	if r.core.effects.n == 0 {
 		r.mu.Unlock()
 		return false
 	}
-	e := r.core.effects[0]
-	r.core.effects[0] = effect{}
-	r.core.effects = r.core.effects[1:]
+	e := r.core.effects.take()
 	act := e.do(&r.core, e)
 	r.mu.Unlock()
 	if act != nil {
@@ -153,10 +186,23 @@ func (r *Registry) step(d Doer) bool {
 
 // Done waits until what was decided so far is done, whatever is decided meanwhile. Then no newcomer enters under an older policy.
 func (r *Registry) Done(ctx context.Context) error {
-	done := make(chan struct{})
-	say := func(*core, effect) func(Doer, *Registry) { return func(Doer, *Registry) { close(done) } }
+	done, left := make(chan struct{}), 0 // guarded by mu
+	say := func(*core, effect) func(Doer, *Registry) {
+		if left--; left > 0 {
+			return nil
+		}
+		return func(Doer, *Registry) { close(done) }
+	}
 	r.mu.Lock()
-	r.core.effects = append(r.core.effects, effect{do: say})
+	q := &r.core.effects
+	keys := slices.Clone(q.turn)
+	if len(keys) == 0 { // one may be under way
+		keys = []KeyID{{}}
+	}
+	left = len(keys)
+	for _, key := range keys {
+		q.add(key, effect{do: say})
+	}
 	r.mu.Unlock()
 	r.signal()
 	select {

@@ -285,10 +285,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 		case open:
 			co.bind(s, rec)
 		case failed:
-			co.failed[s] = struct{}{}
-			if rec.short {
-				co.short++
-			}
+			co.addFailed(s) // of no key until its name is settled
 		default: // what came of it is not known here, and nobody will say
 			delete(co.sockets, s)
 		}
@@ -318,7 +315,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 			continue
 		}
 		if !co.policy.admits(s) {
-			co.effects = append(co.effects, effect{do: doEnd, session: s})
+			co.effects.add(s.key, effect{do: doEnd, session: s})
 			continue
 		}
 		co.link(s)
@@ -346,7 +343,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 	for _, s := range sessions {
 		for _, id := range slices.Sorted(maps.Keys(s.owed)) {
 			if co.sessions[s.id] == s {
-				co.effects = append(co.effects, effect{do: doUnclaim, session: s, id: id})
+				co.effects.add(s.key, effect{do: doUnclaim, session: s, id: id})
 			}
 		}
 	}

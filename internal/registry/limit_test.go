@@ -173,3 +173,70 @@ func TestShares(t *testing.T) {
 		t.Errorf("something is left: %d open, %v taken, %d short", w.d.open, co.taken, co.short)
 	}
 }
+
+// TestRetryInTurns: of a key with very many sockets that cannot be opened a few are tried again at once, each in its turn, and those of
+// other keys beside them.
+func TestRetryInTurns(t *testing.T) {
+	a, b := testKey(0, "tcp/9000"), testKey(1, "tcp/9001")
+	w := newWorld(t, a, b)
+	one, _ := w.begin(a, 0)
+	two, _ := w.begin(b, 0)
+	const n = 3*retryEach + 10
+	for i := range uint32(n) {
+		w.d.fails[Socket{"tcp", fmt.Sprintf("198.18.%d.%d", i>>8, i&255), 9000}] = true
+		w.claim(one, i+1, fmt.Sprintf("tcp/198.18.%d.%d:9000", i>>8, i&255))
+	}
+	w.do()
+	w.d.fails[Socket{Kind: "tcp", Port: 9001}] = true
+	w.claim(two, n+1, "tcp/9001")
+	w.do()
+	tried := make(map[string]int)
+	for range 4 {
+		w.change((*core).retry)
+		did := w.do()
+		if len(did) > retryEach+1 || !slices.Contains(did, "open tcp/9001") {
+			t.Errorf("%d sockets are tried at once, want %d and the one of the other key", len(did), retryEach)
+		}
+		if at := slices.Index(did, "open tcp/9001"); at > 1 {
+			t.Errorf("the socket of the other key is tried behind %d", at)
+		}
+		for _, what := range did {
+			tried[what]++
+		}
+	}
+	if len(tried) != n+1 {
+		t.Errorf("%d sockets were tried again, want all %d", len(tried), n+1)
+	}
+	w.End(one)
+	w.End(two)
+	w.do()
+	if co := &w.core; len(co.failed) != 0 || len(co.sockets) != 0 {
+		t.Errorf("something is left: %v", co.failed)
+	}
+}
+
+// TestTurns: what is to be done for a key waits for one thing of each other key, however much is to be done for those.
+func TestTurns(t *testing.T) {
+	a, b := testKey(0, "tcp/1024-65535"), testKey(1, "tcp/9001")
+	w := newWorld(t, a, b)
+	one, _ := w.begin(a, 0)
+	two, _ := w.begin(b, 0)
+	for i := range uint32(1000) {
+		w.claim(one, i+1, fmt.Sprintf("tcp/%d", 10_000+i))
+	}
+	w.claim(two, 2000, "tcp/9001")
+	for i := 0; w.d.answers[2000].Status != wire.ClaimUp; i++ {
+		if i == 4 {
+			t.Fatal("a key waits for the claims of another one")
+		}
+		w.step(w.d)
+	}
+	w.do()
+	w.End(one)
+	if err := w.Unclaim(two, 2000); err != nil {
+		t.Fatal(err)
+	}
+	if did := w.do(); slices.Index(did, "unclaimed 2000 [{1 0}]") > 6 {
+		t.Errorf("the UNCLAIM of a key waits for the end of another one: %q", did[:10])
+	}
+}

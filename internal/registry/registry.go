@@ -3,7 +3,7 @@
 //
 // A claim, another policy, the end of a session or a socket that could not be opened is an event. An
 // event changes the inputs of one state machine under one lock (core.go). The registry then derives the result at once (settle.go).
-// Users find it in a view without a lock (view.go, route.go). One goroutine, Run, carries out the effects in order (effects.go). Nothing is opened, written or logged under the lock.
+// Users find it in a view without a lock (view.go, route.go). One goroutine, Run, carries out the effects, of each key in order (effects.go). Nothing is opened, written or logged under the lock.
 //
 // It moves no bytes and does not know frames, listeners or accounts: a Way leads to a bridge, a Doer does what was decided.
 package registry
@@ -48,7 +48,7 @@ func (r *Registry) change(event func(*core)) {
 		r.view.Store(r.view.Load().with(r.core.changed))
 		r.core.changed = nil
 	}
-	work := len(r.core.effects) > 0
+	work := r.core.effects.n > 0
 	r.mu.Unlock()
 	if work {
 		r.signal()

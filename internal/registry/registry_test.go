@@ -532,7 +532,7 @@ func TestFloods(t *testing.T) {
 			if _, ended := errors.AsType[*ViolationError](err); err != nil && !ended {
 				t.Fatal(err)
 			}
-			if n := len(r.core.effects); n > 3*maxOwed {
+			if n := r.core.effects.n; n > 3*maxOwed {
 				t.Errorf("%d effects wait", n)
 			}
 		})
@@ -633,10 +633,10 @@ func TestDoneAmongMoreWork(t *testing.T) {
 	defer cancel()
 	var again effect
 	again.do = func(co *core, _ effect) func(Doer, *Registry) {
-		co.effects = append(co.effects, again) // there is always one more
+		co.effects.add(KeyID{}, again) // there is always one more
 		return nil
 	}
-	r.change(func(co *core) { co.effects = append(co.effects, again) })
+	r.change(func(co *core) { co.effects.add(KeyID{}, again) })
 	wg.Go(func() {
 		for ctx.Err() == nil {
 			r.step(d)

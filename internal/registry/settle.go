@@ -223,7 +223,7 @@ func (co *core) retire(o *Offer) {
 	if s := co.sessions[o.Session]; s != nil {
 		s.retiring++
 	}
-	co.effects = append(co.effects, effect{do: doRetire, offer: o})
+	co.effects.add(o.Key, effect{do: doRetire, offer: o})
 }
 
 func newestOfEach(cs []*claim) []*claim {
@@ -253,7 +253,7 @@ func (co *core) review(c *claim) {
 	co.looks++
 	if a := co.answer(c); !c.queued && a.Status != 0 && (c.owed || a != c.told) {
 		c.queued = true
-		co.effects = append(co.effects, effect{do: doTell, claim: c})
+		co.effects.add(c.session.key, effect{do: doTell, claim: c})
 	}
 }
 

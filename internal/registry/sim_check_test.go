@@ -67,13 +67,16 @@ func (w *simProxy) check() {
 	}
 	w.checkOffers()
 	taken, short := make(map[KeyID]int), 0
-	failures := 0
+	failures := make(map[trials]int)
 	for s, rec := range co.sockets {
-		if _, again := co.failed[s]; again != (rec.state == failed) {
+		if again := rec.again != nil; again != (rec.state == failed) {
 			w.fail("C1: %s is in state %d, and to be tried again: %t", s, rec.state, again)
 		}
 		if rec.state == failed {
-			failures++
+			failures[trials{rec.key, rec.short}]++
+			if key := co.wanters[s][0].held.key; rec.key != key {
+				w.fail("C1: %s of key %x waits for its turn among those of key %x", s, key[0], rec.key[0])
+			}
 		}
 		if rec.state != failed {
 			taken[rec.key]++
@@ -81,8 +84,12 @@ func (w *simProxy) check() {
 			short++
 		}
 	}
-	if failures != len(co.failed) {
-		w.fail("C1: %d sockets failed, and %d are to be tried again", failures, len(co.failed))
+	again := make(map[trials]int)
+	for at, waiting := range co.failed {
+		again[at] = waiting.Len()
+	}
+	if !maps.Equal(failures, again) {
+		w.fail("C1: of the keys %v sockets failed, and %v are to be tried again", failures, again)
 	}
 	if !maps.Equal(taken, co.taken) || short != co.short {
 		w.fail("C1: keys have %v sockets and are charged for %v; %d wait for descriptors, and %d are counted", taken, co.taken, short, co.short)
@@ -97,7 +104,7 @@ func (w *simProxy) check() {
 func (w *simProxy) checkBounds() {
 	co := &w.r.core
 	tells, sockets, retires, unclaims := make(map[*claim]int), make(map[Socket]int), make(map[*Offer]int), make(map[claimOf]int)
-	for _, e := range co.effects {
+	for _, e := range co.effects.all() {
 		switch {
 		case e.claim != nil:
 			tells[e.claim]++
@@ -344,7 +351,7 @@ func (w *simProxy) checkOffers() {
 			}
 		}
 	}
-	if len(w.r.core.effects) > 0 {
+	if w.r.core.effects.n > 0 {
 		return
 	}
 	for _, o := range w.offers {
@@ -366,7 +373,7 @@ func (w *simProxy) checkThaw() {
 	if got, want := fresh.derived(), w.r.core.derived(); got != want {
 		w.fail("C1: from the inputs follows\n%s\nand the index has\n%s", got, want)
 	}
-	for _, e := range fresh.effects {
+	for _, e := range fresh.effects.all() {
 		if e.claim == nil {
 			continue
 		}
@@ -386,13 +393,13 @@ func (w *simProxy) checkThaw() {
 	}
 	before := w.r.core.settled
 	w.r.change(func(co *core) {
-		effects := len(co.effects)
+		effects := co.effects.n
 		for _, n := range co.names {
 			co.touch(n)
 		}
 		co.settle()
-		if len(co.effects) != effects || len(co.changed) != 0 {
-			w.fail("C1: to settle again brings %d effects", len(co.effects)-effects)
+		if co.effects.n != effects || len(co.changed) != 0 {
+			w.fail("C1: to settle again brings %d effects", co.effects.n-effects)
 		}
 	})
 	w.r.core.settled = before
@@ -436,4 +443,15 @@ func (co *core) derived() string {
 	}
 	fmt.Fprintln(&b, sortedNames(wanted))
 	return b.String()
+}
+
+// all are the effects, in no order among keys.
+func (q *queue) all() (all []effect) {
+	for _, key := range q.turn {
+		all = append(all, q.of[key]...)
+	}
+	if len(all) != q.n || len(q.turn) != len(q.of) {
+		panic(fmt.Sprintf("%d effects are counted, %d are there; %d keys have turns, %d have effects", q.n, len(all), len(q.turn), len(q.of)))
+	}
+	return all
 }

@@ -351,7 +351,7 @@ func (w *simProxy) handover() {
 	if next == nil {
 		return
 	}
-	if n := len(next.core.effects); n != 0 && done {
+	if n := next.core.effects.n; n != 0 && done {
 		w.fail("C11: the thawed registry wants %d things done", n)
 	}
 	w.r, w.offers, w.pending = next, nil, nil
@@ -390,7 +390,7 @@ func (w *simProxy) giveUpHandover() {
 	if w.pick("at rest", 2) == 0 {
 		w.finish()
 	}
-	before, effects, view := w.r.core.derived(), len(w.r.core.effects), w.r.View()
+	before, effects, view := w.r.core.derived(), w.r.core.effects.n, w.r.View()
 	doc := w.r.Freeze()
 	switch w.pick("given up after", 4) {
 	case 0: // the state was written
@@ -404,7 +404,7 @@ func (w *simProxy) giveUpHandover() {
 			next.Stop()
 		}
 	}
-	if again := w.r.Freeze(); !slices.Equal(doc, again) || w.r.core.derived() != before || len(w.r.core.effects) != effects || w.r.View() != view {
+	if again := w.r.Freeze(); !slices.Equal(doc, again) || w.r.core.derived() != before || w.r.core.effects.n != effects || w.r.View() != view {
 		w.fail("C11: a hand-over that was given up changes something:\n%s\nand there was\n%s", w.r.core.derived(), before)
 	}
 }

@@ -69,7 +69,7 @@ func (w *sim) drain() {
 // quiet reports whether nothing is under way any more.
 func (w *sim) quiet() bool {
 	for _, p := range w.proxies {
-		if len(p.r.core.effects)+len(p.pending) > 0 {
+		if p.r.core.effects.n+len(p.pending) > 0 {
 			return false
 		}
 		for _, l := range p.links {
@@ -121,7 +121,7 @@ func (w *simProxy) finale() {
 	w.checkAccounts()
 	co := &w.r.core
 	left := len(co.sessions) + len(co.names) + len(co.holdings) + len(co.sockets) + len(co.tenants) + len(co.places) + len(co.wanters) +
-		len(co.bound) + len(co.waiting) + len(co.taken) + len(co.failed) + co.short + len(co.looking) + len(co.effects) + len(w.open)
+		len(co.bound) + len(co.waiting) + len(co.taken) + len(co.failed) + co.short + len(co.looking) + co.effects.n + len(w.open)
 	if left != 0 {
 		w.fail("C10: with all sessions over something is left: %+v, open %v", co, w.open)
 	}

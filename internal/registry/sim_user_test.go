@@ -179,7 +179,7 @@ func (w *simProxy) take(u *simUser, o *Offer) {
 		u.route.held.Add(-1)
 	}
 	u.taken, u.at = Taken{Offer: o}, l
-	if len(w.r.core.effects) == 0 && !w.allowed(o.Key, u.name) {
+	if w.r.core.effects.n == 0 && !w.allowed(o.Key, u.name) {
 		w.fail("C4: a user of %s enters at key %x, which the policy does not allow", u.name, o.Key[0])
 	}
 }

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"cmp"
+	"container/list"
 	"fmt"
 	"maps"
 	"slices"
@@ -37,9 +38,10 @@ func socketsOf(pub grammar.Public) []Socket {
 type socket struct {
 	state   socketState
 	attempt uint64
-	why     string // failed
-	short   bool   // failed: the share of the key's was used up, and no attempt was made
-	key     KeyID  // that is charged for it, unless it failed; follows from who holds the name that wants it
+	why     string        // failed
+	short   bool          // failed: the share of the key's was used up, and no attempt was made
+	key     KeyID         // that is charged for it, or waits to try it again; follows from who holds the name that wants it
+	again   *list.Element // failed: its place among those that wait to be tried again
 }
 
 type socketState uint8
@@ -68,7 +70,13 @@ func (co *core) lookAt(s Socket) {
 	}
 	if _, twice := co.looking[s]; !twice {
 		co.looking[s] = struct{}{}
-		co.effects = append(co.effects, effect{do: doSocket, socket: s})
+		var key KeyID
+		if wanted {
+			key = co.wanters[s][0].held.key
+		} else {
+			key = rec.key
+		}
+		co.effects.add(key, effect{do: doSocket, socket: s})
 	}
 }
 
@@ -89,9 +97,8 @@ func (co *core) begun(s Socket) (what socketState, attempt uint64) {
 		}
 		key := co.wanters[s][0].held.key
 		if !co.shareLeft(key, 1) {
-			co.sockets[s] = &socket{state: failed, attempt: co.next(), short: true}
-			co.failed[s] = struct{}{}
-			co.short++
+			co.sockets[s] = &socket{state: failed, attempt: co.next(), short: true, key: key}
+			co.addFailed(s)
 			for _, n := range co.wanters[s] {
 				co.touch(n)
 			}
@@ -112,7 +119,14 @@ func (co *core) shareLeft(key KeyID, n int) bool { return co.taken[key]+n <= co.
 
 // charge has the key that holds the name of a socket charged for it.
 func (co *core) charge(s Socket, key KeyID) {
-	if rec := co.sockets[s]; rec != nil && rec.state != failed && rec.key != key {
+	rec := co.sockets[s]
+	switch {
+	case rec == nil || rec.key == key:
+	case rec.state == failed:
+		co.removeFailed(s)
+		rec.key = key
+		co.addFailed(s)
+	default:
 		co.addTaken(rec.key, -1)
 		rec.key = key
 		co.addTaken(key, 1)
@@ -125,12 +139,39 @@ func (co *core) addTaken(key KeyID, n int) {
 	}
 }
 
-// forget drops the record of a socket that could not be opened.
-func (co *core) forget(s Socket) {
-	if co.sockets[s].short {
+// trials are sockets of one key that failed for want of descriptors, or for another reason.
+type trials struct {
+	key   KeyID
+	short bool
+}
+
+// addFailed puts a socket that failed behind those of its key that are to be tried again.
+func (co *core) addFailed(s Socket) {
+	rec := co.sockets[s]
+	at := trials{rec.key, rec.short}
+	if co.failed[at] == nil {
+		co.failed[at] = list.New()
+	}
+	rec.again = co.failed[at].PushBack(s)
+	if rec.short {
+		co.short++
+	}
+}
+
+func (co *core) removeFailed(s Socket) {
+	rec := co.sockets[s]
+	at := trials{rec.key, rec.short}
+	if co.failed[at].Remove(rec.again); co.failed[at].Len() == 0 {
+		delete(co.failed, at)
+	}
+	if rec.again = nil; rec.short {
 		co.short--
 	}
-	delete(co.failed, s)
+}
+
+// forget drops the record of a socket that could not be opened.
+func (co *core) forget(s Socket) {
+	co.removeFailed(s)
 	delete(co.sockets, s)
 }
 
@@ -218,7 +259,7 @@ func (co *core) opened(s Socket, attempt uint64, err error) bool {
 	}
 	if rec.state = open; err != nil {
 		rec.state, rec.why = failed, fmt.Sprintf("open %s on the proxy: %s", s, err)
-		co.failed[s] = struct{}{}
+		co.addFailed(s)
 		co.unbind(s, rec)
 	}
 	co.lookAt(s)
@@ -237,27 +278,28 @@ func (co *core) closed(s Socket) {
 	}
 }
 
-// retry opens the sockets that failed again, in the order in which their services were claimed. A socket that failed because the
-// key's share of the descriptors was used up is tried only if the share has room for it now.
+// retryEach is how many sockets of a key are tried again at once. A key may claim thousands of addresses that the proxy's machine does not
+// have, and each attempt costs the kernel and the registry something.
+const retryEach = 256
+
+// retry opens the sockets that failed again, of each key those that have waited longest. Those that failed because the key's share of the
+// descriptors was used up are tried only if the share has room for them now.
 func (co *core) retry() {
-	var again []Socket
-	for s := range co.failed { // of a key that claims very many, most are short, and stay so
-		if !co.sockets[s].short || co.shareLeft(co.wanters[s][0].held.key, 1) {
-			again = append(again, s)
-		}
+	var keys []trials
+	for at := range co.failed {
+		keys = append(keys, at)
 	}
-	slices.SortFunc(again, func(a, b Socket) int {
-		return cmp.Compare(co.wanters[a][0].held.seq, co.wanters[b][0].held.seq)
-	})
-	more := make(map[KeyID]int)
-	for _, s := range again {
-		if key := co.wanters[s][0].held.key; co.sockets[s].short {
-			if !co.shareLeft(key, more[key]+1) {
-				continue
+	longest := func(at trials) uint64 { return co.sockets[co.failed[at].Front().Value.(Socket)].attempt }
+	slices.SortFunc(keys, func(a, b trials) int { return cmp.Compare(longest(a), longest(b)) })
+	for _, at := range keys {
+		waiting := co.failed[at]
+		for n := range min(waiting.Len(), retryEach) {
+			if at.short && !co.shareLeft(at.key, n+1) {
+				break
 			}
-			more[key]++
+			s := waiting.Front().Value.(Socket)
+			co.forget(s)
+			co.lookAt(s)
 		}
-		co.forget(s)
-		co.lookAt(s)
 	}
 }
