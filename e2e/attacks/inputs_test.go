@@ -182,7 +182,7 @@ var inputs = []struct {
 	// More than somebody's share.
 	{"place before authentication", "floods of strangers",
 		"20 handshakes a second and network, 40 at once; half of the turns; known addresses have places of their own and go first", []string{"internal/proxy TestRoomSharesAmongBlocks", "internal/proxy TestRoomRate", "internal/proxy TestRoomKnownAddresses",
-			"internal/proxy TestCrowdBehindOneAddress", "e2e/faults N1"}},
+			"internal/proxy TestCrowdBehindOneAddress", "internal/proxy TestCrowdIsTakenAsItComes", "e2e/faults N1"}},
 	{"authenticated, not attached", "tables that never end, and silence behind the proof",
 		"3 connections for each slot and key, 10 s in all; a table is read only of a session that is the key's", []string{"internal/link TestUnfinishedTables", "internal/link TestRefusalBeforeATable", "e2e/faults N2"}},
 	{"listeners", "a key that claims everything",

@@ -94,7 +94,7 @@ func InTurn(f func()) {
 	f()
 }
 
-// Pace slows down one source of work, such as a listener at which a crowd arrives or a bridge that claims thousands of services. A process
+// Pace slows down one source of work, such as the port of one service at which a crowd arrives or a bridge that claims thousands of services. A process
 // that does all it can get has no call on a processor left when something comes for another user, and waits until the kernel has served
 // all others that want one. One that pauses is woken at once. While 3,000 users of one address came to another key's port, on two
 // processors that all shared, the p99 of a neighbour's echoes was 5.0 to 11.1 ms, and 1.5 to 2.1 with the pauses, in five runs each.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -333,6 +334,33 @@ func TestCrowdOfStrangers(t *testing.T) {
 			off()
 		})
 	}
+}
+
+// TestCrowdIsTakenAsItComes: whoever stands behind thousands of strangers at the link port waits for none of them.
+func TestCrowdIsTakenAsItComes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, 1)
+		begin := time.Now()
+		for i := range 100 * runtime.GOMAXPROCS(0) {
+			conn, err := c.net.DialFrom(c.ctx, host(1000+i), "proxy:3010")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+		}
+		sock, err := c.net.DialFrom(c.ctx, host(0), "proxy:3010")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := auth.Client(c.ctx, sock, auth.ClientConfig{KeyID: crowdKey(0), Pin: auth.Pin(identity().Leaf.RawSubjectPublicKeyInfo), Instance: crowdKey(0)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if d := time.Since(begin); d != 0 {
+			t.Errorf("the key was proven after %s, want at once", d)
+		}
+	})
 }
 
 // TestCrowdOnSockets: many bridges start at once on a machine that is busy with all of them and with the proxy, and come back to one

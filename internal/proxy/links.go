@@ -15,7 +15,7 @@ import (
 // acceptLinks takes connections of bridges. Nothing that a stranger does may hold it up: everything else happens in the
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
-	p.acceptThrough(p.port.gate, ln, traffic.Crowd, sys.ForLinks, p.serveLink)
+	p.acceptThrough(p.port.gate, ln, sys.ForLinks, p.serveLink)
 }
 
 // serveLink attaches a connection and serves it, in a goroutine of its own. It has a descriptor for links to give back.
@@ -33,10 +33,10 @@ func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
 }
 
 // acceptThrough calls begin for each connection that a gate lets in, in a goroutine of its own, which has a descriptor of the use to give
-// back. crowd is as in traffic.Accept.
-func (p *Proxy) acceptThrough(g *gate, ln net.Listener, crowd int, use sys.Use, begin func(net.Conn, *pass)) {
+// back. Keys share all ports that have a gate: nobody there waits behind a crowd of others.
+func (p *Proxy) acceptThrough(g *gate, ln net.Listener, use sys.Use, begin func(net.Conn, *pass)) {
 	pool := p.port.descriptors
-	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, use, p.port.short), crowd, p.log, func(conn net.Conn) {
+	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, use, p.port.short), 0, p.log, func(conn net.Conn) {
 		pass := g.enter(p.log, conn)
 		if pass == nil {
 			pool.Give(use)
