@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -91,12 +92,44 @@ func TestAskForMany(t *testing.T) {
 		asked := 0
 		long := strings.Repeat("x", 200)
 		w.host.cfg.Ask = func(_ [16]byte, public []string) []string {
-			asked = len(public)
+			asked += len(public)
 			return slices.Repeat([]string{long}, len(public))
 		}
 		got, err := w.ask(t, slices.Repeat([]string{"tcp/9000"}, 5000)...)
 		if err != nil || asked != wire.MaxAsk/len("tcp/9000\n") || len(got.Why) != wire.MaxAsk/(len(long)+1) {
 			t.Errorf("asked for %d, answered %d, %v", asked, len(got.Why), err)
+		}
+	})
+}
+
+// TestAskGivesWay: very many names are looked up a few at a time, each time in a turn, and at the key's pace.
+func TestAskGivesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before := turns
+		turns = newTurnstile(func() int { return 2 })
+		turns.fit()
+		defer func() { turns = before }()
+		w := newWorld(t, 0)
+		defer w.close()
+		calls := 0
+		w.host.cfg.Ask = func(_ [16]byte, public []string) []string {
+			if calls++; len(public) > askedAtOnce {
+				t.Errorf("%d names were looked up at once, want at most %d", len(public), askedAtOnce)
+			}
+			if len(turns.free) != 0 {
+				t.Error("names were looked up outside of a turn")
+			}
+			return make([]string, len(public))
+		}
+		at := tenantCrowd * runtime.GOMAXPROCS(0)
+		begin := time.Now()
+		for calls < 10*at {
+			if got, err := w.ask(t, slices.Repeat([]string{"a"}, 1000)...); err != nil || len(got.Why) != 1000 {
+				t.Fatalf("Ask = %d answers, %v", len(got.Why), err)
+			}
+		}
+		if d := time.Since(begin); d < 9*Pause {
+			t.Errorf("%d parts were looked up in %s, want pauses of %s between them", calls, d, Pause)
 		}
 	})
 }

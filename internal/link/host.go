@@ -38,6 +38,7 @@ type HostConfig struct {
 type Host struct {
 	cfg      HostConfig
 	arrivals arrivals
+	tenants  tenants
 
 	mu     sync.Mutex
 	detach time.Duration        // guarded by mu, as all below
@@ -114,6 +115,10 @@ func (h *Host) Attach(conn *auth.Conn) (serve func() error, err error) {
 
 // attach finds the session and binds the connection to its slot, or says to the peer why not.
 func (h *Host) attach(conn *auth.Conn) (l *Link, c *carrier, err error) {
+	if err := h.slow(conn); err != nil {
+		complain(conn, err)
+		return nil, nil, err
+	}
 	buf := make([]byte, attachScratch)
 	a, gen, err := readAttach(conn, buf)
 	unread := a.Streams > 0
@@ -147,6 +152,18 @@ func (h *Host) attach(conn *auth.Conn) (l *Link, c *carrier, err error) {
 	}
 	complain(conn, err)
 	return nil, nil, err
+}
+
+// slow makes a connection wait, or refuses it, whose key makes very many. A refusal ends no session, as those in ATTACHED do.
+func (h *Host) slow(conn *auth.Conn) error {
+	wait, ok := h.tenants.come(conn.KeyID)
+	if !ok {
+		return misfit(wire.ErrFlood, "more than %d connections a second with this key", connRate)
+	}
+	if wait > 0 {
+		time.Sleep(wait)
+	}
+	return nil
 }
 
 // readAttach reads the first frame of a connection.
@@ -192,7 +209,7 @@ func (h *Host) answer(conn *auth.Conn, a wire.Attach, gen uint64) wire.Attached 
 	if h.cfg.Ask == nil || at.Status == wire.StatusDenied {
 		return at
 	}
-	for _, why := range h.cfg.Ask(conn.KeyID, strings.Split(strings.TrimSuffix(a.Ask, "\n"), "\n")) {
+	for _, why := range h.ask(conn.KeyID, strings.Split(strings.TrimSuffix(a.Ask, "\n"), "\n")) {
 		line := strings.ReplaceAll(why, "\n", " ") + "\n"
 		if len(at.Answers)+len(line) > wire.MaxAsk {
 			break
@@ -200,6 +217,18 @@ func (h *Host) answer(conn *auth.Conn, a wire.Attach, gen uint64) wire.Attached 
 		at.Answers += line
 	}
 	return at
+}
+
+// askedAtOnce is how many names are looked up in one turn.
+const askedAtOnce = 64
+
+// ask looks names up, a few in each turn and at the pace of the key.
+func (h *Host) ask(key [16]byte, public []string) (why []string) {
+	for some := range slices.Chunk(public, askedAtOnce) {
+		InTurn(func() { why = append(why, h.cfg.Ask(key, some)...) })
+		h.tenants.keep(key)
+	}
+	return why
 }
 
 func refuseDraining() *ownRefusal {
@@ -336,6 +365,7 @@ var errCrowded = fmt.Errorf("more than %d bridges with this key are stopping", m
 
 // addLocked makes l known and watches over its outages.
 func (h *Host) addLocked(l *Link) {
+	l.tenants = &h.tenants
 	h.bySID[l.sid], h.byKey[l.keyID] = l, l
 	h.living.Add(1)
 	l.watchOutages(func() {

@@ -15,7 +15,6 @@ type inbound struct {
 	parts   [][]byte // of DATA frames in order; made when the first comes
 	bulk    bool     // much moved lately
 	turn    int      // bytes of the batch whose turn it is
-	claims  Pace     // of what is handed to the owner
 }
 
 // readLoop applies frames until the connection ends. While it waits for the next one it holds no buffer.
@@ -457,12 +456,18 @@ func (c *carrier) applyLink(f wire.Frame) error {
 		if err != nil {
 			return asViolation(err)
 		}
-		return c.unlocked(func() error { l.goingAway(g); return nil })
+		return c.unlocked(func() error {
+			if l.dials {
+				l.goingAway(g)
+				return nil
+			}
+			return c.paced(func() error { l.goingAway(g); return nil })
+		})
 	case wire.TypeClaim, wire.TypeUnclaim, wire.TypeRound, wire.TypeClaimed, wire.TypeUnclaimed:
 		if sl.index != 0 {
 			return violation(wire.ErrUnexpected, "%s on slot %d", f.Type, sl.index)
 		}
-		err := c.unlocked(func() error { return c.message(f) })
+		err := c.unlocked(func() error { return c.paced(func() error { return l.owner.Message(l, f) }) })
 		if _, malformed := errors.AsType[*wire.FormatError](err); malformed {
 			return violation(wire.ErrClaimInvalid, "%s", err)
 		}
@@ -483,17 +488,17 @@ func (c *carrier) unlocked(f func() error) error {
 	return f()
 }
 
-// claimCrowd is a crowd of claims: more than a bridge sends that does not begin with many services. What follows them on the connection
-// waits behind them, 1.25 s behind 5,000 on two processors.
-const claimCrowd = 2
+// tenantCrowd is a crowd of what the bridges of one key say or ask: more than one sends that does not begin with many services. What follows
+// it on the connection waits behind it, 1.25 s behind 5,000 claims on two processors.
+const tenantCrowd = 2
 
-// message hands a frame to the owner, in a turn of its own, and claims at a pace: a batch may hold thousands of them.
-func (c *carrier) message(f wire.Frame) (err error) {
+// paced hands something to the owner, in a turn of its own and at the pace of the key: a batch may hold thousands of claims, and as many that
+// are taken back.
+func (c *carrier) paced(f func() error) (err error) {
+	l := c.slot.link
 	EndTurn(c.turn)
-	InTurn(func() { err = c.slot.link.owner.Message(c.slot.link, f) })
-	if f.Type == wire.TypeClaim {
-		c.claims.Keep(claimCrowd)
-	}
+	InTurn(func() { err = f() })
+	l.tenants.keep(l.keyID)
 	TakeTurn(c.turn)
 	return err
 }

@@ -46,7 +46,8 @@ type Link struct {
 	owner    Owner
 	say      SayFunc
 	start    time.Time
-	share    *share // of the memory for windows
+	share    *share   // of the memory for windows
+	tenants  *tenants // proxy: the host's, from when the link is known
 	sid      [16]byte
 	secret   [32]byte // of the session; proves a resume
 	keyID    [16]byte

@@ -1,12 +1,14 @@
 package link
 
 import (
+	"bytes"
 	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"reverser/internal/auth"
 	"reverser/internal/wire"
 )
 
@@ -60,7 +62,7 @@ func TestClaimsAtAPace(t *testing.T) {
 		e := newEvilBridge(w)
 		defer e.close(false)
 		px := w.owners.key(evilKey)
-		at := claimCrowd * runtime.GOMAXPROCS(0)
+		at := tenantCrowd * runtime.GOMAXPROCS(0)
 		came := make(chan time.Time, 11*at)
 		px.note(func() { px.message = func(wire.Frame) { came <- time.Now() } })
 		took := func(n int) time.Duration {
@@ -84,6 +86,58 @@ func TestClaimsAtAPace(t *testing.T) {
 			t.Errorf("%d claims took %s, want 10 pauses of %s", 10*at+1, d, Pause)
 		}
 	})
+}
+
+// TestKeyHasOnePace: the pace is the key's, whatever its bridges say and however many sessions they have.
+func TestKeyHasOnePace(t *testing.T) {
+	at := tenantCrowd * runtime.GOMAXPROCS(0)
+	goAway := wire.AppendGoAway(nil, wire.GoAway{DrainMillis: 1 << 30})
+	for _, c := range []struct {
+		what     string
+		sessions int
+		frame    []byte
+		pauses   int
+	}{
+		{"CLAIMs", 1, wire.AppendClaim(nil, 1, wire.Claim{Public: "tcp/9000"}), 10},
+		{"UNCLAIMs", 1, wire.AppendUnclaim(nil, 1), 10},
+		{"ROUNDs", 1, wire.AppendRound(nil), 10},
+		{"GOAWAYs", 1, goAway, 10},
+		{"UNCLAIMs of two sessions", 2, wire.AppendUnclaim(nil, 1), 19},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newScene(t)
+				defer w.close()
+				e := newEvilBridge(w)
+				defer e.close(false)
+				voices := []*voice{e.at[0]}
+				if c.sessions == 2 {
+					e.at[0].say(goAway)
+					synctest.Wait()
+					w.prove = func(cc *auth.ClientConfig) { cc.Instance[0]++ }
+					successor := &evilBridge{w: w, sid: [16]byte{0x52}}
+					if st := successor.attach(0, wire.ModeNew); st != wire.StatusOK {
+						t.Fatalf("NEW: %s", st)
+					}
+					defer successor.at[0].conn.Close()
+					voices = append(voices, successor.at[0])
+				}
+				time.Sleep(2 * Pause)
+				begin := time.Now()
+				for _, v := range voices {
+					v.say(append(bytes.Repeat(c.frame, 10*at), wire.AppendEmpty(nil, wire.TypePing, 0, 77)...))
+				}
+				for _, v := range voices {
+					if f, err := v.hear(wire.TypePong); err != nil || f.Offset != 77 {
+						t.Fatalf("hear PONG: %v, %v", f, err)
+					}
+				}
+				if d := time.Since(begin); d < time.Duration(c.pauses)*Pause {
+					t.Errorf("they took %s, want %d pauses of %s", d, c.pauses, Pause)
+				}
+			})
+		})
+	}
 }
 
 // TestTurnsFollowTheProcessors: their number may change while the program runs, also while all turns are taken.

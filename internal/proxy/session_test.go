@@ -44,6 +44,23 @@ func TestOfferedLost(t *testing.T) {
 	talk(t, s, u, "and back")
 }
 
+// TestUnclaimedInTurn: an UNCLAIM, of which one bridge may send very many, is answered in a turn.
+func TestUnclaimedInTurn(t *testing.T) {
+	var n atomic.Int64
+	inTurn = func(f func()) { n.Add(1); link.InTurn(f) }
+	t.Cleanup(func() { inTurn = link.InTurn })
+	_, pub := free(t)
+	nas := key(t, "nas", pub)
+	w := start(t, Config{Settings: Settings{Keys: []Key{nas}}})
+	b := w.bridge(nas, how{instance: 1}, pub)
+	b.wantClaim(0, wire.ClaimUp)
+	before := n.Load()
+	b.unclaim(0)
+	if got := n.Load() - before; got != 1 {
+		t.Errorf("%d turns for the answer, want 1", got)
+	}
+}
+
 // TestApply: what is equal stays as it is, and every setting can change.
 func TestApply(t *testing.T) {
 	addr, pub := free(t)
