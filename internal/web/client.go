@@ -213,6 +213,7 @@ type Visit struct {
 	served         atomic.Bool   // a request had a connection to the target
 	resumes        atomic.Uint64 // under exchanges that are over
 	sent, received atomic.Uint64
+	bound          atomic.Bool                 // it has logged a connection to the target in, and shares none with other clients
 	left           func(broken error)          // told when it is over
 	moved          func(sent, received uint64) // told of bytes
 

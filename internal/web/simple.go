@@ -234,6 +234,8 @@ func parseSimple(head, b []byte) (q simpleRequest, _ []byte, ok bool) {
 			continue
 		case isHop(known), speaksOfClient(known), known == "Content-Length", known == "Expect", known == "Http2-Settings":
 			return q, b, false
+		case known == "Authorization" && loginOfConnection([]string{value}):
+			return q, b, false
 		}
 		fields = append(fields, name...)
 		fields = append(fields, ": "...)

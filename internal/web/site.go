@@ -209,9 +209,10 @@ func (s *Site) options() *grammar.ProxyOptions {
 }
 
 // poolOf returns the pool for options: that of all clients, or where a connection is to be used for one client alone, that of the visit.
+// That is what the options say, or a login that belongs to the connection.
 func (s *Site) poolOf(v *Visit, options *grammar.ProxyOptions) *pool {
 	mu, at := &s.mu, &s.pool
-	if options.OneClient {
+	if options.OneClient || v.bound.Load() {
 		mu, at = &v.mu, &v.pool
 	}
 	mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,9 +30,11 @@ const (
 
 // target is a connection to a target. One exchange has it at a time.
 type target struct {
-	pool *pool
-	up   *Upstream
-	used bool // an exchange before this one got its answer
+	pool   *pool // that keeps it; changes under mu
+	opened *pool // that has opened it: the connection may serve no further request when that one is out of use
+	bound  bool  // it carries a login, and serves one visit alone
+	up     *Upstream
+	used   bool // an exchange before this one got its answer
 
 	// Of the exchange that has it.
 	x     *exchange
@@ -100,7 +103,7 @@ func (p *pool) roundTrip(x *exchange, r *http.Request, early func(code int, h ht
 			if err != nil {
 				return nil, err
 			}
-			t = &target{pool: p, up: up}
+			t = &target{pool: p, opened: p, up: up}
 		}
 		resp, err := t.exchange(x, r, early)
 		if err == nil {
@@ -174,7 +177,7 @@ func (p *pool) take() *target {
 		t := p.kept[i]
 		p.kept = append(p.kept[:i], p.kept[i+1:]...)
 		p.mu.Unlock()
-		if t.disarm() && (t.up.Quiet == nil || t.up.Quiet()) {
+		if t.disarm() && !t.opened.old.Load() && (t.up.Quiet == nil || t.up.Quiet()) {
 			return t
 		}
 		t.up.Close() // its target has closed it, or said something that nobody asked for
@@ -185,7 +188,7 @@ func (p *pool) take() *target {
 func (p *pool) keep(t *target) {
 	t.arm(keepTime, nil)
 	p.mu.Lock()
-	kept := !p.old.Load() && len(p.kept) < mostKept
+	kept := !p.old.Load() && !t.opened.old.Load() && len(p.kept) < mostKept
 	if kept {
 		p.kept = append(p.kept, t)
 	}
@@ -250,7 +253,7 @@ func (t *target) disarmLocked() bool {
 func (t *target) expire() {
 	t.mu.Lock()
 	passed := t.armed && !time.Now().Before(t.due)
-	late := t.late
+	late, pool := t.late, t.pool
 	if passed {
 		t.armed = false
 	}
@@ -260,7 +263,7 @@ func (t *target) expire() {
 	case late != nil:
 		t.fail(late)
 	default:
-		t.pool.drop(t)
+		pool.drop(t)
 		t.up.Close()
 	}
 }
@@ -296,6 +299,9 @@ func (t *target) exchange(x *exchange, r *http.Request, early func(code int, h h
 	ctx := r.Context()
 	t.stop = context.AfterFunc(ctx, func() { t.fail(context.Cause(ctx)) })
 	x.took(t.up)
+	if loginOfConnection(r.Header["Authorization"]) {
+		t.bind()
+	}
 	var word chan bool
 	if r.Body == nil {
 		if err := t.write(r); err != nil {
@@ -318,6 +324,9 @@ func (t *target) exchange(x *exchange, r *http.Request, early func(code int, h h
 		return nil, t.because(err)
 	}
 	t.answer()
+	if loginOfConnection(resp.Header["Www-Authenticate"]) {
+		t.bind()
+	}
 	switch keep := !resp.Close && !r.Close && resp.StatusCode >= 200; {
 	case resp.StatusCode == http.StatusSwitchingProtocols && switches(resp.Header):
 		resp.Body = &switched{t}
@@ -328,6 +337,34 @@ func (t *target) exchange(x *exchange, r *http.Request, early func(code int, h h
 		resp.Body = &answer{ReadCloser: resp.Body, t: t, keep: keep}
 	}
 	return resp, nil
+}
+
+// loginOfConnection reports whether a value of Authorization or WWW-Authenticate is of a scheme that logs a connection in, and not a request
+// (RFC 4559): whoever sends something on that connection later is taken for the same user.
+func loginOfConnection(values []string) bool {
+	for _, v := range values {
+		for challenge := range strings.SplitSeq(v, ",") {
+			scheme, _, _ := strings.Cut(textproto.TrimString(challenge), " ")
+			if strings.EqualFold(scheme, "NTLM") || strings.EqualFold(scheme, "Negotiate") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// bind has the connection serve no other visit from now on, and the visit use no connection that it shares with others.
+func (t *target) bind() {
+	if t.bound {
+		return
+	}
+	t.bound = true
+	v := t.x.visit
+	v.bound.Store(true)
+	own := v.Site.poolOf(v, t.pool.options)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pool = own
 }
 
 // switches reports whether the head of an answer says to which protocol its connection goes over.

@@ -521,3 +521,86 @@ func TestNotTaken(t *testing.T) {
 		})
 	}
 }
+
+// TestLoginOfAConnection: NTLM and Negotiate log the connection in, and not the request. It serves the client that has logged in, as long as
+// both stay, and no other one.
+func TestLoginOfAConnection(t *testing.T) {
+	for _, kind := range []string{"GET", "POST"} { // a simple one, and one of net/http
+		for _, scheme := range []string{"NTLM", "negotiate"} {
+			w := newWorld(t)
+			var mu sync.Mutex
+			users := make(map[int]string) // by connection
+			w.site("a", w.script(func(s said) bool {
+				io.Copy(io.Discard, s.Body)
+				mu.Lock()
+				defer mu.Unlock()
+				name, token, _ := strings.Cut(s.Header.Get("Authorization"), " ")
+				switch {
+				case name == "":
+				case token == "hello" && users[s.conn] == "":
+					users[s.conn] = "half"
+					fmt.Fprintf(s.out, "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"a\", %s challenge\r\nContent-Length: 0\r\n\r\n", scheme)
+					return true
+				case users[s.conn] == "half":
+					users[s.conn] = token
+				}
+				user := users[s.conn]
+				fmt.Fprintf(s.out, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(user), user)
+				return true
+			}), grammar.ProxyOptions{})
+			head := kind + " / HTTP/1.1\r\nHost: a\r\n"
+			if kind == "POST" {
+				head += "Content-Length: 0\r\n"
+			}
+			ann, bob := w.user(), w.user()
+			ann.ask(head + "\r\n") // of this connection all would know
+			if resp, _ := ann.ask(head + "Authorization: " + scheme + " hello\r\n\r\n"); resp.StatusCode != 401 {
+				t.Fatal(resp.Status)
+			}
+			if _, user := bob.ask(head + "\r\n"); user != "" {
+				t.Errorf("%s, %s: a stranger has come onto a connection that is being logged in", kind, scheme)
+			}
+			for _, auth := range []string{"Authorization: " + scheme + " ann\r\n", "", ""} {
+				if _, user := ann.ask(head + auth + "\r\n"); user != "ann" {
+					t.Errorf("%s, %s: who has logged in is %q for the target", kind, scheme, user)
+				}
+				if _, user := bob.ask(head + "\r\n"); user != "" {
+					t.Errorf("%s, %s: a stranger is %q for the target", kind, scheme, user)
+				}
+			}
+			ann.Close()
+			for range 3 {
+				if _, user := w.user().ask(head + "\r\n"); user != "" {
+					t.Errorf("%s, %s: a later client is %q for the target", kind, scheme, user)
+				}
+			}
+		}
+	}
+}
+
+// TestChallengeOfAConnection: the target asks for such a login, and the client follows by a request that is the first on its connection to say so.
+func TestChallengeOfAConnection(t *testing.T) {
+	w := newWorld(t)
+	site := w.site("a", w.script(func(s said) bool {
+		fmt.Fprintf(s.out, "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Negotiate\r\nContent-Length: 1\r\n\r\n%d", s.conn)
+		return true
+	}), grammar.ProxyOptions{})
+	ann, bob := w.user(), w.user()
+	const get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+	for range 2 {
+		if _, conn := ann.ask(get); conn != "1" {
+			t.Errorf("the first client is on connection %s", conn)
+		}
+		if _, conn := bob.ask(get); conn != "2" {
+			t.Errorf("the second client is on connection %s", conn)
+		}
+	}
+	// When the bridge has no more use for the connections, they are used no more.
+	site.mu.Lock()
+	shared := site.pool
+	site.mu.Unlock()
+	site.retire(shared)
+	if _, conn := ann.ask(get); conn != "3" {
+		t.Errorf("a connection whose bridge has gone is used on: %s", conn)
+	}
+}
