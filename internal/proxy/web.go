@@ -310,7 +310,14 @@ func (p *Proxy) webFailed(f web.Failure) {
 	if f.Opened != "" && f.Opened != f.ID {
 		args = append(args, "opened", f.Opened) // by an earlier request, whose id the bridge has
 	}
-	f.Visit.Data.(*traffic.Admission).Note("request not answered by its target", args...)
+	a := f.Visit.Data.(*traffic.Admission)
+	switch {
+	case errors.Is(f.Err, web.ErrRefused):
+		a.NotReached(traffic.RefusedTarget, nil)
+	case errors.Is(f.Err, web.ErrUnreachable):
+		a.NotReached(traffic.RefusedUnreachable, nil)
+	}
+	a.Note("request not answered by its target", args...)
 }
 
 // webRefused logs a request that came to no service. What strangers ask for is of interest to those who look for it.

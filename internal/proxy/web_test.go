@@ -596,3 +596,49 @@ func TestWebEnded(t *testing.T) {
 		})
 	}
 }
+
+// TestTargetOfAName: what status says of the target of a name, for which the proxy answers while there is no target. Its own pages are not the
+// target's word.
+func TestTargetOfAName(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	for _, request := range []string{get("a.example", "/"), "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\n\r\n"} {
+		for code, want := range map[wire.Code]string{wire.CodeRefused: status.TargetRefused, wire.CodeUnreachable: status.TargetUnreachable} {
+			w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+			b := w.bridge(k, how{instance: 1}, "http/a.example")
+			u := w.httpUser()
+			target := func(ok bool) {
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					s := <-b.streams
+					if !ok {
+						s.Reset(code)
+						return
+					}
+					http.ReadRequest(bufio.NewReader(s))
+					io.WriteString(s, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+					s.Close()
+				}()
+				resp, _ := u.ask(request)
+				<-done
+				if (resp.StatusCode == 200) != ok {
+					t.Fatalf("the answer is %s", resp.Status)
+				}
+			}
+			check := func(when, state string, received uint64) {
+				t.Helper()
+				if s := w.p.Status().Services[0]; s.TargetState != state || s.Received != received {
+					t.Errorf("%.4s %v, %s: the target is said to be %q, and %d bytes came of it; want %q, %d", request, code, when, s.TargetState, s.Received, state, received)
+				}
+			}
+			target(false)
+			check("at once", want, 0)
+			target(true)
+			target(false)
+			check("behind an answer", want, 2)
+			u.Close()
+			eventually(t, "the pair is over", func() bool { return len(w.p.Status().Pairs) == 0 })
+			check("behind the client", want, 2)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"reverser/internal/relay"
@@ -35,6 +36,8 @@ type Admission struct {
 	pair   Pair
 	since  time.Time
 	target string
+
+	unreached atomic.Uint64 // what the pair had received when its target could not be connected for the last time
 }
 
 // phase is what becomes of an admission at present.

@@ -76,7 +76,7 @@ func (a *Admission) bind(p Pair, target string) {
 // released is called once, when the pair is over.
 func (a *Admission) released(reason relay.Reason) {
 	sent, received := a.pair.Counts()
-	a.account.noteEnd(reason, received)
+	a.account.noteEnd(reason, received-a.unreached.Load())
 	if !a.conns.pairsUnsaid.Load() {
 		a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair released",
 			slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", a.target),

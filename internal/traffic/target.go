@@ -33,16 +33,24 @@ func (a *Account) noteTarget(state, err string, now time.Time) {
 // Reached says that the target of the service was connected.
 func (a *Admission) Reached() { a.account.noteTarget(status.TargetAnswers, "", time.Now()) }
 
-// NotReached says that the target of the service could not be connected.
+// NotReached says that the target of the service could not be connected. err is nil where somebody else tried it. A pair may hear of it,
+// too: the end of that one says that the target answers only if more was received of it.
 func (a *Admission) NotReached(why Refusal, err error) {
-	state := status.TargetUnreachable
+	state, text := status.TargetUnreachable, ""
 	if why == RefusedTarget {
 		state = status.TargetRefused
 	}
-	a.account.noteTarget(state, err.Error(), time.Now())
+	if err != nil {
+		text = err.Error()
+	}
+	if a.pair != nil {
+		_, received := a.pair.Counts()
+		a.unreached.Store(received)
+	}
+	a.account.noteTarget(state, text, time.Now())
 }
 
-// noteEnd says what the end of a pair tells about the target, where somebody else connects to it.
+// noteEnd says what the end of a pair tells about the target, where somebody else connects to it. received counts from the last word on.
 func (a *Account) noteEnd(reason relay.Reason, received uint64) {
 	switch {
 	case reason == relay.ReasonRefused:

@@ -45,6 +45,7 @@ type exchange struct {
 	upstream atomic.Pointer[Upstream]
 	resumes0 atomic.Uint64 // of upstream, when the exchange got it
 	begun    atomic.Bool   // the head of the answer is there
+	paged    bool          // a page takes the place of the answer: nothing of it came from the target
 
 	cancel     context.CancelCauseFunc // ends ctx
 	answerTime time.Duration           // that the target has for the head of its answer
@@ -535,7 +536,7 @@ func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	x.page(w, r, status, err)
 }
 
-// counting counts the bytes of an answer.
+// counting counts the bytes of a target's answer.
 type counting struct {
 	http.ResponseWriter
 	x *exchange
@@ -543,7 +544,9 @@ type counting struct {
 
 func (w counting) Write(b []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(b)
-	w.x.visit.count(0, n)
+	if !w.x.paged {
+		w.x.visit.count(0, n)
+	}
 	return n, err
 }
 

@@ -77,6 +77,7 @@ main{max-width:34rem;padding:2rem}h1{font-size:1.5rem;margin:0 0 .5rem}small{col
 // page answers a request in the place of a target, in the form and language that the client asks for. Of err only what is about the
 // request itself is said.
 func (x *exchange) page(w http.ResponseWriter, r *http.Request, status int, err error) {
+	x.paged = true
 	if x.server.Failed != nil {
 		f := Failure{Site: x.site, Client: x.client, Visit: x.visit, ID: x.id.String(), Status: status, Err: err}
 		if up := x.upstream.Load(); up != nil {

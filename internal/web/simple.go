@@ -297,7 +297,7 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 		err = x.visit.begin(x, m.cancel)
 	}
 	if err != nil {
-		return m.page(x, asked, func(w http.ResponseWriter, r *http.Request) { x.refuse(w, r, err) })
+		return m.page(asked, func(w http.ResponseWriter, r *http.Request) { x.refuse(w, r, err) })
 	}
 	defer func() { x.visit.end(x, complete) }()
 	pool := x.site.poolOf(x.visit, x.options)
@@ -309,7 +309,7 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 		if m.ctx.Err() != nil {
 			return false
 		}
-		return m.page(x, asked, func(w http.ResponseWriter, r *http.Request) { x.failed(w, r, err) })
+		return m.page(asked, func(w http.ResponseWriter, r *http.Request) { x.failed(w, r, err) })
 	}
 	defer res.Body.Close()
 	return m.answer(x, q, res) == nil && m.ctx.Err() == nil
@@ -453,7 +453,7 @@ func (w countedWriter) Write(b []byte) (int, error) {
 }
 
 // page has a page written in the place of an answer.
-func (m *simple) page(x *exchange, asked []byte, write func(http.ResponseWriter, *http.Request)) bool {
+func (m *simple) page(asked []byte, write func(http.ResponseWriter, *http.Request)) bool {
 	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(asked)))
 	if err != nil {
 		return false
@@ -467,10 +467,7 @@ func (m *simple) page(x *exchange, asked []byte, write func(http.ResponseWriter,
 	}
 	w.header.Write(m.out)
 	m.out.WriteString("\r\n")
-	n, _ := m.out.Write(w.body)
-	if x.visit != nil {
-		x.visit.count(0, n)
-	}
+	m.out.Write(w.body)
 	return m.finish() == nil
 }
 
