@@ -302,7 +302,7 @@ func (c *targetConn) Reset() {
 
 // webFailed logs a request that a page answered.
 func (p *Proxy) webFailed(f web.Failure) {
-	if f.Visit == nil {
+	if f.Visit == nil || f.Status == http.StatusBadRequest {
 		p.webRefused(f)
 		return
 	}
@@ -320,13 +320,13 @@ func (p *Proxy) webFailed(f web.Failure) {
 	a.Note("request not answered by its target", args...)
 }
 
-// webRefused logs a request that came to no service. What strangers ask for is of interest to those who look for it.
+// webRefused logs a request that came to no service, or whose end shows that it is malformed. What strangers ask for is of interest to those who look for it.
 func (p *Proxy) webRefused(f web.Failure) {
 	level, who, service := slog.LevelDebug, any(p.web.gate), ""
 	switch {
 	case errors.Is(f.Err, web.ErrLimit), errors.Is(f.Err, web.ErrAway):
 		return // it has been said
-	case f.Site != nil && f.Status != 401: // which is how a browser learns that a password is needed
+	case f.Site != nil && f.Status != 401 && f.Status != 400: // 401 is how a browser learns that a password is needed
 		level, who, service = slog.LevelInfo, f.Site, f.Site.Name
 	}
 	args := []any{"client", f.Client.RemoteAddr().String(), "request", f.ID, "status", f.Status}

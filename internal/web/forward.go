@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"log"
@@ -510,6 +511,12 @@ func (x *exchange) failed(w http.ResponseWriter, r *http.Request, err error) {
 	case cause != nil:
 		panic(http.ErrAbortHandler)
 	}
+	if x.body != nil {
+		if bad := x.body.bad.Load(); bad != nil { // the request is broken off at the target, which has done nothing wrong
+			x.page(w, r, http.StatusBadRequest, fmt.Errorf("the body of the request: %w", *bad))
+			return
+		}
+	}
 	if up := x.upstream.Load(); up != nil {
 		if why := up.failed.Load(); why != nil {
 			err = errors.Join(err, *why)
@@ -572,18 +579,29 @@ func (w counting) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// whole is the body of a request, and knows whether it was read to its end.
+// whole is the body of a request, and knows whether it was read to its end, or has none: a chunk is malformed.
 type whole struct {
 	io.ReadCloser
 	over atomic.Bool
+	bad  atomic.Pointer[error]
 }
 
 func (b *whole) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err == io.EOF {
+	switch {
+	case err == nil:
+	case err == io.EOF:
 		b.over.Store(true)
+	case malformed(err):
+		b.bad.CompareAndSwap(nil, &err)
 	}
 	return n, err
+}
+
+// malformed reports whether reading a body failed because of what the client has sent, and not because it has left.
+func malformed(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	return !network && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.ErrClosedPipe) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrBodyReadAfterClose)
 }
 
 // Unwrap is for http.ResponseController.
