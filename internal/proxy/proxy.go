@@ -353,10 +353,13 @@ func (p *Proxy) Run(ctx context.Context) error {
 // when the last pair has ended, or resets what is left after Settings.Drain.
 func (p *Proxy) Drain() {
 	p.life.once.Do(func() {
+		running := p.life.running.Load() // else nothing is open, and nobody does what the registry decides
+		if running {
+			p.web.server.Drain() // first: who has asked already is let in
+		}
 		p.conns.Shut()
 		p.closePorts()
-		if p.life.running.Load() { // else nothing is open, and nobody does what the registry decides
-			p.web.server.Drain()
+		if running {
 			p.closeSockets()
 		}
 		close(p.life.drain)

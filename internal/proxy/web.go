@@ -122,12 +122,15 @@ func (p *Proxy) newSite(rt *registry.Route) *web.Site {
 // visit counts a client in at a service, as a pair: one for each connection and service.
 func (p *Proxy) visit(rt *registry.Route, v *web.Visit) (left func(error), moved func(uint64, uint64), err error) {
 	a, err := p.conns.Admit(p.service(rt).account, entrance.Client(v.Client.Conn), traffic.NoWait)
-	if err != nil {
+	switch {
+	case errors.Is(err, traffic.ErrDraining):
+		return nil, nil, fmt.Errorf("%w: %w", web.ErrShut, err)
+	case err != nil:
 		return nil, nil, fmt.Errorf("%w: %w", web.ErrLimit, err)
 	}
 	if rt.Drained() {
 		a.Refuse(traffic.RefusedDrained, "client refused", "service", a.Service(), "client", v.Client.RemoteAddr().String(), "err", registry.ErrDrained)
-		return nil, nil, fmt.Errorf("%w: %w", web.ErrAway, registry.ErrDrained)
+		return nil, nil, fmt.Errorf("%w: %w", web.ErrShut, registry.ErrDrained)
 	}
 	if d, ok := v.Client.Data.(*door); ok {
 		p.giveDoor(d)
@@ -231,7 +234,7 @@ func dialRoute(ctx context.Context, rt *registry.Route, call web.Call, retired f
 	case errors.Is(err, registry.ErrAway), errors.Is(err, context.Canceled) && a.Holding().Err() != nil:
 		return nil, fmt.Errorf("%w: %w", web.ErrAway, err)
 	case errors.Is(err, registry.ErrDrained): // while the request waited
-		return nil, fmt.Errorf("%w: %w", web.ErrAway, err)
+		return nil, fmt.Errorf("%w: %w", web.ErrShut, err)
 	case errors.Is(err, registry.ErrRemoved):
 		return nil, fmt.Errorf("%w: %w", web.ErrRemoved, err)
 	case errors.Is(err, registry.ErrLeft), errors.Is(err, context.Canceled):
@@ -324,7 +327,7 @@ func (p *Proxy) webFailed(f web.Failure) {
 func (p *Proxy) webRefused(f web.Failure) {
 	level, who, service := slog.LevelDebug, any(p.web.gate), ""
 	switch {
-	case errors.Is(f.Err, web.ErrLimit), errors.Is(f.Err, web.ErrAway):
+	case errors.Is(f.Err, web.ErrLimit), errors.Is(f.Err, web.ErrAway), errors.Is(f.Err, web.ErrShut):
 		return // it has been said
 	case f.Site != nil && f.Status != 401 && f.Status != 400: // 401 is how a browser learns that a password is needed
 		level, who, service = slog.LevelInfo, f.Site, f.Site.Name

@@ -642,3 +642,55 @@ func TestTargetOfAName(t *testing.T) {
 		}
 	}
 }
+
+// TestWebDrainNewcomers: who has connected before the proxy drains and said nothing sees an end. Whose request is read when nobody is let in any
+// more is told just that.
+func TestWebDrainNewcomers(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example")
+	begun, finish := make(chan struct{}), make(chan struct{})
+	b.target(func(w http.ResponseWriter, r *http.Request) {
+		close(begun)
+		<-finish
+	})
+	busy, silent := w.httpUser(), w.httpUser()
+	io.WriteString(busy, get("a.example", "/"))
+	<-begun
+	eventually(t, "it was accepted", func() bool {
+		w.p.web.gate.mu.Lock()
+		defer w.p.web.gate.mu.Unlock()
+		return len(w.p.web.gate.inside) == 1
+	})
+	w.p.Drain()
+	if b, err := io.ReadAll(silent.r); err != nil || len(b) > 0 {
+		t.Errorf("who has said nothing read %q, %v; want EOF", b, err)
+	}
+	close(finish)
+	<-w.done
+}
+
+// TestWebShut: the page for whom nobody lets in says so, and not that there are too many, or that the bridge is away.
+func TestWebShut(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	w.bridge(k, how{instance: 1}, "http/a.example")
+	ask := func(when string) {
+		t.Helper()
+		if resp, body := w.httpUser().ask(get("a.example", "/")); resp.StatusCode != 503 || !strings.Contains(body, "takes no new connections for the moment") {
+			t.Errorf("%s: %s %q", when, resp.Status, body)
+		}
+	}
+	order := DrainOrder{Key: "nas"}
+	for range 2 {
+		if _, err := w.p.DrainUsers(context.Background(), order); err != nil {
+			t.Fatal(err)
+		}
+		if !order.Undo {
+			ask("the service is drained")
+		}
+		order.Undo = true
+	}
+	w.p.conns.Shut()
+	ask("the proxy stops")
+}

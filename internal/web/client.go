@@ -29,7 +29,7 @@ type Client struct {
 	early  atomic.Bool // an answer is complete whose request was not read to its end: nothing follows it
 	frames framing
 	ahead  []byte      // was read of the connection before it became net/http's
-	idle   atomic.Bool // it waits for another simple request
+	idle   atomic.Bool // it waits for a simple request, the first one or another
 	paid   atomic.Bool // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
 
 	mu     sync.Mutex

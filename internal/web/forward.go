@@ -535,7 +535,7 @@ func (x *exchange) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, errTooMany):
 		status = http.StatusMisdirectedRequest
 	case errors.Is(err, ErrRefused), errors.Is(err, ErrUnreachable):
-	case errors.Is(err, ErrAway), errors.Is(err, ErrLimit), errors.Is(err, errEnded):
+	case errors.Is(err, ErrAway), errors.Is(err, ErrShut), errors.Is(err, ErrLimit), errors.Is(err, errEnded):
 		status = http.StatusServiceUnavailable
 	case timeout != nil && timeout.Timeout():
 		status = http.StatusGatewayTimeout

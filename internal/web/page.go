@@ -59,6 +59,12 @@ var crowded = map[string]words{
 	"zh": {"连接过多", "此服务目前无法接受更多连接，请稍后重试。"},
 }
 
+// shut is the page of 503 where somebody has ordered that no new users are let in, or the proxy stops.
+var shut = map[string]words{
+	"en": {"No new connections", "This service takes no new connections for the moment. Please try again later."},
+	"zh": {"暂不接受新连接", "此服务暂时不接受新的连接，请稍后重试。"},
+}
+
 // notTaken is the page of 504 where the target did not even take the request.
 var notTaken = map[string]words{
 	"en": {"The service is too slow", "The service did not take the whole request in time. Please try again later."},
@@ -90,6 +96,8 @@ func (x *exchange) page(w http.ResponseWriter, r *http.Request, status int, err 
 	switch {
 	case errors.Is(err, ErrLimit):
 		t = crowded[lang]
+	case errors.Is(err, ErrShut):
+		t = shut[lang]
 	case errors.Is(err, errNotTaken):
 		t = notTaken[lang]
 	}

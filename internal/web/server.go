@@ -65,7 +65,9 @@ type Server struct {
 
 	once    sync.Once // prepares what follows
 	http    http.Server
-	conns   chan net.Conn
+	conns   chan net.Conn   // for http
+	late    http.Server     // serves who has asked while http takes nobody any more
+	asked   chan net.Conn   // for late
 	drained atomic.Bool     // no connection is taken any more
 	ended   chan struct{}   // closed when the goroutine that takes connections has ended
 	life    context.Context // ends with Close
@@ -95,7 +97,7 @@ func (s *Server) Start() {
 	s.prepare()
 	s.serving.Go(func() {
 		defer close(s.ended)
-		s.http.Serve(handed{s})
+		s.http.Serve(handed{s, s.conns})
 	})
 }
 
@@ -103,10 +105,16 @@ func (s *Server) Start() {
 func (s *Server) prepare() { s.once.Do(s.prepareOnce) }
 
 func (s *Server) prepareOnce() {
-	s.conns, s.ended = make(chan net.Conn), make(chan struct{})
+	s.conns, s.asked, s.ended = make(chan net.Conn), make(chan net.Conn), make(chan struct{})
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.clients = make(map[*Client]struct{})
-	s.http = http.Server{
+	s.configure(&s.http)
+	s.configure(&s.late)
+	s.late.SetKeepAlivesEnabled(false)
+}
+
+func (s *Server) configure(h *http.Server) {
+	*h = http.Server{
 		Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: log.New(panics{s}, "", 0),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -116,15 +124,15 @@ func (s *Server) prepareOnce() {
 		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		Protocols: new(http.Protocols),
 	}
-	s.http.DisableGeneralOptionsHandler = true // it answers "OPTIONS *" before check has seen the request
-	s.http.ConnState = func(c net.Conn, state http.ConnState) {
+	h.DisableGeneralOptionsHandler = true // it answers "OPTIONS *" before check has seen the request
+	h.ConnState = func(c net.Conn, state http.ConnState) {
 		if state == http.StateIdle {
 			clientOf(c).frames.idle()
 		}
 	}
-	s.http.Protocols.SetHTTP1(true)
-	s.http.Protocols.SetHTTP2(true)
-	s.http.Protocols.SetUnencryptedHTTP2(true)
+	h.Protocols.SetHTTP1(true)
+	h.Protocols.SetHTTP2(true)
+	h.Protocols.SetUnencryptedHTTP2(true)
 }
 
 // Serve takes a connection: a *Client, or a *tls.Conn above one whose handshake is over. It does not wait for its end.
@@ -150,15 +158,19 @@ func (s *Server) Serve(conn net.Conn) {
 	}
 }
 
-// hand hands a connection to net/http.
+// hand hands a connection to net/http. Who has asked for something is answered also when no connection is taken any more.
 func (s *Server) hand(conn net.Conn) {
+	to, ended := s.conns, s.ended
 	if s.drained.Load() {
-		conn.Close()
-		return
+		if c, ok := conn.(*Client); !ok || len(c.ahead) == 0 {
+			conn.Close()
+			return
+		}
+		to, ended = s.asked, nil // ends with the server
 	}
 	select {
-	case s.conns <- conn:
-	case <-s.ended: // it was stopped before it began
+	case to <- conn:
+	case <-ended: // it was stopped before it began
 		conn.Close()
 	case <-s.life.Done():
 		conn.Close()
@@ -168,7 +180,9 @@ func (s *Server) hand(conn net.Conn) {
 // Drain lets every connection finish the request that it is at, and closes it then.
 func (s *Server) Drain() {
 	s.prepare()
-	s.drained.Store(true)
+	if !s.drained.Swap(true) {
+		s.serving.Go(func() { s.late.Serve(handed{s, s.asked}) })
+	}
 	s.http.SetKeepAlivesEnabled(false)
 	s.mu.Lock()
 	all := slices.Collect(maps.Keys(s.clients))
@@ -203,6 +217,7 @@ func (s *Server) Close() {
 			}
 		}
 		s.http.Close()
+		s.late.Close()
 		for _, c := range all {
 			c.Reset()
 		}
@@ -212,11 +227,14 @@ func (s *Server) Close() {
 }
 
 // handed is the listener of those connections that Serve is given.
-type handed struct{ s *Server }
+type handed struct {
+	s     *Server
+	conns <-chan net.Conn
+}
 
 func (h handed) Accept() (net.Conn, error) {
 	select {
-	case c := <-h.s.conns:
+	case c := <-h.conns:
 		return c, nil
 	case <-h.s.life.Done():
 		return nil, net.ErrClosed

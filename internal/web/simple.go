@@ -91,7 +91,7 @@ func (s *Server) serveSimple(c *Client) (over bool) {
 	c.onClose(func() { m.cancel(net.ErrClosed); m.watch.Stop() })
 	c.paid.Store(true)
 	for wait := headerTime; ; wait = idleTime {
-		if err := m.await(wait, wait == idleTime); err != nil {
+		if err := m.await(wait); err != nil {
 			c.Close()
 			return true
 		}
@@ -117,13 +117,13 @@ func (s *Server) serveSimple(c *Client) (over bool) {
 	}
 }
 
-// await waits until something of the next request is there. idle: there was one before.
-func (m *simple) await(limit time.Duration, idle bool) error {
+// await waits until something of the next request is there.
+func (m *simple) await(limit time.Duration) error {
 	if m.in.Buffered() > 0 {
 		return nil
 	}
 	c := m.client
-	c.idle.Store(idle)
+	c.idle.Store(true)
 	if m.server.drained.Load() {
 		return net.ErrClosed
 	}
@@ -138,7 +138,7 @@ func (m *simple) await(limit time.Duration, idle bool) error {
 		}
 		_, err := m.in.Peek(1)
 		switch {
-		case err == nil && idle && !c.idle.CompareAndSwap(true, false):
+		case err == nil && !c.idle.CompareAndSwap(true, false):
 			return net.ErrClosed // Drain closes it
 		case err == nil:
 			return nil

@@ -31,6 +31,7 @@ const DefaultAnswerTime = 5 * time.Minute
 // Why a target could not be reached: what Dial, and reads of the connection that it returned, report.
 var (
 	ErrAway        = errors.New("the bridge of the service is away")
+	ErrShut        = errors.New("no new users are let in")
 	ErrRemoved     = errors.New("the service was removed")
 	ErrRefused     = errors.New("the target refuses connections")
 	ErrUnreachable = errors.New("the target cannot be reached")
