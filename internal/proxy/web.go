@@ -186,6 +186,14 @@ func (v *visitor) left(broken error) {
 		v.reason = relay.ReasonEOF
 	case errors.Is(broken, web.ErrEnded):
 		v.reason = relay.ReasonEnded
+	case errors.Is(broken, web.ErrRemoved):
+		v.reason = relay.ReasonRemoved
+	case errors.Is(broken, web.ErrAway):
+		v.reason = relay.ReasonDrain
+	case errors.Is(broken, web.ErrLost):
+		v.reason = relay.ReasonLinkLost
+	case errors.Is(broken, web.ErrBroke):
+		v.reason = relay.ReasonTargetReset
 	default:
 		v.reason = relay.ReasonClientReset
 	}
@@ -279,6 +287,7 @@ func (c *targetConn) Write(b []byte) (int, error) {
 var resets = map[wire.Code]error{
 	wire.CodeRefused: web.ErrRefused, wire.CodeUnreachable: web.ErrUnreachable, wire.CodeLimit: web.ErrLimit, wire.CodeService: web.ErrRemoved,
 	wire.CodeDrain: web.ErrAway, wire.CodeEnded: web.ErrEnded,
+	wire.CodeAborted: web.ErrLost,
 }
 
 // explain adds to an error what the bridge said.

@@ -597,6 +597,47 @@ func TestWebEnded(t *testing.T) {
 	}
 }
 
+// TestWebBroken: who broke an answer off stands in the log.
+func TestWebBroken(t *testing.T) {
+	for name, c := range map[string]struct {
+		code            wire.Code // 0: the client leaves
+		request, reason string
+	}{
+		"the target":                        {wire.CodeReset, get("a.example", "/"), "target-reset"},
+		"the target, under an upgrade":      {wire.CodeReset, "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", "target-reset"},
+		"the bridge, for a removed service": {wire.CodeService, get("a.example", "/"), "service-removed"},
+		"the client":                        {0, get("a.example", "/"), "client-reset"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := key(t, "nas", "http/*")
+			w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+			b := w.bridge(k, how{instance: 1}, "http/a.example")
+			streams := make(chan *link.Stream, 1)
+			b.target(func(w http.ResponseWriter, r *http.Request) {
+				io.WriteString(w, "begun")
+				w.(http.Flusher).Flush()
+				streams <- r.Context().Value(streamKey{}).(*link.Stream)
+				<-r.Context().Done()
+			})
+			u := w.httpUser()
+			io.WriteString(u, c.request)
+			resp, err := http.ReadResponse(u.r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.ReadFull(resp.Body, make([]byte, 5))
+			if s := <-streams; c.code != 0 {
+				s.Reset(c.code)
+			} else {
+				u.Close()
+			}
+			eventually(t, "its end is logged", func() bool {
+				return w.log.Count("pair released service=http/a.example", "reason="+c.reason) == 1
+			})
+		})
+	}
+}
+
 // TestTargetOfAName: what status says of the target of a name, for which the proxy answers while there is no target. Its own pages are not the
 // target's word.
 func TestTargetOfAName(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -326,8 +327,8 @@ func (v *Visit) stop() map[*exchange]context.CancelCauseFunc {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.over = true
-	if len(v.running) > 0 {
-		v.broken = cmp.Or(v.broken, errBroken)
+	for x := range v.running {
+		v.breakLocked(x)
 	}
 	return maps.Clone(v.running)
 }
@@ -377,13 +378,21 @@ func (v *Visit) end(x *exchange, complete bool) {
 	}
 	delete(v.running, x)
 	v.resumes.Add(x.resumed())
-	switch up := x.upstream.Load(); {
-	case complete:
-	case up != nil && up.ended():
-		v.broken = ErrEnded
-	default:
-		v.broken = cmp.Or(v.broken, errBroken)
+	if !complete {
+		v.breakLocked(x)
 	}
+}
+
+// breakLocked notes why an exchange does not come to its end. The first reason counts, but for an order.
+func (v *Visit) breakLocked(x *exchange) {
+	why := errBroken
+	if broke := x.broke.Load(); broke != nil {
+		why = fmt.Errorf("%w: %w", ErrBroke, *broke)
+	}
+	if up := x.upstream.Load(); up != nil && up.ended() {
+		v.broken, why = nil, ErrEnded
+	}
+	v.broken = cmp.Or(v.broken, why)
 }
 
 // Served reports whether a request of the visit had a connection to the target.

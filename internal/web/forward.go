@@ -44,9 +44,10 @@ type exchange struct {
 	secure   bool     // it came by TLS
 	old      bool     // the client speaks HTTP/1.0
 	upstream atomic.Pointer[Upstream]
-	resumes0 atomic.Uint64 // of upstream, when the exchange got it
-	begun    atomic.Bool   // the head of the answer is there
-	paged    bool          // a page takes the place of the answer: nothing of it came from the target
+	resumes0 atomic.Uint64         // of upstream, when the exchange got it
+	begun    atomic.Bool           // the head of the answer is there
+	broke    atomic.Pointer[error] // why the answer of the target broke off; nil: it did not, or that was decided here
+	paged    bool                  // a page takes the place of the answer: nothing of it came from the target
 
 	cancel     context.CancelCauseFunc // ends ctx
 	answerTime time.Duration           // that the target has for the head of its answer
@@ -495,12 +496,29 @@ func (x *exchange) answered(r *http.Response) error {
 	case r.ContentLength == 0:
 		// Not at all: a call of gRPC that fails at once is a head that ends its stream, and a flush would make it a head that does not.
 	}
+	if x.options.H2C && r.StatusCode != http.StatusSwitchingProtocols {
+		r.Body = &heard{r.Body, x}
+	}
 	if r.StatusCode == http.StatusSwitchingProtocols {
 		if body, ok := r.Body.(io.ReadWriteCloser); ok {
 			r.Body = &upgraded{ReadWriteCloser: body, x: x}
 		}
 	}
 	return nil
+}
+
+// heard is the body of an answer of HTTP/2.
+type heard struct {
+	io.ReadCloser
+	x *exchange
+}
+
+func (h *heard) Read(b []byte) (int, error) {
+	n, err := h.ReadCloser.Read(b)
+	if err != nil && err != io.EOF && h.x.ctx.Err() == nil {
+		h.x.broke.CompareAndSwap(nil, &err)
+	}
+	return n, err
 }
 
 // failed answers in the place of the target.
@@ -701,6 +719,7 @@ func (u *upgraded) Read(b []byte) (int, error) {
 		u.heard.Store(true)
 		u.ended()
 	case err != nil && !errors.Is(err, net.ErrClosed):
+		u.x.broke.CompareAndSwap(nil, &err)
 		u.x.client.Reset()
 	}
 	return n, err

@@ -36,6 +36,8 @@ var (
 	ErrRefused     = errors.New("the target refuses connections")
 	ErrUnreachable = errors.New("the target cannot be reached")
 	ErrLimit       = errors.New("there is no room for another connection")
+	ErrBroke       = errors.New("the target broke its answer off") // wraps why
+	ErrLost        = errors.New("the link to the target was lost")
 	ErrEnded       = errors.New("an operator ended the connection to the target")
 )
 
@@ -46,7 +48,7 @@ type Site struct {
 	// Options returns what the service's bridge asks for. Another pointer means other options.
 	Options func() *grammar.ProxyOptions
 	// Enter counts a client in. left is called when it is over, and told nil if all of its exchanges came to their end, ErrEnded if one was
-	// ended at the target's side, else another error; moved is told of bytes of bodies as they move.
+	// ended at the target's side, ErrBroke if the target broke one off, else another error; moved is told of bytes of bodies as they move.
 	Enter func(v *Visit) (left func(broken error), moved func(sent, received uint64), err error)
 	// Dial opens a connection to the target. ctx ends with the request that needs one, so at the latest when its client leaves. Dial calls
 	// retired when no request may use the connection any more that is not under way.

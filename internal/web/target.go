@@ -575,7 +575,12 @@ func (a *answer) Read(b []byte) (int, error) {
 	if err != nil {
 		a.ended, a.err = true, err
 		if x := a.t.x; err != io.EOF {
-			a.err = a.t.because(err)
+			if why := a.t.because(nil); why != nil {
+				a.err = why
+			} else {
+				why = err
+				x.broke.Store(&why)
+			}
 			if n == 0 {
 				x.flush() // what came before
 			} else {
