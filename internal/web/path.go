@@ -18,7 +18,8 @@ func ambiguous(escaped string) bool {
 }
 
 // readings yields the paths that a target may take an escaped path for, beside the path itself: decoded, also more than once, with dot
-// segments resolved, slashes merged, backslashes as slashes, and without parameters (";x") in its segments.
+// segments resolved, slashes merged, backslashes as slashes, without parameters (";x") in its segments, and cut at what ends a path for some:
+// a question mark, a number sign or a NUL that was decoded.
 func readings(escaped string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		if !ambiguous(escaped) {
@@ -26,7 +27,7 @@ func readings(escaped string) iter.Seq[string] {
 		}
 		p := escaped
 		for range mostDecoded {
-			for _, s := range []string{p, withoutParameters(p)} {
+			for _, s := range []string{p, withoutParameters(p), upToEnd(p)} {
 				s = strings.ReplaceAll(s, "\\", "/")
 				if !yield(reescape(s)) || !yield(reescape(path.Clean("/"+s))) {
 					return
@@ -100,6 +101,14 @@ func upperEscapes(s string) string {
 		}
 	}
 	return string(b)
+}
+
+// upToEnd leaves out what no longer belongs to a path for whoever decodes it before they look for its end.
+func upToEnd(p string) string {
+	if i := strings.IndexAny(p, "?#\x00"); i >= 0 {
+		p = p[:i]
+	}
+	return p
 }
 
 // withoutParameters leaves out what stands behind a ";" in each segment.

@@ -263,6 +263,9 @@ func TestAmbiguous(t *testing.T) {
 		{"an encoded slash within one service", "GET /x/a%2Fb HTTP/1.1\r\nHost: a.example\r\n\r\n", 200, "GET a.example /x/a%2Fb|", false},
 		{"dots within one service", "GET /x/../y//z;a HTTP/1.1\r\nHost: one.example\r\n\r\n", 200, "GET one.example /x/../y//z;a|", false},
 		{"a question mark that is encoded", "GET /x%3f/../admin HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"a question mark that is encoded, behind the path", "GET /admin%3f HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"a number sign that is encoded", "GET /admin%23x HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
+		{"a NUL that is encoded", "GET /admin%00 HTTP/1.1\r\nHost: a.example\r\n\r\n", 400, "read in two ways", false},
 		{"the path itself", "GET /admin/x HTTP/1.1\r\nHost: a.example\r\n\r\n", 200, "admin /admin/x", false},
 		{"no HTTP", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "", true},
 	} {
@@ -312,7 +315,7 @@ func TestAgainPath(t *testing.T) {
 // TestReadings: whatever a target may take a path for is one of its readings.
 func TestReadings(t *testing.T) {
 	for in, want := range map[string]string{
-		"/a/b": "", "/a/%2e%2e/b": "/b", "/a%2fb": "/a/b", "/a\\b": "/a/b", "/a/..;x/b": "/b", "//a": "/a", "/%E6%96%87/../x": "/x", "/%e6%96%87%2f": "/%E6%96%87", "/a/./b": "/a/b",
+		"/a/b": "", "/a/%2e%2e/b": "/b", "/a%2fb": "/a/b", "/a\\b": "/a/b", "/a/..;x/b": "/b", "//a": "/a", "/%E6%96%87/../x": "/x", "/%e6%96%87%2f": "/%E6%96%87", "/a/./b": "/a/b", "/a%3fb": "/a", "/a%2523": "/a", "/a%00.x": "/a",
 	} {
 		found := want == ""
 		for r := range readings(in) {
