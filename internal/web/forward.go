@@ -333,11 +333,15 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	if o.HostHeader != "" {
 		out.Host = o.HostHeader
 	}
+	if len(o.SetHeader)+len(o.RemoveHeader) > 0 {
+		for name := range out.Header {
+			if x.changes(name) {
+				delete(out.Header, name)
+			}
+		}
+	}
 	for name, value := range o.SetHeader {
 		out.Header.Set(name, value)
-	}
-	for _, name := range o.RemoveHeader {
-		out.Header.Del(name)
 	}
 	if _, ok := out.Header["User-Agent"]; !ok {
 		out.Header["User-Agent"] = nil // or net/http writes its own
@@ -349,14 +353,25 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	}
 }
 
+// changes reports whether the service sets or removes a header. CGI does not tell X_Stage from X-Stage, and so the client could say it.
+func (x *exchange) changes(name string) bool {
+	same := func(other string) bool { return len(other) == len(name) && strings.EqualFold(dashes(other), dashes(name)) }
+	for set := range x.options.SetHeader {
+		if same(set) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(x.options.RemoveHeader, same)
+}
+
+func dashes(name string) string { return strings.ReplaceAll(name, "_", "-") }
+
 // announced returns those trailers of a request that the target gets, without their values, which come behind the body. A target may take
 // trailers for headers: what the client may not say in a header it may not say there.
 func (x *exchange) announced(in http.Header) http.Header {
 	var out http.Header
 	for name := range in {
-		_, set := x.options.SetHeader[name]
-		switch {
-		case set, isHop(name), speaksOfClient(name), slices.ContainsFunc(x.options.RemoveHeader, func(r string) bool { return strings.EqualFold(r, name) }):
+		if isHop(name) || speaksOfClient(name) || x.changes(name) {
 			continue
 		}
 		switch name {
@@ -471,7 +486,7 @@ func quoted(s string) string {
 
 // speaksOfClient reports whether targets take a header for what a proxy says of a client.
 func speaksOfClient(name string) bool {
-	name = strings.ReplaceAll(name, "_", "-")
+	name = dashes(name)
 	return len(name) >= 12 && strings.EqualFold(name[:12], "X-Forwarded-") || strings.EqualFold(name, "Forwarded") || strings.EqualFold(name, "X-Real-Ip")
 }
 

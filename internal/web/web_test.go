@@ -334,7 +334,7 @@ func TestReadings(t *testing.T) {
 func TestForwarded(t *testing.T) {
 	w := newWorld(t)
 	show := w.target(func(rw http.ResponseWriter, r *http.Request) {
-		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Real-Ip", "Forwarded", "X_forwarded_for", "Cookie", "X-Stage", "Te", "Keep-Alive"} {
+		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Real-Ip", "Forwarded", "X_forwarded_for", "Cookie", "X-Stage", "X_stage", "X-Plan", "X_plan", "Te", "Keep-Alive"} {
 			if v := r.Header.Values(name); len(v) > 0 {
 				fmt.Fprintf(rw, "%s=%s\n", name, strings.Join(v, "&"))
 			}
@@ -343,7 +343,7 @@ func TestForwarded(t *testing.T) {
 	})
 	w.site("plain", show, grammar.ProxyOptions{})
 	w.site("trusting", show, grammar.ProxyOptions{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
-	w.site("changing", show, grammar.ProxyOptions{HostHeader: "app.lan:8080", SetHeader: map[string]string{"X-Stage": "test", "X-Forwarded-Proto": "https"}, RemoveHeader: []string{"Cookie"}})
+	w.site("changing", show, grammar.ProxyOptions{HostHeader: "app.lan:8080", SetHeader: map[string]string{"X-Stage": "test", "X-Forwarded-Proto": "https"}, RemoveHeader: []string{"Cookie", "x-plan"}})
 	lies := "X-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Port: 1\r\nX-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nX_Forwarded_For: 6.6.6.6\r\n" +
 		"Connection: X-Forwarded-For, Keep-Alive\r\nKeep-Alive: x\r\nCookie: a=b\r\n"
 	for host, want := range map[string]string{
@@ -351,7 +351,11 @@ func TestForwarded(t *testing.T) {
 		"trusting": "X-Forwarded-For=6.6.6.6, 127.0.0.1\nX-Forwarded-Proto=https\nX-Forwarded-Host=evil\nX-Forwarded-Port=1\nX-Real-Ip=6.6.6.6\nForwarded=for=6.6.6.6, for=127.0.0.1;host=trusting;proto=http\nCookie=a=b\nHost=trusting",
 		"changing": "X-Forwarded-For=127.0.0.1\nX-Forwarded-Proto=https\nX-Forwarded-Host=changing\nX-Real-Ip=127.0.0.1\nForwarded=for=127.0.0.1;host=changing;proto=http\nX-Stage=test\nHost=app.lan:8080",
 	} {
-		if _, body := w.user().ask("GET / HTTP/1.1\r\nHost: " + host + "\r\n" + lies + "\r\n"); body != want {
+		more := ""
+		if host == "changing" {
+			more = "X_Stage: evil\r\nx_plan: evil\r\n"
+		}
+		if _, body := w.user().ask("GET / HTTP/1.1\r\nHost: " + host + "\r\n" + lies + more + "\r\n"); body != want {
 			t.Errorf("%s:\n%s\nwant\n%s", host, body, want)
 		}
 	}
