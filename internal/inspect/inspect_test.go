@@ -532,6 +532,8 @@ func TestMask(t *testing.T) {
 		{"Cf-Access-Jwt-Assertion", "k", "[1 bytes]"}, {"X-Session-Id", "k", "[1 bytes]"}, {"Cookie2", "k", "[1 bytes]"}, {"Private-Token", "k", "[1 bytes]"},
 		{"Content-Type", "text/plain", "text/plain"}, {"Sec-Websocket-Key", "k", "k"}, {"Idempotency-Key", "k", "k"}, {"Www-Authenticate", "Basic realm=x", "Basic realm=x"},
 		{"Sec-WebSocket-Protocol", "chat, base64url.bearer.authorization.eyJhbGciOiJIUzI1NiJ9", "chat,[51 bytes]"},
+		{"X-Authtoken", "k", "[1 bytes]"}, {"Accesstoken", "k", "[1 bytes]"}, {"X-Authentication", "k", "[1 bytes]"}, {"Dpop", "k", "[1 bytes]"},
+		{"X-Pass", "k", "[1 bytes]"}, {"X-Pwd", "k", "[1 bytes]"}, {"X-Userpassword", "k", "[1 bytes]"}, {"X-Bypass", "k", "k"},
 		{"X-Author", "me", "me"}, {"Etag", "k", "k"}, {"Host", "h", "h"}, {"X-Forwarded-For", "192.0.2.1", "192.0.2.1"}, {"Access-Control-Allow-Origin", "*", "*"},
 	} {
 		list := []Field{{c.name, c.value}}

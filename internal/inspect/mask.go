@@ -7,10 +7,13 @@ import (
 	"strings"
 )
 
-// secretWords are parts of names of header fields whose values are secrets, as in X-Auth-Token or X-Api-Key.
-var secretWords = []string{
-	"authorization", "auth", "cookie", "cookie2", "token", "secret", "password", "passwd", "passphrase", "credential", "credentials",
-	"session", "sessionid", "sid", "signature", "jwt", "apikey", "assertion", "csrf", "xsrf", "csrftoken", "otp",
+// secretWords are words in names of header fields whose values are secrets, as in X-Auth-Token or X-Api-Key.
+var secretWords = []string{"auth", "cookie", "cookie2", "pass", "pwd", "sid", "assertion", "csrf", "xsrf", "otp", "dpop"}
+
+// secretParts are parts of such words, which are often written as one: AccessToken, X-AuthToken. WWW-Authenticate has none of them.
+var secretParts = []string{
+	"authorization", "authentication", "token", "secret", "password", "passwd", "passphrase", "credential", "session", "sessid", "signature", "jwt",
+	"apikey", "accesskey", "authkey", "privatekey",
 }
 
 // secretKeys are words before "key" that make it one: a Sec-WebSocket-Key or an Idempotency-Key is none.
@@ -32,7 +35,8 @@ func secret(name string) bool {
 	}
 	words := strings.FieldsFunc(strings.ToLower(name), func(r rune) bool { return r == '-' || r == '_' || r == '.' })
 	for i, w := range words {
-		if slices.Contains(secretWords, w) || w == "key" && i > 0 && slices.Contains(secretKeys, words[i-1]) {
+		part := func(p string) bool { return strings.Contains(w, p) }
+		if slices.Contains(secretWords, w) || slices.ContainsFunc(secretParts, part) || w == "key" && i > 0 && slices.Contains(secretKeys, words[i-1]) {
 			return true
 		}
 	}
