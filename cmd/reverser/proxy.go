@@ -73,7 +73,7 @@ func addProxyFlags(fl *pflag.FlagSet, args *config.ProxyArgs) {
 	fl.StringVar(&args.Listen, "listen", "", "`ADDR` where bridges connect; 0.0.0.0 is IPv4 only, [::] IPv6 only (default "+defaultListen+")")
 	fl.StringVar(&args.Transfer, "transfer", "", "`ADDR` of a second port that carries the data (default: the --listen port does)")
 	fl.StringVar(&args.HTTP, "http", "", "`ADDR` that http/HOST[/PATH] services share, such as :80: host and path of each request decide (default: none)")
-	fl.StringVar(&args.HTTPS, "https", "", "`ADDR` that tls/HOST services share, such as :443: the server name of the TLS client decides; bridges may come in there, too (default: none)")
+	fl.StringVar(&args.HTTPS, "https", "", "`ADDR` that https/HOST[/PATH] and tls/HOST services share, such as :443: the server name of the TLS client decides, and for https/ the path of each request; bridges may come in there, too (default: none)")
 	fl.StringVar(&args.Bind, "bind", "", "`IP` of this machine where public ports are opened that name no address of their own; 0.0.0.0 is IPv4 only, :: IPv6 only (default: every address)")
 	fl.StringArrayVar(&args.ProxyProtocolFrom, "proxy-protocol-from", nil, "`CIDR` of a balancer in front: at public ports, a header of the PROXY protocol is required from there, and names the user; may be given several times (default: none)")
 	fl.StringVar(&args.Advertise, "advertise", "", "`HOST[:PORT]` by which bridges reach this proxy, for the tokens it makes")

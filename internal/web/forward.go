@@ -355,7 +355,9 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 
 // changes reports whether the service sets or removes a header. CGI does not tell X_Stage from X-Stage, and so the client could say it.
 func (x *exchange) changes(name string) bool {
-	same := func(other string) bool { return len(other) == len(name) && strings.EqualFold(dashes(other), dashes(name)) }
+	same := func(other string) bool {
+		return len(other) == len(name) && strings.EqualFold(dashes(other), dashes(name))
+	}
 	for set := range x.options.SetHeader {
 		if same(set) {
 			return true
