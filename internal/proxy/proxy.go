@@ -81,7 +81,8 @@ type Config struct {
 	// Descriptors is what connections and public sockets are taken from; nil: that of the process, and with MaxConns users have
 	// one of their own.
 	Descriptors *sys.Pool
-	// Used is told of each Key.Next that has taken the place of its Secret, to store that. It may take its time. nil: nobody is.
+	// Used is told of each Key.Next that has taken the place of its Secret, to store that. It may take its time; a key's uses come one after
+	// the other. nil: nobody is.
 	Used func(key [16]byte, secret [32]byte)
 	// Now is the wall clock that says when keys expire; nil: the system's.
 	Now      func() time.Time
@@ -117,6 +118,7 @@ type Proxy struct {
 	keys       map[[16]byte]Key       // of set
 	expired    map[[16]byte]bool      // those of keys whose time is over
 	rotation   map[[16]byte]rotation  // of keys
+	uses       map[[16]byte]*use      // of new secrets, by key
 	drains     []registry.Drain       // that an operator has ordered
 	duplicates map[[16]byte]time.Time // by key: when a second bridge with it was last logged
 }
@@ -165,7 +167,7 @@ func New(cfg Config) *Proxy {
 		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{Bind: cfg.Bind}),
 		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]time.Time)},
 		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), tidier: newTidier(), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
-		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time),
+		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time), uses: make(map[[16]byte]*use),
 	}
 	p.dialPublic, p.localAddrs = (&net.Dialer{}).DialContext, interfaceAddrs
 	p.balancers.gate = newGate(descriptors.Size(sys.ForUsers))

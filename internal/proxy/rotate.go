@@ -3,12 +3,19 @@ package proxy
 import (
 	"crypto/sha256"
 	"maps"
+	"slices"
 )
 
 // rotation is what a key's secrets have been.
 type rotation struct {
 	incarnation [32]byte  // the same for as long as each secret follows from the one before
 	former      *[32]byte // that was replaced by a newer one, and is good for the session that it began, and no other; nil: there is none
+}
+
+// use is the use of a secret that [Config.Used] has not stored yet.
+type use struct {
+	secret [32]byte
+	before [][32]byte // which it, and others since the last one that was stored, took the place of
 }
 
 // errTokenReplaced is why a bridge with a former secret has no session.
@@ -22,6 +29,10 @@ func (p *Proxy) keepSecrets(before map[[16]byte]Key) {
 		r := p.rotation[id]
 		if there && k.Next != nil && *k.Next == old.Secret { // it was used, and who says this does not know yet
 			k.Secret, k.Next = old.Secret, nil
+			p.keys[id] = k
+		}
+		if u := p.uses[id]; there && u != nil && slices.Contains(u.before, k.Secret) { // the same, and the key was rotated again
+			k.Secret = old.Secret
 			p.keys[id] = k
 		}
 		switch {
@@ -60,14 +71,37 @@ func (p *Proxy) secretUsed(id [16]byte, secret [32]byte) {
 		rotations := maps.Clone(p.rotation)
 		rotations[id] = rotation{rotations[id].incarnation, &former}
 		p.rotation = rotations
+		if p.cfg.Used != nil {
+			p.storeUseLocked(id, use{secret, [][32]byte{former}})
+		}
 	}
 	p.mu.Unlock()
-	if !first {
+	if first {
+		p.sayRotated(k.Name)
+	}
+}
+
+// storeUseLocked has a use stored, behind those of the key that are under way: a later one must not be undone by an earlier one.
+func (p *Proxy) storeUseLocked(id [16]byte, u use) {
+	if under := p.uses[id]; under != nil {
+		under.secret, under.before = u.secret, append(under.before, u.before...)
 		return
 	}
-	p.sayRotated(k.Name)
-	if p.cfg.Used != nil {
-		p.wg.Go(func() { p.cfg.Used(id, secret) })
+	p.uses[id] = &u
+	p.wg.Go(func() { p.storeUses(id, &u) })
+}
+
+func (p *Proxy) storeUses(id [16]byte, u *use) {
+	for stored := false; !stored; {
+		p.mu.Lock()
+		secret := u.secret
+		p.mu.Unlock()
+		p.cfg.Used(id, secret)
+		p.mu.Lock()
+		if stored = u.secret == secret; stored {
+			delete(p.uses, id)
+		}
+		p.mu.Unlock()
 	}
 }
 

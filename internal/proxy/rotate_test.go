@@ -122,3 +122,55 @@ func TestUnusedTokenIsReplaced(t *testing.T) {
 	mine.Secret = second
 	w.bridge(mine, how{instance: 1}, public)
 }
+
+// TestRotateWhileUsed: a key is rotated again while the use of its new token is not stored yet. The session with that one goes on, and uses are
+// told one after the other.
+func TestRotateWhileUsed(t *testing.T) {
+	addr, public := free(t)
+	k := key(t, "nas", public)
+	first, second := [32]byte{3}, [32]byte{4}
+	told, stored, over := make(chan [32]byte), make(chan struct{}), make(chan struct{})
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}, Used: func(_ [16]byte, secret [32]byte) {
+		select {
+		case told <- secret:
+		case <-over:
+		}
+		select {
+		case <-stored:
+		case <-over:
+		}
+	}})
+	defer close(over)
+	b := w.bridge(k, how{instance: 1}, public)
+	u, s := w.pair(b, addr)
+	k.Next = &first
+	w.setKeys(k)
+	b.cut()
+	b.dialer.SetSecret(first)
+	if secret := <-told; secret != first {
+		t.Errorf("the use of %x is told; want that of the first new token", secret[:1])
+	}
+	k.Next = &second // beside the secret from before: whoever wrote the file did not know of the use
+	w.setKeys(k)
+	talk(t, u, s, "with the first new token")
+	b.cut()
+	b.dialer.SetSecret(second)
+	eventually(t, "the second new token is used", func() bool {
+		secret, _ := w.p.secret(k.ID)
+		return secret == second
+	})
+	select {
+	case secret := <-told:
+		t.Errorf("the use of %x is told before that of the first one is stored", secret[:1])
+	default:
+	}
+	stored <- struct{}{}
+	if secret := <-told; secret != second {
+		t.Errorf("the use of %x is told; want that of the second new token", secret[:1])
+	}
+	stored <- struct{}{}
+	talk(t, u, s, "with the second new token")
+	if n := w.log.Count("bridge session ended"); n != 0 {
+		t.Errorf("%d sessions ended", n)
+	}
+}

@@ -17,7 +17,7 @@ type unstored struct {
 }
 
 // UseSecret has the further secret of a key take the place of the one before. It is so for this process whatever becomes of the file: with
-// an error the file has both still, and Store writes it later.
+// an error the file has both still, and Store writes it later. Uses of one key come in their order.
 func (d *Dir) UseSecret(id [16]byte, secret [32]byte) error {
 	u := &d.unstored
 	u.mu.Lock()
@@ -60,8 +60,13 @@ func (u *unstored) apply(keys []Key, stores int) ([]Key, bool) {
 	keys = slices.DeleteFunc(keys, func(k Key) bool { _, revoked := u.keys[k.ID]; return revoked })
 	for i := range keys {
 		k := &keys[i]
-		if used, ok := u.used[k.ID]; ok && k.Next != nil && *k.Next == used {
-			k.Secret, k.Next = used, nil
+		used, ok := u.used[k.ID]
+		if !ok {
+			continue
+		}
+		k.Secret = used
+		if k.Next != nil && *k.Next == used { // else the key was rotated again before this was known
+			k.Next = nil
 		}
 	}
 	return keys, true

@@ -102,3 +102,31 @@ func TestRevoke(t *testing.T) {
 		t.Errorf("the successor has %s", got)
 	}
 }
+
+// TestRotateWhileUsed: whoever rotates a key again did not know yet that its new secret was used. That one takes the place of the one before
+// all the same, and the newest one counts beside it.
+func TestRotateWhileUsed(t *testing.T) {
+	d := open(t, t.TempDir())
+	k, err := d.AddKey("nas", nil, state.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := d.RotateKey("nas")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := d.RotateKey("nas")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.UseSecret(k.ID, *first.Next); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := d.Keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keys[0].Secret != *first.Next || keys[0].Next == nil || *keys[0].Next != *second.Next {
+		t.Error("the key does not have the first new secret, which is in use, and the second one beside it")
+	}
+}
