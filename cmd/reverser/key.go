@@ -47,7 +47,7 @@ func (c *cli) keyAddCommand() *cobra.Command {
 		Use:   "add NAME --allow PUBLIC...",
 		Short: "Make a key and print its token",
 		Long: `Make a key and print its token, alone, on stdout. It is printed only this once:
-a lost token is replaced by removing its key and adding a new one.
+"reverser key rotate NAME" replaces a lost token without ending a connection.
 
 PUBLIC is what the bridge may open: tcp/9000, tcp/9000-9010, or
 tcp/127.0.0.1:9000 for that bind address only. Nothing else is allowed.`,
