@@ -119,6 +119,7 @@ type Proxy struct {
 	expired    map[[16]byte]bool      // those of keys whose time is over
 	rotation   map[[16]byte]rotation  // of keys
 	uses       map[[16]byte]*use      // of new secrets, by key
+	removed    map[[16]byte]string    // names of keys that are gone, for whoever counted something of them
 	drains     []registry.Drain       // that an operator has ordered
 	duplicates map[[16]byte]time.Time // by key: when a second bridge with it was last logged
 }
@@ -167,7 +168,7 @@ func New(cfg Config) *Proxy {
 		cfg: cfg, log: cfg.Log, say: lines.New(cfg.Log), start: time.Now(), registry: registry.New(registry.Policy{Bind: cfg.Bind}),
 		sessions: sessions{ids: make(map[*link.Link]registry.SessionID), replaced: make(map[[16]byte]replaced), going: make(map[*link.Link]time.Time)},
 		port:     linkPort{gate: newGate(descriptors.Size(sys.ForLinks)), tidier: newTidier(), budget: link.NewBudget(cfg.Budget), descriptors: descriptors},
-		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time), uses: make(map[[16]byte]*use),
+		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time), removed: make(map[[16]byte]string), uses: make(map[[16]byte]*use),
 	}
 	p.dialPublic, p.localAddrs = (&net.Dialer{}).DialContext, interfaceAddrs
 	p.balancers.gate = newGate(descriptors.Size(sys.ForUsers))

@@ -430,3 +430,33 @@ func TestApplyUnderLoad(t *testing.T) {
 	}
 	w.setKeys(k, other)
 }
+
+// TestNameOfARemovedKey: what a key counted shortly before its removal is booked under its name, which whoever counts asks for once in some
+// seconds.
+func TestNameOfARemovedKey(t *testing.T) {
+	addr, public := free(t)
+	k := key(t, "nas", public)
+	w := start(t, Config{Settings: Settings{Keys: []Key{k}}})
+	w.pair(w.bridge(k, how{instance: 1}, public), addr)
+	w.setKeys()
+	var names []string
+	for c := range w.p.Counted {
+		names = append(names, w.p.KeyName(c.Key))
+	}
+	if len(names) != 1 || names[0] != "nas" {
+		t.Errorf("the keys %q have counted; want nas", names)
+	}
+	k.Name = "desk"
+	w.setKeys(k)
+	if name := w.p.KeyName(k.ID); name != "desk" {
+		t.Errorf("the key is called %q; want desk", name)
+	}
+	for i := range mostRemoved + 1 {
+		w.setKeys(Key{Name: fmt.Sprint(i), ID: [16]byte{byte(i), byte(i >> 8)}})
+	}
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	if n := len(w.p.removed); n > mostRemoved {
+		t.Errorf("%d names are kept", n)
+	}
+}

@@ -71,6 +71,7 @@ func (p *Proxy) putKeys(set Settings) (news []expiryNews) {
 	for _, k := range set.Keys {
 		p.keys[k.ID] = k
 	}
+	p.keepNames(before)
 	p.keepSecrets(before)
 	news = p.markExpired(before)
 	p.drains = slices.DeleteFunc(slices.Clone(p.drains), func(d registry.Drain) bool { // or nobody could undo it
@@ -134,8 +135,31 @@ func (p *Proxy) secret(id [16]byte) (secret [32]byte, ok bool) {
 	return k.Secret, ok
 }
 
-// KeyName is what people call a key; "" if there is none with that id.
-func (p *Proxy) KeyName(id [16]byte) string { return p.keyName(id) }
+// mostRemoved is how many names of removed keys are kept. Whoever counts asks for one within seconds, and keeps it.
+const mostRemoved = 4096
+
+// keepNames keeps the names of keys that were removed. mu is held.
+func (p *Proxy) keepNames(before map[[16]byte]Key) {
+	for id, k := range before {
+		if _, still := p.keys[id]; still {
+			continue
+		}
+		if len(p.removed) >= mostRemoved {
+			clear(p.removed)
+		}
+		p.removed[id] = k.Name
+	}
+}
+
+// KeyName is what people call a key, or called it when it was removed a short time ago; "" if it is not known.
+func (p *Proxy) KeyName(id [16]byte) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if k, there := p.keys[id]; there {
+		return k.Name
+	}
+	return p.removed[id]
+}
 
 func (p *Proxy) keyName(id [16]byte) string {
 	p.mu.Lock()

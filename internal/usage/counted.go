@@ -13,7 +13,7 @@ import (
 type Source interface {
 	// Counted yields what each service of each key has counted so far. A service that is gone is still among them.
 	Counted(yield func(status.Counted) bool)
-	// KeyName is what people call a key; "" if it is not known any more.
+	// KeyName is what people call a key, or called it when it was removed since the last call of Counted; "" if it is not known any more.
 	KeyName(id [16]byte) string
 }
 
