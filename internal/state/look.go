@@ -69,11 +69,11 @@ func creatable(abs string) error {
 
 // tryWrite finds out whether the disk takes a file.
 func (d *Dir) tryWrite() error {
-	name := tempName("probe")
+	name := tempName(probeName)
 	if err := d.create(name, make([]byte, 4<<10)); err != nil {
 		return unusable(d.path, err)
 	}
-	if err := d.root.Remove(name); err != nil {
+	if err := d.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) { // a process that starts removes what it takes for a leftover
 		return unusable(d.path, err)
 	}
 	return nil

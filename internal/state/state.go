@@ -216,9 +216,10 @@ func (d *Dir) open() error {
 	if err := d.signLock(); err != nil {
 		return unusable(d.path, err)
 	}
+	d.removeLeftovers()
 	// The lock file may be writable in a directory that takes no new files:
 	// find out now, not when the first key is added.
-	probe := tempName("probe")
+	probe := tempName(probeName)
 	p, err := d.root.OpenFile(probe, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return unusable(d.path, err)
@@ -552,8 +553,11 @@ func plain(err error) error {
 	return err
 }
 
+// tempBytes are the random bytes in a name of tempName.
+const tempBytes = 6
+
 func tempName(name string) string {
-	var b [6]byte
+	var b [tempBytes]byte
 	rand.Read(b[:])
 	return "." + name + "." + hex.EncodeToString(b[:])
 }
