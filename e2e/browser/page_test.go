@@ -258,6 +258,21 @@ func TestPage(t *testing.T) {
 		hears(p, "desk is changed")
 		p.Await(fmt.Sprintf(`/: 3/.test(%[1]s?.textContent) && /in 1d 23h/.test(%[1]s?.textContent)`, row("keys", "desk")))
 
+		// What somebody else changes while the dialog is open stays, unless it is changed there as well.
+		run(t, "key", "edit", "desk", "--state", state, "--allow", fmt.Sprintf("tcp/%d", other), "--allow", "tcp/9000-9009")
+		p.Await(row("keys", "desk") + `?.textContent.includes('tcp/9000-9009')`)
+		p.Do(click(`#keys button[aria-label="Edit: desk"]`))
+		p.Await(`document.activeElement.name == 'allow' && document.activeElement.value.endsWith('tcp/9000-9009')`)
+		run(t, "key", "edit", "desk", "--state", state, "--allow", fmt.Sprintf("tcp/%d", other))
+		p.Do(press(kb.Tab), keys("4"), press(kb.Enter))
+		hears(p, "desk is changed")
+		p.Await(fmt.Sprintf(`/: 4/.test(%[1]s?.textContent) && !%[1]s?.textContent.includes('tcp/9000-9009')`, row("keys", "desk")))
+		p.Do(click(`#keys button[aria-label="Edit: desk"]`))
+		p.Await(`document.querySelector('dialog [name=max_services]')?.value == 4`)
+		p.Do(click(`dialog button[type=submit]`)) // nothing is different
+		hears(p, "desk is changed")
+		p.Await(fmt.Sprintf(`/: 4/.test(%[1]s?.textContent) && !%[1]s?.textContent.includes('tcp/9000-9009')`, row("keys", "desk")))
+
 		p.Script(`document.querySelector('#keys button[aria-label="New secret: desk"]').focus()`)
 		p.Do(press(kb.Enter))
 		p.Await(`document.querySelector('dialog[open]')?.textContent.includes('The old one stays valid')`)

@@ -111,20 +111,22 @@ function Edit({ of: key, onClose, onToken }) {
 		setBusy(true);
 		setError('');
 		const value = (name) => form.current.elements[name]?.value.trim() ?? '';
-		const body = { allow: value('allow').split(/[\s,]+/).filter(Boolean) };
+		const allow = value('allow').split(/[\s,]+/).filter(Boolean);
+		// Of a key that is there, only what is different from what the dialog showed at first: somebody else may have changed the rest meanwhile.
+		const body = {};
+		if (allow.join() !== key?.allow.join()) body.allow = allow;
 		for (const name of ['max_services', 'max_connections']) {
-			if (!form.current.elements[name]) continue;
-			if (value(name) !== '') body[name] = Number(value(name));
-			else if (key?.[name]) body[name] = 0;
+			const most = Number(value(name));
+			if (most !== (key?.[name] ?? 0)) body[name] = most;
 		}
 		if (value('expires') !== '') body.expires = value('expires');
 		try {
 			if (key) {
-				await ask('PATCH', pathOf(key.name), body);
+				if (Object.keys(body).length > 0) await ask('PATCH', pathOf(key.name), body);
 				say(t('keys.saved', key));
 				onClose();
 			} else {
-				onToken({ ...(await ask('POST', '/api/v1/keys', { name: value('name'), ...body })), allow: body.allow });
+				onToken({ ...(await ask('POST', '/api/v1/keys', { name: value('name'), ...body })), allow });
 			}
 		} catch (err) {
 			setError(failed(err));
