@@ -101,6 +101,7 @@ type session struct {
 	more     map[grammar.Public][]*claim // the others
 	retiring int                         // offers of it that effects has a doRetire for
 	callers  callers
+	losses   []loss // see makeRoom
 }
 
 // inheritance is what a replaced session leaves of a name that it held.
@@ -189,7 +190,8 @@ func violation(format string, args ...any) error {
 	return &ViolationError{fmt.Sprintf(format, args...)}
 }
 
-// MaxClaims is how many claims a session may have at once.
+// MaxClaims is how many claims a session may have at once, and a key in all its sessions. What a session inherited counts as well. While
+// a bridge takes over from another one it may say as many again: its own count, and for each of them an older session loses one.
 const MaxClaims = 16_384
 
 // maxOwed bounds the UNCLAIMs of a session that wait for their answer. A bridge may have given back more services than it has.
@@ -301,6 +303,8 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 		return violation("claim id %d was given back, and ids are not used again", cid)
 	case c == nil && len(s.claims) >= MaxClaims:
 		return violation("more than %d claims", MaxClaims)
+	case c == nil && !co.roomFor(s):
+		return nil // its bridge is stopping, and its successor has all that the key may have
 	case c != nil && c.asked.Public != asked.Public:
 		return violation("claim id %d stands for %q and cannot become %q", cid, c.asked.Public, asked.Public)
 	}
@@ -316,6 +320,7 @@ func (co *core) claim(id SessionID, cid uint32, asked Claim) error {
 		s.claims[cid] = c
 		co.policy.judge(c)
 		co.enter(c, c.born)
+		co.makeRoom(c)
 		return nil
 	}
 	c.owed = true
@@ -357,9 +362,7 @@ func (co *core) unclaim(id SessionID, cid uint32) error {
 		return violation("claim id 0")
 	}
 	if c := s.claims[cid]; c != nil {
-		co.leave(c)
-		delete(s.claims, cid)
-		s.options -= len(c.asked.Options)
+		co.drop(c)
 	}
 	if !s.used.add(cid) {
 		return violation("the ids of claims that were given back are scattered over more than %d places", maxIntervals)

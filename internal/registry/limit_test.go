@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -238,5 +239,79 @@ func TestTurns(t *testing.T) {
 	}
 	if did := w.do(); slices.Index(did, "unclaimed 2000 [{1 0}]") > 6 {
 		t.Errorf("the UNCLAIM of a key waits for the end of another one: %q", did[:10])
+	}
+}
+
+// TestClaimsOfAKey: a key has as many claims in all its sessions as one session may have. A bridge that takes over from another one is
+// refused none, and closes no port for a moment.
+func TestClaimsOfAKey(t *testing.T) {
+	k := testKey(0, "tcp/1024-65535")
+	w := newWorld(t, k)
+	bounded := func() {
+		t.Helper()
+		n, names := 0, len(w.core.names)
+		for _, s := range w.core.sessions {
+			n += len(s.claims) + len(s.inherited)
+		}
+		if n > MaxClaims || names > MaxClaims {
+			t.Fatalf("a key has %d claims for %d names", n, names)
+		}
+	}
+	all := func(s SessionID, from int, public func(i int) string) {
+		t.Helper()
+		for i := range uint32(MaxClaims) {
+			if w.claim(s, i+1, public(int(i)+from)); i%1000 == 0 {
+				bounded()
+			}
+		}
+		bounded()
+	}
+	port := func(i int) string { return fmt.Sprintf("tcp/%d", 1024+i) }
+	one, _ := w.begin(k, 0)
+	all(one, 0, port)
+	w.Round(one)
+	w.do()
+	route := w.find("tcp/5000")
+	w.Leaving(one)
+	two, _ := w.begin(k, 0)
+	all(two, 0, port)
+	w.Round(two)
+	if did := w.do(); slices.ContainsFunc(did, func(s string) bool { return strings.HasPrefix(s, "close") || strings.HasPrefix(s, "open") }) || w.find("tcp/5000") != route {
+		t.Error("a port was closed while another bridge of its key took over")
+	}
+	if n := len(w.core.sessions[one].claims); n != 0 {
+		t.Errorf("the older session has %d claims of which the newer one has each", n)
+	}
+	// The older one says its claims again, as it does when its link was cut.
+	all(one, 0, port)
+	if n := len(w.core.sessions[two].claims); n != MaxClaims {
+		t.Errorf("the newer session has %d claims left, because the older one said its own again", n)
+	}
+	// Other names, and all of them for one name.
+	three, _ := w.begin(k, 0)
+	all(three, MaxClaims, port)
+	four, _ := w.begin(k, 0)
+	all(four, 0, func(int) string { return "tcp/9000" })
+	five, _ := w.begin(k, 0)
+	all(five, 0, func(int) string { return "tcp/80" })
+	w.do()
+	// Sessions that replace each other, each with other names, and never say that these are all.
+	last := five
+	for i := range 3 {
+		last, _ = w.begin(k, last)
+		bounded()
+		all(last, i*MaxClaims, port)
+		w.do()
+	}
+	again, err := Thaw(w.Freeze(), Policy{Keys: []Key{k}, Own: []uint16{3010}}, func(SessionID) Way { return newWay() })
+	if err != nil || again.core.derived() != w.core.derived() {
+		t.Errorf("Thaw = %v, or something else than was frozen", err)
+	}
+	for _, s := range []SessionID{one, two, three, four, last} {
+		w.End(s)
+	}
+	w.do()
+	if co := &w.core; len(co.names)+len(co.sockets)+len(co.tenants) != 0 {
+		t.Errorf("something is left: %d names, %d sockets", len(co.names), len(co.sockets))
 	}
 }
