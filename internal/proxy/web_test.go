@@ -735,3 +735,19 @@ func TestWebShut(t *testing.T) {
 	w.p.conns.Shut()
 	ask("the proxy stops")
 }
+
+// TestWebMalformed: a body that is malformed is its client's fault, for the log too.
+func TestWebMalformed(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example")
+	b.target(func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
+	resp, _ := w.httpUser().ask("POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n")
+	if resp.StatusCode != 400 || !resp.Close {
+		t.Errorf("the answer is %s, and the connection closes: %v", resp.Status, resp.Close)
+	}
+	if w.log.Count("request not answered by its target") != 0 {
+		t.Error("the log blames the target")
+	}
+	eventually(t, "those who look for it find it", func() bool { return w.log.Count("request refused", "status=400", "chunk") == 1 })
+}
