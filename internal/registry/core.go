@@ -96,6 +96,7 @@ type session struct {
 	options   int                            // bytes of Options of all claims
 
 	way      Way
+	heir     *heir // of inherited
 	tenant   *tenant
 	first    map[grammar.Public]*claim   // the claim that has the name; of several for one name the earliest
 	more     map[grammar.Public][]*claim // the others
@@ -109,6 +110,9 @@ type inheritance struct {
 	place uint64
 	group string
 }
+
+// heir stands for a session at the names that it inherited.
+type heir struct{ session *session }
 
 // claim is one service that a bridge asks for. The fields down to owed are inputs.
 type claim struct {
@@ -148,8 +152,8 @@ type holding struct {
 // name is all that is known of a public name.
 type name struct {
 	public  grammar.Public
-	claims  []*claim   // allowed ones, one of each session; by place, then by age
-	heirs   []*session // that inherited it
+	claims  []*claim // allowed ones, one of each session; by place, then by age
+	heirs   []*heir  // that inherited it
 	held    *holding
 	blocked *name  // that overlaps and is in the way
 	behind  uint64 // when blocked was granted the port
@@ -190,8 +194,8 @@ func violation(format string, args ...any) error {
 	return &ViolationError{fmt.Sprintf(format, args...)}
 }
 
-// MaxClaims is how many claims a session may have at once, and a key in all its sessions. What a session inherited counts as well. While
-// a bridge takes over from another one it may say as many again: its own count, and for each of them an older session loses one.
+// MaxClaims is how many claims a session may have at once, and a key in all its sessions, together with the names that these inherited. What
+// the newest session claims beyond takes the place of something older: see makeRoom.
 const MaxClaims = 16_384
 
 // maxOwed bounds the UNCLAIMs of a session that wait for their answer. A bridge may have given back more services than it has.
@@ -209,7 +213,15 @@ func (co *core) begin(b Session) (*session, error) {
 	}
 	co.link(s)
 	if old := co.sessions[b.Replaces]; old != nil && old.key == b.Key {
-		left := old.inherited
+		// What nobody has claimed for several sessions passes on as it is: a bridge that comes again and again costs what it claims.
+		s.inherited, s.heir, old.inherited, old.heir = old.inherited, old.heir, s.inherited, s.heir
+		s.heir.session, old.heir.session = s, old
+		if old.id < s.tenant.newest { // for it, these names were not to be had any more
+			for pub := range s.inherited {
+				co.touch(co.names[pub])
+			}
+		}
+		left := make(map[grammar.Public]inheritance)
 		for pub, c := range old.first {
 			if c.name.held != nil && c.name.held.shares(c.session.key, c.asked.Group) {
 				left[pub] = inheritance{c.place, c.asked.Group}
@@ -217,10 +229,6 @@ func (co *core) begin(b Session) (*session, error) {
 		}
 		for _, pub := range sortedNames(left) {
 			co.inherit(s, pub, left[pub])
-		}
-		old.inherited = nil // it is s's now, and has moved in the index
-		for _, pub := range sortedNames(left) {
-			co.giveUp(old, pub)
 		}
 		co.end(old.id)
 	}
@@ -235,6 +243,7 @@ func (co *core) link(s *session) {
 		r = &tenant{id: s.key, key: co.policy.keys[s.key], names: make(map[grammar.Public]*wish)}
 		co.tenants[s.key] = r
 	}
+	s.heir = &heir{s}
 	s.tenant, s.first, s.more = r, make(map[grammar.Public]*claim), make(map[grammar.Public][]*claim)
 	r.sessions = append(r.sessions, s)
 }

@@ -87,14 +87,14 @@ func (s *session) setMore(pub grammar.Public, more []*claim) {
 func (co *core) inherit(s *session, pub grammar.Public, h inheritance) {
 	n := co.nameOf(pub)
 	s.inherited[pub] = h
-	n.heirs = append(n.heirs, s)
+	n.heirs = append(n.heirs, s.heir)
 	co.count(s.tenant, n, h.place)
 	co.touch(n)
 }
 
 func (co *core) giveUp(s *session, pub grammar.Public) {
 	n := co.names[pub]
-	at := slices.Index(n.heirs, s)
+	at := slices.Index(n.heirs, s.heir)
 	if at < 0 {
 		return
 	}

@@ -245,6 +245,9 @@ func TestTurns(t *testing.T) {
 // TestClaimsOfAKey: a key has as many claims in all its sessions as one session may have. A bridge that takes over from another one is
 // refused none, and closes no port for a moment.
 func TestClaimsOfAKey(t *testing.T) {
+	if raceEnabled {
+		t.Skip("very much work, of one goroutine")
+	}
 	k := testKey(0, "tcp/1024-65535")
 	w := newWorld(t, k)
 	bounded := func() {

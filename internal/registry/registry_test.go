@@ -270,6 +270,44 @@ func TestFresh(t *testing.T) {
 	fresh(1, true)
 }
 
+// TestInheritAgain: names that a session inherited and did not claim pass on to the next one, at no cost, and go when that has said all that
+// it claims.
+func TestInheritAgain(t *testing.T) {
+	a := testKey(0, "tcp/1024-65535")
+	w := newWorld(t, a)
+	s, _ := w.begin(a, 0)
+	const n = 1000
+	for i := range uint32(n) {
+		w.claim(s, i+1, fmt.Sprint("tcp/", 9000+i))
+	}
+	w.do()
+	s, _ = w.begin(a, s)
+	w.do()
+	route := w.find("tcp/9500")
+	for range 5 {
+		before, looks := w.core.settled, w.core.looks
+		if s, _ = w.begin(a, s); w.core.settled-before+w.core.looks-looks != 0 {
+			t.Errorf("a session that claims nothing has %d names settled", w.core.settled-before)
+		}
+		if did := w.do(); len(did) != 0 || w.find("tcp/9500") != route {
+			t.Errorf("a session that claims nothing does %q", did)
+		}
+	}
+	w.claim(s, n, "tcp/9001")
+	s, _ = w.begin(a, s)
+	w.claim(s, n+1, "tcp/9500")
+	w.Round(s)
+	w.do()
+	if len(w.core.names) != 1 || w.find("tcp/9500") != route || w.d.open != 1 {
+		t.Errorf("%d names are left, and %d sockets; want the one that was claimed", len(w.core.names), w.d.open)
+	}
+	w.End(s)
+	w.do()
+	if co := &w.core; len(co.names)+len(co.sockets)+len(co.tenants) != 0 {
+		t.Errorf("something is left: %d names, %d sockets", len(co.names), len(co.sockets))
+	}
+}
+
 // TestChangedTarget: a user reads what an offer is at any time, so what was read does not change when the claim is changed again.
 func TestChangedTarget(t *testing.T) {
 	a := testKey(0, "tcp/1024-65535")

@@ -88,7 +88,8 @@ func (co *core) hold(n *name) {
 			try(candidate{c.session.key, c.asked.Group, c.place})
 		}
 	}
-	for _, s := range n.heirs {
+	for _, heir := range n.heirs {
+		s := heir.session
 		h := s.inherited[n.public]
 		if s.id >= s.tenant.newest && co.within(s.tenant, n) && co.policy.permits(s, n.public) {
 			try(candidate{s.key, h.group, h.place})
