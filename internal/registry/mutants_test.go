@@ -24,7 +24,6 @@ var mutants = []struct{ name, file, from, to string }{
 	{"the offer of a claim that went stays", "settle.go", "for _, o := range n.left {", "for _, o := range n.left[:0] {"},
 	{"a session that replaces another inherits nothing", "core.go", "co.inherit(s, pub, left[pub])", "_ = pub"},
 	{"what is inherited twice is lost", "core.go", "s.heir.session, old.heir.session = s, old", "_ = 0"},
-	{"what is inherited from a session that was succeeded is not looked at", "core.go", "if old.id < s.tenant.newest {", "if false {"},
 	{"what was inherited is kept for ever", "core.go", "s.round = true\n\tfor _, pub := range sortedNames(s.inherited) {", "s.round = true\n\tfor _, pub := range sortedNames(s.inherited)[:0] {"},
 	{"names that overlap are both served", "settle.go", "if co.policy.at(o.public).Overlaps(at) &&", "if o.public == n.public &&"},
 	{"an address is opened before one that overlaps is closed", "socket.go", "if co.covered(s) {", "if false {"},

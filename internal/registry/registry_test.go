@@ -308,6 +308,27 @@ func TestInheritAgain(t *testing.T) {
 	}
 }
 
+// TestInheritFromSucceeded: a name that a session inherited, and lost because a newer one had said all that it claims, is had again by one
+// that is newer still.
+func TestInheritFromSucceeded(t *testing.T) {
+	a := testKey(0, "tcp/1024-65535")
+	w := newWorld(t, a)
+	first, _ := w.begin(a, 0)
+	w.claim(first, 1, "tcp/9000")
+	second, _ := w.begin(a, first) // inherits it
+	third, _ := w.begin(a, 0)
+	w.Round(third)
+	w.do()
+	if w.find("tcp/9000") != nil || w.d.open != 0 {
+		t.Error("a name is held that the newest session does not claim")
+	}
+	w.begin(a, second)
+	w.do()
+	if w.find("tcp/9000") == nil || w.d.open != 1 {
+		t.Error("a name is not held that the newest session inherited")
+	}
+}
+
 // TestChangedTarget: a user reads what an offer is at any time, so what was read does not change when the claim is changed again.
 func TestChangedTarget(t *testing.T) {
 	a := testKey(0, "tcp/1024-65535")
