@@ -82,6 +82,16 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 	sl := c.slot
 	sl.mu.Lock()
 	defer sl.mu.Unlock()
+	used, err = c.applyLocked(b)
+	if sl.cur == c {
+		c.bulk = sl.link.dials && sl.core.traffic.lately(sl.link.now()) >= bulkStep
+	}
+	return used, err
+}
+
+// applyLocked is apply without what is the reader's own.
+func (c *carrier) applyLocked(b []byte) (used int, err error) {
+	sl := c.slot
 	used, err = c.applyFrames(b)
 	c.deliver() // what was received before an error is the stream's all the same
 	switch {
@@ -92,9 +102,7 @@ func (c *carrier) apply(b []byte) (used int, err error) {
 		c.send(false)
 	}
 	if sl.cur == c {
-		now := sl.link.now()
-		c.armAck(now)
-		c.bulk = sl.link.dials && sl.core.traffic.lately(now) >= bulkStep
+		c.armAck(sl.link.now())
 	}
 	return used, err
 }
