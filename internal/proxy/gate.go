@@ -16,8 +16,8 @@ import (
 
 // gate bounds what strangers can take of the link port: places, and the time of processors for handshakes. Its rules are the room's.
 //
-// Connections are accepted as they come, without the pauses of a port that one service has (traffic.Accept), and cost little until their
-// handshake is computed. So the kernel's accept queue, in which nobody goes first, stays short even when the proxy is busy, and bridges
+// Connections are accepted as they come, with next to none of the pauses of a port that one service has (linkCrowd), and cost little until
+// their handshake is computed. So the kernel's accept queue, in which nobody goes first, stays short even when the proxy is busy, and bridges
 // from known addresses find a place whatever strangers do. At one processor and 8 connections in a millisecond, a bridge behind 8,000
 // strangers a second came back after 1.3 to 4.6 s.
 type gate struct {

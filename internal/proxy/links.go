@@ -12,10 +12,14 @@ import (
 	"reverser/internal/traffic"
 )
 
+// linkCrowd is a crowd at the link port (traffic.Accept). It is wide: the kernel's queue, in which nobody goes first, must not hold back a
+// bridge, and 16,000 strangers a second pass it at one processor. But a flood of even more leaves the processors room for users.
+const linkCrowd = 2 * traffic.Crowd
+
 // acceptLinks takes connections of bridges. Nothing that a stranger does may hold it up: everything else happens in the
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
-	p.acceptThrough(p.port.gate, ln, sys.ForLinks, p.serveLink)
+	p.acceptThrough(p.port.gate, ln, linkCrowd, sys.ForLinks, p.serveLink)
 }
 
 // serveLink attaches a connection and serves it, in a goroutine of its own. It has a descriptor for links to give back.
@@ -33,10 +37,10 @@ func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
 }
 
 // acceptThrough calls begin for each connection that a gate lets in, in a goroutine of its own, which has a descriptor of the use to give
-// back. Keys share all ports that have a gate: nobody there waits behind a crowd of others.
-func (p *Proxy) acceptThrough(g *gate, ln net.Listener, use sys.Use, begin func(net.Conn, *pass)) {
+// back. crowd is as in traffic.Accept. Keys share all ports that have a gate: it is wide there, or 0.
+func (p *Proxy) acceptThrough(g *gate, ln net.Listener, crowd int, use sys.Use, begin func(net.Conn, *pass)) {
 	pool := p.port.descriptors
-	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, use, p.port.short), 0, p.log, func(conn net.Conn) {
+	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, use, p.port.short), crowd, p.log, func(conn net.Conn) {
 		pass := g.enter(p.log, conn)
 		if pass == nil {
 			pool.Give(use)

@@ -53,7 +53,7 @@ func (p *Proxy) namesAtLink() bool {
 // acceptNames accepts users, who say the name of their service first, and bridges, whose ALPN says what they are. Until then, each takes
 // a descriptor for hellos and a place at the gate, which closes silent connections when others come.
 func (p *Proxy) acceptNames(ln net.Listener) {
-	p.acceptThrough(p.names.gate, ln, sys.ForHellos, func(conn net.Conn, pass *pass) {
+	p.acceptThrough(p.names.gate, ln, 0, sys.ForHellos, func(conn net.Conn, pass *pass) {
 		defer p.port.descriptors.Give(sys.ForHellos) // behind its admission, which takes one of its own
 		user, err := p.introduced(conn)
 		var hello *entrance.Hello

@@ -47,7 +47,7 @@ func (p *Proxy) listenWeb() (err error) {
 // acceptWeb accepts clients. Until a service lets it in, each has a place at the gate, as those have who say nothing: who asks for nothing
 // that is served here is among the first to go when others come.
 func (p *Proxy) acceptWeb(ln net.Listener) {
-	p.acceptThrough(p.web.gate, ln, sys.ForUsers, func(conn net.Conn, pass *pass) {
+	p.acceptThrough(p.web.gate, ln, 0, sys.ForUsers, func(conn net.Conn, pass *pass) {
 		user, err := p.introduced(conn)
 		if err != nil {
 			pass.leave(false)

@@ -22,7 +22,7 @@ const Crowd = 8
 // tries again. The next connection is accepted when handle has returned, so what handle counts was counted by then.
 //
 // Where a crowd comes at once, its rest waits in the kernel for a moment, which leaves the processors room for others: see link.Pace. 0 is
-// for a port that several keys share, such as the link port: there the pause would be everybody's.
+// for a port that several keys share: there the pause would be everybody's.
 func Accept(ctx context.Context, ln net.Listener, crowd int, log *slog.Logger, handle func(net.Conn)) {
 	pause, failed, said := time.Duration(0), 0, time.Time{}
 	var pace link.Pace
