@@ -131,7 +131,9 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 			err = ue.Err
 		}
 		if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() && c.Silent != nil {
-			err = c.Silent()
+			if err = c.Silent(); method != http.MethodGet {
+				err = fmt.Errorf("%w; an order that it has got is carried out when it goes on", err)
+			}
 		}
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -123,8 +124,14 @@ var errStreamOver = errors.New("the process tells no more: it is stopping, or th
 
 // events calls tell with what the process sends at path, until ctx ends, or tell returns an error.
 func (c *Client) events(ctx context.Context, path string, tell func(name string, data []byte) error) error {
-	long := &Client{http: &http.Client{Transport: c.http.Transport}} // without a timeout
-	resp, err := long.send(ctx, http.MethodGet, path, nil)
+	long := &Client{Silent: c.Silent, http: &http.Client{Transport: c.http.Transport}} // without a timeout, but for the beginning
+	asking, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	late := time.AfterFunc(requestTimeout, func() { cancel(os.ErrDeadlineExceeded) })
+	resp, err := long.send(asking, http.MethodGet, path, nil)
+	if !late.Stop() && c.Silent != nil && ctx.Err() == nil {
+		err = c.Silent()
+	}
 	if err != nil {
 		return err
 	}

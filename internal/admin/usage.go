@@ -19,8 +19,8 @@ type Usage interface {
 	History() usage.History
 }
 
-// usageLimit is how long a question waits for the file, so that there is time for the answer.
-const usageLimit = requestTimeout - 2*time.Second
+// usageLimit is how long a question waits for the file. The page gives a process up that says nothing for 6 s.
+const usageLimit = 5 * time.Second
 
 // mostPeriods is what `last` may be: more than are ever kept.
 const mostPeriods = 100_000

@@ -286,17 +286,17 @@ func (s *sessions) forget() {
 // effects does what the registry decided: see registry.Doer. Nothing here waits for more than its turn: one bridge may cause thousands.
 type effects struct{ *Proxy }
 
-// inTurn is link.InTurn. Tests count its calls.
-var inTurn = link.InTurn
+// takeTurn is link.InTurn. Tests count its calls.
+var takeTurn = link.InTurn
 
 func (p effects) Room() int { return p.entrances.Room() }
 func (p effects) Open(s registry.Socket, attempt uint64) {
-	inTurn(func() { p.entrances.Open(s, attempt) })
+	takeTurn(func() { p.entrances.Open(s, attempt) })
 }
 func (p effects) Close(s registry.Socket) { p.entrances.Close(s) }
 
 // Tell sends a CLAIMED. The bridge is to prove that the port answers when the service came up, and until it has.
-func (p effects) Tell(t registry.Told) { inTurn(func() { p.tell(t) }) }
+func (p effects) Tell(t registry.Told) { takeTurn(func() { p.tell(t) }) }
 
 func (p effects) tell(t registry.Told) {
 	answer := t.Claimed()
@@ -340,7 +340,7 @@ func (p *Proxy) reaches(l *link.Link, pub grammar.Public) bool {
 
 // Unclaimed sends an UNCLAIMED.
 func (p effects) Unclaimed(w registry.Way, id uint32) {
-	inTurn(func() {
+	takeTurn(func() {
 		linkOf(w).Say(uint64(id), wire.AppendUnclaimed(nil, id, w.Marks()))
 		p.forgetInspected()
 	})

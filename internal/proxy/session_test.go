@@ -47,8 +47,8 @@ func TestOfferedLost(t *testing.T) {
 // TestUnclaimedInTurn: an UNCLAIM, of which one bridge may send very many, is answered in a turn.
 func TestUnclaimedInTurn(t *testing.T) {
 	var n atomic.Int64
-	inTurn = func(f func()) { n.Add(1); link.InTurn(f) }
-	t.Cleanup(func() { inTurn = link.InTurn })
+	takeTurn = func(f func()) { n.Add(1); link.InTurn(f) }
+	t.Cleanup(func() { takeTurn = link.InTurn })
 	_, pub := free(t)
 	nas := key(t, "nas", pub)
 	w := start(t, Config{Settings: Settings{Keys: []Key{nas}}})

@@ -66,12 +66,12 @@ func (co *core) makeRoom(c *claim) {
 	}
 }
 
-// lose has a session lose the least of what it has, a name that it inherited first, and only that if heir is true. It reports whether there
+// lose has a session lose the least of what it has, a name that it inherited first, and only that if inheritedOnly is true. It reports whether there
 // was anything.
-func (co *core) lose(s *session, heir bool) bool {
+func (co *core) lose(s *session, inheritedOnly bool) bool {
 	for {
 		if len(s.losses) == 0 {
-			s.losses = s.listLosses(heir)
+			s.losses = s.listLosses(inheritedOnly)
 		}
 		if len(s.losses) == 0 {
 			return false
@@ -82,7 +82,7 @@ func (co *core) lose(s *session, heir bool) bool {
 			co.giveUp(s, l.public)
 			return true
 		}
-		if l.claim != nil && s.claims[l.claim.id] == l.claim && !heir {
+		if l.claim != nil && s.claims[l.claim.id] == l.claim && !inheritedOnly {
 			co.drop(l.claim)
 			return true
 		}
@@ -91,11 +91,11 @@ func (co *core) lose(s *session, heir bool) bool {
 
 // listLosses lists what a session may lose, the first last: inherited names, claims that have no name or not the first of their session for
 // it, then the others; of each the latest in line first.
-func (s *session) listLosses(heir bool) (all []loss) {
+func (s *session) listLosses(inheritedOnly bool) (all []loss) {
 	for pub, h := range s.inherited {
 		all = append(all, loss{nil, pub, h.place})
 	}
-	if !heir {
+	if !inheritedOnly {
 		for _, c := range s.claims {
 			all = append(all, loss{c, c.public, c.place})
 		}

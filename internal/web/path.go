@@ -27,7 +27,7 @@ func readings(escaped string) iter.Seq[string] {
 		}
 		p := escaped
 		for range mostDecoded {
-			for _, s := range []string{p, withoutParameters(p), upToEnd(p)} {
+			for _, s := range []string{p, withoutParameters(p), upToEnd(p), withoutParameters(upToEnd(p))} {
 				s = strings.ReplaceAll(s, "\\", "/")
 				if !yield(reescape(s)) || !yield(reescape(path.Clean("/"+s))) {
 					return

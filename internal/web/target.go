@@ -344,8 +344,12 @@ func (t *target) exchange(x *exchange, r *http.Request, early func(code int, h h
 func loginOfConnection(values []string) bool {
 	for _, v := range values {
 		for challenge := range strings.SplitSeq(v, ",") {
-			scheme, _, _ := strings.Cut(textproto.TrimString(challenge), " ")
-			if strings.EqualFold(scheme, "NTLM") || strings.EqualFold(scheme, "Negotiate") {
+			scheme := textproto.TrimString(challenge)
+			if i := strings.IndexAny(scheme, " \t"); i >= 0 {
+				scheme = scheme[:i]
+			}
+			switch strings.ToLower(scheme) {
+			case "ntlm", "negotiate", "nego2", "kerberos", "credssp":
 				return true
 			}
 		}
