@@ -93,6 +93,9 @@ type pipeListener struct {
 	closed windows.Handle // an event
 
 	accepting sync.Mutex // one Accept at a time
+	// The system writes into it when a client comes, while the goroutine goes on. So it must not be on the stack, which may move.
+	// Guarded by accepting.
+	over windows.Overlapped
 
 	mu   sync.Mutex
 	next windows.Handle // the instance that waits for a client; 0: the listener is closed. Guarded by mu
@@ -180,15 +183,15 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 	}
 }
 
-// connect waits until a client has opened h, or the listener is closed.
+// connect waits until a client has opened h, or the listener is closed. accepting is held.
 func (l *pipeListener) connect(h windows.Handle) error {
 	done, err := windows.CreateEvent(nil, 1, 0, nil)
 	if err != nil {
 		return err
 	}
 	defer windows.CloseHandle(done)
-	over := windows.Overlapped{HEvent: done}
-	switch err := windows.ConnectNamedPipe(h, &over); err {
+	l.over = windows.Overlapped{HEvent: done}
+	switch err := windows.ConnectNamedPipe(h, &l.over); err {
 	case nil, windows.ERROR_PIPE_CONNECTED:
 		return nil
 	case windows.ERROR_IO_PENDING:
@@ -198,12 +201,12 @@ func (l *pipeListener) connect(h windows.Handle) error {
 	at, err := windows.WaitForMultipleObjects([]windows.Handle{l.closed, done}, false, windows.INFINITE)
 	if err == nil && at == windows.WAIT_OBJECT_0+1 {
 		var n uint32
-		return windows.GetOverlappedResult(h, &over, &n, false)
+		return windows.GetOverlappedResult(h, &l.over, &n, false)
 	}
-	// over must stay until the system is done with it.
-	windows.CancelIoEx(h, &over)
+	// The system must be done with it before it is used again.
+	windows.CancelIoEx(h, &l.over)
 	var n uint32
-	windows.GetOverlappedResult(h, &over, &n, true)
+	windows.GetOverlappedResult(h, &l.over, &n, true)
 	if err != nil {
 		return err
 	}
