@@ -104,6 +104,7 @@ type Pace struct {
 	mu    sync.Mutex
 	n     int // calls since begun; guarded by mu, as begun
 	begun time.Time
+	until time.Time // when the last pause ends
 }
 
 // Pause is the least time in which a crowd is taken.
@@ -117,15 +118,26 @@ func (p *Pace) Keep(crowd int) {
 	}
 }
 
-// count counts a part and returns how long to sleep. Of those who come during a pause each counts for the time behind it.
+// count counts a part and returns how long to sleep. Of those who come during a pause each counts for the time behind it. That begins with the
+// first who comes then, not when the pause was to end: sleep is often longer than asked for, and nobody makes up for that.
 func (p *Pace) count(crowd int, now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now.Sub(p.begun) >= Pause {
+	if now.Before(p.until) {
+		if p.n++; p.n >= crowd {
+			p.n, p.until = 0, p.until.Add(Pause)
+		}
+		return p.until.Sub(now)
+	}
+	switch {
+	case p.begun.Before(p.until):
+		p.begun = now
+	case now.Sub(p.begun) >= Pause:
 		p.n, p.begun = 0, now
 	}
-	if p.n++; p.n >= crowd {
-		p.n, p.begun = 0, p.begun.Add(Pause)
+	if p.n++; p.n < crowd {
+		return 0
 	}
-	return p.begun.Sub(now)
+	p.n, p.until = 0, p.begun.Add(Pause)
+	return p.until.Sub(now)
 }

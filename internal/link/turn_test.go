@@ -183,3 +183,26 @@ func TestTurnsFollowTheProcessors(t *testing.T) {
 		t.Errorf("%d turns are free with 4 processors, want 3", n)
 	}
 }
+
+// TestPaceMakesUpForNothing: who slept longer than asked for does no more work behind it. Those who share a pace share what a pause leaves.
+func TestPaceMakesUpForNothing(t *testing.T) {
+	var p Pace
+	const crowd = 4
+	at := func(after time.Duration) time.Duration { return p.count(crowd, time.Unix(1, 0).Add(after)) }
+	for i, want := range []time.Duration{0, 0, 0, Pause} {
+		if rest := at(0); rest != want {
+			t.Errorf("part %d: a pause of %s, want %s", i, rest, want)
+		}
+	}
+	const late = Pause + Pause*3/5
+	for i, want := range []time.Duration{0, 0, 0, Pause} {
+		if rest := at(late); rest != want {
+			t.Errorf("part %d behind a long pause: %s, want %s", i, rest, want)
+		}
+	}
+	for i, want := range []time.Duration{Pause, Pause, Pause, 2 * Pause} {
+		if rest := at(late); rest != want {
+			t.Errorf("part %d of others in the pause: %s, want %s", i, rest, want)
+		}
+	}
+}
