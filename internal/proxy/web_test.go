@@ -556,29 +556,36 @@ func TestWebDrain(t *testing.T) {
 	}
 }
 
+// underAnAnswer returns a proxy with a client that has the beginning of an answer, and the stream on which the target, who says no more, has the
+// request.
+func underAnAnswer(t *testing.T, request string) (*world, *httpUser, *http.Response, *link.Stream) {
+	t.Helper()
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example")
+	streams := make(chan *link.Stream, 1)
+	b.target(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "begun")
+		w.(http.Flusher).Flush()
+		streams <- r.Context().Value(streamKey{}).(*link.Stream)
+		<-r.Context().Done()
+	})
+	u := w.httpUser()
+	io.WriteString(u, request)
+	resp, err := http.ReadResponse(u.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.ReadFull(resp.Body, make([]byte, 5))
+	return w, u, resp, <-streams
+}
+
 // TestWebEnded: an order at the proxy ends the client's connection, and the bridge hears its reason; one at the bridge ends the connection
 // to the target, and the proxy says the same.
 func TestWebEnded(t *testing.T) {
 	for name, atBridge := range map[string]bool{"at the proxy": false, "at the bridge": true} {
 		t.Run(name, func(t *testing.T) {
-			k := key(t, "nas", "http/*")
-			w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
-			b := w.bridge(k, how{instance: 1}, "http/a.example")
-			streams := make(chan *link.Stream, 1)
-			b.target(func(w http.ResponseWriter, r *http.Request) {
-				io.WriteString(w, "begun")
-				w.(http.Flusher).Flush()
-				streams <- r.Context().Value(streamKey{}).(*link.Stream)
-				<-r.Context().Done()
-			})
-			u := w.httpUser()
-			io.WriteString(u, get("a.example", "/"))
-			resp, err := http.ReadResponse(u.r, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			io.ReadFull(resp.Body, make([]byte, 5))
-			s := <-streams
+			w, _, resp, s := underAnAnswer(t, get("a.example", "/"))
 			if atBridge {
 				s.Reset(wire.CodeEnded)
 			} else if n := w.p.EndPairs(traffic.Which{Key: "nas"}); n != 1 {
@@ -609,24 +616,8 @@ func TestWebBroken(t *testing.T) {
 		"the client":                        {0, get("a.example", "/"), "client-reset"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			k := key(t, "nas", "http/*")
-			w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
-			b := w.bridge(k, how{instance: 1}, "http/a.example")
-			streams := make(chan *link.Stream, 1)
-			b.target(func(w http.ResponseWriter, r *http.Request) {
-				io.WriteString(w, "begun")
-				w.(http.Flusher).Flush()
-				streams <- r.Context().Value(streamKey{}).(*link.Stream)
-				<-r.Context().Done()
-			})
-			u := w.httpUser()
-			io.WriteString(u, c.request)
-			resp, err := http.ReadResponse(u.r, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			io.ReadFull(resp.Body, make([]byte, 5))
-			if s := <-streams; c.code != 0 {
+			w, u, _, s := underAnAnswer(t, c.request)
+			if c.code != 0 {
 				s.Reset(c.code)
 			} else {
 				u.Close()

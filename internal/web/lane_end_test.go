@@ -165,6 +165,21 @@ func TestDrainBehindARequest(t *testing.T) {
 	}
 }
 
+// underAnAnswer returns a client that has the beginning of an answer, of five bytes or more, from the service a.
+func (w *world) underAnAnswer() *user {
+	w.t.Helper()
+	u, _ := w.client(true)
+	io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	resp, err := http.ReadResponse(u.r, nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := io.ReadFull(resp.Body, make([]byte, 5)); err != nil {
+		w.t.Fatal(err)
+	}
+	return u
+}
+
 // TestSimpleStopped: a stop gives an idle connection an orderly end, and resets one under an answer.
 func TestSimpleStopped(t *testing.T) {
 	for range 5 {
@@ -177,21 +192,12 @@ func TestSimpleStopped(t *testing.T) {
 		idle, _ := w.client(true)
 		idle.ask("GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
 		silent, _ := w.client(true)
-		u, _ := w.client(true)
-		io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-		resp, err := http.ReadResponse(u.r, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(resp.Body, make([]byte, 5)); err != nil {
-			t.Fatal(err)
-		}
+		u := w.underAnAnswer()
 		waiting, _ := w.client(true)
 		io.WriteString(waiting, "GET /think HTTP/1.1\r\nHost: a\r\n\r\n")
 		<-begun
 		w.s.Close()
-		_, err = io.Copy(io.Discard, u.TCPConn)
-		if runtime.GOOS != "windows" && err == nil {
+		if _, err := io.Copy(io.Discard, u.TCPConn); runtime.GOOS != "windows" && err == nil {
 			t.Error("the connection under an answer had an orderly end")
 		}
 		if rest, err := io.ReadAll(waiting.r); len(rest) > 0 || err == nil && runtime.GOOS != "windows" {
@@ -214,15 +220,7 @@ func TestSimpleEnded(t *testing.T) {
 		visits <- v
 		return func(err error) { left <- err }, func(uint64, uint64) {}, nil
 	}
-	u, _ := w.client(true)
-	io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-	resp, err := http.ReadResponse(u.r, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(resp.Body, make([]byte, 5)); err != nil {
-		t.Fatal(err)
-	}
+	u := w.underAnAnswer()
 	(<-visits).End(nil)
 	if _, err := io.Copy(io.Discard, u.TCPConn); err == nil && runtime.GOOS != "windows" {
 		t.Error("the client got an orderly end")
