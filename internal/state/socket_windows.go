@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -90,15 +91,14 @@ func isNotDir(err error) bool { return errors.Is(err, windows.ERROR_DIRECTORY) }
 type pipeListener struct {
 	name   string
 	attrs  *windows.SecurityAttributes
-	closed windows.Handle // an event
+	closed atomic.Bool
+	ended  windows.Handle // an event: closed was set
 
-	accepting sync.Mutex // one Accept at a time
+	accepting sync.Mutex     // one Accept at a time, and Close after the last one
+	next      windows.Handle // the instance that waits for a client. Guarded by accepting
 	// The system writes into it when a client comes, while the goroutine goes on. So it must not be on the stack, which may move.
 	// Guarded by accepting.
 	over windows.Overlapped
-
-	mu   sync.Mutex
-	next windows.Handle // the instance that waits for a client; 0: the listener is closed. Guarded by mu
 }
 
 func listenPipe(name string) (*pipeListener, error) {
@@ -107,12 +107,12 @@ func listenPipe(name string) (*pipeListener, error) {
 		return nil, err
 	}
 	l := &pipeListener{name: name, attrs: attrs}
-	if l.closed, err = windows.CreateEvent(nil, 1, 0, nil); err != nil {
+	if l.ended, err = windows.CreateEvent(nil, 1, 0, nil); err != nil {
 		return nil, err
 	}
 	// Of one name, the first instance says who may connect: whoever has the name already must not be joined.
 	if l.next, err = l.instance(windows.FILE_FLAG_FIRST_PIPE_INSTANCE); err != nil {
-		windows.CloseHandle(l.closed)
+		windows.CloseHandle(l.ended)
 		return nil, err
 	}
 	return l, nil
@@ -150,16 +150,11 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 	l.accepting.Lock()
 	defer l.accepting.Unlock()
 	for {
-		l.mu.Lock()
-		h := l.next
-		l.mu.Unlock()
-		if h == 0 {
+		if l.closed.Load() {
 			return nil, l.opError(net.ErrClosed)
 		}
+		h := l.next
 		switch err := l.connect(h); {
-		case errors.Is(err, net.ErrClosed):
-			windows.CloseHandle(h)
-			return nil, l.opError(err)
 		case errors.Is(err, windows.ERROR_NO_DATA): // a client that came and left
 			windows.DisconnectNamedPipe(h)
 			continue
@@ -167,18 +162,11 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 			return nil, l.opError(err)
 		}
 		next, err := l.instance(0)
-		l.mu.Lock()
-		closed := l.next == 0
-		if closed && err == nil {
-			windows.CloseHandle(next)
-		} else if err == nil {
-			l.next = next
-		}
-		l.mu.Unlock()
 		if err != nil { // without another instance nobody could come any more: this client has to try again
 			windows.DisconnectNamedPipe(h)
 			return nil, l.opError(err)
 		}
+		l.next = next
 		return newPipeConn(h, l.name), nil
 	}
 }
@@ -198,7 +186,7 @@ func (l *pipeListener) connect(h windows.Handle) error {
 	default:
 		return err
 	}
-	at, err := windows.WaitForMultipleObjects([]windows.Handle{l.closed, done}, false, windows.INFINITE)
+	at, err := windows.WaitForMultipleObjects([]windows.Handle{l.ended, done}, false, windows.INFINITE)
 	if err == nil && at == windows.WAIT_OBJECT_0+1 {
 		var n uint32
 		return windows.GetOverlappedResult(h, &l.over, &n, false)
@@ -213,21 +201,16 @@ func (l *pipeListener) connect(h windows.Handle) error {
 	return net.ErrClosed
 }
 
-// Close ends Accept.
+// Close ends Accept and waits for it. Nobody else closes the instance that waits: if it were closed twice, its number could belong to
+// another handle by then, such as one of the runtime's.
 func (l *pipeListener) Close() error {
-	l.mu.Lock()
-	h := l.next
-	l.next = 0
-	l.mu.Unlock()
-	if h == 0 {
+	if l.closed.Swap(true) {
 		return l.opError(net.ErrClosed)
 	}
-	windows.SetEvent(l.closed)
-	if l.accepting.TryLock() { // else Accept closes the instance
-		defer l.accepting.Unlock()
-		windows.CloseHandle(h)
-	}
-	return nil
+	windows.SetEvent(l.ended)
+	l.accepting.Lock()
+	defer l.accepting.Unlock()
+	return errors.Join(windows.CloseHandle(l.next), windows.CloseHandle(l.ended))
 }
 
 func (l *pipeListener) Addr() net.Addr { return pipeAddr(l.name) }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -110,5 +111,43 @@ func TestAdminPipeDeadline(t *testing.T) {
 	io.WriteString(c, "a")
 	if _, err := io.ReadFull(s, make([]byte, 1)); err != nil {
 		t.Errorf("after the deadline: %v", err)
+	}
+}
+
+// TestAdminPipeClosedOnce: a listener that is closed while Accept waits closes each of its handles once. The second time would close
+// whatever has got the number since.
+func TestAdminPipeClosedOnce(t *testing.T) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for range 8 {
+		d := open(t, t.TempDir())
+		wg.Go(func() {
+			for range 200 {
+				l, err := d.ListenAdmin()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				begun, events := make(chan bool), make(chan windows.Handle, 1)
+				go func() {
+					begun <- true
+					if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+						t.Errorf("Accept = %v, want net.ErrClosed", err)
+					}
+					h, err := windows.CreateEvent(nil, 1, 0, nil) // which gets the lowest number that is free now
+					if err != nil {
+						t.Error(err)
+					}
+					events <- h
+				}()
+				<-begun
+				if err := l.Close(); err != nil {
+					t.Error(err)
+				}
+				if err := windows.CloseHandle(<-events); err != nil {
+					t.Errorf("an event of somebody else was closed: %v", err)
+				}
+			}
+		})
 	}
 }
