@@ -186,7 +186,11 @@ func (p *pool) take() *target {
 
 // keep keeps a connection for requests to come.
 func (p *pool) keep(t *target) {
-	t.arm(keepTime, nil)
+	wait := keepTime
+	if t.bound { // on another one the client would have to log in again
+		wait = idleTime
+	}
+	t.arm(wait, nil)
 	p.mu.Lock()
 	kept := !p.old.Load() && !t.opened.old.Load() && len(p.kept) < mostKept
 	if kept {

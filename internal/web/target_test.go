@@ -578,6 +578,67 @@ func TestLoginOfAConnection(t *testing.T) {
 	}
 }
 
+// TestLoginKept: the connection that a client is logged in on stays as long as the client's own may be idle. Others are closed much sooner.
+func TestLoginKept(t *testing.T) {
+	for _, login := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			site := &Site{Name: "http/a", Options: func() *grammar.ProxyOptions { return &noOptions }}
+			site.Enter = func(*Visit) (func(error), func(uint64, uint64), error) {
+				return func(error) {}, func(uint64, uint64) {}, nil
+			}
+			var targets sync.WaitGroup
+			begun := time.Now()
+			dialed, closed := 0, time.Duration(0) // the last one
+			site.Dial = func(context.Context, Call, func()) (*Upstream, error) {
+				near, far := net.Pipe()
+				dialed++
+				targets.Go(func() {
+					defer far.Close()
+					for r := bufio.NewReader(far); ; {
+						if _, err := http.ReadRequest(r); err != nil {
+							closed = time.Since(begun)
+							return
+						}
+						io.WriteString(far, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+					}
+				})
+				return &Upstream{Conn: near}, nil
+			}
+			s := Server{Find: func(bool, string, string) *Site { return site }}
+			s.Start()
+			near, far := net.Pipe()
+			s.Serve(s.NewClient(withAddress{near}, nil, nil))
+			r := bufio.NewReader(far)
+			get := "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+			if login {
+				get = "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: NTLM it\r\n\r\n"
+			}
+			for range 3 {
+				begun = time.Now()
+				io.WriteString(far, get)
+				resp, err := http.ReadResponse(r, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				io.Copy(io.Discard, resp.Body)
+				time.Sleep(idleTime - time.Second)
+			}
+			wantDialed, wantClosed := 3, keepTime
+			if login {
+				wantDialed, wantClosed = 1, idleTime
+			}
+			io.Copy(io.Discard, r) // the client's connection ends
+			far.Close()
+			s.Close()
+			site.Close()
+			targets.Wait()
+			if dialed != wantDialed || closed != wantClosed {
+				t.Errorf("login %v: %d connections to the target, the last one closed %v behind the last request; want %d and %v", login, dialed, closed, wantDialed, wantClosed)
+			}
+		})
+	}
+}
+
 // TestChallengeOfAConnection: the target asks for such a login, and the client follows by a request that is the first on its connection to say so.
 func TestChallengeOfAConnection(t *testing.T) {
 	w := newWorld(t)
