@@ -587,16 +587,17 @@ func TestLoginKept(t *testing.T) {
 				return func(error) {}, func(uint64, uint64) {}, nil
 			}
 			var targets sync.WaitGroup
-			begun := time.Now()
-			dialed, closed := 0, time.Duration(0) // the last one
+			var dialed atomic.Int32
+			var closed atomic.Pointer[time.Time] // the last one was
 			site.Dial = func(context.Context, Call, func()) (*Upstream, error) {
 				near, far := net.Pipe()
-				dialed++
+				dialed.Add(1)
 				targets.Go(func() {
 					defer far.Close()
 					for r := bufio.NewReader(far); ; {
 						if _, err := http.ReadRequest(r); err != nil {
-							closed = time.Since(begun)
+							now := time.Now()
+							closed.Store(&now)
 							return
 						}
 						io.WriteString(far, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
@@ -613,8 +614,9 @@ func TestLoginKept(t *testing.T) {
 			if login {
 				get = "GET / HTTP/1.1\r\nHost: a\r\nAuthorization: NTLM it\r\n\r\n"
 			}
+			var last time.Time
 			for range 3 {
-				begun = time.Now()
+				last = time.Now()
 				io.WriteString(far, get)
 				resp, err := http.ReadResponse(r, nil)
 				if err != nil {
@@ -623,17 +625,17 @@ func TestLoginKept(t *testing.T) {
 				io.Copy(io.Discard, resp.Body)
 				time.Sleep(idleTime - time.Second)
 			}
-			wantDialed, wantClosed := 3, keepTime
+			wantDialed, wantKept := int32(3), keepTime
 			if login {
-				wantDialed, wantClosed = 1, idleTime
+				wantDialed, wantKept = 1, idleTime
 			}
 			io.Copy(io.Discard, r) // the client's connection ends
 			far.Close()
 			s.Close()
 			site.Close()
 			targets.Wait()
-			if dialed != wantDialed || closed != wantClosed {
-				t.Errorf("login %v: %d connections to the target, the last one closed %v behind the last request; want %d and %v", login, dialed, closed, wantDialed, wantClosed)
+			if n, kept := dialed.Load(), closed.Load().Sub(last); n != wantDialed || kept != wantKept {
+				t.Errorf("login %v: %d connections to the target, the last one closed %v behind the last request; want %d and %v", login, n, kept, wantDialed, wantKept)
 			}
 		})
 	}
