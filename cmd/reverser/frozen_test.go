@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"reverser/internal/admin"
@@ -69,4 +71,24 @@ func TestFrozen(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestAskOneWaits: a command waits for a process that holds its directory to open the admin socket, and not for ever.
+func TestAskOneWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun, opens := time.Now(), unreachableWait/2
+		ask := func(*admin.Client) error {
+			if time.Since(begun) < opens {
+				return &state.UnreachableError{}
+			}
+			return nil
+		}
+		if err := askOne(t.TempDir(), ask); err != nil {
+			t.Errorf("askOne = %v of a process that opens its socket after %s", err, opens)
+		}
+		opens = time.Hour
+		if err := askOne(t.TempDir(), ask); !errors.Is(err, state.ErrUnreachable) || time.Since(begun) > 2*unreachableWait {
+			t.Errorf("askOne = %v after %s; want %v", err, time.Since(begun), state.ErrUnreachable)
+		}
+	})
 }

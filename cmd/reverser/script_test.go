@@ -304,7 +304,7 @@ func ask(port, text string) (string, error) {
 }
 
 // within DURATION PATTERN COMMAND... repeats a command until its stdout
-// matches.
+// matches or, with !, does not match.
 func withinCmd(ts *testscript.TestScript, neg bool, args []string) {
 	limit, err := time.ParseDuration(args[0])
 	ts.Check(err)
@@ -314,11 +314,11 @@ func withinCmd(ts *testscript.TestScript, neg bool, args []string) {
 	defer cancel()
 	for {
 		err := ts.Exec(args[2], args[3:]...)
-		if err == nil && pattern.MatchString(ts.ReadFile("stdout")) {
+		if err == nil && pattern.MatchString(ts.ReadFile("stdout")) != neg {
 			return
 		}
 		if !pause(ctx, 10*time.Millisecond) {
-			ts.Fatalf("no match for %q within %s; the last output was:\n%s%s", args[1], limit, ts.ReadFile("stdout"), ts.ReadFile("stderr"))
+			ts.Fatalf("%q matched %t for %s; the last output was:\n%s%s", args[1], neg, limit, ts.ReadFile("stdout"), ts.ReadFile("stderr"))
 		}
 	}
 }
