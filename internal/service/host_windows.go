@@ -24,10 +24,14 @@ type Host struct {
 	ended   chan struct{}
 }
 
+// newHost has room for one reload and two interrupts to be asked for.
+func newHost() *Host {
+	return &Host{asked: make(chan os.Signal, 3), changes: make(chan svc.Status), ended: make(chan struct{})}
+}
+
 // RunHosted runs role, which ends with its exit code, as the service of that name, and returns when it has ended.
 func RunHosted(name string, role func(*Host) int) error {
-	h := &Host{asked: make(chan os.Signal, 2), changes: make(chan svc.Status), ended: make(chan struct{})}
-	err := svc.Run(name, &handler{h, role})
+	err := svc.Run(name, &handler{newHost(), role})
 	if errors.Is(err, windows.ERROR_FAILED_SERVICE_CONTROLLER_CONNECT) {
 		return hint("`reverser service start` starts a service; leave the flag out to run it here", "%s is for the service manager, and that did not start this process", HostedFlag)
 	}
@@ -120,7 +124,9 @@ func (s *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 			case svc.Interrogate:
 				status <- now
 			case svc.ParamChange:
-				s.ask(reload{})
+				if len(s.host.asked) == 0 { // else a reload, or the end, is asked for already
+					s.ask(reload{})
+				}
 			case svc.Stop, svc.PreShutdown:
 				if now.State != svc.StopPending {
 					say(svc.Status{State: svc.StopPending, Accepts: svc.AcceptShutdown})

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/windows"
+	"golang.org/x/sys/windows/svc"
 	"golang.org/x/sys/windows/svc/mgr"
 )
 
@@ -34,6 +35,9 @@ func serveTest() {
 		if slices.Contains(os.Args, "broken") {
 			log.Write([]byte("<3>ERR it is broken\n"))
 			return 2
+		}
+		if slices.Contains(os.Args, "slow") {
+			time.Sleep(3 * progress / 2)
 		}
 		h.Ready("")
 		sig := <-h.Asked()
@@ -101,6 +105,16 @@ func TestSystemSCM(t *testing.T) {
 		t.Errorf("its log is %q, want %q", log, want)
 	}
 
+	// While it starts, the manager refuses to stop it.
+	slow := c
+	slow.Args = append(slices.Clone(c.Args), "slow")
+	must(t, scm.update(testService, slow))
+	start()
+	must(t, w.stopAndWait(t.Context(), testService))
+	if st := await(Stopping); st.State != Stopped || st.ExitCode != 0 {
+		t.Errorf("the service is %+v, want stopped", st)
+	}
+
 	c.Args = append(c.Args, "broken")
 	must(t, scm.update(testService, c))
 	start()
@@ -115,6 +129,42 @@ func TestSystemSCM(t *testing.T) {
 	}
 	if !errors.Is(err, ErrNotInstalled) {
 		t.Errorf("query behind remove: %v, want ErrNotInstalled", err)
+	}
+}
+
+// Whatever else a service was asked, it hears that it has to stop.
+func TestAskedToStop(t *testing.T) {
+	h := newHost()
+	stop := make(chan bool)
+	var asked []string
+	role := func(h *Host) int {
+		h.Ready("")
+		<-stop // it is slow to listen
+		for len(h.asked) > 0 {
+			asked = append(asked, (<-h.Asked()).String())
+		}
+		return 0
+	}
+	requests, status := make(chan svc.ChangeRequest), make(chan svc.Status)
+	go func() {
+		for st := range status {
+			if st.State == svc.Running {
+				for range 5 {
+					requests <- svc.ChangeRequest{Cmd: svc.ParamChange}
+				}
+				go func() {
+					for _, cmd := range []svc.Cmd{svc.PreShutdown, svc.Shutdown, svc.Interrogate} {
+						requests <- svc.ChangeRequest{Cmd: cmd}
+					}
+					close(stop)
+				}()
+			}
+		}
+	}()
+	(&handler{h, role}).Execute(nil, requests, status)
+	close(status)
+	if want := []string{"PARAMCHANGE", "interrupt", "interrupt"}; !slices.Equal(asked, want) {
+		t.Errorf("the service was asked for %q, want %q", asked, want)
 	}
 }
 

@@ -506,7 +506,7 @@ func (m *windowsServices) startAndWait(ctx context.Context, role string) error {
 
 // stopAndWait stops a service that may not run.
 func (m *windowsServices) stopAndWait(ctx context.Context, name string) error {
-	st, err := m.scm.query(name)
+	st, err := m.await(ctx, name, Starting) // until then the manager passes no order on
 	if err != nil {
 		return err
 	}

@@ -116,6 +116,9 @@ func (f *fakeSCM) stop(name string) error {
 	if err != nil {
 		return err
 	}
+	if s.State == Starting {
+		return errors.New("the service cannot accept control messages at this time") // so says the real one
+	}
 	s.State, s.until = Stopping, time.Now()
 	if slices.Contains(s.Args, "slow") {
 		s.until = time.Now().Add(90 * time.Second)
@@ -452,6 +455,29 @@ func TestWindowsTwice(t *testing.T) {
 		must(t, w.m.Install(t.Context(), again, true))
 		if text, _ := os.ReadFile(s.Program); string(text) != "version 2" {
 			t.Errorf("the program has %q", text)
+		}
+	})
+}
+
+// A service takes no orders while it starts: whoever wants it to stop waits until it runs.
+func TestWindowsStopsOneThatStarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		before := w.files()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // somebody presses Ctrl-C
+		defer cancel()
+		if err := w.m.Install(ctx, w.spec("9000", "slow"), false); !errors.Is(err, ctx.Err()) || strings.Contains(err.Error(), "not everything could be put back") {
+			t.Errorf("Install = %v, want %v and nothing else", err, ctx.Err())
+		}
+		if after := w.files(); !maps.Equal(before, after) || len(w.scm.services) > 0 {
+			t.Errorf("left: %v, %v; want %v", after, w.scm.services, before)
+		}
+		must(t, w.m.Install(t.Context(), w.spec("9000", "slow"), false))
+		must(t, w.m.Stop(t.Context(), "bridge"))
+		must(t, w.scm.start("reverser-bridge")) // as the system does, which does not wait
+		must(t, w.m.Stop(t.Context(), "bridge"))
+		if st, err := w.m.Status(t.Context(), "bridge"); err != nil || st.State != Stopped {
+			t.Errorf("Status = %+v, %v; want stopped", st, err)
 		}
 	})
 }
