@@ -32,18 +32,21 @@ func TestHAProxyInFront(t *testing.T) {
 	conf := writeFile(t, filepath.Join(t.TempDir(), "haproxy.cfg"), fmt.Sprintf(`global
 	stats socket %s mode 600 level admin
 defaults
-	timeout connect 10s
-	timeout client 1s
-	timeout server 1s
+	timeout connect 60s
+	timeout client 60s
+	timeout server 60s
+	timeout check 5s
 listen web
 	mode http
 	bind 127.0.0.1:%d
 	option httpchk GET /check
-	server tunnel %s check inter 100ms fall 1 rise 2
+	server tunnel %s check inter 200ms fall 3 rise 2
 listen plain
 	mode tcp
 	bind 127.0.0.1:%d
-	server tunnel %s check inter 100ms fall 1 rise 2
+	timeout client 1s
+	timeout server 1s
+	server tunnel %s check inter 200ms fall 3 rise 2
 `, stats, front, web.addr(), frontPlain, plain.addr()))
 	start(t, "haproxy", haproxy.path(t), nil, "-db", "-f", conf).awaitListener(frontPlain)
 
@@ -62,8 +65,14 @@ listen plain
 	if text := haproxyStats(t, stats); strings.Contains(text, ",DOWN,") || strings.Count(text, ",UP,") != 2 {
 		t.Errorf("HAProxy does not call both tunnels up:\n%s", text)
 	}
-	idle := dial(t, loopback(frontPlain))
-	exchange(t, idle, "hello")
+	var idle net.Conn
+	eventually(t, "somebody is faster than HAProxy ends an idle connection", func() bool {
+		idle = dial(t, loopback(frontPlain))
+		io.WriteString(idle, "hello")
+		got := make([]byte, len("hello"))
+		_, err := io.ReadFull(idle, got)
+		return err == nil && string(got) == "hello"
+	})
 	if n, err := idle.Read(make([]byte, 1)); n != 0 || err == nil {
 		t.Errorf("Read = %d, %v; want the end that HAProxy makes", n, err)
 	}

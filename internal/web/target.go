@@ -23,10 +23,12 @@ import (
 // maxAnswerHead is how long the head of an answer may be, informational ones each for itself.
 const maxAnswerHead = 256 << 10
 
-const (
-	continueTime = time.Second           // for which a body waits for the target's word, where the client waits too
-	sentTime     = 50 * time.Millisecond // for which a connection waits for the end of a request whose answer is complete
-)
+// continueTime is for how long a body waits for the target's word, where the client waits too. It is longer in tests, whose targets always say
+// one.
+var continueTime = time.Second
+
+// sentTime is for how long a connection waits for the end of a request whose answer is complete.
+const sentTime = 50 * time.Millisecond
 
 // target is a connection to a target. One exchange has it at a time.
 type target struct {
