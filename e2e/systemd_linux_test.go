@@ -188,6 +188,19 @@ func TestSystemd(t *testing.T) {
 	m.serves("9000")
 	m.refuses(1, "address already in use", "reverser", "service", "install", "proxy", "--listen", "127.0.0.1:9904", "--replace")
 	m.serves("9000")
+	// What it says is found although the journal takes it late, as on a busy machine, when the process is gone and the next one was started.
+	m.do("systemctl", "kill", "--signal=STOP", "systemd-journald")
+	refused := make(chan struct{})
+	go func() {
+		defer close(refused)
+		m.refuses(1, "address already in use", "reverser", "service", "install", "proxy", "--listen", "127.0.0.1:9904", "--replace")
+	}()
+	eventually(t, "the proxy was started again", func() bool {
+		return strings.TrimSpace(m.try("systemctl", "show", "--value", "--property", "NRestarts", "reverser-proxy")) != "0"
+	})
+	m.do("systemctl", "kill", "--signal=CONT", "systemd-journald")
+	<-refused
+	m.serves("9000")
 
 	// A process that dies, and one that is stuck, is started again.
 	m.do("mkdir", "-p", "/etc/systemd/system/reverser-bridge.service.d")
