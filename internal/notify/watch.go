@@ -48,6 +48,7 @@ type state struct {
 	since  time.Time // of up
 	toldUp bool      // what was told last; at first that it is up, which nobody has to be told
 	downAt time.Time // since when it was down that was told
+	missed time.Time // of a service: since when its bridge is up without it; zero: it is not
 
 	seen time.Time          // of a certificate: when it was there last
 	cert status.Certificate // as it was then
@@ -74,6 +75,9 @@ const (
 // notConnected is why a service is down that nobody asks for any more.
 const notConnected = "its bridge is not connected"
 
+// claimTime is how long a bridge that is back may take until it has its services again.
+const claimTime = time.Minute
+
 // forget is when something that is down, and of which the process knows nothing any more, is not waited for any longer.
 const forget = 24 * time.Hour
 
@@ -92,7 +96,7 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 		if up != st.up {
 			st.up, st.since = up, now
 		}
-		st.key, st.reason = key, reason
+		st.key, st.reason, st.missed = key, reason, time.Time{}
 		seen[sub] = true
 	}
 	connected := bridges(s)
@@ -126,10 +130,19 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 		for sub, st := range w.subjects {
 			switch {
 			case seen[sub] || sub.kind != kind:
-			case kind == "service" && (s.Role != "proxy" || w.isUp(subject{"bridge", st.key})), !st.up && now.Sub(st.since) > forget:
-				delete(w.subjects, sub) // somebody took it away, and knows
-			case st.up:
-				st.up, st.since, st.reason = false, now, ""
+			case kind == "service" && (s.Role != "proxy" || w.isUp(subject{"bridge", st.key})):
+				if st.missed.IsZero() {
+					st.missed = now
+				}
+				if st.up && st.toldUp || now.Sub(st.missed) > claimTime {
+					delete(w.subjects, sub) // somebody took it away, and knows
+				}
+			case !st.up && now.Sub(st.since) > forget:
+				delete(w.subjects, sub)
+			case !st.up:
+				st.missed = time.Time{}
+			default:
+				st.up, st.since, st.reason, st.missed = false, now, "", time.Time{}
 				if kind == "service" {
 					st.reason = notConnected
 				}
@@ -137,7 +150,7 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 		}
 	}
 	for sub, st := range w.subjects {
-		if st.up == st.toldUp || now.Sub(st.since) < w.after {
+		if st.up == st.toldUp || now.Sub(st.since) < w.after || !st.missed.IsZero() {
 			continue
 		}
 		e := Event{Event: sub.kind + "-up", Name: sub.name, Since: st.since}

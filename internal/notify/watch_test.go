@@ -33,6 +33,7 @@ func TestWatch(t *testing.T) {
 		s.Services[0].Drained = true
 	})
 	down := with(at("a"), func(s *status.Snapshot) { s.Links[0].State = status.LinkDown })
+	bare := with(at("a"), func(s *status.Snapshot) { s.Services = nil }) // it has claimed nothing so far, or has no service any more
 	type step struct {
 		after int // seconds since the step before
 		s     status.Snapshot
@@ -50,7 +51,14 @@ func TestWatch(t *testing.T) {
 		"never up":                  {{0, down, nil}, {30, down, []string{"bridge-down a"}}},
 		"one of two":                {{0, at("a", "b"), nil}, {1, at("b"), nil}, {30, at("b"), []string{"bridge-down a", "service-down tcp/a"}}},
 		"a service that is removed": {{0, at("a"), nil}, {1, with(at("a"), func(s *status.Snapshot) { s.Services = nil }), nil}, {100, with(at("a"), func(s *status.Snapshot) { s.Services = nil }), nil}},
-		"one that never comes back": {{0, at("a"), nil}, {1, at(), nil}, {30, at(), []string{"bridge-down a", "service-down tcp/a"}}, {2 * 24 * 3600, at(), nil}, {1, at("a"), nil}, {30, at("a"), nil}},
+		"a bridge that claims later": {{0, at("a"), nil}, {1, at(), nil}, {30, at(), []string{"bridge-down a", "service-down tcp/a"}}, {1, bare, nil}, {1, at("a"), nil},
+			{30, at("a"), []string{"bridge-up a", "service-up tcp/a"}}, {1, bare, nil}, {1, at("a"), nil}, {100, at("a"), nil}},
+		"a bridge that goes again before it claims": {{0, at("a"), nil}, {1, at(), nil}, {30, at(), []string{"bridge-down a", "service-down tcp/a"}}, {1, bare, nil}, {1, at(), nil},
+			{100, at("a"), nil}, {30, at("a"), []string{"bridge-up a", "service-up tcp/a"}}},
+		"a service that is removed while it is down": {{0, at("a"), nil}, {1, at(), nil}, {30, at(), []string{"bridge-down a", "service-down tcp/a"}}, {1, bare, nil},
+			{30, bare, []string{"bridge-up a"}}, {100, bare, nil}, {1, at("a"), nil}, {30, at("a"), nil}},
+		"a service that is removed before it is told down": {{0, at("a"), nil}, {1, at(), nil}, {1, bare, nil}, {30, bare, nil}, {100, bare, nil}},
+		"one that never comes back":                        {{0, at("a"), nil}, {1, at(), nil}, {30, at(), []string{"bridge-down a", "service-down tcp/a"}}, {2 * 24 * 3600, at(), nil}, {1, at("a"), nil}, {30, at("a"), nil}},
 	} {
 		w := watch{after: 30 * time.Second}
 		now := time.Unix(1_000_000, 0)
