@@ -219,6 +219,16 @@ func (m systemSCM) query(name string) (st scmState, err error) {
 	return st, err
 }
 
+func (systemSCM) exists(pid int) bool {
+	h, err := windows.OpenProcess(windows.SYNCHRONIZE, false, uint32(pid))
+	if err != nil {
+		return errors.Is(err, windows.ERROR_ACCESS_DENIED)
+	}
+	defer windows.CloseHandle(h)
+	event, err := windows.WaitForSingleObject(h, 0) // the handle of somebody else keeps the number of one that has ended
+	return err == nil && event == uint32(windows.WAIT_TIMEOUT)
+}
+
 var scmStates = map[svc.State]string{
 	svc.Stopped: Stopped, svc.StartPending: Starting, svc.StopPending: Stopping, svc.Running: Running,
 	svc.ContinuePending: Running, svc.PausePending: Running, svc.Paused: Running,

@@ -51,6 +51,9 @@ func serveTest() {
 		log.Write([]byte(err.Error()))
 		os.Exit(91)
 	}
+	if slices.Contains(os.Args, "slow") {
+		time.Sleep(progress)
+	}
 	os.Exit(0)
 }
 
@@ -111,6 +114,7 @@ func TestSystemSCM(t *testing.T) {
 	must(t, scm.update(testService, slow))
 	start()
 	must(t, w.stopAndWait(t.Context(), testService))
+	must(t, os.Remove(filepath.Join(dir, LogFile))) // which the process had open
 	if st := await(Stopping); st.State != Stopped || st.ExitCode != 0 {
 		t.Errorf("the service is %+v, want stopped", st)
 	}

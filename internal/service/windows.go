@@ -44,6 +44,8 @@ type scm interface {
 	start(name string) error
 	stop(name string) error
 	query(name string) (scmState, error)
+	// exists reports whether there is a process of that number.
+	exists(pid int) bool
 	// Sources of events are what the event log shows as the origin of a line.
 	addSource(name string) error
 	removeSource(name string) error
@@ -504,7 +506,10 @@ func (m *windowsServices) startAndWait(ctx context.Context, role string) error {
 	return nil
 }
 
-// stopAndWait stops a service that may not run.
+// exitPatience is how long a process that has said that it is stopped may take to exit. Its number may be another's by then.
+const exitPatience = 10 * time.Second
+
+// stopAndWait stops a service that may not run. When it returns, its process has no files open any more.
 func (m *windowsServices) stopAndWait(ctx context.Context, name string) error {
 	st, err := m.await(ctx, name, Starting) // until then the manager passes no order on
 	if err != nil {
@@ -513,16 +518,26 @@ func (m *windowsServices) stopAndWait(ctx context.Context, name string) error {
 	if st.State == Stopped || st.State == Failed {
 		return nil
 	}
+	pid := st.PID
 	if st.State != Stopping {
 		if err := m.scm.stop(name); err != nil {
 			return fmt.Errorf("stop %s: %w", name, err)
 		}
 	}
-	st, err = m.await(ctx, name, Stopping, Running)
-	if err == nil && st.State != Stopped && st.State != Failed {
-		err = fmt.Errorf("%s is %s, and was asked to stop", name, st.State)
+	if st, err = m.await(ctx, name, Stopping, Running); err != nil {
+		return err
 	}
-	return err
+	if st.State != Stopped && st.State != Failed {
+		return fmt.Errorf("%s is %s, and was asked to stop", name, st.State)
+	}
+	for end := time.Now().Add(exitPatience); m.scm.exists(pid) && time.Now().Before(end); {
+		select {
+		case <-time.After(scmPoll):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // await waits until a service is in none of the states any more.

@@ -24,6 +24,7 @@ type fakeSCM struct {
 	sources  map[string]bool
 	denied   bool
 	orders   []string
+	gone     time.Time // when the last process that has stopped is
 }
 
 type fakeService struct {
@@ -80,7 +81,7 @@ func (f *fakeSCM) remove(name string) error {
 	if err != nil {
 		return err
 	}
-	if s.State != Stopped {
+	if s.State != Stopped || f.exists(7) {
 		return errors.New("it runs, and would stay until it has ended")
 	}
 	delete(f.services, name)
@@ -137,11 +138,14 @@ func (f *fakeSCM) query(name string) (scmState, error) {
 		s.scmState = scmState{State: Running, PID: 7}
 	case s.State == Stopping && !time.Now().Before(s.until):
 		s.scmState = scmState{State: Stopped}
+		f.gone = time.Now().Add(scmPoll)
 	case s.State == Starting, s.State == Stopping:
 		s.CheckPoint++
 	}
 	return s.scmState, nil
 }
+
+func (f *fakeSCM) exists(pid int) bool { return pid == 7 && time.Now().Before(f.gone) }
 
 func (f *fakeSCM) addSource(name string) error    { f.sources[name] = true; return nil }
 func (f *fakeSCM) removeSource(name string) error { delete(f.sources, name); return nil }
