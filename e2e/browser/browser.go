@@ -40,6 +40,9 @@ const artefactsEnv = "REVERSER_E2E_ARTEFACTS"
 // patience is how long anything may take. It only bounds a hanging test: every wait ends as soon as its condition holds.
 const patience = 90 * time.Second
 
+// lifetime is how long a connection may be there. Many steps of a test share one, and a busy machine takes some time for each.
+const lifetime = 4 * patience
+
 // Config says what is special about a browser.
 type Config struct {
 	Trust []*x509.Certificate // servers that show one of these, or one issued with the key of one of these, are who they say

@@ -48,7 +48,7 @@ func TestWebSockets(t *testing.T) {
 		}
 		defer c.CloseNow()
 		c.SetReadLimit(most)
-		ctx, cancel := context.WithTimeout(r.Context(), patience)
+		ctx, cancel := context.WithTimeout(r.Context(), lifetime)
 		defer cancel()
 		e := end{}
 		var wg sync.WaitGroup
@@ -106,10 +106,13 @@ func TestWebSockets(t *testing.T) {
 					return a.length == b.length && a.every((x, i) => x === b[i]);
 				};
 				window.sock = await open_();`)
-			wrong := Eval[[]string](p, fmt.Sprintf(`
-				const wrong = [];
-				if (sock.protocol != "echo") wrong.push("the protocol is " + sock.protocol);
-				for (const size of [0, 4, 124, 128, 65532, 65536, 1 << 20, %d]) {
+			if protocol := Eval[string](p, `return sock.protocol`); protocol != "echo" {
+				t.Errorf("the protocol is %q", protocol)
+			}
+			for _, size := range []int{0, 4, 124, 128, 65532, 65536, 1 << 20, most} {
+				wrong := Eval[[]string](p, fmt.Sprintf(`
+					const wrong = [];
+					const size = %d;
 					const bytes = new Uint32Array(size / 4);
 					for (let i = 0, x = size + 1; i < bytes.length; i++) bytes[i] = x = Math.imul(x, 1664525) + 1013904223;
 					const text = "字 ".repeat(size / 4); // of four bytes
@@ -119,10 +122,10 @@ func TestWebSockets(t *testing.T) {
 						sock.send(message);
 						if (!same(await answer, message)) wrong.push(size + " bytes of " + typeof message);
 					}
+					return wrong`, size))
+				for _, w := range wrong {
+					t.Errorf("the echo is wrong: %s", w)
 				}
-				return wrong`, most))
-			for _, w := range wrong {
-				t.Errorf("the echo is wrong: %s", w)
 			}
 			// A message for each cut of the link, and one that is on its way.
 			for i := range 4 {

@@ -37,7 +37,7 @@ func TestWebSocketPrograms(t *testing.T) {
 			return
 		}
 		c.SetReadLimit(size)
-		ctx, cancel := context.WithTimeout(r.Context(), 3*patience)
+		ctx, cancel := context.WithTimeout(r.Context(), lifetime)
 		defer cancel()
 		var pings sync.WaitGroup
 		defer pings.Wait()
@@ -78,7 +78,7 @@ func TestWebSocketPrograms(t *testing.T) {
 	roots.AddCert(s.certs[0])
 	for scheme, origin := range s.origins() {
 		t.Run(scheme, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
+			ctx, cancel := context.WithTimeout(context.Background(), lifetime)
 			defer cancel()
 			at, err := url.Parse(origin)
 			if err != nil {
