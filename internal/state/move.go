@@ -405,7 +405,7 @@ func (d *Dir) finishReplace() error {
 	}
 	names := strings.Split(string(list), "\n")
 	for _, name := range movable {
-		err := d.root.Rename(path.Join(readyDir, name), name)
+		err := rename(d.root, path.Join(readyDir, name), name)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 			if !slices.Contains(names, name) {

@@ -114,6 +114,28 @@ func TestAdminPipeDeadline(t *testing.T) {
 	}
 }
 
+// TestAdminPipeWhileOthersLook: a command that looks for the admin socket all the time does not keep the process from opening it again.
+func TestAdminPipeWhileOthersLook(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			state.AdminSocket(path)
+		}
+	})
+	for range 5 {
+		l, err := d.ListenAdmin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close() // what it recorded stays, as behind a process that was killed
+	}
+}
+
 // TestAdminPipeClosedOnce: a listener that is closed while Accept waits closes each of its handles once. The second time would close
 // whatever has got the number since.
 func TestAdminPipeClosedOnce(t *testing.T) {

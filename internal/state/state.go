@@ -478,7 +478,7 @@ func (d *Dir) write(name string, data []byte) (err error) {
 			err = d.owner.like(d.root, tmp, before)
 		}
 		if err == nil {
-			err = d.root.Rename(tmp, name)
+			err = rename(d.root, tmp, name)
 		}
 		if err != nil {
 			d.root.Remove(tmp)

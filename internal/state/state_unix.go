@@ -107,3 +107,6 @@ func mayWrite(dir string) error {
 
 // unlock takes back a flock, also while memory is mapped to the open file, which keeps it open.
 func unlock(f *os.File) error { return flock(f, unix.LOCK_UN) }
+
+// rename puts a file in the place of another one.
+func rename(root *os.Root, from, to string) error { return root.Rename(from, to) }
