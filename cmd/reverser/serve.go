@@ -316,7 +316,8 @@ func openState(ctx context.Context, set config.Common, role string, log *slog.Lo
 	if err != nil {
 		return nil, err
 	}
-	for begun := time.Now(); ; {
+	begun := time.Now()
+	for tries := 1; ; tries++ {
 		dir, err := state.Open(path, set.TrustOwner...)
 		if err == nil {
 			if note := dir.Note(); note != "" {
@@ -325,7 +326,10 @@ func openState(ctx context.Context, set config.Common, role string, log *slog.Lo
 			return dir, nil
 		}
 		waited := time.Since(begun)
-		if !errors.Is(err, state.ErrInUse) || waited > yieldWait || waited > lockWait && !stopping(ctx, path) {
+		// A status that is asked for holds the lock for a moment, too. On a very busy machine few tries fit into lockWait, and all may
+		// meet such moments.
+		enough := waited > lockWait && tries > int(lockWait/lockPoll)
+		if !errors.Is(err, state.ErrInUse) || waited > yieldWait || enough && !stopping(ctx, path) {
 			return nil, usage(err)
 		}
 		if !pause(ctx, lockPoll) {
