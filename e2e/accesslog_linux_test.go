@@ -109,7 +109,11 @@ func TestAccessLog(t *testing.T) {
 	if e := accessLines(t, atProxy)[1]; e.Refused == "" || e.Reason != "" || e.Service != public {
 		t.Errorf("the line of a refused user is %+v", e)
 	}
-	if s, err := statusOf(t, p.state); err != nil || s.AccessLog == nil || s.AccessLog.File != atProxy || s.AccessLog.Written != 4 || s.AccessLog.Lost != 0 {
+	eventually(t, "status counts the lines", func() bool { // which are in the file a moment before
+		s, err := statusOf(t, p.state)
+		return err == nil && s.AccessLog != nil && s.AccessLog.Written == 4
+	})
+	if s, err := statusOf(t, p.state); err != nil || s.AccessLog.File != atProxy || s.AccessLog.Lost != 0 {
 		t.Errorf("status has %+v, %v", s.AccessLog, err)
 	}
 }
