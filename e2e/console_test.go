@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
 // console runs the program of e2e/console for the Windows process of a state directory.
@@ -64,8 +63,8 @@ func TestConsoleEnds(t *testing.T) {
 				}
 				wantReset(t, c, 0)
 				released := p.awaitRecord("pair released", "service", tun.service, "reason", "drain")
-				// 4 seconds, and what a busy machine adds; the drain that everybody else gets takes 30.
-				if took := released.Time().Sub(stopping.Time()); took > 15*time.Second {
+				// 4 seconds, and what a busy machine adds; the drain that everybody else gets takes an hour.
+				if took := released.Time().Sub(stopping.Time()); took > patience {
 					t.Errorf("it took %v to stop; Windows would have ended it before", took)
 				}
 			})

@@ -254,7 +254,7 @@ func TestSuccessorOfTheProxy(t *testing.T) {
 // A key that is removed at the successor of a proxy ends at the process before, too. What other keys have there goes on.
 func TestKeyRemovedAtTheSuccessor(t *testing.T) {
 	t.Parallel()
-	p, target := startProxy(t, "--drain", "1h"), serve(t, echo)
+	p, target := startProxy(t, longDrain...), serve(t, echo)
 	user := func(name string) (c net.Conn, service string) {
 		public := freePort(t)
 		service = fmt.Sprintf("tcp/%d", public)

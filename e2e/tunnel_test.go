@@ -124,13 +124,16 @@ type tunnel struct {
 	service string // the same in canonical form
 }
 
+// longDrain is how long connections of a tunnel have to finish. On a busy machine, what a test does meanwhile takes more than the usual 30 seconds.
+var longDrain = []string{"--drain", "1h"}
+
 // startTunnel exposes target ("port" or "host:port") and waits until it is up.
 func startTunnel(t *testing.T, target string) *tunnel {
 	t.Helper()
-	tun := &tunnel{proxy: startProxy(t), public: freePort(t)}
+	tun := &tunnel{proxy: startProxy(t, longDrain...), public: freePort(t)}
 	tun.token = tun.proxy.defaultToken()
 	tun.service = fmt.Sprintf("tcp/%d", tun.public)
-	tun.bridge = startBridge(t, tun.token, fmt.Sprintf("%d=%s", tun.public, target))
+	tun.bridge = startBridge(t, tun.token, append([]string{fmt.Sprintf("%d=%s", tun.public, target)}, longDrain...)...)
 	tun.bridge.awaitUp(tun.service)
 	return tun
 }
