@@ -34,8 +34,8 @@ put doctor in front of its command: ` + "`reverser doctor bridge`" + ` and
 ` + "`reverser doctor proxy`" + ` take all arguments of ` + "`reverser bridge`" + ` and
 ` + "`reverser proxy`" + `, and look at what a start with them would meet.
 
-Nothing is changed, and a link that is up is left alone. It takes less than 15
-seconds. The exit code is 0 when nothing is wrong, warnings included, and 1
+Nothing is changed, and a link that is up is left alone. Each process takes less
+than 15 seconds. The exit code is 0 when nothing is wrong, warnings included, and 1
 when something is; 2 is a wrong command line.`,
 		Example: `  reverser doctor
   reverser doctor bridge TOKEN 9000=9904

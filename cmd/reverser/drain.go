@@ -26,8 +26,9 @@ ones are reset at once, and get the page 503 from http/ and https/ services;
 connections that are there go on.
 
 PUBLIC may be a range or a wildcard, as in --allow; services that come later and
-that it covers are drained as well. --undo takes the same words. A reload does
-not undo the order, a restart of the proxy does.`,
+that it covers are drained as well. http/HOST without a wildcard is that service
+alone, and none of its paths. --undo takes the same words. A reload does not
+undo the order, a restart of the proxy does.`,
 		Example: `  reverser drain tcp/9000
   reverser drain 'http/*.example.com'
   reverser drain --key nas

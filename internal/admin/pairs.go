@@ -90,7 +90,7 @@ func (s *Server) matcher(which Which) (func(status.Pair) bool, error) {
 			yes, ok := services[p.Service]
 			if !ok {
 				public, err := grammar.ParsePublic(p.Service)
-				yes = err == nil && which.Service.Permits(public)
+				yes = err == nil && which.Service.Means(public)
 				services[p.Service] = yes
 			}
 			if !yes {

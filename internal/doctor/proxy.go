@@ -140,6 +140,9 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 	}
 	state.MarkOffered(v.seen.Path, stored)
 	for _, k := range stored {
+		if s := v.Snapshot; s != nil && s.Unstored != nil && slices.Contains(s.Unstored.Removed, k.Name) {
+			continue // it is removed, though the disk has it
+		}
 		note(k.Name, k.Allow, k.Expires)
 	}
 	if v.Settings != nil {
@@ -468,6 +471,9 @@ func (w *World) lookUp(ctx context.Context, host string) ([]netip.Addr, error) {
 func (w *World) leadsHere(ctx context.Context, host string, wanting bool, mine []netip.Addr) Check {
 	const name = "names"
 	ips, err := w.lookUp(ctx, host)
+	if dns, ok := errors.AsType[*net.DNSError](err); err != nil && !(ok && dns.IsNotFound) {
+		return warn(name, "see that this machine reaches its name server (/etc/resolv.conf), then try again", "%s cannot be looked up here: %v", host, err)
+	}
 	if err != nil {
 		return fail(name, "make an A record, and AAAA where the machine has IPv6, with the public address of this machine", "%s cannot be looked up: %v", host, err)
 	}

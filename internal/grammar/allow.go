@@ -168,6 +168,13 @@ func (a Allow) Permits(p Public) bool {
 	return a.Host == p.Host
 }
 
+// Means reports whether p is one of the services that the rule names in an order of an operator, such as to drain. It is Permits, but a HOST
+// without a wildcard is the service at that very path: a key that may publish a host may publish its paths, and to drain the one is not
+// to drain the other.
+func (a Allow) Means(p Public) bool {
+	return a.Permits(p) && (a.Path == p.Path || strings.HasPrefix(a.Host, "*"))
+}
+
 // Policy is everything that a key may publish. Nothing is allowed that it does
 // not list.
 type Policy []Allow

@@ -476,6 +476,36 @@ func TestAllow(t *testing.T) {
 	}
 }
 
+// TestMeans: what an order is about. A host is not its paths there.
+func TestMeans(t *testing.T) {
+	for rule, lists := range map[string][2]string{ // yes, no
+		"http/a.example":     {"http/a.example", "http/a.example/x https/a.example http/b.example"},
+		"http/a.example/x":   {"http/a.example/x", "http/a.example http/a.example/x/y http/a.example/xy"},
+		"http/*.example":     {"http/a.example http/a.example/x", "http/a.b.example"},
+		"https/*.example/x":  {"https/a.example/x https/a.example/x/y", "https/a.example"},
+		"http/*":             {"http/* http/a.example/x", "https/a.example"},
+		"tls/a.example":      {"tls/a.example", "https/a.example"},
+		"tcp/9000":           {"tcp/9000 tcp/127.0.0.1:9000", "tcp/9001"},
+		"tcp/127.0.0.1:1-99": {"tcp/127.0.0.1:80", "tcp/80"},
+	} {
+		a, err := ParseAllow(rule)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, list := range lists {
+			for f := range strings.FieldsSeq(list) {
+				p, err := ParsePublic(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got, want := a.Means(p), i == 0; got != want {
+					t.Errorf("%s means %s = %v; want %v", a, p, got, want)
+				}
+			}
+		}
+	}
+}
+
 func TestPolicy(t *testing.T) {
 	p := DefaultPolicy()
 	for port, want := range map[uint16]bool{1: false, 1023: false, 1024: true, 65535: true} {

@@ -201,7 +201,7 @@ func (p *Proxy) serveSecure(conn net.Conn, hello *entrance.Hello, pass *pass) {
 
 // secureTLS is how the TLS of https/ names ends.
 func (p *Proxy) secureTLS() *tls.Config {
-	return &tls.Config{GetCertificate: p.cfg.Certificates.GetCertificate, NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS12}
+	return &tls.Config{GetCertificate: p.cfg.Certificates.GetCertificate, NextProtos: []string{"h2", "http/1.1", "http/1.0"}, MinVersion: tls.VersionTLS12}
 }
 
 // covers reports whether the certificate that a client was shown is for a host too: browsers send requests for several hosts of one

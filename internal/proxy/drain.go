@@ -11,7 +11,7 @@ import (
 	"reverser/internal/traffic"
 )
 
-// DrainOrder says for which services nobody new is to be let in any more: those that Allow covers, or all of a key.
+// DrainOrder says for which services nobody new is to be let in any more: those that Allow means, or all of a key.
 type DrainOrder struct {
 	Service grammar.Allow
 	Key     string // its name; with it, Service is empty
@@ -106,7 +106,7 @@ func (p *Proxy) drained(d registry.Drain) (found Drained) {
 	counted := make(map[*traffic.Account]bool)
 	for _, s := range p.registry.Services() {
 		public, err := grammar.ParsePublic(s.Public)
-		if err != nil || !d.Allow.Permits(public) && (d.Allow != (grammar.Allow{}) || d.Key != s.Key) {
+		if err != nil || !d.Allow.Means(public) && (d.Allow != (grammar.Allow{}) || d.Key != s.Key) {
 			continue
 		}
 		found.Services = append(found.Services, s.Public)

@@ -24,7 +24,7 @@ type Policy struct {
 	Drained []Drain
 }
 
-// Drain says which names let no newcomers in: those that Allow covers, or all of a key.
+// Drain says which names let no newcomers in: those that Allow means, or all of a key.
 type Drain struct {
 	Allow grammar.Allow
 	Key   KeyID
@@ -53,7 +53,7 @@ func (p *policy) twin(pub grammar.Public) (twin grammar.Public, ok bool) {
 // drains reports whether a name of a key lets no newcomers in.
 func (p *policy) drains(pub grammar.Public, key KeyID) bool {
 	return slices.ContainsFunc(p.Drained, func(d Drain) bool {
-		return d.Allow.Permits(pub) || d.Allow == (grammar.Allow{}) && d.Key == key
+		return d.Allow.Means(pub) || d.Allow == (grammar.Allow{}) && d.Key == key
 	})
 }
 

@@ -24,7 +24,9 @@ type target struct{ word atomic.Pointer[targetWord] }
 const same = time.Second
 
 func (a *Account) noteTarget(state, err string, now time.Time) {
-	if last := a.target.word.Load(); last != nil && last.state == state && last.err == err && now.Sub(last.at) < same {
+	last := a.target.word.Load()
+	if last != nil && last.state == state && last.err == err && now.Sub(last.at) < same &&
+		(state == status.TargetAnswers || last.received == a.received.Load()) { // else what was received would seem to be of one that answers
 		return
 	}
 	a.target.word.Store(&targetWord{state, now, err, a.total.Load(), a.received.Load()})

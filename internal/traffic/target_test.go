@@ -82,6 +82,14 @@ func TestTarget(t *testing.T) {
 		f.End(relay.ReasonUnreachable, 0)
 		synctest.Wait()
 		want(status.TargetUnreachable, "", at)
+		for range 3 { // close behind each other, with a handshake before the bridge tries the target
+			f, a := pair(0)
+			a.Moved(0, 2840)
+			at = after(same / 4)
+			f.End(relay.ReasonUnreachable, 0)
+			synctest.Wait()
+			want(status.TargetUnreachable, "", at)
+		}
 		f, a := pair(0)
 		want(status.TargetUnreachable, "", at)
 		a.Moved(0, 7) // it goes on
