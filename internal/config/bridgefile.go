@@ -91,6 +91,7 @@ func (d *doc) bridge() *bridgeFile {
 	}, "")
 	b.CommonArgs = d.common()
 
+	var exposes grammar.ExposeSet
 	for i, t := range d.tables("expose", exposeKeys()...) {
 		at := func(k string) string { return fmt.Sprintf("expose[%d].%s", i, k) }
 		public, target := d.inner(t, at("public"), "public"), d.inner(t, at("target"), "target")
@@ -114,7 +115,7 @@ func (d *doc) bridge() *bridgeFile {
 			d.fail(&Error{Line: d.line(at(key)), Text: err.Error(), Err: err})
 			continue
 		}
-		if err := grammar.CheckExpose(b.Expose, e); err != nil {
+		if err := exposes.Add(e); err != nil {
 			d.fail(&Error{Line: d.line(at("public")), Text: err.Error(), Err: err})
 			continue
 		}

@@ -177,6 +177,7 @@ func (d *doc) tables(name string, keys ...string) []map[string]any {
 func tomlLines(text string) map[string]int {
 	lines := map[string]int{}
 	count := map[string]int{} // of the tables of a list
+	begins := lineBegins(text)
 	var p unstable.Parser
 	p.Reset([]byte(text))
 	prefix := ""
@@ -189,7 +190,7 @@ func tomlLines(text string) map[string]int {
 			}
 			path += string(n.Data)
 			if _, ok := lines[path]; !ok {
-				lines[path] = p.Shape(n.Raw).Start.Line
+				lines[path] = begins.line(int(n.Raw.Offset))
 			}
 		}
 		return path
@@ -203,13 +204,36 @@ func tomlLines(text string) map[string]int {
 			prefix = fmt.Sprintf("%s[%d]", name, count[name])
 			count[name]++
 			for it := e.Key(); it.Next(); {
-				lines[prefix] = p.Shape(it.Node().Raw).Start.Line
+				lines[prefix] = begins.line(int(it.Node().Raw.Offset))
 			}
 		case unstable.KeyValue:
 			note(prefix, e.Key())
 		}
 	}
 	return lines
+}
+
+// lineOffsets are the offsets at which the lines of a text begin. The parser's own Shape counts the lines from the beginning of the text for
+// each key: with some thousand services that takes seconds.
+type lineOffsets []int
+
+func lineBegins(text string) lineOffsets {
+	begins := lineOffsets{0}
+	for i := range len(text) {
+		if text[i] == '\n' {
+			begins = append(begins, i+1)
+		}
+	}
+	return begins
+}
+
+// line returns the number of the line that the byte at offset is on. The first line is 1.
+func (begins lineOffsets) line(offset int) int {
+	n, found := slices.BinarySearch(begins, offset)
+	if found {
+		n++
+	}
+	return n
 }
 
 // nearest is the key that was probably meant: the same but for case, hyphens

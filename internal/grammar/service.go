@@ -345,12 +345,42 @@ func (e Expose) String() string { return e.Public.String() + "=" + e.Target.Stri
 // CheckExposes refuses two services that want one public place, the same or
 // overlapping, such as tcp/9000 and tcp/127.0.0.1:9000.
 func CheckExposes(exposes []Expose) error {
-	for i, e := range exposes {
-		if err := CheckExpose(exposes[:i], e); err != nil {
+	var all ExposeSet
+	for _, e := range exposes {
+		if err := all.Add(e); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ExposeSet is services of which no two want one public place. The zero value is empty.
+type ExposeSet struct {
+	at map[Public][]Expose // by place, or each service would be compared with all others
+}
+
+// Add adds e, or returns the error of CheckExpose.
+func (s *ExposeSet) Add(e Expose) error {
+	at := e.Public.place()
+	if err := CheckExpose(s.at[at], e); err != nil {
+		return err
+	}
+	if s.at == nil {
+		s.at = make(map[Public][]Expose)
+	}
+	s.at[at] = append(s.at[at], e)
+	return nil
+}
+
+// place is the same for any two that overlap.
+func (p Public) place() Public {
+	switch p.Kind {
+	case KindTCP, KindUDP:
+		return Public{Kind: p.Kind, Port: p.Port}
+	case KindHTTPS, KindTLS:
+		return Public{Kind: KindTLS, Host: p.Host}
+	}
+	return p
 }
 
 // CheckExpose refuses e when one of the earlier ones has its public name, or one that overlaps it.

@@ -694,6 +694,46 @@ func TestOverlapOfNames(t *testing.T) {
 	}
 }
 
+// TestExposeSet: a service is compared with those alone that it may overlap with, and with all of those.
+func TestExposeSet(t *testing.T) {
+	var all []Public
+	for _, s := range []string{
+		"tcp/1", "tcp/2", "tcp/127.0.0.1:1", "tcp/[::1]:1", "tcp/[::]:1", "tcp/0.0.0.0:1", "udp/1", "udp/127.0.0.1:1", "http/a", "http/a/x", "https/a", "https/a/x", "https/b",
+		"tls/a", "tls/b", "https/*.b", "tls/*.b", "https/*", "tls/*", "http/*", "private/a", "offered",
+	} {
+		p, err := ParsePublic(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	for _, p := range all {
+		for _, q := range all {
+			if p.Overlaps(q) && p.place() != q.place() {
+				t.Errorf("%v and %v overlap, and are not compared", p, q)
+			}
+			var set ExposeSet
+			first, second := set.Add(Expose{Public: p}), set.Add(Expose{Public: q})
+			if first != nil || (second != nil) != p.Overlaps(q) {
+				t.Errorf("an empty set takes %v: %v, then %v: %v", p, first, q, second)
+			}
+		}
+	}
+	var set ExposeSet
+	for port := range uint16(1000) {
+		for _, kind := range []Kind{KindTCP, KindUDP} {
+			if err := set.Add(Expose{Public: Public{Kind: kind, Port: 1 + port}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for at, compared := range set.at {
+		if len(compared) != 1 {
+			t.Errorf("%d services are compared with one at %v, want 1", len(compared), at)
+		}
+	}
+}
+
 func TestRequestHost(t *testing.T) {
 	for in, want := range map[string]string{
 		"a.example": "a.example", "A.Example.": "a.example", "a.example:80": "a.example", "a.example:": "a.example", "1.2.3.4": "1.2.3.4", "1.2.3.4:8080": "1.2.3.4",
