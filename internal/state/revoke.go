@@ -86,14 +86,8 @@ func (d *Dir) AllStored() bool {
 	return len(u.keys)+len(u.used) == 0
 }
 
-// Revoke takes a key out for good. It is so for this process whatever becomes of the file: with an error the file has the key still,
-// and Store writes it later.
-func (d *Dir) Revoke(id [16]byte, name string) error {
-	d.MarkRevoked(id, name)
-	return d.Store()
-}
-
-// MarkRevoked is Revoke without the file: from now on Keys leaves the key out, and Store writes that.
+// MarkRevoked takes a key out for good. It is so for this process from now on, whatever becomes of the file: Keys leaves the key out, and
+// Store writes that.
 func (d *Dir) MarkRevoked(id [16]byte, name string) {
 	u := &d.unstored
 	u.mu.Lock()

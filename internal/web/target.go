@@ -36,7 +36,6 @@ type target struct {
 	opened *pool // that has opened it: the connection may serve no further request when that one is out of use
 	bound  bool  // it carries a login, and serves one visit alone
 	up     *Upstream
-	used   bool // an exchange before this one got its answer
 
 	// Of the exchange that has it.
 	x     *exchange
@@ -561,7 +560,7 @@ func (t *target) over(keep bool) {
 		t.up.Close()
 		return
 	}
-	t.x, t.used = nil, true
+	t.x = nil
 	t.pool.keep(t)
 }
 
