@@ -70,6 +70,7 @@ const (
 	pollHup    = 0x0002
 	pollNval   = 0x0004
 	pollWrNorm = 0x0010
+	pollRdNorm = 0x0100
 )
 
 // poll returns what WSAPoll says now of the events, and what it says unasked.
@@ -94,6 +95,9 @@ func State(fd int) (reset, over bool) {
 
 // HungUp reports whether the peer of a connected socket sent its end or a reset.
 func HungUp(fd int) bool { return poll(fd, pollWrNorm)&(pollErr|pollHup|pollNval) != 0 }
+
+// Readable reports whether a read of a socket returns at once: something has arrived, or the peer's end or a reset.
+func Readable(fd int) bool { return poll(fd, pollRdNorm) != 0 }
 
 // Writable reports whether a socket takes bytes now, or is dead.
 func Writable(fd int) bool { return poll(fd, pollWrNorm) != 0 }

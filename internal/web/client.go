@@ -11,7 +11,10 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"reverser/internal/sys"
 )
 
 // mostVisits is how many services one connection may visit at once.
@@ -29,9 +32,11 @@ type Client struct {
 	said   atomic.Bool // first was called, or is not to be any more
 	early  atomic.Bool // an answer is complete whose request was not read to its end: nothing follows it
 	frames framing
-	ahead  []byte      // was read of the connection before it became net/http's
-	idle   atomic.Bool // it waits for a simple request, the first one or another
-	paid   atomic.Bool // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
+	ahead  []byte        // was read of the connection before it became net/http's
+	idle   atomic.Bool   // it waits for a simple request, the first one or another
+	theirs atomic.Bool   // it is net/http's
+	heard  atomic.Uint64 // how many requests net/http has read of it
+	paid   atomic.Bool   // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
 
 	mu     sync.Mutex
 	visits map[*Site]*Visit // guarded by mu, as all below
@@ -152,6 +157,12 @@ func (c *Client) busy() bool {
 	return slices.ContainsFunc(all, func(v *Visit) bool { return !v.idle() })
 }
 
+func (c *Client) isOver() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.over
+}
+
 func (c *Client) resets() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -195,6 +206,18 @@ func (c *Client) lingerLocked(sec int) {
 		}
 		conn = below.NetConn()
 	}
+}
+
+// hasAsked reports whether something has arrived of the client that nobody has read yet.
+func (c *Client) hasAsked() (asked bool) {
+	conn, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	if raw, err := conn.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { asked = sys.Readable(int(fd)) })
+	}
+	return asked
 }
 
 // CloseWrite ends the direction to the client, where the connection can.

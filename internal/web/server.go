@@ -140,6 +140,9 @@ func (s *Server) Serve(conn net.Conn) {
 	s.prepare()
 	c, ok := conn.(*Client)
 	if !ok {
+		if _, ok := conn.(*tls.Conn); ok {
+			clientOf(conn).theirs.Store(true)
+		}
 		s.hand(conn)
 		return
 	}
@@ -148,6 +151,7 @@ func (s *Server) Serve(conn net.Conn) {
 	if !closed {
 		s.serving.Go(func() {
 			if !s.serveSimple(c) {
+				c.theirs.Store(true)
 				s.hand(c)
 			}
 		})
@@ -183,16 +187,53 @@ func (s *Server) Drain() {
 	if !s.drained.Swap(true) {
 		s.serving.Go(func() { s.late.Serve(handed{s, s.asked}) })
 	}
-	s.http.SetKeepAlivesEnabled(false)
 	s.mu.Lock()
 	all := slices.Collect(maps.Keys(s.clients))
 	s.mu.Unlock()
+	unheard := make(map[*Client]uint64)
 	for _, c := range all {
-		if c.idle.CompareAndSwap(true, false) {
+		heard := c.heard.Load()
+		switch {
+		case c.hasAsked(): // it is served yet, and told that its connection ends then
+			if c.theirs.Load() && !c.busy() {
+				unheard[c] = heard
+			}
+		case c.idle.CompareAndSwap(true, false):
 			c.Close()
 		}
 	}
-	s.serving.Go(func() { s.http.Shutdown(s.life) })
+	stop := func() { s.http.SetKeepAlivesEnabled(false) } // which closes those for whose next request net/http waits
+	if len(unheard) == 0 {
+		stop()
+	}
+	s.serving.Go(func() {
+		if len(unheard) > 0 {
+			s.hear(unheard)
+			stop()
+		}
+		s.http.Shutdown(s.life)
+	})
+}
+
+// hear waits until net/http has read the next request of clients who have asked, for as long as a head may take. With each is how many
+// requests it had read of it.
+func (s *Server) hear(unheard map[*Client]uint64) {
+	late := time.After(headerTime)
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for {
+		maps.DeleteFunc(unheard, func(c *Client, before uint64) bool { return c.heard.Load() != before || c.isOver() })
+		if len(unheard) == 0 {
+			return
+		}
+		select {
+		case <-look.C:
+		case <-late:
+			return
+		case <-s.life.Done():
+			return
+		}
+	}
 }
 
 // Close ends every connection and waits until all have ended.
@@ -266,6 +307,7 @@ func (id requestID) String() string { return hex.EncodeToString(id[:]) }
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(clientKey{}).(*Client)
+	c.heard.Add(1)
 	x := &exchange{server: s, client: c, id: newID()}
 	host, err := x.check(r)
 	if err != nil {
@@ -273,7 +315,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.page(w, r, http.StatusBadRequest, err)
 		return
 	}
-	if x.last {
+	if x.last || s.drained.Load() && r.Header["Upgrade"] == nil { // an answer that changes the protocol says Connection: Upgrade
 		w.Header().Set("Connection", "close")
 	}
 	if r.URL.Path == "*" { // OPTIONS, of this server as a whole

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -47,9 +48,15 @@ type simple struct {
 	until   time.Time     // the deadline that the client's connection has for reads
 	last    bool          // the present request is the last one
 
-	asked    atomic.Bool // an exchange is under way
-	watching atomic.Bool // the timer runs
+	asked    atomic.Bool   // an exchange is under way
+	answers  atomic.Uint32 // how many were begun
+	watching atomic.Bool   // the timer runs
 	watch    *time.Timer
+	seen     uint32        // answers, when it was looked last; whoever looks has it, as what follows
+	pause    time.Duration // until it is looked again
+
+	mu      sync.Mutex
+	present *exchange // guarded by mu
 }
 
 // simpleRequest is what the head of a simple request says.
@@ -109,7 +116,7 @@ func (s *Server) serveSimple(c *Client) (over bool) {
 		case !complete:
 			c.Reset() // an answer without a length would look complete
 			return true
-		case m.last:
+		case m.last, m.ctx.Err() != nil: // an order came when the answer was complete
 			c.Close()
 			return true
 		}
@@ -124,7 +131,7 @@ func (m *simple) await(limit time.Duration) error {
 	}
 	c := m.client
 	c.idle.Store(true)
-	if m.server.drained.Load() {
+	if m.server.drained.Load() && !c.hasAsked() {
 		return net.ErrClosed
 	}
 	until := time.Now().Add(limit)
@@ -294,7 +301,9 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 	}()
 	var err error
 	if x.visit, err = m.client.visit(x.site); err == nil {
-		err = x.visit.begin(x, m.cancel)
+		m.setPresent(x)
+		defer m.setPresent(nil)
+		err = x.visit.begin(x, func(why error) { m.abort(x, why) })
 	}
 	if err != nil {
 		return m.page(asked, func(w http.ResponseWriter, r *http.Request) { x.refuse(w, r, err) })
@@ -315,6 +324,21 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 	return m.answer(x, q, res) == nil && m.ctx.Err() == nil
 }
 
+func (m *simple) setPresent(x *exchange) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.present = x
+}
+
+// abort ends the connection under an exchange, unless that one is over: what comes then may be of another service.
+func (m *simple) abort(x *exchange, why error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.present == x {
+		m.cancel(why)
+	}
+}
+
 // asking returns what answers are read for. It is the same for all requests of a method.
 func (m *simple) asking(method string) *http.Request {
 	if m.request == nil || m.request.Method != method {
@@ -323,11 +347,15 @@ func (m *simple) asking(method string) *http.Request {
 	return m.request
 }
 
-// lookTime is how often it is looked whether a client has left that waits for an answer.
-const lookTime = 250 * time.Millisecond
+// It is looked every lookTime whether a client has left that waits for an answer, and every lookRarely for one that has waited for long.
+const (
+	lookTime   = 250 * time.Millisecond
+	lookRarely = time.Second
+)
 
 // look begins to look. It is looked on for a moment behind an exchange, so that the timer need not be set for each.
 func (m *simple) look() {
+	m.answers.Add(1)
 	m.asked.Store(true)
 	if m.watching.CompareAndSwap(false, true) {
 		m.watch.Reset(lookTime)
@@ -346,7 +374,12 @@ func (m *simple) looked() {
 	case gone && m.asked.Load():
 		m.cancel(errLeft)
 	case err == nil:
-		m.watch.Reset(lookTime)
+		if n := m.answers.Load(); n != m.seen {
+			m.seen, m.pause = n, lookTime
+		} else {
+			m.pause = min(2*m.pause, lookRarely)
+		}
+		m.watch.Reset(m.pause)
 	}
 }
 

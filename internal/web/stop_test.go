@@ -52,3 +52,95 @@ func TestStoppedUnderAnAnswer(t *testing.T) {
 		}
 	}
 }
+
+// TestAskedBeforeTheStop: a request that has arrived is served, though the server is told to drain before it has looked at the connection.
+// The client is told that its connection ends. Clients who have asked for nothing see an orderly end.
+func TestAskedBeforeTheStop(t *testing.T) {
+	for _, kind := range []string{"GET", "POST"} { // a simple one, and one of net/http
+		t.Run(kind, func(t *testing.T) {
+			w := newWorld(t)
+			w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "it") }), grammar.ProxyOptions{})
+			request := kind + " / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+			if kind == "GET" {
+				request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+			}
+			var users []*user
+			for range 40 {
+				u := w.user()
+				u.ask(request)
+				users = append(users, u)
+			}
+			asked, idle := users[:30], users[30:]
+			for _, u := range asked {
+				io.WriteString(u, request)
+			}
+			w.s.Drain()
+			for i, u := range asked {
+				resp, err := http.ReadResponse(u.r, nil)
+				if err != nil {
+					t.Errorf("client %d: %v", i, err)
+					continue
+				}
+				if b, err := io.ReadAll(resp.Body); string(b) != "it" || err != nil {
+					t.Errorf("client %d: the answer is %q, %v", i, b, err)
+				}
+				if rest, err := io.ReadAll(u.r); len(rest) > 0 || err != nil {
+					t.Errorf("client %d: %q, %v behind the answer; want the end", i, rest, err)
+				}
+			}
+			for i, u := range idle {
+				if rest, err := io.ReadAll(u.r); len(rest) > 0 || err != nil {
+					t.Errorf("idle client %d: %q, %v; want the end", i, rest, err)
+				}
+			}
+		})
+	}
+}
+
+// TestEndedBehindItsAnswer: an order to end the exchanges of a service comes when the answer is complete. The connection goes on at the other
+// service that it is at.
+func TestEndedBehindItsAnswer(t *testing.T) {
+	for _, kind := range []string{"GET", "POST"} { // a simple one, and one of net/http
+		w := newWorld(t)
+		reached, release := make(chan bool), make(chan bool)
+		site := w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+			reached <- true
+			<-release
+			io.WriteString(rw, "it")
+		}), grammar.ProxyOptions{})
+		enter, visits := site.Enter, make(chan *Visit, 1)
+		site.Enter = func(v *Visit) (func(error), func(uint64, uint64), error) {
+			visits <- v
+			return enter(v)
+		}
+		w.site("b", w.target(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "other") }), grammar.ProxyOptions{})
+		u := w.user()
+		request := func(host string) string {
+			if kind == "GET" {
+				return "GET / HTTP/1.1\r\nHost: " + host + "\r\n\r\n"
+			}
+			return "POST / HTTP/1.1\r\nHost: " + host + "\r\nContent-Length: 0\r\n\r\n"
+		}
+		u.ask(request("b"))
+		io.WriteString(u, request("a"))
+		<-reached
+		v := <-visits
+		ordered := false
+		v.End(func(net.Conn) { // the order is under way, and has not ended the exchange yet
+			ordered = true
+			close(release)
+			if _, body := u.answer("a"); body != "it" {
+				t.Errorf("%s: the answer is %q", kind, body)
+			}
+			for !v.idle() {
+				runtime.Gosched()
+			}
+		})
+		if !ordered {
+			t.Errorf("%s: the order found no exchange", kind)
+		}
+		if _, body := u.ask(request("b")); body != "other" {
+			t.Errorf("%s: the next request got %q", kind, body)
+		}
+	}
+}
