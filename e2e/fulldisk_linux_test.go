@@ -40,6 +40,15 @@ func TestRemoveOnAFullDisk(t *testing.T) {
 			t.Errorf("key remove does not say %q: %s", word, out)
 		}
 	}
+	for _, args := range [][]string{{"add", "new", "--allow", "tcp/9000"}, {"edit", "default", "--allow", "tcp/9000"}, {"rotate", "default"}} {
+		out, err := exec.Command(reverser(t), append(append([]string{"key"}, args...), "--state", p.state)...).CombinedOutput()
+		if ee, ok := errors.AsType[*exec.ExitError](err); !ok || ee.ExitCode() != 1 {
+			t.Errorf("key %v = %v, want exit code 1: %s", args, err, out)
+		}
+		if s := string(out); !strings.Contains(s, "keys.json: no space left on device: make room") || strings.Count(s, "write") != 1 {
+			t.Errorf("key %v does not say once what failed, and what to do: %s", args, s)
+		}
+	}
 	if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("a connection of the removed key ended with %v, want a reset", err)
 	}

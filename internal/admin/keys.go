@@ -15,6 +15,7 @@ import (
 	"reverser/internal/config"
 	"reverser/internal/grammar"
 	"reverser/internal/state"
+	"reverser/internal/sys"
 )
 
 // KeyInfo is a key as it may be shown: no secret in it.
@@ -210,7 +211,7 @@ func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
 		return KeyInfo{}, &UsageError{Err: err}
 	}
 	if err != nil {
-		return KeyInfo{}, err
+		return KeyInfo{}, unwritten(err)
 	}
 	if err := e.edited(); err != nil {
 		return KeyInfo{}, err
@@ -284,7 +285,7 @@ func (e *KeyEditor) add(k state.Key) (grammar.Token, error) {
 		return grammar.Token{}, &UsageError{Err: err}
 	}
 	if err != nil {
-		return grammar.Token{}, err
+		return grammar.Token{}, unwritten(err)
 	}
 	if err := e.edited(); err != nil {
 		return grammar.Token{}, err
@@ -318,7 +319,7 @@ func (e *KeyEditor) Rotate(name string) (string, error) {
 		return "", &UsageError{Err: err}
 	}
 	if err != nil {
-		return "", err
+		return "", unwritten(err)
 	}
 	if err := e.edited(); err != nil {
 		return "", err
@@ -371,7 +372,7 @@ func (e *KeyEditor) Remove(name string) error {
 		return &UsageError{Err: err, Code: http.StatusNotFound}
 	}
 	if err != nil {
-		return err
+		return unwritten(err)
 	}
 	if err := e.edited(); err != nil {
 		return err
@@ -442,6 +443,14 @@ func (e *KeyEditor) storeRevoked() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.Dir.Store()
+}
+
+// unwritten adds the remedy to the error of a write for which there was no room.
+func unwritten(err error) error {
+	if sys.DiskFull(err) {
+		return fmt.Errorf("%w: make room", err)
+	}
+	return err
 }
 
 // inFile reports whether a key of that name comes from the configuration file.

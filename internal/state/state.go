@@ -487,7 +487,7 @@ func (d *Dir) write(name string, data []byte) (err error) {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Join(d.path, name), err)
+		return fmt.Errorf("write %s: %w", filepath.Join(d.path, name), plain(err))
 	}
 	return nil
 }
