@@ -405,7 +405,7 @@ func (c *cli) wantsLowPorts(ctx context.Context, set config.Settings, dir string
 	if _, err := os.Stat(dir); dir == "" || err != nil {
 		return false
 	}
-	store, err := c.openKeys(ctx, stateDir{path: dir}, false)
+	store, err := c.openKeys(ctx, "key list", stateDir{path: dir}, false)
 	if err != nil {
 		return false
 	}

@@ -206,7 +206,7 @@ used so far is replaced by the next one.`,
 }
 
 func (c *cli) keyRotate(ctx context.Context, at stateDir, name string, asJSON bool) error {
-	store, err := c.openKeys(ctx, at, false)
+	store, err := c.openKeys(ctx, "key rotate "+name, at, false)
 	if err != nil {
 		return err
 	}
@@ -296,7 +296,7 @@ func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey, asJSON bo
 	if err != nil {
 		return usage(err)
 	}
-	store, err := c.openKeys(ctx, at, true)
+	store, err := c.openKeys(ctx, "key add "+k.Name, at, true)
 	if err != nil {
 		return err
 	}
@@ -339,7 +339,7 @@ func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey, asJSON bo
 }
 
 func (c *cli) keyList(ctx context.Context, at stateDir, asJSON bool) error {
-	store, err := c.openKeys(ctx, at, false)
+	store, err := c.openKeys(ctx, "key list", at, false)
 	if err != nil {
 		return err
 	}
@@ -400,7 +400,7 @@ func mostWord(n int) string {
 func shortID(id string) string { return id[:min(len(id), 8)] }
 
 func (c *cli) keyEdit(ctx context.Context, at stateDir, name string, e admin.KeyEdit, asJSON bool) error {
-	store, err := c.openKeys(ctx, at, false)
+	store, err := c.openKeys(ctx, "key edit "+name, at, false)
 	if err != nil {
 		return err
 	}
@@ -425,7 +425,7 @@ func (c *cli) keyEdit(ctx context.Context, at stateDir, name string, e admin.Key
 }
 
 func (c *cli) keyRemove(ctx context.Context, at stateDir, name string) error {
-	store, err := c.openKeys(ctx, at, false)
+	store, err := c.openKeys(ctx, "key remove "+name, at, false)
 	if err != nil {
 		return err
 	}
@@ -468,7 +468,7 @@ func (c *cli) usualKeys(ctx context.Context) (string, error) {
 
 // openKeys reaches the live proxy of a state directory or, when there is none,
 // takes the directory itself for as long as the store is open.
-func (c *cli) openKeys(ctx context.Context, at stateDir, create bool) (keyStore, error) {
+func (c *cli) openKeys(ctx context.Context, command string, at stateDir, create bool) (keyStore, error) {
 	path := at.path
 	if path == "" {
 		var err error
@@ -494,7 +494,7 @@ func (c *cli) openKeys(ctx context.Context, at stateDir, create bool) (keyStore,
 			continue
 		}
 		if !errors.Is(err, state.ErrNotRunning) {
-			return nil, notMine(err, path, "key ...")
+			return nil, notMine(err, path, command)
 		}
 		if !create {
 			if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
@@ -510,7 +510,7 @@ func (c *cli) openKeys(ctx context.Context, at stateDir, create bool) (keyStore,
 			return openOffline(dir)
 		}
 		if errors.Is(err, fs.ErrPermission) {
-			return nil, notMine(usage(err), path, "key ...")
+			return nil, notMine(usage(err), path, command)
 		}
 		if !errors.Is(err, state.ErrInUse) || time.Since(begun) > lockWait {
 			return nil, usage(err)
