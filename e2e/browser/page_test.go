@@ -99,7 +99,7 @@ func TestPage(t *testing.T) {
 	accessible(t, p, "login")
 	typeInto(p, "#token", "wrong")
 	p.Do(click("form button"))
-	p.Await(`document.querySelector('[role=alert]')?.textContent.includes('not the token')`)
+	p.Await(`document.querySelector('[role=alert]')?.textContent === 'That is not the token of this process.'`)
 	p.Forget() // the browser says of each refusal that it was one
 	logIn(p, token)
 	p.Await(`document.querySelector('.pulse.good')`)

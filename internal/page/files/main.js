@@ -42,7 +42,7 @@ function Login() {
 		try {
 			await logIn(field.current.value.trim());
 		} catch (err) {
-			setError(err.status === 401 || err.status === 403 ? t('login.wrong', { detail: err.message }) : failed(err));
+			setError(err.status === 401 ? t('login.wrong') : failed(err));
 			setBusy(false);
 			field.current.select();
 		}

@@ -35,7 +35,7 @@ export const en = {
 	'login.token': 'Token',
 	'login.where': 'It stands in the file admin.token of the state directory. The log says where that is when the process starts.',
 	'login.go': 'Log in',
-	'login.wrong': 'That is not the token of this process. {detail}',
+	'login.wrong': 'That is not the token of this process.',
 	'login.ended': 'The session has ended, after 12 hours or with the process. Log in again.',
 	'login.waiting': 'Asking…',
 

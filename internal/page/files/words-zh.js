@@ -35,7 +35,7 @@ export const zh = {
 	'login.token': '令牌',
 	'login.where': '令牌在状态目录的 admin.token 文件里。进程启动时，日志会说明它的位置。',
 	'login.go': '登录',
-	'login.wrong': '这不是此进程的令牌。{detail}',
+	'login.wrong': '这不是此进程的令牌。',
 	'login.ended': '会话已结束（满 12 小时，或进程已重启）。请重新登录。',
 	'login.waiting': '正在验证……',
 
