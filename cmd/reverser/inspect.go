@@ -158,6 +158,13 @@ func (v inspector) follow(ctx context.Context) error {
 	defer stop()
 	line := "%-6s %-12s %-7s %-40s %-6s %9s  %-21s %s\n"
 	if !v.json {
+		// The table has no head when there is nothing to follow.
+		if err := v.ask(func(client *admin.Client) error {
+			_, err := client.Exchanges(ctx, v.service)
+			return err
+		}); err != nil {
+			return err
+		}
 		if _, err := fmt.Fprintf(v.stdout, line, "ID", "TIME", "METHOD", "PATH", "STATUS", "DURATION", "CLIENT", "NOTE"); err != nil {
 			return err
 		}
