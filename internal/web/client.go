@@ -33,7 +33,6 @@ type Client struct {
 	early  atomic.Bool // an answer is complete whose request was not read to its end: nothing follows it
 	frames framing
 	ahead  []byte        // was read of the connection before it became net/http's
-	idle   atomic.Bool   // it waits for a simple request, the first one or another
 	theirs atomic.Bool   // it is net/http's
 	heard  atomic.Uint64 // how many requests net/http has read of it
 	paid   atomic.Bool   // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
@@ -41,6 +40,7 @@ type Client struct {
 	mu     sync.Mutex
 	visits map[*Site]*Visit // guarded by mu, as all below
 	order  []*Visit         // the one that was used last at the end
+	idle   bool             // it waits for a simple request, the first one or another
 	over   bool
 	reset  bool
 	closed []func() // called when the connection is closed here
@@ -205,6 +205,22 @@ func (c *Client) lingerLocked(sec int) {
 			break
 		}
 		conn = below.NetConn()
+	}
+}
+
+// setIdle says whether the client is waited for, for a simple request.
+func (c *Client) setIdle(idle bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.idle = idle
+}
+
+// wake has a read that waits for a simple request fail, unless something has arrived.
+func (c *Client) wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.idle {
+		c.Conn.SetReadDeadline(time.Now())
 	}
 }
 

@@ -192,14 +192,9 @@ func (s *Server) Drain() {
 	s.mu.Unlock()
 	unheard := make(map[*Client]uint64)
 	for _, c := range all {
-		heard := c.heard.Load()
-		switch {
-		case c.hasAsked(): // it is served yet, and told that its connection ends then
-			if c.theirs.Load() && !c.busy() {
-				unheard[c] = heard
-			}
-		case c.idle.CompareAndSwap(true, false):
-			c.Close()
+		c.wake()
+		if heard := c.heard.Load(); c.theirs.Load() && c.hasAsked() && !c.busy() {
+			unheard[c] = heard // it is served yet, and told that its connection ends then
 		}
 	}
 	stop := func() { s.http.SetKeepAlivesEnabled(false) } // which closes those for whose next request net/http waits

@@ -130,10 +130,8 @@ func (m *simple) await(limit time.Duration) error {
 		return nil
 	}
 	c := m.client
-	c.idle.Store(true)
-	if m.server.drained.Load() && !c.hasAsked() {
-		return net.ErrClosed
-	}
+	c.setIdle(true)
+	defer c.setIdle(false)
 	until := time.Now().Add(limit)
 	for {
 		// A deadline is set when there is none, or when one has passed, and not for each request.
@@ -143,13 +141,14 @@ func (m *simple) await(limit time.Duration) error {
 				return err
 			}
 		}
+		if m.server.drained.Load() && !c.hasAsked() { // Drain may have set its deadline before this one was
+			return net.ErrClosed
+		}
 		_, err := m.in.Peek(1)
 		switch {
-		case err == nil && !c.idle.CompareAndSwap(true, false):
-			return net.ErrClosed // Drain closes it
 		case err == nil:
 			return nil
-		case errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(until):
+		case errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(until): // an older one, or Drain's
 			m.until = time.Time{}
 		default:
 			return err
