@@ -23,9 +23,9 @@ all of a service, a key or a client; of several options, those that all of them
 mean. User and target see a reset, and both sides log the reason ended. Users
 may come back at once.
 
-PUBLIC may be a range or a wildcard, as in --allow; http/HOST without one is that
-service alone, and none of its paths. Works at either side; at a bridge its key
-is the id that its status shows.`,
+PUBLIC may be a range or a wildcard, as in --allow; http/HOST without one is
+that service alone, and none of its paths. Works at either side; at a bridge its
+key is the id that its status shows.`,
 		Example: `  reverser end 17 23
   reverser end --service tcp/9000
   reverser end --service 'http/*' --client 203.0.113.0/24
