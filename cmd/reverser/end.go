@@ -112,10 +112,7 @@ func endPairs(role endsPairs) func(admin.Which) int {
 	return func(w admin.Which) int {
 		meant := traffic.Which{ID: w.ID, Key: w.Key, Client: w.Client}
 		if w.Service != (grammar.Allow{}) {
-			meant.Service = func(service string) bool {
-				public, err := grammar.ParsePublic(service)
-				return err == nil && w.Service.Means(public)
-			}
+			meant.Service = w.MeansService
 		}
 		return role.EndPairs(meant)
 	}

@@ -20,6 +20,12 @@ type Which struct {
 	Client  netip.Prefix  // where the user comes from
 }
 
+// MeansService reports whether Service, which is not zero, means the service of that name.
+func (w Which) MeansService(name string) bool {
+	public, err := grammar.ParsePublic(name)
+	return err == nil && w.Service.Means(public)
+}
+
 type endedReply struct {
 	Ended int `json:"ended"`
 }

@@ -89,8 +89,7 @@ func (s *Server) matcher(which Which) (func(status.Pair) bool, error) {
 		if which.Service != (grammar.Allow{}) {
 			yes, ok := services[p.Service]
 			if !ok {
-				public, err := grammar.ParsePublic(p.Service)
-				yes = err == nil && which.Service.Means(public)
+				yes = which.MeansService(p.Service)
 				services[p.Service] = yes
 			}
 			if !yes {

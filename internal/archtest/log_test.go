@@ -4,7 +4,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -53,20 +52,8 @@ func TestLogsAreBounded(t *testing.T) {
 			if strings.HasSuffix(file, "_test.go") {
 				continue
 			}
-			src, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			set := token.NewFileSet()
-			parsed, err := parser.ParseFile(set, file, src, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, d := range parsed.Decls {
-				fn, ok := d.(*ast.FuncDecl)
-				if !ok {
-					continue
-				}
+			set, functions := functionsOf(t, file)
+			for _, fn := range functions {
 				ast.Inspect(fn, func(n ast.Node) bool {
 					if sel, ok := n.(*ast.SelectorExpr); ok && slices.Contains(methods, sel.Sel.Name) && isLog(sel.X) {
 						name := pkg + "." + fn.Name.Name
@@ -84,6 +71,22 @@ func TestLogsAreBounded(t *testing.T) {
 			t.Errorf("mayLog names %s, which does not write to the log", name)
 		}
 	}
+}
+
+// functionsOf returns the functions and methods of a file, and where they are.
+func functionsOf(t *testing.T, file string) (set *token.FileSet, functions []*ast.FuncDecl) {
+	t.Helper()
+	set = token.NewFileSet()
+	parsed, err := parser.ParseFile(set, file, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range parsed.Decls {
+		if fn, ok := d.(*ast.FuncDecl); ok {
+			functions = append(functions, fn)
+		}
+	}
+	return set, functions
 }
 
 // isLog reports whether an expression is called as loggers are here.

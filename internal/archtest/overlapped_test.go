@@ -2,7 +2,6 @@ package archtest
 
 import (
 	"go/ast"
-	"go/parser"
 	"go/token"
 	"path/filepath"
 	"slices"
@@ -29,15 +28,8 @@ func TestOverlapped(t *testing.T) {
 		if !slices.Contains(imports, "golang.org/x/sys/windows") && !slices.Contains(imports, "syscall") {
 			continue
 		}
-		parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join("..", "..", file), nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, d := range parsed.Decls {
-			fn, ok := d.(*ast.FuncDecl)
-			if !ok {
-				continue
-			}
+		_, functions := functionsOf(t, filepath.Join("..", "..", file))
+		for _, fn := range functions {
 			name := file + " " + fn.Name.Name
 			ast.Inspect(fn, func(n ast.Node) bool {
 				made := false

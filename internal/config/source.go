@@ -370,6 +370,7 @@ func (s *BridgeSource) bridge(file *bridgeFile, tok grammar.Token) (b Bridge, er
 // joinExposes adds the services of the command line to those of the file.
 func joinExposes(file *bridgeFile, args BridgeArgs) ([]grammar.Expose, error) {
 	exposes := slices.Clone(file.Expose)
+	var given grammar.ExposeSet
 	for _, arg := range args.Expose {
 		e, err := grammar.ParseExpose(arg)
 		if err != nil {
@@ -381,7 +382,7 @@ func joinExposes(file *bridgeFile, args BridgeArgs) ([]grammar.Expose, error) {
 				return nil, &Error{File: p.File, Line: p.Line, Text: err.Error(), Hint: fmt.Sprintf("the second is %q on the command line", arg), Err: err}
 			}
 		}
-		if err := grammar.CheckExpose(exposes[len(file.Expose):], e); err != nil {
+		if err := given.Add(e); err != nil {
 			return nil, argError("", "%w", err)
 		}
 		exposes = append(exposes, e)

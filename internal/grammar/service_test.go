@@ -435,11 +435,7 @@ func TestAllow(t *testing.T) {
 			t.Errorf("ParseAllow(%q) = %v, %v; want the same again", a, again, err)
 		}
 		for want, list := range map[bool]string{true: c.yes, false: c.no} {
-			for f := range strings.FieldsSeq(list) {
-				p, err := ParsePublic(f)
-				if err != nil {
-					t.Fatal(err)
-				}
+			for _, p := range publics(t, list) {
 				if got := (Policy{a}).Permits(p); got != want {
 					t.Errorf("%s permits %s = %v; want %v", a, p, got, want)
 				}
@@ -476,6 +472,19 @@ func TestAllow(t *testing.T) {
 	}
 }
 
+// publics parses a list of names.
+func publics(t *testing.T, list string) (all []Public) {
+	t.Helper()
+	for s := range strings.FieldsSeq(list) {
+		p, err := ParsePublic(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
 // TestMeans: what an order is about. A host is not its paths there.
 func TestMeans(t *testing.T) {
 	for rule, lists := range map[string][2]string{ // yes, no
@@ -493,11 +502,7 @@ func TestMeans(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, list := range lists {
-			for f := range strings.FieldsSeq(list) {
-				p, err := ParsePublic(f)
-				if err != nil {
-					t.Fatal(err)
-				}
+			for _, p := range publics(t, list) {
 				if got, want := a.Means(p), i == 0; got != want {
 					t.Errorf("%s means %s = %v; want %v", a, p, got, want)
 				}
@@ -696,17 +701,8 @@ func TestOverlapOfNames(t *testing.T) {
 
 // TestExposeSet: a service is compared with those alone that it may overlap with, and with all of those.
 func TestExposeSet(t *testing.T) {
-	var all []Public
-	for _, s := range []string{
-		"tcp/1", "tcp/2", "tcp/127.0.0.1:1", "tcp/[::1]:1", "tcp/[::]:1", "tcp/0.0.0.0:1", "udp/1", "udp/127.0.0.1:1", "http/a", "http/a/x", "https/a", "https/a/x", "https/b",
-		"tls/a", "tls/b", "https/*.b", "tls/*.b", "https/*", "tls/*", "http/*", "private/a", "offered",
-	} {
-		p, err := ParsePublic(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, p)
-	}
+	all := publics(t, `tcp/1 tcp/2 tcp/127.0.0.1:1 tcp/[::1]:1 tcp/[::]:1 tcp/0.0.0.0:1 udp/1 udp/127.0.0.1:1 http/a http/a/x https/a https/a/x https/b
+		tls/a tls/b https/*.b tls/*.b https/* tls/* http/* private/a offered`)
 	for _, p := range all {
 		for _, q := range all {
 			if p.Overlaps(q) && p.place() != q.place() {

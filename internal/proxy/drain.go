@@ -106,7 +106,7 @@ func (p *Proxy) drained(d registry.Drain) (found Drained) {
 	counted := make(map[*traffic.Account]bool)
 	for _, s := range p.registry.Services() {
 		public, err := grammar.ParsePublic(s.Public)
-		if err != nil || !d.Allow.Means(public) && (d.Allow != (grammar.Allow{}) || d.Key != s.Key) {
+		if err != nil || !d.Means(public, s.Key) {
 			continue
 		}
 		found.Services = append(found.Services, s.Public)

@@ -30,6 +30,11 @@ type Drain struct {
 	Key   KeyID
 }
 
+// Means reports whether d is about a name of a key.
+func (d Drain) Means(pub grammar.Public, key KeyID) bool {
+	return d.Allow.Means(pub) || d.Allow == (grammar.Allow{}) && d.Key == key
+}
+
 // DrainedText is why a service that is drained lets nobody in.
 const DrainedText = "drained by the operator of the proxy: it takes no new users"
 
@@ -52,9 +57,7 @@ func (p *policy) twin(pub grammar.Public) (twin grammar.Public, ok bool) {
 
 // drains reports whether a name of a key lets no newcomers in.
 func (p *policy) drains(pub grammar.Public, key KeyID) bool {
-	return slices.ContainsFunc(p.Drained, func(d Drain) bool {
-		return d.Allow.Means(pub) || d.Allow == (grammar.Allow{}) && d.Key == key
-	})
+	return slices.ContainsFunc(p.Drained, func(d Drain) bool { return d.Means(pub, key) })
 }
 
 // Key is what one key may do.

@@ -555,16 +555,16 @@ func (m *systemd) Status(ctx context.Context, role string) (Status, error) {
 	}
 	st.Why = whyOf(p)
 	if st.State == Running {
-		st.Log = m.journal(ctx, role, invocationOf(p), "--lines", "3", "--priority", "warning", "--since", "-10min")
+		st.Log = m.journal(ctx, role, p["InvocationID"], "--lines", "3", "--priority", "warning", "--since", "-10min")
 		return st, nil
 	}
 	if m.uid == 0 {
 		_, _ = m.run(ctx, "journalctl", "--sync") // what the process said at its end may be on its way
 	}
-	st.Log = m.journal(ctx, role, invocationOf(p), "--lines", "10")
+	st.Log = m.journal(ctx, role, p["InvocationID"], "--lines", "10")
 	if start := p["ExecMainStartTimestamp"]; len(st.Log) == 0 && start != "" {
 		// A journal that is behind takes what a process said for the next one's, or for nobody's.
-		st.Log = m.journal(ctx, role, "--since="+start, "--lines", "10")
+		st.Log = m.journal(ctx, role, "", "--lines", "10", "--since="+start)
 	}
 	if st.Why != "" && len(st.Log) == 0 && m.uid != 0 {
 		st.LogHint = "run it as root to see what the service said: sudo reverser service status " + role
@@ -572,21 +572,11 @@ func (m *systemd) Status(ctx context.Context, role string) (Status, error) {
 	return st, nil
 }
 
-// invocationOf has journal look for the last process of the service.
-func invocationOf(p map[string]string) string {
-	if p["InvocationID"] == "" {
-		return ""
-	}
-	return "_SYSTEMD_INVOCATION_ID=" + p["InvocationID"]
-}
-
-// journal is the end of what the service said, without what systemd says of it.
-func (m *systemd) journal(ctx context.Context, role string, which ...string) []string {
-	args := []string{"--no-pager", "--quiet", "--output", "cat", "_SYSTEMD_UNIT=" + unitFile(role)}
-	for _, w := range which {
-		if w != "" {
-			args = append(args, w)
-		}
+// journal is the end of what the service said, without what systemd says of it: in one invocation of it, or with "" in all.
+func (m *systemd) journal(ctx context.Context, role, invocation string, which ...string) []string {
+	args := append([]string{"--no-pager", "--quiet", "--output", "cat", "_SYSTEMD_UNIT=" + unitFile(role)}, which...)
+	if invocation != "" {
+		args = append(args, "_SYSTEMD_INVOCATION_ID="+invocation)
 	}
 	out, err := m.run(ctx, "journalctl", args...)
 	if err != nil {
