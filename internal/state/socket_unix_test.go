@@ -10,8 +10,43 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"reverser/internal/state"
 )
+
+// TestClosedBesideAStart: a directory is free when it was closed, though a program that is being started has its files open for a moment.
+func TestClosedBesideAStart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	d := open(t, path)
+	var lock, other unix.Stat_t
+	if err := unix.Stat(filepath.Join(path, "lock"), &lock); err != nil {
+		t.Fatal(err)
+	}
+	held := 0
+	for fd := range 1024 { // as a fork does
+		if unix.Fstat(fd, &other) != nil || other.Ino != lock.Ino || other.Dev != lock.Dev {
+			continue
+		}
+		copied, err := unix.Dup(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(copied)
+		held++
+	}
+	if held == 0 {
+		t.Fatal("the lock is at no descriptor")
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d, err := state.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+}
 
 func TestAdminSocketIsPrivate(t *testing.T) {
 	for _, deep := range []bool{false, true} {

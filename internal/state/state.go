@@ -319,7 +319,7 @@ func (d *Dir) dropLock() error {
 	if d.lock == nil {
 		return nil
 	}
-	err := d.lock.Close() // which drops the lock
+	err := errors.Join(unlock(d.lock), d.lock.Close())
 	d.lock = nil
 	return err
 }

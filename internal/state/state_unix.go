@@ -105,7 +105,8 @@ func mayWrite(dir string) error {
 	return unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS)
 }
 
-// unlock takes back a flock, also while memory is mapped to the open file, which keeps it open.
+// unlock takes back a flock though the file stays open elsewhere: memory may be mapped to it, and a program that this process starts
+// has it open until it runs.
 func unlock(f *os.File) error { return flock(f, unix.LOCK_UN) }
 
 // rename puts a file in the place of another one.

@@ -68,7 +68,7 @@ func (d *Dir) syncDir(string) error { return nil }
 // mayWrite says nothing: what access lists allow is seen when a file is made.
 func mayWrite(string) error { return nil }
 
-// unlock has nothing to do: a lock ends with its handle.
+// unlock has nothing to do: a lock ends with its handle, which no other program gets.
 func unlock(*os.File) error { return nil }
 
 // rename puts a file in the place of another one. Windows refuses that while somebody has the other one open, such as a command that reads
