@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -32,10 +33,13 @@ type Client struct {
 	said   atomic.Bool // first was called, or is not to be any more
 	early  atomic.Bool // an answer is complete whose request was not read to its end: nothing follows it
 	frames framing
-	ahead  []byte        // was read of the connection before it became net/http's
-	theirs atomic.Bool   // it is net/http's
-	heard  atomic.Uint64 // how many requests net/http has read of it
-	paid   atomic.Bool   // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
+	ahead  []byte      // was read of the connection before it became net/http's
+	paid   atomic.Bool // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
+
+	requests atomic.Uint64 // that net/http has begun with
+	waits    atomic.Bool   // all of them were answered
+	begun    atomic.Bool   // something of the next one was read
+	http2    atomic.Bool
 
 	mu     sync.Mutex
 	visits map[*Site]*Visit // guarded by mu, as all below
@@ -81,7 +85,30 @@ func (c *Client) Read(b []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(b)
 	c.frames.read(b[:n])
+	if n > 0 {
+		c.begun.Store(true)
+	}
 	return n, err
+}
+
+// awaits notes that a request of net/http was answered. The client may see the end of the answer, and send another request, before net/http
+// says that the connection is idle.
+func (c *Client) awaits() {
+	c.begun.Store(false)
+	c.waits.Store(true)
+}
+
+// begins notes that net/http has read a request.
+func (c *Client) begins(r *http.Request) {
+	c.requests.Add(1)
+	c.waits.Store(false)
+	c.http2.Store(r.ProtoMajor > 1)
+}
+
+// hasArrived reports whether something of a request has arrived that net/http has not begun with. With HTTP/2 what was read may be of something else,
+// so only what nobody has read counts.
+func (c *Client) hasArrived() bool {
+	return c.waits.Load() && (c.hasAsked() || c.begun.Load() && !c.http2.Load())
 }
 
 // onClose has f called when the connection is closed here.

@@ -140,9 +140,6 @@ func (s *Server) Serve(conn net.Conn) {
 	s.prepare()
 	c, ok := conn.(*Client)
 	if !ok {
-		if _, ok := conn.(*tls.Conn); ok {
-			clientOf(conn).theirs.Store(true)
-		}
 		s.hand(conn)
 		return
 	}
@@ -151,7 +148,6 @@ func (s *Server) Serve(conn net.Conn) {
 	if !closed {
 		s.serving.Go(func() {
 			if !s.serveSimple(c) {
-				c.theirs.Store(true)
 				s.hand(c)
 			}
 		})
@@ -190,35 +186,38 @@ func (s *Server) Drain() {
 	s.mu.Lock()
 	all := slices.Collect(maps.Keys(s.clients))
 	s.mu.Unlock()
-	unheard := make(map[*Client]uint64)
+	arrived := make(map[*Client]uint64)
 	for _, c := range all {
 		c.wake()
-		if heard := c.heard.Load(); c.theirs.Load() && c.hasAsked() && !c.busy() {
-			unheard[c] = heard // it is served yet, and told that its connection ends then
+		if n := c.requests.Load(); c.hasArrived() {
+			arrived[c] = n // it is answered yet, and told that its connection ends then
 		}
 	}
 	stop := func() { s.http.SetKeepAlivesEnabled(false) } // which closes those for whose next request net/http waits
-	if len(unheard) == 0 {
+	if len(arrived) == 0 {
 		stop()
 	}
 	s.serving.Go(func() {
-		if len(unheard) > 0 {
-			s.hear(unheard)
+		if len(arrived) > 0 {
+			s.awaitRequests(arrived)
 			stop()
 		}
 		s.http.Shutdown(s.life)
 	})
 }
 
-// hear waits until net/http has read the next request of clients who have asked, for as long as a head may take. With each is how many
-// requests it had read of it.
-func (s *Server) hear(unheard map[*Client]uint64) {
-	late := time.After(headerTime)
+// arrivedTime is for how long a request whose first bytes have arrived may take to be complete when the server stops.
+const arrivedTime = 2 * time.Second
+
+// awaitRequests waits until net/http has begun with the next request of clients, for up to arrivedTime. With each client is how many it had
+// begun with before.
+func (s *Server) awaitRequests(clients map[*Client]uint64) {
+	late := time.After(arrivedTime)
 	look := time.NewTicker(time.Millisecond)
 	defer look.Stop()
 	for {
-		maps.DeleteFunc(unheard, func(c *Client, before uint64) bool { return c.heard.Load() != before || c.isOver() })
-		if len(unheard) == 0 {
+		maps.DeleteFunc(clients, func(c *Client, before uint64) bool { return c.requests.Load() != before || c.isOver() })
+		if len(clients) == 0 {
 			return
 		}
 		select {
@@ -302,7 +301,8 @@ func (id requestID) String() string { return hex.EncodeToString(id[:]) }
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(clientKey{}).(*Client)
-	c.heard.Add(1)
+	c.begins(r)
+	defer c.awaits()
 	x := &exchange{server: s, client: c, id: newID()}
 	host, err := x.check(r)
 	if err != nil {

@@ -100,6 +100,31 @@ func TestAskedBeforeTheStop(t *testing.T) {
 	}
 }
 
+// TestBegunBeforeTheStop: a request of which net/http has read a part when the server is told to drain is answered when the rest comes.
+func TestBegunBeforeTheStop(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "it") }), grammar.ProxyOptions{})
+	u := w.user()
+	u.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+	var c *Client
+	w.s.mu.Lock()
+	for c = range w.s.clients {
+	}
+	w.s.mu.Unlock()
+	for !c.waits.Load() {
+		runtime.Gosched()
+	}
+	io.WriteString(u, "POST / HTTP/1.1\r\nHo")
+	for !c.begun.Load() {
+		runtime.Gosched()
+	}
+	w.s.Drain()
+	io.WriteString(u, "st: a\r\nContent-Length: 0\r\n\r\n")
+	if resp, body := u.answer("a"); body != "it" || !resp.Close {
+		t.Errorf("the answer is %q, and the last of its connection: %v", body, resp.Close)
+	}
+}
+
 // TestEndedBehindItsAnswer: an order to end the exchanges of a service comes when the answer is complete. The connection goes on at the other
 // service that it is at.
 func TestEndedBehindItsAnswer(t *testing.T) {
