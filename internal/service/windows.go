@@ -501,6 +501,9 @@ func (m *windowsServices) startAndWait(ctx context.Context, role string) error {
 		return err
 	}
 	if st.State != Running {
+		if err := m.awaitExit(ctx, st.PID); err != nil {
+			return err
+		}
 		return failed(fmt.Errorf("it is %s", st.State))
 	}
 	return nil
@@ -515,10 +518,10 @@ func (m *windowsServices) stopAndWait(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if st.State == Stopped || st.State == Failed {
-		return nil
-	}
 	pid := st.PID
+	if st.State == Stopped || st.State == Failed {
+		return m.awaitExit(ctx, pid)
+	}
 	if st.State != Stopping {
 		if err := m.scm.stop(name); err != nil {
 			return fmt.Errorf("stop %s: %w", name, err)
@@ -530,7 +533,12 @@ func (m *windowsServices) stopAndWait(ctx context.Context, name string) error {
 	if st.State != Stopped && st.State != Failed {
 		return fmt.Errorf("%s is %s, and was asked to stop", name, st.State)
 	}
-	for end := time.Now().Add(exitPatience); m.scm.exists(pid) && time.Now().Before(end); {
+	return m.awaitExit(ctx, pid)
+}
+
+// awaitExit waits until the process of a service that has stopped is gone. 0: there was none.
+func (m *windowsServices) awaitExit(ctx context.Context, pid int) error {
+	for end := time.Now().Add(exitPatience); pid != 0 && m.scm.exists(pid) && time.Now().Before(end); {
 		select {
 		case <-time.After(scmPoll):
 		case <-ctx.Done():
@@ -540,13 +548,18 @@ func (m *windowsServices) stopAndWait(ctx context.Context, name string) error {
 	return nil
 }
 
-// await waits until a service is in none of the states any more.
+// await waits until a service is in none of the states any more. The manager does not know the process of one that has stopped: the state that
+// is returned has that of the last state with one.
 func (m *windowsServices) await(ctx context.Context, name string, during ...string) (st scmState, err error) {
-	news := time.Now()
+	news, pid := time.Now(), 0
 	for last := (scmState{}); ; {
 		if st, err = m.scm.query(name); err != nil {
 			return st, err
 		}
+		if st.PID != 0 {
+			pid = st.PID
+		}
+		st.PID = pid
 		if !slices.Contains(during, st.State) {
 			return st, nil
 		}

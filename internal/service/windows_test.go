@@ -18,7 +18,7 @@ import (
 )
 
 // fakeSCM is the service manager of Windows in memory. A service with the argument "broken" ends with exit code 2 when it is started,
-// and one with "slow" takes 90 seconds to start and to stop, and says that it makes progress.
+// one with "slow" takes 90 seconds to start and to stop, and says that it makes progress, and one with "dies" stops after that time.
 type fakeSCM struct {
 	services map[string]*fakeService
 	sources  map[string]bool
@@ -106,7 +106,7 @@ func (f *fakeSCM) start(name string) error {
 		}
 		defer log.Close()
 		fmt.Fprintf(log, "<6>INF bridge starting\nreverser: the port is taken\nhint: stop the other one\n")
-	case slices.Contains(s.Args, "slow"), slices.Contains(s.Args, "stuck"):
+	case slices.Contains(s.Args, "slow"), slices.Contains(s.Args, "stuck"), slices.Contains(s.Args, "dies"):
 		s.State, s.until, s.stuck = Starting, time.Now().Add(90*time.Second), slices.Contains(s.Args, "stuck")
 	}
 	return nil
@@ -134,9 +134,9 @@ func (f *fakeSCM) query(name string) (scmState, error) {
 	}
 	switch {
 	case s.stuck:
-	case s.State == Starting && !time.Now().Before(s.until):
+	case s.State == Starting && !time.Now().Before(s.until) && !slices.Contains(s.Args, "dies"):
 		s.scmState = scmState{State: Running, PID: 7}
-	case s.State == Stopping && !time.Now().Before(s.until):
+	case (s.State == Stopping || s.State == Starting) && !time.Now().Before(s.until):
 		s.scmState = scmState{State: Stopped}
 		f.gone = time.Now().Add(scmPoll)
 	case s.State == Starting, s.State == Stopping:
@@ -483,6 +483,24 @@ func TestWindowsStopsOneThatStarts(t *testing.T) {
 		if st, err := w.m.Status(t.Context(), "bridge"); err != nil || st.State != Stopped {
 			t.Errorf("Status = %+v, %v; want stopped", st, err)
 		}
+	})
+}
+
+// The process of a service that stops while it starts has its files open until it is gone, as any other.
+func TestWindowsStopsByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		if err := w.m.Install(t.Context(), w.spec("9000", "dies"), false); err == nil || strings.Contains(err.Error(), "not everything could be put back") {
+			t.Errorf("Install = %v, want an error and nothing else", err)
+		}
+		w = newWorld(t)
+		must(t, w.m.Install(t.Context(), w.spec("9000"), false))
+		must(t, w.m.Stop(t.Context(), "bridge"))
+		s := w.scm.services["reverser-bridge"]
+		s.Args = append(s.Args, "dies")
+		must(t, w.scm.start("reverser-bridge")) // as the system does, which does not wait
+		_, err := w.m.Uninstall(t.Context(), "bridge", true)
+		must(t, err)
 	})
 }
 
