@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -190,13 +191,15 @@ func TestSystemd(t *testing.T) {
 	m.serves("9000")
 	// What it says is found although the journal takes it late, as on a busy machine, when the process is gone and the next one was started.
 	m.do("systemctl", "kill", "--signal=STOP", "systemd-journald")
+	t.Cleanup(func() { m.try("systemctl", "kill", "--signal=CONT", "systemd-journald") })
 	refused := make(chan struct{})
 	go func() {
 		defer close(refused)
 		m.refuses(1, "address already in use", "reverser", "service", "install", "proxy", "--listen", "127.0.0.1:9904", "--replace")
 	}()
 	eventually(t, "the proxy was started again", func() bool {
-		return strings.TrimSpace(m.try("systemctl", "show", "--value", "--property", "NRestarts", "reverser-proxy")) != "0"
+		n, err := strconv.Atoi(strings.TrimSpace(m.try("systemctl", "show", "--value", "--property", "NRestarts", "reverser-proxy")))
+		return err == nil && n > 0
 	})
 	m.do("systemctl", "kill", "--signal=CONT", "systemd-journald")
 	<-refused

@@ -283,8 +283,8 @@ func (d *demo) listen() (*net.TCPListener, error) {
 	return net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 }
 
-// freePort holds a port for the proxy to open. It is below those that systems give to outgoing connections, of which one could have it
-// before the proxy does. Another process that listens may still take it in between: the proxy then says so, and the check fails with that word.
+// freePort holds a port for the proxy to open. It is below those that most systems give to outgoing connections, of which one
+// could have it before the proxy does. Another process that listens may still take it in between: the proxy then says so, and the check fails with that word.
 func freePort() (l net.Listener, err error) {
 	for range 100 {
 		if l, err = net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 10000+randv2.IntN(20000))); err == nil {

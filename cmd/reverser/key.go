@@ -287,6 +287,47 @@ type keyStore interface {
 	Close()
 }
 
+// addCommand is the command that makes a key.
+func addCommand(k admin.NewKey) string {
+	e := admin.KeyEdit{Allow: &k.Allow}
+	if k.MaxServices > 0 {
+		e.MaxServices = &k.MaxServices
+	}
+	if k.MaxConnections > 0 {
+		e.MaxConnections = &k.MaxConnections
+	}
+	if k.Expires != "" {
+		e.Expires = &k.Expires
+	}
+	return "key add " + k.Name + policyFlags(e)
+}
+
+// editCommand is the command that makes an edit.
+func editCommand(name string, e admin.KeyEdit) string { return "key edit " + name + policyFlags(e) }
+
+// policyFlags are the flags of `key add` and `key edit`, quoted for a shell.
+func policyFlags(e admin.KeyEdit) string {
+	var b strings.Builder
+	if e.Allow != nil {
+		for _, a := range *e.Allow {
+			if strings.ContainsAny(a, "*?[") {
+				a = "'" + a + "'"
+			}
+			b.WriteString(" --allow " + a)
+		}
+	}
+	if e.MaxServices != nil {
+		fmt.Fprintf(&b, " --max-services %d", *e.MaxServices)
+	}
+	if e.MaxConnections != nil {
+		fmt.Fprintf(&b, " --max-connections %d", *e.MaxConnections)
+	}
+	if e.Expires != nil {
+		b.WriteString(" --expires " + *e.Expires)
+	}
+	return b.String()
+}
+
 func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey, asJSON bool) error {
 	// Bad input is refused before anything is made.
 	if err := state.CheckKeyName(k.Name); err != nil {
@@ -296,7 +337,7 @@ func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey, asJSON bo
 	if err != nil {
 		return usage(err)
 	}
-	store, err := c.openKeys(ctx, "key add "+k.Name, at, true)
+	store, err := c.openKeys(ctx, addCommand(k), at, true)
 	if err != nil {
 		return err
 	}
@@ -400,7 +441,7 @@ func mostWord(n int) string {
 func shortID(id string) string { return id[:min(len(id), 8)] }
 
 func (c *cli) keyEdit(ctx context.Context, at stateDir, name string, e admin.KeyEdit, asJSON bool) error {
-	store, err := c.openKeys(ctx, "key edit "+name, at, false)
+	store, err := c.openKeys(ctx, editCommand(name, e), at, false)
 	if err != nil {
 		return err
 	}

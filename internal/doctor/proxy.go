@@ -472,7 +472,7 @@ func (w *World) leadsHere(ctx context.Context, host string, wanting bool, mine [
 	const name = "names"
 	ips, err := w.lookUp(ctx, host)
 	if dns, ok := errors.AsType[*net.DNSError](err); err != nil && !(ok && dns.IsNotFound) {
-		return warn(name, "see that this machine reaches its name server (/etc/resolv.conf), then try again", "%s cannot be looked up here: %v", host, err)
+		return warn(name, "see that this machine reaches the name server of its network settings, then try again", "%s cannot be looked up here: %v", host, err)
 	}
 	if err != nil {
 		return fail(name, "make an A record, and AAAA where the machine has IPv6, with the public address of this machine", "%s cannot be looked up: %v", host, err)

@@ -550,6 +550,9 @@ func plain(err error) error {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
 	}
+	if le, ok := errors.AsType[*os.LinkError](err); ok { // of a rename
+		return le.Err
+	}
 	return err
 }
 

@@ -72,9 +72,9 @@ func mayWrite(string) error { return nil }
 func unlock(*os.File) error { return nil }
 
 // rename puts a file in the place of another one. Windows refuses that while somebody has the other one open, such as a command that reads
-// admin.path, or a virus scanner. That takes a moment.
+// admin.path, or a virus scanner. That takes a moment; who may not write there for good has to hear it soon.
 func rename(root *os.Root, from, to string) error {
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		err := root.Rename(from, to)
 		inUse := errors.Is(err, windows.ERROR_ACCESS_DENIED) || errors.Is(err, windows.ERROR_SHARING_VIOLATION)
 		if !inUse || time.Now().After(end) {
