@@ -97,6 +97,7 @@ func TestAutoCert(t *testing.T) {
 	// What is on the disk is served at once, also while the authority is away, unless it is due.
 	first := echoOverTLS(t, https, "app.example", roots)
 	b.stop()
+	wantExit(t, b.testProcess) // or it is what tells its status below
 	file := storedCertificate(t, b.state, "git.example")
 	plant(t, file)
 	again := func() *bridgeProcess {
@@ -116,6 +117,7 @@ func TestAutoCert(t *testing.T) {
 	b.awaitLogged("certificate renewed", "git.example")
 	echoOverTLS(t, https, "git.example", roots)
 	b.stop()
+	wantExit(t, b.testProcess)
 	a.Stop()
 	b = again()
 	b.certificateOf("app.example", "valid")

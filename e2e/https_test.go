@@ -161,9 +161,10 @@ func TestHTTPS(t *testing.T) {
 	client.CloseIdleConnections()
 	one.CloseIdleConnections()
 	p.stop()
+	wantExit(t, p.testProcess) // or it is what tells its status below
 	a.Stop()
 	p = startProxyAt(t, p.state, p.link, args...)
-	b.awaitUp("https/app.example.com")
+	p.awaitRecord("service up", "service", "https/app.example.com")
 	if after := awaitCertificate(t, p.state, "app.example.com", status.CertificateValid); !after.NotAfter.Equal(before.NotAfter) {
 		t.Errorf("the next process has a certificate until %s; want the one until %s", after.NotAfter, before.NotAfter)
 	}
@@ -222,6 +223,7 @@ func TestHTTPSRenewedAtStart(t *testing.T) {
 		t.Fatal("the first certificate is not in use")
 	}
 	p.stop()
+	wantExit(t, p.testProcess)
 	p = startProxyAt(t, p.state, p.link, "--https", loopback(https443), "--acme-directory", a.Directory, "--acme-root", a.Root)
 	p.awaitRecord("certificate renewed", "host", "app.example.com", "key", "web")
 	eventually(t, "the new certificate is in use", func() bool {

@@ -113,6 +113,13 @@ func (p *testProcess) awaitEndFor(limit time.Duration) int {
 	return p.Cmd.ProcessState.ExitCode()
 }
 
+func wantExit(t *testing.T, p *testProcess) {
+	t.Helper()
+	if code := p.awaitEnd(); code != 0 {
+		t.Errorf("%s: exit code %d, want 0", p.Name, code)
+	}
+}
+
 // awaitOutput waits until the process has written text, on stdout or stderr.
 func (p *testProcess) awaitOutput(text string) {
 	p.t.Helper()

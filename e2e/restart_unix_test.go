@@ -114,13 +114,6 @@ func (c *crowd) end(t *testing.T) (served, refused int) {
 	return c.served, c.refused
 }
 
-func wantExit(t *testing.T, p *testProcess) {
-	t.Helper()
-	if code := p.awaitEnd(); code != 0 {
-		t.Errorf("%s: exit code %d, want 0", p.Name, code)
-	}
-}
-
 // again starts the next process of a bridge, with the same state directory.
 func (b *bridgeProcess) again(t *testing.T, token string, args ...string) *bridgeProcess {
 	t.Helper()
