@@ -20,7 +20,8 @@ func TestLogReaderEnds(t *testing.T) {
 	}
 	p := startProxy(t)
 	public := freePort(t)
-	cmd := exec.Command(reverser(t), "bridge", p.defaultToken(), fmt.Sprintf("%d=%d", public, serve(t, echo)), "--state", t.TempDir())
+	args := append([]string{"bridge", p.defaultToken(), fmt.Sprintf("%d=%d", public, serve(t, echo)), "--state", t.TempDir()}, longDrain...)
+	cmd := exec.Command(reverser(t), args...)
 	log, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -40,7 +41,9 @@ func TestLogReaderEnds(t *testing.T) {
 	}
 	log.(io.Closer).Close()
 	for range 3 { // each is worth log lines
-		exchange(t, dial(t, loopback(public)), "still there")
+		c := dial(t, loopback(public))
+		exchange(t, c, "still there")
+		c.Close() // or the bridge waits for it when it drains
 	}
 	last := dial(t, loopback(public))
 	exchange(t, last, "before")

@@ -267,8 +267,8 @@ func TestReloadRemoves(t *testing.T) {
 	t.Parallel()
 	kept, removed, others := freePort(t), freePort(t), freePort(t)
 	target := serve(t, echo)
-	proxyText := keyTable("main", kept, removed) + keyTable("guest", others)
-	c := startConfigured(t, proxyText, exposeTable(kept, target)+exposeTable(removed, target), "main", "guest")
+	const drain = "drain = \"1h\"\n" // what is done before a connection ends may take more than the usual 30 seconds
+	c := startConfigured(t, drain+keyTable("main", kept, removed)+keyTable("guest", others), drain+exposeTable(kept, target)+exposeTable(removed, target), "main", "guest")
 	guestFile := filepath.Join(filepath.Dir(c.bridgeFile), "guest.toml")
 	c.write(guestFile, c.bridgeText("guest", exposeTable(others, target)))
 	guest := c.startBridge(guestFile)
@@ -281,7 +281,7 @@ func TestReloadRemoves(t *testing.T) {
 	}
 
 	// When the order returns, the port is closed, and its connection goes on to its own end.
-	c.write(c.bridgeFile, c.bridgeText("main", exposeTable(kept, target)))
+	c.write(c.bridgeFile, c.bridgeText("main", drain+exposeTable(kept, target)))
 	out := runReverser(t, "reload", "--state", c.bridge.state)
 	if want := fmt.Sprintf("service tcp/%d removed\n", removed); out != want && out != "nothing is different\n" {
 		t.Errorf("reload said %q; want %q", out, want)
@@ -306,7 +306,7 @@ func TestReloadRemoves(t *testing.T) {
 		t.Errorf("the connection of the removed service ended with %d bytes and %s; want a clean end", n, describe(err))
 	}
 
-	c.write(c.proxyFile, keyTable("main", kept, removed))
+	c.write(c.proxyFile, drain+keyTable("main", kept, removed))
 	c.mustReload(c.proxy.state)
 	wantReset(t, connOther, 0)
 	eventually(t, "the port of the removed key is closed", func() bool {
@@ -321,7 +321,7 @@ func TestReloadRemoves(t *testing.T) {
 		t.Errorf("the socket of the service that stayed is %d; want %d", now, socket)
 	}
 	// It can come back.
-	c.write(c.bridgeFile, c.bridgeText("main", exposeTable(kept, target)+exposeTable(removed, target)))
+	c.write(c.bridgeFile, c.bridgeText("main", drain+exposeTable(kept, target)+exposeTable(removed, target)))
 	c.mustReload(c.bridge.state)
 	c.bridge.awaitUp(fmt.Sprintf("tcp/%d", removed))
 	exchange(t, dial(t, loopback(removed)), "back again")

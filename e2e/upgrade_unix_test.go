@@ -49,10 +49,10 @@ func exchangeProgram(t *testing.T, before, after, role string, beside bool) {
 	link, public := freePort(t), freePort(t)
 	service := fmt.Sprintf("tcp/%d", public)
 	proxyState, bridgeState := t.TempDir(), t.TempDir()
-	proxyArgs := []string{"--listen", loopback(link)}
+	proxyArgs := append([]string{"--listen", loopback(link)}, longDrain...)
 	p := runs(t, before, "proxy", proxyState, proxyArgs...)
 	p.awaitOutput("reverser bridge rv1_")
-	bridgeArgs := []string{tokenPattern.FindString(p.Stdout.String()), fmt.Sprintf("%d=%d", public, serve(t, echo))}
+	bridgeArgs := append([]string{tokenPattern.FindString(p.Stdout.String()), fmt.Sprintf("%d=%d", public, serve(t, echo))}, longDrain...)
 	b := runs(t, before, "bridge", bridgeState, bridgeArgs...)
 	b.awaitRecord("service up", "service", service)
 	session := dial(t, loopback(public))
