@@ -62,9 +62,7 @@ listen plain
 	// Ten checks of each kind later, none of which has done harm, an idle connection is ended by HAProxy alone.
 	before := len(web.bridge.Records("pair created"))
 	eventually(t, "HAProxy has checked the tunnel ten times more", func() bool { return len(web.bridge.Records("pair created")) >= before+10 })
-	if text := haproxyStats(t, stats); strings.Contains(text, ",DOWN,") || strings.Count(text, ",UP,") != 2 {
-		t.Errorf("HAProxy does not call both tunnels up:\n%s", text)
-	}
+	eventually(t, "HAProxy calls both tunnels up", func() bool { return strings.Count(haproxyStats(t, stats), ",UP,") == 2 })
 	var idle net.Conn
 	eventually(t, "somebody is faster than HAProxy ends an idle connection", func() bool {
 		idle = dial(t, loopback(frontPlain))
@@ -140,7 +138,7 @@ func TestMultipathTCPClients(t *testing.T) {
 		}
 		c := conn.(*net.TCPConn)
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
+		c.SetDeadline(time.Now().Add(lifetime))
 		const size = 8 << 20
 		go func() {
 			io.Copy(c, newPattern(size))
