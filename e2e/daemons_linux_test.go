@@ -204,7 +204,7 @@ force user = root
 	server.awaitListener(port)
 	tun := startTunnel(t, strconv.Itoa(port))
 	want := randomFile(t, filepath.Join(dir, "up"), 20<<20)
-	run(t, smbclient.path(t), "//127.0.0.1/share", "--port", strconv.Itoa(tun.public), "--no-pass", "--configfile", conf,
+	run(t, smbclient.path(t), "//127.0.0.1/share", "--port", strconv.Itoa(tun.public), "--no-pass", "--configfile", conf, "--timeout", "80",
 		"--command", fmt.Sprintf("put %s file; get file %s", filepath.Join(dir, "up"), filepath.Join(dir, "down")))
 	for _, name := range []string{filepath.Join(share, "file"), filepath.Join(dir, "down")} {
 		if sumOfFile(t, name) != want {
@@ -277,7 +277,7 @@ func TestMQTT(t *testing.T) {
 	server.awaitListener(port)
 	tun := startTunnel(t, strconv.Itoa(port))
 	const n = 500
-	sub := start(t, "mosquitto_sub", mosquittoSub.path(t), nil, "-h", "127.0.0.1", "-p", strconv.Itoa(tun.public), "-t", "news/#", "-q", "2", "-C", strconv.Itoa(n), "-k", "5")
+	sub := start(t, "mosquitto_sub", mosquittoSub.path(t), nil, "-h", "127.0.0.1", "-p", strconv.Itoa(tun.public), "-t", "news/#", "-q", "2", "-C", strconv.Itoa(n), "-k", "60")
 	server.awaitOutput("Sending SUBACK")
 	var want strings.Builder
 	for i := range n {
@@ -624,7 +624,9 @@ func TestIperfReverse(t *testing.T) {
 	server.awaitOutput("Server listening")
 	tun := startTunnel(t, strconv.Itoa(port))
 	const bytes = 100 << 20
-	for _, more := range [][]string{{"--reverse"}, {"--reverse", "--parallel", "4"}, {}} {
+	for i, more := range [][]string{{"--reverse"}, {"--reverse", "--parallel", "4"}, {}} {
+		// Between two clients the server closes its port, and listens again.
+		eventually(t, "the server listens", func() bool { return strings.Count(server.Stdout.String(), "Server listening") > i })
 		out := run(t, iperf3.path(t), append([]string{"--client", "127.0.0.1", "--port", strconv.Itoa(tun.public), "--bytes", strconv.Itoa(bytes), "--json"}, more...)...)
 		var result struct {
 			End struct {
