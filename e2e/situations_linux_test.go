@@ -103,7 +103,8 @@ func ask(t *testing.T, addr string) string {
 func TestLocalhostIsIPv6(t *testing.T) {
 	t.Parallel()
 	n := newNames(t, "127.0.0.1 localhost\n::1 localhost\n", "")
-	l, port := listenAt(t, "[::1]:0")
+	// A port that nobody listens at on 127.0.0.1 either: localhost leads there, too.
+	l, port := listenAt(t, fmt.Sprintf("[::1]:%d", freePort(t)))
 	serveOn(t, l, answer("six"))
 	p, public := startProxy(t), freePort(t)
 	n.bridge(p.defaultToken(), fmt.Sprintf("%d=localhost:%d", public, port)).awaitUp(fmt.Sprintf("tcp/%d", public))
@@ -159,11 +160,12 @@ func TestTargetMoves(t *testing.T) {
 // The machine starts before its name server: the bridge is there as soon as names are.
 func TestNoNamesAtBoot(t *testing.T) {
 	t.Parallel()
-	const server = "127.53.0.1"
+	own := freePort(t) // a number that no other test has, for an address that no other test has
+	server := fmt.Sprintf("127.53.%d.%d", own>>8, own&255)
 	n := newNames(t, "", "nameserver "+server+"\noptions timeout:1 attempts:1\n")
 	p, public := startProxy(t, "--advertise", "proxy.example"), freePort(t)
 	b := n.bridge(p.defaultToken(), fmt.Sprintf("%d=%d", public, serve(t, echo)))
-	said := b.awaitLogged("proxy.example", "127.53.0.1")
+	said := b.awaitLogged("proxy.example", server)
 	if strings.Contains(said, "wrong") {
 		t.Errorf("the bridge blames something else: %s", said)
 	}
@@ -278,14 +280,7 @@ func TestPrivilegedPort(t *testing.T) {
 		if err := os.Chmod(state, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		bin := filepath.Join(dir, "reverser")
-		b, err := os.ReadFile(reverser(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(bin, b, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		bin := publicProgram(t)
 		as := []string{"--reuid", "65534", "--regid", "65534", "--clear-groups"}
 		if capable {
 			as = append(as, "--inh-caps", "+net_bind_service", "--ambient-caps", "+net_bind_service")
@@ -492,7 +487,7 @@ func TestThousandDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
+		c.SetDeadline(time.Now().Add(lifetime))
 		exchange(t, c, fmt.Sprintf("user %d", i))
 		conns = append(conns, c.(*net.TCPConn))
 	}
