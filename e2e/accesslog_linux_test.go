@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,7 +105,11 @@ func TestAccessLog(t *testing.T) {
 	// A user who is not served has a line, too.
 	b.stop()
 	b.awaitEnd()
-	dial(t, loopback(port)).Close()
+	if c, err := net.DialTimeout("tcp", loopback(port), patience); err == nil { // else it is reset already
+		c.Close()
+	} else if !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatal(err)
+	}
 	eventually(t, "the refused user has a line", func() bool { return len(accessLines(t, atProxy)) == 2 })
 	if e := accessLines(t, atProxy)[1]; e.Refused == "" || e.Reason != "" || e.Service != public {
 		t.Errorf("the line of a refused user is %+v", e)

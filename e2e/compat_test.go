@@ -48,7 +48,7 @@ func buildCommit(file string) (string, error) {
 	if hash == "" {
 		return "", fmt.Errorf("%s %w", file, errNoBase)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // nothing of it may be in Go's cache
 	defer cancel()
 	git := exec.CommandContext(ctx, "git", "archive", "--format=tar", hash)
 	git.Dir = ".."

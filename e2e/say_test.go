@@ -58,7 +58,7 @@ func TestPairLines(t *testing.T) {
 			}
 		}
 		for line := range bytes.Lines(side.Stderr.Bytes()) {
-			if !json.Valid(line) {
+			if bytes.HasSuffix(line, []byte("\n")) && !json.Valid(line) { // the last one may have come in part
 				t.Errorf("%s wrote a line that is not JSON: %s", side.Name, line)
 			}
 		}

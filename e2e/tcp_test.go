@@ -317,7 +317,7 @@ func fill(t *testing.T, c net.Conn) int64 {
 
 func TestBackPressureReachesTheClient(t *testing.T) {
 	t.Parallel()
-	read := make(chan struct{})
+	first, read := make(chan struct{}), make(chan struct{})
 	counts := make(chan int64, 1)
 	var second atomic.Bool
 	tun := startTunnel(t, strconv.Itoa(serve(t, func(c *net.TCPConn) {
@@ -325,6 +325,7 @@ func TestBackPressureReachesTheClient(t *testing.T) {
 			echo(c)
 			return
 		}
+		close(first)
 		<-read
 		n, err := readPattern(c)
 		if err != nil {
@@ -335,6 +336,7 @@ func TestBackPressureReachesTheClient(t *testing.T) {
 	c := tun.dial(t)
 	sent := fill(t, c)
 	t.Logf("%d bytes were taken", sent)
+	<-first
 	second.Store(true)
 	exchange(t, tun.dial(t), "the others are not held up")
 	close(read)
