@@ -91,6 +91,10 @@ type Log struct {
 	open    func(path string) (io.WriteCloser, error)
 	opening chan struct{} // has room for one
 
+	patience time.Duration // turnWait; tests of other things have more
+	start    time.Time
+	began    atomic.Int64 // nanoseconds from start to the begin of the present write; 0: none is under way
+
 	turn chan struct{} // has room for one: who uses the file. A write may never end
 	file io.WriteCloser
 	rest []byte    // of a line of which the beginning was written
@@ -106,7 +110,7 @@ type Log struct {
 func New(log *slog.Logger) *Log {
 	l := &Log{
 		log: log, queue: make(chan *Entry, waiting), stop: make(chan struct{}), done: make(chan struct{}), turn: make(chan struct{}, 1),
-		open: open, opening: make(chan struct{}, 1),
+		open: open, opening: make(chan struct{}, 1), patience: turnWait, start: time.Now(),
 	}
 	go l.run()
 	return l
@@ -177,14 +181,24 @@ func (l *Log) openInTime(path string) (io.WriteCloser, error) {
 }
 
 func (l *Log) take() bool {
-	limit := time.NewTimer(turnWait)
-	defer limit.Stop()
-	select {
-	case l.turn <- struct{}{}:
-		return true
-	case <-limit.C:
-		return false
+	for left := l.patience; left > 0; left = l.patience - l.stuck() {
+		limit := time.NewTimer(left)
+		select {
+		case l.turn <- struct{}{}:
+			limit.Stop()
+			return true
+		case <-limit.C:
+		}
 	}
+	return false
+}
+
+// stuck is how long the present write has been under way. On a busy machine it may take long until one begins: that does not count.
+func (l *Log) stuck() time.Duration {
+	if began := l.began.Load(); began != 0 {
+		return time.Since(l.start) - time.Duration(began)
+	}
+	return 0
 }
 
 // Path is where lines are written; "": nowhere.
@@ -366,6 +380,8 @@ func (l *Log) run() {
 func (l *Log) write(p []byte, lines int) {
 	l.turn <- struct{}{}
 	defer func() { <-l.turn }()
+	l.began.Store(int64(time.Since(l.start)) + 1)
+	defer l.began.Store(0)
 	if l.file == nil { // it was turned off meanwhile
 		l.lost.Add(uint64(lines))
 		return
@@ -411,19 +427,22 @@ func (l *Log) tell(err error) {
 	}
 }
 
-// Close writes what waits, as far as it can be written within a second.
+// Close writes what waits, unless a write takes longer than a second: that one ends with the process.
 func (l *Log) Close() {
 	close(l.stop)
-	limit := time.NewTimer(turnWait)
-	defer limit.Stop()
-	select {
-	case <-l.done:
-		if len(l.rest) > 0 {
-			l.lost.Add(1)
+	for left := l.patience; left > 0; left = l.patience - l.stuck() {
+		limit := time.NewTimer(left)
+		select {
+		case <-l.done:
+			limit.Stop()
+			if len(l.rest) > 0 {
+				l.lost.Add(1)
+			}
+			if l.file != nil {
+				l.file.Close()
+			}
+			return
+		case <-limit.C:
 		}
-		if l.file != nil {
-			l.file.Close()
-		}
-	case <-limit.C: // the write ends with the process
 	}
 }

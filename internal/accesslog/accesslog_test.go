@@ -22,7 +22,9 @@ func newLog(t *testing.T, said io.Writer) *Log {
 	if said == nil {
 		said = io.Discard
 	}
-	return New(slog.New(slog.NewTextHandler(said, nil)))
+	l := New(slog.New(slog.NewTextHandler(said, nil)))
+	l.patience = time.Minute // the disk of a busy machine may take more than a second for one write
+	return l
 }
 
 // entries reads a file, each line of which must be one.
@@ -224,6 +226,7 @@ func (stuck) Close() error { return nil }
 // TestStuck: whoever has a line written does not wait for a file that takes none, and what finds no room is counted.
 func TestStuck(t *testing.T) {
 	l := newLog(t, nil)
+	l.patience = 10 * time.Millisecond
 	s := stuck{make(chan struct{}, 1000), make(chan struct{})}
 	l.turn <- struct{}{}
 	l.file = s
@@ -241,10 +244,38 @@ func TestStuck(t *testing.T) {
 		t.Errorf("Open = %v", err)
 	}
 	close(s.release)
+	l.patience = time.Minute
 	l.Close()
 	if s := l.State(); s.Written != waiting+1 || s.Lost != 100 {
 		t.Errorf("the state is %+v", s)
 	}
+}
+
+// slow is a file each of whose writes takes a while.
+type slow struct{ takes time.Duration }
+
+func (s slow) Write(p []byte) (int, error) {
+	time.Sleep(s.takes)
+	return len(p), nil
+}
+func (slow) Close() error { return nil }
+
+// TestSlow: whoever closes the log waits for a disk that is slow and takes lines all the same.
+func TestSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(slog.New(slog.DiscardHandler))
+		l.open = func(string) (io.WriteCloser, error) { return slow{turnWait * 3 / 4}, nil }
+		if err := l.Open("access.log"); err != nil {
+			t.Fatal(err)
+		}
+		for range waiting {
+			l.Write(&Entry{})
+		}
+		l.Close()
+		if s := l.State(); s.Written != waiting || s.Lost != 0 {
+			t.Errorf("the state is %+v, want %d lines", s, waiting)
+		}
+	})
 }
 
 // TestOpen: what cannot be opened changes nothing.
