@@ -143,8 +143,9 @@ func lockHolder(dir string) (pid int, held bool) {
 	if err != nil {
 		return 0, false
 	}
-	defer f.Close() // which gives up a lock that was free
+	defer f.Close()
 	if !errors.Is(lockShared(f), errLocked) {
+		unlock(f) // a program that is being started has the file open, too
 		return 0, false
 	}
 	return readPID(f), true

@@ -97,7 +97,7 @@ func (d *Dir) sameIdentity() error {
 		return fmt.Errorf("%s was removed while this process runs: the next start makes another identity, and every bridge then needs a new token: put the file back from a copy", full)
 	case err != nil:
 		return nil
-	case d.seen != nil && info.ModTime().Equal(d.seen.ModTime()) && info.Size() == d.seen.Size():
+	case d.seen != nil && os.SameFile(info, d.seen) && info.ModTime().Equal(d.seen.ModTime()) && info.Size() == d.seen.Size():
 		return nil
 	}
 	b, err := d.readSecret(identityFile)

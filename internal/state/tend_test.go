@@ -87,6 +87,26 @@ func TestIdentityRemoved(t *testing.T) {
 	}
 }
 
+// TestIdentityReplacedAtOnce: a file that takes the place of the identity's is noticed though it is of the same moment, as the clock of the
+// file system has it, and of the same size.
+func TestIdentityReplacedAtOnce(t *testing.T) {
+	d := used(t)
+	file := filepath.Join(d.Path(), "identity.pem")
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, make([]byte, info.Size()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(other, info.ModTime(), info.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	move(t, other, file)
+	wantFault(t, d, file, "replaced", "restart")
+}
+
 // TestKeysRemoved: no reload takes a file that is gone for one without keys, which would reset everybody.
 func TestKeysRemoved(t *testing.T) {
 	d := used(t)
