@@ -456,6 +456,7 @@ func TestSideBySide(t *testing.T) {
 		src := &source{}
 		s := New(src, &folder{dir: w.place.dir}, nil)
 		s.now = func() time.Time { return noon }
+		s.file.wait = time.Minute // nobody has a turn: on a slow disk the others may be first for long
 		wg.Go(func() {
 			for range saves {
 				src.count(p%2, "tcp/9000", 1)
