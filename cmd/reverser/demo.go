@@ -287,12 +287,19 @@ func (d *demo) listen() (*net.TCPListener, error) {
 // could have it before the proxy does. Another process that listens may still take it in between: the proxy then says so, and the check fails with that word.
 func freePort() (l net.Listener, err error) {
 	for range 100 {
-		if l, err = net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 10000+randv2.IntN(20000))); err == nil {
+		var port int
+		if port, err = somePort(); err != nil {
+			return nil, err
+		}
+		if l, err = net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			return l, nil
 		}
 	}
 	return nil, err
 }
+
+// somePort is a port to try. Tests have one that no other test has, nor is about to open.
+var somePort = func() (int, error) { return 10000 + randv2.IntN(20000), nil }
 
 // check sends real traffic through the tunnel.
 func (d *demo) check(ctx context.Context, out io.Writer) error {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"reverser/internal/admin"
+	"reverser/internal/config"
 	"reverser/internal/events"
 	"reverser/internal/state"
 	"reverser/internal/status"
@@ -27,7 +28,8 @@ type answering struct {
 // startAnswering starts one, which ends with the test if nobody ends it before.
 func startAnswering(t *testing.T, path string, snapshot func() status.Snapshot) *answering {
 	t.Helper()
-	dir, err := state.Open(path)
+	// As a start does it: a command that looks who has the directory holds the lock for a moment.
+	dir, err := openState(t.Context(), config.Common{State: path}, state.RoleProxy, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -519,14 +519,15 @@ func (c *cli) openKeys(ctx context.Context, command string, at stateDir, create 
 	}
 	// Two tries can both miss: a process that is starting holds the lock before
 	// it listens, and one that is stopping still holds it after.
-	for begun := time.Now(); ; {
+	begun := time.Now()
+	for tries := 1; ; tries++ {
 		conn, err := state.DialAdmin(ctx, path)
 		if err == nil {
 			conn.Close()
 			return adminOf(path), nil
 		}
 		if errors.Is(err, state.ErrUnreachable) {
-			if time.Since(begun) > unreachableWait {
+			if waitedLong(begun, tries) {
 				return nil, err
 			}
 			if !pause(ctx, lockPoll) {

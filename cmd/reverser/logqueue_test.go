@@ -16,7 +16,9 @@ import (
 )
 
 // TestLogQueue: lines of one goroutine stay in order, none is lost, whatever the writer's speed, and With is kept.
-func TestLogQueue(t *testing.T) {
+func TestLogQueue(t *testing.T) { synctest.Test(t, testLogQueue) } // where no write takes long, however busy the machine is
+
+func testLogQueue(t *testing.T) {
 	var out bytes.Buffer
 	log, flush, err := newLogger(&out, logJSON, slog.LevelInfo)
 	if err != nil {

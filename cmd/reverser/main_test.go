@@ -5,16 +5,20 @@ import (
 	"os/signal"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"reverser/internal/freeport"
 	"reverser/internal/leaktest"
 )
 
 func TestMain(m *testing.M) {
+	somePort = freeport.Get
 	testscript.Main(leakCheck{m}, map[string]func(){
 		"reverser": func() {
-			passphraseWork = 10 // under the race detector scrypt takes many times its time
+			passphraseWork = 10      // under the race detector scrypt takes many times its time
+			checkLimit = time.Minute // a process of a busy machine may not answer within a second
 			main()
 		},
 	})
