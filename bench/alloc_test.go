@@ -25,12 +25,19 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 	}
 	const n = 5000
 	echoes(n)
-	before := memory()
-	echoes(n)
-	after := memory()
-	each := float64(after.Mallocs-before.Mallocs) / n
-	t.Logf("%.3f allocations for each message", each)
-	if each > 0.2 {
-		t.Errorf("%.2f allocations for each message there and back, want none", each)
+	// What a message needs, it needs in each round. Other things happen in some: on a busy machine the link still gets connections, whose
+	// handshakes need much.
+	for round := 1; ; round++ {
+		before := memory()
+		echoes(n)
+		after := memory()
+		each := float64(after.Mallocs-before.Mallocs) / n
+		t.Logf("%.3f allocations for each message", each)
+		if each <= 0.2 {
+			return
+		}
+		if round == 10 {
+			t.Fatalf("%.2f allocations for each message there and back, want none", each)
+		}
 	}
 }
