@@ -338,8 +338,12 @@ func (b *bed) newFleet(name string, size fleetSize) (fleet, error) {
 // fleetPorts returns free ports below those that outgoing connections take. Each is tried: with one that another program has, its bridge
 // never serves, and the row waits for it as long as it may.
 func fleetPorts(n int) ([]string, error) {
+	const first, end = 11000, 30000
+	if n > end-first {
+		return nil, fmt.Errorf("%d ports are needed, and from %d to %d there are %d", n, first, end-1, end-first)
+	}
 	var ports []string
-	for p := 11000; p < 30000 && len(ports) < n; p++ {
+	for p := first; p < end && len(ports) < n; p++ {
 		addr := fmt.Sprintf("127.0.0.1:%d", p)
 		ln, err := net.Listen("tcp", addr)
 		if err != nil {
