@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -32,7 +33,7 @@ type attack struct {
 	Token        string // a valid key; strangers have authenticated with it at each of their addresses once
 	Tables, Idle int    // unfinished tables, and connections that say nothing, with it
 	Claims       int    // of one session with it, for ports of Host
-	Users        int    // idle, of port 20,000 of Host
+	Users        int    // idle, of port firstGreedy of Host
 	Host         string
 }
 
@@ -91,7 +92,7 @@ func attackMain(text string) int {
 	if a.Users > 0 {
 		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(a.From[0], 0))}
 		_, stop := crowd(ctx, a.Users, 16, func(ctx context.Context, _ int) (net.Conn, error) {
-			return d.DialContext(ctx, "tcp", net.JoinHostPort(a.Host, "20000"))
+			return d.DialContext(ctx, "tcp", net.JoinHostPort(a.Host, strconv.Itoa(firstGreedy)))
 		})
 		end = append(end, stop)
 	}

@@ -189,7 +189,8 @@ func drain(ctx context.Context, b *bed) error {
 		twice bool
 	}
 	return sideBySide([]variant{{"proxy", false}, {"bridge", false}, {"proxy", true}, {"bridge", true}}, func(v variant) error {
-		t, err := b.tunnel(ctx, options{})
+		// The transfers take some seconds, and on a busy machine more than the usual drain.
+		t, err := b.tunnel(ctx, options{both: []string{"--drain", "10m"}})
 		if err != nil {
 			return err
 		}

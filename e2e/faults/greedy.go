@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,10 @@ const (
 	greedyHost = "127.0.0.99"
 	otherHost  = "127.0.0.98"
 )
+
+// firstGreedy is the first of them. The tests of a few thousand ports stay below 10,000, from where programs of other tests have theirs: who
+// wants one of those at all addresses would not get it meanwhile.
+const firstGreedy = 2000
 
 // N2
 func unfinishedTables(ctx context.Context, b *bed) error {
@@ -154,17 +159,17 @@ func beginGreedy(ctx context.Context, token grammar.Token, dial attacks.Dial, op
 	return g, nil
 }
 
-// claim claims so many ports of a host, from 20,000 on.
+// claim claims so many ports of a host, from firstGreedy on.
 func (g *greedyBridge) claim(host string, ports int) error {
 	var frames []byte
 	for i := range ports {
-		port := 1024 + (20_000-1024+i)%(65_536-1024)
+		port := 1024 + (firstGreedy-1024+i)%(65_536-1024)
 		frames = wire.AppendClaim(frames, uint32(i+1), wire.Claim{Public: fmt.Sprintf("tcp/%s:%d", host, port), Target: "127.0.0.1:1"})
 	}
 	return g.Send(0, wire.AppendRound(frames))
 }
 
-// greedyPort starts such a bridge that claims port 20,000 of a host, and returns when it is open.
+// greedyPort starts such a bridge that claims port firstGreedy of a host, and returns when it is open.
 func (t *tunnel) greedyPort(ctx context.Context, host string, opened func(g *greedyBridge, slot int, f wire.Frame)) (*greedyBridge, error) {
 	text, err := t.attackersKey(ctx, "greedy")
 	if err != nil {
@@ -306,7 +311,7 @@ func neverAcknowledged(ctx context.Context, b *bed) error {
 			return nil, err
 		}
 		_, stop := crowd(ctx, users, users, func(ctx context.Context, _ int) (net.Conn, error) {
-			c, err := t.pub.Dial(ctx, greedyHost+":20000")
+			c, err := t.pub.Dial(ctx, net.JoinHostPort(greedyHost, strconv.Itoa(firstGreedy)))
 			if err != nil {
 				return nil, err
 			}
@@ -409,7 +414,7 @@ func (n *neighbour) otherUser(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 78)}}
-	c, err := d.DialContext(ctx, "tcp", greedyHost+":20000")
+	c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(greedyHost, strconv.Itoa(firstGreedy)))
 	if err != nil {
 		return err
 	}

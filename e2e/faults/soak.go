@@ -141,6 +141,9 @@ func (t *tunnel) strangers(ctx context.Context, stop <-chan struct{}) (n int) {
 		words := says[n%len(says)]
 		wg.Go(func() {
 			c, err := t.pub.Dial(ctx, t.link)
+			if isReset(err) { // at once, before the dial was over
+				return
+			}
 			if err != nil {
 				t.fail("the link port refused a stranger: %v", err)
 				return
