@@ -105,18 +105,18 @@ func readHeader(r io.Reader) (h proxyproto.Header, read []byte, err error) {
 	}
 }
 
-// checkTime is how long a balancer that has a connection for itself is waited for before the target hears of it.
-const checkTime = 300 * time.Millisecond
+// CheckTime is how long a balancer that has a connection for itself is waited for before the target hears of it.
+const CheckTime = 300 * time.Millisecond
 
 // Checked reports whether a connection is one by which a balancer looked whether the port answers: one of its own, that it ends before it
 // says anything. The connection is closed then. Otherwise it returns what was read of the connection. A check that waits for the target
-// to speak first does so a moment later.
-func Checked(conn net.Conn) (read []byte, over bool) {
+// to speak first does so when the time within is over, which is CheckTime.
+func Checked(conn net.Conn, within time.Duration) (read []byte, over bool) {
 	b, ok := conn.(*balanced)
 	if !ok || b.header.Client.IsValid() {
 		return nil, false
 	}
-	b.SetReadDeadline(time.Now().Add(checkTime))
+	b.SetReadDeadline(time.Now().Add(within))
 	read = make([]byte, 512)
 	n, err := b.Read(read)
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {

@@ -56,7 +56,7 @@ func TestReadHeader(t *testing.T) {
 		if rest, err := io.ReadAll(user); string(rest) != "PROXY and more" || err != nil {
 			t.Errorf("version %d: behind the header comes %q, %v", version, rest, err)
 		}
-		if _, over := Checked(user); over {
+		if _, over := Checked(user, time.Minute); over {
 			t.Error("a user who is finished is taken for a check")
 		}
 		for what, is := range map[string]bool{
@@ -100,16 +100,16 @@ func ofNobody(t *testing.T, far *net.TCPConn, own net.Conn) {
 		t.Errorf("the addresses are %v, %v, %v", own.RemoteAddr(), own.LocalAddr(), Client(own))
 	}
 	far.Write([]byte("PING"))
-	if read, over := Checked(own); string(read) != "PING" || over {
+	if read, over := Checked(own, time.Minute); string(read) != "PING" || over {
 		t.Errorf("Checked = %q, %v; want what it said", read, over)
 	}
-	if read, over := Checked(own); len(read) != 0 || over {
+	if read, over := Checked(own, 20*time.Millisecond); len(read) != 0 || over {
 		t.Errorf("Checked of one that waits = %q, %v", read, over)
 	}
 	if far.SetLinger(0) != nil || far.Close() != nil {
 		t.Fatal("cannot reset")
 	}
-	if _, over := Checked(own); !over {
+	if _, over := Checked(own, time.Minute); !over {
 		t.Error("a check that was reset is not over")
 	}
 }

@@ -14,6 +14,9 @@ import (
 	"reverser/internal/wire"
 )
 
+// checkTime is how long a balancer's own connection is waited for. Tests wait longer, or shorter.
+var checkTime = entrance.CheckTime
+
 // arrived takes a user's connection to a name. While the key has its share of the descriptors, it waits for a place: the rest waits
 // in the kernel, and bridges and operators still get in. A client that has its share is refused: others would wait behind it.
 func (p *Proxy) arrived(name grammar.Public, conn net.Conn) {
@@ -47,7 +50,7 @@ func (p *Proxy) enter(rt *registry.Route, account *traffic.Account, conn net.Con
 			}
 		}
 		if len(head) == 0 {
-			if head, over = entrance.Checked(conn); over {
+			if head, over = entrance.Checked(conn, checkTime); over {
 				return
 			}
 		}

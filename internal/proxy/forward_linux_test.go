@@ -29,7 +29,7 @@ func TestKeyShare(t *testing.T) {
 	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
 	w := start(t, Config{MaxConns: 16, Settings: Settings{Keys: []Key{k, other}}})
 	b := w.bridge(k, how{instance: 1}, pub)
-	eventually(t, "the probe is over", func() bool { return w.p.conns.Load().Unbound() == 0 })
+	w.idle() // the probe is over
 	var users []*net.TCPConn
 	for i := range 8 {
 		u := w.userFrom(i+1, addr)

@@ -248,7 +248,7 @@ func TestClientShare(t *testing.T) {
 	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
 	w := start(t, Config{MaxConns: 16, Settings: Settings{Keys: []Key{k, other}}})
 	b := w.bridge(k, how{instance: 1}, pub)
-	eventually(t, "the probe is over", func() bool { return w.p.conns.Load().Unbound() == 0 })
+	w.idle() // the probe is over
 	for range 4 {
 		w.pair(b, addr)
 	}
@@ -288,7 +288,7 @@ func TestKeyConnections(t *testing.T) {
 	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
 	b := w.bridge(k, how{instance: 1}, pub, pub2)
 	o := w.bridge(other, how{instance: 2}, otherPub)
-	eventually(t, "the probes are over", func() bool { return w.p.conns.Load().Unbound() == 0 })
+	w.idle() // the probes are over
 	u, s := w.pair(b, addr)
 	u2, s2 := w.pair(b, addr2)
 	reset := func(addr string) {
@@ -338,7 +338,7 @@ func TestKeyConnections(t *testing.T) {
 func TestDrain(t *testing.T) {
 	addr, pub := free(t)
 	k := key(t, "nas", "tcp/1024-65535")
-	w := start(t, Config{Transfer: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+	w := start(t, Config{Listen: oneAddr(t), Transfer: oneAddr(t), Settings: Settings{Keys: []Key{k}}}) // which nobody else gets meanwhile
 	b := w.bridge(k, how{instance: 1}, pub)
 	u1, s1 := w.pair(b, addr)
 	u2, s2 := w.pair(b, addr)

@@ -25,6 +25,10 @@ import (
 const (
 	triedMost   = 32 // ports, and hosts of https/ names
 	triedAtOnce = 8
+)
+
+// Limits of one TryPublic. Tests wait longer.
+var (
 	triedDial   = 3 * time.Second // until a port that does not answer is given up
 	triedAnswer = 5 * time.Second // behind that: the kernel of a busy machine takes a connection long before the proxy does
 	triedAll    = 9 * time.Second

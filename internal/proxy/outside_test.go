@@ -72,7 +72,7 @@ func TestTryPublic(t *testing.T) {
 		state string
 		text  string
 	}{
-		{fails(&net.OpError{Op: "dial", Err: context.DeadlineExceeded}), status.TrySilent, "no answer within 3s"},
+		{fails(&net.OpError{Op: "dial", Err: context.DeadlineExceeded}), status.TrySilent, "no answer within 1m0s"},
 		{fails(&net.OpError{Op: "dial", Err: errors.New("connection refused")}), status.TryFailed, "connection refused"},
 		{say("HTTP/1.1 400 Bad Request\r\n"), status.TryOther, "it gives another answer than this proxy"},
 		{say(""), status.TryOther, "it closed the connection without an answer"},

@@ -88,7 +88,7 @@ func TestTryNames(t *testing.T) {
 		webText, namesText string
 	}{
 		{fails(&net.OpError{Op: "dial", Err: context.DeadlineExceeded}), fails(&net.OpError{Op: "dial", Err: errors.New("connection refused")}),
-			status.TrySilent, status.TryFailed, "no answer within 3s", "connection refused"},
+			status.TrySilent, status.TryFailed, "no answer within 1m0s", "connection refused"},
 		{say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"), say("HTTP/1.1 400 Bad Request\r\n\r\n"),
 			status.TryOther, status.TryOther, "it gives another answer than this proxy", "it gives another answer than this proxy"},
 		{say("SSH-2.0-x\r\n"), say(""),

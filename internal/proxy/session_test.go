@@ -345,6 +345,7 @@ func TestApplyUnderLoad(t *testing.T) {
 		}
 	})
 	exchange := func(c net.Conn) error {
+		c.SetDeadline(time.Now().Add(limit))
 		got := make([]byte, 5)
 		if _, err := c.Write([]byte("hello")); err != nil {
 			return err
@@ -358,7 +359,6 @@ func TestApplyUnderLoad(t *testing.T) {
 	user := func() (net.Conn, error) {
 		c, err := net.Dial("tcp", addr)
 		if err == nil {
-			c.SetDeadline(time.Now().Add(limit))
 			err = exchange(c)
 		}
 		return c, err

@@ -305,11 +305,13 @@ func TestSilentAtTheWeb(t *testing.T) {
 func TestWebStrangers(t *testing.T) {
 	f := newFakeCertificates(t, "a.example", "none.example")
 	k := key(t, "nas", "http/*", "https/*")
-	w := start(t, Config{HTTP: "127.0.0.1:0", HTTPS: "127.0.0.1:0", Certificates: f, Settings: Settings{Keys: []Key{k}}})
+	w := prepare(t, Config{HTTP: "127.0.0.1:0", HTTPS: "127.0.0.1:0", Certificates: f, Settings: Settings{Keys: []Key{k}}})
+	pool := w.p.port.descriptors
+	idle := pool.Taken(sys.ForUsers)
+	w.run()
 	b := w.bridge(k, how{instance: 1}, "http/a.example", "https/a.example")
 	b.target(say("nas"))
-	pool := w.p.port.descriptors
-	eventually(t, "each port has a descriptor for who comes next", func() bool { return pool.Taken(sys.ForHellos) == 1 })
+	eventually(t, "each port has a descriptor for who comes next", func() bool { return pool.Taken(sys.ForHellos) == 1 && pool.Taken(sys.ForUsers) == idle+1 })
 	users, hellos := pool.Taken(sys.ForUsers), pool.Taken(sys.ForHellos)
 	for what, c := range map[string]struct {
 		gate *gate

@@ -33,7 +33,10 @@ import (
 // limit is long after everything that a test waits for.
 const limit = time.Minute
 
-func init() { lastWords = limit } // a peer that is there has heard them, however busy the machine is
+func init() {
+	lastWords = limit // a peer that is there has heard them, however busy the machine is
+	triedDial, triedAnswer, triedAll = limit, limit, 2*limit
+}
 
 // eventually polls.
 func eventually(t testing.TB, what string, cond func() bool) {
@@ -91,6 +94,9 @@ func prepare(t *testing.T, cfg Config) *world {
 	cfg.Identity, cfg.Log, cfg.Version = identity(), slog.New(w.log), "test"
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
+	}
+	if cfg.Drain == 0 {
+		cfg.Drain = time.Hour // however busy the machine is, it is not over before the test wants that
 	}
 	w.p = New(cfg)
 	if err := w.p.Listen(); err != nil {
@@ -413,6 +419,18 @@ func (b *bridge) stream() *link.Stream {
 	case <-time.After(limit):
 		b.w.t.Fatal("the proxy opened no stream")
 		return nil
+	}
+}
+
+// idle waits until no connection of users is left, nor a bridge's probe, and all that they took is given back. The counts of those that are
+// there go down before that.
+func (w *world) idle() {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), limit)
+	defer cancel()
+	w.p.conns.AwaitIdle(ctx, 2*limit)
+	if ctx.Err() != nil {
+		w.t.Fatalf("not within %s: no connection is left", limit)
 	}
 }
 
