@@ -71,18 +71,12 @@ func (f *fakeKeys) Remove(name string) error {
 // serve starts a server and returns how to dial it; it must end with the test.
 func serve(t *testing.T, s *admin.Server) func(context.Context) (net.Conn, error) {
 	t.Helper()
-	return serveFor(t, context.Background(), s)
-}
-
-// serveFor is serve, and the server ends with ctx if the test does not end before.
-func serveFor(t *testing.T, ctx context.Context, s *admin.Server) func(context.Context) (net.Conn, error) {
-	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Skip(err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
 	t.Cleanup(func() {

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
+	"testing/synctest"
 
 	"reverser/internal/admin"
 	"reverser/internal/events"
@@ -20,13 +20,14 @@ import (
 )
 
 // TestEvents: what was logged is listed and followed, from any event on; the end of the server is told, and no event is missing then.
-func TestEvents(t *testing.T) {
+func TestEvents(t *testing.T) { synctest.Test(t, testEvents) } // where no second is over before all is told that is to be told
+
+func testEvents(t *testing.T) {
 	kept := events.New()
 	log := slog.New(kept.Handler(slog.DiscardHandler))
 	s := &admin.Server{Status: func() status.Snapshot { return status.Snapshot{Role: "proxy"} }, Events: kept}
-	serving, stop := context.WithCancel(t.Context())
-	defer stop()
-	c := admin.NewClient(serveFor(t, serving, s))
+	dial, end := socketInBubble(t, s)
+	c := admin.NewClient(dial)
 	defer c.Close()
 	ctx := t.Context()
 	if got, err := c.Events(ctx, 0); err != nil || got.Events == nil || len(got.Events) != 0 {
@@ -56,20 +57,15 @@ func TestEvents(t *testing.T) {
 	})
 	expect := func(want string) {
 		t.Helper()
-		select {
-		case got := <-seen:
-			if got != want {
-				t.Errorf("the follower sees %q, want %q", got, want)
-			}
-		case <-time.After(time.Minute):
-			t.Fatalf("the follower does not see %q", want)
+		if got := <-seen; got != want {
+			t.Errorf("the follower sees %q, want %q", got, want)
 		}
 	}
 	expect("second")
 	log.Info("third")
 	expect("third")
 	log.Info("last")
-	stop()
+	end()
 	expect("last")
 	wg.Wait()
 	if more, ok := <-seen; ok {
