@@ -510,7 +510,7 @@ func (m *windowsServices) startAndWait(ctx context.Context, role string) error {
 }
 
 // exitPatience is how long a process that has said that it is stopped may take to exit. Its number may be another's by then.
-const exitPatience = 10 * time.Second
+const exitPatience = 30 * time.Second
 
 // stopAndWait stops a service that may not run. When it returns, its process has no files open any more.
 func (m *windowsServices) stopAndWait(ctx context.Context, name string) error {
