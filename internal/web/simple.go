@@ -52,8 +52,8 @@ type simple struct {
 	answers  atomic.Uint32 // how many were begun
 	watching atomic.Bool   // the timer runs
 	watch    *time.Timer
-	seen     uint32        // answers, when it was looked last; whoever looks has it, as what follows
-	pause    time.Duration // until it is looked again
+	seen     uint32        // answers at the last check; only the checks use it, and what follows
+	pause    time.Duration // until the next check
 
 	mu      sync.Mutex
 	present *exchange // guarded by mu
@@ -346,13 +346,13 @@ func (m *simple) asking(method string) *http.Request {
 	return m.request
 }
 
-// It is looked every lookTime whether a client has left that waits for an answer, and every lookRarely for one that has waited for long.
+// A client that waits for an answer may leave. That is checked every lookTime, and every lookRarely when it has waited for long.
 const (
 	lookTime   = 250 * time.Millisecond
 	lookRarely = time.Second
 )
 
-// look begins to look. It is looked on for a moment behind an exchange, so that the timer need not be set for each.
+// look begins to check whether the client has left. The checks go on for a moment behind an exchange, so that the timer is not set for each one.
 func (m *simple) look() {
 	m.answers.Add(1)
 	m.asked.Store(true)
