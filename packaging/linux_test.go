@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -295,12 +294,9 @@ func testDeb(d *debian, before map[string]string) {
 	d.run("mkdir -p /var/lib/private/reverser/bridge-nas /var/lib/private/reverser/bridge && ln -s ../private/reverser/bridge-nas ../private/reverser/bridge /var/lib/reverser/")
 
 	// Over a version that is running.
-	free, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	free.Close()
-	running := d.command(context.Background(), "exec reverser proxy --listen "+free.Addr().String()+" --state /var/lib/reverser/proxy-x")
+	pid := os.Getpid()
+	own := fmt.Sprintf("127.44.%d.%d:3010", pid>>8&255, pid&255) // an address that nobody else has
+	running := d.command(context.Background(), "exec reverser proxy --listen "+own+" --state /var/lib/reverser/proxy-x")
 	var log bytes.Buffer
 	running.Stderr = &log
 	if err := running.Start(); err != nil {

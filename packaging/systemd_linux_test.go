@@ -162,12 +162,12 @@ func (m *machine) dial(port string) (*user, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.SetDeadline(time.Now().Add(time.Minute))
 	return &user{c, bufio.NewReader(c)}, nil
 }
 
 // say sends a line and wants it back.
 func (u *user) say(line string) error {
+	u.SetDeadline(time.Now().Add(time.Minute)) // for this line: much may be done between two
 	if _, err := fmt.Fprintln(u, line); err != nil {
 		return err
 	}
