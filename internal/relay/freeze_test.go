@@ -345,8 +345,8 @@ func TestFrozenReset(t *testing.T) {
 		t.Fatal("the reset does not wait any more")
 	}
 	st, conn := handOver(t, c.pair)
-	if st.Reset != ReasonTargetReset || st.ResetIn <= 0 || st.ResetIn > flushLimit {
-		t.Errorf("reset %q in %s; want %q in 10 s at the most", st.Reset, st.ResetIn, ReasonTargetReset)
+	if st.Reset != ReasonTargetReset || st.ResetIn <= 0 || st.ResetIn > limit {
+		t.Errorf("reset %q in %s; want %q in %s at the most", st.Reset, st.ResetIn, ReasonTargetReset, limit)
 	}
 	c.pair = Restore(st, conn, px)
 	c.pair.Start(&w.poller, c.ended)

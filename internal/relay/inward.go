@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"errors"
 	"net"
 	"os"
@@ -135,7 +136,7 @@ func (p *Pair) remoteReset(reason Reason) {
 		p.finish(reason, true)
 		return
 	}
-	p.resetLater(reason, flushLimit)
+	p.resetLater(reason, cmp.Or(p.poller.patience, flushLimit))
 }
 
 // Abort implements link.Receiver.

@@ -445,6 +445,7 @@ func TestResetToAReaderWhoNeverReads(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w, l := newWorld(t)
+		w.poller.patience = 0
 		defer w.close()
 		px, br := w.open(l)
 		user, accepted := inMemory.user(t)

@@ -54,6 +54,7 @@ func TestResetBehindAFullWindow(t *testing.T) {
 func TestResetThatNobodyReads(t *testing.T) {
 	t.Parallel()
 	w, l := newWorld(t)
+	w.poller.patience = 100 * time.Millisecond
 	defer w.close()
 	tu := w.tunnel(l, loopback)
 	defer tu.close()

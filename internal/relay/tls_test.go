@@ -247,7 +247,10 @@ func TestTLSBackPressure(t *testing.T) {
 	w, l := newWorld(t)
 	defer w.close()
 	s := w.secure(l, loopback, tls.VersionTLS13, 0)
-	big := noise(5, 64<<20)
+	for _, c := range []net.Conn{s.user, s.server, s.client.sock.conn, s.target.sock.conn} { // so that less than a busy machine moves in time is enough
+		setBuffers(c, 64<<10)
+	}
+	big := noise(5, 8<<20)
 	n := fill(t, s.server, big) // TLS of the user cannot go on behind a write that was cut short
 	s.tls.SetDeadline(time.Now().Add(limit))
 	rest := make(chan error, 1)

@@ -69,6 +69,7 @@ func newWorld(t testing.TB) (*world, *link.Link) {
 	const carriers = 1
 	w := &world{t: t, net: &memnet.Net{}, streams: make(chan *link.Stream, 1024)}
 	w.alone.unwatched = true
+	w.poller.patience, w.alone.patience = limit, limit // however slowly a busy machine lets a user read
 	w.px = owner{w.streams, make(chan *link.Link, 64)}
 	w.br = owner{w.streams, make(chan *link.Link, 64)}
 	key, secret := [16]byte{1}, [32]byte{2}
