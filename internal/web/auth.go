@@ -99,9 +99,12 @@ const (
 	mostKnown    = 4096
 	knownTime    = 5 * time.Minute
 	freeGuesses  = 5           // wrong passwords before the next one waits
-	longestWait  = time.Minute // it doubles from a second on
+	longestWait  = time.Minute // it doubles from firstWait on
 	mostQueued   = 4           // passwords of one address that wait for their turn: the turns are those of all services
 )
+
+// firstWait is longer in tests, whose next guess may come late.
+var firstWait = time.Second
 
 func (g *guesses) init() {
 	g.once.Do(func() {
@@ -151,7 +154,7 @@ func (g *guesses) wrongLocked(a asker, now time.Time) {
 	}
 	r := f.note(a.service, now)
 	if r.failed++; r.failed >= freeGuesses {
-		r.until = now.Add(min(time.Second<<min(r.failed-freeGuesses, 10), longestWait))
+		r.until = now.Add(min(firstWait<<min(r.failed-freeGuesses, 10), longestWait))
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"reverser/internal/freeport"
 	"reverser/internal/grammar"
 	"reverser/internal/sys"
 )
@@ -332,15 +333,14 @@ func TestSimpleAsOthers(t *testing.T) {
 			if c.target.text != "" || c.target.over {
 				target.answers["/c"] = c.target
 			}
-			down, err := net.Listen("tcp", "127.0.0.1:0")
+			down, err := freeport.Addr()
 			if err != nil {
 				t.Fatal(err)
 			}
-			down.Close()
 			for _, name := range []string{"a.example", "::1", "192.0.2.7", "a_b.example"} {
 				w.site(name, target.addr(), grammar.ProxyOptions{})
 			}
-			w.site("down.example", down.Addr().String(), grammar.ProxyOptions{})
+			w.site("down.example", down, grammar.ProxyOptions{})
 			dialled := func(err error) func(context.Context, Call, func()) (*Upstream, error) {
 				return func(context.Context, Call, func()) (*Upstream, error) { return nil, err }
 			}

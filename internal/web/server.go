@@ -206,8 +206,8 @@ func (s *Server) Drain() {
 	})
 }
 
-// arrivedTime is for how long a request whose first bytes have arrived may take to be complete when the server stops.
-const arrivedTime = 2 * time.Second
+// arrivedTime is for how long a request whose first bytes have arrived may take to be complete when the server stops. It is longer in tests.
+var arrivedTime = 2 * time.Second
 
 // awaitRequests waits until net/http has begun with the next request of clients, for up to arrivedTime. With each client is how many it had
 // begun with before.

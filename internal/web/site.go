@@ -15,11 +15,10 @@ import (
 )
 
 // Connections to a target are kept for a moment. It is shorter than the time after which most servers close them: a request that is sent while
-// that happens is lost.
-const (
-	keepTime = 4 * time.Second
-	mostKept = 100 // for each service
-)
+// that happens is lost. In tests they are kept for longer.
+var keepTime = 4 * time.Second
+
+const mostKept = 100 // for each service
 
 // maxBehind is how much of an answer of HTTP/2 waits for a client that reads slowly. net/http's own limit is 4 MiB, and a client of HTTP/2 has
 // a hundred answers at once.

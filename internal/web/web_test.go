@@ -29,7 +29,8 @@ import (
 // limit is long after everything that a test waits for.
 const limit = time.Minute
 
-func init() { continueTime = limit } // a target has said its word by then, however busy the machine is
+// However busy the machine is, within that a target has said its word, the next request or the rest of one has come, and so has another guess.
+func init() { continueTime, keepTime, arrivedTime, firstWait = limit, limit, limit, limit }
 
 // world is a server on loopback, with targets that the test plays.
 type world struct {
