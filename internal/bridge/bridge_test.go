@@ -133,7 +133,7 @@ func TestTargetCode(t *testing.T) {
 
 // TestTargetComesAndGoes: a server that accepts and resets, is down, and is back, each within the same session.
 func TestTargetComesAndGoes(t *testing.T) {
-	srv := serve(t, "tcp", "127.0.0.1:0")
+	srv := serve(t, "tcp", nobody(t)) // a port that nobody else gets while it is closed
 	p := listen(t, "127.0.0.1:0", false)
 	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
@@ -384,11 +384,12 @@ func TestTransfer(t *testing.T) {
 func TestDrain(t *testing.T) {
 	srv := serve(t, "tcp", "127.0.0.1:0")
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Drain: time.Hour, Services: []Service{{Public: public(t, "9000"), Target: srv.target()}}}})
 	p.ready()
 	s := p.open(1)
 	c := srv.accept()
 	talk(t, s, c, "?")
+	eventually(t, "the bridge has the proxy's answer", func() bool { return b.Status().Services[0].State == status.ServiceUp }) // which comes on another connection
 	b.Drain()
 	b.Drain()
 	eventually(t, "the proxy is told", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.leaving > 0 })
@@ -425,7 +426,7 @@ func TestDrainWhileDialling(t *testing.T) {
 	asked, proceed := make(chan struct{}), make(chan struct{})
 	release := sync.OnceFunc(func() { close(proceed) })
 	p := listen(t, "127.0.0.1:0", false)
-	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) {
+	b := start(t, Config{Token: tokenFor(p.addr()), Settings: Settings{Drain: time.Hour, Services: []Service{{Public: public(t, "9000"), Handle: func(c net.Conn) {
 		close(asked)
 		<-proceed
 		c.Write([]byte("served"))

@@ -137,9 +137,10 @@ func (b *Bridge) drainLeft() time.Duration {
 
 // How long a stopping bridge waits for the proxy to have what its pairs said last: after a drain, and when it was told to
 // stop now. A live proxy answers within milliseconds unless its machine is busy. Tests wait longer.
-const flushLimit = 5 * time.Second
-
-var lastWords = 500 * time.Millisecond
+var (
+	flushLimit = 5 * time.Second
+	lastWords  = 500 * time.Millisecond
+)
 
 // endPairs resets the connections that are left and waits up to d for the proxies to know.
 func (b *Bridge) endPairs(d time.Duration) {

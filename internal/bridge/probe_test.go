@@ -210,7 +210,15 @@ func TestFewProbesAtOnce(t *testing.T) {
 			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: c.Public, Nonce: [16]byte{byte(id)}})
 		}
 		stop := p.serveOnMemnet(&n, "192.0.2.1:3010")
-		var now, most, all atomic.Int32
+		var all atomic.Int32
+		var mu sync.Mutex
+		now, most := int32(0), int32(0) // guarded by mu
+		count := func(n int32) {
+			mu.Lock()
+			defer mu.Unlock()
+			now += n
+			most = max(most, now)
+		}
 		var serving sync.WaitGroup
 		var lns []net.Listener
 		var exposed []Service
@@ -228,13 +236,13 @@ func TestFewProbesAtOnce(t *testing.T) {
 						return
 					}
 					all.Add(1)
-					most.Store(max(most.Load(), now.Add(1)))
+					count(1)
 					time.Sleep(100 * time.Millisecond)
 					var question [16]byte
 					io.ReadFull(c, question[:])
 					answer := link.ProbeAnswer([16]byte{byte(i + 1)})
 					c.Write(answer[:])
-					now.Add(-1)
+					count(-1)
 					c.Close()
 				}
 			})
@@ -249,9 +257,11 @@ func TestFewProbesAtOnce(t *testing.T) {
 		var running sync.WaitGroup
 		running.Go(func() { b.Run(ctx) })
 		time.Sleep(10 * time.Second)
-		if got := j.Sum("INFO service up", "answered_ms=100"); got != services || most.Load() != maxProbes {
-			t.Errorf("%d services are up, with at most %d probes at once; want %d with %d", got, most.Load(), services, maxProbes)
+		mu.Lock()
+		if got := j.Sum("INFO service up", "answered_ms=100"); got != services || most != maxProbes {
+			t.Errorf("%d services are up, with at most %d probes at once; want %d with %d", got, most, services, maxProbes)
 		}
+		mu.Unlock()
 		n.Reset()
 		time.Sleep(10 * time.Second)
 		if got := j.Count("connected to the proxy again"); got != 1 || all.Load() != services {

@@ -19,10 +19,10 @@ import (
 // A service with a certificate: the users' TLS ends here, and the proxy passes it on unread. The target is dialled when the handshake is
 // done, so that it never sees those who do not get that far.
 
-const (
-	handshakeTime  = 10 * time.Second // for a user's TLS handshake
-	mostHandshakes = 512              // of users at once
-)
+// handshakeTime is for a user's TLS handshake. It is longer in tests.
+var handshakeTime = 10 * time.Second
+
+const mostHandshakes = 512 // of users at once
 
 // acmeProtocol is the ALPN of a certificate authority that looks whether the name is ours (RFC 8737). Behind the handshake there is
 // nothing to say.

@@ -30,7 +30,8 @@ import (
 // limit is long after everything that a test waits for.
 const limit = time.Minute
 
-func init() { lastWords = limit } // a peer that is there has heard them, however busy the machine is
+// However busy the machine is, within that a peer that is there has heard the last words, and a user has made its handshake.
+func init() { lastWords, flushLimit, handshakeTime = limit, limit, limit }
 
 // eventually polls.
 func eventually(t testing.TB, what string, cond func() bool) {
