@@ -64,7 +64,7 @@ func Start(t testing.TB, c Config) *Authority {
 	if err := os.WriteFile(a.Root, root, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	a.client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: a.Roots}}}
+	a.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: a.Roots}}}
 	t.Cleanup(a.client.CloseIdleConnections)
 
 	listen, management, dns, namesAt := free(t), free(t), free(t), free(t)
