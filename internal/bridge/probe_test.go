@@ -241,8 +241,8 @@ func TestFewProbesAtOnce(t *testing.T) {
 					var question [16]byte
 					io.ReadFull(c, question[:])
 					answer := link.ProbeAnswer([16]byte{byte(i + 1)})
+					count(-1) // before the bridge can begin with the next one
 					c.Write(answer[:])
-					count(-1)
 					c.Close()
 				}
 			})
