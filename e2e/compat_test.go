@@ -222,7 +222,7 @@ func twoVersions(t *testing.T, proxy, bridge string, more ...string) {
 		t.Errorf("a user of the bridge that was killed reads %v; want a reset", err)
 	}
 	eventually(t, "the next bridge serves", func() bool {
-		c, err := net.DialTimeout("tcp", loopback(public), time.Second)
+		c, err := net.DialTimeout("tcp", loopback(public), patience)
 		if err != nil {
 			return false
 		}

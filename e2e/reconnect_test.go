@@ -227,7 +227,7 @@ func TestRemoteDebugging(t *testing.T) {
 	if n, err := atBreakpoint.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("at the breakpoint: read %d bytes, %s; want nothing for %v", n, describe(err), standstill)
 	}
-	atBreakpoint.SetReadDeadline(time.Now().Add(patience))
+	atBreakpoint.SetReadDeadline(time.Now().Add(lifetime))
 	for _, side := range []string{tun.proxy.state, tun.bridge.state} {
 		if pairs := mustStatus(t, side).Pairs; len(pairs) != 2 || pairs[0].State != "open" || pairs[1].State != "open" {
 			t.Errorf("after %v at the breakpoint: pairs %+v; want two open ones", standstill, pairs)

@@ -68,11 +68,18 @@ func (c *configured) write(file, text string) {
 	}
 }
 
-// reload gives the order that `reverser reload` gives, without starting a process for it.
+// reload gives the order that `reverser reload` gives, without starting a process for it, and again when the client has given up waiting.
 func reload(dir string) (admin.Reloaded, error) {
 	client := admin.NewClient(func(ctx context.Context) (net.Conn, error) { return state.DialAdmin(ctx, dir) })
 	defer client.Close()
-	return client.Reload(context.Background())
+	late := errors.New("the process does not answer")
+	client.Silent = func() error { return late }
+	for begin := time.Now(); ; {
+		r, err := client.Reload(context.Background())
+		if !errors.Is(err, late) || time.Since(begin) > patience {
+			return r, err
+		}
+	}
 }
 
 func (c *configured) mustReload(dir string) {

@@ -44,7 +44,7 @@ func New(name, path string, env []string, args ...string) *Process {
 	p.Cmd = exec.Command(path, args...)
 	p.Cmd.Env = append(Environ(), env...)
 	p.Cmd.Stdout, p.Cmd.Stderr = &p.Stdout, &p.Stderr
-	p.Cmd.WaitDelay = 5 * time.Second
+	p.Cmd.WaitDelay = 30 * time.Second // a busy machine may read some time after the end what was written before it
 	endWithParent(p.Cmd)
 	return p
 }
