@@ -36,10 +36,7 @@ type Client struct {
 	ahead  []byte      // was read of the connection before it became net/http's
 	paid   atomic.Bool // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
 
-	requests atomic.Uint64 // that net/http has begun with
-	waits    atomic.Bool   // all of them were answered
-	begun    atomic.Bool   // something of the next one was read
-	http2    atomic.Bool
+	next next
 
 	mu     sync.Mutex
 	visits map[*Site]*Visit // guarded by mu, as all below
@@ -86,29 +83,40 @@ func (c *Client) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.frames.read(b[:n])
 	if n > 0 {
-		c.begun.Store(true)
+		c.next.begun.Store(true)
 	}
 	return n, err
 }
 
-// awaits notes that a request of net/http was answered. The client may see the end of the answer, and send another request, before net/http
-// says that the connection is idle.
-func (c *Client) awaits() {
-	c.begun.Store(false)
-	c.waits.Store(true)
+// next is what is known of the next request of a client whom net/http serves.
+type next struct {
+	handedOver atomic.Bool   // net/http serves the client
+	http2      atomic.Bool   // by HTTP/2
+	requests   atomic.Uint64 // that net/http has begun with
+	begun      atomic.Bool   // something was read behind the last one, or behind its answer
+}
+
+// handed notes that net/http serves the client from now on, and that so many bytes of a request were read.
+func (n *next) handed(ahead int, http2 bool) {
+	n.begun.Store(ahead > 0)
+	n.http2.Store(http2)
+	n.handedOver.Store(true)
 }
 
 // begins notes that net/http has read a request.
-func (c *Client) begins(r *http.Request) {
-	c.requests.Add(1)
-	c.waits.Store(false)
-	c.http2.Store(r.ProtoMajor > 1)
+func (n *next) begins(r *http.Request) {
+	n.requests.Add(1)
+	n.begun.Store(false)
+	n.http2.Store(r.ProtoMajor > 1)
 }
 
-// hasArrived reports whether something of a request has arrived that net/http has not begun with. With HTTP/2 what was read may be of something else,
-// so only what nobody has read counts.
+// awaited notes that a request was answered. What was read behind its head was its body.
+func (n *next) awaited() { n.begun.Store(false) }
+
+// hasArrived reports whether something of a request has arrived that net/http has not begun with. With HTTP/2 what was read may be of something
+// else, so only what nobody has read counts: a client knows by GOAWAY which requests were not served.
 func (c *Client) hasArrived() bool {
-	return c.waits.Load() && (c.hasAsked() || c.begun.Load() && !c.http2.Load())
+	return c.next.handedOver.Load() && !c.busy() && (c.hasAsked() || c.next.begun.Load() && !c.next.http2.Load())
 }
 
 // onClose has f called when the connection is closed here.

@@ -19,6 +19,7 @@ package web
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -44,6 +45,7 @@ const (
 	idleTime   = 75 * time.Second // between two requests of a connection
 	maxHeader  = 64 << 10         // bytes of a head
 	maxStreams = 100              // requests at once on one connection of HTTP/2
+	restTime   = 2 * time.Second  // for the rest of a head when the server stops
 )
 
 // Server serves HTTP on the connections that it is given. Its fields are set before Start.
@@ -63,16 +65,17 @@ type Server struct {
 	// Page, when set, returns what answers a request for which there is no site; nil: a page of this server's own does.
 	Page func(*http.Request) http.HandlerFunc
 
-	once    sync.Once // prepares what follows
-	http    http.Server
-	conns   chan net.Conn   // for http
-	late    http.Server     // serves who has asked while http takes nobody any more
-	asked   chan net.Conn   // for late
-	drained atomic.Bool     // no connection is taken any more
-	ended   chan struct{}   // closed when the goroutine that takes connections has ended
-	life    context.Context // ends with Close
-	stop    context.CancelFunc
-	guesses guesses
+	once     sync.Once // prepares what follows
+	http     http.Server
+	conns    chan net.Conn   // for http
+	restTime time.Duration   // longer in tests
+	late     http.Server     // serves who has asked while http takes nobody any more
+	asked    chan net.Conn   // for late
+	drained  atomic.Bool     // no connection is taken any more
+	ended    chan struct{}   // closed when the goroutine that takes connections has ended
+	life     context.Context // ends with Close
+	stop     context.CancelFunc
+	guesses  guesses
 
 	mu      sync.Mutex
 	clients map[*Client]struct{} // guarded by mu, as all below
@@ -105,6 +108,7 @@ func (s *Server) Start() {
 func (s *Server) prepare() { s.once.Do(s.prepareOnce) }
 
 func (s *Server) prepareOnce() {
+	s.restTime = cmp.Or(s.restTime, restTime)
 	s.conns, s.asked, s.ended = make(chan net.Conn), make(chan net.Conn), make(chan struct{})
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.clients = make(map[*Client]struct{})
@@ -140,6 +144,9 @@ func (s *Server) Serve(conn net.Conn) {
 	s.prepare()
 	c, ok := conn.(*Client)
 	if !ok {
+		if t, ok := conn.(*tls.Conn); ok {
+			clientOf(t).next.handed(0, t.ConnectionState().NegotiatedProtocol == "h2")
+		}
 		s.hand(conn)
 		return
 	}
@@ -148,6 +155,7 @@ func (s *Server) Serve(conn net.Conn) {
 	if !closed {
 		s.serving.Go(func() {
 			if !s.serveSimple(c) {
+				c.next.handed(len(c.ahead), false)
 				s.hand(c)
 			}
 		})
@@ -183,16 +191,10 @@ func (s *Server) Drain() {
 	if !s.drained.Swap(true) {
 		s.serving.Go(func() { s.late.Serve(handed{s, s.asked}) })
 	}
-	s.mu.Lock()
-	all := slices.Collect(maps.Keys(s.clients))
-	s.mu.Unlock()
-	arrived := make(map[*Client]uint64)
-	for _, c := range all {
+	for _, c := range s.all() {
 		c.wake()
-		if n := c.requests.Load(); c.hasArrived() {
-			arrived[c] = n // it is answered yet, and told that its connection ends then
-		}
 	}
+	arrived := s.arrived()                                // who is answered yet, and told that their connection ends then
 	stop := func() { s.http.SetKeepAlivesEnabled(false) } // which closes those for whose next request net/http waits
 	if len(arrived) == 0 {
 		stop()
@@ -206,19 +208,36 @@ func (s *Server) Drain() {
 	})
 }
 
-// arrivedTime is for how long a request whose first bytes have arrived may take to be complete when the server stops. It is longer in tests.
-var arrivedTime = 2 * time.Second
+func (s *Server) all() []*Client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.clients))
+}
 
-// awaitRequests waits until net/http has begun with the next request of clients, for up to arrivedTime. With each client is how many it had
-// begun with before.
+// arrived are the clients of whom something of a request has arrived that net/http has not begun with. With each is how many it had begun with
+// before.
+func (s *Server) arrived() map[*Client]uint64 {
+	clients := make(map[*Client]uint64)
+	for _, c := range s.all() {
+		if n := c.next.requests.Load(); c.hasArrived() {
+			clients[c] = n
+		}
+	}
+	return clients
+}
+
+// awaitRequests waits until net/http has begun with the next request of clients, and of those who ask meanwhile, for up to
+// restTime.
 func (s *Server) awaitRequests(clients map[*Client]uint64) {
-	late := time.After(arrivedTime)
+	late := time.After(s.restTime)
 	look := time.NewTicker(time.Millisecond)
 	defer look.Stop()
 	for {
-		maps.DeleteFunc(clients, func(c *Client, before uint64) bool { return c.requests.Load() != before || c.isOver() })
+		maps.DeleteFunc(clients, func(c *Client, before uint64) bool { return c.next.requests.Load() != before || c.isOver() })
 		if len(clients) == 0 {
-			return
+			if clients = s.arrived(); len(clients) == 0 {
+				return
+			}
 		}
 		select {
 		case <-look.C:
@@ -236,11 +255,8 @@ func (s *Server) Close() {
 	s.mu.Lock()
 	first := !s.closed
 	s.closed = true
-	all := make([]*Client, 0, len(s.clients))
-	for c := range s.clients {
-		all = append(all, c)
-	}
 	s.mu.Unlock()
+	all := s.all()
 	if first {
 		s.stop()
 		for _, c := range all {
@@ -301,8 +317,8 @@ func (id requestID) String() string { return hex.EncodeToString(id[:]) }
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(clientKey{}).(*Client)
-	c.begins(r)
-	defer c.awaits()
+	c.next.begins(r)
+	defer c.next.awaited()
 	x := &exchange{server: s, client: c, id: newID()}
 	host, err := x.check(r)
 	if err != nil {

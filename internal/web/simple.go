@@ -3,6 +3,7 @@ package web
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -320,7 +321,7 @@ func (m *simple) serve(x *exchange, q simpleRequest, asked []byte) (complete boo
 		return m.page(asked, func(w http.ResponseWriter, r *http.Request) { x.failed(w, r, err) })
 	}
 	defer res.Body.Close()
-	return m.answer(x, q, res) == nil && m.ctx.Err() == nil
+	return m.answer(x, q, res) == nil
 }
 
 func (m *simple) setPresent(x *exchange) {
@@ -468,8 +469,9 @@ func (m *simple) answer(x *exchange, q simpleRequest, res *http.Response) error 
 	return m.finish()
 }
 
+// copy passes a body on. One that an order or a stop has cut off is not complete, whatever its end looks like.
 func (m *simple) copy(x *exchange, w io.Writer, body io.Reader) error {
-	return copyBody(countedWriter{w, x.visit}, body)
+	return cmp.Or(copyBody(countedWriter{w, x.visit}, body), m.ctx.Err())
 }
 
 // countedWriter counts the bytes of an answer.

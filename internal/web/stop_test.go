@@ -1,12 +1,18 @@
 package web
 
 import (
+	"bufio"
+	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"runtime"
+	"syscall"
 	"testing"
+	"time"
 
+	"reverser/internal/acmetest"
 	"reverser/internal/grammar"
 )
 
@@ -100,28 +106,117 @@ func TestAskedBeforeTheStop(t *testing.T) {
 	}
 }
 
-// TestBegunBeforeTheStop: a request of which net/http has read a part when the server is told to drain is answered when the rest comes.
+// TestBegunBeforeTheStop: a request of which net/http has read a part when the server is told to drain is answered when the rest comes. That is
+// the first one that net/http gets of a connection, or a later one.
 func TestBegunBeforeTheStop(t *testing.T) {
+	const post, get = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+	chain, key := acmetest.Certificate(t, "a")
+	pair, err := tls.X509KeyPair(chain, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name    string
+		secure  bool
+		asked   string // before
+		request string
+	}{
+		{"the first", false, "", get},
+		{"behind a simple one", false, get, get},
+		{"a later one", false, post, post},
+		{"the first of TLS", true, "", get},
+		{"a later one of TLS", true, get, get},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "it") }), grammar.ProxyOptions{})
+			find := w.s.Find
+			w.s.Find = func(_ bool, host, path string) *Site { return find(false, host, path) }
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			near, err := net.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer near.Close()
+			near.SetDeadline(time.Now().Add(limit))
+			far, err := ln.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			client := w.s.NewClient(far, nil, nil)
+			served := net.Conn(client)
+			if c.secure {
+				near = tls.Client(near, &tls.Config{InsecureSkipVerify: true})
+				handshake := make(chan error, 1)
+				go func() { handshake <- near.(*tls.Conn).Handshake() }()
+				over := tls.Server(client, &tls.Config{Certificates: []tls.Certificate{pair}})
+				if err := over.Handshake(); err != nil {
+					t.Fatal(err)
+				}
+				if err := <-handshake; err != nil {
+					t.Fatal(err)
+				}
+				served = over
+			}
+			w.s.Serve(served)
+			u, r := near, bufio.NewReader(near)
+			ask := func(part string) {
+				if _, err := io.WriteString(u, part); err != nil {
+					t.Fatal(err)
+				}
+			}
+			answer := func() (*http.Response, string) {
+				resp, err := http.ReadResponse(r, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, err := io.ReadAll(resp.Body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return resp, string(body)
+			}
+			if c.asked != "" {
+				ask(c.asked)
+				answer()
+			}
+			for client.busy() {
+				runtime.Gosched()
+			}
+			before := client.next.requests.Load()
+			ask(c.request[:10])
+			for !client.hasArrived() || client.hasAsked() {
+				runtime.Gosched()
+			}
+			w.s.Drain()
+			ask(c.request[10:])
+			if resp, body := answer(); body != "it" || !resp.Close {
+				t.Errorf("the answer is %q, and the last of its connection: %v", body, resp.Close)
+			}
+			if n := client.next.requests.Load() - before; n != 1 {
+				t.Errorf("net/http has read %d requests", n)
+			}
+		})
+	}
+}
+
+// TestHalfARequestAtTheStop: whoever does not go on with a request does not hold up the stop.
+func TestHalfARequestAtTheStop(t *testing.T) {
 	w := newWorld(t)
-	w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "it") }), grammar.ProxyOptions{})
-	u := w.user()
-	u.ask("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
-	var c *Client
-	w.s.mu.Lock()
-	for c = range w.s.clients {
-	}
-	w.s.mu.Unlock()
-	for !c.waits.Load() {
-		runtime.Gosched()
-	}
-	io.WriteString(u, "POST / HTTP/1.1\r\nHo")
-	for !c.begun.Load() {
-		runtime.Gosched()
-	}
+	w.s.restTime = 10 * time.Millisecond // nobody has come yet
+	idle, u := w.user(), w.user()
+	idle.ask("POST / HTTP/1.1\r\nHost: none\r\nContent-Length: 0\r\n\r\n")
+	u.ask("POST / HTTP/1.1\r\nHost: none\r\nContent-Length: 0\r\n\r\n")
+	io.WriteString(u, "POST /")
 	w.s.Drain()
-	io.WriteString(u, "st: a\r\nContent-Length: 0\r\n\r\n")
-	if resp, body := u.answer("a"); body != "it" || !resp.Close {
-		t.Errorf("the answer is %q, and the last of its connection: %v", body, resp.Close)
+	for _, u := range []*user{idle, u} {
+		if rest, err := io.ReadAll(u.r); len(rest) > 0 || err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%q, %v; want the end", rest, err)
+		}
 	}
 }
 

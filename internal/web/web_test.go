@@ -30,7 +30,7 @@ import (
 const limit = time.Minute
 
 // However busy the machine is, within that a target has said its word, the next request or the rest of one has come, and so has another guess.
-func init() { continueTime, keepTime, arrivedTime, firstWait = limit, limit, limit, limit }
+func init() { continueTime, keepTime, firstWait = limit, limit, limit }
 
 // world is a server on loopback, with targets that the test plays.
 type world struct {
@@ -47,7 +47,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, s: new(Server), sites: make(map[string]*Site)}
+	w := &world{t: t, s: &Server{restTime: limit}, sites: make(map[string]*Site)}
 	w.s.Find = func(secure bool, host, path string) *Site {
 		for p := strings.TrimSuffix(path, "/"); ; p = p[:max(strings.LastIndexByte(p, '/'), 0)] {
 			if s := w.sites[host+p]; s != nil && !secure {
