@@ -70,6 +70,7 @@ const (
 	waiting   = 2048             // entries at the most: a few megabytes
 	batch     = 64 << 10         // bytes that are written at once, about
 	turnWait  = time.Second      // how long Open and Close wait for a write that does not end
+	closeWait = 10 * turnWait    // how long Close waits for all of them: service managers kill who takes long to stop
 	openWait  = 5 * time.Second  // how long Open waits for the system to open a file
 	saidEvery = time.Minute      // how often the log is told of a disk that is full again and again
 	pathMost  = 2048             // bytes
@@ -427,10 +428,11 @@ func (l *Log) tell(err error) {
 	}
 }
 
-// Close writes what waits, unless a write takes longer than a second: that one ends with the process.
+// Close writes what waits, unless a write takes longer than a second, or all of them longer than ten: they end with the process.
 func (l *Log) Close() {
 	close(l.stop)
-	for left := l.patience; left > 0; left = l.patience - l.stuck() {
+	end := time.Now().Add(closeWait / turnWait * l.patience)
+	for left := l.patience; left > 0; left = min(l.patience-l.stuck(), time.Until(end)) {
 		limit := time.NewTimer(left)
 		select {
 		case <-l.done:

@@ -278,6 +278,28 @@ func TestSlow(t *testing.T) {
 	})
 }
 
+// TestSlowForEver: nobody who closes the log waits for a disk for ever, whether it takes lines one after the other or none.
+func TestSlowForEver(t *testing.T) {
+	for takes, want := range map[time.Duration]time.Duration{turnWait * 3 / 4: closeWait, time.Hour: turnWait} {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(slog.New(slog.DiscardHandler))
+			l.open = func(string) (io.WriteCloser, error) { return slow{takes}, nil }
+			if err := l.Open("access.log"); err != nil {
+				t.Fatal(err)
+			}
+			for range waiting {
+				l.Write(&Entry{Request: &Request{Path: strings.Repeat("x", pathMost)}})
+			}
+			begun := time.Now()
+			l.Close()
+			if took := time.Since(begun); took > want+time.Millisecond {
+				t.Errorf("with writes of %v, Close took %v; want %v", takes, took, want)
+			}
+			<-l.done // in no time
+		})
+	}
+}
+
 // TestOpen: what cannot be opened changes nothing.
 func TestOpen(t *testing.T) {
 	dir := t.TempDir()

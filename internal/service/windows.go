@@ -512,7 +512,8 @@ func (m *windowsServices) startAndWait(ctx context.Context, role string) error {
 // exitPatience is how long a process that has said that it is stopped may take to exit. Its number may be another's by then.
 const exitPatience = 30 * time.Second
 
-// stopAndWait stops a service that may not run. When it returns, its process has no files open any more.
+// stopAndWait stops a service that may not run. When it returns, the process that ran has no files open any more. Nobody knows the process of a
+// service that had stopped before.
 func (m *windowsServices) stopAndWait(ctx context.Context, name string) error {
 	st, err := m.await(ctx, name, Starting) // until then the manager passes no order on
 	if err != nil {
