@@ -206,7 +206,7 @@ used so far is replaced by the next one.`,
 }
 
 func (c *cli) keyRotate(ctx context.Context, at stateDir, name string, asJSON bool) error {
-	store, err := c.openKeys(ctx, "key rotate "+name, at, false)
+	store, err := c.openKeys(ctx, "key rotate "+shellWord(name), at, false)
 	if err != nil {
 		return err
 	}
@@ -299,21 +299,20 @@ func addCommand(k admin.NewKey) string {
 	if k.Expires != "" {
 		e.Expires = &k.Expires
 	}
-	return "key add " + k.Name + policyFlags(e)
+	return "key add " + shellWord(k.Name) + policyFlags(e)
 }
 
 // editCommand is the command that makes an edit.
-func editCommand(name string, e admin.KeyEdit) string { return "key edit " + name + policyFlags(e) }
+func editCommand(name string, e admin.KeyEdit) string {
+	return "key edit " + shellWord(name) + policyFlags(e)
+}
 
 // policyFlags are the flags of `key add` and `key edit`, quoted for a shell.
 func policyFlags(e admin.KeyEdit) string {
 	var b strings.Builder
 	if e.Allow != nil {
 		for _, a := range *e.Allow {
-			if strings.ContainsAny(a, "*?[") {
-				a = "'" + a + "'"
-			}
-			b.WriteString(" --allow " + a)
+			b.WriteString(" --allow " + shellWord(a))
 		}
 	}
 	if e.MaxServices != nil {
@@ -323,9 +322,20 @@ func policyFlags(e admin.KeyEdit) string {
 		fmt.Fprintf(&b, " --max-connections %d", *e.MaxConnections)
 	}
 	if e.Expires != nil {
-		b.WriteString(" --expires " + *e.Expires)
+		b.WriteString(" --expires " + shellWord(*e.Expires))
 	}
 	return b.String()
+}
+
+// shellWord quotes what a shell would not take as it is.
+func shellWord(s string) string {
+	plain := func(r rune) bool {
+		return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-_./:+@,", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey, asJSON bool) error {
@@ -466,7 +476,7 @@ func (c *cli) keyEdit(ctx context.Context, at stateDir, name string, e admin.Key
 }
 
 func (c *cli) keyRemove(ctx context.Context, at stateDir, name string) error {
-	store, err := c.openKeys(ctx, "key remove "+name, at, false)
+	store, err := c.openKeys(ctx, "key remove "+shellWord(name), at, false)
 	if err != nil {
 		return err
 	}

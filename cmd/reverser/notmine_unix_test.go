@@ -22,6 +22,7 @@ func TestKeyCommands(t *testing.T) {
 		{addCommand(admin.NewKey{Name: "nas", Allow: allow[:1], Limits: state.Limits{MaxServices: 2, MaxConnections: 3}, Expires: "30d"}),
 			"key add nas --allow tcp/9000 --max-services 2 --max-connections 3 --expires 30d"},
 		{editCommand("nas", admin.KeyEdit{MaxServices: &none, Expires: &never}), "key edit nas --max-services 0 --expires never"},
+		{editCommand("it's; rm", admin.KeyEdit{}), `key edit 'it'\''s; rm'`},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s; want %s", c.got, c.want)
