@@ -105,15 +105,12 @@ func TestSecondSignalStopsNow(t *testing.T) {
 			tun := startTunnel(t, strconv.Itoa(serve(t, echo)))
 			c := tun.dial(t)
 			exchange(t, c, "hello")
-			p, state := tun.proxy.testProcess, tun.proxy.state
+			p := tun.proxy.testProcess
 			if role == "bridge" {
-				p, state = tun.bridge.testProcess, tun.bridge.state
+				p = tun.bridge.testProcess
 			}
 			signal(t, p, syscall.SIGINT)
-			eventually(t, "it drains", func() bool {
-				st, err := statusOf(t, state)
-				return err != nil || len(st.Links) > 0 && st.Links[0].State == "draining"
-			})
+			p.awaitRecord("draining")
 			signal(t, p, os.Interrupt)
 			if code := p.awaitEnd(); code != 0 {
 				t.Errorf("exit code %d; want 0", code)
