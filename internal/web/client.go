@@ -103,15 +103,16 @@ func (n *next) handed(ahead int, http2 bool) {
 	n.handedOver.Store(true)
 }
 
-// begins notes that net/http has read a request.
-func (n *next) begins(r *http.Request) {
+// begins notes that net/http has read a request. over is called when it was answered: what was read until then may have been its body.
+func (n *next) begins(r *http.Request) (over func()) {
 	n.requests.Add(1)
 	n.begun.Store(false)
 	n.http2.Store(r.ProtoMajor > 1)
+	if r.Body == http.NoBody {
+		return func() {}
+	}
+	return func() { n.begun.Store(false) }
 }
-
-// awaited notes that a request was answered. What was read behind its head was its body.
-func (n *next) awaited() { n.begun.Store(false) }
 
 // hasArrived reports whether something of a request has arrived that net/http has not begun with. With HTTP/2 what was read may be of something
 // else, so only what nobody has read counts: a client knows by GOAWAY which requests were not served.

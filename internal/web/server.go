@@ -317,8 +317,7 @@ func (id requestID) String() string { return hex.EncodeToString(id[:]) }
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(clientKey{}).(*Client)
-	c.next.begins(r)
-	defer c.next.awaited()
+	defer c.next.begins(r)()
 	x := &exchange{server: s, client: c, id: newID()}
 	host, err := x.check(r)
 	if err != nil {
