@@ -1,7 +1,9 @@
 package browser
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -12,7 +14,20 @@ import (
 
 type action = chromedp.Action[chromedp.Void]
 
-func click(what string) action { return chromedp.Click(what) }
+// click clicks on the first element that a selector finds. A list that is live may put another element in its place before the mouse is there:
+// then that one is clicked on.
+func click(what string) action {
+	return func(ctx context.Context, t *chromedp.Target) (v chromedp.Void, err error) {
+		for ctx.Err() == nil {
+			v, err = chromedp.Click(what)(ctx, t)
+			if err == nil || !strings.Contains(err.Error(), "-32000") && !errors.Is(err, chromedp.ErrInvalidDimensions) { // the node is gone, or not on the page
+				break
+			}
+		}
+		return v, err
+	}
+}
+
 func keys(text string) action  { return chromedp.KeyEvent(text) }
 func press(key string) action  { return chromedp.KeyEvent(key) }
 func quote(text string) string { b, _ := json.Marshal(text); return string(b) }
