@@ -14,14 +14,25 @@ import (
 
 type action = chromedp.Action[chromedp.Void]
 
-// click clicks on the first element that a selector finds. A list that is live may put another element in its place before the mouse is there:
-// then that one is clicked on.
+// click clicks on the first element that a CSS selector finds. A list that is live may put another element in its place before the mouse is
+// there, or between its button's way down and up: then that one is clicked on.
 func click(what string) action {
+	watch := fmt.Sprintf(`window.clickedOn = false; document.addEventListener('click', (e) => { window.clickedOn ||= !!e.target.closest(%s); }, {capture: true}); true`, quote(what))
 	return func(ctx context.Context, t *chromedp.Target) (v chromedp.Void, err error) {
-		for ctx.Err() == nil {
+		for range 10 {
+			if _, err = chromedp.Evaluate[bool](watch)(ctx, t); err != nil {
+				return v, err
+			}
 			v, err = chromedp.Click(what)(ctx, t)
-			if err == nil || !strings.Contains(err.Error(), "-32000") && !errors.Is(err, chromedp.ErrInvalidDimensions) { // the node is gone, or not on the page
-				break
+			gone := err != nil && (strings.Contains(err.Error(), "-32000") || errors.Is(err, chromedp.ErrInvalidDimensions))
+			if gone {
+				continue
+			}
+			if err != nil {
+				return v, err
+			}
+			if hit, err := chromedp.Evaluate[bool]("window.clickedOn !== false")(ctx, t); err != nil || hit {
+				return v, nil
 			}
 		}
 		return v, err
