@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -36,8 +37,8 @@ func newCrowd() *crowd {
 	return c
 }
 
-// step moves every connection: the higher its number, the faster.
-func (c *crowd) step() (status.Snapshot, []status.Pair, []string) {
+// step moves every connection: the higher its number, the faster. Those are gone that ended since the first so many.
+func (c *crowd) step(ended int) (status.Snapshot, []status.Pair, []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ticks++
@@ -51,9 +52,7 @@ func (c *crowd) step() (status.Snapshot, []status.Pair, []string) {
 	}
 	key.Key, key.Connections = "nas", len(c.pairs)
 	snap.Keys = []status.Key{key}
-	gone := c.ended
-	c.ended = nil
-	return snap, append([]status.Pair(nil), c.pairs...), gone
+	return snap, append([]status.Pair(nil), c.pairs...), slices.Clone(c.ended[ended:])
 }
 
 func (c *crowd) end(id string) bool {
@@ -92,8 +91,10 @@ func (c *crowd) serve(t *testing.T) string {
 		w.Header().Set("Content-Type", "text/event-stream")
 		every := time.NewTicker(time.Second)
 		defer every.Stop()
+		ended := 0 // that this page knows: another stream of the page may be open for a moment
 		for first := true; ; first = false {
-			snap, pairs, gone := c.step()
+			snap, pairs, gone := c.step(ended)
+			ended += len(gone)
 			send := func(name string, v any) {
 				b, err := json.Marshal(v)
 				if err != nil {
