@@ -537,7 +537,7 @@ func (c *cli) openKeys(ctx context.Context, command string, at stateDir, create 
 			return adminOf(path), nil
 		}
 		if errors.Is(err, state.ErrUnreachable) {
-			if waitedLong(begun, tries) {
+			if waitedLong(begun, tries, unreachableWait) {
 				return nil, err
 			}
 			if !pause(ctx, lockPoll) {

@@ -325,11 +325,9 @@ func openState(ctx context.Context, set config.Common, role string, log *slog.Lo
 			}
 			return dir, nil
 		}
-		waited := time.Since(begun)
-		// A status that is asked for holds the lock for a moment, too. On a very busy machine few tries fit into lockWait, and all may
-		// meet such moments.
-		enough := waited > lockWait && tries > int(lockWait/lockPoll)
-		if !errors.Is(err, state.ErrInUse) || waited > yieldWait || enough && !stopping(ctx, path) {
+		// A status that is asked for holds the lock for a moment, too, and few tries may all meet such moments.
+		enough := waitedLong(begun, tries, lockWait)
+		if !errors.Is(err, state.ErrInUse) || time.Since(begun) > yieldWait || enough && !stopping(ctx, path) {
 			return nil, usage(err)
 		}
 		if !pause(ctx, lockPoll) {

@@ -156,10 +156,10 @@ func (c *cli) askWhich(path, command string, ask func(*admin.Client) error) (fou
 // when somebody removed it.
 const unreachableWait = 5 * tendEvery
 
-// waitedLong reports whether a command has waited for that time, and not only for its turn to be computed: on a very busy machine the
-// process has no turn either.
-func waitedLong(begun time.Time, tries int) bool {
-	return time.Since(begun) > unreachableWait && tries > int(unreachableWait/lockPoll)
+// waitedLong reports whether a process has waited for another one for longer than the limit, and has tried as often as that gives time for:
+// on a very busy machine few tries fit into it.
+func waitedLong(begun time.Time, tries int, limit time.Duration) bool {
+	return time.Since(begun) > limit && tries > int(limit/lockPoll)
 }
 
 // askOne has ask put its question, again as long as it reaches nobody and somebody holds the directory.
@@ -169,7 +169,7 @@ func askOne(path string, ask func(*admin.Client) error) error {
 		client := adminOf(path)
 		err := ask(client)
 		client.Close()
-		if !errors.Is(err, state.ErrUnreachable) || waitedLong(begun, tries) {
+		if !errors.Is(err, state.ErrUnreachable) || waitedLong(begun, tries, unreachableWait) {
 			return err
 		}
 		time.Sleep(lockPoll)

@@ -20,22 +20,21 @@ func click(what string) action {
 	watch := fmt.Sprintf(`window.clickedOn = false; document.addEventListener('click', (e) => { window.clickedOn ||= !!e.target.closest(%s); }, {capture: true}); true`, quote(what))
 	return func(ctx context.Context, t *chromedp.Target) (v chromedp.Void, err error) {
 		for range 10 {
-			if _, err = chromedp.Evaluate[bool](watch)(ctx, t); err != nil {
+			if _, err := chromedp.Evaluate[bool](watch)(ctx, t); err != nil {
 				return v, err
 			}
-			v, err = chromedp.Click(what)(ctx, t)
-			gone := err != nil && (strings.Contains(err.Error(), "-32000") || errors.Is(err, chromedp.ErrInvalidDimensions))
-			if gone {
+			_, err := chromedp.Click(what)(ctx, t)
+			if err != nil && (strings.Contains(err.Error(), "-32000") || errors.Is(err, chromedp.ErrInvalidDimensions)) { // the element is gone
 				continue
 			}
 			if err != nil {
 				return v, err
 			}
-			if hit, err := chromedp.Evaluate[bool]("window.clickedOn !== false")(ctx, t); err != nil || hit {
+			if hit, err := chromedp.Evaluate[bool]("window.clickedOn !== false")(ctx, t); err != nil || hit { // another page says nothing of it
 				return v, nil
 			}
 		}
-		return v, err
+		return v, fmt.Errorf("ten clicks on %s have not met it", what)
 	}
 }
 

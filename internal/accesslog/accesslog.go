@@ -183,12 +183,10 @@ func (l *Log) openInTime(path string) (io.WriteCloser, error) {
 
 func (l *Log) take() bool {
 	for left := l.patience; left > 0; left = l.patience - l.stuck() {
-		limit := time.NewTimer(left)
 		select {
 		case l.turn <- struct{}{}:
-			limit.Stop()
 			return true
-		case <-limit.C:
+		case <-time.After(left):
 		}
 	}
 	return false
@@ -433,10 +431,8 @@ func (l *Log) Close() {
 	close(l.stop)
 	end := time.Now().Add(closeWait / turnWait * l.patience)
 	for left := l.patience; left > 0; left = min(l.patience-l.stuck(), time.Until(end)) {
-		limit := time.NewTimer(left)
 		select {
 		case <-l.done:
-			limit.Stop()
 			if len(l.rest) > 0 {
 				l.lost.Add(1)
 			}
@@ -444,7 +440,7 @@ func (l *Log) Close() {
 				l.file.Close()
 			}
 			return
-		case <-limit.C:
+		case <-time.After(left):
 		}
 	}
 }

@@ -17,7 +17,6 @@ import (
 
 	"reverser/internal/freeport"
 	"reverser/internal/grammar"
-	"reverser/internal/sys"
 )
 
 // rawTarget is a target that answers with given bytes, by path, and keeps what it was asked.
@@ -148,28 +147,14 @@ func (c other) CloseWrite() error { return c.below.CloseWrite() }
 // client is a connection to the server; simple: as users have it.
 func (w *world) client(simple bool) (u *user, reads <-chan struct{}) {
 	w.t.Helper()
-	ln, err := sys.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer ln.Close()
-	c, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(limit))
-	near, err := ln.Accept()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	s := seen{near.(*net.TCPConn), make(chan struct{}, 100)}
+	u, near := w.pair()
+	s := seen{near, make(chan struct{}, 100)}
 	if simple {
 		w.s.Serve(w.s.NewClient(s, nil, nil))
 	} else {
 		w.s.Serve(w.s.NewClient(other{s, s}, nil, nil))
 	}
-	return &user{c.(*net.TCPConn), w.t, bufio.NewReader(c)}, s.reads
+	return u, s.reads
 }
 
 var idInPage = regexp.MustCompile(`\b[0-9a-f]{32}\b`)

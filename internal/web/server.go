@@ -68,7 +68,6 @@ type Server struct {
 	once     sync.Once // prepares what follows
 	http     http.Server
 	conns    chan net.Conn   // for http
-	restTime time.Duration   // longer in tests
 	late     http.Server     // serves who has asked while http takes nobody any more
 	asked    chan net.Conn   // for late
 	drained  atomic.Bool     // no connection is taken any more
@@ -76,6 +75,7 @@ type Server struct {
 	life     context.Context // ends with Close
 	stop     context.CancelFunc
 	guesses  guesses
+	restTime time.Duration // longer in tests
 
 	mu      sync.Mutex
 	clients map[*Client]struct{} // guarded by mu, as all below
@@ -194,8 +194,9 @@ func (s *Server) Drain() {
 	for _, c := range s.all() {
 		c.wake()
 	}
-	arrived := s.arrived()                                // who is answered yet, and told that their connection ends then
-	stop := func() { s.http.SetKeepAlivesEnabled(false) } // which closes those for whose next request net/http waits
+	arrived := s.arrived() // they are answered yet, and told that their connection ends then
+	// stop closes those for whose next request net/http waits.
+	stop := func() { s.http.SetKeepAlivesEnabled(false) }
 	if len(arrived) == 0 {
 		stop()
 	}
@@ -226,8 +227,7 @@ func (s *Server) arrived() map[*Client]uint64 {
 	return clients
 }
 
-// awaitRequests waits until net/http has begun with the next request of clients, and of those who ask meanwhile, for up to
-// restTime.
+// awaitRequests waits until net/http has begun with the next request of clients, and of those who ask meanwhile, for up to restTime.
 func (s *Server) awaitRequests(clients map[*Client]uint64) {
 	late := time.After(s.restTime)
 	look := time.NewTicker(time.Millisecond)

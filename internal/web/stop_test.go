@@ -132,57 +132,27 @@ func TestBegunBeforeTheStop(t *testing.T) {
 			w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) { io.WriteString(rw, "it") }), grammar.ProxyOptions{})
 			find := w.s.Find
 			w.s.Find = func(_ bool, host, path string) *Site { return find(false, host, path) }
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-			near, err := net.Dial("tcp", ln.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer near.Close()
-			near.SetDeadline(time.Now().Add(limit))
-			far, err := ln.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
+			u, far := w.pair()
 			client := w.s.NewClient(far, nil, nil)
-			served := net.Conn(client)
+			served, out := net.Conn(client), net.Conn(u)
 			if c.secure {
-				near = tls.Client(near, &tls.Config{InsecureSkipVerify: true})
+				near, over := tls.Client(u, &tls.Config{InsecureSkipVerify: true}), tls.Server(client, &tls.Config{Certificates: []tls.Certificate{pair}})
 				handshake := make(chan error, 1)
-				go func() { handshake <- near.(*tls.Conn).Handshake() }()
-				over := tls.Server(client, &tls.Config{Certificates: []tls.Certificate{pair}})
-				if err := over.Handshake(); err != nil {
+				go func() { handshake <- near.Handshake() }()
+				if err := errors.Join(over.Handshake(), <-handshake); err != nil {
 					t.Fatal(err)
 				}
-				if err := <-handshake; err != nil {
-					t.Fatal(err)
-				}
-				served = over
+				served, out, u.r = over, near, bufio.NewReader(near)
 			}
 			w.s.Serve(served)
-			u, r := near, bufio.NewReader(near)
 			ask := func(part string) {
-				if _, err := io.WriteString(u, part); err != nil {
+				if _, err := io.WriteString(out, part); err != nil {
 					t.Fatal(err)
 				}
-			}
-			answer := func() (*http.Response, string) {
-				resp, err := http.ReadResponse(r, nil)
-				if err != nil {
-					t.Fatal(err)
-				}
-				body, err := io.ReadAll(resp.Body)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return resp, string(body)
 			}
 			if c.asked != "" {
 				ask(c.asked)
-				answer()
+				u.answer(c.asked)
 			}
 			for client.busy() {
 				runtime.Gosched()
@@ -194,7 +164,7 @@ func TestBegunBeforeTheStop(t *testing.T) {
 			}
 			w.s.Drain()
 			ask(c.request[10:])
-			if resp, body := answer(); body != "it" || !resp.Close {
+			if resp, body := u.answer(c.request); body != "it" || !resp.Close {
 				t.Errorf("the answer is %q, and the last of its connection: %v", body, resp.Close)
 			}
 			if n := client.next.requests.Load() - before; n != 1 {

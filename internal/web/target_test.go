@@ -146,18 +146,8 @@ func TestWrites(t *testing.T) {
 		}
 		return true
 	}), grammar.ProxyOptions{})
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	w.addr = ln.Addr().String()
-	u := w.user()
-	c, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn := &counted{Conn: c}
+	u, near := w.pair()
+	conn := &counted{Conn: near}
 	w.s.Serve(w.s.NewClient(conn, nil, nil))
 	for _, path := range []string{"/length", "/chunked"} {
 		before := conn.writes.Load()

@@ -151,7 +151,28 @@ type user struct {
 
 func (w *world) user() *user {
 	w.t.Helper()
-	c, err := net.Dial("tcp", w.addr)
+	return w.userAt(w.addr)
+}
+
+// pair is a connection of a user, and its other end, which nobody serves yet.
+func (w *world) pair() (u *user, far *net.TCPConn) {
+	w.t.Helper()
+	ln, err := sys.Listen("tcp", "127.0.0.1:0") // as for all users
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer ln.Close()
+	u = w.userAt(ln.Addr().String())
+	c, err := ln.Accept()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return u, c.(*net.TCPConn)
+}
+
+func (w *world) userAt(addr string) *user {
+	w.t.Helper()
+	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		w.t.Fatal(err)
 	}
