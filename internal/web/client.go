@@ -80,6 +80,12 @@ func (c *Client) Read(b []byte) (int, error) {
 		c.frames.read(b[:n])
 		return n, nil
 	}
+	// What has arrived is noted before it is read, so that hasArrived sees it at every moment: it is still with the kernel, or it was noted.
+	if !c.next.begun.Load() {
+		if err := c.awaitInput(); err != nil {
+			return 0, err
+		}
+	}
 	n, err := c.Conn.Read(b)
 	c.frames.read(b[:n])
 	if n > 0 {
@@ -88,12 +94,32 @@ func (c *Client) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// awaitInput waits until a read of the connection returns at once, and notes it, where the connection can tell.
+func (c *Client) awaitInput() error {
+	conn, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		there := sys.Readable(int(fd))
+		if there {
+			c.next.begun.Store(true)
+		}
+		return there
+	})
+}
+
 // next is what is known of the next request of a client whom net/http serves.
 type next struct {
 	handedOver atomic.Bool   // net/http serves the client
 	http2      atomic.Bool   // by HTTP/2
 	requests   atomic.Uint64 // that net/http has begun with
-	begun      atomic.Bool   // something was read behind the last one, or behind its answer
+	begun      atomic.Bool   // something was read behind the last one, or behind its answer, or is about to be read
+	bodied     atomic.Bool   // the last one has a body
 }
 
 // handed notes that net/http serves the client from now on, and that so many bytes of a request were read.
@@ -103,15 +129,21 @@ func (n *next) handed(ahead int, http2 bool) {
 	n.handedOver.Store(true)
 }
 
-// begins notes that net/http has read a request. over is called when it was answered: what was read until then may have been its body.
-func (n *next) begins(r *http.Request) (over func()) {
+// begins notes that net/http serves a request.
+func (n *next) begins(r *http.Request) {
 	n.requests.Add(1)
-	n.begun.Store(false)
 	n.http2.Store(r.ProtoMajor > 1)
-	if r.Body == http.NoBody {
-		return func() {}
+	n.bodied.Store(r.Body != http.NoBody)
+}
+
+// changes notes what net/http is at with the connection.
+func (n *next) changes(state http.ConnState) {
+	switch {
+	case state == http.StateActive: // a head was read, and nothing is read ahead yet
+		n.begun.Store(false)
+	case state == http.StateIdle && n.bodied.Load(): // what was read may have been the body
+		n.begun.Store(false)
 	}
-	return func() { n.begun.Store(false) }
 }
 
 // hasArrived reports whether something of a request has arrived that net/http has not begun with. With HTTP/2 what was read may be of something

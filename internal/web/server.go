@@ -129,9 +129,11 @@ func (s *Server) configure(h *http.Server) {
 		Protocols: new(http.Protocols),
 	}
 	h.DisableGeneralOptionsHandler = true // it answers "OPTIONS *" before check has seen the request
-	h.ConnState = func(c net.Conn, state http.ConnState) {
+	h.ConnState = func(conn net.Conn, state http.ConnState) {
+		c := clientOf(conn)
+		c.next.changes(state)
 		if state == http.StateIdle {
-			clientOf(c).frames.idle()
+			c.frames.idle()
 		}
 	}
 	h.Protocols.SetHTTP1(true)
@@ -317,7 +319,7 @@ func (id requestID) String() string { return hex.EncodeToString(id[:]) }
 // ServeHTTP serves one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(clientKey{}).(*Client)
-	defer c.next.begins(r)()
+	c.next.begins(r)
 	x := &exchange{server: s, client: c, id: newID()}
 	host, err := x.check(r)
 	if err != nil {
