@@ -555,16 +555,15 @@ func (m *systemd) Status(ctx context.Context, role string) (Status, error) {
 	}
 	st.Why = whyOf(p)
 	if st.State == Running {
-		st.Log = m.journal(ctx, role, p["InvocationID"], "--lines", "3", "--priority", "warning", "--since", "-10min")
+		st.Log = m.journal(ctx, role, "_SYSTEMD_INVOCATION_ID="+p["InvocationID"], "--lines", "3", "--priority", "warning", "--since", "-10min")
 		return st, nil
 	}
 	if m.uid == 0 {
 		_, _ = m.run(ctx, "journalctl", "--sync") // what the process said at its end may be on its way
 	}
-	st.Log = m.journal(ctx, role, p["InvocationID"], "--lines", "10")
-	if start := p["ExecMainStartTimestamp"]; len(st.Log) == 0 && start != "" {
-		// A journal that is behind takes what a process said for the next one's, or for nobody's.
-		st.Log = m.journal(ctx, role, "", "--lines", "10", "--since="+start)
+	// By the process: a journal that is behind takes what a process said for the next invocation's, or for none's.
+	if pid := p["ExecMainPID"]; pid != "" && pid != "0" {
+		st.Log = m.journal(ctx, role, "_PID="+pid, "--lines", "10", "--since="+p["ExecMainStartTimestamp"])
 	}
 	if st.Why != "" && len(st.Log) == 0 && m.uid != 0 {
 		st.LogHint = "run it as root to see what the service said: sudo reverser service status " + role
@@ -572,12 +571,9 @@ func (m *systemd) Status(ctx context.Context, role string) (Status, error) {
 	return st, nil
 }
 
-// journal is the end of what the service said, without what systemd says of it: in one invocation of it, or with "" in all.
-func (m *systemd) journal(ctx context.Context, role, invocation string, which ...string) []string {
-	args := append([]string{"--no-pager", "--quiet", "--output", "cat", "_SYSTEMD_UNIT=" + unitFile(role)}, which...)
-	if invocation != "" {
-		args = append(args, "_SYSTEMD_INVOCATION_ID="+invocation)
-	}
+// journal is the end of what the service said, without what systemd says of it, in the entries that match, such as _PID=77.
+func (m *systemd) journal(ctx context.Context, role, match string, which ...string) []string {
+	args := append([]string{"--no-pager", "--quiet", "--output", "cat", "_SYSTEMD_UNIT=" + unitFile(role), match}, which...)
 	out, err := m.run(ctx, "journalctl", args...)
 	if err != nil {
 		return nil
@@ -641,7 +637,7 @@ func exitWords(code string) string {
 // showProperties are what show asks for.
 var showProperties = []string{
 	"LoadState", "FragmentPath", "ActiveState", "SubState", "MainPID", "StatusText", "Result", "ExecMainStatus", "NRestarts", "UnitFileState",
-	"StateChangeTimestamp", "InvocationID", "ExecMainStartTimestamp",
+	"StateChangeTimestamp", "InvocationID", "ExecMainPID", "ExecMainStartTimestamp",
 }
 
 func (m *systemd) show(ctx context.Context, role string) (map[string]string, error) {

@@ -54,10 +54,13 @@ func (f *fakeSystemd) run(_ context.Context, name string, args ...string) (strin
 	case args[0] == "show":
 		return f.show(), nil
 	case name == "journalctl":
-		if f.failed {
-			return "bridge starting\n\nreverser: the token is of another proxy\nhint: make a new one\n", nil
+		switch {
+		case !f.failed:
+			return "", nil
+		case !slices.Contains(args, "_PID=78"):
+			return "INF the process before it stopped\n", nil // taken late, for the invocation of the one that failed
 		}
-		return "", nil
+		return "bridge starting\n\nreverser: the token is of another proxy\nhint: make a new one\n", nil
 	}
 	f.said = append(f.said, strings.Join(args, " "))
 	unit, err := os.ReadFile(f.root + "/etc/systemd/system/" + fakeUnit)
@@ -126,6 +129,7 @@ func (f *fakeSystemd) show() string {
 	}
 	if f.failed {
 		p["ActiveState"], p["Result"], p["ExecMainStatus"], p["NRestarts"] = "failed", "exit-code", "2", "3"
+		p["ExecMainPID"], p["ExecMainStartTimestamp"] = "78", "@1732863600"
 	}
 	var b strings.Builder
 	for _, k := range slices.Sorted(maps.Keys(p)) {
