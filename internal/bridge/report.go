@@ -155,10 +155,11 @@ func (r *reporter) failed(slot int, err error, pause time.Duration) {
 	part := min(slot, 1)
 	mend := toMend(err)
 	now := time.Now()
+	if part == 1 && !r.up[0] { // perhaps the session has begun, and its control connection was not told of yet
+		return
+	}
 	switch first := r.begin(); {
 	case first:
-	case part == 1 && !r.up[0]:
-		return
 	case now.Before(r.next[part]) && (mend == nil || mend == r.mend):
 		r.say(r.log.Debug, "no connection", "slot", slot, "err", err, "retry_in", traffic.Seconds(pause))
 		return

@@ -141,6 +141,14 @@ func TestReports(t *testing.T) {
 			"WARN no connection for carriers, trying again; without one no user is served err=refused retry_in=1 away=60",
 			"INFO connected to the proxy again away=61",
 		}},
+		"the port for carriers is blocked, and that is told before the control connection": {func(r *reporter) {
+			r.failed(1, refused, time.Second)
+			r.attached(new(link.Link), 0, "r")
+			r.failed(1, refused, time.Second)
+		}, []string{
+			"INFO connected to the proxy",
+			"WARN no connection for carriers, trying again; without one no user is served err=refused retry_in=1",
+		}},
 		"the port for carriers is blocked after a break": {func(r *reporter) {
 			connect(r)
 			for slot := range 3 {

@@ -67,7 +67,8 @@ func TestApply(t *testing.T) {
 	otherAddr, otherPub := free(t)
 	k, other := key(t, "nas", "tcp/1024-65535"), key(t, "desk", "tcp/1024-65535")
 	w := start(t, Config{Settings: Settings{Keys: []Key{k, other}}})
-	b, o := w.bridge(k, how{instance: 1}, pub), w.bridge(other, how{instance: 2}, otherPub)
+	// A probe that comes late, when the port is another claim's, is a user.
+	b, o := w.bridge(k, how{instance: 1}, pub), w.bridge(other, how{instance: 2, silent: true}, otherPub)
 	u, s := w.pair(b, addr)
 	ou, os := w.pair(o, otherAddr)
 	rt := w.route(pub)
