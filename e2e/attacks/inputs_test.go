@@ -216,6 +216,8 @@ var inputs = []struct {
 	{"access log", "a full disk, a file that takes nothing, one that cannot be opened",
 		"lines are lost and counted, none is there in part, and nobody waits; a reload that names such a file is refused and the old one stays in use; with the name as before, all else of the reload is in force",
 		[]string{"e2e TestAccessLogOnAFullDisk", "internal/accesslog TestFullDisk", "internal/accesslog TestStuck", "internal/accesslog TestOpen", "cmd/reverser TestReloadOpensTheAccessLog"}},
+	{"files", "a file of the settings or of the state directory that becomes a pipe which nobody writes",
+		"refused at a reload or an order, with what to do; nobody waits for it, and the file that is put back is read", []string{"internal/config TestPipeAtReload", "internal/state TestPipeInTheDirectory"}},
 	{"usage", "a file that is cut off or changed at any byte, noise, a disk that is full, a clock that is years off, a key whose services have new names all the time, another process that holds the file",
 		"a damaged file is put aside with a word and a new one begins; what cannot be stored waits in memory; nothing is lost or counted twice; names beyond 1,024 of a key are added up",
 		[]string{"internal/usage TestCut", "internal/usage TestFlip", "internal/usage TestGarbage", "internal/usage TestCutUnderRead", "internal/usage TestFullDisk", "internal/usage TestClock",

@@ -9,8 +9,10 @@ package access
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
+	"syscall"
 )
 
 // Rules say whose files are taken.
@@ -18,6 +20,9 @@ type Rules struct {
 	// Trusted are users, by their ids, whose files are as good as those of this user or of root. What such a user lets the group of a
 	// file do is meant so. Windows has no such ids.
 	Trusted []int
+	// Regular refuses what is no regular file. A process that runs reads its files again: of a pipe, nothing is left then, and to open
+	// one waits for whoever writes it.
+	Regular bool
 }
 
 // trusts reports whether the rules name a user.
@@ -33,6 +38,29 @@ func (f *Fault) Error() string { return f.Text + ": " + f.Hint }
 
 // Remedy is the end of the text that says what to do.
 func (f *Fault) Remedy() string { return f.Hint }
+
+// Open opens a file to read it. A directory is opened as well: whoever reads it gets an error.
+func (r Rules) Open(path string) (*os.File, error) {
+	if !r.Regular {
+		return os.Open(path)
+	}
+	f, err := os.OpenFile(path, ReadNow, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		err = &Fault{"it is no regular file, so it cannot be read a second time", "put a regular file in its place, or restart to have it read for the first time"}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// ReadNow are the flags with which a file is opened to read. The opening does not wait, as that of a pipe would for a writer.
+const ReadNow = os.O_RDONLY | syscall.O_NONBLOCK
 
 // ParseOwner parses the value of --trust-owner.
 func ParseOwner(s string) (uid int, err error) {

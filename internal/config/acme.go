@@ -20,7 +20,7 @@ type ACME struct {
 }
 
 // acme joins what args and the file say of the authority.
-func (args CommonArgs) acme(file CommonArgs, trusted []int) (a ACME, err error) {
+func (args CommonArgs) acme(file CommonArgs, rules access.Rules) (a ACME, err error) {
 	if a.Email = args.ACMEEmail; a.Email == "" {
 		a.Email = file.ACMEEmail
 	}
@@ -41,7 +41,7 @@ func (args CommonArgs) acme(file CommonArgs, trusted []int) (a ACME, err error) 
 		a.Root = file.ACMERoot
 	}
 	if a.Root != "" {
-		if a.Roots, _, err = readRoots(a.Root, readOther, access.Rules{Trusted: trusted}); err != nil {
+		if a.Roots, _, err = readRoots(a.Root, readOther, rules); err != nil {
 			return ACME{}, argError("", "--acme-root: %w", err)
 		}
 	}

@@ -96,7 +96,7 @@ func (d *doc) adminCertificate(a *AdminArgs) {
 }
 
 // join joins what the command line and the file say of the admin address.
-func (args AdminArgs) join(file AdminArgs, trusted []int) (a Admin, err error) {
+func (args AdminArgs) join(file AdminArgs, rules access.Rules) (a Admin, err error) {
 	if a.Addr = args.Addr; a.Addr != "" {
 		if a.Addr, err = ParseAdmin(a.Addr); err != nil {
 			return Admin{}, argError(adminHint, "--admin: %w", err)
@@ -122,7 +122,7 @@ func (args AdminArgs) join(file AdminArgs, trusted []int) (a Admin, err error) {
 			return Admin{}, argError("give both, in PEM", "--admin-certificate and --admin-certificate-key go together, and one of them is missing")
 		}
 		a.CertificateFile, a.KeyFile = args.CertificateFile, args.KeyFile
-		if a.Certificate, _, err = ReadCertificate(a.CertificateFile, a.KeyFile, access.Rules{Trusted: trusted}); err != nil {
+		if a.Certificate, _, err = ReadCertificate(a.CertificateFile, a.KeyFile, rules); err != nil {
 			hint := ""
 			if e, ok := errors.AsType[*CertificateError](err); ok {
 				hint = e.Hint

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"reverser/internal/access"
 	"reverser/internal/grammar"
 )
 
@@ -88,7 +89,8 @@ func parseBalancers(words []string) (from []netip.Prefix, err error) {
 }
 
 // join parses what args say and, where they say nothing, the file.
-func (args CommonArgs) join(file CommonArgs) (c Common, err error) {
+// join joins the command line and the file. again is for another time than the first: see access.Rules.Regular.
+func (args CommonArgs) join(file CommonArgs, again bool) (c Common, err error) {
 	c.State = cmp.Or(args.State, file.State)
 	c.Notify = file.Notify
 	c.TrustOwner = args.TrustOwner
@@ -119,10 +121,11 @@ func (args CommonArgs) join(file CommonArgs) (c Common, err error) {
 			return Common{}, argError("", "--resume-within: %w", err)
 		}
 	}
-	if c.Admin, err = args.Admin.join(file.Admin, c.TrustOwner); err != nil {
+	rules := access.Rules{Trusted: c.TrustOwner, Regular: again}
+	if c.Admin, err = args.Admin.join(file.Admin, rules); err != nil {
 		return Common{}, err
 	}
-	if c.ACME, err = args.acme(file, c.TrustOwner); err != nil {
+	if c.ACME, err = args.acme(file, rules); err != nil {
 		return Common{}, err
 	}
 	return c, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"reverser/internal/access"
 	"reverser/internal/grammar"
 )
 
@@ -33,8 +34,8 @@ type bridgeFile struct {
 }
 
 // loadBridge reads the configuration of a bridge.
-func loadBridge(path string, trusted ...int) (*bridgeFile, []Warning, error) {
-	d, err := open(path, trusted)
+func loadBridge(path string, rules access.Rules) (*bridgeFile, []Warning, error) {
+	d, err := open(path, rules)
 	if err != nil {
 		return &bridgeFile{}, nil, err
 	}

@@ -60,6 +60,9 @@ func want(t *testing.T, what string, err error, words ...string) {
 	}
 }
 
+func proxyOf(path string) (*proxyFile, []Warning, error)   { return loadProxy(path, access.Rules{}) }
+func bridgeOf(path string) (*bridgeFile, []Warning, error) { return loadBridge(path, access.Rules{}) }
+
 func TestProxyTOML(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "office.token"), testToken(1).Encode()+"\n")
@@ -75,7 +78,7 @@ name = "office"
 secret_file = "office.token"
 allow = ["tcp/9000", 9001, "tcp/9100-9110", "http/*.example.com", "private/*"]
 `)
-	p, warnings, err := loadProxy(path)
+	p, warnings, err := proxyOf(path)
 	if err != nil || len(warnings) != 0 {
 		t.Fatalf("loadProxy = %v, %v", warnings, err)
 	}
@@ -96,7 +99,7 @@ allow = ["tcp/9000", 9001, "tcp/9100-9110", "http/*.example.com", "private/*"]
 	if role, _, err := Check(path); role != RoleProxy || err != nil {
 		t.Errorf("Check = %q, %v", role, err)
 	}
-	_, _, err = loadBridge(path)
+	_, _, err = bridgeOf(path)
 	want(t, "a proxy's file for a bridge", err, path, "configuration of a proxy", "reverser proxy --config")
 }
 
@@ -115,7 +118,7 @@ public = "tcp/9001"
 public = "tcp/[::1]:9002"
 target = "nas:80"
 `)
-	b, warnings, err := loadBridge(path)
+	b, warnings, err := bridgeOf(path)
 	if err != nil || len(warnings) != 0 {
 		t.Fatalf("loadBridge = %v, %v", warnings, err)
 	}
@@ -126,10 +129,10 @@ target = "nas:80"
 		t.Errorf("Expose = %s", got)
 	}
 	bare := write(t, "bare.toml", `proxy = "Proxy.Example.com"`)
-	if b, _, err := loadBridge(bare); err != nil || fmt.Sprint(b.Proxies) != "[proxy.example.com:3010]" {
+	if b, _, err := bridgeOf(bare); err != nil || fmt.Sprint(b.Proxies) != "[proxy.example.com:3010]" {
 		t.Errorf("loadBridge without a port = %+v, %v; want port 3010", b, err)
 	}
-	_, _, err = loadProxy(path)
+	_, _, err = proxyOf(path)
 	want(t, "a bridge's file for a proxy", err, path, "configuration of a bridge", "reverser bridge --config")
 
 	_, _, err = Check(path)
@@ -139,7 +142,7 @@ target = "nas:80"
 	}
 
 	path = write(t, "bridge.toml", "token = ' "+testToken(1).Encode()+"'")
-	b, _, err = loadBridge(path)
+	b, _, err = bridgeOf(path)
 	if err != nil || b.Token != testToken(1).Encode() {
 		t.Errorf("loadBridge with a token = %v", err)
 	}
@@ -152,10 +155,10 @@ target = "nas:80"
 // An empty file is one in which every option has its default.
 func TestEmptyTOML(t *testing.T) {
 	path := write(t, "empty.toml", "# nothing\n")
-	if _, _, err := loadProxy(path); err != nil {
+	if _, _, err := proxyOf(path); err != nil {
 		t.Error(err)
 	}
-	if _, _, err := loadBridge(path); err != nil {
+	if _, _, err := bridgeOf(path); err != nil {
 		t.Error(err)
 	}
 	role, _, err := Check(path)
@@ -306,7 +309,7 @@ func TestExpires(t *testing.T) {
 	const key = "[[key]]\nname = \"a\"\nsecret_file = \"good.token\"\nallow = [\"tcp/9000\"]\nexpires = "
 	at := time.Date(2027, 1, 31, 0, 0, 0, 0, time.UTC)
 	for _, value := range []string{"2027-01-31T00:00:00Z", `"2027-01-31T00:00:00Z"`, "2027-01-31 01:00:00+01:00", "2027-01-31T00:00:00.7Z"} {
-		p, _, err := loadProxy(write(t, filepath.Join(dir, "p.toml"), key+value+"\n"))
+		p, _, err := proxyOf(write(t, filepath.Join(dir, "p.toml"), key+value+"\n"))
 		if err != nil || !p.Tables[0].Expires.Equal(at) {
 			t.Errorf("expires = %s: %+v, %v; want %s", value, p.Tables, err, at)
 		}
@@ -316,7 +319,7 @@ func TestExpires(t *testing.T) {
 		"1801353600": "the value is a number", "true": "the value is no text", `"30d"`: "a file has no now to count from", "1969-01-01T00:00:00Z": "is no time",
 	} {
 		path := write(t, filepath.Join(dir, "p.toml"), key+value+"\n")
-		_, _, err := loadProxy(path)
+		_, _, err := proxyOf(path)
 		want(t, "expires = "+value, err, path+":5: expires: ", word)
 	}
 }
@@ -413,7 +416,7 @@ func TestLooseFiles(t *testing.T) {
 		}
 		want(t, "a loose token file", err, loose, "others on this machine can "+can+" (mode ", "chmod 600 "+loose)
 
-		_, _, err = loadProxy(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = \"a\"\nsecret_file = \"loose.token\"\nallow = [9000]"))
+		_, _, err = proxyOf(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = \"a\"\nsecret_file = \"loose.token\"\nallow = [9000]"))
 		want(t, "a loose secret file", err, "p.toml:3: secret_file", "chmod 600 "+loose)
 
 		_, _, err = Check(write(t, filepath.Join(dir, "f.toml"), "token_file = \"loose.token\"\n"))
@@ -423,7 +426,7 @@ func TestLooseFiles(t *testing.T) {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err = loadBridge(path)
+		_, _, err = bridgeOf(path)
 		want(t, "a loose file with a token", err, path+":2: token", "chmod 600 "+path, "token_file")
 
 		// Without a secret in it, a file may be read by everybody.
@@ -431,7 +434,7 @@ func TestLooseFiles(t *testing.T) {
 		if err := os.Chmod(path, mode&^0o022); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err = loadBridge(path); err != nil {
+		if _, _, err = bridgeOf(path); err != nil {
 			t.Error(err)
 		}
 	}
@@ -465,8 +468,8 @@ func TestReadTokenFile(t *testing.T) {
 func TestUnreadable(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "none.toml")
 	for _, load := range []func(string) error{
-		func(p string) error { _, _, err := loadProxy(p); return err },
-		func(p string) error { _, _, err := loadBridge(p); return err },
+		func(p string) error { _, _, err := proxyOf(p); return err },
+		func(p string) error { _, _, err := bridgeOf(p); return err },
 		func(p string) error { _, _, err := Check(p); return err },
 	} {
 		err := load(missing)
@@ -500,7 +503,7 @@ func encodings(text string) map[string]string {
 
 func TestTOMLEncodings(t *testing.T) {
 	for name, text := range encodings("# öffentlich\nproxy = \"a:1\"\n") {
-		b, _, err := loadBridge(write(t, "b.toml", text))
+		b, _, err := bridgeOf(write(t, "b.toml", text))
 		if err != nil || fmt.Sprint(b.Proxies) != "[a:1]" {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -526,8 +529,8 @@ func TestOtherEncodings(t *testing.T) {
 		{"a program", "\x7fELF\x02\x01\x01\x00\x00", ":1: ", "zero byte"},
 	} {
 		for _, load := range []func(string) error{
-			func(p string) error { _, _, err := loadProxy(p); return err },
-			func(p string) error { _, _, err := loadBridge(p); return err },
+			func(p string) error { _, _, err := proxyOf(p); return err },
+			func(p string) error { _, _, err := bridgeOf(p); return err },
 			func(p string) error { _, _, err := Check(p); return err },
 		} {
 			path := write(t, "c.toml", c.text)
@@ -546,7 +549,7 @@ func TestOtherEncodings(t *testing.T) {
 	// The files that a configuration names.
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "x.token"), tok+"\n"+gbk)
-	_, _, err := loadProxy(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = \"a\"\nsecret_file = \"x.token\"\nallow = [9000]"))
+	_, _, err := proxyOf(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = \"a\"\nsecret_file = \"x.token\"\nallow = [9000]"))
 	want(t, "a secret file in GBK", err, "p.toml:3: secret_file", "x.token:2: ", "save the file as UTF-8")
 	_, _, err = Check(write(t, filepath.Join(dir, "b.toml"), "token_file = \"x.token\"\n"))
 	want(t, "a token file in GBK", err, "b.toml:1: token_file", "x.token:2: ", "save the file as UTF-8")
@@ -563,11 +566,11 @@ func uncommented(t *testing.T, file string) string {
 }
 
 func TestExampleTOML(t *testing.T) {
-	p, warnings, err := loadProxy(examples + "proxy.toml")
+	p, warnings, err := proxyOf(examples + "proxy.toml")
 	if err != nil || len(warnings) != 0 || p.Listen != ":3010" {
 		t.Errorf("proxy.toml = %+v, %v, %v", p, warnings, err)
 	}
-	b, warnings, err := loadBridge(examples + "bridge.toml")
+	b, warnings, err := bridgeOf(examples + "bridge.toml")
 	if err != nil || len(warnings) != 0 || fmt.Sprint(b.Expose) != "[tcp/9000=127.0.0.1:9904]" {
 		t.Errorf("bridge.toml = %+v, %v, %v", b, warnings, err)
 	}
@@ -596,7 +599,7 @@ func TestExampleTOML(t *testing.T) {
 	if role, warnings, err := Check(path); role != RoleProxy || len(warnings) != 0 || err != nil {
 		t.Errorf("proxy.toml with everything = %q, %v, %v", role, warnings, err)
 	}
-	p, _, err = loadProxy(path)
+	p, _, err = proxyOf(path)
 	if err != nil || len(p.Tables) != 2 || p.Advertise == "" || p.Transfer == "" {
 		t.Errorf("proxy.toml with everything = %+v, %v", p, err)
 	}
@@ -604,7 +607,7 @@ func TestExampleTOML(t *testing.T) {
 	if role, warnings, err := Check(path); role != RoleBridge || len(warnings) != 0 || err != nil {
 		t.Errorf("bridge.toml with everything = %q, %v, %v", role, warnings, err)
 	}
-	b, _, err = loadBridge(path)
+	b, _, err = bridgeOf(path)
 	if err != nil || len(b.Expose) < 4 || len(b.Proxies) == 0 || b.ProxyTransfer == "" {
 		t.Errorf("bridge.toml with everything = %+v, %v", b, err)
 	}
@@ -650,13 +653,13 @@ const bridgeXML = `<add key="ProxyServerIP" value="127.0.0.1"/>
 
 func checkSourceProxy(t *testing.T, path string) {
 	t.Helper()
-	p, warnings, err := loadProxy(path)
+	p, warnings, err := proxyOf(path)
 	if err != nil || len(warnings) != 0 {
-		t.Errorf("loadProxy(%s) = %v, %v", path, warnings, err)
+		t.Errorf("proxyOf(%s) = %v, %v", path, warnings, err)
 		return
 	}
 	if p.Listen != ":3010" || p.Transfer != ":3020" || len(p.Tables) != 0 || !slices.Equal(p.Offer, []grammar.Public{{Kind: grammar.KindTCP, Port: 9000}}) {
-		t.Errorf("loadProxy(%s) = %+v", path, p)
+		t.Errorf("proxyOf(%s) = %+v", path, p)
 	}
 	if role, _, err := Check(path); role != RoleProxy || err != nil {
 		t.Errorf("Check(%s) = %q, %v", path, role, err)
@@ -668,14 +671,14 @@ func checkSourceProxy(t *testing.T, path string) {
 
 func checkSourceBridge(t *testing.T, path string) {
 	t.Helper()
-	b, warnings, err := loadBridge(path)
+	b, warnings, err := bridgeOf(path)
 	if err != nil || len(warnings) != 0 {
-		t.Errorf("loadBridge(%s) = %v, %v", path, warnings, err)
+		t.Errorf("bridgeOf(%s) = %v, %v", path, warnings, err)
 		return
 	}
 	wantExpose := grammar.Expose{Public: grammar.Public{Kind: grammar.KindOffered}, Target: grammar.Target{Network: "tcp", Address: "127.0.0.1:9904"}}
 	if fmt.Sprint(b.Proxies) != "[127.0.0.1:3010]" || b.ProxyTransfer != "127.0.0.1:3020" || fmt.Sprint(b.Expose) != fmt.Sprint([]grammar.Expose{wantExpose}) || b.Token != "" || b.TokenFile != "" {
-		t.Errorf("loadBridge(%s) = %+v", path, b)
+		t.Errorf("bridgeOf(%s) = %+v", path, b)
 	}
 	if role, warnings, err := Check(path); role != RoleBridge || len(warnings) != 0 || err != nil {
 		t.Errorf("Check(%s) = %q, %v, %v", path, role, warnings, err)
@@ -689,7 +692,7 @@ func TestSourceXML(t *testing.T) {
 	checkSourceBridge(t, examples+"TcpReverser.BridgeServer.dll.config")
 	checkSourceBridge(t, "testdata/bridge-bare.config")
 
-	b, _, err := loadBridge("testdata/bridge-placeholder.config")
+	b, _, err := bridgeOf("testdata/bridge-placeholder.config")
 	if err != nil || len(b.Proxies) != 0 || b.ProxyTransfer != "" || b.TransferPort != 3020 || len(b.Expose) != 1 {
 		t.Fatalf("loadBridge = %+v, %v; want everything but the proxy's address, which a flag may give", b, err)
 	}
@@ -739,17 +742,17 @@ func TestXMLForms(t *testing.T) {
 		"IPv6":               {"2001:db8::1", "[2001:db8::1]:3010"},
 		"IPv6 with brackets": {"[2001:db8::1]", "[2001:db8::1]:3010"},
 	} {
-		b, _, err := loadBridge(write(t, "b.config", strings.Replace(bridgeXML, "127.0.0.1", c.ip, 1)))
+		b, _, err := bridgeOf(write(t, "b.config", strings.Replace(bridgeXML, "127.0.0.1", c.ip, 1)))
 		if err != nil || strings.Join(b.Proxies, ",") != c.proxy {
 			t.Errorf("%s: %+v, %v", name, b, err)
 		}
 	}
 	// Without a transfer port everything uses the port of the control connection.
-	p, _, err := loadProxy(write(t, "p.config", strings.Replace(proxyXML, `<add key="TransferPort" value="3020"/>`, "", 1)))
+	p, _, err := proxyOf(write(t, "p.config", strings.Replace(proxyXML, `<add key="TransferPort" value="3020"/>`, "", 1)))
 	if err != nil || p.Transfer != "" {
 		t.Errorf("without TransferPort: %+v, %v", p, err)
 	}
-	b, _, err := loadBridge(write(t, "b.config", strings.Replace(bridgeXML, `<add key="ProxyTransferPort" value="3020"/>`, "", 1)))
+	b, _, err := bridgeOf(write(t, "b.config", strings.Replace(bridgeXML, `<add key="ProxyTransferPort" value="3020"/>`, "", 1)))
 	if err != nil || b.ProxyTransfer != "" {
 		t.Errorf("without ProxyTransferPort: %+v, %v", b, err)
 	}
@@ -764,7 +767,7 @@ func TestXMLWarnings(t *testing.T) {
 <add key="icport" value="1"/>
 `+proxyXML+`</appSettings>
 </configuration>`)
-	_, warnings, err := loadProxy(path)
+	_, warnings, err := proxyOf(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -970,14 +973,14 @@ func TestNumbers(t *testing.T) {
 	for key, line := range map[string]string{
 		"state": "state = 5", "advertise": "advertise = 5", "log_format": "log_format = 1",
 	} {
-		_, _, err := loadProxy(write(t, filepath.Join(dir, "p.toml"), "listen = 3010\n"+line+"\n"))
+		_, _, err := proxyOf(write(t, filepath.Join(dir, "p.toml"), "listen = 3010\n"+line+"\n"))
 		want(t, line, err, "p.toml:2: "+key, "a number")
 	}
-	_, _, err := loadProxy(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = 5\nsecret_file = \"t\"\nallow = [9000]\n"))
+	_, _, err := proxyOf(write(t, filepath.Join(dir, "p.toml"), "[[key]]\nname = 5\nsecret_file = \"t\"\nallow = [9000]\n"))
 	want(t, "name = 5", err, "p.toml:2: name", "a number")
-	_, _, err = loadBridge(write(t, filepath.Join(dir, "b.toml"), "token_file = 7\nproxy = 3010\n"))
+	_, _, err = bridgeOf(write(t, filepath.Join(dir, "b.toml"), "token_file = 7\nproxy = 3010\n"))
 	want(t, "token_file = 7", err, "b.toml:1: token_file", "b.toml:2: proxy", "a number")
-	b, _, err := loadBridge(write(t, filepath.Join(dir, "b.toml"), "token_file = \"t\"\n[[expose]]\npublic = 9000\ntarget = 9904\n"))
+	b, _, err := bridgeOf(write(t, filepath.Join(dir, "b.toml"), "token_file = \"t\"\n[[expose]]\npublic = 9000\ntarget = 9904\n"))
 	if err != nil || len(b.Expose) != 1 {
 		t.Errorf("ports as numbers: %v, %v", b, err)
 	}
@@ -996,7 +999,7 @@ func TestWritableByOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	load := func() error { _, _, err := loadProxy(path); return err }
+	load := func() error { _, _, err := proxyOf(path); return err }
 	for _, mode := range []fs.FileMode{0o600, 0o644, 0o444} {
 		chmod(path, mode)
 		if err := load(); err != nil {
@@ -1075,12 +1078,12 @@ func TestOwnedByOthers(t *testing.T) {
 	load := func(t *testing.T, path string) map[string]error {
 		t.Helper()
 		dir := t.TempDir()
-		_, _, direct := loadBridge(path)
+		_, _, direct := bridgeOf(path)
 		_, asToken := tokenIn(path, nil)
-		_, _, secret := loadProxy(write(t, filepath.Join(dir, "p.toml"), fmt.Sprintf("[[key]]\nname = \"a\"\nsecret_file = %q\nallow = [9000]", path)))
+		_, _, secret := proxyOf(write(t, filepath.Join(dir, "p.toml"), fmt.Sprintf("[[key]]\nname = \"a\"\nsecret_file = %q\nallow = [9000]", path)))
 		_, _, named := Check(write(t, filepath.Join(dir, "b.toml"), fmt.Sprintf("token_file = %q\n", path)))
 		if err := os.Truncate(path, 0); err == nil { // what is read as a token is no configuration, nor the other way round
-			_, _, direct = loadBridge(path)
+			_, _, direct = bridgeOf(path)
 			os.WriteFile(path, []byte(tok), 0o600)
 		}
 		return map[string]error{"config": direct, "token file": asToken, "secret_file": secret, "token_file": named}

@@ -17,7 +17,7 @@ import (
 // Check reads a file of either role, tells the role from its keys, and looks
 // into the files that it names. Files of trusted users are taken as one's own.
 func Check(path string, trusted ...int) (role string, warnings []Warning, err error) {
-	d, err := open(path, trusted)
+	d, err := open(path, access.Rules{Trusted: trusted})
 	if err != nil {
 		return "", nil, err
 	}
@@ -84,11 +84,13 @@ type doc struct {
 type private func() (notes []string, fault *access.Fault)
 
 // open reads a file. What it says itself about trusted users counts for the files that it names, and not for itself.
-func open(path string, trusted []int) (*doc, error) {
-	rules := access.Rules{Trusted: trusted}
+func open(path string, rules access.Rules) (*doc, error) {
 	text, file, err := readText(path, rules)
 	if e, ok := errors.AsType[*Error](err); ok {
 		return nil, e
+	}
+	if fault, ok := errors.AsType[*access.Fault](err); ok {
+		return nil, &Error{File: path, Text: fault.Text, Hint: fault.Hint, Err: err}
 	}
 	if err != nil {
 		return nil, &Error{File: path, Text: trimPath(err).Error(), Hint: hintFor(err), Err: err}
@@ -103,7 +105,7 @@ func open(path string, trusted []int) (*doc, error) {
 	for _, note := range notes {
 		d.warn(0, "%s", note)
 	}
-	if len(trusted) == 0 {
+	if len(rules.Trusted) == 0 {
 		d.rules.Trusted = d.owners()
 	}
 	return d, nil

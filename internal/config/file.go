@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"regexp"
 	"strings"
 	"unicode/utf16"
@@ -74,7 +73,7 @@ func readToken(path string, rules access.Rules) (grammar.Token, []string, error)
 
 // readText reads a file as UTF-8 text, and looks at who else can use the file that it has open.
 func readText(path string, rules access.Rules) (text string, file *access.File, err error) {
-	f, err := os.Open(path)
+	f, err := rules.Open(path)
 	if err != nil {
 		return "", nil, err
 	}

@@ -112,7 +112,7 @@ func TestHSTS(t *testing.T) {
 	for public, want := range map[string]string{"https/app.example.com": "", "http/app.example.com": "this is for services of https/"} {
 		path := write(t, "bridge.toml", "token_file = \"t\"\n\n[[expose]]\npublic = \""+public+"\"\ntarget = 80\nhsts = \"30d\"\n")
 		write(t, filepath.Join(filepath.Dir(path), "t"), testToken(1).Encode())
-		file, _, err := loadBridge(path)
+		file, _, err := bridgeOf(path)
 		switch {
 		case want != "":
 			if err == nil || !strings.Contains(err.Error(), want) {

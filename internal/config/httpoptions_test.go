@@ -29,7 +29,7 @@ basic_auth_file = "users"
 answer_time = "1d"
 inspect = true
 `)
-	b, _, err := loadBridge(path)
+	b, _, err := bridgeOf(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,14 +80,14 @@ inspect = true
 		if strings.Contains(options, "writable") && os.PathSeparator == '\\' {
 			continue // there, access control lists decide
 		}
-		_, _, err := loadBridge(write(t, filepath.Join(dir, "bad.toml"), "[[expose]]\npublic = \"http/a\"\ntarget = 80\n"+options+"\n"))
+		_, _, err := bridgeOf(write(t, filepath.Join(dir, "bad.toml"), "[[expose]]\npublic = \"http/a\"\ntarget = 80\n"+options+"\n"))
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), ":4: ") {
 			t.Errorf("%s: %v; want line 4 and %q", options, err, want)
 		} else if strings.HasPrefix(options, "answer_time") && strings.Count(err.Error(), "write ") > 1 {
 			t.Errorf("%s: %v; want the remedy once", options, err)
 		}
 	}
-	_, _, err = loadBridge(write(t, filepath.Join(dir, "bad.toml"), "[[expose]]\npublic = 9000\nh2c = true\n"))
+	_, _, err = bridgeOf(write(t, filepath.Join(dir, "bad.toml"), "[[expose]]\npublic = 9000\nh2c = true\n"))
 	if err == nil || !strings.Contains(err.Error(), "this is for services of http/, https/, and tcp/9000 is none") {
 		t.Errorf("h2c of a port: %v", err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"reverser/internal/access"
 	"reverser/internal/grammar"
 	"reverser/internal/state"
 )
@@ -42,8 +43,8 @@ type KeyTable struct {
 }
 
 // loadProxy reads the configuration of a proxy.
-func loadProxy(path string, trusted ...int) (*proxyFile, []Warning, error) {
-	d, err := open(path, trusted)
+func loadProxy(path string, rules access.Rules) (*proxyFile, []Warning, error) {
+	d, err := open(path, rules)
 	if err != nil {
 		return &proxyFile{}, nil, err
 	}

@@ -60,14 +60,15 @@ func (s *ProxySource) UseState(stored func() ([]state.Key, error), pin [32]byte)
 func (s *ProxySource) Load() (Settings, []Warning, error) {
 	file := &proxyFile{}
 	var warnings []Warning
-	err := s.file.read(func(path string) (others []string, err error) {
-		file, warnings, err = loadProxy(path, s.args.TrustOwner...)
+	again := s.file.begin()
+	err := s.file.read(again, func(path string) (others []string, err error) {
+		file, warnings, err = loadProxy(path, access.Rules{Trusted: s.args.TrustOwner, Regular: again})
 		return file.others, err
 	})
 	if err != nil {
 		return Settings{}, nil, err
 	}
-	set, err := s.args.join(file)
+	set, err := s.args.join(file, again)
 	if err != nil {
 		return Settings{}, nil, err
 	}
@@ -131,8 +132,8 @@ func (s *ProxySource) Watch(ctx context.Context, changed func()) error {
 	return s.file.watch(ctx, changed)
 }
 
-func (args ProxyArgs) join(file *proxyFile) (set Settings, err error) {
-	if set.Common, err = args.CommonArgs.join(file.CommonArgs); err != nil {
+func (args ProxyArgs) join(file *proxyFile, again bool) (set Settings, err error) {
+	if set.Common, err = args.CommonArgs.join(file.CommonArgs, again); err != nil {
 		return Settings{}, err
 	}
 	p := Proxy{Tables: file.Tables, Given: file.Given, Offer: file.Offer}
@@ -237,14 +238,15 @@ func NewBridgeSource(args BridgeArgs) *BridgeSource {
 func (s *BridgeSource) Load() (Settings, []Warning, error) {
 	file := &bridgeFile{}
 	var warnings []Warning
-	err := s.file.read(func(path string) (others []string, err error) {
-		file, warnings, err = loadBridge(path, s.args.TrustOwner...)
+	again := s.file.begin()
+	err := s.file.read(again, func(path string) (others []string, err error) {
+		file, warnings, err = loadBridge(path, access.Rules{Trusted: s.args.TrustOwner, Regular: again})
 		return file.others, err
 	})
 	if err != nil {
 		return Settings{}, nil, err
 	}
-	set, notes, err := s.join(file)
+	set, notes, err := s.join(file, again)
 	if err != nil {
 		return Settings{}, nil, err
 	}
@@ -256,12 +258,13 @@ func (s *BridgeSource) Watch(ctx context.Context, changed func()) error {
 	return s.file.watch(ctx, changed)
 }
 
-func (s *BridgeSource) join(file *bridgeFile) (set Settings, warnings []Warning, err error) {
+func (s *BridgeSource) join(file *bridgeFile, again bool) (set Settings, warnings []Warning, err error) {
 	args := s.args
-	if set.Common, err = args.CommonArgs.join(file.CommonArgs); err != nil {
+	if set.Common, err = args.CommonArgs.join(file.CommonArgs, again); err != nil {
 		return Settings{}, nil, err
 	}
-	tok, warnings, err := s.token(file, access.Rules{Trusted: set.TrustOwner})
+	rules := access.Rules{Trusted: set.TrustOwner, Regular: again}
+	tok, warnings, err := s.token(file, rules)
 	if err != nil {
 		return Settings{}, nil, err
 	}
@@ -269,7 +272,7 @@ func (s *BridgeSource) join(file *bridgeFile) (set Settings, warnings []Warning,
 	if err != nil {
 		return Settings{}, nil, err
 	}
-	way, notes, err := s.joinVia(file, access.Rules{Trusted: set.TrustOwner})
+	way, notes, err := s.joinVia(file, rules)
 	if err != nil {
 		return Settings{}, nil, err
 	}

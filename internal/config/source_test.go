@@ -206,7 +206,7 @@ func TestSeveralProxies(t *testing.T) {
 		`proxy = ["a", 7]`:        {"1: proxy"},
 		`proxy = ["` + tok + `"]`: {"1: proxy", "a token"},
 	} {
-		_, _, err := loadBridge(write(t, "bad.toml", text+"\n"))
+		_, _, err := bridgeOf(write(t, "bad.toml", text+"\n"))
 		want(t, text, err, words...)
 		if err != nil && strings.Contains(err.Error(), tok) {
 			t.Errorf("the error quotes the token: %v", err)

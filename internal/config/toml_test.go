@@ -44,7 +44,7 @@ func BenchmarkManyServices(b *testing.B) {
 				b.Fatal(err)
 			}
 			for b.Loop() {
-				if _, _, err := loadBridge(file); err != nil {
+				if _, _, err := bridgeOf(file); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -3,7 +3,6 @@ package config
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"reverser/internal/access"
 )
 
 const (
@@ -29,8 +30,9 @@ type watched struct {
 	path string // "": there is none
 
 	mu     sync.Mutex
-	seen   look     // guarded by mu, as once and others
-	once   bool     // the file was read and cannot be read again
+	seen   look     // guarded by mu, as all below
+	begun  bool     // it was read, or is being read
+	once   bool     // it was no regular file when it was read first: there is nothing to watch
 	others []string // files that it names and that settings are read from
 }
 
@@ -42,20 +44,23 @@ type look struct {
 	empty bool
 }
 
-// errOnce is for a file such as a pipe.
-var errOnce = errors.New("it is no regular file, so it cannot be read a second time")
+// begin begins a reading of all settings. It reports whether there was one before: a file that is read again must be a regular one, while
+// the first time the shell's <(…) will do.
+func (w *watched) begin() (again bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	again, w.begun = w.begun, true
+	return again
+}
 
 // read has the file read by load and notes what it was. load returns the other files that settings are read from, also with an error.
-func (w *watched) read(load func(path string) (others []string, err error)) error {
+func (w *watched) read(again bool, load func(path string) (others []string, err error)) error {
 	if w.path == "" {
 		return nil
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.once {
-		return &Error{File: w.path, Text: errOnce.Error(), Hint: "restart to change something, or give --config the path of a file", Err: errOnce}
-	}
-	if info, err := os.Stat(w.path); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+	if info, err := os.Stat(w.path); !again && err == nil && !info.Mode().IsRegular() && !info.IsDir() {
 		w.once = true
 		_, err := load(w.path)
 		return err
@@ -114,8 +119,12 @@ func lookAtAll(path string, others []string) look {
 	return all
 }
 
+// lookAt looks at a file. It opens no pipe: whoever writes into that would take it for the reading.
 func lookAt(path string) look {
-	f, err := os.Open(path)
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return look{err: "no regular file", mode: info.Mode()}
+	}
+	f, err := access.Rules{Regular: true}.Open(path)
 	if err != nil {
 		return look{err: trimPath(err).Error()}
 	}
@@ -123,9 +132,6 @@ func lookAt(path string) look {
 	info, err := f.Stat()
 	if err != nil {
 		return look{err: err.Error()}
-	}
-	if !info.Mode().IsRegular() {
-		return look{err: "no regular file", mode: info.Mode()}
 	}
 	h := sha256.New()
 	n, err := io.Copy(h, io.LimitReader(f, maxFile+1))

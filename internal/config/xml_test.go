@@ -52,7 +52,7 @@ func TestXMLOtherFile(t *testing.T) {
 		{"the whole section, with a file", []string{"p.config", inConfiguration(`<appSettings configSource="sub\x.config"/>`), "sub/x.config", `<appSettings file="y.config">` + proxyXML + "</appSettings>", "sub/y.config", `<appSettings><add key="IcPort" value="4010"/></appSettings>`}, ":4010 :3020 tcp/9000"},
 		{"another section from a file", []string{"p.config", inConfiguration(`<connectionStrings configSource="none.config"/><appSettings>` + proxyXML + "</appSettings>")}, ":3010 :3020 tcp/9000"},
 	} {
-		p, _, err := loadProxy(inFolder(t, c.files...))
+		p, _, err := proxyOf(inFolder(t, c.files...))
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
@@ -64,10 +64,10 @@ func TestXMLOtherFile(t *testing.T) {
 
 	// What is wrong is said where it stands, and so is where a value comes from.
 	path := inFolder(t, "p.config", base(`file="x.config"`), "x.config", "<appSettings>\n\n<add key='IcPort' value='0x'/>\n</appSettings>")
-	_, _, err := loadProxy(path)
+	_, _, err := proxyOf(path)
 	want(t, "a bad port in the other file", err, filepath.Join(filepath.Dir(path), "x.config")+":3: IcPort", `"0x"`)
 	write(t, filepath.Join(filepath.Dir(path), "x.config"), "<appSettings>\n<add key='IcPort' value='4010'/></appSettings>")
-	p, _, err := loadProxy(path)
+	p, _, err := proxyOf(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestXMLOtherFile(t *testing.T) {
 		t.Errorf("origin of listen = %v; want %v", got, want)
 	}
 	write(t, filepath.Join(filepath.Dir(path), "x.config"), "<appSettings>\n<add key='RealServerPort' value='4010'/></appSettings>")
-	_, _, err = loadProxy(path)
+	_, _, err = proxyOf(path)
 	want(t, "a key of the other role in the other file", err, "x.config:2: RealServerPort", "a bridge's")
 }
 

@@ -42,16 +42,7 @@ func (d *Dir) Known() ([]Known, error) {
 }
 
 func (d *Dir) readKnown() ([]Known, error) {
-	f, err := d.root.Open(knownFile)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	b, err := readAll(f, info.Size())
+	b, err := d.readFile(knownFile)
 	if err != nil {
 		return nil, err
 	}

@@ -135,16 +135,11 @@ func (d *Dir) readMovable(name string) ([]byte, error) {
 	if name == identityFile || name == keysFile {
 		return d.readSecret(name)
 	}
-	f, err := d.root.Open(name)
+	b, err := d.readFile(name)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", filepath.Join(d.path, name), plain(err))
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	return readAll(f, info.Size())
+	return b, nil
 }
 
 // unknown are the names of what some other version may have put into the directory.

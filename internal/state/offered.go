@@ -30,7 +30,7 @@ func (f follower) is(k Key) bool { return k.ID == f.id && slices.Contains(f.gave
 
 // readFollower returns what the file says; false: there is none.
 func (d *Dir) readFollower() (f follower, said bool) {
-	b, err := d.root.ReadFile(offeredFile)
+	b, err := d.readFile(offeredFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return f, false
 	}

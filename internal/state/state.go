@@ -252,10 +252,10 @@ func (d *Dir) check(name string) error {
 	if err != nil {
 		return nil
 	}
-	if !info.Mode().IsRegular() { // to open a named pipe would wait for whoever writes it
+	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%s is no regular file (%s): remove it, or choose another directory with --state DIR", full, info.Mode())
 	}
-	f, err := d.root.Open(name)
+	f, _, err := d.openFile(name)
 	if err != nil {
 		return nil
 	}
@@ -386,7 +386,7 @@ func (d *Dir) Close() error {
 
 // Reach is what SetReach stored last.
 func (d *Dir) Reach() grammar.Reach {
-	b, err := d.root.ReadFile(addressFile)
+	b, err := d.readFile(addressFile)
 	if err != nil {
 		return grammar.Reach{}
 	}
@@ -396,7 +396,7 @@ func (d *Dir) Reach() grammar.Reach {
 // SetReach remembers how bridges reach this proxy, so that `reverser key add` can put it into a token while the proxy is stopped.
 func (d *Dir) SetReach(r grammar.Reach) error {
 	text := formatReach(r)
-	b, err := d.root.ReadFile(addressFile)
+	b, err := d.readFile(addressFile)
 	if bytes.Equal(b, text) || errors.Is(err, fs.ErrNotExist) && len(text) <= len("\n") {
 		return nil
 	}
@@ -516,18 +516,42 @@ func (d *Dir) create(name string, data []byte) (err error) {
 	return f.Close()
 }
 
+// openFile opens a file of the directory to read it. It refuses what is no regular file: to open a named pipe would wait for whoever writes it,
+// and so would all who want to change the directory meanwhile.
+func (d *Dir) openFile(name string) (*os.File, fs.FileInfo, error) {
+	f, err := d.root.OpenFile(name, access.ReadNow, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("it is no regular file (%s): remove it, or put the file back", info.Mode())
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
+}
+
+// readFile reads a file of the directory that has no secret in it.
+func (d *Dir) readFile(name string) ([]byte, error) {
+	f, info, err := d.openFile(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readAll(f, info.Size())
+}
+
 // readSecret reads a file that only its owner may be able to read.
 func (d *Dir) readSecret(name string) ([]byte, error) {
 	full := filepath.Join(d.path, name)
-	f, err := d.root.Open(name)
+	f, info, err := d.openFile(name)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", full, plain(err))
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", full, plain(err))
-	}
 	if fault := d.files.Private(full, f); fault != nil {
 		return nil, fmt.Errorf("%s: %w", full, fault)
 	}
