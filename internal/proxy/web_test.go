@@ -403,6 +403,42 @@ func TestWebWhileAway(t *testing.T) {
 	}
 }
 
+// TestWebSessionEnds: a request that waits for a bridge when its session ends, or the proxy stops, is told to come again. One whose service
+// was removed by an order is told that it is gone.
+func TestWebSessionEnds(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		event func(w *world, l *link.Link)
+		want  int
+	}{
+		"the session ended":   {func(_ *world, l *link.Link) { l.Kill(errors.New("away for too long")) }, 503},
+		"the proxy stops":     {func(w *world, _ *link.Link) { w.p.Drain() }, 503},
+		"the proxy stops now": {func(w *world, _ *link.Link) { w.p.closeSockets(); w.p.conns.Shut() }, 503},
+		"the policy changed":  {func(w *world, _ *link.Link) { w.setKeys(key(w.t, "nas", "http/b.example")) }, 404},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := key(t, "nas", "http/*")
+			w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}}})
+			b := w.bridge(k, how{instance: 1}, "http/a.example")
+			l := w.p.port.host.Link(k.ID)
+			b.stop()
+			<-b.done
+			eventually(t, "the proxy knows", func() bool { return !l.Connected() })
+			u := w.httpUser()
+			io.WriteString(u, get("a.example", "/"))
+			eventually(t, "it waits", func() bool { return len(w.p.Status().Pairs) == 1 })
+			c.event(w, l)
+			resp, err := http.ReadResponse(u.r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again := resp.Header.Get("Retry-After"); resp.StatusCode != c.want || again != map[int]string{503: "10"}[c.want] {
+				t.Errorf("%s, Retry-After %q; want %d", resp.Status, again, c.want)
+			}
+		})
+	}
+}
+
 // TestWebRefusedIsLogged: the id on a page is in the log. What strangers ask for is there for those who look for it.
 func TestWebRefusedIsLogged(t *testing.T) {
 	k := key(t, "nas", "http/*")

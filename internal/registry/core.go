@@ -159,6 +159,7 @@ type name struct {
 	behind  uint64 // when blocked was granted the port
 	serving []*claim
 	left    []*Offer // of claims that went; to be retired
+	away    bool     // a session that had or inherited it has ended by itself
 	route   *Route
 	touched bool
 	said    outcome  // what the answers to its claims followed from when all of them were reviewed last
@@ -268,6 +269,21 @@ func (co *core) end(id SessionID) {
 	if len(r.sessions) == 0 {
 		delete(co.tenants, r.id)
 	}
+}
+
+// depart ends a session whose bridge is away. Unlike an order, that is not the end of its services for those who want them.
+func (co *core) depart(id SessionID) {
+	s := co.sessions[id]
+	if s == nil {
+		return
+	}
+	for pub := range s.first {
+		co.names[pub].away = true
+	}
+	for pub := range s.inherited {
+		co.names[pub].away = true
+	}
+	co.end(id)
 }
 
 // linkUp records whether the session can carry newcomers.

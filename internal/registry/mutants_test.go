@@ -45,7 +45,7 @@ var mutants = []struct{ name, file, from, to string }{
 	{"a change is not told", "settle.go", "(c.owed || a != c.told)", "c.owed"},
 	{"who waits is not woken", "core.go", "s.callers.wake()", "_ = 0"},
 	{"a route that went comes back for who waits", "route.go", "!st.removed && rt.held", "rt.held"},
-	{"who waits for a name that went is not told", "route.go", "func (rt *Route) remove() { rt.next(&routeState{removed: true}) }", "func (rt *Route) remove() {}"},
+	{"who waits for a name that went is not told", "route.go", "func (rt *Route) remove(away bool) { rt.next(&routeState{removed: true, away: away}) }", "func (rt *Route) remove(bool) {}"},
 	{"the proxy's own port is served", "policy.go", "case slices.Contains(p.Own, pub.Port):", "case false:"},
 	{"a socket is never closed", "socket.go", "rec.state = closing\n\t\treturn closing, rec.attempt", "return 0, 0"},
 	{"what failed is not tried again", "socket.go", "for _, at := range keys {\n\t\twaiting", "for _, at := range keys[:0] {\n\t\twaiting"},

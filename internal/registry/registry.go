@@ -91,8 +91,8 @@ func (r *Registry) LinkUp(id SessionID, up bool) { r.change(func(co *core) { co.
 // Leaving records that the bridge is stopping. It goes on serving until a successor does.
 func (r *Registry) Leaving(id SessionID) { r.change(func(co *core) { co.leaving(id) }) }
 
-// End forgets a session.
-func (r *Registry) End(id SessionID) { r.change(func(co *core) { co.end(id) }) }
+// End forgets a session whose bridge is away.
+func (r *Registry) End(id SessionID) { r.change(func(co *core) { co.depart(id) }) }
 
 // Claim takes a CLAIM. A *ViolationError ends the session. What it says of a session that has ended is ignored.
 func (r *Registry) Claim(s SessionID, id uint32, c Claim) (err error) {

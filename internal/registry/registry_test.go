@@ -205,6 +205,44 @@ func TestOrder(t *testing.T) {
 	}
 }
 
+// TestWhyARouteGoes: who waits for a name learns whether its bridge is away, or an order took the name.
+func TestWhyARouteGoes(t *testing.T) {
+	a, b := testKey(0, "tcp/1024-65535"), testKey(1, "tcp/1024-65535")
+	for name, c := range map[string]struct {
+		event func(w *world, s SessionID)
+		want  error
+	}{
+		"the session ended": {func(w *world, s SessionID) { w.End(s) }, ErrAway},
+		"the session ended, and another key waits for the name": {func(w *world, s SessionID) {
+			other, _ := w.begin(b, 0)
+			w.claim(other, 1, "tcp/9000")
+			w.End(s)
+		}, ErrAway},
+		"the session that inherited it ended": {func(w *world, s SessionID) {
+			heir, _ := w.begin(a, s)
+			w.End(heir)
+		}, ErrAway},
+		"UNCLAIM":                 {func(w *world, s SessionID) { w.Unclaim(s, 1) }, ErrRemoved},
+		"the key was removed":     {func(w *world, s SessionID) { w.Configure(Policy{Keys: []Key{b}}) }, ErrRemoved},
+		"the key may not have it": {func(w *world, s SessionID) { w.Configure(Policy{Keys: []Key{testKey(0, "tcp/1"), b}}) }, ErrRemoved},
+		"a successor does not claim it": {func(w *world, s SessionID) {
+			heir, _ := w.begin(a, s)
+			w.Round(heir)
+		}, ErrRemoved},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, a, b)
+			s, _ := w.begin(a, 0)
+			w.claim(s, 1, "tcp/9000")
+			rt := w.find("tcp/9000")
+			c.event(w, s)
+			if _, err := rt.Take(t.Context(), User{Left: stays}); err != c.want {
+				t.Errorf("Take = %v; want %v", err, c.want)
+			}
+		})
+	}
+}
+
 // TestViolations end the session; the registry itself changes nothing for it.
 func TestViolations(t *testing.T) {
 	a := testKey(0, "tcp/1024-65535")

@@ -58,6 +58,7 @@ type routeState struct {
 	offers  []*Offer
 	before  *grammar.ProxyOptions // without offers: those of the first one that there was last; nil: there was none
 	removed bool
+	away    bool          // removed is true, because the bridge is away: no order took the name
 	changed chan struct{} // closed when there is another state, or an offer of this one may be up
 }
 
@@ -80,7 +81,8 @@ func (rt *Route) set(offers []*Offer) {
 	}
 }
 
-func (rt *Route) remove() { rt.next(&routeState{removed: true}) }
+// remove ends the route. away tells those who wait for it why.
+func (rt *Route) remove(away bool) { rt.next(&routeState{removed: true, away: away}) }
 
 func (rt *Route) wake() {
 	if st := rt.state.Load(); !st.removed && rt.held.Load() > 0 {
@@ -244,7 +246,8 @@ func (c *callers) wake() {
 func (rt *Route) try(o wire.Open) (t Taken, changed <-chan struct{}, err error) {
 	var tried map[*Offer]struct{}
 	var full error
-	for st := rt.state.Load(); !st.removed; {
+	st := rt.state.Load()
+	for !st.removed {
 		best, rest := st.best(tried), []*Offer(nil)
 		for ranked := false; best != nil; best, rest = firstUp(rest) {
 			s, err := best.open(o)
@@ -269,6 +272,9 @@ func (rt *Route) try(o wire.Open) (t Taken, changed <-chan struct{}, err error) 
 			return t, nil, full
 		}
 		return t, st.changed, nil
+	}
+	if st.away {
+		return t, nil, ErrAway
 	}
 	return t, nil, ErrRemoved
 }

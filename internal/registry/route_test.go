@@ -143,7 +143,7 @@ func TestHeldUsersGo(t *testing.T) {
 		if a := <-gone; !errors.Is(a.err, context.Canceled) {
 			t.Errorf("Take = %+v, want context.Canceled", a)
 		}
-		rt.remove()
+		rt.remove(false)
 		if a := <-removed; !errors.Is(a.err, ErrRemoved) || a.took != 0 {
 			t.Errorf("Take = %+v, want ErrRemoved at once", a)
 		}

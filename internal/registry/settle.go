@@ -115,7 +115,7 @@ func (co *core) hold(n *name) {
 
 // finish derives what follows from who holds a name.
 func (co *core) finish(n *name) {
-	n.touched = false
+	n.touched, n.away = false, false
 	co.want(n)
 	co.serve(n)
 	now := co.outcome(n)
@@ -243,7 +243,7 @@ func newestOfEach(cs []*claim) []*claim {
 // setRoute gives a name another route. Who waits for the old one learns that it is gone.
 func (co *core) setRoute(n *name, r *Route) {
 	if n.route != nil {
-		n.route.remove()
+		n.route.remove(n.away)
 	}
 	n.route = r
 	co.changed = append(co.changed, n)

@@ -370,7 +370,7 @@ func (w *simProxy) handover() {
 		if u.route = next.View().Find(u.name); u.route == nil {
 			w.stats.Removed++
 			u.route = newRoute(u.name, KeyID{})
-			u.route.remove()
+			u.route.remove(false)
 		}
 	}
 }
