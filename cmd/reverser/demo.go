@@ -86,7 +86,7 @@ func (c *cli) demo(ctx context.Context, once bool, logFormat string) (err error)
 	defer end()
 	// Signals end the demo at once: there is nobody whose connection is to be
 	// drained. Before the admin socket is there: whoever sees it may send one.
-	stopSignals := withSignals(slog.New(slog.DiscardHandler), nil, func() {}, end, end)
+	stopSignals := withSignals(slog.New(slog.DiscardHandler), nil, func() {}, end, end, func() {})
 	defer stopSignals()
 	if err := d.start(ctx); err != nil {
 		return fmt.Errorf("demo: %w", err)

@@ -127,7 +127,15 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 		}
 	}
 	// Before the admin socket is there: whoever sees it may send a signal.
-	stopSignals := withSignals(log, host.signals(), again, drain, cancel)
+	leave := func() {
+		leaveInTime(log, func() {
+			if stopping.Load() {
+				os.Exit(exitOK)
+			}
+			os.Exit(exitFailed)
+		})
+	}
+	stopSignals := withSignals(log, host.signals(), again, drain, cancel, leave)
 	defer stopSignals()
 	// The admin socket outlives ctx: a process that is stopping still says how
 	// far it is.
@@ -162,6 +170,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 	wg.Go(func() { web.serve(adminCtx, a) })
 	wg.Go(func() { host.run(adminCtx, snapshot) })
 	err := s.Run(ctx)
+	leave()
 	stopAdmin()
 	endNotices()
 	wg.Wait()
@@ -254,9 +263,25 @@ func drainOf(set config.Settings) time.Duration {
 	return max(set.Drain, 0)
 }
 
-// withSignals calls drain at the first signal to stop, cancel at the second, and reload at one that asks a daemon to reload,
-// until the returned function is called, which waits for it. asked brings what stands for signals where a service manager sends none.
-func withSignals(log *slog.Logger, asked <-chan os.Signal, reload, drain, cancel func()) (stop func()) {
+// leaveWait is how long a process that serves nobody any more may take to store and write what is left. What takes longer hangs, such as a
+// file system of the network that does not answer. leaveWord is how long it then has to say so.
+const (
+	leaveWait = 15 * time.Second
+	leaveWord = time.Second
+)
+
+// leaveInTime calls exit if the process has not ended by itself after leaveWait.
+func leaveInTime(log *slog.Logger, exit func()) {
+	time.AfterFunc(leaveWait, func() {
+		time.AfterFunc(leaveWord, exit) // whoever reads the log may be what hangs
+		log.Error("ending without what could not be finished in time: a disk, or a file system of the network, does not answer", "waited", leaveWait)
+	})
+}
+
+// withSignals calls drain at the first signal to stop, cancel and leave at the second, and reload at one that asks a daemon to reload,
+// until the returned function is called, which waits for it. A drain that hangs keeps no second signal from being heard.
+// asked brings what stands for signals where a service manager sends none.
+func withSignals(log *slog.Logger, asked <-chan os.Signal, reload, drain, cancel, leave func()) (stop func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, watchedSignals()...)
 	done := make(chan struct{})
@@ -288,8 +313,9 @@ func withSignals(log *slog.Logger, asked <-chan os.Signal, reload, drain, cancel
 					defer limit.Stop()
 				}
 				log.Info("stopping when the last connection ends", "signal", sig.String(), "hint", hint)
-				drain()
+				wg.Go(drain)
 			default:
+				leave()
 				cancel() // first: whoever reads the log may have stopped
 				log.Info("stopping now", "signal", sig.String())
 			}

@@ -198,7 +198,7 @@ func TestAskedInPlaceOfSignals(t *testing.T) {
 	asked := make(chan os.Signal)
 	did := make(chan string)
 	say := func(what string) func() { return func() { did <- what } }
-	stop := withSignals(slog.New(slog.DiscardHandler), asked, say("reload"), say("drain"), say("now"))
+	stop := withSignals(slog.New(slog.DiscardHandler), asked, say("reload"), say("drain"), say("now"), func() {})
 	defer stop()
 	for _, want := range []string{"drain", "now"} {
 		asked <- os.Interrupt
@@ -206,6 +206,47 @@ func TestAskedInPlaceOfSignals(t *testing.T) {
 			t.Errorf("%s, want %s", got, want)
 		}
 	}
+}
+
+// TestStopThatHangs: a drain that waits for ever, as for a file system that does not answer, keeps nobody from stopping the process now.
+func TestStopThatHangs(t *testing.T) {
+	asked, answers := make(chan os.Signal), make(chan struct{})
+	did := make(chan string)
+	say := func(what string) func() { return func() { did <- what } }
+	drain := func() {
+		did <- "drain"
+		<-answers
+	}
+	stop := withSignals(slog.New(slog.DiscardHandler), asked, say("reload"), drain, say("now"), say("leave"))
+	defer stop()
+	defer close(answers)
+	for _, want := range [][]string{{"drain"}, {"leave", "now"}} {
+		asked <- os.Interrupt
+		for _, want := range want {
+			if got := <-did; got != want {
+				t.Errorf("%s, want %s", got, want)
+			}
+		}
+	}
+}
+
+// TestLeaveInTime: a process that does not end by itself is ended, with a word, also when nobody reads the log.
+func TestLeaveInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun, ended := time.Now(), make(chan time.Duration, 1)
+		reading := make(chan struct{})
+		leaveInTime(slog.New(slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+			if !strings.Contains(string(b), "does not answer") {
+				t.Errorf("the log says %q", b)
+			}
+			<-reading
+			return len(b), nil
+		}), nil)), func() { ended <- time.Since(begun) })
+		if took := <-ended; took != leaveWait+leaveWord {
+			t.Errorf("the process is ended after %v", took)
+		}
+		close(reading)
+	})
 }
 
 func TestDrainOf(t *testing.T) {
@@ -242,3 +283,7 @@ func TestStillLinked(t *testing.T) {
 		}
 	})
 }
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
