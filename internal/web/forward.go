@@ -145,6 +145,7 @@ func (x *exchange) carryAny(w http.ResponseWriter, r *http.Request, pool *pool) 
 	proxy := httputil.ReverseProxy{Rewrite: x.rewrite, Transport: pool, BufferPool: buffers{}, ErrorLog: silent, ModifyResponse: x.answered, ErrorHandler: x.failed}
 	if pool.http2 != nil {
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+			Got1xxResponse: countInterim(),
 			GotConn: func(info httptrace.GotConnInfo) {
 				if up, ok := info.Conn.(*Upstream); ok {
 					x.took(up)
@@ -156,7 +157,7 @@ func (x *exchange) carryAny(w http.ResponseWriter, r *http.Request, pool *pool) 
 				}
 			},
 		})
-		proxy.Transport = pool.http2
+		proxy.Transport = bounded{pool.http2}
 	}
 	proxy.ServeHTTP(w, r.WithContext(ctx))
 }

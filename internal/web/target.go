@@ -20,9 +20,6 @@ import (
 // body of a request has one of its own, so that an answer may come before its end. The transport of net/http has two for each connection,
 // and passes each request and answer from one to the other.
 
-// maxAnswerHead is how long the head of an answer may be, informational ones each for itself.
-const maxAnswerHead = 256 << 10
-
 // continueTime is for how long a body waits for the target's word, where the client waits too. It is longer in tests, whose targets always say
 // one.
 var continueTime = time.Second
@@ -40,7 +37,7 @@ type target struct {
 	// Of the exchange that has it.
 	x     *exchange
 	br    *bufio.Reader
-	room  int           // bytes that may still be read of the head of an answer; negative: any number
+	ahead []byte        // was read of the answer and is not in br yet
 	reads bool          // a byte of an answer was read
 	sent  chan struct{} // closed when nothing more of the request will be written; nil: it was written already
 	wrote bool          // a byte of the request was
@@ -295,7 +292,7 @@ func (t *target) because(err error) error {
 
 // exchange sends the request and reads the head of the answer. Whoever gets an answer ends the exchange with its body.
 func (t *target) exchange(x *exchange, r *http.Request, early func(code int, h http.Header)) (*http.Response, error) {
-	t.x, t.room, t.reads, t.wrote, t.torn, t.sent = x, maxAnswerHead, false, false, false, nil
+	t.x, t.ahead, t.reads, t.wrote, t.torn, t.sent = x, nil, false, false, false, nil
 	t.mu.Lock()
 	t.answered = false
 	t.mu.Unlock()
@@ -339,7 +336,7 @@ func (t *target) exchange(x *exchange, r *http.Request, early func(code int, h h
 		t.over(keep)
 		resp.Body = http.NoBody
 	default:
-		resp.Body = &answer{ReadCloser: resp.Body, t: t, keep: keep}
+		resp.Body = &answer{ReadCloser: resp.Body, res: resp, t: t, keep: keep}
 	}
 	return resp, nil
 }
@@ -484,27 +481,29 @@ func (t *target) head(r *http.Request, early func(code int, h http.Header), word
 		return nil, err
 	}
 	t.reads = true
-	for {
+	for interim := 0; ; {
+		if err := t.await(); err != nil {
+			return nil, err
+		}
 		resp, err := readAnswer(t.br, r)
 		if err != nil {
-			if t.room == 0 {
-				err = fmt.Errorf("the head of the answer has more than %d bytes", maxAnswerHead)
-			}
 			return nil, err
 		}
 		if resp.StatusCode < 100 {
 			return nil, fmt.Errorf("the status of the answer is %03d, which is none", resp.StatusCode)
 		}
 		if resp.StatusCode/100 == 1 && resp.StatusCode != http.StatusSwitchingProtocols {
+			if interim++; interim > mostInterim {
+				return nil, errInterim
+			}
 			early(resp.StatusCode, resp.Header)
 			if resp.StatusCode == http.StatusContinue && word != nil {
 				word <- true
 				word = nil
 			}
-			t.room = maxAnswerHead
 			continue
 		}
-		if t.room = -1; word != nil {
+		if word != nil {
 			word <- !resp.Close // a connection that goes on needs the whole request
 		}
 		return resp, nil
@@ -513,11 +512,12 @@ func (t *target) head(r *http.Request, early func(code int, h http.Header), word
 
 // Read reads what the target says. Before it waits, the client gets what there is of the answer.
 func (t *target) Read(b []byte) (int, error) {
-	switch {
-	case t.room == 0:
-		return 0, errors.New("the head is too long")
-	case t.room > 0:
-		b = b[:min(len(b), t.room)]
+	if len(t.ahead) > 0 {
+		n := copy(b, t.ahead)
+		if t.ahead = t.ahead[n:]; len(t.ahead) == 0 {
+			t.ahead = nil // what it was part of may be large
+		}
+		return n, nil
 	}
 	if t.x.unflushed && (t.up.Quiet == nil || t.up.Quiet()) {
 		t.x.flush()
@@ -527,9 +527,6 @@ func (t *target) Read(b []byte) (int, error) {
 		var more int
 		more, err = t.up.Read(b[n:])
 		n += more
-	}
-	if t.room > 0 {
-		t.room -= n
 	}
 	if n > 0 {
 		err = nil // it will be said again
@@ -552,7 +549,7 @@ func (t *target) over(keep bool) {
 		}
 		late.Stop()
 	}
-	keep = keep && !t.torn && t.br.Buffered() == 0 && t.because(nil) == nil
+	keep = keep && !t.torn && t.br.Buffered() == 0 && t.ahead == nil && t.because(nil) == nil
 	t.br.Reset(nil)
 	readers.Put(t.br)
 	t.br = nil
@@ -567,6 +564,7 @@ func (t *target) over(keep bool) {
 // answer is the body of an answer.
 type answer struct {
 	io.ReadCloser
+	res   *http.Response
 	t     *target
 	keep  bool
 	ended bool
@@ -580,6 +578,9 @@ func (a *answer) Read(b []byte) (int, error) {
 	n, err := a.ReadCloser.Read(b)
 	if n > 0 {
 		a.t.x.unflushed = true
+	}
+	if err == io.EOF && manyLines(a.res.Trailer) {
+		a.res.Trailer, err = nil, errTrailer
 	}
 	if err != nil {
 		a.ended, a.err = true, err
@@ -614,7 +615,7 @@ func (a *answer) Close() error {
 type switched struct{ t *target }
 
 func (s *switched) Read(b []byte) (int, error) {
-	if s.t.br.Buffered() > 0 {
+	if s.t.br.Buffered() > 0 || s.t.ahead != nil {
 		return s.t.br.Read(b)
 	}
 	return s.t.up.Read(b)

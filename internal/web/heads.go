@@ -1,0 +1,148 @@
+package web
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/textproto"
+	"strings"
+)
+
+// The head of an answer is as large as the target likes, and a key chooses its targets. So it is bounded, and nothing is made of it before it
+// is there as a whole: net/http holds ten times as much of one that does not end.
+const (
+	maxAnswerHead = 64 << 10 // bytes of it, of informational ones each for itself
+	mostLines     = 200      // behind its first one; also of trailers
+	mostInterim   = 16       // informational answers before an answer
+)
+
+var (
+	errLongHead  = fmt.Errorf("the head of the answer has more than %d bytes", maxAnswerHead)
+	errManyLines = fmt.Errorf("the head of the answer has more than %d lines", mostLines)
+	errTrailer   = fmt.Errorf("the trailer of the answer has more than %d lines", mostLines)
+	errInterim   = fmt.Errorf("the target sent more than %d informational answers", mostInterim)
+	errNoEnd     = errors.New("the head of the answer is not complete yet")
+)
+
+// headScan looks for the end of a head in what has come of it.
+type headScan struct {
+	end   int // of the lines that were seen
+	lines int
+}
+
+// look looks at a head from its first byte on, more of it at each call. nil: it is complete, or has a first line that no answer has, of which
+// net/http says what is wrong. errNoEnd: more of it has to come.
+func (s *headScan) look(raw []byte) error {
+	for {
+		n := bytes.IndexByte(raw[s.end:], '\n') + 1
+		if n == 0 {
+			break
+		}
+		line := raw[s.end : s.end+n]
+		s.end += n
+		s.lines++
+		switch {
+		case s.end > maxAnswerHead:
+			return errLongHead
+		case s.lines == 1:
+			if !isStatusLine(line) {
+				return nil
+			}
+		case len(line) == 1, len(line) == 2 && line[0] == '\r':
+			return nil
+		case s.lines > mostLines+1:
+			return errManyLines
+		}
+	}
+	if len(raw) >= maxAnswerHead {
+		return errLongHead
+	}
+	return errNoEnd
+}
+
+// isStatusLine reports whether net/http takes a line for the first one of an answer.
+func isStatusLine(line []byte) bool {
+	const version = "HTTP/1.1 "
+	if len(line) > len(version)+3 && string(line[:len(version)]) == version {
+		digits := line[len(version) : len(version)+3]
+		if next := line[len(version)+3]; (next == ' ' || next == '\r' || next == '\n') && bytes.IndexFunc(digits, func(c rune) bool { return c < '0' || c > '9' }) < 0 {
+			return true
+		}
+	}
+	_, err := http.ReadResponse(bufio.NewReader(strings.NewReader(string(line)+"\r\n")), nil)
+	return err == nil
+}
+
+// await reads until the head of an answer is there as a whole. What does not fit into the buffer is in t.ahead then, before the rest.
+func (t *target) await() error {
+	var s headScan
+	for {
+		raw, _ := t.br.Peek(t.br.Buffered())
+		if err := s.look(raw); err != errNoEnd {
+			return err
+		}
+		if len(raw) == t.br.Size() {
+			return t.awaitLong(&s, raw)
+		}
+		if _, err := t.br.Peek(len(raw) + 1); err != nil {
+			return nil // reading the head says it again
+		}
+	}
+}
+
+// awaitLong is await for a head of which raw fills the buffer.
+func (t *target) awaitLong(s *headScan, raw []byte) error {
+	head := append(make([]byte, 0, 4*len(raw)), raw...)
+	t.br.Discard(len(raw))
+	for {
+		if len(head) == cap(head) {
+			head = append(make([]byte, 0, min(2*cap(head), maxAnswerHead)), head...)
+		}
+		n, err := t.Read(head[len(head):cap(head)])
+		head = head[:len(head)+n]
+		switch end := s.look(head); {
+		case end == nil, end == errNoEnd && err != nil:
+			t.ahead = head
+			return nil
+		case end != errNoEnd:
+			return end
+		}
+	}
+}
+
+// bounded sends requests to targets that speak HTTP/2. net/http bounds the bytes of a head there.
+type bounded struct{ http.RoundTripper }
+
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := b.RoundTripper.RoundTrip(r)
+	if err == nil && manyLines(res.Header) {
+		res.Body.Close()
+		return nil, errManyLines
+	}
+	return res, err
+}
+
+// countInterim returns what is called with each informational answer to a request.
+func countInterim() func(int, textproto.MIMEHeader) error {
+	n := 0
+	return func(_ int, h textproto.MIMEHeader) error {
+		switch n++; {
+		case n > mostInterim:
+			return errInterim
+		case manyLines(http.Header(h)):
+			return errManyLines
+		}
+		return nil
+	}
+}
+
+// manyLines reports whether a trailer, or what a target that speaks HTTP/2 sends for a head, has more lines than it may.
+func manyLines(h http.Header) bool {
+	n := 0
+	for _, values := range h {
+		n += len(values)
+	}
+	return n > mostLines
+}

@@ -1,0 +1,158 @@
+package web
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"reverser/internal/grammar"
+)
+
+// lastFailure is why the last page was sent; nil: none was.
+func (w *world) lastFailure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.failed) == 0 {
+		return nil
+	}
+	return w.failed[len(w.failed)-1].Err
+}
+
+// TestAnswerHeads: a head of an answer within the limits passes as a whole, with what comes behind it. One beyond them gets 502 at once, also if
+// the target never finishes it.
+func TestAnswerHeads(t *testing.T) {
+	lines := func(n int) string { return strings.Repeat("a: b\r\n", n) }
+	long := func(n int) string { return "X: " + strings.Repeat("x", n) + "\r\n" }
+	const ok, early, behind = "HTTP/1.1 200 OK\r\n", "HTTP/1.1 103 Early Hints\r\n", "Content-Length: 5\r\n\r\nhello"
+	for name, c := range map[string]struct {
+		answer string
+		want   error // nil: it passes
+	}{
+		"as many lines as may be":                 {ok + lines(mostLines-1) + behind, nil},
+		"a line more":                             {ok + lines(mostLines) + behind, errManyLines},
+		"lines without an end":                    {ok + lines(mostLines+1), errManyLines},
+		"the shortest lines, without an end":      {ok + strings.Repeat("a:\r\n", 60_000), errManyLines},
+		"lines that end with LF alone":            {ok + strings.Repeat("a:\n", mostLines+1), errManyLines},
+		"lines that are continued":                {ok + "a: b\r\n" + strings.Repeat(" c\r\n", mostLines), errManyLines},
+		"as many bytes as may be":                 {ok + long(maxAnswerHead-100) + behind, nil},
+		"more bytes, of which some are lines":     {ok + long(maxAnswerHead) + behind, errLongHead},
+		"bytes without an end":                    {ok + "X: " + strings.Repeat("x", maxAnswerHead), errLongHead},
+		"as many informational ones as may be":    {strings.Repeat(early+"\r\n", mostInterim) + ok + behind, nil},
+		"one more":                                {strings.Repeat(early+"\r\n", mostInterim+1) + ok + behind, errInterim},
+		"long informational ones":                 {strings.Repeat(early+long(maxAnswerHead/2)+"\r\n", 2) + ok + behind, nil},
+		"informational ones with lines, together": {strings.Repeat(early+lines(mostLines)+"\r\n", 2) + ok + behind, nil},
+		"an informational one with too many":      {early + lines(mostLines+1) + "\r\n" + ok + behind, errManyLines},
+	} {
+		for _, method := range []string{"GET", "DELETE"} { // a simple one, and net/http's
+			w := newWorld(t)
+			w.site("a", w.script(func(s said) bool {
+				io.WriteString(s.out, c.answer)
+				if c.want == nil {
+					return true
+				}
+				io.Copy(io.Discard, s.r) // until it is given up
+				return false
+			}), grammar.ProxyOptions{})
+			u := w.user()
+			for range 2 {
+				fmt.Fprintf(u, "%s / HTTP/1.1\r\nHost: a\r\n\r\n", method)
+				var resp *http.Response
+				for resp == nil || resp.StatusCode == http.StatusEarlyHints {
+					resp, _ = u.answer(name)
+				}
+				switch err := w.lastFailure(); {
+				case c.want == nil && (resp.StatusCode != 200 || err != nil):
+					t.Errorf("%s %s: %s, %v", method, name, resp.Status, err)
+				case c.want != nil && (resp.StatusCode != 502 || !errors.Is(err, c.want)):
+					t.Errorf("%s %s: %s, %v; want 502, %v", method, name, resp.Status, err, c.want)
+				}
+			}
+			if want := map[bool]int{true: 1, false: 2}[c.want == nil]; w.dials != want {
+				t.Errorf("%s %s: %d connections to the target for two requests, want %d", method, name, w.dials, want)
+			}
+		}
+	}
+}
+
+// TestLongHeadOfSwitch: what a target says behind a long head that leaves HTTP arrives, in order.
+func TestLongHeadOfSwitch(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.script(func(s said) bool {
+		fmt.Fprintf(s.out, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\nX: %s\r\n\r\nfirst,", strings.Repeat("x", 9000))
+		io.ReadFull(s.r, make([]byte, 2))
+		io.WriteString(s.out, "second")
+		return false
+	}), grammar.ProxyOptions{})
+	u := w.user()
+	io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+	resp, err := http.ReadResponse(u.r, nil)
+	if err != nil || resp.StatusCode != 101 {
+		t.Fatalf("the head: %v, %v", resp, err)
+	}
+	got := make([]byte, len("first,"))
+	io.ReadFull(u.r, got)
+	io.WriteString(u, "go")
+	rest, err := io.ReadAll(u.r)
+	if string(got)+string(rest) != "first,second" || err != nil {
+		t.Errorf("behind the head: %q, %q, %v", got, rest, err)
+	}
+}
+
+// TestLongTrailer: an answer whose trailer has too many lines is broken off.
+func TestLongTrailer(t *testing.T) {
+	for n, want := range map[int]bool{mostLines: true, mostLines + 1: false} {
+		w := newWorld(t)
+		w.site("a", w.script(func(s said) bool {
+			io.WriteString(s.out, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"+strings.Repeat("a: b\r\n", n)+"\r\n")
+			return true
+		}), grammar.ProxyOptions{})
+		u := w.user()
+		io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		resp, err := http.ReadResponse(u.r, nil)
+		if err == nil { // or the reset was faster
+			_, err = io.ReadAll(resp.Body)
+		}
+		if (err == nil) != want {
+			t.Errorf("%d lines: %v, want it whole: %v", n, err, want)
+		}
+	}
+}
+
+// TestHeadsOfHTTP2: the same limits hold for targets that speak HTTP/2.
+func TestHeadsOfHTTP2(t *testing.T) {
+	for name, c := range map[string]struct {
+		interim, lines int
+		want           error
+	}{
+		"as many lines as may be":              {0, mostLines, nil},
+		"a line more":                          {0, mostLines + 1, errManyLines},
+		"as many informational ones as may be": {mostInterim, 1, nil},
+		"one more":                             {mostInterim + 1, 1, errInterim},
+	} {
+		w := newWorld(t)
+		w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+			for range c.interim {
+				rw.WriteHeader(http.StatusEarlyHints)
+			}
+			h := rw.Header()
+			h["Date"], h["Content-Length"], h["Content-Type"] = nil, nil, nil
+			for range c.lines {
+				h.Add("a", "b")
+			}
+			rw.WriteHeader(http.StatusOK)
+			rw.(http.Flusher).Flush()
+		}), grammar.ProxyOptions{H2C: true})
+		u := w.user()
+		io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		var resp *http.Response
+		for resp == nil || resp.StatusCode == http.StatusEarlyHints {
+			resp, _ = u.answer(name)
+		}
+		if err := w.lastFailure(); c.want == nil && resp.StatusCode != 200 || c.want != nil && (resp.StatusCode != 502 || !strings.Contains(fmt.Sprint(err), c.want.Error())) {
+			t.Errorf("%s: %s, %v; want %v", name, resp.Status, err, c.want)
+		}
+	}
+}
