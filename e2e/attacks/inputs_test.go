@@ -24,6 +24,8 @@ var inputs = []struct {
 		"8,192 places at the most, silent ones go first, of the network that has most; a quarter of them is for known addresses only", []string{"internal/proxy TestCrowdOfStrangers", "internal/record TestStrangersCostLittle", "e2e/faults N1"}},
 	{"A3", "HTTP, SSH, noise, an older TLS, another ALPN",
 		"closed, with nothing but a TLS alert; one line a minute for all of them, with their number", []string{"internal/proxy TestNoiseOnTheLinkPort", "e2e TestNoiseOnTheLinkPort", "internal/auth TestOtherTLSClients"}},
+	{"A3 long", "a ClientHello or record that is long, or grows without end",
+		"closed when more than 8 KiB of a handshake are announced or have come, and counted as noise is", []string{"internal/record TestStrangersAreBounded", "internal/auth TestStrangersAtTheProxy"}},
 	{"A4", "the right key with a wrong proof, or an unknown key",
 		"the same Welcome, to the byte but for random ones, and the same work", []string{"internal/auth TestRefusalsLookAlike"}},
 	{"A5", "a proxy that cannot prove the key",

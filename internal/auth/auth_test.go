@@ -728,6 +728,7 @@ func TestStrangersAtTheProxy(t *testing.T) {
 		"SSH":            []byte("SSH-2.0-OpenSSH_9.9\r\n"),
 		"random bytes":   random,
 		"zeros":          make([]byte, 1000),
+		"a long hello":   append([]byte{22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xf0}, make([]byte, 16<<10)...),
 		"a plain hello":  wire.Hello{VersionMin: 1, VersionMax: 1, Role: 1, Auth: 1, KeyID: keyID}.Append(nil),
 		"a plain ATTACH": wire.AppendAttach(nil, 1, wire.Attach{Mode: wire.ModeNew}),
 	} {

@@ -38,6 +38,7 @@ type Conn struct {
 	room    *buffer // nil while in is empty, and while the peer is a stranger
 	known   bool    // the peer is no stranger: see Trust
 	waits   func()  // called before the peer is waited for; nil: by nobody
+	may     int     // bytes that the peer may still send as a stranger; noLimit: any number
 	plain   []byte  // decrypted, not asked for yet; a part of room
 	empty   int     // records without content in a row
 	got     int
@@ -79,10 +80,22 @@ type Steps struct {
 	Waits func()
 }
 
-// Server is Client for the accepting side. Until Trust is called the connection holds little more memory than what its peer has sent.
+// mostOfStranger is how much a peer may send in its handshake, and in a record behind it until Trust is called. A handshake of this package
+// takes less than 2 KiB, with a name of 253 bytes and key shares of post-quantum cryptography. crypto/tls alone would keep 64 KiB of an
+// unfinished message, and more than that of memory.
+const (
+	mostOfStranger = 8 << 10
+	noLimit        = -1
+)
+
+// ErrTooMuch says that a stranger has sent more than a handshake takes.
+var ErrTooMuch = fmt.Errorf("more than the %d KiB that a handshake may have", mostOfStranger>>10)
+
+// Server is Client for the accepting side. Until Trust is called the connection holds little more memory than what its peer has sent, and
+// that is bounded.
 func Server(ctx context.Context, sock net.Conn, cfg *tls.Config, steps Steps) (*Conn, error) {
 	c := newConn(sock)
-	c.in, c.waits = steps.Begun, steps.Waits
+	c.in, c.waits, c.may = steps.Begun, steps.Waits, mostOfStranger
 	if err := c.hear(); err != nil {
 		return nil, err
 	}
@@ -102,7 +115,7 @@ func (c *Conn) Trust() {
 	if c.known {
 		return
 	}
-	c.known, c.waits = true, nil
+	c.known, c.waits, c.may = true, nil, noLimit
 	in := c.in
 	c.in = nil
 	if len(in) > 0 {
@@ -113,7 +126,7 @@ func (c *Conn) Trust() {
 
 // newConn returns a connection without keys.
 func newConn(sock net.Conn) *Conn {
-	c := &Conn{Conn: sock, rekeyAfter: rekeyAfter}
+	c := &Conn{Conn: sock, rekeyAfter: rekeyAfter, may: noLimit}
 	if sc, ok := sock.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil && sys.CanTry(raw) {
 			c.raw = raw
@@ -132,7 +145,18 @@ func (c *Conn) hear() error {
 	if c.in[0] != typeHandshake || c.in[1] != 3 || n > maxCiphertext {
 		return nil
 	}
+	if err := c.allow(headerLen + n); err != nil {
+		return err
+	}
 	return c.need(headerLen + n)
+}
+
+// allow refuses a record of n bytes that is more than a stranger may send.
+func (c *Conn) allow(n int) error {
+	if c.may != noLimit && n > c.may {
+		return ErrTooMuch
+	}
+	return nil
 }
 
 func (c *Conn) handshake(ctx context.Context, cfg *tls.Config, client bool) error {
@@ -181,6 +205,12 @@ func (o *oneRecord) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		o.left = headerLen + int(o.c.in[3])<<8 + int(o.c.in[4])
+		if err := o.c.allow(o.left); err != nil { // crypto/tls takes room for a record when it sees its header
+			return 0, err
+		}
+		if o.c.may != noLimit {
+			o.c.may -= o.left
+		}
 	}
 	if err := o.c.need(1); err != nil {
 		return 0, err
@@ -266,6 +296,9 @@ func (c *Conn) Wait() error {
 		n := headerLen
 		if len(c.in) >= headerLen {
 			n += int(c.in[3])<<8 | int(c.in[4])
+		}
+		if err := c.allow(n); err != nil {
+			return err
 		}
 		if err := c.need(n); err != nil {
 			return err

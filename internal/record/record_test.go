@@ -98,6 +98,7 @@ func standardPeer(t testing.TB, server bool) (ours *Conn, theirs *tls.Conn) {
 	if server {
 		theirs = tls.Client(a, clientConfig())
 		both(t, theirs.Handshake, func() (err error) { ours, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
+		ours.Trust()
 	} else {
 		theirs = tls.Server(b, serverConfig())
 		both(t, theirs.Handshake, func() (err error) { ours, err = Client(context.Background(), a, clientConfig()); return })
@@ -593,6 +594,91 @@ func TestStrangersCostLittle(t *testing.T) {
 	}
 }
 
+// TestStrangersAreBounded: a stranger may send no more than a handshake takes, in whatever records, and also in a record behind it. The
+// handshake of an honest peer takes a quarter of it at most, and what is sent right behind it does not count.
+func TestStrangersAreBounded(t *testing.T) {
+	message := append([]byte{1, 0, 0xff, 0xf0}, make([]byte, 62<<10)...) // a ClientHello that does not end
+	for _, size := range []int{1, 100, mostOfStranger / 2, mostOfStranger, MaxPlaintext} {
+		var sent []byte
+		for part := range slices.Chunk(message, size) {
+			sent = append(append(sent, 22, 3, 1, byte(len(part)>>8), byte(len(part))), part...)
+		}
+		a, b := net.Pipe()
+		taken := make(chan int)
+		go func() {
+			n, _ := a.Write(sent)
+			taken <- n
+		}()
+		_, err := Server(context.Background(), b, serverConfig(), Steps{})
+		b.Close()
+		n := <-taken
+		if !errors.Is(err, ErrTooMuch) || n > 2*mostOfStranger {
+			t.Errorf("in records of %d bytes: %v after %d bytes, want ErrTooMuch after about %d", size, err, n, mostOfStranger)
+		}
+		a.Close()
+	}
+
+	a, b := sockets(t)
+	var honest counting
+	cfg := clientConfig()
+	cfg.ServerName = strings.Repeat(strings.Repeat("a", 62)+".", 4) + "b"
+	honest.Conn = a
+	tc := tls.Client(&honest, cfg)
+	want := bytes.Repeat([]byte("behind it"), 4000)
+	var to *Conn
+	both(t, func() error {
+		if err := tc.Handshake(); err != nil {
+			return err
+		}
+		if honest.written > mostOfStranger/4 {
+			t.Errorf("an honest handshake took %d bytes, a quarter of the limit is %d", honest.written, mostOfStranger/4)
+		}
+		for part := range slices.Chunk(want, 500) {
+			if _, err := tc.Write(part); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, func() (err error) {
+		if to, err = Server(context.Background(), b, serverConfig(), Steps{}); err != nil {
+			return err
+		}
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(to, got[:500]); err != nil {
+			return err
+		}
+		to.Trust()
+		if _, err := io.ReadFull(to, got[500:]); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("what was sent behind the handshake: %v, equal %t", err, bytes.Equal(got, want))
+		}
+		return nil
+	})
+
+	a, b = sockets(t)
+	cfg = clientConfig()
+	cfg.DynamicRecordSizingDisabled = true
+	tc = tls.Client(a, cfg)
+	both(t, tc.Handshake, func() (err error) { to, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
+	if _, err := tc.Write(make([]byte, MaxPlaintext)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, to); !errors.Is(err, ErrTooMuch) {
+		t.Errorf("a long record of a stranger: %v, want ErrTooMuch", err)
+	}
+}
+
+// counting counts what is written.
+type counting struct {
+	net.Conn
+	written int
+}
+
+func (c *counting) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.written += n
+	return n, err
+}
+
 // TestHeardRefuses: nothing is computed for a peer that is refused.
 func TestHeardRefuses(t *testing.T) {
 	a, b := sockets(t)
@@ -710,6 +796,7 @@ func TestSendGoesOnWhereAWriteStopped(t *testing.T) {
 	var from, to *Conn
 	both(t, func() (err error) { from, err = Client(context.Background(), slow, clientConfig()); return },
 		func() (err error) { to, err = Server(context.Background(), b, serverConfig(), Steps{}); return })
+	to.Trust()
 	for _, takes := range []int{0, 1, headerLen, 30, 20_000} {
 		want := make([]byte, 40_000)
 		rand.Read(want)
