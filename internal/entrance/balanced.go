@@ -45,13 +45,16 @@ func (b *balanced) LocalAddr() net.Addr {
 // Client returns the address of the user of a connection. It is the zero value where a balancer names none: its own address would stand
 // for all its users.
 func Client(conn net.Conn) netip.AddrPort {
-	if a, ok := conn.(*again); ok {
-		conn = a.Conn
+	for {
+		switch c := conn.(type) {
+		case *balanced:
+			return c.header.Client
+		case interface{ NetConn() net.Conn }: // above another one
+			conn = c.NetConn()
+		default:
+			return traffic.AddrPort(conn.RemoteAddr())
+		}
 	}
-	if b, ok := conn.(*balanced); ok {
-		return b.header.Client
-	}
-	return traffic.AddrPort(conn.RemoteAddr())
 }
 
 // ReadHeader reads the header of the PROXY protocol with which a connection begins, and no byte behind it. It returns the connection with

@@ -1,9 +1,12 @@
 package proxy
 
 import (
+	"bufio"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
@@ -215,6 +218,45 @@ func TestBalancersShare(t *testing.T) {
 	}
 	if st := w.p.Status(); len(st.Clients) == 0 || strings.HasPrefix(st.Clients[0].Client, "127.") {
 		t.Errorf("status has the clients %+v", st.Clients)
+	}
+}
+
+// TestBalancerOfRequests: a target of HTTP, and the access log, get the address that a balancer names. Where it names none, they get none, and
+// not the balancer's.
+func TestBalancerOfRequests(t *testing.T) {
+	f := newFakeCertificates(t, "a.example", "b.example")
+	k := key(t, "nas", "http/*", "https/*")
+	logged := make(chan Request, 4)
+	w := start(t, Config{
+		HTTP: "127.0.0.1:0", HTTPS: "127.0.0.1:0", Certificates: f, Settings: Settings{Keys: []Key{k}, ProxyProtocolFrom: balancersHere},
+		Requests: func() func(Request) { return func(r Request) { logged <- r } },
+	})
+	b := w.bridge(k, how{instance: 1}, "http/a.example", "https/a.example", "http/b.example", "https/b.example")
+	b.target(func(rw http.ResponseWriter, r *http.Request) {
+		o := openOf(r)
+		fmt.Fprintf(rw, "%v %q %q %q %q", o.Client.IsValid(), r.Header["X-Forwarded-For"], r.Header["X-Real-Ip"], r.Header["Forwarded"], r.Header["X-Forwarded-Proto"])
+	})
+	for _, c := range []struct{ scheme, user, want string }{
+		{"http", "192.0.2.7:77", `true ["192.0.2.7"] ["192.0.2.7"] ["for=192.0.2.7;host=a.example;proto=http"] ["http"]`},
+		{"https", "192.0.2.7:77", `true ["192.0.2.7"] ["192.0.2.7"] ["for=192.0.2.7;host=a.example;proto=https"] ["https"]`},
+		{"http", "", `false [] [] ["host=b.example;proto=http"] ["http"]`},
+		{"https", "", `false [] [] ["host=b.example;proto=https"] ["https"]`},
+	} {
+		host := map[bool]string{true: "a.example", false: "b.example"}[c.user != ""] // connections to a target are used again
+		var conn net.Conn
+		if c.scheme == "http" {
+			conn = w.through(w.p.web.ln.Addr().String(), 2, c.user, "")
+		} else {
+			conn = tls.Client(w.through(w.p.names.ln.Addr().String(), 2, c.user, ""), &tls.Config{ServerName: host, RootCAs: f.roots})
+		}
+		u := &httpUser{t, conn, bufio.NewReader(conn)}
+		if _, body := u.ask(get(host, "/")); body != c.want {
+			t.Errorf("%s of %q: the target sees %s; want %s", c.scheme, c.user, body, c.want)
+		}
+		if r := <-logged; r.Client != c.user {
+			t.Errorf("%s of %q: the access log has the client %q", c.scheme, c.user, r.Client)
+		}
+		conn.Close()
 	}
 }
 

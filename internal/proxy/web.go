@@ -76,7 +76,7 @@ func (p *Proxy) webClient(conn net.Conn, pass *pass) *web.Client {
 		}
 		p.giveDoor(d)
 	})
-	c.Data = d
+	c.Data, c.Unknown = d, !entrance.Client(conn).IsValid()
 	return c
 }
 
@@ -129,7 +129,7 @@ func (p *Proxy) visit(rt *registry.Route, v *web.Visit) (left func(error), moved
 		return nil, nil, fmt.Errorf("%w: %w", web.ErrLimit, err)
 	}
 	if rt.Drained() {
-		a.Refuse(traffic.RefusedDrained, "client refused", "service", a.Service(), "client", v.Client.RemoteAddr().String(), "err", registry.ErrDrained)
+		a.Refuse(traffic.RefusedDrained, "client refused", "service", a.Service(), "client", v.Client.Address(), "err", registry.ErrDrained)
 		return nil, nil, fmt.Errorf("%w: %w", web.ErrShut, registry.ErrDrained)
 	}
 	if d, ok := v.Client.Data.(*door); ok {
@@ -318,7 +318,7 @@ func (p *Proxy) webFailed(f web.Failure) {
 		p.webRefused(f)
 		return
 	}
-	args := []any{"service", f.Site.Name, "client", f.Client.RemoteAddr().String(), "request", f.ID, "status", f.Status, "err", f.Err}
+	args := []any{"service", f.Site.Name, "client", f.Client.Address(), "request", f.ID, "status", f.Status, "err", f.Err}
 	if f.Opened != "" && f.Opened != f.ID {
 		args = append(args, "opened", f.Opened) // by an earlier request, whose id the bridge has
 	}
@@ -341,7 +341,7 @@ func (p *Proxy) webRefused(f web.Failure) {
 	case f.Site != nil && f.Status != 401 && f.Status != 400: // 401 is how a browser learns that a password is needed
 		level, who, service = slog.LevelInfo, f.Site, f.Site.Name
 	}
-	args := []any{"client", f.Client.RemoteAddr().String(), "request", f.ID, "status", f.Status}
+	args := []any{"client", f.Client.Address(), "request", f.ID, "status", f.Status}
 	if service != "" {
 		args = append(args, "service", service)
 	}

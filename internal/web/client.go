@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,9 @@ const mostVisits = 16
 type Client struct {
 	net.Conn
 	Data any // the owner's
+	// Unknown says that nobody knows whose connection it is: its address is that of a balancer, which stands for all of its users. It is set
+	// before the client is served.
+	Unknown bool
 
 	server *Server
 	first  func() // called when a service lets it in for the first time
@@ -70,6 +74,22 @@ func (s *Server) NewClient(conn net.Conn, entered func(), gone func(entered bool
 		conn.Close()
 	}
 	return c
+}
+
+// Address is where the client is, with its port; "": nobody knows.
+func (c *Client) Address() string {
+	if c.Unknown {
+		return ""
+	}
+	return c.RemoteAddr().String()
+}
+
+// addr is the client's address; the zero value where nobody knows it.
+func (c *Client) addr() netip.Addr {
+	if c.Unknown {
+		return netip.Addr{}
+	}
+	return clientAddr(c.RemoteAddr())
 }
 
 // Read implements net.Conn.

@@ -415,8 +415,7 @@ func withoutHTTPUpgrade(h http.Header) {
 // forwarded says who the client is. What it says itself of that counts only if it is one of those who are trusted.
 func (x *exchange) forwarded(pr *httputil.ProxyRequest) {
 	out, in := pr.Out.Header, pr.In.Header
-	client := clientAddr(x.client.RemoteAddr())
-	address := client.String()
+	client := x.client.addr()
 	trusted := false
 	for _, p := range x.options.TrustedProxies {
 		trusted = trusted || p.Contains(client)
@@ -441,17 +440,21 @@ func (x *exchange) forwarded(pr *httputil.ProxyRequest) {
 		}
 		proto, host = first(in.Get("X-Forwarded-Proto"), proto), first(in.Get("X-Forwarded-Host"), host)
 	}
-	if _, ok := out["X-Real-Ip"]; !ok {
-		out.Set("X-Real-Ip", realAddress(chain, address))
+	element := "host=" + quoted(pr.In.Host) + ";proto=" + scheme
+	if client.IsValid() {
+		address := client.String()
+		if _, ok := out["X-Real-Ip"]; !ok {
+			out.Set("X-Real-Ip", realAddress(chain, address))
+		}
+		out.Set("X-Forwarded-For", strings.Join(append(chain[:len(chain):len(chain)], address), ", "))
+		node := address
+		if client.Is6() {
+			node = `"[` + node + `]"`
+		}
+		element = "for=" + node + ";" + element
 	}
-	out.Set("X-Forwarded-For", strings.Join(append(chain[:len(chain):len(chain)], address), ", "))
 	out.Set("X-Forwarded-Proto", proto)
 	out.Set("X-Forwarded-Host", host)
-	node := address
-	if client.Is6() {
-		node = `"[` + node + `]"`
-	}
-	element := "for=" + node + ";host=" + quoted(pr.In.Host) + ";proto=" + scheme
 	out.Set("Forwarded", strings.Join(append(forwarded[:len(forwarded):len(forwarded)], element), ", "))
 	if x.user != "" {
 		out.Set("X-Forwarded-User", x.user)

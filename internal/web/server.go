@@ -320,6 +320,7 @@ func (id requestID) String() string { return hex.EncodeToString(id[:]) }
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(clientKey{}).(*Client)
 	c.next.begins(r)
+	r.RemoteAddr = c.Address()
 	x := &exchange{server: s, client: c, id: newID()}
 	host, err := x.check(r)
 	if err != nil {

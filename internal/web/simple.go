@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -44,7 +45,7 @@ type simple struct {
 	cancel  context.CancelCauseFunc
 	head    []byte        // of the present request, as the target gets it
 	request *http.Request // what the last answer was read for
-	from    string        // the client's address
+	from    netip.Addr    // the client's address; the zero value: nobody knows it
 	node    string        // the same, as Forwarded has it
 	until   time.Time     // the deadline that the client's connection has for reads
 	last    bool          // the present request is the last one
@@ -79,9 +80,9 @@ func (s *Server) serveSimple(c *Client) (over bool) {
 	if err != nil {
 		return false
 	}
-	m := &simple{server: s, client: c, raw: raw, in: bufio.NewReaderSize(c.Conn, mostSimple), from: clientAddr(c.RemoteAddr()).String()}
-	if m.node = m.from; strings.Contains(m.from, ":") {
-		m.node = `"[` + m.from + `]"`
+	m := &simple{server: s, client: c, raw: raw, in: bufio.NewReaderSize(c.Conn, mostSimple), from: c.addr()}
+	if m.node = m.from.String(); m.from.Is6() {
+		m.node = `"[` + m.node + `]"`
 	}
 	m.ctx, m.cancel = context.WithCancelCause(s.life)
 	defer m.cancel(nil)
@@ -181,15 +182,23 @@ func (m *simple) take(raw []byte) (*exchange, simpleRequest, int) {
 	if !ordinary(options) || site.over() != nil || site.recorder() != nil {
 		return nil, q, 0
 	}
-	m.head = append(m.head, "X-Real-Ip: "...)
-	m.head = append(m.head, m.from...)
-	m.head = append(m.head, "\r\nX-Forwarded-For: "...)
-	m.head = append(m.head, m.from...)
-	m.head = append(m.head, "\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: "...)
+	element := "host="
+	if m.from.IsValid() {
+		m.head = append(m.head, "X-Real-Ip: "...)
+		m.head = m.from.AppendTo(m.head)
+		m.head = append(m.head, "\r\nX-Forwarded-For: "...)
+		m.head = m.from.AppendTo(m.head)
+		m.head = append(m.head, "\r\n"...)
+		element = ";host="
+	}
+	m.head = append(m.head, "X-Forwarded-Proto: http\r\nX-Forwarded-Host: "...)
 	m.head = append(m.head, q.host...)
-	m.head = append(m.head, "\r\nForwarded: for="...)
-	m.head = append(m.head, m.node...)
-	m.head = append(m.head, ";host="...)
+	m.head = append(m.head, "\r\nForwarded: "...)
+	if m.from.IsValid() {
+		m.head = append(m.head, "for="...)
+		m.head = append(m.head, m.node...)
+	}
+	m.head = append(m.head, element...)
 	m.head = append(m.head, quoted(q.host)...)
 	m.head = append(m.head, ";proto=http\r\n\r\n"...)
 	return &exchange{server: m.server, client: m.client, site: site, options: options, id: newID(), host: host, head: m.head}, q, size

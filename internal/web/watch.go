@@ -36,7 +36,7 @@ func (x *exchange) watched(w http.ResponseWriter, r *http.Request) {
 		begun := time.Now()
 		defer func() {
 			over(Request{
-				ID: x.id.String(), Client: x.client.RemoteAddr().String(), Method: r.Method, Host: r.Host, Path: r.RequestURI, Proto: r.Proto,
+				ID: x.id.String(), Client: x.client.Address(), Method: r.Method, Host: r.Host, Path: r.RequestURI, Proto: r.Proto,
 				Status: t.status, Sent: t.sent.Load(), Received: t.received.Load(), Duration: time.Since(begun), UserAgent: r.UserAgent(), Referer: r.Referer(),
 			})
 		}()

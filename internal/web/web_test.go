@@ -38,7 +38,10 @@ type world struct {
 	s     *Server
 	addr  string
 	sites map[string]*Site // by host and path
-	wg    sync.WaitGroup
+
+	unknown atomic.Bool // nobody knows the address of clients that come
+
+	wg sync.WaitGroup
 
 	mu     sync.Mutex
 	failed []Failure // guarded by mu, as all below
@@ -75,7 +78,9 @@ func newWorld(t *testing.T) *world {
 			if err != nil {
 				return
 			}
-			w.s.Serve(w.s.NewClient(c, nil, nil))
+			client := w.s.NewClient(c, nil, nil)
+			client.Unknown = w.unknown.Load()
+			w.s.Serve(client)
 		}
 	})
 	t.Cleanup(func() {
@@ -386,6 +391,28 @@ func TestForwarded(t *testing.T) {
 	for chain, want := range map[string]string{"": "127.0.0.1", "X-Forwarded-For: 192.0.2.7, 192.0.2.8\r\n": "192.0.2.8", "X-Forwarded-For: unknown\r\n": "127.0.0.1", "X-Real-IP: 192.0.2.9\r\nX-Forwarded-For: 192.0.2.8\r\n": "192.0.2.9"} {
 		if _, body := w.user().ask("GET / HTTP/1.1\r\nHost: trusting\r\n" + chain + "\r\n"); !strings.Contains(body, "X-Real-Ip="+want+"\n") {
 			t.Errorf("%q from one who is trusted: %s, want the address %s", chain, body, want)
+		}
+	}
+}
+
+// TestForwardedOfNobody: where nobody knows the client's address, the target is told none, what the client says of it does not count, and
+// the rest is told. A simple request and any other one are alike.
+func TestForwardedOfNobody(t *testing.T) {
+	w := newWorld(t)
+	w.unknown.Store(true)
+	show := w.target(func(rw http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Real-Ip", "Forwarded", "X_forwarded_for"} {
+			fmt.Fprintf(rw, "%q", r.Header.Values(name))
+		}
+	})
+	w.site("plain", show, grammar.ProxyOptions{})
+	w.site("trusting", show, grammar.ProxyOptions{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}})
+	for _, host := range []string{"plain", "trusting"} {
+		for _, lies := range []string{"", "X-Forwarded-For: 6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nX_Forwarded_For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\n"} {
+			want := fmt.Sprintf(`[]["http"][%q][]["host=%s;proto=http"][]`, host, host)
+			if _, body := w.user().ask("GET / HTTP/1.1\r\nHost: " + host + "\r\n" + lies + "\r\n"); body != want {
+				t.Errorf("%s, which the client tells %q: %s; want %s", host, lies, body, want)
+			}
 		}
 	}
 }
