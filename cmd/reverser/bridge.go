@@ -139,6 +139,9 @@ func (b bridgeRole) Apply(ctx context.Context, set config.Settings) (confirmatio
 	return applied, nil
 }
 
+// Again has certificates asked for again: those that were refused may be there now.
+func (b bridgeRole) Again() { b.endings.authority.Again() }
+
 // bridgeSettings are what a bridge needs to know of the settings while it runs. done is to be called when they are in force.
 func bridgeSettings(set config.Settings, e *endings) (s bridge.Settings, done func()) {
 	services, done := e.services(set.Bridge)
