@@ -109,7 +109,7 @@ func (p *Proxy) before(r *http.Request) http.HandlerFunc {
 // newSite makes a site of a route.
 func (p *Proxy) newSite(rt *registry.Route) *web.Site {
 	return &web.Site{
-		Name: rt.Public.String(), Options: rt.Options,
+		Name: rt.Public.String(), Key: rt.Key, Options: rt.Options,
 		Inspect: func(o *grammar.ProxyOptions) *inspect.Recorder { return p.record(rt, o) },
 		Over:    func() func(web.Request) { return p.requestOver(rt) },
 		Enter:   func(v *web.Visit) (func(error), func(uint64, uint64), error) { return p.visit(rt, v) },

@@ -18,14 +18,14 @@ import (
 // guesses slows those down who try passwords, by service and address. Its memory is bounded.
 type guesses struct {
 	once   sync.Once
-	secret [32]byte      // for known
-	turns  chan struct{} // how many passwords are checked at once: each costs a processor some time, and memory
+	secret [32]byte  // for known
+	turns  *keyTurns // of which few are checked at once: each costs a processor some time, and memory, as the key's owner likes
 
 	mu     sync.Mutex
 	from   map[netip.Prefix]guesser // guarded by mu, as all below
 	known  map[[32]byte]time.Time   // passwords that were right a moment ago
 	checks map[[32]byte]*check      // passwords that wait for a turn, or have it
-	queued map[netip.Prefix]int     // how many of them came from an address
+	queued map[queuer]int           // how many of them came from an address for the services of a key
 }
 
 // check is a password that is being looked at. Requests that come with the same one meanwhile wait for the answer.
@@ -39,7 +39,16 @@ type check struct {
 type asker struct {
 	service string
 	from    netip.Prefix
+	key     any // whose service it is
 }
+
+// queuer is whose passwords wait.
+type queuer struct {
+	key  any
+	from netip.Prefix
+}
+
+func (a asker) queuer() queuer { return queuer{a.key, a.from} }
 
 // guesser is an address from which wrong passwords came, by service. Behind mostServices, all others are one: "".
 type guesser map[string]*record
@@ -100,7 +109,7 @@ const (
 	knownTime    = 5 * time.Minute
 	freeGuesses  = 5           // wrong passwords before the next one waits
 	longestWait  = time.Minute // it doubles from firstWait on
-	mostQueued   = 4           // passwords of one address that wait for their turn: the turns are those of all services
+	mostQueued   = 4           // passwords of one address that wait for their turn at a key's services: others wait behind them
 )
 
 // firstWait is longer in tests, whose next guess may come late.
@@ -109,9 +118,9 @@ var firstWait = time.Second
 func (g *guesses) init() {
 	g.once.Do(func() {
 		rand.Read(g.secret[:])
-		g.turns = make(chan struct{}, max(runtime.GOMAXPROCS(0)/2, 1))
+		g.turns = newKeyTurns(max(runtime.GOMAXPROCS(0)/2, 1))
 		g.from, g.known = make(map[netip.Prefix]guesser), make(map[[32]byte]time.Time)
-		g.checks, g.queued = make(map[[32]byte]*check), make(map[netip.Prefix]int)
+		g.checks, g.queued = make(map[[32]byte]*check), make(map[queuer]int)
 	})
 }
 
@@ -192,8 +201,8 @@ var (
 	errQueue    = errors.New("too many passwords came from this address at once")
 )
 
-// try reports whether a password is right, of which look tells that. With errSlow and errQueue it was not looked at. Any other error is
-// that of ctx.
+// try reports whether a password is right, of which look tells that. With errSlow, errQueue and errCrowd it was not looked at. Any other
+// error is that of ctx.
 func (g *guesses) try(ctx context.Context, a asker, sum [32]byte, look func() bool) (right bool, err error) {
 	for {
 		if g.knows(sum, time.Now()) {
@@ -202,7 +211,7 @@ func (g *guesses) try(ctx context.Context, a asker, sum [32]byte, look func() bo
 		if g.wait(a, time.Now()) > 0 {
 			return false, errSlow
 		}
-		c, first, err := g.enqueue(a.from, sum)
+		c, first, err := g.enqueue(a.queuer(), sum)
 		switch {
 		case err != nil:
 			return false, err
@@ -221,7 +230,7 @@ func (g *guesses) try(ctx context.Context, a asker, sum [32]byte, look func() bo
 }
 
 // enqueue returns the check of a password, and whether it is a new one, which the caller has to make.
-func (g *guesses) enqueue(from netip.Prefix, sum [32]byte) (c *check, first bool, err error) {
+func (g *guesses) enqueue(from queuer, sum [32]byte) (c *check, first bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if c = g.checks[sum]; c != nil {
@@ -238,13 +247,11 @@ func (g *guesses) enqueue(from netip.Prefix, sum [32]byte) (c *check, first bool
 
 // check looks at a password when its turn comes, unless the address has to wait by then.
 func (g *guesses) check(ctx context.Context, c *check, a asker, sum [32]byte, look func() bool) (right bool, err error) {
-	defer g.checked(c, a.from, sum)
-	select {
-	case g.turns <- struct{}{}:
-		defer func() { <-g.turns }()
-	case <-ctx.Done():
-		return false, ctx.Err()
+	defer g.checked(c, a.queuer(), sum)
+	if err := g.turns.take(ctx, a.key); err != nil {
+		return false, err
 	}
+	defer g.turns.end()
 	if !g.begin(a, time.Now()) {
 		return false, errSlow
 	}
@@ -257,7 +264,7 @@ func (g *guesses) check(ctx context.Context, c *check, a asker, sum [32]byte, lo
 }
 
 // checked ends a check.
-func (g *guesses) checked(c *check, from netip.Prefix, sum [32]byte) {
+func (g *guesses) checked(c *check, from queuer, sum [32]byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.checks, sum)
@@ -282,7 +289,7 @@ func (x *exchange) authorized(w http.ResponseWriter, r *http.Request) bool {
 			mac.Write([]byte(strconv.Itoa(len(s)) + ":" + s))
 		}
 		sum := [32]byte(mac.Sum(nil))
-		a := asker{x.site.Name, block(x.client)}
+		a := asker{x.site.Name, block(x.client), x.site.Key}
 		right, err := g.try(r.Context(), a, sum, func() bool { return checkPassword(users, name, password) })
 		switch {
 		case right:
@@ -291,6 +298,9 @@ func (x *exchange) authorized(w http.ResponseWriter, r *http.Request) bool {
 		case err == errSlow, err == errQueue:
 			w.Header().Set("Retry-After", strconv.Itoa(int(max(g.wait(a, time.Now()), 0)/time.Second)+1))
 			x.page(w, r, http.StatusTooManyRequests, err)
+			return false
+		case err == errCrowd:
+			x.page(w, r, http.StatusServiceUnavailable, err)
 			return false
 		case err != nil: // the client has left
 			return false

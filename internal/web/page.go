@@ -59,6 +59,12 @@ var crowded = map[string]words{
 	"zh": {"连接过多", "此服务目前无法接受更多连接，请稍后重试。"},
 }
 
+// manyLogins is the page of 503 where too many passwords wait to be checked.
+var manyLogins = map[string]words{
+	"en": {"Too many logins", "Too many passwords for this service wait to be checked at present. Please try again in a moment."},
+	"zh": {"登录过多", "此服务目前有过多密码等待检查，请稍后重试。"},
+}
+
 // shut is the page of 503 where somebody has ordered that no new users are let in, or the proxy stops.
 var shut = map[string]words{
 	"en": {"No new connections", "This service takes no new connections for the moment. Please try again later."},
@@ -96,6 +102,8 @@ func (x *exchange) page(w http.ResponseWriter, r *http.Request, status int, err 
 	switch {
 	case errors.Is(err, ErrLimit):
 		t = crowded[lang]
+	case errors.Is(err, errCrowd):
+		t = manyLogins[lang]
 	case errors.Is(err, ErrShut):
 		t = shut[lang]
 	case errors.Is(err, errNotTaken):

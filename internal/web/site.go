@@ -44,6 +44,8 @@ var (
 type Site struct {
 	// Name is the canonical PUBLIC.
 	Name string
+	// Key is whose service it is, a value that can be compared. What all services share is shared out by it.
+	Key any
 	// Options returns what the service's bridge asks for. Another pointer means other options.
 	Options func() *grammar.ProxyOptions
 	// Enter counts a client in. left is called when it is over, and told nil if all of its exchanges came to their end, ErrEnded if one was

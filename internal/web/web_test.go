@@ -882,7 +882,7 @@ func TestBasicAuth(t *testing.T) {
 	}
 	g := &w.s.guesses
 	for i := range 2 * mostGuessers {
-		g.begin(asker{"http/a", netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)}, time.Now())
+		g.begin(asker{"http/a", netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32), nil}, time.Now())
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -1173,25 +1173,25 @@ func TestGuessesAtManyServices(t *testing.T) {
 	from := netip.MustParsePrefix("127.0.0.2/32")
 	now := time.Now()
 	for range freeGuesses {
-		g.begin(asker{"http/a", from}, now)
+		g.begin(asker{"http/a", from, nil}, now)
 	}
 	for i := range 100 * mostServices {
-		service := asker{fmt.Sprintf("http/own%d", i), from}
+		service := asker{fmt.Sprintf("http/own%d", i), from, nil}
 		g.begin(service, now)
 		g.right(service, [32]byte{byte(i)}, now)
 		g.begin(service, now)
 	}
-	if g.begin(asker{"http/a", from}, now) {
+	if g.begin(asker{"http/a", from, nil}, now) {
 		t.Error("wrong passwords elsewhere let an address try again at once")
 	}
 	if n := len(g.from[from]); n > mostServices+1 {
 		t.Errorf("%d services of an address are remembered", n)
 	}
-	if g.begin(asker{"http/another", from}, now) {
+	if g.begin(asker{"http/another", from, nil}, now) {
 		t.Error("services without a record of their own do not wait together")
 	}
 	now = now.Add(staleAfter + time.Minute)
-	if !g.begin(asker{"http/another", from}, now) || g.from[from]["http/another"] == nil {
+	if !g.begin(asker{"http/another", from, nil}, now) || g.from[from]["http/another"] == nil {
 		t.Error("records that are old make no room")
 	}
 }
@@ -1208,8 +1208,9 @@ func TestGuessesAtOnce(t *testing.T) {
 	g := &w.s.guesses
 	g.init()
 	var busy, asked sync.WaitGroup
-	for range cap(g.turns) {
-		g.turns <- struct{}{}
+	turns := g.turns.free
+	for range turns {
+		g.turns.take(t.Context(), "another key")
 	}
 	statuses := make(chan int, 100)
 	ask := func(from, password string) {
@@ -1229,7 +1230,7 @@ func TestGuessesAtOnce(t *testing.T) {
 		}
 		statuses <- resp.StatusCode
 	}
-	guesser := asker{"http/a", netip.MustParsePrefix("127.0.0.2/32")}
+	guesser := asker{"http/a", netip.MustParsePrefix("127.0.0.2/32"), nil}
 	for range freeGuesses - 1 {
 		g.begin(guesser, time.Now())
 	}
@@ -1256,8 +1257,8 @@ func TestGuessesAtOnce(t *testing.T) {
 			t.Fatalf("%d passwords wait to be looked at, want %d", waiting, mostQueued+1)
 		}
 	}
-	for range cap(g.turns) {
-		<-g.turns
+	for range turns {
+		g.turns.end()
 	}
 	busy.Wait()
 	asked.Wait()
