@@ -122,6 +122,10 @@ func (r *reporter) detached(l *link.Link, slot int, err error) {
 	if r.session != l {
 		return
 	}
+	if errors.Is(err, link.ErrRenewed) { // the one that takes its place is about to be told of, or why there is none
+		r.say(r.log.Info, "the control connection is replaced, with the new token", "proxy", r.proxy)
+		return
+	}
 	r.up[slot] = false
 	if r.begin() {
 		r.say(r.log.Warn, "a connection to the proxy broke, dialling again; users' connections stand still meanwhile", "proxy", r.proxy, "err", err)

@@ -115,6 +115,26 @@ func TestReports(t *testing.T) {
 			"WARN no connection to the proxy, trying again err=from port 10: refused retry_in=1 away=70",
 			"INFO connected to the proxy again away=130",
 		}},
+		"the token is replaced": {func(r *reporter) {
+			connect(r)
+			r.detached(nil, 0, link.ErrRenewed)
+			r.attached(nil, 0, "r")
+		}, []string{
+			"INFO connected to the proxy",
+			"INFO the control connection is replaced, with the new token",
+		}},
+		"the token is replaced, and the proxy is away": {func(r *reporter) {
+			connect(r)
+			r.detached(nil, 0, link.ErrRenewed)
+			r.failed(0, refused, time.Second)
+			time.Sleep(time.Second)
+			r.attached(nil, 0, "r")
+		}, []string{
+			"INFO connected to the proxy",
+			"INFO the control connection is replaced, with the new token",
+			"WARN no connection to the proxy, trying again err=refused retry_in=1",
+			"INFO connected to the proxy again away=1",
+		}},
 		"the proxy is not there yet": {func(r *reporter) {
 			for range 61 {
 				r.failed(0, refused, time.Second)

@@ -49,17 +49,20 @@ func (sl *slot) standing() (standing, <-chan struct{}) {
 	switch {
 	case sl.frozen, c == nil && sl.resting:
 		return good, changed // nothing is to be done now
-	case c == nil || c.addrGone:
+	case c == nil || c.overdue():
+		return over, changed
+	case c.outdated && !sl.link.leaving.final.Load(): // no other one takes the place of the last one
 		return over, changed
 	}
-	waited, rtt := sl.link.now()-c.suspectSince, sl.core.rtt
-	switch {
-	case c.suspectSince == 0 || waited < min(max(suspectAfter, 2*rtt), graceMost):
+	if rtt := sl.core.rtt; c.suspectSince == 0 || sl.link.now()-c.suspectSince < min(max(suspectAfter, 2*rtt), graceMost) {
 		return good, changed
-	case waited < min(max(replaceAfter, 8*rtt), graceMost):
-		return suspect, changed
 	}
-	return over, changed
+	return suspect, changed
+}
+
+// overdue reports whether the connection is given up: its local address is gone, or it did not answer in time. slot.mu is held.
+func (c *carrier) overdue() bool {
+	return c.addrGone || c.suspectSince != 0 && c.slot.link.now()-c.suspectSince >= min(max(replaceAfter, 8*c.slot.core.rtt), graceMost)
 }
 
 // networkChanged asks the slot's connection for a sign of life, because the network changed. gone reports whether a local address

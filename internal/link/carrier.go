@@ -2,6 +2,7 @@ package link
 
 import (
 	"errors"
+	"io"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -92,6 +93,7 @@ type liveness struct {
 	retiredAt    time.Duration // when RETIRE was sent; 0: it was not
 	hungUp       bool          // the kernel says that the peer ended it
 	addrGone     bool          // the local address is gone
+	outdated     bool          // bridge: it proved a secret that is not the present one; another connection is to take its place
 	secret       [32]byte      // bridge: of the key, that was proven; set before the carrier is used
 	relayed      bool          // something in between ends TCP, see auth.Conn; set before the carrier is used
 	lastRead     atomic.Int64  // time.Duration of the link's clock. Not guarded
@@ -190,15 +192,19 @@ func (c *carrier) run() error {
 		c.ackTimer.Stop()
 	}
 	sl.mu.Unlock()
+	if err == ErrRenewed { // whoever said so closes it
+		io.Copy(io.Discard, c.conn.Conn)
+	}
 	sl.news.ring()
 	sl.link.heard.ring()
 	c.conn.Close()
 	c.writers.Wait()
 	sl.resetIfFinal()
-	if sl.index == 0 { // what broke it may have broken the others
-		sl.link.suspectCarriers()
-	} else {
+	switch {
+	case sl.index != 0:
 		sl.link.check(sl)
+	case err != ErrRenewed: // what broke it may have broken the others
+		sl.link.suspectCarriers()
 	}
 	return err
 }

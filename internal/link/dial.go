@@ -197,8 +197,18 @@ func (d *Dialer) SetSecret(secret [32]byte) {
 	}
 }
 
-// renew has another connection take the place of the slot's.
-func (sl *slot) renew() { sl.networkChanged(func(net.Addr) bool { return true }) }
+// ErrRenewed is why a connection of a bridge ended whose place another one took that proves the present secret.
+var ErrRenewed = errors.New("replaced by a connection that proves the new secret")
+
+// renew has another connection, which proves the present secret, take the place of the slot's.
+func (sl *slot) renew() {
+	sl.mu.Lock()
+	defer sl.mu.Unlock()
+	if sl.cur != nil {
+		sl.cur.outdated = true
+		sl.news.ring()
+	}
+}
 
 // Proves reports whether a secret is the one that connections prove.
 func (d *Dialer) Proves(secret [32]byte) bool { return d.authConfig().Secret == secret }
@@ -400,7 +410,7 @@ func (sl *slot) giveUp() {
 	}
 }
 
-// attach binds conn to the slot, in place of a connection that stayed silent.
+// attach binds conn to the slot, in place of a connection that stayed silent or that proved another secret.
 func (k *keeper) attach(ctx context.Context, mode wire.Mode, sid [16]byte, conn *auth.Conn) (*carrier, wire.Attached, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	changed := k.d.network.wait()
@@ -415,7 +425,13 @@ func (k *keeper) attach(ctx context.Context, mode wire.Mode, sid [16]byte, conn 
 		}
 	})
 	k.sl.mu.Lock()
-	if c := k.sl.cur; c != nil {
+	switch c := k.sl.cur; {
+	case c == nil:
+	case c.outdated && !c.overdue():
+		// It stays open until the proxy has answered, which would take its end for a break.
+		k.sl.drop(ErrRenewed)
+		defer c.conn.Close()
+	default:
 		k.sl.fence(c.silence())
 	}
 	k.sl.mu.Unlock()

@@ -75,6 +75,7 @@ type recorder struct {
 	wrong   error             // what Message returns
 	message func(wire.Frame)  // called by Message, if it is set
 	ended   []error
+	control []error // why control connections ended
 	streams chan *Stream
 }
 
@@ -109,9 +110,16 @@ func (r *recorder) Message(_ *Link, f wire.Frame) (err error) {
 	}
 	return err
 }
-func (r *recorder) Attached(l *Link, slot int)          { r.note(func() { r.link, r.up[slot] = l, true }) }
-func (r *recorder) Detached(_ *Link, slot int, _ error) { r.note(func() { r.up[slot] = false }) }
-func (r *recorder) GoingAway(*Link, time.Duration)      {}
+func (r *recorder) Attached(l *Link, slot int) { r.note(func() { r.link, r.up[slot] = l, true }) }
+func (r *recorder) Detached(_ *Link, slot int, err error) {
+	r.note(func() {
+		r.up[slot] = false
+		if slot == 0 {
+			r.control = append(r.control, err)
+		}
+	})
+}
+func (r *recorder) GoingAway(*Link, time.Duration) {}
 func (r *recorder) Ended(_ *Link, err error) {
 	r.note(func() { r.ended = append(r.ended, err); r.up = map[int]bool{} })
 }
@@ -260,6 +268,36 @@ func TestStreamIsANetConn(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSetSecret: the control connection that proves another secret takes the place of the one before in order. Neither end takes that for a
+// break.
+func TestSetSecret(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 0)
+		defer w.close()
+		px, br := w.open()
+		w.dialer.SetSecret(w.dialerConfig.Auth.Secret)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		for name, c := range map[string]struct {
+			r    *recorder
+			want error
+		}{"proxy": {w.px, errFenced}, "bridge": {w.br, ErrRenewed}} {
+			c.r.note(func() {
+				if len(c.r.control) != 1 || c.r.control[0] != c.want || c.r.link.RemoteAddr() == nil {
+					t.Errorf("%s: control connections ended with %v, the present one leads to %v; want %v, and another one", name, c.r.control, c.r.link.RemoteAddr(), c.want)
+				}
+			})
+		}
+		if n := w.br.link.Status()[0].Resumes; n != 1 {
+			t.Errorf("%d resumes; want 1", n)
+		}
+		go px.Write([]byte("x"))
+		if _, err := io.ReadFull(br, make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // noise is n bytes that do not repeat, the same for the same seed.

@@ -38,9 +38,14 @@ func TestRotate(t *testing.T) {
 		t.Errorf("the new secret was used %d times", n)
 	}
 
+	eventually(t, "the control connection is back", func() bool { return w.log.Count("bridge connected") == 2 })
 	b.dialer.SetSecret(next)
 	eventually(t, "the new secret is used", func() bool { return used.Load() == 1 })
 	talk(t, s, u, "with the new secret")
+	eventually(t, "the control connection is replaced", func() bool { return b.renewed.Load() == 1 })
+	if n := w.log.Count("bridge lost", "err=EOF"); n != 0 { // a cut is a reset
+		t.Errorf("the bridge was lost %d times while its control connection was replaced", n)
+	}
 	if why := w.attempt(k); !errors.Is(why, link.ErrDenied) || !strings.Contains(why.Error(), "this token was replaced") {
 		t.Errorf("with the old secret: %v", why)
 	}

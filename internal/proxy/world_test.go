@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -169,7 +170,8 @@ type bridge struct {
 	ended   []error
 	dialled []dialled
 	conns   []*net.TCPConn
-	mute    bool // dials no more
+	mute    bool         // dials no more
+	renewed atomic.Int32 // connections whose place another one took that proves a new secret; not guarded
 }
 
 func (b *bridge) Opened(s *link.Stream) { b.streams <- s }
@@ -232,7 +234,10 @@ func (b *bridge) Attached(l *link.Link, slot int) {
 		b.say(l)
 	}
 }
-func (b *bridge) Detached(_ *link.Link, slot int, _ error) {
+func (b *bridge) Detached(_ *link.Link, slot int, err error) {
+	if errors.Is(err, link.ErrRenewed) {
+		b.renewed.Add(1)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.up[slot] = false
