@@ -45,7 +45,7 @@ type Snapshot struct {
 	Links         []Link     `json:"links"`
 	Services      []Service  `json:"services"`
 	Pairs         []Pair     `json:"pairs"`
-	Keys          []Key      `json:"keys"`               // what each carried since the start; at a proxy also those that carried nothing and expire
+	Keys          []Key      `json:"keys"`               // what each carried since the start; at a proxy also those that carried nothing and expire, and of those that were removed the 100 largest
 	Clients       []Client   `json:"clients"`            // those with the most connections, or bytes where these are equal; 20 at most
 	Removed       []Service  `json:"removed"`            // services that are gone, with what they counted; 100 at most, the largest first
 	Pressure      []Pressure `json:"pressure"`           // what ran out

@@ -3,7 +3,9 @@ package traffic
 import (
 	"container/list"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +29,7 @@ type Account struct {
 	total          atomic.Uint64 // pairs that were made
 	turnedAway     atomic.Uint64 // connections that did not become a pair
 	members        members       // of a key
+	removed        atomic.Bool   // of a key: there is none any more
 	held           atomic.Int64  // of a key: places that its users have; changes under ledger.mu
 	target         target        // of a service: whether it answers
 	unlisted       bool          // the key has too many services: what this one counted goes to the key when a pair is over
@@ -142,14 +145,24 @@ func (a *Account) SetLimits(l Limits) {
 	a.limits = l
 }
 
-// SetKeys says which keys there are from now on, and what each allows. Connections that are there already stay.
+// SetKeys says which keys there are from now on, and what each allows. Connections that are there already stay. The account of a key that
+// was removed is dropped if it counted nothing. Otherwise it is kept, since no counter may become less.
 func (c *Conns) SetKeys(limits map[[16]byte]Limits) {
 	l := &c.ledger
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.present = maps.Clone(limits)
+	unused := make(map[*Account]bool)
 	for id, k := range l.keys {
+		_, there := limits[id]
+		before := k.removed.Swap(!there)
 		k.limits = limits[id]
+		// Users may be on the way to a service of a key that has just been removed: it is left for the next time.
+		if !there && (before || len(k.services) == 0) && k.unusedLocked() {
+			unused[k] = true
+		}
 	}
+	l.dropLocked(unused)
 	for id, most := range limits {
 		if most != (Limits{}) {
 			l.keyLocked(id).limits = most
@@ -157,6 +170,52 @@ func (c *Conns) SetKeys(limits map[[16]byte]Limits) {
 	}
 	l.places.alone = len(limits) == 1
 	l.places.unblockLocked()
+}
+
+// unusedLocked reports whether the account of a key, and those of its services, counted nothing. ledger.mu is held.
+func (k *Account) unusedLocked() bool {
+	if k.now != 0 || k.held.Load() != 0 || k.total.Load() != 0 || k.turnedAway.Load() != 0 {
+		return false
+	}
+	for _, s := range k.services {
+		if s.total.Load() != 0 || s.turnedAway.Load() != 0 || s.refusal.due {
+			return false
+		}
+	}
+	return true
+}
+
+// dropLocked forgets the accounts of those keys. ledger.mu is held.
+func (l *ledger) dropLocked(keys map[*Account]bool) {
+	if len(keys) == 0 {
+		return
+	}
+	services := false
+	for k := range keys {
+		delete(l.keys, k.Key)
+		services = services || len(k.services) > 0
+	}
+	l.tenants = without(l.tenants, func(k *Account) bool { return keys[k] })
+	if !services {
+		return
+	}
+	l.services = without(l.services, func(s *Account) bool { return keys[s.key] })
+	for _, g := range slices.Clone(l.listed) {
+		if keys[g.service.key] {
+			l.evictLocked(g)
+		}
+	}
+}
+
+// without returns a copy of a list without those for which drop returns true.
+func without(list []*Account, drop func(*Account) bool) []*Account {
+	left := make([]*Account, 0, len(list))
+	for _, a := range list {
+		if !drop(a) {
+			left = append(left, a)
+		}
+	}
+	return left
 }
 
 // charge counts a connection that arrives for the service, and gives it a place, unless it would be one too many. With a waiter the
@@ -297,7 +356,9 @@ type ledger struct {
 	idle   *list.List // of *guest: those without a connection, the one that is so for longest first
 	most   int        // guests
 
-	// Only appended to: whoever has a copy of the slice may read it without the lock.
+	present map[[16]byte]Limits // the keys that there are; nil: nobody has said so
+
+	// Appended to or replaced, never changed: whoever has a copy of the slice may read it without the lock.
 	tenants  []*Account // of keys
 	services []*Account // of services, but for unlisted ones
 
@@ -331,10 +392,18 @@ func (l *ledger) key(id [16]byte) *Account {
 	return l.keyLocked(id)
 }
 
+func (l *ledger) findKey(id [16]byte) *Account {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.keys[id]
+}
+
 func (l *ledger) keyLocked(id [16]byte) *Account {
 	k := l.keys[id]
 	if k == nil {
 		k = &Account{Key: id, ledger: l, services: make(map[string]*Account)}
+		_, there := l.present[id]
+		k.removed.Store(l.present != nil && !there)
 		l.keys[id] = k
 		l.tenants = append(l.tenants, k)
 	}

@@ -200,7 +200,11 @@ func (c *Conns) End(reason relay.Reason, code wire.Code, match func(*Admission) 
 
 // EndKey is End for the connections of one key. It looks at no other.
 func (c *Conns) EndKey(reason relay.Reason, code wire.Code, key [16]byte) (n int) {
-	for _, a := range c.ledger.key(key).members.all() {
+	k := c.ledger.findKey(key)
+	if k == nil {
+		return 0
+	}
+	for _, a := range k.members.all() {
 		if a.endBy(&ending{reason, code}) {
 			n++
 		}

@@ -12,7 +12,7 @@ import (
 
 // What status shows at the most. Totals of keys include what is left out.
 const (
-	mostRemoved = 100
+	mostRemoved = 100 // services, and keys
 	mostClients = 20
 )
 
@@ -52,6 +52,7 @@ func (c *Conns) Show(snap *status.Snapshot, shown map[*Account]bool) {
 		st.TargetState, st.TargetAt, st.TargetError = "", time.Time{}, ""
 		snap.Removed = append(snap.Removed, st)
 	}
+	snap.Keys = shownKeys(keys, snap.Keys)
 	slices.SortStableFunc(snap.Removed, func(a, b status.Service) int {
 		return cmp.Or(cmp.Compare(b.Connections, a.Connections), cmp.Compare(b.Sent+b.Received, a.Sent+a.Received), cmp.Compare(b.Total, a.Total))
 	})
@@ -63,6 +64,24 @@ func (c *Conns) Show(snap *status.Snapshot, shown map[*Account]bool) {
 		})
 	}
 	slices.SortFunc(snap.Keys, func(a, b status.Key) int { return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.ID, b.ID)) })
+}
+
+// shownKeys are the rows that status shows of the keys of those accounts: the present ones, and of the removed ones those that carried the
+// most.
+func shownKeys(keys []*Account, rows []status.Key) []status.Key {
+	var shown, removed []status.Key
+	for i, k := range keys {
+		switch row := rows[i]; {
+		case !k.removed.Load():
+			shown = append(shown, row)
+		case row.Connections > 0 || row.Total > 0 || row.Refused > 0:
+			removed = append(removed, row)
+		}
+	}
+	slices.SortStableFunc(removed, func(a, b status.Key) int {
+		return cmp.Or(cmp.Compare(b.Connections, a.Connections), cmp.Compare(b.Sent+b.Received, a.Sent+a.Received), cmp.Compare(b.Total, a.Total))
+	})
+	return append(shown, removed[:min(len(removed), mostRemoved)]...)
 }
 
 // all returns the accounts that are kept.

@@ -118,3 +118,57 @@ func TestCounted(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// TestRemovedKeys: a removed key that counted nothing leaves nothing behind. What the others counted stays, and status shows some of them.
+func TestRemovedKeys(t *testing.T) {
+	bubble(t, Config{}, func(t *testing.T, c *Conns, _ *logtest.Journal) {
+		key := func(i int) [16]byte { return [16]byte{1, byte(i >> 8), byte(i)} }
+		limits := Limits{Connections: 1}
+		for i := range 150 {
+			c.SetKeys(map[[16]byte]Limits{keyA: limits, key(i): limits})
+			c.SetKeys(map[[16]byte]Limits{keyA: limits})
+			c.EndKey(relay.ReasonRemoved, 0, key(i))
+		}
+		kept := func() (keys, tenants, services int) {
+			return len(c.ledger.keys), len(c.ledger.tenants), len(c.ledger.services)
+		}
+		if keys, tenants, _ := kept(); keys != 1 || tenants != 1 {
+			t.Errorf("%d keys and %d tenants are left; want one of each", keys, tenants)
+		}
+
+		// One with a service that a user tried, and that counted nothing.
+		c.SetKeys(map[[16]byte]Limits{keyA: limits, keyB: limits})
+		admit(t, c.Account(keyB, "tcp/80"), alice).Leave()
+		c.SetKeys(map[[16]byte]Limits{keyA: limits})
+		var s status.Snapshot
+		c.Show(&s, nil)
+		if len(s.Keys) != 1 {
+			t.Errorf("keys %+v are shown; want one", s.Keys)
+		}
+		c.SetKeys(map[[16]byte]Limits{keyA: limits})
+		if keys, tenants, services := kept(); keys != 1 || tenants != 1 || services != 0 || len(c.ledger.listed) != 0 || c.ledger.idle.Len() != 0 {
+			t.Errorf("%d keys, %d tenants, %d services and %d clients are left; want one key and one tenant", keys, tenants, services, len(c.ledger.listed))
+		}
+
+		for i := range 150 {
+			c.SetKeys(map[[16]byte]Limits{keyA: limits, key(i): limits})
+			f := &fake{}
+			admit(t, c.Account(key(i), "tcp/80"), alice).bind(f, "")
+			f.End(relay.ReasonEOF, 0)
+			synctest.Wait()
+		}
+		c.SetKeys(map[[16]byte]Limits{keyA: limits})
+		s = status.Snapshot{}
+		c.Show(&s, nil)
+		if len(s.Keys) != 1+mostRemoved || len(s.Removed) != mostRemoved {
+			t.Errorf("%d keys and %d removed services are shown; want %d and %d", len(s.Keys), len(s.Removed), 1+mostRemoved, mostRemoved)
+		}
+		counted := 0
+		for range c.Counted {
+			counted++
+		}
+		if counted != 150 {
+			t.Errorf("%d services have counted; want 150", counted)
+		}
+	})
+}
