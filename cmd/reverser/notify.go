@@ -26,7 +26,20 @@ func newNotices(r *reloader, log *slog.Logger) *notices {
 	if err != nil {
 		host = "a machine without a name"
 	}
-	return &notices{notify.Notifier{Role: r.settings().Role, Host: host, Log: log}, r.settings}
+	n := &notices{notify.Notifier{Role: r.settings().Role, Host: host, Log: log}, r.settings}
+	if n.Role == config.RoleProxy {
+		n.Keys = n.keys
+	}
+	return n
+}
+
+// keys are the names of the keys that a proxy honours.
+func (n *notices) keys() map[string]bool {
+	names := make(map[string]bool)
+	for _, k := range n.settings().Proxy.Keys {
+		names[k.Name] = true
+	}
+	return names
 }
 
 func (n *notices) targets() (all []notify.Target) {

@@ -36,6 +36,9 @@ type Notifier struct {
 	Role string // of the process
 	Host string // the name of its machine
 	Log  *slog.Logger
+	// Keys returns the names of the keys that there are. Nothing is told of the bridge and the services of a key that was removed. nil: all
+	// keys count, as at a bridge, which has one.
+	Keys func() map[string]bool
 }
 
 const (
@@ -81,7 +84,12 @@ func (n *Notifier) Run(ctx context.Context, look func() status.Snapshot, targets
 		}
 		if len(running) > 0 {
 			now, snapshot := time.Now(), look()
+			var known map[string]bool
+			if n.Keys != nil {
+				known = n.Keys()
+			}
 			for _, o := range running {
+				o.watch.known = known
 				o.put(now, o.watch.look(snapshot, now))
 			}
 		}

@@ -59,7 +59,7 @@ func running(t *testing.T, targets ...Target) (w *web, now *status.Snapshot, lis
 	log = logtest.New(slog.LevelDebug)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	n := &Notifier{Role: "proxy", Host: "vm", Log: slog.New(log)}
+	n := &Notifier{Role: "proxy", Host: "vm", Log: slog.New(log), Keys: func() map[string]bool { return map[string]bool{"a": true, "b": true} }}
 	wg.Go(func() {
 		n.Run(ctx, func() status.Snapshot { mu.Lock(); defer mu.Unlock(); return *now }, func() []Target { mu.Lock(); defer mu.Unlock(); return *list })
 	})

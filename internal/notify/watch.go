@@ -35,6 +35,7 @@ type Event struct {
 // watch remembers how things are. What changes to and fro within after is not told.
 type watch struct {
 	after    time.Duration
+	known    map[string]bool // the keys that there are; nil: any
 	subjects map[subject]*state
 	keys     map[string]*expiry
 }
@@ -86,6 +87,11 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 	if w.subjects == nil {
 		w.subjects = make(map[subject]*state)
 	}
+	for sub, st := range w.subjects {
+		if key := cmp.Or(st.key, sub.name); sub.kind != certificate && !w.knows(key) {
+			delete(w.subjects, sub) // somebody removed the key, and knows
+		}
+	}
 	seen := make(map[subject]bool)
 	note := func(sub subject, key string, up bool, reason string) {
 		st := w.subjects[sub]
@@ -99,7 +105,7 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 		st.key, st.reason, st.missed = key, reason, time.Time{}
 		seen[sub] = true
 	}
-	connected := bridges(s)
+	connected := w.bridges(s)
 	for sub, up := range connected {
 		note(sub, "", up, "")
 	}
@@ -185,6 +191,9 @@ func (w *watch) look(s status.Snapshot, now time.Time) (events []Event) {
 func (w *watch) services(s status.Snapshot) map[string]status.Service {
 	best := make(map[string]status.Service, len(s.Services))
 	for _, v := range s.Services {
+		if !w.knows(v.Key) {
+			continue // its end is on its way
+		}
 		had, there := best[v.Public]
 		if there && v.Rank() == had.Rank() {
 			st := w.subjects[subject{"service", v.Public}]
@@ -257,15 +266,21 @@ func unwell(c status.Certificate, now time.Time) bool {
 	return now.Sub(c.RenewAt) > renewal
 }
 
+// knows reports whether there is a key of that name.
+func (w *watch) knows(key string) bool { return w.known == nil || w.known[key] }
+
 func (w *watch) isUp(sub subject) bool {
 	st := w.subjects[sub]
 	return st != nil && st.up
 }
 
 // bridges are the bridges that a proxy knows, by their keys. A bridge knows itself: it is up when one of its links is.
-func bridges(s status.Snapshot) map[subject]bool {
+func (w *watch) bridges(s status.Snapshot) map[subject]bool {
 	up := make(map[subject]bool)
 	for _, l := range s.Links {
+		if !w.knows(l.Key) {
+			continue
+		}
 		sub := subject{"bridge", l.Key}
 		up[sub] = up[sub] || l.State == status.LinkUp
 	}

@@ -78,6 +78,39 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// TestWatchOfARemovedKey: the bridge of a key that was removed, and its services, are nothing to tell, whether they were down before or not, and
+// also while their end is on its way.
+func TestWatchOfARemovedKey(t *testing.T) {
+	for name, down := range map[string]bool{"while it is up": false, "while it is down": true} {
+		w := watch{known: map[string]bool{"a": true, "b": true}}
+		now := time.Unix(1_000_000, 0)
+		look := func(when string, s status.Snapshot, want ...string) {
+			t.Helper()
+			now = now.Add(time.Second)
+			var got []string
+			for _, e := range w.look(s, now) {
+				got = append(got, e.Event+" "+e.Name)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s, %s: told %q, want %q", name, when, got, want)
+			}
+		}
+		look("at first", at("a", "b"))
+		if down {
+			look("at its end", at("b"), "bridge-down a", "service-down tcp/a")
+		}
+		w.known = map[string]bool{"b": true}
+		look("as it is removed", at("a", "b"))
+		look("after that", at("b"))
+		if n := len(w.subjects); n != 2 {
+			t.Errorf("%s: %d subjects are remembered; want 2", name, n)
+		}
+		w.known = map[string]bool{"a": true, "b": true}
+		look("with another key of that name", at("a", "b"))
+		look("when that one's bridge goes", at("b"), "bridge-down a", "service-down tcp/a")
+	}
+}
+
 // A bridge is up when one of its links is. A service that it gives up is nothing to tell.
 func TestWatchOfABridge(t *testing.T) {
 	s := func(states ...string) status.Snapshot {
