@@ -4,7 +4,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,63 +15,160 @@ type Hello struct {
 	Name string // of the server that it wants (SNI, RFC 6066 section 3), in lower case; "": it names none. With ECH the outer one
 	ALPN []string
 	Read []byte // all that was read of the connection, which its server is to get
+
+	of *Hellos // whose memory for long ones it has; nil: none
 }
 
-// HelloTime is how long a client has for its ClientHello, and mostHello how many bytes. A hello of crypto/tls is at most 64 KiB long; in
-// records of few bytes each it is longer on the wire.
+// HelloTime is how long a client has for its ClientHello, and mostHello how many bytes, with the heads of its records. Those of browsers with
+// key shares of post-quantum cryptography and ECH have less than 4 KiB. Longer ones share mostLong bytes, or strangers could take 16 KiB
+// with each of thousands of connections.
 const (
 	HelloTime = 10 * time.Second
-	mostHello = 128 << 10
+	mostHello = 16 << 10
+	longHello = 4 << 10
+	mostLong  = 16 << 20
 )
 
-// ErrNoHello says that what a client sent is no ClientHello.
-var ErrNoHello = errors.New("no TLS ClientHello")
+// Errors of Hellos.Read: what a client sent is no ClientHello, or a long one for which there is no memory.
+var (
+	ErrNoHello = errors.New("no TLS ClientHello")
+	ErrNoRoom  = fmt.Errorf("the %d MiB for long ClientHellos of all clients are taken", mostLong>>20)
+)
 
-// ReadHello reads a ClientHello, in as many records as it comes, and no byte behind the record that ends it. It writes nothing. The
-// connection's read deadline is cleared when it succeeds.
-func ReadHello(conn net.Conn) (*Hello, error) {
+// Hellos reads the ClientHellos of strangers, and bounds the memory that the long ones take together. The zero value is ready.
+type Hellos struct {
+	long atomic.Int64 // bytes that long ones have
+}
+
+// Read reads a ClientHello, in as many records as it comes. It writes nothing. The connection's read deadline is cleared when it
+// succeeds; the hello is to be told when it is Done.
+func (hs *Hellos) Read(conn net.Conn) (_ *Hello, err error) {
 	if err := conn.SetReadDeadline(time.Now().Add(HelloTime)); err != nil {
 		return nil, err
 	}
-	// The parser is that of crypto/tls: its handshake is stopped when it has the hello, and what it would send goes nowhere.
-	l := &listening{Conn: conn}
-	var h *Hello
-	stop := errors.New("the hello is there")
-	err := tls.Server(l, &tls.Config{GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
-		h = &Hello{Name: info.ServerName, ALPN: info.SupportedProtos}
-		return nil, stop
-	}}).Handshake()
-	switch {
-	case h == nil && l.failed != nil:
-		return nil, l.failed
-	case h == nil:
-		return nil, fmt.Errorf("%w: %w", ErrNoHello, err)
+	h := &Hello{Read: make([]byte, 0, longHello/4)}
+	defer func() {
+		if err != nil {
+			h.Done()
+		}
+	}()
+	// crypto/tls, which reads it, would keep two copies more while the client is waited for.
+	for m := (message{}); !m.over(h.Read); {
+		if err := hs.grow(h); err != nil {
+			return nil, err
+		}
+		n, err := conn.Read(h.Read[len(h.Read):cap(h.Read)])
+		if h.Read = h.Read[:len(h.Read)+n]; err != nil {
+			return nil, err
+		}
 	}
-	h.Read = l.read
+	if err := h.parse(); err != nil {
+		return nil, err
+	}
 	_ = conn.SetReadDeadline(time.Time{}) // one that has ended meanwhile says so to whoever reads on
 	return h, nil
 }
 
-// listening keeps what was read of a connection, and writes nothing.
-type listening struct {
+// grow makes room to read more.
+func (hs *Hellos) grow(h *Hello) error {
+	n := len(h.Read)
+	switch {
+	case n < cap(h.Read):
+		return nil
+	case n >= mostHello:
+		return fmt.Errorf("%w in the first %d KiB", ErrNoHello, mostHello>>10)
+	case n < longHello:
+		h.Read = append(make([]byte, 0, 2*n), h.Read...)
+		return nil
+	case hs.long.Add(mostHello) > mostLong:
+		hs.long.Add(-mostHello)
+		return ErrNoRoom
+	}
+	h.of = hs
+	h.Read = append(make([]byte, 0, mostHello), h.Read...)
+	return nil
+}
+
+// Done says that the client is no stranger any more, or is not served: others may have the memory of a long hello.
+func (h *Hello) Done() {
+	if h != nil && h.of != nil {
+		h.of.long.Add(-mostHello)
+		h.of = nil
+	}
+}
+
+// message follows a handshake message through its records.
+type message struct {
+	at   int     // where the present record begins
+	have int     // bytes of the message in those before
+	head [4]byte // of the message: its type, and its length
+}
+
+// over reports whether b, of which more is there with each call, has a whole ClientHello, or what can be none: both is for crypto/tls to tell.
+func (m *message) over(b []byte) bool {
+	for len(b)-m.at >= 5 {
+		r := b[m.at:]
+		n := int(r[3])<<8 | int(r[4])
+		if r[0] != 22 || n == 0 || n > mostHello {
+			return true
+		}
+		part := r[5:min(len(r), 5+n)]
+		if m.have < len(m.head) {
+			copy(m.head[m.have:], part)
+		}
+		have := m.have + len(part)
+		size := 4 + (int(m.head[1])<<16 | int(m.head[2])<<8 | int(m.head[3]))
+		if have > 0 && m.head[0] != 1 || have >= 4 && size > mostHello {
+			return true
+		}
+		if len(part) < n {
+			return false
+		}
+		if have >= 4 && have >= size {
+			return true
+		}
+		m.at, m.have = m.at+5+n, have
+	}
+	return len(b) > m.at && b[m.at] != 22
+}
+
+// parse has crypto/tls read the hello: its handshake is stopped when it has it.
+func (h *Hello) parse() error {
+	there := false
+	stop := errors.New("the hello is there")
+	err := tls.Server(&said{read: h.Read}, &tls.Config{GetConfigForClient: func(info *tls.ClientHelloInfo) (*tls.Config, error) {
+		there, h.Name, h.ALPN = true, info.ServerName, info.SupportedProtos
+		return nil, stop
+	}}).Handshake()
+	if !there {
+		return fmt.Errorf("%w: %w", ErrNoHello, err)
+	}
+	return nil
+}
+
+// said is a connection that has said something and says no more. What is written to it goes nowhere.
+type said struct {
 	net.Conn
-	read   []byte
-	failed error // of the connection itself
+	read []byte
 }
 
-func (l *listening) Read(b []byte) (int, error) {
-	if len(l.read) >= mostHello {
-		return 0, fmt.Errorf("%w in the first %d KiB", ErrNoHello, mostHello>>10)
+func (s *said) Read(b []byte) (int, error) {
+	if len(s.read) == 0 {
+		return 0, io.ErrUnexpectedEOF
 	}
-	n, err := l.Conn.Read(b[:min(len(b), mostHello-len(l.read))])
-	l.read = append(l.read, b[:n]...)
-	if err != nil {
-		l.failed = err
-	}
-	return n, err
+	n := copy(b, s.read)
+	s.read = s.read[n:]
+	return n, nil
 }
 
-func (l *listening) Write(b []byte) (int, error) { return len(b), nil }
+func (s *said) Write(b []byte) (int, error) { return len(b), nil }
+
+// MostBehind is how much a client may send behind its hello until the end of its handshake: another hello, if the first one had no
+// suitable key share, and the end.
+func (h *Hello) MostBehind() int { return max(len(h.Read), longHello) + longHello/2 }
+
+// ErrTooMuch says that a client has sent more than that.
+var ErrTooMuch = errors.New("more than a TLS handshake takes")
 
 // Unrecognized is the alert for a client whose name nobody serves (RFC 6066, section 3): fatal, unrecognized_name.
 var Unrecognized = []byte{21, 3, 3, 0, 2, 2, 112}

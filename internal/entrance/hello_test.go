@@ -52,7 +52,7 @@ func readHello(t *testing.T, sent []byte, behind string) (*Hello, error, string)
 		client.Write(append(slices.Clone(sent), behind...))
 		client.Close()
 	}()
-	h, err := ReadHello(server)
+	h, err := new(Hellos).Read(server)
 	var rest []byte
 	if err == nil {
 		rest, _ = io.ReadAll(server)
@@ -115,6 +115,59 @@ func TestReadHelloRefuses(t *testing.T) {
 	}
 }
 
+// TestLongHellos: a client holds no more than it is given for a hello that does not end, and all of those that are long together no more than
+// theirs. Who finds it taken is refused. Short ones come in, and long ones when others are done.
+func TestLongHellos(t *testing.T) {
+	var hs Hellos
+	hs.long.Store(mostLong - 2*mostHello)
+	short := helloOf(t, &tls.Config{ServerName: "a.example"})
+	long := helloOf(t, &tls.Config{ServerName: "a.example", NextProtos: slices.Repeat([]string{strings.Repeat("p", 250)}, 50)})
+	read := func(sent []byte) (net.Conn, <-chan error, **Hello) {
+		client, server := net.Pipe()
+		t.Cleanup(func() { client.Close(); server.Close() })
+		done, got := make(chan error, 1), new(*Hello)
+		go func() {
+			var err error
+			*got, err = hs.Read(server)
+			server.Close()
+			done <- err
+		}()
+		client.Write(sent)
+		return client, done, got
+	}
+	half, halfDone, _ := read(long[:len(long)-1])
+	if n := hs.long.Load(); n != mostLong-mostHello {
+		t.Errorf("half a long hello took %d bytes", n-mostLong+2*mostHello)
+	}
+	_, done, whole := read(long)
+	if err := <-done; err != nil || cap((*whole).Read) > mostHello {
+		t.Fatalf("a long hello: %v", err)
+	}
+	_, done, _ = read(long)
+	if err := <-done; !errors.Is(err, ErrNoRoom) {
+		t.Errorf("a long hello when all is taken: %v, want ErrNoRoom", err)
+	}
+	_, done, _ = read(short)
+	if err := <-done; err != nil {
+		t.Errorf("a short hello when all is taken: %v", err)
+	}
+	half.Close()
+	if err := <-halfDone; err == nil {
+		t.Error("half a hello is one")
+	}
+	_, done, third := read(long)
+	if err := <-done; err != nil {
+		t.Errorf("a long hello when another one has gone: %v", err)
+	}
+	for _, h := range []*Hello{*whole, *third} {
+		h.Done()
+		h.Done()
+	}
+	if n := hs.long.Load(); n != mostLong-2*mostHello {
+		t.Errorf("%d bytes are taken when all are done", n-mostLong+2*mostHello)
+	}
+}
+
 // TestReadHelloDeadline: a client that is slow, a byte now and then, has as long as one that is silent.
 func TestReadHelloDeadline(t *testing.T) {
 	hello := helloOf(t, &tls.Config{ServerName: "a.example"})
@@ -132,7 +185,7 @@ func TestReadHelloDeadline(t *testing.T) {
 			}
 		}()
 		begin := time.Now()
-		_, err := ReadHello(server)
+		_, err := new(Hellos).Read(server)
 		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) != HelloTime {
 			t.Errorf("%v after %s, want the deadline after %s", err, time.Since(begin), HelloTime)
 		}

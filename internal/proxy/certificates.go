@@ -89,7 +89,7 @@ func (p *Proxy) asksForProof(hello *entrance.Hello) bool {
 // prove answers an authority. The proof is in the handshake.
 func (p *Proxy) prove(conn net.Conn, hello *entrance.Hello) {
 	conn.SetDeadline(time.Now().Add(entrance.HelloTime))
-	turned := p.inTurn(conn)
+	turned := p.inTurn(conn, hello)
 	t := tls.Server(entrance.Again(turned, hello.Read), &tls.Config{GetCertificate: p.cfg.Certificates.GetCertificate, NextProtos: []string{acmeProtocol}})
 	_ = t.Handshake() // the authority says what was wrong with it
 	turned.over()
@@ -101,11 +101,12 @@ func (p *Proxy) prove(conn net.Conn, hello *entrance.Hello) {
 type turned struct {
 	net.Conn
 	handshake *traffic.Handshake // nil: it is over
+	left      int                // bytes that may be read until then
 }
 
 // inTurn waits for a turn to compute a handshake whose first bytes are there. over ends the last turn.
-func (p *Proxy) inTurn(conn net.Conn) *turned {
-	t := &turned{conn, p.names.handshakes.Handshake()}
+func (p *Proxy) inTurn(conn net.Conn, hello *entrance.Hello) *turned {
+	t := &turned{conn, p.names.handshakes.Handshake(), hello.MostBehind()}
 	t.handshake.Heard()
 	return t
 }
@@ -117,7 +118,17 @@ func (t *turned) over() {
 }
 
 // Read implements net.Conn. Who left while it was waited for takes no other turn.
-func (t *turned) Read(b []byte) (int, error) { return t.do(t.Conn.Read, b) }
+func (t *turned) Read(b []byte) (int, error) {
+	if t.handshake == nil {
+		return t.Conn.Read(b)
+	}
+	if t.left == 0 {
+		return 0, entrance.ErrTooMuch
+	}
+	n, err := t.do(t.Conn.Read, b[:min(len(b), t.left)])
+	t.left -= n
+	return n, err
+}
 
 // Write implements net.Conn.
 func (t *turned) Write(b []byte) (int, error) { return t.do(t.Conn.Write, b) }
@@ -184,7 +195,7 @@ func (p *Proxy) serveSecure(conn net.Conn, hello *entrance.Hello, pass *pass) {
 		return
 	}
 	conn.SetDeadline(time.Now().Add(entrance.HelloTime))
-	turned := p.inTurn(conn)
+	turned := p.inTurn(conn, hello)
 	t := tls.Server(p.webClient(entrance.Again(turned, hello.Read), pass), p.names.tls)
 	err := t.Handshake()
 	turned.over()

@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"reverser/internal/acmetest"
+	"reverser/internal/entrance"
 	"reverser/internal/status"
+	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
 
@@ -69,6 +71,28 @@ func (w *world) secure(f *fakeCertificates, name string, protocols ...string) (*
 	w.t.Helper()
 	c := tls.Client(w.user(w.p.names.ln.Addr().String()), &tls.Config{ServerName: name, RootCAs: f.roots, NextProtos: protocols})
 	return c, c.Handshake()
+}
+
+// TestHandshakesAreBounded: a client has as much for the rest of its handshake as that takes. What follows does not count.
+func TestHandshakesAreBounded(t *testing.T) {
+	client, server := net.Pipe()
+	defer client.Close()
+	defer server.Close()
+	hello := &entrance.Hello{Read: make([]byte, 6000)}
+	h := &turned{server, traffic.NewHandshakes(1).Handshake(), hello.MostBehind()}
+	h.handshake.Heard()
+	if h.left < 6000 || h.left > 9000 {
+		t.Fatalf("%d bytes may follow a hello of 6,000", h.left)
+	}
+	go client.Write(make([]byte, h.left+2))
+	n, err := io.Copy(io.Discard, h)
+	if !errors.Is(err, entrance.ErrTooMuch) || n != int64(hello.MostBehind()) {
+		t.Errorf("%d bytes were read: %v; want ErrTooMuch after %d", n, err, hello.MostBehind())
+	}
+	h.over()
+	if _, err := io.ReadFull(h, make([]byte, 2)); err != nil {
+		t.Errorf("behind the handshake: %v", err)
+	}
 }
 
 // TestSecure: the most specific name decides where TLS ends, and the certificate which hosts may be asked for.

@@ -23,6 +23,8 @@ type namePort struct {
 	gate *gate        // for those who have not said it yet
 	tls  *tls.Config  // for https/ names
 
+	hellos entrance.Hellos
+
 	handshakes *traffic.Handshakes // of those whose TLS ends here
 
 	addresses atomic.Int32 // how many https/ names are IP addresses
@@ -59,8 +61,9 @@ func (p *Proxy) acceptNames(ln net.Listener) {
 		var hello *entrance.Hello
 		if err == nil {
 			conn = user
-			hello, err = entrance.ReadHello(conn)
+			hello, err = p.names.hellos.Read(conn)
 		}
+		defer hello.Done() // a user of a service, or a connection of the link, is not bound by what strangers may take
 		if err == nil && p.asksForProof(hello) {
 			p.prove(conn, hello)
 			pass.leave(false)
@@ -76,7 +79,7 @@ func (p *Proxy) acceptNames(ln net.Listener) {
 		}
 		if err != nil {
 			traffic.Reset(conn)
-			if errors.Is(err, entrance.ErrNoHello) || errors.Is(err, os.ErrDeadlineExceeded) { // else it was a scan or a balancer's check
+			if errors.Is(err, entrance.ErrNoHello) || errors.Is(err, entrance.ErrNoRoom) || errors.Is(err, os.ErrDeadlineExceeded) { // else it was a scan or a balancer's check
 				p.names.gate.report(p.log, conn.RemoteAddr(), err)
 			}
 			return
