@@ -28,7 +28,7 @@ var mayLog = map[string]string{
 	"proxy.sayRotated":   "once for each order to rotate a key",
 	"proxy.sayExpiry":    "once for each key and change of the clock",
 	"proxy.report":       "once in reportStrangersPer",
-	"proxy.saveKnown":    "once in saveKnown",
+	"proxy.saveKnown":    "once in saveAgain",
 	"traffic.Accept":     "once in acceptFailedPer for each listener",
 	"traffic.bind":       "one line for each pair, as documented: it costs a connection",
 	"traffic.Drain":      "once",

@@ -463,8 +463,9 @@ func (k *keeper) failed(err error, brokeAtOnce bool) {
 // Half of it is random, so that bridges that lost the same proxy do not come back in step.
 func Backoff(n int, err error, streams int) time.Duration {
 	r, _ := errors.AsType[*peerRefusal](err)
-	if r != nil && r.comeBack > 0 { // it knows better, but it is not to keep this end away
-		return jitter(min(r.comeBack, mostComeBack))
+	if r != nil && r.comeBack > 0 { // it knows better, but it is neither to keep this end away nor to have it dial without pause
+		least := 50 * time.Millisecond << min(max(n, 1), 5)
+		return jitter(max(min(r.comeBack, mostComeBack), min(least, time.Second)))
 	}
 	_, lacking := errors.AsType[*auth.FeatureError](err)
 	refused := lacking || errors.Is(err, auth.ErrRefused) || errors.Is(err, auth.ErrFake) || errors.Is(err, auth.ErrPin) ||

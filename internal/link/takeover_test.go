@@ -151,6 +151,11 @@ func TestBackoffThatThePeerAsksFor(t *testing.T) {
 			}
 		}
 	}
+	for n, least := range map[int]time.Duration{0: 50 * time.Millisecond, 1: 50 * time.Millisecond, 3: 200 * time.Millisecond, 6: 500 * time.Millisecond, 1000: 500 * time.Millisecond} {
+		if d := Backoff(n, &peerRefusal{status: wire.StatusDenied, comeBack: time.Millisecond}, 5); d < least {
+			t.Errorf("after %d refusals that ask for a millisecond: %s, want %s at least", n, d, least)
+		}
+	}
 	for _, err := range []error{&auth.FeatureError{Missing: 1}, &peerRefusal{status: wire.StatusUnsupported}} {
 		if d := Backoff(10, err, 0); d < 30*time.Second {
 			t.Errorf("%v: the next attempt comes after %s", err, d)

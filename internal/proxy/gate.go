@@ -21,8 +21,9 @@ import (
 // from known addresses find a place whatever strangers do. At one processor and 8 connections in a millisecond, a bridge behind 8,000
 // strangers a second came back after 1.3 to 4.6 s.
 type gate struct {
-	about string // what its lines in the log are about
-	what  string // its places, in status
+	about string        // what its lines in the log are about
+	what  string        // its places, in status
+	slots chan struct{} // one for each connection that has not left, those included that were sent away; nil: as many as come
 
 	mu       sync.Mutex
 	room     room // guarded by mu, as all below
@@ -43,8 +44,9 @@ type pass struct {
 
 	computes bool // in a turn (link.TakeTurn); only the handshake's goroutine uses it
 
-	place *place // guarded by gate.mu, as gone
+	place *place // guarded by gate.mu, as all below
 	gone  error  // why the gate sent it away
+	slot  bool   // has one of gate.slots
 }
 
 // reportStrangersPer is the interval between log lines about strangers.
@@ -52,6 +54,14 @@ const reportStrangersPer = time.Minute
 
 func newGate(descriptors int) *gate {
 	return &gate{about: "connections to the link port that were no bridge with a valid key", what: "places at the link port for who has not proven a key", room: *newRoom(placesOf(descriptors), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
+}
+
+// newUsersGate makes a gate of connections that have descriptors for users. Who was sent away keeps its descriptor until it has left, so few are
+// let in beyond the places: strangers who come faster than others leave wait in the kernel, and not in the way of users of other ports.
+func newUsersGate(descriptors int) *gate {
+	g := newGate(descriptors)
+	g.slots = make(chan struct{}, g.room.most+max(g.room.most/8, 4))
+	return g
 }
 
 // placesOf is how many connections may wait to be proven, by the descriptor limit.
@@ -62,11 +72,16 @@ func placesOf(descriptors int) int {
 	return min(mostPlaces, descriptors/4)
 }
 
-// enter admits a connection, or closes it and returns nil.
+// enter admits a connection, or closes it and returns nil. At a gate with slots it waits for one.
 func (g *gate) enter(log *slog.Logger, conn net.Conn) *pass {
 	p := &pass{gate: g, conn: conn, turn: make(chan error, 1)}
+	if g.slots != nil {
+		g.slots <- struct{}{} // all leave soon: those who were sent away have no connection any more
+		p.slot = true
+	}
 	g.mu.Lock()
 	if g.closed {
+		p.giveSlotLocked()
 		g.mu.Unlock()
 		conn.Close()
 		return nil
@@ -78,6 +93,7 @@ func (g *gate) enter(log *slog.Logger, conn net.Conn) *pass {
 		g.crowded = crowded
 	}
 	if !ok {
+		p.giveSlotLocked()
 		g.mu.Unlock()
 		crowded.Note(why)
 		traffic.Reset(conn)
@@ -97,6 +113,13 @@ func (g *gate) enter(log *slog.Logger, conn net.Conn) *pass {
 		traffic.Reset(old.conn)
 	}
 	return p
+}
+
+func (p *pass) giveSlotLocked() {
+	if p.slot {
+		p.slot = false
+		<-p.gate.slots
+	}
 }
 
 // expelLocked records that a connection must go. The caller closes it.
@@ -167,6 +190,7 @@ func (p *pass) leave(proven bool) (why error) {
 	g := p.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	p.giveSlotLocked()
 	if p.gone == nil {
 		delete(g.inside, p)
 	}

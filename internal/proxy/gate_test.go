@@ -238,6 +238,53 @@ func TestKnownOutlivesTheProcess(t *testing.T) {
 	}
 }
 
+// TestUsersGateSlots: at a gate whose connections have descriptors for users, those who were sent away and have not left yet are bounded. The
+// next one is accepted when one has left.
+func TestUsersGateSlots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newUsersGate(1024)
+		var inside []*pass
+		come := func() *pass {
+			c, _ := net.Pipe()
+			return g.enter(slog.New(slog.DiscardHandler), c)
+		}
+		for len(inside) < cap(g.slots) {
+			inside = append(inside, come())
+		}
+		sentAway := 0
+		for _, p := range inside {
+			if p.gone != nil {
+				sentAway++
+			}
+		}
+		if len(g.inside)+sentAway != cap(g.slots) || sentAway == 0 {
+			t.Fatalf("%d slots: %d are inside, and %d were sent away", cap(g.slots), len(g.inside), sentAway)
+		}
+		late := make(chan *pass)
+		go func() { late <- come() }()
+		synctest.Wait()
+		select {
+		case <-late:
+			t.Fatal("one more came in")
+		default:
+		}
+		inside[0].leave(false)
+		inside = append(inside, <-late)
+		for _, p := range inside[1:] {
+			if p != nil {
+				p.leave(false)
+			}
+		}
+		if n := len(g.slots); n != 0 {
+			t.Errorf("%d slots are taken when all have left", n)
+		}
+		g.closeAll()
+		if p := come(); p != nil || len(g.slots) != 0 {
+			t.Errorf("a closed gate lets %v in, %d slots are taken", p, len(g.slots))
+		}
+	})
+}
+
 // TestKnownIsSavedAgain: what could not be saved is saved later, and nothing without news.
 func TestKnownIsSavedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -274,7 +321,8 @@ func TestKnownIsSavedAgain(t *testing.T) {
 			t.Errorf("the log does not say that it failed: %q", j.All())
 		}
 		full.Store(false)
-		after(saveKnown, 2)
+		after(saveKnown, 1)
+		after(saveAgain, 2)
 		learn("192.0.2.1") // a moment later, which is no news
 		after(saveKnown, 2)
 		p.life.stop()

@@ -20,10 +20,12 @@ type Known struct {
 	Last  time.Time
 }
 
-// saveFirst is how soon what a proxy learns is saved for its next start, and saveKnown how often from then on.
+// saveFirst is how soon what a proxy learns is saved for its next start, and saveKnown how often from then on: after a crash those who came
+// since are strangers. saveAgain is how long after a save that failed the next one is tried.
 const (
-	saveFirst = time.Minute
-	saveKnown = 10 * time.Minute
+	saveFirst = 10 * time.Second
+	saveKnown = time.Minute
+	saveAgain = 10 * time.Minute
 )
 
 // keepKnown saves what is known now and then.
@@ -33,9 +35,12 @@ func (p *Proxy) keepKnown() {
 	for {
 		select {
 		case <-next.C:
-			p.saveKnown()
+			wait := saveKnown
+			if !p.saveKnown() {
+				wait = saveAgain
+			}
 			p.forgetInspected()
-			next.Reset(saveKnown)
+			next.Reset(wait)
 		case <-p.life.drain:
 			return
 		case <-p.life.ctx.Done():
@@ -59,11 +64,11 @@ func (p *Proxy) seeConnected() {
 	}
 }
 
-// saveKnown saves what is known, if there is news.
-func (p *Proxy) saveKnown() {
+// saveKnown saves what is known, if there is news; false: that failed.
+func (p *Proxy) saveKnown() bool {
 	p.seeConnected()
 	if p.cfg.SaveKnown == nil {
-		return
+		return true
 	}
 	g := p.port.gate
 	g.mu.Lock()
@@ -74,14 +79,16 @@ func (p *Proxy) saveKnown() {
 	}
 	g.mu.Unlock()
 	if !news {
-		return
+		return true
 	}
 	if err := p.cfg.SaveKnown(list); err != nil {
 		p.log.Warn("the addresses that bridges come from could not be saved: strangers may delay them after a restart", "err", err)
 		g.mu.Lock()
 		g.room.known.news = true
 		g.mu.Unlock()
+		return false
 	}
+	return true
 }
 
 // known remembers where bridges come from.

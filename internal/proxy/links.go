@@ -19,7 +19,7 @@ const linkCrowd = 2 * traffic.Crowd
 // acceptLinks takes connections of bridges. Nothing that a stranger does may hold it up: everything else happens in the
 // connection's own goroutine, under the gate's limits.
 func (p *Proxy) acceptLinks(ln net.Listener) {
-	p.acceptThrough(p.port.gate, ln, linkCrowd, sys.ForLinks, p.serveLink)
+	p.acceptThrough(p.port.gate, ln, linkCrowd, sys.ForLinks, p.port.short, p.serveLink)
 }
 
 // serveLink attaches a connection and serves it, in a goroutine of its own. It has a descriptor for links to give back.
@@ -38,9 +38,9 @@ func (p *Proxy) serveLink(conn net.Conn, pass *pass) {
 
 // acceptThrough calls begin for each connection that a gate lets in, in a goroutine of its own, which has a descriptor of the use to give
 // back. crowd is as in traffic.Accept. Keys share all ports that have a gate: it is wide there, or 0.
-func (p *Proxy) acceptThrough(g *gate, ln net.Listener, crowd int, use sys.Use, begin func(net.Conn, *pass)) {
+func (p *Proxy) acceptThrough(g *gate, ln net.Listener, crowd int, use sys.Use, short *traffic.Strain, begin func(net.Conn, *pass)) {
 	pool := p.port.descriptors
-	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, use, p.port.short), crowd, p.log, func(conn net.Conn) {
+	traffic.Accept(p.life.ctx, traffic.Reserve(p.life.ctx, ln, pool, use, short), crowd, p.log, func(conn net.Conn) {
 		pass := g.enter(p.log, conn)
 		if pass == nil {
 			pool.Give(use)

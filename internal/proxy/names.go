@@ -34,7 +34,7 @@ func (p *Proxy) listenNames() (err error) {
 	if p.cfg.HTTPS == "" {
 		return nil
 	}
-	p.names.gate = newGate(p.port.descriptors.Size(sys.ForHellos))
+	p.names.gate = newUsersGate(p.port.descriptors.Size(sys.ForHellos))
 	p.names.gate.about = "connections to the port of names (https) that reached no service"
 	p.names.gate.what = "places at the port of names (https) for who has said none"
 	if p.namesAtLink() {
@@ -55,7 +55,7 @@ func (p *Proxy) namesAtLink() bool {
 // acceptNames accepts users, who say the name of their service first, and bridges, whose ALPN says what they are. Until then, each takes
 // a descriptor for hellos and a place at the gate, which closes silent connections when others come.
 func (p *Proxy) acceptNames(ln net.Listener) {
-	p.acceptThrough(p.names.gate, ln, 0, sys.ForHellos, func(conn net.Conn, pass *pass) {
+	p.acceptThrough(p.names.gate, ln, 0, sys.ForHellos, p.conns.Short(), func(conn net.Conn, pass *pass) {
 		defer p.port.descriptors.Give(sys.ForHellos) // behind its admission, which takes one of its own
 		user, err := p.introduced(conn)
 		var hello *entrance.Hello

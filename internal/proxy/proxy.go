@@ -171,7 +171,7 @@ func New(cfg Config) *Proxy {
 		life:     life{drain: make(chan struct{})}, duplicates: make(map[[16]byte]time.Time), removed: make(map[[16]byte]string), uses: make(map[[16]byte]*use),
 	}
 	p.dialPublic, p.localAddrs = (&net.Dialer{}).DialContext, interfaceAddrs
-	p.balancers.gate = newGate(descriptors.Size(sys.ForUsers))
+	p.balancers.gate = newUsersGate(descriptors.Size(sys.ForUsers))
 	p.balancers.gate.about = "connections from an address of proxy_protocol_from without a header of the PROXY protocol, reset"
 	p.balancers.gate.what = "places for connections of balancers that have not said their header"
 	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Over: connectionsOnly(cfg.Over), Descriptors: cfg.Descriptors})

@@ -35,7 +35,7 @@ func (p *Proxy) listenWeb() (err error) {
 	if p.cfg.HTTP == "" {
 		return nil
 	}
-	p.web.gate = newGate(p.port.descriptors.Size(sys.ForUsers))
+	p.web.gate = newUsersGate(p.port.descriptors.Size(sys.ForUsers))
 	p.web.gate.about = "connections to the port for HTTP (http) that reached no service"
 	p.web.gate.what = "places at the port for HTTP (http) for who has reached no service"
 	if p.web.ln, err = sys.Listen(grammar.ListenNetwork("tcp", p.cfg.HTTP), p.cfg.HTTP); err != nil {
@@ -47,7 +47,7 @@ func (p *Proxy) listenWeb() (err error) {
 // acceptWeb accepts clients. Until a service lets it in, each has a place at the gate, as those have who say nothing: who asks for nothing
 // that is served here is among the first to go when others come.
 func (p *Proxy) acceptWeb(ln net.Listener) {
-	p.acceptThrough(p.web.gate, ln, 0, sys.ForUsers, func(conn net.Conn, pass *pass) {
+	p.acceptThrough(p.web.gate, ln, 0, sys.ForUsers, p.conns.Short(), func(conn net.Conn, pass *pass) {
 		user, err := p.introduced(conn)
 		if err != nil {
 			pass.leave(false)

@@ -139,7 +139,11 @@ func DialAdmin(ctx context.Context, dir string) (net.Conn, error) {
 
 // lockHolder asks the lock of a directory who holds it, without making anything there.
 func lockHolder(dir string) (pid int, held bool) {
-	f, err := os.Open(filepath.Join(dir, lockFile))
+	path := filepath.Join(dir, lockFile)
+	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() { // it would wait for who writes to a pipe
+		return 0, false
+	}
+	f, err := os.Open(path)
 	if err != nil {
 		return 0, false
 	}

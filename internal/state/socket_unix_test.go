@@ -83,3 +83,14 @@ func TestAdminSocketIsPrivate(t *testing.T) {
 		}
 	}
 }
+
+// TestLockIsAPipe: an order does not wait for whoever writes to a pipe that has the name of the lock.
+func TestLockIsAPipe(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mkfifo(filepath.Join(dir, "lock"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := state.DialAdmin(context.Background(), dir); !errors.Is(err, state.ErrNotRunning) {
+		t.Errorf("DialAdmin = %v, want ErrNotRunning", err)
+	}
+}

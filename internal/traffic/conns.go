@@ -142,6 +142,9 @@ func (c *Conns) Find(key [16]byte, service string) *Account { return c.ledger.fi
 // KeyAccount returns the account of a key.
 func (c *Conns) KeyAccount(key [16]byte) *Account { return c.ledger.key(key) }
 
+// Short is told by whoever waits for a descriptor for users, beside Admit.
+func (c *Conns) Short() *Strain { return c.strain }
+
 // Pressure appends what runs short, if anything does, to a list for status.
 func (c *Conns) Pressure(list []status.Pressure) []status.Pressure { return c.strain.AppendTo(list) }
 

@@ -12,7 +12,7 @@ import (
 var (
 	ErrFull        = errors.New("as many connections as the descriptor limit allows")
 	ErrKeyShare    = errors.New("the key's users have as many connections as are left for all others")
-	ErrClientShare = errors.New("the client has as many connections as are left for the key's other clients")
+	ErrClientShare = errors.New("the client has connections already, and what is left is for other clients")
 )
 
 // places shares the descriptors for users. A key may have as many as are free: the first key gets half of all, and a later
