@@ -498,6 +498,7 @@ func (v *Visit) begin(x *exchange, cancel context.CancelCauseFunc) error {
 
 // end takes an exchange from the visit. The first word counts.
 func (v *Visit) end(x *exchange, complete bool) {
+	x.dropHead()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if _, ok := v.running[x]; !ok {

@@ -47,6 +47,7 @@ type exchange struct {
 	resumes0 atomic.Uint64         // of upstream, when the exchange got it
 	begun    atomic.Bool           // the head of the answer is there
 	broke    atomic.Pointer[error] // why the answer of the target broke off; nil: it did not, or that was decided here
+	longHead atomic.Int64          // bytes of a long head that it holds; see holdHead
 	paged    bool                  // a page takes the place of the answer: nothing of it came from the target
 
 	cancel     context.CancelCauseFunc // ends ctx

@@ -3,11 +3,13 @@ package web
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/textproto"
 	"strings"
+	"sync"
 )
 
 // The head of an answer is as large as the target likes, and a key chooses its targets. So it is bounded, and nothing is made of it before it
@@ -23,6 +25,7 @@ var (
 	errManyLines = fmt.Errorf("the head of the answer has more than %d lines", mostLines)
 	errTrailer   = fmt.Errorf("the trailer of the answer has more than %d lines", mostLines)
 	errInterim   = fmt.Errorf("the target sent more than %d informational answers", mostInterim)
+	errHeadRoom  = errors.New("long heads of answers hold as much memory for this key as is left for those of all others")
 	errNoEnd     = errors.New("the head of the answer is not complete yet")
 )
 
@@ -94,21 +97,72 @@ func (t *target) await() error {
 
 // awaitLong is await for a head of which raw fills the buffer.
 func (t *target) awaitLong(s *headScan, raw []byte) error {
-	head := append(make([]byte, 0, 4*len(raw)), raw...)
-	t.br.Discard(len(raw))
+	step := len(raw)
+	head := raw
+	defer t.br.Discard(step)
 	for {
-		if len(head) == cap(head) {
-			head = append(make([]byte, 0, min(2*cap(head), maxAnswerHead)), head...)
+		if len(head) == cap(head) || len(head) == step {
+			size := min(2*len(head), maxAnswerHead)
+			if !t.x.holdHead(size - step) {
+				return errHeadRoom
+			}
+			head = append(make([]byte, 0, size), head...)
 		}
-		n, err := t.Read(head[len(head):cap(head)])
+		n, err := t.Read(head[len(head):min(len(head)+step, cap(head))]) // no more than that is of what comes behind the head
 		head = head[:len(head)+n]
 		switch end := s.look(head); {
 		case end == nil, end == errNoEnd && err != nil:
-			t.ahead = head
+			t.ahead = bytes.Clone(head)
+			t.x.holdHead(len(head) - step) // which is less
 			return nil
 		case end != errNoEnd:
 			return end
 		}
+	}
+}
+
+// headRoom is the memory for long heads, from the first byte that does not fit into a connection's buffer until the exchange is over. A key may
+// have as much of it as is left for all others.
+type headRoom struct {
+	mu   sync.Mutex
+	size int // guarded by mu, as all below
+	used int
+	of   map[any]int // by key
+}
+
+// defaultHeadRoom is how large it is where the owner says nothing.
+const defaultHeadRoom = 16 << 20
+
+// change gives a key n bytes, or takes them back. false: there is no room for them.
+func (h *headRoom) change(key any, n int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if n > 0 && cmp.Or(h.size, defaultHeadRoom)-h.used-n < h.of[key]+n {
+		return false
+	}
+	if h.of == nil {
+		h.of = make(map[any]int)
+	}
+	h.used += n
+	if h.of[key] += n; h.of[key] == 0 {
+		delete(h.of, key)
+	}
+	return true
+}
+
+// holdHead has the exchange hold n bytes of a long head, and no others. false: there is no room for them.
+func (x *exchange) holdHead(n int) bool {
+	if !x.server.heads.change(x.site.Key, n-int(x.longHead.Load())) {
+		return false
+	}
+	x.longHead.Store(int64(n))
+	return true
+}
+
+// dropHead is the end of holdHead.
+func (x *exchange) dropHead() {
+	if n := int(x.longHead.Swap(0)); n > 0 {
+		x.server.heads.change(x.site.Key, -n)
 	}
 }
 

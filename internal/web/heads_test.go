@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"reverser/internal/grammar"
 )
@@ -74,6 +75,62 @@ func TestAnswerHeads(t *testing.T) {
 				t.Errorf("%s %s: %d connections to the target for two requests, want %d", method, name, w.dials, want)
 			}
 		}
+	}
+}
+
+// TestHeadRoom: long heads of answers of one key hold no more than is left for those of others. What they held is free when they are over.
+func TestHeadRoom(t *testing.T) {
+	w := newWorld(t)
+	w.s.heads.size = 256 << 10
+	full := func() (n int) {
+		w.s.heads.mu.Lock()
+		defer w.s.heads.mu.Unlock()
+		return w.s.heads.used
+	}
+	w.site("evil", w.script(func(s said) bool {
+		io.WriteString(s.out, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 60<<10)) // and no end
+		io.Copy(io.Discard, s.r)
+		return false
+	}), grammar.ProxyOptions{}).Key = "evil"
+	w.site("good", w.script(func(s said) bool {
+		for range 3 {
+			fmt.Fprintf(s.out, "HTTP/1.1 103 Early Hints\r\nX: %s\r\n\r\n", strings.Repeat("x", 40<<10))
+		}
+		fmt.Fprintf(s.out, "HTTP/1.1 200 OK\r\nX: %s\r\nContent-Length: 5\r\n\r\nhello", strings.Repeat("x", 40<<10))
+		return true
+	}), grammar.ProxyOptions{}).Key = "good"
+	const each = maxAnswerHead - 4<<10 // behind what the buffer holds
+	var held []*user
+	for n := each; n < w.s.heads.size/2; n += each {
+		u := w.user()
+		io.WriteString(u, "GET / HTTP/1.1\r\nHost: evil\r\n\r\n")
+		for full() != n {
+			time.Sleep(time.Millisecond)
+		}
+		held = append(held, u)
+	}
+	for _, method := range []string{"GET", "DELETE"} {
+		if resp, _ := w.user().ask(method + " / HTTP/1.1\r\nHost: evil\r\n\r\n"); resp.StatusCode != 502 || w.lastFailure() != errHeadRoom {
+			t.Errorf("%s beside %d that hold all: %s, %v; want 502, %v", method, len(held), resp.Status, w.lastFailure(), errHeadRoom)
+		}
+		u := w.user()
+		io.WriteString(u, method+" / HTTP/1.1\r\nHost: good\r\n\r\n")
+		var resp *http.Response
+		for resp == nil || resp.StatusCode == http.StatusEarlyHints {
+			resp, _ = u.answer(method)
+		}
+		if resp.StatusCode != 200 || len(resp.Header.Get("X")) != 40<<10 {
+			t.Errorf("%s of another key: %s", method, resp.Status)
+		}
+	}
+	for _, u := range held {
+		u.Close()
+	}
+	for full() != 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if len(w.s.heads.of) != 0 {
+		t.Errorf("nothing is held by %v", w.s.heads.of)
 	}
 }
 

@@ -65,6 +65,9 @@ type Server struct {
 	// Page, when set, returns what answers a request for which there is no site; nil: a page of this server's own does.
 	Page func(*http.Request) http.HandlerFunc
 
+	// HeadRoom is how many bytes heads of answers may hold together that are longer than a few KiB; 0: 16 MiB.
+	HeadRoom int
+
 	once     sync.Once // prepares what follows
 	http     http.Server
 	conns    chan net.Conn   // for http
@@ -75,6 +78,7 @@ type Server struct {
 	life     context.Context // ends with Close
 	stop     context.CancelFunc
 	guesses  guesses
+	heads    headRoom
 	restTime time.Duration // longer in tests
 
 	mu      sync.Mutex
@@ -108,6 +112,7 @@ func (s *Server) Start() {
 func (s *Server) prepare() { s.once.Do(s.prepareOnce) }
 
 func (s *Server) prepareOnce() {
+	s.heads.size = s.HeadRoom
 	s.restTime = cmp.Or(s.restTime, restTime)
 	s.conns, s.asked, s.ended = make(chan net.Conn), make(chan net.Conn), make(chan struct{})
 	s.life, s.stop = context.WithCancel(context.Background())

@@ -501,6 +501,7 @@ func (t *target) head(r *http.Request, early func(code int, h http.Header), word
 				word <- true
 				word = nil
 			}
+			t.x.dropHead()
 			continue
 		}
 		if word != nil {
