@@ -244,7 +244,7 @@ func dialRoute(ctx context.Context, rt *registry.Route, call web.Call, retired f
 	case errors.Is(err, registry.ErrDrained): // while the request waited
 		return nil, fmt.Errorf("%w: %w", web.ErrShut, err)
 	case errors.Is(err, registry.ErrRemoved):
-		return nil, fmt.Errorf("%w: %w", web.ErrRemoved, err)
+		return nil, web.ErrRemoved
 	case errors.Is(err, registry.ErrLeft), errors.Is(err, context.Canceled):
 		return nil, err
 	case err != nil:

@@ -37,12 +37,13 @@ type exchange struct {
 	options  *grammar.ProxyOptions
 	id       requestID
 	host     string
-	last     bool     // of its connection
-	body     *whole   // of the request; nil: it has none, or its connection does not depend on it
-	sending  *sending // the body on its way to the target; nil: there is none
-	user     string   // who has given a password
-	secure   bool     // it came by TLS
-	old      bool     // the client speaks HTTP/1.0
+	last     bool                  // of its connection
+	body     *whole                // of the request; nil: it has none, or its connection does not depend on it
+	bad      atomic.Pointer[error] // why the body of the request is malformed; nil: so far it is not
+	sending  *sending              // the body on its way to the target; nil: there is none
+	user     string                // who has given a password
+	secure   bool                  // it came by TLS
+	old      bool                  // the client speaks HTTP/1.0
 	upstream atomic.Pointer[Upstream]
 	resumes0 atomic.Uint64         // of upstream, when the exchange got it
 	begun    atomic.Bool           // the head of the answer is there
@@ -329,8 +330,11 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	out.URL.Scheme, out.URL.Host = "http", "target" // where Dial leads; the transport keeps one list of connections
 	out.URL.Opaque = ""                             // it would be written in the place of the path; check lets none through
 	out.Host = pr.In.Host
-	out.URL.RawQuery = pr.In.URL.RawQuery // what the client wrote: net/http's idea of a good query is not the target's
-	withoutHTTPUpgrade(out.Header)
+	out.URL.RawQuery = pr.In.URL.RawQuery      // what the client wrote: net/http's idea of a good query is not the target's
+	if withoutHTTPUpgrade(out.Header); o.H2C { // HTTP/2 has no upgrades, and a server may ignore one (RFC 9113, section 8.6; RFC 9110, section 7.8)
+		out.Header.Del("Upgrade")
+		out.Header.Del("Connection")
+	}
 	x.forwarded(pr)
 	if o.HostHeader != "" {
 		out.Host = o.HostHeader
@@ -551,18 +555,24 @@ func (x *exchange) failed(w http.ResponseWriter, r *http.Request, err error) {
 	case cause != nil:
 		panic(http.ErrAbortHandler)
 	}
-	if x.body != nil {
-		if bad := x.body.bad.Load(); bad != nil { // the request is broken off at the target, which has done nothing wrong
-			x.page(w, r, http.StatusBadRequest, fmt.Errorf("the body of the request: %w", *bad))
-			return
-		}
+	if bad := x.bad.Load(); bad != nil { // the request is broken off at the target, which has done nothing wrong
+		x.page(w, r, http.StatusBadRequest, fmt.Errorf("the body of the request: %w", *bad))
+		return
 	}
 	if up := x.upstream.Load(); up != nil {
 		if why := up.failed.Load(); why != nil {
-			err = errors.Join(err, *why)
+			err = alsoBecause(err, *why)
 		}
 	}
 	x.refuse(w, r, err)
+}
+
+// alsoBecause adds to err why the connection to the target failed, if err does not say it already.
+func alsoBecause(err, why error) error {
+	if errors.Is(err, why) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, why)
 }
 
 // refuse answers with the page for err.
@@ -619,21 +629,16 @@ func (w counting) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// whole is the body of a request, and knows whether it was read to its end, or has none: a chunk is malformed.
+// whole is the body of a request, and knows whether it was read to its end.
 type whole struct {
 	io.ReadCloser
 	over atomic.Bool
-	bad  atomic.Pointer[error]
 }
 
 func (b *whole) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	switch {
-	case err == nil:
-	case err == io.EOF:
+	if err == io.EOF {
 		b.over.Store(true)
-	case malformed(err):
-		b.bad.CompareAndSwap(nil, &err)
 	}
 	return n, err
 }
@@ -670,6 +675,9 @@ func (s *sending) Read(b []byte) (int, error) {
 	s.x.visit.count(n, 0)
 	if n > 0 {
 		s.arm(true)
+	}
+	if err != nil && err != io.EOF && malformed(err) {
+		s.x.bad.CompareAndSwap(nil, &err)
 	}
 	if err == io.EOF {
 		for name := range s.trailer {

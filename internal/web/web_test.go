@@ -634,6 +634,24 @@ func TestUpgradeToHTTP(t *testing.T) {
 	}
 }
 
+// TestUpgradeOfHTTP2: HTTP/2 has no Upgrade. A target that speaks it gets the request without that, and answers it.
+func TestUpgradeOfHTTP2(t *testing.T) {
+	w := newWorld(t)
+	w.site("a", w.target(func(rw http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(rw, "%s %q %q", r.Proto, r.Header["Upgrade"], r.Header["Sec-Websocket-Key"])
+	}), grammar.ProxyOptions{H2C: true})
+	for _, protocol := range []string{"websocket", "chat/2", "h2c"} {
+		u := w.user()
+		resp, body := u.ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: " + protocol + "\r\nSec-WebSocket-Key: x\r\n\r\n")
+		if want := `HTTP/2.0 [] ["x"]`; resp.StatusCode != 200 || body != want {
+			t.Errorf("%s: %s %q; want %q", protocol, resp.Status, body, want)
+		}
+		if _, body := u.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n"); body != "HTTP/2.0 [] []" {
+			t.Errorf("behind %s: %q", protocol, body)
+		}
+	}
+}
+
 // TestStreams: nothing waits for the end of a body, in either direction, and trailers and informational answers pass.
 func TestStreams(t *testing.T) {
 	for _, h2c := range []bool{false, true} {
@@ -758,6 +776,74 @@ func TestRapidReset(t *testing.T) {
 		t.Errorf("%d requests of one connection at the target at once", most)
 	}
 }
+
+// TestShortBody: a client of HTTP/2 whose body is shorter than it said is told so, and the target is not blamed.
+func TestShortBody(t *testing.T) {
+	for _, h2c := range []bool{false, true} {
+		w := newWorld(t)
+		w.site("a", w.target(echo), grammar.ProxyOptions{H2C: h2c})
+		u := w.user()
+		io.WriteString(u, http2.ClientPreface)
+		fr := http2.NewFramer(u, u.r)
+		fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+		fr.WriteSettings()
+		var head bytes.Buffer
+		enc := hpack.NewEncoder(&head)
+		for _, h := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "a"}, {":path", "/"}, {"content-length", "10"}} {
+			enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+		}
+		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndHeaders: true})
+		fr.WriteData(1, true, []byte("hello"))
+		for {
+			f, err := fr.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h, ok := f.(*http2.MetaHeadersFrame); ok {
+				if got := h.PseudoValue("status"); got != "400" {
+					t.Errorf("h2c %v: %s; want 400", h2c, got)
+				}
+				break
+			}
+		}
+		w.mu.Lock()
+		if len(w.failed) != 1 || w.failed[0].Status != 400 || !strings.Contains(w.failed[0].Err.Error(), "Content-Length of 10") {
+			t.Errorf("h2c %v: failed %+v", h2c, w.failed)
+		}
+		w.mu.Unlock()
+	}
+}
+
+// TestSaidOnce: what the owner is told of a target that refuses says it once, in one line.
+func TestSaidOnce(t *testing.T) {
+	for _, h2c := range []bool{false, true} {
+		w := newWorld(t)
+		s := w.site("a", "", grammar.ProxyOptions{H2C: h2c})
+		s.Dial = func(context.Context, Call, func()) (*Upstream, error) { return &Upstream{Conn: refusing{}}, nil }
+		if resp, _ := w.user().ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n"); resp.StatusCode != 502 {
+			t.Errorf("h2c %v: %s", h2c, resp.Status)
+		}
+		w.mu.Lock()
+		if said := w.failed[0].Err.Error(); strings.Count(said, ErrRefused.Error()) != 1 || strings.Contains(said, "\n") || !errors.Is(w.failed[0].Err, ErrRefused) {
+			t.Errorf("h2c %v: %q", h2c, said)
+		}
+		w.mu.Unlock()
+	}
+}
+
+// refusing is a connection to a target that refuses.
+type refusing struct{ net.Conn }
+
+func (refusing) Read([]byte) (int, error) {
+	return 0, fmt.Errorf("%w: read stream 7: reset", ErrRefused)
+}
+func (refusing) Write(b []byte) (int, error)      { return len(b), nil }
+func (refusing) Close() error                     { return nil }
+func (refusing) SetDeadline(time.Time) error      { return nil }
+func (refusing) SetReadDeadline(time.Time) error  { return nil }
+func (refusing) SetWriteDeadline(time.Time) error { return nil }
+func (refusing) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (refusing) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 
 // TestTwoNames: HTTP/2 may say the host twice, and then it must be the same. Its path is no URL.
 func TestTwoNames(t *testing.T) {
