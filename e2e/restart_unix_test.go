@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strconv"
 	"sync"
 	"syscall"
@@ -241,6 +242,45 @@ func TestSuccessorOfTheProxy(t *testing.T) {
 	t.Logf("%d users served, %d refused", served, refused)
 	if n := len(tun.bridge.Said("session with the proxy ended")); n != 0 {
 		t.Errorf("the bridge says %d times that its connections were reset", n)
+	}
+}
+
+// A process that drains serves its admin address until a successor takes it: whoever looks sees that it stops, and what is left.
+func TestAdminAddressOfAProxyThatStops(t *testing.T) {
+	t.Parallel()
+	at := loopback(freePort(t))
+	args := append([]string{"--admin", at}, longDrain...)
+	p, target, public := startProxy(t, args...), serve(t, echo), freePort(t)
+	service := fmt.Sprintf("tcp/%d", public)
+	startBridge(t, addKey(t, p.state, "nas", service), fmt.Sprintf("%d=%d", public, target)).awaitUp(service)
+	session := dial(t, loopback(public))
+	exchange(t, session, "before")
+	ready := func() int {
+		answer, err := http.Get("http://" + at + "/readyz")
+		if err != nil {
+			return 0
+		}
+		answer.Body.Close()
+		return answer.StatusCode
+	}
+	eventually(t, "it is ready", func() bool { return ready() == http.StatusOK })
+	p.stop()
+	p.awaitRecord("draining")
+	eventually(t, "it says that it stops", func() bool { // what it tells is a second old at most
+		code := ready()
+		if code == 0 {
+			t.Fatal("/readyz does not answer while the process stops")
+		}
+		return code == http.StatusServiceUnavailable
+	})
+	next := p.again(t, args...)
+	next.awaitRecord("service up", "service", service)
+	eventually(t, "the successor answers", func() bool { return ready() == http.StatusOK })
+	exchange(t, session, "behind the successor's start")
+	session.Close()
+	wantExit(t, p.testProcess)
+	if code := ready(); code != http.StatusOK {
+		t.Errorf("/readyz answers %d behind the end of the old process; want 200", code)
 	}
 }
 

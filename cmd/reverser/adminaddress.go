@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
 
 	"reverser/internal/admin"
 	"reverser/internal/config"
@@ -29,8 +30,16 @@ type adminAddress struct {
 	stopping bool
 }
 
+// A process that is stopping serves its address until its successor has taken the state directory, which it looks for at this interval. The
+// successor tries the address again meanwhile.
+const (
+	takenOverEvery = 100 * time.Millisecond
+	adminTryAgain  = 20 * time.Millisecond
+	adminTries     = 500
+)
+
 // openAdminAddress opens the address of --admin, before the role serves: what is wrong with it is seen at the start.
-func openAdminAddress(set config.Settings, dir *state.Dir, log *slog.Logger) (*adminAddress, error) {
+func openAdminAddress(ctx context.Context, set config.Settings, dir *state.Dir, log *slog.Logger) (*adminAddress, error) {
 	if set.Admin.Addr == "" {
 		return nil, nil
 	}
@@ -39,10 +48,38 @@ func openAdminAddress(set config.Settings, dir *state.Dir, log *slog.Logger) (*a
 	if a.token, a.file, err = dir.AdminToken(); err != nil {
 		return nil, usage(err)
 	}
-	if _, err := a.listen(); err != nil {
+	if _, err = a.listen(); sys.PortTaken(err) && hasPredecessor(ctx, dir) {
+		for try := 0; sys.PortTaken(err) && try < adminTries && pause(ctx, adminTryAgain); try++ {
+			_, err = a.listen()
+		}
+	}
+	if err != nil {
 		return nil, adminListenError(err, set)
 	}
 	return a, nil
+}
+
+// hasPredecessor reports whether a process that is stopping still answers for a directory that this one has opened.
+func hasPredecessor(ctx context.Context, dir *state.Dir) bool {
+	c, err := state.DialAdmin(ctx, dir.Path())
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
+
+// awaitSuccessor gives the address up once another process has taken the state directory.
+func (a *adminAddress) awaitSuccessor(ctx context.Context, dir *state.Dir) {
+	if a == nil {
+		return
+	}
+	for !dir.TakenOver() {
+		if !pause(ctx, takenOverEvery) {
+			return
+		}
+	}
+	a.close()
 }
 
 func adminListenError(err error, set config.Settings) error {

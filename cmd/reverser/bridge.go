@@ -108,7 +108,7 @@ func (c *cli) runBridge(ctx context.Context, args config.BridgeArgs) (err error)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop()
-	web, err := openAdminAddress(set, dir, log)
+	web, err := openAdminAddress(ctx, set, dir, log)
 	if err != nil {
 		return err
 	}

@@ -181,7 +181,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		Revoked: r.revoked,
 		Drained: p.DrainedKeys,
 	}
-	web, err := openAdminAddress(set, dir, log)
+	web, err := openAdminAddress(ctx, set, dir, log)
 	if err != nil {
 		return err
 	}

@@ -108,16 +108,18 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 	var stopping atomic.Bool
 	host := r.host
 	noticeCtx, endNotices := context.WithCancel(ctx)
+	yielded := make(chan struct{})
 	drain := func() {
 		stopping.Store(true)
 		endNotices() // what ends now was asked to
 		host.stop(drainOf(r.settings()))
 		r.stop()
 		s.Drain() // which has freed the ports: a successor may start
-		web.close()
 		if err := dir.Yield(); err != nil {
 			log.Warn("the state directory cannot be given up early: a successor has to wait until this process has ended", "err", err)
+			return
 		}
+		close(yielded)
 	}
 	reload := make(chan struct{}, 1)
 	again := func() {
@@ -168,6 +170,13 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 	wg.Go(func() { serveAdmin(adminCtx, a, dir, listening, log) })
 	<-listening // so that whoever sees the role serve can ask it
 	wg.Go(func() { web.serve(adminCtx, a) })
+	wg.Go(func() {
+		select {
+		case <-yielded: // what is left is watched and ended here until another process wants the address
+			web.awaitSuccessor(adminCtx, dir)
+		case <-adminCtx.Done():
+		}
+	})
 	wg.Go(func() { host.run(adminCtx, snapshot) })
 	err := s.Run(ctx)
 	leave()

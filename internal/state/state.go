@@ -140,11 +140,12 @@ type Dir struct {
 	unstored unstored    // keys that were revoked
 	hasKeys  atomic.Bool // the file of the keys is there, or was
 
-	mu       sync.Mutex  // held while files are written
-	lock     *os.File    // guarded by mu, as all below; nil: not held
-	yielded  bool        // the lock was given up for a successor
-	identity []byte      // what Identity read or made; nil: it was not called
-	seen     fs.FileInfo // of the identity's file, when it was looked at last
+	mu        sync.Mutex  // held while files are written
+	lock      *os.File    // guarded by mu, as all below; nil: not held
+	yielded   bool        // the lock was given up for a successor
+	signature signature   // of the lock file when it was given up
+	identity  []byte      // what Identity read or made; nil: it was not called
+	seen      fs.FileInfo // of the identity's file, when it was looked at last
 }
 
 // Open makes the directory if it is missing, proves that it is writable and
@@ -301,7 +302,7 @@ func (d *Dir) takeLock() error {
 	return nil
 }
 
-// signLock writes into the lock file who holds it: for people, nothing decides by it.
+// signLock writes into the lock file who holds it: for people, and for TakenOver.
 func (d *Dir) signLock() error {
 	if err := d.owner.give(d.lock); err != nil {
 		return err
@@ -340,7 +341,36 @@ func (d *Dir) Yield() error {
 		d.unstored.note(d.storeLocked())
 	}
 	d.yielded = true
+	d.signature = d.readSignature()
 	return d.dropLock()
+}
+
+// TakenOver reports whether another process has opened the directory since Yield. It takes no lock, and so it is in nobody's way: whoever
+// opens the directory signs the lock file.
+func (d *Dir) TakenOver() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.yielded && d.readSignature() != d.signature
+}
+
+// signature is who signed the lock file, and when: processes in two containers may have the same pid.
+type signature struct {
+	pid int
+	at  int64 // nanoseconds since 1970
+}
+
+// readSignature reads that of the lock file; zero: it cannot be read. mu is held.
+func (d *Dir) readSignature() signature {
+	f, err := d.root.Open(lockFile)
+	if err != nil {
+		return signature{}
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return signature{}
+	}
+	return signature{readPID(f), info.ModTime().UnixNano()}
 }
 
 // HasYielded reports whether Yield was called.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"reverser/internal/grammar"
 	"reverser/internal/state"
@@ -77,7 +78,19 @@ func TestYield(t *testing.T) {
 			if got := answer(t, path); got != "old" {
 				t.Errorf("%q answers before there is a successor, want the old process", got)
 			}
+			if old.TakenOver() {
+				t.Error("TakenOver before there is a successor")
+			}
+			// The successor's signature has another time, whatever the clock of the file system shows.
+			then := time.Now().Add(-time.Hour)
+			if err := os.Chtimes(filepath.Join(path, "lock"), then, then); err != nil {
+				t.Fatal(err)
+			}
+			old.Yield()
 			successor := open(t, path)
+			if !old.TakenOver() || successor.TakenOver() {
+				t.Errorf("TakenOver = %t, and %t at the successor; want true, and false", old.TakenOver(), successor.TakenOver())
+			}
 			if _, err := state.Open(path); !errors.Is(err, state.ErrInUse) {
 				t.Errorf("a third process: Open = %v, want ErrInUse", err)
 			}
