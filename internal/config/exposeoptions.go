@@ -97,4 +97,36 @@ func (d *doc) exposeOptions(t map[string]any, at func(string) string, e *grammar
 			d.fail(&Error{Line: d.line(at(o.key)), Key: o.key, Text: err.Error(), Hint: hint, Err: err})
 		}
 	}
+	d.fitProxy(at, e.Options.Proxy)
+}
+
+// fitProxy refuses options that are too long for what a bridge may tell the proxy of a service. It blames the longest of them.
+func (d *doc) fitProxy(at func(string) string, o grammar.ProxyOptions) {
+	all := o.Size()
+	if all <= grammar.MaxProxyOptions {
+		return
+	}
+	longest := struct {
+		key, what, hint string
+		size            int
+	}{}
+	blame := func(key, what, hint string, without grammar.ProxyOptions) {
+		if size := all - without.Size(); size > longest.size {
+			longest.key, longest.what, longest.hint, longest.size = key, what, hint, size
+		}
+	}
+	less := o
+	less.BasicAuth = nil
+	blame("basic_auth_file", fmt.Sprintf("the %d users of this file", len(o.BasicAuth)), "keep some 30 users, or have the target ask for the passwords", less)
+	less = o
+	less.SetHeader = nil
+	blame("set_header", "these headers", "shorten them, or have the target set some of them", less)
+	less = o
+	less.RemoveHeader = nil
+	blame("remove_header", "these names", "leave some out, or have the target ignore some of them", less)
+	less = o
+	less.TrustedProxies = nil
+	blame("trusted_proxies", "these addresses", "write networks in the place of single addresses", less)
+	d.fail(&Error{Line: d.line(at(longest.key)), Key: longest.key, Hint: longest.hint,
+		Text: fmt.Sprintf("what a service says to the proxy may be %d bytes long, and here it is %d: %s take %d of them", grammar.MaxProxyOptions, all, longest.what, longest.size)})
 }

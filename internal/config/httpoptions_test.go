@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,15 @@ import (
 )
 
 const bcryptLine = "ann:$2y$05$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234"
+
+// crowd is a file of so many users.
+func crowd(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "%c%02d%s\n", 'a', i, strings.TrimPrefix(bcryptLine, "ann"))
+	}
+	return b.String()
+}
 
 func TestHTTPOptions(t *testing.T) {
 	dir := t.TempDir()
@@ -42,38 +52,43 @@ inspect = true
 		t.Errorf("files that are watched: %q, want %q", b.others, users)
 	}
 	for options, want := range map[string]string{
-		"h2c = 1":                                    "neither true nor false",
-		"host_header = \"a b\"":                      "host name",
-		"host_header = 1":                            "no text",
-		"set_header = \"X: y\"":                      "no table",
-		"set_header = { X = 1 }":                     "no text",
-		"set_header = { Host = \"a\" }":              "host_header",
-		"set_header = { Transfer-Encoding = \"x\" }": "about the connection",
-		"set_header = { \"X Y\" = \"x\" }":           "no name of a header",
-		"set_header = { X = \"a\\r\\nB: c\" }":       "control character",
-		"remove_header = \"X\"":                      "no list",
-		"remove_header = [\"Content-Length\"]":       "about the connection",
-		"trusted_proxies = [\"192.0.2.1/24\"]":       "192.0.2.0/24",
-		"trusted_proxies = [\"proxy.lan\"]":          "no IP address",
-		"basic_auth_file = \"missing\"":              "make it with `htpasswd",
-		"basic_auth_file = \"empty\"":                "names nobody",
-		"basic_auth_file = \"md5\"":                  "MD5 and SHA-1",
-		"basic_auth_file = \"plain\"":                "bcrypt",
-		"basic_auth_file = \"costly\"":               "seconds for each password",
-		"basic_auth_file = \"huge\"":                 "costs the proxy too much",
-		"basic_auth_file = \"twice\"":                "twice",
-		"basic_auth_file = \"writable\"":             "can write",
-		"inspect = \"yes\"":                          "neither true nor false",
-		"answer_time = \"5\"":                        "no unit",
-		"answer_time = \"-5s\"":                      "negative",
-		"answer_time = 5":                            `answer_time: "5" has no unit: write a number with ms, s, m, h or d, such as "5m" or "30s"`,
-		"answer_time = true":                         "answer_time: the value is no text: write it in quotes",
-		"answer_time = \"0s\"":                       "not between 1ms and 1000h",
-		"answer_time = \"42d\"":                      "not between 1ms and 1000h",
+		"h2c = 1":                                                           "neither true nor false",
+		"host_header = \"a b\"":                                             "host name",
+		"host_header = 1":                                                   "no text",
+		"set_header = \"X: y\"":                                             "no table",
+		"set_header = { X = 1 }":                                            "no text",
+		"set_header = { Host = \"a\" }":                                     "host_header",
+		"set_header = { Transfer-Encoding = \"x\" }":                        "about the connection",
+		"set_header = { \"X Y\" = \"x\" }":                                  "no name of a header",
+		"set_header = { X = \"a\\r\\nB: c\" }":                              "control character",
+		"remove_header = \"X\"":                                             "no list",
+		"remove_header = [\"Content-Length\"]":                              "about the connection",
+		"trusted_proxies = [\"192.0.2.1/24\"]":                              "192.0.2.0/24",
+		"trusted_proxies = [\"proxy.lan\"]":                                 "no IP address",
+		"basic_auth_file = \"missing\"":                                     "make it with `htpasswd",
+		"basic_auth_file = \"empty\"":                                       "names nobody",
+		"basic_auth_file = \"md5\"":                                         "MD5 and SHA-1",
+		"basic_auth_file = \"plain\"":                                       "bcrypt",
+		"basic_auth_file = \"costly\"":                                      "seconds for each password",
+		"basic_auth_file = \"huge\"":                                        "costs the proxy too much",
+		"basic_auth_file = \"twice\"":                                       "twice",
+		"basic_auth_file = \"writable\"":                                    "can write",
+		"basic_auth_file = \"crowd\"":                                       "may be 2560 bytes long, and here it is 2696: the 40 users of this file take 2694 of them: keep some 30 users",
+		"set_header = { X = \"" + strings.Repeat("x", 2600) + "\" }":        "these headers take",
+		"remove_header = [\"" + strings.Repeat("x", 2600) + "\"]":           "these names take",
+		"trusted_proxies = [" + strings.Repeat("\"192.0.2.1\",", 200) + "]": "write networks",
+		"inspect = \"yes\"":                                                 "neither true nor false",
+		"answer_time = \"5\"":                                               "no unit",
+		"answer_time = \"-5s\"":                                             "negative",
+		"answer_time = 5":                                                   `answer_time: "5" has no unit: write a number with ms, s, m, h or d, such as "5m" or "30s"`,
+		"answer_time = true":                                                "answer_time: the value is no text: write it in quotes",
+		"answer_time = \"0s\"":                                              "not between 1ms and 1000h",
+		"answer_time = \"42d\"":                                             "not between 1ms and 1000h",
 	} {
 		for name, text := range map[string]string{
 			"empty": "# nobody\n", "md5": "ann:$apr1$x$y", "plain": "ann:secret", "costly": strings.Replace(bcryptLine, "$05$", "$20$", 1),
 			"huge": "ann:$argon2id$v=19$m=4194304,t=3,p=4$c2FsdHNhbHQ$c3Vtc3Vtc3Vtc3Vtc3Vtc3Vt", "twice": bcryptLine + "\n" + bcryptLine, "writable": bcryptLine,
+			"crowd": crowd(40),
 		} {
 			os.Chmod(write(t, filepath.Join(dir, name), text), map[bool]os.FileMode{true: 0o666, false: 0o600}[name == "writable"])
 		}
@@ -85,6 +100,14 @@ inspect = true
 			t.Errorf("%s: %v; want line 4 and %q", options, err, want)
 		} else if strings.HasPrefix(options, "answer_time") && strings.Count(err.Error(), "write ") > 1 {
 			t.Errorf("%s: %v; want the remedy once", options, err)
+		}
+	}
+	// 37 users with names of three letters fit: docs/NAMES.md says "some 30", since names may be longer.
+	for n, fits := range map[int]bool{30: true, 37: true, 38: false} {
+		os.Chmod(write(t, filepath.Join(dir, "crowd"), crowd(n)), 0o600)
+		_, _, err := bridgeOf(write(t, filepath.Join(dir, "crowd.toml"), "[[expose]]\npublic = \"http/a\"\ntarget = 80\nbasic_auth_file = \"crowd\"\n"))
+		if (err == nil) != fits {
+			t.Errorf("%d users: %v", n, err)
 		}
 	}
 	_, _, err = bridgeOf(write(t, filepath.Join(dir, "bad.toml"), "[[expose]]\npublic = 9000\nh2c = true\n"))

@@ -131,6 +131,12 @@ func (o ProxyOptions) Encode() ([]byte, error) {
 	return b, err
 }
 
+// Size is how many bytes the options take in a claim. Encode refuses more than MaxProxyOptions.
+func (o ProxyOptions) Size() int {
+	b, _ := json.Marshal(o)
+	return len(b)
+}
+
 // ParseProxyOptions decodes what Encode returned. An option that this version does not know is an error, since a service that needs it
 // must not be served without.
 func ParseProxyOptions(b []byte) (o ProxyOptions, err error) {
