@@ -182,6 +182,7 @@ func New(cfg Config) *Proxy {
 	p.web.server.Find, p.web.server.Failed = p.findSite, p.webFailed
 	p.web.server.Page = p.toSecure
 	p.web.server.Before = p.before
+	p.web.server.InTurn = link.InTurn
 	p.web.server.HeadRoom = int(p.port.budget.Size() / 8)
 	p.web.server.Panicked = func(text string) {
 		p.say.Say(slog.LevelError, nil, "a mistake of this program broke a request off: please report it", "panic", text)

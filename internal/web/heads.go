@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -78,25 +79,26 @@ func isStatusLine(line []byte) bool {
 	return err == nil
 }
 
-// await reads until the head of an answer is there as a whole. What does not fit into the buffer is in t.ahead then, before the rest.
-func (t *target) await() error {
+// await reads until the head of an answer is there as a whole. What does not fit into the buffer is in t.ahead then. long: so it is, and reading the
+// head waits for nothing.
+func (t *target) await() (long bool, err error) {
 	var s headScan
 	for {
 		raw, _ := t.br.Peek(t.br.Buffered())
 		if err := s.look(raw); err != errNoEnd {
-			return err
+			return false, err
 		}
 		if len(raw) == t.br.Size() {
 			return t.awaitLong(&s, raw)
 		}
 		if _, err := t.br.Peek(len(raw) + 1); err != nil {
-			return nil // reading the head says it again
+			return false, nil // reading the head says it again
 		}
 	}
 }
 
 // awaitLong is await for a head of which raw fills the buffer.
-func (t *target) awaitLong(s *headScan, raw []byte) error {
+func (t *target) awaitLong(s *headScan, raw []byte) (whole bool, err error) {
 	step := len(raw)
 	head := raw
 	defer t.br.Discard(step)
@@ -104,7 +106,7 @@ func (t *target) awaitLong(s *headScan, raw []byte) error {
 		if len(head) == cap(head) || len(head) == step {
 			size := min(2*len(head), maxAnswerHead)
 			if !t.x.holdHead(size - step) {
-				return errHeadRoom
+				return false, errHeadRoom
 			}
 			head = append(make([]byte, 0, size), head...)
 		}
@@ -112,11 +114,11 @@ func (t *target) awaitLong(s *headScan, raw []byte) error {
 		head = head[:len(head)+n]
 		switch end := s.look(head); {
 		case end == nil, end == errNoEnd && err != nil:
-			t.ahead = bytes.Clone(head)
+			t.ahead = slices.Concat(head, t.ahead)
 			t.x.holdHead(len(head) - step) // which is less
-			return nil
+			return end == nil, nil
 		case end != errNoEnd:
-			return end
+			return false, end
 		}
 	}
 }

@@ -1,11 +1,14 @@
 package web
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -75,6 +78,63 @@ func TestAnswerHeads(t *testing.T) {
 				t.Errorf("%s %s: %d connections to the target for two requests, want %d", method, name, w.dials, want)
 			}
 		}
+	}
+}
+
+// inTurn fails the test if it is read of while somebody has a turn.
+type inTurn struct {
+	net.Conn
+	t    *testing.T
+	turn *atomic.Bool
+}
+
+func (c inTurn) Read(b []byte) (int, error) {
+	if c.turn.Load() {
+		c.t.Error("the target is read of in a turn")
+	}
+	return c.Conn.Read(b)
+}
+
+// TestLongHeadsInTurn: each long head is read in a turn, in which nothing is waited for. A short one, and one that breaks off, is not.
+func TestLongHeadsInTurn(t *testing.T) {
+	w := newWorld(t)
+	var turn atomic.Bool
+	turns := 0
+	w.s.InTurn = func(f func()) {
+		turns++
+		turn.Store(true)
+		f()
+		turn.Store(false)
+	}
+	long := "X: " + strings.Repeat("x", 9000) + "\r\n"
+	site := w.site("a", w.script(func(s said) bool {
+		if s.URL.Path == "/broken" {
+			io.WriteString(s.out, "HTTP/1.1 200 OK\r\n"+long)
+			return false
+		}
+		io.WriteString(s.out, "HTTP/1.1 103 Early Hints\r\n"+long+"\r\n")
+		io.WriteString(s.out, "HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n")
+		io.WriteString(s.out, "HTTP/1.1 200 OK\r\n"+long+" continued\r\nContent-Length: 5\r\n\r\nhello")
+		return true
+	}), grammar.ProxyOptions{})
+	dial := site.Dial
+	site.Dial = func(ctx context.Context, call Call, retired func()) (*Upstream, error) {
+		up, err := dial(ctx, call, retired)
+		if err == nil {
+			up.Conn = inTurn{up.Conn, t, &turn}
+		}
+		return up, err
+	}
+	u := w.user()
+	io.WriteString(u, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	for range 2 {
+		u.answer("an informational answer")
+	}
+	if resp, body := u.answer("/"); resp.StatusCode != 200 || body != "hello" || turns != 2 {
+		t.Errorf("%s, %q, and %d turns; want 2", resp.Status, body, turns)
+	}
+	if resp, _ := u.ask("GET /broken HTTP/1.1\r\nHost: a\r\n\r\n"); resp.StatusCode != 502 || turns != 2 {
+		t.Errorf("a head that breaks off: %s, and %d turns; want 502 without one more", resp.Status, turns-2)
 	}
 }
 

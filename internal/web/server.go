@@ -67,6 +67,8 @@ type Server struct {
 
 	// HeadRoom is how many bytes heads of answers may hold together that are longer than a few KiB; 0: 16 MiB.
 	HeadRoom int
+	// InTurn, when set, calls f when it is its turn: a long head takes a processor for as long as a batch of a download does. f waits for nothing.
+	InTurn func(f func())
 
 	once     sync.Once // prepares what follows
 	http     http.Server

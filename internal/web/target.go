@@ -482,10 +482,17 @@ func (t *target) head(r *http.Request, early func(code int, h http.Header), word
 	}
 	t.reads = true
 	for interim := 0; ; {
-		if err := t.await(); err != nil {
+		long, err := t.await()
+		if err != nil {
 			return nil, err
 		}
-		resp, err := readAnswer(t.br, r)
+		var resp *http.Response
+		read := func() { resp, err = readAnswer(t.br, r) }
+		if turn := t.x.server.InTurn; long && turn != nil {
+			turn(read)
+		} else {
+			read()
+		}
 		if err != nil {
 			return nil, err
 		}
