@@ -31,6 +31,7 @@ type counted struct {
 	seen    map[counter]Counts // guarded by mu, as all below
 	names   map[[16]byte]string
 	pending batch
+	taken   Counts // by take, and not stored so far
 	history history
 }
 
@@ -82,7 +83,24 @@ func (c *counted) take() batch {
 	defer c.mu.Unlock()
 	b := c.pending
 	c.pending = make(batch)
+	c.taken = b.sum()
 	return b
+}
+
+// saved says that what take returned last is stored.
+func (c *counted) saved() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.taken = Counts{}
+}
+
+// unsaved is what was counted and is not stored.
+func (c *counted) unsaved() Counts {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.pending.sum()
+	all.add(c.taken)
+	return all
 }
 
 // copyTo adds what is pending to b.
@@ -123,6 +141,15 @@ func (b batch) join(o batch) {
 			b.add(hour, n, c)
 		}
 	}
+}
+
+func (b batch) sum() (all Counts) {
+	for _, rows := range b {
+		for _, c := range rows {
+			all.add(c)
+		}
+	}
+	return all
 }
 
 func (b batch) size() (n int) {

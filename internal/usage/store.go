@@ -80,6 +80,7 @@ func (s *Store) step() {
 }
 
 func (s *Store) saveAll(ctx context.Context) {
+	begun := s.now()
 	tick := time.NewTicker(saveEvery)
 	defer tick.Stop()
 	for {
@@ -87,25 +88,43 @@ func (s *Store) saveAll(ctx context.Context) {
 		case <-tick.C:
 			s.Save(ctx)
 		case <-ctx.Done():
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
-			defer cancel()
-			saved := make(chan struct{})
-			go func() { // nobody waits for it when the disk does not answer
-				defer close(saved)
-				s.Save(ctx)
-			}()
-			select {
-			case <-saved:
-			case <-ctx.Done():
-				s.log.Error("the usage of the last minutes is lost: the disk did not take it in time", "file", s.file.place.Name(), "limit", stopLimit)
-			}
+			s.saveLast(context.WithoutCancel(ctx), begun)
 			return
 		}
 	}
 }
 
+// saveLast stores what is left when the process, whose counting began then, ends. What cannot be stored is lost.
+func (s *Store) saveLast(ctx context.Context, begun time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	saved := make(chan error, 1)
+	go func() { saved <- s.save(ctx, true) }() // nobody waits for it when the disk does not answer
+	var err error
+	select {
+	case err = <-saved:
+	case <-ctx.Done():
+		err = fmt.Errorf("the disk did not take it within %s", stopLimit)
+	}
+	lost := s.counted.unsaved()
+	if err == nil || lost == (Counts{}) {
+		return
+	}
+	since := begun
+	if saved := s.State().Saved; !saved.IsZero() {
+		since = saved
+	}
+	s.log.Error("usage is lost: it could not be stored before this process ended", "file", s.file.place.Name(), "since", since.UTC().Truncate(time.Second),
+		"connections", lost.Connections, "refused", lost.Refused, "sent", lost.Sent, "received", lost.Received, "err", err)
+}
+
 // Save stores what has changed since it was stored last. What cannot be stored stays in memory until it can be.
 func (s *Store) Save(ctx context.Context) error {
+	return s.save(ctx, false)
+}
+
+// save is Save. The last one has no other after it, and what cannot be stored is lost.
+func (s *Store) save(ctx context.Context, last bool) error {
 	s.counted.read(s.now())
 	if err := s.begin(ctx); err != nil {
 		return err
@@ -125,7 +144,7 @@ func (s *Store) Save(ctx context.Context) error {
 			err = s.store()
 		}
 	}
-	s.note(err)
+	s.note(err, last)
 	return err
 }
 
@@ -136,6 +155,7 @@ func (s *Store) store() error {
 	})
 	if err == nil {
 		s.inFlight = nil
+		s.counted.saved()
 	}
 	return err
 }
@@ -170,8 +190,8 @@ func (s *Store) putAside(why *damage) error {
 	return nil
 }
 
-// note keeps what became of a save, and says it once.
-func (s *Store) note(err error) {
+// note keeps what became of a save, and says it once. That the last one failed is left to saveLast.
+func (s *Store) note(err error, last bool) {
 	s.mu.Lock()
 	failing := s.state.Error != ""
 	if err != nil {
@@ -182,7 +202,7 @@ func (s *Store) note(err error) {
 	}
 	s.mu.Unlock()
 	switch {
-	case err != nil && !failing:
+	case err != nil && !failing && !last:
 		s.log.Error("usage cannot be stored: it is kept in memory until it can be", "file", s.file.place.Name(), "err", err, "again_in", saveEvery)
 	case err == nil && failing:
 		s.log.Info("usage is stored again", "file", s.file.place.Name())

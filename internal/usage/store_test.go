@@ -510,6 +510,46 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestLostAtTheStop: the log says of what could not be stored before the end that it is lost, how much it is and since when, and not that it is
+// kept.
+func TestLostAtTheStop(t *testing.T) {
+	for name, c := range map[string]struct {
+		stored, waits bool
+		want          string
+	}{
+		"from the start":            {false, false, "since=2026-03-10T12:00:00.000Z connections=1 refused=0 sent=3 received=6"},
+		"since it was stored last":  {true, false, "since=2026-03-10T12:01:00.000Z connections=1 refused=0 sent=3 received=6"},
+		"with what waited for long": {false, true, "since=2026-03-10T12:00:00.000Z connections=2 refused=0 sent=8 received=16"},
+	} {
+		w := newWorld(t)
+		begun := w.now
+		if c.stored {
+			w.src.count(1, "tcp/9000", 1)
+			w.now = w.now.Add(time.Minute)
+			w.save()
+		}
+		w.place.full = errors.New("no space left on device")
+		if c.waits {
+			w.src.count(1, "tcp/9000", 5)
+			if err := w.Save(context.Background()); err == nil {
+				t.Fatal("a full disk took a save")
+			}
+		}
+		before := strings.Count(w.log.String(), "kept in memory")
+		w.src.count(1, "tcp/9000", 3)
+		w.saveLast(context.Background(), begun)
+		if got := w.log.String(); !strings.Contains(got, "usage is lost") || !strings.Contains(got, c.want+` err="`) || !strings.Contains(got, "no space left") || strings.Count(got, "kept in memory") != before {
+			t.Errorf("%s: the log:\n%s\nwant %s", name, got, c.want)
+		}
+		w.log.Reset()
+		w.place.full = nil
+		w.saveLast(context.Background(), begun)
+		if got := w.log.String(); strings.Contains(got, "lost") {
+			t.Errorf("%s: when all is stored, the log:\n%s", name, got)
+		}
+	}
+}
+
 func TestHistory(t *testing.T) {
 	w := newWorld(t)
 	if h := w.History(); len(h.Points) != 0 || h.StepSeconds != 10 {
