@@ -89,6 +89,7 @@ type choice struct {
 	chosen   string // the id of the chosen item; "": the first
 	line     int    // where it was
 	top      int    // the first line that is shown
+	widths   []int  // of columns: the most that was shown of each
 	list     []item // sorted and filtered
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -80,14 +81,14 @@ func TestScreen(t *testing.T) {
 		"1 of 2 links up   1 of 2 services up   3 connections\n",
 		"link office to [2001:db8::1]:4000 is down\n",
 		"tcp/22 is denied: the policy forbids it\n",
-		"tcp/9000    203.0.113.2:1002           3.0 kB          -  33.0 kB     0s open",
+		"tcp/9000   203.0.113.2:1002          3.0 kB          -  33.0 kB     0s open",
 	} {
 		if !strings.Contains(screen(m), want) {
 			t.Errorf("the screen has no %q:\n%s", want, screen(m))
 		}
 	}
 	press(m, "2")
-	if s := screen(m); !strings.Contains(s, "tcp/22      denied ") || strings.Index(s, "tcp/22  ") > strings.Index(s, "tcp/9000  ") {
+	if s := screen(m); !strings.Contains(s, "tcp/22     denied ") || strings.Index(s, "tcp/22  ") > strings.Index(s, "tcp/9000  ") {
 		t.Errorf("services, the denied one first:\n%s", s)
 	}
 	press(m, "tab")
@@ -290,6 +291,45 @@ func TestFits(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// TestNames: names that begin and end alike can be told apart. The name has the room first, and a column without content takes none from it.
+func TestNames(t *testing.T) {
+	snap := snapshot(2, 20)
+	long := []string{"http/app.example.com", "http/app.example.org", "http/" + strings.Repeat("a", 80) + ".example.com", "http/" + strings.Repeat("a", 80) + ".example.org"}
+	snap.Services = nil
+	for _, name := range long {
+		snap.Services = append(snap.Services, status.Service{Public: name, Key: "nas", Target: "127.0.0.1:80", State: status.ServiceUp})
+	}
+	for i := range snap.Pairs {
+		snap.Pairs[i].Service = long[i%2]
+	}
+	for _, width := range []int{80, 120} {
+		for _, list := range []string{"1", "2"} {
+			m := shown(t, 2)
+			m.Update(tea.WindowSizeMsg{Width: width, Height: 24})
+			m.accept(sampled{at: begun.Add(2 * time.Second), snap: snap})
+			press(m, list)
+			s := screen(m)
+			for _, want := range []string{"http/app.example.com ", "http/app.example.org "} {
+				if !strings.Contains(s, want) {
+					t.Errorf("width %d, list %s: %q is not shown:\n%s", width, list, want, s)
+				}
+			}
+			if list == "2" && (!regexp.MustCompile(`http/a+…[.a-z]+\.com `).MatchString(s) || !regexp.MustCompile(`http/a+…[.a-z]+\.org `).MatchString(s)) {
+				t.Errorf("width %d: long names are not cut in the middle:\n%s", width, s)
+			}
+		}
+	}
+	for _, c := range []struct {
+		s     string
+		width int
+		want  string
+	}{{"abcdefgh", 8, "abcdefgh"}, {"abcdefgh", 7, "abc…fgh"}, {"abcdefgh", 6, "abc…gh"}, {"abcdefgh", 3, "a…h"}, {"中中中中", 5, "中…中"}} {
+		if got := cutMiddle(c.s, c.width); got != c.want {
+			t.Errorf("cutMiddle(%q, %d) = %q; want %q", c.s, c.width, got, c.want)
 		}
 	}
 }

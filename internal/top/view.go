@@ -178,20 +178,7 @@ func (m *model) listLines(rows int) (lines []string) {
 	if rows < 2 {
 		return nil
 	}
-	columns := fit(listColumns[m.shown], m.width)
-	var titles []string
-	for _, c := range columns {
-		titles = append(titles, c.title)
-	}
-	lines = append(lines, bold.Styled(m.line(joined(columns, titles))))
 	rows--
-	if len(v.list) == 0 {
-		none := "none"
-		if v.filter != "" {
-			none = fmt.Sprintf("none with %q: Esc shows all", v.filter)
-		}
-		return append(lines, m.line(none))
-	}
 	if v.top > v.line {
 		v.top = v.line
 	}
@@ -199,6 +186,20 @@ func (m *model) listLines(rows int) (lines []string) {
 		v.top = v.line - rows + 1
 	}
 	v.top = max(min(v.top, len(v.list)-rows), 0)
+	seen := v.list[v.top:min(v.top+rows, len(v.list))]
+	columns := fit(m.measured(v, seen), m.width)
+	var titles []string
+	for _, c := range columns {
+		titles = append(titles, c.title)
+	}
+	lines = append(lines, bold.Styled(m.line(joined(columns, titles))))
+	if len(v.list) == 0 {
+		none := "none"
+		if v.filter != "" {
+			none = fmt.Sprintf("none with %q: Esc shows all", v.filter)
+		}
+		return append(lines, m.line(none))
+	}
 	for i := v.top; i < len(v.list) && i < v.top+rows; i++ {
 		var cells []string
 		for _, c := range columns {
@@ -219,51 +220,94 @@ func (m *model) listLines(rows int) (lines []string) {
 // column is one of a list.
 type column struct {
 	title       string
-	least, most int  // of its width
-	right       bool // aligned
-	drop        int  // the highest goes first when there is no room
+	least, most int // of its width
+	holds       content
+	drop        int // the highest goes first when there is no room
 	cell        func(*model, item) string
+}
+
+// content is what the cells of a column are.
+type content int
+
+const (
+	words content = iota // cut at the end
+	name                 // cut in the middle: names often begin alike, and often end alike
+	right                // a number
+)
+
+// mostName is how wide the first column becomes, which says what a line is about.
+const mostName = 64
+
+// measured are the columns of a list, no wider than what is in them. A column becomes no narrower again, or all would move to and fro.
+func (m *model) measured(v *choice, seen []item) []column {
+	columns := append([]column{}, listColumns[m.shown]...)
+	if v.widths == nil {
+		v.widths = make([]int, len(columns))
+	}
+	for i := range columns {
+		c := &columns[i]
+		if i == 0 {
+			c.most = mostName
+		}
+		if c.least == c.most {
+			continue
+		}
+		widest := &v.widths[i]
+		for _, it := range seen {
+			if *widest < c.most {
+				*widest = max(*widest, min(ansi.StringWidth(text(c.cell(m, it))), c.most))
+			}
+		}
+		if *widest == 0 {
+			c.least = len(c.title)
+		}
+		c.most = max(c.least, *widest)
+		if i == 0 {
+			c.least = min(c.most, max(c.least, m.width/3)) // before others have room at all
+		}
+	}
+	return columns
 }
 
 var listColumns = [kinds][]column{
 	pairs: {
-		{"SERVICE", 10, 28, false, 0, func(m *model, it item) string { return m.pair(it).Service }},
-		{"CLIENT", 21, 47, false, 0, func(m *model, it item) string { return m.pair(it).Client }},
-		{"SENT/S", 10, 10, true, 0, func(_ *model, it item) string { return rate(it.sent) }},
-		{"RECEIVED/S", 10, 10, true, 0, func(_ *model, it item) string { return rate(it.received) }},
-		{"TOTAL", 8, 8, true, 1, func(_ *model, it item) string { return units.Size(it.total) }},
-		{"AGE", 6, 6, true, 2, (*model).age},
-		{"STATE", 7, 7, false, 3, func(m *model, it item) string {
+		{"SERVICE", 10, 28, name, 0, func(m *model, it item) string { return m.pair(it).Service }},
+		{"CLIENT", 21, 47, name, 0, func(m *model, it item) string { return m.pair(it).Client }},
+		{"SENT/S", 10, 10, right, 0, func(_ *model, it item) string { return rate(it.sent) }},
+		{"RECEIVED/S", 10, 10, right, 0, func(_ *model, it item) string { return rate(it.received) }},
+		{"TOTAL", 8, 8, right, 1, func(_ *model, it item) string { return units.Size(it.total) }},
+		{"AGE", 6, 6, right, 2, (*model).age},
+		{"STATE", 7, 7, words, 3, func(m *model, it item) string {
 			if state := m.pair(it).State; state != status.PairHalfClosed {
 				return state
 			}
 			return "closing" // for which there is room
 		}},
-		{"TARGET", 12, 30, false, 4, func(m *model, it item) string { return m.pair(it).Target }},
-		{"PAIR", 7, 7, true, 5, func(_ *model, it item) string { return it.id }},
+		{"TARGET", 12, 30, name, 4, func(m *model, it item) string { return m.pair(it).Target }},
+		{"PAIR", 7, 7, right, 5, func(_ *model, it item) string { return it.id }},
 	},
 	services: {
-		{"SERVICE", 10, 32, false, 0, func(m *model, it item) string { return m.service(it).Public }},
-		{"STATE", 8, 8, false, 0, func(m *model, it item) string { return m.service(it).State }},
-		{"CONN", 5, 5, true, 0, func(_ *model, it item) string { return strconv.Itoa(it.connections) }},
-		{"SENT/S", 10, 10, true, 1, func(_ *model, it item) string { return rate(it.sent) }},
-		{"RECEIVED/S", 10, 10, true, 1, func(_ *model, it item) string { return rate(it.received) }},
-		{"TOTAL", 8, 8, true, 2, func(_ *model, it item) string { return units.Size(it.total) }},
-		{"KEY", 8, 20, false, 3, func(m *model, it item) string { return m.service(it).Key }},
-		{"TARGET", 12, 30, false, 4, func(m *model, it item) string { return m.service(it).Target }},
-		{"REASON", 20, 100, false, 5, func(m *model, it item) string { return m.service(it).Reason }},
+		{"SERVICE", 10, 32, name, 0, func(m *model, it item) string { return m.service(it).Public }},
+		{"STATE", 8, 8, words, 0, func(m *model, it item) string { return m.service(it).State }},
+		{"CONN", 5, 5, right, 0, func(_ *model, it item) string { return strconv.Itoa(it.connections) }},
+		{"SENT/S", 10, 10, right, 1, func(_ *model, it item) string { return rate(it.sent) }},
+		{"RECEIVED/S", 10, 10, right, 1, func(_ *model, it item) string { return rate(it.received) }},
+		{"TOTAL", 8, 8, right, 2, func(_ *model, it item) string { return units.Size(it.total) }},
+		{"KEY", 8, 20, name, 3, func(m *model, it item) string { return m.service(it).Key }},
+		{"TARGET", 12, 30, name, 4, func(m *model, it item) string { return m.service(it).Target }},
+		{"REASON", 20, 100, words, 5, func(m *model, it item) string { return m.service(it).Reason }},
 	},
 	links: {
-		{"LINK", 8, 24, false, 0, func(m *model, it item) string { return m.link(it).Key }},
-		{"STATE", 8, 8, false, 0, func(m *model, it item) string { return m.link(it).State }},
-		{"RTT", 8, 8, true, 1, func(m *model, it item) string { return millis(m.link(it).RTTMillis) }},
-		{"SENT/S", 10, 10, true, 2, func(_ *model, it item) string { return rate(it.sent) }},
-		{"RECEIVED/S", 10, 10, true, 2, func(_ *model, it item) string { return rate(it.received) }},
-		{"AGE", 6, 6, true, 3, (*model).age},
-		{"REMOTE", 21, 47, false, 4, func(m *model, it item) string { return m.link(it).Remote }},
-		{"CARRIERS", 8, 8, true, 5, func(m *model, it item) string { return strconv.Itoa(m.link(it).Carriers) }},
-		{"RESUMES", 7, 7, true, 6, func(m *model, it item) string { return strconv.FormatUint(m.link(it).Resumes, 10) }},
-		{"TOTAL", 8, 8, true, 7, func(_ *model, it item) string { return units.Size(it.total) }},
+		{"LINK", 8, 24, name, 0, func(m *model, it item) string { return m.link(it).Key }},
+		{"STATE", 8, 8, words, 0, func(m *model, it item) string { return m.link(it).State }},
+		{"RTT", 8, 8, right, 1, func(m *model, it item) string { return millis(m.link(it).RTTMillis) }},
+		{"SENT/S", 10, 10, right, 2, func(_ *model, it item) string { return rate(it.sent) }},
+		{"RECEIVED/S", 10, 10, right, 2, func(_ *model, it item) string { return rate(it.received) }},
+		{"AGE", 6, 6, right, 3, (*model).age},
+		{"REMOTE", 21, 47, name, 4, func(m *model, it item) string { return m.link(it).Remote }},
+		{"CARRIERS", 8, 8, right, 5, func(m *model, it item) string { return strconv.Itoa(m.link(it).Carriers) }},
+		{"RESUMES", 7, 7, right, 6, func(m *model, it item) string { return strconv.FormatUint(m.link(it).Resumes, 10) }},
+		{"TOTAL", 8, 8, right, 7, func(_ *model, it item) string { return units.Size(it.total) }},
 	},
 }
 
@@ -297,6 +341,7 @@ func fit(all []column, width int) []column {
 		}
 		fits = append(fits[:out], fits[out+1:]...)
 	}
+	fits[0].least += min(fits[0].most-fits[0].least, max(width-need(), 0)) // the name first
 	for grown := true; grown && need() < width; {
 		grown = false
 		for i := range fits {
@@ -316,15 +361,29 @@ func joined(columns []column, cells []string) string {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
-		cell := ansi.Truncate(text(cells[i]), c.least, "…")
+		cell := text(cells[i])
+		if c.holds == name {
+			cell = cutMiddle(cell, c.least)
+		}
+		cell = ansi.Truncate(cell, c.least, "…")
 		space := strings.Repeat(" ", max(c.least-ansi.StringWidth(cell), 0))
-		if c.right {
+		if c.holds == right {
 			cell, space = space, cell
 		}
 		b.WriteString(cell)
 		b.WriteString(space)
 	}
 	return b.String()
+}
+
+// cutMiddle is a text of a width at the most, with both its ends.
+func cutMiddle(s string, width int) string {
+	all := ansi.StringWidth(s)
+	if all <= width || width < 3 {
+		return s
+	}
+	tail := (width - 1) / 2
+	return ansi.Truncate(s, width-1-tail, "") + "…" + ansi.TruncateLeft(s, all-tail, "")
 }
 
 // line is a text as wide as the screen at the most. It must be harmless already.
