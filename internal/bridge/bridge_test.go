@@ -617,7 +617,7 @@ func TestAnswersToClaims(t *testing.T) {
 		case 1:
 			claimed(l, id, wire.Claimed{Status: wire.ClaimUp, Public: "tcp/9000"})
 		case 2:
-			claimed(l, id, wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: "tcp/80 denied: the policy says so"})
+			claimed(l, id, wire.Claimed{Status: wire.ClaimDenied, Public: c.Public, Text: "denied: the policy says so"})
 		case 3:
 			claimed(l, id, wire.Claimed{Status: wire.ClaimRetrying, Public: c.Public, Text: "open tcp/9002: in use"})
 		case 4:

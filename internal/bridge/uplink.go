@@ -299,7 +299,7 @@ func (u *uplink) heardClaimed(l *link.Link, id uint32, c wire.Claimed) error {
 	switch {
 	case !news || b.draining.Load(): // a successor has what this bridge had
 	case h.Now.State == status.ServiceDenied:
-		say(slog.LevelError, "service denied by the proxy", "reason", c.Text)
+		say(slog.LevelError, "service denied by the proxy", "reason", h.Now.Reason)
 	case h.Now.State == status.ServiceRetrying:
 		say(slog.LevelWarn, "service cannot be opened at the proxy, which goes on trying", "reason", c.Text)
 	case h.Now.State == status.ServiceUp && c.Text != "":

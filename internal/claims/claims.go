@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"reverser/internal/grammar"
@@ -392,6 +393,9 @@ func AnswerOf(c wire.Claimed) Answer {
 	}
 	if pub, err := grammar.ParsePublic(c.Public); err == nil && pub.Kind != grammar.KindOffered {
 		a.Public = pub
+		if a.State == status.ServiceDenied && strings.HasPrefix(a.Reason, a.State+": ") { // there was no room for the name
+			a.Reason = pub.String() + " " + a.Reason
+		}
 	}
 	return a
 }

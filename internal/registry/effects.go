@@ -3,7 +3,9 @@ package registry
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"reverser/internal/wire"
 )
@@ -41,7 +43,25 @@ type Told struct {
 
 // Claimed is the frame with the answer, without the nonce.
 func (t Told) Claimed() wire.Claimed {
-	return wire.Claimed{Status: t.Status, Public: t.Public.String(), Text: t.Bridge, Drained: t.drained()}
+	name := t.Public.String()
+	return wire.Claimed{Status: t.Status, Public: name, Text: fit(t.Bridge, name), Drained: t.drained()}
+}
+
+// fit shortens a text to what a frame has room for. What the frame has anyway, the name at the text's beginning, goes first: it alone can be
+// longer than a text. Then the end goes.
+func fit(text, name string) string {
+	if len(text) > wire.MaxText && name != "" {
+		text = strings.TrimPrefix(text, name+" ")
+	}
+	if len(text) <= wire.MaxText {
+		return text
+	}
+	const more = "…"
+	end := wire.MaxText - len(more)
+	for end > 0 && !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end] + more
 }
 
 // effect is something to be done. It names a thing, not an action: what to do with it is decided when its turn comes.

@@ -139,7 +139,7 @@ func (p *policy) judge(c *claim) {
 	case !p.serves(pub):
 		c.denied = fmt.Sprintf("%s denied: %s", pub, missingEntrance(pub.Kind))
 	case !p.certifies(pub):
-		c.denied = fmt.Sprintf("%s denied: no certificate for a wildcard comes by itself: give the proxy one from files ([[certificate]] in its file), or claim each host by its name", pub)
+		c.denied = fmt.Sprintf("%s denied: no certificate for a wildcard comes by itself: give the proxy one ([[certificate]] in its file), or claim each host", pub)
 	case slices.Contains(p.Own, pub.Port):
 		c.denied = fmt.Sprintf("%s denied: the link itself uses this port", pub)
 	case wrong != nil:

@@ -887,7 +887,7 @@ func TestSecure(t *testing.T) {
 		}
 	}
 	secure("a.example", "b.example")
-	denied := " denied: no certificate for a wildcard comes by itself: give the proxy one from files ([[certificate]] in its file), or claim each host by its name"
+	denied := " denied: no certificate for a wildcard comes by itself: give the proxy one ([[certificate]] in its file), or claim each host"
 	w.want(5, wire.ClaimDenied, "https/*.example"+denied, "https/*.example"+denied)
 	w.want(6, wire.ClaimDenied, "https/*"+denied, "https/*"+denied)
 	policy.Given = []string{"*.example"}
