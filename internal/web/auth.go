@@ -251,7 +251,7 @@ func (g *guesses) check(ctx context.Context, c *check, a asker, sum [32]byte, lo
 	if err := g.turns.take(ctx, a.key); err != nil {
 		return false, err
 	}
-	defer g.turns.end()
+	defer g.turns.end(a.key)
 	if !g.begin(a, time.Now()) {
 		return false, errSlow
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 // TestLoginsInRotation: passwords for the services of one key, however many wait and from however many addresses, hold those of each other key up
-// by about one check. Who finds the line of a key full is told so at once.
+// by one check at most. Who finds the line of a key full is told so at once.
 func TestLoginsInRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g guesses
@@ -78,10 +78,10 @@ func TestLoginsInRotation(t *testing.T) {
 			goOn <- struct{}{}
 			got = append(got, <-looks)
 			if len(got) == 5 {
-				ask(ctx, "bob", "bob2") // comes anew: behind the check of evil that is under way, it waits for one of each
+				ask(ctx, "bob", "bob2") // comes anew, and waits for one of each
 			}
 		}
-		if want := strings.Fields("evil0 evil1 ann1 bob1 evil2 ann2 evil3 bob2 evil4"); !slices.Equal(got, want) {
+		if want := strings.Fields("evil0 ann1 bob1 evil1 ann2 evil2 bob2 evil3 evil4"); !slices.Equal(got, want) {
 			t.Errorf("checked in the order\n%q, want\n%q", got, want)
 		}
 		for range mostWaiting - 4 {
@@ -104,11 +104,11 @@ func TestTurnOfOneWhoLeaves(t *testing.T) {
 	if err != nil || turn == nil {
 		t.Fatal(turn, err)
 	}
-	k.end()
+	k.end("a")
 	if k.leave(l, turn) {
 		t.Error("a turn that was given can be left")
 	}
-	if k.end(); k.free != 1 {
+	if k.end("a"); k.free != 1 {
 		t.Errorf("%d turns are free, want 1", k.free)
 	}
 }
@@ -147,15 +147,15 @@ func TestFullLineOfLogins(t *testing.T) {
 	fmt.Fprint(u, "GET / HTTP/1.1\r\nHost: good\r\nAuthorization: Basic YW5uOnNlY3JldA==\r\n\r\n")
 	for { // until it waits
 		g.turns.mu.Lock()
-		waits := g.turns.lines["good"] != nil
+		waits := g.turns.lines["good"] != nil // behind the line that is full
 		g.turns.mu.Unlock()
 		if waits {
 			break
 		}
 		time.Sleep(time.Millisecond)
 	}
-	g.turns.end() // to one of the evil key's, who has come first
-	g.turns.end()
+	g.turns.end("another key") // to one of the evil key's, whose line has come first
+	g.turns.end("evil")
 	if resp, _ := u.answer("good"); resp.StatusCode != http.StatusUnauthorized {
 		t.Errorf("another key's service: %s, want 401", resp.Status)
 	}

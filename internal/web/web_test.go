@@ -1344,7 +1344,7 @@ func TestGuessesAtOnce(t *testing.T) {
 		}
 	}
 	for range turns {
-		g.turns.end()
+		g.turns.end("another key")
 	}
 	busy.Wait()
 	asked.Wait()
