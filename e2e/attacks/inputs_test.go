@@ -63,7 +63,7 @@ var inputs = []struct {
 		"removed, unless the client is one of trusted_proxies", []string{"internal/web TestForwarded"}},
 	{"HTTP: passwords", "one after the other or at once, from one address or from many",
 		"401, and 429 with a wait that doubles up to a minute for the address at that service; 4 of an address wait to be looked at, others get 429 at once; 4,096 addresses are remembered", []string{"internal/web TestBasicAuth", "internal/web TestGuessesAtOnce"}},
-	{"HTTP: options", "hosts, headers, files and hashes that are none, cost the proxy too much, or are too many for a claim",
+	{"HTTP: options", "hosts, headers, files and hashes that are none, cost the proxy too much, or are too many for a claim; a header that is set twice, or set and removed",
 		"refused by `check`, at the start and at a reload, with file, line and what to do", []string{"internal/config TestHTTPOptions"}},
 	{"names: handshakes at the bridge", "where the bridge ends TLS: silence, another version or protocol, and crowds of them",
 		"a TLS alert, or a reset after 10 s; 512 at once, of which the oldest of the client with most goes first; the target is not dialled, and half of the processors are left to others",

@@ -2,7 +2,9 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,8 +49,13 @@ var httpOptions = []exposeOption{
 			return hint, fmt.Errorf("%v is no table", v)
 		}
 		e.Options.Proxy.SetHeader = make(map[string]string, len(t))
-		for name, value := range t {
-			s, ok := value.(string)
+		said := make(map[string]string, len(t)) // in lower case
+		for _, name := range slices.Sorted(maps.Keys(t)) {
+			if other, twice := said[strings.ToLower(name)]; twice {
+				return "write it once", fmt.Errorf("%q and %q are one header", other, name)
+			}
+			said[strings.ToLower(name)] = name
+			s, ok := t[name].(string)
 			if !ok {
 				return hint, fmt.Errorf("the value of %q is no text", name)
 			}
@@ -60,8 +67,17 @@ var httpOptions = []exposeOption{
 		return "", nil
 	}},
 	{"remove_header", httpKinds, func(_ *doc, v any, e *grammar.Expose) (hint string, err error) {
-		e.Options.Proxy.RemoveHeader, err = textList(v, func(s string) error { return grammar.CheckHeader(s, "") })
-		return `write a list of names, such as ["Cookie"]`, err
+		hint = `write a list of names, such as ["Cookie"]`
+		e.Options.Proxy.RemoveHeader, err = textList(v, func(s string) error {
+			for name := range e.Options.Proxy.SetHeader {
+				if strings.EqualFold(name, s) {
+					hint = "leave it out here"
+					return fmt.Errorf("%q is in set_header too, which takes the place of what the client sends", s)
+				}
+			}
+			return grammar.CheckHeader(s, "")
+		})
+		return hint, err
 	}},
 	{"trusted_proxies", httpKinds, func(_ *doc, v any, e *grammar.Expose) (hint string, err error) {
 		var all []netip.Prefix

@@ -61,6 +61,8 @@ inspect = true
 		"set_header = { Transfer-Encoding = \"x\" }":                        "about the connection",
 		"set_header = { \"X Y\" = \"x\" }":                                  "no name of a header",
 		"set_header = { X = \"a\\r\\nB: c\" }":                              "control character",
+		"set_header = { X-A = \"1\", x-a = \"2\" }":                         `"X-A" and "x-a" are one header`,
+		"remove_header = [\"x\"]\nset_header = { X = \"1\" }":               `"x" is in set_header too`,
 		"remove_header = \"X\"":                                             "no list",
 		"remove_header = [\"Content-Length\"]":                              "about the connection",
 		"trusted_proxies = [\"192.0.2.1/24\"]":                              "192.0.2.0/24",
