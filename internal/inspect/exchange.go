@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -27,6 +28,7 @@ type exchange struct {
 	rec      *Recorder
 	id       uint64
 	client   string
+	local    net.Addr // that the client reached; nil: not known
 	method   string
 	host     string
 	uri      string
@@ -92,6 +94,7 @@ func (r *Recorder) begin(req *http.Request) *exchange {
 		rec: r, id: r.store.ids.Add(1), client: strings.Clone(req.RemoteAddr), method: limited(req.Method), host: limited(req.Host),
 		uri: limited(req.RequestURI), proto: req.Proto, secure: req.TLS != nil, length: req.ContentLength, begun: time.Now(),
 	}
+	x.local, _ = req.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	again, isAgain := req.Context().Value(replayKey{}).(replay)
 	x.replayOf, x.cut = again.of, len(req.RequestURI) > lineKept
 	x.request.header, x.request.omitted = fields(req.Header)

@@ -123,6 +123,7 @@ func (r *Recorder) request(ctx context.Context, id string, begun chan<- *exchang
 		req.TLS = &tls.ConnectionState{HandshakeComplete: true, ServerName: hostOf(x.host)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, replayLimit)
+	ctx = context.WithValue(ctx, http.LocalAddrContextKey, x.local)
 	return req.WithContext(context.WithValue(ctx, replayKey{}, replay{x.id, begun})), cancel, nil
 }
 

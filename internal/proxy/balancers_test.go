@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"reverser/internal/entrance"
+	"reverser/internal/grammar"
 	"reverser/internal/link"
 	"reverser/internal/proxyproto"
 	"reverser/internal/sys"
@@ -257,6 +258,56 @@ func TestBalancerOfRequests(t *testing.T) {
 			t.Errorf("%s of %q: the access log has the client %q", c.scheme, c.user, r.Client)
 		}
 		conn.Close()
+	}
+}
+
+// TestReplayThroughABalancer: an exchange that is sent again has the addresses that it had, and none if nobody knew the client's.
+func TestReplayThroughABalancer(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}, ProxyProtocolFrom: balancersHere}})
+	b := w.bridge(k, how{instance: 1}, "http/a.example")
+	opened := make(chan wire.Open, 1)
+	b.target(func(_ http.ResponseWriter, r *http.Request) { opened <- openOf(r) })
+	options, err := grammar.ProxyOptions{Inspect: true, OneClient: true}.Encode() // as of a target that gets a header of the PROXY protocol
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := b.claims[0]
+	c.Options = options
+	b.mu.Lock()
+	l := b.link
+	b.mu.Unlock()
+	l.Say(1, wire.AppendClaim(nil, 1, c))
+	public, err := grammar.ParsePublic("http/a.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the service is inspected", func() bool { return w.p.Inspected(public) != nil })
+	for _, user := range []string{"192.0.2.7:77", "[2001:db8::1]:77", ""} {
+		u := &httpUser{t, w.through(w.p.web.ln.Addr().String(), 2, user, ""), nil}
+		u.r = bufio.NewReader(u.Conn)
+		u.ask(get("a.example", "/"))
+		first := <-opened
+		if first.Client.IsValid() != (user != "") {
+			t.Errorf("of %q: OPEN %+v", user, first)
+		}
+		list := w.p.Inspected(public).List()
+		kept := list[0]
+		for _, x := range list {
+			if x.Begun.After(kept.Begun) {
+				kept = x
+			}
+		}
+		if kept.Client != user {
+			t.Errorf("of %q: the exchange has the client %q", user, kept.Client)
+		}
+		if _, err := w.p.Inspected(public).Replay(t.Context(), kept.ID); err != nil {
+			t.Errorf("of %q: %v", user, err)
+			continue
+		}
+		if again := <-opened; again.Client != first.Client || again.Local != first.Local {
+			t.Errorf("of %q: sent again from %v to %v; want from %v to %v", user, again.Client, again.Local, first.Client, first.Local)
+		}
 	}
 }
 

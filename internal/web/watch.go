@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -151,11 +152,17 @@ func (b *tallied) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Again serves a request of an earlier client once more. The request has that client's address, and its answer goes to w alone.
+// Again serves a request of an earlier client once more. The request has that client's address, "" where nobody knew it, and in its context
+// the one that the client reached (http.LocalAddrContextKey). Its answer goes to w alone.
 // It panics with http.ErrAbortHandler when the answer is broken off.
 func (s *Server) Again(site *Site, w http.ResponseWriter, r *http.Request) {
-	client, _ := net.ResolveTCPAddr("tcp", r.RemoteAddr) // an address, not a name
-	c := s.NewClient(&nobody{client: client, closed: make(chan struct{})}, nil, nil)
+	client, unknown := netip.ParseAddrPort(r.RemoteAddr)
+	gone := &nobody{client: net.TCPAddrFromAddrPort(client), local: &net.TCPAddr{}, closed: make(chan struct{})}
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+		gone.local = local
+	}
+	c := s.NewClient(gone, nil, nil)
+	c.Unknown = unknown != nil
 	defer c.Close()
 	x := &exchange{server: s, client: c, site: site, id: newID(), host: r.Host}
 	ctx := context.WithValue(r.Context(), clientKey{}, c)
@@ -165,9 +172,9 @@ func (s *Server) Again(site *Site, w http.ResponseWriter, r *http.Request) {
 
 // nobody is the connection of a client that is not there any more.
 type nobody struct {
-	client net.Addr
-	closed chan struct{}
-	once   atomic.Bool
+	client, local net.Addr
+	closed        chan struct{}
+	once          atomic.Bool
 }
 
 func (n *nobody) Read([]byte) (int, error) {
@@ -183,7 +190,7 @@ func (n *nobody) Close() error {
 }
 
 func (n *nobody) Write(p []byte) (int, error)      { return len(p), nil }
-func (n *nobody) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (n *nobody) LocalAddr() net.Addr              { return n.local }
 func (n *nobody) RemoteAddr() net.Addr             { return n.client }
 func (n *nobody) SetDeadline(time.Time) error      { return nil }
 func (n *nobody) SetReadDeadline(time.Time) error  { return nil }
