@@ -35,11 +35,13 @@ func TestKeyExpiring(t *testing.T) {
 	for name, steps := range map[string][]step{
 		"as time goes by": {{30 * day, 0, ""}, {8 * day, 22 * day, ""}, {7 * day, day, ""}, {7*day - 30*time.Second, 30 * time.Second, "7 days"}, {2 * day, 5 * day, ""},
 			{day - time.Minute, day, ""}, {day - 2*time.Minute, time.Minute, "24 hours"}, {time.Hour, 23 * time.Hour, ""}, {-time.Hour, 2 * time.Hour, ""}},
-		"a start within the last day": {{90 * time.Minute, 0, ""}, {89 * time.Minute, time.Minute, "89 minutes"}, {time.Minute, time.Hour, ""}},
-		"more time within the delay":  {{6 * day, 0, ""}, {60 * day, 20 * time.Second, ""}, {60*day - time.Minute, time.Minute, ""}},
-		"more time, and again":        {{6 * day, 0, ""}, {6*day - time.Minute, time.Minute, "6 days"}, {90 * day, time.Minute, ""}, {5 * day, 85 * day, ""}, {5*day - time.Minute, time.Minute, "5 days"}},
-		"ended at the start":          {{-time.Minute, 0, ""}, {-2 * time.Minute, time.Minute, ""}},
-		"ends within the delay":       {{10 * time.Second, 0, ""}, {-20 * time.Second, 30 * time.Second, ""}},
+		"a start within the last day":     {{90 * time.Minute, 0, ""}, {89 * time.Minute, time.Minute, "89 minutes"}, {time.Minute, time.Hour, ""}},
+		"a start within the last minutes": {{2 * time.Minute, 0, ""}, {80 * time.Second, 40 * time.Second, "1 minute"}},
+		"a start within the last minute":  {{59 * time.Second, 0, ""}, {29 * time.Second, 30 * time.Second, "less than a minute"}},
+		"more time within the delay":      {{6 * day, 0, ""}, {60 * day, 20 * time.Second, ""}, {60*day - time.Minute, time.Minute, ""}},
+		"more time, and again":            {{6 * day, 0, ""}, {6*day - time.Minute, time.Minute, "6 days"}, {90 * day, time.Minute, ""}, {5 * day, 85 * day, ""}, {5*day - time.Minute, time.Minute, "5 days"}},
+		"ended at the start":              {{-time.Minute, 0, ""}, {-2 * time.Minute, time.Minute, ""}},
+		"ends within the delay":           {{10 * time.Second, 0, ""}, {-20 * time.Second, 30 * time.Second, ""}},
 	} {
 		w, now := &watch{after: 30 * time.Second}, moment
 		for i, step := range steps {

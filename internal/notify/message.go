@@ -110,7 +110,14 @@ func inWords(d time.Duration) string {
 	if n := int(d.Round(time.Hour) / time.Hour); n > 1 {
 		return fmt.Sprintf("%d hours", n)
 	}
-	return fmt.Sprintf("%d minutes", int(d.Round(time.Minute)/time.Minute))
+	switch n := int(d.Round(time.Minute) / time.Minute); n {
+	case 0:
+		return "less than a minute"
+	case 1:
+		return "1 minute"
+	default:
+		return fmt.Sprintf("%d minutes", n)
+	}
 }
 
 // cut is at most n bytes of s, whole characters.
@@ -195,6 +202,7 @@ func send(ctx context.Context, t Target, m message) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, sendLimit)
 	defer cancel()
+	begun := time.Now()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.URL, bytes.NewReader(body))
 	if err != nil {
 		return errors.New("the url cannot be read")
@@ -202,6 +210,9 @@ func send(ctx context.Context, t Target, m message) error {
 	req.Header.Set("Content-Type", "application/json; charset=utf-8")
 	req.Header.Set("User-Agent", "reverser")
 	resp, err := client.Do(req)
+	if err != nil && ctx.Err() == context.DeadlineExceeded {
+		return silent(ctx, begun)
+	}
 	if err != nil {
 		if e, ok := errors.AsType[*url.Error](err); ok {
 			err = e.Err // without the url
@@ -210,6 +221,9 @@ func send(ctx context.Context, t Target, m message) error {
 	}
 	defer resp.Body.Close()
 	reply, err := io.ReadAll(io.LimitReader(resp.Body, mostReply))
+	if err != nil && ctx.Err() == context.DeadlineExceeded {
+		return silent(ctx, begun)
+	}
 	if err != nil {
 		return fmt.Errorf("read the answer: %w", err)
 	}
@@ -224,6 +238,12 @@ func send(ctx context.Context, t Target, m message) error {
 		return nil
 	}
 	return fmt.Errorf("it was not taken: %s", said)
+}
+
+// silent is the error of a target that did not answer from begun to the deadline of ctx.
+func silent(ctx context.Context, begun time.Time) error {
+	end, _ := ctx.Deadline()
+	return fmt.Errorf("it did not answer within %d s", int(end.Sub(begun).Round(time.Second)/time.Second))
 }
 
 // taken reports whether an answer says that the message was taken: the chats say so in the answer, and 200 in any case.

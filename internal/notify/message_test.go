@@ -1,6 +1,7 @@
 package notify
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 )
@@ -147,3 +149,39 @@ func TestSendErrors(t *testing.T) {
 		t.Errorf("name = %q", got)
 	}
 }
+
+// TestNoAnswer: of a target that does not answer in time, at once or behind the head of its answer, it is said for how long it did not.
+func TestNoAnswer(t *testing.T) {
+	for name, transport := range map[string]roundTripper{
+		"no answer": func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		},
+		"no end of it": func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(reader(func([]byte) (int, error) {
+				<-r.Context().Done()
+				return 0, r.Context().Err()
+			}))}, nil
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			client.Transport = transport
+			defer func() { client.Transport = nil }()
+			for limit, want := range map[time.Duration]string{4 * time.Second: "it did not answer within 4 s", time.Hour: "it did not answer within 10 s"} {
+				ctx, cancel := context.WithTimeout(t.Context(), limit)
+				defer cancel()
+				if err := send(ctx, Target{URL: "https://bad/secret", Format: "json"}, message{test: true}); err == nil || err.Error() != want {
+					t.Errorf("%s: %v; want %q", name, err, want)
+				}
+			}
+		})
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+type reader func([]byte) (int, error)
+
+func (f reader) Read(p []byte) (int, error) { return f(p) }
