@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -97,6 +98,11 @@ func checkNotifyURL(s string) error {
 		return errors.New("this is no address of a web server")
 	case u.Scheme != "https" && u.Scheme != "http":
 		return errors.New("this does not begin with https:// or http://")
+	}
+	if port := u.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return errors.New("its port is not between 1 and 65535")
+		}
 	}
 	return nil
 }

@@ -56,6 +56,24 @@ func TestNotifyRefused(t *testing.T) {
 	}
 }
 
+// A url that leads nowhere is refused, without it: it holds a secret.
+func TestNotifyURLs(t *testing.T) {
+	for url, want := range map[string]string{
+		"https://chat.example.com:99999/secret": "its port is not between 1 and 65535",
+		"https://chat.example.com:0/secret":     "its port is not between 1 and 65535",
+		"ftp://chat.example.com/secret":         "this does not begin with https:// or http://",
+		"https:///secret":                       "this is no address of a web server",
+		"https://chat.example.com:65535/secret": "",
+		"https://[2001:db8::1]:8443/secret":     "",
+		"https://[2001:db8::1]/secret":          "",
+	} {
+		err := checkNotifyURL(url)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret")) {
+			t.Errorf("%s: %v; want %q", url, err, want)
+		}
+	}
+}
+
 // What only later versions tell of is taken, with a word. A notice of nothing else is not one of everything.
 func TestNotifyLaterEvents(t *testing.T) {
 	path := write(t, filepath.Join(t.TempDir(), "c.toml"), `listen = 3010
