@@ -62,6 +62,10 @@ func parseWhich(query string) (w Which, err error) {
 // ParseClient reads an address, or a network as CIDR.
 func ParseClient(s string) (netip.Prefix, error) {
 	if p, err := netip.ParsePrefix(s); err == nil {
+		const mapped = 96 // bits before those of an IPv4 address in IPv6
+		if a := p.Addr(); a.Is4In6() && p.Bits() >= mapped {
+			p = netip.PrefixFrom(a.Unmap(), p.Bits()-mapped)
+		}
 		return p.Masked(), nil
 	}
 	a, err := netip.ParseAddr(s)

@@ -69,3 +69,21 @@ func TestEndAtABridge(t *testing.T) {
 		t.Errorf("EndPairs = %v, of another key than the bridge's", err)
 	}
 }
+
+// TestParseClient: an IPv4 address or network that is written as one of IPv6 is that of IPv4, as clients are.
+func TestParseClient(t *testing.T) {
+	for s, want := range map[string]string{
+		"203.0.113.7":          "203.0.113.7/32",
+		"203.0.113.7/24":       "203.0.113.0/24",
+		"::ffff:127.0.0.1":     "127.0.0.1/32",
+		"::ffff:127.0.0.1/128": "127.0.0.1/32",
+		"::ffff:127.0.0.0/104": "127.0.0.0/8",
+		"::ffff:0:0/96":        "0.0.0.0/0",
+		"::/0":                 "::/0",
+		"2001:db8::1/64":       "2001:db8::/64",
+	} {
+		if got, err := admin.ParseClient(s); err != nil || got.String() != want {
+			t.Errorf("ParseClient(%q) = %v, %v; want %s", s, got, err, want)
+		}
+	}
+}
