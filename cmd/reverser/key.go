@@ -420,6 +420,9 @@ func (c *cli) keyList(ctx context.Context, at stateDir, asJSON bool) error {
 		if k.InPlaceOf != "" && k.InPlaceOf != k.Name {
 			from += ", in place of " + k.InPlaceOf
 		}
+		if k.Rotated {
+			from += ", new token not used yet"
+		}
 		if k.Drained {
 			from += ", drained"
 		}
