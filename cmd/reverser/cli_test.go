@@ -129,6 +129,19 @@ PAIR  SERVICE   CLIENT  TARGET  STATE  SENT   RECEIVED  SINCE
 	}
 }
 
+// TestStatusOfAnAccessLog: where lines were lost is named, standard output too.
+func TestStatusOfAnAccessLog(t *testing.T) {
+	for file, want := range map[string]string{
+		"access.log": "the access log access.log lost 932 lines, and cannot be written: no space\n",
+		"-":          "the access log on standard output lost 932 lines, and cannot be written: no space\n",
+	} {
+		var b bytes.Buffer
+		if err := printStatus(&b, status.Snapshot{Role: "proxy", AccessLog: &status.AccessLog{File: file, Lost: 932, Error: "no space"}}, time.Now()); err != nil || !strings.Contains(b.String(), "\n"+want) {
+			t.Errorf("%s: %v, %q; want the line %q", file, err, b.String(), want)
+		}
+	}
+}
+
 func TestSize(t *testing.T) {
 	for n, want := range map[uint64]string{
 		0: "0 B", 999: "999 B", 1000: "1.0 kB", 999_949: "999.9 kB", 999_950: "1.0 MB", 1<<64 - 1: "18.4 EB",

@@ -219,7 +219,11 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 	}
 
 	if l := s.AccessLog; l != nil && (l.Lost > 0 || l.Error != "") {
-		line := fmt.Sprintf("the access log %s lost %d lines", l.File, l.Lost)
+		where := l.Name()
+		if where != l.File {
+			where = "on " + where
+		}
+		line := fmt.Sprintf("the access log %s lost %d lines", where, l.Lost)
 		if l.Error != "" {
 			line += ", and cannot be written: " + l.Error
 		}

@@ -169,6 +169,9 @@ func TestMachine(t *testing.T) {
 		{"an access log that lost lines", func(_ *World, p *Patient) {
 			p.Snapshot.AccessLog = &status.AccessLog{File: "/x/log", Lost: 3}
 		}, "access log warn", nil},
+		{"an access log on standard output that lost lines", func(_ *World, p *Patient) {
+			p.Snapshot.AccessLog = &status.AccessLog{File: "-", Lost: 3}
+		}, "access log warn standard output lost 3 lines", nil},
 		{"usage without a disk", func(_ *World, p *Patient) {
 			p.Snapshot.Usage = &status.Usage{File: "/x/usage.db", Error: "no space"}
 		}, "usage fail /x/usage.db cannot be written", []string{"no space", "make room"}},

@@ -124,11 +124,11 @@ func (w *World) troubles(_ context.Context, v *visit) (all []Check) {
 		all = append(all, warn("usage", "what it held before is missing from `reverser usage`", "a damaged file was put aside as %s: %s", u.PutAside, u.Damage))
 	}
 	if l := s.AccessLog; l != nil && l.Error != "" {
-		all = append(all, fail("access log", "users are served all the same: make room, or mend its directory", "%s cannot be written, and %d lines are lost: %s", l.File, l.Lost, l.Error))
+		all = append(all, fail("access log", "users are served all the same: make room, or mend its directory", "%s cannot be written, and %d lines are lost: %s", l.Name(), l.Lost, l.Error))
 	} else if l != nil && l.Lost > 0 {
-		all = append(all, warn("access log", "", "%s lost %d lines since the start, and is written again", l.File, l.Lost))
+		all = append(all, warn("access log", "", "%s lost %d lines since the start, and is written again", l.Name(), l.Lost))
 	} else if l != nil {
-		all = append(all, ok("access log", "%s, %s", l.File, count(int(l.Written), "line")))
+		all = append(all, ok("access log", "%s, %s", l.Name(), count(int(l.Written), "line")))
 	}
 	return all
 }

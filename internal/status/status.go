@@ -98,6 +98,14 @@ type AccessLog struct {
 	Error   string `json:"error,omitempty"` // why the last line could not be written
 }
 
+// Name is where the lines go, for people.
+func (l *AccessLog) Name() string {
+	if l.File == "-" {
+		return "standard output"
+	}
+	return l.File
+}
+
 // Link is the connection between one bridge and one proxy, however many TCP
 // connections it takes and has taken.
 type Link struct {

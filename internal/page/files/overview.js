@@ -48,7 +48,7 @@ export function problems(snap) {
 	if (ending.length > most) add(false, t('over.more', { n: count(ending.length - most) }), t('over.keysEnd', { n: count(ending.length) }));
 	for (const c of (snap.certificates || []).filter(endsSoon)) add(false, t('over.certificateEnds', { host: c.host, span: span(until(c.not_after)) }), '', t(c.renew_at ? 'over.certificateLateHint' : 'over.certificateEndsHint', { from: c.from }));
 	const log = snap.access_log;
-	if (log && (log.lost > 0 || log.error)) add(false, t('over.accessLog', { file: log.file, lost: count(log.lost) }), log.error, t('over.accessLogHint'));
+	if (log && (log.lost > 0 || log.error)) add(false, log.file === '-' ? t('over.accessLogOut', { lost: count(log.lost) }) : t('over.accessLog', { file: log.file, lost: count(log.lost) }), log.error, t('over.accessLogHint'));
 	const usage = snap.usage;
 	if (usage?.error) add(true, t('over.usage', { file: usage.file }), usage.error, t('over.accessLogHint'));
 	if (usage?.put_aside) add(false, t('over.usageAside', { file: usage.put_aside }), usage.damage);

@@ -75,6 +75,7 @@ export const en = {
 	'over.keysEnd': '{n} keys expire within a week',
 	'over.retryAt': 'It is tried again in {span}.',
 	'over.accessLog': 'The access log {file} lost {lost} lines',
+	'over.accessLogOut': 'The access log on standard output lost {lost} lines',
 	'over.accessLogHint': 'Make room, or see that the file can be written.',
 	'over.usage': 'Usage cannot be stored in {file}, and is kept in memory',
 	'over.usageAside': 'The file of usage was damaged, and put aside as {file}',

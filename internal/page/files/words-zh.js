@@ -75,6 +75,7 @@ export const zh = {
 	'over.keysEnd': '{n} 个密钥将在一周内到期',
 	'over.retryAt': '{span}后重试。',
 	'over.accessLog': '访问日志 {file} 丢失了 {lost} 行',
+	'over.accessLogOut': '标准输出上的访问日志丢失了 {lost} 行',
 	'over.accessLogHint': '请腾出磁盘空间，或确认文件可写。',
 	'over.usage': '用量无法写入 {file}，暂存于内存',
 	'over.usageAside': '用量文件已损坏，已另存为 {file}',
