@@ -261,11 +261,7 @@ func answers(t bridge.Try, asked []grammar.Expose) (all []Check) {
 	var denied []Check
 	for _, why := range t.Answer.Why {
 		if why != "" {
-			hint := "ask for another one, or change at the proxy what stands in the way"
-			if strings.Contains(why, "the policy of key") {
-				hint = allowHint
-			}
-			denied = append(denied, fail(stepServices, hint, "%s", why))
+			denied = append(denied, fail(stepServices, denialHint(why), "%s", why))
 		}
 	}
 	n := len(t.Answer.Why)
@@ -281,6 +277,14 @@ func answers(t bridge.Try, asked []grammar.Expose) (all []Check) {
 
 // allowHint is what to do about a service that a key may not have.
 const allowHint = "at the proxy, let the key have it (`reverser key edit NAME --allow …`, with all that it may have), or ask for what it may have"
+
+// denialHint is what to do about a service that the proxy denies, with that reason: what a key may have is the only one that an order changes.
+func denialHint(why string) string {
+	if strings.Contains(why, "the policy of key") {
+		return allowHint
+	}
+	return "change at the proxy what stands in the way, or ask for another name"
+}
 
 // isVersion reports whether the proxy is the right one, and too old or too new.
 func isVersion(err error) bool {
@@ -390,7 +394,7 @@ func (w *World) services(_ context.Context, v *visit) (all []Check) {
 			up++
 		case status.ServiceDenied:
 			all = append(all, Check{name, state, fmt.Sprintf("%s is denied%s%s", s.Public, whose, reason),
-				allowHint})
+				denialHint(reason)})
 		case status.ServiceRetrying:
 			all = append(all, w.retrying(s, v.Role, whose, len(all) < mostLines))
 		default:

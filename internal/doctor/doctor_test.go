@@ -334,7 +334,7 @@ func TestNames(t *testing.T) {
 	}
 	want := []string{
 		"links warn no bridge is connected",
-		"services warn http/denied.example is denied (key web) → at the proxy",
+		"services warn http/denied.example is denied (key web) → change at the proxy",
 		"services fail tcp/9000 cannot be opened (key web): in use: port 9000 is held by nginx (pid 7)",
 		"advertised warn tokens carry no address",
 		"names fail elsewhere.example leads to 203.0.113.9, which is no address of this machine → correct its A and AAAA records",
@@ -749,6 +749,32 @@ func TestTargetsWithoutTime(t *testing.T) {
 type nowhere struct{ net.Listener }
 
 func (nowhere) Close() error { return nil }
+
+// TestDenied: only of what a key may not have, the hint is to let the key have it.
+func TestDenied(t *testing.T) {
+	w, p := well(t)
+	p.Snapshot.Services = []status.Service{
+		{Public: "tcp/80", State: status.ServiceDenied, Reason: `tcp/80 denied: the policy of key "nas" allows tcp/9000`},
+		{Public: "http/a.example", State: status.ServiceDenied, Reason: "http/a.example denied: the proxy has no port for HTTP: start it with --http ADDR, such as --http :80"},
+	}
+	lines := look(t, w, p)
+	if found := find(lines, "tcp/80 is denied"); !strings.Contains(found, "reverser key edit NAME --allow") {
+		t.Errorf("of the policy: %q", found)
+	}
+	if found := find(lines, "http/a.example is denied"); !strings.Contains(found, "--http ADDR") || strings.Contains(found, "key edit") || !strings.Contains(found, "→") {
+		t.Errorf("of a port that the proxy does not have: %q", found)
+	}
+}
+
+// find is the line with some words.
+func find(lines []string, words string) string {
+	for _, line := range lines {
+		if strings.Contains(line, words) {
+			return line
+		}
+	}
+	return ""
+}
 
 // TestFew: of very many faults some are told, and how many there are besides.
 func TestFew(t *testing.T) {
