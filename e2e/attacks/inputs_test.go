@@ -57,6 +57,8 @@ var inputs = []struct {
 		"their places are free at once", []string{"internal/proxy TestWebLeftWhileAway"}},
 	{"HTTP: two readings", "lengths and codings that contradict each other, two hosts, paths that lead to another service when they are decoded, folded lines, bare CR, huge heads",
 		"400 or 431, and closed, or one reading only (docs/NAMES.md has the table); nothing reaches a service that the request does not name", []string{"internal/web TestAmbiguous", "internal/web TestFraming", "internal/web TestReadings", "internal/web TestTwoNames"}},
+	{"HTTP: long heads", "thousands of heads of many short lines, or of long ones, that do not end",
+		"431 behind 200 lines or 64 KiB; those above 8 KiB of clients whom no service has let in share 16 MiB: 503 when that is taken, and others are served", []string{"internal/web TestManyLines", "internal/web TestLongHeads", "internal/web TestStrayHeads", "internal/web TestHugeHead"}},
 	{"HTTP: rapid reset", "20,000 requests on one connection of HTTP/2, each reset at once",
 		"100 are under way at once; others are served", []string{"internal/web TestRapidReset"}},
 	{"HTTP: who the client is", "X-Forwarded-For, Forwarded and their like from a client, spelled as CGI reads them too",

@@ -3,6 +3,7 @@ package web
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,10 @@ type Client struct {
 	once   sync.Once
 	said   atomic.Bool // first was called, or is not to be any more
 	early  atomic.Bool // an answer is complete whose request was not read to its end: nothing follows it
+	plain  bool        // no TLS is above it; set when it is served, as framed
+	framed bool        // frames sees what is read, above TLS where there is any
+	shut   atomic.Bool // a head was refused: nothing is read any more, and net/http has no answer of its own
+	stray  atomic.Bool // nobody has let it in, and its next head cannot be told from what is around it
 	frames framing
 	ahead  []byte      // was read of the connection before it became net/http's
 	paid   atomic.Bool // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
@@ -48,6 +53,7 @@ type Client struct {
 	idle   bool             // it waits for a simple request, the first one or another
 	over   bool
 	reset  bool
+	heads  int64    // bytes that it has of Server.heads
 	closed []func() // called when the connection is closed here
 }
 
@@ -97,8 +103,10 @@ func (c *Client) Read(b []byte) (int, error) {
 	if len(c.ahead) > 0 {
 		n := copy(b, c.ahead)
 		c.ahead = c.ahead[n:]
-		c.frames.read(b[:n])
-		return n, nil
+		return c.heard(b[:n], nil, c.Conn)
+	}
+	if c.stray.Load() {
+		return 0, c.refused(errStray)
 	}
 	// What has arrived is noted before it is read, so that hasArrived sees it at every moment: it is still with the kernel, or it was noted.
 	if !c.next.begun.Load() {
@@ -107,11 +115,117 @@ func (c *Client) Read(b []byte) (int, error) {
 		}
 	}
 	n, err := c.Conn.Read(b)
-	c.frames.read(b[:n])
 	if n > 0 {
 		c.next.begun.Store(true)
 	}
-	return n, err
+	if !c.plain {
+		return n, err
+	}
+	return c.heard(b[:n], err, c.Conn)
+}
+
+// secured is the TLS connection of a client who speaks HTTP/1 inside.
+type secured struct {
+	*tls.Conn
+	client *Client
+}
+
+// Read implements net.Conn.
+func (s *secured) Read(b []byte) (int, error) {
+	if s.client.stray.Load() {
+		return 0, s.client.refused(errStray)
+	}
+	n, err := s.Conn.Read(b)
+	return s.client.heard(b[:n], err, s.Conn)
+}
+
+// Write implements net.Conn. net/http may take a line that it has half of for a request, and answer it.
+func (s *secured) Write(b []byte) (int, error) {
+	if s.client.shut.Load() {
+		return len(b), nil
+	}
+	return s.Conn.Write(b)
+}
+
+// Write implements net.Conn, as that of secured.
+func (c *Client) Write(b []byte) (int, error) {
+	if c.plain && c.shut.Load() {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+var (
+	errLines = errors.New("the head of a request has too many lines")
+	errHeads = errors.New("there is no room for long heads of requests")
+	errStray = errors.New("it is not known where the next head begins")
+)
+
+// refused has the connection end, behind what was written to it.
+func (c *Client) refused(why error) error {
+	c.shut.Store(true)
+	c.early.Store(true)
+	return &net.OpError{Op: "read", Net: "tcp", Err: why}
+}
+
+// heard looks at what was read of HTTP/1, and refuses a head that is too long, by a word to whoever sent it.
+func (c *Client) heard(b []byte, err error, to io.Writer) (int, error) {
+	lines, size := c.frames.read(b)
+	why := errLines
+	switch {
+	case c.shut.Load():
+	case lines > maxLines:
+		c.refuseHead(to, http.StatusRequestHeaderFieldsTooLarge)
+	case !c.mayHave(size):
+		c.refuseHead(to, http.StatusServiceUnavailable)
+		why = errHeads
+	default:
+		return len(b), err
+	}
+	return 0, c.refused(why)
+}
+
+func (c *Client) refuseHead(to io.Writer, status int) {
+	fmt.Fprintf(to, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]d %[2]s", status, http.StatusText(status))
+}
+
+// mayHave reports whether a client may have a head of so many bytes. All of those whom no service has let in share the room for long ones.
+func (c *Client) mayHave(size int) bool {
+	if size <= longHead || c.said.Load() {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for want := int64(size - longHead); !c.over && c.heads < want; {
+		const more = longHead
+		if c.server.strange.Add(more) > mostHeads {
+			c.server.strange.Add(-more)
+			return false
+		}
+		c.heads += more
+	}
+	return true
+}
+
+// giveHeads gives back what mayHave took.
+func (c *Client) giveHeads() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.giveHeadsLocked()
+}
+
+func (c *Client) giveHeadsLocked() {
+	c.server.strange.Add(-c.heads)
+	c.heads = 0
+}
+
+// answered notes that an answer of net/http's is complete.
+func (c *Client) answered() {
+	exact := c.frames.idle()
+	c.giveHeads()
+	if c.framed && !exact && !c.said.Load() {
+		c.stray.Store(true)
+	}
 }
 
 // awaitInput waits until a read of the connection returns at once, and notes it, where the connection can tell.
@@ -190,6 +304,7 @@ func (c *Client) entered() {
 	if c.said.CompareAndSwap(false, true) && c.first != nil {
 		c.first()
 	}
+	c.giveHeads()
 }
 
 // earlyTime is for how long the rest of a request is read whose answer is complete: a system that closes a connection on which something
@@ -218,6 +333,7 @@ func (c *Client) Close() error {
 func (c *Client) leave() {
 	c.mu.Lock()
 	c.over = true
+	c.giveHeadsLocked()
 	all := c.order
 	c.order = nil
 	clear(c.visits)

@@ -44,8 +44,11 @@ const (
 	headerTime = 10 * time.Second // for the head of a request, from its first byte
 	idleTime   = 75 * time.Second // between two requests of a connection
 	maxHeader  = 64 << 10         // bytes of a head
-	maxStreams = 100              // requests at once on one connection of HTTP/2
-	restTime   = 2 * time.Second  // for the rest of a head when the server stops
+	maxLines   = 200              // lines of a head of HTTP/1: net/http takes more memory for many short ones than for their bytes
+	longHead   = 8 << 10          // bytes of a head beyond which clients whom no service has let in share mostHeads; many servers take no more at all
+	mostHeads  = 16 << 20
+	maxStreams = 100             // requests at once on one connection of HTTP/2
+	restTime   = 2 * time.Second // for the rest of a head when the server stops
 )
 
 // Server serves HTTP on the connections that it is given. Its fields are set before Start.
@@ -81,6 +84,7 @@ type Server struct {
 	stop     context.CancelFunc
 	guesses  guesses
 	heads    headRoom
+	strange  atomic.Int64  // bytes of mostHeads that are taken
 	restTime time.Duration // longer in tests
 
 	mu      sync.Mutex
@@ -140,7 +144,7 @@ func (s *Server) configure(h *http.Server) {
 		c := clientOf(conn)
 		c.next.changes(state)
 		if state == http.StateIdle {
-			c.frames.idle()
+			c.answered()
 		}
 	}
 	h.Protocols.SetHTTP1(true)
@@ -154,13 +158,18 @@ func (s *Server) Serve(conn net.Conn) {
 	c, ok := conn.(*Client)
 	if !ok {
 		if t, ok := conn.(*tls.Conn); ok {
-			clientOf(t).next.handed(0, t.ConnectionState().NegotiatedProtocol == "h2")
+			c, http2 := clientOf(t), t.ConnectionState().NegotiatedProtocol == "h2"
+			c.next.handed(0, http2)
+			if c.framed = !http2; c.framed {
+				conn = &secured{t, c}
+			}
 		}
 		s.hand(conn)
 		return
 	}
 	s.mu.Lock()
 	closed := s.closed || s.drained.Load()
+	c.plain, c.framed = true, true
 	if !closed {
 		s.serving.Go(func() {
 			if !s.serveSimple(c) {
@@ -448,7 +457,7 @@ func (s *Server) find(r *http.Request, host string) (*Site, error) {
 
 // clientOf finds the client below a connection.
 func clientOf(conn net.Conn) *Client {
-	if t, ok := conn.(*tls.Conn); ok {
+	if t, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
 		conn = t.NetConn()
 	}
 	return conn.(*Client)
