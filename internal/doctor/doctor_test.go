@@ -750,6 +750,21 @@ type nowhere struct{ net.Listener }
 
 func (nowhere) Close() error { return nil }
 
+// TestUnsaid: steps about settings that a running process does not tell have a line that says how to see them.
+func TestUnsaid(t *testing.T) {
+	for _, role := range []string{config.RoleBridge, config.RoleProxy} {
+		w, p := well(t)
+		p.Role, p.Settings = role, nil
+		var lines []string
+		w.Examine(t.Context(), p, func(c Check) { lines = append(lines, fmt.Sprintf("%s %s %s", c.Name, c.State, c.Found)) })
+		for _, step := range []string{"admin", "notify"} {
+			if found := find(lines, step+" skip the process does not say"); !strings.Contains(found, "`reverser doctor "+role+"` with") {
+				t.Errorf("%s of a %s: %q in\n%s", step, role, found, strings.Join(lines, "\n"))
+			}
+		}
+	}
+}
+
 // TestDenied: only of what a key may not have, the hint is to let the key have it.
 func TestDenied(t *testing.T) {
 	w, p := well(t)

@@ -169,7 +169,10 @@ func (w *World) accessLog(_ context.Context, v *visit) []Check {
 // adminPort is where the API and the page are served besides the admin socket.
 func (w *World) adminPort(ctx context.Context, v *visit) (all []Check) {
 	const name = "admin"
-	if v.Settings == nil || v.Settings.Admin.Addr == "" {
+	if v.Settings == nil {
+		return v.unsaid(name, "whether it has an --admin address")
+	}
+	if v.Settings.Admin.Addr == "" {
 		return nil
 	}
 	a := v.Settings.Admin
@@ -220,10 +223,22 @@ func reachable(addr string) string {
 	return net.JoinHostPort("127.0.0.1", port)
 }
 
-// notices are not sent to look whether they arrive.
-func (w *World) notices(_ context.Context, v *visit) []Check {
-	if v.Settings == nil || len(v.Settings.Notify) == 0 {
+// unsaid is a step about settings that a process which runs does not tell.
+func (v *visit) unsaid(name, what string) []Check {
+	if v.Snapshot == nil || v.SettingsErr != nil { // there is no process, or a fault of the settings has been told
 		return nil
 	}
-	return []Check{skip("notify", "%s in the file: `reverser notify --test` sends to each, while the process runs", count(len(v.Settings.Notify), "[[notify]]"))}
+	return []Check{skip(name, "the process does not say %s: `reverser doctor %s` with the flags and --config of its start shows it", what, v.Role)}
+}
+
+// notices are not sent to look whether they arrive.
+func (w *World) notices(_ context.Context, v *visit) []Check {
+	const name = "notify"
+	if v.Settings == nil {
+		return v.unsaid(name, "whether its file has a [[notify]]")
+	}
+	if len(v.Settings.Notify) == 0 {
+		return nil
+	}
+	return []Check{skip(name, "%s in the file: `reverser notify --test` sends to each, while the process runs", count(len(v.Settings.Notify), "[[notify]]"))}
 }
