@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync/atomic"
 	"time"
@@ -76,7 +75,7 @@ func (hs *Hellos) grow(h *Hello) error {
 	case n < cap(h.Read):
 		return nil
 	case n >= mostHello:
-		return fmt.Errorf("%w in the first %d KiB", ErrNoHello, mostHello>>10)
+		return tooLong()
 	case n < longHello:
 		h.Read = append(make([]byte, 0, 2*n), h.Read...)
 		return nil
@@ -88,6 +87,8 @@ func (hs *Hellos) grow(h *Hello) error {
 	h.Read = append(make([]byte, 0, mostHello), h.Read...)
 	return nil
 }
+
+func tooLong() error { return fmt.Errorf("%w in the first %d KiB", ErrNoHello, mostHello>>10) }
 
 // Done says that the client is no stranger any more, or is not served: others may have the memory of a long hello.
 func (h *Hello) Done() {
@@ -140,11 +141,16 @@ func (h *Hello) parse() error {
 		there, h.Name, h.ALPN = true, info.ServerName, info.SupportedProtos
 		return nil, stop
 	}}).Handshake()
-	if !there {
-		return fmt.Errorf("%w: %w", ErrNoHello, err)
+	switch {
+	case there:
+		return nil
+	case errors.Is(err, errMore):
+		return tooLong()
 	}
-	return nil
+	return fmt.Errorf("%w: %w", ErrNoHello, err)
 }
+
+var errMore = errors.New("the hello is longer than what is there")
 
 // said is a connection that has said something and says no more. What is written to it goes nowhere.
 type said struct {
@@ -154,7 +160,7 @@ type said struct {
 
 func (s *said) Read(b []byte) (int, error) {
 	if len(s.read) == 0 {
-		return 0, io.ErrUnexpectedEOF
+		return 0, errMore
 	}
 	n := copy(b, s.read)
 	s.read = s.read[n:]

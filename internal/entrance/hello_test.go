@@ -94,18 +94,24 @@ func TestReadHelloRefuses(t *testing.T) {
 	hello := helloOf(t, &tls.Config{ServerName: "a.example"})
 	endless := bytes.Repeat([]byte{22, 3, 1, 0, 1, 1}, mostHello) // a message that grows a byte a record
 	for what, sent := range map[string][]byte{
-		"HTTP":                  []byte("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
-		"zeros":                 make([]byte, 600),
-		"an alert":              {21, 3, 3, 0, 2, 2, 40},
-		"application data":      {23, 3, 3, 0, 2, 2, 40},
-		"a ServerHello":         append([]byte{22, 3, 3, 0, 4, 2, 0, 0, 0}, hello...),
-		"a record too long":     append([]byte{22, 3, 1, 0xff, 0xff}, make([]byte, 70_000)...),
-		"a message too long":    {22, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff},
-		"no end":                endless,
-		"a name of wrong bytes": bytes.Replace(hello, []byte("a.example"), []byte("a.exampl."), 1),
+		"HTTP":               []byte("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
+		"zeros":              make([]byte, 600),
+		"an alert":           {21, 3, 3, 0, 2, 2, 40},
+		"application data":   {23, 3, 3, 0, 2, 2, 40},
+		"a ServerHello":      append([]byte{22, 3, 3, 0, 4, 2, 0, 0, 0}, hello...),
+		"a record too long":  append([]byte{22, 3, 1, 0xff, 0xff}, make([]byte, 70_000)...),
+		"a message too long": {22, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff},
+		"no end":             endless,
+
+		"a message longer than here": {22, 3, 1, 0, 4, 1, 0, 0xff, 0xf0},
+		"a name of wrong bytes":      bytes.Replace(hello, []byte("a.example"), []byte("a.exampl."), 1),
 	} {
-		if _, err, _ := readHello(t, sent, ""); !errors.Is(err, ErrNoHello) {
+		_, err, _ := readHello(t, sent, "")
+		if !errors.Is(err, ErrNoHello) {
 			t.Errorf("%s: %v, want ErrNoHello", what, err)
+		}
+		if what == "a message longer than here" && !strings.Contains(err.Error(), "in the first 16 KiB") {
+			t.Errorf("%s is told as %v", what, err)
 		}
 	}
 	for cut := range hello {
