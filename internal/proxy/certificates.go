@@ -45,7 +45,13 @@ func (p *Proxy) tendCertificates() {
 	for {
 		if view := p.registry.View(); view != seen {
 			seen = view
-			hosts := p.secureHosts(view)
+			hosts, away := p.secureHosts(view), p.secureAway()
+			p.names.away.Store(&away)
+			for host, key := range away {
+				if _, served := hosts[host]; !served {
+					hosts[host] = key
+				}
+			}
 			p.cfg.Certificates.Want(hosts)
 			p.names.addresses.Store(addresses(hosts))
 		}
@@ -66,6 +72,21 @@ func (p *Proxy) secureHosts(view *registry.View) map[string]string {
 	for rt := range view.All {
 		if pub := rt.Public; pub.Kind == grammar.KindHTTPS && pub.Host != "*" {
 			hosts[pub.Host] = p.logName(rt.Key)
+		}
+	}
+	return hosts
+}
+
+// secureAway are the hosts of https/ names whose bridges are away, as far as there are certificates for them. These stay in use: a client is
+// to learn that it may come again. No other certificate is asked for.
+func (p *Proxy) secureAway() map[string]string {
+	hosts := make(map[string]string)
+	for pub, key := range p.registry.AllAway() {
+		if pub.Kind != grammar.KindHTTPS || pub.Host == "*" {
+			continue
+		}
+		if _, err := p.cfg.Certificates.GetCertificate(&tls.ClientHelloInfo{ServerName: pub.Host, SupportedVersions: []uint16{tls.VersionTLS13}}); err == nil {
+			hosts[pub.Host] = p.logName(key)
 		}
 	}
 	return hosts
@@ -169,8 +190,22 @@ func (p *Proxy) endsTLS(hello *entrance.Hello) bool {
 	if err != nil {
 		return false
 	}
-	ends, _ := tlsOf(view, host)
-	return ends
+	ends, passed := tlsOf(view, host)
+	return ends || !passed && p.endsAway(host)
+}
+
+// endsAway reports whether the TLS of a host that nobody serves ends here, because the bridge that did is away.
+func (p *Proxy) endsAway(host string) bool {
+	away := p.names.away.Load()
+	if away == nil {
+		return false
+	}
+	for name := range entrance.Names(grammar.KindTLS, host, "") {
+		if _, ok := (*away)[name.Host]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // tlsOf tells from the most specific name that is served for a host whether its TLS ends here or is passed on. Neither: nobody serves it.
@@ -259,7 +294,10 @@ func plain(text string) http.HandlerFunc {
 // toSecure sends a client that speaks plain HTTP where the host and path are served by TLS only; nil: they are not.
 func (p *Proxy) toSecure(r *http.Request) http.HandlerFunc {
 	host, err := grammar.RequestHost(r.Host)
-	if err != nil || r.TLS != nil || p.names.ln == nil || p.find(grammar.KindHTTPS, host, r.URL.EscapedPath()) == nil {
+	if err != nil || r.TLS != nil || p.names.ln == nil {
+		return nil
+	}
+	if path := r.URL.EscapedPath(); p.find(grammar.KindHTTPS, host, path) == nil && !p.away(true, host, path) {
 		return nil
 	}
 	host = grammar.HostString(host)

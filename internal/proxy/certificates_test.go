@@ -6,10 +6,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -178,6 +181,52 @@ func TestSecure(t *testing.T) {
 	if resp, body := plain.ask(get("a.example", "/plain")); resp.StatusCode != http.StatusOK || body != "nas 6 a.example /plain" {
 		t.Errorf("a service without TLS on the same host: %s %q", resp.Status, body)
 	}
+}
+
+// TestNamesAway: who asks for a service whose bridge is away, and whose session is over, is told at once to come again: at the port for HTTP, by
+// the way from there to TLS, and with TLS where there is a certificate. That ends when the policy does not allow the name any more.
+func TestNamesAway(t *testing.T) {
+	f := newFakeCertificates(t, "a.example", "none.example")
+	k := key(t, "nas", "http/*", "https/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", HTTPS: "127.0.0.1:0", Certificates: f, Settings: Settings{Keys: []Key{k}}})
+	b := w.bridge(k, how{instance: 1}, "http/b.example/x", "http/gone.example", "https/a.example", "https/none.example")
+	b.unclaim(1)
+	l := w.p.port.host.Link(k.ID)
+	b.stop()
+	<-b.done
+	l.Kill(errors.New("away for too long"))
+	wanted := func(hosts ...string) func() bool {
+		return func() bool {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return slices.Equal(slices.Sorted(maps.Keys(f.wanted)), hosts)
+		}
+	}
+	ask := func(u *httpUser, host, path string, status int) {
+		t.Helper()
+		resp, body := u.ask(get(host, path))
+		if again := resp.Header.Get("Retry-After"); resp.StatusCode != status || status == 503 && (again != "10" || !strings.Contains(body, "not connected")) {
+			t.Errorf("%s%s: %s, Retry-After %q, %q; want %d", host, path, resp.Status, again, body, status)
+		}
+	}
+	plain := w.httpUser()
+	ask(plain, "b.example", "/x/y", 503)
+	ask(plain, "b.example", "/z", 404)
+	ask(plain, "gone.example", "/", 404)
+	ask(plain, "a.example", "/", http.StatusPermanentRedirect)
+	eventually(t, "the certificate that is there stays, and no other one is wanted", wanted("a.example"))
+	conn, err := w.secure(f, "a.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask(&httpUser{t, conn, bufio.NewReader(conn)}, "a.example", "/", 503)
+	w.wantUnrecognized("none.example")
+
+	w.setKeys(key(t, "nas", "http/c.example"))
+	ask(plain, "b.example", "/x/y", 404)
+	ask(plain, "a.example", "/", 404)
+	eventually(t, "no certificate is wanted", wanted())
+	w.wantUnrecognized("a.example")
 }
 
 // TestRedirectBeforeTheBody: neither the way to TLS nor a proof waits for the body of its request. A client whose body does not come is let go.

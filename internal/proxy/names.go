@@ -27,7 +27,8 @@ type namePort struct {
 
 	handshakes *traffic.Handshakes // of those whose TLS ends here
 
-	addresses atomic.Int32 // how many https/ names are IP addresses
+	addresses atomic.Int32                      // how many https/ names are IP addresses
+	away      atomic.Pointer[map[string]string] // see secureAway; nil: not known yet
 }
 
 func (p *Proxy) listenNames() (err error) {

@@ -180,7 +180,7 @@ func New(cfg Config) *Proxy {
 	p.port.budget.Short = func() { p.port.memory.Note(errWindows) }
 	p.inspected = inspected{store: inspect.New(cfg.InspectMemory), of: make(map[*registry.Route]*inspect.Recorder)}
 	p.web.server.Find, p.web.server.Failed = p.findSite, p.webFailed
-	p.web.server.Page = p.toSecure
+	p.web.server.Page, p.web.server.Away = p.toSecure, p.away
 	p.web.server.Before = p.before
 	p.web.server.InTurn = link.InTurn
 	p.web.server.HeadRoom = int(p.port.budget.Size() / 8)

@@ -88,14 +88,27 @@ func (p *Proxy) giveDoor(d *door) {
 
 // findSite returns the site of the most specific name for a request.
 func (p *Proxy) findSite(secure bool, host, path string) *web.Site {
-	kind := grammar.KindHTTP
-	if secure {
-		kind = grammar.KindHTTPS
-	}
-	if rt := p.find(kind, host, path); rt != nil {
+	if rt := p.find(kindOf(secure), host, path); rt != nil {
 		return p.service(rt).site
 	}
 	return nil
+}
+
+// away reports whether a request that has no site is for a service whose bridge went away.
+func (p *Proxy) away(secure bool, host, path string) bool {
+	for name := range entrance.Names(kindOf(secure), host, path) {
+		if p.registry.Away(name) {
+			return true
+		}
+	}
+	return false
+}
+
+func kindOf(secure bool) grammar.Kind {
+	if secure {
+		return grammar.KindHTTPS
+	}
+	return grammar.KindHTTP
 }
 
 // before returns what the proxy answers itself, whoever serves the host and path; nil: the request is for a service.

@@ -19,6 +19,7 @@ type core struct {
 	inputs
 	index
 	todo
+	away *away // for those who ask for a name that nobody has; nothing here depends on it
 }
 
 // inputs are all that Freeze writes.
@@ -52,6 +53,7 @@ type todo struct {
 	looking map[Socket]struct{} // sockets that effects has a doSocket for
 	room    int                 // how many sockets could be opened, as the Doer said before this event
 	changed []*name             // whose route is another one than the view's
+	forgot  bool                // a name that was away is not any more
 	settled int                 // how many names settle looked at; tests bound it, and looks
 	looks   int                 // how often a claim was reviewed, an obstacle of a name looked for, or a socket compared with another one
 }
@@ -68,6 +70,7 @@ func newCore(p Policy) *core {
 			taken: make(map[KeyID]int), failed: make(map[trials]*list.List),
 		},
 		todo: todo{looking: make(map[Socket]struct{})},
+		away: newAway(),
 	}
 }
 
@@ -422,6 +425,7 @@ func (co *core) configure(p Policy) {
 	old := co.policy
 	p.Bind = old.Bind // sockets and their order stand on it
 	co.policy = newPolicy(p)
+	co.forgot = co.away.tidy(co.policy, 0)
 	for id, r := range co.tenants {
 		r.key = co.policy.keys[id]
 	}
@@ -475,6 +479,9 @@ func (co *core) configure(p Policy) {
 		co.effects.add(s.key, effect{do: doEnd, session: s})
 	}
 }
+
+// hourPassed is called every hour.
+func (co *core) hourPassed() { co.forgot = co.away.tidy(co.policy, 1) }
 
 // stop closes every socket. Users who were let in are still served.
 func (co *core) stop() {

@@ -169,6 +169,8 @@ const RetryEvery = 2 * time.Second
 func (r *Registry) Run(ctx context.Context, d Doer) {
 	again := time.NewTicker(RetryEvery)
 	defer again.Stop()
+	hour := time.NewTicker(time.Hour)
+	defer hour.Stop()
 	for {
 		for r.step(d) {
 		}
@@ -176,6 +178,8 @@ func (r *Registry) Run(ctx context.Context, d Doer) {
 		case <-ctx.Done():
 			return
 		case <-r.wake:
+		case <-hour.C:
+			r.change((*core).hourPassed)
 		case <-again.C:
 			room := d.Room()
 			r.change(func(co *core) {

@@ -44,9 +44,9 @@ func (r *Registry) change(event func(*core)) {
 	r.mu.Lock()
 	event(&r.core)
 	r.core.settle()
-	if len(r.core.changed) > 0 {
+	if len(r.core.changed) > 0 || r.core.forgot {
 		r.view.Store(r.view.Load().with(r.core.changed))
-		r.core.changed = nil
+		r.core.changed, r.core.forgot = nil, false
 	}
 	work := r.core.effects.n > 0
 	r.mu.Unlock()

@@ -100,12 +100,16 @@ func (co *core) hold(n *name) {
 		return
 	}
 	if n.held != nil {
+		if n.away {
+			co.away.remember(n.public, co.policy.keys[n.held.key])
+		}
 		co.placeOf(n).lose(co, n)
 		delete(co.holdings, n.public)
 		n.held = nil
 		co.setRoute(n, nil)
 	}
 	if first != nil {
+		co.away.forget(n.public)
 		n.held = &holding{key: first.key, group: first.group, seq: first.place}
 		co.holdings[n.public] = n.held
 		co.placeOf(n).gain(co, n)

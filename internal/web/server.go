@@ -67,6 +67,8 @@ type Server struct {
 	Covers func(state *tls.ConnectionState, host string) bool
 	// Page, when set, returns what answers a request for which there is no site; nil: a page of this server's own does.
 	Page func(*http.Request) http.HandlerFunc
+	// Away, when set, reports whether a host and path for which there is no site are those of a service whose bridge is away.
+	Away func(secure bool, host, path string) bool
 
 	// HeadRoom is how many bytes heads of answers may hold together that are longer than a few KiB; 0: 16 MiB.
 	HeadRoom int
@@ -372,6 +374,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				x.own(w, r, answer)
 				return
 			}
+		}
+		if s.Away != nil && s.Away(r.TLS != nil, host, r.URL.EscapedPath()) {
+			x.page(w, r, http.StatusServiceUnavailable, ErrAway)
+			return
 		}
 		x.page(w, r, http.StatusNotFound, nil)
 		return
