@@ -11,24 +11,21 @@ import (
 	"time"
 )
 
-// watchedSignals are the ones to stop on, and SIGHUP unless it is ignored
-// already (nohup).
-func watchedSignals() []os.Signal {
-	s := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) {
-		s = append(s, syscall.SIGHUP)
-	}
-	return s
-}
+// watchedSignals are the ones to stop on, and SIGHUP.
+func watchedSignals() []os.Signal { return []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} }
+
+// underNohup is whether SIGHUP was ignored when the process began: it is to outlive its terminal.
+var underNohup = signal.Ignored(syscall.SIGHUP)
 
 // timeToEnd is how long a process may take after a signal: for ever.
 func timeToEnd(os.Signal) time.Duration { return 0 }
 
 // asksReload reports whether a signal is the SIGHUP of a service manager, which asks a daemon to
 // reload and must not end its connections. On a terminal it means that the
-// window was closed.
+// window was closed, which a process under nohup outlives: whoever sends it,
+// nothing worse than a reload comes of it there.
 func asksReload(sig os.Signal) bool {
-	return sig == syscall.SIGHUP && !isTerminal(os.Stdin) && !isTerminal(os.Stderr)
+	return sig == syscall.SIGHUP && (underNohup || !isTerminal(os.Stdin) && !isTerminal(os.Stderr))
 }
 
 // outliveReaders lets a write to an output that nobody reads any more fail, as
