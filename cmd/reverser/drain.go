@@ -49,7 +49,7 @@ undo the order, a restart of the proxy does.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) == 1 {
-				if o.Service, err = grammar.ParseAllow(args[0]); err != nil {
+				if o.Service, err = grammar.ParseServices(args[0]); err != nil {
 					return usage(err)
 				}
 			}

@@ -44,7 +44,7 @@ key is the id that its status shows.`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			var which admin.Which
 			if cmd.Flags().Changed("service") {
-				if which.Service, err = grammar.ParseAllow(service); err != nil {
+				if which.Service, err = grammar.ParseServices(service); err != nil {
 					return usage(fmt.Errorf("--service: %w", err))
 				}
 			}

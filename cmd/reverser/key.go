@@ -216,11 +216,22 @@ func (c *cli) keyRotate(ctx context.Context, at stateDir, name string, asJSON bo
 		return keyError(err)
 	}
 	fmt.Fprintf(c.stderr, "key %q has a new token, which is printed only this once. The one before counts until the new one was used; at the bridge, put it into the token file and run\n  reverser reload\n", name)
+	return c.printToken(name, token, asJSON)
+}
+
+// printToken prints the token that a key has got, of which there is no copy.
+func (c *cli) printToken(name, token string, asJSON bool) error {
+	var err error
 	if asJSON {
-		return c.printJSON(map[string]string{"name": name, "token": token})
+		err = c.printJSON(map[string]string{"name": name, "token": token})
+	} else {
+		_, err = fmt.Fprintln(c.stdout, token)
 	}
-	_, err = fmt.Fprintln(c.stdout, token)
-	return err
+	if err != nil {
+		return &exitError{code: exitFailed, err: fmt.Errorf("print the token: %w: the key %q is there, and nobody has this token", err, name),
+			hint: fmt.Sprintf("`reverser key rotate %s` gives a new one", shellWord(name))}
+	}
+	return nil
 }
 
 // refuseConnect is for --allow-connect, of which nothing is there so far.
@@ -382,11 +393,7 @@ func (c *cli) keyAdd(ctx context.Context, at stateDir, k admin.NewKey, asJSON bo
 	if tok.Addr() == "" {
 		fmt.Fprintf(c.stderr, "It carries no address, as the proxy's is not known here: name it with --proxy there.\n")
 	}
-	if asJSON {
-		return c.printJSON(map[string]string{"name": k.Name, "token": encoded})
-	}
-	_, err = fmt.Fprintln(c.stdout, encoded)
-	return err
+	return c.printToken(k.Name, encoded, asJSON)
 }
 
 func (c *cli) keyList(ctx context.Context, at stateDir, asJSON bool) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
 	"strings"
 
 	"reverser/internal/escape"
@@ -166,6 +167,28 @@ func write(w http.ResponseWriter, code int, kind string, v any) {
 	_ = json.NewEncoder(escape.NewWriter(w)).Encode(v)
 }
 
+// wrongType says in JSON's own words what package json says in those of Go.
+func wrongType(e *json.UnmarshalTypeError) error {
+	want := "another type"
+	switch e.Type.Kind() {
+	case reflect.String:
+		want = "a string"
+	case reflect.Bool:
+		want = "true or false"
+	case reflect.Slice, reflect.Array:
+		want = "an array"
+	case reflect.Struct, reflect.Map:
+		want = "an object"
+	case reflect.Int, reflect.Int64, reflect.Uint, reflect.Uint64, reflect.Float64:
+		want = "a number"
+	}
+	what, _, _ := strings.Cut(e.Value, " ") // of a number, its digits follow
+	if e.Field == "" {
+		return fmt.Errorf("it is of the type %s, and should be %s", what, want)
+	}
+	return fmt.Errorf("%s is of the type %s, and should be %s", e.Field, what, want)
+}
+
 // read reads the JSON of a request into v, or answers why it cannot be read.
 func read(w http.ResponseWriter, r *http.Request, v any) bool {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
@@ -181,6 +204,9 @@ func read(w http.ResponseWriter, r *http.Request, v any) bool {
 	}
 	if errors.Is(err, io.EOF) {
 		err = errors.New("it has no body, which should be JSON")
+	}
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		err = wrongType(e)
 	}
 	code := http.StatusBadRequest
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {

@@ -28,7 +28,7 @@ type Drained struct {
 func (a *api) handleDrain() {
 	for method, undo := range map[string]bool{"POST": false, "DELETE": true} {
 		a.handleService(method, "drain", func(w http.ResponseWriter, r *http.Request) {
-			allow, err := grammar.ParseAllow(r.PathValue("service"))
+			allow, err := grammar.ParseServices(r.PathValue("service"))
 			if err != nil {
 				refuse(w, http.StatusBadRequest, err)
 				return

@@ -44,7 +44,9 @@ func parseWhich(query string) (w Which, err error) {
 		case value == "":
 			return w, fmt.Errorf("%s is empty: leave it out, or say which %s", word, word)
 		case word == "service":
-			w.Service, err = grammar.ParseAllow(value)
+			if w.Service, err = grammar.ParseServices(value); err != nil {
+				return w, err
+			}
 		case word == "key":
 			w.Key = value
 		case word == "client":

@@ -30,6 +30,21 @@ func ParseAllow(s string) (Allow, error) {
 	return a, explain("allow", s, err, func(s string) bool { _, err := parseAllow(s); return err == nil }, meantAllow)
 }
 
+// ParseServices parses what chooses services: the form of a rule, in words about services.
+func ParseServices(s string) (Allow, error) {
+	if s == "" {
+		return Allow{}, errors.New("service is empty: give the PUBLIC of one or several, such as tcp/9000, tcp/9000-9010 or http/*.example.com")
+	}
+	a, err := ParseAllow(s)
+	if err == nil {
+		return a, nil
+	}
+	if rest, ok := strings.CutPrefix(err.Error(), "allow "); ok {
+		err = errors.New("service " + rest)
+	}
+	return Allow{}, err
+}
+
 func parseAllow(s string) (Allow, error) {
 	if s == "" {
 		return Allow{}, errors.New("allow is empty: give what the key may publish, such as tcp/9000 or tcp/9000-9010")
