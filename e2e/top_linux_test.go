@@ -128,7 +128,7 @@ func TestTop(t *testing.T) {
 	x.press("2")
 	x.await(`(?m)^tcp/9 +denied +0`)
 	x.tmux("resize-window", "-x", "130", "-y", "20")
-	x.await(`中\\u001b\]0;owned`)
+	x.await(`中\\u001b\]0;own`)
 	x.tmux("resize-window", "-x", "40", "-y", "8")
 	x.await(`(?m)^tcp/9 +denied`)
 	x.press("1")

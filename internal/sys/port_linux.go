@@ -10,6 +10,6 @@ func PortHint(err error) string {
 	if !errors.Is(err, syscall.EACCES) {
 		return ""
 	}
-	return "a port below 1024 needs the capability CAP_NET_BIND_SERVICE: AmbientCapabilities=CAP_NET_BIND_SERVICE in the systemd unit, " +
+	return "a port below 1024 needs CAP_NET_BIND_SERVICE: AmbientCapabilities=CAP_NET_BIND_SERVICE in the systemd unit, " +
 		"setcap cap_net_bind_service=+ep on the program, or sysctl net.ipv4.ip_unprivileged_port_start=0 for every program of the machine"
 }
