@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"reverser/e2e/process"
 )
 
@@ -39,6 +41,22 @@ func (p *person) types(text string) {
 	if _, err := io.WriteString(p.tty, text); err != nil {
 		p.t.Fatal(err)
 	}
+}
+
+// awaitConsole waits until the console of Wine has the terminal for itself: what is typed before reaches it in another way, Enter as a line feed.
+func (p *person) awaitConsole() {
+	p.t.Helper()
+	raw, err := p.tty.SyscallConn()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	eventually(p.t, "Enter is a carriage return", func() (is bool) {
+		raw.Control(func(fd uintptr) {
+			mode, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+			is = err == nil && mode.Iflag&unix.ICRNL == 0
+		})
+		return is
+	})
 }
 
 // TestFirstRunOfTheZip: somebody unpacks the zip of a release into a folder that was empty, starts the program in it by a double click,
@@ -98,6 +116,7 @@ func TestFirstRunOfTheZip(t *testing.T) {
 	}()
 
 	somebody.sees("Paste that line, or the token in it (rv1_...), and press Enter:")
+	somebody.awaitConsole()
 	somebody.types(line + "\r")
 	somebody.sees("Which port shall be public?")
 	somebody.types(fmt.Sprintf("%d=%d\r", public, serve(t, echo)))

@@ -37,6 +37,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"reverser/internal/access"
 	"reverser/internal/grammar"
@@ -290,7 +291,7 @@ func (d *Dir) takeLock() error {
 		f.Close()
 		return err
 	}
-	if err := lockExclusive(f); err != nil {
+	if err := lockAlone(f); err != nil {
 		pid := readPID(f)
 		f.Close()
 		if errors.Is(err, errLocked) {
@@ -300,6 +301,23 @@ func (d *Dir) takeLock() error {
 	}
 	d.lock = f
 	return nil
+}
+
+// lockTries bounds for how long lockAlone waits for those who look, and lockPause is called between two tries.
+const lockTries = 200
+
+var lockPause = func() { time.Sleep(5 * time.Millisecond) }
+
+// lockAlone takes the lock, also while others look who has it (lockHolder): these share it for a moment.
+func lockAlone(f *os.File) error {
+	for tries := 1; ; tries++ {
+		err := lockExclusive(f)
+		if !errors.Is(err, errLocked) || tries == lockTries || lockShared(f) != nil { // or a process holds it
+			return err
+		}
+		unlock(f)
+		lockPause()
+	}
 }
 
 // signLock writes into the lock file who holds it: for people, and for TakenOver.

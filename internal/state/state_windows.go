@@ -23,13 +23,14 @@ func lockExclusive(f *os.File) error { return lock(f, windows.LOCKFILE_EXCLUSIVE
 func lockShared(f *os.File) error { return lock(f, 0) }
 
 func lock(f *os.File, how uint32) error {
-	at := &windows.Overlapped{OffsetHigh: 1 << 30}
-	err := windows.LockFileEx(windows.Handle(f.Fd()), how|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, at)
+	err := windows.LockFileEx(windows.Handle(f.Fd()), how|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, lockedByte())
 	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
 		return errLocked
 	}
 	return err
 }
+
+func lockedByte() *windows.Overlapped { return &windows.Overlapped{OffsetHigh: 1 << 30} }
 
 // protectNew closes a new directory: what it inherits lets others read files there, outside of a user's profile.
 func protectNew(path string) error {
@@ -68,8 +69,9 @@ func (d *Dir) syncDir(string) error { return nil }
 // mayWrite says nothing: what access lists allow is seen when a file is made.
 func mayWrite(string) error { return nil }
 
-// unlock has nothing to do: a lock ends with its handle, which no other program gets.
-func unlock(*os.File) error { return nil }
+func unlock(f *os.File) error {
+	return windows.UnlockFileEx(windows.Handle(f.Fd()), 0, 1, 0, lockedByte())
+}
 
 // rename puts a file in the place of another one. Windows refuses that while somebody has the other one open, such as a command that reads
 // admin.path, or a virus scanner. That takes a moment; who may not write there for good has to hear it soon.

@@ -1,0 +1,41 @@
+package state
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestOpenWhileOthersLook: a directory can be opened while somebody looks who holds it.
+func TestOpenWhileOthersLook(t *testing.T) {
+	path := t.TempDir()
+	looker, err := os.Create(filepath.Join(path, lockFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer looker.Close()
+	if err := os.Chmod(looker.Name(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := lockShared(looker); err != nil {
+		t.Fatal(err)
+	}
+	pauses, pause := 0, lockPause
+	defer func() { lockPause = pause }()
+	lockPause = func() {
+		if pauses++; pauses == 3 {
+			unlock(looker)
+		}
+	}
+	d, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if pauses != 3 {
+		t.Errorf("it was open after %d pauses, want 3", pauses)
+	}
+	if _, held := lockHolder(path); !held {
+		t.Error("nobody holds it")
+	}
+}
