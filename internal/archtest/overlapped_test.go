@@ -10,7 +10,7 @@ import (
 
 // mayOverlap are the functions that make a windows.Overlapped of their own, with why that is safe.
 var mayOverlap = map[string]string{
-	"internal/state/state_windows.go lock": "the system is done with it when the call returns: the file is not overlapped, and the call does not wait for the lock",
+	"internal/state/state_windows.go lockedByte": "the system is done with it when the call returns: the file is not overlapped, and the call does not wait for the lock",
 }
 
 // TestOverlapped: an Overlapped is a field of something that lives as long as the operation. The compiler puts one that a function makes on
