@@ -88,8 +88,7 @@ func parseBalancers(words []string) (from []netip.Prefix, err error) {
 	return from, nil
 }
 
-// join parses what args say and, where they say nothing, the file.
-// join joins the command line and the file. again is for another time than the first: see access.Rules.Regular.
+// join parses what args say and, where they say nothing, the file. again is for another time than the first: see access.Rules.Regular.
 func (args CommonArgs) join(file CommonArgs, again bool) (c Common, err error) {
 	c.State = cmp.Or(args.State, file.State)
 	c.Notify = file.Notify

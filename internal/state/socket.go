@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"reverser/internal/access"
 )
 
 // The admin socket is a unix socket in the state directory, or a short path that admin.path records (socket_unix.go). On Windows it is
@@ -139,11 +141,7 @@ func DialAdmin(ctx context.Context, dir string) (net.Conn, error) {
 
 // lockHolder asks the lock of a directory who holds it, without making anything there.
 func lockHolder(dir string) (pid int, held bool) {
-	path := filepath.Join(dir, lockFile)
-	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() { // it would wait for who writes to a pipe
-		return 0, false
-	}
-	f, err := os.Open(path)
+	f, err := access.Rules{Regular: true}.Open(filepath.Join(dir, lockFile))
 	if err != nil {
 		return 0, false
 	}

@@ -53,7 +53,7 @@ type Client struct {
 	idle   bool             // it waits for a simple request, the first one or another
 	over   bool
 	reset  bool
-	heads  int64    // bytes that it has of Server.heads
+	heads  int64    // bytes that it has of Server.strange
 	closed []func() // called when the connection is closed here
 }
 
@@ -174,7 +174,7 @@ func (c *Client) heard(b []byte, err error, to io.Writer) (int, error) {
 	why := errLines
 	switch {
 	case c.shut.Load():
-	case lines > maxLines:
+	case lines > mostLines:
 		c.refuseHead(to, http.StatusRequestHeaderFieldsTooLarge)
 	case !c.mayHave(size):
 		c.refuseHead(to, http.StatusServiceUnavailable)

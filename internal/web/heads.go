@@ -17,9 +17,12 @@ import (
 // is there as a whole: net/http holds ten times as much of one that does not end.
 const (
 	maxAnswerHead = 64 << 10 // bytes of it, of informational ones each for itself
-	mostLines     = 200      // behind its first one; also of trailers
 	mostInterim   = 16       // informational answers before an answer
 )
+
+// mostLines is how many lines the head of a request may have, that of an answer behind its first one, and a trailer: net/http takes more memory
+// for many short lines than for their bytes.
+const mostLines = 200
 
 var (
 	errLongHead  = fmt.Errorf("the head of the answer has more than %d bytes", maxAnswerHead)

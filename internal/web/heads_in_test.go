@@ -22,7 +22,7 @@ func lines(n int, fields string) string {
 // TestManyLines: a head of too many lines is refused, however it comes and whatever was before it, and one just below is not. The lines of
 // bodies do not count.
 func TestManyLines(t *testing.T) {
-	const text = 3 * maxLines
+	const text = 3 * mostLines
 	body := fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", text, strings.Repeat("\n", text))
 	chunked := fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", text, strings.Repeat("\n", text))
 	get := lines(3, "")
@@ -31,18 +31,18 @@ func TestManyLines(t *testing.T) {
 		ask    string
 		want   int
 	}{
-		"few, simple":            {nil, lines(maxLines, ""), 200},
-		"many, simple":           {nil, lines(maxLines+1, ""), 431},
-		"few":                    {nil, lines(maxLines, "Expect: x\r\n"), 417},
-		"many":                   {nil, lines(maxLines+1, "Expect: x\r\n"), 431},
+		"few, simple":            {nil, lines(mostLines, ""), 200},
+		"many, simple":           {nil, lines(mostLines+1, ""), 431},
+		"few":                    {nil, lines(mostLines, "Expect: x\r\n"), 417},
+		"many":                   {nil, lines(mostLines+1, "Expect: x\r\n"), 431},
 		"far too many":           {nil, lines(10_000, ""), 431},
-		"half a line too many":   {nil, strings.TrimSuffix(lines(maxLines+2, "Expect: x\r\n"), "\r\n") + "aaaa", 431},
+		"half a line too many":   {nil, strings.TrimSuffix(lines(mostLines+2, "Expect: x\r\n"), "\r\n") + "aaaa", 431},
 		"a body":                 {nil, body, 200},
 		"a chunked body":         {nil, chunked, 200},
-		"a body, then few":       {[]string{body}, lines(maxLines, ""), 200},
-		"a body, then many":      {[]string{body}, lines(maxLines+1, ""), 431},
+		"a body, then few":       {[]string{body}, lines(mostLines, ""), 200},
+		"a body, then many":      {[]string{body}, lines(mostLines+1, ""), 431},
 		"a body behind another":  {[]string{get, body, chunked}, body, 200},
-		"chunked, then few":      {[]string{chunked}, lines(maxLines, ""), 200},
+		"chunked, then few":      {[]string{chunked}, lines(mostLines, ""), 200},
 		"chunked, then far more": {[]string{chunked}, lines(10_000, ""), 431},
 		"two at once, then more": {[]string{get + get, ""}, lines(10_000, ""), 431},
 	} {

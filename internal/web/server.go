@@ -44,7 +44,6 @@ const (
 	headerTime = 10 * time.Second // for the head of a request, from its first byte
 	idleTime   = 75 * time.Second // between two requests of a connection
 	maxHeader  = 64 << 10         // bytes of a head
-	maxLines   = 200              // lines of a head of HTTP/1: net/http takes more memory for many short ones than for their bytes
 	longHead   = 8 << 10          // bytes of a head beyond which clients whom no service has let in share mostHeads; many servers take no more at all
 	mostHeads  = 16 << 20
 	maxStreams = 100             // requests at once on one connection of HTTP/2

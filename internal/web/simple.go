@@ -162,7 +162,7 @@ func (m *simple) await(limit time.Duration) error {
 // its head is.
 func (m *simple) take(raw []byte) (*exchange, simpleRequest, int) {
 	size := bytes.Index(raw, endOfHead) + len(endOfHead)
-	if size < len(endOfHead) || bytes.Count(raw[:size], endOfHead[:2]) > maxLines {
+	if size < len(endOfHead) || bytes.Count(raw[:size], endOfHead[:2]) > mostLines {
 		return nil, simpleRequest{}, 0
 	}
 	q, fields, ok := parseSimple(raw[:size], m.head[:0])

@@ -777,34 +777,41 @@ func TestRapidReset(t *testing.T) {
 	}
 }
 
+// askHTTP2 sends a request by HTTP/2, with fields and a body as they are, and returns the status of the answer.
+func (u *user) askHTTP2(fields [][2]string, body string) (status string) {
+	u.t.Helper()
+	io.WriteString(u, http2.ClientPreface)
+	fr := http2.NewFramer(u, u.r)
+	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	fr.WriteSettings()
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	for _, h := range fields {
+		enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+	}
+	fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndStream: body == "", EndHeaders: true})
+	if body != "" {
+		fr.WriteData(1, true, []byte(body))
+	}
+	for {
+		f, err := fr.ReadFrame()
+		if err != nil {
+			u.t.Fatal(err)
+		}
+		if h, ok := f.(*http2.MetaHeadersFrame); ok {
+			return h.PseudoValue("status")
+		}
+	}
+}
+
 // TestShortBody: a client of HTTP/2 whose body is shorter than it said is told so, and the target is not blamed.
 func TestShortBody(t *testing.T) {
 	for _, h2c := range []bool{false, true} {
 		w := newWorld(t)
 		w.site("a", w.target(echo), grammar.ProxyOptions{H2C: h2c})
-		u := w.user()
-		io.WriteString(u, http2.ClientPreface)
-		fr := http2.NewFramer(u, u.r)
-		fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-		fr.WriteSettings()
-		var head bytes.Buffer
-		enc := hpack.NewEncoder(&head)
-		for _, h := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "a"}, {":path", "/"}, {"content-length", "10"}} {
-			enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
-		}
-		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndHeaders: true})
-		fr.WriteData(1, true, []byte("hello"))
-		for {
-			f, err := fr.ReadFrame()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if h, ok := f.(*http2.MetaHeadersFrame); ok {
-				if got := h.PseudoValue("status"); got != "400" {
-					t.Errorf("h2c %v: %s; want 400", h2c, got)
-				}
-				break
-			}
+		fields := [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "a"}, {":path", "/"}, {"content-length", "10"}}
+		if got := w.user().askHTTP2(fields, "hello"); got != "400" {
+			t.Errorf("h2c %v: %s; want 400", h2c, got)
 		}
 		w.mu.Lock()
 		if len(w.failed) != 1 || w.failed[0].Status != 400 || !strings.Contains(w.failed[0].Err.Error(), "Content-Length of 10") {
@@ -859,28 +866,9 @@ func TestTwoNames(t *testing.T) {
 		{"*", "a", "400"},
 		{"/?a HTTP/1.1", "a", "400"},
 	} {
-		u := w.user()
-		io.WriteString(u, http2.ClientPreface)
-		fr := http2.NewFramer(u, u.r)
-		fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-		fr.WriteSettings()
-		var head bytes.Buffer
-		enc := hpack.NewEncoder(&head)
-		for _, h := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "a"}, {":path", c.path}, {"host", c.host}} {
-			enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
-		}
-		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head.Bytes(), EndStream: true, EndHeaders: true})
-		for {
-			f, err := fr.ReadFrame()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if h, ok := f.(*http2.MetaHeadersFrame); ok {
-				if got := h.PseudoValue("status"); got != c.want {
-					t.Errorf(":authority a, host %s and :path %s: %s, want %s", c.host, c.path, got, c.want)
-				}
-				break
-			}
+		fields := [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "a"}, {":path", c.path}, {"host", c.host}}
+		if got := w.user().askHTTP2(fields, ""); got != c.want {
+			t.Errorf(":authority a, host %s and :path %s: %s, want %s", c.host, c.path, got, c.want)
 		}
 	}
 }
