@@ -25,10 +25,11 @@ import (
 // A fleet is many bridges of one proxy: what one more of them costs, and how long it takes until all serve, at first and after
 // the proxy has been restarted.
 //
-//  1. runFleet       starts a proxy and weighs it, starts the bridges, weighs both, restarts the proxy
-//  2. ownFleet       reverser's: the bridges are in one process (fleetHelper), each with an address of its own
-//  3. processFleet   frp's, and that of an earlier reverser: a process for each bridge
-//  4. return.go      the bridges that serve over time, as a picture
+//  1. returnFleet    starts a proxy and the bridges, restarts the proxy
+//  2. weighFleet     starts another proxy and half of the bridges, weighs, starts the other half, weighs again
+//  3. ownFleet       reverser's: the bridges are in one process (fleetHelper), each with an address of its own
+//  4. processFleet   frp's, and that of an earlier reverser: a process for each bridge
+//  5. return.go      the bridges that serve over time, as a picture
 
 // fleetSize is a row: so many bridges, in networks of their own or behind one address.
 type fleetSize struct {
@@ -110,7 +111,7 @@ const (
 	mostProcesses = 400
 	// fleetUsers is through how many of the bridges a user is sent before a figure counts.
 	fleetUsers = 50
-	// mostWeighed is the largest fleet that is weighed, which takes three minutes: what one more bridge costs is known by then.
+	// mostWeighed is the largest fleet that is weighed, which takes six minutes: what one more bridge costs is known by then.
 	mostWeighed = 1000
 )
 
@@ -147,8 +148,8 @@ func fleetProbe(s fleetSize) probe {
 	}
 	if s.weighed() {
 		p.kinds = append(p.kinds,
-			kind{Name: name + "proxy's memory for an idle one", Unit: "KB", Low: true, Goals: []goal{{"", 64}}},
-			kind{Name: name + "its own memory", Unit: "KB", Low: true},
+			kind{Name: name + "proxy's memory for one more, idle", Unit: "KB", Low: true, Goals: []goal{{"", 64}}},
+			kind{Name: name + "bridges' memory for one more, idle", Unit: "KB", Low: true},
 			kind{Name: name + "proxy's CPU for 1000 idle ones", Unit: "% of a core", Low: true, Goals: []goal{{"", 1.5}}},
 		)
 	}
@@ -168,15 +169,15 @@ type returned struct {
 type fleet interface {
 	// startProxy starts the proxy and returns when it listens.
 	startProxy(ctx context.Context) (*process, error)
-	// startBridges starts all bridges.
-	startBridges(ctx context.Context) error
+	// startBridges starts bridges until so many are started.
+	startBridges(ctx context.Context, n int) error
 	// again says that bridges that served no longer count.
 	again() error
-	// await waits until all serve, as long as limit, and returns when each did, from the start or the last again on.
+	// await waits until all that were started serve, as long as limit, and returns when each did, from the start or the last again on.
 	await(ctx context.Context, limit time.Duration) (served, error)
 	// resident returns the KB of all bridges together; NaN: they are not in one process.
 	resident() float64
-	// ports are those of the users.
+	// ports are those of the users of the bridges that were started.
 	ports() []string
 	stop()
 }
@@ -200,6 +201,24 @@ func (s served) note(all int, limit time.Duration) string {
 }
 
 func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set settings) (figures []float64, note string, err error) {
+	figures, note, err = returnFleet(ctx, b, name, size, set)
+	if err != nil || !size.weighed() {
+		return figures, note, err
+	}
+	if note != "" { // a fleet of which some do not serve is not weighed
+		return append(figures, nothing, nothing, nothing), note, nil
+	}
+	f, err := b.newFleet(name, size)
+	if err != nil {
+		return nil, "", err
+	}
+	defer f.stop()
+	idle, note, err := weighFleet(ctx, b, f, size, set)
+	return append(figures, idle...), note, err
+}
+
+// returnFleet starts a fleet and restarts its proxy.
+func returnFleet(ctx context.Context, b *bed, name string, size fleetSize, set settings) (figures []float64, note string, err error) {
 	f, err := b.newFleet(name, size)
 	if err != nil {
 		return nil, "", err
@@ -209,16 +228,13 @@ func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set sett
 	limit, n := size.patienceFor(set), float64(size.bridges)
 	// serve waits until all serve, and finds the CPU that the proxy used for each; nothing when not all did.
 	serve := func(proxy *process, what string) (all, each float64, times []float64, err error) {
-		got, err := f.await(ctx, limit)
+		got, note, err := allServe(ctx, b, f, size.bridges, limit)
 		if err != nil {
 			return 0, 0, nil, err
 		}
-		if note := got.note(size.bridges, limit); note != "" {
+		if note != "" {
 			notes = append(notes, what+": "+note)
 			return limit.Seconds(), nothing, got.Times, nil
-		}
-		if err := tryUsers(ctx, b.front, f.ports()); err != nil {
-			return 0, 0, nil, err
 		}
 		if err := sleep(ctx, 2*time.Second); err != nil { // further connections come when the first ones are there
 			return 0, 0, nil, err
@@ -233,29 +249,14 @@ func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set sett
 	if err := sleep(ctx, time.Second); err != nil {
 		return nil, "", err
 	}
-	empty, err := residentOf(proxy)
-	if err != nil {
-		return nil, "", err
-	}
 	before := cpuOf(proxy).Seconds() * 1e3 / n
-	if err := f.startBridges(ctx); err != nil {
+	if err := f.startBridges(ctx, size.bridges); err != nil {
 		return nil, "", err
 	}
 	start, startCPU, _, err := serve(proxy, "first start")
 	if err != nil {
 		return nil, "", err
 	}
-	var idle []float64
-	switch {
-	case !size.weighed():
-	case len(notes) > 0:
-		idle = []float64{nothing, nothing, nothing}
-	default:
-		if idle, err = weighFleet(ctx, f, proxy, empty, size, set); err != nil {
-			return nil, "", err
-		}
-	}
-
 	if err := f.again(); err != nil {
 		return nil, "", err
 	}
@@ -273,33 +274,73 @@ func runFleet(ctx context.Context, b *bed, name string, size fleetSize, set sett
 		return nil, "", err
 	}
 	b.returns = append(b.returns, returned{size.String(), size.bridges, name, limit.Seconds(), times})
-	return append([]float64{again, againCPU, start, startCPU - before}, idle...), strings.Join(notes, "; "), nil
+	return []float64{again, againCPU, start, startCPU - before}, strings.Join(notes, "; "), nil
+}
+
+// allServe waits until n bridges serve, and sends users through some of them. note says how many do not.
+func allServe(ctx context.Context, b *bed, f fleet, n int, limit time.Duration) (got served, note string, err error) {
+	if got, err = f.await(ctx, limit); err != nil {
+		return got, "", err
+	}
+	if note = got.note(n, limit); note != "" {
+		return got, note, nil
+	}
+	return got, "", tryUsers(ctx, b.front, f.ports())
 }
 
 // fleetSettle is how long a fleet is idle before it is weighed: bridges stay connected for weeks, so what the garbage collection that Go
 // forces every two minutes gives back is not theirs, and PINGs have become rare by then.
 const fleetSettle = 150 * time.Second
 
-// weighFleet finds the KB of the proxy and of a bridge for each that is idle, and the CPU of a thousand.
-func weighFleet(ctx context.Context, f fleet, proxy *process, empty int, size fleetSize, set settings) ([]float64, error) {
+// weighFleet finds the KB of the proxy and of the bridges for one more that is idle, and the proxy's CPU for a thousand. What one more
+// costs is what the second half adds to the first: a proxy's first bridge brings what all need together.
+func weighFleet(ctx context.Context, b *bed, f fleet, size fleetSize, set settings) (figures []float64, note string, err error) {
 	rest, watch := fleetSettle, 30*time.Second
 	if set.Size == "quick" {
 		rest, watch = 2*time.Second, 5*time.Second // one round of PINGs
 	}
-	if err := sleep(ctx, rest); err != nil {
-		return nil, err
-	}
-	full, err := residentOf(proxy)
+	proxy, err := f.startProxy(ctx)
 	if err != nil {
-		return nil, err
+		return nil, "", err
+	}
+	var weights []weight
+	for _, n := range []int{size.bridges / 2, size.bridges} {
+		if n > 0 { // of a fleet of one, half is none
+			if err := f.startBridges(ctx, n); err != nil {
+				return nil, "", err
+			}
+			if _, note, err := allServe(ctx, b, f, n, size.patienceFor(set)); note != "" || err != nil {
+				return []float64{nothing, nothing, nothing}, note, err
+			}
+		}
+		if err := sleep(ctx, rest); err != nil {
+			return nil, "", err
+		}
+		kb, err := residentOf(proxy)
+		if err != nil {
+			return nil, "", err
+		}
+		weights = append(weights, weight{n, float64(kb), f.resident()})
 	}
 	before, start := cpuOf(proxy), time.Now()
 	if err := sleep(ctx, watch); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	n := float64(size.bridges)
 	busy := (cpuOf(proxy) - before).Seconds() / time.Since(start).Seconds()
-	return []float64{float64(full-empty) / n, f.resident() / n, busy * 100 * 1000 / n}, nil
+	ofProxy, ofBridges := oneMore(weights[0], weights[1])
+	return []float64{ofProxy, ofBridges, busy * 100 * 1000 / float64(size.bridges)}, "", nil
+}
+
+// weight is what a proxy and its bridges hold, in KB.
+type weight struct {
+	bridges    int
+	proxy, own float64
+}
+
+// oneMore is what each bridge has added that came between two weighings.
+func oneMore(half, full weight) (proxy, own float64) {
+	n := float64(full.bridges - half.bridges)
+	return (full.proxy - half.proxy) / n, (full.own - half.own) / n
 }
 
 // tryUsers sends users through some of the bridges.
@@ -360,16 +401,17 @@ func fleetPorts(n int) ([]string, error) {
 
 // fleetParts is what both kinds have.
 type fleetParts struct {
-	b      *bed
-	size   fleetSize
-	dir    string
-	link   string
-	public []string // ADDR for the users of each bridge
-	proxy  *process
-	begun  time.Time
+	b       *bed
+	size    fleetSize
+	dir     string
+	link    string
+	public  []string // ADDR for the users of each bridge
+	proxy   *process
+	begun   time.Time
+	started int // bridges
 }
 
-func (f *fleetParts) ports() []string { return f.public }
+func (f *fleetParts) ports() []string { return f.public[:f.started] }
 
 func (f *fleetParts) start(ctx context.Context, program string, args ...string) (*process, error) {
 	p, err := f.b.start(here{}, "fleet-proxy", nil, f.b.path(program), args...)
@@ -427,7 +469,18 @@ func (f *ownFleet) makeKeys() error {
 	return d.SetKeys(keys)
 }
 
-func (f *ownFleet) startBridges(ctx context.Context) error {
+func (f *ownFleet) startBridges(ctx context.Context, n int) error {
+	if f.cmd == nil {
+		if err := f.startHelper(ctx); err != nil {
+			return err
+		}
+	}
+	f.started = n
+	_, err := fmt.Fprintf(f.in, "start %d\n", n)
+	return f.say(err)
+}
+
+func (f *ownFleet) startHelper(ctx context.Context) error {
 	f.cmd = command(ctx, f.b.self, "fleet")
 	in, err1 := f.cmd.StdinPipe()
 	out, err2 := f.cmd.StdoutPipe()
@@ -471,6 +524,9 @@ func (f *ownFleet) await(_ context.Context, limit time.Duration) (s served, err 
 }
 
 func (f *ownFleet) resident() float64 {
+	if f.cmd == nil { // no bridge was started
+		return nothing
+	}
 	kb, err := residentOf(&process{name: "the bridges", cmd: f.cmd})
 	if err != nil {
 		return nothing
@@ -502,13 +558,13 @@ func (f *processFleet) startProxy(ctx context.Context) (*process, error) {
 	return f.start(ctx, f.program, f.args...)
 }
 
-func (f *processFleet) startBridges(ctx context.Context) error {
+func (f *processFleet) startBridges(ctx context.Context, n int) error {
 	type line struct {
 		program   string
 		args, env []string
 	}
 	var lines []line
-	for i := range f.public { // all before the first one starts: what is measured is the start
+	for i := f.started; i < n; i++ { // all before the first one starts: what is measured is the start
 		program, args, env, err := f.bridge(ctx, i)
 		if err != nil {
 			return err
@@ -516,12 +572,13 @@ func (f *processFleet) startBridges(ctx context.Context) error {
 		lines = append(lines, line{program, args, env})
 	}
 	f.begun = time.Now()
-	for i, l := range lines {
-		p, err := f.b.start(here{}, fmt.Sprintf("fleet-%s-%d", filepath.Base(l.program), i), l.env, f.b.path(l.program), l.args...)
+	for _, l := range lines {
+		p, err := f.b.start(here{}, fmt.Sprintf("fleet-%s-%d", filepath.Base(l.program), f.started), l.env, f.b.path(l.program), l.args...)
 		if err != nil {
 			return err
 		}
 		f.clients = append(f.clients, p)
+		f.started++
 	}
 	return nil
 }
@@ -571,7 +628,7 @@ func (f *processFleet) await(ctx context.Context, limit time.Duration) (s served
 	defer cancel()
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for _, addr := range f.public {
+	for _, addr := range f.ports() {
 		wg.Go(func() {
 			for echoOnce(ctx, here{}, addr) != nil {
 				if sleep(ctx, 50*time.Millisecond) != nil {

@@ -89,6 +89,14 @@ func TestServed(t *testing.T) {
 	}
 }
 
+// TestOneMore: what a proxy needs before its first bridge comes is not what one more costs.
+func TestOneMore(t *testing.T) {
+	proxy, own := oneMore(weight{50, 20_000 + 50*60, 10_000 + 50*140}, weight{100, 20_000 + 100*60, 10_000 + 100*140})
+	if proxy != 60 || own != 140 {
+		t.Errorf("oneMore = %v, %v; want 60, 140", proxy, own)
+	}
+}
+
 // TestFleetHelper: the bridges of the helper serve, and serve again when the proxy was restarted.
 func TestFleetHelper(t *testing.T) {
 	const n = 5
@@ -162,6 +170,11 @@ func TestFleetHelper(t *testing.T) {
 		}
 		return s
 	}
+	fmt.Fprintln(in, "start 2")
+	if s := await(time.Minute); len(s.Times) != 2 {
+		t.Fatalf("%d of the 2 that were started serve: %+v", len(s.Times), s)
+	}
+	fmt.Fprintf(in, "start %d\n", n)
 	for range 2 {
 		if s := await(time.Minute); len(s.Times) != n || !slices.IsSorted(s.Times) {
 			t.Fatalf("%d of %d serve: %+v", len(s.Times), n, s)

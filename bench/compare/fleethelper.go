@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,8 +24,8 @@ import (
 // plannedBridge is a bridge that fleetHelper is to run.
 type plannedBridge struct{ Token, From, Public string }
 
-// fleetHelper runs bridges: a line of JSON says which. Then it takes orders: "again" forgets who served; "await DURATION"
-// answers with a line of JSON when all serve, or after so long.
+// fleetHelper runs bridges: a line of JSON says which. Then it takes orders: "start N" starts bridges until N are started; "again" forgets
+// who served; "await DURATION" answers with a line of JSON when all that were started serve, or after so long.
 func fleetHelper(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
 	if len(args) > 0 {
 		return errArgs
@@ -47,32 +48,41 @@ func fleetHelper(ctx context.Context, args []string, in io.Reader, out io.Writer
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	for i, p := range plan {
-		b, err := p.bridge(w.of(i))
-		if err != nil {
-			return err
-		}
-		running.Go(func() { _ = b.Run(ctx) }) // it ends with ctx
-	}
+	started := 0
 	for {
-		order, err := orders.ReadString('\n')
+		line, err := orders.ReadString('\n')
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		limit, isAwait := strings.CutPrefix(strings.TrimSpace(order), "await ")
-		if !isAwait {
+		switch order, arg, _ := strings.Cut(strings.TrimSpace(line), " "); order {
+		case "start":
+			n, err := strconv.Atoi(arg)
+			if err != nil || n < started || n > len(plan) {
+				return fmt.Errorf("start %q: %d of %d bridges are started", arg, started, len(plan))
+			}
+			w.expect(n)
+			for ; started < n; started++ {
+				b, err := plan[started].bridge(w.of(started))
+				if err != nil {
+					return err
+				}
+				running.Go(func() { _ = b.Run(ctx) }) // it ends with ctx
+			}
+		case "again":
 			w.again()
-			continue
-		}
-		d, err := time.ParseDuration(limit)
-		if err != nil {
-			return err
-		}
-		if err := json.NewEncoder(out).Encode(w.await(ctx, d)); err != nil {
-			return err
+		case "await":
+			d, err := time.ParseDuration(arg)
+			if err != nil {
+				return err
+			}
+			if err := json.NewEncoder(out).Encode(w.await(ctx, d)); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("the order %q is none", line)
 		}
 	}
 }
@@ -101,9 +111,10 @@ type watch struct {
 	mu      sync.Mutex
 	begun   time.Time
 	serving []bool // guarded by mu, as all below
+	started int
 	times   []float64
 	said    map[string]int
-	all     chan struct{} // closed when all serve
+	all     chan struct{} // closed when all that were started serve
 }
 
 func newWatch(n int) *watch {
@@ -117,6 +128,15 @@ func (w *watch) again() {
 	defer w.mu.Unlock()
 	clear(w.serving)
 	w.begun, w.times, w.said, w.all = time.Now(), nil, make(map[string]int), make(chan struct{})
+}
+
+// expect says that the bridges below n are started now.
+func (w *watch) expect(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n > w.started {
+		w.begun, w.started, w.all = time.Now(), n, make(chan struct{})
+	}
 }
 
 func (w *watch) await(ctx context.Context, limit time.Duration) served {
@@ -143,7 +163,7 @@ func (w *watch) serves(i int) {
 		return
 	}
 	w.serving[i] = true
-	if w.times = append(w.times, time.Since(w.begun).Seconds()); len(w.times) == len(w.serving) {
+	if w.times = append(w.times, time.Since(w.begun).Seconds()); len(w.times) == w.started {
 		close(w.all)
 	}
 }
