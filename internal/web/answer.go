@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"net/textproto"
 	"strconv"
 	"strings"
 
@@ -13,12 +14,41 @@ import (
 
 var endOfHead = []byte("\r\n\r\n")
 
-// readAnswer reads the head of an answer. Its body is read from br as well.
-func readAnswer(br *bufio.Reader, r *http.Request) (*http.Response, error) {
+// readAnswer reads the head of an answer, whose bytes begin with raw. Its body is read from br as well.
+func readAnswer(br *bufio.Reader, r *http.Request, raw []byte) (*http.Response, error) {
 	if res := plainAnswer(br, r); res != nil {
 		return res, nil
 	}
-	return http.ReadResponse(br, r)
+	connection := connectionOf(raw) // reading overwrites raw
+	res, err := http.ReadResponse(br, r)
+	if err == nil && res.Close && res.StatusCode != http.StatusSwitchingProtocols && len(connection) > 0 {
+		// Where Connection says close, net/http drops it as a whole, with the names of the headers that go no further.
+		res.Header["Connection"] = connection
+	}
+	return res, err
+}
+
+var nameConnection = []byte("connection:")
+
+// connectionOf returns the values of Connection in the head of an answer. A line that begins with a space continues the one before it.
+func connectionOf(raw []byte) (values []string) {
+	inside := false
+	for line := range bytes.Lines(raw) {
+		value := line
+		switch {
+		case line[0] == '\n', line[0] == '\r': // the end of the head
+			return values
+		case line[0] == ' ', line[0] == '\t':
+		default:
+			if inside = len(line) >= len(nameConnection) && bytes.EqualFold(line[:len(nameConnection)], nameConnection); inside {
+				value = line[len(nameConnection):]
+			}
+		}
+		if inside {
+			values = append(values, textproto.TrimString(string(value)))
+		}
+	}
+	return values
 }
 
 // plainAnswer reads the head of a plain answer: it is in the buffer as a whole, is of HTTP/1.1, says in one way how long its body is, and

@@ -93,7 +93,7 @@ func TestAnswerInParts(t *testing.T) {
 		}
 		br := bufio.NewReader(io.MultiReader(sources...))
 		br.Peek(1)
-		res, err := readAnswer(br, &http.Request{Method: tt.method})
+		res, err := readAnswer(br, &http.Request{Method: tt.method}, nil)
 		if err != nil {
 			t.Errorf("%s in %d parts: %v", tt.method, len(tt.parts), err)
 			continue

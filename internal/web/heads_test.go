@@ -81,6 +81,45 @@ func TestAnswerHeads(t *testing.T) {
 	}
 }
 
+// TestAnswerHops: what the Connection of an answer names is for the proxy alone, also where it says that the connection ends.
+func TestAnswerHops(t *testing.T) {
+	const ok, behind = "HTTP/1.1 200 OK\r\n", "X-Hop: 1\r\nX-End: 2\r\nContent-Length: 5\r\n\r\nhello"
+	for name, answer := range map[string]string{
+		"without close":           ok + "Connection: X-Hop\r\n" + behind,
+		"behind close":            ok + "Connection: close, X-Hop\r\n" + behind,
+		"before close":            ok + "connection:x-hop ,Close\r\n" + behind,
+		"in two fields":           ok + "Connection: close\r\nCONNECTION: X-Hop\r\n" + behind,
+		"in a field behind it":    ok + strings.TrimSuffix(behind, "\r\nhello") + "Connection: close, x-hop\r\n\r\nhello",
+		"in a line that goes on":  ok + "Connection: close,\r\n\tX-Hop\r\n" + behind,
+		"lines end with LF alone": strings.ReplaceAll(ok+"Connection: close, X-Hop\r\n"+behind, "\r", ""),
+		"in a long head":          ok + "X-A: " + strings.Repeat("x", 9000) + "\r\nConnection: close, X-Hop\r\n" + behind,
+		"behind a long one":       "HTTP/1.1 103 Early Hints\r\nX-End: 2\r\nX-A: " + strings.Repeat("x", 9000) + "\r\n\r\n" + ok + "Connection: close, X-Hop\r\n" + behind,
+		"the length, too":         ok + "Connection: close, X-Hop, Content-Length\r\n" + behind,
+		"in an informational one": "HTTP/1.1 103 Early Hints\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nX-End: 2\r\n\r\n" + ok + "X-End: 2\r\nContent-Length: 5\r\n\r\nhello",
+	} {
+		for _, request := range []string{"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "DELETE / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"} {
+			w := newWorld(t)
+			w.site("a", w.script(func(s said) bool {
+				io.WriteString(s.out, answer)
+				return true // the proxy closes it
+			}), grammar.ProxyOptions{})
+			u := w.user()
+			for range 2 {
+				io.WriteString(u, request)
+				resp, body := u.answer(request)
+				for ; resp.StatusCode == http.StatusEarlyHints; resp, body = u.answer(request) {
+					if h := resp.Header; h["X-Hop"] != nil || h["Connection"] != nil || h.Get("X-End") != "2" {
+						t.Errorf("%s: the informational answer to %.60q has %v", name, request, h)
+					}
+				}
+				if h := resp.Header; resp.StatusCode != 200 || body != "hello" || resp.Close || h["X-Hop"] != nil || h["Connection"] != nil || h.Get("X-End") != "2" {
+					t.Errorf("%s: the answer to %.60q is %s with %.200v, %q, and ends the connection: %v", name, request, resp.Status, h, body, resp.Close)
+				}
+			}
+		}
+	}
+}
+
 // inTurn fails the test if it is read of while somebody has a turn.
 type inTurn struct {
 	net.Conn

@@ -395,7 +395,6 @@ func (m *simple) looked() {
 // early passes an informational answer on.
 func (m *simple) early(code int, h http.Header) {
 	m.line(code)
-	withoutHops(h)
 	h.WriteSubset(m.out, withoutLength)
 	m.out.WriteString("\r\n")
 	m.out.Flush()

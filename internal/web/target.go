@@ -486,8 +486,12 @@ func (t *target) head(r *http.Request, early func(code int, h http.Header), word
 		if err != nil {
 			return nil, err
 		}
+		raw := t.ahead // where a long head is
+		if !long {
+			raw, _ = t.br.Peek(t.br.Buffered())
+		}
 		var resp *http.Response
-		read := func() { resp, err = readAnswer(t.br, r) }
+		read := func() { resp, err = readAnswer(t.br, r, raw) }
 		if turn := t.x.server.InTurn; long && turn != nil {
 			turn(read)
 		} else {
@@ -503,6 +507,7 @@ func (t *target) head(r *http.Request, early func(code int, h http.Header), word
 			if interim++; interim > mostInterim {
 				return nil, errInterim
 			}
+			withoutHops(resp.Header)
 			early(resp.StatusCode, resp.Header)
 			if resp.StatusCode == http.StatusContinue && word != nil {
 				word <- true
