@@ -69,11 +69,11 @@ func readMeta(f io.ReaderAt, at int64) (m meta, ok bool, err error) {
 	return m, m.pageSize >= smallestPage && m.pageSize <= largestPage && m.pageSize&(m.pageSize-1) == 0, nil
 }
 
-// findMeta returns the newest valid meta page.
-func findMeta(f io.ReaderAt) (newest meta, err error) {
+// findMeta returns the newest valid meta page. both reports whether the other one is valid too.
+func findMeta(f io.ReaderAt) (newest meta, both bool, err error) {
 	first, ok0, err := readMeta(f, 0)
 	if err != nil {
-		return meta{}, err
+		return meta{}, false, err
 	}
 	// Where the first one is lost, its page size is, too.
 	sizes := []int64{first.pageSize}
@@ -87,16 +87,18 @@ func findMeta(f io.ReaderAt) (newest meta, err error) {
 		second, ok1, err := readMeta(f, size)
 		switch {
 		case err != nil:
-			return meta{}, err
+			return meta{}, false, err
 		case !ok1 || second.pageSize != size:
 		case !ok0 || second.txid > first.txid:
-			return second, nil
+			return second, ok0, nil
+		default:
+			return first, true, nil
 		}
 	}
 	if !ok0 {
-		return meta{}, damaged("neither of its first two pages says where the others are")
+		return meta{}, false, damaged("neither of its first two pages says where the others are")
 	}
-	return first, nil
+	return first, false, nil
 }
 
 // checker goes through all pages that are in use.
@@ -108,21 +110,22 @@ type checker struct {
 }
 
 // check reads a file of some size to the end, and returns a *damage if bbolt could not use it. value is called for each value in it, with
-// the names of the buckets that it is in, and with a nil key for each bucket.
-func check(f io.ReaderAt, size int64, value func(path [][]byte, key, value []byte) error) error {
-	m, err := findMeta(f)
+// the names of the buckets that it is in, and with a nil key for each bucket. whole is false where one of the two meta pages is damaged, which
+// bbolt does not mind: the file is as the other one says, and where that is the older one the last transaction is missing.
+func check(f io.ReaderAt, size int64, value func(path [][]byte, key, value []byte) error) (whole bool, err error) {
+	m, both, err := findMeta(f)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if m.pages < 4 || m.pages > uint64(size/m.pageSize) {
-		return damaged("it should have %d pages of %d bytes, and has %d bytes", m.pages, m.pageSize, size)
+		return false, damaged("it should have %d pages of %d bytes, and has %d bytes", m.pages, m.pageSize, size)
 	}
 	c := &checker{file: f, meta: m, used: make([]bool, m.pages), value: value}
 	c.used[0], c.used[1] = true, true
 	if err := c.bucket(nil, m.root, 0); err != nil {
-		return err
+		return false, err
 	}
-	return c.freelist()
+	return both, c.freelist()
 }
 
 // page reads a page with those that it goes on in, and takes note that it is used.
@@ -337,6 +340,6 @@ func unborn(f io.ReaderAt, size int64) bool {
 	if len(b) < pageHeader+64 {
 		return bytes.HasPrefix(b, head[:min(len(head), len(b))])
 	}
-	m, err := findMeta(f)
+	m, _, err := findMeta(f)
 	return bytes.HasPrefix(b, head) && err == nil && m.txid < 2
 }

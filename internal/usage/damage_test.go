@@ -1,6 +1,7 @@
 package usage
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -113,6 +114,47 @@ func TestFlip(t *testing.T) {
 	t.Logf("%d of %d were put aside", aside, flips)
 	if aside == 0 || aside == flips {
 		t.Errorf("%d of %d were put aside", aside, flips)
+	}
+}
+
+// TestOneStart: of the two pages that say where the others are, one is damaged. The other one is used, and the log says once what that may have
+// cost. The next save writes both anew.
+func TestOneStart(t *testing.T) {
+	file, last, before := filled(t)
+	for page := range 2 {
+		for what, damage := range map[string]func([]byte){
+			"a byte changed": func(b []byte) { b[pageHeader+40] ^= 1 },
+			"all zeros":      func(b []byte) { clear(b) },
+		} {
+			bad := bytes.Clone(file)
+			damage(bad[page*os.Getpagesize():][:pageHeader+64])
+			w := newWorld(t)
+			if err := os.WriteFile(w.place.Name(), bad, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.total(); got != last && got != before {
+				t.Errorf("page %d, %s: %+v; want %+v or %+v", page, what, got, last, before)
+			}
+			for n := range 2 {
+				w.src.count(1, "tcp/1", uint64(n))
+				if err := w.Save(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				w.file.checked = nil
+				w.total()
+			}
+			const words = "is damaged: the other one is used"
+			if n := strings.Count(w.log.String(), words); n != 1 || w.State().PutAside != "" {
+				t.Errorf("page %d, %s: the log says %d times that one %q, and the file was put aside as %q:\n%s", page, what, n, words, w.State().PutAside, &w.log)
+			}
+		}
+	}
+	w := newWorld(t)
+	if err := os.WriteFile(w.place.Name(), file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if w.total(); w.log.Len() > 0 {
+		t.Errorf("of a whole file the log says\n%s", &w.log)
 	}
 }
 

@@ -36,6 +36,7 @@ var errNothing = errors.New("nothing is stored yet")
 type file struct {
 	place   Place
 	checked fs.FileInfo   // as it was left; it is checked again when something else wrote it
+	older   bool          // one of its two meta pages was found damaged, maybe the newer one
 	wait    time.Duration // for another process; 0: lockWait
 	noSync  bool          // for tests that save very often
 }
@@ -84,10 +85,11 @@ func (f *file) check(h *os.File) error {
 		return nil
 	}
 	f.checked = nil
-	if err := check(h, info.Size(), checkValue); err != nil {
+	whole, err := check(h, info.Size(), checkValue)
+	if err != nil {
 		return err
 	}
-	f.checked = info
+	f.checked, f.older = info, f.older || !whole
 	return nil
 }
 
@@ -147,7 +149,8 @@ func (f *file) whyNot(err error) error {
 	if again != nil || info.Size() == 0 {
 		return err
 	}
-	if d, ok := errors.AsType[*damage](check(h, info.Size(), checkValue)); ok {
+	_, damaged := check(h, info.Size(), checkValue)
+	if d, ok := errors.AsType[*damage](damaged); ok {
 		return d
 	}
 	return err

@@ -170,7 +170,15 @@ func (s *Store) begin(ctx context.Context) error {
 	}
 }
 
-func (s *Store) end() { <-s.turn }
+// end gives the turn back.
+func (s *Store) end() {
+	if s.file.older {
+		s.file.older = false
+		s.log.Warn("one of the two pages with which the file of usage begins is damaged: the other one is used; if that is the older one, what the last save stored is missing",
+			"file", s.file.place.Name())
+	}
+	<-s.turn
+}
 
 // putAside makes room for a new file.
 func (s *Store) putAside(why *damage) error {
