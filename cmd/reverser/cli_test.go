@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -102,7 +103,7 @@ func TestPrintStatus(t *testing.T) {
 		},
 	}
 	var b bytes.Buffer
-	if err := printStatus(&b, s, now); err != nil {
+	if err := printStatus(&b, s, now, 1); err != nil {
 		t.Fatal(err)
 	}
 	want := strings.TrimLeft(`
@@ -129,6 +130,56 @@ PAIR  SERVICE   CLIENT  TARGET  STATE  SENT   RECEIVED  SINCE
 	}
 }
 
+// TestStatusOfManyServices: a terminal is shown so many services of a key, first those to look at, and all else is counted. What is written
+// takes few writes.
+func TestStatusOfManyServices(t *testing.T) {
+	s := status.Snapshot{Role: "proxy"}
+	for i := range 1000 {
+		v := status.Service{Public: fmt.Sprintf("http/%03d.example.com", i), Key: "many", State: status.ServiceUp}
+		switch i {
+		case 998:
+			v.Connections = 1
+		case 999:
+			v.State, v.Reason = status.ServiceRetrying, "held"
+		}
+		s.Services = append(s.Services, v)
+	}
+	s.Services = append(s.Services, status.Service{Public: "tcp/9000", Key: "few", State: status.ServiceUp})
+	services := func(most int) (names []string, text string, writes int) {
+		var b countedWrites
+		if err := printStatus(&b, s, time.Now(), most); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(b.String()) {
+			if name, _, _ := strings.Cut(line, " "); strings.Contains(name, "/") {
+				names = append(names, name)
+			}
+		}
+		return names, b.String(), b.n
+	}
+	names, text, _ := services(4)
+	if want := []string{"http/000.example.com", "http/001.example.com", "http/998.example.com", "http/999.example.com", "tcp/9000"}; !slices.Equal(names, want) {
+		t.Errorf("shown: %v, want %v", names, want)
+	}
+	if want := "996 more services of key many (996 up): `reverser status --all` shows them\n"; !strings.Contains(text, want) || strings.Contains(text, "of key few") {
+		t.Errorf("status of many services =\n%s\nwant the line %s", text, want)
+	}
+	names, text, writes := services(0)
+	if len(names) != 1001 || strings.Contains(text, "--all") || writes > 20 {
+		t.Errorf("%d services of 1001 in %d writes", len(names), writes)
+	}
+}
+
+type countedWrites struct {
+	bytes.Buffer
+	n int
+}
+
+func (c *countedWrites) Write(p []byte) (int, error) {
+	c.n++
+	return c.Buffer.Write(p)
+}
+
 // TestStatusOfAnAccessLog: where lines were lost is named, standard output too.
 func TestStatusOfAnAccessLog(t *testing.T) {
 	for file, want := range map[string]string{
@@ -136,7 +187,7 @@ func TestStatusOfAnAccessLog(t *testing.T) {
 		"-":          "the access log on standard output lost 932 lines, and cannot be written: no space\n",
 	} {
 		var b bytes.Buffer
-		if err := printStatus(&b, status.Snapshot{Role: "proxy", AccessLog: &status.AccessLog{File: file, Lost: 932, Error: "no space"}}, time.Now()); err != nil || !strings.Contains(b.String(), "\n"+want) {
+		if err := printStatus(&b, status.Snapshot{Role: "proxy", AccessLog: &status.AccessLog{File: file, Lost: 932, Error: "no space"}}, time.Now(), 0); err != nil || !strings.Contains(b.String(), "\n"+want) {
 			t.Errorf("%s: %v, %q; want the line %q", file, err, b.String(), want)
 		}
 	}

@@ -41,7 +41,7 @@ func TestFrozen(t *testing.T) {
 	var out bytes.Buffer
 	c := newCLI(strings.NewReader(""), &out, &out)
 	for name, order := range map[string]func() error{
-		"status": func() error { return c.status(soon(), dir.Path(), false) },
+		"status": func() error { return c.status(soon(), dir.Path(), false, 0) },
 		"end":    func() error { return c.end(soon(), dir.Path(), nil, admin.Which{Key: "nas"}, false) },
 	} {
 		if err := order(); err == nil || !strings.Contains(err.Error(), who) || !strings.Contains(err.Error(), says) {

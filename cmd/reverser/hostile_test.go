@@ -183,7 +183,7 @@ func testIdentity(t *testing.T) (cert tls.Certificate, pin [32]byte) {
 func showStatus(t *testing.T, whose string, s status.Snapshot, words ...string) {
 	t.Helper()
 	var table, asJSON bytes.Buffer
-	if err := printStatus(escape.NewWriter(&table), s, time.Now()); err != nil {
+	if err := printStatus(escape.NewWriter(&table), s, time.Now(), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := json.NewEncoder(escape.NewWriter(&asJSON)).Encode(s); err != nil {

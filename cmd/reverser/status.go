@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,7 +28,7 @@ var checkLimit = 900 * time.Millisecond
 
 func (c *cli) statusCommand() *cobra.Command {
 	var path string
-	var asJSON, check bool
+	var asJSON, check, all bool
 	cmd := &cobra.Command{
 		Use:   "status [--check [SERVICE]]",
 		Short: "Show the links, services and connections of the running process",
@@ -34,12 +37,16 @@ state directory. Without --state it is the proxy's default directory, then the
 bridge's, then that of a service. When no process is running, the exit code
 is 1.
 
+A terminal is shown 200 services of a key, first those that are not up, and is
+told how many more there are. --all shows it every one; so do a pipe and --json.
+
 With --check the exit code says whether users are served, for the health checks
 of containers and other scripts: 0, or 1 with one line that says what is down. A
 bridge must have a link and all its services up, a proxy must listen; with
 SERVICE, in the form of PUBLIC, that service must be up. The answer comes within
 a second. Nothing is connected to: whether a target answers is not checked.`,
 		Example: `  reverser status
+  reverser status --all | grep example.com
   reverser status --json | jq '.services[] | select(.state != "up")'
   reverser status --check
   reverser status --check 9000`,
@@ -58,16 +65,21 @@ a second. Nothing is connected to: whether a target answers is not checked.`,
 			if check {
 				return c.checkStatus(cmd.Context(), path, args, asJSON)
 			}
-			return c.status(cmd.Context(), path, asJSON)
+			most := 0
+			if !all && isTerminal(c.out) {
+				most = mostServices
+			}
+			return c.status(cmd.Context(), path, asJSON, most)
 		},
 	}
 	addStateFlag(cmd.Flags(), &path)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&all, "all", false, "show a terminal all services of a key")
 	cmd.Flags().BoolVar(&check, "check", false, "print nothing, and exit with 0 only when users are served")
 	return cmd
 }
 
-func (c *cli) status(ctx context.Context, path string, asJSON bool) error {
+func (c *cli) status(ctx context.Context, path string, asJSON bool, most int) error {
 	var s status.Snapshot
 	err := c.askRunning(path, "status", func(client *admin.Client) (err error) {
 		s, err = client.Status(ctx)
@@ -79,7 +91,7 @@ func (c *cli) status(ctx context.Context, path string, asJSON bool) error {
 	if asJSON {
 		return c.printJSON(s)
 	}
-	return printStatus(c.stdout, s, time.Now())
+	return printStatus(c.stdout, s, time.Now(), most)
 }
 
 // checkStatus is `status --check [SERVICE]`. Of a process that does not serve it says what is down, and why in the same line.
@@ -194,7 +206,8 @@ func notMine(err error, path, command string) error {
 	return &exitError{code: code, err: err, hint: hint}
 }
 
-func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
+// printStatus prints a snapshot, of each key with that many services at most; 0: with all.
+func printStatus(w io.Writer, s status.Snapshot, now time.Time, most int) error {
 	up := time.Duration(s.UptimeSeconds * float64(time.Second))
 	if _, err := fmt.Fprintf(w, "%s %s, up %s\n", s.Role, s.Version, span(up)); err != nil {
 		return err
@@ -294,7 +307,8 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 			t.row(v.Public, v.State, v.Target, connections, key, v.TargetState, reason)
 		}
 		row(status.Service{Public: "SERVICE", State: "STATE", Target: "TARGET", TargetState: "TARGET STATE"}, "CONNECTIONS", "KEY", "REASON")
-		for _, v := range s.Services {
+		shown, more := foremost(s.Services, most)
+		for _, v := range shown {
 			if v.Inspect {
 				v.State += ", inspected"
 			}
@@ -303,6 +317,11 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		}
 		if err := t.flush(); err != nil {
 			return err
+		}
+		for _, m := range more {
+			if _, err := fmt.Fprintln(w, printable(m)); err != nil {
+				return err
+			}
 		}
 	}
 
@@ -325,6 +344,51 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time) error {
 		t.row(p.ID, p.Service, p.Client, p.Target, p.State, size(p.Sent), size(p.Received), ago(now, p.Since))
 	}
 	return t.flush()
+}
+
+// mostServices is how many services of a key a terminal is shown. A key may have 16,384.
+const mostServices = 200
+
+// foremost returns of each key the services to look at first, as many as most, in their order: those that are not up, then those with
+// connections, then the first ones. more says in a line for each key how many were left out; most 0 leaves none out.
+func foremost(all []status.Service, most int) (shown []status.Service, more []string) {
+	of := make(map[string][]int) // by key
+	for i, v := range all {
+		of[v.Key] = append(of[v.Key], i)
+	}
+	left := make(map[int]bool)
+	for _, key := range slices.Sorted(maps.Keys(of)) {
+		list := of[key]
+		if most == 0 || len(list) <= most {
+			continue
+		}
+		slices.SortStableFunc(list, func(a, b int) int {
+			return cmp.Or(cmp.Compare(all[a].Rank(), all[b].Rank()), cmp.Compare(min(all[b].Connections, 1), min(all[a].Connections, 1)))
+		})
+		states := make(map[string]int)
+		for _, i := range list[most:] {
+			left[i] = true
+			states[all[i].State]++
+		}
+		var words []string
+		for _, state := range slices.Sorted(maps.Keys(states)) {
+			words = append(words, fmt.Sprintf("%d %s", states[state], state))
+		}
+		line := "more services"
+		if key != "" {
+			line += " of key " + key
+		}
+		more = append(more, fmt.Sprintf("%d %s (%s): `reverser status --all` shows them", len(list)-most, line, strings.Join(words, ", ")))
+	}
+	if len(left) == 0 {
+		return all, nil
+	}
+	for i, v := range all {
+		if !left[i] {
+			shown = append(shown, v)
+		}
+	}
+	return shown, more
 }
 
 // printExpiry says which keys have expired, or do so soon.

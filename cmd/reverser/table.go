@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"io"
 	"text/tabwriter"
 
@@ -8,10 +9,14 @@ import (
 )
 
 // table prints aligned columns.
-type table struct{ w *tabwriter.Writer }
+type table struct {
+	w   *tabwriter.Writer
+	out *bufio.Writer // a tabwriter writes each cell by itself
+}
 
 func newTable(w io.Writer) table {
-	return table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
+	out := bufio.NewWriterSize(w, 64<<10)
+	return table{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0), out}
 }
 
 func (t table) row(cells ...string) {
@@ -24,7 +29,12 @@ func (t table) row(cells ...string) {
 	io.WriteString(t.w, "\n")
 }
 
-func (t table) flush() error { return t.w.Flush() }
+func (t table) flush() error {
+	if err := t.w.Flush(); err != nil {
+		return err
+	}
+	return t.out.Flush()
+}
 
 // printable keeps a peer's words in their cell: targets and reasons come from the other side.
 func printable(s string) string {

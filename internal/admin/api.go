@@ -164,7 +164,14 @@ func write(w http.ResponseWriter, code int, kind string, v any) {
 	w.Header().Set("Cache-Control", "no-store") // an answer may hold a token
 	w.WriteHeader(code)
 	// Whoever asks with another program than ours may print the answer on a terminal. The reader is gone if this fails; there is nobody to tell.
-	_ = json.NewEncoder(escape.NewWriter(w)).Encode(v)
+	out := escape.NewWriter(w)
+	if m, ok := v.(json.Marshaler); ok { // an Encoder reads all of its text once more, and a snapshot may have megabytes
+		if text, err := m.MarshalJSON(); err == nil {
+			_, _ = out.Write(append(text, '\n'))
+		}
+		return
+	}
+	_ = json.NewEncoder(out).Encode(v)
 }
 
 // wrongType says in JSON's own words what package json says in those of Go.

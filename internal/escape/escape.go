@@ -32,10 +32,23 @@ func NewWriter(w io.Writer) io.Writer { return writer{w} }
 type writer struct{ w io.Writer }
 
 func (w writer) Write(p []byte) (int, error) {
+	if plain(p) {
+		return w.w.Write(p)
+	}
 	if _, err := w.w.Write(appendText(nil, string(p), "\n\t")); err != nil {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// plain reports whether a text has printable ASCII, line breaks and tabs only, as nearly all of it has.
+func plain(p []byte) bool {
+	for _, c := range p {
+		if (c < ' ' || c > '~') && c != '\n' && c != '\t' {
+			return false
+		}
+	}
+	return true
 }
 
 // harmless reports whether a character is only printed. RuneError stands for bytes that are no UTF-8 as well: some terminals

@@ -41,9 +41,10 @@ func (l *labels) update(services []status.Service, sums map[string]*status.Tally
 		l.held, l.counted = make(map[string]*label), make(map[string]*status.Tally)
 	}
 	l.now++
-	claims := make(map[string]status.Service, len(services)) // by the name, the best
+	claims := make(map[string]*status.Service, len(services)) // by the name, the best
 	var order []string
-	for _, svc := range services {
+	for i := range services {
+		svc := &services[i]
 		name := escape.Text(svc.Public)
 		had, there := claims[name]
 		if !there || svc.Rank() > had.Rank() {

@@ -45,10 +45,11 @@ func (p *Proxy) TryPublic(ctx context.Context, host string) status.PublicTry {
 	defer cancel()
 	result := status.PublicTry{Host: host}
 	var ports, names []grammar.Public
+	ways := make(wayStates)
 	for _, s := range p.registry.Services() {
 		public, err := grammar.ParsePublic(s.Public)
 		switch {
-		case err != nil || describe(s).State != status.ServiceUp || p.conns.Draining():
+		case err != nil || describe(&s, ways.of(s.Way)).State != status.ServiceUp || p.conns.Draining():
 		case public.Kind.Named():
 			names = append(names, public)
 		case public.Kind == grammar.KindTCP && !slices.Contains(ports, public):

@@ -26,8 +26,11 @@ func (p *Proxy) Status() status.Snapshot {
 	}
 	shown := make(map[*traffic.Account]bool)
 	inspected := p.inspectedBy()
-	for _, s := range p.registry.Services() {
-		st := describe(s)
+	ways := make(wayStates)
+	services := p.services()
+	snap.Services = slices.Grow(snap.Services, len(services))
+	for _, s := range services {
+		st := describe(s, ways.of(s.Way))
 		if draining && st.State != status.ServiceDenied {
 			st.State, st.Reason, st.Drained = status.ServiceAway, registry.StoppingText, false
 		}
@@ -45,10 +48,35 @@ func (p *Proxy) Status() status.Snapshot {
 		snap.Certificates = p.cfg.Certificates.Status()
 	}
 	slices.SortFunc(snap.Links, func(a, b status.Link) int { return cmp.Or(cmp.Compare(a.Key, b.Key), a.Since.Compare(b.Since)) })
-	slices.SortFunc(snap.Services, func(a, b status.Service) int {
-		return cmp.Or(cmp.Compare(a.Public, b.Public), cmp.Compare(a.Key, b.Key))
-	})
 	return snap
+}
+
+// services are the claims, by name and key. What is sorted are pointers: there may be very many services.
+func (p *Proxy) services() []*registry.Service {
+	list := p.registry.Services()
+	sorted := make([]*registry.Service, len(list))
+	for i := range list {
+		sorted[i] = &list[i]
+	}
+	slices.SortFunc(sorted, func(a, b *registry.Service) int {
+		return cmp.Or(cmp.Compare(a.Public, b.Public), cmp.Compare(a.KeyName, b.KeyName))
+	})
+	return sorted
+}
+
+// wayStates are how links are. To find out asks the system about each of their connections, so it is done once for all services of a bridge.
+type wayStates map[registry.Way]wayState
+
+type wayState struct{ connected, controlled bool }
+
+func (all wayStates) of(w registry.Way) wayState {
+	at, known := all[w]
+	if !known {
+		l := linkOf(w)
+		at = wayState{connected: l.Connected(), controlled: l.RemoteAddr() != nil}
+		all[w] = at
+	}
+	return at
 }
 
 // EndPairs resets the connections that an operator means, and returns how many they were.
@@ -75,22 +103,22 @@ func (p *Proxy) Measures() status.Measures {
 func (p *Proxy) keyOrID(id [16]byte) string { return cmp.Or(p.keyName(id), hex.EncodeToString(id[:])) }
 
 // describe is a claim as status shows it.
-func describe(s registry.Service) status.Service {
+func describe(s *registry.Service, way wayState) status.Service {
 	st := status.Service{Public: s.Public, Target: s.Target, Key: s.KeyName, Reason: s.Reason, Drained: s.Drained}
-	switch l := linkOf(s.Way); {
+	switch {
 	case s.Status == wire.ClaimDenied:
 		st.State = status.ServiceDenied
 	case s.Status == wire.ClaimRetrying:
 		st.State = status.ServiceRetrying
 	case s.Status == 0:
 		st.State, st.Reason = status.ServiceRetrying, "its port is being opened"
-	case l.Connected() && s.Drained:
+	case way.connected && s.Drained:
 		st.State = status.ServiceAway
-	case l.Connected():
+	case way.connected:
 		st.State = status.ServiceUp
 	default:
 		st.State = status.ServiceAway
-		if l.RemoteAddr() != nil && !s.Leaving && !s.Drained {
+		if way.controlled && !s.Leaving && !s.Drained {
 			st.Reason = "the bridge is connected, but none of its connections for data is"
 		}
 	}

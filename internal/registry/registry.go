@@ -214,27 +214,54 @@ type Service struct {
 	Leaving bool
 }
 
+// describedAtOnce is how many claims are described with the lock held. A key may have MaxClaims, and bridges and their claims wait for the
+// lock meanwhile.
+const describedAtOnce = 256
+
 // Services returns the claims, in no order. Of a name that a session has taken over from an older one of the same key it returns the
 // newer claim only.
 func (r *Registry) Services() []Service {
-	var all []Service
+	type claims struct {
+		of  *session
+		all []*claim
+	}
+	var sessions []claims
+	n := 0
 	r.eachSession(func(s *session) {
-		for _, c := range s.claims {
-			if c.name != nil && c.name.tookOver(c) {
-				continue
-			}
-			sv := Service{
-				Key: s.key, KeyName: s.tenant.key.Name, ID: c.id, Public: c.public.String(), Target: c.asked.Target,
-				Status: c.told.Status, Way: s.way, Leaving: s.leaving,
-			}
-			if c.public == (grammar.Public{}) {
-				sv.Public = c.asked.Public
-			}
-			sv.Reason, _ = r.core.words(c, c.told)
-			sv.Drained = c.told.drained()
-			all = append(all, sv)
-		}
+		sessions = append(sessions, claims{s, slices.Collect(maps.Values(s.claims))})
+		n += len(s.claims)
 	})
+	all := make([]Service, 0, n)
+	for _, s := range sessions {
+		for some := range slices.Chunk(s.all, describedAtOnce) {
+			all = r.describe(all, s.of, some)
+		}
+	}
+	return all
+}
+
+// describe appends those of the claims of a session that are still there.
+func (r *Registry) describe(all []Service, s *session, claims []*claim) []Service {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.core.sessions[s.id] != s {
+		return all
+	}
+	for _, c := range claims {
+		if s.claims[c.id] != c || c.name != nil && c.name.tookOver(c) {
+			continue
+		}
+		sv := Service{
+			Key: s.key, KeyName: s.tenant.key.Name, ID: c.id, Public: c.public.String(), Target: c.asked.Target,
+			Status: c.told.Status, Way: s.way, Leaving: s.leaving,
+		}
+		if c.public == (grammar.Public{}) {
+			sv.Public = c.asked.Public
+		}
+		sv.Reason, _ = r.core.words(c, c.told)
+		sv.Drained = c.told.drained()
+		all = append(all, sv)
+	}
 	return all
 }
 

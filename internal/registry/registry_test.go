@@ -790,6 +790,55 @@ func BenchmarkLinkUp(b *testing.B) {
 	}
 }
 
+// TestServicesOfMany: they are described part by part, and each of them once.
+func TestServicesOfMany(t *testing.T) {
+	const each = 2*describedAtOnce + 1
+	a, b := testKey(0, "http/*"), testKey(1, "http/*")
+	w := newWorld(t)
+	w.Configure(Policy{Keys: []Key{a, b}, Named: []grammar.Kind{grammar.KindHTTP}})
+	for i, k := range []Key{a, b} {
+		s, _ := w.begin(k, 0)
+		for id := range uint32(each) {
+			w.claim(s, id+1, fmt.Sprintf("http/%d.%d.example", id, i))
+		}
+	}
+	seen := make(map[string]int)
+	for _, s := range w.Services() {
+		seen[s.Public+" of "+s.KeyName]++
+	}
+	for i := range 2 {
+		for id := range each {
+			if name := fmt.Sprintf("http/%d.%d.example of key%[2]d", id, i); seen[name] != 1 {
+				t.Errorf("%s: %d times", name, seen[name])
+			}
+		}
+	}
+	if len(seen) != 2*each {
+		t.Errorf("%d services of %d", len(seen), 2*each)
+	}
+}
+
+// BenchmarkServices is what it costs to list the services of three keys that claim all they may.
+func BenchmarkServices(b *testing.B) {
+	keys := []Key{testKey(0, "http/*"), testKey(1, "http/*"), testKey(2, "http/*")}
+	r := New(Policy{Keys: keys, Named: []grammar.Kind{grammar.KindHTTP}})
+	for i, k := range keys {
+		s, err := r.Begin(Session{Key: k.ID, Way: newWay()})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for id := range uint32(MaxClaims) {
+			r.Claim(s, id+1, Claim{Public: fmt.Sprintf("http/%d.%d.example.com", id, i)})
+		}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if n := len(r.Services()); n != 3*MaxClaims {
+			b.Fatal(n)
+		}
+	}
+}
+
 // TestNamesOverlap: the TLS clients of a name go to whoever had it first, tls/ or https/; paths of one host may be of several keys.
 func TestNamesOverlap(t *testing.T) {
 	a, b := testKey(0, "https/*", "tls/*"), testKey(1, "https/*", "tls/*", "http/*")
