@@ -65,6 +65,18 @@ func TestRemoveOnAFullDisk(t *testing.T) {
 	if text := quick(t, "status", "--state", p.state); !strings.Contains(text, "NOT STORED: the removal of key stolen") {
 		t.Errorf("status does not say that something is not stored:\n%.500s", text)
 	}
+	for _, dir := range []string{other, filepath.Join(root, "new"), filepath.Join(root, "a", "new")} {
+		out, err := exec.Command(reverser(t), "doctor", "proxy", "--state", dir, "--listen", loopback(freePort(t))).CombinedOutput()
+		if ee, ok := errors.AsType[*exec.ExitError](err); !ok || ee.ExitCode() != 1 {
+			t.Errorf("doctor of %s = %v, want exit code 1: %s", dir, err, out)
+		}
+		if s := string(out); !strings.Contains(s, "is full: no space left on device") || !strings.Contains(s, "make room") || strings.Contains(s, "can be made") {
+			t.Errorf("doctor of %s does not say what is wrong, and what to do:\n%s", dir, s)
+		}
+	}
+	if entries, err := os.ReadDir(root); err != nil || len(entries) != 3 {
+		t.Errorf("doctor left something behind: %v, %v", entries, err)
+	}
 	stored := func() bool {
 		keys, err := os.ReadFile(filepath.Join(p.state, "keys.json"))
 		if err != nil {
@@ -74,6 +86,9 @@ func TestRemoveOnAFullDisk(t *testing.T) {
 	}
 	if stored() {
 		t.Fatal("the disk is not full")
+	}
+	if out, err := exec.Command(reverser(t), "proxy", "--state", filepath.Join(root, "new"), "--listen", loopback(freePort(t))).CombinedOutput(); err == nil || !strings.Contains(string(out), "make room") {
+		t.Errorf("a start on a full disk = %v, want what to do: %s", err, out)
 	}
 	importOnAFullDisk(t, exportWithout(t, p.state, "stolen"), other)
 

@@ -48,7 +48,8 @@ var rules = []rule{
 		why: "headers of the PROXY protocol and back: no I/O, no clock; whom to believe is not its to know. Libraries for it bring a listener, which would stand on the path of a byte"},
 	{pkg: "internal/grammar", own: "wire", why: "what people write: PUBLIC, TARGET, --allow and tokens: text in, values out; wire for the fields of a token"},
 	{pkg: "internal/access", why: "who else can read or change a file: what is in it, and what it is for, is not its to know"},
-	{pkg: "internal/state", own: "access grammar", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
+	{pkg: "internal/sys", why: "what differs between operating systems; what sockets carry, and what a change of the network means, is not its to know"},
+	{pkg: "internal/state", own: "access grammar sys", why: "files on disk: policies are stored in the grammar of --allow, nothing else is known here"},
 	{pkg: "internal/export", own: "state", third: "filippo.io/age", not: "os net",
 		why: "a state directory as one encrypted file: which files there are, and where they lie, is known to state"},
 	{pkg: "internal/via", own: "escape grammar", why: "what servers on the way out of a network say; who wants to get out, and why, is not its to know"},
@@ -59,7 +60,6 @@ var rules = []rule{
 		why: "certificates that come by themselves: who accepts connections, who wants a name, and where files lie, is told to it"},
 
 	// The path of a byte.
-	{pkg: "internal/sys", why: "what differs between operating systems; what sockets carry, and what a change of the network means, is not its to know"},
 	{pkg: "internal/record", own: "sys", why: "TLS records and back; who the peer is, and what it says, is not its business"},
 	{pkg: "internal/auth", own: "record wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
 	{pkg: "internal/link", own: "auth record status sys wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},

@@ -136,6 +136,11 @@ func TestMachine(t *testing.T) {
 				return state.Looked{Path: dir}, fmt.Errorf("write: %w", &fs.PathError{Op: "write", Path: dir, Err: errDiskFull})
 			}
 		}, "disk fail", []string{errDiskFull.Error(), "make room"}},
+		{"a full disk on which the directory would be", func(w *World, p *Patient) {
+			w.LookAt = func(dir string, _ ...int) (state.Looked, error) {
+				return state.Looked{Path: dir, Missing: true}, fmt.Errorf("write: %w", &fs.PathError{Op: "write", Path: dir, Err: errDiskFull})
+			}
+		}, "disk fail", []string{errDiskFull.Error(), "make room"}},
 		{"a disk that is nearly full", func(w *World, _ *Patient) {
 			w.Disk = func(string) (sys.Disk, error) { return sys.Disk{Free: 3 << 20, Size: 1 << 30}, nil }
 		}, "disk warn 3 MB free of 1.0 GB", nil},

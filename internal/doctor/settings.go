@@ -75,6 +75,8 @@ func (w *World) stateDir(_ context.Context, v *visit) []Check {
 		return []Check{faulty(name, v.AskErr, "")}
 	case v.seenErr != nil && !sys.DiskFull(v.seenErr): // which disk says
 		return []Check{faulty(name, v.seenErr, "")}
+	case v.seen.Missing && v.seenErr != nil:
+		return []Check{skip(name, "%s is not there yet, and its disk has no room for it", v.seen.Path)}
 	case v.seen.Missing:
 		return []Check{ok(name, "%s is not there yet, and can be made", v.seen.Path)}
 	case v.seen.Note != "":

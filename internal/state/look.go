@@ -19,8 +19,8 @@ type Looked struct {
 	PID     int    // of that process; 0: it is not known, or none does
 }
 
-// Look finds out whether Open would take a directory, or why not, and leaves it as it is: it writes a file and removes it, as Open does. A
-// directory that a live process holds is no error. Where an error says that the directory cannot be used, Looked has what is known of it.
+// Look finds out whether Open would take a directory, or why not, and leaves it as it is: it writes a file and removes it, as Open does, also
+// where the directory would have to be made first. A directory that a live process holds is no error. Where an error says that the directory cannot be used, Looked has what is known of it.
 func Look(path string, trusted ...int) (l Looked, err error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -48,7 +48,7 @@ func Look(path string, trusted ...int) (l Looked, err error) {
 	return l, d.tryWrite()
 }
 
-// creatable reports why a directory that is not there cannot be made.
+// creatable reports why a directory that is not there cannot be made, or would have no room for a file.
 func creatable(abs string) error {
 	for dir := filepath.Dir(abs); ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
@@ -63,14 +63,30 @@ func creatable(abs string) error {
 		if err := mayWrite(dir); err != nil {
 			return unusable(abs, fmt.Errorf("make it in %s: %w", dir, err))
 		}
+		if err := tryMake(dir); err != nil {
+			return unusable(abs, err)
+		}
 		return nil
 	}
 }
 
+// tryMake finds out whether a directory takes another one with a file in it.
+func tryMake(in string) (err error) {
+	dir, err := os.MkdirTemp(in, ".reverser-"+probeName+"-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	return os.WriteFile(filepath.Join(dir, probeName), make([]byte, probeSize), 0o600)
+}
+
+// probeSize is how much is written to find out whether the disk has room: a block of it.
+const probeSize = 4 << 10
+
 // tryWrite finds out whether the disk takes a file.
 func (d *Dir) tryWrite() error {
 	name := tempName(probeName)
-	if err := d.create(name, make([]byte, 4<<10)); err != nil {
+	if err := d.create(name, make([]byte, probeSize)); err != nil {
 		return unusable(d.path, err)
 	}
 	if err := d.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) { // a process that starts removes what it takes for a leftover

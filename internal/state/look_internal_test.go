@@ -39,3 +39,15 @@ func TestOpenWhileOthersLook(t *testing.T) {
 		t.Error("nobody holds it")
 	}
 }
+
+// TestLookAtNothing: to find out whether a directory can be made leaves nothing behind.
+func TestLookAtNothing(t *testing.T) {
+	above := t.TempDir()
+	path := filepath.Join(above, "a", "state")
+	if l, err := Look(path); err != nil || !l.Missing {
+		t.Errorf("Look = %+v, %v; want that it is missing", l, err)
+	}
+	if entries, err := os.ReadDir(above); err != nil || len(entries) > 0 {
+		t.Errorf("it left %v, %v", entries, err)
+	}
+}

@@ -41,6 +41,7 @@ import (
 
 	"reverser/internal/access"
 	"reverser/internal/grammar"
+	"reverser/internal/sys"
 )
 
 // Roles that have a default directory.
@@ -483,8 +484,11 @@ func unusable(path string, err error) error {
 		err = fmt.Errorf("%s %s: %w", pe.Op, pe.Path, pe.Err)
 	}
 	remedy := "it must be a directory that this user can write to; choose another with --state DIR"
-	if errors.Is(err, fs.ErrPermission) {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
 		remedy = cmp.Or(access.Unusable(path), remedy)
+	case sys.DiskFull(err):
+		remedy = "make room on its disk, or choose another with --state DIR"
 	}
 	return &unusableError{path, err, remedy}
 }
