@@ -35,7 +35,8 @@ type confirmation interface {
 }
 
 // reloader changes the settings of a process that runs. Its changes come one after the other: orders to reload, signals, changes
-// of the file, and edits of the stored keys. It implements [admin.Orders].
+// of the file, and edits of the stored keys. Only an order that takes a key away waits for no other change: that one may be reading a file on a
+// disk that does not answer. It implements [admin.Orders].
 type reloader struct {
 	source config.Source
 	role   applier
@@ -44,14 +45,16 @@ type reloader struct {
 	host   *supervision // hears of reloads; nil: nobody does
 	lines  *accessLog   // is opened anew at each reload: the file may have been moved aside
 
-	turn    chan struct{} // has room for one: who makes a change
-	stopped chan struct{} // closed by stop
+	turn     chan struct{} // has room for one: who makes a change, and reads what it is made of
+	applying chan struct{} // has room for one: who puts settings in force; that one reads no files
+	stopped  chan struct{} // closed by stop
 
 	mu       sync.Mutex
 	now      config.Settings // in force; guarded by mu, as all below
 	last     *status.Reload  // nil: none yet
 	change   *change         // the last one; nil: none yet, or there was nothing to confirm
 	stopping bool
+	revokes  [][16]byte // keys that were revoked during the present turn: what was read before may have them
 }
 
 // change is a change of the settings that concerns the other end.
@@ -61,7 +64,7 @@ type change struct {
 }
 
 func newReloader(source config.Source, role applier, now config.Settings, level *slog.LevelVar, lines *accessLog, log *slog.Logger) *reloader {
-	return &reloader{source: source, role: role, level: level, lines: lines, log: log, now: now, turn: make(chan struct{}, 1), stopped: make(chan struct{})}
+	return &reloader{source: source, role: role, level: level, lines: lines, log: log, now: now, turn: make(chan struct{}, 1), applying: make(chan struct{}, 1), stopped: make(chan struct{})}
 }
 
 // errStopping is the answer of a process that is about to end: whatever it opened would be gone in a moment.
@@ -132,6 +135,7 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 	if err != nil {
 		return admin.Reloaded{}, err
 	}
+	next = r.withoutRevoked(next)
 	changes, err := r.settings().Changes(next)
 	if err != nil {
 		return admin.Reloaded{}, err
@@ -181,6 +185,12 @@ func (r *reloader) putKeys(next config.Settings) error {
 	if err := r.put(context.Background(), next); err != nil {
 		return err
 	}
+	r.warnOfKeys(before, next)
+	return nil
+}
+
+// warnOfKeys says what is to be known of settings whose keys are others than before.
+func (r *reloader) warnOfKeys(before, next config.Settings) {
 	if lastKeyGone(before, next) {
 		r.log.Warn(noKeyLeft)
 	}
@@ -189,11 +199,17 @@ func (r *reloader) putKeys(next config.Settings) error {
 			r.log.Warn(w)
 		}
 	}
-	return nil
 }
 
 // put puts settings in force, for whoever has the turn. It is done also when whoever asked for it has gone.
 func (r *reloader) put(ctx context.Context, next config.Settings) error {
+	r.applying <- struct{}{}
+	defer func() { <-r.applying }()
+	return r.apply(ctx, r.withoutRevoked(next))
+}
+
+// apply puts settings in force, for whoever is the one that does.
+func (r *reloader) apply(ctx context.Context, next config.Settings) error {
 	c, err := r.role.Apply(context.WithoutCancel(ctx), next)
 	if err != nil {
 		return err
@@ -228,15 +244,34 @@ func (r *reloader) edited(stored func() ([]state.Key, error), pin [32]byte) erro
 	return r.putKeys(next)
 }
 
-// revoked has a key honoured no longer, beside everything else as it is.
+// revoked has a key honoured no longer, beside everything else as it is. It waits for no turn: whoever has it leaves the key out, whatever was
+// read of it.
 func (r *reloader) revoked(id [16]byte) error {
-	if err := r.begin(context.Background()); err != nil {
+	r.applying <- struct{}{}
+	defer func() { <-r.applying }()
+	r.mu.Lock()
+	r.revokes = append(r.revokes, id)
+	r.mu.Unlock()
+	before := r.settings()
+	next := withoutKeys(before, id)
+	if err := r.apply(context.Background(), next); err != nil {
 		return err
 	}
-	defer r.end()
-	next := r.settings()
-	next.Proxy.Keys = slices.DeleteFunc(slices.Clone(next.Proxy.Keys), func(k config.Key) bool { return k.ID == id && !k.InFile() })
-	return r.putKeys(next)
+	r.warnOfKeys(before, next)
+	return nil
+}
+
+// withoutRevoked leaves out of settings the keys that were revoked since they were read, for whoever has the turn.
+func (r *reloader) withoutRevoked(set config.Settings) config.Settings {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return withoutKeys(set, r.revokes...)
+}
+
+// withoutKeys leaves out keys of the state directory.
+func withoutKeys(set config.Settings, ids ...[16]byte) config.Settings {
+	set.Proxy.Keys = slices.DeleteFunc(slices.Clone(set.Proxy.Keys), func(k config.Key) bool { return slices.Contains(ids, k.ID) && !k.InFile() })
+	return set
 }
 
 // followEvery is how often a process that is stopping looks which keys its successor has removed: they end within a second.
@@ -301,6 +336,11 @@ func (r *reloader) followKeys(stored func() ([]state.Key, error)) error {
 func (r *reloader) begin(ctx context.Context) error {
 	select {
 	case r.turn <- struct{}{}:
+		r.applying <- struct{}{} // of a key that is being revoked, what is read now may be that of before
+		r.mu.Lock()
+		r.revokes = nil
+		r.mu.Unlock()
+		<-r.applying
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("another change is under way: %w", context.Cause(ctx))

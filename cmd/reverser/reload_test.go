@@ -32,13 +32,18 @@ type fakeSource struct {
 	err      error
 	loads    int
 	changed  chan struct{} // of Watch; nil: it fails
+	dead     chan struct{} // set before anybody reads: a Load that has read waits for it, as on a disk that does not answer
 }
 
 func (s *fakeSource) Load() (config.Settings, []config.Warning, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.loads++
-	return s.set, s.warnings, s.err
+	set, warnings, err := s.set, s.warnings, s.err
+	s.mu.Unlock()
+	if s.dead != nil {
+		<-s.dead
+	}
+	return set, warnings, err
 }
 
 func (s *fakeSource) Watch(ctx context.Context, changed func()) error {
@@ -374,6 +379,68 @@ func TestEditedKeys(t *testing.T) {
 	}
 	if rt.lastReload() != nil {
 		t.Error("an edit of the keys counts as a reload")
+	}
+}
+
+// TestRevokedDuringReload: a key is taken out while a reload, or an edit of the stored keys, waits for a disk that does not answer. When it answers,
+// with the key, that is not honoured again.
+func TestRevokedDuringReload(t *testing.T) {
+	pin := [32]byte{9}
+	stolen, other := state.Key{Name: "stolen", ID: [16]byte{1}}, state.Key{Name: "other", ID: [16]byte{2}}
+	start, err := config.Settings{Role: config.RoleProxy}.WithKeys([]state.Key{stolen, other}, pin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := start
+	next.LogLevel = slog.LevelDebug
+	for name, wait := range map[string]func(t *testing.T, rt *reloadTest, dead chan struct{}){
+		"a reload": func(t *testing.T, rt *reloadTest, dead chan struct{}) {
+			rt.source.dead = dead
+			if done, err := rt.Reload(t.Context()); err != nil || len(done.Changed) != 1 {
+				t.Errorf("Reload = %+v, %v; want the log level alone", done, err)
+			}
+		},
+		"an edit": func(t *testing.T, rt *reloadTest, dead chan struct{}) {
+			err := rt.edited(func() ([]state.Key, error) {
+				keys := []state.Key{stolen, other, {Name: "new", ID: [16]byte{3}}}
+				<-dead
+				return keys, nil
+			}, pin)
+			if err != nil {
+				t.Errorf("edited = %v", err)
+			}
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			rt := newReloadTest(t, start)
+			rt.source.say(next, nil)
+			dead := make(chan struct{})
+			var wg sync.WaitGroup
+			wg.Go(func() { wait(t, rt, dead) })
+			synctest.Wait()
+			revoked := make(chan error, 1)
+			wg.Go(func() { revoked <- rt.revoked(stolen.ID) })
+			synctest.Wait()
+			select {
+			case err := <-revoked:
+				if got := fmt.Sprint(rt.settings().Proxy.Keys); err != nil || got != "[other]" {
+					t.Errorf("%s: revoked = %v, and the keys %s are honoured", name, err, got)
+				}
+			default:
+				t.Errorf("%s: it is waited for", name)
+			}
+			close(dead)
+			wg.Wait()
+			want := map[string]string{"a reload": "[other]", "an edit": "[other new]"}[name]
+			if got := fmt.Sprint(rt.settings().Proxy.Keys); got != want || fmt.Sprint(rt.role.applied[rt.role.count()-1].Proxy.Keys) != want {
+				t.Errorf("%s: the keys %s are honoured behind it, want %s", name, got, want)
+			}
+			// The turn of before has no say any more: a file with the key that is put back counts.
+			rt.source.dead = nil
+			if _, err := rt.Reload(t.Context()); err != nil || fmt.Sprint(rt.settings().Proxy.Keys) != "[stolen other]" {
+				t.Errorf("%s: Reload of a file with the key = %v, keys %v", name, err, rt.settings().Proxy.Keys)
+			}
+		})
 	}
 }
 
