@@ -504,10 +504,15 @@ func (m *Manager) Status() []status.Certificate {
 		}
 		c := status.Certificate{Host: host, Key: e.owner, State: status.CertificatePending, From: m.cfg.Directory}
 		if g := m.givenFor(host); g != nil {
-			c.State, c.From, c.NotAfter = status.CertificateValid, g.File, g.Certificate.Leaf.NotAfter
-			if time.Now().After(c.NotAfter) {
+			leaf := g.Certificate.Leaf
+			c.State, c.From, c.NotAfter = status.CertificateValid, g.File, leaf.NotAfter
+			switch now := time.Now(); {
+			case now.After(leaf.NotAfter):
 				c.State, c.Error = status.CertificateFailed, "it has expired"
 				c.Hint = "put a newer one into " + g.File
+			case now.Before(leaf.NotBefore):
+				c.State, c.Error = status.CertificateFailed, "it is not valid before "+leaf.NotBefore.UTC().Format(time.DateTime)+" UTC: clients refuse it until then"
+				c.Hint = "put one that is valid now into " + g.File + ", or set this machine's clock if it is wrong"
 			}
 			all = append(all, c)
 			continue

@@ -383,6 +383,20 @@ func TestGiven(t *testing.T) {
 	w.await("app.example.com", failed)
 }
 
+// TestGivenForLater: a certificate from a file that is not valid yet is not called valid, and status says from when on it is.
+func TestGivenForLater(t *testing.T) {
+	w := listen(t)
+	from := time.Now().Add(100 * time.Hour).UTC().Truncate(time.Second)
+	leaf := &x509.Certificate{NotBefore: from, NotAfter: from.Add(time.Hour)}
+	w.run(Config{TLS: true, Directory: "https://127.0.0.1:1/dir"})
+	w.Give([]Given{{Certificate: tls.Certificate{Leaf: leaf}, Names: []string{"app.example.com"}, File: "later.pem"}})
+	w.Want(map[string]string{"app.example.com": "nas"})
+	c := w.await("app.example.com", failed)
+	if want := "it is not valid before " + from.Format(time.DateTime) + " UTC: clients refuse it until then"; c.Error != want || !strings.Contains(c.Hint, "later.pem") || !c.NotAfter.Equal(leaf.NotAfter) {
+		t.Errorf("%+v; want %q", c, want)
+	}
+}
+
 // TestAccount: one that the authority has forgotten is made anew, one that cannot be read is said.
 func TestAccount(t *testing.T) {
 	w := listen(t)

@@ -140,6 +140,9 @@ func (d *doc) basicAuth(path string, e *grammar.Expose) (hint string, err error)
 			continue
 		}
 		name, err := grammar.ParseUser(line)
+		if err == nil {
+			err = grammar.UnusableUser(line)
+		}
 		if err == nil && names[name] {
 			err = fmt.Errorf("user %q is there twice", name)
 		}

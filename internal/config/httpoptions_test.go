@@ -75,6 +75,8 @@ inspect = true
 		"basic_auth_file = \"huge\"":                                        "costs the proxy too much",
 		"basic_auth_file = \"twice\"":                                       "twice",
 		"basic_auth_file = \"writable\"":                                    "can write",
+		"basic_auth_file = \"pasted\"":                                      `pasted:2: user "bob": the hash has "!" in it, which bcrypt does not write: nobody could log in`,
+		"basic_auth_file = \"joined\"":                                      `joined:2: the name begins with a byte order mark`,
 		"basic_auth_file = \"crowd\"":                                       "may be 2560 bytes long, and here it is 2696: the 40 users of this file take 2694 of them: keep some 30 users",
 		"set_header = { X = \"" + strings.Repeat("x", 2600) + "\" }":        "these headers take",
 		"remove_header = [\"" + strings.Repeat("x", 2600) + "\"]":           "these names take",
@@ -90,7 +92,7 @@ inspect = true
 		for name, text := range map[string]string{
 			"empty": "# nobody\n", "md5": "ann:$apr1$x$y", "plain": "ann:secret", "costly": strings.Replace(bcryptLine, "$05$", "$20$", 1),
 			"huge": "ann:$argon2id$v=19$m=4194304,t=3,p=4$c2FsdHNhbHQ$c3Vtc3Vtc3Vtc3Vtc3Vtc3Vt", "twice": bcryptLine + "\n" + bcryptLine, "writable": bcryptLine,
-			"crowd": crowd(40),
+			"crowd": crowd(40), "pasted": bcryptLine + "\n" + strings.NewReplacer("ann", "bob", "k", "!").Replace(bcryptLine), "joined": "\ufeff" + bcryptLine + "\n\ufeff" + strings.Replace(bcryptLine, "ann", "bob", 1),
 		} {
 			os.Chmod(write(t, filepath.Join(dir, name), text), map[bool]os.FileMode{true: 0o666, false: 0o600}[name == "writable"])
 		}
@@ -103,6 +105,11 @@ inspect = true
 		} else if strings.HasPrefix(options, "answer_time") && strings.Count(err.Error(), "write ") > 1 {
 			t.Errorf("%s: %v; want the remedy once", options, err)
 		}
+	}
+	// Notepad begins a file with a mark, and ends lines with CR LF.
+	os.Chmod(write(t, filepath.Join(dir, "notepad"), "\ufeff"+bcryptLine+"\r\n"), 0o600)
+	if b, _, err := bridgeOf(write(t, filepath.Join(dir, "notepad.toml"), "[[expose]]\npublic = \"http/a\"\ntarget = 80\nbasic_auth_file = \"notepad\"\n")); err != nil || len(b.Expose[0].Options.Proxy.BasicAuth) != 1 || b.Expose[0].Options.Proxy.BasicAuth[0] != bcryptLine {
+		t.Errorf("a file of Notepad's: %+v, %v", b.Expose, err)
 	}
 	// 37 users with names of three letters fit: docs/NAMES.md says "some 30", since names may be longer.
 	for n, fits := range map[int]bool{30: true, 37: true, 38: false} {

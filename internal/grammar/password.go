@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Bounds of what checking one password may cost: the hashes are the bridge's, and the proxy computes.
@@ -46,6 +47,26 @@ func ParseUser(s string) (name string, err error) {
 		return "", fmt.Errorf("user %q: %w", name, err)
 	}
 	return name, nil
+}
+
+// UnusableUser reports why nobody could log in with a line that ParseUser takes. A proxy takes it too: it comes from bridges of before that
+// have other users beside it.
+func UnusableUser(s string) error {
+	name, hash, _ := strings.Cut(s, ":")
+	if strings.HasPrefix(name, "\ufeff") { // two files were joined: at the beginning of one it does no harm
+		return errors.New("the name begins with a byte order mark, which nobody types: write the line anew")
+	}
+	if h, err := ParseHash(hash); err != nil || h.Argon != nil {
+		return err
+	}
+	sum := hash[strings.LastIndexByte(hash, '$')+1:]
+	if i := strings.IndexFunc(sum, func(r rune) bool {
+		return r != '.' && r != '/' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+	}); i >= 0 {
+		r, _ := utf8.DecodeRuneInString(sum[i:])
+		return fmt.Errorf("user %q: the hash has %q in it, which bcrypt does not write: nobody could log in", name, string(r))
+	}
+	return nil
 }
 
 // ParseHash parses a hash. It refuses those that cost the proxy too much.

@@ -94,6 +94,8 @@ func TestCertificates(t *testing.T) {
 			{23 * day, cert(status.CertificateValid, 30*day, day, "no"), ""}, {23*day + time.Minute, cert(status.CertificateValid, 30*day, day, "no"), "certificate of app.example.com was not renewed, and is good until 2026-02-01 03:04:05 UTC: no"}},
 		"one that has ended": {{0, cert(status.CertificateFailed, -day, -30*day, "no"), ""},
 			{time.Minute, cert(status.CertificateFailed, -day, -30*day, "no"), "certificate of app.example.com cannot be renewed, and was good until 2026-01-01"}},
+		"one that begins later": {{0, cert(status.CertificateFailed, 90*day, 0, "it is not valid before"), ""},
+			{time.Minute, cert(status.CertificateFailed, 90*day, 0, "it is not valid before"), "certificate of app.example.com cannot be used: it is not valid before"}},
 		"a short one that is renewed in time": {{0, cert(status.CertificateValid, 6*day, 4*day, ""), ""}, {4*day + time.Minute, cert(status.CertificateValid, 6*day, 4*day, ""), ""}, {4*day + 2*time.Minute, good, ""}},
 		"a renewal of which nothing is heard": {{4 * day, cert(status.CertificateValid, 6*day, 4*day, ""), ""}, {4*day + 2*time.Hour, cert(status.CertificateValid, 6*day, 4*day, ""), ""},
 			{4*day + 3*time.Hour, cert(status.CertificateValid, 6*day, 4*day, ""), "certificate of app.example.com was not renewed"}},

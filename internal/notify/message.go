@@ -93,6 +93,8 @@ func (e Event) ofCertificate(name, layout string) string {
 		line = "certificate of " + name + " was not renewed, and is good" + until
 	case e.Expires.IsZero():
 		line = "certificate of " + name + " cannot be had"
+	case e.Expires.After(e.Since): // one of a file that is not valid yet
+		line = "certificate of " + name + " cannot be used"
 	default:
 		line = "certificate of " + name + " cannot be renewed, and was good" + until
 	}

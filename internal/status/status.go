@@ -251,7 +251,7 @@ const (
 const (
 	CertificateValid   = "valid"   // there is one
 	CertificatePending = "pending" // it is being asked for, or waits for its turn
-	CertificateFailed  = "failed"  // there is none, or it has expired: Error says why
+	CertificateFailed  = "failed"  // there is none, it has expired, or it is not valid yet: Error says why
 )
 
 // Soon is how long before the end of a key or a certificate people are told of it.
