@@ -21,6 +21,7 @@ import (
 	"reverser/internal/proxy"
 	"reverser/internal/state"
 	"reverser/internal/status"
+	"reverser/internal/sys"
 )
 
 const (
@@ -142,6 +143,7 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		Bind:     set.Proxy.Bind,
 		Identity: identity,
 		Budget:   budget,
+		Names:    sys.MostNames(sys.AvailableMemory()),
 		// A process with little memory keeps less of what is inspected, too.
 		InspectMemory: budget / 2,
 		Version:       version(),

@@ -29,6 +29,13 @@ func (p *Proxy) pressure(snap *status.Snapshot) []status.Pressure {
 			Hint: "raise the limit (ulimit -n, LimitNOFILE=), or let fewer services be offered",
 		})
 	}
+	if c := p.registry.Crowd(); c.Waiting > 0 {
+		list = append(list, status.Pressure{
+			What: "places for names", Used: int64(c.Held), Limit: int64(c.Most),
+			Largest: status.Holder{Key: p.keyName(c.Largest), Used: int64(c.ByLargest)},
+			Hint:    "a key without --max-services may have half of what others leave: `reverser key edit NAME --max-services N`, or give the process more memory (MemoryMax=)",
+		})
+	}
 	return list
 }
 

@@ -65,6 +65,7 @@ type Config struct {
 	Version  string
 	Log      *slog.Logger // nil: discard
 	Budget   int64        // bytes that all links together may hold in flight beyond each stream's floor; 0: 128 MiB
+	Names    int          // http/, https/ and tls/ names that all keys hold together, see registry.Policy; 0: no limit
 	MaxConns int          // user connections at once; 0: what the descriptor limit leaves
 	Known    []Known      // where bridges came from at the time of an earlier process, the latest last
 	// SaveKnown keeps what is known for the next process. It is called rarely. nil: it is forgotten.

@@ -88,7 +88,7 @@ func (p *Proxy) putKeys(set Settings) (news []expiryNews) {
 
 // policy is what the registry needs to know of the settings.
 func (p *Proxy) policy(set Settings) registry.Policy {
-	rp := registry.Policy{Offer: set.Offer, Given: set.Given}
+	rp := registry.Policy{Offer: set.Offer, Given: set.Given, Names: p.cfg.Names}
 	p.mu.Lock()
 	expired, rotation := p.expired, p.rotation // which are never changed
 	rp.Drained = slices.Clone(p.drains)

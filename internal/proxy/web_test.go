@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -102,6 +103,28 @@ func get(host, path string) string { return "GET " + path + " HTTP/1.1\r\nHost: 
 func say(text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %d %s %s", text, openOf(r).Service, r.Host, r.URL.RequestURI())
+	}
+}
+
+// TestPlacesForNames: a name for which there is no place waits, status says so with who has most, and it is served when another goes.
+func TestPlacesForNames(t *testing.T) {
+	nas := key(t, "nas", "http/*")
+	w := start(t, Config{HTTP: "127.0.0.1:0", Names: 4, Settings: Settings{Keys: []Key{nas}}})
+	b := w.bridge(nas, how{instance: 1}, "http/a.example", "http/b.example", "http/c.example")
+	b.wantClaim(2, wire.ClaimRetrying, "has no place", "memory for 4 names")
+	want := status.Pressure{What: "places for names", Used: 2, Limit: 4, Largest: status.Holder{Key: "nas", Used: 2}}
+	list := w.p.Status().Pressure
+	at := slices.IndexFunc(list, func(p status.Pressure) bool { return p.What == want.What })
+	if at < 0 {
+		t.Fatalf("pressure %+v", list)
+	}
+	if want.Hint = list[at].Hint; list[at] != want || !strings.Contains(want.Hint, "--max-services") {
+		t.Errorf("pressure %+v, want %+v", list[at], want)
+	}
+	b.unclaim(0)
+	b.wantClaim(2, wire.ClaimUp)
+	if list := w.p.Status().Pressure; len(list) != 0 {
+		t.Errorf("pressure %+v when all have a place", list)
 	}
 }
 

@@ -43,6 +43,7 @@ type index struct {
 	taken   map[KeyID]int                 // how many sockets each key is charged for
 	failed  map[trials]*list.List         // sockets that are to be tried again, those that have waited longest first
 	short   int                           // those of them that wait for descriptors
+	crowding
 }
 
 // todo is the work that events leave to do.
@@ -68,6 +69,7 @@ func newCore(p Policy) *core {
 			names: make(map[grammar.Public]*name), tenants: make(map[KeyID]*tenant), places: make(map[place]*overlaps),
 			wanters: make(map[Socket][]*name), bound: make(map[place][3]int), waiting: make(map[place]map[Socket]struct{}),
 			taken: make(map[KeyID]int), failed: make(map[trials]*list.List),
+			crowding: crowding{of: make(map[KeyID]int), tenants: make(map[KeyID]*tenant)},
 		},
 		todo: todo{looking: make(map[Socket]struct{})},
 		away: newAway(),
@@ -168,6 +170,8 @@ type name struct {
 	said    outcome  // what the answers to its claims followed from when all of them were reviewed last
 	all     bool     // they are to be reviewed even if that is the same
 	asked   []*claim // to be reviewed in any case
+
+	awaiting int // keys that wait for a place for it
 }
 
 // tenant is what belongs to one key.
@@ -180,6 +184,7 @@ type tenant struct {
 	within   int        // how many of order, from its beginning, the key's limit allows
 	size     int        // of those
 	names    map[grammar.Public]*wish
+	awaiting []*wish // those that wait for a place, the earliest first
 }
 
 type wish struct {
@@ -187,6 +192,8 @@ type wish struct {
 	place uint64
 	size  int // services that it counts as
 	refs  int // claims and inheritances
+
+	awaits bool // it waits for a place, see crowd.go
 }
 
 // ViolationError says that a bridge broke a rule of the protocol. It ends that bridge's session.
@@ -463,6 +470,7 @@ func (co *core) configure(p Policy) {
 			r.fit(co.touch)
 		}
 	}
+	co.crowding.freed = true        // a key may have another limit
 	slices.SortFunc(again, byPlace) // the order of the line stays
 	for _, c := range again {
 		public, denied := c.public, c.denied

@@ -297,6 +297,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 	for _, name := range held { // first those that have their ports
 		n := co.nameOf(name)
 		n.held, n.route = co.holdings[name], newRoute(name, co.holdings[name].key)
+		co.addPlace(name, n.held.key, 1)
 		ov := co.placeOf(n)
 		if f := family(co.policy.at(name)); n.granted() {
 			ov.granted[f] = append(ov.granted[f], n)
@@ -339,6 +340,7 @@ func (co *core) revive(sessions []*session, way func(SessionID) Way) error {
 	for s := range co.sockets {
 		co.touch(co.nameOf(s.Public()))
 	}
+	co.crowding.freed = true // there may be more places than there were
 	co.settle()
 	for _, s := range sessions {
 		for _, id := range slices.Sorted(maps.Keys(s.owed)) {

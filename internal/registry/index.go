@@ -120,6 +120,9 @@ func (co *core) uncount(r *tenant, n *name) {
 	if ws.refs--; ws.refs > 0 {
 		return
 	}
+	if ws.awaits {
+		co.setAwaits(r, ws, false)
+	}
 	delete(r.names, n.public)
 	r.dequeue(ws, co.touch)
 }

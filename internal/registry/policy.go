@@ -20,6 +20,7 @@ type Policy struct {
 	Named []grammar.Kind   // kinds whose names share a port of the process itself, which is open
 	Bind  string           // address of public ports that have none of their own; "": every one. What New or Thaw was given stays
 	Given []string         // names of the certificates from files; of a wildcard none comes by itself
+	Names int              // how many names without sockets are held at most, see crowd.go; 0: no limit
 	// Drained are the names that let no newcomers in.
 	Drained []Drain
 }
@@ -110,6 +111,7 @@ const (
 	WhyReplaced     // a newer session of the key took over
 	WhySocket       // the socket could not be opened
 	WhyShort        // the key has its share of the proxy's descriptors
+	WhyCrowded      // the key has its share of the names for which the proxy has memory
 )
 
 // judge sets what the policy says of a claim: the name that it is for, or why it is denied.

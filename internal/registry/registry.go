@@ -186,6 +186,15 @@ func (co *core) words(c *claim, a Answer) (here, there string) {
 	case WhyShort:
 		here = fmt.Sprintf("no descriptor of the proxy's is left for %s: key %q has %d open ports, and may have half of what others leave: raise the limit there (ulimit -n, LimitNOFILE=)",
 			a.Public, c.session.tenant.key.Name, co.taken[c.session.key])
+	case WhyCrowded:
+		k, cr := c.session.tenant.key, &co.crowding
+		there = fmt.Sprintf("%s has no place: the proxy has memory for %d names, and this key has its share", a.Public, co.policy.Names)
+		here = fmt.Sprintf("%s has no place: the proxy has memory for %d names. Key %q has %d, and may have half of what others leave: `reverser key edit %s --max-services N` gives it a number of its own, and more memory (MemoryMax=) gives all more",
+			a.Public, co.policy.Names, k.Name, cr.of[k.ID], k.Name)
+		if k.MaxServices > 0 {
+			there = fmt.Sprintf("%s has no place: the proxy has memory for %d names, and all are taken", a.Public, co.policy.Names)
+			here = there + ": give it more (MemoryMax=), or let fewer names be claimed"
+		}
 	case WhyReplaced:
 		here = fmt.Sprintf("a newer session of the same key took over, without %s", a.Public)
 	default:

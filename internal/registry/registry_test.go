@@ -790,6 +790,71 @@ func BenchmarkLinkUp(b *testing.B) {
 	}
 }
 
+// TestNamesShareMemory: names without sockets have so many places. A key without a limit of its own has half of those that others leave, and
+// gets more as others go; one with a limit has as many as that says.
+func TestNamesShareMemory(t *testing.T) {
+	a, b, c := testKey(0, "http/*", "tcp/9000"), testKey(1, "http/*"), testKey(2, "http/*")
+	c.MaxServices = 4
+	w := newWorld(t)
+	policy := Policy{Keys: []Key{a, b, c}, Named: []grammar.Kind{grammar.KindHTTP}, Names: 10}
+	w.Configure(policy)
+	id := uint32(0)
+	claims := func(s SessionID, n int) (first uint32) {
+		for range n {
+			id++
+			w.claim(s, id, fmt.Sprintf("http/%d.example", id))
+		}
+		w.do()
+		return id - uint32(n) + 1
+	}
+	want := func(what string, first uint32, up int) {
+		t.Helper()
+		n := 0
+		for w.d.answers[first+uint32(n)].up() && w.d.answers[first+uint32(n)].Key == w.d.answers[first].Key {
+			n++
+		}
+		if n != up {
+			t.Errorf("%s: %d names, want %d", what, n, up)
+		}
+	}
+	sa, _ := w.begin(a, 0)
+	firstA := claims(sa, 7)
+	want("one key alone", firstA, 5)
+	w.want(firstA+5, wire.ClaimRetrying,
+		"http/6.example has no place: the proxy has memory for 10 names. Key \"key0\" has 5, and may have half of what others leave: `reverser key edit key0 --max-services N` gives it a number of its own, and more memory (MemoryMax=) gives all more",
+		"http/6.example has no place: the proxy has memory for 10 names, and this key has its share")
+	w.claim(sa, 100, "tcp/9000")
+	w.do()
+	w.want(100, wire.ClaimUp, "", "") // it costs a descriptor
+	sb, _ := w.begin(b, 0)
+	firstB := claims(sb, 4)
+	want("another key", firstB, 3)
+	sc, _ := w.begin(c, 0)
+	firstC := claims(sc, 3)
+	want("a key with a limit", firstC, 2)
+	w.want(firstC+2, wire.ClaimRetrying, "http/14.example has no place: the proxy has memory for 10 names, and all are taken: give it more (MemoryMax=), or let fewer names be claimed",
+		"http/14.example has no place: the proxy has memory for 10 names, and all are taken")
+	if got, want := w.Crowd(), (Crowd{Held: 10, Most: 10, Waiting: 4, Largest: a.ID, ByLargest: 5}); got != want {
+		t.Errorf("Crowd = %+v, want %+v", got, want)
+	}
+	w.End(sa)
+	w.do()
+	want("another key, when the first has gone", firstB, 4)
+	want("a key with a limit, when the first has gone", firstC, 3)
+	if got, want := w.Crowd(), (Crowd{Held: 7, Most: 10}); got != want {
+		t.Errorf("Crowd = %+v, want %+v", got, want)
+	}
+	// A number of its own is another word than the share.
+	sa, _ = w.begin(a, 0)
+	firstA = claims(sa, 3)
+	want("the first key, back", firstA, 2)
+	a.MaxServices = 3
+	policy.Keys = []Key{a, b, c}
+	w.Configure(policy)
+	w.do()
+	want("with a limit of its own", firstA, 3)
+}
+
 // TestServicesOfMany: they are described part by part, and each of them once.
 func TestServicesOfMany(t *testing.T) {
 	const each = 2*describedAtOnce + 1

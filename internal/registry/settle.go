@@ -2,6 +2,7 @@ package registry
 
 import (
 	"cmp"
+	"iter"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -13,7 +14,7 @@ import (
 // settle derives for every name that was touched, in this order: who holds it; whether a name that overlaps stands in its way; its
 // sockets; its offers; the answers to its claims. Settling twice changes nothing.
 func (co *core) settle() {
-	if len(co.touched) == 0 {
+	if len(co.touched) == 0 && !co.crowding.freed {
 		return
 	}
 	batch := co.touched
@@ -23,12 +24,13 @@ func (co *core) settle() {
 		n.touched = false
 		co.hold(n)
 	}
+	co.fill()
 	for len(co.dirty) > 0 {
 		ov := co.dirty[0]
 		co.dirty = co.dirty[1:]
 		ov.decide(co)
 	}
-	more := co.touched // those that are blocked now, or no longer
+	more := co.touched // those that are blocked now, or no longer, or have got a place
 	co.touched = nil
 	slices.SortFunc(more, func(a, b *name) int { return comparePublic(a.public, b.public) })
 	batch = append(batch, more...)
@@ -58,44 +60,31 @@ func (co *core) within(r *tenant, n *name) bool {
 }
 
 // hold decides which key or group has a name. A holder keeps the name for as long as one of its claims is there, or a session that
-// inherited it. Then the first in line gets it.
+// inherited it. Then the first in line gets it whose key may hold one name more.
 func (co *core) hold(n *name) {
-	type candidate struct {
-		key   KeyID
-		group string
-		place uint64
-	}
 	var same, own, group, first *candidate
 	better := func(a **candidate, c candidate) {
 		if *a == nil || c.place < (*a).place {
 			*a = &c
 		}
 	}
-	try := func(c candidate) {
-		better(&first, c)
-		switch h := n.held; {
-		case h == nil:
-		case c.key == h.key && c.group == h.group:
-			better(&same, c)
-		case c.key == h.key:
-			better(&own, c)
-		case h.shares(c.key, c.group):
-			better(&group, c)
-		}
-	}
-	for _, c := range n.claims {
-		if co.eligible(c) {
-			try(candidate{c.session.key, c.asked.Group, c.place})
-		}
-	}
-	for _, heir := range n.heirs {
-		s := heir.session
-		h := s.inherited[n.public]
-		if s.id >= s.tenant.newest && co.within(s.tenant, n) && co.policy.permits(s, n.public) {
-			try(candidate{s.key, h.group, h.place})
+	if h := n.held; h != nil {
+		for c := range co.candidates(n) {
+			switch {
+			case c.key == h.key && c.group == h.group:
+				better(&same, c)
+			case c.key == h.key:
+				better(&own, c)
+			case h.shares(c.key, c.group):
+				better(&group, c)
+			}
 		}
 	}
 	if keep := cmp.Or(same, own, group); keep != nil {
+		if keep.key != n.held.key {
+			co.addPlace(n.public, n.held.key, -1)
+			co.addPlace(n.public, keep.key, 1)
+		}
 		n.held.key, n.held.group = keep.key, keep.group
 		return
 	}
@@ -104,16 +93,55 @@ func (co *core) hold(n *name) {
 			co.away.remember(n.public, co.policy.keys[n.held.key])
 		}
 		co.placeOf(n).lose(co, n)
+		co.addPlace(n.public, n.held.key, -1)
 		delete(co.holdings, n.public)
 		n.held = nil
 		co.setRoute(n, nil)
 	}
+	var awaiting []*tenant
+	for c := range co.candidates(n) {
+		if co.placeLeft(n.public, c.key) {
+			better(&first, c)
+		} else {
+			awaiting = append(awaiting, co.tenants[c.key])
+		}
+	}
+	if first != nil {
+		awaiting = nil
+	}
+	co.await(n, awaiting)
 	if first != nil {
 		co.away.forget(n.public)
 		n.held = &holding{key: first.key, group: first.group, seq: first.place}
 		co.holdings[n.public] = n.held
+		co.addPlace(n.public, first.key, 1)
 		co.placeOf(n).gain(co, n)
 		co.setRoute(n, newRoute(n.public, first.key))
+	}
+}
+
+// candidate is a key, or a group, that may have a name.
+type candidate struct {
+	key   KeyID
+	group string
+	place uint64
+}
+
+// candidates yields who may have a name at all.
+func (co *core) candidates(n *name) iter.Seq[candidate] {
+	return func(yield func(candidate) bool) {
+		for _, c := range n.claims {
+			if co.eligible(c) && !yield(candidate{c.session.key, c.asked.Group, c.place}) {
+				return
+			}
+		}
+		for _, heir := range n.heirs {
+			s := heir.session
+			h := s.inherited[n.public]
+			if s.id >= s.tenant.newest && co.within(s.tenant, n) && co.policy.permits(s, n.public) && !yield(candidate{s.key, h.group, h.place}) {
+				return
+			}
+		}
 	}
 }
 
@@ -281,6 +309,9 @@ func (co *core) answer(c *claim) Answer {
 		return a
 	case !co.within(s.tenant, n):
 		a.Why, a.Text = WhyLimit, strconv.Itoa(s.tenant.key.MaxServices)
+		return a
+	case n.held == nil && s.tenant.names[n.public].awaits:
+		a.Why = WhyCrowded
 		return a
 	case n.held == nil: // or the claim would have it
 		a.Why = WhyReplaced

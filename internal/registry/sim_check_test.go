@@ -21,6 +21,8 @@ import (
 //	C7  at rest every claim was told its answer, every UNCLAIM acknowledged, and nothing is retired
 //	C8  no OPEN names a service that the bridge does not have, or another one than the user's (see arrive)
 //	C9  each user is charged once to service, key and offer, and given back once; limits of services and of connections hold
+//	C16 names without sockets: at most so many are held; a key without a limit of its own takes one only while it has fewer than are free;
+//	    none waits that could have a place (see checkPlaces)
 //	C10 nothing is left when all is over
 //	C11 a thawed registry, or bridge, goes on where the frozen one stood (see handover); one that is given up changes nothing
 //	C14 what waits is there once, and nothing waits for a session that is not there
@@ -44,6 +46,7 @@ func (w *simProxy) check() {
 			now[n.public] = *n.held
 		}
 	}
+	w.checkPlaces(now)
 	w.holders = now
 	for _, s := range co.sessions {
 		if !w.admits(s) {
@@ -98,6 +101,82 @@ func (w *simProxy) check() {
 	w.checkAccounts()
 	w.checkRetired()
 	w.checkThaw()
+}
+
+// checkPlaces: who holds a name without a socket has a place, before the step those in w.holders and after it those in now.
+func (w *simProxy) checkPlaces(now map[pub]holding) {
+	co, most := &w.r.core, w.policy.Names
+	held, of := 0, make(map[KeyID]int)
+	for name, h := range now {
+		if placed(name) {
+			held++
+			of[h.key]++
+		}
+	}
+	if held != co.crowding.held || !maps.Equal(of, co.crowding.of) {
+		w.fail("C1: keys hold %v names without sockets, and %v are counted", of, co.crowding.of)
+	}
+	limited := func(key KeyID) bool {
+		k := w.r.core.policy.keys[key]
+		return k != nil && k.MaxServices > 0
+	}
+	left := func(key KeyID) bool { return held < most && (limited(key) || of[key] < most-held) }
+	waiting, crowded := 0, make(map[pub]bool)
+	for name, n := range co.names {
+		if !placed(name) || n.held != nil {
+			continue
+		}
+		keys := make(map[KeyID]bool)
+		for c := range co.candidates(n) {
+			keys[c.key] = true
+		}
+		waiting += len(keys)
+		for key := range keys {
+			if crowded[name] = true; most == 0 || left(key) {
+				w.fail("C16: %s waits, and key %x, which holds %d names, could have it: %d of %d are held", name, key[0], of[key], held, most)
+			}
+		}
+	}
+	listed := 0
+	for _, r := range co.tenants {
+		listed += len(r.awaiting)
+	}
+	if waiting != co.crowding.waiting || waiting != listed {
+		w.fail("C1: %d names wait for a place, %d are counted, %d listed", waiting, co.crowding.waiting, listed)
+	}
+	for name := range w.crowded {
+		if _, got := now[name]; got {
+			w.stats.Placed++
+		}
+	}
+	w.crowded = crowded
+	if most == 0 {
+		return
+	}
+	if held > most {
+		w.fail("C16: %d names without sockets are held, of at most %d", held, most)
+	}
+	gained := make(map[KeyID]int) // names that nobody held before
+	for name, h := range now {
+		if _, had := w.holders[name]; placed(name) && !had {
+			gained[h.key]++
+		}
+	}
+	for key, n := range gained {
+		others := 0 // what others took in the same step may have been free
+		for name, h := range now {
+			if placed(name) && h.key != key && w.holders[name].key != h.key {
+				others++
+			}
+		}
+		passed := false // within a group, a name passes on with its place
+		for name, h := range now {
+			passed = passed || placed(name) && h.key == key && w.holders[name].key != key && w.holders[name].key != KeyID{}
+		}
+		if !limited(key) && !passed && of[key] > most-held+1+others {
+			w.fail("C16: key %x took %d names, and holds %d of the %d that are held; there are %d", key[0], n, of[key], held, most)
+		}
+	}
 }
 
 // checkBounds: what waits is there once.

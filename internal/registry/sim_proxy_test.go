@@ -23,6 +23,7 @@ type simProxy struct {
 	users   []*simUser // that are not over
 	offers  []*Offer   // that were ever seen
 	holders map[pub]holding
+	crowded map[pub]bool // names that waited for a place
 	stopped bool
 	room    int // how many sockets may be open
 
@@ -60,10 +61,10 @@ var errNoRoom = errors.New("no room")
 var (
 	simNames = []string{
 		"tcp/9000", "tcp/127.0.0.1:9000", "tcp/0.0.0.0:9000", "tcp/127.0.0.2:9000", "tcp/9001", "tcp/9002", "tcp/9003", "offered", "tcp/80",
-		"tcp/3010", "udp/9000",
+		"tcp/3010", "udp/9000", "http/a.example", "http/b.example", "http/c.example", "http/d.example/x", "http/e.example",
 	}
 	simAllow = [][]string{
-		{"tcp/1024-65535"}, {"tcp/9000-9001"}, {"tcp/9002", "tcp/9003"}, {"tcp/127.0.0.1:9000-9003", "tcp/9001"}, {"tcp/1-65535", "udp/9000"}, nil,
+		{"tcp/1024-65535", "http/*"}, {"tcp/9000-9001", "http/a.example", "http/b.example"}, {"tcp/9002", "tcp/9003"}, {"tcp/127.0.0.1:9000-9003", "tcp/9001"}, {"tcp/1-65535", "udp/9000", "http/*"}, nil,
 	}
 	simOffers = [][]string{nil, {"tcp/9001"}, {"tcp/9003", "tcp/9001"}, {"tcp/3010", "tcp/9002"}}
 )
@@ -73,7 +74,7 @@ func newSimProxy(w *sim) *simProxy {
 	for i := range simKeys {
 		p.policy.Keys = append(p.policy.Keys, simKey(i, simAllow[0]))
 	}
-	p.policy.Own = []uint16{ownPort}
+	p.policy.Own, p.policy.Named, p.policy.Names = []uint16{ownPort}, []grammar.Kind{grammar.KindHTTP}, 2*w.pick("names", 4)
 	p.start()
 	return p
 }
@@ -220,6 +221,9 @@ func (w *simProxy) Tell(t Told) {
 	w.unlocked("Doer.Tell")
 	l := t.Way.(*simLink)
 	w.trace("  tell session %d of claim %d: %v %s", t.Session, t.ID, t.Status, t.Reason)
+	if t.Why == WhyCrowded {
+		w.stats.Crowded++
+	}
 	if !t.News && t.Fresh {
 		w.fail("a service that was up is told as fresh")
 	}
@@ -258,7 +262,7 @@ func (w *simProxy) End(way Way) {
 func (w *simProxy) allowed(id KeyID, name pub) bool {
 	for _, k := range w.policy.Keys {
 		if k.ID == id {
-			return k.Allow.Permits(name) && name.Port != ownPort && name.Kind == grammar.KindTCP
+			return k.Allow.Permits(name) && name.Port != ownPort && (name.Kind == grammar.KindTCP || name.Kind == grammar.KindHTTP)
 		}
 	}
 	return false
@@ -270,7 +274,7 @@ func (w *simProxy) admits(s *session) bool {
 }
 
 func (w *simProxy) configure() {
-	p := Policy{Own: []uint16{ownPort}}
+	p := Policy{Own: []uint16{ownPort}, Named: w.policy.Named, Names: w.policy.Names}
 	for i := range simKeys {
 		if w.pick("keep", 3) > 0 {
 			if at := slices.IndexFunc(w.policy.Keys, func(k Key) bool { return k.ID == KeyID{byte(i + 1)} }); at >= 0 {

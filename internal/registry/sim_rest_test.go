@@ -121,7 +121,7 @@ func (w *simProxy) finale() {
 	w.checkAccounts()
 	co := &w.r.core
 	left := len(co.sessions) + len(co.names) + len(co.holdings) + len(co.sockets) + len(co.tenants) + len(co.places) + len(co.wanters) +
-		len(co.bound) + len(co.waiting) + len(co.taken) + len(co.failed) + co.short + len(co.looking) + co.effects.n + len(w.open)
+		len(co.bound) + len(co.waiting) + len(co.taken) + len(co.failed) + co.crowding.held + len(co.crowding.of) + len(co.crowding.tenants) + co.crowding.waiting + co.short + len(co.looking) + co.effects.n + len(w.open)
 	if left != 0 {
 		w.fail("C10: with all sessions over something is left: %+v, open %v", co, w.open)
 	}
@@ -208,7 +208,7 @@ func (w *simProxy) rest() {
 		for id := range of {
 			served[id]++
 		}
-		if n.granted() {
+		if n.granted() && !placed(n.public) {
 			rec := co.sockets[socketOf(n.public)]
 			if rec != nil && rec.short {
 				w.stats.Short++
@@ -224,7 +224,7 @@ func (w *simProxy) rest() {
 		}
 		for _, c := range n.claims {
 			a := co.answer(c)
-			if w.free(n, c) && a.Why != WhyShort && a.Status != wire.ClaimUp {
+			if w.free(n, c) && a.Why != WhyShort && a.Why != WhyCrowded && a.Status != wire.ClaimUp {
 				w.fail("C2: nobody else wants %s, and the answer is %+v", n.public, a)
 			}
 		}
@@ -254,7 +254,7 @@ func (w *simProxy) asRead(id uint32, c wire.Claimed) claims.Answer {
 func (w *simProxy) free(n *name, c *claim) bool {
 	for _, s := range w.r.core.sessions {
 		for _, o := range s.claims {
-			if o != c && (o.public.Port == n.public.Port || o.public == (grammar.Public{})) {
+			if o != c && (placeOf(o.public) == placeOf(n.public) || o.public == (grammar.Public{})) {
 				return false
 			}
 		}

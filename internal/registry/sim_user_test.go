@@ -2,7 +2,6 @@ package registry
 
 import (
 	"errors"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -11,11 +10,20 @@ import (
 )
 
 func (w *simProxy) come() {
-	socks := slices.SortedFunc(maps.Keys(w.open), func(a, b Socket) int { return comparePublic(a.Public(), b.Public()) })
-	if len(socks) == 0 {
+	var names []pub
+	for s := range w.open {
+		names = append(names, s.Public())
+	}
+	for rt := range w.r.View().All {
+		if placed(rt.Public) {
+			names = append(names, rt.Public)
+		}
+	}
+	if len(names) == 0 {
 		return
 	}
-	u := &simUser{name: socks[w.pick("socket", len(socks))].Public()}
+	slices.SortFunc(names, comparePublic)
+	u := &simUser{name: names[w.pick("name", len(names))]}
 	if u.route = w.r.View().Find(u.name); u.route == nil {
 		w.stats.Removed++ // closed in this moment
 		return

@@ -25,7 +25,7 @@ type sim struct {
 // simStats counts what must happen for the simulation to mean anything.
 type simStats struct {
 	Steps, Served, ServedRetired, Unclaimed, Waited, Removed, Lost, Cancelled, Limited, Short, Replaced, Successors, Policies, Handovers, GivenUp,
-	BridgeHandovers, Failed, Group, Stops, Reloads, Cuts, Lies, ProxyRestarts int
+	BridgeHandovers, Crowded, Placed, Failed, Group, Stops, Reloads, Cuts, Lies, ProxyRestarts int
 }
 
 func (s *simStats) add(o simStats) {

@@ -21,6 +21,17 @@ func MemoryBudget(available int64) int64 {
 	return min(mostBudget, available/4)
 }
 
+// MostNames is how many names without sockets a proxy holds where that much memory is available: as many as an eighth of it has room for.
+//
+// 49,152 names of 33 bytes, each of its own host, took 2.4 KB each, and the process grew by 3.4 KB for each, garbage included (Linux, amd64).
+func MostNames(available int64) int {
+	const each = 4 << 10
+	if available <= 0 {
+		available = 4 * mostBudget
+	}
+	return int(available / 8 / each)
+}
+
 // RuntimeLimit is the memory limit for Go's runtime: from there on it collects more often rather than grow. 0: none.
 //
 // Where memory is plenty, three quarters of it: the collector's usual rule (twice the live heap) then ends a cycle long

@@ -16,14 +16,20 @@ func TestAvailable(t *testing.T) {
 }
 
 func TestFigures(t *testing.T) {
-	for _, c := range []struct{ available, budget, runtime int64 }{
-		{0, 128, 0}, // unknown
-		{128, 32, 157},
-		{256, 64, 197},
-		{512, 128, 384},
-		{1024, 128, 768},
-		{24 << 10, 128, 18 << 10},
+	for _, c := range []struct {
+		available, budget, runtime int64
+		names                      int
+	}{
+		{0, 128, 0, 16_384}, // unknown
+		{128, 32, 157, 4096},
+		{256, 64, 197, 8192},
+		{512, 128, 384, 16_384},
+		{1024, 128, 768, 32_768},
+		{24 << 10, 128, 18 << 10, 786_432},
 	} {
+		if got := MostNames(c.available * mib); got != c.names {
+			t.Errorf("MostNames(%d MiB) = %d, want %d", c.available, got, c.names)
+		}
 		if got := MemoryBudget(c.available*mib) / mib; got != c.budget {
 			t.Errorf("MemoryBudget(%d MiB) = %d MiB, want %d", c.available, got, c.budget)
 		}
