@@ -100,10 +100,11 @@ func (co *core) fill() {
 			return cmp.Or(cmp.Compare(cr.of[a.id], cr.of[b.id]), cmp.Compare(a.awaiting[0].place, b.awaiting[0].place))
 		})
 		for _, r := range turns {
-			for len(r.awaiting) > 0 && co.placeLeft(r.awaiting[0].name.public, r.id) {
+			for held := true; held && len(r.awaiting) > 0 && co.placeLeft(r.awaiting[0].name.public, r.id); {
 				n := r.awaiting[0].name
 				co.visit(n)
-				co.hold(n) // now it is held, by this key or by one that asked earlier
+				co.hold(n)
+				held = n.held != nil // by this key or by one that asked earlier, and so it does not wait any more
 			}
 		}
 	}
