@@ -270,6 +270,40 @@ func TestStreamIsANetConn(t *testing.T) {
 	}
 }
 
+// TestQuiet: a stream is quiet while Read would wait, and no longer once the other end has said something, or has ended it in any way: who keeps
+// a connection for later must not write to one that is over.
+func TestQuiet(t *testing.T) {
+	for name, end := range map[string]func(br *Stream){
+		"a byte":  func(br *Stream) { br.Write([]byte("x")) },
+		"a FIN":   func(br *Stream) { br.CloseWrite() },
+		"a close": func(br *Stream) { br.Close() },
+		"a reset": func(br *Stream) { br.Reset(wire.CodeReset) },
+		"its own": nil,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 0)
+			defer w.close()
+			px, br := w.open()
+			if end == nil {
+				end = func(*Stream) { px.Close() }
+			}
+			go px.Write([]byte("x"))
+			if _, err := io.ReadFull(br, make([]byte, 1)); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+			if !px.Quiet() {
+				t.Errorf("%s: it is not quiet before that", name)
+			}
+			end(br)
+			synctest.Wait()
+			if px.Quiet() {
+				t.Errorf("%s: it is quiet behind that", name)
+			}
+		})
+	}
+}
+
 // TestSetSecret: the control connection that proves another secret takes the place of the one before in order. Neither end takes that for a
 // break.
 func TestSetSecret(t *testing.T) {

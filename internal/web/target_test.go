@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -97,6 +98,45 @@ func TestKeptIsClosed(t *testing.T) {
 		u.ask("GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
 		if resp, _ := u.ask(request); resp.StatusCode != want.status || int(seen.Load()) != want.seen {
 			t.Errorf("%q: %s, and the target saw it %d times; want %+v", request, resp.Status, seen.Load(), want)
+		}
+	}
+}
+
+// TestKeptHasEnded: a kept connection whose end is known gets no request, of any kind: nothing of it was sent, so another connection is taken.
+func TestKeptHasEnded(t *testing.T) {
+	for _, request := range []string{
+		"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi",
+		"PATCH / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\nContent-Length: 2\r\n\r\nhi",
+	} {
+		w := newWorld(t)
+		var mu sync.Mutex
+		var seen []string
+		site := w.site("a", w.script(func(s said) bool {
+			io.Copy(io.Discard, s.Body)
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, fmt.Sprint(s.conn, " ", s.Method))
+			io.WriteString(s.out, hello)
+			return true
+		}), grammar.ProxyOptions{})
+		dial := site.Dial
+		var first atomic.Bool // it has ended
+		site.Dial = func(ctx context.Context, call Call, retired func()) (*Upstream, error) {
+			up, err := dial(ctx, call, retired)
+			if w.dials == 1 && err == nil {
+				up.Quiet = func() bool { return !first.Load() }
+			}
+			return up, err
+		}
+		u := w.user()
+		u.ask("GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
+		first.Store(true)
+		method, _, _ := strings.Cut(request, " ")
+		if resp, _ := u.ask(request); resp.StatusCode != 200 || !slices.Equal(seen, []string{"1 GET", "2 " + method}) {
+			t.Errorf("%q: %s, and the target saw %q", request, resp.Status, seen)
 		}
 	}
 }
