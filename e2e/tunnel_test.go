@@ -175,6 +175,7 @@ type (
 			Lost    uint64 `json:"lost"`
 		} `json:"access_log"`
 		Pairs        []pairStatus         `json:"pairs"`
+		Pressure     []status.Pressure    `json:"pressure"`
 		Certificates []status.Certificate `json:"certificates"`
 	}
 	linkStatus struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -18,10 +19,11 @@ const (
 	Nothing Words = iota // connect, and wait
 	Half                 // the beginning of a TLS record
 	Hello                // a whole ClientHello, for which the server has to compute an answer that nobody reads
+	Ask                  // a whole request of HTTP for a name that nobody serves
 )
 
 func (w Words) String() string {
-	return [...]string{"silent", "half a hello", "a whole hello"}[w]
+	return [...]string{"silent", "half a hello", "a whole hello", "a request for nobody"}[w]
 }
 
 // Strangers connect to an address without a key, so many a second, and keep what they get for as long as they are let.
@@ -32,6 +34,7 @@ type Strangers struct {
 	Says Words
 
 	Came, Failed atomic.Int64 // connections that were begun, and those for which there was no socket or no time
+	Answered     atomic.Int64 // those that got a byte
 
 	stop chan struct{}
 	wg   sync.WaitGroup
@@ -144,10 +147,16 @@ func (s *Strangers) stay(conn net.Conn) {
 		conn.Write([]byte{0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03})
 	case Hello:
 		conn.Write(clientHello())
+	case Ask:
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: nobody.example\r\nConnection: close\r\n\r\n")
 	}
-	b := make([]byte, 16)
-	for {
-		if _, err := conn.Read(b); err != nil {
+	b := make([]byte, 1024)
+	for first := true; ; first = false {
+		n, err := conn.Read(b)
+		if first && n > 0 {
+			s.Answered.Add(1)
+		}
+		if err != nil {
 			return
 		}
 	}

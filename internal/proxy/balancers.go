@@ -40,9 +40,9 @@ func (b *balancers) has(ip netip.Addr) bool {
 	return false
 }
 
-// introduced returns the connection with the addresses of its header, if it comes from a balancer, and else the connection as it is. Every
-// port for users calls it before anything else is read. Whoever gets an error resets the connection.
-func (p *Proxy) introduced(conn net.Conn) (net.Conn, error) {
+// introduced returns the connection with the addresses of its header, if it comes from a balancer, and else the connection as it is. The
+// gate is told whose it is. Every port for names calls it before anything else is read. Whoever gets an error resets the connection.
+func (p *Proxy) introduced(conn net.Conn, pass *pass) (net.Conn, error) {
 	if !p.balancers.sent(conn) {
 		return conn, nil
 	}
@@ -50,7 +50,10 @@ func (p *Proxy) introduced(conn net.Conn) (net.Conn, error) {
 	if errors.Is(err, entrance.ErrNoHeader) {
 		p.balancers.gate.report(p.log, conn.RemoteAddr(), err)
 	}
-	return user, err
+	if err != nil {
+		return nil, err
+	}
+	return user, pass.introduced(user)
 }
 
 // errReconfigured ends a connection whose header was read under settings that are no longer in force.

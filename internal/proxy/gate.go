@@ -4,11 +4,13 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"time"
 
 	"reverser/internal/auth"
+	"reverser/internal/entrance"
 	"reverser/internal/link"
 	"reverser/internal/status"
 	"reverser/internal/traffic"
@@ -22,8 +24,10 @@ import (
 // strangers a second came back after 1.3 to 4.6 s.
 type gate struct {
 	about string        // what its lines in the log are about
-	what  string        // its places, in status
+	what  what          // runs short, in status
 	slots chan struct{} // one for each connection that has not left, those included that were sent away; nil: as many as come
+	judge *judge        // of those who reach no service; nil: all reach one, or prove a key
+	pace  link.Pace     // of those whom the judge sends away
 
 	mu       sync.Mutex
 	room     room // guarded by mu, as all below
@@ -34,6 +38,12 @@ type gate struct {
 	crowded  *traffic.Strain // for want of places; nil: there was none yet
 }
 
+// what is how status calls what strangers take of a port.
+type what struct {
+	places string
+	often  string // connections of those who reach no service
+}
+
 // pass is a connection's time at the gate.
 type pass struct {
 	gate *gate
@@ -41,19 +51,25 @@ type pass struct {
 	turn chan error // receives once: nil for its turn, or why there is none
 
 	begun []byte // what was read before it came here
+	port  *pass  // at the gate of the port of names, if it came from there
+
+	log *slog.Logger
 
 	computes bool // in a turn (link.TakeTurn); only the handshake's goroutine uses it
 
 	place *place // guarded by gate.mu, as all below
 	gone  error  // why the gate sent it away
 	slot  bool   // has one of gate.slots
+
+	from    netip.Addr // whose waste it is, if it is one; the zero value: nobody's
+	counted bool       // it has been counted
 }
 
 // reportStrangersPer is the interval between log lines about strangers.
 const reportStrangersPer = time.Minute
 
 func newGate(descriptors int) *gate {
-	return &gate{about: "connections to the link port that were no bridge with a valid key", what: "places at the link port for who has not proven a key", room: *newRoom(placesOf(descriptors), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
+	return &gate{about: "connections to the link port that were no bridge with a valid key", what: what{places: "places at the link port for who has not proven a key"}, room: *newRoom(placesOf(descriptors), runtime.GOMAXPROCS(0)), inside: make(map[*pass]struct{})}
 }
 
 // newUsersGate makes a gate of connections that have descriptors for users. Who was sent away keeps its descriptor until it has left, so few are
@@ -61,6 +77,14 @@ func newGate(descriptors int) *gate {
 func newUsersGate(descriptors int) *gate {
 	g := newGate(descriptors)
 	g.slots = make(chan struct{}, g.room.most+max(g.room.most/8, 4))
+	return g
+}
+
+// newNamesGate makes a gate of a port at which users reach services by name. Who reaches none may not come as often as they like (wasted),
+// but for addresses that are spared.
+func newNamesGate(descriptors int, spared func(netip.Addr) bool) *gate {
+	g := newUsersGate(descriptors)
+	g.judge = &judge{spared: spared, wasted: wasted{most: mostWasted}}
 	return g
 }
 
@@ -74,7 +98,17 @@ func placesOf(descriptors int) int {
 
 // enter admits a connection, or closes it and returns nil. At a gate with slots it waits for one.
 func (g *gate) enter(log *slog.Logger, conn net.Conn) *pass {
-	p := &pass{gate: g, conn: conn, turn: make(chan error, 1)}
+	from := traffic.AddrPort(conn.RemoteAddr()).Addr()
+	p := &pass{gate: g, conn: conn, log: log}
+	if g.judge != nil && from.IsValid() && !g.judge.spared(from) {
+		p.from = from
+		if p.over(conn.RemoteAddr()) != nil {
+			traffic.Reset(conn)
+			g.pace.Keep(linkCrowd)
+			return nil
+		}
+	}
+	p.turn = make(chan error, 1)
 	if g.slots != nil {
 		g.slots <- struct{}{} // all leave soon: those who were sent away have no connection any more
 		p.slot = true
@@ -86,7 +120,7 @@ func (g *gate) enter(log *slog.Logger, conn net.Conn) *pass {
 		conn.Close()
 		return nil
 	}
-	at, victim, why, ok := g.room.enter(traffic.AddrPort(conn.RemoteAddr()).Addr(), time.Now())
+	at, victim, why, ok := g.room.enter(from, time.Now())
 	crowded := g.crowded
 	if why != nil && crowded == nil {
 		crowded = traffic.NewStrain(log, g.pressure)
@@ -184,8 +218,19 @@ func (g *gate) nextLocked() {
 	}
 }
 
-// leave ends the time before authentication. proven says that it succeeded; otherwise it returns why it failed.
+// leave ends the time before authentication, or before a service has let the connection in. proven says that it succeeded; otherwise it
+// returns why it failed.
 func (p *pass) leave(proven bool) (why error) {
+	if p.port != nil {
+		p.port.ends(proven)
+	}
+	why = p.leaveFor()
+	p.ends(proven)
+	return why
+}
+
+// leaveFor ends it for a connection of which another gate will say whether it succeeded.
+func (p *pass) leaveFor() (why error) {
 	p.computed()
 	g := p.gate
 	g.mu.Lock()
@@ -195,11 +240,102 @@ func (p *pass) leave(proven bool) (why error) {
 		delete(g.inside, p)
 	}
 	g.room.leave(p.place)
-	if proven {
-		g.room.known.add(p.place.from, time.Now())
-	}
 	g.nextLocked()
 	return p.gone
+}
+
+// ends notes what became of a connection.
+func (p *pass) ends(proven bool) {
+	g := p.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	switch {
+	case proven && g.judge == nil:
+		g.room.known.add(p.place.from, now)
+	case proven && p.from.IsValid():
+		g.room.known.add(p.from, now)
+	case !proven && !p.counted:
+		p.countLocked(now)
+	}
+}
+
+// countLocked counts a connection that reached no service.
+func (p *pass) countLocked(now time.Time) {
+	if g := p.gate; p.from.IsValid() && !g.room.known.has(p.from, now) {
+		p.counted = true
+		g.judge.wasted.add(p.from, now)
+	}
+}
+
+// introduced says whose connection it is that came from a balancer. An error says that they come too often.
+func (p *pass) introduced(user net.Conn) error {
+	p.gate.mu.Lock()
+	p.from = entrance.Client(user).Addr()
+	p.gate.mu.Unlock()
+	return p.over(user.RemoteAddr())
+}
+
+// unserved is called when a connection that no service has let in is to get an answer of the proxy's own. It reports whether it may have it.
+// named says that what it asks for is served, or was, only not now or not here.
+func (p *pass) unserved(named bool) bool {
+	if named {
+		p.ends(true)
+		return true
+	}
+	if p.over(p.conn.RemoteAddr()) != nil {
+		return false
+	}
+	p.gate.mu.Lock()
+	defer p.gate.mu.Unlock()
+	p.countLocked(time.Now())
+	return true
+}
+
+// over returns why a connection is sent away for how often its network wastes one, and says so; nil: it is not.
+func (p *pass) over(remote net.Addr) error {
+	g := p.gate
+	now := time.Now()
+	g.mu.Lock()
+	if !p.from.IsValid() || g.room.known.has(p.from, now) {
+		g.mu.Unlock()
+		return nil
+	}
+	why := g.judge.wasted.over(p.from, now)
+	if why == nil || g.closed {
+		g.mu.Unlock()
+		return why
+	}
+	p.counted = true // what is sent away costs little
+	g.judge.away.add(p.from, why, now)
+	if g.judge.strain == nil {
+		g.judge.strain = traffic.NewStrain(p.log, g.often)
+	}
+	strain := g.judge.strain
+	g.mu.Unlock()
+	strain.Note(why)
+	g.report(p.log, remote, why)
+	return why
+}
+
+// often describes who is sent away for coming too often.
+func (g *gate) often() status.Pressure {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	a := &g.judge.away
+	a.tick(time.Now())
+	pr := status.Pressure{
+		What: g.what.often + ", of one network", Limit: strangerRate,
+		Hint: "they are reset; addresses that reached a service within a day are let in. A balancer in front of this port belongs into proxy_protocol_from",
+	}
+	if a.why == errWastage {
+		pr.What, pr.Limit = g.what.often, strangersRate
+	}
+	pr.Used = pr.Limit + max(a.n, a.before)
+	if a.last.IsValid() {
+		pr.Largest.Client = a.last.String()
+	}
+	return pr
 }
 
 // report logs failed authentications, at most once in reportStrangersPer: the internet scans every port. A peer that leaves
@@ -235,7 +371,7 @@ func (g *gate) pressure() status.Pressure {
 	defer g.mu.Unlock()
 	held, most := g.room.held()
 	pr := status.Pressure{
-		What: g.what, Used: int64(held), Limit: int64(g.room.most),
+		What: g.what.places, Used: int64(held), Limit: int64(g.room.most),
 		Hint: "known addresses have places of their own, so nothing needs to be done; a firewall in front can keep the others out",
 	}
 	if most.IsValid() {
@@ -244,15 +380,20 @@ func (g *gate) pressure() status.Pressure {
 	return pr
 }
 
-// appendTo appends to a list for status that places are short, if they are.
+// appendTo appends to a list for status what is short, if something is.
 func (g *gate) appendTo(list []status.Pressure) []status.Pressure {
 	g.mu.Lock()
-	crowded := g.crowded
-	g.mu.Unlock()
-	if crowded == nil {
-		return list
+	all := []*traffic.Strain{g.crowded}
+	if g.judge != nil {
+		all = append(all, g.judge.strain)
 	}
-	return crowded.AppendTo(list)
+	g.mu.Unlock()
+	for _, s := range all {
+		if s != nil {
+			list = s.AppendTo(list)
+		}
+	}
+	return list
 }
 
 // closeAll ends what is unfinished.
@@ -261,6 +402,9 @@ func (g *gate) closeAll() {
 	g.closed = true
 	if g.crowded != nil {
 		defer g.crowded.Close()
+	}
+	if g.judge != nil && g.judge.strain != nil {
+		defer g.judge.strain.Close()
 	}
 	var all []*pass
 	for p := range g.inside {

@@ -12,6 +12,7 @@ import (
 	"reverser/internal/auth"
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
+	"reverser/internal/registry"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
@@ -35,9 +36,12 @@ func (p *Proxy) listenNames() (err error) {
 	if p.cfg.HTTPS == "" {
 		return nil
 	}
-	p.names.gate = newUsersGate(p.port.descriptors.Size(sys.ForHellos))
+	p.names.gate = newNamesGate(p.port.descriptors.Size(sys.ForHellos), p.balancers.has)
 	p.names.gate.about = "connections to the port of names (https) that reached no service"
-	p.names.gate.what = "places at the port of names (https) for who has said none"
+	p.names.gate.what = what{
+		places: "places at the port of names (https) for who has said none",
+		often:  "connections a second to the port of names (https) that reach no service",
+	}
 	if p.namesAtLink() {
 		p.names.ln = p.port.ln
 		return nil
@@ -58,7 +62,7 @@ func (p *Proxy) namesAtLink() bool {
 func (p *Proxy) acceptNames(ln net.Listener) {
 	p.acceptThrough(p.names.gate, ln, 0, sys.ForHellos, p.conns.Short(), func(conn net.Conn, pass *pass) {
 		defer p.port.descriptors.Give(sys.ForHellos) // behind its admission, which takes one of its own
-		user, err := p.introduced(conn)
+		user, err := p.introduced(conn, pass)
 		var hello *entrance.Hello
 		if err == nil {
 			conn = user
@@ -74,7 +78,20 @@ func (p *Proxy) acceptNames(ln net.Listener) {
 			p.serveSecure(conn, hello, pass)
 			return
 		}
-		if gone := pass.leave(false); gone != nil {
+		if err == nil && slices.Contains(hello.ALPN, auth.ALPN) {
+			if gone := pass.leaveFor(); gone != nil {
+				pass.ends(false)
+				conn.Close()
+				return
+			}
+			p.linkGreeted(conn, hello, pass)
+			return
+		}
+		var rt *registry.Route
+		if err == nil {
+			rt = p.findPassed(hello)
+		}
+		if gone := pass.leave(rt != nil); gone != nil {
 			conn.Close()
 			return
 		}
@@ -85,16 +102,13 @@ func (p *Proxy) acceptNames(ln net.Listener) {
 			}
 			return
 		}
-		if slices.Contains(hello.ALPN, auth.ALPN) {
-			p.linkGreeted(conn, hello)
-			return
-		}
-		p.greeted(conn, hello)
+		p.greeted(rt, conn, hello)
 	})
 }
 
-// linkGreeted takes a connection of the link, whatever name it says, to the door of the link. There it is as if it had just come.
-func (p *Proxy) linkGreeted(conn net.Conn, hello *entrance.Hello) {
+// linkGreeted takes a connection of the link, whatever name it says, to the door of the link. There it is as if it had just come, and if it
+// proves no key there, it has reached no service here.
+func (p *Proxy) linkGreeted(conn net.Conn, hello *entrance.Hello, port *pass) {
 	sys.Plain(conn)
 	if pool := p.port.descriptors; !pool.Take(sys.ForLinks) {
 		p.port.short.Note(traffic.ErrNoDescriptor)
@@ -102,15 +116,19 @@ func (p *Proxy) linkGreeted(conn net.Conn, hello *entrance.Hello) {
 	} else if pass := p.port.gate.enter(p.log, conn); pass == nil {
 		pool.Give(sys.ForLinks)
 	} else {
-		pass.begun = hello.Read
+		pass.begun, pass.port = hello.Read, port
 		p.wg.Go(func() { p.serveLink(conn, pass) })
 	}
 }
 
-// greeted takes a user who has said a name. The most specific service of that name has them.
-func (p *Proxy) greeted(conn net.Conn, hello *entrance.Hello) {
+// findPassed returns the most specific service that has the name that a user said; nil: there is none.
+func (p *Proxy) findPassed(hello *entrance.Hello) *registry.Route {
 	host, _ := grammar.RequestHost(hello.Name)
-	rt := p.find(grammar.KindTLS, host, "")
+	return p.find(grammar.KindTLS, host, "")
+}
+
+// greeted takes a user who has said a name to the service that has it; nil: there is none.
+func (p *Proxy) greeted(rt *registry.Route, conn net.Conn, hello *entrance.Hello) {
 	if rt == nil {
 		p.names.gate.report(p.log, conn.RemoteAddr(), fmt.Errorf("no service has the name %q", hello.Name))
 		conn.Write(entrance.Unrecognized) // a new connection has room for seven bytes

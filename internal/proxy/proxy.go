@@ -174,7 +174,7 @@ func New(cfg Config) *Proxy {
 	p.dialPublic, p.localAddrs = (&net.Dialer{}).DialContext, interfaceAddrs
 	p.balancers.gate = newUsersGate(descriptors.Size(sys.ForUsers))
 	p.balancers.gate.about = "connections from an address of proxy_protocol_from without a header of the PROXY protocol, reset"
-	p.balancers.gate.what = "places for connections of balancers that have not said their header"
+	p.balancers.gate.what.places = "places for connections of balancers that have not said their header"
 	p.conns = traffic.New(traffic.Config{Log: cfg.Log, Side: relay.Client, Max: cfg.MaxConns, Name: p.keyName, Over: connectionsOnly(cfg.Over), Descriptors: cfg.Descriptors})
 	p.port.short = traffic.NewStrain(cfg.Log, p.linkPressure)
 	p.port.memory = traffic.NewStrain(cfg.Log, p.memoryPressure)
@@ -183,6 +183,7 @@ func New(cfg Config) *Proxy {
 	p.web.server.Find, p.web.server.Failed = p.findSite, p.webFailed
 	p.web.server.Page, p.web.server.Away = p.toSecure, p.away
 	p.web.server.Before = p.before
+	p.web.server.Unserved = unserved
 	p.web.server.InTurn = link.InTurn
 	p.web.server.HeadRoom = int(p.port.budget.Size() / 8)
 	p.web.server.Panicked = func(text string) {

@@ -35,9 +35,12 @@ func (p *Proxy) listenWeb() (err error) {
 	if p.cfg.HTTP == "" {
 		return nil
 	}
-	p.web.gate = newUsersGate(p.port.descriptors.Size(sys.ForUsers))
+	p.web.gate = newNamesGate(p.port.descriptors.Size(sys.ForUsers), p.balancers.has)
 	p.web.gate.about = "connections to the port for HTTP (http) that reached no service"
-	p.web.gate.what = "places at the port for HTTP (http) for who has reached no service"
+	p.web.gate.what = what{
+		places: "places at the port for HTTP (http) for who has reached no service",
+		often:  "connections a second to the port for HTTP (http) that reach no service",
+	}
 	if p.web.ln, err = sys.Listen(grammar.ListenNetwork("tcp", p.cfg.HTTP), p.cfg.HTTP); err != nil {
 		return fmt.Errorf("open the port for HTTP (http %s): %w", p.cfg.HTTP, err)
 	}
@@ -48,7 +51,7 @@ func (p *Proxy) listenWeb() (err error) {
 // that is served here is among the first to go when others come.
 func (p *Proxy) acceptWeb(ln net.Listener) {
 	p.acceptThrough(p.web.gate, ln, 0, sys.ForUsers, p.conns.Short(), func(conn net.Conn, pass *pass) {
-		user, err := p.introduced(conn)
+		user, err := p.introduced(conn, pass)
 		if err != nil {
 			pass.leave(false)
 			traffic.Reset(conn)
@@ -63,22 +66,25 @@ func (p *Proxy) acceptWeb(ln net.Listener) {
 type door struct {
 	descriptor atomic.Bool   // until a service has admitted it, which takes another one
 	held       registry.Held // requests that wait for a bridge
+	pass       *pass
 }
 
 // webClient makes a client of a connection. With TLS it is what TLS is spoken over. It takes over the descriptor and the pass.
 func (p *Proxy) webClient(conn net.Conn, pass *pass) *web.Client {
-	d := &door{}
+	d := &door{pass: pass}
 	d.descriptor.Store(true)
-	leave := func() { pass.leave(false) }
-	c := p.web.server.NewClient(conn, leave, func(entered bool) {
+	c := p.web.server.NewClient(conn, func() { pass.leave(true) }, func(entered bool) {
 		if !entered {
-			leave()
+			pass.leave(false)
 		}
 		p.giveDoor(d)
 	})
 	c.Data, c.Unknown = d, !entrance.Client(conn).IsValid()
 	return c
 }
+
+// unserved reports whether a client that no service has let in may have an answer of the proxy's own.
+func unserved(c *web.Client, named bool) bool { return c.Data.(*door).pass.unserved(named) }
 
 func (p *Proxy) giveDoor(d *door) {
 	if d.descriptor.CompareAndSwap(true, false) {

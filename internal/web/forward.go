@@ -32,6 +32,7 @@ type exchange struct {
 	server   *Server
 	client   *Client
 	site     *Site // nil: not found yet
+	named    bool  // there is none, and yet a service has the name
 	visit    *Visit
 	ctx      context.Context // of the request; ends with the visit, too
 	options  *grammar.ProxyOptions

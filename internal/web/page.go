@@ -154,6 +154,7 @@ func (x *exchange) page(w http.ResponseWriter, r *http.Request, status int, err 
 // own writes an answer of this server's own, which does not depend on the body of the request. It is sent at once, and the connection ends
 // behind it if there is a body: net/http would read that first, and it may never come.
 func (x *exchange) own(w http.ResponseWriter, r *http.Request, answer http.HandlerFunc) {
+	x.askUnserved()
 	if r.ProtoMajor >= 2 || r.ContentLength == 0 || x.body != nil {
 		answer(w, r)
 		return
@@ -164,6 +165,16 @@ func (x *exchange) own(w http.ResponseWriter, r *http.Request, answer http.Handl
 	answer(w, r)
 	x.client.early.Store(true)
 	rest.SetReadDeadline(time.Time{}) // for as long as Client allows
+}
+
+// askUnserved resets a client that no service has let in and that may not have the answer.
+func (x *exchange) askUnserved() {
+	c := x.client
+	if x.server.Unserved == nil || c.said.Load() || x.server.Unserved(c, x.named || x.site != nil) {
+		return
+	}
+	c.Reset()
+	panic(http.ErrAbortHandler)
 }
 
 const (

@@ -66,6 +66,9 @@ type Server struct {
 	Covers func(state *tls.ConnectionState, host string) bool
 	// Page, when set, returns what answers a request for which there is no site; nil: a page of this server's own does.
 	Page func(*http.Request) http.HandlerFunc
+	// Unserved, when set, reports whether a client that no service has let in may have an answer of this server's own. named says that a
+	// service has the name that it asks for, at another port, or had it and is away, or did not let the client in. Who may not is reset.
+	Unserved func(c *Client, named bool) bool
 	// Away, when set, reports whether a host and path for which there is no site are those of a service whose bridge is away.
 	Away func(secure bool, host, path string) bool
 
@@ -370,11 +373,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case site == nil:
 		if s.Page != nil {
 			if answer := s.Page(r); answer != nil {
+				x.named = true
 				x.own(w, r, answer)
 				return
 			}
 		}
 		if s.Away != nil && s.Away(r.TLS != nil, host, r.URL.EscapedPath()) {
+			x.named = true
 			x.page(w, r, http.StatusServiceUnavailable, ErrAway)
 			return
 		}

@@ -1,0 +1,128 @@
+package proxy
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"reverser/internal/traffic"
+)
+
+// wasted counts the connections of strangers that reached no service, and decides whose next one is sent away before anything is read of it.
+// It is deterministic, as the room is; the gate is its shell.
+//
+// Its rules:
+//
+//  1. A connection counts when it ends, or gets an answer of the proxy's own, before a service has let it in. So a crowd of new users behind
+//     one address is not limited: the first one who is let in makes the address known.
+//  2. A network of strangers, which is a /24, in IPv6 a /48, may have strangerRate of them a second, and strangerBurst at once.
+//  3. All strangers together may have strangersRate a second. Beyond that, a network is let in only if it had none within wastedMemory: who
+//     comes from elsewhere than a flood is served, from however many networks it comes.
+//  4. Known addresses are not counted.
+//
+// It remembers as many networks as mostWasted, and forgets the one that was counted least recently.
+type wasted struct {
+	most   int
+	blocks recent[netip.Prefix, waste]
+	all    time.Time // when strangers will have their whole burst again
+}
+
+// waste is what a network of strangers had.
+type waste struct {
+	whole time.Time // when it will have its whole burst again
+	last  time.Time
+}
+
+const (
+	strangersRate = 500 // connections a second of all strangers that reach no service
+	wastedMemory  = time.Minute
+	mostOwed      = 10 * time.Second
+	mostWasted    = 32_768
+)
+
+var (
+	errWastes  = fmt.Errorf("more than %d connections a second from its part of the network reach no service", strangerRate)
+	errWastage = fmt.Errorf("more than %d connections a second in all reach no service, and some from its part of the network", strangersRate)
+)
+
+const (
+	wasteEach = time.Second / strangerRate
+	wasteOne  = time.Second / strangersRate
+)
+
+// wastedBlock is the part of the network that counts as one. A customer has up to 65,536 of the networks that traffic.Block tells apart.
+func wastedBlock(a netip.Addr) netip.Prefix {
+	a = a.Unmap()
+	bits := 48
+	if a.Is4() {
+		bits = 24
+	}
+	p, _ := a.Prefix(bits)
+	return p
+}
+
+// over returns why the next connection of a stranger is sent away; nil: it is not.
+func (w *wasted) over(from netip.Addr, now time.Time) error {
+	had, ok := w.blocks.get(wastedBlock(from))
+	switch {
+	case !ok:
+		return nil
+	case had.whole.Sub(now) > (strangerBurst-1)*wasteEach:
+		return errWastes
+	case now.Sub(had.last) < wastedMemory && w.all.Sub(now) > (strangersRate-1)*wasteOne:
+		return errWastage
+	}
+	return nil
+}
+
+// add counts one.
+func (w *wasted) add(from netip.Addr, now time.Time) {
+	block := wastedBlock(from)
+	had, _ := w.blocks.get(block)
+	had.whole, had.last = owed(had.whole, wasteEach, now), now
+	w.blocks.put(block, had, w.most)
+	w.all = owed(w.all, wasteOne, now)
+}
+
+// owed adds one to what is owed until whole. Many may have come in before the first of them was counted: what they owe is bounded.
+func owed(whole time.Time, each time.Duration, now time.Time) time.Time {
+	if whole.Before(now) {
+		whole = now
+	}
+	if most := now.Add(mostOwed); whole.Add(each).After(most) {
+		return most
+	}
+	return whole.Add(each)
+}
+
+// judge is what the gate of a port at which many services are reached by name knows of those who come.
+type judge struct {
+	wasted wasted
+	spared func(netip.Addr) bool // whether an address stands for many, as a balancer's does, and is not counted
+
+	away   away            // guarded by gate.mu
+	strain *traffic.Strain // for those who were sent away; nil: nobody was yet. Guarded by gate.mu
+}
+
+// away counts who was sent away, by the second.
+type away struct {
+	n, before int64 // in this second, and in the one before
+	begun     time.Time
+	last      netip.Prefix
+	why       error
+}
+
+func (a *away) add(from netip.Addr, why error, now time.Time) {
+	a.tick(now)
+	a.n++
+	a.last, a.why = wastedBlock(from), why
+}
+
+func (a *away) tick(now time.Time) {
+	switch d := now.Sub(a.begun); {
+	case d >= 2*time.Second:
+		a.n, a.before, a.begun = 0, 0, now
+	case d >= time.Second:
+		a.n, a.before, a.begun = 0, a.n, a.begun.Add(time.Second)
+	}
+}

@@ -1,0 +1,228 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"reverser/internal/logtest"
+)
+
+// wastes has so many come from an address at once, of whom those that are let in reach no service, and returns how many those are.
+func wastes(w *wasted, from string, n int, now time.Time) (in int) {
+	a := netip.MustParseAddr(from)
+	for range n {
+		if w.over(a, now) == nil {
+			w.add(a, now)
+			in++
+		}
+	}
+	return in
+}
+
+// TestWastedRate: a network of strangers has its burst and then its rate, whatever others do.
+func TestWastedRate(t *testing.T) {
+	w, now := &wasted{most: mostWasted}, time.Unix(1e9, 0)
+	want := func(what, from string, n int) {
+		t.Helper()
+		if got := wastes(w, from, 1000, now); got != n {
+			t.Errorf("%s: %d were let in, want %d", what, got, n)
+		}
+	}
+	want("the first ones", "192.0.2.1", strangerBurst)
+	want("a neighbour", "192.0.2.200", 0)
+	want("the same in IPv6", "::ffff:192.0.2.1", 0)
+	want("somebody else", "198.51.100.1", strangerBurst)
+	want("a customer in IPv6", "2001:db8:1::1", strangerBurst)
+	want("another network of his", "2001:db8:1:ff::1", 0)
+	want("another customer", "2001:db8:2::1", strangerBurst)
+	now = now.Add(time.Second)
+	want("a second later", "192.0.2.1", strangerRate)
+	now = now.Add(time.Hour)
+	want("an hour later", "192.0.2.1", strangerBurst)
+}
+
+// TestWastedOwe: those who came in before the first of them was counted are owed for, but not for long.
+func TestWastedOwe(t *testing.T) {
+	w, now := &wasted{most: mostWasted}, time.Unix(1e9, 0)
+	a := netip.MustParseAddr("192.0.2.1")
+	for range 100_000 {
+		w.add(a, now)
+	}
+	for _, c := range []struct {
+		after time.Duration
+		in    bool
+	}{{0, false}, {mostOwed - 2*time.Second, false}, {mostOwed, true}} {
+		if in := w.over(a, now.Add(c.after)) == nil; in != c.in {
+			t.Errorf("%s later it is let in: %t, want %t", c.after, in, c.in)
+		}
+	}
+}
+
+// TestWastedInAll: of strangers from very many networks those are let in of whose network none came lately, and no more of the others than
+// there may be in all.
+func TestWastedInAll(t *testing.T) {
+	const networks = 10_000
+	w, now := &wasted{most: mostWasted}, time.Unix(1e9, 0)
+	from := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{20, byte(i >> 8), byte(i), 1}) }
+	in, first := 0, 0
+	const seconds, rate = 30, 8000
+	for i := range seconds * rate {
+		now = now.Add(time.Second / rate)
+		if i == networks {
+			first = in
+		}
+		if w.over(from(i%networks), now) == nil {
+			w.add(from(i%networks), now)
+			in++
+		}
+		if i%rate == 0 {
+			if why := w.over(netip.AddrFrom4([4]byte{30, 0, byte(i / rate), 1}), now); why != nil {
+				t.Fatalf("somebody of whose network nobody has come is sent away: %v", why)
+			}
+		}
+	}
+	if first != networks {
+		t.Errorf("%d of the first %d were let in, want all", first, networks)
+	}
+	if rest := in - first; rest > seconds*strangersRate || rest < seconds*strangersRate/2 {
+		t.Errorf("%d were let in later in %d s, want at most %d a second and nearly as many", rest, seconds, strangersRate)
+	}
+	if why := w.over(from(1), now); !errors.Is(why, errWastage) {
+		t.Errorf("one more: %v, want %v", why, errWastage)
+	}
+	if why := w.over(from(1), now.Add(wastedMemory)); why != nil {
+		t.Errorf("a minute later: %v", why)
+	}
+}
+
+// TestWastedMemoryIsBounded: as many networks as there may be are remembered, the latest ones.
+func TestWastedMemoryIsBounded(t *testing.T) {
+	w, now := &wasted{most: 50}, time.Unix(1e9, 0)
+	for i := range 300 {
+		wastes(w, fmt.Sprintf("10.%d.%d.1", i/250, i%250), strangerBurst, now)
+	}
+	if n, m := w.blocks.order.Len(), len(w.blocks.at); n != 50 || m != 50 {
+		t.Errorf("%d networks are in order and %d remembered, want 50", n, m)
+	}
+	if w.over(netip.MustParseAddr("10.1.49.1"), now) == nil {
+		t.Error("the last one is forgotten")
+	}
+}
+
+// TestNamesGate: who reached a service is known and comes as often as they like, and so does who stands for many. The others are sent away
+// at once when too many of them reached none.
+func TestNamesGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newNamesGate(1<<20, func(a netip.Addr) bool { return a == netip.MustParseAddr("203.0.113.1") })
+		g.about, g.what.often = "strangers", "strangers a second"
+		j := logtest.New(slog.LevelDebug)
+		log := slog.New(j)
+		come := func(addr string, n int, served bool) (in int) {
+			for range n {
+				c := from(addr)
+				p := g.enter(log, c)
+				if p == nil {
+					if !c.closed {
+						t.Error("who is sent away is not closed")
+					}
+					continue
+				}
+				in++
+				p.leave(served)
+			}
+			return in
+		}
+		crowd := make([]*pass, 0, 1000) // all at once, of whom nobody has been let in yet
+		for range cap(crowd) {
+			crowd = append(crowd, g.enter(log, from("192.0.2.1")))
+		}
+		for i, p := range crowd {
+			if p == nil {
+				t.Fatalf("number %d of a crowd behind one address is sent away", i)
+			}
+			p.leave(true)
+		}
+		if n := come("192.0.2.1", 1000, false); n != 1000 {
+			t.Errorf("%d of 1000 connections of a known address were let in", n)
+		}
+		if n := come("203.0.113.1", 1000, false); n != 1000 {
+			t.Errorf("%d of 1000 connections of who stands for many were let in", n)
+		}
+		if len(g.appendTo(nil)) != 0 || len(j.All()) != 0 {
+			t.Errorf("something is said to be short before somebody was sent away: %v, %q", g.appendTo(nil), j.All())
+		}
+		if n := come("192.0.2.2", 1000, false); n != strangerBurst {
+			t.Errorf("%d of 1000 strangers were let in, want %d", n, strangerBurst)
+		}
+		if n := len(g.slots); n != 0 || g.room.classes[strangers].places != 0 {
+			t.Errorf("%d slots and %d places are taken", n, g.room.classes[strangers].places)
+		}
+		if short := g.appendTo(nil); len(short) != 1 || short[0].What != "strangers a second, of one network" || short[0].Used != 1000-strangerBurst+strangerRate || short[0].Limit != strangerRate || short[0].Largest.Client != "192.0.2.0/24" || short[0].Hint == "" {
+			t.Errorf("status says %+v", short)
+		}
+		if j.Count("strangers", "count=1 ", "last_remote=192.0.2.2:") != 1 || j.Count("running short") != 1 || len(j.All()) != 2 {
+			t.Errorf("the log says %q, want one line of each kind", j.All())
+		}
+		time.Sleep(time.Minute)
+		if n := come("192.0.2.2", 1, true); n != 1 {
+			t.Error("a minute later nobody is let in")
+		}
+		if n := come("192.0.2.2", 1000, false); n != 1000 {
+			t.Errorf("%d of 1000 were let in of an address that is known meanwhile", n)
+		}
+		if n := come("192.0.2.3", 100, false); n != strangerBurst {
+			t.Errorf("%d of 100 neighbours of a known address were let in, want %d", n, strangerBurst)
+		}
+		if j.Count("strangers", fmt.Sprintf("count=%d ", 1000-strangerBurst)) != 1 {
+			t.Errorf("the next minute's line does not count who came since: %q", j.All())
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(g.appendTo(nil)) != 0 || j.Count("no longer running short") != 2 {
+			t.Errorf("it is still said to be short: %v, %q", g.appendTo(nil), j.All())
+		}
+		g.closeAll()
+	})
+}
+
+// TestUnservedRequests: a connection that asks for pages again and again is counted each time, once for its last one and its end; one that asks
+// for what is served elsewhere or was served is not, and is known.
+func TestUnservedRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newNamesGate(1<<20, func(netip.Addr) bool { return false })
+		p := g.enter(quiet, from("192.0.2.1"))
+		n := 0
+		for p.unserved(false) {
+			n++
+		}
+		if n != strangerBurst {
+			t.Errorf("%d pages for one connection, want %d", n, strangerBurst)
+		}
+		p.leave(false)
+		if g.enter(quiet, from("192.0.2.2")) != nil {
+			t.Error("the network of who asked for too many pages is let in")
+		}
+		q := g.enter(quiet, from("198.51.100.1"))
+		q.unserved(false)
+		q.leave(false)
+		if had, _ := g.judge.wasted.blocks.get(wastedBlock(netip.MustParseAddr("198.51.100.1"))); had.whole.Sub(time.Now()) != wasteEach {
+			t.Errorf("a page and the end of its connection count for %s, want %s", had.whole.Sub(time.Now()), wasteEach)
+		}
+		k := g.enter(quiet, from("203.0.113.1"))
+		for range 1000 {
+			if !k.unserved(true) {
+				t.Fatal("who asks for a name of a bridge that is away is sent away")
+			}
+		}
+		k.leave(false)
+		if _, had := g.judge.wasted.blocks.get(wastedBlock(netip.MustParseAddr("203.0.113.1"))); had || !g.room.known.has(netip.MustParseAddr("203.0.113.1"), time.Now()) {
+			t.Error("who asks for a name of a bridge that is away is counted, or not known")
+		}
+		g.closeAll()
+	})
+}
