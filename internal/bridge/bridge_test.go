@@ -39,7 +39,7 @@ func TestPair(t *testing.T) {
 	p.mu.Lock()
 	l := p.link
 	p.mu.Unlock()
-	s, err := l.Open(wire.Open{Service: 1, Client: netip.MustParseAddrPort("192.0.2.7:1234")})
+	s, err := l.Open(wire.Open{Service: 1, Client: netip.MustParseAddrPort("192.0.2.7:1234"), More: &wire.OpenMore{Trace: [16]byte{0xab, 15: 0xcd}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,8 @@ func TestPair(t *testing.T) {
 	}
 	who := "service=tcp/9000 client=192.0.2.7:1234 target=" + srv.target().String()
 	eventually(t, "the pair is released", func() bool {
-		return b.log.Count("pair created "+who) == 1 && b.log.Count("pair released "+who, "sent=5 received=7", "reason=eof", "resumes=0") == 1 &&
+		const request = "request=ab0000000000000000000000000000cd" // as the page of a request that the target did not answer has it
+		return b.log.Count("pair created "+who, request) == 1 && b.log.Count("pair released "+who, "sent=5 received=7", "reason=eof", "resumes=0", request) == 1 &&
 			len(b.Status().Pairs) == 0
 	})
 }

@@ -120,6 +120,9 @@ func NewTLS(side Side, conn net.Conn, s *link.Stream, t *TLS) *Pair {
 	return p
 }
 
+// Open returns what the pair's stream was opened with.
+func (p *Pair) Open() wire.Open { return p.stream.Open() }
+
 // Counts returns the bytes from client to target and back, as this end has seen them.
 func (p *Pair) Counts() (sent, received uint64) {
 	if p.side == Client {

@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"encoding/hex"
 	"log/slog"
 	"net"
 	"strconv"
@@ -64,7 +65,7 @@ func (a *Admission) bind(p Pair, target string) {
 	if !a.conns.pairsUnsaid.Load() {
 		// LogAttrs, since this is on every user's way: Info allocates for each argument.
 		a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair created",
-			slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", target))
+			a.attrs(slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", target))...)
 	}
 	end := a.enterPhase(bound)
 	p.Start(&a.conns.poller, a.released)
@@ -73,15 +74,25 @@ func (a *Admission) bind(p Pair, target string) {
 	}
 }
 
+// attrs adds to those of a log line, of a connection that was opened for a request, the id that the proxy's page for it has.
+func (a *Admission) attrs(attrs ...slog.Attr) []slog.Attr {
+	if p, ok := a.pair.(*relay.Pair); ok {
+		if id := p.Open().Rest().Trace; id != [16]byte{} {
+			return append(attrs, slog.String("request", hex.EncodeToString(id[:])))
+		}
+	}
+	return attrs
+}
+
 // released is called once, when the pair is over.
 func (a *Admission) released(reason relay.Reason) {
 	sent, received := a.pair.Counts()
 	a.account.noteEnd(reason, received-a.unreached.Load())
 	if !a.conns.pairsUnsaid.Load() {
 		a.conns.log.LogAttrs(a.conns.ctx, slog.LevelInfo, "pair released",
-			slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", a.target),
-			slog.Uint64("sent", sent), slog.Uint64("received", received), slog.Float64("duration", Seconds(time.Since(a.since))),
-			slog.String("reason", string(reason)), slog.Uint64("resumes", a.pair.Resumes()))
+			a.attrs(slog.String("service", a.Service()), slog.String("client", a.ClientName()), slog.String("target", a.target),
+				slog.Uint64("sent", sent), slog.Uint64("received", received), slog.Float64("duration", Seconds(time.Since(a.since))),
+				slog.String("reason", string(reason)), slog.Uint64("resumes", a.pair.Resumes()))...)
 	}
 	if tell := a.conns.over; tell != nil {
 		tell(Over{
