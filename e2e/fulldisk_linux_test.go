@@ -40,7 +40,7 @@ func TestRemoveOnAFullDisk(t *testing.T) {
 			t.Errorf("key remove does not say %q: %s", word, out)
 		}
 	}
-	for _, args := range [][]string{{"add", "new", "--allow", "tcp/9000"}, {"edit", "default", "--allow", "tcp/9000"}, {"rotate", "default"}} {
+	for _, args := range [][]string{{"add", "new", "--allow", "tcp/9000"}, {"edit", "default", "--allow", "tcp/1-65535"}, {"rotate", "default"}} {
 		out, err := exec.Command(reverser(t), append(append([]string{"key"}, args...), "--state", p.state)...).CombinedOutput()
 		if ee, ok := errors.AsType[*exec.ExitError](err); !ok || ee.ExitCode() != 1 {
 			t.Errorf("key %v = %v, want exit code 1: %s", args, err, out)
@@ -99,6 +99,78 @@ func TestRemoveOnAFullDisk(t *testing.T) {
 	eventually(t, "status says no more of it", func() bool {
 		return !strings.Contains(quick(t, "status", "--state", p.state), "NOT STORED")
 	})
+}
+
+// TestEditOnAFullDisk: what an edit takes away is gone at once though the disk is full, and is stored when there is room. An edit that gives
+// something is refused.
+func TestEditOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	p, root := startProxyOnDisk(t, "64k")
+	service := serve(t, echo)
+	one, two := freePort(t), freePort(t)
+	kept, gone := fmt.Sprintf("tcp/%d", one), fmt.Sprintf("tcp/%d", two)
+	b := startBridge(t, addKey(t, p.state, "nas", kept, gone), fmt.Sprintf("%d=%d", one, service), fmt.Sprintf("%d=%d", two, service))
+	b.awaitUp(kept)
+	b.awaitUp(gone)
+	filler := fillDisk(t, root)
+
+	refused := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command(reverser(t), append(append([]string{"key", "edit", "nas"}, args...), "--state", p.state)...).CombinedOutput()
+		if ee, ok := errors.AsType[*exec.ExitError](err); !ok || ee.ExitCode() != 1 {
+			t.Fatalf("key edit %v = %v, want exit code 1: %s", args, err, out)
+		}
+		return string(out)
+	}
+	if out := refused("--max-connections", "0", "--allow", "tcp/1-65535"); !strings.Contains(out, "keys.json: no space left on device: make room") || strings.Contains(out, "in force") {
+		t.Errorf("an edit that gives something: %s", out)
+	}
+	for range 2 { // asked again, the answer is the same
+		out := refused("--allow", kept, "--max-services", "5", "--expires", "30d")
+		for _, word := range []string{`the change of key "nas" is in force`, "not stored", "no space left", "make room"} {
+			if !strings.Contains(out, word) {
+				t.Errorf("key edit does not say %q: %s", word, out)
+			}
+		}
+	}
+	if _, err := readPattern(tryDial(loopback(two))); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("dial of the port that was taken away: %s; want refused", describe(err))
+	}
+	exchange(t, dial(t, loopback(one)), "still")
+	refused("--allow", kept, "--allow", gone) // what was taken away is not given back in memory alone
+	quick(t, "reload", "--state", p.state)    // which reads the file that has it still
+	if list := quick(t, "key", "list", "--state", p.state); !strings.Contains(list, "5 at most") || strings.Contains(list, gone) {
+		t.Errorf("the key is listed as\n%s", list)
+	}
+	if text := quick(t, "status", "--state", p.state); !strings.Contains(text, "NOT STORED: the change of key nas: ") {
+		t.Errorf("status does not say that something is not stored:\n%.500s", text)
+	}
+	file := filepath.Join(t.TempDir(), "proxy.state")
+	if err := os.WriteFile(passphrase(file), []byte("correct horse battery"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(reverser(t), "state", "export", file, "--state", p.state, "--passphrase-file", passphrase(file)).CombinedOutput(); err == nil || !strings.Contains(string(out), "the change of key nas is not stored") {
+		t.Errorf("export of what has more rights than are in force = %v: %s", err, out)
+	}
+	stored := func() bool {
+		keys, err := os.ReadFile(filepath.Join(p.state, "keys.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !strings.Contains(string(keys), gone) && strings.Contains(string(keys), `"max_services": 5`) && strings.Contains(string(keys), `"expires"`)
+	}
+	if stored() {
+		t.Fatal("the disk is not full")
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the edit is stored", stored)
+	eventually(t, "status says no more of it", func() bool {
+		return !strings.Contains(quick(t, "status", "--state", p.state), "NOT STORED")
+	})
+	run(t, reverser(t), "key", "edit", "nas", "--allow", kept, "--allow", gone, "--state", p.state)
+	b.awaitUp(gone)
 }
 
 // startProxyOnDisk starts a proxy whose working directory, with the state directory in it, is a disk of its own, and returns where that is.

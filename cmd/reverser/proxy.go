@@ -221,8 +221,9 @@ type proxyRole struct {
 // Status implements server.
 func (p *proxyRole) Status() status.Snapshot {
 	snap := p.Proxy.Status()
-	if removed, err := p.dir.Unstored(); err != nil {
-		snap.Unstored = &status.Unstored{Removed: removed, Error: err.Error()}
+	removed, err := p.dir.Unstored()
+	if edited, _ := p.dir.UnstoredEdits(); err != nil {
+		snap.Unstored = &status.Unstored{Removed: removed, Edited: edited, Error: err.Error()}
 	}
 	return snap
 }

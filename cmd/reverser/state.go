@@ -219,6 +219,10 @@ func withoutRevoked(ctx context.Context, at stateDir, p state.Picture, unknown [
 	if snap.Role == state.RoleProxy && p.Role() != snap.Role {
 		return nil, nil, fmt.Errorf("the proxy that runs on %s has its identity and keys in memory alone: their files were removed", at.path)
 	}
+	if u := snap.Unstored; u != nil && len(u.Edited) > 0 { // whoever imports it would give back what was taken away
+		return nil, nil, &exitError{code: exitFailed, err: fmt.Errorf("the change of key %s is not stored: %s", strings.Join(u.Edited, ", "), printable(u.Error)),
+			hint: "make room, and export when `reverser status` says no more of it"}
+	}
 	if snap.Unstored != nil {
 		p, err = p.WithoutKeys(snap.Unstored.Removed)
 	}

@@ -214,7 +214,7 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time, most int) error 
 	}
 
 	if u := s.Unstored; u != nil {
-		if _, err := fmt.Fprintf(w, "NOT STORED: the removal of key %s: %s\n  make room; until it is stored a restart brings the key back\n", strings.Join(u.Removed, ", "), printable(u.Error)); err != nil {
+		if _, err := fmt.Fprintf(w, "NOT STORED: %s: %s\n  make room; until it is stored %s\n", printable(u.What()), printable(u.Error), u.Then()); err != nil {
 			return err
 		}
 	}

@@ -204,15 +204,14 @@ func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
 	if k.InFile() {
 		return KeyInfo{}, &UsageError{Err: fmt.Errorf("key %q cannot be edited by command: it stands in %s: change it there and reload, with `reverser reload`", name, k.Table)}
 	}
-	e.mu.Lock()
-	err = e.Dir.EditKey(name, func(k *state.Key) error { change(k); return nil })
-	e.mu.Unlock()
+	marked, err := e.edit(name, change)
 	if errors.Is(err, state.ErrNoKey) {
 		return KeyInfo{}, &UsageError{Err: err}
 	}
-	if err != nil {
+	if err != nil && !marked {
 		return KeyInfo{}, unwritten(err)
 	}
+	unstored := err
 	if err := e.edited(); err != nil {
 		return KeyInfo{}, err
 	}
@@ -220,9 +219,32 @@ func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
 		return KeyInfo{}, err
 	}
 	e.log().Info("key edited", "key", name, "allow", k.Allow.String(), "limits", k.Limits.String(), "expires", expiryName(k.Expires))
+	if unstored != nil {
+		e.log().Error("the change of a key is not stored, and tried again: a restart would give back what was taken away", "key", name, "err", unstored)
+		return KeyInfo{}, fmt.Errorf("the change of key %q is in force, but not stored: %w: make room; the proxy goes on trying, and until `reverser status` says no more of it a restart gives the key back what was taken away", name, unstored)
+	}
 	info := infoOf(k)
 	info.Drained = e.Drained != nil && e.Drained()[k.ID]
 	return info, nil
+}
+
+// edit changes a key and stores that. At a live proxy, a change that only takes something away counts though it cannot be stored: marked is
+// true then, and Keep stores it later. A full disk must not keep a stolen token's rights alive.
+func (e *KeyEditor) edit(name string, change func(*state.Key)) (marked bool, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var before, after state.Key
+	err = e.Dir.EditKey(name, func(k *state.Key) error {
+		before = *k
+		change(k)
+		after = *k
+		return nil
+	})
+	if err == nil || e.Revoked == nil || after.Name == "" || !after.Within(before) {
+		return false, err
+	}
+	e.Dir.MarkEdited(before, after)
+	return true, e.Dir.Store()
 }
 
 // Add implements [Keys].
@@ -417,17 +439,23 @@ func (e *KeyEditor) Keep(ctx context.Context) {
 		case <-ctx.Done():
 			more = false
 		}
-		names, _ := e.Dir.Unstored()
+		removed, _ := e.Dir.Unstored()
+		changed, _ := e.Dir.UnstoredEdits()
 		if e.Dir.AllStored() {
 			continue
 		}
 		err := e.storeRevoked()
-		switch {
-		case len(names) == 0:
-		case err == nil:
-			e.log().Info("the removal of keys is stored now", "keys", strings.Join(names, ", "))
-		case !more:
-			e.log().Error("the removal of keys is not stored: the next start honours them; remove them again", "keys", strings.Join(names, ", "), "err", err)
+		if len(removed) > 0 && err == nil {
+			e.log().Info("the removal of keys is stored now", "keys", strings.Join(removed, ", "))
+		}
+		if len(changed) > 0 && err == nil {
+			e.log().Info("the change of keys is stored now", "keys", strings.Join(changed, ", "))
+		}
+		if len(removed) > 0 && err != nil && !more {
+			e.log().Error("the removal of keys is not stored: the next start honours them; remove them again", "keys", strings.Join(removed, ", "), "err", err)
+		}
+		if len(changed) > 0 && err != nil && !more {
+			e.log().Error("the change of keys is not stored: the next start gives them back what was taken away; edit them again", "keys", strings.Join(changed, ", "), "err", err)
 		}
 	}
 }

@@ -107,7 +107,7 @@ func (w *World) troubles(_ context.Context, v *visit) (all []Check) {
 		all = append(all, ok("process", "version %s, up %s", s.Version, up))
 	}
 	if u := s.Unstored; u != nil {
-		all = append(all, fail("process", "make room: until it is stored, a restart brings the key back", "the removal of key %s is not stored: %s", names(u.Removed), u.Error))
+		all = append(all, fail("process", "make room: until it is stored, "+u.Then(), "%s is not stored: %s", u.What(), u.Error))
 	}
 	for _, fault := range s.Faults {
 		all = append(all, fail("process", "", "%s", fault))

@@ -210,6 +210,44 @@ func (ps Policy) Permits(p Public) bool {
 	return false
 }
 
+// Within reports whether the policy gives nothing that outer does not.
+func (ps Policy) Within(outer Policy) bool {
+	for _, a := range ps {
+		if !outer.covers(a) {
+			return false
+		}
+	}
+	return true
+}
+
+// covers reports whether the rules permit everything that a does. A range of ports may be covered by several of them.
+func (ps Policy) covers(a Allow) bool {
+	if a.Kind != KindTCP && a.Kind != KindUDP {
+		return slices.ContainsFunc(ps, func(o Allow) bool { return o.coversName(a) })
+	}
+	for next := int(a.Low); next <= int(a.High); {
+		i := slices.IndexFunc(ps, func(o Allow) bool {
+			return o.Kind == a.Kind && (o.Host == "" || o.Host == a.Host) && int(o.Low) <= next && next <= int(o.High)
+		})
+		if i < 0 {
+			return false
+		}
+		next = int(ps[i].High) + 1
+	}
+	return true
+}
+
+// coversName is covers for one rule about names.
+func (a Allow) coversName(o Allow) bool {
+	if a.Kind != o.Kind || !Covers(a.Path, o.Path) {
+		return false
+	}
+	if a.Host == "*" || a.Host == o.Host {
+		return true
+	}
+	return !strings.HasPrefix(o.Host, "*") && a.Permits(Public{Kind: o.Kind, Host: o.Host, Path: o.Path})
+}
+
 // String lists the rules, as in "tcp/9000, tcp/9100-9110".
 func (ps Policy) String() string {
 	if len(ps) == 0 {

@@ -120,7 +120,7 @@ var (
 	accessLogLost  = desc("access_log_lost_total", "Lines of the access log for which there was no room.")
 	usageFailures  = desc("usage_failures_total", "How often what was counted could not be stored.")
 	usageUnsaved   = desc("usage_unsaved", "1 if what was counted cannot be stored at present.")
-	unstored       = desc("orders_unstored", "Removed keys whose removal is in force and could not be stored.")
+	unstored       = desc("orders_unstored", "Keys whose removal, or change, is in force and could not be stored.")
 	faults         = desc("state_faults", "What became of the state directory behind the process's back; status says what.")
 	reloadFailed   = desc("reload_failed", "1 if the last reload was refused.")
 	reloadAt       = desc("reload_timestamp_seconds", "When the last reload was.")
@@ -313,11 +313,11 @@ func (c *collector) stored(s sink, snap *status.Snapshot) {
 		s.counter(usageFailures, u.Failures)
 		s.gauge(usageUnsaved, one(u.Error != ""))
 	}
-	removed := 0
+	orders := 0
 	if u := snap.Unstored; u != nil {
-		removed = len(u.Removed)
+		orders = len(u.Removed) + len(u.Edited)
 	}
-	s.gauge(unstored, float64(removed))
+	s.gauge(unstored, float64(orders))
 	s.gauge(faults, float64(len(snap.Faults)))
 	if r := snap.Reload; r != nil {
 		s.gauge(reloadFailed, one(r.Error != ""))

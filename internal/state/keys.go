@@ -76,6 +76,18 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %s", n, what)
 }
 
+// within reports whether each limit is as low as that of outer, or lower.
+func (l Limits) within(outer Limits) bool {
+	lower := func(n, most int) bool { return most == 0 || n > 0 && n <= most }
+	return lower(l.MaxServices, outer.MaxServices) && lower(l.MaxConnections, outer.MaxConnections)
+}
+
+// Within reports whether the key, which is outer after an edit, has no right that it did not have.
+func (k Key) Within(outer Key) bool {
+	sooner := outer.Expires.IsZero() || !k.Expires.IsZero() && !k.Expires.After(outer.Expires)
+	return sooner && k.Limits.within(outer.Limits) && k.Allow.Within(outer.Allow)
+}
+
 // LogValue and String keep the secret out of logs.
 func (k Key) LogValue() slog.Value { return slog.StringValue(k.Name) }
 func (k Key) String() string       { return k.Name }
@@ -303,7 +315,7 @@ func (d *Dir) change(f func([]Key) ([]Key, error)) error {
 
 // changeLocked is change for whoever holds the lock.
 func (d *Dir) changeLocked(f func([]Key) ([]Key, error)) error {
-	revoked, used := d.unstored.ids(), d.unstored.secrets()
+	revoked, used, edits := d.unstored.ids(), d.unstored.secrets(), d.unstored.changes()
 	keys, err := d.Keys()
 	if err != nil {
 		return err
@@ -314,7 +326,7 @@ func (d *Dir) changeLocked(f func([]Key) ([]Key, error)) error {
 	if err := d.setKeys(keys); err != nil {
 		return err
 	}
-	d.unstored.forget(revoked, used)
+	d.unstored.forget(revoked, used, edits)
 	return nil
 }
 

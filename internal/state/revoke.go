@@ -4,16 +4,72 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
+
+	"reverser/internal/grammar"
 )
 
 // unstored is what counts and is not in the file yet: the disk may be full.
 type unstored struct {
-	mu   sync.Mutex
-	keys map[[16]byte]string   // that were revoked, with their names; guarded by mu, as all below
-	used map[[16]byte][32]byte // the secrets of Key.Next that were used
-	err  error                 // why the keys that were revoked are not stored
+	mu    sync.Mutex
+	keys  map[[16]byte]string   // that were revoked, with their names; guarded by mu, as all below
+	used  map[[16]byte][32]byte // the secrets of Key.Next that were used
+	edits map[[16]byte]*edit    // what was taken away from keys; an edit is never changed
+	err   error                 // why the keys that were revoked, or edited, are not stored
 
 	stores int // how often something of it was stored
+}
+
+// edit is what of a key is another than the file has it. What is nil is not.
+type edit struct {
+	name                  string
+	allow                 *grammar.Policy
+	services, connections *int
+	expires               *time.Time
+}
+
+// MarkEdited has a key be what it is after an edit that only took something away. It is so for this process whatever becomes of the file:
+// Keys has it so, and Store writes it.
+func (d *Dir) MarkEdited(before, after Key) {
+	u := &d.unstored
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	e := edit{name: after.Name}
+	if was := u.edits[after.ID]; was != nil {
+		e = *was
+	}
+	if !slices.Equal(before.Allow, after.Allow) || before.Offered && !after.Offered {
+		e.allow = &after.Allow
+	}
+	if before.MaxServices != after.MaxServices {
+		e.services = &after.MaxServices
+	}
+	if before.MaxConnections != after.MaxConnections {
+		e.connections = &after.MaxConnections
+	}
+	if !before.Expires.Equal(after.Expires) {
+		e.expires = &after.Expires
+	}
+	if u.edits == nil {
+		u.edits = make(map[[16]byte]*edit)
+	}
+	u.edits[after.ID] = &e
+}
+
+// applyTo has a key be as the edit says.
+func (e *edit) applyTo(k *Key) {
+	if e.allow != nil {
+		k.Allow = slices.Clone(*e.allow)
+	}
+	if e.services != nil {
+		k.MaxServices = *e.services
+	}
+	if e.connections != nil {
+		k.MaxConnections = *e.connections
+	}
+	if e.expires != nil {
+		k.Expires = *e.expires
+	}
 }
 
 // UseSecret has the further secret of a key take the place of the one before. It is so for this process whatever becomes of the file: with
@@ -60,6 +116,9 @@ func (u *unstored) apply(keys []Key, stores int) ([]Key, bool) {
 	keys = slices.DeleteFunc(keys, func(k Key) bool { _, revoked := u.keys[k.ID]; return revoked })
 	for i := range keys {
 		k := &keys[i]
+		if e := u.edits[k.ID]; e != nil {
+			e.applyTo(k)
+		}
 		used, ok := u.used[k.ID]
 		if !ok {
 			continue
@@ -83,7 +142,7 @@ func (d *Dir) AllStored() bool {
 	u := &d.unstored
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return len(u.keys)+len(u.used) == 0
+	return len(u.keys)+len(u.used)+len(u.edits) == 0
 }
 
 // MarkRevoked takes a key out for good. It is so for this process from now on, whatever becomes of the file: Keys leaves the key out, and
@@ -118,16 +177,34 @@ func (d *Dir) Unstored() (names []string, err error) {
 	return slices.Sorted(maps.Values(u.keys)), u.err
 }
 
+// UnstoredEdits returns the names of the keys that have fewer rights than the file says, and why.
+func (d *Dir) UnstoredEdits() (names []string, err error) {
+	u := &d.unstored
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, e := range u.edits {
+		names = append(names, e.name)
+	}
+	slices.Sort(names)
+	return names, u.err
+}
+
+func (u *unstored) changes() map[[16]byte]*edit {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return maps.Clone(u.edits)
+}
+
 func (u *unstored) ids() [][16]byte {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return slices.Collect(maps.Keys(u.keys))
 }
 
-func (u *unstored) forget(ids [][16]byte, used map[[16]byte][32]byte) {
+func (u *unstored) forget(ids [][16]byte, used map[[16]byte][32]byte, edits map[[16]byte]*edit) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if len(ids)+len(used) > 0 {
+	if len(ids)+len(used)+len(edits) > 0 {
 		u.stores++
 	}
 	for _, id := range ids {
@@ -138,7 +215,12 @@ func (u *unstored) forget(ids [][16]byte, used map[[16]byte][32]byte) {
 			delete(u.used, id)
 		}
 	}
-	if len(u.keys) == 0 {
+	for id, e := range edits {
+		if u.edits[id] == e {
+			delete(u.edits, id)
+		}
+	}
+	if len(u.keys)+len(u.edits) == 0 {
 		u.err = nil
 	}
 }
@@ -147,7 +229,7 @@ func (u *unstored) forget(ids [][16]byte, used map[[16]byte][32]byte) {
 func (u *unstored) note(err error) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if len(u.keys) > 0 {
+	if len(u.keys)+len(u.edits) > 0 {
 		u.err = err
 	}
 	return err

@@ -5,7 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"reverser/internal/grammar"
 	"reverser/internal/state"
 )
 
@@ -99,6 +101,75 @@ func TestRevoke(t *testing.T) {
 	next := open(t, path)
 	if got := fmt.Sprint(names(t, next)); got != "[c]" {
 		t.Errorf("the successor has %s", got)
+	}
+}
+
+// TestEditThatIsNotStored: a key has no more than an edit left it though the file cannot be written, and the file says so when it can. What
+// the edit does not name stays as the file has it.
+func TestEditThatIsNotStored(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	wide := grammar.Policy{{Kind: grammar.KindTCP, Low: 9000, High: 9009}}
+	before, err := d.AddKey("nas", wide, state.Limits{MaxConnections: 9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(what string, d *state.Dir, allow string, limits state.Limits, expires time.Time) {
+		t.Helper()
+		keys, err := d.Keys()
+		if err != nil || len(keys) != 1 || keys[0].Allow.String() != allow || keys[0].Limits != limits || !keys[0].Expires.Equal(expires) || keys[0].Secret != before.Secret {
+			t.Errorf("%s: %+v, %v", what, keys, err)
+		}
+	}
+	clear := crowd(t, path)
+	after := before
+	after.Allow, after.MaxServices = grammar.Policy{{Kind: grammar.KindTCP, Low: 9000, High: 9000}}, 3
+	d.MarkEdited(before, after)
+	if err := d.Store(); err == nil {
+		t.Fatal("Store with a file that cannot be written succeeds")
+	}
+	if changed, err := d.UnstoredEdits(); fmt.Sprint(changed) != "[nas]" || err == nil || d.AllStored() {
+		t.Errorf("UnstoredEdits = %v, %v; want nas", changed, err)
+	}
+	then, at := after, time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	then.MaxServices, then.Expires = 2, at
+	d.MarkEdited(after, then)
+	clear()
+	want("as a reload reads it", d, "tcp/9000", state.Limits{MaxServices: 2, MaxConnections: 9}, at)
+	if err := d.Store(); err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := d.UnstoredEdits(); len(changed) != 0 || err != nil || !d.AllStored() {
+		t.Errorf("UnstoredEdits = %v, %v after all was stored", changed, err)
+	}
+	if err := d.Yield(); err != nil {
+		t.Fatal(err)
+	}
+	want("the successor", open(t, path), "tcp/9000", state.Limits{MaxServices: 2, MaxConnections: 9}, at)
+}
+
+// TestWithin: an edit takes away only if there is nothing that the key may now and might not before.
+func TestWithin(t *testing.T) {
+	now := time.Now()
+	limited := state.Key{Limits: state.Limits{MaxServices: 3, MaxConnections: 3}, Expires: now}
+	for _, c := range []struct {
+		name          string
+		before, after state.Key
+		want          bool
+	}{
+		{"the same", limited, limited, true},
+		{"limits where there were none", state.Key{}, limited, true},
+		{"no limits any more", limited, state.Key{Expires: now}, false},
+		{"a lower limit", limited, state.Key{Limits: state.Limits{MaxServices: 2, MaxConnections: 3}, Expires: now}, true},
+		{"one limit lower, one higher", limited, state.Key{Limits: state.Limits{MaxServices: 2, MaxConnections: 4}, Expires: now}, false},
+		{"it ends sooner", limited, state.Key{Limits: limited.Limits, Expires: now.Add(-time.Hour)}, true},
+		{"it ends later", limited, state.Key{Limits: limited.Limits, Expires: now.Add(time.Hour)}, false},
+		{"it never ends", limited, state.Key{Limits: limited.Limits}, false},
+		{"it allows more", state.Key{}, state.Key{Allow: grammar.DefaultPolicy()}, false},
+	} {
+		if got := c.after.Within(c.before); got != c.want {
+			t.Errorf("%s: Within = %t, want %t", c.name, got, c.want)
+		}
 	}
 }
 

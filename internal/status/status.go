@@ -8,6 +8,7 @@ package status
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 )
 
@@ -80,8 +81,34 @@ type Holder struct {
 
 // Unstored says that orders are in force and not stored, so that a restart would undo them.
 type Unstored struct {
-	Removed []string `json:"removed"` // keys that were removed
-	Error   string   `json:"error"`   // why
+	Removed []string `json:"removed"`          // keys that were removed
+	Edited  []string `json:"edited,omitempty"` // keys from which something was taken away
+	Error   string   `json:"error"`            // why
+}
+
+// What says what is not stored: "the removal of key a, b and the change of key c".
+func (u *Unstored) What() string {
+	var words []string
+	for _, of := range []struct {
+		what string
+		keys []string
+	}{{"the removal of key ", u.Removed}, {"the change of key ", u.Edited}} {
+		if len(of.keys) > 0 {
+			words = append(words, of.what+strings.Join(of.keys, ", "))
+		}
+	}
+	return strings.Join(words, " and ")
+}
+
+// Then says what a restart does before it is stored.
+func (u *Unstored) Then() string {
+	switch {
+	case len(u.Edited) == 0:
+		return "a restart brings the key back"
+	case len(u.Removed) == 0:
+		return "a restart gives the key back what was taken away"
+	}
+	return "a restart undoes it"
 }
 
 // Reload is what became of an attempt to put new settings in force.

@@ -182,7 +182,7 @@ func (s sample) troubles() (lines []string) {
 		say("the process is stopping")
 	}
 	if u := snap.Unstored; u != nil {
-		say("NOT STORED: the removal of key ", strings.Join(u.Removed, ", "), ": ", u.Error)
+		say("NOT STORED: ", u.What(), ": ", u.Error)
 	}
 	for _, fault := range snap.Faults {
 		say("FAULT: ", fault)

@@ -26,7 +26,8 @@ export function problems(snap) {
 	const add = (bad, what, why, hint) => list.push({ bad, what, why, hint });
 	if (snap.stopping) add(false, t('over.stopping'), '', t('over.stoppingHint'));
 	for (const fault of snap.faults || []) add(true, fault);
-	if (snap.unstored) add(true, t('over.unstored', { keys: (snap.unstored.removed || []).join(', ') }), snap.unstored.error, t('over.unstoredHint'));
+	if (snap.unstored?.removed?.length) add(true, t('over.unstored', { keys: snap.unstored.removed.join(', ') }), snap.unstored.error, t('over.unstoredHint'));
+	if (snap.unstored?.edited?.length) add(true, t('over.unstoredEdit', { keys: snap.unstored.edited.join(', ') }), snap.unstored.error, t('over.unstoredEditHint'));
 	for (const p of snap.pressure) {
 		const who = [p.largest.key, p.largest.service, p.largest.client].filter(Boolean).join(', ');
 		const why = [who && t('over.largest', { who }), Date.parse(p.since) > 0 && t('over.since', { span: since(p.since) })].filter(Boolean).join(', ');

@@ -61,6 +61,8 @@ export const en = {
 	'over.since': 'since {span}',
 	'over.unstored': 'Not stored: the removal of {keys}',
 	'over.unstoredHint': 'Make room on the disk: until it is stored, a restart brings these keys back.',
+	'over.unstoredEdit': 'Not stored: the change of {keys}',
+	'over.unstoredEditHint': 'Make room on the disk: until it is stored, a restart gives these keys back what was taken away.',
 	'over.reload': 'The last reload was refused, {span} ago',
 	'over.reloadHint': 'The settings from before are in force. Correct the file and reload.',
 	'over.certificate': 'Certificate of {host}',

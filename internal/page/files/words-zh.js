@@ -61,6 +61,8 @@ export const zh = {
 	'over.since': '已持续 {span}',
 	'over.unstored': '尚未保存：移除密钥 {keys}',
 	'over.unstoredHint': '请腾出磁盘空间：保存之前，重启会让这些密钥恢复。',
+	'over.unstoredEdit': '尚未保存：修改密钥 {keys}',
+	'over.unstoredEditHint': '请腾出磁盘空间：保存之前，重启会让这些密钥恢复被收回的权限。',
 	'over.reload': '{span}前的重新加载被拒绝',
 	'over.reloadHint': '仍使用之前的设置。请修正配置文件后重新加载。',
 	'over.certificate': '{host} 的证书',
