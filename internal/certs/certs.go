@@ -194,6 +194,11 @@ func (m *Manager) Again() {
 	for _, e := range m.names {
 		if !e.loaded {
 			e.next = time.Time{}
+			if e.failed != nil && e.failed.final {
+				again := *e.failed
+				again.final = false
+				e.failed = &again
+			}
 		}
 	}
 	m.mu.Unlock()
@@ -257,7 +262,7 @@ func (m *Manager) due(ctx context.Context, now time.Time) (jobs []job, next time
 			}
 			continue
 		}
-		if e.busy || e.loaded || m.givenFor(host) != nil || strings.HasPrefix(host, "*") { // of a wildcard none comes by itself
+		if e.busy || e.loaded || e.failed != nil && e.failed.final || m.givenFor(host) != nil || strings.HasPrefix(host, "*") { // of a wildcard none comes by itself
 			continue
 		}
 		if e.missing && m.cfg.Ready != nil && !m.cfg.Ready(host) {
@@ -519,7 +524,7 @@ func (m *Manager) Status() []status.Certificate {
 		}
 		if f := e.failed; f != nil {
 			c.State, c.Error, c.Hint = status.CertificateFailed, f.text, f.hint
-			if !e.loaded && !e.busy {
+			if !e.loaded && !e.busy && !f.final {
 				c.RetryAt = e.next
 			}
 		}

@@ -320,6 +320,36 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
+// TestUnderscore: a name with an underscore gets no certificate. The authority is asked once, and again when somebody orders a reload.
+func TestUnderscore(t *testing.T) {
+	w := listen(t)
+	a := acmetest.Start(t, acmetest.Config{TLSPort: port(w.https.Addr()), Blocked: []string{"blocked.example.com"}})
+	w.run(Config{TLS: true, Directory: a.Directory, Roots: a.Roots, FirstRetry: 10 * time.Millisecond})
+	w.Want(map[string]string{"a_b.example.com": "nas", "blocked.example.com": "pi"})
+	asked := func(host string) int { return strings.Count(w.said(), "certificate not obtained host="+host) }
+	await := func(what string, done func() bool) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s:\n%s", what, w.said())
+			}
+		}
+	}
+	for n := range 2 {
+		await("the authority is not asked", func() bool { return asked("a_b.example.com") == n+1 })
+		c := w.await("a_b.example.com", func(c status.Certificate) bool { return failed(c) && c.Hint != "" })
+		if !c.RetryAt.IsZero() || !strings.Contains(c.Hint, "no public authority issues a certificate for a name with _ in it") || !strings.Contains(c.Hint, "from files") {
+			t.Errorf("%+v; want the reason, and no time at which it is asked again", c)
+		}
+		others := asked("blocked.example.com")
+		await("another name is not asked for again", func() bool { return asked("blocked.example.com") >= others+2 })
+		if got := asked("a_b.example.com"); got != n+1 {
+			t.Errorf("it was asked for %d times, want %d:\n%s", got, n+1, w.said())
+		}
+		w.Again()
+	}
+}
+
 // TestNoAuthority: an authority that is away, or none at all, is said; it is asked again.
 func TestNoAuthority(t *testing.T) {
 	page := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"hello":"world"}`) }))

@@ -22,6 +22,7 @@ type failure struct {
 	text    string // in the authority's words, where it said something
 	hint    string // what to do
 	limited bool   // the authority was asked too often
+	final   bool   // it would say the same again
 }
 
 // mostSaid is how much of an authority's words is kept.
@@ -86,6 +87,13 @@ func (m *Manager) explain(ctx context.Context, host string, err error) *failure 
 		f.hint = "the authority wants its operator's consent: see what it says"
 	default:
 		f.hint = "it is asked again later"
+	}
+	switch kind {
+	case "rejectedIdentifier", "unsupportedIdentifier", "malformed":
+		// The rules of public authorities (Baseline Requirements of the CA/Browser Forum) allow no underscore. One of one's own may: so it is asked.
+		if f.final = strings.Contains(host, "_"); f.final {
+			f.hint = "no public authority issues a certificate for a name with _ in it: use another name, or give a certificate from files; `reverser reload` has it asked for again, and nothing else does"
+		}
 	}
 	return f
 }
