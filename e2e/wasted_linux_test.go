@@ -77,7 +77,7 @@ func TestFloodForNobody(t *testing.T) {
 		i++
 		round(i)
 		for _, short := range mustStatus(t, p.state).Pressure {
-			if strings.Contains(short.What, "that reach no service") && strings.HasPrefix(short.Largest.Client, "127.16.") {
+			if strings.Contains(short.What, "for strangers of one network at the port for HTTP") && strings.HasPrefix(short.Largest.Client, "127.16.") {
 				return true
 			}
 		}

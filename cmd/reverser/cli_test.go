@@ -99,6 +99,7 @@ func TestPrintStatus(t *testing.T) {
 		Removed: []status.Service{{Public: "tcp/22"}},
 		Pressure: []status.Pressure{
 			{What: "descriptors", Used: 90, Limit: 100, Largest: status.Holder{Key: "nas", Service: "tcp/9000", Client: "192.0.2.9", Used: 50}, Hint: "raise it", Since: now.Add(-time.Second)},
+			{What: "places", Used: 3, Limit: 4, Largest: status.Holder{Client: "192.0.2.0/24"}, Hint: "firewall"},
 			{What: "things", Used: 1, Limit: 1, Hint: "wait"},
 		},
 	}
@@ -110,6 +111,8 @@ func TestPrintStatus(t *testing.T) {
 proxy v1, up 1h1m
 short of descriptors: 90 of 100 used, 50 by key nas, most for 192.0.2.9 at tcp/9000, since 1s ago
   raise it
+short of places: 3 of 4 used, most for 192.0.2.0/24
+  firewall
 short of things: 1 of 1 used
   wait
 

@@ -429,7 +429,10 @@ func printPressure(w io.Writer, all []status.Pressure, now time.Time) error {
 			line += fmt.Sprintf(", %d by key %s", p.Largest.Used, p.Largest.Key)
 		}
 		if p.Largest.Client != "" {
-			line += fmt.Sprintf(", most for %s at %s", p.Largest.Client, p.Largest.Service)
+			line += ", most for " + p.Largest.Client
+			if p.Largest.Service != "" {
+				line += " at " + p.Largest.Service
+			}
 		}
 		if !p.Since.IsZero() {
 			line += ", since " + ago(now, p.Since)

@@ -41,7 +41,7 @@ type gate struct {
 // what is how status calls what strangers take of a port.
 type what struct {
 	places string
-	often  string // connections of those who reach no service
+	port   string // where users reach services by name; "": they do not
 }
 
 // pass is a connection's time at the gate.
@@ -325,11 +325,11 @@ func (g *gate) often() status.Pressure {
 	a := &g.judge.away
 	a.tick(time.Now())
 	pr := status.Pressure{
-		What: g.what.often + ", of one network", Limit: strangerRate,
-		Hint: "they are reset; addresses that reached a service within a day are let in. A balancer in front of this port belongs into proxy_protocol_from",
+		What: "connections a second for strangers of one network at " + g.what.port, Limit: strangerRate,
+		Hint: "they are reset; addresses that reached a service within a day are let in. name a balancer in front of this port in proxy_protocol_from",
 	}
 	if a.why == errWastage {
-		pr.What, pr.Limit = g.what.often, strangersRate
+		pr.What, pr.Limit = "connections a second for all strangers at "+g.what.port, strangersRate
 	}
 	pr.Used = pr.Limit + max(a.n, a.before)
 	if a.last.IsValid() {

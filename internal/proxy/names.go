@@ -40,7 +40,7 @@ func (p *Proxy) listenNames() (err error) {
 	p.names.gate.about = "connections to the port of names (https) that reached no service"
 	p.names.gate.what = what{
 		places: "places at the port of names (https) for who has said none",
-		often:  "connections a second to the port of names (https) that reach no service",
+		port:   "the port of names (https)",
 	}
 	if p.namesAtLink() {
 		p.names.ln = p.port.ln

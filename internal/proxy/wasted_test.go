@@ -119,7 +119,7 @@ func TestWastedMemoryIsBounded(t *testing.T) {
 func TestNamesGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newNamesGate(1<<20, func(a netip.Addr) bool { return a == netip.MustParseAddr("203.0.113.1") })
-		g.about, g.what.often = "strangers", "strangers a second"
+		g.about, g.what.port = "they reached none", "the port"
 		j := logtest.New(slog.LevelDebug)
 		log := slog.New(j)
 		come := func(addr string, n int, served bool) (in int) {
@@ -162,10 +162,10 @@ func TestNamesGate(t *testing.T) {
 		if n := len(g.slots); n != 0 || g.room.classes[strangers].places != 0 {
 			t.Errorf("%d slots and %d places are taken", n, g.room.classes[strangers].places)
 		}
-		if short := g.appendTo(nil); len(short) != 1 || short[0].What != "strangers a second, of one network" || short[0].Used != 1000-strangerBurst+strangerRate || short[0].Limit != strangerRate || short[0].Largest.Client != "192.0.2.0/24" || short[0].Hint == "" {
+		if short := g.appendTo(nil); len(short) != 1 || short[0].What != "connections a second for strangers of one network at the port" || short[0].Used != 1000-strangerBurst+strangerRate || short[0].Limit != strangerRate || short[0].Largest.Client != "192.0.2.0/24" || short[0].Hint == "" {
 			t.Errorf("status says %+v", short)
 		}
-		if j.Count("strangers", "count=1 ", "last_remote=192.0.2.2:") != 1 || j.Count("running short") != 1 || len(j.All()) != 2 {
+		if j.Count("they reached none", "count=1 ", "last_remote=192.0.2.2:") != 1 || j.Count("running short") != 1 || len(j.All()) != 2 {
 			t.Errorf("the log says %q, want one line of each kind", j.All())
 		}
 		time.Sleep(time.Minute)
@@ -178,7 +178,7 @@ func TestNamesGate(t *testing.T) {
 		if n := come("192.0.2.3", 100, false); n != strangerBurst {
 			t.Errorf("%d of 100 neighbours of a known address were let in, want %d", n, strangerBurst)
 		}
-		if j.Count("strangers", fmt.Sprintf("count=%d ", 1000-strangerBurst)) != 1 {
+		if j.Count("they reached none", fmt.Sprintf("count=%d ", 1000-strangerBurst)) != 1 {
 			t.Errorf("the next minute's line does not count who came since: %q", j.All())
 		}
 		time.Sleep(time.Minute)

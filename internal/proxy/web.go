@@ -39,7 +39,7 @@ func (p *Proxy) listenWeb() (err error) {
 	p.web.gate.about = "connections to the port for HTTP (http) that reached no service"
 	p.web.gate.what = what{
 		places: "places at the port for HTTP (http) for who has reached no service",
-		often:  "connections a second to the port for HTTP (http) that reach no service",
+		port:   "the port for HTTP (http)",
 	}
 	if p.web.ln, err = sys.Listen(grammar.ListenNetwork("tcp", p.cfg.HTTP), p.cfg.HTTP); err != nil {
 		return fmt.Errorf("open the port for HTTP (http %s): %w", p.cfg.HTTP, err)
