@@ -221,7 +221,7 @@ var inputs = []struct {
 	{"users", "a crowd of idle users",
 		"half of what is free, by key and then by address; keys share the 16 places of those who wait; an idle user of a large key makes way for one of a small key", []string{"internal/traffic TestKeyShare", "internal/traffic TestClientShare", "internal/traffic TestWaitShare", "internal/traffic TestReplacedLeaveRoom", "e2e/faults N5"}},
 	{"log lines", "a key that makes the log say something thousands of times",
-		"ten a second of a kind and key, then their number", []string{"internal/lines TestFlood", "internal/lines TestManyParties", "internal/archtest TestLogsAreBounded", "internal/traffic TestRefusalsOfManyServices",
+		"ten a second of a kind and key, then their number; while the log is slow, half of the waiting places that others leave", []string{"internal/lines TestFlood", "internal/lines TestFloodAtASlowLog", "internal/lines TestManyParties", "internal/archtest TestLogsAreBounded", "internal/traffic TestRefusalsOfManyServices",
 			"internal/traffic TestAcceptFailsNowAndThen", "internal/bridge TestReportsAreBounded", "e2e/faults N3"}},
 	{"operator", "a proxy that is out of descriptors or disk",
 		"16 descriptors are kept for orders: status, key and reload are answered, and status and log say what ran out and who has most of it; a key that is removed stays removed though the disk is full, and what an edit takes away stays away",

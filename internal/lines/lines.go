@@ -1,7 +1,8 @@
 // Package lines writes log lines that others cause, so that whoever causes many neither fills the log nor waits for it.
 //
 // Of each kind of line, one message about one party, ten a second are written. The others are counted, and the count is written when
-// the flood is over. The package does not know what the lines are about.
+// the flood is over. While the log is slow, a party may have as many lines waiting as there is room left for those of others; beyond that
+// they are counted, too. The package does not know what the lines are about.
 //
 // Goroutines: Run, which the owner starts and Stop waits for.
 package lines
@@ -9,17 +10,21 @@ package lines
 import (
 	"context"
 	"log/slog"
-	"sync/atomic"
+	"sync"
 	"time"
 )
 
 // Log takes lines. Make it with New, and start Run.
 type Log struct {
-	log   *slog.Logger
-	lines chan line
-	lost  atomic.Int64 // lines that found no room
-	stop  chan struct{}
-	done  chan struct{}
+	log  *slog.Logger
+	wake chan struct{} // has room for one: something waits
+	stop chan struct{}
+	done chan struct{}
+
+	mu      sync.Mutex
+	quotas  map[kind]*quota // guarded by mu, as all below
+	waiting []line          // to be written
+	of      map[any]int     // how many of these are about a party
 }
 
 type line struct {
@@ -43,7 +48,10 @@ const (
 
 // New returns a Log that writes to log.
 func New(log *slog.Logger) *Log {
-	return &Log{log: log, lines: make(chan line, mostWait), stop: make(chan struct{}), done: make(chan struct{})}
+	return &Log{
+		log: log, wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+		quotas: make(map[kind]*quota), of: make(map[any]int),
+	}
 }
 
 // Say has a line written about a party, which is a comparable value. It never waits. What is said after Stop may be lost.
@@ -51,10 +59,11 @@ func (l *Log) Say(level slog.Level, who any, msg string, args ...any) {
 	if !l.log.Enabled(context.Background(), level) {
 		return
 	}
-	select {
-	case l.lines <- line{kind{who, msg}, level, args}:
-	default:
-		l.lost.Add(1)
+	if l.take(line{kind{who, msg}, level, args}) {
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -77,55 +86,80 @@ func (q *quota) refill(now time.Time) {
 // Run writes lines until Stop.
 func (l *Log) Run() {
 	defer close(l.done)
-	quotas := make(map[kind]*quota)
 	again := time.NewTicker(time.Second)
 	defer again.Stop()
-	for {
+	for stopped := false; !stopped; {
 		select {
-		case ln := <-l.lines:
-			l.one(quotas, ln)
+		case <-l.wake:
 		case <-again.C:
-			l.sum(quotas, false)
+			l.sum(false)
 		case <-l.stop:
-			for {
-				select {
-				case ln := <-l.lines:
-					l.one(quotas, ln)
-				default:
-					l.sum(quotas, true)
-					return
-				}
-			}
+			stopped = true
+		}
+		for ln, ok := l.next(); ok; ln, ok = l.next() {
+			l.write(ln)
 		}
 	}
+	l.sum(true)
 }
 
-func (l *Log) one(quotas map[kind]*quota, ln line) {
-	q, now := quotas[ln.kind], time.Now()
-	if q == nil && len(quotas) >= mostKinds {
+// take has a line wait to be written, or counts it. It reports whether the line waits.
+func (l *Log) take(ln line) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q, now := l.quotas[ln.kind], time.Now()
+	if q == nil && len(l.quotas) >= mostKinds {
 		ln.who = nil
-		q = quotas[ln.kind]
+		q = l.quotas[ln.kind]
 	}
 	if q == nil {
 		q = &quota{left: perSecond, since: now}
-		quotas[ln.kind] = q
+		l.quotas[ln.kind] = q
 	}
 	if q.refill(now); q.left > 0 {
 		q.left--
-		l.write(ln)
-		return
+		if l.of[ln.who] < mostWait-len(l.waiting) {
+			l.of[ln.who]++
+			l.waiting = append(l.waiting, ln)
+			return true
+		}
 	}
 	if q.quiet == 0 {
 		q.from = now
 	}
 	q.quiet++
 	q.last = ln
+	return false
+}
+
+// next returns the line that has waited longest; false: none waits.
+func (l *Log) next() (ln line, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.waiting) == 0 {
+		l.waiting = nil
+		return ln, false
+	}
+	ln, l.waiting[0] = l.waiting[0], line{}
+	l.waiting = l.waiting[1:]
+	if l.of[ln.who]--; l.of[ln.who] == 0 {
+		delete(l.of, ln.who)
+	}
+	return ln, true
 }
 
 // sum says what was left out of floods that are over, and forgets kinds of which nothing was said for a while.
-func (l *Log) sum(quotas map[kind]*quota, all bool) {
+func (l *Log) sum(all bool) {
+	for _, ln := range l.sums(all) {
+		l.write(ln)
+	}
+}
+
+func (l *Log) sums(all bool) (sums []line) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	now := time.Now()
-	for k, q := range quotas {
+	for k, q := range l.quotas {
 		q.refill(now)
 		over := q.left == perSecond // nothing was said for a second
 		switch {
@@ -134,15 +168,13 @@ func (l *Log) sum(quotas map[kind]*quota, all bool) {
 			if q.quiet > 1 {
 				ln.args = append(ln.args[:len(ln.args):len(ln.args)], "more", q.quiet-1)
 			}
-			l.write(ln)
+			sums = append(sums, ln)
 			q.quiet, q.last = 0, line{}
 		case over:
-			delete(quotas, k)
+			delete(l.quotas, k)
 		}
 	}
-	if n := l.lost.Swap(0); n > 0 {
-		l.log.Warn("the log was too slow for some lines", "more", n)
-	}
+	return sums
 }
 
 func (l *Log) write(ln line) { l.log.Log(context.Background(), ln.level, ln.msg, ln.args...) }
