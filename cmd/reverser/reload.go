@@ -34,9 +34,9 @@ type confirmation interface {
 	Refused() []string
 }
 
-// reloader changes the settings of a process that runs. Its changes come one after the other: orders to reload, signals, changes
-// of the file, and edits of the stored keys. Only an order that takes a key away waits for no other change: that one may be reading a file on a
-// disk that does not answer. It implements [admin.Orders].
+// reloader changes the settings of a process that runs. Reloads come one after the other, whoever orders them, and so do edits of the stored
+// keys. Neither waits for the other, and an order that takes a key away waits for neither: they may be reading a file on a disk that does not
+// answer. What was read before a change of the keys is put in force without undoing it. It implements [admin.Orders].
 type reloader struct {
 	source config.Source
 	role   applier
@@ -45,7 +45,8 @@ type reloader struct {
 	host   *supervision // hears of reloads; nil: nobody does
 	lines  *accessLog   // is opened anew at each reload: the file may have been moved aside
 
-	turn     chan struct{} // has room for one: who makes a change, and reads what it is made of
+	turn     chan struct{} // has room for one: who reloads, or follows a successor
+	editing  chan struct{} // has room for one: who reads the stored keys after an edit
 	applying chan struct{} // has room for one: who puts settings in force; that one reads no files
 	stopped  chan struct{} // closed by stop
 
@@ -54,7 +55,11 @@ type reloader struct {
 	last     *status.Reload  // nil: none yet
 	change   *change         // the last one; nil: none yet, or there was nothing to confirm
 	stopping bool
-	revokes  [][16]byte // keys that were revoked during the present turn: what was read before may have them
+
+	// Of the keys, what has changed while somebody reads, who may have read what was before. Forgotten when nobody does.
+	reading int
+	revokes [][16]byte                                     // were taken away
+	edit    func(config.Settings) (config.Settings, error) // puts the stored keys as they were read last into settings; nil: none were
 }
 
 // change is a change of the settings that concerns the other end.
@@ -64,7 +69,7 @@ type change struct {
 }
 
 func newReloader(source config.Source, role applier, now config.Settings, level *slog.LevelVar, lines *accessLog, log *slog.Logger) *reloader {
-	return &reloader{source: source, role: role, level: level, lines: lines, log: log, now: now, turn: make(chan struct{}, 1), applying: make(chan struct{}, 1), stopped: make(chan struct{})}
+	return &reloader{source: source, role: role, level: level, lines: lines, log: log, now: now, turn: make(chan struct{}, 1), editing: make(chan struct{}, 1), applying: make(chan struct{}, 1), stopped: make(chan struct{})}
 }
 
 // errStopping is the answer of a process that is about to end: whatever it opened would be gone in a moment.
@@ -119,10 +124,10 @@ func (r *reloader) confirm(ctx context.Context) (unconfirmed, refused []string) 
 }
 
 func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) {
-	if err := r.begin(ctx); err != nil {
+	if err := r.begin(ctx, r.turn); err != nil {
 		return admin.Reloaded{}, err
 	}
-	defer r.end()
+	defer r.end(r.turn)
 	if r.isStopping() {
 		return admin.Reloaded{}, errStopping
 	}
@@ -135,8 +140,11 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 	if err != nil {
 		return admin.Reloaded{}, err
 	}
-	next = r.withoutRevoked(next)
-	changes, err := r.settings().Changes(next)
+	now, err := r.withKeysOfNow(next)
+	if err != nil {
+		return admin.Reloaded{}, err
+	}
+	changes, err := r.settings().Changes(now)
 	if err != nil {
 		return admin.Reloaded{}, err
 	}
@@ -156,10 +164,10 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 	if len(changes) == 0 {
 		return done, nil
 	}
-	if lastKeyGone(r.settings(), next) {
+	if lastKeyGone(r.settings(), now) {
 		done.Warnings = append(done.Warnings, noKeyLeft)
 	}
-	if err := r.put(ctx, next); err != nil {
+	if _, err := r.put(ctx, func(config.Settings) (config.Settings, error) { return r.withKeysOfNow(next) }); err != nil {
 		if logMoves {
 			err = errors.Join(err, r.lines.Open(r.settings().AccessLog))
 		}
@@ -179,18 +187,13 @@ func lastKeyGone(old, next config.Settings) bool {
 	return next.Role == config.RoleProxy && len(old.Proxy.Keys) > 0 && len(next.Proxy.Keys) == 0
 }
 
-// putKeys is put after an edit of the stored keys. Nobody reads warnings about it but in the log.
-func (r *reloader) putKeys(next config.Settings) error {
-	before := r.settings()
-	if err := r.put(context.Background(), next); err != nil {
+// putKeys is put for a change of the stored keys. Nobody reads warnings about it but in the log.
+func (r *reloader) putKeys(changed func(now config.Settings) (config.Settings, error)) error {
+	before, err := r.put(context.Background(), changed)
+	if err != nil {
 		return err
 	}
-	r.warnOfKeys(before, next)
-	return nil
-}
-
-// warnOfKeys says what is to be known of settings whose keys are others than before.
-func (r *reloader) warnOfKeys(before, next config.Settings) {
+	next := r.settings()
 	if lastKeyGone(before, next) {
 		r.log.Warn(noKeyLeft)
 	}
@@ -199,20 +202,21 @@ func (r *reloader) warnOfKeys(before, next config.Settings) {
 			r.log.Warn(w)
 		}
 	}
+	return nil
 }
 
-// put puts settings in force, for whoever has the turn. It is done also when whoever asked for it has gone.
-func (r *reloader) put(ctx context.Context, next config.Settings) error {
+// put changes the settings that are in force, and returns those of before. It is done also when whoever asked for it has gone.
+func (r *reloader) put(ctx context.Context, changed func(now config.Settings) (config.Settings, error)) (before config.Settings, err error) {
 	r.applying <- struct{}{}
 	defer func() { <-r.applying }()
-	return r.apply(ctx, r.withoutRevoked(next))
-}
-
-// apply puts settings in force, for whoever is the one that does.
-func (r *reloader) apply(ctx context.Context, next config.Settings) error {
+	before = r.settings()
+	next, err := changed(before)
+	if err != nil {
+		return before, err
+	}
 	c, err := r.role.Apply(context.WithoutCancel(ctx), next)
 	if err != nil {
-		return err
+		return before, err
 	}
 	if r.level != nil {
 		r.level.Set(next.LogLevel)
@@ -223,49 +227,55 @@ func (r *reloader) apply(ctx context.Context, next config.Settings) error {
 	if c != nil {
 		r.change = &change{confirmation: c}
 	}
-	return nil
+	return before, nil
 }
 
 // edited puts the stored keys in force after an edit, beside everything else as it is: whatever the file says by now waits for
 // a reload.
 func (r *reloader) edited(stored func() ([]state.Key, error), pin [32]byte) error {
-	if err := r.begin(context.Background()); err != nil {
+	if err := r.begin(context.Background(), r.editing); err != nil {
 		return err
 	}
-	defer r.end()
+	defer r.end(r.editing)
 	keys, err := stored()
 	if err != nil {
 		return err
 	}
-	next, err := r.settings().WithKeys(keys, pin)
-	if err != nil {
-		return err
-	}
-	return r.putKeys(next)
+	edit := func(set config.Settings) (config.Settings, error) { return set.WithKeys(keys, pin) }
+	return r.putKeys(func(now config.Settings) (config.Settings, error) {
+		next, err := edit(now)
+		if err != nil {
+			return next, err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.edit = edit
+		return withoutKeys(next, r.revokes...), nil
+	})
 }
 
-// revoked has a key honoured no longer, beside everything else as it is. It waits for no turn: whoever has it leaves the key out, whatever was
-// read of it.
+// revoked has a key honoured no longer, beside everything else as it is.
 func (r *reloader) revoked(id [16]byte) error {
-	r.applying <- struct{}{}
-	defer func() { <-r.applying }()
 	r.mu.Lock()
+	r.reading++ // the key is in force until it is put out of it
 	r.revokes = append(r.revokes, id)
 	r.mu.Unlock()
-	before := r.settings()
-	next := withoutKeys(before, id)
-	if err := r.apply(context.Background(), next); err != nil {
-		return err
-	}
-	r.warnOfKeys(before, next)
-	return nil
+	defer r.read()
+	return r.putKeys(func(now config.Settings) (config.Settings, error) { return withoutKeys(now, id), nil })
 }
 
-// withoutRevoked leaves out of settings the keys that were revoked since they were read, for whoever has the turn.
-func (r *reloader) withoutRevoked(set config.Settings) config.Settings {
+// withKeysOfNow puts into settings that were read before what has become of the keys since.
+func (r *reloader) withKeysOfNow(set config.Settings) (config.Settings, error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return withoutKeys(set, r.revokes...)
+	edit, revokes := r.edit, slices.Clone(r.revokes)
+	r.mu.Unlock()
+	if edit != nil {
+		var err error
+		if set, err = edit(set); err != nil {
+			return set, err
+		}
+	}
+	return withoutKeys(set, revokes...), nil
 }
 
 // withoutKeys leaves out keys of the state directory.
@@ -298,16 +308,32 @@ func (r *reloader) follow(ctx context.Context, stored func() ([]state.Key, error
 // followKeys takes over which of the stored keys are left, and until when. All else is the successor's, secrets included: rotated ones are
 // those of the same key.
 func (r *reloader) followKeys(stored func() ([]state.Key, error)) error {
-	if err := r.begin(context.Background()); err != nil {
+	if err := r.begin(context.Background(), r.turn); err != nil {
 		return err
 	}
-	defer r.end()
+	defer r.end(r.turn)
 	left, err := stored()
 	if err != nil {
 		return nil // the file may be away for a moment; nobody was removed by that
 	}
-	next := r.settings()
 	var removed []string
+	_, err = r.put(context.Background(), func(now config.Settings) (next config.Settings, err error) {
+		next, removed, err = following(now, left)
+		return next, err
+	})
+	switch {
+	case err == errNothingNew:
+		return nil
+	case err == nil && len(removed) > 0:
+		r.log.Info("keys were removed at the process that has taken over", "keys", strings.Join(removed, ", "))
+	}
+	return err
+}
+
+var errNothingNew = errors.New("the keys are as they were")
+
+// following returns settings with those of their keys that are left at the successor, and the names of the others.
+func following(next config.Settings, left []state.Key) (_ config.Settings, removed []string, err error) {
 	var keys []config.Key
 	changed := false
 	for _, k := range next.Proxy.Keys {
@@ -323,31 +349,38 @@ func (r *reloader) followKeys(stored func() ([]state.Key, error)) error {
 		keys = append(keys, k)
 	}
 	if !changed && len(removed) == 0 {
-		return nil
+		return next, nil, errNothingNew
 	}
 	next.Proxy.Keys = keys
-	err = r.put(context.Background(), next)
-	if err == nil && len(removed) > 0 {
-		r.log.Info("keys were removed at the process that has taken over", "keys", strings.Join(removed, ", "))
-	}
-	return err
+	return next, removed, nil
 }
 
-func (r *reloader) begin(ctx context.Context) error {
+// begin waits for a turn of one kind, and notes that somebody reads what becomes of the settings.
+func (r *reloader) begin(ctx context.Context, turn chan struct{}) error {
 	select {
-	case r.turn <- struct{}{}:
-		r.applying <- struct{}{} // of a key that is being revoked, what is read now may be that of before
+	case turn <- struct{}{}:
 		r.mu.Lock()
-		r.revokes = nil
-		r.mu.Unlock()
-		<-r.applying
+		defer r.mu.Unlock()
+		r.reading++
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("another change is under way: %w", context.Cause(ctx))
 	}
 }
 
-func (r *reloader) end() { <-r.turn }
+func (r *reloader) end(turn chan struct{}) {
+	r.read()
+	<-turn
+}
+
+// read notes that somebody reads no more.
+func (r *reloader) read() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.reading--; r.reading == 0 {
+		r.revokes, r.edit = nil, nil
+	}
+}
 
 func (r *reloader) settings() config.Settings {
 	r.mu.Lock()

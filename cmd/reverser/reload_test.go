@@ -429,9 +429,20 @@ func TestRevokedDuringReload(t *testing.T) {
 			default:
 				t.Errorf("%s: it is waited for", name)
 			}
+			want := map[string]string{"a reload": "[other]", "an edit": "[other new]"}[name]
+			if name == "a reload" { // an edit waits for it no more than that, and counts behind it
+				narrow := state.Key{Name: "other", ID: other.ID, Expires: time.Now().Add(time.Hour)}
+				if err := rt.edited(func() ([]state.Key, error) { return []state.Key{narrow}, nil }, pin); err != nil || !rt.settings().Proxy.Keys[0].Expires.Equal(narrow.Expires) {
+					t.Errorf("edited = %v, keys %+v", err, rt.settings().Proxy.Keys)
+				}
+				defer func() {
+					if rt.role.applied[2].Proxy.Keys[0].Expires != narrow.Expires {
+						t.Error("the reload has undone an edit")
+					}
+				}()
+			}
 			close(dead)
 			wg.Wait()
-			want := map[string]string{"a reload": "[other]", "an edit": "[other new]"}[name]
 			if got := fmt.Sprint(rt.settings().Proxy.Keys); got != want || fmt.Sprint(rt.role.applied[rt.role.count()-1].Proxy.Keys) != want {
 				t.Errorf("%s: the keys %s are honoured behind it, want %s", name, got, want)
 			}
@@ -562,7 +573,7 @@ func TestLastKeyGone(t *testing.T) {
 	if !strings.Contains(rt.out.String(), "the proxy has no key any more") {
 		t.Errorf("the log has %s", rt.out.String())
 	}
-	if err := rt.put(t.Context(), with); err != nil {
+	if _, err := rt.put(t.Context(), func(config.Settings) (config.Settings, error) { return with, nil }); err != nil {
 		t.Fatal(err)
 	}
 	rt.source.say(with, nil)
