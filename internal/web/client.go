@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -42,8 +43,11 @@ type Client struct {
 	shut   atomic.Bool // a head was refused: nothing is read any more, and net/http has no answer of its own
 	stray  atomic.Bool // nobody has let it in, and its next head cannot be told from what is around it
 	frames framing
-	ahead  []byte      // was read of the connection before it became net/http's
-	paid   atomic.Bool // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
+	stream streams
+	held   []byte               // was read of frames of HTTP/2, and waits; only net/http's reads use it
+	tls    *tls.ConnectionState // that net/http does not see, as it is to see no TLS at HTTP/2; nil: it does, or there is none
+	ahead  []byte               // was read of the connection before it became net/http's
+	paid   atomic.Bool          // all of its requests were simple, and each has its answer, but perhaps for the last bytes, which are being written
 
 	next next
 
@@ -100,6 +104,9 @@ func (c *Client) addr() netip.Addr {
 
 // Read implements net.Conn.
 func (c *Client) Read(b []byte) (int, error) {
+	if c.plain && len(c.held) > 0 {
+		return c.readOf(c.Conn, b)
+	}
 	if len(c.ahead) > 0 {
 		n := copy(b, c.ahead)
 		c.ahead = c.ahead[n:]
@@ -114,14 +121,45 @@ func (c *Client) Read(b []byte) (int, error) {
 			return 0, err
 		}
 	}
-	n, err := c.Conn.Read(b)
-	if n > 0 {
-		c.next.begun.Store(true)
-	}
 	if !c.plain {
+		n, err := c.Conn.Read(b)
+		if n > 0 {
+			c.next.begun.Store(true)
+		}
 		return n, err
 	}
-	return c.heard(b[:n], err, c.Conn)
+	return c.readOf(c.Conn, b)
+}
+
+// readOf reads what a client says, of the connection on which HTTP is spoken.
+func (c *Client) readOf(conn net.Conn, b []byte) (n int, err error) {
+	if len(c.held) > 0 {
+		n = copy(b, c.held)
+		c.held = c.held[n:]
+	} else if n, err = conn.Read(b); n > 0 {
+		c.next.begun.Store(true)
+	}
+	return c.heard(b[:n], err, conn)
+}
+
+// writeOf writes to a client, on the connection on which HTTP is spoken. net/http may take a line that it has half of for a request, and answer it.
+func (c *Client) writeOf(conn net.Conn, b []byte) (int, error) {
+	if c.shut.Load() {
+		return len(b), nil
+	}
+	n, err := conn.Write(b)
+	if !c.said.Load() {
+		c.stream.wrote(b[:n])
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *Client) Write(b []byte) (int, error) {
+	if !c.plain {
+		return c.Conn.Write(b)
+	}
+	return c.writeOf(c.Conn, b)
 }
 
 // secured is the TLS connection of a client who speaks HTTP/1 inside.
@@ -135,24 +173,36 @@ func (s *secured) Read(b []byte) (int, error) {
 	if s.client.stray.Load() {
 		return 0, s.client.refused(errStray)
 	}
-	n, err := s.Conn.Read(b)
-	return s.client.heard(b[:n], err, s.Conn)
+	return s.client.readOf(s.Conn, b)
 }
 
-// Write implements net.Conn. net/http may take a line that it has half of for a request, and answer it.
-func (s *secured) Write(b []byte) (int, error) {
-	if s.client.shut.Load() {
-		return len(b), nil
-	}
-	return s.Conn.Write(b)
+// Write implements net.Conn.
+func (s *secured) Write(b []byte) (int, error) { return s.client.writeOf(s.Conn, b) }
+
+// securedHTTP2 is the TLS connection of a client who speaks HTTP/2 inside. net/http does not see that it is one: it would read and write
+// the TLS below, where frames cannot be seen.
+type securedHTTP2 struct {
+	net.Conn
+	client *Client
 }
 
-// Write implements net.Conn, as that of secured.
-func (c *Client) Write(b []byte) (int, error) {
-	if c.plain && c.shut.Load() {
-		return len(b), nil
+// NetConn returns the connection below TLS.
+func (s *securedHTTP2) NetConn() net.Conn { return s.client }
+
+// Read implements net.Conn.
+func (s *securedHTTP2) Read(b []byte) (int, error) { return s.client.readOf(s.Conn, b) }
+
+// Write implements net.Conn.
+func (s *securedHTTP2) Write(b []byte) (int, error) { return s.client.writeOf(s.Conn, b) }
+
+// mayCarryHTTP2 reports whether a TLS connection is one that HTTP/2 allows (RFC 9113, section 9.2).
+func mayCarryHTTP2(state tls.ConnectionState) bool {
+	switch state.CipherSuite {
+	case tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256:
+		return true
 	}
-	return c.Conn.Write(b)
+	return state.Version >= tls.VersionTLS13
 }
 
 var (
@@ -168,8 +218,22 @@ func (c *Client) refused(why error) error {
 	return &net.OpError{Op: "read", Net: "tcp", Err: why}
 }
 
-// heard looks at what was read of HTTP/1, and refuses a head that is too long, by a word to whoever sent it.
+// heard looks at what was read. It refuses a head of HTTP/1 that is too long, by a word to whoever sent it.
 func (c *Client) heard(b []byte, err error, to io.Writer) (int, error) {
+	if !c.said.Load() {
+		http2 := c.stream.follows()
+		n, why := c.stream.read(b, c.mayTake)
+		if why != nil {
+			return 0, c.refused(why)
+		}
+		if n < len(b) {
+			c.held = append(bytes.Clone(b[n:]), c.held...)
+			b, err = b[:n], nil // an error comes again
+		}
+		if http2 {
+			return n, err
+		}
+	}
 	lines, size := c.frames.read(b)
 	why := errLines
 	switch {
@@ -191,23 +255,23 @@ func (c *Client) refuseHead(to io.Writer, status int) {
 
 // mayHave reports whether a client may have a head of so many bytes. All of those whom no service has let in share the room for long ones.
 func (c *Client) mayHave(size int) bool {
-	if size <= longHead || c.said.Load() {
-		return true
-	}
+	return size <= longHead || c.said.Load() || c.mayTake(size-longHead)
+}
+
+// mayTake reports whether a client may have so many bytes of the room for long heads.
+func (c *Client) mayTake(n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for want := int64(size - longHead); !c.over && c.heads < want; {
-		const more = longHead
-		if c.server.strange.Add(more) > mostHeads {
-			c.server.strange.Add(-more)
+	if want := (int64(n) + longHead - 1) / longHead * longHead; !c.over && c.heads < want {
+		if !c.server.strange.take(block(c), want-c.heads) {
 			return false
 		}
-		c.heads += more
+		c.heads = want
 	}
 	return true
 }
 
-// giveHeads gives back what mayHave took.
+// giveHeads gives back what mayTake took.
 func (c *Client) giveHeads() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -215,8 +279,10 @@ func (c *Client) giveHeads() {
 }
 
 func (c *Client) giveHeadsLocked() {
-	c.server.strange.Add(-c.heads)
-	c.heads = 0
+	if c.heads > 0 {
+		c.server.strange.give(block(c), c.heads)
+		c.heads = 0
+	}
 }
 
 // answered notes that an answer of net/http's is complete.
@@ -304,6 +370,7 @@ func (c *Client) entered() {
 	if c.said.CompareAndSwap(false, true) && c.first != nil {
 		c.first()
 	}
+	c.stream.end()
 	c.giveHeads()
 }
 
@@ -331,6 +398,7 @@ func (c *Client) Close() error {
 }
 
 func (c *Client) leave() {
+	c.stream.end()
 	c.mu.Lock()
 	c.over = true
 	c.giveHeadsLocked()

@@ -88,7 +88,7 @@ type Server struct {
 	stop     context.CancelFunc
 	guesses  guesses
 	heads    headRoom
-	strange  atomic.Int64  // bytes of mostHeads that are taken
+	strange  strangeRoom
 	restTime time.Duration // longer in tests
 
 	mu      sync.Mutex
@@ -162,10 +162,16 @@ func (s *Server) Serve(conn net.Conn) {
 	c, ok := conn.(*Client)
 	if !ok {
 		if t, ok := conn.(*tls.Conn); ok {
-			c, http2 := clientOf(t), t.ConnectionState().NegotiatedProtocol == "h2"
+			c, state := clientOf(t), t.ConnectionState()
+			http2 := state.NegotiatedProtocol == "h2"
 			c.next.handed(0, http2)
-			if c.framed = !http2; c.framed {
+			switch {
+			case !http2:
+				c.framed = true
 				conn = &secured{t, c}
+			case mayCarryHTTP2(state): // or net/http says that it does not
+				c.tls = &state
+				conn = &securedHTTP2{t, c}
 			}
 		}
 		s.hand(conn)
@@ -340,6 +346,9 @@ func (id requestID) String() string { return hex.EncodeToString(id[:]) }
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(clientKey{}).(*Client)
 	c.next.begins(r)
+	if r.TLS == nil {
+		r.TLS = c.tls
+	}
 	r.RemoteAddr = c.Address()
 	x := &exchange{server: s, client: c, id: newID()}
 	host, err := x.check(r)
