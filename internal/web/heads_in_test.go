@@ -86,8 +86,8 @@ func TestManyLines(t *testing.T) {
 	}
 }
 
-// speak has a client served, and returns what its user writes to.
-func (w *world) speak(u *user, client *Client, secure bool) io.Writer {
+// speak has a client served, and returns what its user writes to. With TLS both know the protocols.
+func (w *world) speak(u *user, client *Client, secure bool, protos ...string) io.Writer {
 	w.t.Helper()
 	if !secure {
 		w.s.Serve(client)
@@ -98,7 +98,7 @@ func (w *world) speak(u *user, client *Client, secure bool) io.Writer {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	near, over := tls.Client(u, &tls.Config{InsecureSkipVerify: true}), tls.Server(client, &tls.Config{Certificates: []tls.Certificate{cert}})
+	near, over := tls.Client(u, &tls.Config{InsecureSkipVerify: true, NextProtos: protos}), tls.Server(client, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protos})
 	handshake := make(chan error, 1)
 	go func() { handshake <- near.Handshake() }()
 	if err := over.Handshake(); err != nil {
