@@ -136,14 +136,15 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	defer stop()
 	budget := boundMemory()
 	cfg := proxy.Config{
-		Listen:   set.Proxy.Listen,
-		Transfer: set.Proxy.Transfer,
-		HTTP:     set.Proxy.HTTP,
-		HTTPS:    set.Proxy.HTTPS,
-		Bind:     set.Proxy.Bind,
-		Identity: identity,
-		Budget:   budget,
-		Names:    sys.MostNames(sys.AvailableMemory()),
+		Listen:    set.Proxy.Listen,
+		Transfer:  set.Proxy.Transfer,
+		HTTP:      set.Proxy.HTTP,
+		HTTPS:     set.Proxy.HTTPS,
+		Bind:      set.Proxy.Bind,
+		Identity:  identity,
+		Budget:    budget,
+		Names:     sys.MostNames(sys.AvailableMemory()),
+		Strangers: sys.MostStrangers(sys.AvailableMemory()),
 		// A process with little memory keeps less of what is inspected, too.
 		InspectMemory: budget / 2,
 		Version:       version(),

@@ -59,6 +59,8 @@ var inputs = []struct {
 		"400 or 431, and closed, or one reading only (docs/NAMES.md has the table); nothing reaches a service that the request does not name", []string{"internal/web TestAmbiguous", "internal/web TestFraming", "internal/web TestReadings", "internal/web TestTwoNames"}},
 	{"HTTP: long heads", "thousands of heads of many short lines, or of long ones, that do not end",
 		"431 behind 200 lines or 64 KiB; those above 8 KiB of clients whom no service has let in share 16 MiB: 503 when that is taken, and others are served", []string{"internal/web TestManyLines", "internal/web TestLongHeads", "internal/web TestStrayHeads", "internal/web TestHugeHead"}},
+	{"HTTP: closed windows", "clients of HTTP/2 with a hundred requests each, of large heads or small, who let no answer be written",
+		"48 KiB for each of them until a service has let it in; the rest waits unread; an answer that cannot be written in 10 s is reset", []string{"internal/web TestClosedWindows", "internal/web TestStreamsHold", "internal/web TestFirstFlight", "internal/web TestTakenBack"}},
 	{"HTTP: rapid reset", "20,000 requests on one connection of HTTP/2, each reset at once",
 		"100 are under way at once; others are served", []string{"internal/web TestRapidReset"}},
 	{"HTTP: who the client is", "X-Forwarded-For, Forwarded and their like from a client, spelled as CGI reads them too",

@@ -75,15 +75,22 @@ func newGate(descriptors int) *gate {
 // newUsersGate makes a gate of connections that have descriptors for users. Who was sent away keeps its descriptor until it has left, so few are
 // let in beyond the places: strangers who come faster than others leave wait in the kernel, and not in the way of users of other ports.
 func newUsersGate(descriptors int) *gate {
-	g := newGate(descriptors)
+	return newGate(descriptors).withSlots()
+}
+
+func (g *gate) withSlots() *gate {
 	g.slots = make(chan struct{}, g.room.most+max(g.room.most/8, 4))
 	return g
 }
 
 // newNamesGate makes a gate of a port at which users reach services by name. Who reaches none may not come as often as they like (wasted),
-// but for addresses that are spared.
-func newNamesGate(descriptors int, spared func(netip.Addr) bool) *gate {
-	g := newUsersGate(descriptors)
+// but for addresses that are spared. most bounds the places by the memory for them; 0: descriptors alone do.
+func newNamesGate(descriptors, most int, spared func(netip.Addr) bool) *gate {
+	g := newGate(descriptors)
+	if most > 0 {
+		g.room.most = max(min(g.room.most, most), 16)
+	}
+	g.withSlots()
 	g.judge = &judge{spared: spared, wasted: wasted{most: mostWasted}}
 	return g
 }

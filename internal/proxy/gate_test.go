@@ -238,6 +238,22 @@ func TestKnownOutlivesTheProcess(t *testing.T) {
 	}
 }
 
+// TestNamesGatePlaces: the places for strangers of a port that names share follow descriptors and memory, whichever leaves fewer.
+func TestNamesGatePlaces(t *testing.T) {
+	for _, c := range []struct{ descriptors, most, want int }{
+		{1 << 20, 0, mostPlaces},
+		{1 << 20, 1 << 20, mostPlaces},
+		{1 << 20, 1000, 1000},
+		{1024, 1000, 128},
+		{1 << 20, 1, 16},
+	} {
+		g := newNamesGate(c.descriptors, c.most, func(netip.Addr) bool { return false })
+		if g.room.most != c.want || cap(g.slots) < c.want {
+			t.Errorf("%d descriptors, memory for %d: %d places and %d slots, want %d places", c.descriptors, c.most, g.room.most, cap(g.slots), c.want)
+		}
+	}
+}
+
 // TestUsersGateSlots: at a gate whose connections have descriptors for users, those who were sent away and have not left yet are bounded. The
 // next one is accepted when one has left.
 func TestUsersGateSlots(t *testing.T) {

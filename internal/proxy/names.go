@@ -36,7 +36,7 @@ func (p *Proxy) listenNames() (err error) {
 	if p.cfg.HTTPS == "" {
 		return nil
 	}
-	p.names.gate = newNamesGate(p.port.descriptors.Size(sys.ForHellos), p.balancers.has)
+	p.names.gate = newNamesGate(p.port.descriptors.Size(sys.ForHellos), p.cfg.Strangers, p.balancers.has)
 	p.names.gate.about = "connections to the port of names (https) that reached no service"
 	p.names.gate.what = what{
 		places: "places at the port of names (https) for who has said none",

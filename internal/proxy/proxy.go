@@ -56,18 +56,19 @@ type Key struct {
 
 // Config says what a Proxy does. Identity and at least one key are needed for it to be of use.
 type Config struct {
-	Listen   string          // link address, such as ":3010"
-	Transfer string          // address for carriers; "": the link address
-	HTTP     string          // address that http/ names share; "": none
-	HTTPS    string          // address that tls/ names share, and the link, which knows itself by its ALPN; it may be Listen. "": none
-	Bind     string          // address of public ports that have none of their own, such as 203.0.113.5; "": every one
-	Identity tls.Certificate // that tokens pin
-	Version  string
-	Log      *slog.Logger // nil: discard
-	Budget   int64        // bytes that all links together may hold in flight beyond each stream's floor; 0: 128 MiB
-	Names    int          // http/, https/ and tls/ names that all keys hold together, see registry.Policy; 0: no limit
-	MaxConns int          // user connections at once; 0: what the descriptor limit leaves
-	Known    []Known      // where bridges came from at the time of an earlier process, the latest last
+	Listen    string          // link address, such as ":3010"
+	Transfer  string          // address for carriers; "": the link address
+	HTTP      string          // address that http/ names share; "": none
+	HTTPS     string          // address that tls/ names share, and the link, which knows itself by its ALPN; it may be Listen. "": none
+	Bind      string          // address of public ports that have none of their own, such as 203.0.113.5; "": every one
+	Identity  tls.Certificate // that tokens pin
+	Version   string
+	Log       *slog.Logger // nil: discard
+	Budget    int64        // bytes that all links together may hold in flight beyond each stream's floor; 0: 128 MiB
+	Names     int          // http/, https/ and tls/ names that all keys hold together, see registry.Policy; 0: no limit
+	Strangers int          // connections at once that no service has let in, at each port for names; 0: what the descriptor limit leaves
+	MaxConns  int          // user connections at once; 0: what the descriptor limit leaves
+	Known     []Known      // where bridges came from at the time of an earlier process, the latest last
 	// SaveKnown keeps what is known for the next process. It is called rarely. nil: it is forgotten.
 	SaveKnown func([]Known) error
 	// Certificates is where those of https/ names come from; nil: there are none.

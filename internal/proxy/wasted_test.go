@@ -118,7 +118,7 @@ func TestWastedMemoryIsBounded(t *testing.T) {
 // at once when too many of them reached none.
 func TestNamesGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newNamesGate(1<<20, func(a netip.Addr) bool { return a == netip.MustParseAddr("203.0.113.1") })
+		g := newNamesGate(1<<20, 0, func(a netip.Addr) bool { return a == netip.MustParseAddr("203.0.113.1") })
 		g.about, g.what.port = "they reached none", "the port"
 		j := logtest.New(slog.LevelDebug)
 		log := slog.New(j)
@@ -194,7 +194,7 @@ func TestNamesGate(t *testing.T) {
 // for what is served elsewhere or was served is not, and is known.
 func TestUnservedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newNamesGate(1<<20, func(netip.Addr) bool { return false })
+		g := newNamesGate(1<<20, 0, func(netip.Addr) bool { return false })
 		p := g.enter(quiet, from("192.0.2.1"))
 		n := 0
 		for p.unserved(false) {

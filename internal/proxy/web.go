@@ -35,7 +35,7 @@ func (p *Proxy) listenWeb() (err error) {
 	if p.cfg.HTTP == "" {
 		return nil
 	}
-	p.web.gate = newNamesGate(p.port.descriptors.Size(sys.ForUsers), p.balancers.has)
+	p.web.gate = newNamesGate(p.port.descriptors.Size(sys.ForUsers), p.cfg.Strangers, p.balancers.has)
 	p.web.gate.about = "connections to the port for HTTP (http) that reached no service"
 	p.web.gate.what = what{
 		places: "places at the port for HTTP (http) for who has reached no service",

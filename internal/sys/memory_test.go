@@ -18,15 +18,18 @@ func TestAvailable(t *testing.T) {
 func TestFigures(t *testing.T) {
 	for _, c := range []struct {
 		available, budget, runtime int64
-		names                      int
+		names, strangers           int
 	}{
-		{0, 128, 0, 16_384}, // unknown
-		{128, 32, 157, 4096},
-		{256, 64, 197, 8192},
-		{512, 128, 384, 16_384},
-		{1024, 128, 768, 32_768},
-		{24 << 10, 128, 18 << 10, 786_432},
+		{0, 128, 0, 16_384, 0}, // unknown
+		{128, 32, 157, 4096, 128},
+		{256, 64, 197, 8192, 256},
+		{512, 128, 384, 16_384, 512},
+		{1024, 128, 768, 32_768, 1024},
+		{24 << 10, 128, 18 << 10, 786_432, 24 << 10},
 	} {
+		if got := MostStrangers(c.available * mib); got != c.strangers {
+			t.Errorf("MostStrangers(%d MiB) = %d, want %d", c.available, got, c.strangers)
+		}
 		if got := MostNames(c.available * mib); got != c.names {
 			t.Errorf("MostNames(%d MiB) = %d, want %d", c.available, got, c.names)
 		}
