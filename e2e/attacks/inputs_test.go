@@ -70,7 +70,7 @@ var inputs = []struct {
 	{"HTTP: a crowd of passwords", "wrong ones for one key's services, whose checks take seconds, from any number of addresses",
 		"keys take turns with checks, so that those of another key wait for one check of it at most; behind 100 that wait for a key, 503 with Retry-After at once", []string{"internal/web TestLoginsInRotation", "internal/web TestFullLineOfLogins"}},
 	{"HTTP: heads of answers", "a target that sends long heads, never ends them, or sends informational ones (103) without end",
-		"502 with the limit in the log: 64 KiB and 200 lines of a head, 16 informational ones; long heads hold, for each key, no more than is left for all others, and are read in turns", []string{"internal/web TestAnswerHeads", "internal/web TestHeadsOfHTTP2", "internal/web TestLongTrailer", "internal/web TestHeadRoom", "internal/web TestLongHeadsInTurn"}},
+		"502 with the limit in the log: 64 KiB and 200 lines of a head, 16 informational ones; long heads hold, for each key, no more than is left for all others, and are read in turns; status says when that is short, and for which key", []string{"internal/proxy TestCrowdedHeads", "internal/web TestAnswerHeads", "internal/web TestHeadsOfHTTP2", "internal/web TestLongTrailer", "internal/web TestHeadRoom", "internal/web TestLongHeadsInTurn"}},
 	{"HTTP: options", "hosts, headers, files and hashes that are none, cost the proxy too much, or are too many for a claim; a header that is set twice, or set and removed",
 		"refused by `check`, at the start and at a reload, with file, line and what to do", []string{"internal/config TestHTTPOptions"}},
 	{"names: handshakes at the bridge", "where the bridge ends TLS: silence, another version or protocol, and crowds of them",

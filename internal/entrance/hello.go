@@ -36,8 +36,14 @@ var (
 
 // Hellos reads the ClientHellos of strangers, and bounds the memory that the long ones take together. The zero value is ready.
 type Hellos struct {
+	// Crowded, unless nil, is told of each long one for which there is no memory.
+	Crowded func(why error)
+
 	long atomic.Int64 // bytes that long ones have
 }
+
+// Taken returns how much of the memory for long ones is taken, and how much there is.
+func (hs *Hellos) Taken() (used, size int64) { return min(hs.long.Load(), mostLong), mostLong }
 
 // Read reads a ClientHello, in as many records as it comes. It writes nothing. The connection's read deadline is cleared when it
 // succeeds; the hello is to be told when it is Done.
@@ -81,6 +87,9 @@ func (hs *Hellos) grow(h *Hello) error {
 		return nil
 	case hs.long.Add(mostHello) > mostLong:
 		hs.long.Add(-mostHello)
+		if hs.Crowded != nil {
+			hs.Crowded(ErrNoRoom)
+		}
 		return ErrNoRoom
 	}
 	h.of = hs

@@ -125,6 +125,8 @@ func TestReadHelloRefuses(t *testing.T) {
 // theirs. Who finds it taken is refused. Short ones come in, and long ones when others are done.
 func TestLongHellos(t *testing.T) {
 	var hs Hellos
+	var crowded []error // hs.Read ends before it is read
+	hs.Crowded = func(why error) { crowded = append(crowded, why) }
 	hs.long.Store(mostLong - 2*mostHello)
 	short := helloOf(t, &tls.Config{ServerName: "a.example"})
 	long := helloOf(t, &tls.Config{ServerName: "a.example", NextProtos: slices.Repeat([]string{strings.Repeat("p", 250)}, 50)})
@@ -152,6 +154,9 @@ func TestLongHellos(t *testing.T) {
 	_, done, _ = read(long)
 	if err := <-done; !errors.Is(err, ErrNoRoom) {
 		t.Errorf("a long hello when all is taken: %v, want ErrNoRoom", err)
+	}
+	if used, size := hs.Taken(); used != size || len(crowded) != 1 || crowded[0] != ErrNoRoom {
+		t.Errorf("%d of %d bytes are taken, and it was told %v", used, size, crowded)
 	}
 	_, done, _ = read(short)
 	if err := <-done; err != nil {

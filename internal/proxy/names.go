@@ -25,6 +25,7 @@ type namePort struct {
 	tls  *tls.Config  // for https/ names
 
 	hellos entrance.Hellos
+	short  *traffic.Strain // for want of memory for long ones
 
 	handshakes *traffic.Handshakes // of those whose TLS ends here
 

@@ -2,10 +2,13 @@ package proxy
 
 import (
 	"errors"
+	"maps"
+	"slices"
 
 	"reverser/internal/registry"
 	"reverser/internal/status"
 	"reverser/internal/sys"
+	"reverser/internal/web"
 )
 
 // pressure lists what runs short, for a snapshot in which links and services stand already.
@@ -16,6 +19,10 @@ func (p *Proxy) pressure(snap *status.Snapshot) []status.Pressure {
 		if g != nil {
 			list = g.appendTo(list)
 		}
+	}
+	list = p.names.short.AppendTo(list)
+	for _, pool := range slices.Sorted(maps.Keys(p.web.short)) {
+		list = p.web.short[pool].AppendTo(list)
 	}
 	if pool := p.port.descriptors; p.registry.Short() > 0 || pool.Free(sys.ForListeners) == 0 && pool.Taken(sys.ForListeners) > 0 {
 		list = append(list, status.Pressure{
@@ -37,6 +44,28 @@ func (p *Proxy) pressure(snap *status.Snapshot) []status.Pressure {
 		})
 	}
 	return list
+}
+
+// answersPressure describes who has how much of the memory for long heads of answers.
+func (p *Proxy) answersPressure() status.Pressure {
+	t := p.web.server.Taken(web.PoolAnswers)
+	pr := status.Pressure{
+		What: "bytes of memory for long heads of answers", Used: t.Used, Limit: t.Size,
+		Hint: "their users get 502: the targets of the key send very many, or heads of very many bytes; give the process more memory (MemoryMax=)",
+	}
+	if key, ok := t.Key.(registry.KeyID); ok {
+		pr.Largest = status.Holder{Key: p.keyName(key), Used: t.ByLargest}
+	}
+	return pr
+}
+
+// hellosPressure describes how much of the memory for long ClientHellos is taken.
+func (p *Proxy) hellosPressure() status.Pressure {
+	used, size := p.names.hellos.Taken()
+	return status.Pressure{
+		What: "bytes of memory for ClientHellos of more than 4 KiB", Used: used, Limit: size,
+		Hint: "somebody begins very many and does not go on, which takes 10 seconds each: clients with shorter ones, as browsers are, come in as ever",
+	}
 }
 
 var errWindows = errors.New("connections get smaller windows than they could use")

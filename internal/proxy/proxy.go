@@ -36,6 +36,7 @@ import (
 	"reverser/internal/relay"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
+	"reverser/internal/web"
 	"reverser/internal/wire"
 )
 
@@ -187,6 +188,10 @@ func New(cfg Config) *Proxy {
 	p.web.server.Unserved = unserved
 	p.web.server.InTurn = link.InTurn
 	p.web.server.HeadRoom = int(p.port.budget.Size() / 8)
+	p.web.short = map[web.Pool]*traffic.Strain{web.PoolAnswers: traffic.NewStrain(cfg.Log, p.answersPressure)}
+	p.web.server.Crowded = func(pool web.Pool, why error) { p.web.short[pool].Note(why) }
+	p.names.short = traffic.NewStrain(cfg.Log, p.hellosPressure)
+	p.names.hellos.Crowded = p.names.short.Note
 	p.web.server.Panicked = func(text string) {
 		p.say.Say(slog.LevelError, nil, "a mistake of this program broke a request off: please report it", "panic", text)
 	}
@@ -352,6 +357,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	p.port.short.Close()
 	p.port.memory.Close()
+	p.names.short.Close()
+	for _, s := range p.web.short {
+		s.Close()
+	}
 	p.say.Stop()
 	p.log.Info("proxy stopped")
 	return nil

@@ -28,7 +28,8 @@ type webPort struct {
 	ln     net.Listener // nil: there is none
 	gate   *gate        // for those whom no service has let in yet
 	server web.Server
-	tried  sync.Map // what this proxy is to answer itself, by the path that it asks for; see answersItself
+	short  map[web.Pool]*traffic.Strain // for want of the server's memory; never changed
+	tried  sync.Map                     // what this proxy is to answer itself, by the path that it asks for; see answersItself
 }
 
 func (p *Proxy) listenWeb() (err error) {

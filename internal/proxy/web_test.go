@@ -25,6 +25,7 @@ import (
 	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
+	"reverser/internal/web"
 	"reverser/internal/wire"
 )
 
@@ -103,6 +104,42 @@ func get(host, path string) string { return "GET " + path + " HTTP/1.1\r\nHost: 
 func say(text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %d %s %s", text, openOf(r).Service, r.Host, r.URL.RequestURI())
+	}
+}
+
+// TestCrowdedHeads: while the memory for long heads of answers is short, status and log say so, and who has most of it.
+func TestCrowdedHeads(t *testing.T) {
+	evil := key(t, "evil", "http/*")
+	w := prepare(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{evil}}})
+	const room = 124 << 10 // a head of 50 KiB takes 60, and 64 are more than half
+	w.p.web.server.HeadRoom = room
+	w.run()
+	b := w.bridge(evil, how{instance: 1}, "http/a.example")
+	for range 2 {
+		go func() { io.WriteString(<-b.streams, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 50<<10)) }() // and no end
+	}
+	pressure := func() *status.Pressure {
+		for _, p := range w.p.Status().Pressure {
+			if p.What == "bytes of memory for long heads of answers" {
+				return &p
+			}
+		}
+		return nil
+	}
+	io.WriteString(w.httpUser(), get("a.example", "/"))
+	eventually(t, "the first one has its room", func() bool { return w.p.web.server.Taken(web.PoolAnswers).Used == 60<<10 })
+	if p := pressure(); p != nil {
+		t.Errorf("pressure %+v, and nobody was refused", p)
+	}
+	if resp, _ := w.httpUser().ask(get("a.example", "/")); resp.StatusCode != http.StatusBadGateway {
+		t.Errorf("beside it: %s, want 502", resp.Status)
+	}
+	p := pressure()
+	if p == nil || p.Limit != room || p.Largest.Key != "evil" || p.Largest.Used < 60<<10 || p.Since.IsZero() || p.Hint == "" {
+		t.Errorf("pressure %+v", p)
+	}
+	if n := w.log.Count("running short", "of=bytes of memory for long heads of answers", "largest_key=evil"); n != 1 {
+		t.Errorf("%d lines, want 1", n)
 	}
 }
 

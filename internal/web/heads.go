@@ -156,9 +156,45 @@ func (h *headRoom) change(key any, n int) bool {
 	return true
 }
 
+// taken returns how much of it is taken, and by which key most.
+func (h *headRoom) taken() Taken {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	t := Taken{Used: int64(h.used), Size: int64(cmp.Or(h.size, defaultHeadRoom))}
+	for key, n := range h.of {
+		if int64(n) > t.ByLargest {
+			t.Key, t.ByLargest = key, int64(n)
+		}
+	}
+	return t
+}
+
+// Pool is memory of a server that several share.
+type Pool int
+
+// PoolAnswers is the memory for long heads of answers, which keys share.
+const PoolAnswers Pool = iota
+
+// Taken is how much of a pool is taken.
+type Taken struct {
+	Used, Size int64
+	Key        any // of the Site that has most; nil: nobody has anything
+	ByLargest  int64
+}
+
+// Taken returns how much of a pool is taken, and by whom most.
+func (s *Server) Taken(Pool) Taken { return s.heads.taken() }
+
+func (s *Server) crowded(p Pool, why error) {
+	if s.Crowded != nil {
+		s.Crowded(p, why)
+	}
+}
+
 // holdHead has the exchange hold n bytes of a long head, and no others. false: there is no room for them.
 func (x *exchange) holdHead(n int) bool {
 	if !x.server.heads.change(x.site.Key, n-int(x.longHead.Load())) {
+		x.server.crowded(PoolAnswers, errHeadRoom)
 		return false
 	}
 	x.longHead.Store(int64(n))

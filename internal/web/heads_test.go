@@ -181,6 +181,12 @@ func TestLongHeadsInTurn(t *testing.T) {
 func TestHeadRoom(t *testing.T) {
 	w := newWorld(t)
 	w.s.heads.size = 256 << 10
+	var told atomic.Int64
+	w.s.Crowded = func(p Pool, why error) {
+		if p == PoolAnswers && why == errHeadRoom {
+			told.Add(1)
+		}
+	}
 	full := func() (n int) {
 		w.s.heads.mu.Lock()
 		defer w.s.heads.mu.Unlock()
@@ -227,6 +233,9 @@ func TestHeadRoom(t *testing.T) {
 		if resp.StatusCode != 200 || len(resp.Header.Get("X")) != 40<<10 {
 			t.Errorf("%s of another key: %s", method, resp.Status)
 		}
+	}
+	if got, want := w.s.Taken(PoolAnswers), (Taken{Used: int64(len(held) * each), Size: 256 << 10, Key: "evil", ByLargest: int64(len(held) * each)}); got != want || told.Load() != 2 {
+		t.Errorf("taken is %+v, want %+v; it was told %d times that there is no room, want 2", got, want, told.Load())
 	}
 	for _, u := range held {
 		u.Close()

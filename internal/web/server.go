@@ -72,6 +72,9 @@ type Server struct {
 	// Away, when set, reports whether a host and path for which there is no site are those of a service whose bridge is away.
 	Away func(secure bool, host, path string) bool
 
+	// Crowded, when set, is told of each time that memory is refused which several share: Taken says how much of it is taken. It is called
+	// without a lock.
+	Crowded func(p Pool, why error)
 	// HeadRoom is how many bytes heads of answers may hold together that are longer than a few KiB; 0: 16 MiB.
 	HeadRoom int
 	// InTurn, when set, calls f when it is its turn: a long head takes a processor for as long as a batch of a download does. f waits for nothing.
