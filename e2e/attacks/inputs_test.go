@@ -196,7 +196,7 @@ var inputs = []struct {
 		"20 handshakes a second and network, 40 at once; half of the turns; known addresses have places of their own and go first", []string{"internal/proxy TestRoomSharesAmongBlocks", "internal/proxy TestRoomRate", "internal/proxy TestRoomKnownAddresses",
 			"internal/proxy TestCrowdBehindOneAddress", "internal/proxy TestCrowdIsTakenAsItComes", "e2e/faults N1"}},
 	{"processors at --http and --https", "strangers who ask for what nobody serves, or begin TLS and leave, thousands of times a second, from one network or from thousands",
-		"20 a second and network, 40 at once, and 500 a second of all networks that had one within a minute; the others are reset before anything is read, and counted; who reached a service is known and not counted", []string{"internal/proxy TestWastedRate", "internal/proxy TestWastedInAll",
+		"20 a second and network, 40 at once, and 100 a second of all networks that had one within a minute; the others are reset before anything is read, and counted; who reached a service is known and not counted", []string{"internal/proxy TestWastedRate", "internal/proxy TestWastedInAll",
 			"internal/proxy TestNamesGate", "internal/proxy TestUnservedRequests", "internal/proxy TestStrangersAtHTTP", "internal/proxy TestStrangersAtHTTPS", "internal/proxy TestStrangersBehindABalancer", "e2e TestFloodForNobody"}},
 	{"authenticated, not attached", "tables that never end, and silence behind the proof",
 		"3 connections for each slot and key, 10 s in all; a table is read only of a session that is the key's", []string{"internal/link TestUnfinishedTables", "internal/link TestRefusalBeforeATable", "e2e/faults N2"}},

@@ -34,7 +34,7 @@ type waste struct {
 }
 
 const (
-	strangersRate = 500 // connections a second of all strangers that reach no service
+	strangersRate = 100 // connections a second of all strangers that reach no service; each costs as much as ten that are sent away
 	wastedMemory  = time.Minute
 	mostOwed      = 10 * time.Second
 	mostWasted    = 32_768

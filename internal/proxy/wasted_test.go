@@ -37,13 +37,14 @@ func TestWastedRate(t *testing.T) {
 	want("a neighbour", "192.0.2.200", 0)
 	want("the same in IPv6", "::ffff:192.0.2.1", 0)
 	want("somebody else", "198.51.100.1", strangerBurst)
+	w = &wasted{most: mostWasted}
 	want("a customer in IPv6", "2001:db8:1::1", strangerBurst)
 	want("another network of his", "2001:db8:1:ff::1", 0)
 	want("another customer", "2001:db8:2::1", strangerBurst)
 	now = now.Add(time.Second)
-	want("a second later", "192.0.2.1", strangerRate)
+	want("a second later", "2001:db8:1::1", strangerRate)
 	now = now.Add(time.Hour)
-	want("an hour later", "192.0.2.1", strangerBurst)
+	want("an hour later", "2001:db8:1::1", strangerBurst)
 }
 
 // TestWastedOwe: those who came in before the first of them was counted are owed for, but not for long.
