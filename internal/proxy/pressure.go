@@ -59,6 +59,22 @@ func (p *Proxy) answersPressure() status.Pressure {
 	return pr
 }
 
+// strangersPressure describes who has how much of the memory for requests of those whom no service has let in.
+func (p *Proxy) strangersPressure() status.Pressure {
+	t := p.web.server.Taken(web.PoolStrangers)
+	pr := status.Pressure{
+		What: "bytes of memory for long heads of requests of strangers", Used: t.Used, Limit: t.Size,
+		Hint: "an address may have half of what others leave: somebody sends very many that do not end; requests with heads of 8 KiB or less are served as ever",
+	}
+	if t.ByLargest > 0 {
+		pr.Largest.Client = t.Block.String()
+		if t.Block.IsSingleIP() {
+			pr.Largest.Client = t.Block.Addr().String()
+		}
+	}
+	return pr
+}
+
 // hellosPressure describes how much of the memory for long ClientHellos is taken.
 func (p *Proxy) hellosPressure() status.Pressure {
 	used, size := p.names.hellos.Taken()

@@ -188,7 +188,10 @@ func New(cfg Config) *Proxy {
 	p.web.server.Unserved = unserved
 	p.web.server.InTurn = link.InTurn
 	p.web.server.HeadRoom = int(p.port.budget.Size() / 8)
-	p.web.short = map[web.Pool]*traffic.Strain{web.PoolAnswers: traffic.NewStrain(cfg.Log, p.answersPressure)}
+	p.web.short = map[web.Pool]*traffic.Strain{
+		web.PoolAnswers:   traffic.NewStrain(cfg.Log, p.answersPressure),
+		web.PoolStrangers: traffic.NewStrain(cfg.Log, p.strangersPressure),
+	}
 	p.web.server.Crowded = func(pool web.Pool, why error) { p.web.short[pool].Note(why) }
 	p.names.short = traffic.NewStrain(cfg.Log, p.hellosPressure)
 	p.names.hellos.Crowded = p.names.short.Note

@@ -143,6 +143,28 @@ func TestCrowdedHeads(t *testing.T) {
 	}
 }
 
+// TestPoolsThatAreShort: each pool of memory that refuses somebody is in status.
+func TestPoolsThatAreShort(t *testing.T) {
+	w := start(t, Config{HTTP: "127.0.0.1:0"})
+	why := errors.New("there is none")
+	w.p.web.server.Crowded(web.PoolAnswers, why)
+	w.p.web.server.Crowded(web.PoolStrangers, why)
+	w.p.names.hellos.Crowded(why)
+	var got []string
+	for _, p := range w.p.Status().Pressure {
+		if p.Limit == 0 || p.Since.IsZero() || p.Hint == "" || p.Largest != (status.Holder{}) {
+			t.Errorf("pressure %+v", p)
+		}
+		got = append(got, p.What)
+	}
+	want := []string{
+		"bytes of memory for ClientHellos of more than 4 KiB", "bytes of memory for long heads of answers", "bytes of memory for long heads of requests of strangers",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("short are %q, want %q", got, want)
+	}
+}
+
 // TestPlacesForNames: a name for which there is no place waits, status says so with who has most, and it is served when another goes.
 func TestPlacesForNames(t *testing.T) {
 	nas := key(t, "nas", "http/*")

@@ -224,6 +224,9 @@ func (c *Client) heard(b []byte, err error, to io.Writer) (int, error) {
 		http2 := c.stream.follows()
 		n, why := c.stream.read(b, c.mayTake)
 		if why != nil {
+			if why == errStreams {
+				c.server.crowded(PoolStrangers, why)
+			}
 			return 0, c.refused(why)
 		}
 		if n < len(b) {
@@ -243,6 +246,7 @@ func (c *Client) heard(b []byte, err error, to io.Writer) (int, error) {
 	case !c.mayHave(size):
 		c.refuseHead(to, http.StatusServiceUnavailable)
 		why = errHeads
+		c.server.crowded(PoolStrangers, why)
 	default:
 		return len(b), err
 	}

@@ -172,18 +172,27 @@ func (h *headRoom) taken() Taken {
 // Pool is memory of a server that several share.
 type Pool int
 
-// PoolAnswers is the memory for long heads of answers, which keys share.
-const PoolAnswers Pool = iota
+// The pools.
+const (
+	PoolAnswers   Pool = iota // for long heads of answers; keys share it
+	PoolStrangers             // for requests of clients whom no service has let in; addresses share it
+)
 
 // Taken is how much of a pool is taken.
 type Taken struct {
 	Used, Size int64
-	Key        any // of the Site that has most; nil: nobody has anything
+	Key        any          // of PoolAnswers, of the Site that has most; nil: nobody has anything
+	Block      netip.Prefix // of PoolStrangers, the address, or the network of IPv6, that has most
 	ByLargest  int64
 }
 
 // Taken returns how much of a pool is taken, and by whom most.
-func (s *Server) Taken(Pool) Taken { return s.heads.taken() }
+func (s *Server) Taken(p Pool) Taken {
+	if p == PoolStrangers {
+		return s.strange.most()
+	}
+	return s.heads.taken()
+}
 
 func (s *Server) crowded(p Pool, why error) {
 	if s.Crowded != nil {
@@ -264,6 +273,19 @@ func (r *strangeRoom) take(block netip.Prefix, n int64) bool {
 	r.by[block] = own + n
 	r.taken += n
 	return true
+}
+
+// most returns how much of it is taken, and by whom most.
+func (r *strangeRoom) most() Taken {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := Taken{Used: r.taken, Size: mostHeads}
+	for block, n := range r.by {
+		if n > t.ByLargest {
+			t.Block, t.ByLargest = block, n
+		}
+	}
+	return t
 }
 
 // give gives back what take took.

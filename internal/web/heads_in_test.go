@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"reverser/internal/acmetest"
@@ -117,6 +119,12 @@ func (w *world) speak(u *user, client *Client, secure bool, protos ...string) io
 func TestLongHeads(t *testing.T) {
 	w := newWorld(t)
 	w.site("a", w.target(echo), grammar.ProxyOptions{})
+	var told atomic.Int64
+	w.s.Crowded = func(p Pool, why error) {
+		if p == PoolStrangers && why == errHeads {
+			told.Add(1)
+		}
+	}
 	const less = mostHeads - 4*longHead // one address may have half of the rest
 	w.s.strange.taken = less
 	const all = less + 2*longHead
@@ -142,6 +150,9 @@ func TestLongHeads(t *testing.T) {
 	}
 	if got := ask(w.user(), "a", long); got != 503 {
 		t.Errorf("a long head when all is taken: %d, want 503", got)
+	}
+	if got, want := w.s.Taken(PoolStrangers), (Taken{Used: all, Size: mostHeads, Block: netip.MustParsePrefix("127.0.0.1/32"), ByLargest: all - less}); got != want || told.Load() != 1 {
+		t.Errorf("taken is %+v, want %+v; it was told %d times that there is no room, want 1", got, want, told.Load())
 	}
 	if got := ask(w.user(), "a", long[:longHead-100]); got != 200 {
 		t.Errorf("a short head when all is taken: %d", got)
