@@ -60,6 +60,7 @@ var rules = []rule{
 		why: "certificates that come by themselves: who accepts connections, who wants a name, and where files lie, is told to it"},
 
 	// The path of a byte.
+	{pkg: "internal/share", why: "divides memory among strangers; what for is its user's business"},
 	{pkg: "internal/record", own: "sys", why: "TLS records and back; who the peer is, and what it says, is not its business"},
 	{pkg: "internal/auth", own: "record wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
 	{pkg: "internal/link", own: "auth record status sys wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
@@ -67,10 +68,10 @@ var rules = []rule{
 	{pkg: "internal/traffic", own: "link relay status sys wire", why: "counts connections and ends them; where one leads is its role's business"},
 	{pkg: "internal/registry", own: "grammar link wire", not: "net os log/slog",
 		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},
-	{pkg: "internal/entrance", own: "grammar link proxyproto registry sys traffic",
+	{pkg: "internal/entrance", own: "grammar link proxyproto registry share sys traffic",
 		why: "turns what arrives at a socket into a name; who serves the name is not its to know"},
 	{pkg: "internal/inspect", why: "stands beside HTTP and keeps what passes; who serves, and where a service is, is not its to know"},
-	{pkg: "internal/web", own: "grammar inspect sys",
+	{pkg: "internal/web", own: "grammar inspect share sys",
 		why: "HTTP for services: it finds the service of a request and carries the exchange; who serves what, links and certificates are its owner's"},
 	{pkg: "internal/proxy", own: "auth entrance grammar inspect lines link registry relay status sys traffic web wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},

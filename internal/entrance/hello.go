@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync/atomic"
+	"net/netip"
+	"sync"
 	"time"
+
+	"reverser/internal/share"
+	"reverser/internal/traffic"
 )
 
 // Hello is what a TLS client says before anything is decided: its ClientHello (RFC 8446, section 4.1.2).
@@ -15,11 +19,12 @@ type Hello struct {
 	ALPN []string
 	Read []byte // all that was read of the connection, which its server is to get
 
-	of *Hellos // whose memory for long ones it has; nil: none
+	of   *share.Pool // whose memory it has; nil: none
+	from netip.Addr
 }
 
 // HelloTime is how long a client has for its ClientHello, and mostHello how many bytes, with the heads of its records. Those of browsers with
-// key shares of post-quantum cryptography and ECH have less than 4 KiB. Longer ones share mostLong bytes, or strangers could take 16 KiB
+// key shares of post-quantum cryptography and ECH have less than 4 KiB. Longer ones share mostLong bytes (share.Pool), or strangers could take 16 KiB
 // with each of thousands of connections.
 const (
 	HelloTime = 10 * time.Second
@@ -31,7 +36,7 @@ const (
 // Errors of Hellos.Read: what a client sent is no ClientHello, or a long one for which there is no memory.
 var (
 	ErrNoHello = errors.New("no TLS ClientHello")
-	ErrNoRoom  = fmt.Errorf("the %d MiB for long ClientHellos of all clients are taken", mostLong>>20)
+	ErrNoRoom  = fmt.Errorf("there is no room for another long ClientHello: all clients share %d MiB, and an address has half of what others leave", mostLong>>20)
 )
 
 // Hellos reads the ClientHellos of strangers, and bounds the memory that the long ones take together. The zero value is ready.
@@ -39,11 +44,17 @@ type Hellos struct {
 	// Crowded, unless nil, is told of each long one for which there is no memory.
 	Crowded func(why error)
 
-	long atomic.Int64 // bytes that long ones have
+	once sync.Once // makes long
+	long *share.Pool
 }
 
-// Taken returns how much of the memory for long ones is taken, and how much there is.
-func (hs *Hellos) Taken() (used, size int64) { return min(hs.long.Load(), mostLong), mostLong }
+// Taken returns how much of the memory for long ones is taken, and by whom most.
+func (hs *Hellos) Taken() share.Taken { return hs.pool().Taken() }
+
+func (hs *Hellos) pool() *share.Pool {
+	hs.once.Do(func() { hs.long = &share.Pool{Size: mostLong} })
+	return hs.long
+}
 
 // Read reads a ClientHello, in as many records as it comes. It writes nothing. The connection's read deadline is cleared when it
 // succeeds; the hello is to be told when it is Done.
@@ -51,7 +62,7 @@ func (hs *Hellos) Read(conn net.Conn) (_ *Hello, err error) {
 	if err := conn.SetReadDeadline(time.Now().Add(HelloTime)); err != nil {
 		return nil, err
 	}
-	h := &Hello{Read: make([]byte, 0, longHello/4)}
+	h := &Hello{Read: make([]byte, 0, longHello/4), from: traffic.AddrPort(conn.RemoteAddr()).Addr()}
 	defer func() {
 		if err != nil {
 			h.Done()
@@ -85,14 +96,13 @@ func (hs *Hellos) grow(h *Hello) error {
 	case n < longHello:
 		h.Read = append(make([]byte, 0, 2*n), h.Read...)
 		return nil
-	case hs.long.Add(mostHello) > mostLong:
-		hs.long.Add(-mostHello)
+	case !hs.pool().Take(h.from, mostHello):
 		if hs.Crowded != nil {
 			hs.Crowded(ErrNoRoom)
 		}
 		return ErrNoRoom
 	}
-	h.of = hs
+	h.of = hs.pool()
 	h.Read = append(make([]byte, 0, mostHello), h.Read...)
 	return nil
 }
@@ -102,7 +112,7 @@ func tooLong() error { return fmt.Errorf("%w in the first %d KiB", ErrNoHello, m
 // Done says that the client is no stranger any more, or is not served: others may have the memory of a long hello.
 func (h *Hello) Done() {
 	if h != nil && h.of != nil {
-		h.of.long.Add(-mostHello)
+		h.of.Give(h.from, mostHello)
 		h.of = nil
 	}
 }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"reverser/internal/registry"
@@ -67,21 +68,30 @@ func (p *Proxy) strangersPressure() status.Pressure {
 		Hint: "an address may have half of what others leave: somebody sends very many that do not end; requests with heads of 8 KiB or less are served as ever",
 	}
 	if t.ByLargest > 0 {
-		pr.Largest.Client = t.Block.String()
-		if t.Block.IsSingleIP() {
-			pr.Largest.Client = t.Block.Addr().String()
-		}
+		pr.Largest.Client = blockName(t.Block)
 	}
 	return pr
 }
 
+// blockName is how status shows a range of addresses.
+func blockName(block netip.Prefix) string {
+	if block.IsSingleIP() {
+		return block.Addr().String()
+	}
+	return block.String()
+}
+
 // hellosPressure describes how much of the memory for long ClientHellos is taken.
 func (p *Proxy) hellosPressure() status.Pressure {
-	used, size := p.names.hellos.Taken()
-	return status.Pressure{
-		What: "bytes of memory for ClientHellos of more than 4 KiB", Used: used, Limit: size,
-		Hint: "somebody begins very many and does not go on, which takes 10 seconds each: clients with shorter ones, as browsers are, come in as ever",
+	t := p.names.hellos.Taken()
+	pr := status.Pressure{
+		What: "bytes of memory for ClientHellos of more than 4 KiB", Used: t.Used, Limit: t.Size,
+		Hint: "an address may have half of what others leave: somebody begins very many and does not go on, which takes 10 seconds each; clients with shorter ones, as browsers are, come in as ever",
 	}
+	if t.ByLargest > 0 {
+		pr.Largest.Client = blockName(t.Largest)
+	}
+	return pr
 }
 
 var errWindows = errors.New("connections get smaller windows than they could use")

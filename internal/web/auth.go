@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"reverser/internal/share"
 )
 
 // guesses slows those down who try passwords, by service and address. Its memory is bounded.
@@ -289,7 +291,7 @@ func (x *exchange) authorized(w http.ResponseWriter, r *http.Request) bool {
 			mac.Write([]byte(strconv.Itoa(len(s)) + ":" + s))
 		}
 		sum := [32]byte(mac.Sum(nil))
-		a := asker{x.site.Name, block(x.client), x.site.Key}
+		a := asker{x.site.Name, share.Block(clientAddr(x.client.RemoteAddr())), x.site.Key}
 		right, err := g.try(r.Context(), a, sum, func() bool { return checkPassword(users, name, password) })
 		switch {
 		case right:
@@ -330,14 +332,4 @@ func checkPassword(users []string, name, password string) bool {
 		}
 	}
 	return matches(hash, password) && exists
-}
-
-func block(c *Client) netip.Prefix {
-	ip := clientAddr(c.RemoteAddr())
-	bits := 64
-	if ip.Is4() {
-		bits = 32
-	}
-	p, _ := ip.Prefix(bits)
-	return p
 }

@@ -267,7 +267,7 @@ func (c *Client) mayTake(n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if want := (int64(n) + longHead - 1) / longHead * longHead; !c.over && c.heads < want {
-		if !c.server.strange.take(block(c), want-c.heads) {
+		if !c.server.strange.Take(clientAddr(c.RemoteAddr()), want-c.heads) {
 			return false
 		}
 		c.heads = want
@@ -284,7 +284,7 @@ func (c *Client) giveHeads() {
 
 func (c *Client) giveHeadsLocked() {
 	if c.heads > 0 {
-		c.server.strange.give(block(c), c.heads)
+		c.server.strange.Give(clientAddr(c.RemoteAddr()), c.heads)
 		c.heads = 0
 	}
 }

@@ -189,7 +189,8 @@ type Taken struct {
 // Taken returns how much of a pool is taken, and by whom most.
 func (s *Server) Taken(p Pool) Taken {
 	if p == PoolStrangers {
-		return s.strange.most()
+		t := s.strange.Taken()
+		return Taken{Used: t.Used, Size: t.Size, Block: t.Largest, ByLargest: t.ByLargest}
 	}
 	return s.heads.taken()
 }
@@ -250,50 +251,4 @@ func manyLines(h http.Header) bool {
 		n += len(values)
 	}
 	return n > mostLines
-}
-
-// strangeRoom is the room that clients whom no service has let in share for long heads: mostHeads bytes.
-type strangeRoom struct {
-	mu    sync.Mutex
-	taken int64                  // guarded by mu, as all below
-	by    map[netip.Prefix]int64 // by whom
-}
-
-// take reports whether a part of the network may have so many bytes more: it may have at most half of what others have left.
-func (r *strangeRoom) take(block netip.Prefix, n int64) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	own := r.by[block]
-	if own+n > (mostHeads-(r.taken-own))/2 {
-		return false
-	}
-	if r.by == nil {
-		r.by = make(map[netip.Prefix]int64)
-	}
-	r.by[block] = own + n
-	r.taken += n
-	return true
-}
-
-// most returns how much of it is taken, and by whom most.
-func (r *strangeRoom) most() Taken {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t := Taken{Used: r.taken, Size: mostHeads}
-	for block, n := range r.by {
-		if n > t.ByLargest {
-			t.Block, t.ByLargest = block, n
-		}
-	}
-	return t
-}
-
-// give gives back what take took.
-func (r *strangeRoom) give(block netip.Prefix, n int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.taken -= n
-	if r.by[block] -= n; r.by[block] == 0 {
-		delete(r.by, block)
-	}
 }

@@ -126,13 +126,13 @@ func TestLongHeads(t *testing.T) {
 		}
 	}
 	const less = mostHeads - 4*longHead // one address may have half of the rest
-	w.s.strange.taken = less
-	const all = less + 2*longHead
-	taken := func() int64 {
-		w.s.strange.mu.Lock()
-		defer w.s.strange.mu.Unlock()
-		return w.s.strange.taken
+	for other := netip.MustParseAddr("192.0.2.1"); w.s.strange.Taken().Used < less; {
+		if !w.s.strange.Take(other, longHead) {
+			other = other.Next()
+		}
 	}
+	const all = less + 2*longHead
+	taken := func() int64 { return w.s.strange.Taken().Used }
 	const get = "GET / HTTP/1.1\r\nHost: %s\r\nX: %s\r\n"
 	long := strings.Repeat("x", 2*longHead)
 	inside := w.user()
@@ -151,7 +151,7 @@ func TestLongHeads(t *testing.T) {
 	if got := ask(w.user(), "a", long); got != 503 {
 		t.Errorf("a long head when all is taken: %d, want 503", got)
 	}
-	if got, want := w.s.Taken(PoolStrangers), (Taken{Used: all, Size: mostHeads, Block: netip.MustParsePrefix("127.0.0.1/32"), ByLargest: all - less}); got != want || told.Load() != 1 {
+	if got, want := w.s.Taken(PoolStrangers), (Taken{Used: all, Size: mostHeads, Block: netip.MustParsePrefix("192.0.2.1/32"), ByLargest: mostHeads / 2}); got != want || told.Load() != 1 {
 		t.Errorf("taken is %+v, want %+v; it was told %d times that there is no room, want 1", got, want, told.Load())
 	}
 	if got := ask(w.user(), "a", long[:longHead-100]); got != 200 {

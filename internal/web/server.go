@@ -38,6 +38,7 @@ import (
 	"time"
 
 	"reverser/internal/grammar"
+	"reverser/internal/share"
 )
 
 // Limits of what a client may do before it is known what for.
@@ -92,7 +93,7 @@ type Server struct {
 	stop     context.CancelFunc
 	guesses  guesses
 	heads    headRoom
-	strange  strangeRoom
+	strange  share.Pool    // for long heads of clients whom no service has let in
 	restTime time.Duration // longer in tests
 
 	mu      sync.Mutex
@@ -126,7 +127,7 @@ func (s *Server) Start() {
 func (s *Server) prepare() { s.once.Do(s.prepareOnce) }
 
 func (s *Server) prepareOnce() {
-	s.heads.size = s.HeadRoom
+	s.heads.size, s.strange.Size = s.HeadRoom, mostHeads
 	s.restTime = cmp.Or(s.restTime, restTime)
 	s.conns, s.asked, s.ended = make(chan net.Conn), make(chan net.Conn), make(chan struct{})
 	s.life, s.stop = context.WithCancel(context.Background())

@@ -2,9 +2,11 @@ package web
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -64,7 +66,8 @@ func TestUnserved(t *testing.T) {
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			switch {
 			case denied && c.asked > 0:
-				if !sys.Reset(err) {
+				end := runtime.GOOS == "windows" && errors.Is(err, io.ErrUnexpectedEOF) // Wine tells some readers of a reset that nothing more comes
+				if !sys.Reset(err) && !end {
 					t.Errorf("%q of who may not have the answer: %v, want a reset", c.request, err)
 				}
 			case err != nil:
