@@ -26,7 +26,7 @@ import (
 // the proxy has been restarted.
 //
 //  1. returnFleet    starts a proxy and the bridges, restarts the proxy
-//  2. weighFleet     starts another proxy and half of the bridges, weighs, starts the other half, weighs again
+//  2. weighFleet     starts another proxy and a tenth of the bridges, weighs, starts the others, weighs again
 //  3. ownFleet       reverser's: the bridges are in one process (fleetHelper), each with an address of its own
 //  4. processFleet   frp's, and that of an earlier reverser: a process for each bridge
 //  5. return.go      the bridges that serve over time, as a picture
@@ -293,7 +293,8 @@ func allServe(ctx context.Context, b *bed, f fleet, n int, limit time.Duration) 
 const fleetSettle = 150 * time.Second
 
 // weighFleet finds the KB of the proxy and of the bridges for one more that is idle, and the proxy's CPU for a thousand. What one more
-// costs is what the second half adds to the first: a proxy's first bridge brings what all need together.
+// costs is what all others add to the first tenth: a proxy's first bridges bring what all need together. The same proxy with the same bridges
+// may hold a megabyte more or less, as its garbage collector happens to stand; so there are as many others as can be.
 func weighFleet(ctx context.Context, b *bed, f fleet, size fleetSize, set settings) (figures []float64, note string, err error) {
 	rest, watch := fleetSettle, 30*time.Second
 	if set.Size == "quick" {
@@ -304,8 +305,8 @@ func weighFleet(ctx context.Context, b *bed, f fleet, size fleetSize, set settin
 		return nil, "", err
 	}
 	var weights []weight
-	for _, n := range []int{size.bridges / 2, size.bridges} {
-		if n > 0 { // of a fleet of one, half is none
+	for _, n := range []int{size.bridges / 10, size.bridges} {
+		if n > 0 { // a tenth of a small fleet is none
 			if err := f.startBridges(ctx, n); err != nil {
 				return nil, "", err
 			}
@@ -338,9 +339,9 @@ type weight struct {
 }
 
 // oneMore is what each bridge has added that came between two weighings.
-func oneMore(half, full weight) (proxy, own float64) {
-	n := float64(full.bridges - half.bridges)
-	return (full.proxy - half.proxy) / n, (full.own - half.own) / n
+func oneMore(few, all weight) (proxy, own float64) {
+	n := float64(all.bridges - few.bridges)
+	return (all.proxy - few.proxy) / n, (all.own - few.own) / n
 }
 
 // tryUsers sends users through some of the bridges.
