@@ -188,6 +188,7 @@ type Taken struct {
 
 // Taken returns how much of a pool is taken, and by whom most.
 func (s *Server) Taken(p Pool) Taken {
+	s.prepare()
 	if p == PoolStrangers {
 		t := s.strange.Taken()
 		return Taken{Used: t.Used, Size: t.Size, Block: t.Largest, ByLargest: t.ByLargest}
