@@ -34,6 +34,9 @@ func (d *Dir) MarkEdited(before, after Key) {
 	u := &d.unstored
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if _, revoked := u.keys[after.ID]; revoked { // meanwhile: of a key that is gone nothing is left to change
+		return
+	}
 	e := edit{name: after.Name}
 	if was := u.edits[after.ID]; was != nil {
 		e = *was
@@ -154,6 +157,7 @@ func (d *Dir) MarkRevoked(id [16]byte, name string) {
 		u.keys = make(map[[16]byte]string)
 	}
 	u.keys[id] = name
+	delete(u.edits, id) // it goes with the key
 	u.mu.Unlock()
 }
 

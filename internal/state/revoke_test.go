@@ -148,6 +148,40 @@ func TestEditThatIsNotStored(t *testing.T) {
 	want("the successor", open(t, path), "tcp/9000", state.Limits{MaxServices: 2, MaxConnections: 9}, at)
 }
 
+// TestRevokeAfterAnEdit: of a key that is edited and then removed, nothing but the removal is left to store. So it is too when an edit that
+// began before comes after.
+func TestRevokeAfterAnEdit(t *testing.T) {
+	path := t.TempDir()
+	d := open(t, path)
+	before, err := d.AddKey("nas", nil, state.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear := crowd(t, path)
+	after := before
+	after.MaxServices = 1
+	d.MarkEdited(before, after)
+	d.MarkRevoked(before.ID, "nas")
+	for _, when := range []string{"edited before", "edited after"} {
+		if err := d.Store(); err == nil {
+			t.Fatal("Store with a file that cannot be written succeeds")
+		}
+		gone, _ := d.Unstored()
+		changed, err := d.UnstoredEdits()
+		if fmt.Sprint(gone) != "[nas]" || len(changed) != 0 || err == nil {
+			t.Errorf("%s: Unstored = %v and UnstoredEdits = %v, %v; want the removal alone", when, gone, changed, err)
+		}
+		d.MarkEdited(before, after)
+	}
+	clear()
+	if err := d.Store(); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(t, d); len(got) != 0 || !d.AllStored() {
+		t.Errorf("the file has %v, all stored is %t", got, d.AllStored())
+	}
+}
+
 // TestWithin: an edit takes away only if there is nothing that the key may now and might not before.
 func TestWithin(t *testing.T) {
 	now := time.Now()
