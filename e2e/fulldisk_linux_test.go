@@ -122,6 +122,12 @@ func TestEditOnAFullDisk(t *testing.T) {
 		}
 		return string(out)
 	}
+	if out, err := exec.Command(reverser(t), "key", "edit", "nas", "--allow", kept, "--allow", gone, "--state", p.state).CombinedOutput(); err != nil || !strings.Contains(string(out), "nothing has changed") {
+		t.Errorf("an edit that changes nothing = %v: %s", err, out)
+	}
+	if text := quick(t, "status", "--state", p.state); strings.Contains(text, "NOT STORED") {
+		t.Errorf("after an edit that changes nothing:\n%.500s", text)
+	}
 	if out := refused("--max-connections", "0", "--allow", "tcp/1-65535"); !strings.Contains(out, "keys.json: no space left on device: make room") || strings.Contains(out, "in force") {
 		t.Errorf("an edit that gives something: %s", out)
 	}

@@ -481,7 +481,11 @@ func (c *cli) keyEdit(ctx context.Context, at stateDir, name string, e admin.Key
 	if k.Expires != nil {
 		until = ", until " + when(*k.Expires)
 	}
-	fmt.Fprintf(c.stderr, "key %q is allowed %s%s%s\n", k.Name, strings.Join(k.Allow, ", "), limit, until)
+	same := ""
+	if k.Unchanged {
+		same = "nothing has changed: "
+	}
+	fmt.Fprintf(c.stderr, "%skey %q is allowed %s%s%s\n", same, k.Name, strings.Join(k.Allow, ", "), limit, until)
 	return nil
 }
 

@@ -35,6 +35,8 @@ type KeyInfo struct {
 	Expired bool       `json:"expired,omitempty"` // its time is over: nobody is let in with it
 	Rotated bool       `json:"rotated,omitempty"` // it has a new token that was not used so far
 	Drained bool       `json:"drained,omitempty"` // by an order, its services let no new users in
+
+	Unchanged bool `json:"unchanged,omitempty"` // in the answer to an edit: the key was so before
 }
 
 // NewKey is what is asked of a key that is to be made.
@@ -205,6 +207,10 @@ func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
 		return KeyInfo{}, &UsageError{Err: fmt.Errorf("key %q cannot be edited by command: it stands in %s: change it there and reload, with `reverser reload`", name, k.Table)}
 	}
 	marked, err := e.edit(name, change)
+	unchanged := errors.Is(err, errUnchanged)
+	if unchanged {
+		err = nil
+	}
 	if errors.Is(err, state.ErrNoKey) {
 		return KeyInfo{}, &UsageError{Err: err}
 	}
@@ -218,18 +224,25 @@ func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
 	if k, err = e.find(name, "edited"); err != nil { // it was removed meanwhile
 		return KeyInfo{}, err
 	}
-	e.log().Info("key edited", "key", name, "allow", k.Allow.String(), "limits", k.Limits.String(), "expires", expiryName(k.Expires))
+	if !unchanged {
+		e.log().Info("key edited", "key", name, "allow", k.Allow.String(), "limits", k.Limits.String(), "expires", expiryName(k.Expires))
+	}
 	if unstored != nil {
 		e.log().Error("the change of a key is not stored, and tried again: a restart would give back what was taken away", "key", name, "err", unstored)
 		return KeyInfo{}, fmt.Errorf("the change of key %q is in force, but not stored: %w: make room; the proxy goes on trying, and until `reverser status` says no more of it a restart gives the key back what was taken away", name, unstored)
 	}
 	info := infoOf(k)
+	info.Unchanged = unchanged
 	info.Drained = e.Drained != nil && e.Drained()[k.ID]
 	return info, nil
 }
 
-// edit changes a key and stores that. At a live proxy, a change that only takes something away counts though it cannot be stored: marked is
-// true then, and Keep stores it later. A full disk must not keep a stolen token's rights alive.
+// errUnchanged says that a key is as an edit would have it.
+var errUnchanged = errors.New("nothing has changed")
+
+// edit changes a key and stores that, unless it would change nothing: that is errUnchanged, and needs no room on the disk. At a live proxy,
+// a change that only takes something away counts though it cannot be stored: marked is true then, and Keep stores it later. A full disk must
+// not keep a stolen token's rights alive.
 func (e *KeyEditor) edit(name string, change func(*state.Key)) (marked bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -238,8 +251,19 @@ func (e *KeyEditor) edit(name string, change func(*state.Key)) (marked bool, err
 		before = *k
 		change(k)
 		after = *k
+		if after.SameRights(before) {
+			return errUnchanged
+		}
 		return nil
 	})
+	if changed, _ := e.Dir.UnstoredEdits(); errors.Is(err, errUnchanged) && slices.Contains(changed, name) { // it is asked for again
+		if failed := e.Dir.Store(); failed != nil {
+			return true, failed
+		}
+	}
+	if errors.Is(err, errUnchanged) {
+		return false, err
+	}
 	if err == nil || e.Revoked == nil || after.Name == "" || !after.Within(before) {
 		return false, err
 	}

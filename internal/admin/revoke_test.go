@@ -92,6 +92,56 @@ func TestRemoveThatCannotBeStored(t *testing.T) {
 	}
 }
 
+// TestEditThatChangesNothing: it is answered as what it is, and needs no room on the disk. One that was not stored is stored when somebody
+// gives it again.
+func TestEditThatChangesNothing(t *testing.T) {
+	path := t.TempDir()
+	dir, err := state.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	key, err := dir.AddKey("nas", grammar.Policy{{Kind: grammar.KindTCP, Low: 9000, High: 9000}}, state.Limits{MaxServices: 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &admin.KeyEditor{
+		Dir: dir,
+		InForce: func() ([]config.Key, error) {
+			stored, err := dir.Keys()
+			if err != nil {
+				return nil, err
+			}
+			return config.InForce(nil, stored, [32]byte{})
+		},
+		Revoked: func([16]byte) error { return nil },
+	}
+	c := client(t, &admin.Server{Status: snapshot, Keys: e})
+	allow, five, four := []string{"tcp/9000"}, 5, 4
+	same := admin.KeyEdit{Allow: &allow, MaxServices: &five}
+	less := admin.KeyEdit{MaxServices: &four}
+	file := filepath.Join(path, "keys.json")
+	before, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, err := c.EditKey(t.Context(), "nas", same); err != nil || !k.Unchanged || k.MaxServices != 5 {
+		t.Errorf("EditKey = %+v, %v; want the key, unchanged", k, err)
+	}
+	if after, err := os.Stat(file); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the file was written anew, %v", err)
+	}
+	edited := key
+	edited.MaxServices = four
+	dir.MarkEdited(key, edited) // as where there was no room
+	if k, err := c.EditKey(t.Context(), "nas", less); err != nil || !k.Unchanged || !dir.AllStored() {
+		t.Errorf("EditKey again, with room = %+v, %v, all stored is %t", k, err, dir.AllStored())
+	}
+	if k, err := c.EditKey(t.Context(), "nas", same); err != nil || k.Unchanged {
+		t.Errorf("EditKey that changes something = %+v, %v", k, err)
+	}
+}
+
 // TestRemoveBesideAnotherOrder: an order for another key, or a reload, that reads the stored keys while a key is taken out does not bring it
 // back.
 func TestRemoveBesideAnotherOrder(t *testing.T) {

@@ -88,6 +88,11 @@ func (k Key) Within(outer Key) bool {
 	return sooner && k.Limits.within(outer.Limits) && k.Allow.Within(outer.Allow)
 }
 
+// SameRights reports whether the key, which is before after an edit, has the rights that it had.
+func (k Key) SameRights(before Key) bool {
+	return k.Limits == before.Limits && k.Expires.Equal(before.Expires) && k.Offered == before.Offered && slices.Equal(k.Allow, before.Allow)
+}
+
 // LogValue and String keep the secret out of logs.
 func (k Key) LogValue() slog.Value { return slog.StringValue(k.Name) }
 func (k Key) String() string       { return k.Name }
