@@ -130,6 +130,10 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 	if err != nil {
 		log.Warn("the addresses that bridges came from are forgotten: strangers may delay them until they have connected once", "err", err)
 	}
+	users, err := dir.KnownUsers()
+	if err != nil {
+		log.Warn("the addresses that users came from are forgotten: they are held to the rate of strangers until they have reached a service", "err", err)
+	}
 	keeping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -146,14 +150,16 @@ func (c *cli) runProxy(ctx context.Context, args config.ProxyArgs) (err error) {
 		Names:     sys.MostNames(sys.AvailableMemory()),
 		Strangers: sys.MostStrangers(sys.AvailableMemory()),
 		// A process with little memory keeps less of what is inspected, too.
-		InspectMemory: budget / 2,
-		Version:       version(),
-		Log:           log,
-		Over:          run.lines.over,
-		Requests:      run.lines.requests,
-		Known:         knownAddresses[proxy.Known](known),
-		SaveKnown:     func(list []proxy.Known) error { return dir.SetKnown(knownAddresses[state.Known](list)) },
-		Settings:      proxySettings(set),
+		InspectMemory:  budget / 2,
+		Version:        version(),
+		Log:            log,
+		Over:           run.lines.over,
+		Requests:       run.lines.requests,
+		Known:          knownAddresses[proxy.Known](known),
+		SaveKnown:      func(list []proxy.Known) error { return dir.SetKnown(knownAddresses[state.Known](list)) },
+		KnownUsers:     knownAddresses[proxy.Known](users),
+		SaveKnownUsers: func(list []proxy.Known) error { return dir.SetKnownUsers(knownAddresses[state.Known](list)) },
+		Settings:       proxySettings(set),
 	}
 	var issuing *authority // nil: there is no port for TLS
 	if set.Proxy.HTTPS != "" {

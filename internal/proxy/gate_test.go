@@ -345,3 +345,18 @@ func TestKnownIsSavedAgain(t *testing.T) {
 		<-done
 	})
 }
+
+// TestLatest: of what several gates know, an address has one line, with the last time, and what was longest ago is first.
+func TestLatest(t *testing.T) {
+	k := func(n byte, sec int64) Known {
+		return Known{netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, n}), 32), time.Unix(sec, 0)}
+	}
+	for _, c := range []struct{ list, want []Known }{
+		{nil, nil},
+		{[]Known{k(1, 10), k(2, 20), k(3, 15), k(1, 30), k(2, 5)}, []Known{k(3, 15), k(2, 20), k(1, 30)}},
+	} {
+		if got := latest(slices.Clone(c.list)); !slices.Equal(got, c.want) {
+			t.Errorf("latest(%v) = %v, want %v", c.list, got, c.want)
+		}
+	}
+}

@@ -3,18 +3,19 @@ package proxy
 import (
 	"container/list"
 	"net/netip"
+	"slices"
 	"time"
 
 	"reverser/internal/traffic"
 )
 
-// How long an address counts as known after a bridge was last connected from it, and how many are remembered.
+// How long an address counts as known after a bridge was last connected from it, or a user reached a service, and how many a gate remembers.
 const (
 	rememberAddress = 24 * time.Hour
 	mostKnown       = 32_768
 )
 
-// Known is an address, or a customer's network in IPv6, that a bridge was connected from.
+// Known is an address, or a customer's network in IPv6, that a bridge was connected from, or a user who reached a service by its name.
 type Known struct {
 	Block netip.Prefix
 	Last  time.Time
@@ -64,41 +65,83 @@ func (p *Proxy) seeConnected() {
 	}
 }
 
-// saveKnown saves what is known, if there is news; false: that failed.
+// saveKnown saves what is known, if there is news; false: that failed. Where users come from is a list of its own, since it earns them no place
+// at the link port. It is one list for all ports of names: who reached a service at one is no stranger at another.
 func (p *Proxy) saveKnown() bool {
 	p.seeConnected()
-	if p.cfg.SaveKnown == nil {
-		return true
+	bridges, users := saveNews(p.cfg.SaveKnown, p.port.gate), saveNews(p.cfg.SaveKnownUsers, p.namesGates()...)
+	if bridges != nil {
+		p.log.Warn("the addresses that bridges come from could not be saved: strangers may delay them after a restart", "err", bridges)
 	}
-	g := p.port.gate
-	g.mu.Lock()
-	var list []Known
-	news := g.room.known.news
-	if news {
-		list, g.room.known.news = g.room.known.all(), false
+	if users != nil {
+		p.log.Warn("the addresses that users come from could not be saved: after a restart they are held to the rate of strangers until they have reached a service again", "err", users)
 	}
-	g.mu.Unlock()
-	if !news {
-		return true
-	}
-	if err := p.cfg.SaveKnown(list); err != nil {
-		p.log.Warn("the addresses that bridges come from could not be saved: strangers may delay them after a restart", "err", err)
-		g.mu.Lock()
-		g.room.known.news = true
-		g.mu.Unlock()
-		return false
-	}
-	return true
+	return bridges == nil && users == nil
 }
 
-// known remembers where bridges come from.
+// namesGates are those of the ports at which users reach services by name, as far as there are any.
+func (p *Proxy) namesGates() (list []*gate) {
+	for _, g := range []*gate{p.names.gate, p.web.gate} {
+		if g != nil {
+			list = append(list, g)
+		}
+	}
+	return list
+}
+
+// saveNews saves what gates know together if one of them has news.
+func saveNews(save func([]Known) error, gates ...*gate) error {
+	if save == nil {
+		return nil
+	}
+	var list []Known
+	news := false
+	for _, g := range gates {
+		g.mu.Lock()
+		news = news || g.room.known.news
+		g.mu.Unlock()
+	}
+	if !news {
+		return nil
+	}
+	for _, g := range gates {
+		g.mu.Lock()
+		list = append(list, g.room.known.all()...)
+		g.room.known.news = false
+		g.mu.Unlock()
+	}
+	err := save(latest(list))
+	if err != nil {
+		for _, g := range gates {
+			g.mu.Lock()
+			g.room.known.news = true
+			g.mu.Unlock()
+		}
+	}
+	return err
+}
+
+// latest sorts a list, what was longest ago first, and leaves of an address the last time.
+func latest(list []Known) []Known {
+	slices.SortStableFunc(list, func(a, b Known) int { return b.Last.Compare(a.Last) })
+	seen := make(map[netip.Prefix]bool, len(list))
+	list = slices.DeleteFunc(list, func(k Known) bool {
+		again := seen[k.Block]
+		seen[k.Block] = true
+		return again
+	})
+	slices.Reverse(list)
+	return list
+}
+
+// known remembers where bridges come from, or users who reached a service.
 type known struct {
 	most   int
 	blocks recent[netip.Prefix, seen]
 	news   bool // since it was saved
 }
 
-// seen is when a bridge was last connected from an address.
+// seen is when somebody was last connected from an address.
 type seen struct {
 	at    time.Time
 	saved time.Time // what all returned last; zero: nothing

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"reverser/internal/auth"
 	"reverser/internal/entrance"
@@ -39,6 +40,7 @@ func (p *Proxy) listenNames() (err error) {
 	}
 	p.names.gate = newNamesGate(p.port.descriptors.Size(sys.ForHellos), p.cfg.Strangers, p.balancers.has)
 	p.names.gate.about = "connections to the port of names (https) that reached no service"
+	p.names.gate.room.known.load(p.cfg.KnownUsers, time.Now())
 	p.names.gate.what = what{
 		places: "places at the port of names (https) for who has said none",
 		port:   "the port of names (https)",

@@ -72,6 +72,9 @@ type Config struct {
 	Known     []Known      // where bridges came from at the time of an earlier process, the latest last
 	// SaveKnown keeps what is known for the next process. It is called rarely. nil: it is forgotten.
 	SaveKnown func([]Known) error
+	// KnownUsers and SaveKnownUsers are the same for where users came from who reached a service at HTTP or HTTPS.
+	KnownUsers     []Known
+	SaveKnownUsers func([]Known) error
 	// Certificates is where those of https/ names come from; nil: there are none.
 	Certificates Certificates
 	// Over is told of each user's connection that is over, or was refused, as traffic.Config has it, but for those to http/ and https/ services.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,67 @@ func TestStrangersAtHTTP(t *testing.T) {
 	w.eventually("status and log say so", func() bool {
 		return w.log.Count("connections to the port for HTTP (http) that reached no service") == 1 && strings.Contains(fmt.Sprint(w.p.Status().Pressure), "port for HTTP")
 	})
+}
+
+// TestKnownUsersOutliveTheProcess: the address of a user who reached a service by its name is known at all ports of names after a stop or a
+// drain, and is no bridge's.
+func TestKnownUsersOutliveTheProcess(t *testing.T) {
+	k := key(t, "nas", "http/*")
+	user := netip.MustParseAddr("127.2.1.1")
+	for _, drain := range []bool{false, true} {
+		var bridges, users []Known
+		var saves int
+		cfg := Config{
+			HTTP: "127.0.0.1:0", HTTPS: "127.0.0.1:0", Settings: Settings{Keys: []Key{k}, Drain: -1},
+			SaveKnown:      func(list []Known) error { bridges = list; return nil },
+			SaveKnownUsers: func(list []Known) error { users = list; saves++; return nil },
+		}
+		w := start(t, cfg)
+		w.bridge(k, how{instance: 1}, "http/a.example").target(say("nas"))
+		if got := w.reach(user.String(), "a.example"); got != 200 {
+			t.Fatalf("a user: %d", got)
+		}
+		w.p.names.gate.mu.Lock()
+		w.p.names.gate.room.known.add(netip.MustParseAddr("192.0.2.1"), time.Now())
+		w.p.names.gate.mu.Unlock()
+		if drain {
+			w.p.Drain()
+		} else {
+			w.stop()
+		}
+		<-w.done
+		if len(users) != 2 || !slices.ContainsFunc(users, func(k Known) bool { return k.Block.Addr() == user }) || saves != 1 {
+			t.Fatalf("with drain %t, the users that were saved are %v, %d times; want %s and another one, once", drain, users, saves, user)
+		}
+		cfg.Known, cfg.KnownUsers = bridges, append(users, Known{netip.MustParsePrefix("192.0.2.9/32"), time.Now().Add(-rememberAddress - time.Hour)})
+		w = start(t, cfg)
+		for _, g := range w.p.namesGates() {
+			w.fillWasted(g, user.String())
+		}
+		if got := w.reach(user.String(), "a.example"); got != 404 {
+			t.Errorf("the user at the next process, before the bridge is back: %d, want 404", got)
+		}
+		if got := w.reach("127.2.1.2", "a.example"); got != 0 {
+			t.Errorf("a stranger there: %d, want a reset", got)
+		}
+		for _, c := range []struct {
+			what string
+			gate *gate
+			at   netip.Addr
+			want bool
+		}{
+			{"the user at the port for HTTP", w.p.web.gate, user, true},
+			{"the user at the port of names", w.p.names.gate, user, true},
+			{"the user at the link port", w.p.port.gate, user, false},
+			{"who was there long ago", w.p.web.gate, netip.MustParseAddr("192.0.2.9"), false},
+		} {
+			c.gate.mu.Lock()
+			if got := c.gate.room.known.has(c.at, time.Now()); got != c.want {
+				t.Errorf("%s is known to the next process: %t, want %t", c.what, got, c.want)
+			}
+			c.gate.mu.Unlock()
+		}
+	}
 }
 
 // fillWasted has strangers of an address reach no service until no more may, for as long as a test takes.

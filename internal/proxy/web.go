@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
@@ -38,6 +39,7 @@ func (p *Proxy) listenWeb() (err error) {
 	}
 	p.web.gate = newNamesGate(p.port.descriptors.Size(sys.ForUsers), p.cfg.Strangers, p.balancers.has)
 	p.web.gate.about = "connections to the port for HTTP (http) that reached no service"
+	p.web.gate.room.known.load(p.cfg.KnownUsers, time.Now())
 	p.web.gate.what = what{
 		places: "places at the port for HTTP (http) for who has reached no service",
 		port:   "the port for HTTP (http)",

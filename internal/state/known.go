@@ -13,45 +13,55 @@ import (
 	"time"
 )
 
-// knownFile has a line for each address: its block and when a bridge last came from it, in seconds since 1970.
+// knownFile and usersFile have a line for each address: its block and when somebody who is welcome last came from it, in seconds since 1970.
+// They are two, since earlier versions take every line of knownFile for a bridge's, and damaged is one with anything else.
 const (
-	knownFile   = "known"
-	damagedFile = "known.damaged"
-	mostKnown   = 65_536
-	knownHead   = "# Addresses that bridges came from lately: their connections go before those of strangers. The proxy writes this file."
+	knownFile = "known"
+	usersFile = "known.users"
+	knownHead = "# Addresses that bridges came from lately: their connections go before those of strangers. The proxy writes this file."
+	usersHead = "# Addresses that users came from lately who reached a service by its name: they are not held to the rate of strangers. The proxy writes this file."
+
+	damagedFile  = knownFile + ".damaged"
+	damagedUsers = usersFile + ".damaged"
+	mostKnown    = 65_536
 )
 
-// Known is an address, or a network of IPv6, that a bridge was connected from.
+// Known is an address, or a network of IPv6, that a bridge was connected from, or a user.
 type Known struct {
 	Block netip.Prefix
 	Last  time.Time
 }
 
-// Known returns what SetKnown stored last, nothing at first. A file that is damaged is put aside, and the error says so: nothing but a
-// preference is lost with it.
-func (d *Dir) Known() ([]Known, error) {
-	list, err := d.readKnown()
+// Known returns the addresses that SetKnown stored last, nothing at first. A file that is damaged is put aside, and the error says so: nothing
+// but a preference is lost with it.
+func (d *Dir) Known() ([]Known, error) { return d.known(knownFile, damagedFile, knownHead) }
+
+// KnownUsers is Known for what SetKnownUsers stored.
+func (d *Dir) KnownUsers() ([]Known, error) { return d.known(usersFile, damagedUsers, usersHead) }
+
+func (d *Dir) known(name, damaged, head string) ([]Known, error) {
+	list, err := d.readKnown(name, head)
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return list, nil
 	}
-	err = fmt.Errorf("read %s: %w", filepath.Join(d.path, knownFile), plain(err))
-	if aside := d.edit(func() error { return d.root.Rename(knownFile, damagedFile) }); aside != nil {
+	err = fmt.Errorf("read %s: %w", filepath.Join(d.path, name), plain(err))
+	if aside := d.edit(func() error { return d.root.Rename(name, damaged) }); aside != nil {
 		return nil, fmt.Errorf("%w (it cannot be put aside: %w)", err, plain(aside))
 	}
-	return nil, fmt.Errorf("%w (put aside as %s)", err, damagedFile)
+	return nil, fmt.Errorf("%w (put aside as %s)", err, damaged)
 }
 
-func (d *Dir) readKnown() ([]Known, error) {
-	b, err := d.readFile(knownFile)
+func (d *Dir) readKnown(name, head string) ([]Known, error) {
+	b, err := d.readFile(name)
 	if err != nil {
 		return nil, err
 	}
-	return parseKnown(b)
+	return parseKnown(b, head)
 }
 
-func parseKnown(b []byte) (list []Known, err error) {
+func parseKnown(b []byte, head string) (list []Known, err error) {
 	lines := bufio.NewScanner(bytes.NewReader(b))
-	if !lines.Scan() || lines.Text() != knownHead {
+	if !lines.Scan() || lines.Text() != head {
 		return nil, errors.New("it does not begin as the proxy writes it")
 	}
 	for n := 2; lines.Scan(); n++ {
@@ -79,12 +89,17 @@ func parseKnown(b []byte) (list []Known, err error) {
 	return list, nil
 }
 
-// SetKnown stores the addresses.
-func (d *Dir) SetKnown(list []Known) error {
-	b := []byte(knownHead + "\n")
+// SetKnown stores the addresses that bridges came from, what was longest ago first.
+func (d *Dir) SetKnown(list []Known) error { return d.setKnown(knownFile, knownHead, list) }
+
+// SetKnownUsers stores the addresses that users came from who reached a service, what was longest ago first.
+func (d *Dir) SetKnownUsers(list []Known) error { return d.setKnown(usersFile, usersHead, list) }
+
+func (d *Dir) setKnown(name, head string, list []Known) error {
+	b := []byte(head + "\n")
 	for _, k := range list[max(len(list)-mostKnown, 0):] {
 		b = append(append(k.Block.AppendTo(b), ' '), strconv.FormatInt(k.Last.Unix(), 10)...)
 		b = append(b, '\n')
 	}
-	return d.edit(func() error { return d.write(knownFile, b) })
+	return d.edit(func() error { return d.write(name, b) })
 }

@@ -12,7 +12,7 @@ import (
 const probeName = "probe"
 
 // written are the files of the directory that are written whole.
-var written = []string{identityFile, keysFile, offeredFile, addressFile, knownFile, socketPathFile, adminTokenFile, probeName}
+var written = []string{identityFile, keysFile, offeredFile, addressFile, knownFile, usersFile, socketPathFile, adminTokenFile, probeName}
 
 // removeLeftovers removes what a process had not put in its place when it was killed: it may hold secrets, and nobody would ever remove it.
 // The lock is held, so nobody is writing. What cannot be removed stays: nothing depends on it.

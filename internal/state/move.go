@@ -18,6 +18,7 @@ import (
 )
 
 // movable are the files that move with a process to another machine. What else a directory holds belongs to one process or one machine.
+// An earlier version refuses a picture with more than it knows. So usersFile stays, of which nothing but a preference is lost.
 var movable = []string{identityFile, keysFile, addressFile, knownFile}
 
 // File is a file of a state directory, with its name there.
@@ -108,7 +109,7 @@ func (d *Dir) Picture() (Picture, error) {
 			return nil, err
 		}
 		if name == knownFile {
-			if _, err := parseKnown(b); err != nil { // a start puts it aside too
+			if _, err := parseKnown(b, knownHead); err != nil { // a start puts it aside too
 				continue
 			}
 		}
@@ -148,7 +149,7 @@ func (d *Dir) unknown() (names []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("state directory %s: %w", d.path, plain(err))
 	}
-	stay := append([]string{lockFile, socketFile, socketPathFile, adminTokenFile, damagedFile, usageFile, offeredFile, stagingDir, readyDir, tlsFolder}, movable...)
+	stay := append([]string{lockFile, socketFile, socketPathFile, adminTokenFile, damagedFile, usersFile, damagedUsers, usageFile, offeredFile, stagingDir, readyDir, tlsFolder}, movable...)
 	for _, e := range entries {
 		if name := e.Name(); !slices.Contains(stay, name) && !strings.HasPrefix(name, keptPrefix) && !strings.HasPrefix(name, usageAside) && name[0] != '.' {
 			names = append(names, name)
@@ -184,7 +185,7 @@ func (f File) check() (err error) {
 	case keysFile:
 		_, err = parseKeys(f.Data)
 	case knownFile:
-		_, err = parseKnown(f.Data)
+		_, err = parseKnown(f.Data, knownHead)
 	case addressFile:
 		if len(f.Data) > 4<<10 {
 			err = fmt.Errorf("%d bytes are no address", len(f.Data))

@@ -13,7 +13,7 @@ import (
 // TestPipeInTheDirectory: a file that has become a named pipe while a process holds the directory is refused, and nobody waits for whoever
 // writes it.
 func TestPipeInTheDirectory(t *testing.T) {
-	for _, name := range []string{"keys.json", "identity.pem", "admin.token", "offered", "address", "known"} {
+	for _, name := range []string{"keys.json", "identity.pem", "admin.token", "offered", "address", "known", "known.users"} {
 		t.Run(name, func(t *testing.T) {
 			d := open(t, filepath.Join(t.TempDir(), "s"))
 			if _, _, err := d.Identity(); err != nil {
@@ -29,6 +29,7 @@ func TestPipeInTheDirectory(t *testing.T) {
 			_, _, all["identity.pem"] = d.Identity()
 			_, _, all["admin.token"] = d.AdminToken()
 			_, all["known"] = d.Known()
+			_, all["known.users"] = d.KnownUsers()
 			d.Reach()
 			d.Tend()
 			if err, ok := all[name]; ok && (err == nil || !strings.Contains(err.Error(), "no regular file")) {

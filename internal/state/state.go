@@ -239,7 +239,7 @@ func (d *Dir) open() error {
 
 // checkAll is check for every file.
 func (d *Dir) checkAll() error {
-	for _, name := range []string{lockFile, identityFile, keysFile, offeredFile, addressFile, knownFile, socketPathFile, adminTokenFile} {
+	for _, name := range []string{lockFile, identityFile, keysFile, offeredFile, addressFile, knownFile, usersFile, socketPathFile, adminTokenFile} {
 		if err := d.check(name); err != nil {
 			return err
 		}

@@ -180,7 +180,7 @@ func TestDirectoryThatOthersCanWrite(t *testing.T) {
 	}
 }
 
-var stateFiles = []string{"lock", "identity.pem", "keys.json", "offered", "address", "known", "admin.path"}
+var stateFiles = []string{"lock", "identity.pem", "keys.json", "offered", "address", "known", "known.users", "admin.path"}
 
 // filled returns a directory that has every file.
 func filled(t *testing.T) string {
