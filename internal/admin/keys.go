@@ -127,6 +127,44 @@ type KeyEditor struct {
 	Log     *slog.Logger                 // nil discards
 
 	mu sync.Mutex // one edit of the directory at a time
+
+	// Of these keys the log said that an order is not stored, and not yet that it is.
+	removalsTold, changesTold told
+}
+
+// told are keys of which something was said.
+type told struct {
+	mu   sync.Mutex
+	keys map[string]bool // by name; guarded by mu
+}
+
+func (t *told) add(key string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.keys == nil {
+		t.keys = make(map[string]bool)
+	}
+	t.keys[key] = true
+}
+
+func (t *told) forget(key string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.keys, key)
+}
+
+// without forgets the keys that are not among those left, and returns them.
+func (t *told) without(left []string) (gone []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key := range t.keys {
+		if !slices.Contains(left, key) {
+			delete(t.keys, key)
+			gone = append(gone, key)
+		}
+	}
+	slices.Sort(gone)
+	return gone
 }
 
 // storeEvery is how often what could not be stored is tried again.
@@ -229,6 +267,7 @@ func (e *KeyEditor) Edit(name string, edit KeyEdit) (KeyInfo, error) {
 	}
 	if unstored != nil {
 		e.log().Error("the change of a key is not stored, and tried again: a restart would give back what was taken away", "key", name, "err", unstored)
+		e.changesTold.add(name)
 		return KeyInfo{}, fmt.Errorf("the change of key %q is in force, but not stored: %w: make room; the proxy goes on trying, and until `reverser status` says no more of it a restart gives the key back what was taken away", name, unstored)
 	}
 	info := infoOf(k)
@@ -431,6 +470,7 @@ func (e *KeyEditor) Remove(name string) error {
 // the key out before that, or whoever reads it meanwhile, for another order or a reload, would have the key honoured again.
 func (e *KeyEditor) revoke(k config.Key) error {
 	e.Dir.MarkRevoked(k.ID, k.Name)
+	e.changesTold.forget(k.Name) // the change goes with the key
 	failed := e.Revoked(k.ID)
 	if failed == nil {
 		e.log().Info("key removed", "key", k.Name)
@@ -438,6 +478,7 @@ func (e *KeyEditor) revoke(k config.Key) error {
 	err := e.storeRevoked()
 	if err != nil {
 		e.log().Error("the removal of a key is not stored, and tried again: a restart would bring the key back", "key", k.Name, "err", err)
+		e.removalsTold.add(k.Name)
 	}
 	if failed != nil {
 		return failed
@@ -463,17 +504,17 @@ func (e *KeyEditor) Keep(ctx context.Context) {
 		case <-ctx.Done():
 			more = false
 		}
+		var err error
+		if !e.Dir.AllStored() {
+			err = e.storeRevoked()
+		}
 		removed, _ := e.Dir.Unstored()
 		changed, _ := e.Dir.UnstoredEdits()
-		if e.Dir.AllStored() {
-			continue
+		if now := e.removalsTold.without(removed); len(now) > 0 {
+			e.log().Info("the removal of keys is stored now", "keys", strings.Join(now, ", "))
 		}
-		err := e.storeRevoked()
-		if len(removed) > 0 && err == nil {
-			e.log().Info("the removal of keys is stored now", "keys", strings.Join(removed, ", "))
-		}
-		if len(changed) > 0 && err == nil {
-			e.log().Info("the change of keys is stored now", "keys", strings.Join(changed, ", "))
+		if now := e.changesTold.without(changed); len(now) > 0 {
+			e.log().Info("the change of keys is stored now", "keys", strings.Join(now, ", "))
 		}
 		if len(removed) > 0 && err != nil && !more {
 			e.log().Error("the removal of keys is not stored: the next start honours them; remove them again", "keys", strings.Join(removed, ", "), "err", err)

@@ -1,14 +1,18 @@
 package admin_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"reverser/internal/admin"
@@ -90,6 +94,67 @@ func TestRemoveThatCannotBeStored(t *testing.T) {
 	if err := c.RemoveKey(t.Context(), "stolen"); !isUsage(err) {
 		t.Errorf("RemoveKey of a key that is gone = %v", err)
 	}
+}
+
+// TestStoredNow: that an order is stored is said to whoever read that it is not, and to nobody else: not of a removal that Keep happens to
+// store while the proxy still puts it in force.
+func TestStoredNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := t.TempDir()
+		dir, err := state.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		honoured := make(map[string]config.Key)
+		for _, name := range []string{"slow", "full"} {
+			k, err := dir.AddKey(name, nil, state.Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			honoured[name] = config.Key{Name: name, ID: k.ID, Secret: k.Secret}
+		}
+		var log bytes.Buffer
+		e := &admin.KeyEditor{
+			Dir:     dir,
+			InForce: func() ([]config.Key, error) { return slices.Collect(maps.Values(honoured)), nil },
+			Revoked: func([16]byte) error { time.Sleep(time.Minute); return nil },
+			Log:     slog.New(slog.NewTextHandler(&log, nil)),
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { e.Keep(ctx) })
+		if err := e.Remove("slow"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if said := log.String(); !strings.Contains(said, "key removed") || strings.Contains(said, "stored now") {
+			t.Errorf("of a removal that is stored before it is in force the log says %s", said)
+		}
+		log.Reset()
+		file := filepath.Join(path, "keys.json")
+		if err := os.Rename(file, file+".away"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(file, "x"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Remove("full"); err == nil {
+			t.Fatal("a removal that cannot be stored is told to be")
+		}
+		if err := os.RemoveAll(file); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".away", file); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		cancel()
+		wg.Wait()
+		if n := strings.Count(log.String(), `msg="the removal of keys is stored now" keys=full`); n != 1 {
+			t.Errorf("that it is stored now is told %d times; want 1: %s", n, log.String())
+		}
+	})
 }
 
 // TestEditThatChangesNothing: it is answered as what it is, and needs no room on the disk. One that was not stored is stored when somebody
