@@ -16,8 +16,9 @@ import (
 //  1. A connection counts when it ends, or gets an answer of the proxy's own, before a service has let it in. So a crowd of new users behind
 //     one address is not limited: the first one who is let in makes the address known.
 //  2. A network of strangers, which is a /24, in IPv6 a /48, may have strangerRate of them a second, and strangerBurst at once.
-//  3. All strangers together may have strangersRate a second. Beyond that, a network is let in only if it had none within wastedMemory: who
-//     comes from elsewhere than a flood is served, from however many networks it comes.
+//  3. All strangers together may have strangersRate a second, without the first one of each network within wastedMemory. Beyond that, only
+//     such first ones are let in: who comes from elsewhere than a flood is served, from however many networks it comes. They do not count,
+//     or a crowd of users whose service is away would be sent away when it is back.
 //  4. Known addresses are not counted.
 //
 // It remembers as many networks as mostWasted, and forgets the one that was counted least recently.
@@ -36,7 +37,7 @@ type waste struct {
 const (
 	strangersRate = 100 // connections a second of all strangers that reach no service; each costs as much as ten that are sent away
 	wastedMemory  = time.Minute
-	mostOwed      = 10 * time.Second
+	mostOwed      = 3 * time.Second // a crowd that was let in at once, and reached nothing, may come again soon
 	mostWasted    = 32_768
 )
 
@@ -78,10 +79,12 @@ func (w *wasted) over(from netip.Addr, now time.Time) error {
 // add counts one.
 func (w *wasted) add(from netip.Addr, now time.Time) {
 	block := wastedBlock(from)
-	had, _ := w.blocks.get(block)
+	had, ok := w.blocks.get(block)
+	if ok && now.Sub(had.last) < wastedMemory {
+		w.all = owed(w.all, wasteOne, now)
+	}
 	had.whole, had.last = owed(had.whole, wasteEach, now), now
 	w.blocks.put(block, had, w.most)
-	w.all = owed(w.all, wasteOne, now)
 }
 
 // owed adds one to what is owed until whole. Many may have come in before the first of them was counted: what they owe is bounded.

@@ -64,6 +64,60 @@ func TestWastedOwe(t *testing.T) {
 	}
 }
 
+// TestWastedByUsers: users of very many networks who ask again and again for a service that is away are let in again as soon as it is there.
+func TestWastedByUsers(t *testing.T) {
+	const users, each, away = 1000, 2 * time.Second, 6 * time.Second
+	w, now := &wasted{most: mostWasted}, time.Unix(1e9, 0)
+	up, in := now.Add(away), 0
+	for i := 0; now.Before(up.Add(each)); i, now = i+1, now.Add(each/users) {
+		user := netip.AddrFrom4([4]byte{20, byte(i % users >> 8), byte(i % users), 1})
+		switch why := w.over(user, now); {
+		case why != nil && i < users:
+			t.Fatalf("user %d is sent away when he comes first: %v", i, why)
+		case why != nil && now.After(up.Add(wasteOne)):
+			t.Fatalf("%s after the service is there, a user is sent away: %v", now.Sub(up), why)
+		case why == nil && now.Before(up):
+			w.add(user, now)
+			in++
+		}
+	}
+	if again := in - users; again < strangersRate || again > strangersRate*int(away/time.Second) {
+		t.Errorf("%d were let in again, want about %d a second", again, strangersRate)
+	}
+}
+
+// TestWastedSettles: a flood of which very many are let in before the first of them is counted costs little after that.
+func TestWastedSettles(t *testing.T) {
+	const networks, rate, seconds, takes = 1000, 8000, 30, 50 * time.Millisecond
+	for _, n := range []int{1, networks} {
+		w, begun := &wasted{most: mostWasted}, time.Unix(1e9, 0)
+		type one struct {
+			from netip.Addr
+			ends time.Time
+		}
+		var inside []one
+		in := 0
+		for i := range seconds * rate {
+			now := begun.Add(time.Duration(i) * time.Second / rate)
+			for len(inside) > 0 && !inside[0].ends.After(now) {
+				w.add(inside[0].from, now)
+				inside = inside[1:]
+			}
+			from := netip.AddrFrom4([4]byte{20, byte(i % n >> 8), byte(i % n), 1})
+			if w.over(from, now) == nil {
+				inside = append(inside, one{from, now.Add(takes)})
+				if i > rate {
+					in++
+				}
+			}
+		}
+		t.Logf("of %d networks, %d a second are let in", n, in/(seconds-1))
+		if in/(seconds-1) > rate/20 {
+			t.Errorf("of a flood of %d networks, %d a second are let in, want at most %d", n, in/(seconds-1), rate/20)
+		}
+	}
+}
+
 // TestWastedInAll: of strangers from very many networks those are let in of whose network none came lately, and no more of the others than
 // there may be in all.
 func TestWastedInAll(t *testing.T) {
