@@ -261,7 +261,8 @@ func answers(t bridge.Try, asked []grammar.Expose) (all []Check) {
 	var denied []Check
 	for _, why := range t.Answer.Why {
 		if why != "" {
-			denied = append(denied, fail(stepServices, denialHint(why), "%s", why))
+			what, hint := reasonOf(why, unknownDenial).hint(why, false)
+			denied = append(denied, fail(stepServices, hint, "%s", what))
 		}
 	}
 	n := len(t.Answer.Why)
@@ -277,14 +278,6 @@ func answers(t bridge.Try, asked []grammar.Expose) (all []Check) {
 
 // allowHint is what to do about a service that a key may not have.
 const allowHint = "at the proxy, let the key have it (`reverser key edit NAME --allow …`, with all that it may have), or ask for what it may have"
-
-// denialHint is what to do about a service that the proxy denies, with that reason: what a key may have is the only one that an order changes.
-func denialHint(why string) string {
-	if strings.Contains(why, "the policy of key") {
-		return allowHint
-	}
-	return "change at the proxy what stands in the way, or ask for another name"
-}
 
 // isVersion reports whether the proxy is the right one, and too old or too new.
 func isVersion(err error) bool {
@@ -380,9 +373,11 @@ func (w *World) services(_ context.Context, v *visit) (all []Check) {
 	}
 	up := 0
 	for _, s := range v.Snapshot.Services {
-		reason := ""
-		if why := s.Why(); why != "" {
-			reason = ": " + why
+		told := func(why string) string {
+			if why != "" {
+				why = ": " + why
+			}
+			return why
 		}
 		state := Fail
 		whose := ""
@@ -393,8 +388,8 @@ func (w *World) services(_ context.Context, v *visit) (all []Check) {
 		case status.ServiceUp:
 			up++
 		case status.ServiceDenied:
-			all = append(all, Check{name, state, fmt.Sprintf("%s is denied%s%s", s.Public, whose, reason),
-				denialHint(reason)})
+			why, hint := reasonOf(s.Why(), unknownDenial).hint(s.Why(), v.Role == config.RoleProxy)
+			all = append(all, Check{name, state, fmt.Sprintf("%s is denied%s%s", s.Public, whose, told(why)), hint})
 		case status.ServiceRetrying:
 			all = append(all, w.retrying(s, v.Role, whose, len(all) < mostLines))
 		default:
@@ -404,7 +399,7 @@ func (w *World) services(_ context.Context, v *visit) (all []Check) {
 			} else if v.Role == config.RoleProxy {
 				hint = "its bridge is not connected: `reverser doctor` there says why"
 			}
-			all = append(all, Check{name, Warn, fmt.Sprintf("%s is %s%s%s", s.Public, s.State, whose, reason), hint})
+			all = append(all, Check{name, Warn, fmt.Sprintf("%s is %s%s%s", s.Public, s.State, whose, told(s.Why())), hint})
 		}
 	}
 	all = few(all, "services are not up")
@@ -417,19 +412,28 @@ func (w *World) services(_ context.Context, v *visit) (all []Check) {
 	return all
 }
 
-// retrying is a service whose port the proxy could not open. Who has it is looked for where find is true: that takes a look at every
-// process.
+// retrying is a service that the proxy does not serve at present, and goes on trying to. Who has its port is looked for where find is true:
+// that takes a look at every process.
 func (w *World) retrying(s status.Service, role, whose string, find bool) Check {
-	c := fail("services", "the proxy goes on trying; `reverser doctor` there says who has the port", "%s cannot be opened%s: %s", s.Public, whose, s.Reason)
+	atProxy := role == config.RoleProxy
+	r := reasonOf(s.Reason, unknownDelay)
 	public, err := grammar.ParsePublic(s.Public)
-	if role != config.RoleProxy || err != nil || public.Port == 0 {
+	hasPort := err == nil && public.Port != 0
+	why, hint := r.hint(s.Reason, atProxy)
+	what := "is not served"
+	if r.socket && hasPort {
+		what = "cannot be opened"
+	}
+	if why != "" {
+		why = ": " + why
+	}
+	c := fail("services", hint, "%s %s%s%s", s.Public, what, whose, why)
+	if !atProxy || !hasPort || !r.port || !find {
 		return c
 	}
-	c.Hint = "stop who has the port, or have the bridge ask for another one"
-	if find {
-		if who := w.holders(public.Port); who != "" {
-			c.Found += ": " + who
-		}
+	if who := w.holders(public.Port); who != "" {
+		c.Found += ": " + who
+		c.Hint = takenHint
 	}
 	return c
 }
