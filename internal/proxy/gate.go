@@ -63,6 +63,7 @@ type pass struct {
 
 	from    netip.Addr // whose waste it is, if it is one; the zero value: nobody's
 	counted bool       // it has been counted
+	pages   uint64     // that it asked for (unserved)
 }
 
 // reportStrangersPer is the interval between log lines about strangers.
@@ -284,10 +285,18 @@ func (p *pass) introduced(user net.Conn) error {
 }
 
 // unserved is called when a connection that no service has let in is to get an answer of the proxy's own. It reports whether it may have it.
-// named says that what it asks for is served, or was, only not now or not here.
+// named says that what it asks for is served, or was, only not now or not here. A page on a connection that is there costs less than a
+// connection, and a browser asks for many at once: the first one counts, for the connection as well, and then each pagesCount-th.
 func (p *pass) unserved(named bool) bool {
 	if named {
 		p.ends(true)
+		return true
+	}
+	p.gate.mu.Lock()
+	counts := p.pages%pagesCount == 0
+	p.pages++
+	p.gate.mu.Unlock()
+	if !counts {
 		return true
 	}
 	if p.over(p.conn.RemoteAddr()) != nil {

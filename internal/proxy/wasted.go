@@ -19,7 +19,8 @@ import (
 //  3. All strangers together may have strangersRate a second, without the first one of each network within wastedMemory. Beyond that, only
 //     such first ones are let in: who comes from elsewhere than a flood is served, from however many networks it comes. They do not count,
 //     or a crowd of users whose service is away would be sent away when it is back.
-//  4. Known addresses are not counted.
+//  4. Of the pages on one connection, only each pagesCount-th counts as one, from the first on.
+//  5. Known addresses are not counted.
 //
 // It remembers as many networks as mostWasted, and forgets the one that was counted least recently.
 type wasted struct {
@@ -36,6 +37,7 @@ type waste struct {
 
 const (
 	strangersRate = 100 // connections a second of all strangers that reach no service; each costs as much as ten that are sent away
+	pagesCount    = 8
 	wastedMemory  = time.Minute
 	mostOwed      = 3 * time.Second // a crowd that was let in at once, and reached nothing, may come again soon
 	mostWasted    = 32_768

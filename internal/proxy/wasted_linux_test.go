@@ -1,11 +1,13 @@
 package proxy
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -72,6 +74,31 @@ func TestStrangersAtHTTP(t *testing.T) {
 	w.eventually("status and log say so", func() bool {
 		return w.log.Count("connections to the port for HTTP (http) that reached no service") == 1 && strings.Contains(fmt.Sprint(w.p.Status().Pressure), "port for HTTP")
 	})
+}
+
+// TestPagesOfAConnection: a browser that loads many things of a name that nobody serves has a page for each of them, and its neighbours are
+// let in meanwhile.
+func TestPagesOfAConnection(t *testing.T) {
+	w := start(t, Config{HTTP: "127.0.0.1:0", Settings: Settings{Keys: []Key{key(t, "nas", "http/*")}}})
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.3.1.1")}}
+	c, err := d.Dial("tcp", w.p.web.ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(limit))
+	r := bufio.NewReader(c)
+	for i := range 2 * strangerBurst {
+		io.WriteString(c, get("none.example", fmt.Sprint("/", i)))
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil || resp.StatusCode != 404 {
+			t.Fatalf("page %d: %v, %v, want 404", i, resp, err)
+		}
+		io.Copy(io.Discard, resp.Body)
+	}
+	if got := w.reach("127.3.1.2", "none.example"); got != 404 {
+		t.Errorf("a neighbour: %d, want 404", got)
+	}
 }
 
 // TestKnownUsersOutliveTheProcess: the address of a user who reached a service by its name is known at all ports of names after a stop or a
