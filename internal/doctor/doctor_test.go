@@ -438,6 +438,42 @@ func TestKeysWithoutBridge(t *testing.T) {
 	}
 }
 
+// TestRemovedKeyWithoutBridge: a key whose removal a full disk does not take is none that waits for its bridge.
+func TestRemovedKeyWithoutBridge(t *testing.T) {
+	for _, settings := range []*config.Settings{nil, {Role: config.RoleProxy}} {
+		w, p := well(t)
+		w.Now, w.Built = time.Now, time.Time{} // the files are of today
+		p.Role, p.Settings = config.RoleProxy, settings
+		d, err := state.Open(p.State)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := d.Identity(); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"nas", "old", "shop"} {
+			if _, err := d.AddKey(name, nil, state.Limits{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		p.Snapshot.Links = []status.Link{{Key: "nas", State: status.LinkUp}}
+		p.Snapshot.Unstored = &status.Unstored{Removed: []string{"old"}, Error: "no space"}
+		var found []string
+		w.Examine(t.Context(), p, func(c Check) {
+			if c.Name == "links" {
+				found = append(found, string(c.State)+" "+c.Found)
+			}
+		})
+		want := []string{"ok 1 bridge connected", "ok no bridge is connected with 1 key: shop"}
+		if !slices.Equal(found, want) {
+			t.Errorf("settings %v: found %q, want %q", settings, found, want)
+		}
+	}
+}
+
 // TestNoKey: a proxy runs without a key, and no bridge comes to it. Before its first start that is as it should be.
 func TestNoKey(t *testing.T) {
 	w, p := well(t)

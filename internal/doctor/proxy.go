@@ -139,10 +139,8 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 		return []Check{faulty(name, err, "")}
 	}
 	state.MarkOffered(v.seen.Path, stored)
+	stored = v.inForce(stored)
 	for _, k := range stored {
-		if s := v.Snapshot; s != nil && s.Unstored != nil && slices.Contains(s.Unstored.Removed, k.Name) {
-			continue // it is removed, though the disk has it
-		}
 		note(k.Name, k.Allow, k.Expires)
 	}
 	if v.Settings != nil {
@@ -181,6 +179,14 @@ func (w *World) keys(_ context.Context, v *visit) []Check {
 		}
 	}
 	return checks
+}
+
+// inForce leaves out the keys that are removed, though the disk has them.
+func (v *visit) inForce(stored []state.Key) []state.Key {
+	if v.Snapshot == nil || v.Snapshot.Unstored == nil {
+		return stored
+	}
+	return slices.DeleteFunc(stored, func(k state.Key) bool { return slices.Contains(v.Snapshot.Unstored.Removed, k.Name) })
 }
 
 // picture is what the state directory holds; none if it is not there or is refused, as stateDir says.
@@ -238,6 +244,7 @@ func (w *World) withoutBridge(v *visit) (idle []string) {
 	}
 	picture, _ := v.picture() // keys says what is wrong with it
 	stored, _ := picture.Keys()
+	stored = v.inForce(stored)
 	if v.Settings != nil { // a table of the file may stand in the place of a stored key
 		pin, _ := picture.Identity()
 		if set, err := v.Settings.WithKeys(stored, pin); err == nil {
