@@ -323,7 +323,8 @@ func (p *pass) over(remote net.Addr) error {
 		return why
 	}
 	p.counted = true // what is sent away costs little
-	g.judge.away.add(p.from, why, now)
+	block := wastedBlock(p.from)
+	g.judge.away.add(block, g.judge.wasted.blocks.ref(block), why, now)
 	if g.judge.strain == nil {
 		g.judge.strain = traffic.NewStrain(p.log, g.often)
 	}
@@ -338,18 +339,16 @@ func (p *pass) over(remote net.Addr) error {
 func (g *gate) often() status.Pressure {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	a := &g.judge.away
-	a.tick(time.Now())
+	s := g.judge.away.worst(time.Now())
 	pr := status.Pressure{
-		What: "connections a second for strangers of one network at " + g.what.port, Limit: strangerRate,
+		What: "connections a second for strangers of one network at " + g.what.port, Used: strangerRate + s.ofMost, Limit: strangerRate,
 		Hint: "they are reset; addresses that reached a service within a day are let in. name a balancer in front of this port in proxy_protocol_from",
 	}
-	if a.why == errWastage {
-		pr.What, pr.Limit = "connections a second for all strangers at "+g.what.port, strangersRate
+	if s.rate == ofAll {
+		pr.What, pr.Used, pr.Limit = "connections a second for all strangers at "+g.what.port, strangersRate+s.n, strangersRate
 	}
-	pr.Used = pr.Limit + max(a.n, a.before)
-	if a.last.IsValid() {
-		pr.Largest.Client = a.last.String()
+	if s.most.IsValid() {
+		pr.Largest.Client = s.most.String()
 	}
 	return pr
 }

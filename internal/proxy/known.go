@@ -200,6 +200,14 @@ func (r *recent[K, V]) get(k K) (v V, ok bool) {
 	return v, false
 }
 
+// ref returns where the value of k is; nil: nowhere. It is valid until the next put.
+func (r *recent[K, V]) ref(k K) *V {
+	if e := r.at[k]; e != nil {
+		return &e.Value.(*entry[K, V]).value
+	}
+	return nil
+}
+
 func (r *recent[K, V]) put(k K, v V, most int) {
 	if e := r.at[k]; e != nil {
 		e.Value.(*entry[K, V]).value = v

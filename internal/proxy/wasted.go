@@ -33,6 +33,9 @@ type wasted struct {
 type waste struct {
 	whole time.Time // when it will have its whole burst again
 	last  time.Time
+
+	second uint32   // of away, in which
+	sent   [2]int64 // were sent away, by the rate
 }
 
 const (
@@ -109,25 +112,77 @@ type judge struct {
 	strain *traffic.Strain // for those who were sent away; nil: nobody was yet. Guarded by gate.mu
 }
 
-// away counts who was sent away, by the second.
+// away counts who was sent away, by the second: for the rate of a network and for that of all.
 type away struct {
-	n, before int64 // in this second, and in the one before
-	begun     time.Time
-	last      netip.Prefix
-	why       error
+	begun       time.Time
+	second      uint32 // counts them; waste.second is compared with it
+	now, before [2]sent
+	seen        sent // what was worst in the last second in which somebody was sent away
 }
 
-func (a *away) add(from netip.Addr, why error, now time.Time) {
+const (
+	ofNetwork = iota
+	ofAll
+)
+
+// sent is how many were sent away in a second for one of the rates.
+type sent struct {
+	rate   int
+	n      int64
+	most   netip.Prefix // of which network most were
+	ofMost int64
+}
+
+// add counts one. had is what its network had.
+func (a *away) add(block netip.Prefix, had *waste, why error, now time.Time) {
 	a.tick(now)
-	a.n++
-	a.last, a.why = wastedBlock(from), why
+	if had.second != a.second {
+		had.second, had.sent = a.second, [2]int64{}
+	}
+	rate := ofNetwork
+	if why == errWastage {
+		rate = ofAll
+	}
+	s := &a.now[rate]
+	s.rate = rate
+	s.n++
+	if had.sent[rate]++; had.sent[rate] > s.ofMost {
+		s.most, s.ofMost = block, had.sent[rate]
+	}
 }
 
 func (a *away) tick(now time.Time) {
-	switch d := now.Sub(a.begun); {
-	case d >= 2*time.Second:
-		a.n, a.before, a.begun = 0, 0, now
-	case d >= time.Second:
-		a.n, a.before, a.begun = 0, a.n, a.begun.Add(time.Second)
+	d := now.Sub(a.begun)
+	if d < time.Second {
+		return
 	}
+	if s := worst(a.now); s.n > 0 {
+		a.seen = s
+	}
+	a.second++
+	a.before, a.begun = a.now, a.begun.Add(time.Second)
+	if d >= 2*time.Second {
+		a.before, a.begun = [2]sent{}, now
+	}
+	a.now = [2]sent{}
+}
+
+// worst returns what is worst at present; if nobody was sent away lately, what was worst, without numbers.
+func (a *away) worst(now time.Time) sent {
+	a.tick(now)
+	s, b := worst(a.now), worst(a.before)
+	if b.n > s.n {
+		s = b
+	}
+	if s.n == 0 {
+		return sent{rate: a.seen.rate, most: a.seen.most}
+	}
+	return s
+}
+
+func worst(second [2]sent) sent {
+	if second[ofAll].n > second[ofNetwork].n {
+		return second[ofAll]
+	}
+	return second[ofNetwork]
 }

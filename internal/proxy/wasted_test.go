@@ -295,3 +295,47 @@ func TestUnservedRequests(t *testing.T) {
 		g.closeAll()
 	})
 }
+
+// TestWhoIsSentAway: status names the limit for which most are sent away in a second, and the network of which those most are: its number
+// if it is its own limit, that of all if it is the limit of all.
+func TestWhoIsSentAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newNamesGate(1<<20, 0, func(netip.Addr) bool { return false })
+		g.what.port = "the port"
+		defer g.closeAll()
+		come := func(addr string, n int) {
+			for range n {
+				if p := g.enter(quiet, from(addr)); p != nil {
+					p.leave(false)
+				}
+			}
+		}
+		want := func(what string, of string, used, limit int64, client string) {
+			t.Helper()
+			if short := g.appendTo(nil); len(short) != 1 || short[0].What != "connections a second for "+of+" at the port" || short[0].Used != used || short[0].Limit != limit || short[0].Largest.Client != client {
+				t.Errorf("%s: status says %+v; want %d of %d for %s, most for %s", what, short, used, limit, of, client)
+			}
+		}
+		const one, all = "strangers of one network", "all strangers"
+		come("192.0.2.1", strangerBurst+300)
+		come("198.51.100.1", strangerBurst+100)
+		come("203.0.113.1", strangerBurst+1)
+		want("two networks, and a third one last", one, strangerRate+300, strangerRate, "192.0.2.0/24")
+		time.Sleep(time.Second)
+		come("198.51.100.1", strangerRate+5) // and somebody else has most of the next second
+		want("a second that is not over", one, strangerRate+300, strangerRate, "192.0.2.0/24")
+		time.Sleep(time.Second)
+		want("the next second", one, strangerRate+5, strangerRate, "198.51.100.0/24")
+		time.Sleep(3 * time.Second)
+		want("nobody any more", one, strangerRate, strangerRate, "198.51.100.0/24")
+		g.mu.Lock()
+		g.judge.wasted.all = time.Now().Add(time.Hour)
+		g.mu.Unlock()
+		come("192.0.2.1", 50)
+		come("198.51.100.1", 10)
+		come("203.0.113.1", 1)
+		want("all together", all, strangersRate+61, strangersRate, "192.0.2.0/24")
+		come("20.0.0.1", strangerBurst) // is new, and let in once
+		want("all together and one more", all, strangersRate+61+strangerBurst-1, strangersRate, "192.0.2.0/24")
+	})
+}
