@@ -175,7 +175,7 @@ func (s *Server) Serve(conn net.Conn) {
 				c.framed = true
 				conn = &secured{t, c}
 			case mayCarryHTTP2(state): // or net/http says that it does not
-				c.framed, c.tls = true, &state
+				c.tls, c.stream.agreed = &state, true
 				conn = &securedHTTP2{t, c}
 			}
 		}

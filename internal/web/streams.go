@@ -19,6 +19,7 @@ const (
 
 var (
 	errStreams = errors.New("there is no room for more requests of a client whom no service has let in")
+	errPreface = errors.New("the client agreed on HTTP/2 and does not speak it")
 	errResets  = errors.New("the client took back too many requests")
 )
 
@@ -31,6 +32,8 @@ var (
 type streams struct {
 	mu      sync.Mutex
 	changed sync.Cond // something is held no more, or nothing is followed any more
+
+	agreed bool // it is HTTP/2, or nothing: TLS says so. Set before the first read
 
 	matched int            // bytes of the preface that were seen; guarded by mu, as all below
 	over    bool           // it is not HTTP/2, or a service has let the client in, or it has gone
@@ -135,6 +138,9 @@ func (s *streams) read(b []byte, more func(int) bool) (n int, err error) {
 			s.over = b[n] != prefaceOfHTTP2[s.matched]
 			s.matched++
 			n++
+			if s.over && s.agreed {
+				return n, errPreface
+			}
 			continue
 		case s.in.left > 0:
 			k := min(len(b)-n, s.in.left)
