@@ -1,7 +1,6 @@
 package web
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -44,6 +43,8 @@ type Client struct {
 	stray  atomic.Bool // nobody has let it in, and its next head cannot be told from what is around it
 	frames framing
 	stream streams
+	reads  int                  // of HTTP/2
+	late   time.Time            // the read deadline that stream wants, as it was set
 	held   []byte               // was read of frames of HTTP/2, and waits; only net/http's reads use it
 	tls    *tls.ConnectionState // that net/http does not see, as it is to see no TLS at HTTP/2; nil: it does, or there is none
 	ahead  []byte               // was read of the connection before it became net/http's
@@ -67,6 +68,7 @@ type Client struct {
 func (s *Server) NewClient(conn net.Conn, entered func(), gone func(entered bool)) *Client {
 	c := &Client{Conn: conn, server: s, first: entered, visits: make(map[*Site]*Visit)}
 	c.frames.begin()
+	c.stream.from, c.stream.pool = clientAddr(conn.RemoteAddr()), &s.strange
 	c.gone = func() {
 		if gone != nil {
 			gone(!c.said.CompareAndSwap(false, true))
@@ -136,7 +138,13 @@ func (c *Client) readOf(conn net.Conn, b []byte) (n int, err error) {
 	if len(c.held) > 0 {
 		n = copy(b, c.held)
 		c.held = c.held[n:]
-	} else if n, err = conn.Read(b); n > 0 {
+		return c.heard(b[:n], nil, conn)
+	}
+	if late := c.stream.late(); late != c.late {
+		c.late = late
+		conn.SetReadDeadline(late)
+	}
+	if n, err = conn.Read(b); n > 0 {
 		c.next.begun.Store(true)
 	}
 	return c.heard(b[:n], err, conn)
@@ -148,9 +156,7 @@ func (c *Client) writeOf(conn net.Conn, b []byte) (int, error) {
 		return len(b), nil
 	}
 	n, err := conn.Write(b)
-	if !c.said.Load() {
-		c.stream.wrote(b[:n])
-	}
+	c.stream.wrote(b[:n])
 	return n, err
 }
 
@@ -220,23 +226,13 @@ func (c *Client) refused(why error) error {
 
 // heard looks at what was read. It refuses a head of HTTP/1 that is too long, by a word to whoever sent it.
 func (c *Client) heard(b []byte, err error, to io.Writer) (int, error) {
-	if !c.said.Load() {
-		http2 := c.stream.follows()
-		n, why := c.stream.read(b, c.mayTake)
-		if why != nil {
-			if why == errStreams {
-				c.server.crowded(PoolStrangers, why)
-			}
-			return 0, c.refused(why)
-		}
-		if n < len(b) {
-			c.held = append(bytes.Clone(b[n:]), c.held...)
-			b, err = b[:n], nil // an error comes again
-		}
-		if http2 {
-			return n, err
-		}
+	http2 := c.stream.follows()
+	n, err, ok := c.follow(b, err)
+	if !ok || http2 {
+		c.yield()
+		return n, err
 	}
+	b = b[:n]
 	lines, size := c.frames.read(b)
 	why := errLines
 	switch {
@@ -374,7 +370,7 @@ func (c *Client) entered() {
 	if c.said.CompareAndSwap(false, true) && c.first != nil {
 		c.first()
 	}
-	c.stream.end()
+	c.stream.enter(&c.server.users)
 	c.giveHeads()
 }
 

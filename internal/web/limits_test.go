@@ -68,7 +68,8 @@ func TestSlowHead(t *testing.T) {
 			for fr.WriteContinuation(1, false, []byte{0x86}) == nil {                          // :scheme http
 				time.Sleep(time.Second)
 			}
-		}, idleTime + 2*time.Second},
+		}, headerTime + 2*time.Second},
+		{"half a frame of HTTP/2", func(c net.Conn) { preface(c).WriteRawFrame(0x2a, 0, 0, make([]byte, 10)); c.Write([]byte{0, 0}) }, headerTime + 2*time.Second},
 		{"pings of HTTP/2 alone", func(c net.Conn) {
 			for fr := preface(c); fr.WritePing(false, [8]byte{}) == nil; {
 				time.Sleep(time.Second)

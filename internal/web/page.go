@@ -155,7 +155,7 @@ func (x *exchange) page(w http.ResponseWriter, r *http.Request, status int, err 
 // behind it if there is a body: net/http would read that first, and it may never come.
 func (x *exchange) own(w http.ResponseWriter, r *http.Request, answer http.HandlerFunc) {
 	x.askUnserved()
-	if r.ProtoMajor >= 2 && !x.client.said.Load() {
+	if r.ProtoMajor >= 2 {
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(headerTime)) // a window that stays closed keeps the request
 	}
 	if r.ProtoMajor >= 2 || r.ContentLength == 0 || x.body != nil {

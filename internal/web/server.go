@@ -94,6 +94,7 @@ type Server struct {
 	guesses  guesses
 	heads    headRoom
 	strange  share.Pool    // for long heads of clients whom no service has let in
+	users    share.Pool    // for heads of requests of HTTP/2 of others
 	restTime time.Duration // longer in tests
 
 	mu      sync.Mutex
@@ -127,7 +128,7 @@ func (s *Server) Start() {
 func (s *Server) prepare() { s.once.Do(s.prepareOnce) }
 
 func (s *Server) prepareOnce() {
-	s.heads.size, s.strange.Size = s.HeadRoom, mostHeads
+	s.heads.size, s.strange.Size, s.users.Size = s.HeadRoom, mostHeads, mostHeads
 	s.restTime = cmp.Or(s.restTime, restTime)
 	s.conns, s.asked, s.ended = make(chan net.Conn), make(chan net.Conn), make(chan struct{})
 	s.life, s.stop = context.WithCancel(context.Background())
@@ -145,7 +146,7 @@ func (s *Server) configure(h *http.Server) {
 			return context.WithValue(ctx, clientKey{}, clientOf(c))
 		},
 		// No pings: they would end a client that stands at a breakpoint, for which its system still answers. Who is gone is TCP's to notice.
-		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrame}, // it takes the memory for a frame before that has come
 		Protocols: new(http.Protocols),
 	}
 	h.DisableGeneralOptionsHandler = true // it answers "OPTIONS *" before check has seen the request

@@ -1,50 +1,80 @@
 package web
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
+	"net/netip"
+	"runtime"
+	"strings"
 	"sync"
+	"time"
+
+	"golang.org/x/net/http2/hpack"
+
+	"reverser/internal/share"
 )
 
-// What a client of HTTP/2 whom no service has let in can have this process hold. The costs are bytes, a little more than what was measured.
+// What a client of HTTP/2 can have this process hold. The costs are bytes, a little more than what was measured.
 const (
-	mostHeld   = 48 << 10  // at once; a client that sends more waits until some of it is answered
-	streamCost = 16 << 10  // a request: its goroutine, and its answer until the client lets it be written
-	fieldCost  = 100       // a field of a head, beside the bytes of its name and value
-	byteCost   = 2         // a byte of a head, which may be packed
-	mostBlock  = 256 << 10 // a head: net/http keeps maxHeader bytes of it, in which each field counts for at least 32
-	replyCost  = 128       // a frame that net/http answers by itself
-	mostResets = 16        // requests that it takes back: each may leave a goroutine behind for a moment
+	mostHeld       = 64 << 10  // at once, of one whom no service has let in
+	mostHeldInside = 128 << 10 // of others, for heads alone
+	streamCost     = 16 << 10  // a request of a stranger: its goroutine, and its answer until the client lets it be written
+	byteCost       = 2         // a byte of a head as it comes, which is kept until its field is complete
+	fieldCost      = 100       // a field of a head, beside the bytes of its name and value
+	trailerCost    = 200       // a name in a field that announces trailers, of which net/http makes a table
+	replyCost      = 128       // a frame that net/http answers by itself
+	shareUnit      = 8 << 10   // what is beyond is taken of a pool in such steps
+
+	mostResets   = 16                // requests of a stranger that it takes back, or has this process reset: each may leave a goroutine behind for a moment
+	mostFrames   = 1000              // frames of a stranger between two requests
+	mostInTurn   = 32                // frames that are read of a client before others have their turn
+	mostUnpacked = maxHeader + 1<<10 // bytes of a head that net/http keeps, at the most
+	maxFrame     = 1 << 14           // bytes of a frame: what a server has to take (RFC 9113, section 6.5.2)
 )
+
+const waitTime = 2 * headerTime // that a client is held back: longer than a page may take to be written
 
 var (
-	errStreams = errors.New("there is no room for more requests of a client whom no service has let in")
+	errStreams = errors.New("there is no room for more requests of a client of HTTP/2")
 	errPreface = errors.New("the client agreed on HTTP/2 and does not speak it")
 	errResets  = errors.New("the client took back too many requests")
+	errFrames  = errors.New("the client sends frames and asks for nothing")
+	errBlock   = errors.New("the head of a request could not be unpacked")
 )
 
-// streams follows the frames of a client of HTTP/2 (RFC 9113) until a service lets it in, and holds back what it sends while this process would
-// have to hold too much for it. net/http takes a hundred requests from everybody, and keeps a goroutine, the fields and an answer for each
-// until the client lets the answer be written, which may be never: 14 KB for 20 bytes.
+// streams follows the frames of a client of HTTP/2 (RFC 9113), and holds back what it sends while this process would have to hold too much
+// for it. net/http takes a hundred requests from everybody, and keeps a goroutine, the fields and an answer for each until the client lets
+// the answer be written, which may be never: 14 KB for 20 bytes, and 240 KB for a head of many short fields.
 //
-// A client that is held back is read no further until one of its requests is answered or a service lets it in. Nothing that it needs for
-// that is held back, but for window updates behind more requests than it may have. Then the time for writing a page ends the wait.
+// A client that is held back is read no further until one of its requests is answered, and refused if none is for waitTime. Nothing that it needs for that is held back, but for
+// window updates behind more requests than it may have. Then the time for writing a page ends the wait.
 type streams struct {
+	agreed bool // it is HTTP/2, or nothing: TLS says so. Set before the first read, as from
+	from   netip.Addr
+
 	mu      sync.Mutex
 	changed sync.Cond // something is held no more, or nothing is followed any more
 
-	agreed bool // it is HTTP/2, or nothing: TLS says so. Set before the first read
-
 	matched int            // bytes of the preface that were seen; guarded by mu, as all below
-	over    bool           // it is not HTTP/2, or a service has let the client in, or it has gone
+	over    bool           // it is not HTTP/2, or it has gone
+	broken  bool           // a head could not be unpacked, which net/http has been left to say
+	inside  bool           // a service has let it in
 	in, out frames         // from the client and to it
+	head    heads          // what is unpacked of heads
+	inHead  bool           // a head has begun and not ended
+	begun   time.Time      // when what has begun and not ended did: a head, or a frame that is no body; the zero value: nothing has
 	open    map[uint32]int // what each request holds whose head is complete, until its answer is written
 	block   int            // what the head holds that is being read
+	raw     int            // of it, what is held until it is unpacked
+	frame   int            // what the frame holds that is being read
 	owed    int            // what replies hold that were not written yet
 	held    int            // all of it
-	extra   int            // that it may hold beyond mostHeld, until all of it is answered
 	resets  int
-	fields  fieldCount
+	idle    int // frames since the last request
+
+	pool  *share.Pool // where what is beyond comes from
+	extra int64       // that was taken of it
 }
 
 const prefaceOfHTTP2 = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -78,8 +108,11 @@ func (f *frames) kind() byte         { return f.head[3] }
 func (f *frames) has(flag byte) bool { return f.head[4]&flag != 0 }
 func (f *frames) id() uint32         { return binary.BigEndian.Uint32(f.head[5:]) &^ (1 << 31) }
 
-// begun notes that the head of a frame is complete.
-func (f *frames) begun() {
+// isHead reports whether the payload is of the fields of a head.
+func (f *frames) isHead() bool { return f.kind() == frameHeaders || f.kind() == frameContinuation }
+
+// begin notes that the head of a frame is complete.
+func (f *frames) begin() {
 	f.have = 0
 	f.left = int(f.head[0])<<16 | int(f.head[1])<<8 | int(f.head[2])
 	f.skip, f.pad = 0, 0
@@ -93,29 +126,58 @@ func (f *frames) begun() {
 	}
 }
 
-// isHead reports whether the payload is of the fields of a head.
-func (f *frames) isHead() bool { return f.kind() == frameHeaders || f.kind() == frameContinuation }
-
-// mayWait reports whether frames of its kind cost something.
-func (f *frames) mayWait() bool {
-	switch f.kind() {
-	case frameData, frameHeaders, frameContinuation, frameSettings, framePing:
-		return true
+// fields passes the bytes of a payload that are of fields, and counts all of them.
+func (f *frames) fields(b []byte, pass func([]byte)) {
+	for len(b) > 0 {
+		k := 1
+		switch {
+		case f.pad < 0:
+			f.pad = int(b[0])
+		case f.skip > 0:
+			k = min(f.skip, len(b))
+			f.skip -= k
+		case f.left <= f.pad:
+			k = len(b)
+		default:
+			k = min(len(b), f.left-f.pad)
+			pass(b[:k])
+		}
+		f.left -= k
+		b = b[k:]
 	}
-	return false
 }
 
-// follows reports whether what is read are frames of HTTP/2 that are followed.
+// follows reports whether what is read are frames of HTTP/2.
 func (s *streams) follows() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.over && s.matched == len(prefaceOfHTTP2)
 }
 
+// late returns until when what has begun must have ended; the zero value: there is no limit.
+func (s *streams) late() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.begun.IsZero() {
+		return s.begun
+	}
+	return s.begun.Add(headerTime)
+}
+
+// enter says that a service has let the client in. pool is where what it holds beyond its own comes from now.
+func (s *streams) enter(pool *share.Pool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.giveLocked()
+	s.inside, s.pool = true, pool
+	s.wakeLocked()
+}
+
 // end stops following.
 func (s *streams) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.giveLocked()
 	s.over, s.open = true, nil
 	s.wakeLocked()
 }
@@ -127,10 +189,14 @@ func (s *streams) wakeLocked() {
 }
 
 // read sees what the client sent, and returns how much of it may be passed on now: all, or what is before a frame that may have to wait. Such a
-// frame waits when it comes first. more is asked for so many bytes beyond mostHeld where waiting would be in vain.
-func (s *streams) read(b []byte, more func(int) bool) (n int, err error) {
+// frame waits when it comes first.
+func (s *streams) read(b []byte) (n int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.broken {
+		return 0, errBlock
+	}
+	defer s.timeLocked()
 	begin := 0 // of the frame whose head is being read
 	for n < len(b) && !s.over {
 		switch {
@@ -144,7 +210,11 @@ func (s *streams) read(b []byte, more func(int) bool) (n int, err error) {
 			continue
 		case s.in.left > 0:
 			k := min(len(b)-n, s.in.left)
-			s.payloadLocked(b[n : n+k])
+			if s.in.isHead() {
+				s.in.fields(b[n:n+k], s.unpackLocked)
+			} else {
+				s.in.left -= k
+			}
 			n += k
 		default:
 			if s.in.have == 0 {
@@ -156,39 +226,57 @@ func (s *streams) read(b []byte, more func(int) bool) (n int, err error) {
 			if s.in.have < len(s.in.head) {
 				continue
 			}
-			if begin > 0 && s.in.mayWait() {
+			if begin > 0 {
 				s.in.have = 0
 				return begin, nil
 			}
-			s.in.begun()
-			s.frameLocked()
+			s.in.begin()
+			err = s.frameLocked()
 		}
-		if s.resets > mostResets {
-			return n, errResets
+		if err == nil && !s.fitsLocked() {
+			err = errStreams
 		}
-		if !s.fitsLocked(more) {
-			return n, errStreams
+		if err != nil {
+			return n, err
 		}
-		if s.in.have == 0 && s.in.left == 0 {
+		if s.in.left == 0 {
 			s.frameEndsLocked()
 		}
 	}
 	return len(b), nil
 }
 
+// timeLocked notes since when something is unfinished.
+func (s *streams) timeLocked() {
+	unfinished := s.inHead || s.in.have > 0 || s.in.left > 0 && s.in.kind() != frameData
+	switch {
+	case !unfinished || s.over:
+		s.begun = time.Time{}
+	case s.begun.IsZero():
+		s.begun = time.Now()
+	}
+}
+
 // frameLocked counts the frame whose head was read.
-func (s *streams) frameLocked() {
+func (s *streams) frameLocked() error {
 	f := &s.in
 	_, open := s.open[f.id()]
+	s.idle++
+	s.frame = min(f.left, maxFrame) // net/http takes no more
 	switch f.kind() {
 	case frameHeaders:
-		s.fields = fieldCount{}
+		s.inHead = true
 		if !open {
-			s.blockLocked(streamCost)
+			s.idle = 0
+			if !s.inside {
+				s.block += streamCost
+				s.held += streamCost
+			}
 		}
 	case frameData:
-		if open { // or it is not kept
-			s.addLocked(f.id(), f.left)
+		if open && !s.inside {
+			s.addLocked(f.id(), s.frame)
+			s.frame = 0
 		}
 	case frameReset:
 		if open {
@@ -201,52 +289,38 @@ func (s *streams) frameLocked() {
 			s.held += replyCost
 		}
 	}
+	s.held += s.frame
+	switch {
+	case s.inside:
+		return nil
+	case s.resets > mostResets:
+		return errResets
+	case s.idle > mostFrames:
+		return errFrames
+	}
+	return nil
 }
 
-// payloadLocked counts a part of a frame's payload.
-func (s *streams) payloadLocked(b []byte) {
-	f := &s.in
-	for len(b) > 0 && f.isHead() {
-		if f.pad < 0 {
-			f.pad = int(b[0])
-			f.left--
-			b = b[1:]
-			continue
-		}
-		if f.skip > 0 {
-			k := min(f.skip, len(b))
-			f.skip -= k
-			f.left -= k
-			b = b[k:]
-			continue
-		}
-		k := min(len(b), max(f.left-f.pad, 0))
-		if k == 0 {
-			break
-		}
-		before := s.fields.n
-		s.fields.read(b[:k])
-		s.blockLocked(k*byteCost + (s.fields.n-before)*fieldCost)
-		f.left -= k
-		b = b[k:]
-	}
-	f.left -= len(b)
+// unpackLocked counts what a part of a head holds.
+func (s *streams) unpackLocked(b []byte) {
+	before := s.head.cost
+	s.broken = !s.head.unpack(b) || s.broken
+	s.raw += byteCost * len(b)
+	n := s.head.cost - before + byteCost*len(b)
+	s.block += n
+	s.held += n
 }
 
 // frameEndsLocked has a request begin with the end of its head.
 func (s *streams) frameEndsLocked() {
+	s.held -= s.frame
+	s.frame = 0
 	if s.in.isHead() && s.in.has(flagEndHeaders) {
-		n := s.block
-		s.block = 0
-		s.held -= n
-		s.addLocked(s.in.id(), n)
+		s.held -= s.block
+		s.addLocked(s.in.id(), s.block-s.raw)
+		s.block, s.raw, s.inHead = 0, 0, false
+		s.broken = !s.head.end() || s.broken
 	}
-}
-
-func (s *streams) blockLocked(n int) {
-	n = min(n, mostBlock-s.block)
-	s.block += n
-	s.held += n
 }
 
 func (s *streams) addLocked(id uint32, n int) {
@@ -260,27 +334,61 @@ func (s *streams) addLocked(id uint32, n int) {
 func (s *streams) answeredLocked(id uint32) {
 	s.held -= s.open[id]
 	delete(s.open, id)
-	if len(s.open) == 0 && s.block == 0 {
+	if s.held <= s.mostLocked() {
+		s.giveLocked()
+	}
+}
+
+func (s *streams) mostLocked() int {
+	if s.inside {
+		return mostHeldInside
+	}
+	return mostHeld
+}
+
+func (s *streams) giveLocked() {
+	if s.extra > 0 {
+		s.pool.Give(s.from, s.extra)
 		s.extra = 0
 	}
 }
 
-// fitsLocked waits until what is held is not too much. It reports whether that came about.
-func (s *streams) fitsLocked(more func(int) bool) bool {
-	for !s.over && s.held > mostHeld+s.extra {
-		if len(s.open) == 0 { // nothing ends
-			if !more(s.held - mostHeld) {
-				return false
-			}
-			s.extra = s.held - mostHeld
-			break
+// fitsLocked waits until what is held is not too much. It reports whether that came about. Strangers have to wait for their own answers first;
+// what is beyond comes from a pool when there is none under way. Others wait when the pool has nothing left for them.
+func (s *streams) fitsLocked() bool {
+	for !s.over {
+		want := int64(s.held-s.mostLocked()+shareUnit-1) / shareUnit * shareUnit
+		switch {
+		case want <= s.extra:
+			return true
+		case (s.inside || len(s.open) == 0) && s.pool != nil && s.pool.Take(s.from, want-s.extra):
+			s.extra = want
+			return true
+		case len(s.open) == 0:
+			return false
 		}
-		if s.changed.L == nil {
-			s.changed.L = &s.mu
+		if !s.waitLocked() {
+			return false
 		}
-		s.changed.Wait()
 	}
 	return true
+}
+
+// waitLocked waits until something is held no more, for up to waitTime: whoever has gone meanwhile is not seen, as nothing is read.
+func (s *streams) waitLocked() bool {
+	if s.changed.L == nil {
+		s.changed.L = &s.mu
+	}
+	late := false
+	timer := time.AfterFunc(waitTime, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		late = true
+		s.changed.Broadcast()
+	})
+	s.changed.Wait()
+	timer.Stop()
+	return !late
 }
 
 // wrote sees what was written to the client: answers end with it, and replies.
@@ -303,14 +411,20 @@ func (s *streams) wrote(b []byte) {
 			f.have += k
 			b = b[k:]
 			if f.have < len(f.head) {
-				return
+				break
 			}
-			f.begun()
+			f.begin()
 		}
 		if f.left > 0 {
 			continue
 		}
-		if k := f.kind(); k == frameReset || (k == frameData || k == frameHeaders) && f.has(flagEndStream) {
+		_, open := s.open[f.id()]
+		switch k := f.kind(); {
+		case !open:
+		case k == frameReset:
+			s.resets++
+			s.answeredLocked(f.id())
+		case (k == frameData || k == frameHeaders) && f.has(flagEndStream):
 			s.answeredLocked(f.id())
 		}
 	}
@@ -319,94 +433,68 @@ func (s *streams) wrote(b []byte) {
 	}
 }
 
-// fieldCount counts the fields of a head, without decoding them (RFC 7541, section 6).
-type fieldCount struct {
-	n       int
-	at      fieldPart
-	strings int // of the field, that are to come
-	length  int // of the string; or its bytes that are to come
-	shift   int
+// heads unpacks the heads of one client (RFC 7541), as net/http does, to count what that keeps of each.
+type heads struct {
+	decoder *hpack.Decoder // nil: there was no head yet
+	cost    int            // of the head, so far
+	size    int            // of the head, as net/http counts it
 }
 
-type fieldPart uint8
+// unpack unpacks a part of a head. false: it cannot be.
+func (h *heads) unpack(b []byte) bool {
+	if h.decoder == nil {
+		h.decoder = hpack.NewDecoder(4096, h.field) // the size that is agreed on, which net/http does not change
+		h.decoder.SetMaxStringLength(mostUnpacked)
+	}
+	_, err := h.decoder.Write(b)
+	return err == nil
+}
 
-const (
-	fieldStart  fieldPart = iota
-	fieldIndex            // in the rest of a number that is of no interest
-	fieldLength           // the length of a string begins
-	fieldLonger           // in the rest of the length
-	fieldString
-)
+func (h *heads) field(f hpack.HeaderField) {
+	h.size += int(f.Size())
+	if h.size > mostUnpacked {
+		h.decoder.SetEmitEnabled(false)
+		return
+	}
+	h.cost += fieldCost + len(f.Name) + len(f.Value)
+	switch f.Name {
+	case "trailer":
+		h.cost += trailerCost * strings.Count(f.Value, ",")
+	case "cookie":
+		h.cost += len(f.Value) // net/http joins them
+	}
+}
 
-// read sees a part of a head.
-func (c *fieldCount) read(b []byte) {
-	for i := 0; i < len(b); i++ {
-		x := b[i]
-		switch c.at {
-		case fieldStart:
-			prefix, literal := byte(0x0f), true // a literal that is not to be indexed
-			switch {
-			case x&0x80 != 0:
-				prefix, literal = 0x7f, false // indexed
-			case x&0x40 != 0:
-				prefix = 0x3f // a literal to be indexed
-			case x&0x20 != 0:
-				prefix, literal = 0x1f, false // the size of the table
-			}
-			if prefix != 0x1f {
-				c.n++
-			}
-			c.strings = 0
-			if literal {
-				if c.strings = 1; x&prefix == 0 {
-					c.strings = 2 // the name, too
-				}
-			}
-			if x&prefix == prefix {
-				c.at = fieldIndex
-			} else {
-				c.next()
-			}
-		case fieldIndex:
-			if x&0x80 == 0 {
-				c.next()
-			}
-		case fieldLength:
-			c.strings--
-			c.length, c.shift = int(x&0x7f), 0
-			if c.length == 0x7f {
-				c.at = fieldLonger
-			} else {
-				c.string()
-			}
-		case fieldLonger:
-			if c.shift <= 21 { // net/http takes no longer ones
-				c.length += int(x&0x7f) << c.shift
-				c.shift += 7
-			}
-			if x&0x80 == 0 {
-				c.string()
-			}
-		case fieldString:
-			k := min(c.length, len(b)-i)
-			i += k - 1
-			if c.length -= k; c.length == 0 {
-				c.next()
-			}
+// end is the end of a head. false: it cannot be unpacked.
+func (h *heads) end() bool {
+	h.cost, h.size = 0, 0
+	if h.decoder == nil {
+		return true
+	}
+	h.decoder.SetEmitEnabled(true)
+	return h.decoder.Close() == nil
+}
+
+// follow looks at what was read, and returns how much of it goes on. false: nothing does, and the connection is to end.
+func (c *Client) follow(b []byte, err error) (int, error, bool) {
+	n, why := c.stream.read(b)
+	if why != nil {
+		if why == errStreams {
+			c.server.crowded(PoolStrangers, why)
 		}
+		return 0, c.refused(why), false
 	}
+	if n < len(b) {
+		c.held = append(bytes.Clone(b[n:]), c.held...)
+		err = nil // it comes again
+	}
+	return n, err, true
 }
 
-// string begins with the bytes of a string.
-func (c *fieldCount) string() {
-	if c.at = fieldString; c.length == 0 {
-		c.next()
-	}
-}
-
-// next goes on behind a number or a string.
-func (c *fieldCount) next() {
-	if c.at = fieldStart; c.strings > 0 {
-		c.at = fieldLength
+// yield gives others their turn when many frames were read. net/http hands each from a goroutine to another one, and two that do so keep a
+// processor for as long as the scheduler lets them, 10 ms: with hundreds of such clients nobody else would have one for seconds.
+func (c *Client) yield() {
+	if c.reads++; c.reads%mostInTurn == 0 {
+		runtime.Gosched()
 	}
 }
