@@ -114,7 +114,7 @@ func (c *Client) Read(b []byte) (int, error) {
 		c.ahead = c.ahead[n:]
 		return c.heard(b[:n], nil, c.Conn)
 	}
-	if c.stray.Load() {
+	if c.strays(b) {
 		return 0, c.refused(errStray)
 	}
 	// What has arrived is noted before it is read, so that hasArrived sees it at every moment: it is still with the kernel, or it was noted.
@@ -176,7 +176,7 @@ type secured struct {
 
 // Read implements net.Conn.
 func (s *secured) Read(b []byte) (int, error) {
-	if s.client.stray.Load() {
+	if s.client.strays(b) {
 		return 0, s.client.refused(errStray)
 	}
 	return s.client.readOf(s.Conn, b)
@@ -216,6 +216,10 @@ var (
 	errHeads = errors.New("there is no room for long heads of requests")
 	errStray = errors.New("it is not known where the next head begins")
 )
+
+// strays reports whether b is for a head that cannot be told from what is around it. net/http reads one byte while an answer is under way, to
+// see whether the client is there: that is no head, and the answer to a request that came as a whole is not cut off for it.
+func (c *Client) strays(b []byte) bool { return c.stray.Load() && len(b) > 1 }
 
 // refused has the connection end, behind what was written to it.
 func (c *Client) refused(why error) error {

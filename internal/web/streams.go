@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -482,7 +483,9 @@ func (c *Client) follow(b []byte, err error) (int, error, bool) {
 		if why == errStreams {
 			c.server.crowded(PoolStrangers, why)
 		}
-		return 0, c.refused(why), false
+		c.shut.Store(true)
+		c.resetAtClose() // nothing that is worth waiting for is on its way to the client
+		return 0, &net.OpError{Op: "read", Net: "tcp", Err: why}, false
 	}
 	if n < len(b) {
 		c.held = append(bytes.Clone(b[n:]), c.held...)
