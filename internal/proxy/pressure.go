@@ -62,11 +62,19 @@ func (p *Proxy) answersPressure() status.Pressure {
 
 // strangersPressure describes who has how much of the memory for requests of those whom no service has let in.
 func (p *Proxy) strangersPressure() status.Pressure {
-	t := p.web.server.Taken(web.PoolStrangers)
-	pr := status.Pressure{
-		What: "bytes of memory for long heads of requests of strangers", Used: t.Used, Limit: t.Size,
-		Hint: "an address may have half of what others leave: somebody sends very many that do not end; requests with heads of 8 KiB or less are served as ever",
-	}
+	return p.requestsPressure(web.PoolStrangers, "bytes of memory for long heads of requests of strangers",
+		"an address may have half of what others leave: somebody sends very many that do not end; requests with heads of 8 KiB or less are served as ever")
+}
+
+// usersPressure describes who has how much of the memory for heads of requests of HTTP/2.
+func (p *Proxy) usersPressure() status.Pressure {
+	return p.requestsPressure(web.PoolUsers, "bytes of memory for heads of requests of HTTP/2",
+		"an address may have half of what others leave: somebody has very many requests with long heads under way; clients with fewer than 128 KiB of them are served as ever, others wait for their own")
+}
+
+func (p *Proxy) requestsPressure(pool web.Pool, what, hint string) status.Pressure {
+	t := p.web.server.Taken(pool)
+	pr := status.Pressure{What: what, Used: t.Used, Limit: t.Size, Hint: hint}
 	if t.ByLargest > 0 {
 		pr.Largest.Client = blockName(t.Block)
 	}

@@ -194,6 +194,7 @@ func New(cfg Config) *Proxy {
 	p.web.short = map[web.Pool]*traffic.Strain{
 		web.PoolAnswers:   traffic.NewStrain(cfg.Log, p.answersPressure),
 		web.PoolStrangers: traffic.NewStrain(cfg.Log, p.strangersPressure),
+		web.PoolUsers:     traffic.NewStrain(cfg.Log, p.usersPressure),
 	}
 	p.web.server.Crowded = func(pool web.Pool, why error) { p.web.short[pool].Note(why) }
 	p.names.short = traffic.NewStrain(cfg.Log, p.hellosPressure)

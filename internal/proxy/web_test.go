@@ -149,6 +149,7 @@ func TestPoolsThatAreShort(t *testing.T) {
 	why := errors.New("there is none")
 	w.p.web.server.Crowded(web.PoolAnswers, why)
 	w.p.web.server.Crowded(web.PoolStrangers, why)
+	w.p.web.server.Crowded(web.PoolUsers, why)
 	w.p.names.hellos.Crowded(why)
 	var got []string
 	for _, p := range w.p.Status().Pressure {
@@ -158,7 +159,8 @@ func TestPoolsThatAreShort(t *testing.T) {
 		got = append(got, p.What)
 	}
 	want := []string{
-		"bytes of memory for ClientHellos of more than 4 KiB", "bytes of memory for long heads of answers", "bytes of memory for long heads of requests of strangers",
+		"bytes of memory for ClientHellos of more than 4 KiB", "bytes of memory for heads of requests of HTTP/2", "bytes of memory for long heads of answers",
+		"bytes of memory for long heads of requests of strangers",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("short are %q, want %q", got, want)

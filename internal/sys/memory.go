@@ -32,13 +32,13 @@ func MostNames(available int64) int {
 	return int(available / 8 / each)
 }
 
-// MostStrangers is how many connections that no service has let in a port for names holds where that much memory is available: as many as an
-// eighth of it has room for; 0 where the system does not tell.
+// MostStrangers is how many connections that no service has let in each of the two ports for names holds where that much memory is available:
+// as many as an eighth of it has room for in both; 0 where the system does not tell.
 //
 // 4,000 clients of HTTP/2 that had sent 100 requests each, and let no answer be written, took some 100 KB each, garbage included (Linux, amd64).
 func MostStrangers(available int64) int {
 	const each = 128 << 10
-	return int(max(available, 0) / 8 / each)
+	return int(max(available, 0) / 8 / 2 / each)
 }
 
 // RuntimeLimit is the memory limit for Go's runtime: from there on it collects more often rather than grow. 0: none.

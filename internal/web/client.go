@@ -374,7 +374,7 @@ func (c *Client) entered() {
 	if c.said.CompareAndSwap(false, true) && c.first != nil {
 		c.first()
 	}
-	c.stream.enter(&c.server.users)
+	c.stream.enter(&c.server.users, func() { c.server.crowded(PoolUsers, errStreams) })
 	c.giveHeads()
 }
 

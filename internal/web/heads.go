@@ -176,24 +176,29 @@ type Pool int
 const (
 	PoolAnswers   Pool = iota // for long heads of answers; keys share it
 	PoolStrangers             // for requests of clients whom no service has let in; addresses share it
+	PoolUsers                 // for heads of requests of HTTP/2 of others; addresses share it
 )
 
 // Taken is how much of a pool is taken.
 type Taken struct {
 	Used, Size int64
 	Key        any          // of PoolAnswers, of the Site that has most; nil: nobody has anything
-	Block      netip.Prefix // of PoolStrangers, the address, or the network of IPv6, that has most
+	Block      netip.Prefix // of the others, the address, or the network of IPv6, that has most
 	ByLargest  int64
 }
 
 // Taken returns how much of a pool is taken, and by whom most.
 func (s *Server) Taken(p Pool) Taken {
 	s.prepare()
-	if p == PoolStrangers {
-		t := s.strange.Taken()
-		return Taken{Used: t.Used, Size: t.Size, Block: t.Largest, ByLargest: t.ByLargest}
+	pool := &s.strange
+	switch p {
+	case PoolAnswers:
+		return s.heads.taken()
+	case PoolUsers:
+		pool = &s.users
 	}
-	return s.heads.taken()
+	t := pool.Taken()
+	return Taken{Used: t.Used, Size: t.Size, Block: t.Largest, ByLargest: t.ByLargest}
 }
 
 func (s *Server) crowded(p Pool, why error) {

@@ -75,6 +75,7 @@ type streams struct {
 	idle    int // frames since the last request
 
 	pool  *share.Pool // where what is beyond comes from
+	short func()      // nil: a stranger is refused then, which is told elsewhere
 	extra int64       // that was taken of it
 }
 
@@ -165,12 +166,13 @@ func (s *streams) late() time.Time {
 	return s.begun.Add(headerTime)
 }
 
-// enter says that a service has let the client in. pool is where what it holds beyond its own comes from now.
-func (s *streams) enter(pool *share.Pool) {
+// enter says that a service has let the client in. pool is where what it holds beyond its own comes from now, and short is called when that has
+// nothing left for it.
+func (s *streams) enter(pool *share.Pool, short func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.giveLocked()
-	s.inside, s.pool = true, pool
+	s.inside, s.pool, s.short = true, pool, short
 	s.wakeLocked()
 }
 
@@ -368,6 +370,9 @@ func (s *streams) fitsLocked() bool {
 		case len(s.open) == 0:
 			return false
 		}
+		if s.short != nil {
+			s.short()
+		}
 		if !s.waitLocked() {
 			return false
 		}
@@ -480,7 +485,7 @@ func (h *heads) end() bool {
 func (c *Client) follow(b []byte, err error) (int, error, bool) {
 	n, why := c.stream.read(b)
 	if why != nil {
-		if why == errStreams {
+		if why == errStreams && !c.said.Load() {
 			c.server.crowded(PoolStrangers, why)
 		}
 		c.shut.Store(true)
