@@ -159,8 +159,8 @@ func TestPoolsThatAreShort(t *testing.T) {
 		got = append(got, p.What)
 	}
 	want := []string{
-		"bytes of memory for ClientHellos of more than 4 KiB", "bytes of memory for heads of requests of HTTP/2", "bytes of memory for long heads of answers",
-		"bytes of memory for long heads of requests of strangers",
+		"bytes of memory for ClientHellos of more than 4 KiB", "bytes of memory for long heads of answers",
+		"bytes of memory for long heads of requests of strangers", "bytes of memory for heads of requests of HTTP/2",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("short are %q, want %q", got, want)
