@@ -53,6 +53,7 @@ type reloader struct {
 	mu       sync.Mutex
 	now      config.Settings // in force; guarded by mu, as all below
 	last     *status.Reload  // nil: none yet
+	since    time.Time       // when the reload began that reads the files; the zero time: none does
 	change   *change         // the last one; nil: none yet, or there was nothing to confirm
 	stopping bool
 
@@ -132,7 +133,8 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 		return admin.Reloaded{}, errStopping
 	}
 	at := time.Now()
-	defer func() { r.note(at, err) }()
+	r.reads(at)
+	defer func() { r.reads(time.Time{}); r.note(at, err) }()
 	next, warnings, err := r.source.Load()
 	if fault, ok := errors.AsType[*config.ArgError](err); ok && fault.Hint != "" {
 		err = fmt.Errorf("%w: %s", err, fault.Hint)
@@ -158,6 +160,7 @@ func (r *reloader) reload(ctx context.Context) (done admin.Reloaded, err error) 
 	} else if err != nil { // what it costs is lines: it must not hold up who takes a key away
 		done.Warnings = append(done.Warnings, fmt.Sprintf("%v; everything else is reloaded, mend it and reload again", err))
 	}
+	r.reads(time.Time{})
 	if again, ok := r.role.(interface{ Again() }); ok { // what depends on more than the settings
 		again.Again()
 	}
@@ -410,6 +413,28 @@ func (r *reloader) note(at time.Time, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.last = last
+}
+
+// reads notes when a reload began to read the files; the zero time: it is through.
+func (r *reloader) reads(since time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.since = since
+}
+
+// underway is the reload that reads the files at this moment, nil if none does.
+func (r *reloader) underway() *status.Reloading {
+	r.mu.Lock()
+	since := r.since
+	r.mu.Unlock()
+	if since.IsZero() {
+		return nil
+	}
+	u := &status.Reloading{Since: since.UTC()}
+	if s, ok := r.source.(interface{ Reading() string }); ok {
+		u.File = s.Reading()
+	}
+	return u
 }
 
 // lastReload is what became of the last one, nil if there was none.

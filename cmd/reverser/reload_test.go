@@ -21,6 +21,7 @@ import (
 	"reverser/internal/grammar"
 	"reverser/internal/relay"
 	"reverser/internal/state"
+	"reverser/internal/status"
 	"reverser/internal/traffic"
 )
 
@@ -380,6 +381,40 @@ func TestEditedKeys(t *testing.T) {
 	if rt.lastReload() != nil {
 		t.Error("an edit of the keys counts as a reload")
 	}
+}
+
+// TestUnderway: a reload that waits for a disk is told from its beginning to its end, also while another one waits for it.
+func TestUnderway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := newReloadTest(t, exposing(t, "9000=80"))
+		rt.source.dead = make(chan struct{})
+		if u := rt.underway(); u != nil {
+			t.Errorf("before any reload: underway = %+v", u)
+		}
+		began := time.Now()
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				if _, err := rt.Reload(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+			time.Sleep(time.Hour)
+		}
+		u := rt.underway()
+		if u == nil || !u.Since.Equal(began) {
+			t.Fatalf("underway = %+v; want since %v", u, began)
+		}
+		var out strings.Builder
+		if err := printStatus(&out, status.Snapshot{Role: "bridge", Reloading: u}, time.Now(), 0); err != nil || !strings.Contains(out.String(), "a reload began 2h0m ago, and is not through with its files: look at its disk") {
+			t.Errorf("status prints %s, %v", out.String(), err)
+		}
+		close(rt.source.dead)
+		wg.Wait()
+		if u := rt.underway(); u != nil {
+			t.Errorf("after the reloads: underway = %+v", u)
+		}
+	})
 }
 
 // TestRevokedDuringReload: a key is taken out while a reload, or an edit of the stored keys, waits for a disk that does not answer. When it answers,

@@ -29,7 +29,10 @@ nothing: the exit code is 1, and the fault is told.
 
 The command returns when the other side has confirmed what changed there, or
 after 5 seconds with a word about what it has not confirmed yet. A service of
-the change that the proxy does not serve is named with its reason.`,
+the change that the proxy does not serve is named with its reason.
+
+Where a disk does not answer, the command ends after 10 seconds and says which
+file the process reads, and since when. Everything else goes on.`,
 		Example: `  reverser reload
   reverser reload --state /var/lib/reverser/bridge`,
 		Args: takes("reverser reload --state DIR"),
@@ -51,6 +54,9 @@ func (c *cli) reload(ctx context.Context, path string, asJSON bool) error {
 	if refused, ok := errors.AsType[*admin.UsageError](err); ok {
 		// The command was right, and what the process was to read was not.
 		return &exitError{code: exitFailed, err: fmt.Errorf("nothing has changed: %w", refused.Err)}
+	}
+	if reading, ok := errors.AsType[*admin.ReadingError](err); ok {
+		return &exitError{code: exitFailed, err: reading, hint: reading.Remedy()}
 	}
 	if err != nil {
 		return err

@@ -147,6 +147,7 @@ func serve(ctx context.Context, s server, dir *state.Dir, keys admin.Keys, web *
 	snapshot := func() status.Snapshot {
 		snap := s.Status()
 		snap.Reload, snap.Stopping, snap.Faults = r.lastReload(), stopping.Load(), tend.found()
+		snap.Reloading = r.underway()
 		snap.AccessLog = r.lines.status()
 		kept := store.State()
 		snap.Usage = &kept

@@ -225,6 +225,12 @@ func printStatus(w io.Writer, s status.Snapshot, now time.Time, most int) error 
 		}
 	}
 
+	if r := s.Reloading; r.Slow(now) {
+		if _, err := fmt.Fprintf(w, "a reload began %s, and is not through with %s: look at its disk\n", ago(now, r.Since), printable(r.What())); err != nil {
+			return err
+		}
+	}
+
 	if r := s.Reload; r != nil && r.Error != "" {
 		if _, err := fmt.Fprintf(w, "the last reload, %s, was refused:\n  %s\n", ago(now, r.At), strings.ReplaceAll(r.Error, "\n", "\n  ")); err != nil {
 			return err

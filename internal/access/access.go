@@ -23,6 +23,8 @@ type Rules struct {
 	// Regular refuses what is no regular file. A process that runs reads its files again: of a pipe, nothing is left then, and to open
 	// one waits for whoever writes it.
 	Regular bool
+	// Opening, unless nil, is told of each file before it is opened: the disk may never answer.
+	Opening func(path string)
 }
 
 // trusts reports whether the rules name a user.
@@ -41,6 +43,9 @@ func (f *Fault) Remedy() string { return f.Hint }
 
 // Open opens a file to read it. A directory is opened as well: whoever reads it gets an error.
 func (r Rules) Open(path string) (*os.File, error) {
+	if r.Opening != nil {
+		r.Opening(path)
+	}
 	if !r.Regular {
 		return os.Open(path)
 	}

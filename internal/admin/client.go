@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"time"
 
 	"reverser/internal/status"
 )
@@ -85,8 +86,43 @@ func (c *Client) RemoveKey(ctx context.Context, name string) error {
 // Reload has the process read its settings again. A refusal is a [*UsageError].
 func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
 	var r Reloaded
-	err := c.do(ctx, http.MethodPost, "/api/v1/reload", nil, &r)
+	begun := time.Now()
+	asking := *c
+	asking.Silent = func() error {
+		// Orders wait for the files, and nothing else does.
+		if s, err := c.Summary(ctx); err == nil && s.Reloading != nil {
+			return &ReadingError{*s.Reloading, s.Reloading.Since.Before(begun)}
+		}
+		if c.Silent == nil {
+			return context.DeadlineExceeded
+		}
+		return c.Silent()
+	}
+	err := asking.do(ctx, http.MethodPost, "/api/v1/reload", nil, &r)
 	return r, err
+}
+
+// ReadingError says that a process is not through with the files of its settings.
+type ReadingError struct {
+	status.Reloading
+	Before bool // it had begun when this reload was ordered
+}
+
+func (e *ReadingError) Error() string {
+	what := "the process has read"
+	if e.Before {
+		what = "a reload is under way already: the process has read"
+	}
+	return fmt.Sprintf("%s %s since %s, and is not through: until then the settings stay as they were, and everything else goes on", what, e.What(), e.Since.Local().Format(time.DateTime))
+}
+
+// Remedy says what to do about it.
+func (e *ReadingError) Remedy() string {
+	hint := "look at the disk that has the file: the reload goes on by itself when that answers, and neither Ctrl-C here nor another `reverser reload` ends it"
+	if e.Before {
+		hint += "; then reload again, for what has changed meanwhile"
+	}
+	return hint
 }
 
 // TestNotices has the process send a message to each [[notify]].
@@ -131,7 +167,8 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 			err = ue.Err
 		}
 		if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() && c.Silent != nil {
-			if err = c.Silent(); method != http.MethodGet {
+			err = c.Silent()
+			if _, reading := errors.AsType[*ReadingError](err); method != http.MethodGet && !reading {
 				err = fmt.Errorf("%w; an order that it has got is carried out when it goes on", err)
 			}
 		}

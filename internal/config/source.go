@@ -62,7 +62,7 @@ func (s *ProxySource) Load() (Settings, []Warning, error) {
 	var warnings []Warning
 	again := s.file.begin()
 	err := s.file.read(again, func(path string) (others []string, err error) {
-		file, warnings, err = loadProxy(path, access.Rules{Trusted: s.args.TrustOwner, Regular: again})
+		file, warnings, err = loadProxy(path, access.Rules{Trusted: s.args.TrustOwner, Regular: again, Opening: s.file.reads})
 		return file.others, err
 	})
 	if err != nil {
@@ -126,6 +126,9 @@ func isLoopback(addr string) bool {
 	ip, _ := netip.ParseAddr(host)
 	return err == nil && (host == "localhost" || ip.Unmap().IsLoopback())
 }
+
+// Reading returns the file that Load reads at this moment: its disk may not answer. "": none, or that is not known.
+func (s *ProxySource) Reading() string { return s.file.reading() }
 
 // Watch implements [Source]: it watches the file.
 func (s *ProxySource) Watch(ctx context.Context, changed func()) error {
@@ -240,7 +243,7 @@ func (s *BridgeSource) Load() (Settings, []Warning, error) {
 	var warnings []Warning
 	again := s.file.begin()
 	err := s.file.read(again, func(path string) (others []string, err error) {
-		file, warnings, err = loadBridge(path, access.Rules{Trusted: s.args.TrustOwner, Regular: again})
+		file, warnings, err = loadBridge(path, access.Rules{Trusted: s.args.TrustOwner, Regular: again, Opening: s.file.reads})
 		return file.others, err
 	})
 	if err != nil {
@@ -253,6 +256,9 @@ func (s *BridgeSource) Load() (Settings, []Warning, error) {
 	return set, slices.Concat(warnings, notes, openAdmin(set)), nil
 }
 
+// Reading is as of a [ProxySource].
+func (s *BridgeSource) Reading() string { return s.file.reading() }
+
 // Watch implements [Source]: it watches the file.
 func (s *BridgeSource) Watch(ctx context.Context, changed func()) error {
 	return s.file.watch(ctx, changed)
@@ -263,7 +269,8 @@ func (s *BridgeSource) join(file *bridgeFile, again bool) (set Settings, warning
 	if set.Common, err = args.CommonArgs.join(file.CommonArgs, again); err != nil {
 		return Settings{}, nil, err
 	}
-	rules := access.Rules{Trusted: set.TrustOwner, Regular: again}
+	rules := access.Rules{Trusted: set.TrustOwner, Regular: again, Opening: s.file.reads}
+	defer s.file.reads("")
 	tok, warnings, err := s.token(file, rules)
 	if err != nil {
 		return Settings{}, nil, err

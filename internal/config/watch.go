@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -27,7 +28,8 @@ const (
 
 // watched is the configuration file of a source, and what it was when it was read last.
 type watched struct {
-	path string // "": there is none
+	path string                 // "": there is none
+	at   atomic.Pointer[string] // the file that is being read; nil, or "": none, or that is not known
 
 	mu     sync.Mutex
 	seen   look     // guarded by mu, as all below
@@ -60,6 +62,8 @@ func (w *watched) read(again bool, load func(path string) (others []string, err 
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.reads(w.path)
+	defer w.reads("")
 	if info, err := os.Stat(w.path); !again && err == nil && !info.Mode().IsRegular() && !info.IsDir() {
 		w.once = true
 		_, err := load(w.path)
@@ -67,7 +71,7 @@ func (w *watched) read(again bool, load func(path string) (others []string, err 
 	}
 	// A look comes before the reading, so that a change in between is noticed. Which others to look at is known behind the reading.
 	for range 3 {
-		w.seen = lookAtAll(w.path, w.others)
+		w.seen = lookAtAll(w.path, w.others, w.reads)
 		others, err := load(w.path)
 		if slices.Equal(others, w.others) {
 			return err
@@ -76,6 +80,17 @@ func (w *watched) read(again bool, load func(path string) (others []string, err 
 	}
 	_, err := load(w.path)
 	return err
+}
+
+// reads notes which file is about to be read.
+func (w *watched) reads(path string) { w.at.Store(&path) }
+
+// reading returns which file is being read; "": none, or that is not known.
+func (w *watched) reading() string {
+	if at := w.at.Load(); at != nil {
+		return *at
+	}
+	return ""
 }
 
 func (w *watched) last() (seen look, once bool) {
@@ -89,7 +104,7 @@ func (w *watched) now() look {
 	w.mu.Lock()
 	others := w.others
 	w.mu.Unlock()
-	return lookAtAll(w.path, others)
+	return lookAtAll(w.path, others, func(string) {})
 }
 
 // watchAll adds the directories of the file and of its others.
@@ -103,7 +118,9 @@ func (w *watched) watchAll(add func(dir string) error) error {
 	return watchAll(add, w.path)
 }
 
-func lookAtAll(path string, others []string) look {
+// lookAtAll calls at before it looks at a file.
+func lookAtAll(path string, others []string, at func(path string)) look {
+	at(path)
 	all := lookAt(path)
 	if len(others) == 0 {
 		return all
@@ -111,6 +128,7 @@ func lookAtAll(path string, others []string) look {
 	h := sha256.New()
 	fmt.Fprintf(h, "%v", all)
 	for _, other := range others {
+		at(other)
 		l := lookAt(other)
 		fmt.Fprintf(h, "%q %v", other, l)
 		all.empty = all.empty || l.empty

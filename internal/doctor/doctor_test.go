@@ -186,6 +186,10 @@ func TestMachine(t *testing.T) {
 		{"a reload that was refused", func(_ *World, p *Patient) {
 			p.Snapshot.Reload = &status.Reload{Error: "bridge.toml:3: unknown"}
 		}, "settings fail the last reload was refused", []string{"bridge.toml:3"}},
+		{"a reload on a disk that does not answer", func(_ *World, p *Patient) {
+			p.Snapshot.Reloading = &status.Reloading{Since: now.Add(-time.Minute), File: "/mnt/secret"}
+		}, "settings warn a reload has read /mnt/secret since 2026-11-01 11:59:00 UTC, and is not through → look at the disk", nil},
+		{"a reload", func(_ *World, p *Patient) { p.Snapshot.Reloading = &status.Reloading{Since: now} }, "", nil},
 		{"a process that cannot be asked", func(_ *World, p *Patient) {
 			p.Snapshot, p.AskErr = nil, errors.New("permission denied")
 		}, "state fail permission denied", nil},

@@ -39,6 +39,10 @@ func (w *World) settings(_ context.Context, v *visit) (all []Check) {
 	default:
 		all = append(all, ok(name, "%s", describe(v.Settings)))
 	}
+	if s := v.Snapshot; s != nil && s.Reloading.Slow(w.Now()) {
+		all = append(all, warn(name, "look at the disk that has it: the reload goes on by itself when that answers, and until then the settings stay as they were",
+			"a reload has read %s since %s, and is not through", s.Reloading.What(), inUTC(s.Reloading.Since)))
+	}
 	for _, warning := range v.Warnings {
 		if v.Settings != nil && w.isOfCertificate(v.Settings, warning.Text) {
 			continue // which has a line of its own

@@ -46,13 +46,14 @@ type Snapshot struct {
 	Links         []Link     `json:"links"`
 	Services      []Service  `json:"services"`
 	Pairs         []Pair     `json:"pairs"`
-	Keys          []Key      `json:"keys"`               // what each carried since the start; at a proxy also those that carried nothing and expire, and of those that were removed the 100 largest
-	Clients       []Client   `json:"clients"`            // those with the most connections, or bytes where these are equal; 20 at most
-	Removed       []Service  `json:"removed"`            // services that are gone, with what they counted; 100 at most, the largest first
-	Pressure      []Pressure `json:"pressure"`           // what ran out
-	Unstored      *Unstored  `json:"unstored,omitempty"` // nil: all orders are stored
-	Reload        *Reload    `json:"reload,omitempty"`   // the last one; nil: none since the start
-	Faults        []string   `json:"faults,omitempty"`   // what became of the state directory behind the process's back, and what to do
+	Keys          []Key      `json:"keys"`                // what each carried since the start; at a proxy also those that carried nothing and expire, and of those that were removed the 100 largest
+	Clients       []Client   `json:"clients"`             // those with the most connections, or bytes where these are equal; 20 at most
+	Removed       []Service  `json:"removed"`             // services that are gone, with what they counted; 100 at most, the largest first
+	Pressure      []Pressure `json:"pressure"`            // what ran out
+	Unstored      *Unstored  `json:"unstored,omitempty"`  // nil: all orders are stored
+	Reload        *Reload    `json:"reload,omitempty"`    // the last one; nil: none since the start
+	Reloading     *Reloading `json:"reloading,omitempty"` // nil: no files are being read
+	Faults        []string   `json:"faults,omitempty"`    // what became of the state directory behind the process's back, and what to do
 
 	AccessLog *AccessLog `json:"access_log,omitempty"` // nil: there is none
 	Usage     *Usage     `json:"usage,omitempty"`      // nil: none is kept
@@ -115,6 +116,26 @@ func (u *Unstored) Then() string {
 type Reload struct {
 	At    time.Time `json:"at"`
 	Error string    `json:"error"` // why nothing was changed; "" if all is in force
+}
+
+// Reloading is a reload that reads the files: a disk may never answer.
+type Reloading struct {
+	Since time.Time `json:"since"`
+	File  string    `json:"file,omitempty"` // that is being read; "": not known
+}
+
+// SlowReload is how long a reload may read before it is told.
+const SlowReload = 5 * time.Second
+
+// Slow reports whether a reload reads for so long that the disk may be why.
+func (r *Reloading) Slow(now time.Time) bool { return r != nil && now.Sub(r.Since) >= SlowReload }
+
+// What says what is read.
+func (r *Reloading) What() string {
+	if r.File == "" {
+		return "its files"
+	}
+	return r.File
 }
 
 // AccessLog is what became of the lines about users' connections and requests since the start.
