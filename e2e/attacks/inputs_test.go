@@ -62,7 +62,7 @@ var inputs = []struct {
 	{"HTTP: closed windows", "clients of HTTP/2 with a hundred requests each, of large heads or small, who let no answer be written; let in by a service before, or not",
 		"64 KiB for each stranger; for heads of others 128 KiB and a share of 16 MiB; the rest waits unread; a page that cannot be written in 10 s is reset", []string{"internal/web TestClosedWindows", "internal/web TestStreamsHold", "internal/web TestHeadCost", "internal/web TestHeadsInside", "internal/web TestHeldBack", "internal/web TestFirstFlight"}},
 	{"HTTP: frames", "clients of HTTP/2 that ask for nothing: frames of every kind without end, of 1 MiB, or that do not end; requests that are taken back, or that the proxy has to reset",
-		"16 KiB for a frame, 10 s for one that is no body; 1,000 of them between two requests of a stranger, 16 resets; processors go round", []string{"internal/web TestFloodsOfFrames", "internal/web TestLongFrames", "internal/web TestTakenBack", "internal/web TestSlowHead"}},
+		"16 KiB for a frame, 10 s for one that is no body; 1,000 of them between two requests of a stranger, 16 resets; processors go round", []string{"internal/web TestFloodsOfFrames", "internal/web TestFramesInside", "internal/web TestLongFrames", "internal/web TestTakenBack", "internal/web TestSlowHead"}},
 	{"HTTP: rapid reset", "20,000 requests on one connection of HTTP/2, each reset at once",
 		"100 are under way at once; others are served", []string{"internal/web TestRapidReset"}},
 	{"HTTP: who the client is", "X-Forwarded-For, Forwarded and their like from a client, spelled as CGI reads them too",

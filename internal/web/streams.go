@@ -28,7 +28,7 @@ const (
 	shareUnit      = 8 << 10   // what is beyond is taken of a pool in such steps
 
 	mostResets   = 16                // requests of a stranger that it takes back, or has this process reset: each may leave a goroutine behind for a moment
-	mostFrames   = 1000              // frames of a stranger between two requests
+	mostFrames   = 1000              // frames between two requests, of one who was let in those that are of no use
 	mostInTurn   = 32                // frames that are read of a client before others have their turn
 	mostUnpacked = maxHeader + 1<<10 // bytes of a head that net/http keeps, at the most
 	maxFrame     = 1 << 14           // bytes of a frame: what a server has to take (RFC 9113, section 6.5.2)
@@ -72,7 +72,7 @@ type streams struct {
 	owed    int            // what replies hold that were not written yet
 	held    int            // all of it
 	resets  int
-	idle    int // frames since the last request
+	idle    int // frames since the last request; of one who was let in, those that are of no use
 
 	pool  *share.Pool // where what is beyond comes from
 	short func()      // nil: a stranger is refused then, which is told elsewhere
@@ -88,6 +88,7 @@ const (
 	frameReset        = 3
 	frameSettings     = 4
 	framePing         = 6
+	frameWindow       = 8
 	frameContinuation = 9
 
 	flagEndStream  = 1 // of DATA and HEADERS
@@ -112,6 +113,21 @@ func (f *frames) id() uint32         { return binary.BigEndian.Uint32(f.head[5:]
 
 // isHead reports whether the payload is of the fields of a head.
 func (f *frames) isHead() bool { return f.kind() == frameHeaders || f.kind() == frameContinuation }
+
+// useless reports whether a frame asks for nothing, brings nothing and answers nothing. Browsers send a few of some kinds with each request.
+func (f *frames) useless() bool {
+	switch f.kind() {
+	case frameHeaders, frameReset, framePing, frameWindow:
+		return false
+	case frameSettings:
+		return f.has(flagAck)
+	case frameData:
+		return f.left == 0 && !f.has(flagEndStream)
+	case frameContinuation:
+		return f.left == 0
+	}
+	return true
+}
 
 // begin notes that the head of a frame is complete.
 func (f *frames) begin() {
@@ -264,7 +280,9 @@ func (s *streams) timeLocked() {
 func (s *streams) frameLocked() error {
 	f := &s.in
 	_, open := s.open[f.id()]
-	s.idle++
+	if !s.inside || f.useless() {
+		s.idle++
+	}
 	s.frame = min(f.left, maxFrame) // net/http takes no more
 	switch f.kind() {
 	case frameHeaders:
@@ -294,12 +312,10 @@ func (s *streams) frameLocked() error {
 	}
 	s.held += s.frame
 	switch {
-	case s.inside:
-		return nil
-	case s.resets > mostResets:
-		return errResets
 	case s.idle > mostFrames:
 		return errFrames
+	case s.resets > mostResets && !s.inside:
+		return errResets
 	}
 	return nil
 }

@@ -325,6 +325,41 @@ func TestFloodsOfFrames(t *testing.T) {
 	}
 }
 
+// TestFramesInside: a client that was let in may send what it needs for as long as it likes, and what is of no use not.
+func TestFramesInside(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		send func(fr *http2.Framer)
+		ends bool
+	}{
+		{"window updates", func(fr *http2.Framer) { fr.WriteWindowUpdate(0, 1) }, false},
+		{"pings", func(fr *http2.Framer) { fr.WritePing(false, [8]byte{}) }, false},
+		{"a body in bytes", func(fr *http2.Framer) { fr.WriteData(1, false, []byte{0}) }, false},
+		{"the ends of bodies", func(fr *http2.Framer) { fr.WriteData(1, true, nil) }, false},
+		{"a body of nothing", func(fr *http2.Framer) { fr.WriteData(1, false, nil) }, true},
+		{"priorities", func(fr *http2.Framer) { fr.WritePriority(1, http2.PriorityParam{}) }, true},
+		{"frames that nobody knows", func(fr *http2.Framer) { fr.WriteRawFrame(0x2a, 0, 0, []byte{0}) }, true},
+		{"answers to settings", func(fr *http2.Framer) { fr.WriteSettingsAck() }, true},
+	} {
+		var s streams
+		s.read([]byte(prefaceOfHTTP2))
+		s.enter(&share.Pool{}, func() {})
+		var err error
+		n := 0
+		for b := written(c.send); n < 5*mostFrames && err == nil; n++ {
+			for rest := b; len(rest) > 0 && err == nil; {
+				var k int
+				k, err = s.read(rest)
+				rest = rest[k:]
+			}
+			s.wrote(written(func(fr *http2.Framer) { fr.WritePing(true, [8]byte{}) }))
+		}
+		if ends := err == errFrames; ends != c.ends || !ends && err != nil {
+			t.Errorf("%s: %v, behind %d", c.name, err, n)
+		}
+	}
+}
+
 // TestLongFrames: no frame is taken that is longer than a server has to take.
 func TestLongFrames(t *testing.T) {
 	for _, c := range []struct {
