@@ -48,8 +48,8 @@ var (
 // for it. net/http takes a hundred requests from everybody, and keeps a goroutine, the fields and an answer for each until the client lets
 // the answer be written, which may be never: 14 KB for 20 bytes, and 240 KB for a head of many short fields.
 //
-// A client that is held back is read no further until one of its requests is answered, and refused if none is for waitTime. Nothing that it needs for that is held back, but for
-// window updates behind more requests than it may have. Then the time for writing a page ends the wait.
+// A client that is held back is read no further until one of its requests is answered, and refused if none is for waitTime. Nothing that it
+// needs for that is held back, but for window updates behind more requests than it may have. Then the time for writing a page ends the wait.
 type streams struct {
 	agreed bool // it is HTTP/2, or nothing: TLS says so. Set before the first read, as from
 	from   netip.Addr
