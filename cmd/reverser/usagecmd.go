@@ -93,6 +93,9 @@ func (c *cli) showUsage(ctx context.Context, dir stateDir, q meter.Query, asJSON
 	case asJSON:
 		return c.printJSON(r)
 	}
+	if r.Warning != "" {
+		fmt.Fprintf(c.stderr, "warning: %s\n", r.Warning)
+	}
 	return printUsage(c.stdout, r, time.Now())
 }
 

@@ -9,7 +9,9 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -155,6 +157,41 @@ func TestOneStart(t *testing.T) {
 	}
 	if w.total(); w.log.Len() > 0 {
 		t.Errorf("of a whole file the log says\n%s", &w.log)
+	}
+}
+
+// TestOneStartIsSaid: a process that counts nothing says it too, and so does who reads the file when none runs.
+func TestOneStartIsSaid(t *testing.T) {
+	file, _, _ := filled(t)
+	bad := bytes.Clone(file)
+	clear(bad[:pageHeader+64])
+	for what, b := range map[string][]byte{"whole": file, "damaged": bad} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			if err := os.WriteFile(w.place.Name(), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			want := 0
+			if what == "damaged" {
+				want = 1
+			}
+			r, err := Read(w.place, Query{By: Month})
+			if err != nil || len(r.Rows) == 0 || strings.Contains(r.Warning, "is damaged: the other one is used") != (want == 1) || (r.Warning == "") != (want == 0) {
+				t.Errorf("%s: Read has %d rows, %v, and warns %q", what, len(r.Rows), err, r.Warning)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { w.Run(ctx) })
+			synctest.Wait()
+			if n := strings.Count(w.log.String(), "is damaged: the other one is used"); n != want {
+				t.Errorf("%s: after the start, the log says it %d times; want %d:\n%s", what, n, want, &w.log)
+			}
+			cancel()
+			wg.Wait()
+			if n := strings.Count(w.log.String(), "is damaged: the other one is used"); n != want {
+				t.Errorf("%s: after the end, the log says it %d times; want %d:\n%s", what, n, want, &w.log)
+			}
+		})
 	}
 }
 

@@ -39,6 +39,8 @@ type Report struct {
 	By   Period `json:"by"`
 	Rows []Row  `json:"rows"` // by start, key and service
 	More bool   `json:"more"` // earlier ones are left out: there are too many
+
+	Warning string `json:"warning,omitempty"` // of Read: what may be missing
 }
 
 // Row is what was counted in one period. Key, or Service, is "" where numbers are added up over all of them.
@@ -111,7 +113,11 @@ func Read(place Place, q Query) (Report, error) {
 	if err != nil && err != errNothing {
 		return Report{}, err
 	}
-	return found.report(q, now), nil
+	r := found.report(q, now)
+	if f.older {
+		r.Warning = fmt.Sprintf("%s: %s", place.Name(), olderText)
+	}
+	return r, nil
 }
 
 func bucket(tx *bolt.Tx, name []byte) *bolt.Bucket {

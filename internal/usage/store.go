@@ -81,6 +81,12 @@ func (s *Store) step() {
 
 func (s *Store) saveAll(ctx context.Context) {
 	begun := s.now()
+	looked := make(chan struct{})
+	go func() { defer close(looked); s.look(ctx) }() // as in saveLast
+	select {
+	case <-looked:
+	case <-ctx.Done():
+	}
 	tick := time.NewTicker(saveEvery)
 	defer tick.Stop()
 	for {
@@ -93,6 +99,19 @@ func (s *Store) saveAll(ctx context.Context) {
 		}
 	}
 }
+
+// look looks at the file that is there, so that what is wrong with its beginning is said at the start. All else is for a save, which comes to
+// the same faults.
+func (s *Store) look(ctx context.Context) {
+	if s.begin(ctx) != nil {
+		return
+	}
+	defer s.end()
+	s.file.view(func(*bolt.Tx) error { return nil })
+}
+
+// olderText is said of a file of which one of the two meta pages is damaged.
+const olderText = "one of the two pages with which the file of usage begins is damaged: the other one is used; if that is the older one, what the last save stored is missing"
 
 // saveLast stores what is left when the process, whose counting began then, ends. What cannot be stored is lost.
 func (s *Store) saveLast(ctx context.Context, begun time.Time) {
@@ -174,8 +193,7 @@ func (s *Store) begin(ctx context.Context) error {
 func (s *Store) end() {
 	if s.file.older {
 		s.file.older = false
-		s.log.Warn("one of the two pages with which the file of usage begins is damaged: the other one is used; if that is the older one, what the last save stored is missing",
-			"file", s.file.place.Name())
+		s.log.Warn(olderText, "file", s.file.place.Name())
 	}
 	<-s.turn
 }
