@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestRemoveOnAFullDisk: a stolen token is worthless at once though the disk of the state directory is full; the command and status say
@@ -131,8 +132,9 @@ func TestEditOnAFullDisk(t *testing.T) {
 	if out := refused("--max-connections", "0", "--allow", "tcp/1-65535"); !strings.Contains(out, "keys.json: no space left on device: make room") || strings.Contains(out, "in force") {
 		t.Errorf("an edit that gives something: %s", out)
 	}
-	for range 2 { // asked again, the answer is the same
-		out := refused("--allow", kept, "--max-services", "5", "--expires", "30d")
+	until := time.Now().Add(720 * time.Hour).UTC().Format(time.RFC3339) // of 30d, the second one would be later, and give something
+	for range 2 {                                                       // asked again, the answer is the same
+		out := refused("--allow", kept, "--max-services", "5", "--expires", until)
 		for _, word := range []string{`the change of key "nas" is in force`, "not stored", "no space left", "make room"} {
 			if !strings.Contains(out, word) {
 				t.Errorf("key edit does not say %q: %s", word, out)
