@@ -53,11 +53,11 @@ type reloader struct {
 	mu       sync.Mutex
 	now      config.Settings // in force; guarded by mu, as all below
 	last     *status.Reload  // nil: none yet
-	since    time.Time       // when the reload began that reads the files; the zero time: none does
+	since    time.Time       // when the reload that reads the files now began; zero: none reads
 	change   *change         // the last one; nil: none yet, or there was nothing to confirm
 	stopping bool
 
-	// Of the keys, what has changed while somebody reads, who may have read what was before. Forgotten when nobody does.
+	// Changes of the keys since somebody began to read the files: what they read may be older. Forgotten when nobody reads.
 	reading int
 	revokes [][16]byte                                     // were taken away
 	edit    func(config.Settings) (config.Settings, error) // puts the stored keys as they were read last into settings; nil: none were

@@ -397,7 +397,13 @@ func TestDrain(t *testing.T) {
 	if st := b.Status(); st.Links[0].State != status.LinkDraining || st.Services[0].State != status.ServiceUp {
 		t.Errorf("link %+v, service %+v; want a draining link, and a service that is up", st.Links[0], st.Services[0])
 	}
-	late := p.open(1)
+	var late *link.Stream
+	eventually(t, "the bridge takes users", func() bool { // the pair is young and may end soon: for a moment, none are to be sent
+		var err error
+		late, err = p.session().Open(wire.Open{Service: 1})
+		return err == nil
+	})
+	late.SetDeadline(time.Now().Add(limit))
 	lateAt := srv.accept()
 	talk(t, late, lateAt, "late")
 	talk(t, s, c, "still")

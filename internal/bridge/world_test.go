@@ -252,13 +252,17 @@ func (p *proxy) ready() {
 	})
 }
 
+// session is the bridge's latest.
+func (p *proxy) session() *link.Link {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.link
+}
+
 // open opens a stream as for a user.
 func (p *proxy) open(id uint32) *link.Stream {
 	p.t.Helper()
-	p.mu.Lock()
-	l := p.link
-	p.mu.Unlock()
-	s, err := l.Open(wire.Open{Service: id})
+	s, err := p.session().Open(wire.Open{Service: id})
 	if err != nil {
 		p.t.Fatal(err)
 	}

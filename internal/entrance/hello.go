@@ -24,8 +24,8 @@ type Hello struct {
 }
 
 // HelloTime is how long a client has for its ClientHello, and mostHello how many bytes, with the heads of its records. Those of browsers with
-// key shares of post-quantum cryptography and ECH have less than 4 KiB. Longer ones share mostLong bytes (share.Pool), or strangers could take 16 KiB
-// with each of thousands of connections.
+// key shares of post-quantum cryptography and ECH have less than 4 KiB. Longer ones share mostLong bytes (share.Pool), or strangers could take
+// 16 KiB with each of thousands of connections.
 const (
 	HelloTime = 10 * time.Second
 	mostHello = 16 << 10

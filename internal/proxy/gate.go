@@ -342,7 +342,7 @@ func (g *gate) often() status.Pressure {
 	s := g.judge.away.worst(time.Now())
 	pr := status.Pressure{
 		What: "connections a second for strangers of one network at " + g.what.port, Used: strangerRate + s.ofMost, Limit: strangerRate,
-		Hint: "they are reset; addresses that reached a service within a day are let in. name a balancer in front of this port in proxy_protocol_from",
+		Hint: "they are reset; addresses that reached a service within a day are let in. Name a balancer in front of this port in proxy_protocol_from",
 	}
 	if s.rate == ofAll {
 		pr.What, pr.Used, pr.Limit = "connections a second for all strangers at "+g.what.port, strangersRate+s.n, strangersRate

@@ -69,7 +69,7 @@ func (p *Proxy) strangersPressure() status.Pressure {
 // usersPressure describes who has how much of the memory for heads of requests of HTTP/2.
 func (p *Proxy) usersPressure() status.Pressure {
 	return p.requestsPressure(web.PoolUsers, "bytes of memory for heads of requests of HTTP/2",
-		"an address may have half of what others leave: somebody has very many requests with long heads under way; clients with fewer than 128 KiB of them are served as ever, others wait for their own")
+		"an address may have half of what others leave: somebody has very many requests with long heads under way. Clients whose heads hold less than 128 KiB are served; others wait until one of their requests is answered")
 }
 
 func (p *Proxy) requestsPressure(pool web.Pool, what, hint string) status.Pressure {

@@ -15,7 +15,8 @@ import (
 //
 // Its rules, for connections that are not proven yet:
 //
-//  1. An address is known if a bridge was connected from it within a day. Connections from other addresses are strangers.
+//  1. An address is known if a bridge was connected from it within a day, or, at a port for names, if a user reached a service from it.
+//     Connections from other addresses are strangers.
 //  2. A quarter of the places is for known addresses only, and a quarter for strangers only.
 //  3. When no place is free for a known address, a stranger goes, unless strangers have only their quarter left: a silent one, else one
 //     that waits for its peer, else one that waits for this process.

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// Pool is memory for what strangers may have more of than everybody needs. Of a pool, one address may have half of what others have left.
+// Pool is memory that many strangers share. One address may have half of what the others leave.
 type Pool struct {
 	Size int64 // bytes; it is set before use
 

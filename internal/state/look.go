@@ -20,7 +20,8 @@ type Looked struct {
 }
 
 // Look finds out whether Open would take a directory, or why not, and leaves it as it is: it writes a file and removes it, as Open does, also
-// where the directory would have to be made first. A directory that a live process holds is no error. Where an error says that the directory cannot be used, Looked has what is known of it.
+// where the directory would have to be made first. A directory that a live process holds is no error. Where an error says that the directory
+// cannot be used, Looked has what is known of it.
 func Look(path string, trusted ...int) (l Looked, err error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {

@@ -117,6 +117,9 @@ func (c *Client) Read(b []byte) (int, error) {
 	if c.strays(b) {
 		return 0, c.refused(errStray)
 	}
+	if c.plain {
+		c.limit(c.Conn)
+	}
 	// What has arrived is noted before it is read, so that hasArrived sees it at every moment: it is still with the kernel, or it was noted.
 	if !c.next.begun.Load() {
 		if err := c.awaitInput(); err != nil {
@@ -133,6 +136,14 @@ func (c *Client) Read(b []byte) (int, error) {
 	return c.readOf(c.Conn, b)
 }
 
+// limit sets the read deadline that stream wants.
+func (c *Client) limit(conn net.Conn) {
+	if late := c.stream.late(); late != c.late {
+		c.late = late
+		conn.SetReadDeadline(late)
+	}
+}
+
 // readOf reads what a client says, of the connection on which HTTP is spoken.
 func (c *Client) readOf(conn net.Conn, b []byte) (n int, err error) {
 	if len(c.held) > 0 {
@@ -140,10 +151,7 @@ func (c *Client) readOf(conn net.Conn, b []byte) (n int, err error) {
 		c.held = c.held[n:]
 		return c.heard(b[:n], nil, conn)
 	}
-	if late := c.stream.late(); late != c.late {
-		c.late = late
-		conn.SetReadDeadline(late)
-	}
+	c.limit(conn)
 	if n, err = conn.Read(b); n > 0 {
 		c.next.begun.Store(true)
 	}

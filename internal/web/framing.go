@@ -54,8 +54,6 @@ func (f *framing) read(b []byte) (lines, size int) {
 	inside := f.inside
 	f.readLocked(b)
 	switch {
-	case f.http2:
-		return 0, 0
 	case f.blind && f.fresh:
 		f.lines += lineCount(b)
 		return f.lines, 0

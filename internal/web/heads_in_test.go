@@ -38,6 +38,7 @@ func TestManyLines(t *testing.T) {
 		"few":                    {nil, lines(mostLines, "Expect: x\r\n"), 417},
 		"many":                   {nil, lines(mostLines+1, "Expect: x\r\n"), 431},
 		"far too many":           {nil, lines(10_000, ""), 431},
+		"far too many of a lie":  {nil, strings.Replace(lines(10_000, ""), "GET / HTTP/1.1", "PRI * HTTP/2.0", 1), 431},
 		"half a line too many":   {nil, strings.TrimSuffix(lines(mostLines+2, "Expect: x\r\n"), "\r\n") + "aaaa", 431},
 		"a body":                 {nil, body, 200},
 		"a chunked body":         {nil, chunked, 200},

@@ -3,8 +3,8 @@
 // It knows neither who serves what nor how a target is reached, neither certificates nor links: a Server is given connections, and asks
 // its owner for the Site of a request. The way of a request through it:
 //  1. server.go takes the connection. Most requests are simple: simple.go reads and answers them itself, from step 3 on with what others
-//     use, too. A connection with any other request is net/http's from that one on. What a client of HTTP/2 sends passes streams.go until
-//     a service has let it in.
+//     use, too. A connection with any other request is net/http's from that one on. What a client of HTTP/2 sends passes streams.go first,
+//     which bounds what is held for it.
 //  2. path.go and the checks below it decide which service the request names. One that could name two is refused.
 //  3. client.go counts the client in at the service.
 //  4. auth.go asks for a password, where the service wants one.

@@ -27,9 +27,9 @@ const (
 	replyCost      = 128       // a frame that net/http answers by itself
 	shareUnit      = 8 << 10   // what is beyond is taken of a pool in such steps
 
-	mostResets   = 16                // requests of a stranger that it takes back, or has this process reset: each may leave a goroutine behind for a moment
+	mostResets   = 16                // requests that a stranger takes back, or has reset: each may leave a goroutine for a moment
 	mostFrames   = 1000              // frames between two requests, of one who was let in those that are of no use
-	mostInTurn   = 32                // frames that are read of a client before others have their turn
+	mostInTurn   = 32                // reads of a client, two for most frames, before others have their turn
 	mostUnpacked = maxHeader + 1<<10 // bytes of a head that net/http keeps, at the most
 	maxFrame     = 1 << 14           // bytes of a frame: what a server has to take (RFC 9113, section 6.5.2)
 )
@@ -48,8 +48,8 @@ var (
 // for it. net/http takes a hundred requests from everybody, and keeps a goroutine, the fields and an answer for each until the client lets
 // the answer be written, which may be never: 14 KB for 20 bytes, and 240 KB for a head of many short fields.
 //
-// A client that is held back is read no further until one of its requests is answered, and refused if none is for waitTime. Nothing that it
-// needs for that is held back, but for window updates behind more requests than it may have. Then the time for writing a page ends the wait.
+// A client that is held back is not read until one of its requests is answered. If none is within waitTime, it is reset. Its window updates may
+// be among what is not read: then a stranger's page ends after headerTime, and the connection of a client that was let in after waitTime.
 type streams struct {
 	agreed bool // it is HTTP/2, or nothing: TLS says so. Set before the first read, as from
 	from   netip.Addr
@@ -183,10 +183,13 @@ func (s *streams) late() time.Time {
 }
 
 // enter says that a service has let the client in. pool is where what it holds beyond its own comes from now, and short is called when that has
-// nothing left for it.
+// nothing left for it, without a lock.
 func (s *streams) enter(pool *share.Pool, short func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.inside {
+		return
+	}
 	s.giveLocked()
 	s.inside, s.pool, s.short = true, pool, short
 	s.wakeLocked()
@@ -297,6 +300,8 @@ func (s *streams) frameLocked() error {
 	case frameData:
 		if open && !s.inside {
 			s.addLocked(f.id(), s.frame)
+		}
+		if open || s.inside {
 			s.frame = 0
 		}
 	case frameReset:
@@ -375,6 +380,7 @@ func (s *streams) giveLocked() {
 // fitsLocked waits until what is held is not too much. It reports whether that came about. Strangers have to wait for their own answers first;
 // what is beyond comes from a pool when there is none under way. Others wait when the pool has nothing left for them.
 func (s *streams) fitsLocked() bool {
+	told := false
 	for !s.over {
 		want := int64(s.held-s.mostLocked()+shareUnit-1) / shareUnit * shareUnit
 		switch {
@@ -383,15 +389,18 @@ func (s *streams) fitsLocked() bool {
 		case (s.inside || len(s.open) == 0) && s.pool != nil && s.pool.Take(s.from, want-s.extra):
 			s.extra = want
 			return true
-		case len(s.open) == 0:
-			return false
 		}
-		if s.short != nil {
+		if s.short != nil && !told {
+			told = true
+			s.mu.Unlock()
 			s.short()
+			s.mu.Lock()
+			continue
 		}
-		if !s.waitLocked() {
+		if len(s.open) == 0 || !s.waitLocked() {
 			return false
 		}
+		s.begun = time.Time{} // it was this process that waited
 	}
 	return true
 }

@@ -555,6 +555,99 @@ func TestOneInsideTwo(t *testing.T) {
 	}
 }
 
+// TestPoolInside: what a client has of the pool stays counted when it is let in by another service, a body costs it nothing, and who finds
+// nothing left is told of.
+func TestPoolInside(t *testing.T) {
+	pool := &share.Pool{Size: 4 * mostHeldInside}
+	var s streams
+	p := newPacker()
+	short := 0
+	tell := func() { short++ }
+	send := func(f func(fr *http2.Framer)) (err error) {
+		for b := written(f); len(b) > 0 && err == nil; {
+			var n int
+			n, err = s.read(b)
+			b = b[n:]
+		}
+		return err
+	}
+	request := func(id uint32, fields int) error {
+		return send(func(fr *http2.Framer) {
+			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: p.pack("POST", "a", slices.Repeat([]string{"x", "y"}, fields)...), EndHeaders: true})
+		})
+	}
+	s.read([]byte(prefaceOfHTTP2))
+	s.pool = &share.Pool{}
+	s.enter(pool, tell)
+	for id := uint32(1); id <= 5; id += 2 {
+		if err := request(id, 600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	taken := pool.Taken().Used
+	if s.enter(pool, tell); taken == 0 || pool.Taken().Used != taken {
+		t.Errorf("%d bytes are taken, %d when another service has let the client in", taken, pool.Taken().Used)
+	}
+	held := s.held
+	if err := send(func(fr *http2.Framer) { fr.WriteData(1, false, make([]byte, maxFrame)) }); err != nil || s.held != held {
+		t.Errorf("a body: %v, and %d bytes more are held", err, s.held-held)
+	}
+	for id := uint32(1); id <= 5; id += 2 {
+		s.wrote(written(func(fr *http2.Framer) { fr.WriteData(id, true, nil) }))
+	}
+	if used := pool.Taken().Used; used != 0 || s.held != 0 || short != 0 {
+		t.Errorf("%d bytes are taken and %d held when all is answered; it was told %d times that there is no room", used, s.held, short)
+	}
+	pool.Size = 0
+	if err := request(7, 600); err != nil || short != 0 {
+		t.Errorf("a head that needs nothing of the pool: %v, told %d times", err, short)
+	}
+	s.wrote(written(func(fr *http2.Framer) { fr.WriteData(7, true, nil) }))
+	if err := request(9, 1500); err != errStreams || short != 1 {
+		t.Errorf("a head for which nothing is left: %v, told %d times; want %v, once", err, short, errStreams)
+	}
+}
+
+// deadlines is a connection that tells its read deadline.
+type deadlines struct {
+	*net.TCPConn
+	now atomic.Int64
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error {
+	if d.now.Store(0); !t.IsZero() {
+		d.now.Store(t.UnixNano())
+	}
+	return d.TCPConn.SetReadDeadline(t)
+}
+
+// TestNoDeadlineBehindAHead: while a request of HTTP/2 is under way nothing limits how long its client says nothing.
+func TestNoDeadlineBehindAHead(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		w := newWorld(t)
+		under, answer := make(chan struct{}), make(chan struct{})
+		site := w.site("a", w.target(func(http.ResponseWriter, *http.Request) {
+			close(under)
+			<-answer
+		}), grammar.ProxyOptions{})
+		w.s.Find = func(bool, string, string) *Site { return site }
+		u, far := w.pair()
+		conn := &deadlines{TCPConn: far}
+		to := w.speak(u, w.s.NewClient(conn, nil, nil), secure, "h2")
+		p := newPacker()
+		io.WriteString(to, http2.ClientPreface)
+		fr := http2.NewFramer(to, u.r)
+		fr.WriteSettings()
+		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.pack("GET", "a"), EndHeaders: true, EndStream: true})
+		<-under
+		eventually(t, "there is no deadline", func() bool { return conn.now.Load() == 0 })
+		fr.WriteRawFrame(http2.FrameHeaders, 0, 3, []byte{0x82}) // no end
+		eventually(t, "there is one for a head", func() bool { return conn.now.Load() != 0 })
+		close(answer)
+		u.Close()
+	}
+}
+
 // eventually waits until something is so.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
