@@ -65,7 +65,7 @@ var rules = []rule{
 	{pkg: "internal/auth", own: "record wire", why: "turns a socket into a proven one; it does not know what is carried over it"},
 	{pkg: "internal/link", own: "auth record status sys wire", why: "streams that outlive a connection; what a stream is connected to is its owner's business"},
 	{pkg: "internal/relay", own: "link sys wire", why: "binds a socket and a stream; it does not know who connected to what"},
-	{pkg: "internal/traffic", own: "link relay status sys wire", why: "counts connections and ends them; where one leads is its role's business"},
+	{pkg: "internal/traffic", own: "link relay share status sys wire", why: "counts connections and ends them; where one leads is its role's business"},
 	{pkg: "internal/registry", own: "grammar link wire", not: "net os log/slog",
 		why: "decides who serves what, and leaves it to others to do it: it sees ways to bridges, never a socket or a log"},
 	{pkg: "internal/entrance", own: "grammar link proxyproto registry share sys traffic",
@@ -73,11 +73,11 @@ var rules = []rule{
 	{pkg: "internal/inspect", why: "stands beside HTTP and keeps what passes; who serves, and where a service is, is not its to know"},
 	{pkg: "internal/web", own: "grammar inspect share sys",
 		why: "HTTP for services: it finds the service of a request and carries the exchange; who serves what, links and certificates are its owner's"},
-	{pkg: "internal/proxy", own: "auth entrance grammar inspect lines link registry relay status sys traffic web wire",
+	{pkg: "internal/proxy", own: "auth entrance grammar inspect lines link registry relay share status sys traffic web wire",
 		why: "the public role. It never sees the bridge's package: what they share is the protocol, and it is written down"},
 	{pkg: "internal/claims", own: "grammar status wire", not: "os io sync context log/slog",
 		why: "the bridge's side of claims, as deterministic as the registry: the simulation of both drives it step by step"},
-	{pkg: "internal/bridge", own: "auth claims grammar lines link proxyproto relay status sys traffic via wire",
+	{pkg: "internal/bridge", own: "auth claims grammar lines link proxyproto relay share status sys traffic via wire",
 		why: "the LAN role. It never sees the proxy's package, nor the registry: the proxy's choices are not its to know"},
 
 	// What people and programs hold in their hands.

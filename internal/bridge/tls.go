@@ -12,6 +12,7 @@ import (
 
 	"reverser/internal/link"
 	"reverser/internal/relay"
+	"reverser/internal/share"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
 )
@@ -114,7 +115,7 @@ func (hs *handshakes) init(most, processors int) {
 
 // enter takes a place for the handshake on a stream. It returns nil if there is none.
 func (hs *handshakes) enter(s *link.Stream) *handshake {
-	h := &handshake{of: hs, client: traffic.Block(s.Open().Client.Addr()), stream: s, computes: hs.turns.Handshake()}
+	h := &handshake{of: hs, client: share.Block(s.Open().Client.Addr()), stream: s, computes: hs.turns.Handshake()}
 	victim, ok := hs.place(h)
 	if victim != nil {
 		victim.stream.Reset(wire.CodeLimit)

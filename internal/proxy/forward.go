@@ -9,6 +9,7 @@ import (
 	"reverser/internal/entrance"
 	"reverser/internal/grammar"
 	"reverser/internal/registry"
+	"reverser/internal/share"
 	"reverser/internal/sys"
 	"reverser/internal/traffic"
 	"reverser/internal/wire"
@@ -77,7 +78,7 @@ func (p *Proxy) forward(rt *registry.Route, a *traffic.Admission, conn net.Conn,
 }
 
 // network is the address block that counts as one host.
-func network(a net.Addr) netip.Prefix { return traffic.Block(traffic.AddrPort(a).Addr()) }
+func network(a net.Addr) netip.Prefix { return share.Block(traffic.AddrPort(a).Addr()) }
 
 // near reports whether a connection comes from where a bridge's link does.
 func near(rt *registry.Route, conn net.Conn) bool {

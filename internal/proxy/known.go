@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"reverser/internal/share"
 	"reverser/internal/traffic"
 )
 
@@ -148,7 +149,7 @@ type seen struct {
 }
 
 func (k *known) has(a netip.Addr, now time.Time) bool {
-	s, ok := k.blocks.get(traffic.Block(a))
+	s, ok := k.blocks.get(share.Block(a))
 	return ok && now.Sub(s.at) <= rememberAddress
 }
 
@@ -156,7 +157,7 @@ func (k *known) has(a netip.Addr, now time.Time) bool {
 const worthSaving = time.Hour
 
 func (k *known) add(a netip.Addr, now time.Time) {
-	block := traffic.Block(a)
+	block := share.Block(a)
 	s, _ := k.blocks.get(block)
 	s.at = now
 	k.blocks.put(block, s, k.most)

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"reverser/internal/registry"
+	"reverser/internal/share"
 	"reverser/internal/status"
 	"reverser/internal/sys"
 	"reverser/internal/web"
@@ -73,10 +74,14 @@ func (p *Proxy) usersPressure() status.Pressure {
 }
 
 func (p *Proxy) requestsPressure(pool web.Pool, what, hint string) status.Pressure {
-	t := p.web.server.Taken(pool)
+	return sharedPressure(p.web.server.Taken(pool).Taken, what, hint)
+}
+
+// sharedPressure describes which address has how much of what addresses share.
+func sharedPressure(t share.Taken, what, hint string) status.Pressure {
 	pr := status.Pressure{What: what, Used: t.Used, Limit: t.Size, Hint: hint}
 	if t.ByLargest > 0 {
-		pr.Largest.Client = blockName(t.Block)
+		pr.Largest.Client = blockName(t.Largest)
 	}
 	return pr
 }
@@ -91,15 +96,8 @@ func blockName(block netip.Prefix) string {
 
 // hellosPressure describes how much of the memory for long ClientHellos is taken.
 func (p *Proxy) hellosPressure() status.Pressure {
-	t := p.names.hellos.Taken()
-	pr := status.Pressure{
-		What: "bytes of memory for ClientHellos of more than 4 KiB", Used: t.Used, Limit: t.Size,
-		Hint: "an address may have half of what others leave: somebody begins very many and does not go on, which takes 10 seconds each; clients with shorter ones, as browsers are, come in as ever",
-	}
-	if t.ByLargest > 0 {
-		pr.Largest.Client = blockName(t.Largest)
-	}
-	return pr
+	return sharedPressure(p.names.hellos.Taken(), "bytes of memory for ClientHellos of more than 4 KiB",
+		"an address may have half of what others leave: somebody begins very many and does not go on, which takes 10 seconds each; clients with shorter ones, as browsers are, come in as ever")
 }
 
 var errWindows = errors.New("connections get smaller windows than they could use")

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"time"
 
-	"reverser/internal/traffic"
+	"reverser/internal/share"
 )
 
 // room decides who is let in to the handshake, who has to go for others, and whose handshake is computed next. It is deterministic:
@@ -98,7 +98,7 @@ func newRoom(places, processors int) *room {
 // blockOf is the part of the network that counts as one. A known IPv4 address is itself: its neighbours are others.
 func blockOf(a netip.Addr, class int) netip.Prefix {
 	if class == acquainted || !a.Is4() {
-		return traffic.Block(a)
+		return share.Block(a)
 	}
 	p, _ := a.Prefix(24)
 	return p

@@ -56,7 +56,7 @@ const (
 	wasteOne  = time.Second / strangersRate
 )
 
-// wastedBlock is the part of the network that counts as one. A customer has up to 65,536 of the networks that traffic.Block tells apart.
+// wastedBlock is the part of the network that counts as one. A customer has up to 65,536 of the networks that share.Block tells apart.
 func wastedBlock(a netip.Addr) netip.Prefix {
 	a = a.Unmap()
 	bits := 48

@@ -1,4 +1,4 @@
-// Package share divides memory among strangers, so that none of them has all of it.
+// Package share says which addresses count as one, and divides memory among strangers, so that none of them has all of it.
 package share
 
 import (

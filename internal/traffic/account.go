@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"reverser/internal/relay"
+	"reverser/internal/share"
 	"reverser/internal/sys"
 )
 
@@ -436,24 +437,13 @@ func (l *ledger) find(key [16]byte, name string) *Account {
 	return k.services[name]
 }
 
-// Block is the range of addresses that counts as one client: a host in IPv4, a customer's network in IPv6.
-func Block(ip netip.Addr) netip.Prefix {
-	ip = ip.Unmap()
-	bits := 64
-	if ip.Is4() {
-		bits = 32
-	}
-	p, _ := ip.Prefix(bits)
-	return p
-}
-
 // guestLocked returns the account of a client, and makes one if make is set and there is room: the client that is without a
 // connection for longest loses its account to it.
 func (l *ledger) guestLocked(a *Account, client netip.AddrPort, make bool) *guest {
 	if !client.IsValid() {
 		return &a.others
 	}
-	id := guestID{a, Block(client.Addr())}
+	id := guestID{a, share.Block(client.Addr())}
 	if g := l.guests[id]; g != nil {
 		return g
 	}

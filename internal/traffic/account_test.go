@@ -14,6 +14,7 @@ import (
 
 	"reverser/internal/logtest"
 	"reverser/internal/relay"
+	"reverser/internal/share"
 )
 
 // TestLimits: of a service, a key, and a client; those of others are not touched.
@@ -51,7 +52,7 @@ func TestLimits(t *testing.T) {
 			t.Errorf("usage %+v", u)
 		}
 		for _, cl := range clientsOf(web) {
-			if cl.Block == Block(alice.Addr()) && (cl.Admitted != 1 || cl.Refused != 1) {
+			if cl.Block == share.Block(alice.Addr()) && (cl.Admitted != 1 || cl.Refused != 1) {
 				t.Errorf("alice: %+v", cl)
 			}
 		}
@@ -144,7 +145,7 @@ func TestClientsAreBounded(t *testing.T) {
 				sent += cl.Sent
 			}
 			for _, b := range blocks {
-				if _, ok := have[Block(client(b).Addr())]; !ok {
+				if _, ok := have[share.Block(client(b).Addr())]; !ok {
 					t.Errorf("client %d has no account of %v", b, have)
 				}
 			}

@@ -13,6 +13,7 @@ import (
 
 	"reverser/internal/logtest"
 	"reverser/internal/relay"
+	"reverser/internal/share"
 	"reverser/internal/sys"
 )
 
@@ -151,7 +152,7 @@ func TestHolder(t *testing.T) {
 	for _, x := range all {
 		for _, y := range all {
 			a, b := netip.MustParseAddrPort(x), netip.MustParseAddrPort(y)
-			if same := Block(a.Addr()) == Block(b.Addr()); same != (holderOf(acc, a) == holderOf(acc, b)) {
+			if same := share.Block(a.Addr()) == share.Block(b.Addr()); same != (holderOf(acc, a) == holderOf(acc, b)) {
 				t.Errorf("%s and %s: want the same client: %t", x, y, same)
 			}
 		}

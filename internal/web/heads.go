@@ -7,11 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"net/textproto"
 	"slices"
 	"strings"
 	"sync"
+
+	"reverser/internal/share"
 )
 
 // The head of an answer is as large as the target likes, and a key chooses its targets. So it is bounded, and nothing is made of it before it
@@ -160,7 +161,7 @@ func (h *headRoom) change(key any, n int) bool {
 func (h *headRoom) taken() Taken {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	t := Taken{Used: int64(h.used), Size: int64(cmp.Or(h.size, defaultHeadRoom))}
+	t := Taken{Taken: share.Taken{Used: int64(h.used), Size: int64(cmp.Or(h.size, defaultHeadRoom))}}
 	for key, n := range h.of {
 		if int64(n) > t.ByLargest {
 			t.Key, t.ByLargest = key, int64(n)
@@ -181,10 +182,8 @@ const (
 
 // Taken is how much of a pool is taken.
 type Taken struct {
-	Used, Size int64
-	Key        any          // of PoolAnswers, of the Site that has most; nil: nobody has anything
-	Block      netip.Prefix // of the others, the address, or the network of IPv6, that has most
-	ByLargest  int64
+	share.Taken     // its Largest is not of PoolAnswers
+	Key         any // of PoolAnswers, of the Site that has most; nil: nobody has anything
 }
 
 // Taken returns how much of a pool is taken, and by whom most.
@@ -197,8 +196,7 @@ func (s *Server) Taken(p Pool) Taken {
 	case PoolUsers:
 		pool = &s.users
 	}
-	t := pool.Taken()
-	return Taken{Used: t.Used, Size: t.Size, Block: t.Largest, ByLargest: t.ByLargest}
+	return Taken{Taken: pool.Taken()}
 }
 
 func (s *Server) crowded(p Pool, why error) {

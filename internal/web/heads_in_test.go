@@ -14,6 +14,7 @@ import (
 
 	"reverser/internal/acmetest"
 	"reverser/internal/grammar"
+	"reverser/internal/share"
 )
 
 // lines is a request with so many lines in its head, the first and the empty one among them.
@@ -152,7 +153,7 @@ func TestLongHeads(t *testing.T) {
 	if got := ask(w.user(), "a", long); got != 503 {
 		t.Errorf("a long head when all is taken: %d, want 503", got)
 	}
-	if got, want := w.s.Taken(PoolStrangers), (Taken{Used: all, Size: mostHeads, Block: netip.MustParsePrefix("192.0.2.1/32"), ByLargest: mostHeads / 2}); got != want || told.Load() != 1 {
+	if got, want := w.s.Taken(PoolStrangers), (Taken{Taken: share.Taken{Used: all, Size: mostHeads, Largest: netip.MustParsePrefix("192.0.2.1/32"), ByLargest: mostHeads / 2}}); got != want || told.Load() != 1 {
 		t.Errorf("taken is %+v, want %+v; it was told %d times that there is no room, want 1", got, want, told.Load())
 	}
 	if got := ask(w.user(), "a", long[:longHead-100]); got != 200 {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"reverser/internal/grammar"
+	"reverser/internal/share"
 )
 
 // lastFailure is why the last page was sent; nil: none was.
@@ -234,7 +235,7 @@ func TestHeadRoom(t *testing.T) {
 			t.Errorf("%s of another key: %s", method, resp.Status)
 		}
 	}
-	if got, want := w.s.Taken(PoolAnswers), (Taken{Used: int64(len(held) * each), Size: 256 << 10, Key: "evil", ByLargest: int64(len(held) * each)}); got != want || told.Load() != 2 {
+	if got, want := w.s.Taken(PoolAnswers), (Taken{Taken: share.Taken{Used: int64(len(held) * each), Size: 256 << 10, ByLargest: int64(len(held) * each)}, Key: "evil"}); got != want || told.Load() != 2 {
 		t.Errorf("taken is %+v, want %+v; it was told %d times that there is no room, want 2", got, want, told.Load())
 	}
 	for _, u := range held {
